@@ -1,0 +1,119 @@
+//! JSON objects whose every field is either consumed or named and refused.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{Finding, IoContext, Result};
+
+/// Reads a file that holds one JSON object.
+pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read(path).at(path, "read")?;
+    serde_json::from_slice(&text).map_err(|e| Finding::new(path, "").expected("a JSON object").found(e).format())
+}
+
+/// The fields of one JSON object, remembering which were asked for.
+pub(crate) struct Fields<'a> {
+    path: PathBuf,
+    prefix: String,
+    map: &'a Map<String, Value>,
+    taken: HashSet<&'static str>,
+}
+
+impl<'a> Fields<'a> {
+    pub(crate) fn new(path: &Path, map: &'a Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), prefix: String::new(), map, taken: HashSet::new() }
+    }
+
+    /// The fields of the object in field `name`, if there is one.
+    pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields<'a>>> {
+        match self.raw(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Fields {
+                path: self.path.clone(),
+                prefix: format!("{}{name}.", self.prefix),
+                map,
+                taken: HashSet::new(),
+            })),
+            Some(other) => Err(self.finding(name).expected("an object").found(other).format()),
+        }
+    }
+
+    /// The value of `name`, consumed; null counts as absent.
+    fn raw(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.taken.insert(name);
+        self.map.get(name).filter(|v| !v.is_null())
+    }
+
+    /// The value of `name` as a `T`, if it is there.
+    pub(crate) fn get<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
+        let Some(value) = self.raw(name) else { return Ok(None) };
+        let parsed = serde_json::from_value(value.clone());
+        parsed.map(Some).map_err(|e| self.finding(name).expected(std::any::type_name::<T>()).found(e).format())
+    }
+
+    /// The value of `name`, which must be there.
+    pub(crate) fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T> {
+        self.get(name)?.ok_or_else(|| self.finding(name).expected("a value").found("none").format())
+    }
+
+    /// A count that must be there and be from 1 to 2^31.
+    pub(crate) fn count(&mut self, name: &'static str) -> Result<usize> {
+        let value: u64 = self.need(name)?;
+        self.checked_count(name, value)
+    }
+
+    /// As [`Fields::count`], `default` where it is absent.
+    pub(crate) fn count_or(&mut self, name: &'static str, default: usize) -> Result<usize> {
+        match self.get::<u64>(name)? {
+            Some(value) => self.checked_count(name, value),
+            None => Ok(default),
+        }
+    }
+
+    fn checked_count(&self, name: &str, value: u64) -> Result<usize> {
+        if (1..=1 << 31).contains(&value) {
+            return Ok(value as usize);
+        }
+        Err(self.finding(name).expected("a count from 1 to 2^31").found(value).format())
+    }
+
+    /// Refuses any value of `name` but those in `allowed` (absent is allowed too).
+    pub(crate) fn only(&mut self, name: &'static str, allowed: &[Value]) -> Result<()> {
+        match self.raw(name) {
+            Some(value) if !allowed.contains(value) => {
+                let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
+                Err(self.finding(name).expected(allowed.join(" or ")).found(value).unsupported())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Consumes fields that don't bear on the weights.
+    pub(crate) fn ignore(&mut self, names: &[&'static str]) {
+        self.taken.extend(names);
+    }
+
+    /// Refuses what nothing has asked for; null and false switch nothing on and pass.
+    pub(crate) fn finish(self) -> Result<()> {
+        let left = self.map.iter().find(|(name, value)| {
+            !self.taken.contains(name.as_str()) && !value.is_null() && *value != &Value::Bool(false)
+        });
+        match left {
+            None => Ok(()),
+            Some((name, value)) => Err(self
+                .finding(name)
+                .expected("a field this version knows")
+                .found(value)
+                .hint("remove it if it is only a note and does not change what the model computes")
+                .unsupported()),
+        }
+    }
+
+    /// A finding about field `name`.
+    pub(crate) fn finding(&self, name: &str) -> Finding {
+        Finding::new(&self.path, format!("{}{name}", self.prefix))
+    }
+}

@@ -1,0 +1,12 @@
+//! safetensors: an 8-byte length, a JSON header, the tensors' bytes.
+//!
+//! Reference: huggingface/safetensors, README "Format" and `safetensors/src/tensor.rs`.
+
+mod reader;
+mod writer;
+
+pub use reader::SafetensorsFile;
+pub use writer::{SHARD_INDEX, layout};
+
+/// The longest header that readers of the format accept (`MAX_HEADER_SIZE` of the reference).
+const MAX_HEADER_BYTES: u64 = 100_000_000;

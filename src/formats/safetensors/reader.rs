@@ -1,0 +1,265 @@
+//! Reading: the header is checked once, completely, and bytes are handed out of the map.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo as RawInfo;
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::MAX_HEADER_BYTES;
+use crate::dtype::DType;
+use crate::error::{Error, Finding, Result};
+use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
+
+/// An open safetensors file.
+pub struct SafetensorsFile {
+    file: MappedFile,
+    tensors: Vec<TensorInfo>,
+    ranges: Vec<Range<usize>>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl SafetensorsFile {
+    /// Maps `path` and checks its header: every tensor inside the file, sized as its type and shape
+    /// ask, none overlapping, no byte unaccounted for, no name twice.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Format`] naming the file and the tensor.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let bytes = file.bytes();
+        let bad = |expected: &dyn fmt::Display, found: &dyn fmt::Display| {
+            Finding::new(path, "safetensors header").expected(expected).found(found).format()
+        };
+        let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| {
+            bad(&"at least 8 bytes", &bytes.len()).with_hint("is the download complete, or is this a Git LFS pointer?")
+        })?;
+        let length = u64::from_le_bytes(*length);
+        if length > MAX_HEADER_BYTES || length > rest.len() as u64 {
+            let limit = MAX_HEADER_BYTES.min(rest.len() as u64);
+            return Err(bad(&format_args!("a length of at most {limit} bytes"), &length)
+                .with_hint("is the download complete, and is it a safetensors file?"));
+        }
+        let (header, data) = rest.split_at(length as usize);
+        let header: Header = serde_json::from_slice(header).map_err(|e| bad(&"a JSON object of tensors", &e))?;
+        let mut tensors = Vec::with_capacity(header.tensors.len());
+        let mut ranges = Vec::with_capacity(header.tensors.len());
+        let mut names = HashSet::with_capacity(header.tensors.len());
+        for (name, raw) in header.tensors {
+            let (info, range) = check(path, name, &raw, data.len())?;
+            if !names.insert(info.name.clone()) {
+                let finding = Finding::new(path, format!("tensor {:?}", info.name));
+                return Err(finding.expected("each name once").found("it twice").format());
+            }
+            tensors.push(info);
+            ranges.push(range);
+        }
+        no_gap_or_overlap(path, &tensors, &ranges, data.len())?;
+        let start = 8 + length as usize;
+        for range in &mut ranges {
+            *range = range.start + start..range.end + start;
+        }
+        Ok(Self { file, tensors, ranges, metadata: header.metadata })
+    }
+
+    /// The file's `__metadata__`: text by key.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+}
+
+impl Source for SafetensorsFile {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn bytes(&self, index: usize) -> &[u8] {
+        &self.file.bytes()[self.ranges[index].clone()]
+    }
+}
+
+/// Type, shape and place of one tensor, checked against each other and the file's length.
+fn check(path: &Path, name: String, raw: &RawInfo, data_len: usize) -> Result<(TensorInfo, Range<usize>)> {
+    let subject = || Finding::new(path, format!("tensor {name:?}"));
+    let dtype = our_dtype(raw.dtype)
+        .ok_or_else(|| subject().expected("a type this version reads").found(raw.dtype).unsupported())?;
+    let (start, end) = raw.data_offsets;
+    let needed = raw
+        .shape
+        .iter()
+        .try_fold(1u64, |product, &d| product.checked_mul(d as u64))
+        .and_then(|elems| dtype.bytes_of(elems, 1));
+    let here = end.checked_sub(start).filter(|_| end <= data_len);
+    match (needed, here) {
+        (Some(needed), Some(here)) if needed == here as u64 => {
+            Ok((TensorInfo { name, dtype, shape: raw.shape.clone() }, start..end))
+        }
+        (Some(needed), Some(here)) => Err(subject()
+            .expected(format_args!("{needed} bytes for {dtype} {}", show_shape(&raw.shape)))
+            .found(format_args!("{here} bytes"))
+            .format()),
+        (None, _) => {
+            Err(subject().expected("a size below 2^64 bytes").found(format_args!("shape {}", show_shape(&raw.shape))).format())
+        }
+        (_, None) => Err(subject()
+            .expected(format_args!("offsets inside the {data_len} bytes of data"))
+            .found(format_args!("[{start}, {end}]"))
+            .hint("the file is cut short or damaged; fetch it again")
+            .format()),
+    }
+}
+
+/// The format asks that tensors fill the data without holes: nothing can hide between them.
+fn no_gap_or_overlap(path: &Path, tensors: &[TensorInfo], ranges: &[Range<usize>], data_len: usize) -> Result<()> {
+    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    order.sort_by_key(|&i| (ranges[i].start, ranges[i].end));
+    let mut end = 0;
+    for i in order {
+        if ranges[i].start != end {
+            return Err(Finding::new(path, format!("tensor {:?}", tensors[i].name))
+                .expected(format_args!("data from offset {end}, where the tensor before it ends"))
+                .found(format_args!("offset {}", ranges[i].start))
+                .format());
+        }
+        end = ranges[i].end;
+    }
+    if end != data_len {
+        return Err(Finding::new(path, "tensor data")
+            .expected(format_args!("{end} bytes, as the header says"))
+            .found(format_args!("{data_len} bytes"))
+            .format());
+    }
+    Ok(())
+}
+
+fn our_dtype(raw: Dtype) -> Option<DType> {
+    DType::from_safetensors(&raw.to_string())
+}
+
+/// The header as written: tensors in the file's order, with repetitions kept so that they can be
+/// refused (a plain map would let the last one win).
+struct Header {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<(String, RawInfo)>,
+}
+
+impl<'de> serde::Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Header, M::Error> {
+                let mut header = Header { metadata: BTreeMap::new(), tensors: Vec::new() };
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        header.metadata = map.next_value()?;
+                    } else {
+                        header.tensors.push((name, map.next_value()?));
+                    }
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+impl Error {
+    /// Adds what to try to an error that carries a finding.
+    fn with_hint(mut self, hint: &str) -> Self {
+        if let Error::Format(finding) = &mut self {
+            finding.hint = hint.to_owned();
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn open(header: &str, data: &[u8]) -> Result<SafetensorsFile> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.write_all(data).unwrap();
+        SafetensorsFile::open(file.path())
+    }
+
+    fn refusal(header: &str, data: &[u8]) -> String {
+        match open(header, data) {
+            Err(Error::Format(finding)) => finding.to_string().split_once(": ").unwrap().1.to_owned(),
+            Err(other) => panic!("another kind of error: {other}"),
+            Ok(_) => panic!("accepted: {header}"),
+        }
+    }
+
+    #[test]
+    fn reads_names_shapes_and_bytes_in_file_order() {
+        let file = open(
+            r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"F16","shape":[2],"data_offsets":[4,8]},"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#,
+            &[1, 2, 3, 4, 5, 6, 7, 8],
+        )
+        .unwrap();
+        assert_eq!(file.metadata()["format"], "pt");
+        assert_eq!(file.tensors()[0], TensorInfo { name: "b".into(), dtype: DType::F16, shape: vec![2] });
+        assert_eq!(file.bytes(0), [5, 6, 7, 8]);
+        assert_eq!(file.bytes(1), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn refuses_what_the_format_forbids_by_name() {
+        let entry = |name: &str, dtype: &str, shape: &str, offsets: &str| {
+            format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}"#)
+        };
+        let one = |dtype: &str, shape: &str, offsets: &str| format!("{{{}}}", entry("w", dtype, shape, offsets));
+        let cases: &[(String, &[u8], &str)] = &[
+            (one("F32", "[2]", "[0,4]"), &[0; 4], "tensor \"w\": expected 8 bytes for F32 [2], found 4 bytes"),
+            (one("F32", "[2]", "[0,8]"), &[0; 4], "expected offsets inside the 4 bytes of data, found [0, 8]"),
+            (one("F32", "[1]", "[4,0]"), &[0; 4], "expected offsets inside"),
+            (one("F32", "[4294967296,4294967296,2]", "[0,4]"), &[0; 4], "expected a size below 2^64 bytes"),
+            (one("F32", "[1]", "[0,4]"), &[0; 8], "tensor data: expected 4 bytes"),
+            (one("F32", "[1]", "[4,8]"), &[0; 8], "expected data from offset 0"),
+            (
+                format!("{{{},{}}}", entry("w", "F32", "[1]", "[0,4]"), entry("w", "F32", "[1]", "[4,8]")),
+                &[0; 8],
+                "tensor \"w\": expected each name once, found it twice",
+            ),
+            (
+                format!("{{{},{}}}", entry("v", "F32", "[1]", "[0,4]"), entry("w", "F32", "[1]", "[0,4]")),
+                &[0; 4],
+                "tensor \"w\": expected data from offset 4",
+            ),
+            ("[1]".into(), &[], "safetensors header: expected a JSON object of tensors"),
+        ];
+        for (header, data, expected) in cases {
+            let message = refusal(header, data);
+            assert!(message.contains(expected), "{header}\n{message}");
+        }
+    }
+
+    #[test]
+    fn refuses_a_header_length_past_the_file_without_allocating_it() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&u64::MAX.to_le_bytes()).unwrap();
+        assert!(matches!(SafetensorsFile::open(file.path()), Err(Error::Format(_))));
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"abc").unwrap();
+        assert!(matches!(SafetensorsFile::open(file.path()), Err(Error::Format(_))));
+    }
+}

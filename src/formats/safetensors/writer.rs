@@ -1,0 +1,100 @@
+//! Laying out: which shard and which offset every tensor gets, before a byte of data is written.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
+
+/// The name of the file that says which shard holds which tensor.
+pub const SHARD_INDEX: &str = "model.safetensors.index.json";
+
+/// Lays out `tensors` as one `{stem}.safetensors`, or, where they exceed `shard_bytes`, as shards
+/// with an index, split in the tensors' order as transformers splits.
+///
+/// Inside a file the wider types come first and names are sorted, as the reference writer has it,
+/// so that every tensor is aligned to its own size.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] for a type that safetensors can't hold.
+pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result<Layout> {
+    for tensor in tensors {
+        if !tensor.dtype.in_safetensors() {
+            return Err(Finding::new(format!("{stem}.safetensors"), format!("tensor {:?}", tensor.name))
+                .expected("a type of safetensors")
+                .found(tensor.dtype)
+                .unsupported());
+        }
+    }
+    let shards = split(tensors, shard_bytes);
+    let mut places = vec![Place { file: 0, offset: 0 }; tensors.len()];
+    let mut files = Vec::with_capacity(shards.len() + 1);
+    let mut weight_map: Vec<(&str, String)> = Vec::new();
+    for (number, mut shard) in shards.iter().cloned().enumerate() {
+        let name = match shards.len() {
+            1 => format!("{stem}.safetensors"),
+            n => format!("{stem}-{:05}-of-{n:05}.safetensors", number + 1),
+        };
+        shard.sort_by_key(|&i| (std::cmp::Reverse(alignment(tensors[i].dtype)), &tensors[i].name));
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), json!({ "format": "pt" }));
+        let mut offset = 0;
+        for &i in &shard {
+            let tensor = &tensors[i];
+            let end = offset + tensor.byte_len();
+            header.insert(
+                tensor.name.clone(),
+                json!({ "dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [offset, end] }),
+            );
+            places[i] = Place { file: number, offset };
+            offset = end;
+            weight_map.push((&tensor.name, name.clone()));
+        }
+        let head = with_length(serde_json::to_string(&header).expect("strings and numbers serialize"));
+        for &i in &shard {
+            places[i].offset += head.len() as u64;
+        }
+        files.push(FileLayout { name: PathBuf::from(name), byte_len: head.len() as u64 + offset, head });
+    }
+    if shards.len() > 1 {
+        weight_map.sort();
+        let weight_map: Map<String, Value> = weight_map.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+        let total: u64 = tensors.iter().map(PlannedTensor::byte_len).sum();
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+        let text = serde_json::to_string_pretty(&index).expect("strings and numbers serialize") + "\n";
+        files.push(FileLayout::text(format!("{stem}.safetensors.index.json"), text));
+    }
+    Ok(Layout { files, places })
+}
+
+/// Tensor numbers by shard, in order; a tensor larger than a shard gets one of its own.
+fn split(tensors: &[PlannedTensor], shard_bytes: u64) -> Vec<Vec<usize>> {
+    let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut filled = 0;
+    for (i, tensor) in tensors.iter().enumerate() {
+        let bytes = tensor.byte_len();
+        let last = shards.last_mut().expect("never empty");
+        if !last.is_empty() && filled + bytes > shard_bytes {
+            shards.push(vec![i]);
+            filled = bytes;
+        } else {
+            last.push(i);
+            filled += bytes;
+        }
+    }
+    shards
+}
+
+fn alignment(dtype: DType) -> usize {
+    dtype.block_bytes()
+}
+
+/// The length and the header, padded with spaces so that the data starts at a multiple of 8.
+fn with_length(mut header: String) -> Vec<u8> {
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let mut head = (header.len() as u64).to_le_bytes().to_vec();
+    head.extend(header.as_bytes());
+    head
+}

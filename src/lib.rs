@@ -1,0 +1,17 @@
+//! Train atom banks (Queryable LoRA), bake them for a fixed instruction, and convert checkpoints
+//! between Hugging Face safetensors and GGUF.
+//!
+//! Everything that turns checkpoints into checkpoints is one plan and one pass: a
+//! [`formats::Source`] opens lazily, a [`plan::Plan`] says what the output holds, and
+//! [`plan::execute`] writes it in parallel, in flat memory.
+
+pub mod checkpoint;
+pub mod convert;
+pub mod dtype;
+pub mod error;
+pub mod formats;
+pub mod plan;
+pub mod quant;
+
+pub use dtype::DType;
+pub use error::{Error, Result};

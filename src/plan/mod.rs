@@ -1,0 +1,147 @@
+//! One plan, one pass: what the output holds, as data, before anything is read or written.
+//!
+//! A [`Plan`] lists output tensors; each says by an [`Expr`] how its numbers come from source
+//! tensors. Commands differ in the plans that they make; [`execute`] is the one way to run one.
+
+mod eval;
+mod execute;
+mod expr;
+mod staging;
+
+use std::path::PathBuf;
+
+pub use execute::{Options, Progress, execute};
+pub use expr::{Expr, LowRank, TensorRef};
+pub use staging::Staging;
+
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+use crate::quant;
+
+/// One tensor of the output.
+#[derive(Debug, Clone)]
+pub struct PlannedTensor {
+    /// Its name in the output.
+    pub name: String,
+    /// Its type in the output: values are rounded to it once, at the very end.
+    pub dtype: DType,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Where its values come from.
+    pub expr: Expr,
+}
+
+impl PlannedTensor {
+    /// The number of elements.
+    pub fn elems(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Elements in one row: the last dimension; 1 for vectors and scalars, whose rows are elements.
+    pub fn row_len(&self) -> usize {
+        if self.shape.len() < 2 { 1 } else { self.shape[self.shape.len() - 1] }
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        match self.shape.as_slice() {
+            [] => 1,
+            [n] => *n,
+            [leading @ .., _] => leading.iter().product(),
+        }
+    }
+
+    /// Bytes in the output. [`Plan::check`] has seen that rows divide into blocks.
+    pub fn byte_len(&self) -> u64 {
+        self.dtype.bytes_of(self.elems() as u64, self.row_len().max(self.dtype.block_elems()) as u64).unwrap_or(u64::MAX)
+    }
+}
+
+/// The tensors of an output, in its order.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The output's tensors.
+    pub tensors: Vec<PlannedTensor>,
+}
+
+impl Plan {
+    /// The tensor called `name`.
+    pub fn get(&self, name: &str) -> Option<&PlannedTensor> {
+        self.tensors.iter().find(|t| t.name == name)
+    }
+
+    /// Checks every tensor before anything is read: shapes of operands agree, types can be decoded
+    /// and encoded, rows divide into blocks, no name stands twice.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`], naming the source file and tensor.
+    pub fn check(&self) -> Result<()> {
+        let mut names = std::collections::HashSet::new();
+        for tensor in &self.tensors {
+            let file = tensor.expr.source_path();
+            let finding = || Finding::new(&file, format!("tensor {:?}", tensor.name));
+            if !names.insert(&tensor.name) {
+                return Err(finding().expected("each name once in the output").found("it twice").mismatch());
+            }
+            let shape = tensor.expr.shape();
+            if shape != tensor.shape {
+                return Err(finding().expected(show_shape(&tensor.shape)).found(show_shape(&shape)).mismatch());
+            }
+            if tensor.dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).is_none() {
+                return Err(finding()
+                    .expected(format_args!("rows that divide into blocks of {} for {}", tensor.dtype.block_elems(), tensor.dtype))
+                    .found(format_args!("rows of {}", tensor.row_len()))
+                    .mismatch());
+            }
+            if tensor.expr.raw_dtype() == Some(tensor.dtype) {
+                continue;
+            }
+            for dtype in tensor.expr.source_dtypes() {
+                if !quant::can_decode(dtype) {
+                    return Err(finding().expected("a type this version can decode").found(dtype).unsupported());
+                }
+            }
+            if !quant::can_encode(tensor.dtype) {
+                return Err(finding().expected("a type this version can write").found(tensor.dtype).unsupported());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where every tensor of a plan goes: files with their heads, and a place for each tensor.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The files to be written.
+    pub files: Vec<FileLayout>,
+    /// For every tensor of the plan, in its order: file number and offset.
+    pub places: Vec<Place>,
+}
+
+/// One output file: its first bytes, and its length.
+#[derive(Debug, Clone)]
+pub struct FileLayout {
+    /// The name, relative to the output folder; ignored where the output is one file.
+    pub name: PathBuf,
+    /// The header: everything before the tensors.
+    pub head: Vec<u8>,
+    /// The whole file's length in bytes.
+    pub byte_len: u64,
+}
+
+impl FileLayout {
+    /// A file that holds nothing but `text`.
+    pub fn text(name: impl Into<PathBuf>, text: String) -> Self {
+        Self { name: name.into(), byte_len: text.len() as u64, head: text.into_bytes() }
+    }
+}
+
+/// Where one tensor's bytes start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Index into [`Layout::files`].
+    pub file: usize,
+    /// Bytes from the file's start.
+    pub offset: u64,
+}

@@ -1,0 +1,56 @@
+//! Q8_0: 32 values as one f16 scale and 32 signed bytes.
+//!
+//! Reference: ggml `ggml-quants.c`, `quantize_row_q8_0_ref`; gguf-py `quants.py`, `class Q8_0`.
+
+use half::f16;
+
+const ELEMS: usize = 32;
+const BYTES: usize = 34;
+
+/// `d = max|x| / 127`, `q = round(x / d)` with halves away from zero; `d` is stored as f16 but the
+/// division uses the unrounded one, as the reference does.
+pub(super) fn encode(values: &[f32], out: &mut [u8]) {
+    for (values, out) in values.as_chunks::<ELEMS>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let max = values.iter().fold(0f32, |max, v| max.max(v.abs()));
+        let d = max / 127.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+        for (q, v) in out[2..].iter_mut().zip(values) {
+            *q = (v * inverse).round() as i8 as u8;
+        }
+    }
+}
+
+pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
+    for (bytes, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<ELEMS>().0) {
+        let d = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+        for (v, q) in out.iter_mut().zip(&bytes[2..]) {
+            *v = d * f32::from(*q as i8);
+        }
+    }
+}
+
+pub(super) fn has_non_finite(bytes: &[u8]) -> bool {
+    bytes.as_chunks::<BYTES>().0.iter().any(|b| !f16::from_le_bytes([b[0], b[1]]).is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_round_away_from_zero_and_zero_blocks_stay_zero() {
+        let mut values = [0f32; 64];
+        values[0] = 127.0;
+        values[1] = 2.5;
+        values[2] = -2.5;
+        let mut bytes = [0; 68];
+        encode(&values, &mut bytes);
+        assert_eq!(&bytes[2..5], &[127, 3, -3i8 as u8]);
+        assert_eq!(&bytes[34..], &[0; 34]);
+        let mut back = [1f32; 64];
+        decode(&bytes, &mut back);
+        assert_eq!(&back[..3], &[127.0, 3.0, -3.0]);
+        assert_eq!(back[63], 0.0);
+    }
+}
