@@ -69,7 +69,7 @@ pub fn execute(
     let done = AtomicU64::new(0);
     tasks.par_iter().try_for_each_init(
         || (Vec::new(), Vec::new()),
-        |(scratch, out), (i, rows)| {
+        |(scratch, out), (i, rows)| -> Result<()> {
             let tensor = &plan.tensors[*i];
             let bytes = match tensor.borrow_rows(rows.clone()) {
                 Some(bytes) => bytes?,
