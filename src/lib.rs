@@ -5,6 +5,7 @@
 //! [`formats::Source`] opens lazily, a [`plan::Plan`] says what the output holds, and
 //! [`plan::execute`] writes it in parallel, in flat memory.
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod convert;
 pub mod dtype;

@@ -96,11 +96,15 @@ impl<'a> Fields<'a> {
         self.taken.extend(names);
     }
 
-    /// Refuses what nothing has asked for; null and false switch nothing on and pass.
+    /// Refuses what nothing has asked for; null, false and empty switch nothing on and pass.
     pub(crate) fn finish(self) -> Result<()> {
-        let left = self.map.iter().find(|(name, value)| {
-            !self.taken.contains(name.as_str()) && !value.is_null() && *value != &Value::Bool(false)
-        });
+        let off = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(values) => values.is_empty(),
+            Value::Object(values) => values.is_empty(),
+            _ => false,
+        };
+        let left = self.map.iter().find(|(name, value)| !self.taken.contains(name.as_str()) && !off(value));
         match left {
             None => Ok(()),
             Some((name, value)) => Err(self

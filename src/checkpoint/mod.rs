@@ -2,6 +2,8 @@
 
 mod config;
 mod fields;
+mod layout;
+mod site;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -9,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
+pub use site::{Module, Site};
+pub use layout::{expected_tensors, is_droppable};
 pub(crate) use fields::{Fields, read_json_object};
 
 use crate::error::{Finding, IoContext, Result};

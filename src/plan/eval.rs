@@ -90,7 +90,7 @@ impl Expr {
                     of.copy_rows(from..from + 1, total, out);
                 }
             }
-            Expr::Values(_) | Expr::AddLowRank { .. } | Expr::Product(_) => {
+            Expr::Values { .. } | Expr::AddLowRank { .. } | Expr::Product(_) => {
                 unreachable!("no bytes of its own: raw_dtype is None")
             }
         }
@@ -104,7 +104,7 @@ impl Expr {
                 let row_bytes = tensor.bytes().len() / total.max(1);
                 quant::decode(dtype, &tensor.bytes()[rows.start * row_bytes..rows.end * row_bytes], out);
             }
-            Expr::Values(values) => out.copy_from_slice(&values[rows.start * row_len..rows.end * row_len]),
+            Expr::Values { values, .. } => out.copy_from_slice(&values[rows.start * row_len..rows.end * row_len]),
             Expr::PermuteHalves { of, heads } => {
                 for (row, out) in rows.zip(out.chunks_exact_mut(row_len)) {
                     let from = permuted_row(row, total, *heads);
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn values_too_large_for_the_output_type_are_refused() {
-        let mut tensor = planned(&[2], Expr::Values(Arc::from([1.0, 70000.0])));
+        let mut tensor = planned(&[2], Expr::Values { shape: vec![2], values: Arc::from([1.0, 70000.0]) });
         assert_eq!(tensor.read_rows(0..2).unwrap(), [1.0, 70000.0]);
         tensor.dtype = DType::F16;
         let error = tensor.read_rows(0..2).unwrap_err().to_string();

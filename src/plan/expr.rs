@@ -78,8 +78,13 @@ impl fmt::Debug for LowRank {
 pub enum Expr {
     /// A source tensor as it is.
     Take(TensorRef),
-    /// Numbers known when the plan is made: a vector.
-    Values(Arc<[f32]>),
+    /// Numbers known when the plan is made.
+    Values {
+        /// Their shape.
+        shape: Vec<usize>,
+        /// Row by row.
+        values: Arc<[f32]>,
+    },
     /// `of` with the rows of each head regrouped from two halves to adjacent pairs:
     /// `reshape(heads, 2, d/2, ..).swap(1, 2)`, d the rows of a head. It turns Hugging Face's
     /// rotary layout into ggml's (llama.cpp `conversion/llama.py`, `LlamaModel.permute`).
@@ -105,7 +110,7 @@ impl Expr {
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Expr::Take(tensor) => tensor.info().shape.clone(),
-            Expr::Values(values) => vec![values.len()],
+            Expr::Values { shape, .. } => shape.clone(),
             Expr::PermuteHalves { of, .. } | Expr::AddLowRank { of, .. } => of.shape(),
             Expr::Product(product) => product.shape().to_vec(),
         }
@@ -117,7 +122,7 @@ impl Expr {
         match self {
             Expr::Take(tensor) => Some(tensor.info().dtype),
             Expr::PermuteHalves { of, .. } => of.raw_dtype(),
-            Expr::Values(_) | Expr::AddLowRank { .. } | Expr::Product(_) => None,
+            Expr::Values { .. } | Expr::AddLowRank { .. } | Expr::Product(_) => None,
         }
     }
 
@@ -126,7 +131,7 @@ impl Expr {
         match self {
             Expr::Take(tensor) => vec![tensor],
             Expr::PermuteHalves { of, .. } | Expr::AddLowRank { of, .. } => of.sources(),
-            Expr::Values(_) | Expr::Product(_) => Vec::new(),
+            Expr::Values { .. } | Expr::Product(_) => Vec::new(),
         }
     }
 

@@ -1,0 +1,19 @@
+//! Decoders in candle, with hooks where adapters act and a right backward for every operation.
+
+mod batch;
+mod decoder;
+mod generate;
+mod hooks;
+mod ops;
+mod routing;
+mod tokenize;
+mod weights;
+
+pub use batch::{Batch, Sequence};
+pub use decoder::{Decoder, KvCache};
+pub use generate::{Generation, greedy};
+pub use hooks::{Hook, LoraHook, NoAdapter, Trainable};
+pub use ops::{log_softmax_last, softmax_last};
+pub use routing::{BankHook, Regularizer, RoutingTrace, instruction_embeddings};
+pub use tokenize::TextEncoder;
+pub use weights::{Residence, Weights};
