@@ -11,8 +11,12 @@ pub mod convert;
 pub mod dtype;
 pub mod error;
 pub mod formats;
+#[cfg(feature = "train")]
+pub mod model;
 pub mod plan;
 pub mod quant;
+#[cfg(feature = "train")]
+pub mod train;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

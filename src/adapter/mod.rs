@@ -122,6 +122,20 @@ impl Adapter {
         staging.commit()
     }
 
+    /// Writes the adapter's two files into `folder`, beside whatever else is there, each by rename.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`], [`crate::Error::NotFinite`].
+    pub fn save_over(&self, folder: &Path) -> Result<()> {
+        let staging = Staging::folder(&folder.join("adapter"), false)?;
+        self.write_into(&staging)?;
+        for name in ["adapter_model.safetensors", "adapter_config.json"] {
+            let target = folder.join(name);
+            std::fs::rename(staging.path().join(name), &target).at(&target, "write")?;
+        }
+        Ok(())
+    }
+
     /// Writes the adapter's two files into a folder that is being staged.
     ///
     /// # Errors

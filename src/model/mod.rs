@@ -2,8 +2,8 @@
 
 mod batch;
 mod decoder;
-mod generate;
-mod hooks;
+pub(crate) mod generate;
+pub(crate) mod hooks;
 mod ops;
 mod routing;
 mod tokenize;

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 
 use super::ops;
 use crate::checkpoint::{ModelConfig, Module, Site};
-use crate::error::{Error, Finding, Result};
+use crate::error::{Finding, Result};
 use crate::formats::show_shape;
 use crate::plan::{Plan, PlannedTensor};
 
@@ -57,8 +57,8 @@ impl Weights {
     /// Opens the weights of `plan` for a decoder with `config`; `path` is named in errors.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for a tensor that is missing, surplus or of another shape than the
-    /// config asks for; [`Error::NotFinite`]; [`Error::Unsupported`] for a type that can't be decoded.
+    /// [`crate::Error::Mismatch`] for a tensor that is missing, surplus or of another shape than the
+    /// config asks for; [`crate::Error::NotFinite`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn open(path: &Path, config: &ModelConfig, plan: &Plan, residence: Residence, device: &Device) -> Result<Self> {
         plan.check()?;
         let tensors: HashMap<_, _> = plan.tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
@@ -102,7 +102,7 @@ impl Weights {
     /// Input embeddings of `ids`: `[ids.len(), hidden_size]`.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for an id outside the vocabulary.
+    /// [`crate::Error::Mismatch`] for an id outside the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Finding::new(&self.path, "token id")

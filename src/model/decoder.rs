@@ -1,0 +1,210 @@
+//! The decoder: Llama, Mistral, Qwen2 and Qwen3 are one computation with switches.
+//!
+//! Reference: transformers `models/{llama,mistral,qwen2,qwen3}/modeling_*.py`, eager attention.
+
+use candle_core::{Device, Tensor};
+
+use super::batch::NEVER;
+use super::hooks::Hook;
+use super::ops;
+use super::weights::{Layer, Weights};
+use super::{Batch, Residence};
+use crate::checkpoint::{HfFolder, ModelConfig, Module, Site};
+use crate::error::Result;
+
+/// A decoder-only language model.
+pub struct Decoder {
+    weights: Weights,
+    frequencies: Vec<f32>,
+}
+
+/// Keys and values of the tokens seen so far.
+#[derive(Default)]
+pub struct KvCache {
+    /// By layer: keys and values, `[B, kv_heads, T, head_dim]`.
+    layers: Vec<(Tensor, Tensor)>,
+    /// By row: the position of each cached key.
+    positions: Vec<Vec<u32>>,
+}
+
+/// What all layers of one pass share.
+struct Pass {
+    rows: usize,
+    width: usize,
+    cos: Tensor,
+    sin: Tensor,
+    /// `[B, 1, T, T_keys]`, 0 where a query sees a key and very negative elsewhere; one for full
+    /// attention and one for each window in use.
+    masks: Vec<(Option<usize>, Tensor)>,
+}
+
+impl Decoder {
+    /// The decoder over `weights`.
+    pub fn new(weights: Weights) -> Self {
+        let config = weights.config();
+        let frequencies = config.rope.frequencies(config.head_dim);
+        Self { weights, frequencies }
+    }
+
+    /// Opens the model of a Hugging Face folder.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn open(folder: &HfFolder, residence: Residence, device: &Device) -> Result<Self> {
+        Ok(Self::new(Weights::open(folder.path(), &folder.config, folder.weights(), residence, device)?))
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Its config.
+    pub fn config(&self) -> &ModelConfig {
+        self.weights.config()
+    }
+
+    /// Runs all layers and the final norm: `[B, T, hidden_size]`. With a cache, `batch` continues
+    /// what the cache holds and is added to it.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, weights that can't be read, a failed computation.
+    pub fn hidden(&self, batch: &Batch, mut cache: Option<&mut KvCache>, hook: &mut dyn Hook) -> Result<Tensor> {
+        let config = self.config();
+        let (rows, width) = (batch.rows(), batch.width());
+        let mut x = self.weights.embed(&batch.ids)?.reshape((rows, width, config.hidden_size))?;
+        let mut keys: Vec<Vec<u32>> = (0..rows).map(|row| batch.key_positions(row).collect()).collect();
+        if let Some(cache) = cache.as_deref_mut() {
+            if cache.positions.is_empty() {
+                cache.positions = keys;
+            } else {
+                cache.positions.iter_mut().zip(keys).for_each(|(old, new)| old.extend(new));
+            }
+            keys = cache.positions.clone();
+        }
+        let pass = self.pass(batch, &keys)?;
+        for index in 0..config.num_hidden_layers {
+            let layer = self.weights.layer(index)?;
+            x = self.layer(index, &layer, &x, &pass, cache.as_deref_mut(), hook)?;
+        }
+        Ok(ops::rms_norm(&x, config.rms_norm_eps)?.broadcast_mul(self.weights.norm())?)
+    }
+
+    /// Logits at chosen places: `hidden` `[B, T, hidden_size]`, `places` indices into `B * T`.
+    /// `[places.len(), vocab_size]`.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn logits_at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor> {
+        let flat = hidden.reshape(((), self.config().hidden_size))?;
+        self.weights.head(&flat.index_select(&Tensor::new(places, hidden.device())?, 0)?)
+    }
+
+    fn pass(&self, batch: &Batch, keys: &[Vec<u32>]) -> Result<Pass> {
+        let (rows, width) = (batch.rows(), batch.width());
+        let device = self.weights.device();
+        let angles: Vec<f32> =
+            batch.positions.iter().flat_map(|p| self.frequencies.iter().map(move |f| *p as f32 * f)).collect();
+        let angles = Tensor::from_vec(angles, (rows, 1, width, self.frequencies.len()), device)?;
+        let mut windows = self.config().sliding_window.clone();
+        windows.sort();
+        windows.dedup();
+        let mut masks = Vec::with_capacity(windows.len());
+        for window in windows {
+            masks.push((window, mask(batch, keys, window, device)?));
+        }
+        Ok(Pass { rows, width, cos: angles.cos()?, sin: angles.sin()?, masks })
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        layer: &Layer,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut KvCache>,
+        hook: &mut dyn Hook,
+    ) -> Result<Tensor> {
+        let eps = self.config().rms_norm_eps;
+        let mut linear = |module: Module, x: &Tensor| -> Result<Tensor> {
+            let (weight, bias) = &layer.linears[&module];
+            let y = ops::frozen_linear(x, weight, bias.as_ref())?;
+            match hook.delta(Site { layer: index, module }, x)? {
+                Some(delta) => Ok((y + delta)?),
+                None => Ok(y),
+            }
+        };
+        let normed = ops::rms_norm(x, eps)?.broadcast_mul(&layer.input_norm)?;
+        let attended = self.attention(index, layer, &normed, pass, cache, &mut linear)?;
+        let x = (x + linear(Module::O, &attended)?)?;
+        let normed = ops::rms_norm(&x, eps)?.broadcast_mul(&layer.post_attention_norm)?;
+        let gate = linear(Module::Gate, &normed)?.silu()?;
+        let up = linear(Module::Up, &normed)?;
+        Ok((x + linear(Module::Down, &(gate * up)?)?)?)
+    }
+
+    /// Grouped-query attention before the output projection: `[B, T, heads * head_dim]`.
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        x: &Tensor,
+        pass: &Pass,
+        cache: Option<&mut KvCache>,
+        linear: &mut dyn FnMut(Module, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let config = self.config();
+        let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let (rows, width) = (pass.rows, pass.width);
+        let mut project = |module: Module, heads: usize, norm: Option<&Tensor>| -> Result<Tensor> {
+            let mut y = linear(module, x)?.reshape((rows, width, heads, d))?;
+            if let Some(norm) = norm {
+                y = ops::rms_norm(&y, config.rms_norm_eps)?.broadcast_mul(norm)?;
+            }
+            Ok(y.transpose(1, 2)?.contiguous()?)
+        };
+        let q = ops::rope(&project(Module::Q, heads, layer.q_norm.as_ref())?, &pass.cos, &pass.sin)?;
+        let mut k = ops::rope(&project(Module::K, kv_heads, layer.k_norm.as_ref())?, &pass.cos, &pass.sin)?;
+        let mut v = project(Module::V, kv_heads, None)?;
+        if let Some(cache) = cache {
+            if let Some((old_k, old_v)) = cache.layers.get(index) {
+                (k, v) = (Tensor::cat(&[old_k, &k], 2)?, Tensor::cat(&[old_v, &v], 2)?);
+                cache.layers[index] = (k.clone(), v.clone());
+            } else {
+                cache.layers.push((k.clone(), v.clone()));
+            }
+        }
+        let keys = k.dim(2)?;
+        let per_key = heads / kv_heads;
+        // Queries that share a key head stand together: no copies of keys and values.
+        let q = q.reshape((rows, kv_heads, per_key * width, d))?;
+        let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
+        let window = config.sliding_window[index];
+        let mask = pass.masks.iter().find(|(w, _)| *w == window).map(|(_, mask)| mask);
+        let scores = scores.reshape((rows, heads, width, keys))?;
+        let scores = match mask {
+            Some(mask) => scores.broadcast_add(mask)?,
+            None => scores,
+        };
+        let weights = ops::softmax_last(&scores)?.reshape((rows, kv_heads, per_key * width, keys))?;
+        let mixed = weights.matmul(&v)?.reshape((rows, heads, width, d))?;
+        Ok(mixed.transpose(1, 2)?.reshape((rows, width, heads * d))?)
+    }
+}
+
+/// Which keys each query sees, as numbers to add to the scores.
+fn mask(batch: &Batch, keys: &[Vec<u32>], window: Option<usize>, device: &Device) -> Result<Tensor> {
+    let count = keys.first().map_or(0, Vec::len);
+    let mut mask = Vec::with_capacity(batch.ids.len() * count);
+    for (row, keys) in keys.iter().enumerate() {
+        for query in &batch.positions[row * batch.width..(row + 1) * batch.width] {
+            mask.extend(keys.iter().map(|key| {
+                let seen = *key != NEVER && key <= query && window.is_none_or(|w| ((query - key) as usize) < w);
+                // Not -inf: its gradient is NaN, and e^-1e30 is zero all the same.
+                if seen { 0f32 } else { -1e30 }
+            }));
+        }
+    }
+    Ok(Tensor::from_vec(mask, (batch.rows(), 1, batch.width, count), device)?)
+}
+

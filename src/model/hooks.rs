@@ -1,0 +1,94 @@
+//! Where adapters join a forward pass, and plain LoRA as the simplest of them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{Device, Tensor, Var};
+
+use super::ops;
+use crate::adapter::{Adapter, HostTensor};
+use crate::checkpoint::Site;
+use crate::error::Result;
+
+/// Something that adds to the outputs of linear layers.
+pub trait Hook {
+    /// What is added to the output of `site` for its input `x`, `[B, T, d_in]`: `[B, T, d_out]`,
+    /// or nothing. Called once for every linear layer, in execution order.
+    ///
+    /// # Errors
+    /// What the computation meets.
+    fn delta(&mut self, site: Site, x: &Tensor) -> Result<Option<Tensor>>;
+}
+
+/// The base model alone.
+pub struct NoAdapter;
+
+impl Hook for NoAdapter {
+    fn delta(&mut self, _site: Site, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+}
+
+/// An adapter's tensors on a device, as variables that a backward pass gives gradients for.
+pub struct Trainable {
+    vars: BTreeMap<String, Var>,
+    sites: HashMap<Site, (String, String)>,
+    scale: f64,
+}
+
+impl Trainable {
+    /// Copies the tensors of `adapter` to `device`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`] where the device has no room.
+    pub fn new(adapter: &Adapter, device: &Device) -> Result<Self> {
+        let mut vars = BTreeMap::new();
+        for (name, t) in &adapter.tensors {
+            vars.insert(name.clone(), Var::from_tensor(&Tensor::from_slice(&t.values, t.shape.as_slice(), device)?)?);
+        }
+        let sites = adapter.sites().into_iter().map(|s| (s, (s.factor_name('A'), s.factor_name('B')))).collect();
+        Ok(Self { vars, sites, scale: f64::from(adapter.config.scale()) })
+    }
+
+    /// Every variable by its tensor's name, sorted.
+    pub fn vars(&self) -> &BTreeMap<String, Var> {
+        &self.vars
+    }
+
+    /// The current values.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn to_host(&self) -> Result<BTreeMap<String, HostTensor>> {
+        self.vars.iter().map(|(name, var)| Ok((name.clone(), to_host(var.as_tensor())?))).collect()
+    }
+
+    pub(super) fn get(&self, name: &str) -> &Tensor {
+        self.vars[name].as_tensor()
+    }
+
+    /// A, B of a site, where the adapter acts on it.
+    pub(super) fn factors(&self, site: Site) -> Option<(&Tensor, &Tensor)> {
+        self.sites.get(&site).map(|(a, b)| (self.get(a), self.get(b)))
+    }
+
+    pub(super) fn scale(&self) -> f64 {
+        self.scale
+    }
+}
+
+/// A tensor's values in memory.
+pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
+    let values = tensor.flatten_all()?.to_vec1::<f32>()?.into();
+    Ok(HostTensor { shape: tensor.dims().to_vec(), values })
+}
+
+/// Plain LoRA: `scale * B A x`.
+pub struct LoraHook<'a>(pub &'a Trainable);
+
+impl Hook for LoraHook<'_> {
+    fn delta(&mut self, site: Site, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some((a, b)) = self.0.factors(site) else { return Ok(None) };
+        let update = ops::linear(&ops::linear(x, a)?, b)?;
+        Ok(Some((update * self.0.scale())?))
+    }
+}

@@ -1,0 +1,143 @@
+//! Checkpoints: everything a run needs to go on as if it had not stopped.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{AdamW, TrainConfig};
+use crate::adapter::{Adapter, write_tensors};
+use crate::checkpoint::read_json_object;
+use crate::error::{Finding, IoContext, Result};
+use crate::formats::Source;
+use crate::formats::safetensors::SafetensorsFile;
+use crate::model::hooks::to_host;
+use crate::plan::Staging;
+
+/// The file that makes a checkpoint whole; written last, before the folder gets its name.
+const STATE: &str = "trainer_state.json";
+
+/// A run's state beside its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    /// Optimizer steps done; the data's place follows from it.
+    pub(super) step: usize,
+    /// The settings it was made with.
+    pub(super) config: TrainConfig,
+    /// Rows and tokens of the training data: resuming on other data would not be the same run.
+    pub(super) data: (usize, usize),
+}
+
+impl State {
+    /// Refuses to go on with other settings or data. The number of steps may be raised where the
+    /// schedule doesn't depend on it; where things go, and how often, may change.
+    pub(super) fn check(&self, folder: &Path, config: &TrainConfig, data: (usize, usize)) -> Result<()> {
+        let comparable = |config: &TrainConfig| {
+            let mut config = config.clone();
+            config.output = PathBuf::new();
+            config.training.eval_every = 0;
+            config.training.checkpoint_every = 0;
+            config.training.keep_checkpoints = 0;
+            if config.training.schedule == super::Schedule::Constant {
+                config.training.steps = 0;
+            }
+            serde_json::to_value(config).expect("plain values serialize")
+        };
+        let (old, new) = (comparable(&self.config), comparable(config));
+        if let Some((key, old, new)) = first_difference(&old, &new, "") {
+            return Err(Finding::new(folder.join(STATE), key)
+                .expected(format_args!("{old}, as the run began with"))
+                .found(new)
+                .hint("resume with the run's own settings, or start a new run")
+                .mismatch());
+        }
+        if self.data != data {
+            return Err(Finding::new(folder.join(STATE), "training data")
+                .expected(format_args!("{} rows of {} tokens", self.data.0, self.data.1))
+                .found(format_args!("{} rows of {} tokens", data.0, data.1))
+                .mismatch());
+        }
+        Ok(())
+    }
+}
+
+fn first_difference(
+    old: &serde_json::Value,
+    new: &serde_json::Value,
+    at: &str,
+) -> Option<(String, serde_json::Value, serde_json::Value)> {
+    match (old, new) {
+        (serde_json::Value::Object(a), serde_json::Value::Object(b)) => a.iter().find_map(|(key, value)| {
+            let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+            first_difference(value, b.get(key).unwrap_or(&serde_json::Value::Null), &at)
+        }),
+        (a, b) if a == b => None,
+        (a, b) => Some((at.to_owned(), a.clone(), b.clone())),
+    }
+}
+
+/// Writes `output/checkpoint-NNNNNN` and deletes the oldest beyond `keep_checkpoints`.
+pub(super) fn save(output: &Path, adapter: &Adapter, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
+    let folder = output.join(format!("checkpoint-{:06}", state.step));
+    let staging = Staging::folder(&folder, true)?;
+    adapter.write_into(&staging)?;
+    let mut moments = BTreeMap::new();
+    for (name, (m, v)) in &optimizer.moments {
+        moments.insert(format!("first.{name}"), to_host(m)?);
+        moments.insert(format!("second.{name}"), to_host(v)?);
+    }
+    write_tensors(&moments, "optimizer", &staging)?;
+    let path = staging.path().join(STATE);
+    let text = serde_json::to_string_pretty(state).expect("plain values serialize") + "\n";
+    fs::write(&path, text).at(&path, "write")?;
+    staging.commit()?;
+    let all = list(output)?;
+    for old in all.iter().rev().skip(state.config.training.keep_checkpoints) {
+        fs::remove_dir_all(old).at(old, "delete")?;
+    }
+    Ok(folder)
+}
+
+/// The checkpoints of a run, oldest first.
+pub(super) fn list(output: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(output).at(output, "read")? {
+        let path = entry.at(output, "read")?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.strip_prefix("checkpoint-").is_some_and(|n| n.parse::<usize>().is_ok()) && path.join(STATE).is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads a checkpoint: the adapter, the optimizer's moments, the state.
+pub(super) fn load(folder: &Path, device: &Device) -> Result<(Adapter, AdamW, State)> {
+    let path = folder.join(STATE);
+    let state: State = serde_json::from_value(serde_json::Value::Object(read_json_object(&path)?))
+        .map_err(|e| Finding::new(&path, "").expected("a trainer's state").found(e).format())?;
+    let adapter = Adapter::open(folder)?;
+    let path = folder.join("optimizer.safetensors");
+    let file = SafetensorsFile::open(&path)?;
+    let mut found = BTreeMap::new();
+    for (i, info) in file.tensors().iter().enumerate() {
+        let mut values = vec![0f32; info.elems()];
+        crate::quant::decode(info.dtype, file.bytes(i), &mut values);
+        found.insert(info.name.clone(), Tensor::from_vec(values, info.shape.as_slice(), device)?);
+    }
+    let mut moments = BTreeMap::new();
+    for name in adapter.tensors.keys() {
+        let mut take = |which: &str| {
+            let key = format!("{which}.{name}");
+            found.remove(&key).ok_or_else(|| {
+                Finding::new(&path, format!("tensor {key:?}")).expected("it").found("nothing").format()
+            })
+        };
+        moments.insert(name.clone(), (take("first")?, take("second")?));
+    }
+    Ok((adapter, AdamW { steps: state.step, moments }, state))
+}

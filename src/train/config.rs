@@ -1,0 +1,366 @@
+//! The training file: TOML, every key known, every value checked before anything is loaded.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::{AdapterConfig, BankConfig, DEFAULT_PROMPT_TEMPLATE, LoraConfig, Routing};
+use crate::checkpoint::ModelConfig;
+use crate::error::{Finding, IoContext, Result};
+
+/// A training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// The base model's folder.
+    pub base: PathBuf,
+    /// Where the adapter, its checkpoints and metrics go.
+    pub output: PathBuf,
+    /// What is trained.
+    #[serde(default)]
+    pub kind: Kind,
+    /// Seeds the adapter's start and the order of the data.
+    #[serde(default)]
+    pub seed: u64,
+    /// What it is trained on.
+    pub data: DataSettings,
+    /// The adapter's settings.
+    #[serde(default)]
+    pub adapter: AdapterSettings,
+    /// The optimizer's settings.
+    #[serde(default)]
+    pub training: TrainingSettings,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// An atom bank.
+    #[default]
+    Bank,
+    /// A plain LoRA, saved as PEFT does.
+    Lora,
+}
+
+/// Where rows come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Lines of JSON with `instruction`, `prompt` and `completion`.
+    pub train: PathBuf,
+    /// The same, for evaluation.
+    pub eval: Option<PathBuf>,
+    /// Without `eval`: this share of the training rows is held out instead.
+    #[serde(default)]
+    pub eval_fraction: f64,
+    /// The longest row, in tokens; longer ones are an error.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+}
+
+fn default_max_length() -> usize {
+    2048
+}
+
+/// Settings of the adapter; those of routing are for banks alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)] // The names are those of adapter_config.json: docs/formats/bank.md.
+pub struct AdapterSettings {
+    pub r: usize,
+    pub lora_alpha: f64,
+    pub use_rslora: bool,
+    pub target_modules: Vec<String>,
+    pub num_atoms: usize,
+    pub top_k: usize,
+    pub block_size: usize,
+    pub key_dim: usize,
+    pub descriptor_dim: usize,
+    pub routing: Routing,
+    pub temperature: f64,
+    pub prior_strength: f64,
+    pub prior_temperature: f64,
+    pub prompt_template: String,
+}
+
+impl Default for AdapterSettings {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 16.0,
+            use_rslora: false,
+            target_modules: vec!["q_proj".into(), "v_proj".into()],
+            num_atoms: 8,
+            top_k: 2,
+            block_size: 2,
+            key_dim: 16,
+            descriptor_dim: 16,
+            routing: Routing::Prompt,
+            temperature: 1.0,
+            prior_strength: 1.0,
+            prior_temperature: 1.0,
+            prompt_template: DEFAULT_PROMPT_TEMPLATE.into(),
+        }
+    }
+}
+
+/// How the learning rate moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Warm up, then fall to `min_learning_rate` along half a cosine.
+    Cosine,
+    /// Warm up, then stay.
+    Constant,
+}
+
+/// Settings of the optimizer and the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainingSettings {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Sequences in one forward pass.
+    pub batch_size: usize,
+    /// Forward passes in one optimizer step.
+    pub gradient_accumulation: usize,
+    /// The peak learning rate.
+    pub learning_rate: f64,
+    /// Where a cosine schedule ends.
+    pub min_learning_rate: f64,
+    /// Steps over which the learning rate rises from zero.
+    pub warmup_steps: usize,
+    /// How it moves after that.
+    pub schedule: Schedule,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this total L2 norm; 0 is never.
+    pub clip_norm: f64,
+    /// Strength of the divergence of the routing from the language prior.
+    pub lambda_prior: f64,
+    /// Strength of the load balance over atoms.
+    pub lambda_balance: f64,
+    /// Steps between evaluations; 0 is only at the end.
+    pub eval_every: usize,
+    /// Steps between checkpoints; 0 is only at the end.
+    pub checkpoint_every: usize,
+    /// How many checkpoints are kept; older ones are deleted.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for TrainingSettings {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch_size: 8,
+            gradient_accumulation: 1,
+            learning_rate: 1e-3,
+            min_learning_rate: 0.0,
+            warmup_steps: 50,
+            schedule: Schedule::Cosine,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            lambda_prior: 0.0,
+            lambda_balance: 0.0,
+            eval_every: 100,
+            checkpoint_every: 200,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Reads the file at `path`, with `overrides` ("training.steps=10") applied.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; [`crate::Error::Format`] for an unknown key or a value of the wrong kind;
+    /// [`crate::Error::Mismatch`] for a value that makes no sense.
+    pub fn open(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).at(path, "read")?;
+        let bad = |subject: &str, e: &dyn std::fmt::Display| {
+            let message = e.to_string();
+            Finding::new(path, subject).expected("a training file").found(message.trim().replace('\n', " ")).format()
+        };
+        let mut table: toml::Table = text.parse().map_err(|e| bad("", &e))?;
+        for change in overrides {
+            let (key, value) = change.split_once('=').ok_or_else(|| bad(change, &"no '=' in the override"))?;
+            // What is no TOML value is a text: --set kind=lora.
+            let value = match format!("v = {value}").parse::<toml::Table>() {
+                Ok(mut parsed) => parsed.remove("v").unwrap_or(toml::Value::Boolean(true)),
+                Err(_) => toml::Value::String(value.to_owned()),
+            };
+            let mut at = &mut table;
+            let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
+            for parent in parents.split('.').filter(|p| !p.is_empty()) {
+                let entry = at.entry(parent).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+                at = entry.as_table_mut().ok_or_else(|| bad(change, &"not a table"))?;
+            }
+            at.insert(last.to_owned(), value);
+        }
+        let config: Self = table.try_into().map_err(|e| bad("", &e))?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks values that have the right kind but no sense.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`], naming `path` and the key.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let t = &self.training;
+        let finding = |key: &str| Finding::new(path, key);
+        let counts = [
+            ("training.steps", t.steps),
+            ("training.batch_size", t.batch_size),
+            ("training.gradient_accumulation", t.gradient_accumulation),
+            ("training.keep_checkpoints", t.keep_checkpoints),
+            ("data.max_length", self.data.max_length),
+            ("adapter.r", self.adapter.r),
+            ("adapter.num_atoms", self.adapter.num_atoms),
+            ("adapter.top_k", self.adapter.top_k),
+            ("adapter.block_size", self.adapter.block_size),
+            ("adapter.key_dim", self.adapter.key_dim),
+            ("adapter.descriptor_dim", self.adapter.descriptor_dim),
+        ];
+        if let Some((key, value)) = counts.into_iter().find(|(_, v)| *v == 0 || *v > 1 << 31) {
+            return Err(finding(key).expected("a count from 1 to 2^31").found(value).mismatch());
+        }
+        let amounts = [
+            ("training.learning_rate", t.learning_rate),
+            ("training.min_learning_rate", t.min_learning_rate),
+            ("training.weight_decay", t.weight_decay),
+            ("training.clip_norm", t.clip_norm),
+            ("training.lambda_prior", t.lambda_prior),
+            ("training.lambda_balance", t.lambda_balance),
+        ];
+        if let Some((key, value)) = amounts.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
+            return Err(finding(key).expected("a number from 0").found(value).mismatch());
+        }
+        if !(0.0..1.0).contains(&self.data.eval_fraction) {
+            let found = self.data.eval_fraction;
+            return Err(finding("data.eval_fraction").expected("a share from 0 up to 1").found(found).mismatch());
+        }
+        if self.adapter.target_modules.is_empty() {
+            return Err(finding("adapter.target_modules").expected("at least one module").found("none").mismatch());
+        }
+        if let Some(module) =
+            self.adapter.target_modules.iter().find(|m| crate::checkpoint::Module::from_name(m).is_none())
+        {
+            let known = crate::checkpoint::Module::ALL.map(crate::checkpoint::Module::name).join(", ");
+            return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
+        }
+        Ok(())
+    }
+
+    /// Something a user should hear before training, if there is.
+    pub fn warning(&self) -> Option<&'static str> {
+        let routed = self.kind == Kind::Bank && self.adapter.top_k == 1 && self.adapter.num_atoms > 1;
+        let regularized = self.training.lambda_prior > 0.0 || self.training.lambda_balance > 0.0;
+        (routed && !regularized).then_some(
+            "top_k = 1: the softmax over one logit is constant, so the loss gives the router no gradient; \
+             only A, B and the atoms learn unless training.lambda_prior or training.lambda_balance is set",
+        )
+    }
+
+    /// The settings of the adapter for `base`.
+    pub fn adapter_config(&self, base: &ModelConfig) -> AdapterConfig {
+        let a = self.adapter.clone();
+        let base_model_name_or_path = self.base.display().to_string();
+        match self.kind {
+            Kind::Bank => AdapterConfig::Bank(BankConfig {
+                r: a.r,
+                lora_alpha: a.lora_alpha,
+                use_rslora: a.use_rslora,
+                target_modules: a.target_modules,
+                num_atoms: a.num_atoms,
+                top_k: a.top_k,
+                block_size: a.block_size,
+                key_dim: a.key_dim,
+                descriptor_dim: a.descriptor_dim,
+                instruction_dim: base.hidden_size,
+                instruction_encoder: "base-embeddings".into(),
+                routing: a.routing,
+                temperature: a.temperature,
+                prior_strength: a.prior_strength,
+                prior_temperature: a.prior_temperature,
+                prompt_template: a.prompt_template,
+                base_model_name_or_path,
+            }),
+            Kind::Lora => AdapterConfig::Lora(LoraConfig {
+                r: a.r,
+                lora_alpha: a.lora_alpha,
+                use_rslora: a.use_rslora,
+                target_modules: Some(a.target_modules),
+                base_model_name_or_path,
+            }),
+        }
+    }
+
+    /// The learning rate of step number `step`, from 0.
+    pub fn learning_rate(&self, step: usize) -> f64 {
+        let t = &self.training;
+        if step < t.warmup_steps {
+            return t.learning_rate * (step + 1) as f64 / t.warmup_steps as f64;
+        }
+        match t.schedule {
+            Schedule::Constant => t.learning_rate,
+            Schedule::Cosine => {
+                let span = t.steps.saturating_sub(t.warmup_steps).max(1) as f64;
+                let done = ((step - t.warmup_steps) as f64 / span).min(1.0);
+                let fall = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+                t.min_learning_rate + (t.learning_rate - t.min_learning_rate) * fall
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(text: &str, overrides: &[&str]) -> Result<TrainConfig> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        TrainConfig::open(file.path(), &overrides.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+    }
+
+    const SHORT: &str = "base = 'b'\noutput = 'o'\n[data]\ntrain = 't.jsonl'\n";
+
+    #[test]
+    fn overrides_reach_nested_keys_and_plain_texts() {
+        let config = open(SHORT, &["training.steps=7", "kind=lora", "adapter.target_modules=['o_proj']"]).unwrap();
+        assert_eq!((config.training.steps, config.kind), (7, Kind::Lora));
+        assert_eq!(config.adapter.target_modules, ["o_proj"]);
+    }
+
+    #[test]
+    fn unknown_keys_and_senseless_values_are_named() {
+        for (change, expected) in [
+            ("training.step=7", "unknown field `step`"),
+            ("training.batch_size=0", "training.batch_size: expected a count"),
+            ("training.learning_rate=nan", "training.learning_rate: expected a number"),
+            ("adapter.target_modules=['x_proj']", "found x_proj"),
+            ("data.eval_fraction=1.5", "data.eval_fraction"),
+        ] {
+            let error = open(SHORT, &[change]).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_rate_warms_up_and_falls_to_its_end() {
+        let config = open(SHORT, &["training.steps=110", "training.warmup_steps=10", "training.learning_rate=1.0"]).unwrap();
+        assert_eq!(config.learning_rate(0), 0.1);
+        assert_eq!(config.learning_rate(9), 1.0);
+        assert!((config.learning_rate(60) - 0.5).abs() < 1e-12);
+        assert!(config.learning_rate(110) < 1e-12);
+    }
+
+    #[test]
+    fn a_router_without_gradient_is_pointed_out() {
+        assert!(open(SHORT, &["adapter.top_k=1"]).unwrap().warning().is_some());
+        assert!(open(SHORT, &["adapter.top_k=1", "training.lambda_prior=0.1"]).unwrap().warning().is_none());
+        assert!(open(SHORT, &[]).unwrap().warning().is_none());
+    }
+}

@@ -1,0 +1,188 @@
+//! Rows of instruction, prompt and completion, as token sequences in a seeded order.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Finding, IoContext, Result};
+use crate::model::{Sequence, TextEncoder};
+
+/// One row of a data file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// What is asked; may be empty.
+    #[serde(default)]
+    pub instruction: String,
+    /// What it is asked of; may be empty.
+    #[serde(default)]
+    pub prompt: String,
+    /// The answer, which is learned.
+    pub completion: String,
+}
+
+impl Row {
+    /// Reads a file of rows, one JSON object a line.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] naming the line; [`crate::Error::Mismatch`] for a file without rows.
+    pub fn read_all(path: &Path) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for (number, line) in BufReader::new(File::open(path).at(path, "open")?).lines().enumerate() {
+            let line = line.at(path, "read")?;
+            if line.trim().is_empty() {
+                continue;
+            }
+            let finding = || Finding::new(path, format!("line {}", number + 1));
+            let row: Row = serde_json::from_str(&line).map_err(|e| {
+                finding().expected("{\"instruction\", \"prompt\", \"completion\"}").found(e).format()
+            })?;
+            if row.completion.is_empty() {
+                return Err(finding().expected("a completion").found("an empty one").format());
+            }
+            rows.push(row);
+        }
+        if rows.is_empty() {
+            return Err(Finding::new(path, "").expected("at least one row").found("none").mismatch());
+        }
+        Ok(rows)
+    }
+}
+
+/// Tokenized rows.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    sequences: Vec<Sequence>,
+}
+
+impl Dataset {
+    /// Tokenizes `rows` of the file `path`: the filled-in template routes, the completion follows
+    /// without special tokens, `eos` ends it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for a row of more than `max_length` tokens.
+    pub fn tokenize(
+        path: &Path,
+        rows: &[Row],
+        encoder: &TextEncoder,
+        template: &str,
+        eos: u32,
+        max_length: usize,
+    ) -> Result<Self> {
+        let mut sequences = Vec::with_capacity(rows.len());
+        for (number, row) in rows.iter().enumerate() {
+            let mut sequence = encoder.routed(template, &row.instruction, &row.prompt)?;
+            sequence.ids.extend(encoder.encode(&row.completion, false)?);
+            sequence.ids.push(eos);
+            if sequence.ids.len() > max_length {
+                return Err(Finding::new(path, format!("row {}", number + 1))
+                    .expected(format_args!("at most data.max_length = {max_length} tokens"))
+                    .found(sequence.ids.len())
+                    .hint("raise data.max_length or shorten the row")
+                    .mismatch());
+            }
+            sequences.push(sequence);
+        }
+        Ok(Self { sequences })
+    }
+
+    /// The rows as sequences, in the file's order.
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
+    /// Splits off a share of the rows, chosen by `seed`: (the rest, the share).
+    pub fn split(self, fraction: f64, seed: u64) -> (Self, Option<Self>) {
+        let held_out = (self.sequences.len() as f64 * fraction).round() as usize;
+        if held_out == 0 || held_out >= self.sequences.len() {
+            return (self, None);
+        }
+        // Epoch u64::MAX never comes up in training: the split has an order of its own.
+        let order = order(seed, u64::MAX, self.sequences.len());
+        let pick = |indices: &[usize]| Self { sequences: indices.iter().map(|i| self.sequences[*i].clone()).collect() };
+        (pick(&order[held_out..]), Some(pick(&order[..held_out])))
+    }
+
+    /// The sequences of a step that starts after `start` sequences of the run, `count` of them.
+    /// Every epoch is a permutation of its own; the data's place in a run is this one number.
+    pub fn take(&self, seed: u64, start: usize, count: usize) -> Vec<Sequence> {
+        let n = self.sequences.len();
+        let mut taken = Vec::with_capacity(count);
+        let mut current: Option<(usize, Vec<usize>)> = None;
+        for i in start..start + count {
+            let (epoch, within) = (i / n, i % n);
+            if current.as_ref().is_none_or(|(e, _)| *e != epoch) {
+                current = Some((epoch, order(seed, epoch as u64, n)));
+            }
+            if let Some((_, order)) = &current {
+                taken.push(self.sequences[order[within]].clone());
+            }
+        }
+        taken
+    }
+}
+
+/// A permutation of `0..n` that depends on seed and epoch alone (Fisher and Yates).
+fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(epoch);
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        // The remainder's bias is n / 2^64.
+        order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(n: u32) -> Dataset {
+        let sequences = (0..n).map(|i| Sequence { ids: vec![i], routed: 1, instruction: vec![] }).collect();
+        Dataset { sequences }
+    }
+
+    #[test]
+    fn every_epoch_sees_every_row_once_wherever_steps_begin() {
+        let data = dataset(10);
+        let ids = |start, count| data.take(3, start, count).iter().map(|s| s.ids[0]).collect::<Vec<_>>();
+        let all = ids(0, 20);
+        for epoch in all.chunks(10) {
+            let mut sorted = epoch.to_vec();
+            sorted.sort();
+            assert_eq!(sorted, (0..10).collect::<Vec<_>>());
+        }
+        assert_ne!(all[..10], all[10..]);
+        assert_eq!([ids(0, 7), ids(7, 7), ids(14, 6)].concat(), all);
+    }
+
+    #[test]
+    fn a_split_shares_no_row() {
+        let (train, eval) = dataset(10).split(0.3, 1);
+        let mut ids: Vec<u32> = train.sequences.iter().chain(&eval.unwrap().sequences).map(|s| s.ids[0]).collect();
+        ids.sort();
+        assert_eq!(ids, (0..10).collect::<Vec<_>>());
+        assert_eq!(train.sequences.len(), 7);
+    }
+
+    #[test]
+    fn bad_rows_are_named_by_line() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, expected) in [
+            ("", "expected at least one row"),
+            ("{\"prompt\": \"x\", \"completion\": \"y\"}\n\n{\"prompt\": \"x\"}", "line 3: expected"),
+            ("{\"prompt\": \"x\", \"completion\": \"\"}", "line 1: expected a completion, found an empty one"),
+            ("{\"completion\": \"y\", \"label\": 1}", "unknown field `label`"),
+            ("not json", "line 1"),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = Row::read_all(file.path()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

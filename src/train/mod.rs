@@ -1,0 +1,14 @@
+//! Training adapters: data to batches, batches to gradients, gradients to a saved adapter.
+
+mod checkpoint;
+mod config;
+mod data;
+mod optimizer;
+mod step;
+mod trainer;
+
+pub use config::{AdapterSettings, DataSettings, Kind, Schedule, TrainConfig, TrainingSettings};
+pub use data::{Dataset, Row};
+pub use optimizer::{AdamW, clip_factor, global_norm};
+pub use step::{Gradients, Objective};
+pub use trainer::{Event, Outcome, train};

@@ -1,0 +1,101 @@
+//! The loss of a set of sequences, and its gradients.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Tensor};
+
+use crate::adapter::AdapterConfig;
+use crate::error::Result;
+use crate::model::generate::AdapterHook;
+use crate::model::{Batch, Decoder, Regularizer, Sequence, Trainable, log_softmax_last};
+
+/// What is minimized: cross-entropy over completion tokens, and the routing regularizers.
+pub struct Objective<'a> {
+    /// The frozen base.
+    pub decoder: &'a Decoder,
+    /// The adapter's variables.
+    pub trainable: &'a Trainable,
+    /// Its settings.
+    pub config: &'a AdapterConfig,
+    /// Strengths of the regularizers; only banks have them.
+    pub regularizer: Regularizer,
+}
+
+/// A loss and its gradients.
+pub struct Gradients {
+    /// The objective's value.
+    pub loss: f64,
+    /// By variable; those that the loss doesn't reach are absent.
+    pub by_name: BTreeMap<String, Tensor>,
+}
+
+impl Objective<'_> {
+    /// Loss and gradients over `sequences`, `micro_batch` at a time: the sum of -log p over all their
+    /// completion tokens by the number of those tokens, however the sequences are split. The
+    /// regularizers are means over sequences; the load balance, a product of means, is taken for each
+    /// part by itself and weighted by its sequences.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn gradients(&self, sequences: &[Sequence], micro_batch: usize) -> Result<Gradients> {
+        let tokens = completion_tokens(sequences);
+        let mut total = Gradients { loss: 0.0, by_name: BTreeMap::new() };
+        for part in sequences.chunks(micro_batch) {
+            let share = part.len() as f64 / sequences.len() as f64;
+            let loss = self.loss(part, tokens, share)?;
+            total.loss += f64::from(loss.to_scalar::<f32>()?);
+            let mut store = loss.backward()?;
+            for (name, var) in self.trainable.vars() {
+                let Some(gradient) = store.remove(var.as_tensor()) else { continue };
+                let sum = match total.by_name.remove(name) {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient,
+                };
+                total.by_name.insert(name.clone(), sum.detach());
+            }
+        }
+        Ok(total)
+    }
+
+    /// The mean of -log p over the completion tokens of `sequences`, without regularizers or
+    /// gradients, and the number of those tokens.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn evaluate(&self, sequences: &[Sequence], micro_batch: usize) -> Result<(f64, usize)> {
+        let tokens = completion_tokens(sequences);
+        let mut sum = 0.0;
+        for part in sequences.chunks(micro_batch) {
+            sum += f64::from(self.cross_entropy(part, tokens)?.0.detach().to_scalar::<f32>()?);
+        }
+        Ok((sum, tokens))
+    }
+
+    fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64) -> Result<Tensor> {
+        let (loss, hook) = self.cross_entropy(sequences, tokens)?;
+        let Regularizer { prior, balance } = self.regularizer;
+        match hook.as_bank() {
+            Some(bank) if prior > 0.0 || balance > 0.0 => {
+                Ok((loss + (bank.regularization(self.regularizer)? * share)?)?)
+            }
+            _ => Ok(loss),
+        }
+    }
+
+    /// The sum of -log p over the completions of `sequences`, by `tokens`; and what was routed.
+    fn cross_entropy(&self, sequences: &[Sequence], tokens: usize) -> Result<(Tensor, AdapterHook<'_>)> {
+        let batch = Batch::new(sequences);
+        let mut hook = AdapterHook::new(self.decoder, Some((self.trainable, self.config)), sequences, &batch)?;
+        let hidden = self.decoder.hidden(&batch, None, hook.as_hook())?;
+        let (places, targets) = batch.completion();
+        let log_p = log_softmax_last(&self.decoder.logits_at(&hidden, &places)?)?;
+        let targets = Tensor::new(targets, log_p.device())?.unsqueeze(1)?;
+        let sum = log_p.gather(&targets, D::Minus1)?.sum_all()?;
+        Ok(((sum * (-1.0 / tokens as f64))?, hook))
+    }
+}
+
+/// Tokens that the loss is taken over.
+pub(super) fn completion_tokens(sequences: &[Sequence]) -> usize {
+    sequences.iter().map(|s| s.ids.len() - s.routed.max(1)).sum()
+}

@@ -1,0 +1,273 @@
+//! The training loop.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use candle_core::Device;
+use serde_json::json;
+
+use super::checkpoint::{self, State};
+use super::step::completion_tokens;
+use super::{AdamW, Dataset, Objective, Row, TrainConfig, clip_factor, global_norm};
+use crate::adapter::{Adapter, AdapterConfig, new_bank, new_lora};
+use crate::checkpoint::HfFolder;
+use crate::error::{Error, Finding, IoContext, Result};
+use crate::model::{Decoder, Regularizer, Residence, TextEncoder, Trainable};
+
+/// What happens in a run, as it happens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The run is about to take its first step.
+    Started {
+        /// Trainable values.
+        parameters: usize,
+        /// Rows that are trained on, and rows held out.
+        rows: (usize, usize),
+        /// Steps already done, where the run was resumed.
+        resumed_at: usize,
+    },
+    /// An optimizer step.
+    Step {
+        /// Its number, from 1.
+        step: usize,
+        /// Steps in all.
+        steps: usize,
+        /// The objective before the step.
+        loss: f64,
+        /// Completion and prompt tokens a second, over this step.
+        tokens_per_second: f64,
+    },
+    /// An evaluation.
+    Evaluated {
+        /// After this step.
+        step: usize,
+        /// The mean of -log p over completion tokens.
+        loss: f64,
+    },
+    /// A checkpoint was written.
+    Saved {
+        /// Its folder.
+        folder: PathBuf,
+    },
+}
+
+/// What a finished run has to show.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// The last step's objective.
+    pub loss: f64,
+    /// The last evaluation, where there were rows for it.
+    pub eval_loss: Option<f64>,
+    /// Trainable values.
+    pub parameters: usize,
+}
+
+/// Trains as `config` says: `output` holds the adapter, metrics.jsonl and checkpoints.
+///
+/// With `resume` the run goes on from its last checkpoint, to the same bits as if it had never
+/// stopped. When `stop` is set, the step in progress is finished, a checkpoint and the adapter are
+/// written, and [`Error::Interrupted`] is returned.
+///
+/// # Errors
+/// Anything that is wrong with config, base or data, found before the first step;
+/// [`Error::NotFinite`] for a loss or gradient that is not finite (the last checkpoint stands).
+pub fn train(
+    config: &TrainConfig,
+    resume: bool,
+    device: &Device,
+    stop: &AtomicBool,
+    events: &mut dyn FnMut(Event),
+) -> Result<Outcome> {
+    let folder = HfFolder::open(&config.base)?;
+    let adapter_config = config.adapter_config(&folder.config);
+    let (data, eval) = load_data(config, &folder)?;
+    let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
+    let output = &config.output;
+    let last = match (resume, output.exists()) {
+        (true, true) => checkpoint::list(output)?.pop(),
+        (false, true) if output.join("adapter_config.json").exists() || !checkpoint::list(output)?.is_empty() => {
+            return Err(Error::Exists(output.clone()));
+        }
+        _ => None,
+    };
+    let (adapter, optimizer, step) = match &last {
+        Some(path) => {
+            let (adapter, optimizer, state) = checkpoint::load(path, device)?;
+            state.check(path, config, size)?;
+            adapter.check_base(&folder.config)?;
+            (adapter, Some(optimizer), state.step)
+        }
+        None if resume => {
+            return Err(Finding::new(output, "checkpoint").expected("one to resume from").found("none").mismatch());
+        }
+        None => {
+            let adapter = match adapter_config {
+                AdapterConfig::Bank(c) => new_bank(output, c, &folder.config, config.seed)?,
+                AdapterConfig::Lora(c) => new_lora(output, c, &folder.config, config.seed)?,
+            };
+            (adapter, None, 0)
+        }
+    };
+    let decoder = Decoder::open(&folder, Residence::Memory, device)?;
+    let trainable = Trainable::new(&adapter, device)?;
+    let optimizer = match optimizer {
+        Some(optimizer) => optimizer,
+        None => AdamW::new(trainable.vars())?,
+    };
+    fs::create_dir_all(output).at(output, "create")?;
+    let metrics = Metrics::open(&output.join("metrics.jsonl"), step)?;
+    let rows = (data.sequences().len(), eval.as_ref().map_or(0, |e| e.sequences().len()));
+    events(Event::Started { parameters: adapter.parameters(), rows, resumed_at: step });
+    let run = Run { config, decoder: &decoder, trainable: &trainable, adapter, data, eval, size };
+    run.steps(step, optimizer, metrics, stop, events)
+}
+
+/// A run's fixed parts.
+struct Run<'a> {
+    config: &'a TrainConfig,
+    decoder: &'a Decoder,
+    trainable: &'a Trainable,
+    /// Its settings; the tensors are those that the run began with.
+    adapter: Adapter,
+    data: Dataset,
+    eval: Option<Dataset>,
+    size: (usize, usize),
+}
+
+impl Run<'_> {
+    fn steps(
+        &self,
+        done: usize,
+        mut optimizer: AdamW,
+        mut metrics: Metrics,
+        stop: &AtomicBool,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<Outcome> {
+        let t = &self.config.training;
+        let regularizer = Regularizer { prior: t.lambda_prior, balance: t.lambda_balance };
+        let objective = Objective {
+            decoder: self.decoder,
+            trainable: self.trainable,
+            config: &self.adapter.config,
+            regularizer,
+        };
+        let per_step = t.batch_size * t.gradient_accumulation;
+        let mut outcome = Outcome { loss: f64::NAN, eval_loss: None, parameters: self.adapter.parameters() };
+        let mut saved = done;
+        for step in done..t.steps {
+            let started = Instant::now();
+            let sequences = self.data.take(self.config.seed, step * per_step, per_step);
+            let gradients = objective.gradients(&sequences, t.batch_size)?;
+            let norm = global_norm(&gradients)?;
+            self.check_finite(step + 1, "loss", gradients.loss)?;
+            self.check_finite(step + 1, "gradient norm", norm)?;
+            let learning_rate = self.config.learning_rate(step);
+            let factor = clip_factor(norm, t.clip_norm);
+            optimizer.step(self.trainable.vars(), &gradients, factor, learning_rate, t.weight_decay)?;
+            outcome.loss = gradients.loss;
+
+            let tokens: usize = sequences.iter().map(|s| s.ids.len()).sum();
+            let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
+            let step = step + 1;
+            metrics.write(&json!({
+                "step": step, "loss": gradients.loss, "gradient_norm": norm, "learning_rate": learning_rate,
+                "completion_tokens": completion_tokens(&sequences), "tokens": tokens,
+                "tokens_per_second": tokens_per_second.round(),
+            }))?;
+            events(Event::Step { step, steps: t.steps, loss: gradients.loss, tokens_per_second });
+            let stopping = stop.load(Ordering::Relaxed) && step < t.steps;
+            let due = |every: usize| every > 0 && step.is_multiple_of(every);
+            if let Some(eval) = self.eval.as_ref().filter(|_| due(t.eval_every) || step == t.steps) {
+                let (loss, tokens) = objective.evaluate(eval.sequences(), t.batch_size)?;
+                self.check_finite(step, "evaluation loss", loss)?;
+                metrics.write(&json!({ "step": step, "eval_loss": loss, "eval_tokens": tokens }))?;
+                events(Event::Evaluated { step, loss });
+                outcome.eval_loss = Some(loss);
+            }
+            if stopping || due(t.checkpoint_every) || step == t.steps {
+                events(Event::Saved { folder: self.save(step, &optimizer)? });
+                saved = step;
+            }
+            if stopping {
+                return Err(Error::Interrupted { folder: self.config.output.clone(), step });
+            }
+        }
+        if saved < t.steps || done >= t.steps {
+            // Resumed after its last step: the adapter is made anew from the checkpoint.
+            self.current()?.save_over(&self.config.output)?;
+        }
+        Ok(outcome)
+    }
+
+    fn current(&self) -> Result<Adapter> {
+        Ok(Adapter { tensors: self.trainable.to_host()?, ..self.adapter.clone() })
+    }
+
+    /// A checkpoint, and the adapter itself where users look for it.
+    fn save(&self, step: usize, optimizer: &AdamW) -> Result<PathBuf> {
+        let adapter = self.current()?;
+        let state = State { step, config: self.config.clone(), data: self.size };
+        let folder = checkpoint::save(&self.config.output, &adapter, optimizer, &state)?;
+        adapter.save_over(&self.config.output)?;
+        Ok(folder)
+    }
+
+    fn check_finite(&self, step: usize, what: &str, value: f64) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        Err(Finding::new(&self.config.output, format!("{what} of step {step}"))
+            .expected("a finite number")
+            .found(value)
+            .hint("lower training.learning_rate; the last checkpoint is as it was")
+            .not_finite())
+    }
+}
+
+/// Training and evaluation rows, tokenized.
+fn load_data(config: &TrainConfig, folder: &HfFolder) -> Result<(Dataset, Option<Dataset>)> {
+    let encoder = TextEncoder::open(folder.path())?;
+    let eos = *folder.config.eos_token_ids.first().ok_or_else(|| {
+        let finding = Finding::new(folder.path().join("config.json"), "eos_token_id");
+        finding.expected("the token that ends a completion").found("none").mismatch()
+    })?;
+    let template = &config.adapter.prompt_template;
+    let limit = config.data.max_length.min(folder.config.max_position_embeddings);
+    let load = |path: &Path| Dataset::tokenize(path, &Row::read_all(path)?, &encoder, template, eos, limit);
+    let data = load(&config.data.train)?;
+    match &config.data.eval {
+        Some(path) => Ok((data, Some(load(path)?))),
+        None => Ok(data.split(config.data.eval_fraction, config.seed)),
+    }
+}
+
+/// metrics.jsonl: a line for each step and evaluation.
+struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Opens the file; lines of steps after `done` are of a future that a resumed run takes again.
+    fn open(path: &Path, done: usize) -> Result<Self> {
+        let old = match done {
+            0 => String::new(),
+            _ => fs::read_to_string(path).unwrap_or_default(),
+        };
+        let kept = old.lines().filter(|line| {
+            let step = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v["step"].as_u64());
+            step.is_some_and(|step| step <= done as u64)
+        });
+        let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+        fs::write(path, kept).at(path, "write")?;
+        let file = File::options().append(true).open(path).at(path, "open")?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn write(&mut self, line: &serde_json::Value) -> Result<()> {
+        writeln!(self.file, "{line}").at(&self.path, "write")
+    }
+}

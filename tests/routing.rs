@@ -1,0 +1,90 @@
+//! Routed forward passes against the PyTorch reference (fixtures/routing).
+
+mod common;
+
+use atombank::adapter::{AdapterConfig, Routing};
+use atombank::model::{BankHook, Batch, NoAdapter, Residence, Trainable, instruction_embeddings};
+use candle_core::{Device, Tensor};
+use common::{CASES, Case};
+
+/// `[N_b, ..]` from one tensor a block.
+fn by_block(tensors: &[atombank::adapter::HostTensor]) -> Vec<f32> {
+    tensors.iter().flat_map(|t| t.values.iter().copied()).collect()
+}
+
+fn all_logits(decoder: &atombank::model::Decoder, hidden: &Tensor) -> Vec<f32> {
+    let places: Vec<u32> = (0..hidden.dim(0).unwrap() * hidden.dim(1).unwrap()).map(|i| i as u32).collect();
+    decoder.logits_at(hidden, &places).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn states_alphas_prior_and_logits_are_the_references() {
+    for name in CASES {
+        for residence in [Residence::Memory, Residence::Streamed] {
+            let case = Case::open(name);
+            let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
+            let decoder = case.decoder(residence);
+            let sequences = [case.sequence()];
+            let batch = Batch::new(&sequences);
+            let e = instruction_embeddings(decoder.weights(), &sequences).unwrap();
+            if let Some(expected) = case.expected.get("instruction_embedding") {
+                let found: Vec<f32> = e.flatten_all().unwrap().to_vec1().unwrap();
+                case.assert_close("instruction embedding", &found, expected, 1e-6);
+            }
+            let base = decoder.hidden(&batch, None, &mut NoAdapter).unwrap();
+            let tolerance = case.tolerance("logits");
+            case.assert_close("base logits", &all_logits(&decoder, &base), &case.expected["logits_base"], tolerance);
+
+            let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+            let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+            let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
+            let trace = hook.trace().unwrap();
+            let prior: Vec<f32> =
+                hook.log_prior().unwrap().exp().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let alphas = case.tolerance("alphas");
+            case.assert_close("prior", &prior, &case.expected["prior"], alphas);
+            case.assert_close("states", &by_block(&trace.states), &case.expected["states"], alphas);
+            case.assert_close("alphas", &by_block(&trace.alphas), &case.expected["alphas"], alphas);
+            let routed = all_logits(&decoder, &hidden);
+            case.assert_close("routed logits", &routed, &case.expected["logits_routed"], tolerance);
+        }
+    }
+}
+
+#[test]
+fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
+    for name in ["llama-prompt", "llama-token", "qwen3-prompt"] {
+        let case = Case::open(name);
+        let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
+        let decoder = case.decoder(Residence::Memory);
+        let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+        let long = case.sequence();
+        let mut short = long.clone();
+        short.ids.truncate(15);
+        short.routed = 12;
+        short.instruction.truncate(3);
+        let run = |sequences: &[atombank::model::Sequence]| {
+            let batch = Batch::new(sequences);
+            let e = instruction_embeddings(decoder.weights(), sequences).unwrap();
+            let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+            let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
+            (hidden, hook.trace().unwrap())
+        };
+        let (together, trace) = run(&[short.clone(), long.clone()]);
+        for (row, sequence) in [short, long].into_iter().enumerate() {
+            let n = sequence.ids.len();
+            let (alone, alone_trace) = run(&[sequence]);
+            let padded = together.narrow(0, row, 1).unwrap().narrow(1, 0, n).unwrap();
+            let gap: f32 =
+                (padded - alone).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            assert!(gap < 1e-4, "{name}: row {row}: {gap}");
+            if config.routing == Routing::Prompt {
+                let k = config.num_atoms;
+                for (a, b) in trace.alphas.iter().zip(&alone_trace.alphas) {
+                    let gap = (0..k).map(|i| (a.values[row * k + i] - b.values[i]).abs()).fold(0.0, f32::max);
+                    assert!(gap < 1e-5, "{name}: alphas of row {row}: {gap}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Training steps against torch (fixtures/routing: training.json, training.safetensors), and whole
+//! runs on the demo's base model.
+
+mod common;
+
+
+use atombank::model::{Regularizer, Residence, Sequence, Trainable};
+use atombank::train::{AdamW, Objective, clip_factor, global_norm};
+use candle_core::Device;
+use common::{CASES, Case, ids, read_tensors};
+
+const LEARNING_RATE: f64 = 0.01;
+const WEIGHT_DECAY: f64 = 0.01;
+
+fn rows(json: &serde_json::Value) -> Vec<Sequence> {
+    let row = |row: &serde_json::Value| {
+        let mut all = ids(&row["routed_ids"]);
+        let routed = all.len();
+        all.extend(ids(&row["completion_ids"]));
+        Sequence { ids: all, routed, instruction: ids(&row["instruction_ids"]) }
+    };
+    json["rows"].as_array().unwrap().iter().map(row).collect()
+}
+
+fn relative(found: f64, expected: f64) -> f64 {
+    (found - expected).abs() / expected.abs().max(1e-12)
+}
+
+#[test]
+fn gradients_losses_and_ten_steps_are_torchs() {
+    for name in CASES {
+        let case = Case::open(name);
+        let text = std::fs::read_to_string(case.folder.join("training.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let golden = read_tensors(&case.folder.join("training.safetensors"));
+        let without: Vec<&str> =
+            json["tensors_without_gradient"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        let sequences = rows(&json);
+        let decoder = case.decoder(Residence::Memory);
+        for (list, regularizer) in [
+            ("losses", Regularizer { prior: 0.0, balance: 0.0 }),
+            ("losses_regularized", Regularizer { prior: 0.1, balance: 0.01 }),
+        ] {
+            let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+            let config = &case.adapter.config;
+            let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };
+            let mut optimizer = AdamW::new(trainable.vars()).unwrap();
+            for step in 0..10 {
+                let gradients = objective.gradients(&sequences, sequences.len()).unwrap();
+                let norm = global_norm(&gradients).unwrap();
+                let expected = json[list][step].as_f64().unwrap();
+                assert!(relative(gradients.loss, expected) < 1e-3, "{name} {list} {step}: {} {expected}", gradients.loss);
+                if list == "losses" {
+                    let expected = json["gradient_norms"][step].as_f64().unwrap();
+                    assert!(relative(norm, expected) < 1e-3, "{name} norm {step}: {norm} {expected}");
+                    if step == 0 {
+                        check_gradients(name, &gradients, &golden, &without);
+                    }
+                }
+                let factor = clip_factor(norm, 1.0);
+                optimizer.step(trainable.vars(), &gradients, factor, LEARNING_RATE, WEIGHT_DECAY).unwrap();
+            }
+            if list == "losses" {
+                for (tensor, found) in trainable.to_host().unwrap() {
+                    let expected = &golden[&format!("final.{tensor}")];
+                    let gap = distance(&found.values, &expected.values);
+                    assert!(gap < 1e-2, "{name}: {tensor} after ten steps: {gap}");
+                }
+            }
+        }
+    }
+}
+
+/// |found - expected| / |expected|, as vectors.
+fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let gap = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    gap / norm(&mut expected.iter().map(|x| f64::from(*x))).max(1e-12)
+}
+
+fn check_gradients(
+    name: &str,
+    gradients: &atombank::train::Gradients,
+    golden: &std::collections::BTreeMap<String, atombank::adapter::HostTensor>,
+    without: &[&str],
+) {
+    for (key, expected) in golden {
+        let Some(tensor) = key.strip_prefix("grad.") else { continue };
+        let found = gradients.by_name.get(tensor).map(|g| g.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        if without.contains(&tensor) {
+            let largest = found.iter().flatten().fold(0f32, |m, v| m.max(v.abs()));
+            assert!(largest == 0.0, "{name}: {tensor} should have no gradient, has {largest}");
+            continue;
+        }
+        let found = found.unwrap_or_else(|| panic!("{name}: {tensor} has no gradient"));
+        assert!(found.iter().any(|v| *v != 0.0), "{name}: {tensor} has a zero gradient");
+        let gap = distance(&found, &expected.values);
+        assert!(gap < 1e-3, "{name}: gradient of {tensor}: {gap}");
+    }
+}
+
+#[test]
+fn padding_and_micro_batches_change_neither_loss_nor_gradients() {
+    for name in ["llama-prompt", "llama-token", "qwen2-prompt"] {
+        let case = Case::open(name);
+        let text = std::fs::read_to_string(case.folder.join("training.json")).unwrap();
+        let sequences = rows(&serde_json::from_str(&text).unwrap());
+        let decoder = case.decoder(Residence::Memory);
+        let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+        let regularizer = Regularizer { prior: 0.0, balance: 0.0 };
+        let config = &case.adapter.config;
+        let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };
+        let together = objective.gradients(&sequences, 3).unwrap();
+        let alone = objective.gradients(&sequences, 1).unwrap();
+        assert!(relative(together.loss, alone.loss) < 1e-5, "{name}");
+        for (tensor, gradient) in &together.by_name {
+            let values = |g: &candle_core::Tensor| g.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (a, b) = (values(gradient), values(&alone.by_name[tensor]));
+            let scale = a.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+            let gap = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(gap < 1e-4 * scale.max(1e-2), "{name}: {tensor}: {gap} of {scale}");
+        }
+    }
+}
