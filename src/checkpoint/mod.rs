@@ -4,6 +4,7 @@ mod config;
 mod fields;
 mod layout;
 mod site;
+mod write;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

@@ -67,6 +67,17 @@ impl Batch {
         t < self.lengths[row]
     }
 
+    /// How many tokens of sequence `row` route.
+    pub fn routed_len(&self, row: usize) -> usize {
+        self.routed[row]
+    }
+
+    /// Indices into the flattened `[rows * width]` of all tokens that are not padding.
+    pub fn real_places(&self) -> Vec<u32> {
+        let places = (0..self.rows()).flat_map(|row| (0..self.lengths[row]).map(move |t| row * self.width + t));
+        places.map(|place| place as u32).collect()
+    }
+
     /// The positions of sequence `row` as keys.
     pub(super) fn key_positions(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
         (0..self.width).map(move |t| match self.is_real(row, t) {

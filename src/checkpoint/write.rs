@@ -1,0 +1,70 @@
+//! Writing a Hugging Face folder from a plan: weights, config, and everything beside them.
+
+use std::fs;
+use std::path::Path;
+
+use super::HfFolder;
+use crate::dtype::DType;
+use crate::error::{IoContext, Result};
+use crate::formats::safetensors;
+use crate::plan::{self, Plan, Progress, Staging};
+
+impl HfFolder {
+    /// `plan` with every floating-point tensor in `dtype`.
+    pub fn retyped(plan: &Plan, dtype: DType) -> Plan {
+        let mut plan = plan.clone();
+        for tensor in &mut plan.tensors {
+            if matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
+                tensor.dtype = dtype;
+            }
+        }
+        plan
+    }
+
+    /// Writes `plan` (in Hugging Face's names) as the folder `out`, with this folder's config,
+    /// tokenizer and other companion files. The config's dtype follows the weights; nothing else
+    /// in it changes.
+    ///
+    /// # Errors
+    /// What [`plan::execute`] meets; nothing is left behind then.
+    pub fn write(
+        &self,
+        plan: &Plan,
+        out: &Path,
+        overwrite: bool,
+        shard_bytes: u64,
+        options: plan::Options,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<()> {
+        let layout = safetensors::layout(&plan.tensors, "model", shard_bytes)?;
+        let staging = Staging::folder(out, overwrite)?;
+        plan::execute(plan, &layout, &staging, options, progress)?;
+        for file in self.companion_files()? {
+            let name = file.file_name().unwrap_or_default();
+            if name == "config.json" {
+                continue;
+            }
+            let target = staging.path().join(name);
+            fs::copy(&file, &target).at(&file, "copy")?;
+        }
+        let mut config = self.config_json.clone();
+        if let Some(name) = torch_name(plan) {
+            // transformers 5 says dtype, older ones torch_dtype: whichever stands there is kept true.
+            let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
+            for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
+                config.insert(key.to_owned(), name.into());
+            }
+        }
+        let path = staging.path().join("config.json");
+        let text = serde_json::to_string_pretty(&config).expect("parsed JSON serializes") + "\n";
+        fs::write(&path, text).at(&path, "write")?;
+        staging.commit()
+    }
+}
+
+/// torch's name of the type that most of the plan's bytes are in.
+fn torch_name(plan: &Plan) -> Option<&'static str> {
+    let names = [(DType::F32, "float32"), (DType::F16, "float16"), (DType::BF16, "bfloat16")];
+    let elems = |dtype| plan.tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.elems()).sum::<usize>();
+    names.into_iter().max_by_key(|(dtype, _)| elems(*dtype)).filter(|(dtype, _)| elems(*dtype) > 0).map(|(_, n)| n)
+}

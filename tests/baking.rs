@@ -1,0 +1,177 @@
+//! Fixing a routing: baked weights and logits against the reference, and what must hold for any bank.
+
+mod common;
+
+use std::path::Path;
+
+use atombank::adapter::{Adapter, AdapterConfig, AtomBank, BankConfig, HostTensor, Routing, new_bank};
+use atombank::checkpoint::HfFolder;
+use atombank::merge::{bank_updates, compare, lora_updates, static_lora, with_updates};
+use atombank::model::{
+    BankHook, Batch, Decoder, LoraHook, NoAdapter, Residence, Sequence, Trainable, Weights, instruction_embeddings,
+};
+use candle_core::Device;
+use common::{CASES, Case};
+use proptest::prelude::*;
+
+fn with_plan(model: &HfFolder, plan: &atombank::plan::Plan) -> Decoder {
+    Decoder::new(Weights::open(model.path(), &model.config, plan, Residence::Streamed, &Device::Cpu).unwrap())
+}
+
+/// The alphas of one sequence, by block; under token routing the mean over the routed tokens.
+fn alphas(case: &Case, adapter: &Adapter, sequence: &Sequence) -> Vec<Vec<f32>> {
+    let AdapterConfig::Bank(config) = &adapter.config else { panic!("a bank") };
+    let decoder = case.decoder(Residence::Streamed);
+    let routed = Sequence { ids: sequence.ids[..sequence.routed].to_vec(), ..sequence.clone() };
+    let batch = Batch::new(std::slice::from_ref(&routed));
+    let trainable = Trainable::new(adapter, &Device::Cpu).unwrap();
+    let e = instruction_embeddings(decoder.weights(), &[routed]).unwrap();
+    let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+    decoder.hidden(&batch, None, &mut hook).unwrap();
+    let k = config.num_atoms;
+    let mean = |t: &HostTensor| {
+        let rows = t.values.len() / k;
+        (0..k).map(|i| t.values.iter().skip(i).step_by(k).sum::<f32>() / rows as f32).collect()
+    };
+    hook.trace().unwrap().alphas.iter().map(mean).collect()
+}
+
+#[test]
+fn baked_weights_and_logits_are_the_references() {
+    for name in CASES {
+        let case = Case::open(name);
+        let sequence = case.sequence();
+        let alphas = alphas(&case, &case.adapter, &sequence);
+        case.assert_close("baked alphas", &alphas.concat(), &case.expected["baked_alphas"], case.tolerance("alphas"));
+        let bank = AtomBank::of(&case.adapter).unwrap();
+        let plan = with_updates(case.model.weights(), &bank_updates(&bank, &alphas)).unwrap();
+        for (key, expected) in &case.expected {
+            let Some(tensor) = key.strip_prefix("merged.") else { continue };
+            let planned = plan.get(tensor).unwrap();
+            let found = planned.read_rows(0..planned.rows()).unwrap();
+            case.assert_close(tensor, &found, expected, case.tolerance("weights"));
+        }
+        let decoder = with_plan(&case.model, &plan);
+        let batch = Batch::new(&[sequence]);
+        let hidden = decoder.hidden(&batch, None, &mut NoAdapter).unwrap();
+        let logits = decoder.logits_at(&hidden, &batch.real_places()).unwrap().flatten_all().unwrap();
+        let expected = &case.expected["logits_baked"];
+        case.assert_close("baked logits", &logits.to_vec1().unwrap(), expected, case.tolerance("logits"));
+    }
+}
+
+#[test]
+fn a_static_lora_is_the_same_update() {
+    let case = Case::open("llama-all-linear-rslora");
+    let alphas = alphas(&case, &case.adapter, &case.sequence());
+    let bank = AtomBank::of(&case.adapter).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("lora");
+    static_lora(&bank, &alphas).save(&folder, false).unwrap();
+    let lora = Adapter::open(&folder).unwrap();
+    lora.check_base(&case.model.config).unwrap();
+    assert_eq!(lora_updates(&lora), bank_updates(&bank, &alphas));
+}
+
+/// A bank of any shape with random B, for the case's base.
+fn random_bank(case: &Case, config: BankConfig, seed: u64) -> Adapter {
+    let mut bank = new_bank(Path::new("bank"), config, &case.model.config, seed).unwrap();
+    let mut state = seed | 1;
+    for (name, tensor) in &mut bank.tensors {
+        if name.ends_with("lora_B.weight") {
+            let mut random = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                ((state >> 40) as f32 / (1 << 24) as f32 - 0.5) * 0.3
+            };
+            tensor.values = tensor.values.iter().map(|_| random()).collect();
+        }
+    }
+    bank
+}
+
+fn any_bank() -> impl Strategy<Value = (BankConfig, u64, bool)> {
+    let shape = (1usize..9, 1usize..7, 1usize..6, any::<bool>(), 0.2f64..3.0, 0.0f64..4.0);
+    let modules = prop::sample::subsequence(
+        vec!["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        1..=7,
+    );
+    (shape, modules, any::<u64>(), any::<bool>()).prop_flat_map(|(shape, modules, seed, instruction)| {
+        let (r, num_atoms, block_size, use_rslora, temperature, prior_strength) = shape;
+        (1..=num_atoms).prop_map(move |top_k| {
+            let config = BankConfig {
+                r,
+                lora_alpha: 4.0,
+                use_rslora,
+                target_modules: modules.iter().map(|m| (*m).to_owned()).collect(),
+                num_atoms,
+                top_k,
+                block_size,
+                key_dim: 6,
+                descriptor_dim: 5,
+                instruction_dim: 64,
+                instruction_encoder: "base-embeddings".into(),
+                routing: Routing::Prompt,
+                temperature,
+                prior_strength,
+                prior_temperature: 1.0,
+                prompt_template: "{instruction}\n{prompt}\n".into(),
+                base_model_name_or_path: String::new(),
+            };
+            (config, seed, instruction)
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn for_any_bank_baked_equals_routed_on_the_prompt_and_its_continuations((config, seed, instruction) in any_bank()) {
+        let case = Case::open("llama-prompt");
+        let bank = random_bank(&case, config, seed);
+        let AdapterConfig::Bank(config) = &bank.config else { unreachable!() };
+        let mut sequence = case.sequence();
+        if !instruction {
+            sequence.instruction.clear();
+        }
+        let alphas = alphas(&case, &bank, &sequence);
+        let view = AtomBank::of(&bank).unwrap();
+        let norm = |m: &[f32]| m.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let largest = view.atoms().values.chunks_exact(config.r * config.r).map(norm).fold(0.0, f32::max);
+        for alpha in &alphas {
+            prop_assert!((alpha.iter().sum::<f32>() - 1.0).abs() < 1e-5 && alpha.iter().all(|a| *a >= 0.0));
+            prop_assert!(alpha.iter().filter(|a| **a > 0.0).count() <= config.top_k);
+            prop_assert!(norm(&view.operator(alpha)) <= largest * 1.00001);
+        }
+        let decoder = case.decoder(Residence::Memory);
+        let baked = with_plan(&case.model, &with_updates(case.model.weights(), &bank_updates(&view, &alphas)).unwrap());
+        let trainable = Trainable::new(&bank, &Device::Cpu).unwrap();
+        let batch = Batch::new(std::slice::from_ref(&sequence));
+        let e = instruction_embeddings(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
+        let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+        let agreement = compare((&decoder, &mut hook), (&baked, &mut NoAdapter), std::slice::from_ref(&sequence)).unwrap();
+        prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
+        prop_assert!(agreement.mean_kl.abs() < 1e-5, "{agreement:?}");
+
+        let lora = static_lora(&view, &alphas);
+        let lora = Trainable::new(&lora, &Device::Cpu).unwrap();
+        let agreement = compare((&decoder, &mut LoraHook(&lora)), (&baked, &mut NoAdapter), &[sequence]).unwrap();
+        prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
+    }
+
+    #[test]
+    fn a_fresh_bank_changes_no_logit_at_all((config, seed, _) in any_bank(), token in any::<bool>()) {
+        let case = Case::open("llama-prompt");
+        let config = BankConfig { routing: if token { Routing::Token } else { Routing::Prompt }, ..config };
+        let bank = new_bank(Path::new("bank"), config, &case.model.config, seed).unwrap();
+        let AdapterConfig::Bank(config) = &bank.config else { unreachable!() };
+        let decoder = case.decoder(Residence::Memory);
+        let sequences = [case.sequence()];
+        let trainable = Trainable::new(&bank, &Device::Cpu).unwrap();
+        let batch = Batch::new(&sequences);
+        let e = instruction_embeddings(decoder.weights(), &sequences).unwrap();
+        let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+        let agreement = compare((&decoder, &mut hook), (&decoder, &mut NoAdapter), &sequences).unwrap();
+        prop_assert_eq!(agreement.max_logit_difference, 0.0);
+    }
+}
