@@ -16,6 +16,7 @@ pub mod merge;
 pub mod model;
 pub mod plan;
 pub mod quant;
+pub mod report;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -252,6 +252,16 @@ impl Adapter {
     }
 }
 
+/// Writes named f32 tensors as `{stem}.safetensors` into the new folder `folder`.
+///
+/// # Errors
+/// As [`Adapter::save`].
+pub fn save_tensors(tensors: &BTreeMap<String, HostTensor>, stem: &str, folder: &Path) -> Result<()> {
+    let staging = Staging::folder(folder, false)?;
+    write_tensors(tensors, stem, &staging)?;
+    staging.commit()
+}
+
 /// Writes named f32 tensors as `{stem}.safetensors` into a folder that is being staged.
 pub(crate) fn write_tensors(tensors: &BTreeMap<String, HostTensor>, stem: &str, staging: &Staging) -> Result<()> {
     let tensors = tensors

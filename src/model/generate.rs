@@ -2,9 +2,9 @@
 
 use candle_core::D;
 
-use super::hooks::{Hook, LoraHook, NoAdapter, Trainable};
+use super::hooks::{Hook, LoraHook, NoAdapter, Trainable, to_host};
 use super::{BankHook, Batch, Decoder, KvCache, Sequence, instruction_embeddings};
-use crate::adapter::AdapterConfig;
+use crate::adapter::{AdapterConfig, HostTensor};
 use crate::error::Result;
 
 /// What was generated for one sequence.
@@ -54,6 +54,22 @@ pub fn greedy(
         hook.continue_with(&batch)?;
     }
     Ok(done)
+}
+
+/// Logits at every token of `sequence`: `[tokens, vocab_size]`.
+///
+/// # Errors
+/// As [`Decoder::hidden`].
+pub fn prompt_logits(
+    decoder: &Decoder,
+    adapter: Option<(&Trainable, &AdapterConfig)>,
+    sequence: &Sequence,
+) -> Result<HostTensor> {
+    let sequences = std::slice::from_ref(sequence);
+    let batch = Batch::new(sequences);
+    let mut hook = AdapterHook::new(decoder, adapter, sequences, &batch)?;
+    let hidden = decoder.hidden(&batch, None, hook.as_hook())?;
+    to_host(&decoder.logits_at(&hidden, &batch.real_places())?)
 }
 
 /// The hook of whichever adapter there is.

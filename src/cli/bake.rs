@@ -1,0 +1,125 @@
+//! `atombank bake`: fix an instruction, write plain weights, say what it cost.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use atombank::adapter::{Adapter, AdapterConfig, AtomBank};
+use atombank::checkpoint::HfFolder;
+use atombank::merge::{Agreement, RoutedBy, Routes, bank_updates, compare, route, static_lora, with_updates};
+use atombank::model::{
+    BankHook, Batch, Decoder, LoraHook, NoAdapter, Residence, TextEncoder, Trainable, Weights, instruction_embeddings,
+};
+use atombank::plan::Plan;
+use candle_core::Device;
+use clap::Args;
+use serde_json::json;
+
+use super::Common;
+use super::output::{Kind, OutputArgs};
+use super::route::{RequestArgs, print_mean, to_json};
+
+/// Arguments of `bake`.
+#[derive(Args)]
+pub(crate) struct BakeArgs {
+    /// The base model: a Hugging Face folder
+    base: PathBuf,
+    /// The atom bank's folder
+    bank: PathBuf,
+    #[command(flatten)]
+    request: RequestArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Don't compare the baked model with the routed one
+    #[arg(long)]
+    no_verify: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
+    args.output.check_absent()?;
+    let folder = HfFolder::open(&args.base)?;
+    let adapter = Adapter::open(&args.bank)?;
+    let bank = AtomBank::of(&adapter)?;
+    let encoder = TextEncoder::open(&args.base)?;
+    let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
+    let routes = route(&decoder, &adapter, &encoder, &args.request.request(), args.request.by())?;
+    let alphas = routes.mean();
+    let plan = with_updates(folder.weights(), &bank_updates(&bank, &alphas))?;
+    let verified = if args.no_verify || args.output.dry_run {
+        None
+    } else {
+        Some(verify(args, &folder, &decoder, &bank, &routes, &plan)?)
+    };
+    match args.output.kind() {
+        Kind::Lora if args.output.dry_run => {}
+        Kind::Lora => static_lora(&bank, &alphas).save(&args.output.output, args.output.overwrite)?,
+        Kind::Hf | Kind::Gguf => args.output.write(&folder, &plan, common)?,
+    }
+    if args.json {
+        let mut json = to_json(&routes);
+        json["output"] = json!(args.output.output);
+        json["verified"] = verified.map_or(serde_json::Value::Null, |a| {
+            json!({ "max_logit_difference": a.max_logit_difference, "mean_kl": a.mean_kl,
+                "top1_agreement": a.top1, "tokens": a.tokens })
+        });
+        println!("{}", serde_json::to_string_pretty(&json)?);
+        return Ok(());
+    }
+    print_mean(&routes);
+    if let Some(a) = verified {
+        println!(
+            "routed against baked, {} tokens: max |logit difference| {:.2e}, mean KL {:.2e}, top-1 agreement {:.1}%",
+            a.tokens,
+            a.max_logit_difference,
+            a.mean_kl.max(0.0),
+            a.top1 * 100.0
+        );
+    }
+    if args.request.by() == RoutedBy::Prior {
+        println!("routed by the prior alone: the difference above is to the model's own routing");
+    }
+    if !args.output.dry_run {
+        println!("wrote {}", args.output.output.display());
+    }
+    Ok(())
+}
+
+/// The routed model against the baked one, in the very types that are written.
+fn verify(
+    args: &BakeArgs,
+    folder: &HfFolder,
+    decoder: &Decoder,
+    bank: &AtomBank,
+    routes: &Routes,
+    plan: &Plan,
+) -> Result<Agreement> {
+    let trainable = Trainable::new(bank.adapter, &Device::Cpu)?;
+    let AdapterConfig::Bank(config) = &bank.adapter.config else { unreachable!("AtomBank::of has checked") };
+    let batch = Batch::new(&routes.sequences);
+    let e = instruction_embeddings(decoder.weights(), &routes.sequences)?;
+    let mut hook = BankHook::new(&trainable, config, &batch, e)?;
+    let routed = (decoder, &mut hook as &mut dyn atombank::model::Hook);
+    if args.output.kind() == Kind::Lora {
+        let lora = Trainable::new(&static_lora(bank, &routes.mean()), &Device::Cpu)?;
+        return Ok(compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences)?);
+    }
+    let written = match args.output.kind() {
+        Kind::Gguf => {
+            // The GGUF's types under Hugging Face's names: the same rows, rounded the same way.
+            let (_, gguf) = args.output.gguf(folder, plan)?;
+            let mut typed = plan.clone();
+            for tensor in &mut typed.tensors {
+                let name = atombank::convert::gguf_name(folder.config.architecture, &tensor.name);
+                if let Some(written) = name.and_then(|name| gguf.get(&name).map(|t| t.dtype)) {
+                    tensor.dtype = written;
+                }
+            }
+            typed
+        }
+        _ => args.output.typed(plan)?,
+    };
+    let weights = Weights::open(folder.path(), &folder.config, &written, Residence::Streamed, &Device::Cpu)?;
+    Ok(compare(routed, (&Decoder::new(weights), &mut NoAdapter), &routes.sequences)?)
+}

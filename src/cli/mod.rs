@@ -1,0 +1,87 @@
+//! The command line: arguments become checked values, the library does the work, results are printed.
+
+#[cfg(feature = "train")]
+mod bake;
+mod convert;
+#[cfg(feature = "train")]
+mod demo;
+#[cfg(feature = "train")]
+mod generate;
+mod inspect;
+mod output;
+mod progress;
+#[cfg(feature = "train")]
+mod route;
+#[cfg(feature = "train")]
+mod train;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+/// Train atom banks (Queryable LoRA), bake them for a fixed instruction, convert checkpoints.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every command takes.
+#[derive(Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct Common {
+    /// No progress and no notes
+    #[arg(long, global = true)]
+    pub(crate) quiet: bool,
+    /// Threads to work with; all cores unless given
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train, route, bake and check on an embedded example, start to finish
+    #[cfg(feature = "train")]
+    Demo(demo::DemoArgs),
+    /// Train an atom bank, or a plain LoRA, on a base model
+    #[cfg(feature = "train")]
+    Train(train::TrainArgs),
+    /// Fix an instruction or prompt: merged safetensors, GGUF, or an ordinary LoRA
+    #[cfg(feature = "train")]
+    Bake(bake::BakeArgs),
+    /// Show which atoms a prompt picks, block by block
+    #[cfg(feature = "train")]
+    Route(route::RouteArgs),
+    /// Continue a text with the base model, an adapter, or baked weights
+    #[cfg(feature = "train")]
+    Generate(generate::GenerateArgs),
+    /// Convert a Hugging Face folder to GGUF
+    Convert(convert::ConvertArgs),
+    /// What is in a checkpoint, a GGUF, a LoRA or an atom bank
+    Inspect(inspect::InspectArgs),
+}
+
+/// Runs what was asked for.
+pub fn run(arguments: Arguments) -> Result<()> {
+    let common = arguments.common;
+    if let Some(threads) = common.threads {
+        // candle's products and our executor share rayon's global pool.
+        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+    }
+    match arguments.command {
+        #[cfg(feature = "train")]
+        Command::Demo(args) => demo::run(&args, &common),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(&args, &common),
+        #[cfg(feature = "train")]
+        Command::Bake(args) => bake::run(&args, &common),
+        #[cfg(feature = "train")]
+        Command::Route(args) => route::run(&args, &common),
+        #[cfg(feature = "train")]
+        Command::Generate(args) => generate::run(&args, &common),
+        Command::Convert(args) => convert::run(&args, &common),
+        Command::Inspect(args) => inspect::run(&args),
+    }
+}

@@ -1,0 +1,100 @@
+//! `atombank route`: which atoms a prompt picks, and how strongly.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use atombank::adapter::Adapter;
+use atombank::checkpoint::HfFolder;
+use atombank::merge::{Request, RoutedBy, Routes, route};
+use atombank::model::{Decoder, Residence, TextEncoder};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::Common;
+
+/// Which routing, as arguments.
+#[derive(Args)]
+pub(crate) struct RequestArgs {
+    /// The instruction that is fixed
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) instruction: String,
+    /// A prompt; given several times, the mean of their routings
+    #[arg(long)]
+    pub(crate) prompt: Vec<String>,
+    /// What decides: the model's forward pass, or the language prior alone
+    #[arg(long, value_enum, default_value_t = By::Model)]
+    pub(crate) routing: By,
+}
+
+/// What decides a routing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum By {
+    Model,
+    Prior,
+}
+
+impl RequestArgs {
+    pub(crate) fn request(&self) -> Request {
+        Request { instruction: self.instruction.clone(), prompts: self.prompt.clone() }
+    }
+
+    pub(crate) fn by(&self) -> RoutedBy {
+        match self.routing {
+            By::Model => RoutedBy::Model,
+            By::Prior => RoutedBy::Prior,
+        }
+    }
+}
+
+/// Arguments of `route`.
+#[derive(Args)]
+pub(crate) struct RouteArgs {
+    /// The base model: a Hugging Face folder
+    base: PathBuf,
+    /// The atom bank's folder
+    bank: PathBuf,
+    #[command(flatten)]
+    request: RequestArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &RouteArgs, _common: &Common) -> Result<()> {
+    let folder = HfFolder::open(&args.base)?;
+    let adapter = Adapter::open(&args.bank)?;
+    let encoder = TextEncoder::open(&args.base)?;
+    let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
+    let routes = route(&decoder, &adapter, &encoder, &args.request.request(), args.request.by())?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&to_json(&routes))?);
+    } else {
+        print_mean(&routes);
+    }
+    Ok(())
+}
+
+pub(crate) fn to_json(routes: &Routes) -> serde_json::Value {
+    json!({
+        "prior": routes.prior,
+        "alphas": routes.mean(),
+        "prompts": routes.sequences.iter().zip(&routes.by_prompt)
+            .map(|(s, alphas)| json!({ "routed_tokens": s.routed, "alphas": alphas })).collect::<Vec<_>>(),
+    })
+}
+
+/// A line a block: the atoms by weight. Then the prior, for comparison.
+pub(crate) fn print_mean(routes: &Routes) {
+    for (block, alpha) in routes.mean().iter().enumerate() {
+        println!("block {block:<3} {}", show(alpha));
+    }
+    println!("prior     {}", show(&routes.prior));
+}
+
+/// "#3 0.62  #0 0.38": atoms of at least half a percent, heaviest first.
+pub(crate) fn show(alpha: &[f32]) -> String {
+    let mut atoms: Vec<(usize, f32)> = alpha.iter().copied().enumerate().filter(|(_, a)| *a >= 0.005).collect();
+    atoms.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    atoms.iter().map(|(i, a)| format!("#{i} {a:.2}")).collect::<Vec<_>>().join("  ")
+}

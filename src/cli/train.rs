@@ -1,0 +1,93 @@
+//! `atombank train`: a training file to an adapter folder.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use atombank::train::{Event, Outcome, TrainConfig, train};
+use candle_core::Device;
+use clap::Args;
+
+use super::{Common, progress};
+
+/// Arguments of `train`.
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    /// The training file (docs/training.md)
+    config: PathBuf,
+    /// Change a setting: training.steps=10
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Go on from the run's last checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Where to compute: cpu, or cuda:N in a build with --features cuda
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+}
+
+pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
+    let config = TrainConfig::open(&args.config, &args.overrides)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        // The first ctrl-C finishes the step and saves; a second one means it.
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    })?;
+    let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
+    print!("{}: loss {:.4}", config.output.display(), outcome.loss);
+    match outcome.eval_loss {
+        Some(loss) => println!(", evaluation loss {loss:.4}"),
+        None => println!(),
+    }
+    Ok(())
+}
+
+/// Trains with a bar of loss, speed and time left.
+pub(crate) fn train_with_bar(
+    config: &TrainConfig,
+    resume: bool,
+    device: &Device,
+    stop: &AtomicBool,
+    common: &Common,
+) -> Result<Outcome> {
+    if let Some(warning) = config.warning().filter(|_| !common.quiet) {
+        eprintln!("warning: {warning}");
+    }
+    let steps = config.training.steps as u64;
+    let bar = progress::bar(steps, "[{bar:30}] {pos}/{len} {msg} left {eta}", common.quiet);
+    let outcome = train(config, resume, device, stop, &mut |event| match event {
+        Event::Started { parameters, rows: (train, eval), resumed_at } => {
+            bar.set_position(resumed_at as u64);
+            bar.reset_eta();
+            if !common.quiet {
+                bar.suspend(|| eprintln!("{parameters} trainable values, {train} rows, {eval} held out"));
+            }
+        }
+        Event::Step { step, loss, tokens_per_second, .. } => {
+            bar.set_position(step as u64);
+            bar.set_message(format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s,"));
+        }
+        Event::Evaluated { step, loss } if !common.quiet => {
+            bar.suspend(|| eprintln!("step {step}: evaluation loss {loss:.4}"));
+        }
+        Event::Evaluated { .. } | Event::Saved { .. } => {}
+    })?;
+    bar.finish_and_clear();
+    Ok(outcome)
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Device::new_cuda(0).map_err(|e| e.to_string()),
+        Some(("cuda", n)) => {
+            let n = n.parse().map_err(|_| format!("no number: {n}"))?;
+            Device::new_cuda(n).map_err(|e| e.to_string())
+        }
+        _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+    }
+}

@@ -1,0 +1,78 @@
+//! Tensors of a file: one by one, and by type.
+
+use serde::Serialize;
+
+use crate::adapter::Adapter;
+use crate::dtype::DType;
+use crate::formats::TensorInfo;
+
+/// One tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorReport {
+    /// Its name.
+    pub name: String,
+    /// The name of its type.
+    pub dtype: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// All tensors of one type.
+#[derive(Debug, Clone, Serialize)]
+pub struct TypeReport {
+    /// The type's name.
+    pub dtype: String,
+    /// How many tensors.
+    pub tensors: usize,
+    /// How many elements.
+    pub elements: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// The tensors of a file or folder.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorsReport {
+    /// Elements in all.
+    pub elements: u64,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// By type, the one with most bytes first.
+    pub by_type: Vec<TypeReport>,
+    /// One by one, in the file's order.
+    pub list: Vec<TensorReport>,
+}
+
+impl TensorsReport {
+    /// Counts `tensors`.
+    pub fn of(tensors: &[TensorInfo]) -> Self {
+        let mut report = Self { elements: 0, bytes: 0, by_type: Vec::new(), list: Vec::new() };
+        for t in tensors {
+            let elements = t.elems() as u64;
+            let row_len = t.shape.last().copied().unwrap_or(1).max(t.dtype.block_elems());
+            let bytes = t.dtype.bytes_of(elements, row_len as u64).unwrap_or(0);
+            report.elements += elements;
+            report.bytes += bytes;
+            let name = t.dtype.name();
+            match report.by_type.iter_mut().find(|r| r.dtype == name) {
+                Some(r) => (r.tensors, r.elements, r.bytes) = (r.tensors + 1, r.elements + elements, r.bytes + bytes),
+                None => report.by_type.push(TypeReport { dtype: name.into(), tensors: 1, elements, bytes }),
+            }
+            report.list.push(TensorReport { name: t.name.clone(), dtype: name.into(), shape: t.shape.clone(), bytes });
+        }
+        report.by_type.sort_by_key(|r| std::cmp::Reverse(r.bytes));
+        report
+    }
+
+    /// Counts the tensors of an adapter, which is in f32 when read.
+    pub(super) fn of_adapter(adapter: &Adapter) -> Self {
+        let info = |(name, t): (&String, &crate::adapter::HostTensor)| TensorInfo {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape: t.shape.clone(),
+        };
+        Self::of(&adapter.tensors.iter().map(info).collect::<Vec<_>>())
+    }
+}
