@@ -1,1 +1,63 @@
-//! GGUF
+//! GGUF: typed metadata, a list of tensors, aligned tensor data; versions 2 and 3, little-endian.
+//!
+//! The reader holds files to the rules that ggml enforces, and says which one is broken; the
+//! writer lays out version 3 as gguf-py does.
+//!
+//! Reference: llama.cpp `ggml/include/gguf.h`, `ggml/src/gguf.cpp`, `gguf-py/gguf/gguf_writer.py`.
+
+mod metadata;
+mod reader;
+mod value;
+mod writer;
+
+pub use metadata::Metadata;
+pub use reader::GgufFile;
+pub use value::{Array, Value, ValueType};
+pub use writer::layout;
+
+use crate::error::{Finding, Result};
+
+/// The first four bytes of every file.
+const MAGIC: [u8; 4] = *b"GGUF";
+
+/// The version that is written; version 2 has the same layout and is read too.
+const VERSION: u32 = 3;
+
+/// Where tensor data may start when `general.alignment` doesn't say (`GGUF_DEFAULT_ALIGNMENT`).
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The key that overrides [`DEFAULT_ALIGNMENT`].
+const ALIGNMENT_KEY: &str = "general.alignment";
+
+/// The longest tensor name in bytes: ggml's `GGML_MAX_NAME` is 64 with the closing zero.
+const MAX_NAME_BYTES: usize = 63;
+
+/// The most dimensions of a tensor (`GGML_MAX_DIMS`).
+const MAX_DIMS: usize = 4;
+
+/// Multiples of which tensor data starts at, in bytes.
+fn alignment_of(metadata: &Metadata) -> Result<u64> {
+    match metadata.get(ALIGNMENT_KEY) {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(Value::U32(bytes)) if bytes.is_power_of_two() => Ok(u64::from(*bytes)),
+        Some(other) => Err(Finding::new(metadata.file(), format!("key {ALIGNMENT_KEY:?}"))
+            .expected("a power of two as uint32")
+            .found(other)
+            .format()),
+    }
+}
+
+/// The ggml types that files once had and that no program reads any more.
+fn removed_type(id: u32) -> Option<&'static str> {
+    Some(match id {
+        4 => "Q4_2",
+        5 => "Q4_3",
+        31 => "Q4_0_4_4",
+        32 => "Q4_0_4_8",
+        33 => "Q4_0_8_8",
+        36 => "IQ4_NL_4_4",
+        37 => "IQ4_NL_4_8",
+        38 => "IQ4_NL_8_8",
+        _ => return None,
+    })
+}

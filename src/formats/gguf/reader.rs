@@ -1,0 +1,384 @@
+//! Reading: the header is checked once, completely, and bytes are handed out of the map.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+
+use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, ValueType, alignment_of, removed_type};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
+
+/// The fewest bytes that a key with its value can take: two lengths, a type, one byte each.
+const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
+
+/// The fewest bytes that a tensor's description can take: a one-byte name and one dimension.
+const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 8;
+
+/// An open GGUF file.
+pub struct GgufFile {
+    file: MappedFile,
+    version: u32,
+    alignment: u64,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    ranges: Vec<Range<usize>>,
+}
+
+impl GgufFile {
+    /// Maps `path` and checks its header by ggml's rules: no name twice, known types, whole rows of
+    /// blocks, every tensor aligned and right after the one before it, all of them inside the file.
+    ///
+    /// Bytes after the last tensor are left alone: files are padded to the alignment, or not.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; [`crate::Error::Format`] naming the file and the key or tensor;
+    /// [`crate::Error::Unsupported`] for version 1, later versions, big-endian files and removed types.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let mut cursor = Cursor { path, bytes: file.bytes(), at: 0 };
+        let version = read_version(&mut cursor)?;
+        let tensor_count = cursor.count("tensor count", MIN_TENSOR_BYTES)?;
+        let key_count = cursor.count("key count", MIN_ENTRY_BYTES)?;
+        let metadata = read_metadata(&mut cursor, key_count)?;
+        let alignment = alignment_of(&metadata)?;
+        let mut tensors = Vec::with_capacity(tensor_count);
+        let mut offsets = Vec::with_capacity(tensor_count);
+        let mut names = HashSet::with_capacity(tensor_count);
+        for number in 0..tensor_count {
+            let (info, offset) = read_tensor(&mut cursor, number)?;
+            if !names.insert(info.name.clone()) {
+                return Err(tensor_finding(path, &info.name).expected("each name once").found("it twice").format());
+            }
+            tensors.push(info);
+            offsets.push(offset);
+        }
+        let ranges = place(path, &tensors, &offsets, cursor.at as u64, alignment, file.bytes().len() as u64)?;
+        Ok(Self { file, version, alignment, metadata, tensors, ranges })
+    }
+
+    /// The version of the format: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Multiples of which tensor data starts at, in bytes.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// The file's keys and values.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Where tensor number `index` stands, in bytes from the file's start.
+    ///
+    /// # Panics
+    /// Where `index` is not below the number of tensors.
+    pub fn range(&self, index: usize) -> Range<usize> {
+        self.ranges[index].clone()
+    }
+}
+
+impl Source for GgufFile {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn bytes(&self, index: usize) -> &[u8] {
+        &self.file.bytes()[self.ranges[index].clone()]
+    }
+}
+
+/// The magic and the version.
+fn read_version(cursor: &mut Cursor) -> Result<u32> {
+    let finding = |path| Finding::new(path, "GGUF header");
+    let magic = cursor.take(4, "GGUF header")?;
+    if magic != MAGIC {
+        return Err(finding(cursor.path)
+            .expected("the magic \"GGUF\"")
+            .found(format_args!("\"{}\"", magic.escape_ascii()))
+            .hint("is the download complete, and is it a GGUF file?")
+            .format());
+    }
+    let version = u32::from_le_bytes(cursor.array("GGUF header")?);
+    match version {
+        2 | VERSION => Ok(version),
+        // A small number in the other byte order has its low half empty.
+        v if v != 0 && v & 0xffff == 0 => Err(finding(cursor.path)
+            .expected("a little-endian file")
+            .found("a byte-swapped (big-endian) one")
+            .hint("llama.cpp's gguf_convert_endian.py swaps it")
+            .unsupported()),
+        v => Err(finding(cursor.path).expected(format_args!("version 2 or {VERSION}")).found(v).unsupported()),
+    }
+}
+
+/// `count` keys with their values.
+fn read_metadata(cursor: &mut Cursor, count: usize) -> Result<Metadata> {
+    let mut metadata = Metadata::new(cursor.path);
+    for number in 0..count {
+        let subject = format!("key {number}");
+        let key = cursor.string(&subject)?;
+        let Ok(key) = std::str::from_utf8(key) else {
+            let found = format!("\"{}\"", key.escape_ascii());
+            return Err(Finding::new(cursor.path, subject).expected("a UTF-8 name").found(found).format());
+        };
+        if key.is_empty() {
+            return Err(Finding::new(cursor.path, subject).expected("a name").found("an empty one").format());
+        }
+        let value = read_value(cursor, key)?;
+        if metadata.insert(key, value).is_some() {
+            return Err(metadata.finding(key).expected("each key once").found("it twice").format());
+        }
+    }
+    Ok(metadata)
+}
+
+fn read_value(cursor: &mut Cursor, key: &str) -> Result<Value> {
+    let subject = format!("key {key:?}");
+    let subject = subject.as_str();
+    Ok(match read_type(cursor, subject)? {
+        ValueType::U8 => Value::U8(u8::from_le_bytes(cursor.array(subject)?)),
+        ValueType::I8 => Value::I8(i8::from_le_bytes(cursor.array(subject)?)),
+        ValueType::U16 => Value::U16(u16::from_le_bytes(cursor.array(subject)?)),
+        ValueType::I16 => Value::I16(i16::from_le_bytes(cursor.array(subject)?)),
+        ValueType::U32 => Value::U32(u32::from_le_bytes(cursor.array(subject)?)),
+        ValueType::I32 => Value::I32(i32::from_le_bytes(cursor.array(subject)?)),
+        ValueType::F32 => Value::F32(f32::from_le_bytes(cursor.array(subject)?)),
+        ValueType::U64 => Value::U64(u64::from_le_bytes(cursor.array(subject)?)),
+        ValueType::I64 => Value::I64(i64::from_le_bytes(cursor.array(subject)?)),
+        ValueType::F64 => Value::F64(f64::from_le_bytes(cursor.array(subject)?)),
+        ValueType::Bool => Value::Bool(cursor.bool(subject)?),
+        ValueType::String => Value::String(cursor.string(subject)?.to_vec()),
+        ValueType::Array => Value::Array(read_array(cursor, subject)?),
+    })
+}
+
+fn read_array(cursor: &mut Cursor, subject: &str) -> Result<Array> {
+    let kind = read_type(cursor, subject)?;
+    Ok(match kind {
+        ValueType::U8 => Array::U8(cursor.numbers(subject, u8::from_le_bytes)?),
+        ValueType::I8 => Array::I8(cursor.numbers(subject, i8::from_le_bytes)?),
+        ValueType::U16 => Array::U16(cursor.numbers(subject, u16::from_le_bytes)?),
+        ValueType::I16 => Array::I16(cursor.numbers(subject, i16::from_le_bytes)?),
+        ValueType::U32 => Array::U32(cursor.numbers(subject, u32::from_le_bytes)?),
+        ValueType::I32 => Array::I32(cursor.numbers(subject, i32::from_le_bytes)?),
+        ValueType::F32 => Array::F32(cursor.numbers(subject, f32::from_le_bytes)?),
+        ValueType::U64 => Array::U64(cursor.numbers(subject, u64::from_le_bytes)?),
+        ValueType::I64 => Array::I64(cursor.numbers(subject, i64::from_le_bytes)?),
+        ValueType::F64 => Array::F64(cursor.numbers(subject, f64::from_le_bytes)?),
+        ValueType::Bool => {
+            let count = cursor.count(subject, 1)?;
+            Array::Bool((0..count).map(|_| cursor.bool(subject)).collect::<Result<_>>()?)
+        }
+        ValueType::String => {
+            let count = cursor.count(subject, 8)?;
+            let mut strings = Vec::with_capacity(count);
+            for _ in 0..count {
+                strings.push(cursor.string(subject)?.to_vec());
+            }
+            Array::String(strings)
+        }
+        ValueType::Array => {
+            return Err(Finding::new(cursor.path, subject)
+                .expected("elements of a plain type")
+                .found("arrays inside an array")
+                .unsupported());
+        }
+    })
+}
+
+fn read_type(cursor: &mut Cursor, subject: &str) -> Result<ValueType> {
+    let id = u32::from_le_bytes(cursor.array(subject)?);
+    ValueType::from_id(id)
+        .ok_or_else(|| Finding::new(cursor.path, subject).expected("a value type from 0 to 12").found(id).format())
+}
+
+/// One tensor's description: name, type and shape, and its offset from the start of the data.
+fn read_tensor(cursor: &mut Cursor, number: usize) -> Result<(TensorInfo, u64)> {
+    let subject = format!("tensor {number}");
+    let name = cursor.string(&subject)?;
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Err(Finding::new(cursor.path, subject)
+            .expected(format_args!("a name of 1 to {MAX_NAME_BYTES} bytes"))
+            .found(format_args!("{} bytes", name.len()))
+            .format());
+    }
+    let Ok(name) = std::str::from_utf8(name) else {
+        let found = format!("\"{}\"", name.escape_ascii());
+        return Err(Finding::new(cursor.path, subject).expected("a UTF-8 name").found(found).format());
+    };
+    let path = cursor.path;
+    let finding = || tensor_finding(path, name);
+    let subject = format!("tensor {name:?}");
+    let dims = u32::from_le_bytes(cursor.array(&subject)?);
+    if dims == 0 || dims as usize > MAX_DIMS {
+        return Err(finding().expected(format_args!("1 to {MAX_DIMS} dimensions")).found(dims).format());
+    }
+    let mut shape = Vec::with_capacity(MAX_DIMS);
+    for _ in 0..dims {
+        let dim = u64::from_le_bytes(cursor.array(&subject)?);
+        if dim == 0 || dim > i64::MAX as u64 {
+            return Err(finding().expected("dimensions from 1 to 2^63 - 1").found(dim).format());
+        }
+        shape.push(dim as usize);
+    }
+    let row_len = shape[0];
+    shape.reverse();
+    let id = u32::from_le_bytes(cursor.array(&subject)?);
+    let offset = u64::from_le_bytes(cursor.array(&subject)?);
+    let dtype = DType::from_ggml_id(id).ok_or_else(|| match removed_type(id) {
+        Some(name) => finding()
+            .expected("a type of today's ggml")
+            .found(format_args!("{name} (type {id}), which was removed"))
+            .hint("convert the model again from its source")
+            .unsupported(),
+        None => finding().expected("a type this version knows").found(format_args!("type {id}")).unsupported(),
+    })?;
+    if !row_len.is_multiple_of(dtype.block_elems()) {
+        return Err(finding()
+            .expected(format_args!("rows that divide into blocks of {} for {dtype}", dtype.block_elems()))
+            .found(format_args!("rows of {row_len}"))
+            .format());
+    }
+    Ok((TensorInfo { name: name.to_owned(), dtype, shape }, offset))
+}
+
+/// Every tensor's range in the file. ggml asks that each starts at the padded end of the one
+/// before it: nothing can overlap, and nothing can hide between.
+fn place(
+    path: &Path,
+    tensors: &[TensorInfo],
+    offsets: &[u64],
+    header_end: u64,
+    alignment: u64,
+    file_len: u64,
+) -> Result<Vec<Range<usize>>> {
+    let mut ranges = Vec::with_capacity(tensors.len());
+    // Neither overflows: a file is below 2^63 bytes and an alignment below 2^32.
+    let start = header_end.next_multiple_of(alignment);
+    let mut next = 0u64;
+    for (info, &offset) in tensors.iter().zip(offsets) {
+        let finding = || tensor_finding(path, &info.name);
+        if offset != next {
+            return Err(finding()
+                .expected(format_args!("offset {next}, the padded end of the tensor before it"))
+                .found(format_args!("offset {offset}"))
+                .format());
+        }
+        let shape = info.shape.as_slice();
+        let row_len = shape.last().map_or(1, |&dim| dim as u64);
+        let elems = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
+        let bytes = elems
+            .filter(|&elems| elems <= i64::MAX as u64)
+            .and_then(|elems| info.dtype.bytes_of(elems, row_len))
+            .filter(|&bytes| bytes <= i64::MAX as u64)
+            .ok_or_else(|| {
+                let found = format_args!("shape {}", show_shape(shape)).to_string();
+                finding().expected("a size below 2^63 bytes").found(found).format()
+            })?;
+        let begin = start.checked_add(offset);
+        let end = begin.and_then(|begin| begin.checked_add(bytes)).filter(|&end| end <= file_len);
+        let (Some(begin), Some(end)) = (begin, end) else {
+            let here = file_len.saturating_sub(begin.unwrap_or(u64::MAX));
+            return Err(finding()
+                .expected(format_args!("{bytes} bytes for {} {}", info.dtype, show_shape(shape)))
+                .found(format_args!("{here} bytes until the file's end"))
+                .hint("the file is cut short or damaged; fetch it again")
+                .format());
+        };
+        ranges.push(begin as usize..end as usize);
+        next = (end - start).next_multiple_of(alignment);
+    }
+    Ok(ranges)
+}
+
+fn tensor_finding(path: &Path, name: &str) -> Finding {
+    Finding::new(path, format!("tensor {name:?}"))
+}
+
+/// The header's bytes and how far they are read. Every count is held against the bytes left
+/// before anything is allocated for it.
+struct Cursor<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn left(&self) -> u64 {
+        (self.bytes.len() - self.at) as u64
+    }
+
+    fn cut_short(&self, needed: impl std::fmt::Display, subject: &str) -> crate::Error {
+        Finding::new(self.path, subject)
+            .expected(format_args!("{needed} bytes at offset {}", self.at))
+            .found(format_args!("{} until the file's end", self.left()))
+            .hint("the file is cut short or damaged; fetch it again")
+            .format()
+    }
+
+    fn take(&mut self, len: u64, subject: &str) -> Result<&'a [u8]> {
+        if len > self.left() {
+            return Err(self.cut_short(len, subject));
+        }
+        let taken = &self.bytes[self.at..self.at + len as usize];
+        self.at += len as usize;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, subject: &str) -> Result<[u8; N]> {
+        match self.bytes[self.at..].first_chunk::<N>() {
+            Some(array) => {
+                self.at += N;
+                Ok(*array)
+            }
+            None => Err(self.cut_short(N, subject)),
+        }
+    }
+
+    fn bool(&mut self, subject: &str) -> Result<bool> {
+        let [byte] = self.array(subject)?;
+        match byte {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(Finding::new(self.path, subject).expected("a bool of 0 or 1").found(other).format()),
+        }
+    }
+
+    /// A length and as many bytes.
+    fn string(&mut self, subject: &str) -> Result<&'a [u8]> {
+        let len = u64::from_le_bytes(self.array(subject)?);
+        self.take(len, subject)
+    }
+
+    /// A count of things that take at least `min_bytes` each.
+    fn count(&mut self, subject: &str, min_bytes: u64) -> Result<usize> {
+        let count = u64::from_le_bytes(self.array(subject)?);
+        let limit = self.left() / min_bytes;
+        if count > limit {
+            return Err(Finding::new(self.path, subject)
+                .expected(format_args!("a count of at most {limit}, as many as fit into the file"))
+                .found(count)
+                .hint("the file is cut short or damaged; fetch it again")
+                .format());
+        }
+        Ok(count as usize)
+    }
+
+    /// A count and as many numbers of `N` bytes.
+    fn numbers<T, const N: usize>(&mut self, subject: &str, read: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
+        let count = self.count(subject, N as u64)?;
+        let bytes = self.take((count * N) as u64, subject)?;
+        Ok(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! Laying out: the header's bytes and every tensor's place, before a byte of data is written.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, alignment_of};
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
+
+/// Lays out one version 3 file that holds `metadata` and `tensors`, in their order.
+///
+/// Every tensor starts at a multiple of `general.alignment` (32 bytes where the key is absent);
+/// the file's end is padded to it too, as gguf-py and ggml write it.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] for a type that GGUF has no number for; [`crate::Error::Format`]
+/// for what readers refuse: empty, repeated or long names, more than four dimensions, none, or
+/// empty ones, rows that don't divide into blocks, an alignment that is no power of two.
+pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> {
+    let alignment = alignment_of(metadata)?;
+    let mut head = MAGIC.to_vec();
+    head.extend(VERSION.to_le_bytes());
+    head.extend((tensors.len() as u64).to_le_bytes());
+    head.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata.iter() {
+        if key.is_empty() {
+            return Err(metadata.finding(key).expected("a name").found("none").format());
+        }
+        put_string(&mut head, key.as_bytes());
+        put_value(&mut head, value);
+    }
+    let mut names = HashSet::with_capacity(tensors.len());
+    let mut places = Vec::with_capacity(tensors.len());
+    let mut offset = 0u64;
+    for tensor in tensors {
+        let finding = || Finding::new(metadata.file(), format!("tensor {:?}", tensor.name));
+        if !names.insert(&tensor.name) {
+            return Err(finding().expected("each name once").found("it twice").format());
+        }
+        if tensor.name.is_empty() || tensor.name.len() > MAX_NAME_BYTES {
+            return Err(finding()
+                .expected(format_args!("a name of 1 to {MAX_NAME_BYTES} bytes"))
+                .found(format_args!("{} bytes", tensor.name.len()))
+                .format());
+        }
+        let shape = tensor.shape.as_slice();
+        if shape.is_empty() || shape.len() > MAX_DIMS || shape.contains(&0) {
+            return Err(finding()
+                .expected(format_args!("1 to {MAX_DIMS} dimensions, none of them 0"))
+                .found(format_args!("shape {}", show_shape(shape)))
+                .format());
+        }
+        let id = tensor
+            .dtype
+            .ggml_id()
+            .ok_or_else(|| finding().expected("a type of GGUF").found(tensor.dtype).unsupported())?;
+        put_string(&mut head, tensor.name.as_bytes());
+        head.extend((shape.len() as u32).to_le_bytes());
+        for dim in shape.iter().rev() {
+            head.extend((*dim as u64).to_le_bytes());
+        }
+        head.extend(id.to_le_bytes());
+        head.extend(offset.to_le_bytes());
+        places.push(Place { file: 0, offset });
+        let elems = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
+        let row_len = shape.last().map_or(1, |&dim| dim as u64);
+        offset = elems
+            .and_then(|elems| tensor.dtype.bytes_of(elems, row_len))
+            .and_then(|bytes| offset.checked_add(bytes)?.checked_next_multiple_of(alignment))
+            .filter(|&end| end <= i64::MAX as u64)
+            .ok_or_else(|| {
+                finding()
+                    .expected(format_args!("rows of whole {} blocks and less than 2^63 bytes", tensor.dtype))
+                    .found(format_args!("shape {}", show_shape(shape)))
+                    .format()
+            })?;
+    }
+    head.resize(head.len().next_multiple_of(alignment as usize), 0);
+    let start = head.len() as u64;
+    for place in &mut places {
+        place.offset += start;
+    }
+    let file = FileLayout { name: PathBuf::from("model.gguf"), head, byte_len: start + offset };
+    Ok(Layout { files: vec![file], places })
+}
+
+fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend((bytes.len() as u64).to_le_bytes());
+    out.extend(bytes);
+}
+
+fn put_value(out: &mut Vec<u8>, value: &Value) {
+    out.extend(value.kind().id().to_le_bytes());
+    match value {
+        Value::U8(v) => out.extend(v.to_le_bytes()),
+        Value::I8(v) => out.extend(v.to_le_bytes()),
+        Value::U16(v) => out.extend(v.to_le_bytes()),
+        Value::I16(v) => out.extend(v.to_le_bytes()),
+        Value::U32(v) => out.extend(v.to_le_bytes()),
+        Value::I32(v) => out.extend(v.to_le_bytes()),
+        Value::F32(v) => out.extend(v.to_le_bytes()),
+        Value::Bool(v) => out.push(u8::from(*v)),
+        Value::String(v) => put_string(out, v),
+        Value::Array(v) => put_array(out, v),
+        Value::U64(v) => out.extend(v.to_le_bytes()),
+        Value::I64(v) => out.extend(v.to_le_bytes()),
+        Value::F64(v) => out.extend(v.to_le_bytes()),
+    }
+}
+
+fn put_array(out: &mut Vec<u8>, array: &Array) {
+    out.extend(array.kind().id().to_le_bytes());
+    out.extend((array.len() as u64).to_le_bytes());
+    match array {
+        Array::U8(v) => out.extend(v),
+        Array::I8(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::U16(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::I16(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::U32(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::I32(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::F32(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::Bool(v) => out.extend(v.iter().map(|x| u8::from(*x))),
+        Array::String(v) => v.iter().for_each(|s| put_string(out, s)),
+        Array::U64(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::I64(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+        Array::F64(v) => out.extend(v.iter().flat_map(|x| x.to_le_bytes())),
+    }
+}
