@@ -1,0 +1,262 @@
+//! `atombank demo`: the main job on an embedded example, every number computed as it runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use atombank::adapter::{Adapter, AdapterConfig, AtomBank, DEFAULT_PROMPT_TEMPLATE};
+use atombank::checkpoint::HfFolder;
+use atombank::convert::{ConvertOptions, OutType, to_gguf};
+use atombank::formats::gguf::{self, GgufFile};
+use atombank::formats::Source;
+use atombank::merge::{Request, RoutedBy, bank_updates, route, with_updates};
+use atombank::model::{Decoder, Residence, Sequence, TextEncoder, Trainable, greedy};
+use atombank::plan::{self, Plan, Staging};
+use atombank::train::{Outcome, Row, TrainConfig};
+use candle_core::Device;
+use clap::Args;
+
+use super::route::show;
+use super::train::train_with_bar;
+use super::Common;
+
+/// Arguments of `demo`.
+#[derive(Args)]
+pub(crate) struct DemoArgs {
+    /// Keep what is made, in this new folder
+    #[arg(short, long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+    /// Change a setting of both trainings: training.steps=50
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+/// The example: fixtures/demo.
+const FILES: [(&str, &[u8]); 9] = [
+    ("base/config.json", include_bytes!("../../fixtures/demo/base/config.json")),
+    ("base/generation_config.json", include_bytes!("../../fixtures/demo/base/generation_config.json")),
+    ("base/model.safetensors", include_bytes!("../../fixtures/demo/base/model.safetensors")),
+    ("base/tokenizer.json", include_bytes!("../../fixtures/demo/base/tokenizer.json")),
+    ("base/tokenizer_config.json", include_bytes!("../../fixtures/demo/base/tokenizer_config.json")),
+    ("train.jsonl", include_bytes!("../../fixtures/demo/train.jsonl")),
+    ("heldout.jsonl", include_bytes!("../../fixtures/demo/heldout.jsonl")),
+    ("bank.toml", include_bytes!("../../fixtures/demo/bank.toml")),
+    ("lora.toml", include_bytes!("../../fixtures/demo/lora.toml")),
+];
+
+/// Training prompts whose mean routing is baked.
+const BAKED_PROMPTS: usize = 8;
+
+/// Instructions that are written as GGUF too.
+const AS_GGUF: usize = 2;
+
+pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<()> {
+    let started = Instant::now();
+    let temporary = tempdir(args.output.is_none())?;
+    let dir = match (&args.output, &temporary) {
+        (Some(output), _) => output.clone(),
+        (None, Some(temporary)) => temporary.0.clone(),
+        (None, None) => unreachable!("one of the two is there"),
+    };
+    unpack(&dir)?;
+
+    println!("1. train an atom bank, and a plain LoRA of about the same size");
+    let bank_outcome = train(&dir, "bank", args, common)?;
+    let lora_outcome = train(&dir, "lora", args, common)?;
+
+    let demo = Demo::open(&dir)?;
+    println!("\n2. route: the atoms that each instruction picks, by block");
+    let baked = demo.route_all()?;
+
+    println!("\n3. bake: plain weights for one instruction each");
+    let folders = demo.bake_all(&baked)?;
+
+    println!("\n4. exact match on {} words that no training has seen, in percent", demo.words());
+    demo.table(&folders, (bank_outcome.parameters, lora_outcome.parameters))?;
+    println!("\n{:.0} s in all", started.elapsed().as_secs_f64());
+    if args.output.is_some() {
+        println!("kept in {}; serve a GGUF with: llama-cli -m {}", dir.display(), dir.join("baked-0.gguf").display());
+    }
+    Ok(())
+}
+
+/// A folder that is deleted when it is dropped.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tempdir(wanted: bool) -> Result<Option<Temporary>> {
+    wanted.then(|| Ok(Temporary(std::env::temp_dir().join(format!("atombank-demo-{}", std::process::id()))))).transpose()
+}
+
+fn unpack(dir: &Path) -> Result<()> {
+    fs::create_dir(dir).with_context(|| format!("{}: cannot create", dir.display()))?;
+    fs::create_dir(dir.join("base")).with_context(|| format!("{}: cannot create", dir.join("base").display()))?;
+    for (name, bytes) in FILES {
+        fs::write(dir.join(name), bytes).with_context(|| format!("{}: cannot write", dir.join(name).display()))?;
+    }
+    Ok(())
+}
+
+/// Trains as `{kind}.toml` says, into the folder `kind`.
+fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Outcome> {
+    let mut config = TrainConfig::open(&dir.join(format!("{kind}.toml")), &args.overrides)?;
+    config.base = dir.join("base");
+    config.output = dir.join(kind);
+    config.data.train = dir.join("train.jsonl");
+    config.data.eval = Some(dir.join("heldout.jsonl"));
+    let started = Instant::now();
+    let outcome = train_with_bar(&config, false, &Device::Cpu, &AtomicBool::new(false), common)?;
+    println!(
+        "   {kind}: {} trainable values, {} steps in {:.0} s, held-out loss {:.4}",
+        outcome.parameters,
+        config.training.steps,
+        started.elapsed().as_secs_f64(),
+        outcome.eval_loss.unwrap_or(f64::NAN)
+    );
+    Ok(outcome)
+}
+
+/// What the steps after training share.
+struct Demo {
+    dir: PathBuf,
+    folder: HfFolder,
+    encoder: TextEncoder,
+    decoder: Decoder,
+    bank: Adapter,
+    train_rows: Vec<Row>,
+    rows: Vec<Row>,
+    instructions: Vec<String>,
+}
+
+impl Demo {
+    fn open(dir: &Path) -> Result<Self> {
+        let folder = HfFolder::open(&dir.join("base"))?;
+        let rows = Row::read_all(&dir.join("heldout.jsonl"))?;
+        let mut instructions: Vec<String> = Vec::new();
+        for row in &rows {
+            if !instructions.contains(&row.instruction) {
+                instructions.push(row.instruction.clone());
+            }
+        }
+        Ok(Self {
+            encoder: TextEncoder::open(folder.path())?,
+            decoder: Decoder::open(&folder, Residence::Memory, &Device::Cpu)?,
+            bank: Adapter::open(&dir.join("bank"))?,
+            train_rows: Row::read_all(&dir.join("train.jsonl"))?,
+            dir: dir.to_owned(),
+            folder,
+            rows,
+            instructions,
+        })
+    }
+
+    fn words(&self) -> usize {
+        self.rows.len() / self.instructions.len()
+    }
+
+    /// By instruction and block: the weights to bake.
+    fn route_all(&self) -> Result<Vec<Vec<Vec<f32>>>> {
+        let mut all = Vec::new();
+        for instruction in &self.instructions {
+            let of_it = self.train_rows.iter().filter(|r| &r.instruction == instruction);
+            let prompts = of_it.take(BAKED_PROMPTS).map(|r| r.prompt.clone()).collect();
+            let request = Request { instruction: instruction.clone(), prompts };
+            let routes = route(&self.decoder, &self.bank, &self.encoder, &request, RoutedBy::Model)?;
+            let alphas = routes.mean();
+            let shown: Vec<String> = alphas.iter().map(|alpha| format!("{:<20}", show(alpha))).collect();
+            println!("   {instruction:<28} {}", shown.join(" | "));
+            all.push(alphas);
+        }
+        Ok(all)
+    }
+
+    /// Every instruction as a Hugging Face folder, the first ones as GGUF too.
+    fn bake_all(&self, baked: &[Vec<Vec<f32>>]) -> Result<Vec<PathBuf>> {
+        let bank = AtomBank::of(&self.bank)?;
+        let mut folders = Vec::new();
+        for (i, alphas) in baked.iter().enumerate() {
+            let plan = with_updates(self.folder.weights(), &bank_updates(&bank, alphas))?;
+            let folder = self.dir.join(format!("baked-{i}"));
+            self.folder.write(&plan, &folder, false, u64::MAX, plan::Options::default(), &|_| ())?;
+            if i < AS_GGUF {
+                let file = self.dir.join(format!("baked-{i}.gguf"));
+                let (tensors, keys) = self.write_gguf(&plan, &file)?;
+                let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                println!("   {:<28} -> baked-{i}/ and {name} ({tensors} tensors, {keys} keys)", self.instructions[i]);
+            } else {
+                println!("   {:<28} -> baked-{i}/", self.instructions[i]);
+            }
+            folders.push(folder);
+        }
+        Ok(folders)
+    }
+
+    /// Writes a GGUF and reads it back: the number of its tensors and keys.
+    fn write_gguf(&self, plan: &Plan, path: &Path) -> Result<(usize, usize)> {
+        let options = ConvertOptions { outtype: OutType::F16, pre: None, vocab: true };
+        let (metadata, plan) = to_gguf(&self.folder, plan, &options)?;
+        let layout = gguf::layout(&metadata, &plan.tensors)?;
+        let staging = Staging::file(path, false)?;
+        plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| ())?;
+        staging.commit()?;
+        let file = GgufFile::open(path)?;
+        Ok((file.tensors().len(), file.metadata().len()))
+    }
+
+    /// The share of held-out rows of each instruction that a model answers to the letter.
+    fn accuracy(&self, decoder: &Decoder, adapter: Option<&Adapter>, only: Option<&str>) -> Result<Vec<f64>> {
+        let trainable = adapter.map(|a| Trainable::new(a, &Device::Cpu)).transpose()?;
+        let with = trainable.as_ref().zip(adapter.map(|a| &a.config));
+        let template = match adapter.map(|a| &a.config) {
+            Some(AdapterConfig::Bank(config)) => &config.prompt_template,
+            _ => DEFAULT_PROMPT_TEMPLATE,
+        };
+        let mut shares = Vec::new();
+        for instruction in self.instructions.iter().filter(|i| only.is_none_or(|only| only == *i)) {
+            let rows: Vec<&Row> = self.rows.iter().filter(|r| &r.instruction == instruction).collect();
+            let sequences = rows
+                .iter()
+                .map(|r| self.encoder.routed(template, &r.instruction, &r.prompt))
+                .collect::<atombank::Result<Vec<Sequence>>>()?;
+            let longest = rows.iter().map(|r| r.completion.len()).max().unwrap_or(0);
+            let answers = greedy(decoder, with, &sequences, longest + 2, false)?;
+            let mut right = 0;
+            for (row, answer) in rows.iter().zip(&answers) {
+                right += usize::from(answer.ended && self.encoder.decode(&answer.ids)? == row.completion);
+            }
+            shares.push(100.0 * right as f64 / rows.len() as f64);
+        }
+        Ok(shares)
+    }
+
+    fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<()> {
+        let lora = Adapter::open(&self.dir.join("lora"))?;
+        let base = self.accuracy(&self.decoder, None, None)?;
+        let routed = self.accuracy(&self.decoder, Some(&self.bank), None)?;
+        let plain = self.accuracy(&self.decoder, Some(&lora), None)?;
+        let mut baked = Vec::new();
+        for (instruction, folder) in self.instructions.iter().zip(folders) {
+            let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, &Device::Cpu)?;
+            baked.extend(self.accuracy(&decoder, None, Some(instruction))?);
+        }
+        println!("   {:<28} {:>6} {:>7} {:>6} {:>6}", "instruction", "base", "routed", "baked", "LoRA");
+        let line = |name: &str, values: [f64; 4]| {
+            let [a, b, c, d] = values;
+            println!("   {name:<28} {a:>6.1} {b:>7.1} {c:>6.1} {d:>6.1}");
+        };
+        for (i, instruction) in self.instructions.iter().enumerate() {
+            line(instruction, [base[i], routed[i], baked[i], plain[i]]);
+        }
+        let mean = |shares: &[f64]| shares.iter().sum::<f64>() / shares.len() as f64;
+        line("mean", [mean(&base), mean(&routed), mean(&baked), mean(&plain)]);
+        println!("   {:<28} {:>6} {bank_parameters:>7} {:>6} {lora_parameters:>6}", "trainable values", 0, 0);
+        Ok(())
+    }
+}
