@@ -2,6 +2,7 @@
 
 mod config;
 mod fields;
+mod layout;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
 pub(crate) use fields::{Fields, read_json_object};
+pub use layout::expected_tensors;
 
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::Source;
