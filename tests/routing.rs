@@ -39,8 +39,7 @@ fn states_alphas_prior_and_logits_are_the_references() {
             let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
             let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
             let trace = hook.trace().unwrap();
-            let prior: Vec<f32> =
-                hook.log_prior().unwrap().exp().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let prior: Vec<f32> = hook.log_prior().unwrap().exp().unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let alphas = case.tolerance("alphas");
             case.assert_close("prior", &prior, &case.expected["prior"], alphas);
             case.assert_close("states", &by_block(&trace.states), &case.expected["states"], alphas);
@@ -75,8 +74,7 @@ fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
             let n = sequence.ids.len();
             let (alone, alone_trace) = run(&[sequence]);
             let padded = together.narrow(0, row, 1).unwrap().narrow(1, 0, n).unwrap();
-            let gap: f32 =
-                (padded - alone).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            let gap: f32 = (padded - alone).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap();
             assert!(gap < 1e-4, "{name}: row {row}: {gap}");
             if config.routing == Routing::Prompt {
                 let k = config.num_atoms;

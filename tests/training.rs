@@ -3,7 +3,6 @@
 
 mod common;
 
-
 use atombank::model::{Regularizer, Residence, Sequence, Trainable};
 use atombank::train::{AdamW, Objective, clip_factor, global_norm};
 use candle_core::Device;
@@ -60,10 +59,17 @@ fn gradients_losses_and_ten_steps_are_torchs() {
                 let gradients = objective.gradients(&sequences, sequences.len()).unwrap();
                 let norm = global_norm(&gradients).unwrap();
                 let expected = json[list][step].as_f64().unwrap();
-                assert!(relative(gradients.loss, expected) < 1e-3, "{name} {list} {step}: {} {expected}", gradients.loss);
+                assert!(
+                    relative(gradients.loss, expected) < 1e-3,
+                    "{name} {list} {step}: {} {expected}",
+                    gradients.loss
+                );
                 if list == "losses" {
                     let expected = json["gradient_norms"][step].as_f64().unwrap();
-                    assert!(step >= norm_steps || relative(norm, expected) < 1e-3, "{name} norm {step}: {norm} {expected}");
+                    assert!(
+                        step >= norm_steps || relative(norm, expected) < 1e-3,
+                        "{name} norm {step}: {norm} {expected}"
+                    );
                     if step == 0 {
                         check_gradients(name, &gradients, &golden, &without);
                     }

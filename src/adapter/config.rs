@@ -21,9 +21,25 @@ pub struct LoraConfig {
 
 /// Fields that don't change what the saved tensors compute.
 const INERT: &[&str] = &[
-    "alora_invocation_tokens", "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "inference_mode",
-    "layers_pattern", "loftq_config", "lora_dropout", "megatron_config", "megatron_core", "peft_type", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "task_type", "exclude_modules", "layers_to_transform",
+    "alora_invocation_tokens",
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "layers_pattern",
+    "loftq_config",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+    "exclude_modules",
+    "layers_to_transform",
 ];
 
 impl LoraConfig {

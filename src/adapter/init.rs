@@ -75,7 +75,10 @@ fn factors(
             let bound = 1.0 / (d_in as f32).sqrt();
             let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
             tensors.insert(site.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
-            tensors.insert(site.factor_name('B'), HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() });
+            tensors.insert(
+                site.factor_name('B'),
+                HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() },
+            );
         }
     }
 }

@@ -208,7 +208,8 @@ impl Adapter {
             AdapterConfig::Lora(_) => Vec::new(),
         };
         for (name, shape) in &globals {
-            let found = self.tensors.get(*name).ok_or_else(|| finding(name).expected("it").found("nothing").format())?;
+            let found =
+                self.tensors.get(*name).ok_or_else(|| finding(name).expected("it").found("nothing").format())?;
             let fits = found.shape.len() == shape.len()
                 && found.shape.iter().zip(shape).all(|(found, wanted)| wanted.is_none_or(|w| w == *found));
             if !fits {

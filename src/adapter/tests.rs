@@ -39,7 +39,10 @@ fn a_saved_bank_opens_as_it_was() {
 #[test]
 fn sites_come_in_execution_order() {
     let names: Vec<String> = bank().sites().iter().map(Site::to_string).collect();
-    assert_eq!(names[..3], ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]);
+    assert_eq!(
+        names[..3],
+        ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
+    );
     assert_eq!(names.len(), 6);
 }
 

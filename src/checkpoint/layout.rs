@@ -1,6 +1,12 @@
 //! Which tensors a decoder has, by its config.
 
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
 use super::{ModelConfig, Module, Site};
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+use crate::plan::{Plan, PlannedTensor};
 
 /// Name and shape of every tensor that `config` asks for, in Hugging Face's names.
 pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
@@ -35,8 +41,60 @@ pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     tensors
 }
 
-/// Tensors that old checkpoints carry and nothing needs: rotary tables that the config determines,
-/// and the output head of a model that says it shares its embedding.
-pub fn is_droppable(config: &ModelConfig, name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (config.tie_word_embeddings && name == "lm_head.weight")
+/// Ends of names that older checkpoints carry and no program reads: buffers that the config
+/// determines, not weights (llama.cpp `conversion/base.py`, `prepare_tensors`).
+const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+
+/// Whether `name` is a buffer that nothing needs.
+pub fn is_buffer(name: &str) -> bool {
+    BUFFERS.iter().any(|end| name.ends_with(end))
+}
+
+/// Checks that `weights` holds every tensor that `config` asks for in its shape, and no other but
+/// buffers and, where embeddings are tied, an output head that repeats them.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`], naming the file and the tensor.
+pub fn check_tensors(folder: &Path, config: &ModelConfig, weights: &Plan) -> Result<()> {
+    let expected = expected_tensors(config);
+    let mut found: HashMap<&str, &PlannedTensor> = weights.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let finding = |tensor: &PlannedTensor| {
+        let file = tensor.expr.sources().first().map_or(folder, |source| source.path());
+        Finding::new(file, format!("tensor {:?}", tensor.name))
+    };
+    if found.len() < weights.tensors.len() {
+        let mut names = HashSet::new();
+        if let Some(tensor) = weights.tensors.iter().find(|t| !names.insert(&t.name)) {
+            return Err(finding(tensor).expected("each name once").found("it twice").mismatch());
+        }
+    }
+    let head = ("lm_head.weight".to_owned(), vec![config.vocab_size, config.hidden_size]);
+    let tied_head = config.tie_word_embeddings && found.contains_key(head.0.as_str());
+    for (name, shape) in expected.iter().chain(tied_head.then_some(&head)) {
+        match found.remove(name.as_str()) {
+            Some(tensor) if &tensor.shape == shape => {}
+            Some(tensor) => {
+                return Err(finding(tensor)
+                    .expected(format_args!("{} by config.json", show_shape(shape)))
+                    .found(show_shape(&tensor.shape))
+                    .mismatch());
+            }
+            None => {
+                return Err(Finding::new(folder, format!("tensor {name:?}"))
+                    .expected(format_args!("{} by config.json", show_shape(shape)))
+                    .found("none of that name")
+                    .hint("config.json and weights may be of different models")
+                    .mismatch());
+            }
+        }
+    }
+    let surplus = weights.tensors.iter().find(|t| found.contains_key(t.name.as_str()) && !is_buffer(&t.name));
+    match surplus {
+        None => Ok(()),
+        Some(tensor) => Err(finding(tensor)
+            .expected("only tensors that config.json asks for")
+            .found(format_args!("this one, {}", show_shape(&tensor.shape)))
+            .hint("config.json and weights may be of different models")
+            .mismatch()),
+    }
 }

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
-pub use site::{Module, Site};
-pub use layout::{expected_tensors, is_droppable};
 pub(crate) use fields::{Fields, read_json_object};
+pub use layout::{check_tensors, expected_tensors, is_buffer};
+pub use site::{Module, Site};
 
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::Source;
@@ -164,5 +164,6 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 fn has_extension(folder: &Path, extension: &str) -> bool {
-    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|e| e.path().extension() == Some(extension.as_ref())))
+    fs::read_dir(folder)
+        .is_ok_and(|entries| entries.flatten().any(|e| e.path().extension() == Some(extension.as_ref())))
 }

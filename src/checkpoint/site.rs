@@ -19,8 +19,7 @@ pub enum Module {
 
 impl Module {
     /// All of them, in execution order.
-    pub const ALL: [Module; 7] =
-        [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
+    pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
 
     /// The name in transformers, as `target_modules` has it.
     pub fn name(self) -> &'static str {

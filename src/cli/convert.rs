@@ -22,7 +22,12 @@ pub(crate) struct ConvertArgs {
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     if args.output.kind() == Kind::Lora {
         let finding = Finding::new(&args.input, "--to lora");
-        return Err(finding.expected("an atom bank to bake").found("a model").hint("see atombank bake").mismatch().into());
+        return Err(finding
+            .expected("an atom bank to bake")
+            .found("a model")
+            .hint("see atombank bake")
+            .mismatch()
+            .into());
     }
     args.output.check_absent()?;
     let folder = HfFolder::open(&args.input)?;

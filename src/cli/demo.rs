@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use atombank::adapter::{Adapter, AdapterConfig, AtomBank, DEFAULT_PROMPT_TEMPLATE};
 use atombank::checkpoint::HfFolder;
 use atombank::convert::{ConvertOptions, OutType, to_gguf};
-use atombank::formats::gguf::{self, GgufFile};
 use atombank::formats::Source;
+use atombank::formats::gguf::{self, GgufFile};
 use atombank::merge::{Request, RoutedBy, bank_updates, route, with_updates};
 use atombank::model::{Decoder, Residence, Sequence, TextEncoder, Trainable, greedy};
 use atombank::plan::{self, Plan, Staging};
@@ -18,9 +18,9 @@ use atombank::train::{Outcome, Row, TrainConfig};
 use candle_core::Device;
 use clap::Args;
 
+use super::Common;
 use super::route::show;
 use super::train::train_with_bar;
-use super::Common;
 
 /// Arguments of `demo`.
 #[derive(Args)]
@@ -92,7 +92,9 @@ impl Drop for Temporary {
 }
 
 fn tempdir(wanted: bool) -> Result<Option<Temporary>> {
-    wanted.then(|| Ok(Temporary(std::env::temp_dir().join(format!("atombank-demo-{}", std::process::id()))))).transpose()
+    wanted
+        .then(|| Ok(Temporary(std::env::temp_dir().join(format!("atombank-demo-{}", std::process::id())))))
+        .transpose()
 }
 
 fn unpack(dir: &Path) -> Result<()> {

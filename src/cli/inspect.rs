@@ -26,7 +26,16 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         return Ok(());
     }
     match &report {
-        Report::HfFolder { architecture, layers, hidden_size, heads, vocab_size, tied_embeddings, missing, tensors } => {
+        Report::HfFolder {
+            architecture,
+            layers,
+            hidden_size,
+            heads,
+            vocab_size,
+            tied_embeddings,
+            missing,
+            tensors,
+        } => {
             row("architecture", architecture);
             row("layers", layers);
             row("hidden size", hidden_size);
@@ -71,7 +80,10 @@ fn print_tensors(tensors: &TensorsReport, each: bool) {
     row("elements", tensors.elements);
     row("bytes", tensors.bytes);
     for t in &tensors.by_type {
-        row(&format!("  {}", t.dtype), format_args!("{} tensors, {} elements, {} bytes", t.tensors, t.elements, t.bytes));
+        row(
+            &format!("  {}", t.dtype),
+            format_args!("{} tensors, {} elements, {} bytes", t.tensors, t.elements, t.bytes),
+        );
     }
     if each {
         for t in &tensors.list {

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use atombank::DType;
 use atombank::checkpoint::HfFolder;
 use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::error::Finding;
 use atombank::formats::{gguf, safetensors};
 use atombank::plan::{self, Plan, Staging};
-use atombank::DType;
 use clap::{Args, ValueEnum};
 
 use super::{Common, progress};

@@ -166,4 +166,3 @@ pub fn compare(
     }
     Ok(agreement)
 }
-

@@ -33,8 +33,7 @@ impl Batch {
     /// Pads `sequences`, of which each holds at least one token.
     pub fn new(sequences: &[Sequence]) -> Self {
         let width = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-        let mut batch =
-            Self { ids: Vec::new(), positions: Vec::new(), lengths: Vec::new(), routed: Vec::new(), width };
+        let mut batch = Self { ids: Vec::new(), positions: Vec::new(), lengths: Vec::new(), routed: Vec::new(), width };
         for sequence in sequences {
             batch.ids.extend(&sequence.ids);
             batch.ids.resize(batch.ids.len().next_multiple_of(width.max(1)), 0);

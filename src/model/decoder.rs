@@ -207,4 +207,3 @@ fn mask(batch: &Batch, keys: &[Vec<u32>], window: Option<usize>, device: &Device
     }
     Ok(Tensor::from_vec(mask, (batch.rows(), 1, batch.width, count), device)?)
 }
-

@@ -31,14 +31,18 @@ impl CustomOp1 for FrozenMatmul {
     fn cpu_fwd(&self, input: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (dims, transposed) = self.dims(layout)?;
         let (storage, _) = self.weight.storage_and_layout();
-        let Storage::Cpu(weight) = &*storage else { candle_core::bail!("frozen-matmul: the weight is on another device") };
+        let Storage::Cpu(weight) = &*storage else {
+            candle_core::bail!("frozen-matmul: the weight is on another device")
+        };
         Ok((input.matmul(weight, dims, layout, &transposed)?, Shape::from((dims.1, dims.2))))
     }
 
     fn cuda_fwd(&self, input: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let (dims, transposed) = self.dims(layout)?;
         let (storage, _) = self.weight.storage_and_layout();
-        let Storage::Cuda(weight) = &*storage else { candle_core::bail!("frozen-matmul: the weight is on another device") };
+        let Storage::Cuda(weight) = &*storage else {
+            candle_core::bail!("frozen-matmul: the weight is on another device")
+        };
         Ok((input.matmul(weight, dims, layout, &transposed)?, Shape::from((dims.1, dims.2))))
     }
 
@@ -132,7 +136,8 @@ mod tests {
 
     #[test]
     fn every_operation_has_a_right_backward() {
-        let weight = Tensor::arange(0f32, 12., &Device::Cpu).unwrap().affine(0.1, -0.5).unwrap().reshape((3, 4)).unwrap();
+        let weight =
+            Tensor::arange(0f32, 12., &Device::Cpu).unwrap().affine(0.1, -0.5).unwrap().reshape((3, 4)).unwrap();
         check_gradient(&[2, 3, 4], |x| frozen_linear(x, &weight, None));
         check_gradient(&[2, 3, 4], |x| linear(x, &weight));
         check_gradient(&[3, 4], |w| linear(&weight, w));

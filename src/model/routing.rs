@@ -269,7 +269,8 @@ impl<'a> BankHook<'a> {
             Routing::Token => {
                 // Every atom times z, then the mix: no [r, r] matrix for each token.
                 let tokens = self.rows * self.width;
-                let each = ops::linear(&z.reshape((tokens, r))?, &atoms.reshape((k * r, r))?)?.reshape((tokens, k, r))?;
+                let each =
+                    ops::linear(&z.reshape((tokens, r))?, &atoms.reshape((k * r, r))?)?.reshape((tokens, k, r))?;
                 Ok(alpha.unsqueeze(1)?.matmul(&each)?.reshape((self.rows, self.width, r))?)
             }
         }

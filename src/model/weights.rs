@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use super::ops;
-use crate::checkpoint::{ModelConfig, Module, Site};
+use crate::checkpoint::{ModelConfig, Module, Site, check_tensors};
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{Plan, PlannedTensor};
 
 /// Where a decoder's weights are while it runs.
@@ -61,6 +60,7 @@ impl Weights {
     /// config asks for; [`crate::Error::NotFinite`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn open(path: &Path, config: &ModelConfig, plan: &Plan, residence: Residence, device: &Device) -> Result<Self> {
         plan.check()?;
+        check_tensors(path, config, plan)?;
         let tensors: HashMap<_, _> = plan.tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
         let mut weights = Self {
             path: path.to_owned(),
@@ -70,7 +70,6 @@ impl Weights {
             resident: None,
             norm: Tensor::zeros(1, candle_core::DType::F32, device)?,
         };
-        weights.check_shapes()?;
         weights.norm = weights.load("model.norm.weight")?;
         if residence == Residence::Memory {
             let layers = (0..config.num_hidden_layers).map(|i| weights.load_layer(i)).collect::<Result<_>>()?;
@@ -181,36 +180,4 @@ impl Weights {
             k_norm: optional(norm("self_attn.k_norm"))?,
         })
     }
-
-    /// Every tensor the config asks for is there with its shape, and no other.
-    fn check_shapes(&self) -> Result<()> {
-        let expected = crate::checkpoint::expected_tensors(&self.config);
-        let finding = |name: &str| Finding::new(&self.path, format!("tensor {name:?}"));
-        for (name, shape) in &expected {
-            let Some(found) = self.tensors.get(name) else {
-                return Err(finding(name)
-                    .expected(format_args!("{} by config.json", show_shape(shape)))
-                    .found("nothing")
-                    .mismatch());
-            };
-            if &found.shape != shape {
-                return Err(finding(name)
-                    .expected(format_args!("{} by config.json", show_shape(shape)))
-                    .found(show_shape(&found.shape))
-                    .mismatch());
-            }
-        }
-        let expected: std::collections::HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        let mut surplus: Vec<&String> =
-            self.tensors.keys().filter(|n| !expected.contains(n.as_str()) && !crate::checkpoint::is_droppable(&self.config, n)).collect();
-        surplus.sort();
-        match surplus.first() {
-            None => Ok(()),
-            Some(name) => Err(finding(name)
-                .expected("only tensors that config.json asks for")
-                .found(format_args!("this one of shape {}", show_shape(&self.tensors[*name].shape)))
-                .mismatch()),
-        }
-    }
 }
-

@@ -54,7 +54,9 @@ impl PlannedTensor {
 
     /// Bytes in the output. [`Plan::check`] has seen that rows divide into blocks.
     pub fn byte_len(&self) -> u64 {
-        self.dtype.bytes_of(self.elems() as u64, self.row_len().max(self.dtype.block_elems()) as u64).unwrap_or(u64::MAX)
+        self.dtype
+            .bytes_of(self.elems() as u64, self.row_len().max(self.dtype.block_elems()) as u64)
+            .unwrap_or(u64::MAX)
     }
 }
 
@@ -90,7 +92,11 @@ impl Plan {
             }
             if tensor.dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).is_none() {
                 return Err(finding()
-                    .expected(format_args!("rows that divide into blocks of {} for {}", tensor.dtype.block_elems(), tensor.dtype))
+                    .expected(format_args!(
+                        "rows that divide into blocks of {} for {}",
+                        tensor.dtype.block_elems(),
+                        tensor.dtype
+                    ))
                     .found(format_args!("rows of {}", tensor.row_len()))
                     .mismatch());
             }

@@ -95,9 +95,8 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
 /// such values answer false; of Q8_0 the block scales are looked at.
 pub fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
     // An exponent of all ones is the mark of both. Folded without early exit, which vectorizes.
-    let half_words = |mask: u16| {
-        bytes.as_chunks::<2>().0.iter().fold(false, |bad, b| bad | (u16::from_le_bytes(*b) & mask == mask))
-    };
+    let half_words =
+        |mask: u16| bytes.as_chunks::<2>().0.iter().fold(false, |bad, b| bad | (u16::from_le_bytes(*b) & mask == mask));
     match dtype {
         DType::F16 => half_words(0x7c00),
         DType::BF16 => half_words(0x7f80),

@@ -107,9 +107,17 @@ impl Report {
 
     fn of_folder(folder: &HfFolder) -> Result<Self> {
         let c = &folder.config;
-        let infos: Vec<_> = folder.weights().tensors.iter().filter_map(|t| t.expr.sources().first().map(|s| s.info().clone())).collect();
-        let missing =
-            expected_tensors(c).into_iter().map(|(name, _)| name).filter(|n| folder.weights().get(n).is_none()).collect();
+        let infos: Vec<_> = folder
+            .weights()
+            .tensors
+            .iter()
+            .filter_map(|t| t.expr.sources().first().map(|s| s.info().clone()))
+            .collect();
+        let missing = expected_tensors(c)
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|n| folder.weights().get(n).is_none())
+            .collect();
         Ok(Report::HfFolder {
             architecture: c.architecture.name().to_owned(),
             layers: c.num_hidden_layers,

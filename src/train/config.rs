@@ -350,7 +350,8 @@ mod tests {
 
     #[test]
     fn the_rate_warms_up_and_falls_to_its_end() {
-        let config = open(SHORT, &["training.steps=110", "training.warmup_steps=10", "training.learning_rate=1.0"]).unwrap();
+        let config =
+            open(SHORT, &["training.steps=110", "training.warmup_steps=10", "training.learning_rate=1.0"]).unwrap();
         assert_eq!(config.learning_rate(0), 0.1);
         assert_eq!(config.learning_rate(9), 1.0);
         assert!((config.learning_rate(60) - 0.5).abs() < 1e-12);

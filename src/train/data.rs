@@ -38,9 +38,8 @@ impl Row {
                 continue;
             }
             let finding = || Finding::new(path, format!("line {}", number + 1));
-            let row: Row = serde_json::from_str(&line).map_err(|e| {
-                finding().expected("{\"instruction\", \"prompt\", \"completion\"}").found(e).format()
-            })?;
+            let row: Row = serde_json::from_str(&line)
+                .map_err(|e| finding().expected("{\"instruction\", \"prompt\", \"completion\"}").found(e).format())?;
             if row.completion.is_empty() {
                 return Err(finding().expected("a completion").found("an empty one").format());
             }

@@ -27,7 +27,9 @@ impl AdamW {
     /// # Errors
     /// [`crate::Error::Compute`].
     pub fn new(vars: &BTreeMap<String, Var>) -> Result<Self> {
-        let zeros = |var: &Var| -> Result<_> { Ok((var.as_tensor().zeros_like()?.detach(), var.as_tensor().zeros_like()?.detach())) };
+        let zeros = |var: &Var| -> Result<_> {
+            Ok((var.as_tensor().zeros_like()?.detach(), var.as_tensor().zeros_like()?.detach()))
+        };
         let moments = vars.iter().map(|(name, var)| Ok((name.clone(), zeros(var)?))).collect::<Result<_>>()?;
         Ok(Self { steps: 0, moments })
     }

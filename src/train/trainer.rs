@@ -148,12 +148,8 @@ impl Run<'_> {
     ) -> Result<Outcome> {
         let t = &self.config.training;
         let regularizer = Regularizer { prior: t.lambda_prior, balance: t.lambda_balance };
-        let objective = Objective {
-            decoder: self.decoder,
-            trainable: self.trainable,
-            config: &self.adapter.config,
-            regularizer,
-        };
+        let objective =
+            Objective { decoder: self.decoder, trainable: self.trainable, config: &self.adapter.config, regularizer };
         let per_step = t.batch_size * t.gradient_accumulation;
         let mut outcome = Outcome { loss: f64::NAN, eval_loss: None, parameters: self.adapter.parameters() };
         let mut saved = done;

@@ -12,14 +12,8 @@ use atombank::formats::safetensors::SafetensorsFile;
 use atombank::model::{Decoder, Residence, Sequence};
 use candle_core::Device;
 
-pub const CASES: [&str; 6] = [
-    "llama-prompt",
-    "llama-token",
-    "llama-no-instruction",
-    "llama-all-linear-rslora",
-    "qwen2-prompt",
-    "qwen3-prompt",
-];
+pub const CASES: [&str; 6] =
+    ["llama-prompt", "llama-token", "llama-no-instruction", "llama-all-linear-rslora", "qwen2-prompt", "qwen3-prompt"];
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")

@@ -105,9 +105,10 @@ fn check(path: &Path, name: String, raw: &RawInfo, data_len: usize) -> Result<(T
             .expected(format_args!("{needed} bytes for {dtype} {}", show_shape(&raw.shape)))
             .found(format_args!("{here} bytes"))
             .format()),
-        (None, _) => {
-            Err(subject().expected("a size below 2^64 bytes").found(format_args!("shape {}", show_shape(&raw.shape))).format())
-        }
+        (None, _) => Err(subject()
+            .expected("a size below 2^64 bytes")
+            .found(format_args!("shape {}", show_shape(&raw.shape)))
+            .format()),
         (_, None) => Err(subject()
             .expected(format_args!("offsets inside the {data_len} bytes of data"))
             .found(format_args!("[{start}, {end}]"))

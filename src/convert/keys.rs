@@ -1,0 +1,191 @@
+//! Metadata about the model: `general.*` and the architecture's own keys.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`prepare_metadata`, `set_gguf_parameters`),
+//! `conversion/llama.py`, `gguf-py/gguf/metadata.py`, `gguf-py/gguf/constants.py`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::{OutType, model_id};
+use crate::checkpoint::{Architecture, HfFolder, RopeScaling, read_json_object};
+use crate::error::{Finding, IoContext, Result};
+use crate::formats::gguf::Metadata;
+
+/// `GGML_QUANT_VERSION`: the layout of quantized blocks.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// What `general.sampling.*` takes from generation_config.json: its names there, in the order in
+/// which they are looked up, the key, and whether it is a whole number.
+const SAMPLING: &[(&[&str], &str, bool)] = &[
+    (&["top_k"], "top_k", true),
+    (&["top_p"], "top_p", false),
+    (&["min_p"], "min_p", false),
+    (&["xtc_probability"], "xtc_probability", false),
+    (&["xtc_threshold"], "xtc_threshold", false),
+    (&["temperature"], "temp", false),
+    (&["penalty_last_n"], "penalty_last_n", true),
+    (&["penalty_repeat", "repetition_penalty"], "penalty_repeat", false),
+    (&["mirostat"], "mirostat", true),
+    (&["mirostat_tau"], "mirostat_tau", false),
+    (&["mirostat_eta"], "mirostat_eta", false),
+];
+
+/// The architecture's name in GGUF.
+pub(super) fn architecture(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Llama | Architecture::Mistral => "llama",
+        Architecture::Qwen2 => "qwen2",
+        Architecture::Qwen3 => "qwen3",
+    }
+}
+
+/// Writes `general.*`: architecture, name and sampling defaults. `total_elems` is the number of
+/// elements of all tensors.
+pub(super) fn general(metadata: &mut Metadata, folder: &HfFolder, total_elems: u64) -> Result<()> {
+    metadata.insert("general.architecture", architecture(folder.config.architecture));
+    metadata.insert("general.type", "model");
+    sampling(metadata, &folder.path().join("generation_config.json"))?;
+
+    // The hub's name of the model, where the config has kept one, goes before the folder's.
+    let hub_name = folder.config_json.get("_name_or_path").and_then(Json::as_str);
+    let hub_name = hub_name.filter(|name| name.matches('/').count() <= 1);
+    let hub = hub_name.map(|name| model_id::parse(name, total_elems)).unwrap_or_default();
+    let local = model_id::parse(&folder_name(folder.path()), total_elems);
+    let size = || (total_elems > 0).then(|| model_id::size_label(total_elems));
+    let parts = [
+        ("name", hub.name.or(local.name).map(|name| model_id::title(&name))),
+        ("version", hub.version.or(local.version)),
+        ("organization", hub.organization.or(local.organization).map(|name| model_id::title(&name))),
+        ("finetune", hub.finetune.or(local.finetune)),
+        ("basename", hub.basename.or(local.basename)),
+        ("size_label", hub.size_label.or(local.size_label).or_else(size)),
+    ];
+    for (key, text) in parts {
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            metadata.insert(format!("general.{key}"), text);
+        }
+    }
+    Ok(())
+}
+
+/// The last part of the folder's path, also where it is given as `.`.
+fn folder_name(path: &Path) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_default()
+}
+
+/// A file that isn't there, or isn't JSON, recommends nothing.
+fn sampling(metadata: &mut Metadata, path: &Path) -> Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let text = std::fs::read(path).at(path, "read")?;
+    let Ok(json) = serde_json::from_slice::<Map<String, Json>>(&text) else { return Ok(()) };
+    if let Some(sequence) = json.get("sequence").and_then(Json::as_str).filter(|text| !text.is_empty()) {
+        metadata.insert("general.sampling.sequence", sequence);
+    }
+    for (names, key, whole) in SAMPLING {
+        let Some((name, value)) = names.iter().find_map(|name| Some((name, json.get(*name)?))) else { continue };
+        let wrong = |expected: &str| {
+            let found = format!("{value}");
+            Finding::new(path, *name).expected(expected).found(found).format()
+        };
+        let key = format!("general.sampling.{key}");
+        match whole {
+            _ if value.is_null() => {}
+            true => {
+                let number = value.as_i64().and_then(|v| i32::try_from(v).ok());
+                metadata.insert(key, number.ok_or_else(|| wrong("a whole number of 32 bits"))?);
+            }
+            false => {
+                metadata.insert(key, value.as_f64().ok_or_else(|| wrong("a number"))? as f32);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the architecture's keys, the file type and the version of quantization.
+pub(super) fn model(metadata: &mut Metadata, folder: &HfFolder, outtype: OutType) -> Result<()> {
+    let config = &folder.config;
+    let prefix = architecture(config.architecture);
+    let mut counts = vec![
+        ("block_count", config.num_hidden_layers),
+        ("context_length", config.max_position_embeddings),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.num_attention_heads),
+        ("attention.head_count_kv", config.num_key_value_heads),
+    ];
+    for (key, value) in counts.drain(..) {
+        metadata.insert(format!("{prefix}.{key}"), count(metadata, key, value)?);
+    }
+    // Llama 3's scaling is in a tensor instead.
+    if let RopeScaling::Linear { factor } = config.rope.scaling {
+        metadata.insert(format!("{prefix}.rope.scaling.type"), "linear");
+        metadata.insert(format!("{prefix}.rope.scaling.factor"), factor as f32);
+    }
+    metadata.insert(format!("{prefix}.rope.freq_base"), config.rope.theta as f32);
+    metadata.insert(format!("{prefix}.attention.layer_norm_rms_epsilon"), config.rms_norm_eps as f32);
+    let head_dim = count(metadata, "head_dim", config.head_dim)?;
+    // transformers fills in head_dim for all of these but Qwen2, whose config has no such field.
+    let named = folder.config_json.get("head_dim").is_some_and(|value| !value.is_null());
+    if named || config.architecture != Architecture::Qwen2 {
+        metadata.insert(format!("{prefix}.attention.key_length"), head_dim);
+        metadata.insert(format!("{prefix}.attention.value_length"), head_dim);
+    }
+    metadata.insert("general.file_type", outtype.file_type());
+    match config.architecture {
+        Architecture::Llama | Architecture::Mistral => {
+            metadata.insert(format!("{prefix}.vocab_size"), count(metadata, "vocab_size", config.vocab_size)?);
+            metadata.insert(format!("{prefix}.rope.dimension_count"), head_dim);
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 => pooling(metadata, folder.path(), prefix)?,
+    }
+    metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
+    Ok(())
+}
+
+/// Counts of configs are at most 2^31; their products need not be.
+fn count(metadata: &Metadata, key: &str, value: usize) -> Result<u32> {
+    u32::try_from(value)
+        .map_err(|_| Finding::new(metadata.file(), key).expected("a count below 2^32").found(value).mismatch())
+}
+
+/// How a sentence-transformers folder makes one vector of all positions
+/// (conversion/base.py, `_try_set_pooling_type`).
+fn pooling(metadata: &mut Metadata, folder: &Path, prefix: &str) -> Result<()> {
+    let path = folder.join("modules.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let text = std::fs::read(&path).at(&path, "read")?;
+    let modules: Vec<Map<String, Json>> = serde_json::from_slice(&text)
+        .map_err(|e| Finding::new(&path, "").expected("a JSON array of modules").found(e).format())?;
+    let text = |module: &Map<String, Json>, name: &str| module.get(name).and_then(Json::as_str).map(str::to_owned);
+    let module = modules.iter().find(|module| text(module, "type").is_some_and(|kind| kind.ends_with("Pooling")));
+    let Some(module) = module else { return Ok(()) };
+    let inner = text(module, "path").unwrap_or_default();
+    if Path::new(&inner).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        return Err(Finding::new(&path, "path").expected("a folder inside this one").found(inner).format());
+    }
+    let path = folder.join(inner).join("config.json");
+    let config = read_json_object(&path)?;
+    let on = |name: &str| config.get(name).and_then(Json::as_bool).unwrap_or(false);
+    // The numbers of llama.cpp's `enum llama_pooling_type`.
+    let kind: u32 = match config.get("pooling_mode").and_then(Json::as_str) {
+        _ if on("pooling_mode_mean_tokens") => 1,
+        _ if on("pooling_mode_cls_token") => 2,
+        _ if on("pooling_mode_lasttoken") => 3,
+        Some("mean") => 1,
+        Some("cls") => 2,
+        Some("lasttoken") => 3,
+        _ => {
+            let finding = Finding::new(&path, "pooling mode");
+            return Err(finding.expected("mean, cls or lasttoken").found("another").unsupported());
+        }
+    };
+    metadata.insert(format!("{prefix}.pooling_type"), kind);
+    Ok(())
+}

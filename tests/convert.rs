@@ -1,0 +1,314 @@
+//! Conversion to GGUF: whole files against what llama.cpp's converter makes of the same folders.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atombank::checkpoint::HfFolder;
+use atombank::convert::{ConvertOptions, OutType, to_gguf};
+use atombank::formats::Source;
+use atombank::formats::gguf::{Array, GgufFile, Value, ValueType, layout};
+use atombank::plan::{self, Plan, Staging};
+use atombank::{Error, Result};
+use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
+
+const CASES: [&str; 5] = ["llama", "llama-rope-llama3", "mistral", "qwen2", "qwen3"];
+
+/// `fixtures/convert`, or the folder of other cases of the same form that the environment names.
+fn cases() -> (PathBuf, Vec<String>) {
+    match std::env::var_os("ATOMBANK_CONVERT_CASES") {
+        None => {
+            let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert");
+            (fixtures, CASES.map(str::to_owned).to_vec())
+        }
+        Some(folder) => {
+            let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap());
+            let names = entries.filter(|e| e.path().join("expected").is_dir());
+            (folder.clone().into(), names.map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        }
+    }
+}
+
+fn convert(model: &Path, options: &ConvertOptions, target: &Path) -> Result<()> {
+    let folder = HfFolder::open(model)?;
+    let (metadata, plan) = to_gguf(&folder, folder.weights(), options)?;
+    let layout = layout(&metadata, &plan.tensors)?;
+    let staging = Staging::file(target, false)?;
+    plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {})?;
+    staging.commit()
+}
+
+#[test]
+fn files_equal_the_reference_key_by_key_and_byte_by_byte() {
+    let (folder, names) = cases();
+    for name in names {
+        for outtype in OutType::ALL {
+            let expected = folder.join(&name).join(format!("expected/{outtype}.json"));
+            let expected: Json = serde_json::from_slice(&fs::read(&expected).unwrap()).unwrap();
+            let out = tempfile::tempdir().unwrap();
+            let target = out.path().join("model.gguf");
+            let options = ConvertOptions { outtype, ..ConvertOptions::default() };
+            convert(&folder.join(&name).join("model"), &options, &target)
+                .unwrap_or_else(|e| panic!("{name} {outtype}: {e}"));
+            let file = GgufFile::open(&target).unwrap();
+            compare(&format!("{name} {outtype}"), &file, &expected);
+            another_reader_agrees(&target, &file);
+            let end = file.range(file.tensors().len() - 1).end.next_multiple_of(32);
+            assert_eq!(fs::metadata(&target).unwrap().len(), end as u64, "{name} {outtype}: padded as upstream");
+        }
+    }
+}
+
+/// Keys, their order, types and values; tensors, their order, types, shapes and bytes.
+fn compare(case: &str, file: &GgufFile, expected: &Json) {
+    let ours: Vec<&str> = file.metadata().iter().map(|(key, _)| key).collect();
+    let theirs: Vec<&str> = expected["keys"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(ours, theirs, "{case}: keys");
+    for (key, value) in file.metadata().iter() {
+        let expected = &expected["keys"][key];
+        match value {
+            // By number: 1e-7 and 1e-07 are one.
+            Value::F32(v) => {
+                assert_eq!(expected["type"], json!(["FLOAT32"]), "{case}: {key}");
+                assert_eq!(expected["value"].as_f64(), Some(f64::from(*v)), "{case}: {key}");
+            }
+            _ => assert_eq!(described(value), *expected, "{case}: {key}"),
+        }
+    }
+    let ours: Vec<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
+    let theirs: Vec<&str> = expected["tensor_order"].as_array().unwrap().iter().map(|n| n.as_str().unwrap()).collect();
+    assert_eq!(ours, theirs, "{case}: tensors");
+    for (i, info) in file.tensors().iter().enumerate() {
+        let shape: Vec<usize> = info.shape.iter().rev().copied().collect();
+        let described = json!({"shape": shape, "type": info.dtype.name(), "sha256": sha256(file.bytes(i))});
+        assert_eq!(described, expected["tensors"][&info.name], "{case}: {}", info.name);
+    }
+}
+
+/// A value as the fixtures describe it.
+fn described(value: &Value) -> Json {
+    let text = |bytes: &[u8]| Json::from(std::str::from_utf8(bytes).unwrap());
+    let name = |kind: ValueType| kind.to_string().to_uppercase();
+    let plain = match value {
+        Value::U32(v) => json!(v),
+        Value::I32(v) => json!(v),
+        Value::Bool(v) => json!(v),
+        Value::String(v) => text(v),
+        Value::Array(array) => {
+            let items: Vec<Json> = match array {
+                Array::String(v) => v.iter().map(|s| text(s)).collect(),
+                Array::I32(v) => v.iter().map(|i| json!(i)).collect(),
+                other => panic!("no reference for arrays of {}", other.kind()),
+            };
+            let value = if items.len() > 64 {
+                let json = format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", "));
+                json!({"len": items.len(), "sha256_of_json": sha256(json.as_bytes()), "head": items[..8]})
+            } else {
+                Json::from(items)
+            };
+            return json!({"type": ["ARRAY", name(array.kind())], "value": value});
+        }
+        other => panic!("no reference for {other}"),
+    };
+    json!({"type": [name(value.kind())], "value": plain})
+}
+
+/// As Python's `json.dumps` with `ensure_ascii`: whatever is not ASCII as UTF-16 escapes.
+fn python_json(value: &Json) -> String {
+    let mut out = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            '\u{7f}' | '\0'..='~' => out.push(c),
+            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    out
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// gguf-rs, which shares no code with ours, finds the same tensors at the same places.
+fn another_reader_agrees(path: &Path, file: &GgufFile) {
+    let path = path.to_str().unwrap();
+    let model = gguf_rs::get_gguf_container_array_size(path, u64::MAX).unwrap().decode().unwrap();
+    assert_eq!(model.num_kv(), file.metadata().len() as u64);
+    assert_eq!(model.tensors().len(), file.tensors().len());
+    let start = file.range(0).start as u64;
+    for (i, (theirs, ours)) in model.tensors().iter().zip(file.tensors()).enumerate() {
+        assert_eq!(theirs.name, ours.name);
+        assert_eq!(Some(theirs.kind), ours.dtype.ggml_id(), "{}", ours.name);
+        assert_eq!(theirs.offset + start, file.range(i).start as u64, "{}", ours.name);
+        let shape: Vec<u64> = ours.shape.iter().rev().map(|d| *d as u64).collect();
+        assert!(theirs.shape.starts_with(&shape), "{}: {:?}", ours.name, theirs.shape);
+    }
+    for (key, value) in file.metadata().iter() {
+        if let Value::U32(number) = value {
+            assert_eq!(model.metadata()[key], json!(number), "{key}");
+        }
+    }
+}
+
+/// A copy of the llama fixture whose files tests may change.
+fn copied() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert/llama/model");
+    for entry in fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+fn edit(folder: &Path, file: &str, change: impl Fn(&mut Json)) {
+    let path = folder.join(file);
+    let mut json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(path, serde_json::to_vec(&json).unwrap()).unwrap();
+}
+
+fn refusal(folder: &Path) -> Error {
+    let target = tempfile::tempdir().unwrap();
+    let result = convert(folder, &ConvertOptions::default(), &target.path().join("x.gguf"));
+    assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0, "nothing is left behind");
+    result.unwrap_err()
+}
+
+#[test]
+fn weights_of_another_model_are_refused_by_name() {
+    let cases = [
+        (
+            "num_key_value_heads",
+            json!(4),
+            "model.layers.0.self_attn.k_proj.weight\": expected [256, 256] by config.json, found [128, 256]",
+        ),
+        ("vocab_size", json!(321), "expected [321, 256] by config.json, found [320, 256]"),
+        (
+            "num_hidden_layers",
+            json!(3),
+            "tensor \"model.layers.2.self_attn.q_proj.weight\": expected [256, 256] by config.json, found none",
+        ),
+        ("num_hidden_layers", json!(1), "expected only tensors that config.json asks for, found this one"),
+        (
+            "attention_bias",
+            json!(true),
+            "self_attn.q_proj.bias\": expected [256] by config.json, found none of that name",
+        ),
+    ];
+    for (field, value, expected) in cases {
+        let model = copied();
+        edit(model.path(), "config.json", |config| config[field] = value.clone());
+        let error = refusal(model.path());
+        assert!(matches!(error, Error::Mismatch(_)), "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn tokenizers_that_cannot_be_described_are_refused_with_what_to_try() {
+    let model = copied();
+    fs::write(model.path().join("tokenizer.model"), b"spm").unwrap();
+    let error = refusal(model.path()).to_string();
+    assert!(error.contains("a SentencePiece model, which this version can't convert yet"), "{error}");
+
+    let model = copied();
+    fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    let error = refusal(model.path()).to_string();
+    assert!(error.contains("expected tokenizer.json, found no such file"), "{error}");
+
+    let model = copied();
+    edit(model.path(), "tokenizer.json", |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}));
+    let error = refusal(model.path()).to_string();
+    assert!(error.contains("--pre NAME"), "{error}");
+    let folder = HfFolder::open(model.path()).unwrap();
+    let options = ConvertOptions { pre: Some("qwen2".to_owned()), ..ConvertOptions::default() };
+    let (metadata, _) = to_gguf(&folder, folder.weights(), &options).unwrap();
+    assert_eq!(metadata.text("tokenizer.ggml.pre").unwrap(), "qwen2");
+}
+
+#[test]
+fn folders_without_a_tokenizer_convert_without_a_vocabulary() {
+    let model = copied();
+    fs::remove_file(model.path().join("tokenizer.json")).unwrap();
+    let folder = HfFolder::open(model.path()).unwrap();
+    let options = ConvertOptions { vocab: false, ..ConvertOptions::default() };
+    let (metadata, _) = to_gguf(&folder, folder.weights(), &options).unwrap();
+    assert_eq!(metadata.text("tokenizer.ggml.model").unwrap(), "none");
+    assert!(metadata.get("tokenizer.ggml.tokens").is_none());
+}
+
+#[test]
+fn every_tensor_is_used_once_whatever_their_order() {
+    let model = copied();
+    let folder = HfFolder::open(model.path()).unwrap();
+    let options = ConvertOptions::default();
+    let (_, straight) = to_gguf(&folder, folder.weights(), &options).unwrap();
+    let mut reversed = folder.weights().clone();
+    reversed.tensors.reverse();
+    let (_, back) = to_gguf(&folder, &reversed, &options).unwrap();
+    let names = |plan: &Plan| plan.tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&straight), names(&back));
+
+    let mut buffers = folder.weights().clone();
+    let mut buffer = buffers.tensors[0].clone();
+    buffer.name = "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned();
+    buffers.tensors.push(buffer);
+    assert_eq!(names(&to_gguf(&folder, &buffers, &options).unwrap().1), names(&straight));
+
+    let mut twice = folder.weights().clone();
+    twice.tensors.push(twice.tensors[0].clone());
+    let error = to_gguf(&folder, &twice, &options).unwrap_err().to_string();
+    assert!(error.contains("expected each name once, found it twice"), "{error}");
+}
+
+#[test]
+fn special_tokens_templates_and_sampling_are_taken_over() {
+    let model = copied();
+    edit(model.path(), "generation_config.json", |json| {
+        json["temperature"] = json!(0.6);
+        json["top_k"] = json!(20);
+        json["repetition_penalty"] = json!(1.05);
+    });
+    edit(model.path(), "config.json", |json| json["_name_or_path"] = json!("some-org/Tiny-1.3M-Instruct-v0.3"));
+    edit(model.path(), "tokenizer_config.json", |json| {
+        json["add_prefix_space"] = json!(false);
+        json["chat_template"] = json!([
+            {"name": "default", "template": "plain"}, {"name": "tool use", "template": "tools"}
+        ]);
+    });
+    edit(model.path(), "tokenizer.json", |json| {
+        json["post_processor"] = json!({"type": "Sequence", "processors": [
+            {"type": "ByteLevel"},
+            {"type": "TemplateProcessing", "pair": [], "special_tokens": {}, "single": [
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+            ]}
+        ]});
+    });
+    let folder = HfFolder::open(model.path()).unwrap();
+    let (metadata, _) = to_gguf(&folder, folder.weights(), &ConvertOptions::default()).unwrap();
+    let expected: HashMap<&str, Value> = HashMap::from([
+        ("general.sampling.temp", 0.6f32.into()),
+        ("general.sampling.top_k", 20i32.into()),
+        ("general.sampling.penalty_repeat", 1.05f32.into()),
+        ("general.name", "Tiny 1.3M Instruct v0.3".into()),
+        ("general.organization", "Some Org".into()),
+        ("general.basename", "Tiny".into()),
+        ("general.finetune", "Instruct".into()),
+        ("general.version", "v0.3".into()),
+        ("general.size_label", "1.3M".into()),
+        ("tokenizer.ggml.add_space_prefix", false.into()),
+        ("tokenizer.ggml.add_bos_token", true.into()),
+        ("tokenizer.ggml.add_eos_token", true.into()),
+        ("tokenizer.ggml.eos_token_id", 1u32.into()),
+        ("tokenizer.ggml.eot_token_id", 2u32.into()),
+        ("tokenizer.chat_template", "plain".into()),
+        ("tokenizer.chat_template.tool_use", "tools".into()),
+        ("tokenizer.chat_templates", Array::texts(["tool_use"]).into()),
+    ]);
+    for (key, value) in expected {
+        assert_eq!(metadata.get(key), Some(&value), "{key}");
+    }
+}
