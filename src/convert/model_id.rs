@@ -53,7 +53,8 @@ pub(super) fn parse(id: &str, total_elems: u64) -> ModelId {
         }
     }
     // Words like "small" are no size next to a number.
-    let has_number = parts.iter().any(|(part, kinds)| kinds.contains(&Kind::SizeLabel) && part.contains(char::is_numeric));
+    let has_number =
+        parts.iter().any(|(part, kinds)| kinds.contains(&Kind::SizeLabel) && part.contains(char::is_numeric));
     if has_number {
         for (part, kinds) in &mut parts {
             if part.chars().all(char::is_alphabetic) {
@@ -80,7 +81,8 @@ pub(super) fn parse(id: &str, total_elems: u64) -> ModelId {
         kinds.retain(|kind| *kind != Kind::Basename);
     }
     let join = |wanted: &dyn Fn(&[Kind]) -> bool| {
-        let chosen: Vec<&str> = parts.iter().filter(|(_, kinds)| wanted(kinds)).map(|(part, _)| part.as_str()).collect();
+        let chosen: Vec<&str> =
+            parts.iter().filter(|(_, kinds)| wanted(kinds)).map(|(part, _)| part.as_str()).collect();
         Some(chosen).filter(|chosen| !chosen.is_empty())
     };
     let size_label = join(&|kinds| kinds.contains(&Kind::SizeLabel)).map(|sizes| {
@@ -270,8 +272,14 @@ mod tests {
 
     #[test]
     fn sizes_have_two_digits() {
-        let cases =
-            [(1_262_848, "1.3M"), (12_600_000, "13M"), (8_030_261_248, "8.0B"), (494_032_768, "494M"), (950, "1.0K"), (0, "0.00K")];
+        let cases = [
+            (1_262_848, "1.3M"),
+            (12_600_000, "13M"),
+            (8_030_261_248, "8.0B"),
+            (494_032_768, "494M"),
+            (950, "1.0K"),
+            (0, "0.00K"),
+        ];
         for (total, expected) in cases {
             assert_eq!(size_label(total), expected);
         }

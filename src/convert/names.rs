@@ -53,7 +53,8 @@ fn translate(
     // One spelling a layer: no sign, no leading zero.
     let layer: u32 = layer.parse().ok().filter(|number: &u32| number.to_string() == layer)?;
     let has_head_norms = architecture == Architecture::Qwen3;
-    let to = find(LAYER, module).filter(|_| has_head_norms || !module.ends_with("q_norm") && !module.ends_with("k_norm"))?;
+    let to =
+        find(LAYER, module).filter(|_| has_head_norms || !module.ends_with("q_norm") && !module.ends_with("k_norm"))?;
     Some(format!("{to_layers}{layer}.{to}.{suffix}"))
 }
 

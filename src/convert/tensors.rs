@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::f32::consts::PI;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{OutType, gguf_name};
@@ -47,11 +47,9 @@ pub(super) fn plan(folder: &HfFolder, weights: &Plan, outtype: OutType) -> Resul
 
 /// Every tensor that the config asks for is there, once, in its shape; and no other.
 fn check(folder: &HfFolder, weights: &[&PlannedTensor]) -> Result<()> {
-    let mut expected: HashMap<String, Vec<usize>> = HashMap::new();
     let config = &folder.config;
     let required = expected_tensors(config);
-    let order: Vec<String> = required.iter().map(|(name, _)| name.clone()).collect();
-    expected.extend(required);
+    let mut expected: HashMap<String, Vec<usize>> = required.iter().cloned().collect();
     if config.tie_word_embeddings {
         // The reference writes the output matrix of a checkpoint that has one, tied or not.
         expected.insert("lm_head.weight".to_owned(), vec![config.vocab_size, config.hidden_size]);
@@ -66,16 +64,16 @@ fn check(folder: &HfFolder, weights: &[&PlannedTensor]) -> Result<()> {
                     .found(show_shape(&tensor.shape))
                     .mismatch());
             }
-            None if order.contains(&tensor.name) => {
+            None if required.iter().any(|(name, _)| *name == tensor.name) => {
                 return Err(finding().expected("each name once").found("it twice").mismatch());
             }
             None => return Err(unknown(folder.path(), tensor)),
         }
     }
-    match order.iter().find(|name| expected.contains_key(*name)) {
+    match required.iter().find(|(name, _)| expected.contains_key(name)) {
         None => Ok(()),
-        Some(name) => Err(Finding::new(folder.path(), format!("tensor {name:?}"))
-            .expected(format_args!("{}, by config.json", show_shape(&expected[name])))
+        Some((name, shape)) => Err(Finding::new(folder.path(), format!("tensor {name:?}"))
+            .expected(format_args!("{}, by config.json", show_shape(shape)))
             .found("none of that name")
             .hint("config.json and weights may be of different models")
             .mismatch()),
@@ -91,7 +89,7 @@ fn unknown(folder: &Path, tensor: &PlannedTensor) -> crate::Error {
 }
 
 /// The file that a tensor is from; the folder for one that is computed.
-fn file_of(folder: &Path, tensor: &PlannedTensor) -> std::path::PathBuf {
+fn file_of(folder: &Path, tensor: &PlannedTensor) -> PathBuf {
     match tensor.expr.sources().first() {
         Some(source) => source.path().to_owned(),
         None => folder.to_owned(),
@@ -126,7 +124,7 @@ fn regrouped(config: &ModelConfig, tensor: &PlannedTensor) -> Expr {
 }
 
 /// Llama 3's divisors of the rotary frequencies, one for each pair of a head's dimensions;
-/// `None` for other scalings. Qwen's loader takes none (conversion/llama.py, `generate_extra_tensors`).
+/// `None` for other scalings (conversion/llama.py, `generate_extra_tensors`).
 ///
 /// Operations and their order are the reference's, in f32: torch divides a number by a tensor
 /// by multiplying it with the reciprocal.
@@ -136,9 +134,6 @@ fn rope_factors(config: &ModelConfig) -> Option<Arc<[f32]>> {
     else {
         return None;
     };
-    if !matches!(config.architecture, Architecture::Llama | Architecture::Mistral) {
-        return None;
-    }
     let longest_kept = (original_max_position_embeddings / high_freq_factor) as f32;
     let shortest_divided = (original_max_position_embeddings / low_freq_factor) as f32;
     let (context, divisor, low) = (original_max_position_embeddings as f32, factor as f32, low_freq_factor as f32);

@@ -33,8 +33,7 @@ struct Added {
 }
 
 /// The special tokens that tokenizer_config.json names.
-const NAMED: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Tokens by id, `vocab_size` of them; ids without one get a placeholder, as the reference has it.
 pub(super) fn tokens(files: &Files, vocab_size: usize) -> Result<Vec<Token>> {
@@ -42,7 +41,9 @@ pub(super) fn tokens(files: &Files, vocab_size: usize) -> Result<Vec<Token>> {
     let added = added_tokens(files, &vocab)?;
     let mut tokens: Vec<Option<Token>> = (0..vocab_size).map(|_| None).collect();
     let mut texts: Vec<(&str, usize)> = vocab.iter().map(|(text, id)| (*text, *id)).collect();
-    texts.extend(added.iter().filter(|(text, _)| !vocab.contains_key(text.as_str())).map(|(text, a)| (text.as_str(), a.id)));
+    texts.extend(
+        added.iter().filter(|(text, _)| !vocab.contains_key(text.as_str())).map(|(text, a)| (text.as_str(), a.id)),
+    );
     for (text, id) in texts {
         let finding = || files.finding(format!("token {text:?}"));
         let kind = match added.get(text) {
@@ -108,7 +109,11 @@ fn added_tokens(files: &Files, vocab: &HashMap<&str, usize>) -> Result<HashMap<S
     let listed = files.tokenizer.get("added_tokens").and_then(Json::as_array);
     for token in listed.into_iter().flatten() {
         let (text, special) = content(token).ok_or_else(|| {
-            files.finding("added_tokens").expected("tokens with a content").found(shortened(&token.to_string())).format()
+            files
+                .finding("added_tokens")
+                .expected("tokens with a content")
+                .found(shortened(&token.to_string()))
+                .format()
         })?;
         add(text, id_of(files, text, &token["id"])?, special);
     }
@@ -143,12 +148,7 @@ fn named_tokens(config: &Object) -> Vec<&str> {
         Json::Object(tokens) => tokens.values().collect(),
         _ => Vec::new(),
     });
-    let text = |token: &'_ Json| -> bool { !token.is_null() && !token.is_boolean() };
-    single
-        .chain(listed)
-        .filter(|token| text(token))
-        .filter_map(|token| token.as_str().or_else(|| content(token).map(|(text, _)| text)))
-        .collect()
+    single.chain(listed).filter_map(|token| token.as_str().or_else(|| content(token).map(|(text, _)| text))).collect()
 }
 
 /// Tokens that some models forgot to call special (conversion/base.py, `does_token_look_special`).
@@ -164,7 +164,12 @@ fn looks_special(text: &str) -> bool {
 pub(super) fn merges(files: &Files) -> Result<Vec<String>> {
     let merges = files.object("model")?.get("merges").and_then(Json::as_array);
     let merges = merges.filter(|merges| !merges.is_empty()).ok_or_else(|| {
-        files.finding("model.merges").expected("merges").found("none").hint("llama.cpp can't tokenize without them").format()
+        files
+            .finding("model.merges")
+            .expected("merges")
+            .found("none")
+            .hint("llama.cpp can't tokenize without them")
+            .format()
     })?;
     let read = |merge: &Json| match merge {
         Json::String(text) => Some(text.clone()),
@@ -218,16 +223,25 @@ mod tests {
         });
         let tokens = tokens(&files(bpe(added), config), 10).unwrap();
         let shown: Vec<String> = tokens.iter().map(|t| format!("{}:{}", t.text, t.kind as i32)).collect();
-        assert_eq!(shown, ["a:1", "b:3", "[PAD2]:5", "ab:1", "<s>:3", "<|fim|>:3", " x:4", "<late>:3", "new:4", "[PAD9]:5"]);
+        assert_eq!(
+            shown,
+            ["a:1", "b:3", "[PAD2]:5", "ab:1", "<s>:3", "<|fim|>:3", " x:4", "<late>:3", "new:4", "[PAD9]:5"]
+        );
     }
 
     #[test]
     fn ids_past_the_embedding_or_shared_are_refused() {
         let error = |added: Json, size: usize| tokens(&files(bpe(added), json!({})), size).err().unwrap().to_string();
         let message = error(json!([{"id": 9, "content": "z"}]), 8);
-        assert!(message.contains("token \"z\": expected an id below vocab_size 8 of config.json, found 9"), "{message}");
+        assert!(
+            message.contains("token \"z\": expected an id below vocab_size 8 of config.json, found 9"),
+            "{message}"
+        );
         let message = error(json!([{"id": 1, "content": "z"}]), 8);
-        assert!(message.contains("token \"z\": expected an id of its own, found id 1, which \"b\" has too"), "{message}");
+        assert!(
+            message.contains("token \"z\": expected an id of its own, found id 1, which \"b\" has too"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -15,12 +15,16 @@ use crate::error::Result;
 /// GPT-2's rule, built into `ByteLevel` of tokenizers.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const MINICPM5: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const MINICPM5: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
@@ -55,7 +59,11 @@ const KNOWN: &[Known] = &[
     Known { name: "gpt-4o", rules: &[GPT4O], ignore_merges: None },
     Known { name: "smollm", rules: &[DIGIT, GPT2], ignore_merges: None },
     Known { name: "falcon", rules: &[PUNCTUATION, GPT2, "[0-9][0-9][0-9]"], ignore_merges: None },
-    Known { name: "deepseek-coder", rules: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK_CODER, DIGIT], ignore_merges: None },
+    Known {
+        name: "deepseek-coder",
+        rules: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK_CODER, DIGIT],
+        ignore_merges: None,
+    },
     Known { name: "deepseek-v3", rules: &[r"\p{N}{1,3}", CJK_V3, DEEPSEEK3], ignore_merges: None },
     Known { name: "seed-coder", rules: &[SEED_CODER], ignore_merges: None },
     Known { name: "bailingmoe", rules: &[BAILING], ignore_merges: None },
@@ -73,9 +81,9 @@ pub(super) fn detect(files: &Files) -> Result<&'static str> {
     let pre_tokenizer = files.tokenizer.get("pre_tokenizer").unwrap_or(&Json::Null);
     let mut steps = Steps::default();
     let readable = steps.read(pre_tokenizer) && steps.byte_level;
-    let known = KNOWN
-        .iter()
-        .find(|known| readable && known.rules == steps.rules && known.ignore_merges.is_none_or(|v| v == ignores_merges));
+    let known = KNOWN.iter().find(|known| {
+        readable && known.rules == steps.rules && known.ignore_merges.is_none_or(|v| v == ignores_merges)
+    });
     known.map(|known| known.name).ok_or_else(|| {
         let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
         files
@@ -198,11 +206,17 @@ mod tests {
             json!({"type": "ByteLevel", "add_prefix_space": true}),
             sequence(&[split(r"\w+"), byte_level(false)]),
             split(QWEN2),
-            sequence(&[json!({"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated"}), byte_level(false)]),
+            sequence(&[
+                json!({"type": "Split", "pattern": {"String": " "}, "behavior": "Isolated"}),
+                byte_level(false),
+            ]),
         ];
         for pre_tokenizer in cases {
             let error = detect_in(pre_tokenizer, false).unwrap_err().to_string();
-            assert!(error.contains("tokenizer.json: pre_tokenizer: expected") && error.contains("--pre NAME"), "{error}");
+            assert!(
+                error.contains("tokenizer.json: pre_tokenizer: expected") && error.contains("--pre NAME"),
+                "{error}"
+            );
         }
     }
 }

@@ -123,7 +123,8 @@ impl Specials {
                 other => other.as_str(),
             });
             let Some(text) = text else { continue };
-            let token = added.into_iter().flatten().find(|token| token.get("content").and_then(Json::as_str) == Some(text));
+            let token =
+                added.into_iter().flatten().find(|token| token.get("content").and_then(Json::as_str) == Some(text));
             if let Some(id) = token.and_then(|token| token.get("id")) {
                 self.set_id(files, kind, id)?;
             }
@@ -185,9 +186,8 @@ impl Specials {
     /// Reads simple templates: a first, a last, and a token between two texts.
     fn template(&mut self, processor: &Json, known: &mut Known) {
         let pieces = |name: &str| processor.get(name).and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
-        let special = |piece: &Json| {
-            piece.get("SpecialToken").and_then(|token| token.get("id")).filter(|id| truthy(id)).cloned()
-        };
+        let special =
+            |piece: &Json| piece.get("SpecialToken").and_then(|token| token.get("id")).filter(|id| truthy(id)).cloned();
         let (mut first, mut last) = (None, None);
         if let [start, .., end] = pieces("single") {
             first = special(start);
@@ -229,9 +229,8 @@ impl Specials {
         if last.is_some() && pair.last().and_then(special) == last {
             pair = &pair[..pair.len() - 1];
         }
-        let sequence = |piece: &Json, id: &str| {
-            piece.get("Sequence").and_then(|s| s.get("id")).and_then(Json::as_str) == Some(id)
-        };
+        let sequence =
+            |piece: &Json, id: &str| piece.get("Sequence").and_then(|s| s.get("id")).and_then(Json::as_str) == Some(id);
         let [a, between @ .., b] = pair else { return };
         if between.is_empty() || !sequence(a, "A") || !sequence(b, "B") {
             return;

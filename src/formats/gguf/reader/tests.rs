@@ -67,7 +67,8 @@ fn every_type() -> Metadata {
 
 #[test]
 fn reads_back_what_was_laid_out() {
-    let tensors = [planned("a", DType::F32, &[3]), planned("b", DType::Q8_0, &[5, 64]), planned("c", DType::F16, &[2, 1, 3])];
+    let tensors =
+        [planned("a", DType::F32, &[3]), planned("b", DType::Q8_0, &[5, 64]), planned("c", DType::F16, &[2, 1, 3])];
     for alignment in [None, Some(1u32), Some(8), Some(64), Some(4096)] {
         let mut metadata = every_type();
         if let Some(alignment) = alignment {
@@ -151,9 +152,8 @@ impl Raw {
 fn refuses_what_the_format_forbids_by_name() {
     let key = |keys: u64| Raw::new(3, 0, keys).string(b"k");
     let tensor = |dims: &[u64], kind: u32| Raw::new(3, 1, 0).tensor("w", dims, kind, 0).data(64);
-    let two = |second: &str, offset: u64| {
-        Raw::new(3, 2, 0).tensor("w", &[4], 0, 0).tensor(second, &[4], 0, offset).data(64)
-    };
+    let two =
+        |second: &str, offset: u64| Raw::new(3, 2, 0).tensor("w", &[4], 0, 0).tensor(second, &[4], 0, offset).data(64);
     let alignment = |value: u32| Raw::new(3, 0, 1).string(b"general.alignment").u32(4).u32(value).data(0);
     let long = "n".repeat(64);
     let cases: Vec<(Raw, &str)> = vec![
