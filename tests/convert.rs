@@ -151,10 +151,10 @@ fn another_reader_agrees(path: &Path, file: &GgufFile) {
     }
 }
 
-/// A copy of the llama fixture whose files tests may change.
-fn copied() -> tempfile::TempDir {
+/// A copy of a fixture's model whose files tests may change.
+fn copied(case: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert/llama/model");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert").join(case).join("model");
     for entry in fs::read_dir(model).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
@@ -198,7 +198,7 @@ fn weights_of_another_model_are_refused_by_name() {
         ),
     ];
     for (field, value, expected) in cases {
-        let model = copied();
+        let model = copied("llama");
         edit(model.path(), "config.json", |config| config[field] = value.clone());
         let error = refusal(model.path());
         assert!(matches!(error, Error::Mismatch(_)), "{error}");
@@ -207,18 +207,32 @@ fn weights_of_another_model_are_refused_by_name() {
 }
 
 #[test]
+fn scalings_that_the_output_cannot_say_are_refused() {
+    let model = copied("qwen3");
+    edit(model.path(), "config.json", |config| {
+        config["rope_parameters"] =
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    });
+    let error = refusal(model.path()).to_string();
+    assert!(
+        error.contains("rope_type: expected default or linear, which GGUF can say of qwen3, found llama3"),
+        "{error}"
+    );
+}
+
+#[test]
 fn tokenizers_that_cannot_be_described_are_refused_with_what_to_try() {
-    let model = copied();
+    let model = copied("llama");
     fs::write(model.path().join("tokenizer.model"), b"spm").unwrap();
     let error = refusal(model.path()).to_string();
     assert!(error.contains("a SentencePiece model, which this version can't convert yet"), "{error}");
 
-    let model = copied();
+    let model = copied("llama");
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     let error = refusal(model.path()).to_string();
     assert!(error.contains("expected tokenizer.json, found no such file"), "{error}");
 
-    let model = copied();
+    let model = copied("llama");
     edit(model.path(), "tokenizer.json", |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}));
     let error = refusal(model.path()).to_string();
     assert!(error.contains("--pre NAME"), "{error}");
@@ -230,7 +244,7 @@ fn tokenizers_that_cannot_be_described_are_refused_with_what_to_try() {
 
 #[test]
 fn folders_without_a_tokenizer_convert_without_a_vocabulary() {
-    let model = copied();
+    let model = copied("llama");
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     let folder = HfFolder::open(model.path()).unwrap();
     let options = ConvertOptions { vocab: false, ..ConvertOptions::default() };
@@ -241,7 +255,7 @@ fn folders_without_a_tokenizer_convert_without_a_vocabulary() {
 
 #[test]
 fn every_tensor_is_used_once_whatever_their_order() {
-    let model = copied();
+    let model = copied("llama");
     let folder = HfFolder::open(model.path()).unwrap();
     let options = ConvertOptions::default();
     let (_, straight) = to_gguf(&folder, folder.weights(), &options).unwrap();
@@ -265,7 +279,7 @@ fn every_tensor_is_used_once_whatever_their_order() {
 
 #[test]
 fn special_tokens_templates_and_sampling_are_taken_over() {
-    let model = copied();
+    let model = copied("llama");
     edit(model.path(), "generation_config.json", |json| {
         json["temperature"] = json!(0.6);
         json["top_k"] = json!(20);

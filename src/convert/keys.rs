@@ -110,7 +110,7 @@ fn sampling(metadata: &mut Metadata, path: &Path) -> Result<()> {
 pub(super) fn model(metadata: &mut Metadata, folder: &HfFolder, outtype: OutType) -> Result<()> {
     let config = &folder.config;
     let prefix = architecture(config.architecture);
-    let mut counts = vec![
+    let counts = [
         ("block_count", config.num_hidden_layers),
         ("context_length", config.max_position_embeddings),
         ("embedding_length", config.hidden_size),
@@ -118,13 +118,24 @@ pub(super) fn model(metadata: &mut Metadata, folder: &HfFolder, outtype: OutType
         ("attention.head_count", config.num_attention_heads),
         ("attention.head_count_kv", config.num_key_value_heads),
     ];
-    for (key, value) in counts.drain(..) {
+    for (key, value) in counts {
         metadata.insert(format!("{prefix}.{key}"), count(metadata, key, value)?);
     }
-    // Llama 3's scaling is in a tensor instead.
-    if let RopeScaling::Linear { factor } = config.rope.scaling {
-        metadata.insert(format!("{prefix}.rope.scaling.type"), "linear");
-        metadata.insert(format!("{prefix}.rope.scaling.factor"), factor as f32);
+    match config.rope.scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => {
+            metadata.insert(format!("{prefix}.rope.scaling.type"), "linear");
+            metadata.insert(format!("{prefix}.rope.scaling.factor"), factor as f32);
+        }
+        // In a tensor, which llama.cpp's graph of Qwen doesn't read: the reference drops the
+        // scaling there without a word, and the model computes something else.
+        RopeScaling::Llama3 { .. } if prefix == "llama" => {}
+        RopeScaling::Llama3 { .. } => {
+            return Err(Finding::new(folder.path().join("config.json"), "rope_type")
+                .expected(format_args!("default or linear, which GGUF can say of {prefix}"))
+                .found("llama3")
+                .unsupported());
+        }
     }
     metadata.insert(format!("{prefix}.rope.freq_base"), config.rope.theta as f32);
     metadata.insert(format!("{prefix}.attention.layer_norm_rms_epsilon"), config.rms_norm_eps as f32);

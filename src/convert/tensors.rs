@@ -70,7 +70,7 @@ fn regrouped(config: &ModelConfig, tensor: &PlannedTensor) -> Expr {
 }
 
 /// Llama 3's divisors of the rotary frequencies, one for each pair of a head's dimensions;
-/// `None` for other scalings. Qwen's loader takes none (conversion/llama.py, `generate_extra_tensors`).
+/// `None` for other scalings (conversion/llama.py, `generate_extra_tensors`).
 ///
 /// Operations and their order are the reference's, in f32: torch divides a number by a tensor
 /// by multiplying it with the reciprocal.
@@ -80,9 +80,6 @@ fn rope_factors(config: &ModelConfig) -> Option<Arc<[f32]>> {
     else {
         return None;
     };
-    if !matches!(config.architecture, Architecture::Llama | Architecture::Mistral) {
-        return None;
-    }
     let longest_kept = (original_max_position_embeddings / high_freq_factor) as f32;
     let shortest_divided = (original_max_position_embeddings / low_freq_factor) as f32;
     let (context, divisor, low) = (original_max_position_embeddings as f32, factor as f32, low_freq_factor as f32);

@@ -148,12 +148,7 @@ fn named_tokens(config: &Object) -> Vec<&str> {
         Json::Object(tokens) => tokens.values().collect(),
         _ => Vec::new(),
     });
-    let text = |token: &'_ Json| -> bool { !token.is_null() && !token.is_boolean() };
-    single
-        .chain(listed)
-        .filter(|token| text(token))
-        .filter_map(|token| token.as_str().or_else(|| content(token).map(|(text, _)| text)))
-        .collect()
+    single.chain(listed).filter_map(|token| token.as_str().or_else(|| content(token).map(|(text, _)| text))).collect()
 }
 
 /// Tokens that some models forgot to call special (conversion/base.py, `does_token_look_special`).

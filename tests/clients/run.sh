@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Has real clients load what atombank writes: llama.cpp (xllamacpp), transformers, peft, gguf-py.
+#
+#   tests/clients/run.sh [CARGO BUILD ARGS ...]
+#
+# Sets up its own virtual environment in target/clients and needs PyPI for that the first time.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+work=target/clients
+mkdir -p "$work"
+if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
+    rm -rf "$work/venv"
+    python3 -m venv "$work/venv"
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+    cp tests/clients/requirements.txt "$work/installed.txt"
+fi
+cargo build "$@"
+binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
+rm -rf "$work/files"
+"$work/venv/bin/python" tests/clients/check.py "$binary" "$work/files"
