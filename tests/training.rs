@@ -3,10 +3,14 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use atombank::Error;
+use atombank::adapter::Adapter;
 use atombank::model::{Regularizer, Residence, Sequence, Trainable};
-use atombank::train::{AdamW, Objective, clip_factor, global_norm};
+use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, clip_factor, global_norm, train};
 use candle_core::Device;
-use common::{CASES, Case, ids, read_tensors};
+use common::{CASES, Case, fixtures, ids, read_tensors};
 
 const LEARNING_RATE: f64 = 0.01;
 const WEIGHT_DECAY: f64 = 0.01;
@@ -138,4 +142,82 @@ fn padding_and_micro_batches_change_neither_loss_nor_gradients() {
             assert!(gap < 1e-4 * scale.max(1e-2), "{name}: {tensor}: {gap} of {scale}");
         }
     }
+}
+
+/// A short run on the demo's base, with settings changed by `overrides`.
+fn short_run(output: &std::path::Path, overrides: &[&str]) -> TrainConfig {
+    let demo = fixtures().join("demo");
+    let mut all: Vec<String> = ["training.steps=6", "training.batch_size=3", "training.checkpoint_every=2"]
+        .into_iter()
+        .chain(["training.gradient_accumulation=2", "training.warmup_steps=2", "training.eval_every=0"])
+        .chain(overrides.iter().copied())
+        .map(str::to_owned)
+        .collect();
+    for (key, path) in [("base", demo.join("base")), ("output", output.to_owned())] {
+        all.push(format!("{key}='{}'", path.display()));
+    }
+    all.push(format!("data.train='{}'", demo.join("train.jsonl").display()));
+    all.push(format!("data.eval='{}'", demo.join("heldout.jsonl").display()));
+    TrainConfig::open(&demo.join("bank.toml"), &all).unwrap()
+}
+
+fn run(config: &TrainConfig, resume: bool, stop_after: usize) -> Result<Outcome, Error> {
+    let stop = AtomicBool::new(false);
+    train(config, resume, &Device::Cpu, &stop, &mut |event| {
+        if matches!(event, Event::Step { step, .. } if step == stop_after) {
+            // Seen by the trainer before the next step.
+            stop.store(true, Ordering::Relaxed);
+        }
+    })
+}
+
+#[test]
+fn an_interrupted_run_leaves_a_usable_bank_and_resumes_to_the_same_bits() {
+    for kind in ["bank", "lora"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (straight, broken) = (dir.path().join("straight"), dir.path().join("broken"));
+        let kind = format!("kind={kind}");
+        run(&short_run(&straight, &[&kind]), false, usize::MAX).unwrap();
+        let config = short_run(&broken, &[&kind]);
+        let stopped = run(&config, false, 3).unwrap_err();
+        assert!(matches!(stopped, Error::Interrupted { step: 3, .. }), "{stopped}");
+        Adapter::open(&broken).unwrap();
+        assert!(matches!(run(&config, false, usize::MAX), Err(Error::Exists(_))));
+        run(&config, true, usize::MAX).unwrap();
+        for file in ["adapter_model.safetensors", "checkpoint-000006/optimizer.safetensors"] {
+            let bytes = |folder: &std::path::Path| std::fs::read(folder.join(file)).unwrap();
+            assert!(bytes(&straight) == bytes(&broken), "{kind}: {file} differs");
+        }
+        let losses = |folder: &std::path::Path| {
+            let text = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+            let line = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap();
+            text.lines().map(line).map(|v| (v["step"].to_string(), v["loss"].to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!(losses(&straight), losses(&broken));
+        assert!(!broken.join("checkpoint-000002").exists(), "only the last two checkpoints are kept");
+    }
+}
+
+#[test]
+fn a_run_does_not_resume_with_other_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let stopped = run(&short_run(&output, &[]), false, 2).unwrap_err();
+    assert!(matches!(stopped, Error::Interrupted { .. }));
+    let error = run(&short_run(&output, &["training.learning_rate=0.5"]), true, usize::MAX).unwrap_err().to_string();
+    assert!(error.contains("training.learning_rate: expected 0.01, as the run began with, found 0.5"), "{error}");
+    let error = run(&short_run(&dir.path().join("new"), &[]), true, usize::MAX).unwrap_err().to_string();
+    assert!(error.contains("checkpoint: expected one to resume from, found none"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let config =
+        short_run(&output, &["training.learning_rate=1e38", "training.clip_norm=0", "training.warmup_steps=0"]);
+    let error = run(&config, false, usize::MAX).unwrap_err();
+    assert!(matches!(error, Error::NotFinite(_)), "{error}");
+    assert!(error.to_string().contains("of step 2: expected a finite number"), "{error}");
+    assert!(!output.join("adapter_config.json").exists());
 }

@@ -1,0 +1,311 @@
+//! The program as a user meets it: results on stdout, one clear line for what is wrong, exit codes,
+//! and nothing half-written.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use common::fixtures;
+use serde_json::{Value, json};
+
+fn atombank(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_atombank")).args(args).output().unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The one line of a refusal: exit code 1, nothing on stdout.
+fn refusal(args: &[&str]) -> String {
+    let out = atombank(args);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    assert!(out.stdout.is_empty(), "{args:?}");
+    stderr
+}
+
+fn done(args: &[&str]) -> String {
+    let out = atombank(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn copy(from: &Path, to: &Path) -> PathBuf {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    to.to_owned()
+}
+
+fn edit(path: &Path, change: impl Fn(&mut Value)) {
+    let mut json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(path, serde_json::to_vec(&json).unwrap()).unwrap();
+}
+
+/// A base with a tokenizer, and a bank for it with a random B: made from the demo's base.
+struct Pair {
+    dir: tempfile::TempDir,
+    base: PathBuf,
+    bank: PathBuf,
+}
+
+fn pair() -> Pair {
+    use atombank::adapter::{Adapter, AdapterConfig, new_bank};
+    use atombank::checkpoint::HfFolder;
+    use atombank::train::TrainConfig;
+    let dir = tempfile::tempdir().unwrap();
+    let base = copy(&fixtures().join("demo/base"), &dir.path().join("base"));
+    let folder = HfFolder::open(&base).unwrap();
+    let config = TrainConfig::open(&fixtures().join("demo/bank.toml"), &[]).unwrap();
+    let AdapterConfig::Bank(config) = config.adapter_config(&folder.config) else { panic!("a bank") };
+    let bank = dir.path().join("bank");
+    let mut adapter: Adapter = new_bank(&bank, config, &folder.config, 7).unwrap();
+    for (name, tensor) in &mut adapter.tensors {
+        if name.ends_with("lora_B.weight") {
+            tensor.values = (0..tensor.values.len()).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 800.0).collect();
+        }
+    }
+    adapter.save(&bank, false).unwrap();
+    Pair { dir, base, bank }
+}
+
+#[test]
+fn bakes_every_kind_of_output_and_says_what_it_costs() {
+    let p = pair();
+    let out = |name: &str| p.dir.path().join(name);
+    let request = ["--instruction", "Reverse the letters.", "--prompt", "one", "--prompt", "other"];
+    for (name, extra) in [
+        ("hf", &["--shard-size", "500KB"][..]),
+        ("f32.gguf", &["--type", "f32"]),
+        ("q8.gguf", &["--type", "q8_0"]),
+        ("lora", &["--to", "lora"]),
+    ] {
+        let target = out(name);
+        let mut args = vec!["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--json"];
+        args.extend(request);
+        args.extend(extra);
+        let json: Value = serde_json::from_str(&done(&args)).unwrap();
+        let alphas = json["alphas"].as_array().unwrap();
+        assert_eq!(alphas.len(), 2, "two blocks");
+        for alpha in alphas {
+            let sum: f64 = alpha.as_array().unwrap().iter().map(|a| a.as_f64().unwrap()).sum();
+            assert!((sum - 1.0).abs() < 1e-5);
+        }
+        assert!(json["verified"]["tokens"].as_u64().unwrap() > 10);
+        assert!(json["verified"]["top1_agreement"].as_f64().unwrap() > 0.5);
+        assert!(target.exists());
+        let refused = refusal(&args);
+        assert!(refused.contains("already exists; choose another name or pass --overwrite"), "{refused}");
+        args.push("--overwrite");
+        done(&args);
+    }
+    assert!(out("hf").join("model.safetensors.index.json").is_file());
+    assert!(out("hf").join("tokenizer.json").is_file());
+    let dry = done(&["bake", text(&p.base), text(&p.bank), "-o", text(&out("no.gguf")), "--dry-run"]);
+    assert!(dry.contains("token_embd.weight") && !out("no.gguf").exists());
+    let leftovers =
+        fs::read_dir(p.dir.path()).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with('.'));
+    assert_eq!(leftovers.count(), 0);
+}
+
+#[test]
+fn one_prompt_baked_in_f32_is_the_routed_model() {
+    let p = pair();
+    let baked = p.dir.path().join("baked");
+    let request = ["--instruction", "Use capital letters.", "--prompt", "word"];
+    let mut args = vec!["bake", text(&p.base), text(&p.bank), "-o", text(&baked), "--json", "--type", "f32"];
+    args.extend(request);
+    let json: Value = serde_json::from_str(&done(&args)).unwrap();
+    assert!(json["verified"]["max_logit_difference"].as_f64().unwrap() < 1e-3, "{json}");
+    let generate = |model: &Path, adapter: &[&str]| {
+        let mut args = vec!["generate", text(model), "--json", "--max-tokens", "16", "--ignore-eos"];
+        args.extend(request);
+        args.extend(adapter);
+        serde_json::from_str::<Value>(&done(&args)).unwrap()["ids"].clone()
+    };
+    assert_eq!(generate(&baked, &[]), generate(&p.base, &["--adapter", text(&p.bank)]));
+}
+
+#[test]
+fn routes_by_model_and_by_prior() {
+    let p = pair();
+    let table = done(&["route", text(&p.base), text(&p.bank), "--instruction", "Reverse the letters."]);
+    assert!(table.starts_with("block 0") && table.contains("\nprior "), "{table}");
+    let args = ["route", text(&p.base), text(&p.bank), "--routing", "prior", "--json"];
+    let with: Vec<&str> = args.iter().copied().chain(["--instruction", "Reverse the letters."]).collect();
+    let json: Value = serde_json::from_str(&done(&with)).unwrap();
+    assert_eq!(json["alphas"][0], json["alphas"][1], "the prior knows no blocks");
+    assert!(refusal(&args).contains("routing by the prior: expected an instruction, found none; pass --instruction"));
+}
+
+#[test]
+fn inspects_everything_as_table_and_json() {
+    let p = pair();
+    let gguf = p.dir.path().join("base.gguf");
+    done(&["convert", text(&p.base), "-o", text(&gguf), "--quiet"]);
+    let lora = p.dir.path().join("lora");
+    done(&["bake", text(&p.base), text(&p.bank), "-o", text(&lora), "--to", "lora", "--no-verify"]);
+    for (path, kind, expected) in [
+        (p.base.clone(), "hf-folder", "LlamaForCausalLM"),
+        (p.base.join("model.safetensors"), "safetensors", "BF16"),
+        (gguf, "gguf", "general.architecture"),
+        (lora, "lora", "q_proj, v_proj"),
+        (p.bank.clone(), "bank", "cosine with each atom"),
+    ] {
+        let table = done(&["inspect", text(&path), "--tensors"]);
+        assert!(table.contains(expected), "{table}");
+        let json: Value = serde_json::from_str(&done(&["inspect", text(&path), "--json"])).unwrap();
+        assert_eq!(json["kind"], kind);
+    }
+    let json: Value = serde_json::from_str(&done(&["inspect", text(&p.bank), "--json"])).unwrap();
+    assert_eq!(json["parameters"], 19752);
+    assert_eq!(json["lora_parameters"], 14336);
+    assert_eq!(json["atoms"].as_array().unwrap().len(), 8);
+}
+
+#[test]
+fn bad_input_gets_one_line_and_leaves_nothing() {
+    type Change = fn(&Pair);
+    let cases: &[(&str, Change, &[&str])] = &[
+        (
+            "a missing folder",
+            |p| fs::remove_dir_all(&p.base).unwrap(),
+            &["base: expected a Hugging Face model folder, found nothing"],
+        ),
+        (
+            "missing weights",
+            |p| fs::remove_file(p.base.join("model.safetensors")).unwrap(),
+            &["weights: expected model.safetensors"],
+        ),
+        ("missing config", |p| fs::remove_file(p.base.join("config.json")).unwrap(), &["config.json: cannot read"]),
+        (
+            "missing tokenizer",
+            |p| fs::remove_file(p.base.join("tokenizer.json")).unwrap(),
+            &["tokenizer.json: expected a tokenizer"],
+        ),
+        (
+            "missing adapter",
+            |p| fs::remove_file(p.bank.join("adapter_model.safetensors")).unwrap(),
+            &["adapter_model.safetensors: cannot open"],
+        ),
+        (
+            "truncated weights",
+            |p| {
+                let path = p.base.join("model.safetensors");
+                let bytes = fs::read(&path).unwrap();
+                fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+            },
+            &["model.safetensors: tensor \"", "expected offsets inside the", "fetch it again"],
+        ),
+        (
+            "a config that doesn't fit its weights",
+            |p| edit(&p.base.join("config.json"), |c| c["intermediate_size"] = json!(512)),
+            &["gate_proj.weight\": expected [512, 128] by config.json, found [256, 128]"],
+        ),
+        (
+            "an unknown architecture",
+            |p| edit(&p.base.join("config.json"), |c| c["architectures"] = json!(["FancyForCausalLM"])),
+            &["config.json: architectures: expected LlamaForCausalLM", "found FancyForCausalLM"],
+        ),
+        (
+            "a field that would change the mathematics",
+            |p| edit(&p.base.join("config.json"), |c| c["quantization_config"] = json!({"bits": 4})),
+            &["config.json: quantization_config: expected a field this version knows"],
+        ),
+        (
+            "a bank for another hidden size",
+            |p| {
+                fs::remove_dir_all(&p.base).unwrap();
+                copy(&fixtures().join("convert/llama/model"), &p.base);
+            },
+            &["lora_A.weight\": expected [8, 256] for this base model, found [8, 128]", "another base model"],
+        ),
+        (
+            "a bank for fewer layers",
+            |p| edit(&p.bank.join("adapter_config.json"), |c| c["block_size"] = json!(1)),
+            &["block_bias\": expected 4 blocks for a base model of 4 layers, found 2"],
+        ),
+        (
+            "an unknown adapter field",
+            |p| edit(&p.bank.join("adapter_config.json"), |c| c["use_dora"] = json!(true)),
+            &["adapter_config.json: use_dora: expected a field this version knows, found true"],
+        ),
+        (
+            "an unknown kind of adapter",
+            |p| edit(&p.bank.join("adapter_config.json"), |c| c["peft_type"] = json!("XLORA")),
+            &["adapter_config.json: peft_type: expected QUERYABLE_LORA or LORA, found XLORA"],
+        ),
+        (
+            "infinity in a weight",
+            |p| {
+                let path = p.base.join("model.safetensors");
+                let mut bytes = fs::read(&path).unwrap();
+                let end = bytes.len();
+                bytes[end - 2..].copy_from_slice(&0x7f80u16.to_le_bytes());
+                fs::write(path, bytes).unwrap();
+            },
+            &["tensor \"model.norm.weight\": expected finite numbers, found a NaN or an infinity"],
+        ),
+    ];
+    for (what, change, expected) in cases {
+        let p = pair();
+        change(&p);
+        let target = p.dir.path().join("out.gguf");
+        let before = fs::read_dir(p.dir.path()).unwrap().count();
+        let line = refusal(&["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--instruction", "Reverse."]);
+        for part in *expected {
+            assert!(line.contains(part), "{what}: {line}");
+        }
+        assert_eq!(fs::read_dir(p.dir.path()).unwrap().count(), before, "{what}: something is left behind");
+    }
+}
+
+#[test]
+fn bad_training_input_gets_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = fixtures().join("demo");
+    let rows = dir.path().join("rows.jsonl");
+    let config = demo.join("bank.toml");
+    let output = dir.path().join("run");
+    let paths = [
+        format!("base='{}'", demo.join("base").display()),
+        format!("output='{}'", output.display()),
+        format!("data.train='{}'", rows.display()),
+        format!("data.eval='{}'", demo.join("heldout.jsonl").display()),
+    ];
+    for (content, extra, expected) in [
+        ("", "seed=0", "rows.jsonl: expected at least one row, found none"),
+        ("{\"instruction\": \"x\", \"prompt\": \"y\"}\n", "seed=0", "rows.jsonl: line 1: expected"),
+        (
+            "{\"completion\": \"y\"}\n",
+            "data.max_length=2",
+            "rows.jsonl: row 1: expected at most data.max_length = 2 tokens",
+        ),
+        ("{\"completion\": \"y\"}\n", "training.speed=9", "unknown field `speed`"),
+        ("{\"completion\": \"y\"}\n", "adapter.top_k=9", "top_k: expected at most num_atoms, 8, found 9"),
+    ] {
+        fs::write(&rows, content).unwrap();
+        let mut args = vec!["train", text(&config)];
+        for path in &paths {
+            args.extend(["--set", path]);
+        }
+        args.extend(["--set", extra]);
+        let line = refusal(&args);
+        assert!(line.contains(expected), "{line}");
+        assert!(!output.join("adapter_config.json").exists());
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_two() {
+    assert_eq!(atombank(&["bake"]).status.code(), Some(2));
+    assert_eq!(atombank(&["fly"]).status.code(), Some(2));
+    assert_eq!(atombank(&["--help"]).status.code(), Some(0));
+}
