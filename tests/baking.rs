@@ -8,7 +8,7 @@ use atombank::adapter::{Adapter, AdapterConfig, AtomBank, BankConfig, HostTensor
 use atombank::checkpoint::HfFolder;
 use atombank::merge::{bank_updates, compare, lora_updates, static_lora, with_updates};
 use atombank::model::{
-    BankHook, Batch, Decoder, LoraHook, NoAdapter, Residence, Sequence, Trainable, Weights, instruction_embeddings,
+    BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights, instruction_embeddings,
 };
 use candle_core::Device;
 use common::{CASES, Case};
@@ -24,7 +24,7 @@ fn alphas(case: &Case, adapter: &Adapter, sequence: &Sequence) -> Vec<Vec<f32>> 
     let decoder = case.decoder(Residence::Streamed);
     let routed = Sequence { ids: sequence.ids[..sequence.routed].to_vec(), ..sequence.clone() };
     let batch = Batch::new(std::slice::from_ref(&routed));
-    let trainable = Trainable::new(adapter, &Device::Cpu).unwrap();
+    let trainable = LoadedAdapter::frozen(adapter, &Device::Cpu).unwrap();
     let e = instruction_embeddings(decoder.weights(), &[routed]).unwrap();
     let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
     decoder.hidden(&batch, None, &mut hook).unwrap();
@@ -48,7 +48,7 @@ fn baked_weights_and_logits_are_the_references() {
         for (key, expected) in &case.expected {
             let Some(tensor) = key.strip_prefix("merged.") else { continue };
             let planned = plan.get(tensor).unwrap();
-            let found = planned.read_rows(0..planned.rows()).unwrap();
+            let found = planned.read().unwrap();
             case.assert_close(tensor, &found, expected, case.tolerance("weights"));
         }
         let decoder = with_plan(&case.model, &plan);
@@ -145,7 +145,7 @@ proptest! {
         }
         let decoder = case.decoder(Residence::Memory);
         let baked = with_plan(&case.model, &with_updates(case.model.weights(), &bank_updates(&view, &alphas)).unwrap());
-        let trainable = Trainable::new(&bank, &Device::Cpu).unwrap();
+        let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
         let batch = Batch::new(std::slice::from_ref(&sequence));
         let e = instruction_embeddings(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
         let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
@@ -154,7 +154,7 @@ proptest! {
         prop_assert!(agreement.mean_kl.abs() < 1e-5, "{agreement:?}");
 
         let lora = static_lora(&view, &alphas);
-        let lora = Trainable::new(&lora, &Device::Cpu).unwrap();
+        let lora = LoadedAdapter::frozen(&lora, &Device::Cpu).unwrap();
         let agreement = compare((&decoder, &mut LoraHook(&lora)), (&baked, &mut NoAdapter), &[sequence]).unwrap();
         prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
     }
@@ -167,7 +167,7 @@ proptest! {
         let AdapterConfig::Bank(config) = &bank.config else { unreachable!() };
         let decoder = case.decoder(Residence::Memory);
         let sequences = [case.sequence()];
-        let trainable = Trainable::new(&bank, &Device::Cpu).unwrap();
+        let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
         let batch = Batch::new(&sequences);
         let e = instruction_embeddings(decoder.weights(), &sequences).unwrap();
         let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();

@@ -233,6 +233,15 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
             &["block_bias\": expected 4 blocks for a base model of 4 layers, found 2"],
         ),
         (
+            "a bank that lacks a module of its config",
+            |p| {
+                edit(&p.bank.join("adapter_config.json"), |c| {
+                    c["target_modules"] = json!(["q_proj", "v_proj", "o_proj"])
+                })
+            },
+            &["layers.0.self_attn.o_proj.lora_A.weight\": expected it, by target_modules, found nothing"],
+        ),
+        (
             "an unknown adapter field",
             |p| edit(&p.bank.join("adapter_config.json"), |c| c["use_dora"] = json!(true)),
             &["adapter_config.json: use_dora: expected a field this version knows, found true"],
@@ -286,7 +295,7 @@ fn bad_training_input_gets_one_line() {
         (
             "{\"completion\": \"y\"}\n",
             "data.max_length=2",
-            "rows.jsonl: row 1: expected at most data.max_length = 2 tokens",
+            "rows.jsonl: row 1: expected at most 2 tokens, by data.max_length",
         ),
         ("{\"completion\": \"y\"}\n", "training.speed=9", "unknown field `speed`"),
         ("{\"completion\": \"y\"}\n", "adapter.top_k=9", "top_k: expected at most num_atoms, 8, found 9"),
@@ -300,6 +309,21 @@ fn bad_training_input_gets_one_line() {
         let line = refusal(&args);
         assert!(line.contains(expected), "{line}");
         assert!(!output.join("adapter_config.json").exists());
+    }
+}
+
+#[test]
+fn a_type_that_the_output_cannot_have_is_refused() {
+    let p = pair();
+    let target = p.dir.path().join("out");
+    for (to, kind, expected) in [
+        ("lora", "bf16", "--type: expected none for a LoRA, which is written in f32, found bf16"),
+        ("hf", "q8_0", "--type: expected f32, f16 or bf16 for a Hugging Face folder, found q8_0"),
+        ("gguf", "q4_k", "--type: expected f32, f16, bf16 or q8_0, found q4_k"),
+    ] {
+        let line = refusal(&["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--to", to, "--type", kind]);
+        assert!(line.contains(expected), "{line}");
+        assert!(!target.exists());
     }
 }
 

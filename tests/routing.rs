@@ -3,7 +3,7 @@
 mod common;
 
 use atombank::adapter::{AdapterConfig, Routing};
-use atombank::model::{BankHook, Batch, NoAdapter, Residence, Trainable, instruction_embeddings};
+use atombank::model::{BankHook, Batch, LoadedAdapter, NoAdapter, Residence, instruction_embeddings};
 use candle_core::{Device, Tensor};
 use common::{CASES, Case};
 
@@ -35,7 +35,7 @@ fn states_alphas_prior_and_logits_are_the_references() {
             let tolerance = case.tolerance("logits");
             case.assert_close("base logits", &all_logits(&decoder, &base), &case.expected["logits_base"], tolerance);
 
-            let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+            let trainable = LoadedAdapter::frozen(&case.adapter, &Device::Cpu).unwrap();
             let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
             let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
             let trace = hook.trace().unwrap();
@@ -56,7 +56,7 @@ fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
         let case = Case::open(name);
         let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
         let decoder = case.decoder(Residence::Memory);
-        let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+        let trainable = LoadedAdapter::frozen(&case.adapter, &Device::Cpu).unwrap();
         let long = case.sequence();
         let mut short = long.clone();
         short.ids.truncate(15);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use atombank::Error;
 use atombank::adapter::Adapter;
-use atombank::model::{Regularizer, Residence, Sequence, Trainable};
+use atombank::model::{LoadedAdapter, Regularizer, Residence, Sequence};
 use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, clip_factor, global_norm, train};
 use candle_core::Device;
 use common::{CASES, Case, fixtures, ids, read_tensors};
@@ -54,7 +54,7 @@ fn gradients_losses_and_ten_steps_are_torchs() {
             ("losses", Regularizer { prior: 0.0, balance: 0.0 }),
             ("losses_regularized", Regularizer { prior: 0.1, balance: 0.01 }),
         ] {
-            let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+            let trainable = LoadedAdapter::trainable(&case.adapter, &Device::Cpu).unwrap();
             let config = &case.adapter.config;
             let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };
             let mut optimizer = AdamW::new(trainable.vars()).unwrap();
@@ -127,7 +127,7 @@ fn padding_and_micro_batches_change_neither_loss_nor_gradients() {
         let text = std::fs::read_to_string(case.folder.join("training.json")).unwrap();
         let sequences = rows(&serde_json::from_str(&text).unwrap());
         let decoder = case.decoder(Residence::Memory);
-        let trainable = Trainable::new(&case.adapter, &Device::Cpu).unwrap();
+        let trainable = LoadedAdapter::trainable(&case.adapter, &Device::Cpu).unwrap();
         let regularizer = Regularizer { prior: 0.0, balance: 0.0 };
         let config = &case.adapter.config;
         let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };

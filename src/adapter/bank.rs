@@ -176,11 +176,16 @@ impl BankConfig {
                 .hint("this bank belongs to another base model")
                 .mismatch());
         }
-        if let Some(block) = (0..blocks).find(|b| !sites.iter().any(|s| s.layer / self.block_size == *b)) {
-            return Err(Finding::new(file, "lora_A tensors")
-                .expected("at least one in every block")
-                .found(format_args!("none in block {block}"))
-                .mismatch());
+        for layer in 0..base.num_hidden_layers {
+            for module in Module::ALL.into_iter().filter(|m| self.target_modules.iter().any(|t| t == m.name())) {
+                let site = Site { layer, module };
+                if sites.binary_search(&site).is_err() {
+                    return Err(Finding::new(file, format!("tensor {:?}", site.factor_name('A')))
+                        .expected("it, by target_modules")
+                        .found("nothing")
+                        .mismatch());
+                }
+            }
         }
         Ok(())
     }

@@ -104,7 +104,7 @@ impl Adapter {
                 expr: Expr::Take(tensor),
             };
             Plan { tensors: vec![planned.clone()] }.check()?;
-            let values = planned.read_rows(0..planned.rows())?.into();
+            let values = planned.read()?.into();
             tensors.insert(info.name, HostTensor { shape: info.shape, values });
         }
         let adapter = Self { path: folder.to_owned(), config, tensors };
@@ -142,9 +142,8 @@ impl Adapter {
     /// As [`Adapter::save`].
     pub fn write_into(&self, staging: &Staging) -> Result<()> {
         write_tensors(&self.tensors, "adapter_model", staging)?;
-        let path = staging.path().join("adapter_config.json");
-        let text = serde_json::to_string_pretty(&self.config.to_json()).expect("plain values serialize");
-        std::fs::write(&path, text + "\n").at(&path, "write")
+        let text = serde_json::to_string_pretty(&self.config.to_json()).expect("plain values serialize") + "\n";
+        staging.write("adapter_config.json", text.as_bytes())
     }
 
     /// Where the adapter acts, in the order in which a forward pass comes by.

@@ -202,7 +202,7 @@ impl ModelConfig {
                 f.finding("architectures").expected(known.join(", ")).found(names.join(", ")).unsupported()
             })?;
         let hidden_size = f.count("hidden_size")?;
-        let num_hidden_layers = f.count("num_hidden_layers")?;
+        let num_hidden_layers = f.small_count("num_hidden_layers")?;
         let num_attention_heads = f.count("num_attention_heads")?;
         let max_position_embeddings = f.count("max_position_embeddings")?;
         let default_head_dim = match architecture {
@@ -372,6 +372,7 @@ mod tests {
             ("num_key_value_heads", json!(3), "num_key_value_heads: expected a divisor of 4 heads, found 3"),
             ("hidden_size", json!(0), "hidden_size: expected a count from 1"),
             ("hidden_size", json!("big"), "hidden_size"),
+            ("num_hidden_layers", json!(1u64 << 31), "num_hidden_layers: expected at most 65536"),
         ];
         for (name, value, expected) in cases {
             let error = parse(llama(), &[(name, value)]).unwrap_err();

@@ -65,6 +65,14 @@ impl<'a> Fields<'a> {
         self.checked_count(name, value)
     }
 
+    /// As [`Fields::count`], for a count of things that each take memory: at most 65,536.
+    pub(crate) fn small_count(&mut self, name: &'static str) -> Result<usize> {
+        match self.count(name)? {
+            count @ ..=65_536 => Ok(count),
+            count => Err(self.finding(name).expected("at most 65536").found(count).format()),
+        }
+    }
+
     /// As [`Fields::count`], `default` where it is absent.
     pub(crate) fn count_or(&mut self, name: &'static str, default: usize) -> Result<usize> {
         match self.get::<u64>(name)? {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::HfFolder;
+use super::{HfFolder, check_tensors};
 use crate::dtype::DType;
 use crate::error::{IoContext, Result};
 use crate::formats::safetensors;
@@ -36,6 +36,7 @@ impl HfFolder {
         options: plan::Options,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<()> {
+        check_tensors(self.path(), &self.config, plan)?;
         let layout = safetensors::layout(&plan.tensors, "model", shard_bytes)?;
         let staging = Staging::folder(out, overwrite)?;
         plan::execute(plan, &layout, &staging, options, progress)?;
@@ -44,8 +45,7 @@ impl HfFolder {
             if name == "config.json" {
                 continue;
             }
-            let target = staging.path().join(name);
-            fs::copy(&file, &target).at(&file, "copy")?;
+            staging.write(&name.to_string_lossy(), &fs::read(&file).at(&file, "read")?)?;
         }
         let mut config = self.config_json.clone();
         if let Some(name) = torch_name(plan) {
@@ -55,9 +55,8 @@ impl HfFolder {
                 config.insert(key.to_owned(), name.into());
             }
         }
-        let path = staging.path().join("config.json");
         let text = serde_json::to_string_pretty(&config).expect("parsed JSON serializes") + "\n";
-        fs::write(&path, text).at(&path, "write")?;
+        staging.write("config.json", text.as_bytes())?;
         staging.commit()
     }
 }

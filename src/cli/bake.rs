@@ -7,7 +7,8 @@ use atombank::adapter::{Adapter, AdapterConfig, AtomBank};
 use atombank::checkpoint::HfFolder;
 use atombank::merge::{Agreement, RoutedBy, Routes, bank_updates, compare, route, static_lora, with_updates};
 use atombank::model::{
-    BankHook, Batch, Decoder, LoraHook, NoAdapter, Residence, TextEncoder, Trainable, Weights, instruction_embeddings,
+    BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights,
+    instruction_embeddings,
 };
 use atombank::plan::Plan;
 use candle_core::Device;
@@ -39,6 +40,7 @@ pub(crate) struct BakeArgs {
 
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     args.output.check_absent()?;
+    args.output.check_type()?;
     let folder = HfFolder::open(&args.base)?;
     let adapter = Adapter::open(&args.bank)?;
     let bank = AtomBank::of(&adapter)?;
@@ -95,14 +97,14 @@ fn verify(
     routes: &Routes,
     plan: &Plan,
 ) -> Result<Agreement> {
-    let trainable = Trainable::new(bank.adapter, &Device::Cpu)?;
+    let trainable = LoadedAdapter::frozen(bank.adapter, &Device::Cpu)?;
     let AdapterConfig::Bank(config) = &bank.adapter.config else { unreachable!("AtomBank::of has checked") };
     let batch = Batch::new(&routes.sequences);
     let e = instruction_embeddings(decoder.weights(), &routes.sequences)?;
     let mut hook = BankHook::new(&trainable, config, &batch, e)?;
     let routed = (decoder, &mut hook as &mut dyn atombank::model::Hook);
     if args.output.kind() == Kind::Lora {
-        let lora = Trainable::new(&static_lora(bank, &routes.mean()), &Device::Cpu)?;
+        let lora = LoadedAdapter::frozen(&static_lora(bank, &routes.mean()), &Device::Cpu)?;
         return Ok(compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences)?);
     }
     let written = match args.output.kind() {

@@ -30,6 +30,7 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             .into());
     }
     args.output.check_absent()?;
+    args.output.check_type()?;
     let folder = HfFolder::open(&args.input)?;
     args.output.write(&folder, folder.weights(), common)
 }

@@ -12,7 +12,7 @@ use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile};
 use atombank::merge::{Request, RoutedBy, bank_updates, route, with_updates};
-use atombank::model::{Decoder, Residence, Sequence, TextEncoder, Trainable, greedy};
+use atombank::model::{Decoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy};
 use atombank::plan::{self, Plan, Staging};
 use atombank::train::{Outcome, Row, TrainConfig};
 use candle_core::Device;
@@ -214,7 +214,7 @@ impl Demo {
 
     /// The share of held-out rows of each instruction that a model answers to the letter.
     fn accuracy(&self, decoder: &Decoder, adapter: Option<&Adapter>, only: Option<&str>) -> Result<Vec<f64>> {
-        let trainable = adapter.map(|a| Trainable::new(a, &Device::Cpu)).transpose()?;
+        let trainable = adapter.map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
         let with = trainable.as_ref().zip(adapter.map(|a| &a.config));
         let template = match adapter.map(|a| &a.config) {
             Some(AdapterConfig::Bank(config)) => &config.prompt_template,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::adapter::{Adapter, AdapterConfig, DEFAULT_PROMPT_TEMPLATE, HostTensor};
 use atombank::checkpoint::HfFolder;
-use atombank::model::{Decoder, Residence, Sequence, TextEncoder, Trainable, greedy, prompt_logits};
+use atombank::model::{Decoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
     }
     let sequence = encoder.routed(template, &args.instruction, &args.prompt)?;
     let decoder = Decoder::open(&folder, Residence::Memory, &Device::Cpu)?;
-    let trainable = adapter.as_ref().map(|a| Trainable::new(a, &Device::Cpu)).transpose()?;
+    let trainable = adapter.as_ref().map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
     let with = trainable.as_ref().zip(adapter.as_ref().map(|a| &a.config));
     if let Some(path) = &args.save_logits {
         let logits = prompt_logits(&decoder, with, &sequence)?;

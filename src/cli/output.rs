@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::DType;
 use atombank::checkpoint::HfFolder;
 use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::error::Finding;
@@ -68,26 +67,32 @@ impl OutputArgs {
         Ok(())
     }
 
-    fn bad_type(&self, found: &str, expected: &str) -> atombank::Error {
-        Finding::new(&self.output, "--type").expected(expected).found(found).unsupported()
+    /// Fails early where the output can't have the type that was asked for.
+    pub(crate) fn check_type(&self) -> Result<()> {
+        let Some(name) = &self.r#type else { return Ok(()) };
+        let expected = match self.kind() {
+            Kind::Gguf => "f32, f16, bf16 or q8_0",
+            Kind::Hf => "f32, f16 or bf16 for a Hugging Face folder",
+            Kind::Lora => "none for a LoRA, which is written in f32",
+        };
+        let known: Option<OutType> = name.parse().ok();
+        match (self.kind(), known) {
+            (Kind::Gguf, Some(_)) | (Kind::Hf, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
+            _ => Err(Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()),
+        }
     }
 
     /// `plan` (in Hugging Face's names) with the types that the output will have.
     pub(crate) fn typed(&self, plan: &Plan) -> Result<Plan> {
-        let Some(name) = &self.r#type else { return Ok(plan.clone()) };
-        let dtype = match name.to_ascii_lowercase().as_str() {
-            "f32" => DType::F32,
-            "f16" => DType::F16,
-            "bf16" => DType::BF16,
-            _ => return Err(self.bad_type(name, "f32, f16 or bf16 for a Hugging Face folder").into()),
-        };
-        Ok(HfFolder::retyped(plan, dtype))
+        Ok(match &self.r#type {
+            Some(name) => HfFolder::retyped(plan, name.parse::<OutType>()?.dtype()),
+            None => plan.clone(),
+        })
     }
 
     /// The GGUF's metadata and plan.
     pub(crate) fn gguf(&self, folder: &HfFolder, plan: &Plan) -> Result<(gguf::Metadata, Plan)> {
-        let name = self.r#type.as_deref().unwrap_or("f16");
-        let outtype: OutType = name.parse().map_err(|_| self.bad_type(name, "f32, f16, bf16 or q8_0"))?;
+        let outtype = self.r#type.as_deref().unwrap_or("f16").parse()?;
         Ok(to_gguf(folder, plan, &ConvertOptions { outtype, pre: self.pre.clone(), vocab: true })?)
     }
 

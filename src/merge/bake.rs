@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 use crate::adapter::{Adapter, AtomBank, Routing};
 use crate::error::{Finding, Result};
 use crate::model::{
-    BankHook, Batch, Decoder, Hook, Sequence, TextEncoder, Trainable, instruction_embeddings, log_softmax_last,
+    BankHook, Batch, Decoder, Hook, LoadedAdapter, Sequence, TextEncoder, instruction_embeddings, log_softmax_last,
     softmax_last,
 };
 
@@ -79,7 +79,7 @@ pub fn route(
             .hint("pass --instruction")
             .mismatch());
     }
-    let trainable = Trainable::new(adapter, decoder.weights().device())?;
+    let trainable = LoadedAdapter::frozen(adapter, decoder.weights().device())?;
     let batch = Batch::new(&sequences);
     let e = instruction_embeddings(decoder.weights(), &sequences)?;
     let mut hook = BankHook::new(&trainable, bank.config, &batch, e)?;

@@ -2,7 +2,7 @@
 
 use candle_core::D;
 
-use super::hooks::{Hook, LoraHook, NoAdapter, Trainable, to_host};
+use super::hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter, to_host};
 use super::{BankHook, Batch, Decoder, KvCache, Sequence, instruction_embeddings};
 use crate::adapter::{AdapterConfig, HostTensor};
 use crate::error::Result;
@@ -23,7 +23,7 @@ pub struct Generation {
 /// As [`Decoder::hidden`].
 pub fn greedy(
     decoder: &Decoder,
-    adapter: Option<(&Trainable, &AdapterConfig)>,
+    adapter: Option<(&LoadedAdapter, &AdapterConfig)>,
     sequences: &[Sequence],
     max_tokens: usize,
     ignore_eos: bool,
@@ -62,7 +62,7 @@ pub fn greedy(
 /// As [`Decoder::hidden`].
 pub fn prompt_logits(
     decoder: &Decoder,
-    adapter: Option<(&Trainable, &AdapterConfig)>,
+    adapter: Option<(&LoadedAdapter, &AdapterConfig)>,
     sequence: &Sequence,
 ) -> Result<HostTensor> {
     let sequences = std::slice::from_ref(sequence);
@@ -82,7 +82,7 @@ pub(crate) enum AdapterHook<'a> {
 impl<'a> AdapterHook<'a> {
     pub(crate) fn new(
         decoder: &Decoder,
-        adapter: Option<(&'a Trainable, &'a AdapterConfig)>,
+        adapter: Option<(&'a LoadedAdapter, &'a AdapterConfig)>,
         sequences: &[Sequence],
         batch: &Batch,
     ) -> Result<Self> {

@@ -28,28 +28,47 @@ impl Hook for NoAdapter {
     }
 }
 
-/// An adapter's tensors on a device, as variables that a backward pass gives gradients for.
-pub struct Trainable {
+/// An adapter's tensors on a device.
+///
+/// Frozen ones leave no trace: with trainable ones every pass records how its values came about,
+/// and holds on to all weights it met until the result is dropped.
+pub struct LoadedAdapter {
+    tensors: BTreeMap<String, Tensor>,
+    /// The same tensors as variables, where they are trained.
     vars: BTreeMap<String, Var>,
     sites: HashMap<Site, (String, String)>,
     scale: f64,
 }
 
-impl Trainable {
-    /// Copies the tensors of `adapter` to `device`.
+impl LoadedAdapter {
+    /// Copies the tensors of `adapter` to `device`, to be used as they are.
     ///
     /// # Errors
     /// [`crate::Error::Compute`] where the device has no room.
-    pub fn new(adapter: &Adapter, device: &Device) -> Result<Self> {
-        let mut vars = BTreeMap::new();
+    pub fn frozen(adapter: &Adapter, device: &Device) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
         for (name, t) in &adapter.tensors {
-            vars.insert(name.clone(), Var::from_tensor(&Tensor::from_slice(&t.values, t.shape.as_slice(), device)?)?);
+            tensors.insert(name.clone(), Tensor::from_slice(&t.values, t.shape.as_slice(), device)?);
         }
         let sites = adapter.sites().into_iter().map(|s| (s, (s.factor_name('A'), s.factor_name('B')))).collect();
-        Ok(Self { vars, sites, scale: f64::from(adapter.config.scale()) })
+        Ok(Self { tensors, vars: BTreeMap::new(), sites, scale: f64::from(adapter.config.scale()) })
     }
 
-    /// Every variable by its tensor's name, sorted.
+    /// The same as variables that a backward pass gives gradients for.
+    ///
+    /// # Errors
+    /// As [`LoadedAdapter::frozen`].
+    pub fn trainable(adapter: &Adapter, device: &Device) -> Result<Self> {
+        let mut loaded = Self::frozen(adapter, device)?;
+        for (name, tensor) in &mut loaded.tensors {
+            let var = Var::from_tensor(tensor)?;
+            *tensor = var.as_tensor().clone();
+            loaded.vars.insert(name.clone(), var);
+        }
+        Ok(loaded)
+    }
+
+    /// Every variable by its tensor's name, sorted; none where frozen.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
         &self.vars
     }
@@ -59,11 +78,11 @@ impl Trainable {
     /// # Errors
     /// [`crate::Error::Compute`].
     pub fn to_host(&self) -> Result<BTreeMap<String, HostTensor>> {
-        self.vars.iter().map(|(name, var)| Ok((name.clone(), to_host(var.as_tensor())?))).collect()
+        self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), to_host(tensor)?))).collect()
     }
 
     pub(super) fn get(&self, name: &str) -> &Tensor {
-        self.vars[name].as_tensor()
+        &self.tensors[name]
     }
 
     /// A, B of a site, where the adapter acts on it.
@@ -83,7 +102,7 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
 }
 
 /// Plain LoRA: `scale * B A x`.
-pub struct LoraHook<'a>(pub &'a Trainable);
+pub struct LoraHook<'a>(pub &'a LoadedAdapter);
 
 impl Hook for LoraHook<'_> {
     fn delta(&mut self, site: Site, x: &Tensor) -> Result<Option<Tensor>> {

@@ -12,7 +12,7 @@ mod weights;
 pub use batch::{Batch, Sequence};
 pub use decoder::{Decoder, KvCache};
 pub use generate::{Generation, greedy, prompt_logits};
-pub use hooks::{Hook, LoraHook, NoAdapter, Trainable};
+pub use hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter};
 pub use ops::{log_softmax_last, softmax_last};
 pub use routing::{BankHook, Regularizer, RoutingTrace, instruction_embeddings};
 pub use tokenize::TextEncoder;

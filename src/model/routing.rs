@@ -5,7 +5,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use super::hooks::{Hook, Trainable, to_host};
+use super::hooks::{Hook, LoadedAdapter, to_host};
 use super::{Batch, Sequence, Weights, log_softmax_last, ops, softmax_last};
 use crate::adapter::{BankConfig, HostTensor, Routing};
 use crate::checkpoint::Site;
@@ -33,7 +33,7 @@ pub fn instruction_embeddings(weights: &Weights, sequences: &[Sequence]) -> Resu
 
 /// The state of one routed forward pass.
 pub struct BankHook<'a> {
-    bank: &'a Trainable,
+    bank: &'a LoadedAdapter,
     config: &'a BankConfig,
     /// What of the batch routes, `[B, 1, T]`, rows summing to 1: prompt routing's mean.
     mean: Tensor,
@@ -73,7 +73,7 @@ impl<'a> BankHook<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
-    pub fn new(bank: &'a Trainable, config: &'a BankConfig, batch: &Batch, e: Tensor) -> Result<Self> {
+    pub fn new(bank: &'a LoadedAdapter, config: &'a BankConfig, batch: &Batch, e: Tensor) -> Result<Self> {
         let has_instruction = e.abs()?.max_all()?.to_scalar::<f32>()? > 0.0;
         let mut hook = Self {
             bank,

@@ -160,7 +160,7 @@ impl Weights {
 
     fn load(&self, name: &str) -> Result<Tensor> {
         let planned = &self.tensors[name];
-        let values = planned.read_rows(0..planned.rows())?;
+        let values = planned.read()?;
         Ok(Tensor::from_vec(values, planned.shape.as_slice(), &self.device)?)
     }
 

@@ -2,9 +2,14 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::{Expr, LowRank, PlannedTensor};
 use crate::error::{Finding, Result};
 use crate::quant;
+
+/// Elements that one task of [`PlannedTensor::read`] makes.
+const READ_ELEMS: usize = 1 << 18;
 
 impl PlannedTensor {
     /// Rows `rows` as they stand in the output: rounded to the output's type, little-endian.
@@ -47,6 +52,26 @@ impl PlannedTensor {
         self.encode_rows(rows.clone(), &mut values, &mut bytes)?;
         values.resize(rows.len() * self.row_len(), 0.0);
         quant::decode(self.dtype, &bytes, &mut values);
+        Ok(values)
+    }
+
+    /// All rows as [`PlannedTensor::read_rows`] gives them, made in parallel on rayon's current pool.
+    ///
+    /// # Errors
+    /// As [`PlannedTensor::encode_rows`].
+    pub fn read(&self) -> Result<Vec<f32>> {
+        let row_len = self.row_len();
+        let step = (READ_ELEMS / row_len.max(1)).max(1);
+        let mut values = vec![0.0; self.elems()];
+        values.par_chunks_mut((step * row_len).max(1)).enumerate().try_for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(scratch, bytes), (i, out)| -> Result<()> {
+                let rows = i * step..i * step + out.len() / row_len.max(1);
+                self.encode_rows(rows, scratch, bytes)?;
+                quant::decode(self.dtype, bytes, out);
+                Ok(())
+            },
+        )?;
         Ok(values)
     }
 

@@ -1,6 +1,7 @@
 //! Outputs appear whole or not at all: everything is written beside the target and renamed.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Finding, IoContext, Result};
@@ -58,11 +59,24 @@ impl Staging {
         if self.folder { self.temp.join(name) } else { self.temp.clone() }
     }
 
+    /// Writes a small file into the folder being staged, and sees it to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.temp.join(name);
+        let mut file = File::create_new(&path).at(&path, "create")?;
+        file.write_all(content).and_then(|()| file.sync_all()).at(&path, "write")
+    }
+
     /// Makes the output appear under its name, in one step.
     ///
     /// # Errors
     /// [`Error::Io`]; the old output, if any, is still there then.
     pub fn commit(mut self) -> Result<()> {
+        if self.folder {
+            File::open(&self.temp).and_then(|folder| folder.sync_all()).at(&self.temp, "sync")?;
+        }
         if self.folder && self.target.exists() {
             // A folder can't be renamed over a full one: the old one steps aside first.
             let old = self.temp.with_extension("replaced");

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdamW, TrainConfig};
 use crate::adapter::{Adapter, write_tensors};
 use crate::checkpoint::read_json_object;
+use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::Source;
 use crate::formats::safetensors::SafetensorsFile;
@@ -90,9 +91,8 @@ pub(super) fn save(output: &Path, adapter: &Adapter, optimizer: &AdamW, state: &
         moments.insert(format!("second.{name}"), to_host(v)?);
     }
     write_tensors(&moments, "optimizer", &staging)?;
-    let path = staging.path().join(STATE);
     let text = serde_json::to_string_pretty(state).expect("plain values serialize") + "\n";
-    fs::write(&path, text).at(&path, "write")?;
+    staging.write(STATE, text.as_bytes())?;
     staging.commit()?;
     let all = list(output)?;
     for old in all.iter().rev().skip(state.config.training.keep_checkpoints) {
@@ -125,6 +125,10 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(Adapter, AdamW, St
     let file = SafetensorsFile::open(&path)?;
     let mut found = BTreeMap::new();
     for (i, info) in file.tensors().iter().enumerate() {
+        if info.dtype != DType::F32 {
+            let finding = Finding::new(&path, format!("tensor {:?}", info.name));
+            return Err(finding.expected(DType::F32).found(info.dtype).format());
+        }
         let mut values = vec![0f32; info.elems()];
         crate::quant::decode(info.dtype, file.bytes(i), &mut values);
         found.insert(info.name.clone(), Tensor::from_vec(values, info.shape.as_slice(), device)?);

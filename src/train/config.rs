@@ -233,6 +233,7 @@ impl TrainConfig {
             ("training.clip_norm", t.clip_norm),
             ("training.lambda_prior", t.lambda_prior),
             ("training.lambda_balance", t.lambda_balance),
+            ("adapter.lora_alpha", self.adapter.lora_alpha),
         ];
         if let Some((key, value)) = amounts.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
             return Err(finding(key).expected("a number from 0").found(value).mismatch());

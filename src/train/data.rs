@@ -79,9 +79,9 @@ impl Dataset {
             sequence.ids.push(eos);
             if sequence.ids.len() > max_length {
                 return Err(Finding::new(path, format!("row {}", number + 1))
-                    .expected(format_args!("at most data.max_length = {max_length} tokens"))
+                    .expected(format_args!("at most {max_length} tokens, by data.max_length and the model's positions"))
                     .found(sequence.ids.len())
-                    .hint("raise data.max_length or shorten the row")
+                    .hint("shorten the row, or raise data.max_length where the model allows it")
                     .mismatch());
             }
             sequences.push(sequence);

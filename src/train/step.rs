@@ -7,14 +7,14 @@ use candle_core::{D, Tensor};
 use crate::adapter::AdapterConfig;
 use crate::error::Result;
 use crate::model::generate::AdapterHook;
-use crate::model::{Batch, Decoder, Regularizer, Sequence, Trainable, log_softmax_last};
+use crate::model::{Batch, Decoder, LoadedAdapter, Regularizer, Sequence, log_softmax_last};
 
 /// What is minimized: cross-entropy over completion tokens, and the routing regularizers.
 pub struct Objective<'a> {
     /// The frozen base.
     pub decoder: &'a Decoder,
     /// The adapter's variables.
-    pub trainable: &'a Trainable,
+    pub trainable: &'a LoadedAdapter,
     /// Its settings.
     pub config: &'a AdapterConfig,
     /// Strengths of the regularizers; only banks have them.

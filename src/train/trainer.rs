@@ -15,7 +15,7 @@ use super::{AdamW, Dataset, Objective, Row, TrainConfig, clip_factor, global_nor
 use crate::adapter::{Adapter, AdapterConfig, new_bank, new_lora};
 use crate::checkpoint::HfFolder;
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::{Decoder, Regularizer, Residence, TextEncoder, Trainable};
+use crate::model::{Decoder, LoadedAdapter, Regularizer, Residence, TextEncoder};
 
 /// What happens in a run, as it happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +83,9 @@ pub fn train(
 ) -> Result<Outcome> {
     let folder = HfFolder::open(&config.base)?;
     let adapter_config = config.adapter_config(&folder.config);
+    if let AdapterConfig::Bank(bank) = &adapter_config {
+        bank.check(&config.output)?;
+    }
     let (data, eval) = load_data(config, &folder)?;
     let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
     let output = &config.output;
@@ -112,7 +115,7 @@ pub fn train(
         }
     };
     let decoder = Decoder::open(&folder, Residence::Memory, device)?;
-    let trainable = Trainable::new(&adapter, device)?;
+    let trainable = LoadedAdapter::trainable(&adapter, device)?;
     let optimizer = match optimizer {
         Some(optimizer) => optimizer,
         None => AdamW::new(trainable.vars())?,
@@ -129,7 +132,7 @@ pub fn train(
 struct Run<'a> {
     config: &'a TrainConfig,
     decoder: &'a Decoder,
-    trainable: &'a Trainable,
+    trainable: &'a LoadedAdapter,
     /// Its settings; the tensors are those that the run began with.
     adapter: Adapter,
     data: Dataset,
