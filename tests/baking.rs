@@ -8,7 +8,7 @@ use atombank::adapter::{Adapter, AdapterConfig, AtomBank, BankConfig, HostTensor
 use atombank::checkpoint::HfFolder;
 use atombank::merge::{bank_updates, compare, lora_updates, static_lora, with_updates};
 use atombank::model::{
-    BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights, instruction_embeddings,
+    BankHook, Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
 };
 use candle_core::Device;
 use common::{CASES, Case};
@@ -25,7 +25,7 @@ fn alphas(case: &Case, adapter: &Adapter, sequence: &Sequence) -> Vec<Vec<f32>> 
     let routed = Sequence { ids: sequence.ids[..sequence.routed].to_vec(), ..sequence.clone() };
     let batch = Batch::new(std::slice::from_ref(&routed));
     let trainable = LoadedAdapter::frozen(adapter, &Device::Cpu).unwrap();
-    let e = instruction_embeddings(decoder.weights(), &[routed]).unwrap();
+    let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), &[routed]).unwrap();
     let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
     decoder.hidden(&batch, None, &mut hook).unwrap();
     let k = config.num_atoms;
@@ -147,7 +147,7 @@ proptest! {
         let baked = with_plan(&case.model, &with_updates(case.model.weights(), &bank_updates(&view, &alphas)).unwrap());
         let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
         let batch = Batch::new(std::slice::from_ref(&sequence));
-        let e = instruction_embeddings(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
+        let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
         let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
         let agreement = compare((&decoder, &mut hook), (&baked, &mut NoAdapter), std::slice::from_ref(&sequence)).unwrap();
         prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
@@ -169,7 +169,7 @@ proptest! {
         let sequences = [case.sequence()];
         let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
         let batch = Batch::new(&sequences);
-        let e = instruction_embeddings(decoder.weights(), &sequences).unwrap();
+        let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), &sequences).unwrap();
         let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
         let agreement = compare((&decoder, &mut hook), (&decoder, &mut NoAdapter), &sequences).unwrap();
         prop_assert_eq!(agreement.max_logit_difference, 0.0);

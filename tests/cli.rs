@@ -64,7 +64,7 @@ fn pair() -> Pair {
     let base = copy(&fixtures().join("demo/base"), &dir.path().join("base"));
     let folder = HfFolder::open(&base).unwrap();
     let config = TrainConfig::open(&fixtures().join("demo/bank.toml"), &[]).unwrap();
-    let AdapterConfig::Bank(config) = config.adapter_config(&folder.config) else { panic!("a bank") };
+    let AdapterConfig::Bank(config) = config.adapter_config(&folder.config, None) else { panic!("a bank") };
     let bank = dir.path().join("bank");
     let mut adapter: Adapter = new_bank(&bank, config, &folder.config, 7).unwrap();
     for (name, tensor) in &mut adapter.tensors {

@@ -2,8 +2,10 @@
 
 mod common;
 
-use atombank::adapter::{AdapterConfig, Routing};
-use atombank::model::{BankHook, Batch, LoadedAdapter, NoAdapter, Residence, instruction_embeddings};
+use atombank::adapter::{AdapterConfig, BankConfig, Routing};
+use atombank::model::{
+    BankHook, Batch, InstructionEncoder, LoadedAdapter, NoAdapter, Residence, Sequence, TextEncoder,
+};
 use candle_core::{Device, Tensor};
 use common::{CASES, Case};
 
@@ -26,7 +28,7 @@ fn states_alphas_prior_and_logits_are_the_references() {
             let decoder = case.decoder(residence);
             let sequences = [case.sequence()];
             let batch = Batch::new(&sequences);
-            let e = instruction_embeddings(decoder.weights(), &sequences).unwrap();
+            let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), &sequences).unwrap();
             if let Some(expected) = case.expected.get("instruction_embedding") {
                 let found: Vec<f32> = e.flatten_all().unwrap().to_vec1().unwrap();
                 case.assert_close("instruction embedding", &found, expected, 1e-6);
@@ -64,7 +66,7 @@ fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
         short.instruction.truncate(3);
         let run = |sequences: &[atombank::model::Sequence]| {
             let batch = Batch::new(sequences);
-            let e = instruction_embeddings(decoder.weights(), sequences).unwrap();
+            let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), sequences).unwrap();
             let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
             let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
             (hidden, hook.trace().unwrap())
@@ -84,5 +86,46 @@ fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_sentence_encoder_gives_what_transformers_gives() {
+    let folder = common::fixtures().join("sentence");
+    let texts: Vec<String> =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("texts.json")).unwrap()).unwrap();
+    let expected = common::read_tensors(&folder.join("expected.safetensors"));
+    let case = Case::open("llama-prompt");
+    let decoder = case.decoder(Residence::Streamed);
+    let base = TextEncoder::open(&common::fixtures().join("demo/base")).unwrap();
+    // Found below the bank's folder, as a bank that carries its encoder names it.
+    let encoder = InstructionEncoder::open("encoder", &folder, &Device::Cpu).unwrap();
+    assert_eq!(encoder.dim(), Some(24));
+    let sequences: Vec<Sequence> = texts
+        .iter()
+        .map(|t| Sequence { instruction: encoder.tokens(&base, t).unwrap(), ..Sequence::default() })
+        .collect();
+    let found: Vec<Vec<f32>> = encoder.embed(decoder.weights(), &sequences).unwrap().to_vec2().unwrap();
+    for (i, found) in found.iter().enumerate() {
+        case.assert_close(&texts[i], found, &expected[&i.to_string()], 1e-5);
+    }
+}
+
+#[test]
+fn encoders_that_are_missing_or_too_narrow_are_named() {
+    let case = Case::open("llama-prompt");
+    let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
+    let mut adapter = case.adapter.clone();
+    for (name, expected) in [
+        (
+            "all-MiniLM-L6-v2",
+            "instruction_encoder: expected base-embeddings or the folder of a sentence encoder, found all-MiniLM",
+        ),
+        ("encoder", "instruction_dim: expected 24, the width of encoder, found 64"),
+    ] {
+        adapter.path = common::fixtures().join("sentence");
+        adapter.config = AdapterConfig::Bank(BankConfig { instruction_encoder: name.into(), ..config.clone() });
+        let error = LoadedAdapter::frozen(&adapter, &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
     }
 }

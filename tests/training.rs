@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atombank::Error;
-use atombank::adapter::Adapter;
+use atombank::adapter::{Adapter, AdapterConfig, new_bank};
 use atombank::model::{LoadedAdapter, Regularizer, Residence, Sequence};
 use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, clip_factor, global_norm, train};
 use candle_core::Device;
@@ -196,6 +196,23 @@ fn an_interrupted_run_leaves_a_usable_bank_and_resumes_to_the_same_bits() {
         assert_eq!(losses(&straight), losses(&broken));
         assert!(!broken.join("checkpoint-000002").exists(), "only the last two checkpoints are kept");
     }
+}
+
+#[test]
+fn a_bank_can_be_routed_by_a_sentence_encoder() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let encoder = format!("adapter.instruction_encoder='{}'", fixtures().join("sentence/encoder").display());
+    let outcome = run(&short_run(&output, &[&encoder, "training.steps=2"]), false, usize::MAX).unwrap();
+    assert!(outcome.loss.is_finite());
+    let bank = Adapter::open(&output).unwrap();
+    assert_eq!(bank.tensors["atom_bank.prior.proj.weight"].shape, [16, 24]);
+    let fresh = short_run(&output, &[&encoder]);
+    let base = atombank::checkpoint::HfFolder::open(&fresh.base).unwrap();
+    let fresh = fresh.adapter_config(&base.config, Some(24));
+    let AdapterConfig::Bank(fresh) = fresh else { panic!("a bank") };
+    let fresh = new_bank(&output, fresh, &base.config, 0).unwrap();
+    assert_ne!(bank.tensors["atom_bank.prior.proj.weight"], fresh.tensors["atom_bank.prior.proj.weight"]);
 }
 
 #[test]

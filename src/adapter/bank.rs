@@ -46,8 +46,8 @@ pub struct BankConfig {
 /// The text that routes, unless a config says otherwise.
 pub const DEFAULT_PROMPT_TEMPLATE: &str = "{instruction}\n{prompt}\n";
 
-/// The encoder that averages the base model's own input embeddings.
-const BASE_EMBEDDINGS: &str = "base-embeddings";
+/// The instruction encoder that averages the base model's own input embeddings.
+pub const BASE_EMBEDDINGS: &str = "base-embeddings";
 
 impl BankConfig {
     pub(super) fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
@@ -97,13 +97,6 @@ impl BankConfig {
             if !value.is_finite() {
                 return Err(finding(field).expected("a finite number").found(value).mismatch());
             }
-        }
-        if self.instruction_encoder != BASE_EMBEDDINGS {
-            return Err(finding("instruction_encoder")
-                .expected(BASE_EMBEDDINGS)
-                .found(&self.instruction_encoder)
-                .hint("sentence encoders are not supported yet")
-                .unsupported());
         }
         for module in &self.target_modules {
             if Module::from_name(module).is_none() {
@@ -169,7 +162,7 @@ impl BankConfig {
                 .hint("this bank belongs to another base model")
                 .mismatch());
         }
-        if self.instruction_dim != base.hidden_size {
+        if self.instruction_encoder == BASE_EMBEDDINGS && self.instruction_dim != base.hidden_size {
             return Err(Finding::new(file, "instruction_dim")
                 .expected(format_args!("the base model's hidden size, {}", base.hidden_size))
                 .found(self.instruction_dim)

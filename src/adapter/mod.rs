@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use bank::{AtomBank, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
+pub use bank::{AtomBank, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
 pub use config::LoraConfig;
 pub use init::{new_bank, new_lora};
 

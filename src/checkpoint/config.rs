@@ -131,7 +131,7 @@ impl Rope {
 }
 
 /// Fields that don't change what the weights compute at inference.
-const INERT: &[&str] = &[
+pub(crate) const INERT: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
     "architectures",

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use config::INERT;
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
 pub(crate) use fields::{Fields, read_json_object};
 pub use layout::{check_tensors, expected_tensors, is_buffer};
@@ -84,7 +85,7 @@ impl HfFolder {
 }
 
 /// The identity plan over the folder's weight files.
-fn open_weights(folder: &Path) -> Result<Plan> {
+pub(crate) fn open_weights(folder: &Path) -> Result<Plan> {
     let index = folder.join(SHARD_INDEX);
     let single = folder.join("model.safetensors");
     let (files, weight_map) = if index.is_file() {

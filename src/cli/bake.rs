@@ -6,10 +6,7 @@ use anyhow::Result;
 use atombank::adapter::{Adapter, AdapterConfig, AtomBank};
 use atombank::checkpoint::HfFolder;
 use atombank::merge::{Agreement, RoutedBy, Routes, bank_updates, compare, route, static_lora, with_updates};
-use atombank::model::{
-    BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights,
-    instruction_embeddings,
-};
+use atombank::model::{BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights};
 use atombank::plan::Plan;
 use candle_core::Device;
 use clap::Args;
@@ -97,11 +94,11 @@ fn verify(
     routes: &Routes,
     plan: &Plan,
 ) -> Result<Agreement> {
-    let trainable = LoadedAdapter::frozen(bank.adapter, &Device::Cpu)?;
+    let loaded = LoadedAdapter::frozen(bank.adapter, &Device::Cpu)?;
     let AdapterConfig::Bank(config) = &bank.adapter.config else { unreachable!("AtomBank::of has checked") };
     let batch = Batch::new(&routes.sequences);
-    let e = instruction_embeddings(decoder.weights(), &routes.sequences)?;
-    let mut hook = BankHook::new(&trainable, config, &batch, e)?;
+    let e = loaded.instruction_encoder().embed(decoder.weights(), &routes.sequences)?;
+    let mut hook = BankHook::new(&loaded, config, &batch, e)?;
     let routed = (decoder, &mut hook as &mut dyn atombank::model::Hook);
     if args.output.kind() == Kind::Lora {
         let lora = LoadedAdapter::frozen(&static_lora(bank, &routes.mean()), &Device::Cpu)?;

@@ -12,7 +12,7 @@ use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile};
 use atombank::merge::{Request, RoutedBy, bank_updates, route, with_updates};
-use atombank::model::{Decoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy};
+use atombank::model::{Decoder, InstructionEncoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy};
 use atombank::plan::{self, Plan, Staging};
 use atombank::train::{Outcome, Row, TrainConfig};
 use candle_core::Device;
@@ -214,18 +214,19 @@ impl Demo {
 
     /// The share of held-out rows of each instruction that a model answers to the letter.
     fn accuracy(&self, decoder: &Decoder, adapter: Option<&Adapter>, only: Option<&str>) -> Result<Vec<f64>> {
-        let trainable = adapter.map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
-        let with = trainable.as_ref().zip(adapter.map(|a| &a.config));
+        let loaded = adapter.map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
+        let with = loaded.as_ref().zip(adapter.map(|a| &a.config));
         let template = match adapter.map(|a| &a.config) {
             Some(AdapterConfig::Bank(config)) => &config.prompt_template,
             _ => DEFAULT_PROMPT_TEMPLATE,
         };
+        let instructions = loaded.as_ref().map_or(&InstructionEncoder::BaseEmbeddings, |t| t.instruction_encoder());
         let mut shares = Vec::new();
         for instruction in self.instructions.iter().filter(|i| only.is_none_or(|only| only == *i)) {
             let rows: Vec<&Row> = self.rows.iter().filter(|r| &r.instruction == instruction).collect();
             let sequences = rows
                 .iter()
-                .map(|r| self.encoder.routed(template, &r.instruction, &r.prompt))
+                .map(|r| self.encoder.routed(template, &r.instruction, &r.prompt, instructions))
                 .collect::<atombank::Result<Vec<Sequence>>>()?;
             let longest = rows.iter().map(|r| r.completion.len()).max().unwrap_or(0);
             let answers = greedy(decoder, with, &sequences, longest + 2, false)?;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::adapter::{Adapter, AdapterConfig, DEFAULT_PROMPT_TEMPLATE, HostTensor};
 use atombank::checkpoint::HfFolder;
-use atombank::model::{Decoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits};
+use atombank::model::{
+    Decoder, InstructionEncoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
+};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -53,10 +55,11 @@ pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
             template = &config.prompt_template;
         }
     }
-    let sequence = encoder.routed(template, &args.instruction, &args.prompt)?;
     let decoder = Decoder::open(&folder, Residence::Memory, &Device::Cpu)?;
-    let trainable = adapter.as_ref().map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
-    let with = trainable.as_ref().zip(adapter.as_ref().map(|a| &a.config));
+    let loaded = adapter.as_ref().map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
+    let instructions = loaded.as_ref().map_or(&InstructionEncoder::BaseEmbeddings, |t| t.instruction_encoder());
+    let sequence = encoder.routed(template, &args.instruction, &args.prompt, instructions)?;
+    let with = loaded.as_ref().zip(adapter.as_ref().map(|a| &a.config));
     if let Some(path) = &args.save_logits {
         let logits = prompt_logits(&decoder, with, &sequence)?;
         save(path, logits)?;

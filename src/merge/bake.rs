@@ -5,8 +5,7 @@ use candle_core::{D, Tensor};
 use crate::adapter::{Adapter, AtomBank, Routing};
 use crate::error::{Finding, Result};
 use crate::model::{
-    BankHook, Batch, Decoder, Hook, LoadedAdapter, Sequence, TextEncoder, instruction_embeddings, log_softmax_last,
-    softmax_last,
+    BankHook, Batch, Decoder, Hook, LoadedAdapter, Sequence, TextEncoder, log_softmax_last, softmax_last,
 };
 
 /// What a routing is asked for.
@@ -66,11 +65,13 @@ pub fn route(
 ) -> Result<Routes> {
     let bank = AtomBank::of(adapter)?;
     adapter.check_base(decoder.config())?;
+    let loaded = LoadedAdapter::frozen(adapter, decoder.weights().device())?;
+    let instructions = loaded.instruction_encoder();
     let none = [String::new()];
     let prompts = if request.prompts.is_empty() { &none[..] } else { &request.prompts };
     let sequences = prompts
         .iter()
-        .map(|prompt| encoder.routed(&bank.config.prompt_template, &request.instruction, prompt))
+        .map(|prompt| encoder.routed(&bank.config.prompt_template, &request.instruction, prompt, instructions))
         .collect::<Result<Vec<_>>>()?;
     if by == RoutedBy::Prior && sequences[0].instruction.is_empty() {
         return Err(Finding::new(&adapter.path, "routing by the prior")
@@ -79,10 +80,9 @@ pub fn route(
             .hint("pass --instruction")
             .mismatch());
     }
-    let trainable = LoadedAdapter::frozen(adapter, decoder.weights().device())?;
     let batch = Batch::new(&sequences);
-    let e = instruction_embeddings(decoder.weights(), &sequences)?;
-    let mut hook = BankHook::new(&trainable, bank.config, &batch, e)?;
+    let e = instructions.embed(decoder.weights(), &sequences)?;
+    let mut hook = BankHook::new(&loaded, bank.config, &batch, e)?;
     let prior = hook.log_prior()?.exp()?.get(0)?.to_vec1::<f32>()?;
     let blocks = bank.config.blocks(decoder.config().num_hidden_layers);
     let by_prompt = match by {

@@ -3,7 +3,7 @@
 use candle_core::D;
 
 use super::hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter, to_host};
-use super::{BankHook, Batch, Decoder, KvCache, Sequence, instruction_embeddings};
+use super::{BankHook, Batch, Decoder, KvCache, Sequence};
 use crate::adapter::{AdapterConfig, HostTensor};
 use crate::error::Result;
 
@@ -90,7 +90,7 @@ impl<'a> AdapterHook<'a> {
             None => AdapterHook::None(NoAdapter),
             Some((weights, AdapterConfig::Lora(_))) => AdapterHook::Lora(LoraHook(weights)),
             Some((weights, AdapterConfig::Bank(config))) => {
-                let e = instruction_embeddings(decoder.weights(), sequences)?;
+                let e = weights.instruction_encoder().embed(decoder.weights(), sequences)?;
                 AdapterHook::Bank(Box::new(BankHook::new(weights, config, batch, e)?))
             }
         })

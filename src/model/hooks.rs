@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor, Var};
 
-use super::ops;
+use super::{InstructionEncoder, ops};
 use crate::adapter::{Adapter, HostTensor};
 use crate::checkpoint::Site;
 use crate::error::Result;
@@ -38,20 +38,23 @@ pub struct LoadedAdapter {
     vars: BTreeMap<String, Var>,
     sites: HashMap<Site, (String, String)>,
     scale: f64,
+    instruction_encoder: InstructionEncoder,
 }
 
 impl LoadedAdapter {
     /// Copies the tensors of `adapter` to `device`, to be used as they are.
     ///
     /// # Errors
-    /// [`crate::Error::Compute`] where the device has no room.
+    /// [`crate::Error::Compute`] where the device has no room; as [`InstructionEncoder::of`].
     pub fn frozen(adapter: &Adapter, device: &Device) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, t) in &adapter.tensors {
             tensors.insert(name.clone(), Tensor::from_slice(&t.values, t.shape.as_slice(), device)?);
         }
         let sites = adapter.sites().into_iter().map(|s| (s, (s.factor_name('A'), s.factor_name('B')))).collect();
-        Ok(Self { tensors, vars: BTreeMap::new(), sites, scale: f64::from(adapter.config.scale()) })
+        let instruction_encoder = InstructionEncoder::of(&adapter.config, &adapter.path, device)?;
+        let scale = f64::from(adapter.config.scale());
+        Ok(Self { tensors, vars: BTreeMap::new(), sites, scale, instruction_encoder })
     }
 
     /// The same as variables that a backward pass gives gradients for.
@@ -71,6 +74,11 @@ impl LoadedAdapter {
     /// Every variable by its tensor's name, sorted; none where frozen.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
         &self.vars
+    }
+
+    /// What makes embeddings of instructions for it.
+    pub fn instruction_encoder(&self) -> &InstructionEncoder {
+        &self.instruction_encoder
     }
 
     /// The current values.

@@ -3,33 +3,13 @@
 //! Symbols and step numbers are those of docs/formats/bank.md; `N` is the number of routing
 //! decisions a block makes: sequences with prompt routing, tokens with token routing.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 
 use super::hooks::{Hook, LoadedAdapter, to_host};
-use super::{Batch, Sequence, Weights, log_softmax_last, ops, softmax_last};
+use super::{Batch, log_softmax_last, ops, softmax_last};
 use crate::adapter::{BankConfig, HostTensor, Routing};
 use crate::checkpoint::Site;
 use crate::error::Result;
-
-/// Instruction embeddings of a batch: for each sequence the L2-normalised mean of the base model's
-/// input embeddings of its instruction, zero where there is none. `[B, hidden_size]`.
-///
-/// # Errors
-/// [`crate::Error::Mismatch`] for an id outside the vocabulary.
-pub fn instruction_embeddings(weights: &Weights, sequences: &[Sequence]) -> Result<Tensor> {
-    let hidden = weights.config().hidden_size;
-    let mut rows = Vec::with_capacity(sequences.len());
-    for sequence in sequences {
-        if sequence.instruction.is_empty() {
-            rows.push(Tensor::zeros(hidden, DType::F32, weights.device())?);
-            continue;
-        }
-        let mean = weights.embed(&sequence.instruction)?.mean(0)?;
-        let norm = mean.sqr()?.sum_keepdim(0)?.sqrt()?.maximum(1e-12)?;
-        rows.push(mean.broadcast_div(&norm)?);
-    }
-    Ok(Tensor::stack(&rows, 0)?)
-}
 
 /// The state of one routed forward pass.
 pub struct BankHook<'a> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
-use super::Sequence;
+use super::{InstructionEncoder, Sequence};
 use crate::adapter::fill_template;
 use crate::error::{Finding, Result};
 
@@ -21,9 +21,19 @@ impl TextEncoder {
     /// [`crate::Error::Format`] where it is missing or malformed.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path)
+        let mut tokenizer = Tokenizer::from_file(&path)
             .map_err(|e| Finding::new(&path, "").expected("a tokenizer in Hugging Face's format").found(e).format())?;
+        // Some files carry a training set-up's padding and truncation: neither belongs to a text's tokens.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| Finding::new(&path, "truncation").expected("none").found(e).format())?;
         Ok(Self { path, tokenizer })
+    }
+
+    /// The tokenizer's file, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The tokens of `text`, with the tokenizer's special tokens around it where `special`.
@@ -49,16 +59,22 @@ impl TextEncoder {
     }
 
     /// What routes for an instruction and a prompt: `template` filled in and encoded with special
-    /// tokens; the instruction encoded alone without them.
+    /// tokens; the instruction alone as `encoder` wants it.
     ///
     /// # Errors
     /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] where no token is left.
-    pub fn routed(&self, template: &str, instruction: &str, prompt: &str) -> Result<Sequence> {
+    pub fn routed(
+        &self,
+        template: &str,
+        instruction: &str,
+        prompt: &str,
+        encoder: &InstructionEncoder,
+    ) -> Result<Sequence> {
         let ids = self.encode(&fill_template(template, instruction, prompt), true)?;
         if ids.is_empty() {
             return Err(Finding::new(&self.path, "prompt").expected("at least one token").found("none").mismatch());
         }
-        let instruction = if instruction.is_empty() { Vec::new() } else { self.encode(instruction, false)? };
+        let instruction = encoder.tokens(self, instruction)?;
         Ok(Sequence { routed: ids.len(), ids, instruction })
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{AdapterConfig, BankConfig, DEFAULT_PROMPT_TEMPLATE, LoraConfig, Routing};
+use crate::adapter::{AdapterConfig, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, LoraConfig, Routing};
 use crate::checkpoint::ModelConfig;
 use crate::error::{Finding, IoContext, Result};
 
@@ -77,6 +77,7 @@ pub struct AdapterSettings {
     pub block_size: usize,
     pub key_dim: usize,
     pub descriptor_dim: usize,
+    pub instruction_encoder: String,
     pub routing: Routing,
     pub temperature: f64,
     pub prior_strength: f64,
@@ -96,6 +97,7 @@ impl Default for AdapterSettings {
             block_size: 2,
             key_dim: 16,
             descriptor_dim: 16,
+            instruction_encoder: BASE_EMBEDDINGS.into(),
             routing: Routing::Prompt,
             temperature: 1.0,
             prior_strength: 1.0,
@@ -264,8 +266,9 @@ impl TrainConfig {
         )
     }
 
-    /// The settings of the adapter for `base`.
-    pub fn adapter_config(&self, base: &ModelConfig) -> AdapterConfig {
+    /// The settings of the adapter for `base`; `instruction_dim` is the instruction encoder's width
+    /// where that isn't the base's own.
+    pub fn adapter_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> AdapterConfig {
         let a = self.adapter.clone();
         let base_model_name_or_path = self.base.display().to_string();
         match self.kind {
@@ -279,8 +282,8 @@ impl TrainConfig {
                 block_size: a.block_size,
                 key_dim: a.key_dim,
                 descriptor_dim: a.descriptor_dim,
-                instruction_dim: base.hidden_size,
-                instruction_encoder: "base-embeddings".into(),
+                instruction_dim: instruction_dim.unwrap_or(base.hidden_size),
+                instruction_encoder: a.instruction_encoder,
                 routing: a.routing,
                 temperature: a.temperature,
                 prior_strength: a.prior_strength,

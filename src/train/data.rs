@@ -9,7 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Finding, IoContext, Result};
-use crate::model::{Sequence, TextEncoder};
+use crate::model::{InstructionEncoder, Sequence, TextEncoder};
 
 /// One row of a data file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,14 +67,14 @@ impl Dataset {
     pub fn tokenize(
         path: &Path,
         rows: &[Row],
-        encoder: &TextEncoder,
+        (encoder, instructions): (&TextEncoder, &InstructionEncoder),
         template: &str,
         eos: u32,
         max_length: usize,
     ) -> Result<Self> {
         let mut sequences = Vec::with_capacity(rows.len());
         for (number, row) in rows.iter().enumerate() {
-            let mut sequence = encoder.routed(template, &row.instruction, &row.prompt)?;
+            let mut sequence = encoder.routed(template, &row.instruction, &row.prompt, instructions)?;
             sequence.ids.extend(encoder.encode(&row.completion, false)?);
             sequence.ids.push(eos);
             if sequence.ids.len() > max_length {

@@ -15,7 +15,7 @@ use super::{AdamW, Dataset, Objective, Row, TrainConfig, clip_factor, global_nor
 use crate::adapter::{Adapter, AdapterConfig, new_bank, new_lora};
 use crate::checkpoint::HfFolder;
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::{Decoder, LoadedAdapter, Regularizer, Residence, TextEncoder};
+use crate::model::{Decoder, InstructionEncoder, LoadedAdapter, Regularizer, Residence, TextEncoder};
 
 /// What happens in a run, as it happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,11 +82,12 @@ pub fn train(
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
     let folder = HfFolder::open(&config.base)?;
-    let adapter_config = config.adapter_config(&folder.config);
+    let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
+    let adapter_config = config.adapter_config(&folder.config, instructions.dim());
     if let AdapterConfig::Bank(bank) = &adapter_config {
         bank.check(&config.output)?;
     }
-    let (data, eval) = load_data(config, &folder)?;
+    let (data, eval) = load_data(config, &folder, &instructions)?;
     let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
     let output = &config.output;
     let last = match (resume, output.exists()) {
@@ -227,7 +228,11 @@ impl Run<'_> {
 }
 
 /// Training and evaluation rows, tokenized.
-fn load_data(config: &TrainConfig, folder: &HfFolder) -> Result<(Dataset, Option<Dataset>)> {
+fn load_data(
+    config: &TrainConfig,
+    folder: &HfFolder,
+    instructions: &InstructionEncoder,
+) -> Result<(Dataset, Option<Dataset>)> {
     let encoder = TextEncoder::open(folder.path())?;
     let eos = *folder.config.eos_token_ids.first().ok_or_else(|| {
         let finding = Finding::new(folder.path().join("config.json"), "eos_token_id");
@@ -235,7 +240,8 @@ fn load_data(config: &TrainConfig, folder: &HfFolder) -> Result<(Dataset, Option
     })?;
     let template = &config.adapter.prompt_template;
     let limit = config.data.max_length.min(folder.config.max_position_embeddings);
-    let load = |path: &Path| Dataset::tokenize(path, &Row::read_all(path)?, &encoder, template, eos, limit);
+    let load =
+        |path: &Path| Dataset::tokenize(path, &Row::read_all(path)?, (&encoder, instructions), template, eos, limit);
     let data = load(&config.data.train)?;
     match &config.data.eval {
         Some(path) => Ok((data, Some(load(path)?))),

@@ -1,0 +1,256 @@
+//! What turns an instruction into the vector that routes: the base model's own embeddings, or a
+//! sentence encoder of the BERT family.
+//!
+//! Reference: transformers `models/bert/modeling_bert.py`; sentence-transformers' mean pooling and
+//! normalisation.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{D, DType, Device, Tensor};
+use serde_json::json;
+
+use super::{Sequence, TextEncoder, Weights, ops, softmax_last};
+use crate::adapter::{AdapterConfig, BASE_EMBEDDINGS};
+use crate::checkpoint::{Fields, INERT, open_weights, read_json_object};
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+
+/// Makes instruction embeddings.
+pub enum InstructionEncoder {
+    /// The L2-normalised mean of the base model's input embeddings of the instruction's tokens.
+    BaseEmbeddings,
+    /// A sentence encoder with a tokenizer of its own.
+    Sentence(Box<SentenceEncoder>),
+}
+
+impl InstructionEncoder {
+    /// The encoder called `name` in a bank's settings: "base-embeddings", or a folder, looked for as
+    /// it is written and then below `beside`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where there is no such folder; what opening it meets.
+    pub fn open(name: &str, beside: &Path, device: &Device) -> Result<Self> {
+        if name == BASE_EMBEDDINGS {
+            return Ok(Self::BaseEmbeddings);
+        }
+        let found = [Path::new(name).to_owned(), beside.join(name)].into_iter().find(|folder| folder.is_dir());
+        let folder = found.ok_or_else(|| {
+            Finding::new(beside, "instruction_encoder")
+                .expected(format_args!("{BASE_EMBEDDINGS} or the folder of a sentence encoder"))
+                .found(name)
+                .hint("names on the Hugging Face hub are not fetched: download the encoder first")
+                .mismatch()
+        })?;
+        Ok(Self::Sentence(Box::new(SentenceEncoder::open(&folder, device)?)))
+    }
+
+    /// The encoder that an adapter routes with, checked against its settings; a plain LoRA needs none.
+    ///
+    /// # Errors
+    /// As [`InstructionEncoder::open`]; [`crate::Error::Mismatch`] for another dimension.
+    pub fn of(config: &AdapterConfig, folder: &Path, device: &Device) -> Result<Self> {
+        let AdapterConfig::Bank(bank) = config else { return Ok(Self::BaseEmbeddings) };
+        let encoder = Self::open(&bank.instruction_encoder, folder, device)?;
+        match encoder.dim() {
+            Some(dim) if dim != bank.instruction_dim => Err(Finding::new(folder, "instruction_dim")
+                .expected(format_args!("{dim}, the width of {}", bank.instruction_encoder))
+                .found(bank.instruction_dim)
+                .mismatch()),
+            _ => Ok(encoder),
+        }
+    }
+
+    /// The length of its embeddings; `None` where it is the base model's hidden size.
+    pub fn dim(&self) -> Option<usize> {
+        match self {
+            Self::BaseEmbeddings => None,
+            Self::Sentence(encoder) => Some(encoder.hidden_size),
+        }
+    }
+
+    /// The instruction's tokens: the base's without special tokens, a sentence encoder's own with them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] for a text longer than the encoder reads.
+    pub fn tokens(&self, base: &TextEncoder, instruction: &str) -> Result<Vec<u32>> {
+        match self {
+            _ if instruction.is_empty() => Ok(Vec::new()),
+            Self::BaseEmbeddings => base.encode(instruction, false),
+            Self::Sentence(encoder) => encoder.tokens(instruction),
+        }
+    }
+
+    /// Embeddings of a batch's instructions, unit L2 norm, zero where there is none. `[B, d_e]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for an id outside the vocabulary.
+    pub fn embed(&self, weights: &Weights, sequences: &[Sequence]) -> Result<Tensor> {
+        let dim = self.dim().unwrap_or(weights.config().hidden_size);
+        let mut rows = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            if sequence.instruction.is_empty() {
+                rows.push(Tensor::zeros(dim, DType::F32, weights.device())?);
+                continue;
+            }
+            let tokens = match self {
+                Self::BaseEmbeddings => weights.embed(&sequence.instruction)?,
+                Self::Sentence(encoder) => encoder.hidden(&sequence.instruction)?,
+            };
+            let mean = tokens.mean(0)?;
+            let norm = mean.sqr()?.sum_keepdim(0)?.sqrt()?.maximum(1e-12)?;
+            rows.push(mean.broadcast_div(&norm)?);
+        }
+        Ok(Tensor::stack(&rows, 0)?)
+    }
+}
+
+/// A BERT with mean pooling.
+pub struct SentenceEncoder {
+    text: TextEncoder,
+    hidden_size: usize,
+    layers: usize,
+    heads: usize,
+    eps: f64,
+    max_tokens: usize,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl SentenceEncoder {
+    /// Opens a folder with config.json, model.safetensors and tokenizer.json.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for another architecture or pooling; [`crate::Error::Mismatch`] for
+    /// tensors that don't fit the config.
+    pub fn open(folder: &Path, device: &Device) -> Result<Self> {
+        let path = folder.join("config.json");
+        let json = read_json_object(&path)?;
+        let mut f = Fields::new(&path, &json);
+        f.only("model_type", &[json!("bert")])?;
+        f.only("hidden_act", &[json!("gelu")])?;
+        f.only("position_embedding_type", &[json!("absolute")])?;
+        let (hidden_size, heads) = (f.count("hidden_size")?, f.count("num_attention_heads")?);
+        let (layers, inner) = (f.small_count("num_hidden_layers")?, f.count("intermediate_size")?);
+        let (vocab, positions) = (f.count("vocab_size")?, f.count("max_position_embeddings")?);
+        let (types, eps) = (f.count_or("type_vocab_size", 2)?, f.get("layer_norm_eps")?.unwrap_or(1e-12));
+        f.ignore(INERT);
+        f.ignore(&[
+            "attention_probs_dropout_prob",
+            "bos_token_id",
+            "classifier_dropout",
+            "eos_token_id",
+            "gradient_checkpointing",
+            "hidden_dropout_prob",
+            "num_key_value_heads",
+            "tie_word_embeddings",
+        ]);
+        if !hidden_size.is_multiple_of(heads) {
+            let finding = f.finding("num_attention_heads");
+            return Err(finding.expected(format_args!("a divisor of {hidden_size}")).found(heads).mismatch());
+        }
+        f.finish()?;
+        check_pooling(folder)?;
+        let plan = open_weights(folder)?;
+        plan.check()?;
+        let mut tensors = HashMap::new();
+        for (name, shape) in expected(hidden_size, inner, layers, [vocab, positions, types]) {
+            let planned = plan.get(&name).or_else(|| plan.get(&format!("bert.{name}")));
+            let finding = || Finding::new(folder, format!("tensor {name:?}")).expected(show_shape(&shape));
+            let planned = planned.ok_or_else(|| finding().found("none of that name").mismatch())?;
+            if planned.shape != shape {
+                return Err(finding().found(show_shape(&planned.shape)).mismatch());
+            }
+            tensors.insert(name, Tensor::from_vec(planned.read()?, shape, device)?);
+        }
+        let text = TextEncoder::open(folder)?;
+        Ok(Self { text, hidden_size, layers, heads, eps, max_tokens: positions, tensors })
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.text.encode(text, true)?;
+        if ids.is_empty() || ids.len() > self.max_tokens {
+            return Err(Finding::new(self.text.path(), "instruction")
+                .expected(format_args!("1 to {} tokens", self.max_tokens))
+                .found(ids.len())
+                .mismatch());
+        }
+        Ok(ids)
+    }
+
+    /// The last layer's hidden states, `[tokens, hidden_size]`.
+    fn hidden(&self, ids: &[u32]) -> Result<Tensor> {
+        let (n, d) = (ids.len(), self.hidden_size / self.heads);
+        let table = |name: &str| &self.tensors[&format!("embeddings.{name}.weight")];
+        let words = table("word_embeddings").index_select(&Tensor::new(ids, table("word_embeddings").device())?, 0)?;
+        let positions = table("position_embeddings").narrow(0, 0, n)?;
+        let sum = (words + positions)?.broadcast_add(&table("token_type_embeddings").get(0)?)?;
+        let mut x = self.layer_norm("embeddings.LayerNorm", &sum)?;
+        for layer in 0..self.layers {
+            let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+            let split = |part: &str| -> Result<Tensor> {
+                let y = self.linear(&name(&format!("attention.self.{part}")), &x)?;
+                Ok(y.reshape((n, self.heads, d))?.transpose(0, 1)?.contiguous()?)
+            };
+            let (q, k, v) = (split("query")?, split("key")?, split("value")?);
+            let scores = (q.matmul(&k.transpose(1, 2)?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
+            let mixed = softmax_last(&scores)?.matmul(&v)?.transpose(0, 1)?.reshape((n, self.hidden_size))?;
+            let attended = (self.linear(&name("attention.output.dense"), &mixed)? + &x)?;
+            let attended = self.layer_norm(&name("attention.output.LayerNorm"), &attended)?;
+            let inner = self.linear(&name("intermediate.dense"), &attended)?.gelu_erf()?;
+            let out = (self.linear(&name("output.dense"), &inner)? + attended)?;
+            x = self.layer_norm(&name("output.LayerNorm"), &out)?;
+        }
+        Ok(x)
+    }
+
+    fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (&self.tensors[&format!("{name}.weight")], &self.tensors[&format!("{name}.bias")]);
+        Ok(ops::frozen_linear(x, weight, Some(bias))?)
+    }
+
+    fn layer_norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.eps)?.sqrt()?;
+        let normed = centred.broadcast_div(&deviation)?.broadcast_mul(&self.tensors[&format!("{name}.weight")])?;
+        Ok(normed.broadcast_add(&self.tensors[&format!("{name}.bias")])?)
+    }
+}
+
+/// sentence-transformers says how to pool in `1_Pooling/config.json`; only the mean is the mean.
+fn check_pooling(folder: &Path) -> Result<()> {
+    let path = folder.join("1_Pooling").join("config.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let json = read_json_object(&path)?;
+    match json.get("pooling_mode_mean_tokens") {
+        Some(serde_json::Value::Bool(false)) => {
+            Err(Finding::new(&path, "pooling_mode_mean_tokens").expected(true).found(false).unsupported())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names and shapes of a BERT's weights, pooler left out; `tables` are words, positions, types.
+fn expected(hidden: usize, inner: usize, layers: usize, tables: [usize; 3]) -> Vec<(String, Vec<usize>)> {
+    let mut tensors = Vec::new();
+    for (name, rows) in ["word", "position", "token_type"].into_iter().zip(tables) {
+        tensors.push((format!("embeddings.{name}_embeddings.weight"), vec![rows, hidden]));
+    }
+    let mut pair = |name: String, weight: Vec<usize>, bias: usize| {
+        tensors.push((format!("{name}.weight"), weight));
+        tensors.push((format!("{name}.bias"), vec![bias]));
+    };
+    pair("embeddings.LayerNorm".into(), vec![hidden], hidden);
+    for layer in 0..layers {
+        let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+        for part in ["self.query", "self.key", "self.value", "output.dense"] {
+            pair(name(&format!("attention.{part}")), vec![hidden, hidden], hidden);
+        }
+        pair(name("attention.output.LayerNorm"), vec![hidden], hidden);
+        pair(name("intermediate.dense"), vec![inner, hidden], inner);
+        pair(name("output.dense"), vec![hidden, inner], hidden);
+        pair(name("output.LayerNorm"), vec![hidden], hidden);
+    }
+    tensors
+}
