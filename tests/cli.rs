@@ -2,6 +2,7 @@
 //! and nothing half-written.
 
 mod common;
+mod readers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -101,6 +102,9 @@ fn bakes_every_kind_of_output_and_says_what_it_costs() {
         assert!(json["verified"]["tokens"].as_u64().unwrap() > 10);
         assert!(json["verified"]["top1_agreement"].as_f64().unwrap() > 0.5);
         assert!(target.exists());
+        if name.ends_with(".gguf") {
+            readers::another_reader_agrees(&target, &atombank::formats::gguf::GgufFile::open(&target).unwrap());
+        }
         let refused = refusal(&args);
         assert!(refused.contains("already exists; choose another name or pass --overwrite"), "{refused}");
         args.push("--overwrite");
@@ -252,6 +256,17 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
             &["adapter_config.json: peft_type: expected QUERYABLE_LORA or LORA, found XLORA"],
         ),
         (
+            "a weight of another type",
+            |p| {
+                let path = p.base.join("model.safetensors");
+                let mut bytes = fs::read(&path).unwrap();
+                let at = bytes.windows(6).position(|w| w == b"\"BF16\"").unwrap();
+                bytes[at..at + 6].copy_from_slice(b"\"I16\" ");
+                fs::write(path, bytes).unwrap();
+            },
+            &["model.safetensors: tensor \"", "expected a type this version can decode, found I16"],
+        ),
+        (
             "infinity in a weight",
             |p| {
                 let path = p.base.join("model.safetensors");
@@ -325,6 +340,43 @@ fn a_type_that_the_output_cannot_have_is_refused() {
         assert!(line.contains(expected), "{line}");
         assert!(!target.exists());
     }
+}
+
+#[test]
+fn ctrl_c_leaves_a_usable_bank_and_exit_code_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = fixtures().join("demo");
+    let output = dir.path().join("run");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_atombank"));
+    command.args([
+        "train",
+        text(&demo.join("bank.toml")),
+        "--set",
+        "training.batch_size=1",
+        "--set",
+        "training.steps=100000",
+    ]);
+    for (key, path) in [
+        ("base", demo.join("base")),
+        ("output", output.clone()),
+        ("data.train", demo.join("train.jsonl")),
+        ("data.eval", demo.join("heldout.jsonl")),
+    ] {
+        command.args(["--set", &format!("{key}='{}'", path.display())]);
+    }
+    let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let metrics = output.join("metrics.jsonl");
+    let started = std::time::Instant::now();
+    while fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 2 {
+        assert!(started.elapsed().as_secs() < 120, "no step in two minutes");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(stderr.lines().last().unwrap().contains("interrupted after step"), "{stderr}");
+    atombank::adapter::Adapter::open(&output).unwrap();
 }
 
 #[test]

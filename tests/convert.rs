@@ -1,5 +1,7 @@
 //! Conversion to GGUF: whole files against what llama.cpp's converter makes of the same folders.
 
+mod readers;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,7 +55,7 @@ fn files_equal_the_reference_key_by_key_and_byte_by_byte() {
                 .unwrap_or_else(|e| panic!("{name} {outtype}: {e}"));
             let file = GgufFile::open(&target).unwrap();
             compare(&format!("{name} {outtype}"), &file, &expected);
-            another_reader_agrees(&target, &file);
+            readers::another_reader_agrees(&target, &file);
             let end = file.range(file.tensors().len() - 1).end.next_multiple_of(32);
             assert_eq!(fs::metadata(&target).unwrap().len(), end as u64, "{name} {outtype}: padded as upstream");
         }
@@ -128,27 +130,6 @@ fn python_json(value: &Json) -> String {
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// gguf-rs, which shares no code with ours, finds the same tensors at the same places.
-fn another_reader_agrees(path: &Path, file: &GgufFile) {
-    let path = path.to_str().unwrap();
-    let model = gguf_rs::get_gguf_container_array_size(path, u64::MAX).unwrap().decode().unwrap();
-    assert_eq!(model.num_kv(), file.metadata().len() as u64);
-    assert_eq!(model.tensors().len(), file.tensors().len());
-    let start = file.range(0).start as u64;
-    for (i, (theirs, ours)) in model.tensors().iter().zip(file.tensors()).enumerate() {
-        assert_eq!(theirs.name, ours.name);
-        assert_eq!(Some(theirs.kind), ours.dtype.ggml_id(), "{}", ours.name);
-        assert_eq!(theirs.offset + start, file.range(i).start as u64, "{}", ours.name);
-        let shape: Vec<u64> = ours.shape.iter().rev().map(|d| *d as u64).collect();
-        assert!(theirs.shape.starts_with(&shape), "{}: {:?}", ours.name, theirs.shape);
-    }
-    for (key, value) in file.metadata().iter() {
-        if let Value::U32(number) = value {
-            assert_eq!(model.metadata()[key], json!(number), "{key}");
-        }
-    }
 }
 
 /// A copy of a fixture's model whose files tests may change.

@@ -4,7 +4,8 @@ mod common;
 
 use atombank::adapter::{AdapterConfig, BankConfig, Routing};
 use atombank::model::{
-    BankHook, Batch, InstructionEncoder, LoadedAdapter, NoAdapter, Residence, Sequence, TextEncoder,
+    BankHook, Batch, InstructionEncoder, LoadedAdapter, NoAdapter, Residence, Sequence, TextEncoder, greedy,
+    prompt_logits,
 };
 use candle_core::{Device, Tensor};
 use common::{CASES, Case};
@@ -127,5 +128,28 @@ fn encoders_that_are_missing_or_too_narrow_are_named() {
         adapter.config = AdapterConfig::Bank(BankConfig { instruction_encoder: name.into(), ..config.clone() });
         let error = LoadedAdapter::frozen(&adapter, &Device::Cpu).err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn generation_with_a_cache_and_in_batches_gives_what_recomputing_gives() {
+    for name in ["llama-prompt", "llama-token", "qwen3-prompt"] {
+        let case = Case::open(name);
+        let decoder = case.decoder(Residence::Memory);
+        let loaded = LoadedAdapter::frozen(&case.adapter, &Device::Cpu).unwrap();
+        let with = Some((&loaded, &case.adapter.config));
+        let long = case.sequence();
+        let short = Sequence { ids: long.ids[..9].to_vec(), routed: 9, instruction: long.instruction[..2].to_vec() };
+        let together = greedy(&decoder, with, &[short.clone(), long.clone()], 12, true).unwrap();
+        for (sequence, cached) in [short, long].into_iter().zip(together) {
+            let mut grown = sequence.clone();
+            for (step, token) in cached.ids.iter().enumerate() {
+                let logits = prompt_logits(&decoder, with, &grown).unwrap();
+                let last = &logits.values[logits.values.len() - logits.shape[1]..];
+                let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+                assert_eq!(*token as usize, best, "{name}: step {step}");
+                grown.ids.push(*token);
+            }
+        }
     }
 }

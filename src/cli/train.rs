@@ -38,11 +38,10 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
         }
     })?;
     let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
-    print!("{}: loss {:.4}", config.output.display(), outcome.loss);
-    match outcome.eval_loss {
-        Some(loss) => println!(", evaluation loss {loss:.4}"),
-        None => println!(),
-    }
+    let losses = [("loss", outcome.loss), ("evaluation loss", outcome.eval_loss)];
+    let shown: Vec<String> = losses.iter().filter_map(|(name, loss)| Some(format!("{name} {:.4}", (*loss)?))).collect();
+    let shown = if shown.is_empty() { "no step was left to take".to_owned() } else { shown.join(", ") };
+    println!("{}: {shown}", config.output.display());
     Ok(())
 }
 

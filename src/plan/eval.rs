@@ -45,8 +45,9 @@ impl PlannedTensor {
     /// output would see.
     ///
     /// # Errors
-    /// As [`PlannedTensor::encode_rows`].
+    /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        self.check_decodable()?;
         let mut values = Vec::new();
         let mut bytes = Vec::new();
         self.encode_rows(rows.clone(), &mut values, &mut bytes)?;
@@ -58,8 +59,9 @@ impl PlannedTensor {
     /// All rows as [`PlannedTensor::read_rows`] gives them, made in parallel on rayon's current pool.
     ///
     /// # Errors
-    /// As [`PlannedTensor::encode_rows`].
+    /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read(&self) -> Result<Vec<f32>> {
+        self.check_decodable()?;
         let row_len = self.row_len();
         let step = (READ_ELEMS / row_len.max(1)).max(1);
         let mut values = vec![0.0; self.elems()];
@@ -88,6 +90,17 @@ impl PlannedTensor {
             true => Err(self.not_finite("a NaN or an infinity")),
             false => Ok(bytes),
         })
+    }
+
+    /// Copying needs no decoding, so [`super::Plan::check`] lets through types that can only be copied.
+    fn check_decodable(&self) -> Result<()> {
+        if quant::can_decode(self.dtype) {
+            return Ok(());
+        }
+        Err(Finding::new(self.expr.source_path(), format!("tensor {:?}", self.name))
+            .expected("a type this version can decode")
+            .found(self.dtype)
+            .unsupported())
     }
 
     fn not_finite(&self, found: &str) -> crate::Error {

@@ -57,8 +57,8 @@ pub enum Event {
 /// What a finished run has to show.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// The last step's objective.
-    pub loss: f64,
+    /// The last step's objective; `None` where a resumed run had no step left to take.
+    pub loss: Option<f64>,
     /// The last evaluation, where there were rows for it.
     pub eval_loss: Option<f64>,
     /// Trainable values.
@@ -155,8 +155,7 @@ impl Run<'_> {
         let objective =
             Objective { decoder: self.decoder, trainable: self.trainable, config: &self.adapter.config, regularizer };
         let per_step = t.batch_size * t.gradient_accumulation;
-        let mut outcome = Outcome { loss: f64::NAN, eval_loss: None, parameters: self.adapter.parameters() };
-        let mut saved = done;
+        let mut outcome = Outcome { loss: None, eval_loss: None, parameters: self.adapter.parameters() };
         for step in done..t.steps {
             let started = Instant::now();
             let sequences = self.data.take(self.config.seed, step * per_step, per_step);
@@ -167,7 +166,7 @@ impl Run<'_> {
             let learning_rate = self.config.learning_rate(step);
             let factor = clip_factor(norm, t.clip_norm);
             optimizer.step(self.trainable.vars(), &gradients, factor, learning_rate, t.weight_decay)?;
-            outcome.loss = gradients.loss;
+            outcome.loss = Some(gradients.loss);
 
             let tokens: usize = sequences.iter().map(|s| s.ids.len()).sum();
             let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
@@ -189,13 +188,12 @@ impl Run<'_> {
             }
             if stopping || due(t.checkpoint_every) || step == t.steps {
                 events(Event::Saved { folder: self.save(step, &optimizer)? });
-                saved = step;
             }
             if stopping {
                 return Err(Error::Interrupted { folder: self.config.output.clone(), step });
             }
         }
-        if saved < t.steps || done >= t.steps {
+        if done >= t.steps {
             // Resumed after its last step: the adapter is made anew from the checkpoint.
             self.current()?.save_over(&self.config.output)?;
         }

@@ -1,0 +1,28 @@
+//! Readers of GGUF that are not ours.
+
+use std::path::Path;
+
+use atombank::formats::Source;
+use atombank::formats::gguf::{GgufFile, Value};
+use serde_json::json;
+
+/// gguf-rs, which shares no code with ours, finds the same tensors at the same places.
+pub fn another_reader_agrees(path: &Path, file: &GgufFile) {
+    let path = path.to_str().unwrap();
+    let model = gguf_rs::get_gguf_container_array_size(path, u64::MAX).unwrap().decode().unwrap();
+    assert_eq!(model.num_kv(), file.metadata().len() as u64);
+    assert_eq!(model.tensors().len(), file.tensors().len());
+    let start = file.range(0).start as u64;
+    for (i, (theirs, ours)) in model.tensors().iter().zip(file.tensors()).enumerate() {
+        assert_eq!(theirs.name, ours.name);
+        assert_eq!(Some(theirs.kind), ours.dtype.ggml_id(), "{}", ours.name);
+        assert_eq!(theirs.offset + start, file.range(i).start as u64, "{}", ours.name);
+        let shape: Vec<u64> = ours.shape.iter().rev().map(|d| *d as u64).collect();
+        assert!(theirs.shape.starts_with(&shape), "{}: {:?}", ours.name, theirs.shape);
+    }
+    for (key, value) in file.metadata().iter() {
+        if let Value::U32(number) = value {
+            assert_eq!(model.metadata()[key], json!(number), "{key}");
+        }
+    }
+}
