@@ -83,7 +83,7 @@ fn compare(case: &str, file: &GgufFile, expected: &Json) {
     assert_eq!(ours, theirs, "{case}: tensors");
     for (i, info) in file.tensors().iter().enumerate() {
         let shape: Vec<usize> = info.shape.iter().rev().copied().collect();
-        let described = json!({"shape": shape, "type": info.dtype.name(), "sha256": sha256(file.bytes(i))});
+        let described = json!({"shape": shape, "type": info.dtype.name(), "sha256": sha256(&file.bytes(i))});
         assert_eq!(described, expected["tensors"][&info.name], "{case}: {}", info.name);
     }
 }

@@ -23,22 +23,19 @@ use crate::formats::Source;
 use crate::formats::safetensors::{SHARD_INDEX, SafetensorsFile};
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
-/// An open Hugging Face model folder. Weights stay in their files.
-pub struct HfFolder {
+/// An open Hugging Face model folder of any architecture. Weights stay in their files.
+pub struct Checkpoint {
     path: PathBuf,
-    /// config.json, checked and typed.
-    pub config: ModelConfig,
     /// config.json as it stands in the file.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
 }
 
-impl HfFolder {
+impl Checkpoint {
     /// Opens the folder: reads config.json, maps every weight file and checks its header.
     ///
     /// # Errors
-    /// Missing or malformed files, an unknown architecture or config field, an index that does not
-    /// fit its shards.
+    /// Missing or malformed files, an index that does not fit its shards.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             return Err(Finding::new(path, "")
@@ -46,11 +43,9 @@ impl HfFolder {
                 .found(if path.exists() { "a file" } else { "nothing" })
                 .mismatch());
         }
-        let config_path = path.join("config.json");
-        let config_json = read_json_object(&config_path)?;
-        let config = ModelConfig::from_json(&config_path, &config_json)?;
+        let config_json = read_json_object(&path.join("config.json"))?;
         let weights = open_weights(path)?;
-        Ok(Self { path: path.to_owned(), config, config_json, weights })
+        Ok(Self { path: path.to_owned(), config_json, weights })
     }
 
     /// The folder.
@@ -82,6 +77,33 @@ impl HfFolder {
         }
         files.sort();
         Ok(files)
+    }
+}
+
+/// An open folder of a decoder that this crate can run: its config is checked and typed.
+pub struct HfFolder {
+    checkpoint: Checkpoint,
+    /// config.json, checked and typed.
+    pub config: ModelConfig,
+}
+
+impl HfFolder {
+    /// Opens the folder as [`Checkpoint::open`] does.
+    ///
+    /// # Errors
+    /// As there; also for an unknown architecture or config field.
+    pub fn open(path: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let config = ModelConfig::from_json(&path.join("config.json"), &checkpoint.config_json)?;
+        Ok(Self { checkpoint, config })
+    }
+}
+
+impl std::ops::Deref for HfFolder {
+    type Target = Checkpoint;
+
+    fn deref(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 }
 

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 
-use super::{HfFolder, check_tensors};
+use super::{Checkpoint, HfFolder, check_tensors};
 use crate::dtype::DType;
 use crate::error::{IoContext, Result};
 use crate::formats::safetensors;
 use crate::plan::{self, Plan, Progress, Staging};
 
-impl HfFolder {
+impl Checkpoint {
     /// `plan` with every floating-point tensor in `dtype`.
     pub fn retyped(plan: &Plan, dtype: DType) -> Plan {
         let mut plan = plan.clone();
@@ -36,7 +36,6 @@ impl HfFolder {
         options: plan::Options,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<()> {
-        check_tensors(self.path(), &self.config, plan)?;
         let layout = safetensors::layout(&plan.tensors, "model", shard_bytes)?;
         let staging = Staging::folder(out, overwrite)?;
         plan::execute(plan, &layout, &staging, options, progress)?;
@@ -58,6 +57,25 @@ impl HfFolder {
         let text = serde_json::to_string_pretty(&config).expect("parsed JSON serializes") + "\n";
         staging.write("config.json", text.as_bytes())?;
         staging.commit()
+    }
+}
+
+impl HfFolder {
+    /// As [`Checkpoint::write`], for a plan that has to be the whole model.
+    ///
+    /// # Errors
+    /// As there; [`crate::Error::Mismatch`] where tensors are missing, surplus or misshapen.
+    pub fn write(
+        &self,
+        plan: &Plan,
+        out: &Path,
+        overwrite: bool,
+        shard_bytes: u64,
+        options: plan::Options,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<()> {
+        check_tensors(self.path(), &self.config, plan)?;
+        self.checkpoint.write(plan, out, overwrite, shard_bytes, options, progress)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::checkpoint::HfFolder;
+use atombank::checkpoint::{Checkpoint, HfFolder};
 use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::error::Finding;
 use atombank::formats::{gguf, safetensors};
@@ -85,7 +85,7 @@ impl OutputArgs {
     /// `plan` (in Hugging Face's names) with the types that the output will have.
     pub(crate) fn typed(&self, plan: &Plan) -> Result<Plan> {
         Ok(match &self.r#type {
-            Some(name) => HfFolder::retyped(plan, name.parse::<OutType>()?.dtype()),
+            Some(name) => Checkpoint::retyped(plan, name.parse::<OutType>()?.dtype()),
             None => plan.clone(),
         })
     }

@@ -66,7 +66,11 @@ fn regrouped(config: &ModelConfig, tensor: &PlannedTensor) -> Expr {
         () if permutes && ends(".k_proj") => config.num_key_value_heads,
         () => return tensor.expr.clone(),
     };
-    Expr::PermuteHalves { of: Box::new(tensor.expr.clone()), heads }
+    let per_head = tensor.shape[0] / heads;
+    Expr::reordered(tensor.expr.clone(), |row| {
+        let (head, within) = (row / per_head, row % per_head);
+        head * per_head + (within % 2) * (per_head / 2) + within / 2
+    })
 }
 
 /// Llama 3's divisors of the rotary frequencies, one for each pair of a head's dimensions;

@@ -4,6 +4,8 @@ pub mod gguf;
 mod mmap;
 pub mod safetensors;
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use mmap::MappedFile;
@@ -26,6 +28,37 @@ impl TensorInfo {
     pub fn elems(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// Elements in one row: see [`row_len`].
+    pub fn row_len(&self) -> usize {
+        row_len(&self.shape)
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        rows(&self.shape)
+    }
+
+    /// The bytes of rows `rows` out of `bytes`, all of the tensor's.
+    pub(crate) fn slice<'a>(&self, bytes: &'a [u8], rows: Range<usize>) -> &'a [u8] {
+        let row_bytes = bytes.len() / self.rows().max(1);
+        &bytes[rows.start * row_bytes..rows.end * row_bytes]
+    }
+}
+
+/// Elements in one row of a tensor: the last dimension; 1 for vectors and scalars, whose rows are
+/// elements.
+pub fn row_len(shape: &[usize]) -> usize {
+    if shape.len() < 2 { 1 } else { shape[shape.len() - 1] }
+}
+
+/// The number of rows of a tensor.
+pub fn rows(shape: &[usize]) -> usize {
+    match shape {
+        [] => 1,
+        [n] => *n,
+        [leading @ .., _] => leading.iter().product(),
+    }
 }
 
 /// An open file of named tensors. It holds a header and a memory map, never a model.
@@ -36,11 +69,21 @@ pub trait Source: Send + Sync {
     /// What the file holds, in its own order.
     fn tensors(&self) -> &[TensorInfo];
 
-    /// The bytes of tensor number `index`, exactly as many as its type and shape ask for.
+    /// The bytes of rows `rows` of tensor number `index`: row by row and little-endian, exactly as
+    /// many as type and shape ask for. Borrowed where the file has them so; made on the spot where
+    /// it has them in another order (strided tensors, big-endian files).
     ///
     /// # Panics
-    /// Where `index` is not below `self.tensors().len()`.
-    fn bytes(&self, index: usize) -> &[u8];
+    /// Where `index` is not below `self.tensors().len()`, or `rows` goes past the tensor's end.
+    fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]>;
+
+    /// All bytes of tensor number `index`.
+    ///
+    /// # Panics
+    /// As [`Source::rows`].
+    fn bytes(&self, index: usize) -> Cow<'_, [u8]> {
+        self.rows(index, 0..self.tensors()[index].rows())
+    }
 }
 
 /// Writes `shape` the way users read it: `[32, 64]`.

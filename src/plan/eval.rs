@@ -1,11 +1,13 @@
 //! Evaluation: any range of rows of a planned tensor, as f32 values or as output bytes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Expr, LowRank, PlannedTensor};
+use super::{Expr, LowRank, Pick, PlannedTensor};
 use crate::error::{Finding, Result};
+use crate::formats::{row_len, rows};
 use crate::quant;
 
 /// Elements that one task of [`PlannedTensor::read`] makes.
@@ -22,14 +24,14 @@ impl PlannedTensor {
         out.clear();
         if self.expr.raw_dtype() == Some(self.dtype) {
             out.reserve(bytes);
-            self.expr.copy_rows(rows.clone(), self.rows(), out);
+            self.expr.copy_rows(rows, out);
             if quant::has_non_finite(self.dtype, out) {
                 return Err(self.not_finite("a NaN or an infinity"));
             }
             return Ok(());
         }
         scratch.resize(elems, 0.0);
-        self.expr.eval_rows(rows, self.rows(), self.row_len(), scratch);
+        self.expr.eval_rows(rows, scratch);
         if scratch.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Err(self.not_finite("a NaN or an infinity"));
         }
@@ -79,13 +81,10 @@ impl PlannedTensor {
 
     /// The bytes of rows `rows` right out of the source's map, where no work on them is needed.
     pub(super) fn borrow_rows(&self, rows: Range<usize>) -> Option<Result<&[u8]>> {
-        let Expr::Take(tensor) = &self.expr else { return None };
-        if tensor.info().dtype != self.dtype {
+        if self.expr.raw_dtype() != Some(self.dtype) {
             return None;
         }
-        let bytes = tensor.bytes();
-        let row_bytes = bytes.len() / self.rows().max(1);
-        let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+        let bytes = self.expr.borrow_rows(rows)?;
         Some(match quant::has_non_finite(self.dtype, bytes) {
             true => Err(self.not_finite("a NaN or an infinity")),
             false => Ok(bytes),
@@ -113,44 +112,86 @@ impl PlannedTensor {
 }
 
 impl Expr {
-    /// Appends the source's own bytes of rows `rows`, `total` rows in all. Only for expressions
-    /// with a [`Expr::raw_dtype`].
-    fn copy_rows(&self, rows: Range<usize>, total: usize, out: &mut Vec<u8>) {
+    /// Elements in one row.
+    fn row_len(&self) -> usize {
         match self {
-            Expr::Take(tensor) => {
-                let bytes = tensor.bytes();
-                let row_bytes = bytes.len() / total.max(1);
-                out.extend_from_slice(&bytes[rows.start * row_bytes..rows.end * row_bytes]);
-            }
-            Expr::PermuteHalves { of, heads } => {
-                for row in rows {
-                    let from = permuted_row(row, total, *heads);
-                    of.copy_rows(from..from + 1, total, out);
-                }
-            }
-            Expr::Values { .. } | Expr::AddLowRank { .. } | Expr::Product(_) => {
-                unreachable!("no bytes of its own: raw_dtype is None")
-            }
+            Expr::Take(tensor) => tensor.info().row_len(),
+            Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => row_len(shape),
+            Expr::Transpose(of) => rows(&of.shape()),
+            Expr::AddConstant { of, .. } | Expr::Round { of, .. } | Expr::AddLowRank { of, .. } => of.row_len(),
+            Expr::Product(product) => product.shape()[1],
         }
     }
 
-    /// Writes the f32 values of rows `rows` to `out`; `total` rows of `row_len` in all.
-    fn eval_rows(&self, rows: Range<usize>, total: usize, row_len: usize, out: &mut [f32]) {
+    /// The source's own bytes of rows `rows`, where they stand together in its map.
+    fn borrow_rows(&self, rows: Range<usize>) -> Option<&[u8]> {
         match self {
-            Expr::Take(tensor) => {
-                let dtype = tensor.info().dtype;
-                let row_bytes = tensor.bytes().len() / total.max(1);
-                quant::decode(dtype, &tensor.bytes()[rows.start * row_bytes..rows.end * row_bytes], out);
+            Expr::Take(tensor) => match tensor.rows(rows) {
+                Cow::Borrowed(bytes) => Some(bytes),
+                Cow::Owned(_) => None,
+            },
+            Expr::Rows { of, picks, .. } => {
+                let mut found = picked(picks, rows);
+                let (operand, rows) = found.next()?;
+                if found.next().is_some() { None } else { of[operand].borrow_rows(rows) }
             }
-            Expr::Values { values, .. } => out.copy_from_slice(&values[rows.start * row_len..rows.end * row_len]),
-            Expr::PermuteHalves { of, heads } => {
-                for (row, out) in rows.zip(out.chunks_exact_mut(row_len)) {
-                    let from = permuted_row(row, total, *heads);
-                    of.eval_rows(from..from + 1, total, row_len, out);
+            Expr::Reshape { of, shape } => of.borrow_rows(reshaped(rows, shape, of)),
+            _ => None,
+        }
+    }
+
+    /// Appends the source's own bytes of rows `rows`. Only for expressions with a
+    /// [`Expr::raw_dtype`].
+    fn copy_rows(&self, rows: Range<usize>, out: &mut Vec<u8>) {
+        match self {
+            Expr::Take(tensor) => out.extend_from_slice(&tensor.rows(rows)),
+            Expr::Rows { of, picks, .. } => {
+                for (operand, rows) in picked(picks, rows) {
+                    of[operand].copy_rows(rows, out);
                 }
             }
+            Expr::Reshape { of, shape } => of.copy_rows(reshaped(rows, shape, of), out),
+            Expr::Values { .. }
+            | Expr::Transpose(_)
+            | Expr::AddConstant { .. }
+            | Expr::Round { .. }
+            | Expr::AddLowRank { .. }
+            | Expr::Product(_) => unreachable!("no bytes of its own: raw_dtype is None"),
+        }
+    }
+
+    /// Writes the f32 values of rows `rows` to `out`.
+    fn eval_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        match self {
+            Expr::Take(tensor) => quant::decode(tensor.info().dtype, &tensor.rows(rows), out),
+            Expr::Values { values, shape } => {
+                let row_len = row_len(shape);
+                out.copy_from_slice(&values[rows.start * row_len..rows.end * row_len]);
+            }
+            Expr::Rows { of, picks, shape } => {
+                let row_len = row_len(shape);
+                let mut rest = out;
+                for (operand, rows) in picked(picks, rows) {
+                    let (here, after) = rest.split_at_mut(rows.len() * row_len);
+                    of[operand].eval_rows(rows, here);
+                    rest = after;
+                }
+            }
+            Expr::Reshape { of, shape } => of.eval_rows(reshaped(rows, shape, of), out),
+            Expr::Transpose(of) => transpose(of, rows, out),
+            Expr::AddConstant { of, constant } => {
+                of.eval_rows(rows, out);
+                out.iter_mut().for_each(|v| *v += constant);
+            }
+            Expr::Round { of, dtype } => {
+                of.eval_rows(rows, out);
+                let mut bytes = vec![0; out.len() / dtype.block_elems() * dtype.block_bytes()];
+                quant::encode(*dtype, out, &mut bytes);
+                quant::decode(*dtype, &bytes, out);
+            }
             Expr::AddLowRank { of, update } => {
-                of.eval_rows(rows.clone(), total, row_len, out);
+                of.eval_rows(rows.clone(), out);
+                let row_len = of.row_len();
                 let mut sum = vec![0.0; row_len];
                 for (row, out) in rows.zip(out.chunks_exact_mut(row_len)) {
                     update.row(row, &mut sum);
@@ -160,10 +201,52 @@ impl Expr {
                 }
             }
             Expr::Product(product) => {
-                for (row, out) in rows.zip(out.chunks_exact_mut(row_len)) {
+                for (row, out) in rows.zip(out.chunks_exact_mut(product.shape()[1])) {
                     product.row(row, out);
                 }
             }
+        }
+    }
+}
+
+/// The operands and their rows that make up rows `rows` of an [`Expr::Rows`].
+fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut first = 0;
+    picks.iter().filter_map(move |pick| {
+        let here = first..first + pick.len;
+        first = here.end;
+        let start = rows.start.max(here.start);
+        let end = rows.end.min(here.end);
+        (start < end).then(|| (pick.of, pick.start + start - here.start..pick.start + end - here.start))
+    })
+}
+
+/// The operand's rows that are rows `rows` of an [`Expr::Reshape`].
+fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> Range<usize> {
+    let factor = row_len(shape) / of.row_len().max(1);
+    rows.start * factor..rows.end * factor
+}
+
+/// Rows `columns` of the transposed `of`: its columns. Of a plain source tensor only they are decoded.
+fn transpose(of: &Expr, columns: Range<usize>, out: &mut [f32]) {
+    let width = of.row_len();
+    let height = out.len() / columns.len().max(1);
+    let mut row = vec![0.0; width];
+    for r in 0..height {
+        let wanted = match of {
+            Expr::Take(tensor) if tensor.info().dtype.is_plain() => {
+                let (dtype, size) = (tensor.info().dtype, tensor.info().dtype.block_bytes());
+                let wanted = &mut row[..columns.len()];
+                quant::decode(dtype, &tensor.rows(r..r + 1)[columns.start * size..columns.end * size], wanted);
+                &*wanted
+            }
+            _ => {
+                of.eval_rows(r..r + 1, &mut row);
+                &row[columns.clone()]
+            }
+        };
+        for (c, value) in wanted.iter().enumerate() {
+            out[c * height + r] = *value;
         }
     }
 }
@@ -184,13 +267,6 @@ impl LowRank {
     }
 }
 
-/// The source row of output row `row` under [`Expr::PermuteHalves`].
-fn permuted_row(row: usize, total: usize, heads: usize) -> usize {
-    let per_head = total / heads;
-    let (head, within) = (row / per_head, row % per_head);
-    head * per_head + (within % 2) * (per_head / 2) + within / 2
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -202,10 +278,33 @@ mod tests {
         PlannedTensor { name: "t".into(), dtype: DType::F32, shape: shape.to_vec(), expr }
     }
 
+    fn counting(shape: &[usize]) -> Expr {
+        let elems = shape.iter().product::<usize>();
+        Expr::Values { shape: shape.to_vec(), values: (0..elems).map(|i| i as f32).collect() }
+    }
+
     #[test]
-    fn halves_become_pairs_within_each_head() {
-        let order: Vec<usize> = (0..8).map(|row| permuted_row(row, 8, 2)).collect();
-        assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
+    fn rows_are_picked_stacked_and_cut_from_several_tensors() {
+        let of = vec![counting(&[3, 2]), counting(&[2, 2])];
+        let stack = Expr::concat(of, vec![5, 2]);
+        let cut = planned(&[3, 2], Expr::slice(stack, 1, 3, vec![3, 2]));
+        assert_eq!(cut.read_rows(0..3).unwrap(), [2., 3., 4., 5., 0., 1.]);
+        assert_eq!(cut.read_rows(2..3).unwrap(), [0., 1.]);
+        let swapped = planned(&[3, 2], Expr::reordered(counting(&[3, 2]), |row| 2 - row));
+        assert_eq!(swapped.read_rows(0..3).unwrap(), [4., 5., 2., 3., 0., 1.]);
+    }
+
+    #[test]
+    fn columns_become_rows_and_vectors_rows_of_a_matrix() {
+        let tensor = planned(&[3, 2], Expr::Transpose(Box::new(counting(&[2, 3]))));
+        assert_eq!(tensor.read_rows(0..3).unwrap(), [0., 3., 1., 4., 2., 5.]);
+        assert_eq!(tensor.read_rows(1..2).unwrap(), [1., 4.]);
+        let row = |from: f32| Expr::Reshape {
+            of: Box::new(Expr::AddConstant { of: Box::new(counting(&[2])), constant: from }),
+            shape: vec![1, 2],
+        };
+        let stack = planned(&[2, 2], Expr::concat(vec![row(0.0), row(10.0)], vec![2, 2]));
+        assert_eq!(stack.read_rows(1..2).unwrap(), [10., 11.]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::dtype::DType;
-use crate::formats::{Source, TensorInfo};
+use crate::formats::{Source, TensorInfo, row_len, rows, show_shape};
 
 /// A tensor of an open file.
 #[derive(Clone)]
@@ -30,9 +30,9 @@ impl TensorRef {
         self.source.path()
     }
 
-    /// Its bytes, out of the map.
-    pub fn bytes(&self) -> &[u8] {
-        self.source.bytes(self.index)
+    /// The bytes of rows `rows`: see [`Source::rows`].
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> std::borrow::Cow<'_, [u8]> {
+        self.source.rows(self.index, rows)
     }
 }
 
@@ -72,6 +72,17 @@ impl fmt::Debug for LowRank {
     }
 }
 
+/// Some rows of one operand of [`Expr::Rows`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pick {
+    /// The operand's number.
+    pub of: usize,
+    /// Its first row.
+    pub start: usize,
+    /// How many rows.
+    pub len: usize,
+}
+
 /// Where values come from. All operations work row by row, so that any range of rows can be made
 /// without the rest: that keeps memory flat however large a tensor is.
 #[derive(Debug, Clone)]
@@ -85,14 +96,38 @@ pub enum Expr {
         /// Row by row.
         values: Arc<[f32]>,
     },
-    /// `of` with the rows of each head regrouped from two halves to adjacent pairs:
-    /// `reshape(heads, 2, d/2, ..).swap(1, 2)`, d the rows of a head. It turns Hugging Face's
-    /// rotary layout into ggml's (llama.cpp `conversion/llama.py`, `LlamaModel.permute`).
-    PermuteHalves {
-        /// What is regrouped.
+    /// Rows of other tensors, one pick after the other: slices, concatenations, stacks and
+    /// regroupings, all of them without touching a value.
+    Rows {
+        /// The shape of the result; its rows are as long as the operands'.
+        shape: Vec<usize>,
+        /// The operands.
+        of: Vec<Expr>,
+        /// Which rows, in the result's order.
+        picks: Arc<[Pick]>,
+    },
+    /// The same values in another shape; rows of the operand divide the result's.
+    Reshape {
+        /// What is reshaped.
         of: Box<Expr>,
-        /// The number of heads.
-        heads: usize,
+        /// The shape of the result.
+        shape: Vec<usize>,
+    },
+    /// A matrix with rows and columns exchanged.
+    Transpose(Box<Expr>),
+    /// `of + constant`, in f32.
+    AddConstant {
+        /// What is added to.
+        of: Box<Expr>,
+        /// The number added to every value.
+        constant: f32,
+    },
+    /// `of` rounded to a type and back: for references that round midway.
+    Round {
+        /// What is rounded.
+        of: Box<Expr>,
+        /// The type.
+        dtype: DType,
     },
     /// `of + scale * (left @ right)`, summed in f32.
     AddLowRank {
@@ -106,12 +141,39 @@ pub enum Expr {
 }
 
 impl Expr {
+    /// `of` with rows `start..start + len` only, in the shape `shape`.
+    pub fn slice(of: Expr, start: usize, len: usize, shape: Vec<usize>) -> Expr {
+        Expr::Rows { shape, of: vec![of], picks: Arc::from([Pick { of: 0, start, len }]) }
+    }
+
+    /// The rows of `of`, one tensor after the other, in the shape `shape`: concatenation along the
+    /// first dimension, or a stack where the shape has one dimension more.
+    pub fn concat(of: Vec<Expr>, shape: Vec<usize>) -> Expr {
+        let picks = of.iter().enumerate().map(|(i, e)| Pick { of: i, start: 0, len: rows(&e.shape()) }).collect();
+        Expr::Rows { shape, of, picks }
+    }
+
+    /// `of` with its rows in the order that `from` gives: row `i` of the result is row `from(i)`.
+    pub fn reordered(of: Expr, from: impl Fn(usize) -> usize) -> Expr {
+        let shape = of.shape();
+        let mut picks: Vec<Pick> = Vec::new();
+        for row in 0..rows(&shape) {
+            let start = from(row);
+            match picks.last_mut() {
+                Some(last) if last.start + last.len == start => last.len += 1,
+                _ => picks.push(Pick { of: 0, start, len: 1 }),
+            }
+        }
+        Expr::Rows { shape, of: vec![of], picks: picks.into() }
+    }
+
     /// The shape of the values.
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Expr::Take(tensor) => tensor.info().shape.clone(),
-            Expr::Values { shape, .. } => shape.clone(),
-            Expr::PermuteHalves { of, .. } | Expr::AddLowRank { of, .. } => of.shape(),
+            Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => shape.clone(),
+            Expr::Transpose(of) => of.shape().into_iter().rev().collect(),
+            Expr::AddConstant { of, .. } | Expr::Round { of, .. } | Expr::AddLowRank { of, .. } => of.shape(),
             Expr::Product(product) => product.shape().to_vec(),
         }
     }
@@ -121,8 +183,17 @@ impl Expr {
     pub fn raw_dtype(&self) -> Option<DType> {
         match self {
             Expr::Take(tensor) => Some(tensor.info().dtype),
-            Expr::PermuteHalves { of, .. } => of.raw_dtype(),
-            Expr::Values { .. } | Expr::AddLowRank { .. } | Expr::Product(_) => None,
+            Expr::Rows { of, .. } => {
+                let first = of.first()?.raw_dtype()?;
+                of.iter().all(|e| e.raw_dtype() == Some(first)).then_some(first)
+            }
+            Expr::Reshape { of, .. } => of.raw_dtype(),
+            Expr::Values { .. }
+            | Expr::Transpose(_)
+            | Expr::AddConstant { .. }
+            | Expr::Round { .. }
+            | Expr::AddLowRank { .. }
+            | Expr::Product(_) => None,
         }
     }
 
@@ -130,7 +201,12 @@ impl Expr {
     pub fn sources(&self) -> Vec<&TensorRef> {
         match self {
             Expr::Take(tensor) => vec![tensor],
-            Expr::PermuteHalves { of, .. } | Expr::AddLowRank { of, .. } => of.sources(),
+            Expr::Rows { of, .. } => of.iter().flat_map(Expr::sources).collect(),
+            Expr::Reshape { of, .. }
+            | Expr::Transpose(of)
+            | Expr::AddConstant { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::AddLowRank { of, .. } => of.sources(),
             Expr::Values { .. } | Expr::Product(_) => Vec::new(),
         }
     }
@@ -144,4 +220,58 @@ impl Expr {
     pub fn source_path(&self) -> PathBuf {
         self.sources().first().map(|t| t.path().to_owned()).unwrap_or_default()
     }
+
+    /// Whether operands and results fit together, all the way down: what was expected and what was
+    /// found where they don't.
+    pub(super) fn check(&self) -> Result<(), (String, String)> {
+        match self {
+            Expr::Take(_) | Expr::Product(_) => Ok(()),
+            Expr::Values { shape, values } => {
+                let elems: usize = shape.iter().product();
+                expect(values.len() == elems, || format!("{elems} values"), || values.len().to_string())
+            }
+            Expr::Rows { shape, of, picks } => {
+                let mut total = 0;
+                for pick in picks.iter() {
+                    let operand = of.get(pick.of).map(Expr::shape).unwrap_or_default();
+                    let fits = row_len(&operand) == row_len(shape)
+                        && pick.start.checked_add(pick.len).is_some_and(|end| end <= rows(&operand));
+                    expect(
+                        fits,
+                        || format!("rows {} to {} of {}", pick.start, pick.start + pick.len, row_len(shape)),
+                        || show_shape(&operand),
+                    )?;
+                    total += pick.len;
+                }
+                expect(total == rows(shape), || format!("{} rows", rows(shape)), || total.to_string())?;
+                of.iter().try_for_each(Expr::check)
+            }
+            Expr::Reshape { of, shape } => {
+                let operand = of.shape();
+                let elems = |shape: &[usize]| shape.iter().product::<usize>();
+                let fits = elems(&operand) == elems(shape) && row_len(shape).is_multiple_of(row_len(&operand).max(1));
+                expect(fits, || show_shape(shape), || show_shape(&operand))?;
+                of.check()
+            }
+            Expr::Transpose(of) => {
+                let operand = of.shape();
+                expect(operand.len() == 2, || "a matrix".to_owned(), || show_shape(&operand))?;
+                of.check()
+            }
+            Expr::AddLowRank { of, update } => {
+                let operand = of.shape();
+                expect(operand == update.shape(), || show_shape(&operand), || show_shape(&update.shape()))?;
+                of.check()
+            }
+            Expr::AddConstant { of, .. } | Expr::Round { of, .. } => of.check(),
+        }
+    }
+}
+
+fn expect(
+    holds: bool,
+    expected: impl FnOnce() -> String,
+    found: impl FnOnce() -> String,
+) -> Result<(), (String, String)> {
+    if holds { Ok(()) } else { Err((expected(), found())) }
 }

@@ -11,12 +11,12 @@ mod staging;
 use std::path::PathBuf;
 
 pub use execute::{Options, Progress, execute};
-pub use expr::{Expr, LowRank, TensorRef};
+pub use expr::{Expr, LowRank, Pick, TensorRef};
 pub use staging::Staging;
 
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
+use crate::formats::{self, show_shape};
 use crate::quant;
 
 /// One tensor of the output.
@@ -40,16 +40,12 @@ impl PlannedTensor {
 
     /// Elements in one row: the last dimension; 1 for vectors and scalars, whose rows are elements.
     pub fn row_len(&self) -> usize {
-        if self.shape.len() < 2 { 1 } else { self.shape[self.shape.len() - 1] }
+        formats::row_len(&self.shape)
     }
 
     /// The number of rows.
     pub fn rows(&self) -> usize {
-        match self.shape.as_slice() {
-            [] => 1,
-            [n] => *n,
-            [leading @ .., _] => leading.iter().product(),
-        }
+        formats::rows(&self.shape)
     }
 
     /// Bytes in the output. [`Plan::check`] has seen that rows divide into blocks.
@@ -85,6 +81,9 @@ impl Plan {
             let finding = || Finding::new(&file, format!("tensor {:?}", tensor.name));
             if !names.insert(&tensor.name) {
                 return Err(finding().expected("each name once in the output").found("it twice").mismatch());
+            }
+            if let Err((expected, found)) = tensor.expr.check() {
+                return Err(finding().expected(expected).found(found).mismatch());
             }
             let shape = tensor.expr.shape();
             if shape != tensor.shape {

@@ -130,7 +130,7 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(Adapter, AdamW, St
             return Err(finding.expected(DType::F32).found(info.dtype).format());
         }
         let mut values = vec![0f32; info.elems()];
-        crate::quant::decode(info.dtype, file.bytes(i), &mut values);
+        crate::quant::decode(info.dtype, &file.bytes(i), &mut values);
         found.insert(info.name.clone(), Tensor::from_vec(values, info.shape.as_slice(), device)?);
     }
     let mut moments = BTreeMap::new();

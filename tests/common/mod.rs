@@ -76,7 +76,7 @@ pub fn read_tensors(path: &Path) -> BTreeMap<String, HostTensor> {
     let mut tensors = BTreeMap::new();
     for (i, info) in source.tensors().iter().enumerate() {
         let mut values = vec![0f32; info.elems()];
-        atombank::quant::decode(info.dtype, source.bytes(i), &mut values);
+        atombank::quant::decode(info.dtype, &source.bytes(i), &mut values);
         tensors.insert(info.name.clone(), HostTensor { shape: info.shape.clone(), values: values.into() });
     }
     tensors

@@ -1,5 +1,6 @@
 //! Reading: the header is checked once, completely, and bytes are handed out of the map.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
@@ -90,8 +91,9 @@ impl Source for GgufFile {
         &self.tensors
     }
 
-    fn bytes(&self, index: usize) -> &[u8] {
-        &self.file.bytes()[self.ranges[index].clone()]
+    fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
+        let bytes = &self.file.bytes()[self.ranges[index].clone()];
+        Cow::Borrowed(self.tensors[index].slice(bytes, rows))
     }
 }
 

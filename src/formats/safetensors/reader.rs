@@ -1,5 +1,6 @@
 //! Reading: the header is checked once, completely, and bytes are handed out of the map.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
@@ -80,8 +81,9 @@ impl Source for SafetensorsFile {
         &self.tensors
     }
 
-    fn bytes(&self, index: usize) -> &[u8] {
-        &self.file.bytes()[self.ranges[index].clone()]
+    fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
+        let bytes = &self.file.bytes()[self.ranges[index].clone()];
+        Cow::Borrowed(self.tensors[index].slice(bytes, rows))
     }
 }
 
@@ -219,8 +221,8 @@ mod tests {
         .unwrap();
         assert_eq!(file.metadata()["format"], "pt");
         assert_eq!(file.tensors()[0], TensorInfo { name: "b".into(), dtype: DType::F16, shape: vec![2] });
-        assert_eq!(file.bytes(0), [5, 6, 7, 8]);
-        assert_eq!(file.bytes(1), [1, 2, 3, 4]);
+        assert_eq!(*file.bytes(0), [5, 6, 7, 8]);
+        assert_eq!(*file.bytes(1), [1, 2, 3, 4]);
     }
 
     #[test]
