@@ -5,6 +5,8 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
+mod companions;
+pub mod generic;
 mod keys;
 mod model_id;
 mod names;
@@ -14,6 +16,7 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
+pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub use names::{gguf_name, hf_name};
 
 use crate::checkpoint::HfFolder;

@@ -30,10 +30,10 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// The longest tensor name in bytes: ggml's `GGML_MAX_NAME` is 64 with the closing zero.
-const MAX_NAME_BYTES: usize = 63;
+pub(crate) const MAX_NAME_BYTES: usize = 63;
 
 /// The most dimensions of a tensor (`GGML_MAX_DIMS`).
-const MAX_DIMS: usize = 4;
+pub(crate) const MAX_DIMS: usize = 4;
 
 /// Multiples of which tensor data starts at, in bytes.
 fn alignment_of(metadata: &Metadata) -> Result<u64> {
