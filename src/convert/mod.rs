@@ -5,6 +5,8 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
+pub mod bank;
+mod beside;
 mod companions;
 pub mod generic;
 mod keys;
@@ -16,6 +18,7 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
+pub use beside::Beside;
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub use names::{gguf_name, hf_name};
 
