@@ -10,6 +10,7 @@ mod beside;
 mod companions;
 pub mod generic;
 mod keys;
+pub mod lora;
 mod model_id;
 mod names;
 mod tensors;
