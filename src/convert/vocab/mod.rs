@@ -13,11 +13,33 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
-use crate::checkpoint::{Architecture, HfFolder, read_json_object};
+use super::arch::Dim;
+use super::params::Params;
+use crate::checkpoint::{Checkpoint, read_json_object};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata};
 
 type Object = Map<String, Json>;
+
+/// How the files of a tokenizer become a vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vocab {
+    Bpe,
+    Llama,
+    Gemma,
+    Gemma2,
+    Gemma3,
+    SpmOrBpe,
+    Phi3,
+    WordPiece,
+    Roberta,
+    XlmRoberta,
+}
+
+/// The number of tokens that the tokenizer has.
+pub(super) fn token_count(_folder: &Path) -> Result<usize> {
+    Ok(usize::MAX)
+}
 
 /// The tokenizer's files, as JSON.
 struct Files {
@@ -79,14 +101,14 @@ fn shortened(text: &str) -> String {
 }
 
 /// Writes the keys `tokenizer.*`. `pre` overrides the pre-tokenizer's name.
-pub(super) fn write(metadata: &mut Metadata, folder: &HfFolder, pre: Option<&str>) -> Result<()> {
+pub(super) fn write(metadata: &mut Metadata, folder: &Checkpoint, params: &Params, pre: Option<&str>) -> Result<()> {
     let files = Files::open(folder.path())?;
-    let config = &folder.config;
-    let is_llama = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
+    let is_llama = params.arch.vocab == Vocab::Llama;
+    let vocab_size = params.count(Dim::Vocab)?;
     if is_llama && let Some(Json::Bool(prefix)) = files.config.as_ref().and_then(|c| c.get("add_prefix_space")) {
         metadata.insert("tokenizer.ggml.add_space_prefix", *prefix);
     }
-    let tokens = bpe::tokens(&files, config.vocab_size)?;
+    let tokens = bpe::tokens(&files, vocab_size)?;
     let pre = match pre {
         Some(name) => name.to_owned(),
         None => pre::detect(&files)?.to_owned(),
@@ -99,7 +121,7 @@ pub(super) fn write(metadata: &mut Metadata, folder: &HfFolder, pre: Option<&str
     metadata.insert("tokenizer.ggml.merges", Array::texts(bpe::merges(&files)?));
     special::write(metadata, &files, &folder.config_json)?;
     if is_llama {
-        llama_families(metadata, config.vocab_size);
+        llama_families(metadata, vocab_size);
     }
     Ok(())
 }
