@@ -15,8 +15,8 @@ use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
 /// The fewest bytes that a key with its value can take: two lengths, a type, one byte each.
 const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 
-/// The fewest bytes that a tensor's description can take: a one-byte name and one dimension.
-const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 8;
+/// The fewest bytes that a tensor's description can take: a one-byte name and no dimension.
+const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 4 + 8;
 
 /// An open GGUF file.
 pub struct GgufFile {
