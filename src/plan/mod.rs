@@ -89,6 +89,16 @@ impl Plan {
             if shape != tensor.shape {
                 return Err(finding().expected(show_shape(&tensor.shape)).found(show_shape(&shape)).mismatch());
             }
+            // Vectors of blocks can be listed and copied whole, but have no rows to work with.
+            for source in tensor.expr.sources() {
+                let info = source.info();
+                if !info.row_len().is_multiple_of(info.dtype.block_elems()) {
+                    return Err(Finding::new(source.path(), format!("tensor {:?}", info.name))
+                        .expected(format_args!("rows of whole {} blocks", info.dtype))
+                        .found(format_args!("shape {}", show_shape(&info.shape)))
+                        .unsupported());
+                }
+            }
             if tensor.dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).is_none() {
                 return Err(finding()
                     .expected(format_args!(
@@ -129,7 +139,7 @@ pub struct Layout {
 pub struct FileLayout {
     /// The name, relative to the output folder; ignored where the output is one file.
     pub name: PathBuf,
-    /// The header: everything before the tensors.
+    /// The header: everything before the tensors but the zeros that align the first.
     pub head: Vec<u8>,
     /// The whole file's length in bytes.
     pub byte_len: u64,
