@@ -1,7 +1,6 @@
 //! Laying out: the header's bytes and every tensor's place, before a byte of data is written.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, alignment_of};
 use crate::error::{Finding, Result};
@@ -81,7 +80,7 @@ pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> 
     for place in &mut places {
         place.offset += start;
     }
-    let file = FileLayout { name: PathBuf::from("model.gguf"), head, byte_len: start + offset };
+    let file = FileLayout::new("model.gguf", head, start + offset);
     Ok(Layout { files: vec![file], places })
 }
 
