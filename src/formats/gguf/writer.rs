@@ -1,7 +1,6 @@
 //! Laying out: the header's bytes and every tensor's place, before a byte of data is written.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, alignment_of};
 use crate::error::{Finding, Result};
@@ -92,7 +91,7 @@ pub(super) fn one_file(
     for offset in &mut offsets {
         *offset += start;
     }
-    Ok((FileLayout { name, head, byte_len: start + offset }, offsets))
+    Ok((FileLayout::new(name, head, start + offset), offsets))
 }
 
 fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {

@@ -1,7 +1,5 @@
 //! Laying out: which shard and which offset every tensor gets, before a byte of data is written.
 
-use std::path::PathBuf;
-
 use serde_json::{Map, Value, json};
 
 use crate::dtype::DType;
@@ -56,7 +54,8 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
         for &i in &shard {
             places[i].offset += head.len() as u64;
         }
-        files.push(FileLayout { name: PathBuf::from(name), byte_len: head.len() as u64 + offset, head });
+        let byte_len = head.len() as u64 + offset;
+        files.push(FileLayout::new(name, head, byte_len));
     }
     if shards.len() > 1 {
         weight_map.sort();
