@@ -6,7 +6,9 @@
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
 mod arch;
+mod companions;
 mod general;
+pub mod generic;
 mod keys;
 mod model_id;
 mod params;
@@ -17,6 +19,7 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
+pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 use params::Params;
 
 use crate::checkpoint::Checkpoint;

@@ -101,7 +101,8 @@ pub fn execute(
 
 /// The tensor's rows in ranges of about `chunk_elems` elements.
 fn chunks(tensor: &PlannedTensor, chunk_elems: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let total = tensor.rows();
+    // Rows of a tensor without elements can be without number, and there is nothing to make.
+    let total = if tensor.elems() == 0 { 0 } else { tensor.rows() };
     let step = (chunk_elems / tensor.row_len().max(1)).max(1);
     (0..total).step_by(step).map(move |start| start..(start + step).min(total))
 }

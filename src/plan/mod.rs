@@ -10,6 +10,7 @@ mod expr;
 mod staging;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
@@ -18,7 +19,7 @@ pub use staging::Staging;
 
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{self, show_shape};
+use crate::formats::{self, Source, show_shape};
 use crate::quant;
 
 /// One tensor of the output.
@@ -66,6 +67,15 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan that takes every tensor of `source` as it is, in its order.
+    pub fn taking(source: &Arc<dyn Source>) -> Plan {
+        let tensors = TensorRef::all(source).map(|tensor| {
+            let info = tensor.info().clone();
+            PlannedTensor { name: info.name, dtype: info.dtype, shape: info.shape, expr: Expr::Take(tensor) }
+        });
+        Plan { tensors: tensors.collect() }
+    }
+
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<&PlannedTensor> {
         self.tensors.iter().find(|t| t.name == name)

@@ -46,10 +46,10 @@ const SPLIT_COUNT: &str = "split.count";
 const SPLIT_TENSORS: &str = "split.tensors.count";
 
 /// The longest tensor name in bytes: ggml's `GGML_MAX_NAME` is 64 with the closing zero.
-const MAX_NAME_BYTES: usize = 63;
+pub(crate) const MAX_NAME_BYTES: usize = 63;
 
 /// The most dimensions of a tensor (`GGML_MAX_DIMS`).
-const MAX_DIMS: usize = 4;
+pub(crate) const MAX_DIMS: usize = 4;
 
 /// How the name of shard `no`, counted from 0, of `count` ends (`llama_split_path`).
 fn shard_suffix(no: u64, count: u64) -> String {

@@ -1,5 +1,7 @@
 //! Laying out: which shard and which offset every tensor gets, before a byte of data is written.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::dtype::DType;
@@ -18,6 +20,20 @@ pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that safetensors can't hold.
 pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result<Layout> {
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    layout_with_metadata(tensors, stem, shard_bytes, &metadata)
+}
+
+/// As [`layout`], with a `__metadata__` of one's own in every file; none where it is empty.
+///
+/// # Errors
+/// As [`layout`].
+pub fn layout_with_metadata(
+    tensors: &[PlannedTensor],
+    stem: &str,
+    shard_bytes: u64,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Layout> {
     for tensor in tensors {
         if !tensor.dtype.in_safetensors() {
             return Err(Finding::new(format!("{stem}.safetensors"), format!("tensor {:?}", tensor.name))
@@ -37,7 +53,9 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
         };
         shard.sort_by_key(|&i| (std::cmp::Reverse(alignment(tensors[i].dtype)), &tensors[i].name));
         let mut header = Map::new();
-        header.insert("__metadata__".into(), json!({ "format": "pt" }));
+        if !metadata.is_empty() {
+            header.insert("__metadata__".into(), json!(metadata));
+        }
         let mut offset = 0;
         for &i in &shard {
             let tensor = &tensors[i];
