@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atombank::DType;
-use atombank::checkpoint::HfFolder;
+use atombank::checkpoint::{Checkpoint, HfFolder};
 use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::error::Result;
 use atombank::formats::Source;
@@ -51,6 +51,11 @@ fn described(folder: &Path) -> BTreeMap<String, (u64, String)> {
         (path.file_name().unwrap().to_str().unwrap().to_owned(), (bytes.len() as u64, sha256))
     };
     fs::read_dir(folder).unwrap().map(|entry| describe(entry.unwrap().path())).collect()
+}
+
+fn converted(folder: &Checkpoint, options: &ConvertOptions) -> (Metadata, Plan) {
+    let gguf = to_gguf(folder, folder.weights(), options).unwrap().unwrap();
+    (gguf.metadata, gguf.plan)
 }
 
 #[test]
@@ -118,7 +123,7 @@ fn shards_equal_the_reference_byte_by_byte() {
     let expected: Json = serde_json::from_slice(&fs::read(fixture("gguf/split.json")).unwrap()).unwrap();
     let folder = HfFolder::open(&fixture("convert/llama/model")).unwrap();
     let options = ConvertOptions { outtype: OutType::F16, ..ConvertOptions::default() };
-    let models = [("synthetic", synthetic()), ("llama", to_gguf(&folder, folder.weights(), &options).unwrap())];
+    let models = [("synthetic", synthetic()), ("llama", converted(&folder, &options))];
     for (name, (metadata, plan)) in &models {
         let cases = expected[name].as_array().unwrap();
         assert!(cases.len() >= 3, "{name}");

@@ -13,7 +13,7 @@ use crate::formats::gguf::Metadata;
 
 /// What `general.sampling.*` takes from generation_config.json: its names there, in the order in
 /// which they are looked up, the key, and whether it is a whole number.
-const SAMPLING: &[(&[&str], &str, bool)] = &[
+pub(super) const SAMPLING: &[(&[&str], &str, bool)] = &[
     (&["top_k"], "top_k", true),
     (&["top_p"], "top_p", false),
     (&["min_p"], "min_p", false),

@@ -12,8 +12,11 @@ pub mod generic;
 mod keys;
 mod model_id;
 mod params;
+mod restore;
 mod rope;
+mod source;
 mod tensors;
+mod tokenizer;
 mod vocab;
 
 use std::fmt;
@@ -21,6 +24,7 @@ use std::str::FromStr;
 
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 use params::Params;
+pub use restore::{Restored, from_gguf};
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
@@ -39,7 +43,7 @@ pub enum OutType {
     Q8_0,
     /// BF16 where the first matrix has it, else F16, as the reference chooses.
     Auto,
-    /// Every matrix keeps its own type.
+    /// Every matrix keeps its own type, and what else GGUF would lose stands in keys of this crate's.
     Source,
 }
 
@@ -175,6 +179,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         false => {
             metadata.insert("tokenizer.ggml.model", "none");
         }
+    }
+    if options.outtype == OutType::Source {
+        source::write(&mut metadata, &params, &folder.config_json, weights)?;
     }
     Ok(Some(Gguf { metadata, plan, notes }))
 }

@@ -209,6 +209,53 @@ impl Llama3 {
         })
     }
 
+    /// A scaling that gives exactly these divisors; `None` where none was found. Only the ratios of
+    /// the three lengths matter, so that several scalings are the same: the usual numbers are tried
+    /// first, then those that the smooth part between kept and divided frequencies asks for.
+    pub(super) fn from_factors(divisors: &[f32], theta: f64, context: u64) -> Option<Self> {
+        let head_dim = 2 * divisors.len();
+        let largest = f64::from(divisors.iter().copied().fold(0.0, f32::max));
+        let usual = [8.0, 32.0, 4.0, 16.0, 2.0, 64.0];
+        let factors = std::iter::once(largest).chain(usual).filter(|factor| *factor > 1.0);
+        let powers = (5..24).map(|power| f64::from(1u32 << power));
+        let contexts: Vec<f64> = std::iter::once(8192.0).chain([context as f64]).chain(powers).collect();
+        let is_same = |scaling: &Self| scaling.factors(head_dim) == divisors;
+        for factor in factors {
+            for (low, high) in [(1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (1.0, 16.0), (1.0, 32.0), (2.0, 4.0)] {
+                let scalings = contexts.iter().map(|&context| Self { theta, factor, low, high, context });
+                if let Some(found) = scalings.into_iter().find(is_same) {
+                    return Some(found);
+                }
+            }
+        }
+        Self::fitted(divisors, theta, largest).filter(is_same)
+    }
+
+    /// The scaling whose smooth part goes through the first and the last divisor between 1 and
+    /// `factor`: there, `smooth = (context / wavelength - low) / (high - low)`, with `low` 1.
+    fn fitted(divisors: &[f32], theta: f64, factor: f64) -> Option<Self> {
+        let dim = 2.0 * divisors.len() as f64;
+        let turns = |i: usize| theta.powf(-2.0 * i as f64 / dim) / (2.0 * std::f64::consts::PI);
+        let smooth = |i: usize| (1.0 / f64::from(divisors[i]) - 1.0 / factor) / (1.0 - 1.0 / factor);
+        let between = |i: &usize| divisors[*i] > 1.0 && f64::from(divisors[*i]) < factor;
+        let first = (0..divisors.len()).find(between)?;
+        let last = (0..divisors.len()).rev().find(between).filter(|last| *last > first)?;
+        let slope = (smooth(first) - smooth(last)) / (turns(first) - turns(last));
+        let offset = slope * turns(first) - smooth(first);
+        let high = (1.0 + 1.0 / offset).round();
+        let context = (slope / offset).round();
+        (high > 1.0 && context > 0.0).then_some(Self { theta, factor, low: 1.0, high, context })
+    }
+
+    /// As config.json has it.
+    pub(super) fn fields(&self) -> serde_json::Map<String, Json> {
+        let fields = serde_json::json!({
+            "rope_type": "llama3", "factor": self.factor, "low_freq_factor": self.low,
+            "high_freq_factor": self.high, "original_max_position_embeddings": self.context as u64,
+        });
+        fields.as_object().cloned().unwrap_or_default()
+    }
+
     /// A divisor for each pair of a head's dimensions (conversion/llama.py,
     /// `generate_extra_tensors`). Operations and their order are the reference's, in f32: torch
     /// divides a number by a tensor by multiplying it with the reciprocal.

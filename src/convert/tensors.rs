@@ -164,8 +164,8 @@ impl<'a> Collected<'a> {
         let is_bias = known.suffix == "bias";
         let layers = self.params.layers()?;
         let wanted = known.layer.is_none_or(|layer| layer < layers)
-            && self.may_have(known.tensor.given)
-            && (!is_bias || self.may_have(known.tensor.bias));
+            && may_have(self.params, known.tensor.given)
+            && (!is_bias || may_have(self.params, known.tensor.bias));
         let stacked = match known.tensor.how {
             How::Stack(dim) => Some(self.params.count(dim)?),
             _ => None,
@@ -207,22 +207,12 @@ impl<'a> Collected<'a> {
         PlannedTensor { dtype: output_dtype(&name, &shape, self.outtype, source), name, shape, expr }
     }
 
-    /// Whether something so given may be there.
-    fn may_have(&self, given: Given) -> bool {
-        // A tied checkpoint may store its head all the same.
-        matches!(given, Given::Maybe | Given::Unless("tie_word_embeddings")) || self.must_have(given)
-    }
-
-    fn must_have(&self, given: Given) -> bool {
-        must_have(self.params, given)
-    }
-
     /// Every tensor that the table and the config ask for has been seen.
     fn check_complete(&self) -> Result<()> {
-        for (name, key, shape) in expected(self.params)? {
-            if !self.done.contains(&key) {
-                return Err(Finding::new(self.folder, format!("tensor {name:?}"))
-                    .expected(format_args!("{} by config.json", show_shape(&shape)))
+        for wanted in expected(self.params, |_| false)? {
+            if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
+                return Err(Finding::new(self.folder, format!("tensor {:?}", wanted.name))
+                    .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))
                     .found("none of that name")
                     .hint("config.json and weights may be of different models")
                     .mismatch());
@@ -260,25 +250,41 @@ impl<'a> Collected<'a> {
     }
 }
 
+/// Whether something so given may be there: a tied checkpoint may store its head all the same.
+fn may_have(params: &Params, given: Given) -> bool {
+    matches!(given, Given::Unless("tie_word_embeddings")) || must_have(params, given)
+}
+
 /// Whether something so given has to be there.
-pub(super) fn must_have(params: &Params, given: Given) -> bool {
+fn must_have(params: &Params, given: Given) -> bool {
     match given {
-        Given::Never | Given::Maybe => false,
+        Given::Never => false,
         Given::Always => true,
         Given::If(field) => params.flag(field, false),
         Given::Unless(field) => !params.flag(field, false),
     }
 }
 
-/// Number in the table, layer, place in a stack, and whether it is the bias.
-type TensorKey = (usize, Option<usize>, Option<usize>, bool);
+/// A tensor that has to be there.
+pub(super) struct Expected {
+    /// Its name in transformers.
+    pub(super) name: String,
+    pub(super) tensor: &'static Tensor,
+    number: usize,
+    pub(super) layer: Option<usize>,
+    /// The place in a stack.
+    pub(super) place: Option<usize>,
+    pub(super) is_bias: bool,
+    /// Its shape in transformers.
+    pub(super) shape: Vec<usize>,
+}
 
-/// Every tensor that has to be there: name in transformers, key, shape.
-fn expected(params: &Params) -> Result<Vec<(String, TensorKey, Vec<usize>)>> {
+/// Every tensor that the table and the config ask for, and those it may have that `also` wants.
+pub(super) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
     let layers = params.layers()?;
     let mut all = Vec::new();
     for (number, tensor) in params.arch.tensors.iter().copied().flatten().enumerate() {
-        if !must_have(params, tensor.given) {
+        if !must_have(params, tensor.given) && !(may_have(params, tensor.given) && also(tensor)) {
             continue;
         }
         let of_layers: Vec<Option<usize>> =
@@ -296,7 +302,7 @@ fn expected(params: &Params) -> Result<Vec<(String, TensorKey, Vec<usize>)>> {
             for &layer in &of_layers {
                 for &place in &places {
                     let name = named(tensor.hf, layer, place, suffix);
-                    all.push((name, (number, layer, place, is_bias), shape.clone()));
+                    all.push(Expected { name, tensor, number, layer, place, is_bias, shape: shape.clone() });
                 }
             }
         }

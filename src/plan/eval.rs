@@ -139,7 +139,12 @@ impl Expr {
                 let (operand, rows) = found.next()?;
                 if found.next().is_some() { None } else { of[operand].borrow_rows(rows) }
             }
-            Expr::Reshape { of, shape } => of.borrow_rows(reshaped(rows, shape, of)),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = rows.len() * of.row_len();
+                of.borrow_rows(rows)
+                    .map(|bytes| &bytes[bytes.len() * elems.start / all.max(1)..bytes.len() * elems.end / all.max(1)])
+            }
             Expr::Bits { of, .. } => of.borrow_rows(rows),
             _ => None,
         }
@@ -155,7 +160,15 @@ impl Expr {
                     of[operand].copy_rows(rows, out);
                 }
             }
-            Expr::Reshape { of, shape } => of.copy_rows(reshaped(rows, shape, of), out),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = (rows.len() * of.row_len()).max(1);
+                let start = out.len();
+                of.copy_rows(rows, out);
+                let bytes = out.len() - start;
+                out.truncate(start + bytes * elems.end / all);
+                out.drain(start..start + bytes * elems.start / all);
+            }
             Expr::Bits { of, .. } => of.copy_rows(rows, out),
             Expr::Values { .. }
             | Expr::Transpose(_)
@@ -184,7 +197,16 @@ impl Expr {
                     rest = after;
                 }
             }
-            Expr::Reshape { of, shape } => of.eval_rows(reshaped(rows, shape, of), out),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = rows.len() * of.row_len();
+                if elems == (0..all) {
+                    return of.eval_rows(rows, out);
+                }
+                let mut values = vec![0.0; all];
+                of.eval_rows(rows, &mut values);
+                out.copy_from_slice(&values[elems]);
+            }
             Expr::Bits { of, dtype } => {
                 let mut bytes = Vec::new();
                 of.copy_rows(rows, &mut bytes);
@@ -237,10 +259,14 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
     })
 }
 
-/// The operand's rows that are rows `rows` of an [`Expr::Reshape`].
-fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> Range<usize> {
-    let factor = row_len(shape) / of.row_len().max(1);
-    rows.start * factor..rows.end * factor
+/// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements
+/// these are: all of them, unless the operand's rows are longer.
+fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Range<usize>) {
+    let (ours, theirs) = (row_len(shape), of.row_len().max(1));
+    let elems = rows.start * ours..rows.end * ours;
+    let covering = elems.start / theirs..elems.end.div_ceil(theirs);
+    let skipped = covering.start * theirs;
+    (covering, elems.start - skipped..elems.end - skipped)
 }
 
 /// Rows `columns` of the transposed `of`: its columns. Of a plain source tensor only they are decoded.
@@ -325,6 +351,8 @@ mod tests {
         };
         let stack = planned(&[2, 2], Expr::concat(vec![row(0.0), row(10.0)], vec![2, 2]));
         assert_eq!(stack.read_rows(1..2).unwrap(), [10., 11.]);
+        let flat = planned(&[6], Expr::Reshape { of: Box::new(counting(&[2, 3])), shape: vec![6] });
+        assert_eq!(flat.read_rows(2..5).unwrap(), [2., 3., 4.]);
     }
 
     #[test]

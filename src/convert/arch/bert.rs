@@ -38,7 +38,7 @@ pub(super) const BERT: Arch = Arch {
     class: "BertModel",
     also: &["BertForMaskedLM", "CamembertModel"],
     when: always,
-    fits: |gguf| gguf.tokenizer("bert") && gguf.has("token_types.weight"),
+    fits: |gguf| !gguf.tokenizer("gpt2") && !gguf.tokenizer("t5") && gguf.has("token_types.weight"),
     model_type: "bert",
     gguf: "bert",
     defaults: r#"{"vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -91,7 +91,7 @@ pub(super) const XLM_ROBERTA: Arch = Arch {
 pub(super) const DISTILBERT: Arch = Arch {
     class: "DistilBertModel",
     also: &["DistilBertForMaskedLM"],
-    fits: |gguf| gguf.tokenizer("bert"),
+    fits: |_| true,
     model_type: "distilbert",
     defaults: r#"{"vocab_size": 30522, "max_position_embeddings": 512, "sinusoidal_pos_embds": false, "n_layers": 6,
         "n_heads": 12, "num_key_value_heads": null, "dim": 768, "hidden_dim": 3072, "dropout": 0.1, "attention_dropout": 0.1,

@@ -203,8 +203,6 @@ pub(crate) struct Tensor {
 pub(crate) enum Given {
     Never,
     Always,
-    /// Both ways are right, and nothing in the config says which.
-    Maybe,
     /// Where this field of the config is true.
     If(&'static str),
     /// Where this field of the config is false.

@@ -1,6 +1,7 @@
 //! Laying out: the header's bytes and every tensor's place, before a byte of data is written.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, alignment_of};
 use crate::error::{Finding, Result};
