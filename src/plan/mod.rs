@@ -139,7 +139,7 @@ pub struct Layout {
 pub struct FileLayout {
     /// The name, relative to the output folder; ignored where the output is one file.
     pub name: PathBuf,
-    /// The header: everything before the tensors but the zeros that align the first.
+    /// The header: everything before the tensors.
     pub head: Vec<u8>,
     /// The whole file's length in bytes.
     pub byte_len: u64,
