@@ -151,7 +151,7 @@ pub struct Layout {
 pub struct FileLayout {
     /// The name, relative to the output folder; ignored where the output is one file.
     pub name: PathBuf,
-    /// The header: everything before the tensors but the zeros that align the first.
+    /// The header: everything before the tensors.
     pub head: Vec<u8>,
     /// Bytes between the tensors and behind them: where each piece starts, and what it holds.
     pub pieces: Vec<(u64, Vec<u8>)>,
