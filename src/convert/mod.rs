@@ -5,8 +5,8 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
+pub(crate) mod general;
 mod keys;
-mod model_id;
 mod names;
 mod tensors;
 mod vocab;
@@ -14,8 +14,10 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
+pub use general::GeneralOptions;
 pub use names::{gguf_name, hf_name};
 
+use self::general::TensorTotals;
 use crate::checkpoint::HfFolder;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
@@ -108,9 +110,12 @@ impl Default for ConvertOptions {
 /// malformed tokenizer files.
 pub fn to_gguf(folder: &HfFolder, weights: &Plan, options: &ConvertOptions) -> Result<(Metadata, Plan)> {
     let plan = tensors::plan(folder, weights, options.outtype)?;
-    let total_elems = plan.tensors.iter().map(|tensor| tensor.elems() as u64).sum();
     let mut metadata = Metadata::new(folder.path());
-    keys::general(&mut metadata, folder, total_elems)?;
+    let architecture = keys::architecture(folder.config.architecture);
+    let totals = TensorTotals::of(&plan);
+    let options_general = GeneralOptions::default();
+    let mut notes = Vec::new();
+    general::write(&mut metadata, folder.path(), &folder.config_json, architecture, totals, &options_general, &mut notes)?;
     keys::model(&mut metadata, folder, options.outtype)?;
     match options.vocab {
         true => vocab::write(&mut metadata, folder, options.pre.as_deref())?,
