@@ -115,7 +115,15 @@ pub fn to_gguf(folder: &HfFolder, weights: &Plan, options: &ConvertOptions) -> R
     let totals = TensorTotals::of(&plan);
     let options_general = GeneralOptions::default();
     let mut notes = Vec::new();
-    general::write(&mut metadata, folder.path(), &folder.config_json, architecture, totals, &options_general, &mut notes)?;
+    general::write(
+        &mut metadata,
+        folder.path(),
+        &folder.config_json,
+        architecture,
+        totals,
+        &options_general,
+        &mut notes,
+    )?;
     keys::model(&mut metadata, folder, options.outtype)?;
     match options.vocab {
         true => vocab::write(&mut metadata, folder, options.pre.as_deref())?,

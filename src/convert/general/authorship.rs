@@ -37,8 +37,7 @@ const TEXTS: &[&str] = &[
 ];
 
 /// What is said of each base model and data set, in the order in which it is written.
-const SOURCE: &[&str] =
-    &["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
+const SOURCE: &[&str] = &["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
 
 /// The one text that a metadata file can't set, as upstream has it.
 const NOT_IN_FILE: &str = "license";
@@ -187,7 +186,7 @@ impl<'a> Writer<'a> {
         if node.is_falsy() {
             return;
         }
-        if let Some(text) = self.spelled(key, node) {
+        if let Some(text) = self.spelled(key, node).filter(|text| !text.is_empty()) {
             self.metadata.insert(format!("general.{key}"), text);
         }
     }
@@ -234,5 +233,7 @@ fn alike(values: &[Typed]) -> Option<Array> {
     let ints = values.iter().map(|v| if let Typed::Int(v) = v { i32::try_from(*v).ok() } else { None });
     let floats = values.iter().map(|v| if let Typed::Float(v) = v { Some(*v as f32) } else { None });
     let bools = bools.collect::<Option<Vec<_>>>().map(Array::Bool);
-    bools.or_else(|| ints.collect::<Option<Vec<_>>>().map(Array::I32)).or_else(|| floats.collect::<Option<Vec<_>>>().map(Array::F32))
+    bools
+        .or_else(|| ints.collect::<Option<Vec<_>>>().map(Array::I32))
+        .or_else(|| floats.collect::<Option<Vec<_>>>().map(Array::F32))
 }

@@ -8,7 +8,7 @@
 
 mod authorship;
 mod card;
-mod flow;
+mod mend;
 mod model_id;
 mod sampling;
 #[cfg(test)]

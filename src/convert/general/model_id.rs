@@ -214,7 +214,7 @@ pub(super) fn title(id: &str) -> String {
             for c in word.chars() {
                 match after_letter {
                     true => titled.push(c),
-                    false => titled.extend(c.to_uppercase()),
+                    false => titled.extend(capital(c)),
                 }
                 after_letter = c.is_lowercase() || c.is_uppercase();
             }
@@ -222,6 +222,13 @@ pub(super) fn title(id: &str) -> String {
         })
         .collect();
     words.join(" ")
+}
+
+/// The capital of a word's first letter. Where it is several letters (that of "ß" is "SS"), only
+/// the first of them stays one.
+fn capital(c: char) -> impl Iterator<Item = char> {
+    let mut upper = c.to_uppercase();
+    upper.next().into_iter().chain(upper.flat_map(char::to_lowercase))
 }
 
 #[cfg(test)]
@@ -259,5 +266,6 @@ mod tests {
     fn titles_capitalize_words_but_not_versions() {
         assert_eq!(title("tiny-llama3x-v1.5-7b-GPT"), "Tiny Llama3X v1.5 7b GPT");
         assert_eq!(title("model"), "Model");
+        assert_eq!(title("ßa-ﬁx"), "Ssa Fix");
     }
 }

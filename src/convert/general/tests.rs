@@ -96,3 +96,127 @@ fn keys_equal_the_reference_in_type_value_and_order() {
     }
     assert_eq!(wrong, 0, "of {}", cases.len());
 }
+
+fn card(yaml: &str) -> Json {
+    json!({"folder": "model", "readme": format!("---\n{yaml}---\n"), "totals": [0, 0, 0, 0]})
+}
+
+/// Keys but for architecture, type and name, and what the notes say after the file's name.
+fn shown(case: &Json) -> (Vec<String>, Vec<String>) {
+    let (metadata, notes) = run(case).unwrap();
+    let keys = metadata.iter().skip(3).map(|(key, value)| format!("{key} {value}")).collect();
+    let after_name = |note: String| note.split_once(".md: ").map_or(note.clone(), |(_, rest)| rest.to_owned());
+    (keys, notes.into_iter().map(after_name).collect())
+}
+
+#[test]
+fn values_that_upstream_fails_on_are_written_as_they_stand_and_noted() {
+    let cases = [
+        (
+            "version: 1.10\n",
+            vec!["general.version string \"1.10\""],
+            vec!["general.version: expected a text, found 1.10, written as it stands there"],
+        ),
+        (
+            "tags: [a, 7, 2024-01-31, ~, {x: y}]\n",
+            vec!["general.tags array of 3 x string"],
+            vec![
+                "general.tags: expected a text, found 7, written as it stands there",
+                "general.tags: expected a text, found 2024-01-31, written as it stands there",
+                "general.tags: expected a text, found none, left out",
+                "general.tags: expected a text, found a list or mapping, left out",
+            ],
+        ),
+        ("author: [x]\n", vec![], vec!["general.author: expected a text, found a list or mapping, left out"]),
+        (
+            "base_model: [{name: 3}, 4]\n",
+            vec!["general.base_model.count uint32 2", "general.base_model.0.name string \"3\""],
+            vec![
+                "general.base_model.0.name: expected a text, found 3, written as it stands there",
+                "general.base_model.1: expected a name, an address or keys and values, found something else, left out",
+            ],
+        ),
+        (
+            "license: [mit, 2]\n",
+            vec!["general.license string \"mit,2\""],
+            vec!["general.license: expected a text, found 2, written as it stands there"],
+        ),
+        (
+            "license: b: c\n",
+            vec![],
+            vec![
+                "model card: expected YAML between two lines ---, found mapping values are not allowed in this context \
+                 in line 2; nothing is taken from it",
+            ],
+        ),
+    ];
+    for (yaml, keys, notes) in cases {
+        let (found_keys, found_notes) = shown(&card(yaml));
+        assert_eq!(found_keys, keys, "{yaml}");
+        assert_eq!(found_notes, notes, "{yaml}");
+    }
+}
+
+#[test]
+fn the_name_on_the_hub_stands_for_the_folder_and_a_chosen_one_before_it() {
+    let mut case = card("model_name: Card\n");
+    case["folder"] = json!("0123456789abcdef0123456789abcdef01234567");
+    case["model_id"] = json!("some-org/Base-7B-Instruct-v2");
+    let (metadata, _) = run(&case).unwrap();
+    let text = |key: &str| metadata.get(&format!("general.{key}")).and_then(|value| value.as_text());
+    assert_eq!(text("name"), Some("some-org/Base-7B-Instruct-v2"));
+    assert_eq!(text("organization"), Some("Some Org"));
+    assert_eq!(text("basename"), Some("Base"));
+    assert_eq!(text("finetune"), Some("Instruct"));
+    assert_eq!(text("version"), Some("v2"));
+    assert_eq!(text("size_label"), Some("7B"));
+    case["model_name"] = json!("Mine");
+    assert_eq!(run(&case).unwrap().0.text("general.name").unwrap(), "Mine");
+}
+
+#[test]
+fn metadata_files_of_another_form_are_refused_by_key() {
+    let cases = [
+        (json!({"general.name": 3}), "metadata.json: general.name: expected a text, found 3"),
+        (json!({"general.tags": "a"}), "general.tags: expected a list of texts, found \"a\""),
+        (
+            json!({"general.base_models": ["a"]}),
+            "general.base_models: expected a list of objects with texts for some of name",
+        ),
+        (json!({"general.datasets": [{"nome": "a"}]}), "general.datasets: expected a list of objects"),
+        (
+            json!({"general.sampling.top_k": 1.5}),
+            "general.sampling.top_k: expected a whole number of 32 bits, found 1.5",
+        ),
+        (json!({"general.sampling.temp": 1e39}), "general.sampling.temp: expected a number of 32 bits"),
+        (json!({"general.sampling.sequence": 1}), "general.sampling.sequence: expected a text, found 1"),
+    ];
+    for (file, expected) in cases {
+        let mut case = card("");
+        case["metadata_file"] = file;
+        let message = run(&case).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+    let mut case = card("");
+    case["metadata_file"] = json!({"general.license": "mit", "general.sampling.topk": 1, "llama.x": 1});
+    let notes = run(&case).unwrap().1.join("\n");
+    for key in ["general.license", "general.sampling.topk", "llama.x"] {
+        assert!(notes.contains(&format!("{key}: expected a key that metadata files set, found another")), "{notes}");
+    }
+    let options = GeneralOptions { metadata_file: Some("/nowhere/m.json".into()), ..GeneralOptions::default() };
+    let (folder, mut metadata) = (tempfile::tempdir().unwrap(), Metadata::default());
+    let totals = TensorTotals::default();
+    let error = write(&mut metadata, folder.path(), &Default::default(), "llama", totals, &options, &mut Vec::new());
+    assert!(error.unwrap_err().to_string().starts_with("/nowhere/m.json: cannot read"));
+}
+
+#[test]
+fn sampling_settings_of_the_wrong_kind_are_refused_and_broken_ones_noted() {
+    let mut case = card("");
+    case["generation_config"] = json!("{\"temperature\": \"hot\"}");
+    let message = run(&case).unwrap_err().to_string();
+    assert!(message.contains("generation_config.json: temperature: expected a number of 32 bits"), "{message}");
+    case["generation_config"] = json!("{\"temperature\": NaN}");
+    let notes = run(&case).unwrap().1.join("\n");
+    assert!(notes.contains("no sampling settings are taken from it"), "{notes}");
+}

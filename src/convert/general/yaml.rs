@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::Value as Json;
 
-use super::flow;
+use super::mend;
 
 /// Lists and mappings within each other: a card needs five.
 const MAX_DEPTH: usize = 64;
@@ -38,7 +38,8 @@ pub(super) enum Typed {
     /// Cut off at the limits of 64 bits.
     Int(i64),
     Float(f64),
-    Date,
+    /// A date, or bytes.
+    Other,
 }
 
 /// A mapping. Keys that aren't text are of no use here and are left out.
@@ -48,10 +49,6 @@ pub(super) struct Map(Vec<(String, Node)>);
 impl Map {
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, node)| node)
-    }
-
-    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| name.as_str())
     }
 }
 
@@ -74,14 +71,6 @@ impl FromIterator<(String, Node)> for Map {
 }
 
 impl Node {
-    /// The text of a text.
-    pub(super) fn as_text(&self) -> Option<&str> {
-        match self {
-            Node::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
     /// What Python takes for false.
     pub(super) fn is_falsy(&self) -> bool {
         match self {
@@ -90,7 +79,7 @@ impl Node {
             Node::Typed(Typed::Bool(value), _) => !value,
             Node::Typed(Typed::Int(value), _) => *value == 0,
             Node::Typed(Typed::Float(value), _) => *value == 0.0,
-            Node::Typed(Typed::Date, _) => false,
+            Node::Typed(Typed::Other, _) => false,
             Node::List(items) => items.is_empty(),
             Node::Map(map) => map.0.is_empty(),
         }
@@ -128,14 +117,10 @@ impl From<&Json> for Node {
 /// The one document in `text`; what is wrong with it otherwise, in a few words.
 pub(super) fn parse(text: &str) -> Result<Node, String> {
     let straight = Loader::load(text);
-    // PyYAML doesn't mind how far lines inside brackets and quotes are indented, YAML 1.2 does.
-    match straight {
-        Err(first) => match flow::indented(text) {
-            Some(again) => Loader::load(&again).map_err(|_| first),
-            None => Err(first),
-        },
-        loaded => loaded,
-    }
+    straight.or_else(|first| match mend::mended(text) {
+        Some(again) => Loader::load(&again).map_err(|_| first),
+        None => Err(first),
+    })
 }
 
 struct Loader<'a> {
@@ -146,8 +131,7 @@ struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     fn load(text: &'a str) -> Result<Node, String> {
-        let mut loader =
-            Loader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes_left: MAX_NODES };
+        let mut loader = Loader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes_left: MAX_NODES };
         let mut document = Node::Null;
         let mut documents = 0;
         loop {
@@ -220,8 +204,7 @@ impl<'a> Loader<'a> {
         let mut merged = Vec::new();
         loop {
             let event = self.next()?;
-            let merges =
-                matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "<<");
+            let merges = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "<<");
             let key = match event {
                 Event::MappingEnd => break,
                 // PyYAML's one use of it: a key like any other.
@@ -261,7 +244,7 @@ fn collection(tag: Option<&Tag>, name: &str) -> Result<(), String> {
 }
 
 fn unknown<T>(tag: &Tag) -> Result<T, String> {
-    Err(format!("the tag {tag}, which says nothing here"))
+    Err(format!("the tag {}{}, which says nothing here", tag.handle, tag.suffix))
 }
 
 /// The tag `!`: no type in particular.
@@ -271,17 +254,21 @@ fn is_plain(tag: &Tag) -> bool {
 
 fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Node, String> {
     let as_text = || Node::Text(text.to_owned());
-    match tag {
+    match tag.filter(|tag| !is_plain(tag)) {
         None if style != ScalarStyle::Plain => Ok(as_text()),
         None => plain(text),
-        Some(tag) if is_plain(tag) || tag.is_yaml_core_schema() && tag.suffix == "str" => Ok(as_text()),
-        Some(tag) if tag.is_yaml_core_schema() => match (tag.suffix.as_str(), plain(text)?) {
+        Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str" => Ok(as_text()),
+        Some(tag) if tag.is_yaml_core_schema() => match (tag.suffix.as_str(), plain(text).unwrap_or(Node::Null)) {
             ("null", _) => Ok(Node::Null),
             ("bool", node @ Node::Typed(Typed::Bool(_), _))
             | ("int", node @ Node::Typed(Typed::Int(_), _))
             | ("float", node @ Node::Typed(Typed::Float(_), _))
-            | ("timestamp", node @ Node::Typed(Typed::Date, _)) => Ok(node),
-            ("float", Node::Typed(Typed::Int(value), text)) => Ok(Node::Typed(Typed::Float(value as f64), text)),
+            | ("timestamp", node @ Node::Typed(Typed::Other, _)) => Ok(node),
+            ("binary", _) => Ok(Node::Typed(Typed::Other, text.to_owned())),
+            ("float", node) if !matches!(node, Node::Null) => match text.replace('_', "").parse() {
+                Ok(value) => Ok(Node::Typed(Typed::Float(value), text.to_owned())),
+                Err(_) => unknown(tag),
+            },
             _ => unknown(tag),
         },
         Some(tag) => unknown(tag),
@@ -347,7 +334,8 @@ fn float(text: &str) -> Option<f64> {
         whole => is_number(whole) && is_digits(fraction),
     };
     let exponent_fits = exponent.is_none_or(|e| {
-        e.strip_prefix(['+', '-']).is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+        e.strip_prefix(['+', '-'])
+            .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
     });
     let digits = rest.replace('_', "");
     if fits && exponent_fits { digits.parse().ok().map(|value: f64| sign * value) } else { None }
@@ -401,7 +389,7 @@ fn date(text: &str) -> Option<Typed> {
     let day_end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     let (day, time) = rest.split_at(day_end);
     if time.is_empty() {
-        return (digits(month, 2..=2) && digits(day, 2..=2)).then_some(Typed::Date);
+        return (digits(month, 2..=2) && digits(day, 2..=2)).then_some(Typed::Other);
     }
     let time = time.strip_prefix(['T', 't']).unwrap_or_else(|| time.trim_start_matches([' ', '\t']));
     let mut parts = time.splitn(3, ':');
@@ -420,7 +408,7 @@ fn date(text: &str) -> Option<Typed> {
         },
         None => zone == "Z" || rest.is_empty(),
     };
-    (fits && zone_fits).then_some(Typed::Date)
+    (fits && zone_fits).then_some(Typed::Other)
 }
 
 #[cfg(test)]
@@ -458,10 +446,10 @@ mod tests {
             ("-.inf", Some(Typed::Float(f64::NEG_INFINITY))),
             ("v1.0", None),
             ("1.0.1", None),
-            ("2024-01-31", Some(Typed::Date)),
+            ("2024-01-31", Some(Typed::Other)),
             ("2024-1-31", None),
-            ("2024-1-31 10:20:30.5 +01:00", Some(Typed::Date)),
-            ("2024-01-31T10:20:30Z", Some(Typed::Date)),
+            ("2024-1-31 10:20:30.5 +01:00", Some(Typed::Other)),
+            ("2024-01-31T10:20:30Z", Some(Typed::Other)),
             ("_1", None),
             ("-", None),
             ("+", None),
@@ -503,7 +491,8 @@ mod tests {
         assert_eq!(get("b", "y"), Some(typed(Typed::Int(3), "3")));
         assert_eq!(get("b2", "x"), Some(typed(Typed::Int(4), "4")));
         assert_eq!(map.get("c"), Some(&Node::Text("two".to_owned())));
-        assert_eq!(map.keys().collect::<Vec<_>>(), ["a", "b", "b2", "c"]);
+        let keys: Vec<&str> = map.0.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["a", "b", "b2", "c"]);
     }
 
     #[test]
@@ -526,7 +515,8 @@ mod tests {
 
     #[test]
     fn deep_and_multiplying_documents_are_refused() {
-        for (depth, expected) in [(100, "more than 64 values within each other"), (10_000, "recursion limit exceeded")] {
+        for (depth, expected) in [(100, "more than 64 values within each other"), (10_000, "recursion limit exceeded")]
+        {
             let message = parse(&format!("a: {}{}\n", "[".repeat(depth), "]".repeat(depth))).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
