@@ -8,6 +8,7 @@
 pub(crate) mod general;
 mod keys;
 mod names;
+mod overrides;
 mod tensors;
 mod vocab;
 
@@ -16,6 +17,7 @@ use std::str::FromStr;
 
 pub use general::GeneralOptions;
 pub use names::{gguf_name, hf_name};
+pub use overrides::Override;
 
 use self::general::TensorTotals;
 use crate::checkpoint::HfFolder;

@@ -11,6 +11,7 @@ mod card;
 mod mend;
 mod model_id;
 mod sampling;
+mod scalar;
 #[cfg(test)]
 mod tests;
 mod totals;
