@@ -97,7 +97,7 @@ impl OutputArgs {
     /// The GGUF's metadata and plan.
     pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
         let outtype = self.r#type.as_deref().unwrap_or("f16").parse()?;
-        let options = ConvertOptions { outtype, pre: self.pre.clone(), vocab: true };
+        let options = ConvertOptions { outtype, pre: self.pre.clone(), ..ConvertOptions::default() };
         let gguf = to_gguf(folder, plan, &options)?;
         gguf.ok_or_else(|| {
             let finding = Finding::new(folder.path().join("config.json"), "architectures");

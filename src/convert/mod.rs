@@ -7,10 +7,10 @@
 
 mod arch;
 mod companions;
-mod general;
+pub(crate) mod general;
 pub mod generic;
 mod keys;
-mod model_id;
+mod overrides;
 mod params;
 mod restore;
 mod rope;
@@ -23,6 +23,8 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
+pub use general::GeneralOptions;
+pub use overrides::Override;
 use params::Params;
 pub use restore::{Restored, from_gguf};
 
@@ -130,11 +132,15 @@ pub struct ConvertOptions {
     pub pre: Option<String>,
     /// Whether the file gets a vocabulary; without one it can't turn text into tokens.
     pub vocab: bool,
+    /// What to say about the model over what its folder says.
+    pub general: GeneralOptions,
+    /// Keys that get another value at the very end.
+    pub overrides: Vec<Override>,
 }
 
 impl Default for ConvertOptions {
     fn default() -> Self {
-        Self { outtype: OutType::default(), pre: None, vocab: true }
+        Self { outtype: OutType::default(), pre: None, vocab: true, general: GeneralOptions::default(), overrides: Vec::new() }
     }
 }
 
@@ -167,12 +173,13 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     rope::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
     let plan = tensors::plan(folder.path(), &params, weights, matrices, &mut notes)?;
-    let total_elems = plan.tensors.iter().map(|tensor| tensor.elems() as u64).sum();
     let mut metadata = Metadata::new(folder.path());
     metadata.insert("general.architecture", params.arch.gguf);
     // The reference makes these tensors, and the key with them, before all other keys.
     rope::write_attention_factor(&mut metadata, &params)?;
-    general::general(&mut metadata, folder, params.arch.gguf, total_elems)?;
+    let totals = general::TensorTotals::of(&plan);
+    let (path, config) = (folder.path(), &folder.config_json);
+    general::write(&mut metadata, path, config, params.arch.gguf, totals, &options.general, &mut notes)?;
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
     match options.vocab {
         true => vocab::write(&mut metadata, folder, &params, options.pre.as_deref())?,
@@ -182,6 +189,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     }
     if options.outtype == OutType::Source {
         source::write(&mut metadata, &params, &folder.config_json, weights)?;
+    }
+    for single in &options.overrides {
+        single.apply(&mut metadata)?;
     }
     Ok(Some(Gguf { metadata, plan, notes }))
 }

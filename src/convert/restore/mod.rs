@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json, json};
 
 use self::config::RopeFactors;
 use super::arch::{self, Config, Found};
-use super::general::SAMPLING;
+use super::general::sampling_fields;
 use super::params::Params;
 use super::{source, tokenizer};
 use crate::dtype::DType;
@@ -77,7 +77,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
     if arch.gguf == "bert" {
         pooling(metadata, arch.gguf, &config, &mut files);
     } else {
-        generation(metadata, &config, &mut files)?;
+        generation(metadata, &config, &mut files);
     }
     left_out(metadata, &mut notes);
     Ok(Some(Restored { config, plan, files, notes }))
@@ -91,34 +91,17 @@ fn read(tensor: &TensorRef) -> Result<Vec<f32>> {
 }
 
 /// generation_config.json: the ids that end a text, and what `general.sampling.*` recommends.
-fn generation(metadata: &Metadata, config: &Config, files: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
+fn generation(metadata: &Metadata, config: &Config, files: &mut Vec<(String, Vec<u8>)>) {
     let mut fields = Map::new();
     for name in ["bos_token_id", "eos_token_id", "pad_token_id"] {
         if let Some(id) = config.get(name).filter(|id| !id.is_null()) {
             fields.insert(name.to_owned(), id.clone());
         }
     }
-    if let Some(sequence) = metadata.get("general.sampling.sequence").and_then(Value::as_text) {
-        fields.insert("sequence".to_owned(), json!(sequence));
-    }
-    for (names, key, whole) in SAMPLING {
-        let key = format!("general.sampling.{key}");
-        let Some(value) = metadata.get(&key) else { continue };
-        // The last name is transformers' own where there are two.
-        let name = names.last().copied().unwrap_or_default();
-        let value = match whole {
-            true => json!(metadata.u32(&key).ok().map(i64::from).or(match value {
-                Value::I32(v) => Some(i64::from(*v)),
-                _ => None,
-            })),
-            false => json!((metadata.f64(&key)? as f32).to_string().parse::<f64>().unwrap_or_default()),
-        };
-        fields.insert(name.to_owned(), value);
-    }
+    fields.extend(sampling_fields(metadata));
     if !fields.is_empty() {
         files.push(("generation_config.json".to_owned(), pretty(&Json::Object(fields))));
     }
-    Ok(())
 }
 
 /// The files that make a sentence-transformers folder, where the model pools.
