@@ -27,6 +27,8 @@ pub use general::GeneralOptions;
 pub use overrides::Override;
 use params::Params;
 pub use restore::{Restored, from_gguf};
+pub use vocab::{Piece, PieceKind, SentencePieceModel};
+use vocab::{Vocab, VocabOptions};
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
@@ -140,7 +142,13 @@ pub struct ConvertOptions {
 
 impl Default for ConvertOptions {
     fn default() -> Self {
-        Self { outtype: OutType::default(), pre: None, vocab: true, general: GeneralOptions::default(), overrides: Vec::new() }
+        Self {
+            outtype: OutType::default(),
+            pre: None,
+            vocab: true,
+            general: GeneralOptions::default(),
+            overrides: Vec::new(),
+        }
     }
 }
 
@@ -172,7 +180,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
     rope::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
-    let plan = tensors::plan(folder.path(), &params, weights, matrices, &mut notes)?;
+    let plan = tensors::plan(folder, &params, weights, matrices, &mut notes)?;
     let mut metadata = Metadata::new(folder.path());
     metadata.insert("general.architecture", params.arch.gguf);
     // The reference makes these tensors, and the key with them, before all other keys.
@@ -181,12 +189,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let (path, config) = (folder.path(), &folder.config_json);
     general::write(&mut metadata, path, config, params.arch.gguf, totals, &options.general, &mut notes)?;
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
-    match options.vocab {
-        true => vocab::write(&mut metadata, folder, &params, options.pre.as_deref())?,
-        false => {
-            metadata.insert("tokenizer.ggml.model", "none");
-        }
-    }
+    let vocab = if options.vocab { params.arch.vocab } else { Vocab::None };
+    let vocab_options = VocabOptions { pre: options.pre.clone() };
+    vocab::write(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
     if options.outtype == OutType::Source {
         source::write(&mut metadata, &params, &folder.config_json, weights)?;
     }

@@ -4,12 +4,11 @@
 //! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
 
 use super::arch::{Arch, Dim, Given, How, Tensor};
 use super::params::Params;
 use super::{rope, vocab};
-use crate::checkpoint::is_buffer;
+use crate::checkpoint::{Checkpoint, is_buffer};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
@@ -18,7 +17,7 @@ use crate::plan::{Expr, Plan, PlannedTensor};
 /// The output's tensors: those that the config makes, then the weights in the reference's order,
 /// file by file and by name within each. What is left out goes to `notes`.
 pub(super) fn plan(
-    folder: &Path,
+    folder: &Checkpoint,
     params: &Params,
     weights: &Plan,
     outtype: Option<DType>,
@@ -143,7 +142,7 @@ pub(super) fn named(template: &str, layer: Option<usize>, place: Option<usize>, 
 
 /// What has been seen so far of the tensors that the table lists.
 struct Collected<'a> {
-    folder: &'a Path,
+    folder: &'a Checkpoint,
     params: &'a Params,
     outtype: Option<DType>,
     done: HashSet<(usize, Option<usize>, Option<usize>, bool)>,
@@ -211,7 +210,7 @@ impl<'a> Collected<'a> {
     fn check_complete(&self) -> Result<()> {
         for wanted in expected(self.params, |_| false)? {
             if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
-                return Err(Finding::new(self.folder, format!("tensor {:?}", wanted.name))
+                return Err(Finding::new(self.folder.path(), format!("tensor {:?}", wanted.name))
                     .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))
                     .found("none of that name")
                     .hint("config.json and weights may be of different models")
@@ -321,7 +320,7 @@ pub(super) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Resul
 }
 
 /// The values as GGUF has them.
-fn transformed(folder: &Path, params: &Params, tensor: &PlannedTensor, how: How, is_bias: bool) -> Result<Expr> {
+fn transformed(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, how: How, is_bias: bool) -> Result<Expr> {
     let of = tensor.expr.clone();
     let width = tensor.shape.get(1).copied();
     let shaped = |rows: usize| std::iter::once(rows).chain(width).collect::<Vec<usize>>();
@@ -349,7 +348,7 @@ fn transformed(folder: &Path, params: &Params, tensor: &PlannedTensor, how: How,
             Expr::reordered(of, |row| order[row])
         }
         How::TrimVocab => {
-            let rows = vocab::token_count(folder)?.min(tensor.shape[0]);
+            let rows = vocab::gemma3_rows(folder)?.min(tensor.shape[0]);
             Expr::slice(of, 0, rows, shaped(rows))
         }
         How::FromPosition => {
@@ -399,12 +398,12 @@ fn output_dtype(name: &str, shape: &[usize], outtype: Option<DType>, source: DTy
     if row_len.is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
 }
 
-fn finding(folder: &Path, tensor: &PlannedTensor) -> Finding {
-    let file = tensor.expr.sources().first().map_or(folder, |source| source.path()).to_owned();
+fn finding(folder: &Checkpoint, tensor: &PlannedTensor) -> Finding {
+    let file = tensor.expr.sources().first().map_or(folder.path(), |source| source.path()).to_owned();
     Finding::new(file, format!("tensor {:?}", tensor.name))
 }
 
-fn surplus(folder: &Path, tensor: &PlannedTensor) -> crate::Error {
+fn surplus(folder: &Checkpoint, tensor: &PlannedTensor) -> crate::Error {
     finding(folder, tensor)
         .expected("only tensors that config.json asks for")
         .found(format_args!("this one, {}", show_shape(&tensor.shape)))
