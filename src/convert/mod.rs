@@ -16,8 +16,10 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use names::{gguf_name, hf_name};
+pub use vocab::{Piece, PieceKind, SentencePieceModel};
+use vocab::{Vocab, VocabOptions};
 
-use crate::checkpoint::HfFolder;
+use crate::checkpoint::{Architecture, HfFolder};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::Metadata;
@@ -113,12 +115,13 @@ pub fn to_gguf(folder: &HfFolder, weights: &Plan, options: &ConvertOptions) -> R
     let mut metadata = Metadata::new(folder.path());
     keys::general(&mut metadata, folder, total_elems)?;
     keys::model(&mut metadata, folder, options.outtype)?;
-    match options.vocab {
-        true => vocab::write(&mut metadata, folder, options.pre.as_deref())?,
-        false => {
-            metadata.insert("tokenizer.ggml.model", "none");
-        }
-    }
+    let vocab = match (options.vocab, folder.config.architecture) {
+        (false, _) => Vocab::None,
+        (true, Architecture::Llama | Architecture::Mistral) => Vocab::Llama,
+        (true, _) => Vocab::SpmOrBpe,
+    };
+    let vocab_options = VocabOptions { pre: options.pre.clone() };
+    vocab::write(&mut metadata, folder, vocab, &vocab_options, &mut Vec::new())?;
     Ok((metadata, plan))
 }
 

@@ -1,0 +1,128 @@
+//! Whole vocabularies against what llama.cpp's converter makes of the same folders.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::checkpoint::read_json_object;
+use crate::formats::gguf::Value;
+
+/// The cases of `fixtures/vocab`, or of the folder that the environment names: `model/` with
+/// config.json and the tokenizer's files, `expected/` with keys in a form that `described` makes.
+fn cases() -> Vec<PathBuf> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vocab");
+    let folder = std::env::var_os("ATOMBANK_VOCAB_CASES").map_or(fixtures, PathBuf::from);
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut cases: Vec<PathBuf> = entries.filter(|path| path.join("expected").is_dir()).collect();
+    cases.sort();
+    cases
+}
+
+/// The keys that the reference writes, in their order; `None` where it writes no such file.
+fn expected(case: &Path) -> Option<Json> {
+    let path =
+        ["vocab.json", "f16.json"].map(|name| case.join("expected").join(name)).into_iter().find(|p| p.is_file())?;
+    Some(serde_json::from_slice::<Json>(&fs::read(path).unwrap()).unwrap()["keys"].clone())
+}
+
+fn vocab_of(config: &files::Object) -> Vocab {
+    match config["architectures"][0].as_str().unwrap() {
+        "LlamaForCausalLM"
+        | "MistralForCausalLM"
+        | "MixtralForCausalLM"
+        | "GraniteForCausalLM"
+        | "SmolLM3ForCausalLM"
+        | "GraniteMoeForCausalLM" => Vocab::Llama,
+        "Qwen2ForCausalLM" | "Qwen3ForCausalLM" => Vocab::SpmOrBpe,
+        "GemmaForCausalLM" => Vocab::Gemma,
+        "Gemma2ForCausalLM" => Vocab::Gemma2,
+        "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => Vocab::Gemma3,
+        "Phi3ForCausalLM" => Vocab::Phi3,
+        name if name.starts_with("Bert") || name.starts_with("DistilBert") => Vocab::WordPiece,
+        name if name.starts_with("Roberta") => Vocab::Roberta,
+        name if name.starts_with("XLMRoberta") => Vocab::XlmRoberta,
+        _ => Vocab::Bpe,
+    }
+}
+
+fn convert(model: &Path) -> Result<(Metadata, Vec<String>)> {
+    let config = read_json_object(&model.join("config.json"))?;
+    let vocab = vocab_of(&config);
+    let files = Files::open(model, config)?;
+    let (mut metadata, mut notes) = (Metadata::new(model), Vec::new());
+    write_files(&mut metadata, &files, vocab, &VocabOptions::default(), &mut notes)?;
+    Ok((metadata, notes))
+}
+
+#[test]
+fn keys_equal_the_reference_in_order_type_and_value() {
+    let cases = cases();
+    assert!(!cases.is_empty());
+    let differences: Vec<String> =
+        cases.iter().filter_map(|case| Some((case, expected(case)?))).filter_map(difference).collect();
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// The first difference of a case from the reference.
+fn difference((case, expected): (&PathBuf, Json)) -> Option<String> {
+    let name = case.file_name().unwrap().to_string_lossy();
+    let (metadata, notes) = match convert(&case.join("model")) {
+        Ok(done) => done,
+        Err(error) => return Some(format!("{name}: {error}")),
+    };
+    let ours: Vec<&str> = metadata.iter().map(|(key, _)| key).collect();
+    let all = expected.as_object().unwrap().keys();
+    let theirs: Vec<&str> = all.map(String::as_str).filter(|key| key.starts_with("tokenizer.")).collect();
+    if ours != theirs {
+        return Some(format!("{name}: keys {ours:?}, expected {theirs:?} ({notes:?})"));
+    }
+    let different =
+        metadata.iter().map(|(key, value)| (key, described(value))).find(|(key, value)| *value != expected[key]);
+    different.map(|(key, value)| format!("{name}: {key}: {value}, expected {} ({notes:?})", expected[key]))
+}
+
+/// A value as the fixtures describe it.
+fn described(value: &Value) -> Json {
+    let text = |bytes: &[u8]| Json::from(std::str::from_utf8(bytes).unwrap());
+    let name = |kind: crate::formats::gguf::ValueType| kind.to_string().to_uppercase();
+    let plain = match value {
+        Value::U32(v) => json!(v),
+        Value::Bool(v) => json!(v),
+        Value::String(v) => text(v),
+        Value::Array(array) => {
+            let items: Vec<Json> = match array {
+                Array::String(v) => v.iter().map(|s| text(s)).collect(),
+                Array::I32(v) => v.iter().map(|i| json!(i)).collect(),
+                Array::U8(v) => v.iter().map(|i| json!(i)).collect(),
+                Array::F32(v) => v.iter().map(|x| json!(f64::from(*x))).collect(),
+                other => panic!("no reference for arrays of {}", other.kind()),
+            };
+            let value = if items.len() > 64 {
+                let json = format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", "));
+                let digest = Sha256::digest(json.as_bytes());
+                let hash: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+                json!({"len": items.len(), "sha256_of_json": hash, "head": items[..8]})
+            } else {
+                Json::from(items)
+            };
+            return json!({"type": ["ARRAY", name(array.kind())], "value": value});
+        }
+        other => panic!("no reference for {other}"),
+    };
+    json!({"type": [name(value.kind())], "value": plain})
+}
+
+/// As Python's `json.dumps` with `ensure_ascii`: whatever is not ASCII as UTF-16 escapes.
+fn python_json(value: &Json) -> String {
+    let mut out = String::new();
+    for c in value.to_string().chars() {
+        match c {
+            '\u{7f}' | '\0'..='~' => out.push(c),
+            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    out
+}
