@@ -114,6 +114,8 @@ fn described(value: &Value) -> Json {
             let items: Vec<Json> = match array {
                 Array::String(v) => v.iter().map(|s| text(s)).collect(),
                 Array::I32(v) => v.iter().map(|i| json!(i)).collect(),
+                Array::U8(v) => v.iter().map(|i| json!(i)).collect(),
+                Array::F32(v) => v.iter().map(|i| json!(f64::from(*i))).collect(),
                 other => panic!("no reference for arrays of {}", other.kind()),
             };
             let value = if items.len() > 64 {

@@ -211,6 +211,19 @@ pub fn gguf_name(config: &serde_json::Map<String, serde_json::Value>, name: &str
     }
 }
 
+/// The tokenizer of a GGUF file with this `metadata` as the files of a Hugging Face folder: names
+/// and contents, `tokenizer.json` first. None, and a note, for a file without a vocabulary.
+///
+/// The tokenizer gives the tokens that llama.cpp gives, and converted back it gives the keys that
+/// the file has.
+///
+/// # Errors
+/// [`Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
+/// [`Error::Unsupported`] for a tokenizer that Hugging Face's files can't describe.
+pub fn tokenizer_files(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
+    tokenizer::rebuild(metadata, notes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

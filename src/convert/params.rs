@@ -82,9 +82,13 @@ impl Params {
 
     /// Fills in what transformers derives from other fields.
     fn derive(&mut self) -> Result<()> {
-        let auto = |value: Option<&Json>| value.is_some_and(|v| v.is_null() || v == "auto");
-        let is_auto = |fields: &Config, name: &str| fields.get(name).is_some_and(|v| v == "auto");
-        if auto(self.fields.get("num_key_value_heads")) {
+        // transformers derives these where config.json has null, too.
+        let defaults: Config = serde_json::from_str(self.arch.defaults).expect("every table's defaults are tested");
+        let is_auto = |fields: &Config, name: &str| {
+            defaults.get(name).is_some_and(|v| v == "auto")
+                && fields.get(name).is_some_and(|v| v.is_null() || v == "auto")
+        };
+        if is_auto(&self.fields, "num_key_value_heads") {
             let heads = self.count(Dim::Heads)?;
             self.fields.insert("num_key_value_heads".into(), heads.into());
         }
@@ -98,9 +102,7 @@ impl Params {
             };
             self.fields.insert("num_kv_heads".into(), heads.into());
         }
-        if is_auto(&self.fields, "head_dim")
-            || self.arch.defaults.contains("\"head_dim\": \"auto\"") && auto(self.fields.get("head_dim"))
-        {
+        if is_auto(&self.fields, "head_dim") {
             self.fields.remove("head_dim");
             let width = self.count(Dim::HeadDim)?;
             self.fields.insert("head_dim".into(), width.into());
