@@ -16,7 +16,11 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).at(path, "open")?;
+        Self::of(&File::open(path).at(path, "open")?, path)
+    }
+
+    /// Maps an open file; `path` is what messages call it.
+    pub(crate) fn of(file: &File, path: &Path) -> Result<Self> {
         if !file.metadata().at(path, "read")?.is_file() {
             let kind = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
             return Err(kind).at(path, "open");
@@ -25,7 +29,7 @@ impl MappedFile {
         // SAFETY: the map is private to this struct and only handed out as `&[u8]`. That the file
         // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
         // own outputs appear by rename and never change a file in place (docs/threats.md).
-        let map = unsafe { Mmap::map(&file) }.at(path, "map")?;
+        let map = unsafe { Mmap::map(file) }.at(path, "map")?;
         Ok(Self { path: path.to_owned(), map })
     }
 
