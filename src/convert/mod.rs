@@ -6,6 +6,8 @@
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
 mod arch;
+pub mod bank;
+mod beside;
 mod companions;
 pub(crate) mod general;
 pub mod generic;
@@ -22,6 +24,7 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
+pub use beside::Beside;
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub use general::GeneralOptions;
 pub use overrides::Override;
