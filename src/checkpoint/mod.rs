@@ -15,6 +15,7 @@ pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
 pub(crate) use fields::{Fields, read_json_object};
 pub use layout::{check_tensors, expected_tensors, is_buffer};
 pub use site::{Module, Site};
+pub use write::write_folder;
 
 pub(crate) use weights::open_weights;
 

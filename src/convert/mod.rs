@@ -11,6 +11,7 @@ mod beside;
 mod companions;
 pub(crate) mod general;
 pub mod generic;
+mod input;
 mod keys;
 mod overrides;
 mod params;
@@ -27,6 +28,7 @@ use std::str::FromStr;
 pub use beside::Beside;
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub use general::GeneralOptions;
+pub use input::{Input, PYTORCH_EXTENSIONS};
 pub use overrides::Override;
 use params::Params;
 pub use restore::{Restored, from_gguf};
@@ -137,6 +139,8 @@ pub struct ConvertOptions {
     pub pre: Option<String>,
     /// Whether the file gets a vocabulary; without one it can't turn text into tokens.
     pub vocab: bool,
+    /// Whether the file gets no tensors: its keys and the vocabulary alone.
+    pub vocab_only: bool,
     /// What to say about the model over what its folder says.
     pub general: GeneralOptions,
     /// Keys that get another value at the very end.
@@ -149,6 +153,7 @@ impl Default for ConvertOptions {
             outtype: OutType::default(),
             pre: None,
             vocab: true,
+            vocab_only: false,
             general: GeneralOptions::default(),
             overrides: Vec::new(),
         }
@@ -183,7 +188,10 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
     rope::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
-    let plan = tensors::plan(folder, &params, weights, matrices, &mut notes)?;
+    let plan = match options.vocab_only {
+        false => tensors::plan(folder, &params, weights, matrices, &mut notes)?,
+        true => Plan::default(),
+    };
     let mut metadata = Metadata::new(folder.path());
     metadata.insert("general.architecture", params.arch.gguf);
     // The reference makes these tensors, and the key with them, before all other keys.
