@@ -11,7 +11,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-#[cfg(feature = "train")]
 pub(crate) use config::INERT;
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
 pub(crate) use fields::{Fields, read_json_object};

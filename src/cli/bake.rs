@@ -107,10 +107,10 @@ fn verify(
     let written = match args.output.kind() {
         Kind::Gguf => {
             // The GGUF's types under Hugging Face's names: the same rows, rounded the same way.
-            let (_, gguf) = args.output.gguf(folder, plan)?;
+            let gguf = args.output.gguf(folder, plan)?.plan;
             let mut typed = plan.clone();
             for tensor in &mut typed.tensors {
-                let name = atombank::convert::gguf_name(folder.config.architecture, &tensor.name);
+                let name = atombank::convert::gguf_name(&folder.config_json, &tensor.name);
                 if let Some(written) = name.and_then(|name| gguf.get(&name).map(|t| t.dtype)) {
                     tensor.dtype = written;
                 }

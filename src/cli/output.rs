@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::{Checkpoint, HfFolder};
-use atombank::convert::{ConvertOptions, OutType, to_gguf};
+use atombank::convert::{ConvertOptions, Gguf, OutType, to_gguf};
 use atombank::error::Finding;
 use atombank::formats::{gguf, safetensors};
 use atombank::plan::{self, Plan, Staging};
@@ -77,7 +77,8 @@ impl OutputArgs {
         };
         let known: Option<OutType> = name.parse().ok();
         match (self.kind(), known) {
-            (Kind::Gguf, Some(_)) | (Kind::Hf, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
+            (Kind::Gguf, Some(_)) => Ok(()),
+            (Kind::Hf, Some(known)) if known != OutType::Q8_0 => Ok(()),
             _ => Err(Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()),
         }
     }
@@ -85,15 +86,23 @@ impl OutputArgs {
     /// `plan` (in Hugging Face's names) with the types that the output will have.
     pub(crate) fn typed(&self, plan: &Plan) -> Result<Plan> {
         Ok(match &self.r#type {
-            Some(name) => Checkpoint::retyped(plan, name.parse::<OutType>()?.dtype()),
+            Some(name) => match name.parse::<OutType>()?.dtype(plan) {
+                Some(dtype) => Checkpoint::retyped(plan, dtype),
+                None => plan.clone(),
+            },
             None => plan.clone(),
         })
     }
 
     /// The GGUF's metadata and plan.
-    pub(crate) fn gguf(&self, folder: &HfFolder, plan: &Plan) -> Result<(gguf::Metadata, Plan)> {
+    pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
         let outtype = self.r#type.as_deref().unwrap_or("f16").parse()?;
-        Ok(to_gguf(folder, plan, &ConvertOptions { outtype, pre: self.pre.clone(), vocab: true })?)
+        let options = ConvertOptions { outtype, pre: self.pre.clone(), ..ConvertOptions::default() };
+        let gguf = to_gguf(folder, plan, &options)?;
+        gguf.ok_or_else(|| {
+            let finding = Finding::new(folder.path().join("config.json"), "architectures");
+            finding.expected("a class with a counterpart in GGUF").found("another").unsupported().into()
+        })
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
@@ -101,7 +110,7 @@ impl OutputArgs {
         let options = plan::Options { max_memory_bytes: self.max_memory };
         let (bar, report) = progress::writing(common.quiet);
         if self.kind() == Kind::Gguf {
-            let (metadata, plan) = self.gguf(folder, plan)?;
+            let Gguf { metadata, plan, .. } = self.gguf(folder, plan)?;
             let layout = gguf::layout(&metadata, &plan.tensors)?;
             if self.dry_run {
                 return dry_run(&plan, &layout, &self.output);

@@ -1,6 +1,6 @@
 //! Laying out: which shard and which offset every tensor gets, before a byte of data is written.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
@@ -20,6 +20,20 @@ pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that safetensors can't hold.
 pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result<Layout> {
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    layout_with_metadata(tensors, stem, shard_bytes, &metadata)
+}
+
+/// As [`layout`], with a `__metadata__` of one's own in every file; none where it is empty.
+///
+/// # Errors
+/// As [`layout`].
+pub fn layout_with_metadata(
+    tensors: &[PlannedTensor],
+    stem: &str,
+    shard_bytes: u64,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Layout> {
     for tensor in tensors {
         if !tensor.dtype.in_safetensors() {
             return Err(Finding::new(format!("{stem}.safetensors"), format!("tensor {:?}", tensor.name))
@@ -39,7 +53,9 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
         };
         shard.sort_by_key(|&i| (std::cmp::Reverse(alignment(tensors[i].dtype)), &tensors[i].name));
         let mut header = Map::new();
-        header.insert("__metadata__".into(), json!({ "format": "pt" }));
+        if !metadata.is_empty() {
+            header.insert("__metadata__".into(), json!(metadata));
+        }
         let mut offset = 0;
         for &i in &shard {
             let tensor = &tensors[i];
@@ -56,7 +72,8 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
         for &i in &shard {
             places[i].offset += head.len() as u64;
         }
-        files.push(FileLayout { name: PathBuf::from(name), byte_len: head.len() as u64 + offset, head });
+        let byte_len = head.len() as u64 + offset;
+        files.push(FileLayout::new(name, head, byte_len));
     }
     if shards.len() > 1 {
         weight_map.sort();
