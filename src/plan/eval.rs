@@ -54,7 +54,7 @@ impl PlannedTensor {
         let mut bytes = Vec::new();
         self.encode_rows(rows.clone(), &mut values, &mut bytes)?;
         values.resize(rows.len() * self.row_len(), 0.0);
-        quant::decode(self.dtype, &bytes, &mut values);
+        self.decode(&bytes, &mut values)?;
         Ok(values)
     }
 
@@ -72,11 +72,19 @@ impl PlannedTensor {
             |(scratch, bytes), (i, out)| -> Result<()> {
                 let rows = i * step..i * step + out.len() / row_len.max(1);
                 self.encode_rows(rows, scratch, bytes)?;
-                quant::decode(self.dtype, bytes, out);
-                Ok(())
+                self.decode(bytes, out)
             },
         )?;
         Ok(values)
+    }
+
+    /// Encoded rows as f32. Those of F64 can be finite and too large.
+    fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        quant::decode(self.dtype, bytes, out);
+        match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+            true => Err(self.not_finite("a value too large for F32")),
+            false => Ok(()),
+        }
     }
 
     /// The bytes of rows `rows` right out of the source's map, where no work on them is needed.
