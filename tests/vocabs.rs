@@ -50,8 +50,8 @@ fn every_text_gets_the_tokens_that_llama_cpp_gives() {
         let (name, json) = &files[0];
         assert_eq!(name, "tokenizer.json");
         let tokenizer = Tokenizer::from_bytes(json).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let texts: Vec<&str> = texts.split(SEPARATOR).collect();
-        assert!(tokens.lines().count() >= texts.len(), "{}", path.display());
+        let texts: Vec<&str> = texts.strip_suffix(SEPARATOR).unwrap_or(&texts).split(SEPARATOR).collect();
+        assert_eq!(tokens.lines().count(), texts.len(), "{}", path.display());
         for (text, tokens) in texts.into_iter().zip(tokens.lines()) {
             let expected: Vec<u32> = tokens.split_whitespace().map(|id| id.parse().unwrap()).collect();
             let found = tokenizer.encode(text, false).unwrap();
@@ -100,7 +100,8 @@ fn phi_3_takes_special_tokens_with_the_spaces_behind_them() {
     let files = tokenizer_files(GgufFile::open(path).unwrap().metadata(), &mut Vec::new()).unwrap();
     let tokenizer = Tokenizer::from_bytes(&files[0].1).unwrap();
     let found = tokenizer.encode("<|user|>\n Hello<|end|>\n", false).unwrap();
-    assert_eq!(found.get_tokens(), ["<|user|>", "\u{2581}Hello", "<|end|>"]);
+    // <|user|>, "\u{2581}Hello", <|end|>
+    assert_eq!(found.get_ids(), [32010, 15043, 32007]);
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "tokenizer_config.json"]);
     let config: Json = serde_json::from_slice(&files[3].1).unwrap();
