@@ -45,7 +45,7 @@ fn returns(model: &Path, outtype: OutType) {
     let original = Checkpoint::open(model).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("m.gguf");
-    let options = ConvertOptions { outtype, vocab: false, ..ConvertOptions::default() };
+    let options = ConvertOptions { outtype, ..ConvertOptions::default() };
     let first = written(&original, &options, &target).unwrap();
     let restored = from_gguf(&GgufModel::open(&target).unwrap(), None).unwrap().unwrap();
     let (before, after) = (contents(original.weights()), contents(&restored.plan));

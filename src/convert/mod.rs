@@ -204,7 +204,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let vocab_options = VocabOptions { pre: options.pre.clone() };
     vocab::write(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
     if options.outtype == OutType::Source {
-        source::write(&mut metadata, &params, &folder.config_json, weights)?;
+        source::write(&mut metadata, &params, folder, weights)?;
     }
     for single in &options.overrides {
         single.apply(&mut metadata)?;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::arch::{Config, How};
 use super::params::Params;
 use super::tensors::{self, Known};
+use super::vocab;
+use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, Value};
@@ -34,12 +36,13 @@ pub(super) struct Record {
     main: String,
     /// Types of single tensors, by their names in the checkpoint.
     types: BTreeMap<String, String>,
-    /// Beginnings of names, as the checkpoint and as the class has them.
-    prefixes: Vec<(String, String)>,
+    /// Names that are not the class's own, by the class's.
+    names: BTreeMap<String, String>,
 }
 
 /// Writes the record of `weights` and the rows that can't be made again.
-pub(super) fn write(metadata: &mut Metadata, params: &Params, config: &Config, weights: &Plan) -> Result<()> {
+pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoint, weights: &Plan) -> Result<()> {
+    let config = &folder.config_json;
     let mut record =
         Record { config: config.clone(), main: super::main_type(weights).name().into(), ..Record::default() };
     let mut rows = Vec::new();
@@ -47,15 +50,12 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, config: &Config, w
         if tensor.dtype.name() != record.main {
             record.types.insert(tensor.name.clone(), tensor.dtype.name().to_owned());
         }
-        let used = params.arch.prefixes.iter().find(|(from, _)| tensor.name.starts_with(from));
-        if let Some((from, to)) = used
-            && !record.prefixes.iter().any(|(known, _)| known == from)
-        {
-            record.prefixes.push(((*from).to_owned(), (*to).to_owned()));
+        let tensors::Found::Known(known) = tensors::find(params.arch, &tensor.name) else { continue };
+        let name = known.hf_name();
+        if name != tensor.name {
+            record.names.insert(name, tensor.name.clone());
         }
-        if let tensors::Found::Known(known) = tensors::find(params.arch, &tensor.name)
-            && let Some(lost) = lost_rows(params, tensor, &known)?
-        {
+        if let Some(lost) = lost_rows(folder, params, tensor, &known)? {
             rows.push((format!("{ROWS}{}", tensor.name), lost));
         }
     }
@@ -68,7 +68,7 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, config: &Config, w
 }
 
 /// The rows that GGUF's form of the tensor has lost, as the checkpoint has them.
-fn lost_rows(params: &Params, tensor: &PlannedTensor, known: &Known) -> Result<Option<Vec<u8>>> {
+fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known: &Known) -> Result<Option<Vec<u8>>> {
     let bytes = |rows: std::ops::Range<usize>| -> Result<Option<Vec<u8>>> {
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
         tensor.encode_rows(rows, &mut scratch, &mut out)?;
@@ -84,6 +84,10 @@ fn lost_rows(params: &Params, tensor: &PlannedTensor, known: &Known) -> Result<O
             let returns = original.iter().all(|v| (there(v) - 1.0).to_bits() == v.to_bits());
             if returns { Ok(None) } else { bytes(0..tensor.rows()) }
         }
+        How::TrimVocab => {
+            let kept = vocab::gemma3_rows(folder)?.min(tensor.rows());
+            if kept == tensor.rows() { Ok(None) } else { bytes(kept..tensor.rows()) }
+        }
         How::FromPosition => bytes(0..params.padding_positions()?.min(tensor.rows())),
         _ => Ok(None),
     }
@@ -96,9 +100,8 @@ pub(super) fn read(metadata: &Metadata) -> Option<Record> {
 
 impl Record {
     /// The checkpoint's name of the tensor that the class calls `name`.
-    pub(super) fn name(&self, name: &str) -> String {
-        let rule = self.prefixes.iter().find(|(_, to)| name.starts_with(to.as_str()));
-        rule.map_or_else(|| name.to_owned(), |(from, to)| format!("{from}{}", &name[to.len()..]))
+    pub(super) fn name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.names.get(name).map_or(name, String::as_str)
     }
 
     /// The type of the tensor that the checkpoint calls `name`.
@@ -123,6 +126,11 @@ impl Record {
         let values: Arc<[f32]> = values.into();
         match how {
             How::PlusOne if elems == whole => Expr::Values { shape: shape.to_vec(), values },
+            How::TrimVocab => {
+                let lost = Expr::Values { shape: vec![elems / width, width], values };
+                let rows = shape[0] + elems / width;
+                Expr::concat(vec![expr, lost], vec![rows, width])
+            }
             How::FromPosition => {
                 let start = elems / width;
                 let rest = Expr::slice(expr, start, shape[0] - start, vec![shape[0] - start, width]);

@@ -123,6 +123,11 @@ pub(super) fn find<'a>(arch: &'static Arch, name: &'a str) -> Found<'a> {
 }
 
 impl Known<'_> {
+    /// The name that the class itself has for it.
+    pub(super) fn hf_name(&self) -> String {
+        named(self.tensor.hf, self.layer, self.place, self.suffix)
+    }
+
     /// The name in GGUF.
     pub(super) fn gguf_name(&self) -> String {
         named(self.tensor.gguf, self.layer, None, self.suffix)

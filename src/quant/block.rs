@@ -71,7 +71,7 @@ pub(super) fn half_is_finite<const AT: usize, const BYTES: usize>(block: &[u8; B
 pub(super) fn unpack<const BITS: usize, const RUN: usize, const PACKED: usize, const LEVELS: usize>(
     packed: &[u8; PACKED],
 ) -> [u8; LEVELS] {
-    const { assert!(8 % BITS == 0 && PACKED % RUN == 0 && PACKED * (8 / BITS) == LEVELS, "levels and bytes differ") }
+    const { assert!(8 % BITS == 0 && PACKED.is_multiple_of(RUN) && PACKED * (8 / BITS) == LEVELS, "levels and bytes differ") }
     let mask = u8::MAX >> (8 - BITS);
     let mut levels = [0; LEVELS];
     for (packed, levels) in packed.as_chunks::<RUN>().0.iter().zip(levels.chunks_exact_mut(RUN * (8 / BITS))) {

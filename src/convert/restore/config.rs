@@ -152,9 +152,10 @@ impl Writer<'_> {
             }
             Key::RopeWholeHead => {
                 let width = self.count("rope.dimension_count")?;
-                if let (Some(width), false, true) =
-                    (width, self.config.contains_key("head_dim"), self.has_field("head_dim"))
-                {
+                let of = |name: &str| self.config.get(name).and_then(Json::as_u64);
+                let divided = of("hidden_size").zip(of("num_attention_heads")).and_then(|(h, n)| h.checked_div(n));
+                let known = self.config.contains_key("head_dim") || !self.has_field("head_dim");
+                if let (Some(width), false) = (width, known || width.map(u64::from) == divided) {
                     self.put("head_dim", json!(width));
                 }
             }

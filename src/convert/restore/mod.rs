@@ -14,6 +14,7 @@ use self::config::RopeFactors;
 use super::arch::{self, Config, Found};
 use super::general::sampling_fields;
 use super::params::Params;
+use super::vocab::Vocab;
 use super::{source, tokenizer};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -74,6 +75,9 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
         config.insert("dtype".to_owned(), json!(name));
     }
     let mut files = tokenizer::rebuild(metadata, &mut notes)?;
+    if arch.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
+        named_as_gpt2(&mut files);
+    }
     if arch.gguf == "bert" {
         pooling(metadata, arch.gguf, &config, &mut files);
     } else {
@@ -81,6 +85,15 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
     }
     left_out(metadata, &mut notes);
     Ok(Some(Restored { config, plan, files, notes }))
+}
+
+/// Phi-4 is Phi-3 with a byte-level vocabulary; the reference tells them apart by this name.
+fn named_as_gpt2(files: &mut [(String, Vec<u8>)]) {
+    let Some((_, content)) = files.iter_mut().find(|(name, _)| name == "tokenizer_config.json") else { return };
+    if let Ok(mut config) = serde_json::from_slice::<Map<String, Json>>(content) {
+        config.insert("tokenizer_class".to_owned(), json!("GPT2Tokenizer"));
+        *content = pretty(&Json::Object(config));
+    }
 }
 
 /// A small tensor's values.

@@ -45,22 +45,26 @@ pub(super) fn plan(
         };
         let how = if wanted.is_bias && wanted.tensor.how == How::Transposed { How::Same } else { wanted.tensor.how };
         let expr = restored(params, source, how, wanted.place, &wanted.shape)?;
-        let name_there = record.map_or_else(|| wanted.name.clone(), |record| record.name(&wanted.name));
+        let own_name = record.map_or(wanted.name.as_str(), |record| record.name(&wanted.name)).to_owned();
+        // Rows past the tokenizer's vocabulary aren't in the file: its own number of rows stands.
+        let mut expected = wanted.shape;
+        if how == How::TrimVocab {
+            expected[0] = expr.shape().first().copied().unwrap_or_default();
+        }
+        let fits = expr.shape() == expected;
         let expr = match record {
-            Some(record) if expr.shape() == wanted.shape => {
-                record.completed(metadata, &name_there, how, expr, &wanted.shape)
-            }
+            Some(record) if fits => record.completed(metadata, &own_name, how, expr, &expected),
             _ => expr,
         };
         let shape = expr.shape();
-        if shape != wanted.shape {
+        if !fits {
             return Err(finding()
-                .expected(format_args!("the values of {} {}", wanted.name, show_shape(&wanted.shape)))
+                .expected(format_args!("the values of {} {}", wanted.name, show_shape(&expected)))
                 .found(format_args!("shape {}", show_shape(&source.info().shape)))
                 .mismatch());
         }
         used.insert(name);
-        let mut tensor = PlannedTensor { name: name_there, dtype: source.info().dtype, shape, expr };
+        let mut tensor = PlannedTensor { name: own_name, dtype: source.info().dtype, shape, expr };
         tensor.dtype = match outtype {
             Some(dtype) => dtype,
             None => match record.and_then(|record| record.dtype(&tensor.name)) {
