@@ -73,6 +73,10 @@ impl Params {
                     .unsupported());
             }
         }
+        // The body of a model alone has no head.
+        if class(config).is_some_and(|class| class != arch.class && class.ends_with("Model")) {
+            fields.insert("tie_word_embeddings".to_owned(), true.into());
+        }
         let mut params = Self { arch, path, fields, rope: Map::new(), rope_local: None };
         params.derive()?;
         params.check_assumed(notes)?;

@@ -12,6 +12,10 @@ pub(super) const ENDS: &[Tensor] = &[
     Tensor::new("lm_head", "output", &[Vocab, Hidden]).given(Given::Unless("tie_word_embeddings")),
 ];
 
+/// Names of checkpoints that hold the body of a model alone, without the head.
+pub(super) const BODY: &[(&str, &str)] =
+    &[("layers.", "model.layers."), ("embed_tokens.", "model.embed_tokens."), ("norm.", "model.norm.")];
+
 /// The norms before attention and before the feed-forward part.
 pub(super) const NORMS: &[Tensor] = &[
     Tensor::new("model.layers.{}.input_layernorm", "blk.{}.attn_norm", &[Hidden]),
@@ -54,7 +58,7 @@ pub(super) const LLAMA: Arch = Arch {
     when: always,
     fits: |_| true,
     class: "LlamaForCausalLM",
-    also: &["LLaMAForCausalLM"],
+    also: &["LLaMAForCausalLM", "LlamaModel"],
     model_type: "llama",
     gguf: "llama",
     defaults: r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -66,7 +70,7 @@ pub(super) const LLAMA: Arch = Arch {
     keys: LLAMA_KEYS,
     extra: Extra::RopeFreqs,
     tensors: &[ENDS, NORMS, ROTATED, GATED],
-    prefixes: &[],
+    prefixes: BODY,
     dropped: &[],
     vocab: Vocab::Llama,
 };

@@ -2,7 +2,7 @@
 //!
 //! Reference: llama.cpp `conversion/qwen.py`.
 
-use super::llama::{ENDS, GATED, NORMS};
+use super::llama::{BODY, ENDS, GATED, NORMS};
 use super::{Arch, BASE, Dim::*, Extra, Given, How, Key, Tensor, always, must, should};
 use crate::convert::vocab::Vocab;
 
@@ -54,7 +54,7 @@ pub(super) const QWEN2: Arch = Arch {
     when: always,
     fits: |_| true,
     class: "Qwen2ForCausalLM",
-    also: &[],
+    also: &["Qwen2Model"],
     model_type: "qwen2",
     gguf: "qwen2",
     defaults: r#"{"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
@@ -86,13 +86,14 @@ pub(super) const QWEN2: Arch = Arch {
             Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
         ],
     ],
-    prefixes: &[],
+    prefixes: BODY,
     dropped: &[],
     vocab: Vocab::SpmOrBpe,
 };
 
 pub(super) const QWEN3: Arch = Arch {
     class: "Qwen3ForCausalLM",
+    also: &["Qwen3Model"],
     model_type: "qwen3",
     gguf: "qwen3",
     defaults: r#"{"vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
@@ -108,6 +109,7 @@ pub(super) const QWEN3: Arch = Arch {
 
 pub(super) const QWEN2MOE: Arch = Arch {
     class: "Qwen2MoeForCausalLM",
+    also: &[],
     model_type: "qwen2_moe",
     gguf: "qwen2moe",
     defaults: r#"{"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
@@ -135,6 +137,7 @@ pub(super) const QWEN2MOE: Arch = Arch {
 
 pub(super) const QWEN3MOE: Arch = Arch {
     class: "Qwen3MoeForCausalLM",
+    also: &[],
     model_type: "qwen3_moe",
     gguf: "qwen3moe",
     defaults: r#"{"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,

@@ -78,9 +78,8 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
     if arch.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
         named_as_gpt2(&mut files);
     }
-    if arch.gguf == "bert" {
-        pooling(metadata, arch.gguf, &config, &mut files);
-    } else {
+    pooling(metadata, arch.gguf, &config, &mut files);
+    if arch.gguf != "bert" {
         generation(metadata, &config, &mut files);
     }
     left_out(metadata, &mut notes);
