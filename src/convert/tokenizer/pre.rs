@@ -88,9 +88,7 @@ pub(super) fn find(name: &str) -> Option<Pre> {
         "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2"
         | "jina-v5-nano" | "dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4" | "glm5" => &[LLAMA3],
         "jais-2" => &[JAIS2],
-        "deepseek-llm" => {
-            &[r"[\r\n]", DEEPSEEK_LLM_LETTERS, DEEPSEEK_LLM_MARKS, r"\s+$", CJK_CODER, DIGITS]
-        }
+        "deepseek-llm" => &[r"[\r\n]", DEEPSEEK_LLM_LETTERS, DEEPSEEK_LLM_MARKS, r"\s+$", CJK_CODER, DIGITS],
         "deepseek-coder" => &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK_CODER, DIGIT],
         "deepseek-v3" | "hunyuan-dense" | "joyai-llm" | "hy_v4" => &[DIGITS_UP_TO_3, CJK_V3, DEEPSEEK3],
         "spark2_5" => &[DIGITS_UP_TO_3, CJK_V3, SPARK, DIGIT],
@@ -99,9 +97,9 @@ pub(super) fn find(name: &str) -> Option<Pre> {
         "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" | "minerva-7b" | "mellum2" => {
             &[DIGIT, GPT2]
         }
-        "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "jina-v2-es" | "jina-v2-de" | "a.x-4.0"
-        | "mellum" | "modern-bert" | "jina-v1-en" | "jina-v2-code" | "roberta-bpe" | "mpt" | "olmo" | "jais"
-        | "trillion" | "granite-docling" | "exaone4" => &[GPT2],
+        "gpt-2" | "phi-2" | "jina-es" | "jina-de" | "gigachat" | "jina-v2-es" | "jina-v2-de" | "a.x-4.0" | "mellum"
+        | "modern-bert" | "jina-v1-en" | "jina-v2-code" | "roberta-bpe" | "mpt" | "olmo" | "jais" | "trillion"
+        | "granite-docling" | "exaone4" => &[GPT2],
         "stablelm2" | "qwen2" | "deepseek-r1-qwen" | "kormo" | "f2llmv2" | "megrez" | "hunyuan" | "solar-open"
         | "grok-2" => &[QWEN2],
         "qwen35" => &[QWEN35],
@@ -132,12 +130,34 @@ pub(super) fn find(name: &str) -> Option<Pre> {
         _ => return None,
     };
     let takes_words_whole = [
-        "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
-        "minicpm5", "youtu", "glm4", "glm5", "tekken", "granite-embed-multi-97m",
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "jina-v5-nano",
+        "minicpm5",
+        "youtu",
+        "glm4",
+        "glm5",
+        "tekken",
+        "granite-embed-multi-97m",
     ];
     let begins = [
-        "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
-        "tekken", "chameleon",
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "jina-v5-nano",
+        "tekken",
+        "chameleon",
     ];
     Some(Pre {
         rules,
@@ -159,8 +179,9 @@ impl Pre {
     pub(super) fn pre_tokenizer(&self) -> Json {
         let mut steps: Vec<Json> = self.rules.iter().map(|rule| step(rule)).collect();
         match self.letters {
-            Letters::Bytes => steps
-                .push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false})),
+            Letters::Bytes => steps.push(
+                json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
+            ),
             Letters::Escaped => {}
             Letters::Words => return json!({"type": "WhitespaceSplit"}),
         }

@@ -47,7 +47,8 @@ pub(super) fn of(metadata: &Metadata, exceptions: Vec<Exception>, notes: &mut Ve
 
 /// Keys whose values other files hold.
 fn is_in_files(key: &str) -> bool {
-    [TOKENS, TOKEN_TYPE, SCORES, MERGES, "tokenizer.ggml.precompiled_charsmap"].contains(&key) || key.starts_with(TEMPLATE)
+    [TOKENS, TOKEN_TYPE, SCORES, MERGES, "tokenizer.ggml.precompiled_charsmap"].contains(&key)
+        || key.starts_with(TEMPLATE)
 }
 
 /// Truth values, texts and uint32 as they are, the others with their type. `None` for what is too

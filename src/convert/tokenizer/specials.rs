@@ -144,7 +144,8 @@ fn defaults(kind: TokenizerKind, pre: &Pre) -> &'static [(Role, u32)] {
 /// where it adds nothing. With `types` the second text and its last token are of type 1.
 fn template(vocabulary: &Vocabulary, first: Option<u32>, between: Option<u32>, last: Option<u32>, types: bool) -> Json {
     let text = |id: Option<u32>| id.and_then(|id| vocabulary.text(id));
-    let special = |id: Option<u32>, kind: u32| text(id).map(|text| json!({"SpecialToken": {"id": text, "type_id": kind}}));
+    let special =
+        |id: Option<u32>, kind: u32| text(id).map(|text| json!({"SpecialToken": {"id": text, "type_id": kind}}));
     let sequence = |name: &str, kind: u32| Some(json!({"Sequence": {"id": name, "type_id": kind}}));
     let second = u32::from(types);
     let single: Vec<Json> = [special(first, 0), sequence("A", 0), special(last, 0)].into_iter().flatten().collect();
@@ -176,14 +177,52 @@ fn template(vocabulary: &Vocabulary, first: Option<u32>, between: Option<u32>, l
 /// Whether llama.cpp takes a token for one that steers the model because of its text.
 pub(super) fn steers(text: &str) -> bool {
     const TEXTS: [&str; 46] = [
-        "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-        "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-        "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
-        "[e~[", "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\u{ff5c}fim\u{2581}begin\u{ff5c}>", "<PRE>",
-        "\u{2581}<PRE>", "<|code_prefix|>", "<|prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>",
-        "<\u{ff5c}fim\u{2581}hole\u{ff5c}>", "<SUF>", "\u{2581}<SUF>", "<|code_suffix|>", "<|suffix|>",
-        "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\u{ff5c}fim\u{2581}end\u{ff5c}>", "<MID>",
-        "\u{2581}<MID>", "<|code_middle|>", "<|middle|>",
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+        "[e~[",
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
+        "<PRE>",
+        "\u{2581}<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
+        "<SUF>",
+        "\u{2581}<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
+        "<MID>",
+        "\u{2581}<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
     ];
     TEXTS.contains(&text)
 }

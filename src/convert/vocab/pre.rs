@@ -29,9 +29,13 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
         return Ok(name.to_owned());
     }
     let why = match hashed(auto) {
+        #[cfg(feature = "convert")]
         Hashed::Known(name) => return Ok(name.to_owned()),
+        #[cfg(feature = "convert")]
         Hashed::Unknown => "its hash is not in llama.cpp's table".to_owned(),
+        #[cfg(feature = "convert")]
         Hashed::Failed(error) => format!("its hash can't be computed ({})", shortened(&error)),
+        #[cfg(not(feature = "convert"))]
         Hashed::LeftOut => "this build computes no hashes".to_owned(),
     };
     let name = match auto.model {
@@ -47,11 +51,15 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
 }
 
 /// What the table says of a tokenizer.
-#[cfg_attr(not(feature = "convert"), allow(dead_code))] // Without tokenizers it is always left out.
 enum Hashed {
+    #[cfg(feature = "convert")]
     Known(&'static str),
+    #[cfg(feature = "convert")]
     Unknown,
+    #[cfg(feature = "convert")]
     Failed(String),
+    /// Without tokenizers.
+    #[cfg(not(feature = "convert"))]
     LeftOut,
 }
 
