@@ -54,7 +54,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     match args.output.kind() {
         Kind::Lora if args.output.dry_run => {}
         Kind::Lora => static_lora(&bank, &alphas).save(&args.output.output, args.output.overwrite)?,
-        Kind::Hf | Kind::Gguf => args.output.write(&folder, &plan, common)?,
+        Kind::Hf | Kind::Gguf | Kind::Safetensors | Kind::Pytorch => args.output.write(&folder, &plan, common)?,
     }
     if args.json {
         let mut json = to_json(&routes);

@@ -5,7 +5,7 @@
 //! docs/formats/adapters-gguf.md. Reference for GGUF's own limits: ggml `src/gguf.cpp`.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::companions::Companions;
+use super::beside::{Beside, json_text, left_out_keys, parsed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::gguf::{MAX_DIMS, MAX_NAME_BYTES, Metadata, Value};
-use crate::formats::safetensors::{self, SafetensorsFile};
+use crate::formats::gguf::{MAX_DIMS, MAX_NAME_BYTES, Metadata};
+use crate::formats::safetensors;
 use crate::formats::{Source, TensorInfo, show_shape};
 use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
 
@@ -28,49 +28,7 @@ pub const ARCHITECTURE: &str = "generic";
 const VERSION: u32 = 1;
 const VERSION_KEY: &str = "atombank.generic.version";
 const TENSORS_KEY: &str = "atombank.generic.tensors";
-const METADATA_KEY: &str = "atombank.generic.safetensors_metadata";
-const FILE_PREFIX: &str = "atombank.generic.file.";
-
-/// What stands beside the tensors of a checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Beside {
-    /// config.json, tokenizer files and the like.
-    pub files: Companions,
-    /// `__metadata__` of the safetensors files.
-    pub safetensors_metadata: BTreeMap<String, String>,
-}
-
-impl Beside {
-    /// What stands in `folder` beside the files of `weights`, and notes on what is left out.
-    ///
-    /// # Errors
-    /// [`crate::Error::Io`], and what [`SafetensorsFile::open`] finds.
-    pub fn read(folder: &Path, weights: &Plan) -> Result<(Self, Vec<String>)> {
-        let (files, mut notes) = Companions::read(folder, weights)?;
-        let sources: Vec<PathBuf> = weights
-            .tensors
-            .iter()
-            .flat_map(|tensor| tensor.expr.sources())
-            .map(|source| source.path().to_owned())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-            .collect::<std::collections::BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        let mut safetensors_metadata = BTreeMap::new();
-        for path in sources {
-            for (key, text) in SafetensorsFile::open(&path)?.metadata() {
-                let kept = safetensors_metadata.entry(key.clone()).or_insert_with(|| text.clone());
-                if kept != text {
-                    notes.push(format!(
-                        "{}: __metadata__ {key:?} is left out: another shard says otherwise",
-                        path.display()
-                    ));
-                }
-            }
-        }
-        Ok((Self { files, safetensors_metadata }, notes))
-    }
-}
+const PREFIX: &str = "atombank.generic.";
 
 /// One tensor that GGUF can't hold as it is: what it is in the checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
@@ -142,12 +100,9 @@ pub fn to_gguf(model: &Path, weights: &Plan, beside: &Beside, outtype: Option<DT
     if !records.is_empty() {
         metadata.insert(TENSORS_KEY, json_text(&records));
     }
-    if !beside.safetensors_metadata.is_empty() {
-        metadata.insert(METADATA_KEY, json_text(&beside.safetensors_metadata));
-    }
     match outtype {
-        None => beside.files.put(&mut metadata, FILE_PREFIX),
-        Some(dtype) => retyped(&beside.files, dtype).put(&mut metadata, FILE_PREFIX),
+        None => beside.put(&mut metadata, PREFIX),
+        Some(dtype) => retyped(beside, dtype).put(&mut metadata, PREFIX),
     }
     Ok((metadata, plan))
 }
@@ -180,8 +135,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
         return Err(metadata.finding(VERSION_KEY).expected(VERSION).found(version).unsupported());
     }
     let records: Vec<Record> = parsed(metadata, TENSORS_KEY)?.unwrap_or_default();
-    let safetensors_metadata = parsed(metadata, METADATA_KEY)?.unwrap_or_default();
-    let files = Companions::take(metadata, FILE_PREFIX)?;
+    let beside = Beside::take(metadata, PREFIX)?;
 
     let mut by_stored: HashMap<&str, &Record> = HashMap::new();
     let mut empty = Vec::new();
@@ -217,7 +171,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
         return Err(finding.expected("each name once").found("it twice").format());
     }
     let notes = notes(metadata)?;
-    Ok(Unpacked { weights: plan, beside: Beside { files, safetensors_metadata }, notes })
+    Ok(Unpacked { weights: plan, beside, notes })
 }
 
 impl Unpacked {
@@ -245,24 +199,11 @@ impl Unpacked {
 
 /// Every key is the checkpoint's, or says nothing about it, or is named.
 fn notes(metadata: &Metadata) -> Result<Vec<String>> {
-    const TECHNICAL: &[&str] = &["architecture", "type", "name", "alignment", "file_type", "quantization_version"];
-    let mut notes = Vec::new();
-    for (key, _) in metadata.iter() {
-        let technical = key.strip_prefix("general.").is_some_and(|rest| TECHNICAL.contains(&rest));
-        if technical
-            || [VERSION_KEY, TENSORS_KEY, METADATA_KEY].contains(&key)
-            || key.starts_with(FILE_PREFIX)
-            || key.starts_with("split.")
-        {
-            continue;
-        }
-        if key.starts_with("atombank.generic.") {
-            let finding = metadata.finding(key).expected("a key this version knows").found("another");
-            return Err(finding.unsupported());
-        }
-        notes.push(format!("key {key:?} is left out: the checkpoint has no place for it"));
+    let known = |key: &str| [VERSION_KEY, TENSORS_KEY].contains(&key) || Beside::owns(key, PREFIX);
+    if let Some((key, _)) = metadata.iter().find(|(key, _)| key.starts_with(PREFIX) && !known(key)) {
+        return Err(metadata.finding(key).expected("a key this version knows").found("another").unsupported());
     }
-    Ok(notes)
+    Ok(left_out_keys(metadata, |key| key.starts_with(PREFIX)))
 }
 
 /// A tensor without elements as its record has it.
@@ -364,32 +305,20 @@ fn torch_name(dtype: DType) -> Option<&'static str> {
     }
 }
 
-/// The files with config.json's dtype kept true.
-fn retyped(files: &Companions, dtype: DType) -> Companions {
-    let mut files = files.clone();
-    let config = files.get("config.json").and_then(|bytes| serde_json::from_slice::<Map<String, Json>>(bytes).ok());
+/// With config.json's dtype kept true.
+fn retyped(beside: &Beside, dtype: DType) -> Beside {
+    let mut beside = beside.clone();
+    let config =
+        beside.files.get("config.json").and_then(|text| serde_json::from_slice::<Map<String, Json>>(text).ok());
     if let (Some(mut config), Some(name)) = (config, torch_name(dtype)) {
         for key in ["dtype", "torch_dtype"] {
             if let Some(value) = config.get_mut(key) {
                 *value = name.into();
             }
         }
-        files.insert("config.json", json_text(&config) + "\n");
+        beside.files.insert("config.json", json_text(&config) + "\n");
     }
-    files
-}
-
-fn json_text(value: &impl Serialize) -> String {
-    serde_json::to_string_pretty(value).expect("texts, numbers and parsed JSON serialize")
-}
-
-/// The JSON text at `key`, if it is there.
-fn parsed<T: serde::de::DeserializeOwned>(metadata: &Metadata, key: &str) -> Result<Option<T>> {
-    if metadata.get(key).is_none_or(|value| matches!(value, Value::String(text) if text.is_empty())) {
-        return Ok(None);
-    }
-    let parsed = serde_json::from_str(metadata.text(key)?);
-    parsed.map(Some).map_err(|e| metadata.finding(key).expected("JSON as this crate writes it").found(e).format())
+    beside
 }
 
 /// Tensors without elements: GGUF has none, so they have no file to stand in.

@@ -6,9 +6,12 @@
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
 mod arch;
+pub mod bank;
+mod beside;
 mod companions;
 pub(crate) mod general;
 pub mod generic;
+mod input;
 mod keys;
 mod overrides;
 mod params;
@@ -22,8 +25,10 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
+pub use beside::Beside;
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub use general::GeneralOptions;
+pub use input::{Input, PYTORCH_EXTENSIONS};
 pub use overrides::Override;
 use params::Params;
 pub use restore::{Restored, from_gguf};
@@ -134,6 +139,8 @@ pub struct ConvertOptions {
     pub pre: Option<String>,
     /// Whether the file gets a vocabulary; without one it can't turn text into tokens.
     pub vocab: bool,
+    /// Whether the file gets no tensors: its keys and the vocabulary alone.
+    pub vocab_only: bool,
     /// What to say about the model over what its folder says.
     pub general: GeneralOptions,
     /// Keys that get another value at the very end.
@@ -146,6 +153,7 @@ impl Default for ConvertOptions {
             outtype: OutType::default(),
             pre: None,
             vocab: true,
+            vocab_only: false,
             general: GeneralOptions::default(),
             overrides: Vec::new(),
         }
@@ -180,7 +188,10 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
     rope::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
-    let plan = tensors::plan(folder, &params, weights, matrices, &mut notes)?;
+    let plan = match options.vocab_only {
+        false => tensors::plan(folder, &params, weights, matrices, &mut notes)?,
+        true => Plan::default(),
+    };
     let mut metadata = Metadata::new(folder.path());
     metadata.insert("general.architecture", params.arch.gguf);
     // The reference makes these tensors, and the key with them, before all other keys.

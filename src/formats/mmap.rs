@@ -18,13 +18,17 @@ impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         // Looked at before it is opened, too: opening a pipe waits for someone to write into it.
         only_regular(&std::fs::metadata(path).at(path, "open")?, path)?;
-        let file = File::open(path).at(path, "open")?;
+        Self::of(&File::open(path).at(path, "open")?, path)
+    }
+
+    /// Maps an open file; `path` is what messages call it.
+    pub(crate) fn of(file: &File, path: &Path) -> Result<Self> {
         only_regular(&file.metadata().at(path, "read")?, path)?;
         #[allow(unsafe_code)]
         // SAFETY: the map is private to this struct and only handed out as `&[u8]`. That the file
         // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
         // own outputs appear by rename and never change a file in place (docs/threats.md).
-        let map = unsafe { Mmap::map(&file) }.at(path, "map")?;
+        let map = unsafe { Mmap::map(file) }.at(path, "map")?;
         Ok(Self { path: path.to_owned(), map })
     }
 

@@ -2,7 +2,9 @@
 
 pub mod gguf;
 mod mmap;
+pub mod pytorch;
 pub mod safetensors;
+mod shards;
 
 use std::borrow::Cow;
 use std::ops::Range;

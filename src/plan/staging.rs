@@ -89,12 +89,16 @@ impl Staging {
         }
     }
 
-    /// Writes a small file into the folder being staged, and sees it to the disk.
+    /// Writes a small file into the folder being staged, and sees it to the disk; `name` may have
+    /// folders before it, made as needed.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
         let path = self.path().join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).at(parent, "create")?;
+        }
         let mut file = File::create_new(&path).at(&path, "create")?;
         file.write_all(content).and_then(|()| file.sync_all()).at(&path, "write")
     }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::Error;
 use crate::formats::gguf::{self, GgufFile};
+use crate::formats::safetensors::SafetensorsFile;
 
 /// Every type of safetensors.
 const DTYPES: [&str; 17] = [
@@ -219,7 +220,7 @@ fn refuses_keys_that_contradict_themselves_or_the_tensors_by_name() {
         (TENSORS_KEY, record("null", "e", "U8", "[4]"), "expected a shape without elements, found [4]"),
         (TENSORS_KEY, record("null", "e", "U8", "[4294967296,4294967296,0]"), "expected a shape without elements"),
         (TENSORS_KEY, twice, "tensor \"w\": expected each tensor once, found it twice"),
-        (METADATA_KEY, "[1]".into(), "expected JSON as this crate writes it"),
+        ("atombank.generic.safetensors_metadata", "[1]".into(), "expected JSON as this crate writes it"),
         ("atombank.generic.file.../x", "x".into(), "expected the name of a file beside weights"),
         ("atombank.generic.more", "x".into(), "expected a key this version knows"),
     ];
@@ -233,6 +234,6 @@ fn refuses_keys_that_contradict_themselves_or_the_tensors_by_name() {
     metadata.insert("general.license", "mit");
     assert_eq!(
         from_gguf(&metadata, &plan).unwrap().notes,
-        ["key \"general.license\" is left out: the checkpoint has no place for it"]
+        ["key \"general.license\" is left out: the folder has no place for it"]
     );
 }

@@ -97,27 +97,30 @@ fn from_json(json: &Json) -> Option<Value> {
 pub(crate) fn recorded_pre(tokenizer: &Map<String, Json>, config: Option<&Map<String, Json>>) -> Option<String> {
     let keys = config?.get(FIELD)?.get("keys")?;
     let name = keys.get(PRE).map_or(Some("default"), Json::as_str)?;
+    if !keys.get(MODEL).is_some_and(has_steps) {
+        return Some(name.to_owned());
+    }
     let pre = pre::find(name)?;
     let model = tokenizer.get("model")?;
     let ignores = model.get("ignore_merges").and_then(Json::as_bool).unwrap_or(false);
     let bpe = model.get("type").and_then(Json::as_str) == Some("BPE") && pre.ignore_merges == ignores;
     let same = bpe && tokenizer.get("pre_tokenizer") == Some(&pre.pre_tokenizer());
-    // The other kinds have steps of their own; their name is in the files' format, not in them.
-    (same || !bpe_kind(keys)).then(|| name.to_owned())
+    same.then(|| name.to_owned())
 }
 
-fn bpe_kind(keys: &Json) -> bool {
-    !matches!(keys.get(MODEL).and_then(Json::as_str), Some("llama" | "bert" | "t5"))
+/// Whether the pre-tokenizer's name stands for steps in tokenizer.json.
+fn has_steps(model: &Json) -> bool {
+    !matches!(model.as_str(), Some("llama" | "bert" | "t5"))
 }
 
 /// The keys that a conversion `derived` from the tokenizer's files, as the record completes them:
-/// in its order, with the keys that files can't name, without those that no file names. `kept` is a
-/// key that was asked for.
+/// in its order, with the keys that files can't name, without those that no file names. The name of
+/// the pre-tokenizer stands where it was asked for.
 pub(crate) fn recorded(
     derived: Metadata,
     config: Option<&Map<String, Json>>,
     model_config: &Map<String, Json>,
-    kept: Option<&str>,
+    asked_for_pre: bool,
 ) -> Metadata {
     let record = config.and_then(|config| config.get(FIELD));
     let Some((record, keys)) = record.and_then(|record| Some((record, record.get("keys")?.as_object()?))) else {
@@ -130,7 +133,8 @@ pub(crate) fn recorded(
     }
     let mut result = Metadata::new(derived.file());
     for (key, value) in keys.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
-        match derived.get(key) {
+        let fixed = key == PRE && !asked_for_pre && !keys.get(MODEL).is_some_and(has_steps);
+        match derived.get(key).filter(|_| !fixed) {
             Some(value) => drop(result.insert(key.as_str(), value.clone())),
             None if has_a_name(key) => {}
             None => {
@@ -141,7 +145,7 @@ pub(crate) fn recorded(
         }
     }
     for (key, value) in derived.iter() {
-        if result.get(key).is_none() && (kept == Some(key) || is_named(key, config, model_config)) {
+        if result.get(key).is_none() && ((key == PRE && asked_for_pre) || is_named(key, config, model_config)) {
             result.insert(key, value.clone());
         }
     }

@@ -11,12 +11,15 @@ mod base;
 mod files;
 mod hashes;
 mod pre;
-mod rules;
+pub(super) mod rules;
 mod sentencepiece;
 mod special;
 mod spm;
 mod template;
 mod unigram;
+
+#[cfg(test)]
+use std::path::Path;
 
 pub use sentencepiece::{Piece, PieceKind, SentencePieceModel};
 use serde_json::json;
@@ -27,6 +30,7 @@ use files::Files;
 use special::{Specials, USUAL};
 use spm::{Reading, Scored};
 
+use super::tokenizer;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
@@ -87,7 +91,25 @@ pub(crate) fn write(
         return Ok(());
     }
     let files = Files::open(folder.path(), folder.config_json.clone())?;
-    write_files(metadata, &files, vocab, options, notes)
+    write_completed(metadata, &files, vocab, options, notes)
+}
+
+/// The keys that the files lead to, completed by the record of a conversion from GGUF.
+fn write_completed(
+    metadata: &mut Metadata,
+    files: &Files,
+    vocab: Vocab,
+    options: &VocabOptions,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let mut derived = Metadata::new(metadata.file());
+    write_files(&mut derived, files, vocab, options, notes)?;
+    let asked_for_pre = options.pre.is_some();
+    let completed = tokenizer::recorded(derived, files.config.as_ref(), &files.model_config, asked_for_pre);
+    for (key, value) in completed.iter() {
+        metadata.insert(key, value.clone());
+    }
+    Ok(())
 }
 
 fn write_files(
@@ -120,6 +142,18 @@ fn write_files(
         Vocab::XlmRoberta => writer.xlm_roberta(),
         Vocab::None => Ok(()),
     }
+}
+
+/// The keys of a folder that may have no weights.
+///
+/// # Errors
+/// As [`write`].
+#[cfg(test)]
+pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
+    let mut metadata = Metadata::new(folder);
+    let files = Files::open(folder, model_config)?;
+    write_completed(&mut metadata, &files, vocab, &VocabOptions::default(), &mut Vec::new())?;
+    Ok(metadata)
 }
 
 /// How many rows of its embedding Gemma 3 keeps: those that its tokenizer has tokens for.

@@ -13,6 +13,7 @@ use super::auto::{Auto, Model};
 use super::files::{Files, shortened};
 use super::hashes;
 use super::rules::{DIGIT, DIGITS, GPT2, KNOWN, PUNCTUATION, PUNCTUATION_MARKS, WHOLE_TEXT};
+use crate::convert::tokenizer::recorded_pre;
 use crate::error::Result;
 
 /// The name of the pre-tokenizer: `wanted`, else by hash, else by rules.
@@ -27,6 +28,9 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
             ));
         }
         return Ok(name.to_owned());
+    }
+    if let Some(name) = recorded_pre(&auto.json, files.config.as_ref()) {
+        return Ok(name);
     }
     let why = match hashed(auto) {
         #[cfg(feature = "convert")]
