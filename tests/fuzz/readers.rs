@@ -14,8 +14,11 @@ use atombank::formats::gguf::{self, GgufFile, GgufModel};
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
+/// What is asked of a reader about these bytes.
+type Reader = fn(&[u8]) -> Result<()>;
+
 /// The readers by the names of their corpora.
-pub const READERS: [(&str, fn(&[u8]) -> Result<()>); 5] = [
+pub const READERS: [(&str, Reader); 5] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),

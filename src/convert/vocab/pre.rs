@@ -23,9 +23,7 @@ use crate::error::Result;
 pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut Vec<String>) -> Result<String> {
     if let Some(name) = wanted {
         if !hashes::has_name(name) {
-            notes.push(format!(
-                "pre-tokenizer {name}: llama.cpp's converter gives no model this name, llama.cpp may not know it"
-            ));
+            notes.push(format!("pre-tokenizer {name}: llama.cpp has none of this name as far as this version knows"));
         }
         return Ok(name.to_owned());
     }
@@ -298,9 +296,6 @@ mod tests {
         assert_eq!(find(&files, &auto, Some("qwen2"), &mut notes).unwrap(), "qwen2");
         assert!(notes.is_empty());
         assert_eq!(find(&files, &auto, Some("my-own"), &mut notes).unwrap(), "my-own");
-        assert!(
-            notes[0].starts_with("pre-tokenizer my-own: llama.cpp's converter gives no model this name"),
-            "{notes:?}"
-        );
+        assert!(notes[0].starts_with("pre-tokenizer my-own: llama.cpp has none of this name"), "{notes:?}");
     }
 }
