@@ -267,7 +267,60 @@ def indexes():
     seed("bad-surplus", {"weight_map": right | {"c": "one.safetensors"}})
 
 
+def sentencepiece():
+    def seed(name, *fields):
+        write("sentencepiece", name, b"".join(fields))
+
+    def varint(value):
+        data = b""
+        while value >= 0x80:
+            data, value = data + bytes([value & 0x7F | 0x80]), value >> 7
+        return data + bytes([value])
+
+    def number(field, value):
+        return varint(field << 3) + varint(value)
+
+    def message(field, *parts):
+        data = b"".join(parts)
+        return varint(field << 3 | 2) + varint(len(data)) + data
+
+    def piece(text, kind=1, score=-1.0):
+        return message(1, message(1, text), varint(2 << 3 | 5), struct.pack("<f", score), number(3, kind))
+
+    unk = piece(b"<unk>", 2, 0.0)
+    seed("ok-smallest", unk)
+    seed("ok-bpe", unk, piece(b"<s>", 3), piece("\u2581a".encode()), piece(b"<0x0A>", 6), message(2, number(3, 2), number(35, 1)),
+         message(3, message(1, b"identity"), number(3, 0), number(4, 1)))
+    seed("ok-unigram-with-map", unk, piece(b"a"), message(2, number(3, 1)), message(3, message(1, b"n"), message(2, bytes(range(64)))), message(5))
+    seed("ok-bytes-without-unknown", *(piece(b"<0x%02X>" % i, 6) for i in range(256)))
+    seed("ok-unknown-fields", number(99, 2**64 - 1), varint(98 << 3 | 1) + bytes(8), unk, varint(97 << 3 | 5) + bytes(4), message(96, b"?"))
+    seed("ok-settings-twice", unk, message(2, number(3, 2)), message(2, number(3, 1)), message(3, number(3, 0)), message(3, number(3, 1)))
+    seed("ok-kind-of-the-future", unk, piece(b"a", 77))
+    seed("ok-score-of-another-type", unk, message(1, message(1, b"a"), number(2, 7)))
+    seed("bad-nothing")
+    seed("bad-no-unknown", piece(b"a"))
+    seed("bad-two-unknown", unk, piece(b"<u>", 2))
+    seed("bad-text-twice", unk, piece(b"a"), piece(b"a"))
+    seed("bad-text-empty", unk, piece(b""))
+    seed("bad-text-absent", unk, message(1, number(3, 1)))
+    seed("bad-text-not-utf8", unk, piece(b"\xff"))
+    seed("bad-score-nan", unk, piece(b"a", 1, float("nan")))
+    seed("bad-score-infinite", unk, piece(b"a", 1, float("-inf")))
+    seed("bad-cut-in-tag", unk, b"\x8a")
+    seed("bad-cut-in-length", unk, b"\x0a\x80")
+    seed("bad-cut-in-piece", (unk + piece(b"abc"))[:-3])
+    seed("bad-length-past-the-end", unk, b"\x0a\x7f\x0a")
+    seed("bad-length-huge", unk, b"\x0a" + varint(2**64 - 1))
+    seed("bad-length-past-the-piece", b"\x0a\x03\x0a\x05a", unk)
+    seed("bad-number-of-eleven-bytes", unk, b"\x20" + b"\x80" * 10 + b"\x01")
+    seed("bad-number-past-64-bits", unk, b"\x20" + b"\xff" * 9 + b"\x02")
+    seed("bad-group", unk, b"\x0b\x0c")
+    seed("bad-wire-type", unk, b"\x0e")
+    seed("bad-json", b'{"model": {"type": "BPE"}}')
+
+
 gguf()
 safetensors()
 configs()
 indexes()
+sentencepiece()

@@ -7,15 +7,24 @@ use std::path::Path;
 use std::sync::Arc;
 
 use atombank::checkpoint::{Checkpoint, ModelConfig};
+use atombank::convert::SentencePieceModel;
 use atombank::error::{Finding, Result};
 use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile, GgufModel};
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
+/// What is asked of a reader about these bytes.
+type Reader = fn(&[u8]) -> Result<()>;
+
 /// The readers by the names of their corpora.
-pub const READERS: [(&str, fn(&[u8]) -> Result<()>); 4] =
-    [("gguf", gguf), ("safetensors", safetensors), ("config", config), ("index", index)];
+pub const READERS: [(&str, Reader); 5] = [
+    ("gguf", gguf),
+    ("safetensors", safetensors),
+    ("config", config),
+    ("index", index),
+    ("sentencepiece", sentencepiece),
+];
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     let mut file = tempfile::NamedTempFile::new().expect("room for a small file");
@@ -108,5 +117,15 @@ pub fn index(bytes: &[u8]) -> Result<()> {
     }
     let opened = Checkpoint::open(dir.path())?;
     assert!(opened.weights().tensors.len() <= 2, "nothing from elsewhere");
+    Ok(())
+}
+
+/// SentencePiece models: no more pieces and bytes than the file has room for.
+pub fn sentencepiece(bytes: &[u8]) -> Result<()> {
+    let model = SentencePieceModel::parse(Path::new("tokenizer.model"), bytes)?;
+    // A piece is a tag, a length and, inside, the same for its text.
+    let pieces: usize = model.pieces.iter().map(|piece| piece.text.len() + 4).sum();
+    assert!(pieces + model.precompiled_charsmap.len() <= bytes.len());
+    assert!(model.pieces.iter().all(|piece| !piece.text.is_empty() && piece.score.is_finite()));
     Ok(())
 }

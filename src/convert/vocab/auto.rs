@@ -411,10 +411,10 @@ fn word_piece(files: &Files) -> Result<Json> {
 
 /// The merges of a merges.txt, as "left right"; the number of the line where one isn't a pair.
 pub(super) fn merge_lines(text: &str) -> impl Iterator<Item = std::result::Result<String, usize>> {
-    let lines = text.lines().enumerate();
     // The first line may be about the file's version. Others that start so are merges of "#".
-    let lines =
-        lines.filter(|(number, line)| !line.trim().is_empty() && !(*number == 0 && line.trim().starts_with('#')));
+    let about = |number: usize, line: &str| number == 0 && line.starts_with('#');
+    let lines = text.lines().map(str::trim).enumerate();
+    let lines = lines.filter(move |(number, line)| !line.is_empty() && !about(*number, line));
     lines.map(|(number, line)| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
         [left, right] => Ok(format!("{left} {right}")),
         _ => Err(number.saturating_add(1)),

@@ -14,9 +14,13 @@ pub(super) fn name(hash: &str) -> Option<&'static str> {
     TABLE.iter().find(|(known, _)| *known == hash).map(|(_, name)| *name)
 }
 
-/// Whether the table has a pre-tokenizer of this name.
+/// Names that llama.cpp takes and its converter finds by no hash (`src/llama-vocab.cpp`).
+const OTHER_NAMES: [&str; 8] =
+    ["default", "llama3", "llama-v3", "jina-es", "jina-de", "glm5", "llada-moe", "whitespace"];
+
+/// Whether llama.cpp has a pre-tokenizer of this name.
 pub(super) fn has_name(name: &str) -> bool {
-    TABLE.iter().any(|(_, known)| *known == name)
+    OTHER_NAMES.contains(&name) || TABLE.iter().any(|(_, known)| *known == name)
 }
 
 /// Hashes and names, in the reference's order.

@@ -23,9 +23,7 @@ use crate::error::Result;
 pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut Vec<String>) -> Result<String> {
     if let Some(name) = wanted {
         if !hashes::has_name(name) {
-            notes.push(format!(
-                "pre-tokenizer {name}: llama.cpp's converter gives no model this name, llama.cpp may not know it"
-            ));
+            notes.push(format!("pre-tokenizer {name}: llama.cpp has none of this name as far as this version knows"));
         }
         return Ok(name.to_owned());
     }
@@ -33,9 +31,13 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
         return Ok(name);
     }
     let why = match hashed(auto) {
+        #[cfg(feature = "convert")]
         Hashed::Known(name) => return Ok(name.to_owned()),
+        #[cfg(feature = "convert")]
         Hashed::Unknown => "its hash is not in llama.cpp's table".to_owned(),
+        #[cfg(feature = "convert")]
         Hashed::Failed(error) => format!("its hash can't be computed ({})", shortened(&error)),
+        #[cfg(not(feature = "convert"))]
         Hashed::LeftOut => "this build computes no hashes".to_owned(),
     };
     let name = match auto.model {
@@ -51,11 +53,15 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
 }
 
 /// What the table says of a tokenizer.
-#[cfg_attr(not(feature = "convert"), allow(dead_code))] // Without tokenizers it is always left out.
 enum Hashed {
+    #[cfg(feature = "convert")]
     Known(&'static str),
+    #[cfg(feature = "convert")]
     Unknown,
+    #[cfg(feature = "convert")]
     Failed(String),
+    /// Without tokenizers.
+    #[cfg(not(feature = "convert"))]
     LeftOut,
 }
 
@@ -290,9 +296,6 @@ mod tests {
         assert_eq!(find(&files, &auto, Some("qwen2"), &mut notes).unwrap(), "qwen2");
         assert!(notes.is_empty());
         assert_eq!(find(&files, &auto, Some("my-own"), &mut notes).unwrap(), "my-own");
-        assert!(
-            notes[0].starts_with("pre-tokenizer my-own: llama.cpp's converter gives no model this name"),
-            "{notes:?}"
-        );
+        assert!(notes[0].starts_with("pre-tokenizer my-own: llama.cpp has none of this name"), "{notes:?}");
     }
 }

@@ -93,6 +93,55 @@ fn difference((case, expected): (&PathBuf, Json)) -> Option<String> {
     different.map(|(key, value)| format!("{name}: {key}: {value}, expected {} ({notes:?})", expected[key]))
 }
 
+fn refusal(vocab: Vocab, tokenizer: Json, config: Json) -> String {
+    let files = Files::for_test(tokenizer, config, json!({}));
+    let options = VocabOptions::default();
+    write_files(&mut Metadata::new("m"), &files, vocab, &options, &mut Vec::new()).unwrap_err().to_string()
+}
+
+#[test]
+fn vocabularies_of_another_kind_are_refused() {
+    let of = |kind: &str, vocab: Json| json!({"model": {"type": kind, "vocab": vocab}});
+    let cases = [
+        (Vocab::Bpe, of("Unigram", json!([])), "expected BPE, as this architecture has it, found Unigram"),
+        (Vocab::Llama, of("WordPiece", json!({})), "expected BPE, as this architecture has it, found WordPiece"),
+        (Vocab::WordPiece, of("Unigram", json!([])), "expected WordPiece, as BERT has it, found Unigram"),
+        (Vocab::XlmRoberta, of("BPE", json!({})), "expected Unigram, as this architecture has it, found Bpe"),
+        (Vocab::Gemma, of("BPE", json!({})), "tokenizer: expected tokenizer.model, found no such file"),
+        (Vocab::Gemma2, of("BPE", json!({})), "tokenizer: expected tokenizer.model, found no such file"),
+        (Vocab::Phi3, of("BPE", json!({})), "tokenizer: expected tokenizer.model, found no such file"),
+        (Vocab::Roberta, json!({}), "tokenizer: expected tokenizer.json, found no such file"),
+        (Vocab::XlmRoberta, json!({}), "expected sentencepiece.bpe.model or tokenizer.json, found neither"),
+    ];
+    for (vocab, tokenizer, expected) in cases {
+        let message = refusal(vocab, tokenizer, json!({}));
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = refusal(Vocab::Llama, json!({}), json!({"tokenizer_class": "HybridDNATokenizer"}));
+    assert!(message.contains("found a HybridDNATokenizer, which this version can't convert"), "{message}");
+}
+
+#[test]
+fn notes_say_what_was_decided() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vocab");
+    let notes = |case: &str| convert(&fixtures.join(case).join("model"), None).unwrap().1;
+    let llama3 = notes("llama3");
+    assert!(
+        llama3.iter().any(|note| note.starts_with("pre-tokenizer llama-bpe: found by the rules of tokenizer.json; ")),
+        "{llama3:?}"
+    );
+    assert!(
+        llama3.iter().any(|note| note.starts_with("add_eos_token: the post-processor of tokenizer.json says true")),
+        "{llama3:?}"
+    );
+    assert_eq!(
+        notes("phi3").last().unwrap(),
+        "special token pad: id 9000 is past the 406 tokens of the vocabulary, left out"
+    );
+    let asked = convert(&fixtures.join("llama3/model"), Some("qwen2".to_owned())).unwrap().0;
+    assert_eq!(asked.text("tokenizer.ggml.pre").unwrap(), "qwen2");
+}
+
 /// A value as the fixtures describe it.
 fn described(value: &Value) -> Json {
     let text = |bytes: &[u8]| Json::from(std::str::from_utf8(bytes).unwrap());

@@ -127,7 +127,7 @@ fn charsmap(files: &Files, normalizer: &Json) -> Result<Vec<u8>> {
 /// The bytes of base64 text (RFC 4648, section 4); `None` for anything else.
 fn base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=');
-    let padded = text.len() % 4 == 0 && text.len() - digits.len() <= 2;
+    let padded = text.len().is_multiple_of(4) && text.len() - digits.len() <= 2;
     if !padded {
         return None;
     }
@@ -143,11 +143,11 @@ fn base64(text: &str) -> Option<Vec<u8>> {
             _ => return None,
         };
         // At most six bits are left over from the digits before.
-        bits = (bits << 6 | u32::from(value)) & 0xfff;
+        bits = ((bits << 6) | u32::from(value)) & 0xfff;
         count += 6;
         if count >= 8 {
             count -= 8;
-            bytes.push((bits >> count & 0xff) as u8);
+            bytes.push(((bits >> count) & 0xff) as u8);
         }
     }
     Some(bytes)
