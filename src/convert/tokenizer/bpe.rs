@@ -40,7 +40,10 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
     });
     let lowercase = metadata.get(LOWERCASE).is_some() && metadata.bool(LOWERCASE)?;
     let (normalizer, decoder) = match pre.letters {
-        Letters::Bytes => (Json::Null, json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})),
+        Letters::Bytes => (
+            Json::Null,
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        ),
         Letters::Escaped => (
             json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}),
             json!({"type": "Sequence", "decoders": [

@@ -47,7 +47,8 @@ pub(super) fn of(metadata: &Metadata, exceptions: Vec<Exception>, notes: &mut Ve
 
 /// Keys whose values other files hold.
 fn is_in_files(key: &str) -> bool {
-    [TOKENS, TOKEN_TYPE, SCORES, MERGES, "tokenizer.ggml.precompiled_charsmap"].contains(&key) || key.starts_with(TEMPLATE)
+    [TOKENS, TOKEN_TYPE, SCORES, MERGES, "tokenizer.ggml.precompiled_charsmap"].contains(&key)
+        || key.starts_with(TEMPLATE)
 }
 
 /// Truth values, texts and uint32 as they are, the others with their type. `None` for what is too
@@ -144,7 +145,8 @@ pub(crate) fn recorded(
         }
     }
     for (key, value) in derived.iter() {
-        if result.get(key).is_none() && ((key == PRE && asked_for_pre) || is_named(key, config, model_config)) {
+        let stands = [TOKENS, MERGES].contains(&key) || (key == PRE && asked_for_pre);
+        if result.get(key).is_none() && (stands || is_named(key, config, model_config)) {
             result.insert(key, value.clone());
         }
     }

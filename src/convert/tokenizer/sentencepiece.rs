@@ -100,7 +100,11 @@ fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
         }
         if text.len() > MAX_BYTES {
             let found = format!("{} bytes at {id}", text.len());
-            return Err(vocabulary.finding(TOKENS).expected(format_args!("at most {MAX_BYTES} bytes each")).found(found).unsupported());
+            return Err(vocabulary
+                .finding(TOKENS)
+                .expected(format_args!("at most {MAX_BYTES} bytes each"))
+                .found(found)
+                .unsupported());
         }
         let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
         for (cut, _) in text.char_indices().skip(1) {
@@ -146,9 +150,9 @@ pub(super) fn model<'a>(
         let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
         vocabulary.is_placeholder(id, text, kind) && (vocabulary.scores.is_none() || score == UNUSED_SCORE)
     };
-    let last = vocabulary.iter().filter(|(id, text, kind)| {
-        !is_plain_placeholder(*id, text, *kind) && !is_by_hand(vocabulary, *id)
-    });
+    let last = vocabulary
+        .iter()
+        .filter(|(id, text, kind)| !is_plain_placeholder(*id, text, *kind) && !is_by_hand(vocabulary, *id));
     let count = last.last().map_or(0, |(id, _, _)| usize::try_from(id).map_or(0, |id| id.saturating_add(1)));
     let pieces: Vec<Piece> = vocabulary
         .iter()

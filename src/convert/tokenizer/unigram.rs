@@ -31,7 +31,11 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
     let merge_spaces = flag("tokenizer.ggml.remove_extra_whitespaces")?;
     let charsmap = charsmap(metadata)?;
     let Some(unknown) = specials.id(Role::Unk, vocabulary) else {
-        return Err(metadata.finding("tokenizer.ggml.unknown_token_id").expected("an unknown token").found("none").format());
+        return Err(metadata
+            .finding("tokenizer.ggml.unknown_token_id")
+            .expected("an unknown token")
+            .found("none")
+            .format());
     };
     let added = added_tokens(metadata, vocabulary, specials, &|_, _, _| None);
     let (normalizer, pre_tokenizer) = steps(&charsmap, prefix, merge_spaces);

@@ -30,15 +30,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 7] = [
-        Kind::Undefined,
-        Kind::Normal,
-        Kind::Unknown,
-        Kind::Control,
-        Kind::UserDefined,
-        Kind::Unused,
-        Kind::Byte,
-    ];
+    const ALL: [Kind; 7] =
+        [Kind::Undefined, Kind::Normal, Kind::Unknown, Kind::Control, Kind::UserDefined, Kind::Unused, Kind::Byte];
 
     /// The kind that files give this number.
     pub(super) fn from_number(number: i64) -> Option<Self> {
@@ -138,9 +131,13 @@ impl<'a> Vocabulary<'a> {
                 // The first character belongs to the left part even where it is a space.
                 let cut = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
                 let pair = cut.and_then(|at| Some((text.get(..at)?, text.get(at..)?.strip_prefix(' ')?)));
-                let (left, right) = pair.filter(|(left, right)| !left.is_empty() && !right.is_empty()).ok_or_else(|| {
-                    finding().expected("two parts with a space between").found(format!("{text:?} at {rank}")).format()
-                })?;
+                let (left, right) =
+                    pair.filter(|(left, right)| !left.is_empty() && !right.is_empty()).ok_or_else(|| {
+                        finding()
+                            .expected("two parts with a space between")
+                            .found(format!("{text:?} at {rank}"))
+                            .format()
+                    })?;
                 let joined = format!("{left}{right}");
                 let missing = [left, right, joined.as_str()].into_iter().find(|part| self.id(part).is_none());
                 match missing {
