@@ -17,7 +17,7 @@ use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::safetensors::{self, SafetensorsFile};
 use crate::formats::{Source, show_shape};
-use crate::plan::{self, Expr, Plan, PlannedTensor, Staging, TensorRef};
+use crate::plan::{self, Expr, Plan, PlannedTensor, Staging};
 
 /// A tensor in memory: adapters are small.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,34 +81,44 @@ impl Adapter {
     /// Missing or malformed files, a kind or a field this version doesn't know, tensors that are
     /// missing, surplus, of the wrong shape, or not finite.
     pub fn open(folder: &Path) -> Result<Self> {
+        let json = read_json_object(&folder.join("adapter_config.json"))?;
+        let file = folder.join("adapter_model.safetensors");
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+        Self::from_parts(folder, &file, &json, &Plan::taking(&source))
+    }
+
+    /// The adapter of settings and tensors that need not stand in a folder. Errors name the settings
+    /// as `adapter_config.json` in `folder`, the tensors as those of `file`.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn from_parts(
+        folder: &Path,
+        file: &Path,
+        config: &serde_json::Map<String, serde_json::Value>,
+        tensors: &Plan,
+    ) -> Result<Self> {
         let config_path = folder.join("adapter_config.json");
-        let json = read_json_object(&config_path)?;
-        let kind = json.get("peft_type").and_then(|v| v.as_str()).unwrap_or("none");
+        let kind = config.get("peft_type").and_then(|v| v.as_str()).unwrap_or("none");
         let config = match kind {
-            "QUERYABLE_LORA" => AdapterConfig::Bank(BankConfig::from_json(&config_path, &json)?),
-            "LORA" => AdapterConfig::Lora(LoraConfig::from_json(&config_path, &json)?),
+            "QUERYABLE_LORA" => AdapterConfig::Bank(BankConfig::from_json(&config_path, config)?),
+            "LORA" => AdapterConfig::Lora(LoraConfig::from_json(&config_path, config)?),
             other => {
                 let finding = Finding::new(&config_path, "peft_type");
                 return Err(finding.expected("QUERYABLE_LORA or LORA").found(other).unsupported());
             }
         };
-        let file = folder.join("adapter_model.safetensors");
-        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+        let planned: Vec<PlannedTensor> =
+            tensors.tensors.iter().map(|tensor| PlannedTensor { dtype: DType::F32, ..tensor.clone() }).collect();
+        let planned = Plan { tensors: planned };
+        planned.check()?;
         let mut tensors = BTreeMap::new();
-        for tensor in TensorRef::all(&source) {
-            let info = tensor.info().clone();
-            let planned = PlannedTensor {
-                name: info.name.clone(),
-                dtype: DType::F32,
-                shape: info.shape.clone(),
-                expr: Expr::Take(tensor),
-            };
-            Plan { tensors: vec![planned.clone()] }.check()?;
-            let values = planned.read()?.into();
-            tensors.insert(info.name, HostTensor { shape: info.shape, values });
+        for tensor in planned.tensors {
+            let values = tensor.read()?.into();
+            tensors.insert(tensor.name, HostTensor { shape: tensor.shape, values });
         }
         let adapter = Self { path: folder.to_owned(), config, tensors };
-        adapter.check_names(&file)?;
+        adapter.check_names(file)?;
         Ok(adapter)
     }
 

@@ -54,7 +54,7 @@ impl PlannedTensor {
         let mut bytes = Vec::new();
         self.encode_rows(rows.clone(), &mut values, &mut bytes)?;
         values.resize(rows.len() * self.row_len(), 0.0);
-        quant::decode(self.dtype, &bytes, &mut values);
+        self.decode(&bytes, &mut values)?;
         Ok(values)
     }
 
@@ -72,11 +72,19 @@ impl PlannedTensor {
             |(scratch, bytes), (i, out)| -> Result<()> {
                 let rows = i * step..i * step + out.len() / row_len.max(1);
                 self.encode_rows(rows, scratch, bytes)?;
-                quant::decode(self.dtype, bytes, out);
-                Ok(())
+                self.decode(bytes, out)
             },
         )?;
         Ok(values)
+    }
+
+    /// Encoded rows as f32. Those of F64 can be finite and too large.
+    fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        quant::decode(self.dtype, bytes, out);
+        match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+            true => Err(self.not_finite("a value too large for F32")),
+            false => Ok(()),
+        }
     }
 
     /// The bytes of rows `rows` right out of the source's map, where no work on them is needed.
@@ -118,7 +126,11 @@ impl Expr {
             Expr::Take(tensor) => tensor.info().row_len(),
             Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => row_len(shape),
             Expr::Transpose(of) => rows(&of.shape()),
-            Expr::AddConstant { of, .. } | Expr::Round { of, .. } | Expr::AddLowRank { of, .. } => of.row_len(),
+            Expr::Bits { of, .. }
+            | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::AddLowRank { of, .. } => of.row_len(),
             Expr::Product(product) => product.shape()[1],
         }
     }
@@ -135,7 +147,13 @@ impl Expr {
                 let (operand, rows) = found.next()?;
                 if found.next().is_some() { None } else { of[operand].borrow_rows(rows) }
             }
-            Expr::Reshape { of, shape } => of.borrow_rows(reshaped(rows, shape, of)),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = rows.len() * of.row_len();
+                of.borrow_rows(rows)
+                    .map(|bytes| &bytes[bytes.len() * elems.start / all.max(1)..bytes.len() * elems.end / all.max(1)])
+            }
+            Expr::Bits { of, .. } => of.borrow_rows(rows),
             _ => None,
         }
     }
@@ -150,10 +168,20 @@ impl Expr {
                     of[operand].copy_rows(rows, out);
                 }
             }
-            Expr::Reshape { of, shape } => of.copy_rows(reshaped(rows, shape, of), out),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = (rows.len() * of.row_len()).max(1);
+                let start = out.len();
+                of.copy_rows(rows, out);
+                let bytes = out.len() - start;
+                out.truncate(start + bytes * elems.end / all);
+                out.drain(start..start + bytes * elems.start / all);
+            }
+            Expr::Bits { of, .. } => of.copy_rows(rows, out),
             Expr::Values { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
+            | Expr::Scale { .. }
             | Expr::Round { .. }
             | Expr::AddLowRank { .. }
             | Expr::Product(_) => unreachable!("no bytes of its own: raw_dtype is None"),
@@ -177,11 +205,29 @@ impl Expr {
                     rest = after;
                 }
             }
-            Expr::Reshape { of, shape } => of.eval_rows(reshaped(rows, shape, of), out),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = rows.len() * of.row_len();
+                if elems == (0..all) {
+                    return of.eval_rows(rows, out);
+                }
+                let mut values = vec![0.0; all];
+                of.eval_rows(rows, &mut values);
+                out.copy_from_slice(&values[elems]);
+            }
+            Expr::Bits { of, dtype } => {
+                let mut bytes = Vec::new();
+                of.copy_rows(rows, &mut bytes);
+                quant::decode(*dtype, &bytes, out);
+            }
             Expr::Transpose(of) => transpose(of, rows, out),
             Expr::AddConstant { of, constant } => {
                 of.eval_rows(rows, out);
                 out.iter_mut().for_each(|v| *v += constant);
+            }
+            Expr::Scale { of, factor } => {
+                of.eval_rows(rows, out);
+                out.iter_mut().for_each(|v| *v *= factor);
             }
             Expr::Round { of, dtype } => {
                 of.eval_rows(rows, out);
@@ -221,10 +267,14 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
     })
 }
 
-/// The operand's rows that are rows `rows` of an [`Expr::Reshape`].
-fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> Range<usize> {
-    let factor = row_len(shape) / of.row_len().max(1);
-    rows.start * factor..rows.end * factor
+/// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements
+/// these are: all of them, unless the operand's rows are longer.
+fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Range<usize>) {
+    let (ours, theirs) = (row_len(shape), of.row_len().max(1));
+    let elems = rows.start * ours..rows.end * ours;
+    let covering = elems.start / theirs..elems.end.div_ceil(theirs);
+    let skipped = covering.start * theirs;
+    (covering, elems.start - skipped..elems.end - skipped)
 }
 
 /// Rows `columns` of the transposed `of`: its columns. Of a plain source tensor only they are decoded.
@@ -269,10 +319,14 @@ impl LowRank {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::Arc;
 
     use super::*;
     use crate::dtype::DType;
+    use crate::formats::Source;
+    use crate::formats::safetensors::SafetensorsFile;
+    use crate::plan::{Plan, TensorRef};
 
     fn planned(shape: &[usize], expr: Expr) -> PlannedTensor {
         PlannedTensor { name: "t".into(), dtype: DType::F32, shape: shape.to_vec(), expr }
@@ -305,6 +359,39 @@ mod tests {
         };
         let stack = planned(&[2, 2], Expr::concat(vec![row(0.0), row(10.0)], vec![2, 2]));
         assert_eq!(stack.read_rows(1..2).unwrap(), [10., 11.]);
+        let flat = planned(&[6], Expr::Reshape { of: Box::new(counting(&[2, 3])), shape: vec![6] });
+        assert_eq!(flat.read_rows(2..5).unwrap(), [2., 3., 4.]);
+    }
+
+    #[test]
+    fn bytes_are_taken_for_another_type_of_their_size() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let header = r#"{"w":{"dtype":"U16","shape":[2,2],"data_offsets":[0,8]}}"#;
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.write_all(&[0x80, 0x3f, 0x00, 0x40, 0x80, 0x7f, 0x40, 0x40]).unwrap();
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(file.path()).unwrap());
+        let take = || Box::new(Expr::Take(TensorRef::all(&source).next().unwrap()));
+        let bits = |dtype| PlannedTensor { dtype, ..planned(&[2, 2], Expr::Bits { of: take(), dtype }) };
+        let mut bytes = Vec::new();
+        bits(DType::I16).encode_rows(1..2, &mut Vec::new(), &mut bytes).unwrap();
+        assert_eq!(bytes, [0x80, 0x7f, 0x40, 0x40], "an infinity's bits are bits like others");
+        let scaled = |of| planned(&[2, 2], Expr::Scale { of: Box::new(of), factor: -3.0 });
+        assert_eq!(scaled(bits(DType::BF16).expr).read_rows(0..1).unwrap(), [-3.0, -6.0]);
+        let check = |tensor| Plan { tensors: vec![tensor] }.check();
+        check(bits(DType::I16)).unwrap();
+        check(scaled(bits(DType::BF16).expr)).unwrap();
+        for (tensor, expected) in [
+            (bits(DType::I32), "expected bytes of I32's size, found U16"),
+            (
+                planned(&[2], Expr::Bits { of: Box::new(counting(&[2])), dtype: DType::F32 }),
+                "found values that are computed",
+            ),
+            (scaled(bits(DType::I16).expr), "expected a type this version can decode, found I16"),
+        ] {
+            let error = check(tensor).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -106,12 +106,20 @@ pub enum Expr {
         /// Which rows, in the result's order.
         picks: Arc<[Pick]>,
     },
-    /// The same values in another shape; rows of the operand divide the result's.
+    /// The same values in another shape; the rows of one are whole parts of the other's.
     Reshape {
         /// What is reshaped.
         of: Box<Expr>,
         /// The shape of the result.
         shape: Vec<usize>,
+    },
+    /// The same bytes under another type of the same size: types that a format has no number for
+    /// travel under one that it has. Bytes are copied unseen.
+    Bits {
+        /// Whose bytes; it has an [`Expr::raw_dtype`].
+        of: Box<Expr>,
+        /// What they are taken for.
+        dtype: DType,
     },
     /// A matrix with rows and columns exchanged.
     Transpose(Box<Expr>),
@@ -121,6 +129,13 @@ pub enum Expr {
         of: Box<Expr>,
         /// The number added to every value.
         constant: f32,
+    },
+    /// `of * factor`, in f32.
+    Scale {
+        /// What is multiplied.
+        of: Box<Expr>,
+        /// The number that every value is multiplied with.
+        factor: f32,
     },
     /// `of` rounded to a type and back: for references that round midway.
     Round {
@@ -173,7 +188,11 @@ impl Expr {
             Expr::Take(tensor) => tensor.info().shape.clone(),
             Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => shape.clone(),
             Expr::Transpose(of) => of.shape().into_iter().rev().collect(),
-            Expr::AddConstant { of, .. } | Expr::Round { of, .. } | Expr::AddLowRank { of, .. } => of.shape(),
+            Expr::Bits { of, .. }
+            | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::AddLowRank { of, .. } => of.shape(),
             Expr::Product(product) => product.shape().to_vec(),
         }
     }
@@ -188,9 +207,11 @@ impl Expr {
                 of.iter().all(|e| e.raw_dtype() == Some(first)).then_some(first)
             }
             Expr::Reshape { of, .. } => of.raw_dtype(),
+            Expr::Bits { of, dtype } => of.raw_dtype().map(|_| *dtype),
             Expr::Values { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
+            | Expr::Scale { .. }
             | Expr::Round { .. }
             | Expr::AddLowRank { .. }
             | Expr::Product(_) => None,
@@ -203,8 +224,10 @@ impl Expr {
             Expr::Take(tensor) => vec![tensor],
             Expr::Rows { of, .. } => of.iter().flat_map(Expr::sources).collect(),
             Expr::Reshape { of, .. }
+            | Expr::Bits { of, .. }
             | Expr::Transpose(of)
             | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
             | Expr::AddLowRank { of, .. } => of.sources(),
             Expr::Values { .. } | Expr::Product(_) => Vec::new(),
@@ -213,7 +236,25 @@ impl Expr {
 
     /// The types that have to be decoded.
     pub fn source_dtypes(&self) -> impl Iterator<Item = DType> {
-        self.sources().into_iter().map(|t| t.info().dtype).collect::<Vec<_>>().into_iter()
+        let mut dtypes = Vec::new();
+        self.push_source_dtypes(&mut dtypes);
+        dtypes.into_iter()
+    }
+
+    fn push_source_dtypes(&self, dtypes: &mut Vec<DType>) {
+        match self {
+            Expr::Take(tensor) => dtypes.push(tensor.info().dtype),
+            // Whatever the source calls them, the bytes are decoded as this.
+            Expr::Bits { dtype, .. } => dtypes.push(*dtype),
+            Expr::Rows { of, .. } => of.iter().for_each(|e| e.push_source_dtypes(dtypes)),
+            Expr::Reshape { of, .. }
+            | Expr::Transpose(of)
+            | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::AddLowRank { of, .. } => of.push_source_dtypes(dtypes),
+            Expr::Values { .. } | Expr::Product(_) => {}
+        }
     }
 
     /// The file of the first source, for messages; empty where there is none.
@@ -249,8 +290,21 @@ impl Expr {
             Expr::Reshape { of, shape } => {
                 let operand = of.shape();
                 let elems = |shape: &[usize]| shape.iter().product::<usize>();
-                let fits = elems(&operand) == elems(shape) && row_len(shape).is_multiple_of(row_len(&operand).max(1));
+                let (ours, theirs) = (row_len(shape).max(1), row_len(&operand).max(1));
+                let fits =
+                    elems(&operand) == elems(shape) && (ours.is_multiple_of(theirs) || theirs.is_multiple_of(ours));
                 expect(fits, || show_shape(shape), || show_shape(&operand))?;
+                of.check()
+            }
+            Expr::Bits { of, dtype } => {
+                let same =
+                    |raw: DType| raw.block_bytes() == dtype.block_bytes() && raw.block_elems() == dtype.block_elems();
+                let found = of.raw_dtype();
+                expect(
+                    found.is_some_and(same),
+                    || format!("bytes of {dtype}'s size"),
+                    || found.map_or("values that are computed".to_owned(), |raw| raw.to_string()),
+                )?;
                 of.check()
             }
             Expr::Transpose(of) => {
@@ -263,7 +317,7 @@ impl Expr {
                 expect(operand == update.shape(), || show_shape(&operand), || show_shape(&update.shape()))?;
                 of.check()
             }
-            Expr::AddConstant { of, .. } | Expr::Round { of, .. } => of.check(),
+            Expr::AddConstant { of, .. } | Expr::Scale { of, .. } | Expr::Round { of, .. } => of.check(),
         }
     }
 }

@@ -44,6 +44,10 @@ pub(super) struct Auto<'a> {
     pub(super) added: HashMap<String, Added>,
     /// The tokens that have a name or are listed as special, each once.
     pub(super) named: Vec<String>,
+    /// Added tokens whose ids are not the listed ones, for a note.
+    pub(super) moved: Vec<String>,
+    /// The next id after all others.
+    next: usize,
 }
 
 /// The names that special tokens can have, in the order in which missing ones are added.
@@ -58,7 +62,8 @@ impl<'a> Auto<'a> {
         };
         let (model, vocab) = vocabulary(files, &json)?;
         let named = named_tokens(files, &class)?;
-        let mut auto = Self { json, model, vocab, added: HashMap::new(), named };
+        let next = vocab.values().max().map_or(0, |id| id.saturating_add(1));
+        let mut auto = Self { json, model, vocab, added: HashMap::new(), named, moved: Vec::new(), next };
         auto.read_added(files)?;
         auto.add_named();
         Ok(auto)
@@ -87,10 +92,25 @@ impl<'a> Auto<'a> {
         self.named.iter().filter_map(|text| self.id(text)).collect()
     }
 
-    fn add(&mut self, text: &str, id: usize, special: bool, normalized: bool) {
-        let id = self.vocab.get(text).copied().unwrap_or(id);
-        let entry = self.added.entry(text.to_owned()).or_insert(Added { id, special, normalized });
-        (entry.special, entry.normalized) = (special, normalized);
+    /// Adds a token, or changes one. The tokenizers library counts ids on and doesn't look at what
+    /// is listed.
+    fn add(&mut self, text: &str, listed: usize, special: bool, normalized: bool) {
+        if let Some(added) = self.added.get_mut(text) {
+            (added.special, added.normalized) = (special, normalized);
+            return;
+        }
+        let id = match self.vocab.get(text) {
+            Some(&id) => id,
+            None => {
+                let id = self.next;
+                self.next = id.saturating_add(1);
+                id
+            }
+        };
+        if id != listed {
+            self.moved.push(format!("{text:?} listed as {listed} gets {id}"));
+        }
+        self.added.insert(text.to_owned(), Added { id, special, normalized });
     }
 
     /// Added tokens: those of tokenizer.json, then those of tokenizer_config.json, which may change
@@ -109,11 +129,16 @@ impl<'a> Auto<'a> {
             self.add(text, id, special, normalized);
         }
         if let Some(Json::Object(decoder)) = files.setting("added_tokens_decoder") {
+            let mut tokens = Vec::with_capacity(decoder.len());
             for (id, token) in decoder {
-                let (Some((text, special, normalized)), Ok(id)) = (content(token), id.parse()) else {
+                let (Some(content), Ok(id)) = (content(token), id.parse::<usize>()) else {
                     let finding = files.finding_in("tokenizer_config.json", format!("added_tokens_decoder.{id}"));
                     return Err(finding.expected("a token by its id").found(shortened(&token.to_string())).format());
                 };
+                tokens.push((id, content));
+            }
+            tokens.sort_by_key(|(id, _)| *id);
+            for (id, (text, special, normalized)) in tokens {
                 self.add(text, id, special, normalized);
             }
             return Ok(());
@@ -122,10 +147,15 @@ impl<'a> Auto<'a> {
         if files.tokenizer.is_some() {
             return Ok(());
         }
+        let mut tokens = Vec::new();
         for (text, id) in files.json("added_tokens.json")?.unwrap_or_default() {
             let id = id_of(&id).ok_or_else(|| {
                 files.finding_in("added_tokens.json", format!("token {text:?}")).expected("an id").found(&id).format()
             })?;
+            tokens.push((id, text));
+        }
+        tokens.sort();
+        for (id, text) in tokens {
             let special = self.named.contains(&text);
             self.add(&text, id, special, !special);
         }
@@ -135,13 +165,10 @@ impl<'a> Auto<'a> {
     /// Named tokens are added tokens too; those without an id get the next one.
     fn add_named(&mut self) {
         for text in self.named.clone() {
-            if self.added.contains_key(&text) {
-                continue;
+            if !self.added.contains_key(&text) {
+                let id = self.vocab.get(&text).copied().unwrap_or(self.next);
+                self.add(&text, id, true, false);
             }
-            let ids = self.vocab.values().copied().chain(self.added.values().map(|added| added.id));
-            let next = || ids.max().map_or(0, |id| id.saturating_add(1));
-            let id = self.vocab.get(&text).copied().unwrap_or_else(next);
-            self.added.insert(text, Added { id, special: true, normalized: false });
         }
     }
 }
@@ -210,13 +237,13 @@ fn text_of(token: &Json) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
-/// The class that loads the tokenizer, without "Fast": what the tokenizer's config says, else what
-/// the model's type is loaded with.
+/// The class that loads the tokenizer, without "Fast", empty where it is the plain one: what the
+/// tokenizer's config says, but for types of models whose files are known to say the wrong one; else
+/// what the model's type is loaded with.
+///
+/// Reference: transformers `models/auto/tokenization_auto.py` (`AutoTokenizer.from_pretrained`).
 fn class(files: &Files) -> String {
-    if let Some(class) = files.setting("tokenizer_class").and_then(Json::as_str) {
-        return class.strip_suffix("Fast").unwrap_or(class).to_owned();
-    }
-    let class = match files.model_type() {
+    let registered = match files.model_type() {
         "gpt2" | "starcoder2" | "phi" => "GPT2Tokenizer",
         "gpt_neox" | "olmo" => "GPTNeoXTokenizer",
         "qwen2" | "qwen2_moe" | "qwen3" | "qwen3_moe" => "Qwen2Tokenizer",
@@ -226,6 +253,20 @@ fn class(files: &Files) -> String {
         "llama" => "LlamaTokenizer",
         "gemma" | "gemma2" | "gemma3" | "gemma3_text" => "GemmaTokenizer",
         _ => "",
+    };
+    let Some(class) = files.setting("tokenizer_class").and_then(Json::as_str) else { return registered.to_owned() };
+    let class = class.strip_suffix("Fast").unwrap_or(class);
+    let decoder = files.tokenizer.as_ref().and_then(|json| json.get("decoder")).and_then(|decoder| decoder.get("type"));
+    let is_byte_level = decoder.and_then(Json::as_str) == Some("ByteLevel");
+    let class = match files.model_type() {
+        "qwen2" => registered,
+        "granite" | "stablelm" | "olmo2" | "phi3" | "gpt_bigcode" | "mistral" | "mixtral"
+            if files.tokenizer.is_some() =>
+        {
+            ""
+        }
+        _ if class == "LlamaTokenizer" && is_byte_level => "",
+        _ => class,
     };
     class.to_owned()
 }

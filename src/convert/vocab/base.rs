@@ -7,6 +7,7 @@ use serde_json::Value as Json;
 
 use super::auto::{Auto, merge_lines};
 use super::files::{Files, Object, read_text, shortened};
+use super::spm::note_some;
 use crate::error::Result;
 
 /// What a token is for (llama.cpp `gguf-py/gguf/constants.py`, `TokenType`).
@@ -36,6 +37,7 @@ pub(super) struct Token {
 /// Tokens by id, as many as config.json says; ids without one get a placeholder, as the reference
 /// has it.
 pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Result<Vec<Token>> {
+    note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
     let ids = auto.ids();
     let vocab_size = match files.vocab_size()? {
         Some(size) => size,
@@ -255,16 +257,26 @@ mod tests {
     #[test]
     fn ids_past_the_embedding_or_shared_are_refused() {
         let error = |added: Json, size: usize| tokens_of(bpe(added), json!({}), size).unwrap_err().to_string();
-        let message = error(json!([{"id": 9, "content": "z"}]), 8);
+        let message = error(json!([{"id": 4, "content": "z"}]), 4);
         assert!(
-            message.contains("token \"z\": expected an id below vocab_size 8 of config.json, found 9"),
+            message.contains("token \"z\": expected an id below vocab_size 4 of config.json, found 4"),
             "{message}"
         );
-        let message = error(json!([{"id": 1, "content": "z"}]), 8);
+        let twice = json!({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": ["a b"]}});
+        let message = tokens_of(twice, json!({}), 8).unwrap_err().to_string();
         assert!(
-            message.contains("token \"z\": expected an id of its own, found id 1, which \"b\" has too"),
+            message.contains("token \"b\": expected an id of its own, found id 0, which \"a\" has too"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn added_tokens_get_the_next_ids_whatever_is_listed() {
+        let added = json!([{"id": 9, "content": "z"}, {"id": 0, "content": "a"}, {"id": 1, "content": "y"}]);
+        let (tokens, notes) = tokens_of(bpe(added), json!({}), 6).unwrap();
+        assert_eq!(tokens, ["a:4", "b:1", "[PAD2]:5", "ab:1", "z:4", "y:4"]);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].ends_with(": \"z\" listed as 9 gets 4, \"y\" listed as 1 gets 5"), "{notes:?}");
     }
 
     #[test]

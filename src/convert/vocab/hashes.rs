@@ -118,16 +118,23 @@ const TABLE: &[(&str, &str)] = &[
     ("653660222fb704f61cbf2b618a8ae6502b7f8b20c980f9a5de07ed78e13319cd", "ufakzeka"),
 ];
 
-/// The SHA-256 of the list of ids that the tokenizer of this tokenizer.json makes of [`TEXT`].
+/// The SHA-256 of the list of ids that the tokenizer makes of [`TEXT`].
 ///
 /// # Errors
-/// What tokenizers says where it can't use the file.
+/// What tokenizers says where it can't use the tokenizer.
 #[cfg(feature = "convert")]
-pub(super) fn hash(json: &super::files::Object) -> tokenizers::Result<String> {
+pub(super) fn hash(auto: &super::auto::Auto) -> tokenizers::Result<String> {
     use sha2::{Digest, Sha256};
 
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(json)?)?;
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&auto.json)?)?;
     tokenizer.with_truncation(None)?.with_padding(None);
+    // Added tokens of other files are found in text like those of tokenizer.json.
+    let known = tokenizer.get_added_vocabulary().get_vocab().clone();
+    let mut added: Vec<_> = auto.added.iter().filter(|(text, _)| !known.contains_key(*text)).collect();
+    added.sort_by_key(|(_, token)| token.id);
+    let token = |text: &String, special| tokenizers::AddedToken::from(text.clone(), special);
+    let added = added.into_iter().map(|(text, added)| token(text, added.special).normalized(added.normalized));
+    tokenizer.add_tokens(added.collect::<Vec<_>>())?;
     let encoding = tokenizer.encode(TEXT, true)?;
     // As Python prints a list of numbers.
     let ids: Vec<String> = encoding.get_ids().iter().map(u32::to_string).collect();

@@ -61,7 +61,7 @@ enum Hashed {
 
 #[cfg(feature = "convert")]
 fn hashed(auto: &Auto) -> Hashed {
-    match hashes::hash(&auto.json) {
+    match hashes::hash(auto) {
         Ok(hash) => hashes::name(&hash).map_or(Hashed::Unknown, Hashed::Known),
         Err(error) => Hashed::Failed(error.to_string()),
     }

@@ -56,7 +56,7 @@ impl SentencePieceModel {
     ///
     /// # Errors
     /// [`crate::Error::Format`] for bytes that aren't such a message, and for models that
-    /// SentencePiece itself refuses: without pieces or without exactly one unknown piece, with empty
+    /// SentencePiece itself refuses: without exactly one unknown piece (or, with all 256 bytes, none), with empty
     /// pieces, with two of one text; also for pieces that aren't UTF-8 and scores that aren't finite.
     pub fn parse(file: &Path, bytes: &[u8]) -> Result<Self> {
         let mut model = Self {
@@ -116,8 +116,11 @@ impl SentencePieceModel {
                 return Err(finding().expected("a text of its own").found(found).format());
             }
         }
-        match self.pieces.iter().filter(|piece| piece.kind == PieceKind::Unknown).count() {
+        let count = |kind| self.pieces.iter().filter(|piece| piece.kind == kind).count();
+        match count(PieceKind::Unknown) {
             1 => Ok(()),
+            // Nothing is unknown where every byte has a piece.
+            0 if count(PieceKind::Byte) == 256 => Ok(()),
             count => Err(Finding::new(file, "pieces").expected("one of type unknown").found(count).format()),
         }
     }

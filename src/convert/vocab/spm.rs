@@ -190,18 +190,21 @@ impl AddedTokens<'_> {
     }
 
     fn report(&self, notes: &mut Vec<String>) {
-        let mut note = |what: &str, tokens: &[String]| {
-            const SHOWN: usize = 3;
-            if !tokens.is_empty() {
-                let shown = tokens.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-                let more = tokens.len().saturating_sub(SHOWN);
-                let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-                notes.push(format!("{what}: {shown}{rest}"));
-            }
-        };
-        note("tokens of the model replaced by added ones", &self.replaced);
-        note("added tokens past the end of the vocabulary left out", &self.left_out);
+        note_some(notes, "tokens of the model replaced by added ones", &self.replaced);
+        note_some(notes, "added tokens past the end of the vocabulary left out", &self.left_out);
     }
+}
+
+/// A note that shows the first few of `items`; none where there are none.
+pub(super) fn note_some(notes: &mut Vec<String>, what: &str, items: &[String]) {
+    const SHOWN: usize = 3;
+    if items.is_empty() {
+        return;
+    }
+    let shown = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = items.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    notes.push(format!("{what}: {shown}{rest}"));
 }
 
 /// The tokens of a tokenizer.json that was made of a SentencePiece model: BPE that falls back to
@@ -215,6 +218,7 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
         return Ok(None);
     }
     let auto = Auto::load(files)?;
+    note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
     let special = auto.special_ids();
     let base = auto.vocab.len();
     let mut tokens = Scored::default();

@@ -135,6 +135,13 @@ fn models_that_sentencepiece_refuses_are_refused() {
     }
 }
 
+#[test]
+fn with_all_bytes_nothing_is_unknown() {
+    let bytes: Vec<u8> = (0..=255u8).flat_map(|byte| piece(format!("<0x{byte:02X}>").as_bytes(), 0.0, 6)).collect();
+    assert_eq!(parse(&bytes).unwrap().pieces.len(), 256);
+    assert!(parse(&bytes[..bytes.len() / 2]).is_err());
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

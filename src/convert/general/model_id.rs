@@ -1,7 +1,6 @@
 //! What a model's name says: organization, base name, size, version and fine-tune.
 //!
-//! Reference: llama.cpp `gguf-py/gguf/metadata.py` (`get_model_id_components`, `id_to_title`) and
-//! `utility.py` (`model_weight_count_rounded_notation`).
+//! Reference: llama.cpp `gguf-py/gguf/metadata.py` (`get_model_id_components`, `id_to_title`).
 
 /// The parts of a name like `org/Base-7B-Instruct-v0.2`; absent where it doesn't say.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -25,9 +24,9 @@ enum Kind {
     Type,
 }
 
-/// Takes `id` apart. A size that is far from `total_elems`, the model's own, is taken for a context
-/// length, and so for a fine-tune's name.
-pub(super) fn parse(id: &str, total_elems: u64) -> ModelId {
+/// Takes `id` apart. A size that is far from `total`, the model's own number of elements, is taken
+/// for a context length, and so for a fine-tune's name. The total of an adapter is below zero.
+pub(super) fn parse(id: &str, total: i128) -> ModelId {
     if id.contains(' ') {
         // A sentence, not a name of the hub's form.
         return ModelId { name: Some(id.to_owned()), ..ModelId::default() };
@@ -45,11 +44,13 @@ pub(super) fn parse(id: &str, total_elems: u64) -> ModelId {
             kinds.push(Kind::Type);
             *part = part.to_uppercase();
         } else if i > 0 && is_size(part) {
-            let (text, kind) = size(part, total_elems);
+            let (text, kind) = size(part, total);
             *part = text;
             kinds.push(kind);
         } else if i > 0 && ["chat", "instruct", "vision", "lora"].iter().any(|w| part.eq_ignore_ascii_case(w)) {
-            kinds.push(Kind::Finetune);
+            // An adapter's file says by its type that it is one.
+            let says_nothing = total < 0 && part.eq_ignore_ascii_case("lora");
+            kinds.push(if says_nothing { Kind::Type } else { Kind::Finetune });
         }
     }
     // Words like "small" are no size next to a number.
@@ -111,7 +112,7 @@ pub(super) fn parse(id: &str, total_elems: u64) -> ModelId {
 }
 
 /// `7b` as `7B`, `7b1` as `7.1B`; and whether it can be this model's size.
-fn size(part: &str, total_elems: u64) -> (String, Kind) {
+fn size(part: &str, total: i128) -> (String, Kind) {
     let mut text: Vec<char> = part.replace('_', ".").chars().collect();
     if let [head @ .., unit, digit] = text.as_slice()
         && digit.is_ascii_digit()
@@ -126,10 +127,14 @@ fn size(part: &str, total_elems: u64) -> (String, Kind) {
     let unit = text.last().copied().unwrap_or_default();
     let number: String = text[..text.len().saturating_sub(1)].iter().collect();
     let power = "KMBT".find(unit).map(|place| place as i32 + 1);
-    if let (Ok(number), Some(power), true) = (number.parse::<f64>(), power, total_elems != 0) {
+    if let (Ok(number), Some(power), true) = (number.parse::<f64>(), power, total != 0) {
         let label = number * 1000f64.powi(power);
-        let tolerance = (7 * u128::from(total_elems) / 8) as f64;
-        if (label - total_elems as f64).abs() > tolerance {
+        let far = match total {
+            // An adapter need not reach every layer: its model is larger than it says.
+            ..0 => label < (-total / 8) as f64,
+            _ => (label - total as f64).abs() > (7 * total / 8) as f64,
+        };
+        if far {
             let lowered = number_text(&text, unit.to_ascii_lowercase());
             return (lowered, Kind::Finetune);
         }
@@ -209,7 +214,7 @@ pub(super) fn title(id: &str) -> String {
             for c in word.chars() {
                 match after_letter {
                     true => titled.push(c),
-                    false => titled.extend(c.to_uppercase()),
+                    false => titled.extend(capital(c)),
                 }
                 after_letter = c.is_lowercase() || c.is_uppercase();
             }
@@ -219,28 +224,19 @@ pub(super) fn title(id: &str) -> String {
     words.join(" ")
 }
 
-/// A number of elements for readers: two digits at least, `1.3M`, `13M`, `8.0B`.
-pub(super) fn size_label(total_elems: u64) -> String {
-    let total = total_elems as f64;
-    let (scaled, suffix) = match total {
-        t if t > 1e12 => (t * 1e-12, "T"),
-        t if t > 1e9 => (t * 1e-9, "B"),
-        t if t > 1e6 => (t * 1e-6, "M"),
-        t => (t * 1e-3, "K"),
-    };
-    let digits = match scaled.round_ties_even() as u64 {
-        0 => 0,
-        n => n.to_string().len(),
-    };
-    format!("{scaled:.*}{suffix}", 2usize.saturating_sub(digits))
+/// The capital of a word's first letter. Where it is several letters (that of "ß" is "SS"), only
+/// the first of them stays one.
+fn capital(c: char) -> impl Iterator<Item = char> {
+    let mut upper = c.to_uppercase();
+    upper.next().into_iter().chain(upper.flat_map(char::to_lowercase))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn show(id: &str, total_elems: u64) -> String {
-        let id = parse(id, total_elems);
+    fn show(id: &str, total: i128) -> String {
+        let id = parse(id, total);
         [id.name, id.organization, id.basename, id.finetune, id.version, id.size_label]
             .map(|part| part.unwrap_or_else(|| "-".to_owned()))
             .join("|")
@@ -258,6 +254,8 @@ mod tests {
             ("A model of mine", 1, "A model of mine|-|-|-|-|-"),
             ("../Llama-7b", 7_000_000_000, "Llama-7b|-|Llama|-|-|7B"),
             ("base-q4_0-fp16", 1, "base-q4_0-fp16|-|-|-|-|-"),
+            ("Llama-3-8B-sql-lora", -20_000_000, "Llama-3-8B-sql-lora|-|Llama-3|sql|-|8B"),
+            ("Llama-3-8B-sql-lora", 8_030_261_248, "Llama-3-8B-sql-lora|-|Llama-3|sql-lora|-|8B"),
         ];
         for (id, total, expected) in cases {
             assert_eq!(show(id, total), expected);
@@ -268,20 +266,6 @@ mod tests {
     fn titles_capitalize_words_but_not_versions() {
         assert_eq!(title("tiny-llama3x-v1.5-7b-GPT"), "Tiny Llama3X v1.5 7b GPT");
         assert_eq!(title("model"), "Model");
-    }
-
-    #[test]
-    fn sizes_have_two_digits() {
-        let cases = [
-            (1_262_848, "1.3M"),
-            (12_600_000, "13M"),
-            (8_030_261_248, "8.0B"),
-            (494_032_768, "494M"),
-            (950, "1.0K"),
-            (0, "0.00K"),
-        ];
-        for (total, expected) in cases {
-            assert_eq!(size_label(total), expected);
-        }
+        assert_eq!(title("ßa-ﬁx"), "Ssa Fix");
     }
 }

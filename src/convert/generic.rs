@@ -1,0 +1,345 @@
+//! Any checkpoint as GGUF and back, without loss: names, types, shapes, and the files beside it.
+//!
+//! This is for models that no architecture of llama.cpp describes. The file keeps the tensors'
+//! names and says under `atombank.generic.*` whatever GGUF has no place for; see
+//! docs/formats/adapters-gguf.md. Reference for GGUF's own limits: ggml `src/gguf.cpp`.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
+
+use super::beside::{Beside, json_text, left_out_keys, parsed};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::formats::gguf::{MAX_DIMS, MAX_NAME_BYTES, Metadata};
+use crate::formats::safetensors;
+use crate::formats::{Source, TensorInfo, show_shape};
+use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
+
+/// `general.architecture` of these files.
+pub const ARCHITECTURE: &str = "generic";
+
+/// The version of the keys below.
+const VERSION: u32 = 1;
+const VERSION_KEY: &str = "atombank.generic.version";
+const TENSORS_KEY: &str = "atombank.generic.tensors";
+const PREFIX: &str = "atombank.generic.";
+
+/// One tensor that GGUF can't hold as it is: what it is in the checkpoint.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// Its name in the GGUF file; none for a tensor without elements, which stands only here.
+    stored: Option<String>,
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+}
+
+/// The metadata and the tensors of a GGUF file that holds `weights` and what stands beside them.
+/// `model` is the folder or file they are from, for messages and for `general.name`.
+///
+/// Tensors keep their types, or floating-point ones (F32, F16, BF16, F64) get `outtype`; then
+/// config.json's dtype follows.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for an `outtype` other than F32, F16 and BF16 and for a name that
+/// stands twice.
+pub fn to_gguf(model: &Path, weights: &Plan, beside: &Beside, outtype: Option<DType>) -> Result<(Metadata, Plan)> {
+    if let Some(dtype) = outtype.filter(|dtype| torch_name(*dtype).is_none()) {
+        return Err(Finding::new(model, "outtype").expected("f32, f16 or bf16").found(dtype).mismatch());
+    }
+    let mut taken: HashSet<&str> = HashSet::new();
+    for tensor in &weights.tensors {
+        if !taken.insert(&tensor.name) {
+            let finding = Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name));
+            return Err(finding.expected("each name once").found("it twice").mismatch());
+        }
+    }
+    let mut records = Vec::new();
+    let mut plan = Plan::default();
+    let mut number = 0usize;
+    for tensor in &weights.tensors {
+        let dtype = outtype.filter(|_| is_float(tensor.dtype)).unwrap_or(tensor.dtype);
+        if tensor.shape.contains(&0) {
+            records.push(record(None, tensor, dtype));
+            continue;
+        }
+        let name = match gguf_can_name(&tensor.name) {
+            true => tensor.name.clone(),
+            // Short, and of no other tensor: a number is tried until it is free.
+            false => loop {
+                let short = format!("atombank.{number}");
+                number += 1;
+                if !taken.contains(short.as_str()) {
+                    break short;
+                }
+            },
+        };
+        let stored = stored_dtype(dtype);
+        let shape = stored_shape(&tensor.shape);
+        if name != tensor.name || stored != dtype || shape != tensor.shape {
+            records.push(record(Some(name.clone()), tensor, dtype));
+        }
+        let expr = viewed(tensor.expr.clone(), (tensor.dtype, &tensor.shape), (stored, &shape), stored == dtype);
+        plan.tensors.push(PlannedTensor { name, dtype: stored, shape, expr });
+    }
+
+    let mut metadata = Metadata::new(model);
+    metadata.insert("general.architecture", ARCHITECTURE);
+    metadata.insert("general.type", "model");
+    if let Some(name) = model.file_name().and_then(|name| name.to_str()) {
+        metadata.insert("general.name", name);
+    }
+    metadata.insert(VERSION_KEY, VERSION);
+    if !records.is_empty() {
+        metadata.insert(TENSORS_KEY, json_text(&records));
+    }
+    match outtype {
+        None => beside.put(&mut metadata, PREFIX),
+        Some(dtype) => retyped(beside, dtype).put(&mut metadata, PREFIX),
+    }
+    Ok((metadata, plan))
+}
+
+/// A checkpoint out of a GGUF file.
+#[derive(Debug, Clone)]
+pub struct Unpacked {
+    /// Its tensors, with their names, types and shapes.
+    pub weights: Plan,
+    /// What stands beside them.
+    pub beside: Beside,
+    /// What the GGUF file says that the checkpoint has no place for.
+    pub notes: Vec<String>,
+}
+
+/// The checkpoint that [`to_gguf`] has put into a GGUF file: `metadata` and `tensors` are the
+/// file's, the tensors as they are (see [`Plan::taking`]).
+///
+/// # Errors
+/// [`crate::Error::Format`] where the keys contradict themselves or the tensors, naming the key or
+/// the tensor; [`crate::Error::Unsupported`] for another architecture or version.
+pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
+    let architecture = metadata.text("general.architecture")?;
+    if architecture != ARCHITECTURE {
+        let finding = metadata.finding("general.architecture");
+        return Err(finding.expected(ARCHITECTURE).found(format!("{architecture:?}")).unsupported());
+    }
+    let version = metadata.u32(VERSION_KEY)?;
+    if version != VERSION {
+        return Err(metadata.finding(VERSION_KEY).expected(VERSION).found(version).unsupported());
+    }
+    let records: Vec<Record> = parsed(metadata, TENSORS_KEY)?.unwrap_or_default();
+    let beside = Beside::take(metadata, PREFIX)?;
+
+    let mut by_stored: HashMap<&str, &Record> = HashMap::new();
+    let mut empty = Vec::new();
+    for record in &records {
+        match &record.stored {
+            None => empty.push(empty_tensor(metadata, record)?),
+            Some(stored) => {
+                if by_stored.insert(stored, record).is_some() {
+                    return Err(contradiction(metadata, record)
+                        .expected("each tensor once")
+                        .found("it twice")
+                        .format());
+                }
+            }
+        }
+    }
+    let mut plan = Plan::default();
+    for tensor in &tensors.tensors {
+        plan.tensors.push(match by_stored.remove(tensor.name.as_str()) {
+            None => tensor.clone(),
+            Some(record) => restored(metadata, record, tensor)?,
+        });
+    }
+    if let Some(record) = records.iter().find(|r| r.stored.as_deref().is_some_and(|s| by_stored.contains_key(s))) {
+        let expected = format!("tensor {:?} in the file", record.stored.as_deref().unwrap_or_default());
+        return Err(contradiction(metadata, record).expected(expected).found("none of that name").format());
+    }
+    let empty: Arc<dyn Source> = Arc::new(Empty { path: metadata.file().to_owned(), tensors: empty });
+    plan.tensors.extend(Plan::taking(&empty).tensors);
+    let mut names = HashSet::new();
+    if let Some(tensor) = plan.tensors.iter().find(|tensor| !names.insert(tensor.name.as_str())) {
+        let finding = Finding::new(metadata.file(), format!("tensor {:?}", tensor.name));
+        return Err(finding.expected("each name once").found("it twice").format());
+    }
+    let notes = notes(metadata)?;
+    Ok(Unpacked { weights: plan, beside, notes })
+}
+
+impl Unpacked {
+    /// Writes the checkpoint as the folder `out`: safetensors of at most `shard_bytes` each, and the
+    /// files beside them, byte by byte.
+    ///
+    /// # Errors
+    /// What [`plan::execute`] meets, and types that safetensors can't hold; nothing is left behind.
+    pub fn write(
+        &self,
+        out: &Path,
+        overwrite: bool,
+        shard_bytes: u64,
+        options: plan::Options,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<()> {
+        let metadata = &self.beside.safetensors_metadata;
+        let layout = safetensors::layout_with_metadata(&self.weights.tensors, "model", shard_bytes, metadata)?;
+        let staging = Staging::folder(out, overwrite)?;
+        plan::execute(&self.weights, &layout, &staging, options, progress)?;
+        self.beside.files.write(&staging)?;
+        staging.commit()
+    }
+}
+
+/// Every key is the checkpoint's, or says nothing about it, or is named.
+fn notes(metadata: &Metadata) -> Result<Vec<String>> {
+    let known = |key: &str| [VERSION_KEY, TENSORS_KEY].contains(&key) || Beside::owns(key, PREFIX);
+    if let Some((key, _)) = metadata.iter().find(|(key, _)| key.starts_with(PREFIX) && !known(key)) {
+        return Err(metadata.finding(key).expected("a key this version knows").found("another").unsupported());
+    }
+    Ok(left_out_keys(metadata, |key| key.starts_with(PREFIX)))
+}
+
+/// A tensor without elements as its record has it.
+fn empty_tensor(metadata: &Metadata, record: &Record) -> Result<TensorInfo> {
+    let elems = record.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
+    if elems != Some(0) {
+        let found = show_shape(&record.shape);
+        return Err(contradiction(metadata, record).expected("a shape without elements").found(found).format());
+    }
+    Ok(TensorInfo { name: record.name.clone(), dtype: true_dtype(metadata, record)?, shape: record.shape.clone() })
+}
+
+/// The tensor that `record` says `tensor` is.
+fn restored(metadata: &Metadata, record: &Record, tensor: &PlannedTensor) -> Result<PlannedTensor> {
+    let dtype = true_dtype(metadata, record)?;
+    if stored_dtype(dtype) != tensor.dtype || stored_shape(&record.shape) != tensor.shape {
+        let (stored, shape) = (stored_dtype(dtype), stored_shape(&record.shape));
+        return Err(contradiction(metadata, record)
+            .expected(format_args!("{stored} {} for {dtype} {}", show_shape(&shape), show_shape(&record.shape)))
+            .found(format_args!("{} {}", tensor.dtype, show_shape(&tensor.shape)))
+            .format());
+    }
+    let expr = viewed(tensor.expr.clone(), (tensor.dtype, &tensor.shape), (dtype, &record.shape), false);
+    Ok(PlannedTensor { name: record.name.clone(), dtype, shape: record.shape.clone(), expr })
+}
+
+fn true_dtype(metadata: &Metadata, record: &Record) -> Result<DType> {
+    DType::from_safetensors(&record.dtype).ok_or_else(|| {
+        let found = format!("{:?}", record.dtype);
+        contradiction(metadata, record).expected("a type of safetensors").found(found).format()
+    })
+}
+
+fn contradiction(metadata: &Metadata, record: &Record) -> Finding {
+    Finding::new(metadata.file(), format!("key {TENSORS_KEY:?}, tensor {:?}", record.name))
+}
+
+fn record(stored: Option<String>, tensor: &PlannedTensor, dtype: DType) -> Record {
+    Record { stored, name: tensor.name.clone(), dtype: dtype.name().to_owned(), shape: tensor.shape.clone() }
+}
+
+/// `expr` in another shape, and its bytes under another type unless `cast` asks for the values.
+fn viewed(
+    expr: Expr,
+    (from_dtype, from_shape): (DType, &[usize]),
+    (dtype, shape): (DType, &[usize]),
+    cast: bool,
+) -> Expr {
+    let expr = match cast || from_dtype == dtype {
+        true => expr,
+        false => Expr::Bits { of: Box::new(expr), dtype },
+    };
+    match from_shape == shape {
+        true => expr,
+        false => Expr::Reshape { of: Box::new(expr), shape: shape.to_vec() },
+    }
+}
+
+/// The type under which `dtype` travels in GGUF: itself, or the integer of its size.
+fn stored_dtype(dtype: DType) -> DType {
+    match (dtype.ggml_id(), dtype.block_bytes()) {
+        (Some(_), _) => dtype,
+        (None, 1) => DType::I8,
+        (None, 2) => DType::I16,
+        (None, 4) => DType::I32,
+        (None, _) => DType::I64,
+    }
+}
+
+/// The shape in GGUF, which has one to four dimensions: leading ones are taken together.
+fn stored_shape(shape: &[usize]) -> Vec<usize> {
+    match shape.len() {
+        0 => vec![1],
+        1..=MAX_DIMS => shape.to_vec(),
+        dims => {
+            let (leading, kept) = shape.split_at(dims - (MAX_DIMS - 1));
+            // A product that overflows is none of a tensor that a reader has let through.
+            let leading = leading.iter().fold(1usize, |product, &dim| product.saturating_mul(dim));
+            std::iter::once(leading).chain(kept.iter().copied()).collect()
+        }
+    }
+}
+
+/// ggml keeps names as C strings of at most 63 bytes.
+fn gguf_can_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains('\0')
+}
+
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
+}
+
+fn torch_name(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F32 => Some("float32"),
+        DType::F16 => Some("float16"),
+        DType::BF16 => Some("bfloat16"),
+        _ => None,
+    }
+}
+
+/// With config.json's dtype kept true.
+fn retyped(beside: &Beside, dtype: DType) -> Beside {
+    let mut beside = beside.clone();
+    let config =
+        beside.files.get("config.json").and_then(|text| serde_json::from_slice::<Map<String, Json>>(text).ok());
+    if let (Some(mut config), Some(name)) = (config, torch_name(dtype)) {
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(value) = config.get_mut(key) {
+                *value = name.into();
+            }
+        }
+        beside.files.insert("config.json", json_text(&config) + "\n");
+    }
+    beside
+}
+
+/// Tensors without elements: GGUF has none, so they have no file to stand in.
+struct Empty {
+    path: PathBuf,
+    tensors: Vec<TensorInfo>,
+}
+
+impl Source for Empty {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn rows(&self, _: usize, _: Range<usize>) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
+    }
+}
+
+#[cfg(test)]
+mod tests;
