@@ -107,6 +107,14 @@ pub(crate) fn rebuild(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Ve
     let vocabulary = Vocabulary::read(metadata)?;
     let specials = Specials::read(metadata, &vocabulary, kind, &pre)?;
     let parts = Parts { metadata, vocabulary, specials, kind, pre };
+    if kind == TokenizerKind::Bpe
+        && metadata.text("general.architecture").ok() == Some("qwen2")
+        && !parts.pre.is_qwen2()
+    {
+        notes.push(format!(
+            "{PRE}: transformers reads models of the type qwen2 with Qwen2's own rules, tokens may differ from llama.cpp's there"
+        ));
+    }
     let made = match kind {
         TokenizerKind::Bpe => bpe::make(&parts, notes)?,
         TokenizerKind::SentencePiece => sentencepiece::make(&parts, notes)?,

@@ -148,6 +148,11 @@ pub(super) fn find(name: &str) -> Option<Pre> {
 }
 
 impl Pre {
+    /// Whether it splits as Qwen2's tokenizer in transformers does.
+    pub(super) fn is_qwen2(&self) -> bool {
+        self.rules == [QWEN2]
+    }
+
     /// The `pre_tokenizer` of tokenizer.json.
     pub(super) fn pre_tokenizer(&self) -> Json {
         let mut steps: Vec<Json> = self.rules.iter().map(|rule| step(rule)).collect();
@@ -167,5 +172,138 @@ fn step(rule: &str) -> Json {
         PUNCTUATION => json!({"type": "Punctuation", "behavior": "Contiguous"}),
         PUNCTUATION_MARKS => json!({"type": "Punctuation", "behavior": "Isolated"}),
         pattern => json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper};
+
+    use super::*;
+
+    /// Every name that llama.cpp reads (`src/llama-vocab.cpp`).
+    const NAMES: [&str; 86] = [
+        "",
+        "default",
+        "minicpm5",
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "jina-v5-nano",
+        "deepseek-llm",
+        "deepseek-coder",
+        "deepseek-v3",
+        "spark2_5",
+        "youtu",
+        "falcon",
+        "mpt",
+        "starcoder",
+        "gpt-2",
+        "phi-2",
+        "jina-es",
+        "jina-de",
+        "gigachat",
+        "jina-v2-es",
+        "jina-v2-de",
+        "a.x-4.0",
+        "mellum",
+        "modern-bert",
+        "jais-2",
+        "gemma4",
+        "granite-embed-multi-311m",
+        "sarvam-moe",
+        "jina-v1-en",
+        "jina-v2-code",
+        "roberta-bpe",
+        "whitespace",
+        "refact",
+        "command-r",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "kormo",
+        "f2llmv2",
+        "qwen35",
+        "stablelm2",
+        "olmo",
+        "dbrx",
+        "smaug-bpe",
+        "poro-chat",
+        "chatglm-bpe",
+        "glm4",
+        "glm5",
+        "viking",
+        "jais",
+        "tekken",
+        "smollm",
+        "codeshell",
+        "bloom",
+        "gpt3-finnish",
+        "exaone",
+        "exaone4",
+        "exaone-moe",
+        "chameleon",
+        "minerva-7b",
+        "megrez",
+        "gpt-4o",
+        "llama4",
+        "kanana2",
+        "talkie",
+        "granite-embed-multi-97m",
+        "tiny_aya",
+        "cohere2moe",
+        "superbpe",
+        "trillion",
+        "granite-docling",
+        "bailingmoe",
+        "bailingmoe2",
+        "llada-moe",
+        "seed-coder",
+        "hunyuan",
+        "hunyuan-dense",
+        "hy_v4",
+        "joyai-llm",
+        "kimi-k2",
+        "ufakzeka",
+    ];
+    const MORE: [&str; 6] = ["grok-2", "afmoe", "laguna", "minimax-m2", "solar-open", "mellum2"];
+
+    fn pieces(name: &str, text: &str) -> Vec<String> {
+        let json = find(name).unwrap_or_else(|| panic!("{name}")).pre_tokenizer();
+        let splitter: PreTokenizerWrapper = serde_json::from_value(json).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut split = PreTokenizedString::from(text);
+        splitter.pre_tokenize(&mut split).unwrap();
+        let pieces = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        pieces.into_iter().map(|(_, (from, to), _)| text[from..to].to_owned()).collect()
+    }
+
+    #[test]
+    fn every_name_of_llama_cpp_has_steps_that_lose_no_text() {
+        let text = "I'VE  1234567 caf\u{e9}s, na\u{308}ive; \u{4f60}\u{597d} \u{0e01}\u{0e02}\n\n\tx  ==\u{1f600}<sentinel:3>\r\n ";
+        for name in NAMES.into_iter().chain(MORE) {
+            let expected = if name == "whitespace" { text.split_whitespace().collect() } else { text.to_owned() };
+            assert_eq!(pieces(name, text).concat(), expected, "{name}");
+        }
+        assert_eq!(find("no such name"), None);
+    }
+
+    #[test]
+    fn digits_are_grouped_as_llama_cpp_groups_them() {
+        assert_eq!(pieces("afmoe", "a1234567"), ["a", "1", "234", "567"]);
+        assert_eq!(pieces("tiny_aya", "1234567"), ["1", "234", "567"]);
+        assert_eq!(pieces("superbpe", "1234567"), ["1", "234", "567"]);
+        assert_eq!(pieces("llama-bpe", "1234567"), ["123", "456", "7"]);
+        assert_eq!(pieces("qwen2", "123"), ["1", "2", "3"]);
+        assert_eq!(pieces("falcon", "1234567"), ["123", "456", "7"]);
+        assert_eq!(pieces("gpt-2", "1234567"), ["1234567"]);
+    }
+
+    #[test]
+    fn chinese_characters_stand_apart_in_kimi_k2() {
+        assert_eq!(pieces("kimi-k2", "ab\u{4f60}\u{597d}cd"), ["ab", "\u{4f60}\u{597d}", "cd"]);
     }
 }

@@ -145,7 +145,8 @@ pub(crate) fn recorded(
         }
     }
     for (key, value) in derived.iter() {
-        if result.get(key).is_none() && ((key == PRE && asked_for_pre) || is_named(key, config, model_config)) {
+        let stands = [TOKENS, MERGES].contains(&key) || (key == PRE && asked_for_pre);
+        if result.get(key).is_none() && (stands || is_named(key, config, model_config)) {
             result.insert(key, value.clone());
         }
     }

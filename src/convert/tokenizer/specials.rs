@@ -3,7 +3,7 @@
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp` (`llama_vocab::impl::load`, `tokenize`).
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::TokenizerKind;
 use super::pre::Pre;
@@ -50,6 +50,9 @@ pub(super) struct Specials {
     pub(super) add_bos: bool,
     pub(super) add_eos: bool,
     pub(super) add_sep: bool,
+    /// Whether a key says if pairs are separated. Converters conclude that none are from a template
+    /// with the first token before both texts, and nothing from one without.
+    says_sep: bool,
 }
 
 impl Specials {
@@ -86,6 +89,7 @@ impl Specials {
             add_bos: flag("tokenizer.ggml.add_bos_token", bos)? || pre.always_bos,
             add_eos: flag("tokenizer.ggml.add_eos_token", eos)?,
             add_sep: flag("tokenizer.ggml.add_sep_token", sep)?,
+            says_sep: metadata.get("tokenizer.ggml.add_sep_token").is_some(),
         })
     }
 
@@ -114,15 +118,14 @@ impl Specials {
         let id = |role| self.id(role, vocabulary);
         if kind == TokenizerKind::WordPiece {
             // llama.cpp does this whatever the flags say.
-            return template(vocabulary, id(Role::Bos), None, id(Role::Sep), true);
+            let around = Around { first: id(Role::Bos), last: id(Role::Sep), types: true, ..Around::default() };
+            return around.template(vocabulary);
         }
         let bos = id(Role::Bos).filter(|_| self.add_bos);
         let eos = id(Role::Eos).filter(|_| self.add_eos);
         let sep = id(Role::Sep).or(id(Role::Eos)).filter(|_| self.add_sep);
-        match sep {
-            Some(sep) => template(vocabulary, bos, Some(sep), eos, false),
-            None => template(vocabulary, bos, None, eos, false),
-        }
+        let again = bos.filter(|_| self.says_sep && sep.is_none());
+        Around { first: bos, again, between: sep, last: eos, types: false }.template(vocabulary)
     }
 }
 
@@ -140,38 +143,51 @@ fn defaults(kind: TokenizerKind, pre: &Pre) -> &'static [(Role, u32)] {
     }
 }
 
-/// A template: `first`, the text, `last`; of two texts the second stands behind `between`. Null
-/// where it adds nothing. With `types` the second text and its last token are of type 1.
-fn template(vocabulary: &Vocabulary, first: Option<u32>, between: Option<u32>, last: Option<u32>, types: bool) -> Json {
-    let text = |id: Option<u32>| id.and_then(|id| vocabulary.text(id));
-    let special =
-        |id: Option<u32>, kind: u32| text(id).map(|text| json!({"SpecialToken": {"id": text, "type_id": kind}}));
-    let sequence = |name: &str, kind: u32| Some(json!({"Sequence": {"id": name, "type_id": kind}}));
-    let second = u32::from(types);
-    let single: Vec<Json> = [special(first, 0), sequence("A", 0), special(last, 0)].into_iter().flatten().collect();
-    if single.len() == 1 && text(between).is_none() {
-        return Json::Null;
-    }
-    // A beginning-of-text token stands before both texts in models that read them so.
-    let again = if types || between.is_some() { None } else { special(first, 1) };
-    let b = if types || between.is_none() { 1 } else { 0 };
-    let pair = [
-        special(first, 0),
-        sequence("A", 0),
-        special(last, 0),
-        special(between, 0),
-        again,
-        sequence("B", b),
-        special(last, if types { second } else { b }),
-    ];
-    let pair: Vec<Json> = pair.into_iter().flatten().collect();
-    let mut tokens = serde_json::Map::new();
-    for id in [first, between, last].into_iter().flatten() {
-        if let Some(text) = vocabulary.text(id) {
-            tokens.insert(text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
+/// The special tokens around a text, and between two.
+#[derive(Default)]
+struct Around {
+    first: Option<u32>,
+    /// Before the second text.
+    again: Option<u32>,
+    /// Between two texts, behind the last token of the first.
+    between: Option<u32>,
+    last: Option<u32>,
+    /// Whether the second text and its last token are of type 1.
+    types: bool,
+}
+
+impl Around {
+    /// As tokenizer.json has it; null where nothing is added.
+    fn template(&self, vocabulary: &Vocabulary) -> Json {
+        let special = |id: Option<u32>, kind: u32| {
+            let text = vocabulary.text(id?)?;
+            Some(json!({"SpecialToken": {"id": text, "type_id": kind}}))
+        };
+        let sequence = |name: &str, kind: u32| Some(json!({"Sequence": {"id": name, "type_id": kind}}));
+        let Self { first, again, between, last, types } = *self;
+        if [first, between, last].iter().all(Option::is_none) {
+            return Json::Null;
         }
+        let second = u32::from(types || between.is_none());
+        let single: Vec<Json> = [special(first, 0), sequence("A", 0), special(last, 0)].into_iter().flatten().collect();
+        let pair = [
+            special(first, 0),
+            sequence("A", 0),
+            special(last, 0),
+            special(between, 0),
+            special(again, second),
+            sequence("B", second),
+            special(last, second),
+        ];
+        let pair: Vec<Json> = pair.into_iter().flatten().collect();
+        let mut tokens = Map::new();
+        for id in [first, between, last].into_iter().flatten() {
+            if let Some(text) = vocabulary.text(id) {
+                tokens.insert(text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
+            }
+        }
+        json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
     }
-    json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
 }
 
 /// Whether llama.cpp takes a token for one that steers the model because of its text.
