@@ -13,8 +13,10 @@ use atombank::formats::gguf::{self, GgufFile, GgufModel};
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
+type Reader = fn(&[u8]) -> Result<()>;
+
 /// The readers by the names of their corpora.
-pub const READERS: [(&str, fn(&[u8]) -> Result<()>); 4] =
+pub const READERS: [(&str, Reader); 4] =
     [("gguf", gguf), ("safetensors", safetensors), ("config", config), ("index", index)];
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
