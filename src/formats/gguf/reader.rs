@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::cursor::Cursor;
-use super::endian::{swap_block, swapped_fields};
+use super::endian::swapped_fields;
 use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, ValueType, alignment_of, removed_type};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -328,14 +328,12 @@ fn place(
 
 /// Rows of a big-endian file as they would stand in a little-endian one.
 fn swapped(dtype: DType, bytes: &[u8]) -> Cow<'_, [u8]> {
-    let fields = swapped_fields(dtype).unwrap_or_default();
-    if fields.is_empty() {
+    // Types that aren't known were refused when the file was opened.
+    let Some(fields) = swapped_fields(dtype).filter(|fields| !fields.is_nothing()) else {
         return Cow::Borrowed(bytes);
-    }
+    };
     let mut bytes = bytes.to_vec();
-    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-        swap_block(block, &fields);
-    }
+    bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| fields.apply(block));
     Cow::Owned(bytes)
 }
 

@@ -53,7 +53,8 @@ fn refusal(result: Result<GgufModel>) -> String {
 #[test]
 fn shards_that_disagree_are_refused_by_name() {
     let with = |extra: (&'static str, Value)| [split(1, 2, 2).as_slice(), &[extra]].concat();
-    let cases: &[(Vec<(&str, Value)>, &[&str], &str)] = &[
+    type Case<'a> = (Vec<(&'a str, Value)>, &'a [&'a str], &'a str);
+    let cases: &[Case] = &[
         (
             split(0, 2, 2).to_vec(),
             &["b"],
