@@ -2,6 +2,8 @@
 
 mod config;
 mod fields;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod layout;
 mod site;
 mod weights;
