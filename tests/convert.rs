@@ -220,7 +220,10 @@ fn tokenizers_that_cannot_be_described_are_refused_with_what_to_try() {
     let model = copied("llama");
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     let error = refusal(model.path()).to_string();
-    assert!(error.contains("expected tokenizer.json, vocab.json with merges.txt, or vocab.txt, found none of them"), "{error}");
+    assert!(
+        error.contains("expected tokenizer.json, vocab.json with merges.txt, or vocab.txt, found none of them"),
+        "{error}"
+    );
 
     let model = copied("llama");
     edit(model.path(), "tokenizer.json", |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}));

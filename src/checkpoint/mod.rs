@@ -20,6 +20,8 @@ pub use site::{Module, Site};
 pub use write::write_folder;
 
 pub(crate) use weights::open_weights;
+#[cfg(feature = "hub")]
+pub(crate) use weights::read_index;
 
 use crate::error::{Finding, IoContext, Result};
 use crate::plan::Plan;

@@ -110,7 +110,7 @@ fn agrees_with_index(index: &Path, map: &BTreeMap<String, String>, found: &HashM
 }
 
 /// The index's tensor -> shard map; shard names must be plain file names.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let json = read_json_object(path)?;
     let map = json.get("weight_map").cloned().unwrap_or_default();
     let map: BTreeMap<String, String> = serde_json::from_value(map)

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use atombank::checkpoint::Checkpoint;
+use atombank::convert::lora::TableBase;
 use atombank::convert::{
-    Beside, ConvertOptions, GeneralOptions, Gguf, Input, OutType, Override, Restored, bank, from_gguf, generic, to_gguf,
+    Beside, ConvertOptions, GeneralOptions, Gguf, Input, OutType, Override, Restored, bank, from_gguf, generic, lora,
+    to_gguf,
 };
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
@@ -25,6 +27,9 @@ pub(crate) struct ConvertArgs {
     /// The part of a PyTorch file to convert, like state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+    /// The base model's folder, for a LoRA: names and shapes of the weights that it changes
+    #[arg(long, value_name = "FOLDER")]
+    base: Option<PathBuf>,
     /// JSON with general.* keys of the GGUF, over what the model card says
     #[arg(long, value_name = "FILE")]
     metadata: Option<PathBuf>,
@@ -159,6 +164,18 @@ impl ConvertArgs {
             let plan = if self.vocab_only { Plan::default() } else { taken };
             return self.output.write_gguf(&metadata, &plan, common);
         }
+        if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
+            let unpacked = lora::from_gguf(metadata, &taken, &self.lora_base()?)?;
+            print_notes(&unpacked.notes, common);
+            if self.output.dry_run {
+                return self.output.write_tensors(&unpacked.tensors, &[], common);
+            }
+            let options = plan::Options { max_memory_bytes: self.output.max_memory };
+            let (bar, report) = progress::writing(common.quiet);
+            unpacked.write(&self.output.output, self.output.overwrite, options, &report)?;
+            bar.finish_and_clear();
+            return Ok(());
+        }
         let outtype = self.output.outtype()?.dtype(&taken);
         if let Some(Restored { config, plan, mut files, notes }) = from_gguf(model, outtype)? {
             print_notes(&notes, common);
@@ -205,13 +222,38 @@ impl ConvertArgs {
             let finding = Finding::new(&self.input, "adapter").expected("a GGUF to write it as");
             return Err(finding.found("another output").mismatch().into());
         }
-        let (mut metadata, plan, notes) = bank::to_gguf(&self.input)?;
+        let bank = read_is_bank(&self.input)?;
+        let (mut metadata, plan, notes) = match bank {
+            true => bank::to_gguf(&self.input)?,
+            false => lora::to_gguf(&self.input, &self.lora_base()?, self.output.outtype()?)?,
+        };
         for single in self.overrides()? {
             single.apply(&mut metadata)?;
         }
         print_notes(&notes, common);
         self.output.write_gguf(&metadata, &plan, common)
     }
+
+    /// The base of a LoRA, whose table gives names and shapes.
+    fn lora_base(&self) -> Result<TableBase> {
+        let Some(folder) = &self.base else {
+            let finding = Finding::new(&self.input, "--base").expected("the folder of the base model");
+            return Err(finding.found("none").hint("a LoRA takes names and shapes from it").mismatch().into());
+        };
+        TableBase::open(&Checkpoint::open(folder)?)?.ok_or_else(|| {
+            let finding = Finding::new(folder.join("config.json"), "architectures");
+            finding.expected("a class with a counterpart in GGUF").found("another").unsupported().into()
+        })
+    }
+}
+
+/// Whether an adapter's config is that of an atom bank.
+fn read_is_bank(folder: &Path) -> Result<bool> {
+    let path = folder.join("adapter_config.json");
+    let text = std::fs::read(&path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("{}: no JSON", path.display()))?;
+    Ok(json.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA"))
 }
 
 /// Every tensor of all shards, as it is.

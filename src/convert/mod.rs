@@ -13,6 +13,7 @@ pub(crate) mod general;
 pub mod generic;
 mod input;
 mod keys;
+pub mod lora;
 mod overrides;
 mod params;
 mod restore;

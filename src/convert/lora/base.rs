@@ -1,0 +1,191 @@
+//! What an adapter has to know of its base: names, shapes and row order of the weights it changes.
+
+use std::ops::Range;
+use std::path::Path;
+
+use crate::checkpoint::Checkpoint;
+use crate::convert::arch::{Config, How};
+use crate::convert::params::Params;
+use crate::convert::tensors::{Found, find, named, shape_of};
+use crate::error::Result;
+use crate::plan::{Expr, Plan, PlannedTensor};
+
+/// The order of a weight's rows in GGUF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As in transformers.
+    Kept,
+    /// Within each head, from halves to neighbouring pairs: ggml's layout of rotary embeddings.
+    Pairs {
+        /// The number of heads; rows divide into heads of an even number of rows.
+        heads: usize,
+    },
+}
+
+impl RowOrder {
+    /// `of`, with rows as transformers has them, with its rows as GGUF has them.
+    pub(super) fn to_gguf(self, of: Expr) -> Expr {
+        self.reordered(of, |row, half| row % 2 * half + row / 2)
+    }
+
+    /// [`RowOrder::to_gguf`] backwards.
+    pub(super) fn to_hf(self, of: Expr) -> Expr {
+        self.reordered(of, |row, half| row % half * 2 + row / half)
+    }
+
+    /// Whether `rows` rows can be put in this order.
+    pub(super) fn fits(self, rows: usize) -> bool {
+        match self {
+            RowOrder::Kept => true,
+            RowOrder::Pairs { heads } => {
+                rows > 0 && rows.checked_rem(heads) == Some(0) && (rows / heads).is_multiple_of(2)
+            }
+        }
+    }
+
+    /// `from` has the row within a head and half of the head's rows.
+    fn reordered(self, of: Expr, from: impl Fn(usize, usize) -> usize) -> Expr {
+        let RowOrder::Pairs { heads } = self else { return of };
+        let per_head = crate::formats::rows(&of.shape()) / heads;
+        Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
+    }
+}
+
+/// A base model, as far as adapters meet it. Modules are called as transformers does, by path:
+/// `model.layers.0.self_attn.q_proj`; weights as GGUF does: `blk.0.attn_q.weight`.
+pub trait BaseModel {
+    /// The architecture's name in GGUF.
+    fn architecture(&self) -> &str;
+
+    /// The number of layers.
+    fn layers(&self) -> usize;
+
+    /// Whether the output head is the embeddings.
+    fn tied(&self) -> bool;
+
+    /// Name and row order in GGUF of the weight of `module`; `None` where it has no counterpart
+    /// that holds the same numbers.
+    fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)>;
+
+    /// The module whose weight GGUF calls `name`, and the weight's row order there.
+    fn to_hf(&self, name: &str) -> Option<(String, RowOrder)>;
+
+    /// The shape of the weight of `module` in transformers: `[d_out, d_in]`.
+    fn shape(&self, module: &str) -> Option<Vec<usize>>;
+
+    /// The weight of `module`, where the base's weights are at hand.
+    fn weight(&self, _module: &str) -> Option<&PlannedTensor> {
+        None
+    }
+}
+
+/// A model folder as a base, by the table of its architecture.
+pub struct TableBase {
+    params: Params,
+    layers: usize,
+    weights: Plan,
+}
+
+impl TableBase {
+    /// The base in `folder`; `None` where its class has no table.
+    ///
+    /// # Errors
+    /// As [`crate::convert::to_gguf`] for config.json.
+    pub fn open(folder: &Checkpoint) -> Result<Option<Self>> {
+        Self::of(folder.path(), &folder.config_json, folder.weights().clone())
+    }
+
+    pub(super) fn of(folder: &Path, config: &Config, weights: Plan) -> Result<Option<Self>> {
+        let Some(params) = Params::read(folder, config, &mut Vec::new())? else { return Ok(None) };
+        let layers = params.layers()?;
+        Ok(Some(Self { params, layers, weights }))
+    }
+
+    /// `None` where the weight becomes a part of another tensor, or is changed on the way.
+    fn order(&self, how: How) -> Option<RowOrder> {
+        match how {
+            How::Same | How::TrimVocab => Some(RowOrder::Kept),
+            How::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
+            _ => None,
+        }
+    }
+}
+
+impl BaseModel for TableBase {
+    fn architecture(&self) -> &str {
+        self.params.arch.gguf
+    }
+
+    fn layers(&self) -> usize {
+        self.layers
+    }
+
+    fn tied(&self) -> bool {
+        self.params.flag("tie_word_embeddings", false)
+    }
+
+    fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
+        match find(self.params.arch, &format!("{module}.weight")) {
+            Found::Known(known) => Some((known.gguf_name(), self.order(known.tensor.how)?)),
+            _ => None,
+        }
+    }
+
+    fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
+        let stem = name.strip_suffix(".weight")?;
+        let layer = stem.split('.').find_map(|part| part.parse::<usize>().ok().filter(|n| n.to_string() == part));
+        self.params.arch.tensors.iter().copied().flatten().find_map(|tensor| {
+            if named(tensor.gguf, layer, None, "weight") != name {
+                return None;
+            }
+            let module = named(tensor.hf, layer, None, "weight").strip_suffix(".weight")?.to_owned();
+            Some((module, self.order(tensor.how)?))
+        })
+    }
+
+    fn shape(&self, module: &str) -> Option<Vec<usize>> {
+        match find(self.params.arch, &format!("{module}.weight")) {
+            Found::Known(known) => shape_of(&self.params, known.tensor, false).ok(),
+            _ => None,
+        }
+    }
+
+    fn weight(&self, module: &str) -> Option<&PlannedTensor> {
+        self.weights.get(&format!("{module}.weight"))
+    }
+}
+
+/// Whether two tensors hold the same values, looked at some rows at a time.
+pub(super) fn same_values(a: &PlannedTensor, b: &PlannedTensor) -> Result<bool> {
+    const ROWS: usize = 1024;
+    if a.shape != b.shape {
+        return Ok(false);
+    }
+    let total = a.rows();
+    for start in (0..total).step_by(ROWS) {
+        let rows: Range<usize> = start..(start + ROWS).min(total);
+        if a.read_rows(rows.clone())? != b.read_rows(rows)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_paired_by_head_and_back() {
+        let of = Expr::Values { shape: vec![8, 1], values: (0..8).map(|i| i as f32).collect() };
+        let order = RowOrder::Pairs { heads: 2 };
+        let read = |expr: Expr| {
+            let planned = PlannedTensor { name: "t".into(), dtype: crate::dtype::DType::F32, shape: vec![8, 1], expr };
+            planned.read_rows(0..8).unwrap()
+        };
+        assert_eq!(read(order.to_gguf(of.clone())), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        assert_eq!(read(order.to_hf(order.to_gguf(of.clone()))), read(of));
+        assert!(order.fits(8) && !order.fits(6) && !order.fits(7) && !order.fits(0));
+        assert!(!RowOrder::Pairs { heads: 0 }.fits(8));
+    }
+}

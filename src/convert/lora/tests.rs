@@ -1,0 +1,372 @@
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::formats::gguf::{self, GgufFile};
+use crate::plan::{self, Staging};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora")
+}
+
+fn config() -> TableBase {
+    let path = fixtures().join("base/config.json");
+    TableBase::of(&fixtures().join("base"), &read_json_object(&path).unwrap(), Plan::default()).unwrap().unwrap()
+}
+
+/// The fixtures' base, with its embeddings at hand.
+struct Base {
+    config: TableBase,
+    weights: Plan,
+}
+
+impl Base {
+    fn open() -> Self {
+        Self { config: config(), weights: taking(&fixtures().join("base/embeddings.safetensors")) }
+    }
+}
+
+impl BaseModel for Base {
+    fn architecture(&self) -> &str {
+        self.config.architecture()
+    }
+
+    fn layers(&self) -> usize {
+        self.config.layers()
+    }
+
+    fn tied(&self) -> bool {
+        self.config.tied()
+    }
+
+    fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
+        self.config.to_gguf(module)
+    }
+
+    fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
+        self.config.to_hf(name)
+    }
+
+    fn shape(&self, module: &str) -> Option<Vec<usize>> {
+        self.config.shape(module)
+    }
+
+    fn weight(&self, module: &str) -> Option<&PlannedTensor> {
+        self.weights.get(&format!("{module}.weight"))
+    }
+}
+
+fn taking(path: &Path) -> Plan {
+    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(path).unwrap());
+    Plan::taking(&source)
+}
+
+fn write_gguf(metadata: &Metadata, plan: &Plan, path: &Path) {
+    let layout = gguf::layout(metadata, &plan.tensors).unwrap();
+    let staging = Staging::file(path, false).unwrap();
+    plan::execute(plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
+    staging.commit().unwrap();
+}
+
+/// The GGUF of a case, written and opened.
+fn converted(case: &str, outtype: OutType) -> (tempfile::TempDir, Metadata, Plan) {
+    let dir = tempfile::tempdir().unwrap();
+    let (metadata, plan, notes) = to_gguf(&fixtures().join(case), &Base::open(), outtype).unwrap();
+    assert_eq!(notes, [""; 0], "{case}");
+    let path = dir.path().join("adapter.gguf");
+    write_gguf(&metadata, &plan, &path);
+    let file = Arc::new(GgufFile::open(&path).unwrap());
+    let metadata = file.metadata().clone();
+    let source: Arc<dyn Source> = file;
+    (dir, metadata, Plan::taking(&source))
+}
+
+fn bytes_of(tensor: &PlannedTensor) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    tensor.encode_rows(0..tensor.rows(), &mut Vec::new(), &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn files_equal_the_reference_where_that_is_right() {
+    for (case, outtypes) in [
+        ("plain", &[OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0][..]),
+        ("bf16", &[OutType::F32, OutType::F16]),
+        ("embeddings", &[OutType::F32]),
+        ("ranks", &[OutType::F32]),
+    ] {
+        for outtype in outtypes {
+            let expected = fixtures().join(format!("expected/{case}-{outtype}.json"));
+            let expected: Json = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
+            let (_dir, metadata, plan) = converted(case, *outtype);
+            let keys: Vec<(&str, Json)> = metadata
+                .iter()
+                .map(|(key, value)| {
+                    let (kind, value) = match value {
+                        Value::F32(v) => ("FLOAT32", json!(v)),
+                        Value::U32(v) => ("UINT32", json!(v)),
+                        other => ("STRING", json!(other.as_text().unwrap())),
+                    };
+                    (key, json!({"type": [kind], "value": value}))
+                })
+                .collect();
+            let theirs: Vec<(&str, Json)> =
+                expected["keys"].as_object().unwrap().iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+            assert_eq!(keys, theirs, "{case} {outtype}");
+            let names: Vec<&str> = plan.tensors.iter().map(|t| t.name.as_str()).collect();
+            assert_eq!(json!(names), expected["tensor_order"], "{case} {outtype}");
+            for tensor in &plan.tensors {
+                let shape: Vec<usize> = tensor.shape.iter().rev().copied().collect();
+                let sha256: String = Sha256::digest(bytes_of(tensor)).iter().map(|b| format!("{b:02x}")).collect();
+                let found = json!({"shape": shape, "type": tensor.dtype.name(), "sha256": sha256});
+                assert_eq!(found, expected["tensors"][&tensor.name], "{case} {outtype} {}", tensor.name);
+            }
+        }
+    }
+}
+
+/// `scale * (b @ a)` in f64.
+fn update(scale: f64, b: &PlannedTensor, a: &PlannedTensor) -> Vec<f64> {
+    let (rank, d_in) = (a.shape[0], a.shape[1]);
+    let (b, a) = (b.read().unwrap(), a.read().unwrap());
+    let mut out = Vec::new();
+    for row in b.chunks(rank) {
+        for col in 0..d_in {
+            let sum: f64 = row.iter().enumerate().map(|(k, v)| f64::from(*v) * f64::from(a[k * d_in + col])).sum();
+            out.push(scale * sum);
+        }
+    }
+    out
+}
+
+#[test]
+fn llama_cpps_one_scale_gives_every_module_the_update_that_peft_computes() {
+    for case in ["rslora", "patterns", "zero-alpha"] {
+        let (_dir, metadata, plan) = converted(case, OutType::F32);
+        let alpha = metadata.f64(ALPHA_KEY).unwrap();
+        let expected = taking(&fixtures().join(format!("expected/{case}.safetensors")));
+        assert_eq!(plan.tensors.len(), 2 * expected.tensors.len(), "{case}");
+        let base = config();
+        for delta in &expected.tensors {
+            let (weight, order) = base.to_gguf(&delta.name).unwrap();
+            let a = plan.get(&format!("{weight}.lora_a")).unwrap();
+            let b = plan.get(&format!("{weight}.lora_b")).unwrap();
+            let rank = b.shape[1];
+            let b = PlannedTensor { expr: order.to_hf(b.expr.clone()), ..b.clone() };
+            // src/llama-adapter.h, get_scale.
+            let scale = if alpha == 0.0 { 1.0 } else { alpha / rank as f64 };
+            let (found, expected) = (update(scale, &b, a), delta.read().unwrap());
+            let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let gap = (found - f64::from(*expected)).abs();
+                assert!(gap <= 1e-6 * f64::from(largest), "{case} {}: {found} {expected}", delta.name);
+            }
+            assert!(largest > 0.0 || case == "zero-alpha" && delta.name.ends_with("q_proj"), "{case} {}", delta.name);
+        }
+    }
+}
+
+#[test]
+fn scales_that_one_alpha_can_say_leave_the_factors_as_they_are() {
+    let (_dir, metadata, plan) = converted("rslora", OutType::F32);
+    assert_eq!(metadata.f64(ALPHA_KEY).unwrap(), 16.0);
+    let source = taking(&fixtures().join("rslora/adapter_model.safetensors"));
+    let v = source.get("base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight").unwrap();
+    assert_eq!(bytes_of(plan.get("blk.1.attn_v.weight.lora_b").unwrap()), bytes_of(v));
+}
+
+/// Factors by name: type, shape and bytes; whole weights, which an adapter only repeats, left out.
+fn factors_of(plan: &Plan) -> BTreeMap<String, (DType, Vec<usize>, Vec<u8>)> {
+    let factors = plan.tensors.iter().filter(|t| t.name.contains(".lora_"));
+    factors.map(|t| (t.name.clone(), (t.dtype, t.shape.clone(), bytes_of(t)))).collect()
+}
+
+#[test]
+fn adapters_come_back_with_every_factor_and_the_same_scales() {
+    for (case, outtype) in
+        [("plain", OutType::F32), ("bf16", OutType::BF16), ("embeddings", OutType::F32), ("ranks", OutType::F32)]
+    {
+        let (dir, metadata, plan) = converted(case, outtype);
+        let unpacked = from_gguf(&metadata, &plan, &config()).unwrap();
+        assert_eq!(unpacked.notes, [""; 0]);
+        let back = dir.path().join("back");
+        unpacked.write(&back, false, plan::Options::default(), &|_| {}).unwrap();
+        let source = taking(&fixtures().join(case).join("adapter_model.safetensors"));
+        assert_eq!(factors_of(&taking(&back.join("adapter_model.safetensors"))), factors_of(&source), "{case}");
+        let config_of = |folder: &Path| {
+            let path = folder.join("adapter_config.json");
+            PeftConfig::from_json(&path, &read_json_object(&path).unwrap()).unwrap()
+        };
+        let (before, after) = (config_of(&fixtures().join(case)), config_of(&back));
+        for name in factors_of(&source).keys() {
+            let module = name.strip_prefix(PEFT_PREFIX).unwrap().split(".lora_").next().unwrap();
+            let rank = before.rank(module);
+            assert_eq!(after.rank(module), rank, "{case} {module}");
+            assert_eq!(after.alpha(module, rank), before.alpha(module, rank), "{case} {module}");
+        }
+    }
+}
+
+#[test]
+fn target_modules_are_short_where_they_cover_every_layer() {
+    let targets = |case: &str| {
+        let (_dir, metadata, plan) = converted(case, OutType::F32);
+        from_gguf(&metadata, &plan, &config()).unwrap().config["target_modules"].clone()
+    };
+    assert_eq!(targets("embeddings"), json!(["lm_head", "embed_tokens", "k_proj"]));
+    assert_eq!(targets("bf16"), json!(["model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"]));
+}
+
+#[test]
+fn a_file_without_alpha_has_a_scale_of_one() {
+    let (_dir, mut metadata, plan) = converted("ranks", OutType::F32);
+    metadata.insert(ALPHA_KEY, 0f32);
+    metadata.insert(ALORA_KEY, Value::Array(Array::U32(vec![3, 4])));
+    metadata.insert("general.base_model.0.repo_url", "https://huggingface.co/org/base");
+    metadata.insert("general.tags", "x");
+    let unpacked = from_gguf(&metadata, &plan, &config()).unwrap();
+    let path = Path::new("adapter_config.json");
+    let peft = PeftConfig::from_json(path, &unpacked.config).unwrap();
+    for module in
+        ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
+    {
+        assert_eq!(peft.alpha(module, peft.rank(module)), peft.rank(module) as f64, "{module}");
+    }
+    assert_eq!(peft.alora_invocation_tokens, [3, 4]);
+    assert_eq!(unpacked.config["base_model_name_or_path"], "org/base");
+    assert_eq!(unpacked.notes, ["key \"general.tags\" is left out: the folder has no place for it"]);
+}
+
+/// A copy of a case with tensors renamed, reshaped in their headers, or with other settings.
+fn changed(case: &str, settings: Json, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = fixtures().join(case);
+    let mut config = read_json_object(&folder.join("adapter_config.json")).unwrap();
+    config.extend(settings.as_object().unwrap().clone());
+    fs::write(dir.path().join("adapter_config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    let bytes = fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+    let header: serde_json::Map<String, Json> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let header: serde_json::Map<String, Json> = header.into_iter().map(|(k, v)| (rename(&k), v)).collect();
+    let header = serde_json::to_vec(&header).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat();
+    fs::write(dir.path().join("adapter_model.safetensors"), file).unwrap();
+    dir
+}
+
+#[test]
+fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
+    let tied = || {
+        let path = fixtures().join("base/config.json");
+        let mut json = read_json_object(&path).unwrap();
+        json.insert("tie_word_embeddings".into(), true.into());
+        TableBase::of(&fixtures().join("base"), &json, Plan::default()).unwrap().unwrap()
+    };
+    let q_b = "layers.1.self_attn.q_proj.lora_B.weight";
+    let cases: [(&str, Json, &str, &str, bool, &str); 11] = [
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_magnitude_vector", false, "found DoRA's magnitudes"),
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_B.bias", false, "found a bias"),
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.weight", false, "found a whole weight that differs"),
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_C", false, "found something else"),
+        ("plain", json!({}), "q_proj", "w_proj", false, "w_proj.lora_A.weight\": expected a module whose weight"),
+        (
+            "plain",
+            json!({}),
+            "layers.1.",
+            "layers.9.",
+            false,
+            "expected a module of the base model, found none of that",
+        ),
+        (
+            "plain",
+            json!({"r": 5}),
+            "",
+            "",
+            false,
+            "lora_A.weight\": expected [5, 48] by adapter_config.json and the base",
+        ),
+        ("plain", json!({"use_dora": true}), "", "", false, "use_dora: expected a plain low-rank update"),
+        ("embeddings", json!({}), "", "", true, "lm_head.lora_A.weight\": expected modules of their own"),
+        ("embeddings", json!({}), "lm_head.lora", "model.embed_tokens.lora", false, "found them mixed up"),
+        ("embeddings", json!({}), "lm_head.base_layer", "lm_head.modules_to_save", false, "found a whole weight that"),
+    ];
+    for (case, settings, from, to, is_tied, expected) in cases {
+        let dir = changed(case, settings, |name| match from.is_empty() {
+            true => name.to_owned(),
+            false => name.replace(from, to),
+        });
+        let base = Base::open();
+        let result = match is_tied {
+            true => to_gguf(dir.path(), &tied(), OutType::F32),
+            false => to_gguf(dir.path(), &base, OutType::F32),
+        };
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(expected), "{case} {to}: {error}");
+    }
+}
+
+#[test]
+fn embeddings_that_cannot_be_compared_are_noted_and_other_ones_refused() {
+    let folder = fixtures().join("embeddings");
+    let (_, _, notes) = to_gguf(&folder, &config(), OutType::F32).unwrap();
+    assert_eq!(notes.len(), 2);
+    assert!(notes[0].contains("lm_head.base_layer.weight\" is left out: it is taken for the base's own"), "{notes:?}");
+    let mut other = Base::open();
+    other.weights.tensors.reverse();
+    let (first, last) = (other.weights.tensors[0].expr.clone(), other.weights.tensors[1].expr.clone());
+    other.weights.tensors[0].expr = last;
+    other.weights.tensors[1].expr = first;
+    let error = to_gguf(&folder, &other, OutType::F32).unwrap_err().to_string();
+    assert!(error.contains("found a whole weight that differs from the base's"), "{error}");
+}
+
+#[test]
+fn refuses_files_for_another_base_or_of_another_kind() {
+    let (_dir, good, plan) = converted("plain", OutType::F32);
+    let keys: [(&str, Value, &str); 5] = [
+        ("general.type", "model".into(), "key \"general.type\": expected adapter, found \"model\""),
+        ("adapter.type", "atombank".into(), "key \"adapter.type\": expected lora, found \"atombank\""),
+        (
+            "general.architecture",
+            "qwen2".into(),
+            "expected \"llama\", found \"qwen2\"; this adapter belongs to another",
+        ),
+        (ALPHA_KEY, f32::NAN.into(), "expected a finite float32"),
+        (ALORA_KEY, 3u32.into(), "expected an array of uint32, found uint32 3"),
+    ];
+    for (key, value, expected) in keys {
+        let mut metadata = good.clone();
+        metadata.insert(key, value);
+        let error = from_gguf(&metadata, &plan, &config()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{key}: {error}");
+    }
+    let change = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = plan.clone();
+        change(&mut plan);
+        from_gguf(&good, &plan, &config()).unwrap_err().to_string()
+    };
+    let cases = [
+        (change(&|p| p.tensors.clear()), "expected tensors .lora_a and .lora_b, found none"),
+        (change(&|p| drop(p.tensors.remove(1))), "lora_b\": expected it, found nothing"),
+        (change(&|p| drop(p.tensors.remove(0))), "lora_a\": expected it, found nothing"),
+        (change(&|p| p.tensors[0].name = "blk.0.attn_norm.weight".into()), "expected a name that ends in .lora_a"),
+        (
+            change(&|p| p.tensors.iter_mut().for_each(|t| t.name = t.name.replace("blk.", "blk.7"))),
+            "found none of that name",
+        ),
+        (
+            change(&|p| p.tensors[1].shape = vec![32, 5]),
+            "lora_a\": expected [5, 48] for this base model, found [4, 48]",
+        ),
+        (
+            change(&|p| p.tensors[1].shape = vec![31, 4]),
+            "lora_b\": expected [32, 4] for this base model, found [31, 4]",
+        ),
+    ];
+    for (error, expected) in cases {
+        assert!(error.contains(expected), "{error}");
+    }
+}
