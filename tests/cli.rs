@@ -333,8 +333,8 @@ fn a_type_that_the_output_cannot_have_is_refused() {
     let target = p.dir.path().join("out");
     for (to, kind, expected) in [
         ("lora", "bf16", "--type: expected none for a LoRA, which is written in f32, found bf16"),
-        ("hf", "q8_0", "--type: expected f32, f16 or bf16 for a Hugging Face folder, found q8_0"),
-        ("gguf", "q4_k", "--type: expected f32, f16, bf16 or q8_0, found q4_k"),
+        ("hf", "q8_0", "--type: expected f32, f16, bf16, auto or source for a Hugging Face folder, found q8_0"),
+        ("gguf", "q4_k", "--type: expected f32, f16, bf16, q8_0, auto or source, found q4_k"),
     ] {
         let line = refusal(&["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--to", to, "--type", kind]);
         assert!(line.contains(expected), "{line}");

@@ -1,27 +1,30 @@
-//! The Hugging Face folder: config.json, weights in safetensors, tokenizer files.
+//! The Hugging Face folder: config.json, weights in safetensors or PyTorch files, tokenizer files.
 
 mod config;
 mod fields;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod layout;
 mod site;
+mod weights;
 mod write;
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-#[cfg(feature = "train")]
 pub(crate) use config::INERT;
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
 pub(crate) use fields::{Fields, read_json_object};
 pub use layout::{check_tensors, expected_tensors, is_buffer};
 pub use site::{Module, Site};
+pub use write::write_folder;
+
+pub(crate) use weights::open_weights;
+#[cfg(feature = "hub")]
+pub(crate) use weights::read_index;
 
 use crate::error::{Finding, IoContext, Result};
-use crate::formats::Source;
-use crate::formats::safetensors::{SHARD_INDEX, SafetensorsFile};
-use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
+use crate::plan::Plan;
 
 /// An open Hugging Face model folder of any architecture. Weights stay in their files.
 pub struct Checkpoint {
@@ -29,6 +32,7 @@ pub struct Checkpoint {
     /// config.json as it stands in the file.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
+    others: Vec<(String, String)>,
 }
 
 impl Checkpoint {
@@ -44,8 +48,8 @@ impl Checkpoint {
                 .mismatch());
         }
         let config_json = read_json_object(&path.join("config.json"))?;
-        let weights = open_weights(path)?;
-        Ok(Self { path: path.to_owned(), config_json, weights })
+        let (weights, others) = open_weights(path)?;
+        Ok(Self { path: path.to_owned(), config_json, weights, others })
     }
 
     /// The folder.
@@ -56,6 +60,12 @@ impl Checkpoint {
     /// The plan that takes every tensor as it is, in the files' order: what other plans start from.
     pub fn weights(&self) -> &Plan {
         &self.weights
+    }
+
+    /// What the weight files hold beside tensors, as path and description: no output takes it along.
+    /// Empty for safetensors.
+    pub fn others(&self) -> &[(String, String)] {
+        &self.others
     }
 
     /// Everything in the folder that isn't weights: what a converted folder takes along. Weight
@@ -105,89 +115,4 @@ impl std::ops::Deref for HfFolder {
     fn deref(&self) -> &Checkpoint {
         &self.checkpoint
     }
-}
-
-/// The identity plan over the folder's weight files.
-pub(crate) fn open_weights(folder: &Path) -> Result<Plan> {
-    let index = folder.join(SHARD_INDEX);
-    let single = folder.join("model.safetensors");
-    let (files, weight_map) = if index.is_file() {
-        let map = read_index(&index)?;
-        let mut names: Vec<String> = map.values().cloned().collect();
-        names.sort();
-        names.dedup();
-        (names, Some(map))
-    } else if single.is_file() {
-        (vec!["model.safetensors".to_owned()], None)
-    } else {
-        let hint = match has_extension(folder, "bin") {
-            true => "PyTorch .bin weights are not read yet: save the model with safetensors",
-            false => "is the download complete?",
-        };
-        return Err(Finding::new(folder, "weights")
-            .expected(format_args!("model.safetensors or {SHARD_INDEX}"))
-            .found("neither")
-            .hint(hint)
-            .mismatch());
-    };
-    let mut plan = Plan::default();
-    let mut found: HashMap<String, String> = HashMap::new();
-    for name in files {
-        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&folder.join(&name))?);
-        for tensor in TensorRef::all(&source) {
-            let info = tensor.info().clone();
-            if let Some(other) = found.insert(info.name.clone(), name.clone()) {
-                return Err(Finding::new(folder, format!("tensor {:?}", info.name))
-                    .expected("each name in one shard")
-                    .found(format_args!("it in {other} and {name}"))
-                    .format());
-            }
-            plan.tensors.push(PlannedTensor {
-                name: info.name,
-                dtype: info.dtype,
-                shape: info.shape,
-                expr: Expr::Take(tensor),
-            });
-        }
-    }
-    if let Some(map) = weight_map {
-        for (tensor, shard) in &map {
-            if found.get(tensor) != Some(shard) {
-                return Err(Finding::new(&index, format!("tensor {tensor:?}"))
-                    .expected(format_args!("it in {shard}"))
-                    .found(found.get(tensor).map_or("it nowhere", String::as_str))
-                    .hint("a shard is missing or from another model")
-                    .format());
-            }
-        }
-        if let Some((tensor, shard)) = found.iter().find(|(tensor, _)| !map.contains_key(*tensor)) {
-            return Err(Finding::new(&index, format!("tensor {tensor:?}"))
-                .expected(format_args!("every tensor of {shard} in the index"))
-                .found("this one missing")
-                .format());
-        }
-    }
-    Ok(plan)
-}
-
-/// The index's tensor -> shard map; shard names must be plain file names.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let json = read_json_object(path)?;
-    let map = json.get("weight_map").cloned().unwrap_or_default();
-    let map: BTreeMap<String, String> = serde_json::from_value(map)
-        .map_err(|e| Finding::new(path, "weight_map").expected("file names by tensor name").found(e).format())?;
-    for shard in map.values() {
-        if Path::new(shard).file_name().is_none_or(|name| name.to_str() != Some(shard)) {
-            return Err(Finding::new(path, "weight_map")
-                .expected("names of files in this folder")
-                .found(format_args!("{shard:?}"))
-                .format());
-        }
-    }
-    Ok(map)
-}
-
-fn has_extension(folder: &Path, extension: &str) -> bool {
-    fs::read_dir(folder)
-        .is_ok_and(|entries| entries.flatten().any(|e| e.path().extension() == Some(extension.as_ref())))
 }

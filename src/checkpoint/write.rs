@@ -7,7 +7,7 @@ use super::{Checkpoint, HfFolder, check_tensors};
 use crate::dtype::DType;
 use crate::error::{IoContext, Result};
 use crate::formats::safetensors;
-use crate::plan::{self, Plan, Progress, Staging};
+use crate::plan::{self, Layout, Plan, Progress, Staging};
 
 impl Checkpoint {
     /// `plan` with every floating-point tensor in `dtype`.
@@ -21,9 +21,33 @@ impl Checkpoint {
         plan
     }
 
-    /// Writes `plan` (in Hugging Face's names) as the folder `out`, with this folder's config,
-    /// tokenizer and other companion files. The config's dtype follows the weights; nothing else
-    /// in it changes.
+    /// What stands beside the weights of `plan`, written as a folder: config.json, whose type
+    /// follows the weights, the tokenizer and all other companion files.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn beside(&self, plan: &Plan) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut files = Vec::new();
+        for file in self.companion_files()? {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name != "config.json" {
+                files.push((name, fs::read(&file).at(&file, "read")?));
+            }
+        }
+        let mut config = self.config_json.clone();
+        if let Some(name) = torch_name(plan) {
+            // transformers 5 says dtype, older ones torch_dtype: whichever stands there is kept true.
+            let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
+            for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
+                config.insert(key.to_owned(), name.into());
+            }
+        }
+        let text = serde_json::to_string_pretty(&config).expect("parsed JSON serializes") + "\n";
+        files.push(("config.json".to_owned(), text.into_bytes()));
+        Ok(files)
+    }
+
+    /// Writes `plan` (in Hugging Face's names) as the folder `out`, with what stands beside it.
     ///
     /// # Errors
     /// What [`plan::execute`] meets; nothing is left behind then.
@@ -37,27 +61,29 @@ impl Checkpoint {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<()> {
         let layout = safetensors::layout(&plan.tensors, "model", shard_bytes)?;
-        let staging = Staging::folder(out, overwrite)?;
-        plan::execute(plan, &layout, &staging, options, progress)?;
-        for file in self.companion_files()? {
-            let name = file.file_name().unwrap_or_default();
-            if name == "config.json" {
-                continue;
-            }
-            staging.write(&name.to_string_lossy(), &fs::read(&file).at(&file, "read")?)?;
-        }
-        let mut config = self.config_json.clone();
-        if let Some(name) = torch_name(plan) {
-            // transformers 5 says dtype, older ones torch_dtype: whichever stands there is kept true.
-            let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
-            for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
-                config.insert(key.to_owned(), name.into());
-            }
-        }
-        let text = serde_json::to_string_pretty(&config).expect("parsed JSON serializes") + "\n";
-        staging.write("config.json", text.as_bytes())?;
-        staging.commit()
+        write_folder(plan, &layout, &self.beside(plan)?, out, overwrite, options, progress)
     }
+}
+
+/// Writes the weights of `plan` by `layout`, and `files` beside them, as the folder `out`.
+///
+/// # Errors
+/// What [`plan::execute`] meets; nothing is left behind then.
+pub fn write_folder(
+    plan: &Plan,
+    layout: &Layout,
+    files: &[(String, Vec<u8>)],
+    out: &Path,
+    overwrite: bool,
+    options: plan::Options,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<()> {
+    let staging = Staging::folder(out, overwrite)?;
+    plan::execute(plan, layout, &staging, options, progress)?;
+    for (name, content) in files {
+        staging.write(name, content)?;
+    }
+    staging.commit()
 }
 
 impl HfFolder {

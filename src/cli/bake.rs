@@ -54,7 +54,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     match args.output.kind() {
         Kind::Lora if args.output.dry_run => {}
         Kind::Lora => static_lora(&bank, &alphas).save(&args.output.output, args.output.overwrite)?,
-        Kind::Hf | Kind::Gguf => args.output.write(&folder, &plan, common)?,
+        Kind::Hf | Kind::Gguf | Kind::Safetensors | Kind::Pytorch => args.output.write(&folder, &plan, common)?,
     }
     if args.json {
         let mut json = to_json(&routes);
@@ -107,10 +107,10 @@ fn verify(
     let written = match args.output.kind() {
         Kind::Gguf => {
             // The GGUF's types under Hugging Face's names: the same rows, rounded the same way.
-            let (_, gguf) = args.output.gguf(folder, plan)?;
+            let gguf = args.output.gguf(folder, plan)?.plan;
             let mut typed = plan.clone();
             for tensor in &mut typed.tensors {
-                let name = atombank::convert::gguf_name(folder.config.architecture, &tensor.name);
+                let name = atombank::convert::gguf_name(&folder.config_json, &tensor.name);
                 if let Some(written) = name.and_then(|name| gguf.get(&name).map(|t| t.dtype)) {
                     tensor.dtype = written;
                 }

@@ -1,36 +1,266 @@
-//! `atombank convert`: a Hugging Face folder to GGUF, or to another element type.
+//! `atombank convert`: models, tensors, adapters and banks in every direction.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
-use atombank::checkpoint::HfFolder;
+use anyhow::{Context, Result};
+use atombank::checkpoint::Checkpoint;
+use atombank::convert::lora::TableBase;
+use atombank::convert::{
+    Beside, ConvertOptions, GeneralOptions, Gguf, Input, OutType, Override, Restored, bank, from_gguf, generic, lora,
+    to_gguf,
+};
 use atombank::error::Finding;
+use atombank::formats::gguf::GgufModel;
+use atombank::plan::{self, Expr, Plan, PlannedTensor};
 use clap::Args;
 
-use super::Common;
-use super::output::{Kind, OutputArgs};
+use super::output::{Kind, OutputArgs, print_notes};
+use super::{Common, progress};
 
 /// Arguments of `convert`.
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// The model: a Hugging Face folder
+    /// A model or adapter folder, or a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file
     input: PathBuf,
     #[command(flatten)]
     output: OutputArgs,
+    /// The part of a PyTorch file to convert, like state_dict
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// The base model's folder, for a LoRA: names and shapes of the weights that it changes
+    #[arg(long, value_name = "FOLDER")]
+    base: Option<PathBuf>,
+    /// JSON with general.* keys of the GGUF, over what the model card says
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// The model's name in the GGUF
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// Give a key of the GGUF another value: KEY=VALUE or KEY=TYPE:VALUE; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    override_key: Vec<String>,
+    /// Write a GGUF of the vocabulary alone
+    #[arg(long)]
+    vocab_only: bool,
 }
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
-    if args.output.kind() == Kind::Lora {
-        let finding = Finding::new(&args.input, "--to lora");
-        return Err(finding
-            .expected("an atom bank to bake")
-            .found("a model")
-            .hint("see atombank bake")
-            .mismatch()
-            .into());
+    if args.output.kind() == Kind::Lora && !args.input.extension().is_some_and(|e| e == "gguf") {
+        let finding = Finding::new(&args.input, "--to lora").expected("an atom bank to bake").found("a model");
+        return Err(finding.hint("see atombank bake").mismatch().into());
     }
     args.output.check_absent()?;
     args.output.check_type()?;
-    let folder = HfFolder::open(&args.input)?;
-    args.output.write(&folder, folder.weights(), common)
+    args.check_options()?;
+    match Input::open(&args.input, args.key.as_deref())? {
+        Input::Model(folder) => args.model(&folder, common),
+        Input::Weights { plan, others } => {
+            let left_out: Vec<String> =
+                others.iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})")).collect();
+            print_notes(&left_out, common);
+            args.weights(&plan, common)
+        }
+        Input::Gguf(model) => args.gguf(&model, common),
+        Input::Adapter => args.adapter(common),
+    }
+}
+
+impl ConvertArgs {
+    /// Options that only a GGUF has.
+    fn check_options(&self) -> Result<()> {
+        let only_gguf = [
+            (self.metadata.is_some(), "--metadata"),
+            (self.model_name.is_some(), "--model-name"),
+            (!self.override_key.is_empty(), "--override-key"),
+            (self.vocab_only, "--vocab-only"),
+        ];
+        match only_gguf.iter().find(|(given, _)| *given && self.output.kind() != Kind::Gguf) {
+            None => Ok(()),
+            Some((_, name)) => Err(Finding::new(&self.output.output, *name)
+                .expected("a GGUF")
+                .found("another output")
+                .mismatch()
+                .into()),
+        }
+    }
+
+    fn overrides(&self) -> Result<Vec<Override>> {
+        Ok(self.override_key.iter().map(|text| Override::parse(text)).collect::<atombank::Result<_>>()?)
+    }
+
+    /// A model folder to anything.
+    fn model(&self, folder: &Checkpoint, common: &Common) -> Result<()> {
+        let left_out = folder.others().iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})"));
+        print_notes(&left_out.collect::<Vec<_>>(), common);
+        if self.output.kind() != Kind::Gguf {
+            let plan = self.output.typed(folder.weights())?;
+            return self.output.write_tensors(&plan, &folder.beside(&plan)?, common);
+        }
+        let options = ConvertOptions {
+            outtype: self.output.outtype()?,
+            pre: self.output.pre.clone(),
+            vocab: true,
+            vocab_only: self.vocab_only,
+            general: GeneralOptions {
+                metadata_file: self.metadata.clone(),
+                model_name: self.model_name.clone(),
+                model_id: None,
+            },
+            overrides: self.overrides()?,
+        };
+        match to_gguf(folder, folder.weights(), &options)? {
+            Some(Gguf { metadata, plan, notes }) => {
+                print_notes(&notes, common);
+                self.output.write_gguf(&metadata, &plan, common)
+            }
+            None => self.generic(folder.path(), folder.weights(), common),
+        }
+    }
+
+    /// Tensors without a config.
+    fn weights(&self, plan: &Plan, common: &Common) -> Result<()> {
+        match self.output.kind() {
+            Kind::Gguf => self.generic(&self.input, plan, common),
+            Kind::Hf | Kind::Lora => {
+                let finding = Finding::new(&self.input, "config.json").expected("a model folder's config");
+                let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
+                Err(finding.found("tensors alone").hint(hint).mismatch().into())
+            }
+            Kind::Safetensors | Kind::Pytorch => self.output.write_tensors(&self.output.typed(plan)?, &[], common),
+        }
+    }
+
+    /// A GGUF that keeps names as they are, for models of other classes and bare tensors.
+    fn generic(&self, from: &Path, plan: &Plan, common: &Common) -> Result<()> {
+        let (beside, mut notes) = match from.is_dir() {
+            true => Beside::read(from, plan)?,
+            false => (Beside::default(), Vec::new()),
+        };
+        // What no matrix of a known model is, is not cast by itself either.
+        let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
+        let outtype = asked.and_then(|outtype| outtype.dtype(plan));
+        let (mut metadata, plan) = generic::to_gguf(from, plan, &beside, outtype)?;
+        for single in self.overrides()? {
+            single.apply(&mut metadata)?;
+        }
+        notes.push("no table for this model's class: written as a generic GGUF, which llama.cpp can't run".to_owned());
+        print_notes(&notes, common);
+        self.output.write_gguf(&metadata, &plan, common)
+    }
+
+    /// A GGUF to anything.
+    fn gguf(&self, model: &GgufModel, common: &Common) -> Result<()> {
+        let taken = joined(model);
+        let metadata = model.metadata();
+        if self.output.kind() == Kind::Gguf {
+            if self.output.r#type.as_deref().is_some_and(|name| name != "source") {
+                let finding = Finding::new(&self.input, "--type").expected("source, from GGUF to GGUF");
+                return Err(finding.found("another type").hint("convert to a folder first").unsupported().into());
+            }
+            let mut metadata = metadata.clone();
+            for single in self.overrides()? {
+                single.apply(&mut metadata)?;
+            }
+            let plan = if self.vocab_only { Plan::default() } else { taken };
+            return self.output.write_gguf(&metadata, &plan, common);
+        }
+        if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
+            let unpacked = lora::from_gguf(metadata, &taken, &self.lora_base()?)?;
+            print_notes(&unpacked.notes, common);
+            if self.output.dry_run {
+                return self.output.write_tensors(&unpacked.tensors, &[], common);
+            }
+            let options = plan::Options { max_memory_bytes: self.output.max_memory };
+            let (bar, report) = progress::writing(common.quiet);
+            unpacked.write(&self.output.output, self.output.overwrite, options, &report)?;
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        let outtype = self.output.outtype()?.dtype(&taken);
+        if let Some(Restored { config, plan, mut files, notes }) = from_gguf(model, outtype)? {
+            print_notes(&notes, common);
+            let text = serde_json::to_string_pretty(&config)? + "\n";
+            files.push(("config.json".to_owned(), text.into_bytes()));
+            return self.output.write_tensors(&plan, &files, common);
+        }
+        let options = plan::Options { max_memory_bytes: self.output.max_memory };
+        let (bar, report) = progress::writing(common.quiet);
+        let output = &self.output;
+        match metadata.text("general.architecture")? {
+            generic::ARCHITECTURE => {
+                let unpacked = generic::from_gguf(metadata, &taken)?;
+                print_notes(&unpacked.notes, common);
+                if output.kind() == Kind::Pytorch || output.is_file() || output.dry_run {
+                    return output.write_tensors(&output.typed(&unpacked.weights)?, &[], common);
+                }
+                unpacked.write(&output.output, output.overwrite, output.shard_size, options, &report)?;
+            }
+            bank::ARCHITECTURE => {
+                let unpacked = bank::from_gguf(metadata, &taken)?;
+                print_notes(&unpacked.notes, common);
+                if output.dry_run {
+                    return output.write_tensors(&unpacked.tensors, &[], common);
+                }
+                unpacked.write(&output.output, output.overwrite, options, &report)?;
+            }
+            other => {
+                return Err(metadata
+                    .finding("general.architecture")
+                    .expected("an architecture that this version has a table for, or generic")
+                    .found(format!("{other:?}"))
+                    .unsupported()
+                    .into());
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// An adapter folder to GGUF.
+    fn adapter(&self, common: &Common) -> Result<()> {
+        if self.output.kind() != Kind::Gguf {
+            let finding = Finding::new(&self.input, "adapter").expected("a GGUF to write it as");
+            return Err(finding.found("another output").mismatch().into());
+        }
+        let bank = read_is_bank(&self.input)?;
+        let (mut metadata, plan, notes) = match bank {
+            true => bank::to_gguf(&self.input)?,
+            false => lora::to_gguf(&self.input, &self.lora_base()?, self.output.outtype()?)?,
+        };
+        for single in self.overrides()? {
+            single.apply(&mut metadata)?;
+        }
+        print_notes(&notes, common);
+        self.output.write_gguf(&metadata, &plan, common)
+    }
+
+    /// The base of a LoRA, whose table gives names and shapes.
+    fn lora_base(&self) -> Result<TableBase> {
+        let Some(folder) = &self.base else {
+            let finding = Finding::new(&self.input, "--base").expected("the folder of the base model");
+            return Err(finding.found("none").hint("a LoRA takes names and shapes from it").mismatch().into());
+        };
+        TableBase::open(&Checkpoint::open(folder)?)?.ok_or_else(|| {
+            let finding = Finding::new(folder.join("config.json"), "architectures");
+            finding.expected("a class with a counterpart in GGUF").found("another").unsupported().into()
+        })
+    }
+}
+
+/// Whether an adapter's config is that of an atom bank.
+fn read_is_bank(folder: &Path) -> Result<bool> {
+    let path = folder.join("adapter_config.json");
+    let text = std::fs::read(&path).with_context(|| format!("{}: cannot read", path.display()))?;
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("{}: no JSON", path.display()))?;
+    Ok(json.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA"))
+}
+
+/// Every tensor of all shards, as it is.
+fn joined(model: &GgufModel) -> Plan {
+    let tensors = model.tensors().iter().map(|tensor| {
+        let info = tensor.info().clone();
+        PlannedTensor { name: info.name, dtype: info.dtype, shape: info.shape, expr: Expr::Take(tensor.clone()) }
+    });
+    Plan { tensors: tensors.collect() }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use atombank::adapter::{Adapter, AdapterConfig, AtomBank, DEFAULT_PROMPT_TEMPLATE};
 use atombank::checkpoint::HfFolder;
-use atombank::convert::{ConvertOptions, OutType, to_gguf};
+use atombank::convert::{ConvertOptions, Gguf, to_gguf};
 use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile};
 use atombank::merge::{Request, RoutedBy, bank_updates, route, with_updates};
@@ -202,8 +202,9 @@ impl Demo {
 
     /// Writes a GGUF and reads it back: the number of its tensors and keys.
     fn write_gguf(&self, plan: &Plan, path: &Path) -> Result<(usize, usize)> {
-        let options = ConvertOptions { outtype: OutType::F16, pre: None, vocab: true };
-        let (metadata, plan) = to_gguf(&self.folder, plan, &options)?;
+        let options = ConvertOptions::default();
+        let gguf = to_gguf(&self.folder, plan, &options)?;
+        let Gguf { metadata, plan, .. } = gguf.context("the example's architecture has a table")?;
         let layout = gguf::layout(&metadata, &plan.tensors)?;
         let staging = Staging::file(path, false)?;
         plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| ())?;

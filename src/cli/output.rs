@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::checkpoint::{Checkpoint, HfFolder};
-use atombank::convert::{ConvertOptions, OutType, to_gguf};
+use atombank::checkpoint::{Checkpoint, write_folder};
+use atombank::convert::{ConvertOptions, Gguf, OutType, PYTORCH_EXTENSIONS, to_gguf};
 use atombank::error::Finding;
-use atombank::formats::{gguf, safetensors};
-use atombank::plan::{self, Plan, Staging};
+use atombank::formats::{gguf, pytorch, safetensors};
+use atombank::plan::{self, Layout, Plan, Staging};
 use clap::{Args, ValueEnum};
 
 use super::{Common, progress};
@@ -17,28 +17,39 @@ use super::{Common, progress};
 pub(crate) enum Kind {
     /// A Hugging Face folder: safetensors, config, tokenizer files
     Hf,
-    /// One GGUF file
+    /// One GGUF file, or several with --split-max-size or --split-max-tensors
     Gguf,
-    /// A PEFT LoRA folder (from an atom bank)
+    /// The tensors alone, as safetensors
+    Safetensors,
+    /// The tensors alone, as torch.save writes them; a folder gets config and tokenizer too
+    Pytorch,
+    /// A PEFT LoRA folder
     Lora,
 }
 
 /// Where a checkpoint goes, and in which form.
 #[derive(Args)]
 pub(crate) struct OutputArgs {
-    /// The output; a name that ends in .gguf is a GGUF, any other a folder
+    /// The output; .gguf, .safetensors and .bin, .pt, .pth or .ckpt name files, anything else a folder
     #[arg(short, long, value_name = "OUT")]
     pub(crate) output: PathBuf,
     /// What to write, where the name doesn't say
     #[arg(long, value_enum)]
     pub(crate) to: Option<Kind>,
-    /// Element type: f32, f16, bf16, and q8_0 for GGUF [default: the base's own, f16 for GGUF]
-    #[arg(long, value_name = "TYPE")]
+    /// Element type: f32, f16, bf16, auto (bf16 or f16, as the source has it), source (unchanged), and
+    /// q8_0 for GGUF [default: source; auto for GGUF]
+    #[arg(long, visible_alias = "outtype", value_name = "TYPE")]
     pub(crate) r#type: Option<String>,
-    /// Split safetensors into files of at most this size, like 5GB or 500MiB
+    /// Split safetensors and PyTorch folders into files of at most this size, like 5GB or 500MiB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) shard_size: u64,
-    /// The pre-tokenizer's name in GGUF, where tokenizer.json doesn't tell
+    /// Split a GGUF into files of at most this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) split_max_size: Option<u64>,
+    /// Split a GGUF into files of at most this many tensors
+    #[arg(long, value_name = "N")]
+    pub(crate) split_max_tensors: Option<usize>,
+    /// The pre-tokenizer's name in GGUF, over the one that is found
     #[arg(long, value_name = "NAME")]
     pub(crate) pre: Option<String>,
     /// Memory for values in flight, like 256MiB
@@ -55,8 +66,22 @@ pub(crate) struct OutputArgs {
 impl OutputArgs {
     /// What is to be written.
     pub(crate) fn kind(&self) -> Kind {
-        let gguf = self.output.extension().is_some_and(|e| e == "gguf");
-        self.to.unwrap_or(if gguf { Kind::Gguf } else { Kind::Hf })
+        self.to.unwrap_or(match self.extension().as_str() {
+            "gguf" => Kind::Gguf,
+            "safetensors" => Kind::Safetensors,
+            extension if PYTORCH_EXTENSIONS.contains(&extension) => Kind::Pytorch,
+            _ => Kind::Hf,
+        })
+    }
+
+    fn extension(&self) -> String {
+        self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase()
+    }
+
+    /// Whether the output is a file by its name.
+    pub(crate) fn is_file(&self) -> bool {
+        let extension = self.extension();
+        matches!(extension.as_str(), "gguf" | "safetensors") || PYTORCH_EXTENSIONS.contains(&extension.as_str())
     }
 
     /// Fails early where the output is there already: before a long computation, not after it.
@@ -67,66 +92,154 @@ impl OutputArgs {
         Ok(())
     }
 
-    /// Fails early where the output can't have the type that was asked for.
+    /// Fails early where the output can't have the type that was asked for, and where options don't
+    /// belong to it.
     pub(crate) fn check_type(&self) -> Result<()> {
+        let kind = self.kind();
+        let splits = self.split_max_size.is_some() || self.split_max_tensors.is_some();
+        if splits && kind != Kind::Gguf {
+            let finding = Finding::new(&self.output, "--split-max-size, --split-max-tensors").expected("a GGUF");
+            return Err(finding.found("another output").hint("--shard-size splits folders").mismatch().into());
+        }
         let Some(name) = &self.r#type else { return Ok(()) };
-        let expected = match self.kind() {
-            Kind::Gguf => "f32, f16, bf16 or q8_0",
-            Kind::Hf => "f32, f16 or bf16 for a Hugging Face folder",
+        let expected = match kind {
+            Kind::Gguf => "f32, f16, bf16, q8_0, auto or source",
+            Kind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
+            Kind::Safetensors | Kind::Pytorch => "f32, f16, bf16, auto or source",
             Kind::Lora => "none for a LoRA, which is written in f32",
         };
-        let known: Option<OutType> = name.parse().ok();
-        match (self.kind(), known) {
-            (Kind::Gguf, Some(_)) | (Kind::Hf, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
+        match (kind, name.parse::<OutType>().ok()) {
+            (Kind::Gguf, Some(_)) => Ok(()),
+            (Kind::Hf | Kind::Safetensors | Kind::Pytorch, Some(known)) if known != OutType::Q8_0 => Ok(()),
             _ => Err(Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()),
+        }
+    }
+
+    /// The type that was asked for; the kind's own where none was.
+    pub(crate) fn outtype(&self) -> Result<OutType> {
+        match &self.r#type {
+            Some(name) => Ok(name.parse()?),
+            None if self.kind() == Kind::Gguf => Ok(OutType::Auto),
+            None => Ok(OutType::Source),
         }
     }
 
     /// `plan` (in Hugging Face's names) with the types that the output will have.
     pub(crate) fn typed(&self, plan: &Plan) -> Result<Plan> {
-        Ok(match &self.r#type {
-            Some(name) => Checkpoint::retyped(plan, name.parse::<OutType>()?.dtype()),
+        Ok(match self.outtype()?.dtype(plan) {
+            Some(dtype) => Checkpoint::retyped(plan, dtype),
             None => plan.clone(),
         })
     }
 
-    /// The GGUF's metadata and plan.
-    pub(crate) fn gguf(&self, folder: &HfFolder, plan: &Plan) -> Result<(gguf::Metadata, Plan)> {
-        let outtype = self.r#type.as_deref().unwrap_or("f16").parse()?;
-        Ok(to_gguf(folder, plan, &ConvertOptions { outtype, pre: self.pre.clone(), vocab: true })?)
+    /// The GGUF of a model whose class has a counterpart there.
+    pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
+        let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
+        to_gguf(folder, plan, &options)?.ok_or_else(|| {
+            let finding = Finding::new(folder.path().join("config.json"), "architectures");
+            finding.expected("a class with a counterpart in GGUF").found("another").unsupported().into()
+        })
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
-    pub(crate) fn write(&self, folder: &HfFolder, plan: &Plan, common: &Common) -> Result<()> {
+    pub(crate) fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
+        if self.kind() == Kind::Gguf {
+            let Gguf { metadata, plan, notes } = self.gguf(folder, plan)?;
+            print_notes(&notes, common);
+            return self.write_gguf(&metadata, &plan, common);
+        }
+        let plan = self.typed(plan)?;
+        self.write_tensors(&plan, &folder.beside(&plan)?, common)
+    }
+
+    /// Writes a GGUF, in one file or split.
+    pub(crate) fn write_gguf(&self, metadata: &gguf::Metadata, plan: &Plan, common: &Common) -> Result<()> {
+        let limits = gguf::SplitLimits {
+            max_tensors: self.split_max_tensors,
+            max_bytes: self.split_max_size,
+            ..gguf::SplitLimits::default()
+        };
+        let stem = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let layout = gguf::split_layout(metadata, &plan.tensors, &stem, limits)?;
+        let staging = |layout: &Layout| match layout.files.as_slice() {
+            [_] => Staging::file(&self.output, self.overwrite),
+            files => {
+                let folder = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                Staging::files(folder, files.iter().map(|file| file.name.as_path()), self.overwrite)
+            }
+        };
+        self.run(plan, &layout, staging, common)
+    }
+
+    /// Writes tensors in the kind that was asked for: a folder with `files` beside the weights, or
+    /// one file of tensors alone.
+    pub(crate) fn write_tensors(&self, plan: &Plan, files: &[(String, Vec<u8>)], common: &Common) -> Result<()> {
+        let single = self.is_file();
+        let shard_bytes = if single { u64::MAX } else { self.shard_size };
+        let layout = match self.kind() {
+            Kind::Pytorch => pytorch::layout(&plan.tensors, "pytorch_model", shard_bytes)?,
+            Kind::Lora => safetensors::layout(&plan.tensors, "adapter_model", u64::MAX)?,
+            _ => safetensors::layout(&plan.tensors, "model", shard_bytes)?,
+        };
+        if single {
+            return self.run(plan, &layout, |_| Staging::file(&self.output, self.overwrite), common);
+        }
+        if self.dry_run {
+            return dry_run(plan, &layout, &self.output);
+        }
         let options = plan::Options { max_memory_bytes: self.max_memory };
         let (bar, report) = progress::writing(common.quiet);
-        if self.kind() == Kind::Gguf {
-            let (metadata, plan) = self.gguf(folder, plan)?;
-            let layout = gguf::layout(&metadata, &plan.tensors)?;
-            if self.dry_run {
-                return dry_run(&plan, &layout, &self.output);
-            }
-            let staging = Staging::file(&self.output, self.overwrite)?;
-            plan::execute(&plan, &layout, &staging, options, &report)?;
-            staging.commit()?;
-        } else {
-            let plan = self.typed(plan)?;
-            if self.dry_run {
-                let layout = safetensors::layout(&plan.tensors, "model", self.shard_size)?;
-                return dry_run(&plan, &layout, &self.output);
-            }
-            folder.write(&plan, &self.output, self.overwrite, self.shard_size, options, &report)?;
+        write_folder(plan, &layout, files, &self.output, self.overwrite, options, &report)?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn run(
+        &self,
+        plan: &Plan,
+        layout: &Layout,
+        staging: impl FnOnce(&Layout) -> atombank::Result<Staging>,
+        common: &Common,
+    ) -> Result<()> {
+        if self.dry_run {
+            return dry_run(plan, layout, &self.output);
         }
+        let staging = staging(layout)?;
+        let (bar, report) = progress::writing(common.quiet);
+        plan::execute(plan, layout, &staging, plan::Options { max_memory_bytes: self.max_memory }, &report)?;
+        staging.commit()?;
         bar.finish_and_clear();
         Ok(())
     }
 }
 
+/// What was left out or taken for granted, a line each on stderr.
+pub(crate) fn print_notes(notes: &[String], common: &Common) {
+    if !common.quiet {
+        for note in notes {
+            eprintln!("note: {note}");
+        }
+    }
+}
+
 /// Prints the plan: every tensor with type, shape and place.
-fn dry_run(plan: &Plan, layout: &plan::Layout, output: &Path) -> Result<()> {
+fn dry_run(plan: &Plan, layout: &Layout, output: &Path) -> Result<()> {
     plan.check()?;
+    let several = layout.files.len() > 1;
     for (tensor, place) in plan.tensors.iter().zip(&layout.places) {
-        println!("{:<6} {:<20} {:>14} {}", tensor.dtype, format!("{:?}", tensor.shape), place.offset, tensor.name);
+        let file = if several { format!("{:>4} ", place.file + 1) } else { String::new() };
+        println!(
+            "{file}{:<6} {:<20} {:>14} {}",
+            tensor.dtype,
+            format!("{:?}", tensor.shape),
+            place.offset,
+            tensor.name
+        );
+    }
+    if several {
+        for file in &layout.files {
+            println!("{}: {} bytes", file.name.display(), file.byte_len);
+        }
     }
     let bytes: u64 = layout.files.iter().map(|f| f.byte_len).sum();
     println!("{}: {} tensors, {} files, {bytes} bytes", output.display(), plan.tensors.len(), layout.files.len());
@@ -139,9 +252,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
     let number: u64 = text[..digits].parse().map_err(|_| "expected a size like 5GB or 500MiB".to_owned())?;
     let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
@@ -158,6 +271,7 @@ mod tests {
     fn sizes_have_units_and_limits() {
         assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
         assert_eq!(parse_size("1MiB"), Ok(1 << 20));
+        assert_eq!(parse_size("2M"), Ok(2_000_000));
         assert_eq!(parse_size("12"), Ok(12));
         for bad in ["", "GB", "0", "99999999999GiB", "5 parsecs"] {
             assert!(parse_size(bad).is_err(), "{bad}");

@@ -1,167 +1,125 @@
-//! Metadata about the model: `general.*` and the architecture's own keys.
+//! The architecture's own keys, from the config by the table of [`super::arch`].
 //!
-//! Reference: llama.cpp `conversion/base.py` (`prepare_metadata`, `set_gguf_parameters`),
-//! `conversion/llama.py`, `gguf-py/gguf/metadata.py`, `gguf-py/gguf/constants.py`.
+//! Reference: llama.cpp `conversion/base.py` (`set_gguf_parameters`, `_try_set_pooling_type`) and the
+//! same method of each model.
 
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::{OutType, model_id};
-use crate::checkpoint::{Architecture, HfFolder, RopeScaling, read_json_object};
+use super::arch::{Dim, Key};
+use super::params::Params;
+use super::rope;
+use crate::checkpoint::read_json_object;
 use crate::error::{Finding, IoContext, Result};
-use crate::formats::gguf::Metadata;
+use crate::formats::gguf::{Array, Metadata, Value};
 
 /// `GGML_QUANT_VERSION`: the layout of quantized blocks.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// What `general.sampling.*` takes from generation_config.json: its names there, in the order in
-/// which they are looked up, the key, and whether it is a whole number.
-const SAMPLING: &[(&[&str], &str, bool)] = &[
-    (&["top_k"], "top_k", true),
-    (&["top_p"], "top_p", false),
-    (&["min_p"], "min_p", false),
-    (&["xtc_probability"], "xtc_probability", false),
-    (&["xtc_threshold"], "xtc_threshold", false),
-    (&["temperature"], "temp", false),
-    (&["penalty_last_n"], "penalty_last_n", true),
-    (&["penalty_repeat", "repetition_penalty"], "penalty_repeat", false),
-    (&["mirostat"], "mirostat", true),
-    (&["mirostat_tau"], "mirostat_tau", false),
-    (&["mirostat_eta"], "mirostat_eta", false),
-];
-
-/// The architecture's name in GGUF.
-pub(super) fn architecture(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Llama | Architecture::Mistral => "llama",
-        Architecture::Qwen2 => "qwen2",
-        Architecture::Qwen3 => "qwen3",
-    }
-}
-
-/// Writes `general.*`: architecture, name and sampling defaults. `total_elems` is the number of
-/// elements of all tensors.
-pub(super) fn general(metadata: &mut Metadata, folder: &HfFolder, total_elems: u64) -> Result<()> {
-    metadata.insert("general.architecture", architecture(folder.config.architecture));
-    metadata.insert("general.type", "model");
-    sampling(metadata, &folder.path().join("generation_config.json"))?;
-
-    // The hub's name of the model, where the config has kept one, goes before the folder's.
-    let hub_name = folder.config_json.get("_name_or_path").and_then(Json::as_str);
-    let hub_name = hub_name.filter(|name| name.matches('/').count() <= 1);
-    let hub = hub_name.map(|name| model_id::parse(name, total_elems)).unwrap_or_default();
-    let local = model_id::parse(&folder_name(folder.path()), total_elems);
-    let size = || (total_elems > 0).then(|| model_id::size_label(total_elems));
-    let parts = [
-        ("name", hub.name.or(local.name).map(|name| model_id::title(&name))),
-        ("version", hub.version.or(local.version)),
-        ("organization", hub.organization.or(local.organization).map(|name| model_id::title(&name))),
-        ("finetune", hub.finetune.or(local.finetune)),
-        ("basename", hub.basename.or(local.basename)),
-        ("size_label", hub.size_label.or(local.size_label).or_else(size)),
-    ];
-    for (key, text) in parts {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            metadata.insert(format!("general.{key}"), text);
-        }
-    }
-    Ok(())
-}
-
-/// The last part of the folder's path, also where it is given as `.`.
-fn folder_name(path: &Path) -> String {
-    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_default()
-}
-
-/// A file that isn't there, or isn't JSON, recommends nothing.
-fn sampling(metadata: &mut Metadata, path: &Path) -> Result<()> {
-    if !path.is_file() {
-        return Ok(());
-    }
-    let text = std::fs::read(path).at(path, "read")?;
-    let Ok(json) = serde_json::from_slice::<Map<String, Json>>(&text) else { return Ok(()) };
-    if let Some(sequence) = json.get("sequence").and_then(Json::as_str).filter(|text| !text.is_empty()) {
-        metadata.insert("general.sampling.sequence", sequence);
-    }
-    for (names, key, whole) in SAMPLING {
-        let Some((name, value)) = names.iter().find_map(|name| Some((name, json.get(*name)?))) else { continue };
-        let wrong = |expected: &str| {
-            let found = format!("{value}");
-            Finding::new(path, *name).expected(expected).found(found).format()
-        };
-        let key = format!("general.sampling.{key}");
-        match whole {
-            _ if value.is_null() => {}
-            true => {
-                let number = value.as_i64().and_then(|v| i32::try_from(v).ok());
-                metadata.insert(key, number.ok_or_else(|| wrong("a whole number of 32 bits"))?);
-            }
-            false => {
-                metadata.insert(key, value.as_f64().ok_or_else(|| wrong("a number"))? as f32);
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Writes the architecture's keys, the file type and the version of quantization.
-pub(super) fn model(metadata: &mut Metadata, folder: &HfFolder, outtype: OutType) -> Result<()> {
-    let config = &folder.config;
-    let prefix = architecture(config.architecture);
-    let counts = [
-        ("block_count", config.num_hidden_layers),
-        ("context_length", config.max_position_embeddings),
-        ("embedding_length", config.hidden_size),
-        ("feed_forward_length", config.intermediate_size),
-        ("attention.head_count", config.num_attention_heads),
-        ("attention.head_count_kv", config.num_key_value_heads),
-    ];
-    for (key, value) in counts {
-        metadata.insert(format!("{prefix}.{key}"), count(metadata, key, value)?);
-    }
-    match config.rope.scaling {
-        RopeScaling::None => {}
-        RopeScaling::Linear { factor } => {
-            metadata.insert(format!("{prefix}.rope.scaling.type"), "linear");
-            metadata.insert(format!("{prefix}.rope.scaling.factor"), factor as f32);
-        }
-        // In a tensor, which llama.cpp's graph of Qwen doesn't read: the reference drops the
-        // scaling there without a word, and the model computes something else.
-        RopeScaling::Llama3 { .. } if prefix == "llama" => {}
-        RopeScaling::Llama3 { .. } => {
-            return Err(Finding::new(folder.path().join("config.json"), "rope_type")
-                .expected(format_args!("default or linear, which GGUF can say of {prefix}"))
-                .found("llama3")
-                .unsupported());
-        }
-    }
-    metadata.insert(format!("{prefix}.rope.freq_base"), config.rope.theta as f32);
-    metadata.insert(format!("{prefix}.attention.layer_norm_rms_epsilon"), config.rms_norm_eps as f32);
-    let head_dim = count(metadata, "head_dim", config.head_dim)?;
-    // transformers fills in head_dim for all of these but Qwen2, whose config has no such field.
-    let named = folder.config_json.get("head_dim").is_some_and(|value| !value.is_null());
-    if named || config.architecture != Architecture::Qwen2 {
-        metadata.insert(format!("{prefix}.attention.key_length"), head_dim);
-        metadata.insert(format!("{prefix}.attention.value_length"), head_dim);
-    }
-    metadata.insert("general.file_type", outtype.file_type());
-    match config.architecture {
-        Architecture::Llama | Architecture::Mistral => {
-            metadata.insert(format!("{prefix}.vocab_size"), count(metadata, "vocab_size", config.vocab_size)?);
-            metadata.insert(format!("{prefix}.rope.dimension_count"), head_dim);
-        }
-        Architecture::Qwen2 | Architecture::Qwen3 => pooling(metadata, folder.path(), prefix)?,
+pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32) -> Result<()> {
+    for key in params.arch.keys {
+        write(metadata, folder, params, file_type, key)?;
     }
     metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
     Ok(())
 }
 
+fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32, key: &Key) -> Result<()> {
+    let prefix = params.arch.gguf;
+    let mut put = |name: &str, value: Value| {
+        metadata.insert(format!("{prefix}.{name}"), value);
+    };
+    match *key {
+        Key::Group(keys) => {
+            for key in keys {
+                write(metadata, folder, params, file_type, key)?;
+            }
+        }
+        Key::U32(name, fields) => {
+            if let Some(value) = params.whole(fields)? {
+                put(name, u32(params, fields[0], value)?.into());
+            }
+        }
+        Key::F32(name, fields) => {
+            if let Some(value) = params.number(fields)? {
+                put(name, (value as f32).into());
+            }
+        }
+        Key::Scale(name, field) => {
+            if let Some(value) = params.number(&[field])?.filter(|value| *value != 0.0) {
+                put(name, (value as f32).into());
+            }
+        }
+        Key::Bool(name, field, default) => put(name, params.flag(field, default).into()),
+        Key::Text(name, text) => put(name, text.into()),
+        Key::Const(name, value) => put(name, value.into()),
+        Key::Flag(name, value) => put(name, value.into()),
+        Key::Epsilon(value) => put("attention.layer_norm_epsilon", value.into()),
+        Key::FeedForward(field) => {
+            put("feed_forward_length", u32(params, field, params.count(Dim::FeedForward)?)?.into());
+        }
+        Key::HeadDim => {
+            if let Some(width) = params.whole(&["head_dim"])? {
+                put("attention.key_length", u32(params, "head_dim", width)?.into());
+                put("attention.value_length", u32(params, "head_dim", width)?.into());
+            }
+        }
+        Key::RopeWholeHead => {
+            put("rope.dimension_count", u32(params, "head_dim", params.count(Dim::HeadDim)?)?.into());
+        }
+        Key::RopePart => put("rope.dimension_count", u32(params, "head_dim", rope::rotated(params)?)?.into()),
+        Key::RopeScaling => rope::write_scaling(metadata, params)?,
+        Key::RopeBase => rope::write_base(metadata, params)?,
+        Key::RopeBaseLocal => {
+            if let Some(theta) = params.rope_local {
+                put("rope.freq_base_swa", (theta as f32).into());
+            }
+        }
+        Key::OriginalContext => rope::write_original(metadata, params)?,
+        Key::WindowOrZero => {
+            let window = params.whole(&["sliding_window"])?.unwrap_or(0);
+            put("attention.sliding_window", u32(params, "sliding_window", window)?.into());
+        }
+        Key::ContextAfterPadding => {
+            let (context, start) = (params.count(Dim::Context)?, params.padding_positions()?);
+            put("context_length", u32(params, "max_position_embeddings", context.saturating_sub(start))?.into());
+        }
+        Key::FileType => {
+            metadata.insert("general.file_type", file_type);
+        }
+        Key::NotCausal => {
+            if params.get(&["is_causal"]).and_then(Json::as_bool) == Some(false) {
+                put("attention.causal", false.into());
+            }
+        }
+        Key::Pooling => pooling(metadata, folder, prefix)?,
+        Key::Labels => {
+            if let Some(labels) = labels(params) {
+                put("classifier.output_labels", Array::texts(labels).into());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Counts of configs are at most 2^31; their products need not be.
-fn count(metadata: &Metadata, key: &str, value: usize) -> Result<u32> {
-    u32::try_from(value)
-        .map_err(|_| Finding::new(metadata.file(), key).expected("a count below 2^32").found(value).mismatch())
+fn u32(params: &Params, field: &str, value: usize) -> Result<u32> {
+    u32::try_from(value).map_err(|_| params.finding(field).expected("a count below 2^32").found(value).mismatch())
+}
+
+/// The labels of a classifier by number; none where they are transformers' two default ones.
+fn labels(params: &Params) -> Option<Vec<String>> {
+    let mut labels: Vec<(u64, &str)> = params
+        .get(&["id2label"])?
+        .as_object()?
+        .iter()
+        .map(|(number, label)| Some((number.parse().ok()?, label.as_str()?)))
+        .collect::<Option<_>>()?;
+    labels.sort_unstable();
+    let default = labels.len() == 2 && labels[0] == (0, "LABEL_0");
+    (!default && !labels.is_empty()).then(|| labels.into_iter().map(|(_, label)| label.to_owned()).collect())
 }
 
 /// How a sentence-transformers folder makes one vector of all positions

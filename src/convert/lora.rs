@@ -12,16 +12,20 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use base::{BaseModel, RowOrder};
+pub use base::{BaseModel, RowOrder, TableBase};
 pub use unpack::{Unpacked, from_gguf};
 
 use self::base::same_values;
 use self::peft::PeftConfig;
-use super::{OutType, model_id};
+use super::OutType;
+use super::general::{self, GeneralOptions, TensorTotals};
+use serde_json::Map;
+
 use crate::checkpoint::read_json_object;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
+use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
 use crate::formats::{Source, row_len, show_shape};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -61,10 +65,11 @@ struct Pair {
 pub fn to_gguf(folder: &Path, base: &dyn BaseModel, outtype: OutType) -> Result<(Metadata, Plan, Vec<String>)> {
     let config_path = folder.join("adapter_config.json");
     let config = PeftConfig::from_json(&config_path, &read_json_object(&config_path)?)?;
-    let file = folder.join("adapter_model.safetensors");
-    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+    let (file, source) = weights(folder)?;
     let mut notes = Vec::new();
-    let pairs = pairs(&file, base, Plan::taking(&source), &mut notes)?;
+    let tensors = Plan::taking(&source);
+    let outtype = outtype.dtype(&tensors);
+    let pairs = pairs(&file, base, tensors, &mut notes)?;
     let alpha = config.file_alpha()?;
     let mut plan = Plan::default();
     for pair in pairs {
@@ -74,16 +79,31 @@ pub fn to_gguf(folder: &Path, base: &dyn BaseModel, outtype: OutType) -> Result<
         return Err(Finding::new(&file, "").expected("lora_A and lora_B tensors").found("none").format());
     }
     let mut metadata = Metadata::new(folder);
-    general(&mut metadata, folder, base.architecture());
+    metadata.insert("general.architecture", base.architecture());
+    metadata.insert("general.type", "adapter");
+    metadata.insert("adapter.type", "lora");
+    // Names are those of the folder, also where it is given as `.`.
+    let folder: PathBuf = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let (totals, options) = (TensorTotals::of(&plan), GeneralOptions::default());
+    general::write(&mut metadata, &folder, &Map::new(), base.architecture(), totals, &options, &mut notes)?;
+    metadata.insert("general.type", "adapter");
     metadata.insert(ALPHA_KEY, alpha);
     if !config.alora_invocation_tokens.is_empty() {
         metadata.insert(ALORA_KEY, Value::Array(Array::U32(config.alora_invocation_tokens)));
     }
     metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
-    if folder.join("README.md").is_file() {
-        notes.push("README.md is left out: an adapter's model card is not read".to_owned());
-    }
     Ok((metadata, plan, notes))
+}
+
+/// The adapter's weights: safetensors, else what torch has saved.
+fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
+    let (safetensors, pickled) = (folder.join("adapter_model.safetensors"), folder.join("adapter_model.bin"));
+    if !safetensors.is_file() && pickled.is_file() {
+        let source: Arc<dyn Source> = Arc::new(PytorchFile::open(&pickled, None)?);
+        return Ok((pickled, source));
+    }
+    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&safetensors)?);
+    Ok((safetensors, source))
 }
 
 /// The factors by module, in the order in which modules first come up; whatever else is there is
@@ -156,7 +176,7 @@ fn factors(
     base: &dyn BaseModel,
     config: &PeftConfig,
     file_alpha: f32,
-    outtype: OutType,
+    outtype: Option<DType>,
     pair: Pair,
     plan: &mut Plan,
 ) -> Result<()> {
@@ -207,6 +227,7 @@ fn factors(
             .mismatch());
     }
 
+    let source = a.dtype;
     let a = if pair.embedding { Expr::Transpose(Box::new(a.expr)) } else { a.expr };
     let mut b = order.to_gguf(b.expr);
     let alpha = config.alpha(module, rank);
@@ -219,37 +240,16 @@ fn factors(
     }
     for (end, expr) in [("lora_a", a), ("lora_b", b)] {
         let shape = expr.shape();
-        let dtype = output_dtype(&shape, outtype);
+        let dtype = output_dtype(&shape, outtype, source);
         plan.tensors.push(PlannedTensor { name: format!("{name}.{end}"), dtype, shape, expr });
     }
     Ok(())
 }
 
 /// Rows that don't divide into blocks become F16 (conversion/base.py, `prepare_tensors`).
-fn output_dtype(shape: &[usize], outtype: OutType) -> DType {
-    let dtype = outtype.dtype();
+fn output_dtype(shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
+    let dtype = outtype.unwrap_or(source);
     if row_len(shape).is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
-}
-
-/// `general.*` and the kind of adapter: names as the folder's name has them.
-fn general(metadata: &mut Metadata, folder: &Path, architecture: &str) {
-    metadata.insert("general.architecture", architecture);
-    metadata.insert("general.type", "adapter");
-    metadata.insert("adapter.type", "lora");
-    let folder: PathBuf = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    let id = model_id::parse(&folder.file_name().unwrap_or_default().to_string_lossy(), 0);
-    let parts = [
-        ("name", id.name.map(|name| model_id::title(&name))),
-        ("version", id.version),
-        ("finetune", id.finetune),
-        ("basename", id.basename),
-        ("size_label", id.size_label),
-    ];
-    for (key, text) in parts {
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            metadata.insert(format!("general.{key}"), text);
-        }
-    }
 }
 
 #[cfg(test)]

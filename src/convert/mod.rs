@@ -5,15 +5,22 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
+mod arch;
 pub mod bank;
 mod beside;
 mod companions;
+pub(crate) mod general;
 pub mod generic;
+mod input;
 mod keys;
 pub mod lora;
-mod model_id;
-mod names;
+mod overrides;
+mod params;
+mod restore;
+mod rope;
+mod source;
 mod tensors;
+mod tokenizer;
 mod vocab;
 
 use std::fmt;
@@ -21,9 +28,15 @@ use std::str::FromStr;
 
 pub use beside::Beside;
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
-pub use names::{gguf_name, hf_name};
+pub use general::GeneralOptions;
+pub use input::{Input, PYTORCH_EXTENSIONS};
+pub use overrides::Override;
+use params::Params;
+pub use restore::{Restored, from_gguf};
+pub use vocab::{Piece, PieceKind, SentencePieceModel};
+use vocab::{Vocab, VocabOptions};
 
-use crate::checkpoint::HfFolder;
+use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::Metadata;
@@ -38,37 +51,72 @@ pub enum OutType {
     F16,
     BF16,
     Q8_0,
+    /// BF16 where the first matrix has it, else F16, as the reference chooses.
+    Auto,
+    /// Every matrix keeps its own type, and what else GGUF would lose stands in keys of this crate's.
+    Source,
 }
 
 impl OutType {
     /// Every type, in the order of their names in messages.
-    pub const ALL: [OutType; 4] = [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0];
+    pub const ALL: [OutType; 6] =
+        [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0, OutType::Auto, OutType::Source];
 
-    /// The element type of matrices.
-    pub fn dtype(self) -> DType {
+    /// The element type of matrices: one for all of `weights`, or `None` where each keeps its own.
+    pub fn dtype(self, weights: &Plan) -> Option<DType> {
         match self {
-            OutType::F32 => DType::F32,
-            OutType::F16 => DType::F16,
-            OutType::BF16 => DType::BF16,
-            OutType::Q8_0 => DType::Q8_0,
+            OutType::F32 => Some(DType::F32),
+            OutType::F16 => Some(DType::F16),
+            OutType::BF16 => Some(DType::BF16),
+            OutType::Q8_0 => Some(DType::Q8_0),
+            OutType::Auto => {
+                let matrices = weights.tensors.iter().filter(|tensor| tensor.shape.len() > 1);
+                let halves = matrices.map(|tensor| tensor.dtype).find(|d| matches!(d, DType::F16 | DType::BF16));
+                Some(halves.unwrap_or(DType::F16))
+            }
+            OutType::Source => None,
         }
     }
 
-    /// The number in `general.file_type` (llama.cpp `include/llama.h`, `enum llama_ftype`).
-    fn file_type(self) -> u32 {
+    fn name(self) -> &'static str {
         match self {
-            OutType::F32 => 0,
-            OutType::F16 => 1,
-            OutType::Q8_0 => 7,
-            OutType::BF16 => 32,
+            OutType::F32 => "f32",
+            OutType::F16 => "f16",
+            OutType::BF16 => "bf16",
+            OutType::Q8_0 => "q8_0",
+            OutType::Auto => "auto",
+            OutType::Source => "source",
         }
     }
 }
 
-/// As on the command line: `f32`, `f16`, `bf16`, `q8_0`.
+/// The number in `general.file_type` of a file whose matrices are mostly `dtype`
+/// (llama.cpp `include/llama.h`, `enum llama_ftype`).
+fn file_type(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 0,
+        DType::Q8_0 => 7,
+        DType::BF16 => 32,
+        _ => 1,
+    }
+}
+
+/// The type that most elements of matrices have.
+fn main_type(plan: &Plan) -> DType {
+    let mut counts: Vec<(DType, usize)> = Vec::new();
+    for tensor in plan.tensors.iter().filter(|tensor| tensor.shape.len() > 1) {
+        match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+            Some((_, count)) => *count += tensor.elems(),
+            None => counts.push((tensor.dtype, tensor.elems())),
+        }
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F32, |(dtype, _)| dtype)
+}
+
+/// As on the command line.
 impl fmt::Display for OutType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.dtype().name().to_ascii_lowercase())
+        f.pad(self.name())
     }
 }
 
@@ -92,40 +140,100 @@ pub struct ConvertOptions {
     pub pre: Option<String>,
     /// Whether the file gets a vocabulary; without one it can't turn text into tokens.
     pub vocab: bool,
+    /// Whether the file gets no tensors: its keys and the vocabulary alone.
+    pub vocab_only: bool,
+    /// What to say about the model over what its folder says.
+    pub general: GeneralOptions,
+    /// Keys that get another value at the very end.
+    pub overrides: Vec<Override>,
 }
 
 impl Default for ConvertOptions {
     fn default() -> Self {
-        Self { outtype: OutType::default(), pre: None, vocab: true }
+        Self {
+            outtype: OutType::default(),
+            pre: None,
+            vocab: true,
+            vocab_only: false,
+            general: GeneralOptions::default(),
+            overrides: Vec::new(),
+        }
     }
 }
 
-/// The metadata and the tensors of the GGUF file that holds `weights` with the config and the
-/// tokenizer of `folder`.
+/// A GGUF file to be written: its keys, its tensors, and what a user should know about both.
+#[derive(Debug)]
+pub struct Gguf {
+    /// Keys and values in order.
+    pub metadata: Metadata,
+    /// The tensors in order.
+    pub plan: Plan,
+    /// A line for everything that was left out or taken for granted.
+    pub notes: Vec<String>,
+}
+
+/// The GGUF file that holds `weights` with the config and the tokenizer of `folder`; `None` where
+/// this crate has no table for the model's class.
 ///
-/// `weights` has the names of Hugging Face: [`HfFolder::weights`] itself, or the same tensors made
-/// in another way. Each is used once; the result keeps their values and changes names, types and,
-/// for Llama and Mistral, the order of rows of q and k.
+/// `weights` has the names of Hugging Face: [`Checkpoint::weights`] itself, or the same tensors made
+/// in another way. Each is used once, or named in the notes.
 ///
 /// Keys, their types and order, and the order of tensors are those of the reference.
 ///
 /// # Errors
 /// [`Error::Mismatch`] where weights and config don't belong together, naming file and tensor;
-/// [`Error::Unsupported`] for a tokenizer that this version can't describe; [`Error::Format`] for
-/// malformed tokenizer files.
-pub fn to_gguf(folder: &HfFolder, weights: &Plan, options: &ConvertOptions) -> Result<(Metadata, Plan)> {
-    let plan = tensors::plan(folder, weights, options.outtype)?;
-    let total_elems = plan.tensors.iter().map(|tensor| tensor.elems() as u64).sum();
+/// [`Error::Unsupported`] for a config field or a tokenizer that this version can't describe;
+/// [`Error::Format`] for malformed files.
+pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Option<Gguf>> {
+    let mut notes = Vec::new();
+    let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
+    rope::check(&params, &mut notes)?;
+    let matrices = options.outtype.dtype(weights);
+    let plan = match options.vocab_only {
+        false => tensors::plan(folder, &params, weights, matrices, &mut notes)?,
+        true => Plan::default(),
+    };
     let mut metadata = Metadata::new(folder.path());
-    keys::general(&mut metadata, folder, total_elems)?;
-    keys::model(&mut metadata, folder, options.outtype)?;
-    match options.vocab {
-        true => vocab::write(&mut metadata, folder, options.pre.as_deref())?,
-        false => {
-            metadata.insert("tokenizer.ggml.model", "none");
-        }
+    metadata.insert("general.architecture", params.arch.gguf);
+    // The reference makes these tensors, and the key with them, before all other keys.
+    rope::write_attention_factor(&mut metadata, &params)?;
+    let totals = general::TensorTotals::of(&plan);
+    let (path, config) = (folder.path(), &folder.config_json);
+    general::write(&mut metadata, path, config, params.arch.gguf, totals, &options.general, &mut notes)?;
+    keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
+    let vocab = if options.vocab { params.arch.vocab } else { Vocab::None };
+    let vocab_options = VocabOptions { pre: options.pre.clone() };
+    vocab::write(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+    if options.outtype == OutType::Source {
+        source::write(&mut metadata, &params, folder, weights)?;
     }
-    Ok((metadata, plan))
+    for single in &options.overrides {
+        single.apply(&mut metadata)?;
+    }
+    Ok(Some(Gguf { metadata, plan, notes }))
+}
+
+/// The name in GGUF of the tensor that transformers calls `name`, for a model with this config;
+/// `None` for one that the model's table doesn't have, or that becomes a part of another.
+pub fn gguf_name(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<String> {
+    let arch = arch::of_class(params::class(config)?, config)?;
+    match tensors::find(arch, name) {
+        tensors::Found::Known(known) if !matches!(known.tensor.how, arch::How::Stack(_)) => Some(known.gguf_name()),
+        _ => None,
+    }
+}
+
+/// The tokenizer of a GGUF file with this `metadata` as the files of a Hugging Face folder: names
+/// and contents, `tokenizer.json` first. None, and a note, for a file without a vocabulary.
+///
+/// The tokenizer gives the tokens that llama.cpp gives, and converted back it gives the keys that
+/// the file has.
+///
+/// # Errors
+/// [`Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
+/// [`Error::Unsupported`] for a tokenizer that Hugging Face's files can't describe.
+pub fn tokenizer_files(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
+    tokenizer::rebuild(metadata, notes)
 }
 
 #[cfg(test)]
@@ -139,6 +247,6 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("outtype: expected f32, f16, bf16, q8_0, found q4_k"), "{error}");
+        assert!(error.contains("outtype: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
     }
 }

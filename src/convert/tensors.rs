@@ -1,109 +1,419 @@
-//! The tensors of the output: every weight checked against the config, named, typed and ordered.
+//! The tensors of a GGUF: every weight checked against its architecture's table, named, typed and
+//! ordered.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
-use std::f32::consts::PI;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{OutType, gguf_name};
-use crate::checkpoint::{Architecture, HfFolder, ModelConfig, RopeScaling, check_tensors, is_buffer};
+use super::arch::{Arch, Dim, Given, How, Tensor};
+use super::params::Params;
+use super::{rope, vocab};
+use crate::checkpoint::{Checkpoint, is_buffer};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
+use crate::formats::show_shape;
 use crate::plan::{Expr, Plan, PlannedTensor};
 
-/// The output's tensors: the frequency factors of Llama 3, then the weights in the reference's
-/// order, file by file and by name within each.
-pub(super) fn plan(folder: &HfFolder, weights: &Plan, outtype: OutType) -> Result<Plan> {
-    let config = &folder.config;
-    check_tensors(folder.path(), config, weights)?;
-    let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
-    kept.sort_by_cached_key(|tensor| (tensor.expr.source_path(), tensor.name.clone()));
-    let mut tensors = Vec::with_capacity(kept.len() + 1);
-    if let Some(factors) = rope_factors(config) {
-        tensors.push(PlannedTensor {
-            name: "rope_freqs.weight".to_owned(),
-            dtype: DType::F32,
-            shape: vec![factors.len()],
-            expr: Expr::Values { shape: vec![factors.len()], values: factors },
-        });
+/// The output's tensors: those that the config makes, then the weights in the reference's order,
+/// file by file and by name within each. What is left out goes to `notes`.
+pub(super) fn plan(
+    folder: &Checkpoint,
+    params: &Params,
+    weights: &Plan,
+    outtype: Option<DType>,
+    notes: &mut Vec<String>,
+) -> Result<Plan> {
+    let mut tensors = rope::extra_tensors(params)?;
+    let mut collected = Collected { folder, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
+    let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
+    let mut dropped = Vec::new();
+    for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {
+        match find(params.arch, &tensor.name) {
+            Found::Dropped => dropped.push(tensor.name.as_str()),
+            Found::Unknown => return Err(surplus(folder, tensor)),
+            Found::Known(known) => {
+                if let Some(planned) = collected.take(place, tensor, &known)? {
+                    ordered.push(((place, 0), planned));
+                }
+            }
+        }
     }
-    for tensor in kept {
-        let name = gguf_name(config.architecture, &tensor.name).ok_or_else(|| {
-            Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
-                .expected("a name that GGUF has a counterpart for")
-                .found("none")
-                .unsupported()
-        })?;
-        tensors.push(PlannedTensor {
-            dtype: output_dtype(&name, &tensor.shape, outtype),
-            name,
-            shape: tensor.shape.clone(),
-            expr: regrouped(config, tensor),
-        });
+    collected.check_complete()?;
+    ordered.extend(collected.stacked()?);
+    ordered.sort_by_key(|(place, _)| *place);
+    tensors.extend(ordered.into_iter().map(|(_, tensor)| tensor));
+    if !dropped.is_empty() {
+        notes.push(format!("left out, because llama.cpp has no use for them: {}", dropped.join(", ")));
     }
     Ok(Plan { tensors })
 }
 
-/// Vectors, norms and what isn't called `.weight` stay F32; rows that don't divide into blocks
-/// become F16 (conversion/base.py, `prepare_tensors`).
-fn output_dtype(name: &str, shape: &[usize], outtype: OutType) -> DType {
-    if shape.len() < 2 || name.ends_with("_norm.weight") || !name.ends_with(".weight") {
+/// Tensors of safetensors files by name; those of other files as they stand. Buffers that the
+/// config determines are left out.
+fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
+    let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
+    kept.sort_by_cached_key(|tensor| {
+        let path = tensor.expr.source_path();
+        let by_name = path.extension().is_none_or(|e| e == "safetensors");
+        (path, by_name.then(|| tensor.name.clone()))
+    });
+    kept
+}
+
+/// A name taken apart.
+pub(super) struct Known<'a> {
+    pub(super) tensor: &'static Tensor,
+    /// Its number in the table.
+    number: usize,
+    layer: Option<usize>,
+    /// The place in a stack.
+    place: Option<usize>,
+    /// `weight` or `bias`.
+    suffix: &'a str,
+}
+
+pub(super) enum Found<'a> {
+    Known(Known<'a>),
+    Dropped,
+    Unknown,
+}
+
+/// Looks a name of transformers up in the table.
+pub(super) fn find<'a>(arch: &'static Arch, name: &'a str) -> Found<'a> {
+    let renamed = arch.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
+    let full = renamed.as_deref().unwrap_or(name);
+    let matches = |pattern: &str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (Some(end), _) => full.ends_with(end),
+        (_, Some(start)) => full.starts_with(start),
+        _ => full == pattern,
+    };
+    if arch.dropped.iter().any(|pattern| matches(pattern)) {
+        return Found::Dropped;
+    }
+    let Some((module, suffix)) = full.rsplit_once('.') else { return Found::Unknown };
+    let suffix = match suffix {
+        "weight" | "gamma" => "weight",
+        "bias" | "beta" => "bias",
+        _ => return Found::Unknown,
+    };
+    let mut numbers = Vec::new();
+    let parts: Vec<&str> = module
+        .split('.')
+        .map(|part| match part.parse::<usize>() {
+            // One spelling a number: no sign, no leading zero.
+            Ok(number) if number.to_string() == part && numbers.len() < 2 => {
+                numbers.push(number);
+                if numbers.len() == 1 { "{}" } else { "{e}" }
+            }
+            _ => part,
+        })
+        .collect();
+    let template = parts.join(".");
+    let mut tensors = arch.tensors.iter().copied().flatten().enumerate();
+    match tensors.find(|(_, tensor)| tensor.hf == template) {
+        Some((number, tensor)) => Found::Known(Known {
+            tensor,
+            number,
+            layer: numbers.first().copied(),
+            place: numbers.get(1).copied(),
+            suffix,
+        }),
+        None => Found::Unknown,
+    }
+}
+
+impl Known<'_> {
+    /// The name that the class itself has for it.
+    pub(super) fn hf_name(&self) -> String {
+        named(self.tensor.hf, self.layer, self.place, self.suffix)
+    }
+
+    /// The name in GGUF.
+    pub(super) fn gguf_name(&self) -> String {
+        named(self.tensor.gguf, self.layer, None, self.suffix)
+    }
+}
+
+/// A template with its numbers filled in.
+pub(super) fn named(template: &str, layer: Option<usize>, place: Option<usize>, suffix: &str) -> String {
+    let mut name = template.to_owned();
+    for (mark, number) in [("{}", layer), ("{e}", place)] {
+        if let Some(number) = number {
+            name = name.replace(mark, &number.to_string());
+        }
+    }
+    format!("{name}.{suffix}")
+}
+
+/// What has been seen so far of the tensors that the table lists.
+struct Collected<'a> {
+    folder: &'a Checkpoint,
+    params: &'a Params,
+    outtype: Option<DType>,
+    done: HashSet<(usize, Option<usize>, Option<usize>, bool)>,
+    stacks: BTreeMap<(Option<usize>, usize, bool), Stack<'a>>,
+}
+
+/// The parts of one stack by their places.
+struct Stack<'a> {
+    known: &'static Tensor,
+    parts: Vec<Option<&'a PlannedTensor>>,
+    /// Where the last of them stands among all tensors.
+    last: usize,
+}
+
+impl<'a> Collected<'a> {
+    /// Checks one tensor and plans it; a part of a stack is kept for later.
+    fn take(&mut self, order: usize, tensor: &'a PlannedTensor, known: &Known) -> Result<Option<PlannedTensor>> {
+        let is_bias = known.suffix == "bias";
+        let layers = self.params.layers()?;
+        let wanted = known.layer.is_none_or(|layer| layer < layers)
+            && may_have(self.params, known.tensor.given)
+            && (!is_bias || may_have(self.params, known.tensor.bias));
+        let stacked = match known.tensor.how {
+            How::Stack(dim) => Some(self.params.count(dim)?),
+            _ => None,
+        };
+        if !wanted || known.place.zip(stacked).is_some_and(|(place, count)| place >= count) {
+            return Err(surplus(self.folder, tensor));
+        }
+        let expected = shape_of(self.params, known.tensor, is_bias)?;
+        // Rows past the vocabulary are padding, which some checkpoints have.
+        let padded = known.tensor.how == How::TrimVocab
+            && tensor.shape.len() == 2
+            && tensor.shape[0] >= expected[0]
+            && tensor.shape[1] == expected[1];
+        if tensor.shape != expected && !padded {
+            return Err(finding(self.folder, tensor)
+                .expected(format_args!("{} by config.json", show_shape(&expected)))
+                .found(show_shape(&tensor.shape))
+                .mismatch());
+        }
+        if !self.done.insert((known.number, known.layer, known.place, is_bias)) {
+            return Err(finding(self.folder, tensor).expected("each name once").found("it twice").mismatch());
+        }
+        if let (Some(place), Some(count)) = (known.place, stacked) {
+            let stack = self.stacks.entry((known.layer, known.number, is_bias)).or_insert_with(|| Stack {
+                known: known.tensor,
+                parts: vec![None; count],
+                last: 0,
+            });
+            stack.parts[place] = Some(tensor);
+            stack.last = order;
+            return Ok(None);
+        }
+        let expr = transformed(self.folder, self.params, tensor, known.tensor.how, is_bias)?;
+        Ok(Some(self.planned(known.gguf_name(), expr, tensor.dtype)))
+    }
+
+    fn planned(&self, name: String, expr: Expr, source: DType) -> PlannedTensor {
+        let shape = expr.shape();
+        PlannedTensor { dtype: output_dtype(&name, &shape, self.outtype, source), name, shape, expr }
+    }
+
+    /// Every tensor that the table and the config ask for has been seen.
+    fn check_complete(&self) -> Result<()> {
+        for wanted in expected(self.params, |_| false)? {
+            if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
+                return Err(Finding::new(self.folder.path(), format!("tensor {:?}", wanted.name))
+                    .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))
+                    .found("none of that name")
+                    .hint("config.json and weights may be of different models")
+                    .mismatch());
+            }
+        }
+        Ok(())
+    }
+
+    /// The stacks, each where the last tensor of its group stands: the reference writes a group
+    /// when it is complete.
+    fn stacked(&self) -> Result<Vec<((usize, usize), PlannedTensor)>> {
+        let group = |tensor: &Tensor| tensor.hf.split("{e}").next().unwrap_or_default().to_owned();
+        let mut last: HashMap<(Option<usize>, String), usize> = HashMap::new();
+        for ((layer, _, _), stack) in &self.stacks {
+            let last = last.entry((*layer, group(stack.known))).or_default();
+            *last = (*last).max(stack.last);
+        }
+        let mut planned = Vec::new();
+        for ((layer, number, is_bias), stack) in &self.stacks {
+            let parts: Vec<&PlannedTensor> = stack.parts.iter().copied().flatten().collect();
+            let Some(first) = parts.first() else { continue };
+            let mut shape = first.shape.clone();
+            let as_rows = shape.len() == 1;
+            shape.insert(0, parts.len());
+            let of = parts.iter().map(|part| match as_rows {
+                true => Expr::Reshape { of: Box::new(part.expr.clone()), shape: vec![1, part.shape[0]] },
+                false => part.expr.clone(),
+            });
+            let expr = Expr::concat(of.collect(), shape);
+            let name = named(stack.known.gguf, *layer, None, if *is_bias { "bias" } else { "weight" });
+            let place = (last[&(*layer, group(stack.known))], number + 1);
+            planned.push((place, self.planned(name, expr, first.dtype)));
+        }
+        Ok(planned)
+    }
+}
+
+/// Whether something so given may be there: a tied checkpoint may store its head all the same.
+fn may_have(params: &Params, given: Given) -> bool {
+    matches!(given, Given::Unless("tie_word_embeddings")) || must_have(params, given)
+}
+
+/// Whether something so given has to be there.
+fn must_have(params: &Params, given: Given) -> bool {
+    match given {
+        Given::Never => false,
+        Given::Always => true,
+        Given::If(field) => params.flag(field, false),
+        Given::Unless(field) => !params.flag(field, false),
+    }
+}
+
+/// A tensor that has to be there.
+pub(super) struct Expected {
+    /// Its name in transformers.
+    pub(super) name: String,
+    pub(super) tensor: &'static Tensor,
+    number: usize,
+    pub(super) layer: Option<usize>,
+    /// The place in a stack.
+    pub(super) place: Option<usize>,
+    pub(super) is_bias: bool,
+    /// Its shape in transformers.
+    pub(super) shape: Vec<usize>,
+}
+
+/// Every tensor that the table and the config ask for, and those it may have that `also` wants.
+pub(super) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
+    let layers = params.layers()?;
+    let mut all = Vec::new();
+    for (number, tensor) in params.arch.tensors.iter().copied().flatten().enumerate() {
+        if !must_have(params, tensor.given) && !(may_have(params, tensor.given) && also(tensor)) {
+            continue;
+        }
+        let of_layers: Vec<Option<usize>> =
+            if tensor.hf.contains("{}") { (0..layers).map(Some).collect() } else { vec![None] };
+        let places: Vec<Option<usize>> = match tensor.how {
+            How::Stack(dim) => (0..params.count(dim)?).map(Some).collect(),
+            _ => vec![None],
+        };
+        for is_bias in [false, true] {
+            if is_bias && !must_have(params, tensor.bias) {
+                continue;
+            }
+            let shape = shape_of(params, tensor, is_bias)?;
+            let suffix = if is_bias { "bias" } else { "weight" };
+            for &layer in &of_layers {
+                for &place in &places {
+                    let name = named(tensor.hf, layer, place, suffix);
+                    all.push(Expected { name, tensor, number, layer, place, is_bias, shape: shape.clone() });
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The shape in transformers. A bias is as long as its layer's output.
+pub(super) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Result<Vec<usize>> {
+    let shape: Vec<usize> = tensor.shape.iter().map(|dim| params.count(*dim)).collect::<Result<_>>()?;
+    if !is_bias {
+        return Ok(shape);
+    }
+    let output = if tensor.how == How::Transposed { shape.last() } else { shape.first() };
+    Ok(output.copied().into_iter().collect())
+}
+
+/// The values as GGUF has them.
+fn transformed(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, how: How, is_bias: bool) -> Result<Expr> {
+    let of = tensor.expr.clone();
+    let width = tensor.shape.get(1).copied();
+    let shaped = |rows: usize| std::iter::once(rows).chain(width).collect::<Vec<usize>>();
+    Ok(match how {
+        How::Same | How::Stack(_) => of,
+        How::Pairs(heads) => {
+            let per_head = tensor.shape[0] / params.count(heads)?;
+            Expr::reordered(of, |row| {
+                let (head, within) = (row / per_head, row % per_head);
+                head * per_head + (within % 2) * (per_head / 2) + within / 2
+            })
+        }
+        How::PlusOne => {
+            let sum = Expr::AddConstant { of: Box::new(of), constant: 1.0 };
+            match tensor.dtype {
+                // torch adds in the tensor's own type, which the reference keeps only for F16.
+                DType::F16 => Expr::Round { of: Box::new(sum), dtype: DType::F16 },
+                _ => sum,
+            }
+        }
+        How::Transposed if is_bias => of,
+        How::Transposed => Expr::Transpose(Box::new(of)),
+        How::HeadwiseQkv | How::GroupedQkv => {
+            let order = qkv_rows(params, how)?;
+            Expr::reordered(of, |row| order[row])
+        }
+        How::TrimVocab => {
+            let rows = vocab::gemma3_rows(folder)?.min(tensor.shape[0]);
+            Expr::slice(of, 0, rows, shaped(rows))
+        }
+        How::FromPosition => {
+            let start = params.padding_positions()?;
+            let rows = tensor.shape[0].checked_sub(start).filter(|rows| *rows > 0).ok_or_else(|| {
+                params.finding("pad_token_id").expected("an id below max_position_embeddings").found(start).mismatch()
+            })?;
+            Expr::slice(of, start, rows, shaped(rows))
+        }
+    })
+}
+
+/// For every row of the fused projection in GGUF, its row in transformers.
+pub(super) fn qkv_rows(params: &Params, how: How) -> Result<Vec<usize>> {
+    let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::HeadDim)?);
+    // A group has some queries, one key and one value.
+    let groups = if how == How::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
+    let queries = heads / groups;
+    let row = |group: usize, place: usize| {
+        let start = (group * (queries + 2) + place) * width;
+        start..start + width
+    };
+    let all_queries = (0..groups).flat_map(|group| (0..queries).flat_map(move |q| row(group, q)));
+    let keys = (0..groups).flat_map(|group| row(group, queries));
+    let values = (0..groups).flat_map(|group| row(group, queries + 1));
+    Ok(all_queries.chain(keys).chain(values).collect())
+}
+
+/// Names that the reference keeps in F32 although they are matrices: routers, positions and types.
+fn always_f32(name: &str) -> bool {
+    [".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"].iter().any(|end| name.ends_with(end))
+        || ["position_embd.weight", "token_types.weight"].contains(&name)
+}
+
+/// Vectors, norms, routers and what isn't called `.weight` stay F32; rows that don't divide into
+/// blocks become F16. Without an `outtype`, the source's type, where GGUF has it.
+fn output_dtype(name: &str, shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
+    if shape.len() < 2 || name.ends_with("_norm.weight") || !name.ends_with(".weight") || always_f32(name) {
         return DType::F32;
     }
-    let dtype = outtype.dtype();
+    let dtype = match outtype {
+        Some(dtype) => dtype,
+        None if source.ggml_id().is_some() => source,
+        None => DType::F32,
+    };
     let row_len = shape.last().copied().unwrap_or(1);
     if row_len.is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
 }
 
-/// ggml's Llama rotates neighbouring dimensions where transformers rotates the halves of a head:
-/// the rows of q and k are regrouped. Qwen's graph rotates halves and keeps them.
-fn regrouped(config: &ModelConfig, tensor: &PlannedTensor) -> Expr {
-    let permutes = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
-    let ends = |module: &str| {
-        let stem = tensor.name.strip_suffix(".weight").or(tensor.name.strip_suffix(".bias"));
-        stem.is_some_and(|stem| stem.ends_with(module))
-    };
-    let heads = match () {
-        () if permutes && ends(".q_proj") => config.num_attention_heads,
-        () if permutes && ends(".k_proj") => config.num_key_value_heads,
-        () => return tensor.expr.clone(),
-    };
-    let per_head = tensor.shape[0] / heads;
-    Expr::reordered(tensor.expr.clone(), |row| {
-        let (head, within) = (row / per_head, row % per_head);
-        head * per_head + (within % 2) * (per_head / 2) + within / 2
-    })
+fn finding(folder: &Checkpoint, tensor: &PlannedTensor) -> Finding {
+    let file = tensor.expr.sources().first().map_or(folder.path(), |source| source.path()).to_owned();
+    Finding::new(file, format!("tensor {:?}", tensor.name))
 }
 
-/// Llama 3's divisors of the rotary frequencies, one for each pair of a head's dimensions;
-/// `None` for other scalings (conversion/llama.py, `generate_extra_tensors`).
-///
-/// Operations and their order are the reference's, in f32: torch divides a number by a tensor
-/// by multiplying it with the reciprocal.
-fn rope_factors(config: &ModelConfig) -> Option<Arc<[f32]>> {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
-        config.rope.scaling
-    else {
-        return None;
-    };
-    let longest_kept = (original_max_position_embeddings / high_freq_factor) as f32;
-    let shortest_divided = (original_max_position_embeddings / low_freq_factor) as f32;
-    let (context, divisor, low) = (original_max_position_embeddings as f32, factor as f32, low_freq_factor as f32);
-    let span = (high_freq_factor - low_freq_factor) as f32;
-    let dim = config.head_dim as f32;
-    let factors = (0..config.head_dim).step_by(2).map(|i| {
-        // Through f64: rounded once, as torch's power is for these exponents.
-        let power = config.rope.theta.powf(f64::from(i as f32 / dim)) as f32;
-        let frequency = 1.0 / power;
-        let wavelength = (1.0 / frequency) * (2.0 * PI);
-        if wavelength < longest_kept {
-            1.0
-        } else if wavelength > shortest_divided {
-            divisor
-        } else {
-            let smooth = ((1.0 / wavelength) * context - low) / span;
-            1.0 / ((1.0 - smooth) / divisor + smooth)
-        }
-    });
-    Some(factors.collect())
+fn surplus(folder: &Checkpoint, tensor: &PlannedTensor) -> crate::Error {
+    finding(folder, tensor)
+        .expected("only tensors that config.json asks for")
+        .found(format_args!("this one, {}", show_shape(&tensor.shape)))
+        .hint("config.json and weights may be of different models")
+        .mismatch()
 }
 
 #[cfg(test)]
@@ -118,10 +428,13 @@ mod tests {
             ("blk.0.attn_q.bias", &[64], DType::F32),
             ("blk.0.attn_norm.weight", &[64], DType::F32),
             ("blk.0.attn_norm.weight", &[2, 64], DType::F32),
+            ("blk.0.ffn_gate_inp.weight", &[2, 64], DType::F32),
+            ("position_embd.weight", &[2, 64], DType::F32),
             ("blk.0.scores", &[2, 64], DType::F32),
         ];
         for (name, shape, expected) in cases {
-            assert_eq!(output_dtype(name, shape, OutType::Q8_0), expected, "{name}");
+            assert_eq!(output_dtype(name, shape, Some(DType::Q8_0), DType::BF16), expected, "{name}");
         }
+        assert_eq!(output_dtype("blk.0.attn_q.weight", &[64, 64], None, DType::BF16), DType::BF16);
     }
 }

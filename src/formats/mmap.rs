@@ -1,6 +1,6 @@
 //! The one place that maps files into memory.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -16,16 +16,19 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).at(path, "open")?;
-        if !file.metadata().at(path, "read")?.is_file() {
-            let kind = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file");
-            return Err(kind).at(path, "open");
-        }
+        // Looked at before it is opened, too: opening a pipe waits for someone to write into it.
+        only_regular(&std::fs::metadata(path).at(path, "open")?, path)?;
+        Self::of(&File::open(path).at(path, "open")?, path)
+    }
+
+    /// Maps an open file; `path` is what messages call it.
+    pub(crate) fn of(file: &File, path: &Path) -> Result<Self> {
+        only_regular(&file.metadata().at(path, "read")?, path)?;
         #[allow(unsafe_code)]
         // SAFETY: the map is private to this struct and only handed out as `&[u8]`. That the file
         // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
         // own outputs appear by rename and never change a file in place (docs/threats.md).
-        let map = unsafe { Mmap::map(&file) }.at(path, "map")?;
+        let map = unsafe { Mmap::map(file) }.at(path, "map")?;
         Ok(Self { path: path.to_owned(), map })
     }
 
@@ -36,4 +39,11 @@ impl MappedFile {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
+}
+
+fn only_regular(found: &Metadata, path: &Path) -> Result<()> {
+    if found.is_file() {
+        return Ok(());
+    }
+    Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")).at(path, "open")
 }

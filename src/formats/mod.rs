@@ -2,7 +2,9 @@
 
 pub mod gguf;
 mod mmap;
+pub mod pytorch;
 pub mod safetensors;
+mod shards;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -39,10 +41,15 @@ impl TensorInfo {
         rows(&self.shape)
     }
 
-    /// The bytes of rows `rows` out of `bytes`, all of the tensor's.
+    /// The bytes of rows `rows` out of `bytes`, all of the tensor's. Rows of a vector of blocks are
+    /// elements still, so that only ranges of whole blocks have bytes of their own.
     pub(crate) fn slice<'a>(&self, bytes: &'a [u8], rows: Range<usize>) -> &'a [u8] {
         let row_bytes = bytes.len() / self.rows().max(1);
-        &bytes[rows.start * row_bytes..rows.end * row_bytes]
+        let start_of = |row: usize| match self.shape.len() {
+            0 | 1 => row / self.dtype.block_elems() * self.dtype.block_bytes(),
+            _ => row * row_bytes,
+        };
+        &bytes[start_of(rows.start)..start_of(rows.end)]
     }
 }
 

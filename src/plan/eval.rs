@@ -54,7 +54,7 @@ impl PlannedTensor {
         let mut bytes = Vec::new();
         self.encode_rows(rows.clone(), &mut values, &mut bytes)?;
         values.resize(rows.len() * self.row_len(), 0.0);
-        quant::decode(self.dtype, &bytes, &mut values);
+        self.decode(&bytes, &mut values)?;
         Ok(values)
     }
 
@@ -72,11 +72,19 @@ impl PlannedTensor {
             |(scratch, bytes), (i, out)| -> Result<()> {
                 let rows = i * step..i * step + out.len() / row_len.max(1);
                 self.encode_rows(rows, scratch, bytes)?;
-                quant::decode(self.dtype, bytes, out);
-                Ok(())
+                self.decode(bytes, out)
             },
         )?;
         Ok(values)
+    }
+
+    /// Encoded rows as f32. Those of F64 can be finite and too large.
+    fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        quant::decode(self.dtype, bytes, out);
+        match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+            true => Err(self.not_finite("a value too large for F32")),
+            false => Ok(()),
+        }
     }
 
     /// The bytes of rows `rows` right out of the source's map, where no work on them is needed.
@@ -139,7 +147,12 @@ impl Expr {
                 let (operand, rows) = found.next()?;
                 if found.next().is_some() { None } else { of[operand].borrow_rows(rows) }
             }
-            Expr::Reshape { of, shape } => of.borrow_rows(reshaped(rows, shape, of)),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = rows.len() * of.row_len();
+                of.borrow_rows(rows)
+                    .map(|bytes| &bytes[bytes.len() * elems.start / all.max(1)..bytes.len() * elems.end / all.max(1)])
+            }
             Expr::Bits { of, .. } => of.borrow_rows(rows),
             _ => None,
         }
@@ -155,7 +168,15 @@ impl Expr {
                     of[operand].copy_rows(rows, out);
                 }
             }
-            Expr::Reshape { of, shape } => of.copy_rows(reshaped(rows, shape, of), out),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = (rows.len() * of.row_len()).max(1);
+                let start = out.len();
+                of.copy_rows(rows, out);
+                let bytes = out.len() - start;
+                out.truncate(start + bytes * elems.end / all);
+                out.drain(start..start + bytes * elems.start / all);
+            }
             Expr::Bits { of, .. } => of.copy_rows(rows, out),
             Expr::Values { .. }
             | Expr::Transpose(_)
@@ -184,7 +205,16 @@ impl Expr {
                     rest = after;
                 }
             }
-            Expr::Reshape { of, shape } => of.eval_rows(reshaped(rows, shape, of), out),
+            Expr::Reshape { of, shape } => {
+                let (rows, elems) = reshaped(rows, shape, of);
+                let all = rows.len() * of.row_len();
+                if elems == (0..all) {
+                    return of.eval_rows(rows, out);
+                }
+                let mut values = vec![0.0; all];
+                of.eval_rows(rows, &mut values);
+                out.copy_from_slice(&values[elems]);
+            }
             Expr::Bits { of, dtype } => {
                 let mut bytes = Vec::new();
                 of.copy_rows(rows, &mut bytes);
@@ -237,10 +267,14 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
     })
 }
 
-/// The operand's rows that are rows `rows` of an [`Expr::Reshape`].
-fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> Range<usize> {
-    let factor = row_len(shape) / of.row_len().max(1);
-    rows.start * factor..rows.end * factor
+/// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements
+/// these are: all of them, unless the operand's rows are longer.
+fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Range<usize>) {
+    let (ours, theirs) = (row_len(shape), of.row_len().max(1));
+    let elems = rows.start * ours..rows.end * ours;
+    let covering = elems.start / theirs..elems.end.div_ceil(theirs);
+    let skipped = covering.start * theirs;
+    (covering, elems.start - skipped..elems.end - skipped)
 }
 
 /// Rows `columns` of the transposed `of`: its columns. Of a plain source tensor only they are decoded.
@@ -325,6 +359,8 @@ mod tests {
         };
         let stack = planned(&[2, 2], Expr::concat(vec![row(0.0), row(10.0)], vec![2, 2]));
         assert_eq!(stack.read_rows(1..2).unwrap(), [10., 11.]);
+        let flat = planned(&[6], Expr::Reshape { of: Box::new(counting(&[2, 3])), shape: vec![6] });
+        assert_eq!(flat.read_rows(2..5).unwrap(), [2., 3., 4.]);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The executor: evaluates a plan in parallel and writes every tensor at its planned place.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
+use super::checksum::fill_checksums;
 use super::{Layout, Plan, PlannedTensor, Staging};
 use crate::error::{IoContext, Result};
 
@@ -51,9 +52,13 @@ pub fn execute(
     let mut files = Vec::with_capacity(layout.files.len());
     for file in &layout.files {
         let path = staging.path_of(&file.name);
-        let handle = File::create_new(&path).at(&path, "create")?;
+        // Read as well, for checksums of what is written.
+        let handle = OpenOptions::new().read(true).write(true).create_new(true).open(&path).at(&path, "create")?;
         handle.set_len(file.byte_len).at(&path, "write")?;
         handle.write_all_at(&file.head, 0).at(&path, "write")?;
+        for (offset, piece) in &file.pieces {
+            handle.write_all_at(piece, *offset).at(&path, "write")?;
+        }
         files.push((handle, path));
     }
     // A value in flight takes 4 bytes as f32 and at most 4 encoded.
@@ -87,7 +92,8 @@ pub fn execute(
             Ok(())
         },
     )?;
-    for (file, path) in &files {
+    for ((file, path), layout) in files.iter().zip(&layout.files) {
+        fill_checksums(file, path, &layout.checksums)?;
         file.sync_all().at(path, "sync")?;
     }
     Ok(())

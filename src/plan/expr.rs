@@ -106,7 +106,7 @@ pub enum Expr {
         /// Which rows, in the result's order.
         picks: Arc<[Pick]>,
     },
-    /// The same values in another shape; rows of the operand divide the result's.
+    /// The same values in another shape; the rows of one are whole parts of the other's.
     Reshape {
         /// What is reshaped.
         of: Box<Expr>,
@@ -290,7 +290,9 @@ impl Expr {
             Expr::Reshape { of, shape } => {
                 let operand = of.shape();
                 let elems = |shape: &[usize]| shape.iter().product::<usize>();
-                let fits = elems(&operand) == elems(shape) && row_len(shape).is_multiple_of(row_len(&operand).max(1));
+                let (ours, theirs) = (row_len(shape).max(1), row_len(&operand).max(1));
+                let fits =
+                    elems(&operand) == elems(shape) && (ours.is_multiple_of(theirs) || theirs.is_multiple_of(ours));
                 expect(fits, || show_shape(shape), || show_shape(&operand))?;
                 of.check()
             }

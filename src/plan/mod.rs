@@ -3,6 +3,7 @@
 //! A [`Plan`] lists output tensors; each says by an [`Expr`] how its numbers come from source
 //! tensors. Commands differ in the plans that they make; [`execute`] is the one way to run one.
 
+mod checksum;
 mod eval;
 mod execute;
 mod expr;
@@ -11,6 +12,7 @@ mod staging;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
 pub use expr::{Expr, LowRank, Pick, TensorRef};
 pub use staging::Staging;
@@ -99,6 +101,16 @@ impl Plan {
             if shape != tensor.shape {
                 return Err(finding().expected(show_shape(&tensor.shape)).found(show_shape(&shape)).mismatch());
             }
+            // Vectors of blocks can be listed and copied whole, but have no rows to work with.
+            for source in tensor.expr.sources() {
+                let info = source.info();
+                if !info.row_len().is_multiple_of(info.dtype.block_elems()) {
+                    return Err(Finding::new(source.path(), format!("tensor {:?}", info.name))
+                        .expected(format_args!("rows of whole {} blocks", info.dtype))
+                        .found(format_args!("shape {}", show_shape(&info.shape)))
+                        .unsupported());
+                }
+            }
             if tensor.dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).is_none() {
                 return Err(finding()
                     .expected(format_args!(
@@ -134,21 +146,31 @@ pub struct Layout {
     pub places: Vec<Place>,
 }
 
-/// One output file: its first bytes, and its length.
-#[derive(Debug, Clone)]
+/// One output file: what stands around its tensors, and its length.
+#[derive(Debug, Clone, Default)]
 pub struct FileLayout {
     /// The name, relative to the output folder; ignored where the output is one file.
     pub name: PathBuf,
     /// The header: everything before the tensors.
     pub head: Vec<u8>,
+    /// Bytes between the tensors and behind them: where each piece starts, and what it holds.
+    pub pieces: Vec<(u64, Vec<u8>)>,
+    /// Checksums of what is written, filled in when everything else is there.
+    pub checksums: Vec<Checksum>,
     /// The whole file's length in bytes.
     pub byte_len: u64,
 }
 
 impl FileLayout {
+    /// A file whose tensors, if any, all stand behind `head`.
+    pub fn new(name: impl Into<PathBuf>, head: Vec<u8>, byte_len: u64) -> Self {
+        Self { name: name.into(), head, byte_len, ..Self::default() }
+    }
+
     /// A file that holds nothing but `text`.
     pub fn text(name: impl Into<PathBuf>, text: String) -> Self {
-        Self { name: name.into(), byte_len: text.len() as u64, head: text.into_bytes() }
+        let byte_len = text.len() as u64;
+        Self::new(name, text.into_bytes(), byte_len)
     }
 }
 

@@ -8,10 +8,23 @@ use crate::error::{Error, Finding, IoContext, Result};
 
 /// An output being written. Dropped before [`Staging::commit`], it leaves nothing behind.
 pub struct Staging {
+    kind: Kind,
+    /// In the order of names that were asked for; one where it isn't several files.
+    outputs: Vec<Output>,
+    committed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    File,
+    Folder,
+    Files,
+}
+
+/// A name and what stands in for it until it is complete.
+struct Output {
     target: PathBuf,
     temp: PathBuf,
-    folder: bool,
-    committed: bool,
 }
 
 impl Staging {
@@ -20,7 +33,26 @@ impl Staging {
     /// # Errors
     /// [`Error::Exists`] where something is there and `overwrite` is false.
     pub fn file(target: &Path, overwrite: bool) -> Result<Self> {
-        Self::new(target, overwrite, false)
+        Ok(Self::new(Kind::File, vec![Output::new(target, overwrite, false)?]))
+    }
+
+    /// Prepares to write several files side by side into `folder`, which stays as it is otherwise:
+    /// the shards of a model. All are written and synced before the first gets its name.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where one of them is there and `overwrite` is false; [`Error::Mismatch`] for
+    /// a name that isn't a plain one.
+    pub fn files<'a>(folder: &Path, names: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<Self> {
+        let mut outputs: Vec<Output> = Vec::new();
+        for name in names {
+            let target = folder.join(name);
+            if name.file_name() != Some(name.as_os_str()) || outputs.iter().any(|o| o.target == target) {
+                let finding = Finding::new(folder, "output").expected("names of files in it, each once");
+                return Err(finding.found(format_args!("{:?}", name)).mismatch());
+            }
+            outputs.push(Output::new(&target, overwrite, false)?);
+        }
+        Ok(Self::new(Kind::Files, outputs))
     }
 
     /// Prepares to write the folder `target`. With `overwrite`, an existing folder is replaced as
@@ -29,11 +61,81 @@ impl Staging {
     /// # Errors
     /// [`Error::Exists`], or [`Error::Mismatch`] for a folder that should not be deleted.
     pub fn folder(target: &Path, overwrite: bool) -> Result<Self> {
-        let staging = Self::new(target, overwrite, true)?;
-        fs::create_dir(&staging.temp).at(&staging.temp, "create")?;
+        let output = Output::new(target, overwrite, true)?;
+        let temp = output.temp.clone();
+        let staging = Self::new(Kind::Folder, vec![output]);
+        fs::create_dir(&temp).at(&temp, "create")?;
         Ok(staging)
     }
 
+    fn new(kind: Kind, outputs: Vec<Output>) -> Self {
+        Self { kind, outputs, committed: false }
+    }
+
+    /// The file or folder to write to until it is committed; the first one's where there are several.
+    pub fn path(&self) -> &Path {
+        self.outputs.first().map_or(Path::new(""), |output| &output.temp)
+    }
+
+    /// Where `name` of a [`super::FileLayout`] is to be written.
+    pub(super) fn path_of(&self, name: &Path) -> PathBuf {
+        match self.kind {
+            Kind::File => self.path().to_owned(),
+            Kind::Folder => self.path().join(name),
+            Kind::Files => {
+                let named = self.outputs.iter().find(|output| output.target.file_name() == Some(name.as_os_str()));
+                named.map_or_else(|| self.path().join(name), |output| output.temp.clone())
+            }
+        }
+    }
+
+    /// Writes a small file into the folder being staged, and sees it to the disk; `name` may have
+    /// folders before it, made as needed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let path = self.path().join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).at(parent, "create")?;
+        }
+        let mut file = File::create_new(&path).at(&path, "create")?;
+        file.write_all(content).and_then(|()| file.sync_all()).at(&path, "write")
+    }
+
+    /// Makes the output appear under its name: in one step, or several files one after another, the
+    /// first one last, so that a reader who finds it finds them all.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the old output, if any, is still there then. Of several files those whose
+    /// turn had come have their names.
+    pub fn commit(mut self) -> Result<()> {
+        if self.kind == Kind::Folder {
+            File::open(self.path()).and_then(|folder| folder.sync_all()).at(self.path(), "sync")?;
+        }
+        for Output { target, temp } in self.outputs.iter().rev() {
+            if self.kind == Kind::Folder && target.exists() {
+                // A folder can't be renamed over a full one: the old one steps aside first.
+                let old = temp.with_extension("replaced");
+                fs::rename(target, &old).at(target, "move aside")?;
+                if let Err(error) = fs::rename(temp, target) {
+                    let _ = fs::rename(&old, target);
+                    return Err(error).at(target, "write");
+                }
+                fs::remove_dir_all(&old).at(&old, "delete")?;
+            } else {
+                fs::rename(temp, target).at(target, "write")?;
+            }
+        }
+        self.committed = true;
+        // The rename itself reaches the disk with the folder that holds the name.
+        let Some(Output { target, .. }) = self.outputs.first() else { return Ok(()) };
+        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|folder| folder.sync_all()).at(parent, "sync")
+    }
+}
+
+impl Output {
     fn new(target: &Path, overwrite: bool, folder: bool) -> Result<Self> {
         match fs::symlink_metadata(target) {
             Ok(_) if !overwrite => return Err(Error::Exists(target.to_owned())),
@@ -46,60 +148,18 @@ impl Staging {
         }
         let name = target.file_name().ok_or_else(|| Finding::new(target, "output").expected("a name").mismatch())?;
         let temp = target.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
-        Ok(Self { target: target.to_owned(), temp, folder, committed: false })
-    }
-
-    /// The file or folder to write to until it is committed.
-    pub fn path(&self) -> &Path {
-        &self.temp
-    }
-
-    /// Where `name` of a [`super::FileLayout`] is to be written.
-    pub(super) fn path_of(&self, name: &Path) -> PathBuf {
-        if self.folder { self.temp.join(name) } else { self.temp.clone() }
-    }
-
-    /// Writes a small file into the folder being staged, and sees it to the disk.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.temp.join(name);
-        let mut file = File::create_new(&path).at(&path, "create")?;
-        file.write_all(content).and_then(|()| file.sync_all()).at(&path, "write")
-    }
-
-    /// Makes the output appear under its name, in one step.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; the old output, if any, is still there then.
-    pub fn commit(mut self) -> Result<()> {
-        if self.folder {
-            File::open(&self.temp).and_then(|folder| folder.sync_all()).at(&self.temp, "sync")?;
-        }
-        if self.folder && self.target.exists() {
-            // A folder can't be renamed over a full one: the old one steps aside first.
-            let old = self.temp.with_extension("replaced");
-            fs::rename(&self.target, &old).at(&self.target, "move aside")?;
-            if let Err(error) = fs::rename(&self.temp, &self.target) {
-                let _ = fs::rename(&old, &self.target);
-                return Err(error).at(&self.target, "write");
-            }
-            fs::remove_dir_all(&old).at(&old, "delete")?;
-        } else {
-            fs::rename(&self.temp, &self.target).at(&self.target, "write")?;
-        }
-        self.committed = true;
-        // The rename itself reaches the disk with the folder that holds the name.
-        let parent = self.target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|folder| folder.sync_all()).at(parent, "sync")
+        Ok(Self { target: target.to_owned(), temp })
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.committed {
-            let _ = if self.folder { fs::remove_dir_all(&self.temp) } else { fs::remove_file(&self.temp) };
+        if self.committed {
+            return;
+        }
+        for Output { temp, .. } in &self.outputs {
+            // What has its name already is not under this one any more.
+            let _ = if self.kind == Kind::Folder { fs::remove_dir_all(temp) } else { fs::remove_file(temp) };
         }
     }
 }
@@ -122,39 +182,4 @@ fn safe_to_replace(folder: &Path) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dropped_outputs_leave_nothing_and_committed_ones_appear() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("out.gguf");
-        let staging = Staging::file(&target, false).unwrap();
-        fs::write(staging.path(), b"half").unwrap();
-        drop(staging);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-
-        let staging = Staging::file(&target, false).unwrap();
-        fs::write(staging.path(), b"whole").unwrap();
-        staging.commit().unwrap();
-        assert_eq!(fs::read(&target).unwrap(), b"whole");
-        assert!(matches!(Staging::file(&target, false), Err(Error::Exists(_))));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn replaces_a_checkpoint_folder_but_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = dir.path().join("model");
-        fs::create_dir(&target).unwrap();
-        fs::write(target.join("thesis.txt"), b"all my work").unwrap();
-        assert!(matches!(Staging::folder(&target, true), Err(Error::Mismatch(_))));
-        fs::write(target.join("config.json"), b"{}").unwrap();
-        let staging = Staging::folder(&target, true).unwrap();
-        fs::write(staging.path().join("config.json"), b"[]").unwrap();
-        staging.commit().unwrap();
-        assert_eq!(fs::read(target.join("config.json")).unwrap(), b"[]");
-        assert!(!target.join("thesis.txt").exists());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-}
+mod tests;

@@ -1,15 +1,65 @@
 //! Element types as numbers: decoding to f32, and encoding from f32 with one rounding.
+//!
+//! A file holds the block types of one family. Decoding gives the bits that gguf-py's `dequantize`
+//! gives; where gguf-py has no such type, those of ggml's `dequantize_row_*`.
 
+mod block;
+mod fp4;
+mod grids;
+mod iq;
+mod iq4;
+mod k_quants;
+mod legacy;
 mod q8_0;
+mod ternary;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::dtype::DType;
+use block::Coder;
 
-/// Whether [`decode`] knows `dtype`.
+/// The code of each block type; `None` for types whose elements stand for themselves.
+fn block_coder(dtype: DType) -> Option<Coder> {
+    // Without a wildcard: a new block type can't be forgotten here.
+    Some(match dtype {
+        DType::F32 | DType::F16 | DType::BF16 | DType::F64 => return None,
+        DType::I8 | DType::I16 | DType::I32 | DType::I64 => return None,
+        DType::U8 | DType::U16 | DType::U32 | DType::U64 | DType::BOOL | DType::C64 => return None,
+        DType::F8_E4M3 | DType::F8_E5M2 | DType::F8_E8M0 => return None,
+        DType::Q4_0 => Coder::of::<legacy::Q4_0, _, _>(),
+        DType::Q4_1 => Coder::of::<legacy::Q4_1, _, _>(),
+        DType::Q5_0 => Coder::of::<legacy::Q5_0, _, _>(),
+        DType::Q5_1 => Coder::of::<legacy::Q5_1, _, _>(),
+        DType::Q8_0 => Coder::of::<q8_0::Q8_0, _, _>(),
+        DType::Q8_1 => Coder::of::<legacy::Q8_1, _, _>(),
+        DType::Q2_K => Coder::of::<k_quants::Q2_K, _, _>(),
+        DType::Q3_K => Coder::of::<k_quants::Q3_K, _, _>(),
+        DType::Q4_K => Coder::of::<k_quants::Q4_K, _, _>(),
+        DType::Q5_K => Coder::of::<k_quants::Q5_K, _, _>(),
+        DType::Q6_K => Coder::of::<k_quants::Q6_K, _, _>(),
+        DType::Q8_K => Coder::of::<k_quants::Q8_K, _, _>(),
+        DType::IQ2_XXS => Coder::of::<iq::IQ2_XXS, _, _>(),
+        DType::IQ2_XS => Coder::of::<iq::IQ2_XS, _, _>(),
+        DType::IQ2_S => Coder::of::<iq::IQ2_S, _, _>(),
+        DType::IQ3_XXS => Coder::of::<iq::IQ3_XXS, _, _>(),
+        DType::IQ3_S => Coder::of::<iq::IQ3_S, _, _>(),
+        DType::IQ1_S => Coder::of::<iq::IQ1_S, _, _>(),
+        DType::IQ1_M => Coder::of::<iq::IQ1_M, _, _>(),
+        DType::IQ4_NL => Coder::of::<iq4::IQ4_NL, _, _>(),
+        DType::IQ4_XS => Coder::of::<iq4::IQ4_XS, _, _>(),
+        DType::TQ1_0 => Coder::of::<ternary::TQ1_0, _, _>(),
+        DType::TQ2_0 => Coder::of::<ternary::TQ2_0, _, _>(),
+        DType::Q1_0 => Coder::of::<ternary::Q1_0, _, _>(),
+        DType::Q2_0 => Coder::of::<ternary::Q2_0, _, _>(),
+        DType::MXFP4 => Coder::of::<fp4::Mxfp4, _, _>(),
+        DType::NVFP4 => Coder::of::<fp4::Nvfp4, _, _>(),
+    })
+}
+
+/// Whether [`decode`] knows `dtype`: F32, F16, BF16, F64 and every block type.
 pub fn can_decode(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64 | DType::Q8_0)
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) || block_coder(dtype).is_some()
 }
 
 /// Whether [`encode`] knows `dtype`.
@@ -19,7 +69,8 @@ pub fn can_encode(dtype: DType) -> bool {
 
 /// Decodes the little-endian `bytes` of `out.len()` elements into f32.
 ///
-/// F16, BF16 and Q8_0 are exact; F64 rounds to nearest even.
+/// F16 and BF16 are exact; F64 rounds to nearest even. Values of blocks are sums and products in f32,
+/// rounded in the order of the reference, so that they have its bits.
 ///
 /// # Panics
 /// Where [`can_decode`] says no, or the lengths don't belong together: both are checked when a
@@ -53,8 +104,10 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 buffer.convert_to_f32_slice(out);
             }
         }
-        DType::Q8_0 => q8_0::decode(bytes, out),
-        other => unreachable!("{other} is not decoded; plans check can_decode"),
+        other => match block_coder(other) {
+            Some(coder) => (coder.decode)(bytes, out),
+            None => unreachable!("{other} is not decoded; plans check can_decode"),
+        },
     }
 }
 
@@ -92,7 +145,8 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
 }
 
 /// Whether the bytes of a floating-point `dtype` hold a NaN or an infinity. Types without
-/// such values answer false; of Q8_0 the block scales are looked at.
+/// such values answer false; of blocks the scales are looked at, also those that decoding has no
+/// use for, and what they make of the levels where that can pass the range of f32.
 pub fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
     // An exponent of all ones is the mark of both. Folded without early exit, which vectorizes.
     let half_words =
@@ -106,8 +160,7 @@ pub fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
             .iter()
             .fold(false, |bad, b| bad | (u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000)),
         DType::F64 => bytes.as_chunks::<8>().0.iter().fold(false, |bad, b| bad | !f64::from_le_bytes(*b).is_finite()),
-        DType::Q8_0 => q8_0::has_non_finite(bytes),
-        _ => false,
+        other => block_coder(other).is_some_and(|coder| (coder.has_non_finite)(bytes)),
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_q8_0_ref`; gguf-py `quants.py`, `class Q8_0`.
 
+#![allow(non_camel_case_types)] // The name is ggml's.
+
 use half::f16;
+
+use super::block::{Block, centred, field, half, half_is_finite, scale};
+use crate::dtype::DType;
 
 const ELEMS: usize = 32;
 const BYTES: usize = 34;
@@ -21,17 +26,19 @@ pub(super) fn encode(values: &[f32], out: &mut [u8]) {
     }
 }
 
-pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
-    for (bytes, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<ELEMS>().0) {
-        let d = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-        for (v, q) in out.iter_mut().zip(&bytes[2..]) {
-            *v = d * f32::from(*q as i8);
-        }
-    }
-}
+/// `d: f16`, 32 signed bytes.
+pub(super) struct Q8_0;
 
-pub(super) fn has_non_finite(bytes: &[u8]) -> bool {
-    bytes.as_chunks::<BYTES>().0.iter().any(|b| !f16::from_le_bytes([b[0], b[1]]).is_finite())
+impl Block<BYTES, ELEMS> for Q8_0 {
+    const DTYPE: DType = DType::Q8_0;
+
+    fn decode(block: &[u8; BYTES], out: &mut [f32; ELEMS]) {
+        scale::<ELEMS, _, _>(&[half::<0, _>(block)], &centred(field::<2, ELEMS, _>(block), 0), out);
+    }
+
+    fn is_finite(block: &[u8; BYTES]) -> bool {
+        half_is_finite::<0, _>(block)
+    }
 }
 
 #[cfg(test)]
@@ -49,7 +56,7 @@ mod tests {
         assert_eq!(&bytes[2..5], &[127, 3, -3i8 as u8]);
         assert_eq!(&bytes[34..], &[0; 34]);
         let mut back = [1f32; 64];
-        decode(&bytes, &mut back);
+        crate::quant::decode(DType::Q8_0, &bytes, &mut back);
         assert_eq!(&back[..3], &[127.0, 3.0, -3.0]);
         assert_eq!(back[63], 0.0);
     }

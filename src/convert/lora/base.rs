@@ -1,11 +1,14 @@
 //! What an adapter has to know of its base: names, shapes and row order of the weights it changes.
 
 use std::ops::Range;
+use std::path::Path;
 
-use crate::checkpoint::{Architecture, HfFolder, ModelConfig, expected_tensors};
-use crate::convert::{gguf_name, hf_name, keys};
+use crate::checkpoint::Checkpoint;
+use crate::convert::arch::{Config, How};
+use crate::convert::params::Params;
+use crate::convert::tensors::{Found, find, named, shape_of};
 use crate::error::Result;
-use crate::plan::{Expr, PlannedTensor};
+use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// The order of a weight's rows in GGUF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,73 +79,79 @@ pub trait BaseModel {
     }
 }
 
-impl BaseModel for ModelConfig {
-    fn architecture(&self) -> &str {
-        keys::architecture(self.architecture)
+/// A model folder as a base, by the table of its architecture.
+pub struct TableBase {
+    params: Params,
+    layers: usize,
+    weights: Plan,
+}
+
+impl TableBase {
+    /// The base in `folder`; `None` where its class has no table.
+    ///
+    /// # Errors
+    /// As [`crate::convert::to_gguf`] for config.json.
+    pub fn open(folder: &Checkpoint) -> Result<Option<Self>> {
+        Self::of(folder.path(), &folder.config_json, folder.weights().clone())
     }
 
-    fn layers(&self) -> usize {
-        self.num_hidden_layers
+    pub(super) fn of(folder: &Path, config: &Config, weights: Plan) -> Result<Option<Self>> {
+        let Some(params) = Params::read(folder, config, &mut Vec::new())? else { return Ok(None) };
+        let layers = params.layers()?;
+        Ok(Some(Self { params, layers, weights }))
     }
 
-    fn tied(&self) -> bool {
-        self.tie_word_embeddings
-    }
-
-    fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
-        let name = gguf_name(self.architecture, &format!("{module}.weight"))?;
-        Some((name, row_order(self, module)))
-    }
-
-    fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
-        let name = hf_name(self.architecture, name)?;
-        let module = name.strip_suffix(".weight")?;
-        Some((module.to_owned(), row_order(self, module)))
-    }
-
-    fn shape(&self, module: &str) -> Option<Vec<usize>> {
-        let name = format!("{module}.weight");
-        expected_tensors(self).into_iter().find(|(expected, _)| *expected == name).map(|(_, shape)| shape)
+    /// `None` where the weight becomes a part of another tensor, or is changed on the way.
+    fn order(&self, how: How) -> Option<RowOrder> {
+        match how {
+            How::Same | How::TrimVocab => Some(RowOrder::Kept),
+            How::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
+            _ => None,
+        }
     }
 }
 
-/// ggml's Llama rotates neighbouring dimensions where transformers rotates the halves of a head.
-fn row_order(config: &ModelConfig, module: &str) -> RowOrder {
-    let permutes = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
-    match module {
-        _ if permutes && module.ends_with(".q_proj") => RowOrder::Pairs { heads: config.num_attention_heads },
-        _ if permutes && module.ends_with(".k_proj") => RowOrder::Pairs { heads: config.num_key_value_heads },
-        _ => RowOrder::Kept,
-    }
-}
-
-impl BaseModel for HfFolder {
+impl BaseModel for TableBase {
     fn architecture(&self) -> &str {
-        self.config.architecture()
+        self.params.arch.gguf
     }
 
     fn layers(&self) -> usize {
-        self.config.layers()
+        self.layers
     }
 
     fn tied(&self) -> bool {
-        self.config.tied()
+        self.params.flag("tie_word_embeddings", false)
     }
 
     fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
-        self.config.to_gguf(module)
+        match find(self.params.arch, &format!("{module}.weight")) {
+            Found::Known(known) => Some((known.gguf_name(), self.order(known.tensor.how)?)),
+            _ => None,
+        }
     }
 
     fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
-        self.config.to_hf(name)
+        let stem = name.strip_suffix(".weight")?;
+        let layer = stem.split('.').find_map(|part| part.parse::<usize>().ok().filter(|n| n.to_string() == part));
+        self.params.arch.tensors.iter().copied().flatten().find_map(|tensor| {
+            if named(tensor.gguf, layer, None, "weight") != name {
+                return None;
+            }
+            let module = named(tensor.hf, layer, None, "weight").strip_suffix(".weight")?.to_owned();
+            Some((module, self.order(tensor.how)?))
+        })
     }
 
     fn shape(&self, module: &str) -> Option<Vec<usize>> {
-        self.config.shape(module)
+        match find(self.params.arch, &format!("{module}.weight")) {
+            Found::Known(known) => shape_of(&self.params, known.tensor, false).ok(),
+            _ => None,
+        }
     }
 
     fn weight(&self, module: &str) -> Option<&PlannedTensor> {
-        self.weights().get(&format!("{module}.weight"))
+        self.weights.get(&format!("{module}.weight"))
     }
 }
 

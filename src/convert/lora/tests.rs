@@ -5,7 +5,6 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::checkpoint::ModelConfig;
 use crate::formats::gguf::{self, GgufFile};
 use crate::plan::{self, Staging};
 
@@ -13,14 +12,14 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora")
 }
 
-fn config() -> ModelConfig {
+fn config() -> TableBase {
     let path = fixtures().join("base/config.json");
-    ModelConfig::from_json(&path, &read_json_object(&path).unwrap()).unwrap()
+    TableBase::of(&fixtures().join("base"), &read_json_object(&path).unwrap(), Plan::default()).unwrap().unwrap()
 }
 
 /// The fixtures' base, with its embeddings at hand.
 struct Base {
-    config: ModelConfig,
+    config: TableBase,
     weights: Plan,
 }
 
@@ -261,26 +260,51 @@ fn changed(case: &str, settings: Json, rename: impl Fn(&str) -> String) -> tempf
 #[test]
 fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
     let tied = || {
-        let mut config = config();
-        config.tie_word_embeddings = true;
-        config
+        let path = fixtures().join("base/config.json");
+        let mut json = read_json_object(&path).unwrap();
+        json.insert("tie_word_embeddings".into(), true.into());
+        TableBase::of(&fixtures().join("base"), &json, Plan::default()).unwrap().unwrap()
     };
     let q_b = "layers.1.self_attn.q_proj.lora_B.weight";
-    let q = "layers.1.self_attn.q_proj";
-    // Which names are changed, in which way, and the error.
-    let cases: [(&str, String, &str); 7] = [
-        (q_b, format!("{q}.lora_magnitude_vector"), "found DoRA's magnitudes"),
-        (q_b, format!("{q}.lora_B.bias"), "found a bias"),
-        (q_b, format!("{q}.weight"), "found a whole weight that differs"),
-        (q_b, format!("{q}.lora_C"), "found something else"),
-        (q_b, "layers.1.x.lora_B.weight".into(), "q_proj.lora_B.weight\": expected it, found nothing"),
-        ("q_proj", "w_proj".into(), "w_proj.lora_A.weight\": expected a module whose weight the base's GGUF has"),
-        ("layers.1.", "layers.9.".into(), "expected a module of the base model, found none of that name"),
+    let cases: [(&str, Json, &str, &str, bool, &str); 11] = [
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_magnitude_vector", false, "found DoRA's magnitudes"),
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_B.bias", false, "found a bias"),
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.weight", false, "found a whole weight that differs"),
+        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_C", false, "found something else"),
+        ("plain", json!({}), "q_proj", "w_proj", false, "w_proj.lora_A.weight\": expected a module whose weight"),
+        (
+            "plain",
+            json!({}),
+            "layers.1.",
+            "layers.9.",
+            false,
+            "expected a module of the base model, found none of that",
+        ),
+        (
+            "plain",
+            json!({"r": 5}),
+            "",
+            "",
+            false,
+            "lora_A.weight\": expected [5, 48] by adapter_config.json and the base",
+        ),
+        ("plain", json!({"use_dora": true}), "", "", false, "use_dora: expected a plain low-rank update"),
+        ("embeddings", json!({}), "", "", true, "lm_head.lora_A.weight\": expected modules of their own"),
+        ("embeddings", json!({}), "lm_head.lora", "model.embed_tokens.lora", false, "found them mixed up"),
+        ("embeddings", json!({}), "lm_head.base_layer", "lm_head.modules_to_save", false, "found a whole weight that"),
     ];
-    for (from, to, expected) in cases {
-        let dir = changed("plain", json!({}), |name| name.replace(from, &to));
-        let error = to_gguf(dir.path(), &Base::open(), OutType::F32).unwrap_err().to_string();
-        assert!(error.contains(expected), "{to}: {error}");
+    for (case, settings, from, to, is_tied, expected) in cases {
+        let dir = changed(case, settings, |name| match from.is_empty() {
+            true => name.to_owned(),
+            false => name.replace(from, to),
+        });
+        let base = Base::open();
+        let result = match is_tied {
+            true => to_gguf(dir.path(), &tied(), OutType::F32),
+            false => to_gguf(dir.path(), &base, OutType::F32),
+        };
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(expected), "{case} {to}: {error}");
     }
     let same = |name: &str| name.to_owned();
     let refusal = |dir: &Path, base: &dyn BaseModel| to_gguf(dir, base, OutType::F32).unwrap_err().to_string();

@@ -2,21 +2,21 @@
 //!
 //! Reference: llama.cpp `gguf-py/gguf/vocab.py` (`SpecialVocab`), whose order of keys is kept.
 
-use std::fs;
-use std::path::Path;
-
 use serde_json::Value as Json;
 
-use super::{Files, Object};
-use crate::checkpoint::read_json_object;
-use crate::error::{Finding, IoContext, Result};
-use crate::formats::gguf::{Array, Metadata};
+use super::files::{Files, Object};
+use super::template;
+use crate::error::Result;
+use crate::formats::gguf::Metadata;
 
-/// The kinds of special tokens, in the order of their keys; the last two only where a template
-/// takes the end-of-sequence token's place.
-const KINDS: [&str; 9] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask", "eot", "eom"];
+/// The kinds of special tokens that most vocabularies have, in the order of their keys.
+pub(super) const USUAL: &[&str] = &["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// The key of a kind's id; the class token has none in GGUF.
+/// Kinds that an end-of-sequence token moves to, one after the other, where a template puts another
+/// in its place.
+const AFTER_EOS: [&str; 2] = ["eot", "eom"];
+
+/// The key of a kind's id; the other kinds have none in the reference.
 fn id_key(kind: &str) -> Option<&'static str> {
     Some(match kind {
         "bos" => "tokenizer.ggml.bos_token_id",
@@ -32,56 +32,106 @@ fn id_key(kind: &str) -> Option<&'static str> {
     })
 }
 
-/// What the tokenizer's files say about special tokens, as it is gathered.
-struct Specials {
+/// What the tokenizer's files say about special tokens.
+pub(super) struct Specials {
     /// tokenizer_config.json, completed from the post-processor.
     config: Option<Object>,
-    /// How many of [`KINDS`] are looked up.
-    kinds: usize,
+    /// The kinds that are looked up.
+    kinds: Vec<&'static str>,
+    /// How many tokens the vocabulary has, where ids are checked against it.
+    n_vocab: Option<usize>,
     /// Ids by kind, the first found.
     ids: Vec<(&'static str, u32)>,
     /// Whether a kind is added to every text.
     adds: Vec<(&'static str, bool)>,
-}
-
-/// Writes ids, the flags `add_*_token`, and the chat template.
-pub(super) fn write(metadata: &mut Metadata, files: &Files, model_config: &Object) -> Result<()> {
-    let mut specials = Specials { config: files.config.clone(), kinds: 7, ids: Vec::new(), adds: Vec::new() };
-    specials.post_processor(files.tokenizer.get("post_processor"));
-    let mut template = None;
-    if let Some(config) = specials.config.take() {
-        template = chat_template(&files.folder, &config)?;
-        specials.named(files, &config)?;
-    }
-    for kind in &KINDS[..specials.kinds] {
-        if let Some(id) = model_config.get(&format!("{kind}_token_id")) {
-            specials.set_id(files, kind, id)?;
-        }
-    }
-    for (kind, id) in &specials.ids {
-        if let Some(key) = id_key(kind) {
-            metadata.insert(key, *id);
-        }
-    }
-    for (kind, adds) in &specials.adds {
-        if matches!(*kind, "bos" | "eos" | "sep") {
-            metadata.insert(format!("tokenizer.ggml.add_{kind}_token"), *adds);
-        }
-    }
-    if let Some(template) = template {
-        write_template(metadata, &template);
-    }
-    let mut normalizer = Normalizer::default();
-    normalizer.read(files.tokenizer.get("normalizer").unwrap_or(&Json::Null));
-    for (key, value) in [("lowercase", normalizer.lowercase), ("strip_accents", normalizer.strip_accents)] {
-        if let Some(value) = value {
-            metadata.insert(format!("tokenizer.ggml.normalizer.{key}"), value);
-        }
-    }
-    Ok(())
+    /// The chat template, a text or a list.
+    pub(super) template: Option<Json>,
+    normalizer: Normalizer,
 }
 
 impl Specials {
+    /// Looks up the tokens of `kinds`. Ids have to be below `n_vocab`, where there is one.
+    pub(super) fn load(
+        files: &Files,
+        kinds: &[&'static str],
+        n_vocab: Option<usize>,
+        notes: &mut Vec<String>,
+    ) -> Result<Self> {
+        let mut specials = Self {
+            config: files.config.clone(),
+            kinds: kinds.to_vec(),
+            n_vocab,
+            ids: Vec::new(),
+            adds: Vec::new(),
+            template: None,
+            normalizer: Normalizer::default(),
+        };
+        if let Some(tokenizer) = &files.tokenizer {
+            specials.normalizer.read(tokenizer.get("normalizer").unwrap_or(&Json::Null));
+            specials.post_processor(tokenizer.get("post_processor"), notes);
+        }
+        let kinds = specials.kinds.clone();
+        if let Some(config) = specials.config.take() {
+            specials.template = template::find(&files.folder, &config, notes)?;
+            for kind in &kinds {
+                specials.named(files, &config, kind, notes)?;
+            }
+        }
+        for kind in kinds {
+            let name = format!("{kind}_token_id");
+            let inner = || files.model_config.get("text_config").and_then(|inner| inner.get(&name));
+            let id = files.model_config.get(&name).filter(|id| !id.is_null()).or_else(inner);
+            if let Some(id) = id {
+                specials.set(files, kind, id, notes)?;
+            }
+        }
+        Ok(specials)
+    }
+
+    /// Writes ids, the flags `add_*_token`, and the chat template.
+    pub(super) fn write(&self, metadata: &mut Metadata) {
+        for (kind, id) in &self.ids {
+            if let Some(key) = id_key(kind) {
+                metadata.insert(key, *id);
+            }
+        }
+        for (kind, adds) in &self.adds {
+            if matches!(*kind, "bos" | "eos" | "sep") {
+                metadata.insert(format!("tokenizer.ggml.add_{kind}_token"), *adds);
+            }
+        }
+        if let Some(template) = &self.template {
+            template::write(metadata, template);
+        }
+        let Normalizer { lowercase, strip_accents } = self.normalizer;
+        for (key, value) in [("lowercase", lowercase), ("strip_accents", strip_accents)] {
+            if let Some(value) = value {
+                metadata.insert(format!("tokenizer.ggml.normalizer.{key}"), value);
+            }
+        }
+    }
+
+    /// The first id found for a kind stays; anything but a number says nothing.
+    pub(super) fn set(&mut self, files: &Files, kind: &'static str, id: &Json, notes: &mut Vec<String>) -> Result<()> {
+        if !id.is_i64() && !id.is_u64() {
+            return Ok(());
+        }
+        let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let number = number.ok_or_else(|| {
+            files.finding_in("", format!("{kind}_token_id")).expected("a token id").found(id).format()
+        })?;
+        match self.n_vocab {
+            Some(size) if usize::try_from(number).map_or(true, |id| id >= size) => {
+                notes.push(format!(
+                    "special token {kind}: id {number} is past the {size} tokens of the vocabulary, left out"
+                ));
+            }
+            _ if self.ids.iter().any(|(known, _)| *known == kind) => {}
+            _ => self.ids.push((kind, number)),
+        }
+        Ok(())
+    }
+
     fn adds(&mut self, kind: &'static str, value: bool) {
         match self.adds.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, adds)) => *adds = value,
@@ -89,47 +139,39 @@ impl Specials {
         }
     }
 
-    /// As [`Specials::adds`], where nothing has been said yet.
-    fn adds_by_default(&mut self, kind: &'static str, value: bool) {
-        if !self.adds.iter().any(|(known, _)| *known == kind) {
-            self.adds.push((kind, value));
+    /// As [`Specials::adds`], where nothing has been said yet. What stands.
+    fn adds_by_default(&mut self, kind: &'static str, value: bool) -> bool {
+        match self.adds.iter().find(|(known, _)| *known == kind) {
+            Some((_, adds)) => *adds,
+            None => {
+                self.adds.push((kind, value));
+                value
+            }
         }
     }
 
-    /// The first id found for a kind stays; anything but a number says nothing.
-    fn set_id(&mut self, files: &Files, kind: &'static str, id: &Json) -> Result<()> {
-        if !id.is_i64() && !id.is_u64() {
-            return Ok(());
-        }
-        let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
-        let number = number.ok_or_else(|| {
-            Finding::new(&files.folder, format!("{kind}_token_id")).expected("a token id").found(id).format()
-        })?;
-        if !self.ids.iter().any(|(known, _)| *known == kind) {
-            self.ids.push((kind, number));
-        }
-        Ok(())
-    }
-
-    /// The tokens that tokenizer_config.json names, with the ids that tokenizer.json gives them.
-    fn named(&mut self, files: &Files, config: &Object) -> Result<()> {
-        let added = files.tokenizer.get("added_tokens").and_then(Json::as_array);
-        for kind in &KINDS[..self.kinds] {
-            if let Some(Json::Bool(adds)) = config.get(&format!("add_{kind}_token")) {
-                self.adds_by_default(kind, *adds);
-            }
-            let text = config.get(&format!("{kind}_token")).and_then(|token| match token {
-                Json::Object(token) => token.get("content").and_then(Json::as_str),
-                other => other.as_str(),
-            });
-            let Some(text) = text else { continue };
-            let token =
-                added.into_iter().flatten().find(|token| token.get("content").and_then(Json::as_str) == Some(text));
-            if let Some(id) = token.and_then(|token| token.get("id")) {
-                self.set_id(files, kind, id)?;
+    /// The token of `kind` that tokenizer_config.json names, with the id that tokenizer.json gives it.
+    fn named(&mut self, files: &Files, config: &Object, kind: &'static str, notes: &mut Vec<String>) -> Result<()> {
+        if let Some(Json::Bool(adds)) = config.get(&format!("add_{kind}_token")) {
+            let stands = self.adds_by_default(kind, *adds);
+            if stands != *adds {
+                notes.push(format!(
+                    "add_{kind}_token: the post-processor of tokenizer.json says {stands}, tokenizer_config.json {adds}: \
+                     {stands} is written"
+                ));
             }
         }
-        Ok(())
+        let text = config.get(&format!("{kind}_token")).and_then(|token| match token {
+            Json::Object(token) => token.get("content").and_then(Json::as_str),
+            other => other.as_str(),
+        });
+        let Some(text) = text else { return Ok(()) };
+        let added = files.tokenizer.as_ref().and_then(|json| json.get("added_tokens")).and_then(Json::as_array);
+        let token = added.into_iter().flatten().find(|token| token.get("content").and_then(Json::as_str) == Some(text));
+        match token.and_then(|token| token.get("id")) {
+            Some(id) => self.set(files, kind, id, notes),
+            None => Ok(()),
+        }
     }
 
     /// The token of `kind` that the config names; null where it names none.
@@ -144,7 +186,7 @@ impl Specials {
     }
 
     /// Which tokens the post-processor puts around a text, and which of them that makes special.
-    fn post_processor(&mut self, processor: Option<&Json>) {
+    fn post_processor(&mut self, processor: Option<&Json>, notes: &mut Vec<String>) {
         let mut known =
             Known { bos: self.token("bos"), cls: self.token("cls"), eos: self.token("eos"), sep: self.token("sep") };
         if !truthy(&known.bos) && truthy(&known.cls) {
@@ -177,14 +219,14 @@ impl Specials {
                         }
                     }
                 }
-                Some("TemplateProcessing") => self.template(processor, &mut known),
+                Some("TemplateProcessing") => self.read_template(processor, &mut known, notes),
                 _ => {}
             }
         }
     }
 
     /// Reads simple templates: a first, a last, and a token between two texts.
-    fn template(&mut self, processor: &Json, known: &mut Known) {
+    fn read_template(&mut self, processor: &Json, known: &mut Known, notes: &mut Vec<String>) {
         let pieces = |name: &str| processor.get(name).and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
         let special =
             |piece: &Json| piece.get("SpecialToken").and_then(|token| token.get("id")).filter(|id| truthy(id)).cloned();
@@ -213,9 +255,12 @@ impl Specials {
                 known.eos = last.clone();
             } else if *last != known.eos {
                 // The token that ended texts so far ends turns now, then messages.
-                if let Some(kind) = KINDS.get(self.kinds) {
-                    self.set_token(kind, &known.eos);
-                    self.kinds += 1;
+                match AFTER_EOS.into_iter().find(|kind| !self.kinds.contains(kind)) {
+                    Some(kind) => {
+                        self.set_token(kind, &known.eos);
+                        self.kinds.push(kind);
+                    }
+                    None => notes.push(format!("special token eos: {last} of tokenizer.json replaces {}", known.eos)),
                 }
                 self.set_token("eos", last);
                 known.eos = last.clone();
@@ -223,21 +268,26 @@ impl Specials {
             self.adds("eos", *last == known.eos);
         }
         let mut pair = pieces("pair");
-        if first.is_some() && pair.first().and_then(special) == first {
-            pair = &pair[1..];
+        if let (Some(first), [start, rest @ ..]) = (&first, pair)
+            && special(start).as_ref() == Some(first)
+        {
+            pair = rest;
         }
-        if last.is_some() && pair.last().and_then(special) == last {
-            pair = &pair[..pair.len() - 1];
+        if let (Some(last), [rest @ .., end]) = (&last, pair)
+            && special(end).as_ref() == Some(last)
+        {
+            pair = rest;
         }
         let sequence =
             |piece: &Json, id: &str| piece.get("Sequence").and_then(|s| s.get("id")).and_then(Json::as_str) == Some(id);
         let [a, between @ .., b] = pair else { return };
-        if between.is_empty() || !sequence(a, "A") || !sequence(b, "B") {
+        let [separator, more @ ..] = between else { return };
+        if !sequence(a, "A") || !sequence(b, "B") {
             return;
         }
         let separates = |token: &Json| *token == known.sep || *token == known.eos;
-        let mut adds = special(&between[0]).is_some_and(|token| separates(&token) && last.is_none());
-        if let [_, second] = between {
+        let mut adds = special(separator).is_some_and(|token| separates(&token) && last.is_none());
+        if let [second] = more {
             adds |= special(second).is_some_and(|token| separates(&token));
         }
         self.adds("sep", adds);
@@ -267,98 +317,8 @@ fn truthy(json: &Json) -> bool {
     }
 }
 
-/// The chat template: of tokenizer_config.json, else chat_template.jinja, else chat_template.json.
-/// A text, or a list of templates with names.
-fn chat_template(folder: &Path, config: &Object) -> Result<Option<Json>> {
-    if let Some(template) = config.get("chat_template") {
-        return Ok(Some(template.clone()).filter(|template| template.is_string() || template.is_array()));
-    }
-    let jinja = folder.join("chat_template.jinja");
-    if jinja.is_file() {
-        let default = read_text(&jinja)?;
-        let others = additional_templates(&folder.join("additional_chat_templates"))?;
-        if others.is_empty() {
-            return Ok(Some(Json::String(default)));
-        }
-        let named = |(name, template): (String, String)| serde_json::json!({ "name": name, "template": template });
-        let all = std::iter::once(("default".to_owned(), default)).chain(others);
-        return Ok(Some(all.map(named).collect()));
-    }
-    let json = folder.join("chat_template.json");
-    match json.is_file() {
-        true => Ok(read_json_object(&json)?.remove("chat_template")),
-        false => Ok(None),
-    }
-}
-
-/// Templates beside the default one, by file name, sorted.
-fn additional_templates(folder: &Path) -> Result<Vec<(String, String)>> {
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
-    let mut templates = Vec::new();
-    for entry in fs::read_dir(folder).at(folder, "read")? {
-        let path = entry.at(folder, "read")?.path();
-        if path.extension().is_some_and(|extension| extension == "jinja") {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            templates.push((name, read_text(&path)?));
-        }
-    }
-    templates.sort();
-    Ok(templates)
-}
-
-/// A text file with every line end as `\n`.
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).at(path, "read")?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| Finding::new(path, "").expected("UTF-8 text").found(e.utf8_error()).format())?;
-    Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
-}
-
-/// One template, or several: the one called default, and the others under their names.
-fn write_template(metadata: &mut Metadata, template: &Json) {
-    let mut put = |key: String, text: &str| {
-        if !text.is_empty() {
-            metadata.insert(key, text);
-        }
-    };
-    let key = "tokenizer.chat_template";
-    let choices = match template {
-        Json::String(text) => return put(key.to_owned(), text),
-        other => other.as_array().map_or(&[][..], Vec::as_slice),
-    };
-    let mut default = None;
-    let mut names: Vec<String> = Vec::new();
-    for choice in choices {
-        let text = |field: &str| choice.get(field).and_then(Json::as_str);
-        let name: String = text("name").unwrap_or_default().chars().map(plain).collect();
-        match (name.as_str(), text("template")) {
-            ("", _) | (_, None) => {}
-            ("default", Some(template)) => default = Some(template),
-            (_, Some(template)) => {
-                put(format!("{key}.{name}"), template);
-                if !names.contains(&name) {
-                    names.push(name);
-                }
-            }
-        }
-    }
-    if !names.is_empty() {
-        metadata.insert("tokenizer.chat_templates", Array::texts(names));
-    }
-    if let Some(default) = default.filter(|text| !text.is_empty()) {
-        metadata.insert(key, default);
-    }
-}
-
-/// Names of templates become parts of keys: letters and digits only.
-fn plain(c: char) -> char {
-    if c.is_ascii_alphanumeric() { c } else { '_' }
-}
-
 /// What a normalizer does to text, as far as GGUF has keys for it.
-#[derive(Default)]
+#[derive(Default, Clone, Copy)]
 struct Normalizer {
     lowercase: Option<bool>,
     strip_accents: Option<bool>,
@@ -370,9 +330,13 @@ impl Normalizer {
             Some("Lowercase") => self.lowercase = Some(true),
             Some("StripAccents") => self.strip_accents = Some(true),
             Some("BertNormalizer") => {
-                let flag = |name: &str| json.get(name).and_then(Json::as_bool);
-                self.lowercase = flag("lowercase").or(self.lowercase);
-                self.strip_accents = flag("strip_accents").or(self.strip_accents);
+                // A null takes back what an earlier step said.
+                if let Some(flag) = json.get("lowercase") {
+                    self.lowercase = flag.as_bool();
+                }
+                if let Some(flag) = json.get("strip_accents") {
+                    self.strip_accents = flag.as_bool();
+                }
             }
             Some("Sequence") => {
                 let steps = json.get("normalizers").and_then(Json::as_array);

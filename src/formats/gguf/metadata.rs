@@ -59,6 +59,13 @@ impl Metadata {
         None
     }
 
+    /// Takes `key` out; what follows moves up. Its value, if it was there.
+    pub fn remove(&mut self, key: &str) -> Option<Value> {
+        let place = self.places.remove(key)?;
+        self.places.values_mut().filter(|p| **p > place).for_each(|p| *p -= 1);
+        Some(self.entries.remove(place).1)
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.places.get(key).map(|&place| &self.entries[place].1)
@@ -159,6 +166,20 @@ mod tests {
         let keys: Vec<&str> = metadata.iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["a", "b"]);
         assert_eq!(metadata.u32("a").unwrap(), 3);
+    }
+
+    #[test]
+    fn removing_moves_the_others_up() {
+        let mut metadata = Metadata::new("m.gguf");
+        for (i, key) in ["a", "b", "c"].into_iter().enumerate() {
+            metadata.insert(key, i as u32);
+        }
+        assert_eq!(metadata.remove("b"), Some(Value::U32(1)));
+        assert_eq!(metadata.remove("b"), None);
+        assert_eq!((metadata.u32("a").unwrap(), metadata.u32("c").unwrap()), (0, 2));
+        metadata.insert("c", 7u32);
+        assert_eq!(metadata.iter().map(|(key, _)| key).collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!(metadata.u32("c").unwrap(), 7);
     }
 
     #[test]

@@ -1,17 +1,24 @@
-//! GGUF: typed metadata, a list of tensors, aligned tensor data; versions 2 and 3, little-endian.
+//! GGUF: typed metadata, a list of tensors, aligned tensor data; versions 2 and 3, of either byte order.
 //!
 //! The reader holds files to the rules that ggml enforces, and says which one is broken; the
-//! writer lays out version 3 as gguf-py does.
+//! writer lays out version 3, little-endian, as gguf-py does. A model may be split over several
+//! files: [`GgufModel`] joins them, [`split_layout`] makes them.
 //!
 //! Reference: llama.cpp `ggml/include/gguf.h`, `ggml/src/gguf.cpp`, `gguf-py/gguf/gguf_writer.py`.
 
+mod cursor;
+mod endian;
 mod metadata;
+mod model;
 mod reader;
+mod split;
 mod value;
 mod writer;
 
 pub use metadata::Metadata;
+pub use model::GgufModel;
 pub use reader::GgufFile;
+pub use split::{SplitLimits, split_layout};
 pub use value::{Array, Value, ValueType};
 pub use writer::layout;
 
@@ -29,11 +36,25 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// The key that overrides [`DEFAULT_ALIGNMENT`].
 const ALIGNMENT_KEY: &str = "general.alignment";
 
+/// Which shard of a split model a file is, counted from 0 (`LLM_KV_SPLIT_NO`).
+const SPLIT_NO: &str = "split.no";
+
+/// How many shards there are (`LLM_KV_SPLIT_COUNT`).
+const SPLIT_COUNT: &str = "split.count";
+
+/// How many tensors all shards hold together (`LLM_KV_SPLIT_TENSORS_COUNT`).
+const SPLIT_TENSORS: &str = "split.tensors.count";
+
 /// The longest tensor name in bytes: ggml's `GGML_MAX_NAME` is 64 with the closing zero.
 pub(crate) const MAX_NAME_BYTES: usize = 63;
 
 /// The most dimensions of a tensor (`GGML_MAX_DIMS`).
 pub(crate) const MAX_DIMS: usize = 4;
+
+/// How the name of shard `no`, counted from 0, of `count` ends (`llama_split_path`).
+fn shard_suffix(no: u64, count: u64) -> String {
+    format!("-{:05}-of-{count:05}.gguf", no.saturating_add(1))
+}
 
 /// Multiples of which tensor data starts at, in bytes.
 fn alignment_of(metadata: &Metadata) -> Result<u64> {

@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
+use super::cursor::Cursor;
+use super::endian::swapped_fields;
 use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, ValueType, alignment_of, removed_type};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -13,13 +15,14 @@ use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
 /// The fewest bytes that a key with its value can take: two lengths, a type, one byte each.
 const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 
-/// The fewest bytes that a tensor's description can take: a one-byte name and one dimension.
-const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 8;
+/// The fewest bytes that a tensor's description can take: a one-byte name and no dimension.
+const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 4 + 8;
 
 /// An open GGUF file.
 pub struct GgufFile {
     file: MappedFile,
     version: u32,
+    big_endian: bool,
     alignment: u64,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -34,10 +37,11 @@ impl GgufFile {
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] naming the file and the key or tensor;
-    /// [`crate::Error::Unsupported`] for version 1, later versions, big-endian files and removed types.
+    /// [`crate::Error::Unsupported`] for version 1, later versions, removed types, and in big-endian
+    /// files the types whose byte order isn't known.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
-        let mut cursor = Cursor { path, bytes: file.bytes(), at: 0 };
+        let mut cursor = Cursor::new(path, file.bytes());
         let version = read_version(&mut cursor)?;
         let tensor_count = cursor.count("tensor count", MIN_TENSOR_BYTES)?;
         let key_count = cursor.count("key count", MIN_ENTRY_BYTES)?;
@@ -54,13 +58,20 @@ impl GgufFile {
             tensors.push(info);
             offsets.push(offset);
         }
-        let ranges = place(path, &tensors, &offsets, cursor.at as u64, alignment, file.bytes().len() as u64)?;
-        Ok(Self { file, version, alignment, metadata, tensors, ranges })
+        let ranges = place(path, &tensors, &offsets, cursor.at(), alignment, file.bytes().len() as u64)?;
+        let big_endian = cursor.big_endian;
+        Ok(Self { file, version, big_endian, alignment, metadata, tensors, ranges })
     }
 
     /// The version of the format: 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Whether the file is that of a big-endian machine. Metadata and rows are handed out as of any
+    /// other file; [`GgufFile::range`] still is where the file's own bytes stand.
+    pub fn big_endian(&self) -> bool {
+        self.big_endian
     }
 
     /// Multiples of which tensor data starts at, in bytes.
@@ -92,8 +103,12 @@ impl Source for GgufFile {
     }
 
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
-        let bytes = &self.file.bytes()[self.ranges[index].clone()];
-        Cow::Borrowed(self.tensors[index].slice(bytes, rows))
+        let info = &self.tensors[index];
+        let bytes = info.slice(&self.file.bytes()[self.ranges[index].clone()], rows);
+        match self.big_endian {
+            true => swapped(info.dtype, bytes),
+            false => Cow::Borrowed(bytes),
+        }
     }
 }
 
@@ -108,16 +123,19 @@ fn read_version(cursor: &mut Cursor) -> Result<u32> {
             .hint("is the download complete, and is it a GGUF file?")
             .format());
     }
-    let version = u32::from_le_bytes(cursor.array("GGUF header")?);
+    let mut version = cursor.u32("GGUF header")?;
+    // A small number in the other byte order has its low half empty.
+    if version != 0 && version & 0xffff == 0 {
+        cursor.big_endian = true;
+        version = version.swap_bytes();
+    }
     match version {
         2 | VERSION => Ok(version),
-        // A small number in the other byte order has its low half empty.
-        v if v != 0 && v & 0xffff == 0 => Err(finding(cursor.path)
-            .expected("a little-endian file")
-            .found("a byte-swapped (big-endian) one")
-            .hint("llama.cpp's gguf_convert_endian.py swaps it")
-            .unsupported()),
-        v => Err(finding(cursor.path).expected(format_args!("version 2 or {VERSION}")).found(v).unsupported()),
+        v => {
+            let order = if cursor.big_endian { ", big-endian" } else { "" };
+            let found = format_args!("version {v}{order}").to_string();
+            Err(finding(cursor.path).expected(format_args!("version 2 or {VERSION}")).found(found).unsupported())
+        }
     }
 }
 
@@ -197,7 +215,7 @@ fn read_array(cursor: &mut Cursor, subject: &str) -> Result<Array> {
 }
 
 fn read_type(cursor: &mut Cursor, subject: &str) -> Result<ValueType> {
-    let id = u32::from_le_bytes(cursor.array(subject)?);
+    let id = cursor.u32(subject)?;
     ValueType::from_id(id)
         .ok_or_else(|| Finding::new(cursor.path, subject).expected("a value type from 0 to 12").found(id).format())
 }
@@ -219,22 +237,22 @@ fn read_tensor(cursor: &mut Cursor, number: usize) -> Result<(TensorInfo, u64)> 
     let path = cursor.path;
     let finding = || tensor_finding(path, name);
     let subject = format!("tensor {name:?}");
-    let dims = u32::from_le_bytes(cursor.array(&subject)?);
-    if dims == 0 || dims as usize > MAX_DIMS {
-        return Err(finding().expected(format_args!("1 to {MAX_DIMS} dimensions")).found(dims).format());
+    let dims = cursor.u32(&subject)?;
+    if dims as usize > MAX_DIMS {
+        return Err(finding().expected(format_args!("at most {MAX_DIMS} dimensions")).found(dims).format());
     }
     let mut shape = Vec::with_capacity(MAX_DIMS);
     for _ in 0..dims {
-        let dim = u64::from_le_bytes(cursor.array(&subject)?);
-        if dim == 0 || dim > i64::MAX as u64 {
-            return Err(finding().expected("dimensions from 1 to 2^63 - 1").found(dim).format());
+        let dim = cursor.u64(&subject)?;
+        if dim > i64::MAX as u64 {
+            return Err(finding().expected("dimensions below 2^63").found(dim).format());
         }
         shape.push(dim as usize);
     }
-    let row_len = shape[0];
     shape.reverse();
-    let id = u32::from_le_bytes(cursor.array(&subject)?);
-    let offset = u64::from_le_bytes(cursor.array(&subject)?);
+    let row_len = shape.last().map_or(1, |&dim| dim);
+    let id = cursor.u32(&subject)?;
+    let offset = cursor.u64(&subject)?;
     let dtype = DType::from_ggml_id(id).ok_or_else(|| match removed_type(id) {
         Some(name) => finding()
             .expected("a type of today's ggml")
@@ -248,6 +266,13 @@ fn read_tensor(cursor: &mut Cursor, number: usize) -> Result<(TensorInfo, u64)> 
             .expected(format_args!("rows that divide into blocks of {} for {dtype}", dtype.block_elems()))
             .found(format_args!("rows of {row_len}"))
             .format());
+    }
+    if cursor.big_endian && swapped_fields(dtype).is_none() {
+        return Err(finding()
+            .expected("a type whose byte order is known to differ in big-endian files")
+            .found(dtype)
+            .hint("convert or quantize the model on a little-endian machine")
+            .unsupported());
     }
     Ok((TensorInfo { name: name.to_owned(), dtype, shape }, offset))
 }
@@ -301,85 +326,19 @@ fn place(
     Ok(ranges)
 }
 
+/// Rows of a big-endian file as they would stand in a little-endian one.
+fn swapped(dtype: DType, bytes: &[u8]) -> Cow<'_, [u8]> {
+    // Types that aren't known were refused when the file was opened.
+    let Some(fields) = swapped_fields(dtype).filter(|fields| !fields.is_nothing()) else {
+        return Cow::Borrowed(bytes);
+    };
+    let mut bytes = bytes.to_vec();
+    bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| fields.apply(block));
+    Cow::Owned(bytes)
+}
+
 fn tensor_finding(path: &Path, name: &str) -> Finding {
     Finding::new(path, format!("tensor {name:?}"))
-}
-
-/// The header's bytes and how far they are read. Every count is held against the bytes left
-/// before anything is allocated for it.
-struct Cursor<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn left(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
-    }
-
-    fn cut_short(&self, needed: impl std::fmt::Display, subject: &str) -> crate::Error {
-        Finding::new(self.path, subject)
-            .expected(format_args!("{needed} bytes at offset {}", self.at))
-            .found(format_args!("{} until the file's end", self.left()))
-            .hint("the file is cut short or damaged; fetch it again")
-            .format()
-    }
-
-    fn take(&mut self, len: u64, subject: &str) -> Result<&'a [u8]> {
-        if len > self.left() {
-            return Err(self.cut_short(len, subject));
-        }
-        let taken = &self.bytes[self.at..self.at + len as usize];
-        self.at += len as usize;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, subject: &str) -> Result<[u8; N]> {
-        match self.bytes[self.at..].first_chunk::<N>() {
-            Some(array) => {
-                self.at += N;
-                Ok(*array)
-            }
-            None => Err(self.cut_short(N, subject)),
-        }
-    }
-
-    fn bool(&mut self, subject: &str) -> Result<bool> {
-        let [byte] = self.array(subject)?;
-        match byte {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(Finding::new(self.path, subject).expected("a bool of 0 or 1").found(other).format()),
-        }
-    }
-
-    /// A length and as many bytes.
-    fn string(&mut self, subject: &str) -> Result<&'a [u8]> {
-        let len = u64::from_le_bytes(self.array(subject)?);
-        self.take(len, subject)
-    }
-
-    /// A count of things that take at least `min_bytes` each.
-    fn count(&mut self, subject: &str, min_bytes: u64) -> Result<usize> {
-        let count = u64::from_le_bytes(self.array(subject)?);
-        let limit = self.left() / min_bytes;
-        if count > limit {
-            return Err(Finding::new(self.path, subject)
-                .expected(format_args!("a count of at most {limit}, as many as fit into the file"))
-                .found(count)
-                .hint("the file is cut short or damaged; fetch it again")
-                .format());
-        }
-        Ok(count as usize)
-    }
-
-    /// A count and as many numbers of `N` bytes.
-    fn numbers<T, const N: usize>(&mut self, subject: &str, read: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
-        let count = self.count(subject, N as u64)?;
-        let bytes = self.take((count * N) as u64, subject)?;
-        Ok(bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect())
-    }
 }
 
 #[cfg(test)]

@@ -15,9 +15,20 @@ use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that GGUF has no number for; [`crate::Error::Format`]
-/// for what readers refuse: empty, repeated or long names, more than four dimensions, none, or
-/// empty ones, rows that don't divide into blocks, an alignment that is no power of two.
+/// for what readers refuse: empty, repeated or long names, more than four dimensions, rows that
+/// don't divide into blocks, an alignment that is no power of two.
 pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> {
+    let (file, offsets) = one_file(metadata, tensors, "model.gguf".into())?;
+    let places = offsets.into_iter().map(|offset| Place { file: 0, offset }).collect();
+    Ok(Layout { files: vec![file], places })
+}
+
+/// One file called `name`, and where each of its tensors starts.
+pub(super) fn one_file(
+    metadata: &Metadata,
+    tensors: &[PlannedTensor],
+    name: PathBuf,
+) -> Result<(FileLayout, Vec<u64>)> {
     let alignment = alignment_of(metadata)?;
     let mut head = MAGIC.to_vec();
     head.extend(VERSION.to_le_bytes());
@@ -31,7 +42,7 @@ pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> 
         put_value(&mut head, value);
     }
     let mut names = HashSet::with_capacity(tensors.len());
-    let mut places = Vec::with_capacity(tensors.len());
+    let mut offsets = Vec::with_capacity(tensors.len());
     let mut offset = 0u64;
     for tensor in tensors {
         let finding = || Finding::new(metadata.file(), format!("tensor {:?}", tensor.name));
@@ -45,9 +56,9 @@ pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> 
                 .format());
         }
         let shape = tensor.shape.as_slice();
-        if shape.is_empty() || shape.len() > MAX_DIMS || shape.contains(&0) {
+        if shape.len() > MAX_DIMS {
             return Err(finding()
-                .expected(format_args!("1 to {MAX_DIMS} dimensions, none of them 0"))
+                .expected(format_args!("at most {MAX_DIMS} dimensions"))
                 .found(format_args!("shape {}", show_shape(shape)))
                 .format());
         }
@@ -62,7 +73,7 @@ pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> 
         }
         head.extend(id.to_le_bytes());
         head.extend(offset.to_le_bytes());
-        places.push(Place { file: 0, offset });
+        offsets.push(offset);
         let elems = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim as u64));
         let row_len = shape.last().map_or(1, |&dim| dim as u64);
         offset = elems
@@ -76,13 +87,12 @@ pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> 
                     .format()
             })?;
     }
-    head.resize(head.len().next_multiple_of(alignment as usize), 0);
-    let start = head.len() as u64;
-    for place in &mut places {
-        place.offset += start;
+    // The padding is left to the file's length: an alignment may be gigabytes.
+    let start = (head.len() as u64).next_multiple_of(alignment);
+    for offset in &mut offsets {
+        *offset += start;
     }
-    let file = FileLayout { name: PathBuf::from("model.gguf"), head, byte_len: start + offset };
-    Ok(Layout { files: vec![file], places })
+    Ok((FileLayout::new(name, head, start + offset), offsets))
 }
 
 fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {

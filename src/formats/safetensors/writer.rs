@@ -1,12 +1,12 @@
 //! Laying out: which shard and which offset every tensor gets, before a byte of data is written.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
+use crate::formats::shards::{index, shard_name, split};
 use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
 
 /// The name of the file that says which shard holds which tensor.
@@ -48,10 +48,7 @@ pub fn layout_with_metadata(
     let mut files = Vec::with_capacity(shards.len() + 1);
     let mut weight_map: Vec<(&str, String)> = Vec::new();
     for (number, mut shard) in shards.iter().cloned().enumerate() {
-        let name = match shards.len() {
-            1 => format!("{stem}.safetensors"),
-            n => format!("{stem}-{:05}-of-{n:05}.safetensors", number + 1),
-        };
+        let name = shard_name(stem, number, shards.len(), "safetensors");
         shard.sort_by_key(|&i| (std::cmp::Reverse(alignment(tensors[i].dtype)), &tensors[i].name));
         let mut header = Map::new();
         if !metadata.is_empty() {
@@ -73,35 +70,13 @@ pub fn layout_with_metadata(
         for &i in &shard {
             places[i].offset += head.len() as u64;
         }
-        files.push(FileLayout { name: PathBuf::from(name), byte_len: head.len() as u64 + offset, head });
+        let byte_len = head.len() as u64 + offset;
+        files.push(FileLayout::new(name, head, byte_len));
     }
     if shards.len() > 1 {
-        weight_map.sort();
-        let weight_map: Map<String, Value> = weight_map.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
-        let total: u64 = tensors.iter().map(PlannedTensor::byte_len).sum();
-        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-        let text = serde_json::to_string_pretty(&index).expect("strings and numbers serialize") + "\n";
-        files.push(FileLayout::text(format!("{stem}.safetensors.index.json"), text));
+        files.push(index(format!("{stem}.safetensors.index.json"), tensors, weight_map));
     }
     Ok(Layout { files, places })
-}
-
-/// Tensor numbers by shard, in order; a tensor larger than a shard gets one of its own.
-fn split(tensors: &[PlannedTensor], shard_bytes: u64) -> Vec<Vec<usize>> {
-    let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
-    let mut filled = 0;
-    for (i, tensor) in tensors.iter().enumerate() {
-        let bytes = tensor.byte_len();
-        let last = shards.last_mut().expect("never empty");
-        if !last.is_empty() && filled + bytes > shard_bytes {
-            shards.push(vec![i]);
-            filled = bytes;
-        } else {
-            last.push(i);
-            filled += bytes;
-        }
-    }
-    shards
 }
 
 fn alignment(dtype: DType) -> usize {

@@ -1,0 +1,358 @@
+//! YAML of model cards, with the types that PyYAML's safe loader gives it.
+//!
+//! saphyr-parser reads YAML 1.2 and hands out scalars as text. What a plain scalar means follows
+//! YAML 1.1 here, since that is what llama.cpp's converter sees: `no` is false, `1.10` a number,
+//! `2024-01-31` a date.
+//!
+//! Reference: PyYAML 6.0.3 `resolver.py`, `constructor.py` (`SafeConstructor`).
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
+use serde_json::Value as Json;
+
+use super::mend;
+use super::scalar::plain;
+
+/// Lists and mappings within each other: a card needs five.
+const MAX_DEPTH: usize = 64;
+
+/// Values of a card, aliases counted as often as they stand. Cards with benchmark tables have tens
+/// of thousands.
+const MAX_NODES: usize = 1 << 20;
+
+/// A value.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Node {
+    Null,
+    Text(String),
+    /// What isn't text to a YAML reader, and how it stands in the file.
+    Typed(Typed, String),
+    List(Vec<Node>),
+    Map(Map),
+}
+
+/// What a plain scalar is, where it isn't text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Typed {
+    Bool(bool),
+    /// Cut off at the limits of 64 bits.
+    Int(i64),
+    Float(f64),
+    /// A date, or bytes.
+    Other,
+}
+
+/// A mapping. Keys that aren't text are of no use here and are left out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Map(Vec<(String, Node)>);
+
+impl Map {
+    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+    }
+}
+
+impl FromIterator<(String, Node)> for Map {
+    /// The last of several equal keys stands, at the first one's place.
+    fn from_iter<I: IntoIterator<Item = (String, Node)>>(pairs: I) -> Self {
+        let mut places: HashMap<String, usize> = HashMap::new();
+        let mut entries: Vec<(String, Node)> = Vec::new();
+        for (name, node) in pairs {
+            match places.get(&name).and_then(|&place| entries.get_mut(place)) {
+                Some(entry) => entry.1 = node,
+                None => {
+                    places.insert(name.clone(), entries.len());
+                    entries.push((name, node));
+                }
+            }
+        }
+        Self(entries)
+    }
+}
+
+impl Node {
+    /// What Python takes for false.
+    pub(super) fn is_falsy(&self) -> bool {
+        match self {
+            Node::Null => true,
+            Node::Text(text) => text.is_empty(),
+            Node::Typed(Typed::Bool(value), _) => !value,
+            Node::Typed(Typed::Int(value), _) => *value == 0,
+            Node::Typed(Typed::Float(value), _) => *value == 0.0,
+            Node::Typed(Typed::Other, _) => false,
+            Node::List(items) => items.is_empty(),
+            Node::Map(map) => map.0.is_empty(),
+        }
+    }
+
+    fn count(&self) -> usize {
+        1 + match self {
+            Node::List(items) => items.iter().map(Node::count).sum(),
+            Node::Map(map) => map.0.iter().map(|(_, node)| node.count()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// A value of a JSON file, which has fewer types.
+impl From<&Json> for Node {
+    fn from(json: &Json) -> Self {
+        match json {
+            Json::Null => Node::Null,
+            Json::Bool(value) => Node::Typed(Typed::Bool(*value), json.to_string()),
+            Json::Number(number) => {
+                let typed = match (number.as_i64(), number.as_f64()) {
+                    (Some(value), _) => Typed::Int(value),
+                    (None, value) => Typed::Float(value.unwrap_or(f64::NAN)),
+                };
+                Node::Typed(typed, json.to_string())
+            }
+            Json::String(text) => Node::Text(text.clone()),
+            Json::Array(items) => Node::List(items.iter().map(Node::from).collect()),
+            Json::Object(map) => Node::Map(map.iter().map(|(name, value)| (name.clone(), value.into())).collect()),
+        }
+    }
+}
+
+/// The one document in `text`; what is wrong with it otherwise, in a few words.
+pub(super) fn parse(text: &str) -> Result<Node, String> {
+    let straight = Loader::load(text);
+    straight.or_else(|first| match mend::mended(text) {
+        Some(again) => Loader::load(&again).map_err(|_| first),
+        None => Err(first),
+    })
+}
+
+struct Loader<'a> {
+    events: Parser<'a, saphyr_parser::StrInput<'a>>,
+    anchors: HashMap<usize, Node>,
+    nodes_left: usize,
+}
+
+impl<'a> Loader<'a> {
+    fn load(text: &'a str) -> Result<Node, String> {
+        let mut loader = Loader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes_left: MAX_NODES };
+        let mut document = Node::Null;
+        let mut documents = 0;
+        loop {
+            match loader.next()? {
+                Event::StreamEnd => return Ok(document),
+                Event::DocumentStart(_) => {
+                    documents += 1;
+                    if documents > 1 {
+                        return Err("more than one document".to_owned());
+                    }
+                    let event = loader.next()?;
+                    document = loader.node(event, 0)?;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<Event<'a>, String> {
+        match self.events.next_event() {
+            Some(Ok((event, _))) => Ok(event),
+            // Lines are counted from the file's first, which is the one before the YAML.
+            Some(Err(e)) => Err(format!("{} in line {}", e.info(), e.marker().line().saturating_add(1))),
+            None => Ok(Event::StreamEnd),
+        }
+    }
+
+    fn spend(&mut self, nodes: usize) -> Result<(), String> {
+        self.nodes_left = self.nodes_left.checked_sub(nodes).ok_or("more than a million values")?;
+        Ok(())
+    }
+
+    fn node(&mut self, event: Event<'a>, depth: usize) -> Result<Node, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} values within each other"));
+        }
+        self.spend(1)?;
+        let (anchor, node) = match event {
+            Event::Alias(id) => {
+                let node = self.anchors.get(&id).cloned().ok_or("an alias within its own value")?;
+                self.spend(node.count())?;
+                return Ok(node);
+            }
+            Event::Scalar(text, style, anchor, tag) => (anchor, scalar(&text, style, tag.as_deref())?),
+            Event::SequenceStart(anchor, tag) => {
+                collection(tag.as_deref(), "seq")?;
+                let mut items = Vec::new();
+                loop {
+                    match self.next()? {
+                        Event::SequenceEnd => break (anchor, Node::List(items)),
+                        event => items.push(self.node(event, depth + 1)?),
+                    }
+                }
+            }
+            Event::MappingStart(anchor, tag) => {
+                collection(tag.as_deref(), "map")?;
+                (anchor, Node::Map(self.map(depth)?))
+            }
+            _ => return Err("no value where one belongs".to_owned()),
+        };
+        if anchor != 0 {
+            self.spend(node.count())?;
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn map(&mut self, depth: usize) -> Result<Map, String> {
+        let mut own = Vec::new();
+        let mut merged = Vec::new();
+        loop {
+            let event = self.next()?;
+            let merges = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "<<");
+            let key = match event {
+                Event::MappingEnd => break,
+                // PyYAML's one use of it: a key like any other.
+                Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "=" => {
+                    self.spend(1)?;
+                    Node::Text("=".to_owned())
+                }
+                event => self.node(event, depth + 1)?,
+            };
+            let event = self.next()?;
+            let value = self.node(event, depth + 1)?;
+            match (merges, key, value) {
+                (true, _, Node::Map(map)) => merged.extend(map.0),
+                (true, _, Node::List(maps)) => {
+                    // The first of the list prevails: it comes last.
+                    for map in maps.into_iter().rev() {
+                        let Node::Map(map) = map else { return Err("a merge of what is no mapping".to_owned()) };
+                        merged.extend(map.0);
+                    }
+                }
+                (true, ..) => return Err("a merge of what is no mapping".to_owned()),
+                (false, Node::Text(key), value) => own.push((key, value)),
+                (false, Node::List(_) | Node::Map(_), _) => return Err("a list or mapping as a key".to_owned()),
+                (false, ..) => {}
+            }
+        }
+        Ok(merged.into_iter().chain(own).collect())
+    }
+}
+
+/// Refuses tags of collections other than the plain ones.
+fn collection(tag: Option<&Tag>, name: &str) -> Result<(), String> {
+    match tag {
+        Some(tag) if !(tag.is_yaml_core_schema() && tag.suffix == name || is_plain(tag)) => unknown(tag),
+        _ => Ok(()),
+    }
+}
+
+fn unknown<T>(tag: &Tag) -> Result<T, String> {
+    Err(format!("the tag {}{}, which says nothing here", tag.handle, tag.suffix))
+}
+
+/// The tag `!`: no type in particular.
+fn is_plain(tag: &Tag) -> bool {
+    tag.handle.is_empty() && tag.suffix == "!"
+}
+
+fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Result<Node, String> {
+    let as_text = || Node::Text(text.to_owned());
+    match tag.filter(|tag| !is_plain(tag)) {
+        None if style != ScalarStyle::Plain => Ok(as_text()),
+        None => plain(text),
+        Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str" => Ok(as_text()),
+        Some(tag) if tag.is_yaml_core_schema() => match (tag.suffix.as_str(), plain(text).unwrap_or(Node::Null)) {
+            ("null", _) => Ok(Node::Null),
+            ("bool", node @ Node::Typed(Typed::Bool(_), _))
+            | ("int", node @ Node::Typed(Typed::Int(_), _))
+            | ("float", node @ Node::Typed(Typed::Float(_), _))
+            | ("timestamp", node @ Node::Typed(Typed::Other, _)) => Ok(node),
+            ("binary", _) => Ok(Node::Typed(Typed::Other, text.to_owned())),
+            ("float", node) if !matches!(node, Node::Null) => match text.replace('_', "").parse() {
+                Ok(value) => Ok(Node::Typed(Typed::Float(value), text.to_owned())),
+                Err(_) => unknown(tag),
+            },
+            _ => unknown(tag),
+        },
+        Some(tag) => unknown(tag),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(typed: Typed, text: &str) -> Node {
+        Node::Typed(typed, text.to_owned())
+    }
+
+    fn map(text: &str) -> Map {
+        match parse(text) {
+            Ok(Node::Map(map)) => map,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn quotes_and_tags_make_text() {
+        let map = map("a: 'no'\nb: !!str 1.0\nc: \"\\u00e9\"\nd: >-\n  x\n  y\ne: !!float 3\n");
+        assert_eq!(map.get("a"), Some(&Node::Text("no".to_owned())));
+        assert_eq!(map.get("b"), Some(&Node::Text("1.0".to_owned())));
+        assert_eq!(map.get("c"), Some(&Node::Text("é".to_owned())));
+        assert_eq!(map.get("d"), Some(&Node::Text("x y".to_owned())));
+        assert_eq!(map.get("e"), Some(&typed(Typed::Float(3.0), "3")));
+    }
+
+    #[test]
+    fn aliases_merges_and_repeated_keys_resolve() {
+        let map = map("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\nb2:\n  <<: [{x: 4}, *a]\nc: one\nc: two\n7: x\n");
+        let get = |key: &str, inner: &str| match map.get(key) {
+            Some(Node::Map(map)) => map.get(inner).cloned(),
+            _ => None,
+        };
+        assert_eq!(get("b", "x"), Some(typed(Typed::Int(1), "1")));
+        assert_eq!(get("b", "y"), Some(typed(Typed::Int(3), "3")));
+        assert_eq!(get("b2", "x"), Some(typed(Typed::Int(4), "4")));
+        assert_eq!(map.get("c"), Some(&Node::Text("two".to_owned())));
+        let keys: Vec<&str> = map.0.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["a", "b", "b2", "c"]);
+    }
+
+    #[test]
+    fn what_is_no_yaml_says_where() {
+        let cases = [
+            ("a: b: c\n", "mapping values are not allowed in this context in line 2"),
+            ("a: 1\n---\nb: 2\n", "more than one document"),
+            ("a: &a [*a]\n", "an alias within its own value"),
+            ("a: *a\n", "unknown anchor"),
+            ("a: !x y\n", "the tag !x"),
+            ("[a]: b\n", "a list or mapping as a key"),
+            ("a: =\n", "the value \"=\""),
+            ("<<: x\n", "a merge of what is no mapping"),
+        ];
+        for (text, expected) in cases {
+            let message = parse(text).unwrap_err();
+            assert!(message.contains(expected), "{text:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn deep_and_multiplying_documents_are_refused() {
+        for (depth, expected) in [(100, "more than 64 values within each other"), (10_000, "recursion limit exceeded")]
+        {
+            let message = parse(&format!("a: {}{}\n", "[".repeat(depth), "]".repeat(depth))).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+        let mut text = "a0: &a0 [x, x]\n".to_owned();
+        for i in 1..40 {
+            text.push_str(&format!("a{i}: &a{i} [*a{}, *a{}]\n", i - 1, i - 1));
+        }
+        let message = parse(&text).unwrap_err();
+        assert!(message.contains("more than a million values"), "{message}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[-\\[\\]{}:,?!&*#|>@`'\"%=~<a0. \\n\\t\\\\é]{0,60}") {
+            let _ = parse(&text);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What stands at a path: a model folder, bare tensors, a GGUF, an adapter.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::checkpoint::{Checkpoint, open_weights};
+use crate::error::{Finding, Result};
+use crate::formats::Source;
+use crate::formats::gguf::GgufModel;
+use crate::formats::pytorch::PytorchFile;
+use crate::formats::safetensors::SafetensorsFile;
+use crate::plan::Plan;
+
+/// Something that can be converted, open.
+pub enum Input {
+    /// A folder with config.json.
+    Model(Checkpoint),
+    /// Tensors without a config: one file, or a folder of shards.
+    Weights {
+        /// Every tensor as it is.
+        plan: Plan,
+        /// Paths and descriptions of what isn't a tensor.
+        others: Vec<(String, String)>,
+    },
+    /// A GGUF file, with its other shards where it has any.
+    Gguf(GgufModel),
+    /// A folder with adapter_config.json: a LoRA or an atom bank.
+    Adapter,
+}
+
+/// Names that PyTorch files go by.
+pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+
+impl Input {
+    /// Opens what stands at `path`. `key` chooses one part of a PyTorch file: `state_dict`.
+    ///
+    /// # Errors
+    /// What opening it meets; [`crate::Error::Unsupported`] for something else.
+    pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
+        if key.is_some() && !(is_pytorch && path.is_file()) {
+            return Err(Finding::new(path, "--key")
+                .expected("a PyTorch file to choose from")
+                .found("another")
+                .mismatch());
+        }
+        if path.is_dir() {
+            if path.join("adapter_config.json").is_file() {
+                return Ok(Input::Adapter);
+            }
+            if path.join("config.json").is_file() {
+                return Ok(Input::Model(Checkpoint::open(path)?));
+            }
+            let (plan, others) = open_weights(path)?;
+            return Ok(Input::Weights { plan, others });
+        }
+        match extension.as_str() {
+            "gguf" => Ok(Input::Gguf(GgufModel::open(path)?)),
+            "safetensors" => {
+                let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(path)?);
+                Ok(Input::Weights { plan: Plan::taking(&source), others: Vec::new() })
+            }
+            _ if is_pytorch => {
+                let file = PytorchFile::open(path, key)?;
+                let others = file.others().to_vec();
+                let source: Arc<dyn Source> = Arc::new(file);
+                Ok(Input::Weights { plan: Plan::taking(&source), others })
+            }
+            _ => Err(Finding::new(path, "")
+                .expected("a model or adapter folder, or a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file")
+                .found(if path.exists() { "something else" } else { "nothing" })
+                .unsupported()),
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! config.json out of metadata keys: [`crate::convert::keys`] read backwards.
+//!
+//! Fields that no key holds follow from the tensors that are there (biases, tied embeddings), from
+//! what llama.cpp computes for the architecture, or are left to transformers' defaults.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::convert::arch::{Arch, Assumed, Config, Extra, Found, Given, Key};
+use crate::convert::rope::{Llama3, YARN};
+use crate::error::{Finding, Result};
+use crate::formats::gguf::{Array, Metadata, Value};
+
+/// Keys of an architecture that change nothing in its config.
+const WITHOUT_FIELD: &[&str] = &["vocab_size", "rope.dimension_count", "tensor_data_layout"];
+
+/// The config of a model with these keys and tensors. `vocab_size` is the number of rows of its
+/// embedding, `rope_freqs` the divisors of its rotary frequencies where it has any.
+pub(super) fn config(
+    arch: &Arch,
+    found: &Found,
+    vocab_size: usize,
+    factors: &RopeFactors,
+    notes: &mut Vec<String>,
+) -> Result<Config> {
+    let metadata = found.metadata;
+    let mut writer = Writer { arch, metadata, config: Map::new(), taken: HashSet::new(), scaling: Map::new() };
+    writer.put("architectures", json!([arch.class]));
+    writer.put("model_type", json!(arch.model_type));
+    for key in arch.keys {
+        writer.read(key)?;
+    }
+    writer.put("vocab_size", json!(vocab_size));
+    writer.heads()?;
+    writer.flags(found);
+    writer.rope(factors, notes)?;
+    writer.assumed();
+    writer.own(found)?;
+    writer.token_ids();
+    writer.refuse_unread()?;
+    Ok(writer.config)
+}
+
+/// The tensors that GGUF has instead of fields.
+#[derive(Default)]
+pub(super) struct RopeFactors {
+    pub(super) freqs: Option<Vec<f32>>,
+    pub(super) long: Option<Vec<f32>>,
+    pub(super) short: Option<Vec<f32>>,
+}
+
+struct Writer<'a> {
+    arch: &'a Arch,
+    metadata: &'a Metadata,
+    config: Config,
+    /// Keys that have been read, without the architecture before them.
+    taken: HashSet<String>,
+    /// What will be `rope_scaling`.
+    scaling: Map<String, Json>,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, field: &str, value: Json) {
+        self.config.insert(field.to_owned(), value);
+    }
+
+    /// Whether the class has this field.
+    fn has_field(&self, field: &str) -> bool {
+        self.arch.defaults.contains(&format!("\"{field}\":"))
+    }
+
+    /// The field that the class calls the first of these.
+    fn field(&self, names: &[&'static str]) -> Option<&'static str> {
+        names.iter().copied().find(|name| self.has_field(name))
+    }
+
+    fn full(&mut self, name: &str) -> String {
+        self.taken.insert(name.to_owned());
+        format!("{}.{name}", self.arch.gguf)
+    }
+
+    fn count(&mut self, name: &str) -> Result<Option<u32>> {
+        let key = self.full(name);
+        self.metadata.get(&key).is_some().then(|| self.metadata.u32(&key)).transpose()
+    }
+
+    fn number(&mut self, name: &str) -> Result<Option<Json>> {
+        let key = self.full(name);
+        if self.metadata.get(&key).is_none() {
+            return Ok(None);
+        }
+        let value = self.metadata.f64(&key)?;
+        if !value.is_finite() {
+            return Err(self.metadata.finding(&key).expected("a finite number").found(value).format());
+        }
+        Ok(Some(decimal(value as f32)))
+    }
+
+    fn truth(&mut self, name: &str) -> Result<Option<bool>> {
+        let key = self.full(name);
+        self.metadata.get(&key).is_some().then(|| self.metadata.bool(&key)).transpose()
+    }
+
+    fn read(&mut self, key: &Key) -> Result<()> {
+        match *key {
+            Key::Group(keys) => keys.iter().try_for_each(|key| self.read(key))?,
+            Key::U32(name, fields) => {
+                if let (Some(value), Some(field)) = (self.count(name)?, self.field(fields)) {
+                    self.put(field, json!(value));
+                }
+            }
+            Key::F32(name, fields) => {
+                if let (Some(value), Some(field)) = (self.number(name)?, self.field(fields)) {
+                    self.put(field, value);
+                }
+            }
+            Key::Scale(name, field) => {
+                if let Some(value) = self.number(name)? {
+                    self.put(field, value);
+                }
+            }
+            Key::Bool(name, field, default) => {
+                let value = self.truth(name)?.unwrap_or(default);
+                self.put(field, json!(value));
+            }
+            // What is always the same says nothing.
+            Key::Text(name, _) | Key::Const(name, _) | Key::Flag(name, _) => {
+                self.full(name);
+            }
+            Key::Epsilon(_) => {
+                self.full("attention.layer_norm_epsilon");
+            }
+            Key::FeedForward(field) => {
+                if let Some(value) = self.count("feed_forward_length")? {
+                    self.put(field, json!(value));
+                }
+            }
+            Key::HeadDim => {
+                let (width, values) = (self.count("attention.key_length")?, self.count("attention.value_length")?);
+                if width != values {
+                    return Err(self
+                        .metadata
+                        .finding(&self.full("attention.value_length"))
+                        .expected(format_args!("{width:?}, as attention.key_length"))
+                        .found(format_args!("{values:?}"))
+                        .unsupported());
+                }
+                if let Some(width) = width {
+                    self.put("head_dim", json!(width));
+                }
+            }
+            Key::RopeWholeHead => {
+                let width = self.count("rope.dimension_count")?;
+                let of = |name: &str| self.config.get(name).and_then(Json::as_u64);
+                let divided = of("hidden_size").zip(of("num_attention_heads")).and_then(|(h, n)| h.checked_div(n));
+                let known = self.config.contains_key("head_dim") || !self.has_field("head_dim");
+                if let (Some(width), false) = (width, known || width.map(u64::from) == divided) {
+                    self.put("head_dim", json!(width));
+                }
+            }
+            // Needs the heads' width: see `rope`.
+            Key::RopePart => {
+                self.full("rope.dimension_count");
+            }
+            Key::RopeScaling => self.rope_scaling()?,
+            Key::RopeBase => {
+                if let Some(theta) = self.number("rope.freq_base")? {
+                    self.put("rope_theta", theta);
+                }
+            }
+            Key::RopeBaseLocal => {
+                if let Some(theta) = self.number("rope.freq_base_swa")?
+                    && self.has_field("rope_local_base_freq")
+                {
+                    self.put("rope_local_base_freq", theta);
+                }
+            }
+            Key::OriginalContext => {
+                if let Some(context) = self.count("rope.scaling.original_context_length")? {
+                    self.put("original_max_position_embeddings", json!(context));
+                }
+            }
+            Key::WindowOrZero => {
+                let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
+                self.put("sliding_window", json!(window));
+            }
+            Key::ContextAfterPadding => {
+                let padding = self.metadata.get("tokenizer.ggml.padding_token_id").and_then(Value::as_unsigned);
+                let padding = padding.filter(|id| *id < 1 << 31).unwrap_or(1);
+                if let Some(context) = self.count("context_length")? {
+                    self.put("max_position_embeddings", json!(u64::from(context) + padding + 1));
+                }
+            }
+            Key::FileType => {}
+            Key::NotCausal => {
+                let always = self.arch.keys.iter().any(|key| matches!(key, Key::Flag("attention.causal", _)));
+                if self.truth("attention.causal")? == Some(false) && !always && self.arch.gguf != "bert" {
+                    self.put("is_causal", json!(false));
+                }
+            }
+            // A folder of its own: see `restore`.
+            Key::Pooling => {
+                self.full("pooling_type");
+            }
+            Key::Labels => {
+                let key = self.full("classifier.output_labels");
+                if let Some(Value::Array(Array::String(labels))) = self.metadata.get(&key) {
+                    let texts = labels.iter().map(|label| String::from_utf8_lossy(label).into_owned());
+                    let labels: Vec<String> = texts.collect();
+                    let by_number = labels.iter().enumerate().map(|(i, label)| (i.to_string(), json!(label)));
+                    self.put("id2label", Json::Object(by_number.collect()));
+                    let by_label = labels.iter().enumerate().map(|(i, label)| (label.clone(), json!(i)));
+                    self.put("label2id", Json::Object(by_label.collect()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What llama.cpp takes for counts that are not there.
+    fn heads(&mut self) -> Result<()> {
+        let key = format!("{}.attention.head_count", self.arch.gguf);
+        let heads = self.metadata.u32(&key)?;
+        if heads == 0 {
+            return Err(self.metadata.finding(&key).expected("at least 1").found(heads).format());
+        }
+        if self.has_field("num_key_value_heads") && !self.config.contains_key("num_key_value_heads") {
+            let encoder = self.arch.gguf == "bert";
+            if !encoder {
+                self.put("num_key_value_heads", json!(heads));
+            }
+        }
+        let width = self.config.get("hidden_size").and_then(Json::as_u64);
+        let defaults: Config = serde_json::from_str(self.arch.defaults).unwrap_or_default();
+        // transformers takes a number of its own where llama.cpp divides.
+        let fixed = defaults.get("head_dim").is_some_and(Json::is_number);
+        if let (true, false, Some(width)) = (fixed, self.config.contains_key("head_dim"), width) {
+            self.put("head_dim", json!(width / u64::from(heads)));
+        }
+        Ok(())
+    }
+
+    /// Fields that follow from which tensors are there.
+    fn flags(&mut self, found: &Found) {
+        let defaults: Config = serde_json::from_str(self.arch.defaults).unwrap_or_default();
+        let mut flags: Vec<(&str, bool)> = Vec::new();
+        let mut note = |field: &'static str, value: bool| match flags.iter_mut().find(|(known, _)| *known == field) {
+            Some((_, known)) => *known |= value,
+            None => flags.push((field, value)),
+        };
+        for tensor in self.arch.tensors.iter().copied().flatten() {
+            let here =
+                |suffix: &str| found.tensors.contains(format!("{}.{suffix}", tensor.gguf.replace("{}", "0")).as_str());
+            if let Given::If(field) = tensor.bias {
+                note(field, here("bias"));
+            }
+            match tensor.given {
+                Given::If(field) => note(field, here("weight")),
+                // A key of its own says so where there is one.
+                Given::Unless(field) if !self.config.contains_key(field) => note(field, !here("weight")),
+                _ => {}
+            }
+        }
+        for (field, value) in flags {
+            if defaults.get(field).and_then(Json::as_bool) != Some(value) || field == "tie_word_embeddings" {
+                self.put(field, json!(value));
+            }
+        }
+        // Without an output head of its own a model can only use its embeddings.
+        if self.has_field("tie_word_embeddings") && !self.config.contains_key("tie_word_embeddings") {
+            self.put("tie_word_embeddings", json!(true));
+        }
+    }
+
+    fn rope_scaling(&mut self) -> Result<()> {
+        let key = self.full("rope.scaling.type");
+        let Some(kind) = self.metadata.get(&key) else { return Ok(()) };
+        let kind = kind.as_text().unwrap_or_default().to_owned();
+        match kind.as_str() {
+            "none" => return Ok(()),
+            "linear" | "yarn" => {}
+            _ => {
+                let finding = self.metadata.finding(&key);
+                return Err(finding.expected("none, linear or yarn").found(kind).unsupported());
+            }
+        }
+        self.scaling.insert("rope_type".into(), json!(kind));
+        if let Some(factor) = self.number("rope.scaling.factor")? {
+            self.scaling.insert("factor".into(), factor);
+        }
+        if kind == "yarn" {
+            if let Some(context) = self.count("rope.scaling.original_context_length")? {
+                self.scaling.insert("original_max_position_embeddings".into(), json!(context));
+            }
+            for (name, fields) in YARN {
+                if let Some(value) = self.number(&format!("rope.scaling.{name}"))? {
+                    self.scaling.insert(fields[0].into(), value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Scaling of rotary frequencies, and the part of a head that is rotated.
+    fn rope(&mut self, factors: &RopeFactors, notes: &mut Vec<String>) -> Result<()> {
+        let heads = u64::from(self.metadata.u32(&format!("{}.attention.head_count", self.arch.gguf))?);
+        let field = |config: &Config, name: &str| config.get(name).and_then(Json::as_u64);
+        let width = field(&self.config, "head_dim")
+            .or(field(&self.config, "hidden_size").map(|hidden| hidden / heads))
+            .unwrap_or_default();
+        if self.arch.keys.iter().any(|key| matches!(key, Key::RopePart))
+            && let Some(rotated) = self.count("rope.dimension_count")?
+        {
+            let name = if self.has_field("rotary_pct") { "rotary_pct" } else { "partial_rotary_factor" };
+            self.put(name, json!(f64::from(rotated) / width.max(1) as f64));
+        }
+        match (self.arch.extra, factors) {
+            (Extra::RopeFreqs, RopeFactors { freqs: Some(freqs), .. }) => {
+                let theta = self.config.get("rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
+                let context = field(&self.config, "max_position_embeddings").unwrap_or(8192);
+                let llama3 = Llama3::from_factors(freqs, theta, context).ok_or_else(|| {
+                    Finding::new(self.metadata.file(), "tensor \"rope_freqs.weight\"")
+                        .expected("divisors as Llama 3's scaling makes them")
+                        .found("others")
+                        .unsupported()
+                })?;
+                notes.push(format!(
+                    "rope_freqs.weight: written as llama3 scaling by {} with factors {} and {} over {} positions, which \
+                     give the same divisors",
+                    llama3.factor, llama3.low, llama3.high, llama3.context
+                ));
+                self.scaling = llama3.fields();
+            }
+            (Extra::LongFactors, RopeFactors { long: Some(long), short: Some(short), .. }) => {
+                self.full("rope.scaling.attn_factor");
+                let list = |values: &[f32]| values.iter().map(|v| decimal(*v)).collect::<Vec<_>>();
+                self.scaling.insert("rope_type".into(), json!("longrope"));
+                self.scaling.insert("long_factor".into(), json!(list(long)));
+                self.scaling.insert("short_factor".into(), json!(list(short)));
+            }
+            _ => {}
+        }
+        if !self.scaling.is_empty() {
+            let scaling = std::mem::take(&mut self.scaling);
+            self.put("rope_scaling", Json::Object(scaling));
+        }
+        Ok(())
+    }
+
+    /// Fields without a key whose default isn't what llama.cpp computes with.
+    fn assumed(&mut self) {
+        let defaults: Config = serde_json::from_str(self.arch.defaults).unwrap_or_default();
+        for Assumed { field, values, .. } in self.arch.assumed {
+            let value = values.split('|').next().and_then(|text| serde_json::from_str::<Json>(text).ok());
+            if let (Some(value), false) = (value, self.config.contains_key(*field))
+                && defaults.get(*field) != Some(&value)
+            {
+                self.put(field, value);
+            }
+        }
+    }
+
+    /// What single architectures have of their own.
+    fn own(&mut self, found: &Found) -> Result<()> {
+        let number = |config: &Config, field: &str| config.get(field).and_then(Json::as_u64).unwrap_or_default();
+        if self.has_field("query_pre_attn_scalar") {
+            // llama.cpp knows the 27B models by their layers; all others scale by a head's width.
+            let layers = number(&self.config, "num_hidden_layers");
+            let wide = matches!((self.arch.gguf, layers), ("gemma2", 46) | ("gemma3", 62));
+            let heads = number(&self.config, "num_attention_heads").max(1);
+            let hidden = number(&self.config, "hidden_size");
+            let scalar = if wide { hidden / heads } else { number(&self.config, "head_dim") };
+            self.put("query_pre_attn_scalar", json!(scalar));
+        }
+        if self.arch.gguf == "falcon" {
+            let heads = number(&self.config, "num_attention_heads");
+            let groups = number(&self.config, "num_kv_heads");
+            let two_norms = found.tensors.contains("blk.0.attn_norm_2.weight");
+            let new = two_norms || (groups > 1 && groups < heads);
+            self.put("new_decoder_architecture", json!(new));
+            self.put("multi_query", json!(groups == 1));
+            if new && !two_norms {
+                self.put("num_ln_in_parallel_attn", json!(1));
+            }
+        }
+        if self.arch.tensors.iter().copied().flatten().any(|tensor| tensor.gguf == "token_types") {
+            let key = "tokenizer.ggml.token_type_count";
+            if self.metadata.get(key).is_some() {
+                let types = self.metadata.u32(key)?;
+                self.put("type_vocab_size", json!(types));
+            }
+        }
+        Ok(())
+    }
+
+    fn token_ids(&mut self) {
+        let ids = [("bos", "bos"), ("eos", "eos"), ("pad", "padding")];
+        for (name, key) in ids {
+            let id = self.metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_unsigned);
+            self.put(&format!("{name}_token_id"), json!(id));
+        }
+    }
+
+    /// Refuses a key of the architecture that nothing has read: it may change what the model
+    /// computes.
+    fn refuse_unread(&self) -> Result<()> {
+        let prefix = format!("{}.", self.arch.gguf);
+        for (key, value) in self.metadata.iter() {
+            let Some(name) = key.strip_prefix(&prefix) else { continue };
+            if !self.taken.contains(name) && !WITHOUT_FIELD.contains(&name) {
+                return Err(self
+                    .metadata
+                    .finding(key)
+                    .expected(format_args!("a key that {} has a field for", self.arch.class))
+                    .found(value)
+                    .unsupported());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A float32 as the shortest decimal that gives it back: 1e-6, not 9.99999997e-7.
+fn decimal(value: f32) -> Json {
+    json!(value.to_string().parse::<f64>().unwrap_or(f64::from(value)))
+}

@@ -1,0 +1,170 @@
+//! GGUF files back to Hugging Face folders: config, tensors, tokenizer, generation config.
+//!
+//! The tables of [`super::arch`] are read backwards. Whatever a file has and nothing reads is
+//! refused by name where it may change what the model computes, and named in a note otherwise.
+
+mod config;
+mod tensors;
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value as Json, json};
+
+use self::config::RopeFactors;
+use super::arch::{self, Config, Found};
+use super::general::sampling_fields;
+use super::params::Params;
+use super::vocab::Vocab;
+use super::{source, tokenizer};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::formats::gguf::{GgufModel, Metadata, Value};
+use crate::plan::{Plan, PlannedTensor, TensorRef};
+
+/// A Hugging Face folder to be written.
+#[derive(Debug)]
+pub struct Restored {
+    /// config.json.
+    pub config: Config,
+    /// The tensors under transformers' names.
+    pub plan: Plan,
+    /// Tokenizer files and others, by their path in the folder.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// A line for everything that was left out or taken for granted.
+    pub notes: Vec<String>,
+}
+
+/// The folder that `model` goes back to; `None` where this crate has no table for its architecture.
+///
+/// Tensors get `outtype`, or, without one, the types that lose nothing: plain ones as they are,
+/// quantized ones as F16.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] for a key or a tensor that no table knows,
+/// [`crate::Error::Mismatch`] for tensors that don't fit the keys, [`crate::Error::Format`] for keys
+/// of the wrong type.
+pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Restored>> {
+    let metadata = model.metadata();
+    let names = model.tensors().iter().map(|t| t.info().name.as_str());
+    let found = Found { metadata, tensors: names.collect::<HashSet<_>>() };
+    let Some(arch) = arch::of_gguf(metadata.text("general.architecture")?, &found) else { return Ok(None) };
+    let mut notes = Vec::new();
+    let values = |name: &str| model.get(name).map(read).transpose();
+    let factors = RopeFactors {
+        freqs: values("rope_freqs.weight")?,
+        long: values("rope_factors_long.weight")?,
+        short: values("rope_factors_short.weight")?,
+    };
+    let vocab_size = model.get("token_embd.weight").and_then(|t| t.info().shape.first().copied()).unwrap_or_default();
+    let record = source::read(metadata);
+    let mut config = match &record {
+        Some(record) => record.config.clone(),
+        None => config::config(arch, &found, vocab_size, &factors, &mut notes)?,
+    };
+    let folder = model.path().parent().unwrap_or(model.path());
+    let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
+    let plan = tensors::plan(&params, metadata, model.tensors(), outtype, record.as_ref())?;
+    let main = outtype.unwrap_or_else(|| tensors::main_type(model.tensors()));
+    let name = match main {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    if record.is_none() || outtype.is_some() {
+        config.remove("torch_dtype");
+        config.insert("dtype".to_owned(), json!(name));
+    }
+    let mut files = tokenizer::rebuild(metadata, &mut notes)?;
+    if arch.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
+        named_as_gpt2(&mut files);
+    }
+    pooling(metadata, arch.gguf, &config, &mut files);
+    if arch.gguf != "bert" {
+        generation(metadata, &config, &mut files);
+    }
+    left_out(metadata, &mut notes);
+    Ok(Some(Restored { config, plan, files, notes }))
+}
+
+/// Phi-4 is Phi-3 with a byte-level vocabulary; the reference tells them apart by this name.
+fn named_as_gpt2(files: &mut [(String, Vec<u8>)]) {
+    let Some((_, content)) = files.iter_mut().find(|(name, _)| name == "tokenizer_config.json") else { return };
+    if let Ok(mut config) = serde_json::from_slice::<Map<String, Json>>(content) {
+        config.insert("tokenizer_class".to_owned(), json!("GPT2Tokenizer"));
+        *content = pretty(&Json::Object(config));
+    }
+}
+
+/// A small tensor's values.
+fn read(tensor: &TensorRef) -> Result<Vec<f32>> {
+    let info = tensor.info();
+    let expr = crate::plan::Expr::Take(tensor.clone());
+    PlannedTensor { name: info.name.clone(), dtype: DType::F32, shape: info.shape.clone(), expr }.read()
+}
+
+/// generation_config.json: the ids that end a text, and what `general.sampling.*` recommends.
+fn generation(metadata: &Metadata, config: &Config, files: &mut Vec<(String, Vec<u8>)>) {
+    let mut fields = Map::new();
+    for name in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        if let Some(id) = config.get(name).filter(|id| !id.is_null()) {
+            fields.insert(name.to_owned(), id.clone());
+        }
+    }
+    fields.extend(sampling_fields(metadata));
+    if !fields.is_empty() {
+        files.push(("generation_config.json".to_owned(), pretty(&Json::Object(fields))));
+    }
+}
+
+/// The files that make a sentence-transformers folder, where the model pools.
+fn pooling(metadata: &Metadata, prefix: &str, config: &Config, files: &mut Vec<(String, Vec<u8>)>) {
+    let kind = metadata.get(&format!("{prefix}.pooling_type")).and_then(Value::as_unsigned);
+    let mode = match kind {
+        Some(1) => "mean_tokens",
+        Some(2) => "cls_token",
+        Some(3) => "lasttoken",
+        _ => return,
+    };
+    let width = ["hidden_size", "dim"].iter().find_map(|name| config.get(*name)).cloned().unwrap_or_default();
+    let mut fields = Map::new();
+    fields.insert("word_embedding_dimension".to_owned(), width);
+    for known in ["cls_token", "mean_tokens", "lasttoken"] {
+        fields.insert(format!("pooling_mode_{known}"), json!(known == mode));
+    }
+    let module = |idx: usize, path: &str, kind: &str| json!({"idx": idx, "name": idx.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}")});
+    let modules = json!([module(0, "", "Transformer"), module(1, "1_Pooling", "Pooling")]);
+    files.push(("modules.json".to_owned(), pretty(&modules)));
+    files.push(("1_Pooling/config.json".to_owned(), pretty(&Json::Object(fields))));
+}
+
+/// Names the keys about the model's origin: a folder has no place for them that a program reads.
+fn left_out(metadata: &Metadata, notes: &mut Vec<String>) {
+    const READ: &[&str] = &[
+        "general.architecture",
+        "general.type",
+        "general.file_type",
+        "general.quantization_version",
+        "general.alignment",
+    ];
+    let keys = metadata.iter().map(|(key, _)| key);
+    let known = |key: &&str| {
+        READ.contains(key)
+            || key.starts_with("general.sampling.")
+            || key.starts_with("tokenizer.")
+            || key.starts_with("atombank.source")
+            || metadata
+                .get("general.architecture")
+                .and_then(Value::as_text)
+                .is_some_and(|a| key.starts_with(&format!("{a}.")))
+    };
+    let left: Vec<&str> = keys.filter(|key| !known(key)).collect();
+    if !left.is_empty() {
+        notes.push(format!("left out, because a folder has no field for them: {}", left.join(", ")));
+    }
+}
+
+fn pretty(json: &Json) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(json).unwrap_or_default();
+    text.push(b'\n');
+    text
+}

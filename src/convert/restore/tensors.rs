@@ -1,0 +1,164 @@
+//! Tensors under transformers' names: what [`crate::convert::tensors`] did, undone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::convert::arch::{Dim, How, Tensor};
+use crate::convert::params::Params;
+use crate::convert::source::Record;
+use crate::convert::tensors::{expected, named, qkv_rows};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::formats::gguf::Metadata;
+use crate::formats::show_shape;
+use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
+
+/// Tensors that become fields of the config.
+pub(super) const FIELDS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// Every tensor that the config asks for, out of `stored`. Without an `outtype`, matrices keep their
+/// types (quantized ones become F16), and what GGUF always has in F32 goes back to the matrices'
+/// type where that changes no value; a `record` of the source's names and types goes before that.
+pub(super) fn plan(
+    params: &Params,
+    metadata: &Metadata,
+    stored: &[TensorRef],
+    outtype: Option<DType>,
+    record: Option<&Record>,
+) -> Result<Plan> {
+    let file = metadata.file();
+    let by_name: HashMap<&str, &TensorRef> = stored.iter().map(|t| (t.info().name.as_str(), t)).collect();
+    let main = main_type(stored);
+    let mut used: HashSet<String> = FIELDS.iter().map(|name| (*name).to_owned()).collect();
+    let mut tensors = Vec::new();
+    let weight_of = |tensor: &Tensor| format!("{}.weight", tensor.gguf);
+    for wanted in expected(params, |tensor| by_name.contains_key(weight_of(tensor).as_str()))? {
+        let suffix = if wanted.is_bias { "bias" } else { "weight" };
+        let name = named(wanted.tensor.gguf, wanted.layer, None, suffix);
+        let finding = || Finding::new(file, format!("tensor {name:?}"));
+        let Some(source) = by_name.get(name.as_str()) else {
+            return Err(finding()
+                .expected(format_args!("it, for {} {}", wanted.name, show_shape(&wanted.shape)))
+                .found("none of that name")
+                .hint("the file may be of another architecture, or damaged")
+                .mismatch());
+        };
+        let how = if wanted.is_bias && wanted.tensor.how == How::Transposed { How::Same } else { wanted.tensor.how };
+        let expr = restored(params, source, how, wanted.place, &wanted.shape)?;
+        let own_name = record.map_or(wanted.name.as_str(), |record| record.name(&wanted.name)).to_owned();
+        // Rows past the tokenizer's vocabulary aren't in the file: its own number of rows stands.
+        let mut expected = wanted.shape;
+        if how == How::TrimVocab {
+            expected[0] = expr.shape().first().copied().unwrap_or_default();
+        }
+        let fits = expr.shape() == expected;
+        let expr = match record {
+            Some(record) if fits => record.completed(metadata, &own_name, how, expr, &expected),
+            _ => expr,
+        };
+        let shape = expr.shape();
+        if !fits {
+            return Err(finding()
+                .expected(format_args!("the values of {} {}", wanted.name, show_shape(&expected)))
+                .found(format_args!("shape {}", show_shape(&source.info().shape)))
+                .mismatch());
+        }
+        used.insert(name);
+        let mut tensor = PlannedTensor { name: own_name, dtype: source.info().dtype, shape, expr };
+        tensor.dtype = match outtype {
+            Some(dtype) => dtype,
+            None => match record.and_then(|record| record.dtype(&tensor.name)) {
+                Some(dtype) => dtype,
+                None => own_type(&tensor, main)?,
+            },
+        };
+        tensors.push(tensor);
+    }
+    match stored.iter().find(|tensor| !used.contains(&tensor.info().name)) {
+        None => Ok(Plan { tensors }),
+        Some(tensor) => Err(Finding::new(file, format!("tensor {:?}", tensor.info().name))
+            .expected(format_args!("only tensors that {} has", params.arch.class))
+            .found(format_args!("this one, {}", show_shape(&tensor.info().shape)))
+            .unsupported()),
+    }
+}
+
+/// The type that most elements of matrices have, as a checkpoint would have it.
+pub(super) fn main_type(stored: &[TensorRef]) -> DType {
+    let mut counts: HashMap<DType, usize> = HashMap::new();
+    for info in stored.iter().map(TensorRef::info).filter(|info| info.shape.len() > 1) {
+        *counts.entry(plain(info.dtype)).or_default() += info.elems();
+    }
+    counts.into_iter().max_by_key(|(dtype, count)| (*count, *dtype)).map_or(DType::F32, |(dtype, _)| dtype)
+}
+
+/// The type of values that were quantized.
+fn plain(dtype: DType) -> DType {
+    if dtype.is_plain() { dtype } else { DType::F16 }
+}
+
+/// A tensor's type where none was asked for.
+fn own_type(tensor: &PlannedTensor, main: DType) -> Result<DType> {
+    let dtype = plain(tensor.dtype);
+    if dtype != DType::F32 || !matches!(main, DType::F16 | DType::BF16) {
+        return Ok(dtype);
+    }
+    let wide = PlannedTensor { dtype: DType::F32, ..tensor.clone() };
+    let narrow = PlannedTensor { dtype: main, ..tensor.clone() };
+    // Values past the narrow type's range are an error of reading them, not of the tensor.
+    let unchanged = narrow.read().is_ok_and(|narrow| wide.read().is_ok_and(|wide| wide == narrow));
+    Ok(if unchanged { main } else { DType::F32 })
+}
+
+/// The values as transformers has them; `shape` is theirs.
+fn restored(params: &Params, source: &TensorRef, how: How, place: Option<usize>, shape: &[usize]) -> Result<Expr> {
+    let of = Expr::Take(source.clone());
+    let stored = source.info().shape.as_slice();
+    Ok(match how {
+        How::Same | How::TrimVocab => of,
+        How::Pairs(heads) => {
+            let per_head = (stored[0] / params.count(heads)?).max(2);
+            Expr::reordered(of, |row| {
+                let (head, within) = (row / per_head, row % per_head);
+                let (half, pair) = (within / (per_head / 2), within % (per_head / 2));
+                head * per_head + 2 * pair + half
+            })
+        }
+        How::PlusOne => Expr::AddConstant { of: Box::new(of), constant: -1.0 },
+        How::Transposed if stored.len() == 2 => Expr::Transpose(Box::new(of)),
+        How::Transposed => of,
+        How::Stack(count) => {
+            let count = params.count(count)?;
+            if stored.first() != Some(&count) || stored[1..] != *shape {
+                return Ok(of);
+            }
+            let rows = crate::formats::rows(stored) / count;
+            let start = place.unwrap_or_default() * rows;
+            match shape {
+                [width] => Expr::Reshape {
+                    of: Box::new(Expr::slice(of, start, rows, vec![rows, *width])),
+                    shape: shape.to_vec(),
+                },
+                _ => Expr::slice(of, start, rows, shape.to_vec()),
+            }
+        }
+        How::HeadwiseQkv | How::GroupedQkv => {
+            let order = qkv_rows(params, how)?;
+            if stored.first() != Some(&order.len()) {
+                return Ok(of);
+            }
+            let mut back = vec![0; order.len()];
+            for (row, from) in order.iter().enumerate() {
+                back[*from] = row;
+            }
+            Expr::reordered(of, |row| back[row])
+        }
+        How::FromPosition => {
+            let (start, width) = (params.padding_positions()?, params.count(Dim::Hidden)?);
+            let zeros: Arc<[f32]> = vec![0.0; start * width].into();
+            let head = Expr::Values { shape: vec![start, width], values: zeros };
+            let rows = start + stored[0];
+            Expr::concat(vec![head, of], vec![rows, width])
+        }
+    })
+}

@@ -1,0 +1,81 @@
+//! BPE with merges by rank: byte-level as GPT-2 has it, and on plain text.
+//!
+//! Reference: llama.cpp `src/llama-vocab.cpp` (`llm_tokenizer_bpe_session`).
+
+use serde_json::{Map, Value as Json, json};
+
+use super::pre::Letters;
+use super::specials::added_tokens;
+use super::vocabulary::{MERGES, SCORES, Vocabulary};
+use super::{Made, Parts};
+use crate::error::Result;
+
+/// Everything of tokenizer.json that is BPE's own.
+pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
+    let Parts { metadata, vocabulary, specials, pre, .. } = parts;
+    if metadata.get(MERGES).is_none() {
+        return Err(metadata
+            .finding(MERGES)
+            .expected("merges")
+            .found("none")
+            .hint("without them the tokenizer can't be told; take it from the original model")
+            .unsupported());
+    }
+    if vocabulary.scores.is_some() && pre.letters == Letters::Bytes {
+        notes.push(format!("{SCORES}: left out, byte-level BPE goes by its merges"));
+    }
+    let byte_fallback = pre.letters != Letters::Bytes && vocabulary.has_all_bytes();
+    let merges: Vec<Json> = vocabulary.merges()?.into_iter().map(|(left, right)| json!([left, right])).collect();
+    let model = json!({
+        "type": "BPE",
+        "dropout": null,
+        "unk_token": null,
+        "continuing_subword_prefix": null,
+        "end_of_word_suffix": null,
+        "fuse_unk": false,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": pre.ignore_merges,
+        "vocab": vocab(vocabulary),
+        "merges": merges,
+    });
+    let lowercase = metadata.get(LOWERCASE).is_some() && metadata.bool(LOWERCASE)?;
+    let (normalizer, decoder) = match pre.letters {
+        Letters::Bytes => (
+            Json::Null,
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+        ),
+        Letters::Escaped => (
+            json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}),
+            json!({"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ]}),
+        ),
+        Letters::Words if lowercase => (json!({"type": "Lowercase"}), json!({"type": "Fuse"})),
+        Letters::Words => (Json::Null, json!({"type": "Fuse"})),
+    };
+    Ok(Made {
+        normalizer,
+        pre_tokenizer: pre.pre_tokenizer(),
+        decoder,
+        model,
+        added: added_tokens(metadata, vocabulary, specials, &|_, _, _| None),
+        // Byte-level text isn't normalized, so it makes no difference to the tokens; to a converter
+        // this says that the token is text and not bytes.
+        normalized: match pre.letters {
+            Letters::Bytes => |text| !text.is_ascii(),
+            _ => |_| false,
+        },
+        files: Vec::new(),
+        settings: Vec::new(),
+    })
+}
+
+const LOWERCASE: &str = "tokenizer.ggml.normalizer.lowercase";
+
+/// Ids by token, in order of ids; placeholders are left out.
+pub(super) fn vocab(vocabulary: &Vocabulary) -> Json {
+    let kept = vocabulary.iter().filter(|(id, text, kind)| !vocabulary.is_placeholder(*id, text, *kind));
+    Json::Object(kept.map(|(id, text, _)| (text.to_owned(), json!(id))).collect::<Map<String, Json>>())
+}

@@ -1,0 +1,91 @@
+//! The types that a conversion back gives tokens, and where the file's own are others.
+//!
+//! Hugging Face's files say of a token that it was added, and that it is special; GGUF has seven
+//! types. What these files can't tell apart is recorded.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`get_vocab_base`, `_create_vocab_sentencepiece`),
+//! `conversion/phi.py`, `conversion/t5.py`, `conversion/bert.py` (`_xlmroberta_set_vocab`).
+
+use std::collections::HashMap;
+
+use super::sentencepiece::is_by_hand;
+use super::specials::{Added, Role};
+use super::vocabulary::Kind;
+use super::{Parts, TokenizerKind, unigram};
+
+/// Neighbouring tokens, first to last, with another type than their files say.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Exception {
+    pub(super) kind: Kind,
+    pub(super) instead_of: Kind,
+    pub(super) ids: Vec<(u32, u32)>,
+}
+
+/// The tokens whose type would come back as another.
+pub(super) fn exceptions(parts: &Parts, added: &[Added]) -> Vec<Exception> {
+    let added: HashMap<u32, &Added> = added.iter().map(|token| (token.id, token)).collect();
+    let mut exceptions: Vec<Exception> = Vec::new();
+    for (id, text, kind) in parts.vocabulary.iter() {
+        let instead_of = expected(parts, added.get(&id).copied(), id, text, kind);
+        if instead_of == kind {
+            continue;
+        }
+        let known = exceptions.iter_mut().find(|known| known.kind == kind && known.instead_of == instead_of);
+        match known {
+            None => exceptions.push(Exception { kind, instead_of, ids: vec![(id, id)] }),
+            Some(known) => match known.ids.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
+                _ => known.ids.push((id, id)),
+            },
+        }
+    }
+    exceptions
+}
+
+fn expected(parts: &Parts, added: Option<&Added>, id: u32, text: &str, kind: Kind) -> Kind {
+    let Parts { metadata, vocabulary, specials, .. } = parts;
+    let unknown = specials.id(Role::Unk, vocabulary) == Some(id);
+    let as_flagged = |token: &Added| if token.special { Kind::Control } else { Kind::UserDefined };
+    let as_it_looks = |token: &Added| if looks_special(&token.text) { Kind::Control } else { as_flagged(token) };
+    let placeholder = vocabulary.is_placeholder(id, text, kind);
+    let piece = match kind {
+        _ if unknown => Kind::Unknown,
+        _ if placeholder => Kind::Unused,
+        Kind::Unknown | Kind::Unused => Kind::Unused,
+        Kind::Normal | Kind::Undefined | Kind::UserDefined => Kind::Normal,
+        Kind::Byte if !vocabulary.has_all_bytes() => Kind::Normal,
+        Kind::Byte => Kind::Byte,
+        Kind::Control => Kind::Control,
+    };
+    match (parts.kind, added) {
+        (TokenizerKind::Bpe | TokenizerKind::WordPiece, Some(token)) => as_it_looks(token),
+        (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) if placeholder => Kind::Unused,
+        (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) => Kind::Normal,
+        // Phi-3's converter reads the added tokens of tokenizer.json, and goes by their flag.
+        (TokenizerKind::SentencePiece, Some(token)) if metadata.text("general.architecture").ok() == Some("phi3") => {
+            as_flagged(token)
+        }
+        (TokenizerKind::SentencePiece, Some(token)) if is_by_hand(vocabulary, id) => as_it_looks(token),
+        (TokenizerKind::SentencePiece, _) => piece,
+        (TokenizerKind::Unigram, Some(_)) if unigram::is_t5(metadata) && is_by_hand(vocabulary, id) => {
+            Kind::UserDefined
+        }
+        (TokenizerKind::Unigram, _) if unigram::is_t5(metadata) => piece,
+        (TokenizerKind::Unigram, _) if unknown => Kind::Unknown,
+        (TokenizerKind::Unigram, _) if Role::ALL.iter().any(|(role, _, _)| specials.given(*role) == Some(id)) => {
+            Kind::Control
+        }
+        (TokenizerKind::Unigram, Some(_)) => Kind::UserDefined,
+        (TokenizerKind::Unigram, None) if placeholder => Kind::Unused,
+        (TokenizerKind::Unigram, None) => Kind::Normal,
+    }
+}
+
+/// Tokens that converters take for special ones by their text.
+fn looks_special(text: &str) -> bool {
+    let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
+    ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&text)
+        || between("<|", "|>")
+        || between("<\u{ff5c}", "\u{ff5c}>")
+        || between("<unused", ">")
+}

@@ -1,0 +1,171 @@
+//! The tokenizer of a GGUF file as the files that Hugging Face's libraries read.
+//!
+//! GGUF holds a vocabulary, the name of a pre-tokenizer and a few flags; how text is split, merged
+//! and normalized is llama.cpp's code. Here that code is written down as `tokenizer.json`, such
+//! that both give the same tokens. What these files have no place for stands in a record
+//! ([`record`]), so that a conversion back gives the same keys.
+//!
+//! Reference: llama.cpp `src/llama-vocab.cpp`; transformers `convert_slow_tokenizer.py`,
+//! `tokenization_utils_tokenizers.py`.
+
+mod bpe;
+mod config;
+mod expected;
+mod pre;
+mod proto;
+mod record;
+mod sentencepiece;
+mod specials;
+mod unigram;
+mod vocabulary;
+mod wordpiece;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::error::Result;
+use crate::formats::gguf::Metadata;
+
+pub(crate) use record::{recorded, recorded_pre};
+use specials::{Added, Specials};
+use vocabulary::Vocabulary;
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+
+/// The ways to tokenize that GGUF files of this crate may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TokenizerKind {
+    /// Merges by rank.
+    Bpe,
+    /// SentencePiece: merges by score, bytes where there is no token.
+    SentencePiece,
+    /// The longest pieces from the left.
+    WordPiece,
+    /// The pieces with the best sum of scores.
+    Unigram,
+}
+
+/// What every kind has to make its part of the files from.
+struct Parts<'a> {
+    metadata: &'a Metadata,
+    vocabulary: Vocabulary<'a>,
+    specials: Specials,
+    kind: TokenizerKind,
+    pre: pre::Pre,
+}
+
+/// A kind's own part of tokenizer.json, and the files beside it.
+struct Made {
+    normalizer: Json,
+    pre_tokenizer: Json,
+    decoder: Json,
+    model: Json,
+    added: Vec<Added>,
+    /// Whether an added token is looked for in normalized text.
+    normalized: fn(&str) -> bool,
+    /// Names and contents of further files.
+    files: Vec<(String, Vec<u8>)>,
+    /// Settings of tokenizer_config.json that this kind has beyond the usual ones.
+    settings: Vec<(&'static str, Json)>,
+}
+
+/// The tokenizer's files, by name: `tokenizer.json`, `tokenizer_config.json`, and where they belong
+/// to it `tokenizer.model`, `spiece.model`, `added_tokens.json` and `chat_template.jinja`. None,
+/// and a note, for a file without a vocabulary.
+///
+/// # Errors
+/// [`crate::Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
+/// [`crate::Error::Unsupported`] for a tokenizer that Hugging Face's files can't describe.
+pub(crate) fn rebuild(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
+    if !metadata.iter().any(|(key, _)| key.starts_with("tokenizer.")) {
+        notes.push("no vocabulary in the GGUF file: no tokenizer files".to_owned());
+        return Ok(Vec::new());
+    }
+    let model = metadata.text(MODEL)?;
+    let (kind, default_pre) = match model {
+        "none" | "no_vocab" => {
+            notes.push(format!("{MODEL} is {model:?}: no tokenizer files"));
+            return Ok(Vec::new());
+        }
+        "gpt2" => (TokenizerKind::Bpe, None),
+        // llama.cpp fixes the pre-tokenizer of these two.
+        "gemma4" => (TokenizerKind::Bpe, Some("gemma4")),
+        "whitespace" => (TokenizerKind::Bpe, Some("whitespace")),
+        "llama" => (TokenizerKind::SentencePiece, Some("default")),
+        "bert" => (TokenizerKind::WordPiece, Some("default")),
+        "t5" => (TokenizerKind::Unigram, Some("default")),
+        other => {
+            return Err(metadata
+                .finding(MODEL)
+                .expected("gpt2, gemma4, whitespace, llama, bert or t5")
+                .found(format!("{other:?}, which tokenizer.json can't describe"))
+                .hint("convert without a vocabulary, and take the tokenizer from the original model")
+                .unsupported());
+        }
+    };
+    let pre = pre_tokenizer(metadata, default_pre)?;
+    let vocabulary = Vocabulary::read(metadata)?;
+    let specials = Specials::read(metadata, &vocabulary, kind, &pre)?;
+    let parts = Parts { metadata, vocabulary, specials, kind, pre };
+    if kind == TokenizerKind::Bpe
+        && metadata.text("general.architecture").ok() == Some("qwen2")
+        && !parts.pre.is_qwen2()
+    {
+        notes.push(format!(
+            "{PRE}: transformers reads models of the type qwen2 with Qwen2's own rules, tokens may differ from llama.cpp's there"
+        ));
+    }
+    let made = match kind {
+        TokenizerKind::Bpe => bpe::make(&parts, notes)?,
+        TokenizerKind::SentencePiece => sentencepiece::make(&parts, notes)?,
+        TokenizerKind::WordPiece => wordpiece::make(&parts)?,
+        TokenizerKind::Unigram => unigram::make(&parts, notes)?,
+    };
+    assemble(&parts, made, notes)
+}
+
+fn pre_tokenizer(metadata: &Metadata, fixed: Option<&str>) -> Result<pre::Pre> {
+    let name = match fixed {
+        Some(name) => name,
+        None if metadata.get(PRE).is_none() => "",
+        None => metadata.text(PRE)?,
+    };
+    pre::find(name).ok_or_else(|| {
+        metadata
+            .finding(PRE)
+            .expected("the name of a pre-tokenizer of llama.cpp")
+            .found(format!("{name:?}, which this version doesn't know"))
+            .hint("take the tokenizer from the original model")
+            .unsupported()
+    })
+}
+
+/// Puts the files together.
+fn assemble(parts: &Parts, made: Made, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
+    let added: Vec<Json> = made.added.iter().map(|token| token.json((made.normalized)(&token.text))).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": made.normalizer,
+        "pre_tokenizer": made.pre_tokenizer,
+        "post_processor": parts.specials.post_processor(parts.kind, &parts.vocabulary),
+        "decoder": made.decoder,
+        "model": made.model,
+    });
+    let mut settings = Map::new();
+    let mut files = vec![("tokenizer.json".to_owned(), tokenizer.to_string().into_bytes())];
+    files.extend(made.files);
+    files.extend(config::fill(&mut settings, parts, made.settings)?);
+    let kinds = expected::exceptions(parts, &made.added);
+    settings.insert(record::FIELD.to_owned(), record::of(parts.metadata, kinds, notes));
+    let mut text = serde_json::to_vec_pretty(&Json::Object(settings))
+        .map_err(|e| parts.metadata.finding("tokenizer").expected("settings").found(e).format())?;
+    text.push(b'\n');
+    files.push(("tokenizer_config.json".to_owned(), text));
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! What a GGUF file says of its tokenizer and Hugging Face's files can't: a record in
+//! tokenizer_config.json, and what a conversion back makes of it.
+//!
+//! The record lists the keys in their order, with their values where these aren't read from
+//! elsewhere, and the types of tokens that would come back as others. It never says anything
+//! against the files: what they name stands, and where the number of tokens is another one the
+//! whole record is void. So a tokenizer can be changed after the conversion. Libraries that don't
+//! know the record pass it by.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::expected::Exception;
+use super::pre;
+use super::specials::Role;
+use super::vocabulary::{Kind, MERGES, SCORES, TOKEN_TYPE, TOKENS};
+use super::{MODEL, PRE};
+use crate::formats::gguf::{Array, Metadata, Value};
+
+/// The record's name in tokenizer_config.json.
+pub(super) const FIELD: &str = "gguf";
+const PREFIX: &str = "tokenizer.";
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// The record of a file.
+pub(super) fn of(metadata: &Metadata, exceptions: Vec<Exception>, notes: &mut Vec<String>) -> Json {
+    let mut keys = Map::new();
+    let mut tokens = 0;
+    for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
+        if let (TOKENS, Value::Array(array)) = (key, value) {
+            tokens = array.len();
+        }
+        if is_in_files(key) {
+            keys.insert(key.to_owned(), Json::Null);
+            continue;
+        }
+        match to_json(value) {
+            Some(value) => drop(keys.insert(key.to_owned(), value)),
+            None => notes.push(format!("{key}: {value}, left out: the tokenizer's files have no place for it")),
+        }
+    }
+    let exceptions: Vec<Json> = exceptions
+        .iter()
+        .map(|e| json!({"type": e.kind as i32, "instead_of": e.instead_of as i32, "ids": e.ids}))
+        .collect();
+    json!({"tokens": tokens, "keys": keys, "token_types": exceptions})
+}
+
+/// Keys whose values other files hold.
+fn is_in_files(key: &str) -> bool {
+    [TOKENS, TOKEN_TYPE, SCORES, MERGES, "tokenizer.ggml.precompiled_charsmap"].contains(&key)
+        || key.starts_with(TEMPLATE)
+}
+
+/// Truth values, texts and uint32 as they are, the others with their type. `None` for what is too
+/// long for a config.
+fn to_json(value: &Value) -> Option<Json> {
+    const MAX_BYTES: usize = 4096;
+    const MAX_ELEMENTS: usize = 1024;
+    let typed = |json: Json| Some(json!({value.kind().to_string(): json}));
+    match value {
+        Value::Bool(flag) => Some(json!(flag)),
+        Value::U32(number) => Some(json!(number)),
+        Value::String(_) => value.as_text().filter(|text| text.len() <= MAX_BYTES).map(|text| json!(text)),
+        Value::I32(number) => typed(json!(number)),
+        Value::U64(number) => typed(json!(number)),
+        Value::I64(number) => typed(json!(number)),
+        Value::F32(number) if number.is_finite() => typed(json!(number)),
+        Value::Array(Array::I32(numbers)) if numbers.len() <= MAX_ELEMENTS => typed(json!(numbers)),
+        _ => None,
+    }
+}
+
+fn from_json(json: &Json) -> Option<Value> {
+    match json {
+        Json::Bool(flag) => Some(Value::Bool(*flag)),
+        Json::String(text) => Some(text.as_str().into()),
+        Json::Number(_) => Some(Value::U32(u32::try_from(json.as_u64()?).ok()?)),
+        Json::Object(typed) => {
+            let (kind, json) = typed.iter().next()?;
+            Some(match kind.as_str() {
+                "int32" => Value::I32(i32::try_from(json.as_i64()?).ok()?),
+                "uint64" => Value::U64(json.as_u64()?),
+                "int64" => Value::I64(json.as_i64()?),
+                "float32" => Value::F32(json.as_f64()? as f32),
+                "array" => {
+                    let numbers = json.as_array()?.iter().map(|number| i32::try_from(number.as_i64()?).ok());
+                    Value::Array(Array::I32(numbers.collect::<Option<_>>()?))
+                }
+                _ => return None,
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The recorded name of the pre-tokenizer, where tokenizer.json still has just its steps.
+pub(crate) fn recorded_pre(tokenizer: &Map<String, Json>, config: Option<&Map<String, Json>>) -> Option<String> {
+    let keys = config?.get(FIELD)?.get("keys")?;
+    let name = keys.get(PRE).map_or(Some("default"), Json::as_str)?;
+    if !keys.get(MODEL).is_some_and(has_steps) {
+        return Some(name.to_owned());
+    }
+    let pre = pre::find(name)?;
+    let model = tokenizer.get("model")?;
+    let ignores = model.get("ignore_merges").and_then(Json::as_bool).unwrap_or(false);
+    let bpe = model.get("type").and_then(Json::as_str) == Some("BPE") && pre.ignore_merges == ignores;
+    let same = bpe && tokenizer.get("pre_tokenizer") == Some(&pre.pre_tokenizer());
+    same.then(|| name.to_owned())
+}
+
+/// Whether the pre-tokenizer's name stands for steps in tokenizer.json.
+fn has_steps(model: &Json) -> bool {
+    !matches!(model.as_str(), Some("llama" | "bert" | "t5"))
+}
+
+/// The keys that a conversion `derived` from the tokenizer's files, as the record completes them:
+/// in its order, with the keys that files can't name, without those that no file names. The name of
+/// the pre-tokenizer stands where it was asked for.
+pub(crate) fn recorded(
+    derived: Metadata,
+    config: Option<&Map<String, Json>>,
+    model_config: &Map<String, Json>,
+    asked_for_pre: bool,
+) -> Metadata {
+    let record = config.and_then(|config| config.get(FIELD));
+    let Some((record, keys)) = record.and_then(|record| Some((record, record.get("keys")?.as_object()?))) else {
+        return derived;
+    };
+    let tokens = derived.strings(TOKENS).map_or(0, <[_]>::len) as u64;
+    let model = derived.text(MODEL).ok();
+    if record.get("tokens").and_then(Json::as_u64) != Some(tokens) || keys.get(MODEL).and_then(Json::as_str) != model {
+        return derived;
+    }
+    let mut result = Metadata::new(derived.file());
+    for (key, value) in keys.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
+        let fixed = key == PRE && !asked_for_pre && !keys.get(MODEL).is_some_and(has_steps);
+        match derived.get(key).filter(|_| !fixed) {
+            Some(value) => drop(result.insert(key.as_str(), value.clone())),
+            None if has_a_name(key) => {}
+            None => {
+                if let Some(value) = from_json(value) {
+                    result.insert(key.as_str(), value);
+                }
+            }
+        }
+    }
+    for (key, value) in derived.iter() {
+        let stands = [TOKENS, MERGES].contains(&key) || (key == PRE && asked_for_pre);
+        if result.get(key).is_none() && (stands || is_named(key, config, model_config)) {
+            result.insert(key, value.clone());
+        }
+    }
+    if let Some(Value::Array(Array::I32(kinds))) = result.get(TOKEN_TYPE) {
+        let mut kinds = kinds.clone();
+        set_kinds(&mut kinds, record.get("token_types"));
+        result.insert(TOKEN_TYPE, Array::I32(kinds));
+    }
+    result
+}
+
+/// The token of a key of ids, and whether files can name it.
+fn role(key: &str) -> Option<(&'static str, bool)> {
+    let (role, name, _) = Role::ALL.iter().find(|(_, _, known)| *known == key)?;
+    Some((name, !matches!(role, Role::Cls | Role::Eot | Role::Eom)))
+}
+
+/// Whether the files' silence about a key says that there is no such token.
+fn has_a_name(key: &str) -> bool {
+    role(key).is_some_and(|(_, has)| has)
+}
+
+/// Whether a file says so, and not a rule of the converter.
+fn is_named(key: &str, config: Option<&Map<String, Json>>, model_config: &Map<String, Json>) -> bool {
+    let set = |name: &str| config.and_then(|config| config.get(name)).is_some_and(|value| !value.is_null());
+    if let Some((name, _)) = role(key) {
+        let id = model_config.get(&format!("{name}_token_id"));
+        return set(&format!("{name}_token")) || id.is_some_and(Json::is_u64);
+    }
+    match key.strip_prefix("tokenizer.ggml.") {
+        Some(flag @ ("add_bos_token" | "add_eos_token" | "add_sep_token")) => set(flag),
+        Some("add_space_prefix") => set("add_prefix_space"),
+        _ => key.starts_with(TEMPLATE),
+    }
+}
+
+/// Sets the recorded types where the files lead to the ones that they replace.
+fn set_kinds(kinds: &mut [i32], exceptions: Option<&Json>) {
+    let kind = |json: &Json, name: &str| Kind::from_number(json.get(name)?.as_i64()?).map(|kind| kind as i32);
+    for exception in exceptions.and_then(Json::as_array).into_iter().flatten() {
+        let (Some(new), Some(old)) = (kind(exception, "type"), kind(exception, "instead_of")) else { continue };
+        for range in exception.get("ids").and_then(Json::as_array).into_iter().flatten() {
+            let end = |place: usize| range.get(place).and_then(Json::as_u64).and_then(|id| usize::try_from(id).ok());
+            let (Some(first), Some(last)) = (end(0), end(1)) else { continue };
+            for id in kinds.get_mut(first..).into_iter().flatten().take(last.saturating_sub(first).saturating_add(1)) {
+                if *id == old {
+                    *id = new;
+                }
+            }
+        }
+    }
+}

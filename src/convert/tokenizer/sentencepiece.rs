@@ -1,0 +1,194 @@
+//! SentencePiece vocabularies of the BPE kind: Llama, Mistral, Gemma, Phi-3 and their like.
+//!
+//! llama.cpp merges the neighbours whose joint token has the best score. In `tokenizer.json` the
+//! same is a list of merges in order of the scores of their results. Spaces are U+2581, one is put
+//! before every stretch of text between added tokens, and bytes stand for characters without a
+//! token. `tokenizer.model` is written beside it: converters read the scores from there.
+//!
+//! Reference: llama.cpp `src/llama-vocab.cpp` (`llm_tokenizer_spm_session`), transformers
+//! `convert_slow_tokenizer.py` (`generate_merges`, `LlamaConverter`).
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use serde_json::{Value as Json, json};
+
+use super::bpe::vocab;
+use super::proto::{Model, Piece, PieceKind, Segmentation};
+use super::specials::{Added, Role, added_tokens};
+use super::vocabulary::{Kind, SCORES, TOKENS, Vocabulary};
+use super::{Made, Parts};
+use crate::error::Result;
+
+/// The score that converters give tokens that were added by hand.
+pub(super) const ADDED_SCORE: f32 = -1000.0;
+/// The score that converters give ids without a token.
+const UNUSED_SCORE: f32 = -10000.0;
+
+/// Everything of tokenizer.json that is SentencePiece's own, and tokenizer.model.
+pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
+    let Parts { metadata, vocabulary, specials, .. } = parts;
+    if vocabulary.scores.is_none() {
+        notes.push(format!("{SCORES}: none in the file, tokens are merged in order of their ids"));
+    }
+    let prefix = match metadata.get("tokenizer.ggml.add_space_prefix") {
+        None => true,
+        Some(_) => metadata.bool("tokenizer.ggml.add_space_prefix")?,
+    };
+    let unknown = specials.id(Role::Unk, vocabulary);
+    let added = added_tokens(metadata, vocabulary, specials, &|_, _, _| None);
+    let merges: Vec<Json> = merges(vocabulary)?.into_iter().map(|(left, right)| json!([left, right])).collect();
+    let byte_fallback = vocabulary.has_all_bytes();
+    if !byte_fallback {
+        notes.push("not every byte has a token: characters without one become unknown tokens".to_owned());
+    }
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let normalizer = match prefix {
+        true => json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, replace]}),
+        false => replace,
+    };
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if prefix {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let settings = listed(vocabulary, &added).map(|listed| vec![("added_tokens_decoder", listed)]).unwrap_or_default();
+    let mut model = model(parts, Segmentation::Bpe, byte_fallback, unknown, notes);
+    model.add_dummy_prefix = prefix;
+    Ok(Made {
+        normalizer,
+        pre_tokenizer: Json::Null,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        model: json!({
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": unknown.and_then(|id| vocabulary.text(id)),
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": true,
+            "byte_fallback": byte_fallback,
+            "ignore_merges": false,
+            "vocab": vocab(vocabulary),
+            "merges": merges,
+        }),
+        added,
+        normalized: |_| false,
+        files: vec![("tokenizer.model".to_owned(), model.encode())],
+        settings,
+    })
+}
+
+/// Whether text is put together to this token. The others stand in text as a whole, or not at all.
+fn is_merged(kind: Kind) -> bool {
+    matches!(kind, Kind::Normal | Kind::Undefined | Kind::Unused)
+}
+
+/// Every way to put a token together of two, the best scores first.
+fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
+    /// Every cut of a token is looked at: their number times their length has to stay small.
+    const MAX_BYTES: usize = 4096;
+    let merged = |id: u32, text: &str, kind: Kind| is_merged(kind) && !vocabulary.is_placeholder(id, text, kind);
+    let tokens: HashMap<&str, u32> =
+        vocabulary.iter().filter(|(id, text, kind)| merged(*id, text, *kind)).map(|(id, text, _)| (text, id)).collect();
+    let mut found = Vec::new();
+    for (id, text, kind) in vocabulary.iter() {
+        if !merged(id, text, kind) {
+            continue;
+        }
+        if text.len() > MAX_BYTES {
+            let found = format!("{} bytes at {id}", text.len());
+            return Err(vocabulary
+                .finding(TOKENS)
+                .expected(format_args!("at most {MAX_BYTES} bytes each"))
+                .found(found)
+                .unsupported());
+        }
+        let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
+        for (cut, _) in text.char_indices().skip(1) {
+            let (Some(left), Some(right)) = (text.get(..cut), text.get(cut..)) else { continue };
+            if tokens.contains_key(left) && tokens.contains_key(right) {
+                found.push((score, id, left, right));
+            }
+        }
+    }
+    found.sort_by(|a, b| {
+        let order = |(_, id, left, _): &(f32, u32, &str, &str)| (*id, Reverse(left.len()));
+        b.0.total_cmp(&a.0).then_with(|| order(a).cmp(&order(b)))
+    });
+    Ok(found.into_iter().map(|(_, _, left, right)| (left, right)).collect())
+}
+
+/// The added tokens that tokenizer_config.json lists: converters give them the score that these
+/// have. The others keep what tokenizer.model says.
+fn listed(vocabulary: &Vocabulary, added: &[Added]) -> Option<Json> {
+    let by_hand = added.iter().filter(|token| is_by_hand(vocabulary, token.id));
+    let listed: serde_json::Map<String, Json> =
+        by_hand.map(|token| (token.id.to_string(), token.json_of_config())).collect();
+    (!listed.is_empty()).then_some(Json::Object(listed))
+}
+
+/// Whether a token has the marks of one added by hand.
+pub(super) fn is_by_hand(vocabulary: &Vocabulary, id: u32) -> bool {
+    let kind = vocabulary.kind(id);
+    let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
+    matches!(kind, Some(Kind::Control | Kind::UserDefined)) && score == ADDED_SCORE
+}
+
+/// The model, without the placeholders and the tokens added by hand at its end.
+pub(super) fn model<'a>(
+    parts: &Parts,
+    segmentation: Segmentation,
+    byte_fallback: bool,
+    unknown: Option<u32>,
+    notes: &mut Vec<String>,
+) -> Model<'a> {
+    let Parts { vocabulary, specials, .. } = parts;
+    let is_plain_placeholder = |id: u32, text: &str, kind: Kind| {
+        let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
+        vocabulary.is_placeholder(id, text, kind) && (vocabulary.scores.is_none() || score == UNUSED_SCORE)
+    };
+    let last = vocabulary
+        .iter()
+        .filter(|(id, text, kind)| !is_plain_placeholder(*id, text, *kind) && !is_by_hand(vocabulary, *id));
+    let count = last.last().map_or(0, |(id, _, _)| usize::try_from(id).map_or(0, |id| id.saturating_add(1)));
+    let pieces: Vec<Piece> = vocabulary
+        .iter()
+        .take(count)
+        .map(|(id, text, kind)| Piece {
+            text: if kind == Kind::UserDefined { text.replace(' ', "\u{2581}") } else { text.to_owned() },
+            score: vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX)),
+            kind: match kind {
+                _ if unknown == Some(id) => PieceKind::Unknown,
+                // SentencePiece takes one unknown piece only.
+                Kind::Unknown | Kind::Unused => PieceKind::Unused,
+                Kind::Normal | Kind::Undefined => PieceKind::Normal,
+                Kind::Control => PieceKind::Control,
+                Kind::UserDefined => PieceKind::UserDefined,
+                Kind::Byte if byte_fallback => PieceKind::Byte,
+                Kind::Byte => PieceKind::Normal,
+            },
+        })
+        .collect();
+    if !pieces.iter().any(|piece| piece.kind == PieceKind::Unknown) {
+        notes.push("tokenizer.model: the vocabulary has no unknown token, and SentencePiece asks for one".to_owned());
+    }
+    let inside = |role| {
+        let id = specials.id(role, vocabulary)?;
+        (usize::try_from(id).ok()? < count).then_some(id)
+    };
+    Model {
+        segmentation,
+        byte_fallback,
+        unk: unknown.filter(|id| usize::try_from(*id).is_ok_and(|id| id < count)),
+        bos: inside(Role::Bos),
+        eos: inside(Role::Eos),
+        pad: inside(Role::Pad),
+        pieces,
+        add_dummy_prefix: true,
+        remove_extra_whitespaces: false,
+        precompiled_charsmap: &[],
+    }
+}

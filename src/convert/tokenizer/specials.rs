@@ -1,0 +1,338 @@
+//! Special tokens: which ids they have, with the ones that llama.cpp takes where the file says
+//! nothing, and what it puts around a text.
+//!
+//! Reference: llama.cpp `src/llama-vocab.cpp` (`llama_vocab::impl::load`, `tokenize`).
+
+use serde_json::{Map, Value as Json, json};
+
+use super::TokenizerKind;
+use super::pre::Pre;
+use super::vocabulary::{Kind, Vocabulary};
+use crate::error::Result;
+use crate::formats::gguf::Metadata;
+
+/// A special token's name in tokenizer_config.json, without `_token`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Bos,
+    Eos,
+    Unk,
+    Sep,
+    Pad,
+    Cls,
+    Mask,
+    Eot,
+    Eom,
+}
+
+impl Role {
+    /// Every role, its name and its key.
+    pub(super) const ALL: [(Role, &'static str, &'static str); 9] = [
+        (Role::Bos, "bos", "tokenizer.ggml.bos_token_id"),
+        (Role::Eos, "eos", "tokenizer.ggml.eos_token_id"),
+        (Role::Unk, "unk", "tokenizer.ggml.unknown_token_id"),
+        // The format's own spelling.
+        (Role::Sep, "sep", "tokenizer.ggml.seperator_token_id"),
+        (Role::Pad, "pad", "tokenizer.ggml.padding_token_id"),
+        (Role::Cls, "cls", "tokenizer.ggml.cls_token_id"),
+        (Role::Mask, "mask", "tokenizer.ggml.mask_token_id"),
+        (Role::Eot, "eot", "tokenizer.ggml.eot_token_id"),
+        (Role::Eom, "eom", "tokenizer.ggml.eom_token_id"),
+    ];
+}
+
+/// Special tokens of a vocabulary.
+pub(super) struct Specials {
+    /// Ids that the file gives.
+    ids: Vec<(Role, u32)>,
+    /// Ids that llama.cpp takes for the others.
+    defaults: &'static [(Role, u32)],
+    pub(super) add_bos: bool,
+    pub(super) add_eos: bool,
+    pub(super) add_sep: bool,
+    /// Whether a key says if pairs are separated. Converters conclude that none are from a template
+    /// with the first token before both texts, and nothing from one without.
+    says_sep: bool,
+}
+
+impl Specials {
+    /// Reads ids and flags.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] for ids past the last token, and values of the wrong type.
+    pub(super) fn read(metadata: &Metadata, vocabulary: &Vocabulary, kind: TokenizerKind, pre: &Pre) -> Result<Self> {
+        let mut ids = Vec::new();
+        for (role, _, key) in Role::ALL {
+            if metadata.get(key).is_none() {
+                continue;
+            }
+            let id = metadata.u32(key)?;
+            if vocabulary.text(id).is_none() {
+                let expected = format!("an id below {}, the number of tokens", vocabulary.len());
+                return Err(metadata.finding(key).expected(expected).found(id).format());
+            }
+            ids.push((role, id));
+        }
+        let flag = |key: &str, default: bool| match metadata.get(key) {
+            None => Ok(default),
+            Some(_) => metadata.bool(key),
+        };
+        let (bos, eos, sep) = match kind {
+            TokenizerKind::Bpe => (pre.add_bos, false, pre.add_sep),
+            TokenizerKind::SentencePiece => (true, false, false),
+            TokenizerKind::WordPiece => (true, false, true),
+            TokenizerKind::Unigram => (false, true, false),
+        };
+        Ok(Self {
+            ids,
+            defaults: defaults(kind, pre),
+            add_bos: flag("tokenizer.ggml.add_bos_token", bos)? || pre.always_bos,
+            add_eos: flag("tokenizer.ggml.add_eos_token", eos)?,
+            add_sep: flag("tokenizer.ggml.add_sep_token", sep)?,
+            says_sep: metadata.get("tokenizer.ggml.add_sep_token").is_some(),
+        })
+    }
+
+    /// The id that the file gives.
+    pub(super) fn given(&self, role: Role) -> Option<u32> {
+        self.ids.iter().find(|(known, _)| *known == role).map(|(_, id)| *id)
+    }
+
+    /// The id that the file gives, or the one that llama.cpp takes.
+    pub(super) fn id(&self, role: Role, vocabulary: &Vocabulary) -> Option<u32> {
+        let default = || self.defaults.iter().find(|(known, _)| *known == role).map(|(_, id)| *id);
+        self.given(role).or_else(default).filter(|id| vocabulary.text(*id).is_some())
+    }
+
+    /// Names and texts of the tokens that the file names.
+    pub(super) fn named<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<(Role, &'static str, &'a str)> {
+        let named = Role::ALL.iter().filter_map(|(role, name, _)| {
+            let text = vocabulary.text(self.given(*role)?)?;
+            Some((*role, *name, text))
+        });
+        named.collect()
+    }
+
+    /// The `post_processor` of tokenizer.json: what is put around a text, and between two.
+    pub(super) fn post_processor(&self, kind: TokenizerKind, vocabulary: &Vocabulary) -> Json {
+        let id = |role| self.id(role, vocabulary);
+        if kind == TokenizerKind::WordPiece {
+            // llama.cpp does this whatever the flags say.
+            let around = Around { first: id(Role::Bos), last: id(Role::Sep), types: true, ..Around::default() };
+            return around.template(vocabulary);
+        }
+        let bos = id(Role::Bos).filter(|_| self.add_bos);
+        let eos = id(Role::Eos).filter(|_| self.add_eos);
+        let sep = id(Role::Sep).or(id(Role::Eos)).filter(|_| self.add_sep);
+        let again = bos.filter(|_| self.says_sep && sep.is_none());
+        Around { first: bos, again, between: sep, last: eos, types: false }.template(vocabulary)
+    }
+}
+
+/// The ids that llama.cpp starts from.
+fn defaults(kind: TokenizerKind, pre: &Pre) -> &'static [(Role, u32)] {
+    match kind {
+        TokenizerKind::Bpe if pre.letters == super::pre::Letters::Escaped => &[],
+        TokenizerKind::Bpe if pre.default_bos => &[(Role::Bos, 11), (Role::Eos, 11)],
+        TokenizerKind::Bpe => &[(Role::Eos, 11)],
+        TokenizerKind::SentencePiece => &[(Role::Bos, 1), (Role::Eos, 2), (Role::Unk, 0)],
+        TokenizerKind::WordPiece => {
+            &[(Role::Bos, 101), (Role::Unk, 100), (Role::Sep, 102), (Role::Pad, 0), (Role::Mask, 103)]
+        }
+        TokenizerKind::Unigram => &[(Role::Eos, 1), (Role::Unk, 2), (Role::Pad, 0)],
+    }
+}
+
+/// The special tokens around a text, and between two.
+#[derive(Default)]
+struct Around {
+    first: Option<u32>,
+    /// Before the second text.
+    again: Option<u32>,
+    /// Between two texts, behind the last token of the first.
+    between: Option<u32>,
+    last: Option<u32>,
+    /// Whether the second text and its last token are of type 1.
+    types: bool,
+}
+
+impl Around {
+    /// As tokenizer.json has it; null where nothing is added.
+    fn template(&self, vocabulary: &Vocabulary) -> Json {
+        let special = |id: Option<u32>, kind: u32| {
+            let text = vocabulary.text(id?)?;
+            Some(json!({"SpecialToken": {"id": text, "type_id": kind}}))
+        };
+        let sequence = |name: &str, kind: u32| Some(json!({"Sequence": {"id": name, "type_id": kind}}));
+        let Self { first, again, between, last, types } = *self;
+        if [first, between, last].iter().all(Option::is_none) {
+            return Json::Null;
+        }
+        let second = u32::from(types || between.is_none());
+        let single: Vec<Json> = [special(first, 0), sequence("A", 0), special(last, 0)].into_iter().flatten().collect();
+        let pair = [
+            special(first, 0),
+            sequence("A", 0),
+            special(last, 0),
+            special(between, 0),
+            special(again, second),
+            sequence("B", second),
+            special(last, second),
+        ];
+        let pair: Vec<Json> = pair.into_iter().flatten().collect();
+        let mut tokens = Map::new();
+        for id in [first, between, last].into_iter().flatten() {
+            if let Some(text) = vocabulary.text(id) {
+                tokens.insert(text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]}));
+            }
+        }
+        json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
+    }
+}
+
+/// Whether llama.cpp takes a token for one that steers the model because of its text.
+pub(super) fn steers(text: &str) -> bool {
+    const TEXTS: [&str; 46] = [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+        "[e~[",
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
+        "<PRE>",
+        "\u{2581}<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<\u{ff5c}fim\u{2581}hole\u{ff5c}>",
+        "<SUF>",
+        "\u{2581}<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<\u{ff5c}fim\u{2581}end\u{ff5c}>",
+        "<MID>",
+        "\u{2581}<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ];
+    TEXTS.contains(&text)
+}
+
+/// The `added_tokens` of tokenizer.json: tokens that are found in any text before it is split.
+pub(super) fn added_tokens(
+    metadata: &Metadata,
+    vocabulary: &Vocabulary,
+    specials: &Specials,
+    rewritten: &dyn Fn(u32, &str, Kind) -> Option<String>,
+) -> Vec<Added> {
+    let named: Vec<u32> = Role::ALL.iter().filter_map(|(role, _, _)| specials.given(*role)).collect();
+    let strips = Strips::of(metadata);
+    let added = vocabulary.iter().filter_map(|(id, text, kind)| {
+        if text.is_empty() || vocabulary.is_placeholder(id, text, kind) {
+            return None;
+        }
+        let special = match kind {
+            Kind::Control | Kind::Unknown => true,
+            Kind::UserDefined => named.contains(&id),
+            Kind::Unused | Kind::Byte => return None,
+            Kind::Normal | Kind::Undefined if named.contains(&id) || steers(text) => true,
+            Kind::Normal | Kind::Undefined => return None,
+        };
+        let text = rewritten(id, text, kind).unwrap_or_else(|| text.to_owned());
+        let (lstrip, rstrip) = strips.of_token(&text, kind);
+        Some(Added { id, text, special, lstrip, rstrip })
+    });
+    added.collect()
+}
+
+/// An added token.
+pub(super) struct Added {
+    pub(super) id: u32,
+    pub(super) text: String,
+    pub(super) special: bool,
+    lstrip: bool,
+    rstrip: bool,
+}
+
+impl Added {
+    /// As tokenizer.json has it. `normalized` says that it is looked for in normalized text.
+    pub(super) fn json(&self, normalized: bool) -> Json {
+        json!({
+            "id": self.id,
+            "content": self.text,
+            "single_word": false,
+            "lstrip": self.lstrip,
+            "rstrip": self.rstrip,
+            "normalized": normalized,
+            "special": self.special,
+        })
+    }
+
+    /// As tokenizer_config.json has it.
+    pub(super) fn json_of_config(&self) -> Json {
+        json!({
+            "content": self.text,
+            "lstrip": self.lstrip,
+            "normalized": false,
+            "rstrip": self.rstrip,
+            "single_word": false,
+            "special": self.special,
+        })
+    }
+}
+
+/// The models whose special tokens take the spaces beside them along; GGUF has no key for it, and
+/// llama.cpp goes by names.
+struct Strips {
+    mask: Option<&'static str>,
+    phi3: bool,
+}
+
+impl Strips {
+    fn of(metadata: &Metadata) -> Self {
+        let text = |key: &str| metadata.text(key).unwrap_or_default();
+        let (pre, architecture) = (text("tokenizer.ggml.pre"), text("general.architecture"));
+        let name = text("general.name").to_ascii_lowercase();
+        let jina = ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|part| pre.contains(part));
+        let xlm = ["nomic-bert-moe", "jina-bert-v3"].iter().any(|part| architecture.contains(part));
+        let phi3 = name.contains("phi-3") || name.contains("phi3");
+        let mask = match (jina || xlm, phi3, name.contains("modern-bert")) {
+            (true, _, _) => Some("<mask>"),
+            (false, false, true) => Some("[MASK]"),
+            _ => None,
+        };
+        Self { mask, phi3: phi3 && !jina && !xlm }
+    }
+
+    /// Whether a token takes the spaces before it, and those behind it.
+    fn of_token(&self, text: &str, kind: Kind) -> (bool, bool) {
+        let cached = matches!(kind, Kind::Control | Kind::UserDefined | Kind::Unknown);
+        let spared = ["<unk>", "<s>", "<|endoftext|>"].contains(&text);
+        (self.mask == Some(text), self.phi3 && (cached || text == "</s>") && !spared)
+    }
+}

@@ -1,0 +1,141 @@
+//! SentencePiece vocabularies of the unigram kind: T5, XLM-RoBERTa and their like.
+//!
+//! Reference: llama.cpp `src/llama-vocab.cpp` (`llm_tokenizer_ugm_session`), transformers
+//! `convert_slow_tokenizer.py` (`SpmConverter`).
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value as Json, json};
+
+use super::proto::Segmentation;
+use super::sentencepiece::{self, is_by_hand};
+use super::specials::{Added, Role, added_tokens};
+use super::vocabulary::{Kind, SCORES, Vocabulary};
+use super::{Made, Parts};
+use crate::error::Result;
+use crate::formats::gguf::{Array, Metadata};
+
+const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
+
+/// Everything of tokenizer.json that is the unigram model's own, and for T5 its spiece.model.
+pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
+    let Parts { metadata, vocabulary, specials, .. } = parts;
+    let flag = |key: &str| match metadata.get(key) {
+        None => Ok(false),
+        Some(_) => metadata.bool(key),
+    };
+    if vocabulary.scores.is_none() {
+        return Err(metadata.finding(SCORES).expected("a score for each token").found("none").format());
+    }
+    let prefix = flag("tokenizer.ggml.add_space_prefix")?;
+    let merge_spaces = flag("tokenizer.ggml.remove_extra_whitespaces")?;
+    let charsmap = charsmap(metadata)?;
+    let Some(unknown) = specials.id(Role::Unk, vocabulary) else {
+        return Err(metadata
+            .finding("tokenizer.ggml.unknown_token_id")
+            .expected("an unknown token")
+            .found("none")
+            .format());
+    };
+    let added = added_tokens(metadata, vocabulary, specials, &|_, _, _| None);
+    let (normalizer, pre_tokenizer) = steps(&charsmap, prefix, merge_spaces);
+    let mut settings = Vec::new();
+    if metadata.get("tokenizer.ggml.remove_extra_whitespaces").is_some() {
+        // Where converters look for it.
+        settings.push(("clean_up_tokenization_spaces", Json::Bool(merge_spaces)));
+    }
+    Ok(Made {
+        normalizer,
+        pre_tokenizer,
+        decoder: json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true}),
+        model: json!({
+            "type": "Unigram",
+            "unk_id": unknown,
+            "vocab": vocab(vocabulary, unknown),
+            "byte_fallback": false,
+        }),
+        files: files(parts, &charsmap, prefix, merge_spaces, &added, notes),
+        added,
+        normalized: |_| false,
+        settings,
+    })
+}
+
+/// The steps before the model. Where extra spaces go, words are split at whitespace and each gets
+/// its U+2581; otherwise every space is one.
+fn steps(charsmap: &[u8], prefix: bool, merge_spaces: bool) -> (Json, Json) {
+    let precompiled = match charsmap {
+        [] => None,
+        bytes => Some(json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(bytes)})),
+    };
+    if merge_spaces {
+        let words = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "WhitespaceSplit"},
+            {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true},
+        ]});
+        return (precompiled.unwrap_or(Json::Null), words);
+    }
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let prepend = prefix.then(|| json!({"type": "Prepend", "prepend": "\u{2581}"}));
+    let steps: Vec<Json> = [precompiled, prepend, Some(replace)].into_iter().flatten().collect();
+    (json!({"type": "Sequence", "normalizers": steps}), Json::Null)
+}
+
+/// The table of replaced characters: a length, as many bytes of a trie, then the replacements.
+fn charsmap(metadata: &Metadata) -> Result<Vec<u8>> {
+    if metadata.get(CHARSMAP).is_none() {
+        return Ok(Vec::new());
+    }
+    let finding = || metadata.finding(CHARSMAP);
+    let bytes: Vec<u8> = match metadata.array(CHARSMAP)? {
+        Array::U8(bytes) => bytes.clone(),
+        Array::I8(bytes) => bytes.iter().map(|byte| byte.cast_unsigned()).collect(),
+        other => return Err(finding().expected("an array of uint8").found(other.kind()).format()),
+    };
+    let trie = bytes.first_chunk().map(|length| u64::from(u32::from_le_bytes(*length)));
+    let fits = trie.is_some_and(|trie| trie % 4 == 0 && trie.saturating_add(4) < bytes.len() as u64);
+    if !fits {
+        let found = format!("{} bytes", bytes.len());
+        return Err(finding().expected("a length, a trie of that length, and replacements").found(found).format());
+    }
+    Ok(bytes)
+}
+
+/// Tokens with their scores, by id, up to the last one that isn't a placeholder.
+fn vocab(vocabulary: &Vocabulary, unknown: u32) -> Vec<Json> {
+    let real = |(id, text, kind): &(u32, &str, Kind)| *id == unknown || !vocabulary.is_placeholder(*id, text, *kind);
+    let count = vocabulary.iter().filter(real).last().map_or(0, |(id, _, _)| id.saturating_add(1));
+    let scored = vocabulary.iter().zip(0..).take_while(|((id, _, _), _)| *id < count);
+    scored.map(|((_, text, _), place)| json!([text, f64::from(vocabulary.score(place))])).collect()
+}
+
+/// T5 comes with a model file of its own; the others are read from tokenizer.json.
+fn files(
+    parts: &Parts,
+    charsmap: &[u8],
+    prefix: bool,
+    merge_spaces: bool,
+    added: &[Added],
+    notes: &mut Vec<String>,
+) -> Vec<(String, Vec<u8>)> {
+    let Parts { metadata, vocabulary, specials, .. } = parts;
+    if !is_t5(metadata) {
+        return Vec::new();
+    }
+    let unknown = specials.id(Role::Unk, vocabulary);
+    let mut model = sentencepiece::model(parts, Segmentation::Unigram, false, unknown, notes);
+    (model.add_dummy_prefix, model.remove_extra_whitespaces) = (prefix, merge_spaces);
+    model.precompiled_charsmap = charsmap;
+    let mut files = vec![("spiece.model".to_owned(), model.encode())];
+    let by_hand = added.iter().filter(|token| is_by_hand(vocabulary, token.id));
+    let by_hand: Map<String, Json> = by_hand.map(|token| (token.text.clone(), json!(token.id))).collect();
+    if !by_hand.is_empty() {
+        files.push(("added_tokens.json".to_owned(), Json::Object(by_hand).to_string().into_bytes()));
+    }
+    files
+}
+
+/// Whether the model is one whose converter reads spiece.model.
+pub(super) fn is_t5(metadata: &Metadata) -> bool {
+    matches!(metadata.text("general.architecture"), Ok("t5" | "t5encoder"))
+}

@@ -1,0 +1,79 @@
+//! WordPiece: BERT's vocabularies.
+//!
+//! llama.cpp marks the beginnings of words, Hugging Face's files the continuations: the token
+//! `U+2581 word` is `word`, the token `ing` is `##ing`. Words of more than 100 characters are
+//! unknown tokens, as in BERT itself; llama.cpp takes them apart.
+//!
+//! Reference: llama.cpp `conversion/bert.py` (`set_vocab`), `src/llama-vocab.cpp`
+//! (`llm_tokenizer_wpm_session`).
+
+use serde_json::{Map, Value as Json, json};
+
+use super::specials::{Role, added_tokens};
+use super::vocabulary::{Kind, TOKENS};
+use super::{Made, Parts};
+use crate::error::Result;
+
+/// A token as BERT's files have it.
+pub(super) fn word(text: &str, kind: Kind) -> String {
+    if kind == Kind::Control {
+        return text.to_owned();
+    }
+    match text.strip_prefix('\u{2581}') {
+        Some(word) => word.to_owned(),
+        None => format!("##{text}"),
+    }
+}
+
+/// Everything of tokenizer.json that is WordPiece's own.
+pub(super) fn make(parts: &Parts) -> Result<Made> {
+    let Parts { metadata, vocabulary, specials, .. } = parts;
+    let mut vocab = Map::new();
+    for (id, text, kind) in vocabulary.iter() {
+        if vocabulary.is_placeholder(id, text, kind) {
+            continue;
+        }
+        let word = word(text, kind);
+        if let Some(other) = vocab.insert(word.clone(), json!(id)) {
+            let found = format!("{word:?} as {other} and as {id}");
+            return Err(vocabulary.finding(TOKENS).expected("every word once").found(found).format());
+        }
+    }
+    let unknown = specials.id(Role::Unk, vocabulary);
+    let unknown = unknown.and_then(|id| Some(word(vocabulary.text(id)?, vocabulary.kind(id)?)));
+    let Some(unknown) = unknown else {
+        return Err(metadata
+            .finding("tokenizer.ggml.unknown_token_id")
+            .expected("a token for unknown words")
+            .found("none")
+            .format());
+    };
+    let flag = |key: &str, default: bool| match metadata.get(key) {
+        None => Ok(default),
+        Some(_) => metadata.bool(key),
+    };
+    let lowercase = flag("tokenizer.ggml.normalizer.lowercase", true)?;
+    let strip_accents = flag("tokenizer.ggml.normalizer.strip_accents", lowercase)?;
+    Ok(Made {
+        normalizer: json!({
+            "type": "BertNormalizer",
+            "clean_text": true,
+            "handle_chinese_chars": true,
+            "strip_accents": strip_accents,
+            "lowercase": lowercase,
+        }),
+        pre_tokenizer: json!({"type": "BertPreTokenizer"}),
+        decoder: json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+        model: json!({
+            "type": "WordPiece",
+            "unk_token": unknown,
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": Json::Object(vocab),
+        }),
+        added: added_tokens(metadata, vocabulary, specials, &|_, text, kind| Some(word(text, kind))),
+        normalized: |_| false,
+        files: Vec::new(),
+        settings: Vec::new(),
+    })
+}

@@ -1,0 +1,309 @@
+//! Tokens and their types as most vocabularies have them: byte-level BPE and WordPiece.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`get_vocab_base`, `_set_vocab_gpt2`), `gguf-py/gguf/vocab.py`
+//! (`SpecialVocab`, merges).
+
+use serde_json::Value as Json;
+
+use super::auto::{Auto, merge_lines};
+use super::files::{Files, Object, read_text, shortened};
+use super::spm::note_some;
+use crate::error::Result;
+
+/// What a token is for (llama.cpp `gguf-py/gguf/constants.py`, `TokenType`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Text like any other.
+    Normal = 1,
+    /// What stands for text that no token has.
+    Unknown = 2,
+    /// Steers the model: never printed, never read out of text.
+    Control = 3,
+    /// Added by hand, whole in any text.
+    UserDefined = 4,
+    /// An id without a token.
+    Unused = 5,
+    /// One byte of text that no other token has.
+    Byte = 6,
+}
+
+/// A token of the output.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Token {
+    pub(super) text: String,
+    pub(super) kind: Kind,
+}
+
+/// Tokens by id, as many as config.json says; ids without one get a placeholder, as the reference
+/// has it.
+pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Result<Vec<Token>> {
+    note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
+    let ids = auto.ids();
+    let vocab_size = match files.vocab_size()? {
+        Some(size) => size,
+        None => ids.len(),
+    };
+    let mut tokens: Vec<Option<Token>> = (0..vocab_size).map(|_| None).collect();
+    let decoder = auto.json.get("decoder").unwrap_or(&Json::Null);
+    for (text, id) in ids {
+        let finding = || files.finding(format!("token {text:?}"));
+        let (kind, text) = match auto.added.get(text) {
+            None => (Kind::Normal, text.to_owned()),
+            Some(added) => {
+                // llama.cpp looks for these in text as it stands: they get the form that they have there.
+                let plain = if added.normalized { text.to_owned() } else { decoded(text, decoder) };
+                match added.special || looks_special(&plain) {
+                    true => (Kind::Control, plain),
+                    false => (Kind::UserDefined, plain.replace('\u{2581}', " ")),
+                }
+            }
+        };
+        let Some(place) = tokens.get_mut(id) else {
+            // A name without a token: transformers would add one, the model has no row for it.
+            if auto.named.contains(&text) && !listed(&auto.json, &text) && !auto.vocab.contains_key(&text) {
+                notes.push(format!("special token {text:?} has no id among the {vocab_size} of the model: left out"));
+                continue;
+            }
+            return Err(finding()
+                .expected(format_args!("an id below vocab_size {vocab_size} of config.json"))
+                .found(id)
+                .hint("the tokenizer may be of another model")
+                .mismatch());
+        };
+        if let Some(other) = place {
+            let found = format!("id {id}, which {:?} has too", other.text);
+            return Err(finding().expected("an id of its own").found(found).format());
+        }
+        *place = Some(Token { text, kind });
+    }
+    let unused = |id| Token { text: format!("[PAD{id}]"), kind: Kind::Unused };
+    Ok(tokens.into_iter().enumerate().map(|(id, token)| token.unwrap_or_else(|| unused(id))).collect())
+}
+
+/// Whether tokenizer.json lists `text` among its added tokens.
+fn listed(json: &Object, text: &str) -> bool {
+    let added = json.get("added_tokens").and_then(Json::as_array);
+    added.into_iter().flatten().any(|token| token.get("content").and_then(Json::as_str) == Some(text))
+}
+
+/// Tokens that some models forgot to call special (conversion/base.py, `does_token_look_special`).
+pub(super) fn looks_special(text: &str) -> bool {
+    let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
+    ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&text)
+        || between("<|", "|>")
+        || between("<\u{ff5c}", "\u{ff5c}>")
+        || between("<unused", ">")
+}
+
+/// The text that a token alone is decoded to.
+fn decoded(text: &str, decoder: &Json) -> String {
+    let field = |name: &str| decoder.get(name);
+    match field("type").and_then(Json::as_str) {
+        Some("ByteLevel") => {
+            // Only where every character stands for a byte is the token one of bytes.
+            let bytes: Option<Vec<u8>> = text.chars().map(byte_of).collect();
+            bytes.map_or_else(|| text.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+        }
+        Some("Replace") => {
+            let pattern = field("pattern").and_then(|pattern| pattern.get("String")).and_then(Json::as_str);
+            match (pattern, field("content").and_then(Json::as_str)) {
+                (Some(pattern), Some(content)) if !pattern.is_empty() => text.replace(pattern, content),
+                _ => text.to_owned(),
+            }
+        }
+        Some("Sequence") => {
+            let steps = field("decoders").and_then(Json::as_array);
+            steps.into_iter().flatten().fold(text.to_owned(), |text, step| decoded(&text, step))
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// The byte that a character of byte-level BPE stands for: printable ones for themselves, the
+/// others from U+0100 on in their order.
+fn byte_of(c: char) -> Option<u8> {
+    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let code = u32::from(c);
+    if code < 0x100 {
+        return u8::try_from(code).ok().filter(|_| printable(code));
+    }
+    let place = usize::try_from(code.checked_sub(0x100)?).ok()?;
+    (0..=0xffu32).filter(|byte| !printable(*byte)).nth(place).and_then(|byte| u8::try_from(byte).ok())
+}
+
+/// Merges as "left right", in order of rank: of tokenizer.json, else of merges.txt. Spaces inside a
+/// part are written as U+0120.
+pub(super) fn merges(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
+    let model = files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("model"));
+    let listed = model.and_then(|model| model.get("merges")).and_then(Json::as_array);
+    let merges = match listed.filter(|merges| !merges.is_empty()) {
+        Some(merges) => merges.iter().map(|merge| read_merge(files, merge)).collect::<Result<_>>()?,
+        None => merges_of_text(files, notes)?,
+    };
+    if merges.is_empty() {
+        return Err(files
+            .finding("model.merges")
+            .expected("merges")
+            .found("none")
+            .hint("llama.cpp can't tokenize without them")
+            .format());
+    }
+    Ok(merges)
+}
+
+fn merges_of_text(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
+    let path = files.folder.join("merges.txt");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut merges = Vec::new();
+    for merge in merge_lines(&read_text(&path)?) {
+        match merge {
+            Ok(merge) => merges.push(merge),
+            Err(line) => notes.push(format!("merges.txt, line {line}: not two parts, left out")),
+        }
+    }
+    Ok(merges)
+}
+
+fn read_merge(files: &Files, merge: &Json) -> Result<String> {
+    let read = match merge {
+        Json::String(text) => Some(text.clone()),
+        Json::Array(pair) => match pair.as_slice() {
+            [Json::String(left), Json::String(right)] => {
+                Some(format!("{} {}", left.replace(' ', "\u{120}"), right.replace(' ', "\u{120}")))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    read.ok_or_else(|| {
+        let found = shortened(&merge.to_string());
+        files.finding("model.merges").expected("\"left right\" or [\"left\", \"right\"]").found(found).format()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bpe(added: Json) -> Json {
+        json!({
+            "added_tokens": added, "decoder": {"type": "ByteLevel"},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 3}, "merges": ["a b"]},
+        })
+    }
+
+    fn tokens_of(tokenizer: Json, config: Json, size: usize) -> Result<(Vec<String>, Vec<String>)> {
+        let files = Files::for_test(tokenizer, config, json!({"vocab_size": size}));
+        let mut notes = Vec::new();
+        let tokens = tokens(&files, &Auto::load(&files)?, &mut notes)?;
+        Ok((tokens.iter().map(|t| format!("{}:{}", t.text, t.kind as i32)).collect(), notes))
+    }
+
+    #[test]
+    fn kinds_follow_flags_looks_and_names() {
+        let added = json!([
+            {"id": 4, "content": "<s>", "special": true},
+            {"id": 5, "content": "<|fim|>", "special": false},
+            {"id": 6, "content": "\u{2581}x", "special": false},
+            {"id": 7, "content": "<late>", "special": false}
+        ]);
+        let config = json!({
+            "added_tokens_decoder": {"7": {"content": "<late>", "special": true}, "8": {"content": "new", "special": false}},
+            "eos_token": {"content": "b"}, "pad_token": "[absent]", "bos_token": null
+        });
+        let (tokens, notes) = tokens_of(bpe(added), config, 11).unwrap();
+        assert_eq!(
+            tokens,
+            [
+                "a:1",
+                "b:3",
+                "[PAD2]:5",
+                "ab:1",
+                "<s>:3",
+                "<|fim|>:3",
+                " x:4",
+                "<late>:3",
+                "new:4",
+                "[absent]:3",
+                "[PAD10]:5"
+            ]
+        );
+        assert!(notes.is_empty());
+    }
+
+    #[test]
+    fn a_name_without_a_row_is_left_out_with_a_note() {
+        let (tokens, notes) = tokens_of(bpe(json!([])), json!({"pad_token": "[absent]"}), 4).unwrap();
+        assert_eq!(tokens, ["a:1", "b:1", "[PAD2]:5", "ab:1"]);
+        assert_eq!(notes, ["special token \"[absent]\" has no id among the 4 of the model: left out"]);
+    }
+
+    #[test]
+    fn tokens_that_are_not_normalized_get_the_text_that_they_decode_to() {
+        let added = json!([
+            {"id": 4, "content": "\u{120}x", "special": false, "normalized": false},
+            {"id": 5, "content": "\u{120}y", "special": false, "normalized": true},
+            {"id": 6, "content": "\u{e9}", "special": false, "normalized": false},
+            {"id": 7, "content": "<\u{ff5c}a\u{2581}b\u{ff5c}>", "special": true, "normalized": false}
+        ]);
+        let (tokens, _) = tokens_of(bpe(added), json!({}), 8).unwrap();
+        assert_eq!(tokens[4..], [" x:4", "\u{120}y:4", "\u{fffd}:4", "<\u{ff5c}a\u{2581}b\u{ff5c}>:3"]);
+    }
+
+    #[test]
+    fn ids_past_the_embedding_or_shared_are_refused() {
+        let error = |added: Json, size: usize| tokens_of(bpe(added), json!({}), size).unwrap_err().to_string();
+        let message = error(json!([{"id": 4, "content": "z"}]), 4);
+        assert!(
+            message.contains("token \"z\": expected an id below vocab_size 4 of config.json, found 4"),
+            "{message}"
+        );
+        let twice = json!({"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": ["a b"]}});
+        let message = tokens_of(twice, json!({}), 8).unwrap_err().to_string();
+        assert!(
+            message.contains("token \"b\": expected an id of its own, found id 0, which \"a\" has too"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn added_tokens_get_the_next_ids_whatever_is_listed() {
+        let added = json!([{"id": 9, "content": "z"}, {"id": 0, "content": "a"}, {"id": 1, "content": "y"}]);
+        let (tokens, notes) = tokens_of(bpe(added), json!({}), 6).unwrap();
+        assert_eq!(tokens, ["a:4", "b:1", "[PAD2]:5", "ab:1", "z:4", "y:4"]);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].ends_with(": \"z\" listed as 9 gets 4, \"y\" listed as 1 gets 5"), "{notes:?}");
+    }
+
+    #[test]
+    fn bytes_have_the_characters_of_gpt2() {
+        let of = |c| byte_of(c);
+        assert_eq!(
+            [of('!'), of('~'), of('\u{100}'), of('\u{120}'), of('\u{10a}'), of('\u{143}')],
+            [Some(0x21), Some(0x7e), Some(0), Some(0x20), Some(0x0a), Some(0xad)]
+        );
+        assert_eq!([of(' '), of('\u{ad}'), of('\u{144}'), of('\u{ff5c}')], [None; 4]);
+        let all: std::collections::BTreeSet<u8> = ('\0'..='\u{200}').filter_map(byte_of).collect();
+        assert_eq!(all.len(), 256);
+    }
+
+    #[test]
+    fn merges_come_in_two_forms() {
+        let with = |merges: Json| {
+            let files = Files::for_test(json!({"model": {"merges": merges}}), json!({}), json!({}));
+            merges_of(&files)
+        };
+        assert_eq!(with(json!(["a b", "ab c"])).unwrap(), ["a b", "ab c"]);
+        assert_eq!(with(json!([["a", "b"], ["a b", " "]])).unwrap(), ["a b", "a\u{120}b \u{120}"]);
+        assert!(with(json!([["a"]])).is_err());
+        assert!(with(json!([])).unwrap_err().to_string().contains("model.merges: expected merges, found none"));
+    }
+
+    fn merges_of(files: &Files) -> Result<Vec<String>> {
+        merges(files, &mut Vec::new())
+    }
+}

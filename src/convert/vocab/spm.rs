@@ -1,0 +1,292 @@
+//! Vocabularies of SentencePiece: tokens with scores, of a model file or of a tokenizer.json that
+//! was made of one.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`_create_vocab_sentencepiece`, `_set_vocab_llama_hf`),
+//! `conversion/phi.py` (`Phi3MiniModel.set_vocab`), `gguf-py/gguf/vocab.py` (`LlamaHfVocab`).
+
+use serde_json::Value as Json;
+
+use super::auto::Auto;
+use super::base::{Kind, looks_special};
+use super::files::{Files, id_of, shortened};
+use super::sentencepiece::{PieceKind, SentencePieceModel};
+use crate::error::{Finding, Result};
+
+/// The score of tokens that were added by hand.
+const ADDED_SCORE: f32 = -1000.0;
+/// The score of ids without a token.
+const UNUSED_SCORE: f32 = -10000.0;
+
+/// Tokens by id, with scores and kinds.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Scored {
+    pub(super) texts: Vec<String>,
+    pub(super) scores: Vec<f32>,
+    pub(super) kinds: Vec<Kind>,
+}
+
+impl Scored {
+    /// `count` placeholders.
+    pub(super) fn unused(count: usize) -> Self {
+        Self {
+            texts: (0..count).map(|id| format!("[PAD{id}]")).collect(),
+            scores: vec![UNUSED_SCORE; count],
+            kinds: vec![Kind::Unused; count],
+        }
+    }
+
+    pub(super) fn push(&mut self, text: &str, score: f32, kind: Kind) {
+        self.texts.push(text.to_owned());
+        self.scores.push(score);
+        self.kinds.push(kind);
+    }
+
+    /// Sets the token of `id`; false where there is no such id.
+    pub(super) fn set(&mut self, id: usize, text: &str, score: f32, kind: Kind) -> bool {
+        let (Some(old_text), Some(old_score), Some(old_kind)) =
+            (self.texts.get_mut(id), self.scores.get_mut(id), self.kinds.get_mut(id))
+        else {
+            return false;
+        };
+        (*old_text, *old_score, *old_kind) = (text.to_owned(), score, kind);
+        true
+    }
+
+    /// Takes over the pieces of a model, as many as fit.
+    pub(super) fn set_pieces(&mut self, model: &SentencePieceModel) {
+        for (id, piece) in model.pieces.iter().enumerate().take(self.texts.len()) {
+            let kind = match piece.kind {
+                PieceKind::Unknown => Kind::Unknown,
+                PieceKind::Control => Kind::Control,
+                PieceKind::Unused => Kind::Unused,
+                PieceKind::Byte => Kind::Byte,
+                PieceKind::Normal | PieceKind::UserDefined => Kind::Normal,
+            };
+            self.set(id, &piece.text, piece.score, kind);
+        }
+    }
+}
+
+/// Which of the reference's two readings of added tokens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// Most models: tokens that look special are, spaces of the others are spaces.
+    Usual,
+    /// Phi-3: as flagged, and those of tokenizer.json too.
+    Phi3,
+}
+
+/// The tokens of tokenizer.model, with what the other files add; `None` where there is no such file.
+pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -> Result<Option<Scored>> {
+    const NAME: &str = "tokenizer.model";
+    let Some(bytes) = files.bytes(NAME)? else { return Ok(None) };
+    let model = SentencePieceModel::parse(&files.folder.join(NAME), &bytes)?;
+    let size = files.vocab_size()?.unwrap_or(model.pieces.len());
+    if model.pieces.len() > size {
+        if reading == Reading::Phi3 {
+            return Err(past_the_end(files, NAME, "pieces", model.pieces.len(), size));
+        }
+        notes.push(format!("{NAME}: the tokens from {size} on are left out, vocab_size of config.json is {size}"));
+    }
+    let mut added =
+        AddedTokens { files, reading, tokens: Scored::unused(size), replaced: Vec::new(), left_out: Vec::new() };
+    added.tokens.set_pieces(&model);
+    added.read_added_tokens()?;
+    added.read_config()?;
+    if reading == Reading::Phi3 {
+        added.read_tokenizer()?;
+    }
+    added.report(notes);
+    Ok(Some(added.tokens))
+}
+
+fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::Display, size: usize) -> crate::Error {
+    files
+        .finding_in(name, subject)
+        .expected(format_args!("at most vocab_size {size} of config.json"))
+        .found(found)
+        .hint("the tokenizer may be of another model")
+        .mismatch()
+}
+
+/// Added tokens on their way over the pieces.
+struct AddedTokens<'a> {
+    files: &'a Files,
+    reading: Reading,
+    tokens: Scored,
+    /// What became of tokens that had another text, for a note.
+    replaced: Vec<String>,
+    /// Tokens past the end, for a note.
+    left_out: Vec<String>,
+}
+
+impl AddedTokens<'_> {
+    /// added_tokens.json: ids by text.
+    fn read_added_tokens(&mut self) -> Result<()> {
+        const NAME: &str = "added_tokens.json";
+        for (text, id) in self.files.json(NAME)?.unwrap_or_default() {
+            let number = id_of(&id).ok_or_else(|| {
+                self.files
+                    .finding_in(NAME, format!("token {text:?}"))
+                    .expected("an id")
+                    .found(shortened(&id.to_string()))
+                    .format()
+            })?;
+            if !self.tokens.set(number, &text, ADDED_SCORE, Kind::UserDefined) {
+                self.left_out.push(format!("{text:?} ({number})"));
+            }
+        }
+        Ok(())
+    }
+
+    /// `added_tokens_decoder` of tokenizer_config.json: tokens by id.
+    fn read_config(&mut self) -> Result<()> {
+        const NAME: &str = "tokenizer_config.json";
+        let Some(Json::Object(decoder)) = self.files.setting("added_tokens_decoder") else { return Ok(()) };
+        for (id, token) in decoder {
+            self.place(NAME, "added_tokens_decoder", id.parse().ok(), token)?;
+        }
+        Ok(())
+    }
+
+    /// `added_tokens` of tokenizer.json.
+    fn read_tokenizer(&mut self) -> Result<()> {
+        let listed = self.files.tokenizer.as_ref().and_then(|json| json.get("added_tokens")).and_then(Json::as_array);
+        for token in listed.into_iter().flatten() {
+            self.place("tokenizer.json", "added_tokens", token.get("id").and_then(id_of), token)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the token that `json` describes at `id`.
+    fn place(&mut self, name: &str, list: &str, id: Option<usize>, json: &Json) -> Result<()> {
+        let (Some(id), Some(text)) = (id, json.get("content").and_then(Json::as_str)) else {
+            let finding = self.files.finding_in(name, list);
+            return Err(finding
+                .expected("tokens with an id and a content")
+                .found(shortened(&json.to_string()))
+                .format());
+        };
+        let special = json.get("special").and_then(Json::as_bool).unwrap_or(false);
+        let usual = self.reading == Reading::Usual;
+        let kind = if special || (usual && looks_special(text)) { Kind::Control } else { Kind::UserDefined };
+        if let (Some(old), Some(old_kind)) = (self.tokens.texts.get(id), self.tokens.kinds.get(id))
+            && *old_kind != Kind::Unused
+            && old != text
+        {
+            self.replaced.push(format!("{id} {old:?} -> {text:?}"));
+        }
+        // Spaces of user-defined tokens stand in the text as they are.
+        let plain = text.replace('\u{2581}', " ");
+        let written = if usual && kind == Kind::UserDefined { &plain } else { text };
+        if self.tokens.set(id, written, ADDED_SCORE, kind) {
+            return Ok(());
+        }
+        if self.reading == Reading::Phi3 {
+            return Err(past_the_end(self.files, name, list, format_args!("id {id}"), self.tokens.texts.len()));
+        }
+        self.left_out.push(format!("{text:?} ({id})"));
+        Ok(())
+    }
+
+    fn report(&self, notes: &mut Vec<String>) {
+        note_some(notes, "tokens of the model replaced by added ones", &self.replaced);
+        note_some(notes, "added tokens past the end of the vocabulary left out", &self.left_out);
+    }
+}
+
+/// A note that shows the first few of `items`; none where there are none.
+pub(super) fn note_some(notes: &mut Vec<String>, what: &str, items: &[String]) {
+    const SHOWN: usize = 3;
+    if items.is_empty() {
+        return;
+    }
+    let shown = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let more = items.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    notes.push(format!("{what}: {shown}{rest}"));
+}
+
+/// The tokens of a tokenizer.json that was made of a SentencePiece model: BPE that falls back to
+/// bytes. `None` where it is of another kind, which is then byte-level BPE.
+pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<Scored>> {
+    let Some(tokenizer) = &files.tokenizer else { return Ok(None) };
+    let type_of = |name: &str| tokenizer.get(name).and_then(|part| part.get("type")).and_then(Json::as_str);
+    let flag = |name: &str| tokenizer.get("model").and_then(|model| model.get(name)).and_then(Json::as_bool);
+    let is_bpe = type_of("model") == Some("BPE");
+    if !is_bpe || flag("byte_fallback") != Some(true) || type_of("decoder") != Some("Sequence") {
+        return Ok(None);
+    }
+    let auto = Auto::load(files)?;
+    note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
+    let special = auto.special_ids();
+    let base = auto.vocab.len();
+    let mut tokens = Scored::default();
+    for (text, id) in auto.ids() {
+        if id != tokens.texts.len() {
+            // The reference fails here, or gives every later token a wrong id.
+            return Err(files
+                .finding(format!("token {text:?}"))
+                .expected(format_args!("the next id, {}", tokens.texts.len()))
+                .found(id)
+                .hint("ids must follow each other without a gap")
+                .format());
+        }
+        let kind = match () {
+            () if id < base && is_byte(text) => Kind::Byte,
+            () if special.contains(&id) => Kind::Control,
+            () if id < base => Kind::Normal,
+            () => Kind::UserDefined,
+        };
+        tokens.push(text, ADDED_SCORE, kind);
+    }
+    if let Some(size) = files.vocab_size()?
+        && size != tokens.texts.len()
+    {
+        notes.push(format!(
+            "the tokenizer has {} tokens, vocab_size of config.json is {size}: llama.cpp may refuse the file",
+            tokens.texts.len()
+        ));
+    }
+    Ok(Some(tokens))
+}
+
+/// Whether a token is one byte: `<0x0A>`.
+fn is_byte(text: &str) -> bool {
+    let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
+    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// How many rows of the embedding Gemma 3 keeps: one for each token that its tokenizer has.
+///
+/// Reference: `conversion/gemma.py` (`Gemma3Model.modify_tensors`).
+pub(super) fn gemma3_rows(files: &Files) -> Result<usize> {
+    if let Some(tokens) = tokens(files, Reading::Usual, &mut Vec::new())? {
+        return Ok(tokens.texts.len());
+    }
+    let Some(tokenizer) = &files.tokenizer else {
+        return Err(files
+            .finding_in("", "tokenizer")
+            .expected("tokenizer.model or tokenizer.json")
+            .found("neither")
+            .hint("Gemma 3 keeps one row of the embedding for each token")
+            .mismatch());
+    };
+    let vocab = tokenizer.get("model").and_then(|model| model.get("vocab"));
+    let count = vocab.and_then(|vocab| vocab.as_object().map(|v| v.len()).or_else(|| vocab.as_array().map(Vec::len)));
+    let count = count.ok_or_else(|| files.finding("model.vocab").expected("tokens").found("none").format())?;
+    let added = tokenizer.get("added_tokens").and_then(Json::as_array).map_or(0, Vec::len);
+    Ok(count.saturating_add(added))
+}
+
+/// A finding for a model that has to have tokenizer.model.
+pub(super) fn missing(files: &Files) -> crate::Error {
+    Finding::new(&files.folder, "tokenizer")
+        .expected("tokenizer.model")
+        .found("no such file")
+        .hint("this architecture's vocabulary is made of its SentencePiece model: copy it from the original model")
+        .mismatch()
+}
+
+#[cfg(test)]
+mod tests;

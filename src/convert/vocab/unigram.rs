@@ -1,0 +1,204 @@
+//! Unigram vocabularies, as the encoders after XLM-RoBERTa have them.
+//!
+//! Reference: llama.cpp `conversion/bert.py` (`_xlmroberta_set_vocab`).
+
+use serde_json::Value as Json;
+
+use super::auto::{Auto, Model};
+use super::base::Kind;
+use super::files::{Files, id_of, shortened};
+use super::sentencepiece::SentencePieceModel;
+use super::spm::Scored;
+use crate::error::Result;
+
+/// The model's file, in the folders that have one.
+const MODEL: &str = "sentencepiece.bpe.model";
+
+/// The first tokens of these models; SentencePiece itself has three others in their place.
+const FIRST: [(&str, Kind); 4] =
+    [("<s>", Kind::Control), ("<pad>", Kind::Control), ("</s>", Kind::Control), ("<unk>", Kind::Unknown)];
+
+/// A Unigram vocabulary and how text gets its form before it.
+pub(super) struct Unigram {
+    pub(super) tokens: Scored,
+    pub(super) add_space_prefix: bool,
+    pub(super) remove_extra_whitespaces: bool,
+    pub(super) precompiled_charsmap: Vec<u8>,
+}
+
+/// The vocabulary of [`MODEL`], else of tokenizer.json.
+pub(super) fn read(files: &Files) -> Result<Unigram> {
+    match files.bytes(MODEL)? {
+        Some(bytes) => of_model(files, &bytes),
+        None => of_tokenizer(files),
+    }
+}
+
+fn of_model(files: &Files, bytes: &[u8]) -> Result<Unigram> {
+    let model = SentencePieceModel::parse(&files.folder.join(MODEL), bytes)?;
+    if model.model_type != 1 {
+        let finding = files.finding_in(MODEL, "model_type").expected("1, Unigram").found(model.model_type);
+        return Err(finding.unsupported());
+    }
+    let size = files.vocab_size()?.unwrap_or(0).max(model.pieces.len());
+    let mut pieces = Scored::unused(size);
+    pieces.set_pieces(&model);
+    // The ids of transformers: four tokens of its own, then the pieces but three; the last id,
+    // its mask, is not written.
+    let mut tokens = Scored::default();
+    for (text, kind) in FIRST {
+        tokens.push(text, 0.0, kind);
+    }
+    let kept = size.saturating_sub(4);
+    let pieces = pieces.texts.iter().zip(&pieces.scores).zip(&pieces.kinds);
+    for ((text, score), kind) in pieces.skip(3).take(kept) {
+        tokens.push(text, *score, *kind);
+    }
+    Ok(Unigram {
+        tokens,
+        add_space_prefix: model.add_dummy_prefix,
+        remove_extra_whitespaces: model.remove_extra_whitespaces,
+        precompiled_charsmap: model.precompiled_charsmap,
+    })
+}
+
+fn of_tokenizer(files: &Files) -> Result<Unigram> {
+    let Some(tokenizer) = &files.tokenizer else {
+        return Err(files
+            .finding_in("", "tokenizer")
+            .expected(format_args!("{MODEL} or tokenizer.json"))
+            .found("neither")
+            .mismatch());
+    };
+    let auto = Auto::load(files)?;
+    if auto.model != Model::Unigram {
+        let finding = files.finding("model.type").expected("Unigram, as this architecture has it");
+        return Err(finding.found(format_args!("{:?}", auto.model)).unsupported());
+    }
+    let model = tokenizer.get("model").unwrap_or(&Json::Null);
+    let pieces = model.get("vocab").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+    let size = files.vocab_size()?.unwrap_or(0).max(pieces.len());
+    let added = |text: &str| auto.added.get(text).map(|added| added.id);
+    let unknown = files.setting("unk_token").and_then(Json::as_str).and_then(added);
+    let unknown = unknown.or_else(|| model.get("unk_id").map_or(Some(3), id_of));
+    let special = auto.special_ids();
+    let mut tokens = Scored::unused(size);
+    for (id, piece) in pieces.iter().enumerate() {
+        let (Some(text), Some(score)) = (piece.get(0).and_then(Json::as_str), piece.get(1).and_then(Json::as_f64))
+        else {
+            let finding = files.finding(format!("model.vocab[{id}]"));
+            return Err(finding.expected("a text and a score").found(shortened(&piece.to_string())).format());
+        };
+        let kind = match () {
+            () if Some(id) == unknown => Kind::Unknown,
+            () if special.contains(&id) => Kind::Control,
+            () if added(text) == Some(id) => Kind::UserDefined,
+            () => Kind::Normal,
+        };
+        tokens.set(id, text, score as f32, kind);
+    }
+    let setting = |name: &str, default: bool| files.setting(name).and_then(Json::as_bool).unwrap_or(default);
+    Ok(Unigram {
+        tokens,
+        add_space_prefix: setting("add_prefix_space", true),
+        remove_extra_whitespaces: setting("clean_up_tokenization_spaces", false),
+        precompiled_charsmap: charsmap(files, tokenizer.get("normalizer").unwrap_or(&Json::Null))?,
+    })
+}
+
+/// The compiled replacements of a normalizer, or of the first of its steps that has some.
+fn charsmap(files: &Files, normalizer: &Json) -> Result<Vec<u8>> {
+    if let Some(text) = normalizer.get("precompiled_charsmap").and_then(Json::as_str) {
+        return base64(text).ok_or_else(|| {
+            let finding = files.finding("normalizer.precompiled_charsmap");
+            finding.expected("base64").found(shortened(text)).format()
+        });
+    }
+    let steps = normalizer.get("normalizers").and_then(Json::as_array);
+    for step in steps.into_iter().flatten() {
+        let map = charsmap(files, step)?;
+        if !map.is_empty() {
+            return Ok(map);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The bytes of base64 text (RFC 4648, section 4); `None` for anything else.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let padded = text.len().is_multiple_of(4) && text.len() - digits.len() <= 2;
+    if !padded {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut count) = (0u32, 0u32);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        // At most six bits are left over from the digits before.
+        bits = ((bits << 6) | u32::from(value)) & 0xfff;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push(((bits >> count) & 0xff) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn base64_is_read_or_refused() {
+        let cases = [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")];
+        for (text, expected) in cases {
+            assert_eq!(base64(text).unwrap(), expected.as_bytes());
+        }
+        assert_eq!(base64("+/8A").unwrap(), [0xfb, 0xff, 0]);
+        for bad in ["Z", "Zg", "Zg=", "Z===", "Zm9\u{e9}", "Zm 9", "Zg==Zg=="] {
+            assert_eq!(base64(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_a_tokenizer_follow_names_and_added_tokens() {
+        let tokenizer = json!({
+            "added_tokens": [{"id": 0, "content": "<s>", "special": true}, {"id": 4, "content": "x", "special": false}],
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "AAE="}]},
+            "model": {"type": "Unigram", "unk_id": 3, "vocab": [["<s>", 0.0], ["<pad>", 0.0], ["</s>", 0], ["<unk>", 0.0], ["x", -1.5], ["y", -2]]}
+        });
+        let config = json!({"tokenizer_class": "XLMRobertaTokenizer", "unk_token": "<unk>"});
+        let files = Files::for_test(tokenizer, config, json!({"vocab_size": 7}));
+        let unigram = read(&files).unwrap();
+        let kinds: Vec<i32> = unigram.tokens.kinds.iter().map(|kind| *kind as i32).collect();
+        assert_eq!(kinds, [3, 3, 3, 2, 4, 1, 5]);
+        assert_eq!(unigram.tokens.scores[4..], [-1.5, -2.0, -10000.0]);
+        assert_eq!(unigram.precompiled_charsmap, [0, 1]);
+        assert!(unigram.add_space_prefix && !unigram.remove_extra_whitespaces);
+    }
+
+    #[test]
+    fn other_models_and_broken_maps_are_refused() {
+        let refusal =
+            |tokenizer: Json| read(&Files::for_test(tokenizer, json!({}), json!({}))).err().unwrap().to_string();
+        let message = refusal(json!({"model": {"type": "BPE", "vocab": {}}}));
+        assert!(message.contains("model.type: expected Unigram, as this architecture has it, found Bpe"), "{message}");
+        let message = refusal(json!({"model": {"type": "Unigram", "vocab": [["a"]]}}));
+        assert!(message.contains("model.vocab[0]: expected a text and a score, found [\"a\"]"), "{message}");
+        let message = refusal(json!({
+            "normalizer": {"precompiled_charsmap": "!"}, "model": {"type": "Unigram", "vocab": []}
+        }));
+        assert!(message.contains("normalizer.precompiled_charsmap: expected base64, found !"), "{message}");
+    }
+}

@@ -1,0 +1,162 @@
+//! PyTorch files: what `torch.save` writes (`.bin`, `.pt`, `.pth`, `.ckpt`), read as data.
+//!
+//! Reference: torch `serialization.py`, `_weights_only_unpickler.py`, and
+//! `caffe2/serialize/inline_container.cc` for the zip around them.
+//!
+//! A checkpoint is a pickle, which is a program, beside the raw bytes of storages. Nothing is run
+//! here: the `pickle` room builds a description of values, `archive` and `legacy` find the storages
+//! in the two containers that torch has had, `tree` gives tensors their dotted names, and `view`
+//! checks each against its storage.
+
+mod archive;
+mod legacy;
+mod pickle;
+mod storages;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod view;
+mod writer;
+mod zip;
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+
+pub use writer::{SHARD_INDEX, layout};
+
+use self::archive::Archive;
+use self::pickle::{Object, Pickle};
+use self::storages::{Place, inflate};
+use self::view::View;
+use super::{MappedFile, Source, TensorInfo};
+use crate::error::{Finding, Result};
+
+/// An open PyTorch file.
+pub struct PytorchFile {
+    file: MappedFile,
+    /// Storages that the file has deflated, inflated.
+    inflated: Option<MappedFile>,
+    tensors: Vec<TensorInfo>,
+    views: Vec<View>,
+    others: Vec<(String, String)>,
+}
+
+impl PytorchFile {
+    /// Maps `path` and reads its pickle as data. Nested dictionaries and lists become dotted names;
+    /// with `key`, itself a dotted path, only what stands under it counts.
+    ///
+    /// Storages are used where they stand in the file. Those that a zip has deflated are inflated
+    /// into an unnamed temporary file.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; [`crate::Error::Format`] for damage; [`crate::Error::Unsupported`] for
+    /// names that no checkpoint needs (a pickle that would run code) and tensors of kinds that are
+    /// not read; [`crate::Error::Mismatch`] where nothing stands under `key`.
+    pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let bytes = file.bytes();
+        let parts = if archive::is_archive(bytes) {
+            let archive = Archive::read(path, bytes)?;
+            let program = archive.pickle(bytes)?;
+            let pickle = Pickle::read(path, &program)?;
+            if pickle.byte_len != program.len() {
+                return Err(Finding::new(path, "data.pkl")
+                    .expected("one pickle")
+                    .found(format_args!("{} bytes behind it", program.len() - pickle.byte_len))
+                    .format());
+            }
+            let places = archive.places(&pickle)?;
+            let mut parts = Parts::of(path, bytes, key, &pickle, &places, archive.big_endian())?;
+            parts.others.extend(archive.left_out(&pickle));
+            parts
+        } else {
+            let (pickle, places) = legacy::read(path, bytes)?;
+            Parts::of(path, bytes, key, &pickle, &places, false)?
+        };
+        let Parts { inflated, tensors, views, others } = parts;
+        Ok(Self { file, inflated, tensors, views, others })
+    }
+
+    /// What the file (or the subtree asked for) holds beside tensors, in its order: a dotted path
+    /// and a short description. None of it is part of [`Source::tensors`].
+    pub fn others(&self) -> &[(String, String)] {
+        &self.others
+    }
+}
+
+impl Source for PytorchFile {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
+        let view = &self.views[index];
+        let bytes = match &self.inflated {
+            Some(inflated) if view.inflated => inflated.bytes(),
+            _ => self.file.bytes(),
+        };
+        view.rows(&self.tensors[index], bytes, rows)
+    }
+}
+
+/// What an open file keeps beside its map.
+struct Parts {
+    inflated: Option<MappedFile>,
+    tensors: Vec<TensorInfo>,
+    views: Vec<View>,
+    others: Vec<(String, String)>,
+}
+
+impl Parts {
+    /// Names the tensors, checks each against its storage, and inflates what has to be.
+    fn of(
+        path: &Path,
+        bytes: &[u8],
+        key: Option<&str>,
+        pickle: &Pickle<'_>,
+        places: &HashMap<&str, Place>,
+        big_endian: bool,
+    ) -> Result<Self> {
+        let tree::Flat { tensors: named, mut others } = tree::flatten(path, pickle, key)?;
+        let mut tensors = Vec::with_capacity(named.len());
+        let mut views = Vec::with_capacity(named.len());
+        let mut deflated: Vec<&str> = Vec::new();
+        let mut storage_keys = Vec::with_capacity(named.len());
+        for (name, id) in named {
+            let missing =
+                || Finding::new(path, format!("tensor {name:?}")).expected("a storage").found("none").format();
+            let Some(Object::Tensor(tensor)) = pickle.objects.get(id as usize) else { return Err(missing()) };
+            let Some(Object::Storage(storage)) = pickle.objects.get(tensor.storage as usize) else {
+                return Err(missing());
+            };
+            let place = places.get(storage.key).ok_or_else(missing)?;
+            if tensor.attributes {
+                others.push((name.clone(), "Python attributes of the tensor".to_owned()));
+            }
+            let (info, view) = View::check(path, name, tensor, storage, place, big_endian)?;
+            if place.deflated.is_some() {
+                deflated.push(storage.key);
+            }
+            storage_keys.push(storage.key);
+            tensors.push(info);
+            views.push(view);
+        }
+        deflated.sort_unstable();
+        deflated.dedup();
+        let mut inflated = None;
+        if !deflated.is_empty() {
+            let (file, starts) = inflate(path, bytes, deflated.iter().filter_map(|key| places.get_key_value(key)))?;
+            for (view, key) in views.iter_mut().zip(&storage_keys).filter(|(view, _)| view.inflated) {
+                view.start += starts.get(key).copied().unwrap_or_default();
+            }
+            inflated = Some(file);
+        }
+        Ok(Self { inflated, tensors, views, others })
+    }
+}

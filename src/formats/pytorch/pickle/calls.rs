@@ -1,0 +1,257 @@
+//! Calls as data: what a class or function of the table would have made of its arguments.
+//!
+//! Reference: torch `_utils.py` (`_rebuild_tensor_v2` and its kin) and `serialization.py`
+//! (`persistent_load`). No argument is trusted: each is of the kind asked for, or refused.
+
+use super::globals::{Known, Role};
+use super::machine::Machine;
+use super::{Object, Storage, Tensor, Value};
+use crate::error::Result;
+
+/// The most dimensions of a tensor: numpy's limit, and far more than any model has.
+const MAX_DIMS: usize = 64;
+
+impl<'a> Machine<'_, 'a> {
+    /// The value that stands for `function(*arguments)`.
+    pub(super) fn call(&mut self, function: Value<'a>, arguments: Vec<Value<'a>>) -> Result<Value<'a>> {
+        let Value::Global(known) = function else {
+            return Err(self.breach("a class or function to call", "something else"));
+        };
+        match known.role {
+            Role::Tensor | Role::TensorV2 | Role::TensorV3 => self.tensor(known, &arguments),
+            Role::Parameter => self.parameter(known, &arguments),
+            Role::FromType => self.from_type(known, &arguments),
+            Role::Unread(what) => self.add(Object::Unread(what)),
+            Role::Size => match arguments.first() {
+                None => self.add(Object::Tuple(Vec::new())),
+                Some(size) => match self.object(*size) {
+                    Some(Object::Tuple(_) | Object::List(_)) => Ok(*size),
+                    _ => Err(self.breach("a tuple for torch.Size", "something else")),
+                },
+            },
+            Role::Dict => self.dictionary(arguments.first().copied()),
+            Role::DefaultDict => self.dictionary(arguments.get(1).copied()),
+            Role::Instance => self.instance(known, &arguments),
+            Role::Storage(_) | Role::Data => self.add(Object::Opaque { class: known, parts: arguments }),
+            Role::Dtype(element) => Err(self.breach("a class or function to call", element.name)),
+        }
+    }
+
+    /// Gives an instance its state, or the Python attributes that hang on it.
+    pub(super) fn build(&mut self, instance: Value<'a>, state: Value<'a>) -> Result<()> {
+        let some = self.holds_something(state);
+        self.count(1)?;
+        let Value::Object(id) = instance else {
+            return Err(self.breach("an instance to give a state to", "something else"));
+        };
+        match self.objects.get_mut(id as usize) {
+            Some(Object::Dict { attributes, .. }) => *attributes = Some(state),
+            Some(Object::Tensor(tensor)) => tensor.attributes |= some,
+            Some(Object::Opaque { parts, .. }) => parts.push(state),
+            Some(Object::Unread(_)) => {}
+            _ => return Err(self.breach("an instance to give a state to", "something else")),
+        }
+        Ok(())
+    }
+
+    /// The storage that a persistent id names: `("storage", class, key, location, elements)`, in the
+    /// older form with a view behind them.
+    pub(super) fn persistent(&mut self, id: Value<'a>) -> Result<Storage<'a>> {
+        let parts = self.tuple(id)?;
+        if parts.first() == Some(&Value::Str("module")) {
+            return Err(self
+                .finding()
+                .expected("tensors in dictionaries")
+                .found("a whole module with its source code")
+                .hint("save its state_dict() instead")
+                .unsupported());
+        }
+        let (element, key, elems, view) = match parts.as_slice() {
+            [Value::Str("storage"), Value::Global(class), Value::Str(key), _, Value::Int(elems)] => {
+                (class.role, *key, *elems, Value::None)
+            }
+            [Value::Str("storage"), Value::Global(class), Value::Str(key), _, Value::Int(elems), view] => {
+                (class.role, *key, *elems, *view)
+            }
+            _ => return Err(self.breach("a storage with class, key, place and size", "something else")),
+        };
+        let Role::Storage(element) = element else {
+            return Err(self.breach("a class of storages", "something else"));
+        };
+        let elems = u64::try_from(elems).map_err(|_| self.breach("a number of elements", elems))?;
+        let view = match view {
+            Value::None => None,
+            view => match self.tuple(view)?.as_slice() {
+                [_, Value::Int(offset), Value::Int(len)] => match (u64::try_from(*offset), u64::try_from(*len)) {
+                    (Ok(offset), Ok(len)) => Some((offset, len)),
+                    _ => return Err(self.breach("a view inside its storage", format_args!("({offset}, {len})"))),
+                },
+                _ => return Err(self.breach("a view with key, offset and size", "something else")),
+            },
+        };
+        Ok(Storage { key, element, elems, view })
+    }
+
+    fn tensor(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+        let misfit = |machine: &Self| {
+            machine.breach(format_args!("storage, offset, size and stride for {}", known.name), "something else")
+        };
+        let [Value::Object(storage), Value::Int(offset), size, stride, rest @ ..] = arguments else {
+            return Err(misfit(self));
+        };
+        let mut element = match self.objects.get(*storage as usize) {
+            Some(Object::Storage(found)) => found.element,
+            _ => return Err(misfit(self)),
+        };
+        if known.role == Role::TensorV3 {
+            element = match rest.get(2) {
+                Some(Value::Global(Known { role: Role::Dtype(element), .. })) => *element,
+                _ => return Err(self.breach("a type of elements", "something else")),
+            };
+        }
+        let metadata = rest.get(if known.role == Role::TensorV3 { 3 } else { 2 });
+        // torch keeps a conjugation or a change of sign as a mark beside the untouched values.
+        if let Some(Object::Dict { entries, .. }) = metadata.and_then(|m| self.object(*m))
+            && entries.iter().any(|(_, value)| *value == Value::Bool(true))
+        {
+            return self.add(Object::Unread("a tensor whose conjugation or change of sign is still to be done"));
+        }
+        let offset = u64::try_from(*offset).map_err(|_| self.breach("an offset", offset))?;
+        let shape = self.whole_numbers(*size)?;
+        let strides = self.whole_numbers(*stride)?;
+        if shape.len() != strides.len() {
+            return Err(self.breach(format_args!("{} strides", shape.len()), strides.len()));
+        }
+        let dims = shape.len();
+        let shape: Vec<usize> = shape.into_iter().filter_map(|d| usize::try_from(d).ok()).collect();
+        if shape.len() != dims {
+            return Err(misfit(self));
+        }
+        let tensor = Tensor { storage: *storage, element, offset, shape, strides, attributes: false };
+        self.add(Object::Tensor(tensor))
+    }
+
+    /// A parameter is its tensor; what it would require of a gradient is no part of a checkpoint.
+    fn parameter(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+        let Some(inner @ Value::Object(id)) = arguments.first() else {
+            return Err(self.breach(format_args!("a tensor for {}", known.name), "something else"));
+        };
+        if known.name == "_rebuild_device_tensor_from_cpu_tensor" {
+            return self.on_cpu(*inner, arguments.get(1));
+        }
+        let state = arguments.get(3).copied().unwrap_or(Value::None);
+        match self.objects.get(*id as usize) {
+            Some(Object::Tensor(tensor)) if self.holds_something(state) => {
+                let tensor = Tensor { attributes: true, ..tensor.clone() };
+                self.add(Object::Tensor(tensor))
+            }
+            Some(Object::Tensor(_) | Object::Unread(_)) => Ok(*inner),
+            _ => Err(self.breach(format_args!("a tensor for {}", known.name), "something else")),
+        }
+    }
+
+    /// A tensor of another device, kept as one of the CPU; only one of the same type is its own values.
+    fn on_cpu(&mut self, inner: Value<'a>, dtype: Option<&Value<'a>>) -> Result<Value<'a>> {
+        match (self.object(inner), dtype) {
+            (Some(Object::Tensor(tensor)), Some(Value::Global(Known { role: Role::Dtype(element), .. }))) => {
+                match tensor.element == *element {
+                    true => Ok(inner),
+                    false => self.add(Object::Unread("a tensor of another device, kept in another type")),
+                }
+            }
+            (Some(Object::Unread(_)), _) => Ok(inner),
+            _ => Err(self.breach("a tensor and its type", "something else")),
+        }
+    }
+
+    /// A tensor of a subclass, or with attributes: another function's result in a wrapping.
+    fn from_type(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+        let [function @ Value::Global(inner), Value::Global(_), inner_arguments, state] = arguments else {
+            return Err(
+                self.breach(format_args!("function, class, arguments and state for {}", known.name), "something else")
+            );
+        };
+        // One level: a wrapping in a wrapping could be nested without end.
+        if !matches!(inner.role, Role::Tensor | Role::TensorV2 | Role::TensorV3 | Role::Parameter | Role::Unread(_)) {
+            return Err(self.breach("a function that makes a tensor", format_args!("{}.{}", inner.module, inner.name)));
+        }
+        let inner_arguments = self.tuple(*inner_arguments)?;
+        let result = self.call(*function, inner_arguments)?;
+        if self.holds_something(*state) {
+            self.build(result, *state)?;
+        }
+        Ok(result)
+    }
+
+    fn dictionary(&mut self, initial: Option<Value<'a>>) -> Result<Value<'a>> {
+        let mut entries = Vec::new();
+        match initial {
+            None | Some(Value::None) => {}
+            Some(initial) => match self.object(initial) {
+                Some(Object::Dict { entries: from, .. }) => entries.clone_from(from),
+                Some(Object::List(pairs) | Object::Tuple(pairs)) => {
+                    for pair in pairs {
+                        match self.object(*pair) {
+                            Some(Object::Tuple(parts) | Object::List(parts)) if parts.len() == 2 => {
+                                entries.push((parts[0], parts[1]));
+                            }
+                            _ => return Err(self.breach("pairs of key and value", "something else")),
+                        }
+                    }
+                }
+                _ => return Err(self.breach("entries for a dictionary", "something else")),
+            },
+        }
+        self.add(Object::Dict { entries, attributes: None })
+    }
+
+    fn instance(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+        let [Value::Global(class), _, state] = arguments else {
+            return Err(self.breach(format_args!("class, base and state for {}", known.name), "something else"));
+        };
+        match class.role {
+            Role::Dict | Role::DefaultDict => self.dictionary(Some(*state)),
+            Role::Data => self.add(Object::Opaque { class, parts: vec![*state] }),
+            _ => Err(self.breach("a class of plain data", format_args!("{}.{}", class.module, class.name))),
+        }
+    }
+
+    /// Numbers of a tuple, none negative.
+    fn whole_numbers(&mut self, value: Value<'a>) -> Result<Vec<u64>> {
+        let parts = match self.object(value) {
+            Some(Object::Tuple(parts) | Object::List(parts)) if parts.len() <= MAX_DIMS => parts,
+            Some(Object::Tuple(parts) | Object::List(parts)) => {
+                return Err(self.breach(format_args!("at most {MAX_DIMS} dimensions"), parts.len()));
+            }
+            _ => return Err(self.breach("a tuple of whole numbers", "something else")),
+        };
+        let numbers: Option<Vec<u64>> = parts
+            .iter()
+            .map(|part| match part {
+                Value::Int(number) => u64::try_from(*number).ok(),
+                _ => None,
+            })
+            .collect();
+        numbers.ok_or_else(|| self.breach("whole numbers, none negative", "another"))
+    }
+
+    /// Whether a state has anything in it.
+    fn holds_something(&self, state: Value<'a>) -> bool {
+        match state {
+            Value::None | Value::Bool(false) => false,
+            state => match self.object(state) {
+                Some(Object::Dict { entries, attributes }) => !entries.is_empty() || attributes.is_some(),
+                Some(Object::Tuple(parts) | Object::List(parts)) => {
+                    // (dictionary, slots): one level down, never further.
+                    parts.iter().any(|part| match self.object(*part) {
+                        Some(Object::Dict { entries, .. }) => !entries.is_empty(),
+                        Some(Object::Tuple(parts) | Object::List(parts)) => !parts.is_empty(),
+                        Some(_) => true,
+                        None => *part != Value::None,
+                    })
+                }
+                _ => true,
+            },
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! The machine: opcodes of protocols 0 to 5, one after the other, over a stack and a memo.
+//!
+//! Every length is held against the bytes that are left, and every count against a limit, before
+//! anything is made of it. Opcodes that refer to something outside the pickle (extension codes,
+//! out-of-band buffers, persistent names of protocol 0) are refused: torch writes none.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::path::Path;
+
+use super::globals::{self, Known};
+use super::{
+    Id, MAX_CELLS, MAX_LINE_BYTES, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object, Pickle, Value,
+};
+use crate::error::{Error, Finding, Result};
+
+/// A pickle being run.
+pub(super) struct Machine<'p, 'a> {
+    path: &'p Path,
+    bytes: &'a [u8],
+    at: usize,
+    stack: Vec<Value<'a>>,
+    /// Heights of the stack where containers began.
+    marks: Vec<usize>,
+    memo: HashMap<u32, Value<'a>>,
+    pub(super) objects: Vec<Object<'a>>,
+    cells: usize,
+}
+
+impl<'p, 'a> Machine<'p, 'a> {
+    pub(super) fn new(path: &'p Path, bytes: &'a [u8]) -> Self {
+        let bytes = bytes.get(..MAX_PICKLE_BYTES).unwrap_or(bytes);
+        Self {
+            path,
+            bytes,
+            at: 0,
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            objects: Vec::new(),
+            cells: 0,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<Pickle<'a>> {
+        loop {
+            let opcode = self.byte()?;
+            if opcode == b'.' {
+                let root = self.pop()?;
+                return Ok(Pickle { objects: self.objects, root, byte_len: self.at });
+            }
+            self.step(opcode)?;
+        }
+    }
+
+    fn step(&mut self, opcode: u8) -> Result<()> {
+        match opcode {
+            // Protocol and framing.
+            0x80 => match self.byte()? {
+                0..=5 => Ok(()),
+                other => Err(self.breach("a protocol from 0 to 5", other)),
+            },
+            0x95 => {
+                let length = self.u64()?;
+                let left = (self.bytes.len() - self.at) as u64;
+                if length > left {
+                    return Err(self.breach(format_args!("a frame of at most {left} bytes"), length));
+                }
+                Ok(())
+            }
+            // The stack.
+            b'(' => {
+                if self.marks.len() >= MAX_MARKS {
+                    return Err(self.too_many("open marks", MAX_MARKS));
+                }
+                self.marks.push(self.stack.len());
+                Ok(())
+            }
+            b'0' => {
+                // Python lets POP take a mark off as well.
+                if self.marks.last() == Some(&self.stack.len()) {
+                    self.marks.pop();
+                    return Ok(());
+                }
+                self.pop().map(drop)
+            }
+            b'1' => self.pop_mark().map(drop),
+            b'2' => {
+                let top = self.top()?;
+                self.push(top)
+            }
+            // Plain values.
+            b'N' => self.push(Value::None),
+            0x88 => self.push(Value::Bool(true)),
+            0x89 => self.push(Value::Bool(false)),
+            b'J' => {
+                let number = i32::from_le_bytes(self.array()?);
+                self.push(Value::Int(number.into()))
+            }
+            b'K' => {
+                let number = self.byte()?;
+                self.push(Value::Int(number.into()))
+            }
+            b'M' => {
+                let number = u16::from_le_bytes(self.array()?);
+                self.push(Value::Int(number.into()))
+            }
+            b'G' => {
+                let number = f64::from_be_bytes(self.array()?);
+                self.push(Value::Float(number))
+            }
+            0x8a => {
+                let length = self.byte()?;
+                self.long(length.into())
+            }
+            0x8b => {
+                let length = self.u32()?;
+                self.long(length.into())
+            }
+            b'I' => {
+                let value = match self.line()? {
+                    "00" => Value::Bool(false),
+                    "01" => Value::Bool(true),
+                    digits => self.digits(digits)?,
+                };
+                self.push(value)
+            }
+            b'L' => {
+                let line = self.line()?;
+                let value = self.digits(line.strip_suffix('L').unwrap_or(line))?;
+                self.push(value)
+            }
+            b'F' => {
+                let line = self.line()?;
+                let number = line.parse().map_err(|_| self.breach("a number", format_args!("{line:?}")))?;
+                self.push(Value::Float(number))
+            }
+            // Texts and bytes.
+            b'X' => {
+                let length = self.u32()?;
+                self.text(length.into())
+            }
+            0x8c => {
+                let length = self.byte()?;
+                self.text(length.into())
+            }
+            0x8d => {
+                let length = self.u64()?;
+                self.text(length)
+            }
+            b'U' => {
+                let length = self.byte()?;
+                self.old_text(length.into())
+            }
+            b'T' => {
+                let length = self.u32()?;
+                self.old_text(length.into())
+            }
+            b'C' => {
+                let length = self.byte()?;
+                self.raw(length.into())
+            }
+            b'B' => {
+                let length = self.u32()?;
+                self.raw(length.into())
+            }
+            0x8e | 0x96 => {
+                let length = self.u64()?;
+                self.raw(length)
+            }
+            b'S' => {
+                let line = self.line()?;
+                let inner = [b'\'', b'"'].into_iter().find_map(|quote| {
+                    line.as_bytes().strip_prefix(&[quote])?.strip_suffix(&[quote])?;
+                    line.get(1..line.len() - 1)
+                });
+                let inner = inner.ok_or_else(|| self.breach("a quoted text", format_args!("{line:?}")))?;
+                self.push(plain_text(inner))
+            }
+            b'V' => {
+                let line = self.line()?;
+                self.push(plain_text(line))
+            }
+            // Containers.
+            b')' => self.make(Object::Tuple(Vec::new())),
+            b']' => self.make(Object::List(Vec::new())),
+            b'}' => self.make(Object::Dict { entries: Vec::new(), attributes: None }),
+            0x8f => self.make(Object::Set(Vec::new())),
+            b't' => {
+                let parts = self.pop_mark()?;
+                self.make(Object::Tuple(parts))
+            }
+            0x85..=0x87 => {
+                let parts = self.pop_many(usize::from(opcode - 0x84))?;
+                self.make(Object::Tuple(parts))
+            }
+            b'l' => {
+                let parts = self.pop_mark()?;
+                self.make(Object::List(parts))
+            }
+            0x91 => {
+                let parts = self.pop_mark()?;
+                self.make(Object::Set(parts))
+            }
+            b'd' => {
+                let parts = self.pop_mark()?;
+                let entries = self.pairs(parts)?;
+                self.make(Object::Dict { entries, attributes: None })
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend(vec![item])
+            }
+            b'e' | 0x90 => {
+                let items = self.pop_mark()?;
+                self.extend(items)
+            }
+            b's' => {
+                let pair = self.pop_many(2)?;
+                self.set_items(pair)
+            }
+            b'u' => {
+                let items = self.pop_mark()?;
+                self.set_items(items)
+            }
+            // The memo.
+            b'q' => {
+                let index = self.byte()?;
+                self.remember(index.into())
+            }
+            b'r' => {
+                let index = self.u32()?;
+                self.remember(index)
+            }
+            b'p' => {
+                let index = self.memo_number()?;
+                self.remember(index)
+            }
+            0x94 => {
+                let index = self.memo.len() as u32;
+                self.remember(index)
+            }
+            b'h' => {
+                let index = self.byte()?;
+                self.recall(index.into())
+            }
+            b'j' => {
+                let index = self.u32()?;
+                self.recall(index)
+            }
+            b'g' => {
+                let index = self.memo_number()?;
+                self.recall(index)
+            }
+            // Names and calls.
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let known = self.known(module, name)?;
+                self.push(Value::Global(known))
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (Value::Str(module), Value::Str(name)) = (module, name) else {
+                    return Err(self.breach("two texts as a name", "something else"));
+                };
+                let known = self.known(module, name)?;
+                self.push(Value::Global(known))
+            }
+            b'R' | 0x81 => {
+                let arguments = self.pop()?;
+                let arguments = self.tuple(arguments)?;
+                let function = self.pop()?;
+                let result = self.call(function, arguments)?;
+                self.push(result)
+            }
+            0x92 => {
+                let keywords = self.pop()?;
+                let arguments = self.pop()?;
+                let mut arguments = self.tuple(arguments)?;
+                let class = self.pop()?;
+                // Python calls with keywords only where there are some.
+                if !matches!(keywords, Value::Object(id) if matches!(&self.objects[id as usize], Object::Dict { entries, .. } if entries.is_empty()))
+                {
+                    arguments.push(keywords);
+                }
+                let result = self.call(class, arguments)?;
+                self.push(result)
+            }
+            b'i' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let known = self.known(module, name)?;
+                let arguments = self.pop_mark()?;
+                let result = self.call(Value::Global(known), arguments)?;
+                self.push(result)
+            }
+            b'o' => {
+                let parts = self.pop_mark()?;
+                let Some((class, arguments)) = parts.split_first() else {
+                    return Err(self.breach("a class", "nothing"));
+                };
+                let result = self.call(*class, arguments.to_vec())?;
+                self.push(result)
+            }
+            b'b' => {
+                let state = self.pop()?;
+                let instance = self.top()?;
+                self.build(instance, state)
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = self.persistent(id)?;
+                self.make(Object::Storage(storage))
+            }
+            b'P' => Err(self.breach("storages named by tuples", "one named by a line of text")),
+            0x82..=0x84 => Err(self.breach("names in full", "an extension code")),
+            0x97 | 0x98 => Err(self.breach("all data in the pickle", "a buffer outside it")),
+            other => Err(self
+                .finding()
+                .expected("an opcode of pickle")
+                .found(format_args!("byte {other:#04x}"))
+                .hint("the file is cut short or damaged; fetch it again")
+                .format()),
+        }
+    }
+
+    // Bytes.
+
+    fn take(&mut self, length: u64) -> Result<&'a [u8]> {
+        let end = usize::try_from(length).ok().and_then(|length| self.at.checked_add(length));
+        let here = end.and_then(|end| self.bytes.get(self.at..end));
+        let Some(here) = here else {
+            let left = self.bytes.len() - self.at;
+            let finding = self.finding().expected(format_args!("{length} bytes more")).found(format_args!("{left}"));
+            return Err(match self.bytes.len() >= MAX_PICKLE_BYTES {
+                true => {
+                    finding.hint(format_args!("pickles of more than {MAX_PICKLE_BYTES} bytes are not read")).format()
+                }
+                false => finding.hint("the file is cut short or damaged; fetch it again").format(),
+            });
+        };
+        self.at += here.len();
+        Ok(here)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let bytes = self.take(N as u64)?;
+        bytes.try_into().map_err(|_| self.breach(format_args!("{N} bytes"), bytes.len()))
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// The text up to the next line end.
+    fn line(&mut self) -> Result<&'a str> {
+        let rest = &self.bytes[self.at..];
+        let window = rest.get(..MAX_LINE_BYTES).unwrap_or(rest);
+        let Some(length) = window.iter().position(|b| *b == b'\n') else {
+            return Err(self.breach(format_args!("a line of at most {MAX_LINE_BYTES} bytes"), "no line end"));
+        };
+        let line = self.take(length as u64)?;
+        self.at += 1;
+        std::str::from_utf8(line).map_err(|_| self.breach("a line of UTF-8", "other bytes"))
+    }
+
+    fn memo_number(&mut self) -> Result<u32> {
+        let line = self.line()?;
+        line.parse().map_err(|_| self.breach("a number", format_args!("{line:?}")))
+    }
+
+    // Plain values.
+
+    fn long(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        // Numbers below 2^63 may be written with more bytes than they need.
+        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
+        let filler = if negative { 0xff } else { 0 };
+        let (low, high) = bytes.split_at(bytes.len().min(8));
+        let mut wide = [filler; 8];
+        for (to, from) in wide.iter_mut().zip(low) {
+            *to = *from;
+        }
+        let number = i64::from_le_bytes(wide);
+        let fits = high.iter().all(|b| *b == filler) && (number < 0) == negative;
+        let value = if fits { Value::Int(number) } else { Value::Long(bytes) };
+        self.push(value)
+    }
+
+    fn digits(&self, digits: &'a str) -> Result<Value<'a>> {
+        if let Ok(number) = digits.parse() {
+            return Ok(Value::Int(number));
+        }
+        match digits.strip_prefix('-').unwrap_or(digits) {
+            "" => Err(self.breach("a number", "nothing")),
+            plain if plain.bytes().all(|b| b.is_ascii_digit()) => Ok(Value::Long(digits.as_bytes())),
+            _ => Err(self.breach("a number", format_args!("{digits:?}"))),
+        }
+    }
+
+    fn text(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| self.breach("a text in UTF-8", "other bytes"))?;
+        self.push(Value::Str(text))
+    }
+
+    /// A text of Python 2, which did not tell texts from bytes.
+    fn old_text(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        self.push(std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str))
+    }
+
+    fn raw(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        self.push(Value::Bytes(bytes))
+    }
+
+    // The stack.
+
+    fn push(&mut self, value: Value<'a>) -> Result<()> {
+        if self.stack.len() >= MAX_STACK {
+            return Err(self.too_many("values on the stack", MAX_STACK));
+        }
+        self.stack.push(value);
+        Ok(())
+    }
+
+    /// Where the innermost open container begins: nothing below may be taken.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Result<Value<'a>> {
+        if self.stack.len() <= self.floor() {
+            return Err(self.breach("a value on the stack", "none"));
+        }
+        self.stack.pop().ok_or_else(|| self.breach("a value on the stack", "none"))
+    }
+
+    fn top(&self) -> Result<Value<'a>> {
+        let top = self.stack.last().filter(|_| self.stack.len() > self.floor());
+        top.copied().ok_or_else(|| self.breach("a value on the stack", "none"))
+    }
+
+    fn pop_many(&mut self, count: usize) -> Result<Vec<Value<'a>>> {
+        if self.stack.len() < self.floor() + count {
+            return Err(self.breach(format_args!("{count} values on the stack"), self.stack.len() - self.floor()));
+        }
+        Ok(self.stack.split_off(self.stack.len() - count))
+    }
+
+    fn pop_mark(&mut self) -> Result<Vec<Value<'a>>> {
+        let start = self.marks.pop().ok_or_else(|| self.breach("a mark on the stack", "none"))?;
+        Ok(self.stack.split_off(start))
+    }
+
+    fn remember(&mut self, index: u32) -> Result<()> {
+        let top = self.top()?;
+        if self.memo.len() >= MAX_MEMO {
+            return Err(self.too_many("remembered values", MAX_MEMO));
+        }
+        self.memo.insert(index, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, index: u32) -> Result<()> {
+        let value = self.memo.get(&index).copied();
+        let value = value.ok_or_else(|| self.breach("a remembered value", format_args!("none at {index}")))?;
+        self.push(value)
+    }
+
+    // Objects.
+
+    /// Adds an object and pushes it.
+    fn make(&mut self, object: Object<'a>) -> Result<()> {
+        let value = self.add(object)?;
+        self.push(value)
+    }
+
+    /// Adds an object.
+    pub(super) fn add(&mut self, object: Object<'a>) -> Result<Value<'a>> {
+        if self.objects.len() >= MAX_OBJECTS {
+            return Err(self.too_many("objects", MAX_OBJECTS));
+        }
+        self.count(match &object {
+            Object::Tuple(parts) | Object::List(parts) | Object::Set(parts) | Object::Opaque { parts, .. } => {
+                parts.len()
+            }
+            Object::Dict { entries, .. } => 2 * entries.len(),
+            Object::Storage(_) | Object::Unread(_) => 0,
+            Object::Tensor(tensor) => 2 * tensor.shape.len(),
+        })?;
+        let id = self.objects.len() as Id;
+        self.objects.push(object);
+        Ok(Value::Object(id))
+    }
+
+    /// Holds what containers grow by against the limit.
+    pub(super) fn count(&mut self, cells: usize) -> Result<()> {
+        self.cells = self.cells.saturating_add(cells);
+        if self.cells > MAX_CELLS {
+            return Err(self.too_many("values in containers", MAX_CELLS));
+        }
+        Ok(())
+    }
+
+    /// The object that `value` is.
+    pub(super) fn object(&self, value: Value<'a>) -> Option<&Object<'a>> {
+        match value {
+            Value::Object(id) => self.objects.get(id as usize),
+            _ => None,
+        }
+    }
+
+    /// The parts of a tuple.
+    pub(super) fn tuple(&mut self, value: Value<'a>) -> Result<Vec<Value<'a>>> {
+        let Some(Object::Tuple(parts)) = self.object(value) else {
+            return Err(self.breach("a tuple", "something else"));
+        };
+        let parts = parts.clone();
+        // A copy grows like a container does: a tuple called with a thousand times counts each time.
+        self.count(parts.len())?;
+        Ok(parts)
+    }
+
+    pub(super) fn pairs(&self, parts: Vec<Value<'a>>) -> Result<Vec<(Value<'a>, Value<'a>)>> {
+        let (pairs, rest) = parts.as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err(self.breach("a value for each key", "a key without one"));
+        }
+        Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
+    }
+
+    fn extend(&mut self, items: Vec<Value<'a>>) -> Result<()> {
+        self.count(items.len())?;
+        match self.top_object() {
+            Some(Object::List(parts) | Object::Set(parts) | Object::Opaque { parts, .. }) => parts.extend(items),
+            _ => return Err(self.breach("a list or a set to add to", "something else")),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: Vec<Value<'a>>) -> Result<()> {
+        self.count(items.len())?;
+        let pairs = self.pairs(items)?;
+        match self.top_object() {
+            Some(Object::Dict { entries, .. }) => entries.extend(pairs),
+            Some(Object::Opaque { parts, .. }) => parts.extend(pairs.into_iter().flat_map(|(key, value)| [key, value])),
+            _ => return Err(self.breach("a dictionary to add to", "something else")),
+        }
+        Ok(())
+    }
+
+    fn top_object(&mut self) -> Option<&mut Object<'a>> {
+        match self.top() {
+            Ok(Value::Object(id)) => self.objects.get_mut(id as usize),
+            _ => None,
+        }
+    }
+
+    /// The table's entry for a name.
+    fn known(&self, module: &str, name: &str) -> Result<&'static Known> {
+        globals::find(module, name).ok_or_else(|| {
+            self.finding()
+                .expected("only classes and functions that checkpoints need")
+                .found(format_args!("{}.{}", module.escape_default(), name.escape_default()))
+                .hint("loading this file with Python may run code; it was read as data only, and nothing was run")
+                .unsupported()
+        })
+    }
+
+    // Findings.
+
+    pub(super) fn finding(&self) -> Finding {
+        Finding::new(self.path, format!("pickle, byte {}", self.at.saturating_sub(1)))
+    }
+
+    pub(super) fn breach(&self, expected: impl Display, found: impl Display) -> Error {
+        self.finding().expected(expected).found(found).format()
+    }
+
+    fn too_many(&self, what: &str, limit: usize) -> Error {
+        self.breach(format_args!("at most {limit} {what}"), "more")
+    }
+}
+
+/// A text of protocol 0. Escapes are not undone: such a text can't be a name.
+fn plain_text(text: &str) -> Value<'_> {
+    if text.contains('\\') { Value::Bytes(text.as_bytes()) } else { Value::Str(text) }
+}

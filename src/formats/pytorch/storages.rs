@@ -1,0 +1,115 @@
+//! Storages: where the bytes of each stand, and the inflating of those that a zip has deflated.
+
+use std::collections::HashMap;
+use std::io::{BufWriter, Read, Write};
+use std::ops::Range;
+use std::path::Path;
+
+use flate2::read::DeflateDecoder;
+
+use super::pickle::{Object, Pickle, Storage};
+use crate::error::{Finding, IoContext, Result};
+use crate::formats::MappedFile;
+
+/// Bytes that are inflated at once.
+const CHUNK_BYTES: usize = 1 << 16;
+
+/// Where a storage stands in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its bytes, or the deflated ones.
+    pub data: Range<usize>,
+    /// Its bytes in full.
+    pub size: usize,
+    /// The CRC-32 of its content, where it is deflated.
+    pub deflated: Option<u32>,
+}
+
+/// Every storage that the pickle refers to.
+pub(super) fn referred<'p, 'a>(pickle: &'p Pickle<'a>) -> impl Iterator<Item = &'p Storage<'a>> {
+    pickle.objects.iter().filter_map(|object| match object {
+        Object::Storage(storage) => Some(storage),
+        _ => None,
+    })
+}
+
+/// Holds a storage's size in the pickle against `size`, its size in the file.
+pub(super) fn check_size(path: &Path, storage: &Storage<'_>, size: u64) -> Result<()> {
+    let (elems, element) = (storage.elems, storage.element);
+    if elems.checked_mul(element.bytes as u64) == Some(size) {
+        return Ok(());
+    }
+    Err(Finding::new(path, format!("storage {:?}", storage.key))
+        .expected(format_args!("{elems} elements of {}", element.name))
+        .found(format_args!("{size} bytes"))
+        .hint("the file is cut short or damaged; fetch it again")
+        .format())
+}
+
+/// Inflates storages into one unnamed temporary file; also says where each starts in it.
+///
+/// Each is read to the size that the pickle asks for and not a byte further, so that a few deflated
+/// bytes can't fill the disk.
+pub(super) fn inflate<'k>(
+    path: &Path,
+    bytes: &[u8],
+    places: impl Iterator<Item = (&'k &'k str, &'k Place)>,
+) -> Result<(MappedFile, HashMap<&'k str, usize>)> {
+    let folder = std::env::temp_dir();
+    let mut file = BufWriter::new(tempfile::tempfile().at(&folder, "create a temporary file in")?);
+    let mut starts = HashMap::new();
+    let mut start = 0;
+    for (key, place) in places {
+        let packed = bytes.get(place.data.clone()).unwrap_or_default();
+        inflate_one(path, key, packed, place, &mut |chunk| {
+            file.write_all(chunk).at(&folder, "write a temporary file in")
+        })?;
+        starts.insert(*key, start);
+        start += place.size;
+    }
+    let file =
+        file.into_inner().map_err(std::io::IntoInnerError::into_error).at(&folder, "write a temporary file in")?;
+    Ok((MappedFile::of(&file, path)?, starts))
+}
+
+/// Inflates one entry and hands out its content in chunks.
+///
+/// # Errors
+/// [`crate::Error::Format`] where the content isn't of the size and sum that were promised.
+pub(super) fn inflate_one(
+    path: &Path,
+    key: &str,
+    packed: &[u8],
+    place: &Place,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let finding = || Finding::new(path, format!("zip entry {key:?}"));
+    let mut decoder = DeflateDecoder::new(packed);
+    let mut hasher = crc32fast::Hasher::new();
+    let mut left = place.size;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read =
+            decoder.read(&mut chunk).map_err(|error| finding().expected("deflated data").found(error).format())?;
+        if read == 0 {
+            break;
+        }
+        let whole = format_args!("{} bytes when inflated", place.size).to_string();
+        left = left.checked_sub(read).ok_or_else(|| finding().expected(whole).found("more").format())?;
+        let content = chunk.get(..read).unwrap_or_default();
+        hasher.update(content);
+        write(content)?;
+    }
+    if left != 0 {
+        let whole = format_args!("{} bytes when inflated", place.size).to_string();
+        return Err(finding().expected(whole).found(format_args!("{left} less")).format());
+    }
+    let sum = hasher.finalize();
+    match place.deflated {
+        Some(crc) if crc != sum => {
+            let finding = finding().expected(format_args!("content with the CRC-32 {crc:08x}"));
+            Err(finding.found(format_args!("{sum:08x}")).hint("the file is damaged; fetch it again").format())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,306 @@
+//! Reading a zip's directory: every entry inside the file, none over another, each name once.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::ops::Range;
+use std::path::Path;
+
+use super::{CENTRAL, DESCRIPTOR, ENCRYPTED, END, END_64, EXTRA_64, FULL, LOCAL, LOCATOR_64};
+use crate::error::{Error, Finding, Result};
+
+/// Length of the directory's end without its comment.
+const END_BYTES: usize = 22;
+/// Length of the pointer to a 64-bit end.
+const LOCATOR_BYTES: usize = 20;
+/// Length of an entry's local header without name and extra field.
+const LOCAL_BYTES: usize = 30;
+/// Length of an entry in the directory without name, extra field and comment.
+const CENTRAL_BYTES: usize = 46;
+/// No deflated byte stands for more than this many: 258 of one bit pair, and some room.
+const MAX_DEFLATE_RATIO: u64 = 1040;
+
+/// One file of the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::formats::pytorch) struct Entry<'a> {
+    /// The name with its folders.
+    pub name: &'a str,
+    /// Whether the data is deflated; stored otherwise.
+    pub deflated: bool,
+    /// The CRC-32 that the directory gives.
+    pub crc: u32,
+    /// Bytes of the content.
+    pub size: u64,
+    /// Where the data stands in the archive.
+    pub data: Range<usize>,
+}
+
+/// The numbers of an entry that may have 64 bits.
+struct Sizes {
+    packed: u64,
+    size: u64,
+    offset: u64,
+}
+
+/// Reads the directory of the archive `bytes`.
+///
+/// # Errors
+/// [`Error::Format`] or, for encryption and other methods, [`Error::Unsupported`].
+pub(in crate::formats::pytorch) fn read_directory<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<Entry<'a>>> {
+    let zip = Zip { path, bytes };
+    let (count, directory) = zip.find_directory()?;
+    let mut at = directory.start;
+    let mut entries = Vec::new();
+    let mut spans = Vec::new();
+    let mut names = HashSet::new();
+    for number in 0..count {
+        let (entry, start, next) = zip.entry(number, at, directory.end)?;
+        if !names.insert(entry.name) {
+            return Err(zip.named(entry.name).expected("each name once").found("it twice").format());
+        }
+        spans.push((start, entry.data.end, entry.name));
+        entries.push(entry);
+        at = next;
+    }
+    if at != directory.end {
+        return Err(zip.breach(format_args!("{count} entries in the directory"), "more bytes behind them"));
+    }
+    spans.sort_unstable();
+    let mut end = 0;
+    for (start, next, name) in spans {
+        if start < end {
+            return Err(zip.named(name).expected("bytes of its own").found("bytes shared with another").format());
+        }
+        end = next;
+    }
+    if end > directory.start {
+        return Err(zip.breach("entries before the directory", "one that reaches into it"));
+    }
+    Ok(entries)
+}
+
+struct Zip<'p, 'a> {
+    path: &'p Path,
+    bytes: &'a [u8],
+}
+
+impl Zip<'_, '_> {
+    fn finding(&self) -> Finding {
+        Finding::new(self.path, "zip archive")
+    }
+
+    fn named(&self, name: &str) -> Finding {
+        Finding::new(self.path, format!("zip entry {name:?}"))
+    }
+
+    fn breach(&self, expected: impl Display, found: impl Display) -> Error {
+        self.finding().expected(expected).found(found).format()
+    }
+
+    fn cut_short(&self, what: &str) -> Error {
+        self.finding()
+            .expected(what)
+            .found("the file's end")
+            .hint("the file is cut short or damaged; fetch it again")
+            .format()
+    }
+}
+
+impl<'a> Zip<'_, 'a> {
+    fn u16(&self, at: usize) -> Result<u16> {
+        let here = self.bytes.get(at..).and_then(|rest| rest.first_chunk());
+        here.map(|b| u16::from_le_bytes(*b)).ok_or_else(|| self.cut_short("a number of 2 bytes"))
+    }
+
+    fn u32(&self, at: usize) -> Result<u32> {
+        let here = self.bytes.get(at..).and_then(|rest| rest.first_chunk());
+        here.map(|b| u32::from_le_bytes(*b)).ok_or_else(|| self.cut_short("a number of 4 bytes"))
+    }
+
+    fn u64(&self, at: usize) -> Result<u64> {
+        let here = self.bytes.get(at..).and_then(|rest| rest.first_chunk());
+        here.map(|b| u64::from_le_bytes(*b)).ok_or_else(|| self.cut_short("a number of 8 bytes"))
+    }
+
+    /// `length` bytes from `at`, not past `limit`.
+    fn slice(&self, at: usize, length: usize, limit: usize, what: &str) -> Result<&'a [u8]> {
+        let end = at.checked_add(length).filter(|end| *end <= limit);
+        end.and_then(|end| self.bytes.get(at..end)).ok_or_else(|| self.cut_short(what))
+    }
+
+    /// The number of entries and where the directory stands.
+    fn find_directory(&self) -> Result<(u64, Range<usize>)> {
+        let last = self.bytes.len().checked_sub(END_BYTES).ok_or_else(|| self.cut_short("a directory"))?;
+        let first = last.saturating_sub(usize::from(u16::MAX));
+        // The end carries a comment of any length: the right one reaches to the file's end exactly.
+        let end = (first..=last).rev().find(|&at| {
+            self.u32(at).is_ok_and(|n| n == END)
+                && self.u16(at + 20).is_ok_and(|comment| at + END_BYTES + usize::from(comment) == self.bytes.len())
+        });
+        let end = end.ok_or_else(|| self.cut_short("a directory at the end"))?;
+        let mut disks = [self.u16(end + 4)?.into(), self.u16(end + 6)?.into()];
+        let mut counts: [u64; 2] = [self.u16(end + 8)?.into(), self.u16(end + 10)?.into()];
+        let mut size = u64::from(self.u32(end + 12)?);
+        let mut offset = u64::from(self.u32(end + 16)?);
+        let mut limit = end;
+        let locator = end.checked_sub(LOCATOR_BYTES).filter(|at| self.u32(*at).is_ok_and(|n| n == LOCATOR_64));
+        if let Some(locator) = locator {
+            let at = usize::try_from(self.u64(locator + 8)?).unwrap_or(usize::MAX);
+            // The 64-bit end stands right before its pointer: 12 bytes and the length that it gives.
+            let reaches = (at < locator && self.u32(at)? == END_64)
+                && usize::try_from(self.u64(at + 4)?).ok().and_then(|n| n.checked_add(at + 12)) == Some(locator);
+            if !reaches || locator - at < 56 {
+                return Err(self.breach("a 64-bit end of the directory before its pointer", "something else"));
+            }
+            let wide = [self.u64(at + 24)?, self.u64(at + 32)?, self.u64(at + 40)?, self.u64(at + 48)?];
+            let narrow_agrees = (counts[1] == 0xffff || counts[1] == wide[1])
+                && (size == u64::from(FULL) || size == wide[2])
+                && (offset == u64::from(FULL) || offset == wide[3]);
+            if !narrow_agrees {
+                return Err(self.breach("one directory", "two ends that disagree"));
+            }
+            disks = [self.u32(at + 16)?, self.u32(at + 20)?];
+            counts = [wide[0], wide[1]];
+            (size, offset, limit) = (wide[2], wide[3], at);
+        }
+        if disks != [0, 0] || counts[0] != counts[1] {
+            return Err(self.finding().expected("an archive in one file").found("a part of one").unsupported());
+        }
+        let start = usize::try_from(offset).ok();
+        let stop = offset.checked_add(size).and_then(|n| usize::try_from(n).ok()).filter(|n| *n == limit);
+        match (start, stop) {
+            (Some(start), Some(stop)) if counts[1] <= size / CENTRAL_BYTES as u64 => Ok((counts[1], start..stop)),
+            _ => Err(self.breach(
+                format_args!("a directory that ends at byte {limit}"),
+                format_args!("{} entries in {size} bytes from {offset}", counts[1]),
+            )),
+        }
+    }
+
+    /// Entry `number`, which stands at `at` in the directory; where it begins, and where the next stands.
+    fn entry(&self, number: u64, at: usize, limit: usize) -> Result<(Entry<'a>, usize, usize)> {
+        let what = "an entry of the directory";
+        self.slice(at, CENTRAL_BYTES, limit, what)?;
+        if self.u32(at)? != CENTRAL {
+            return Err(self.breach(format_args!("entry {number} of the directory"), "other bytes"));
+        }
+        let (flags, method) = (self.u16(at + 8)?, self.u16(at + 10)?);
+        let crc = self.u32(at + 16)?;
+        let lengths = [self.u16(at + 28)?, self.u16(at + 30)?, self.u16(at + 32)?].map(usize::from);
+        let name = self.slice(at + CENTRAL_BYTES, lengths[0], limit, what)?;
+        let name = std::str::from_utf8(name)
+            .map_err(|_| self.breach("names in UTF-8", format_args!("another in entry {number}")))?;
+        plain_name(name).map_err(|found| self.named(name).expected("a plain relative path").found(found).format())?;
+        let extra = self.slice(at + CENTRAL_BYTES + lengths[0], lengths[1], limit, what)?;
+        let next = at + CENTRAL_BYTES + lengths[0] + lengths[1];
+        self.slice(next, lengths[2], limit, what)?;
+        let narrow = [self.u32(at + 24)?, self.u32(at + 20)?, self.u32(at + 42)?];
+        let sizes = self.wide(name, narrow, extra)?;
+        let disk = self.u16(at + 34)?;
+        if flags & ENCRYPTED != 0 {
+            return Err(self.named(name).expected("an entry in the clear").found("an encrypted one").unsupported());
+        }
+        if !matches!(method, 0 | 8) || disk != 0 {
+            let finding = self.named(name).expected("an entry that is stored or deflated");
+            return Err(finding.found(format_args!("method {method} on disk {disk}")).unsupported());
+        }
+        let deflated = method == 8;
+        if !deflated && sizes.packed != sizes.size {
+            let finding = self.named(name).expected(format_args!("{} bytes, as it says", sizes.size));
+            return Err(finding.found(format_args!("{}", sizes.packed)).format());
+        }
+        if deflated && sizes.size / MAX_DEFLATE_RATIO > sizes.packed {
+            let finding = self.named(name).expected("a size that deflated data can have");
+            return Err(finding.found(format_args!("{} bytes out of {}", sizes.size, sizes.packed)).format());
+        }
+        let start = usize::try_from(sizes.offset).ok().filter(|n| *n < self.bytes.len());
+        let start = start.ok_or_else(|| {
+            self.named(name).expected("a place inside the file").found(format_args!("byte {}", sizes.offset)).format()
+        })?;
+        let data = self.local(name, start, flags, method, &sizes)?;
+        Ok((Entry { name, deflated, crc, size: sizes.size, data }, start, next + lengths[2]))
+    }
+
+    /// Content size, packed size and offset; those that are full stand in the extra field instead,
+    /// in this order (4.5.3).
+    fn wide(&self, name: &str, narrow: [u32; 3], extra: &[u8]) -> Result<Sizes> {
+        let bad = || self.named(name).expected("64-bit sizes in the extra field").found("none").format();
+        let mut wide = None;
+        let mut rest = extra;
+        while let Some((header, tail)) = rest.split_first_chunk::<4>() {
+            let [a, b, c, d] = *header;
+            let length = usize::from(u16::from_le_bytes([c, d]));
+            let Some((content, tail)) = tail.split_at_checked(length) else { break };
+            if u16::from_le_bytes([a, b]) == EXTRA_64 && wide.replace(content).is_some() {
+                return Err(self.named(name).expected("64-bit sizes once").found("them twice").format());
+            }
+            rest = tail;
+        }
+        let mut wide = wide.unwrap_or_default();
+        let mut values = [0u64; 3];
+        for (value, narrow) in values.iter_mut().zip(narrow) {
+            *value = if narrow == FULL {
+                let (number, rest) = wide.split_first_chunk::<8>().ok_or_else(bad)?;
+                wide = rest;
+                u64::from_le_bytes(*number)
+            } else {
+                narrow.into()
+            };
+        }
+        let [size, packed, offset] = values;
+        Ok(Sizes { packed, size, offset })
+    }
+
+    /// Where the data of an entry stands, whose own header at `start` has to agree with the directory.
+    fn local(&self, name: &str, start: usize, flags: u16, method: u16, sizes: &Sizes) -> Result<Range<usize>> {
+        let what = "an entry's header";
+        let limit = self.bytes.len();
+        self.slice(start, LOCAL_BYTES, limit, what)?;
+        let disagrees =
+            || self.named(name).expected("a header that agrees with the directory").found("another").format();
+        if self.u32(start)? != LOCAL {
+            return Err(self.named(name).expected("a header at its place").found("other bytes").format());
+        }
+        let lengths = [self.u16(start + 26)?, self.u16(start + 28)?].map(usize::from);
+        let own_name = self.slice(start + LOCAL_BYTES, lengths[0], limit, what)?;
+        let own_flags = self.u16(start + 6)?;
+        if own_name != name.as_bytes() || self.u16(start + 8)? != method || own_flags & ENCRYPTED != flags & ENCRYPTED {
+            return Err(disagrees());
+        }
+        // Writers that stream leave the sizes to a descriptor behind the data, and zeros here.
+        if own_flags & DESCRIPTOR == 0 {
+            let narrow = |size: u64| u32::try_from(size).unwrap_or(FULL);
+            for (at, size) in [(start + 18, sizes.packed), (start + 22, sizes.size)] {
+                let own = self.u32(at)?;
+                if own != narrow(size) && own != FULL {
+                    return Err(disagrees());
+                }
+            }
+        }
+        let data = start + LOCAL_BYTES + lengths[0] + lengths[1];
+        let end = usize::try_from(sizes.packed).ok().and_then(|n| data.checked_add(n)).filter(|end| *end <= limit);
+        let end = end.ok_or_else(|| {
+            self.named(name)
+                .expected(format_args!("{} bytes from byte {data}", sizes.packed))
+                .found("the file's end")
+                .hint("the file is cut short or damaged; fetch it again")
+                .format()
+        })?;
+        Ok(data..end)
+    }
+}
+
+/// Nothing is ever written under an archive's names. One that leads elsewhere still says that the
+/// archive was made to do harm.
+fn plain_name(name: &str) -> std::result::Result<(), &'static str> {
+    if name.starts_with('/') || name.contains('\\') {
+        return Err("an absolute one, or one with backslashes");
+    }
+    if name.contains('\0') || name.is_empty() {
+        return Err("none, or one with a zero byte");
+    }
+    let mut parts = name.strip_suffix('/').unwrap_or(name).split('/');
+    match parts.any(|part| part == ".." || part == "." || part.is_empty()) {
+        true => Err("one with empty parts or dots"),
+        false => Ok(()),
+    }
+}

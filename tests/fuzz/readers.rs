@@ -1,0 +1,131 @@
+//! What fuzzing and tests/corpus.rs ask of a reader: bytes end in a value or an error, and a value
+//! keeps its promises. Each function panics where one is broken.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use atombank::checkpoint::{Checkpoint, ModelConfig};
+use atombank::convert::SentencePieceModel;
+use atombank::error::{Finding, Result};
+use atombank::formats::Source;
+use atombank::formats::gguf::{self, GgufFile, GgufModel};
+use atombank::formats::safetensors::SafetensorsFile;
+use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
+
+/// What is asked of a reader about these bytes.
+type Reader = fn(&[u8]) -> Result<()>;
+
+/// The readers by the names of their corpora.
+pub const READERS: [(&str, Reader); 5] = [
+    ("gguf", gguf),
+    ("safetensors", safetensors),
+    ("config", config),
+    ("index", index),
+    ("sentencepiece", sentencepiece),
+];
+
+fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("room for a small file");
+    file.write_all(bytes).expect("room for a small file");
+    file
+}
+
+/// Every range of rows has the bytes that type and shape ask for; decoding ends in values or an error.
+fn walk(source: Arc<dyn Source>) -> Plan {
+    let mut plan = Plan::default();
+    for (i, tensor) in TensorRef::all(&source).enumerate() {
+        let info = tensor.info().clone();
+        let bytes = source.bytes(i);
+        let needed = info.dtype.bytes_of(info.elems() as u64, info.shape.last().map_or(1, |dim| *dim as u64));
+        assert_eq!(Some(bytes.len() as u64), needed, "{info:?}");
+        if info.shape.len() > 1 && info.rows() > 1 {
+            let middle = info.rows() / 2;
+            let halves = [source.rows(i, 0..middle), source.rows(i, middle..info.rows())].concat();
+            assert_eq!(halves, *bytes, "{info:?}");
+        }
+        let planned =
+            PlannedTensor { name: info.name, dtype: info.dtype, shape: info.shape, expr: Expr::Take(tensor.clone()) };
+        let alone = Plan { tensors: vec![planned.clone()] };
+        if alone.check().is_ok()
+            && let Ok(values) = planned.read()
+        {
+            assert!(values.iter().all(|value| value.is_finite()), "{planned:?}");
+        }
+        plan.tensors.push(planned);
+    }
+    plan
+}
+
+/// GGUF files: what is read can be laid out again, and reads back the same.
+pub fn gguf(bytes: &[u8]) -> Result<()> {
+    let input = file(bytes);
+    let opened = GgufFile::open(input.path());
+    let model = GgufModel::open(input.path());
+    assert!(opened.is_ok() || model.is_err(), "a model is made of files");
+    let opened = Arc::new(opened?);
+    for (_, value) in opened.metadata().iter() {
+        assert!(value.to_string().starts_with(&value.kind().to_string()));
+    }
+    let plan = walk(opened.clone());
+    let layout = gguf::layout(opened.metadata(), &plan.tensors).expect("what is read can be written");
+    let written = &layout.files[0];
+    if written.byte_len < 1 << 20 {
+        let output = file(&written.head);
+        output.as_file().set_len(written.byte_len).expect("room for a small file");
+        let again = GgufFile::open(output.path()).expect("what is written can be read");
+        // By text: NaN is not equal to itself.
+        assert_eq!(
+            format!("{:?}", again.metadata().iter().collect::<Vec<_>>()),
+            format!("{:?}", opened.metadata().iter().collect::<Vec<_>>())
+        );
+        assert_eq!(again.tensors(), opened.tensors());
+    }
+    Ok(())
+}
+
+/// safetensors files: what is read is what the format's own reader reads.
+pub fn safetensors(bytes: &[u8]) -> Result<()> {
+    let opened = Arc::new(SafetensorsFile::open(file(bytes).path())?);
+    let theirs = ::safetensors::SafeTensors::deserialize(bytes).expect("the reference takes it too");
+    assert_eq!(theirs.len(), opened.tensors().len());
+    for (i, info) in opened.tensors().iter().enumerate() {
+        let tensor = theirs.tensor(&info.name).expect("the reference finds it too");
+        assert_eq!((tensor.data(), tensor.shape()), (&*opened.bytes(i), info.shape.as_slice()));
+    }
+    walk(opened);
+    Ok(())
+}
+
+/// config.json, checked and typed.
+pub fn config(bytes: &[u8]) -> Result<()> {
+    let path = Path::new("config.json");
+    let json = serde_json::from_slice(bytes).map_err(|e| Finding::new(path, "").found(e).format())?;
+    ModelConfig::from_json(path, &json).map(|_| ())
+}
+
+/// The index of a folder with the shards `one` (tensor a) and `two` (tensor b).
+pub fn index(bytes: &[u8]) -> Result<()> {
+    let dir = tempfile::tempdir().expect("room for a small folder");
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).expect("room for a small file");
+    put("config.json", b"{}");
+    put("model.safetensors.index.json", bytes);
+    for (name, tensor) in [("one.safetensors", "a"), ("two.safetensors", "b")] {
+        let header = format!(r#"{{"{tensor}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#);
+        put(name, &[&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[1]].concat());
+    }
+    let opened = Checkpoint::open(dir.path())?;
+    assert!(opened.weights().tensors.len() <= 2, "nothing from elsewhere");
+    Ok(())
+}
+
+/// SentencePiece models: no more pieces and bytes than the file has room for.
+pub fn sentencepiece(bytes: &[u8]) -> Result<()> {
+    let model = SentencePieceModel::parse(Path::new("tokenizer.model"), bytes)?;
+    // A piece is a tag, a length and, inside, the same for its text.
+    let pieces: usize = model.pieces.iter().map(|piece| piece.text.len() + 4).sum();
+    assert!(pieces + model.precompiled_charsmap.len() <= bytes.len());
+    assert!(model.pieces.iter().all(|piece| !piece.text.is_empty() && piece.score.is_finite()));
+    Ok(())
+}
