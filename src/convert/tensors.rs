@@ -65,7 +65,7 @@ pub(super) struct Known<'a> {
     pub(super) tensor: &'static Tensor,
     /// Its number in the table.
     number: usize,
-    layer: Option<usize>,
+    pub(super) layer: Option<usize>,
     /// The place in a stack.
     place: Option<usize>,
     /// `weight` or `bias`.

@@ -278,7 +278,7 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
             "layers.1.",
             "layers.9.",
             false,
-            "expected a module of the base model, found none of that",
+            "expected a module whose weight the base's GGUF has",
         ),
         (
             "plain",
