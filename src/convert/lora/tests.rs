@@ -272,14 +272,7 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
         ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.weight", false, "found a whole weight that differs"),
         ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_C", false, "found something else"),
         ("plain", json!({}), "q_proj", "w_proj", false, "w_proj.lora_A.weight\": expected a module whose weight"),
-        (
-            "plain",
-            json!({}),
-            "layers.1.",
-            "layers.9.",
-            false,
-            "expected a module whose weight the base's GGUF has",
-        ),
+        ("plain", json!({}), "layers.1.", "layers.9.", false, "expected a module whose weight the base's GGUF has"),
         (
             "plain",
             json!({"r": 5}),
