@@ -5,20 +5,18 @@
 //! out-of-band buffers, persistent names of protocol 0) are refused: torch writes none.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::path::Path;
 
 use super::globals::{self, Known};
-use super::{
-    Id, MAX_CELLS, MAX_LINE_BYTES, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object, Pickle, Value,
-};
-use crate::error::{Error, Finding, Result};
+use super::{Id, MAX_CELLS, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object, Pickle, Value};
+use crate::error::Result;
 
 /// A pickle being run.
 pub(super) struct Machine<'p, 'a> {
-    path: &'p Path,
-    bytes: &'a [u8],
-    at: usize,
+    pub(super) path: &'p Path,
+    pub(super) bytes: &'a [u8],
+    /// How far they are read.
+    pub(super) at: usize,
     stack: Vec<Value<'a>>,
     /// Heights of the stack where containers began.
     marks: Vec<usize>,
@@ -323,59 +321,6 @@ impl<'p, 'a> Machine<'p, 'a> {
         }
     }
 
-    // Bytes.
-
-    fn take(&mut self, length: u64) -> Result<&'a [u8]> {
-        let end = usize::try_from(length).ok().and_then(|length| self.at.checked_add(length));
-        let here = end.and_then(|end| self.bytes.get(self.at..end));
-        let Some(here) = here else {
-            let left = self.bytes.len() - self.at;
-            let finding = self.finding().expected(format_args!("{length} bytes more")).found(format_args!("{left}"));
-            return Err(match self.bytes.len() >= MAX_PICKLE_BYTES {
-                true => {
-                    finding.hint(format_args!("pickles of more than {MAX_PICKLE_BYTES} bytes are not read")).format()
-                }
-                false => finding.hint("the file is cut short or damaged; fetch it again").format(),
-            });
-        };
-        self.at += here.len();
-        Ok(here)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let bytes = self.take(N as u64)?;
-        bytes.try_into().map_err(|_| self.breach(format_args!("{N} bytes"), bytes.len()))
-    }
-
-    fn byte(&mut self) -> Result<u8> {
-        Ok(u8::from_le_bytes(self.array()?))
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    /// The text up to the next line end.
-    fn line(&mut self) -> Result<&'a str> {
-        let rest = &self.bytes[self.at..];
-        let window = rest.get(..MAX_LINE_BYTES).unwrap_or(rest);
-        let Some(length) = window.iter().position(|b| *b == b'\n') else {
-            return Err(self.breach(format_args!("a line of at most {MAX_LINE_BYTES} bytes"), "no line end"));
-        };
-        let line = self.take(length as u64)?;
-        self.at += 1;
-        std::str::from_utf8(line).map_err(|_| self.breach("a line of UTF-8", "other bytes"))
-    }
-
-    fn memo_number(&mut self) -> Result<u32> {
-        let line = self.line()?;
-        line.parse().map_err(|_| self.breach("a number", format_args!("{line:?}")))
-    }
-
     // Plain values.
 
     fn long(&mut self, length: u64) -> Result<()> {
@@ -574,20 +519,6 @@ impl<'p, 'a> Machine<'p, 'a> {
                 .hint("loading this file with Python may run code; it was read as data only, and nothing was run")
                 .unsupported()
         })
-    }
-
-    // Findings.
-
-    pub(super) fn finding(&self) -> Finding {
-        Finding::new(self.path, format!("pickle, byte {}", self.at.saturating_sub(1)))
-    }
-
-    pub(super) fn breach(&self, expected: impl Display, found: impl Display) -> Error {
-        self.finding().expected(expected).found(found).format()
-    }
-
-    fn too_many(&self, what: &str, limit: usize) -> Error {
-        self.breach(format_args!("at most {limit} {what}"), "more")
     }
 }
 
