@@ -1,9 +1,9 @@
-//! What the machine reads its opcodes and operands from, and how it says what is wrong there.
+//! What the machine reads its opcodes, operands and plain values from, and how it says what is wrong there.
 
 use std::fmt::Display;
 
 use super::machine::Machine;
-use super::{MAX_LINE_BYTES, MAX_PICKLE_BYTES};
+use super::{MAX_LINE_BYTES, MAX_PICKLE_BYTES, Value};
 use crate::error::{Error, Finding, Result};
 
 impl<'a> Machine<'_, 'a> {
@@ -69,5 +69,58 @@ impl<'a> Machine<'_, 'a> {
 
     pub(super) fn too_many(&self, what: &str, limit: usize) -> Error {
         self.breach(format_args!("at most {limit} {what}"), "more")
+    }
+
+    // Plain values.
+
+    pub(super) fn long(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        // Numbers below 2^63 may be written with more bytes than they need.
+        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
+        let filler = if negative { 0xff } else { 0 };
+        let (low, high) = bytes.split_at(bytes.len().min(8));
+        let mut wide = [filler; 8];
+        for (to, from) in wide.iter_mut().zip(low) {
+            *to = *from;
+        }
+        let number = i64::from_le_bytes(wide);
+        let fits = high.iter().all(|b| *b == filler) && (number < 0) == negative;
+        let value = if fits { Value::Int(number) } else { Value::Long(bytes) };
+        self.push(value)
+    }
+
+    pub(super) fn digits(&self, digits: &'a str) -> Result<Value<'a>> {
+        if let Ok(number) = digits.parse() {
+            return Ok(Value::Int(number));
+        }
+        match digits.strip_prefix('-').unwrap_or(digits) {
+            "" => Err(self.breach("a number", "nothing")),
+            plain if plain.bytes().all(|b| b.is_ascii_digit()) => Ok(Value::Long(digits.as_bytes())),
+            _ => Err(self.breach("a number", format_args!("{digits:?}"))),
+        }
+    }
+
+    pub(super) fn text(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| self.breach("a text in UTF-8", "other bytes"))?;
+        self.push(Value::Str(text))
+    }
+
+    /// A text of Python 2, which did not tell texts from bytes.
+    pub(super) fn old_text(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        self.push(std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str))
+    }
+
+    pub(super) fn raw(&mut self, length: u64) -> Result<()> {
+        let bytes = self.take(length)?;
+        self.push(Value::Bytes(bytes))
+    }
+}
+
+impl<'a> Value<'a> {
+    /// A text of protocol 0. Escapes are not undone: such a text can't be a name.
+    pub(super) fn plain_text(text: &'a str) -> Self {
+        if text.contains('\\') { Value::Bytes(text.as_bytes()) } else { Value::Str(text) }
     }
 }

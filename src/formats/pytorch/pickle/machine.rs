@@ -173,11 +173,11 @@ impl<'p, 'a> Machine<'p, 'a> {
                     line.get(1..line.len() - 1)
                 });
                 let inner = inner.ok_or_else(|| self.breach("a quoted text", format_args!("{line:?}")))?;
-                self.push(plain_text(inner))
+                self.push(Value::plain_text(inner))
             }
             b'V' => {
                 let line = self.line()?;
-                self.push(plain_text(line))
+                self.push(Value::plain_text(line))
             }
             // Containers.
             b')' => self.make(Object::Tuple(Vec::new())),
@@ -321,55 +321,9 @@ impl<'p, 'a> Machine<'p, 'a> {
         }
     }
 
-    // Plain values.
-
-    fn long(&mut self, length: u64) -> Result<()> {
-        let bytes = self.take(length)?;
-        // Numbers below 2^63 may be written with more bytes than they need.
-        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
-        let filler = if negative { 0xff } else { 0 };
-        let (low, high) = bytes.split_at(bytes.len().min(8));
-        let mut wide = [filler; 8];
-        for (to, from) in wide.iter_mut().zip(low) {
-            *to = *from;
-        }
-        let number = i64::from_le_bytes(wide);
-        let fits = high.iter().all(|b| *b == filler) && (number < 0) == negative;
-        let value = if fits { Value::Int(number) } else { Value::Long(bytes) };
-        self.push(value)
-    }
-
-    fn digits(&self, digits: &'a str) -> Result<Value<'a>> {
-        if let Ok(number) = digits.parse() {
-            return Ok(Value::Int(number));
-        }
-        match digits.strip_prefix('-').unwrap_or(digits) {
-            "" => Err(self.breach("a number", "nothing")),
-            plain if plain.bytes().all(|b| b.is_ascii_digit()) => Ok(Value::Long(digits.as_bytes())),
-            _ => Err(self.breach("a number", format_args!("{digits:?}"))),
-        }
-    }
-
-    fn text(&mut self, length: u64) -> Result<()> {
-        let bytes = self.take(length)?;
-        let text = std::str::from_utf8(bytes).map_err(|_| self.breach("a text in UTF-8", "other bytes"))?;
-        self.push(Value::Str(text))
-    }
-
-    /// A text of Python 2, which did not tell texts from bytes.
-    fn old_text(&mut self, length: u64) -> Result<()> {
-        let bytes = self.take(length)?;
-        self.push(std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str))
-    }
-
-    fn raw(&mut self, length: u64) -> Result<()> {
-        let bytes = self.take(length)?;
-        self.push(Value::Bytes(bytes))
-    }
-
     // The stack.
 
-    fn push(&mut self, value: Value<'a>) -> Result<()> {
+    pub(super) fn push(&mut self, value: Value<'a>) -> Result<()> {
         if self.stack.len() >= MAX_STACK {
             return Err(self.too_many("values on the stack", MAX_STACK));
         }
@@ -520,9 +474,4 @@ impl<'p, 'a> Machine<'p, 'a> {
                 .unsupported()
         })
     }
-}
-
-/// A text of protocol 0. Escapes are not undone: such a text can't be a name.
-fn plain_text(text: &str) -> Value<'_> {
-    if text.contains('\\') { Value::Bytes(text.as_bytes()) } else { Value::Str(text) }
 }
