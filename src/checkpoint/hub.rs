@@ -190,10 +190,8 @@ impl Name {
                 let prefix = file.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
                 let names: Vec<String> =
                     beside.map(|entry| format!("{prefix}{}", entry.file_name().to_string_lossy())).collect();
-                let total = file.strip_suffix(".gguf").and_then(|stem| stem.rsplit_once("-of-"));
-                let total: Option<usize> = total.and_then(|(_, total)| total.parse().ok());
                 let parts = files::parts(file, &names);
-                let whole = parts.len() == total.unwrap_or(1);
+                let whole = parts.len() == files::part_count(file);
                 (whole && parts.iter().all(|part| snapshot.join(part).is_file())).then_some(path)
             }
             None => files::is_complete(&snapshot).then_some(snapshot),

@@ -16,12 +16,14 @@ use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
 /// Paths and descriptions of what isn't a tensor.
 type Others = Vec<(String, String)>;
+/// One file, and what it holds beside tensors.
+type Opened = (Arc<dyn Source>, Others);
 
 /// A form that weights come in: one file, or shards and an index.
 struct Form {
     index: &'static str,
     single: &'static str,
-    open: fn(&Path) -> Result<(Arc<dyn Source>, Others)>,
+    open: fn(&Path) -> Result<Opened>,
 }
 
 /// In the order of preference.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use atombank::checkpoint::Checkpoint;
+use atombank::checkpoint::{Checkpoint, hub};
 use atombank::convert::lora::TableBase;
 use atombank::convert::{
     Beside, ConvertOptions, GeneralOptions, Gguf, Input, OutType, Override, Restored, bank, from_gguf, generic, lora,
@@ -20,8 +20,9 @@ use super::{Common, progress};
 /// Arguments of `convert`.
 #[derive(Args)]
 pub(crate) struct ConvertArgs {
-    /// A model or adapter folder, or a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file
-    input: PathBuf,
+    /// A model or adapter folder, a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file, or a name on
+    /// the Hugging Face hub: hf:org/name[@revision]
+    input: String,
     #[command(flatten)]
     output: OutputArgs,
     /// The part of a PyTorch file to convert, like state_dict
@@ -45,24 +46,41 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
-    if args.output.kind() == Kind::Lora && !args.input.extension().is_some_and(|e| e == "gguf") {
+    if args.output.kind() == Kind::Lora && !args.input.ends_with(".gguf") {
         let finding = Finding::new(&args.input, "--to lora").expected("an atom bank to bake").found("a model");
         return Err(finding.hint("see atombank bake").mismatch().into());
     }
     args.output.check_absent()?;
     args.output.check_type()?;
     args.check_options()?;
-    match Input::open(&args.input, args.key.as_deref())? {
-        Input::Model(folder) => args.model(&folder, common),
+    let (input, model_id) = found(&args.input, common)?;
+    let job = Job { args, output: &args.output, input, model_id };
+    match Input::open(&job.input, args.key.as_deref())? {
+        Input::Model(folder) => job.model(&folder, common),
         Input::Weights { plan, others } => {
             let left_out: Vec<String> =
                 others.iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})")).collect();
             print_notes(&left_out, common);
-            args.weights(&plan, common)
+            job.weights(&plan, common)
         }
-        Input::Gguf(model) => args.gguf(&model, common),
-        Input::Adapter => args.adapter(common),
+        Input::Gguf(model) => job.gguf(&model, common),
+        Input::Adapter => job.adapter(common),
     }
+}
+
+/// The path of an input, and its name on the hub where it is from there.
+fn found(input: &str, common: &Common) -> Result<(PathBuf, Option<String>)> {
+    if !hub::is_hub_name(input) {
+        return Ok((PathBuf::from(input), None));
+    }
+    let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
+    let model = hub::resolve(input, &hub::HubSettings::from_env()?, &|download| {
+        bar.set_message(download.file.to_owned());
+        bar.set_length(download.total);
+        bar.set_position(download.done);
+    })?;
+    bar.finish_and_clear();
+    Ok((model.path, Some(model.id)))
 }
 
 impl ConvertArgs {
@@ -87,7 +105,18 @@ impl ConvertArgs {
     fn overrides(&self) -> Result<Vec<Override>> {
         Ok(self.override_key.iter().map(|text| Override::parse(text)).collect::<atombank::Result<_>>()?)
     }
+}
 
+/// A conversion whose input has been found.
+struct Job<'a> {
+    args: &'a ConvertArgs,
+    output: &'a OutputArgs,
+    input: PathBuf,
+    /// The model's name on the hub.
+    model_id: Option<String>,
+}
+
+impl Job<'_> {
     /// A model folder to anything.
     fn model(&self, folder: &Checkpoint, common: &Common) -> Result<()> {
         let left_out = folder.others().iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})"));
@@ -100,13 +129,13 @@ impl ConvertArgs {
             outtype: self.output.outtype()?,
             pre: self.output.pre.clone(),
             vocab: true,
-            vocab_only: self.vocab_only,
+            vocab_only: self.args.vocab_only,
             general: GeneralOptions {
-                metadata_file: self.metadata.clone(),
-                model_name: self.model_name.clone(),
-                model_id: None,
+                metadata_file: self.args.metadata.clone(),
+                model_name: self.args.model_name.clone(),
+                model_id: self.model_id.clone(),
             },
-            overrides: self.overrides()?,
+            overrides: self.args.overrides()?,
         };
         match to_gguf(folder, folder.weights(), &options)? {
             Some(Gguf { metadata, plan, notes }) => {
@@ -140,7 +169,7 @@ impl ConvertArgs {
         let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         let outtype = asked.and_then(|outtype| outtype.dtype(plan));
         let (mut metadata, plan) = generic::to_gguf(from, plan, &beside, outtype)?;
-        for single in self.overrides()? {
+        for single in self.args.overrides()? {
             single.apply(&mut metadata)?;
         }
         notes.push("no table for this model's class: written as a generic GGUF, which llama.cpp can't run".to_owned());
@@ -158,10 +187,10 @@ impl ConvertArgs {
                 return Err(finding.found("another type").hint("convert to a folder first").unsupported().into());
             }
             let mut metadata = metadata.clone();
-            for single in self.overrides()? {
+            for single in self.args.overrides()? {
                 single.apply(&mut metadata)?;
             }
-            let plan = if self.vocab_only { Plan::default() } else { taken };
+            let plan = if self.args.vocab_only { Plan::default() } else { taken };
             return self.output.write_gguf(&metadata, &plan, common);
         }
         if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
@@ -227,7 +256,7 @@ impl ConvertArgs {
             true => bank::to_gguf(&self.input)?,
             false => lora::to_gguf(&self.input, &self.lora_base()?, self.output.outtype()?)?,
         };
-        for single in self.overrides()? {
+        for single in self.args.overrides()? {
             single.apply(&mut metadata)?;
         }
         print_notes(&notes, common);
@@ -236,7 +265,7 @@ impl ConvertArgs {
 
     /// The base of a LoRA, whose table gives names and shapes.
     fn lora_base(&self) -> Result<TableBase> {
-        let Some(folder) = &self.base else {
+        let Some(folder) = &self.args.base else {
             let finding = Finding::new(&self.input, "--base").expected("the folder of the base model");
             return Err(finding.found("none").hint("a LoRA takes names and shapes from it").mismatch().into());
         };

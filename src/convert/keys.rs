@@ -67,7 +67,7 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
             }
         }
         Key::RopeWholeHead => {
-            put("rope.dimension_count", u32(params, "head_dim", params.count(Dim::HeadDim)?)?.into());
+            put("rope.dimension_count", u32(params, "head_dim", params.count(Dim::Head)?)?.into());
         }
         Key::RopePart => put("rope.dimension_count", u32(params, "head_dim", rope::rotated(params)?)?.into()),
         Key::RopeScaling => rope::write_scaling(metadata, params)?,

@@ -108,7 +108,7 @@ impl Params {
         }
         if is_auto(&self.fields, "head_dim") {
             self.fields.remove("head_dim");
-            let width = self.count(Dim::HeadDim)?;
+            let width = self.count(Dim::Head)?;
             self.fields.insert("head_dim".into(), width.into());
         }
         if is_auto(&self.fields, "n_ctx") {
@@ -242,12 +242,12 @@ impl Params {
                 Some(heads) if heads > 0 => heads,
                 _ => self.count(Dim::Heads)?,
             },
-            Dim::HeadDim => match self.whole(&["head_dim"])? {
+            Dim::Head => match self.whole(&["head_dim"])? {
                 Some(width) if width > 0 => width,
                 _ => self.count(Dim::Hidden)? / self.count(Dim::Heads)?,
             },
-            Dim::Queries => times(self.count(Dim::Heads)?, self.count(Dim::HeadDim)?)?,
-            Dim::Keys => times(self.count(Dim::KvHeads)?, self.count(Dim::HeadDim)?)?,
+            Dim::Queries => times(self.count(Dim::Heads)?, self.count(Dim::Head)?)?,
+            Dim::Keys => times(self.count(Dim::KvHeads)?, self.count(Dim::Head)?)?,
             Dim::Qkv => self.count(Dim::Queries)? + 2 * self.count(Dim::Keys)?,
             Dim::Experts => need(&["num_local_experts", "num_experts"])?,
             Dim::ExpertFeedForward => need(&["moe_intermediate_size"])?,

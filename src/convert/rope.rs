@@ -146,7 +146,7 @@ pub(super) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -
 /// The dimensions of a head that are rotated, by `partial_rotary_factor`.
 pub(super) fn rotated(params: &Params) -> Result<usize> {
     let part = number(params, &["partial_rotary_factor"])?.unwrap_or(1.0);
-    Ok((part * params.count(Dim::HeadDim)? as f64) as usize)
+    Ok((part * params.count(Dim::Head)? as f64) as usize)
 }
 
 /// The tensors that the config makes.
@@ -159,7 +159,7 @@ pub(super) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
     };
     Ok(match params.arch.extra {
         Extra::RopeFreqs if kind(params) == "llama3" => {
-            vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count(Dim::HeadDim)?))]
+            vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count(Dim::Head)?))]
         }
         Extra::LongFactors => {
             let factors = |name: &str| params.rope.get(name).and_then(Json::as_array);

@@ -65,7 +65,7 @@ pub(super) struct Known<'a> {
     pub(super) tensor: &'static Tensor,
     /// Its number in the table.
     number: usize,
-    layer: Option<usize>,
+    pub(super) layer: Option<usize>,
     /// The place in a stack.
     place: Option<usize>,
     /// `weight` or `bias`.
@@ -288,7 +288,8 @@ pub(super) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Resul
     let layers = params.layers()?;
     let mut all = Vec::new();
     for (number, tensor) in params.arch.tensors.iter().copied().flatten().enumerate() {
-        if !must_have(params, tensor.given) && !(may_have(params, tensor.given) && also(tensor)) {
+        let wanted = must_have(params, tensor.given) || may_have(params, tensor.given) && also(tensor);
+        if !wanted {
             continue;
         }
         let of_layers: Vec<Option<usize>> =
@@ -368,7 +369,7 @@ fn transformed(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, how
 
 /// For every row of the fused projection in GGUF, its row in transformers.
 pub(super) fn qkv_rows(params: &Params, how: How) -> Result<Vec<usize>> {
-    let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::HeadDim)?);
+    let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
     // A group has some queries, one key and one value.
     let groups = if how == How::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
     let queries = heads / groups;

@@ -59,7 +59,7 @@ mod tests {
 
     #[test]
     fn sums_of_chunks_join_to_the_sum_of_the_whole() {
-        let bytes: Vec<u8> = (0..5 * CHUNK_BYTES / 2 + 7).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..5 * CHUNK_BYTES / 2 + 7).map(|i| (i.wrapping_mul(i) >> 3) as u8).collect();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &bytes).unwrap();
         for range in [0..bytes.len() as u64, 3..CHUNK_BYTES + 3, 5..6, 9..9] {

@@ -11,6 +11,7 @@ use atombank::convert::SentencePieceModel;
 use atombank::error::{Finding, Result};
 use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile, GgufModel};
+use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
@@ -18,12 +19,13 @@ use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 type Reader = fn(&[u8]) -> Result<()>;
 
 /// The readers by the names of their corpora.
-pub const READERS: [(&str, Reader); 5] = [
+pub const READERS: [(&str, Reader); 6] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),
     ("index", index),
     ("sentencepiece", sentencepiece),
+    ("pytorch", pytorch),
 ];
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -128,4 +130,32 @@ pub fn sentencepiece(bytes: &[u8]) -> Result<()> {
     assert!(pieces + model.precompiled_charsmap.len() <= bytes.len());
     assert!(model.pieces.iter().all(|piece| !piece.text.is_empty() && piece.score.is_finite()));
     Ok(())
+}
+
+/// A PyTorch file, whole and by its parts.
+pub fn pytorch(bytes: &[u8]) -> Result<()> {
+    /// Tensors of more bytes are read by their last row only: repeated elements may make them large.
+    const WHOLE_BYTES: u64 = 1 << 20;
+    let file = file(bytes);
+    let mut whole = Ok(());
+    for key in [None, Some("state_dict"), Some("a.b.0")] {
+        let open = match PytorchFile::open(file.path(), key) {
+            Ok(open) => open,
+            Err(error) => {
+                if key.is_none() {
+                    whole = Err(error);
+                }
+                continue;
+            }
+        };
+        for (i, tensor) in open.tensors().iter().enumerate() {
+            let size = tensor.dtype.bytes_of(tensor.elems() as u64, 1).expect("checked when opened");
+            if size <= WHOLE_BYTES {
+                assert_eq!(open.bytes(i).len() as u64, size, "{tensor:?}");
+            } else if tensor.rows() > 0 {
+                open.rows(i, tensor.rows() - 1..tensor.rows());
+            }
+        }
+    }
+    whole
 }

@@ -81,20 +81,26 @@ pub(super) fn weights(names: &[String]) -> Weights {
     Weights::Gguf(all(&|name| name.ends_with(".gguf")))
 }
 
+/// What `NAME-00001-of-00003.gguf` says: the name without the part's number, and how many there are.
+fn split(name: &str) -> Option<(&str, &str)> {
+    let stem = name.strip_suffix(".gguf")?;
+    let (rest, of) = stem.rsplit_once("-of-")?;
+    let (stem, part) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(part) && digits(of)).then_some((stem, of))
+}
+
 /// The parts of a split GGUF whose part `name` is, among `names`; itself where it isn't split.
 pub(super) fn parts(name: &str, names: &[String]) -> Vec<String> {
-    let frame = |name: &str| {
-        // NAME-00001-of-00003.gguf
-        let stem = name.strip_suffix(".gguf")?;
-        let (rest, of) = stem.rsplit_once("-of-")?;
-        let (stem, part) = rest.rsplit_once('-')?;
-        let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-        (digits(part) && digits(of)).then(|| (stem.to_owned(), of.to_owned()))
-    };
-    match frame(name) {
+    match split(name) {
         None => vec![name.to_owned()],
-        whole => names.iter().filter(|other| frame(other) == whole).cloned().collect(),
+        whole => names.iter().filter(|other| split(other) == whole).cloned().collect(),
     }
+}
+
+/// How many parts the GGUF `name` has.
+pub(super) fn part_count(name: &str) -> usize {
+    split(name).and_then(|(_, of)| of.parse().ok()).unwrap_or(1)
 }
 
 /// Whether a snapshot has a config and all weights, so that it can be read without the hub.
@@ -196,5 +202,6 @@ mod tests {
         let all = names(&["q/m-00001-of-00002.gguf", "q/m-00002-of-00002.gguf", "m-00001-of-00003.gguf", "m.gguf"]);
         assert_eq!(parts("q/m-00001-of-00002.gguf", &all), all[..2]);
         assert_eq!(parts("m.gguf", &all), ["m.gguf"]);
+        assert_eq!(["m-00001-of-00003.gguf", "m.gguf", "m-1-of-3.gguf"].map(part_count), [3, 1, 1]);
     }
 }

@@ -127,8 +127,8 @@ pub(super) const GEMMA3: Arch = Arch {
         BODY,
         FOUR_NORMS,
         &[
-            Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[HeadDim]).how(How::PlusOne),
-            Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[HeadDim]).how(How::PlusOne),
+            Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head]).how(How::PlusOne),
+            Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head]).how(How::PlusOne),
         ],
     ],
     vocab: Vocab::Gemma3,

@@ -220,10 +220,10 @@ pub(super) const STABLELM: Arch = Arch {
             Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
                 .bias(Given::If("use_qkv_bias")),
             Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
-            Tensor::new("model.layers.{}.self_attn.q_layernorm.norms.{e}", "blk.{}.attn_q_norm", &[HeadDim])
+            Tensor::new("model.layers.{}.self_attn.q_layernorm.norms.{e}", "blk.{}.attn_q_norm", &[Head])
                 .how(How::Stack(Heads))
                 .given(Given::If("qk_layernorm")),
-            Tensor::new("model.layers.{}.self_attn.k_layernorm.norms.{e}", "blk.{}.attn_k_norm", &[HeadDim])
+            Tensor::new("model.layers.{}.self_attn.k_layernorm.norms.{e}", "blk.{}.attn_k_norm", &[Head])
                 .how(How::Stack(KvHeads))
                 .given(Given::If("qk_layernorm")),
             Tensor::new("model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden]),

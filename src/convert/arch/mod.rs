@@ -223,7 +223,8 @@ pub(crate) enum Dim {
     Keys,
     /// Queries, keys and values side by side.
     Qkv,
-    HeadDim,
+    /// One head.
+    Head,
     Heads,
     KvHeads,
     Experts,

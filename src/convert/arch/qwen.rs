@@ -23,8 +23,8 @@ const NORMED: &[Tensor] = &[
     Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden]).bias(Given::If("attention_bias")),
     Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
         .bias(Given::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[HeadDim]),
-    Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[HeadDim]),
+    Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head]),
+    Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head]),
 ];
 
 const EXPERTS: &[Tensor] = &[

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::checkpoint::Checkpoint;
 use crate::convert::arch::{Config, How};
 use crate::convert::params::Params;
-use crate::convert::tensors::{Found, find, named, shape_of};
+use crate::convert::tensors::{Found, Known, find, named, shape_of};
 use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
 
@@ -101,6 +101,14 @@ impl TableBase {
         Ok(Some(Self { params, layers, weights }))
     }
 
+    /// The module's weight in the table; `None` for another, and for a layer past the last.
+    fn known<'a>(&self, weight: &'a str) -> Option<Known<'a>> {
+        match find(self.params.arch, weight) {
+            Found::Known(known) if known.layer.is_none_or(|layer| layer < self.layers) => Some(known),
+            _ => None,
+        }
+    }
+
     /// `None` where the weight becomes a part of another tensor, or is changed on the way.
     fn order(&self, how: How) -> Option<RowOrder> {
         match how {
@@ -125,15 +133,17 @@ impl BaseModel for TableBase {
     }
 
     fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
-        match find(self.params.arch, &format!("{module}.weight")) {
-            Found::Known(known) => Some((known.gguf_name(), self.order(known.tensor.how)?)),
-            _ => None,
-        }
+        let weight = format!("{module}.weight");
+        let known = self.known(&weight)?;
+        Some((known.gguf_name(), self.order(known.tensor.how)?))
     }
 
     fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
         let stem = name.strip_suffix(".weight")?;
         let layer = stem.split('.').find_map(|part| part.parse::<usize>().ok().filter(|n| n.to_string() == part));
+        if layer.is_some_and(|layer| layer >= self.layers) {
+            return None;
+        }
         self.params.arch.tensors.iter().copied().flatten().find_map(|tensor| {
             if named(tensor.gguf, layer, None, "weight") != name {
                 return None;
@@ -144,10 +154,8 @@ impl BaseModel for TableBase {
     }
 
     fn shape(&self, module: &str) -> Option<Vec<usize>> {
-        match find(self.params.arch, &format!("{module}.weight")) {
-            Found::Known(known) => shape_of(&self.params, known.tensor, false).ok(),
-            _ => None,
-        }
+        let weight = format!("{module}.weight");
+        shape_of(&self.params, self.known(&weight)?.tensor, false).ok()
     }
 
     fn weight(&self, module: &str) -> Option<&PlannedTensor> {

@@ -17,8 +17,8 @@ const MAX_NAME_BYTES: usize = 128 << 20;
 const LISTED_ENTRIES: usize = 64;
 /// Characters of a text that a description quotes.
 const QUOTED_CHARS: usize = 40;
-/// What a tensor is called that stands alone in its file.
-const ALONE: &str = "tensor";
+/// What a tensor is called that stands alone in its file, and what anything else that does.
+const ALONE: [&str; 2] = ["tensor", "value"];
 
 /// A checkpoint, flat.
 pub(super) struct Flat {
@@ -39,14 +39,13 @@ pub(super) fn flatten(path: &Path, pickle: &Pickle<'_>, key: Option<&str>) -> Re
         places: 0,
         name_bytes: 0,
     };
-    let (start, alone) = match key {
-        None => (pickle.root, ALONE),
-        Some(key) => (walk.choose(key)?, key),
+    let start = key.map_or(Ok(pickle.root), |key| walk.choose(key))?;
+    let mut name = match pickle.object(start) {
+        Some(Object::Dict { .. }) => String::new(),
+        Some(Object::List(_) | Object::Tuple(_)) if walk.reaches(start) => String::new(),
+        object => key.unwrap_or(ALONE[usize::from(!matches!(object, Some(Object::Tensor(_))))]).to_owned(),
     };
-    match pickle.object(start) {
-        Some(Object::Dict { .. } | Object::List(_) | Object::Tuple(_)) => walk.visit(&mut String::new(), start, 0)?,
-        _ => walk.visit(&mut alone.to_owned(), start, 0)?,
-    }
+    walk.visit(&mut name, start, 0)?;
     Ok(walk.flat)
 }
 

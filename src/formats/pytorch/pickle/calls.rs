@@ -20,7 +20,7 @@ impl<'a> Machine<'_, 'a> {
         match known.role {
             Role::Tensor | Role::TensorV2 | Role::TensorV3 => self.tensor(known, &arguments),
             Role::Parameter => self.parameter(known, &arguments),
-            Role::FromType => self.from_type(known, &arguments),
+            Role::FromType => self.wrapped(known, &arguments),
             Role::Unread(what) => self.add(Object::Unread(what)),
             Role::Size => match arguments.first() {
                 None => self.add(Object::Tuple(Vec::new())),
@@ -165,7 +165,7 @@ impl<'a> Machine<'_, 'a> {
     }
 
     /// A tensor of a subclass, or with attributes: another function's result in a wrapping.
-    fn from_type(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+    fn wrapped(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let [function @ Value::Global(inner), Value::Global(_), inner_arguments, state] = arguments else {
             return Err(
                 self.breach(format_args!("function, class, arguments and state for {}", known.name), "something else")

@@ -10,6 +10,7 @@
 
 mod calls;
 mod globals;
+mod input;
 mod machine;
 
 use std::path::Path;
