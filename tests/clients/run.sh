@@ -18,3 +18,4 @@ cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
 rm -rf "$work/files"
 "$work/venv/bin/python" tests/clients/check.py "$binary" "$work/files"
+"$work/venv/bin/python" tests/clients/lora.py "$binary" "$work/files/lora"

@@ -302,6 +302,17 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
 }
 
 #[test]
+fn a_factor_without_its_partner_is_named() {
+    for factor in ["lora_A", "lora_B"] {
+        let from = format!("layers.1.self_attn.q_proj.{factor}");
+        let dir = changed("plain", json!({}), |name| name.replace(&from, &format!("z.{factor}")));
+        let error = to_gguf(dir.path(), &Base::open(), OutType::F32).unwrap_err().to_string();
+        let expected = format!("layers.1.self_attn.q_proj.{factor}.weight\": expected it, found nothing");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn embeddings_that_cannot_be_compared_are_noted_and_other_ones_refused() {
     let folder = fixtures().join("embeddings");
     let (_, _, notes) = to_gguf(&folder, &config(), OutType::F32).unwrap();
