@@ -168,3 +168,6 @@ fn pretty(json: &Json) -> Vec<u8> {
     text.push(b'\n');
     text
 }
+
+#[cfg(test)]
+mod tests;

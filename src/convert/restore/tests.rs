@@ -1,0 +1,151 @@
+use std::collections::BTreeMap;
+use std::fs;
+
+use proptest::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::convert::arch::{ALL, Arch, Given, How};
+use crate::convert::tensors::expected;
+use crate::convert::{ConvertOptions, OutType, to_gguf};
+use crate::formats::{gguf, safetensors};
+use crate::plan::{self, Expr, Staging};
+
+/// Picks by a seed, so that a failure can be made again.
+struct Dice(ChaCha8Rng);
+
+impl Dice {
+    fn of(&mut self, choices: &[usize]) -> usize {
+        choices[self.0.next_u32() as usize % choices.len()]
+    }
+
+    fn flip(&mut self) -> bool {
+        self.0.next_u32().is_multiple_of(2)
+    }
+}
+
+/// A config of the table's class with small sizes and every flag that it may have either way.
+fn random_config(arch: &Arch, dice: &mut Dice) -> Config {
+    let mut config: Config = serde_json::from_str(arch.defaults).unwrap();
+    let has = |config: &Config, name: &str| config.contains_key(name);
+    let heads = dice.of(&[2, 4]);
+    let groups = dice.of(if heads == 4 { &[1, 2, 4] } else { &[1, 2] });
+    let head = dice.of(&[8, 16]);
+    let own_head = has(&config, "head_dim");
+    let hidden = if own_head { dice.of(&[16, 24, 40]) } else { heads * head };
+    let sizes: [(&[&str], usize); 11] = [
+        (&["hidden_size", "n_embd", "dim"], hidden),
+        (&["intermediate_size", "ffn_hidden_size", "hidden_dim"], dice.of(&[16, 24])),
+        (&["num_hidden_layers", "n_layer", "n_layers"], dice.of(&[1, 2, 3])),
+        (&["num_attention_heads", "n_head", "n_heads"], heads),
+        (&["num_key_value_heads"], groups),
+        (&["head_dim"], head),
+        (&["vocab_size"], dice.of(&[11, 32])),
+        (&["max_position_embeddings", "n_positions"], dice.of(&[16, 20])),
+        (&["num_experts", "num_local_experts"], dice.of(&[2, 3])),
+        (&["moe_intermediate_size", "shared_expert_intermediate_size"], dice.of(&[8, 16])),
+        (&["num_kv_heads"], groups),
+    ];
+    for (names, size) in sizes {
+        for name in names.iter().filter(|name| has(&config, name)).copied().collect::<Vec<_>>() {
+            // Encoders have the field only where a config brings it along.
+            if arch.gguf != "bert" || name != "num_key_value_heads" {
+                config.insert(name.to_owned(), json!(size));
+            }
+        }
+    }
+    for tensor in arch.tensors.iter().copied().flatten() {
+        for given in [tensor.given, tensor.bias] {
+            let (Given::If(field) | Given::Unless(field)) = given else { continue };
+            if !arch.assumed.iter().any(|assumed| assumed.field == field) && config.get(field).is_some_and(Json::is_boolean) {
+                config.insert(field.to_owned(), json!(dice.flip()));
+            }
+        }
+    }
+    if arch.gguf == "falcon" {
+        let new = !(arch.when)(&config) || groups > 1;
+        config.insert("new_decoder_architecture".into(), json!(new));
+        config.insert("multi_query".into(), json!(groups == 1));
+        if new && arch.tensors.iter().copied().flatten().all(|tensor| tensor.gguf != "blk.{}.attn_norm_2") {
+            config.insert("num_ln_in_parallel_attn".into(), json!(1));
+        }
+    }
+    for name in config.iter().filter(|(_, value)| *value == "auto").map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+        config.remove(&name);
+    }
+    config.insert("architectures".into(), json!([arch.class]));
+    config.insert("model_type".into(), json!(arch.model_type));
+    config
+}
+
+/// A folder of that config with random weights in `dtype`.
+fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &mut Dice) -> Checkpoint {
+    fs::write(folder.join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
+    let params = Params::read(folder, config, &mut Vec::new()).unwrap().unwrap();
+    let mut tensors = Vec::new();
+    for wanted in expected(&params, |_| false).unwrap() {
+        let elems: usize = wanted.shape.iter().product();
+        // Numbers of either sign from tiny to large, all of which the type has.
+        let values = (0..elems).map(|_| half::f16::from_bits((dice.0.next_u32() & 0xbbff) as u16).to_f32());
+        let values: std::sync::Arc<[f32]> = values.map(|v| if v.is_finite() { v } else { 0.5 }).collect();
+        let expr = Expr::Values { shape: wanted.shape.clone(), values };
+        tensors.push(PlannedTensor { name: wanted.name, dtype, shape: wanted.shape, expr });
+    }
+    let plan = Plan { tensors };
+    let layout = safetensors::layout(&plan.tensors, "model", u64::MAX).unwrap();
+    let staging = Staging::file(&folder.join("model.safetensors"), false).unwrap();
+    plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
+    staging.commit().unwrap();
+    if params.arch.tensors.iter().copied().flatten().any(|tensor| tensor.how == How::TrimVocab) {
+        let tokens = config["vocab_size"].as_u64().unwrap() - dice.of(&[0, 3]) as u64;
+        let vocab: Map<String, Json> = (0..tokens).map(|id| (format!("t{id}"), json!(id))).collect();
+        let tokenizer = json!({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    }
+    Checkpoint::open(folder).unwrap()
+}
+
+fn contents(plan: &Plan) -> BTreeMap<&str, (DType, &[usize], Vec<u8>)> {
+    let bytes = |tensor: &PlannedTensor| {
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        tensor.encode_rows(0..tensor.rows(), &mut scratch, &mut out).unwrap();
+        out
+    };
+    plan.tensors.iter().map(|t| (t.name.as_str(), (t.dtype, t.shape.as_slice(), bytes(t)))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn random_models_of_every_architecture_come_back_bit_by_bit(seed: u64) {
+        let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
+        for arch in ALL {
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let dir = tempfile::tempdir().unwrap();
+                let config = random_config(arch, &mut dice);
+                let model = random_model(dir.path(), &config, dtype, &mut dice);
+                let options = ConvertOptions { outtype: OutType::Source, vocab: false, ..ConvertOptions::default() };
+                let converted = to_gguf(&model, model.weights(), &options)
+                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class))
+                    .unwrap();
+                let target = dir.path().join("model.gguf");
+                let layout = gguf::layout(&converted.metadata, &converted.plan.tensors).unwrap();
+                let staging = Staging::file(&target, false).unwrap();
+                plan::execute(&converted.plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
+                staging.commit().unwrap();
+                let restored = from_gguf(&GgufModel::open(&target).unwrap(), None)
+                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class))
+                    .unwrap();
+                let (before, after) = (contents(model.weights()), contents(&restored.plan));
+                prop_assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "{}", arch.class);
+                for (name, tensor) in &before {
+                    prop_assert!(tensor == &after[name], "{} {dtype}: {name}", arch.class);
+                }
+                prop_assert_eq!(&restored.config, &config);
+            }
+        }
+    }
+}
