@@ -254,6 +254,17 @@ def other_types():
     attempt("split: llama.cpp", in_llama_cpp, "split: llama.cpp", shards[0], original, tokenizer, CORPUS)
 
 
+def source_comes_back():
+    """In the source's own types a GGUF keeps a record of what its keys can't say: nothing has to be set here."""
+    for name in UNSAID:
+        model, path, folder = MODELS / name / "model", WORK / f"{name}-source.gguf", WORK / f"{name}-source"
+        atombank("convert", model, "-o", path, "--type", "source")
+        atombank("convert", path, "-o", folder)
+        prompt = prompt_of(transformers.AutoTokenizer.from_pretrained(model), 300)
+        difference = gap(hf_logits(load_hf(folder), prompt), hf_logits(load_hf(model), prompt))
+        check(f"{name}: its source type comes back", difference == 0, f"max |logit difference| {difference:.1e}")
+
+
 def other_containers():
     """Tensors alone as torch.save and safetensors write them."""
     for name in ["llama", "qwen3moe", "llama-pytorch"]:
@@ -283,5 +294,6 @@ for name in DECODERS:
 for name in ENCODERS:
     attempt(name, encoder, name)
 attempt("types", other_types)
+attempt("source types", source_comes_back)
 attempt("containers", other_containers)
 finish("architectures")
