@@ -254,7 +254,15 @@ impl Job<'_> {
         let bank = read_is_bank(&self.input)?;
         let (mut metadata, plan, notes) = match bank {
             true => bank::to_gguf(&self.input)?,
-            false => lora::to_gguf(&self.input, &self.lora_base()?, self.output.outtype()?)?,
+            // An adapter's factors are small, and the reference keeps them in F32.
+            false => lora::to_gguf(
+                &self.input,
+                &self.lora_base()?,
+                match self.output.r#type {
+                    Some(_) => self.output.outtype()?,
+                    None => OutType::F32,
+                },
+            )?,
         };
         for single in self.args.overrides()? {
             single.apply(&mut metadata)?;

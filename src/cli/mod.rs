@@ -58,7 +58,7 @@ enum Command {
     #[cfg(feature = "train")]
     Generate(generate::GenerateArgs),
     /// Convert a Hugging Face folder to GGUF
-    Convert(convert::ConvertArgs),
+    Convert(Box<convert::ConvertArgs>),
     /// What is in a checkpoint, a GGUF, a LoRA or an atom bank
     Inspect(inspect::InspectArgs),
 }

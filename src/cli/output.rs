@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::{Checkpoint, write_folder};
-use atombank::convert::{ConvertOptions, Gguf, OutType, PYTORCH_EXTENSIONS, to_gguf};
+#[cfg(feature = "train")]
+use atombank::convert::{ConvertOptions, Gguf, to_gguf};
+use atombank::convert::{OutType, PYTORCH_EXTENSIONS};
 use atombank::error::Finding;
 use atombank::formats::{gguf, pytorch, safetensors};
 use atombank::plan::{self, Layout, Plan, Staging};
@@ -133,6 +135,7 @@ impl OutputArgs {
     }
 
     /// The GGUF of a model whose class has a counterpart there.
+    #[cfg(feature = "train")]
     pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
         to_gguf(folder, plan, &options)?.ok_or_else(|| {
@@ -142,6 +145,7 @@ impl OutputArgs {
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
+    #[cfg(feature = "train")]
     pub(crate) fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
         if self.kind() == Kind::Gguf {
             let Gguf { metadata, plan, notes } = self.gguf(folder, plan)?;

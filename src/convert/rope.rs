@@ -80,6 +80,40 @@ pub(super) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
             params.arch.gguf
         ));
     }
+    if kind(params) == "yarn" && scaled {
+        note_yarn(params, notes)?;
+    }
+    note_no_rope(params, notes)
+}
+
+/// Yarn's numbers that llama.cpp computes otherwise: it reads their keys for none of these
+/// architectures.
+fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    let factor = need(params, "factor")?;
+    let of_context = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+    for ((_, names), theirs) in YARN.iter().zip([1.0, of_context, 32.0, 1.0]) {
+        let found = number(params, names)?;
+        if let Some(value) = found.filter(|value| (value - theirs).abs() > 1e-6) {
+            notes.push(format!(
+                "{} {value}: llama.cpp reads no key for it with {} and computes with {}",
+                names[0], params.arch.gguf, theirs as f32
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Layers without positions: llama.cpp takes every fourth to be one, whatever the config says.
+fn note_no_rope(params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    let Some(Json::Array(layers)) = params.get(&["no_rope_layers"]) else { return Ok(()) };
+    let every_fourth = (1..=params.layers()?).map(|layer| u64::from(layer % 4 != 0));
+    if !layers.iter().map(Json::as_u64).eq(every_fourth.map(Some)) {
+        notes.push(
+            "no_rope_layers: GGUF has no key for it, so llama.cpp computes every fourth layer without positions, and no \
+             other"
+                .to_owned(),
+        );
+    }
     Ok(())
 }
 
@@ -280,5 +314,45 @@ impl Llama3 {
             }
         };
         (0..head_dim).step_by(2).map(factor).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn notes_of(config: Json) -> String {
+        let mut notes = Vec::new();
+        let params = Params::read(Path::new("folder"), config.as_object().unwrap(), &mut notes).unwrap().unwrap();
+        check(&params, &mut notes).unwrap();
+        notes.join("\n")
+    }
+
+    #[test]
+    fn names_the_numbers_of_yarn_that_llama_cpp_computes_otherwise() {
+        let config = |attention_factor: Option<f64>, beta_fast: f64| {
+            json!({"architectures": ["LlamaForCausalLM"], "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                "original_max_position_embeddings": 128, "attention_factor": attention_factor,
+                "beta_fast": beta_fast}})
+        };
+        assert_eq!(notes_of(config(None, 32.0)), "");
+        assert_eq!(notes_of(config(Some(0.1 * 4f64.ln() + 1.0), 32.0)), "");
+        assert_eq!(
+            notes_of(config(Some(1.1), 16.0)),
+            "attention_factor 1.1: llama.cpp reads no key for it with llama and computes with 1.1386294\n\
+             beta_fast 16: llama.cpp reads no key for it with llama and computes with 32"
+        );
+    }
+
+    #[test]
+    fn names_layers_without_positions_that_llama_cpp_has_elsewhere() {
+        let config = |layers: &[u32]| json!({"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 5, "no_rope_layers": layers});
+        assert_eq!(notes_of(config(&[1, 1, 1, 0, 1])), "");
+        assert!(notes_of(config(&[1, 0, 1, 0, 1])).contains("every fourth layer"));
+        assert!(notes_of(config(&[1, 1, 1, 0])).contains("every fourth layer"));
     }
 }

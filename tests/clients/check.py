@@ -5,39 +5,19 @@
 Each check prints a line; the last line counts them. Exit code 1 where one failed.
 """
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import gguf
 import numpy as np
 import peft
 import torch
 import transformers
-import xllamacpp
 from safetensors.numpy import load_file
 
-BINARY, WORK = sys.argv[1], Path(sys.argv[2])
-FIXTURES = Path("fixtures")
+from common import FIXTURES, WORK, atombank, check, compare_logits, finish, hf_logits, llama_cpp, load_hf
+
 BASE = FIXTURES / "demo" / "base"
 INSTRUCTION, PROMPT = "Reverse the letters.", "borata"
 TOKENS = 32
-results = []
-
-
-def check(name, passed, detail):
-    results.append(passed)
-    print(f"{'ok    ' if passed else 'FAILED'} {name}: {detail}", flush=True)
-
-
-def atombank(*args):
-    run = subprocess.run([BINARY, *map(str, args)], capture_output=True, text=True)
-    if run.returncode:
-        raise RuntimeError(f"atombank {' '.join(map(str, args))}: {run.stderr.strip()}")
-    return run.stdout
 
 
 def ours(model, *args, instruction=INSTRUCTION):
@@ -54,15 +34,7 @@ def same_tokens(name, path, prompt_ids, expected, tokenizer):
     Its server stops behind an end-of-text token, so it is asked to go on from there, as ours does; and it reports
     no token that is half of a character, so those are known by their number alone.
     """
-    p = xllamacpp.CommonParams()
-    p.model.path = str(path)
-    p.n_ctx = 256
-    p.n_gpu_layers = 0
-    p.warmup = False
-    # By default keys and values are kept in f16, which decides near ties: not a matter of the file.
-    p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = xllamacpp.Server(p)
+    server = llama_cpp(path, 256)
     seen, done = [], 0
     while done < TOKENS:
         answer = server.handle_completions({"prompt": prompt_ids + expected[:done], "n_predict": TOKENS - done, "temperature": 0,
@@ -81,20 +53,6 @@ def same_tokens(name, path, prompt_ids, expected, tokenizer):
             fits &= not whole[i] or (i > 0 and not whole[i - 1])
     check(name, done == TOKENS and fits and at == len(seen), f"{TOKENS} greedy tokens, {len(seen)} of them reported"
           if fits and at == len(seen) else f"ours {expected}, theirs {seen}")
-
-
-def hf_logits(model, ids):
-    with torch.no_grad():
-        return model(torch.tensor([ids])).logits[0].float().numpy()
-
-
-def load_hf(path):
-    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-def compare_logits(name, found, expected):
-    gap = float(np.abs(found - expected).max())
-    check(name, gap <= 1e-3, f"max |logit difference| {gap:.1e} over {len(found)} tokens")
 
 
 def adapters():
@@ -154,5 +112,4 @@ bank, lora = adapters()
 baked(bank)
 plain_lora(lora)
 architectures()
-print(f"clients: {sum(results)} passed, {len(results) - sum(results)} failed")
-sys.exit(0 if all(results) else 1)
+finish("clients")

@@ -16,6 +16,12 @@ if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
 fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
-rm -rf "$work/files"
-"$work/venv/bin/python" tests/clients/check.py "$binary" "$work/files"
-"$work/venv/bin/python" tests/clients/lora.py "$binary" "$work/files/lora"
+rm -rf "$work/files" "$work/lora" "$work/architectures"
+failed=0
+lines=()
+for script in check:files lora:lora architectures:architectures; do
+    "$work/venv/bin/python" "tests/clients/${script%:*}.py" "$binary" "$work/${script#*:}" | tee "$work/lines.txt" || failed=1
+    lines+=("$(tail -n 1 "$work/lines.txt")")
+done
+printf '%s\n' "${lines[@]}"
+exit "$failed"

@@ -59,7 +59,9 @@ fn random_config(arch: &Arch, dice: &mut Dice) -> Config {
     for tensor in arch.tensors.iter().copied().flatten() {
         for given in [tensor.given, tensor.bias] {
             let (Given::If(field) | Given::Unless(field)) = given else { continue };
-            if !arch.assumed.iter().any(|assumed| assumed.field == field) && config.get(field).is_some_and(Json::is_boolean) {
+            if !arch.assumed.iter().any(|assumed| assumed.field == field)
+                && config.get(field).is_some_and(Json::is_boolean)
+            {
                 config.insert(field.to_owned(), json!(dice.flip()));
             }
         }

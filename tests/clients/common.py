@@ -1,0 +1,65 @@
+"""What the scripts of this folder share: the binary, checks and how clients are called."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import torch
+import transformers
+import xllamacpp
+
+BINARY, WORK = sys.argv[1], Path(sys.argv[2])
+FIXTURES = Path("fixtures")
+results = []
+
+
+def check(name, passed, detail):
+    results.append(bool(passed))
+    print(f"{'ok    ' if passed else 'FAILED'} {name}: {detail}", flush=True)
+
+
+def finish(title):
+    """The last line, and the exit code."""
+    print(f"{title}: {sum(results)} passed, {len(results) - sum(results)} failed")
+    sys.exit(0 if results and all(results) else 1)
+
+
+def atombank(*args):
+    run = subprocess.run([BINARY, *map(str, args)], capture_output=True, text=True)
+    if run.returncode:
+        raise RuntimeError(f"atombank {' '.join(map(str, args))}: {run.stderr.strip()}")
+    return run.stdout
+
+
+def llama_cpp(path, n_ctx, **params):
+    """A server with the file loaded, one sequence at a time."""
+    p = xllamacpp.CommonParams()
+    p.model.path = str(path)
+    p.n_ctx = n_ctx
+    p.n_parallel = 1
+    p.n_gpu_layers = 0
+    p.warmup = False
+    # By default keys and values are kept in f16, which decides near ties: not a matter of the file.
+    p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    for name, value in params.items():
+        setattr(p, name, value)
+    return xllamacpp.Server(p)
+
+
+def hf_logits(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].float().numpy()
+
+
+def load_hf(path, auto=transformers.AutoModelForCausalLM, **config):
+    """The model in f32; keyword arguments are fields of its config set to other values."""
+    return auto.from_pretrained(path, dtype=torch.float32, attn_implementation="eager", **config).eval()
+
+
+def compare_logits(name, found, expected, limit=1e-3):
+    gap = float(np.abs(found - expected).max())
+    check(name, gap <= limit, f"max |logit difference| {gap:.1e} over {len(found)} tokens")
