@@ -1,0 +1,183 @@
+//! Conversions as a user asks for them: every input to every output it can become, and refusals.
+
+mod readers;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use atombank::formats::Source;
+use atombank::formats::gguf::{GgufFile, GgufModel};
+use atombank::formats::pytorch::PytorchFile;
+use atombank::formats::safetensors::SafetensorsFile;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_atombank")).args(args).output().unwrap()
+}
+
+fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
+    let out = run(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{input:?} -> {output:?} {options:?}: {stderr}");
+    stderr
+}
+
+/// One line on stderr, exit code 1, nothing written.
+fn refusal(input: &Path, output: &Path, options: &[&str]) -> String {
+    let before = fs::read_dir(output.parent().unwrap()).unwrap().count();
+    let out = run(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{input:?}: {stderr}");
+    assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{stderr}");
+    assert_eq!(fs::read_dir(output.parent().unwrap()).unwrap().count(), before, "something is left");
+    stderr
+}
+
+/// Name, shape and bytes of every tensor, by name.
+fn contents(source: &dyn Source) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    let infos = source.tensors().iter().enumerate();
+    let mut all: Vec<_> = infos.map(|(i, t)| (t.name.clone(), t.shape.clone(), source.bytes(i).into_owned())).collect();
+    all.sort();
+    all
+}
+
+fn safetensors(path: &Path) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+    contents(&SafetensorsFile::open(path).unwrap())
+}
+
+#[test]
+fn a_folder_becomes_every_form_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = fixture("convert/qwen2moe/model");
+    let original = safetensors(&model.join("model.safetensors"));
+    convert(&model, &at("m.gguf"), &["--outtype", "source"]);
+    readers::another_reader_agrees(&at("m.gguf"), &GgufFile::open(&at("m.gguf")).unwrap());
+    convert(&at("m.gguf"), &at("folder"), &[]);
+    assert_eq!(safetensors(&at("folder/model.safetensors")), original);
+    assert!(at("folder/tokenizer.json").is_file() && at("folder/tokenizer_config.json").is_file());
+    convert(&at("folder"), &at("m.bin"), &[]);
+    assert_eq!(contents(&PytorchFile::open(&at("m.bin"), None).unwrap()), original);
+    convert(&at("m.bin"), &at("again.safetensors"), &[]);
+    assert_eq!(safetensors(&at("again.safetensors")), original);
+    convert(&at("m.gguf"), &at("pytorch"), &["--to", "pytorch", "--shard-size", "100KB"]);
+    assert!(at("pytorch/pytorch_model.bin.index.json").is_file() && at("pytorch/config.json").is_file());
+    convert(&at("pytorch"), &at("once-more.gguf"), &["--type", "f16"]);
+    convert(&model, &at("straight.gguf"), &["--type", "f16"]);
+    let tensors = |name: &str| contents(&GgufFile::open(&at(name)).unwrap());
+    assert_eq!(tensors("once-more.gguf"), tensors("straight.gguf"));
+}
+
+#[test]
+fn shards_are_written_read_joined_and_split_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = fixture("convert/llama-pytorch/model");
+    convert(&model, &at("whole.gguf"), &[]);
+    convert(&model, &at("part.gguf"), &["--split-max-tensors", "7"]);
+    let first = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.to_string_lossy().contains("00001-of-"));
+    let first = first.unwrap();
+    assert!(!at("part.gguf").exists());
+    convert(&first, &at("joined.gguf"), &[]);
+    assert_eq!(fs::read(at("joined.gguf")).unwrap(), fs::read(at("whole.gguf")).unwrap());
+    convert(&first, &at("other.gguf"), &["--split-max-size", "100KB"]);
+    let again = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.to_string_lossy().contains("other-00001-of-"));
+    let model = GgufModel::open(&again.unwrap()).unwrap();
+    assert_eq!(model.tensors().len(), GgufFile::open(&at("whole.gguf")).unwrap().tensors().len());
+}
+
+#[test]
+fn models_of_other_classes_and_bare_tensors_keep_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = fixture("sentence/encoder");
+    fs::create_dir(at("model")).unwrap();
+    for entry in fs::read_dir(&model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, at("model").join(path.file_name().unwrap())).unwrap();
+    }
+    let config = fs::read_to_string(at("model/config.json")).unwrap().replace("BertModel", "FancyModel");
+    fs::write(at("model/config.json"), &config).unwrap();
+    let notes = convert(&at("model"), &at("fancy.gguf"), &[]);
+    assert!(notes.contains("written as a generic GGUF"), "{notes}");
+    convert(&at("fancy.gguf"), &at("back"), &[]);
+    assert_eq!(safetensors(&at("back/model.safetensors")), safetensors(&at("model/model.safetensors")));
+    assert_eq!(fs::read_to_string(at("back/config.json")).unwrap(), config);
+    convert(&at("model/model.safetensors"), &at("bare.gguf"), &[]);
+    convert(&at("bare.gguf"), &at("bare.safetensors"), &[]);
+    assert_eq!(safetensors(&at("bare.safetensors")), safetensors(&at("model/model.safetensors")));
+}
+
+#[test]
+fn banks_and_adapters_have_forms_in_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let bank = fixture("routing/llama-prompt/adapter");
+    convert(&bank, &at("bank.gguf"), &[]);
+    convert(&at("bank.gguf"), &at("bank"), &[]);
+    let file = "adapter_model.safetensors";
+    assert_eq!(safetensors(&at("bank").join(file)), safetensors(&bank.join(file)));
+    let lora = fixture("lora/plain");
+    let lora = if lora.join("adapter_config.json").is_file() { lora } else { lora.join("adapter") };
+    let refused = refusal(&lora, &at("lora.gguf"), &[]);
+    assert!(refused.contains("--base: expected the folder of the base model, found none"), "{refused}");
+}
+
+#[test]
+fn options_of_the_gguf_are_honoured() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = fixture("convert/gpt2/model");
+    convert(&model, &at("vocab.gguf"), &["--vocab-only"]);
+    let vocab = GgufFile::open(&at("vocab.gguf")).unwrap();
+    assert!(vocab.tensors().is_empty() && vocab.metadata().get("tokenizer.ggml.tokens").is_some());
+    fs::write(at("metadata.json"), r#"{"general.author": "Somebody"}"#).unwrap();
+    let metadata = at("metadata.json");
+    let options =
+        ["--metadata", metadata.to_str().unwrap(), "--override-key", "gpt2.context_length=77", "--model-name", "Nine"];
+    convert(&model, &at("named.gguf"), &options);
+    let named = GgufFile::open(&at("named.gguf")).unwrap();
+    assert_eq!(named.metadata().text("general.author").unwrap(), "Somebody");
+    assert_eq!(named.metadata().text("general.name").unwrap(), "Nine");
+    assert_eq!(named.metadata().u32("gpt2.context_length").unwrap(), 77);
+    let out = run(&["convert", model.to_str().unwrap(), "-o", at("dry.gguf").to_str().unwrap(), "--dry-run"]);
+    assert!(out.status.success() && !at("dry.gguf").exists());
+    assert!(String::from_utf8(out.stdout).unwrap().contains("token_embd.weight"));
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = fixture("convert/gpt2/model");
+    let cases: [(&Path, &str, &[&str], &str); 6] = [
+        (&fixture("pytorch/refused-command.bin"), "x.safetensors", &[], "found posix.system"),
+        (&model, "folder", &["--split-max-tensors", "3"], "expected a GGUF, found another output"),
+        (&model, "folder", &["--override-key", "a=1"], "--override-key: expected a GGUF"),
+        (&model, "x.gguf", &["--key", "state_dict"], "--key: expected a PyTorch file to choose from"),
+        (
+            &model.join("model.safetensors"),
+            "folder",
+            &[],
+            "config.json: expected a model folder's config, found tensors alone",
+        ),
+        (&fixture("README.md"), "x.gguf", &[], "found something else"),
+    ];
+    for (input, output, options, expected) in cases {
+        let line = refusal(input, &at(output), options);
+        assert!(line.contains(expected), "{line}");
+    }
+    std::os::unix::fs::symlink(at("nowhere"), at("link.gguf")).unwrap();
+    let line = refusal(&model, &at("link.gguf"), &[]);
+    assert!(line.contains("already exists"), "{line}");
+}
