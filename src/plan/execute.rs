@@ -1,15 +1,23 @@
 //! The executor: evaluates a plan in parallel and writes every tensor at its planned place.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::Builder;
+use std::time::Duration;
 
 use rayon::prelude::*;
 
 use super::checksum::fill_checksums;
 use super::{Layout, Plan, PlannedTensor, Staging};
 use crate::error::{IoContext, Result};
+
+/// Time between two writes to the disk of what was made meanwhile.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a plan is run.
 #[derive(Debug, Clone, Copy)]
@@ -72,29 +80,48 @@ pub fn execute(
         .collect();
     let total_bytes = plan.tensors.iter().map(PlannedTensor::byte_len).sum();
     let done = AtomicU64::new(0);
-    tasks.par_iter().try_for_each_init(
-        || (Vec::new(), Vec::new()),
-        |(scratch, out), (i, rows)| -> Result<()> {
-            let tensor = &plan.tensors[*i];
-            let bytes = match tensor.borrow_rows(rows.clone()) {
-                Some(bytes) => bytes?,
-                None => {
-                    tensor.encode_rows(rows.clone(), scratch, out)?;
-                    &*out
-                }
-            };
-            let place = layout.places[*i];
-            let (file, path) = &files[place.file];
-            let row_bytes = tensor.byte_len() / tensor.rows().max(1) as u64;
-            file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes).at(path, "write")?;
-            let done_bytes = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
-            progress(Progress { done_bytes, total_bytes });
-            Ok(())
-        },
-    )?;
+    std::thread::scope(|scope| -> Result<()> {
+        // Dropped on every way out, which stops the flushing.
+        let (running, stopped) = channel::<()>();
+        // Where no thread is to be had, the last sync does all.
+        let flusher = Builder::new().spawn_scoped(scope, || flush_until(stopped, &files)).ok();
+        tasks.par_iter().try_for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(scratch, out), (i, rows)| -> Result<()> {
+                let tensor = &plan.tensors[*i];
+                let bytes = match tensor.borrow_rows(rows.clone()) {
+                    Some(bytes) => bytes?,
+                    None => {
+                        tensor.encode_rows(rows.clone(), scratch, out)?;
+                        &*out
+                    }
+                };
+                let place = layout.places[*i];
+                let (file, path) = &files[place.file];
+                let row_bytes = tensor.byte_len() / tensor.rows().max(1) as u64;
+                file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes).at(path, "write")?;
+                let done_bytes = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+                progress(Progress { done_bytes, total_bytes });
+                Ok(())
+            },
+        )?;
+        drop(running);
+        flusher.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
     for ((file, path), layout) in files.iter().zip(&layout.files) {
         fill_checksums(file, path, &layout.checksums)?;
         file.sync_all().at(path, "sync")?;
+    }
+    Ok(())
+}
+
+/// Sends what is written on to the disk until `stopped` hangs up: the disk works while values are
+/// made, and the last sync finds little to do. A file tells of a failed write once, so errors count.
+fn flush_until(stopped: Receiver<()>, files: &[(File, PathBuf)]) -> Result<()> {
+    while stopped.recv_timeout(FLUSH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        for (file, path) in files {
+            file.sync_data().at(path, "sync")?;
+        }
     }
     Ok(())
 }
@@ -105,4 +132,23 @@ fn chunks(tensor: &PlannedTensor, chunk_elems: usize) -> impl Iterator<Item = Ra
     let total = if tensor.elems() == 0 { 0 } else { tensor.rows() };
     let step = (chunk_elems / tensor.row_len().max(1)).max(1);
     (0..total).step_by(step).map(move |start| start..(start + step).min(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushing_ends_when_the_run_does_and_tells_of_a_failure() {
+        let file = tempfile::tempfile().unwrap();
+        let (running, stopped) = channel::<()>();
+        let thread = std::thread::spawn(move || flush_until(stopped, &[(file, "model.gguf".into())]));
+        drop(running);
+        thread.join().unwrap().unwrap();
+        // A device that can't be synced, as a disk that fails.
+        let (_running, stopped) = channel::<()>();
+        let device = File::open("/dev/null").unwrap();
+        let error = flush_until(stopped, &[(device, "model.gguf".into())]).unwrap_err().to_string();
+        assert!(error.contains("model.gguf: cannot sync"), "{error}");
+    }
 }
