@@ -65,6 +65,8 @@ fn equals_reference(folder: &Path, name: &str, outtype: OutType) {
     let file = GgufFile::open(&target).unwrap();
     compare(&format!("{name} {outtype}"), &file, &expected);
     readers::another_reader_agrees(&target, &file);
+    #[cfg(feature = "train")]
+    readers::candle_agrees(&target, &file);
     let end = file.range(file.tensors().len() - 1).end.next_multiple_of(32);
     assert_eq!(fs::metadata(&target).unwrap().len(), end as u64, "{name} {outtype}: padded as upstream");
 }

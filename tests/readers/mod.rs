@@ -26,3 +26,18 @@ pub fn another_reader_agrees(path: &Path, file: &GgufFile) {
         }
     }
 }
+
+/// candle's reader finds the same keys and tensors; of types it knows, which are all that conversions write.
+#[cfg(feature = "train")]
+#[allow(dead_code)] // Not every test file that has the other reader asks this one.
+pub fn candle_agrees(path: &Path, file: &GgufFile) {
+    let mut opened = std::fs::File::open(path).unwrap();
+    let theirs = candle_core::quantized::gguf_file::Content::read(&mut opened).unwrap();
+    assert_eq!(theirs.metadata.len(), file.metadata().len());
+    assert_eq!(theirs.tensor_infos.len(), file.tensors().len());
+    for (i, ours) in file.tensors().iter().enumerate() {
+        let found = &theirs.tensor_infos[&ours.name];
+        assert_eq!(found.shape.dims(), ours.shape, "{}", ours.name);
+        assert_eq!(found.offset + theirs.tensor_data_offset, file.range(i).start as u64, "{}", ours.name);
+    }
+}
