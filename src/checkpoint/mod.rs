@@ -26,6 +26,10 @@ pub(crate) use weights::read_index;
 use crate::error::{Finding, IoContext, Result};
 use crate::plan::Plan;
 
+/// What weight files are called, other frameworks' too: extensions of files that nothing takes along.
+pub(crate) const WEIGHT_EXTENSIONS: &[&str] =
+    &["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot"];
+
 /// An open Hugging Face model folder of any architecture. Weights stay in their files.
 pub struct Checkpoint {
     path: PathBuf,
@@ -74,13 +78,13 @@ impl Checkpoint {
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn companion_files(&self) -> Result<Vec<PathBuf>> {
-        let weights = ["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot"];
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.path).at(&self.path, "read")? {
             let path = entry.at(&self.path, "read")?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
-            let skipped = name.starts_with('.') || name.ends_with(".index.json") || weights.contains(&&*extension);
+            let skipped =
+                name.starts_with('.') || name.ends_with(".index.json") || WEIGHT_EXTENSIONS.contains(&&*extension);
             if path.is_file() && !skipped {
                 files.push(path);
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::WEIGHT_EXTENSIONS;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::plan::{Plan, Staging};
@@ -14,9 +15,6 @@ pub const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The most that is taken along in all.
 pub const MAX_TOTAL_BYTES: u64 = 256 << 20;
-
-/// What weight files are called; another framework's copy of the weights stays behind.
-const WEIGHTS: &[&str] = &["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot"];
 
 /// Small files by name: config.json, tokenizer files, a README.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,7 +55,7 @@ impl Companions {
                 left_out("folders are not taken along");
             } else if name.starts_with('.') {
                 left_out("hidden files are not taken along");
-            } else if WEIGHTS.contains(&extension) {
+            } else if WEIGHT_EXTENSIONS.contains(&extension) {
                 left_out("another file of weights");
             } else if !path.is_file() {
                 left_out("not a plain file");
@@ -127,7 +125,7 @@ impl Companions {
             let plain = Path::new(name).file_name().is_some_and(|file| file.to_str() == Some(name));
             let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
             let odd = name.starts_with('.') || name.contains('\0') || name.ends_with(".index.json");
-            if !plain || odd || WEIGHTS.contains(&extension) {
+            if !plain || odd || WEIGHT_EXTENSIONS.contains(&extension) {
                 let finding: Finding = metadata.finding(key);
                 return Err(finding.expected("the name of a file beside weights").found(format!("{name:?}")).format());
             }
