@@ -1,39 +1,19 @@
 //! Tokenizers of GGUF files as Hugging Face's files: vocabularies of real models, and llama.cpp's
 //! own tokens for its own texts.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+#[path = "common/vocabularies.rs"]
+mod vocabularies;
+
+use std::fs;
+use std::path::Path;
 
 use atombank::convert::tokenizer_files;
 use atombank::formats::gguf::GgufFile;
 use serde_json::Value as Json;
 use tokenizers::Tokenizer;
+use vocabularies::vocabularies;
 
 const SEPARATOR: &str = "\n__ggml_vocab_test__\n";
-
-/// `fixtures/vocabs` unpacked, or the folder of other vocabularies that the environment names.
-fn vocabularies() -> (Option<tempfile::TempDir>, Vec<PathBuf>) {
-    let (held, folder) = match std::env::var_os("ATOMBANK_VOCABS") {
-        Some(folder) => (None, PathBuf::from(folder)),
-        None => {
-            let unpacked = tempfile::tempdir().unwrap();
-            for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vocabs")).unwrap() {
-                let path = entry.unwrap().path();
-                if path.extension().is_some_and(|extension| extension == "zip") {
-                    zip::ZipArchive::new(File::open(path).unwrap()).unwrap().extract(unpacked.path()).unwrap();
-                }
-            }
-            let path = unpacked.path().to_owned();
-            (Some(unpacked), path)
-        }
-    };
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect();
-    paths.sort();
-    assert!(!paths.is_empty());
-    (held, paths)
-}
 
 fn beside(path: &Path, ending: &str) -> Option<String> {
     fs::read_to_string(path.with_extension(format!("gguf.{ending}"))).ok()

@@ -1,14 +1,17 @@
 mod around;
 mod records;
+#[path = "../../../tests/common/vocabularies.rs"]
+mod vocabularies;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::*;
 use crate::convert::vocab::{Vocab, keys_of};
 use crate::formats::gguf::{Array, GgufFile, Value};
+use vocabularies::vocabularies;
 
 /// The way of an architecture's vocabulary back, for those that the fixtures have.
 fn way_back(metadata: &Metadata) -> Vocab {
@@ -82,31 +85,9 @@ fn same_keys(name: &str, found: &Metadata, expected: &Metadata) {
     assert_eq!(keys(found), keys(expected), "{name}");
 }
 
-fn fixtures() -> (Option<tempfile::TempDir>, Vec<PathBuf>) {
-    let (held, folder) = match std::env::var_os("ATOMBANK_VOCABS") {
-        Some(folder) => (None, PathBuf::from(folder)),
-        None => {
-            let unpacked = tempfile::tempdir().unwrap();
-            for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vocabs")).unwrap() {
-                let path = entry.unwrap().path();
-                if path.extension().is_some_and(|extension| extension == "zip") {
-                    zip::ZipArchive::new(File::open(path).unwrap()).unwrap().extract(unpacked.path()).unwrap();
-                }
-            }
-            let path = unpacked.path().to_owned();
-            (Some(unpacked), path)
-        }
-    };
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect();
-    paths.sort();
-    (held, paths)
-}
-
 #[test]
 fn vocabularies_of_real_models_come_back_key_for_key() {
-    let (_held, paths) = fixtures();
+    let (_held, paths) = vocabularies();
     assert!(!paths.is_empty());
     for path in paths {
         let file = GgufFile::open(&path).unwrap();
