@@ -1,5 +1,7 @@
 //! Conversion to GGUF: whole files against what llama.cpp's converter makes of the same folders.
 
+#[path = "common/described.rs"]
+mod described;
 mod readers;
 
 use std::collections::HashMap;
@@ -12,8 +14,8 @@ use atombank::formats::Source;
 use atombank::formats::gguf::{Array, GgufFile, Metadata, Value, ValueType, layout};
 use atombank::plan::{self, Plan, Staging};
 use atombank::{Error, Result};
+use described::{described, sha256};
 use serde_json::{Value as Json, json};
-use sha2::{Digest, Sha256};
 
 /// `fixtures/convert`, or the folder of other cases of the same form that the environment names.
 fn cases() -> (PathBuf, Vec<String>) {
@@ -95,52 +97,6 @@ fn compare(case: &str, file: &GgufFile, expected: &Json) {
         let described = json!({"shape": shape, "type": info.dtype.name(), "sha256": sha256(&file.bytes(i))});
         assert_eq!(described, expected["tensors"][&info.name], "{case}: {}", info.name);
     }
-}
-
-/// A value as the fixtures describe it.
-fn described(value: &Value) -> Json {
-    let text = |bytes: &[u8]| Json::from(std::str::from_utf8(bytes).unwrap());
-    let name = |kind: ValueType| kind.to_string().to_uppercase();
-    let plain = match value {
-        Value::U32(v) => json!(v),
-        Value::I32(v) => json!(v),
-        Value::Bool(v) => json!(v),
-        Value::String(v) => text(v),
-        Value::Array(array) => {
-            let items: Vec<Json> = match array {
-                Array::String(v) => v.iter().map(|s| text(s)).collect(),
-                Array::I32(v) => v.iter().map(|i| json!(i)).collect(),
-                Array::U8(v) => v.iter().map(|i| json!(i)).collect(),
-                Array::F32(v) => v.iter().map(|i| json!(f64::from(*i))).collect(),
-                other => panic!("no reference for arrays of {}", other.kind()),
-            };
-            let value = if items.len() > 64 {
-                let json = format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", "));
-                json!({"len": items.len(), "sha256_of_json": sha256(json.as_bytes()), "head": items[..8]})
-            } else {
-                Json::from(items)
-            };
-            return json!({"type": ["ARRAY", name(array.kind())], "value": value});
-        }
-        other => panic!("no reference for {other}"),
-    };
-    json!({"type": [name(value.kind())], "value": plain})
-}
-
-/// As Python's `json.dumps` with `ensure_ascii`: whatever is not ASCII as UTF-16 escapes.
-fn python_json(value: &Json) -> String {
-    let mut out = String::new();
-    for c in value.to_string().chars() {
-        match c {
-            '\u{7f}' | '\0'..='~' => out.push(c),
-            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
-        }
-    }
-    out
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// A copy of a fixture's model whose files tests may change.

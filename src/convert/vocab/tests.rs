@@ -1,14 +1,17 @@
 //! Whole vocabularies against what llama.cpp's converter makes of the same folders.
 
+#[path = "../../../tests/common/described.rs"]
+mod described;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
-use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::checkpoint::read_json_object;
-use crate::formats::gguf::Value;
+use crate::formats::gguf::{Array, Value, ValueType};
+use described::described;
 
 /// The cases of `fixtures/vocab`, or of the folder that the environment names: `model/` with
 /// config.json and the tokenizer's files, `expected/` with keys in a form that `described` makes.
@@ -140,49 +143,6 @@ fn notes_say_what_was_decided() {
     );
     let asked = convert(&fixtures.join("llama3/model"), Some("qwen2".to_owned())).unwrap().0;
     assert_eq!(asked.text("tokenizer.ggml.pre").unwrap(), "qwen2");
-}
-
-/// A value as the fixtures describe it.
-fn described(value: &Value) -> Json {
-    let text = |bytes: &[u8]| Json::from(std::str::from_utf8(bytes).unwrap());
-    let name = |kind: crate::formats::gguf::ValueType| kind.to_string().to_uppercase();
-    let plain = match value {
-        Value::U32(v) => json!(v),
-        Value::Bool(v) => json!(v),
-        Value::String(v) => text(v),
-        Value::Array(array) => {
-            let items: Vec<Json> = match array {
-                Array::String(v) => v.iter().map(|s| text(s)).collect(),
-                Array::I32(v) => v.iter().map(|i| json!(i)).collect(),
-                Array::U8(v) => v.iter().map(|i| json!(i)).collect(),
-                Array::F32(v) => v.iter().map(|x| json!(f64::from(*x))).collect(),
-                other => panic!("no reference for arrays of {}", other.kind()),
-            };
-            let value = if items.len() > 64 {
-                let json = format!("[{}]", items.iter().map(python_json).collect::<Vec<_>>().join(", "));
-                let digest = Sha256::digest(json.as_bytes());
-                let hash: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-                json!({"len": items.len(), "sha256_of_json": hash, "head": items[..8]})
-            } else {
-                Json::from(items)
-            };
-            return json!({"type": ["ARRAY", name(array.kind())], "value": value});
-        }
-        other => panic!("no reference for {other}"),
-    };
-    json!({"type": [name(value.kind())], "value": plain})
-}
-
-/// As Python's `json.dumps` with `ensure_ascii`: whatever is not ASCII as UTF-16 escapes.
-fn python_json(value: &Json) -> String {
-    let mut out = String::new();
-    for c in value.to_string().chars() {
-        match c {
-            '\u{7f}' | '\0'..='~' => out.push(c),
-            _ => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
-        }
-    }
-    out
 }
 
 #[cfg(feature = "convert")]
