@@ -10,7 +10,7 @@ for, which is SOURCE_TREE's. Rows of tools that are not given are left out. The 
 Each round runs every command once, so that whatever else the machine does meets all of them; the table gives the
 best round and the median. Every output is new (nothing is overwritten), every input stands in the page cache, and
 what earlier commands left unwritten is on the disk before a clock starts. `cp` returns before its bytes are on the
-disk and atombank after that, so there is a second `cp`, with `sync` of what it wrote: ratios to both are given.
+disk, and so does atombank where it writes something new; of both there is a second row that waits for the disk.
 """
 import argparse
 import os
@@ -25,6 +25,7 @@ from measure import measure
 HERE = Path(__file__).resolve().parent
 
 CP, SYNC = "`cp` of the shards", "`cp` of the shards, `sync` of each"
+SYNCED = "HF to GGUF, `--type bf16 --sync`"
 OURS, THEIRS = "HF to GGUF, `--type bf16`", "HF to GGUF, convert_hf_to_gguf.py"
 OUR_BIN, THEIR_BIN = "PyTorch .bin to HF", "PyTorch .bin to safetensors, torch"
 
@@ -55,7 +56,9 @@ def steps(args, model):
     copy = f'cp "{model}"/*.safetensors "$0"'
     yield CP, args.runs, ["sh", "-c", copy, "{out}"]
     yield SYNC, args.runs, ["sh", "-c", copy + ' && sync "$0"/*', "{out}"]
-    yield OURS, args.runs, [*tool, str(model), "-o", "{out}/x.gguf", "--type", "bf16", "--pre", "gpt-2"]
+    to_gguf = [*tool, str(model), "-o", "{out}/x.gguf", "--type", "bf16", "--pre", "gpt-2"]
+    yield OURS, args.runs, to_gguf
+    yield SYNCED, args.runs, [*to_gguf, "--sync"]
     if args.python and args.llama_cpp:
         command = [*python, REFERENCE, str(args.llama_cpp), str(model), "--outfile", "{out}/x.gguf", "--outtype", "bf16"]
         yield THEIRS, args.python_runs, command

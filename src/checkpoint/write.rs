@@ -1,7 +1,6 @@
 //! Writing a Hugging Face folder from a plan: weights, config, and everything beside them.
 
 use std::fs;
-use std::path::Path;
 
 use super::{Checkpoint, HfFolder, check_tensors};
 use crate::dtype::DType;
@@ -47,25 +46,24 @@ impl Checkpoint {
         Ok(files)
     }
 
-    /// Writes `plan` (in Hugging Face's names) as the folder `out`, with what stands beside it.
+    /// Writes `plan` (in Hugging Face's names) as the folder of `staging`, with what stands beside it.
     ///
     /// # Errors
     /// What [`plan::execute`] meets; nothing is left behind then.
     pub fn write(
         &self,
         plan: &Plan,
-        out: &Path,
-        overwrite: bool,
+        staging: Staging,
         shard_bytes: u64,
         options: plan::Options,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<()> {
         let layout = safetensors::layout(&plan.tensors, "model", shard_bytes)?;
-        write_folder(plan, &layout, &self.beside(plan)?, out, overwrite, options, progress)
+        write_folder(plan, &layout, &self.beside(plan)?, staging, options, progress)
     }
 }
 
-/// Writes the weights of `plan` by `layout`, and `files` beside them, as the folder `out`.
+/// Writes the weights of `plan` by `layout`, and `files` beside them, as the folder of `staging`.
 ///
 /// # Errors
 /// What [`plan::execute`] meets; nothing is left behind then.
@@ -73,12 +71,10 @@ pub fn write_folder(
     plan: &Plan,
     layout: &Layout,
     files: &[(String, Vec<u8>)],
-    out: &Path,
-    overwrite: bool,
+    staging: Staging,
     options: plan::Options,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<()> {
-    let staging = Staging::folder(out, overwrite)?;
     plan::execute(plan, layout, &staging, options, progress)?;
     for (name, content) in files {
         staging.write(name, content)?;
@@ -94,14 +90,13 @@ impl HfFolder {
     pub fn write(
         &self,
         plan: &Plan,
-        out: &Path,
-        overwrite: bool,
+        staging: Staging,
         shard_bytes: u64,
         options: plan::Options,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<()> {
         check_tensors(self.path(), &self.config, plan)?;
-        self.checkpoint.write(plan, out, overwrite, shard_bytes, options, progress)
+        self.checkpoint.write(plan, staging, shard_bytes, options, progress)
     }
 }
 

@@ -11,7 +11,7 @@ use atombank::convert::{
 };
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
-use atombank::plan::{self, Expr, Plan, PlannedTensor};
+use atombank::plan::{Expr, Plan, PlannedTensor};
 use clap::Args;
 
 use super::output::{Kind, OutputArgs, print_notes};
@@ -199,9 +199,8 @@ impl Job<'_> {
             if self.output.dry_run {
                 return self.output.write_tensors(&unpacked.tensors, &[], common);
             }
-            let options = plan::Options { max_memory_bytes: self.output.max_memory };
             let (bar, report) = progress::writing(common.quiet);
-            unpacked.write(&self.output.output, self.output.overwrite, options, &report)?;
+            unpacked.write(self.output.folder()?, self.output.options(), &report)?;
             bar.finish_and_clear();
             return Ok(());
         }
@@ -212,7 +211,6 @@ impl Job<'_> {
             files.push(("config.json".to_owned(), text.into_bytes()));
             return self.output.write_tensors(&plan, &files, common);
         }
-        let options = plan::Options { max_memory_bytes: self.output.max_memory };
         let (bar, report) = progress::writing(common.quiet);
         let output = &self.output;
         match metadata.text("general.architecture")? {
@@ -222,7 +220,7 @@ impl Job<'_> {
                 if output.kind() == Kind::Pytorch || output.is_file() || output.dry_run {
                     return output.write_tensors(&output.typed(&unpacked.weights)?, &[], common);
                 }
-                unpacked.write(&output.output, output.overwrite, output.shard_size, options, &report)?;
+                unpacked.write(output.folder()?, output.shard_size, output.options(), &report)?;
             }
             bank::ARCHITECTURE => {
                 let unpacked = bank::from_gguf(metadata, &taken)?;
@@ -230,7 +228,7 @@ impl Job<'_> {
                 if output.dry_run {
                     return output.write_tensors(&unpacked.tensors, &[], common);
                 }
-                unpacked.write(&output.output, output.overwrite, options, &report)?;
+                unpacked.write(output.folder()?, output.options(), &report)?;
             }
             other => {
                 return Err(metadata

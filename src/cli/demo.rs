@@ -186,7 +186,7 @@ impl Demo {
         for (i, alphas) in baked.iter().enumerate() {
             let plan = with_updates(self.folder.weights(), &bank_updates(&bank, alphas))?;
             let folder = self.dir.join(format!("baked-{i}"));
-            self.folder.write(&plan, &folder, false, u64::MAX, plan::Options::default(), &|_| ())?;
+            self.folder.write(&plan, Staging::folder(&folder, false)?, u64::MAX, plan::Options::default(), &|_| ())?;
             if i < AS_GGUF {
                 let file = self.dir.join(format!("baked-{i}.gguf"));
                 let (tensors, keys) = self.write_gguf(&plan, &file)?;

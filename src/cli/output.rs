@@ -60,12 +60,25 @@ pub(crate) struct OutputArgs {
     /// Replace an existing output
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Return only when the output is on the disk, as is always done where one is replaced
+    #[arg(long)]
+    pub(crate) sync: bool,
     /// Print what would be written, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
 }
 
 impl OutputArgs {
+    /// How the plan is run.
+    pub(crate) fn options(&self) -> plan::Options {
+        plan::Options { max_memory_bytes: self.max_memory }
+    }
+
+    /// Where a folder is written until it is complete.
+    pub(crate) fn folder(&self) -> atombank::Result<Staging> {
+        Ok(Staging::folder(&self.output, self.overwrite)?.sync(self.sync))
+    }
+
     /// What is to be written.
     pub(crate) fn kind(&self) -> Kind {
         self.to.unwrap_or(match self.extension().as_str() {
@@ -191,9 +204,8 @@ impl OutputArgs {
         if self.dry_run {
             return dry_run(plan, &layout, &self.output);
         }
-        let options = plan::Options { max_memory_bytes: self.max_memory };
         let (bar, report) = progress::writing(common.quiet);
-        write_folder(plan, &layout, files, &self.output, self.overwrite, options, &report)?;
+        write_folder(plan, &layout, files, self.folder()?, self.options(), &report)?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -208,9 +220,9 @@ impl OutputArgs {
         if self.dry_run {
             return dry_run(plan, layout, &self.output);
         }
-        let staging = staging(layout)?;
+        let staging = staging(layout)?.sync(self.sync);
         let (bar, report) = progress::writing(common.quiet);
-        plan::execute(plan, layout, &staging, plan::Options { max_memory_bytes: self.max_memory }, &report)?;
+        plan::execute(plan, layout, &staging, self.options(), &report)?;
         staging.commit()?;
         bar.finish_and_clear();
         Ok(())

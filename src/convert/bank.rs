@@ -180,20 +180,13 @@ fn field_value(metadata: &Metadata, key: &str, value: &Value) -> Result<Json> {
 }
 
 impl Unpacked {
-    /// Writes the bank as the folder `out`, tensors in the types that the GGUF file has.
+    /// Writes the bank as the folder of `staging`, tensors in the types that the GGUF file has.
     ///
     /// # Errors
     /// What [`plan::execute`] meets; nothing is left behind then.
-    pub fn write(
-        &self,
-        out: &Path,
-        overwrite: bool,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
+    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
         let metadata = &self.beside.safetensors_metadata;
         let layout = safetensors::layout_with_metadata(&self.tensors.tensors, "adapter_model", u64::MAX, metadata)?;
-        let staging = Staging::folder(out, overwrite)?;
         plan::execute(&self.tensors, &layout, &staging, options, progress)?;
         staging.write(CONFIG_FILE, (json_text(&self.config) + "\n").as_bytes())?;
         self.beside.files.write(&staging)?;

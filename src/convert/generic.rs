@@ -175,22 +175,20 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
 }
 
 impl Unpacked {
-    /// Writes the checkpoint as the folder `out`: safetensors of at most `shard_bytes` each, and the
+    /// Writes the checkpoint as the folder of `staging`: safetensors of at most `shard_bytes` each, and the
     /// files beside them, byte by byte.
     ///
     /// # Errors
     /// What [`plan::execute`] meets, and types that safetensors can't hold; nothing is left behind.
     pub fn write(
         &self,
-        out: &Path,
-        overwrite: bool,
+        staging: Staging,
         shard_bytes: u64,
         options: plan::Options,
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<()> {
         let metadata = &self.beside.safetensors_metadata;
         let layout = safetensors::layout_with_metadata(&self.weights.tensors, "model", shard_bytes, metadata)?;
-        let staging = Staging::folder(out, overwrite)?;
         plan::execute(&self.weights, &layout, &staging, options, progress)?;
         self.beside.files.write(&staging)?;
         staging.commit()

@@ -84,7 +84,8 @@ pub fn execute(
         // Dropped on every way out, which stops the flushing.
         let (running, stopped) = channel::<()>();
         // Where no thread is to be had, the last sync does all.
-        let flusher = Builder::new().spawn_scoped(scope, || flush_until(stopped, &files)).ok();
+        let flush = || Builder::new().spawn_scoped(scope, || flush_until(stopped, &files)).ok();
+        let flusher = if staging.syncs() { flush() } else { None };
         tasks.par_iter().try_for_each_init(
             || (Vec::new(), Vec::new()),
             |(scratch, out), (i, rows)| -> Result<()> {
@@ -110,7 +111,9 @@ pub fn execute(
     })?;
     for ((file, path), layout) in files.iter().zip(&layout.files) {
         fill_checksums(file, path, &layout.checksums)?;
-        file.sync_all().at(path, "sync")?;
+        if staging.syncs() {
+            file.sync_all().at(path, "sync")?;
+        }
     }
     Ok(())
 }

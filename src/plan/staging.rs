@@ -11,6 +11,7 @@ pub struct Staging {
     kind: Kind,
     /// In the order of names that were asked for; one where it isn't several files.
     outputs: Vec<Output>,
+    sync: bool,
     committed: bool,
 }
 
@@ -25,6 +26,8 @@ enum Kind {
 struct Output {
     target: PathBuf,
     temp: PathBuf,
+    /// Whether something stands under the name already.
+    replaces: bool,
 }
 
 impl Staging {
@@ -37,7 +40,7 @@ impl Staging {
     }
 
     /// Prepares to write several files side by side into `folder`, which stays as it is otherwise:
-    /// the shards of a model. All are written and synced before the first gets its name.
+    /// the shards of a model. All are written before the first gets its name.
     ///
     /// # Errors
     /// [`Error::Exists`] where one of them is there and `overwrite` is false; [`Error::Mismatch`] for
@@ -69,7 +72,22 @@ impl Staging {
     }
 
     fn new(kind: Kind, outputs: Vec<Output>) -> Self {
-        Self { kind, outputs, committed: false }
+        Self { kind, outputs, sync: true, committed: false }
+    }
+
+    /// Whether to wait for the disk. Unless told otherwise, everything is on it before it gets its
+    /// name. Without that the output is complete for every reader, but a power cut soon after can
+    /// take part of it, as after `cp`: fit where it can be made again. Where an output is replaced
+    /// the wait stays, so that the old one goes only when the new one is safe.
+    #[must_use]
+    pub fn sync(mut self, sync: bool) -> Self {
+        self.sync = sync || self.outputs.iter().any(|output| output.replaces);
+        self
+    }
+
+    /// Whether what is written here has to be on the disk before it gets its name.
+    pub(super) fn syncs(&self) -> bool {
+        self.sync
     }
 
     /// The file or folder to write to until it is committed; the first one's where there are several.
@@ -89,8 +107,8 @@ impl Staging {
         }
     }
 
-    /// Writes a small file into the folder being staged, and sees it to the disk; `name` may have
-    /// folders before it, made as needed.
+    /// Writes a small file into the folder being staged; `name` may have folders before it, made as
+    /// needed.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -100,7 +118,8 @@ impl Staging {
             fs::create_dir_all(parent).at(parent, "create")?;
         }
         let mut file = File::create_new(&path).at(&path, "create")?;
-        file.write_all(content).and_then(|()| file.sync_all()).at(&path, "write")
+        file.write_all(content).at(&path, "write")?;
+        if self.sync { file.sync_all().at(&path, "sync") } else { Ok(()) }
     }
 
     /// Makes the output appear under its name: in one step, or several files one after another, the
@@ -110,10 +129,10 @@ impl Staging {
     /// [`Error::Io`]; the old output, if any, is still there then. Of several files those whose
     /// turn had come have their names.
     pub fn commit(mut self) -> Result<()> {
-        if self.kind == Kind::Folder {
+        if self.sync && self.kind == Kind::Folder {
             File::open(self.path()).and_then(|folder| folder.sync_all()).at(self.path(), "sync")?;
         }
-        for Output { target, temp } in self.outputs.iter().rev() {
+        for Output { target, temp, .. } in self.outputs.iter().rev() {
             if self.kind == Kind::Folder && target.exists() {
                 // A folder can't be renamed over a full one: the old one steps aside first.
                 let old = temp.with_extension("replaced");
@@ -128,6 +147,9 @@ impl Staging {
             }
         }
         self.committed = true;
+        if !self.sync {
+            return Ok(());
+        }
         // The rename itself reaches the disk with the folder that holds the name.
         let Some(Output { target, .. }) = self.outputs.first() else { return Ok(()) };
         let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -137,7 +159,9 @@ impl Staging {
 
 impl Output {
     fn new(target: &Path, overwrite: bool, folder: bool) -> Result<Self> {
-        match fs::symlink_metadata(target) {
+        let found = fs::symlink_metadata(target);
+        let replaces = found.is_ok();
+        match found {
             Ok(_) if !overwrite => return Err(Error::Exists(target.to_owned())),
             Ok(found) if found.is_dir() != folder => {
                 let name = |folder| if folder { "a folder" } else { "a file" };
@@ -148,7 +172,7 @@ impl Output {
         }
         let name = target.file_name().ok_or_else(|| Finding::new(target, "output").expected("a name").mismatch())?;
         let temp = target.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
-        Ok(Self { target: target.to_owned(), temp })
+        Ok(Self { target: target.to_owned(), temp, replaces })
     }
 }
 

@@ -74,7 +74,7 @@ fn every_bank_comes_back_bit_by_bit_with_every_field() {
         assert_eq!(unpacked.adapter.config, opened.config, "{case}");
         assert_eq!(unpacked.adapter.tensors, opened.tensors, "{case}");
         let back = dir.path().join("back");
-        unpacked.write(&back, false, plan::Options::default(), &|_| {}).unwrap();
+        unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
         assert_eq!(contents(&back), contents(&folder), "{case}");
         let json = |folder: &Path| read_json_object(&folder.join(CONFIG_FILE)).unwrap();
         assert_eq!(json(&back), json(&folder), "{case}");

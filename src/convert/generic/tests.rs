@@ -73,7 +73,8 @@ fn round_trip(folder: &Path, outtype: Option<DType>) -> (tempfile::TempDir, Meta
     let (metadata, plan) = read_gguf(&path);
     let unpacked = from_gguf(&metadata, &plan).unwrap();
     assert_eq!(unpacked.notes, [""; 0]);
-    unpacked.write(&out.path().join("back"), false, u64::MAX, plan::Options::default(), &|_| {}).unwrap();
+    let staging = Staging::folder(&out.path().join("back"), false).unwrap();
+    unpacked.write(staging, u64::MAX, plan::Options::default(), &|_| {}).unwrap();
     (out, metadata, plan)
 }
 

@@ -193,7 +193,7 @@ fn adapters_come_back_with_every_factor_and_the_same_scales() {
         let unpacked = from_gguf(&metadata, &plan, &config()).unwrap();
         assert_eq!(unpacked.notes, [""; 0]);
         let back = dir.path().join("back");
-        unpacked.write(&back, false, plan::Options::default(), &|_| {}).unwrap();
+        unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
         let source = taking(&fixtures().join(case).join("adapter_model.safetensors"));
         assert_eq!(factors_of(&taking(&back.join("adapter_model.safetensors"))), factors_of(&source), "{case}");
         let config_of = |folder: &Path| {

@@ -1,7 +1,6 @@
 //! A LoRA of llama.cpp back to PEFT's folder.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -223,19 +222,12 @@ fn target_modules(base: &dyn BaseModel, updates: &[Update]) -> Vec<String> {
 }
 
 impl Unpacked {
-    /// Writes the adapter as the folder `out`, in PEFT's layout.
+    /// Writes the adapter as the folder of `staging`, in PEFT's layout.
     ///
     /// # Errors
     /// What [`plan::execute`] meets; nothing is left behind then.
-    pub fn write(
-        &self,
-        out: &Path,
-        overwrite: bool,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
+    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
         let layout = safetensors::layout(&self.tensors.tensors, "adapter_model", u64::MAX)?;
-        let staging = Staging::folder(out, overwrite)?;
         plan::execute(&self.tensors, &layout, &staging, options, progress)?;
         staging.write("adapter_config.json", (json_text(&self.config) + "\n").as_bytes())?;
         staging.commit()

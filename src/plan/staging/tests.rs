@@ -39,6 +39,23 @@ fn replaces_a_checkpoint_folder_but_no_other() {
 }
 
 #[test]
+fn only_a_new_output_goes_without_waiting_for_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("out");
+    assert!(Staging::file(&target, true).unwrap().syncs(), "unless told otherwise");
+    assert!(!Staging::file(&target, true).unwrap().sync(false).syncs());
+    fs::write(&target, b"old").unwrap();
+    assert!(Staging::file(&target, true).unwrap().sync(false).syncs());
+    let names = ["new", "out"].map(Path::new);
+    assert!(Staging::files(dir.path(), names, true).unwrap().sync(false).syncs(), "one of them is there");
+    let folder = dir.path().join("folder");
+    let staging = Staging::folder(&folder, true).unwrap().sync(false);
+    staging.write("config.json", b"{}").unwrap();
+    staging.commit().unwrap();
+    assert!(Staging::folder(&folder, true).unwrap().sync(false).syncs());
+}
+
+#[test]
 fn several_files_appear_together_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"].map(Path::new);
