@@ -158,7 +158,7 @@ fn inspects_everything_as_table_and_json() {
     done(&["bake", text(&p.base), text(&p.bank), "-o", text(&lora), "--to", "lora", "--no-verify"]);
     for (path, kind, expected) in [
         (p.base.clone(), "hf-folder", "LlamaForCausalLM"),
-        (p.base.join("model.safetensors"), "safetensors", "BF16"),
+        (p.base.join("model.safetensors"), "weights", "BF16"),
         (gguf, "gguf", "general.architecture"),
         (lora, "lora", "q_proj, v_proj"),
         (p.bank.clone(), "bank", "cosine with each atom"),

@@ -119,6 +119,91 @@ fn models_of_other_classes_and_bare_tensors_keep_everything() {
 }
 
 #[test]
+fn what_a_safetensors_file_says_of_itself_goes_along_or_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let header = br#"{"__metadata__":{"author":"Somebody"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat();
+    fs::write(at("w.safetensors"), bytes).unwrap();
+    let author = |file: &str| {
+        let file = SafetensorsFile::open(&at(file)).unwrap();
+        file.text_metadata().unwrap()["author"].clone()
+    };
+    assert_eq!(convert(&at("w.safetensors"), &at("again.safetensors"), &["--quiet"]), "");
+    assert_eq!(author("again.safetensors"), "Somebody");
+    convert(&at("w.safetensors"), &at("w.gguf"), &[]);
+    convert(&at("w.gguf"), &at("back.safetensors"), &[]);
+    assert_eq!(author("back.safetensors"), "Somebody");
+    let notes = convert(&at("w.safetensors"), &at("w.bin"), &[]);
+    assert!(notes.contains("__metadata__ \"author\" of the weights is left out"), "{notes}");
+    let model = at("model");
+    fs::create_dir(&model).unwrap();
+    let source = fixture("convert/qwen2moe/model");
+    for entry in fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let old = fs::read(model.join("model.safetensors")).unwrap();
+    let length = u64::from_le_bytes(old[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&old[8..8 + length]).unwrap();
+    header["__metadata__"] = serde_json::json!({ "format": "pt", "author": "Somebody" });
+    let header = header.to_string();
+    let new = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &old[8 + length..]].concat();
+    fs::write(model.join("model.safetensors"), new).unwrap();
+    let notes = convert(&model, &at("model.gguf"), &[]);
+    assert!(notes.contains("__metadata__ \"author\"") && !notes.contains("format"), "{notes}");
+    convert(&model, &at("folder"), &[]);
+    assert_eq!(author("folder/model.safetensors"), "Somebody");
+}
+
+#[test]
+fn everything_that_can_be_converted_can_be_inspected() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let inspect = |path: &Path, options: &[&str]| {
+        let out = run(&[&["inspect", path.to_str().unwrap()], options].concat());
+        assert!(out.status.success(), "{path:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let json = |path: &Path| serde_json::from_str::<serde_json::Value>(&inspect(path, &["--json"])).unwrap();
+    for entry in fs::read_dir(fixture("convert")).unwrap() {
+        let model = entry.unwrap().path().join("model");
+        if model.is_dir() {
+            let report = json(&model);
+            assert_eq!(report["kind"], "hf-folder");
+            assert!(report["problem"].is_null(), "{report}");
+            assert_eq!(report["model"]["missing"], serde_json::json!([]), "{model:?}");
+            assert_eq!(report["model"]["surplus"], serde_json::json!([]), "{model:?}");
+        }
+    }
+    let model = fixture("convert/llama-pytorch/model");
+    convert(&model, &at("part.gguf"), &["--split-max-tensors", "7"]);
+    let shard = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let report = json(&shard);
+    assert!(report["shards"].as_array().unwrap().len() > 1);
+    assert_eq!(
+        report["tensors"]["list"].as_array().unwrap().len(),
+        json(&model)["tensors"]["list"].as_array().unwrap().len()
+    );
+    let table = inspect(&fixture("pytorch/lightning.bin"), &["--key", "state_dict", "--tensors"]);
+    assert!(table.contains("F32"), "{table}");
+    let all = json(&fixture("pytorch/lightning.bin"));
+    assert!(all["kind"] == "weights" && !all["others"].as_array().unwrap().is_empty(), "{all}");
+    // A field that no conversion knows, and a class without a table: still there to be looked at.
+    fs::create_dir(at("model")).unwrap();
+    for entry in fs::read_dir(fixture("convert/qwen2/model")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, at("model").join(path.file_name().unwrap())).unwrap();
+    }
+    let config = fs::read_to_string(at("model/config.json")).unwrap();
+    fs::write(at("model/config.json"), config.replacen('{', "{\"flux\": 3,", 1)).unwrap();
+    let table = inspect(&at("model"), &[]);
+    assert!(table.contains("as GGUF") && table.contains("flux: expected a field of Qwen2ForCausalLM"), "{table}");
+    fs::write(at("model/config.json"), config.replace("Qwen2ForCausalLM", "FancyModel")).unwrap();
+    assert!(inspect(&at("model"), &[]).contains("no table for this class"));
+}
+
+#[test]
 fn banks_and_adapters_have_forms_in_gguf() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -3,17 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use atombank::checkpoint::{Checkpoint, hub};
+use atombank::checkpoint::Checkpoint;
 use atombank::convert::lora::TableBase;
 use atombank::convert::{
     Beside, ConvertOptions, GeneralOptions, Gguf, Input, OutType, Override, Restored, bank, from_gguf, generic, lora,
-    to_gguf,
+    safetensors_metadata, to_gguf,
 };
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
 use atombank::plan::{Expr, Plan, PlannedTensor};
 use clap::Args;
 
+use super::input::found;
 use super::output::{Kind, OutputArgs, print_notes};
 use super::{Common, progress};
 
@@ -66,21 +67,6 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
         Input::Gguf(model) => job.gguf(&model, common),
         Input::Adapter => job.adapter(common),
     }
-}
-
-/// The path of an input, and its name on the hub where it is from there.
-fn found(input: &str, common: &Common) -> Result<(PathBuf, Option<String>)> {
-    if !hub::is_hub_name(input) {
-        return Ok((PathBuf::from(input), None));
-    }
-    let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
-    let model = hub::resolve(input, &hub::HubSettings::from_env()?, &|download| {
-        bar.set_message(download.file.to_owned());
-        bar.set_length(download.total);
-        bar.set_position(download.done);
-    })?;
-    bar.finish_and_clear();
-    Ok((model.path, Some(model.id)))
 }
 
 impl ConvertArgs {
@@ -163,7 +149,11 @@ impl Job<'_> {
     fn generic(&self, from: &Path, plan: &Plan, common: &Common) -> Result<()> {
         let (beside, mut notes) = match from.is_dir() {
             true => Beside::read(from, plan)?,
-            false => (Beside::default(), Vec::new()),
+            false => {
+                let mut notes = Vec::new();
+                let safetensors_metadata = safetensors_metadata(plan, &mut notes);
+                (Beside { safetensors_metadata, ..Beside::default() }, notes)
+            }
         };
         // What no matrix of a known model is, is not cast by itself either.
         let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
@@ -218,7 +208,8 @@ impl Job<'_> {
                 let unpacked = generic::from_gguf(metadata, &taken)?;
                 print_notes(&unpacked.notes, common);
                 if output.kind() == Kind::Pytorch || output.is_file() || output.dry_run {
-                    return output.write_tensors(&output.typed(&unpacked.weights)?, &[], common);
+                    let (weights, texts) = (output.typed(&unpacked.weights)?, unpacked.beside.safetensors_metadata);
+                    return output.write_tensors_with(&weights, &[], texts, common);
                 }
                 unpacked.write(output.folder()?, output.shard_size, output.options(), &report)?;
             }

@@ -1,16 +1,22 @@
 //! `atombank inspect`: a table of what is there, or JSON.
 
-use std::path::PathBuf;
-
 use anyhow::Result;
+use atombank::convert::Description;
 use atombank::report::{BankReport, Report, TensorsReport};
 use clap::Args;
+
+use super::Common;
+use super::input::found;
 
 /// Arguments of `inspect`.
 #[derive(Args)]
 pub(crate) struct InspectArgs {
-    /// A model folder, a .safetensors or .gguf file, a LoRA or an atom bank
-    path: PathBuf,
+    /// A model or adapter folder, a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file, or a name on
+    /// the Hugging Face hub: hf:org/name[@revision]
+    input: String,
+    /// The part of a PyTorch file to look at, like state_dict
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -19,42 +25,37 @@ pub(crate) struct InspectArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &InspectArgs) -> Result<()> {
-    let report = Report::of(&args.path)?;
+pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
+    let report = Report::of(&found(&args.input, common)?.0, args.key.as_deref())?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());
     }
     match &report {
-        Report::HfFolder {
-            architecture,
-            layers,
-            hidden_size,
-            heads,
-            vocab_size,
-            tied_embeddings,
-            missing,
-            tensors,
-        } => {
-            row("architecture", architecture);
-            row("layers", layers);
-            row("hidden size", hidden_size);
-            row("heads", format_args!("{} queries, {} keys and values, {} wide", heads[0], heads[1], heads[2]));
-            row("vocabulary", format_args!("{vocab_size}{}", if *tied_embeddings { ", tied" } else { "" }));
-            for name in missing {
-                row("missing", name);
+        Report::HfFolder { class, model, problem, others, tensors } => {
+            row("class", class);
+            if let Some(model) = model {
+                print_model(model);
             }
+            if let Some(problem) = problem {
+                row("as GGUF", problem);
+            }
+            print_others(others);
             print_tensors(tensors, args.tensors);
         }
-        Report::Safetensors { metadata, tensors } => {
+        Report::Weights { metadata, others, tensors } => {
             for (key, value) in metadata {
                 row(key, value);
             }
+            print_others(others);
             print_tensors(tensors, args.tensors);
         }
-        Report::Gguf { metadata, tensors } => {
+        Report::Gguf { shards, metadata, tensors } => {
             for (key, value) in metadata {
                 println!("{key:<44} {value}");
+            }
+            if shards.len() > 1 {
+                row("shards", shards.len());
             }
             print_tensors(tensors, args.tensors);
         }
@@ -73,6 +74,28 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
 
 fn row(name: &str, value: impl std::fmt::Display) {
     println!("{name:<20} {value}");
+}
+
+fn print_model(model: &Description) {
+    row("architecture", model.gguf);
+    row("layers", model.layers);
+    row("hidden size", model.hidden_size);
+    row("feed-forward size", model.feed_forward);
+    let Description { heads, kv_heads, head_dim, .. } = model;
+    row("heads", format_args!("{heads} queries, {kv_heads} keys and values, {head_dim} wide"));
+    if let Some(experts) = model.experts {
+        row("experts", experts);
+    }
+    row("vocabulary", format_args!("{}{}", model.vocab_size, if model.tied_embeddings { ", tied" } else { "" }));
+    row("context", model.context_length);
+    model.missing.iter().for_each(|name| row("missing", name));
+    model.surplus.iter().for_each(|name| row("surplus", name));
+}
+
+fn print_others(others: &[(String, String)]) {
+    for (path, what) in others {
+        row("no tensor", format_args!("{path} ({what})"));
+    }
 }
 
 fn print_tensors(tensors: &TensorsReport, each: bool) {

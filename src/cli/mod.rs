@@ -7,6 +7,7 @@ mod convert;
 mod demo;
 #[cfg(feature = "train")]
 mod generate;
+mod input;
 mod inspect;
 mod output;
 mod progress;
@@ -59,7 +60,7 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Convert a Hugging Face folder to GGUF
     Convert(Box<convert::ConvertArgs>),
-    /// What is in a checkpoint, a GGUF, a LoRA or an atom bank
+    /// What is in a model, a file of tensors, a GGUF, a LoRA or an atom bank
     Inspect(inspect::InspectArgs),
 }
 
@@ -82,6 +83,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Generate(args) => generate::run(&args, &common),
         Command::Convert(args) => convert::run(&args, &common),
-        Command::Inspect(args) => inspect::run(&args),
+        Command::Inspect(args) => inspect::run(&args, &common),
     }
 }

@@ -1,12 +1,13 @@
 //! Arguments of commands that write a checkpoint, and the writing itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::{Checkpoint, write_folder};
 #[cfg(feature = "train")]
 use atombank::convert::{ConvertOptions, Gguf, to_gguf};
-use atombank::convert::{OutType, PYTORCH_EXTENSIONS};
+use atombank::convert::{OutType, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata};
 use atombank::error::Finding;
 use atombank::formats::{gguf, pytorch, safetensors};
 use atombank::plan::{self, Layout, Plan, Staging};
@@ -189,14 +190,35 @@ impl OutputArgs {
     }
 
     /// Writes tensors in the kind that was asked for: a folder with `files` beside the weights, or
-    /// one file of tensors alone.
+    /// one file of tensors alone. What their sources say beside them goes along.
     pub(crate) fn write_tensors(&self, plan: &Plan, files: &[(String, Vec<u8>)], common: &Common) -> Result<()> {
+        let mut notes = Vec::new();
+        let metadata = safetensors_metadata(plan, &mut notes);
+        print_notes(&notes, common);
+        self.write_tensors_with(plan, files, metadata, common)
+    }
+
+    /// As [`OutputArgs::write_tensors`], with a `__metadata__` of one's own.
+    pub(crate) fn write_tensors_with(
+        &self,
+        plan: &Plan,
+        files: &[(String, Vec<u8>)],
+        mut metadata: BTreeMap<String, String>,
+        common: &Common,
+    ) -> Result<()> {
         let single = self.is_file();
         let shard_bytes = if single { u64::MAX } else { self.shard_size };
         let layout = match self.kind() {
-            Kind::Pytorch => pytorch::layout(&plan.tensors, "pytorch_model", shard_bytes)?,
+            Kind::Pytorch => {
+                print_notes(&metadata_left_out(&metadata), common);
+                pytorch::layout(&plan.tensors, "pytorch_model", shard_bytes)?
+            }
             Kind::Lora => safetensors::layout(&plan.tensors, "adapter_model", u64::MAX)?,
-            _ => safetensors::layout(&plan.tensors, "model", shard_bytes)?,
+            _ => {
+                // transformers has long refused files that don't say it.
+                metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+                safetensors::layout_with_metadata(&plan.tensors, "model", shard_bytes, &metadata)?
+            }
         };
         if single {
             return self.run(plan, &layout, |_| Staging::file(&self.output, self.overwrite), common);

@@ -1,7 +1,7 @@
 //! What stands beside the tensors of a folder, and how GGUF's keys carry it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,7 +9,6 @@ use serde::de::DeserializeOwned;
 use super::companions::Companions;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
-use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::Plan;
 
 /// Keys that follow from a GGUF file itself, or are only its title.
@@ -28,26 +27,10 @@ impl Beside {
     /// What stands in `folder` beside the files of `weights`, and notes on what is left out.
     ///
     /// # Errors
-    /// [`crate::Error::Io`], and what [`SafetensorsFile::open`] finds.
+    /// [`crate::Error::Io`].
     pub fn read(folder: &Path, weights: &Plan) -> Result<(Self, Vec<String>)> {
         let (files, mut notes) = Companions::read(folder, weights)?;
-        let sources: BTreeSet<PathBuf> = weights
-            .tensors
-            .iter()
-            .flat_map(|tensor| tensor.expr.sources())
-            .map(|source| source.path().to_owned())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-            .collect();
-        let mut safetensors_metadata = BTreeMap::new();
-        for path in sources {
-            for (key, text) in SafetensorsFile::open(&path)?.metadata() {
-                let kept = safetensors_metadata.entry(key.clone()).or_insert_with(|| text.clone());
-                if kept != text {
-                    let path = path.display();
-                    notes.push(format!("{path}: __metadata__ {key:?} is left out: another shard says otherwise"));
-                }
-            }
-        }
+        let safetensors_metadata = safetensors_metadata(weights, &mut notes);
         Ok((Self { files, safetensors_metadata }, notes))
     }
 
@@ -73,6 +56,32 @@ impl Beside {
         let rest = key.strip_prefix(prefix);
         rest.is_some_and(|rest| rest == "safetensors_metadata" || rest.starts_with("file."))
     }
+}
+
+/// `__metadata__` of the safetensors files that `weights` come from, as one; where they contradict
+/// each other the first one counts, and `notes` say so.
+pub fn safetensors_metadata(weights: &Plan, notes: &mut Vec<String>) -> BTreeMap<String, String> {
+    let sources = weights.tensors.iter().flat_map(|tensor| tensor.expr.sources());
+    let files: BTreeMap<&Path, &BTreeMap<String, String>> =
+        sources.filter_map(|source| Some((source.path(), source.text_metadata()?))).collect();
+    let mut metadata = BTreeMap::new();
+    for (path, texts) in files {
+        for (key, text) in texts {
+            let kept = metadata.entry(key.clone()).or_insert_with(|| text.clone());
+            if kept != text {
+                let path = path.display();
+                notes.push(format!("{path}: __metadata__ {key:?} is left out: another shard says otherwise"));
+            }
+        }
+    }
+    metadata
+}
+
+/// Notes on `metadata` where the output has no place for it. That the tensors are torch's (`format`)
+/// goes without saying.
+pub fn metadata_left_out(metadata: &BTreeMap<String, String>) -> Vec<String> {
+    let keys = metadata.keys().filter(|key| *key != "format");
+    keys.map(|key| format!("__metadata__ {key:?} of the weights is left out: the output has no place for it")).collect()
 }
 
 /// Notes on the keys that nothing is made of: all but those that `used` knows and those that every

@@ -9,6 +9,7 @@ mod arch;
 pub mod bank;
 mod beside;
 mod companions;
+mod describe;
 pub(crate) mod general;
 pub mod generic;
 mod input;
@@ -26,8 +27,10 @@ mod vocab;
 use std::fmt;
 use std::str::FromStr;
 
-pub use beside::Beside;
+pub use beside::{Beside, metadata_left_out, safetensors_metadata};
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
+pub(crate) use describe::class;
+pub use describe::{Description, describe};
 pub use general::GeneralOptions;
 pub use input::{Input, PYTORCH_EXTENSIONS};
 pub use overrides::Override;
@@ -193,6 +196,8 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         false => tensors::plan(folder, &params, weights, matrices, &mut notes)?,
         true => Plan::default(),
     };
+    let texts = safetensors_metadata(weights, &mut notes);
+    notes.extend(metadata_left_out(&texts));
     let mut metadata = Metadata::new(folder.path());
     metadata.insert("general.architecture", params.arch.gguf);
     // The reference makes these tensors, and the key with them, before all other keys.

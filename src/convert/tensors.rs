@@ -26,7 +26,7 @@ pub(super) fn plan(
     let mut tensors = rope::extra_tensors(params)?;
     let mut collected = Collected { folder, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
-    let mut dropped = Vec::new();
+    let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
     for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {
         match find(params.arch, &tensor.name) {
             Found::Dropped => dropped.push(tensor.name.as_str()),
@@ -49,7 +49,7 @@ pub(super) fn plan(
 }
 
 /// Tensors of safetensors files by name; those of other files as they stand. Buffers that the
-/// config determines are left out.
+/// config determines aren't among them.
 fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
     let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
     kept.sort_by_cached_key(|tensor| {

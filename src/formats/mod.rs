@@ -7,6 +7,7 @@ pub mod safetensors;
 mod shards;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -75,6 +76,12 @@ pub trait Source: Send + Sync {
 
     /// What the file holds, in its own order.
     fn tensors(&self) -> &[TensorInfo];
+
+    /// Text by key that stands beside the tensors: `__metadata__` of a safetensors file. `None` for
+    /// formats without it, and for those whose keys say more (GGUF).
+    fn text_metadata(&self) -> Option<&BTreeMap<String, String>> {
+        None
+    }
 
     /// The bytes of rows `rows` of tensor number `index`: row by row and little-endian, exactly as
     /// many as type and shape ask for. Borrowed where the file has them so; made on the spot where

@@ -30,6 +30,11 @@ impl TensorRef {
         self.source.path()
     }
 
+    /// Text by key that stands beside it: see [`Source::text_metadata`].
+    pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
+        self.source.text_metadata()
+    }
+
     /// The bytes of rows `rows`: see [`Source::rows`].
     pub fn rows(&self, rows: std::ops::Range<usize>) -> std::borrow::Cow<'_, [u8]> {
         self.source.rows(self.index, rows)

@@ -3,7 +3,8 @@
 mod bank;
 mod tensors;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -11,11 +12,11 @@ pub use bank::{AtomReport, BankReport};
 pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
 use crate::adapter::{Adapter, AdapterConfig};
-use crate::checkpoint::{HfFolder, expected_tensors};
-use crate::error::{Finding, Result};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{Description, Input, class, describe, safetensors_metadata};
+use crate::error::Result;
 use crate::formats::Source;
-use crate::formats::gguf::GgufFile;
-use crate::formats::safetensors::SafetensorsFile;
+use crate::plan::TensorRef;
 
 /// What was found at a path.
 #[derive(Debug, Clone, Serialize)]
@@ -24,31 +25,29 @@ pub enum Report {
     /// A Hugging Face folder.
     HfFolder {
         /// The class in transformers.
-        architecture: String,
-        /// Decoder layers.
-        layers: usize,
-        /// Width of the residual stream.
-        hidden_size: usize,
-        /// Query heads, key and value heads, elements a head.
-        heads: [usize; 3],
-        /// Tokens.
-        vocab_size: usize,
-        /// Whether input and output embeddings are one.
-        tied_embeddings: bool,
-        /// Tensors the config asks for and the files lack.
-        missing: Vec<String>,
+        class: String,
+        /// What the config says, where this crate knows the class.
+        model: Option<Description>,
+        /// Why the model can't become a GGUF that llama.cpp runs, where it can't.
+        problem: Option<String>,
+        /// Paths and descriptions of what isn't a tensor.
+        others: Vec<(String, String)>,
         /// What the files hold.
         tensors: TensorsReport,
     },
-    /// One safetensors file.
-    Safetensors {
-        /// Its `__metadata__`.
-        metadata: std::collections::BTreeMap<String, String>,
-        /// What it holds.
+    /// Tensors without a config: safetensors or PyTorch files.
+    Weights {
+        /// `__metadata__` of safetensors files.
+        metadata: BTreeMap<String, String>,
+        /// Paths and descriptions of what isn't a tensor.
+        others: Vec<(String, String)>,
+        /// What the files hold.
         tensors: TensorsReport,
     },
-    /// A GGUF file.
+    /// A GGUF file, or all shards of one.
     Gguf {
+        /// The files.
+        shards: Vec<PathBuf>,
         /// Its keys in order, values shortened for print.
         metadata: Vec<(String, String)>,
         /// What it holds.
@@ -76,58 +75,40 @@ pub enum Report {
 }
 
 impl Report {
-    /// Looks at `path` and reports what it is.
+    /// Looks at `path` and reports what it is; `key` chooses a part of a PyTorch file.
     ///
     /// # Errors
     /// What opening it meets; [`crate::Error::Unsupported`] for something else.
-    pub fn of(path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            if path.join("adapter_config.json").is_file() {
-                return Ok(Self::of_adapter(&Adapter::open(path)?));
+    pub fn of(path: &Path, key: Option<&str>) -> Result<Self> {
+        Ok(match Input::open(path, key)? {
+            Input::Adapter => Self::of_adapter(&Adapter::open(path)?),
+            Input::Model(folder) => Self::of_folder(&folder),
+            Input::Weights { plan, others } => {
+                let metadata = safetensors_metadata(&plan, &mut Vec::new());
+                Report::Weights { metadata, others, tensors: TensorsReport::of_plan(&plan) }
             }
-            return Self::of_folder(&HfFolder::open(path)?);
-        }
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("gguf") => {
-                let file = GgufFile::open(path)?;
-                let metadata = file.metadata().iter().map(|(k, v)| (k.to_owned(), v.to_string())).collect();
-                Ok(Report::Gguf { metadata, tensors: TensorsReport::of(file.tensors()) })
-            }
-            Some("safetensors") => {
-                let file = SafetensorsFile::open(path)?;
-                let tensors = TensorsReport::of(file.tensors());
-                Ok(Report::Safetensors { metadata: file.metadata().clone(), tensors })
-            }
-            _ => Err(Finding::new(path, "")
-                .expected("a model folder, an adapter folder, a .safetensors or a .gguf file")
-                .found(if path.exists() { "something else" } else { "nothing" })
-                .unsupported()),
-        }
+            Input::Gguf(model) => Report::Gguf {
+                shards: model.shards().iter().map(|shard| shard.path().to_owned()).collect(),
+                metadata: model.metadata().iter().map(|(k, v)| (k.to_owned(), v.to_string())).collect(),
+                tensors: TensorsReport::of(model.tensors().iter().map(TensorRef::info)),
+            },
+        })
     }
 
-    fn of_folder(folder: &HfFolder) -> Result<Self> {
-        let c = &folder.config;
-        let infos: Vec<_> = folder
-            .weights()
-            .tensors
-            .iter()
-            .filter_map(|t| t.expr.sources().first().map(|s| s.info().clone()))
-            .collect();
-        let missing = expected_tensors(c)
-            .into_iter()
-            .map(|(name, _)| name)
-            .filter(|n| folder.weights().get(n).is_none())
-            .collect();
-        Ok(Report::HfFolder {
-            architecture: c.architecture.name().to_owned(),
-            layers: c.num_hidden_layers,
-            hidden_size: c.hidden_size,
-            heads: [c.num_attention_heads, c.num_key_value_heads, c.head_dim],
-            vocab_size: c.vocab_size,
-            tied_embeddings: c.tie_word_embeddings,
-            missing,
-            tensors: TensorsReport::of(&infos),
-        })
+    fn of_folder(folder: &Checkpoint) -> Self {
+        let (model, problem) = match describe(folder) {
+            Ok(Some(model)) => (Some(model), None),
+            Ok(None) => (None, Some("no table for this class: convert writes a generic GGUF".to_owned())),
+            // A config that can't be converted can be looked at all the same.
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Report::HfFolder {
+            class: class(folder),
+            model,
+            problem,
+            others: folder.others().to_vec(),
+            tensors: TensorsReport::of_plan(folder.weights()),
+        }
     }
 
     fn of_adapter(adapter: &Adapter) -> Self {

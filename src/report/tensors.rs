@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::dtype::DType;
 use crate::formats::TensorInfo;
+use crate::plan::Plan;
 
 /// One tensor.
 #[derive(Debug, Clone, Serialize)]
@@ -46,8 +47,15 @@ pub struct TensorsReport {
 }
 
 impl TensorsReport {
+    /// Counts the tensors of a plan, in the types that it has.
+    pub fn of_plan(plan: &Plan) -> Self {
+        let infos =
+            plan.tensors.iter().map(|t| TensorInfo { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() });
+        Self::of(&infos.collect::<Vec<_>>())
+    }
+
     /// Counts `tensors`.
-    pub fn of(tensors: &[TensorInfo]) -> Self {
+    pub fn of<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>) -> Self {
         let mut report = Self { elements: 0, bytes: 0, by_type: Vec::new(), list: Vec::new() };
         for t in tensors {
             let elements = t.elems() as u64;

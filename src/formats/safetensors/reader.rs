@@ -67,11 +67,6 @@ impl SafetensorsFile {
         }
         Ok(Self { file, tensors, ranges, metadata: header.metadata })
     }
-
-    /// The file's `__metadata__`: text by key.
-    pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
 }
 
 impl Source for SafetensorsFile {
@@ -81,6 +76,10 @@ impl Source for SafetensorsFile {
 
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    fn text_metadata(&self) -> Option<&BTreeMap<String, String>> {
+        Some(&self.metadata)
     }
 
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {

@@ -55,7 +55,7 @@ fn reads_names_shapes_and_bytes_in_file_order() {
         &[1, 2, 3, 4, 5, 6, 7, 8],
     )
     .unwrap();
-    assert_eq!(file.metadata()["format"], "pt");
+    assert_eq!(file.text_metadata().unwrap()["format"], "pt");
     assert_eq!(file.tensors()[0], TensorInfo { name: "b".into(), dtype: DType::F16, shape: vec![2] });
     assert_eq!(*file.bytes(0), [5, 6, 7, 8]);
     assert_eq!(*file.bytes(1), [1, 2, 3, 4]);
