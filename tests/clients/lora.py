@@ -36,6 +36,10 @@ CASES = {
     "embeddings": ("llama", dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head", "q_proj"])),
     "qwen2": ("qwen2", dict(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj", "k_proj", "up_proj"])),
     "qwen3": ("qwen3", dict(r=4, lora_alpha=8, target_modules=["q_proj", "o_proj"], rank_pattern={"o_proj": 3})),
+    "conv1d": ("gpt2", dict(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc", "c_proj"])),
+    "headwise-qkv": ("gpt-neox", dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense"])),
+    "grouped-qkv": ("falcon", dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense", "dense_4h_to_h"])),
+    "fused": ("phi3", dict(r=4, lora_alpha=8, target_modules=["qkv_proj", "gate_up_proj"])),
 }
 
 

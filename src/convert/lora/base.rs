@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::arch::{Config, How};
 use crate::convert::params::Params;
-use crate::convert::tensors::{Found, Known, find, named, shape_of};
+use crate::convert::tensors::{Found, Known, find, named, qkv_rows, shape_of};
 use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// The order of a weight's rows in GGUF.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowOrder {
     /// As in transformers.
     Kept,
@@ -20,35 +21,49 @@ pub enum RowOrder {
         /// The number of heads; rows divide into heads of an even number of rows.
         heads: usize,
     },
+    /// Row by row: where each row of GGUF is in transformers. Every row is there once.
+    Listed(Arc<[usize]>),
 }
 
 impl RowOrder {
     /// `of`, with rows as transformers has them, with its rows as GGUF has them.
-    pub(super) fn to_gguf(self, of: Expr) -> Expr {
-        self.reordered(of, |row, half| row % 2 * half + row / 2)
+    pub(super) fn to_gguf(&self, of: Expr) -> Expr {
+        match self {
+            RowOrder::Kept => of,
+            RowOrder::Pairs { heads } => in_heads(*heads, of, |row, half| row % 2 * half + row / 2),
+            RowOrder::Listed(from) => Expr::reordered(of, |row| from[row]),
+        }
     }
 
     /// [`RowOrder::to_gguf`] backwards.
-    pub(super) fn to_hf(self, of: Expr) -> Expr {
-        self.reordered(of, |row, half| row % half * 2 + row / half)
-    }
-
-    /// Whether `rows` rows can be put in this order.
-    pub(super) fn fits(self, rows: usize) -> bool {
+    pub(super) fn to_hf(&self, of: Expr) -> Expr {
         match self {
-            RowOrder::Kept => true,
-            RowOrder::Pairs { heads } => {
-                rows > 0 && rows.checked_rem(heads) == Some(0) && (rows / heads).is_multiple_of(2)
+            RowOrder::Kept => of,
+            RowOrder::Pairs { heads } => in_heads(*heads, of, |row, half| row % half * 2 + row / half),
+            RowOrder::Listed(from) => {
+                let mut back = vec![0; from.len()];
+                from.iter().enumerate().for_each(|(there, &here)| back[here] = there);
+                Expr::reordered(of, |row| back[row])
             }
         }
     }
 
-    /// `from` has the row within a head and half of the head's rows.
-    fn reordered(self, of: Expr, from: impl Fn(usize, usize) -> usize) -> Expr {
-        let RowOrder::Pairs { heads } = self else { return of };
-        let per_head = crate::formats::rows(&of.shape()) / heads;
-        Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
+    /// Whether `rows` rows can be put in this order.
+    pub(super) fn fits(&self, rows: usize) -> bool {
+        match self {
+            RowOrder::Kept => true,
+            RowOrder::Pairs { heads } => {
+                rows > 0 && rows.checked_rem(*heads) == Some(0) && (rows / heads).is_multiple_of(2)
+            }
+            RowOrder::Listed(from) => from.len() == rows,
+        }
     }
+}
+
+/// `from` has the row within a head and half of the head's rows.
+fn in_heads(heads: usize, of: Expr, from: impl Fn(usize, usize) -> usize) -> Expr {
+    let per_head = crate::formats::rows(&of.shape()) / heads;
+    Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
 }
 
 /// A base model, as far as adapters meet it. Modules are called as transformers does, by path:
@@ -70,7 +85,8 @@ pub trait BaseModel {
     /// The module whose weight GGUF calls `name`, and the weight's row order there.
     fn to_hf(&self, name: &str) -> Option<(String, RowOrder)>;
 
-    /// The shape of the weight of `module` in transformers: `[d_out, d_in]`.
+    /// Outputs and inputs of `module`: `[d_out, d_in]`, the shape of a linear layer's weight. A
+    /// Conv1D keeps its weight transposed; the factors of a LoRA are the same for both.
     fn shape(&self, module: &str) -> Option<Vec<usize>>;
 
     /// The weight of `module`, where the base's weights are at hand.
@@ -112,9 +128,10 @@ impl TableBase {
     /// `None` where the weight becomes a part of another tensor, or is changed on the way.
     fn order(&self, how: How) -> Option<RowOrder> {
         match how {
-            How::Same | How::TrimVocab => Some(RowOrder::Kept),
+            How::Same | How::TrimVocab | How::Transposed => Some(RowOrder::Kept),
             How::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
-            _ => None,
+            How::HeadwiseQkv | How::GroupedQkv => Some(RowOrder::Listed(qkv_rows(&self.params, how).ok()?.into())),
+            How::Stack(_) | How::PlusOne | How::FromPosition => None,
         }
     }
 }
@@ -155,7 +172,12 @@ impl BaseModel for TableBase {
 
     fn shape(&self, module: &str) -> Option<Vec<usize>> {
         let weight = format!("{module}.weight");
-        shape_of(&self.params, self.known(&weight)?.tensor, false).ok()
+        let tensor = self.known(&weight)?.tensor;
+        let mut shape = shape_of(&self.params, tensor, false).ok()?;
+        if tensor.how == How::Transposed {
+            shape.reverse();
+        }
+        Some(shape)
     }
 
     fn weight(&self, module: &str) -> Option<&PlannedTensor> {
@@ -192,8 +214,37 @@ mod tests {
             planned.read_rows(0..8).unwrap()
         };
         assert_eq!(read(order.to_gguf(of.clone())), [0., 2., 1., 3., 4., 6., 5., 7.]);
-        assert_eq!(read(order.to_hf(order.to_gguf(of.clone()))), read(of));
+        assert_eq!(read(order.to_hf(order.to_gguf(of.clone()))), read(of.clone()));
         assert!(order.fits(8) && !order.fits(6) && !order.fits(7) && !order.fits(0));
         assert!(!RowOrder::Pairs { heads: 0 }.fits(8));
+        let listed = RowOrder::Listed([3, 0, 7, 1, 2, 6, 5, 4].into());
+        assert_eq!(read(listed.to_gguf(of.clone())), [3., 0., 7., 1., 2., 6., 5., 4.]);
+        assert_eq!(read(listed.to_hf(listed.to_gguf(of.clone()))), read(of));
+        assert!(listed.fits(8) && !listed.fits(4));
+    }
+
+    #[test]
+    fn conv1d_and_fused_layers_have_the_factors_of_linear_ones() {
+        let base = |name: &str| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert").join(name).join("model");
+            TableBase::open(&Checkpoint::open(&folder).unwrap()).unwrap().unwrap()
+        };
+        let gpt2 = base("gpt2");
+        let (name, order) = gpt2.to_gguf("transformer.h.0.mlp.c_fc").unwrap();
+        assert_eq!((name.as_str(), order), ("blk.0.ffn_up.weight", RowOrder::Kept));
+        let (up, down) = (gpt2.shape("transformer.h.0.mlp.c_fc").unwrap(), gpt2.weight("transformer.h.0.mlp.c_fc"));
+        assert!(up[0] == 4 * up[1] && down.unwrap().shape == [up[1], up[0]], "{up:?}");
+        for (name, module) in [
+            ("gpt-neox", "gpt_neox.layers.1.attention.query_key_value"),
+            ("falcon", "transformer.h.1.self_attention.query_key_value"),
+        ] {
+            let base = base(name);
+            let (weight, order) = base.to_gguf(module).unwrap();
+            assert_eq!(weight, "blk.1.attn_qkv.weight");
+            assert!(
+                matches!(&order, RowOrder::Listed(rows) if order.fits(base.shape(module).unwrap()[0]) && rows[0] == 0)
+            );
+            assert_eq!(base.to_hf(&weight).unwrap(), (module.to_owned(), order));
+        }
     }
 }
