@@ -26,6 +26,8 @@ pub enum DType {
     F8_E4M3,
     F8_E5M2,
     F8_E8M0,
+    F8_E4M3FNUZ,
+    F8_E5M2FNUZ,
     Q4_0,
     Q4_1,
     Q5_0,
@@ -71,7 +73,7 @@ const fn row(dtype: DType, name: &'static str, block: (usize, usize), ggml: Opti
 
 /// In the order of [`DType`]'s variants, so that a variant is its own index.
 /// Sizes and numbers: ggml `ggml.h` (`enum ggml_type`) and gguf-py `constants.py` (`GGML_QUANT_SIZES`).
-const TABLE: [Row; 44] = {
+const TABLE: [Row; 46] = {
     use DType::*;
     [
         row(F32, "F32", (1, 4), Some(0), true),
@@ -91,6 +93,8 @@ const TABLE: [Row; 44] = {
         row(F8_E4M3, "F8_E4M3", (1, 1), None, true),
         row(F8_E5M2, "F8_E5M2", (1, 1), None, true),
         row(F8_E8M0, "F8_E8M0", (1, 1), None, true),
+        row(F8_E4M3FNUZ, "F8_E4M3FNUZ", (1, 1), None, true),
+        row(F8_E5M2FNUZ, "F8_E5M2FNUZ", (1, 1), None, true),
         row(Q4_0, "Q4_0", (32, 18), Some(2), false),
         row(Q4_1, "Q4_1", (32, 20), Some(3), false),
         row(Q5_0, "Q5_0", (32, 22), Some(6), false),

@@ -26,7 +26,7 @@ fn block_coder(dtype: DType) -> Option<Coder> {
         DType::F32 | DType::F16 | DType::BF16 | DType::F64 => return None,
         DType::I8 | DType::I16 | DType::I32 | DType::I64 => return None,
         DType::U8 | DType::U16 | DType::U32 | DType::U64 | DType::BOOL | DType::C64 => return None,
-        DType::F8_E4M3 | DType::F8_E5M2 | DType::F8_E8M0 => return None,
+        DType::F8_E4M3 | DType::F8_E5M2 | DType::F8_E8M0 | DType::F8_E4M3FNUZ | DType::F8_E5M2FNUZ => return None,
         DType::Q4_0 => Coder::of::<legacy::Q4_0, _, _>(),
         DType::Q4_1 => Coder::of::<legacy::Q4_1, _, _>(),
         DType::Q5_0 => Coder::of::<legacy::Q5_0, _, _>(),

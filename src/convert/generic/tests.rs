@@ -8,9 +8,26 @@ use crate::formats::gguf::{self, GgufFile};
 use crate::formats::safetensors::SafetensorsFile;
 
 /// Every type of safetensors.
-const DTYPES: [&str; 17] = [
-    "F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL", "C64", "F8_E4M3",
-    "F8_E5M2", "F8_E8M0",
+const DTYPES: [&str; 19] = [
+    "F32",
+    "F16",
+    "BF16",
+    "F64",
+    "I8",
+    "I16",
+    "I32",
+    "I64",
+    "U8",
+    "U16",
+    "U32",
+    "U64",
+    "BOOL",
+    "C64",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E8M0",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
 ];
 
 /// Name, type, shape, and a number that its bytes follow from.

@@ -86,6 +86,8 @@ fn class_of(dtype: DType) -> Option<Class> {
         DType::F8_E4M3 => Class::Dtype("float8_e4m3fn"),
         DType::F8_E5M2 => Class::Dtype("float8_e5m2"),
         DType::F8_E8M0 => Class::Dtype("float8_e8m0fnu"),
+        DType::F8_E4M3FNUZ => Class::Dtype("float8_e4m3fnuz"),
+        DType::F8_E5M2FNUZ => Class::Dtype("float8_e5m2fnuz"),
         _ => return None,
     })
 }
