@@ -1,12 +1,13 @@
-//! Decoding of block types against gguf-py and ggml, bit by bit.
+//! Block types bit by bit: decoding against gguf-py and ggml, encoding against ggml.
 //!
-//! `ATOMBANK_QUANT_CASES=FOLDER` checks a folder made elsewhere by `fixtures/quant/make_quant.py`.
+//! `ATOMBANK_QUANT_CASES=FOLDER` checks a folder made elsewhere by `fixtures/quant/make_quant.py`, and
+//! `ATOMBANK_ENCODE_CASES=FOLDER` one by `fixtures/quant/encode/make_encode.py`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use atombank::dtype::DType;
-use atombank::quant::{can_decode, decode, has_non_finite};
+use atombank::quant::{Kernel, can_decode, can_encode, decode, encode, encode_row, has_non_finite, needs_importance};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -39,7 +40,16 @@ fn block_types() -> Vec<DType> {
 
 fn hex(values: &[f32]) -> String {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    hex_of_bytes(&bytes)
+}
+
+fn hex_of_bytes(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn floats(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 /// Where the f16 scales of a block stand.
@@ -138,4 +148,100 @@ fn scales_that_are_not_one_half_are_looked_at_too() {
 
     assert!(has_non_finite(DType::MXFP4, &[0xff; 17]), "NaN in E8M0");
     assert!(!has_non_finite(DType::NVFP4, &[0xff; 36]), "ggml takes every byte for a number");
+}
+
+/// What ggml makes of the first rows: 16 hexadecimal digits of the hash of all blocks.
+#[derive(Deserialize)]
+struct Encoded {
+    rows: usize,
+    /// `None` where ggml doesn't make the type without importance.
+    without: Option<String>,
+    with: String,
+}
+
+const ROW_LEN: usize = 512;
+
+/// What the encoders are tried with, by the names in `fixtures/quant/encode/make_encode.py`.
+struct Encoding {
+    rows: Vec<f32>,
+    /// Row after row has the next, then the first again.
+    importance: Vec<f32>,
+    expected: BTreeMap<String, Encoded>,
+}
+
+impl Encoding {
+    fn read() -> Self {
+        let folder = match std::env::var_os("ATOMBANK_ENCODE_CASES") {
+            Some(folder) => PathBuf::from(folder),
+            None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/quant/encode"),
+        };
+        Self {
+            rows: floats(&folder.join("rows.bin")),
+            importance: floats(&folder.join("importance.bin")),
+            expected: serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap(),
+        }
+    }
+
+    /// The blocks of the first `count` rows, one row at a time.
+    fn blocks(&self, dtype: DType, count: usize, led: bool, kernel: Kernel) -> Vec<u8> {
+        let row_bytes = ROW_LEN / dtype.block_elems() * dtype.block_bytes();
+        let mut out = vec![0xaa; count * row_bytes];
+        let importance = self.importance.chunks_exact(ROW_LEN).cycle();
+        let rows = self.rows.chunks_exact(ROW_LEN).zip(importance).zip(out.chunks_exact_mut(row_bytes));
+        for ((row, importance), out) in rows {
+            encode_row(dtype, row, led.then_some(importance), out, kernel);
+        }
+        out
+    }
+}
+
+#[test]
+fn every_block_type_of_gguf_can_be_encoded_and_has_a_case() {
+    let expected = Encoding::read().expected;
+    assert_eq!(block_types().len(), expected.len());
+    for dtype in block_types() {
+        assert!(can_encode(dtype), "{dtype}");
+        assert!(expected.contains_key(dtype.name()), "{dtype} has no case");
+    }
+}
+
+#[test]
+fn importance_is_needed_where_ggml_asks_for_it() {
+    for (name, case) in Encoding::read().expected {
+        let dtype = block_types().into_iter().find(|dtype| dtype.name() == name).unwrap();
+        assert_eq!(needs_importance(dtype), case.without.is_none(), "{dtype}");
+    }
+}
+
+#[test]
+fn rows_encode_to_the_bits_of_ggml_with_every_kernel() {
+    let encoding = Encoding::read();
+    let mut wrong = Vec::new();
+    for kernel in Kernel::NAMES.into_iter().filter_map(Kernel::named) {
+        for dtype in block_types() {
+            let case = &encoding.expected[dtype.name()];
+            assert!(case.rows >= 32, "{dtype}: {} rows", case.rows);
+            for (led, expected) in [(true, Some(&case.with)), (false, case.without.as_ref())] {
+                let Some(expected) = expected else { continue };
+                if hex_of_bytes(&encoding.blocks(dtype, case.rows, led, kernel))[..16] != *expected {
+                    wrong.push(format!("{dtype}, {kernel:?}, importance {led}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn many_rows_encode_as_one_by_one() {
+    let encoding = Encoding::read();
+    for dtype in block_types() {
+        let case = &encoding.expected[dtype.name()];
+        let Some(expected) = &case.without else { continue };
+        let rows = &encoding.rows[..case.rows * ROW_LEN];
+        let mut out = vec![0xaa; rows.len() / dtype.block_elems() * dtype.block_bytes()];
+        encode(dtype, rows, &mut out);
+        assert_eq!(hex_of_bytes(&out)[..16], *expected, "{dtype}");
+        encode(dtype, &[], &mut []);
+    }
 }

@@ -9,13 +9,13 @@ use super::block::{Block, field, looked_up, scale, unpack};
 use crate::dtype::DType;
 
 /// Twice the values of E2M1.
-const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(super) const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `e: E8M0`, 16 bytes of nibbles: 32 values.
 pub(super) struct Mxfp4;
 
 /// Half of `2^(e - 127)`. The two smallest are subnormal in f32.
-fn half_of_e8m0(e: u8) -> f32 {
+pub(super) fn half_of_e8m0(e: u8) -> f32 {
     f32::from_bits(match e {
         0 | 1 => 0x0020_0000 << e,
         _ => u32::from(e - 1) << 23,
@@ -49,7 +49,7 @@ pub(super) struct Nvfp4;
 
 /// Half of an E4M3 without sign. ggml takes the NaN of that type, 127, for zero, and does not look at
 /// the sign bit otherwise: every byte is a number.
-fn half_of_ue4m3(x: u8) -> f32 {
+pub(super) fn half_of_ue4m3(x: u8) -> f32 {
     let (exponent, mantissa) = (x >> 3 & 15, x & 7);
     match (x, exponent) {
         (0x7f, _) => 0.0,

@@ -8,7 +8,7 @@ use super::block::{Block, centred, field, half, half_is_finite, join, looked_up,
 use crate::dtype::DType;
 
 /// What the nibbles stand for.
-const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// `d: f16`, 16 bytes of nibbles: 32 values.
 pub(super) struct IQ4_NL;

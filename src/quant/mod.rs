@@ -4,6 +4,7 @@
 //! gives; where gguf-py has no such type, those of ggml's `dequantize_row_*`.
 
 mod block;
+mod encode;
 mod fp4;
 mod grids;
 mod iq;
@@ -18,6 +19,8 @@ use half::{bf16, f16};
 
 use crate::dtype::DType;
 use block::Coder;
+use encode::encoder;
+pub use encode::{Kernel, needs_importance};
 
 /// The code of each block type; `None` for types whose elements stand for themselves.
 fn block_coder(dtype: DType) -> Option<Coder> {
@@ -62,9 +65,9 @@ pub fn can_decode(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) || block_coder(dtype).is_some()
 }
 
-/// Whether [`encode`] knows `dtype`.
+/// Whether [`encode`] knows `dtype`: F32, F16, BF16 and every block type.
 pub fn can_encode(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0)
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || encoder(dtype).is_some()
 }
 
 /// Decodes the little-endian `bytes` of `out.len()` elements into f32.
@@ -112,7 +115,7 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Encodes `values` as `dtype`, little-endian, each rounded once (to nearest even for F16 and
-/// BF16, as numpy and torch do; Q8_0 as ggml does).
+/// BF16, as numpy and torch do; blocks as ggml's `ggml_quantize_chunk` makes them, bit by bit).
 ///
 /// # Panics
 /// As [`decode`].
@@ -139,9 +142,23 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
                 }
             }
         }
-        DType::Q8_0 => q8_0::encode(values, out),
-        other => unreachable!("{other} is not encoded; plans check can_encode"),
+        other => match encoder(other) {
+            Some(encode) => encode(values, None, out, Kernel::in_use()),
+            None => unreachable!("{other} is not encoded; plans check can_encode"),
+        },
     }
+}
+
+/// Encodes one row, or many without importance; its values are weighted by the importance of their
+/// columns where the type can use that: what ggml's `ggml_quantize_chunk` makes.
+///
+/// # Panics
+/// As [`encode`]; also where the importance isn't as long as the row.
+pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
+    let Some(encode) = encoder(dtype) else { return self::encode(dtype, row, out) };
+    assert_eq!(dtype.bytes_of(row.len() as u64, row.len() as u64), Some(out.len() as u64), "lengths of {dtype}");
+    assert!(importance.is_none_or(|weights| weights.len() == row.len()), "a weight for each column");
+    encode(row, importance, out, kernel);
 }
 
 /// Whether the bytes of a floating-point `dtype` hold a NaN or an infinity. Types without

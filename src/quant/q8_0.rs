@@ -1,30 +1,14 @@
 //! Q8_0: 32 values as one f16 scale and 32 signed bytes.
 //!
-//! Reference: ggml `ggml-quants.c`, `quantize_row_q8_0_ref`; gguf-py `quants.py`, `class Q8_0`.
+//! Reference: ggml `ggml-quants.c`, `dequantize_row_q8_0`; gguf-py `quants.py`, `class Q8_0`.
 
 #![allow(non_camel_case_types)] // The name is ggml's.
-
-use half::f16;
 
 use super::block::{Block, centred, field, half, half_is_finite, scale};
 use crate::dtype::DType;
 
 const ELEMS: usize = 32;
 const BYTES: usize = 34;
-
-/// `d = max|x| / 127`, `q = round(x / d)` with halves away from zero; `d` is stored as f16 but the
-/// division uses the unrounded one, as the reference does.
-pub(super) fn encode(values: &[f32], out: &mut [u8]) {
-    for (values, out) in values.as_chunks::<ELEMS>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-        let max = values.iter().fold(0f32, |max, v| max.max(v.abs()));
-        let d = max / 127.0;
-        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
-        out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
-        for (q, v) in out[2..].iter_mut().zip(values) {
-            *q = (v * inverse).round() as i8 as u8;
-        }
-    }
-}
 
 /// `d: f16`, 32 signed bytes.
 pub(super) struct Q8_0;
@@ -52,7 +36,7 @@ mod tests {
         values[1] = 2.5;
         values[2] = -2.5;
         let mut bytes = [0; 68];
-        encode(&values, &mut bytes);
+        crate::quant::encode(DType::Q8_0, &values, &mut bytes);
         assert_eq!(&bytes[2..5], &[127, 3, -3i8 as u8]);
         assert_eq!(&bytes[34..], &[0; 34]);
         let mut back = [1f32; 64];

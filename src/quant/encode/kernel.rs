@@ -1,0 +1,80 @@
+//! Which instructions the quantizers are compiled to: one routine, many widths.
+//!
+//! ggml's quantizers sum each run of a block in order, without fused multiply-add; runs are
+//! independent of each other. With one run in each lane of a vector every lane keeps that order, so
+//! all kernels give the same bits, and "scalar" is the same routine with one lane.
+
+use std::sync::OnceLock;
+
+/// A width that this processor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernel(Width);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Width {
+    Scalar,
+    Avx2,
+}
+
+/// Work that can be compiled for any width.
+pub(crate) trait Routine {
+    /// Does the work, `L` runs at a time. `#[inline(always)]`, as everything it calls, so that it is
+    /// compiled for the width it is called from.
+    fn run<const L: usize>(self);
+}
+
+/// The kernel that everything is quantized with, once it is settled.
+static CHOSEN: OnceLock<Kernel> = OnceLock::new();
+
+impl Kernel {
+    /// The one in use: the widest, unless another was chosen before.
+    pub fn in_use() -> Self {
+        *CHOSEN.get_or_init(Self::best)
+    }
+
+    /// Chooses the kernel for the whole process, as its threads are chosen; false where one is in use
+    /// already. All give the same bits.
+    pub fn choose(self) -> bool {
+        *CHOSEN.get_or_init(|| self) == self
+    }
+
+    /// Names of kernels, as `--kernel` takes them.
+    pub const NAMES: [&str; 2] = ["scalar", "avx2"];
+
+    /// The widest one.
+    pub fn best() -> Self {
+        Self::named("avx2").unwrap_or(Self::SCALAR)
+    }
+
+    /// One value at a time: the reference for the others.
+    pub const SCALAR: Self = Self(Width::Scalar);
+
+    /// The kernel called `name`; `None` for an unknown name and where the processor lacks it.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "scalar" => Some(Self::SCALAR),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" if std::arch::is_x86_feature_detected!("avx2") => Some(Self(Width::Avx2)),
+            _ => None,
+        }
+    }
+
+    /// Runs `routine` with this kernel's instructions and number of lanes.
+    #[allow(unsafe_code)]
+    pub(crate) fn run(self, routine: impl Routine) {
+        match self.0 {
+            Width::Scalar => routine.run::<1>(),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `named`, the only way to this value, has seen that the processor has AVX2.
+            Width::Avx2 => unsafe { avx2(routine) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Width::Avx2 => routine.run::<1>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn avx2(routine: impl Routine) {
+    routine.run::<8>();
+}
