@@ -31,16 +31,32 @@ impl PlannedTensor {
             return Ok(());
         }
         scratch.resize(elems, 0.0);
-        self.expr.eval_rows(rows, scratch);
+        self.expr.eval_rows(rows.clone(), scratch);
         if scratch.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Err(self.not_finite("a NaN or an infinity"));
         }
         out.resize(bytes, 0);
-        quant::encode(self.dtype, scratch, out);
+        match &self.expr {
+            Expr::Weighted { importance, .. } => self.encode_led(importance, rows.start, scratch, out),
+            _ => quant::encode(self.dtype, scratch, out),
+        }
         if quant::has_non_finite(self.dtype, out) {
             return Err(self.not_finite(&format!("a value too large for {}", self.dtype)));
         }
         Ok(())
+    }
+
+    /// Encodes rows from `first` on, each led by the importance of its matrix's columns.
+    fn encode_led(&self, importance: &[f32], first: usize, values: &[f32], out: &mut [u8]) {
+        let row_len = self.row_len();
+        let row_bytes = row_len / self.dtype.block_elems() * self.dtype.block_bytes();
+        // Plan::check has seen that the rows divide into as many matrices.
+        let kernel = quant::Kernel::in_use();
+        let rows_each = self.rows() * row_len / importance.len();
+        for (i, (row, out)) in values.chunks_exact(row_len).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
+            let start = (first + i) / rows_each * row_len;
+            quant::encode_row(self.dtype, row, Some(&importance[start..start + row_len]), out, kernel);
+        }
     }
 
     /// Rows `rows` as f32 values, rounded to the output's type and back: what a reader of the
@@ -130,7 +146,8 @@ impl Expr {
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. } => of.row_len(),
+            | Expr::AddLowRank { of, .. }
+            | Expr::Weighted { of, .. } => of.row_len(),
             Expr::Product(product) => product.shape()[1],
         }
     }
@@ -153,7 +170,7 @@ impl Expr {
                 of.borrow_rows(rows)
                     .map(|bytes| &bytes[bytes.len() * elems.start / all.max(1)..bytes.len() * elems.end / all.max(1)])
             }
-            Expr::Bits { of, .. } => of.borrow_rows(rows),
+            Expr::Bits { of, .. } | Expr::Weighted { of, .. } => of.borrow_rows(rows),
             _ => None,
         }
     }
@@ -177,7 +194,7 @@ impl Expr {
                 out.truncate(start + bytes * elems.end / all);
                 out.drain(start..start + bytes * elems.start / all);
             }
-            Expr::Bits { of, .. } => of.copy_rows(rows, out),
+            Expr::Bits { of, .. } | Expr::Weighted { of, .. } => of.copy_rows(rows, out),
             Expr::Values { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
@@ -221,6 +238,7 @@ impl Expr {
                 quant::decode(*dtype, &bytes, out);
             }
             Expr::Transpose(of) => transpose(of, rows, out),
+            Expr::Weighted { of, .. } => of.eval_rows(rows, out),
             Expr::AddConstant { of, constant } => {
                 of.eval_rows(rows, out);
                 out.iter_mut().for_each(|v| *v += constant);

@@ -158,6 +158,15 @@ pub enum Expr {
     },
     /// `scale * (left @ right)` alone: a tensor that is the product of two others.
     Product(Arc<LowRank>),
+    /// The same values, of whose columns some matter more when they are quantized. Stands outermost:
+    /// what is made of its values is no longer led by it.
+    Weighted {
+        /// The values.
+        of: Box<Expr>,
+        /// A weight for each column, of each of the tensor's matrices in turn: one matrix, or as many
+        /// as it has experts.
+        importance: Arc<[f32]>,
+    },
 }
 
 impl Expr {
@@ -197,7 +206,8 @@ impl Expr {
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. } => of.shape(),
+            | Expr::AddLowRank { of, .. }
+            | Expr::Weighted { of, .. } => of.shape(),
             Expr::Product(product) => product.shape().to_vec(),
         }
     }
@@ -211,7 +221,7 @@ impl Expr {
                 let first = of.first()?.raw_dtype()?;
                 of.iter().all(|e| e.raw_dtype() == Some(first)).then_some(first)
             }
-            Expr::Reshape { of, .. } => of.raw_dtype(),
+            Expr::Reshape { of, .. } | Expr::Weighted { of, .. } => of.raw_dtype(),
             Expr::Bits { of, dtype } => of.raw_dtype().map(|_| *dtype),
             Expr::Values { .. }
             | Expr::Transpose(_)
@@ -234,7 +244,8 @@ impl Expr {
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. } => of.sources(),
+            | Expr::AddLowRank { of, .. }
+            | Expr::Weighted { of, .. } => of.sources(),
             Expr::Values { .. } | Expr::Product(_) => Vec::new(),
         }
     }
@@ -257,7 +268,8 @@ impl Expr {
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. } => of.push_source_dtypes(dtypes),
+            | Expr::AddLowRank { of, .. }
+            | Expr::Weighted { of, .. } => of.push_source_dtypes(dtypes),
             Expr::Values { .. } | Expr::Product(_) => {}
         }
     }
@@ -320,6 +332,19 @@ impl Expr {
             Expr::AddLowRank { of, update } => {
                 let operand = of.shape();
                 expect(operand == update.shape(), || show_shape(&operand), || show_shape(&update.shape()))?;
+                of.check()
+            }
+            Expr::Weighted { of, importance } => {
+                let shape = of.shape();
+                let matrices = importance.len() / row_len(&shape).max(1);
+                let fits = matrices > 0
+                    && matrices * row_len(&shape) == importance.len()
+                    && rows(&shape).is_multiple_of(matrices);
+                expect(
+                    fits,
+                    || format!("importance of columns of {}", show_shape(&shape)),
+                    || importance.len().to_string(),
+                )?;
                 of.check()
             }
             Expr::AddConstant { of, .. } | Expr::Scale { of, .. } | Expr::Round { of, .. } => of.check(),

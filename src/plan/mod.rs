@@ -69,11 +69,7 @@ pub struct Plan {
 impl Plan {
     /// The plan that takes every tensor of `source` as it is, in its order.
     pub fn taking(source: &Arc<dyn Source>) -> Plan {
-        let tensors = TensorRef::all(source).map(|tensor| {
-            let info = tensor.info().clone();
-            PlannedTensor { name: info.name, dtype: info.dtype, shape: info.shape, expr: Expr::Take(tensor) }
-        });
-        Plan { tensors: tensors.collect() }
+        TensorRef::all(source).collect()
     }
 
     /// The tensor called `name`.
@@ -129,11 +125,29 @@ impl Plan {
                     return Err(finding().expected("a type this version can decode").found(dtype).unsupported());
                 }
             }
+            if quant::needs_importance(tensor.dtype) && !matches!(tensor.expr, Expr::Weighted { .. }) {
+                return Err(finding()
+                    .expected(format_args!("importance of its columns, without which {} is too coarse", tensor.dtype))
+                    .found("none")
+                    .hint("give an importance matrix (--imatrix), or choose another type for this tensor")
+                    .mismatch());
+            }
             if !quant::can_encode(tensor.dtype) {
                 return Err(finding().expected("a type this version can write").found(tensor.dtype).unsupported());
             }
         }
         Ok(())
+    }
+}
+
+impl FromIterator<TensorRef> for Plan {
+    /// The plan that takes each tensor as it is.
+    fn from_iter<T: IntoIterator<Item = TensorRef>>(tensors: T) -> Self {
+        let taken = tensors.into_iter().map(|tensor| {
+            let info = tensor.info().clone();
+            PlannedTensor { name: info.name, dtype: info.dtype, shape: info.shape, expr: Expr::Take(tensor) }
+        });
+        Plan { tensors: taken.collect() }
     }
 }
 
