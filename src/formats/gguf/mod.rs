@@ -17,7 +17,7 @@ mod writer;
 
 pub use metadata::Metadata;
 pub use model::GgufModel;
-pub use reader::GgufFile;
+pub use reader::{GgufFile, GgufHeader};
 pub use split::{SplitLimits, split_layout};
 pub use value::{Array, Value, ValueType};
 pub use writer::layout;

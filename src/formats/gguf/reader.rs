@@ -29,6 +29,62 @@ pub struct GgufFile {
     ranges: Vec<Range<usize>>,
 }
 
+/// The header of a file alone: keys and tensors, of which no byte may be there.
+#[derive(Debug, Clone)]
+pub struct GgufHeader {
+    /// The file's keys and values.
+    pub metadata: Metadata,
+    /// Its tensors, in order.
+    pub tensors: Vec<TensorInfo>,
+}
+
+impl GgufHeader {
+    /// Reads the header of the file at `path`; whatever follows it, or doesn't, is not looked at.
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`] for the header.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let header = read_header(&file)?;
+        let missing = i64::MAX as u64;
+        place(path, &header.tensors, &header.offsets, header.end, alignment_of(&header.metadata)?, missing)?;
+        Ok(Self { metadata: header.metadata, tensors: header.tensors })
+    }
+}
+
+/// What stands before the tensors' data.
+struct Header {
+    version: u32,
+    big_endian: bool,
+    metadata: Metadata,
+    tensors: Vec<TensorInfo>,
+    /// From the start of the data.
+    offsets: Vec<u64>,
+    /// Where it ends.
+    end: u64,
+}
+
+fn read_header(file: &MappedFile) -> Result<Header> {
+    let path = file.path();
+    let mut cursor = Cursor::new(path, file.bytes());
+    let version = read_version(&mut cursor)?;
+    let tensor_count = cursor.count("tensor count", MIN_TENSOR_BYTES)?;
+    let key_count = cursor.count("key count", MIN_ENTRY_BYTES)?;
+    let metadata = read_metadata(&mut cursor, key_count)?;
+    let mut tensors = Vec::with_capacity(tensor_count);
+    let mut offsets = Vec::with_capacity(tensor_count);
+    let mut names = HashSet::with_capacity(tensor_count);
+    for number in 0..tensor_count {
+        let (info, offset) = read_tensor(&mut cursor, number)?;
+        if !names.insert(info.name.clone()) {
+            return Err(tensor_finding(path, &info.name).expected("each name once").found("it twice").format());
+        }
+        tensors.push(info);
+        offsets.push(offset);
+    }
+    Ok(Header { version, big_endian: cursor.big_endian, metadata, tensors, offsets, end: cursor.at() })
+}
+
 impl GgufFile {
     /// Maps `path` and checks its header by ggml's rules: no name twice, known types, whole rows of
     /// blocks, every tensor aligned and right after the one before it, all of them inside the file.
@@ -41,25 +97,9 @@ impl GgufFile {
     /// files the types whose byte order isn't known.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
-        let mut cursor = Cursor::new(path, file.bytes());
-        let version = read_version(&mut cursor)?;
-        let tensor_count = cursor.count("tensor count", MIN_TENSOR_BYTES)?;
-        let key_count = cursor.count("key count", MIN_ENTRY_BYTES)?;
-        let metadata = read_metadata(&mut cursor, key_count)?;
+        let Header { version, big_endian, metadata, tensors, offsets, end } = read_header(&file)?;
         let alignment = alignment_of(&metadata)?;
-        let mut tensors = Vec::with_capacity(tensor_count);
-        let mut offsets = Vec::with_capacity(tensor_count);
-        let mut names = HashSet::with_capacity(tensor_count);
-        for number in 0..tensor_count {
-            let (info, offset) = read_tensor(&mut cursor, number)?;
-            if !names.insert(info.name.clone()) {
-                return Err(tensor_finding(path, &info.name).expected("each name once").found("it twice").format());
-            }
-            tensors.push(info);
-            offsets.push(offset);
-        }
-        let ranges = place(path, &tensors, &offsets, cursor.at(), alignment, file.bytes().len() as u64)?;
-        let big_endian = cursor.big_endian;
+        let ranges = place(path, &tensors, &offsets, end, alignment, file.bytes().len() as u64)?;
         Ok(Self { file, version, big_endian, alignment, metadata, tensors, ranges })
     }
 
