@@ -11,6 +11,7 @@ pub mod convert;
 pub mod dtype;
 pub mod error;
 pub mod formats;
+pub mod imatrix;
 pub mod merge;
 #[cfg(feature = "train")]
 pub mod model;

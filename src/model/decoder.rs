@@ -70,10 +70,8 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary, weights that can't be read, a failed computation.
     pub fn hidden(&self, batch: &Batch, mut cache: Option<&mut KvCache>, hook: &mut dyn Hook) -> Result<Tensor> {
-        let config = self.config();
-        let (rows, width) = (batch.rows(), batch.width());
-        let mut x = self.weights.embed(&batch.ids)?.reshape((rows, width, config.hidden_size))?;
-        let mut keys: Vec<Vec<u32>> = (0..rows).map(|row| batch.key_positions(row).collect()).collect();
+        let mut x = self.embedded(batch)?;
+        let mut keys = key_positions(batch);
         if let Some(cache) = cache.as_deref_mut() {
             if cache.positions.is_empty() {
                 cache.positions = keys;
@@ -83,11 +81,40 @@ impl Decoder {
             keys = cache.positions.clone();
         }
         let pass = self.pass(batch, &keys)?;
-        for index in 0..config.num_hidden_layers {
+        for index in 0..self.config().num_hidden_layers {
             let layer = self.weights.layer(index)?;
             x = self.layer(index, &layer, &x, &pass, cache.as_deref_mut(), hook)?;
         }
-        Ok(ops::rms_norm(&x, config.rms_norm_eps)?.broadcast_mul(self.weights.norm())?)
+        self.normed(&x)
+    }
+
+    /// The same for each of `batches`, which wait for one another after every layer: streamed
+    /// weights are read once for all of them. The hook meets all batches at one layer, then all at
+    /// the next.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn hidden_by_layer(&self, batches: &[Batch], hook: &mut dyn Hook) -> Result<Vec<Tensor>> {
+        let start = |batch| Ok((self.pass(batch, &key_positions(batch))?, self.embedded(batch)?));
+        let mut states: Vec<(Pass, Tensor)> = batches.iter().map(start).collect::<Result<_>>()?;
+        for index in 0..self.config().num_hidden_layers {
+            let layer = self.weights.layer(index)?;
+            for (pass, x) in &mut states {
+                *x = self.layer(index, &layer, x, pass, None, hook)?;
+            }
+        }
+        states.iter().map(|(_, x)| self.normed(x)).collect()
+    }
+
+    /// Input embeddings, `[B, T, hidden_size]`.
+    fn embedded(&self, batch: &Batch) -> Result<Tensor> {
+        let shape = (batch.rows(), batch.width(), self.config().hidden_size);
+        Ok(self.weights.embed(&batch.ids)?.reshape(shape)?)
+    }
+
+    /// The final norm.
+    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x, self.config().rms_norm_eps)?.broadcast_mul(self.weights.norm())?)
     }
 
     /// Logits at chosen places: `hidden` `[B, T, hidden_size]`, `places` indices into `B * T`.
@@ -190,6 +217,11 @@ impl Decoder {
         let mixed = weights.matmul(&v)?.reshape((rows, heads, width, d))?;
         Ok(mixed.transpose(1, 2)?.reshape((rows, width, heads * d))?)
     }
+}
+
+/// By row: the position of each token as a key.
+fn key_positions(batch: &Batch) -> Vec<Vec<u32>> {
+    (0..batch.rows()).map(|row| batch.key_positions(row).collect()).collect()
 }
 
 /// Which keys each query sees, as numbers to add to the scores.

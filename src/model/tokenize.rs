@@ -21,7 +21,20 @@ impl TextEncoder {
     /// [`crate::Error::Format`] where it is missing or malformed.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let mut tokenizer = Tokenizer::from_file(&path)
+        let tokenizer = Tokenizer::from_file(&path);
+        Self::new(path, tokenizer)
+    }
+
+    /// Reads `json`, the content of a tokenizer.json that was made of `path`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] where it is malformed.
+    pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
+        Self::new(path.to_owned(), Tokenizer::from_bytes(json))
+    }
+
+    fn new(path: PathBuf, tokenizer: tokenizers::Result<Tokenizer>) -> Result<Self> {
+        let mut tokenizer = tokenizer
             .map_err(|e| Finding::new(&path, "").expected("a tokenizer in Hugging Face's format").found(e).format())?;
         // Some files carry a training set-up's padding and truncation: neither belongs to a text's tokens.
         tokenizer.with_padding(None);
@@ -46,6 +59,24 @@ impl TextEncoder {
             .encode_fast(text, special)
             .map_err(|e| Finding::new(&self.path, "").expected("a text that can be encoded").found(e).format())?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Takes special tokens that are spelled out in a text for text.
+    #[must_use]
+    pub fn with_special_as_text(mut self) -> Self {
+        self.tokenizer.set_encode_special_tokens(true);
+        self
+    }
+
+    /// The special token that the tokenizer puts before every text: BOS, where it does so.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::encode`].
+    pub fn first_special(&self) -> Result<Option<u32>> {
+        // Of a text without tokens it couldn't be told from one that follows texts.
+        let (bare, whole) = (self.encode("a", false)?, self.encode("a", true)?);
+        let before = whole.len() > bare.len() && !bare.is_empty() && whole[1..].starts_with(&bare);
+        Ok(whole.first().copied().filter(|_| before))
     }
 
     /// The text of `ids`, special tokens left out.
