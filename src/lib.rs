@@ -17,6 +17,7 @@ pub mod merge;
 pub mod model;
 pub mod plan;
 pub mod quant;
+pub mod quantize;
 pub mod report;
 #[cfg(feature = "train")]
 pub mod train;

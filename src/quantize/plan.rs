@@ -1,0 +1,150 @@
+//! From a model in GGUF's names to the quantized one: types by a recipe, columns weighted by
+//! importance, keys that say what was done.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Recipe, file_order};
+use crate::convert::Override;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::formats::TensorInfo;
+use crate::formats::gguf::Metadata;
+use crate::imatrix::ImportanceMatrix;
+use crate::plan::{Expr, Plan, PlannedTensor};
+
+/// An importance matrix, and what the user calls its file: that is written down.
+#[derive(Clone, Copy)]
+pub struct Led<'a> {
+    /// The matrix.
+    pub by: &'a ImportanceMatrix,
+    /// Its file's name.
+    pub file_name: &'a str,
+}
+
+/// A quantized model to be written.
+#[derive(Debug)]
+pub struct Quantized {
+    /// Keys and values in order.
+    pub metadata: Metadata,
+    /// The tensors in order.
+    pub plan: Plan,
+    /// A line for everything that a user should know.
+    pub notes: Vec<String>,
+}
+
+/// What becomes of one tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorOutcome {
+    /// Its name in the output.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The type it has.
+    pub from: DType,
+    /// The type it gets.
+    pub to: DType,
+    /// Its size in bytes now.
+    pub bytes_before: u64,
+    /// Its size in bytes in the output.
+    pub bytes: u64,
+    /// Bits for each of its values in the output.
+    pub bits_per_weight: f64,
+    /// Whether its type can't be made without importance.
+    pub needs_importance: bool,
+}
+
+/// What `recipe` makes of each tensor, in the order of the output. Needs no data, and no importance
+/// but the word that there will be some.
+///
+/// # Errors
+/// As [`Recipe::types_if_importance`].
+pub fn outcomes(
+    recipe: &Recipe,
+    metadata: &Metadata,
+    tensors: &[TensorInfo],
+    importance: bool,
+) -> Result<Vec<TensorOutcome>> {
+    let chosen = recipe.types_if_importance(metadata, tensors, importance)?;
+    let kept = file_order(tensors).into_iter().filter_map(|place| Some((&tensors[place], chosen[place].as_ref()?)));
+    Ok(kept
+        .map(|(tensor, chosen)| {
+            // Recipes choose only types that rows divide into.
+            let bytes = |dtype: DType| dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).unwrap_or(0);
+            TensorOutcome {
+                name: chosen.name.clone(),
+                shape: tensor.shape.clone(),
+                from: tensor.dtype,
+                to: chosen.dtype,
+                bytes_before: bytes(tensor.dtype),
+                bytes: bytes(chosen.dtype),
+                bits_per_weight: bytes(chosen.dtype) as f64 * 8.0 / tensor.elems().max(1) as f64,
+                needs_importance: chosen.needs_importance,
+            }
+        })
+        .collect())
+}
+
+/// The model that `recipe` makes of `tensors`, which have GGUF's names and the keys `metadata`.
+///
+/// Keys are set and ordered as llama-quantize does it: the model's own, then the type, then
+/// `overrides`, then what the importance is from.
+///
+/// # Errors
+/// As [`Recipe::types`]; [`crate::Error::Mismatch`] for importance of another model.
+pub fn quantize(
+    recipe: &Recipe,
+    metadata: &Metadata,
+    tensors: &Plan,
+    led: Option<Led>,
+    overrides: &[Override],
+) -> Result<Quantized> {
+    let infos: Vec<TensorInfo> = tensors
+        .tensors
+        .iter()
+        .map(|t| TensorInfo { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+        .collect();
+    let led = led.filter(|led| !led.by.is_empty());
+    let has = |name: &str| led.is_some_and(|led| led.by.weights(name).is_some());
+    let importance: Option<&dyn Fn(&str) -> bool> = if led.is_some() { Some(&has) } else { None };
+    let chosen = recipe.types(metadata, &infos, importance)?;
+    let mut notes = Vec::new();
+    let mut plan = Plan::default();
+    for place in file_order(&infos) {
+        let (tensor, Some(chosen)) = (&tensors.tensors[place], &chosen[place]) else { continue };
+        if let Some(wish) = chosen.instead_of {
+            let (name, to, row) = (&chosen.name, chosen.dtype, tensor.row_len());
+            notes.push(format!("{name}: {to} instead of {wish}, whose blocks rows of {row} don't divide into"));
+        }
+        let mut expr = tensor.expr.clone();
+        if let Some(led) = led.filter(|_| chosen.dtype != tensor.dtype && !chosen.dtype.is_plain()) {
+            match importance_of(led.by, tensor)? {
+                Some(importance) => expr = Expr::Weighted { of: Box::new(expr), importance },
+                None => notes.push(format!("{}: no importance for it in {}", tensor.name, led.file_name)),
+            }
+        }
+        let PlannedTensor { shape, .. } = tensor.clone();
+        plan.tensors.push(PlannedTensor { name: chosen.name.clone(), dtype: chosen.dtype, shape, expr });
+    }
+    let mut metadata = metadata.clone();
+    recipe.write_type(&mut metadata);
+    for single in overrides {
+        single.apply(&mut metadata)?;
+    }
+    for (key, value) in led.iter().flat_map(|led| led.by.keys(led.file_name)) {
+        metadata.remove(key);
+        metadata.insert(key, value);
+    }
+    recipe.write_block_count(&mut metadata)?;
+    Ok(Quantized { metadata, plan, notes })
+}
+
+/// The importance of a tensor's columns, for each of its matrices.
+fn importance_of(by: &ImportanceMatrix, tensor: &PlannedTensor) -> Result<Option<Arc<[f32]>>> {
+    let matrices = match tensor.shape.as_slice() {
+        [leading @ .., _, _] => leading.iter().product(),
+        _ => 1,
+    };
+    Ok(by.weights_for(&tensor.name, matrices, tensor.row_len())?.map(Arc::from))
+}
