@@ -86,6 +86,7 @@ fn bakes_every_kind_of_output_and_says_what_it_costs() {
         ("hf", &["--shard-size", "500KB"][..]),
         ("f32.gguf", &["--type", "f32"]),
         ("q8.gguf", &["--type", "q8_0"]),
+        ("q4.gguf", &["--type", "Q4_K_M"]),
         ("lora", &["--to", "lora"]),
     ] {
         let target = out(name);
@@ -334,7 +335,7 @@ fn a_type_that_the_output_cannot_have_is_refused() {
     for (to, kind, expected) in [
         ("lora", "bf16", "--type: expected none for a LoRA, which is written in f32, found bf16"),
         ("hf", "q8_0", "--type: expected f32, f16, bf16, auto or source for a Hugging Face folder, found q8_0"),
-        ("gguf", "q4_k", "--type: expected f32, f16, bf16, q8_0, auto or source, found q4_k"),
+        ("gguf", "q9", "--type: expected f32, f16, bf16, q8_0, auto, source, or a mixture: F32, F16, BF16, Q1_0,"),
     ] {
         let line = refusal(&["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--to", to, "--type", kind]);
         assert!(line.contains(expected), "{line}");
@@ -377,6 +378,49 @@ fn ctrl_c_leaves_a_usable_bank_and_exit_code_one() {
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(stderr.lines().last().unwrap().contains("interrupted after step"), "{stderr}");
     atombank::adapter::Adapter::open(&output).unwrap();
+}
+
+#[test]
+fn measures_importance_matrices_in_both_forms() {
+    use atombank::imatrix::ImportanceMatrix;
+    let dir = tempfile::tempdir().unwrap();
+    let (base, words) = (fixtures().join("convert/llama/model"), fixtures().join("quant/imatrix/text.txt"));
+    let args = |output: &Path, more: &[&str]| {
+        let start = ["imatrix", text(&base), text(&words), "-o", text(output), "--ctx", "128", "--chunks", "2"];
+        [start.as_slice(), more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |output: &Path, more: &[&str]| {
+        assert_eq!(done(&args(output, more).iter().map(String::as_str).collect::<Vec<_>>()), "");
+        ImportanceMatrix::open(output).unwrap()
+    };
+    let (gguf, dat) = (dir.path().join("i.gguf"), dir.path().join("i.dat"));
+    let (new, old) = (run(&gguf, &["--process-output"]), run(&dat, &["--quiet", "--threads", "1"]));
+    assert_eq!((new.len(), old.len()), (15, 14));
+    assert_eq!((new.chunk_count(), new.datasets()), (2, [text(&words).as_bytes().to_vec()].as_slice()));
+    assert!(fs::read(&gguf).unwrap().starts_with(b"GGUF") && fs::read(&dat).unwrap().starts_with(&[14, 0, 0, 0]));
+
+    let refused =
+        |output: &Path, more: &[&str]| refusal(&args(output, more).iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(refused(&gguf, &[]).contains("i.gguf: already exists"));
+    run(&gguf, &["--overwrite", "--output-format", "dat"]);
+    assert!(fs::read(&gguf).unwrap().starts_with(&[14, 0, 0, 0]));
+    assert!(refused(&dir.path().join("no/i.gguf"), &[]).contains("no: cannot open"));
+    for (base, words, expected) in [
+        (fixtures().join("convert/mixtral/model"), words.clone(), "found MixtralForCausalLM"),
+        (words.clone(), words.clone(), "expected the magic \"GGUF\""),
+        (base.clone(), dir.path().join("nothing.txt"), "nothing.txt: cannot read"),
+        (
+            base.clone(),
+            fixtures().join("convert/llama/model/chat_template.jinja"),
+            "expected at least 512 tokens, one chunk",
+        ),
+    ] {
+        let output = dir.path().join("new.gguf");
+        let line = refusal(&["imatrix", text(&base), text(&words), "-o", text(&output)]);
+        assert!(line.contains(expected), "{line}");
+        assert!(!output.exists());
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::adapter::{Adapter, AdapterConfig, AtomBank};
 use atombank::checkpoint::HfFolder;
+use atombank::error::Finding;
 use atombank::merge::{Agreement, RoutedBy, Routes, bank_updates, compare, route, static_lora, with_updates};
 use atombank::model::{BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights};
-use atombank::plan::Plan;
+use atombank::plan::{Expr, Plan};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -38,6 +39,14 @@ pub(crate) struct BakeArgs {
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     args.output.check_absent()?;
     args.output.check_type()?;
+    if args.output.recipe.prunes() && !args.no_verify {
+        let finding = Finding::new(&args.output.output, "--prune-layers").expected("to be without it");
+        return Err(finding
+            .found("a comparison with the routed model, which has all layers")
+            .hint("pass --no-verify")
+            .mismatch()
+            .into());
+    }
     let folder = HfFolder::open(&args.base)?;
     let adapter = Adapter::open(&args.bank)?;
     let bank = AtomBank::of(&adapter)?;
@@ -111,8 +120,12 @@ fn verify(
             let mut typed = plan.clone();
             for tensor in &mut typed.tensors {
                 let name = atombank::convert::gguf_name(&folder.config_json, &tensor.name);
-                if let Some(written) = name.and_then(|name| gguf.get(&name).map(|t| t.dtype)) {
-                    tensor.dtype = written;
+                let Some(written) = name.and_then(|name| gguf.get(&name)) else { continue };
+                tensor.dtype = written.dtype;
+                // Rows change places on the way to GGUF, columns don't: the same importance fits.
+                if let Expr::Weighted { importance, .. } = &written.expr {
+                    let of = Box::new(tensor.expr.clone());
+                    tensor.expr = Expr::Weighted { of, importance: importance.clone() };
                 }
             }
             typed

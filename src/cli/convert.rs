@@ -11,7 +11,7 @@ use atombank::convert::{
 };
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
-use atombank::plan::{Expr, Plan, PlannedTensor};
+use atombank::plan::Plan;
 use clap::Args;
 
 use super::input::found;
@@ -124,7 +124,8 @@ impl Job<'_> {
             overrides: self.args.overrides()?,
         };
         match to_gguf(folder, folder.weights(), &options)? {
-            Some(Gguf { metadata, plan, notes }) => {
+            Some(made) => {
+                let Gguf { metadata, plan, notes } = self.output.quantize(made, &options.overrides)?;
                 print_notes(&notes, common);
                 self.output.write_gguf(&metadata, &plan, common)
             }
@@ -169,12 +170,18 @@ impl Job<'_> {
 
     /// A GGUF to anything.
     fn gguf(&self, model: &GgufModel, common: &Common) -> Result<()> {
-        let taken = joined(model);
+        let taken: Plan = model.tensors().iter().cloned().collect();
         let metadata = model.metadata();
         if self.output.kind() == Kind::Gguf {
+            if let Some(file_type) = self.output.quantized()? {
+                let made = self.output.recipe.quantize(file_type, metadata, &taken, &self.args.overrides()?)?;
+                print_notes(&made.notes, common);
+                return self.output.write_gguf(&made.metadata, &made.plan, common);
+            }
             if self.output.r#type.as_deref().is_some_and(|name| name != "source") {
-                let finding = Finding::new(&self.input, "--type").expected("source, from GGUF to GGUF");
-                return Err(finding.found("another type").hint("convert to a folder first").unsupported().into());
+                let finding = Finding::new(&self.input, "--type").expected("source or a mixture, from GGUF to GGUF");
+                let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
+                return Err(finding.found("another type").hint(hint).unsupported().into());
             }
             let mut metadata = metadata.clone();
             for single in self.args.overrides()? {
@@ -280,13 +287,4 @@ fn read_is_bank(folder: &Path) -> Result<bool> {
     let json: serde_json::Value =
         serde_json::from_slice(&text).with_context(|| format!("{}: no JSON", path.display()))?;
     Ok(json.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA"))
-}
-
-/// Every tensor of all shards, as it is.
-fn joined(model: &GgufModel) -> Plan {
-    let tensors = model.tensors().iter().map(|tensor| {
-        let info = tensor.info().clone();
-        PlannedTensor { name: info.name, dtype: info.dtype, shape: info.shape, expr: Expr::Take(tensor.clone()) }
-    });
-    Plan { tensors: tensors.collect() }
 }

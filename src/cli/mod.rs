@@ -7,16 +7,21 @@ mod convert;
 mod demo;
 #[cfg(feature = "train")]
 mod generate;
+#[cfg(feature = "train")]
+mod imatrix;
 mod input;
 mod inspect;
 mod output;
 mod progress;
+mod quantize;
+mod recipe;
 #[cfg(feature = "train")]
 mod route;
 #[cfg(feature = "train")]
 mod train;
 
 use anyhow::Result;
+use atombank::quant::Kernel;
 use clap::{Args, Parser, Subcommand};
 
 /// Train atom banks (Queryable LoRA), bake them for a fixed instruction, convert checkpoints.
@@ -39,6 +44,14 @@ pub(crate) struct Common {
     /// Threads to work with; all cores unless given
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
+    /// Instructions to quantize with; the results are the same [default: the widest there are]
+    #[arg(long, global = true, value_parser = parse_kernel)]
+    pub(crate) kernel: Option<Kernel>,
+}
+
+fn parse_kernel(name: &str) -> Result<Kernel, String> {
+    let known = || format!("expected {}, as this processor has them", Kernel::NAMES.join(" or "));
+    Kernel::named(name).ok_or_else(known)
 }
 
 #[derive(Subcommand)]
@@ -51,15 +64,20 @@ enum Command {
     Train(train::TrainArgs),
     /// Fix an instruction or prompt: merged safetensors, GGUF, or an ordinary LoRA
     #[cfg(feature = "train")]
-    Bake(bake::BakeArgs),
+    Bake(Box<bake::BakeArgs>),
     /// Show which atoms a prompt picks, block by block
     #[cfg(feature = "train")]
     Route(route::RouteArgs),
     /// Continue a text with the base model, an adapter, or baked weights
     #[cfg(feature = "train")]
     Generate(generate::GenerateArgs),
+    /// Measure how much each column of a model's weights matters: an importance matrix for quantization
+    #[cfg(feature = "train")]
+    Imatrix(imatrix::ImatrixArgs),
     /// Convert a Hugging Face folder to GGUF
     Convert(Box<convert::ConvertArgs>),
+    /// Quantize a GGUF, as llama-quantize does
+    Quantize(Box<quantize::QuantizeArgs>),
     /// What is in a model, a file of tensors, a GGUF, a LoRA or an atom bank
     Inspect(inspect::InspectArgs),
 }
@@ -70,6 +88,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if let Some(threads) = common.threads {
         // candle's products and our executor share rayon's global pool.
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+    }
+    if let Some(kernel) = common.kernel {
+        kernel.choose();
     }
     match arguments.command {
         #[cfg(feature = "train")]
@@ -82,7 +103,10 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Route(args) => route::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Generate(args) => generate::run(&args, &common),
+        #[cfg(feature = "train")]
+        Command::Imatrix(args) => imatrix::run(&args, &common),
         Command::Convert(args) => convert::run(&args, &common),
+        Command::Quantize(args) => quantize::run(&args, &common),
         Command::Inspect(args) => inspect::run(&args, &common),
     }
 }

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::checkpoint::{Checkpoint, write_folder};
 #[cfg(feature = "train")]
-use atombank::convert::{ConvertOptions, Gguf, to_gguf};
-use atombank::convert::{OutType, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata};
+use atombank::convert::{ConvertOptions, to_gguf};
+use atombank::convert::{Gguf, OutType, Override, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata};
 use atombank::error::Finding;
 use atombank::formats::{gguf, pytorch, safetensors};
 use atombank::plan::{self, Layout, Plan, Staging};
+use atombank::quantize::FileType;
 use clap::{Args, ValueEnum};
 
+use super::recipe::RecipeArgs;
 use super::{Common, progress};
 
 /// What is written.
@@ -39,8 +41,8 @@ pub(crate) struct OutputArgs {
     /// What to write, where the name doesn't say
     #[arg(long, value_enum)]
     pub(crate) to: Option<Kind>,
-    /// Element type: f32, f16, bf16, auto (bf16 or f16, as the source has it), source (unchanged), and
-    /// q8_0 for GGUF [default: source; auto for GGUF]
+    /// Element type: f32, f16, bf16, auto (bf16 or f16, as the source has it), source (unchanged); for
+    /// GGUF q8_0, too, and llama-quantize's mixtures, like Q4_K_M [default: source; auto for GGUF]
     #[arg(long, visible_alias = "outtype", value_name = "TYPE")]
     pub(crate) r#type: Option<String>,
     /// Split safetensors and PyTorch folders into files of at most this size, like 5GB or 500MiB
@@ -67,6 +69,8 @@ pub(crate) struct OutputArgs {
     /// Print what would be written, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
 }
 
 impl OutputArgs {
@@ -117,23 +121,45 @@ impl OutputArgs {
             let finding = Finding::new(&self.output, "--split-max-size, --split-max-tensors").expected("a GGUF");
             return Err(finding.found("another output").hint("--shard-size splits folders").mismatch().into());
         }
+        let quantized = self.quantized()?;
+        if let (Some(option), None) = (self.recipe.first_given(), quantized) {
+            let finding = Finding::new(&self.output, option).expected("a --type that is a mixture, like Q4_K_M");
+            return Err(finding.found(self.r#type.as_deref().unwrap_or("none")).mismatch().into());
+        }
         let Some(name) = &self.r#type else { return Ok(()) };
         let expected = match kind {
-            Kind::Gguf => "f32, f16, bf16, q8_0, auto or source",
+            Kind::Gguf => "f32, f16, bf16, q8_0, auto, source, or a mixture like Q4_K_M",
             Kind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
             Kind::Safetensors | Kind::Pytorch => "f32, f16, bf16, auto or source",
             Kind::Lora => "none for a LoRA, which is written in f32",
         };
         match (kind, name.parse::<OutType>().ok()) {
+            (Kind::Gguf, None) if quantized.is_some() => Ok(()),
             (Kind::Gguf, Some(_)) => Ok(()),
             (Kind::Hf | Kind::Safetensors | Kind::Pytorch, Some(known)) if known != OutType::Q8_0 => Ok(()),
             _ => Err(Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()),
         }
     }
 
+    /// The mixture that was asked for, where it is one: a type of llama-quantize that the converters
+    /// don't have themselves.
+    pub(crate) fn quantized(&self) -> Result<Option<FileType>> {
+        let Some(name) = self.r#type.as_deref().filter(|_| self.kind() == Kind::Gguf) else { return Ok(None) };
+        if name.parse::<OutType>().is_ok() {
+            return Ok(None);
+        }
+        name.parse().map(Some).map_err(|_| {
+            let mixtures = FileType::all().map(FileType::name).collect::<Vec<_>>().join(", ");
+            let expected = format!("f32, f16, bf16, q8_0, auto, source, or a mixture: {mixtures}");
+            Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()
+        })
+    }
+
     /// The type that was asked for; the kind's own where none was.
     pub(crate) fn outtype(&self) -> Result<OutType> {
         match &self.r#type {
+            // What is quantized is best not rounded before.
+            Some(_) if self.quantized()?.is_some() => Ok(OutType::F32),
             Some(name) => Ok(name.parse()?),
             None if self.kind() == Kind::Gguf => Ok(OutType::Auto),
             None => Ok(OutType::Source),
@@ -152,10 +178,20 @@ impl OutputArgs {
     #[cfg(feature = "train")]
     pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
-        to_gguf(folder, plan, &options)?.ok_or_else(|| {
+        let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
             let finding = Finding::new(folder.path().join("config.json"), "architectures");
-            finding.expected("a class with a counterpart in GGUF").found("another").unsupported().into()
-        })
+            finding.expected("a class with a counterpart in GGUF").found("another").unsupported()
+        })?;
+        self.quantize(made, &[])
+    }
+
+    /// `made` as the mixture that was asked for, or as it is where none was.
+    pub(crate) fn quantize(&self, made: Gguf, overrides: &[Override]) -> Result<Gguf> {
+        let Some(file_type) = self.quantized()? else { return Ok(made) };
+        let Gguf { metadata, plan, mut notes } = made;
+        let quantized = self.recipe.quantize(file_type, &metadata, &plan, overrides)?;
+        notes.extend(quantized.notes);
+        Ok(Gguf { metadata: quantized.metadata, plan: quantized.plan, notes })
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.

@@ -79,7 +79,8 @@ pub(crate) fn train_with_bar(
     Ok(outcome)
 }
 
-fn parse_device(text: &str) -> Result<Device, String> {
+/// The device that an argument names.
+pub(crate) fn parse_device(text: &str) -> Result<Device, String> {
     match text.split_once(':') {
         None if text == "cpu" => Ok(Device::Cpu),
         None if text == "cuda" => Device::new_cuda(0).map_err(|e| e.to_string()),

@@ -1,0 +1,91 @@
+//! `atombank imatrix`: how much each column of a model's weights matters, measured on a text.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use atombank::imatrix::{Base, Form, Settings, measure, read_text};
+use atombank::plan::{self, Staging};
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+
+use super::output::print_notes;
+use super::train::parse_device;
+use super::{Common, progress};
+
+/// Arguments of `imatrix`.
+#[derive(Args)]
+pub(crate) struct ImatrixArgs {
+    /// The model: a Hugging Face folder or a GGUF file
+    base: PathBuf,
+    /// The text to measure on, in UTF-8
+    text: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
+    output: PathBuf,
+    /// Tokens in a chunk
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    ctx: u32,
+    /// The most chunks of the text; all of it unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+    /// Measure the output head too
+    #[arg(long)]
+    process_output: bool,
+    /// The file's form [default: dat where its name ends so, else gguf]
+    #[arg(long, value_enum)]
+    output_format: Option<OutputFormat>,
+    /// Where to compute: cpu, or cuda:N in a build with --features cuda
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+    /// Replace an existing output
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// The form of an importance matrix, as its programs name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// The form of today
+    Gguf,
+    /// The older form
+    Dat,
+}
+
+impl ImatrixArgs {
+    fn form(&self) -> Form {
+        let by_name = || match self.output.extension().is_some_and(|extension| extension == "dat") {
+            true => OutputFormat::Dat,
+            false => OutputFormat::Gguf,
+        };
+        match self.output_format.unwrap_or_else(by_name) {
+            OutputFormat::Gguf => Form::Gguf,
+            OutputFormat::Dat => Form::Legacy,
+        }
+    }
+}
+
+pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
+    // What can't be written is better known before the computation than after it.
+    let staging = Staging::file(&args.output, args.overwrite)?;
+    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Err(source) = std::fs::read_dir(folder) {
+        return Err(atombank::Error::Io { path: folder.to_owned(), action: "open", source }.into());
+    }
+    let text = read_text(&args.text)?;
+    let base = Base::open(&args.base, &args.device)?;
+    let trained = base.decoder.config().max_position_embeddings;
+    if args.ctx as usize > trained {
+        print_notes(&[format!("the model knows texts of {trained} tokens, and chunks have {}", args.ctx)], common);
+    }
+    let settings = Settings { chunk_size: args.ctx, chunks: args.chunks, process_output: args.process_output };
+    let bar = progress::bar(0, "measuring [{bar:30}] {pos}/{len} layers {eta}", common.quiet);
+    let measured = measure(&base, &text, &args.text, &settings, &|done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    let (plan, layout) = measured.plan(&args.output, args.form())?;
+    plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {})?;
+    staging.commit()?;
+    bar.finish_and_clear();
+    Ok(())
+}
