@@ -13,6 +13,7 @@ import xllamacpp
 
 BINARY, WORK = sys.argv[1], Path(sys.argv[2])
 FIXTURES = Path("fixtures")
+PROMPT = 90                             # tokens of a prompt from all over the vocabulary
 results = []
 
 
@@ -61,5 +62,41 @@ def load_hf(path, auto=transformers.AutoModelForCausalLM, **config):
 
 
 def compare_logits(name, found, expected, limit=1e-3):
-    gap = float(np.abs(found - expected).max())
-    check(name, gap <= limit, f"max |logit difference| {gap:.1e} over {len(found)} tokens")
+    difference = gap(found, expected)
+    check(name, difference <= limit, f"max |logit difference| {difference:.1e} over {len(found)} tokens")
+
+
+def log_softmax(logits):
+    return torch.log_softmax(torch.tensor(logits), -1).numpy()
+
+
+def prompt_of(tokenizer, vocab):
+    """Tokens from all over the vocabulary, without those that mean something to a server."""
+    plain = [i for i in range(min(vocab, len(tokenizer))) if i not in tokenizer.all_special_ids]
+    return [plain[(i * 37 + 11) % len(plain)] for i in range(PROMPT)]
+
+
+def readable(tokenizer, vocab):
+    """A token that is a whole character: the server reports no others."""
+    plain = (i for i in range(vocab) if i not in tokenizer.all_special_ids)
+    return next(i for i in plain if tokenizer.decode([i]).strip().isalpha() and tokenizer.decode([i]).isascii())
+
+
+def llama_cpp_logprobs(server, prompt, token, steps, vocab):
+    """Log-probabilities of the vocabulary behind the prompt and behind each `token` that follows it.
+
+    They are taken before sampling, so a bias that has `token` sampled doesn't change them.
+    """
+    answer = server.handle_completions({"prompt": prompt, "n_predict": steps, "temperature": 0, "n_probs": vocab,
+                                        "cache_prompt": False, "logit_bias": [[token, 1000]]})
+    found = np.full((steps, vocab), np.nan, np.float32)
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert [t["id"] for t in content] == [token] * steps, content
+    for row, reported in zip(found, content):
+        for t in reported["top_logprobs"]:
+            row[t["id"]] = t["logprob"]
+    return found, answer["usage"]["prompt_tokens"]
+
+
+def gap(found, expected):
+    return float(np.abs(found - expected).max())        # NaN, which nothing is below, where one is missing

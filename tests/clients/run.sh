@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Has real clients load what atombank writes: llama.cpp (xllamacpp), transformers, peft, gguf-py.
+# Has real clients load what atombank writes: llama.cpp (xllamacpp), transformers, peft, gguf-py, ggml.
 #
 #   tests/clients/run.sh [CARGO BUILD ARGS ...]
 #
-# Sets up its own virtual environment in target/clients and needs PyPI for that the first time.
+# Sets up its own virtual environment in target/clients and needs PyPI for that the first time; ggml itself is out of an
+# npm package, kept there too.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=target/clients
@@ -16,10 +17,10 @@ if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
 fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
-rm -rf "$work/files" "$work/lora" "$work/architectures"
+rm -rf "$work/files" "$work/lora" "$work/architectures" "$work/quantize"
 failed=0
 lines=()
-for script in check:files lora:lora architectures:architectures; do
+for script in check:files lora:lora architectures:architectures quantize:quantize; do
     "$work/venv/bin/python" "tests/clients/${script%:*}.py" "$binary" "$work/${script#*:}" | tee "$work/lines.txt" || failed=1
     lines+=("$(tail -n 1 "$work/lines.txt")")
 done

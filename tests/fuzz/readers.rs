@@ -13,19 +13,21 @@ use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
+use atombank::imatrix::ImportanceMatrix;
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
 /// What is asked of a reader about these bytes.
 type Reader = fn(&[u8]) -> Result<()>;
 
 /// The readers by the names of their corpora.
-pub const READERS: [(&str, Reader); 6] = [
+pub const READERS: [(&str, Reader); 7] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),
     ("index", index),
     ("sentencepiece", sentencepiece),
     ("pytorch", pytorch),
+    ("imatrix", imatrix),
 ];
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -158,4 +160,26 @@ pub fn pytorch(bytes: &[u8]) -> Result<()> {
         }
     }
     whole
+}
+
+/// Importance matrices of both forms: numbers that no mean of squares can be are refused, and there are no
+/// more of them than the file has room for.
+pub fn imatrix(bytes: &[u8]) -> Result<()> {
+    let file = file(bytes);
+    let mut matrix = ImportanceMatrix::open(file.path())?;
+    let names: Vec<String> = matrix.names().map(str::to_owned).collect();
+    assert!(!names.is_empty() && names.len() == matrix.len());
+    let mut room = bytes.len();
+    for name in &names {
+        let weights = matrix.weights(name).expect("it has this name");
+        assert!(!name.is_empty() && !weights.is_empty());
+        assert!(weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0), "{name:?}: {weights:?}");
+        assert_eq!(matrix.weights_for(name, 1, weights.len()).expect("its own size"), Some(weights));
+        room = room.checked_sub(4 * weights.len()).expect("no more numbers than the file has");
+    }
+    let texts = matrix.keys("name").into_iter().filter_map(|(_, value)| value.as_text().map(str::len));
+    assert!(texts.max() <= Some(127), "llama.cpp has no room for more");
+    matrix.retain(&[], &names[..1]);
+    assert!(matrix.weights(&names[0]).is_none());
+    Ok(())
 }
