@@ -103,6 +103,17 @@ impl<const L: usize> Lanes<L> {
         Ints(out)
     }
 
+    /// As [`Lanes::nearest`], for |values| up to 2^22, without a way through integers.
+    #[inline(always)]
+    pub(super) fn nearest_small(self) -> Self {
+        const SHIFT: f32 = 12_582_912.0;
+        let mut out = self;
+        for i in 0..L {
+            out.0[i] = self.0[i] + SHIFT - SHIFT;
+        }
+        out
+    }
+
     /// Whole numbers as such.
     #[inline(always)]
     pub(super) fn to_ints(self) -> Ints<L> {
@@ -185,7 +196,7 @@ impl<const L: usize> Mask<L> {
     pub(super) fn pick(self, yes: Lanes<L>, no: Lanes<L>) -> Lanes<L> {
         let mut out = no;
         for i in 0..L {
-            out.0[i] = if self.0[i] != 0 { yes.0[i] } else { no.0[i] };
+            out.0[i] = f32::from_bits(yes.0[i].to_bits() & self.0[i] | no.0[i].to_bits() & !self.0[i]);
         }
         out
     }

@@ -166,10 +166,12 @@ fn level_sums<const L: usize, const N: usize, const TRIES: usize>(
     inverse: [Lanes<L>; TRIES],
     half: i32,
 ) -> ([Lanes<L>; TRIES], [Lanes<L>; TRIES]) {
+    // Runs that are something have values of no more than half steps and a little.
+    let (lowest, highest) = (Lanes::splat(-(half as f32)), Lanes::splat((half - 1) as f32));
     let (mut sum_lx, mut sum_l2) = ([Lanes::splat(0.0); TRIES], [Lanes::splat(0.0); TRIES]);
     for e in 0..N {
         for t in 0..TRIES {
-            let level = (inverse[t] * x.0[e]).nearest().clamp(-half, half - 1).to_f32();
+            let level = (inverse[t] * x.0[e]).nearest_small().max(lowest).min(highest);
             sum_lx[t] = sum_lx[t] + wx.0[e] * level;
             sum_l2[t] = sum_l2[t] + w.0[e] * level * level;
         }
