@@ -2,6 +2,7 @@
 
 #[cfg(feature = "train")]
 mod bake;
+mod compare;
 mod convert;
 #[cfg(feature = "train")]
 mod demo;
@@ -80,6 +81,8 @@ enum Command {
     Quantize(Box<quantize::QuantizeArgs>),
     /// What is in a model, a file of tensors, a GGUF, a LoRA or an atom bank
     Inspect(inspect::InspectArgs),
+    /// How two models differ, tensor by tensor: what quantization cost, or whether they are the same
+    Compare(compare::CompareArgs),
 }
 
 /// Runs what was asked for.
@@ -108,5 +111,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Convert(args) => convert::run(&args, &common),
         Command::Quantize(args) => quantize::run(&args, &common),
         Command::Inspect(args) => inspect::run(&args, &common),
+        Command::Compare(args) => compare::run(&args, &common),
     }
 }

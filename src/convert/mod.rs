@@ -35,6 +35,7 @@ pub use general::GeneralOptions;
 pub use input::{Input, PYTORCH_EXTENSIONS};
 pub use overrides::Override;
 use params::Params;
+pub(crate) use restore::FIELDS;
 pub use restore::{Restored, from_gguf};
 pub use vocab::{Piece, PieceKind, SentencePieceModel};
 use vocab::{Vocab, VocabOptions};
@@ -224,6 +225,16 @@ pub fn gguf_name(config: &serde_json::Map<String, serde_json::Value>, name: &str
     let arch = arch::of_class(params::class(config)?, config)?;
     match tensors::find(arch, name) {
         tensors::Found::Known(known) if !matches!(known.tensor.how, arch::How::Stack(_)) => Some(known.gguf_name()),
+        _ => None,
+    }
+}
+
+/// The name that the model's class itself has for the tensor called `name`: checkpoints may have it
+/// with or without a prefix. `None` for one that the class's table doesn't have.
+pub(crate) fn class_name(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<String> {
+    let arch = arch::of_class(params::class(config)?, config)?;
+    match tensors::find(arch, name) {
+        tensors::Found::Known(known) => Some(known.hf_name()),
         _ => None,
     }
 }

@@ -1,6 +1,8 @@
-//! Inspection: what is in a checkpoint, an adapter or a bank, as data that prints or serializes.
+//! Inspection and comparison: what is in a checkpoint, an adapter or a bank, and how two checkpoints
+//! differ, as data that prints or serializes.
 
 mod bank;
+pub mod compare;
 mod tensors;
 
 use std::collections::BTreeMap;
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use bank::{AtomReport, BankReport};
+pub use compare::Comparison;
 pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
 use crate::adapter::{Adapter, AdapterConfig};

@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value as Json, json};
 
 use self::config::RopeFactors;
+pub(crate) use self::tensors::FIELDS;
 use super::arch::{self, Config, Found};
 use super::general::sampling_fields;
 use super::params::Params;

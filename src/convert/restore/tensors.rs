@@ -14,7 +14,7 @@ use crate::formats::show_shape;
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 
 /// Tensors that become fields of the config.
-pub(super) const FIELDS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+pub(crate) const FIELDS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// Every tensor that the config asks for, out of `stored`. Without an `outtype`, matrices keep their
 /// types (quantized ones become F16), and what GGUF always has in F32 goes back to the matrices'

@@ -1,0 +1,502 @@
+//! Comparison: how far the tensors of one checkpoint are from those of another.
+//!
+//! Values are compared as a reader sees them, decoded to f32, so that a quantized model can be held
+//! against its original. Differences are taken and summed in f64, some rows at a time: memory stays
+//! flat however large a tensor is.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+
+use crate::convert::{FIELDS, Input, Restored, class_name, from_gguf, generic};
+use crate::dtype::DType;
+use crate::error::{Error, Finding, Result};
+use crate::formats::gguf::{GgufModel, Value};
+use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::quant;
+
+/// Elements that one task compares.
+const CHUNK_ELEMS: usize = 1 << 18;
+
+/// Two checkpoints, tensor by tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Sums over all tensors.
+    pub totals: Totals,
+    /// Every tensor of either: in A's order, then what only B has in B's.
+    pub tensors: Vec<TensorComparison>,
+}
+
+/// Sums over all tensors.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Totals {
+    /// Tensors that both have and whose values were compared.
+    pub compared: usize,
+    /// Those of them with the same values, bit by bit.
+    pub identical: usize,
+    /// Elements that were compared.
+    pub elements: u64,
+    /// The root mean square of all differences relative to that of all of A's values; `None` where
+    /// A is all zeros and B isn't.
+    pub relative_error: Option<f64>,
+    /// The largest difference.
+    pub max_difference: f64,
+    /// The tensor with the largest relative error; `None` where no value differs.
+    pub worst: Option<String>,
+    /// Tensors that only A has.
+    pub only_in_a: usize,
+    /// Tensors that only B has.
+    pub only_in_b: usize,
+    /// Tensors of another shape.
+    pub other_shape: usize,
+    /// Tensors whose values couldn't be decoded.
+    pub not_decoded: usize,
+}
+
+/// One tensor of either checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorComparison {
+    /// Its name.
+    pub name: String,
+    /// What it is in A.
+    pub a: Option<Form>,
+    /// What it is in B.
+    pub b: Option<Form>,
+    /// What was found.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What a tensor is in one of the two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Form {
+    /// The name of the type that it is stored in.
+    pub dtype: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+}
+
+/// What comparing a tensor gave.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Its values were compared.
+    Compared(Difference),
+    /// Only A has it.
+    OnlyInA,
+    /// Only B has it.
+    OnlyInB,
+    /// The two shapes differ.
+    OtherShape,
+    /// Its values can't be decoded.
+    NotDecoded {
+        /// Why.
+        reason: String,
+        /// Whether the bytes are the same, where both have them in the same type.
+        same_bytes: Option<bool>,
+    },
+}
+
+/// How far the values of a tensor in B are from those in A.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// The number of elements.
+    pub elements: u64,
+    /// The largest difference.
+    pub max_difference: f64,
+    /// The root mean square of the differences.
+    pub rms_difference: f64,
+    /// That relative to the root mean square of A's values; `None` where A is all zeros and B isn't.
+    pub relative_error: Option<f64>,
+    /// Whether all values are the same, bit by bit: 0 and -0 differ.
+    pub identical: bool,
+}
+
+impl Difference {
+    /// The relative error to sort by: differences from nothing are the worst.
+    pub fn badness(&self) -> f64 {
+        self.relative_error.unwrap_or(f64::INFINITY)
+    }
+}
+
+impl Comparison {
+    /// Compares the tensors of `a` and `b` that have the same name, in parallel on rayon's current
+    /// pool. The result is the same on any number of threads.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] for a NaN or an infinity in either, naming the tensor;
+    /// [`Error::Mismatch`] for a name that one of them has twice.
+    pub fn of(a: &Plan, b: &Plan) -> Result<Self> {
+        Self::watched(a, b, &|_, _| {})
+    }
+
+    /// [`Comparison::of`], telling `progress` the elements compared so far, and all there are.
+    ///
+    /// # Errors
+    /// As [`Comparison::of`].
+    pub fn watched(a: &Plan, b: &Plan, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Self> {
+        by_name(a)?;
+        let in_b = by_name(b)?;
+        let pairs: Vec<Pair> = a.tensors.iter().map(|t| Pair::of(t, in_b.get(t.name.as_str()).copied())).collect();
+        let tasks: Vec<(usize, Range<usize>)> =
+            pairs.iter().enumerate().flat_map(|(i, pair)| pair.chunks().map(move |rows| (i, rows))).collect();
+        let total: u64 = pairs.iter().map(Pair::elems).sum();
+        let done = AtomicU64::new(0);
+        let found: Vec<(usize, Sums)> = tasks
+            .into_par_iter()
+            .map(|(i, rows)| {
+                let sums = pairs[i].sums(rows)?;
+                progress(done.fetch_add(sums.elements, Ordering::Relaxed) + sums.elements, total);
+                Ok((i, sums))
+            })
+            .collect::<Result<_>>()?;
+
+        // Added up in order: sums of floats depend on it.
+        let mut sums = vec![Sums::default(); pairs.len()];
+        for (i, chunk) in &found {
+            sums[*i].add(chunk);
+        }
+        let mut all = Sums::default();
+        for (pair, sums) in pairs.iter().zip(&sums) {
+            if matches!(pair.how, How::Values(..)) {
+                all.add(sums);
+            }
+        }
+        let mut tensors: Vec<TensorComparison> =
+            pairs.into_iter().zip(&sums).map(|(pair, sums)| pair.outcome(sums)).collect();
+        let in_a: HashSet<&str> = a.tensors.iter().map(|t| t.name.as_str()).collect();
+        tensors.extend(b.tensors.iter().filter(|t| !in_a.contains(t.name.as_str())).map(|t| TensorComparison {
+            name: t.name.clone(),
+            a: None,
+            b: Some(Form::of(t)),
+            outcome: Outcome::OnlyInB,
+        }));
+        Ok(Self { totals: Totals::of(&tensors, &all), tensors })
+    }
+}
+
+impl Totals {
+    fn of(tensors: &[TensorComparison], all: &Sums) -> Self {
+        let mut totals = Totals {
+            elements: all.elements,
+            relative_error: all.relative_error(),
+            max_difference: all.max_difference,
+            ..Totals::default()
+        };
+        let mut worst = 0.0;
+        for tensor in tensors {
+            match &tensor.outcome {
+                Outcome::Compared(difference) => {
+                    totals.compared += 1;
+                    totals.identical += usize::from(difference.identical);
+                    if difference.badness() > worst {
+                        worst = difference.badness();
+                        totals.worst = Some(tensor.name.clone());
+                    }
+                }
+                Outcome::OnlyInA => totals.only_in_a += 1,
+                Outcome::OnlyInB => totals.only_in_b += 1,
+                Outcome::OtherShape => totals.other_shape += 1,
+                Outcome::NotDecoded { .. } => totals.not_decoded += 1,
+            }
+        }
+        totals
+    }
+}
+
+impl Form {
+    fn of(tensor: &PlannedTensor) -> Self {
+        let mut decoded = tensor.expr.source_dtypes();
+        // What a computed tensor is made of, where that is one type.
+        let single = decoded.next().filter(|first| decoded.all(|other| other == *first));
+        let dtype = tensor.expr.raw_dtype().or(single).unwrap_or(tensor.dtype);
+        Self { dtype: dtype.name().to_owned(), shape: tensor.shape.clone() }
+    }
+}
+
+/// The tensors of `plan` by their names.
+fn by_name(plan: &Plan) -> Result<HashMap<&str, &PlannedTensor>> {
+    let mut found = HashMap::new();
+    for tensor in &plan.tensors {
+        if found.insert(tensor.name.as_str(), tensor).is_some() {
+            let finding = Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name));
+            return Err(finding.expected("each name once").found("it twice").mismatch());
+        }
+    }
+    Ok(found)
+}
+
+/// A tensor of A, and what is to be done about it.
+struct Pair<'a> {
+    a: &'a PlannedTensor,
+    b: Option<&'a PlannedTensor>,
+    how: How,
+}
+
+/// How the two tensors of a pair are compared. Here they may stand transposed.
+enum How {
+    /// Decoded.
+    Values(Box<PlannedTensor>, Box<PlannedTensor>),
+    /// Byte by byte; why not decoded.
+    Bytes(Box<PlannedTensor>, Box<PlannedTensor>, String),
+    /// Not at all.
+    Not(Outcome),
+}
+
+impl<'a> Pair<'a> {
+    fn of(a: &'a PlannedTensor, b: Option<&'a PlannedTensor>) -> Self {
+        let how = match b {
+            None => How::Not(Outcome::OnlyInA),
+            Some(b) if a.shape != b.shape => How::Not(Outcome::OtherShape),
+            Some(b) => match not_decodable(a).or_else(|| not_decodable(b)) {
+                None => {
+                    let (a, b) = along_rows(a, b);
+                    How::Values(a.into(), b.into())
+                }
+                Some(reason) if is_bytes(a) && is_bytes(b) && a.dtype == b.dtype => {
+                    How::Bytes(a.clone().into(), b.clone().into(), reason)
+                }
+                Some(reason) => How::Not(Outcome::NotDecoded { reason, same_bytes: None }),
+            },
+        };
+        Self { a, b, how }
+    }
+
+    fn both(&self) -> Option<(&PlannedTensor, &PlannedTensor)> {
+        match &self.how {
+            How::Values(a, b) | How::Bytes(a, b, _) => Some((a, b)),
+            How::Not(_) => None,
+        }
+    }
+
+    fn elems(&self) -> u64 {
+        self.both().map_or(0, |(a, _)| a.elems() as u64)
+    }
+
+    /// Ranges of rows that together are the tensor.
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let (rows, row_len) = match self.both() {
+            Some((a, _)) if a.elems() > 0 => (a.rows(), a.row_len()),
+            _ => (0, 1),
+        };
+        let step = (CHUNK_ELEMS / row_len).max(1);
+        (0..rows).step_by(step).map(move |start| start..rows.min(start + step))
+    }
+
+    fn sums(&self, rows: Range<usize>) -> Result<Sums> {
+        match &self.how {
+            How::Values(a, b) => Ok(Sums::of(&a.read_rows(rows.clone())?, &b.read_rows(rows)?)),
+            How::Bytes(a, b, _) => {
+                let (mut scratch, mut of_a, mut of_b) = (Vec::new(), Vec::new(), Vec::new());
+                a.encode_rows(rows.clone(), &mut scratch, &mut of_a)?;
+                b.encode_rows(rows.clone(), &mut scratch, &mut of_b)?;
+                let elements = (rows.len() * a.row_len()) as u64;
+                Ok(Sums { differs: of_a != of_b, elements, ..Sums::default() })
+            }
+            How::Not(_) => Ok(Sums::default()),
+        }
+    }
+
+    fn outcome(self, sums: &Sums) -> TensorComparison {
+        let outcome = match self.how {
+            How::Values(..) => Outcome::Compared(sums.difference()),
+            How::Bytes(_, _, reason) => Outcome::NotDecoded { reason, same_bytes: Some(!sums.differs) },
+            How::Not(outcome) => outcome,
+        };
+        TensorComparison { name: self.a.name.clone(), a: Some(Form::of(self.a)), b: self.b.map(Form::of), outcome }
+    }
+}
+
+/// Why the values of `tensor` can't be read, where they can't.
+fn not_decodable(tensor: &PlannedTensor) -> Option<String> {
+    if let Err(error) = (Plan { tensors: vec![tensor.clone()] }).check() {
+        return Some(error.to_string());
+    }
+    // Bytes that are only copied pass that check.
+    (!quant::can_decode(tensor.dtype)).then(|| format!("this version can't decode {}", tensor.dtype))
+}
+
+/// Whether the tensor is bytes of a file, in elements that stand for themselves.
+fn is_bytes(tensor: &PlannedTensor) -> bool {
+    tensor.dtype.is_plain() && tensor.expr.raw_dtype() == Some(tensor.dtype)
+}
+
+/// The two with rows that are cheap to read. Each row of a quantized matrix that is transposed needs
+/// the whole matrix decoded, while columns of a plain one can be read alone: so that one is
+/// transposed instead.
+fn along_rows(a: &PlannedTensor, b: &PlannedTensor) -> (PlannedTensor, PlannedTensor) {
+    let is_plain = |t: &PlannedTensor| matches!(t.expr, Expr::Take(_)) && is_bytes(t);
+    let transposed = |t: &PlannedTensor, expr: Expr| {
+        let shape = expr.shape();
+        PlannedTensor { name: t.name.clone(), dtype: DType::F32, shape, expr }
+    };
+    let turned = |t: &PlannedTensor| transposed(t, Expr::Transpose(Box::new(t.expr.clone())));
+    // Rounding to F32 is none: what the transposed one is rounded to must be that as well.
+    let straight = |t: &PlannedTensor| match &t.expr {
+        Expr::Transpose(of) if t.dtype == DType::F32 && of.raw_dtype().is_some_and(|dtype| !dtype.is_plain()) => {
+            Some(transposed(t, (**of).clone()))
+        }
+        _ => None,
+    };
+    match (straight(a), straight(b)) {
+        (None, Some(b)) if is_plain(a) => (turned(a), b),
+        (Some(a), None) if is_plain(b) => (a, turned(b)),
+        _ => (a.clone(), b.clone()),
+    }
+}
+
+/// What is added up over elements.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Sums {
+    elements: u64,
+    max_difference: f64,
+    /// Squares of the differences.
+    differences: f64,
+    /// Squares of A's values.
+    values: f64,
+    /// Whether any value has other bits.
+    differs: bool,
+}
+
+impl Sums {
+    fn of(a: &[f32], b: &[f32]) -> Self {
+        let mut sums = Sums { elements: a.len() as u64, ..Sums::default() };
+        for (a, b) in a.iter().zip(b) {
+            let (value, difference) = (f64::from(*a), f64::from(*a) - f64::from(*b));
+            sums.max_difference = sums.max_difference.max(difference.abs());
+            sums.differences += difference * difference;
+            sums.values += value * value;
+            sums.differs |= a.to_bits() != b.to_bits();
+        }
+        sums
+    }
+
+    fn add(&mut self, other: &Sums) {
+        self.elements += other.elements;
+        self.max_difference = self.max_difference.max(other.max_difference);
+        self.differences += other.differences;
+        self.values += other.values;
+        self.differs |= other.differs;
+    }
+
+    fn relative_error(&self) -> Option<f64> {
+        match (self.differences, self.values) {
+            (0.0, _) => Some(0.0),
+            (_, 0.0) => None,
+            (differences, values) => Some((differences / values).sqrt()),
+        }
+    }
+
+    fn difference(&self) -> Difference {
+        Difference {
+            elements: self.elements,
+            max_difference: self.max_difference,
+            rms_difference: (self.differences / self.elements.max(1) as f64).sqrt(),
+            relative_error: self.relative_error(),
+            identical: !self.differs,
+        }
+    }
+}
+
+/// What stands at a path, by the names that its tensors go by.
+enum Side {
+    /// GGUF's names.
+    Gguf(GgufModel),
+    /// Hugging Face's, or whatever the files have; config.json where there is one.
+    Named(Plan, Option<Map<String, Json>>),
+}
+
+/// The tensors of the models at `a` and `b`, each as [`Input::open`] opens it, under names that they
+/// have in common: those of GGUF for two GGUFs, else those of Hugging Face, to which a GGUF is
+/// brought back. A generic GGUF has the names of what it was made of. Tensors of a GGUF that a
+/// folder has no place for keep their names. Where a GGUF has kept source values beside its own
+/// tensors (`--type source`), those are what it is brought back to.
+///
+/// # Errors
+/// [`Error::Unsupported`] for an adapter; what opening them meets, and for a GGUF against something
+/// else what [`from_gguf`] meets.
+pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
+    Ok(match (open(a)?, open(b)?) {
+        (Side::Gguf(a), Side::Gguf(b)) => (taken(&a), taken(&b)),
+        (Side::Gguf(a), Side::Named(b, config)) => (restored(&a, &b, config.as_ref())?, b),
+        (Side::Named(a, config), Side::Gguf(b)) => {
+            let b = restored(&b, &a, config.as_ref())?;
+            (a, b)
+        }
+        (Side::Named(a, _), Side::Named(b, _)) => (a, b),
+    })
+}
+
+fn open(path: &Path) -> Result<Side> {
+    match Input::open(path, None)? {
+        Input::Adapter => Err(adapter(path)),
+        Input::Model(folder) => Ok(Side::Named(folder.weights().clone(), Some(folder.config_json))),
+        Input::Weights { plan, .. } => Ok(Side::Named(plan, None)),
+        Input::Gguf(model) => {
+            let text = |key: &str| model.metadata().get(key).and_then(Value::as_text);
+            if text("general.type") == Some("adapter") || text("adapter.type").is_some() {
+                return Err(adapter(path));
+            }
+            match text("general.architecture") {
+                Some(generic::ARCHITECTURE) => {
+                    Ok(Side::Named(generic::from_gguf(model.metadata(), &taken(&model))?.weights, None))
+                }
+                _ => Ok(Side::Gguf(model)),
+            }
+        }
+    }
+}
+
+fn adapter(path: &Path) -> Error {
+    Finding::new(path, "")
+        .expected("a model or tensors")
+        .found("an adapter")
+        .hint("bake or merge it into its base, and compare what that gives")
+        .unsupported()
+}
+
+fn taken(model: &GgufModel) -> Plan {
+    model.tensors().iter().cloned().collect()
+}
+
+/// The tensors of `model` under the names that `other` has for them; `config` is the other's.
+fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>) -> Result<Plan> {
+    const HINT: &str = "a GGUF goes by Hugging Face's names against what is none; two GGUFs go by their own";
+    // In F32 every stored value stays what it is.
+    let found = from_gguf(model, Some(DType::F32)).map_err(|error| match error {
+        Error::Unsupported(finding) if finding.hint.is_empty() => finding.hint(HINT).unsupported(),
+        Error::Mismatch(finding) if finding.hint.is_empty() => finding.hint(HINT).mismatch(),
+        error => error,
+    })?;
+    let Some(Restored { config: own, mut plan, .. }) = found else {
+        let metadata = model.metadata();
+        return Err(metadata
+            .finding("general.architecture")
+            .expected("an architecture that this version has a table for")
+            .found(format!("{:?}", metadata.text("general.architecture")?))
+            .hint(HINT)
+            .unsupported());
+    };
+    let names: HashSet<&str> = other.tensors.iter().map(|t| t.name.as_str()).collect();
+    let config = config.unwrap_or(&own);
+    let of_class: HashMap<String, &str> =
+        other.tensors.iter().filter_map(|t| Some((class_name(config, &t.name)?, t.name.as_str()))).collect();
+    for tensor in plan.tensors.iter_mut().filter(|t| !names.contains(t.name.as_str())) {
+        let name = class_name(&own, &tensor.name);
+        if let Some(name) = of_class.get(name.as_ref().unwrap_or(&tensor.name)) {
+            tensor.name = (*name).to_owned();
+        }
+    }
+    // What became a field of the config is a tensor of the file all the same.
+    let fields = model.tensors().iter().filter(|t| FIELDS.contains(&t.info().name.as_str()));
+    plan.tensors.extend(fields.cloned().collect::<Plan>().tensors);
+    Ok(plan)
+}
+
+#[cfg(test)]
+mod tests;
