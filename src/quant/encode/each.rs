@@ -32,7 +32,7 @@ struct EachBlock<'a, E, const BYTES: usize, const ELEMS: usize> {
 
 impl<E: EncodeBlock<BYTES, ELEMS>, const BYTES: usize, const ELEMS: usize> Routine for EachBlock<'_, E, BYTES, ELEMS> {
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         for (values, out) in self.blocks.iter().zip(self.out) {
             E::encode(values, out);
         }

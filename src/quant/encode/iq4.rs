@@ -79,7 +79,7 @@ struct Nonlinear<'a> {
 
 impl Routine for Nonlinear<'_> {
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         let mut scales = [0.0; SPAN];
         let out = self.out.as_chunks_mut::<18>().0;
         for (k, (row, out)) in self.row.chunks(SPAN * RUN).zip(out.chunks_mut(SPAN)).enumerate() {
@@ -101,7 +101,7 @@ struct SuperBlocks<'a> {
 
 impl Routine for SuperBlocks<'_> {
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         let mut scales = [0.0; SPAN];
         let out = self.out.as_chunks_mut::<136>().0;
         for (k, (row, out)) in self.row.chunks(SPAN * RUN).zip(out.chunks_mut(SPAN / RUNS)).enumerate() {

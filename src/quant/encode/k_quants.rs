@@ -27,16 +27,16 @@ struct Job<'a, const BYTES: usize, B> {
 /// How the super-blocks of one type are made.
 trait Strips<const BYTES: usize> {
     /// Encodes at most a strip of super-blocks.
-    fn encode<const L: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; BYTES]]);
+    fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; BYTES]]);
 }
 
 impl<const BYTES: usize, B: Strips<BYTES>> Routine for Job<'_, BYTES, B> {
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         let blocks = self.out.as_chunks_mut::<BYTES>().0;
         for (i, (values, out)) in self.row.chunks(STRIP * SUPER).zip(blocks.chunks_mut(STRIP)).enumerate() {
             let start = i * STRIP * SUPER;
-            B::encode::<L>(values, self.importance.map(|w| &w[start..start + values.len()]), out);
+            B::encode::<L, PAIR>(values, self.importance.map(|w| &w[start..start + values.len()]), out);
         }
     }
 }
@@ -107,14 +107,14 @@ struct Q2;
 
 impl Strips<84> for Q2 {
     #[inline(always)]
-    fn encode<const L: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 84]]) {
+    fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 84]]) {
         let found = match importance {
             Some(importance) => {
-                strip::shifted::<L, 16>(values, Steps::by_importance(3), Led::new(values, importance, 1.0))
+                strip::shifted::<PAIR, 16>(values, Steps::by_importance(3), Led::new(values, importance, 1.0))
             }
             None => {
                 let steps = Steps { top: 3, first: -0.5, step: 0.1, last: 15, absolute: true };
-                strip::shifted::<L, 16>(values, steps, Magnitude)
+                strip::shifted::<PAIR, 16>(values, steps, Magnitude)
             }
         };
         for (i, (block, out)) in values.as_chunks::<SUPER>().0.iter().zip(out).enumerate() {
@@ -149,7 +149,7 @@ impl Strips<84> for Q2 {
 /// Finds scales and minima for the eight runs of Q4_K and Q5_K blocks, and writes the blocks' heads:
 /// `d`, `dmin` and twelve bytes of six-bit scales and minima. `finish` gets each block's levels.
 #[inline(always)]
-fn with_six_bit_scales<const L: usize, const BYTES: usize>(
+fn with_six_bit_scales<const PAIR: usize, const BYTES: usize>(
     values: &[f32],
     importance: Option<&[f32]>,
     steps: Steps,
@@ -158,9 +158,9 @@ fn with_six_bit_scales<const L: usize, const BYTES: usize>(
 ) {
     let found = match importance {
         Some(importance) => {
-            strip::shifted::<L, 32>(values, Steps::by_importance(steps.top), Led::new(values, importance, 2.0))
+            strip::shifted::<PAIR, 32>(values, Steps::by_importance(steps.top), Led::new(values, importance, 2.0))
         }
-        None => strip::shifted::<L, 32>(values, steps, MagnitudeInRun),
+        None => strip::shifted::<PAIR, 32>(values, steps, MagnitudeInRun),
     };
     for (i, (block, out)) in values.as_chunks::<SUPER>().0.iter().zip(out).enumerate() {
         let first = i * 8;
@@ -215,9 +215,9 @@ struct Q4;
 
 impl Strips<144> for Q4 {
     #[inline(always)]
-    fn encode<const L: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 144]]) {
+    fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 144]]) {
         let steps = Steps { top: 15, first: -1.0, step: 0.1, last: 20, absolute: false };
-        with_six_bit_scales::<L, 144>(values, importance, steps, out, pack::<4, 32, SUPER>);
+        with_six_bit_scales::<PAIR, 144>(values, importance, steps, out, pack::<4, 32, SUPER>);
     }
 }
 
@@ -225,9 +225,9 @@ struct Q5;
 
 impl Strips<176> for Q5 {
     #[inline(always)]
-    fn encode<const L: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 176]]) {
+    fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 176]]) {
         let steps = Steps { top: 31, first: -0.5, step: 0.1, last: 15, absolute: false };
-        with_six_bit_scales::<L, 176>(values, importance, steps, out, |levels, out| {
+        with_six_bit_scales::<PAIR, 176>(values, importance, steps, out, |levels, out| {
             pack::<1, 32, SUPER>(&above(levels, 4), &mut out[..32]);
             pack::<4, 32, SUPER>(levels, &mut out[32..]);
         });
@@ -238,7 +238,7 @@ struct Q3;
 
 impl Strips<110> for Q3 {
     #[inline(always)]
-    fn encode<const L: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 110]]) {
+    fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 110]]) {
         let mut first_levels = [0u8; STRIP * SUPER];
         let found = match importance {
             Some(importance) => strip::centred::<L, 16>(values, 4, Led::new(values, importance, 2.0)),
@@ -287,7 +287,7 @@ struct Q6;
 
 impl Strips<210> for Q6 {
     #[inline(always)]
-    fn encode<const L: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 210]]) {
+    fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; 210]]) {
         let found = match importance {
             Some(importance) => strip::centred::<L, 16>(values, 32, Importance(importance)),
             None => strip::centred::<L, 16>(values, 32, Square),

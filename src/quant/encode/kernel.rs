@@ -18,15 +18,23 @@ enum Width {
 
 /// Work that can be compiled for any width.
 pub(crate) trait Routine {
-    /// Does the work, `L` runs at a time. `#[inline(always)]`, as everything it calls, so that it is
-    /// compiled for the width it is called from.
-    fn run<const L: usize>(self);
+    /// Does the work, `L` runs at a time, as many as a vector has lanes; `PAIR` are those of two
+    /// vectors, for searches that wait for their own results and leave time for another.
+    /// `#[inline(always)]`, as everything it calls, so that it is compiled for the width it is called
+    /// from.
+    fn run<const L: usize, const PAIR: usize>(self);
 }
 
 /// The kernel that everything is quantized with, once it is settled.
 static CHOSEN: OnceLock<Kernel> = OnceLock::new();
 
 impl Kernel {
+    /// Names of kernels, as `--kernel` takes them.
+    pub const NAMES: [&str; 2] = ["scalar", "avx2"];
+
+    /// One value at a time: the reference for the others.
+    pub const SCALAR: Self = Self(Width::Scalar);
+
     /// The one in use: the widest, unless another was chosen before.
     pub fn in_use() -> Self {
         *CHOSEN.get_or_init(Self::best)
@@ -38,16 +46,10 @@ impl Kernel {
         *CHOSEN.get_or_init(|| self) == self
     }
 
-    /// Names of kernels, as `--kernel` takes them.
-    pub const NAMES: [&str; 2] = ["scalar", "avx2"];
-
     /// The widest one.
     pub fn best() -> Self {
         Self::named("avx2").unwrap_or(Self::SCALAR)
     }
-
-    /// One value at a time: the reference for the others.
-    pub const SCALAR: Self = Self(Width::Scalar);
 
     /// The kernel called `name`; `None` for an unknown name and where the processor lacks it.
     pub fn named(name: &str) -> Option<Self> {
@@ -63,12 +65,12 @@ impl Kernel {
     #[allow(unsafe_code)]
     pub(crate) fn run(self, routine: impl Routine) {
         match self.0 {
-            Width::Scalar => routine.run::<1>(),
+            Width::Scalar => routine.run::<1, 1>(),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `named`, the only way to this value, has seen that the processor has AVX2.
             Width::Avx2 => unsafe { avx2(routine) },
             #[cfg(not(target_arch = "x86_64"))]
-            Width::Avx2 => routine.run::<1>(),
+            Width::Avx2 => routine.run::<1, 1>(),
         }
     }
 }
@@ -76,5 +78,5 @@ impl Kernel {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn avx2(routine: impl Routine) {
-    routine.run::<8>();
+    routine.run::<8, 16>();
 }

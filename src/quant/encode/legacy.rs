@@ -45,7 +45,7 @@ encoders! {
 
 impl<const BITS: usize, const SHIFTED: bool, const BYTES: usize> Routine for Job<'_, BITS, SHIFTED, BYTES> {
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         let (blocks, out) = (self.row.as_chunks::<N>().0, self.out.as_chunks_mut::<BYTES>().0);
         let Some(importance) = self.importance else {
             for (block, out) in blocks.iter().zip(out) {
@@ -192,7 +192,7 @@ struct Bytes<'a> {
 
 impl Routine for Bytes<'_> {
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         for (x, out) in self.row.as_chunks::<N>().0.iter().zip(self.out.as_chunks_mut::<34>().0) {
             let scale = largest_magnitude(x) / 127.0;
             let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };

@@ -73,7 +73,7 @@ macro_rules! compiled_for_kernels {
             struct Job<'a>(&'a [f32], Option<&'a [f32]>, &'a mut [u8]);
             impl Routine for Job<'_> {
                 #[inline(always)]
-                fn run<const L: usize>(self) {
+                fn run<const L: usize, const PAIR: usize>(self) {
                     let Job($row, $importance, $out) = self;
                     $encode;
                 }

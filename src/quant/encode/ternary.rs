@@ -122,7 +122,7 @@ impl Routine for Q1_0<'_> {
     /// The scale is a mean, whose sum is taken in order: some blocks side by side, not to wait for
     /// each addition.
     #[inline(always)]
-    fn run<const L: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(self) {
         let (groups, rest) = self.blocks.as_chunks::<8>();
         let (out_groups, out_rest) = self.out.as_chunks_mut::<8>();
         for (blocks, out) in groups.iter().zip(out_groups) {
