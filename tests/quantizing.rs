@@ -200,6 +200,13 @@ fn quantized_models_are_split_read_again_and_quantized_on_request() {
         fs::read_dir(m.dir.path()).unwrap().map(|e| e.unwrap().path()).find(|p| text(p).contains("parts-00001"));
     let shard = shard.unwrap();
     assert!(GgufModel::open(&shard).unwrap().shards().len() > 1);
+    let whole = bytes(&shard);
+    let header = GgufFile::open(&shard).unwrap().range(0).start;
+    fs::write(&shard, &whole[..header]).unwrap();
+    let dry = ["quantize", text(&shard), "-o", "no.gguf", "--type", "Q4_K_M", "--dry-run"];
+    let refused = refusal(m.dir.path(), &dry);
+    assert!(refused.contains("expected the header of a whole model, found that of one shard"), "{refused}");
+    fs::write(&shard, whole).unwrap();
     let target = m.at("again.gguf");
     let again = ["quantize", text(&shard), "-o", text(&target), "--type", "Q4_K_M"];
     let refused = refusal(m.dir.path(), &again);

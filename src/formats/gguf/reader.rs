@@ -7,7 +7,10 @@ use std::path::Path;
 
 use super::cursor::Cursor;
 use super::endian::swapped_fields;
-use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, ValueType, alignment_of, removed_type};
+use super::{
+    Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, SPLIT_COUNT, VERSION, Value, ValueType, alignment_of,
+    removed_type,
+};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
@@ -42,10 +45,15 @@ impl GgufHeader {
     /// Reads the header of the file at `path`; whatever follows it, or doesn't, is not looked at.
     ///
     /// # Errors
-    /// As [`GgufFile::open`] for the header.
+    /// As [`GgufFile::open`] for the header; [`crate::Error::Mismatch`] for a shard, which has only some
+    /// of a model's tensors.
     pub fn read(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let header = read_header(&file)?;
+        if header.metadata.get(SPLIT_COUNT).and_then(Value::as_unsigned).is_some_and(|count| count > 1) {
+            let finding = header.metadata.finding(SPLIT_COUNT).expected("the header of a whole model");
+            return Err(finding.found("that of one shard").hint("fetch all shards, with their data").mismatch());
+        }
         let missing = i64::MAX as u64;
         place(path, &header.tensors, &header.offsets, header.end, alignment_of(&header.metadata)?, missing)?;
         Ok(Self { metadata: header.metadata, tensors: header.tensors })
