@@ -50,8 +50,9 @@ pub(super) fn encoder(dtype: DType) -> Option<Encode> {
         DType::IQ2_S => iq2_s,
         DType::IQ3_XXS => iq3_xxs,
         DType::IQ3_S => iq3_s,
-        DType::IQ1_S => iq1_s,
-        DType::IQ1_M => iq1_m,
+        // Wider instructions don't help these.
+        DType::IQ1_S => |row, importance, out, _| iq1::iq1_s(row, known(importance), out),
+        DType::IQ1_M => |row, importance, out, _| iq1::iq1_m(row, importance, out),
         DType::Q8_1 => |row, _, out, kernel| q8::q8_1(row, out, kernel),
         DType::Q8_K => |row, _, out, kernel| q8::q8_k(row, out, kernel),
         DType::IQ4_NL => iq4::iq4_nl,
@@ -88,8 +89,6 @@ compiled_for_kernels! {
     iq2_s: |row, importance, out| iq2::iq2_s(row, importance, out);
     iq3_xxs: |row, importance, out| iq3::iq3_xxs(row, importance, out);
     iq3_s: |row, importance, out| iq3::iq3_s(row, importance, out);
-    iq1_s: |row, importance, out| iq1::iq1_s(row, known(importance), out);
-    iq1_m: |row, importance, out| iq1::iq1_m(row, importance, out);
 }
 
 /// Importance of a type that needs it.
