@@ -239,6 +239,12 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
     let refused = refusal(m.dir.path(), &["quantize", text(&m.gguf), "-o", text(&m.at("folder")), "--type", "Q4_K_M"]);
     assert!(refused.contains("expected a name that ends in .gguf"), "{refused}");
     let target = m.at("x.gguf");
+    for input in ["lora/plain", "routing/llama-prompt/adapter", "pytorch/plain.safetensors"] {
+        let input = fixture(input);
+        let args = ["convert", text(&input), "-o", text(&target), "--type", "Q4_K_M"];
+        let refused = refusal(m.dir.path(), &args);
+        assert!(refused.contains("--type Q4_K_M: expected a model"), "{refused}");
+    }
     let convert = ["convert", text(&m.gguf), "-o", text(&target), "--type", "source", "--pure"];
     let refused = refusal(m.dir.path(), &convert);
     assert!(refused.contains("--pure: expected a --type that is a mixture"), "{refused}");

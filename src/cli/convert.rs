@@ -148,6 +148,7 @@ impl Job<'_> {
 
     /// A GGUF that keeps names as they are, for models of other classes and bare tensors.
     fn generic(&self, from: &Path, plan: &Plan, common: &Common) -> Result<()> {
+        self.check_plain("a model whose class has a table")?;
         let (beside, mut notes) = match from.is_dir() {
             true => Beside::read(from, plan)?,
             false => {
@@ -247,6 +248,7 @@ impl Job<'_> {
             let finding = Finding::new(&self.input, "adapter").expected("a GGUF to write it as");
             return Err(finding.found("another output").mismatch().into());
         }
+        self.check_plain("a model")?;
         let bank = read_is_bank(&self.input)?;
         let (mut metadata, plan, notes) = match bank {
             true => bank::to_gguf(&self.input)?,
@@ -265,6 +267,17 @@ impl Job<'_> {
         }
         print_notes(&notes, common);
         self.output.write_gguf(&metadata, &plan, common)
+    }
+
+    /// Mixtures are of models that llama.cpp knows: their tensors' names say what they are.
+    fn check_plain(&self, expected: &str) -> Result<()> {
+        match self.output.quantized()? {
+            None => Ok(()),
+            Some(file_type) => {
+                let finding = Finding::new(&self.input, format!("--type {file_type}")).expected(expected);
+                Err(finding.found("something else").hint("f32, f16, bf16, q8_0 or source").unsupported().into())
+            }
+        }
     }
 
     /// The base of a LoRA, whose table gives names and shapes.
