@@ -6,19 +6,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
-use serde_json::{Map, Value as Json};
 
-use crate::convert::{FIELDS, Input, Restored, class_name, from_gguf, generic};
 use crate::dtype::DType;
-use crate::error::{Error, Finding, Result};
-use crate::formats::gguf::{GgufModel, Value};
+use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::quant;
+
+mod sides;
+
+pub use sides::sides;
 
 /// Elements that one task compares.
 const CHUNK_ELEMS: usize = 1 << 18;
@@ -129,8 +129,8 @@ impl Comparison {
     /// pool. The result is the same on any number of threads.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] for a NaN or an infinity in either, naming the tensor;
-    /// [`Error::Mismatch`] for a name that one of them has twice.
+    /// [`crate::Error::NotFinite`] for a NaN or an infinity in either, naming the tensor;
+    /// [`crate::Error::Mismatch`] for a name that one of them has twice.
     pub fn of(a: &Plan, b: &Plan) -> Result<Self> {
         Self::watched(a, b, &|_, _| {})
     }
@@ -401,101 +401,6 @@ impl Sums {
             identical: !self.differs,
         }
     }
-}
-
-/// What stands at a path, by the names that its tensors go by.
-enum Side {
-    /// GGUF's names.
-    Gguf(GgufModel),
-    /// Hugging Face's, or whatever the files have; config.json where there is one.
-    Named(Plan, Option<Map<String, Json>>),
-}
-
-/// The tensors of the models at `a` and `b`, each as [`Input::open`] opens it, under names that they
-/// have in common: those of GGUF for two GGUFs, else those of Hugging Face, to which a GGUF is
-/// brought back. A generic GGUF has the names of what it was made of. Tensors of a GGUF that a
-/// folder has no place for keep their names. Where a GGUF has kept source values beside its own
-/// tensors (`--type source`), those are what it is brought back to.
-///
-/// # Errors
-/// [`Error::Unsupported`] for an adapter; what opening them meets, and for a GGUF against something
-/// else what [`from_gguf`] meets.
-pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
-    Ok(match (open(a)?, open(b)?) {
-        (Side::Gguf(a), Side::Gguf(b)) => (taken(&a), taken(&b)),
-        (Side::Gguf(a), Side::Named(b, config)) => (restored(&a, &b, config.as_ref())?, b),
-        (Side::Named(a, config), Side::Gguf(b)) => {
-            let b = restored(&b, &a, config.as_ref())?;
-            (a, b)
-        }
-        (Side::Named(a, _), Side::Named(b, _)) => (a, b),
-    })
-}
-
-fn open(path: &Path) -> Result<Side> {
-    match Input::open(path, None)? {
-        Input::Adapter => Err(adapter(path)),
-        Input::Model(folder) => Ok(Side::Named(folder.weights().clone(), Some(folder.config_json))),
-        Input::Weights { plan, .. } => Ok(Side::Named(plan, None)),
-        Input::Gguf(model) => {
-            let text = |key: &str| model.metadata().get(key).and_then(Value::as_text);
-            if text("general.type") == Some("adapter") || text("adapter.type").is_some() {
-                return Err(adapter(path));
-            }
-            match text("general.architecture") {
-                Some(generic::ARCHITECTURE) => {
-                    Ok(Side::Named(generic::from_gguf(model.metadata(), &taken(&model))?.weights, None))
-                }
-                _ => Ok(Side::Gguf(model)),
-            }
-        }
-    }
-}
-
-fn adapter(path: &Path) -> Error {
-    Finding::new(path, "")
-        .expected("a model or tensors")
-        .found("an adapter")
-        .hint("bake or merge it into its base, and compare what that gives")
-        .unsupported()
-}
-
-fn taken(model: &GgufModel) -> Plan {
-    model.tensors().iter().cloned().collect()
-}
-
-/// The tensors of `model` under the names that `other` has for them; `config` is the other's.
-fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>) -> Result<Plan> {
-    const HINT: &str = "a GGUF goes by Hugging Face's names against what is none; two GGUFs go by their own";
-    // In F32 every stored value stays what it is.
-    let found = from_gguf(model, Some(DType::F32)).map_err(|error| match error {
-        Error::Unsupported(finding) if finding.hint.is_empty() => finding.hint(HINT).unsupported(),
-        Error::Mismatch(finding) if finding.hint.is_empty() => finding.hint(HINT).mismatch(),
-        error => error,
-    })?;
-    let Some(Restored { config: own, mut plan, .. }) = found else {
-        let metadata = model.metadata();
-        return Err(metadata
-            .finding("general.architecture")
-            .expected("an architecture that this version has a table for")
-            .found(format!("{:?}", metadata.text("general.architecture")?))
-            .hint(HINT)
-            .unsupported());
-    };
-    let names: HashSet<&str> = other.tensors.iter().map(|t| t.name.as_str()).collect();
-    let config = config.unwrap_or(&own);
-    let of_class: HashMap<String, &str> =
-        other.tensors.iter().filter_map(|t| Some((class_name(config, &t.name)?, t.name.as_str()))).collect();
-    for tensor in plan.tensors.iter_mut().filter(|t| !names.contains(t.name.as_str())) {
-        let name = class_name(&own, &tensor.name);
-        if let Some(name) = of_class.get(name.as_ref().unwrap_or(&tensor.name)) {
-            tensor.name = (*name).to_owned();
-        }
-    }
-    // What became a field of the config is a tensor of the file all the same.
-    let fields = model.tensors().iter().filter(|t| FIELDS.contains(&t.info().name.as_str()));
-    plan.tensors.extend(fields.cloned().collect::<Plan>().tensors);
-    Ok(plan)
 }
 
 #[cfg(test)]

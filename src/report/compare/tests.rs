@@ -1,7 +1,8 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
+use crate::Error;
 use crate::formats::Source;
 use crate::formats::safetensors::SafetensorsFile;
 
