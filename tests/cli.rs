@@ -2,22 +2,17 @@
 //! and nothing half-written.
 
 mod common;
+#[path = "common/program.rs"]
+mod program;
 mod readers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use common::fixtures;
+use program::{atombank, done, text};
 use serde_json::{Value, json};
-
-fn atombank(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_atombank")).args(args).output().unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
 
 /// The one line of a refusal: exit code 1, nothing on stdout.
 fn refusal(args: &[&str]) -> String {
@@ -27,12 +22,6 @@ fn refusal(args: &[&str]) -> String {
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
     assert!(out.stdout.is_empty(), "{args:?}");
     stderr
-}
-
-fn done(args: &[&str]) -> String {
-    let out = atombank(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
 }
 
 fn copy(from: &Path, to: &Path) -> PathBuf {

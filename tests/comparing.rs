@@ -1,29 +1,13 @@
 //! Comparing models as a user does: a folder against what was made of it, quantized or not.
 
+#[path = "common/program.rs"]
+mod program;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
+use program::{atombank, done, fixture, text};
 use serde_json::Value;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
-
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_atombank")).args(args).output().unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn done(args: &[&str]) -> String {
-    let out = run(args);
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    assert!(out.status.success(), "{args:?}: {stderr}");
-    String::from_utf8(out.stdout).unwrap()
-}
 
 fn convert(from: &Path, to: &Path, options: &[&str]) {
     done(&[&["convert", text(from), "-o", text(to), "--quiet"], options].concat());
@@ -36,7 +20,7 @@ fn compare(a: &Path, b: &Path) -> Value {
 
 /// One line on stderr and exit code 1.
 fn refusal(a: &Path, b: &Path) -> String {
-    let out = run(&["compare", text(a), text(b)]);
+    let out = atombank(&["compare", text(a), text(b)]);
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(1), "{stderr}");
     assert_eq!((stderr.lines().count(), out.stdout.len()), (1, 0), "{stderr}");

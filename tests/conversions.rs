@@ -1,26 +1,20 @@
 //! Conversions as a user asks for them: every input to every output it can become, and refusals.
 
+#[path = "common/program.rs"]
+mod program;
 mod readers;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use atombank::formats::Source;
 use atombank::formats::gguf::{GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
-}
-
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_atombank")).args(args).output().unwrap()
-}
+use program::{atombank, fixture};
 
 fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
-    let out = run(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
+    let out = atombank(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
     let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success(), "{input:?} -> {output:?} {options:?}: {stderr}");
     stderr
@@ -29,7 +23,7 @@ fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
 /// One line on stderr, exit code 1, nothing written.
 fn refusal(input: &Path, output: &Path, options: &[&str]) -> String {
     let before = fs::read_dir(output.parent().unwrap()).unwrap().count();
-    let out = run(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
+    let out = atombank(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(1), "{input:?}: {stderr}");
     assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{stderr}");
@@ -161,7 +155,7 @@ fn everything_that_can_be_converted_can_be_inspected() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let inspect = |path: &Path, options: &[&str]| {
-        let out = run(&[&["inspect", path.to_str().unwrap()], options].concat());
+        let out = atombank(&[&["inspect", path.to_str().unwrap()], options].concat());
         assert!(out.status.success(), "{path:?}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap()
     };
@@ -235,7 +229,7 @@ fn options_of_the_gguf_are_honoured() {
     assert_eq!(named.metadata().text("general.author").unwrap(), "Somebody");
     assert_eq!(named.metadata().text("general.name").unwrap(), "Nine");
     assert_eq!(named.metadata().u32("gpt2.context_length").unwrap(), 77);
-    let out = run(&["convert", model.to_str().unwrap(), "-o", at("dry.gguf").to_str().unwrap(), "--dry-run"]);
+    let out = atombank(&["convert", model.to_str().unwrap(), "-o", at("dry.gguf").to_str().unwrap(), "--dry-run"]);
     assert!(out.status.success() && !at("dry.gguf").exists());
     assert!(String::from_utf8(out.stdout).unwrap().contains("token_embd.weight"));
 }
