@@ -131,6 +131,22 @@ fn options_choose_types_of_tensors() {
 }
 
 #[test]
+fn dimensions_of_one_are_left_out_as_ggml_does() {
+    let m = Model::new();
+    let (from, to) = (m.at("experts.gguf"), m.at("quantized.gguf"));
+    done(&["convert", text(&fixture("convert/qwen2moe/model")), "-o", text(&from), "--type", "f32", "--quiet"]);
+    done(&["quantize", text(&from), "-o", text(&to), "--type", "Q8_0", "--quiet"]);
+    let gate = |path: &Path| {
+        let file = GgufFile::open(path).unwrap();
+        let place = file.tensors().iter().position(|t| t.name == "blk.1.ffn_gate_inp_shexp.weight").unwrap();
+        (file.tensors()[place].shape.clone(), file.bytes(place).into_owned())
+    };
+    let ((before, values), (after, same)) = (gate(&from), gate(&to));
+    assert_eq!((before, after), (vec![1, 64], vec![64]));
+    assert_eq!(values, same);
+}
+
+#[test]
 fn importance_is_used_where_it_is_wanted_and_written_down() {
     let m = Model::new();
     let (gguf, dat) = (fixture("quant/imatrix/llama.gguf"), fixture("quant/imatrix/llama.dat"));

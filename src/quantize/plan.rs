@@ -74,7 +74,7 @@ pub fn outcomes(
             let bytes = |dtype: DType| dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).unwrap_or(0);
             TensorOutcome {
                 name: chosen.name.clone(),
-                shape: tensor.shape.clone(),
+                shape: written_shape(chosen.dtype, &tensor.shape).to_vec(),
                 from: tensor.dtype,
                 to: chosen.dtype,
                 bytes_before: bytes(tensor.dtype),
@@ -124,8 +124,12 @@ pub fn quantize(
                 None => notes.push(format!("{}: no importance for it in {}", tensor.name, led.file_name)),
             }
         }
-        let PlannedTensor { shape, .. } = tensor.clone();
-        plan.tensors.push(PlannedTensor { name: chosen.name.clone(), dtype: chosen.dtype, shape, expr });
+        let shape = written_shape(chosen.dtype, &tensor.shape);
+        if shape.len() != tensor.shape.len() {
+            expr = Expr::Reshape { of: Box::new(expr), shape: shape.to_vec() };
+        }
+        let (name, shape) = (chosen.name.clone(), shape.to_vec());
+        plan.tensors.push(PlannedTensor { name, dtype: chosen.dtype, shape, expr });
     }
     let mut metadata = metadata.clone();
     recipe.write_type(&mut metadata);
@@ -138,6 +142,13 @@ pub fn quantize(
     }
     recipe.write_block_count(&mut metadata)?;
     Ok(Quantized { metadata, plan, notes })
+}
+
+/// A tensor's shape as ggml writes it: outermost dimensions of 1 are none.
+fn written_shape(dtype: DType, shape: &[usize]) -> &[usize] {
+    // Vectors of blocks have no rows that blocks belong to.
+    let ones = shape.iter().take_while(|&&len| len == 1).count().min(shape.len().saturating_sub(1));
+    if dtype.is_plain() { &shape[ones..] } else { shape }
 }
 
 /// The importance of a tensor's columns, for each of its matrices.
