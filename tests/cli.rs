@@ -128,6 +128,30 @@ fn one_prompt_baked_in_f32_is_the_routed_model() {
 }
 
 #[test]
+fn a_baked_lora_merges_to_the_baked_model_bit_by_bit() {
+    let p = pair();
+    let out = |name: &str| p.dir.path().join(name);
+    let (lora, instruction) = (out("lora"), ["--instruction", "Reverse the letters.", "--no-verify"]);
+    done(&[&["bake", text(&p.base), text(&p.bank), "-o", text(&lora), "--to", "lora"], &instruction[..]].concat());
+    for (name, options) in [("f32.gguf", &["--type", "f32"][..]), ("q4.gguf", &["--type", "Q4_K_M"]), ("folder", &[])] {
+        let (baked, merged) = (out(&format!("baked-{name}")), out(&format!("merged-{name}")));
+        done(&[&["bake", text(&p.base), text(&p.bank), "-o", text(&baked)], &instruction[..], options].concat());
+        done(&[&["merge", text(&p.base), text(&lora), "-o", text(&merged)], options].concat());
+        let weights = |path: &Path| match path.is_dir() {
+            true => fs::read(path.join("model.safetensors")).unwrap(),
+            false => fs::read(path).unwrap(),
+        };
+        assert_eq!(weights(&baked), weights(&merged), "{name}");
+    }
+    let target = out("never");
+    let refused = refusal(&["merge", text(&p.base), text(&p.bank), "-o", text(&target)]);
+    assert!(refused.contains("peft_type: expected LORA, found an atom bank; atombank bake"), "{refused}");
+    let refused = refusal(&["merge", text(&p.base), text(&lora), "-o", text(&target), "--to", "lora"]);
+    assert!(refused.contains("--to lora: expected a merged model"), "{refused}");
+    assert!(!target.exists());
+}
+
+#[test]
 fn routes_by_model_and_by_prior() {
     let p = pair();
     let table = done(&["route", text(&p.base), text(&p.bank), "--instruction", "Reverse the letters."]);
