@@ -3,10 +3,11 @@
 //! Without importance the largest value, or lowest and highest, decide the scale; with it a search.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_q4_0_ref` and `_impl`, and so on.
+#![allow(non_camel_case_types)] // The name is ggml's.
 
 use half::f16;
 
-use super::each::largest_magnitude;
+use super::each::{EncodeBlock, each_block, largest_magnitude};
 use super::kernel::{Kernel, Routine};
 use super::lanes::Runs;
 use super::pack::{above, pack};
@@ -182,24 +183,19 @@ fn finish<const BITS: usize, const SHIFTED: bool, const BYTES: usize>(
 
 /// Q8_0: levels from -127 to 127, rounded with halves away from zero. Importance is not used.
 pub(super) fn q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
-    kernel.run(Bytes { row, out });
+    each_block(Q8_0, row, out, kernel);
 }
 
-struct Bytes<'a> {
-    row: &'a [f32],
-    out: &'a mut [u8],
-}
+struct Q8_0;
 
-impl Routine for Bytes<'_> {
+impl EncodeBlock<34, N> for Q8_0 {
     #[inline(always)]
-    fn run<const L: usize, const PAIR: usize>(self) {
-        for (x, out) in self.row.as_chunks::<N>().0.iter().zip(self.out.as_chunks_mut::<34>().0) {
-            let scale = largest_magnitude(x) / 127.0;
-            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-            out[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-            for e in 0..N {
-                out[2 + e] = half_away(x[e] * inverse);
-            }
+    fn encode(x: &[f32; N], out: &mut [u8; 34]) {
+        let scale = largest_magnitude(x) / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        out[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        for e in 0..N {
+            out[2 + e] = half_away(x[e] * inverse);
         }
     }
 }
