@@ -19,7 +19,7 @@ pub use staging::Staging;
 
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{self, Source, show_shape};
+use crate::formats::{self, Source, TensorInfo, show_shape};
 use crate::quant;
 
 /// One tensor of the output.
@@ -36,6 +36,11 @@ pub struct PlannedTensor {
 }
 
 impl PlannedTensor {
+    /// Name, type and shape in the output.
+    pub fn info(&self) -> TensorInfo {
+        TensorInfo { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }
+    }
+
     /// The number of elements.
     pub fn elems(&self) -> usize {
         self.shape.iter().product()

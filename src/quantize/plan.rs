@@ -100,11 +100,7 @@ pub fn quantize(
     led: Option<Led>,
     overrides: &[Override],
 ) -> Result<Quantized> {
-    let infos: Vec<TensorInfo> = tensors
-        .tensors
-        .iter()
-        .map(|t| TensorInfo { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
-        .collect();
+    let infos: Vec<TensorInfo> = tensors.tensors.iter().map(PlannedTensor::info).collect();
     let led = led.filter(|led| !led.by.is_empty());
     let has = |name: &str| led.is_some_and(|led| led.by.weights(name).is_some());
     let importance: Option<&dyn Fn(&str) -> bool> = if led.is_some() { Some(&has) } else { None };

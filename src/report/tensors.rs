@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::adapter::Adapter;
 use crate::dtype::DType;
 use crate::formats::TensorInfo;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedTensor};
 
 /// One tensor.
 #[derive(Debug, Clone, Serialize)]
@@ -49,9 +49,7 @@ pub struct TensorsReport {
 impl TensorsReport {
     /// Counts the tensors of a plan, in the types that it has.
     pub fn of_plan(plan: &Plan) -> Self {
-        let infos =
-            plan.tensors.iter().map(|t| TensorInfo { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() });
-        Self::of(&infos.collect::<Vec<_>>())
+        Self::of(&plan.tensors.iter().map(PlannedTensor::info).collect::<Vec<_>>())
     }
 
     /// Counts `tensors`.
