@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::fixtures;
-use program::{atombank, done, text};
+use program::{atombank, copy, done, text};
 use serde_json::{Value, json};
 
 /// The one line of a refusal: exit code 1, nothing on stdout.
@@ -22,15 +22,6 @@ fn refusal(args: &[&str]) -> String {
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
     assert!(out.stdout.is_empty(), "{args:?}");
     stderr
-}
-
-fn copy(from: &Path, to: &Path) -> PathBuf {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-    to.to_owned()
 }
 
 fn edit(path: &Path, change: impl Fn(&mut Value)) {

@@ -11,7 +11,7 @@ use atombank::formats::Source;
 use atombank::formats::gguf::{GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
-use program::{atombank, fixture};
+use program::{atombank, copy, fixture};
 
 fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
     let out = atombank(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
@@ -94,12 +94,7 @@ fn shards_are_written_read_joined_and_split_again() {
 fn models_of_other_classes_and_bare_tensors_keep_everything() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let model = fixture("sentence/encoder");
-    fs::create_dir(at("model")).unwrap();
-    for entry in fs::read_dir(&model).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, at("model").join(path.file_name().unwrap())).unwrap();
-    }
+    copy(&fixture("sentence/encoder"), &at("model"));
     let config = fs::read_to_string(at("model/config.json")).unwrap().replace("BertModel", "FancyModel");
     fs::write(at("model/config.json"), &config).unwrap();
     let notes = convert(&at("model"), &at("fancy.gguf"), &[]);
@@ -130,13 +125,7 @@ fn what_a_safetensors_file_says_of_itself_goes_along_or_is_named() {
     assert_eq!(author("back.safetensors"), "Somebody");
     let notes = convert(&at("w.safetensors"), &at("w.bin"), &[]);
     assert!(notes.contains("__metadata__ \"author\" of the weights is left out"), "{notes}");
-    let model = at("model");
-    fs::create_dir(&model).unwrap();
-    let source = fixture("convert/qwen2moe/model");
-    for entry in fs::read_dir(&source).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
-    }
+    let model = copy(&fixture("convert/qwen2moe/model"), &at("model"));
     let old = fs::read(model.join("model.safetensors")).unwrap();
     let length = u64::from_le_bytes(old[..8].try_into().unwrap()) as usize;
     let mut header: serde_json::Value = serde_json::from_slice(&old[8..8 + length]).unwrap();
@@ -184,11 +173,7 @@ fn everything_that_can_be_converted_can_be_inspected() {
     let all = json(&fixture("pytorch/lightning.bin"));
     assert!(all["kind"] == "weights" && !all["others"].as_array().unwrap().is_empty(), "{all}");
     // A field that no conversion knows, and a class without a table: still there to be looked at.
-    fs::create_dir(at("model")).unwrap();
-    for entry in fs::read_dir(fixture("convert/qwen2/model")).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, at("model").join(path.file_name().unwrap())).unwrap();
-    }
+    copy(&fixture("convert/qwen2/model"), &at("model"));
     let config = fs::read_to_string(at("model/config.json")).unwrap();
     fs::write(at("model/config.json"), config.replacen('{', "{\"flux\": 3,", 1)).unwrap();
     let table = inspect(&at("model"), &[]);

@@ -222,14 +222,20 @@ fn measurement(path: &Path) -> Measurement {
     }
 }
 
-fn write(measured: &Measurement, form: Form) -> Vec<u8> {
+/// What was measured as a file, in a folder that goes with it.
+pub(super) fn saved(measured: &Measurement, form: Form) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("imatrix");
     let (plan, layout) = measured.plan(&path, form).unwrap();
     let staging = Staging::file(&path, false).unwrap();
     execute(&plan, &layout, &staging, Options::default(), &|_| {}).unwrap();
     staging.commit().unwrap();
-    std::fs::read(&path).unwrap()
+    (dir, path)
+}
+
+fn write(measured: &Measurement, form: Form) -> Vec<u8> {
+    let (_dir, path) = saved(measured, form);
+    std::fs::read(path).unwrap()
 }
 
 #[test]

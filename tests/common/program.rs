@@ -1,6 +1,7 @@
 //! Running the program in tests: arguments in, what it printed out.
 #![allow(dead_code)] // Each test file uses its own part.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -21,4 +22,14 @@ pub fn done(args: &[&str]) -> String {
     let out = atombank(args);
     assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
+}
+
+/// A copy of the files of folder `from` whose files tests may change.
+pub fn copy(from: &Path, to: &Path) -> PathBuf {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    to.to_owned()
 }

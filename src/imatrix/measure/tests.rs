@@ -8,6 +8,7 @@ use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{ConvertOptions, Gguf, OutType, to_gguf};
 use crate::formats::gguf::layout;
+use crate::imatrix::tests::saved;
 use crate::imatrix::{Form, ImportanceMatrix};
 use crate::model::TextEncoder;
 use crate::plan::{Options, Staging, execute};
@@ -44,16 +45,6 @@ fn measured(base: &Base, text: &str, settings: &Settings) -> Measurement {
 }
 
 const SETTINGS: Settings = Settings { chunk_size: 128, chunks: Some(8), process_output: false };
-
-fn saved(measured: &Measurement, form: Form) -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("imatrix");
-    let (plan, layout) = measured.plan(&path, form).unwrap();
-    let staging = Staging::file(&path, false).unwrap();
-    execute(&plan, &layout, &staging, Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
-    (dir, path)
-}
 
 /// Holds every tensor against its tolerances.
 fn assert_close(found: &ImportanceMatrix, expected: &ImportanceMatrix) {
