@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use atombank::DType;
 use atombank::formats::safetensors;
-use atombank::plan::{self, Expr, LowRank, Plan, PlannedTensor, Staging};
+use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging};
 use atombank::quant;
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -51,8 +51,12 @@ fn execute(bencher: Bencher, rank: usize) {
     let values: Arc<[f32]> = (0..rows * cols).map(|i| (i % 1000) as f32 / 500.0 - 1.0).collect();
     let mut expr = Expr::Values { shape: vec![rows, cols], values };
     if rank > 0 {
-        let update = LowRank { scale: 2.0, rank, left: vec![0.01; rows * rank], right: vec![0.01; rank * cols] };
-        expr = Expr::AddLowRank { of: Box::new(expr), update: Arc::new(update) };
+        let factor = |shape: [usize; 2]| {
+            let values = vec![0.01; shape[0] * shape[1]].into();
+            Box::new(Expr::Values { shape: shape.to_vec(), values })
+        };
+        let delta = Expr::Product { scale: 2.0, left: factor([rows, rank]), right: factor([rank, cols]) };
+        expr = Expr::Add { of: Box::new(expr), delta: Box::new(delta) };
     }
     let tensor = PlannedTensor { name: "w".into(), dtype: DType::BF16, shape: vec![rows, cols], expr };
     let plan = Plan { tensors: vec![tensor] };

@@ -3,6 +3,7 @@
 mod bank;
 mod config;
 mod init;
+pub mod peft;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

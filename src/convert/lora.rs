@@ -96,7 +96,7 @@ pub fn to_gguf(folder: &Path, base: &dyn BaseModel, outtype: OutType) -> Result<
 }
 
 /// The adapter's weights: safetensors, else what torch has saved.
-fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
+pub(crate) fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
     let (safetensors, pickled) = (folder.join("adapter_model.safetensors"), folder.join("adapter_model.bin"));
     if !safetensors.is_file() && pickled.is_file() {
         let source: Arc<dyn Source> = Arc::new(PytorchFile::open(&pickled, None)?);

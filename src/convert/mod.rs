@@ -239,6 +239,16 @@ pub(crate) fn class_name(config: &serde_json::Map<String, serde_json::Value>, na
     }
 }
 
+/// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None`
+/// for one that the class's table doesn't have.
+pub(crate) fn keeps_transposed(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<bool> {
+    let arch = arch::of_class(params::class(config)?, config)?;
+    match tensors::find(arch, name) {
+        tensors::Found::Known(known) => Some(known.tensor.how == arch::How::Transposed),
+        _ => None,
+    }
+}
+
 /// The tokenizer of a GGUF file with this `metadata` as the files of a Hugging Face folder: names
 /// and contents, `tokenizer.json` first. None, and a note, for a file without a vocabulary.
 ///

@@ -4,7 +4,6 @@
 mod bake;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 #[cfg(feature = "train")]
 pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
@@ -12,10 +11,11 @@ pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
 use crate::adapter::{Adapter, AdapterConfig, AtomBank, HostTensor, LoraConfig};
 use crate::checkpoint::Site;
 use crate::error::{Finding, Result};
-use crate::plan::{Expr, LowRank, Plan};
+use crate::formats::show_shape;
+use crate::plan::{Expr, Plan};
 
-/// Updates by the name of the weight they change.
-pub type Updates = BTreeMap<String, Arc<LowRank>>;
+/// What is added to weights, by their names.
+pub type Updates = BTreeMap<String, Expr>;
 
 /// `s B_l M_b A_l` for every site of a bank, under one fixed routing: `alphas` by block, each `[K]`.
 ///
@@ -32,13 +32,15 @@ pub fn lora_updates(adapter: &Adapter) -> Updates {
 }
 
 fn updates(adapter: &Adapter, left: impl Fn(Site) -> Vec<f32>) -> Updates {
-    let update = |site: Site| LowRank {
-        scale: adapter.config.scale(),
-        rank: adapter.config.rank(),
-        left: left(site),
-        right: adapter.factors(site).0.values.to_vec(),
+    let update = |site: Site| {
+        let (a, b) = adapter.factors(site);
+        Expr::Product {
+            scale: adapter.config.scale(),
+            left: Box::new(Expr::Values { shape: b.shape.clone(), values: left(site).into() }),
+            right: Box::new(Expr::Values { shape: a.shape.clone(), values: a.values.clone() }),
+        }
     };
-    adapter.sites().into_iter().map(|site| (site.weight_name(), Arc::new(update(site)))).collect()
+    adapter.sites().into_iter().map(|site| (site.weight_name(), update(site))).collect()
 }
 
 /// `base` with each update added to its weight, in f32 before the one rounding.
@@ -47,16 +49,16 @@ fn updates(adapter: &Adapter, left: impl Fn(Site) -> Vec<f32>) -> Updates {
 /// [`crate::Error::Mismatch`] for an update whose weight is not there or has another shape.
 pub fn with_updates(base: &Plan, updates: &Updates) -> Result<Plan> {
     let mut plan = base.clone();
-    let mut left: BTreeMap<&str, &Arc<LowRank>> = updates.iter().map(|(name, u)| (name.as_str(), u)).collect();
+    let mut left: BTreeMap<&str, &Expr> = updates.iter().map(|(name, u)| (name.as_str(), u)).collect();
     for tensor in &mut plan.tensors {
         let Some(update) = left.remove(tensor.name.as_str()) else { continue };
         if tensor.shape != update.shape() {
             return Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
-                .expected(format_args!("{:?}, the update's shape", update.shape()))
-                .found(format_args!("{:?}", tensor.shape))
+                .expected(format_args!("{}, the update's shape", show_shape(&update.shape())))
+                .found(show_shape(&tensor.shape))
                 .mismatch());
         }
-        tensor.expr = Expr::AddLowRank { of: Box::new(tensor.expr.clone()), update: update.clone() };
+        tensor.expr = Expr::Add { of: Box::new(tensor.expr.clone()), delta: Box::new(update.clone()) };
     }
     match left.keys().next() {
         None => Ok(plan),

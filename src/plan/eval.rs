@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Expr, LowRank, Pick, PlannedTensor};
+use super::product::{Sink, product_rows};
+use super::{Expr, Pick, PlannedTensor};
 use crate::error::{Finding, Result};
 use crate::formats::{row_len, rows};
 use crate::quant;
@@ -137,7 +138,7 @@ impl PlannedTensor {
 
 impl Expr {
     /// Elements in one row.
-    fn row_len(&self) -> usize {
+    pub(super) fn row_len(&self) -> usize {
         match self {
             Expr::Take(tensor) => tensor.info().row_len(),
             Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => row_len(shape),
@@ -146,9 +147,10 @@ impl Expr {
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. }
+            | Expr::Add { of, .. }
             | Expr::Weighted { of, .. } => of.row_len(),
-            Expr::Product(product) => product.shape()[1],
+            Expr::Product { right, .. } => right.row_len(),
+            Expr::Map { of, .. } => of.first().map_or(0, Expr::row_len),
         }
     }
 
@@ -200,8 +202,9 @@ impl Expr {
             | Expr::AddConstant { .. }
             | Expr::Scale { .. }
             | Expr::Round { .. }
-            | Expr::AddLowRank { .. }
-            | Expr::Product(_) => unreachable!("no bytes of its own: raw_dtype is None"),
+            | Expr::Add { .. }
+            | Expr::Product { .. }
+            | Expr::Map { .. } => unreachable!("no bytes of its own: raw_dtype is None"),
         }
     }
 
@@ -253,24 +256,44 @@ impl Expr {
                 quant::encode(*dtype, out, &mut bytes);
                 quant::decode(*dtype, &bytes, out);
             }
-            Expr::AddLowRank { of, update } => {
+            Expr::Add { of, delta } => {
                 of.eval_rows(rows.clone(), out);
-                let row_len = of.row_len();
-                let mut sum = vec![0.0; row_len];
-                for (row, out) in rows.zip(out.chunks_exact_mut(row_len)) {
-                    update.row(row, &mut sum);
-                    for (w, delta) in out.iter_mut().zip(&sum) {
-                        *w += delta;
-                    }
-                }
+                delta.add_rows(rows, out);
             }
-            Expr::Product(product) => {
-                for (row, out) in rows.zip(out.chunks_exact_mut(product.shape()[1])) {
-                    product.row(row, out);
-                }
+            Expr::Product { scale, left, right } => product(*scale, left, right, rows, Sink::Set, out),
+            Expr::Map { of, map } => {
+                let Some((first, others)) = of.split_first() else { return };
+                let values = |of: &Expr| {
+                    let mut values = vec![0.0; out.len()];
+                    of.eval_rows(rows.clone(), &mut values);
+                    values
+                };
+                let others: Vec<Vec<f32>> = others.iter().map(values).collect();
+                first.eval_rows(rows.clone(), out);
+                map.apply(rows, first.row_len(), &others, out);
             }
         }
     }
+
+    /// Adds the f32 values of rows `rows` to those of `out`.
+    fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        if let Expr::Product { scale, left, right } = self {
+            return product(*scale, left, right, rows, Sink::Add, out);
+        }
+        let mut values = vec![0.0; out.len()];
+        self.eval_rows(rows, &mut values);
+        out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+    }
+}
+
+/// Rows `rows` of an [`Expr::Product`].
+fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, sink: Sink, out: &mut [f32]) {
+    let (k, cols) = (left.row_len(), right.row_len());
+    let mut lefts = vec![0.0; rows.len() * k];
+    left.eval_rows(rows, &mut lefts);
+    let mut rights = vec![0.0; k * cols];
+    right.eval_rows(0..k, &mut rights);
+    product_rows(&lefts, &rights, k, scale, sink, out);
 }
 
 /// The operands and their rows that make up rows `rows` of an [`Expr::Rows`].
@@ -315,22 +338,6 @@ fn transpose(of: &Expr, columns: Range<usize>, out: &mut [f32]) {
         };
         for (c, value) in wanted.iter().enumerate() {
             out[c * height + r] = *value;
-        }
-    }
-}
-
-impl LowRank {
-    /// Row `row` of the product: summed over the rank in order, in f32, then scaled.
-    fn row(&self, row: usize, out: &mut [f32]) {
-        out.fill(0.0);
-        let left = &self.left[row * self.rank..(row + 1) * self.rank];
-        for (l, right) in left.iter().zip(self.right.chunks_exact(out.len())) {
-            for (sum, r) in out.iter_mut().zip(right) {
-                *sum += l * r;
-            }
-        }
-        for sum in out {
-            *sum *= self.scale;
         }
     }
 }
@@ -414,8 +421,11 @@ mod tests {
 
     #[test]
     fn a_product_is_scaled_after_the_sum_and_rows_can_be_made_alone() {
-        let update = LowRank { scale: 0.5, rank: 2, left: vec![1., 2., 3., 4.], right: vec![1., 0., 2., 1., 1., 1.] };
-        let tensor = planned(&[2, 3], Expr::Product(Arc::new(update)));
+        let values = |shape: &[usize], values: &[f32]| {
+            Box::new(Expr::Values { shape: shape.to_vec(), values: Arc::from(values) })
+        };
+        let (left, right) = (values(&[2, 2], &[1., 2., 3., 4.]), values(&[2, 3], &[1., 0., 2., 1., 1., 1.]));
+        let tensor = planned(&[2, 3], Expr::Product { scale: 0.5, left, right });
         assert_eq!(tensor.read_rows(0..2).unwrap(), [1.5, 1.0, 2.0, 3.5, 2.0, 5.0]);
         assert_eq!(tensor.read_rows(1..2).unwrap(), [3.5, 2.0, 5.0]);
     }

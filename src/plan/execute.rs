@@ -69,14 +69,16 @@ pub fn execute(
         }
         files.push((handle, path));
     }
-    // A value in flight takes 4 bytes as f32 and at most 4 encoded.
-    let per_thread = options.max_memory_bytes / rayon::current_num_threads() as u64 / 8;
-    let chunk_elems = per_thread.clamp(1, 1 << 20) as usize;
+    let per_thread = options.max_memory_bytes / rayon::current_num_threads() as u64;
+    // A value in flight takes 4 bytes in each of its buffers and at most 4 encoded.
+    let chunk_elems = |tensor: &PlannedTensor| {
+        (per_thread / (4 * tensor.expr.buffers() as u64 + 4)).clamp(1, 1 << 20) as usize
+    };
     let tasks: Vec<(usize, Range<usize>)> = plan
         .tensors
         .iter()
         .enumerate()
-        .flat_map(|(i, tensor)| chunks(tensor, chunk_elems).map(move |rows| (i, rows)))
+        .flat_map(|(i, tensor)| chunks(tensor, chunk_elems(tensor)).map(move |rows| (i, rows)))
         .collect();
     let total_bytes = plan.tensors.iter().map(PlannedTensor::byte_len).sum();
     let done = AtomicU64::new(0);

@@ -1,6 +1,7 @@
 //! Expressions: how the values of an output tensor come from source tensors.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,7 +37,7 @@ impl TensorRef {
     }
 
     /// The bytes of rows `rows`: see [`Source::rows`].
-    pub fn rows(&self, rows: std::ops::Range<usize>) -> std::borrow::Cow<'_, [u8]> {
+    pub fn rows(&self, rows: Range<usize>) -> std::borrow::Cow<'_, [u8]> {
         self.source.rows(self.index, rows)
     }
 }
@@ -45,35 +46,6 @@ impl fmt::Debug for TensorRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.info();
         write!(f, "{} {} {:?}", info.name, info.dtype, info.shape)
-    }
-}
-
-/// A product of two thin matrices times a number: `scale * (left @ right)`.
-#[derive(Clone, PartialEq)]
-pub struct LowRank {
-    /// Dimensionless factor, applied to the finished f32 sum.
-    pub scale: f32,
-    /// The inner dimension.
-    pub rank: usize,
-    /// `[rows, rank]`, row by row: `B`, or `B M` for a routed update.
-    pub left: Vec<f32>,
-    /// `[rank, cols]`, row by row: `A`.
-    pub right: Vec<f32>,
-}
-
-impl LowRank {
-    /// The shape of the product.
-    pub fn shape(&self) -> [usize; 2] {
-        match self.rank {
-            0 => [0, 0],
-            r => [self.left.len() / r, self.right.len() / r],
-        }
-    }
-}
-
-impl fmt::Debug for LowRank {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} * rank {} {:?}", self.scale, self.rank, self.shape())
     }
 }
 
@@ -86,6 +58,13 @@ pub struct Pick {
     pub start: usize,
     /// How many rows.
     pub len: usize,
+}
+
+/// A function of rows: rows of a result from the same rows of its operands.
+pub trait RowMap: fmt::Debug + Send + Sync {
+    /// Makes rows `rows` of the result, each of `row_len` values. `out` holds the first operand's on
+    /// entry, `others` those of the others in turn, each as long as `out`.
+    fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
 }
 
 /// Where values come from. All operations work row by row, so that any range of rows can be made
@@ -149,15 +128,30 @@ pub enum Expr {
         /// The type.
         dtype: DType,
     },
-    /// `of + scale * (left @ right)`, summed in f32.
-    AddLowRank {
-        /// The base weight, `[rows, cols]`.
+    /// `of + delta`, in f32.
+    Add {
+        /// What is added to: the base weight.
         of: Box<Expr>,
-        /// The update.
-        update: Arc<LowRank>,
+        /// What is added, of the same shape.
+        delta: Box<Expr>,
     },
-    /// `scale * (left @ right)` alone: a tensor that is the product of two others.
-    Product(Arc<LowRank>),
+    /// `scale * (left @ right)`, summed in f32 and scaled after that: `left` is `[rows, k]`, `right`
+    /// `[k, cols]`. For any row all of `right` is needed, so it is best the small one.
+    Product {
+        /// Dimensionless.
+        scale: f32,
+        /// `B`, or `B M` for a routed update.
+        left: Box<Expr>,
+        /// `A`.
+        right: Box<Expr>,
+    },
+    /// What a function makes of the same rows of tensors that all have the result's shape.
+    Map {
+        /// The operands.
+        of: Vec<Expr>,
+        /// The function.
+        map: Arc<dyn RowMap>,
+    },
     /// The same values, of whose columns some matter more when they are quantized. Stands outermost:
     /// what is made of its values is no longer led by it.
     Weighted {
@@ -206,9 +200,10 @@ impl Expr {
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. }
+            | Expr::Add { of, .. }
             | Expr::Weighted { of, .. } => of.shape(),
-            Expr::Product(product) => product.shape().to_vec(),
+            Expr::Product { left, right, .. } => vec![rows(&left.shape()), right.row_len()],
+            Expr::Map { of, .. } => of.first().map(Expr::shape).unwrap_or_default(),
         }
     }
 
@@ -228,8 +223,26 @@ impl Expr {
             | Expr::AddConstant { .. }
             | Expr::Scale { .. }
             | Expr::Round { .. }
-            | Expr::AddLowRank { .. }
-            | Expr::Product(_) => None,
+            | Expr::Add { .. }
+            | Expr::Product { .. }
+            | Expr::Map { .. } => None,
+        }
+    }
+
+    /// How many rows' worth of f32 values are in memory at a time where this is evaluated.
+    pub(super) fn buffers(&self) -> usize {
+        match self {
+            Expr::Take(_) | Expr::Values { .. } => 1,
+            Expr::Rows { of, .. } => of.iter().map(Expr::buffers).max().unwrap_or(1),
+            Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
+            Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
+            Expr::Product { .. } => 2,
+            Expr::Reshape { of, .. } | Expr::Transpose(of) => 1 + of.buffers(),
+            Expr::Bits { of, .. }
+            | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::Weighted { of, .. } => of.buffers(),
         }
     }
 
@@ -237,16 +250,18 @@ impl Expr {
     pub fn sources(&self) -> Vec<&TensorRef> {
         match self {
             Expr::Take(tensor) => vec![tensor],
-            Expr::Rows { of, .. } => of.iter().flat_map(Expr::sources).collect(),
+            Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().flat_map(Expr::sources).collect(),
+            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+                [of, other].into_iter().flat_map(|expr| expr.sources()).collect()
+            }
             Expr::Reshape { of, .. }
             | Expr::Bits { of, .. }
             | Expr::Transpose(of)
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. }
             | Expr::Weighted { of, .. } => of.sources(),
-            Expr::Values { .. } | Expr::Product(_) => Vec::new(),
+            Expr::Values { .. } => Vec::new(),
         }
     }
 
@@ -262,15 +277,18 @@ impl Expr {
             Expr::Take(tensor) => dtypes.push(tensor.info().dtype),
             // Whatever the source calls them, the bytes are decoded as this.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
-            Expr::Rows { of, .. } => of.iter().for_each(|e| e.push_source_dtypes(dtypes)),
+            Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().for_each(|e| e.push_source_dtypes(dtypes)),
+            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+                of.push_source_dtypes(dtypes);
+                other.push_source_dtypes(dtypes);
+            }
             Expr::Reshape { of, .. }
             | Expr::Transpose(of)
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::AddLowRank { of, .. }
             | Expr::Weighted { of, .. } => of.push_source_dtypes(dtypes),
-            Expr::Values { .. } | Expr::Product(_) => {}
+            Expr::Values { .. } => {}
         }
     }
 
@@ -283,7 +301,7 @@ impl Expr {
     /// found where they don't.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         match self {
-            Expr::Take(_) | Expr::Product(_) => Ok(()),
+            Expr::Take(_) => Ok(()),
             Expr::Values { shape, values } => {
                 let elems: usize = shape.iter().product();
                 expect(values.len() == elems, || format!("{elems} values"), || values.len().to_string())
@@ -329,10 +347,31 @@ impl Expr {
                 expect(operand.len() == 2, || "a matrix".to_owned(), || show_shape(&operand))?;
                 of.check()
             }
-            Expr::AddLowRank { of, update } => {
-                let operand = of.shape();
-                expect(operand == update.shape(), || show_shape(&operand), || show_shape(&update.shape()))?;
-                of.check()
+            Expr::Add { of, delta } => {
+                let (ours, theirs) = (of.shape(), delta.shape());
+                expect(ours == theirs, || show_shape(&ours), || show_shape(&theirs))?;
+                of.check()?;
+                delta.check()
+            }
+            Expr::Product { left, right, .. } => {
+                let (left_shape, right_shape) = (left.shape(), right.shape());
+                expect(
+                    left_shape.len() == 2 && right_shape.len() == 2 && left_shape[1] == right_shape[0],
+                    || format!("two matrices, the second of as many rows as {} has columns", show_shape(&left_shape)),
+                    || show_shape(&right_shape),
+                )?;
+                left.check()?;
+                right.check()
+            }
+            Expr::Map { of, .. } => {
+                let shape = self.shape();
+                expect(!of.is_empty(), || "operands".to_owned(), || "none".to_owned())?;
+                for operand in of {
+                    let found = operand.shape();
+                    expect(found == shape, || show_shape(&shape), || show_shape(&found))?;
+                    operand.check()?;
+                }
+                Ok(())
             }
             Expr::Weighted { of, importance } => {
                 let shape = of.shape();

@@ -7,6 +7,7 @@ mod checksum;
 mod eval;
 mod execute;
 mod expr;
+mod product;
 mod staging;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
-pub use expr::{Expr, LowRank, Pick, TensorRef};
+pub use expr::{Expr, Pick, RowMap, TensorRef};
 pub use staging::Staging;
 
 use crate::dtype::DType;

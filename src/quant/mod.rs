@@ -20,6 +20,7 @@ use half::{bf16, f16};
 use crate::dtype::DType;
 use block::Coder;
 use encode::encoder;
+pub(crate) use encode::Routine;
 pub use encode::{Kernel, needs_importance};
 
 /// The code of each block type; `None` for types whose elements stand for themselves.

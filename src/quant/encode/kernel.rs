@@ -1,9 +1,11 @@
 //! Which instructions the quantizers are compiled to: one routine, many widths.
 //!
-//! ggml's quantizers sum each run of a block in order, without fused multiply-add; runs are
-//! independent of each other. With one run in each lane of a vector every lane keeps that order, so
+//! ggml's quantizers sum each run of a block in order, without fused multiply-add (which the compiler
+//! never makes of a product and a sum by itself); runs are independent of each other. With one run in each lane of a vector every lane keeps that order, so
 //! all kernels give the same bits, and "scalar" is the same routine with one lane.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::is_x86_feature_detected;
 use std::sync::OnceLock;
 
 /// A width that this processor has.
@@ -56,7 +58,7 @@ impl Kernel {
         match name {
             "scalar" => Some(Self::SCALAR),
             #[cfg(target_arch = "x86_64")]
-            "avx2" if std::arch::is_x86_feature_detected!("avx2") => Some(Self(Width::Avx2)),
+            "avx2" if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") => Some(Self(Width::Avx2)),
             _ => None,
         }
     }
@@ -67,7 +69,7 @@ impl Kernel {
         match self.0 {
             Width::Scalar => routine.run::<1, 1>(),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `named`, the only way to this value, has seen that the processor has AVX2.
+            // SAFETY: `named`, the only way to this value, has seen that the processor has AVX2 and FMA.
             Width::Avx2 => unsafe { avx2(routine) },
             #[cfg(not(target_arch = "x86_64"))]
             Width::Avx2 => routine.run::<1, 1>(),
@@ -76,7 +78,7 @@ impl Kernel {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
+#[target_feature(enable = "avx2,fma")]
 fn avx2(routine: impl Routine) {
     routine.run::<8, 16>();
 }

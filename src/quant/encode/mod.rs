@@ -25,7 +25,7 @@ mod strip;
 mod ternary;
 
 pub use kernel::Kernel;
-use kernel::Routine;
+pub(crate) use kernel::Routine;
 
 use crate::dtype::DType;
 

@@ -1,0 +1,69 @@
+//! What an adapter makes of single tensors of its base.
+
+use std::sync::Arc;
+
+use crate::plan::{Expr, PlannedTensor, RowMap};
+
+/// What becomes of one tensor of the base. Values are f32 throughout, rounded once in the output.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// `W + s B A`.
+    LowRank(LowRank),
+    /// `W + delta`, where `delta` has the tensor's shape.
+    Add(Expr),
+    /// Another tensor in its place, or one that the base doesn't have.
+    Replace(PlannedTensor),
+    /// A function of `W` and of other tensors of its shape.
+    Map {
+        /// Operands behind `W`.
+        others: Vec<Expr>,
+        /// The function.
+        map: Arc<dyn RowMap>,
+        /// Whether the function takes the weight as `[d_out, d_in]` and the base keeps it transposed.
+        transposed: bool,
+    },
+}
+
+/// A low-rank update by its factors.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// Dimensionless.
+    pub scale: f32,
+    /// `[r, d_in]`; of an embedding `[r, vocab]`.
+    pub a: Expr,
+    /// `[d_out, r]`; of an embedding `[hidden, r]`.
+    pub b: Expr,
+    /// Whether the base keeps its weight as `[d_in, d_out]`: Conv1D, embeddings.
+    pub transposed: bool,
+}
+
+impl LowRank {
+    /// `s B A`, in the shape that the base keeps its weight in.
+    pub fn delta(&self) -> Expr {
+        let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
+        match self.transposed {
+            false => Expr::Product { scale: self.scale, left: b, right: a },
+            true => {
+                let transpose = |of: Box<Expr>| Box::new(Expr::Transpose(of));
+                Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b) }
+            }
+        }
+    }
+}
+
+impl Change {
+    /// The tensor after the change; `base` is the tensor before it.
+    pub fn apply(&self, base: Expr) -> Expr {
+        let add = |base, delta| Expr::Add { of: Box::new(base), delta: Box::new(delta) };
+        match self {
+            Change::LowRank(update) => add(base, update.delta()),
+            Change::Add(delta) => add(base, delta.clone()),
+            Change::Replace(tensor) => tensor.expr.clone(),
+            Change::Map { others, map, transposed } => {
+                let turned = |of: Expr| if *transposed { Expr::Transpose(Box::new(of)) } else { of };
+                let of = [turned(base)].into_iter().chain(others.iter().cloned()).collect();
+                turned(Expr::Map { of, map: map.clone() })
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The tensors of an adapter file, each to be taken once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+use crate::plan::{Plan, PlannedTensor};
+
+/// What PEFT puts before the path of every module.
+pub(super) const PREFIX: &str = "base_model.model.";
+
+/// An adapter's tensors that nothing has used yet, by their names without PEFT's prefix.
+pub(super) struct Entries {
+    file: PathBuf,
+    left: BTreeMap<String, PlannedTensor>,
+}
+
+impl Entries {
+    /// The tensors of the file at `file`, called as PEFT calls them.
+    pub(super) fn new(file: &Path, tensors: Plan) -> Self {
+        let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+        let left = tensors.tensors.into_iter().map(|tensor| (bare(&tensor.name), tensor)).collect();
+        Self { file: file.to_owned(), left }
+    }
+
+    /// The file, for messages.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The tensor called `name`, where it is there and has not been taken.
+    pub(super) fn take(&mut self, name: &str) -> Option<PlannedTensor> {
+        self.left.remove(name)
+    }
+
+    /// The tensor called `name`, which must be there.
+    pub(super) fn need(&mut self, name: &str) -> Result<PlannedTensor> {
+        self.take(name).ok_or_else(|| self.finding(name).expected("it").found("nothing").format())
+    }
+
+    /// The tensor called `name`, which must be there and have this shape.
+    pub(super) fn shaped(&mut self, name: &str, shape: &[usize]) -> Result<PlannedTensor> {
+        let tensor = self.need(name)?;
+        if tensor.shape == shape {
+            return Ok(tensor);
+        }
+        Err(self
+            .finding(name)
+            .expected(format_args!("{} by adapter_config.json and the base model", show_shape(shape)))
+            .found(show_shape(&tensor.shape))
+            .hint("this adapter belongs to another base model, or its config is not its own")
+            .mismatch())
+    }
+
+    /// The modules that have a tensor whose name ends in `.{suffix}`, in order.
+    pub(super) fn modules(&self, suffix: &str) -> Vec<String> {
+        let module = |name: &String| Some(name.strip_suffix(suffix)?.strip_suffix('.')?.to_owned());
+        self.left.keys().filter_map(module).collect()
+    }
+
+    /// Names that are left.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.left.keys().map(String::as_str)
+    }
+
+    /// A finding about the tensor called `name`.
+    pub(super) fn finding(&self, name: &str) -> Finding {
+        let full = [PREFIX, name].concat();
+        Finding::new(&self.file, format!("tensor {full:?}"))
+    }
+
+    /// Refuses what nothing has taken.
+    pub(super) fn finish(&self) -> Result<()> {
+        match self.left.keys().next() {
+            None => Ok(()),
+            Some(name) => Err(self
+                .finding(name)
+                .expected("a tensor that this kind of adapter has and its config asks for")
+                .found("one that nothing uses")
+                .unsupported()),
+        }
+    }
+}
