@@ -127,11 +127,19 @@ impl PlannedTensor {
             .unsupported())
     }
 
+    /// The source that is to blame, where one is; `found` is said of the result otherwise.
     fn not_finite(&self, found: &str) -> crate::Error {
-        let source = self.expr.sources().first().map_or(self.name.as_str(), |t| t.info().name.as_str()).to_owned();
+        let sources = self.expr.sources();
+        if let Some(source) = sources.iter().find(|source| source.has_non_finite()) {
+            return Finding::new(source.path(), format!("tensor {:?}", source.info().name))
+                .expected("finite numbers")
+                .found("a NaN or an infinity")
+                .not_finite();
+        }
+        let source = sources.first().map_or(self.name.as_str(), |t| t.info().name.as_str()).to_owned();
         Finding::new(self.expr.source_path(), format!("tensor {source:?}"))
             .expected("finite numbers")
-            .found(found)
+            .found(self.expr.not_finite().unwrap_or(found))
             .not_finite()
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::dtype::DType;
+use crate::quant;
 use crate::formats::{Source, TensorInfo, row_len, rows, show_shape};
 
 /// A tensor of an open file.
@@ -34,6 +35,15 @@ impl TensorRef {
     /// Text by key that stands beside it: see [`Source::text_metadata`].
     pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
         self.source.text_metadata()
+    }
+
+    /// Whether a NaN or an infinity is among its values.
+    pub(super) fn has_non_finite(&self) -> bool {
+        const ROWS: usize = 1024;
+        let (info, total) = (self.info(), rows(&self.info().shape));
+        (0..total).step_by(ROWS).any(|start| {
+            quant::has_non_finite(info.dtype, &self.rows(start..(start + ROWS).min(total)))
+        })
     }
 
     /// The bytes of rows `rows`: see [`Source::rows`].
@@ -65,6 +75,11 @@ pub trait RowMap: fmt::Debug + Send + Sync {
     /// Makes rows `rows` of the result, each of `row_len` values. `out` holds the first operand's on
     /// entry, `others` those of the others in turn, each as long as `out`.
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
+
+    /// What it is in the operands that makes a NaN or an infinity of finite numbers.
+    fn not_finite(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Where values come from. All operations work row by row, so that any range of rows can be made
@@ -262,6 +277,25 @@ impl Expr {
             | Expr::Round { of, .. }
             | Expr::Weighted { of, .. } => of.sources(),
             Expr::Values { .. } => Vec::new(),
+        }
+    }
+
+    /// What makes a NaN or an infinity of finite numbers, where a function knows.
+    pub(super) fn not_finite(&self) -> Option<&str> {
+        match self {
+            Expr::Take(_) | Expr::Values { .. } => None,
+            Expr::Map { of, map } => map.not_finite().or_else(|| of.iter().find_map(Expr::not_finite)),
+            Expr::Rows { of, .. } => of.iter().find_map(Expr::not_finite),
+            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+                of.not_finite().or_else(|| other.not_finite())
+            }
+            Expr::Reshape { of, .. }
+            | Expr::Bits { of, .. }
+            | Expr::Transpose(of)
+            | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::Weighted { of, .. } => of.not_finite(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::dtype::DType;
 use crate::plan::{Expr, PlannedTensor, RowMap};
 
 /// What becomes of one tensor of the base. Values are f32 throughout, rounded once in the output.
@@ -35,18 +36,24 @@ pub struct LowRank {
     pub b: Expr,
     /// Whether the base keeps its weight as `[d_in, d_out]`: Conv1D, embeddings.
     pub transposed: bool,
+    /// A type that the update is rounded to before it is added: PEFT does so for embeddings and experts.
+    pub rounded: Option<DType>,
 }
 
 impl LowRank {
     /// `s B A`, in the shape that the base keeps its weight in.
     pub fn delta(&self) -> Expr {
         let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
-        match self.transposed {
+        let product = match self.transposed {
             false => Expr::Product { scale: self.scale, left: b, right: a },
             true => {
                 let transpose = |of: Box<Expr>| Box::new(Expr::Transpose(of));
                 Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b) }
             }
+        };
+        match self.rounded {
+            None | Some(DType::F32) => product,
+            Some(dtype) => Expr::Round { of: Box::new(product), dtype },
         }
     }
 }

@@ -79,23 +79,14 @@ impl PeftConfig {
         f.only("peft_type", &[json!("LORA")])?;
         f.need::<String>("peft_type")?;
         for (field, asks) in REFUSED {
-            // Null, false and empty values ask for nothing.
-            let off = match json.get(*field) {
-                None | Some(Json::Null | Json::Bool(false)) => true,
-                Some(Json::Array(values)) => values.is_empty(),
-                Some(Json::Object(values)) => values.is_empty(),
-                Some(Json::String(text)) => text.is_empty(),
-                Some(_) => false,
-            };
-            if !off {
+            if let Some(value) = f.switched_on(field) {
                 return Err(f
                     .finding(field)
                     .expected("a plain low-rank update, all that a GGUF adapter can carry")
-                    .found(format_args!("{}: {asks}", json.get(*field).unwrap_or(&Json::Null)))
+                    .found(format_args!("{value}: {asks}"))
                     .hint("merge the adapter into its base and convert the result")
                     .unsupported());
             }
-            f.ignore(&[*field]);
         }
         f.only("bias", &[json!("none")])?;
         // Others change the base as well, so that adding to the plain base is wrong.
