@@ -6,6 +6,7 @@
 mod base;
 mod change;
 mod entries;
+pub(crate) mod patterns;
 
 use std::path::Path;
 
