@@ -1,26 +1,48 @@
-//! `atombank merge`: a LoRA into its base, as a folder or a GGUF.
+//! `atombank merge`: adapters into their base, as a folder or a GGUF.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::adapter::{Adapter, AdapterConfig};
-use atombank::checkpoint::HfFolder;
+use atombank::adapter::peft::{self, Base, Changes};
+use atombank::checkpoint::Checkpoint;
 use atombank::error::Finding;
-use atombank::merge::{lora_updates, with_updates};
+use atombank::merge::{Merged, with_adapters};
 use clap::Args;
 
 use super::Common;
-use super::output::{Kind, OutputArgs};
+use super::input::found;
+use super::output::{Kind, OutputArgs, print_notes};
 
 /// Arguments of `merge`.
 #[derive(Args)]
 pub(crate) struct MergeArgs {
-    /// The base model: a Hugging Face folder of Llama, Mistral, Qwen2 or Qwen3
-    base: PathBuf,
-    /// The folder of a plain LoRA, as PEFT saves it
-    adapter: PathBuf,
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    base: String,
+    /// Adapters as PEFT saves them, each a folder; FOLDER=WEIGHT for a share of one
+    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_adapter)]
+    adapters: Vec<Weighted>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// An adapter and how much of it.
+#[derive(Debug, Clone)]
+struct Weighted {
+    path: PathBuf,
+    weight: f32,
+}
+
+/// `PATH` or `PATH=WEIGHT`.
+fn parse_adapter(text: &str) -> Result<Weighted, String> {
+    if let Some((path, weight)) = text.rsplit_once('=')
+        && let Ok(weight) = weight.parse::<f32>()
+    {
+        return match weight.is_finite() {
+            true => Ok(Weighted { path: path.into(), weight }),
+            false => Err("expected a finite weight".to_owned()),
+        };
+    }
+    Ok(Weighted { path: text.into(), weight: 1.0 })
 }
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
@@ -30,13 +52,19 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         let finding = Finding::new(&args.output.output, "--to lora").expected("a merged model");
         return Err(finding.found("the adapter that is there already").mismatch().into());
     }
-    let folder = HfFolder::open(&args.base)?;
-    let adapter = Adapter::open(&args.adapter)?;
-    if matches!(adapter.config, AdapterConfig::Bank(_)) {
-        let finding = Finding::new(args.adapter.join("adapter_config.json"), "peft_type").expected("LORA");
-        let hint = "atombank bake fixes an instruction, after which a bank can be merged";
-        return Err(finding.found("an atom bank").hint(hint).mismatch().into());
+    let mut folder = Checkpoint::open(&found(&args.base, common)?.0)?;
+    let base = Base::new(folder.path(), &folder.config_json, folder.weights());
+    let mut adapters: Vec<(Changes, f32)> = Vec::new();
+    for adapter in &args.adapters {
+        let changes = peft::open(&adapter.path, &base)?;
+        print_notes(&changes.notes, common);
+        adapters.push((changes, adapter.weight));
     }
-    let plan = with_updates(folder.weights(), &lora_updates(&adapter))?;
+    let Merged { plan, untied } = with_adapters(&base, folder.weights(), &adapters)?;
+    if untied {
+        folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
+        let note = "output head and embeddings are no longer the same: each is written, and tie_word_embeddings is false";
+        print_notes(&[note.to_owned()], common);
+    }
     args.output.write(&folder, &plan, common)
 }

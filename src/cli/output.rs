@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::{Checkpoint, write_folder};
-#[cfg(feature = "train")]
-use atombank::convert::{ConvertOptions, to_gguf};
-use atombank::convert::{Gguf, OutType, Override, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata};
+use atombank::convert::{
+    ConvertOptions, Gguf, OutType, Override, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata, to_gguf,
+};
 use atombank::error::Finding;
 use atombank::formats::{gguf, pytorch, safetensors};
 use atombank::plan::{self, Layout, Plan, Staging};
@@ -175,7 +175,6 @@ impl OutputArgs {
     }
 
     /// The GGUF of a model whose class has a counterpart there.
-    #[cfg(feature = "train")]
     pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
         let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
@@ -195,7 +194,6 @@ impl OutputArgs {
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
-    #[cfg(feature = "train")]
     pub(crate) fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
         if self.kind() == Kind::Gguf {
             let Gguf { metadata, plan, notes } = self.gguf(folder, plan)?;

@@ -1,10 +1,12 @@
 //! Updates to weights, as plans: what an adapter adds to a base model.
 
+mod adapters;
 #[cfg(feature = "train")]
 mod bake;
 
 use std::collections::BTreeMap;
 
+pub use adapters::{Merged, with_adapters};
 #[cfg(feature = "train")]
 pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
 

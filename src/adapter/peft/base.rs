@@ -90,10 +90,12 @@ impl<'a> Base<'a> {
         if name == HEAD && self.tied_head.is_some() {
             return self.tied_head.as_ref();
         }
-        let place = self.places.get(name).copied().or_else(|| {
-            let name = class_name(self.config, name)?;
-            self.places.get(&name).copied()
-        });
+        let find = |name: &str| {
+            let place = self.places.get(name).copied();
+            place.or_else(|| self.places.get(&class_name(self.config, name)?).copied())
+        };
+        // Mixtral's checkpoints have a name of their own for what transformers calls mlp.
+        let place = find(name).or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")));
         place.map(|place| &self.weights.tensors[place])
     }
 

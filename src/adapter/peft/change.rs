@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::saved::with_rows;
 use crate::dtype::DType;
 use crate::plan::{Expr, PlannedTensor, RowMap};
 
@@ -14,6 +15,14 @@ pub enum Change {
     Add(Expr),
     /// Another tensor in its place, or one that the base doesn't have.
     Replace(PlannedTensor),
+    /// Some rows of another tensor in the place of rows of `W`: pairs of a row of `W`, in order, and one
+    /// of `delta`.
+    Rows {
+        /// Which rows.
+        rows: Arc<[(usize, usize)]>,
+        /// Rows as long as those of `W`.
+        delta: Expr,
+    },
     /// A function of `W` and of other tensors of its shape.
     Map {
         /// Operands behind `W`.
@@ -41,6 +50,11 @@ pub struct LowRank {
 }
 
 impl LowRank {
+    /// `weight` times this update.
+    pub fn weighted(&self, weight: f32) -> Self {
+        Self { scale: self.scale * weight, ..self.clone() }
+    }
+
     /// `s B A`, in the shape that the base keeps its weight in.
     pub fn delta(&self) -> Expr {
         let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
@@ -66,6 +80,7 @@ impl Change {
             Change::LowRank(update) => add(base, update.delta()),
             Change::Add(delta) => add(base, delta.clone()),
             Change::Replace(tensor) => tensor.expr.clone(),
+            Change::Rows { rows, delta } => with_rows(base, rows, delta.clone()),
             Change::Map { others, map, transposed } => {
                 let turned = |of: Expr| if *transposed { Expr::Transpose(Box::new(of)) } else { of };
                 let of = [turned(base)].into_iter().chain(others.iter().cloned()).collect();

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use super::change::{Change, LowRank};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::plan::{Expr, PlannedTensor, RowMap};
+use crate::plan::{PlannedTensor, RowMap};
 
-/// Values that torch's norm sums side by side: a vector of AVX-512.
-const LANES: usize = 16;
+/// Values that torch's norm sums side by side.
+const LANES: usize = 8;
 
 /// Rows of a transposed weight looked at at a time, at most this many values.
 const STRIP_ELEMS: usize = 1 << 20;
@@ -48,17 +48,17 @@ impl RowMap for ByRow {
 }
 
 /// The Euclidean norm as torch takes it of neighbouring values on the CPU (`ReduceOpsKernel.cpp`,
-/// `norm_kernel_tensor_iterator_impl`): lane by lane with fused multiply-adds, then over the lanes.
+/// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order.
 fn norm(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
     for values in whole {
         for (sum, v) in lanes.iter_mut().zip(values) {
-            *sum = v.mul_add(*v, *sum);
+            *sum += v * v;
         }
     }
     let sum = lanes[1..].iter().fold(lanes[0], |sum, lane| sum + lane);
-    rest.iter().fold(sum, |sum, v| v.mul_add(*v, sum)).sqrt()
+    rest.iter().fold(sum, |sum, v| sum + v * v).sqrt()
 }
 
 /// Outputs are columns.
@@ -75,20 +75,19 @@ impl RowMap for ByColumn {
     }
 }
 
-/// `m / norm` of every column of `W + s B A`. torch sums columns in an order of its own; here in f64,
-/// of which no order is left in an f32.
+/// `m / norm` of every column of `W + s B A`: values that don't stand side by side torch sums in order.
 fn column_factors(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -> Result<Arc<[f32]>> {
     let expr = Change::LowRank(update.clone()).apply(tensor.expr.clone());
     let updated = PlannedTensor { dtype: DType::F32, expr, ..tensor.clone() };
-    let mut squares = vec![0.0f64; tensor.row_len()];
+    let mut squares = vec![0.0f32; tensor.row_len()];
     let step = (STRIP_ELEMS / tensor.row_len().max(1)).max(1);
     for start in (0..tensor.rows()).step_by(step) {
         let values = updated.read_rows(start..(start + step).min(tensor.rows()))?;
         for row in values.chunks_exact(tensor.row_len()) {
-            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
         }
     }
-    let factor = |(square, magnitude): (&f64, &f32)| magnitude / square.sqrt() as f32;
+    let factor = |(square, magnitude): (&f32, &f32)| magnitude / square.sqrt();
     let factors: Arc<[f32]> = squares.iter().zip(magnitude).map(factor).collect();
     match factors.iter().position(|factor| !factor.is_finite()) {
         None => Ok(factors),
@@ -102,6 +101,7 @@ fn column_factors(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Expr;
 
     fn values(shape: &[usize], values: &[f32]) -> Expr {
         Expr::Values { shape: shape.to_vec(), values: values.into() }

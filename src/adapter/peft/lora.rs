@@ -12,7 +12,7 @@ use super::change::{Change, LowRank};
 use super::dora;
 use super::entries::Entries;
 use super::patterns::Patterns;
-use super::targets::Targets;
+use super::targets::{Targets, ends_path};
 use super::{Named, experts};
 use crate::checkpoint::Fields;
 use crate::error::Result;
@@ -148,7 +148,10 @@ fn linear(
     let a = entries.shaped(&name_a, &[rank, d_in])?;
     let b = entries.shaped(&format!("{module}.lora_B.weight"), &[d_out, rank])?;
     let scale = config.scale(module, rank);
-    let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded: None };
+    // What picks among experts is a parameter to transformers and no linear layer.
+    let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
+    let rounded = router.then_some(tensor.dtype);
+    let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
     changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
     if config.use_dora {
         let magnitude = magnitude(entries, module, d_out)?;

@@ -5,8 +5,13 @@
 
 mod base;
 mod change;
+mod dora;
 mod entries;
+mod experts;
+mod lora;
 pub(crate) mod patterns;
+mod saved;
+mod targets;
 
 use std::path::Path;
 
@@ -16,7 +21,7 @@ pub use change::{Change, LowRank};
 use entries::Entries;
 
 use crate::checkpoint::{Fields, read_json_object};
-use crate::error::Result;
+use crate::error::{Finding, Result};
 use crate::plan::Plan;
 
 /// A change to one tensor, by the tensor's name in the base.
@@ -27,9 +32,15 @@ pub type Named = (String, Change);
 pub struct Changes {
     /// In the order in which they are to be applied.
     pub changes: Vec<Named>,
+    /// Whether a head that is the embeddings stays that: what changes them changes both.
+    pub keeps_tie: bool,
     /// A line for everything that was left out or taken for granted.
     pub notes: Vec<String>,
 }
+
+/// Fields that no kind of adapter depends on.
+const INERT: &[&str] =
+    &["auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"];
 
 /// The adapter with this config and these tensors, which stand in `file`, on `base`.
 ///
@@ -45,21 +56,24 @@ pub fn changes(
 ) -> Result<Changes> {
     let mut fields = Fields::new(config_path, config);
     let mut entries = Entries::new(file, tensors);
-    let mut changes = Changes::default();
     let kind: String = fields.need("peft_type")?;
-    let _ = (&mut changes, base);
-    match kind.as_str() {
-        // One file a kind, each with `fn changes(&mut Fields, &mut Entries, &Base) -> Result<Vec<Named>>`.
+    let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
+    changes.extend(match kind.as_str() {
+        "LORA" => lora::changes(&mut fields, &mut entries, base)?,
         other => {
             return Err(fields.finding("peft_type").expected("a kind this version can merge").found(other).unsupported());
         }
+    });
+    let (tokens, tokens_tied) = saved::tokens(&mut fields, &mut entries, base)?;
+    changes.extend(tokens);
+    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false);
+    fields.ignore(INERT);
+    fields.finish()?;
+    entries.finish()?;
+    if changes.is_empty() {
+        return Err(Finding::new(file, "").expected("tensors that change the base").found("none").format());
     }
-    #[allow(unreachable_code)]
-    {
-        fields.finish()?;
-        entries.finish()?;
-        Ok(changes)
-    }
+    Ok(Changes { changes, keeps_tie: tied || tokens_tied, notes: Vec::new() })
 }
 
 /// As [`changes`], for a PEFT folder.
