@@ -63,7 +63,8 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     let Merged { plan, untied } = with_adapters(&base, folder.weights(), &adapters)?;
     if untied {
         folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
-        let note = "output head and embeddings are no longer the same: each is written, and tie_word_embeddings is false";
+        let note =
+            "output head and embeddings are no longer the same: each is written, and tie_word_embeddings is false";
         print_notes(&[note.to_owned()], common);
     }
     args.output.write(&folder, &plan, common)

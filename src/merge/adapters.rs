@@ -78,9 +78,9 @@ fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<Plan
     }
     let expr = match adapters {
         [(changes, 1.0)] => changes.iter().fold(tensor.expr.clone(), |expr, change| change.apply(expr)),
-        _ => adapters.iter().fold(tensor.expr.clone(), |sum, (changes, weight)| {
-            added(sum, &tensor.expr, changes, *weight)
-        }),
+        _ => adapters
+            .iter()
+            .fold(tensor.expr.clone(), |sum, (changes, weight)| added(sum, &tensor.expr, changes, *weight)),
     };
     check_shape(tensor, &expr)?;
     Ok(PlannedTensor { expr, ..tensor.clone() })

@@ -22,8 +22,8 @@ impl PlannedTensor {
     pub fn encode_rows(&self, rows: Range<usize>, scratch: &mut Vec<f32>, out: &mut Vec<u8>) -> Result<()> {
         let elems = rows.len() * self.row_len();
         let bytes = elems / self.dtype.block_elems() * self.dtype.block_bytes();
-        out.clear();
         if self.expr.raw_dtype() == Some(self.dtype) {
+            out.clear();
             out.reserve(bytes);
             self.expr.copy_rows(rows, out);
             if quant::has_non_finite(self.dtype, out) {
@@ -31,7 +31,9 @@ impl PlannedTensor {
             }
             return Ok(());
         }
-        scratch.resize(elems, 0.0);
+        // Neither is cleared: every value is written, and zeros would be written before.
+        scratch.resize(elems.max(scratch.len()), 0.0);
+        let scratch = &mut scratch[..elems];
         self.expr.eval_rows(rows.clone(), scratch);
         if scratch.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Err(self.not_finite("a NaN or an infinity"));
@@ -264,11 +266,18 @@ impl Expr {
                 quant::encode(*dtype, out, &mut bytes);
                 quant::decode(*dtype, &bytes, out);
             }
-            Expr::Add { of, delta } => {
-                of.eval_rows(rows.clone(), out);
-                delta.add_rows(rows, out);
-            }
-            Expr::Product { scale, left, right } => product(*scale, left, right, rows, Sink::Set, out),
+            Expr::Add { of, delta } => match &**delta {
+                Expr::Product { scale, left, right } => {
+                    product(*scale, left, right, rows, out, Some(&|rows, out: &mut [f32]| of.eval_rows(rows, out)));
+                }
+                delta => {
+                    of.eval_rows(rows.clone(), out);
+                    let mut values = vec![0.0; out.len()];
+                    delta.eval_rows(rows, &mut values);
+                    out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+                }
+            },
+            Expr::Product { scale, left, right } => product(*scale, left, right, rows, out, None),
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
                 let values = |of: &Expr| {
@@ -282,26 +291,34 @@ impl Expr {
             }
         }
     }
-
-    /// Adds the f32 values of rows `rows` to those of `out`.
-    fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        if let Expr::Product { scale, left, right } = self {
-            return product(*scale, left, right, rows, Sink::Add, out);
-        }
-        let mut values = vec![0.0; out.len()];
-        self.eval_rows(rows, &mut values);
-        out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
-    }
 }
 
-/// Rows `rows` of an [`Expr::Product`].
-fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, sink: Sink, out: &mut [f32]) {
+/// Values that are made at a time where a product is added to others: they stay in the cache meanwhile.
+const BLOCK_ELEMS: usize = 1 << 15;
+
+/// Rows `rows` of an [`Expr::Product`], added to what `base` makes of them where it is there.
+fn product(
+    scale: f32,
+    left: &Expr,
+    right: &Expr,
+    rows: Range<usize>,
+    out: &mut [f32],
+    base: Option<&dyn Fn(Range<usize>, &mut [f32])>,
+) {
     let (k, cols) = (left.row_len(), right.row_len());
     let mut lefts = vec![0.0; rows.len() * k];
-    left.eval_rows(rows, &mut lefts);
+    left.eval_rows(rows.clone(), &mut lefts);
     let mut rights = vec![0.0; k * cols];
     right.eval_rows(0..k, &mut rights);
-    product_rows(&lefts, &rights, k, scale, sink, out);
+    let sink = if base.is_some() { Sink::Add } else { Sink::Set };
+    let step = (BLOCK_ELEMS / cols.max(1)).max(4);
+    for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {
+        let block = i * step..i * step + out.len() / cols;
+        if let Some(base) = base {
+            base(rows.start + block.start..rows.start + block.end, out);
+        }
+        product_rows(&lefts[block.start * k..block.end * k], &rights, k, scale, sink, out);
+    }
 }
 
 /// The operands and their rows that make up rows `rows` of an [`Expr::Rows`].

@@ -61,7 +61,11 @@ pub fn changes(
     changes.extend(match kind.as_str() {
         "LORA" => lora::changes(&mut fields, &mut entries, base)?,
         other => {
-            return Err(fields.finding("peft_type").expected("a kind this version can merge").found(other).unsupported());
+            return Err(fields
+                .finding("peft_type")
+                .expected("a kind this version can merge")
+                .found(other)
+                .unsupported());
         }
     });
     let (tokens, tokens_tied) = saved::tokens(&mut fields, &mut entries, base)?;
