@@ -3,6 +3,7 @@
 mod adapters;
 #[cfg(feature = "train")]
 mod bake;
+pub mod combine;
 
 use std::collections::BTreeMap;
 
