@@ -19,7 +19,7 @@ use super::lazy::{Combined, Measure, Pending};
 use super::modules::{Prelude, in_order};
 use super::mt19937::Stream;
 use super::options::{CombineOptions, MajoritySign, by_name};
-use super::sieve::{Choice, Draws, Rescale, Sieve};
+use super::sieve::{Choice, Draws, Rescale, Sieve, sign};
 use super::statistics::elems;
 use super::svd;
 use crate::adapter::peft::LowRank;
@@ -396,17 +396,6 @@ impl RowMap for Blended {
                 }
             };
         }
-    }
-}
-
-/// torch.sign: 0 for 0.
-pub(super) fn sign(value: f32) -> f32 {
-    if value > 0.0 {
-        1.0
-    } else if value < 0.0 {
-        -1.0
-    } else {
-        0.0
     }
 }
 

@@ -4,16 +4,20 @@
 //! values are or what angle two models have, is learned by going through its rows and is a handful of
 //! numbers; what is made of the values then is a function of rows.
 
+mod arithmetic;
 mod lazy;
 mod loras;
+mod models;
 mod modules;
 mod mt19937;
 mod options;
 mod sieve;
+mod spherical;
 mod statistics;
 mod svd;
 
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
+pub use models::{ModelMethod, combine_models};
 pub use mt19937::Mt19937;
 pub use options::{CombineOptions, MajoritySign, Weights};

@@ -197,6 +197,17 @@ fn keep(values: &mut [f32], mut kept: impl FnMut(usize, f32) -> bool) {
     }
 }
 
+/// torch.sign: 0 for 0.
+pub(super) fn sign(value: f32) -> f32 {
+    if value > 0.0 {
+        1.0
+    } else if value < 0.0 {
+        -1.0
+    } else {
+        0.0
+    }
+}
+
 /// `magnitude_outliers`: in the order of magnitudes, what is between the smallest and the largest. Where the
 /// share of the largest is less than one value, nothing is kept at all: mergekit's slice ends at `-0` then.
 fn band(of: &Expr, density: f64, gamma: f64) -> Result<Mask> {

@@ -1,0 +1,413 @@
+//! Several models as one, in the ways of mergekit.
+//!
+//! Values are f32 and single steps are torch's, as in mergekit with `dtype: float32`; the result is rounded
+//! once, to the base's type.
+//!
+//! Methods that take values by chance draw as mergekit does on the CPU after `--random-seed`: its executor
+//! goes through tensors in the order of their names, as strings, and for each tensor through the models in
+//! the order in which they are given.
+//!
+//! Where mergekit cuts embeddings of different sizes to what they have in common, and leaves out models
+//! whose tensors have other shapes, this is an error.
+//!
+//! Reference: mergekit `mergekit/merge_methods/` (`registry.py` for defaults), `graph.py` (`build_schedule`).
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::arithmetic::{Arithmetic, Sce};
+use super::lazy::{Combined, Measure, Pending, difference};
+use super::mt19937::Stream;
+use super::options::{CombineOptions, by_name};
+use super::sieve::{Choice, Draws, Rescale};
+use super::spherical::{By, Karcher, Linear, ModelStock, NuSlerp, Slerp};
+use crate::error::{Error, Finding, Result};
+use crate::formats::show_shape;
+use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::quant;
+
+/// A way to make one model of several, by mergekit's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelMethod {
+    /// The weighted mean.
+    Linear,
+    /// Between two, along the great circle.
+    Slerp,
+    /// The same by weights, of the updates of a base or of the models themselves.
+    NuSlerp,
+    /// The base and the sum of updates.
+    TaskArithmetic,
+    /// The largest values of each update, and of these the ones that have the elected sign.
+    Ties,
+    /// Values taken by chance, and of these the ones that have the elected sign.
+    DareTies,
+    /// Values taken by chance.
+    DareLinear,
+    /// Updates without their smallest and largest values.
+    Breadcrumbs,
+    /// The same, and of these the ones that have the elected sign.
+    BreadcrumbsTies,
+    /// Values taken by chance, large ones sooner, and of these the ones that have the elected sign.
+    Della,
+    /// Values taken by chance, large ones sooner.
+    DellaLinear,
+    /// Values that differ most between models, and of these the ones that have the elected sign.
+    Sce,
+    /// Between the base and the mean, by the angles between updates.
+    ModelStock,
+    /// The mean of directions on the sphere.
+    Karcher,
+}
+
+const METHODS: &[(&str, ModelMethod)] = &[
+    ("linear", ModelMethod::Linear),
+    ("slerp", ModelMethod::Slerp),
+    ("nuslerp", ModelMethod::NuSlerp),
+    ("task_arithmetic", ModelMethod::TaskArithmetic),
+    ("ties", ModelMethod::Ties),
+    ("dare_ties", ModelMethod::DareTies),
+    ("dare_linear", ModelMethod::DareLinear),
+    ("breadcrumbs", ModelMethod::Breadcrumbs),
+    ("breadcrumbs_ties", ModelMethod::BreadcrumbsTies),
+    ("della", ModelMethod::Della),
+    ("della_linear", ModelMethod::DellaLinear),
+    ("sce", ModelMethod::Sce),
+    ("model_stock", ModelMethod::ModelStock),
+    ("karcher", ModelMethod::Karcher),
+];
+
+impl ModelMethod {
+    /// Every method's name.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        METHODS.iter().map(|(name, _)| *name)
+    }
+
+    /// mergekit's name.
+    pub fn name(self) -> &'static str {
+        METHODS.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
+    }
+
+    /// Whether it combines updates of a base, without which it can't do.
+    pub fn needs_base(self) -> bool {
+        !matches!(self, Self::Linear | Self::Slerp | Self::NuSlerp | Self::Karcher)
+    }
+
+    /// Whether each model has a weight.
+    pub fn takes_weights(self) -> bool {
+        !matches!(self, Self::Slerp | Self::Sce | Self::ModelStock | Self::Karcher)
+    }
+
+    fn consensus(self) -> bool {
+        matches!(self, Self::Ties | Self::DareTies | Self::BreadcrumbsTies | Self::Della)
+    }
+
+    fn normalizes(self) -> bool {
+        matches!(self, Self::Linear | Self::Ties | Self::Della)
+    }
+
+    fn is_arithmetic(self) -> bool {
+        self.needs_base() && !matches!(self, Self::Sce | Self::ModelStock)
+    }
+
+    fn rescales(self) -> bool {
+        matches!(self, Self::DareTies | Self::DareLinear | Self::Della | Self::DellaLinear)
+    }
+
+    /// Whether ranks or angles in rows count, a vector being one row.
+    fn is_by_row(self, options: &CombineOptions) -> bool {
+        match self {
+            Self::Della | Self::DellaLinear => true,
+            Self::NuSlerp => !options.nuslerp_flatten,
+            Self::ModelStock => options.filter_wise,
+            _ => false,
+        }
+    }
+
+    /// Which values of an update are kept, and how many draws that takes.
+    fn choice(self, density: f64, options: &CombineOptions, elems: u64, draws: Draws) -> (Choice, u64) {
+        let drawn = if density < 1.0 { elems } else { 0 };
+        match self {
+            Self::Ties => (Choice::Magnitude { density }, 0),
+            Self::Breadcrumbs | Self::BreadcrumbsTies => (Choice::Band { density, gamma: options.gamma }, 0),
+            Self::DareTies | Self::DareLinear => (Choice::Random { density, draws }, drawn),
+            Self::Della | Self::DellaLinear => {
+                let choice = Choice::Ranked { density, epsilon: options.epsilon, draws };
+                (choice, if density > 0.0 { drawn } else { 0 })
+            }
+            _ => (Choice::All, 0),
+        }
+    }
+}
+
+impl FromStr for ModelMethod {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        by_name(METHODS, name)
+    }
+}
+
+/// One model of several, with the names, shapes and types of the base, or of the first model where there is
+/// no base. `slerp` goes from the base to the one model, or from the first to the second. `linear` and
+/// `karcher` are means of the models; a base only names the types then. Tensors that aren't numbers are the
+/// base's.
+///
+/// # Errors
+/// [`Error::Mismatch`] where a model lacks a tensor, has one too many or one of another shape, and for options
+/// that don't fit the method or the models.
+pub fn combine_models(
+    base: Option<&Plan>,
+    models: &[&Plan],
+    method: ModelMethod,
+    options: &CombineOptions,
+) -> Result<Combined<Plan>> {
+    let densities = check(base, models, method, options)?;
+    let pattern = base.unwrap_or(models[0]);
+    let lookups: Vec<BTreeMap<&str, &PlannedTensor>> =
+        models.iter().map(|m| m.tensors.iter().map(|t| (t.name.as_str(), t)).collect()).collect();
+    for model in models {
+        let names: std::collections::HashSet<&str> = pattern.tensors.iter().map(|t| t.name.as_str()).collect();
+        if let Some(extra) = model.tensors.iter().find(|t| !names.contains(t.name.as_str())) {
+            return Err(finding(extra)
+                .expected(format_args!("only tensors that {} has, too", path(pattern)))
+                .found("one that is not there")
+                .mismatch());
+        }
+    }
+    // Draws go by name.
+    let mut order: Vec<usize> = (0..pattern.tensors.len()).collect();
+    order.sort_by(|a, b| pattern.tensors[*a].name.cmp(&pattern.tensors[*b].name));
+    let mut positions = Positions::new(pattern, &order, method, &densities, options);
+    let mut pending = Pending::default();
+    let mut plan = pattern.clone();
+    for at in order {
+        let tensor = &pattern.tensors[at];
+        let of = operands(tensor, &lookups)?;
+        if !(quant::can_decode(tensor.dtype) && quant::can_encode(tensor.dtype)) {
+            continue;
+        }
+        let context = Context { method, options, densities: &densities };
+        let made = context.combine(tensor, base.map(|_| tensor.expr.clone()), of, &mut positions, &mut pending)?;
+        plan.tensors[at].expr = made;
+    }
+    Ok(Combined::new(plan, pending))
+}
+
+/// What is wrong before any tensor is looked at; the densities where nothing is.
+fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<Vec<f64>> {
+    let name = method.name();
+    let finding = |subject: &str| Finding::new(subject, "");
+    if method.takes_weights() {
+        options.weights.check(models.len())?;
+    }
+    let (least, most) = match (method, base) {
+        (ModelMethod::Slerp, Some(_)) => (1, 1),
+        (ModelMethod::Slerp | ModelMethod::NuSlerp, _) => (2, 2),
+        (ModelMethod::ModelStock, _) => (2, usize::MAX),
+        _ => (1, usize::MAX),
+    };
+    if models.len() < least || models.len() > most {
+        let expected = match (most, base) {
+            (1, _) => "one model beside the base".to_owned(),
+            (2, _) => "two models".to_owned(),
+            (_, None) => "a model".to_owned(),
+            _ => format!("at least {least} models beside the base"),
+        };
+        return Err(finding("--method").expected(format_args!("{expected} for {name}")).found(models.len()).mismatch());
+    }
+    if method.needs_base() && base.is_none() {
+        return Err(finding("--method").expected(format_args!("a base for {name}")).found("none").mismatch());
+    }
+    if method == ModelMethod::Slerp && options.t.is_none() {
+        return Err(finding("--t").expected("a number from 0 to 1 for slerp").found("none").mismatch());
+    }
+    let densities = options.densities(models.len())?.unwrap_or_else(|| vec![1.0; models.len()]);
+    if matches!(method, ModelMethod::Della | ModelMethod::DellaLinear) {
+        let bad = |d: f64| d > 0.0 && d < 1.0 && (d + options.epsilon >= 1.0 || d - options.epsilon <= 0.0);
+        if let Some(density) = densities.iter().find(|d| bad(**d)) {
+            return Err(finding("--epsilon")
+                .expected(format_args!(
+                    "less than {}, so that all probabilities are from 0 to 1",
+                    density.min(1.0 - density)
+                ))
+                .found(options.epsilon)
+                .hint("choose a smaller --epsilon, or a --density nearer to 0.5")
+                .mismatch());
+        }
+    }
+    Ok(densities)
+}
+
+fn finding(tensor: &PlannedTensor) -> Finding {
+    Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
+}
+
+fn path(plan: &Plan) -> String {
+    plan.tensors.first().map(|t| t.expr.source_path().display().to_string()).unwrap_or_default()
+}
+
+/// The models' tensors of this name, which must all be there and shaped alike.
+fn operands(tensor: &PlannedTensor, models: &[BTreeMap<&str, &PlannedTensor>]) -> Result<Vec<Expr>> {
+    let find = |model: &BTreeMap<&str, &PlannedTensor>| {
+        let Some(found) = model.get(tensor.name.as_str()) else {
+            let file = model.values().next().map(|t| t.expr.source_path()).unwrap_or_default();
+            return Err(Finding::new(file, format!("tensor {:?}", tensor.name))
+                .expected(format_args!("it, as in {}", tensor.expr.source_path().display()))
+                .found("nothing")
+                .mismatch());
+        };
+        if found.shape != tensor.shape {
+            let expected = format!("{}, as in {}", show_shape(&tensor.shape), tensor.expr.source_path().display());
+            return Err(finding(found).expected(expected).found(show_shape(&found.shape)).mismatch());
+        }
+        Ok(found.expr.clone())
+    };
+    models.iter().map(find).collect()
+}
+
+/// Where the draws of each tensor and model are.
+struct Positions {
+    stream: Arc<Stream>,
+    next: u64,
+}
+
+impl Positions {
+    fn new(plan: &Plan, order: &[usize], method: ModelMethod, densities: &[f64], options: &CombineOptions) -> Self {
+        let mut total = 0;
+        let nothing = || Draws { stream: Arc::new(Stream::new(0, 0)), position: 0 };
+        for tensor in order.iter().map(|at| &plan.tensors[*at]) {
+            let elems = tensor.elems() as u64;
+            total += densities.iter().map(|d| method.choice(*d, options, elems, nothing()).1).sum::<u64>();
+        }
+        Self { stream: Arc::new(Stream::new(options.seed, total)), next: 0 }
+    }
+}
+
+struct Context<'a> {
+    method: ModelMethod,
+    options: &'a CombineOptions,
+    densities: &'a [f64],
+}
+
+impl Context<'_> {
+    /// What becomes of one tensor.
+    fn combine(
+        &self,
+        tensor: &PlannedTensor,
+        base: Option<Expr>,
+        models: Vec<Expr>,
+        positions: &mut Positions,
+        pending: &mut Pending,
+    ) -> Result<Expr> {
+        let Self { method, options, .. } = *self;
+        let by_row = method.is_by_row(options);
+        if by_row && tensor.shape.len() > 2 {
+            return Err(finding(tensor)
+                .expected(format_args!("a matrix or a vector for {}", method.name()))
+                .found(show_shape(&tensor.shape))
+                .unsupported());
+        }
+        let elems = tensor.elems();
+        let rowed = |of: Expr| match by_row && tensor.shape.len() < 2 {
+            true => Expr::Reshape { of: Box::new(of), shape: vec![1, elems] },
+            false => of,
+        };
+        let base = base.map(rowed);
+        let models: Vec<Expr> = models.into_iter().map(rowed).collect();
+        let weights = options.weights.of(&tensor.name);
+        let with_base = |models: Vec<Expr>| base.clone().into_iter().chain(models).collect::<Vec<_>>();
+        let made = match method {
+            ModelMethod::Linear => {
+                let factors: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+                let divisor = self.divisor(tensor, &factors)?;
+                let map = Linear { factors, divisor };
+                Expr::Map { of: models, map: Arc::new(map) }
+            }
+            ModelMethod::Slerp => pending.map(with_base(models), Slerp { t: options.t.unwrap_or_default() }),
+            ModelMethod::NuSlerp => {
+                let sum: f64 = weights.iter().sum();
+                let t = if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum };
+                let by = match (options.nuslerp_flatten, options.nuslerp_row_wise) {
+                    (true, _) => By::Tensor,
+                    // A vector is one row, whichever way.
+                    (false, true) if tensor.shape.len() == 2 => By::Column,
+                    (false, _) => By::Row,
+                };
+                match base.clone() {
+                    None => pending.map(models, NuSlerp { t, by }),
+                    Some(base) => {
+                        let updates = models.into_iter().map(|m| difference(m, base.clone())).collect();
+                        let delta = Box::new(pending.map(updates, NuSlerp { t, by }));
+                        Expr::Add { of: Box::new(base), delta }
+                    }
+                }
+            }
+            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk }),
+            ModelMethod::ModelStock => pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise }),
+            ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
+            _ => {
+                let arithmetic = self.arithmetic(tensor, &weights, positions)?;
+                let of = with_base(models);
+                match arithmetic.choices.iter().all(|choice| matches!(choice, Choice::All)) {
+                    // Nothing to learn first.
+                    true => Expr::Map { map: arithmetic.measure(&of)?, of },
+                    false => pending.map(of, arithmetic),
+                }
+            }
+        };
+        Ok(match by_row && tensor.shape.len() < 2 {
+            true => Expr::Reshape { of: Box::new(made), shape: tensor.shape.clone() },
+            false => made,
+        })
+    }
+
+    /// The sum of weights, where it is divided by and is something.
+    fn divisor(&self, tensor: &PlannedTensor, weights: &[f32]) -> Result<Option<f32>> {
+        let sum: f32 = weights.iter().sum();
+        match self.options.normalize.unwrap_or(self.method.normalizes()) {
+            false => Ok(None),
+            true if sum.abs() >= 1e-8 => Ok(Some(sum)),
+            true => Err(finding(tensor)
+                .expected(format_args!("weights that sum to something, as {} divides by their sum", self.method.name()))
+                .found(sum)
+                .hint("choose other --weights, or don't normalize")
+                .mismatch()),
+        }
+    }
+
+    fn arithmetic(&self, tensor: &PlannedTensor, weights: &[f64], positions: &mut Positions) -> Result<Arithmetic> {
+        let Self { method, options, densities } = *self;
+        debug_assert!(method.is_arithmetic());
+        let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+        if !method.consensus() {
+            self.divisor(tensor, &weights)?;
+        }
+        let elems = tensor.elems() as u64;
+        let mut choices = Vec::with_capacity(weights.len());
+        for density in densities {
+            if method == ModelMethod::Ties && *density < 1.0 && elems > 0 && density * (elems as f64) < 1.0 {
+                return Err(finding(tensor)
+                    .expected(format_args!("a density that keeps something of {elems} values"))
+                    .found(density)
+                    .mismatch());
+            }
+            let draws = Draws { stream: positions.stream.clone(), position: positions.next };
+            let (choice, drawn) = method.choice(*density, options, elems, draws);
+            positions.next += drawn;
+            choices.push(choice);
+        }
+        let rescale = options.rescale.unwrap_or(method.rescales());
+        Ok(Arithmetic {
+            weights,
+            choices,
+            rescale: if rescale { Rescale::Magnitudes } else { Rescale::No },
+            consensus: method.consensus(),
+            normalize: options.normalize.unwrap_or(method.normalizes()),
+            lambda: options.lambda as f32,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
