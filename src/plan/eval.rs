@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::product::{Sink, product_rows};
+use super::product::{Sink, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor};
 use crate::error::{Finding, Result};
 use crate::formats::{row_len, rows};
@@ -304,7 +304,8 @@ fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, sink: Sink
     left.eval_rows(rows, &mut lefts);
     let mut rights = vec![0.0; k * cols];
     right.eval_rows(0..k, &mut rights);
-    product_rows(&lefts, &rights, k, scale, sink, out);
+    let fused = is_fused(crate::formats::rows(&left.shape()), cols);
+    product_rows(&lefts, &rights, k, fused, scale, sink, out);
 }
 
 /// Rows `rows` of an [`Expr::Kronecker`]: those that one row of `left` makes at a time.

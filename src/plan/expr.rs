@@ -299,7 +299,9 @@ impl Expr {
             Expr::Take(_) | Expr::Values { .. } => None,
             Expr::Map { of, map } => map.not_finite().or_else(|| of.iter().find_map(Expr::not_finite)),
             Expr::Rows { of, .. } => of.iter().find_map(Expr::not_finite),
-            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => {
                 of.not_finite().or_else(|| other.not_finite())
             }
             Expr::Reshape { of, .. }

@@ -12,6 +12,7 @@ use super::change::Change;
 use super::entries::Entries;
 use super::targets::ends_path;
 use crate::checkpoint::Fields;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::show_shape;
 use crate::plan::{Expr, Pick, PlannedTensor};
@@ -85,8 +86,12 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
             .hint("this adapter belongs to another base model, or the base was resized before training: resize it first")
             .mismatch());
     }
-    // Loaded into a module of the base, it has the type of the base.
-    let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, ..tensor };
+    // Loaded into a module of the base, it has the type of the base, whatever is made of it after that.
+    let expr = match tensor.dtype == replaced.dtype || replaced.dtype == DType::F32 {
+        true => tensor.expr,
+        false => Expr::Round { of: Box::new(tensor.expr), dtype: replaced.dtype },
+    };
+    let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, shape: tensor.shape, expr };
     Ok((replaced.name.clone(), Change::Replace(tensor)))
 }
 
