@@ -228,6 +228,17 @@ impl Expr {
             }
             Expr::Rows { of, picks, shape } => {
                 let row_len = row_len(shape);
+                if let Some((operand, window)) = scattered(of, picks, rows.clone()) {
+                    let mut values = vec![0.0; window.len() * row_len];
+                    operand.eval_rows(window.clone(), &mut values);
+                    let mut rest = out;
+                    for (_, rows) in picked(picks, rows) {
+                        let (here, after) = rest.split_at_mut(rows.len() * row_len);
+                        here.copy_from_slice(&values[(rows.start - window.start) * row_len..][..here.len()]);
+                        rest = after;
+                    }
+                    return;
+                }
                 let mut rest = out;
                 for (operand, rows) in picked(picks, rows) {
                     let (here, after) = rest.split_at_mut(rows.len() * row_len);
@@ -331,6 +342,25 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
         let end = rows.end.min(here.end);
         (start < end).then(|| (pick.of, pick.start + start - here.start..pick.start + end - here.start))
     })
+}
+
+/// The operand and the rows of it that hold rows `rows` of an [`Expr::Rows`], where they are better made
+/// in one go: rows of one operand in another order, not much apart, that have to be computed. A product
+/// would decode all of its right side for each piece otherwise.
+fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(&'a Expr, Range<usize>)> {
+    let count = rows.len();
+    let mut found = picked(picks, rows);
+    let (operand, mut window) = found.next()?;
+    let mut pieces = 1;
+    for (other, rows) in found {
+        if other != operand {
+            return None;
+        }
+        window = window.start.min(rows.start)..window.end.max(rows.end);
+        pieces += 1;
+    }
+    let computed = !matches!(of[operand], Expr::Take(_) | Expr::Values { .. });
+    (pieces > 1 && computed && window.len() <= 2 * count).then_some((&of[operand], window))
 }
 
 /// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements
