@@ -10,6 +10,7 @@ mod entries;
 mod experts;
 mod lora;
 pub(crate) mod patterns;
+mod save;
 mod saved;
 mod targets;
 
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub use base::Base;
 pub use change::{Change, LowRank};
+pub use save::NewLora;
 
 use entries::Entries;
 
