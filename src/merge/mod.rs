@@ -4,6 +4,7 @@ mod adapters;
 #[cfg(feature = "train")]
 mod bake;
 mod rounding;
+pub mod combine;
 
 use std::collections::BTreeMap;
 
