@@ -160,6 +160,7 @@ impl Expr {
             | Expr::Add { of, .. }
             | Expr::Weighted { of, .. } => of.row_len(),
             Expr::Product { right, .. } => right.row_len(),
+            Expr::Kronecker { left, right } => left.row_len() * right.row_len(),
             Expr::Map { of, .. } => of.first().map_or(0, Expr::row_len),
         }
     }
@@ -214,6 +215,7 @@ impl Expr {
             | Expr::Round { .. }
             | Expr::Add { .. }
             | Expr::Product { .. }
+            | Expr::Kronecker { .. }
             | Expr::Map { .. } => unreachable!("no bytes of its own: raw_dtype is None"),
         }
     }
@@ -289,6 +291,7 @@ impl Expr {
                 }
             },
             Expr::Product { scale, left, right } => product(*scale, left, right, rows, out, None),
+            Expr::Kronecker { left, right } => kronecker(left, right, rows, out),
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
                 let values = |of: &Expr| {
@@ -329,6 +332,27 @@ fn product(
             base(rows.start + block.start..rows.start + block.end, out);
         }
         product_rows(&lefts[block.start * k..block.end * k], &rights, k, scale, sink, out);
+    }
+}
+
+/// Rows `rows` of an [`Expr::Kronecker`]: those that one row of `left` makes at a time.
+fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
+    let (height, width) = (crate::formats::rows(&right.shape()), right.row_len());
+    let mut factors = vec![0.0; left.row_len()];
+    let (mut row, mut rest) = (rows.start, out);
+    while row < rows.end {
+        let (above, first) = (row / height, row % height);
+        let count = (height - first).min(rows.end - row);
+        let mut values = vec![0.0; count * width];
+        left.eval_rows(above..above + 1, &mut factors);
+        right.eval_rows(first..first + count, &mut values);
+        let (here, after) = rest.split_at_mut(count * width * factors.len());
+        for (out, values) in here.chunks_exact_mut(width * factors.len()).zip(values.chunks_exact(width)) {
+            for (out, factor) in out.chunks_exact_mut(width).zip(&factors) {
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = factor * value);
+            }
+        }
+        (row, rest) = (row + count, after);
     }
 }
 
@@ -483,6 +507,26 @@ mod tests {
         let tensor = planned(&[2, 3], Expr::Product { scale: 0.5, left, right });
         assert_eq!(tensor.read_rows(0..2).unwrap(), [1.5, 1.0, 2.0, 3.5, 2.0, 5.0]);
         assert_eq!(tensor.read_rows(1..2).unwrap(), [3.5, 2.0, 5.0]);
+    }
+
+    #[test]
+    fn kronecker_products_repeat_the_right_factor() {
+        let values = |values: &[f32], shape: [usize; 2]| {
+            Box::new(Expr::Values { shape: shape.to_vec(), values: Arc::from(values) })
+        };
+        let (left, right) = (values(&[1., 2., 3., 4.], [2, 2]), values(&[1., 10., 100., 5., 6., 7.], [3, 2]));
+        let tensor = planned(&[6, 4], Expr::Kronecker { left, right });
+        Plan { tensors: vec![tensor.clone()] }.check().unwrap();
+        let all = [
+            [1., 10., 2., 20.],
+            [100., 5., 200., 10.],
+            [6., 7., 12., 14.],
+            [3., 30., 4., 40.],
+            [300., 15., 400., 20.],
+            [18., 21., 24., 28.],
+        ];
+        assert_eq!(tensor.read_rows(0..6).unwrap(), all.concat());
+        assert_eq!(tensor.read_rows(2..5).unwrap(), all[2..5].concat());
     }
 
     #[test]
