@@ -1,14 +1,17 @@
 //! `atombank merge`: adapters into their base, as a folder or a GGUF.
 
+mod method;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::peft::{self, Base, Changes};
+use atombank::adapter::peft::{self, Base, Change, Changes, LowRank, NewLora};
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::lora::{self, TableBase};
 use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
+use atombank::merge::combine::{LoraMethod, combine_loras};
 use atombank::merge::{Merged, rounding, with_adapters};
 use atombank::plan::Plan;
 use clap::Args;
@@ -16,6 +19,8 @@ use clap::Args;
 use super::Common;
 use super::input::found;
 use super::output::{Kind, OutputArgs, print_notes};
+use super::progress;
+use method::MethodArgs;
 
 /// Arguments of `merge`.
 #[derive(Args)]
@@ -28,6 +33,8 @@ pub(crate) struct MergeArgs {
     /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
     #[arg(long)]
     keep_base: bool,
+    #[command(flatten)]
+    method: MethodArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -55,10 +62,6 @@ fn parse_adapter(text: &str) -> Result<Weighted, String> {
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     args.output.check_absent()?;
     args.output.check_type()?;
-    if args.output.kind() == Kind::Lora {
-        let finding = Finding::new(&args.output.output, "--to lora").expected("a merged model");
-        return Err(finding.found("the adapter that is there already").mismatch().into());
-    }
     let path = found(&args.base, common)?.0;
     match Input::open(&path, None)? {
         Input::Model(folder) => args.into_folder(folder, common),
@@ -74,6 +77,9 @@ impl MergeArgs {
     /// A folder's weights with the adapters in them.
     fn into_folder(&self, mut folder: Checkpoint, common: &Common) -> Result<()> {
         let base = Base::new(folder.path(), &folder.config_json, folder.weights());
+        if self.output.kind() == Kind::Lora {
+            return self.one_lora(&base, folder.weights(), common);
+        }
         let merged = self.merged(&base, folder.weights(), common)?;
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
@@ -128,13 +134,24 @@ impl MergeArgs {
         self.output.write_gguf(metadata, &plan, common)
     }
 
-    /// `weights`, which are those of `base`, with every adapter.
-    fn merged(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Merged> {
-        let mut adapters: Vec<(Changes, f32)> = Vec::new();
-        for adapter in &self.adapters {
+    /// Every adapter and its weight.
+    fn adapters(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Vec<(Changes, f32)>> {
+        let open = |adapter: &Weighted| {
             let changes = open(&adapter.path, base, weights)?;
             print_notes(&changes.notes, common);
-            adapters.push((changes, adapter.weight));
+            Ok((changes, adapter.weight))
+        };
+        self.adapters.iter().map(open).collect()
+    }
+
+    /// `weights`, which are those of `base`, with every adapter.
+    fn merged(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Merged> {
+        let mut adapters = self.adapters(base, weights, common)?;
+        if let Some(name) = &self.method.method {
+            let keeps_tie = adapters.iter().all(|(changes, _)| changes.keeps_tie);
+            let updates = self.combined(name.parse()?, &adapters, common)?;
+            let changes = updates.into_iter().map(|(name, update)| (name, Change::LowRank(update))).collect();
+            adapters = vec![(Changes { changes, keeps_tie, notes: Vec::new() }, 1.0)];
         }
         let merged = with_adapters(base, weights, &adapters)?;
         if merged.untied {
@@ -143,6 +160,48 @@ impl MergeArgs {
             print_notes(&[note.to_owned()], common);
         }
         Ok(merged)
+    }
+
+    /// All adapters as one LoRA in a folder of its own.
+    fn one_lora(&self, base: &Base, weights: &Plan, common: &Common) -> Result<()> {
+        let adapters = self.adapters(base, weights, common)?;
+        let method = match (&self.method.method, self.method.rank) {
+            (Some(name), _) => name.parse()?,
+            (None, Some(_)) => LoraMethod::Svd,
+            (None, None) => LoraMethod::Cat,
+        };
+        let updates = self.combined(method, &adapters, common)?;
+        let lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
+        self.output.write_lora(&lora, common)
+    }
+
+    /// The updates of one LoRA made of all.
+    fn combined(
+        &self,
+        method: LoraMethod,
+        adapters: &[(Changes, f32)],
+        common: &Common,
+    ) -> Result<Vec<(String, LowRank)>> {
+        let mut loras = Vec::new();
+        for ((changes, _), adapter) in adapters.iter().zip(&self.adapters) {
+            let update = |(name, change): &(String, Change)| match change {
+                Change::LowRank(update) => Ok((name.clone(), update.clone())),
+                _ => Err(Finding::new(&adapter.path, format!("tensor {name:?}"))
+                    .expected(format_args!("nothing but low-rank updates, to combine by {}", method.name()))
+                    .found("another change of it")
+                    .hint("without --method and --to lora adapters of all kinds are added up")
+                    .unsupported()),
+            };
+            loras.push(changes.changes.iter().map(update).collect::<atombank::Result<Vec<_>>>()?);
+        }
+        let options = self.method.options(adapters.iter().map(|(_, weight)| f64::from(*weight)).collect())?;
+        let combined = combine_loras(&loras, method, &options)?;
+        if !self.output.dry_run {
+            let bar = progress::bar(combined.pending() as u64, "combining [{bar:30}] {pos}/{len} {eta}", common.quiet);
+            combined.measure(&|| bar.inc(1))?;
+            bar.finish_and_clear();
+        }
+        Ok(combined.result)
     }
 }
 
