@@ -395,7 +395,8 @@ def random_patterns(rng, chosen, highest):
 
 
 def saved_modules(rng, base):
-    norms = {"gpt2": "ln_f", "gpt-neox": "final_layer_norm"}
+    # PEFT takes all modules whose path ends so. It can't copy StableLM's norms of heads.
+    norms = {"gpt2": "ln_f", "gpt-neox": "final_layer_norm", "stablelm": "input_layernorm"}
     return {"modules_to_save": rng.choice([["embed_out" if base == "gpt-neox" else "lm_head"], [norms.get(base, "norm")]])} if rng.random() < 0.2 else {}
 
 
@@ -408,7 +409,7 @@ def lora(rng):
     settings |= random_patterns(rng, chosen, 16) | saved_modules(rng, base)
     targets = settings["target_modules"]
     if all(about[1] for path, about in linears_of(base).items() if path.rsplit(".", 1)[1] in chosen):
-        settings["lora_bias"] = not settings["use_dora"] and rng.random() < 0.5
+        settings["lora_bias"] = not settings["use_dora"] and settings["init_lora_weights"] != "gaussian" and rng.random() < 0.5
     if base in EXPERTS and rng.random() < 0.7:
         settings["target_parameters"] = rng.sample(EXPERT_PARAMETERS, rng.randint(1, 2))
         settings |= dict(use_dora=False, lora_bias=False)
@@ -497,7 +498,7 @@ def trainable_tokens(rng):
 
 
 def ln_tuning(rng):
-    base = rng.choice(UNTIED + TIED)
+    base = rng.choice([base for base in UNTIED + TIED if base != "stablelm"])
     return base, dict(target_modules=rng.choice([["input_layernorm"], ["norm"], r".*layers\.1\..*norm"])), 0
 
 
