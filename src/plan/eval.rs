@@ -22,8 +22,8 @@ impl PlannedTensor {
     pub fn encode_rows(&self, rows: Range<usize>, scratch: &mut Vec<f32>, out: &mut Vec<u8>) -> Result<()> {
         let elems = rows.len() * self.row_len();
         let bytes = elems / self.dtype.block_elems() * self.dtype.block_bytes();
-        out.clear();
         if self.expr.raw_dtype() == Some(self.dtype) {
+            out.clear();
             out.reserve(bytes);
             self.expr.copy_rows(rows, out);
             if quant::has_non_finite(self.dtype, out) {
@@ -31,7 +31,9 @@ impl PlannedTensor {
             }
             return Ok(());
         }
-        scratch.resize(elems, 0.0);
+        // Neither is cleared: every value is written, and zeros would be written before.
+        scratch.resize(elems.max(scratch.len()), 0.0);
+        let scratch = &mut scratch[..elems];
         self.expr.eval_rows(rows.clone(), scratch);
         if scratch.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Err(self.not_finite("a NaN or an infinity"));
@@ -228,6 +230,17 @@ impl Expr {
             }
             Expr::Rows { of, picks, shape } => {
                 let row_len = row_len(shape);
+                if let Some((operand, window)) = scattered(of, picks, rows.clone()) {
+                    let mut values = vec![0.0; window.len() * row_len];
+                    operand.eval_rows(window.clone(), &mut values);
+                    let mut rest = out;
+                    for (_, rows) in picked(picks, rows) {
+                        let (here, after) = rest.split_at_mut(rows.len() * row_len);
+                        here.copy_from_slice(&values[(rows.start - window.start) * row_len..][..here.len()]);
+                        rest = after;
+                    }
+                    return;
+                }
                 let mut rest = out;
                 for (operand, rows) in picked(picks, rows) {
                     let (here, after) = rest.split_at_mut(rows.len() * row_len);
@@ -266,11 +279,18 @@ impl Expr {
                 quant::encode(*dtype, out, &mut bytes);
                 quant::decode(*dtype, &bytes, out);
             }
-            Expr::Add { of, delta } => {
-                of.eval_rows(rows.clone(), out);
-                delta.add_rows(rows, out);
-            }
-            Expr::Product { scale, left, right } => product(*scale, left, right, rows, Sink::Set, out),
+            Expr::Add { of, delta } => match &**delta {
+                Expr::Product { scale, left, right } => {
+                    product(*scale, left, right, rows, out, Some(&|rows, out: &mut [f32]| of.eval_rows(rows, out)));
+                }
+                delta => {
+                    of.eval_rows(rows.clone(), out);
+                    let mut values = vec![0.0; out.len()];
+                    delta.eval_rows(rows, &mut values);
+                    out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+                }
+            },
+            Expr::Product { scale, left, right } => product(*scale, left, right, rows, out, None),
             Expr::Kronecker { left, right } => kronecker(left, right, rows, out),
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
@@ -285,27 +305,35 @@ impl Expr {
             }
         }
     }
-
-    /// Adds the f32 values of rows `rows` to those of `out`.
-    fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        if let Expr::Product { scale, left, right } = self {
-            return product(*scale, left, right, rows, Sink::Add, out);
-        }
-        let mut values = vec![0.0; out.len()];
-        self.eval_rows(rows, &mut values);
-        out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
-    }
 }
 
-/// Rows `rows` of an [`Expr::Product`].
-fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, sink: Sink, out: &mut [f32]) {
+/// Values that are made at a time where a product is added to others: they stay in the cache meanwhile.
+const BLOCK_ELEMS: usize = 1 << 15;
+
+/// Rows `rows` of an [`Expr::Product`], added to what `base` makes of them where it is there.
+fn product(
+    scale: f32,
+    left: &Expr,
+    right: &Expr,
+    rows: Range<usize>,
+    out: &mut [f32],
+    base: Option<&dyn Fn(Range<usize>, &mut [f32])>,
+) {
     let (k, cols) = (left.row_len(), right.row_len());
     let mut lefts = vec![0.0; rows.len() * k];
-    left.eval_rows(rows, &mut lefts);
+    left.eval_rows(rows.clone(), &mut lefts);
     let mut rights = vec![0.0; k * cols];
     right.eval_rows(0..k, &mut rights);
     let fused = is_fused(crate::formats::rows(&left.shape()), cols);
-    product_rows(&lefts, &rights, k, fused, scale, sink, out);
+    let sink = if base.is_some() { Sink::Add } else { Sink::Set };
+    let step = (BLOCK_ELEMS / cols.max(1)).max(4);
+    for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {
+        let block = i * step..i * step + out.len() / cols;
+        if let Some(base) = base {
+            base(rows.start + block.start..rows.start + block.end, out);
+        }
+        product_rows(&lefts[block.start * k..block.end * k], &rights, k, fused, scale, sink, out);
+    }
 }
 
 /// Rows `rows` of an [`Expr::Kronecker`]: those that one row of `left` makes at a time.
@@ -339,6 +367,25 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
         let end = rows.end.min(here.end);
         (start < end).then(|| (pick.of, pick.start + start - here.start..pick.start + end - here.start))
     })
+}
+
+/// The operand and the rows of it that hold rows `rows` of an [`Expr::Rows`], where they are better made
+/// in one go: rows of one operand in another order, not much apart, that have to be computed. A product
+/// would decode all of its right side for each piece otherwise.
+fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(&'a Expr, Range<usize>)> {
+    let count = rows.len();
+    let mut found = picked(picks, rows);
+    let (operand, mut window) = found.next()?;
+    let mut pieces = 1;
+    for (other, rows) in found {
+        if other != operand {
+            return None;
+        }
+        window = window.start.min(rows.start)..window.end.max(rows.end);
+        pieces += 1;
+    }
+    let computed = !matches!(of[operand], Expr::Take(_) | Expr::Values { .. });
+    (pieces > 1 && computed && window.len() <= 2 * count).then_some((&of[operand], window))
 }
 
 /// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements

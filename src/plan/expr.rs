@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::dtype::DType;
-use crate::quant;
 use crate::formats::{Source, TensorInfo, row_len, rows, show_shape};
+use crate::quant;
 
 /// A tensor of an open file.
 #[derive(Clone)]
@@ -41,9 +41,9 @@ impl TensorRef {
     pub(super) fn has_non_finite(&self) -> bool {
         const ROWS: usize = 1024;
         let (info, total) = (self.info(), rows(&self.info().shape));
-        (0..total).step_by(ROWS).any(|start| {
-            quant::has_non_finite(info.dtype, &self.rows(start..(start + ROWS).min(total)))
-        })
+        (0..total)
+            .step_by(ROWS)
+            .any(|start| quant::has_non_finite(info.dtype, &self.rows(start..(start + ROWS).min(total))))
     }
 
     /// The bytes of rows `rows`: see [`Source::rows`].
@@ -259,7 +259,8 @@ impl Expr {
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
-            Expr::Rows { of, .. } => of.iter().map(Expr::buffers).max().unwrap_or(1),
+            // Where rows change their order, twice as many may be made as are kept.
+            Expr::Rows { of, .. } => of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1),
             Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
             Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
             Expr::Product { .. } | Expr::Kronecker { .. } => 2,

@@ -133,12 +133,17 @@ mod tests {
     #[test]
     fn outputs_of_zeros_are_refused() {
         for transposed in [false, true] {
-            let tensor =
-                PlannedTensor { name: "w".into(), dtype: DType::F32, shape: vec![2, 2], expr: values(&[2, 2], &[0.; 4]) };
+            let tensor = PlannedTensor {
+                name: "w".into(),
+                dtype: DType::F32,
+                shape: vec![2, 2],
+                expr: values(&[2, 2], &[0.; 4]),
+            };
             let zeros = |shape: &[usize]| values(shape, &[0., 0.]);
             let update = LowRank { scale: 1.0, a: zeros(&[1, 2]), b: zeros(&[2, 1]), transposed, rounded: None };
             let change = rescale(&tensor, &update, &[1., 1.]);
-            let read = |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();
+            let read =
+                |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();
             let error = change.and_then(read).unwrap_err().to_string();
             assert!(error.contains("whose weights are all zero"), "{error}");
         }

@@ -112,7 +112,8 @@ fn one(
 ) -> Result<()> {
     let name_a = format!("{wrapped}.lora_A.weight");
     let Some([experts, rows, cols]) = parts.shape() else {
-        let finding = entries.finding(&name_a).expected("a parameter of two or three dimensions, alike for all experts");
+        let finding =
+            entries.finding(&name_a).expected("a parameter of two or three dimensions, alike for all experts");
         return Err(finding.found("another").unsupported());
     };
     // Some classes keep inputs in the rows, where their experts stand in one tensor.

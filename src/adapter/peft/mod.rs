@@ -21,6 +21,7 @@ mod randlora;
 mod refused;
 mod rotation;
 mod rows;
+mod save;
 mod saved;
 mod targets;
 mod vblora;
@@ -33,6 +34,7 @@ pub use change::{Change, LowRank};
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use rows::product;
+pub use save::NewLora;
 
 use entries::Entries;
 

@@ -45,7 +45,7 @@ impl Rotate {
 
 impl RowMap for Rotate {
     fn apply(&self, _: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
-        Kernel::in_use().run(Rows { rotate: self, row_len, out });
+        Kernel::in_use().run_wide(Rows { rotate: self, row_len, out });
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn solved(skew: &[f32], size: usize) -> Vec<f32> {
 /// The product of two square matrices.
 fn multiply(left: &[f32], right: &[f32], size: usize) -> Vec<f32> {
     let mut out = vec![0.0; size * size];
-    Kernel::in_use().run(Square { left, right, size, out: &mut out });
+    Kernel::in_use().run_wide(Square { left, right, size, out: &mut out });
     out
 }
 

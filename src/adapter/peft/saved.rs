@@ -83,7 +83,9 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
             .finding(name)
             .expected(format_args!("{}, as the base has it", show_shape(&replaced.shape)))
             .found(show_shape(&tensor.shape))
-            .hint("this adapter belongs to another base model, or the base was resized before training: resize it first")
+            .hint(
+                "this adapter belongs to another base model, or the base was resized before training: resize it first",
+            )
             .mismatch());
     }
     // Loaded into a module of the base, it has the type of the base, whatever is made of it after that.

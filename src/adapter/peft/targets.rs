@@ -70,7 +70,8 @@ impl Targets {
             Some(_) => vec![fields.need("layers_pattern")?],
         };
         let patterns = if patterns.is_empty() { vec![r"[^.]*".to_owned()] } else { patterns };
-        let layer = patterns.iter().filter_map(|pattern| Regex::new(&format!(r"^.*\.{pattern}\.(\d+)\.")).ok()).collect();
+        let layer =
+            patterns.iter().filter_map(|pattern| Regex::new(&format!(r"^.*\.{pattern}\.(\d+)\.")).ok()).collect();
         Ok(Self { include, exclude, layers, layer })
     }
 
