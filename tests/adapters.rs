@@ -106,7 +106,7 @@ const NEAR: &[(&str, &str)] =
 
 #[test]
 fn every_kind_is_merged_to_the_bits_of_peft() {
-    let root = std::env::var_os("ADAPTERS").map_or_else(fixtures, PathBuf::from);
+    let root = fixtures();
     for (case, base) in SAME {
         compare(&root, case, base, false);
     }
@@ -136,12 +136,17 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
 #[test]
 fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
     type Change = Box<dyn FnOnce(&mut Tensors)>;
+    // Of one module, or of all where it starts with a slash.
+    let full = |part: &str| match part.strip_prefix('/') {
+        Some(shared) => format!("base_model.{shared}"),
+        None => format!("{Q}.{part}"),
+    };
     let with = |part: &str, shape: &'static [usize]| -> Change {
-        let name = if part.starts_with('/') { format!("base_model.{}", &part[1..]) } else { format!("{Q}.{part}") };
+        let name = full(part);
         Box::new(move |tensors| drop(tensors.insert(name, zeros(shape))))
     };
     let without = |part: &str| -> Change {
-        let name = if part.starts_with('/') { format!("base_model.{}", &part[1..]) } else { format!("{Q}.{part}") };
+        let name = full(part);
         Box::new(move |tensors| assert!(tensors.remove(&name).is_some()))
     };
     let none = serde_json::json!({});
@@ -254,7 +259,11 @@ fn files_of_kohya_hold_low_rank_and_whole_updates_by_paths_with_underscores() {
     }
     let cases: [(&str, HostTensor, &str); 5] = [
         ("lora_te_model_layers_1_mlp_up_proj.diff", ones(&[24, 16]), "whose path is \"model_layers_1_mlp_up_proj\""),
-        ("lora_te_model_layers_0_mlp_up_proj.lora_mid.weight", ones(&[2]), "lora_mid.weight\": expected a part of a LoRA"),
+        (
+            "lora_te_model_layers_0_mlp_up_proj.lora_mid.weight",
+            ones(&[2]),
+            "lora_mid.weight\": expected a part of a LoRA",
+        ),
         ("lora_te_model_layers_0_mlp_up_proj.dora_scale", ones(&[24]), "dora_scale\": expected a part of a LoRA"),
         ("lora_te_model_layers_0_mlp_up_proj.lora_up.weight", ones(&[24, 3]), "expected [24, 2] by the base model"),
         ("lora_te_model_layers_0_mlp_up_proj.alpha", ones(&[2]), "alpha\": expected one number, found [2]"),

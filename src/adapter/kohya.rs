@@ -19,13 +19,15 @@ use crate::plan::{Expr, Plan, PlannedTensor};
 const PREFIXES: [&str; 6] = ["lora_te1_", "lora_te2_", "lora_te_", "lora_unet_", "lycoris_", "lora_"];
 
 /// Parts of a module that say which kind of update it has.
-const KINDS: [&str; 7] =
-    ["lora_down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "diff_b", "lora_up.weight"];
+const KINDS: [&str; 7] = ["lora_down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "diff", "diff_b", "lora_up.weight"];
 
 /// Whether the tensors of a file are called as those of such an adapter.
 pub fn is_kohya(tensors: &Plan) -> bool {
     !tensors.tensors.is_empty()
-        && tensors.tensors.iter().all(|t| PREFIXES.iter().any(|prefix| t.name.starts_with(prefix)) && t.name.contains('.'))
+        && tensors
+            .tensors
+            .iter()
+            .all(|t| PREFIXES.iter().any(|prefix| t.name.starts_with(prefix)) && t.name.contains('.'))
 }
 
 /// The adapter in the file at `path`, on `base`.
@@ -53,7 +55,8 @@ pub fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
         modules.entry(module).or_default().insert(part, tensor);
     }
     let mut paths: HashMap<String, Vec<String>> = HashMap::new();
-    for (name, _) in base.named() {
+    let named: HashMap<String, &PlannedTensor> = base.named().collect();
+    for name in named.keys() {
         if let Some(path) = name.strip_suffix(".weight") {
             // An inner model's paths lack what stands before it.
             for (start, _) in path.match_indices('.').chain([(usize::MAX, "")]) {
@@ -66,7 +69,7 @@ pub fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
     for (module, parts) in modules {
         let path = find(file, &module, &parts, &paths, base)?;
         let mut update = Update { file: file.to_owned(), module, parts };
-        update.add(&path, base, &mut changes)?;
+        update.add(&path, base, &named, &mut changes)?;
     }
     if changes.changes.is_empty() {
         return Err(Finding::new(file, "").expected("tensors that change the base").found("none").format());
@@ -91,7 +94,10 @@ fn find(
     }
     let subject = parts.values().next().map_or(module, |tensor| tensor.name.as_str());
     Err(Finding::new(file, format!("tensor {subject:?}"))
-        .expected(format_args!("one module of the base model {} whose path is {bare:?} with dots", base.path().display()))
+        .expected(format_args!(
+            "one module of the base model {} whose path is {bare:?} with dots",
+            base.path().display()
+        ))
         .found(if found.is_empty() { "none".to_owned() } else { found.join(", ") })
         .hint("this adapter belongs to another base model")
         .mismatch())
@@ -145,21 +151,26 @@ impl Update {
     }
 
     /// Adds the changes of the module at `path`.
-    fn add(&mut self, path: &str, base: &Base, changes: &mut Changes) -> Result<()> {
+    fn add(
+        &mut self,
+        path: &str,
+        base: &Base,
+        named: &HashMap<String, &PlannedTensor>,
+        changes: &mut Changes,
+    ) -> Result<()> {
         let Some(kind) = KINDS.into_iter().find(|kind| self.parts.contains_key(*kind)) else {
             return Err(self.unknown());
         };
         let name = format!("{path}.weight");
         // The path is one of the base's.
-        let Some((_, weight)) = base.named().find(|(named, _)| *named == name) else { return Err(self.unknown()) };
+        let Some(weight) = named.get(&name) else { return Err(self.unknown()) };
         if kind != "diff_b" {
             let change = self.weight(kind, &name, weight, base)?;
             changes.changes.push((weight.name.clone(), change));
         }
         if let Some(tensor) = self.parts.remove("diff_b") {
             let name = format!("{path}.bias");
-            let bias = base.named().find(|(named, bias)| *named == name && bias.shape == tensor.shape);
-            let Some((_, bias)) = bias else {
+            let Some(bias) = named.get(&name).filter(|bias| bias.shape == tensor.shape) else {
                 let finding = self.finding("diff_b").expected("a bias of its shape in the base").found("none");
                 return Err(finding.hint("this adapter belongs to another base model").mismatch());
             };
@@ -199,8 +210,10 @@ impl Update {
             "hada_w1_a" => {
                 let rank = self.dimension("hada_w1_b", 0)?;
                 let scale = self.scale(rank)?;
-                let first = product(self.shaped("hada_w1_a", &[d_out, rank])?, self.shaped("hada_w1_b", &[rank, d_in])?);
-                let second = product(self.shaped("hada_w2_a", &[d_out, rank])?, self.shaped("hada_w2_b", &[rank, d_in])?);
+                let first =
+                    product(self.shaped("hada_w1_a", &[d_out, rank])?, self.shaped("hada_w1_b", &[rank, d_in])?);
+                let second =
+                    product(self.shaped("hada_w2_a", &[d_out, rank])?, self.shaped("hada_w2_b", &[rank, d_in])?);
                 hadamard(first, second, scale)
             }
             _ => self.kronecker([d_out, d_in])?,

@@ -302,9 +302,7 @@ impl Expr {
             Expr::Rows { of, .. } => of.iter().find_map(Expr::not_finite),
             Expr::Add { of, delta: other }
             | Expr::Product { left: of, right: other, .. }
-            | Expr::Kronecker { left: of, right: other } => {
-                of.not_finite().or_else(|| other.not_finite())
-            }
+            | Expr::Kronecker { left: of, right: other } => of.not_finite().or_else(|| other.not_finite()),
             Expr::Reshape { of, .. }
             | Expr::Bits { of, .. }
             | Expr::Transpose(of)

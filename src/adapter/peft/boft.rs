@@ -55,7 +55,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
                 .hint("merge it with PEFT where that has CUDA")
                 .unsupported());
         }
-        let rotations = tensor.read()?.chunks_exact(size * size).flat_map(|block| solved(&skew(block, size), size)).collect();
+        let rotations =
+            tensor.read()?.chunks_exact(size * size).flat_map(|block| solved(&skew(block, size), size)).collect();
         let rotate = Rotate::new(rotations, size, weight.d_in, false);
         let maps: [Arc<dyn RowMap>; 2] = [Arc::new(rotate), Arc::new(ScaleRows(scale.into()))];
         for map in maps {

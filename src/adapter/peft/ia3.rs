@@ -50,7 +50,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         };
         changes.push((weight.tensor.name.clone(), scale(map)));
         adapted.insert(weight.tensor.name.clone());
-        if let Some(bias) = base.tensor(&format!("{module}.bias")).filter(|bias| !inputs && bias.shape == [weight.d_out])
+        if let Some(bias) =
+            base.tensor(&format!("{module}.bias")).filter(|bias| !inputs && bias.shape == [weight.d_out])
         {
             changes.push((bias.name.clone(), scale(Arc::new(ScaleRows(factors)))));
         }

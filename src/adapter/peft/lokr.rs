@@ -37,7 +37,11 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         if !(0..2).all(|i| l[i].checked_mul(r[i]) == Some(shape[i])) {
             return Err(entries
                 .finding(&whole)
-                .expected(format_args!("a factor of {} by the base model, as {} is", show_shape(&shape), show_shape(&r)))
+                .expected(format_args!(
+                    "a factor of {} by the base model, as {} is",
+                    show_shape(&shape),
+                    show_shape(&r)
+                ))
                 .found(show_shape(&l))
                 .hint("this adapter belongs to another base model")
                 .mismatch());

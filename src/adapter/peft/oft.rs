@@ -111,7 +111,7 @@ fn rotate(config: &Config, entries: &mut Entries, name: &str, width: usize, back
 fn block_size(tensor: &PlannedTensor, width: usize, shared: bool) -> Option<usize> {
     let &[blocks, values] = tensor.shape.as_slice() else { return None };
     let size = match shared {
-        true => (1 + values.checked_mul(8)?.checked_add(1)?.isqrt()) / 2,
+        true => values.checked_mul(8)?.checked_add(1)?.isqrt().div_ceil(2),
         false => width.checked_div(blocks)?,
     };
     let fits = width.is_multiple_of(size)

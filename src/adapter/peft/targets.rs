@@ -94,7 +94,13 @@ impl Targets {
 
     /// Checks that every module that the config asks for is among the adapted, weights of the base by
     /// name; `missing` is what the adapter would have of it.
-    pub(super) fn complete(&self, entries: &Entries, base: &Base, adapted: &HashSet<String>, missing: &str) -> Result<()> {
+    pub(super) fn complete(
+        &self,
+        entries: &Entries,
+        base: &Base,
+        adapted: &HashSet<String>,
+        missing: &str,
+    ) -> Result<()> {
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
             // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.

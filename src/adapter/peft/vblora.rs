@@ -72,7 +72,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let a = bank.sums(entries, &format!("{module}.vblora_logits_A"), tiles, only_topk)?;
         let tiles = [weight.d_out / vector_length, r];
         let b = bank.upright(bank.sums(entries, &format!("{module}.vblora_logits_B"), tiles, only_topk)?);
-        let values = |shape: [usize; 2], values: Vec<f32>| Expr::Values { shape: shape.to_vec(), values: values.into() };
+        let values =
+            |shape: [usize; 2], values: Vec<f32>| Expr::Values { shape: shape.to_vec(), values: values.into() };
         let (a, b) = (values([r, weight.d_in], a), values([weight.d_out, r], b));
         let update = LowRank { scale: 1.0, a, b, transposed: weight.transposed, rounded: None };
         changes.push((weight.tensor.name.clone(), Change::LowRank(update)));
@@ -96,7 +97,8 @@ impl Bank {
         let mut sums = Vec::with_capacity(picks.len() / self.topk * self.vector_length);
         for tile in picks.chunks_exact(self.topk) {
             for i in 0..self.vector_length {
-                let products = tile.iter().map(|(vector, weight)| weight * self.vectors[vector * self.vector_length + i]);
+                let products =
+                    tile.iter().map(|(vector, weight)| weight * self.vectors[vector * self.vector_length + i]);
                 sums.push(products.fold(0.0f32, |sum, product| sum + product));
             }
         }

@@ -32,9 +32,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let weight = base.linear(entries, &name, &module, fan_in_fan_out)?;
         let lambda_b = entries.shaped(&name, &[weight.d_out])?.read()?;
         let lambda_d = entries.shaped(&format!("{module}.vera_lambda_d"), &[r])?.read()?;
-        let fits = |tensor: &PlannedTensor, rows: usize, cols: usize| {
-            matches!(*tensor.shape, [height, width] if height >= rows && width >= cols)
-        };
+        let fits = |tensor: &PlannedTensor, rows: usize, cols: usize| matches!(*tensor.shape, [height, width] if height >= rows && width >= cols);
         for (name, tensor, fits, expected) in [
             (name_a, &a, fits(&a, r, weight.d_in) && a.shape[0] == r, [r, weight.d_in]),
             (name_b, &b, fits(&b, weight.d_out, r) && b.shape[1] == r, [weight.d_out, r]),
