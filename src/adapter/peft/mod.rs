@@ -59,9 +59,10 @@ pub fn changes(
     let mut fields = Fields::new(config_path, config);
     let mut entries = Entries::new(file, tensors);
     let kind: String = fields.need("peft_type")?;
+    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
     let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
     changes.extend(match kind.as_str() {
-        "LORA" => lora::changes(&mut fields, &mut entries, base)?,
+        "LORA" => lora::changes(&mut fields, &mut entries, base, tied)?,
         other => {
             return Err(fields
                 .finding("peft_type")
@@ -72,7 +73,6 @@ pub fn changes(
     });
     let (tokens, tokens_tied) = saved::tokens(&mut fields, &mut entries, base)?;
     changes.extend(tokens);
-    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false);
     fields.ignore(INERT);
     fields.finish()?;
     entries.finish()?;

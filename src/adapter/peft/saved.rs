@@ -12,6 +12,7 @@ use super::change::Change;
 use super::entries::Entries;
 use super::targets::ends_path;
 use crate::checkpoint::Fields;
+use crate::convert::class_name;
 use crate::error::Result;
 use crate::formats::show_shape;
 use crate::plan::{Expr, Pick, PlannedTensor};
@@ -37,15 +38,21 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) 
     let names: Vec<String> = entries.names().map(str::to_owned).collect();
     for name in names {
         let in_base = name.replace(&format!("{WRAPPED}."), ".");
-        let place = modules.iter().position(|module| saves(module, &name));
+        let mut is_saved = false;
+        for (module, found) in modules.iter().zip(&mut found) {
+            let here = saves(module, &name);
+            *found |= here;
+            is_saved |= here;
+        }
         let whole_embedding = name.ends_with(&format!("{WRAPPED}.weight"));
         let bias = biases && name.ends_with(".bias") && !name.contains(".lora_");
-        if place.is_none() && !whole_embedding && !bias {
+        if !is_saved && !whole_embedding && !bias {
             continue;
         }
         let tensor = entries.need(&name)?;
-        if let Some(place) = place {
-            found[place] = true;
+        // With every bias PEFT saves those of a module's copies too, and loads neither.
+        if bias && [".original_module.", ".modules_to_save."].iter().any(|copy| name.contains(copy)) {
+            continue;
         }
         changes.push(replacement(entries, base, &name, &in_base, tensor)?);
     }
@@ -62,9 +69,27 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) 
     }
 }
 
-/// Whether the tensor called `name` belongs to a module whose path ends in `module`.
+/// Whether the tensor called `name` belongs to a module whose path ends in `module`: in these letters,
+/// not only as a path, as PEFT has it.
 fn saves(module: &str, name: &str) -> bool {
-    name.match_indices('.').any(|(end, _)| ends_path(&name[..end], module))
+    name.match_indices('.').any(|(end, _)| name[..end].ends_with(module))
+}
+
+/// Takes what the adapter has of a head that is the embeddings and stays that: copies of what it has of
+/// the embeddings, where it has something of them. Whether it does.
+pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
+    let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return false };
+    let of = |weight: &str, name: &str| {
+        let module = weight.strip_suffix("weight").unwrap_or(weight);
+        name.starts_with(module)
+    };
+    let own = class_name(base.config(), &embeddings.name).unwrap_or_else(|| embeddings.name.clone());
+    if !entries.names().any(|name| of(&own, name)) {
+        return false;
+    }
+    let copies: Vec<String> = entries.names().filter(|name| of(&head.name, name)).map(str::to_owned).collect();
+    copies.iter().for_each(|name| drop(entries.take(name)));
+    true
 }
 
 /// The base's tensor `in_base` as the adapter has it.
