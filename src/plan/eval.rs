@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::product::{Sink, product_rows};
+use super::product::{Sink, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor};
 use crate::error::{Finding, Result};
 use crate::formats::{row_len, rows};
@@ -324,6 +324,7 @@ fn product(
     left.eval_rows(rows.clone(), &mut lefts);
     let mut rights = vec![0.0; k * cols];
     right.eval_rows(0..k, &mut rights);
+    let fused = is_fused(crate::formats::rows(&left.shape()), cols);
     let sink = if base.is_some() { Sink::Add } else { Sink::Set };
     let step = (BLOCK_ELEMS / cols.max(1)).max(4);
     for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {
@@ -331,7 +332,7 @@ fn product(
         if let Some(base) = base {
             base(rows.start + block.start..rows.start + block.end, out);
         }
-        product_rows(&lefts[block.start * k..block.end * k], &rights, k, scale, sink, out);
+        product_rows(&lefts[block.start * k..block.end * k], &rights, k, fused, scale, sink, out);
     }
 }
 

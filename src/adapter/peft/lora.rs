@@ -11,7 +11,7 @@ use super::base::{Base, Weight};
 use super::change::{Change, LowRank};
 use super::dora;
 use super::entries::Entries;
-use super::patterns::Patterns;
+use super::patterns::{self, Patterns};
 use super::targets::{Targets, ends_path};
 use super::{Named, experts};
 use crate::checkpoint::Fields;
@@ -93,9 +93,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, t
         use_dora: fields.get("use_dora")?.unwrap_or(false),
         lora_bias: fields.get("lora_bias")?.unwrap_or(false),
         fan_in_fan_out: fields.get("fan_in_fan_out")?.unwrap_or(false),
-        rank_pattern: Patterns::read(fields, "rank_pattern", |value| {
-            value.as_u64().filter(|rank| (1..=1 << 31).contains(rank)).map(|rank| rank as usize)
-        })?,
+        rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
         alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
         parameters: fields.get("target_parameters")?.unwrap_or_default(),
     };
@@ -116,7 +114,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, t
     for module in entries.modules("lora_embedding_A") {
         adapted.insert(embedding(&config, entries, base, &module, &mut changes)?);
     }
-    complete(&targets, entries, base, &adapted)?;
+    targets.complete(entries, base, &adapted, "lora_A.weight")?;
     Ok(changes)
 }
 
@@ -214,24 +212,4 @@ fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f3
         .expected(format_args!("[{d_out}], one for each output"))
         .found(show_shape(&tensor.shape))
         .mismatch())
-}
-
-/// Every module that the config asks for has been adapted.
-fn complete(targets: &Targets, entries: &Entries, base: &Base, adapted: &HashSet<String>) -> Result<()> {
-    for (name, tensor) in base.named() {
-        let Some(module) = name.strip_suffix(".weight") else { continue };
-        // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.
-        if tensor.shape.len() != 2 || module.contains(".experts.") || targets.wants(module) != Some(true) {
-            continue;
-        }
-        if !adapted.contains(&tensor.name) {
-            return Err(entries
-                .finding(&format!("{module}.lora_A.weight"))
-                .expected("it, as target_modules asks for")
-                .found("nothing")
-                .hint("the adapter is incomplete, or belongs to another base model")
-                .mismatch());
-        }
-    }
-    Ok(())
 }
