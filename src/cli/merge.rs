@@ -5,6 +5,7 @@ mod method;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use atombank::adapter::kohya;
 use atombank::adapter::peft::{self, Base, Change, Changes, LowRank, NewLora};
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::lora::{self, TableBase};
@@ -27,7 +28,8 @@ use method::MethodArgs;
 pub(crate) struct MergeArgs {
     /// The base model: a Hugging Face folder, a .gguf, or a name on the hub: hf:org/name[@revision]
     base: String,
-    /// Adapters: folders as PEFT saves them, or LoRAs in .gguf; ADAPTER=WEIGHT for a share of one
+    /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors;
+    /// ADAPTER=WEIGHT for a share of one
     #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_adapter)]
     adapters: Vec<Weighted>,
     /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
@@ -207,8 +209,10 @@ impl MergeArgs {
 
 /// What the adapter at `path` changes in `base`.
 fn open(path: &Path, base: &Base, weights: &Plan) -> Result<Changes> {
-    if path.extension().is_none_or(|extension| extension != "gguf") {
-        return Ok(peft::open(path, base)?);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gguf") if path.is_file() => {}
+        Some("safetensors") if path.is_file() => return Ok(kohya::open(path, base)?),
+        _ => return Ok(peft::open(path, base)?),
     }
     let model = GgufModel::open(path)?;
     let Some(table) = TableBase::of(base.path(), base.config(), weights.clone())? else {

@@ -57,6 +57,8 @@ struct Config {
     fan_in_fan_out: bool,
     rank_pattern: Patterns<usize>,
     alpha_pattern: Patterns<f64>,
+    /// Parameters that are adapted as such.
+    parameters: Vec<String>,
 }
 
 impl Config {
@@ -72,8 +74,8 @@ impl Config {
     }
 }
 
-/// The changes of a LoRA.
-pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+/// The changes of a LoRA; `tied` is whether a head that is the embeddings has nothing of its own.
+pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
     for (field, why) in REFUSED {
         if let Some(value) = fields.switched_on(field) {
             return Err(fields
@@ -93,16 +95,19 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         fan_in_fan_out: fields.get("fan_in_fan_out")?.unwrap_or(false),
         rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
         alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
+        parameters: fields.get("target_parameters")?.unwrap_or_default(),
     };
     fields.ignore(INERT);
     let targets = Targets::read(fields)?;
-    let parameters: Vec<String> = fields.get("target_parameters")?.unwrap_or_default();
     let mut changes = Vec::new();
-    if !parameters.is_empty() {
+    if !config.parameters.is_empty() {
         let scale = |parameter: &str, rank| config.scale(parameter, rank);
-        changes.extend(experts::changes(entries, base, &parameters, |module| config.rank(module), scale)?);
+        changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
     }
     let mut adapted: HashSet<String> = HashSet::new();
+    if tied {
+        adapted.extend(base.tied_head().map(|head| head.name.clone()));
+    }
     for module in entries.modules("lora_A.weight") {
         adapted.insert(linear(&config, entries, base, &module, &mut changes)?);
     }
@@ -148,7 +153,8 @@ fn linear(
     let scale = config.scale(module, rank);
     // What picks among experts is a parameter to transformers and no linear layer.
     let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
-    let rounded = router.then_some(tensor.dtype);
+    let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
+    let rounded = (router || parameter).then_some(tensor.dtype);
     let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
     changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
     if config.use_dora {

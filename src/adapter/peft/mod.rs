@@ -17,13 +17,14 @@ mod lora;
 mod lycoris;
 mod oft;
 pub(crate) mod patterns;
+mod save;
 mod randlora;
 mod refused;
 mod rotation;
 mod rows;
-mod save;
 mod saved;
 mod targets;
+mod tokens;
 mod vblora;
 mod vera;
 
@@ -31,10 +32,10 @@ use std::path::Path;
 
 pub use base::Base;
 pub use change::{Change, LowRank};
+pub use save::NewLora;
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use rows::product;
-pub use save::NewLora;
 
 use entries::Entries;
 
@@ -78,9 +79,13 @@ pub fn changes(
     if !refused::MERGED.contains(&kind.as_str()) {
         return Err(refused::kind(&fields, &kind));
     }
+    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
     let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
     changes.extend(match kind.as_str() {
-        "LORA" => lora::changes(&mut fields, &mut entries, base)?,
+        "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,
+        // Rows come last, below.
+        "TRAINABLE_TOKENS" => Vec::new(),
+        "LORA" => lora::changes(&mut fields, &mut entries, base, tied)?,
         "IA3" => ia3::changes(&mut fields, &mut entries, base)?,
         "LOHA" => loha::changes(&mut fields, &mut entries, base)?,
         "LOKR" => lokr::changes(&mut fields, &mut entries, base)?,
@@ -92,9 +97,11 @@ pub fn changes(
         "VBLORA" => vblora::changes(&mut fields, &mut entries, base)?,
         other => return Err(refused::kind(&fields, other)),
     });
-    let (tokens, tokens_tied) = saved::tokens(&mut fields, &mut entries, base)?;
+    let (tokens, tokens_tied) = match kind.as_str() {
+        "TRAINABLE_TOKENS" => tokens::alone(&mut fields, &mut entries, base)?,
+        _ => tokens::beside(&mut fields, &mut entries, base)?,
+    };
     changes.extend(tokens);
-    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false);
     fields.ignore(INERT);
     fields.finish()?;
     entries.finish()?;

@@ -4,15 +4,34 @@ use crate::checkpoint::Fields;
 use crate::error::Error;
 
 /// Kinds that are merged, as `peft_type` has them.
-pub(super) const MERGED: &[&str] =
-    &["ADALORA", "BOFT", "IA3", "LOHA", "LOKR", "LORA", "OFT", "RANDLORA", "VBLORA", "VERA"];
+pub(super) const MERGED: &[&str] = &[
+    "ADALORA",
+    "BOFT",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "OFT",
+    "RANDLORA",
+    "TRAINABLE_TOKENS",
+    "VBLORA",
+    "VERA",
+];
 
 /// Kinds that pick among adapters for every input.
 const ROUTED: &[&str] = &["POLY", "XLORA"];
 
 /// Kinds that learn inputs, and none of the model's weights.
-const PROMPTS: &[&str] =
-    &["ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"];
+const PROMPTS: &[&str] = &[
+    "ADAPTION_PROMPT",
+    "CARTRIDGE",
+    "CPT",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
+];
 
 /// Why an adapter of `kind` isn't merged.
 pub(super) fn kind(fields: &Fields, kind: &str) -> Error {
