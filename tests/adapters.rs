@@ -47,8 +47,10 @@ fn compare(root: &Path, case: &str, base: &str, near: bool) {
             let (found, wanted) = (tensor.read().unwrap(), of.read().unwrap());
             assert_eq!((found.len(), tensor.dtype), (wanted.len(), of.dtype));
             let largest = wanted.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
-            let allowed = |v: f32| if near { step * v.abs() + 2.0 * f32::EPSILON * largest } else { 0.0 };
-            let off = |(_, (found, wanted)): &(usize, (&f32, &f32))| (*found - *wanted).abs() > allowed(**wanted);
+            let off = |(_, (found, wanted)): &(usize, (&f32, &f32))| match near {
+                true => (*found - *wanted).abs() > step * wanted.abs() + 2.0 * f32::EPSILON * largest,
+                false => found.to_bits() != wanted.to_bits(),
+            };
             let far: Vec<_> = found.iter().zip(&wanted).enumerate().filter(off).take(3).collect();
             assert!(far.is_empty(), "{case}: {name} {dtype}: {far:?}");
         }

@@ -17,11 +17,11 @@ mod lora;
 mod lycoris;
 mod oft;
 pub(crate) mod patterns;
-mod save;
 mod randlora;
 mod refused;
 mod rotation;
 mod rows;
+mod save;
 mod saved;
 mod targets;
 mod tokens;
@@ -32,10 +32,10 @@ use std::path::Path;
 
 pub use base::Base;
 pub use change::{Change, LowRank};
-pub use save::NewLora;
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use rows::product;
+pub use save::NewLora;
 
 use entries::Entries;
 

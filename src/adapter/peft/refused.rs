@@ -23,15 +23,8 @@ pub(super) const MERGED: &[&str] = &[
 const ROUTED: &[&str] = &["POLY", "XLORA"];
 
 /// Kinds that learn inputs, and none of the model's weights.
-const PROMPTS: &[&str] = &[
-    "ADAPTION_PROMPT",
-    "CARTRIDGE",
-    "CPT",
-    "MULTITASK_PROMPT_TUNING",
-    "PREFIX_TUNING",
-    "PROMPT_TUNING",
-    "P_TUNING",
-];
+const PROMPTS: &[&str] =
+    &["ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"];
 
 /// Why an adapter of `kind` isn't merged.
 pub(super) fn kind(fields: &Fields, kind: &str) -> Error {
