@@ -1,6 +1,6 @@
 //! Adapters into their base: changes to tensors become the plan of the merged model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,6 +14,8 @@ use crate::plan::{Expr, Plan, PlannedTensor, RowMap};
 pub struct Merged {
     /// Its tensors: the base's in the base's order, a head that is no longer the embeddings behind them.
     pub plan: Plan,
+    /// The names of the tensors that are not the base's own.
+    pub changed: HashSet<String>,
     /// Whether the base's head was its embeddings and the merged model's is a tensor of its own:
     /// config.json has to say so.
     pub untied: bool,
@@ -33,28 +35,31 @@ pub fn with_adapters(base: &Base, weights: &Plan, adapters: &[(Changes, f32)]) -
         }
     }
     let mut plan = weights.clone();
+    let mut names: HashSet<String> = by_tensor.keys().map(|name| (*name).to_owned()).collect();
     for tensor in &mut plan.tensors {
         if let Some(changes) = by_tensor.get(tensor.name.as_str()) {
             *tensor = changed(tensor, changes)?;
         }
     }
-    let Some(head) = base.tied_head() else { return Ok(Merged { plan, untied: false }) };
+    let Some(head) = base.tied_head() else { return Ok(Merged { plan, changed: names, untied: false }) };
     let embeddings = base.embeddings().map(|t| t.name.as_str()).unwrap_or_default();
     let touched = by_tensor.contains_key(head.name.as_str())
         || by_tensor.contains_key(embeddings) && !adapters.iter().all(|(changes, _)| changes.keeps_tie);
     if !touched {
-        return Ok(Merged { plan, untied: false });
+        return Ok(Merged { plan, changed: names, untied: false });
     }
     let head = match by_tensor.get(head.name.as_str()) {
         Some(changes) => changed(head, changes)?,
         None => head.clone(),
     };
+    let head_name = head.name.clone();
     match plan.tensors.iter_mut().find(|tensor| tensor.name == head.name) {
         // What a tied checkpoint keeps beside its embeddings, and no model uses.
         Some(unused) => *unused = head,
         None => plan.tensors.push(head),
     }
-    Ok(Merged { plan, untied: true })
+    names.insert(head_name);
+    Ok(Merged { plan, changed: names, untied: true })
 }
 
 /// An adapter's changes by tensor, each tensor's in their order.

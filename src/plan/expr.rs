@@ -160,6 +160,13 @@ pub enum Expr {
         /// `A`.
         right: Box<Expr>,
     },
+    /// The Kronecker product of two matrices: every value of `left` times the whole of `right`.
+    Kronecker {
+        /// `[a, c]`.
+        left: Box<Expr>,
+        /// `[b, d]`; the result is `[a b, c d]`.
+        right: Box<Expr>,
+    },
     /// What a function makes of the same rows of tensors that all have the result's shape.
     Map {
         /// The operands.
@@ -218,6 +225,9 @@ impl Expr {
             | Expr::Add { of, .. }
             | Expr::Weighted { of, .. } => of.shape(),
             Expr::Product { left, right, .. } => vec![rows(&left.shape()), right.row_len()],
+            Expr::Kronecker { left, right } => {
+                left.shape().iter().zip(right.shape()).map(|(left, right)| left * right).collect()
+            }
             Expr::Map { of, .. } => of.first().map(Expr::shape).unwrap_or_default(),
         }
     }
@@ -240,6 +250,7 @@ impl Expr {
             | Expr::Round { .. }
             | Expr::Add { .. }
             | Expr::Product { .. }
+            | Expr::Kronecker { .. }
             | Expr::Map { .. } => None,
         }
     }
@@ -248,10 +259,11 @@ impl Expr {
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
-            Expr::Rows { of, .. } => of.iter().map(Expr::buffers).max().unwrap_or(1),
+            // Where rows change their order, twice as many may be made as are kept.
+            Expr::Rows { of, .. } => of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1),
             Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
             Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
-            Expr::Product { .. } => 2,
+            Expr::Product { .. } | Expr::Kronecker { .. } => 2,
             Expr::Reshape { of, .. } | Expr::Transpose(of) => 1 + of.buffers(),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
@@ -266,7 +278,9 @@ impl Expr {
         match self {
             Expr::Take(tensor) => vec![tensor],
             Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().flat_map(Expr::sources).collect(),
-            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => {
                 [of, other].into_iter().flat_map(|expr| expr.sources()).collect()
             }
             Expr::Reshape { of, .. }
@@ -286,9 +300,9 @@ impl Expr {
             Expr::Take(_) | Expr::Values { .. } => None,
             Expr::Map { of, map } => map.not_finite().or_else(|| of.iter().find_map(Expr::not_finite)),
             Expr::Rows { of, .. } => of.iter().find_map(Expr::not_finite),
-            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
-                of.not_finite().or_else(|| other.not_finite())
-            }
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => of.not_finite().or_else(|| other.not_finite()),
             Expr::Reshape { of, .. }
             | Expr::Bits { of, .. }
             | Expr::Transpose(of)
@@ -312,7 +326,9 @@ impl Expr {
             // Whatever the source calls them, the bytes are decoded as this.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
             Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().for_each(|e| e.push_source_dtypes(dtypes)),
-            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => {
                 of.push_source_dtypes(dtypes);
                 other.push_source_dtypes(dtypes);
             }
@@ -396,6 +412,14 @@ impl Expr {
                 )?;
                 left.check()?;
                 right.check()
+            }
+            Expr::Kronecker { left, right } => {
+                for operand in [left, right] {
+                    let shape = operand.shape();
+                    expect(shape.len() == 2, || "a matrix".to_owned(), || show_shape(&shape))?;
+                    operand.check()?;
+                }
+                Ok(())
             }
             Expr::Map { of, .. } => {
                 let shape = self.shape();

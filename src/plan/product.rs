@@ -2,13 +2,19 @@
 //!
 //! Reference: `torch.matmul` of float32, which MKL computes. For every element it goes through the
 //! inner dimension in order with fused multiply-adds, in blocks that are summed apart: measured on
-//! torch 2.11 with AVX2 and AVX-512, for matrices of at least 4 rows and 16 columns; narrower ones take
-//! other ways there, which differ in the last bit.
+//! torch 2.11 and 2.15 with AVX2 and AVX-512, for results of at least 4 rows and 12 columns. In smaller
+//! ones products are rounded before they are added; of a few widths (1, 6, 9 to 11) the last bit can
+//! differ still.
 
 use crate::quant::{Kernel, Routine};
 
 /// The longest run of the inner dimension that is summed in one go.
 const BLOCK: usize = 192;
+
+/// Whether torch sums a product of this shape with fused multiply-adds.
+pub(super) fn is_fused(rows: usize, cols: usize) -> bool {
+    rows >= 4 && cols >= 12
+}
 
 /// What becomes of a finished sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,18 +26,41 @@ pub(super) enum Sink {
 }
 
 /// `scale * (left @ right)` for as many rows as `left` has, of `k` values each.
-pub(super) fn product_rows(left: &[f32], right: &[f32], k: usize, scale: f32, sink: Sink, out: &mut [f32]) {
+pub(super) fn product_rows(
+    left: &[f32],
+    right: &[f32],
+    k: usize,
+    fused: bool,
+    scale: f32,
+    sink: Sink,
+    out: &mut [f32],
+) {
     if k == 0 || right.is_empty() {
         if sink == Sink::Set {
             out.fill(0.0);
         }
         return;
     }
+    if !fused {
+        return plain_rows(left, right, k, scale, sink, out);
+    }
     Kernel::in_use().run_wide(Rows { left, right, k, scale, sink, out });
 }
 
-/// Runs of the inner dimension, as MKL cuts it.
-fn block(k: usize) -> usize {
+/// As [`product_rows`], for the small results that no kernel is made for.
+fn plain_rows(left: &[f32], right: &[f32], k: usize, scale: f32, sink: Sink, out: &mut [f32]) {
+    let cols = right.len() / k;
+    for (left, out) in left.chunks_exact(k).zip(out.chunks_exact_mut(cols)) {
+        for (col, out) in out.iter_mut().enumerate() {
+            let products = left.iter().zip(right[col..].iter().step_by(cols)).map(|(l, r)| l * r);
+            let value = products.fold(0.0f32, |sum, product| sum + product) * scale;
+            *out = if sink == Sink::Add { *out + value } else { value };
+        }
+    }
+}
+
+/// The longest run of an inner dimension of `k` that is summed in one go, as MKL cuts it.
+pub(crate) fn run_len(k: usize) -> usize {
     match k {
         0..=BLOCK => k,
         _ if k < 2 * BLOCK => k / 2,
@@ -98,7 +127,7 @@ fn tile<const C: usize, const R: usize>(
     col: usize,
 ) {
     let cols = right.len() / k;
-    let step = block(k);
+    let step = run_len(k);
     let mut sums = [[0.0f32; C]; R];
     let mut start = 0;
     while start < k {
@@ -147,10 +176,10 @@ mod tests {
         let cols = right.len() / k;
         let element = |row: usize, col: usize| {
             let run = |i: usize| {
-                let range = i..(i + block(k)).min(k);
+                let range = i..(i + run_len(k)).min(k);
                 range.fold(0.0f32, |sum, i| left[row * k + i].mul_add(right[i * cols + col], sum))
             };
-            (0..k).step_by(block(k)).map(run).reduce(|sum, run| sum + run).unwrap_or_default() * scale
+            (0..k).step_by(run_len(k)).map(run).reduce(|sum, run| sum + run).unwrap_or_default() * scale
         };
         (0..left.len() / k * cols).map(|i| element(i / cols, i % cols)).collect()
     }

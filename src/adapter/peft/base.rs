@@ -100,7 +100,7 @@ impl<'a> Base<'a> {
     }
 
     /// Every tensor, a tied head among them, by the class's own name where there is one.
-    pub(super) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
+    pub(in crate::adapter) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors
             .chain(&self.tied_head)
@@ -122,6 +122,19 @@ impl<'a> Base<'a> {
         let transposed = keeps_transposed(self.config, &name).unwrap_or(fan_in_fan_out);
         let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
         Ok(Weight { tensor, d_out, d_in, transposed })
+    }
+
+    /// As [`Base::linear`], for kinds of adapters that PEFT has for `nn.Linear` only.
+    pub(super) fn linear_only(&self, entries: &Entries, entry: &str, module: &str, kind: &str) -> Result<Weight<'_>> {
+        let weight = self.linear(entries, entry, module, false)?;
+        if !weight.transposed {
+            return Ok(weight);
+        }
+        Err(entries
+            .finding(entry)
+            .expected(format_args!("a linear layer: PEFT has {kind} for no other"))
+            .found("a Conv1D")
+            .unsupported())
     }
 
     /// The matrix that PEFT calls `name`.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::saved::with_rows;
+use super::tokens::with_rows;
 use crate::dtype::DType;
 use crate::plan::{Expr, PlannedTensor, RowMap};
 

@@ -11,7 +11,7 @@ use super::base::{Base, Weight};
 use super::change::{Change, LowRank};
 use super::dora;
 use super::entries::Entries;
-use super::patterns::Patterns;
+use super::patterns::{self, Patterns};
 use super::targets::{Targets, ends_path};
 use super::{Named, experts};
 use crate::checkpoint::Fields;
@@ -57,6 +57,8 @@ struct Config {
     fan_in_fan_out: bool,
     rank_pattern: Patterns<usize>,
     alpha_pattern: Patterns<f64>,
+    /// Parameters that are adapted as such.
+    parameters: Vec<String>,
 }
 
 impl Config {
@@ -72,8 +74,8 @@ impl Config {
     }
 }
 
-/// The changes of a LoRA.
-pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+/// The changes of a LoRA; `tied` is whether a head that is the embeddings has nothing of its own.
+pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
     for (field, why) in REFUSED {
         if let Some(value) = fields.switched_on(field) {
             return Err(fields
@@ -91,27 +93,28 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         use_dora: fields.get("use_dora")?.unwrap_or(false),
         lora_bias: fields.get("lora_bias")?.unwrap_or(false),
         fan_in_fan_out: fields.get("fan_in_fan_out")?.unwrap_or(false),
-        rank_pattern: Patterns::read(fields, "rank_pattern", |value| {
-            value.as_u64().filter(|rank| (1..=1 << 31).contains(rank)).map(|rank| rank as usize)
-        })?,
+        rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
         alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
+        parameters: fields.get("target_parameters")?.unwrap_or_default(),
     };
     fields.ignore(INERT);
     let targets = Targets::read(fields)?;
-    let parameters: Vec<String> = fields.get("target_parameters")?.unwrap_or_default();
     let mut changes = Vec::new();
-    if !parameters.is_empty() {
+    if !config.parameters.is_empty() {
         let scale = |parameter: &str, rank| config.scale(parameter, rank);
-        changes.extend(experts::changes(entries, base, &parameters, |module| config.rank(module), scale)?);
+        changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
     }
     let mut adapted: HashSet<String> = HashSet::new();
+    if tied {
+        adapted.extend(base.tied_head().map(|head| head.name.clone()));
+    }
     for module in entries.modules("lora_A.weight") {
         adapted.insert(linear(&config, entries, base, &module, &mut changes)?);
     }
     for module in entries.modules("lora_embedding_A") {
         adapted.insert(embedding(&config, entries, base, &module, &mut changes)?);
     }
-    complete(&targets, entries, base, &adapted)?;
+    targets.complete(entries, base, &adapted, "lora_A.weight")?;
     Ok(changes)
 }
 
@@ -150,7 +153,8 @@ fn linear(
     let scale = config.scale(module, rank);
     // What picks among experts is a parameter to transformers and no linear layer.
     let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
-    let rounded = router.then_some(tensor.dtype);
+    let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
+    let rounded = (router || parameter).then_some(tensor.dtype);
     let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
     changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
     if config.use_dora {
@@ -208,24 +212,4 @@ fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f3
         .expected(format_args!("[{d_out}], one for each output"))
         .found(show_shape(&tensor.shape))
         .mismatch())
-}
-
-/// Every module that the config asks for has been adapted.
-fn complete(targets: &Targets, entries: &Entries, base: &Base, adapted: &HashSet<String>) -> Result<()> {
-    for (name, tensor) in base.named() {
-        let Some(module) = name.strip_suffix(".weight") else { continue };
-        // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.
-        if tensor.shape.len() != 2 || module.contains(".experts.") || targets.wants(module) != Some(true) {
-            continue;
-        }
-        if !adapted.contains(&tensor.name) {
-            return Err(entries
-                .finding(&format!("{module}.lora_A.weight"))
-                .expected("it, as target_modules asks for")
-                .found("nothing")
-                .hint("the adapter is incomplete, or belongs to another base model")
-                .mismatch());
-        }
-    }
-    Ok(())
 }

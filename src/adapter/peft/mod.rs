@@ -3,20 +3,39 @@
 //! Every field of adapter_config.json is consumed or refused, every tensor of the adapter used or
 //! refused. Reference: huggingface/peft `src/peft/tuners/*/layer.py` (`merge`, `get_delta_weight`).
 
+mod adalora;
 mod base;
+mod boft;
 mod change;
 mod dora;
 mod entries;
 mod experts;
+mod ia3;
+mod loha;
+mod lokr;
 mod lora;
+mod lycoris;
+mod oft;
 pub(crate) mod patterns;
+mod randlora;
+mod refused;
+mod rotation;
+mod rows;
+mod save;
 mod saved;
 mod targets;
+mod tokens;
+mod vblora;
+mod vera;
 
 use std::path::Path;
 
 pub use base::Base;
 pub use change::{Change, LowRank};
+pub(super) use loha::delta as hadamard;
+pub(super) use lokr::delta as kronecker;
+pub(super) use rows::product;
+pub use save::NewLora;
 
 use entries::Entries;
 
@@ -57,20 +76,32 @@ pub fn changes(
     let mut fields = Fields::new(config_path, config);
     let mut entries = Entries::new(file, tensors);
     let kind: String = fields.need("peft_type")?;
+    if !refused::MERGED.contains(&kind.as_str()) {
+        return Err(refused::kind(&fields, &kind));
+    }
+    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
     let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
     changes.extend(match kind.as_str() {
-        "LORA" => lora::changes(&mut fields, &mut entries, base)?,
-        other => {
-            return Err(fields
-                .finding("peft_type")
-                .expected("a kind this version can merge")
-                .found(other)
-                .unsupported());
-        }
+        "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,
+        // Rows come last, below.
+        "TRAINABLE_TOKENS" => Vec::new(),
+        "LORA" => lora::changes(&mut fields, &mut entries, base, tied)?,
+        "IA3" => ia3::changes(&mut fields, &mut entries, base)?,
+        "LOHA" => loha::changes(&mut fields, &mut entries, base)?,
+        "LOKR" => lokr::changes(&mut fields, &mut entries, base)?,
+        "VERA" => vera::changes(&mut fields, &mut entries, base)?,
+        "ADALORA" => adalora::changes(&mut fields, &mut entries, base)?,
+        "BOFT" => boft::changes(&mut fields, &mut entries, base)?,
+        "OFT" => oft::changes(&mut fields, &mut entries, base)?,
+        "RANDLORA" => randlora::changes(&mut fields, &mut entries, base)?,
+        "VBLORA" => vblora::changes(&mut fields, &mut entries, base)?,
+        other => return Err(refused::kind(&fields, other)),
     });
-    let (tokens, tokens_tied) = saved::tokens(&mut fields, &mut entries, base)?;
+    let (tokens, tokens_tied) = match kind.as_str() {
+        "TRAINABLE_TOKENS" => tokens::alone(&mut fields, &mut entries, base)?,
+        _ => tokens::beside(&mut fields, &mut entries, base)?,
+    };
     changes.extend(tokens);
-    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false);
     fields.ignore(INERT);
     fields.finish()?;
     entries.finish()?;

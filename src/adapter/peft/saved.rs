@@ -1,24 +1,25 @@
-//! What adapters of every kind can have beside their own tensors: whole modules, biases, rows of the
-//! embeddings.
+//! What adapters of every kind can have beside their own tensors: whole modules and biases. LN tuning has
+//! nothing else.
 //!
-//! Reference: peft `src/peft/utils/other.py` (`ModulesToSaveWrapper`, `TrainableTokensWrapper`),
-//! `src/peft/utils/save_and_load.py` and `src/peft/tuners/trainable_tokens/layer.py`.
-
-use serde_json::{Map, Value};
+//! Reference: peft `src/peft/utils/other.py` (`ModulesToSaveWrapper`), `src/peft/utils/save_and_load.py` and
+//! `src/peft/tuners/ln_tuning/layer.py`.
 
 use super::Named;
 use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
-use super::targets::ends_path;
 use crate::checkpoint::Fields;
+use crate::convert::class_name;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::show_shape;
-use crate::plan::{Expr, Pick, PlannedTensor};
+use crate::plan::{Expr, PlannedTensor};
+
+/// What PEFT puts behind a module whose copy LN tuning trains.
+const TUNED: &str = ".ln_tuning_layers";
 
 /// What PEFT calls a module that it has wrapped.
 const WRAPPED: &str = ".base_layer";
-const TOKENS: &str = "token_adapter.trainable_tokens_delta";
 
 /// The whole tensors: first of all, as PEFT loads them before it merges.
 pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
@@ -37,15 +38,21 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) 
     let names: Vec<String> = entries.names().map(str::to_owned).collect();
     for name in names {
         let in_base = name.replace(&format!("{WRAPPED}."), ".");
-        let place = modules.iter().position(|module| saves(module, &name));
+        let mut is_saved = false;
+        for (module, found) in modules.iter().zip(&mut found) {
+            let here = saves(module, &name);
+            *found |= here;
+            is_saved |= here;
+        }
         let whole_embedding = name.ends_with(&format!("{WRAPPED}.weight"));
         let bias = biases && name.ends_with(".bias") && !name.contains(".lora_");
-        if place.is_none() && !whole_embedding && !bias {
+        if !is_saved && !whole_embedding && !bias {
             continue;
         }
         let tensor = entries.need(&name)?;
-        if let Some(place) = place {
-            found[place] = true;
+        // With every bias PEFT saves those of a module's copies too, and loads neither.
+        if bias && [".original_module.", ".modules_to_save."].iter().any(|copy| name.contains(copy)) {
+            continue;
         }
         changes.push(replacement(entries, base, &name, &in_base, tensor)?);
     }
@@ -62,9 +69,27 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) 
     }
 }
 
-/// Whether the tensor called `name` belongs to a module whose path ends in `module`.
+/// Whether the tensor called `name` belongs to a module whose path ends in `module`: in these letters,
+/// not only as a path, as PEFT has it.
 fn saves(module: &str, name: &str) -> bool {
-    name.match_indices('.').any(|(end, _)| ends_path(&name[..end], module))
+    name.match_indices('.').any(|(end, _)| name[..end].ends_with(module))
+}
+
+/// Takes what the adapter has of a head that is the embeddings and stays that: copies of what it has of
+/// the embeddings, where it has something of them. Whether it does.
+pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
+    let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return false };
+    let of = |weight: &str, name: &str| {
+        let module = weight.strip_suffix("weight").unwrap_or(weight);
+        name.starts_with(module)
+    };
+    let own = class_name(base.config(), &embeddings.name).unwrap_or_else(|| embeddings.name.clone());
+    if !entries.names().any(|name| of(&own, name)) {
+        return false;
+    }
+    let copies: Vec<String> = entries.names().filter(|name| of(&head.name, name)).map(str::to_owned).collect();
+    copies.iter().for_each(|name| drop(entries.take(name)));
+    true
 }
 
 /// The base's tensor `in_base` as the adapter has it.
@@ -87,87 +112,23 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
             )
             .mismatch());
     }
-    // Loaded into a module of the base, it has the type of the base.
-    let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, ..tensor };
+    // Loaded into a module of the base, it has the type of the base, whatever is made of it after that.
+    let expr = match tensor.dtype == replaced.dtype || replaced.dtype == DType::F32 {
+        true => tensor.expr,
+        false => Expr::Round { of: Box::new(tensor.expr), dtype: replaced.dtype },
+    };
+    let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, shape: tensor.shape, expr };
     Ok((replaced.name.clone(), Change::Replace(tensor)))
 }
 
-/// Rows of embeddings, last of all; and whether a tied head has the same.
-pub(super) fn tokens(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<(Vec<Named>, bool)> {
-    let Some(value) = fields.get::<Value>("trainable_token_indices")? else { return Ok((Vec::new(), false)) };
-    let layers: Map<String, Value> = match value {
-        Value::Object(layers) => layers,
-        rows => {
-            let name = base.embeddings().and_then(|t| t.name.strip_suffix(".weight")).unwrap_or("embed_tokens");
-            let name = name.rsplit('.').next().unwrap_or(name).to_owned();
-            [(name, rows)].into_iter().collect()
-        }
+/// The changes of LN tuning: norms, or other modules, as they were trained.
+pub(super) fn tuned(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+    // The tensors say which modules there are.
+    fields.ignore(&["target_modules", "exclude_modules"]);
+    let names: Vec<String> = entries.names().filter(|name| name.contains(TUNED)).map(str::to_owned).collect();
+    let change = |name: &String| {
+        let tensor = entries.need(name)?;
+        replacement(entries, base, name, &name.replace(TUNED, ""), tensor)
     };
-    let head = |layer: &str| base.tied_head().is_some_and(|t| ends_path(t.name.trim_end_matches(".weight"), layer));
-    // The head follows the embeddings where it is them and nothing else is said of it.
-    let first = layers.iter().find(|(layer, _)| !head(layer)).map(|(_, rows)| rows);
-    let both = first.is_some() && layers.iter().all(|(layer, rows)| !head(layer) || Some(rows) == first);
-    let mut changes = Vec::new();
-    for (layer, rows) in &layers {
-        if both && head(layer) {
-            continue;
-        }
-        let modules = entries.modules(TOKENS);
-        let Some(module) = modules.iter().find(|module| ends_path(module, layer)) else {
-            return Err(fields
-                .finding("trainable_token_indices")
-                .expected(format_args!("rows of {layer:?} in {}", entries.file().display()))
-                .found("none")
-                .mismatch());
-        };
-        let rows: Option<Vec<usize>> = serde_json::from_value(rows.clone()).ok();
-        let Some(rows) = rows.filter(|rows| !rows.is_empty()) else {
-            let finding = fields.finding("trainable_token_indices").expected("rows of embeddings");
-            return Err(finding.found(layers[layer].to_string()).format());
-        };
-        changes.push(rows_of(entries, base, module, &rows)?);
-    }
-    if both {
-        // Saved once more under the head, by versions of PEFT that save shared tensors twice.
-        for module in entries.modules(TOKENS) {
-            if head(&module) {
-                entries.take(&format!("{module}.{TOKENS}"));
-            }
-        }
-    }
-    Ok((changes, both))
-}
-
-/// Rows `rows` of the embeddings `module` as the adapter has them.
-fn rows_of(entries: &mut Entries, base: &Base, module: &str, rows: &[usize]) -> Result<Named> {
-    let name = format!("{module}.{TOKENS}");
-    let tensor = base.matrix(entries, &name, &format!("{module}.weight"))?;
-    let (vocab, hidden) = (tensor.shape[0], tensor.shape[1]);
-    let delta = entries.shaped(&name, &[rows.len(), hidden])?;
-    if let Some(row) = rows.iter().find(|row| **row >= vocab) {
-        let finding = entries.finding(&name).expected(format_args!("rows below the vocabulary's {vocab}"));
-        return Err(finding.found(format_args!("row {row} by trainable_token_indices")).mismatch());
-    }
-    // Row after row; of a row that is there twice the last one counts.
-    let mut order: Vec<(usize, usize)> = rows.iter().copied().zip(0..).collect();
-    order.sort_unstable();
-    order.reverse();
-    order.dedup_by_key(|(row, _)| *row);
-    order.reverse();
-    Ok((tensor.name.clone(), Change::Rows { rows: order.into(), delta: delta.expr }))
-}
-
-/// The base with some rows replaced by those of `delta`: pairs of a row of the base and one of `delta`.
-pub(super) fn with_rows(base: Expr, rows: &[(usize, usize)], delta: Expr) -> Expr {
-    let shape = base.shape();
-    let mut picks = Vec::new();
-    let mut next = 0;
-    for &(row, of) in rows {
-        picks.push(Pick { of: 0, start: next, len: row - next });
-        picks.push(Pick { of: 1, start: of, len: 1 });
-        next = row + 1;
-    }
-    picks.push(Pick { of: 0, start: next, len: shape.first().copied().unwrap_or_default() - next });
-    picks.retain(|pick| pick.len > 0);
-    Expr::Rows { shape, of: vec![base, delta], picks: picks.into() }
+    names.iter().map(change).collect()
 }

@@ -2,9 +2,13 @@
 //!
 //! Reference: peft `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`.
 
+use std::collections::HashSet;
+
 use regex_lite::Regex;
 use serde_json::Value;
 
+use super::base::Base;
+use super::entries::Entries;
 use crate::checkpoint::Fields;
 use crate::error::Result;
 
@@ -86,6 +90,33 @@ impl Targets {
             self.layer.iter().find_map(number).is_some_and(|layer: usize| layers.contains(&layer))
         };
         Some(include.match_path(path) && self.layers.as_ref().filter(|layers| !layers.is_empty()).is_none_or(in_layer))
+    }
+
+    /// Checks that every module that the config asks for is among the adapted, weights of the base by
+    /// name; `missing` is what the adapter would have of it.
+    pub(super) fn complete(
+        &self,
+        entries: &Entries,
+        base: &Base,
+        adapted: &HashSet<String>,
+        missing: &str,
+    ) -> Result<()> {
+        for (name, tensor) in base.named() {
+            let Some(module) = name.strip_suffix(".weight") else { continue };
+            // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.
+            if tensor.shape.len() != 2 || module.contains(".experts.") || self.wants(module) != Some(true) {
+                continue;
+            }
+            if !adapted.contains(&tensor.name) {
+                return Err(entries
+                    .finding(&format!("{module}.{missing}"))
+                    .expected("it, as target_modules asks for")
+                    .found("nothing")
+                    .hint("the adapter is incomplete, or belongs to another base model")
+                    .mismatch());
+            }
+        }
+        Ok(())
     }
 }
 
