@@ -71,9 +71,8 @@ pub fn execute(
     }
     let per_thread = options.max_memory_bytes / rayon::current_num_threads() as u64;
     // A value in flight takes 4 bytes in each of its buffers and at most 4 encoded.
-    let chunk_elems = |tensor: &PlannedTensor| {
-        (per_thread / (4 * tensor.expr.buffers() as u64 + 4)).clamp(1, 1 << 20) as usize
-    };
+    let chunk_elems =
+        |tensor: &PlannedTensor| (per_thread / (4 * tensor.expr.buffers() as u64 + 4)).clamp(1, 1 << 20) as usize;
     let tasks: Vec<(usize, Range<usize>)> = plan
         .tensors
         .iter()

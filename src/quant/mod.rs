@@ -19,8 +19,8 @@ use half::{bf16, f16};
 
 use crate::dtype::DType;
 use block::Coder;
-use encode::encoder;
 pub(crate) use encode::Routine;
+use encode::encoder;
 pub use encode::{Kernel, needs_importance};
 
 /// The code of each block type; `None` for types whose elements stand for themselves.

@@ -67,7 +67,13 @@ impl<'a> Base<'a> {
 
     /// The weight of the linear layer `module`, `[d_out, d_in]` or the other way round; `entry` is the
     /// adapter's tensor that asks for it. `fan_in_fan_out` decides for classes without a table.
-    pub(super) fn linear(&self, entries: &Entries, entry: &str, module: &str, fan_in_fan_out: bool) -> Result<Weight<'a>> {
+    pub(super) fn linear(
+        &self,
+        entries: &Entries,
+        entry: &str,
+        module: &str,
+        fan_in_fan_out: bool,
+    ) -> Result<Weight<'a>> {
         let name = format!("{module}.weight");
         let Some(tensor) = self.tensor(&name) else {
             return Err(entries

@@ -50,7 +50,11 @@ pub fn changes(
     match kind.as_str() {
         // One file a kind, each with `fn changes(&mut Fields, &mut Entries, &Base) -> Result<Vec<Named>>`.
         other => {
-            return Err(fields.finding("peft_type").expected("a kind this version can merge").found(other).unsupported());
+            return Err(fields
+                .finding("peft_type")
+                .expected("a kind this version can merge")
+                .found(other)
+                .unsupported());
         }
     }
     #[allow(unreachable_code)]
