@@ -3,6 +3,7 @@
 mod bank;
 mod config;
 mod init;
+pub mod kohya;
 pub mod peft;
 
 use std::collections::BTreeMap;

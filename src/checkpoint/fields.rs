@@ -104,15 +104,14 @@ impl<'a> Fields<'a> {
         self.taken.extend(names);
     }
 
+    /// The value of `name`, consumed, where it switches something on.
+    pub(crate) fn switched_on(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.raw(name).filter(|value| !is_off(value))
+    }
+
     /// Refuses what nothing has asked for; null, false and empty switch nothing on and pass.
     pub(crate) fn finish(self) -> Result<()> {
-        let off = |value: &Value| match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Array(values) => values.is_empty(),
-            Value::Object(values) => values.is_empty(),
-            _ => false,
-        };
-        let left = self.map.iter().find(|(name, value)| !self.taken.contains(name.as_str()) && !off(value));
+        let left = self.map.iter().find(|(name, value)| !self.taken.contains(name.as_str()) && !is_off(value));
         match left {
             None => Ok(()),
             Some((name, value)) => Err(self
@@ -127,5 +126,16 @@ impl<'a> Fields<'a> {
     /// A finding about field `name`.
     pub(crate) fn finding(&self, name: &str) -> Finding {
         Finding::new(&self.path, format!("{}{name}", self.prefix))
+    }
+}
+
+/// Whether a field with this value asks for nothing.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(values) => values.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
     }
 }

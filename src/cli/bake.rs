@@ -39,6 +39,10 @@ pub(crate) struct BakeArgs {
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     args.output.check_absent()?;
     args.output.check_type()?;
+    if let (Kind::Lora, Some(name)) = (args.output.kind(), &args.output.r#type) {
+        let finding = Finding::new(&args.output.output, "--type").expected("none for a LoRA, which is written in f32");
+        return Err(finding.found(name).unsupported().into());
+    }
     if args.output.recipe.prunes() && !args.no_verify {
         let finding = Finding::new(&args.output.output, "--prune-layers").expected("to be without it");
         return Err(finding

@@ -1,42 +1,226 @@
-//! `atombank merge`: a LoRA into its base, as a folder or a GGUF.
+//! `atombank merge`: adapters into their base, as a folder or a GGUF.
 
-use std::path::PathBuf;
+mod method;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::{Adapter, AdapterConfig};
-use atombank::checkpoint::HfFolder;
+use atombank::adapter::kohya;
+use atombank::adapter::peft::{self, Base, Change, Changes, LowRank, NewLora};
+use atombank::checkpoint::Checkpoint;
+use atombank::convert::lora::{self, TableBase};
+use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
-use atombank::merge::{lora_updates, with_updates};
+use atombank::formats::gguf::GgufModel;
+use atombank::merge::combine::{LoraMethod, combine_loras};
+use atombank::merge::{Merged, rounding, with_adapters};
+use atombank::plan::Plan;
 use clap::Args;
 
 use super::Common;
-use super::output::{Kind, OutputArgs};
+use super::input::found;
+use super::output::{Kind, OutputArgs, print_notes};
+use super::progress;
+use method::MethodArgs;
 
 /// Arguments of `merge`.
 #[derive(Args)]
 pub(crate) struct MergeArgs {
-    /// The base model: a Hugging Face folder of Llama, Mistral, Qwen2 or Qwen3
-    base: PathBuf,
-    /// The folder of a plain LoRA, as PEFT saves it
-    adapter: PathBuf,
+    /// The base model: a Hugging Face folder, a .gguf, or a name on the hub: hf:org/name[@revision]
+    base: String,
+    /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors;
+    /// ADAPTER=WEIGHT for a share of one
+    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_adapter)]
+    adapters: Vec<Weighted>,
+    /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
+    #[arg(long)]
+    keep_base: bool,
+    #[command(flatten)]
+    method: MethodArgs,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// An adapter and how much of it.
+#[derive(Debug, Clone)]
+struct Weighted {
+    path: PathBuf,
+    weight: f32,
+}
+
+/// `PATH` or `PATH=WEIGHT`.
+fn parse_adapter(text: &str) -> Result<Weighted, String> {
+    if let Some((path, weight)) = text.rsplit_once('=')
+        && let Ok(weight) = weight.parse::<f32>()
+    {
+        return match weight.is_finite() {
+            true => Ok(Weighted { path: path.into(), weight }),
+            false => Err("expected a finite weight".to_owned()),
+        };
+    }
+    Ok(Weighted { path: text.into(), weight: 1.0 })
 }
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     args.output.check_absent()?;
     args.output.check_type()?;
-    if args.output.kind() == Kind::Lora {
-        let finding = Finding::new(&args.output.output, "--to lora").expected("a merged model");
-        return Err(finding.found("the adapter that is there already").mismatch().into());
+    let path = found(&args.base, common)?.0;
+    match Input::open(&path, None)? {
+        Input::Model(folder) => args.into_folder(folder, common),
+        Input::Gguf(model) => args.into_gguf(&model, common),
+        Input::Adapter | Input::Weights { .. } => {
+            let finding = Finding::new(&path, "the base").expected("a model: a folder with config.json, or a GGUF");
+            Err(finding.found("something else").mismatch().into())
+        }
     }
-    let folder = HfFolder::open(&args.base)?;
-    let adapter = Adapter::open(&args.adapter)?;
-    if matches!(adapter.config, AdapterConfig::Bank(_)) {
-        let finding = Finding::new(args.adapter.join("adapter_config.json"), "peft_type").expected("LORA");
-        let hint = "atombank bake fixes an instruction, after which a bank can be merged";
-        return Err(finding.found("an atom bank").hint(hint).mismatch().into());
+}
+
+impl MergeArgs {
+    /// A folder's weights with the adapters in them.
+    fn into_folder(&self, mut folder: Checkpoint, common: &Common) -> Result<()> {
+        let base = Base::new(folder.path(), &folder.config_json, folder.weights());
+        if self.output.kind() == Kind::Lora {
+            return self.one_lora(&base, folder.weights(), common);
+        }
+        let merged = self.merged(&base, folder.weights(), common)?;
+        if merged.untied {
+            folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+        self.output.write(&folder, &merged.plan, common)
     }
-    let plan = with_updates(folder.weights(), &lora_updates(&adapter))?;
-    args.output.write(&folder, &plan, common)
+
+    /// A GGUF's weights with the adapters in them: what they don't change stays as it is, and what they
+    /// do gets its own type again.
+    fn into_gguf(&self, model: &GgufModel, common: &Common) -> Result<()> {
+        let metadata = model.metadata();
+        let quantized = model.tensors().iter().map(|t| t.info()).find(|info| !info.dtype.is_plain());
+        if let Some(tensor) = quantized.filter(|_| self.keep_base) {
+            let finding = Finding::new(model.path(), format!("tensor {:?}", tensor.name));
+            let hint = "leave --keep-base out, merge into the unquantized base, or serve the adapter as it is \
+                        (atombank convert ADAPTER --base FOLDER -o ADAPTER.gguf)";
+            return Err(finding.expected("values that are not quantized").found(tensor.dtype).hint(hint).mismatch().into());
+        }
+        let to_gguf = self.output.kind() == Kind::Gguf;
+        let taken: Plan = model.tensors().iter().cloned().collect();
+        let outtype = if to_gguf { Some(atombank::DType::F32) } else { self.output.outtype()?.dtype(&taken) };
+        let Some(Restored { mut config, plan, mut files, notes }) = from_gguf(model, outtype)? else {
+            let finding = metadata.finding("general.architecture").expected("an architecture this version has a table for");
+            return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported().into());
+        };
+        let merged = self.merged(&Base::new(model.path(), &config, &plan), &plan, common)?;
+        if merged.untied {
+            config.insert("tie_word_embeddings".to_owned(), false.into());
+        }
+        if !to_gguf {
+            print_notes(&notes, common);
+            files.push(("config.json".to_owned(), (serde_json::to_string_pretty(&config)? + "\n").into_bytes()));
+            return self.output.write_tensors(&merged.plan, &files, common);
+        }
+        let plan = with_changed(model, &config, &merged.plan, &merged.changed)?;
+        if self.output.quantized()?.is_some() {
+            let made = Gguf { metadata: metadata.clone(), plan, notes: Vec::new() };
+            let Gguf { metadata, plan, notes } = self.output.quantize(made, &[])?;
+            print_notes(&notes, common);
+            return self.output.write_gguf(&metadata, &plan, common);
+        }
+        if self.output.r#type.as_deref().is_some_and(|name| name != "source") {
+            let finding = Finding::new(model.path(), "--type").expected("source or a mixture, from GGUF to GGUF");
+            let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
+            return Err(finding.found("another type").hint(hint).unsupported().into());
+        }
+        if !self.output.dry_run
+            && let Some(rounding) = rounding(&taken, &plan)?
+        {
+            print_notes(&[rounding.to_string()], common);
+        }
+        self.output.write_gguf(metadata, &plan, common)
+    }
+
+    /// Every adapter and its weight.
+    fn adapters(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Vec<(Changes, f32)>> {
+        let open = |adapter: &Weighted| {
+            let changes = open(&adapter.path, base, weights)?;
+            print_notes(&changes.notes, common);
+            Ok((changes, adapter.weight))
+        };
+        self.adapters.iter().map(open).collect()
+    }
+
+    /// `weights`, which are those of `base`, with every adapter.
+    fn merged(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Merged> {
+        let mut adapters = self.adapters(base, weights, common)?;
+        if let Some(name) = &self.method.method {
+            let keeps_tie = adapters.iter().all(|(changes, _)| changes.keeps_tie);
+            let updates = self.combined(name.parse()?, &adapters, common)?;
+            let changes = updates.into_iter().map(|(name, update)| (name, Change::LowRank(update))).collect();
+            adapters = vec![(Changes { changes, keeps_tie, notes: Vec::new() }, 1.0)];
+        }
+        let merged = with_adapters(base, weights, &adapters)?;
+        if merged.untied {
+            let note = "output head and embeddings are no longer the same: both are written, and \
+                        tie_word_embeddings is false";
+            print_notes(&[note.to_owned()], common);
+        }
+        Ok(merged)
+    }
+
+    /// All adapters as one LoRA in a folder of its own.
+    fn one_lora(&self, base: &Base, weights: &Plan, common: &Common) -> Result<()> {
+        let adapters = self.adapters(base, weights, common)?;
+        let method = match (&self.method.method, self.method.rank) {
+            (Some(name), _) => name.parse()?,
+            (None, Some(_)) => LoraMethod::Svd,
+            (None, None) => LoraMethod::Cat,
+        };
+        let updates = self.combined(method, &adapters, common)?;
+        let lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
+        self.output.write_lora(&lora, common)
+    }
+
+    /// The updates of one LoRA made of all.
+    fn combined(
+        &self,
+        method: LoraMethod,
+        adapters: &[(Changes, f32)],
+        common: &Common,
+    ) -> Result<Vec<(String, LowRank)>> {
+        let mut loras = Vec::new();
+        for ((changes, _), adapter) in adapters.iter().zip(&self.adapters) {
+            let update = |(name, change): &(String, Change)| match change {
+                Change::LowRank(update) => Ok((name.clone(), update.clone())),
+                _ => Err(Finding::new(&adapter.path, format!("tensor {name:?}"))
+                    .expected(format_args!("nothing but low-rank updates, to combine by {}", method.name()))
+                    .found("another change of it")
+                    .hint("without --method and --to lora adapters of all kinds are added up")
+                    .unsupported()),
+            };
+            loras.push(changes.changes.iter().map(update).collect::<atombank::Result<Vec<_>>>()?);
+        }
+        let options = self.method.options(adapters.iter().map(|(_, weight)| f64::from(*weight)).collect())?;
+        let combined = combine_loras(&loras, method, &options)?;
+        if !self.output.dry_run {
+            let bar = progress::bar(combined.pending() as u64, "combining [{bar:30}] {pos}/{len} {eta}", common.quiet);
+            combined.measure(&|| bar.inc(1))?;
+            bar.finish_and_clear();
+        }
+        Ok(combined.result)
+    }
+}
+
+/// What the adapter at `path` changes in `base`.
+fn open(path: &Path, base: &Base, weights: &Plan) -> Result<Changes> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gguf") if path.is_file() => {}
+        Some("safetensors") if path.is_file() => return Ok(kohya::open(path, base)?),
+        _ => return Ok(peft::open(path, base)?),
+    }
+    let model = GgufModel::open(path)?;
+    let Some(table) = TableBase::of(base.path(), base.config(), weights.clone())? else {
+        let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
+        return Err(finding.found("another").unsupported().into());
+    };
+    let unpacked = lora::from_gguf(model.metadata(), &model.tensors().iter().cloned().collect(), &table)?;
+    let mut changes = peft::changes(path, &unpacked.config, path, unpacked.tensors, base)?;
+    changes.notes.extend(unpacked.notes);
+    Ok(changes)
 }

@@ -12,7 +12,6 @@ mod generate;
 mod imatrix;
 mod input;
 mod inspect;
-#[cfg(feature = "train")]
 mod merge;
 mod output;
 mod progress;
@@ -68,8 +67,7 @@ enum Command {
     /// Fix an instruction or prompt: merged safetensors, GGUF, or an ordinary LoRA
     #[cfg(feature = "train")]
     Bake(Box<bake::BakeArgs>),
-    /// Merge a LoRA into its base: folder or GGUF, quantized on the way if asked
-    #[cfg(feature = "train")]
+    /// Merge adapters into their base: folder or GGUF, quantized on the way if asked
     Merge(Box<merge::MergeArgs>),
     /// Show which atoms a prompt picks, block by block
     #[cfg(feature = "train")]
@@ -107,7 +105,6 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Train(args) => train::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Bake(args) => bake::run(&args, &common),
-        #[cfg(feature = "train")]
         Command::Merge(args) => merge::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, &common),

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use atombank::DType;
+use atombank::adapter::peft::NewLora;
 use atombank::checkpoint::{Checkpoint, write_folder};
-#[cfg(feature = "train")]
-use atombank::convert::{ConvertOptions, to_gguf};
-use atombank::convert::{Gguf, OutType, Override, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata};
+use atombank::convert::{
+    ConvertOptions, Gguf, OutType, Override, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata, to_gguf,
+};
 use atombank::error::Finding;
 use atombank::formats::{gguf, pytorch, safetensors};
 use atombank::plan::{self, Layout, Plan, Staging};
@@ -131,12 +133,13 @@ impl OutputArgs {
             Kind::Gguf => "f32, f16, bf16, q8_0, auto, source, or a mixture like Q4_K_M",
             Kind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
             Kind::Safetensors | Kind::Pytorch => "f32, f16, bf16, auto or source",
-            Kind::Lora => "none for a LoRA, which is written in f32",
+            Kind::Lora => "f32, f16 or bf16 for a LoRA",
         };
         match (kind, name.parse::<OutType>().ok()) {
             (Kind::Gguf, None) if quantized.is_some() => Ok(()),
             (Kind::Gguf, Some(_)) => Ok(()),
             (Kind::Hf | Kind::Safetensors | Kind::Pytorch, Some(known)) if known != OutType::Q8_0 => Ok(()),
+            (Kind::Lora, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
             _ => Err(Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()),
         }
     }
@@ -175,7 +178,6 @@ impl OutputArgs {
     }
 
     /// The GGUF of a model whose class has a counterpart there.
-    #[cfg(feature = "train")]
     pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
         let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
@@ -195,7 +197,6 @@ impl OutputArgs {
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
-    #[cfg(feature = "train")]
     pub(crate) fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
         if self.kind() == Kind::Gguf {
             let Gguf { metadata, plan, notes } = self.gguf(folder, plan)?;
@@ -204,6 +205,24 @@ impl OutputArgs {
         }
         let plan = self.typed(plan)?;
         self.write_tensors(&plan, &folder.beside(&plan)?, common)
+    }
+
+    /// The type of a LoRA's factors: f32 unless another was asked for.
+    pub(crate) fn lora_type(&self) -> Result<DType> {
+        let asked = self.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
+        Ok(asked.and_then(|outtype| outtype.dtype(&Plan::default())).unwrap_or(DType::F32))
+    }
+
+    /// Writes a LoRA's folder.
+    pub(crate) fn write_lora(&self, lora: &NewLora, common: &Common) -> Result<()> {
+        if self.dry_run {
+            let layout = safetensors::layout(&lora.tensors.tensors, "adapter_model", u64::MAX)?;
+            return dry_run(&lora.tensors, &layout, &self.output);
+        }
+        let (bar, report) = progress::writing(common.quiet);
+        lora.write(self.folder()?, self.options(), &report)?;
+        bar.finish_and_clear();
+        Ok(())
     }
 
     /// Writes a GGUF, in one file or split.

@@ -36,7 +36,7 @@ pub use input::{Input, PYTORCH_EXTENSIONS};
 pub use overrides::Override;
 use params::Params;
 pub(crate) use restore::FIELDS;
-pub use restore::{Restored, from_gguf};
+pub use restore::{Restored, from_gguf, with_changed};
 pub use vocab::{Piece, PieceKind, SentencePieceModel};
 use vocab::{Vocab, VocabOptions};
 
@@ -194,7 +194,10 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     rope::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
     let plan = match options.vocab_only {
-        false => tensors::plan(folder, &params, weights, matrices, &mut notes)?,
+        false => {
+            let vocab_rows = || vocab::gemma3_rows(folder);
+            tensors::plan(folder.path(), &vocab_rows, &params, weights, matrices, &mut notes)?
+        }
         true => Plan::default(),
     };
     let texts = safetensors_metadata(weights, &mut notes);

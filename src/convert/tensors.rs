@@ -4,11 +4,12 @@
 //! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 use super::arch::{Arch, Dim, Given, How, Tensor};
 use super::params::Params;
-use super::{rope, vocab};
-use crate::checkpoint::{Checkpoint, is_buffer};
+use super::rope;
+use crate::checkpoint::is_buffer;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
@@ -16,21 +17,25 @@ use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// The output's tensors: those that the config makes, then the weights in the reference's order,
 /// file by file and by name within each. What is left out goes to `notes`.
+///
+/// `origin` is the model's path, for messages; `vocab_rows` how many rows of its embeddings its
+/// tokenizer has tokens for, asked where a class leaves the others out.
 pub(super) fn plan(
-    folder: &Checkpoint,
+    origin: &Path,
+    vocab_rows: &dyn Fn() -> Result<usize>,
     params: &Params,
     weights: &Plan,
     outtype: Option<DType>,
     notes: &mut Vec<String>,
 ) -> Result<Plan> {
     let mut tensors = rope::extra_tensors(params)?;
-    let mut collected = Collected { folder, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
+    let mut collected = Collected { origin, vocab_rows, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
     let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
     for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {
         match find(params.arch, &tensor.name) {
             Found::Dropped => dropped.push(tensor.name.as_str()),
-            Found::Unknown => return Err(surplus(folder, tensor)),
+            Found::Unknown => return Err(surplus(origin, tensor)),
             Found::Known(known) => {
                 if let Some(planned) = collected.take(place, tensor, &known)? {
                     ordered.push(((place, 0), planned));
@@ -147,7 +152,8 @@ pub(super) fn named(template: &str, layer: Option<usize>, place: Option<usize>, 
 
 /// What has been seen so far of the tensors that the table lists.
 struct Collected<'a> {
-    folder: &'a Checkpoint,
+    origin: &'a Path,
+    vocab_rows: &'a dyn Fn() -> Result<usize>,
     params: &'a Params,
     outtype: Option<DType>,
     done: HashSet<(usize, Option<usize>, Option<usize>, bool)>,
@@ -175,7 +181,7 @@ impl<'a> Collected<'a> {
             _ => None,
         };
         if !wanted || known.place.zip(stacked).is_some_and(|(place, count)| place >= count) {
-            return Err(surplus(self.folder, tensor));
+            return Err(surplus(self.origin, tensor));
         }
         let expected = shape_of(self.params, known.tensor, is_bias)?;
         // Rows past the vocabulary are padding, which some checkpoints have.
@@ -184,13 +190,13 @@ impl<'a> Collected<'a> {
             && tensor.shape[0] >= expected[0]
             && tensor.shape[1] == expected[1];
         if tensor.shape != expected && !padded {
-            return Err(finding(self.folder, tensor)
+            return Err(finding(self.origin, tensor)
                 .expected(format_args!("{} by config.json", show_shape(&expected)))
                 .found(show_shape(&tensor.shape))
                 .mismatch());
         }
         if !self.done.insert((known.number, known.layer, known.place, is_bias)) {
-            return Err(finding(self.folder, tensor).expected("each name once").found("it twice").mismatch());
+            return Err(finding(self.origin, tensor).expected("each name once").found("it twice").mismatch());
         }
         if let (Some(place), Some(count)) = (known.place, stacked) {
             let stack = self.stacks.entry((known.layer, known.number, is_bias)).or_insert_with(|| Stack {
@@ -202,7 +208,7 @@ impl<'a> Collected<'a> {
             stack.last = order;
             return Ok(None);
         }
-        let expr = transformed(self.folder, self.params, tensor, known.tensor.how, is_bias)?;
+        let expr = transformed(self.vocab_rows, self.params, tensor, known.tensor.how, is_bias)?;
         Ok(Some(self.planned(known.gguf_name(), expr, tensor.dtype)))
     }
 
@@ -215,7 +221,7 @@ impl<'a> Collected<'a> {
     fn check_complete(&self) -> Result<()> {
         for wanted in expected(self.params, |_| false)? {
             if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
-                return Err(Finding::new(self.folder.path(), format!("tensor {:?}", wanted.name))
+                return Err(Finding::new(self.origin, format!("tensor {:?}", wanted.name))
                     .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))
                     .found("none of that name")
                     .hint("config.json and weights may be of different models")
@@ -326,7 +332,13 @@ pub(super) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Resul
 }
 
 /// The values as GGUF has them.
-fn transformed(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, how: How, is_bias: bool) -> Result<Expr> {
+fn transformed(
+    vocab_rows: &dyn Fn() -> Result<usize>,
+    params: &Params,
+    tensor: &PlannedTensor,
+    how: How,
+    is_bias: bool,
+) -> Result<Expr> {
     let of = tensor.expr.clone();
     let width = tensor.shape.get(1).copied();
     let shaped = |rows: usize| std::iter::once(rows).chain(width).collect::<Vec<usize>>();
@@ -354,7 +366,7 @@ fn transformed(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, how
             Expr::reordered(of, |row| order[row])
         }
         How::TrimVocab => {
-            let rows = vocab::gemma3_rows(folder)?.min(tensor.shape[0]);
+            let rows = vocab_rows()?.min(tensor.shape[0]);
             Expr::slice(of, 0, rows, shaped(rows))
         }
         How::FromPosition => {
@@ -404,13 +416,13 @@ fn output_dtype(name: &str, shape: &[usize], outtype: Option<DType>, source: DTy
     if row_len.is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
 }
 
-fn finding(folder: &Checkpoint, tensor: &PlannedTensor) -> Finding {
-    let file = tensor.expr.sources().first().map_or(folder.path(), |source| source.path()).to_owned();
+fn finding(origin: &Path, tensor: &PlannedTensor) -> Finding {
+    let file = tensor.expr.sources().first().map_or(origin, |source| source.path()).to_owned();
     Finding::new(file, format!("tensor {:?}", tensor.name))
 }
 
-fn surplus(folder: &Checkpoint, tensor: &PlannedTensor) -> crate::Error {
-    finding(folder, tensor)
+fn surplus(origin: &Path, tensor: &PlannedTensor) -> crate::Error {
+    finding(origin, tensor)
         .expected("only tensors that config.json asks for")
         .found(format_args!("this one, {}", show_shape(&tensor.shape)))
         .hint("config.json and weights may be of different models")

@@ -1,10 +1,15 @@
 //! Updates to weights, as plans: what an adapter adds to a base model.
 
+mod adapters;
 #[cfg(feature = "train")]
 mod bake;
+mod rounding;
+pub mod combine;
 
 use std::collections::BTreeMap;
 
+pub use adapters::{Merged, with_adapters};
+pub use rounding::{Rounding, rounding};
 #[cfg(feature = "train")]
 pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::product::{Sink, product_rows};
+use super::product::{Sink, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor};
 use crate::error::{Finding, Result};
 use crate::formats::{row_len, rows};
@@ -22,8 +22,8 @@ impl PlannedTensor {
     pub fn encode_rows(&self, rows: Range<usize>, scratch: &mut Vec<f32>, out: &mut Vec<u8>) -> Result<()> {
         let elems = rows.len() * self.row_len();
         let bytes = elems / self.dtype.block_elems() * self.dtype.block_bytes();
-        out.clear();
         if self.expr.raw_dtype() == Some(self.dtype) {
+            out.clear();
             out.reserve(bytes);
             self.expr.copy_rows(rows, out);
             if quant::has_non_finite(self.dtype, out) {
@@ -31,7 +31,9 @@ impl PlannedTensor {
             }
             return Ok(());
         }
-        scratch.resize(elems, 0.0);
+        // Neither is cleared: every value is written, and zeros would be written before.
+        scratch.resize(elems.max(scratch.len()), 0.0);
+        let scratch = &mut scratch[..elems];
         self.expr.eval_rows(rows.clone(), scratch);
         if scratch.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             return Err(self.not_finite("a NaN or an infinity"));
@@ -127,11 +129,19 @@ impl PlannedTensor {
             .unsupported())
     }
 
+    /// The source that is to blame, where one is; `found` is said of the result otherwise.
     fn not_finite(&self, found: &str) -> crate::Error {
-        let source = self.expr.sources().first().map_or(self.name.as_str(), |t| t.info().name.as_str()).to_owned();
+        let sources = self.expr.sources();
+        if let Some(source) = sources.iter().find(|source| source.has_non_finite()) {
+            return Finding::new(source.path(), format!("tensor {:?}", source.info().name))
+                .expected("finite numbers")
+                .found("a NaN or an infinity")
+                .not_finite();
+        }
+        let source = sources.first().map_or(self.name.as_str(), |t| t.info().name.as_str()).to_owned();
         Finding::new(self.expr.source_path(), format!("tensor {source:?}"))
             .expected("finite numbers")
-            .found(found)
+            .found(self.expr.not_finite().unwrap_or(found))
             .not_finite()
     }
 }
@@ -150,6 +160,7 @@ impl Expr {
             | Expr::Add { of, .. }
             | Expr::Weighted { of, .. } => of.row_len(),
             Expr::Product { right, .. } => right.row_len(),
+            Expr::Kronecker { left, right } => left.row_len() * right.row_len(),
             Expr::Map { of, .. } => of.first().map_or(0, Expr::row_len),
         }
     }
@@ -204,6 +215,7 @@ impl Expr {
             | Expr::Round { .. }
             | Expr::Add { .. }
             | Expr::Product { .. }
+            | Expr::Kronecker { .. }
             | Expr::Map { .. } => unreachable!("no bytes of its own: raw_dtype is None"),
         }
     }
@@ -218,6 +230,17 @@ impl Expr {
             }
             Expr::Rows { of, picks, shape } => {
                 let row_len = row_len(shape);
+                if let Some((operand, window)) = scattered(of, picks, rows.clone()) {
+                    let mut values = vec![0.0; window.len() * row_len];
+                    operand.eval_rows(window.clone(), &mut values);
+                    let mut rest = out;
+                    for (_, rows) in picked(picks, rows) {
+                        let (here, after) = rest.split_at_mut(rows.len() * row_len);
+                        here.copy_from_slice(&values[(rows.start - window.start) * row_len..][..here.len()]);
+                        rest = after;
+                    }
+                    return;
+                }
                 let mut rest = out;
                 for (operand, rows) in picked(picks, rows) {
                     let (here, after) = rest.split_at_mut(rows.len() * row_len);
@@ -256,11 +279,19 @@ impl Expr {
                 quant::encode(*dtype, out, &mut bytes);
                 quant::decode(*dtype, &bytes, out);
             }
-            Expr::Add { of, delta } => {
-                of.eval_rows(rows.clone(), out);
-                delta.add_rows(rows, out);
-            }
-            Expr::Product { scale, left, right } => product(*scale, left, right, rows, Sink::Set, out),
+            Expr::Add { of, delta } => match &**delta {
+                Expr::Product { scale, left, right } => {
+                    product(*scale, left, right, rows, out, Some(&|rows, out: &mut [f32]| of.eval_rows(rows, out)));
+                }
+                delta => {
+                    of.eval_rows(rows.clone(), out);
+                    let mut values = vec![0.0; out.len()];
+                    delta.eval_rows(rows, &mut values);
+                    out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+                }
+            },
+            Expr::Product { scale, left, right } => product(*scale, left, right, rows, out, None),
+            Expr::Kronecker { left, right } => kronecker(left, right, rows, out),
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
                 let values = |of: &Expr| {
@@ -274,26 +305,56 @@ impl Expr {
             }
         }
     }
+}
 
-    /// Adds the f32 values of rows `rows` to those of `out`.
-    fn add_rows(&self, rows: Range<usize>, out: &mut [f32]) {
-        if let Expr::Product { scale, left, right } = self {
-            return product(*scale, left, right, rows, Sink::Add, out);
+/// Values that are made at a time where a product is added to others: they stay in the cache meanwhile.
+const BLOCK_ELEMS: usize = 1 << 15;
+
+/// Rows `rows` of an [`Expr::Product`], added to what `base` makes of them where it is there.
+fn product(
+    scale: f32,
+    left: &Expr,
+    right: &Expr,
+    rows: Range<usize>,
+    out: &mut [f32],
+    base: Option<&dyn Fn(Range<usize>, &mut [f32])>,
+) {
+    let (k, cols) = (left.row_len(), right.row_len());
+    let mut lefts = vec![0.0; rows.len() * k];
+    left.eval_rows(rows.clone(), &mut lefts);
+    let mut rights = vec![0.0; k * cols];
+    right.eval_rows(0..k, &mut rights);
+    let fused = is_fused(crate::formats::rows(&left.shape()), cols);
+    let sink = if base.is_some() { Sink::Add } else { Sink::Set };
+    let step = (BLOCK_ELEMS / cols.max(1)).max(4);
+    for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {
+        let block = i * step..i * step + out.len() / cols;
+        if let Some(base) = base {
+            base(rows.start + block.start..rows.start + block.end, out);
         }
-        let mut values = vec![0.0; out.len()];
-        self.eval_rows(rows, &mut values);
-        out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+        product_rows(&lefts[block.start * k..block.end * k], &rights, k, fused, scale, sink, out);
     }
 }
 
-/// Rows `rows` of an [`Expr::Product`].
-fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, sink: Sink, out: &mut [f32]) {
-    let (k, cols) = (left.row_len(), right.row_len());
-    let mut lefts = vec![0.0; rows.len() * k];
-    left.eval_rows(rows, &mut lefts);
-    let mut rights = vec![0.0; k * cols];
-    right.eval_rows(0..k, &mut rights);
-    product_rows(&lefts, &rights, k, scale, sink, out);
+/// Rows `rows` of an [`Expr::Kronecker`]: those that one row of `left` makes at a time.
+fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
+    let (height, width) = (crate::formats::rows(&right.shape()), right.row_len());
+    let mut factors = vec![0.0; left.row_len()];
+    let (mut row, mut rest) = (rows.start, out);
+    while row < rows.end {
+        let (above, first) = (row / height, row % height);
+        let count = (height - first).min(rows.end - row);
+        let mut values = vec![0.0; count * width];
+        left.eval_rows(above..above + 1, &mut factors);
+        right.eval_rows(first..first + count, &mut values);
+        let (here, after) = rest.split_at_mut(count * width * factors.len());
+        for (out, values) in here.chunks_exact_mut(width * factors.len()).zip(values.chunks_exact(width)) {
+            for (out, factor) in out.chunks_exact_mut(width).zip(&factors) {
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = factor * value);
+            }
+        }
+        (row, rest) = (row + count, after);
+    }
 }
 
 /// The operands and their rows that make up rows `rows` of an [`Expr::Rows`].
@@ -306,6 +367,25 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
         let end = rows.end.min(here.end);
         (start < end).then(|| (pick.of, pick.start + start - here.start..pick.start + end - here.start))
     })
+}
+
+/// The operand and the rows of it that hold rows `rows` of an [`Expr::Rows`], where they are better made
+/// in one go: rows of one operand in another order, not much apart, that have to be computed. A product
+/// would decode all of its right side for each piece otherwise.
+fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(&'a Expr, Range<usize>)> {
+    let count = rows.len();
+    let mut found = picked(picks, rows);
+    let (operand, mut window) = found.next()?;
+    let mut pieces = 1;
+    for (other, rows) in found {
+        if other != operand {
+            return None;
+        }
+        window = window.start.min(rows.start)..window.end.max(rows.end);
+        pieces += 1;
+    }
+    let computed = !matches!(of[operand], Expr::Take(_) | Expr::Values { .. });
+    (pieces > 1 && computed && window.len() <= 2 * count).then_some((&of[operand], window))
 }
 
 /// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements
@@ -428,6 +508,26 @@ mod tests {
         let tensor = planned(&[2, 3], Expr::Product { scale: 0.5, left, right });
         assert_eq!(tensor.read_rows(0..2).unwrap(), [1.5, 1.0, 2.0, 3.5, 2.0, 5.0]);
         assert_eq!(tensor.read_rows(1..2).unwrap(), [3.5, 2.0, 5.0]);
+    }
+
+    #[test]
+    fn kronecker_products_repeat_the_right_factor() {
+        let values = |values: &[f32], shape: [usize; 2]| {
+            Box::new(Expr::Values { shape: shape.to_vec(), values: Arc::from(values) })
+        };
+        let (left, right) = (values(&[1., 2., 3., 4.], [2, 2]), values(&[1., 10., 100., 5., 6., 7.], [3, 2]));
+        let tensor = planned(&[6, 4], Expr::Kronecker { left, right });
+        Plan { tensors: vec![tensor.clone()] }.check().unwrap();
+        let all = [
+            [1., 10., 2., 20.],
+            [100., 5., 200., 10.],
+            [6., 7., 12., 14.],
+            [3., 30., 4., 40.],
+            [300., 15., 400., 20.],
+            [18., 21., 24., 28.],
+        ];
+        assert_eq!(tensor.read_rows(0..6).unwrap(), all.concat());
+        assert_eq!(tensor.read_rows(2..5).unwrap(), all[2..5].concat());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::dtype::DType;
 use crate::formats::{Source, TensorInfo, row_len, rows, show_shape};
+use crate::quant;
 
 /// A tensor of an open file.
 #[derive(Clone)]
@@ -34,6 +35,15 @@ impl TensorRef {
     /// Text by key that stands beside it: see [`Source::text_metadata`].
     pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
         self.source.text_metadata()
+    }
+
+    /// Whether a NaN or an infinity is among its values.
+    pub(super) fn has_non_finite(&self) -> bool {
+        const ROWS: usize = 1024;
+        let (info, total) = (self.info(), rows(&self.info().shape));
+        (0..total)
+            .step_by(ROWS)
+            .any(|start| quant::has_non_finite(info.dtype, &self.rows(start..(start + ROWS).min(total))))
     }
 
     /// The bytes of rows `rows`: see [`Source::rows`].
@@ -65,6 +75,11 @@ pub trait RowMap: fmt::Debug + Send + Sync {
     /// Makes rows `rows` of the result, each of `row_len` values. `out` holds the first operand's on
     /// entry, `others` those of the others in turn, each as long as `out`.
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
+
+    /// What it is in the operands that makes a NaN or an infinity of finite numbers.
+    fn not_finite(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Where values come from. All operations work row by row, so that any range of rows can be made
@@ -145,6 +160,13 @@ pub enum Expr {
         /// `A`.
         right: Box<Expr>,
     },
+    /// The Kronecker product of two matrices: every value of `left` times the whole of `right`.
+    Kronecker {
+        /// `[a, c]`.
+        left: Box<Expr>,
+        /// `[b, d]`; the result is `[a b, c d]`.
+        right: Box<Expr>,
+    },
     /// What a function makes of the same rows of tensors that all have the result's shape.
     Map {
         /// The operands.
@@ -203,6 +225,9 @@ impl Expr {
             | Expr::Add { of, .. }
             | Expr::Weighted { of, .. } => of.shape(),
             Expr::Product { left, right, .. } => vec![rows(&left.shape()), right.row_len()],
+            Expr::Kronecker { left, right } => {
+                left.shape().iter().zip(right.shape()).map(|(left, right)| left * right).collect()
+            }
             Expr::Map { of, .. } => of.first().map(Expr::shape).unwrap_or_default(),
         }
     }
@@ -225,6 +250,7 @@ impl Expr {
             | Expr::Round { .. }
             | Expr::Add { .. }
             | Expr::Product { .. }
+            | Expr::Kronecker { .. }
             | Expr::Map { .. } => None,
         }
     }
@@ -233,10 +259,11 @@ impl Expr {
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
-            Expr::Rows { of, .. } => of.iter().map(Expr::buffers).max().unwrap_or(1),
+            // Where rows change their order, twice as many may be made as are kept.
+            Expr::Rows { of, .. } => of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1),
             Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
             Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
-            Expr::Product { .. } => 2,
+            Expr::Product { .. } | Expr::Kronecker { .. } => 2,
             Expr::Reshape { of, .. } | Expr::Transpose(of) => 1 + of.buffers(),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
@@ -251,7 +278,9 @@ impl Expr {
         match self {
             Expr::Take(tensor) => vec![tensor],
             Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().flat_map(Expr::sources).collect(),
-            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => {
                 [of, other].into_iter().flat_map(|expr| expr.sources()).collect()
             }
             Expr::Reshape { of, .. }
@@ -262,6 +291,25 @@ impl Expr {
             | Expr::Round { of, .. }
             | Expr::Weighted { of, .. } => of.sources(),
             Expr::Values { .. } => Vec::new(),
+        }
+    }
+
+    /// What makes a NaN or an infinity of finite numbers, where a function knows.
+    pub(super) fn not_finite(&self) -> Option<&str> {
+        match self {
+            Expr::Take(_) | Expr::Values { .. } => None,
+            Expr::Map { of, map } => map.not_finite().or_else(|| of.iter().find_map(Expr::not_finite)),
+            Expr::Rows { of, .. } => of.iter().find_map(Expr::not_finite),
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => of.not_finite().or_else(|| other.not_finite()),
+            Expr::Reshape { of, .. }
+            | Expr::Bits { of, .. }
+            | Expr::Transpose(of)
+            | Expr::AddConstant { of, .. }
+            | Expr::Scale { of, .. }
+            | Expr::Round { of, .. }
+            | Expr::Weighted { of, .. } => of.not_finite(),
         }
     }
 
@@ -278,7 +326,9 @@ impl Expr {
             // Whatever the source calls them, the bytes are decoded as this.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
             Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().for_each(|e| e.push_source_dtypes(dtypes)),
-            Expr::Add { of, delta: other } | Expr::Product { left: of, right: other, .. } => {
+            Expr::Add { of, delta: other }
+            | Expr::Product { left: of, right: other, .. }
+            | Expr::Kronecker { left: of, right: other } => {
                 of.push_source_dtypes(dtypes);
                 other.push_source_dtypes(dtypes);
             }
@@ -362,6 +412,14 @@ impl Expr {
                 )?;
                 left.check()?;
                 right.check()
+            }
+            Expr::Kronecker { left, right } => {
+                for operand in [left, right] {
+                    let shape = operand.shape();
+                    expect(shape.len() == 2, || "a matrix".to_owned(), || show_shape(&shape))?;
+                    operand.check()?;
+                }
+                Ok(())
             }
             Expr::Map { of, .. } => {
                 let shape = self.shape();

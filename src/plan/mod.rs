@@ -16,6 +16,7 @@ use std::sync::Arc;
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
 pub use expr::{Expr, Pick, RowMap, TensorRef};
+pub(crate) use product::run_len;
 pub use staging::Staging;
 
 use crate::dtype::DType;

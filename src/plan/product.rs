@@ -2,13 +2,19 @@
 //!
 //! Reference: `torch.matmul` of float32, which MKL computes. For every element it goes through the
 //! inner dimension in order with fused multiply-adds, in blocks that are summed apart: measured on
-//! torch 2.11 with AVX2 and AVX-512, for matrices of at least 4 rows and 16 columns; narrower ones take
-//! other ways there, which differ in the last bit.
+//! torch 2.11 and 2.15 with AVX2 and AVX-512, for results of at least 4 rows and 12 columns. In smaller
+//! ones products are rounded before they are added; of a few widths (1, 6, 9 to 11) the last bit can
+//! differ still.
 
 use crate::quant::{Kernel, Routine};
 
 /// The longest run of the inner dimension that is summed in one go.
 const BLOCK: usize = 192;
+
+/// Whether torch sums a product of this shape with fused multiply-adds.
+pub(super) fn is_fused(rows: usize, cols: usize) -> bool {
+    rows >= 4 && cols >= 12
+}
 
 /// What becomes of a finished sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,18 +26,41 @@ pub(super) enum Sink {
 }
 
 /// `scale * (left @ right)` for as many rows as `left` has, of `k` values each.
-pub(super) fn product_rows(left: &[f32], right: &[f32], k: usize, scale: f32, sink: Sink, out: &mut [f32]) {
+pub(super) fn product_rows(
+    left: &[f32],
+    right: &[f32],
+    k: usize,
+    fused: bool,
+    scale: f32,
+    sink: Sink,
+    out: &mut [f32],
+) {
     if k == 0 || right.is_empty() {
         if sink == Sink::Set {
             out.fill(0.0);
         }
         return;
     }
-    Kernel::in_use().run(Rows { left, right, k, scale, sink, out });
+    if !fused {
+        return plain_rows(left, right, k, scale, sink, out);
+    }
+    Kernel::in_use().run_wide(Rows { left, right, k, scale, sink, out });
 }
 
-/// Runs of the inner dimension, as MKL cuts it.
-fn block(k: usize) -> usize {
+/// As [`product_rows`], for the small results that no kernel is made for.
+fn plain_rows(left: &[f32], right: &[f32], k: usize, scale: f32, sink: Sink, out: &mut [f32]) {
+    let cols = right.len() / k;
+    for (left, out) in left.chunks_exact(k).zip(out.chunks_exact_mut(cols)) {
+        for (col, out) in out.iter_mut().enumerate() {
+            let products = left.iter().zip(right[col..].iter().step_by(cols)).map(|(l, r)| l * r);
+            let value = products.fold(0.0f32, |sum, product| sum + product) * scale;
+            *out = if sink == Sink::Add { *out + value } else { value };
+        }
+    }
+}
+
+/// The longest run of an inner dimension of `k` that is summed in one go, as MKL cuts it.
+pub(crate) fn run_len(k: usize) -> usize {
     match k {
         0..=BLOCK => k,
         _ if k < 2 * BLOCK => k / 2,
@@ -48,16 +77,37 @@ struct Rows<'a> {
     out: &'a mut [f32],
 }
 
+/// Rows made at a time: each value of `right` is loaded once for all of them.
+const ROWS: usize = 4;
+
 impl Routine for Rows<'_> {
     #[inline(always)]
-    fn run<const L: usize, const PAIR: usize>(self) {
+    fn run<const L: usize, const PAIR: usize>(mut self) {
         let cols = self.right.len() / self.k;
-        for (left, out) in self.left.chunks(ROWS * self.k).zip(self.out.chunks_mut(ROWS * cols)) {
-            match left.len() / self.k {
-                ROWS => strips::<L, PAIR, ROWS>(left, self.right, self.k, self.scale, self.sink, out),
+        let mut col = 0;
+        // Strip by strip, so that the strip's part of `right` stays close for all rows.
+        while col + PAIR <= cols {
+            self.strip::<PAIR>(col);
+            col += PAIR;
+        }
+        while col < cols {
+            self.strip::<1>(col);
+            col += 1;
+        }
+    }
+}
+
+impl Rows<'_> {
+    /// `C` columns from `col` on, of all rows.
+    #[inline(always)]
+    fn strip<const C: usize>(&mut self, col: usize) {
+        let (k, cols) = (self.k, self.right.len() / self.k);
+        for (left, out) in self.left.chunks(ROWS * k).zip(self.out.chunks_mut(ROWS * cols)) {
+            match left.len() / k {
+                ROWS => tile::<C, ROWS>(left, self.right, k, self.scale, self.sink, out, col),
                 _ => {
-                    for (left, out) in left.chunks(self.k).zip(out.chunks_mut(cols)) {
-                        strips::<L, PAIR, 1>(left, self.right, self.k, self.scale, self.sink, out);
+                    for (left, out) in left.chunks(k).zip(out.chunks_mut(cols)) {
+                        tile::<C, 1>(left, self.right, k, self.scale, self.sink, out, col);
                     }
                 }
             }
@@ -65,34 +115,9 @@ impl Routine for Rows<'_> {
     }
 }
 
-/// Rows made at a time: each value of `right` is loaded once for all of them.
-const ROWS: usize = 4;
-
-/// `R` rows, some columns at a time.
-#[inline(always)]
-fn strips<const L: usize, const PAIR: usize, const R: usize>(
-    left: &[f32],
-    right: &[f32],
-    k: usize,
-    scale: f32,
-    sink: Sink,
-    out: &mut [f32],
-) {
-    let cols = right.len() / k;
-    let mut col = 0;
-    while col + PAIR <= cols {
-        strip::<PAIR, R>(left, right, k, scale, sink, out, col);
-        col += PAIR;
-    }
-    while col < cols {
-        strip::<1, R>(left, right, k, scale, sink, out, col);
-        col += 1;
-    }
-}
-
 /// `R` rows of `C` columns from `col` on, whose sums fit the registers.
 #[inline(always)]
-fn strip<const C: usize, const R: usize>(
+fn tile<const C: usize, const R: usize>(
     left: &[f32],
     right: &[f32],
     k: usize,
@@ -102,7 +127,7 @@ fn strip<const C: usize, const R: usize>(
     col: usize,
 ) {
     let cols = right.len() / k;
-    let step = block(k);
+    let step = run_len(k);
     let mut sums = [[0.0f32; C]; R];
     let mut start = 0;
     while start < k {
@@ -133,6 +158,54 @@ fn strip<const C: usize, const R: usize>(
         for c in 0..C {
             let value = sums[r][c] * scale;
             out[c] = if sink == Sink::Add { out[c] + value } else { value };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let next = |i: usize| (i as u32).wrapping_mul(2654435761).wrapping_add(seed).wrapping_mul(1013904223);
+        (0..count).map(|i| (next(i) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+
+    /// One element after the other, as the module's head says.
+    fn plainly(left: &[f32], right: &[f32], k: usize, scale: f32) -> Vec<f32> {
+        let cols = right.len() / k;
+        let element = |row: usize, col: usize| {
+            let run = |i: usize| {
+                let range = i..(i + run_len(k)).min(k);
+                range.fold(0.0f32, |sum, i| left[row * k + i].mul_add(right[i * cols + col], sum))
+            };
+            (0..k).step_by(run_len(k)).map(run).reduce(|sum, run| sum + run).unwrap_or_default() * scale
+        };
+        (0..left.len() / k * cols).map(|i| element(i / cols, i % cols)).collect()
+    }
+
+    #[test]
+    fn every_kernel_sums_in_the_same_order() {
+        for (rows, k, cols) in [(1, 1, 1), (4, 3, 16), (7, 16, 49), (5, 192, 33), (9, 193, 40), (4, 500, 17)] {
+            let (left, right) = (values(rows * k, 1), values(k * cols, 2));
+            let expected = plainly(&left, &right, k, 0.7);
+            let base = values(rows * cols, 3);
+            let added: Vec<f32> = base.iter().zip(&expected).map(|(b, e)| b + e).collect();
+            let run = |sink, out: &mut [f32], run: &dyn Fn(Rows)| {
+                run(Rows { left: &left, right: &right, k, scale: 0.7, sink, out })
+            };
+            let kernels: [&dyn Fn(Rows); 3] =
+                [&|rows| Kernel::SCALAR.run_wide(rows), &|rows| Kernel::best().run(rows), &|rows| {
+                    Kernel::best().run_wide(rows)
+                }];
+            for kernel in kernels {
+                let mut out = vec![f32::NAN; rows * cols];
+                run(Sink::Set, &mut out, kernel);
+                assert_eq!(out, expected, "{rows} x {k} x {cols}");
+                out.copy_from_slice(&base);
+                run(Sink::Add, &mut out, kernel);
+                assert_eq!(out, added, "{rows} x {k} x {cols}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! gives; where gguf-py has no such type, those of ggml's `dequantize_row_*`.
 
 mod block;
+mod brain;
 mod encode;
 mod fp4;
 mod grids;
@@ -14,8 +15,8 @@ mod legacy;
 mod q8_0;
 mod ternary;
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 use crate::dtype::DType;
 use block::Coder;
@@ -92,11 +93,7 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 *out = f64::from_le_bytes(*b) as f32;
             }
         }
-        DType::BF16 => {
-            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *out = bf16::from_le_bytes(*b).to_f32();
-            }
-        }
+        DType::BF16 => brain::decode(bytes, out),
         DType::F16 => {
             // Through a small aligned buffer: a map's bytes need not be aligned.
             let mut buffer = [f16::ZERO; 256];
@@ -128,11 +125,7 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
                 *b = v.to_le_bytes();
             }
         }
-        DType::BF16 => {
-            for (b, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                *b = bf16::from_f32(*v).to_le_bytes();
-            }
-        }
+        DType::BF16 => brain::encode(values, out),
         DType::F16 => {
             let mut buffer = [f16::ZERO; 256];
             for (values, out) in values.chunks(256).zip(out.chunks_mut(512)) {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::entries::Entries;
-use crate::convert::{class_name, keeps_transposed};
+use crate::convert::{class_name, gguf_name, keeps_transposed};
 use crate::error::Result;
+use crate::formats::show_shape;
 use crate::plan::{Plan, PlannedTensor};
 
 /// A base model: config and tensors, in Hugging Face's names.
@@ -17,6 +18,8 @@ pub struct Base<'a> {
     weights: &'a Plan,
     /// Places in the plan by the file's names and by the class's own.
     places: HashMap<String, usize>,
+    /// Where the output head is the embeddings: the head, as a tensor of its own.
+    tied_head: Option<PlannedTensor>,
 }
 
 /// A module's weight in the base.
@@ -32,6 +35,9 @@ pub(super) struct Weight<'a> {
     pub(super) transposed: bool,
 }
 
+/// The output head of classes that can tie it to their embeddings.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 impl<'a> Base<'a> {
     /// The base of this config and these weights; `path` is for messages.
     pub fn new(path: &Path, config: &'a Map<String, Value>, weights: &'a Plan) -> Self {
@@ -43,7 +49,15 @@ impl<'a> Base<'a> {
         }
         // What the file itself calls so comes first.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
-        Self { path: path.to_owned(), config, weights, places }
+        let mut base = Self { path: path.to_owned(), config, weights, places, tied_head: None };
+        let tied = match config.get("tie_word_embeddings").and_then(Value::as_bool) {
+            Some(tied) => tied,
+            // Classes differ in what they take for granted; without a head of its own there is one way.
+            None => base.tensor(HEAD).is_none(),
+        };
+        // A head that a tied checkpoint has all the same goes unused.
+        base.tied_head = base.embeddings().filter(|_| tied).map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
+        base
     }
 
     /// Where it is, for messages.
@@ -56,13 +70,41 @@ impl<'a> Base<'a> {
         self.config
     }
 
+    /// The input embeddings.
+    pub fn embeddings(&self) -> Option<&'a PlannedTensor> {
+        let known = |t: &&PlannedTensor| gguf_name(self.config, &t.name).as_deref() == Some("token_embd.weight");
+        let usual = |t: &&PlannedTensor| {
+            ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"].iter().any(|name| t.name.ends_with(name))
+        };
+        let tensors = &self.weights.tensors;
+        tensors.iter().find(known).or_else(|| tensors.iter().find(usual))
+    }
+
+    /// The output head as a tensor of its own, where it is the embeddings.
+    pub fn tied_head(&self) -> Option<&PlannedTensor> {
+        self.tied_head.as_ref()
+    }
+
     /// The tensor that PEFT calls `name`.
-    pub(super) fn tensor(&self, name: &str) -> Option<&'a PlannedTensor> {
-        let place = self.places.get(name).copied().or_else(|| {
-            let name = class_name(self.config, name)?;
-            self.places.get(&name).copied()
-        });
+    pub(super) fn tensor(&self, name: &str) -> Option<&PlannedTensor> {
+        if name == HEAD && self.tied_head.is_some() {
+            return self.tied_head.as_ref();
+        }
+        let find = |name: &str| {
+            let place = self.places.get(name).copied();
+            place.or_else(|| self.places.get(&class_name(self.config, name)?).copied())
+        };
+        // Mixtral's checkpoints have a name of their own for what transformers calls mlp.
+        let place = find(name).or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")));
         place.map(|place| &self.weights.tensors[place])
+    }
+
+    /// Every tensor, a tied head among them, by the class's own name where there is one.
+    pub(in crate::adapter) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
+        let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
+        tensors
+            .chain(&self.tied_head)
+            .map(|tensor| (class_name(self.config, &tensor.name).unwrap_or_else(|| tensor.name.clone()), tensor))
     }
 
     /// The weight of the linear layer `module`, `[d_out, d_in]` or the other way round; `entry` is the
@@ -73,9 +115,31 @@ impl<'a> Base<'a> {
         entry: &str,
         module: &str,
         fan_in_fan_out: bool,
-    ) -> Result<Weight<'a>> {
+    ) -> Result<Weight<'_>> {
         let name = format!("{module}.weight");
-        let Some(tensor) = self.tensor(&name) else {
+        let tensor = self.matrix(entries, entry, &name)?;
+        let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+        let transposed = keeps_transposed(self.config, &name).unwrap_or(fan_in_fan_out);
+        let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
+        Ok(Weight { tensor, d_out, d_in, transposed })
+    }
+
+    /// As [`Base::linear`], for kinds of adapters that PEFT has for `nn.Linear` only.
+    pub(super) fn linear_only(&self, entries: &Entries, entry: &str, module: &str, kind: &str) -> Result<Weight<'_>> {
+        let weight = self.linear(entries, entry, module, false)?;
+        if !weight.transposed {
+            return Ok(weight);
+        }
+        Err(entries
+            .finding(entry)
+            .expected(format_args!("a linear layer: PEFT has {kind} for no other"))
+            .found("a Conv1D")
+            .unsupported())
+    }
+
+    /// The matrix that PEFT calls `name`.
+    pub(super) fn matrix(&self, entries: &Entries, entry: &str, name: &str) -> Result<&PlannedTensor> {
+        let Some(tensor) = self.tensor(name) else {
             return Err(entries
                 .finding(entry)
                 .expected(format_args!("a module of the base model {}", self.path.display()))
@@ -83,21 +147,13 @@ impl<'a> Base<'a> {
                 .hint("this adapter belongs to another base model")
                 .mismatch());
         };
-        let &[rows, cols] = tensor.shape.as_slice() else {
-            return Err(entries
-                .finding(entry)
-                .expected("a module of the base with a matrix for its weight")
-                .found(crate::formats::show_shape(&tensor.shape))
-                .unsupported());
-        };
-        let transposed = keeps_transposed(self.config, &name).unwrap_or(fan_in_fan_out);
-        let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
-        Ok(Weight { tensor, d_out, d_in, transposed })
-    }
-
-    /// Whether the output head is the embeddings.
-    pub fn tied(&self) -> bool {
-        self.config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true)
-            && self.tensor("lm_head.weight").is_none()
+        if tensor.shape.len() == 2 {
+            return Ok(tensor);
+        }
+        Err(entries
+            .finding(entry)
+            .expected("a module of the base with a matrix for its weight")
+            .found(show_shape(&tensor.shape))
+            .unsupported())
     }
 }

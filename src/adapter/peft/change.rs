@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::tokens::with_rows;
+use crate::dtype::DType;
 use crate::plan::{Expr, PlannedTensor, RowMap};
 
 /// What becomes of one tensor of the base. Values are f32 throughout, rounded once in the output.
@@ -13,6 +15,14 @@ pub enum Change {
     Add(Expr),
     /// Another tensor in its place, or one that the base doesn't have.
     Replace(PlannedTensor),
+    /// Some rows of another tensor in the place of rows of `W`: pairs of a row of `W`, in order, and one
+    /// of `delta`.
+    Rows {
+        /// Which rows.
+        rows: Arc<[(usize, usize)]>,
+        /// Rows as long as those of `W`.
+        delta: Expr,
+    },
     /// A function of `W` and of other tensors of its shape.
     Map {
         /// Operands behind `W`.
@@ -35,18 +45,29 @@ pub struct LowRank {
     pub b: Expr,
     /// Whether the base keeps its weight as `[d_in, d_out]`: Conv1D, embeddings.
     pub transposed: bool,
+    /// A type that the update is rounded to before it is added: PEFT does so for embeddings and experts.
+    pub rounded: Option<DType>,
 }
 
 impl LowRank {
+    /// `weight` times this update.
+    pub fn weighted(&self, weight: f32) -> Self {
+        Self { scale: self.scale * weight, ..self.clone() }
+    }
+
     /// `s B A`, in the shape that the base keeps its weight in.
     pub fn delta(&self) -> Expr {
         let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
-        match self.transposed {
+        let product = match self.transposed {
             false => Expr::Product { scale: self.scale, left: b, right: a },
             true => {
                 let transpose = |of: Box<Expr>| Box::new(Expr::Transpose(of));
                 Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b) }
             }
+        };
+        match self.rounded {
+            None | Some(DType::F32) => product,
+            Some(dtype) => Expr::Round { of: Box::new(product), dtype },
         }
     }
 }
@@ -59,6 +80,7 @@ impl Change {
             Change::LowRank(update) => add(base, update.delta()),
             Change::Add(delta) => add(base, delta.clone()),
             Change::Replace(tensor) => tensor.expr.clone(),
+            Change::Rows { rows, delta } => with_rows(base, rows, delta.clone()),
             Change::Map { others, map, transposed } => {
                 let turned = |of: Expr| if *transposed { Expr::Transpose(Box::new(of)) } else { of };
                 let of = [turned(base)].into_iter().chain(others.iter().cloned()).collect();

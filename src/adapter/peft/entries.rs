@@ -70,6 +70,11 @@ impl Entries {
         Finding::new(&self.file, format!("tensor {full:?}"))
     }
 
+    /// A finding about a tensor that is no module's, by its full name.
+    pub(super) fn shared_finding(&self, name: &str) -> Finding {
+        Finding::new(&self.file, format!("tensor {name:?}"))
+    }
+
     /// Refuses what nothing has taken.
     pub(super) fn finish(&self) -> Result<()> {
         match self.left.keys().next() {

@@ -3,19 +3,44 @@
 //! Every field of adapter_config.json is consumed or refused, every tensor of the adapter used or
 //! refused. Reference: huggingface/peft `src/peft/tuners/*/layer.py` (`merge`, `get_delta_weight`).
 
+mod adalora;
 mod base;
+mod boft;
 mod change;
+mod dora;
 mod entries;
+mod experts;
+mod ia3;
+mod loha;
+mod lokr;
+mod lora;
+mod lycoris;
+mod oft;
+pub(crate) mod patterns;
+mod randlora;
+mod refused;
+mod rotation;
+mod rows;
+mod save;
+mod saved;
+mod targets;
+mod tokens;
+mod vblora;
+mod vera;
 
 use std::path::Path;
 
 pub use base::Base;
 pub use change::{Change, LowRank};
+pub(super) use loha::delta as hadamard;
+pub(super) use lokr::delta as kronecker;
+pub(super) use rows::product;
+pub use save::NewLora;
 
 use entries::Entries;
 
 use crate::checkpoint::{Fields, read_json_object};
-use crate::error::Result;
+use crate::error::{Finding, Result};
 use crate::plan::Plan;
 
 /// A change to one tensor, by the tensor's name in the base.
@@ -26,9 +51,15 @@ pub type Named = (String, Change);
 pub struct Changes {
     /// In the order in which they are to be applied.
     pub changes: Vec<Named>,
+    /// Whether a head that is the embeddings stays that: what changes them changes both.
+    pub keeps_tie: bool,
     /// A line for everything that was left out or taken for granted.
     pub notes: Vec<String>,
 }
+
+/// Fields that no kind of adapter depends on.
+const INERT: &[&str] =
+    &["auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"];
 
 /// The adapter with this config and these tensors, which stand in `file`, on `base`.
 ///
@@ -44,25 +75,40 @@ pub fn changes(
 ) -> Result<Changes> {
     let mut fields = Fields::new(config_path, config);
     let mut entries = Entries::new(file, tensors);
-    let mut changes = Changes::default();
     let kind: String = fields.need("peft_type")?;
-    let _ = (&mut changes, base);
-    match kind.as_str() {
-        // One file a kind, each with `fn changes(&mut Fields, &mut Entries, &Base) -> Result<Vec<Named>>`.
-        other => {
-            return Err(fields
-                .finding("peft_type")
-                .expected("a kind this version can merge")
-                .found(other)
-                .unsupported());
-        }
+    if !refused::MERGED.contains(&kind.as_str()) {
+        return Err(refused::kind(&fields, &kind));
     }
-    #[allow(unreachable_code)]
-    {
-        fields.finish()?;
-        entries.finish()?;
-        Ok(changes)
+    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
+    let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
+    changes.extend(match kind.as_str() {
+        "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,
+        // Rows come last, below.
+        "TRAINABLE_TOKENS" => Vec::new(),
+        "LORA" => lora::changes(&mut fields, &mut entries, base, tied)?,
+        "IA3" => ia3::changes(&mut fields, &mut entries, base)?,
+        "LOHA" => loha::changes(&mut fields, &mut entries, base)?,
+        "LOKR" => lokr::changes(&mut fields, &mut entries, base)?,
+        "VERA" => vera::changes(&mut fields, &mut entries, base)?,
+        "ADALORA" => adalora::changes(&mut fields, &mut entries, base)?,
+        "BOFT" => boft::changes(&mut fields, &mut entries, base)?,
+        "OFT" => oft::changes(&mut fields, &mut entries, base)?,
+        "RANDLORA" => randlora::changes(&mut fields, &mut entries, base)?,
+        "VBLORA" => vblora::changes(&mut fields, &mut entries, base)?,
+        other => return Err(refused::kind(&fields, other)),
+    });
+    let (tokens, tokens_tied) = match kind.as_str() {
+        "TRAINABLE_TOKENS" => tokens::alone(&mut fields, &mut entries, base)?,
+        _ => tokens::beside(&mut fields, &mut entries, base)?,
+    };
+    changes.extend(tokens);
+    fields.ignore(INERT);
+    fields.finish()?;
+    entries.finish()?;
+    if changes.is_empty() {
+        return Err(Finding::new(file, "").expected("tensors that change the base").found("none").format());
     }
+    Ok(Changes { changes, keeps_tie: tied || tokens_tied, notes: Vec::new() })
 }
 
 /// As [`changes`], for a PEFT folder.

@@ -111,7 +111,12 @@ impl TableBase {
         Self::of(folder.path(), &folder.config_json, folder.weights().clone())
     }
 
-    pub(super) fn of(folder: &Path, config: &Config, weights: Plan) -> Result<Option<Self>> {
+    /// As [`TableBase::open`], for a config and weights that need not stand in a folder; errors name
+    /// `folder`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(folder: &Path, config: &Config, weights: Plan) -> Result<Option<Self>> {
         let Some(params) = Params::read(folder, config, &mut Vec::new())? else { return Ok(None) };
         let layers = params.layers()?;
         Ok(Some(Self { params, layers, weights }))

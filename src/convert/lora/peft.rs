@@ -1,13 +1,12 @@
 //! A LoRA's settings: `adapter_config.json` of PEFT, every field consumed or refused.
 //!
-//! Reference: huggingface/peft `src/peft/tuners/lora/config.py`, `layer.py` (`update_layer`), and
-//! `src/peft/utils/other.py` (`get_pattern_key`).
+//! Reference: huggingface/peft `src/peft/tuners/lora/config.py`, `layer.py` (`update_layer`).
 
 use std::path::{Path, PathBuf};
 
-use regex_lite::Regex;
 use serde_json::{Map, Value as Json, json};
 
+use crate::adapter::peft::patterns::{self, Patterns};
 use crate::checkpoint::Fields;
 use crate::error::{Finding, Result};
 
@@ -63,8 +62,8 @@ pub(super) struct PeftConfig {
     r: usize,
     lora_alpha: f64,
     use_rslora: bool,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Patterns<usize>,
+    alpha_pattern: Patterns<f64>,
     /// The tokens behind which the adapter is on; always on where there are none.
     pub(super) alora_invocation_tokens: Vec<u32>,
 }
@@ -79,23 +78,14 @@ impl PeftConfig {
         f.only("peft_type", &[json!("LORA")])?;
         f.need::<String>("peft_type")?;
         for (field, asks) in REFUSED {
-            // Null, false and empty values ask for nothing.
-            let off = match json.get(*field) {
-                None | Some(Json::Null | Json::Bool(false)) => true,
-                Some(Json::Array(values)) => values.is_empty(),
-                Some(Json::Object(values)) => values.is_empty(),
-                Some(Json::String(text)) => text.is_empty(),
-                Some(_) => false,
-            };
-            if !off {
+            if let Some(value) = f.switched_on(field) {
                 return Err(f
                     .finding(field)
                     .expected("a plain low-rank update, all that a GGUF adapter can carry")
-                    .found(format_args!("{}: {asks}", json.get(*field).unwrap_or(&Json::Null)))
+                    .found(format_args!("{value}: {asks}"))
                     .hint("merge the adapter into its base and convert the result")
                     .unsupported());
             }
-            f.ignore(&[*field]);
         }
         f.only("bias", &[json!("none")])?;
         // Others change the base as well, so that adding to the plain base is wrong.
@@ -106,10 +96,8 @@ impl PeftConfig {
             r: f.count("r")?,
             lora_alpha: f.need("lora_alpha")?,
             use_rslora: f.get("use_rslora")?.unwrap_or(false),
-            rank_pattern: patterns(&mut f, "rank_pattern", |value| {
-                value.as_u64().filter(|rank| (1..=1 << 31).contains(rank)).map(|rank| rank as usize)
-            })?,
-            alpha_pattern: patterns(&mut f, "alpha_pattern", Json::as_f64)?,
+            rank_pattern: Patterns::read(&mut f, "rank_pattern", patterns::rank)?,
+            alpha_pattern: Patterns::read(&mut f, "alpha_pattern", Json::as_f64)?,
             alora_invocation_tokens: f.get("alora_invocation_tokens")?.unwrap_or_default(),
         };
         f.ignore(INERT);
@@ -119,13 +107,13 @@ impl PeftConfig {
 
     /// The rank that `module` has by the config.
     pub(super) fn rank(&self, module: &str) -> usize {
-        first_match(&self.rank_pattern, module).unwrap_or(self.r)
+        self.rank_pattern.first_match(module).unwrap_or(self.r)
     }
 
     /// The scale of the update of `module`, times its `rank`: alpha, or alpha * sqrt(rank) with
     /// use_rslora. Dimensionless.
     pub(super) fn alpha(&self, module: &str, rank: usize) -> f64 {
-        self.effective(first_match(&self.alpha_pattern, module).unwrap_or(self.lora_alpha), rank)
+        self.effective(self.alpha_pattern.first_match(module).unwrap_or(self.lora_alpha), rank)
     }
 
     /// [`PeftConfig::alpha`] of a module that no pattern matches, as GGUF has it.
@@ -143,28 +131,6 @@ impl PeftConfig {
     fn effective(&self, alpha: f64, rank: usize) -> f64 {
         if self.use_rslora { alpha * (rank as f64).sqrt() } else { alpha }
     }
-}
-
-/// The patterns of field `name`, in the file's order: the first that matches wins.
-fn patterns<T>(f: &mut Fields, name: &'static str, value: impl Fn(&Json) -> Option<T>) -> Result<Vec<(Regex, T)>> {
-    let map: Map<String, Json> = f.get(name)?.unwrap_or_default();
-    map.iter()
-        .map(|(key, json)| {
-            let value = value(json).ok_or_else(|| {
-                let finding = f.finding(name).expected(format_args!("a number for {key:?}"));
-                finding.found(json).format()
-            })?;
-            let regex = Regex::new(&format!(r"^(.*\.)?({key})$")).map_err(|e| {
-                let finding = f.finding(name).expected("regular expressions without look-around or references");
-                finding.found(format_args!("{key:?}: {e}")).unsupported()
-            })?;
-            Ok((regex, value))
-        })
-        .collect()
-}
-
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
 }
 
 #[cfg(test)]

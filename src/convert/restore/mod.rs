@@ -87,6 +87,38 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
     Ok(Some(Restored { config, plan, files, notes }))
 }
 
+/// The tensors of `model` where some of those that [`from_gguf`] gives have changed: `changed` are their
+/// names in `plan`, which has the config `config`. What hasn't changed stays as it is, and what has
+/// keeps its type; a tensor that the file doesn't have comes last, with the type of the embeddings.
+///
+/// # Errors
+/// As [`super::to_gguf`] for tensors that don't fit the config.
+pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &HashSet<String>) -> Result<Plan> {
+    let mut notes = Vec::new();
+    let origin = model.path();
+    let folder = origin.parent().unwrap_or(origin);
+    let Some(params) = Params::read(folder, config, &mut notes)? else { return Ok(Plan::default()) };
+    // Whatever its tokenizer, the file has the rows that it has.
+    let all_rows = || Ok(usize::MAX);
+    let new = super::tensors::plan(origin, &all_rows, &params, plan, Some(DType::F32), &mut notes)?;
+    let touched: HashSet<String> = changed
+        .iter()
+        .filter_map(|name| match super::tensors::find(params.arch, name) {
+            super::tensors::Found::Known(known) => Some(known.gguf_name()),
+            _ => None,
+        })
+        .collect();
+    let mut tensors: Plan = model.tensors().iter().cloned().collect();
+    let embeddings = tensors.get("token_embd.weight").map_or(DType::F32, |tensor| tensor.dtype);
+    for tensor in new.tensors.into_iter().filter(|tensor| touched.contains(&tensor.name)) {
+        match tensors.tensors.iter_mut().find(|there| there.name == tensor.name) {
+            Some(there) => there.expr = tensor.expr,
+            None => tensors.tensors.push(PlannedTensor { dtype: embeddings, ..tensor }),
+        }
+    }
+    Ok(tensors)
+}
+
 /// Phi-4 is Phi-3 with a byte-level vocabulary; the reference tells them apart by this name.
 fn named_as_gpt2(files: &mut [(String, Vec<u8>)]) {
     let Some((_, content)) = files.iter_mut().find(|(name, _)| name == "tokenizer_config.json") else { return };

@@ -75,10 +75,31 @@ impl Kernel {
             Width::Avx2 => routine.run::<1, 1>(),
         }
     }
+
+    /// As [`Kernel::run`], with AVX-512 where the processor has it and vectors are in use at all: for
+    /// short routines that spend their time in plain arithmetic. Quantizers gain nothing by it, and
+    /// would be in the program a third time.
+    #[allow(unsafe_code)]
+    pub(crate) fn run_wide(self, routine: impl Routine) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Width::Avx2 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") => {
+                // SAFETY: the processor has what the function is compiled for.
+                unsafe { avx512(routine) }
+            }
+            _ => self.run(routine),
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2(routine: impl Routine) {
     routine.run::<8, 16>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+fn avx512(routine: impl Routine) {
+    routine.run::<16, 32>();
 }

@@ -1,0 +1,151 @@
+//! DoRA: `m (W + s B A) / ||W + s B A||`, a magnitude and a norm for each output.
+//!
+//! Reference: peft `src/peft/tuners/lora/variants.py` (`merge_unsafe`) and `dora.py`
+//! (`get_weight_norm`): everything in f32, the quotient `m / norm` before the product with the weight.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::change::{Change, LowRank};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::plan::{PlannedTensor, RowMap};
+
+/// Values that torch's norm sums side by side.
+const LANES: usize = 8;
+
+/// Rows of a transposed weight looked at at a time, at most this many values.
+const STRIP_ELEMS: usize = 1 << 20;
+
+/// The change that follows `W + s B A` of `tensor`, under `update`.
+///
+/// A weight that is kept transposed, whose outputs are columns, is read here for their norms.
+pub(super) fn rescale(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -> Result<Change> {
+    let map: Arc<dyn RowMap> = match update.transposed {
+        false => Arc::new(ByRow { magnitude: magnitude.into() }),
+        true => Arc::new(ByColumn { factors: column_factors(tensor, update, magnitude)? }),
+    };
+    Ok(Change::Map { others: Vec::new(), map, transposed: false })
+}
+
+/// Outputs are rows.
+#[derive(Debug)]
+struct ByRow {
+    magnitude: Arc<[f32]>,
+}
+
+impl RowMap for ByRow {
+    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
+        for (magnitude, row) in self.magnitude[rows].iter().zip(out.chunks_exact_mut(row_len)) {
+            let factor = magnitude / norm(row);
+            row.iter_mut().for_each(|w| *w *= factor);
+        }
+    }
+
+    fn not_finite(&self) -> Option<&str> {
+        Some("an output whose weights are all zero, which DoRA can't give a magnitude")
+    }
+}
+
+/// The Euclidean norm as torch takes it of neighbouring values on the CPU (`ReduceOpsKernel.cpp`,
+/// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order.
+fn norm(row: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for values in whole {
+        for (sum, v) in lanes.iter_mut().zip(values) {
+            *sum += v * v;
+        }
+    }
+    let sum = lanes[1..].iter().fold(lanes[0], |sum, lane| sum + lane);
+    rest.iter().fold(sum, |sum, v| sum + v * v).sqrt()
+}
+
+/// Outputs are columns.
+#[derive(Debug)]
+struct ByColumn {
+    factors: Arc<[f32]>,
+}
+
+impl RowMap for ByColumn {
+    fn apply(&self, _: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
+        for row in out.chunks_exact_mut(row_len) {
+            row.iter_mut().zip(self.factors.iter()).for_each(|(w, factor)| *w *= factor);
+        }
+    }
+}
+
+/// `m / norm` of every column of `W + s B A`: values that don't stand side by side torch sums in order.
+fn column_factors(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -> Result<Arc<[f32]>> {
+    let expr = Change::LowRank(update.clone()).apply(tensor.expr.clone());
+    let updated = PlannedTensor { dtype: DType::F32, expr, ..tensor.clone() };
+    let mut squares = vec![0.0f32; tensor.row_len()];
+    let step = (STRIP_ELEMS / tensor.row_len().max(1)).max(1);
+    for start in (0..tensor.rows()).step_by(step) {
+        let values = updated.read_rows(start..(start + step).min(tensor.rows()))?;
+        for row in values.chunks_exact(tensor.row_len()) {
+            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
+        }
+    }
+    let factor = |(square, magnitude): (&f32, &f32)| magnitude / square.sqrt();
+    let factors: Arc<[f32]> = squares.iter().zip(magnitude).map(factor).collect();
+    match factors.iter().position(|factor| !factor.is_finite()) {
+        None => Ok(factors),
+        Some(output) => Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
+            .expected("outputs with a direction, for DoRA to give a magnitude")
+            .found(format_args!("output {output}, whose weights are all zero"))
+            .not_finite()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Expr;
+
+    fn values(shape: &[usize], values: &[f32]) -> Expr {
+        Expr::Values { shape: shape.to_vec(), values: values.into() }
+    }
+
+    #[test]
+    fn outputs_get_their_magnitude_whichever_way_round_the_weight_is_kept() {
+        // W + B A = [[3, 4], [0, 2]] for outputs that are rows.
+        let update = |transposed| LowRank {
+            scale: 1.0,
+            a: values(&[1, 2], &[1., 0.]),
+            b: values(&[2, 1], &[1., 0.]),
+            transposed,
+            rounded: None,
+        };
+        let expected = [6., 8., 0., 10.];
+        for (transposed, weight, expected) in
+            [(false, [2., 4., 0., 2.], expected), (true, [2., 0., 4., 2.], [6., 0., 8., 10.])]
+        {
+            let expr = values(&[2, 2], &weight);
+            let tensor = PlannedTensor { name: "w".into(), dtype: DType::F32, shape: vec![2, 2], expr };
+            let update = update(transposed);
+            let change = rescale(&tensor, &update, &[10., 10.]).unwrap();
+            let expr = change.apply(Change::LowRank(update).apply(tensor.expr.clone()));
+            assert_eq!(PlannedTensor { expr, ..tensor }.read().unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn outputs_of_zeros_are_refused() {
+        for transposed in [false, true] {
+            let tensor = PlannedTensor {
+                name: "w".into(),
+                dtype: DType::F32,
+                shape: vec![2, 2],
+                expr: values(&[2, 2], &[0.; 4]),
+            };
+            let zeros = |shape: &[usize]| values(shape, &[0., 0.]);
+            let update = LowRank { scale: 1.0, a: zeros(&[1, 2]), b: zeros(&[2, 1]), transposed, rounded: None };
+            let change = rescale(&tensor, &update, &[1., 1.]);
+            let read =
+                |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();
+            let error = change.and_then(read).unwrap_err().to_string();
+            assert!(error.contains("whose weights are all zero"), "{error}");
+        }
+    }
+}

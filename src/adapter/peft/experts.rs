@@ -1,0 +1,166 @@
+//! LoRA of parameters that are no module's weight (`target_parameters`): the experts of a layer, which
+//! transformers keeps in one tensor of three dimensions and checkpoints one by one.
+//!
+//! Reference: peft `src/peft/tuners/lora/layer.py` (`ParamWrapper`) and transformers
+//! `conversion_mapping.py` for what checkpoints call them.
+
+use super::Named;
+use super::base::Base;
+use super::change::{Change, LowRank};
+use super::entries::Entries;
+use super::targets::ends_path;
+use crate::error::Result;
+use crate::plan::{Expr, Pick, PlannedTensor};
+
+/// What wraps a module whose parameters are adapted; one more for each parameter behind the first.
+const WRAPPER: &str = ".base_layer";
+
+/// A parameter of transformers, and its parts in checkpoints, by what stands behind an expert's number.
+struct Fused {
+    parameter: &'static str,
+    /// One above the other; each of the same number of rows.
+    parts: &'static [&'static [&'static str]],
+}
+
+/// In the order in which modules have them, and PEFT wraps them. Checkpoints of Mixtral have other
+/// names, and another name of the module.
+const FUSED: [Fused; 2] = [
+    Fused { parameter: "gate_up_proj", parts: &[&["gate_proj", "w1"], &["up_proj", "w3"]] },
+    Fused { parameter: "down_proj", parts: &[&["down_proj", "w2"]] },
+];
+
+/// The tensors of the base that make up one parameter.
+enum Parts<'a> {
+    /// One matrix, or one for each expert.
+    Whole(&'a PlannedTensor),
+    /// By expert, then from the top down.
+    Single(Vec<Vec<&'a PlannedTensor>>),
+}
+
+impl Parts<'_> {
+    /// Experts, rows and columns.
+    fn shape(&self) -> Option<[usize; 3]> {
+        match self {
+            Parts::Whole(tensor) => match *tensor.shape.as_slice() {
+                [experts, rows, cols] => Some([experts, rows, cols]),
+                [rows, cols] => Some([1, rows, cols]),
+                _ => None,
+            },
+            Parts::Single(experts) => {
+                let first = experts.first()?;
+                let &[rows, cols] = first.first()?.shape.as_slice() else { return None };
+                let alike = experts.iter().flatten().all(|part| part.shape == [rows, cols]);
+                alike.then_some([experts.len(), rows * first.len(), cols])
+            }
+        }
+    }
+}
+
+/// The changes of the parameters that `targets` asks for; `rank` and `scale` by their paths.
+pub(super) fn changes(
+    entries: &mut Entries,
+    base: &Base,
+    targets: &[String],
+    rank: impl Fn(&str) -> usize,
+    scale: impl Fn(&str, usize) -> f32,
+) -> Result<Vec<Named>> {
+    let wanted = |path: &str| targets.iter().any(|target| ends_path(path, target));
+    let mut modules: Vec<String> = entries.modules("lora_A.weight");
+    modules.iter_mut().for_each(|module| module.truncate(module.trim_end_matches(WRAPPER).len()));
+    modules.dedup();
+    let mut changes = Vec::new();
+    for module in modules {
+        let parameters: Vec<(&str, Parts)> = FUSED
+            .iter()
+            .map(|fused| fused.parameter)
+            .filter(|parameter| wanted(&format!("{module}.{parameter}")))
+            .filter_map(|parameter| Some((parameter, parts(base, &module, parameter)?)))
+            .collect();
+        for (place, (parameter, parts)) in parameters.iter().enumerate() {
+            let path = format!("{module}.{parameter}");
+            let wrapped = [module.as_str(), &WRAPPER.repeat(parameters.len() - 1 - place)].concat();
+            let rank = rank(&path);
+            one(entries, base, &wrapped, parts, rank, scale(&path, rank), &mut changes)?;
+        }
+    }
+    Ok(changes)
+}
+
+/// The tensors that make up a parameter in the base's files.
+fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<Parts<'a>> {
+    if let Some(tensor) = base.tensor(&format!("{module}.{parameter}")) {
+        return Some(Parts::Whole(tensor));
+    }
+    let fused = FUSED.iter().find(|fused| fused.parameter == parameter)?;
+    let part = |expert: usize, names: &[&str]| {
+        names.iter().find_map(|name| base.tensor(&format!("{module}.{expert}.{name}.weight")))
+    };
+    let expert = |number| fused.parts.iter().map(|names| part(number, names)).collect::<Option<Vec<_>>>();
+    let experts: Vec<_> = (0..).map_while(expert).collect();
+    (!experts.is_empty()).then_some(Parts::Single(experts))
+}
+
+/// The changes of one parameter, whose factors stand under `wrapped`.
+fn one(
+    entries: &mut Entries,
+    base: &Base,
+    wrapped: &str,
+    parts: &Parts,
+    rank: usize,
+    scale: f32,
+    changes: &mut Vec<Named>,
+) -> Result<()> {
+    let name_a = format!("{wrapped}.lora_A.weight");
+    let Some([experts, rows, cols]) = parts.shape() else {
+        let finding =
+            entries.finding(&name_a).expected("a parameter of two or three dimensions, alike for all experts");
+        return Err(finding.found("another").unsupported());
+    };
+    // Some classes keep inputs in the rows, where their experts stand in one tensor.
+    let transposed = matches!(parts, Parts::Whole(tensor) if tensor.shape.len() == 3) && keeps_transposed(base);
+    let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
+    let inner = experts * rank;
+    let a = entries.shaped(&name_a, &[inner, d_in])?.expr;
+    let b = entries.shaped(&format!("{wrapped}.lora_B.weight"), &[d_out, inner])?.expr;
+    // A has a whole factor for one expert after the other, B has a column for each in turn.
+    let factors = |expert: usize| {
+        let columns: Vec<Pick> = (0..rank).map(|k| Pick { of: 0, start: k * experts + expert, len: 1 }).collect();
+        let turned = Expr::Transpose(Box::new(b.clone()));
+        let picked = Expr::Rows { shape: vec![rank, d_out], of: vec![turned], picks: columns.into() };
+        (Expr::slice(a.clone(), expert * rank, rank, vec![rank, d_in]), Expr::Transpose(Box::new(picked)))
+    };
+    match parts {
+        Parts::Whole(tensor) => {
+            let update = |expert: usize| {
+                let (a, b) = if experts == 1 { (a.clone(), b.clone()) } else { factors(expert) };
+                LowRank { scale, a, b, transposed, rounded: Some(tensor.dtype) }
+            };
+            let change = match tensor.shape.len() {
+                2 => Change::LowRank(update(0)),
+                _ => {
+                    let deltas = (0..experts).map(|expert| update(expert).delta()).collect();
+                    Change::Add(Expr::concat(deltas, tensor.shape.clone()))
+                }
+            };
+            changes.push((tensor.name.clone(), change));
+        }
+        Parts::Single(tensors) => {
+            for (expert, parts) in tensors.iter().enumerate() {
+                let rows = rows / parts.len();
+                for (place, tensor) in parts.iter().enumerate() {
+                    let (a, b) = factors(expert);
+                    let b = Expr::slice(b, place * rows, rows, vec![rows, rank]);
+                    let update = LowRank { scale, a, b, transposed: false, rounded: Some(tensor.dtype) };
+                    changes.push((tensor.name.clone(), Change::LowRank(update)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the class keeps its experts as `[experts, d_in, d_out]`.
+fn keeps_transposed(base: &Base) -> bool {
+    let kind = base.config().get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
+    matches!(kind, "gpt_oss" | "llama4" | "llama4_text")
+}

@@ -1,0 +1,215 @@
+//! LoRA, with everything that PEFT's config can say about it.
+//!
+//! Reference: peft `src/peft/tuners/lora/layer.py`: `W + s B A`, the product in f32, scaled, added to
+//! the weight and rounded once; of embeddings the update is rounded to the weight's type before that.
+
+use std::collections::HashSet;
+
+use serde_json::Value as Json;
+
+use super::base::{Base, Weight};
+use super::change::{Change, LowRank};
+use super::dora;
+use super::entries::Entries;
+use super::patterns::{self, Patterns};
+use super::targets::{Targets, ends_path};
+use super::{Named, experts};
+use crate::checkpoint::Fields;
+use crate::error::Result;
+use crate::formats::show_shape;
+use crate::plan::Expr;
+
+/// Fields that don't change what the saved tensors make of the base.
+const INERT: &[&str] = &[
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "qalora_group_size",
+    "runtime_config",
+];
+
+/// Fields that ask for what no weight can be, or for another way of merging, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("arrow_config", "every token picks among adapters, so that no one weight is the model"),
+    ("alora_invocation_tokens", "the update is on behind certain tokens only, so that no one weight is the model"),
+    ("use_qalora", "inputs are pooled before the update, which PEFT does not merge"),
+    ("layer_replication", "layers of the base are repeated"),
+    ("use_bdlora", "factors are block-diagonal"),
+    ("velora_config", "the update is computed in another way"),
+    ("monteclora_config", "the update is computed in another way"),
+    ("kasa_config", "the update is computed in another way"),
+];
+
+/// Initialisations under which the base stays what it is.
+const PLAIN_INITS: [&str; 5] = ["gaussian", "orthogonal", "eva", "mica", "orthogonal_init"];
+
+/// What the config says about every module.
+struct Config {
+    r: usize,
+    lora_alpha: f64,
+    use_rslora: bool,
+    use_dora: bool,
+    lora_bias: bool,
+    fan_in_fan_out: bool,
+    rank_pattern: Patterns<usize>,
+    alpha_pattern: Patterns<f64>,
+    /// Parameters that are adapted as such.
+    parameters: Vec<String>,
+}
+
+impl Config {
+    fn rank(&self, module: &str) -> usize {
+        self.rank_pattern.first_match(module).unwrap_or(self.r)
+    }
+
+    /// The factor of the update of `module`, of rank `rank`. Dimensionless.
+    fn scale(&self, module: &str, rank: usize) -> f32 {
+        let alpha = self.alpha_pattern.first_match(module).unwrap_or(self.lora_alpha);
+        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        (alpha / divisor) as f32
+    }
+}
+
+/// The changes of a LoRA; `tied` is whether a head that is the embeddings has nothing of its own.
+pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
+    for (field, why) in REFUSED {
+        if let Some(value) = fields.switched_on(field) {
+            return Err(fields
+                .finding(field)
+                .expected("a LoRA that is a fixed change of weights")
+                .found(format_args!("{value}: {why}"))
+                .unsupported());
+        }
+    }
+    check_init(fields)?;
+    let config = Config {
+        r: fields.count("r")?,
+        lora_alpha: fields.need("lora_alpha")?,
+        use_rslora: fields.get("use_rslora")?.unwrap_or(false),
+        use_dora: fields.get("use_dora")?.unwrap_or(false),
+        lora_bias: fields.get("lora_bias")?.unwrap_or(false),
+        fan_in_fan_out: fields.get("fan_in_fan_out")?.unwrap_or(false),
+        rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
+        alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
+        parameters: fields.get("target_parameters")?.unwrap_or_default(),
+    };
+    fields.ignore(INERT);
+    let targets = Targets::read(fields)?;
+    let mut changes = Vec::new();
+    if !config.parameters.is_empty() {
+        let scale = |parameter: &str, rank| config.scale(parameter, rank);
+        changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
+    }
+    let mut adapted: HashSet<String> = HashSet::new();
+    if tied {
+        adapted.extend(base.tied_head().map(|head| head.name.clone()));
+    }
+    for module in entries.modules("lora_A.weight") {
+        adapted.insert(linear(&config, entries, base, &module, &mut changes)?);
+    }
+    for module in entries.modules("lora_embedding_A") {
+        adapted.insert(embedding(&config, entries, base, &module, &mut changes)?);
+    }
+    targets.complete(entries, base, &adapted, "lora_A.weight")?;
+    Ok(changes)
+}
+
+/// PiSSA and its like change the base when the adapter is made, and again when it is loaded.
+fn check_init(fields: &mut Fields) -> Result<()> {
+    let Some(value) = fields.get::<Json>("init_lora_weights")? else { return Ok(()) };
+    let plain = value.is_boolean() || value.as_str().is_some_and(|name| PLAIN_INITS.contains(&name));
+    if plain {
+        return Ok(());
+    }
+    Err(fields
+        .finding("init_lora_weights")
+        .expected("an initialisation that leaves the base as it is")
+        .found(format_args!("{value}, under which PEFT changes the base before it adds the adapter"))
+        .hint(
+            "save it with save_pretrained(.., path_initial_model_for_weight_conversion=..), which makes a plain \
+             LoRA of it, or merge it into the changed base that was saved beside it and set init_lora_weights to true",
+        )
+        .unsupported())
+}
+
+/// The changes of one linear layer; gives the name of its weight in the base.
+fn linear(
+    config: &Config,
+    entries: &mut Entries,
+    base: &Base,
+    module: &str,
+    changes: &mut Vec<Named>,
+) -> Result<String> {
+    let name_a = format!("{module}.lora_A.weight");
+    let weight = base.linear(entries, &name_a, module, config.fan_in_fan_out)?;
+    let Weight { tensor, d_out, d_in, transposed } = weight;
+    let rank = config.rank(module);
+    let a = entries.shaped(&name_a, &[rank, d_in])?;
+    let b = entries.shaped(&format!("{module}.lora_B.weight"), &[d_out, rank])?;
+    let scale = config.scale(module, rank);
+    // What picks among experts is a parameter to transformers and no linear layer.
+    let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
+    let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
+    let rounded = (router || parameter).then_some(tensor.dtype);
+    let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
+    changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
+    if config.use_dora {
+        let magnitude = magnitude(entries, module, d_out)?;
+        changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude)?));
+    }
+    if config.lora_bias {
+        let name = format!("{module}.lora_B.bias");
+        let bias = entries.shaped(&name, &[d_out])?;
+        let Some(target) = base.tensor(&format!("{module}.bias")) else {
+            return Err(entries.finding(&name).expected("a bias in the base to add it to").found("none").mismatch());
+        };
+        let delta = Expr::Scale { of: Box::new(bias.expr), factor: scale };
+        changes.push((target.name.clone(), Change::Add(delta)));
+    }
+    Ok(tensor.name.clone())
+}
+
+/// The changes of an embedding, whose weight is `[vocab, hidden]`.
+fn embedding(
+    config: &Config,
+    entries: &mut Entries,
+    base: &Base,
+    module: &str,
+    changes: &mut Vec<Named>,
+) -> Result<String> {
+    let name_a = format!("{module}.lora_embedding_A");
+    let tensor = base.matrix(entries, &name_a, &format!("{module}.weight"))?;
+    let (vocab, hidden) = (tensor.shape[0], tensor.shape[1]);
+    let rank = config.rank(module);
+    let a = entries.shaped(&name_a, &[rank, vocab])?;
+    let b = entries.shaped(&format!("{module}.lora_embedding_B"), &[hidden, rank])?;
+    let rounded = (!config.use_dora).then_some(tensor.dtype);
+    let update = LowRank { scale: config.scale(module, rank), a: a.expr, b: b.expr, transposed: true, rounded };
+    changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
+    if config.use_dora {
+        let magnitude = magnitude(entries, module, hidden)?;
+        changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude)?));
+    }
+    Ok(tensor.name.clone())
+}
+
+/// DoRA's magnitudes; older versions of PEFT call them a weight.
+fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f32>> {
+    let name = format!("{module}.lora_magnitude_vector");
+    let older = format!("{name}.weight");
+    let name = if entries.names().any(|n| n == older) { older } else { name };
+    let tensor = entries.need(&name)?;
+    // Embeddings keep theirs as a row.
+    if tensor.elems() == d_out && tensor.shape.iter().all(|d| *d == 1 || *d == d_out) {
+        return tensor.read();
+    }
+    Err(entries
+        .finding(&name)
+        .expected(format_args!("[{d_out}], one for each output"))
+        .found(show_shape(&tensor.shape))
+        .mismatch())
+}

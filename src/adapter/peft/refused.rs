@@ -1,0 +1,51 @@
+//! Kinds of adapters that no merged weight can stand for, and those that this version has no rule for.
+
+use crate::checkpoint::Fields;
+use crate::error::Error;
+
+/// Kinds that are merged, as `peft_type` has them.
+pub(super) const MERGED: &[&str] = &[
+    "ADALORA",
+    "BOFT",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "OFT",
+    "RANDLORA",
+    "TRAINABLE_TOKENS",
+    "VBLORA",
+    "VERA",
+];
+
+/// Kinds that pick among adapters for every input.
+const ROUTED: &[&str] = &["POLY", "XLORA"];
+
+/// Kinds that learn inputs, and none of the model's weights.
+const PROMPTS: &[&str] =
+    &["ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"];
+
+/// Why an adapter of `kind` isn't merged.
+pub(super) fn kind(fields: &Fields, kind: &str) -> Error {
+    let finding = fields.finding("peft_type");
+    let finding = match kind {
+        "QUERYABLE_LORA" => finding
+            .expected("an adapter that is the same for every instruction")
+            .found("QUERYABLE_LORA, an atom bank")
+            .hint("fix an instruction with `atombank bake`"),
+        _ if ROUTED.contains(&kind) => finding
+            .expected("an adapter that is the same for every input")
+            .found(format_args!("{kind}, which picks among several for each: no one weight is the model"))
+            .hint("run it in PEFT, or merge one of its adapters alone"),
+        _ if PROMPTS.contains(&kind) => finding
+            .expected("an adapter that changes weights")
+            .found(format_args!("{kind}, which learns inputs beside the prompt: there is no weight to merge it into"))
+            .hint("run it in PEFT on the unchanged base"),
+        _ => finding
+            .expected(format_args!("one of the kinds this version merges ({})", MERGED.join(", ")))
+            .found(kind)
+            .hint("merge it with PEFT's merge_and_unload and convert the result"),
+    };
+    finding.unsupported()
+}

@@ -1,0 +1,153 @@
+//! Low-rank updates as a folder that PEFT loads.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde_json::{Map, Value, json};
+
+use super::base::Base;
+use super::change::LowRank;
+use super::entries::PREFIX;
+use crate::convert::class_name;
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::formats::{rows, safetensors};
+use crate::plan::{self, Plan, PlannedTensor, Progress, Staging};
+
+/// An adapter to be written.
+#[derive(Debug, Clone)]
+pub struct NewLora {
+    /// adapter_config.json.
+    pub config: Map<String, Value>,
+    /// The factors, and whole tensors, by PEFT's names.
+    pub tensors: Plan,
+}
+
+/// One module's update.
+struct Module<'a> {
+    path: String,
+    update: &'a LowRank,
+    rank: usize,
+    alpha: f64,
+}
+
+impl NewLora {
+    /// The LoRA that adds `updates` to the tensors of `base` with these names, and puts `saved`, tensors of
+    /// the base's names, in the place of its own. Factors get the type `dtype`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for an update of what is no module's weight.
+    pub fn new(base: &Base, updates: &[(String, LowRank)], saved: Vec<PlannedTensor>, dtype: DType) -> Result<Self> {
+        let modules = updates.iter().map(|(name, update)| module(base, name, update)).collect::<Result<Vec<_>>>()?;
+        let mut tensors = Plan::default();
+        for module in &modules {
+            let embedding = module.update.transposed && is_embedding(base, &module.path);
+            let names = match embedding {
+                true => ["lora_embedding_A", "lora_embedding_B"],
+                false => ["lora_A.weight", "lora_B.weight"],
+            };
+            for (name, expr) in names.into_iter().zip([&module.update.a, &module.update.b]) {
+                let (name, expr) = (format!("{PREFIX}{}.{name}", module.path), expr.clone());
+                tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
+            }
+        }
+        let mut modules_to_save: Vec<String> = Vec::new();
+        for tensor in saved {
+            let own = class_name(base.config(), &tensor.name).unwrap_or_else(|| tensor.name.clone());
+            let (path, _) = own.rsplit_once('.').unwrap_or((&own, ""));
+            if !modules_to_save.iter().any(|module| module == path) {
+                modules_to_save.push(path.to_owned());
+            }
+            tensors.tensors.push(PlannedTensor { name: format!("{PREFIX}{own}"), ..tensor });
+        }
+        Ok(Self { config: config(base, &modules, &modules_to_save), tensors })
+    }
+
+    /// Writes the adapter as the folder of `staging`.
+    ///
+    /// # Errors
+    /// What [`plan::execute`] meets; nothing is left behind then.
+    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+        let layout = safetensors::layout(&self.tensors.tensors, "adapter_model", u64::MAX)?;
+        plan::execute(&self.tensors, &layout, &staging, options, progress)?;
+        let text = serde_json::to_string_pretty(&self.config).expect("plain values serialize") + "\n";
+        staging.write("adapter_config.json", text.as_bytes())?;
+        staging.commit()
+    }
+}
+
+fn module<'a>(base: &Base, name: &str, update: &'a LowRank) -> Result<Module<'a>> {
+    let own = class_name(base.config(), name).unwrap_or_else(|| name.to_owned());
+    let Some(path) = own.strip_suffix(".weight").filter(|path| !path.contains(".experts.")) else {
+        return Err(Finding::new(base.path(), format!("tensor {name:?}"))
+            .expected("the weight of a module, for PEFT to find it by")
+            .found("another")
+            .unsupported());
+    };
+    let rank = rows(&update.a.shape());
+    Ok(Module { path: path.to_owned(), update, rank, alpha: f64::from(update.scale) * rank as f64 })
+}
+
+fn is_embedding(base: &Base, path: &str) -> bool {
+    let own = |name: &str| class_name(base.config(), name).unwrap_or_else(|| name.to_owned());
+    base.embeddings().is_some_and(|tensor| own(&tensor.name) == format!("{path}.weight"))
+}
+
+/// The number that most modules have, the smallest of several.
+fn usual<T: Copy + PartialEq>(of: &[Module], number: impl Fn(&Module) -> T) -> Option<T> {
+    let count = |n: T| of.iter().filter(|module| number(module) == n).count();
+    of.iter().map(&number).rev().max_by_key(|n| count(*n))
+}
+
+/// adapter_config.json: numbers of most modules, and by pattern those of the others.
+fn config(base: &Base, modules: &[Module], modules_to_save: &[String]) -> Map<String, Value> {
+    let r = usual(modules, |module| module.rank).unwrap_or(1);
+    let alpha = usual(modules, |module| module.alpha).unwrap_or(1.0);
+    // A path is a pattern that matches itself, and older versions of PEFT look it up as it is.
+    let others = |value: &dyn Fn(&Module) -> Option<Value>| -> Map<String, Value> {
+        modules.iter().filter_map(|module| Some((module.path.clone(), value(module)?))).collect()
+    };
+    let number = |n: f64| if n.fract() == 0.0 && n.abs() < 1e15 { json!(n as i64) } else { json!(n) };
+    let mut config = Map::new();
+    let mut set = |field: &str, value: Value| config.insert(field.to_owned(), value);
+    set("peft_type", json!("LORA"));
+    set("task_type", json!("CAUSAL_LM"));
+    set("base_model_name_or_path", base.config().get("_name_or_path").cloned().unwrap_or(Value::Null));
+    set("r", json!(r));
+    set("lora_alpha", number(alpha));
+    set("use_rslora", json!(false));
+    set("target_modules", json!(target_modules(base, modules)));
+    set("rank_pattern", Value::Object(others(&|module| (module.rank != r).then(|| json!(module.rank)))));
+    set("alpha_pattern", Value::Object(others(&|module| (module.alpha != alpha).then(|| number(module.alpha)))));
+    set("modules_to_save", if modules_to_save.is_empty() { Value::Null } else { json!(modules_to_save) });
+    set("lora_dropout", json!(0.0));
+    set("bias", json!("none"));
+    set("fan_in_fan_out", json!(modules.iter().any(|m| m.update.transposed && !is_embedding(base, &m.path))));
+    set("inference_mode", json!(true));
+    set("init_lora_weights", json!(true));
+    config
+}
+
+/// Last parts of paths, as PEFT's users write them, where those name these modules and no other;
+/// whole paths otherwise.
+fn target_modules(base: &Base, modules: &[Module]) -> Vec<String> {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
+    let adapted: HashSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+    let mut all: BTreeMap<String, bool> = BTreeMap::new();
+    for (name, tensor) in base.named().filter(|(_, tensor)| tensor.shape.len() == 2) {
+        let Some(path) = name.strip_suffix(".weight") else { continue };
+        // A tied head is no module of its own until it is adapted.
+        let tied = base.tied_head().is_some_and(|head| head.name == tensor.name);
+        *all.entry(last(path)).or_insert(true) &= adapted.contains(path) || tied;
+    }
+    let mut names: Vec<String> = Vec::new();
+    for module in modules {
+        let name = last(&module.path);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    match names.iter().all(|name| all.get(name) == Some(&true)) {
+        true => names,
+        false => modules.iter().map(|module| module.path.clone()).collect(),
+    }
+}

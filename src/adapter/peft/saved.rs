@@ -1,0 +1,134 @@
+//! What adapters of every kind can have beside their own tensors: whole modules and biases. LN tuning has
+//! nothing else.
+//!
+//! Reference: peft `src/peft/utils/other.py` (`ModulesToSaveWrapper`), `src/peft/utils/save_and_load.py` and
+//! `src/peft/tuners/ln_tuning/layer.py`.
+
+use super::Named;
+use super::base::Base;
+use super::change::Change;
+use super::entries::Entries;
+use crate::checkpoint::Fields;
+use crate::convert::class_name;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::formats::show_shape;
+use crate::plan::{Expr, PlannedTensor};
+
+/// What PEFT puts behind a module whose copy LN tuning trains.
+const TUNED: &str = ".ln_tuning_layers";
+
+/// What PEFT calls a module that it has wrapped.
+const WRAPPED: &str = ".base_layer";
+
+/// The whole tensors: first of all, as PEFT loads them before it merges.
+pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+    let modules: Vec<String> = fields.get("modules_to_save")?.unwrap_or_default();
+    let biases = match fields.get::<String>("bias")?.as_deref() {
+        None | Some("none") => false,
+        Some("all") => true,
+        Some(only) if only.ends_with("_only") => true,
+        Some(other) => {
+            let finding = fields.finding("bias").expected("none, all, or the adapted modules' only");
+            return Err(finding.found(format!("{other:?}")).unsupported());
+        }
+    };
+    let mut found = vec![false; modules.len()];
+    let mut changes = Vec::new();
+    let names: Vec<String> = entries.names().map(str::to_owned).collect();
+    for name in names {
+        let in_base = name.replace(&format!("{WRAPPED}."), ".");
+        let mut is_saved = false;
+        for (module, found) in modules.iter().zip(&mut found) {
+            let here = saves(module, &name);
+            *found |= here;
+            is_saved |= here;
+        }
+        let whole_embedding = name.ends_with(&format!("{WRAPPED}.weight"));
+        let bias = biases && name.ends_with(".bias") && !name.contains(".lora_");
+        if !is_saved && !whole_embedding && !bias {
+            continue;
+        }
+        let tensor = entries.need(&name)?;
+        // With every bias PEFT saves those of a module's copies too, and loads neither.
+        if bias && [".original_module.", ".modules_to_save."].iter().any(|copy| name.contains(copy)) {
+            continue;
+        }
+        changes.push(replacement(entries, base, &name, &in_base, tensor)?);
+    }
+    match found.iter().position(|found| !found) {
+        None => Ok(changes),
+        // PEFT passes over names that no module has.
+        Some(place) if !base.named().any(|(name, _)| saves(&modules[place], &name)) => Ok(changes),
+        Some(place) => Err(fields
+            .finding("modules_to_save")
+            .expected(format_args!("tensors of {:?} in {}", modules[place], entries.file().display()))
+            .found("none")
+            .hint("the adapter is incomplete")
+            .mismatch()),
+    }
+}
+
+/// Whether the tensor called `name` belongs to a module whose path ends in `module`: in these letters,
+/// not only as a path, as PEFT has it.
+fn saves(module: &str, name: &str) -> bool {
+    name.match_indices('.').any(|(end, _)| name[..end].ends_with(module))
+}
+
+/// Takes what the adapter has of a head that is the embeddings and stays that: copies of what it has of
+/// the embeddings, where it has something of them. Whether it does.
+pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
+    let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return false };
+    let of = |weight: &str, name: &str| {
+        let module = weight.strip_suffix("weight").unwrap_or(weight);
+        name.starts_with(module)
+    };
+    let own = class_name(base.config(), &embeddings.name).unwrap_or_else(|| embeddings.name.clone());
+    if !entries.names().any(|name| of(&own, name)) {
+        return false;
+    }
+    let copies: Vec<String> = entries.names().filter(|name| of(&head.name, name)).map(str::to_owned).collect();
+    copies.iter().for_each(|name| drop(entries.take(name)));
+    true
+}
+
+/// The base's tensor `in_base` as the adapter has it.
+fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor: PlannedTensor) -> Result<Named> {
+    let Some(replaced) = base.tensor(in_base) else {
+        return Err(entries
+            .finding(name)
+            .expected("a tensor of the base to stand for")
+            .found("none of that name there")
+            .hint("this adapter belongs to another base model")
+            .mismatch());
+    };
+    if replaced.shape != tensor.shape {
+        return Err(entries
+            .finding(name)
+            .expected(format_args!("{}, as the base has it", show_shape(&replaced.shape)))
+            .found(show_shape(&tensor.shape))
+            .hint(
+                "this adapter belongs to another base model, or the base was resized before training: resize it first",
+            )
+            .mismatch());
+    }
+    // Loaded into a module of the base, it has the type of the base, whatever is made of it after that.
+    let expr = match tensor.dtype == replaced.dtype || replaced.dtype == DType::F32 {
+        true => tensor.expr,
+        false => Expr::Round { of: Box::new(tensor.expr), dtype: replaced.dtype },
+    };
+    let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, shape: tensor.shape, expr };
+    Ok((replaced.name.clone(), Change::Replace(tensor)))
+}
+
+/// The changes of LN tuning: norms, or other modules, as they were trained.
+pub(super) fn tuned(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+    // The tensors say which modules there are.
+    fields.ignore(&["target_modules", "exclude_modules"]);
+    let names: Vec<String> = entries.names().filter(|name| name.contains(TUNED)).map(str::to_owned).collect();
+    let change = |name: &String| {
+        let tensor = entries.need(name)?;
+        replacement(entries, base, name, &name.replace(TUNED, ""), tensor)
+    };
+    names.iter().map(change).collect()
+}

@@ -1,0 +1,159 @@
+//! Which modules a config asks to be adapted.
+//!
+//! Reference: peft `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`.
+
+use std::collections::HashSet;
+
+use regex_lite::Regex;
+use serde_json::Value;
+
+use super::base::Base;
+use super::entries::Entries;
+use crate::checkpoint::Fields;
+use crate::error::Result;
+
+/// `target_modules`, `exclude_modules` and `layers_to_transform` of a config.
+pub(super) struct Targets {
+    include: Option<Names>,
+    exclude: Option<Names>,
+    layers: Option<Vec<usize>>,
+    /// Where a path has its layer's number.
+    layer: Vec<Regex>,
+}
+
+/// Modules by the ends of their paths, or by a pattern of the whole path.
+enum Names {
+    Ends(Vec<String>),
+    Pattern(Regex),
+}
+
+impl Names {
+    /// The names in field `name`; `None` where it is absent or a pattern that this crate can't follow.
+    fn read(fields: &mut Fields, name: &'static str) -> Result<Option<Self>> {
+        Ok(match fields.get::<Value>(name)? {
+            None => None,
+            Some(Value::String(pattern)) => Regex::new(&format!("^(?:{pattern})$")).ok().map(Names::Pattern),
+            Some(_) => fields.get(name)?.map(Names::Ends),
+        })
+    }
+
+    fn match_path(&self, path: &str) -> bool {
+        match self {
+            Names::Ends(names) => names.iter().any(|name| ends_path(path, name)),
+            Names::Pattern(pattern) => pattern.is_match(path),
+        }
+    }
+
+    fn has(&self, path: &str) -> bool {
+        matches!(self, Names::Ends(names) if names.iter().any(|name| name == path))
+    }
+}
+
+/// Whether `path` is `name`, or ends in it as in a path.
+pub(super) fn ends_path(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+}
+
+impl Targets {
+    /// The fields of a config.
+    pub(super) fn read(fields: &mut Fields) -> Result<Self> {
+        let include = Names::read(fields, "target_modules")?;
+        let exclude = Names::read(fields, "exclude_modules")?;
+        let layers = match fields.get::<Value>("layers_to_transform")? {
+            None => None,
+            Some(Value::Array(_)) => fields.get("layers_to_transform")?,
+            Some(_) => fields.get("layers_to_transform")?.map(|layer| vec![layer]),
+        };
+        let patterns: Vec<String> = match fields.get::<Value>("layers_pattern")? {
+            None => Vec::new(),
+            Some(Value::Array(_)) => fields.need("layers_pattern")?,
+            Some(_) => vec![fields.need("layers_pattern")?],
+        };
+        let patterns = if patterns.is_empty() { vec![r"[^.]*".to_owned()] } else { patterns };
+        let layer =
+            patterns.iter().filter_map(|pattern| Regex::new(&format!(r"^.*\.{pattern}\.(\d+)\.")).ok()).collect();
+        Ok(Self { include, exclude, layers, layer })
+    }
+
+    /// Whether the config asks for the module at `path`; `None` where it doesn't say.
+    pub(super) fn wants(&self, path: &str) -> Option<bool> {
+        if self.exclude.as_ref().is_some_and(|names| names.match_path(path)) {
+            return Some(false);
+        }
+        let include = self.include.as_ref()?;
+        // A whole path is one whatever its layer.
+        if include.has(path) {
+            return Some(true);
+        }
+        let in_layer = |layers: &Vec<usize>| {
+            let number = |regex: &Regex| regex.captures(path)?.get(1)?.as_str().parse().ok();
+            self.layer.iter().find_map(number).is_some_and(|layer: usize| layers.contains(&layer))
+        };
+        Some(include.match_path(path) && self.layers.as_ref().filter(|layers| !layers.is_empty()).is_none_or(in_layer))
+    }
+
+    /// Checks that every module that the config asks for is among the adapted, weights of the base by
+    /// name; `missing` is what the adapter would have of it.
+    pub(super) fn complete(
+        &self,
+        entries: &Entries,
+        base: &Base,
+        adapted: &HashSet<String>,
+        missing: &str,
+    ) -> Result<()> {
+        for (name, tensor) in base.named() {
+            let Some(module) = name.strip_suffix(".weight") else { continue };
+            // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.
+            if tensor.shape.len() != 2 || module.contains(".experts.") || self.wants(module) != Some(true) {
+                continue;
+            }
+            if !adapted.contains(&tensor.name) {
+                return Err(entries
+                    .finding(&format!("{module}.{missing}"))
+                    .expected("it, as target_modules asks for")
+                    .found("nothing")
+                    .hint("the adapter is incomplete, or belongs to another base model")
+                    .mismatch());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn targets(json: Value) -> Targets {
+        Targets::read(&mut Fields::new(Path::new("adapter_config.json"), json.as_object().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn modules_are_wanted_by_the_end_of_their_path_or_by_a_pattern_of_it() {
+        let ends = targets(json!({"target_modules": ["q_proj", "model.layers.1.mlp.up_proj"]}));
+        assert_eq!(ends.wants("model.layers.0.self_attn.q_proj"), Some(true));
+        assert_eq!(ends.wants("model.layers.0.self_attn.xq_proj"), Some(false));
+        assert_eq!(ends.wants("model.layers.1.mlp.up_proj"), Some(true));
+        assert_eq!(ends.wants("model.layers.2.mlp.up_proj"), Some(false));
+        let pattern = targets(json!({"target_modules": r".*\.[01]\..*\.(q|k)_proj", "exclude_modules": ["k_proj"]}));
+        assert_eq!(pattern.wants("model.layers.1.self_attn.q_proj"), Some(true));
+        assert_eq!(pattern.wants("model.layers.2.self_attn.q_proj"), Some(false));
+        assert_eq!(pattern.wants("model.layers.1.self_attn.k_proj"), Some(false));
+        assert_eq!(targets(json!({"target_modules": "(?!x).*"})).wants("q_proj"), None, "no look-around here");
+    }
+
+    #[test]
+    fn layers_count_for_ends_of_paths_only() {
+        let some = targets(json!({"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [0, 2]}));
+        assert_eq!(some.wants("model.layers.2.self_attn.q_proj"), Some(true));
+        assert_eq!(some.wants("model.layers.1.self_attn.q_proj"), Some(false));
+        assert_eq!(some.wants("lm_head"), Some(true));
+        let one = targets(json!({"target_modules": ["c_attn"], "layers_to_transform": 1, "layers_pattern": "h"}));
+        assert_eq!(one.wants("transformer.h.1.attn.c_attn"), Some(true));
+        assert_eq!(one.wants("transformer.h.0.attn.c_attn"), Some(false));
+    }
+}

@@ -1,0 +1,133 @@
+//! Adapters into their base: changes to tensors become the plan of the merged model.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::adapter::peft::{Base, Change, Changes};
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+use crate::plan::{Expr, Plan, PlannedTensor, RowMap};
+
+/// A merged model.
+#[derive(Debug)]
+pub struct Merged {
+    /// Its tensors: the base's in the base's order, a head that is no longer the embeddings behind them.
+    pub plan: Plan,
+    /// The names of the tensors that are not the base's own.
+    pub changed: HashSet<String>,
+    /// Whether the base's head was its embeddings and the merged model's is a tensor of its own:
+    /// config.json has to say so.
+    pub untied: bool,
+}
+
+/// `weights`, which are those of `base`, with every adapter's changes times its weight: the sum of what
+/// each would change alone, in f32, rounded once.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for two adapters that replace the same tensor.
+pub fn with_adapters(base: &Base, weights: &Plan, adapters: &[(Changes, f32)]) -> Result<Merged> {
+    let mut by_tensor: BTreeMap<&str, Vec<(&[Change], f32)>> = BTreeMap::new();
+    let grouped: Vec<(BTreeMap<&str, Vec<Change>>, f32)> = adapters.iter().map(|(c, w)| (group(c), *w)).collect();
+    for (changes, weight) in &grouped {
+        for (name, changes) in changes {
+            by_tensor.entry(name).or_default().push((changes, *weight));
+        }
+    }
+    let mut plan = weights.clone();
+    let mut names: HashSet<String> = by_tensor.keys().map(|name| (*name).to_owned()).collect();
+    for tensor in &mut plan.tensors {
+        if let Some(changes) = by_tensor.get(tensor.name.as_str()) {
+            *tensor = changed(tensor, changes)?;
+        }
+    }
+    let Some(head) = base.tied_head() else { return Ok(Merged { plan, changed: names, untied: false }) };
+    let embeddings = base.embeddings().map(|t| t.name.as_str()).unwrap_or_default();
+    let touched = by_tensor.contains_key(head.name.as_str())
+        || by_tensor.contains_key(embeddings) && !adapters.iter().all(|(changes, _)| changes.keeps_tie);
+    if !touched {
+        return Ok(Merged { plan, changed: names, untied: false });
+    }
+    let head = match by_tensor.get(head.name.as_str()) {
+        Some(changes) => changed(head, changes)?,
+        None => head.clone(),
+    };
+    let head_name = head.name.clone();
+    match plan.tensors.iter_mut().find(|tensor| tensor.name == head.name) {
+        // What a tied checkpoint keeps beside its embeddings, and no model uses.
+        Some(unused) => *unused = head,
+        None => plan.tensors.push(head),
+    }
+    names.insert(head_name);
+    Ok(Merged { plan, changed: names, untied: true })
+}
+
+/// An adapter's changes by tensor, each tensor's in their order.
+fn group(changes: &Changes) -> BTreeMap<&str, Vec<Change>> {
+    let mut grouped: BTreeMap<&str, Vec<Change>> = BTreeMap::new();
+    for (name, change) in &changes.changes {
+        grouped.entry(name).or_default().push(change.clone());
+    }
+    grouped
+}
+
+/// `tensor` with every adapter's changes.
+fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<PlannedTensor> {
+    let replaces = |changes: &&(&[Change], f32)| changes.0.iter().any(|c| matches!(c, Change::Replace(_)));
+    if adapters.iter().filter(replaces).count() > 1 {
+        return Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
+            .expected("at most one adapter that has it whole (modules_to_save)")
+            .found("two")
+            .hint("merge them one after the other if the last is to stay")
+            .mismatch());
+    }
+    let expr = match adapters {
+        [(changes, 1.0)] => changes.iter().fold(tensor.expr.clone(), |expr, change| change.apply(expr)),
+        _ => adapters
+            .iter()
+            .fold(tensor.expr.clone(), |sum, (changes, weight)| added(sum, &tensor.expr, changes, *weight)),
+    };
+    check_shape(tensor, &expr)?;
+    Ok(PlannedTensor { expr, ..tensor.clone() })
+}
+
+/// `sum` and what `changes` make of `base`, less `base`, times `weight`.
+fn added(sum: Expr, base: &Expr, changes: &[Change], weight: f32) -> Expr {
+    let add = |of: Expr, delta: Expr| Expr::Add { of: Box::new(of), delta: Box::new(delta) };
+    let additive = changes.iter().all(|change| matches!(change, Change::LowRank(_) | Change::Add(_)));
+    if !additive {
+        let after = changes.iter().fold(base.clone(), |expr, change| change.apply(expr));
+        return Expr::Map { of: vec![sum, after, base.clone()], map: Arc::new(Toward { weight }) };
+    }
+    changes.iter().fold(sum, |sum, change| match change {
+        Change::LowRank(update) => add(sum, update.weighted(weight).delta()),
+        Change::Add(delta) => add(sum, Expr::Scale { of: Box::new(delta.clone()), factor: weight }),
+        _ => sum,
+    })
+}
+
+/// `sum + weight * (after - before)`.
+#[derive(Debug)]
+struct Toward {
+    weight: f32,
+}
+
+impl RowMap for Toward {
+    fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
+        let [after, before] = others else { return };
+        for ((sum, after), before) in out.iter_mut().zip(after).zip(before) {
+            *sum += self.weight * (after - before);
+        }
+    }
+}
+
+fn check_shape(tensor: &PlannedTensor, expr: &Expr) -> Result<()> {
+    let shape = expr.shape();
+    if shape == tensor.shape {
+        return Ok(());
+    }
+    Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
+        .expected(show_shape(&tensor.shape))
+        .found(format_args!("{} after the adapter", show_shape(&shape)))
+        .mismatch())
+}

@@ -1,0 +1,19 @@
+//! Several models as one, in mergekit's ways, and several LoRAs as one, in PEFT's.
+//!
+//! Either way no tensor is in memory whole. What a method has to know of a whole tensor, how large the kept
+//! values are or what angle two models have, is learned by going through its rows and is a handful of
+//! numbers; what is made of the values then is a function of rows.
+
+mod lazy;
+mod loras;
+mod modules;
+mod mt19937;
+mod options;
+mod sieve;
+mod statistics;
+mod svd;
+
+pub use lazy::Combined;
+pub use loras::{LoraMethod, Pruning, combine_loras};
+pub use mt19937::Mt19937;
+pub use options::{CombineOptions, MajoritySign, Weights};

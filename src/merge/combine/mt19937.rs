@@ -1,0 +1,165 @@
+//! Random numbers as torch draws them on the CPU.
+//!
+//! torch.manual_seed seeds a 32-bit Mersenne twister with the seed's lower half; every float32 number in
+//! [0, 1) takes one word of it, whose lower 24 bits count. torch.bernoulli of a tensor of probabilities
+//! draws one such number an element, in the tensor's logical order, for float32 and bfloat16 alike, whatever
+//! the size and the vector width. (`Tensor.bernoulli_(p)` with a number takes another way, through MKL.)
+//!
+//! Reference: pytorch `aten/src/ATen/core/MT19937RNGEngine.h`, `TransformationHelper.h`
+//! (`uniform_real`), `native/cpu/DistributionTemplates.h` (`bernoulli_kernel`); measured on torch 2.15.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+const N: usize = 624;
+const M: usize = 397;
+
+/// The generator of `torch.manual_seed`.
+#[derive(Clone)]
+pub struct Mt19937 {
+    state: [u32; N],
+    next: usize,
+}
+
+impl Mt19937 {
+    /// The generator behind `torch.manual_seed(seed)`.
+    pub fn new(seed: u64) -> Self {
+        let mut state = [0; N];
+        state[0] = seed as u32;
+        for i in 1..N {
+            let last = state[i - 1];
+            state[i] = 1_812_433_253u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
+        }
+        Self { state, next: N }
+    }
+
+    /// The next word.
+    pub fn word(&mut self) -> u32 {
+        if self.next == N {
+            self.twist();
+        }
+        let mut y = self.state[self.next];
+        self.next += 1;
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c_5680;
+        y ^= (y << 15) & 0xefc6_0000;
+        y ^ (y >> 18)
+    }
+
+    /// The next number in [0, 1): `torch.rand` of a float32 tensor, an element at a time.
+    pub fn uniform(&mut self) -> f32 {
+        (self.word() & 0xff_ffff) as f32 / (1 << 24) as f32
+    }
+
+    /// Whether the next element of `torch.bernoulli` is 1.
+    pub fn bernoulli(&mut self, probability: f32) -> bool {
+        self.uniform() < probability
+    }
+
+    /// Passes over `words` words.
+    pub fn skip(&mut self, mut words: u64) {
+        while words > (N - self.next) as u64 {
+            words -= (N - self.next) as u64;
+            self.twist();
+        }
+        self.next += words as usize;
+    }
+
+    fn twist(&mut self) {
+        let mix = |high: u32, low: u32| {
+            let y = (high & 0x8000_0000) | (low & 0x7fff_ffff);
+            (y >> 1) ^ if low & 1 == 1 { 0x9908_b0df } else { 0 }
+        };
+        let s = &mut self.state;
+        for i in 0..N - M {
+            s[i] = s[i + M] ^ mix(s[i], s[i + 1]);
+        }
+        for i in N - M..N - 1 {
+            s[i] = s[i + M - N] ^ mix(s[i], s[i + 1]);
+        }
+        s[N - 1] = s[M - 1] ^ mix(s[N - 1], s[0]);
+        self.next = 0;
+    }
+}
+
+/// A sequence of draws that can be entered anywhere: the states along it are kept, so that any rows of a
+/// tensor can be masked without those before them.
+pub struct Stream {
+    seed: u64,
+    total: u64,
+    states: OnceLock<Vec<Mt19937>>,
+}
+
+/// Words between two kept states where there are few: a few milliseconds to skip.
+const SPACING: u64 = 1 << 20;
+
+/// States kept at most, of 2.5 KB each.
+const STATES: u64 = 8192;
+
+impl Stream {
+    /// `total` draws behind `torch.manual_seed(seed)`.
+    pub fn new(seed: u64, total: u64) -> Self {
+        Self { seed, total, states: OnceLock::new() }
+    }
+
+    fn spacing(&self) -> u64 {
+        self.total.div_ceil(STATES).max(SPACING)
+    }
+
+    /// The generator after `position` draws.
+    pub fn at(&self, position: u64) -> Mt19937 {
+        let spacing = self.spacing();
+        // In order, on this thread: another one that waits here waits for a thread that works.
+        let states = self.states.get_or_init(|| {
+            let mut generator = Mt19937::new(self.seed);
+            let mut states = vec![generator.clone()];
+            for _ in 0..self.total / spacing {
+                generator.skip(spacing);
+                states.push(generator.clone());
+            }
+            states
+        });
+        let index = (position / spacing).min(states.len() as u64 - 1);
+        let mut generator = states[index as usize].clone();
+        generator.skip(position - index * spacing);
+        generator
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} draws after seed {}", self.total, self.seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_those_of_the_mersenne_twister() {
+        // torch.manual_seed(7), torch.manual_seed(5489); the words of numpy's RandomState, too.
+        let mut generator = Mt19937::new(7);
+        assert_eq!([(); 4].map(|()| generator.word()), [327741615, 976413892, 3349725721, 1369975286]);
+        let mut generator = Mt19937::new(5489);
+        generator.skip(9999);
+        assert_eq!(generator.word(), 4123659995, "the ten thousandth, as the C++ standard has it");
+        assert_eq!(Mt19937::new((1 << 40) + 7).word(), 327741615, "the upper half of a seed is not used");
+    }
+
+    #[test]
+    fn skipping_is_drawing() {
+        let mut drawn = Mt19937::new(3);
+        let stream = Stream::new(3, 3 * SPACING);
+        for position in 0..2000u64 {
+            let mut skipped = Mt19937::new(3);
+            skipped.skip(position);
+            let word = drawn.word();
+            assert_eq!(skipped.word(), word, "{position}");
+            assert_eq!(stream.at(position).word(), word, "{position}");
+        }
+        let mut far = Mt19937::new(3);
+        far.skip(2 * SPACING + 5);
+        assert_eq!(stream.at(2 * SPACING + 5).word(), far.word());
+    }
+}

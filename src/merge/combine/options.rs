@@ -1,0 +1,226 @@
+//! What a combination can be told.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use regex_lite::Regex;
+
+use crate::error::{Error, Finding, Result};
+
+/// A weight for each of the models or adapters, and other ones for some modules.
+#[derive(Debug, Clone, Default)]
+pub struct Weights {
+    every: Vec<f64>,
+    patterns: Vec<(Regex, Vec<f64>)>,
+}
+
+impl Weights {
+    /// One weight for each.
+    pub fn new(weights: impl Into<Vec<f64>>) -> Self {
+        Self { every: weights.into(), patterns: Vec::new() }
+    }
+
+    /// Other weights for the modules whose path ends in a match of a regular expression, as
+    /// `PATTERN=W` or, with one for each, `PATTERN=W,W`. The first pattern that matches counts.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for what isn't of that form, [`Error::Unsupported`] for an expression with
+    /// look-around or references.
+    pub fn with_pattern(mut self, setting: &str) -> Result<Self> {
+        let finding = || Finding::new(PathBuf::from("--weights"), "");
+        let numbers = |text: &str| text.split(',').map(|w| w.trim().parse().ok()).collect::<Option<Vec<f64>>>();
+        let Some((pattern, weights)) = setting.rsplit_once('=').and_then(|(p, w)| Some((p, numbers(w)?))) else {
+            let finding = finding().expected("PATTERN=W, or a weight for each: PATTERN=W,W");
+            return Err(finding.found(format_args!("{setting:?}")).mismatch());
+        };
+        if weights.len() != 1 && weights.len() != self.every.len() {
+            let finding = finding().expected(format_args!("one weight or {} behind {pattern:?}", self.every.len()));
+            return Err(finding.found(weights.len()).mismatch());
+        }
+        let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|e| {
+            let finding = finding().expected("regular expressions without look-around or references");
+            finding.found(format_args!("{pattern:?}: {e}")).unsupported()
+        })?;
+        self.patterns.push((regex, weights));
+        Ok(self)
+    }
+
+    /// How many models or adapters have a weight.
+    pub fn len(&self) -> usize {
+        self.every.len()
+    }
+
+    /// Whether none has.
+    pub fn is_empty(&self) -> bool {
+        self.every.is_empty()
+    }
+
+    /// The weights for the tensor `name`.
+    pub(super) fn of(&self, name: &str) -> Vec<f64> {
+        let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
+        let found = self.patterns.iter().find(|(regex, _)| regex.is_match(module) || regex.is_match(name));
+        match found.map(|(_, weights)| weights.as_slice()) {
+            Some(&[weight]) => vec![weight; self.every.len()],
+            Some(weights) => weights.to_vec(),
+            None => self.every.clone(),
+        }
+    }
+
+    pub(super) fn check(&self, wanted: usize) -> Result<()> {
+        let every = self.patterns.iter().flat_map(|(_, weights)| weights).chain(&self.every);
+        if let Some(bad) = every.clone().find(|w| !w.is_finite()) {
+            return Err(Finding::new("--weights", "").expected("finite weights").found(bad).mismatch());
+        }
+        if self.every.len() != wanted {
+            let finding =
+                Finding::new("--weights", "").expected(format_args!("{wanted}, one for each that is combined"));
+            return Err(finding.found(self.every.len()).mismatch());
+        }
+        Ok(())
+    }
+}
+
+/// How the sign of a value is elected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MajoritySign {
+    /// The sign of the sum.
+    #[default]
+    Total,
+    /// The sign that more have.
+    Frequency,
+}
+
+impl FromStr for MajoritySign {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "total" => Ok(Self::Total),
+            "frequency" => Ok(Self::Frequency),
+            _ => Err(Finding::new("--majority-sign", "").expected("total or frequency").found(name).mismatch()),
+        }
+    }
+}
+
+/// Everything that a combination can be told; each method reads what is its own.
+#[derive(Debug, Clone)]
+pub struct CombineOptions {
+    /// How much of each.
+    pub weights: Weights,
+    /// The share of values that is kept: one number for all or one for each; empty where not given.
+    pub density: Vec<f64>,
+    /// What the sum of updates is multiplied with.
+    pub lambda: f64,
+    /// DELLA: how far the probability of the smallest and the largest value are from the density.
+    pub epsilon: f64,
+    /// Breadcrumbs: the share of the largest values that is left out.
+    pub gamma: f64,
+    /// Whether sums are divided by the weights' sum; the method's own default where not given.
+    pub normalize: Option<bool>,
+    /// Whether what is kept is scaled to the sum of magnitudes before; the method's own default where not given.
+    pub rescale: Option<bool>,
+    /// Where random numbers start: `torch.manual_seed`.
+    pub seed: u64,
+    /// SLERP: how far from the first model to the second.
+    pub t: Option<f64>,
+    /// SCE: the share of values that is kept, those that differ most between models.
+    pub select_topk: f64,
+    /// Karcher: rounds at most.
+    pub max_iter: usize,
+    /// Karcher: the step that ends it.
+    pub tol: f64,
+    /// Model stock: an angle for each row instead of one for the tensor.
+    pub filter_wise: bool,
+    /// NuSLERP: one angle for the tensor.
+    pub nuslerp_flatten: bool,
+    /// NuSLERP without flattening: an angle for each column instead of one for each row, mergekit's
+    /// `nuslerp_row_wise`.
+    pub nuslerp_row_wise: bool,
+    /// How PEFT's TIES elects signs.
+    pub majority_sign: MajoritySign,
+    /// The rank of combined adapters; the largest of theirs where not given.
+    pub rank: Option<usize>,
+}
+
+impl Default for CombineOptions {
+    fn default() -> Self {
+        Self {
+            weights: Weights::default(),
+            density: Vec::new(),
+            lambda: 1.0,
+            epsilon: 0.15,
+            gamma: 0.01,
+            normalize: None,
+            rescale: None,
+            seed: 0,
+            t: None,
+            select_topk: 1.0,
+            max_iter: 10,
+            tol: 1e-5,
+            filter_wise: false,
+            nuslerp_flatten: true,
+            nuslerp_row_wise: false,
+            majority_sign: MajoritySign::default(),
+            rank: None,
+        }
+    }
+}
+
+impl CombineOptions {
+    /// The density of each of `count`; `None` where none is given.
+    pub(super) fn densities(&self, count: usize) -> Result<Option<Vec<f64>>> {
+        let finding = || Finding::new("--density", "");
+        if let Some(bad) = self.density.iter().find(|d| !(0.0..=1.0).contains(*d)) {
+            return Err(finding().expected("a share from 0 to 1").found(bad).mismatch());
+        }
+        match self.density.as_slice() {
+            [] => Ok(None),
+            &[one] => Ok(Some(vec![one; count])),
+            each if each.len() == count => Ok(Some(each.to_vec())),
+            each => {
+                let expected = format!("one share, or {count}: one for each that is combined");
+                Err(finding().expected(expected).found(each.len()).mismatch())
+            }
+        }
+    }
+}
+
+/// A method by its name in a table of all.
+pub(super) fn by_name<T: Copy>(table: &[(&str, T)], name: &str) -> Result<T> {
+    table.iter().find(|(known, _)| *known == name).map(|(_, method)| *method).ok_or_else(|| {
+        let names: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
+        let expected = format!("one of {}", names.join(", "));
+        Finding::new("--method", "").expected(expected).found(format_args!("{name:?}")).mismatch()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_the_end_of_a_module_and_the_first_counts() {
+        let weights = Weights::new([1.0, 0.5]);
+        let weights = weights.with_pattern("self_attn.*=0.25").unwrap().with_pattern("q_proj|up_proj=2,3").unwrap();
+        assert_eq!(weights.of("model.layers.0.self_attn.q_proj.weight"), [0.25, 0.25]);
+        assert_eq!(weights.of("model.layers.0.mlp.up_proj.weight"), [2.0, 3.0]);
+        assert_eq!(weights.of("model.layers.0.mlp.xup_proj.weight"), [1.0, 0.5]);
+        let error = |setting: &str| Weights::new([1.0, 0.5]).with_pattern(setting).unwrap_err().to_string();
+        assert_eq!(
+            error("q_proj"),
+            "--weights: expected PATTERN=W, or a weight for each: PATTERN=W,W, found \"q_proj\""
+        );
+        assert_eq!(error("q=1,2,3"), "--weights: expected one weight or 2 behind \"q\", found 3");
+        assert!(error("(=1").contains("look-around"));
+    }
+
+    #[test]
+    fn a_share_is_for_all_or_for_each() {
+        let with = |density: &[f64]| CombineOptions { density: density.to_vec(), ..Default::default() }.densities(2);
+        assert_eq!(with(&[]).unwrap(), None);
+        assert_eq!(with(&[0.5]).unwrap(), Some(vec![0.5, 0.5]));
+        assert_eq!(with(&[0.5, 1.0]).unwrap(), Some(vec![0.5, 1.0]));
+        assert!(with(&[0.5; 3]).is_err());
+        assert!(with(&[1.5]).is_err());
+    }
+}

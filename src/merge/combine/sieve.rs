@@ -1,0 +1,264 @@
+//! Which values of an update are kept.
+//!
+//! Reference: mergekit `mergekit/sparsify.py`, huggingface/peft `src/peft/utils/merge_utils.py` (`prune`),
+//! @5d602fd. Of values of the same magnitude both leave the choice to sorts that are not stable, whose
+//! order depends on the processor; here the first ones are kept.
+
+use std::sync::Arc;
+
+use super::mt19937::Stream;
+use super::statistics::{Leading, Order, elems, scan};
+use crate::error::Result;
+use crate::formats::row_len;
+use crate::plan::Expr;
+
+/// How values are chosen, before the tensor is known.
+#[derive(Debug, Clone)]
+pub(super) enum Choice {
+    /// All of them.
+    All,
+    /// The largest.
+    Magnitude {
+        /// The share that is kept.
+        density: f64,
+    },
+    /// Without the smallest and without some of the largest: breadcrumbs.
+    Band {
+        /// The share that is kept.
+        density: f64,
+        /// The share of the largest that goes first.
+        gamma: f64,
+    },
+    /// By chance: DARE.
+    Random {
+        /// The probability of each.
+        density: f64,
+        /// Where chance comes from.
+        draws: Draws,
+    },
+    /// By chance, the larger in their row the likelier: DELLA.
+    Ranked {
+        /// The mean probability.
+        density: f64,
+        /// How far those of the smallest and the largest are from it.
+        epsilon: f64,
+        /// Where chance comes from.
+        draws: Draws,
+    },
+}
+
+/// A tensor's part of a sequence of draws.
+#[derive(Debug, Clone)]
+pub(super) struct Draws {
+    pub(super) stream: Arc<Stream>,
+    /// How many come before the tensor's first.
+    pub(super) position: u64,
+}
+
+/// What becomes of the values that are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Rescale {
+    /// They stay.
+    No,
+    /// They are divided by the share that is kept, the mean then being what it was.
+    Density,
+    /// They are multiplied so that the sum of magnitudes is what it was.
+    Magnitudes,
+}
+
+/// The chosen values of one tensor: `tensor * mask * factor`.
+#[derive(Debug)]
+pub(super) struct Sieve {
+    mask: Mask,
+    scale: Scale,
+}
+
+#[derive(Debug)]
+enum Mask {
+    All,
+    None,
+    Leading(Leading),
+    /// Those of the second that the first doesn't have.
+    Between(Leading, Leading),
+    Random {
+        probability: f32,
+        draws: Draws,
+    },
+    Ranked {
+        least: f32,
+        epsilon: f32,
+        draws: Draws,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Scale {
+    No,
+    Divide(f32),
+    Multiply(f32),
+}
+
+/// A share of a count as Python has it: `int(share * count)`.
+fn share(share: f64, count: u64) -> u64 {
+    (share * count as f64) as u64
+}
+
+impl Sieve {
+    /// The sieve for the update `of`. Ranks are those in rows: a vector comes as a matrix of one row.
+    pub(super) fn of(of: &Expr, choice: &Choice, rescale: Rescale) -> Result<Self> {
+        let count = elems(of);
+        let all = Self { mask: Mask::All, scale: Scale::No };
+        let (mask, density) = match *choice {
+            Choice::All => return Ok(all),
+            Choice::Magnitude { density }
+            | Choice::Band { density, .. }
+            | Choice::Random { density, .. }
+            | Choice::Ranked { density, .. }
+                if density >= 1.0 =>
+            {
+                return Ok(all);
+            }
+            Choice::Magnitude { density } => {
+                (Mask::Leading(Leading::of(of, Order::Largest, share(density, count))?), density)
+            }
+            Choice::Band { density, gamma } => (band(of, density, gamma)?, density),
+            Choice::Random { density, ref draws } => {
+                (Mask::Random { probability: density as f32, draws: draws.clone() }, density)
+            }
+            Choice::Ranked { density, .. } if density <= 0.0 => (Mask::None, density),
+            Choice::Ranked { density, epsilon, ref draws } => {
+                let least = (density - epsilon) as f32;
+                (Mask::Ranked { least, epsilon: epsilon as f32, draws: draws.clone() }, density)
+            }
+        };
+        let mut sieve = Self { mask, scale: Scale::No };
+        sieve.scale = match rescale {
+            Rescale::No => Scale::No,
+            Rescale::Density => Scale::Divide(density as f32),
+            Rescale::Magnitudes => {
+                let (mut before, mut after) = (0f64, 0f64);
+                let row_len = row_len(&of.shape());
+                scan(of, |start, values| {
+                    let mut kept = values.to_vec();
+                    before += kept.iter().map(|v| v.abs() as f64).sum::<f64>();
+                    sieve.apply(start, row_len, &mut kept);
+                    after += kept.iter().map(|v| v.abs() as f64).sum::<f64>();
+                })?;
+                let (before, after) = (before as f32, after as f32);
+                if before < 1e-7 || after < 1e-7 { Scale::No } else { Scale::Multiply(before / after) }
+            }
+        };
+        Ok(sieve)
+    }
+
+    /// Keeps what is kept of the values from element `start` on, whole rows of `row_len`.
+    pub(super) fn apply(&self, start: u64, row_len: usize, values: &mut [f32]) {
+        match &self.mask {
+            Mask::All => {}
+            Mask::None => values.fill(0.0),
+            Mask::Leading(leading) => keep(values, |i, v| leading.has(start + i as u64, v)),
+            Mask::Between(below, upto) => {
+                keep(values, |i, v| upto.has(start + i as u64, v) && !below.has(start + i as u64, v));
+            }
+            Mask::Random { probability, draws } => {
+                let mut generator = draws.stream.at(draws.position + start);
+                keep(values, |_, _| generator.bernoulli(*probability));
+            }
+            Mask::Ranked { least, epsilon, draws } => {
+                let mut generator = draws.stream.at(draws.position + start);
+                let mut order: Vec<u32> = Vec::new();
+                let mut probabilities = vec![0.0; row_len];
+                for row in values.chunks_mut(row_len.max(1)) {
+                    order.clear();
+                    order.extend(0..row.len() as u32);
+                    order.sort_by(|a, b| row[*a as usize].abs().total_cmp(&row[*b as usize].abs()));
+                    // A row of one has no rank to speak of.
+                    let last = (row.len().max(2) - 1) as f32;
+                    for (rank, i) in order.iter().enumerate() {
+                        probabilities[*i as usize] = rank as f32 / last * 2.0 * epsilon + least;
+                    }
+                    keep(row, |i, _| generator.bernoulli(probabilities[i]));
+                }
+            }
+        }
+        match self.scale {
+            Scale::No => {}
+            Scale::Divide(by) => values.iter_mut().for_each(|v| *v /= by),
+            Scale::Multiply(by) => values.iter_mut().for_each(|v| *v *= by),
+        }
+    }
+}
+
+fn keep(values: &mut [f32], mut kept: impl FnMut(usize, f32) -> bool) {
+    for (i, value) in values.iter_mut().enumerate() {
+        if !kept(i, *value) {
+            *value = 0.0;
+        }
+    }
+}
+
+/// `magnitude_outliers`: in the order of magnitudes, what is between the smallest and the largest. Where the
+/// share of the largest is less than one value, nothing is kept at all: mergekit's slice ends at `-0` then.
+fn band(of: &Expr, density: f64, gamma: f64) -> Result<Mask> {
+    let count = elems(of);
+    let (target, mut top) = (share(density, count), share(gamma, count));
+    let bottom = match (count - target).checked_sub(top) {
+        Some(bottom) => bottom,
+        None => {
+            top = count - target;
+            0
+        }
+    };
+    if top == 0 || bottom + top >= count {
+        return Ok(Mask::None);
+    }
+    let below = Leading::of(of, Order::Smallest, bottom)?;
+    Ok(Mask::Between(below, Leading::of(of, Order::Smallest, count - top)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sieved(values: &[f32], choice: Choice, rescale: Rescale) -> Vec<f32> {
+        let of = Expr::Values { shape: vec![1, values.len()], values: values.into() };
+        let mut out = values.to_vec();
+        Sieve::of(&of, &choice, rescale).unwrap().apply(0, values.len(), &mut out);
+        out
+    }
+
+    #[test]
+    fn the_largest_are_kept_and_make_up_for_the_rest() {
+        let values = [1.0, -4.0, 2.0, -3.0];
+        assert_eq!(sieved(&values, Choice::Magnitude { density: 0.5 }, Rescale::No), [0.0, -4.0, 0.0, -3.0]);
+        assert_eq!(sieved(&values, Choice::Magnitude { density: 0.5 }, Rescale::Density), [0.0, -8.0, 0.0, -6.0]);
+        let kept = sieved(&values, Choice::Magnitude { density: 0.25 }, Rescale::Magnitudes);
+        assert_eq!(kept, [0.0, -10.0, 0.0, 0.0]);
+        assert_eq!(sieved(&values, Choice::Magnitude { density: 1.0 }, Rescale::Density), values);
+        assert_eq!(sieved(&values, Choice::Magnitude { density: 0.1 }, Rescale::Magnitudes), [0.0; 4]);
+    }
+
+    #[test]
+    fn breadcrumbs_leave_out_both_ends() {
+        let values = [1.0, -4.0, 2.0, -3.0];
+        let band = |density, gamma| sieved(&values, Choice::Band { density, gamma }, Rescale::No);
+        assert_eq!(band(0.5, 0.25), [0.0, 0.0, 2.0, -3.0]);
+        assert_eq!(band(0.75, 0.5), [1.0, 0.0, 2.0, -3.0]);
+        assert_eq!(band(0.5, 0.1), [0.0; 4], "no outlier to leave out, and nothing is kept");
+    }
+
+    #[test]
+    fn chance_is_that_of_torch() {
+        let draws = |position| Draws { stream: Arc::new(Stream::new(7, 100)), position };
+        // torch.manual_seed(7); torch.bernoulli(torch.full((8,), 0.5))
+        let random = |position| sieved(&[1.0; 8], Choice::Random { density: 0.5, draws: draws(position) }, Rescale::No);
+        let first = random(0);
+        assert_eq!(random(3)[..5], first[3..]);
+        // The largest of four is kept with probability 0.9, the smallest with 0.1.
+        let ranked = Choice::Ranked { density: 0.5, epsilon: 0.4, draws: draws(0) };
+        let kept = sieved(&[1.0, 2.0, 3.0, 4.0], ranked, Rescale::No);
+        let mut generator = Stream::new(7, 100).at(0);
+        let expected = [0.1f32, 0.36666667, 0.6333333, 0.9].map(|p| generator.uniform() < p);
+        assert_eq!([0, 1, 2, 3].map(|i| kept[i] != 0.0), expected);
+    }
+}

@@ -1,0 +1,289 @@
+//! Adapters of every kind that PEFT has, merged as PEFT merges them: `fixtures/adapters`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use atombank::adapter::peft::{self, Base};
+use atombank::adapter::{HostTensor, kohya, save_tensors};
+use atombank::checkpoint::Checkpoint;
+use atombank::formats::Source;
+use atombank::formats::safetensors::SafetensorsFile;
+use atombank::merge::with_adapters;
+use atombank::plan::{Plan, PlannedTensor};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters")
+}
+
+/// Merges the adapter in `folder` into the base `base`: the tensors by name.
+fn merge(folder: &Path, base: &Path) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
+    let checkpoint = Checkpoint::open(base)?;
+    let base = Base::new(base, &checkpoint.config_json, checkpoint.weights());
+    let changes = peft::open(folder, &base)?;
+    let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
+    merged.plan.check()?;
+    Ok(merged.plan.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
+}
+
+fn tensors(file: &Path) -> BTreeMap<String, PlannedTensor> {
+    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(file).unwrap());
+    Plan::taking(&source).tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect()
+}
+
+/// Merges an adapter and compares every tensor with PEFT's: those that PEFT leaves alone with the base's.
+/// `near`: values may be one step of the output's type off, and that far in float32 for the largest of
+/// their tensor.
+fn compare(root: &Path, case: &str, base: &str, near: bool) {
+    let folder = root.join(case);
+    for (dtype, step) in [("float32", f32::EPSILON), ("bfloat16", 1.0 / 128.0)] {
+        let base = root.join("base").join(format!("{base}-{dtype}"));
+        let expected = tensors(&folder.join(format!("merged-{dtype}.safetensors")));
+        let merged = merge(&folder, &base).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let before = Checkpoint::open(&base).unwrap();
+        assert!(!expected.is_empty());
+        for (name, tensor) in &merged {
+            let of = expected.get(name).unwrap_or_else(|| before.weights().get(name).unwrap());
+            let (found, wanted) = (tensor.read().unwrap(), of.read().unwrap());
+            assert_eq!((found.len(), tensor.dtype), (wanted.len(), of.dtype));
+            let largest = wanted.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+            let off = |(_, (found, wanted)): &(usize, (&f32, &f32))| match near {
+                true => (*found - *wanted).abs() > step * wanted.abs() + 2.0 * f32::EPSILON * largest,
+                false => found.to_bits() != wanted.to_bits(),
+            };
+            let far: Vec<_> = found.iter().zip(&wanted).enumerate().filter(off).take(3).collect();
+            assert!(far.is_empty(), "{case}: {name} {dtype}: {far:?}");
+        }
+        assert!(expected.keys().all(|name| merged.contains_key(name)), "{case}: a tensor is missing");
+    }
+}
+
+type Tensors = BTreeMap<String, HostTensor>;
+
+/// The adapter of a case with its config and its tensors changed, in a folder of its own.
+fn changed(case: &str, config: serde_json::Value, change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let from = fixtures().join(case);
+    let mut json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&std::fs::read(from.join("adapter_config.json")).unwrap()).unwrap();
+    json.extend(config.as_object().unwrap().clone());
+    let mut values = host(&from.join("adapter_model.safetensors"));
+    change(&mut values);
+    save_tensors(&values, "adapter_model", &dir.path().join("adapter")).unwrap();
+    std::fs::write(dir.path().join("adapter/adapter_config.json"), serde_json::to_vec(&json).unwrap()).unwrap();
+    dir
+}
+
+fn host(file: &Path) -> Tensors {
+    let read = |t: PlannedTensor| HostTensor { values: t.read().unwrap().into(), shape: t.shape };
+    tensors(file).into_iter().map(|(name, tensor)| (name, read(tensor))).collect()
+}
+
+fn zeros(shape: &[usize]) -> HostTensor {
+    HostTensor { shape: shape.to_vec(), values: vec![0.0; shape.iter().product()].into() }
+}
+
+/// Kinds that are merged to the same bits.
+const SAME: &[(&str, &str)] = &[
+    ("ia3", "qwen2"),
+    ("ia3-conv1d", "gpt2"),
+    ("loha", "qwen2"),
+    ("lokr", "qwen2"),
+    ("lokr-low-rank", "qwen2"),
+    ("vera", "qwen2"),
+    ("vera-conv1d", "gpt2"),
+    ("oft", "qwen2"),
+    ("oft-blocks", "qwen2"),
+    ("oft-shared", "qwen2"),
+    ("randlora", "qwen2"),
+    ("randlora-conv1d", "gpt2"),
+    ("adalora", "qwen2"),
+    ("adalora-whole", "gpt2"),
+    ("oft-embedding", "qwen2"),
+    ("lora", "qwen2"),
+    ("lora-conv1d", "gpt2"),
+    ("lora-embedding", "qwen2"),
+    ("lora-dora", "qwen2"),
+    ("lora-dora-conv1d", "gpt2"),
+    ("lora-biases", "qwen2"),
+    ("lora-saved", "qwen2"),
+    ("lora-experts", "qwen3moe"),
+    ("tokens", "qwen2"),
+    ("norms", "qwen2"),
+];
+
+/// Kinds of whose operations some can't be had in torch's order.
+const NEAR: &[(&str, &str)] =
+    &[("oft-solve", "qwen2"), ("oft-coft", "qwen2"), ("boft", "qwen2"), ("vblora", "qwen2"), ("vblora-topk", "qwen2")];
+
+#[test]
+fn every_kind_is_merged_to_the_bits_of_peft() {
+    let root = fixtures();
+    for (case, base) in SAME {
+        compare(&root, case, base, false);
+    }
+    for (case, base) in NEAR {
+        compare(&root, case, base, true);
+    }
+}
+
+const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
+
+#[test]
+fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
+    for (kind, expected) in [
+        ("XLORA", "peft_type: expected an adapter that is the same for every input, found XLORA, which picks among"),
+        ("POLY", "found POLY, which picks among several for each: no one weight is the model"),
+        ("PREFIX_TUNING", "found PREFIX_TUNING, which learns inputs beside the prompt: there is no weight to merge"),
+        ("P_TUNING", "found P_TUNING, which learns inputs"),
+        ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `atombank bake`"),
+        ("HRA", "expected one of the kinds this version merges (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR, LORA"),
+    ] {
+        let dir = changed("loha", serde_json::json!({ "peft_type": kind }), |_| ());
+        let error = merge(&dir.path().join("adapter"), &fixtures().join("base/qwen2-float32")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
+    type Change = Box<dyn FnOnce(&mut Tensors)>;
+    // Of one module, or of all where it starts with a slash.
+    let full = |part: &str| match part.strip_prefix('/') {
+        Some(shared) => format!("base_model.{shared}"),
+        None => format!("{Q}.{part}"),
+    };
+    let with = |part: &str, shape: &'static [usize]| -> Change {
+        let name = full(part);
+        Box::new(move |tensors| drop(tensors.insert(name, zeros(shape))))
+    };
+    let without = |part: &str| -> Change {
+        let name = full(part);
+        Box::new(move |tensors| assert!(tensors.remove(&name).is_some()))
+    };
+    let none = serde_json::json!({});
+    let cases: Vec<(&str, serde_json::Value, Change, &str)> = vec![
+        ("loha", serde_json::json!({"new": 1}), Box::new(|_| ()), "new: expected a field this version knows"),
+        ("loha", serde_json::json!({"rank_pattern": {"q_proj": 3}}), Box::new(|_| ()), "hada_w1_a\": expected [16, 3]"),
+        ("loha", none.clone(), without("hada_w2_b"), "q_proj.hada_w2_b\": expected it, found nothing"),
+        ("loha", none.clone(), with("hada_t1", &[2, 2]), "q_proj.hada_t1\": expected a tensor that this kind"),
+        ("lokr", none.clone(), with("lokr_w1", &[4, 5]), "q_proj.lokr_w1\": expected a factor of [16, 16]"),
+        ("ia3", none.clone(), with("ia3_l", &[16, 2]), "q_proj.ia3_l\": expected [1, 16] or [16, 1] by the base"),
+        ("vera", none.clone(), without("/vera_A"), "base_model.vera_A\": expected it, found nothing; save the adapter"),
+        ("vera", none.clone(), with("/vera_B", &[15, 3]), "base_model.vera_B\": expected [16, 3] or larger"),
+        ("vera", serde_json::json!({"save_projection": false}), Box::new(|_| ()), "save_projection: expected true"),
+        ("oft", none.clone(), with("oft_R.weight", &[4, 5]), "oft_R.weight\": expected upper triangles of blocks"),
+        ("oft", none.clone(), with("oft_R.weight", &[5, 6]), "oft_R.weight\": expected upper triangles of blocks"),
+        ("oft", serde_json::json!({"oft_block_size": null}), Box::new(|_| ()), "oft_block_size: expected it"),
+        ("boft", none.clone(), with("boft_R", &[2, 4, 4, 4]), "boft_R\": expected one butterfly factor, found 2"),
+        ("boft", none.clone(), with("boft_R", &[1, 3, 4, 4]), "boft_R\": expected square blocks that make up 16"),
+        ("vblora", serde_json::json!({"num_vectors": 7}), Box::new(|_| ()), "vblora_vector_bank\": expected [7, 4]"),
+        ("vblora", serde_json::json!({"topk": 7}), Box::new(|_| ()), "topk: expected at most num_vectors, 6"),
+        ("vblora", none.clone(), with("vblora_logits_B", &[4, 2, 5]), "vblora_logits_B\": expected [4, 2, 6]"),
+        ("randlora", none.clone(), with("/randlora_A", &[5, 1, 15]), "randlora_A\": expected [5, 1, 16] or larger"),
+        ("randlora", none.clone(), without("randlora_gamma"), "q_proj.randlora_gamma\": expected it"),
+        ("adalora", none.clone(), with("lora_A", &[5, 16]), "lora_A\": expected [4, 16] or of a lower rank"),
+        ("adalora", none.clone(), with("lora_A", &[4, 16]), "lora_A\": expected rank 3 by rank_pattern, found [4, 16]"),
+        ("adalora", none.clone(), with("lora_E", &[4, 1]), "lora_E\": expected [3, 1]"),
+    ];
+    for (case, config, change, expected) in cases {
+        let dir = changed(case, config, change);
+        let error = merge(&dir.path().join("adapter"), &fixtures().join("base/qwen2-float32"))
+            .map(|_| panic!("{case}: merged, in spite of {expected}"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{case}: {error}");
+        assert_eq!(error.lines().count(), 1);
+    }
+}
+
+#[test]
+fn kinds_for_linear_layers_only_are_refused_on_others() {
+    let name = "base_model.model.transformer.h.0.attn.c_attn.hada_w1_a";
+    let dir = changed("loha", serde_json::json!({}), |tensors| *tensors = [(name.to_owned(), zeros(&[48, 3]))].into());
+    let error = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
+    assert!(error.contains("c_attn.hada_w1_a\": expected a linear layer: PEFT has LoHa for no other"), "{error}");
+}
+
+/// Merges one file of kohya's kind.
+fn merge_file(tensors: &Tensors, base: &str) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
+    let dir = tempfile::tempdir().unwrap();
+    save_tensors(tensors, "adapter", &dir.path().join("out")).unwrap();
+    let checkpoint = Checkpoint::open(&fixtures().join("base").join(base))?;
+    let base = Base::new(checkpoint.path(), &checkpoint.config_json, checkpoint.weights());
+    let changes = kohya::open(&dir.path().join("out/adapter.safetensors"), &base)?;
+    let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
+    merged.plan.check()?;
+    // The file goes with its folder: read before.
+    let read = |t: PlannedTensor| {
+        let values = t.read().unwrap().into();
+        let expr = atombank::plan::Expr::Values { shape: t.shape.clone(), values };
+        (t.name.clone(), PlannedTensor { expr, ..t })
+    };
+    Ok(merged.plan.tensors.into_iter().map(read).collect())
+}
+
+fn number(value: f32) -> HostTensor {
+    HostTensor { shape: Vec::new(), values: [value].into() }
+}
+
+#[test]
+fn files_of_lycoris_are_merged_as_the_same_numbers_in_a_folder_of_peft() {
+    for (case, alphas) in [("loha", [5.0, 7.0]), ("lokr-low-rank", [3.0, 3.0])] {
+        let folder = fixtures().join(case);
+        let mut file = Tensors::new();
+        for (name, tensor) in host(&folder.join("adapter_model.safetensors")) {
+            let (module, part) = name.strip_prefix("base_model.model.").unwrap().rsplit_once('.').unwrap();
+            let module = module.replace('.', "_");
+            let alpha = number(alphas[usize::from(module.ends_with("down_proj"))]);
+            file.insert(format!("lycoris_{module}.alpha"), alpha);
+            file.insert(format!("lycoris_{module}.{part}"), tensor);
+        }
+        let merged = merge_file(&file, "qwen2-bfloat16").unwrap();
+        for (name, expected) in tensors(&folder.join("merged-bfloat16.safetensors")) {
+            assert_eq!(merged[&name].read().unwrap(), expected.read().unwrap(), "{case}: {name}");
+        }
+    }
+}
+
+#[test]
+fn files_of_kohya_hold_low_rank_and_whole_updates_by_paths_with_underscores() {
+    let ones = |shape: &[usize]| HostTensor { shape: shape.to_vec(), values: vec![1.0; shape.iter().product()].into() };
+    let before = Checkpoint::open(&fixtures().join("base/qwen2-float32")).unwrap();
+    let before = |name: &str| before.weights().get(name).unwrap().read().unwrap();
+    let file: Tensors = [
+        ("lora_te_model_layers_0_mlp_up_proj.lora_down.weight".to_owned(), ones(&[2, 16])),
+        ("lora_te_model_layers_0_mlp_up_proj.lora_up.weight".to_owned(), ones(&[24, 2])),
+        ("lora_te_model_layers_0_mlp_up_proj.alpha".to_owned(), number(0.5)),
+        ("lycoris_layers_0_self_attn_q_proj.diff".to_owned(), ones(&[16, 16])),
+        ("lycoris_layers_0_self_attn_q_proj.diff_b".to_owned(), ones(&[16])),
+    ]
+    .into();
+    let merged = merge_file(&file, "qwen2-float32").unwrap();
+    for (name, by) in [
+        ("model.layers.0.mlp.up_proj.weight", 0.5),
+        ("model.layers.0.self_attn.q_proj.weight", 1.0),
+        ("model.layers.0.self_attn.q_proj.bias", 1.0),
+        ("model.layers.0.self_attn.k_proj.weight", 0.0),
+    ] {
+        let expected: Vec<f32> = before(name).iter().map(|w| w + by).collect();
+        assert_eq!(merged[name].read().unwrap(), expected, "{name}");
+    }
+    let cases: [(&str, HostTensor, &str); 5] = [
+        ("lora_te_model_layers_1_mlp_up_proj.diff", ones(&[24, 16]), "whose path is \"model_layers_1_mlp_up_proj\""),
+        (
+            "lora_te_model_layers_0_mlp_up_proj.lora_mid.weight",
+            ones(&[2]),
+            "lora_mid.weight\": expected a part of a LoRA",
+        ),
+        ("lora_te_model_layers_0_mlp_up_proj.dora_scale", ones(&[24]), "dora_scale\": expected a part of a LoRA"),
+        ("lora_te_model_layers_0_mlp_up_proj.lora_up.weight", ones(&[24, 3]), "expected [24, 2] by the base model"),
+        ("lora_te_model_layers_0_mlp_up_proj.alpha", ones(&[2]), "alpha\": expected one number, found [2]"),
+    ];
+    for (name, tensor, expected) in cases {
+        let mut file = file.clone();
+        file.insert(name.to_owned(), tensor);
+        let error = merge_file(&file, "qwen2-float32").unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
