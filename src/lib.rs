@@ -12,6 +12,7 @@ pub mod dtype;
 pub mod error;
 pub mod formats;
 pub mod imatrix;
+pub mod linalg;
 pub mod merge;
 #[cfg(feature = "train")]
 pub mod model;

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
-
 use super::{Adapter, AdapterConfig, BankConfig, HostTensor, LoraConfig};
 use crate::checkpoint::{ModelConfig, Module, Site};
 use crate::error::Result;
+use crate::linalg::Random;
 
 /// A bank for `base` with B = 0: it changes nothing until it is trained. The distributions are
 /// those of Queryable LoRA: atoms near the identity, unit-normal keys and descriptors, projections
@@ -18,7 +16,7 @@ use crate::error::Result;
 /// [`crate::Error::Mismatch`] for settings that contradict each other or the base.
 pub fn new_bank(path: &Path, config: BankConfig, base: &ModelConfig, seed: u64) -> Result<Adapter> {
     config.check(path)?;
-    let mut random = Random(ChaCha8Rng::seed_from_u64(seed));
+    let mut random = Random::new(seed);
     let mut tensors = BTreeMap::new();
     let r = config.r;
     for (name, shape) in config.global_tensors() {
@@ -50,7 +48,7 @@ pub fn new_bank(path: &Path, config: BankConfig, base: &ModelConfig, seed: u64) 
 /// # Errors
 /// As [`new_bank`].
 pub fn new_lora(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) -> Result<Adapter> {
-    let mut random = Random(ChaCha8Rng::seed_from_u64(seed));
+    let mut random = Random::new(seed);
     let mut tensors = BTreeMap::new();
     let targets = config.target_modules.clone().unwrap_or_default();
     factors(&mut tensors, &targets, config.r, base, &mut random);
@@ -80,21 +78,5 @@ fn factors(
                 HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() },
             );
         }
-    }
-}
-
-/// Numbers from a generator whose stream is fixed by its seed on every platform and release.
-struct Random(ChaCha8Rng);
-
-impl Random {
-    /// Uniform in [0, 1), 24 bits.
-    fn uniform(&mut self) -> f32 {
-        (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
-    }
-
-    /// Standard normal (Box and Muller).
-    fn normal(&mut self) -> f32 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f32::consts::TAU * self.uniform()).cos()
     }
 }

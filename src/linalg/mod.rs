@@ -1,0 +1,33 @@
+//! Low-rank linear algebra: what a weight's change comes to with few columns.
+//!
+//! Small dense parts are f64 in nalgebra's matrices; a large matrix is only ever read in runs of rows
+//! ([`RowSource`]), so that one of 4096 x 11008 takes no more memory than its sketch.
+//!
+//! - [`truncated_svd`]: the first singular triplets of a large matrix (randomized).
+//! - [`svd_of_products`]: those of a sum of low-rank products, exactly.
+//! - [`svd`], [`thin_qr`]: of what fits in memory.
+//! - [`Svd::truncate`], [`Svd::rank_for_energy`], [`Svd::balanced`]: to the factors of a LoRA.
+
+mod dense;
+mod products;
+mod random;
+mod sketch;
+
+pub use dense::{Svd, svd, thin_qr};
+pub use products::{Term, svd_of_products};
+pub(crate) use random::Random;
+pub use sketch::{Difference, RowSource, Sketch, residual_norm_sqr, truncated_svd};
+
+/// A matrix of f64, column by column.
+pub type Matrix = nalgebra::DMatrix<f64>;
+
+/// `values`, `[rows, cols]` row by row, as a matrix.
+pub fn from_rows(rows: usize, cols: usize, values: &[f32]) -> Matrix {
+    Matrix::from_row_iterator(rows, cols, values.iter().map(|v| f64::from(*v)))
+}
+
+/// The values of `matrix` row by row, rounded to f32.
+pub fn to_rows(matrix: &Matrix) -> Vec<f32> {
+    // Column by column of the transpose is row by row.
+    matrix.transpose().iter().map(|v| *v as f32).collect()
+}
