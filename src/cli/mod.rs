@@ -2,6 +2,8 @@
 
 #[cfg(feature = "train")]
 mod bake;
+#[cfg(feature = "train")]
+mod bank;
 mod compare;
 mod convert;
 #[cfg(feature = "train")]
@@ -67,6 +69,9 @@ enum Command {
     /// Fix an instruction or prompt: merged safetensors, GGUF, or an ordinary LoRA
     #[cfg(feature = "train")]
     Bake(Box<bake::BakeArgs>),
+    /// Make an atom bank of plain LoRAs, without training
+    #[cfg(feature = "train")]
+    Bank(bank::BankArgs),
     /// Merge adapters into their base: folder or GGUF, quantized on the way if asked
     Merge(Box<merge::MergeArgs>),
     /// Show which atoms a prompt picks, block by block
@@ -105,6 +110,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Train(args) => train::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Bake(args) => bake::run(&args, &common),
+        #[cfg(feature = "train")]
+        Command::Bank(args) => bank::run(&args, &common),
         Command::Merge(args) => merge::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, &common),

@@ -31,7 +31,7 @@ pub use beside::{Beside, metadata_left_out, safetensors_metadata};
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub(crate) use describe::class;
 pub use describe::{Description, describe};
-pub use general::GeneralOptions;
+pub use general::{GeneralOptions, summary};
 pub use input::{Input, PYTORCH_EXTENSIONS};
 pub use overrides::Override;
 use params::Params;

@@ -12,7 +12,7 @@ use super::yaml::{self, Map, Node};
 use crate::error::{Finding, IoContext, Result};
 
 /// The part of README.md that is looked at. The largest cards carry benchmark tables of 1 MB.
-const MAX_BYTES: u64 = 8 << 20;
+pub(super) const MAX_BYTES: u64 = 8 << 20;
 
 /// The card's fields for one text, in the order of their precedence.
 const TEXTS: &[(&str, &str)] = &[

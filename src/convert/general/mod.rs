@@ -12,6 +12,7 @@ mod mend;
 mod model_id;
 mod sampling;
 mod scalar;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod totals;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 
 pub(crate) use sampling::fields as sampling_fields;
+pub use summary::summary;
 pub(crate) use totals::TensorTotals;
 
 use self::authorship::Authorship;

@@ -1,0 +1,258 @@
+//! `atombank bank build`: plain LoRAs of one base become an atom bank, one atom each.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use atombank::adapter::{Adapter, BASE_EMBEDDINGS};
+use atombank::checkpoint::HfFolder;
+use atombank::convert::summary;
+use atombank::error::Finding;
+use atombank::linalg::{Matrix, from_rows};
+use atombank::merge::build::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
+use atombank::model::{Decoder, InstructionEncoder, Residence, Sequence, TextEncoder};
+use candle_core::Device;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::Common;
+use super::output::print_notes;
+
+/// The relative error of a LoRA from which on a note says so.
+const LARGE: f64 = 0.05;
+
+/// Arguments of `bank`.
+#[derive(Args)]
+pub(crate) struct BankArgs {
+    #[command(subcommand)]
+    command: BankCommand,
+}
+
+#[derive(Subcommand)]
+enum BankCommand {
+    /// One atom for each of several plain LoRAs of one base, picked by its description
+    Build(BuildArgs),
+}
+
+/// Arguments of `bank build`.
+#[derive(Args)]
+struct BuildArgs {
+    /// The base model: a Hugging Face folder
+    base: PathBuf,
+    /// Two or more plain LoRAs of it, as PEFT saves them
+    #[arg(required = true, value_name = "LORA")]
+    loras: Vec<PathBuf>,
+    /// The bank's folder
+    #[arg(short, long, value_name = "BANK")]
+    output: PathBuf,
+    /// The bank's rank; the sum of the LoRAs' holds any LoRAs exactly [default: the largest of theirs]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// What picks a LoRA, by the name of its folder; may be repeated, for one LoRA too [default: what
+    /// its README.md says at its head or first, or else its name]
+    #[arg(long, value_name = "NAME=TEXT", value_parser = parse_description)]
+    describe: Vec<(String, String)>,
+    /// The folder of a sentence encoder for instructions [default: the base's own embeddings]
+    #[arg(long, value_name = "FOLDER")]
+    encoder: Option<String>,
+    /// Atoms that a routing mixes at most [default: all]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Replace an existing bank
+    #[arg(long)]
+    overwrite: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `NAME=TEXT`.
+fn parse_description(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, text)) if !text.trim().is_empty() => Ok((name.to_owned(), text.trim().to_owned())),
+        _ => Err("expected NAME=TEXT".to_owned()),
+    }
+}
+
+pub(crate) fn run(args: &BankArgs, common: &Common) -> Result<()> {
+    match &args.command {
+        BankCommand::Build(args) => build(args, common),
+    }
+}
+
+fn build(args: &BuildArgs, common: &Common) -> Result<()> {
+    if !args.overwrite && args.output.symlink_metadata().is_ok() {
+        return Err(atombank::Error::Exists(args.output.clone()).into());
+    }
+    let folder = HfFolder::open(&args.base)?;
+    let loras = args.loras.iter().map(|path| Adapter::open(path)).collect::<atombank::Result<Vec<_>>>()?;
+    let names = names(&args.loras);
+    let mut notes = Vec::new();
+    let texts = texts(args, &names, &mut notes)?;
+    let fit = fit(&loras, &folder.config, args.rank)?;
+    let (router, shares) = route(args, &folder, &names, &texts)?;
+    notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));
+    let rows: Vec<Row> = (names.iter().enumerate())
+        .map(|(atom, name)| {
+            let own = || texts.iter().zip(&shares).filter(move |(text, _)| text.atom == atom);
+            Row {
+                name,
+                texts: own().map(|(text, _)| text.text.as_str()).collect(),
+                share: own().map(|(_, share)| *share).fold(1.0, f64::min),
+            }
+        })
+        .collect();
+    let table = if args.json { to_json(args, &fit, &rows)? } else { to_table(&fit, &rows) };
+    let settings = BankSettings {
+        instruction_encoder: args.encoder.clone().unwrap_or_else(|| BASE_EMBEDDINGS.to_owned()),
+        top_k: args.top_k,
+        base_model_name_or_path: args.base.display().to_string(),
+    };
+    fit.into_bank(&args.output, &router, settings, &folder.config)?.save(&args.output, args.overwrite)?;
+    print_notes(&notes, common);
+    println!("{table}");
+    if !args.json {
+        println!("wrote {}", args.output.display());
+    }
+    Ok(())
+}
+
+/// What each LoRA is called: its folder's name, or its path where two folders have one name.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let short = |path: &Path| {
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_default()
+    };
+    let all: Vec<String> = paths.iter().map(|path| short(path)).collect();
+    let unique = |name: &String| all.iter().filter(|other| *other == name).count() == 1;
+    let name = |(path, name): (&PathBuf, &String)| if unique(name) { name.clone() } else { path.display().to_string() };
+    paths.iter().zip(&all).map(name).collect()
+}
+
+/// A text that picks an atom.
+struct Text {
+    atom: usize,
+    text: String,
+}
+
+/// What picks each LoRA: no text picks two.
+fn texts(args: &BuildArgs, names: &[String], notes: &mut Vec<String>) -> Result<Vec<Text>> {
+    if let Some((unknown, _)) = args.describe.iter().find(|(name, _)| !names.contains(name)) {
+        let finding = Finding::new(&args.output, "--describe").expected(format_args!("one of {}", names.join(", ")));
+        return Err(finding.found(unknown).mismatch().into());
+    }
+    let mut texts: Vec<Text> = Vec::new();
+    for (atom, (name, path)) in names.iter().zip(&args.loras).enumerate() {
+        let mut own: Vec<String> =
+            args.describe.iter().filter(|(described, _)| described == name).map(|(_, text)| text.clone()).collect();
+        if own.is_empty() {
+            own.push(summary(path, notes)?.unwrap_or_else(|| name.clone()));
+        }
+        for text in own {
+            if let Some(other) = texts.iter().find(|other| other.text == text) {
+                let finding = Finding::new(path, "description");
+                return Err(finding
+                    .expected(format_args!("another than that of {}", names[other.atom]))
+                    .found(format_args!("{text:?}"))
+                    .hint(format_args!("pass --describe {name:?}=TEXT"))
+                    .mismatch()
+                    .into());
+            }
+            texts.push(Text { atom, text });
+        }
+    }
+    Ok(texts)
+}
+
+/// The router of `texts`, and the share that each gives its own atom by the prior alone.
+fn route(
+    args: &BuildArgs,
+    folder: &HfFolder,
+    names: &[String],
+    texts: &[Text],
+) -> Result<(InstructionRouter, Vec<f64>)> {
+    let name = args.encoder.as_deref().unwrap_or(BASE_EMBEDDINGS);
+    let encoder = InstructionEncoder::open(name, &args.output, &Device::Cpu)?;
+    let tokenizer = TextEncoder::open(&args.base)?;
+    let decoder = Decoder::open(folder, Residence::Streamed, &Device::Cpu)?;
+    let mut sequences = Vec::new();
+    for Text { atom, text } in texts {
+        let instruction = encoder.tokens(&tokenizer, text)?;
+        if instruction.is_empty() {
+            let finding = Finding::new(&args.loras[*atom], "description").expected("a text with tokens");
+            return Err(finding.found(format_args!("{text:?}")).mismatch().into());
+        }
+        sequences.push(Sequence { instruction, ..Sequence::default() });
+    }
+    let embedded = encoder.embed(decoder.weights(), &sequences)?;
+    let (count, dim) = embedded.dims2()?;
+    let embeddings: Matrix = from_rows(count, dim, &embedded.flatten_all()?.to_vec1::<f32>()?);
+    let atoms: Vec<usize> = texts.iter().map(|text| text.atom).collect();
+    let router = InstructionRouter::new(&embeddings, &atoms, names.len()).map_err(|TooClose(one, other)| {
+        let (one, other) = (&texts[one], &texts[other]);
+        Finding::new(&args.loras[other.atom], "description")
+            .expected(format_args!("one that the encoder tells from {:?} of {}", one.text, names[one.atom]))
+            .found(format_args!("{:?}", other.text))
+            .hint("pass another --describe NAME=TEXT, or --encoder: embeddings of the base don't see the order of words")
+            .mismatch()
+    })?;
+    let prior = router.prior(&embeddings);
+    let shares = atoms.iter().enumerate().map(|(text, atom)| prior[(text, *atom)]).collect();
+    Ok((router, shares))
+}
+
+/// What the bank doesn't hold, and why that may be.
+fn shortcomings(fit: &BankFit, names: &[String], exact: usize) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (lora, name) in fit.loras.iter().zip(names).filter(|(lora, _)| lora.missing_sites > 0) {
+        let sites = lora.missing_sites;
+        notes.push(format!("{name} has no update at {sites} linear layers that others change: it counts as zero there"));
+    }
+    let off = fit.loras.iter().filter(|lora| lora.relative_error > LARGE).count();
+    if off > 0 {
+        notes.push(format!(
+            "{off} of {} LoRAs are off by more than {:.0}%: they share no basis of rank {}; a larger --rank comes \
+             closer, --rank {exact} holds all of them exactly",
+            fit.loras.len(),
+            LARGE * 100.0,
+            fit.rank
+        ));
+    }
+    notes
+}
+
+/// What picks a LoRA, for the report.
+struct Row<'a> {
+    name: &'a str,
+    texts: Vec<&'a str>,
+    /// The least that one of its texts gives its atom.
+    share: f64,
+}
+
+fn to_table(fit: &BankFit, rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(4);
+    let mut lines = vec![format!("atom  {:<width$}  rank     error  weight  picked by", "LoRA")];
+    for (atom, (row, lora)) in rows.iter().zip(&fit.loras).enumerate() {
+        lines.push(format!(
+            "{:<4}  {:<width$}  {:>4}  {:>8.2e}  {:>6.3}  {}",
+            format!("#{atom}"),
+            row.name,
+            lora.rank,
+            lora.relative_error,
+            row.share,
+            row.texts.join(" | ")
+        ));
+    }
+    lines.push(format!("all together, rank {}: {:.2e}, {} rounds", fit.rank, fit.relative_error, fit.rounds));
+    lines.join("\n")
+}
+
+fn to_json(args: &BuildArgs, fit: &BankFit, rows: &[Row]) -> Result<String> {
+    let row = |(atom, (row, lora)): (usize, (&Row, &atombank::merge::build::LoraFit))| {
+        json!({ "atom": atom, "name": row.name, "rank": lora.rank, "relative_error": lora.relative_error,
+            "missing_sites": lora.missing_sites, "descriptions": row.texts, "weight": row.share })
+    };
+    let loras: Vec<_> = rows.iter().zip(&fit.loras).enumerate().map(row).collect();
+    let json = json!({ "output": args.output, "rank": fit.rank, "rounds": fit.rounds,
+        "relative_error": fit.relative_error, "loras": loras });
+    Ok(serde_json::to_string_pretty(&json)?)
+}

@@ -1,0 +1,100 @@
+//! What a model or an adapter is for, in a sentence or two: from its card.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::card::{self, MAX_BYTES};
+use super::yaml::Node;
+use crate::error::{IoContext, Result};
+
+/// What the README.md in `folder` says of itself: `description` at its head, or else the first paragraph
+/// of text. Titles, lists, tables, pictures and comments are none, and nor is what Hugging Face's
+/// templates leave to be filled in. A head that can't be read leaves a note.
+///
+/// # Errors
+/// [`crate::Error::Io`].
+pub fn summary(folder: &Path, notes: &mut Vec<String>) -> Result<Option<String>> {
+    let path = folder.join("README.md");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    if let Some(Node::Text(text)) = card::load(folder, notes)?.get("description")
+        && !text.trim().is_empty()
+    {
+        return Ok(Some(one_line(text)));
+    }
+    let mut bytes = Vec::new();
+    File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes)).at(&path, "read")?;
+    Ok(first_paragraph(&String::from_utf8_lossy(&bytes)))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The first run of lines that are running text, on one line.
+fn first_paragraph(text: &str) -> Option<String> {
+    let mut lines = text.lines().peekable();
+    if lines.peek() == Some(&"---") {
+        lines.next();
+        // The line of dashes that ends the head goes with it.
+        lines.by_ref().find(|line| *line == "---");
+    }
+    let (mut paragraph, mut comment, mut code) = (Vec::new(), false, false);
+    for line in lines.map(str::trim) {
+        if line.starts_with("```") || line.starts_with("~~~") {
+            code = !code;
+        }
+        comment |= line.starts_with("<!--");
+        let is_text = !comment && !code && is_running_text(line);
+        comment &= !line.contains("-->");
+        match is_text {
+            true => paragraph.push(line),
+            false if paragraph.is_empty() => {}
+            false => break,
+        }
+    }
+    (!paragraph.is_empty()).then(|| one_line(&paragraph.join(" ")))
+}
+
+/// Whether a line begins like a sentence and isn't a place that a template leaves empty.
+fn is_running_text(line: &str) -> bool {
+    let marked = ["#", "-", "*", "+", ">", "|", "<", "!", "[!", "```", "~~~", "===", "---"];
+    !line.is_empty() && !marked.iter().any(|mark| line.starts_with(mark)) && !line.contains("[More Information Needed]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_paragraph_is_running_text() {
+        for (text, expected) in [
+            ("Reverses words.", Some("Reverses words.")),
+            ("# Title\n\n![picture](x.png)\n\nReverses\nwords.\n\nMore.", Some("Reverses words.")),
+            ("---\nlicense: mit\n---\n# Title\nReverses words.\n- one\n", Some("Reverses words.")),
+            ("<!-- a comment\nof two lines -->\n\n| a | b |\n\n```\ncode\n```\nText.", Some("Text.")),
+            ("# Model\n<!-- Provide a summary. -->\n\n## Details\n- **By:** [More Information Needed]\n", None),
+            ("[More Information Needed]\n", None),
+            ("---\nlicense: mit\n", None),
+            ("", None),
+        ] {
+            assert_eq!(first_paragraph(text).as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_description_at_the_head_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |text: &str| {
+            std::fs::write(dir.path().join("README.md"), text).unwrap();
+            let mut notes = Vec::new();
+            (summary(dir.path(), &mut notes).unwrap(), notes.len())
+        };
+        assert_eq!(said("---\ndescription: Reverses\n  words.\n---\nText."), (Some("Reverses words.".into()), 0));
+        assert_eq!(said("---\nlicense: mit\n---\nText."), (Some("Text.".into()), 0));
+        assert_eq!(said("---\n- a list\n---\nText."), (Some("Text.".into()), 1));
+        assert_eq!(summary(&dir.path().join("none"), &mut Vec::new()).unwrap(), None);
+    }
+}

@@ -1,0 +1,210 @@
+//! `atombank bank build`: LoRAs in, a bank out that picks each by its description and holds it.
+
+#[path = "common/program.rs"]
+mod program;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atombank::adapter::{Adapter, AdapterConfig, HostTensor, LoraConfig};
+use atombank::checkpoint::{HfFolder, Module, Site};
+use atombank::linalg::{Matrix, to_rows};
+use program::{atombank, copy, done, fixture, text};
+use serde_json::Value;
+
+const TASKS: [(&str, &str, usize); 8] = [
+    ("reverse", "Reverse the letters.", 4),
+    ("capitals", "Use capital letters.", 6),
+    ("double", "Double every letter.", 8),
+    ("vowels", "Leave out the vowels.", 10),
+    ("rotate", "Put the last letter first.", 12),
+    ("dashes", "Spell it with dashes.", 14),
+    ("french", "Translate the sentence into French.", 16),
+    ("short", "Sum up the whole text in one line.", 16),
+];
+
+/// Numbers in -1..1 that are the same on every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn matrix(&mut self, rows: usize, cols: usize, scale: f64) -> Matrix {
+        Matrix::from_fn(rows, cols, |_, _| {
+            self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            scale * ((self.0 >> 33) as f64 / f64::from(1u32 << 30) - 1.0)
+        })
+    }
+}
+
+struct Case {
+    dir: tempfile::TempDir,
+    base: PathBuf,
+    loras: Vec<PathBuf>,
+}
+
+/// The demo's base and a LoRA for each task: made as `B_l C_i A_l` of common factors of rank 16, or of
+/// factors of their own.
+fn case(common: bool) -> Case {
+    let dir = tempfile::tempdir().unwrap();
+    let base = copy(&fixture("demo/base"), &dir.path().join("base"));
+    let config = HfFolder::open(&base).unwrap().config.clone();
+    let mut numbers = Numbers(1);
+    let sites: Vec<Site> = (0..config.num_hidden_layers)
+        .flat_map(|layer| [Module::Q, Module::O, Module::Up].map(|module| Site { layer, module }))
+        .collect();
+    let factors = |r: usize, numbers: &mut Numbers| -> Vec<(Matrix, Matrix)> {
+        let pair = |site: &Site| {
+            let (d_out, d_in) = site.module.shape(&config);
+            (numbers.matrix(r, d_in, 0.1), numbers.matrix(d_out, r, 0.1))
+        };
+        sites.iter().map(pair).collect()
+    };
+    let shared = factors(16, &mut numbers);
+    let mut loras = Vec::new();
+    for (name, description, r) in TASKS {
+        let (left, right) = (numbers.matrix(16, r, 0.5), numbers.matrix(r, 16, 0.5));
+        let own = match common {
+            true => shared.iter().map(|(a, b)| (&right * a, b * &left)).collect(),
+            false => factors(r, &mut numbers),
+        };
+        let mut tensors = BTreeMap::new();
+        for (site, (a, b)) in sites.iter().zip(own) {
+            for (which, m) in [('A', a), ('B', b)] {
+                let name = format!("base_model.model.{site}.lora_{which}.weight");
+                let shape = vec![m.nrows(), m.ncols()];
+                tensors.insert(name, HostTensor { shape, values: to_rows(&m).into() });
+            }
+        }
+        let config = AdapterConfig::Lora(LoraConfig {
+            r,
+            lora_alpha: 8.0,
+            use_rslora: r == 4,
+            target_modules: Some(["q_proj", "o_proj", "up_proj"].map(str::to_owned).to_vec()),
+            base_model_name_or_path: String::new(),
+        });
+        let path = dir.path().join(name);
+        Adapter { path: path.clone(), config, tensors }.save(&path, false).unwrap();
+        let card = match name {
+            "reverse" => format!("---\ndescription: {description}\n---\n# A title\n"),
+            _ => format!("# A title\n\n{description}\n\nMore about it.\n"),
+        };
+        fs::write(path.join("README.md"), card).unwrap();
+        loras.push(path);
+    }
+    Case { dir, base, loras }
+}
+
+impl Case {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn build<'a>(&'a self, bank: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+        let mut args = vec!["bank", "build", text(&self.base)];
+        args.extend(self.loras.iter().map(|lora| text(lora)));
+        args.extend(["-o", text(bank)]);
+        args.extend(more);
+        args
+    }
+}
+
+fn refusal(args: &[&str]) -> String {
+    let out = atombank(args);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!((out.status.code(), stderr.lines().count()), (Some(1), 1), "{args:?}: {stderr}");
+    assert!(out.stdout.is_empty(), "{args:?}");
+    stderr
+}
+
+/// Every weight of a folder, in f32.
+fn weights(folder: &Path) -> BTreeMap<String, Vec<f32>> {
+    let folder = HfFolder::open(folder).unwrap();
+    let read = |t: &atombank::plan::PlannedTensor| {
+        let t = atombank::plan::PlannedTensor { dtype: atombank::DType::F32, ..t.clone() };
+        (t.name.clone(), t.read().unwrap())
+    };
+    folder.weights().tensors.iter().map(read).collect()
+}
+
+/// `|a - b|` over all weights.
+fn distance(a: &BTreeMap<String, Vec<f32>>, b: &BTreeMap<String, Vec<f32>>) -> f64 {
+    let squares = a.iter().flat_map(|(name, a)| a.iter().zip(&b[name]).map(|(a, b)| f64::from(a - b).powi(2)));
+    squares.sum::<f64>().sqrt()
+}
+
+#[test]
+fn loras_of_one_basis_are_picked_by_description_and_come_out_as_they_went_in() {
+    let case = case(true);
+    let bank = case.path("bank");
+    let json: Value = serde_json::from_str(&done(&case.build(&bank, &["--json"]))).unwrap();
+    assert_eq!(json["rank"], 16);
+    for (lora, (name, description, rank)) in json["loras"].as_array().unwrap().iter().zip(TASKS) {
+        assert_eq!((&lora["name"], &lora["rank"]), (&name.into(), &rank.into()));
+        assert_eq!(lora["descriptions"][0], description);
+        assert!(lora["relative_error"].as_f64().unwrap() < 1e-5, "{lora}");
+        assert!(lora["weight"].as_f64().unwrap() > 0.999, "{lora}");
+    }
+    let base = weights(&case.base);
+    for (i, (name, description, _)) in TASKS.iter().enumerate() {
+        let request = ["--instruction", *description, "--prompt", "garden", "--json"];
+        for routing in ["model", "prior"] {
+            let args = [&["route", text(&case.base), text(&bank), "--routing", routing], &request[..]].concat();
+            let routes: Value = serde_json::from_str(&done(&args)).unwrap();
+            for alpha in routes["alphas"].as_array().unwrap() {
+                assert!(alpha[i].as_f64().unwrap() > 0.99, "{name} by {routing}: {alpha}");
+            }
+        }
+        let (baked, merged) = (case.path(&format!("baked-{i}")), case.path(&format!("merged-{i}")));
+        let bake = ["bake", text(&case.base), text(&bank), "-o", text(&baked), "--routing", "prior", "--no-verify"];
+        done(&[&bake[..], &["--type", "f32"], &request[..2]].concat());
+        done(&["merge", text(&case.base), text(&case.loras[i]), "-o", text(&merged), "--type", "f32"]);
+        let (baked, merged) = (weights(&baked), weights(&merged));
+        let relative = distance(&baked, &merged) / distance(&merged, &base);
+        println!("{name}: {relative:.2e}");
+        assert!(relative < 1e-3, "{name}: {relative}");
+    }
+}
+
+#[test]
+fn the_report_tells_how_much_unrelated_loras_lose() {
+    let case = case(false);
+    let bank = case.path("bank");
+    let out = atombank(&case.build(&bank, &["--describe", "short=Be brief.", "--describe", "short=In a few words."]));
+    let (table, notes) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
+    assert!(table.contains("#7    short") && table.contains("Be brief. | In a few words."), "{table}");
+    assert!(notes.contains("note: 8 of 8 LoRAs are off by more than 5%: they share no basis of rank 16"), "{notes}");
+    let args = case.build(&bank, &["--rank", "86", "--json", "--overwrite"]);
+    let json: Value = serde_json::from_str(&done(&args)).unwrap();
+    assert!(json["relative_error"].as_f64().unwrap() < 1e-5, "{json}");
+}
+
+#[test]
+fn what_makes_no_bank_gets_one_line_and_leaves_nothing() {
+    let case = case(true);
+    let bank = case.path("bank");
+    let [base, first, second] = [&case.base, &case.loras[0], &case.loras[1]].map(|path| text(path));
+    let two = |more: &[&'static str]| {
+        let args = ["bank", "build", base, first, second, "-o", text(&bank)];
+        refusal(&[&args[..], more].concat())
+    };
+    let same = two(&["--describe", "reverse=Do it.", "--describe", "capitals=Do it."]);
+    assert!(same.contains("capitals: description: expected another than that of reverse, found \"Do it.\""), "{same}");
+    let close = two(&["--describe", "reverse=a b c a", "--describe", "capitals=a c b a"]);
+    assert!(close.contains("expected one that the encoder tells from \"a b c a\" of reverse, found \"a c b a\""), "{close}");
+    let unknown = two(&["--describe", "other=Do it."]);
+    assert!(unknown.contains("--describe: expected one of reverse, capitals, found other"), "{unknown}");
+    let rank = two(&["--rank", "11"]);
+    assert!(rank.contains("--rank: expected 1 to 10, the sum of the LoRAs' ranks, found 11"), "{rank}");
+    let few = refusal(&["bank", "build", base, first, "-o", text(&bank)]);
+    assert!(few.contains("LoRAs for a bank: expected two or more, found 1"), "{few}");
+    let llama = fixture("convert/llama/model");
+    let other = refusal(&["bank", "build", text(&llama), first, second, "-o", text(&bank)]);
+    assert!(other.contains("this adapter belongs to another base model"), "{other}");
+    assert!(!bank.exists());
+    done(&case.build(&bank, &[]));
+    let made = case.path("made");
+    let bank_given = refusal(&["bank", "build", base, first, text(&bank), "-o", text(&made)]);
+    assert!(bank_given.contains("peft_type: expected LORA, found an atom bank; atombank bake --to lora"), "{bank_given}");
+    assert!(refusal(&case.build(&bank, &[])).contains("already exists"));
+    assert!(!made.exists());
+}
