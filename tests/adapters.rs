@@ -101,6 +101,16 @@ const SAME: &[(&str, &str)] = &[
     ("adalora-whole", "gpt2"),
     ("oft-embedding", "qwen2"),
     ("oft-coft", "qwen2"),
+    ("lora", "qwen2"),
+    ("lora-conv1d", "gpt2"),
+    ("lora-embedding", "qwen2"),
+    ("lora-dora", "qwen2"),
+    ("lora-dora-conv1d", "gpt2"),
+    ("lora-biases", "qwen2"),
+    ("lora-saved", "qwen2"),
+    ("lora-experts", "qwen3moe"),
+    ("tokens", "qwen2"),
+    ("norms", "qwen2"),
 ];
 
 /// Kinds of whose operations some can't be had in torch's order.
@@ -128,7 +138,7 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
         ("PREFIX_TUNING", "found PREFIX_TUNING, which learns inputs beside the prompt: there is no weight to merge"),
         ("P_TUNING", "found P_TUNING, which learns inputs"),
         ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `atombank bake`"),
-        ("HRA", "expected one of the kinds this version merges (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR"),
+        ("HRA", "expected one of the kinds this version merges (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR, LORA"),
     ] {
         let dir = changed("loha", serde_json::json!({ "peft_type": kind }), |_| ());
         let error = merge(&dir.path().join("adapter"), &fixtures().join("base/qwen2-float32")).unwrap_err().to_string();

@@ -210,7 +210,8 @@ def randomise(model):
             elif "hada_" in name or "lokr_" in name:
                 value.copy_(0.3 * noise)
             elif "vblora_logits" in name:
-                value.copy_(noise)
+                # All different, in 16 bits too: which of equal ones are among the largest, torch leaves open.
+                value.copy_(torch.linspace(-2, 2, value.shape[-1])[noise.argsort(-1)])
             elif any(part in name for part in ["lora_A", "lora_B", "lora_embedding", "vera_lambda", "randlora_lambda", "boft_R", "vector_bank"]):
                 value.copy_(0.1 * noise)
             else:                                           # whole modules, biases, rows of tokens
