@@ -84,6 +84,11 @@ impl MergeArgs {
     /// A folder's weights with the adapters in them.
     fn into_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<()> {
         let base = Base::new(folder.path(), &folder.config_json, folder.weights());
+        let keeps_types = match self.output.outtype()?.dtype(folder.weights()) {
+            None => true,
+            Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
+        };
+        let base = if keeps_types { base } else { base.retyped() };
         if self.output.kind() == Kind::Lora {
             return self.one_lora(&base, folder.weights(), others, common);
         }
@@ -118,7 +123,7 @@ impl MergeArgs {
                 metadata.finding("general.architecture").expected("an architecture this version has a table for");
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported().into());
         };
-        let merged = self.merged(&Base::new(model.path(), &config, &plan), &plan, others, common)?;
+        let merged = self.merged(&Base::new(model.path(), &config, &plan).retyped(), &plan, others, common)?;
         if merged.untied {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }

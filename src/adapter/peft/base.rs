@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 
 use super::entries::Entries;
 use crate::convert::{class_name, gguf_name, keeps_transposed};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::show_shape;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// A base model: config and tensors, in Hugging Face's names.
 pub struct Base<'a> {
@@ -18,6 +19,8 @@ pub struct Base<'a> {
     weights: &'a Plan,
     /// Places in the plan by the file's names and by the class's own.
     places: HashMap<String, usize>,
+    /// Whether merged weights keep the types of the base.
+    keeps_types: bool,
     /// Where the output head is the embeddings: the head, as a tensor of its own.
     tied_head: Option<PlannedTensor>,
 }
@@ -49,7 +52,7 @@ impl<'a> Base<'a> {
         }
         // What the file itself calls so comes first.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
-        let mut base = Self { path: path.to_owned(), config, weights, places, tied_head: None };
+        let mut base = Self { path: path.to_owned(), config, weights, places, keeps_types: true, tied_head: None };
         let tied = match config.get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // Classes differ in what they take for granted; without a head of its own there is one way.
@@ -58,6 +61,25 @@ impl<'a> Base<'a> {
         // A head that a tied checkpoint has all the same goes unused.
         base.tied_head = base.embeddings().filter(|_| tied).map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
         base
+    }
+
+    /// As a base of merged weights that get other types than its own: what PEFT rounds to the base's type on
+    /// the way is not rounded then.
+    pub fn retyped(self) -> Self {
+        Self { keeps_types: false, ..self }
+    }
+
+    /// The type that PEFT rounds to midway where a weight has type `dtype`.
+    pub(super) fn rounding(&self, dtype: DType) -> Option<DType> {
+        Some(dtype).filter(|dtype| self.keeps_types && *dtype != DType::F32)
+    }
+
+    /// `of`, rounded as [`Base::rounding`] says.
+    pub(super) fn rounded(&self, of: Expr, dtype: DType) -> Expr {
+        match self.rounding(dtype) {
+            Some(dtype) => Expr::Round { of: Box::new(of), dtype },
+            None => of,
+        }
     }
 
     /// Where it is, for messages.
