@@ -26,7 +26,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let name = |part: &str| format!("{module}.hada_{part}");
         let weight = base.linear_only(entries, &name("w1_a"), &module, "LoHa")?;
         let rank = settings.rank(&module);
-        let mut factor = |part: &str, shape: [usize; 2]| Ok(entries.shaped(&name(part), &shape)?.expr);
+        let mut factor =
+            |part: &str, shape: [usize; 2]| Ok::<_, crate::Error>(entries.shaped(&name(part), &shape)?.expr);
         let first = product(factor("w1_a", [weight.d_out, rank])?, factor("w1_b", [rank, weight.d_in])?);
         let second = product(factor("w2_a", [weight.d_out, rank])?, factor("w2_b", [rank, weight.d_in])?);
         changes.push((weight.tensor.name.clone(), Change::Add(delta(first, second, settings.scale(&module, rank)))));

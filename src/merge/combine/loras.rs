@@ -269,7 +269,7 @@ impl Parts<'_> {
             let blend = Blend::new(&of, weights, &self.densities, pruning, options, draws);
             if pruning.is_none() {
                 // Nothing to learn of them first.
-                return Ok(Expr::Map { map: blend.measure(&of)?, of });
+                return Ok::<_, crate::Error>(Expr::Map { map: blend.measure(&of)?, of });
             }
             Ok(pending.map(of, blend))
         };
