@@ -116,8 +116,10 @@ impl<'a> Base<'a> {
             let place = self.places.get(name).copied();
             place.or_else(|| self.places.get(&class_name(self.config, name)?).copied())
         };
-        // Mixtral's checkpoints have a name of their own for what transformers calls mlp.
-        let place = find(name).or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")));
+        // Some checkpoints have names of their own for what transformers calls so: Mixtral's, GPT-NeoX's.
+        let place = find(name)
+            .or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")))
+            .or_else(|| find(&name.replace("lm_head.", "embed_out.")));
         place.map(|place| &self.weights.tensors[place])
     }
 
