@@ -123,7 +123,11 @@ impl MergeArgs {
                 metadata.finding("general.architecture").expected("an architecture this version has a table for");
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported().into());
         };
-        let merged = self.merged(&Base::new(model.path(), &config, &plan).retyped(), &plan, others, common)?;
+        let base = Base::new(model.path(), &config, &plan).retyped();
+        if self.output.kind() == Kind::Lora {
+            return self.one_lora(&base, &plan, others, common);
+        }
+        let merged = self.merged(&base, &plan, others, common)?;
         if merged.untied {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }
