@@ -3,15 +3,16 @@
 mod adapters;
 #[cfg(feature = "train")]
 mod bake;
-mod rounding;
 pub mod combine;
+pub mod extract;
+mod rounding;
 
 use std::collections::BTreeMap;
 
 pub use adapters::{Merged, with_adapters};
-pub use rounding::{Rounding, rounding};
 #[cfg(feature = "train")]
 pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
+pub use rounding::{Rounding, rounding};
 
 use crate::adapter::{Adapter, AdapterConfig, AtomBank, HostTensor, LoraConfig};
 use crate::checkpoint::Site;

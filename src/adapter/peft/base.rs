@@ -100,7 +100,7 @@ impl<'a> Base<'a> {
     }
 
     /// Every tensor, a tied head among them, by the class's own name where there is one.
-    pub(in crate::adapter) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
+    pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors
             .chain(&self.tied_head)
