@@ -56,7 +56,10 @@ impl<'a> Base<'a> {
             None => base.tensor(HEAD).is_none(),
         };
         // A head that a tied checkpoint has all the same goes unused.
-        base.tied_head = base.embeddings().filter(|_| tied).map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
+        base.tied_head = base
+            .embeddings()
+            .filter(|_| tied && base.has_head())
+            .map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
         base
     }
 
@@ -78,6 +81,13 @@ impl<'a> Base<'a> {
         };
         let tensors = &self.weights.tensors;
         tensors.iter().find(known).or_else(|| tensors.iter().find(usual))
+    }
+
+    /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
+    pub(crate) fn has_head(&self) -> bool {
+        let class = self.config.get("architectures").and_then(|names| names.get(0)?.as_str());
+        class
+            .is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|kind| class.contains(kind)))
     }
 
     /// The output head as a tensor of its own, where it is the embeddings.

@@ -131,7 +131,7 @@ fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: b
     let mut config = Map::new();
     let mut set = |field: &str, value: Value| config.insert(field.to_owned(), value);
     set("peft_type", json!("LORA"));
-    set("task_type", json!("CAUSAL_LM"));
+    set("task_type", if base.has_head() { json!("CAUSAL_LM") } else { Value::Null });
     set("base_model_name_or_path", base.config().get("_name_or_path").cloned().unwrap_or(Value::Null));
     set("r", json!(r));
     set("lora_alpha", number(alpha));

@@ -128,10 +128,7 @@ fn own_name(config: &Map<String, Value>, tensor: &PlannedTensor) -> String {
 /// Both models' tensors by the class's own names, in the model's order; buffers are left out.
 fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     let tensors = |model: &'a Base| -> BTreeMap<String, &'a PlannedTensor> {
-        let is_unused = |tensor: &PlannedTensor| {
-            is_buffer(&tensor.name) || model.tied_head().is_some_and(|h| h.name == tensor.name) && !has_head(model)
-        };
-        model.named().filter(|(_, tensor)| !is_unused(tensor)).collect()
+        model.named().filter(|(_, tensor)| !is_buffer(&tensor.name)).collect()
     };
     let (theirs, mut ours) = (tensors(base), tensors(finetuned));
     let only_in = |model: &Base, tensor: &PlannedTensor, other: &Base| {
@@ -162,12 +159,6 @@ fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
         None => Ok(pairs),
         Some(tensor) => Err(only_in(finetuned, tensor, base)),
     }
-}
-
-/// Whether the model's class has an output head at all: an encoder's config can say that it is tied.
-fn has_head(model: &Base) -> bool {
-    let class = model.config().get("architectures").and_then(|names| names.get(0)?.as_str());
-    class.is_none_or(|class| class.contains("CausalLM") || class.contains("LMHead"))
 }
 
 /// Ends of names of matrices that are not those of linear layers, in classes without a table: embeddings
