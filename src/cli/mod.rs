@@ -6,6 +6,7 @@ mod compare;
 mod convert;
 #[cfg(feature = "train")]
 mod demo;
+mod extract;
 #[cfg(feature = "train")]
 mod generate;
 #[cfg(feature = "train")]
@@ -69,6 +70,8 @@ enum Command {
     Bake(Box<bake::BakeArgs>),
     /// Merge adapters into their base: folder or GGUF, quantized on the way if asked
     Merge(Box<merge::MergeArgs>),
+    /// Make a LoRA of what finetuning changed: two models in, their difference cut to a rank out
+    Extract(Box<extract::ExtractArgs>),
     /// Show which atoms a prompt picks, block by block
     #[cfg(feature = "train")]
     Route(route::RouteArgs),
@@ -106,6 +109,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Bake(args) => bake::run(&args, &common),
         Command::Merge(args) => merge::run(&args, &common),
+        Command::Extract(args) => extract::run(*args, &common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, &common),
         #[cfg(feature = "train")]

@@ -121,6 +121,13 @@ pub fn truncated_svd(matrix: &dyn RowSource, rank: usize, sketch: Sketch) -> Res
     Ok((Svd { u: range * small.u, s: small.s, vt: small.vt * corange.transpose() }, norm_sqr))
 }
 
+/// Memory that [`truncated_svd`] takes for a matrix of this shape, about: what it is for several at a time.
+pub fn truncated_svd_bytes(rows: usize, cols: usize, rank: usize, sketch: Sketch) -> u64 {
+    let chunk = CHUNK_ELEMS.max(TASK_ROWS * cols).min(rows.saturating_mul(cols));
+    let width = (rank + sketch.oversampling).min(rows).min(cols);
+    4 * chunk as u64 + 32 * (rows as u64 + cols as u64) * width as u64
+}
+
 /// `|| matrix - left @ right ||_F^2`: `left`, `[rows, k]`, and `right`, `[k, cols]`, are row by row.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ mod adapters;
 #[cfg(feature = "train")]
 mod bake;
 pub mod combine;
+pub mod extract;
 mod rounding;
 
 use std::collections::BTreeMap;

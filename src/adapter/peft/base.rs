@@ -59,7 +59,10 @@ impl<'a> Base<'a> {
             None => base.tensor(HEAD).is_none(),
         };
         // A head that a tied checkpoint has all the same goes unused.
-        base.tied_head = base.embeddings().filter(|_| tied).map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
+        base.tied_head = base
+            .embeddings()
+            .filter(|_| tied && base.has_head())
+            .map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
         base
     }
 
@@ -102,6 +105,13 @@ impl<'a> Base<'a> {
         tensors.iter().find(known).or_else(|| tensors.iter().find(usual))
     }
 
+    /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
+    pub(crate) fn has_head(&self) -> bool {
+        let class = self.config.get("architectures").and_then(|names| names.get(0)?.as_str());
+        class
+            .is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|kind| class.contains(kind)))
+    }
+
     /// The output head as a tensor of its own, where it is the embeddings.
     pub fn tied_head(&self) -> Option<&PlannedTensor> {
         self.tied_head.as_ref()
@@ -124,7 +134,7 @@ impl<'a> Base<'a> {
     }
 
     /// Every tensor, a tied head among them, by the class's own name where there is one.
-    pub(in crate::adapter) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
+    pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors
             .chain(&self.tied_head)
