@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::adapter::peft::Base;
-use crate::checkpoint::{INERT, is_buffer};
-use crate::convert::{class_name, gguf_name, keeps_transposed};
+use crate::checkpoint::INERT;
+use crate::convert::{class_name, gguf_name, is_made_by_class, keeps_transposed};
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
 use crate::merge::combine::in_order;
@@ -128,7 +128,8 @@ fn own_name(config: &Map<String, Value>, tensor: &PlannedTensor) -> String {
 /// Both models' tensors by the class's own names, in the model's order; buffers are left out.
 fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     let tensors = |model: &'a Base| -> BTreeMap<String, &'a PlannedTensor> {
-        model.named().filter(|(_, tensor)| !is_buffer(&tensor.name)).collect()
+        let config = model.config();
+        model.named().filter(|(_, tensor)| !is_made_by_class(config, &tensor.name)).collect()
     };
     let (theirs, mut ours) = (tensors(base), tensors(finetuned));
     let only_in = |model: &Base, tensor: &PlannedTensor, other: &Base| {

@@ -220,7 +220,7 @@ fn what_no_lora_holds_is_refused_by_name() {
     let mut other = Model::llama(false);
     other.plan.tensors.push(planned("model.layers.0.extra", &[3], vec![0.0; 3]));
     assert!(refusal(&other).contains("extra\": expected it in base, too"), "{}", refusal(&other));
-    let nan = base.changed("model.norm.weight", |_, j| if j == 3 { f32::NAN } else { 0.0 });
+    let nan = base.changed("model.norm.weight", |i, _| if i == 3 { f32::NAN } else { 0.0 });
     assert!(refusal(&nan).contains("\"model.norm.weight\": expected finite numbers"), "{}", refusal(&nan));
 
     let config = json!({"architectures": ["OtherForCausalLM"], "rope_theta": 10.0});
