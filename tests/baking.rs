@@ -4,9 +4,10 @@ mod common;
 
 use std::path::Path;
 
+use atombank::adapter::peft::{self, Base};
 use atombank::adapter::{Adapter, AdapterConfig, AtomBank, BankConfig, HostTensor, Routing, new_bank};
 use atombank::checkpoint::HfFolder;
-use atombank::merge::{bank_updates, compare, lora_updates, static_lora, with_updates};
+use atombank::merge::{bank_updates, compare, static_lora, with_adapters, with_updates};
 use atombank::model::{
     BankHook, Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
 };
@@ -70,7 +71,13 @@ fn a_static_lora_is_the_same_update() {
     static_lora(&bank, &alphas).save(&folder, false).unwrap();
     let lora = Adapter::open(&folder).unwrap();
     lora.check_base(&case.model.config).unwrap();
-    assert_eq!(lora_updates(&lora), bank_updates(&bank, &alphas));
+    let weights = case.model.weights();
+    let base = Base::new(case.model.path(), &case.model.config_json, weights);
+    let merged = with_adapters(&base, weights, &[(peft::open(&folder, &base).unwrap(), 1.0)]).unwrap().plan;
+    let baked = with_updates(weights, &bank_updates(&bank, &alphas)).unwrap();
+    for (merged, baked) in merged.tensors.iter().zip(&baked.tensors) {
+        assert_eq!(merged.read().unwrap(), baked.read().unwrap(), "{}", merged.name);
+    }
 }
 
 /// A bank of any shape with random B, for the case's base.

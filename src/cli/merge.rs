@@ -12,7 +12,7 @@ use atombank::convert::lora::{self, TableBase};
 use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
-use atombank::merge::combine::{LoraMethod, combine_loras};
+use atombank::merge::combine::{Combined, LoraMethod, ModelMethod, combine_loras, combine_models};
 use atombank::merge::{Merged, rounding, with_adapters};
 use atombank::plan::Plan;
 use clap::Args;
@@ -28,10 +28,10 @@ use method::MethodArgs;
 pub(crate) struct MergeArgs {
     /// The base model: a Hugging Face folder, a .gguf, or a name on the hub: hf:org/name[@revision]
     base: String,
-    /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors;
-    /// ADAPTER=WEIGHT for a share of one
-    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_adapter)]
-    adapters: Vec<Weighted>,
+    /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors.
+    /// Or, with --method, other models of the base's shape. NAME=WEIGHT for a share of one
+    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
+    others: Vec<Weighted>,
     /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
     #[arg(long)]
     keep_base: bool,
@@ -41,33 +41,38 @@ pub(crate) struct MergeArgs {
     output: OutputArgs,
 }
 
-/// An adapter and how much of it.
+/// An adapter or a model, and how much of it.
 #[derive(Debug, Clone)]
 struct Weighted {
-    path: PathBuf,
+    name: String,
     weight: f32,
 }
 
-/// `PATH` or `PATH=WEIGHT`.
-fn parse_adapter(text: &str) -> Result<Weighted, String> {
+/// `NAME` or `NAME=WEIGHT`.
+fn parse_weighted(text: &str) -> Result<Weighted, String> {
     if let Some((path, weight)) = text.rsplit_once('=')
         && let Ok(weight) = weight.parse::<f32>()
     {
         return match weight.is_finite() {
-            true => Ok(Weighted { path: path.into(), weight }),
+            true => Ok(Weighted { name: path.into(), weight }),
             false => Err("expected a finite weight".to_owned()),
         };
     }
-    Ok(Weighted { path: text.into(), weight: 1.0 })
+    Ok(Weighted { name: text.into(), weight: 1.0 })
 }
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     args.output.check_absent()?;
     args.output.check_type()?;
     let path = found(&args.base, common)?.0;
+    let others = args.others.iter().map(|other| Ok(found(&other.name, common)?.0)).collect::<Result<Vec<_>>>()?;
+    let is_model = |path: &PathBuf| path.join("config.json").is_file() && !path.join("adapter_config.json").is_file();
+    if others.iter().any(is_model) {
+        return args.models(&path, &others, common);
+    }
     match Input::open(&path, None)? {
-        Input::Model(folder) => args.into_folder(folder, common),
-        Input::Gguf(model) => args.into_gguf(&model, common),
+        Input::Model(folder) => args.into_folder(folder, &others, common),
+        Input::Gguf(model) => args.into_gguf(&model, &others, common),
         Input::Adapter | Input::Weights { .. } => {
             let finding = Finding::new(&path, "the base").expected("a model: a folder with config.json, or a GGUF");
             Err(finding.found("something else").mismatch().into())
@@ -77,12 +82,17 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
 
 impl MergeArgs {
     /// A folder's weights with the adapters in them.
-    fn into_folder(&self, mut folder: Checkpoint, common: &Common) -> Result<()> {
+    fn into_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<()> {
         let base = Base::new(folder.path(), &folder.config_json, folder.weights());
+        let keeps_types = match self.output.outtype()?.dtype(folder.weights()) {
+            None => true,
+            Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
+        };
+        let base = if keeps_types { base } else { base.retyped() };
         if self.output.kind() == Kind::Lora {
-            return self.one_lora(&base, folder.weights(), common);
+            return self.one_lora(&base, folder.weights(), others, common);
         }
-        let merged = self.merged(&base, folder.weights(), common)?;
+        let merged = self.merged(&base, folder.weights(), others, common)?;
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
@@ -91,23 +101,33 @@ impl MergeArgs {
 
     /// A GGUF's weights with the adapters in them: what they don't change stays as it is, and what they
     /// do gets its own type again.
-    fn into_gguf(&self, model: &GgufModel, common: &Common) -> Result<()> {
+    fn into_gguf(&self, model: &GgufModel, others: &[PathBuf], common: &Common) -> Result<()> {
         let metadata = model.metadata();
         let quantized = model.tensors().iter().map(|t| t.info()).find(|info| !info.dtype.is_plain());
         if let Some(tensor) = quantized.filter(|_| self.keep_base) {
             let finding = Finding::new(model.path(), format!("tensor {:?}", tensor.name));
             let hint = "leave --keep-base out, merge into the unquantized base, or serve the adapter as it is \
                         (atombank convert ADAPTER --base FOLDER -o ADAPTER.gguf)";
-            return Err(finding.expected("values that are not quantized").found(tensor.dtype).hint(hint).mismatch().into());
+            return Err(finding
+                .expected("values that are not quantized")
+                .found(tensor.dtype)
+                .hint(hint)
+                .mismatch()
+                .into());
         }
         let to_gguf = self.output.kind() == Kind::Gguf;
         let taken: Plan = model.tensors().iter().cloned().collect();
         let outtype = if to_gguf { Some(atombank::DType::F32) } else { self.output.outtype()?.dtype(&taken) };
         let Some(Restored { mut config, plan, mut files, notes }) = from_gguf(model, outtype)? else {
-            let finding = metadata.finding("general.architecture").expected("an architecture this version has a table for");
+            let finding =
+                metadata.finding("general.architecture").expected("an architecture this version has a table for");
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported().into());
         };
-        let merged = self.merged(&Base::new(model.path(), &config, &plan), &plan, common)?;
+        let base = Base::new(model.path(), &config, &plan).retyped();
+        if self.output.kind() == Kind::Lora {
+            return self.one_lora(&base, &plan, others, common);
+        }
+        let merged = self.merged(&base, &plan, others, common)?;
         if merged.untied {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }
@@ -137,21 +157,27 @@ impl MergeArgs {
     }
 
     /// Every adapter and its weight.
-    fn adapters(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Vec<(Changes, f32)>> {
-        let open = |adapter: &Weighted| {
-            let changes = open(&adapter.path, base, weights)?;
+    fn adapters(
+        &self,
+        base: &Base,
+        weights: &Plan,
+        others: &[PathBuf],
+        common: &Common,
+    ) -> Result<Vec<(Changes, f32)>> {
+        let open = |(path, other): (&PathBuf, &Weighted)| {
+            let changes = open(path, base, weights)?;
             print_notes(&changes.notes, common);
-            Ok((changes, adapter.weight))
+            Ok((changes, other.weight))
         };
-        self.adapters.iter().map(open).collect()
+        others.iter().zip(&self.others).map(open).collect()
     }
 
     /// `weights`, which are those of `base`, with every adapter.
-    fn merged(&self, base: &Base, weights: &Plan, common: &Common) -> Result<Merged> {
-        let mut adapters = self.adapters(base, weights, common)?;
+    fn merged(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<Merged> {
+        let mut adapters = self.adapters(base, weights, others, common)?;
         if let Some(name) = &self.method.method {
             let keeps_tie = adapters.iter().all(|(changes, _)| changes.keeps_tie);
-            let updates = self.combined(name.parse()?, &adapters, common)?;
+            let updates = self.combined(name.parse()?, &adapters, others, common)?;
             let changes = updates.into_iter().map(|(name, update)| (name, Change::LowRank(update))).collect();
             adapters = vec![(Changes { changes, keeps_tie, notes: Vec::new() }, 1.0)];
         }
@@ -165,14 +191,14 @@ impl MergeArgs {
     }
 
     /// All adapters as one LoRA in a folder of its own.
-    fn one_lora(&self, base: &Base, weights: &Plan, common: &Common) -> Result<()> {
-        let adapters = self.adapters(base, weights, common)?;
+    fn one_lora(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<()> {
+        let adapters = self.adapters(base, weights, others, common)?;
         let method = match (&self.method.method, self.method.rank) {
             (Some(name), _) => name.parse()?,
             (None, Some(_)) => LoraMethod::Svd,
             (None, None) => LoraMethod::Cat,
         };
-        let updates = self.combined(method, &adapters, common)?;
+        let updates = self.combined(method, &adapters, others, common)?;
         let lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
         self.output.write_lora(&lora, common)
     }
@@ -182,13 +208,14 @@ impl MergeArgs {
         &self,
         method: LoraMethod,
         adapters: &[(Changes, f32)],
+        others: &[PathBuf],
         common: &Common,
     ) -> Result<Vec<(String, LowRank)>> {
         let mut loras = Vec::new();
-        for ((changes, _), adapter) in adapters.iter().zip(&self.adapters) {
+        for ((changes, _), adapter) in adapters.iter().zip(others) {
             let update = |(name, change): &(String, Change)| match change {
                 Change::LowRank(update) => Ok((name.clone(), update.clone())),
-                _ => Err(Finding::new(&adapter.path, format!("tensor {name:?}"))
+                _ => Err(Finding::new(adapter, format!("tensor {name:?}"))
                     .expected(format_args!("nothing but low-rank updates, to combine by {}", method.name()))
                     .found("another change of it")
                     .hint("without --method and --to lora adapters of all kinds are added up")
@@ -197,7 +224,32 @@ impl MergeArgs {
             loras.push(changes.changes.iter().map(update).collect::<atombank::Result<Vec<_>>>()?);
         }
         let options = self.method.options(adapters.iter().map(|(_, weight)| f64::from(*weight)).collect())?;
-        let combined = combine_loras(&loras, method, &options)?;
+        self.measured(combine_loras(&loras, method, &options)?, common)
+    }
+
+    /// Whole models as one.
+    fn models(&self, base: &Path, others: &[PathBuf], common: &Common) -> Result<()> {
+        let Some(name) = &self.method.method else {
+            let names = ModelMethod::names().collect::<Vec<_>>().join(", ");
+            let finding =
+                Finding::new(base, "--method").expected(format_args!("a way to make one model of several: {names}"));
+            return Err(finding.found("none").mismatch().into());
+        };
+        if self.output.kind() == Kind::Lora {
+            let finding = Finding::new(&self.output.output, "--to lora").expected("adapters").found("models");
+            return Err(finding.hint("atombank extract makes a LoRA of a finetuned model").mismatch().into());
+        }
+        let method: ModelMethod = name.parse()?;
+        let folder = Checkpoint::open(base)?;
+        let models = others.iter().map(|path| Checkpoint::open(path)).collect::<atombank::Result<Vec<_>>>()?;
+        let weights: Vec<&Plan> = models.iter().map(Checkpoint::weights).collect();
+        let options = self.method.options(self.others.iter().map(|other| f64::from(other.weight)).collect())?;
+        let plan = self.measured(combine_models(Some(folder.weights()), &weights, method, &options)?, common)?;
+        self.output.write(&folder, &plan, common)
+    }
+
+    /// What was combined, with what has to be known of whole tensors.
+    fn measured<T>(&self, combined: Combined<T>, common: &Common) -> Result<T> {
         if !self.output.dry_run {
             let bar = progress::bar(combined.pending() as u64, "combining [{bar:30}] {pos}/{len} {eta}", common.quiet);
             combined.measure(&|| bar.inc(1))?;

@@ -8,6 +8,7 @@ mod compare;
 mod convert;
 #[cfg(feature = "train")]
 mod demo;
+mod extract;
 #[cfg(feature = "train")]
 mod generate;
 #[cfg(feature = "train")]
@@ -74,6 +75,8 @@ enum Command {
     Bank(bank::BankArgs),
     /// Merge adapters into their base: folder or GGUF, quantized on the way if asked
     Merge(Box<merge::MergeArgs>),
+    /// Make a LoRA of what finetuning changed: two models in, their difference cut to a rank out
+    Extract(Box<extract::ExtractArgs>),
     /// Show which atoms a prompt picks, block by block
     #[cfg(feature = "train")]
     Route(route::RouteArgs),
@@ -113,6 +116,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Bank(args) => bank::run(&args, &common),
         Command::Merge(args) => merge::run(&args, &common),
+        Command::Extract(args) => extract::run(*args, &common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, &common),
         #[cfg(feature = "train")]

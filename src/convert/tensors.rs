@@ -29,7 +29,8 @@ pub(super) fn plan(
     notes: &mut Vec<String>,
 ) -> Result<Plan> {
     let mut tensors = rope::extra_tensors(params)?;
-    let mut collected = Collected { origin, vocab_rows, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
+    let mut collected =
+        Collected { origin, vocab_rows, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
     let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
     for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {

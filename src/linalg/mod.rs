@@ -16,7 +16,7 @@ mod sketch;
 pub use dense::{Svd, svd, thin_qr};
 pub use products::{Term, svd_of_products};
 pub(crate) use random::Random;
-pub use sketch::{Difference, RowSource, Sketch, residual_norm_sqr, truncated_svd};
+pub use sketch::{Difference, RowSource, Sketch, residual_norm_sqr, truncated_svd, truncated_svd_bytes};
 
 /// A matrix of f64, column by column.
 pub type Matrix = nalgebra::DMatrix<f64>;

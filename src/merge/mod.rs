@@ -5,6 +5,7 @@ mod adapters;
 mod bake;
 pub mod build;
 pub mod combine;
+pub mod extract;
 mod rounding;
 
 use std::collections::BTreeMap;
@@ -29,24 +30,16 @@ pub type Updates = BTreeMap<String, Expr>;
 /// Where there are fewer alphas than blocks.
 pub fn bank_updates(bank: &AtomBank, alphas: &[Vec<f32>]) -> Updates {
     let operators: Vec<Vec<f32>> = alphas.iter().map(|alpha| bank.operator(alpha)).collect();
-    updates(bank.adapter, |site| bank.left_factor(site, &operators[site.layer / bank.config.block_size]))
-}
-
-/// `s B_l A_l` for every site of a plain LoRA.
-pub fn lora_updates(adapter: &Adapter) -> Updates {
-    updates(adapter, |site| adapter.factors(site).1.values.to_vec())
-}
-
-fn updates(adapter: &Adapter, left: impl Fn(Site) -> Vec<f32>) -> Updates {
     let update = |site: Site| {
-        let (a, b) = adapter.factors(site);
+        let (a, b) = bank.adapter.factors(site);
+        let left = bank.left_factor(site, &operators[site.layer / bank.config.block_size]);
         Expr::Product {
-            scale: adapter.config.scale(),
-            left: Box::new(Expr::Values { shape: b.shape.clone(), values: left(site).into() }),
+            scale: bank.adapter.config.scale(),
+            left: Box::new(Expr::Values { shape: b.shape.clone(), values: left.into() }),
             right: Box::new(Expr::Values { shape: a.shape.clone(), values: a.values.clone() }),
         }
     };
-    adapter.sites().into_iter().map(|site| (site.weight_name(), update(site))).collect()
+    bank.adapter.sites().into_iter().map(|site| (site.weight_name(), update(site))).collect()
 }
 
 /// `base` with each update added to its weight, in f32 before the one rounding.

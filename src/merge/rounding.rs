@@ -56,7 +56,8 @@ pub fn rounding(before: &Plan, after: &Plan) -> Result<Option<Rounding>> {
         .filter(|(_, after)| !after.dtype.is_plain() && after.expr.raw_dtype().is_none())
         .collect();
     after.check()?;
-    let squares: Vec<Squares> = changed.par_iter().map(|(before, after)| squares(before, after)).collect::<Result<_>>()?;
+    let squares: Vec<Squares> =
+        changed.par_iter().map(|(before, after)| squares(before, after)).collect::<Result<_>>()?;
     let relative = |s: &Squares| (s.error / s.exact.max(f64::MIN_POSITIVE)).sqrt();
     let worst = changed.iter().zip(&squares).max_by(|a, b| relative(a.1).total_cmp(&relative(b.1)));
     let Some(((_, tensor), worst)) = worst else { return Ok(None) };

@@ -260,7 +260,9 @@ impl Expr {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
             // Where rows change their order, twice as many may be made as are kept.
-            Expr::Rows { of, .. } => of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1),
+            Expr::Rows { of, .. } => {
+                of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1)
+            }
             Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
             Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
             Expr::Product { .. } | Expr::Kronecker { .. } => 2,

@@ -82,7 +82,8 @@ def llama_cpp(name, base, adapter, prompt, tokens, scores):
     """One token at a time behind the right ones before it; half of a character is a token that isn't reported."""
     p = xllamacpp.CommonParams()
     p.model.path = str(base)
-    p.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    if adapter:
+        p.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     p.n_ctx = 256
     p.n_gpu_layers = 0
     p.warmup = False
@@ -116,6 +117,8 @@ for name, (base, settings) in CASES.items():
     check(f"{name}: the adapter matters", tokens != plain, "the base alone goes on otherwise")
     atombank("convert", adapter, "--base", folder, "-o", WORK / f"{name}.lora.gguf", "--type", "f32")
     llama_cpp(f"{name}: llama.cpp", bases[base], WORK / f"{name}.lora.gguf", prompt, tokens, scores)
+    atombank("merge", folder, adapter, "-o", WORK / f"{name}-merged.gguf", "--type", "f32")
+    llama_cpp(f"{name}: llama.cpp, merged", WORK / f"{name}-merged.gguf", None, prompt, tokens, scores)
     atombank("convert", WORK / f"{name}.lora.gguf", "--base", folder, "-o", back)
     again, back_scores = greedy(peft.PeftModel.from_pretrained(load(folder), back).eval(), prompt)
     gap = max(abs(a - b) for a, b in zip(scores, back_scores))

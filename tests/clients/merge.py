@@ -398,7 +398,7 @@ def random_patterns(rng, chosen, highest):
 def saved_modules(rng, base):
     # PEFT takes all modules whose path ends so. It can't copy StableLM's norms of heads.
     norms = {"gpt2": "ln_f", "gpt-neox": "final_layer_norm", "stablelm": "input_layernorm"}
-    return {"modules_to_save": rng.choice([["embed_out" if base == "gpt-neox" else "lm_head"], [norms.get(base, "norm")]])} if rng.random() < 0.2 else {}
+    return {"modules_to_save": rng.choice([["lm_head"], [norms.get(base, "norm")]])} if rng.random() < 0.2 else {}
 
 
 def lora(rng):

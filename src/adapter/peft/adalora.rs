@@ -79,7 +79,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             continue;
         }
         let loaded = |of: PlannedTensor| match resized {
-            Some(_) => Expr::Round { of: Box::new(of.expr), dtype: weight.tensor.dtype },
+            Some(_) => base.rounded(of.expr, weight.tensor.dtype),
             None => of.expr,
         };
         let e = PlannedTensor { dtype: DType::F32, name: e.name.clone(), shape: e.shape.clone(), expr: loaded(e) };

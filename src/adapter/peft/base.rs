@@ -7,9 +7,10 @@ use serde_json::{Map, Value};
 
 use super::entries::Entries;
 use crate::convert::{class_name, gguf_name, keeps_transposed};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::show_shape;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// A base model: config and tensors, in Hugging Face's names.
 pub struct Base<'a> {
@@ -18,6 +19,8 @@ pub struct Base<'a> {
     weights: &'a Plan,
     /// Places in the plan by the file's names and by the class's own.
     places: HashMap<String, usize>,
+    /// Whether merged weights keep the types of the base.
+    keeps_types: bool,
     /// Where the output head is the embeddings: the head, as a tensor of its own.
     tied_head: Option<PlannedTensor>,
 }
@@ -49,15 +52,37 @@ impl<'a> Base<'a> {
         }
         // What the file itself calls so comes first.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
-        let mut base = Self { path: path.to_owned(), config, weights, places, tied_head: None };
+        let mut base = Self { path: path.to_owned(), config, weights, places, keeps_types: true, tied_head: None };
         let tied = match config.get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // Classes differ in what they take for granted; without a head of its own there is one way.
             None => base.tensor(HEAD).is_none(),
         };
         // A head that a tied checkpoint has all the same goes unused.
-        base.tied_head = base.embeddings().filter(|_| tied).map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
+        base.tied_head = base
+            .embeddings()
+            .filter(|_| tied && base.has_head())
+            .map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
         base
+    }
+
+    /// As a base of merged weights that get other types than its own: what PEFT rounds to the base's type on
+    /// the way is not rounded then.
+    pub fn retyped(self) -> Self {
+        Self { keeps_types: false, ..self }
+    }
+
+    /// The type that PEFT rounds to midway where a weight has type `dtype`.
+    pub(super) fn rounding(&self, dtype: DType) -> Option<DType> {
+        Some(dtype).filter(|dtype| self.keeps_types && *dtype != DType::F32)
+    }
+
+    /// `of`, rounded as [`Base::rounding`] says.
+    pub(super) fn rounded(&self, of: Expr, dtype: DType) -> Expr {
+        match self.rounding(dtype) {
+            Some(dtype) => Expr::Round { of: Box::new(of), dtype },
+            None => of,
+        }
     }
 
     /// Where it is, for messages.
@@ -80,6 +105,13 @@ impl<'a> Base<'a> {
         tensors.iter().find(known).or_else(|| tensors.iter().find(usual))
     }
 
+    /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
+    pub(crate) fn has_head(&self) -> bool {
+        let class = self.config.get("architectures").and_then(|names| names.get(0)?.as_str());
+        class
+            .is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|kind| class.contains(kind)))
+    }
+
     /// The output head as a tensor of its own, where it is the embeddings.
     pub fn tied_head(&self) -> Option<&PlannedTensor> {
         self.tied_head.as_ref()
@@ -94,13 +126,15 @@ impl<'a> Base<'a> {
             let place = self.places.get(name).copied();
             place.or_else(|| self.places.get(&class_name(self.config, name)?).copied())
         };
-        // Mixtral's checkpoints have a name of their own for what transformers calls mlp.
-        let place = find(name).or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")));
+        // Some checkpoints have names of their own for what transformers calls so: Mixtral's, GPT-NeoX's.
+        let place = find(name)
+            .or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")))
+            .or_else(|| find(&name.replace("lm_head.", "embed_out.")));
         place.map(|place| &self.weights.tensors[place])
     }
 
     /// Every tensor, a tied head among them, by the class's own name where there is one.
-    pub(in crate::adapter) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
+    pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors
             .chain(&self.tied_head)

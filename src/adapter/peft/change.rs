@@ -66,7 +66,7 @@ impl LowRank {
             }
         };
         match self.rounded {
-            None | Some(DType::F32) => product,
+            None => product,
             Some(dtype) => Expr::Round { of: Box::new(product), dtype },
         }
     }

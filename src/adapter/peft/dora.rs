@@ -49,7 +49,7 @@ impl RowMap for ByRow {
 
 /// The Euclidean norm as torch takes it of neighbouring values on the CPU (`ReduceOpsKernel.cpp`,
 /// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order.
-fn norm(row: &[f32]) -> f32 {
+pub(super) fn norm(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
     for values in whole {

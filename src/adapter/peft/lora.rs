@@ -154,7 +154,7 @@ fn linear(
     // What picks among experts is a parameter to transformers and no linear layer.
     let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
-    let rounded = (router || parameter).then_some(tensor.dtype);
+    let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
     let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
     changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
     if config.use_dora {
@@ -187,7 +187,7 @@ fn embedding(
     let rank = config.rank(module);
     let a = entries.shaped(&name_a, &[rank, vocab])?;
     let b = entries.shaped(&format!("{module}.lora_embedding_B"), &[hidden, rank])?;
-    let rounded = (!config.use_dora).then_some(tensor.dtype);
+    let rounded = base.rounding(tensor.dtype).filter(|_| !config.use_dora);
     let update = LowRank { scale: config.scale(module, rank), a: a.expr, b: b.expr, transposed: true, rounded };
     changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
     if config.use_dora {

@@ -3,7 +3,7 @@
 //! Reference: huggingface/peft `src/peft/tuners/oft/layer.py` (`OFTRotationModule`, `merge`), which
 //! multiplies by the whole block-diagonal matrix: the blocks alone give the same bits. Where the rotation
 //! is solved for (`use_cayley_neumann` off) LAPACK's order of operations can't be had, and the rotation
-//! is the exact one rounded to f32; where it is constrained (`coft`), torch's order of the norm's sum.
+//! is the exact one rounded to f32.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::Named;
 use super::base::Base;
 use super::change::Change;
+use super::dora::norm;
 use super::entries::Entries;
 use super::rotation::{self, Rotate};
 use super::targets::Targets;
@@ -97,7 +98,8 @@ fn rotate(config: &Config, entries: &mut Entries, name: &str, width: usize, back
         let values = size * (size - 1) / 2;
         let mut skew = skew(&triangles[block * values..][..values], size);
         if let Some(eps) = config.eps {
-            constrain(&mut skew, eps / (tensor.shape[0] as f32).sqrt());
+            // torch divides a number by a tensor in two steps.
+            constrain(&mut skew, 1.0 / (tensor.shape[0] as f32).sqrt() * eps);
         }
         rotations.extend(match config.terms {
             Some(terms) => rotation::series(&skew, size, terms),
@@ -127,7 +129,7 @@ fn skew(triangle: &[f32], size: usize) -> Vec<f32> {
     for row in 0..size {
         for (col, value) in (row + 1..size).zip(&mut values) {
             skew[row * size + col] = *value;
-            skew[col * size + row] = -value;
+            skew[col * size + row] = 0.0 - value;
         }
     }
     skew
@@ -135,7 +137,7 @@ fn skew(triangle: &[f32], size: usize) -> Vec<f32> {
 
 /// Pulls a matrix back to a norm of `eps`.
 fn constrain(skew: &mut [f32], eps: f32) {
-    let norm = skew.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() as f32;
+    let norm = norm(skew);
     if norm > eps {
         skew.iter_mut().for_each(|v| *v = eps * (*v / norm));
     }

@@ -55,7 +55,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             false => (transpose(wide), transpose(narrow)),
         };
         let scale = (alpha / r as f64) as f32;
-        let rounded = Some(weight.tensor.dtype);
+        let rounded = base.rounding(weight.tensor.dtype);
         let update = LowRank { scale, a, b, transposed: weight.transposed, rounded };
         changes.push((weight.tensor.name.clone(), Change::LowRank(update)));
         adapted.insert(weight.tensor.name.clone());

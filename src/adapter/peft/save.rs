@@ -13,6 +13,10 @@ use crate::error::{Finding, Result};
 use crate::formats::{rows, safetensors};
 use crate::plan::{self, Plan, PlannedTensor, Progress, Staging};
 
+/// What `target_modules` has to be for PEFT to load an adapter without factors
+/// (`src/peft/utils/constants.py`, `DUMMY_TARGET_MODULES`).
+const NO_MODULES: &str = "dummy-target-modules";
+
 /// An adapter to be written.
 #[derive(Debug, Clone)]
 pub struct NewLora {
@@ -32,7 +36,8 @@ struct Module<'a> {
 
 impl NewLora {
     /// The LoRA that adds `updates` to the tensors of `base` with these names, and puts `saved`, tensors of
-    /// the base's names, in the place of its own. Factors get the type `dtype`.
+    /// the base's names, in the place of its own: modules as a whole, and biases of modules whose weight isn't
+    /// among them. Factors get the type `dtype`.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for an update of what is no module's weight.
@@ -50,16 +55,32 @@ impl NewLora {
                 tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
             }
         }
-        let mut modules_to_save: Vec<String> = Vec::new();
-        for tensor in saved {
-            let own = class_name(base.config(), &tensor.name).unwrap_or_else(|| tensor.name.clone());
-            let (path, _) = own.rsplit_once('.').unwrap_or((&own, ""));
-            if !modules_to_save.iter().any(|module| module == path) {
-                modules_to_save.push(path.to_owned());
-            }
-            tensors.tensors.push(PlannedTensor { name: format!("{PREFIX}{own}"), ..tensor });
+        let own =
+            |tensor: &PlannedTensor| class_name(base.config(), &tensor.name).unwrap_or_else(|| tensor.name.clone());
+        let saved: Vec<(String, PlannedTensor)> = saved.into_iter().map(|tensor| (own(&tensor), tensor)).collect();
+        let weights: HashSet<String> =
+            saved.iter().filter_map(|(own, _)| own.strip_suffix(".weight")).map(str::to_owned).collect();
+        let adapted: HashSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+        let (mut modules_to_save, mut biases): (Vec<String>, bool) = (Vec::new(), false);
+        for (own, tensor) in saved {
+            let (path, last) = own.rsplit_once('.').unwrap_or((&own, ""));
+            let name = match last == "bias" && !weights.contains(path) {
+                // PEFT's `bias: all`, under the name that the bias has once its module is wrapped.
+                true => {
+                    biases = true;
+                    let wrapped = if adapted.contains(path) { ".base_layer" } else { "" };
+                    format!("{PREFIX}{path}{wrapped}.bias")
+                }
+                false => {
+                    if !modules_to_save.iter().any(|module| module == path) {
+                        modules_to_save.push(path.to_owned());
+                    }
+                    format!("{PREFIX}{own}")
+                }
+            };
+            tensors.tensors.push(PlannedTensor { name, ..tensor });
         }
-        Ok(Self { config: config(base, &modules, &modules_to_save), tensors })
+        Ok(Self { config: config(base, &modules, &modules_to_save, biases), tensors })
     }
 
     /// Writes the adapter as the folder of `staging`.
@@ -99,7 +120,7 @@ fn usual<T: Copy + PartialEq>(of: &[Module], number: impl Fn(&Module) -> T) -> O
 }
 
 /// adapter_config.json: numbers of most modules, and by pattern those of the others.
-fn config(base: &Base, modules: &[Module], modules_to_save: &[String]) -> Map<String, Value> {
+fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: bool) -> Map<String, Value> {
     let r = usual(modules, |module| module.rank).unwrap_or(1);
     let alpha = usual(modules, |module| module.alpha).unwrap_or(1.0);
     // A path is a pattern that matches itself, and older versions of PEFT look it up as it is.
@@ -110,17 +131,17 @@ fn config(base: &Base, modules: &[Module], modules_to_save: &[String]) -> Map<St
     let mut config = Map::new();
     let mut set = |field: &str, value: Value| config.insert(field.to_owned(), value);
     set("peft_type", json!("LORA"));
-    set("task_type", json!("CAUSAL_LM"));
+    set("task_type", if base.has_head() { json!("CAUSAL_LM") } else { Value::Null });
     set("base_model_name_or_path", base.config().get("_name_or_path").cloned().unwrap_or(Value::Null));
     set("r", json!(r));
     set("lora_alpha", number(alpha));
     set("use_rslora", json!(false));
-    set("target_modules", json!(target_modules(base, modules)));
+    set("target_modules", if modules.is_empty() { json!(NO_MODULES) } else { json!(target_modules(base, modules)) });
     set("rank_pattern", Value::Object(others(&|module| (module.rank != r).then(|| json!(module.rank)))));
     set("alpha_pattern", Value::Object(others(&|module| (module.alpha != alpha).then(|| number(module.alpha)))));
     set("modules_to_save", if modules_to_save.is_empty() { Value::Null } else { json!(modules_to_save) });
     set("lora_dropout", json!(0.0));
-    set("bias", json!("none"));
+    set("bias", json!(if biases { "all" } else { "none" }));
     set("fan_in_fan_out", json!(modules.iter().any(|m| m.update.transposed && !is_embedding(base, &m.path))));
     set("inference_mode", json!(true));
     set("init_lora_weights", json!(true));

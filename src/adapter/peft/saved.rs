@@ -10,10 +10,9 @@ use super::change::Change;
 use super::entries::Entries;
 use crate::checkpoint::Fields;
 use crate::convert::class_name;
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::show_shape;
-use crate::plan::{Expr, PlannedTensor};
+use crate::plan::PlannedTensor;
 
 /// What PEFT puts behind a module whose copy LN tuning trains.
 const TUNED: &str = ".ln_tuning_layers";
@@ -113,9 +112,9 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
             .mismatch());
     }
     // Loaded into a module of the base, it has the type of the base, whatever is made of it after that.
-    let expr = match tensor.dtype == replaced.dtype || replaced.dtype == DType::F32 {
+    let expr = match tensor.dtype == replaced.dtype {
         true => tensor.expr,
-        false => Expr::Round { of: Box::new(tensor.expr), dtype: replaced.dtype },
+        false => base.rounded(tensor.expr, replaced.dtype),
     };
     let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, shape: tensor.shape, expr };
     Ok((replaced.name.clone(), Change::Replace(tensor)))

@@ -93,7 +93,8 @@ impl RowMap for Sum {
 }
 
 /// SCE: of the values that differ most between models those of the elected sign, each model weighed by how
-/// much it changed. The operands are the base and the models.
+/// much it changed. The operands are the base and the models. Where the share is less than one value, the base
+/// stays; mergekit's mask has a dimension too many then, and so has its result.
 #[derive(Debug)]
 pub(super) struct Sce {
     /// The share of values that is kept.

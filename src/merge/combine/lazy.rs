@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
+use super::svd::Cut;
 use crate::error::{Error, Result};
 use crate::plan::{Expr, RowMap};
 
@@ -59,11 +60,26 @@ pub struct Combined<T> {
     /// What was made.
     pub result: T,
     pending: Vec<Arc<Lazy>>,
+    /// What was cut to a rank, by module.
+    cuts: Vec<(String, Arc<Cut>)>,
 }
 
 impl<T> Combined<T> {
     pub(super) fn new(result: T, pending: Pending) -> Self {
-        Self { result, pending: pending.0 }
+        Self { result, pending: pending.0, cuts: Vec::new() }
+    }
+
+    pub(super) fn with_cuts(self, cuts: Vec<(String, Arc<Cut>)>) -> Self {
+        Self { cuts, ..self }
+    }
+
+    /// For each module that was cut to a rank what that lost: the Frobenius norm of the difference, for that
+    /// of the update before. Takes the singular values of those that are not measured yet.
+    ///
+    /// # Errors
+    /// As [`Combined::measure`].
+    pub fn truncation_errors(&self) -> Result<Vec<(&str, f64)>> {
+        self.cuts.par_iter().map(|(module, cut)| Ok((module.as_str(), cut.error()?))).collect()
     }
 
     /// How many tensors have to be seen whole.

@@ -149,25 +149,32 @@ pub fn combine_loras(
     let mut draws = DrawsOf::new(method, options.seed, &modules, new_rank);
     let mut pending = Pending::default();
     let mut combined = Vec::with_capacity(modules.len());
+    let mut cuts = Vec::new();
     for parts in &modules {
+        let mut cut = None;
+        let mut keep = |(update, made)| {
+            cut = Some(made);
+            update
+        };
         let mut update = match method {
             LoraMethod::Cat => parts.side_by_side(new_rank)?,
             LoraMethod::Linear => parts.factors(None, options, &mut draws, &mut pending)?,
             LoraMethod::Pruned(pruning, false) => parts.factors(Some(pruning), options, &mut draws, &mut pending)?,
-            LoraMethod::Svd => svd::cut(&parts.side_by_side(0)?, new_rank, &mut pending)?,
+            LoraMethod::Svd => keep(svd::cut(&parts.side_by_side(0)?, new_rank, &mut pending)),
             LoraMethod::Pruned(pruning, true) => {
                 let (of, blend) = parts.whole(pruning, options, &mut draws)?;
                 let like = parts.side_by_side(0)?;
                 let delta = pending.map(of, blend);
-                svd::cut_whole(delta, &like, new_rank, &mut pending)?
+                keep(svd::cut_whole(delta, &like, new_rank, &mut pending)?)
             }
         };
         if let (Some(rank), true) = (options.rank, matches!(method, LoraMethod::Cat) || method.sums_factors()) {
-            update = svd::cut(&update, rank, &mut pending)?;
+            update = keep(svd::cut(&update, rank, &mut pending));
         }
+        cuts.extend(cut.map(|cut| (parts.name.to_owned(), cut)));
         combined.push((parts.name.to_owned(), update));
     }
-    Ok(Combined::new(combined, pending))
+    Ok(Combined::new(combined, pending).with_cuts(cuts))
 }
 
 /// The rank of an update by its factors.
@@ -280,7 +287,9 @@ impl Parts<'_> {
 
     /// What is made of whole updates, and of which.
     fn whole(&self, pruning: Pruning, options: &CombineOptions, draws: &mut DrawsOf) -> Result<(Vec<Expr>, Blend)> {
-        let of: Vec<Expr> = self.updates.iter().map(|u| u.delta()).collect();
+        // PEFT rounds to the base's type when it merges, not here.
+        let exact = |update: &&LowRank| LowRank { rounded: None, ..(*update).clone() }.delta();
+        let of: Vec<Expr> = self.updates.iter().map(exact).collect();
         let weights = self.weights.iter().map(|w| *w as f32).collect();
         let blend = Blend::new(&of, weights, &self.densities, Some(pruning), options, draws);
         Ok((of, blend))

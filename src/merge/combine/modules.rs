@@ -2,7 +2,7 @@
 
 /// Modules in the order in which transformers' classes make them, where the names are known: numbers count,
 /// the rest stays as it was. The tensors of a file are in no such order.
-pub(super) fn in_order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub(in crate::merge) fn in_order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let mut found: Vec<&str> = Vec::new();
     let mut seen = std::collections::HashSet::new();
     found.extend(names.into_iter().filter(|name| seen.insert(*name)));

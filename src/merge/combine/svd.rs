@@ -6,52 +6,24 @@
 //! their product is.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock};
-
-use nalgebra::DMatrix;
+use std::sync::{Arc, OnceLock};
 
 use super::lazy::{Measure, Pending};
 use super::statistics::planned;
 use crate::adapter::peft::LowRank;
 use crate::error::{Finding, Result};
+use crate::linalg::{Matrix, Term, from_rows, svd, svd_of_products, to_rows};
 use crate::plan::{Expr, Pick, RowMap};
 
 /// Elements of a whole update at most, in f64 while its singular values are taken.
 const WHOLE: usize = 16 << 20;
 
-/// `U` scaled by the singular values, and `V` transposed, of `rank` or fewer.
-struct Cut {
-    b: DMatrix<f64>,
-    a: DMatrix<f64>,
-}
-
-/// The singular values of a matrix, falling: `U`, values, `V` transposed.
-fn singular(of: DMatrix<f64>) -> (DMatrix<f64>, Vec<f64>, DMatrix<f64>) {
-    let svd = of.svd(true, true);
-    let values = svd.singular_values.iter().copied().collect();
-    (svd.u.unwrap_or_default(), values, svd.v_t.unwrap_or_default())
-}
-
-fn cut_matrix(of: DMatrix<f64>, rank: usize) -> Cut {
-    let (u, values, v_t) = singular(of);
-    let rank = rank.min(values.len());
-    let b = DMatrix::from_fn(u.nrows(), rank, |i, j| u[(i, j)] * values[j]);
-    Cut { b, a: v_t.rows(0, rank).into_owned() }
-}
-
-/// `b a` cut to a rank by its factors.
-fn cut_factors(b: DMatrix<f64>, a: DMatrix<f64>, rank: usize) -> Cut {
-    let (left, right) = (b.qr(), a.transpose().qr());
-    let small = cut_matrix(left.r() * right.r().transpose(), rank);
-    Cut { b: left.q() * small.b, a: small.a * right.q().transpose() }
-}
-
-/// What both factors are made of, once.
+/// What is cut, and what it is cut to, once that is known.
 #[derive(Debug)]
-struct Factors {
+pub(super) struct Cut {
     of: Of,
     rank: usize,
-    made: OnceLock<Option<[Arc<[f32]>; 2]>>,
+    made: OnceLock<Option<Made>>,
 }
 
 #[derive(Debug)]
@@ -61,73 +33,72 @@ enum Of {
     Whole(Expr, bool),
 }
 
-impl Factors {
-    /// A and B.
-    fn get(&self) -> (Option<&[Arc<[f32]>; 2]>, Option<crate::Error>) {
-        let error = Mutex::new(None);
+#[derive(Debug)]
+struct Made {
+    /// A, and B scaled by the singular values, as PEFT has them.
+    factors: [Arc<[f32]>; 2],
+    error: f64,
+}
+
+impl Cut {
+    /// How far the cut update is from the whole one, for the length of the whole one (Frobenius norms).
+    pub(super) fn error(&self) -> Result<f64> {
+        Ok(self.get()?.error)
+    }
+
+    fn get(&self) -> Result<&Made> {
+        let mut error = None;
         let made = self.made.get_or_init(|| match self.make() {
-            Ok(factors) => Some(factors),
+            Ok(made) => Some(made),
             Err(e) => {
-                *error.lock().unwrap_or_else(|e| e.into_inner()) = Some(e);
+                error = Some(e);
                 None
             }
         });
-        (made.as_ref(), error.into_inner().unwrap_or_else(|e| e.into_inner()))
+        // Who asks after the first is told less.
+        let other = || Finding::new("", "an update").expected("finite numbers").found("others").not_finite();
+        made.as_ref().ok_or_else(|| error.unwrap_or_else(other))
     }
 
-    fn make(&self) -> Result<[Arc<[f32]>; 2]> {
-        let cut = match &self.of {
+    fn make(&self) -> Result<Made> {
+        let mut svd = match &self.of {
             Of::Product(update) => {
-                let scale = update.scale as f64;
-                cut_factors(matrix(&update.b)? * scale, matrix(&update.a)?, self.rank)
+                let (left, right) = (matrix(&update.b)?, matrix(&update.a)?);
+                svd_of_products(&[Term { scale: f64::from(update.scale), left: &left, right: &right }])
             }
             Of::Whole(delta, transposed) => {
                 let delta = matrix(delta)?;
-                cut_matrix(if *transposed { delta.transpose() } else { delta }, self.rank)
+                svd(if *transposed { delta.transpose() } else { delta })
             }
         };
-        let (d_out, d_in) = (cut.b.nrows(), cut.a.ncols());
-        let mut a = vec![0.0; self.rank * d_in];
-        let mut b = vec![0.0; d_out * self.rank];
-        for k in 0..cut.a.nrows() {
-            (0..d_in).for_each(|j| a[k * d_in + j] = cut.a[(k, j)] as f32);
-            (0..d_out).for_each(|i| b[i * self.rank + k] = cut.b[(i, k)] as f32);
-        }
-        Ok([a.into(), b.into()])
+        let whole = svd.norm_sqr();
+        let lost: f64 = svd.s.iter().skip(self.rank).map(|s| s * s).sum();
+        svd.truncate(self.rank);
+        let mut b = svd.u;
+        svd.s.iter().enumerate().for_each(|(i, s)| b.column_mut(i).scale_mut(*s));
+        // Where there are fewer singular values than the rank, zeros are left.
+        let (a, b) = (svd.vt.resize_vertically(self.rank, 0.0), b.resize_horizontally(self.rank, 0.0));
+        let error = if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 };
+        Ok(Made { factors: [to_rows(&a).into(), to_rows(&b).into()], error })
     }
 }
 
-/// All values of a matrix, in f64.
-fn matrix(of: &Expr) -> Result<DMatrix<f64>> {
+/// All values of a matrix.
+fn matrix(of: &Expr) -> Result<Matrix> {
     let shape = of.shape();
-    let (rows, cols) = (shape[0], shape[1]);
-    let mut values = DMatrix::zeros(rows, cols);
-    let of = planned(of);
-    let step = ((1 << 16) / cols.max(1)).max(1);
-    for start in (0..rows).step_by(step) {
-        let range = start..(start + step).min(rows);
-        for (i, row) in range.clone().zip(of.read_rows(range)?.chunks(cols)) {
-            row.iter().enumerate().for_each(|(j, v)| values[(i, j)] = *v as f64);
-        }
-    }
-    Ok(values)
+    Ok(from_rows(shape[0], shape[1], &planned(of).read()?))
 }
 
 /// One of the factors.
 #[derive(Debug)]
 struct Factor {
-    factors: Arc<Factors>,
+    cut: Arc<Cut>,
     which: usize,
 }
 
 impl Measure for Factor {
     fn measure(&self, _: &[Expr]) -> Result<Arc<dyn RowMap>> {
-        match self.factors.get() {
-            (Some(made), _) => Ok(Arc::new(Known(made[self.which].clone()))),
-            (None, Some(error)) => Err(error),
-            // The other factor has said it.
-            (None, None) => Err(Finding::new("", "an update").expected("finite numbers").found("others").not_finite()),
-        }
+        Ok(Arc::new(Known(self.cut.get()?.factors[self.which].clone())))
     }
 }
 
@@ -142,12 +113,17 @@ impl RowMap for Known {
 }
 
 /// The update of rank `rank` that is closest to `update`.
-pub(super) fn cut(update: &LowRank, rank: usize, pending: &mut Pending) -> Result<LowRank> {
-    Ok(made(Of::Product(update.clone()), update, rank, pending))
+pub(super) fn cut(update: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
+    made(Of::Product(update.clone()), update, rank, pending)
 }
 
 /// The update of rank `rank` that is closest to the whole update `delta`; `like` says for which module.
-pub(super) fn cut_whole(delta: Expr, like: &LowRank, rank: usize, pending: &mut Pending) -> Result<LowRank> {
+pub(super) fn cut_whole(
+    delta: Expr,
+    like: &LowRank,
+    rank: usize,
+    pending: &mut Pending,
+) -> Result<(LowRank, Arc<Cut>)> {
     let elems: usize = delta.shape().iter().product();
     if elems > WHOLE {
         return Err(Finding::new(like.a.source_path(), "--method")
@@ -159,12 +135,13 @@ pub(super) fn cut_whole(delta: Expr, like: &LowRank, rank: usize, pending: &mut 
     Ok(made(Of::Whole(delta, like.transposed), like, rank, pending))
 }
 
-fn made(of: Of, like: &LowRank, rank: usize, pending: &mut Pending) -> LowRank {
+fn made(of: Of, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
     let (d_in, d_out) = (like.a.shape()[1], like.b.shape()[0]);
-    let factors = Arc::new(Factors { of, rank, made: OnceLock::new() });
+    let cut = Arc::new(Cut { of, rank, made: OnceLock::new() });
     let mut factor =
-        |which: usize, shape: [usize; 2]| pending.map(vec![blank(shape)], Factor { factors: factors.clone(), which });
-    LowRank { scale: 1.0, a: factor(0, [rank, d_in]), b: factor(1, [d_out, rank]), ..like.clone() }
+        |which: usize, shape: [usize; 2]| pending.map(vec![blank(shape)], Factor { cut: cut.clone(), which });
+    let update = LowRank { scale: 1.0, a: factor(0, [rank, d_in]), b: factor(1, [d_out, rank]), ..like.clone() };
+    (update, cut)
 }
 
 /// Zeros of a shape, of which one row is kept.
@@ -180,16 +157,27 @@ mod tests {
 
     #[test]
     fn factors_are_cut_to_what_their_product_is_cut_to() {
-        let value = |seed: usize, i: usize| ((i * 37 + seed * 11) % 19) as f64 - 9.0;
-        let b = DMatrix::from_fn(7, 4, |i, j| value(1, i * 4 + j));
-        let a = DMatrix::from_fn(4, 5, |i, j| value(2, i * 5 + j));
-        for rank in [1, 2, 4, 6] {
-            let whole = cut_matrix(&b * &a, rank);
-            let cut = cut_factors(b.clone(), a.clone(), rank);
-            let difference = (whole.b * whole.a - cut.b * cut.a).abs().max();
-            assert!(difference < 1e-10, "rank {rank}: {difference}");
+        let values = |seed: usize, shape: [usize; 2]| {
+            let value = |i: usize| ((i * i * 7 + i * 13 + seed * 11) % 23) as f32 - 9.0;
+            Expr::Values { shape: shape.to_vec(), values: (0..shape[0] * shape[1]).map(value).collect() }
+        };
+        for transposed in [false, true] {
+            let (a, b) = (values(2, [4, 5]), values(1, [7, 4]));
+            let update = LowRank { scale: 0.5, a, b, transposed, rounded: None };
+            let exact = planned(&update.delta()).read().unwrap();
+            let length = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            for rank in [1, 2, 4, 6] {
+                let mut pending = Pending::default();
+                let by_factors = cut(&update, rank, &mut pending);
+                let whole = cut_whole(update.delta(), &update, rank, &mut pending).unwrap();
+                for (made, cut) in [by_factors, whole] {
+                    let found = planned(&made.delta()).read().unwrap();
+                    let lost: Vec<f32> = found.iter().zip(&exact).map(|(found, exact)| found - exact).collect();
+                    let error = length(&lost) / length(&exact);
+                    assert!((cut.error().unwrap() - error).abs() < 1e-6, "rank {rank}: {error}");
+                    assert_eq!(error < 1e-6, rank >= 4, "rank {rank}: {error}");
+                }
+            }
         }
-        let whole = cut_factors(b.clone(), a.clone(), 4);
-        assert!((whole.b * whole.a - b * a).abs().max() < 1e-10);
     }
 }

@@ -80,6 +80,17 @@ fn ties_keeps_the_largest_and_of_these_the_elected_sign() {
 }
 
 #[test]
+fn whole_updates_are_pruned_before_they_are_rounded() {
+    let exact = update(1.0, [1.0, 1.001], [1.0, 3.003]);
+    let rounded = LowRank { rounded: Some(crate::DType::BF16), ..exact.clone() };
+    let options = CombineOptions { density: vec![1.0], ..weighing(&[1.0, 0.0]) };
+    let pruned = combined(&[rounded.clone(), rounded], "magnitude_prune_svd", &options);
+    let found = read(&LowRank { rounded: None, ..pruned }.delta());
+    let close = found.iter().zip(read(&exact.delta())).all(|(a, b)| (a - b).abs() < 1e-6);
+    assert!(close, "{found:?}");
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let one = vec![("q_proj.weight".to_owned(), update(1.0, [1.0, 2.0], [3.0, 4.0]))];
     let two = LowRank { a: values(&[2, 2], &[1.0; 4]), b: values(&[2, 2], &[1.0; 4]), ..one[0].1.clone() };

@@ -1,0 +1,132 @@
+//! `atombank extract`: a LoRA out of a base and what was made of it.
+
+use std::path::Path;
+
+use anyhow::Result;
+use atombank::adapter::peft::Base;
+use atombank::checkpoint::Checkpoint;
+use atombank::error::Finding;
+use atombank::linalg::Sketch;
+use atombank::merge::extract::{ExtractOptions, Extraction, Pairs};
+use clap::Args;
+use serde_json::json;
+
+use super::input::found;
+use super::output::{Kind, OutputArgs, print_notes};
+use super::{Common, progress};
+
+/// Arguments of `extract`.
+#[derive(Args)]
+#[command(after_help = "The error of a module is the Frobenius norm of what its update misses, relative to the whole \
+    change; energy is the share of the change's squared norm that the update's singular values hold. Embeddings, \
+    output head and norms that changed are saved whole, biases with PEFT's bias: all.")]
+pub(crate) struct ExtractArgs {
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    base: String,
+    /// The finetuned model: either of these, too
+    finetuned: String,
+    /// The rank of each module's update at most
+    #[arg(long, value_name = "R", default_value_t = 32, value_parser = parse_rank)]
+    rank: usize,
+    /// The share of a module's change that is enough, like 0.9: the smallest rank that keeps it
+    #[arg(long, value_name = "SHARE", value_parser = parse_energy)]
+    energy: Option<f64>,
+    /// Where random numbers start; results are the same with any number of threads
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print JSON: everything
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+fn parse_rank(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|rank| (1..=65536).contains(rank)).ok_or_else(|| "expected a rank from 1 on".to_owned())
+}
+
+fn parse_energy(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| "expected a share above 0, and 1 at most".to_owned())
+}
+
+pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
+    let kind = *args.output.to.get_or_insert(Kind::Lora);
+    if kind != Kind::Lora || args.output.is_file() {
+        let finding = Finding::new(&args.output.output, "the output").expected("a LoRA's folder");
+        return Err(finding.found("another kind").unsupported().into());
+    }
+    args.output.check_absent()?;
+    args.output.check_type()?;
+    let (base_path, hub_name) = found(&args.base, common)?;
+    let (before, after) = (Checkpoint::open(&base_path)?, Checkpoint::open(&found(&args.finetuned, common)?.0)?);
+    let (base, finetuned) = (base_of(&before), base_of(&after));
+    let pairs = Pairs::new(&base, &finetuned)?;
+    print_notes(&pairs.notes, common);
+    let options = ExtractOptions {
+        rank: args.rank,
+        energy: args.energy,
+        dtype: args.output.lora_type()?,
+        sketch: Sketch { seed: args.seed, ..Sketch::default() },
+        max_memory_bytes: args.output.max_memory,
+    };
+    let bar = progress::bar(pairs.modules.len() as u64, "extracting [{bar:30}] {pos}/{len} {eta}", common.quiet);
+    let extraction = pairs.extract(&options, &|| bar.inc(1))?;
+    bar.finish_and_clear();
+    let mut lora = extraction.lora(&base)?;
+    if let Some(name) = hub_name {
+        lora.config.insert("base_model_name_or_path".to_owned(), name.into());
+    }
+    args.output.write_lora(&lora, common)?;
+    match args.json {
+        true => print_json(&extraction)?,
+        false => print_table(&extraction, &args.output.output),
+    }
+    Ok(())
+}
+
+fn base_of(folder: &Checkpoint) -> Base<'_> {
+    Base::new(folder.path(), &folder.config_json, folder.weights())
+}
+
+fn print_json(extraction: &Extraction) -> Result<()> {
+    let whole = |tensor: &atombank::plan::PlannedTensor| json!({ "name": tensor.name, "dtype": tensor.dtype.to_string(), "shape": tensor.shape });
+    let found = json!({
+        "modules": extraction.modules,
+        "whole": extraction.saved.iter().map(whole).collect::<Vec<_>>(),
+        "totals": extraction.totals,
+    });
+    println!("{}", serde_json::to_string_pretty(&found)?);
+    Ok(())
+}
+
+fn print_table(extraction: &Extraction, output: &Path) {
+    let whole = extraction.saved.iter().map(|tensor| tensor.name.as_str());
+    let names = extraction.modules.iter().map(|module| module.module.as_str()).chain(whole);
+    let width = names.map(str::len).max().unwrap_or(0);
+    let line = |name: &str, shape: &str, rank: &str, energy: &str, error: &str| {
+        println!("{}", format!("{name:<width$}  {shape:<14} {rank:>5}  {energy:>8}  {error:>9}").trim_end());
+    };
+    line("module", "shape", "rank", "energy", "error");
+    for found in &extraction.modules {
+        let (rank, shape) = (found.rank.to_string(), format!("{:?}", found.shape));
+        line(&found.module, &shape, &rank, &format!("{:.6}", found.energy), &format!("{:.3e}", found.relative_error));
+    }
+    for tensor in &extraction.saved {
+        line(&tensor.name, &format!("{:?}", tensor.shape), "whole", "", "");
+    }
+    let totals = &extraction.totals;
+    let kept = match (totals.energy, totals.relative_error) {
+        (Some(energy), Some(error)) => format!("; energy {energy:.6}, error {error:.3e}"),
+        _ => String::new(),
+    };
+    println!(
+        "{}: {} modules ({} unchanged), {} tensors whole, {} values, {:.1} % of the base's{kept}",
+        output.display(),
+        totals.modules,
+        totals.unchanged,
+        extraction.saved.len(),
+        totals.values,
+        100.0 * totals.values as f64 / totals.base_values.max(1) as f64,
+    );
+}

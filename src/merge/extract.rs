@@ -1,0 +1,215 @@
+//! A LoRA out of two models: what finetuning changed, cut to a few columns for each module.
+//!
+//! Every linear layer's change `W_finetuned - W_base` is decomposed without ever being in memory whole, and
+//! its largest singular triplets become a LoRA of scale 1: the closest of its rank (Eckart and Young). What
+//! has no low rank to speak of, embeddings, output head and norms, goes along whole where it changed, biases
+//! as PEFT's `bias: all` has them.
+//!
+//! The same idea: mergekit `mergekit/scripts/extract_lora.py`; the decomposition is that of
+//! [`crate::linalg::truncated_svd`].
+
+mod pairs;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+pub use pairs::{Module, Pairs};
+
+use crate::adapter::peft::{Base, LowRank, NewLora};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::linalg::{Difference, Sketch, residual_norm_sqr, truncated_svd, truncated_svd_bytes};
+use crate::plan::{Expr, PlannedTensor};
+use crate::quant;
+
+/// How much is kept, and how it is found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExtractOptions {
+    /// The rank of each module's update at most.
+    pub rank: usize,
+    /// A share of the change's squared Frobenius norm, 0 to 1: a module gets the smallest rank that keeps
+    /// it, where one up to `rank` does.
+    pub energy: Option<f64>,
+    /// The type of the factors. Errors are those of factors so rounded.
+    pub dtype: DType,
+    /// The decomposition.
+    pub sketch: Sketch,
+    /// Memory for decompositions in flight; one is made however much it takes.
+    pub max_memory_bytes: u64,
+}
+
+/// One module's update against its change.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Extracted {
+    /// The module's path.
+    pub module: String,
+    /// Shape of its weight as the base keeps it.
+    pub shape: Vec<usize>,
+    /// Columns of `lora_B`.
+    pub rank: usize,
+    /// The share of the change's squared Frobenius norm that its first `rank` singular values hold.
+    pub energy: f64,
+    /// `|| delta - B A || / || delta ||`, Frobenius norms, with the factors as they are stored.
+    pub relative_error: f64,
+    #[serde(skip)]
+    norm_sqr: f64,
+}
+
+/// All modules together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Totals {
+    /// Modules with an update.
+    pub modules: usize,
+    /// Modules compared that have none.
+    pub unchanged: usize,
+    /// Values in factors and whole tensors.
+    pub values: u64,
+    /// Those of the base.
+    pub base_values: u64,
+    /// As for one module, of all changes as one vector; `None` without modules.
+    pub energy: Option<f64>,
+    /// As for one module, of all changes as one vector; `None` without modules.
+    pub relative_error: Option<f64>,
+}
+
+/// What makes the finetuned model of the base, about.
+#[derive(Debug)]
+pub struct Extraction {
+    /// Updates by the weights' names in the base.
+    pub updates: Vec<(String, LowRank)>,
+    /// What is replaced: the finetuned model's tensors.
+    pub saved: Vec<PlannedTensor>,
+    /// The updates' ranks and errors, in their order.
+    pub modules: Vec<Extracted>,
+    /// All of them.
+    pub totals: Totals,
+    dtype: DType,
+    keeps_tie: bool,
+}
+
+impl Pairs {
+    /// Decomposes every module's change, as many at a time as memory allows; `done` is called after each.
+    /// The result depends on the seed, not on the number of threads.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFinite`] for a NaN or an infinity in either model; [`crate::Error::Mismatch`]
+    /// where the models are the same.
+    pub fn extract(&self, options: &ExtractOptions, done: &(dyn Fn() + Sync)) -> Result<Extraction> {
+        let mut found = Vec::new();
+        let mut left = self.modules.as_slice();
+        while !left.is_empty() {
+            let (batch, others) = left.split_at(at_a_time(left, options));
+            let update = |module: &Module| {
+                let update = update(module, options);
+                done();
+                update
+            };
+            found.extend(batch.par_iter().map(update).collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>>>()?);
+            left = others;
+        }
+        let (modules, updates): (Vec<_>, Vec<_>) = found.into_iter().flatten().unzip();
+        if updates.is_empty() && self.saved.is_empty() {
+            return Err(Finding::new(&self.finetuned, "")
+                .expected(format_args!("weights that differ from those of {}", self.base.display()))
+                .found("the same in all tensors")
+                .hint("there is nothing to extract")
+                .mismatch());
+        }
+        let totals = self.totals(&modules, &updates);
+        let (saved, keeps_tie) = (self.saved.clone(), self.keeps_tie);
+        Ok(Extraction { updates, saved, modules, totals, dtype: options.dtype, keeps_tie })
+    }
+
+    fn totals(&self, modules: &[Extracted], updates: &[(String, LowRank)]) -> Totals {
+        let norm_sqr: f64 = modules.iter().map(|m| m.norm_sqr).sum();
+        let mean = |of: &dyn Fn(&Extracted) -> f64| {
+            (norm_sqr > 0.0).then(|| modules.iter().map(|m| of(m) * m.norm_sqr).sum::<f64>() / norm_sqr)
+        };
+        let elems = |expr: &Expr| expr.shape().iter().product::<usize>() as u64;
+        let factors: u64 = updates.iter().map(|(_, update)| elems(&update.a) + elems(&update.b)).sum();
+        Totals {
+            modules: modules.len(),
+            unchanged: self.modules.len() - modules.len(),
+            values: factors + self.saved.iter().map(|tensor| tensor.elems() as u64).sum::<u64>(),
+            base_values: self.base_values,
+            energy: mean(&|m| m.energy),
+            relative_error: mean(&|m| m.relative_error.powi(2)).map(f64::sqrt),
+        }
+    }
+}
+
+impl Extraction {
+    /// The LoRA for `base`.
+    ///
+    /// # Errors
+    /// As [`NewLora::new`].
+    pub fn lora(&self, base: &Base) -> Result<NewLora> {
+        let mut lora = NewLora::new(base, &self.updates, self.saved.clone(), self.dtype)?;
+        if self.keeps_tie {
+            // Both are there, for readers that don't know the flag; those that do keep one for both.
+            lora.config.insert("ensure_weight_tying".to_owned(), true.into());
+        }
+        Ok(lora)
+    }
+}
+
+/// How many of the first `modules` fit in memory together: at least one, and no more than there are threads.
+fn at_a_time(modules: &[Module], options: &ExtractOptions) -> usize {
+    let mut bytes = 0;
+    let fitting = modules.iter().take(rayon::current_num_threads()).take_while(|module| {
+        bytes += truncated_svd_bytes(module.of.rows(), module.of.row_len(), options.rank, options.sketch);
+        bytes <= options.max_memory_bytes
+    });
+    fitting.count().max(1)
+}
+
+/// The update of one module, and how good it is; `None` where nothing changed.
+fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Extracted, (String, LowRank))>> {
+    let delta = Difference { of: &module.of, less: &module.less };
+    let (mut svd, norm_sqr) = truncated_svd(&delta, options.rank, options.sketch)?;
+    if norm_sqr == 0.0 {
+        return Ok(None);
+    }
+    if let Some(energy) = options.energy {
+        svd.truncate(svd.rank_for_energy(energy, norm_sqr));
+    }
+    let (mut left, mut right) = svd.balanced();
+    round(options.dtype, &mut left);
+    round(options.dtype, &mut right);
+    let residual = residual_norm_sqr(&delta, &left, &right)?;
+    let rank = svd.rank();
+    let found = Extracted {
+        module: module.name.strip_suffix(".weight").unwrap_or(&module.name).to_owned(),
+        shape: module.of.shape.clone(),
+        rank,
+        energy: (svd.norm_sqr() / norm_sqr).min(1.0),
+        relative_error: (residual / norm_sqr).sqrt(),
+        norm_sqr,
+    };
+    let (rows, cols) = (module.of.rows(), module.of.row_len());
+    let values = |shape: [usize; 2], values: Vec<f32>| Expr::Values { shape: shape.into(), values: values.into() };
+    let (a, b) = match module.transposed {
+        false => (values([rank, cols], right), values([rows, rank], left)),
+        // The weight is `[d_in, d_out]`: what is left of its change is A's transpose.
+        true => (values([rank, rows], transposed(&left, rank)), values([cols, rank], transposed(&right, cols))),
+    };
+    let update = LowRank { scale: 1.0, a, b, transposed: module.transposed, rounded: None };
+    Ok(Some((found, (module.name.clone(), update))))
+}
+
+/// `values` as they are after a round trip through `dtype`.
+fn round(dtype: DType, values: &mut [f32]) {
+    if dtype != DType::F32 {
+        let mut bytes = vec![0; values.len() / dtype.block_elems() * dtype.block_bytes()];
+        quant::encode(dtype, values, &mut bytes);
+        quant::decode(dtype, &bytes, values);
+    }
+}
+
+/// Rows of `row_len` values as columns.
+fn transposed(values: &[f32], row_len: usize) -> Vec<f32> {
+    (0..row_len).flat_map(|column| values.iter().skip(column).step_by(row_len).copied()).collect()
+}
+
+#[cfg(test)]
+mod tests;

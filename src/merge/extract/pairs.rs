@@ -1,0 +1,247 @@
+//! The tensors of two models side by side: which changed, and what a LoRA can hold of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use crate::adapter::peft::Base;
+use crate::checkpoint::INERT;
+use crate::convert::{class_name, gguf_name, is_made_by_class, keeps_transposed};
+use crate::error::{Finding, Result};
+use crate::formats::show_shape;
+use crate::merge::combine::in_order;
+use crate::plan::PlannedTensor;
+use crate::quant;
+
+/// Values that are compared at a time.
+const COMPARED_ELEMS: usize = 1 << 18;
+
+/// A linear layer's weight in both models.
+#[derive(Debug)]
+pub struct Module {
+    /// The weight by the class's own name.
+    pub name: String,
+    /// The finetuned model's.
+    pub of: PlannedTensor,
+    /// The base's.
+    pub less: PlannedTensor,
+    /// Whether it is `[d_in, d_out]`: a Conv1D.
+    pub transposed: bool,
+}
+
+/// Base and finetuned model, tensor by tensor.
+#[derive(Debug)]
+pub struct Pairs {
+    /// Every linear layer, changed or not, in the model's order.
+    pub modules: Vec<Module>,
+    /// Tensors of the finetuned model that replace the base's: all those of a module that is saved whole
+    /// because one of them changed, and biases of linear layers that changed.
+    pub saved: Vec<PlannedTensor>,
+    /// A line for everything that no LoRA holds and that isn't a tensor.
+    pub notes: Vec<String>,
+    pub(super) base: PathBuf,
+    pub(super) finetuned: PathBuf,
+    pub(super) base_values: u64,
+    /// Whether the embeddings changed, and are the output head before and after.
+    pub(super) keeps_tie: bool,
+}
+
+/// What becomes of a tensor that changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    LowRank,
+    /// Its module is saved whole.
+    Whole,
+    /// A bias: whole where its module is, by itself otherwise.
+    Bias,
+    /// PEFT has nothing for it.
+    Refused,
+}
+
+/// A tensor in both models.
+struct Pair<'a> {
+    own: String,
+    less: &'a PlannedTensor,
+    of: &'a PlannedTensor,
+}
+
+impl Pairs {
+    /// Holds the two models against each other. Values of all that can't be of low rank are compared here.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for tensors that only one of them has or that have another shape,
+    /// [`crate::Error::Unsupported`] for changed ones that a LoRA has no place for, naming file and tensor.
+    pub fn new(base: &Base, finetuned: &Base) -> Result<Self> {
+        let pairs = paired(base, finetuned)?;
+        let config = base.config();
+        let mut modules = Vec::new();
+        let mut changed: Vec<(&Pair, Fate)> = Vec::new();
+        for pair in &pairs {
+            let fate = fate(config, pair);
+            match fate {
+                Fate::LowRank => modules.push(Module {
+                    name: pair.own.clone(),
+                    of: pair.of.clone(),
+                    less: pair.less.clone(),
+                    transposed: keeps_transposed(config, &pair.own).unwrap_or(false),
+                }),
+                _ if !differ(pair.of, pair.less)? => {}
+                Fate::Refused => return Err(refusal(pair)),
+                Fate::Whole | Fate::Bias => changed.push((pair, fate)),
+            }
+        }
+        let linear: BTreeSet<&str> = modules.iter().map(|module| path_of(&module.name)).collect();
+        let whole: BTreeSet<&str> =
+            changed.iter().map(|(pair, _)| path_of(&pair.own)).filter(|path| !linear.contains(path)).collect();
+        let is_changed = |pair: &Pair| changed.iter().any(|(other, _)| other.own == pair.own);
+        let saved: Vec<PlannedTensor> = pairs
+            .iter()
+            .filter(|pair| whole.contains(path_of(&pair.own)) || is_changed(pair))
+            .map(|pair| PlannedTensor { name: pair.own.clone(), ..pair.of.clone() })
+            .collect();
+        let embeddings = base.embeddings().map(|tensor| own_name(config, tensor));
+        let both_tied = base.tied_head().is_some() && finetuned.tied_head().is_some();
+        let keeps_tie = both_tied && saved.iter().any(|tensor| Some(&tensor.name) == embeddings.as_ref());
+        Ok(Self {
+            modules,
+            saved,
+            notes: config_notes(base, finetuned),
+            base: base.path().to_owned(),
+            finetuned: finetuned.path().to_owned(),
+            base_values: pairs.iter().map(|pair| pair.less.elems() as u64).sum(),
+            keeps_tie,
+        })
+    }
+}
+
+/// The path of a tensor's module: a parameter of no module has none.
+fn path_of(name: &str) -> &str {
+    name.rsplit_once('.').map_or("", |(path, _)| path)
+}
+
+fn own_name(config: &Map<String, Value>, tensor: &PlannedTensor) -> String {
+    class_name(config, &tensor.name).unwrap_or_else(|| tensor.name.clone())
+}
+
+/// Both models' tensors by the class's own names, in the model's order; buffers are left out.
+fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
+    let tensors = |model: &'a Base| -> BTreeMap<String, &'a PlannedTensor> {
+        let config = model.config();
+        model.named().filter(|(_, tensor)| !is_made_by_class(config, &tensor.name)).collect()
+    };
+    let (theirs, mut ours) = (tensors(base), tensors(finetuned));
+    let only_in = |model: &Base, tensor: &PlannedTensor, other: &Base| {
+        let source = tensor.expr.source_path();
+        Finding::new(
+            if source.as_os_str().is_empty() { model.path() } else { &source },
+            format!("tensor {:?}", tensor.name),
+        )
+        .expected(format_args!("it in {}, too", other.path().display()))
+        .found("none of that name there")
+        .hint("a LoRA needs two models of one architecture and size")
+        .mismatch()
+    };
+    let mut pairs = Vec::new();
+    for own in in_order(base.named().map(|(own, _)| own).collect::<Vec<_>>().iter().map(String::as_str)) {
+        let Some(less) = theirs.get(own) else { continue };
+        let Some(of) = ours.remove(own) else { return Err(only_in(base, less, finetuned)) };
+        if of.shape != less.shape {
+            return Err(Finding::new(of.expr.source_path(), format!("tensor {:?}", of.name))
+                .expected(format_args!("{}, as {} has it", show_shape(&less.shape), base.path().display()))
+                .found(show_shape(&of.shape))
+                .hint("a LoRA keeps shapes: resize the base's vocabulary first, where that is what differs")
+                .mismatch());
+        }
+        pairs.push(Pair { own: own.to_owned(), less, of });
+    }
+    match ours.into_values().next() {
+        None => Ok(pairs),
+        Some(tensor) => Err(only_in(finetuned, tensor, base)),
+    }
+}
+
+/// Ends of names of matrices that are not those of linear layers, in classes without a table: embeddings
+/// by their rows, heads, and routers, which recent versions of transformers have as bare parameters.
+const NOT_LINEAR: &[&str] = &[
+    "embed_tokens.weight",
+    "embed_in.weight",
+    "wte.weight",
+    "wpe.weight",
+    "word_embeddings.weight",
+    "position_embeddings.weight",
+    "token_type_embeddings.weight",
+    "embed_positions.weight",
+    "shared.weight",
+    "lm_head.weight",
+    "embed_out.weight",
+    ".mlp.gate.weight",
+    ".router.weight",
+];
+
+/// GGUF's names of such matrices, for classes that have a table.
+const NOT_LINEAR_IN_GGUF: &[&str] =
+    &["token_embd.weight", "position_embd.weight", "token_types.weight", "output.weight"];
+
+fn fate(config: &Map<String, Value>, pair: &Pair) -> Fate {
+    let name = pair.own.as_str();
+    // Experts are no modules of their own in transformers, and Mixtral's block has another name there.
+    if name.contains(".experts.") || name.contains(".block_sparse_moe.") {
+        return Fate::Refused;
+    }
+    let known = gguf_name(config, name);
+    let is_known =
+        known.as_deref().is_some_and(|n| NOT_LINEAR_IN_GGUF.contains(&n) || n.ends_with("ffn_gate_inp.weight"));
+    match name.rsplit_once('.') {
+        Some((_, "bias")) => Fate::Bias,
+        Some((_, "weight")) if pair.of.shape.len() != 2 => Fate::Whole,
+        Some((_, "weight")) if is_known || NOT_LINEAR.iter().any(|end| name.ends_with(end)) => Fate::Whole,
+        Some((_, "weight")) => Fate::LowRank,
+        _ => Fate::Refused,
+    }
+}
+
+fn refusal(pair: &Pair) -> crate::Error {
+    Finding::new(pair.of.expr.source_path(), format!("tensor {:?}", pair.of.name))
+        .expected("the base's values: it is no module's weight or bias, for a LoRA to hold")
+        .found("others")
+        .hint("take the finetuned model itself (atombank merge --method combines models)")
+        .unsupported()
+}
+
+/// Whether a value differs. Types that can't be decoded count by their bytes.
+fn differ(of: &PlannedTensor, less: &PlannedTensor) -> Result<bool> {
+    let rows = of.rows();
+    if !quant::can_decode(of.dtype) || !quant::can_decode(less.dtype) {
+        let bytes = |tensor: &PlannedTensor| -> Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            tensor.encode_rows(0..rows, &mut Vec::new(), &mut bytes)?;
+            Ok(bytes)
+        };
+        return Ok(of.dtype != less.dtype || bytes(of)? != bytes(less)?);
+    }
+    let step = (COMPARED_ELEMS / of.row_len().max(1)).max(1);
+    let starts: Vec<usize> = (0..rows).step_by(step).collect();
+    let differs = |start: &usize| -> Result<bool> {
+        let rows = *start..(start + step).min(rows);
+        Ok(of.read_rows(rows.clone())? != less.read_rows(rows)?)
+    };
+    starts.par_iter().map(differs).find_first(|found| !matches!(found, Ok(false))).unwrap_or(Ok(false))
+}
+
+/// Settings of the models that differ: a LoRA has no place for them.
+fn config_notes(base: &Base, finetuned: &Base) -> Vec<String> {
+    let (theirs, ours) = (base.config(), finetuned.config());
+    let keys: BTreeSet<&String> = theirs.keys().chain(ours.keys()).collect();
+    let value = |config: &Map<String, Value>, key: &str| config.get(key).filter(|value| !value.is_null()).cloned();
+    let differing: Vec<&str> = keys
+        .into_iter()
+        .map(String::as_str)
+        .filter(|key| !INERT.contains(key) && *key != "tie_word_embeddings" && value(theirs, key) != value(ours, key))
+        .collect();
+    match differing.is_empty() {
+        true => Vec::new(),
+        false => vec![format!("config.json differs in {}, which a LoRA doesn't hold", differing.join(", "))],
+    }
+}

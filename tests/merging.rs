@@ -1,0 +1,349 @@
+//! Merging as a user asks for it: into folders and GGUFs, several adapters, whole models, and refused.
+
+#[path = "common/program.rs"]
+mod program;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atombank::adapter::{HostTensor, save_tensors};
+use program::{atombank, copy, done, fixture, text};
+use serde_json::{Value, json};
+
+type Tensors = BTreeMap<String, HostTensor>;
+
+/// A Llama with a LoRA of rank 2 on q_proj and down_proj, and what else tests make.
+struct Bench {
+    dir: tempfile::TempDir,
+    base: PathBuf,
+}
+
+/// Numbers without a pattern, between -1 and 1.
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn tensor(shape: &[usize], seed: u64) -> HostTensor {
+    HostTensor { shape: shape.to_vec(), values: values(shape.iter().product(), seed).into() }
+}
+
+/// Numbers that BF16 holds: as whole tensors they are rounded to the base's type.
+fn rounded(shape: &[usize], seed: u64) -> HostTensor {
+    let tensor = tensor(shape, seed);
+    HostTensor { values: tensor.values.iter().map(|v| (v * 128.0).round() / 128.0).collect(), ..tensor }
+}
+
+/// The bytes of tensor `name` of a safetensors file, changed in place.
+fn change_bytes(file: &Path, name: &str, change: impl FnOnce(&mut [u8])) {
+    let mut bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let [start, end] = [0, 1].map(|i| header[name]["data_offsets"][i].as_u64().unwrap() as usize + 8 + length);
+    change(&mut bytes[start..end]);
+    fs::write(file, bytes).unwrap();
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), base: fixture("convert/llama/model") }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A LoRA with numbers of its own, changed as asked.
+    fn lora(&self, name: &str, seed: u64, config: Value, change: impl FnOnce(&mut Tensors)) -> PathBuf {
+        let folder = self.at(name);
+        let mut tensors = Tensors::new();
+        for layer in 0..2 {
+            for (module, d_out, d_in) in [("self_attn.q_proj", 256, 256), ("mlp.down_proj", 256, 512)] {
+                let name = |factor| format!("base_model.model.model.layers.{layer}.{module}.{factor}.weight");
+                tensors.insert(name("lora_A"), tensor(&[2, d_in], seed + layer));
+                tensors.insert(name("lora_B"), tensor(&[d_out, 2], seed + 10 + layer));
+            }
+        }
+        change(&mut tensors);
+        save_tensors(&tensors, "adapter_model", &folder).unwrap();
+        let mut json = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "down_proj"]});
+        json.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        fs::write(folder.join("adapter_config.json"), json.to_string()).unwrap();
+        folder
+    }
+
+    fn plain(&self, name: &str, seed: u64) -> PathBuf {
+        self.lora(name, seed, json!({}), |_| ())
+    }
+
+    fn merge(&self, base: &Path, others: &[&str], out: &str, options: &[&str]) -> PathBuf {
+        let target = self.at(out);
+        done(&[&["merge", text(base)], others, &["-o", text(&target), "--quiet"], options].concat());
+        target
+    }
+
+    /// One line on stderr, exit code 1, nothing written.
+    fn refusal(&self, base: &Path, others: &[&str], options: &[&str]) -> String {
+        let target = self.at("never");
+        let before = fs::read_dir(self.dir.path()).unwrap().count();
+        let out = atombank(&[&["merge", text(base)], others, &["-o", text(&target)], options].concat());
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(1), "{others:?} {options:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), before, "something is left");
+        stderr
+    }
+}
+
+/// The comparison of two models as `atombank compare` has it.
+fn compared(a: &Path, b: &Path) -> Value {
+    serde_json::from_str(&done(&["compare", text(a), text(b), "--json"])).unwrap()
+}
+
+fn assert_same(a: &Path, b: &Path) {
+    let totals = &compared(a, b)["totals"];
+    assert_eq!(totals["compared"], totals["identical"], "{totals}");
+    assert!(
+        totals["compared"].as_u64().unwrap() > 10 && totals["only_in_a"] == 0 && totals["only_in_b"] == 0,
+        "{totals}"
+    );
+}
+
+fn relative_error(a: &Path, b: &Path) -> f64 {
+    compared(a, b)["totals"]["relative_error"].as_f64().unwrap()
+}
+
+#[test]
+fn a_gguf_base_gives_what_the_folder_gives() {
+    let b = Bench::new();
+    let lora = b.lora("lora", 1, json!({"modules_to_save": ["norm"]}), |tensors| {
+        tensors.insert("base_model.model.model.norm.weight".into(), rounded(&[256], 9));
+        for layer in 0..2 {
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                tensors.insert(format!("base_model.model.model.layers.{layer}.{norm}.weight"), rounded(&[256], layer));
+            }
+        }
+    });
+    let (gguf, lora_gguf) = (b.at("base.gguf"), b.at("plain.gguf"));
+    done(&["convert", text(&b.base), "-o", text(&gguf), "--type", "f32", "--quiet"]);
+    let from_folder = b.merge(&b.base, &[text(&lora)], "folder.gguf", &["--type", "f32"]);
+    let from_gguf = b.merge(&gguf, &[text(&lora)], "gguf.gguf", &[]);
+    assert_same(&from_folder, &from_gguf);
+    let back = b.merge(&gguf, &[text(&lora)], "back", &["--type", "f32"]);
+    assert_same(&back, &from_gguf);
+    // An adapter out of a GGUF is the adapter.
+    let plain = b.plain("plain", 1);
+    done(&["convert", text(&plain), "--base", text(&b.base), "-o", text(&lora_gguf), "--quiet"]);
+    let of_folder = b.merge(&b.base, &[text(&plain)], "of-folder", &[]);
+    assert_same(&of_folder, &b.merge(&b.base, &[text(&lora_gguf)], "of-gguf", &[]));
+    // From a folder to a mixture in one pass is as in two.
+    let one = b.merge(&b.base, &[text(&plain)], "one.gguf", &["--type", "Q4_K_M"]);
+    let f32 = b.merge(&b.base, &[text(&plain)], "two-f32.gguf", &["--type", "f32"]);
+    let two = b.at("two.gguf");
+    done(&["quantize", text(&f32), "-o", text(&two), "--type", "Q4_K_M", "--quiet"]);
+    assert_eq!(fs::read(one).unwrap(), fs::read(two).unwrap());
+}
+
+#[test]
+fn a_quantized_base_keeps_its_types_and_says_what_that_costs() {
+    let b = Bench::new();
+    let lora = b.plain("lora", 1);
+    let (q4, target) = (b.at("q4.gguf"), b.at("merged.gguf"));
+    done(&["convert", text(&b.base), "-o", text(&q4), "--type", "Q4_K_M", "--quiet"]);
+    let out = atombank(&["merge", text(&q4), text(&lora), "-o", text(&target)]);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("note: 4 quantized tensors are changed and quantized again: that adds a relative error of"),
+        "{stderr}"
+    );
+    let comparison = compared(&q4, &target);
+    assert_eq!(
+        comparison["totals"]["identical"].as_u64().unwrap() + 4,
+        comparison["totals"]["compared"].as_u64().unwrap()
+    );
+    for tensor in comparison["tensors"].as_array().unwrap() {
+        assert_eq!(tensor["a"]["dtype"], tensor["b"]["dtype"], "{tensor}");
+    }
+    let refused = b.refusal(&q4, &[text(&lora)], &["--keep-base"]);
+    assert!(refused.contains("expected values that are not quantized, found Q"), "{refused}");
+    let kept = b.refusal(&q4, &[text(&lora)], &["--type", "f16", "--to", "gguf"]);
+    assert!(kept.contains("--type: expected source or a mixture, from GGUF to GGUF"), "{kept}");
+}
+
+#[test]
+fn several_adapters_add_up_and_become_one() {
+    let b = Bench::new();
+    let (x, y) = (b.plain("x", 1), b.plain("y", 5));
+    let (half, more) = (format!("{}=0.5", text(&x)), format!("{}=-2", text(&y)));
+    let f32 = &["--type", "f32"][..];
+    let both = b.merge(&b.base, &[&half, &more], "both", f32);
+    let first = b.merge(&b.base, &[&half], "first", f32);
+    assert!(relative_error(&both, &b.merge(&first, &[&more], "second", f32)) < 1e-6);
+    // One LoRA of both is as exact as its factors; cut to their whole rank it is the same again.
+    let one = b.merge(&b.base, &[&half, &more], "one", &["--to", "lora"]);
+    let config: Value = serde_json::from_slice(&fs::read(one.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["r"], &config["target_modules"]), (&json!(4), &json!(["q_proj", "down_proj"])));
+    assert!(relative_error(&both, &b.merge(&b.base, &[text(&one)], "by-one", f32)) < 1e-6);
+    let cut = b.merge(&b.base, &[&half, &more], "cut", &["--to", "lora", "--rank", "4", "--type", "f32"]);
+    assert!(relative_error(&both, &b.merge(&b.base, &[text(&cut)], "by-cut", f32)) < 1e-5);
+    // linear takes roots of the weights of factors, which is another model.
+    let linear = b.merge(&b.base, &[text(&x), text(&y)], "linear", &["--method", "linear", "--type", "f32"]);
+    let sum = b.merge(&b.base, &[text(&x), text(&y)], "sum", f32);
+    assert!(relative_error(&sum, &linear) > 1e-2);
+    let cat = b.merge(&b.base, &[text(&x), text(&y)], "cat", &["--method", "cat", "--type", "f32"]);
+    assert!(relative_error(&sum, &cat) < 1e-6);
+}
+
+#[test]
+fn whole_models_become_one() {
+    let b = Bench::new();
+    let f32 = &["--type", "f32"][..];
+    let model = |name: &str, seed: u64| {
+        let lora = b.plain(&format!("lora-{name}"), seed);
+        b.merge(&b.base, &[text(&lora)], name, f32)
+    };
+    let (x, y) = (model("x", 1), model("y", 5));
+    let (half, more) = (format!("{}=0.5", text(&x)), format!("{}=-2", text(&y)));
+    let task = b.merge(&b.base, &[&half, &more], "task", &["--method", "task_arithmetic", "--type", "f32"]);
+    let (lora_x, lora_y) = (format!("{}=0.5", text(&b.at("lora-x"))), format!("{}=-2", text(&b.at("lora-y"))));
+    assert!(relative_error(&task, &b.merge(&b.base, &[&lora_x, &lora_y], "sum", f32)) < 1e-6);
+    let slerp = b.merge(&x, &[text(&y)], "slerp", &["--method", "slerp", "--t", "1"]);
+    assert!(relative_error(&y, &slerp) < 1e-6, "all the way to the other");
+    for options in [
+        &["--method", "ties", "--density", "0.4"][..],
+        &["--method", "karcher"],
+        &["--method", "dare_ties", "--density", "0.3", "--seed", "4"],
+    ] {
+        b.merge(&b.base, &[text(&x), text(&y)], "other.gguf", &[options, &["--type", "Q8_0", "--overwrite"]].concat());
+    }
+    let refused = b.refusal(&b.base, &[text(&x), text(&y)], &[]);
+    assert!(refused.contains("--method: expected a way to make one model of several: linear, slerp"), "{refused}");
+    let refused = b.refusal(&b.base, &[text(&x)], &["--method", "slerp"]);
+    assert!(refused.contains("--t: expected a number from 0 to 1 for slerp, found none"), "{refused}");
+    let refused = b.refusal(&b.base, &[text(&x), text(&fixture("convert/qwen2/model"))], &["--method", "linear"]);
+    assert!(refused.contains("qwen2"), "{refused}");
+    let refused = b.refusal(&b.base, &[text(&x)], &["--method", "tie"]);
+    assert!(refused.contains("--method: expected one of linear, slerp"), "{refused}");
+}
+
+#[test]
+fn one_side_of_tied_embeddings_unties_them() {
+    let b = Bench::new();
+    let base = fixture("convert/qwen2/model");
+    let config: Value = serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], true);
+    let (vocab, hidden) =
+        (config["vocab_size"].as_u64().unwrap() as usize, config["hidden_size"].as_u64().unwrap() as usize);
+    let lora = b.lora("lora", 1, json!({"target_modules": ["lm_head"]}), |tensors| {
+        tensors.clear();
+        tensors.insert("base_model.model.lm_head.lora_A.weight".into(), tensor(&[2, hidden], 1));
+        tensors.insert("base_model.model.lm_head.lora_B.weight".into(), tensor(&[vocab, 2], 2));
+    });
+    let merged = b.merge(&base, &[text(&lora)], "merged", &[]);
+    let config: Value = serde_json::from_slice(&fs::read(merged.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    let totals = &compared(&base, &merged)["totals"];
+    assert_eq!((&totals["only_in_b"], &totals["identical"]), (&json!(1), &totals["compared"]), "{totals}");
+    let gguf = b.merge(&base, &[text(&lora)], "merged.gguf", &["--type", "f32"]);
+    assert_eq!(compared(&merged, &gguf)["totals"]["only_in_a"], 0, "the head is in the GGUF too");
+}
+
+#[test]
+fn adapters_that_do_not_fit_are_refused_by_name() {
+    let b = Bench::new();
+    const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
+    type Change = Box<dyn FnOnce(&mut Tensors)>;
+    let set = |name: String, value: HostTensor| -> Change { Box::new(move |t| drop(t.insert(name, value))) };
+    let drop_one = |name: String| -> Change { Box::new(move |t| drop(t.remove(&name))) };
+    let none = || -> Change { Box::new(|_| ()) };
+    let cases: Vec<(Value, Change, &str)> = vec![
+        (json!({"peft_type": "NEW"}), none(), "peft_type: expected one of the kinds this version merges"),
+        (json!({"peft_type": "XLORA"}), none(), "found XLORA, which picks among several for each"),
+        (json!({"r": 4}), none(), "lora_A.weight\": expected [4, "),
+        (
+            json!({"init_lora_weights": "pissa"}),
+            none(),
+            "init_lora_weights: expected an initialisation that leaves the base",
+        ),
+        (json!({"use_new": 1}), none(), "use_new: expected a field this version knows"),
+        (json!({}), drop_one(format!("{Q}.lora_B.weight")), "q_proj.lora_B.weight\": expected it, found nothing"),
+        (
+            json!({"target_modules": ["q_proj", "down_proj", "up_proj"]}),
+            none(),
+            "up_proj.lora_A.weight\": expected it, as target_modules asks for",
+        ),
+        (
+            json!({}),
+            set(format!("{Q}.lora_C.weight"), tensor(&[2], 1)),
+            "lora_C.weight\": expected a tensor that this kind of adapter has",
+        ),
+        (
+            json!({}),
+            set(format!("{Q}.lora_A.weight"), tensor(&[2, 128], 1)),
+            "expected [2, 256] by adapter_config.json and the base model",
+        ),
+        (
+            json!({}),
+            set("base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight".into(), tensor(&[2, 256], 1)),
+            "expected a module of the base model",
+        ),
+        (json!({"modules_to_save": ["lm_head"]}), none(), "modules_to_save: expected tensors of \"lm_head\""),
+    ];
+    for (i, (config, change, expected)) in cases.into_iter().enumerate() {
+        let lora = b.lora(&format!("bad-{i}"), 1, config, change);
+        let refused = b.refusal(&b.base, &[text(&lora)], &[]);
+        assert!(refused.contains(expected), "{refused}");
+    }
+    let nan = b.plain("nan", 1);
+    let bytes = f32::NAN.to_le_bytes();
+    change_bytes(&nan.join("adapter_model.safetensors"), &format!("{Q}.lora_A.weight"), |a| {
+        a[..4].copy_from_slice(&bytes)
+    });
+    let refused = b.refusal(&b.base, &[text(&nan)], &[]);
+    assert!(refused.contains("q_proj.lora_A.weight\": expected finite numbers, found a NaN"), "{refused}");
+    let saves = |name: &str| {
+        b.lora(name, 1, json!({"modules_to_save": ["model.norm"]}), |t| {
+            drop(t.insert("base_model.model.model.norm.weight".into(), tensor(&[256], 3)));
+        })
+    };
+    let (x, y) = (saves("x"), saves("y"));
+    let refused = b.refusal(&b.base, &[text(&x), text(&y)], &[]);
+    assert!(
+        refused.contains("\"model.norm.weight\": expected at most one adapter that has it whole (modules_to_save)"),
+        "{refused}"
+    );
+    let refused = b.refusal(&b.base, &[text(&x)], &["--method", "ties", "--density", "0.5"]);
+    assert!(refused.contains("expected nothing but low-rank updates, to combine by ties"), "{refused}");
+    let refused = b.refusal(&b.base, &[text(&b.at("nowhere"))], &[]);
+    assert!(refused.contains("nowhere/adapter_config.json: cannot read"), "{refused}");
+    assert!(!b.at("never").exists());
+}
+
+#[test]
+fn outputs_of_zeros_under_dora_are_refused() {
+    let b = Bench::new();
+    let model = copy(&b.base, &b.at("zeros"));
+    // The first row becomes zeros.
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    change_bytes(&model.join("model.safetensors"), q, |bytes| bytes[..512].fill(0));
+    let lora = b.lora("dora", 1, json!({"use_dora": true}), |tensors| {
+        let names: Vec<String> = tensors.keys().filter(|name| name.contains("lora_B")).cloned().collect();
+        for name in names {
+            let mut b = tensors[&name].values.to_vec();
+            b[..2].fill(0.0);
+            tensors.insert(name.clone(), HostTensor { shape: vec![256, 2], values: b.into() });
+            tensors.insert(name.replace("lora_B.weight", "lora_magnitude_vector"), tensor(&[256], 4));
+        }
+    });
+    let refused = b.refusal(&model, &[text(&lora)], &[]);
+    assert!(
+        refused.contains("q_proj.weight\": expected finite numbers, found an output whose weights are all zero"),
+        "{refused}"
+    );
+}
