@@ -190,7 +190,10 @@ fn what_makes_no_bank_gets_one_line_and_leaves_nothing() {
     let same = two(&["--describe", "reverse=Do it.", "--describe", "capitals=Do it."]);
     assert!(same.contains("capitals: description: expected another than that of reverse, found \"Do it.\""), "{same}");
     let close = two(&["--describe", "reverse=a b c a", "--describe", "capitals=a c b a"]);
-    assert!(close.contains("expected one that the encoder tells from \"a b c a\" of reverse, found \"a c b a\""), "{close}");
+    assert!(
+        close.contains("expected one that the encoder tells from \"a b c a\" of reverse, found \"a c b a\""),
+        "{close}"
+    );
     let unknown = two(&["--describe", "other=Do it."]);
     assert!(unknown.contains("--describe: expected one of reverse, capitals, found other"), "{unknown}");
     let rank = two(&["--rank", "11"]);
@@ -204,7 +207,10 @@ fn what_makes_no_bank_gets_one_line_and_leaves_nothing() {
     done(&case.build(&bank, &[]));
     let made = case.path("made");
     let bank_given = refusal(&["bank", "build", base, first, text(&bank), "-o", text(&made)]);
-    assert!(bank_given.contains("peft_type: expected LORA, found an atom bank; atombank bake --to lora"), "{bank_given}");
+    assert!(
+        bank_given.contains("peft_type: expected LORA, found an atom bank; atombank bake --to lora"),
+        "{bank_given}"
+    );
     assert!(refusal(&case.build(&bank, &[])).contains("already exists"));
     assert!(!made.exists());
 }

@@ -192,7 +192,9 @@ fn route(
         Finding::new(&args.loras[other.atom], "description")
             .expected(format_args!("one that the encoder tells from {:?} of {}", one.text, names[one.atom]))
             .found(format_args!("{:?}", other.text))
-            .hint("pass another --describe NAME=TEXT, or --encoder: embeddings of the base don't see the order of words")
+            .hint(
+                "pass another --describe NAME=TEXT, or --encoder: embeddings of the base don't see the order of words",
+            )
             .mismatch()
     })?;
     let prior = router.prior(&embeddings);
@@ -205,7 +207,8 @@ fn shortcomings(fit: &BankFit, names: &[String], exact: usize) -> Vec<String> {
     let mut notes = Vec::new();
     for (lora, name) in fit.loras.iter().zip(names).filter(|(lora, _)| lora.missing_sites > 0) {
         let sites = lora.missing_sites;
-        notes.push(format!("{name} has no update at {sites} linear layers that others change: it counts as zero there"));
+        notes
+            .push(format!("{name} has no update at {sites} linear layers that others change: it counts as zero there"));
     }
     let off = fit.loras.iter().filter(|lora| lora.relative_error > LARGE).count();
     if off > 0 {

@@ -167,6 +167,9 @@ impl MergeArgs {
         let open = |(path, other): (&PathBuf, &Weighted)| {
             let changes = open(path, base, weights)?;
             print_notes(&changes.notes, common);
+            // What is combined has to be low-rank updates; copies of the base's embeddings say nothing.
+            let combined = self.method.method.is_some() || self.output.kind() == Kind::Lora;
+            let changes = if combined { changes.without_copies(base)? } else { changes };
             Ok((changes, other.weight))
         };
         others.iter().zip(&self.others).map(open).collect()

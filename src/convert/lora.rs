@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use base::{BaseModel, RowOrder, TableBase};
 pub use unpack::{Unpacked, from_gguf};
 
-use self::base::same_values;
+pub(crate) use self::base::same_values;
 use self::peft::PeftConfig;
 use super::OutType;
 use super::general::{self, GeneralOptions, TensorTotals};

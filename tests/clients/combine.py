@@ -1,109 +1,134 @@
-"""Combines LoRAs with atombank by every method of PEFT's add_weighted_adapter, and compares with PEFT.
+"""Makes LoRA adapters with PEFT and combines them with atombank and with PEFT's add_weighted_adapter.
 
     python combine.py ATOMBANK_BINARY WORK_DIR
 
-Both as a LoRA of its own, whose updates are compared, and merged into the base, whose weights are. Where values are
-taken by chance both draw with the same seed. Each check prints a line; the last line counts them. Exit code 1 where one
-failed.
+Merged into the base, and as an adapter of its own, what atombank makes has to be what PEFT makes after
+torch.manual_seed, to 1e-6 of each tensor's largest value. Factors that are cut to a rank by singular values are compared
+by their product: the signs of singular vectors are arbitrary. torch takes them in float64 for these checks: in float32,
+as PEFT has it, they are off by several 1e-6 themselves, which is checked to 1e-5. Each check prints a line; the last line
+counts them. Exit code 1 where one failed.
 """
-import shutil
-import warnings
-
 import peft
 import torch
-import transformers
+from safetensors.torch import load_file
 
-from common import FIXTURES, WORK, atombank, check, finish
+from common import FIXTURES, WORK, atombank, check, finish, load_hf
 
-TYPES = ["linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
-         "magnitude_prune", "magnitude_prune_svd"]
-DENSITY, SEED = 0.6, 7
+LIMIT, SINGLE = 1e-6, 1e-5              # with singular values in float64, and in float32
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-FEEDFORWARD = ["gate_proj", "up_proj", "down_proj"]
-NEAR = 2e-6                             # of a tensor's largest value
-
-# Base: the settings of two LoRAs. The second has modules that the first hasn't, and the other way round.
-CASES = {
-    "llama": [dict(r=4, lora_alpha=8, target_modules=ATTENTION + ["down_proj"]),
-              dict(r=4, lora_alpha=6, use_rslora=True, target_modules=["q_proj", "v_proj"] + FEEDFORWARD)],
-    "qwen2": [dict(r=3, lora_alpha=8, target_modules=ATTENTION), dict(r=3, lora_alpha=3, target_modules=ATTENTION + FEEDFORWARD)],
-    "gpt2": [dict(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True),
-             dict(r=4, lora_alpha=8, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)],
-    "gemma": [dict(r=4, lora_alpha=8, target_modules=ATTENTION + ["embed_tokens"]), dict(r=4, lora_alpha=4, target_modules=ATTENTION)],
+# Name: base, rank and alpha of each adapter, other fields of their configs.
+BASES = {
+    "llama": ("llama", [(4, 8), (4, 6)], dict(target_modules=ATTENTION + ["gate_proj", "up_proj", "down_proj"])),
+    "ranks": ("llama", [(4, 8), (2, 6), (3, 3)], dict(target_modules=ATTENTION + ["down_proj"])),
+    "embeddings": ("llama", [(4, 8), (4, 4)], dict(target_modules=["embed_tokens", "q_proj"])),
+    "conv1d": ("gpt2", [(4, 8), (4, 4)], dict(target_modules=["c_attn", "c_fc", "c_proj"])),
+    "qwen3": ("qwen3", [(4, 8), (4, 6)], dict(target_modules=["q_proj", "o_proj", "up_proj"])),
 }
-WEIGHTS = [1.0, 0.5]
+# Name: base, method, weights, options.
+CASES = {
+    "linear": ("llama", "linear", [1.0, 0.5], {}),
+    "linear-negative": ("llama", "linear", [1.0, -0.5], {}),
+    "cat": ("llama", "cat", [1.0, -0.5], {}),
+    "cat-ranks": ("ranks", "cat", [1.0, 0.5, -0.3], {}),
+    "svd": ("llama", "svd", [1.0, 0.5], {}),
+    "svd-ranks": ("ranks", "svd", [1.0, 0.5, -0.3], {"rank": 6}),
+    "ties": ("llama", "ties", [1.0, 0.5], {"density": 0.6}),
+    "ties-frequency": ("qwen3", "ties", [1.0, -0.5], {"density": 0.3, "majority-sign": "frequency"}),
+    "ties_svd": ("ranks", "ties_svd", [1.0, 0.5, -0.3], {"density": 0.4}),
+    "dare_linear": ("llama", "dare_linear", [1.0, 0.5], {"density": 0.6, "seed": 7}),
+    "dare_linear-conv1d": ("conv1d", "dare_linear", [1.0, 0.5], {"density": 0.6, "seed": 7}),
+    "dare_linear_svd": ("ranks", "dare_linear_svd", [1.0, 0.5, -0.3], {"density": 0.6, "seed": 11}),
+    "dare_linear_svd-conv1d": ("conv1d", "dare_linear_svd", [1.0, 0.5], {"density": 0.7, "seed": 5}),
+    "dare_ties": ("qwen3", "dare_ties", [0.8, 0.5], {"density": 0.5, "seed": 1234567890123}),
+    "dare_ties-embeddings": ("embeddings", "dare_ties", [0.8, 0.5], {"density": 0.5, "seed": 3}),
+    "dare_ties_svd": ("conv1d", "dare_ties_svd", [0.8, 0.5], {"density": 0.5, "seed": 4}),
+    "magnitude_prune": ("llama", "magnitude_prune", [1.0, 0.5], {"density": 0.35}),
+    "magnitude_prune_svd": ("ranks", "magnitude_prune_svd", [1.0, 0.5, -0.3], {"density": 0.35}),
+}
 
 
-def load(base):
-    return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-def make_adapter(base, seed, settings, folder):
+def make_adapter(base, settings, seed, folder):
     torch.manual_seed(seed)
-    model = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    model = peft.get_peft_model(load_hf(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     for name, value in model.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(value, std=0.15)
+            torch.nn.init.normal_(value, std=0.1)
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
-def updates(model, adapter):
-    """What a LoRA adds to each module's weight."""
-    with torch.no_grad():
-        return {name: module.get_delta_weight(adapter) for name, module in model.base_model.model.named_modules()
-                if isinstance(module, peft.tuners.lora.LoraLayer) and (adapter in module.lora_A or adapter in module.lora_embedding_A)}
+def double(svd):
+    """torch.linalg.svd in float64, whatever it is given."""
+    def wider(of, **options):
+        return [part.to(of.dtype) for part in svd(of.double(), **options)]
+    return wider
+
+
+def by_peft(base, adapters, method, weights, options, folder):
+    """The combined adapter, saved, and the base with it merged in."""
+    names = [f"part-{i}" for i in range(len(adapters))]     # "0" would be part of other names
+    model = peft.PeftModel.from_pretrained(load_hf(base), adapters[0], names[0])
+    for name, adapter in zip(names[1:], adapters[1:]):
+        model.load_adapter(adapter, name)
+    torch.manual_seed(options.get("seed", 0))
+    model.add_weighted_adapter(names, weights, "sum", combination_type=method,
+                               svd_rank=options.get("rank"), density=options.get("density"),
+                               majority_sign_method=options.get("majority-sign", "total"))
+    model.save_pretrained(folder, selected_adapters=["sum"], save_embedding_layers=False)
+    model.set_adapter("sum")
+    return load_file(folder / "sum" / "adapter_model.safetensors"), model.merge_and_unload().state_dict()
 
 
 def furthest(found, expected):
-    """The largest difference, as a share of the largest value of its tensor, and where."""
-    if set(found) != set(expected):
-        return float("inf"), f"only one has {sorted(set(found) ^ set(expected))[:3]}"
-    gaps = {name: float((found[name] - value).abs().max() / value.abs().max()) for name, value in expected.items()}
-    where = max(gaps, key=lambda name: gaps[name] if gaps[name] == gaps[name] else float("inf"))
-    return gaps[where], where
+    """The largest difference, in units of the largest value of its tensor, and where it is."""
+    gaps = {}
+    for name, tensor in found.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            return float("inf"), f"{name}: {tuple(tensor.shape)} for {tuple(wanted.shape)}"
+        gaps[name] = float((tensor - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    worst = max(gaps, key=gaps.get)
+    return gaps[worst], worst
 
 
-def compare(name, found, expected):
-    gap, where = furthest(found, expected)
-    check(name, gap <= NEAR, f"{gap:.1e} of the largest value in {where}, {len(expected)} tensors")
+def products(factors):
+    """B A of every module."""
+    made = {}
+    for name, a in factors.items():
+        for mine, other in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+            if f".{mine}" in name:
+                made[name.split(f".{mine}")[0]] = factors[name.replace(mine, other)].double() @ a.double()
+    return made
 
 
-def run(base_name, method):
-    base, folder = FIXTURES / "convert" / base_name / "model", WORK / base_name
-    model = peft.PeftModel.from_pretrained(load(base), folder / "one", adapter_name="one")
-    model.load_adapter(folder / "two", adapter_name="two")
-    torch.manual_seed(SEED)
-    model.base_model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum", combination_type=method, density=DENSITY)
-    expected = updates(model, "sum")
-    args = ["merge", base, *(f"{folder / name}={weight}" for name, weight in zip(["one", "two"], WEIGHTS)), "--method", method,
-            "--density", DENSITY, "--seed", SEED, "--type", "f32", "--quiet"]
-    lora, merged = folder / f"{method}-lora", folder / f"{method}-merged"
-    atombank(*args, "--to", "lora", "-o", lora)
-    compare(f"{base_name}: {method}, a LoRA", updates(peft.PeftModel.from_pretrained(load(base), lora), "default"), expected)
-    atombank(*args, "-o", merged)
-    model.set_adapter("sum")
-    weights = dict(load(merged).state_dict())
-    wanted = {key: value for key, value in model.merge_and_unload(adapter_names=["sum"]).state_dict().items()}
-    compare(f"{base_name}: {method}, merged", weights, wanted)
-    shutil.rmtree(lora)
-    shutil.rmtree(merged)
-
-
-def main():
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(1)
-    WORK.mkdir(parents=True)
-    for base, settings in CASES.items():
-        for seed, (name, fields) in enumerate(zip(["one", "two"], settings)):
-            make_adapter(FIXTURES / "convert" / base / "model", seed, fields, WORK / base / name)
-        for method in TYPES:
-            try:
-                run(base, method)
-            except Exception as error:          # the others are still of interest
-                check(f"{base}: {method}", False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-    finish("combine")
-
-
-main()
+WORK.mkdir(parents=True)
+adapters = {}
+for name, (base, sizes, settings) in BASES.items():
+    adapters[name] = [WORK / f"{name}-{i}" for i in range(len(sizes))]
+    for i, (r, alpha) in enumerate(sizes):
+        make_adapter(FIXTURES / "convert" / base / "model", dict(r=r, lora_alpha=alpha, **settings), i, adapters[name][i])
+for case, (name, method, weights, options) in CASES.items():
+    base = FIXTURES / "convert" / BASES[name][0] / "model"
+    svd = torch.linalg.svd
+    if method.endswith("svd"):
+        single, _ = by_peft(base, adapters[name], method, weights, options, WORK / f"{case}-single")
+        torch.linalg.svd = double(svd)
+    factors, merged = by_peft(base, adapters[name], method, weights, options, WORK / f"{case}-peft")
+    torch.linalg.svd = svd
+    weighted = [f"{adapter}={weight}" for adapter, weight in zip(adapters[name], weights)]
+    flags = [text for option, value in options.items() for text in (f"--{option}", str(value))]
+    atombank("merge", base, *weighted, "--method", method, *flags, "--type", "f32", "-o", WORK / f"{case}-merged")
+    # Buffers and weights that are there twice are not in every file.
+    found = {n: t for n, t in load_file(WORK / f"{case}-merged" / "model.safetensors").items()}
+    names = {n: next((m for m in (n, f"transformer.{n}", f"model.{n}") if m in merged), None) for n in found}
+    found = {names[n]: t for n, t in found.items() if names[n]}
+    gap, worst = furthest(found, merged)
+    check(f"{case}: merged", len(found) > 10 and gap <= LIMIT, f"{len(found)} tensors, furthest {gap:.1e} ({worst})")
+    atombank("merge", base, *weighted, "--method", method, *flags, "--to", "lora", "-o", WORK / f"{case}-lora")
+    found = load_file(WORK / f"{case}-lora" / "adapter_model.safetensors")
+    if method.endswith("svd"):
+        found, factors = products(found), products(factors)
+        gap, worst = furthest(found, products(single))
+        check(f"{case}: adapter, float32", gap <= SINGLE, f"furthest {gap:.1e} ({worst})")
+    gap, worst = furthest(found, factors)
+    check(f"{case}: adapter", set(found) == set(factors) and gap <= LIMIT, f"{len(found)} tensors, furthest {gap:.1e} ({worst})")
+finish("combine")

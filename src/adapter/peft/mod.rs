@@ -40,6 +40,7 @@ pub use save::NewLora;
 use entries::Entries;
 
 use crate::checkpoint::{Fields, read_json_object};
+use crate::convert::lora::same_values;
 use crate::error::{Finding, Result};
 use crate::plan::Plan;
 
@@ -55,6 +56,24 @@ pub struct Changes {
     pub keeps_tie: bool,
     /// A line for everything that was left out or taken for granted.
     pub notes: Vec<String>,
+}
+
+impl Changes {
+    /// Without whole tensors that are the base's own: PEFT saves embeddings beside adapters that act on them.
+    ///
+    /// # Errors
+    /// As [`crate::plan::PlannedTensor::read_rows`].
+    pub fn without_copies(self, base: &Base) -> Result<Self> {
+        let mut changes = Vec::with_capacity(self.changes.len());
+        for (name, change) in self.changes {
+            let own = base.tensor(&name);
+            match (&change, own) {
+                (Change::Replace(tensor), Some(own)) if same_values(tensor, own)? => {}
+                _ => changes.push((name, change)),
+            }
+        }
+        Ok(Self { changes, ..self })
+    }
 }
 
 /// Fields that no kind of adapter depends on.

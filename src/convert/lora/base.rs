@@ -191,7 +191,7 @@ impl BaseModel for TableBase {
 }
 
 /// Whether two tensors hold the same values, looked at some rows at a time.
-pub(super) fn same_values(a: &PlannedTensor, b: &PlannedTensor) -> Result<bool> {
+pub(crate) fn same_values(a: &PlannedTensor, b: &PlannedTensor) -> Result<bool> {
     const ROWS: usize = 1024;
     if a.shape != b.shape {
         return Ok(false);

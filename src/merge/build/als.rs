@@ -118,6 +118,16 @@ impl Model {
         self.c.iter_mut().for_each(|c| *c = &p * &*c * &q);
     }
 
+    /// The squared error of each LoRA from the products themselves. The rounds' own numbers are small
+    /// differences of large ones, too rough to be told where the fit is exact.
+    pub(super) fn errors(&self, cores: &[SiteCore]) -> Vec<f64> {
+        let error = |(i, c): (usize, &Matrix)| {
+            let sites = self.b.iter().zip(&self.a).zip(cores);
+            sites.map(|((b, a), core)| (b * c * a - &core.left[i] * &core.right[i]).norm_squared()).sum()
+        };
+        self.c.par_iter().enumerate().map(error).collect()
+    }
+
     /// Leaves B and A of each site with one norm, and the atoms with the norm that the identity has in
     /// the mean: the scale at which training starts.
     pub(super) fn balance(&mut self) {

@@ -124,12 +124,12 @@ fn best(cores: &[SiteCore], norms_sqr: &[f64], rank: usize) -> (Model, Vec<f64>,
     };
     let total = |errors: &[f64]| errors.iter().sum::<f64>();
     let [shared, separate] = [trial(start::shared(cores, rank)), trial(start::separate(cores, rank))];
-    let (mut model, mut errors, mut rounds) = if total(&shared.1) <= total(&separate.1) { shared } else { separate };
+    let (mut model, errors, mut rounds) = if total(&shared.1) <= total(&separate.1) { shared } else { separate };
     if total(&errors) > als::EXACT * total(norms_sqr) {
-        let (polished, more) = model.refine(cores, norms_sqr, POLISH);
-        (errors, rounds) = (polished, rounds + more);
+        rounds += model.refine(cores, norms_sqr, POLISH).1;
     }
     model.balance();
+    let errors = model.errors(cores);
     (model, errors, rounds)
 }
 

@@ -88,7 +88,7 @@ fn measured(fit: &BankFit, loras: &[Adapter]) -> Vec<f64> {
 
 fn assert_reported(fit: &BankFit, loras: &[Adapter]) {
     for (lora, measured) in fit.loras.iter().zip(measured(fit, loras)) {
-        assert!((lora.relative_error - measured).abs() < 1e-6, "{} {measured}", lora.relative_error);
+        assert!((lora.relative_error - measured).abs() < 1e-9, "{} {measured}", lora.relative_error);
     }
 }
 
