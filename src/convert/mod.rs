@@ -41,7 +41,6 @@ pub use vocab::{Piece, PieceKind, SentencePieceModel};
 use vocab::{Vocab, VocabOptions};
 
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::is_buffer;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::Metadata;
@@ -241,12 +240,6 @@ pub(crate) fn class_name(config: &serde_json::Map<String, serde_json::Value>, na
         tensors::Found::Known(known) => Some(known.hf_name()),
         _ => None,
     }
-}
-
-/// Whether the tensor called `name` is one that the model's class makes by itself: a mask, a table.
-pub(crate) fn is_made_by_class(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> bool {
-    let arch = params::class(config).and_then(|class| arch::of_class(class, config));
-    is_buffer(name) || arch.is_some_and(|arch| matches!(tensors::find(arch, name), tensors::Found::Dropped))
 }
 
 /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None`

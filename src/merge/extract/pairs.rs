@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::adapter::peft::Base;
-use crate::checkpoint::INERT;
-use crate::convert::{class_name, gguf_name, is_made_by_class, keeps_transposed};
+use crate::checkpoint::{INERT, is_buffer};
+use crate::convert::{class_name, gguf_name, keeps_transposed};
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
 use crate::merge::combine::in_order;
@@ -125,11 +125,18 @@ fn own_name(config: &Map<String, Value>, tensor: &PlannedTensor) -> String {
     class_name(config, &tensor.name).unwrap_or_else(|| tensor.name.clone())
 }
 
+/// Ends of names of what classes make by themselves: GPT-2's masks, which old checkpoints have and new ones
+/// don't, and BERT's positions. Not all that has no place in GGUF: a pooler is trained.
+const MADE_BY_CLASS: &[&str] = &[".attn.bias", ".attn.masked_bias", "embeddings.position_ids"];
+
+fn is_made_by_class(name: &str) -> bool {
+    is_buffer(name) || MADE_BY_CLASS.iter().any(|end| name.ends_with(end))
+}
+
 /// Both models' tensors by the class's own names, in the model's order; buffers are left out.
 fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     let tensors = |model: &'a Base| -> BTreeMap<String, &'a PlannedTensor> {
-        let config = model.config();
-        model.named().filter(|(_, tensor)| !is_made_by_class(config, &tensor.name)).collect()
+        model.named().filter(|(_, tensor)| !is_made_by_class(&tensor.name)).collect()
     };
     let (theirs, mut ours) = (tensors(base), tensors(finetuned));
     let only_in = |model: &Base, tensor: &PlannedTensor, other: &Base| {

@@ -182,6 +182,24 @@ fn conv1d_and_biases_and_norms_go_where_peft_has_them() {
 }
 
 #[test]
+fn what_gguf_has_no_place_for_is_not_passed_over() {
+    let shapes: &[(&str, &[usize])] =
+        &[("embeddings.word_embeddings.weight", &[20, 8]), ("pooler.dense.weight", &[8, 8])];
+    let bert = Model::new(json!({"architectures": ["BertModel"], "tie_word_embeddings": true}), shapes);
+    let found = extract(&bert, &bert.changed("pooler.dense.weight", rank_two), &OPTIONS).unwrap();
+    assert_eq!(found.updates[0].0, "pooler.dense.weight");
+    let found = extract(&bert, &bert.changed("embeddings.word_embeddings.weight", rank_two), &OPTIONS).unwrap();
+    assert_eq!(found.saved.len(), 1, "an encoder has no head");
+    let shapes: &[(&str, &[usize])] = &[("model.embed_tokens.weight", &[20, 8])];
+    let gemma = Model::new(json!({"architectures": ["GemmaForCausalLM"]}), shapes);
+    let found = extract(&gemma, &gemma.changed("model.embed_tokens.weight", rank_two), &OPTIONS).unwrap();
+    assert_eq!(
+        found.saved.iter().map(|tensor| tensor.name.as_str()).collect::<Vec<_>>(),
+        ["model.embed_tokens.weight", "lm_head.weight"]
+    );
+}
+
+#[test]
 fn ties_are_kept_or_come_apart_as_the_finetuned_model_has_them() {
     let (tied, untied) = (Model::llama(true), Model::llama(false));
     let embeddings = "model.embed_tokens.weight";
