@@ -172,7 +172,7 @@ fn the_report_tells_how_much_unrelated_loras_lose() {
     let out = atombank(&case.build(&bank, &["--describe", "short=Be brief.", "--describe", "short=In a few words."]));
     let (table, notes) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
     assert!(table.contains("#7    short") && table.contains("Be brief. | In a few words."), "{table}");
-    assert!(notes.contains("note: 8 of 8 LoRAs are off by more than 5%: they share no basis of rank 16"), "{notes}");
+    assert!(notes.contains("of 8 LoRAs are off by more than 5%: they share no basis of rank 16"), "{notes}");
     let args = case.build(&bank, &["--rank", "86", "--json", "--overwrite"]);
     let json: Value = serde_json::from_str(&done(&args)).unwrap();
     assert!(json["relative_error"].as_f64().unwrap() < 1e-5, "{json}");
