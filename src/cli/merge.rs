@@ -71,8 +71,8 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         return args.models(&path, &others, common);
     }
     match Input::open(&path, None)? {
-        Input::Model(folder) => args.into_folder(folder, &others, common),
-        Input::Gguf(model) => args.into_gguf(&model, &others, common),
+        Input::Model(folder) => args.merge_folder(folder, &others, common),
+        Input::Gguf(model) => args.merge_gguf(&model, &others, common),
         Input::Adapter | Input::Weights { .. } => {
             let finding = Finding::new(&path, "the base").expected("a model: a folder with config.json, or a GGUF");
             Err(finding.found("something else").mismatch().into())
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
 
 impl MergeArgs {
     /// A folder's weights with the adapters in them.
-    fn into_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<()> {
+    fn merge_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<()> {
         let base = Base::new(folder.path(), &folder.config_json, folder.weights());
         let keeps_types = match self.output.outtype()?.dtype(folder.weights()) {
             None => true,
@@ -101,7 +101,7 @@ impl MergeArgs {
 
     /// A GGUF's weights with the adapters in them: what they don't change stays as it is, and what they
     /// do gets its own type again.
-    fn into_gguf(&self, model: &GgufModel, others: &[PathBuf], common: &Common) -> Result<()> {
+    fn merge_gguf(&self, model: &GgufModel, others: &[PathBuf], common: &Common) -> Result<()> {
         let metadata = model.metadata();
         let quantized = model.tensors().iter().map(|t| t.info()).find(|info| !info.dtype.is_plain());
         if let Some(tensor) = quantized.filter(|_| self.keep_base) {

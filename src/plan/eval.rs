@@ -310,15 +310,11 @@ impl Expr {
 /// Values that are made at a time where a product is added to others: they stay in the cache meanwhile.
 const BLOCK_ELEMS: usize = 1 << 15;
 
+/// Writes the values of some rows.
+type Rows<'a> = dyn Fn(Range<usize>, &mut [f32]) + 'a;
+
 /// Rows `rows` of an [`Expr::Product`], added to what `base` makes of them where it is there.
-fn product(
-    scale: f32,
-    left: &Expr,
-    right: &Expr,
-    rows: Range<usize>,
-    out: &mut [f32],
-    base: Option<&dyn Fn(Range<usize>, &mut [f32])>,
-) {
+fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32], base: Option<&Rows>) {
     let (k, cols) = (left.row_len(), right.row_len());
     let mut lefts = vec![0.0; rows.len() * k];
     left.eval_rows(rows.clone(), &mut lefts);

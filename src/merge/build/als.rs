@@ -93,7 +93,7 @@ impl Model {
             let seen = cores.iter().enumerate().fold(Matrix::zeros(r, r), |sum, (l, core)| {
                 if core.is_empty() { sum } else { sum + core.seen_by(i, &b[l], &a[l]) }
             });
-            conjugate_gradients(c, &seen, &apply);
+            conjugate_gradients(c, &seen, apply);
             (norms_sqr[i] - 2.0 * seen.dot(c) + apply(c).dot(c)).max(0.0)
         });
         errors.collect()
