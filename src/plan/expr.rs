@@ -275,44 +275,36 @@ impl Expr {
         }
     }
 
-    /// The source tensors that the values come from.
-    pub fn sources(&self) -> Vec<&TensorRef> {
+    /// What the values are made of, in order; nothing for what has values itself.
+    fn operands(&self) -> Vec<&Expr> {
         match self {
-            Expr::Take(tensor) => vec![tensor],
-            Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().flat_map(Expr::sources).collect(),
+            Expr::Take(_) | Expr::Values { .. } => Vec::new(),
+            Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().collect(),
             Expr::Add { of, delta: other }
             | Expr::Product { left: of, right: other, .. }
-            | Expr::Kronecker { left: of, right: other } => {
-                [of, other].into_iter().flat_map(|expr| expr.sources()).collect()
-            }
+            | Expr::Kronecker { left: of, right: other } => vec![of, other],
             Expr::Reshape { of, .. }
             | Expr::Bits { of, .. }
             | Expr::Transpose(of)
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
             | Expr::Round { of, .. }
-            | Expr::Weighted { of, .. } => of.sources(),
-            Expr::Values { .. } => Vec::new(),
+            | Expr::Weighted { of, .. } => vec![of],
+        }
+    }
+
+    /// The source tensors that the values come from.
+    pub fn sources(&self) -> Vec<&TensorRef> {
+        match self {
+            Expr::Take(tensor) => vec![tensor],
+            _ => self.operands().into_iter().flat_map(Expr::sources).collect(),
         }
     }
 
     /// What makes a NaN or an infinity of finite numbers, where a function knows.
     pub(super) fn not_finite(&self) -> Option<&str> {
-        match self {
-            Expr::Take(_) | Expr::Values { .. } => None,
-            Expr::Map { of, map } => map.not_finite().or_else(|| of.iter().find_map(Expr::not_finite)),
-            Expr::Rows { of, .. } => of.iter().find_map(Expr::not_finite),
-            Expr::Add { of, delta: other }
-            | Expr::Product { left: of, right: other, .. }
-            | Expr::Kronecker { left: of, right: other } => of.not_finite().or_else(|| other.not_finite()),
-            Expr::Reshape { of, .. }
-            | Expr::Bits { of, .. }
-            | Expr::Transpose(of)
-            | Expr::AddConstant { of, .. }
-            | Expr::Scale { of, .. }
-            | Expr::Round { of, .. }
-            | Expr::Weighted { of, .. } => of.not_finite(),
-        }
+        let own = if let Expr::Map { map, .. } = self { map.not_finite() } else { None };
+        own.or_else(|| self.operands().into_iter().find_map(Expr::not_finite))
     }
 
     /// The types that have to be decoded.
@@ -327,20 +319,7 @@ impl Expr {
             Expr::Take(tensor) => dtypes.push(tensor.info().dtype),
             // Whatever the source calls them, the bytes are decoded as this.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
-            Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().for_each(|e| e.push_source_dtypes(dtypes)),
-            Expr::Add { of, delta: other }
-            | Expr::Product { left: of, right: other, .. }
-            | Expr::Kronecker { left: of, right: other } => {
-                of.push_source_dtypes(dtypes);
-                other.push_source_dtypes(dtypes);
-            }
-            Expr::Reshape { of, .. }
-            | Expr::Transpose(of)
-            | Expr::AddConstant { of, .. }
-            | Expr::Scale { of, .. }
-            | Expr::Round { of, .. }
-            | Expr::Weighted { of, .. } => of.push_source_dtypes(dtypes),
-            Expr::Values { .. } => {}
+            _ => self.operands().into_iter().for_each(|e| e.push_source_dtypes(dtypes)),
         }
     }
 
