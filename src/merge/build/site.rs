@@ -44,7 +44,7 @@ pub(super) fn reduce(loras: &[&Adapter], site: Site, base: &ModelConfig) -> (Sit
     let (d_out, d_in) = site.module.shape(base);
     let (mut lefts, mut rights) = (Vec::new(), Vec::new());
     for lora in loras {
-        if lora.sites().binary_search(&site).is_err() {
+        if !lora.tensors.contains_key(&site.factor_name('A')) {
             lefts.push(Matrix::zeros(d_out, 0));
             rights.push(Matrix::zeros(d_in, 0));
             continue;

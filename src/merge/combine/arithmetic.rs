@@ -34,7 +34,8 @@ impl Measure for Arithmetic {
             Sieve::of(&difference(model.clone(), base.clone()), choice, self.rescale)
         };
         let sieves = models.iter().zip(&self.choices).map(sieve).collect::<Result<_>>()?;
-        Ok(Arc::new(Sum { weights: self.weights.clone(), sieves, ..Sum::of(self) }))
+        let Self { consensus, normalize, lambda, .. } = *self;
+        Ok(Arc::new(Sum { weights: self.weights.clone(), sieves, consensus, normalize, lambda }))
     }
 }
 
@@ -45,13 +46,6 @@ struct Sum {
     consensus: bool,
     normalize: bool,
     lambda: f32,
-}
-
-impl Sum {
-    fn of(how: &Arithmetic) -> Self {
-        let Arithmetic { consensus, normalize, lambda, .. } = *how;
-        Self { weights: Vec::new(), sieves: Vec::new(), consensus, normalize, lambda }
-    }
 }
 
 impl RowMap for Sum {

@@ -1,8 +1,9 @@
 //! Which instructions the quantizers are compiled to: one routine, many widths.
 //!
 //! ggml's quantizers sum each run of a block in order, without fused multiply-add (which the compiler
-//! never makes of a product and a sum by itself); runs are independent of each other. With one run in each lane of a vector every lane keeps that order, so
-//! all kernels give the same bits, and "scalar" is the same routine with one lane.
+//! never makes of a product and a sum by itself); runs are independent of each other. With one run in
+//! each lane of a vector every lane keeps that order, so all kernels give the same bits, and "scalar" is
+//! the same routine with one lane.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::is_x86_feature_detected;
