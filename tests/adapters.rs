@@ -19,7 +19,7 @@ fn fixtures() -> PathBuf {
 /// Merges the adapter in `folder` into the base `base`: the tensors by name.
 fn merge(folder: &Path, base: &Path) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
     let checkpoint = Checkpoint::open(base)?;
-    let base = Base::new(base, &checkpoint.config_json, checkpoint.weights());
+    let base = Base::of(&checkpoint);
     let changes = peft::open(folder, &base)?;
     let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
     merged.plan.check()?;
@@ -211,7 +211,7 @@ fn merge_file(tensors: &Tensors, base: &str) -> atombank::Result<BTreeMap<String
     let dir = tempfile::tempdir().unwrap();
     save_tensors(tensors, "adapter", &dir.path().join("out")).unwrap();
     let checkpoint = Checkpoint::open(&fixtures().join("base").join(base))?;
-    let base = Base::new(checkpoint.path(), &checkpoint.config_json, checkpoint.weights());
+    let base = Base::of(&checkpoint);
     let changes = kohya::open(&dir.path().join("out/adapter.safetensors"), &base)?;
     let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
     merged.plan.check()?;

@@ -72,7 +72,7 @@ fn a_static_lora_is_the_same_update() {
     let lora = Adapter::open(&folder).unwrap();
     lora.check_base(&case.model.config).unwrap();
     let weights = case.model.weights();
-    let base = Base::new(case.model.path(), &case.model.config_json, weights);
+    let base = Base::of(&case.model);
     let merged = with_adapters(&base, weights, &[(peft::open(&folder, &base).unwrap(), 1.0)]).unwrap().plan;
     let baked = with_updates(weights, &bank_updates(&bank, &alphas)).unwrap();
     for (merged, baked) in merged.tensors.iter().zip(&baked.tensors) {

@@ -139,7 +139,7 @@ fn models_are_combined_as_mergekit_does() {
 fn loras() -> BTreeMap<&'static str, Vec<(String, LowRank)>> {
     let folder = fixtures().join("base");
     let checkpoint = Checkpoint::open(&folder).unwrap();
-    let base = Base::new(&folder, &checkpoint.config_json, checkpoint.weights());
+    let base = Base::of(&checkpoint);
     let open = |name: &'static str| {
         let changes = peft::open(&fixtures().join(name), &base).unwrap().changes;
         let update = |(name, change)| match change {

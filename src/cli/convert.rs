@@ -179,11 +179,7 @@ impl Job<'_> {
                 print_notes(&made.notes, common);
                 return self.output.write_gguf(&made.metadata, &made.plan, common);
             }
-            if self.output.r#type.as_deref().is_some_and(|name| name != "source") {
-                let finding = Finding::new(&self.input, "--type").expected("source or a mixture, from GGUF to GGUF");
-                let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
-                return Err(finding.found("another type").hint(hint).unsupported().into());
-            }
+            self.output.check_gguf_again(&self.input)?;
             let mut metadata = metadata.clone();
             for single in self.args.overrides()? {
                 single.apply(&mut metadata)?;

@@ -60,7 +60,7 @@ pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
     args.output.check_type()?;
     let (base_path, hub_name) = found(&args.base, common)?;
     let (before, after) = (Checkpoint::open(&base_path)?, Checkpoint::open(&found(&args.finetuned, common)?.0)?);
-    let (base, finetuned) = (base_of(&before), base_of(&after));
+    let (base, finetuned) = (Base::of(&before), Base::of(&after));
     let pairs = Pairs::new(&base, &finetuned)?;
     print_notes(&pairs.notes, common);
     let options = ExtractOptions {
@@ -83,10 +83,6 @@ pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
         false => print_table(&extraction, &args.output.output),
     }
     Ok(())
-}
-
-fn base_of(folder: &Checkpoint) -> Base<'_> {
-    Base::new(folder.path(), &folder.config_json, folder.weights())
 }
 
 fn print_json(extraction: &Extraction) -> Result<()> {

@@ -83,7 +83,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
 impl MergeArgs {
     /// A folder's weights with the adapters in them.
     fn merge_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<()> {
-        let base = Base::new(folder.path(), &folder.config_json, folder.weights());
+        let base = Base::of(&folder);
         let keeps_types = match self.output.outtype()?.dtype(folder.weights()) {
             None => true,
             Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
@@ -143,11 +143,7 @@ impl MergeArgs {
             print_notes(&notes, common);
             return self.output.write_gguf(&metadata, &plan, common);
         }
-        if self.output.r#type.as_deref().is_some_and(|name| name != "source") {
-            let finding = Finding::new(model.path(), "--type").expected("source or a mixture, from GGUF to GGUF");
-            let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
-            return Err(finding.found("another type").hint(hint).unsupported().into());
-        }
+        self.output.check_gguf_again(model.path())?;
         if !self.output.dry_run
             && let Some(rounding) = rounding(&taken, &plan)?
         {

@@ -158,6 +158,17 @@ impl OutputArgs {
         })
     }
 
+    /// Refuses a type that a GGUF, made of the one at `input`, gets by another command: no mixture, and not
+    /// the types that its tensors have.
+    pub(crate) fn check_gguf_again(&self, input: &Path) -> Result<()> {
+        if self.r#type.as_deref().is_none_or(|name| name == "source") {
+            return Ok(());
+        }
+        let finding = Finding::new(input, "--type").expected("source or a mixture, from GGUF to GGUF");
+        let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
+        Err(finding.found("another type").hint(hint).unsupported().into())
+    }
+
     /// The type that was asked for; the kind's own where none was.
     pub(crate) fn outtype(&self) -> Result<OutType> {
         match &self.r#type {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Map, Number, Value as Json};
 
 use super::beside::{Beside, json_text, left_out_keys, parsed};
+use super::lora::PEFT_PREFIX;
 use crate::adapter::{Adapter, AdapterConfig};
 use crate::checkpoint::read_json_object;
 use crate::error::{Finding, Result};
@@ -26,9 +27,6 @@ const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Fields of adapter_config.json that are no settings, as one JSON object.
 const OTHER_FIELDS: &str = "atombank.other_fields";
-
-/// What PEFT's names begin with; without it they stay below GGUF's 63 bytes in models of any depth.
-const PEFT_PREFIX: &str = "base_model.model.";
 
 /// The tensors that the bank's own names begin with.
 const BANK_PREFIX: &str = "atom_bank.";
@@ -50,6 +48,7 @@ pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
     let (mut beside, notes) = Beside::read(folder, &plan)?;
     beside.files.remove(CONFIG_FILE);
     for tensor in &mut plan.tensors {
+        // Without the prefix names stay below GGUF's 63 bytes in models of any depth.
         if let Some(short) = tensor.name.strip_prefix(PEFT_PREFIX) {
             tensor.name = short.to_owned();
         }

@@ -15,7 +15,6 @@ use std::sync::Arc;
 pub use base::{BaseModel, RowOrder, TableBase};
 pub use unpack::{Unpacked, from_gguf};
 
-pub(crate) use self::base::same_values;
 use self::peft::PeftConfig;
 use super::OutType;
 use super::general::{self, GeneralOptions, TensorTotals};
@@ -37,7 +36,7 @@ const ALORA_KEY: &str = "adapter.alora.invocation_tokens";
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// What the names of an adapter's tensors begin with.
-const PEFT_PREFIX: &str = "base_model.model.";
+pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
 /// GGUF's name of the embeddings, whose factors llama.cpp takes the other way round.
 const EMBEDDINGS: &str = "token_embd.weight";
@@ -161,7 +160,7 @@ fn whole_weight(file: &Path, base: &dyn BaseModel, tensor: &PlannedTensor, notes
     let Some(module) = module else { return refused("something else") };
     let module = module.strip_suffix(".base_layer").unwrap_or(module);
     match base.weight(module) {
-        Some(weight) if same_values(tensor, weight)? => Ok(()),
+        Some(weight) if tensor.same_values(weight)? => Ok(()),
         None if name.ends_with(".base_layer.weight") && base.shape(module).as_ref() == Some(&tensor.shape) => {
             notes.push(format!("tensor {name:?} is left out: it is taken for the base's own, which is not at hand"));
             Ok(())

@@ -11,7 +11,7 @@ use crate::error::{Finding, Result};
 use crate::formats::{row_len, rows};
 use crate::quant;
 
-/// Elements that one task of [`PlannedTensor::read`] makes.
+/// Elements that one task makes where a whole tensor is read.
 const READ_ELEMS: usize = 1 << 18;
 
 impl PlannedTensor {
@@ -95,6 +95,23 @@ impl PlannedTensor {
             },
         )?;
         Ok(values)
+    }
+
+    /// Whether two tensors have one shape and the same values, as [`PlannedTensor::read_rows`] gives them.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn same_values(&self, other: &PlannedTensor) -> Result<bool> {
+        if self.shape != other.shape {
+            return Ok(false);
+        }
+        let (total, step) = (self.rows(), (READ_ELEMS / self.row_len().max(1)).max(1));
+        let starts: Vec<usize> = (0..total).step_by(step).collect();
+        let same = |start: &usize| {
+            let rows = *start..(start + step).min(total);
+            Ok(self.read_rows(rows.clone())? == other.read_rows(rows)?)
+        };
+        starts.par_iter().map(same).find_first(|same| !matches!(same, Ok(true))).unwrap_or(Ok(true))
     }
 
     /// Encoded rows as f32. Those of F64 can be finite and too large.

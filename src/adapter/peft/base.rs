@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::entries::Entries;
+use crate::checkpoint::Checkpoint;
 use crate::convert::{class_name, gguf_name, keeps_transposed};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -21,6 +22,8 @@ pub struct Base<'a> {
     places: HashMap<String, usize>,
     /// Whether merged weights keep the types of the base.
     keeps_types: bool,
+    /// Where the input embeddings are in the plan.
+    embeddings: Option<usize>,
     /// Where the output head is the embeddings: the head, as a tensor of its own.
     tied_head: Option<PlannedTensor>,
 }
@@ -52,7 +55,9 @@ impl<'a> Base<'a> {
         }
         // What the file itself calls so comes first.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
-        let mut base = Self { path: path.to_owned(), config, weights, places, keeps_types: true, tied_head: None };
+        let embeddings = place_of_embeddings(config, weights);
+        let path = path.to_owned();
+        let mut base = Self { path, config, weights, places, keeps_types: true, embeddings, tied_head: None };
         let tied = match config.get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // Classes differ in what they take for granted; without a head of its own there is one way.
@@ -64,6 +69,11 @@ impl<'a> Base<'a> {
             .filter(|_| tied && base.has_head())
             .map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
         base
+    }
+
+    /// The model in `folder`.
+    pub fn of(folder: &'a Checkpoint) -> Self {
+        Self::new(folder.path(), &folder.config_json, folder.weights())
     }
 
     /// As a base of merged weights that get other types than its own: what PEFT rounds to the base's type on
@@ -97,12 +107,12 @@ impl<'a> Base<'a> {
 
     /// The input embeddings.
     pub fn embeddings(&self) -> Option<&'a PlannedTensor> {
-        let known = |t: &&PlannedTensor| gguf_name(self.config, &t.name).as_deref() == Some("token_embd.weight");
-        let usual = |t: &&PlannedTensor| {
-            ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"].iter().any(|name| t.name.ends_with(name))
-        };
-        let tensors = &self.weights.tensors;
-        tensors.iter().find(known).or_else(|| tensors.iter().find(usual))
+        self.embeddings.map(|place| &self.weights.tensors[place])
+    }
+
+    /// The class's own name of the tensor that the file calls `name`, where the class has a table.
+    pub(crate) fn own_name(&self, name: &str) -> String {
+        class_name(self.config, name).unwrap_or_else(|| name.to_owned())
     }
 
     /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
@@ -136,9 +146,7 @@ impl<'a> Base<'a> {
     /// Every tensor, a tied head among them, by the class's own name where there is one.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
-        tensors
-            .chain(&self.tied_head)
-            .map(|tensor| (class_name(self.config, &tensor.name).unwrap_or_else(|| tensor.name.clone()), tensor))
+        tensors.chain(&self.tied_head).map(|tensor| (self.own_name(&tensor.name), tensor))
     }
 
     /// The weight of the linear layer `module`, `[d_out, d_in]` or the other way round; `entry` is the
@@ -190,4 +198,12 @@ impl<'a> Base<'a> {
             .found(show_shape(&tensor.shape))
             .unsupported())
     }
+}
+
+fn place_of_embeddings(config: &Map<String, Value>, weights: &Plan) -> Option<usize> {
+    let known = |t: &PlannedTensor| gguf_name(config, &t.name).as_deref() == Some("token_embd.weight");
+    let usual = |t: &PlannedTensor| {
+        ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"].iter().any(|name| t.name.ends_with(name))
+    };
+    weights.tensors.iter().position(known).or_else(|| weights.tensors.iter().position(usual))
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::change::{Change, LowRank};
+use super::rows::ScaleColumns;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{PlannedTensor, RowMap};
@@ -23,7 +24,7 @@ const STRIP_ELEMS: usize = 1 << 20;
 pub(super) fn rescale(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -> Result<Change> {
     let map: Arc<dyn RowMap> = match update.transposed {
         false => Arc::new(ByRow { magnitude: magnitude.into() }),
-        true => Arc::new(ByColumn { factors: column_factors(tensor, update, magnitude)? }),
+        true => Arc::new(ScaleColumns(column_factors(tensor, update, magnitude)?)),
     };
     Ok(Change::Map { others: Vec::new(), map, transposed: false })
 }
@@ -59,20 +60,6 @@ pub(super) fn norm(row: &[f32]) -> f32 {
     }
     let sum = lanes[1..].iter().fold(lanes[0], |sum, lane| sum + lane);
     rest.iter().fold(sum, |sum, v| sum + v * v).sqrt()
-}
-
-/// Outputs are columns.
-#[derive(Debug)]
-struct ByColumn {
-    factors: Arc<[f32]>,
-}
-
-impl RowMap for ByColumn {
-    fn apply(&self, _: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
-        for row in out.chunks_exact_mut(row_len) {
-            row.iter_mut().zip(self.factors.iter()).for_each(|(w, factor)| *w *= factor);
-        }
-    }
 }
 
 /// `m / norm` of every column of `W + s B A`: values that don't stand side by side torch sums in order.

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::convert::lora::PEFT_PREFIX;
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
 use crate::plan::{Plan, PlannedTensor};
-
-/// What PEFT puts before the path of every module.
-pub(super) const PREFIX: &str = "base_model.model.";
 
 /// An adapter's tensors that nothing has used yet, by their names without PEFT's prefix.
 pub(super) struct Entries {
@@ -19,7 +17,7 @@ pub(super) struct Entries {
 impl Entries {
     /// The tensors of the file at `file`, called as PEFT calls them.
     pub(super) fn new(file: &Path, tensors: Plan) -> Self {
-        let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+        let bare = |name: &str| name.strip_prefix(PEFT_PREFIX).unwrap_or(name).to_owned();
         let left = tensors.tensors.into_iter().map(|tensor| (bare(&tensor.name), tensor)).collect();
         Self { file: file.to_owned(), left }
     }
@@ -66,7 +64,7 @@ impl Entries {
 
     /// A finding about the tensor called `name`.
     pub(super) fn finding(&self, name: &str) -> Finding {
-        let full = [PREFIX, name].concat();
+        let full = [PEFT_PREFIX, name].concat();
         Finding::new(&self.file, format!("tensor {full:?}"))
     }
 

@@ -17,7 +17,7 @@ use super::{Named, experts};
 use crate::checkpoint::Fields;
 use crate::error::Result;
 use crate::formats::show_shape;
-use crate::plan::Expr;
+use crate::plan::{Expr, PlannedTensor};
 
 /// Fields that don't change what the saved tensors make of the base.
 const INERT: &[&str] = &[
@@ -156,11 +156,7 @@ fn linear(
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
     let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
     let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
-    changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
-    if config.use_dora {
-        let magnitude = magnitude(entries, module, d_out)?;
-        changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude)?));
-    }
+    low_rank(config, entries, module, tensor, update, d_out, changes)?;
     if config.lora_bias {
         let name = format!("{module}.lora_B.bias");
         let bias = entries.shaped(&name, &[d_out])?;
@@ -189,12 +185,26 @@ fn embedding(
     let b = entries.shaped(&format!("{module}.lora_embedding_B"), &[hidden, rank])?;
     let rounded = base.rounding(tensor.dtype).filter(|_| !config.use_dora);
     let update = LowRank { scale: config.scale(module, rank), a: a.expr, b: b.expr, transposed: true, rounded };
+    low_rank(config, entries, module, tensor, update, hidden, changes)?;
+    Ok(tensor.name.clone())
+}
+
+/// The update of a module's weight, and DoRA's magnitudes behind it, one for each of `outputs`.
+fn low_rank(
+    config: &Config,
+    entries: &mut Entries,
+    module: &str,
+    tensor: &PlannedTensor,
+    update: LowRank,
+    outputs: usize,
+    changes: &mut Vec<Named>,
+) -> Result<()> {
     changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
     if config.use_dora {
-        let magnitude = magnitude(entries, module, hidden)?;
+        let magnitude = magnitude(entries, module, outputs)?;
         changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude)?));
     }
-    Ok(tensor.name.clone())
+    Ok(())
 }
 
 /// DoRA's magnitudes; older versions of PEFT call them a weight.

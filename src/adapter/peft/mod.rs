@@ -40,7 +40,6 @@ pub use save::NewLora;
 use entries::Entries;
 
 use crate::checkpoint::{Fields, read_json_object};
-use crate::convert::lora::same_values;
 use crate::error::{Finding, Result};
 use crate::plan::Plan;
 
@@ -68,7 +67,7 @@ impl Changes {
         for (name, change) in self.changes {
             let own = base.tensor(&name);
             match (&change, own) {
-                (Change::Replace(tensor), Some(own)) if same_values(tensor, own)? => {}
+                (Change::Replace(tensor), Some(own)) if tensor.same_values(own)? => {}
                 _ => changes.push((name, change)),
             }
         }

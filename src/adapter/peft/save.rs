@@ -6,8 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::base::Base;
 use super::change::LowRank;
-use super::entries::PREFIX;
-use crate::convert::class_name;
+use crate::convert::lora::PEFT_PREFIX;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::{rows, safetensors};
@@ -51,13 +50,12 @@ impl NewLora {
                 false => ["lora_A.weight", "lora_B.weight"],
             };
             for (name, expr) in names.into_iter().zip([&module.update.a, &module.update.b]) {
-                let (name, expr) = (format!("{PREFIX}{}.{name}", module.path), expr.clone());
+                let (name, expr) = (format!("{PEFT_PREFIX}{}.{name}", module.path), expr.clone());
                 tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
             }
         }
-        let own =
-            |tensor: &PlannedTensor| class_name(base.config(), &tensor.name).unwrap_or_else(|| tensor.name.clone());
-        let saved: Vec<(String, PlannedTensor)> = saved.into_iter().map(|tensor| (own(&tensor), tensor)).collect();
+        let saved: Vec<(String, PlannedTensor)> =
+            saved.into_iter().map(|tensor| (base.own_name(&tensor.name), tensor)).collect();
         let weights: HashSet<String> =
             saved.iter().filter_map(|(own, _)| own.strip_suffix(".weight")).map(str::to_owned).collect();
         let adapted: HashSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
@@ -69,13 +67,13 @@ impl NewLora {
                 true => {
                     biases = true;
                     let wrapped = if adapted.contains(path) { ".base_layer" } else { "" };
-                    format!("{PREFIX}{path}{wrapped}.bias")
+                    format!("{PEFT_PREFIX}{path}{wrapped}.bias")
                 }
                 false => {
                     if !modules_to_save.iter().any(|module| module == path) {
                         modules_to_save.push(path.to_owned());
                     }
-                    format!("{PREFIX}{own}")
+                    format!("{PEFT_PREFIX}{own}")
                 }
             };
             tensors.tensors.push(PlannedTensor { name, ..tensor });
@@ -97,7 +95,7 @@ impl NewLora {
 }
 
 fn module<'a>(base: &Base, name: &str, update: &'a LowRank) -> Result<Module<'a>> {
-    let own = class_name(base.config(), name).unwrap_or_else(|| name.to_owned());
+    let own = base.own_name(name);
     let Some(path) = own.strip_suffix(".weight").filter(|path| !path.contains(".experts.")) else {
         return Err(Finding::new(base.path(), format!("tensor {name:?}"))
             .expected("the weight of a module, for PEFT to find it by")
@@ -109,8 +107,7 @@ fn module<'a>(base: &Base, name: &str, update: &'a LowRank) -> Result<Module<'a>
 }
 
 fn is_embedding(base: &Base, path: &str) -> bool {
-    let own = |name: &str| class_name(base.config(), name).unwrap_or_else(|| name.to_owned());
-    base.embeddings().is_some_and(|tensor| own(&tensor.name) == format!("{path}.weight"))
+    base.embeddings().is_some_and(|tensor| base.own_name(&tensor.name) == format!("{path}.weight"))
 }
 
 /// The number that most modules have, the smallest of several.

@@ -9,7 +9,6 @@ use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
 use crate::checkpoint::Fields;
-use crate::convert::class_name;
 use crate::error::Result;
 use crate::formats::show_shape;
 use crate::plan::PlannedTensor;
@@ -82,7 +81,7 @@ pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
         let module = weight.strip_suffix("weight").unwrap_or(weight);
         name.starts_with(module)
     };
-    let own = class_name(base.config(), &embeddings.name).unwrap_or_else(|| embeddings.name.clone());
+    let own = base.own_name(&embeddings.name);
     if !entries.names().any(|name| of(&own, name)) {
         return false;
     }

@@ -1,6 +1,5 @@
 //! What an adapter has to know of its base: names, shapes and row order of the weights it changes.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -188,22 +187,6 @@ impl BaseModel for TableBase {
     fn weight(&self, module: &str) -> Option<&PlannedTensor> {
         self.weights.get(&format!("{module}.weight"))
     }
-}
-
-/// Whether two tensors hold the same values, looked at some rows at a time.
-pub(crate) fn same_values(a: &PlannedTensor, b: &PlannedTensor) -> Result<bool> {
-    const ROWS: usize = 1024;
-    if a.shape != b.shape {
-        return Ok(false);
-    }
-    let total = a.rows();
-    for start in (0..total).step_by(ROWS) {
-        let rows: Range<usize> = start..(start + ROWS).min(total);
-        if a.read_rows(rows.clone())? != b.read_rows(rows)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value as Json, json};
 
 use super::{ALORA_KEY, ALPHA_KEY, BaseModel, EMBEDDINGS, PEFT_PREFIX, RowOrder};
-use crate::convert::beside::{json_text, left_out_keys};
+use crate::adapter::peft::NewLora;
+use crate::convert::beside::left_out_keys;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::formats::{safetensors, show_shape};
+use crate::formats::show_shape;
 use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
 
 /// What `general.base_model.0.repo_url` begins with.
@@ -227,9 +228,6 @@ impl Unpacked {
     /// # Errors
     /// What [`plan::execute`] meets; nothing is left behind then.
     pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
-        let layout = safetensors::layout(&self.tensors.tensors, "adapter_model", u64::MAX)?;
-        plan::execute(&self.tensors, &layout, &staging, options, progress)?;
-        staging.write("adapter_config.json", (json_text(&self.config) + "\n").as_bytes())?;
-        staging.commit()
+        NewLora { config: self.config.clone(), tensors: self.tensors.clone() }.write(staging, options, progress)
     }
 }

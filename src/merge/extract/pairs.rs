@@ -3,20 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::adapter::peft::Base;
 use crate::checkpoint::{INERT, is_buffer};
-use crate::convert::{class_name, gguf_name, keeps_transposed};
+use crate::convert::{gguf_name, keeps_transposed};
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
 use crate::merge::combine::in_order;
 use crate::plan::PlannedTensor;
 use crate::quant;
-
-/// Values that are compared at a time.
-const COMPARED_ELEMS: usize = 1 << 18;
 
 /// A linear layer's weight in both models.
 #[derive(Debug)]
@@ -101,7 +97,7 @@ impl Pairs {
             .filter(|pair| whole.contains(path_of(&pair.own)) || is_changed(pair))
             .map(|pair| PlannedTensor { name: pair.own.clone(), ..pair.of.clone() })
             .collect();
-        let embeddings = base.embeddings().map(|tensor| own_name(config, tensor));
+        let embeddings = base.embeddings().map(|tensor| base.own_name(&tensor.name));
         let both_tied = base.tied_head().is_some() && finetuned.tied_head().is_some();
         let keeps_tie = both_tied && saved.iter().any(|tensor| Some(&tensor.name) == embeddings.as_ref());
         Ok(Self {
@@ -119,10 +115,6 @@ impl Pairs {
 /// The path of a tensor's module: a parameter of no module has none.
 fn path_of(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(path, _)| path)
-}
-
-fn own_name(config: &Map<String, Value>, tensor: &PlannedTensor) -> String {
-    class_name(config, &tensor.name).unwrap_or_else(|| tensor.name.clone())
 }
 
 /// Ends of names of what classes make by themselves: GPT-2's masks, which old checkpoints have and new ones
@@ -228,13 +220,7 @@ fn differ(of: &PlannedTensor, less: &PlannedTensor) -> Result<bool> {
         };
         return Ok(of.dtype != less.dtype || bytes(of)? != bytes(less)?);
     }
-    let step = (COMPARED_ELEMS / of.row_len().max(1)).max(1);
-    let starts: Vec<usize> = (0..rows).step_by(step).collect();
-    let differs = |start: &usize| -> Result<bool> {
-        let rows = *start..(start + step).min(rows);
-        Ok(of.read_rows(rows.clone())? != less.read_rows(rows)?)
-    };
-    starts.par_iter().map(differs).find_first(|found| !matches!(found, Ok(false))).unwrap_or(Ok(false))
+    Ok(!of.same_values(less)?)
 }
 
 /// Settings of the models that differ: a LoRA has no place for them.
