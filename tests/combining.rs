@@ -193,18 +193,21 @@ fn what_is_lost_by_a_rank_is_known() {
     let adapters = ["one", "two", "wide"].map(|name| loras[name].clone());
     let options = |rank| CombineOptions { weights: Weights::new([1.0, 0.5, -0.7]), rank, ..Default::default() };
     let whole = combine_loras(&adapters, LoraMethod::Cat, &options(None)).unwrap();
-    assert!(whole.truncation_errors().unwrap().is_empty(), "nothing is cut");
+    assert!(whole.truncations().unwrap().is_empty(), "nothing is cut");
     let length = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     for (method, rank) in [(LoraMethod::Svd, 1), (LoraMethod::Svd, 3), (LoraMethod::Cat, 2), (LoraMethod::Cat, 8)] {
         let cut = combine_loras(&adapters, method, &options(Some(rank))).unwrap();
-        let errors = cut.truncation_errors().unwrap();
-        assert_eq!(errors.len(), cut.result.len());
-        for (((module, update), (of, error)), (_, exact)) in cut.result.iter().zip(errors).zip(&whole.result) {
-            assert_eq!((module.as_str(), update.a.shape()[0]), (of, rank));
+        let truncations = cut.truncations().unwrap();
+        assert_eq!(truncations.len(), cut.result.len());
+        for (((name, update), of), (_, exact)) in cut.result.iter().zip(truncations).zip(&whole.result) {
+            assert_eq!((name, update.a.shape()[0], of.rank), (&format!("{}.weight", of.module), rank, rank));
+            assert_eq!(of.shape, update.delta().shape());
             let (found, exact) = (read(&update.delta()), read(&exact.delta()));
             let lost: Vec<f32> = found.iter().zip(&exact).map(|(found, exact)| found - exact).collect();
             let expected = length(&lost) / length(&exact);
-            assert!((error - expected).abs() < 1e-6, "{module} of rank {rank}: {error}, not {expected}");
+            assert!((of.relative_error - expected).abs() < 1e-6, "rank {rank}: {of:?}, not {expected}");
+            assert!((of.energy - (1.0 - expected * expected)).abs() < 1e-6, "rank {rank}: {of:?}");
+            assert!((of.norm_sqr.sqrt() / length(&exact) - 1.0).abs() < 1e-6, "{of:?}");
         }
     }
 }

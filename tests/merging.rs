@@ -192,6 +192,26 @@ fn several_adapters_add_up_and_become_one() {
     assert!(relative_error(&both, &b.merge(&b.base, &[text(&one)], "by-one", f32)) < 1e-6);
     let cut = b.merge(&b.base, &[&half, &more], "cut", &["--to", "lora", "--rank", "4", "--type", "f32"]);
     assert!(relative_error(&both, &b.merge(&b.base, &[text(&cut)], "by-cut", f32)) < 1e-5);
+    // What a lower rank loses is printed, whether a LoRA or a model is written, and true.
+    let base = b.merge(&b.base, &[&format!("{}=0", text(&x))], "nothing", f32);
+    let printed = |out: &str, options: &[&str]| {
+        let out = b.at(out);
+        let args = [&["merge", text(&b.base), &half, &more, "-o", text(&out), "--quiet"][..], options].concat();
+        let table = done(&args);
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[0].starts_with("module ") && lines[1].starts_with("model.layers.0.self_attn.q_proj "), "{table}");
+        assert_eq!(lines.len(), 6, "{table}");
+        let last = lines[5].strip_prefix(&format!("{}: 4 modules cut to a rank; energy ", text(&out))).unwrap();
+        let (energy, error) = last.split_once(", error ").unwrap();
+        [energy, error].map(|number| number.parse::<f64>().unwrap())
+    };
+    let [energy, error] = printed("cut-2", &["--to", "lora", "--rank", "2"]);
+    let by_two = b.merge(&b.base, &[text(&b.at("cut-2"))], "by-two", f32);
+    let lost = relative_error(&both, &by_two) / relative_error(&both, &base);
+    assert!(error > 0.1 && (error / lost - 1.0).abs() < 1e-3, "{error} is printed, {lost} is lost");
+    assert!((energy + error * error - 1.0).abs() < 1e-3);
+    assert_eq!(printed("svd", &["--method", "svd", "--rank", "2", "--type", "f32"]), [energy, error]);
+    assert!(relative_error(&by_two, &b.at("svd")) < 1e-6);
     // linear takes roots of the weights of factors, which is another model.
     let linear = b.merge(&b.base, &[text(&x), text(&y)], "linear", &["--method", "linear", "--type", "f32"]);
     let sum = b.merge(&b.base, &[text(&x), text(&y)], "sum", f32);
@@ -222,6 +242,15 @@ fn whole_models_become_one() {
     ] {
         b.merge(&b.base, &[text(&x), text(&y)], "other.gguf", &[options, &["--type", "Q8_0", "--overwrite"]].concat());
     }
+    for (options, expected) in [
+        (&["--method", "sce", "--gamma", "0.1"][..], "found sce"),
+        (&["--method", "linear", "--rank", "4"], "--rank: expected no such option for models, found linear"),
+    ] {
+        let refused = b.refusal(&b.base, &[text(&x), text(&y)], options);
+        assert!(refused.contains(expected), "{refused}");
+    }
+    let refused = b.refusal(&b.base, &[&half, text(&y)], &["--method", "karcher"]);
+    assert!(refused.contains("its weight: expected none for karcher, found 0.5"), "{refused}");
     let refused = b.refusal(&b.base, &[text(&x), text(&y)], &[]);
     assert!(refused.contains("--method: expected a way to make one model of several: linear, slerp"), "{refused}");
     let refused = b.refusal(&b.base, &[text(&x)], &["--method", "slerp"]);
@@ -318,6 +347,14 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
         refused.contains("\"model.norm.weight\": expected at most one adapter that has it whole (modules_to_save)"),
         "{refused}"
     );
+    for (options, expected) in [
+        (&["--rank", "2"][..], "--rank: expected a --method that it says something to: linear, cat, svd,"),
+        (&["--method", "svd", "--density", "0.5"], "--density: expected a --method that it says something to: ties,"),
+        (&["--method", "ties", "--gamma", "0.1"], "--gamma: expected no such option for adapters, found ties"),
+    ] {
+        let refused = b.refusal(&b.base, &[text(&x)], options);
+        assert!(refused.contains(expected), "{refused}");
+    }
     let refused = b.refusal(&b.base, &[text(&x)], &["--method", "ties", "--density", "0.5"]);
     assert!(refused.contains("expected nothing but low-rank updates, to combine by ties"), "{refused}");
     let refused = b.refusal(&b.base, &[text(&b.at("nowhere"))], &[]);

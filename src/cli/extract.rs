@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::input::found;
 use super::output::{Kind, OutputArgs, print_notes};
-use super::{Common, progress};
+use super::{Common, progress, truncation};
 
 /// Arguments of `extract`.
 #[derive(Args)]
@@ -97,32 +97,16 @@ fn print_json(extraction: &Extraction) -> Result<()> {
 }
 
 fn print_table(extraction: &Extraction, output: &Path) {
-    let whole = extraction.saved.iter().map(|tensor| tensor.name.as_str());
-    let names = extraction.modules.iter().map(|module| module.module.as_str()).chain(whole);
-    let width = names.map(str::len).max().unwrap_or(0);
-    let line = |name: &str, shape: &str, rank: &str, energy: &str, error: &str| {
-        println!("{}", format!("{name:<width$}  {shape:<14} {rank:>5}  {energy:>8}  {error:>9}").trim_end());
-    };
-    line("module", "shape", "rank", "energy", "error");
-    for found in &extraction.modules {
-        let (rank, shape) = (found.rank.to_string(), format!("{:?}", found.shape));
-        line(&found.module, &shape, &rank, &format!("{:.6}", found.energy), &format!("{:.3e}", found.relative_error));
-    }
-    for tensor in &extraction.saved {
-        line(&tensor.name, &format!("{:?}", tensor.shape), "whole", "", "");
-    }
+    truncation::print_table(&extraction.modules, &extraction.saved);
     let totals = &extraction.totals;
-    let kept = match (totals.energy, totals.relative_error) {
-        (Some(energy), Some(error)) => format!("; energy {energy:.6}, error {error:.3e}"),
-        _ => String::new(),
-    };
     println!(
-        "{}: {} modules ({} unchanged), {} tensors whole, {} values, {:.1} % of the base's{kept}",
+        "{}: {} modules ({} unchanged), {} tensors whole, {} values, {:.1} % of the base's{}",
         output.display(),
         totals.modules,
         totals.unchanged,
         extraction.saved.len(),
         totals.values,
         100.0 * totals.values as f64 / totals.base_values.max(1) as f64,
+        truncation::together(&extraction.modules),
     );
 }

@@ -13,15 +13,15 @@ use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
 use atombank::merge::combine::{Combined, LoraMethod, ModelMethod, combine_loras, combine_models};
-use atombank::merge::{Merged, rounding, with_adapters};
+use atombank::merge::{Merged, Truncation, rounding, with_adapters};
 use atombank::plan::Plan;
 use clap::Args;
 
 use super::Common;
 use super::input::found;
 use super::output::{Kind, OutputArgs, print_notes};
-use super::progress;
-use method::MethodArgs;
+use super::{progress, truncation};
+use method::{MethodArgs, Of};
 
 /// Arguments of `merge`.
 #[derive(Args)]
@@ -70,19 +70,25 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     if others.iter().any(is_model) {
         return args.models(&path, &others, common);
     }
-    match Input::open(&path, None)? {
-        Input::Model(folder) => args.merge_folder(folder, &others, common),
-        Input::Gguf(model) => args.merge_gguf(&model, &others, common),
+    let truncations = match Input::open(&path, None)? {
+        Input::Model(folder) => args.merge_folder(folder, &others, common)?,
+        Input::Gguf(model) => args.merge_gguf(&model, &others, common)?,
         Input::Adapter | Input::Weights { .. } => {
             let finding = Finding::new(&path, "the base").expected("a model: a folder with config.json, or a GGUF");
-            Err(finding.found("something else").mismatch().into())
+            return Err(finding.found("something else").mismatch().into());
         }
+    };
+    if !truncations.is_empty() {
+        truncation::print_table(&truncations, &[]);
+        let (output, together) = (args.output.output.display(), truncation::together(&truncations));
+        println!("{output}: {} modules cut to a rank{together}", truncations.len());
     }
+    Ok(())
 }
 
 impl MergeArgs {
-    /// A folder's weights with the adapters in them.
-    fn merge_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<()> {
+    /// A folder's weights with the adapters in them. Here as below: what cutting to a rank has lost.
+    fn merge_folder(&self, mut folder: Checkpoint, others: &[PathBuf], common: &Common) -> Result<Vec<Truncation>> {
         let base = Base::of(&folder);
         let keeps_types = match self.output.outtype()?.dtype(folder.weights()) {
             None => true,
@@ -92,16 +98,17 @@ impl MergeArgs {
         if self.output.kind() == Kind::Lora {
             return self.one_lora(&base, folder.weights(), others, common);
         }
-        let merged = self.merged(&base, folder.weights(), others, common)?;
+        let (merged, truncations) = self.merged(&base, folder.weights(), others, common)?;
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
-        self.output.write(&folder, &merged.plan, common)
+        self.output.write(&folder, &merged.plan, common)?;
+        Ok(truncations)
     }
 
     /// A GGUF's weights with the adapters in them: what they don't change stays as it is, and what they
     /// do gets its own type again.
-    fn merge_gguf(&self, model: &GgufModel, others: &[PathBuf], common: &Common) -> Result<()> {
+    fn merge_gguf(&self, model: &GgufModel, others: &[PathBuf], common: &Common) -> Result<Vec<Truncation>> {
         let metadata = model.metadata();
         let quantized = model.tensors().iter().map(|t| t.info()).find(|info| !info.dtype.is_plain());
         if let Some(tensor) = quantized.filter(|_| self.keep_base) {
@@ -127,21 +134,23 @@ impl MergeArgs {
         if self.output.kind() == Kind::Lora {
             return self.one_lora(&base, &plan, others, common);
         }
-        let merged = self.merged(&base, &plan, others, common)?;
+        let (merged, truncations) = self.merged(&base, &plan, others, common)?;
         if merged.untied {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }
         if !to_gguf {
             print_notes(&notes, common);
             files.push(("config.json".to_owned(), (serde_json::to_string_pretty(&config)? + "\n").into_bytes()));
-            return self.output.write_tensors(&merged.plan, &files, common);
+            self.output.write_tensors(&merged.plan, &files, common)?;
+            return Ok(truncations);
         }
         let plan = with_changed(model, &config, &merged.plan, &merged.changed)?;
         if self.output.quantized()?.is_some() {
             let made = Gguf { metadata: metadata.clone(), plan, notes: Vec::new() };
             let Gguf { metadata, plan, notes } = self.output.quantize(made, &[])?;
             print_notes(&notes, common);
-            return self.output.write_gguf(&metadata, &plan, common);
+            self.output.write_gguf(&metadata, &plan, common)?;
+            return Ok(truncations);
         }
         self.output.check_gguf_again(model.path())?;
         if !self.output.dry_run
@@ -149,7 +158,8 @@ impl MergeArgs {
         {
             print_notes(&[rounding.to_string()], common);
         }
-        self.output.write_gguf(metadata, &plan, common)
+        self.output.write_gguf(metadata, &plan, common)?;
+        Ok(truncations)
     }
 
     /// Every adapter and its weight.
@@ -172,11 +182,22 @@ impl MergeArgs {
     }
 
     /// `weights`, which are those of `base`, with every adapter.
-    fn merged(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<Merged> {
+    fn merged(
+        &self,
+        base: &Base,
+        weights: &Plan,
+        others: &[PathBuf],
+        common: &Common,
+    ) -> Result<(Merged, Vec<Truncation>)> {
+        if self.method.method.is_none() {
+            self.method.check(Of::Loras, None)?;
+        }
+        let mut truncations = Vec::new();
         let mut adapters = self.adapters(base, weights, others, common)?;
         if let Some(name) = &self.method.method {
             let keeps_tie = adapters.iter().all(|(changes, _)| changes.keeps_tie);
-            let updates = self.combined(name.parse()?, &adapters, others, common)?;
+            let updates;
+            (updates, truncations) = self.combined(name.parse()?, &adapters, others, common)?;
             let changes = updates.into_iter().map(|(name, update)| (name, Change::LowRank(update))).collect();
             adapters = vec![(Changes { changes, keeps_tie, notes: Vec::new() }, 1.0)];
         }
@@ -186,20 +207,21 @@ impl MergeArgs {
                         tie_word_embeddings is false";
             print_notes(&[note.to_owned()], common);
         }
-        Ok(merged)
+        Ok((merged, truncations))
     }
 
     /// All adapters as one LoRA in a folder of its own.
-    fn one_lora(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<()> {
+    fn one_lora(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<Vec<Truncation>> {
         let adapters = self.adapters(base, weights, others, common)?;
         let method = match (&self.method.method, self.method.rank) {
             (Some(name), _) => name.parse()?,
             (None, Some(_)) => LoraMethod::Svd,
             (None, None) => LoraMethod::Cat,
         };
-        let updates = self.combined(method, &adapters, others, common)?;
+        let (updates, truncations) = self.combined(method, &adapters, others, common)?;
         let lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
-        self.output.write_lora(&lora, common)
+        self.output.write_lora(&lora, common)?;
+        Ok(truncations)
     }
 
     /// The updates of one LoRA made of all.
@@ -209,7 +231,8 @@ impl MergeArgs {
         adapters: &[(Changes, f32)],
         others: &[PathBuf],
         common: &Common,
-    ) -> Result<Vec<(String, LowRank)>> {
+    ) -> Result<(Vec<(String, LowRank)>, Vec<Truncation>)> {
+        self.method.check(Of::Loras, Some(method.name()))?;
         let mut loras = Vec::new();
         for ((changes, _), adapter) in adapters.iter().zip(others) {
             let update = |(name, change): &(String, Change)| match change {
@@ -239,22 +262,30 @@ impl MergeArgs {
             return Err(finding.hint("atombank extract makes a LoRA of a finetuned model").mismatch().into());
         }
         let method: ModelMethod = name.parse()?;
+        self.method.check(Of::Models, Some(name))?;
+        if let Some(weighted) = self.others.iter().find(|other| other.weight != 1.0 && !method.takes_weights()) {
+            let finding = Finding::new(&weighted.name, "its weight").expected(format_args!("none for {name}"));
+            return Err(finding.found(weighted.weight).mismatch().into());
+        }
         let folder = Checkpoint::open(base)?;
         let models = others.iter().map(|path| Checkpoint::open(path)).collect::<atombank::Result<Vec<_>>>()?;
         let weights: Vec<&Plan> = models.iter().map(Checkpoint::weights).collect();
         let options = self.method.options(self.others.iter().map(|other| f64::from(other.weight)).collect())?;
-        let plan = self.measured(combine_models(Some(folder.weights()), &weights, method, &options)?, common)?;
+        let combined = combine_models(Some(folder.weights()), &weights, method, &options)?;
+        let (plan, _) = self.measured(combined, common)?;
         self.output.write(&folder, &plan, common)
     }
 
     /// What was combined, with what has to be known of whole tensors.
-    fn measured<T>(&self, combined: Combined<T>, common: &Common) -> Result<T> {
-        if !self.output.dry_run {
-            let bar = progress::bar(combined.pending() as u64, "combining [{bar:30}] {pos}/{len} {eta}", common.quiet);
-            combined.measure(&|| bar.inc(1))?;
-            bar.finish_and_clear();
+    fn measured<T: Sync>(&self, combined: Combined<T>, common: &Common) -> Result<(T, Vec<Truncation>)> {
+        if self.output.dry_run {
+            return Ok((combined.result, Vec::new()));
         }
-        Ok(combined.result)
+        let bar = progress::bar(combined.pending() as u64, "combining [{bar:30}] {pos}/{len} {eta}", common.quiet);
+        combined.measure(&|| bar.inc(1))?;
+        bar.finish_and_clear();
+        let truncations = combined.truncations()?;
+        Ok((combined.result, truncations))
     }
 }
 

@@ -24,6 +24,7 @@ mod recipe;
 mod route;
 #[cfg(feature = "train")]
 mod train;
+mod truncation;
 
 use anyhow::Result;
 use atombank::quant::Kernel;

@@ -1,6 +1,7 @@
 //! The one place that maps files into memory.
 
 use std::fs::{File, Metadata};
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -32,6 +33,16 @@ impl MappedFile {
         Ok(Self { path: path.to_owned(), map })
     }
 
+    /// What `write` hands to the function it is given, in a temporary file without a name that is gone with
+    /// the map; `path` is what messages about its content call it.
+    pub(crate) fn temporary(path: &Path, write: impl FnOnce(&mut Put) -> Result<()>) -> Result<Self> {
+        let folder = std::env::temp_dir();
+        let mut file = BufWriter::new(tempfile::tempfile().at(&folder, "create a temporary file in")?);
+        let action = "write a temporary file in";
+        write(&mut |bytes| file.write_all(bytes).at(&folder, action))?;
+        Self::of(&file.into_inner().map_err(IntoInnerError::into_error).at(&folder, action)?, path)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -40,6 +51,9 @@ impl MappedFile {
         &self.map
     }
 }
+
+/// Takes bytes, one piece after the other.
+pub(crate) type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
 fn only_regular(found: &Metadata, path: &Path) -> Result<()> {
     if found.is_file() {

@@ -19,7 +19,8 @@ use crate::adapter::peft::{Base, LowRank, NewLora};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::linalg::{Difference, Sketch, residual_norm_sqr, truncated_svd, truncated_svd_bytes};
-use crate::plan::{Expr, PlannedTensor};
+use crate::merge::Truncation;
+use crate::plan::{Expr, PlannedTensor, TensorRef};
 use crate::quant;
 
 /// How much is kept, and how it is found.
@@ -36,23 +37,6 @@ pub struct ExtractOptions {
     pub sketch: Sketch,
     /// Memory for decompositions in flight; one is made however much it takes.
     pub max_memory_bytes: u64,
-}
-
-/// One module's update against its change.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Extracted {
-    /// The module's path.
-    pub module: String,
-    /// Shape of its weight as the base keeps it.
-    pub shape: Vec<usize>,
-    /// Columns of `lora_B`.
-    pub rank: usize,
-    /// The share of the change's squared Frobenius norm that its first `rank` singular values hold.
-    pub energy: f64,
-    /// `|| delta - B A || / || delta ||`, Frobenius norms, with the factors as they are stored.
-    pub relative_error: f64,
-    #[serde(skip)]
-    norm_sqr: f64,
 }
 
 /// All modules together.
@@ -79,8 +63,8 @@ pub struct Extraction {
     pub updates: Vec<(String, LowRank)>,
     /// What is replaced: the finetuned model's tensors.
     pub saved: Vec<PlannedTensor>,
-    /// The updates' ranks and errors, in their order.
-    pub modules: Vec<Extracted>,
+    /// The updates' ranks and errors, in their order: errors of the factors as they are stored.
+    pub modules: Vec<Truncation>,
     /// All of them.
     pub totals: Totals,
     dtype: DType,
@@ -120,11 +104,8 @@ impl Pairs {
         Ok(Extraction { updates, saved, modules, totals, dtype: options.dtype, keeps_tie })
     }
 
-    fn totals(&self, modules: &[Extracted], updates: &[(String, LowRank)]) -> Totals {
-        let norm_sqr: f64 = modules.iter().map(|m| m.norm_sqr).sum();
-        let mean = |of: &dyn Fn(&Extracted) -> f64| {
-            (norm_sqr > 0.0).then(|| modules.iter().map(|m| of(m) * m.norm_sqr).sum::<f64>() / norm_sqr)
-        };
+    fn totals(&self, modules: &[Truncation], updates: &[(String, LowRank)]) -> Totals {
+        let (energy, relative_error) = Truncation::together(modules).unzip();
         let elems = |expr: &Expr| expr.shape().iter().product::<usize>() as u64;
         let factors: u64 = updates.iter().map(|(_, update)| elems(&update.a) + elems(&update.b)).sum();
         Totals {
@@ -132,8 +113,8 @@ impl Pairs {
             unchanged: self.modules.len() - modules.len(),
             values: factors + self.saved.iter().map(|tensor| tensor.elems() as u64).sum::<u64>(),
             base_values: self.base_values,
-            energy: mean(&|m| m.energy),
-            relative_error: mean(&|m| m.relative_error.powi(2)).map(f64::sqrt),
+            energy,
+            relative_error,
         }
     }
 }
@@ -164,7 +145,7 @@ fn at_a_time(modules: &[Module], options: &ExtractOptions) -> usize {
 }
 
 /// The update of one module, and how good it is; `None` where nothing changed.
-fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Extracted, (String, LowRank))>> {
+fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncation, (String, LowRank))>> {
     let delta = Difference { of: &module.of, less: &module.less };
     let (mut svd, norm_sqr) = truncated_svd(&delta, options.rank, options.sketch)?;
     if norm_sqr == 0.0 {
@@ -178,7 +159,7 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Extracted
     round(options.dtype, &mut right);
     let residual = residual_norm_sqr(&delta, &left, &right)?;
     let rank = svd.rank();
-    let found = Extracted {
+    let found = Truncation {
         module: module.name.strip_suffix(".weight").unwrap_or(&module.name).to_owned(),
         shape: module.of.shape.clone(),
         rank,
@@ -187,11 +168,12 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Extracted
         norm_sqr,
     };
     let (rows, cols) = (module.of.rows(), module.of.row_len());
-    let values = |shape: [usize; 2], values: Vec<f32>| Expr::Values { shape: shape.into(), values: values.into() };
+    // The factors of all modules are as large as a model's where the rank is: they wait for the pass on disk.
+    let aside = |shape: [usize; 2], values: &[f32]| TensorRef::set_aside(shape.into(), values).map(Expr::Take);
     let (a, b) = match module.transposed {
-        false => (values([rank, cols], right), values([rows, rank], left)),
+        false => (aside([rank, cols], &right)?, aside([rows, rank], &left)?),
         // The weight is `[d_in, d_out]`: what is left of its change is A's transpose.
-        true => (values([rank, rows], transposed(&left, rank)), values([cols, rank], transposed(&right, cols))),
+        true => (aside([rank, rows], &transposed(&left, rank))?, aside([cols, rank], &transposed(&right, cols))?),
     };
     let update = LowRank { scale: 1.0, a, b, transposed: module.transposed, rounded: None };
     Ok(Some((found, (module.name.clone(), update))))

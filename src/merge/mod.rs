@@ -7,6 +7,7 @@ pub mod build;
 pub mod combine;
 pub mod extract;
 mod rounding;
+mod truncation;
 
 use std::collections::BTreeMap;
 
@@ -14,6 +15,7 @@ pub use adapters::{Merged, with_adapters};
 #[cfg(feature = "train")]
 pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
 pub use rounding::{Rounding, rounding};
+pub use truncation::Truncation;
 
 use crate::adapter::{Adapter, AdapterConfig, AtomBank, HostTensor, LoraConfig};
 use crate::checkpoint::Site;

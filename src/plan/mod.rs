@@ -3,6 +3,7 @@
 //! A [`Plan`] lists output tensors; each says by an [`Expr`] how its numbers come from source
 //! tensors. Commands differ in the plans that they make; [`execute`] is the one way to run one.
 
+mod aside;
 mod checksum;
 mod eval;
 mod execute;

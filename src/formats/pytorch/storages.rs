@@ -1,14 +1,14 @@
 //! Storages: where the bytes of each stand, and the inflating of those that a zip has deflated.
 
 use std::collections::HashMap;
-use std::io::{BufWriter, Read, Write};
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
 use flate2::read::DeflateDecoder;
 
 use super::pickle::{Object, Pickle, Storage};
-use crate::error::{Finding, IoContext, Result};
+use crate::error::{Finding, Result};
 use crate::formats::MappedFile;
 
 /// Bytes that are inflated at once.
@@ -55,21 +55,18 @@ pub(super) fn inflate<'k>(
     bytes: &[u8],
     places: impl Iterator<Item = (&'k &'k str, &'k Place)>,
 ) -> Result<(MappedFile, HashMap<&'k str, usize>)> {
-    let folder = std::env::temp_dir();
-    let mut file = BufWriter::new(tempfile::tempfile().at(&folder, "create a temporary file in")?);
     let mut starts = HashMap::new();
     let mut start = 0;
-    for (key, place) in places {
-        let packed = bytes.get(place.data.clone()).unwrap_or_default();
-        inflate_one(path, key, packed, place, &mut |chunk| {
-            file.write_all(chunk).at(&folder, "write a temporary file in")
-        })?;
-        starts.insert(*key, start);
-        start += place.size;
-    }
-    let file =
-        file.into_inner().map_err(std::io::IntoInnerError::into_error).at(&folder, "write a temporary file in")?;
-    Ok((MappedFile::of(&file, path)?, starts))
+    let file = MappedFile::temporary(path, |put| {
+        for (key, place) in places {
+            let packed = bytes.get(place.data.clone()).unwrap_or_default();
+            inflate_one(path, key, packed, place, put)?;
+            starts.insert(*key, start);
+            start += place.size;
+        }
+        Ok(())
+    })?;
+    Ok((file, starts))
 }
 
 /// Inflates one entry and hands out its content in chunks.

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::svd::Cut;
 use crate::error::{Error, Result};
+use crate::merge::Truncation;
 use crate::plan::{Expr, RowMap};
 
 /// Makes a function of rows of what it sees in whole tensors.
@@ -60,7 +61,7 @@ pub struct Combined<T> {
     /// What was made.
     pub result: T,
     pending: Vec<Arc<Lazy>>,
-    /// What was cut to a rank, by module.
+    /// What was cut to a rank, by the weight's name.
     cuts: Vec<(String, Arc<Cut>)>,
 }
 
@@ -73,13 +74,13 @@ impl<T> Combined<T> {
         Self { cuts, ..self }
     }
 
-    /// For each module that was cut to a rank what that lost: the Frobenius norm of the difference, for that
-    /// of the update before. Takes the singular values of those that are not measured yet.
+    /// What was lost of each module that was cut to a rank, before its factors are rounded to their type.
+    /// Takes the singular values of those that are not measured yet.
     ///
     /// # Errors
     /// As [`Combined::measure`].
-    pub fn truncation_errors(&self) -> Result<Vec<(&str, f64)>> {
-        self.cuts.par_iter().map(|(module, cut)| Ok((module.as_str(), cut.error()?))).collect()
+    pub fn truncations(&self) -> Result<Vec<Truncation>> {
+        self.cuts.par_iter().map(|(name, cut)| cut.truncation(name)).collect()
     }
 
     /// How many tensors have to be seen whole.

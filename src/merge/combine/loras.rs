@@ -165,7 +165,7 @@ pub fn combine_loras(
                 let (of, blend) = parts.whole(pruning, options, &mut draws)?;
                 let like = parts.side_by_side(0)?;
                 let delta = pending.map(of, blend);
-                keep(svd::cut_whole(delta, &like, new_rank, &mut pending)?)
+                keep(svd::cut_whole(delta, &like, new_rank, &mut pending))
             }
         };
         if let (Some(rank), true) = (options.rank, matches!(method, LoraMethod::Cat) || method.sums_factors()) {

@@ -2,27 +2,36 @@
 //!
 //! PEFT takes the singular values of the whole `[d_out, d_in]` update. Here an update that is given by its
 //! factors is cut by these: the singular values of `B A` are those of the small product of the triangular
-//! parts of B and of A's transpose. Signs of singular vectors are arbitrary, so factors are not PEFT's,
-//! their product is.
+//! parts of B and of A's transpose. Updates that are pruned whole have no small factors: theirs are taken as
+//! PEFT does where the update is small, and else found by a randomized range finder, without the update ever
+//! being in memory whole. Signs of singular vectors are arbitrary, so factors are not PEFT's, their product is.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::lazy::{Measure, Pending};
-use super::statistics::planned;
+use super::statistics::{elems, planned};
 use crate::adapter::peft::LowRank;
+use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::linalg::{Matrix, Term, from_rows, svd, svd_of_products, to_rows};
-use crate::plan::{Expr, Pick, RowMap};
+use crate::linalg::{
+    Matrix, Sketch, Svd, Term, from_rows, residual_norm_sqr, svd, svd_of_products, to_rows, truncated_svd,
+};
+use crate::merge::Truncation;
+use crate::plan::{Expr, Pick, RowMap, TensorRef};
+use crate::quant;
 
-/// Elements of a whole update at most, in f64 while its singular values are taken.
-const WHOLE: usize = 16 << 20;
+/// Values of a pruned update at most for all its singular values to be taken: some seconds and, in f64, tens
+/// of megabytes.
+const WHOLE: u64 = 1 << 20;
 
 /// What is cut, and what it is cut to, once that is known.
 #[derive(Debug)]
 pub(super) struct Cut {
     of: Of,
     rank: usize,
+    /// The weight's, as the base keeps it.
+    shape: [usize; 2],
     made: OnceLock<Option<Made>>,
 }
 
@@ -36,14 +45,24 @@ enum Of {
 #[derive(Debug)]
 struct Made {
     /// A, and B scaled by the singular values, as PEFT has them.
-    factors: [Arc<[f32]>; 2],
-    error: f64,
+    factors: [TensorRef; 2],
+    norm_sqr: f64,
+    lost_sqr: f64,
 }
 
 impl Cut {
-    /// How far the cut update is from the whole one, for the length of the whole one (Frobenius norms).
-    pub(super) fn error(&self) -> Result<f64> {
-        Ok(self.get()?.error)
+    /// What is lost of the weight called `name`.
+    pub(super) fn truncation(&self, name: &str) -> Result<Truncation> {
+        let &Made { norm_sqr, lost_sqr, .. } = self.get()?;
+        let lost = if norm_sqr > 0.0 { lost_sqr / norm_sqr } else { 0.0 };
+        Ok(Truncation {
+            module: name.strip_suffix(".weight").unwrap_or(name).to_owned(),
+            shape: self.shape.to_vec(),
+            rank: self.rank,
+            energy: 1.0 - lost,
+            relative_error: lost.sqrt(),
+            norm_sqr,
+        })
     }
 
     fn get(&self) -> Result<&Made> {
@@ -61,26 +80,58 @@ impl Cut {
     }
 
     fn make(&self) -> Result<Made> {
-        let mut svd = match &self.of {
+        let (svd, norm_sqr, lost_sqr) = match &self.of {
             Of::Product(update) => {
                 let (left, right) = (matrix(&update.b)?, matrix(&update.a)?);
-                svd_of_products(&[Term { scale: f64::from(update.scale), left: &left, right: &right }])
+                self.first(svd_of_products(&[Term { scale: f64::from(update.scale), left: &left, right: &right }]))
             }
             Of::Whole(delta, transposed) => {
-                let delta = matrix(delta)?;
-                svd(if *transposed { delta.transpose() } else { delta })
+                let (svd, norm_sqr, lost_sqr) = match elems(delta) {
+                    0..=WHOLE => self.first(svd(matrix(delta)?)),
+                    _ => alone(|| self.sketched(delta))?,
+                };
+                let turned = |svd: Svd| Svd { u: svd.vt.transpose(), s: svd.s, vt: svd.u.transpose() };
+                (if *transposed { turned(svd) } else { svd }, norm_sqr, lost_sqr)
             }
         };
-        let whole = svd.norm_sqr();
-        let lost: f64 = svd.s.iter().skip(self.rank).map(|s| s * s).sum();
-        svd.truncate(self.rank);
         let mut b = svd.u;
         svd.s.iter().enumerate().for_each(|(i, s)| b.column_mut(i).scale_mut(*s));
         // Where there are fewer singular values than the rank, zeros are left.
         let (a, b) = (svd.vt.resize_vertically(self.rank, 0.0), b.resize_horizontally(self.rank, 0.0));
-        let error = if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 };
-        Ok(Made { factors: [to_rows(&a).into(), to_rows(&b).into()], error })
+        let aside = |m: &Matrix| TensorRef::set_aside(vec![m.nrows(), m.ncols()], &to_rows(m));
+        Ok(Made { factors: [aside(&a)?, aside(&b)?], norm_sqr, lost_sqr })
     }
+
+    /// The first singular values of all, the squared norm of all, and that of the rest.
+    fn first(&self, mut svd: Svd) -> (Svd, f64, f64) {
+        let norm_sqr = svd.norm_sqr();
+        let lost_sqr = svd.s.iter().skip(self.rank).map(|s| s * s).sum();
+        svd.truncate(self.rank);
+        (svd, norm_sqr, lost_sqr)
+    }
+
+    /// The same of an update that is too large, and what is lost as measured.
+    fn sketched(&self, delta: &Expr) -> Result<(Svd, f64, f64)> {
+        let delta = planned(delta);
+        // Pruned updates are noise for the most part: their singular values fall slowly.
+        let sketch = Sketch { oversampling: self.rank.max(10), power_iterations: 4, seed: 0 };
+        let (svd, norm_sqr) = truncated_svd(&delta, self.rank, sketch)?;
+        let (b, a) = svd.balanced();
+        let lost_sqr = residual_norm_sqr(&delta, &b, &a)?;
+        Ok((svd, norm_sqr, lost_sqr))
+    }
+}
+
+/// Runs `work`, which uses rayon, on a thread and a pool of its own: on one that others wait for, rayon could
+/// take up work that waits for this very one.
+fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let work = || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+            pool.expect("this thread is in no pool").install(work)
+        };
+        scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// All values of a matrix.
@@ -104,11 +155,11 @@ impl Measure for Factor {
 
 /// Values that are known.
 #[derive(Debug)]
-struct Known(Arc<[f32]>);
+struct Known(TensorRef);
 
 impl RowMap for Known {
-    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
-        out.copy_from_slice(&self.0[rows.start * row_len..rows.end * row_len]);
+    fn apply(&self, rows: Range<usize>, _: usize, _: &[Vec<f32>], out: &mut [f32]) {
+        quant::decode(DType::F32, &self.0.rows(rows), out);
     }
 }
 
@@ -117,27 +168,16 @@ pub(super) fn cut(update: &LowRank, rank: usize, pending: &mut Pending) -> (LowR
     made(Of::Product(update.clone()), update, rank, pending)
 }
 
-/// The update of rank `rank` that is closest to the whole update `delta`; `like` says for which module.
-pub(super) fn cut_whole(
-    delta: Expr,
-    like: &LowRank,
-    rank: usize,
-    pending: &mut Pending,
-) -> Result<(LowRank, Arc<Cut>)> {
-    let elems: usize = delta.shape().iter().product();
-    if elems > WHOLE {
-        return Err(Finding::new(like.a.source_path(), "--method")
-            .expected(format_args!("updates of at most {WHOLE} values where they are pruned whole"))
-            .found(format_args!("one of {elems}"))
-            .hint("the same method without _svd prunes the factors")
-            .unsupported());
-    }
-    Ok(made(Of::Whole(delta, like.transposed), like, rank, pending))
+/// The update of rank `rank` that is closest to the whole update `delta`, as the base keeps it; `like` says for
+/// which module.
+pub(super) fn cut_whole(delta: Expr, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
+    made(Of::Whole(delta, like.transposed), like, rank, pending)
 }
 
 fn made(of: Of, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
     let (d_in, d_out) = (like.a.shape()[1], like.b.shape()[0]);
-    let cut = Arc::new(Cut { of, rank, made: OnceLock::new() });
+    let shape = if like.transposed { [d_in, d_out] } else { [d_out, d_in] };
+    let cut = Arc::new(Cut { of, rank, shape, made: OnceLock::new() });
     let mut factor =
         |which: usize, shape: [usize; 2]| pending.map(vec![blank(shape)], Factor { cut: cut.clone(), which });
     let update = LowRank { scale: 1.0, a: factor(0, [rank, d_in]), b: factor(1, [d_out, rank]), ..like.clone() };
@@ -169,12 +209,13 @@ mod tests {
             for rank in [1, 2, 4, 6] {
                 let mut pending = Pending::default();
                 let by_factors = cut(&update, rank, &mut pending);
-                let whole = cut_whole(update.delta(), &update, rank, &mut pending).unwrap();
+                let whole = cut_whole(update.delta(), &update, rank, &mut pending);
                 for (made, cut) in [by_factors, whole] {
                     let found = planned(&made.delta()).read().unwrap();
                     let lost: Vec<f32> = found.iter().zip(&exact).map(|(found, exact)| found - exact).collect();
                     let error = length(&lost) / length(&exact);
-                    assert!((cut.error().unwrap() - error).abs() < 1e-6, "rank {rank}: {error}");
+                    let lost = cut.truncation("w.weight").unwrap().relative_error;
+                    assert!((lost - error).abs() < 1e-6, "rank {rank}: {error}");
                     assert_eq!(error < 1e-6, rank >= 4, "rank {rank}: {error}");
                 }
             }
