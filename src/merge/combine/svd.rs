@@ -21,9 +21,9 @@ use crate::merge::Truncation;
 use crate::plan::{Expr, Pick, RowMap, TensorRef};
 use crate::quant;
 
-/// Values of a pruned update at most for all its singular values to be taken: some seconds and, in f64, tens
-/// of megabytes.
-const WHOLE: u64 = 1 << 20;
+/// Values of a pruned update at most for all its singular values to be taken: a second's work, cubic in the
+/// smaller dimension.
+const WHOLE: u64 = 1 << 19;
 
 /// What is cut, and what it is cut to, once that is known.
 #[derive(Debug)]
