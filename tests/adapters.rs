@@ -1,4 +1,4 @@
-//! Adapters of every kind that PEFT has, merged as PEFT merges them: `fixtures/adapters`.
+//! Adapters of every kind that PEFT has, merged as PEFT merges them, and those of LyCORIS: `fixtures/adapters`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use atombank::adapter::peft::{self, Base};
 use atombank::adapter::{HostTensor, kohya, save_tensors};
 use atombank::checkpoint::Checkpoint;
+use atombank::dtype::DType;
 use atombank::formats::Source;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::with_adapters;
@@ -32,30 +33,38 @@ fn tensors(file: &Path) -> BTreeMap<String, PlannedTensor> {
 }
 
 /// Merges an adapter and compares every tensor with PEFT's: those that PEFT leaves alone with the base's.
-/// `near`: values may be one step of the output's type off, and that far in float32 for the largest of
-/// their tensor.
 fn compare(root: &Path, case: &str, base: &str, near: bool) {
     let folder = root.join(case);
-    for (dtype, step) in [("float32", f32::EPSILON), ("bfloat16", 1.0 / 128.0)] {
+    for dtype in DTYPES {
         let base = root.join("base").join(format!("{base}-{dtype}"));
-        let expected = tensors(&folder.join(format!("merged-{dtype}.safetensors")));
         let merged = merge(&folder, &base).unwrap_or_else(|error| panic!("{case}: {error}"));
-        let before = Checkpoint::open(&base).unwrap();
-        assert!(!expected.is_empty());
-        for (name, tensor) in &merged {
-            let of = expected.get(name).unwrap_or_else(|| before.weights().get(name).unwrap());
-            let (found, wanted) = (tensor.read().unwrap(), of.read().unwrap());
-            assert_eq!((found.len(), tensor.dtype), (wanted.len(), of.dtype));
-            let largest = wanted.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
-            let off = |(_, (found, wanted)): &(usize, (&f32, &f32))| match near {
-                true => (*found - *wanted).abs() > step * wanted.abs() + 2.0 * f32::EPSILON * largest,
-                false => found.to_bits() != wanted.to_bits(),
-            };
-            let far: Vec<_> = found.iter().zip(&wanted).enumerate().filter(off).take(3).collect();
-            assert!(far.is_empty(), "{case}: {name} {dtype}: {far:?}");
-        }
-        assert!(expected.keys().all(|name| merged.contains_key(name)), "{case}: a tensor is missing");
+        same(case, &base, &merged, &folder.join(format!("merged-{dtype}.safetensors")), near);
     }
+}
+
+const DTYPES: [&str; 2] = ["float32", "bfloat16"];
+
+/// Compares every tensor that was merged into `base` with the one in the file `expected`, or the base's where
+/// there is none. `near`: values may be one step of the output's type off, and that far in float32 for the
+/// largest of their tensor.
+fn same(case: &str, base: &Path, merged: &BTreeMap<String, PlannedTensor>, expected: &Path, near: bool) {
+    let expected = tensors(expected);
+    let before = Checkpoint::open(base).unwrap();
+    assert!(!expected.is_empty());
+    for (name, tensor) in merged {
+        let of = expected.get(name).unwrap_or_else(|| before.weights().get(name).unwrap());
+        let (found, wanted) = (tensor.read().unwrap(), of.read().unwrap());
+        assert_eq!((found.len(), tensor.dtype), (wanted.len(), of.dtype));
+        let step = if tensor.dtype == DType::F32 { f32::EPSILON } else { 1.0 / 128.0 };
+        let largest = wanted.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+        let off = |(_, (found, wanted)): &(usize, (&f32, &f32))| match near {
+            true => (*found - *wanted).abs() > step * wanted.abs() + 2.0 * f32::EPSILON * largest,
+            false => found.to_bits() != wanted.to_bits(),
+        };
+        let far: Vec<_> = found.iter().zip(&wanted).enumerate().filter(off).take(3).collect();
+        assert!(far.is_empty(), "{case}: {name} in {}: {far:?}", base.display());
+    }
+    assert!(expected.keys().all(|name| merged.contains_key(name)), "{case}: a tensor is missing");
 }
 
 type Tensors = BTreeMap<String, HostTensor>;
@@ -207,52 +216,70 @@ fn kinds_for_linear_layers_only_are_refused_on_others() {
 }
 
 /// Merges one file of kohya's kind.
-fn merge_file(tensors: &Tensors, base: &str) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
-    let dir = tempfile::tempdir().unwrap();
-    save_tensors(tensors, "adapter", &dir.path().join("out")).unwrap();
-    let checkpoint = Checkpoint::open(&fixtures().join("base").join(base))?;
+fn merge_file(file: &Path, base: &Path) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
+    let checkpoint = Checkpoint::open(base)?;
     let base = Base::of(&checkpoint);
-    let changes = kohya::open(&dir.path().join("out/adapter.safetensors"), &base)?;
+    let changes = kohya::open(file, &base)?;
     let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
     merged.plan.check()?;
-    // The file goes with its folder: read before.
-    let read = |t: PlannedTensor| {
-        let values = t.read().unwrap().into();
-        let expr = atombank::plan::Expr::Values { shape: t.shape.clone(), values };
-        (t.name.clone(), PlannedTensor { expr, ..t })
-    };
-    Ok(merged.plan.tensors.into_iter().map(read).collect())
+    Ok(merged.plan.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
+}
+
+/// Files of LyCORIS by their names in `fixtures/adapters/lycoris`, and their base.
+const LYCORIS: &[(&str, &str)] = &[
+    ("lora", "qwen2"),
+    ("lora-rs", "qwen2"),
+    ("dora", "qwen2"),
+    ("dora-inputs", "qwen2"),
+    ("loha", "qwen2"),
+    ("loha-dora", "qwen2"),
+    ("lokr", "qwen2"),
+    ("lokr-both", "qwen2"),
+    ("lokr-whole", "qwen2"),
+    ("lokr-dora", "qwen2"),
+    ("full", "qwen2"),
+    ("ia3", "qwen2"),
+    ("ia3-inputs", "qwen2"),
+    ("glora", "qwen2"),
+    ("norms", "gpt2"),
+];
+
+#[test]
+fn files_of_lycoris_are_merged_to_the_bits_that_it_multiplies_with() {
+    let root = fixtures();
+    for (case, base) in LYCORIS {
+        for dtype in DTYPES {
+            let base = root.join("base").join(format!("{base}-{dtype}"));
+            let file = root.join("lycoris").join(format!("{case}.safetensors"));
+            let merged = merge_file(&file, &base).unwrap_or_else(|error| panic!("{case}: {error}"));
+            same(case, &base, &merged, &root.join("lycoris").join(format!("{case}-{dtype}.safetensors")), false);
+        }
+    }
+}
+
+/// What merging the tensors as one file says, or the merged tensors' values.
+fn merge_tensors(tensors: &Tensors, base: &str) -> Result<BTreeMap<String, Vec<f32>>, String> {
+    let dir = tempfile::tempdir().unwrap();
+    save_tensors(tensors, "adapter", &dir.path().join("out")).unwrap();
+    let merged = merge_file(&dir.path().join("out/adapter.safetensors"), &fixtures().join("base").join(base))
+        .map_err(|error| error.to_string())?;
+    let read = |(name, tensor): (String, PlannedTensor)| Ok((name, tensor.read().map_err(|error| error.to_string())?));
+    merged.into_iter().map(read).collect()
 }
 
 fn number(value: f32) -> HostTensor {
     HostTensor { shape: Vec::new(), values: [value].into() }
 }
 
-#[test]
-fn files_of_lycoris_are_merged_as_the_same_numbers_in_a_folder_of_peft() {
-    for (case, alphas) in [("loha", [5.0, 7.0]), ("lokr-low-rank", [3.0, 3.0])] {
-        let folder = fixtures().join(case);
-        let mut file = Tensors::new();
-        for (name, tensor) in host(&folder.join("adapter_model.safetensors")) {
-            let (module, part) = name.strip_prefix("base_model.model.").unwrap().rsplit_once('.').unwrap();
-            let module = module.replace('.', "_");
-            let alpha = number(alphas[usize::from(module.ends_with("down_proj"))]);
-            file.insert(format!("lycoris_{module}.alpha"), alpha);
-            file.insert(format!("lycoris_{module}.{part}"), tensor);
-        }
-        let merged = merge_file(&file, "qwen2-bfloat16").unwrap();
-        for (name, expected) in tensors(&folder.join("merged-bfloat16.safetensors")) {
-            assert_eq!(merged[&name].read().unwrap(), expected.read().unwrap(), "{case}: {name}");
-        }
-    }
+fn ones(shape: &[usize]) -> HostTensor {
+    HostTensor { shape: shape.to_vec(), values: vec![1.0; shape.iter().product()].into() }
 }
 
 #[test]
-fn files_of_kohya_hold_low_rank_and_whole_updates_by_paths_with_underscores() {
-    let ones = |shape: &[usize]| HostTensor { shape: shape.to_vec(), values: vec![1.0; shape.iter().product()].into() };
+fn modules_of_kohya_are_found_by_paths_with_underscores() {
     let before = Checkpoint::open(&fixtures().join("base/qwen2-float32")).unwrap();
     let before = |name: &str| before.weights().get(name).unwrap().read().unwrap();
-    let file: Tensors = [
+    let mut file: Tensors = [
         ("lora_te_model_layers_0_mlp_up_proj.lora_down.weight".to_owned(), ones(&[2, 16])),
         ("lora_te_model_layers_0_mlp_up_proj.lora_up.weight".to_owned(), ones(&[24, 2])),
         ("lora_te_model_layers_0_mlp_up_proj.alpha".to_owned(), number(0.5)),
@@ -260,31 +287,95 @@ fn files_of_kohya_hold_low_rank_and_whole_updates_by_paths_with_underscores() {
         ("lycoris_layers_0_self_attn_q_proj.diff_b".to_owned(), ones(&[16])),
     ]
     .into();
-    let merged = merge_file(&file, "qwen2-float32").unwrap();
-    for (name, by) in [
-        ("model.layers.0.mlp.up_proj.weight", 0.5),
-        ("model.layers.0.self_attn.q_proj.weight", 1.0),
-        ("model.layers.0.self_attn.q_proj.bias", 1.0),
-        ("model.layers.0.self_attn.k_proj.weight", 0.0),
-    ] {
-        let expected: Vec<f32> = before(name).iter().map(|w| w + by).collect();
-        assert_eq!(merged[name].read().unwrap(), expected, "{name}");
+    // No alpha, and one of 0, is the rank.
+    for (alpha, by) in [(Some(0.5), 0.5), (Some(0.0), 2.0), (None, 2.0)] {
+        match alpha {
+            Some(alpha) => file.insert("lora_te_model_layers_0_mlp_up_proj.alpha".to_owned(), number(alpha)),
+            None => file.remove("lora_te_model_layers_0_mlp_up_proj.alpha"),
+        };
+        let merged = merge_tensors(&file, "qwen2-float32").unwrap();
+        for (name, by) in [
+            ("model.layers.0.mlp.up_proj.weight", by),
+            ("model.layers.0.self_attn.q_proj.weight", 1.0),
+            ("model.layers.0.self_attn.q_proj.bias", 1.0),
+            ("model.layers.0.self_attn.k_proj.weight", 0.0),
+        ] {
+            let expected: Vec<f32> = before(name).iter().map(|w| w + by).collect();
+            assert_eq!(merged[name], expected, "{name}");
+        }
     }
-    let cases: [(&str, HostTensor, &str); 5] = [
-        ("lora_te_model_layers_1_mlp_up_proj.diff", ones(&[24, 16]), "whose path is \"model_layers_1_mlp_up_proj\""),
-        (
-            "lora_te_model_layers_0_mlp_up_proj.lora_mid.weight",
-            ones(&[2]),
-            "lora_mid.weight\": expected a part of a LoRA",
-        ),
-        ("lora_te_model_layers_0_mlp_up_proj.dora_scale", ones(&[24]), "dora_scale\": expected a part of a LoRA"),
-        ("lora_te_model_layers_0_mlp_up_proj.lora_up.weight", ones(&[24, 3]), "expected [24, 2] by the base model"),
-        ("lora_te_model_layers_0_mlp_up_proj.alpha", ones(&[2]), "alpha\": expected one number, found [2]"),
+}
+
+#[test]
+fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
+    const UP: &str = "lora_te_model_layers_0_mlp_up_proj";
+    let parts = |parts: &[(&str, HostTensor)]| -> Tensors {
+        parts.iter().map(|(part, tensor)| (format!("{UP}.{part}"), tensor.clone())).collect()
+    };
+    let lora = parts(&[("lora_down.weight", ones(&[2, 16])), ("lora_up.weight", ones(&[24, 2]))]);
+    let loha = parts(&[
+        ("hada_w1_a", ones(&[24, 2])),
+        ("hada_w1_b", ones(&[2, 16])),
+        ("hada_w2_a", ones(&[24, 2])),
+        ("hada_w2_b", ones(&[2, 16])),
+    ]);
+    let lokr = parts(&[("lokr_w1", ones(&[4, 4])), ("lokr_w2_a", ones(&[6, 1])), ("lokr_w2_b", ones(&[1, 4]))]);
+    let whole = parts(&[("lokr_w1", ones(&[4, 4])), ("lokr_w2", ones(&[6, 4]))]);
+    let ia3 = parts(&[("weight", ones(&[16])), ("on_input", number(1.0))]);
+    let glora = parts(&[
+        ("a1.weight", ones(&[16, 2])),
+        ("a2.weight", ones(&[2, 16])),
+        ("b1.weight", ones(&[24, 2])),
+        ("b2.weight", ones(&[2, 16])),
+    ]);
+    for file in [&lora, &loha, &lokr, &whole, &ia3, &glora] {
+        merge_tensors(file, "qwen2-float32").unwrap();
+    }
+    let other = "lora_te_model_layers_1_mlp_up_proj.diff";
+    let again = "lycoris_layers_0_mlp_up_proj.diff";
+    let norm = "lora_te_model_layers_0_input_layernorm.lora_up.weight";
+    let cases: Vec<(&Tensors, &str, Option<HostTensor>, &str)> = vec![
+        (&lora, other, Some(ones(&[24, 16])), "whose path is \"model_layers_1_mlp_up_proj\" with dots, found none"),
+        (&lora, again, Some(ones(&[24, 16])), "expected one update of the base's \"model.layers.0.mlp.up_proj\""),
+        (&lora, norm, Some(ones(&[16, 2])), "expected a module of the base with a matrix for its weight, found [16]"),
+        (&lora, "lora_mid.weight", Some(ones(&[2, 2])), "lora_mid.weight\": expected a part of a fixed update"),
+        (&lora, "lora_up.weight", Some(ones(&[24, 3])), "lora_up.weight\": expected [24, 2] by the base model"),
+        (&lora, "lora_up.weight", None, "lora_up.weight\": expected it, found nothing"),
+        (&lora, "lora_down.weight", None, "lora_down.weight\": expected it, found nothing"),
+        (&lora, "lora_down.weight", Some(ones(&[0, 16])), "lora_down.weight\": expected a matrix, found [0, 16]"),
+        (&lora, "lora_down.weight", Some(ones(&[2, 16, 1, 1])), "expected a matrix, found [2, 16, 1, 1]"),
+        (&lora, "alpha", Some(ones(&[2])), "alpha\": expected one number, found [2]"),
+        (&lora, "dora_scale", Some(ones(&[24])), "dora_scale\": expected [24, 1] or [1, 16] by the base model"),
+        (&lora, "dora_scale", Some(ones(&[16, 1])), "found [16, 1]; this adapter belongs to another base model"),
+        (&lora, "diff", Some(ones(&[24, 16])), "diff\": expected a part of a LoRA, LoHa, LoKr"),
+        (&lora, "diff_b", Some(ones(&[24])), "diff_b\": expected a bias of [24] in the base, found none"),
+        (&lora, "oft_blocks", Some(ones(&[4, 4, 4])), "oft_blocks\": expected a part of a fixed update"),
+        (&lora, "lambda_layer", Some(ones(&[1, 4])), "found part of a T-LoRA, which changes with the time step"),
+        (&loha, "hada_w2_a", None, "hada_w2_a\": expected it, found nothing"),
+        (&loha, "hada_w2_b", Some(ones(&[3, 16])), "hada_w2_b\": expected [2, 16]"),
+        (&loha, "hada_t1", Some(ones(&[2, 2])), "found part of a Tucker decomposition"),
+        (&lokr, "lokr_w1", None, "lokr_w1_a\": expected it, found nothing"),
+        (&lokr, "lokr_w1", Some(ones(&[4, 5])), "lokr_w1\": expected a factor of [24, 16], as [6, 4] is, found [4, 5]"),
+        (&lokr, "lokr_w2_a", Some(ones(&[6, 2])), "lokr_w2_a\": expected [6, 1]"),
+        (&lokr, "lokr_w2_b", None, "lokr_w2_b\": expected it, found nothing"),
+        (&whole, "alpha", Some(number(22.627)), "found 22.627: it was trained with rs_lora"),
+        (&ia3, "on_input", None, "on_input\": expected it, found nothing"),
+        (&ia3, "on_input", Some(number(0.0)), "up_proj.weight\": expected [24] by the base model"),
+        (&ia3, "on_input", Some(number(0.5)), "on_input\": expected 0 or 1, found another"),
+        (&ia3, "weight", Some(ones(&[24])), "up_proj.weight\": expected [16] by the base model"),
+        (&glora, "a1.weight", None, "a1.weight\": expected it, found nothing"),
+        (&glora, "b2.weight", Some(ones(&[2, 17])), "b2.weight\": expected [2, 16]"),
+        (&glora, "dora_scale", Some(ones(&[24, 1])), "dora_scale\": expected a part of a LoRA, LoHa, LoKr"),
     ];
-    for (name, tensor, expected) in cases {
+    for (file, part, tensor, expected) in cases {
         let mut file = file.clone();
-        file.insert(name.to_owned(), tensor);
-        let error = merge_file(&file, "qwen2-float32").unwrap_err().to_string();
+        let name = if part.contains("_layers_") { part.to_owned() } else { format!("{UP}.{part}") };
+        match tensor {
+            Some(tensor) => file.insert(name, tensor),
+            None => file.remove(&name),
+        };
+        let error = merge_tensors(&file, "qwen2-float32").expect_err(expected);
         assert!(error.contains(expected), "{error}");
+        assert_eq!(error.lines().count(), 1);
     }
 }

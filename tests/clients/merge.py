@@ -11,9 +11,7 @@ import collections
 import json
 import random
 import shutil
-import subprocess
 import sys
-import traceback
 import warnings
 import zlib
 
@@ -24,16 +22,14 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from common import BINARY, FIXTURES, WORK, atombank, check, finish, gap, hf_logits
+from common import WORK, atombank, check, finish, gap, hf_logits
+from models import DTYPES, base_folder, guarded, is_tied, load, refused, same_weights, tensors, with_head
 
 NUMBER = int(sys.argv[3]) if len(sys.argv) > 3 else 12
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 UNTIED = ["llama", "mistral", "phi3", "qwen3", "medium", "stablelm"]
 TIED = ["qwen2", "gemma", "smollm3", "granite"]
 LINEAR = UNTIED + TIED + ["olmo2", "starcoder2", "qwen2-odd", "gpt-neox", "gemma2", "gemma3"]
 EXPERTS = ["qwen3moe", "qwen2moe", "mixtral"]
-EMBEDDINGS = ["model.embed_tokens.weight", "transformer.wte.weight", "gpt_neox.embed_in.weight"]
-HEADS = ["lm_head.weight", "embed_out.weight"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LOGITS = 1e-3
@@ -156,40 +152,11 @@ CASES = {
 }
 
 
-def fixture(base):
-    return FIXTURES / "convert" / ("llama" if base == "medium" else base) / "model"
-
-
-def base_folder(base, dtype):
-    """A base saved in a type, made where it isn't there yet."""
-    folder = WORK / f"base-{base}-{dtype}"
-    if not folder.exists():
-        torch.manual_seed(11)
-        if base == "medium":
-            config = transformers.LlamaConfig(hidden_size=256, num_hidden_layers=4, intermediate_size=688, num_attention_heads=8, num_key_value_heads=4,
-                                              vocab_size=320, tie_word_embeddings=False, initializer_range=0.1)
-            model = transformers.LlamaForCausalLM(config).to(DTYPES[dtype])
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(fixture(base), dtype=DTYPES[dtype])
-        model.save_pretrained(folder)
-        for file in [*fixture(base).glob("tokenizer*"), *fixture(base).glob("*vocab*"), *fixture(base).glob("merges.txt")]:
-            shutil.copy(file, folder)
-    return folder
-
-
-def load(folder, dtype):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="eager").eval()
-
-
 def load_untied(folder, dtype):
     """The model with a head of its own that is the embeddings."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], attn_implementation="eager", tie_word_embeddings=False).eval()
     model.get_output_embeddings().weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
     return model
-
-
-def tensors(folder):
-    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
 def config_of(case):
@@ -259,63 +226,6 @@ def merged_by_peft(case, base, adapter, folder):
     return found
 
 
-def with_head(values):
-    """A tied head is in no file."""
-    embeddings = next(name for name in EMBEDDINGS if name in values)
-    return values if any(name in values for name in HEADS) else {**values, HEADS[0]: values[embeddings]}
-
-
-def is_tied(values):
-    embeddings = next(values[name] for name in EMBEDDINGS if name in values)
-    return torch.equal(embeddings, next(values[name] for name in HEADS if name in values))
-
-
-def units_off(found, expected):
-    """How far elements are off, in units in the last place of the larger of their own and the mean size."""
-    info = torch.finfo(expected.dtype)
-    found, expected = found.double(), expected.double()
-    size = torch.maximum(torch.maximum(found.abs(), expected.abs()), expected.abs().mean()).clamp(min=info.tiny)
-    return (found - expected).abs() / (info.eps * 2 ** size.log2().floor())
-
-
-def same_bits(found, expected):
-    kind = {4: torch.int32, 2: torch.int16}[expected.element_size()]
-    return found.view(kind) == expected.view(kind)
-
-
-def same_weights(case, base, found, expected):
-    """Whether all are as near as they have to be, and a line for the check."""
-    written, found, expected = found, with_head(found), with_head(expected)
-    if set(found) != set(expected):
-        return False, f"missing {sorted(set(expected) - set(found))[:3]}, surplus {sorted(set(found) - set(expected))[:3]}"
-    if not is_tied(found) and not any(name in written for name in HEADS):
-        return False, "no head beside embeddings that differ from it"
-    before, changed, wrong, count, differing, furthest = with_head(tensors(base)), 0, [], 0, 0, 0.0
-    for name, value in expected.items():
-        ours = found[name]
-        if ours.shape != value.shape or ours.dtype != value.dtype:
-            wrong.append(f"{name} is {ours.dtype} {tuple(ours.shape)} for {value.dtype} {tuple(value.shape)}")
-            continue
-        if not value.isfinite().all():
-            wrong.append(f"{name}: PEFT's is not finite")
-            continue
-        changed += not torch.equal(value, before[name])
-        other = ~same_bits(ours, value)
-        count += value.numel()
-        differing += int(other.sum())
-        if other.any():
-            off = torch.nan_to_num(units_off(ours, value), nan=float("inf"))
-            furthest = max(furthest, float(off.max()))
-            if off.max() > case.units or case.units == 0:
-                at = tuple(int(i) for i in torch.unravel_index((off if off.max() > case.units else other.int()).argmax(), off.shape))
-                wrong.append(f"{name}: {int(other.sum())} of {value.numel()} differ, {float(off.max()):.3g} units at {at}: {float(ours[at])} for {float(value[at])}")
-    if not changed:
-        wrong.append("the adapter changes nothing")
-    line = f"{changed} of {len(expected)} tensors changed; "
-    line += f"{differing} of {count} elements differ, by up to {furthest:.2g} of {case.units} units" if differing else "bit-equal"
-    return not wrong, "; ".join([line, *wrong[:3], *([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])])
-
-
 def title(name, case):
     return f"{case.kind} {name} ({case.base} {case.dtype}, adapter {case.saved})"
 
@@ -327,7 +237,7 @@ def run_case(name, case):
     expected = merged_by_peft(case, base, adapter, WORK / f"{slug}-peft")
     atombank("merge", base, adapter, "-o", out, "--quiet")
     found = tensors(out)
-    passed, line = same_weights(case, base, found, expected)
+    passed, line = same_weights(case.units, base, found, expected)
     tied = json.loads((out / "config.json").read_text()).get("tie_word_embeddings", True)
     if tied and not is_tied(with_head(found)):
         passed, line = False, f"{line}; the config ties what differs"
@@ -519,17 +429,6 @@ def random_cases(kind, number):
 
 # What can't be merged
 
-def refused(name, base, *adapters):
-    """One line, exit code 1, nothing written."""
-    out = WORK / "refused"
-    run = subprocess.run([BINARY, "merge", base, *adapters, "-o", out, "--quiet"], capture_output=True, text=True)
-    lines = run.stderr.strip().splitlines()
-    left = [path.name for path in WORK.glob("*refused*")]
-    check(f"refused: {name}", run.returncode == 1 and len(lines) == 1 and not left,
-          f"exit code {run.returncode}, {len(lines)} lines, left {left}: {lines[0] if lines else 'no message'}")
-    shutil.rmtree(out, ignore_errors=True)
-
-
 def edited(name, adapter, edit=lambda values: None, **fields):
     """A copy of an adapter whose tensors and config are changed."""
     folder = WORK / f"edited-{name.replace(' ', '-')}"
@@ -622,15 +521,6 @@ def what_is_refused():
     broken = edited("no JSON", plain)
     (broken / "adapter_config.json").write_text("{")
     refused("config that is no JSON", llama, broken)
-
-
-def guarded(name, work):
-    """One failure doesn't stop the others."""
-    try:
-        work()
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]} (line {last.lineno} of {last.filename.rsplit('/', 1)[-1]})")
 
 
 warnings.filterwarnings("ignore")

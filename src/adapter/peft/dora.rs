@@ -1,12 +1,14 @@
-//! DoRA: `m (W + s B A) / ||W + s B A||`, a magnitude and a norm for each output.
+//! DoRA: `m (W + delta) / ||W + delta||`, a magnitude and a norm for each output.
 //!
 //! Reference: peft `src/peft/tuners/lora/variants.py` (`merge_unsafe`) and `dora.py`
 //! (`get_weight_norm`): everything in f32, the quotient `m / norm` before the product with the weight.
+//! KohakuBlueleaf/LyCORIS `lycoris/functional/general.py` (`_weight_decompose`) has magnitudes of inputs too, and adds
+//! the type's epsilon to norms.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::change::{Change, LowRank};
+use super::change::Change;
 use super::rows::ScaleColumns;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -18,27 +20,35 @@ const LANES: usize = 8;
 /// Rows of a transposed weight looked at at a time, at most this many values.
 const STRIP_ELEMS: usize = 1 << 20;
 
-/// The change that follows `W + s B A` of `tensor`, under `update`.
+/// The change that follows `update` of `tensor`: a magnitude for each row, or for each column, whose norm is
+/// taken for `eps` more than it is.
 ///
-/// A weight that is kept transposed, whose outputs are columns, is read here for their norms.
-pub(super) fn rescale(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -> Result<Change> {
-    let map: Arc<dyn RowMap> = match update.transposed {
-        false => Arc::new(ByRow { magnitude: magnitude.into() }),
-        true => Arc::new(ScaleColumns(column_factors(tensor, update, magnitude)?)),
+/// For norms of columns the weight is read here.
+pub(in crate::adapter) fn rescale(
+    tensor: &PlannedTensor,
+    update: &Change,
+    magnitude: &[f32],
+    by_column: bool,
+    eps: f32,
+) -> Result<Change> {
+    let map: Arc<dyn RowMap> = match by_column {
+        false => Arc::new(ByRow { magnitude: magnitude.into(), eps }),
+        true => Arc::new(ScaleColumns(column_factors(tensor, update, magnitude, eps)?)),
     };
     Ok(Change::Map { others: Vec::new(), map, transposed: false })
 }
 
-/// Outputs are rows.
+/// Magnitudes of rows.
 #[derive(Debug)]
 struct ByRow {
     magnitude: Arc<[f32]>,
+    eps: f32,
 }
 
 impl RowMap for ByRow {
     fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
         for (magnitude, row) in self.magnitude[rows].iter().zip(out.chunks_exact_mut(row_len)) {
-            let factor = magnitude / norm(row);
+            let factor = magnitude / (norm(row) + self.eps);
             row.iter_mut().for_each(|w| *w *= factor);
         }
     }
@@ -62,10 +72,9 @@ pub(super) fn norm(row: &[f32]) -> f32 {
     rest.iter().fold(sum, |sum, v| sum + v * v).sqrt()
 }
 
-/// `m / norm` of every column of `W + s B A`: values that don't stand side by side torch sums in order.
-fn column_factors(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -> Result<Arc<[f32]>> {
-    let expr = Change::LowRank(update.clone()).apply(tensor.expr.clone());
-    let updated = PlannedTensor { dtype: DType::F32, expr, ..tensor.clone() };
+/// `m / norm` of every column of `W + delta`: values that don't stand side by side torch sums in order.
+fn column_factors(tensor: &PlannedTensor, update: &Change, magnitude: &[f32], eps: f32) -> Result<Arc<[f32]>> {
+    let updated = PlannedTensor { dtype: DType::F32, expr: update.apply(tensor.expr.clone()), ..tensor.clone() };
     let mut squares = vec![0.0f32; tensor.row_len()];
     let step = (STRIP_ELEMS / tensor.row_len().max(1)).max(1);
     for start in (0..tensor.rows()).step_by(step) {
@@ -74,7 +83,7 @@ fn column_factors(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -
             squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
         }
     }
-    let factor = |(square, magnitude): (&f32, &f32)| magnitude / square.sqrt();
+    let factor = |(square, magnitude): (&f32, &f32)| magnitude / (square.sqrt() + eps);
     let factors: Arc<[f32]> = squares.iter().zip(magnitude).map(factor).collect();
     match factors.iter().position(|factor| !factor.is_finite()) {
         None => Ok(factors),
@@ -87,6 +96,7 @@ fn column_factors(tensor: &PlannedTensor, update: &LowRank, magnitude: &[f32]) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::change::LowRank;
     use super::*;
     use crate::plan::Expr;
 
@@ -110,9 +120,9 @@ mod tests {
         {
             let expr = values(&[2, 2], &weight);
             let tensor = PlannedTensor { name: "w".into(), dtype: DType::F32, shape: vec![2, 2], expr };
-            let update = update(transposed);
-            let change = rescale(&tensor, &update, &[10., 10.]).unwrap();
-            let expr = change.apply(Change::LowRank(update).apply(tensor.expr.clone()));
+            let update = Change::LowRank(update(transposed));
+            let change = rescale(&tensor, &update, &[10., 10.], transposed, 0.0).unwrap();
+            let expr = change.apply(update.apply(tensor.expr.clone()));
             assert_eq!(PlannedTensor { expr, ..tensor }.read().unwrap(), expected);
         }
     }
@@ -128,7 +138,7 @@ mod tests {
             };
             let zeros = |shape: &[usize]| values(shape, &[0., 0.]);
             let update = LowRank { scale: 1.0, a: zeros(&[1, 2]), b: zeros(&[2, 1]), transposed, rounded: None };
-            let change = rescale(&tensor, &update, &[1., 1.]);
+            let change = rescale(&tensor, &Change::LowRank(update), &[1., 1.], transposed, 0.0);
             let read =
                 |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();
             let error = change.and_then(read).unwrap_err().to_string();

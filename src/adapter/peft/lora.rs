@@ -199,10 +199,12 @@ fn low_rank(
     outputs: usize,
     changes: &mut Vec<Named>,
 ) -> Result<()> {
-    changes.push((tensor.name.clone(), Change::LowRank(update.clone())));
+    let outputs_are_columns = update.transposed;
+    let update = Change::LowRank(update);
+    changes.push((tensor.name.clone(), update.clone()));
     if config.use_dora {
         let magnitude = magnitude(entries, module, outputs)?;
-        changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude)?));
+        changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude, outputs_are_columns, 0.0)?));
     }
     Ok(())
 }

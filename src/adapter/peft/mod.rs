@@ -32,10 +32,12 @@ use std::path::Path;
 
 pub use base::Base;
 pub use change::{Change, LowRank};
+pub(super) use dora::rescale;
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
-pub(super) use rows::product;
+pub(super) use rows::{ScaleColumns, ScaleRows, product};
 pub use save::NewLora;
+pub(super) use vblora::integers;
 
 use entries::Entries;
 

@@ -7,7 +7,7 @@ use crate::plan::{Expr, Pick, RowMap};
 
 /// Every row times a number of its own.
 #[derive(Debug)]
-pub(super) struct ScaleRows(pub(super) Arc<[f32]>);
+pub(in crate::adapter) struct ScaleRows(pub(in crate::adapter) Arc<[f32]>);
 
 impl RowMap for ScaleRows {
     fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
@@ -19,7 +19,7 @@ impl RowMap for ScaleRows {
 
 /// Every column times a number of its own.
 #[derive(Debug)]
-pub(super) struct ScaleColumns(pub(super) Arc<[f32]>);
+pub(in crate::adapter) struct ScaleColumns(pub(in crate::adapter) Arc<[f32]>);
 
 impl RowMap for ScaleColumns {
     fn apply(&self, _: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {

@@ -159,7 +159,7 @@ impl Bank {
 }
 
 /// The values of a tensor of whole numbers; `None` where they are of another type, or negative.
-fn integers(tensor: &PlannedTensor) -> Option<Vec<usize>> {
+pub(in crate::adapter) fn integers(tensor: &PlannedTensor) -> Option<Vec<usize>> {
     let Expr::Take(source) = &tensor.expr else { return None };
     let bytes: Arc<[u8]> = source.rows(0..tensor.rows()).into();
     let whole = |bytes: &[u8]| match *bytes {
