@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::product::{Sink, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor};
+use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::{row_len, rows};
 use crate::quant;
@@ -70,11 +71,26 @@ impl PlannedTensor {
     pub fn read_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         self.check_decodable()?;
         let mut values = Vec::new();
-        let mut bytes = Vec::new();
-        self.encode_rows(rows.clone(), &mut values, &mut bytes)?;
-        values.resize(rows.len() * self.row_len(), 0.0);
-        self.decode(&bytes, &mut values)?;
+        self.read_rows_into(rows, &mut values)?;
         Ok(values)
+    }
+
+    /// As [`PlannedTensor::read_rows`], into memory that is used again; for types that can be decoded.
+    pub(crate) fn read_rows_into(&self, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        // Not cleared: every value is written.
+        values.resize(rows.len() * self.row_len(), 0.0);
+        if self.dtype == DType::F32 {
+            // There is nothing to round, and so no bytes to make.
+            self.expr.eval_rows(rows, values);
+            return match values.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+                true => Err(self.not_finite("a NaN or an infinity")),
+                false => Ok(()),
+            };
+        }
+        let mut bytes = Vec::new();
+        self.encode_rows(rows.clone(), values, &mut bytes)?;
+        values.resize(rows.len() * self.row_len(), 0.0);
+        self.decode(&bytes, values)
     }
 
     /// All rows as [`PlannedTensor::read_rows`] gives them, made in parallel on rayon's current pool.

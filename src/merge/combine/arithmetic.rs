@@ -6,9 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::lazy::{Measure, Pointwise, difference};
-use super::sieve::{Choice, Rescale, Sieve, sign};
-use super::statistics::{Leading, Order, elems, scan, scan_all};
+use super::lazy::{Measure, difference};
+use super::sieve::{Choice, Rescale, Sieve, Walk};
+use super::statistics::{Leading, Order, elems, scan_all, sum_of};
 use crate::error::Result;
 use crate::plan::{Expr, RowMap};
 
@@ -48,40 +48,66 @@ struct Sum {
     lambda: f32,
 }
 
+/// Elements that are summed at a time: they stay in the cache meanwhile.
+const BLOCK: usize = 1 << 13;
+
 impl RowMap for Sum {
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
         let start = (rows.start * row_len) as u64;
-        let update = |(model, sieve, weight): (&Vec<f32>, &Sieve, &f32)| {
-            let mut update: Vec<f32> = model.iter().zip(&*out).map(|(x, base)| x - base).collect();
-            sieve.apply(start, row_len, &mut update);
-            update.iter_mut().for_each(|v| *v *= weight);
-            update
-        };
-        let weighted = others.iter().zip(&self.sieves).zip(&self.weights).map(|((m, s), w)| update((m, s, w)));
-        let weighted: Vec<Vec<f32>> = weighted.collect();
+        let mut walks: Vec<Walk> = self.sieves.iter().map(|sieve| sieve.walk(start)).collect();
+        let block = (BLOCK / row_len.max(1)).max(1) * row_len.max(1);
+        let mut weighted = vec![0.0; block.min(out.len()) * others.len()];
+        let (mut sums, mut divisors) = (Vec::new(), Vec::new());
         let total: f32 = self.weights.iter().sum();
-        for (i, out) in out.iter_mut().enumerate() {
-            let values = weighted.iter().map(|w| w[i]);
-            let mut sum: f32 = values.clone().fold(0.0, |sum, v| sum + v);
-            let mut divisor = if total.abs() < 1e-8 { 1.0 } else { total };
+        let total = if total.abs() < 1e-8 { 1.0 } else { total };
+        for (i, out) in out.chunks_mut(block).enumerate() {
+            let mut updates: Vec<&mut [f32]> = weighted.chunks_mut(out.len()).take(others.len()).collect();
+            for (((update, model), walk), weight) in updates.iter_mut().zip(others).zip(&mut walks).zip(&self.weights) {
+                let model = &model[i * block..][..out.len()];
+                update.iter_mut().zip(model).zip(&*out).for_each(|((update, x), base)| *update = x - base);
+                walk.apply(row_len, update);
+                update.iter_mut().for_each(|v| *v *= weight);
+            }
+            sums.clear();
+            sums.resize(out.len(), 0.0f32);
+            for update in &updates {
+                sums.iter_mut().zip(&**update).for_each(|(sum, v)| *sum += v);
+            }
+            divisors.clear();
+            divisors.resize(out.len(), total);
             if self.consensus {
-                let majority = if sum >= 0.0 { 1.0 } else { -1.0 };
-                (sum, divisor) = (0.0, 0.0);
-                for (value, weight) in values.zip(&self.weights).filter(|(v, _)| sign(*v) == majority) {
-                    sum += value;
-                    divisor += weight;
-                }
-                if divisor == 0.0 {
-                    divisor = 1.0;
-                }
+                self.elect(&updates, &mut sums, &mut divisors);
             }
             if self.normalize {
-                sum /= divisor;
+                sums.iter_mut().zip(&divisors).for_each(|(sum, divisor)| *sum /= divisor);
             }
             if self.lambda != 1.0 {
-                sum *= self.lambda;
+                sums.iter_mut().for_each(|sum| *sum *= self.lambda);
             }
-            *out += sum;
+            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out += sum);
+        }
+    }
+}
+
+impl Sum {
+    /// Makes of the sums of updates those of the ones that have the same sign, and of divisors their weights.
+    /// Without branches: signs are as good as random.
+    fn elect(&self, updates: &[&mut [f32]], sums: &mut [f32], divisors: &mut [f32]) {
+        let majorities = &mut *divisors;
+        majorities.iter_mut().zip(&*sums).for_each(|(majority, sum)| *majority = if *sum >= 0.0 { 1.0 } else { -1.0 });
+        let mut of_weights = vec![0.0f32; sums.len()];
+        sums.fill(0.0);
+        for (update, weight) in updates.iter().zip(&self.weights) {
+            let places = sums.iter_mut().zip(&mut of_weights).zip(&**update).zip(&*majorities);
+            for (((sum, of_weights), value), majority) in places {
+                // Of the same sign: 0 has none.
+                let elected = value * majority > 0.0;
+                *sum += if elected { *value } else { 0.0 };
+                *of_weights += if elected { *weight } else { 0.0 };
+            }
+        }
+        for (divisor, weights) in divisors.iter_mut().zip(&of_weights) {
+            *divisor = if *weights == 0.0 { 1.0 } else { *weights };
         }
     }
 }
@@ -100,24 +126,29 @@ impl Measure for Sce {
         let updates: Vec<Expr> = of[1..].iter().map(|model| difference(model.clone(), of[0].clone())).collect();
         let mut selected = None;
         if self.select_topk < 1.0 {
-            let variance = Expr::Map { of: updates.clone(), map: Arc::new(Pointwise(variance)) };
-            let mut nonzero = 0u64;
-            if self.select_topk > 0.0 {
-                scan(&variance, |_, values| nonzero += values.iter().filter(|v| **v != 0.0).count() as u64)?;
-            }
+            let of_all = Expr::Map { of: updates.clone(), map: Arc::new(Variance) };
             // A count times a number is a float32 in torch.
-            let count = (nonzero as f32 * self.select_topk as f32) as u64;
-            selected = Some(Leading::of(&variance, Order::Largest, count.min(elems(&variance)))?);
+            let count = |nonzero: u64| (nonzero as f32 * self.select_topk as f32) as u64;
+            selected = Some(match self.select_topk > 0.0 {
+                true => Leading::among(&of_all, Order::Largest, count)?,
+                false => Leading::of(&of_all, Order::Largest, 0)?,
+            });
         }
         let mut squares = vec![0f64; updates.len()];
-        let mut place = Vec::with_capacity(updates.len());
+        let (mut keys, mut kept) = (Vec::new(), Vec::new());
         scan_all(&updates, |start, values| {
-            for i in 0..values[0].len() {
-                place.clear();
-                place.extend(values.iter().map(|v| v[i]));
-                if selected.is_none_or(|selected| selected.has(start + i as u64, variance(&place))) {
-                    squares.iter_mut().zip(&place).for_each(|(sum, v)| *sum += (*v * *v) as f64);
+            let all: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+            keys.resize(all[0].len(), 0.0);
+            if selected.is_some() {
+                variances(&all, &mut keys);
+            }
+            for (sum, values) in squares.iter_mut().zip(all) {
+                kept.clear();
+                kept.extend_from_slice(values);
+                if let Some(selected) = selected {
+                    selected.keep_by(start, &keys, &mut kept);
                 }
+                *sum += sum_of(&kept, |v| (v * v) as f64);
             }
         })?;
         let count = elems(&of[0]).max(1) as f64;
@@ -129,15 +160,35 @@ impl Measure for Sce {
     }
 }
 
-/// torch.var without Bessel's correction: Welford's way, in f64.
-fn variance(values: &[f32]) -> f32 {
-    let (mut mean, mut squares) = (0f64, 0f64);
-    for (i, value) in values.iter().map(|v| *v as f64).enumerate() {
-        let delta = value - mean;
-        mean += delta / (i + 1) as f64;
-        squares += delta * (value - mean);
+/// [`variances`] of the operands.
+#[derive(Debug)]
+struct Variance;
+
+impl RowMap for Variance {
+    fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
+        let first = out.to_vec();
+        let all: Vec<&[f32]> = std::iter::once(&first).chain(others).map(Vec::as_slice).collect();
+        variances(&all, out);
     }
-    (squares / values.len() as f64) as f32
+}
+
+/// torch.var without Bessel's correction, of the values of several tensors at each place: Welford's way, in
+/// f64.
+fn variances(of: &[&[f32]], out: &mut [f32]) {
+    const PLACES: usize = 64;
+    for (i, out) in out.chunks_mut(PLACES).enumerate() {
+        let (mut means, mut squares) = ([0f64; PLACES], [0f64; PLACES]);
+        for (before, values) in of.iter().enumerate() {
+            let count = (before + 1) as f64;
+            let values = &values[i * PLACES..][..out.len()];
+            for ((mean, squares), value) in means.iter_mut().zip(&mut squares).zip(values) {
+                let delta = *value as f64 - *mean;
+                *mean += delta / count;
+                *squares += delta * (*value as f64 - *mean);
+            }
+        }
+        out.iter_mut().zip(&squares).for_each(|(out, squares)| *out = (squares / of.len() as f64) as f32);
+    }
 }
 
 #[derive(Debug)]
@@ -148,21 +199,38 @@ struct Chosen {
 
 impl RowMap for Chosen {
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
-        let start = (rows.start * row_len) as u64;
-        let mut updates = vec![0.0; others.len()];
-        for (i, out) in out.iter_mut().enumerate() {
-            updates.iter_mut().zip(others).for_each(|(update, model)| *update = model[i] - *out);
-            if self.selected.is_some_and(|selected| !selected.has(start + i as u64, variance(&updates))) {
-                continue;
+        let first = (rows.start * row_len) as u64;
+        let mut updates = vec![0.0; BLOCK * others.len()];
+        let (mut keys, mut elected, mut sums, mut weights) =
+            ([0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
+        for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+            let (start, n) = (i * BLOCK, out.len());
+            let models = || others.iter().map(|model| &model[start..][..n]);
+            for (update, model) in updates.chunks_mut(n).zip(models()) {
+                update.iter_mut().zip(model).zip(&*out).for_each(|((update, x), base)| *update = x - base);
             }
-            let elected: f32 = updates.iter().fold(0.0, |sum, v| sum + v);
-            let majority = if elected >= 0.0 { 1.0 } else { -1.0 };
-            let (mut sum, mut weights) = (0.0f32, 0.0f32);
-            for (update, weight) in updates.iter().zip(&self.weights).filter(|(v, _)| sign(**v) == majority) {
-                sum += update * weight;
-                weights += weight;
+            let updates: Vec<&[f32]> = updates.chunks(n).take(others.len()).collect();
+            elected[..n].fill(0.0);
+            for update in &updates {
+                elected.iter_mut().zip(*update).for_each(|(sum, v)| *sum += v);
             }
-            *out += sum / weights.max(1e-6);
+            sums[..n].fill(0.0);
+            weights[..n].fill(0.0);
+            for (update, weight) in updates.iter().zip(&self.weights) {
+                let places = sums.iter_mut().zip(&mut weights).zip(*update).zip(&elected);
+                for (((sum, weights), value), elected) in places {
+                    let majority = if *elected >= 0.0 { 1.0 } else { -1.0 };
+                    let counts = value * majority > 0.0;
+                    *sum += if counts { value * weight } else { 0.0 };
+                    *weights += if counts { *weight } else { 0.0 };
+                }
+            }
+            sums[..n].iter_mut().zip(&weights).for_each(|(sum, weights)| *sum /= weights.max(1e-6));
+            if let Some(selected) = self.selected {
+                variances(&updates, &mut keys[..n]);
+                selected.keep_by(first + start as u64, &keys[..n], &mut sums[..n]);
+            }
+            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out += sum);
         }
     }
 }

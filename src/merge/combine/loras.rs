@@ -383,7 +383,7 @@ impl RowMap for Blended {
         let mut tasks = vec![out.to_vec()];
         tasks.extend(others.iter().cloned());
         for (sieve, task) in self.sieves.iter().zip(&mut tasks) {
-            sieve.apply(start, row_len, task);
+            sieve.walk(start).apply(row_len, task);
         }
         for (i, out) in out.iter_mut().enumerate() {
             let values = tasks.iter().map(|task| task[i]);

@@ -11,6 +11,7 @@ mod models;
 mod modules;
 mod mt19937;
 mod options;
+mod ranks;
 mod sieve;
 mod spherical;
 mod statistics;

@@ -14,6 +14,19 @@ use std::sync::OnceLock;
 const N: usize = 624;
 const M: usize = 397;
 
+/// A word of the state as it is given out.
+fn temper(mut y: u32) -> u32 {
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c_5680;
+    y ^= (y << 15) & 0xefc6_0000;
+    y ^ (y >> 18)
+}
+
+/// A word as a number in [0, 1).
+fn unit(word: u32) -> f32 {
+    (word & 0xff_ffff) as f32 / (1 << 24) as f32
+}
+
 /// The generator of `torch.manual_seed`.
 #[derive(Clone)]
 pub struct Mt19937 {
@@ -38,17 +51,27 @@ impl Mt19937 {
         if self.next == N {
             self.twist();
         }
-        let mut y = self.state[self.next];
         self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        temper(self.state[self.next - 1])
     }
 
     /// The next number in [0, 1): `torch.rand` of a float32 tensor, an element at a time.
     pub fn uniform(&mut self) -> f32 {
-        (self.word() & 0xff_ffff) as f32 / (1 << 24) as f32
+        unit(self.word())
+    }
+
+    /// The next numbers of [`Mt19937::uniform`], as many as `out` has room for.
+    pub fn fill(&mut self, mut out: &mut [f32]) {
+        while !out.is_empty() {
+            if self.next == N {
+                self.twist();
+            }
+            let words = &self.state[self.next..];
+            let (now, later) = out.split_at_mut(out.len().min(words.len()));
+            now.iter_mut().zip(words).for_each(|(out, word)| *out = unit(temper(*word)));
+            self.next += now.len();
+            out = later;
+        }
     }
 
     /// Whether the next element of `torch.bernoulli` is 1.
@@ -126,6 +149,12 @@ impl Stream {
     }
 }
 
+impl fmt::Debug for Mt19937 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a Mersenne twister")
+    }
+}
+
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} draws after seed {}", self.total, self.seed)
@@ -157,6 +186,12 @@ mod tests {
             let word = drawn.word();
             assert_eq!(skipped.word(), word, "{position}");
             assert_eq!(stream.at(position).word(), word, "{position}");
+        }
+        let (mut single, mut filled) = (Mt19937::new(3), Mt19937::new(3));
+        for count in [1, 622, 2, 2000, 623] {
+            let mut numbers = vec![0.0; count];
+            filled.fill(&mut numbers);
+            assert!(numbers.iter().all(|number| *number == single.uniform()));
         }
         let mut far = Mt19937::new(3);
         far.skip(2 * SPACING + 5);

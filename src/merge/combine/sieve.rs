@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use super::mt19937::Stream;
-use super::statistics::{Leading, Order, elems, scan};
+use super::mt19937::{Mt19937, Stream};
+use super::ranks::Ranks;
+use super::statistics::{Leading, Order, elems, scan, sum_of};
 use crate::error::Result;
 use crate::formats::row_len;
 use crate::plan::Expr;
@@ -138,11 +139,14 @@ impl Sieve {
             Rescale::Magnitudes => {
                 let (mut before, mut after) = (0f64, 0f64);
                 let row_len = row_len(&of.shape());
-                scan(of, |start, values| {
-                    let mut kept = values.to_vec();
-                    before += kept.iter().map(|v| v.abs() as f64).sum::<f64>();
-                    sieve.apply(start, row_len, &mut kept);
-                    after += kept.iter().map(|v| v.abs() as f64).sum::<f64>();
+                let mut walk = sieve.walk(0);
+                let mut kept = Vec::new();
+                scan(of, |_, values| {
+                    kept.clear();
+                    kept.extend_from_slice(values);
+                    before += sum_of(values, |v| v.abs() as f64);
+                    walk.apply(row_len, &mut kept);
+                    after += sum_of(&kept, |v| v.abs() as f64);
                 })?;
                 let (before, after) = (before as f32, after as f32);
                 if before < 1e-7 || after < 1e-7 { Scale::No } else { Scale::Multiply(before / after) }
@@ -151,37 +155,56 @@ impl Sieve {
         Ok(sieve)
     }
 
-    /// Keeps what is kept of the values from element `start` on, whole rows of `row_len`.
-    pub(super) fn apply(&self, start: u64, row_len: usize, values: &mut [f32]) {
-        match &self.mask {
+    /// Through values from element `start` on.
+    pub(super) fn walk(&self, start: u64) -> Walk<'_> {
+        let generator = match &self.mask {
+            Mask::Random { draws, .. } | Mask::Ranked { draws, .. } => Some(draws.stream.at(draws.position + start)),
+            Mask::All | Mask::None | Mask::Leading(_) | Mask::Between(..) => None,
+        };
+        Walk { sieve: self, at: start, generator, draws: Vec::new(), ranks: Ranks::default() }
+    }
+}
+
+/// A sieve on its way through a tensor: chance goes on where it was.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    sieve: &'a Sieve,
+    at: u64,
+    generator: Option<Mt19937>,
+    draws: Vec<f32>,
+    ranks: Ranks,
+}
+
+/// Values for which draws are made at a time where they need not be those of a row.
+const DRAWN: usize = 4096;
+
+impl Walk<'_> {
+    /// Keeps what is kept of the next values, whole rows of `row_len`.
+    pub(super) fn apply(&mut self, row_len: usize, values: &mut [f32]) {
+        match &self.sieve.mask {
             Mask::All => {}
             Mask::None => values.fill(0.0),
-            Mask::Leading(leading) => keep(values, |i, v| leading.has(start + i as u64, v)),
+            Mask::Leading(leading) => leading.keep(self.at, values, true),
             Mask::Between(below, upto) => {
-                keep(values, |i, v| upto.has(start + i as u64, v) && !below.has(start + i as u64, v));
+                upto.keep(self.at, values, true);
+                below.keep(self.at, values, false);
             }
-            Mask::Random { probability, draws } => {
-                let mut generator = draws.stream.at(draws.position + start);
-                keep(values, |_, _| generator.bernoulli(*probability));
+            Mask::Random { probability, .. } => {
+                for values in values.chunks_mut(DRAWN) {
+                    let draws = drawn(&mut self.draws, &mut self.generator, values.len());
+                    let kept = values.iter_mut().zip(draws);
+                    kept.for_each(|(v, draw)| *v = if draw < probability { *v } else { 0.0 });
+                }
             }
-            Mask::Ranked { least, epsilon, draws } => {
-                let mut generator = draws.stream.at(draws.position + start);
-                let mut order: Vec<u32> = Vec::new();
-                let mut probabilities = vec![0.0; row_len];
+            Mask::Ranked { least, epsilon, .. } => {
                 for row in values.chunks_mut(row_len.max(1)) {
-                    order.clear();
-                    order.extend(0..row.len() as u32);
-                    order.sort_by(|a, b| row[*a as usize].abs().total_cmp(&row[*b as usize].abs()));
-                    // A row of one has no rank to speak of.
-                    let last = (row.len().max(2) - 1) as f32;
-                    for (rank, i) in order.iter().enumerate() {
-                        probabilities[*i as usize] = rank as f32 / last * 2.0 * epsilon + least;
-                    }
-                    keep(row, |i, _| generator.bernoulli(probabilities[i]));
+                    let draws = drawn(&mut self.draws, &mut self.generator, row.len());
+                    self.ranks.thin(row, draws, 1, *least, *epsilon);
                 }
             }
         }
-        match self.scale {
+        self.at += values.len() as u64;
+        match self.sieve.scale {
             Scale::No => {}
             Scale::Divide(by) => values.iter_mut().for_each(|v| *v /= by),
             Scale::Multiply(by) => values.iter_mut().for_each(|v| *v *= by),
@@ -189,12 +212,13 @@ impl Sieve {
     }
 }
 
-fn keep(values: &mut [f32], mut kept: impl FnMut(usize, f32) -> bool) {
-    for (i, value) in values.iter_mut().enumerate() {
-        if !kept(i, *value) {
-            *value = 0.0;
-        }
+/// The next `count` draws.
+fn drawn<'a>(draws: &'a mut Vec<f32>, generator: &mut Option<Mt19937>, count: usize) -> &'a [f32] {
+    draws.resize(count, 0.0);
+    if let Some(generator) = generator {
+        generator.fill(draws);
     }
+    draws
 }
 
 /// torch.sign: 0 for 0.
@@ -234,7 +258,7 @@ mod tests {
     fn sieved(values: &[f32], choice: Choice, rescale: Rescale) -> Vec<f32> {
         let of = Expr::Values { shape: vec![1, values.len()], values: values.into() };
         let mut out = values.to_vec();
-        Sieve::of(&of, &choice, rescale).unwrap().apply(0, values.len(), &mut out);
+        Sieve::of(&of, &choice, rescale).unwrap().walk(0).apply(values.len(), &mut out);
         out
     }
 

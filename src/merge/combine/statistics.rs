@@ -1,6 +1,8 @@
 //! What can be learned of a whole tensor by going through its rows: the place of a value in the order of
 //! magnitudes, sums, products of pairs. No more than some rows are in memory at a time.
 
+use std::ops::ControlFlow;
+
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::{row_len, rows};
@@ -16,6 +18,14 @@ pub(super) fn scan(of: &Expr, mut see: impl FnMut(u64, &[f32])) -> Result<()> {
 
 /// Shows the same rows of each of `of`, which have one shape.
 pub(super) fn scan_all(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>])) -> Result<()> {
+    scan_while(of, |start, values| {
+        see(start, values);
+        ControlFlow::Continue(())
+    })
+}
+
+/// The same, until `see` has seen enough.
+fn scan_while(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>]) -> ControlFlow<()>) -> Result<()> {
     let planned: Vec<PlannedTensor> = of.iter().map(planned).collect();
     let Some(first) = planned.first() else { return Ok(()) };
     let (total, row_len) = (rows(&first.shape), row_len(&first.shape));
@@ -23,10 +33,15 @@ pub(super) fn scan_all(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>])) -> Re
         return Ok(());
     }
     let step = (CHUNK / row_len).max(1);
+    let mut values = vec![Vec::new(); planned.len()];
     for start in (0..total).step_by(step) {
         let range = start..(start + step).min(total);
-        let values = planned.iter().map(|t| t.read_rows(range.clone())).collect::<Result<Vec<_>>>()?;
-        see((start * row_len) as u64, &values);
+        for (tensor, values) in planned.iter().zip(&mut values) {
+            tensor.read_rows_into(range.clone(), values)?;
+        }
+        if see((start * row_len) as u64, &values).is_break() {
+            break;
+        }
     }
     Ok(())
 }
@@ -62,7 +77,7 @@ pub(super) enum Order {
 }
 
 /// A magnitude as a number that is ordered as magnitudes are.
-fn magnitude(value: f32) -> u32 {
+pub(super) fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
@@ -72,14 +87,24 @@ const LOW: u32 = 15;
 impl Leading {
     /// The first `count` elements of `of`, whose elements are `count` or more.
     pub(super) fn of(of: &Expr, order: Order, count: u64) -> Result<Self> {
-        let none = Self { order, bits: 0, before: 0 };
-        if count == 0 {
-            // Nothing comes before the last magnitude there is.
-            let bits = if order == Order::Largest { u32::MAX } else { 0 };
-            return Ok(Self { bits, ..none });
+        match count {
+            0 => Ok(Self::none(order)),
+            _ => Self::among(of, order, |_| count),
         }
+    }
+
+    /// As many as `count` says, of how many are not 0.
+    pub(super) fn among(of: &Expr, order: Order, count: impl FnOnce(u64) -> u64) -> Result<Self> {
         let mut high = vec![0u64; 1 << (31 - LOW)];
-        scan(of, |_, values| values.iter().for_each(|v| high[(magnitude(*v) >> LOW) as usize] += 1))?;
+        let mut nonzero = 0;
+        scan(of, |_, values| {
+            values.iter().for_each(|v| high[(magnitude(*v) >> LOW) as usize] += 1);
+            nonzero += values.iter().filter(|v| **v != 0.0).count() as u64;
+        })?;
+        let count = count(nonzero).min(elems(of));
+        if count == 0 {
+            return Ok(Self::none(order));
+        }
         let (upper, left) = find(&high, order, count);
         let mut low = vec![0u64; 1 << LOW];
         scan(of, |_, values| {
@@ -87,21 +112,54 @@ impl Leading {
                 low[(v & ((1 << LOW) - 1)) as usize] += 1;
             }
         })?;
-        let (lower, left) = find(&low, order, left);
+        let (lower, mut left) = find(&low, order, left);
         let bits = (upper << LOW | lower) as u32;
         if left == low[lower] {
-            return Ok(Self { bits, before: u64::MAX, ..none });
+            return Ok(Self { order, bits, before: u64::MAX });
         }
-        let (mut before, mut left) = (0, left);
-        scan(of, |start, values| {
-            for (i, v) in values.iter().enumerate() {
-                if left > 0 && magnitude(*v) == bits {
-                    left -= 1;
-                    before = start + i as u64 + 1;
-                }
+        let mut before = 0;
+        scan_while(std::slice::from_ref(of), |start, values| {
+            let values = &values[0];
+            let here = values.iter().filter(|v| magnitude(**v) == bits).count() as u64;
+            if here < left {
+                left -= here;
+                return ControlFlow::Continue(());
             }
+            let same = (0..).zip(values).filter(|(_, v)| magnitude(**v) == bits);
+            before = same.take(left as usize).last().map_or(0, |(i, _)| start + i + 1);
+            ControlFlow::Break(())
         })?;
-        Ok(Self { bits, before, ..none })
+        Ok(Self { order, bits, before })
+    }
+
+    /// None at all.
+    fn none(order: Order) -> Self {
+        // Nothing comes before the last magnitude there is.
+        Self { order, bits: if order == Order::Largest { u32::MAX } else { 0 }, before: 0 }
+    }
+
+    /// Makes 0 of the values, those from element `start` on, whose element is among them or, where `among`,
+    /// of those whose element isn't.
+    pub(super) fn keep(&self, start: u64, values: &mut [f32], among: bool) {
+        // Up to some place those of the magnitude itself are among them, and after it they are not.
+        let split = self.before.saturating_sub(start).min(values.len() as u64) as usize;
+        let (first, rest) = values.split_at_mut(split);
+        for (values, inclusive) in [(first, true), (rest, false)] {
+            let bits = self.bits;
+            match (self.order, inclusive) {
+                (Order::Largest, true) => select(values, |v| (magnitude(v) >= bits) == among),
+                (Order::Largest, false) => select(values, |v| (magnitude(v) > bits) == among),
+                (Order::Smallest, true) => select(values, |v| (magnitude(v) <= bits) == among),
+                (Order::Smallest, false) => select(values, |v| (magnitude(v) < bits) == among),
+            }
+        }
+    }
+
+    /// Makes 0 of the values whose element isn't among them, where what is ordered are `keys`, one for each.
+    pub(super) fn keep_by(&self, start: u64, keys: &[f32], values: &mut [f32]) {
+        for (i, (value, key)) in values.iter_mut().zip(keys).enumerate() {
+            *value = if self.has(start + i as u64, *key) { *value } else { 0.0 };
+        }
     }
 
     /// Whether element `index`, of this value, is among them.
@@ -111,8 +169,24 @@ impl Leading {
             Order::Largest => bits > self.bits,
             Order::Smallest => bits < self.bits,
         };
-        ahead || (bits == self.bits && index < self.before)
+        ahead | ((bits == self.bits) & (index < self.before))
     }
+}
+
+/// Makes 0 of values that are not kept: without a branch, as chance or sizes that no processor foresees
+/// decide.
+fn select(values: &mut [f32], kept: impl Fn(f32) -> bool) {
+    values.iter_mut().for_each(|v| *v = if kept(*v) { *v } else { 0.0 });
+}
+
+/// The sum of what `of` makes of values: in several sums at once, as each addition waits for the one before it.
+pub(super) fn sum_of(values: &[f32], of: impl Fn(f32) -> f64) -> f64 {
+    let mut sums = [0f64; 8];
+    let (pieces, rest) = values.as_chunks::<8>();
+    for piece in pieces {
+        sums.iter_mut().zip(piece).for_each(|(sum, v)| *sum += of(*v));
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|v| of(*v)).sum::<f64>()
 }
 
 /// The bucket in which the `count`-th element is, and its number there.
