@@ -135,6 +135,29 @@ fn models_are_combined_as_mergekit_does() {
     report(&all);
 }
 
+#[test]
+fn rows_of_tensors_of_more_dimensions_are_mergekits() {
+    let tensors = tensors("cubes/tensors.safetensors");
+    let json = std::fs::read(fixtures().join("cubes/cases.json")).unwrap();
+    let cases: BTreeMap<String, Value> = serde_json::from_slice(&json).unwrap();
+    let mut all = BTreeMap::new();
+    for (name, case) in cases {
+        let method: ModelMethod = case["method"].as_str().unwrap().parse().unwrap();
+        let base = case["base"].as_bool().unwrap_or(true).then(|| &tensors["base"]);
+        let options = options(case["options"].as_object().unwrap());
+        let combined = combine_models(base, &[&tensors["a"], &tensors["b"]], method, &options).unwrap();
+        let mut comparison = Comparison::default();
+        for tensor in &combined.result.tensors {
+            let expected = tensors[&name].get(&tensor.name).unwrap();
+            assert_eq!(tensor.shape, tensor.expr.shape());
+            comparison.add(&tensor.name, &tensor.read().unwrap(), &expected.read().unwrap());
+        }
+        all.insert(name, comparison);
+    }
+    assert_eq!(all.len(), 7);
+    report(&all);
+}
+
 /// The updates of each LoRA by module.
 fn loras() -> BTreeMap<&'static str, Vec<(String, LowRank)>> {
     let folder = fixtures().join("base");

@@ -117,22 +117,43 @@ impl ModelMethod {
     /// Whether ranks or angles in rows count, a vector being one row.
     fn is_by_row(self, options: &CombineOptions) -> bool {
         match self {
-            Self::Della | Self::DellaLinear => true,
+            _ if self.ranks() => true,
             Self::NuSlerp => !options.nuslerp_flatten,
             Self::ModelStock => options.filter_wise,
             _ => false,
         }
     }
 
+    /// The shape in which a tensor's rows are those that count, where they do: a vector is one row. Of more
+    /// dimensions the last one is the row's, but for DELLA, which ranks along the second, and for NuSLERP by
+    /// columns, whose angles are along the first.
+    fn rowed(self, options: &CombineOptions, shape: &[usize]) -> Option<Vec<usize>> {
+        let by_column = self == Self::NuSlerp && options.nuslerp_row_wise;
+        match *shape {
+            _ if !self.is_by_row(options) => None,
+            [] | [_] => Some(vec![1, shape.iter().product()]),
+            [first, ref rest @ ..] if rest.len() > 1 && (self.ranks() || by_column) => {
+                Some(vec![first, rest.iter().product()])
+            }
+            _ => None,
+        }
+    }
+
+    fn ranks(self) -> bool {
+        matches!(self, Self::Della | Self::DellaLinear)
+    }
+
     /// Which values of an update are kept, and how many draws that takes.
-    fn choice(self, density: f64, options: &CombineOptions, elems: u64, draws: Draws) -> (Choice, u64) {
+    fn choice(self, density: f64, options: &CombineOptions, shape: &[usize], draws: Draws) -> (Choice, u64) {
+        let elems = shape.iter().product::<usize>() as u64;
         let drawn = if density < 1.0 { elems } else { 0 };
         match self {
             Self::Ties => (Choice::Magnitude { density }, 0),
             Self::Breadcrumbs | Self::BreadcrumbsTies => (Choice::Band { density, gamma: options.gamma }, 0),
             Self::DareTies | Self::DareLinear => (Choice::Random { density, draws }, drawn),
-            Self::Della | Self::DellaLinear => {
-                let choice = Choice::Ranked { density, epsilon: options.epsilon, draws };
+            _ if self.ranks() => {
+                let columns = shape.iter().skip(2).product();
+                let choice = Choice::Ranked { density, epsilon: options.epsilon, columns, draws };
                 (choice, if density > 0.0 { drawn } else { 0 })
             }
             _ => (Choice::All, 0),
@@ -223,7 +244,7 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
         return Err(finding("--t").expected("a number from 0 to 1 for slerp").found("none").mismatch());
     }
     let densities = options.densities(models.len())?.unwrap_or_else(|| vec![1.0; models.len()]);
-    if matches!(method, ModelMethod::Della | ModelMethod::DellaLinear) {
+    if method.ranks() {
         let bad = |d: f64| d > 0.0 && d < 1.0 && (d + options.epsilon >= 1.0 || d - options.epsilon <= 0.0);
         if let Some(density) = densities.iter().find(|d| bad(**d)) {
             return Err(finding("--epsilon")
@@ -277,8 +298,7 @@ impl Positions {
         let mut total = 0;
         let nothing = || Draws { stream: Arc::new(Stream::new(0, 0)), position: 0 };
         for tensor in order.iter().map(|at| &plan.tensors[*at]) {
-            let elems = tensor.elems() as u64;
-            total += densities.iter().map(|d| method.choice(*d, options, elems, nothing()).1).sum::<u64>();
+            total += densities.iter().map(|d| method.choice(*d, options, &tensor.shape, nothing()).1).sum::<u64>();
         }
         Self { stream: Arc::new(Stream::new(options.seed, total)), next: 0 }
     }
@@ -301,18 +321,12 @@ impl Context<'_> {
         pending: &mut Pending,
     ) -> Result<Expr> {
         let Self { method, options, .. } = *self;
-        let by_row = method.is_by_row(options);
-        if by_row && tensor.shape.len() > 2 {
-            return Err(finding(tensor)
-                .expected(format_args!("a matrix or a vector for {}", method.name()))
-                .found(show_shape(&tensor.shape))
-                .unsupported());
-        }
-        let elems = tensor.elems();
-        let rowed = |of: Expr| match by_row && tensor.shape.len() < 2 {
-            true => Expr::Reshape { of: Box::new(of), shape: vec![1, elems] },
-            false => of,
+        let shape = method.rowed(options, &tensor.shape);
+        let reshaped = |of: Expr, shape: Option<Vec<usize>>| match shape {
+            Some(shape) => Expr::Reshape { of: Box::new(of), shape },
+            None => of,
         };
+        let rowed = |of: Expr| reshaped(of, shape.clone());
         let base = base.map(rowed);
         let models: Vec<Expr> = models.into_iter().map(rowed).collect();
         let weights = options.weights.of(&tensor.name);
@@ -331,7 +345,7 @@ impl Context<'_> {
                 let by = match (options.nuslerp_flatten, options.nuslerp_row_wise) {
                     (true, _) => By::Tensor,
                     // A vector is one row, whichever way.
-                    (false, true) if tensor.shape.len() == 2 => By::Column,
+                    (false, true) if tensor.shape.len() > 1 => By::Column,
                     (false, _) => By::Row,
                 };
                 match base.clone() {
@@ -356,10 +370,7 @@ impl Context<'_> {
                 }
             }
         };
-        Ok(match by_row && tensor.shape.len() < 2 {
-            true => Expr::Reshape { of: Box::new(made), shape: tensor.shape.clone() },
-            false => made,
-        })
+        Ok(reshaped(made, shape.is_some().then(|| tensor.shape.clone())))
     }
 
     /// The sum of weights, where it is divided by and is something.
@@ -393,7 +404,7 @@ impl Context<'_> {
                     .mismatch());
             }
             let draws = Draws { stream: positions.stream.clone(), position: positions.next };
-            let (choice, drawn) = method.choice(*density, options, elems, draws);
+            let (choice, drawn) = method.choice(*density, options, &tensor.shape, draws);
             positions.next += drawn;
             choices.push(choice);
         }

@@ -43,6 +43,9 @@ pub(super) enum Choice {
         density: f64,
         /// How far those of the smallest and the largest are from it.
         epsilon: f64,
+        /// The columns of a matrix that each row is: ranks are those in a column of it. 1 for a row that is a
+        /// column.
+        columns: usize,
         /// Where chance comes from.
         draws: Draws,
     },
@@ -88,6 +91,7 @@ enum Mask {
     Ranked {
         least: f32,
         epsilon: f32,
+        columns: usize,
         draws: Draws,
     },
 }
@@ -127,9 +131,9 @@ impl Sieve {
                 (Mask::Random { probability: density as f32, draws: draws.clone() }, density)
             }
             Choice::Ranked { density, .. } if density <= 0.0 => (Mask::None, density),
-            Choice::Ranked { density, epsilon, ref draws } => {
+            Choice::Ranked { density, epsilon, columns, ref draws } => {
                 let least = (density - epsilon) as f32;
-                (Mask::Ranked { least, epsilon: epsilon as f32, draws: draws.clone() }, density)
+                (Mask::Ranked { least, epsilon: epsilon as f32, columns, draws: draws.clone() }, density)
             }
         };
         let mut sieve = Self { mask, scale: Scale::No };
@@ -196,10 +200,10 @@ impl Walk<'_> {
                     kept.for_each(|(v, draw)| *v = if draw < probability { *v } else { 0.0 });
                 }
             }
-            Mask::Ranked { least, epsilon, .. } => {
+            Mask::Ranked { least, epsilon, columns, .. } => {
                 for row in values.chunks_mut(row_len.max(1)) {
                     let draws = drawn(&mut self.draws, &mut self.generator, row.len());
-                    self.ranks.thin(row, draws, 1, *least, *epsilon);
+                    self.ranks.thin(row, draws, *columns, *least, *epsilon);
                 }
             }
         }
@@ -290,7 +294,7 @@ mod tests {
         let first = random(0);
         assert_eq!(random(3)[..5], first[3..]);
         // The largest of four is kept with probability 0.9, the smallest with 0.1.
-        let ranked = Choice::Ranked { density: 0.5, epsilon: 0.4, draws: draws(0) };
+        let ranked = Choice::Ranked { density: 0.5, epsilon: 0.4, columns: 1, draws: draws(0) };
         let kept = sieved(&[1.0, 2.0, 3.0, 4.0], ranked, Rescale::No);
         let mut generator = Stream::new(7, 100).at(0);
         let expected = [0.1f32, 0.36666667, 0.6333333, 0.9].map(|p| generator.uniform() < p);
