@@ -166,6 +166,27 @@ fn loras_of_one_basis_are_picked_by_description_and_come_out_as_they_went_in() {
 }
 
 #[test]
+fn a_sentence_encoder_picks_loras_as_well() {
+    let case = case(true);
+    let (bank, encoder) = (case.path("bank"), fixture("sentence/encoder"));
+    let json: Value =
+        serde_json::from_str(&done(&case.build(&bank, &["--encoder", text(&encoder), "--json"]))).unwrap();
+    for (i, (lora, (name, description, _))) in json["loras"].as_array().unwrap().iter().zip(TASKS).enumerate() {
+        assert!(lora["weight"].as_f64().unwrap() > 0.999, "{lora}");
+        let args =
+            ["route", text(&case.base), text(&bank), "--instruction", description, "--prompt", "garden", "--json"];
+        let routes: Value = serde_json::from_str(&done(&args)).unwrap();
+        for alpha in routes["alphas"].as_array().unwrap() {
+            assert!(alpha[i].as_f64().unwrap() > 0.99, "{name}: {alpha}");
+        }
+    }
+    let config: Value = serde_json::from_slice(&fs::read(bank.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["instruction_encoder"], &config["instruction_dim"]), (&text(&encoder).into(), &24.into()));
+    let nowhere = refusal(&case.build(&case.path("other"), &["--encoder", "nowhere"]));
+    assert!(nowhere.contains("found nowhere") && !case.path("other").exists(), "{nowhere}");
+}
+
+#[test]
 fn the_report_tells_how_much_unrelated_loras_lose() {
     let case = case(false);
     let bank = case.path("bank");

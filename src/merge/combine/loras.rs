@@ -11,6 +11,7 @@
 //! Reference: huggingface/peft `src/peft/tuners/lora/model.py` (`add_weighted_adapter`),
 //! `src/peft/utils/merge_utils.py`, 0.21.2.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -189,16 +190,20 @@ fn parts<'a>(
     options: &CombineOptions,
 ) -> Result<Vec<Parts<'a>>> {
     let names = in_order(adapters.iter().flatten().map(|(name, _)| name.as_str()));
+    let mut lookups: Vec<HashMap<&str, Vec<&LowRank>>> = vec![HashMap::new(); adapters.len()];
+    for (lookup, adapter) in lookups.iter_mut().zip(adapters) {
+        adapter.iter().for_each(|(name, update)| lookup.entry(name).or_default().push(update));
+    }
     let mut modules: Vec<Parts> = Vec::with_capacity(names.len());
     for name in names {
         let weights = options.weights.of(name);
         let mut parts = Parts { name, updates: Vec::new(), weights: Vec::new(), densities: Vec::new() };
-        for (i, adapter) in adapters.iter().enumerate() {
-            let mut found = adapter.iter().filter(|(other, _)| other == name).map(|(_, update)| update);
-            let Some(update) = found.next() else { continue };
-            if found.next().is_some() {
+        for (i, lookup) in lookups.iter().enumerate() {
+            let found = lookup.get(name).map(Vec::as_slice).unwrap_or_default();
+            let &[update] = found else {
+                let Some(update) = found.first() else { continue };
                 return Err(parts.finding(update).expected("one update for it").found("several").unsupported());
-            }
+            };
             if let Some(first) = parts.updates.first() {
                 let shape = |u: &LowRank| (u.b.shape()[0], u.a.shape()[1], u.transposed);
                 if shape(first) != shape(update) {
