@@ -171,7 +171,7 @@ fn loras() -> BTreeMap<&'static str, Vec<(String, LowRank)>> {
         };
         (name, changes.into_iter().map(update).collect())
     };
-    ["one", "two", "three", "wide"].map(open).into()
+    ["one", "two", "three", "wide", "coarse", "rough"].map(open).into()
 }
 
 fn read(of: &Expr) -> Vec<f32> {

@@ -24,6 +24,8 @@ BASES = {
     "conv1d": ("gpt2", [(4, 8), (4, 4)], dict(target_modules=["c_attn", "c_fc", "c_proj"])),
     "qwen3": ("qwen3", [(4, 8), (4, 6)], dict(target_modules=["q_proj", "o_proj", "up_proj"])),
 }
+# Adapters of few different values, as those kept in 16 bits are: many have the magnitude at the edge of what is kept.
+COARSE = ["ranks", "qwen3"]
 # Name: base, method, weights, options.
 CASES = {
     "linear": ("llama", "linear", [1.0, 0.5], {}),
@@ -47,12 +49,14 @@ CASES = {
 }
 
 
-def make_adapter(base, settings, seed, folder):
+def make_adapter(base, settings, seed, folder, coarse):
     torch.manual_seed(seed)
     model = peft.get_peft_model(load_hf(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     for name, value in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(value, std=0.1)
+            if coarse:
+                value.data = (value.data * 32).round() / 32
     model.save_pretrained(folder, save_embedding_layers=False)
 
 
@@ -105,7 +109,7 @@ adapters = {}
 for name, (base, sizes, settings) in BASES.items():
     adapters[name] = [WORK / f"{name}-{i}" for i in range(len(sizes))]
     for i, (r, alpha) in enumerate(sizes):
-        make_adapter(FIXTURES / "convert" / base / "model", dict(r=r, lora_alpha=alpha, **settings), i, adapters[name][i])
+        make_adapter(FIXTURES / "convert" / base / "model", dict(r=r, lora_alpha=alpha, **settings), i, adapters[name][i], name in COARSE)
 for case, (name, method, weights, options) in CASES.items():
     base = FIXTURES / "convert" / BASES[name][0] / "model"
     svd = torch.linalg.svd

@@ -4,9 +4,8 @@
 //! `use_rslora`, PEFT 0.21.2 keeps that flag and so multiplies what it has just made by sqrt(r); that is not
 //! repeated here.)
 //!
-//! Values are f32 and single steps are torch's, so that factors agree to the last bit or nearly so. Values
-//! of the same magnitude at the edge of what is kept are told apart by their place, where torch.topk leaves
-//! it to a partial sort: adapters kept in bf16 have many of these.
+//! Values are f32 and single steps are torch's, so that factors agree to the last bit or nearly so. Adapters
+//! kept in bf16 have many values of one magnitude; which of these are kept is torch.topk's choice, too.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/lora/model.py` (`add_weighted_adapter`),
 //! `src/peft/utils/merge_utils.py`, 0.21.2.
@@ -97,7 +96,7 @@ impl FromStr for LoraMethod {
 impl Pruning {
     fn choice(self, density: f64, draws: Draws) -> (Choice, Rescale) {
         match self {
-            Pruning::Ties | Pruning::MagnitudePrune => (Choice::Magnitude { density }, Rescale::No),
+            Pruning::Ties | Pruning::MagnitudePrune => (Choice::Topk { density }, Rescale::No),
             Pruning::DareLinear | Pruning::DareTies => (Choice::Random { density, draws }, Rescale::Density),
         }
     }

@@ -16,6 +16,7 @@ mod sieve;
 mod spherical;
 mod statistics;
 mod svd;
+mod topk;
 
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};

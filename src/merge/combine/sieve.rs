@@ -1,14 +1,15 @@
 //! Which values of an update are kept.
 //!
 //! Reference: mergekit `mergekit/sparsify.py`, huggingface/peft `src/peft/utils/merge_utils.py` (`prune`),
-//! @5d602fd. Of values of the same magnitude both leave the choice to sorts that are not stable, whose
-//! order depends on the processor; here the first ones are kept.
+//! @5d602fd. Of values of the same magnitude mergekit leaves the choice to a sort that is not stable, whose
+//! order depends on the processor; here the first ones are kept. PEFT's choice is followed: [`Topk`].
 
 use std::sync::Arc;
 
 use super::mt19937::{Mt19937, Stream};
 use super::ranks::Ranks;
 use super::statistics::{Leading, Order, elems, scan, sum_of};
+use super::topk::Topk;
 use crate::error::Result;
 use crate::formats::row_len;
 use crate::plan::Expr;
@@ -20,6 +21,11 @@ pub(super) enum Choice {
     All,
     /// The largest.
     Magnitude {
+        /// The share that is kept.
+        density: f64,
+    },
+    /// The largest, and of equal ones those that torch.topk chooses.
+    Topk {
         /// The share that is kept.
         density: f64,
     },
@@ -82,6 +88,7 @@ enum Mask {
     All,
     None,
     Leading(Leading),
+    Topk(Topk),
     /// Those of the second that the first doesn't have.
     Between(Leading, Leading),
     Random {
@@ -116,6 +123,7 @@ impl Sieve {
         let (mask, density) = match *choice {
             Choice::All => return Ok(all),
             Choice::Magnitude { density }
+            | Choice::Topk { density }
             | Choice::Band { density, .. }
             | Choice::Random { density, .. }
             | Choice::Ranked { density, .. }
@@ -126,6 +134,7 @@ impl Sieve {
             Choice::Magnitude { density } => {
                 (Mask::Leading(Leading::of(of, Order::Largest, share(density, count))?), density)
             }
+            Choice::Topk { density } => (Mask::Topk(Topk::of(of, share(density, count))?), density),
             Choice::Band { density, gamma } => (band(of, density, gamma)?, density),
             Choice::Random { density, ref draws } => {
                 (Mask::Random { probability: density as f32, draws: draws.clone() }, density)
@@ -163,7 +172,7 @@ impl Sieve {
     pub(super) fn walk(&self, start: u64) -> Walk<'_> {
         let generator = match &self.mask {
             Mask::Random { draws, .. } | Mask::Ranked { draws, .. } => Some(draws.stream.at(draws.position + start)),
-            Mask::All | Mask::None | Mask::Leading(_) | Mask::Between(..) => None,
+            Mask::All | Mask::None | Mask::Leading(_) | Mask::Topk(_) | Mask::Between(..) => None,
         };
         Walk { sieve: self, at: start, generator, draws: Vec::new(), ranks: Ranks::default() }
     }
@@ -189,6 +198,7 @@ impl Walk<'_> {
             Mask::All => {}
             Mask::None => values.fill(0.0),
             Mask::Leading(leading) => leading.keep(self.at, values, true),
+            Mask::Topk(topk) => topk.keep(self.at, values),
             Mask::Between(below, upto) => {
                 upto.keep(self.at, values, true);
                 below.keep(self.at, values, false);

@@ -132,6 +132,11 @@ impl Leading {
         Ok(Self { order, bits, before })
     }
 
+    /// The magnitude of which some elements are among them and others are not.
+    pub(super) fn divided(&self) -> Option<u32> {
+        (self.before != u64::MAX && self.before != 0).then_some(self.bits)
+    }
+
     /// None at all.
     fn none(order: Order) -> Self {
         // Nothing comes before the last magnitude there is.
