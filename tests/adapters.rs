@@ -185,6 +185,13 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
         ("oft", none.clone(), with("oft_R.weight", &[4, 5]), "oft_R.weight\": expected upper triangles of blocks"),
         ("oft", none.clone(), with("oft_R.weight", &[5, 6]), "oft_R.weight\": expected upper triangles of blocks"),
         ("oft", serde_json::json!({"oft_block_size": null}), Box::new(|_| ()), "oft_block_size: expected it"),
+        (
+            "oft",
+            serde_json::json!({"num_cayley_neumann_terms": 1u64 << 31}),
+            Box::new(|_| ()),
+            "num_cayley_neumann_terms: expected at most 1000",
+        ),
+        ("boft", none.clone(), with("boft_R", &[1, 4, 0, 0]), "boft_R\": expected square blocks that make up 16"),
         ("boft", none.clone(), with("boft_R", &[2, 4, 4, 4]), "boft_R\": expected one butterfly factor, found 2"),
         ("boft", none.clone(), with("boft_R", &[1, 3, 4, 4]), "boft_R\": expected square blocks that make up 16"),
         ("vblora", serde_json::json!({"num_vectors": 7}), Box::new(|_| ()), "vblora_vector_bank\": expected [7, 4]"),
@@ -204,6 +211,38 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
             .to_string();
         assert!(error.contains(expected), "{case}: {error}");
         assert_eq!(error.lines().count(), 1);
+    }
+}
+
+#[test]
+fn matrices_of_nothing_are_refused_by_every_kind() {
+    // What has no inputs, or no outputs, has no rows that could be cut into blocks.
+    for shape in [[0, 16], [16, 0], [0, 0]] {
+        let dir = tempfile::tempdir().unwrap();
+        let from = fixtures().join("base/qwen2-float32");
+        let mut weights = host(&from.join("model.safetensors"));
+        for (name, tensor) in &mut weights {
+            if name.ends_with("q_proj.weight") || name.ends_with("down_proj.weight") {
+                *tensor = zeros(&shape);
+            }
+        }
+        let base = dir.path().join("base");
+        save_tensors(&weights, "model", &base).unwrap();
+        std::fs::copy(from.join("config.json"), base.join("config.json")).unwrap();
+        for (case, change) in
+            [("boft", "boft_R"), ("oft-shared", "oft_R.weight"), ("vblora", ""), ("loha", ""), ("lora-dora", "")]
+        {
+            let adapter = changed(case, serde_json::json!({}), |tensors| match change {
+                "boft_R" => drop(tensors.insert(format!("{Q}.boft_R"), zeros(&[1, 4, 0, 0]))),
+                "oft_R.weight" => drop(tensors.insert(format!("{Q}.oft_R.weight"), zeros(&[1, 28]))),
+                _ => {}
+            });
+            let error = merge(&adapter.path().join("adapter"), &base).unwrap_err().to_string();
+            assert!(error.contains("expected a module of the base with a matrix for its weight"), "{case}: {error}");
+        }
+        let file = fixtures().join("lycoris/dora.safetensors");
+        let error = merge_file(&file, &base).unwrap_err().to_string();
+        assert!(error.contains("expected a module of the base with a matrix for its weight"), "{error}");
     }
 }
 

@@ -145,7 +145,7 @@ impl Update {
             Kind::Norm => return Ok(vec![Change::Add(self.shaped("w_norm", &weight.shape)?)]),
             _ => {}
         }
-        let &[rows, cols] = weight.shape.as_slice() else {
+        let Some(&[rows, cols]) = Some(weight.shape.as_slice()).filter(|shape| !shape.contains(&0)) else {
             let finding = self.finding(self.parts.keys().next().map(String::as_str).unwrap_or_default());
             let finding = finding.expected("a module of the base with a matrix for its weight");
             return Err(finding.found(show_shape(&weight.shape)).unsupported());

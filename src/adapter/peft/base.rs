@@ -189,7 +189,8 @@ impl<'a> Base<'a> {
                 .hint("this adapter belongs to another base model")
                 .mismatch());
         };
-        if tensor.shape.len() == 2 {
+        // Of a matrix of nothing there is nothing to change, and no row to go by.
+        if tensor.shape.len() == 2 && !tensor.shape.contains(&0) {
             return Ok(tensor);
         }
         Err(entries

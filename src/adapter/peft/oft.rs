@@ -23,6 +23,9 @@ use crate::plan::PlannedTensor;
 const ROTATION: &str = "oft_R.weight";
 const EMBEDDING: &str = "oft_embedding_R.weight";
 
+/// The most terms of a series that are summed; PEFT's default is 5.
+const MAX_TERMS: usize = 1000;
+
 /// The settings of all modules.
 struct Config {
     block_share: bool,
@@ -36,6 +39,10 @@ struct Config {
 pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
     let series = fields.get("use_cayley_neumann")?.unwrap_or(true);
     let terms = fields.count_or("num_cayley_neumann_terms", 5)?;
+    if terms > MAX_TERMS {
+        let finding = fields.finding("num_cayley_neumann_terms").expected(format_args!("at most {MAX_TERMS}"));
+        return Err(finding.found(terms).unsupported());
+    }
     let coft = fields.get("coft")?.unwrap_or(false);
     let eps: f64 = fields.get("eps")?.unwrap_or(6e-5);
     let config = Config {
