@@ -41,6 +41,9 @@ pub(crate) struct MergeArgs {
     output: OutputArgs,
 }
 
+/// Low-rank updates by the weights' names.
+type Updates = Vec<(String, LowRank)>;
+
 /// An adapter or a model, and how much of it.
 #[derive(Debug, Clone)]
 struct Weighted {
@@ -231,7 +234,7 @@ impl MergeArgs {
         adapters: &[(Changes, f32)],
         others: &[PathBuf],
         common: &Common,
-    ) -> Result<(Vec<(String, LowRank)>, Vec<Truncation>)> {
+    ) -> Result<(Updates, Vec<Truncation>)> {
         self.method.check(Of::Loras, Some(method.name()))?;
         let mut loras = Vec::new();
         for ((changes, _), adapter) in adapters.iter().zip(others) {
