@@ -10,6 +10,7 @@ use atombank::checkpoint::Checkpoint;
 use atombank::dtype::DType;
 use atombank::formats::Source;
 use atombank::formats::safetensors::SafetensorsFile;
+use atombank::merge::combine::Weights;
 use atombank::merge::with_adapters;
 use atombank::plan::{Plan, PlannedTensor};
 
@@ -22,7 +23,7 @@ fn merge(folder: &Path, base: &Path) -> atombank::Result<BTreeMap<String, Planne
     let checkpoint = Checkpoint::open(base)?;
     let base = Base::of(&checkpoint);
     let changes = peft::open(folder, &base)?;
-    let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
+    let merged = with_adapters(&base, checkpoint.weights(), &[changes], &Weights::new([1.0]))?;
     merged.plan.check()?;
     Ok(merged.plan.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
 }
@@ -259,7 +260,7 @@ fn merge_file(file: &Path, base: &Path) -> atombank::Result<BTreeMap<String, Pla
     let checkpoint = Checkpoint::open(base)?;
     let base = Base::of(&checkpoint);
     let changes = kohya::open(file, &base)?;
-    let merged = with_adapters(&base, checkpoint.weights(), &[(changes, 1.0)])?;
+    let merged = with_adapters(&base, checkpoint.weights(), &[changes], &Weights::new([1.0]))?;
     merged.plan.check()?;
     Ok(merged.plan.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use atombank::adapter::peft::{self, Base};
 use atombank::adapter::{Adapter, AdapterConfig, AtomBank, BankConfig, HostTensor, Routing, new_bank};
 use atombank::checkpoint::HfFolder;
-use atombank::merge::{bank_updates, compare, static_lora, with_adapters, with_updates};
+use atombank::merge::{bank_updates, combine, compare, static_lora, with_adapters, with_updates};
 use atombank::model::{
     BankHook, Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
 };
@@ -73,7 +73,9 @@ fn a_static_lora_is_the_same_update() {
     lora.check_base(&case.model.config).unwrap();
     let weights = case.model.weights();
     let base = Base::of(&case.model);
-    let merged = with_adapters(&base, weights, &[(peft::open(&folder, &base).unwrap(), 1.0)]).unwrap().plan;
+    let merged = with_adapters(&base, weights, &[peft::open(&folder, &base).unwrap()], &combine::Weights::new([1.0]))
+        .unwrap()
+        .plan;
     let baked = with_updates(weights, &bank_updates(&bank, &alphas)).unwrap();
     for (merged, baked) in merged.tensors.iter().zip(&baked.tensors) {
         assert_eq!(merged.read().unwrap(), baked.read().unwrap(), "{}", merged.name);

@@ -185,6 +185,13 @@ fn several_adapters_add_up_and_become_one() {
     let both = b.merge(&b.base, &[&half, &more], "both", f32);
     let first = b.merge(&b.base, &[&half], "first", f32);
     assert!(relative_error(&both, &b.merge(&first, &[&more], "second", f32)) < 1e-6);
+    // Other weights for some modules: of down_proj nothing, as if the adapters had none.
+    let only = |name: &str, seed: u64| {
+        b.lora(name, seed, json!({"target_modules": ["q_proj"]}), |t| t.retain(|name, _| name.contains("q_proj")))
+    };
+    let weighted = b.merge(&b.base, &[&half, &more], "weighted", &["--weights", "mlp.*=0,0", "--type", "f32"]);
+    let (of_x, of_y) = (format!("{}=0.5", text(&only("only-x", 1))), format!("{}=-2", text(&only("only-y", 5))));
+    assert_same(&weighted, &b.merge(&b.base, &[&of_x, &of_y], "only", f32));
     // One LoRA of both is as exact as its factors; cut to their whole rank it is the same again.
     let one = b.merge(&b.base, &[&half, &more], "one", &["--to", "lora"]);
     let config: Value = serde_json::from_slice(&fs::read(one.join("adapter_config.json")).unwrap()).unwrap();

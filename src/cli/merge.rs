@@ -12,7 +12,9 @@ use atombank::convert::lora::{self, TableBase};
 use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
-use atombank::merge::combine::{Combined, LoraMethod, ModelMethod, combine_loras, combine_models};
+use atombank::merge::combine::{
+    CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
+};
 use atombank::merge::{Merged, Truncation, rounding, with_adapters};
 use atombank::plan::Plan;
 use clap::Args;
@@ -165,23 +167,21 @@ impl MergeArgs {
         Ok(truncations)
     }
 
-    /// Every adapter and its weight.
-    fn adapters(
-        &self,
-        base: &Base,
-        weights: &Plan,
-        others: &[PathBuf],
-        common: &Common,
-    ) -> Result<Vec<(Changes, f32)>> {
-        let open = |(path, other): (&PathBuf, &Weighted)| {
+    /// What every adapter changes.
+    fn adapters(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<Vec<Changes>> {
+        let open = |path: &PathBuf| {
             let changes = open(path, base, weights)?;
             print_notes(&changes.notes, common);
             // What is combined has to be low-rank updates; copies of the base's embeddings say nothing.
             let combined = self.method.method.is_some() || self.output.kind() == Kind::Lora;
-            let changes = if combined { changes.without_copies(base)? } else { changes };
-            Ok((changes, other.weight))
+            Ok(if combined { changes.without_copies(base)? } else { changes })
         };
-        others.iter().zip(&self.others).map(open).collect()
+        others.iter().map(open).collect()
+    }
+
+    /// What is said of combining.
+    fn options(&self) -> Result<CombineOptions> {
+        self.method.options(self.others.iter().map(|other| f64::from(other.weight)).collect())
     }
 
     /// `weights`, which are those of `base`, with every adapter.
@@ -197,14 +197,16 @@ impl MergeArgs {
         }
         let mut truncations = Vec::new();
         let mut adapters = self.adapters(base, weights, others, common)?;
+        let mut shares = self.options()?.weights;
         if let Some(name) = &self.method.method {
-            let keeps_tie = adapters.iter().all(|(changes, _)| changes.keeps_tie);
+            let keeps_tie = adapters.iter().all(|changes| changes.keeps_tie);
             let updates;
             (updates, truncations) = self.combined(name.parse()?, &adapters, others, common)?;
             let changes = updates.into_iter().map(|(name, update)| (name, Change::LowRank(update))).collect();
-            adapters = vec![(Changes { changes, keeps_tie, notes: Vec::new() }, 1.0)];
+            adapters = vec![Changes { changes, keeps_tie, notes: Vec::new() }];
+            shares = Weights::new([1.0]);
         }
-        let merged = with_adapters(base, weights, &adapters)?;
+        let merged = with_adapters(base, weights, &adapters, &shares)?;
         if merged.untied {
             let note = "output head and embeddings are no longer the same: both are written, and \
                         tie_word_embeddings is false";
@@ -231,13 +233,13 @@ impl MergeArgs {
     fn combined(
         &self,
         method: LoraMethod,
-        adapters: &[(Changes, f32)],
+        adapters: &[Changes],
         others: &[PathBuf],
         common: &Common,
     ) -> Result<(Updates, Vec<Truncation>)> {
         self.method.check(Of::Loras, Some(method.name()))?;
         let mut loras = Vec::new();
-        for ((changes, _), adapter) in adapters.iter().zip(others) {
+        for (changes, adapter) in adapters.iter().zip(others) {
             let update = |(name, change): &(String, Change)| match change {
                 Change::LowRank(update) => Ok((name.clone(), update.clone())),
                 _ => Err(Finding::new(adapter, format!("tensor {name:?}"))
@@ -248,8 +250,7 @@ impl MergeArgs {
             };
             loras.push(changes.changes.iter().map(update).collect::<atombank::Result<Vec<_>>>()?);
         }
-        let options = self.method.options(adapters.iter().map(|(_, weight)| f64::from(*weight)).collect())?;
-        self.measured(combine_loras(&loras, method, &options)?, common)
+        self.measured(combine_loras(&loras, method, &self.options()?)?, common)
     }
 
     /// Whole models as one.
@@ -273,8 +274,7 @@ impl MergeArgs {
         let folder = Checkpoint::open(base)?;
         let models = others.iter().map(|path| Checkpoint::open(path)).collect::<atombank::Result<Vec<_>>>()?;
         let weights: Vec<&Plan> = models.iter().map(Checkpoint::weights).collect();
-        let options = self.method.options(self.others.iter().map(|other| f64::from(other.weight)).collect())?;
-        let combined = combine_models(Some(folder.weights()), &weights, method, &options)?;
+        let combined = combine_models(Some(folder.weights()), &weights, method, &self.options()?)?;
         let (plan, _) = self.measured(combined, common)?;
         self.output.write(&folder, &plan, common)
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::adapter::peft::{Base, Change, Changes};
 use crate::error::{Finding, Result};
 use crate::formats::show_shape;
+use crate::merge::combine::Weights;
 use crate::plan::{Expr, Plan, PlannedTensor, RowMap};
 
 /// A merged model.
@@ -21,20 +22,22 @@ pub struct Merged {
     pub untied: bool,
 }
 
-/// `weights`, which are those of `base`, with every adapter's changes times its weight: the sum of what
-/// each would change alone, in f32, rounded once.
+/// `plan`, which has the weights of `base`, with every adapter's changes times its share, which `shares` has by
+/// tensor: the sum of what each would change alone, in f32, rounded once.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for two adapters that replace the same tensor.
-pub fn with_adapters(base: &Base, weights: &Plan, adapters: &[(Changes, f32)]) -> Result<Merged> {
+/// [`crate::Error::Mismatch`] for two adapters that replace the same tensor, and for shares that aren't as many
+/// as adapters.
+pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &Weights) -> Result<Merged> {
+    shares.check(adapters.len())?;
     let mut by_tensor: BTreeMap<&str, Vec<(&[Change], f32)>> = BTreeMap::new();
-    let grouped: Vec<(BTreeMap<&str, Vec<Change>>, f32)> = adapters.iter().map(|(c, w)| (group(c), *w)).collect();
-    for (changes, weight) in &grouped {
+    let grouped: Vec<BTreeMap<&str, Vec<Change>>> = adapters.iter().map(group).collect();
+    for (i, changes) in grouped.iter().enumerate() {
         for (name, changes) in changes {
-            by_tensor.entry(name).or_default().push((changes, *weight));
+            by_tensor.entry(name).or_default().push((changes, shares.of(name)[i] as f32));
         }
     }
-    let mut plan = weights.clone();
+    let mut plan = plan.clone();
     let mut names: HashSet<String> = by_tensor.keys().map(|name| (*name).to_owned()).collect();
     for tensor in &mut plan.tensors {
         if let Some(changes) = by_tensor.get(tensor.name.as_str()) {
@@ -44,7 +47,7 @@ pub fn with_adapters(base: &Base, weights: &Plan, adapters: &[(Changes, f32)]) -
     let Some(head) = base.tied_head() else { return Ok(Merged { plan, changed: names, untied: false }) };
     let embeddings = base.embeddings().map(|t| t.name.as_str()).unwrap_or_default();
     let touched = by_tensor.contains_key(head.name.as_str())
-        || by_tensor.contains_key(embeddings) && !adapters.iter().all(|(changes, _)| changes.keeps_tie);
+        || by_tensor.contains_key(embeddings) && !adapters.iter().all(|changes| changes.keeps_tie);
     if !touched {
         return Ok(Merged { plan, changed: names, untied: false });
     }

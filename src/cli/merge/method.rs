@@ -139,14 +139,14 @@ impl MethodArgs {
         given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name)
     }
 
-    /// Refuses options that the method makes nothing of. No method is the plain sum of what adapters change.
+    /// Refuses options that the method makes nothing of. No method is the sum of what adapters change, each times
+    /// its weight.
     ///
     /// # Errors
     /// [`atombank::Error::Mismatch`].
     pub(super) fn check(&self, of: Of, method: Option<&str>) -> Result<()> {
-        let Some(option) = self.given().find(|option| !method.is_some_and(|method| of.reads(method, option))) else {
-            return Ok(());
-        };
+        let is_read = |option: &str| method.map_or(option == "weights", |method| of.reads(method, option));
+        let Some(option) = self.given().find(|option| !is_read(option)) else { return Ok(()) };
         let readers: Vec<&str> = of.methods().into_iter().filter(|method| of.reads(method, option)).collect();
         let (what, other) = match of {
             Of::Loras => ("adapters", Of::Models),

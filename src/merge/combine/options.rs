@@ -56,7 +56,7 @@ impl Weights {
     }
 
     /// The weights for the tensor `name`.
-    pub(super) fn of(&self, name: &str) -> Vec<f64> {
+    pub(in crate::merge) fn of(&self, name: &str) -> Vec<f64> {
         let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
         let found = self.patterns.iter().find(|(regex, _)| regex.is_match(module) || regex.is_match(name));
         match found.map(|(_, weights)| weights.as_slice()) {
@@ -66,7 +66,7 @@ impl Weights {
         }
     }
 
-    pub(super) fn check(&self, wanted: usize) -> Result<()> {
+    pub(in crate::merge) fn check(&self, wanted: usize) -> Result<()> {
         let every = self.patterns.iter().flat_map(|(_, weights)| weights).chain(&self.every);
         if let Some(bad) = every.clone().find(|w| !w.is_finite()) {
             return Err(Finding::new("--weights", "").expected("finite weights").found(bad).mismatch());
