@@ -33,7 +33,7 @@ EXPERTS = ["qwen3moe", "qwen2moe", "mixtral"]
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERT_PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LOGITS = 1e-3
-SOLVED, SOFTMAX = 32, 16                # units that a linear system solved, and exp, may be off in f32
+SOLVED, LOGARITHM = 32, 16              # units that a linear system solved, and log, may be off in f32
 
 # `base` and `dtype` are those of the base, `settings` the fields of the kind's config, `saved` is the adapter's file: a type
 # or "bin". `expected` is where the weights to compare with are from: a plain merge ("peft"), a merge into a base whose
@@ -138,8 +138,8 @@ CASES = {
     "OFT, odd size": Case("qwen2-odd", "OFT", dict(oft_block_size=7, target_modules=["q_proj", "down_proj"])),
     "BOFT": Case("llama", "BOFT", dict(boft_block_size=8, target_modules=["q_proj", "k_proj", "down_proj"]), units=SOLVED),
     "BOFT by number": Case("qwen2", "BOFT", dict(boft_block_size=0, boft_block_num=16, target_modules=["q_proj"], bias="boft_only"), "bf16", units=1),
-    "VB-LoRA": Case("llama", "VBLORA", dict(r=4, num_vectors=20, vector_length=16, topk=2, target_modules=["q_proj", "down_proj"]), units=SOFTMAX),
-    "VB-LoRA, the largest": Case("llama", "VBLORA", dict(r=4, num_vectors=300, vector_length=16, topk=3, target_modules=["q_proj"], save_only_topk_weights=True), units=SOFTMAX),
+    "VB-LoRA": Case("llama", "VBLORA", dict(r=4, num_vectors=20, vector_length=16, topk=2, target_modules=["q_proj", "down_proj"])),
+    "VB-LoRA, the largest": Case("llama", "VBLORA", dict(r=4, num_vectors=300, vector_length=16, topk=3, target_modules=["q_proj"], save_only_topk_weights=True), units=LOGARITHM),
     "VB-LoRA, conv1d": Case("gpt2", "VBLORA", dict(r=4, num_vectors=20, vector_length=16, target_modules=["c_attn"], fan_in_fan_out=True), "bf16", units=1),
     "RandLoRA": Case("llama", "RANDLORA", dict(r=32, target_modules=["q_proj", "k_proj", "down_proj"], save_projection=True)),
     "RandLoRA bf16": Case("medium", "RANDLORA", dict(r=24, target_modules=["q_proj", "k_proj", "up_proj"], save_projection=True), "bf16"),
@@ -391,7 +391,7 @@ def vblora(rng):
     settings, _ = random_targets(rng, base)
     settings |= dict(r=rng.randint(1, 16), num_vectors=rng.choice([10, 90, 300]), vector_length=rng.choice([2, 4, 8, 16]), topk=rng.randint(1, 4),
                      save_only_topk_weights=rng.random() < 0.4, bias=rng.choice(["none", "none", "all", "vblora_only"]), fan_in_fan_out=base == "gpt2")
-    return base, settings | saved_modules(rng, base), SOFTMAX
+    return base, settings | saved_modules(rng, base), LOGARITHM if settings["save_only_topk_weights"] else 0
 
 
 def randlora(rng):

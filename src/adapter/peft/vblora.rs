@@ -1,8 +1,7 @@
 //! VB-LoRA: both factors of a LoRA are put together of vectors of one bank.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/vblora/layer.py` (`_get_low_rank_matrix`) and `model.py`
-//! (`_remap_adapter_state_dict_for_load`). torch's vectorized exponential can be off by one in the last
-//! bit, which is not repeated here: weights of vectors can differ by that.
+//! (`_remap_adapter_state_dict_for_load`).
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -111,7 +110,7 @@ impl Bank {
         logits.truncate(self.topk);
         let largest = logits.first().map_or(0.0, |(_, logit)| *logit);
         for (_, value) in &mut logits {
-            *value = f64::from(*value - largest).exp() as f32;
+            *value = exp(*value - largest);
         }
         let whole = 1.0 / logits.iter().fold(0.0f32, |sum, (_, value)| sum + value);
         logits.iter_mut().for_each(|(_, value)| *value *= whole);
@@ -140,6 +139,7 @@ impl Bank {
                 let finding = entries.finding(&weights_name).expected("weights from 0 that add up to at most 1");
                 return Err(finding.found("others").format());
             }
+            // torch's logarithm is MKL's, off by one in the last bit for 7 of 100 numbers; that is not repeated.
             let logits = weights.iter().map(|weight| f64::from(*weight).ln() as f32);
             picks.extend(self.weights(vectors.iter().copied().zip(logits).collect()));
         }
@@ -156,6 +156,27 @@ impl Bank {
         }
         upright
     }
+}
+
+/// `e^x` for an `x` of 0 or less, as torch's softmax has it: within one unit in the last place, and not always
+/// the nearest.
+///
+/// Reference: shibatch/sleef `src/libm/sleefsimdsp.c` (`xexpf`), the exponential of torch's vectors; with fused
+/// multiply-adds, as for AVX2 and AVX-512. 120,000 softmaxes over 2 to 12 numbers were torch's (2.15), bit by bit.
+fn exp(x: f32) -> f32 {
+    // ln 2 in two parts, and of the series the coefficients from the sixth power down.
+    const LN_2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
+    const SERIES: [f32; 6] = [0.000_198_527_62, 0.001_393_043_6, 0.008_333_361, 0.041_666_485, 0.166_666_67, 0.5];
+    if x < -104.0 {
+        return 0.0;
+    }
+    let q = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let rest = q.mul_add(-LN_2[1], q.mul_add(-LN_2[0], x));
+    let series = SERIES[1..].iter().fold(SERIES[0], |sum, coefficient| sum.mul_add(rest, *coefficient));
+    let power = 1.0 + (rest * rest).mul_add(series, rest);
+    // In two steps: 2^q alone may be too small for an f32.
+    let half = (q as i32) >> 1;
+    power * 2f32.powi(half) * 2f32.powi(q as i32 - half)
 }
 
 /// The values of a tensor of whole numbers; `None` where they are of another type, or negative.
