@@ -221,4 +221,35 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn large_updates_are_cut_without_being_whole_and_their_loss_is_measured() {
+        let (rows, cols, rank) = (900usize, 640usize, 3usize);
+        assert!((rows * cols) as u64 > WHOLE);
+        // Of rank 3, and something small at every place.
+        let value = |i: usize| {
+            let (row, col) = (i / cols, i % cols);
+            let waves =
+                (1..=rank).map(|k| ((row * k) as f32 * 0.37).sin() * ((col * k) as f32 * 0.23).cos() / k as f32);
+            waves.sum::<f32>() + 0.02 * ((i * 7919 % 101) as f32 / 50.0 - 1.0)
+        };
+        let values: Arc<[f32]> = (0..rows * cols).map(value).collect();
+        let delta = Expr::Values { shape: vec![rows, cols], values: values.clone() };
+        for transposed in [false, true] {
+            let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
+            let (a, b) = (blank([1, d_in]), blank([d_out, 1]));
+            let like = LowRank { scale: 1.0, a, b, transposed, rounded: None };
+            let mut pending = Pending::default();
+            let (made, cut) = cut_whole(delta.clone(), &like, rank, &mut pending);
+            // Several threads ask for the factors at once, and none waits for itself.
+            let found = planned(&made.delta()).read().unwrap();
+            let square = |v: f32| f64::from(v).powi(2);
+            let lost: f64 = found.iter().zip(&*values).map(|(found, exact)| square(found - exact)).sum();
+            let relative = (lost / values.iter().map(|v| square(*v)).sum::<f64>()).sqrt();
+            let truncation = cut.truncation("w.weight").unwrap();
+            assert_eq!((truncation.shape, truncation.rank), (vec![rows, cols], rank));
+            assert!((truncation.relative_error / relative - 1.0).abs() < 1e-3, "{relative}");
+            assert!((0.01..0.05).contains(&relative), "the waves are kept: {relative}");
+        }
+    }
 }
