@@ -5,7 +5,8 @@
 //! repeated here.)
 //!
 //! Values are f32 and single steps are torch's, so that factors agree to the last bit or nearly so. Adapters
-//! kept in bf16 have many values of one magnitude; which of these are kept is torch.topk's choice, too.
+//! kept in bf16 have many values of one magnitude; which of these are kept is torch.topk's choice, too,
+//! up to the size of tensor that [`super::topk`] has.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/lora/model.py` (`add_weighted_adapter`),
 //! `src/peft/utils/merge_utils.py`, 0.21.2.
