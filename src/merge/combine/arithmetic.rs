@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::election::{add_up, add_up_elected};
 use super::lazy::{Measure, difference};
 use super::sieve::{Choice, Rescale, Sieve, Walk};
 use super::statistics::{Leading, Order, elems, scan_all, sum_of};
@@ -56,8 +57,10 @@ impl RowMap for Sum {
         let start = (rows.start * row_len) as u64;
         let mut walks: Vec<Walk> = self.sieves.iter().map(|sieve| sieve.walk(start)).collect();
         let block = (BLOCK / row_len.max(1)).max(1) * row_len.max(1);
-        let mut weighted = vec![0.0; block.min(out.len()) * others.len()];
-        let (mut sums, mut divisors) = (Vec::new(), Vec::new());
+        let most = block.min(out.len());
+        let mut weighted = vec![0.0; most * others.len()];
+        let [mut sums, mut elected, mut divisors] = [(); 3].map(|()| vec![0.0f32; most]);
+        let ones = vec![1.0; others.len()];
         let total: f32 = self.weights.iter().sum();
         let total = if total.abs() < 1e-8 { 1.0 } else { total };
         for (i, out) in out.chunks_mut(block).enumerate() {
@@ -68,46 +71,21 @@ impl RowMap for Sum {
                 walk.apply(row_len, update);
                 update.iter_mut().for_each(|v| *v *= weight);
             }
-            sums.clear();
-            sums.resize(out.len(), 0.0f32);
-            for update in &updates {
-                sums.iter_mut().zip(&**update).for_each(|(sum, v)| *sum += v);
-            }
-            divisors.clear();
-            divisors.resize(out.len(), total);
+            let [sums, elected, divisors] = [&mut sums, &mut elected, &mut divisors].map(|all| &mut all[..out.len()]);
+            add_up(&updates, sums);
+            divisors.fill(total);
             if self.consensus {
-                self.elect(&updates, &mut sums, &mut divisors);
+                elected.copy_from_slice(sums);
+                add_up_elected(&updates, &ones, &self.weights, elected, sums, divisors);
+                divisors.iter_mut().filter(|divisor| **divisor == 0.0).for_each(|divisor| *divisor = 1.0);
             }
             if self.normalize {
-                sums.iter_mut().zip(&divisors).for_each(|(sum, divisor)| *sum /= divisor);
+                sums.iter_mut().zip(divisors).for_each(|(sum, divisor)| *sum /= *divisor);
             }
             if self.lambda != 1.0 {
                 sums.iter_mut().for_each(|sum| *sum *= self.lambda);
             }
-            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out += sum);
-        }
-    }
-}
-
-impl Sum {
-    /// Makes of the sums of updates those of the ones that have the same sign, and of divisors their weights.
-    /// Without branches: signs are as good as random.
-    fn elect(&self, updates: &[&mut [f32]], sums: &mut [f32], divisors: &mut [f32]) {
-        let majorities = &mut *divisors;
-        majorities.iter_mut().zip(&*sums).for_each(|(majority, sum)| *majority = if *sum >= 0.0 { 1.0 } else { -1.0 });
-        let mut of_weights = vec![0.0f32; sums.len()];
-        sums.fill(0.0);
-        for (update, weight) in updates.iter().zip(&self.weights) {
-            let places = sums.iter_mut().zip(&mut of_weights).zip(&**update).zip(&*majorities);
-            for (((sum, of_weights), value), majority) in places {
-                // Of the same sign: 0 has none.
-                let elected = value * majority > 0.0;
-                *sum += if elected { *value } else { 0.0 };
-                *of_weights += if elected { *weight } else { 0.0 };
-            }
-        }
-        for (divisor, weights) in divisors.iter_mut().zip(&of_weights) {
-            *divisor = if *weights == 0.0 { 1.0 } else { *weights };
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
         }
     }
 }
@@ -129,10 +107,7 @@ impl Measure for Sce {
             let of_all = Expr::Map { of: updates.clone(), map: Arc::new(Variance) };
             // A count times a number is a float32 in torch.
             let count = |nonzero: u64| (nonzero as f32 * self.select_topk as f32) as u64;
-            selected = Some(match self.select_topk > 0.0 {
-                true => Leading::among(&of_all, Order::Largest, count)?,
-                false => Leading::of(&of_all, Order::Largest, 0)?,
-            });
+            selected = Some(Leading::among(&of_all, Order::Largest, count)?);
         }
         let mut squares = vec![0f64; updates.len()];
         let (mut keys, mut kept) = (Vec::new(), Vec::new());
@@ -201,36 +176,24 @@ impl RowMap for Chosen {
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
         let first = (rows.start * row_len) as u64;
         let mut updates = vec![0.0; BLOCK * others.len()];
-        let (mut keys, mut elected, mut sums, mut weights) =
-            ([0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK], [0f32; BLOCK]);
+        let [mut keys, mut elected, mut sums, mut weights] = [(); 4].map(|()| vec![0.0f32; BLOCK]);
         for (i, out) in out.chunks_mut(BLOCK).enumerate() {
             let (start, n) = (i * BLOCK, out.len());
-            let models = || others.iter().map(|model| &model[start..][..n]);
-            for (update, model) in updates.chunks_mut(n).zip(models()) {
+            for (update, model) in updates.chunks_mut(n).zip(others) {
+                let model = &model[start..][..n];
                 update.iter_mut().zip(model).zip(&*out).for_each(|((update, x), base)| *update = x - base);
             }
             let updates: Vec<&[f32]> = updates.chunks(n).take(others.len()).collect();
-            elected[..n].fill(0.0);
-            for update in &updates {
-                elected.iter_mut().zip(*update).for_each(|(sum, v)| *sum += v);
-            }
-            sums[..n].fill(0.0);
-            weights[..n].fill(0.0);
-            for (update, weight) in updates.iter().zip(&self.weights) {
-                let places = sums.iter_mut().zip(&mut weights).zip(*update).zip(&elected);
-                for (((sum, weights), value), elected) in places {
-                    let majority = if *elected >= 0.0 { 1.0 } else { -1.0 };
-                    let counts = value * majority > 0.0;
-                    *sum += if counts { value * weight } else { 0.0 };
-                    *weights += if counts { *weight } else { 0.0 };
-                }
-            }
-            sums[..n].iter_mut().zip(&weights).for_each(|(sum, weights)| *sum /= weights.max(1e-6));
+            let [keys, elected, sums, weights] =
+                [&mut keys, &mut elected, &mut sums, &mut weights].map(|all| &mut all[..n]);
+            add_up(&updates, elected);
+            add_up_elected(&updates, &self.weights, &self.weights, elected, sums, weights);
+            sums.iter_mut().zip(weights).for_each(|(sum, weights)| *sum /= weights.max(1e-6));
             if let Some(selected) = self.selected {
-                variances(&updates, &mut keys[..n]);
-                selected.keep_by(first + start as u64, &keys[..n], &mut sums[..n]);
+                variances(&updates, keys);
+                selected.keep_by(first + start as u64, keys, sums);
             }
-            out.iter_mut().zip(&sums).for_each(|(out, sum)| *out += sum);
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
         }
     }
 }

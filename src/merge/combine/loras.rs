@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::election::{add_up, add_up_elected};
 use super::lazy::{Combined, Measure, Pending};
 use super::modules::{Prelude, in_order};
 use super::mt19937::Stream;
@@ -390,26 +391,21 @@ impl RowMap for Blended {
         for (sieve, task) in self.sieves.iter().zip(&mut tasks) {
             sieve.walk(start).apply(row_len, task);
         }
-        for (i, out) in out.iter_mut().enumerate() {
-            let values = tasks.iter().map(|task| task[i]);
-            let weighted = values.clone().zip(&self.weights);
-            *out = match self.elects {
-                None => weighted.map(|(v, w)| v * w).fold(0.0, |sum, v| sum + v),
-                Some(method) => {
-                    let elected: f32 = match method {
-                        MajoritySign::Total => values.fold(0.0, |sum, v| sum + v),
-                        MajoritySign::Frequency => values.map(sign).sum(),
-                    };
-                    let majority = if elected >= 0.0 { 1.0 } else { -1.0 };
-                    let (mut sum, mut count) = (0.0f32, 0.0f32);
-                    for (value, weight) in weighted.filter(|(v, _)| sign(*v) == majority) {
-                        sum += value * weight;
-                        count += 1.0;
-                    }
-                    sum / count.max(1.0)
-                }
-            };
+        let Some(elects) = self.elects else {
+            tasks.iter_mut().zip(&self.weights).for_each(|(task, weight)| task.iter_mut().for_each(|v| *v *= weight));
+            return add_up(&tasks, out);
+        };
+        let mut elected = vec![0.0; out.len()];
+        match elects {
+            MajoritySign::Total => add_up(&tasks, &mut elected),
+            MajoritySign::Frequency => {
+                let signs: Vec<Vec<f32>> = tasks.iter().map(|task| task.iter().map(|v| sign(*v)).collect()).collect();
+                add_up(&signs, &mut elected);
+            }
         }
+        let (ones, mut counts) = (vec![1.0; tasks.len()], vec![0.0f32; out.len()]);
+        add_up_elected(&tasks, &self.weights, &ones, &elected, out, &mut counts);
+        out.iter_mut().zip(&counts).for_each(|(sum, count)| *sum /= count.max(1.0));
     }
 }
 

@@ -5,6 +5,7 @@
 //! numbers; what is made of the values then is a function of rows.
 
 mod arithmetic;
+mod election;
 mod lazy;
 mod loras;
 mod models;

@@ -187,8 +187,8 @@ pub fn combine_models(
     let pattern = base.unwrap_or(models[0]);
     let lookups: Vec<BTreeMap<&str, &PlannedTensor>> =
         models.iter().map(|m| m.tensors.iter().map(|t| (t.name.as_str(), t)).collect()).collect();
+    let names: std::collections::HashSet<&str> = pattern.tensors.iter().map(|t| t.name.as_str()).collect();
     for model in models {
-        let names: std::collections::HashSet<&str> = pattern.tensors.iter().map(|t| t.name.as_str()).collect();
         if let Some(extra) = model.tensors.iter().find(|t| !names.contains(t.name.as_str())) {
             return Err(finding(extra)
                 .expected(format_args!("only tensors that {} has, too", path(pattern)))

@@ -74,11 +74,6 @@ impl Mt19937 {
         }
     }
 
-    /// Whether the next element of `torch.bernoulli` is 1.
-    pub fn bernoulli(&mut self, probability: f32) -> bool {
-        self.uniform() < probability
-    }
-
     /// Passes over `words` words.
     pub fn skip(&mut self, mut words: u64) {
         while words > (N - self.next) as u64 {

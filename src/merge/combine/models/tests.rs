@@ -88,7 +88,7 @@ fn draws_go_through_tensors_by_name() {
     let options = CombineOptions { density: vec![0.5], rescale: Some(false), seed: 11, ..weighing(&[1.0]) };
     let result = combine_models(Some(&make(0.0)), &[&make(1.0)], ModelMethod::DareLinear, &options).unwrap().result;
     let mut generator = super::super::Mt19937::new(11);
-    let mut drawn = || [(); 8].map(|()| if generator.bernoulli(0.5) { 1.0 } else { 0.0 });
+    let mut drawn = || [(); 8].map(|()| if generator.uniform() < 0.5 { 1.0 } else { 0.0 });
     assert_eq!(result.get("a").unwrap().read().unwrap(), drawn());
     assert_eq!(result.get("b").unwrap().read().unwrap(), drawn());
 }
