@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atombank::adapter::peft::{self, Base};
+use atombank::adapter::peft::{self, Base, Changes};
 use atombank::adapter::{HostTensor, kohya, save_tensors};
 use atombank::checkpoint::Checkpoint;
 use atombank::dtype::DType;
@@ -18,11 +18,18 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters")
 }
 
+type Merged = atombank::Result<BTreeMap<String, PlannedTensor>>;
+
 /// Merges the adapter in `folder` into the base `base`: the tensors by name.
-fn merge(folder: &Path, base: &Path) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
+fn merge(folder: &Path, base: &Path) -> Merged {
+    merge_what(base, |base| peft::open(folder, base))
+}
+
+/// Merges what `open` finds for the base `base`.
+fn merge_what(base: &Path, open: impl Fn(&Base) -> atombank::Result<Changes>) -> Merged {
     let checkpoint = Checkpoint::open(base)?;
     let base = Base::of(&checkpoint);
-    let changes = peft::open(folder, &base)?;
+    let changes = open(&base)?;
     let merged = with_adapters(&base, checkpoint.weights(), &[changes], &Weights::new([1.0]))?;
     merged.plan.check()?;
     Ok(merged.plan.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
@@ -256,13 +263,8 @@ fn kinds_for_linear_layers_only_are_refused_on_others() {
 }
 
 /// Merges one file of kohya's kind.
-fn merge_file(file: &Path, base: &Path) -> atombank::Result<BTreeMap<String, PlannedTensor>> {
-    let checkpoint = Checkpoint::open(base)?;
-    let base = Base::of(&checkpoint);
-    let changes = kohya::open(file, &base)?;
-    let merged = with_adapters(&base, checkpoint.weights(), &[changes], &Weights::new([1.0]))?;
-    merged.plan.check()?;
-    Ok(merged.plan.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect())
+fn merge_file(file: &Path, base: &Path) -> Merged {
+    merge_what(base, |base| kohya::open(file, base))
 }
 
 /// Files of LyCORIS by their names in `fixtures/adapters/lycoris`, and their base.

@@ -107,6 +107,6 @@ fn print_table(extraction: &Extraction, output: &Path) {
         extraction.saved.len(),
         totals.values,
         100.0 * totals.values as f64 / totals.base_values.max(1) as f64,
-        truncation::together(&extraction.modules),
+        truncation::together(totals.energy.zip(totals.relative_error)),
     );
 }

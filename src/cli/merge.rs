@@ -85,7 +85,8 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     };
     if !truncations.is_empty() {
         truncation::print_table(&truncations, &[]);
-        let (output, together) = (args.output.output.display(), truncation::together(&truncations));
+        let (output, together) =
+            (args.output.output.display(), truncation::together(Truncation::together(&truncations)));
         println!("{output}: {} modules cut to a rank{together}", truncations.len());
     }
     Ok(())

@@ -20,9 +20,7 @@ pub(crate) fn print_table(modules: &[Truncation], whole: &[PlannedTensor]) {
     }
 }
 
-/// What is lost of all modules together, to go at the end of a line.
-pub(crate) fn together(modules: &[Truncation]) -> String {
-    Truncation::together(modules)
-        .map(|(energy, error)| format!("; energy {energy:.6}, error {error:.3e}"))
-        .unwrap_or_default()
+/// Energy and error of all modules together, where there are any, to go at the end of a line.
+pub(crate) fn together(found: Option<(f64, f64)>) -> String {
+    found.map(|(energy, error)| format!("; energy {energy:.6}, error {error:.3e}")).unwrap_or_default()
 }
