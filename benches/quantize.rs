@@ -1,7 +1,8 @@
 //! Quantizers in values a second, scalar and wide: `cargo bench --bench quantize`.
 
 use atombank::DType;
-use atombank::quant::{Kernel, encode_row};
+use atombank::kernel::Kernel;
+use atombank::quant::encode_row;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 

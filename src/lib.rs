@@ -2,16 +2,20 @@
 //! between Hugging Face safetensors and GGUF.
 //!
 //! Everything that turns checkpoints into checkpoints is one plan and one pass: a
-//! [`formats::Source`] opens lazily, a [`plan::Plan`] says what the output holds, and
+//! [`source::Source`] opens lazily, a [`plan::Plan`] says what the output holds, and
 //! [`plan::execute`] writes it in parallel, in flat memory.
 
 pub mod adapter;
+pub mod arch;
+pub mod bank;
 pub mod checkpoint;
 pub mod convert;
 pub mod dtype;
 pub mod error;
 pub mod formats;
 pub mod imatrix;
+pub(crate) mod json;
+pub mod kernel;
 pub mod linalg;
 pub mod merge;
 #[cfg(feature = "train")]
@@ -20,6 +24,8 @@ pub mod plan;
 pub mod quant;
 pub mod quantize;
 pub mod report;
+pub mod source;
+pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
 

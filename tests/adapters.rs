@@ -8,11 +8,11 @@ use atombank::adapter::peft::{self, Base, Changes};
 use atombank::adapter::{HostTensor, kohya, save_tensors};
 use atombank::checkpoint::Checkpoint;
 use atombank::dtype::DType;
-use atombank::formats::Source;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::combine::Weights;
 use atombank::merge::with_adapters;
 use atombank::plan::{Plan, PlannedTensor};
+use atombank::source::Source;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters")

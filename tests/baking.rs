@@ -5,11 +5,14 @@ mod common;
 use std::path::Path;
 
 use atombank::adapter::peft::{self, Base};
-use atombank::adapter::{Adapter, AdapterConfig, AtomBank, BankConfig, HostTensor, Routing, new_bank};
-use atombank::checkpoint::HfFolder;
-use atombank::merge::{bank_updates, combine, compare, static_lora, with_adapters, with_updates};
+use atombank::adapter::{Adapter, AdapterConfig, HostTensor, new_bank};
+use atombank::arch::HfFolder;
+use atombank::bank::BankHook;
+use atombank::bank::compare;
+use atombank::bank::{AtomBank, BankConfig, Routing};
+use atombank::merge::{bank_updates, combine, static_lora, with_adapters, with_updates};
 use atombank::model::{
-    BankHook, Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
+    Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
 };
 use candle_core::Device;
 use common::{CASES, Case};

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atombank::adapter::{Adapter, AdapterConfig, HostTensor, LoraConfig};
-use atombank::checkpoint::{HfFolder, Module, Site};
+use atombank::arch::{HfFolder, LinearLayer, Module};
 use atombank::linalg::{Matrix, to_rows};
 use program::{atombank, copy, done, fixture, text};
 use serde_json::Value;
@@ -49,11 +49,11 @@ fn case(common: bool) -> Case {
     let base = copy(&fixture("demo/base"), &dir.path().join("base"));
     let config = HfFolder::open(&base).unwrap().config.clone();
     let mut numbers = Numbers(1);
-    let sites: Vec<Site> = (0..config.num_hidden_layers)
-        .flat_map(|layer| [Module::Q, Module::O, Module::Up].map(|module| Site { layer, module }))
+    let sites: Vec<LinearLayer> = (0..config.num_hidden_layers)
+        .flat_map(|layer| [Module::Q, Module::O, Module::Up].map(|module| LinearLayer { layer, module }))
         .collect();
     let factors = |r: usize, numbers: &mut Numbers| -> Vec<(Matrix, Matrix)> {
-        let pair = |site: &Site| {
+        let pair = |site: &LinearLayer| {
             let (d_out, d_in) = site.module.shape(&config);
             (numbers.matrix(r, d_in, 0.1), numbers.matrix(d_out, r, 0.1))
         };

@@ -39,7 +39,7 @@ struct Pair {
 
 fn pair() -> Pair {
     use atombank::adapter::{Adapter, AdapterConfig, new_bank};
-    use atombank::checkpoint::HfFolder;
+    use atombank::arch::HfFolder;
     use atombank::train::TrainConfig;
     let dir = tempfile::tempdir().unwrap();
     let base = copy(&fixtures().join("demo/base"), &dir.path().join("base"));

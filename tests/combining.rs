@@ -7,10 +7,10 @@ use std::sync::Arc;
 use atombank::DType;
 use atombank::adapter::peft::{self, Base, Change, LowRank};
 use atombank::checkpoint::Checkpoint;
-use atombank::formats::Source;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::combine::{CombineOptions, LoraMethod, ModelMethod, Weights, combine_loras, combine_models};
 use atombank::plan::{Expr, Plan, PlannedTensor};
+use atombank::source::Source;
 use serde_json::{Map, Value};
 
 /// How far a value may be off, for the largest of its tensor.

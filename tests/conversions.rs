@@ -7,10 +7,10 @@ mod readers;
 use std::fs;
 use std::path::Path;
 
-use atombank::formats::Source;
 use atombank::formats::gguf::{GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
+use atombank::source::Source;
 use program::{atombank, copy, fixture};
 
 fn convert(input: &Path, output: &Path, options: &[&str]) -> String {

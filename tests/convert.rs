@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, Gguf, OutType};
-use atombank::formats::Source;
 use atombank::formats::gguf::{Array, GgufFile, Metadata, Value, ValueType, layout};
 use atombank::plan::{self, Plan, Staging};
+use atombank::source::Source;
 use atombank::{Error, Result};
 use described::{described, sha256};
 use serde_json::{Value as Json, json};

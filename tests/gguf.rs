@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atombank::DType;
-use atombank::checkpoint::{Checkpoint, HfFolder};
+use atombank::arch::HfFolder;
+use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, OutType, to_gguf};
 use atombank::error::Result;
-use atombank::formats::Source;
 use atombank::formats::gguf::{Array, GgufFile, GgufModel, Metadata, SplitLimits, Value, layout, split_layout};
 use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging, TensorRef};
+use atombank::source::Source;
 use half::f16;
 use proptest::prelude::*;
 use serde_json::Value as Json;

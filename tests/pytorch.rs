@@ -9,8 +9,8 @@ use std::sync::Arc;
 use atombank::checkpoint::Checkpoint;
 use atombank::formats::pytorch::{self, PytorchFile};
 use atombank::formats::safetensors::{self, SafetensorsFile};
-use atombank::formats::{Source, TensorInfo};
 use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging, TensorRef};
+use atombank::source::{Source, TensorInfo};
 use atombank::{DType, Error, Result};
 use proptest::prelude::*;
 

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use atombank::dtype::DType;
-use atombank::quant::{Kernel, can_decode, can_encode, decode, encode, encode_row, has_non_finite, needs_importance};
+use atombank::kernel::Kernel;
+use atombank::quant::{can_decode, can_encode, decode, encode, encode_row, has_non_finite, needs_importance};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 

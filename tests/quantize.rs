@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, Gguf, OutType, to_gguf};
-use atombank::formats::Source;
 use atombank::formats::gguf::{Array, GgufFile, Value, ValueType, layout};
 use atombank::imatrix::ImportanceMatrix;
 use atombank::plan::{self, Staging};
 use atombank::quantize::{FileType, Led, Quantized, Recipe, quantize};
+use atombank::source::Source;
 use described::{described, sha256};
 use serde_json::{Map, Value as Json, json};
 

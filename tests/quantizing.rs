@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atombank::DType;
-use atombank::formats::Source;
 use atombank::formats::gguf::{GgufFile, GgufModel};
+use atombank::source::Source;
 use program::{atombank, done, fixture, text};
 use serde_json::Value;
 

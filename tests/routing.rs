@@ -2,10 +2,11 @@
 
 mod common;
 
-use atombank::adapter::{AdapterConfig, BankConfig, Routing};
+use atombank::adapter::AdapterConfig;
+use atombank::bank::BankHook;
+use atombank::bank::{BankConfig, Routing};
 use atombank::model::{
-    BankHook, Batch, InstructionEncoder, LoadedAdapter, NoAdapter, Residence, Sequence, TextEncoder, greedy,
-    prompt_logits,
+    Batch, InstructionEncoder, LoadedAdapter, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };
 use candle_core::{Device, Tensor};
 use common::{CASES, Case};

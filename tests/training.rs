@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use atombank::Error;
 use atombank::adapter::{Adapter, AdapterConfig, new_bank};
-use atombank::model::{LoadedAdapter, Regularizer, Residence, Sequence};
+use atombank::bank::Regularizer;
+use atombank::model::{LoadedAdapter, Residence, Sequence};
 use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, clip_factor, global_norm, train};
 use candle_core::Device;
 use common::{CASES, Case, fixtures, ids, read_tensors};
@@ -209,7 +210,7 @@ fn a_bank_can_be_routed_by_a_sentence_encoder() {
     let bank = Adapter::open(&output).unwrap();
     assert_eq!(bank.tensors["atom_bank.prior.proj.weight"].shape, [16, 24]);
     let fresh = short_run(&output, &[&encoder]);
-    let base = atombank::checkpoint::HfFolder::open(&fresh.base).unwrap();
+    let base = atombank::arch::HfFolder::open(&fresh.base).unwrap();
     let fresh = fresh.adapter_config(&base.config, Some(24));
     let AdapterConfig::Bank(fresh) = fresh else { panic!("a bank") };
     let fresh = new_bank(&output, fresh, &base.config, 0).unwrap();

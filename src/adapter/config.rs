@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 
 /// What a plain LoRA's config says.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Adapter, AdapterConfig, BankConfig, HostTensor, LoraConfig};
-use crate::checkpoint::{ModelConfig, Module, Site};
+use super::{Adapter, AdapterConfig, HostTensor, LoraConfig};
+use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::bank::BankConfig;
 use crate::error::Result;
 use crate::linalg::Random;
 
@@ -67,7 +68,7 @@ fn factors(
 ) {
     for layer in 0..base.num_hidden_layers {
         for module in Module::ALL.into_iter().filter(|m| targets.iter().any(|t| t == m.name())) {
-            let site = Site { layer, module };
+            let site = LinearLayer { layer, module };
             let (d_out, d_in) = module.shape(base);
             // Kaiming-uniform with a = sqrt 5 comes to a bound of 1 / sqrt(fan-in).
             let bound = 1.0 / (d_in as f32).sqrt();

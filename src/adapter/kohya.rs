@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use super::peft::{Base, Changes};
 use crate::error::{Finding, Result};
-use crate::formats::Source;
 use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::{Plan, PlannedTensor};
+use crate::source::Source;
 use update::{Parts, Update};
 
 /// What stands before the paths of modules.

@@ -1,6 +1,5 @@
 //! Adapters: LoRA as PEFT saves it, and atom banks (Queryable LoRA, arXiv:2605.08423).
 
-mod bank;
 mod config;
 mod init;
 pub mod kohya;
@@ -10,16 +9,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use bank::{AtomBank, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
 pub use config::LoraConfig;
 pub use init::{new_bank, new_lora};
 
-use crate::checkpoint::{ModelConfig, Site, read_json_object};
+use crate::arch::{LinearLayer, ModelConfig};
+use crate::bank::BankConfig;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::safetensors::{self, SafetensorsFile};
-use crate::formats::{Source, show_shape};
+use crate::json::read_json_object;
 use crate::plan::{self, Expr, Plan, PlannedTensor, Staging};
+use crate::source::{Source, show_shape};
 
 /// A tensor in memory: adapters are small.
 #[derive(Debug, Clone, PartialEq)]
@@ -159,14 +159,15 @@ impl Adapter {
     }
 
     /// Where the adapter acts, in the order in which a forward pass comes by.
-    pub fn sites(&self) -> Vec<Site> {
-        let mut sites: Vec<Site> = self.tensors.keys().filter_map(|name| Site::of_factor(name, 'A')).collect();
+    pub fn sites(&self) -> Vec<LinearLayer> {
+        let mut sites: Vec<LinearLayer> =
+            self.tensors.keys().filter_map(|name| LinearLayer::of_factor(name, 'A')).collect();
         sites.sort();
         sites
     }
 
     /// `lora_A`, `[r, d_in]`, and `lora_B`, `[d_out, r]`, of a site of [`Adapter::sites`].
-    pub fn factors(&self, site: Site) -> (&HostTensor, &HostTensor) {
+    pub fn factors(&self, site: LinearLayer) -> (&HostTensor, &HostTensor) {
         // check_names has seen both for every site.
         (&self.tensors[&site.factor_name('A')], &self.tensors[&site.factor_name('B')])
     }
@@ -233,7 +234,7 @@ impl Adapter {
             if globals.iter().any(|(global, _)| global == name) {
                 continue;
             }
-            let (site, partner) = match (Site::of_factor(name, 'A'), Site::of_factor(name, 'B')) {
+            let (site, partner) = match (LinearLayer::of_factor(name, 'A'), LinearLayer::of_factor(name, 'B')) {
                 (Some(site), _) => (site, 'B'),
                 (_, Some(site)) => (site, 'A'),
                 _ => {

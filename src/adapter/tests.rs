@@ -1,7 +1,7 @@
 use serde_json::json;
 
-use super::bank::fill_template;
 use super::*;
+use crate::bank::{AtomBank, fill_template};
 use crate::error::Error;
 
 fn base() -> ModelConfig {
@@ -38,7 +38,7 @@ fn a_saved_bank_opens_as_it_was() {
 
 #[test]
 fn sites_come_in_execution_order() {
-    let names: Vec<String> = bank().sites().iter().map(Site::to_string).collect();
+    let names: Vec<String> = bank().sites().iter().map(LinearLayer::to_string).collect();
     assert_eq!(
         names[..3],
         ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]

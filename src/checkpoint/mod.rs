@@ -1,22 +1,13 @@
 //! The Hugging Face folder: config.json, weights in safetensors or PyTorch files, tokenizer files.
 
-mod config;
-mod fields;
 #[cfg(feature = "hub")]
 pub mod hub;
-mod layout;
-mod site;
 mod weights;
 mod write;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub(crate) use config::INERT;
-pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
-pub(crate) use fields::{Fields, read_json_object};
-pub use layout::{check_tensors, expected_tensors, is_buffer};
-pub use site::{Module, Site};
 pub use write::write_folder;
 
 pub(crate) use weights::open_weights;
@@ -24,6 +15,7 @@ pub(crate) use weights::open_weights;
 pub(crate) use weights::read_index;
 
 use crate::error::{Finding, IoContext, Result};
+use crate::json::read_json_object;
 use crate::plan::Plan;
 
 /// What weight files are called, other frameworks' too: extensions of files that nothing takes along.
@@ -91,32 +83,5 @@ impl Checkpoint {
         }
         files.sort();
         Ok(files)
-    }
-}
-
-/// An open folder of a decoder that this crate can run: its config is checked and typed.
-pub struct HfFolder {
-    checkpoint: Checkpoint,
-    /// config.json, checked and typed.
-    pub config: ModelConfig,
-}
-
-impl HfFolder {
-    /// Opens the folder as [`Checkpoint::open`] does.
-    ///
-    /// # Errors
-    /// As there; also for an unknown architecture or config field.
-    pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
-        let config = ModelConfig::from_json(&path.join("config.json"), &checkpoint.config_json)?;
-        Ok(Self { checkpoint, config })
-    }
-}
-
-impl std::ops::Deref for HfFolder {
-    type Target = Checkpoint;
-
-    fn deref(&self) -> &Checkpoint {
-        &self.checkpoint
     }
 }

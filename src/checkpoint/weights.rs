@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::read_json_object;
 use crate::error::{Finding, Result};
 use crate::formats::pytorch::{self, PytorchFile};
 use crate::formats::safetensors::{self, SafetensorsFile};
-use crate::formats::{self, Source};
+use crate::json::read_json_object;
+
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
+use crate::source::Source;
 
 /// Paths and descriptions of what isn't a tensor.
 type Others = Vec<(String, String)>;
@@ -78,7 +79,7 @@ fn open_files(folder: &Path, form: &Form, files: &[&str]) -> Result<(Plan, Other
         let (source, beside) = (form.open)(&folder.join(name))?;
         others.extend(beside);
         for tensor in TensorRef::all(&source) {
-            let formats::TensorInfo { name: tensor_name, dtype, shape } = tensor.info().clone();
+            let crate::source::TensorInfo { name: tensor_name, dtype, shape } = tensor.info().clone();
             if let Some(other) = found.insert(tensor_name.clone(), (*name).to_owned()) {
                 return Err(Finding::new(folder, format!("tensor {tensor_name:?}"))
                     .expected("each name in one shard")

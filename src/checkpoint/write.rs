@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Checkpoint, HfFolder, check_tensors};
+use super::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{IoContext, Result};
 use crate::formats::safetensors;
@@ -80,24 +80,6 @@ pub fn write_folder(
         staging.write(name, content)?;
     }
     staging.commit()
-}
-
-impl HfFolder {
-    /// As [`Checkpoint::write`], for a plan that has to be the whole model.
-    ///
-    /// # Errors
-    /// As there; [`crate::Error::Mismatch`] where tensors are missing, surplus or misshapen.
-    pub fn write(
-        &self,
-        plan: &Plan,
-        staging: Staging,
-        shard_bytes: u64,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
-        check_tensors(self.path(), &self.config, plan)?;
-        self.checkpoint.write(plan, staging, shard_bytes, options, progress)
-    }
 }
 
 /// torch's name of the type that most of the plan's bytes are in.

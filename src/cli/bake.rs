@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::adapter::{Adapter, AdapterConfig, AtomBank};
-use atombank::checkpoint::HfFolder;
+use atombank::adapter::{Adapter, AdapterConfig};
+use atombank::arch::HfFolder;
+use atombank::bank::AtomBank;
+use atombank::bank::BankHook;
+use atombank::bank::{Agreement, RoutedBy, Routes, compare, route};
 use atombank::error::Finding;
-use atombank::merge::{Agreement, RoutedBy, Routes, bank_updates, compare, route, static_lora, with_updates};
-use atombank::model::{BankHook, Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights};
+use atombank::merge::{bank_updates, static_lora, with_updates};
+use atombank::model::{Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights};
 use atombank::plan::{Expr, Plan};
 use candle_core::Device;
 use clap::Args;

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::{Adapter, BASE_EMBEDDINGS};
-use atombank::checkpoint::HfFolder;
+use atombank::adapter::Adapter;
+use atombank::arch::HfFolder;
+use atombank::bank::BASE_EMBEDDINGS;
+use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::convert::summary;
 use atombank::error::Finding;
 use atombank::linalg::{Matrix, from_rows};
-use atombank::merge::build::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::model::{Decoder, InstructionEncoder, Residence, Sequence, TextEncoder};
 use candle_core::Device;
 use clap::{Args, Subcommand};
@@ -250,7 +251,7 @@ fn to_table(fit: &BankFit, rows: &[Row]) -> String {
 }
 
 fn to_json(args: &BuildArgs, fit: &BankFit, rows: &[Row]) -> Result<String> {
-    let row = |(atom, (row, lora)): (usize, (&Row, &atombank::merge::build::LoraFit))| {
+    let row = |(atom, (row, lora)): (usize, (&Row, &atombank::bank::fit::LoraFit))| {
         json!({ "atom": atom, "name": row.name, "rank": lora.rank, "relative_error": lora.relative_error,
             "missing_sites": lora.missing_sites, "descriptions": row.texts, "weight": row.share })
     };

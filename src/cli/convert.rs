@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use atombank::bank::gguf as bank;
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::lora::TableBase;
 use atombank::convert::{
-    Beside, ConvertOptions, GeneralOptions, Gguf, Input, OutType, Override, Restored, bank, from_gguf, generic, lora,
+    ConvertOptions, GeneralOptions, Gguf, Input, OutType, Restored, Sidecars, from_gguf, generic, lora,
     safetensors_metadata, to_gguf,
 };
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
+use atombank::formats::gguf::Override;
 use atombank::plan::Plan;
 use clap::Args;
 
@@ -150,11 +152,11 @@ impl Job<'_> {
     fn generic(&self, from: &Path, plan: &Plan, common: &Common) -> Result<()> {
         self.check_plain("a model whose class has a table")?;
         let (beside, mut notes) = match from.is_dir() {
-            true => Beside::read(from, plan)?,
+            true => Sidecars::read(from, plan)?,
             false => {
                 let mut notes = Vec::new();
                 let safetensors_metadata = safetensors_metadata(plan, &mut notes);
-                (Beside { safetensors_metadata, ..Beside::default() }, notes)
+                (Sidecars { safetensors_metadata, ..Sidecars::default() }, notes)
             }
         };
         // What no matrix of a known model is, is not cast by itself either.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::adapter::{Adapter, AdapterConfig, DEFAULT_PROMPT_TEMPLATE, HostTensor};
-use atombank::checkpoint::HfFolder;
+use atombank::adapter::{Adapter, AdapterConfig, HostTensor};
+use atombank::arch::HfFolder;
+use atombank::bank::DEFAULT_PROMPT_TEMPLATE;
 use atombank::model::{
     Decoder, InstructionEncoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };

@@ -1,8 +1,9 @@
 //! `atombank inspect`: a table of what is there, or JSON.
 
 use anyhow::Result;
+use atombank::bank::BankReport;
 use atombank::convert::Description;
-use atombank::report::{BankReport, Report, TensorsReport};
+use atombank::report::{Report, TensorsReport};
 use clap::Args;
 
 use super::Common;

@@ -27,7 +27,7 @@ mod train;
 mod truncation;
 
 use anyhow::Result;
-use atombank::quant::Kernel;
+use atombank::kernel::Kernel;
 use clap::{Args, Parser, Subcommand};
 
 /// Train atom banks (Queryable LoRA), bake them for a fixed instruction, convert checkpoints.

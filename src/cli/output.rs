@@ -8,9 +8,10 @@ use atombank::DType;
 use atombank::adapter::peft::NewLora;
 use atombank::checkpoint::{Checkpoint, write_folder};
 use atombank::convert::{
-    ConvertOptions, Gguf, OutType, Override, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata, to_gguf,
+    ConvertOptions, Gguf, OutType, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata, to_gguf,
 };
 use atombank::error::Finding;
+use atombank::formats::gguf::Override;
 use atombank::formats::{gguf, pytorch, safetensors};
 use atombank::plan::{self, Layout, Plan, Staging};
 use atombank::quantize::FileType;

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::convert::Override;
 use atombank::error::Finding;
-use atombank::formats::TensorInfo;
+use atombank::formats::gguf::Override;
 use atombank::formats::gguf::{GgufHeader, GgufModel, Metadata};
 use atombank::plan::{Plan, TensorRef};
 use atombank::quantize::{FileType, TensorOutcome, outcomes};
+use atombank::source::TensorInfo;
 use clap::Args;
 use serde_json::json;
 

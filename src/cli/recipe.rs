@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::convert::Override;
 use atombank::formats::gguf::Metadata;
+use atombank::formats::gguf::Override;
 use atombank::imatrix::ImportanceMatrix;
 use atombank::plan::Plan;
 use atombank::quantize::{FileType, Led, Quantized, Recipe, TensorTypeRule, parse_layers, parse_tensor_type, quantize};

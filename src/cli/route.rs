@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use atombank::adapter::Adapter;
-use atombank::checkpoint::HfFolder;
-use atombank::merge::{Request, RoutedBy, Routes, route};
+use atombank::arch::HfFolder;
+use atombank::bank::{Request, RoutedBy, Routes, route};
 use atombank::model::{Decoder, Residence, TextEncoder};
 use candle_core::Device;
 use clap::{Args, ValueEnum};

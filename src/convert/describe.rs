@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::arch::Dim;
 use super::params::{self, Params};
 use super::tensors::{self, Found};
-use crate::checkpoint::{Checkpoint, is_buffer};
+use crate::arch::is_buffer;
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
 /// A model whose class has a table.

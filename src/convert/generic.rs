@@ -13,13 +13,13 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::beside::{Beside, json_text, left_out_keys, parsed};
+use super::sidecars::{Sidecars, json_text, left_out_keys, parsed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{MAX_DIMS, MAX_NAME_BYTES, Metadata};
 use crate::formats::safetensors;
-use crate::formats::{Source, TensorInfo, show_shape};
 use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
+use crate::source::{Source, TensorInfo, show_shape};
 
 /// `general.architecture` of these files.
 pub const ARCHITECTURE: &str = "generic";
@@ -50,7 +50,7 @@ struct Record {
 /// # Errors
 /// [`crate::Error::Mismatch`] for an `outtype` other than F32, F16 and BF16 and for a name that
 /// stands twice.
-pub fn to_gguf(model: &Path, weights: &Plan, beside: &Beside, outtype: Option<DType>) -> Result<(Metadata, Plan)> {
+pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<DType>) -> Result<(Metadata, Plan)> {
     if let Some(dtype) = outtype.filter(|dtype| torch_name(*dtype).is_none()) {
         return Err(Finding::new(model, "outtype").expected("f32, f16 or bf16").found(dtype).mismatch());
     }
@@ -113,7 +113,7 @@ pub struct Unpacked {
     /// Its tensors, with their names, types and shapes.
     pub weights: Plan,
     /// What stands beside them.
-    pub beside: Beside,
+    pub beside: Sidecars,
     /// What the GGUF file says that the checkpoint has no place for.
     pub notes: Vec<String>,
 }
@@ -135,7 +135,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
         return Err(metadata.finding(VERSION_KEY).expected(VERSION).found(version).unsupported());
     }
     let records: Vec<Record> = parsed(metadata, TENSORS_KEY)?.unwrap_or_default();
-    let beside = Beside::take(metadata, PREFIX)?;
+    let beside = Sidecars::take(metadata, PREFIX)?;
 
     let mut by_stored: HashMap<&str, &Record> = HashMap::new();
     let mut empty = Vec::new();
@@ -197,7 +197,7 @@ impl Unpacked {
 
 /// Every key is the checkpoint's, or says nothing about it, or is named.
 fn notes(metadata: &Metadata) -> Result<Vec<String>> {
-    let known = |key: &str| [VERSION_KEY, TENSORS_KEY].contains(&key) || Beside::owns(key, PREFIX);
+    let known = |key: &str| [VERSION_KEY, TENSORS_KEY].contains(&key) || Sidecars::owns(key, PREFIX);
     if let Some((key, _)) = metadata.iter().find(|(key, _)| key.starts_with(PREFIX) && !known(key)) {
         return Err(metadata.finding(key).expected("a key this version knows").found("another").unsupported());
     }
@@ -304,7 +304,7 @@ fn torch_name(dtype: DType) -> Option<&'static str> {
 }
 
 /// With config.json's dtype kept true.
-fn retyped(beside: &Beside, dtype: DType) -> Beside {
+fn retyped(beside: &Sidecars, dtype: DType) -> Sidecars {
     let mut beside = beside.clone();
     let config =
         beside.files.get("config.json").and_then(|text| serde_json::from_slice::<Map<String, Json>>(text).ok());

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, open_weights};
 use crate::error::{Finding, Result};
-use crate::formats::Source;
 use crate::formats::gguf::GgufModel;
 use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::Plan;
+use crate::source::Source;
 
 /// Something that can be converted, open.
 pub enum Input {

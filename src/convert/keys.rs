@@ -10,9 +10,9 @@ use serde_json::{Map, Value as Json};
 use super::arch::{Dim, Key};
 use super::params::Params;
 use super::rope;
-use crate::checkpoint::read_json_object;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
+use crate::json::read_json_object;
 
 /// `GGML_QUANT_VERSION`: the layout of quantized blocks.
 const QUANTIZATION_VERSION: u32 = 2;

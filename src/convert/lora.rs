@@ -20,14 +20,14 @@ use super::OutType;
 use super::general::{self, GeneralOptions, TensorTotals};
 use serde_json::Map;
 
-use crate::checkpoint::read_json_object;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
-use crate::formats::{Source, row_len, show_shape};
+use crate::json::read_json_object;
 use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::source::{Source, row_len, show_shape};
 
 const ALPHA_KEY: &str = "adapter.lora.alpha";
 const ALORA_KEY: &str = "adapter.alora.invocation_tokens";

@@ -5,9 +5,6 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
-mod arch;
-pub mod bank;
-mod beside;
 mod companions;
 mod describe;
 pub(crate) mod general;
@@ -15,36 +12,34 @@ pub mod generic;
 mod input;
 mod keys;
 pub mod lora;
-mod overrides;
-mod params;
 mod restore;
-mod rope;
-mod source;
+pub(crate) mod sidecars;
+mod source_record;
 mod tensors;
-mod tokenizer;
-mod vocab;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use beside::{Beside, metadata_left_out, safetensors_metadata};
 pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub(crate) use describe::class;
 pub use describe::{Description, describe};
 pub use general::{GeneralOptions, summary};
 pub use input::{Input, PYTORCH_EXTENSIONS};
-pub use overrides::Override;
-use params::Params;
 pub(crate) use restore::FIELDS;
 pub use restore::{Restored, from_gguf, with_changed};
-pub use vocab::{Piece, PieceKind, SentencePieceModel};
-use vocab::{Vocab, VocabOptions};
+pub use sidecars::{Sidecars, metadata_left_out, safetensors_metadata};
 
+use crate::arch::{
+    self,
+    params::{self, Params},
+    rope,
+};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
-use crate::formats::gguf::Metadata;
+use crate::formats::gguf::{Metadata, Override};
 use crate::plan::Plan;
+use crate::tokenizer::{self, Vocab, VocabOptions};
 
 /// The type that a conversion's matrices get; vectors and norms are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -195,7 +190,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let matrices = options.outtype.dtype(weights);
     let plan = match options.vocab_only {
         false => {
-            let vocab_rows = || vocab::gemma3_rows(folder);
+            let vocab_rows = || tokenizer::gemma3_rows(folder);
             tensors::plan(folder.path(), &vocab_rows, &params, weights, matrices, &mut notes)?
         }
         true => Plan::default(),
@@ -212,9 +207,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
     let vocab = if options.vocab { params.arch.vocab } else { Vocab::None };
     let vocab_options = VocabOptions { pre: options.pre.clone() };
-    vocab::write(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+    tokenizer::write(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
     if options.outtype == OutType::Source {
-        source::write(&mut metadata, &params, folder, weights)?;
+        source_record::write(&mut metadata, &params, folder, weights)?;
     }
     for single in &options.overrides {
         single.apply(&mut metadata)?;
@@ -227,7 +222,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
 pub fn gguf_name(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<String> {
     let arch = arch::of_class(params::class(config)?, config)?;
     match tensors::find(arch, name) {
-        tensors::Found::Known(known) if !matches!(known.tensor.how, arch::How::Stack(_)) => Some(known.gguf_name()),
+        tensors::Found::Known(known) if !matches!(known.tensor.transform, arch::Transform::Stack(_)) => {
+            Some(known.gguf_name())
+        }
         _ => None,
     }
 }
@@ -247,7 +244,7 @@ pub(crate) fn class_name(config: &serde_json::Map<String, serde_json::Value>, na
 pub(crate) fn keeps_transposed(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<bool> {
     let arch = arch::of_class(params::class(config)?, config)?;
     match tensors::find(arch, name) {
-        tensors::Found::Known(known) => Some(known.tensor.how == arch::How::Transposed),
+        tensors::Found::Known(known) => Some(known.tensor.transform == arch::Transform::Transposed),
         _ => None,
     }
 }

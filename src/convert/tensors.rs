@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use super::arch::{Arch, Dim, Given, How, Tensor};
+use super::arch::{Arch, Dim, Presence, Tensor, Transform};
 use super::params::Params;
 use super::rope;
-use crate::checkpoint::is_buffer;
+use crate::arch::is_buffer;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::source::show_shape;
 
 /// The output's tensors: those that the config makes, then the weights in the reference's order,
 /// file by file and by name within each. What is left out goes to `notes`.
@@ -175,10 +175,10 @@ impl<'a> Collected<'a> {
         let is_bias = known.suffix == "bias";
         let layers = self.params.layers()?;
         let wanted = known.layer.is_none_or(|layer| layer < layers)
-            && may_have(self.params, known.tensor.given)
+            && may_have(self.params, known.tensor.presence)
             && (!is_bias || may_have(self.params, known.tensor.bias));
-        let stacked = match known.tensor.how {
-            How::Stack(dim) => Some(self.params.count(dim)?),
+        let stacked = match known.tensor.transform {
+            Transform::Stack(dim) => Some(self.params.count(dim)?),
             _ => None,
         };
         if !wanted || known.place.zip(stacked).is_some_and(|(place, count)| place >= count) {
@@ -186,7 +186,7 @@ impl<'a> Collected<'a> {
         }
         let expected = shape_of(self.params, known.tensor, is_bias)?;
         // Rows past the vocabulary are padding, which some checkpoints have.
-        let padded = known.tensor.how == How::TrimVocab
+        let padded = known.tensor.transform == Transform::TrimVocab
             && tensor.shape.len() == 2
             && tensor.shape[0] >= expected[0]
             && tensor.shape[1] == expected[1];
@@ -209,7 +209,7 @@ impl<'a> Collected<'a> {
             stack.last = order;
             return Ok(None);
         }
-        let expr = transformed(self.vocab_rows, self.params, tensor, known.tensor.how, is_bias)?;
+        let expr = transformed(self.vocab_rows, self.params, tensor, known.tensor.transform, is_bias)?;
         Ok(Some(self.planned(known.gguf_name(), expr, tensor.dtype)))
     }
 
@@ -262,17 +262,17 @@ impl<'a> Collected<'a> {
 }
 
 /// Whether something so given may be there: a tied checkpoint may store its head all the same.
-fn may_have(params: &Params, given: Given) -> bool {
-    matches!(given, Given::Unless("tie_word_embeddings")) || must_have(params, given)
+fn may_have(params: &Params, presence: Presence) -> bool {
+    matches!(presence, Presence::Unless("tie_word_embeddings")) || must_have(params, presence)
 }
 
 /// Whether something so given has to be there.
-fn must_have(params: &Params, given: Given) -> bool {
-    match given {
-        Given::Never => false,
-        Given::Always => true,
-        Given::If(field) => params.flag(field, false),
-        Given::Unless(field) => !params.flag(field, false),
+fn must_have(params: &Params, presence: Presence) -> bool {
+    match presence {
+        Presence::Never => false,
+        Presence::Always => true,
+        Presence::If(field) => params.flag(field, false),
+        Presence::Unless(field) => !params.flag(field, false),
     }
 }
 
@@ -295,14 +295,14 @@ pub(super) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Resul
     let layers = params.layers()?;
     let mut all = Vec::new();
     for (number, tensor) in params.arch.tensors.iter().copied().flatten().enumerate() {
-        let wanted = must_have(params, tensor.given) || may_have(params, tensor.given) && also(tensor);
+        let wanted = must_have(params, tensor.presence) || may_have(params, tensor.presence) && also(tensor);
         if !wanted {
             continue;
         }
         let of_layers: Vec<Option<usize>> =
             if tensor.hf.contains("{}") { (0..layers).map(Some).collect() } else { vec![None] };
-        let places: Vec<Option<usize>> = match tensor.how {
-            How::Stack(dim) => (0..params.count(dim)?).map(Some).collect(),
+        let places: Vec<Option<usize>> = match tensor.transform {
+            Transform::Stack(dim) => (0..params.count(dim)?).map(Some).collect(),
             _ => vec![None],
         };
         for is_bias in [false, true] {
@@ -328,7 +328,7 @@ pub(super) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Resul
     if !is_bias {
         return Ok(shape);
     }
-    let output = if tensor.how == How::Transposed { shape.last() } else { shape.first() };
+    let output = if tensor.transform == Transform::Transposed { shape.last() } else { shape.first() };
     Ok(output.copied().into_iter().collect())
 }
 
@@ -337,22 +337,22 @@ fn transformed(
     vocab_rows: &dyn Fn() -> Result<usize>,
     params: &Params,
     tensor: &PlannedTensor,
-    how: How,
+    transform: Transform,
     is_bias: bool,
 ) -> Result<Expr> {
     let of = tensor.expr.clone();
     let width = tensor.shape.get(1).copied();
     let shaped = |rows: usize| std::iter::once(rows).chain(width).collect::<Vec<usize>>();
-    Ok(match how {
-        How::Same | How::Stack(_) => of,
-        How::Pairs(heads) => {
+    Ok(match transform {
+        Transform::Same | Transform::Stack(_) => of,
+        Transform::Pairs(heads) => {
             let per_head = tensor.shape[0] / params.count(heads)?;
             Expr::reordered(of, |row| {
                 let (head, within) = (row / per_head, row % per_head);
                 head * per_head + (within % 2) * (per_head / 2) + within / 2
             })
         }
-        How::PlusOne => {
+        Transform::PlusOne => {
             let sum = Expr::AddConstant { of: Box::new(of), constant: 1.0 };
             match tensor.dtype {
                 // torch adds in the tensor's own type, which the reference keeps only for F16.
@@ -360,17 +360,17 @@ fn transformed(
                 _ => sum,
             }
         }
-        How::Transposed if is_bias => of,
-        How::Transposed => Expr::Transpose(Box::new(of)),
-        How::HeadwiseQkv | How::GroupedQkv => {
-            let order = qkv_rows(params, how)?;
+        Transform::Transposed if is_bias => of,
+        Transform::Transposed => Expr::Transpose(Box::new(of)),
+        Transform::HeadwiseQkv | Transform::GroupedQkv => {
+            let order = qkv_rows(params, transform)?;
             Expr::reordered(of, |row| order[row])
         }
-        How::TrimVocab => {
+        Transform::TrimVocab => {
             let rows = vocab_rows()?.min(tensor.shape[0]);
             Expr::slice(of, 0, rows, shaped(rows))
         }
-        How::FromPosition => {
+        Transform::FromPosition => {
             let start = params.padding_positions()?;
             let rows = tensor.shape[0].checked_sub(start).filter(|rows| *rows > 0).ok_or_else(|| {
                 params.finding("pad_token_id").expected("an id below max_position_embeddings").found(start).mismatch()
@@ -381,10 +381,10 @@ fn transformed(
 }
 
 /// For every row of the fused projection in GGUF, its row in transformers.
-pub(super) fn qkv_rows(params: &Params, how: How) -> Result<Vec<usize>> {
+pub(super) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
     let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
     // A group has some queries, one key and one value.
-    let groups = if how == How::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
+    let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
     let queries = heads / groups;
     let row = |group: usize, place: usize| {
         let start = (group * (queries + 2) + place) * width;

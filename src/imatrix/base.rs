@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Device;
 
-use crate::checkpoint::{HfFolder, ModelConfig};
+use crate::arch::{HfFolder, ModelConfig};
 use crate::convert::{Restored, from_gguf};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};

@@ -13,7 +13,7 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use super::{Base, Measurement, Sums};
-use crate::checkpoint::{ModelConfig, Module, Site};
+use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, IoContext, Result};
 use crate::model::{Batch, Hook, Sequence};
 
@@ -144,7 +144,7 @@ impl SquareSums<'_> {
     /// What was summed, over `count` tokens.
     fn entries(self, count: u64) -> BTreeMap<String, Sums> {
         let layers = self.layers.into_iter().enumerate().flat_map(|(layer, modules)| {
-            let names = Module::ALL.map(|module| gguf_name(Site { layer, module }));
+            let names = Module::ALL.map(|module| gguf_name(LinearLayer { layer, module }));
             names.into_iter().zip(modules)
         });
         let entries = layers.chain([(OUTPUT.to_owned(), self.output)]).filter(|(_, squares)| !squares.is_empty());
@@ -162,7 +162,7 @@ impl SquareSums<'_> {
 }
 
 impl Hook for SquareSums<'_> {
-    fn delta(&mut self, site: Site, x: &Tensor) -> Result<Option<Tensor>> {
+    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
         add_squares(&mut self.layers[site.layer][site.module as usize], x)?;
         self.check(&gguf_name(site), &self.layers[site.layer][site.module as usize])?;
         if site.module == Module::Down {
@@ -186,7 +186,7 @@ fn add_squares(sums: &mut Vec<f64>, x: &Tensor) -> Result<()> {
 }
 
 /// The weight of a linear layer as GGUF calls it, in the decoders that this crate runs.
-fn gguf_name(site: Site) -> String {
+fn gguf_name(site: LinearLayer) -> String {
     let module = match site.module {
         Module::Q => "attn_q",
         Module::K => "attn_k",

@@ -13,7 +13,7 @@ use super::{
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufFile, Metadata};
-use crate::formats::{MappedFile, Source, show_shape};
+use crate::source::{MappedFile, Source, show_shape};
 
 /// The first bytes of every GGUF file. As a count of the older form they would stand for more
 /// entries than any file has room for.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::*;
 use crate::dtype::DType;
-use crate::formats::Source;
 use crate::formats::gguf::{Array, GgufFile, Metadata, layout};
 use crate::plan::{Expr, Options, PlannedTensor, Staging, execute};
+use crate::source::Source;
 
 mod hostile;
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::adapter::peft::{Base, Change, Changes};
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::merge::combine::Weights;
 use crate::plan::{Expr, Plan, PlannedTensor, RowMap};
+use crate::source::show_shape;
 
 /// A merged model.
 #[derive(Debug)]

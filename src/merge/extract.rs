@@ -169,7 +169,7 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncatio
     };
     let (rows, cols) = (module.of.rows(), module.of.row_len());
     // The factors of all modules are as large as a model's where the rank is: they wait for the pass on disk.
-    let aside = |shape: [usize; 2], values: &[f32]| TensorRef::set_aside(shape.into(), values).map(Expr::Take);
+    let aside = |shape: [usize; 2], values: &[f32]| TensorRef::spill(shape.into(), values).map(Expr::Take);
     let (a, b) = match module.transposed {
         false => (aside([rank, cols], &right)?, aside([rows, rank], &left)?),
         // The weight is `[d_in, d_out]`: what is left of its change is A's transpose.

@@ -1,9 +1,6 @@
 //! Updates to weights, as plans: what an adapter adds to a base model.
 
 mod adapters;
-#[cfg(feature = "train")]
-mod bake;
-pub mod build;
 pub mod combine;
 pub mod extract;
 mod rounding;
@@ -12,16 +9,15 @@ mod truncation;
 use std::collections::BTreeMap;
 
 pub use adapters::{Merged, with_adapters};
-#[cfg(feature = "train")]
-pub use bake::{Agreement, Request, RoutedBy, Routes, compare, route};
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;
 
-use crate::adapter::{Adapter, AdapterConfig, AtomBank, HostTensor, LoraConfig};
-use crate::checkpoint::Site;
+use crate::adapter::{Adapter, AdapterConfig, HostTensor, LoraConfig};
+use crate::arch::LinearLayer;
+use crate::bank::AtomBank;
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{Expr, Plan};
+use crate::source::show_shape;
 
 /// What is added to weights, by their names.
 pub type Updates = BTreeMap<String, Expr>;
@@ -32,7 +28,7 @@ pub type Updates = BTreeMap<String, Expr>;
 /// Where there are fewer alphas than blocks.
 pub fn bank_updates(bank: &AtomBank, alphas: &[Vec<f32>]) -> Updates {
     let operators: Vec<Vec<f32>> = alphas.iter().map(|alpha| bank.operator(alpha)).collect();
-    let update = |site: Site| {
+    let update = |site: LinearLayer| {
         let (a, b) = bank.adapter.factors(site);
         let left = bank.left_factor(site, &operators[site.layer / bank.config.block_size]);
         Expr::Product {

@@ -25,7 +25,7 @@ pub struct Batch {
     /// `[rows]`: tokens that are not padding.
     pub(super) lengths: Vec<usize>,
     /// `[rows]`: tokens that route.
-    pub(super) routed: Vec<usize>,
+    pub(crate) routed: Vec<usize>,
     pub(super) width: usize,
 }
 
@@ -45,7 +45,7 @@ impl Batch {
     }
 
     /// One further token for each sequence, which has `lengths` tokens before it.
-    pub(super) fn next(ids: Vec<u32>, lengths: &[usize]) -> Self {
+    pub(crate) fn next(ids: Vec<u32>, lengths: &[usize]) -> Self {
         let rows = ids.len();
         let positions = lengths.iter().map(|n| *n as u32).collect();
         Self { ids, positions, lengths: vec![1; rows], routed: vec![0; rows], width: 1 }
@@ -62,7 +62,7 @@ impl Batch {
     }
 
     /// Whether token `t` of sequence `row` is there, rather than padding.
-    pub(super) fn is_real(&self, row: usize, t: usize) -> bool {
+    pub(crate) fn is_real(&self, row: usize, t: usize) -> bool {
         t < self.lengths[row]
     }
 
@@ -78,7 +78,7 @@ impl Batch {
     }
 
     /// The positions of sequence `row` as keys.
-    pub(super) fn key_positions(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn key_positions(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
         (0..self.width).map(move |t| match self.is_real(row, t) {
             true => self.positions[row * self.width + t],
             false => NEVER,

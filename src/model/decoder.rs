@@ -9,7 +9,7 @@ use super::hooks::Hook;
 use super::ops;
 use super::weights::{Layer, Weights};
 use super::{Batch, Residence};
-use crate::checkpoint::{HfFolder, ModelConfig, Module, Site};
+use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
 use crate::error::Result;
 
 /// A decoder-only language model.
@@ -156,7 +156,7 @@ impl Decoder {
         let mut linear = |module: Module, x: &Tensor| -> Result<Tensor> {
             let (weight, bias) = &layer.linears[&module];
             let y = ops::frozen_linear(x, weight, bias.as_ref())?;
-            match hook.delta(Site { layer: index, module }, x)? {
+            match hook.delta(LinearLayer { layer: index, module }, x)? {
                 Some(delta) => Ok((y + delta)?),
                 None => Ok(y),
             }

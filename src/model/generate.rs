@@ -3,8 +3,9 @@
 use candle_core::D;
 
 use super::hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter, to_host};
-use super::{BankHook, Batch, Decoder, KvCache, Sequence};
+use super::{Batch, Decoder, KvCache, Sequence};
 use crate::adapter::{AdapterConfig, HostTensor};
+use crate::bank::BankHook;
 use crate::error::Result;
 
 /// What was generated for one sequence.

@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor, Var};
 
 use super::{InstructionEncoder, ops};
 use crate::adapter::{Adapter, HostTensor};
-use crate::checkpoint::Site;
+use crate::arch::LinearLayer;
 use crate::error::Result;
 
 /// Something that adds to the outputs of linear layers.
@@ -16,14 +16,14 @@ pub trait Hook {
     ///
     /// # Errors
     /// What the computation meets.
-    fn delta(&mut self, site: Site, x: &Tensor) -> Result<Option<Tensor>>;
+    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>>;
 }
 
 /// The base model alone.
 pub struct NoAdapter;
 
 impl Hook for NoAdapter {
-    fn delta(&mut self, _site: Site, _x: &Tensor) -> Result<Option<Tensor>> {
+    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
         Ok(None)
     }
 }
@@ -36,7 +36,7 @@ pub struct LoadedAdapter {
     tensors: BTreeMap<String, Tensor>,
     /// The same tensors as variables, where they are trained.
     vars: BTreeMap<String, Var>,
-    sites: HashMap<Site, (String, String)>,
+    sites: HashMap<LinearLayer, (String, String)>,
     scale: f64,
     instruction_encoder: InstructionEncoder,
 }
@@ -89,16 +89,16 @@ impl LoadedAdapter {
         self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), to_host(tensor)?))).collect()
     }
 
-    pub(super) fn get(&self, name: &str) -> &Tensor {
+    pub(crate) fn get(&self, name: &str) -> &Tensor {
         &self.tensors[name]
     }
 
     /// A, B of a site, where the adapter acts on it.
-    pub(super) fn factors(&self, site: Site) -> Option<(&Tensor, &Tensor)> {
+    pub(crate) fn factors(&self, site: LinearLayer) -> Option<(&Tensor, &Tensor)> {
         self.sites.get(&site).map(|(a, b)| (self.get(a), self.get(b)))
     }
 
-    pub(super) fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         self.scale
     }
 }
@@ -113,7 +113,7 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
 pub struct LoraHook<'a>(pub &'a LoadedAdapter);
 
 impl Hook for LoraHook<'_> {
-    fn delta(&mut self, site: Site, x: &Tensor) -> Result<Option<Tensor>> {
+    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
         let Some((a, b)) = self.0.factors(site) else { return Ok(None) };
         let update = ops::linear(&ops::linear(x, a)?, b)?;
         Ok(Some((update * self.0.scale())?))

@@ -11,10 +11,13 @@ use candle_core::{D, DType, Device, Tensor};
 use serde_json::json;
 
 use super::{Sequence, TextEncoder, Weights, ops, softmax_last};
-use crate::adapter::{AdapterConfig, BASE_EMBEDDINGS};
-use crate::checkpoint::{Fields, INERT, open_weights, read_json_object};
+use crate::adapter::AdapterConfig;
+use crate::arch::INERT;
+use crate::bank::BASE_EMBEDDINGS;
+use crate::checkpoint::open_weights;
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
+use crate::json::{Fields, read_json_object};
+use crate::source::show_shape;
 
 /// Makes instruction embeddings.
 pub enum InstructionEncoder {

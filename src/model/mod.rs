@@ -5,8 +5,7 @@ mod decoder;
 pub(crate) mod generate;
 pub(crate) mod hooks;
 mod instruction;
-mod ops;
-mod routing;
+pub(crate) mod ops;
 mod tokenize;
 mod weights;
 
@@ -16,6 +15,5 @@ pub use generate::{Generation, greedy, prompt_logits};
 pub use hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter};
 pub use instruction::{InstructionEncoder, SentenceEncoder};
 pub use ops::{log_softmax_last, softmax_last};
-pub use routing::{BankHook, Regularizer, RoutingTrace};
 pub use tokenize::TextEncoder;
 pub use weights::{Residence, Weights};

@@ -53,7 +53,7 @@ impl CustomOp1 for FrozenMatmul {
 
 /// `x @ weight^T + bias` over the last dimension, weight and bias frozen.
 /// `x` `[.., d_in]`, `weight` `[d_out, d_in]`, `bias` `[d_out]` -> `[.., d_out]`.
-pub(super) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(crate) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let d_in = dims.pop().unwrap_or(1);
     let rows = dims.iter().product::<usize>();
@@ -67,7 +67,7 @@ pub(super) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) 
 }
 
 /// `x @ weight^T` over the last dimension, both trainable. Shapes as [`frozen_linear`].
-pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let d_in = dims.pop().unwrap_or(1);
     let rows = dims.iter().product::<usize>();
@@ -77,7 +77,7 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// `x / sqrt(mean(x^2) + eps)` over the last dimension.
-pub(super) fn rms_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn rms_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
     x.broadcast_div(&(mean + eps)?.sqrt()?)
 }
@@ -97,7 +97,7 @@ pub fn log_softmax_last(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Rotates the two halves of each head: `x` `[B, heads, T, d]`, `cos` and `sin` `[B, 1, T, d / 2]`.
-pub(super) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
     let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let first = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
 use super::{InstructionEncoder, Sequence};
-use crate::adapter::fill_template;
+use crate::bank::fill_template;
 use crate::error::{Finding, Result};
 
 /// A model's tokenizer.

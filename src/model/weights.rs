@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use super::ops;
-use crate::checkpoint::{ModelConfig, Module, Site, check_tensors};
+use crate::arch::{LinearLayer, ModelConfig, Module, check_tensors};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -168,7 +168,7 @@ impl Weights {
         let optional = |name: String| self.tensors.contains_key(&name).then(|| self.load(&name)).transpose();
         let mut linears = HashMap::new();
         for module in Module::ALL {
-            let site = Site { layer, module };
+            let site = LinearLayer { layer, module };
             linears.insert(module, (self.load(&site.weight_name())?, optional(format!("{site}.bias"))?));
         }
         let norm = |name: &str| format!("model.layers.{layer}.{name}.weight");

@@ -9,8 +9,9 @@ use super::product::{Sink, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{row_len, rows};
+use crate::kernel::Kernel;
 use crate::quant;
+use crate::source::{row_len, rows};
 
 /// Elements that one task makes where a whole tensor is read.
 const READ_ELEMS: usize = 1 << 18;
@@ -55,7 +56,7 @@ impl PlannedTensor {
         let row_len = self.row_len();
         let row_bytes = row_len / self.dtype.block_elems() * self.dtype.block_bytes();
         // Plan::check has seen that the rows divide into as many matrices.
-        let kernel = quant::Kernel::in_use();
+        let kernel = Kernel::in_use();
         let rows_each = self.rows() * row_len / importance.len();
         for (i, (row, out)) in values.chunks_exact(row_len).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
             let start = (first + i) / rows_each * row_len;
@@ -353,7 +354,7 @@ fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut 
     left.eval_rows(rows.clone(), &mut lefts);
     let mut rights = vec![0.0; k * cols];
     right.eval_rows(0..k, &mut rights);
-    let fused = is_fused(crate::formats::rows(&left.shape()), cols);
+    let fused = is_fused(crate::source::rows(&left.shape()), cols);
     let sink = if base.is_some() { Sink::Add } else { Sink::Set };
     let step = (BLOCK_ELEMS / cols.max(1)).max(4);
     for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {
@@ -367,7 +368,7 @@ fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut 
 
 /// Rows `rows` of an [`Expr::Kronecker`]: those that one row of `left` makes at a time.
 fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
-    let (height, width) = (crate::formats::rows(&right.shape()), right.row_len());
+    let (height, width) = (crate::source::rows(&right.shape()), right.row_len());
     let mut factors = vec![0.0; left.row_len()];
     let (mut row, mut rest) = (rows.start, out);
     while row < rows.end {
@@ -458,9 +459,9 @@ mod tests {
 
     use super::*;
     use crate::dtype::DType;
-    use crate::formats::Source;
     use crate::formats::safetensors::SafetensorsFile;
     use crate::plan::{Plan, TensorRef};
+    use crate::source::Source;
 
     fn planned(shape: &[usize], expr: Expr) -> PlannedTensor {
         PlannedTensor { name: "t".into(), dtype: DType::F32, shape: shape.to_vec(), expr }

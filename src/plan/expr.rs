@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::dtype::DType;
-use crate::formats::{Source, TensorInfo, row_len, rows, show_shape};
 use crate::quant;
+use crate::source::{Source, TensorInfo, row_len, rows, show_shape};
 
 /// A tensor of an open file.
 #[derive(Clone)]

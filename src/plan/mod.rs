@@ -3,12 +3,12 @@
 //! A [`Plan`] lists output tensors; each says by an [`Expr`] how its numbers come from source
 //! tensors. Commands differ in the plans that they make; [`execute`] is the one way to run one.
 
-mod aside;
 mod checksum;
 mod eval;
 mod execute;
 mod expr;
 mod product;
+mod spill;
 mod staging;
 
 use std::path::PathBuf;
@@ -22,8 +22,9 @@ pub use staging::Staging;
 
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{self, Source, TensorInfo, show_shape};
+
 use crate::quant;
+use crate::source::{self, Source, TensorInfo, show_shape};
 
 /// One tensor of the output.
 #[derive(Debug, Clone)]
@@ -51,12 +52,12 @@ impl PlannedTensor {
 
     /// Elements in one row: the last dimension; 1 for vectors and scalars, whose rows are elements.
     pub fn row_len(&self) -> usize {
-        formats::row_len(&self.shape)
+        source::row_len(&self.shape)
     }
 
     /// The number of rows.
     pub fn rows(&self) -> usize {
-        formats::rows(&self.shape)
+        source::rows(&self.shape)
     }
 
     /// Bytes in the output. [`Plan::check`] has seen that rows divide into blocks.

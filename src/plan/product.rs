@@ -6,7 +6,7 @@
 //! ones products are rounded before they are added; of a few widths (1, 6, 9 to 11) the last bit can
 //! differ still.
 
-use crate::quant::{Kernel, Routine};
+use crate::kernel::{Kernel, Routine};
 
 /// The longest run of the inner dimension that is summed in one go.
 const BLOCK: usize = 192;

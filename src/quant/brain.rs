@@ -3,7 +3,7 @@
 //! Bits alone are worked on, in the widest vectors there are: plain merges and conversions spend much of
 //! their time here. NaNs stay NaNs, made quiet, as torch and the `half` crate make them.
 
-use super::encode::{Kernel, Routine};
+use crate::kernel::{Kernel, Routine};
 
 const INFINITY: u32 = 0x7f80_0000;
 const MAGNITUDE: u32 = 0x7fff_ffff;

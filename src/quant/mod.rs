@@ -19,10 +19,10 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::dtype::DType;
+use crate::kernel::Kernel;
 use block::Coder;
-pub(crate) use encode::Routine;
 use encode::encoder;
-pub use encode::{Kernel, needs_importance};
+pub use encode::needs_importance;
 
 /// The code of each block type; `None` for types whose elements stand for themselves.
 fn block_coder(dtype: DType) -> Option<Coder> {

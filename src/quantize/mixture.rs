@@ -10,8 +10,8 @@ use super::names::{Role, block_of, is_stack};
 use super::tensor_type::divides;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::TensorInfo;
 use crate::formats::gguf::Metadata;
+use crate::source::TensorInfo;
 
 /// One run over a model's tensors in the order of files; it counts them, since many rules ask how deep
 /// in the model a tensor is.
@@ -101,7 +101,7 @@ impl<'a> Mixture<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] where a rule asks what the model doesn't say.
-    pub fn wish(&mut self, name: &str, tensor: &TensorInfo, role: Role) -> Result<DType> {
+    pub fn preferred_type(&mut self, name: &str, tensor: &TensorInfo, role: Role) -> Result<DType> {
         if self.is("glm5-next") && GLM5_NEXT_Q8.iter().any(|part| name.contains(part)) {
             return Ok(DType::Q8_0);
         }

@@ -3,7 +3,7 @@
 //! Reference: llama.cpp `src/llama-quant.cpp` (`tensor_get_category`, `tensor_allows_quantization`) and
 //! `src/llama-model-loader.h` (`weight_name_comparer`).
 
-use crate::formats::TensorInfo;
+use crate::source::TensorInfo;
 
 pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";

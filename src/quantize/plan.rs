@@ -6,13 +6,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{Recipe, file_order};
-use crate::convert::Override;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::TensorInfo;
 use crate::formats::gguf::Metadata;
+use crate::formats::gguf::Override;
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::source::TensorInfo;
 
 /// An importance matrix, and what the user calls its file: that is written down.
 #[derive(Clone, Copy)]
@@ -109,9 +109,11 @@ pub fn quantize(
     let mut plan = Plan::default();
     for place in file_order(&infos) {
         let (tensor, Some(chosen)) = (&tensors.tensors[place], &chosen[place]) else { continue };
-        if let Some(wish) = chosen.instead_of {
+        if let Some(preferred_type) = chosen.instead_of {
             let (name, to, row) = (&chosen.name, chosen.dtype, tensor.row_len());
-            notes.push(format!("{name}: {to} instead of {wish}, whose blocks rows of {row} don't divide into"));
+            notes.push(format!(
+                "{name}: {to} instead of {preferred_type}, whose blocks rows of {row} don't divide into"
+            ));
         }
         let mut expr = tensor.expr.clone();
         if let Some(led) = led.filter(|_| chosen.dtype != tensor.dtype && !chosen.dtype.is_plain()) {

@@ -13,8 +13,8 @@ use std::collections::BTreeSet;
 
 use super::names::block_of;
 use crate::error::{Finding, Result};
-use crate::formats::TensorInfo;
 use crate::formats::gguf::{Metadata, Value};
+use crate::source::TensorInfo;
 
 const OPTION: &str = "--prune-layers";
 

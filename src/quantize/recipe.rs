@@ -21,12 +21,12 @@ use super::mixture::Mixture;
 use super::names::{OUTPUT, PER_LAYER_EMBEDDING, Role, file_order, is_kept};
 use super::overrides::TensorTypeRule;
 use super::prune::{Pruning, write_block_count};
-use super::tensor_type::{can_be_had, divides, needs_importance, that_fits};
+use super::tensor_type::{divides, is_quantization_target, needs_importance, that_fits};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
-use crate::formats::TensorInfo;
 use crate::formats::gguf::Metadata;
 use crate::quant::can_decode;
+use crate::source::TensorInfo;
 
 /// The version of ggml's blocks (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -155,16 +155,16 @@ impl Recipe {
         for place in file_order(tensors) {
             let Some(name) = names[place].as_deref() else { continue };
             let tensor = &tensors[place];
-            let (wish, reason) = self.wish(metadata, name, tensor, mixture.as_mut())?;
+            let (preferred_type, reason) = self.preferred_type(metadata, name, tensor, mixture.as_mut())?;
             reasons.push(reason);
-            let dtype = self.fitted(metadata, tensor, wish, reason)?;
+            let dtype = self.fitted(metadata, tensor, preferred_type, reason)?;
             if dtype != tensor.dtype {
                 self.check_source(metadata, tensor, dtype)?;
             }
             chosen[place] = Some(Chosen {
                 name: name.to_owned(),
                 dtype,
-                instead_of: (dtype != wish).then_some(wish),
+                instead_of: (dtype != preferred_type).then_some(preferred_type),
                 needs_importance: dtype != tensor.dtype && needs_importance(Role::of(name), dtype, self.file_type),
             });
         }
@@ -194,7 +194,7 @@ impl Recipe {
     }
 
     /// The type that a tensor should have, and what says so.
-    fn wish(
+    fn preferred_type(
         &self,
         metadata: &Metadata,
         name: &str,
@@ -226,22 +226,27 @@ impl Recipe {
         }
         match self.output_tensor_type.filter(|_| mixture.is_output(role)) {
             Some(dtype) => Ok((dtype, Reason::TiedOutput)),
-            None => Ok((mixture.wish(name, tensor, role)?, Reason::FileType)),
+            None => Ok((mixture.preferred_type(name, tensor, role)?, Reason::FileType)),
         }
     }
 
-    /// `wish`, or what stands in for it where rows don't divide into its blocks. Types of one tensor by
+    /// `preferred_type`, or what stands in for it where rows don't divide into its blocks. Types of one tensor by
     /// its own option are meant as they are.
-    fn fitted(&self, metadata: &Metadata, tensor: &TensorInfo, wish: DType, reason: Reason) -> Result<DType> {
+    fn fitted(&self, metadata: &Metadata, tensor: &TensorInfo, preferred_type: DType, reason: Reason) -> Result<DType> {
         let row_len = tensor.row_len();
         let fitted = match reason {
-            Reason::Kept | Reason::Left => Some(wish),
-            Reason::Output | Reason::Embedding => Some(wish).filter(|wish| divides(row_len, *wish)),
-            Reason::TiedOutput | Reason::Rule | Reason::FileType => that_fits(wish, row_len),
+            Reason::Kept | Reason::Left => Some(preferred_type),
+            Reason::Output | Reason::Embedding => {
+                Some(preferred_type).filter(|preferred_type| divides(row_len, *preferred_type))
+            }
+            Reason::TiedOutput | Reason::Rule | Reason::FileType => that_fits(preferred_type, row_len),
         };
         fitted.ok_or_else(|| {
             about(metadata, &tensor.name)
-                .expected(format_args!("rows that divide into blocks of {}, as {wish} has them", wish.block_elems()))
+                .expected(format_args!(
+                    "rows that divide into blocks of {}, as {preferred_type} has them",
+                    preferred_type.block_elems()
+                ))
                 .found(format_args!("rows of {row_len}"))
                 .mismatch()
         })
@@ -292,12 +297,12 @@ impl Recipe {
             return Err(refuse("--output-tensor-type", &"--leave-output-tensor, which keeps the type it has"));
         }
         for (option, dtype) in given[..2].iter().zip([self.output_tensor_type, self.token_embedding_type]) {
-            if let Some(dtype) = dtype.filter(|dtype| !can_be_had(*dtype)) {
+            if let Some(dtype) = dtype.filter(|dtype| !is_quantization_target(*dtype)) {
                 let finding = Finding::new(option.0, "").expected("a type that tensors are quantized to");
                 return Err(finding.found(dtype).mismatch());
             }
         }
-        match self.tensor_types.iter().find(|rule| !can_be_had(rule.dtype)) {
+        match self.tensor_types.iter().find(|rule| !is_quantization_target(rule.dtype)) {
             None => Ok(()),
             Some(rule) => {
                 Err(rule.finding().expected("a type that tensors are quantized to").found(rule.dtype).mismatch())

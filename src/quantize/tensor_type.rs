@@ -15,7 +15,8 @@ use crate::error::{Finding, Result};
 /// [`crate::Error::Mismatch`] for names that are none, and for types that nothing is quantized to.
 /// llama-quantize takes those (`q8_k`, `i32`) and fails, or writes what it has in memory.
 pub fn parse_tensor_type(option: &str, text: &str) -> Result<DType> {
-    let known = || (0..u32::from(u8::MAX)).filter_map(DType::from_ggml_id).filter(|dtype| can_be_had(*dtype));
+    let known =
+        || (0..u32::from(u8::MAX)).filter_map(DType::from_ggml_id).filter(|dtype| is_quantization_target(*dtype));
     known().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
         let names: Vec<&str> = known().map(DType::name).collect();
         let expected = format!("a tensor type: one of {}", names.join(", "));
@@ -24,7 +25,7 @@ pub fn parse_tensor_type(option: &str, text: &str) -> Result<DType> {
 }
 
 /// Whether tensors are quantized to it.
-pub(super) fn can_be_had(dtype: DType) -> bool {
+pub(super) fn is_quantization_target(dtype: DType) -> bool {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => true,
         // Made of activations while a model runs.
@@ -38,20 +39,20 @@ pub(super) fn divides(row_len: usize, dtype: DType) -> bool {
     row_len.is_multiple_of(dtype.block_elems())
 }
 
-/// `wish`, or the type that stands in for it where rows don't divide into its blocks; `None` where
+/// `preferred_type`, or the type that stands in for it where rows don't divide into its blocks; `None` where
 /// nothing does.
-pub(super) fn that_fits(wish: DType, row_len: usize) -> Option<DType> {
-    if divides(row_len, wish) {
-        return Some(wish);
+pub(super) fn that_fits(preferred_type: DType, row_len: usize) -> Option<DType> {
+    if divides(row_len, preferred_type) {
+        return Some(preferred_type);
     }
-    let smaller_blocks = match wish {
+    let smaller_blocks = match preferred_type {
         DType::IQ1_S | DType::IQ1_M | DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S => DType::IQ4_NL,
         DType::IQ3_XXS | DType::IQ3_S | DType::IQ4_XS => DType::IQ4_NL,
         DType::Q2_0 | DType::Q2_K | DType::Q3_K | DType::TQ1_0 | DType::TQ2_0 => DType::Q4_0,
         DType::Q4_K => DType::Q5_0,
         DType::Q5_K => DType::Q5_1,
         DType::Q6_K => DType::Q8_0,
-        _ if wish.block_elems() <= 32 => DType::F16,
+        _ if preferred_type.block_elems() <= 32 => DType::F16,
         _ => return None,
     };
     Some(if divides(row_len, smaller_blocks) { smaller_blocks } else { DType::F16 })
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn rows_that_do_not_divide_get_smaller_blocks_or_none() {
-        for (wish, of_32, of_1) in [
+        for (preferred_type, of_32, of_1) in [
             (DType::IQ2_XS, Some(DType::IQ4_NL), Some(DType::F16)),
             (DType::IQ4_XS, Some(DType::IQ4_NL), Some(DType::F16)),
             (DType::TQ1_0, Some(DType::Q4_0), Some(DType::F16)),
@@ -105,9 +106,9 @@ mod tests {
             (DType::NVFP4, None, None),
             (DType::BF16, Some(DType::BF16), Some(DType::BF16)),
         ] {
-            assert_eq!(that_fits(wish, 256), Some(wish), "{wish}");
-            assert_eq!(that_fits(wish, 96), of_32, "{wish}");
-            assert_eq!(that_fits(wish, 33), of_1, "{wish}");
+            assert_eq!(that_fits(preferred_type, 256), Some(preferred_type), "{preferred_type}");
+            assert_eq!(that_fits(preferred_type, 96), of_32, "{preferred_type}");
+            assert_eq!(that_fits(preferred_type, 33), of_1, "{preferred_type}");
         }
     }
 

@@ -1,7 +1,6 @@
 //! Inspection and comparison: what is in a checkpoint, an adapter or a bank, and how two checkpoints
 //! differ, as data that prints or serializes.
 
-mod bank;
 pub mod compare;
 mod tensors;
 
@@ -10,16 +9,16 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use bank::{AtomReport, BankReport};
 pub use compare::Comparison;
 pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
 use crate::adapter::{Adapter, AdapterConfig};
+use crate::bank::BankReport;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Description, Input, class, describe, safetensors_metadata};
 use crate::error::Result;
-use crate::formats::Source;
 use crate::plan::TensorRef;
+use crate::source::Source;
 
 /// What was found at a path.
 #[derive(Debug, Clone, Serialize)]
@@ -118,7 +117,7 @@ impl Report {
         match &adapter.config {
             AdapterConfig::Bank(config) => Report::Bank(Box::new(BankReport::of(adapter, config))),
             AdapterConfig::Lora(config) => {
-                let (modules, layers) = bank::modules_and_layers(adapter);
+                let (modules, layers) = crate::bank::modules_and_layers(adapter);
                 Report::Lora {
                     r: config.r,
                     lora_alpha: config.lora_alpha,

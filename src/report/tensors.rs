@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use crate::adapter::Adapter;
 use crate::dtype::DType;
-use crate::formats::TensorInfo;
 use crate::plan::{Plan, PlannedTensor};
+use crate::source::TensorInfo;
 
 /// One tensor.
 #[derive(Debug, Clone, Serialize)]

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{AdamW, TrainConfig};
 use crate::adapter::{Adapter, write_tensors};
-use crate::checkpoint::read_json_object;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
-use crate::formats::Source;
 use crate::formats::safetensors::SafetensorsFile;
+use crate::json::read_json_object;
 use crate::model::hooks::to_host;
 use crate::plan::Staging;
+use crate::source::Source;
 
 /// The file that makes a checkpoint whole; written last, before the folder gets its name.
 const STATE: &str = "trainer_state.json";

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{AdapterConfig, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, LoraConfig, Routing};
-use crate::checkpoint::ModelConfig;
+use crate::adapter::{AdapterConfig, LoraConfig};
+use crate::arch::ModelConfig;
+use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 use crate::error::{Finding, IoContext, Result};
 
 /// A training run.
@@ -247,10 +248,8 @@ impl TrainConfig {
         if self.adapter.target_modules.is_empty() {
             return Err(finding("adapter.target_modules").expected("at least one module").found("none").mismatch());
         }
-        if let Some(module) =
-            self.adapter.target_modules.iter().find(|m| crate::checkpoint::Module::from_name(m).is_none())
-        {
-            let known = crate::checkpoint::Module::ALL.map(crate::checkpoint::Module::name).join(", ");
+        if let Some(module) = self.adapter.target_modules.iter().find(|m| crate::arch::Module::from_name(m).is_none()) {
+            let known = crate::arch::Module::ALL.map(crate::arch::Module::name).join(", ");
             return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
         }
         Ok(())

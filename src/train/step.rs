@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use candle_core::{D, Tensor};
 
 use crate::adapter::AdapterConfig;
+use crate::bank::Regularizer;
 use crate::error::Result;
 use crate::model::generate::AdapterHook;
-use crate::model::{Batch, Decoder, LoadedAdapter, Regularizer, Sequence, log_softmax_last};
+use crate::model::{Batch, Decoder, LoadedAdapter, Sequence, log_softmax_last};
 
 /// What is minimized: cross-entropy over completion tokens, and the routing regularizers.
 pub struct Objective<'a> {

@@ -13,9 +13,10 @@ use super::checkpoint::{self, State};
 use super::step::completion_tokens;
 use super::{AdamW, Dataset, Objective, Row, TrainConfig, clip_factor, global_norm};
 use crate::adapter::{Adapter, AdapterConfig, new_bank, new_lora};
-use crate::checkpoint::HfFolder;
+use crate::arch::HfFolder;
+use crate::bank::Regularizer;
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::{Decoder, InstructionEncoder, LoadedAdapter, Regularizer, Residence, TextEncoder};
+use crate::model::{Decoder, InstructionEncoder, LoadedAdapter, Residence, TextEncoder};
 
 /// What happens in a run, as it happens.
 #[derive(Debug, Clone, PartialEq)]

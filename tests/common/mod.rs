@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atombank::adapter::{Adapter, HostTensor};
-use atombank::checkpoint::HfFolder;
-use atombank::formats::Source;
+use atombank::arch::HfFolder;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::model::{Decoder, Residence, Sequence};
+use atombank::source::Source;
 use candle_core::Device;
 
 pub const CASES: [&str; 6] =

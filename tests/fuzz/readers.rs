@@ -6,15 +6,16 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use atombank::checkpoint::{Checkpoint, ModelConfig};
-use atombank::convert::SentencePieceModel;
+use atombank::arch::ModelConfig;
+use atombank::checkpoint::Checkpoint;
 use atombank::error::{Finding, Result};
-use atombank::formats::Source;
 use atombank::formats::gguf::{self, GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::imatrix::ImportanceMatrix;
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
+use atombank::source::Source;
+use atombank::tokenizer::SentencePieceModel;
 
 /// What is asked of a reader about these bytes.
 type Reader = fn(&[u8]) -> Result<()>;

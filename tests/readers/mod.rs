@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use atombank::formats::Source;
 use atombank::formats::gguf::{GgufFile, Value};
+use atombank::source::Source;
 use serde_json::json;
 
 /// gguf-rs, which shares no code with ours, finds the same tensors at the same places.

@@ -14,8 +14,8 @@ use super::super::peft::{
 };
 use crate::convert::keeps_transposed;
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{Expr, PlannedTensor, RowMap};
+use crate::source::show_shape;
 
 /// A module's tensors, by their names behind the module's.
 pub(super) type Parts = BTreeMap<String, PlannedTensor>;

@@ -14,11 +14,11 @@ use super::change::Change;
 use super::entries::Entries;
 use super::rows::{ScaleRows, map, product};
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::{Expr, PlannedTensor, RowMap};
+use crate::source::show_shape;
 
 /// Fields that only training depends on, or that PEFT leaves to LoRA.
 const INERT: &[&str] = &[

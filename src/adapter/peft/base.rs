@@ -10,8 +10,8 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{class_name, gguf_name, keeps_transposed};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::show_shape;
 use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::source::show_shape;
 
 /// A base model: config and tensors, in Hugging Face's names.
 pub struct Base<'a> {

@@ -14,10 +14,10 @@ use super::entries::Entries;
 use super::rotation::{Rotate, solved};
 use super::rows::ScaleRows;
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::RowMap;
+use crate::source::show_shape;
 
 const ROTATION: &str = "boft_R";
 

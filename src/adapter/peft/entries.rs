@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::convert::lora::PEFT_PREFIX;
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{Plan, PlannedTensor};
+use crate::source::show_shape;
 
 /// An adapter's tensors that nothing has used yet, by their names without PEFT's prefix.
 pub(super) struct Entries {

@@ -11,10 +11,10 @@ use super::change::Change;
 use super::entries::Entries;
 use super::rows::{ScaleColumns, ScaleRows};
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::RowMap;
+use crate::source::show_shape;
 
 const FACTORS: &str = "ia3_l";
 

@@ -13,8 +13,8 @@ use super::entries::Entries;
 use super::lycoris::Settings;
 use super::rows::{Multiply, product};
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 use crate::plan::Expr;
 
 /// The changes of a LoHa adapter.

@@ -12,10 +12,10 @@ use super::entries::Entries;
 use super::lycoris::Settings;
 use super::rows::product;
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::Expr;
+use crate::source::show_shape;
 
 /// The changes of a LoKr adapter.
 pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {

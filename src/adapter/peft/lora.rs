@@ -14,10 +14,10 @@ use super::entries::Entries;
 use super::patterns::{self, Patterns};
 use super::targets::{Targets, ends_path};
 use super::{Named, experts};
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::{Expr, PlannedTensor};
+use crate::source::show_shape;
 
 /// Fields that don't change what the saved tensors make of the base.
 const INERT: &[&str] = &[

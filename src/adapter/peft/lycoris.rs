@@ -5,8 +5,8 @@
 use serde_json::Value;
 
 use super::patterns::{self, Patterns};
-use crate::checkpoint::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 
 /// Rank and alpha, by module.
 pub(super) struct Settings {

@@ -41,8 +41,8 @@ pub(super) use vblora::integers;
 
 use entries::Entries;
 
-use crate::checkpoint::{Fields, read_json_object};
 use crate::error::{Finding, Result};
+use crate::json::{Fields, read_json_object};
 use crate::plan::Plan;
 
 /// A change to one tensor, by the tensor's name in the base.

@@ -15,10 +15,10 @@ use super::dora::norm;
 use super::entries::Entries;
 use super::rotation::{self, Rotate};
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::PlannedTensor;
+use crate::source::show_shape;
 
 const ROTATION: &str = "oft_R.weight";
 const EMBEDDING: &str = "oft_embedding_R.weight";

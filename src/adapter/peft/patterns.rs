@@ -5,8 +5,8 @@
 use regex_lite::Regex;
 use serde_json::{Map, Value};
 
-use crate::checkpoint::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 
 /// A setting of modules whose path ends in a match of a regular expression; the first that matches
 /// wins, in the file's order.

@@ -15,10 +15,10 @@ use super::entries::Entries;
 use super::rows::{Multiply, ScaleRows, corner, map};
 use super::targets::Targets;
 use super::vera::{need_projections, shared};
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::{Expr, Pick, PlannedTensor};
+use crate::source::show_shape;
 
 const LAMBDA: &str = "randlora_lambda";
 const SHARED: [&str; 2] = ["base_model.randlora_A", "base_model.randlora_B"];

@@ -1,7 +1,7 @@
 //! Kinds of adapters that no merged weight can stand for, and those that this version has no rule for.
 
-use crate::checkpoint::Fields;
 use crate::error::Error;
+use crate::json::Fields;
 
 /// Kinds that are merged, as `peft_type` has them.
 pub(super) const MERGED: &[&str] = &[

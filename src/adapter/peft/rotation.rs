@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use nalgebra::DMatrix;
 
+use crate::kernel::{Kernel, Routine};
 use crate::plan::{RowMap, run_len};
-use crate::quant::{Kernel, Routine};
 
 /// The smallest size of which MKL multiplies square matrices with fused multiply-adds.
 const FUSED: usize = 12;

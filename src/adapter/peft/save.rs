@@ -9,8 +9,9 @@ use super::change::LowRank;
 use crate::convert::lora::PEFT_PREFIX;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{rows, safetensors};
+use crate::formats::safetensors;
 use crate::plan::{self, Plan, PlannedTensor, Progress, Staging};
+use crate::source::rows;
 
 /// What `target_modules` has to be for PEFT to load an adapter without factors
 /// (`src/peft/utils/constants.py`, `DUMMY_TARGET_MODULES`).

@@ -8,10 +8,10 @@ use super::Named;
 use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::PlannedTensor;
+use crate::source::show_shape;
 
 /// What PEFT puts behind a module whose copy LN tuning trains.
 const TUNED: &str = ".ln_tuning_layers";

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::base::Base;
 use super::entries::Entries;
-use crate::checkpoint::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 
 /// `target_modules`, `exclude_modules` and `layers_to_transform` of a config.
 pub(super) struct Targets {

@@ -10,8 +10,8 @@ use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
 use super::targets::ends_path;
-use crate::checkpoint::Fields;
 use crate::error::Result;
+use crate::json::Fields;
 use crate::plan::{Expr, Pick};
 
 /// The rows, behind the path of their module, where they stand beside another adapter.

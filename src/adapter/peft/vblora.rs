@@ -12,11 +12,11 @@ use super::change::{Change, LowRank};
 use super::entries::Entries;
 use super::targets::Targets;
 use super::vera::shared;
-use crate::checkpoint::Fields;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::{Expr, PlannedTensor};
+use crate::source::show_shape;
 
 const LOGITS: &str = "vblora_logits_A";
 const INDICES: &str = "vblora_logits_A_topk_indices";

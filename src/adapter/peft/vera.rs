@@ -10,10 +10,10 @@ use super::change::{Change, LowRank};
 use super::entries::Entries;
 use super::rows::{ScaleRows, corner, map};
 use super::targets::Targets;
-use crate::checkpoint::Fields;
 use crate::error::Result;
-use crate::formats::show_shape;
+use crate::json::Fields;
 use crate::plan::PlannedTensor;
+use crate::source::show_shape;
 
 const LAMBDA: &str = "vera_lambda_b";
 

@@ -28,9 +28,9 @@ pub(crate) use totals::TensorTotals;
 
 use self::authorship::Authorship;
 use self::yaml::Node;
-use crate::checkpoint::read_json_object;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
+use crate::json::read_json_object;
 
 /// What a user says about a model, over what its folder says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

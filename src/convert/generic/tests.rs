@@ -82,7 +82,7 @@ fn read_gguf(path: &Path) -> (Metadata, Plan) {
 fn round_trip(folder: &Path, outtype: Option<DType>) -> (tempfile::TempDir, Metadata, Plan) {
     let out = tempfile::tempdir().unwrap();
     let weights = opened(folder);
-    let (beside, notes) = Beside::read(folder, &weights).unwrap();
+    let (beside, notes) = Sidecars::read(folder, &weights).unwrap();
     assert_eq!(notes, [""; 0]);
     let (metadata, plan) = to_gguf(folder, &weights, &beside, outtype).unwrap();
     let path = out.path().join("model.gguf");
@@ -195,7 +195,7 @@ fn casting_changes_floating_point_tensors_and_the_config_only() {
     assert_eq!((after[1].1, &after[1].2), (DType::BF16, &vec![2, 2]));
     let config: Json = serde_json::from_slice(&fs::read(back.join("config.json")).unwrap()).unwrap();
     assert_eq!(config, serde_json::json!({ "model_type": "odd", "torch_dtype": "bfloat16" }));
-    let error = to_gguf(folder.path(), &opened(folder.path()), &Beside::default(), Some(DType::Q8_0)).unwrap_err();
+    let error = to_gguf(folder.path(), &opened(folder.path()), &Sidecars::default(), Some(DType::Q8_0)).unwrap_err();
     assert!(error.to_string().contains("outtype: expected f32, f16 or bf16, found Q8_0"), "{error}");
 }
 
@@ -211,7 +211,7 @@ fn a_nan_is_refused_in_floats_and_bits_of_other_types_pass() {
     assert_same(folder.path(), &out.path().join("back"));
     bytes[len - 5..len - 1].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    let (metadata, plan) = to_gguf(folder.path(), &opened(folder.path()), &Beside::default(), None).unwrap();
+    let (metadata, plan) = to_gguf(folder.path(), &opened(folder.path()), &Sidecars::default(), None).unwrap();
     let error = write_gguf(&metadata, &plan, &out.path().join("nan.gguf")).unwrap_err();
     assert!(matches!(error, Error::NotFinite(_)), "{error}");
 }

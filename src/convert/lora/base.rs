@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::arch::params::Params;
+use crate::arch::{Config, Transform};
 use crate::checkpoint::Checkpoint;
-use crate::convert::arch::{Config, How};
-use crate::convert::params::Params;
 use crate::convert::tensors::{Found, Known, find, named, qkv_rows, shape_of};
 use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -61,7 +61,7 @@ impl RowOrder {
 
 /// `from` has the row within a head and half of the head's rows.
 fn in_heads(heads: usize, of: Expr, from: impl Fn(usize, usize) -> usize) -> Expr {
-    let per_head = crate::formats::rows(&of.shape()) / heads;
+    let per_head = crate::source::rows(&of.shape()) / heads;
     Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
 }
 
@@ -130,12 +130,14 @@ impl TableBase {
     }
 
     /// `None` where the weight becomes a part of another tensor, or is changed on the way.
-    fn order(&self, how: How) -> Option<RowOrder> {
-        match how {
-            How::Same | How::TrimVocab | How::Transposed => Some(RowOrder::Kept),
-            How::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
-            How::HeadwiseQkv | How::GroupedQkv => Some(RowOrder::Listed(qkv_rows(&self.params, how).ok()?.into())),
-            How::Stack(_) | How::PlusOne | How::FromPosition => None,
+    fn order(&self, transform: Transform) -> Option<RowOrder> {
+        match transform {
+            Transform::Same | Transform::TrimVocab | Transform::Transposed => Some(RowOrder::Kept),
+            Transform::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
+            Transform::HeadwiseQkv | Transform::GroupedQkv => {
+                Some(RowOrder::Listed(qkv_rows(&self.params, transform).ok()?.into()))
+            }
+            Transform::Stack(_) | Transform::PlusOne | Transform::FromPosition => None,
         }
     }
 }
@@ -156,7 +158,7 @@ impl BaseModel for TableBase {
     fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
         let weight = format!("{module}.weight");
         let known = self.known(&weight)?;
-        Some((known.gguf_name(), self.order(known.tensor.how)?))
+        Some((known.gguf_name(), self.order(known.tensor.transform)?))
     }
 
     fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
@@ -170,7 +172,7 @@ impl BaseModel for TableBase {
                 return None;
             }
             let module = named(tensor.hf, layer, None, "weight").strip_suffix(".weight")?.to_owned();
-            Some((module, self.order(tensor.how)?))
+            Some((module, self.order(tensor.transform)?))
         })
     }
 
@@ -178,7 +180,7 @@ impl BaseModel for TableBase {
         let weight = format!("{module}.weight");
         let tensor = self.known(&weight)?.tensor;
         let mut shape = shape_of(&self.params, tensor, false).ok()?;
-        if tensor.how == How::Transposed {
+        if tensor.transform == Transform::Transposed {
             shape.reverse();
         }
         Some(shape)

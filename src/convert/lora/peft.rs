@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json, json};
 
 use crate::adapter::peft::patterns::{self, Patterns};
-use crate::checkpoint::Fields;
 use crate::error::{Finding, Result};
+use crate::json::Fields;
 
 /// Fields that don't change what the saved factors compute.
 const INERT: &[&str] = &[

@@ -6,12 +6,12 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{ALORA_KEY, ALPHA_KEY, BaseModel, EMBEDDINGS, PEFT_PREFIX, RowOrder};
 use crate::adapter::peft::NewLora;
-use crate::convert::beside::left_out_keys;
+use crate::convert::sidecars::left_out_keys;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::formats::show_shape;
 use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
+use crate::source::show_shape;
 
 /// What `general.base_model.0.repo_url` begins with.
 const HUB: &str = "https://huggingface.co/";

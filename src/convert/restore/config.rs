@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::convert::arch::{Arch, Assumed, Config, Extra, Found, Given, Key};
+use crate::arch::{Arch, Assumed, Config, Extra, Found, Key, Presence};
 use crate::convert::rope::{Llama3, YARN};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
@@ -252,13 +252,13 @@ impl Writer<'_> {
         for tensor in self.arch.tensors.iter().copied().flatten() {
             let here =
                 |suffix: &str| found.tensors.contains(format!("{}.{suffix}", tensor.gguf.replace("{}", "0")).as_str());
-            if let Given::If(field) = tensor.bias {
+            if let Presence::If(field) = tensor.bias {
                 note(field, here("bias"));
             }
-            match tensor.given {
-                Given::If(field) => note(field, here("weight")),
+            match tensor.presence {
+                Presence::If(field) => note(field, here("weight")),
                 // A key of its own says so where there is one.
-                Given::Unless(field) if !self.config.contains_key(field) => note(field, !here("weight")),
+                Presence::Unless(field) if !self.config.contains_key(field) => note(field, !here("weight")),
                 _ => {}
             }
         }

@@ -1,6 +1,6 @@
 //! GGUF files back to Hugging Face folders: config, tensors, tokenizer, generation config.
 //!
-//! The tables of [`super::arch`] are read backwards. Whatever a file has and nothing reads is
+//! The tables of [`crate::arch`] are read backwards. Whatever a file has and nothing reads is
 //! refused by name where it may change what the model computes, and named in a note otherwise.
 
 mod config;
@@ -12,15 +12,15 @@ use serde_json::{Map, Value as Json, json};
 
 use self::config::RopeFactors;
 pub(crate) use self::tensors::FIELDS;
-use super::arch::{self, Config, Found};
 use super::general::sampling_fields;
-use super::params::Params;
-use super::vocab::Vocab;
-use super::{source, tokenizer};
+use super::source_record;
+use crate::arch::params::Params;
+use crate::arch::{self, Config, Found};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::gguf::{GgufModel, Metadata, Value};
 use crate::plan::{Plan, PlannedTensor, TensorRef};
+use crate::tokenizer::{self, Vocab};
 
 /// A Hugging Face folder to be written.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
         short: values("rope_factors_short.weight")?,
     };
     let vocab_size = model.get("token_embd.weight").and_then(|t| t.info().shape.first().copied()).unwrap_or_default();
-    let record = source::read(metadata);
+    let record = source_record::read(metadata);
     let mut config = match &record {
         Some(record) => record.config.clone(),
         None => config::config(arch, &found, vocab_size, &factors, &mut notes)?,

@@ -3,15 +3,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::convert::arch::{Dim, How, Tensor};
-use crate::convert::params::Params;
-use crate::convert::source::Record;
+use crate::arch::params::Params;
+use crate::arch::{Dim, Tensor, Transform};
+use crate::convert::source_record::Record;
 use crate::convert::tensors::{expected, named, qkv_rows};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::Metadata;
-use crate::formats::show_shape;
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
+use crate::source::show_shape;
 
 /// Tensors that become fields of the config.
 pub(crate) const FIELDS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
@@ -43,17 +43,21 @@ pub(super) fn plan(
                 .hint("the file may be of another architecture, or damaged")
                 .mismatch());
         };
-        let how = if wanted.is_bias && wanted.tensor.how == How::Transposed { How::Same } else { wanted.tensor.how };
-        let expr = restored(params, source, how, wanted.place, &wanted.shape)?;
+        let transform = if wanted.is_bias && wanted.tensor.transform == Transform::Transposed {
+            Transform::Same
+        } else {
+            wanted.tensor.transform
+        };
+        let expr = restored(params, source, transform, wanted.place, &wanted.shape)?;
         let own_name = record.map_or(wanted.name.as_str(), |record| record.name(&wanted.name)).to_owned();
         // Rows past the tokenizer's vocabulary aren't in the file: its own number of rows stands.
         let mut expected = wanted.shape;
-        if how == How::TrimVocab {
+        if transform == Transform::TrimVocab {
             expected[0] = expr.shape().first().copied().unwrap_or_default();
         }
         let fits = expr.shape() == expected;
         let expr = match record {
-            Some(record) if fits => record.completed(metadata, &own_name, how, expr, &expected),
+            Some(record) if fits => record.completed(metadata, &own_name, transform, expr, &expected),
             _ => expr,
         };
         let shape = expr.shape();
@@ -111,12 +115,18 @@ fn own_type(tensor: &PlannedTensor, main: DType) -> Result<DType> {
 }
 
 /// The values as transformers has them; `shape` is theirs.
-fn restored(params: &Params, source: &TensorRef, how: How, place: Option<usize>, shape: &[usize]) -> Result<Expr> {
+fn restored(
+    params: &Params,
+    source: &TensorRef,
+    transform: Transform,
+    place: Option<usize>,
+    shape: &[usize],
+) -> Result<Expr> {
     let of = Expr::Take(source.clone());
     let stored = source.info().shape.as_slice();
-    Ok(match how {
-        How::Same | How::TrimVocab => of,
-        How::Pairs(heads) => {
+    Ok(match transform {
+        Transform::Same | Transform::TrimVocab => of,
+        Transform::Pairs(heads) => {
             let per_head = (stored[0] / params.count(heads)?).max(2);
             Expr::reordered(of, |row| {
                 let (head, within) = (row / per_head, row % per_head);
@@ -124,15 +134,15 @@ fn restored(params: &Params, source: &TensorRef, how: How, place: Option<usize>,
                 head * per_head + 2 * pair + half
             })
         }
-        How::PlusOne => Expr::AddConstant { of: Box::new(of), constant: -1.0 },
-        How::Transposed if stored.len() == 2 => Expr::Transpose(Box::new(of)),
-        How::Transposed => of,
-        How::Stack(count) => {
+        Transform::PlusOne => Expr::AddConstant { of: Box::new(of), constant: -1.0 },
+        Transform::Transposed if stored.len() == 2 => Expr::Transpose(Box::new(of)),
+        Transform::Transposed => of,
+        Transform::Stack(count) => {
             let count = params.count(count)?;
             if stored.first() != Some(&count) || stored[1..] != *shape {
                 return Ok(of);
             }
-            let rows = crate::formats::rows(stored) / count;
+            let rows = crate::source::rows(stored) / count;
             let start = place.unwrap_or_default() * rows;
             match shape {
                 [width] => Expr::Reshape {
@@ -142,8 +152,8 @@ fn restored(params: &Params, source: &TensorRef, how: How, place: Option<usize>,
                 _ => Expr::slice(of, start, rows, shape.to_vec()),
             }
         }
-        How::HeadwiseQkv | How::GroupedQkv => {
-            let order = qkv_rows(params, how)?;
+        Transform::HeadwiseQkv | Transform::GroupedQkv => {
+            let order = qkv_rows(params, transform)?;
             if stored.first() != Some(&order.len()) {
                 return Ok(of);
             }
@@ -153,7 +163,7 @@ fn restored(params: &Params, source: &TensorRef, how: How, place: Option<usize>,
             }
             Expr::reordered(of, |row| back[row])
         }
-        How::FromPosition => {
+        Transform::FromPosition => {
             let (start, width) = (params.padding_positions()?, params.count(Dim::Hidden)?);
             let zeros: Arc<[f32]> = vec![0.0; start * width].into();
             let head = Expr::Values { shape: vec![start, width], values: zeros };

@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
+use crate::arch::{ALL, Arch, Presence, Transform};
 use crate::checkpoint::Checkpoint;
-use crate::convert::arch::{ALL, Arch, Given, How};
 use crate::convert::tensors::expected;
 use crate::convert::{ConvertOptions, OutType, to_gguf};
 use crate::formats::{gguf, safetensors};
@@ -57,8 +57,8 @@ fn random_config(arch: &Arch, dice: &mut Dice) -> Config {
         }
     }
     for tensor in arch.tensors.iter().copied().flatten() {
-        for given in [tensor.given, tensor.bias] {
-            let (Given::If(field) | Given::Unless(field)) = given else { continue };
+        for given in [tensor.presence, tensor.bias] {
+            let (Presence::If(field) | Presence::Unless(field)) = given else { continue };
             if !arch.assumed.iter().any(|assumed| assumed.field == field)
                 && config.get(field).is_some_and(Json::is_boolean)
             {
@@ -100,7 +100,7 @@ fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &
     let staging = Staging::file(&folder.join("model.safetensors"), false).unwrap();
     plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
     staging.commit().unwrap();
-    if params.arch.tensors.iter().copied().flatten().any(|tensor| tensor.how == How::TrimVocab) {
+    if params.arch.tensors.iter().copied().flatten().any(|tensor| tensor.transform == Transform::TrimVocab) {
         let tokens = config["vocab_size"].as_u64().unwrap() - dice.of(&[0, 3]) as u64;
         let vocab: Map<String, Json> = (0..tokens).map(|id| (format!("t{id}"), json!(id))).collect();
         let tokenizer = json!({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}});

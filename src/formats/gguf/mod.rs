@@ -10,6 +10,7 @@ mod cursor;
 mod endian;
 mod metadata;
 mod model;
+mod overrides;
 mod reader;
 mod split;
 mod value;
@@ -17,6 +18,7 @@ mod writer;
 
 pub use metadata::Metadata;
 pub use model::GgufModel;
+pub use overrides::Override;
 pub use reader::{GgufFile, GgufHeader};
 pub use split::{SplitLimits, split_layout};
 pub use value::{Array, Value, ValueType};

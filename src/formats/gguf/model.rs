@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::{ALIGNMENT_KEY, GgufFile, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, shard_suffix};
 use crate::error::{Error, Finding, Result};
-use crate::formats::Source;
 use crate::plan::TensorRef;
+use crate::source::Source;
 
 /// The keys that say how a model is split: a joined one has none of them.
 const SPLIT_KEYS: [&str; 3] = [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS];

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
+use crate::source::{MappedFile, Source, TensorInfo, show_shape};
 
 /// The fewest bytes that a key with its value can take: two lengths, a type, one byte each.
 const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::{Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, Value, alignment_of};
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
+use crate::source::show_shape;
 
 /// Lays out one version 3 file that holds `metadata` and `tensors`, in their order.
 ///

@@ -30,8 +30,8 @@ use self::archive::Archive;
 use self::pickle::{Object, Pickle};
 use self::storages::{Place, inflate};
 use self::view::View;
-use super::{MappedFile, Source, TensorInfo};
 use crate::error::{Finding, Result};
+use crate::source::{MappedFile, Source, TensorInfo};
 
 /// An open PyTorch file.
 pub struct PytorchFile {

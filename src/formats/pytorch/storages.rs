@@ -9,7 +9,7 @@ use flate2::read::DeflateDecoder;
 
 use super::pickle::{Object, Pickle, Storage};
 use crate::error::{Finding, Result};
-use crate::formats::MappedFile;
+use crate::source::MappedFile;
 
 /// Bytes that are inflated at once.
 const CHUNK_BYTES: usize = 1 << 16;

@@ -8,7 +8,7 @@ use super::pickle::{Storage, Tensor};
 use super::storages::Place;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::{TensorInfo, show_shape};
+use crate::source::{TensorInfo, show_shape};
 
 /// The most bytes of a tensor that repeats elements of a smaller storage. Real ones are masks and
 /// position tables; a hostile one could ask for any size out of a single byte.

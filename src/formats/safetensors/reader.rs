@@ -12,7 +12,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use super::MAX_HEADER_BYTES;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
-use crate::formats::{MappedFile, Source, TensorInfo, show_shape};
+use crate::source::{MappedFile, Source, TensorInfo, show_shape};
 
 /// The entry of the header that is no tensor.
 const METADATA: &str = "__metadata__";

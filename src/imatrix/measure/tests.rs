@@ -203,7 +203,7 @@ fn activations_that_are_not_finite_are_refused_where_they_are() {
         total: 0,
         progress: &|_, _| {},
     };
-    let site = Site { layer: 1, module: Module::Gate };
+    let site = LinearLayer { layer: 1, module: Module::Gate };
     let mut message = |values: &[f32]| {
         let x = Tensor::from_slice(values, (1, 1, 2), &Device::Cpu).unwrap();
         sums.delta(site, &x).map(|_| ()).map_err(|error| error.to_string())

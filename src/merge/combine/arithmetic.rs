@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::election::{add_up, add_up_elected};
 use super::lazy::{Measure, difference};
-use super::sieve::{Choice, Rescale, Sieve, Walk};
+use super::sparsity::{Choice, Rescale, SparsityMask, Walk};
 use super::statistics::{Leading, Order, elems, scan_all, sum_of};
 use crate::error::Result;
 use crate::plan::{Expr, RowMap};
@@ -32,7 +32,7 @@ impl Measure for Arithmetic {
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>> {
         let (base, models) = (&of[0], &of[1..]);
         let sieve = |(model, choice): (&Expr, &Choice)| {
-            Sieve::of(&difference(model.clone(), base.clone()), choice, self.rescale)
+            SparsityMask::of(&difference(model.clone(), base.clone()), choice, self.rescale)
         };
         let sieves = models.iter().zip(&self.choices).map(sieve).collect::<Result<_>>()?;
         let Self { consensus, normalize, lambda, .. } = *self;
@@ -43,7 +43,7 @@ impl Measure for Arithmetic {
 #[derive(Debug)]
 struct Sum {
     weights: Vec<f32>,
-    sieves: Vec<Sieve>,
+    sieves: Vec<SparsityMask>,
     consensus: bool,
     normalize: bool,
     lambda: f32,

@@ -21,13 +21,13 @@ use super::lazy::{Combined, Measure, Pending};
 use super::modules::{Prelude, in_order};
 use super::mt19937::Stream;
 use super::options::{CombineOptions, MajoritySign, by_name};
-use super::sieve::{Choice, Draws, Rescale, Sieve, sign};
+use super::sparsity::{Choice, Draws, Rescale, SparsityMask, sign};
 use super::statistics::elems;
 use super::svd;
 use crate::adapter::peft::LowRank;
 use crate::error::{Error, Finding, Result};
-use crate::formats::{rows, show_shape};
 use crate::plan::{Expr, Pick, RowMap};
+use crate::source::{rows, show_shape};
 
 /// A way to make one LoRA of several, by PEFT's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -367,7 +367,7 @@ impl Blend {
 
 impl Measure for Blend {
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>> {
-        let sieves = of.iter().zip(&self.choices).map(|(of, (choice, rescale))| Sieve::of(of, choice, *rescale));
+        let sieves = of.iter().zip(&self.choices).map(|(of, (choice, rescale))| SparsityMask::of(of, choice, *rescale));
         Ok(Arc::new(Blended {
             weights: self.weights.clone(),
             sieves: sieves.collect::<Result<_>>()?,
@@ -379,7 +379,7 @@ impl Measure for Blend {
 #[derive(Debug)]
 struct Blended {
     weights: Vec<f32>,
-    sieves: Vec<Sieve>,
+    sieves: Vec<SparsityMask>,
     elects: Option<MajoritySign>,
 }
 

@@ -13,7 +13,7 @@ mod modules;
 mod mt19937;
 mod options;
 mod ranks;
-mod sieve;
+mod sparsity;
 mod spherical;
 mod statistics;
 mod svd;

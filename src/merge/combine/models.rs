@@ -20,12 +20,12 @@ use super::arithmetic::{Arithmetic, Sce};
 use super::lazy::{Combined, Measure, Pending, difference};
 use super::mt19937::Stream;
 use super::options::{CombineOptions, by_name};
-use super::sieve::{Choice, Draws, Rescale};
+use super::sparsity::{Choice, Draws, Rescale};
 use super::spherical::{By, Karcher, Linear, ModelStock, NuSlerp, Slerp};
 use crate::error::{Error, Finding, Result};
-use crate::formats::show_shape;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::quant;
+use crate::source::show_shape;
 
 /// A way to make one model of several, by mergekit's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

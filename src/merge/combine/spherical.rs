@@ -12,8 +12,8 @@ use std::sync::Arc;
 use super::lazy::Measure;
 use super::statistics::{Gram, scan_all};
 use crate::error::Result;
-use crate::formats::row_len;
 use crate::plan::{Expr, RowMap};
+use crate::source::row_len;
 
 /// A sum of the operands, each times a number.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::{row_len, rows};
 use crate::plan::{Expr, PlannedTensor};
+use crate::source::{row_len, rows};
 
 /// Elements seen at a time.
 const CHUNK: usize = 1 << 16;

@@ -98,7 +98,7 @@ impl Cut {
         svd.s.iter().enumerate().for_each(|(i, s)| b.column_mut(i).scale_mut(*s));
         // Where there are fewer singular values than the rank, zeros are left.
         let (a, b) = (svd.vt.resize_vertically(self.rank, 0.0), b.resize_horizontally(self.rank, 0.0));
-        let aside = |m: &Matrix| TensorRef::set_aside(vec![m.nrows(), m.ncols()], &to_rows(m));
+        let aside = |m: &Matrix| TensorRef::spill(vec![m.nrows(), m.ncols()], &to_rows(m));
         Ok(Made { factors: [aside(&a)?, aside(&b)?], norm_sqr, lost_sqr })
     }
 

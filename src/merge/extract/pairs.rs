@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::adapter::peft::Base;
-use crate::checkpoint::{INERT, is_buffer};
+use crate::arch::{INERT, is_buffer};
 use crate::convert::{gguf_name, keeps_transposed};
 use crate::error::{Finding, Result};
-use crate::formats::show_shape;
 use crate::merge::combine::in_order;
 use crate::plan::PlannedTensor;
 use crate::quant;
+use crate::source::show_shape;
 
 /// A linear layer's weight in both models.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::kernel::{Kernel, Routine};
+use crate::kernel::{Kernel, Routine};
 
 /// How one block of `ELEMS` values becomes `BYTES` bytes.
 pub(super) trait EncodeBlock<const BYTES: usize, const ELEMS: usize> {

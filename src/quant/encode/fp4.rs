@@ -6,7 +6,7 @@
 //! `best_index_mxfp4`; `ggml-impl.h`, `ggml_fp32_to_ue4m3`.
 
 use super::each::{EncodeBlock, each_block, largest_magnitude};
-use super::kernel::Kernel;
+use crate::kernel::Kernel;
 use crate::quant::fp4::{DOUBLED, half_of_e8m0, half_of_ue4m3};
 
 /// One or more rows as MXFP4.

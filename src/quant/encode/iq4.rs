@@ -11,8 +11,8 @@
 
 use half::f16;
 
-use super::kernel::{Kernel, Routine};
 use super::lanes::{Lanes, Runs};
+use crate::kernel::{Kernel, Routine};
 use crate::quant::iq4::VALUES;
 
 /// Values under one scale.

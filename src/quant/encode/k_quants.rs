@@ -7,7 +7,6 @@
 
 use half::f16;
 
-use super::kernel::{Kernel, Routine};
 use super::lanes::{Lanes, Runs};
 use super::pack::{above, pack};
 use super::positive::scale_from_zero;
@@ -15,6 +14,7 @@ use super::search::{self, Steps};
 use super::strip::{
     self, Importance, Led, Magnitude, MagnitudeInRun, PerRun, STRIP, SUPER, Square, found_levels, levels,
 };
+use crate::kernel::{Kernel, Routine};
 
 /// A row, the importance of its columns, and where its blocks go.
 struct Job<'a, const BYTES: usize, B> {

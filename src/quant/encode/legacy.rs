@@ -8,11 +8,11 @@
 use half::f16;
 
 use super::each::{EncodeBlock, each_block, largest_magnitude};
-use super::kernel::{Kernel, Routine};
 use super::lanes::Runs;
 use super::pack::{above, pack};
 use super::search::{self, Steps};
 use super::strip::found_levels;
+use crate::kernel::{Kernel, Routine};
 
 /// Values of a block.
 const N: usize = 32;

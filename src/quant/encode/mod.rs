@@ -13,7 +13,6 @@ mod iq3;
 mod iq4;
 mod iq_block;
 mod k_quants;
-mod kernel;
 mod lanes;
 mod legacy;
 mod pack;
@@ -24,10 +23,8 @@ mod split;
 mod strip;
 mod ternary;
 
-pub use kernel::Kernel;
-pub(crate) use kernel::Routine;
-
 use crate::dtype::DType;
+use crate::kernel::{Kernel, Routine};
 
 /// Encodes one row of whole blocks with the importance of its columns, or any number of rows without.
 pub(super) type Encode = fn(row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel);

@@ -6,8 +6,8 @@
 use half::f16;
 
 use super::each::{EncodeBlock, each_block, inverse_of_step, largest_magnitude};
-use super::kernel::Kernel;
 use super::lanes::Lanes;
+use crate::kernel::Kernel;
 
 /// One or more rows as Q8_1.
 pub(super) fn q8_1(row: &[f32], out: &mut [u8], kernel: Kernel) {

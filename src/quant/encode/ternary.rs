@@ -10,7 +10,7 @@
 use half::f16;
 
 use super::each::{EncodeBlock, each_block, inverse_of_step, largest_magnitude};
-use super::kernel::{Kernel, Routine};
+use crate::kernel::{Kernel, Routine};
 
 /// One or more rows as TQ1_0.
 pub(super) fn tq1_0(row: &[f32], out: &mut [u8], kernel: Kernel) {

@@ -5,8 +5,8 @@ mod snapshots;
 
 use super::*;
 use crate::DType;
-use crate::formats::TensorInfo;
 use crate::formats::gguf::Metadata;
+use crate::source::TensorInfo;
 
 /// Keys of a model that recipes read.
 fn metadata(architecture: &str, blocks: u32, heads: u32, kv_heads: u32, experts: u32) -> Metadata {

@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::Error;
-use crate::formats::Source;
 use crate::formats::safetensors::SafetensorsFile;
+use crate::source::Source;
 
 fn values(name: &str, shape: &[usize], values: &[f32]) -> PlannedTensor {
     let expr = Expr::Values { shape: shape.to_vec(), values: values.into() };
@@ -161,7 +161,7 @@ fn turning_both_sides_changes_nothing() {
     quantized.encode_rows(0..quantized.rows(), &mut Vec::new(), &mut bytes).unwrap();
     let (rows, row_len) = (quantized.rows(), quantized.row_len());
     let stored: Arc<dyn Source> = Arc::new(Stored {
-        info: [crate::formats::TensorInfo { name: "q".into(), dtype: DType::Q8_0, shape: vec![rows, row_len] }],
+        info: [crate::source::TensorInfo { name: "q".into(), dtype: DType::Q8_0, shape: vec![rows, row_len] }],
         bytes,
     });
     let back = Expr::Transpose(Box::new(Plan::taking(&stored).tensors.remove(0).expr));
@@ -183,7 +183,7 @@ fn turning_both_sides_changes_nothing() {
 }
 
 struct Stored {
-    info: [crate::formats::TensorInfo; 1],
+    info: [crate::source::TensorInfo; 1],
     bytes: Vec<u8>,
 }
 
@@ -192,7 +192,7 @@ impl Source for Stored {
         Path::new("stored")
     }
 
-    fn tensors(&self) -> &[crate::formats::TensorInfo] {
+    fn tensors(&self) -> &[crate::source::TensorInfo] {
         &self.info
     }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::PytorchFile;
 use crate::error::{Error, Result};
-use crate::formats::Source;
+use crate::source::Source;
 
 /// The first three pickles of the older form: magic number, protocol, machine.
 const LEGACY_HEAD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}.";

@@ -1,0 +1,53 @@
+//! The folder of a model that this crate can run: a checkpoint whose config is checked and typed.
+
+use std::path::Path;
+
+use super::{ModelConfig, check_tensors};
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::plan::{self, Plan, Progress, Staging};
+
+/// An open folder of a decoder that this crate can run: its config is checked and typed.
+pub struct HfFolder {
+    checkpoint: Checkpoint,
+    /// config.json, checked and typed.
+    pub config: ModelConfig,
+}
+
+impl HfFolder {
+    /// Opens the folder as [`Checkpoint::open`] does.
+    ///
+    /// # Errors
+    /// As there; also for an unknown architecture or config field.
+    pub fn open(path: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let config = ModelConfig::from_json(&path.join("config.json"), &checkpoint.config_json)?;
+        Ok(Self { checkpoint, config })
+    }
+}
+
+impl HfFolder {
+    /// As [`Checkpoint::write`], for a plan that has to be the whole model.
+    ///
+    /// # Errors
+    /// As there; [`crate::Error::Mismatch`] where tensors are missing, surplus or misshapen.
+    pub fn write(
+        &self,
+        plan: &Plan,
+        staging: Staging,
+        shard_bytes: u64,
+        options: plan::Options,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<()> {
+        check_tensors(self.path(), &self.config, plan)?;
+        self.checkpoint.write(plan, staging, shard_bytes, options, progress)
+    }
+}
+
+impl std::ops::Deref for HfFolder {
+    type Target = Checkpoint;
+
+    fn deref(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+}

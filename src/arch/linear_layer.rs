@@ -1,0 +1,102 @@
+//! The linear layers of a decoder: where weights stand and adapters act.
+
+use std::fmt;
+
+use super::ModelConfig;
+
+/// A linear layer of a decoder layer, in the order in which a forward pass calls them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)] // The names are transformers', less "_proj".
+pub enum Module {
+    Q,
+    K,
+    V,
+    O,
+    Gate,
+    Up,
+    Down,
+}
+
+impl Module {
+    /// All of them, in execution order.
+    pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
+
+    /// The name in transformers, as `target_modules` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Module::Q => "q_proj",
+            Module::K => "k_proj",
+            Module::V => "v_proj",
+            Module::O => "o_proj",
+            Module::Gate => "gate_proj",
+            Module::Up => "up_proj",
+            Module::Down => "down_proj",
+        }
+    }
+
+    /// The module with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|m| m.name() == name)
+    }
+
+    /// `(d_out, d_in)` in a decoder with this config.
+    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
+        let hidden = config.hidden_size;
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        match self {
+            Module::Q => (queries, hidden),
+            Module::K | Module::V => (keys, hidden),
+            Module::O => (hidden, queries),
+            Module::Gate | Module::Up => (config.intermediate_size, hidden),
+            Module::Down => (hidden, config.intermediate_size),
+        }
+    }
+
+    fn parent(self) -> &'static str {
+        match self {
+            Module::Q | Module::K | Module::V | Module::O => "self_attn",
+            Module::Gate | Module::Up | Module::Down => "mlp",
+        }
+    }
+}
+
+/// One linear layer. Sites sort in execution order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinearLayer {
+    /// The decoder layer, from 0.
+    pub layer: usize,
+    /// The linear layer in it.
+    pub module: Module,
+}
+
+impl fmt::Display for LinearLayer {
+    /// The module path in transformers: `model.layers.0.self_attn.q_proj`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "model.layers.{}.{}.{}", self.layer, self.module.parent(), self.module.name())
+    }
+}
+
+impl LinearLayer {
+    /// The name of its weight in the base model.
+    pub fn weight_name(self) -> String {
+        format!("{self}.weight")
+    }
+
+    /// The name of its `lora_A` or `lora_B` in an adapter file.
+    pub(crate) fn factor_name(self, which: char) -> String {
+        format!("base_model.model.{self}.lora_{which}.weight")
+    }
+
+    /// The site whose `lora_A` or `lora_B` is called `name`.
+    pub(crate) fn of_factor(name: &str, which: char) -> Option<LinearLayer> {
+        let path = name.strip_prefix("base_model.model.model.layers.")?;
+        let path = path.strip_suffix(&format!(".lora_{which}.weight"))?;
+        let mut parts = path.split('.');
+        let layer = parts.next()?.parse().ok()?;
+        let (parent, module) = (parts.next()?, Module::from_name(parts.next()?)?);
+        let site = LinearLayer { layer, module };
+        // Comparing the whole name refuses spellings like "00" that would not be written back.
+        (parts.next().is_none() && parent == module.parent() && site.factor_name(which) == name).then_some(site)
+    }
+}

@@ -1,0 +1,274 @@
+//! A model's config as its architecture's table reads it: defaults filled in, every field known.
+//!
+//! The reference reads configs through transformers, which completes them; here the tables of
+//! [`super::arch`] carry the defaults, and whatever they don't list is refused by name.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel.__init__`); transformers
+//! `modeling_rope_utils.py` for the two spellings of the rotary fields.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value as Json};
+
+use super::{Arch, Config, Dim};
+use crate::arch::INERT;
+use crate::error::{Finding, Result};
+
+/// The completed config of a model whose architecture has a table.
+pub(crate) struct Params {
+    pub(crate) arch: &'static Arch,
+    path: PathBuf,
+    fields: Config,
+    /// Rotary parameters of layers that see everything; empty where the model has none.
+    pub(crate) rope: Map<String, Json>,
+    /// The rotary base of layers that see a window, where it is one of its own.
+    pub(crate) rope_local: Option<f64>,
+}
+
+/// Fields that only concern training or other programs, beside those that every config may have.
+const NOTES: &[&str] = &[
+    "attn_implementation",
+    "auto_map",
+    "gradient_checkpointing",
+    "head_dim_orig",
+    "initializer_factor",
+    "is_encoder_decoder",
+    "is_llama_config",
+    "mask_token_id",
+    "residual_in_fp32",
+    "rope_interleaved",
+    "router_aux_loss_coef",
+    "unk_token_id",
+    "use_flash_attn",
+];
+
+/// The class that config.json names, if it names one.
+pub(crate) fn class(config: &Config) -> Option<&str> {
+    config.get("architectures")?.get(0)?.as_str()
+}
+
+impl Params {
+    /// Completes and checks the config of `folder`; `None` where its class has no table. What GGUF
+    /// can't say and the reference writes all the same goes to `notes`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for a field or a value that this version doesn't know,
+    /// [`crate::Error::Format`] for one of the wrong kind.
+    pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        let Some(arch) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
+        let path = folder.join("config.json");
+        let mut fields: Config = serde_json::from_str(arch.defaults).expect("every table's defaults are tested");
+        for (name, value) in config {
+            let inert = INERT.contains(&name.as_str()) || NOTES.contains(&name.as_str());
+            if fields.contains_key(name) || inert {
+                fields.insert(name.clone(), value.clone());
+            } else if super::knows_field(name) {
+                // Another class's: transformers doesn't read it here either.
+                notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), arch.class));
+            } else if !is_off(value) {
+                return Err(Finding::new(path, name.as_str())
+                    .expected(format_args!("a field of {}", arch.class))
+                    .found(value)
+                    .hint("remove it if it is only a note and does not change what the model computes")
+                    .unsupported());
+            }
+        }
+        // The body of a model alone has no head.
+        if class(config).is_some_and(|class| class != arch.class && class.ends_with("Model")) {
+            fields.insert("tie_word_embeddings".to_owned(), true.into());
+        }
+        let mut params = Self { arch, path, fields, rope: Map::new(), rope_local: None };
+        params.derive()?;
+        params.check_assumed(notes)?;
+        params.read_rope()?;
+        Ok(Some(params))
+    }
+
+    /// Fills in what transformers derives from other fields.
+    fn derive(&mut self) -> Result<()> {
+        // transformers derives these where config.json has null, too.
+        let defaults: Config = serde_json::from_str(self.arch.defaults).expect("every table's defaults are tested");
+        let is_auto = |fields: &Config, name: &str| {
+            defaults.get(name).is_some_and(|v| v == "auto")
+                && fields.get(name).is_some_and(|v| v.is_null() || v == "auto")
+        };
+        if is_auto(&self.fields, "num_key_value_heads") {
+            let heads = self.count(Dim::Heads)?;
+            self.fields.insert("num_key_value_heads".into(), heads.into());
+        }
+        if self.fields.contains_key("num_kv_heads") {
+            let new = self.flag("new_decoder_architecture", false);
+            let value = self.fields.get("n_head_kv").filter(|v| !v.is_null()).or(self.fields.get("num_kv_heads"));
+            let heads = match value.and_then(Json::as_u64) {
+                Some(heads) if new => heads as usize,
+                _ if !new && self.flag("multi_query", true) => 1,
+                _ => self.count(Dim::Heads)?,
+            };
+            self.fields.insert("num_kv_heads".into(), heads.into());
+        }
+        if is_auto(&self.fields, "head_dim") {
+            self.fields.remove("head_dim");
+            let width = self.count(Dim::Head)?;
+            self.fields.insert("head_dim".into(), width.into());
+        }
+        if is_auto(&self.fields, "n_ctx") {
+            let context = self.count(Dim::Context)?;
+            self.fields.insert("n_ctx".into(), context.into());
+        }
+        Ok(())
+    }
+
+    fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
+        for assumed in self.arch.assumed {
+            let value = self.fields.get(assumed.field).unwrap_or(&Json::Null);
+            let allowed: Vec<&str> = assumed.values.split('|').collect();
+            let same = |text: &&str| match serde_json::from_str::<Json>(text) {
+                Ok(allowed) => allowed == *value || allowed.as_f64().is_some_and(|a| value.as_f64() == Some(a)),
+                Err(_) => false,
+            };
+            if allowed.iter().any(same) {
+                continue;
+            }
+            let finding = self.finding(assumed.field).expected(allowed.join(" or ")).found(value);
+            if assumed.refused {
+                return Err(finding.unsupported());
+            }
+            notes.push(format!("{finding}; GGUF has no key for it, so llama.cpp computes as if it were as expected"));
+        }
+        Ok(())
+    }
+
+    /// Brings both spellings of the rotary fields into one: `rope_parameters` as transformers 5 has
+    /// it, and the separate fields of older configs.
+    fn read_rope(&mut self) -> Result<()> {
+        let object = |params: &Self, name: &str| match params.get(&[name]) {
+            None => Ok(None),
+            Some(Json::Object(map)) => Ok(Some(map.clone())),
+            Some(other) => Err(params.finding(name).expected("an object").found(other).format()),
+        };
+        let mut rope = match object(self, "rope_parameters")? {
+            Some(map) => map,
+            None => object(self, "rope_scaling")?.unwrap_or_default(),
+        };
+        self.rope_local = self.number(&["rope_local_base_freq"])?;
+        if let Some(local) = rope.get("sliding_attention").cloned() {
+            self.rope_local = local.get("rope_theta").and_then(Json::as_f64).or(self.rope_local);
+        }
+        if let Some(Json::Object(full)) = rope.get("full_attention") {
+            rope = full.clone();
+        }
+        rope.remove("sliding_attention");
+        let mut fill = |params: &Self, name: &str, fields: &[&str]| {
+            if let (false, Some(value)) = (rope.contains_key(name), params.get(fields)) {
+                rope.insert(name.to_owned(), value.clone());
+            }
+        };
+        fill(self, "rope_theta", &["rope_theta", "rotary_emb_base"]);
+        fill(self, "partial_rotary_factor", &["partial_rotary_factor", "rotary_pct", "rope_pct"]);
+        fill(self, "original_max_position_embeddings", &["original_max_position_embeddings"]);
+        if let (false, Some(kind)) = (rope.contains_key("rope_type"), rope.get("type").cloned()) {
+            rope.insert("rope_type".to_owned(), kind);
+        }
+        self.rope = rope;
+        Ok(())
+    }
+
+    /// The first of these fields that has a value.
+    pub(crate) fn get(&self, names: &[&str]) -> Option<&Json> {
+        names.iter().find_map(|name| self.fields.get(*name).filter(|value| !value.is_null()))
+    }
+
+    /// The number in the first of these fields that has a value.
+    pub(crate) fn number(&self, names: &[&str]) -> Result<Option<f64>> {
+        let Some(value) = self.get(names) else { return Ok(None) };
+        let number = value.as_f64().filter(|v| v.is_finite());
+        number.map(Some).ok_or_else(|| self.finding(names[0]).expected("a number").found(value).format())
+    }
+
+    /// The count in the first of these fields that has a value; counts go up to 2^31.
+    pub(crate) fn whole(&self, names: &[&str]) -> Result<Option<usize>> {
+        let Some(value) = self.get(names) else { return Ok(None) };
+        let count = value.as_u64().filter(|v| *v <= 1 << 31).map(|v| v as usize);
+        count.map(Some).ok_or_else(|| self.finding(names[0]).expected("a count up to 2^31").found(value).format())
+    }
+
+    /// A truth value, `default` where the config has none.
+    pub(crate) fn flag(&self, name: &str, default: bool) -> bool {
+        self.get(&[name]).and_then(Json::as_bool).unwrap_or(default)
+    }
+
+    /// The number of layers: at most 65,536, because each takes memory.
+    pub(crate) fn layers(&self) -> Result<usize> {
+        let names = ["num_hidden_layers", "n_layer", "n_layers"];
+        match self.whole(&names)? {
+            Some(count @ 1..=65_536) => Ok(count),
+            other => {
+                let found = other.map_or("none".to_owned(), |count| count.to_string());
+                Err(self.finding(names[0]).expected("a count from 1 to 65536").found(found).format())
+            }
+        }
+    }
+
+    /// The positions that embeddings have before the first that is used.
+    pub(crate) fn padding_positions(&self) -> Result<usize> {
+        Ok(self.whole(&["pad_token_id"])?.map_or(0, |id| id + 1))
+    }
+
+    /// The size of a dimension, from 1 to 2^31.
+    pub(crate) fn count(&self, dim: Dim) -> Result<usize> {
+        let need = |names: &[&str]| match self.whole(names)? {
+            Some(count) if count > 0 => Ok(count),
+            other => {
+                let found = other.map_or("none".to_owned(), |count| count.to_string());
+                Err(self.finding(names[0]).expected("a count from 1 to 2^31").found(found).format())
+            }
+        };
+        let times = |a: usize, b: usize| {
+            a.checked_mul(b)
+                .filter(|n| *n <= 1 << 40)
+                .ok_or_else(|| Finding::new(&self.path, "sizes").expected("a product up to 2^40").found(a).format())
+        };
+        Ok(match dim {
+            Dim::One => 1,
+            Dim::Vocab => need(&["vocab_size"])?,
+            Dim::Hidden => need(&["hidden_size", "n_embd", "dim"])?,
+            Dim::FeedForward => match self.whole(&["intermediate_size", "n_inner", "ffn_hidden_size", "hidden_dim"])? {
+                Some(width) if width > 0 => width,
+                _ => times(4, self.count(Dim::Hidden)?)?,
+            },
+            Dim::GateUp => times(2, self.count(Dim::FeedForward)?)?,
+            Dim::Heads => need(&["num_attention_heads", "n_head", "n_heads"])?,
+            Dim::KvHeads => match self.whole(&["num_key_value_heads", "num_kv_heads"])? {
+                Some(heads) if heads > 0 => heads,
+                _ => self.count(Dim::Heads)?,
+            },
+            Dim::Head => match self.whole(&["head_dim"])? {
+                Some(width) if width > 0 => width,
+                _ => self.count(Dim::Hidden)? / self.count(Dim::Heads)?,
+            },
+            Dim::Queries => times(self.count(Dim::Heads)?, self.count(Dim::Head)?)?,
+            Dim::Keys => times(self.count(Dim::KvHeads)?, self.count(Dim::Head)?)?,
+            Dim::Qkv => self.count(Dim::Queries)? + 2 * self.count(Dim::Keys)?,
+            Dim::Experts => need(&["num_local_experts", "num_experts"])?,
+            Dim::ExpertFeedForward => need(&["moe_intermediate_size"])?,
+            Dim::SharedFeedForward => need(&["shared_expert_intermediate_size"])?,
+            Dim::Context => need(&["max_position_embeddings", "n_positions"])?,
+            Dim::TokenTypes => need(&["type_vocab_size"])?,
+        })
+    }
+
+    /// A finding about a field of config.json.
+    pub(crate) fn finding(&self, field: &str) -> Finding {
+        Finding::new(&self.path, field)
+    }
+}
+
+/// Null, false and what is empty switch nothing on.
+fn is_off(value: &Json) -> bool {
+    match value {
+        Json::Null | Json::Bool(false) => true,
+        Json::Array(values) => values.is_empty(),
+        Json::Object(values) => values.is_empty(),
+        _ => false,
+    }
+}

@@ -1,0 +1,358 @@
+//! Rotary frequencies: the keys and tensors that say how they are stretched.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`set_gguf_parameters`), `llama.py` and `phi.py`
+//! (`generate_extra_tensors`).
+
+use std::f32::consts::PI;
+
+use serde_json::Value as Json;
+
+use super::params::Params;
+use super::{Dim, Extra, Key};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::formats::gguf::Metadata;
+use crate::plan::{Expr, PlannedTensor};
+
+/// Yarn's own numbers: the keys after `rope.scaling.` and the names in config.json.
+pub(crate) const YARN: [(&str, &[&str]); 4] = [
+    ("yarn_ext_factor", &["extrapolation_factor"]),
+    ("yarn_attn_factor", &["attention_factor", "attn_factor"]),
+    ("yarn_beta_fast", &["beta_fast"]),
+    ("yarn_beta_slow", &["beta_slow"]),
+];
+
+fn number(params: &Params, names: &[&str]) -> Result<Option<f64>> {
+    let Some((name, value)) = names.iter().find_map(|name| Some((name, params.rope.get(*name)?))) else {
+        return Ok(None);
+    };
+    match value {
+        Json::Null => Ok(None),
+        value => match value.as_f64().filter(|v| v.is_finite()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(params.finding(name).expected("a number").found(value).format()),
+        },
+    }
+}
+
+fn need(params: &Params, name: &str) -> Result<f64> {
+    number(params, &[name])?.ok_or_else(|| params.finding(name).expected("a number").found("none").format())
+}
+
+/// The kind of stretching: "default" where there is none.
+pub(crate) fn kind(params: &Params) -> &str {
+    params.rope.get("rope_type").and_then(Json::as_str).unwrap_or("default")
+}
+
+/// Refuses a stretching that the architecture's GGUF can't say.
+pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    let has = |wanted: fn(&Key) -> bool| has_key(params.arch.keys, wanted);
+    let scaled = has(|key| matches!(key, Key::RopeScaling));
+    let sayable = match kind(params) {
+        "default" => true,
+        "dynamic" => {
+            notes.push("rope_type dynamic: GGUF can't say it; llama.cpp computes the same up to the trained context, and without scaling beyond".to_owned());
+            true
+        }
+        "linear" | "yarn" => scaled,
+        "llama3" => params.arch.extra == Extra::RopeFreqs,
+        "longrope" | "su" => params.arch.extra == Extra::LongFactors,
+        _ => false,
+    };
+    if !sayable {
+        // The reference drops such a scaling without a word, and the model computes something else.
+        let known = match (scaled, params.arch.extra) {
+            (true, Extra::RopeFreqs) => "default, linear, yarn or llama3",
+            (true, _) => "default, linear or yarn",
+            (_, Extra::LongFactors) => "default or longrope",
+            _ => "default",
+        };
+        return Err(params
+            .finding("rope_type")
+            .expected(format_args!("{known}, which GGUF can say of {}", params.arch.gguf))
+            .found(kind(params))
+            .unsupported());
+    }
+    let theta = number(params, &["rope_theta"])?.unwrap_or(10000.0);
+    if !has(|key| matches!(key, Key::RopeBase)) && theta != 10000.0 {
+        notes.push(format!(
+            "rope_theta {theta}: the reference writes no key for it with {}, and llama.cpp computes with 10000",
+            params.arch.gguf
+        ));
+    }
+    if kind(params) == "yarn" && scaled {
+        note_yarn(params, notes)?;
+    }
+    note_no_rope(params, notes)
+}
+
+/// Yarn's numbers that llama.cpp computes otherwise: it reads their keys for none of these
+/// architectures.
+fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    let factor = need(params, "factor")?;
+    let of_context = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+    for ((_, names), theirs) in YARN.iter().zip([1.0, of_context, 32.0, 1.0]) {
+        let found = number(params, names)?;
+        if let Some(value) = found.filter(|value| (value - theirs).abs() > 1e-6) {
+            notes.push(format!(
+                "{} {value}: llama.cpp reads no key for it with {} and computes with {}",
+                names[0], params.arch.gguf, theirs as f32
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Layers without positions: llama.cpp takes every fourth to be one, whatever the config says.
+fn note_no_rope(params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    let Some(Json::Array(layers)) = params.get(&["no_rope_layers"]) else { return Ok(()) };
+    let every_fourth = (1..=params.layers()?).map(|layer| u64::from(layer % 4 != 0));
+    if !layers.iter().map(Json::as_u64).eq(every_fourth.map(Some)) {
+        notes.push(
+            "no_rope_layers: GGUF has no key for it, so llama.cpp computes every fourth layer without positions, and no \
+             other"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+fn has_key(keys: &[Key], wanted: fn(&Key) -> bool) -> bool {
+    keys.iter().any(|key| match key {
+        Key::Group(keys) => has_key(keys, wanted),
+        key => wanted(key),
+    })
+}
+
+/// [`Key::RopeScaling`].
+pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<()> {
+    let prefix = format!("{}.rope.scaling", params.arch.gguf);
+    let kind = kind(params);
+    if !matches!(kind, "linear" | "yarn") {
+        return Ok(());
+    }
+    metadata.insert(format!("{prefix}.type"), kind);
+    metadata.insert(format!("{prefix}.factor"), need(params, "factor")? as f32);
+    if kind == "yarn" {
+        let context = need(params, "original_max_position_embeddings")?;
+        metadata.insert(format!("{prefix}.original_context_length"), context as u32);
+        for (key, names) in YARN {
+            if let Some(value) = number(params, names)? {
+                metadata.insert(format!("{prefix}.{key}"), value as f32);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// [`Key::RopeBase`].
+pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()> {
+    if let Some(theta) = number(params, &["rope_theta"])? {
+        metadata.insert(format!("{}.rope.freq_base", params.arch.gguf), theta as f32);
+    }
+    Ok(())
+}
+
+/// [`Key::OriginalContext`].
+pub(crate) fn write_original(metadata: &mut Metadata, params: &Params) -> Result<()> {
+    let original = need(params, "original_max_position_embeddings")?;
+    metadata.insert(format!("{}.rope.scaling.original_context_length", params.arch.gguf), original as u32);
+    Ok(())
+}
+
+/// The key that comes with [`Extra::LongFactors`] (conversion/phi.py, `Phi3MiniModel`).
+pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -> Result<()> {
+    let has_factors = params.rope.get("long_factor").is_some_and(|factors| !factors.is_null());
+    if params.arch.extra != Extra::LongFactors || !has_factors {
+        return Ok(());
+    }
+    let original = need(params, "original_max_position_embeddings")?;
+    let scale = params.count(Dim::Context)? as f64 / original;
+    let factor = match kind(params) {
+        _ if scale <= 1.0 => 1.0,
+        "yarn" => 0.1 * scale.ln() + 1.0,
+        _ => (1.0 + scale.ln() / original.ln()).sqrt(),
+    };
+    metadata.insert(format!("{}.rope.scaling.attn_factor", params.arch.gguf), factor as f32);
+    Ok(())
+}
+
+/// The dimensions of a head that are rotated, by `partial_rotary_factor`.
+pub(crate) fn rotated(params: &Params) -> Result<usize> {
+    let part = number(params, &["partial_rotary_factor"])?.unwrap_or(1.0);
+    Ok((part * params.count(Dim::Head)? as f64) as usize)
+}
+
+/// The tensors that the config makes.
+pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
+    let values = |name: &str, values: Vec<f32>| PlannedTensor {
+        name: name.to_owned(),
+        dtype: DType::F32,
+        shape: vec![values.len()],
+        expr: Expr::Values { shape: vec![values.len()], values: values.into() },
+    };
+    Ok(match params.arch.extra {
+        Extra::RopeFreqs if kind(params) == "llama3" => {
+            vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count(Dim::Head)?))]
+        }
+        Extra::LongFactors => {
+            let factors = |name: &str| params.rope.get(name).and_then(Json::as_array);
+            let (Some(long), Some(short)) = (factors("long_factor"), factors("short_factor")) else {
+                return Ok(Vec::new());
+            };
+            let pairs = rotated(params)? / 2;
+            let read = |list: &[Json], name: &str| -> Result<Vec<f32>> {
+                let numbers: Option<Vec<f32>> = list.iter().map(|v| v.as_f64().map(|v| v as f32)).collect();
+                numbers.filter(|numbers| numbers.len() == pairs).ok_or_else(|| {
+                    params.finding(name).expected(format_args!("{pairs} numbers")).found(list.len()).mismatch()
+                })
+            };
+            vec![
+                values("rope_factors_long.weight", read(long, "long_factor")?),
+                values("rope_factors_short.weight", read(short, "short_factor")?),
+            ]
+        }
+        Extra::RopeFreqs | Extra::Nothing => Vec::new(),
+    })
+}
+
+/// Llama 3's scaling of rotary frequencies: low ones divided, high ones kept, smooth between.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Llama3 {
+    pub(crate) theta: f64,
+    pub(crate) factor: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    /// The context length of pre-training, in tokens.
+    pub(crate) context: f64,
+}
+
+impl Llama3 {
+    fn of(params: &Params) -> Result<Self> {
+        let number = |name: &str, default: f64| {
+            let value = number(params, &[name])?.unwrap_or(default);
+            let wrong = || params.finding(name).expected("a positive number").found(value).mismatch();
+            Some(value).filter(|v| *v > 0.0).ok_or_else(wrong)
+        };
+        Ok(Self {
+            theta: number("rope_theta", 10000.0)?,
+            factor: number("factor", 8.0)?,
+            low: number("low_freq_factor", 1.0)?,
+            high: number("high_freq_factor", 4.0)?,
+            context: number("original_max_position_embeddings", 8192.0)?,
+        })
+    }
+
+    /// A scaling that gives exactly these divisors; `None` where none was found. Only the ratios of
+    /// the three lengths matter, so that several scalings are the same: the usual numbers are tried
+    /// first, then those that the smooth part between kept and divided frequencies asks for.
+    pub(crate) fn from_factors(divisors: &[f32], theta: f64, context: u64) -> Option<Self> {
+        let head_dim = 2 * divisors.len();
+        let largest = f64::from(divisors.iter().copied().fold(0.0, f32::max));
+        let usual = [8.0, 32.0, 4.0, 16.0, 2.0, 64.0];
+        let factors = std::iter::once(largest).chain(usual).filter(|factor| *factor > 1.0);
+        let powers = (5..24).map(|power| f64::from(1u32 << power));
+        let contexts: Vec<f64> = std::iter::once(8192.0).chain([context as f64]).chain(powers).collect();
+        let is_same = |scaling: &Self| scaling.factors(head_dim) == divisors;
+        for factor in factors {
+            for (low, high) in [(1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (1.0, 16.0), (1.0, 32.0), (2.0, 4.0)] {
+                let scalings = contexts.iter().map(|&context| Self { theta, factor, low, high, context });
+                if let Some(found) = scalings.into_iter().find(is_same) {
+                    return Some(found);
+                }
+            }
+        }
+        Self::fitted(divisors, theta, largest).filter(is_same)
+    }
+
+    /// The scaling whose smooth part goes through the first and the last divisor between 1 and
+    /// `factor`: there, `smooth = (context / wavelength - low) / (high - low)`, with `low` 1.
+    fn fitted(divisors: &[f32], theta: f64, factor: f64) -> Option<Self> {
+        let dim = 2.0 * divisors.len() as f64;
+        let turns = |i: usize| theta.powf(-2.0 * i as f64 / dim) / (2.0 * std::f64::consts::PI);
+        let smooth = |i: usize| (1.0 / f64::from(divisors[i]) - 1.0 / factor) / (1.0 - 1.0 / factor);
+        let between = |i: &usize| divisors[*i] > 1.0 && f64::from(divisors[*i]) < factor;
+        let first = (0..divisors.len()).find(between)?;
+        let last = (0..divisors.len()).rev().find(between).filter(|last| *last > first)?;
+        let slope = (smooth(first) - smooth(last)) / (turns(first) - turns(last));
+        let offset = slope * turns(first) - smooth(first);
+        let high = (1.0 + 1.0 / offset).round();
+        let context = (slope / offset).round();
+        (high > 1.0 && context > 0.0).then_some(Self { theta, factor, low: 1.0, high, context })
+    }
+
+    /// As config.json has it.
+    pub(crate) fn fields(&self) -> serde_json::Map<String, Json> {
+        let fields = serde_json::json!({
+            "rope_type": "llama3", "factor": self.factor, "low_freq_factor": self.low,
+            "high_freq_factor": self.high, "original_max_position_embeddings": self.context as u64,
+        });
+        fields.as_object().cloned().unwrap_or_default()
+    }
+
+    /// A divisor for each pair of a head's dimensions (conversion/llama.py,
+    /// `generate_extra_tensors`). Operations and their order are the reference's, in f32: torch
+    /// divides a number by a tensor by multiplying it with the reciprocal.
+    pub(crate) fn factors(&self, head_dim: usize) -> Vec<f32> {
+        let longest_kept = (self.context / self.high) as f32;
+        let shortest_divided = (self.context / self.low) as f32;
+        let (context, divisor, low) = (self.context as f32, self.factor as f32, self.low as f32);
+        let span = (self.high - self.low) as f32;
+        let dim = head_dim as f32;
+        let factor = |i: usize| {
+            // Through f64: rounded once, as torch's power is for these exponents.
+            let power = self.theta.powf(f64::from(i as f32 / dim)) as f32;
+            let frequency = 1.0 / power;
+            let wavelength = (1.0 / frequency) * (2.0 * PI);
+            if wavelength < longest_kept {
+                1.0
+            } else if wavelength > shortest_divided {
+                divisor
+            } else {
+                let smooth = ((1.0 / wavelength) * context - low) / span;
+                1.0 / ((1.0 - smooth) / divisor + smooth)
+            }
+        };
+        (0..head_dim).step_by(2).map(factor).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn notes_of(config: Json) -> String {
+        let mut notes = Vec::new();
+        let params = Params::read(Path::new("folder"), config.as_object().unwrap(), &mut notes).unwrap().unwrap();
+        check(&params, &mut notes).unwrap();
+        notes.join("\n")
+    }
+
+    #[test]
+    fn names_the_numbers_of_yarn_that_llama_cpp_computes_otherwise() {
+        let config = |attention_factor: Option<f64>, beta_fast: f64| {
+            json!({"architectures": ["LlamaForCausalLM"], "rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                "original_max_position_embeddings": 128, "attention_factor": attention_factor,
+                "beta_fast": beta_fast}})
+        };
+        assert_eq!(notes_of(config(None, 32.0)), "");
+        assert_eq!(notes_of(config(Some(0.1 * 4f64.ln() + 1.0), 32.0)), "");
+        assert_eq!(
+            notes_of(config(Some(1.1), 16.0)),
+            "attention_factor 1.1: llama.cpp reads no key for it with llama and computes with 1.1386294\n\
+             beta_fast 16: llama.cpp reads no key for it with llama and computes with 32"
+        );
+    }
+
+    #[test]
+    fn names_layers_without_positions_that_llama_cpp_has_elsewhere() {
+        let config = |layers: &[u32]| json!({"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 5, "no_rope_layers": layers});
+        assert_eq!(notes_of(config(&[1, 1, 1, 0, 1])), "");
+        assert!(notes_of(config(&[1, 0, 1, 0, 1])).contains("every fourth layer"));
+        assert!(notes_of(config(&[1, 1, 1, 0])).contains("every fourth layer"));
+    }
+}

@@ -1,0 +1,264 @@
+//! Settings of an atom bank, and what a fixed routing makes of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::adapter::{Adapter, AdapterConfig, HostTensor};
+use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::error::{Finding, Result};
+use crate::json::Fields;
+
+/// What routes: the mean over the prompt's tokens, or every token by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Routing {
+    /// One decision a block for instruction and prompt together: exact to bake.
+    Prompt,
+    /// One decision a block and token: baked as a mean, an approximation.
+    Token,
+}
+
+/// Settings of an atom bank: the fields of its `adapter_config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)] // The fields carry the file's names; their meaning: docs/formats/bank.md.
+pub struct BankConfig {
+    pub r: usize,
+    pub lora_alpha: f64,
+    pub use_rslora: bool,
+    pub target_modules: Vec<String>,
+    pub num_atoms: usize,
+    pub top_k: usize,
+    pub block_size: usize,
+    pub key_dim: usize,
+    pub descriptor_dim: usize,
+    pub instruction_dim: usize,
+    pub instruction_encoder: String,
+    pub routing: Routing,
+    pub temperature: f64,
+    pub prior_strength: f64,
+    pub prior_temperature: f64,
+    pub prompt_template: String,
+    pub base_model_name_or_path: String,
+}
+
+/// The text that routes, unless a config says otherwise.
+pub const DEFAULT_PROMPT_TEMPLATE: &str = "{instruction}\n{prompt}\n";
+
+/// The instruction encoder that averages the base model's own input embeddings.
+pub const BASE_EMBEDDINGS: &str = "base-embeddings";
+
+impl BankConfig {
+    pub(crate) fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
+        let mut f = Fields::new(path, json);
+        let config = Self {
+            r: f.count("r")?,
+            lora_alpha: f.need("lora_alpha")?,
+            use_rslora: f.get("use_rslora")?.unwrap_or(false),
+            target_modules: f.need("target_modules")?,
+            num_atoms: f.count("num_atoms")?,
+            top_k: f.count("top_k")?,
+            block_size: f.count("block_size")?,
+            key_dim: f.count("key_dim")?,
+            descriptor_dim: f.count("descriptor_dim")?,
+            instruction_dim: f.count("instruction_dim")?,
+            instruction_encoder: f.get("instruction_encoder")?.unwrap_or_else(|| BASE_EMBEDDINGS.into()),
+            routing: f.get("routing")?.unwrap_or(Routing::Prompt),
+            temperature: f.get("temperature")?.unwrap_or(1.0),
+            prior_strength: f.get("prior_strength")?.unwrap_or(1.0),
+            prior_temperature: f.get("prior_temperature")?.unwrap_or(1.0),
+            prompt_template: f.get("prompt_template")?.unwrap_or_else(|| DEFAULT_PROMPT_TEMPLATE.into()),
+            base_model_name_or_path: f.get("base_model_name_or_path")?.unwrap_or_default(),
+        };
+        f.only("format_version", &[1.into()])?;
+        f.ignore(&["peft_type", "task_type", "inference_mode", "peft_version"]);
+        f.finish()?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks the settings against each other; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`], naming the field.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let finding = |field: &str| Finding::new(path, field);
+        if self.top_k > self.num_atoms {
+            let expected = format!("at most num_atoms, {}", self.num_atoms);
+            return Err(finding("top_k").expected(expected).found(self.top_k).mismatch());
+        }
+        for (field, value) in [("temperature", self.temperature), ("prior_temperature", self.prior_temperature)] {
+            if !value.is_finite() || value <= 0.0 {
+                return Err(finding(field).expected("a positive number").found(value).mismatch());
+            }
+        }
+        for (field, value) in [("lora_alpha", self.lora_alpha), ("prior_strength", self.prior_strength)] {
+            if !value.is_finite() {
+                return Err(finding(field).expected("a finite number").found(value).mismatch());
+            }
+        }
+        for module in &self.target_modules {
+            if Module::from_name(module).is_none() {
+                let known = Module::ALL.map(Module::name).join(", ");
+                return Err(finding("target_modules").expected(known).found(module).unsupported());
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let mut json = serde_json::to_value(self).expect("plain values serialize");
+        if let Value::Object(map) = &mut json {
+            map.insert("peft_type".into(), "QUERYABLE_LORA".into());
+            map.insert("task_type".into(), "CAUSAL_LM".into());
+            map.insert("format_version".into(), 1.into());
+        }
+        json
+    }
+
+    /// The number of blocks in a decoder of `layers` layers.
+    pub fn blocks(&self, layers: usize) -> usize {
+        layers.div_ceil(self.block_size)
+    }
+
+    /// The text that routes, with instruction and prompt filled in.
+    pub fn routed_text(&self, instruction: &str, prompt: &str) -> String {
+        fill_template(&self.prompt_template, instruction, prompt)
+    }
+
+    /// The bank's own tensors and their shapes; `None` is the number of blocks, which the base decides.
+    pub(crate) fn global_tensors(&self) -> Vec<(&'static str, Vec<Option<usize>>)> {
+        let (k, r) = (Some(self.num_atoms), Some(self.r));
+        let (d_k, d_p, d_e) = (Some(self.key_dim), Some(self.descriptor_dim), Some(self.instruction_dim));
+        vec![
+            ("atom_bank.atoms", vec![k, r, r]),
+            ("atom_bank.keys", vec![k, d_k]),
+            ("atom_bank.descriptors", vec![k, d_p]),
+            ("atom_bank.router.state_proj.weight", vec![d_k, r]),
+            ("atom_bank.router.summary_proj.weight", vec![d_k, r]),
+            ("atom_bank.router.summary_query.weight", vec![d_k, r]),
+            ("atom_bank.router.summary_key.weight", vec![d_k, r]),
+            ("atom_bank.router.instruction_proj.weight", vec![d_k, d_e]),
+            ("atom_bank.router.block_bias", vec![None, d_k]),
+            ("atom_bank.router.summary_init", vec![r]),
+            ("atom_bank.prior.proj.weight", vec![d_p, d_e]),
+        ]
+    }
+
+    pub(crate) fn check_base(
+        &self,
+        file: &Path,
+        base: &ModelConfig,
+        sites: &[LinearLayer],
+        tensors: &BTreeMap<String, HostTensor>,
+    ) -> Result<()> {
+        let blocks = self.blocks(base.num_hidden_layers);
+        let found = tensors["atom_bank.router.block_bias"].shape[0];
+        if found != blocks {
+            return Err(Finding::new(file, "tensor \"atom_bank.router.block_bias\"")
+                .expected(format_args!("{blocks} blocks for a base model of {} layers", base.num_hidden_layers))
+                .found(found)
+                .hint("this bank belongs to another base model")
+                .mismatch());
+        }
+        if self.instruction_encoder == BASE_EMBEDDINGS && self.instruction_dim != base.hidden_size {
+            return Err(Finding::new(file, "instruction_dim")
+                .expected(format_args!("the base model's hidden size, {}", base.hidden_size))
+                .found(self.instruction_dim)
+                .hint("this bank belongs to another base model")
+                .mismatch());
+        }
+        for layer in 0..base.num_hidden_layers {
+            for module in Module::ALL.into_iter().filter(|m| self.target_modules.iter().any(|t| t == m.name())) {
+                let site = LinearLayer { layer, module };
+                if sites.binary_search(&site).is_err() {
+                    return Err(Finding::new(file, format!("tensor {:?}", site.factor_name('A')))
+                        .expected("it, by target_modules")
+                        .found("nothing")
+                        .mismatch());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `template` with `{instruction}` and `{prompt}` filled in; what is filled in is not searched again.
+pub fn fill_template(template: &str, instruction: &str, prompt: &str) -> String {
+    let mut text = String::with_capacity(template.len() + instruction.len() + prompt.len());
+    let mut rest = template;
+    while let Some(start) = rest.find('{') {
+        text.push_str(&rest[..start]);
+        rest = &rest[start..];
+        if let Some(after) = rest.strip_prefix("{instruction}") {
+            text.push_str(instruction);
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("{prompt}") {
+            text.push_str(prompt);
+            rest = after;
+        } else {
+            text.push('{');
+            rest = &rest[1..];
+        }
+    }
+    text + rest
+}
+
+/// A view of an adapter that is an atom bank.
+#[derive(Debug, Clone, Copy)]
+pub struct AtomBank<'a> {
+    /// The adapter.
+    pub adapter: &'a Adapter,
+    /// Its settings.
+    pub config: &'a BankConfig,
+}
+
+impl<'a> AtomBank<'a> {
+    /// `adapter` as a bank.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where it is a plain LoRA, which has no routing.
+    pub fn of(adapter: &'a Adapter) -> Result<Self> {
+        match &adapter.config {
+            AdapterConfig::Bank(config) => Ok(Self { adapter, config }),
+            AdapterConfig::Lora(_) => Err(Finding::new(&adapter.path, "adapter")
+                .expected("an atom bank")
+                .found("a plain LoRA, which doesn't route")
+                .mismatch()),
+        }
+    }
+
+    /// The atoms, `[K, r, r]`.
+    pub fn atoms(&self) -> &'a HostTensor {
+        &self.adapter.tensors["atom_bank.atoms"]
+    }
+
+    /// `M_b = sum_i alpha_{b,i} C_i` for one block's `alpha` (`[K]`): `[r, r]`, in f32, atoms in order.
+    pub fn operator(&self, alpha: &[f32]) -> Vec<f32> {
+        let size = self.config.r * self.config.r;
+        let mut m = vec![0.0; size];
+        for (weight, atom) in alpha.iter().zip(self.atoms().values.chunks_exact(size)) {
+            for (m, c) in m.iter_mut().zip(atom) {
+                *m += weight * c;
+            }
+        }
+        m
+    }
+
+    /// `B_l M_b`, `[d_out, r]`: the left factor of a site's update under a fixed routing.
+    pub fn left_factor(&self, site: LinearLayer, operator: &[f32]) -> Vec<f32> {
+        let r = self.config.r;
+        let (_, b) = self.adapter.factors(site);
+        let mut left = vec![0.0; b.values.len()];
+        for (out, b) in left.chunks_exact_mut(r).zip(b.values.chunks_exact(r)) {
+            for (weight, m) in b.iter().zip(operator.chunks_exact(r)) {
+                for (out, m) in out.iter_mut().zip(m) {
+                    *out += weight * m;
+                }
+            }
+        }
+        left
+    }
+}

@@ -1,0 +1,83 @@
+//! What several LoRAs do at one linear layer, in as few numbers as hold it exactly.
+
+use crate::adapter::Adapter;
+use crate::arch::{LinearLayer, ModelConfig};
+use crate::linalg::{Matrix, from_rows, thin_qr};
+
+/// The updates `D_i = s_i B_i A_i` of one site in orthonormal bases of all their columns and all their
+/// rows, `D_i = Q_left left_i right_i Q_right^T`: distances between updates are those between these.
+pub(super) struct SiteCore {
+    /// By LoRA: `[p, r_i]` with the scale in it, `p` at most the sum of the ranks; `[p, 0]` where a LoRA
+    /// lacks the site.
+    pub(super) left: Vec<Matrix>,
+    /// By LoRA: `[r_i, q]`.
+    pub(super) right: Vec<Matrix>,
+}
+
+impl SiteCore {
+    /// A site without updates.
+    pub(super) fn is_empty(&self) -> bool {
+        self.left.iter().all(|left| left.ncols() == 0)
+    }
+
+    /// `b^T D_i a^T`, `[r, r]`.
+    pub(super) fn seen_by(&self, i: usize, b: &Matrix, a: &Matrix) -> Matrix {
+        b.tr_mul(&self.left[i]) * (&self.right[i] * a.transpose())
+    }
+
+    /// The squared Frobenius norm of `D_i`.
+    pub(super) fn norm_sqr(&self, i: usize) -> f64 {
+        let (left, right) = (&self.left[i], &self.right[i]);
+        left.tr_mul(left).dot(&(right * right.transpose())).max(0.0)
+    }
+}
+
+/// The bases of a site: `Q_left`, `[d_out, p]`, and `Q_right`, `[d_in, q]`.
+pub(super) struct Bases {
+    pub(super) left: Matrix,
+    pub(super) right: Matrix,
+}
+
+/// The core of `site` and its bases. Bases are as large as the adapters themselves; they are made again
+/// when they are needed, not kept for all sites.
+pub(super) fn reduce(loras: &[&Adapter], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
+    let (d_out, d_in) = site.module.shape(base);
+    let (mut lefts, mut rights) = (Vec::new(), Vec::new());
+    for lora in loras {
+        if !lora.tensors.contains_key(&site.factor_name('A')) {
+            lefts.push(Matrix::zeros(d_out, 0));
+            rights.push(Matrix::zeros(d_in, 0));
+            continue;
+        }
+        let (a, b) = lora.factors(site);
+        let r = lora.config.rank();
+        lefts.push(from_rows(d_out, r, &b.values) * f64::from(lora.config.scale()));
+        rights.push(from_rows(r, d_in, &a.values).transpose());
+    }
+    let (left_basis, left) = orthogonalized(&lefts, d_out);
+    let (right_basis, right) = orthogonalized(&rights, d_in);
+    let right = right.into_iter().map(|block| block.transpose()).collect();
+    (SiteCore { left, right }, Bases { left: left_basis, right: right_basis })
+}
+
+/// The basis of all columns of `blocks`, and each block in it.
+fn orthogonalized(blocks: &[Matrix], rows: usize) -> (Matrix, Vec<Matrix>) {
+    let cols = blocks.iter().map(Matrix::ncols).sum();
+    let mut stacked = Matrix::zeros(rows, cols);
+    let mut start = 0;
+    for block in blocks {
+        stacked.columns_mut(start, block.ncols()).copy_from(block);
+        start += block.ncols();
+    }
+    if cols == 0 {
+        return (stacked, blocks.iter().map(|_| Matrix::zeros(0, 0)).collect());
+    }
+    let (basis, triangle) = thin_qr(stacked);
+    let mut start = 0;
+    let block = |block: &Matrix| {
+        let columns = triangle.columns(start, block.ncols()).into_owned();
+        start += block.ncols();
+        columns
+    };
+    (basis, blocks.iter().map(block).collect())
+}

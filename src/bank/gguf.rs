@@ -1,0 +1,197 @@
+//! Atom banks as GGUF and back, without loss: settings as typed keys, tensors in their own types.
+//!
+//! The namespace is this crate's own, `atombank.*`: no other program reads banks. What a bank is
+//! stands in docs/formats/bank.md, the keys in docs/formats/adapters-gguf.md.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Map, Number, Value as Json};
+
+use crate::adapter::{Adapter, AdapterConfig};
+use crate::convert::lora::PEFT_PREFIX;
+use crate::convert::sidecars::{Sidecars, json_text, left_out_keys, parsed};
+use crate::error::{Finding, Result};
+use crate::formats::gguf::{Array, Metadata, Value};
+use crate::formats::safetensors::{self, SafetensorsFile};
+use crate::json::read_json_object;
+use crate::plan::{self, Plan, PlannedTensor, Progress, Staging};
+use crate::source::Source;
+
+/// `general.architecture` and `adapter.type` of these files.
+pub const ARCHITECTURE: &str = "atombank";
+
+const PREFIX: &str = "atombank.";
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Fields of adapter_config.json that are no settings, as one JSON object.
+const OTHER_FIELDS: &str = "atombank.other_fields";
+
+/// The tensors that the bank's own names begin with.
+const BANK_PREFIX: &str = "atom_bank.";
+
+/// Metadata and tensors of a GGUF file that holds the bank in `folder`, and notes on what stays
+/// behind. Tensors are taken from the bank's file as they are.
+///
+/// # Errors
+/// What [`Adapter::open`] finds; [`crate::Error::Mismatch`] for a plain LoRA.
+pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
+    let json = read_json_object(&folder.join(CONFIG_FILE))?;
+    let file = folder.join(WEIGHTS_FILE);
+    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+    let mut plan = Plan::taking(&source);
+    let adapter = Adapter::from_parts(folder, &file, &json, &plan)?;
+    let AdapterConfig::Bank(config) = &adapter.config else {
+        return Err(Finding::new(folder, "adapter").expected("an atom bank").found("a plain LoRA").mismatch());
+    };
+    let (mut beside, notes) = Sidecars::read(folder, &plan)?;
+    beside.files.remove(CONFIG_FILE);
+    for tensor in &mut plan.tensors {
+        // Without the prefix names stay below GGUF's 63 bytes in models of any depth.
+        if let Some(short) = tensor.name.strip_prefix(PEFT_PREFIX) {
+            tensor.name = short.to_owned();
+        }
+    }
+
+    let mut metadata = Metadata::new(folder);
+    metadata.insert("general.architecture", ARCHITECTURE);
+    metadata.insert("general.type", "adapter");
+    metadata.insert("adapter.type", ARCHITECTURE);
+    if let Some(name) = folder.file_name().and_then(|name| name.to_str()) {
+        metadata.insert("general.name", name);
+    }
+    metadata.insert("atombank.format_version", 1u32);
+    let mut others = json;
+    others.remove("peft_type");
+    others.remove("format_version");
+    let settings = serde_json::to_value(config).expect("plain values serialize");
+    for (field, value) in settings.as_object().into_iter().flatten() {
+        others.remove(field);
+        metadata.insert(format!("{PREFIX}{field}"), setting(folder, field, value)?);
+    }
+    if !others.is_empty() {
+        metadata.insert(OTHER_FIELDS, json_text(&others));
+    }
+    beside.put(&mut metadata, PREFIX);
+    Ok((metadata, plan, notes))
+}
+
+/// A setting as GGUF has it: counts as uint32, other numbers as float64.
+fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
+    let as_gguf = match value {
+        Json::Bool(value) => Some(Value::from(*value)),
+        Json::String(text) => Some(Value::from(text.as_str())),
+        Json::Number(number) if number.is_u64() => {
+            number.as_u64().and_then(|number| u32::try_from(number).ok()).map(Value::from)
+        }
+        Json::Number(number) => number.as_f64().map(Value::from),
+        Json::Array(items) => {
+            let texts: Option<Vec<&str>> = items.iter().map(Json::as_str).collect();
+            texts.map(|texts| Value::Array(Array::texts(texts)))
+        }
+        Json::Null | Json::Object(_) => None,
+    };
+    as_gguf.ok_or_else(|| {
+        let finding = Finding::new(folder.join(CONFIG_FILE), field);
+        finding.expected("a value that GGUF has a type for").found(value).unsupported()
+    })
+}
+
+/// A bank out of a GGUF file.
+#[derive(Debug, Clone)]
+pub struct Unpacked {
+    /// The bank itself, its tensors in f32.
+    pub adapter: Adapter,
+    /// adapter_config.json.
+    pub config: Map<String, Json>,
+    /// The tensors by PEFT's names, in the file's types.
+    pub tensors: Plan,
+    /// What stands beside them.
+    pub beside: Sidecars,
+    /// What the GGUF file says that the folder has no place for.
+    pub notes: Vec<String>,
+}
+
+/// The bank that [`to_gguf`] has put into a GGUF file: `metadata` and `tensors` are the file's, the
+/// tensors as they are (see [`Plan::taking`]).
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] for a file of another kind; otherwise as [`Adapter::open`].
+pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
+    for (key, expected) in
+        [("general.type", "adapter"), ("adapter.type", ARCHITECTURE), ("general.architecture", ARCHITECTURE)]
+    {
+        let found = metadata.text(key)?;
+        if found != expected {
+            return Err(metadata.finding(key).expected(expected).found(format!("{found:?}")).unsupported());
+        }
+    }
+    let beside = Sidecars::take(metadata, PREFIX)?;
+    let mut config = Map::new();
+    config.insert("peft_type".into(), "QUERYABLE_LORA".into());
+    for (key, value) in metadata.iter() {
+        let Some(field) = key.strip_prefix(PREFIX) else { continue };
+        if key == OTHER_FIELDS || Sidecars::owns(key, PREFIX) {
+            continue;
+        }
+        config.insert(field.to_owned(), field_value(metadata, key, value)?);
+    }
+    metadata.need("atombank.format_version")?;
+    let others: Map<String, Json> = parsed(metadata, OTHER_FIELDS)?.unwrap_or_default();
+    for (field, value) in others {
+        if config.insert(field.clone(), value).is_some() {
+            let finding = metadata.finding(OTHER_FIELDS).expected("fields that have no key of their own");
+            return Err(finding.found(format!("{field:?}")).format());
+        }
+    }
+    let tensors = tensors.tensors.iter().map(|tensor| {
+        let name = match tensor.name.starts_with(BANK_PREFIX) {
+            true => tensor.name.clone(),
+            false => format!("{PEFT_PREFIX}{}", tensor.name),
+        };
+        PlannedTensor { name, ..tensor.clone() }
+    });
+    let tensors = Plan { tensors: tensors.collect() };
+    // Settings and tensors are held to what a folder is held to.
+    let adapter = Adapter::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
+    let notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
+    Ok(Unpacked { adapter, config, tensors, beside, notes })
+}
+
+/// A setting as JSON has it.
+fn field_value(metadata: &Metadata, key: &str, value: &Value) -> Result<Json> {
+    let texts = |items: &[Vec<u8>]| {
+        items.iter().map(|item| String::from_utf8(item.clone()).ok().map(Json::String)).collect::<Option<Vec<Json>>>()
+    };
+    let json = match value {
+        Value::U32(count) => Some(Json::from(*count)),
+        Value::F64(number) => Number::from_f64(*number).map(Json::Number),
+        Value::Bool(value) => Some(Json::Bool(*value)),
+        Value::String(_) => value.as_text().map(Json::from),
+        Value::Array(Array::String(items)) => texts(items).map(Json::Array),
+        _ => None,
+    };
+    json.ok_or_else(|| {
+        let expected = "a uint32, a finite float64, a bool, UTF-8 text or an array of texts";
+        metadata.finding(key).expected(expected).found(value).format()
+    })
+}
+
+impl Unpacked {
+    /// Writes the bank as the folder of `staging`, tensors in the types that the GGUF file has.
+    ///
+    /// # Errors
+    /// What [`plan::execute`] meets; nothing is left behind then.
+    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+        let metadata = &self.beside.safetensors_metadata;
+        let layout = safetensors::layout_with_metadata(&self.tensors.tensors, "adapter_model", u64::MAX, metadata)?;
+        plan::execute(&self.tensors, &layout, &staging, options, progress)?;
+        staging.write(CONFIG_FILE, (json_text(&self.config) + "\n").as_bytes())?;
+        self.beside.files.write(&staging)?;
+        staging.commit()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,98 @@
+//! An atom bank: its atoms one by one, how alike they are, where it acts.
+
+use nalgebra::DMatrix;
+use serde::Serialize;
+
+use crate::adapter::Adapter;
+use crate::bank::BankConfig;
+
+/// One atom.
+#[derive(Debug, Clone, Serialize)]
+pub struct AtomReport {
+    /// Its Frobenius norm.
+    pub norm: f32,
+    /// exp of the entropy of its normalised singular values: from 1 to r (Roy and Vetterli, 2007).
+    pub effective_rank: f32,
+    /// Its distance from the identity, at which atoms start, in Frobenius norm.
+    pub from_identity: f32,
+}
+
+/// An atom bank.
+#[derive(Debug, Clone, Serialize)]
+pub struct BankReport {
+    /// Its settings.
+    pub config: BankConfig,
+    /// The factor of its updates.
+    pub scale: f32,
+    /// Blocks of layers that share a routing.
+    pub blocks: usize,
+    /// Linear layers it changes, by name.
+    pub modules: Vec<String>,
+    /// Decoder layers it changes.
+    pub layers: Vec<usize>,
+    /// Trained values.
+    pub parameters: usize,
+    /// Those of a plain LoRA of the same rank on the same layers.
+    pub lora_parameters: usize,
+    /// The atoms.
+    pub atoms: Vec<AtomReport>,
+    /// Cosines between atoms as vectors, `[K, K]`.
+    pub similarity: Vec<Vec<f32>>,
+}
+
+impl BankReport {
+    pub(crate) fn of(adapter: &Adapter, config: &BankConfig) -> Self {
+        let r = config.r;
+        let all = &adapter.tensors["atom_bank.atoms"].values;
+        let atoms: Vec<DMatrix<f32>> = all.chunks_exact(r * r).map(|c| DMatrix::from_row_slice(r, r, c)).collect();
+        let cosine = |a: &DMatrix<f32>, b: &DMatrix<f32>| a.dot(b) / (a.norm() * b.norm()).max(f32::MIN_POSITIVE);
+        let (modules, layers) = modules_and_layers(adapter);
+        let factors = adapter.tensors.iter().filter(|(name, _)| name.contains(".lora_"));
+        Self {
+            config: config.clone(),
+            scale: adapter.config.scale(),
+            blocks: adapter.tensors["atom_bank.router.block_bias"].shape[0],
+            modules,
+            layers,
+            parameters: adapter.parameters(),
+            lora_parameters: factors.map(|(_, t)| t.values.len()).sum(),
+            similarity: atoms.iter().map(|a| atoms.iter().map(|b| cosine(a, b)).collect()).collect(),
+            atoms: atoms.iter().map(|a| atom(a, r)).collect(),
+        }
+    }
+}
+
+fn atom(atom: &DMatrix<f32>, r: usize) -> AtomReport {
+    let singular = atom.clone().singular_values();
+    let sum = singular.sum().max(f32::MIN_POSITIVE);
+    let entropy: f32 = singular.iter().map(|s| s / sum).filter(|p| *p > 0.0).map(|p| -p * p.ln()).sum();
+    AtomReport {
+        norm: atom.norm(),
+        effective_rank: entropy.exp(),
+        from_identity: (atom - DMatrix::identity(r, r)).norm(),
+    }
+}
+
+/// The names of the linear layers an adapter changes, and the decoder layers they are in.
+pub(crate) fn modules_and_layers(adapter: &Adapter) -> (Vec<String>, Vec<usize>) {
+    let sites = adapter.sites();
+    let mut modules: Vec<_> = sites.iter().map(|s| s.module).collect();
+    let mut layers: Vec<_> = sites.iter().map(|s| s.layer).collect();
+    modules.sort();
+    modules.dedup();
+    layers.dedup();
+    (modules.into_iter().map(|m| m.name().to_owned()).collect(), layers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_has_full_effective_rank_and_a_dyad_has_one() {
+        let identity = atom(&DMatrix::identity(4, 4), 4);
+        assert!((identity.effective_rank - 4.0).abs() < 1e-4 && identity.from_identity == 0.0);
+        let dyad = DMatrix::from_fn(4, 4, |i, j| (i + 1) as f32 * (j + 1) as f32);
+        assert!((atom(&dyad, 4).effective_rank - 1.0).abs() < 1e-3);
+    }
+}

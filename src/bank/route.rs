@@ -1,0 +1,168 @@
+//! Fixing a routing: which atoms an instruction picks, and what baking them costs.
+
+use candle_core::{D, Tensor};
+
+use crate::adapter::Adapter;
+use crate::bank::BankHook;
+use crate::bank::{AtomBank, Routing};
+use crate::error::{Finding, Result};
+use crate::model::{Batch, Decoder, Hook, LoadedAdapter, Sequence, TextEncoder, log_softmax_last, softmax_last};
+
+/// What a routing is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The instruction; may be empty.
+    pub instruction: String,
+    /// Prompts to route; none is the empty prompt.
+    pub prompts: Vec<String>,
+}
+
+/// What decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoutedBy {
+    /// The model's forward pass over instruction and prompt.
+    Model,
+    /// The language prior alone: needs the instruction's embedding, and no forward pass.
+    Prior,
+}
+
+/// The routings of a request's prompts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Routes {
+    /// What was routed, in the order of the prompts.
+    pub sequences: Vec<Sequence>,
+    /// By prompt and block, `[K]`: under token routing the mean over the routed tokens.
+    pub by_prompt: Vec<Vec<Vec<f32>>>,
+    /// `pi(e)`, `[K]`.
+    pub prior: Vec<f32>,
+}
+
+impl Routes {
+    /// The mean over the prompts, by block: what is baked. Each is on the simplex, so it is too.
+    pub fn mean(&self) -> Vec<Vec<f32>> {
+        let mut mean = vec![Vec::new(); self.by_prompt.first().map_or(0, Vec::len)];
+        for (block, mean) in mean.iter_mut().enumerate() {
+            mean.resize(self.prior.len(), 0.0);
+            for alphas in &self.by_prompt {
+                mean.iter_mut().zip(&alphas[block]).for_each(|(m, a)| *m += a / self.by_prompt.len() as f32);
+            }
+        }
+        mean
+    }
+}
+
+/// Routes `request` through the bank on `decoder`, streamed or resident.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for an adapter that doesn't route, a bank for another base, or a prior
+/// without an instruction; [`crate::Error::NotFinite`].
+pub fn route(
+    decoder: &Decoder,
+    adapter: &Adapter,
+    encoder: &TextEncoder,
+    request: &Request,
+    by: RoutedBy,
+) -> Result<Routes> {
+    let bank = AtomBank::of(adapter)?;
+    adapter.check_base(decoder.config())?;
+    let loaded = LoadedAdapter::frozen(adapter, decoder.weights().device())?;
+    let instructions = loaded.instruction_encoder();
+    let none = [String::new()];
+    let prompts = if request.prompts.is_empty() { &none[..] } else { &request.prompts };
+    let sequences = prompts
+        .iter()
+        .map(|prompt| encoder.routed(&bank.config.prompt_template, &request.instruction, prompt, instructions))
+        .collect::<Result<Vec<_>>>()?;
+    if by == RoutedBy::Prior && sequences[0].instruction.is_empty() {
+        return Err(Finding::new(&adapter.path, "routing by the prior")
+            .expected("an instruction")
+            .found("none")
+            .hint("pass --instruction")
+            .mismatch());
+    }
+    let batch = Batch::new(&sequences);
+    let e = instructions.embed(decoder.weights(), &sequences)?;
+    let mut hook = BankHook::new(&loaded, bank.config, &batch, e)?;
+    let prior = hook.log_prior()?.exp()?.get(0)?.to_vec1::<f32>()?;
+    let blocks = bank.config.blocks(decoder.config().num_hidden_layers);
+    let by_prompt = match by {
+        RoutedBy::Prior => {
+            let alphas = hook.prior_alphas()?.to_vec2::<f32>()?;
+            alphas.into_iter().map(|alpha| vec![alpha; blocks]).collect()
+        }
+        RoutedBy::Model => {
+            decoder.hidden(&batch, None, &mut hook)?;
+            let trace = hook.trace()?;
+            let alphas = |row: usize| trace.alphas.iter().map(|a| fix(&bank, &batch, row, &a.values)).collect();
+            (0..sequences.len()).map(alphas).collect()
+        }
+    };
+    let routes = Routes { sequences, by_prompt, prior };
+    if routes.by_prompt.iter().flatten().flatten().any(|a| !a.is_finite()) {
+        let finding = Finding::new(decoder.weights().path(), "routing weights");
+        return Err(finding.expected("finite numbers").found("a NaN or an infinity").not_finite());
+    }
+    Ok(routes)
+}
+
+/// The weights of one prompt in one block, from those of all its decisions.
+fn fix(bank: &AtomBank, batch: &Batch, row: usize, alphas: &[f32]) -> Vec<f32> {
+    let k = bank.config.num_atoms;
+    match bank.config.routing {
+        Routing::Prompt => alphas[row * k..(row + 1) * k].to_vec(),
+        Routing::Token => {
+            let routed = batch.routed_len(row);
+            let first = row * batch.width() * k;
+            let mut mean = vec![0.0; k];
+            for token in alphas[first..first + routed * k].chunks_exact(k) {
+                mean.iter_mut().zip(token).for_each(|(m, a)| *m += a / routed as f32);
+            }
+            mean
+        }
+    }
+}
+
+/// How far two models' next-token distributions are apart.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Agreement {
+    /// The largest difference of any logit.
+    pub max_logit_difference: f32,
+    /// The mean over tokens of KL(first || second), in nats.
+    pub mean_kl: f64,
+    /// The share of tokens at which both have the same favourite.
+    pub top1: f64,
+    /// Tokens compared.
+    pub tokens: usize,
+}
+
+/// Tokens whose logits are in memory at a time.
+const LOGIT_TOKENS: usize = 32;
+
+/// Compares the logits of a routed model with those of a fixed one on `sequences`.
+///
+/// # Errors
+/// As [`Decoder::hidden`].
+pub fn compare(
+    routed: (&Decoder, &mut dyn Hook),
+    fixed: (&Decoder, &mut dyn Hook),
+    sequences: &[Sequence],
+) -> Result<Agreement> {
+    let batch = Batch::new(sequences);
+    let places = batch.real_places();
+    let first = routed.0.hidden(&batch, None, routed.1)?;
+    let second = fixed.0.hidden(&batch, None, fixed.1)?;
+    let mut agreement = Agreement { max_logit_difference: 0.0, mean_kl: 0.0, top1: 0.0, tokens: places.len() };
+    for places in places.chunks(LOGIT_TOKENS) {
+        let a = routed.0.logits_at(&first, places)?;
+        let b = fixed.0.logits_at(&second, places)?;
+        let gap = (&a - &b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        agreement.max_logit_difference = agreement.max_logit_difference.max(gap);
+        let log_ratio = (log_softmax_last(&a)? - log_softmax_last(&b)?)?;
+        let kl = (softmax_last(&a)? * log_ratio)?.sum_all()?.to_scalar::<f32>()?;
+        agreement.mean_kl += f64::from(kl) / agreement.tokens as f64;
+        let favourite = |x: &Tensor| -> Result<Vec<u32>> { Ok(x.argmax(D::Minus1)?.to_vec1()?) };
+        let same = favourite(&a)?.into_iter().zip(favourite(&b)?).filter(|(a, b)| a == b).count();
+        agreement.top1 += same as f64 / agreement.tokens as f64;
+    }
+    Ok(agreement)
+}

@@ -1,0 +1,281 @@
+//! Queryable LoRA's forward pass: what routes, the routing, and the update it applies.
+//!
+//! Symbols and step numbers are those of docs/formats/bank.md; `N` is the number of routing
+//! decisions a block makes: sequences with prompt routing, tokens with token routing.
+
+use candle_core::{D, Tensor};
+
+use super::{BankConfig, Routing};
+use crate::adapter::HostTensor;
+use crate::arch::LinearLayer;
+use crate::error::Result;
+use crate::model::hooks::to_host;
+use crate::model::{Batch, Hook, LoadedAdapter, log_softmax_last, ops, softmax_last};
+
+/// The state of one routed forward pass.
+pub struct BankHook<'a> {
+    bank: &'a LoadedAdapter,
+    config: &'a BankConfig,
+    /// What of the batch routes, `[B, 1, T]`, rows summing to 1: prompt routing's mean.
+    mean: Tensor,
+    /// Which of the `B * T` tokens are not padding.
+    real: Vec<bool>,
+    /// `[B, d_e]`
+    e: Tensor,
+    rows: usize,
+    width: usize,
+    has_instruction: bool,
+    /// By block: the states `s_b`, `[N, r]`; the logits and alphas, `[N, K]`.
+    states: Vec<Tensor>,
+    logits: Vec<Tensor>,
+    alphas: Vec<Tensor>,
+}
+
+/// What one pass routed, on the host.
+#[derive(Debug, Clone)]
+pub struct RoutingTrace {
+    /// By block: the normalised low-rank states, `[N, r]`.
+    pub states: Vec<HostTensor>,
+    /// By block: the weights of the atoms, `[N, K]`.
+    pub alphas: Vec<HostTensor>,
+}
+
+/// Strengths of the two routing regularizers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Regularizer {
+    /// Of `mean KL(softmax(l / tau) || pi(e))`.
+    pub prior: f64,
+    /// Of the load balance over atoms.
+    pub balance: f64,
+}
+
+impl<'a> BankHook<'a> {
+    /// Prepares a pass over `batch`; `e` are its instruction embeddings, `[B, d_e]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn new(bank: &'a LoadedAdapter, config: &'a BankConfig, batch: &Batch, e: Tensor) -> Result<Self> {
+        let has_instruction = e.abs()?.max_all()?.to_scalar::<f32>()? > 0.0;
+        let mut hook = Self {
+            bank,
+            config,
+            mean: e.clone(),
+            real: Vec::new(),
+            e,
+            rows: 0,
+            width: 0,
+            has_instruction,
+            states: Vec::new(),
+            logits: Vec::new(),
+            alphas: Vec::new(),
+        };
+        hook.set_batch(batch)?;
+        Ok(hook)
+    }
+
+    /// Continues with further tokens of the same sequences: with prompt routing the decisions stand,
+    /// with token routing every new token makes its own.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn continue_with(&mut self, batch: &Batch) -> Result<()> {
+        if self.config.routing == Routing::Token {
+            self.states.clear();
+            self.logits.clear();
+            self.alphas.clear();
+        }
+        self.set_batch(batch)
+    }
+
+    fn set_batch(&mut self, batch: &Batch) -> Result<()> {
+        (self.rows, self.width) = (batch.rows(), batch.width());
+        let mut mean = Vec::with_capacity(self.rows * self.width);
+        self.real.clear();
+        for row in 0..self.rows {
+            let routed = batch.routed[row];
+            mean.extend((0..self.width).map(|t| if t < routed { 1.0 / routed as f32 } else { 0.0 }));
+            self.real.extend((0..self.width).map(|t| batch.is_real(row, t)));
+        }
+        self.mean = Tensor::from_vec(mean, (self.rows, 1, self.width), self.e.device())?;
+        Ok(())
+    }
+
+    /// What was routed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn trace(&self) -> Result<RoutingTrace> {
+        let host = |tensors: &[Tensor]| tensors.iter().map(to_host).collect::<Result<Vec<_>>>();
+        Ok(RoutingTrace { states: host(&self.states)?, alphas: host(&self.alphas)? })
+    }
+
+    /// `log pi(e)`, `[B, K]`: step 4. Uniform where there is no instruction.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn log_prior(&self) -> Result<Tensor> {
+        let projected = ops::linear(&self.e, self.bank.get("atom_bank.prior.proj.weight"))?;
+        let scores = ops::linear(&projected, self.bank.get("atom_bank.descriptors"))?;
+        let scale = (self.config.descriptor_dim as f64).sqrt() * self.config.prior_temperature;
+        Ok(log_softmax_last(&(scores * (1.0 / scale))?)?)
+    }
+
+    /// The weights of the atoms by the prior alone, without a forward pass: `[B, K]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn prior_alphas(&self) -> Result<Tensor> {
+        self.top_k(&(self.log_prior()? * self.config.prior_strength)?)
+    }
+
+    /// The regularizers' share of the loss, a scalar; call after the pass.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn regularization(&self, strength: Regularizer) -> Result<Tensor> {
+        let atoms = self.config.num_atoms;
+        let mut log_pi = self.log_prior()?;
+        let mut keep: Option<Tensor> = None;
+        if self.config.routing == Routing::Token {
+            log_pi = self.per_token(&log_pi)?;
+            let real: Vec<u32> = (0..self.real.len()).filter(|i| self.real[*i]).map(|i| i as u32).collect();
+            let real = Tensor::new(real, self.e.device())?;
+            log_pi = log_pi.index_select(&real, 0)?;
+            keep = Some(real);
+        }
+        let mut kl = Vec::new();
+        let mut probabilities = Vec::new();
+        for logits in &self.logits {
+            let logits = match &keep {
+                Some(keep) => logits.index_select(keep, 0)?,
+                None => logits.clone(),
+            };
+            let log_p = log_softmax_last(&(logits * (1.0 / self.config.temperature))?)?;
+            let p = log_p.exp()?;
+            kl.push((&p * (log_p - &log_pi)?)?.sum(D::Minus1)?);
+            probabilities.push(p);
+        }
+        let p = Tensor::cat(&probabilities, 0)?;
+        // The share of each atom as the favourite is a count: no gradient, as in Switch Transformers.
+        let mut share = vec![0f32; atoms];
+        let rows = p.to_vec2::<f32>()?;
+        for row in &rows {
+            share[largest_first(row)[0]] += 1.0 / rows.len() as f32;
+        }
+        let share = Tensor::new(share, p.device())?;
+        let balance = ((p.mean(0)? * share)?.sum_all()? * (strength.balance * atoms as f64))?;
+        let kl = (Tensor::cat(&kl, 0)?.mean_all()? * strength.prior)?;
+        Ok((kl + balance)?)
+    }
+
+    /// Steps 1 to 6 for the block that `site` is the first of. `z` is `A x`, `[B, T, r]`.
+    fn route(&mut self, block: usize, z: &Tensor) -> Result<()> {
+        let router = |name: &str| self.bank.get(&format!("atom_bank.router.{name}"));
+        let (r, d_k) = (self.config.r, self.config.key_dim);
+        let z = match self.config.routing {
+            Routing::Prompt => self.mean.matmul(z)?.squeeze(1)?,
+            Routing::Token => z.reshape((self.rows * self.width, r))?,
+        };
+        let s = ops::rms_norm(&z, 1e-6)?;
+        let n = s.dim(0)?;
+
+        let mut slots = vec![router("summary_init").reshape((1, r))?.broadcast_as((n, r))?.contiguous()?];
+        slots.extend(self.states.iter().cloned());
+        let slots = Tensor::stack(&slots, 1)?; // [N, j, r]
+        let keys = ops::linear(&slots, router("summary_key.weight"))?; // [N, j, d_k]
+        let query = ops::linear(&s, router("summary_query.weight"))?.unsqueeze(2)?; // [N, d_k, 1]
+        let scores = (keys.matmul(&query)?.squeeze(2)? * (1.0 / (d_k as f64).sqrt()))?;
+        let h = softmax_last(&scores)?.unsqueeze(1)?.matmul(&slots)?.squeeze(1)?; // [N, r]
+
+        let bias = router("block_bias").narrow(0, block, 1)?;
+        let mut q = (ops::linear(&s, router("state_proj.weight"))? + ops::linear(&h, router("summary_proj.weight"))?)?
+            .broadcast_add(&bias)?;
+        if self.has_instruction {
+            let instruction = ops::linear(&self.e, router("instruction_proj.weight"))?;
+            q = (q + self.per_decision(&instruction)?)?;
+        }
+        let mut logits = (ops::linear(&q, self.bank.get("atom_bank.keys"))? * (1.0 / (d_k as f64).sqrt()))?;
+        if self.has_instruction {
+            // Sequences without an instruction get a constant here, which no softmax sees.
+            let prior = (self.per_decision(&self.log_prior()?)? * self.config.prior_strength)?;
+            logits = (logits + prior)?;
+        }
+        self.alphas.push(self.top_k(&logits)?);
+        self.logits.push(logits);
+        self.states.push(s);
+        Ok(())
+    }
+
+    /// Step 6: softmax over the `top_k` largest of `logits / tau`, zero elsewhere. `[N, K]`
+    fn top_k(&self, logits: &Tensor) -> Result<Tensor> {
+        let scaled = (logits * (1.0 / self.config.temperature))?;
+        if self.config.top_k == self.config.num_atoms {
+            return Ok(softmax_last(&scaled)?);
+        }
+        let rows = scaled.to_vec2::<f32>()?;
+        let mut mask = vec![-1e30f32; rows.len() * self.config.num_atoms];
+        for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(self.config.num_atoms)) {
+            for atom in &largest_first(row)[..self.config.top_k] {
+                mask[*atom] = 0.0;
+            }
+        }
+        Ok(softmax_last(&(&scaled + Tensor::from_vec(mask, scaled.shape(), scaled.device())?)?)?)
+    }
+
+    /// A value for each sequence, `[B, n]`, as one for each decision, `[N, n]`.
+    fn per_decision(&self, x: &Tensor) -> Result<Tensor> {
+        match self.config.routing {
+            Routing::Prompt => Ok(x.clone()),
+            Routing::Token => self.per_token(x),
+        }
+    }
+
+    /// `[B, n]` repeated for each token: `[B * T, n]`.
+    fn per_token(&self, x: &Tensor) -> Result<Tensor> {
+        let n = x.dim(1)?;
+        let repeated = x.unsqueeze(1)?.broadcast_as((self.rows, self.width, n))?;
+        Ok(repeated.contiguous()?.reshape((self.rows * self.width, n))?)
+    }
+
+    /// Step 7 inside the bottleneck: `M_b z`, `[B, T, r]`.
+    fn apply_operator(&self, block: usize, z: &Tensor) -> Result<Tensor> {
+        let (r, k) = (self.config.r, self.config.num_atoms);
+        let atoms = self.bank.get("atom_bank.atoms");
+        let alpha = &self.alphas[block];
+        match self.config.routing {
+            Routing::Prompt => {
+                let m = alpha.matmul(&atoms.reshape((k, r * r))?)?.reshape((self.rows, r, r))?;
+                Ok(z.matmul(&m.transpose(1, 2)?.contiguous()?)?)
+            }
+            Routing::Token => {
+                // Every atom times z, then the mix: no [r, r] matrix for each token.
+                let tokens = self.rows * self.width;
+                let each =
+                    ops::linear(&z.reshape((tokens, r))?, &atoms.reshape((k * r, r))?)?.reshape((tokens, k, r))?;
+                Ok(alpha.unsqueeze(1)?.matmul(&each)?.reshape((self.rows, self.width, r))?)
+            }
+        }
+    }
+}
+
+impl Hook for BankHook<'_> {
+    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some((a, b)) = self.bank.factors(site) else { return Ok(None) };
+        let (a, b) = (a.clone(), b.clone());
+        let z = ops::linear(x, &a)?;
+        let block = site.layer / self.config.block_size;
+        // Sites come in execution order, so the first of a block finds its decision missing.
+        if self.alphas.len() == block {
+            self.route(block, &z)?;
+        }
+        let update = ops::linear(&self.apply_operator(block, &z)?, &b)?;
+        Ok(Some((update * self.bank.scale())?))
+    }
+}
+
+/// Indices by value, largest first; the lower index wins a tie.
+fn largest_first(row: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+    order
+}

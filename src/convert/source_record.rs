@@ -1,0 +1,149 @@
+//! What a GGUF of the source's own types keeps beside the reference's keys, so that nothing of the
+//! checkpoint is lost on the way.
+//!
+//! The reference has no such type to be compared with, and llama.cpp passes over keys it doesn't
+//! know. See docs/formats/gguf.md.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::tensors::{self, Known};
+use crate::arch::params::Params;
+use crate::arch::{Config, Transform};
+use crate::checkpoint::Checkpoint;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::formats::gguf::{Array, Metadata, Value};
+use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::quant;
+use crate::source::row_len;
+use crate::tokenizer;
+
+/// The record, as JSON text.
+const KEY: &str = "atombank.source";
+
+/// Before the name of a tensor: bytes that GGUF's form of it doesn't determine.
+const ROWS: &str = "atombank.source.rows.";
+
+/// What the keys of the architecture don't say.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// config.json.
+    pub(super) config: Config,
+    /// The type that tensors have which isn't among `types`.
+    main: String,
+    /// Types of single tensors, by their names in the checkpoint.
+    types: BTreeMap<String, String>,
+    /// Names that are not the class's own, by the class's.
+    names: BTreeMap<String, String>,
+}
+
+/// Writes the record of `weights` and the rows that can't be made again.
+pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoint, weights: &Plan) -> Result<()> {
+    let config = &folder.config_json;
+    let mut record =
+        Record { config: config.clone(), main: super::main_type(weights).name().into(), ..Record::default() };
+    let mut rows = Vec::new();
+    for tensor in &weights.tensors {
+        if tensor.dtype.name() != record.main {
+            record.types.insert(tensor.name.clone(), tensor.dtype.name().to_owned());
+        }
+        let tensors::Found::Known(known) = tensors::find(params.arch, &tensor.name) else { continue };
+        let name = known.hf_name();
+        if name != tensor.name {
+            record.names.insert(name, tensor.name.clone());
+        }
+        if let Some(lost) = lost_rows(folder, params, tensor, &known)? {
+            rows.push((format!("{ROWS}{}", tensor.name), lost));
+        }
+    }
+    let text = serde_json::to_string(&record).unwrap_or_default();
+    metadata.insert(KEY, text);
+    for (key, bytes) in rows {
+        metadata.insert(key, Value::Array(Array::U8(bytes)));
+    }
+    Ok(())
+}
+
+/// The rows that GGUF's form of the tensor has lost, as the checkpoint has them.
+fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known: &Known) -> Result<Option<Vec<u8>>> {
+    let bytes = |rows: std::ops::Range<usize>| -> Result<Option<Vec<u8>>> {
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        tensor.encode_rows(rows, &mut scratch, &mut out)?;
+        Ok(Some(out))
+    };
+    match known.tensor.transform {
+        Transform::PlusOne => {
+            let original = tensor.read()?;
+            let there = |v: &f32| match tensor.dtype {
+                DType::F16 => half::f16::from_f32(v + 1.0).to_f32(),
+                _ => v + 1.0,
+            };
+            let returns = original.iter().all(|v| (there(v) - 1.0).to_bits() == v.to_bits());
+            if returns { Ok(None) } else { bytes(0..tensor.rows()) }
+        }
+        Transform::TrimVocab => {
+            let kept = tokenizer::gemma3_rows(folder)?.min(tensor.rows());
+            if kept == tensor.rows() { Ok(None) } else { bytes(kept..tensor.rows()) }
+        }
+        Transform::FromPosition => bytes(0..params.padding_positions()?.min(tensor.rows())),
+        _ => Ok(None),
+    }
+}
+
+/// The record of a file, where it has one that can be read.
+pub(super) fn read(metadata: &Metadata) -> Option<Record> {
+    serde_json::from_str(metadata.get(KEY)?.as_text()?).ok()
+}
+
+impl Record {
+    /// The checkpoint's name of the tensor that the class calls `name`.
+    pub(super) fn name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.names.get(name).map_or(name, String::as_str)
+    }
+
+    /// The type of the tensor that the checkpoint calls `name`.
+    pub(super) fn dtype(&self, name: &str) -> Option<DType> {
+        DType::from_safetensors(self.types.get(name).unwrap_or(&self.main))
+    }
+
+    /// `expr`, which is the tensor as far as GGUF has it, with the rows put back that it has lost.
+    pub(super) fn completed(
+        &self,
+        metadata: &Metadata,
+        name: &str,
+        transform: Transform,
+        expr: Expr,
+        shape: &[usize],
+    ) -> Expr {
+        let Some(Value::Array(Array::U8(bytes))) = metadata.get(&format!("{ROWS}{name}")) else { return expr };
+        let Some(dtype) = self.dtype(name).filter(|dtype| quant::can_decode(*dtype) && dtype.is_plain()) else {
+            return expr;
+        };
+        let elems = bytes.len() / dtype.block_bytes();
+        let width = row_len(shape).max(1);
+        let whole: usize = shape.iter().product();
+        if elems * dtype.block_bytes() != bytes.len() || !elems.is_multiple_of(width) || elems > whole {
+            return expr;
+        }
+        let mut values = vec![0.0; elems];
+        quant::decode(dtype, bytes, &mut values);
+        let values: Arc<[f32]> = values.into();
+        match transform {
+            Transform::PlusOne if elems == whole => Expr::Values { shape: shape.to_vec(), values },
+            Transform::TrimVocab => {
+                let lost = Expr::Values { shape: vec![elems / width, width], values };
+                let rows = shape[0] + elems / width;
+                Expr::concat(vec![expr, lost], vec![rows, width])
+            }
+            Transform::FromPosition => {
+                let start = elems / width;
+                let rest = Expr::slice(expr, start, shape[0] - start, vec![shape[0] - start, width]);
+                Expr::concat(vec![Expr::Values { shape: vec![start, width], values }, rest], shape.to_vec())
+            }
+            _ => expr,
+        }
+    }
+}

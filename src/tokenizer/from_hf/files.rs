@@ -1,0 +1,183 @@
+//! The tokenizer's files of a folder, and what it takes to complain about them.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value as Json};
+
+use crate::error::{Finding, IoContext, Result};
+use crate::json::read_json_object;
+
+pub(super) type Object = Map<String, Json>;
+
+/// The most tokens a vocabulary may have: several times what the largest models have. The number
+/// comes from config.json, and so many placeholders are made at once.
+const MAX_TOKENS: usize = 1 << 22;
+
+/// The tokenizer's files, as JSON.
+pub(super) struct Files {
+    pub(super) folder: PathBuf,
+    /// config.json
+    pub(super) model_config: Object,
+    /// tokenizer.json, where it is there.
+    pub(super) tokenizer: Option<Object>,
+    /// tokenizer_config.json, where it is there and not empty.
+    pub(super) config: Option<Object>,
+}
+
+impl Files {
+    /// The files of `folder`, whose config.json is `model_config`.
+    pub(super) fn open(folder: &Path, model_config: Object) -> Result<Self> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            path.is_file().then(|| read_json_object(&path)).transpose()
+        };
+        let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
+        let config = config.filter(|fields| !fields.is_empty());
+        Ok(Self { model_config, tokenizer, config, folder: folder.to_owned() })
+    }
+
+    /// A finding about `subject` in the file `name`.
+    pub(super) fn finding_in(&self, name: &str, subject: impl Into<String>) -> Finding {
+        Finding::new(self.folder.join(name), subject)
+    }
+
+    /// A finding about `subject` in tokenizer.json.
+    pub(super) fn finding(&self, subject: impl Into<String>) -> Finding {
+        self.finding_in("tokenizer.json", subject)
+    }
+
+    /// The field `name` of tokenizer_config.json.
+    pub(super) fn setting(&self, name: &str) -> Option<&Json> {
+        self.config.as_ref().and_then(|config| config.get(name))
+    }
+
+    /// The file `name`, where it is there.
+    pub(super) fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.folder.join(name);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        std::fs::read(&path).at(&path, "read").map(Some)
+    }
+
+    /// The JSON object in the file `name`, where it is there.
+    pub(super) fn json(&self, name: &str) -> Result<Option<Object>> {
+        let path = self.folder.join(name);
+        path.is_file().then(|| read_json_object(&path)).transpose()
+    }
+
+    /// A field of config.json; those of a text model inside a larger one come first.
+    pub(super) fn hparam(&self, name: &str) -> Option<&Json> {
+        let inner = self.model_config.get("text_config").and_then(|inner| inner.get(name));
+        inner.or_else(|| self.model_config.get(name)).filter(|value| !value.is_null())
+    }
+
+    /// The type of the text model that config.json names.
+    pub(super) fn model_type(&self) -> &str {
+        self.hparam("model_type").and_then(Json::as_str).unwrap_or_default()
+    }
+
+    /// `vocab_size` of config.json; where it has none, what models of its type have then.
+    pub(super) fn vocab_size(&self) -> Result<Option<usize>> {
+        let Some(size) = self.hparam("vocab_size") else { return Ok(default_vocab_size(self.model_type())) };
+        let number = size.as_u64().and_then(|size| usize::try_from(size).ok());
+        match number.filter(|size| (1..=MAX_TOKENS).contains(size)) {
+            Some(size) => Ok(Some(size)),
+            None => Err(self
+                .finding_in("config.json", "vocab_size")
+                .expected(format_args!("a count from 1 to {MAX_TOKENS}"))
+                .found(shortened(&size.to_string()))
+                .format()),
+        }
+    }
+
+    /// `type_vocab_size` of config.json: how many kinds of segments the model tells apart.
+    pub(super) fn type_vocab_size(&self) -> Result<u32> {
+        let Some(size) = self.hparam("type_vocab_size") else {
+            return Ok(if matches!(self.model_type(), "bert" | "roberta" | "xlm-roberta") { 2 } else { 1 });
+        };
+        size.as_u64().and_then(|size| u32::try_from(size).ok()).ok_or_else(|| {
+            self.finding_in("config.json", "type_vocab_size")
+                .expected("a count")
+                .found(shortened(&size.to_string()))
+                .format()
+        })
+    }
+}
+
+/// transformers' default of `vocab_size`, which config.json may leave out: the reference reads the
+/// config through transformers.
+fn default_vocab_size(model_type: &str) -> Option<usize> {
+    Some(match model_type {
+        "llama" | "mistral" | "mixtral" | "granite" | "granitemoe" => 32000,
+        "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" => 151_936,
+        "gemma" | "gemma2" => 256_000,
+        "gemma3" | "gemma3_text" => 262_208,
+        "phi3" => 32064,
+        "bert" | "distilbert" | "xlm-roberta" => 30522,
+        "roberta" => 50265,
+        "gpt2" => 50257,
+        "gpt_neox" => 50432,
+        "falcon" => 65024,
+        "starcoder2" => 49152,
+        "stablelm" | "olmo2" => 50304,
+        "smollm3" => 128_256,
+        _ => return None,
+    })
+}
+
+/// A text file with every line end as `\n`.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).at(path, "read")?;
+    let text = String::from_utf8(bytes)
+        .map_err(|e| Finding::new(path, "").expected("UTF-8 text").found(e.utf8_error()).format())?;
+    Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
+}
+
+/// Text for a message, cut where it is long.
+pub(super) fn shortened(text: &str) -> String {
+    const SHOWN_CHARS: usize = 200;
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+/// The id that `json` is.
+pub(super) fn id_of(json: &Json) -> Option<usize> {
+    json.as_u64().and_then(|id| usize::try_from(id).ok())
+}
+
+#[cfg(test)]
+impl Files {
+    /// Files as a test has them, without a folder.
+    pub(super) fn for_test(tokenizer: Json, config: Json, model_config: Json) -> Self {
+        let object = |json: Json| json.as_object().cloned().filter(|fields| !fields.is_empty());
+        Self {
+            folder: PathBuf::from("m"),
+            model_config: object(model_config).unwrap_or_default(),
+            tokenizer: object(tokenizer),
+            config: object(config),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_size_of_the_vocabulary_is_a_sane_count_or_absent() {
+        let size = |config: Json| Files::for_test(json!({}), json!({}), config).vocab_size();
+        assert_eq!(size(json!({"vocab_size": 32000})).unwrap(), Some(32000));
+        assert_eq!(size(json!({"vocab_size": 1, "text_config": {"vocab_size": 2}})).unwrap(), Some(2));
+        assert_eq!(size(json!({"vocab_size": null})).unwrap(), None);
+        assert_eq!(size(json!({"model_type": "gpt2"})).unwrap(), Some(50257));
+        for hostile in [json!(0), json!(-1), json!(1u64 << 40), json!("many"), json!(1.5)] {
+            let message = size(json!({"vocab_size": hostile})).unwrap_err().to_string();
+            assert!(message.contains("config.json: vocab_size: expected a count from 1 to 4194304"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The vocabulary: tokens, their scores, types and merges, special tokens and the chat template.
+//!
+//! Each architecture of the reference has its own way from the tokenizer's files to the keys
+//! `tokenizer.*`; [`Vocab`] names them, and [`write`] goes them.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`_set_vocab_*`), and `set_vocab` of
+//! `conversion/llama.py`, `qwen.py`, `gemma.py`, `phi.py` and `bert.py`.
+
+mod auto;
+mod base;
+mod files;
+mod hashes;
+mod pre;
+pub(super) mod rules;
+mod sentencepiece;
+mod special;
+mod spm;
+mod template;
+mod unigram;
+
+#[cfg(test)]
+use std::path::Path;
+
+pub use sentencepiece::{Piece, PieceKind, SentencePieceModel};
+use serde_json::json;
+
+use auto::{Auto, Model};
+use base::{Kind, Token};
+use files::Files;
+use special::{Specials, USUAL};
+use spm::{Reading, Scored};
+
+use super::to_hf;
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::formats::gguf::{Array, Metadata};
+
+/// The way an architecture's vocabulary goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vocab {
+    /// Byte-level BPE: GPT-2, GPT-NeoX, Falcon, StarCoder2, StableLM, OLMo 2, the mixtures of Qwen.
+    Bpe,
+    /// SentencePiece, else a tokenizer.json made of it, else BPE: Llama, Mistral, Mixtral, Granite,
+    /// SmolLM3.
+    Llama,
+    /// SentencePiece and the tokens of code completion: Gemma.
+    Gemma,
+    /// SentencePiece: Gemma 2.
+    Gemma2,
+    /// SentencePiece, else BPE: Gemma 3.
+    Gemma3,
+    /// SentencePiece, else BPE: Qwen2 and Qwen3.
+    SpmOrBpe,
+    /// SentencePiece with every added token, or BPE where the tokenizer is GPT-2's: Phi-3, Phi-4.
+    Phi3,
+    /// WordPiece: BERT, DistilBERT.
+    WordPiece,
+    /// Byte-level BPE of an encoder: RoBERTa.
+    Roberta,
+    /// Unigram: XLM-RoBERTa.
+    XlmRoberta,
+    /// No vocabulary.
+    None,
+}
+
+/// What can be chosen about a vocabulary.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct VocabOptions {
+    /// llama.cpp's name of the pre-tokenizer, instead of the one that is found.
+    pub(crate) pre: Option<String>,
+}
+
+/// Writes the keys `tokenizer.*` of the folder's tokenizer, in the reference's order. What a user
+/// should know about them becomes a line of `notes`.
+///
+/// The number of tokens is `vocab_size` of config.json, where the reference asks for it.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] where a file is missing or doesn't fit config.json;
+/// [`crate::Error::Unsupported`] for a tokenizer that GGUF or this version has no form for;
+/// [`crate::Error::Format`] for malformed files.
+pub(crate) fn write(
+    metadata: &mut Metadata,
+    folder: &Checkpoint,
+    vocab: Vocab,
+    options: &VocabOptions,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    if vocab == Vocab::None {
+        metadata.insert("tokenizer.ggml.model", "none");
+        return Ok(());
+    }
+    let files = Files::open(folder.path(), folder.config_json.clone())?;
+    write_completed(metadata, &files, vocab, options, notes)
+}
+
+/// The keys that the files lead to, completed by the record of a conversion from GGUF.
+fn write_completed(
+    metadata: &mut Metadata,
+    files: &Files,
+    vocab: Vocab,
+    options: &VocabOptions,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let mut derived = Metadata::new(metadata.file());
+    write_files(&mut derived, files, vocab, options, notes)?;
+    let asked_for_pre = options.pre.is_some();
+    let completed = to_hf::recorded(derived, files.config.as_ref(), &files.model_config, asked_for_pre);
+    for (key, value) in completed.iter() {
+        metadata.insert(key, value.clone());
+    }
+    Ok(())
+}
+
+fn write_files(
+    metadata: &mut Metadata,
+    files: &Files,
+    vocab: Vocab,
+    options: &VocabOptions,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let mut writer = Writer { metadata, files, pre: options.pre.as_deref(), notes };
+    match vocab {
+        Vocab::Bpe => writer.bpe(),
+        Vocab::Llama => writer.llama(),
+        Vocab::Gemma => writer.gemma(),
+        Vocab::Gemma2 => match writer.sentencepiece(Reading::Usual)? {
+            true => writer.no_space_prefix(),
+            false => Err(spm::missing(files)),
+        },
+        Vocab::Gemma3 => match writer.sentencepiece(Reading::Usual)? {
+            true => writer.no_space_prefix(),
+            false => writer.bpe(),
+        },
+        Vocab::SpmOrBpe => match writer.sentencepiece(Reading::Usual)? {
+            true => Ok(()),
+            false => writer.bpe(),
+        },
+        Vocab::Phi3 => writer.phi3(),
+        Vocab::WordPiece => writer.word_piece(),
+        Vocab::Roberta => writer.roberta(),
+        Vocab::XlmRoberta => writer.xlm_roberta(),
+        Vocab::None => Ok(()),
+    }
+}
+
+/// The keys of a folder that may have no weights.
+///
+/// # Errors
+/// As [`write`].
+#[cfg(test)]
+pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
+    let mut metadata = Metadata::new(folder);
+    let files = Files::open(folder, model_config)?;
+    write_completed(&mut metadata, &files, vocab, &VocabOptions::default(), &mut Vec::new())?;
+    Ok(metadata)
+}
+
+/// How many rows of its embedding Gemma 3 keeps: those that its tokenizer has tokens for.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn gemma3_rows(folder: &Checkpoint) -> Result<usize> {
+    spm::gemma3_rows(&Files::open(folder.path(), folder.config_json.clone())?)
+}
+
+/// A vocabulary being written.
+struct Writer<'a> {
+    metadata: &'a mut Metadata,
+    files: &'a Files,
+    pre: Option<&'a str>,
+    notes: &'a mut Vec<String>,
+}
+
+impl Writer<'_> {
+    /// Byte-level BPE (`_set_vocab_gpt2`).
+    fn bpe(&mut self) -> Result<()> {
+        let files = self.files;
+        let auto = Auto::load(files)?;
+        if auto.model != Model::Bpe {
+            return Err(files
+                .finding("model.type")
+                .expected("BPE, as this architecture has it")
+                .found(format_args!("{:?}", auto.model))
+                .unsupported());
+        }
+        let tokens = base::tokens(files, &auto, self.notes)?;
+        let pre = pre::find(files, &auto, self.pre, self.notes)?;
+        self.metadata.insert("tokenizer.ggml.model", "gpt2");
+        self.metadata.insert("tokenizer.ggml.pre", pre);
+        self.tokens(tokens);
+        self.metadata.insert("tokenizer.ggml.merges", Array::texts(base::merges(files, self.notes)?));
+        self.specials(None)
+    }
+
+    /// SentencePiece (`_set_vocab_sentencepiece`); false where there is no tokenizer.model.
+    fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
+        match spm::tokens(self.files, reading, self.notes)? {
+            Some(tokens) => self.llama_tokens(tokens).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Tokens of the kind that GGUF calls "llama", and special tokens.
+    fn llama_tokens(&mut self, tokens: Scored) -> Result<()> {
+        let count = tokens.texts.len();
+        self.scored("llama", tokens);
+        self.specials(Some(count))
+    }
+
+    fn llama(&mut self) -> Result<()> {
+        let files = self.files;
+        if files.folder.join("tekken.json").is_file() && files.tokenizer.is_none() {
+            return Err(unreadable(files, "tekken.json", "Mistral's own format"));
+        }
+        if files.setting("tokenizer_class") == Some(&json!("HybridDNATokenizer")) {
+            return Err(unreadable(files, "tokenizer_config.json", "a HybridDNATokenizer"));
+        }
+        if let Some(prefix) = files.setting("add_prefix_space").and_then(serde_json::Value::as_bool) {
+            self.metadata.insert("tokenizer.ggml.add_space_prefix", prefix);
+        }
+        if !self.sentencepiece(Reading::Usual)? {
+            match spm::llama_hf(files, self.notes)? {
+                Some(tokens) => self.llama_tokens(tokens)?,
+                None => self.bpe()?,
+            }
+        }
+        match files.vocab_size()? {
+            // Code Llama's tokens of code completion. The reference has no keys for the first three.
+            Some(32016) => {
+                let ids = [("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)];
+                self.infill(&ids, true)
+            }
+            // Granite's small models.
+            Some(49152) => {
+                self.metadata.insert("tokenizer.ggml.add_bos_token", false);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn gemma(&mut self) -> Result<()> {
+        if !self.sentencepiece(Reading::Usual)? {
+            return Err(spm::missing(self.files));
+        }
+        self.infill(&[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)], false)?;
+        self.no_space_prefix()
+    }
+
+    /// Special tokens of code completion, with the ids that they have where no file says otherwise.
+    fn infill(&mut self, ids: &[(&'static str, u32)], with_template: bool) -> Result<()> {
+        let kinds: Vec<&'static str> = ids.iter().map(|(kind, _)| *kind).collect();
+        // What there is to say was said when the usual kinds were looked up.
+        let said = &mut Vec::new();
+        let mut specials = Specials::load(self.files, &kinds, None, said)?;
+        for (kind, id) in ids {
+            specials.set(self.files, kind, &json!(id), said)?;
+        }
+        if !with_template {
+            specials.template = None;
+        }
+        specials.write(self.metadata);
+        Ok(())
+    }
+
+    fn no_space_prefix(&mut self) -> Result<()> {
+        self.metadata.insert("tokenizer.ggml.add_space_prefix", false);
+        Ok(())
+    }
+
+    fn phi3(&mut self) -> Result<()> {
+        // Phi-4's.
+        if self.files.setting("tokenizer_class") == Some(&json!("GPT2Tokenizer")) {
+            return self.bpe();
+        }
+        match self.sentencepiece(Reading::Phi3)? {
+            true => Ok(()),
+            false => Err(spm::missing(self.files)),
+        }
+    }
+
+    fn word_piece(&mut self) -> Result<()> {
+        let files = self.files;
+        let auto = Auto::load(files)?;
+        if auto.model != Model::WordPiece {
+            return Err(files
+                .finding("model.type")
+                .expected("WordPiece, as BERT has it")
+                .found(format_args!("{:?}", auto.model))
+                .hint("the reference writes a vocabulary that llama.cpp can't use here")
+                .unsupported());
+        }
+        let mut tokens = base::tokens(files, &auto, self.notes)?;
+        let pre = pre::find(files, &auto, self.pre, self.notes)?;
+        self.metadata.insert("tokenizer.ggml.token_type_count", files.type_vocab_size()?);
+        // llama.cpp marks the starts of words, WordPiece what goes on in them.
+        for token in tokens.iter_mut().filter(|token| token.kind != Kind::Control) {
+            token.text = match token.text.strip_prefix("##") {
+                Some(rest) => rest.to_owned(),
+                None => format!("\u{2581}{}", token.text),
+            };
+        }
+        let count = tokens.len();
+        self.metadata.insert("tokenizer.ggml.model", "bert");
+        self.metadata.insert("tokenizer.ggml.pre", pre);
+        self.tokens(tokens);
+        self.specials(Some(count))
+    }
+
+    fn roberta(&mut self) -> Result<()> {
+        let files = self.files;
+        if files.tokenizer.is_none() {
+            // The reference takes these for BERT's then.
+            if files.folder.join("vocab.txt").is_file() {
+                return self.word_piece();
+            }
+            return Err(files
+                .finding_in("", "tokenizer")
+                .expected("tokenizer.json")
+                .found("no such file")
+                .hint("load the tokenizer with transformers and save it with save_pretrained")
+                .mismatch());
+        }
+        self.bpe()?;
+        self.metadata.insert("tokenizer.ggml.token_type_count", files.type_vocab_size()?);
+        Ok(())
+    }
+
+    fn xlm_roberta(&mut self) -> Result<()> {
+        let unigram = unigram::read(self.files)?;
+        let count = unigram.tokens.texts.len();
+        self.scored("t5", unigram.tokens);
+        self.metadata.insert("tokenizer.ggml.add_space_prefix", unigram.add_space_prefix);
+        self.metadata.insert("tokenizer.ggml.token_type_count", self.files.type_vocab_size()?);
+        self.metadata.insert("tokenizer.ggml.remove_extra_whitespaces", unigram.remove_extra_whitespaces);
+        if !unigram.precompiled_charsmap.is_empty() {
+            self.metadata.insert("tokenizer.ggml.precompiled_charsmap", Array::U8(unigram.precompiled_charsmap));
+        }
+        self.specials(Some(count))
+    }
+
+    /// Tokens without scores.
+    fn tokens(&mut self, tokens: Vec<Token>) {
+        let (texts, kinds): (Vec<String>, Vec<i32>) = tokens.into_iter().map(|t| (t.text, t.kind as i32)).unzip();
+        self.metadata.insert("tokenizer.ggml.tokens", Array::texts(texts));
+        self.metadata.insert("tokenizer.ggml.token_type", Array::I32(kinds));
+    }
+
+    /// Tokens with scores, of a model that has no pre-tokenizers.
+    fn scored(&mut self, model: &str, tokens: Scored) {
+        self.metadata.insert("tokenizer.ggml.model", model);
+        self.metadata.insert("tokenizer.ggml.pre", "default");
+        self.metadata.insert("tokenizer.ggml.tokens", Array::texts(tokens.texts));
+        self.metadata.insert("tokenizer.ggml.scores", Array::F32(tokens.scores));
+        let kinds = tokens.kinds.into_iter().map(|kind| kind as i32).collect();
+        self.metadata.insert("tokenizer.ggml.token_type", Array::I32(kinds));
+    }
+
+    /// The usual special tokens.
+    fn specials(&mut self, n_vocab: Option<usize>) -> Result<()> {
+        Specials::load(self.files, USUAL, n_vocab, self.notes)?.write(self.metadata);
+        Ok(())
+    }
+}
+
+fn unreadable(files: &Files, name: &str, found: &str) -> crate::Error {
+    files
+        .finding_in(name, "tokenizer")
+        .expected("tokenizer.model or tokenizer.json")
+        .found(format_args!("{found}, which this version can't convert"))
+        .hint("convert this model with llama.cpp's convert_hf_to_gguf.py")
+        .unsupported()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! The chat template: where it is found, and its keys.
+//!
+//! Reference: llama.cpp `gguf-py/gguf/vocab.py` (`SpecialVocab`), `gguf-py/gguf/gguf_writer.py`
+//! (`add_chat_template`).
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::files::{Object, read_text};
+use crate::error::{IoContext, Result};
+use crate::formats::gguf::{Array, Metadata};
+use crate::json::read_json_object;
+
+/// The chat template: of tokenizer_config.json, else chat_template.jinja, else chat_template.json.
+/// A text, or a list of templates with names.
+pub(super) fn find(folder: &Path, config: &Object, notes: &mut Vec<String>) -> Result<Option<Json>> {
+    let template = match config.get("chat_template") {
+        Some(template) => Some(template.clone()),
+        None => beside(folder)?,
+    };
+    let usable = |template: &Json| template.is_string() || template.is_array();
+    if template.as_ref().is_some_and(|template| !template.is_null() && !usable(template)) {
+        notes.push("the chat template is neither a text nor a list of texts: left out".to_owned());
+    }
+    Ok(template.filter(usable))
+}
+
+/// The template of a file of its own.
+fn beside(folder: &Path) -> Result<Option<Json>> {
+    let jinja = folder.join("chat_template.jinja");
+    if jinja.is_file() {
+        let default = read_text(&jinja)?;
+        let others = additional(&folder.join("additional_chat_templates"))?;
+        if others.is_empty() {
+            return Ok(Some(Json::String(default)));
+        }
+        let named = |(name, template): (String, String)| serde_json::json!({ "name": name, "template": template });
+        let all = std::iter::once(("default".to_owned(), default)).chain(others);
+        return Ok(Some(all.map(named).collect()));
+    }
+    let json = folder.join("chat_template.json");
+    match json.is_file() {
+        true => Ok(read_json_object(&json)?.remove("chat_template")),
+        false => Ok(None),
+    }
+}
+
+/// Templates beside the default one, by file name, sorted.
+fn additional(folder: &Path) -> Result<Vec<(String, String)>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut templates = Vec::new();
+    for entry in fs::read_dir(folder).at(folder, "read")? {
+        let path = entry.at(folder, "read")?.path();
+        if path.extension().is_some_and(|extension| extension == "jinja") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            templates.push((name, read_text(&path)?));
+        }
+    }
+    templates.sort();
+    Ok(templates)
+}
+
+/// One template, or several: the one called default, and the others under their names.
+pub(super) fn write(metadata: &mut Metadata, template: &Json) {
+    let mut put = |key: String, text: &str| {
+        if !text.is_empty() {
+            metadata.insert(key, text);
+        }
+    };
+    let key = "tokenizer.chat_template";
+    let choices = match template {
+        Json::String(text) => return put(key.to_owned(), text),
+        other => other.as_array().map_or(&[][..], Vec::as_slice),
+    };
+    let mut default = None;
+    let mut names: Vec<String> = Vec::new();
+    for choice in choices {
+        let text = |field: &str| choice.get(field).and_then(Json::as_str);
+        let name: String = text("name").unwrap_or_default().chars().map(plain).collect();
+        match (name.as_str(), text("template")) {
+            ("", _) | (_, None) => {}
+            ("default", Some(template)) => default = Some(template),
+            (_, Some(template)) => {
+                put(format!("{key}.{name}"), template);
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+    }
+    if !names.is_empty() {
+        metadata.insert("tokenizer.chat_templates", Array::texts(names));
+    }
+    if let Some(default) = default.filter(|text| !text.is_empty()) {
+        metadata.insert(key, default);
+    }
+}
+
+/// Names of templates become parts of keys: letters and digits only.
+fn plain(c: char) -> char {
+    if c.is_ascii_alphanumeric() { c } else { '_' }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn found(config: Json) -> (Option<Json>, Vec<String>) {
+        let mut notes = Vec::new();
+        let folder = tempfile::tempdir().unwrap();
+        (find(folder.path(), config.as_object().unwrap(), &mut notes).unwrap(), notes)
+    }
+
+    #[test]
+    fn the_config_goes_before_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let find = |config: Json| find(folder.path(), config.as_object().unwrap(), &mut Vec::new()).unwrap();
+        fs::write(folder.path().join("chat_template.json"), r#"{"chat_template": "of json"}"#).unwrap();
+        assert_eq!(find(json!({})), Some(json!("of json")));
+        fs::write(folder.path().join("chat_template.jinja"), "of\r\njinja").unwrap();
+        assert_eq!(find(json!({})), Some(json!("of\njinja")));
+        assert_eq!(find(json!({"chat_template": "of config"})), Some(json!("of config")));
+        assert_eq!(find(json!({"chat_template": null})), None);
+        fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        fs::write(folder.path().join("additional_chat_templates/rag.jinja"), "r").unwrap();
+        let both = json!([{"name": "default", "template": "of\njinja"}, {"name": "rag", "template": "r"}]);
+        assert_eq!(find(json!({})), Some(both));
+    }
+
+    #[test]
+    fn templates_of_other_types_are_left_out_with_a_note() {
+        assert_eq!(found(json!({"chat_template": {"a": "b"}})).0, None);
+        assert_eq!(
+            found(json!({"chat_template": 1})).1,
+            ["the chat template is neither a text nor a list of texts: left out"]
+        );
+        assert!(found(json!({"chat_template": null})).1.is_empty());
+    }
+
+    #[test]
+    fn named_templates_get_keys_of_their_own() {
+        let mut metadata = Metadata::new("m");
+        let template = json!([
+            {"name": "default", "template": "d"}, {"name": "tool use", "template": "t"},
+            {"name": "", "template": "nameless"}, {"name": "empty"}
+        ]);
+        write(&mut metadata, &template);
+        let keys: Vec<&str> = metadata.iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["tokenizer.chat_template.tool_use", "tokenizer.chat_templates", "tokenizer.chat_template"]);
+        assert_eq!(metadata.strings("tokenizer.chat_templates").unwrap(), [b"tool_use"]);
+    }
+}

@@ -1,0 +1,164 @@
+//! Whole vocabularies against what llama.cpp's converter makes of the same folders.
+
+#[path = "../../../tests/common/described.rs"]
+mod described;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use super::*;
+use crate::formats::gguf::{Array, Value, ValueType};
+use crate::json::read_json_object;
+use described::described;
+
+/// The cases of `fixtures/vocab`, or of the folder that the environment names: `model/` with
+/// config.json and the tokenizer's files, `expected/` with keys in a form that `described` makes.
+fn cases() -> Vec<PathBuf> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vocab");
+    let folder = std::env::var_os("ATOMBANK_VOCAB_CASES").map_or(fixtures, PathBuf::from);
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut cases: Vec<PathBuf> = entries.filter(|path| path.join("expected").is_dir()).collect();
+    cases.sort();
+    cases
+}
+
+/// The keys that the reference writes, in their order; `None` where it writes no such file.
+fn expected(case: &Path) -> Option<Json> {
+    let path =
+        ["vocab.json", "f16.json"].map(|name| case.join("expected").join(name)).into_iter().find(|p| p.is_file())?;
+    Some(serde_json::from_slice::<Json>(&fs::read(path).unwrap()).unwrap()["keys"].clone())
+}
+
+fn vocab_of(config: &files::Object) -> Vocab {
+    match config["architectures"][0].as_str().unwrap() {
+        "LlamaForCausalLM"
+        | "MistralForCausalLM"
+        | "MixtralForCausalLM"
+        | "GraniteForCausalLM"
+        | "SmolLM3ForCausalLM"
+        | "GraniteMoeForCausalLM" => Vocab::Llama,
+        "Qwen2ForCausalLM" | "Qwen3ForCausalLM" => Vocab::SpmOrBpe,
+        "GemmaForCausalLM" => Vocab::Gemma,
+        "Gemma2ForCausalLM" => Vocab::Gemma2,
+        "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => Vocab::Gemma3,
+        "Phi3ForCausalLM" => Vocab::Phi3,
+        name if name.starts_with("Bert") || name.starts_with("DistilBert") => Vocab::WordPiece,
+        name if name.starts_with("Roberta") => Vocab::Roberta,
+        name if name.starts_with("XLMRoberta") => Vocab::XlmRoberta,
+        _ => Vocab::Bpe,
+    }
+}
+
+fn convert(model: &Path, pre: Option<String>) -> Result<(Metadata, Vec<String>)> {
+    let config = read_json_object(&model.join("config.json"))?;
+    let vocab = vocab_of(&config);
+    let files = Files::open(model, config)?;
+    let (mut metadata, mut notes) = (Metadata::new(model), Vec::new());
+    write_files(&mut metadata, &files, vocab, &VocabOptions { pre }, &mut notes)?;
+    Ok((metadata, notes))
+}
+
+#[test]
+fn keys_equal_the_reference_in_order_type_and_value() {
+    let cases = cases();
+    assert!(!cases.is_empty());
+    let differences: Vec<String> =
+        cases.iter().filter_map(|case| Some((case, expected(case)?))).filter_map(difference).collect();
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// The first difference of a case from the reference.
+fn difference((case, expected): (&PathBuf, Json)) -> Option<String> {
+    let name = case.file_name().unwrap().to_string_lossy();
+    // Whole files of the reference were made with a name put in the place of a hash.
+    let stated =
+        expected["tokenizer.ggml.pre"]["value"].as_str().filter(|_| !case.join("expected/vocab.json").is_file());
+    let (metadata, notes) = match convert(&case.join("model"), stated.map(str::to_owned)) {
+        Ok(done) => done,
+        Err(error) => return Some(format!("{name}: {error}")),
+    };
+    let ours: Vec<&str> = metadata.iter().map(|(key, _)| key).collect();
+    let all = expected.as_object().unwrap().keys();
+    let theirs: Vec<&str> = all.map(String::as_str).filter(|key| key.starts_with("tokenizer.")).collect();
+    if ours != theirs {
+        return Some(format!("{name}: keys {ours:?}, expected {theirs:?} ({notes:?})"));
+    }
+    // The reference's order of these is that of a set.
+    let sorted = |key: &str, mut json: Json| {
+        let names = json["value"].as_array_mut().filter(|_| key == "tokenizer.chat_templates");
+        names.into_iter().for_each(|names| names.sort_by_key(Json::to_string));
+        json
+    };
+    let mut all = metadata.iter().map(|(key, value)| (key, sorted(key, described(value))));
+    let different = all.find(|(key, value)| *value != sorted(key, expected[*key].clone()));
+    different.map(|(key, value)| format!("{name}: {key}: {value}, expected {} ({notes:?})", expected[key]))
+}
+
+fn refusal(vocab: Vocab, tokenizer: Json, config: Json) -> String {
+    let files = Files::for_test(tokenizer, config, json!({}));
+    let options = VocabOptions::default();
+    write_files(&mut Metadata::new("m"), &files, vocab, &options, &mut Vec::new()).unwrap_err().to_string()
+}
+
+#[test]
+fn vocabularies_of_another_kind_are_refused() {
+    let of = |kind: &str, vocab: Json| json!({"model": {"type": kind, "vocab": vocab}});
+    let cases = [
+        (Vocab::Bpe, of("Unigram", json!([])), "expected BPE, as this architecture has it, found Unigram"),
+        (Vocab::Llama, of("WordPiece", json!({})), "expected BPE, as this architecture has it, found WordPiece"),
+        (Vocab::WordPiece, of("Unigram", json!([])), "expected WordPiece, as BERT has it, found Unigram"),
+        (Vocab::XlmRoberta, of("BPE", json!({})), "expected Unigram, as this architecture has it, found Bpe"),
+        (Vocab::Gemma, of("BPE", json!({})), "tokenizer: expected tokenizer.model, found no such file"),
+        (Vocab::Gemma2, of("BPE", json!({})), "tokenizer: expected tokenizer.model, found no such file"),
+        (Vocab::Phi3, of("BPE", json!({})), "tokenizer: expected tokenizer.model, found no such file"),
+        (Vocab::Roberta, json!({}), "tokenizer: expected tokenizer.json, found no such file"),
+        (Vocab::XlmRoberta, json!({}), "expected sentencepiece.bpe.model or tokenizer.json, found neither"),
+    ];
+    for (vocab, tokenizer, expected) in cases {
+        let message = refusal(vocab, tokenizer, json!({}));
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = refusal(Vocab::Llama, json!({}), json!({"tokenizer_class": "HybridDNATokenizer"}));
+    assert!(message.contains("found a HybridDNATokenizer, which this version can't convert"), "{message}");
+}
+
+#[test]
+fn notes_say_what_was_decided() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vocab");
+    let notes = |case: &str| convert(&fixtures.join(case).join("model"), None).unwrap().1;
+    let llama3 = notes("llama3");
+    assert!(
+        llama3.iter().any(|note| note.starts_with("pre-tokenizer llama-bpe: found by the rules of tokenizer.json; ")),
+        "{llama3:?}"
+    );
+    assert!(
+        llama3.iter().any(|note| note.starts_with("add_eos_token: the post-processor of tokenizer.json says true")),
+        "{llama3:?}"
+    );
+    assert_eq!(
+        notes("phi3").last().unwrap(),
+        "special token pad: id 9000 is past the 406 tokens of the vocabulary, left out"
+    );
+    let asked = convert(&fixtures.join("llama3/model"), Some("qwen2".to_owned())).unwrap().0;
+    assert_eq!(asked.text("tokenizer.ggml.pre").unwrap(), "qwen2");
+}
+
+#[cfg(feature = "convert")]
+#[test]
+fn hashes_equal_the_reference() {
+    let mut compared = 0;
+    for case in cases() {
+        let path = case.join("expected/vocab.json");
+        let Ok(bytes) = fs::read(&path) else { continue };
+        let expected = serde_json::from_slice::<Json>(&bytes).unwrap();
+        let Some(hash) = expected["chkhsh"].as_str() else { continue };
+        let model = case.join("model");
+        let files = Files::open(&model, read_json_object(&model.join("config.json")).unwrap()).unwrap();
+        let auto = Auto::load(&files).unwrap();
+        assert_eq!(hashes::hash(&auto).unwrap(), hash, "{}", case.display());
+        compared += 1;
+    }
+    assert!(compared > 0 || std::env::var_os("ATOMBANK_VOCAB_CASES").is_some());
+}
