@@ -1,7 +1,7 @@
-//! Low-rank linear algebra: what a weight's change comes to with few columns.
+//! Low-rank linear algebra: approximating a change of a weight by few columns.
 //!
-//! Small dense parts are f64 in nalgebra's matrices; a large matrix is only ever read in runs of rows
-//! ([`RowSource`]), so that one of 4096 x 11008 takes no more memory than its sketch.
+//! Small dense parts are f64 in nalgebra's matrices. A large matrix is only read in runs of rows ([`RowSource`]), so
+//! that one of 4096 x 11008 takes no more memory than its sketch.
 //!
 //! - [`truncated_svd`]: the first singular triplets of a large matrix (randomized).
 //! - [`svd_of_products`]: those of a sum of low-rank products, exactly.

@@ -1,4 +1,4 @@
-//! Sums of low-rank products: what several LoRAs come to together.
+//! Sums of low-rank products: several LoRAs together.
 
 use super::{Matrix, Svd, svd, thin_qr};
 

@@ -1,9 +1,9 @@
-//! A LoRA out of two models: what finetuning changed, cut to a few columns for each module.
+//! Extracting a LoRA from two models: the changes that finetuning made, truncated to a rank.
 //!
-//! Every linear layer's change `W_finetuned - W_base` is decomposed without ever being in memory whole, and
-//! its largest singular triplets become a LoRA of scale 1: the closest of its rank (Eckart and Young). What
-//! has no low rank to speak of, embeddings, output head and norms, goes along whole where it changed, biases
-//! as PEFT's `bias: all` has them.
+//! The change `W_finetuned - W_base` of every linear layer is decomposed without being in memory whole. Its largest
+//! singular triplets become a LoRA of scale 1, the closest one of its rank (Eckart and Young). Embeddings, output
+//! head and norms have no low rank, so they are saved whole where they changed; biases are saved as PEFT's
+//! `bias: all` does it.
 //!
 //! The same idea: mergekit `mergekit/scripts/extract_lora.py`; the decomposition is that of
 //! [`crate::linalg::truncated_svd`].
@@ -23,19 +23,19 @@ use crate::merge::Truncation;
 use crate::plan::{Expr, PlannedTensor, TensorRef};
 use crate::quant;
 
-/// How much is kept, and how it is found.
+/// The rank and the accuracy of an extraction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExtractOptions {
-    /// The rank of each module's update at most.
+    /// The maximum rank of each module's update.
     pub rank: usize,
-    /// A share of the change's squared Frobenius norm, 0 to 1: a module gets the smallest rank that keeps
-    /// it, where one up to `rank` does.
+    /// A share of the change's squared Frobenius norm, 0 to 1. A module gets the smallest rank up to `rank` that
+    /// keeps this share.
     pub energy: Option<f64>,
-    /// The type of the factors. Errors are those of factors so rounded.
+    /// The type of the factors. Errors are measured on factors rounded to it.
     pub dtype: DType,
     /// The decomposition.
     pub sketch: Sketch,
-    /// Memory for decompositions in flight; one is made however much it takes.
+    /// Memory for decompositions that run at the same time, in bytes. One always runs, however much it takes.
     pub max_memory_bytes: u64,
 }
 
@@ -44,11 +44,11 @@ pub struct ExtractOptions {
 pub struct Totals {
     /// Modules with an update.
     pub modules: usize,
-    /// Modules compared that have none.
+    /// Modules that were compared and have no update.
     pub unchanged: usize,
     /// Values in factors and whole tensors.
     pub values: u64,
-    /// Those of the base.
+    /// Values in the base.
     pub base_values: u64,
     /// As for one module, of all changes as one vector; `None` without modules.
     pub energy: Option<f64>,
@@ -56,16 +56,16 @@ pub struct Totals {
     pub relative_error: Option<f64>,
 }
 
-/// What makes the finetuned model of the base, about.
+/// An approximation of the change from the base to the finetuned model.
 #[derive(Debug)]
 pub struct Extraction {
     /// Updates by the weights' names in the base.
     pub updates: Vec<(String, LowRank)>,
-    /// What is replaced: the finetuned model's tensors.
+    /// Tensors that are replaced by those of the finetuned model.
     pub saved: Vec<PlannedTensor>,
-    /// The updates' ranks and errors, in their order: errors of the factors as they are stored.
+    /// Ranks and errors of the updates, in their order. Errors are those of the factors as stored.
     pub modules: Vec<Truncation>,
-    /// All of them.
+    /// The totals over all modules.
     pub totals: Totals,
     dtype: DType,
     keeps_tie: bool,
@@ -127,7 +127,7 @@ impl Extraction {
     pub fn lora(&self, base: &Base) -> Result<NewLora> {
         let mut lora = NewLora::new(base, &self.updates, self.saved.clone(), self.dtype)?;
         if self.keeps_tie {
-            // Both are there, for readers that don't know the flag; those that do keep one for both.
+            // Both are written, for readers that don't know the flag. Readers that know it keep one tensor for both.
             lora.config.insert("ensure_weight_tying".to_owned(), true.into());
         }
         Ok(lora)
@@ -168,18 +168,18 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncatio
         norm_sqr,
     };
     let (rows, cols) = (module.of.rows(), module.of.row_len());
-    // The factors of all modules are as large as a model's where the rank is: they wait for the pass on disk.
+    // At a high rank the factors of all modules are as large as a model, so they wait in temporary files.
     let aside = |shape: [usize; 2], values: &[f32]| TensorRef::spill(shape.into(), values).map(Expr::Take);
     let (a, b) = match module.transposed {
         false => (aside([rank, cols], &right)?, aside([rows, rank], &left)?),
-        // The weight is `[d_in, d_out]`: what is left of its change is A's transpose.
+        // The weight is `[d_in, d_out]`, so the left factor of its change is A's transpose.
         true => (aside([rank, rows], &transposed(&left, rank))?, aside([cols, rank], &transposed(&right, cols))?),
     };
     let update = LowRank { scale: 1.0, a, b, transposed: module.transposed, rounded: None };
     Ok(Some((found, (module.name.clone(), update))))
 }
 
-/// `values` as they are after a round trip through `dtype`.
+/// `values` rounded to `dtype` and decoded again.
 fn round(dtype: DType, values: &mut [f32]) {
     if dtype != DType::F32 {
         let mut bytes = vec![0; values.len() / dtype.block_elems() * dtype.block_bytes()];

@@ -1,5 +1,5 @@
-//! Task arithmetic and what grew out of it: a base, and the sum of what models changed in it, thinned and with
-//! elected signs or without.
+//! Task arithmetic and the methods built on it: the base plus a weighted sum of the models' differences from it.
+//! The differences may be pruned first, and only values of an elected sign summed.
 //!
 //! Reference: mergekit `mergekit/merge_methods/generalized_task_arithmetic.py` (`GTATask`), `sce.py`.
 
@@ -13,17 +13,17 @@ use super::statistics::{Leading, Order, elems, scan_all, sum_of};
 use crate::error::Result;
 use crate::plan::{Expr, RowMap};
 
-/// `base + lambda * sum(weight * sieve(model - base))`; the operands are the base and the models.
+/// `base + lambda * sum(weight * mask(model - base))`. The operands are the base, then the models.
 #[derive(Debug)]
 pub(super) struct Arithmetic {
     /// One for each model.
     pub(super) weights: Vec<f32>,
-    /// Which values of each model's update are kept.
+    /// The values of each model's difference that are kept.
     pub(super) choices: Vec<Choice>,
     pub(super) rescale: Rescale,
     /// Whether only values of the elected sign are summed.
     pub(super) consensus: bool,
-    /// Whether sums are divided by the weights of what is in them.
+    /// Whether a sum is divided by the sum of the weights that are in it.
     pub(super) normalize: bool,
     pub(super) lambda: f32,
 }
@@ -49,7 +49,7 @@ struct Sum {
     lambda: f32,
 }
 
-/// Elements that are summed at a time: they stay in the cache meanwhile.
+/// The number of elements that are summed at a time, so that they stay in the processor's cache.
 const BLOCK: usize = 1 << 13;
 
 impl RowMap for Sum {
@@ -90,9 +90,9 @@ impl RowMap for Sum {
     }
 }
 
-/// SCE: of the values that differ most between models those of the elected sign, each model weighed by how
-/// much it changed. The operands are the base and the models. Where the share is less than one value, the base
-/// stays; mergekit's mask has a dimension too many then, and so has its result.
+/// SCE: takes the values that differ most between models, keeps those of the elected sign, and weights each model
+/// by how much it changed. The operands are the base, then the models. A share of less than one value leaves the
+/// base as it is; in mergekit the mask, and so the result, has one dimension too many in that case.
 #[derive(Debug)]
 pub(super) struct Sce {
     /// The share of values that is kept.
@@ -147,8 +147,7 @@ impl RowMap for Variance {
     }
 }
 
-/// torch.var without Bessel's correction, of the values of several tensors at each place: Welford's way, in
-/// f64.
+/// `torch.var` without Bessel's correction over several tensors, element by element. Welford's method, in f64.
 fn variances(of: &[&[f32]], out: &mut [f32]) {
     const PLACES: usize = 64;
     for (i, out) in out.chunks_mut(PLACES).enumerate() {

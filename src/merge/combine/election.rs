@@ -1,4 +1,4 @@
-//! Which of several updates count at each place: those that have the sign that is elected there.
+//! Sign election: for each element one sign is elected, and only updates with that sign count there.
 
 /// Adds `updates` up, one after the other.
 pub(super) fn add_up<V: AsRef<[f32]>>(updates: &[V], sums: &mut [f32]) {
@@ -8,8 +8,8 @@ pub(super) fn add_up<V: AsRef<[f32]>>(updates: &[V], sums: &mut [f32]) {
     }
 }
 
-/// Adds up, each times its factor, what of `updates` has the sign of `elected` at a place, which is positive for
-/// 0 there; and the weights of those that are in it.
+/// Sums the values of `updates` that have the sign of `elected`, element by element, each times its factor, and
+/// the weights of the values that were summed. An elected value of 0 counts as positive.
 pub(super) fn add_up_elected<V: AsRef<[f32]>>(
     updates: &[V],
     factors: &[f32],
@@ -22,10 +22,10 @@ pub(super) fn add_up_elected<V: AsRef<[f32]>>(
     sums_of_weights.fill(0.0);
     for ((update, factor), weight) in updates.iter().zip(factors).zip(weights) {
         let places = sums.iter_mut().zip(&mut *sums_of_weights).zip(update.as_ref()).zip(elected);
-        // Without branches: signs are as good as random.
+        // No branches: signs are close to random, so a processor would predict them badly.
         for (((sum, sum_of_weights), value), elected) in places {
             let majority = if *elected >= 0.0 { 1.0 } else { -1.0 };
-            // Of the same sign: 0 has none.
+            // Both have the same sign; 0 has no sign.
             let counts = value * majority > 0.0;
             *sum += if counts { value * factor } else { 0.0 };
             *sum_of_weights += if counts { *weight } else { 0.0 };

@@ -1,9 +1,8 @@
-//! Functions of rows that have to see whole tensors first: how large the kept values are, what angle two
-//! models have.
+//! Functions of rows that depend on whole tensors, such as a threshold of magnitudes or an angle between models.
 //!
-//! What they learn of a tensor is a handful of numbers. It is learned once, by going through the tensor's
-//! rows, on the thread that first needs it and without help of others: so no thread that waits for it can
-//! be the one that has to make it.
+//! What such a function needs is a handful of numbers for each tensor. They are computed once, by reading the
+//! tensor's rows, on the thread that asks for them first. That thread doesn't hand work to others, so a thread
+//! that waits for the numbers can never be the one that has to compute them.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::merge::Truncation;
 use crate::plan::{Expr, RowMap};
 
-/// Makes a function of rows of what it sees in whole tensors.
+/// Computes a function of rows from whole tensors.
 pub(super) trait Measure: fmt::Debug + Send + Sync {
     /// The function for the tensors `of`. Works on the calling thread alone.
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>>;
@@ -54,14 +53,14 @@ impl RowMap for Lazy {
     }
 }
 
-/// Something combined. What it needs to know of whole tensors is learned by [`Combined::measure`], or
-/// tensor by tensor where rows are first asked for.
+/// The result of combining. The numbers that it needs from whole tensors are computed by [`Combined::measure`], or
+/// for each tensor when its rows are first read.
 #[derive(Debug)]
 pub struct Combined<T> {
-    /// What was made.
+    /// The combined plan or updates.
     pub result: T,
     pending: Vec<Arc<Lazy>>,
-    /// What was cut to a rank, by the weight's name.
+    /// The updates that are truncated to a rank, by the name of their weight.
     cuts: Vec<(String, Arc<Cut>)>,
 }
 
@@ -74,8 +73,8 @@ impl<T> Combined<T> {
         Self { cuts, ..self }
     }
 
-    /// What was lost of each module that was cut to a rank, before its factors are rounded to their type.
-    /// Takes the singular values of those that are not measured yet.
+    /// The error of each module that was truncated to a rank, before its factors are rounded to their type.
+    /// Computes the singular values of modules that were not measured before.
     ///
     /// # Errors
     /// As [`Combined::measure`].
@@ -83,14 +82,14 @@ impl<T> Combined<T> {
         self.cuts.par_iter().map(|(name, cut)| cut.truncation(name)).collect()
     }
 
-    /// How many tensors have to be seen whole.
+    /// The number of tensors that have to be read whole.
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Goes through all tensors that have to be seen whole, several at a time on rayon's current pool, and
-    /// calls `done` after each. Where this is not called the executor does it, with less to do at a time
-    /// and less to say about what is wrong.
+    /// Reads every tensor that has to be read whole, several at a time on rayon's current pool, and calls `done`
+    /// after each. Without this call the executor does the same work, but with less parallelism and with less
+    /// precise errors.
     ///
     /// # Errors
     /// [`Error::NotFinite`] for a NaN or an infinity in a source, [`Error::Io`].
@@ -103,12 +102,12 @@ impl<T> Combined<T> {
     }
 }
 
-/// The functions that are still to be made.
+/// The functions that are not computed yet.
 #[derive(Debug, Default)]
 pub(super) struct Pending(Vec<Arc<Lazy>>);
 
 impl Pending {
-    /// What the function that `measure` makes of `of` makes of their rows.
+    /// The function that `measure` computes from `of`, applied to the rows of `of`.
     pub(super) fn map(&mut self, of: Vec<Expr>, measure: impl Measure + 'static) -> Expr {
         let lazy = Arc::new(Lazy { of: of.clone(), measure: Box::new(measure), made: OnceLock::new() });
         self.0.push(lazy.clone());
@@ -116,7 +115,7 @@ impl Pending {
     }
 }
 
-/// The first operand less the second.
+/// The first operand minus the second.
 #[derive(Debug)]
 struct Less;
 

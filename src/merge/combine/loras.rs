@@ -1,12 +1,12 @@
-//! Several LoRAs as one, in the ways of PEFT's `add_weighted_adapter`.
+//! Combining several LoRAs into one, with the methods of PEFT's `add_weighted_adapter`.
 //!
 //! The result has scale 1: PEFT gives its new adapter alpha = r. (Where the first adapter has
 //! `use_rslora`, PEFT 0.21.2 keeps that flag and so multiplies what it has just made by sqrt(r); that is not
 //! repeated here.)
 //!
-//! Values are f32 and single steps are torch's, so that factors agree to the last bit or nearly so. Adapters
-//! kept in bf16 have many values of one magnitude; which of these are kept is torch.topk's choice, too,
-//! up to the size of tensor that [`super::topk`] has.
+//! Values are f32 and every step is done as torch does it, so that factors agree to the last bit or nearly so.
+//! Adapters saved in bf16 have many values of equal magnitude. Which of them pruning keeps is torch.topk's choice
+//! here too, for tensors up to the size that [`super::topk`] documents.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/lora/model.py` (`add_weighted_adapter`),
 //! `src/peft/utils/merge_utils.py`, 0.21.2.
@@ -29,30 +29,30 @@ use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, Pick, RowMap};
 use crate::source::{rows, show_shape};
 
-/// A way to make one LoRA of several, by PEFT's name.
+/// A method that combines several LoRAs into one, by PEFT's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoraMethod {
-    /// Sums of A and of B, each by the square root of its weight: not the sum of the updates.
+    /// Sums A and B separately, each weighted by the square root of its weight. This is not the sum of the updates.
     Linear,
-    /// All side by side: the exact sum, of as high a rank as all together.
+    /// Concatenates the factors: the exact sum of the updates, of the summed rank.
     Cat,
-    /// The sum of updates, cut to a rank.
+    /// The sum of the updates, truncated to a rank.
     Svd,
-    /// As one of the others, cut to a rank where the flag is set: what is combined are whole updates then,
-    /// without it factors.
+    /// One of the pruning methods. With the flag whole updates are combined and truncated to a rank, without it
+    /// the factors are combined.
     Pruned(Pruning, bool),
 }
 
-/// How updates are thinned before they are summed.
+/// How updates are pruned before they are summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pruning {
-    /// The largest values, and of these the ones that have the elected sign.
+    /// Keeps the largest values, then of these the ones that have the elected sign.
     Ties,
-    /// Values taken by chance.
+    /// Keeps random values.
     DareLinear,
-    /// Values taken by chance, and of these the ones that have the elected sign.
+    /// Keeps random values, then of these the ones that have the elected sign.
     DareTies,
-    /// The largest values.
+    /// Keeps the largest values.
     MagnitudePrune,
 }
 
@@ -81,7 +81,7 @@ impl LoraMethod {
         METHODS.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
     }
 
-    /// Whether factors are summed, which all must have one rank for.
+    /// Whether the factors themselves are summed, which requires one rank for all.
     fn sums_factors(self) -> bool {
         matches!(self, LoraMethod::Linear | LoraMethod::Pruned(_, false))
     }
@@ -112,7 +112,7 @@ impl Pruning {
     }
 }
 
-/// The updates of one module, of the adapters that have one, with their weights and densities.
+/// The updates of one module in every adapter that has one, with the adapters' weights and densities.
 struct Parts<'a> {
     name: &'a str,
     updates: Vec<&'a LowRank>,
@@ -120,9 +120,9 @@ struct Parts<'a> {
     densities: Vec<f64>,
 }
 
-/// One LoRA of several: for each adapter its updates by module, in the order in which the modules come in
-/// the model where the method takes values by chance. Modules that only some adapters have are made of
-/// these. A single adapter is combined by `linear`, as PEFT has it.
+/// Combines several LoRAs into one. `loras` has the updates of each adapter by module; for methods that draw random
+/// numbers they must come in the model's order. A module that only some adapters change is combined from these. A
+/// single adapter is combined by `linear`, as in PEFT.
 ///
 /// # Errors
 /// [`Error::Mismatch`] for updates of different shapes, for ranks that differ where factors are summed, for
@@ -184,7 +184,7 @@ fn rank(update: &LowRank) -> usize {
     rows(&update.a.shape())
 }
 
-/// What is known of each module, in the model's order.
+/// The updates of each module, in the model's order.
 fn parts<'a>(
     adapters: &'a [Vec<(String, LowRank)>],
     densities: &[f64],
@@ -232,18 +232,18 @@ impl Parts<'_> {
         Finding::new(update.a.source_path(), format!("tensor {:?}", self.name))
     }
 
-    /// An update of these factors, for the same module.
+    /// An update with these factors for the same module.
     fn update(&self, a: Expr, b: Expr) -> LowRank {
         LowRank { scale: 1.0, a, b, ..self.updates[0].clone() }
     }
 
-    /// The exact sum: A by weight and scale under one another, B side by side, filled up with zeros to
-    /// `rank`, as PEFT does for modules that not all adapters have.
+    /// The exact sum: A scaled and stacked, B concatenated, padded with zeros to `rank` as PEFT does for modules
+    /// that only some adapters have.
     fn side_by_side(&self, rank: usize) -> Result<LowRank> {
         let mut a = Vec::new();
         let mut b = Vec::new();
         for (update, weight) in self.updates.iter().zip(&self.weights) {
-            // One rounding after the other, as torch multiplies.
+            // Two multiplications with a rounding each, as torch does it.
             let weighted = Expr::Scale { of: Box::new(update.a.clone()), factor: *weight as f32 };
             a.push(Expr::Scale { of: Box::new(weighted), factor: update.scale });
             b.push(update.b.clone());
@@ -258,7 +258,7 @@ impl Parts<'_> {
         Ok(self.update(Expr::concat(a, vec![rank, d_in]), beside(b, d_out, rank)))
     }
 
-    /// Factors made of factors.
+    /// Combines factors with factors.
     fn factors(
         &self,
         pruning: Option<Pruning>,
@@ -274,14 +274,14 @@ impl Parts<'_> {
         }
         let by_weight = |scaled: f64| scaled.abs().sqrt();
         let scaled: Vec<f64> = self.updates.iter().zip(&self.weights).map(|(u, w)| w * u.scale as f64).collect();
-        // The sign goes to one of the factors: on both it would be lost.
+        // The sign of a weight goes to one factor only: on both it would cancel.
         let of_a: Vec<f32> =
             scaled.iter().map(|w| (by_weight(*w) * if *w < 0.0 { -1.0 } else { 1.0 }) as f32).collect();
         let of_b: Vec<f32> = scaled.iter().map(|w| by_weight(*w) as f32).collect();
         let mut blend = |of: Vec<Expr>, weights: Vec<f32>| {
             let blend = Blend::new(&of, weights, &self.densities, pruning, options, draws);
             if pruning.is_none() {
-                // Nothing to learn of them first.
+                // This method needs no numbers from whole tensors.
                 return Ok::<_, crate::Error>(Expr::Map { map: blend.measure(&of)?, of });
             }
             Ok(pending.map(of, blend))
@@ -291,7 +291,7 @@ impl Parts<'_> {
         Ok(self.update(a, b))
     }
 
-    /// What is made of whole updates, and of which.
+    /// Combines whole updates; returns the sum and its operands.
     fn whole(&self, pruning: Pruning, options: &CombineOptions, draws: &mut DrawsOf) -> Result<(Vec<Expr>, Blend)> {
         // PEFT rounds to the base's type when it merges, not here.
         let exact = |update: &&LowRank| LowRank { rounded: None, ..(*update).clone() }.delta();
@@ -302,7 +302,7 @@ impl Parts<'_> {
     }
 }
 
-/// Draws of a whole combination, handed out tensor by tensor.
+/// The random draws of a whole combination, handed out tensor by tensor.
 struct DrawsOf {
     stream: Arc<Stream>,
     position: u64,
@@ -336,7 +336,7 @@ impl DrawsOf {
     }
 }
 
-/// One tensor made of those of several adapters.
+/// One tensor that is combined from one tensor of each adapter.
 #[derive(Debug)]
 struct Blend {
     weights: Vec<f32>,
@@ -414,8 +414,8 @@ fn zeros(shape: Vec<usize>) -> Expr {
     Expr::Values { shape, values: vec![0.0; elems].into() }
 }
 
-/// Matrices of `height` rows side by side, `width` columns in all. Their rows are cut into pieces of a length
-/// that divides all of them, the pieces put in order, and put together again: nothing is transposed.
+/// Concatenates matrices of `height` rows along their columns, `width` columns in total. The rows are cut into
+/// pieces whose length divides the width of every matrix, and the pieces are put in order, so nothing is transposed.
 fn beside(of: Vec<Expr>, height: usize, width: usize) -> Expr {
     let widths: Vec<usize> = of.iter().map(|e| e.shape()[1]).collect();
     let piece = widths.iter().copied().fold(0, gcd).max(1);

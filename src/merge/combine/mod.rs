@@ -1,8 +1,8 @@
-//! Several models as one, in mergekit's ways, and several LoRAs as one, in PEFT's.
+//! Combining several models into one with mergekit's methods, and several LoRAs into one with PEFT's.
 //!
-//! Either way no tensor is in memory whole. What a method has to know of a whole tensor, how large the kept
-//! values are or what angle two models have, is learned by going through its rows and is a handful of
-//! numbers; what is made of the values then is a function of rows.
+//! No tensor is held in memory whole. A method that needs a number from a whole tensor, such as a threshold of
+//! magnitudes or an angle between models, computes it by reading the tensor's rows; after that the method is a
+//! function of rows.
 
 mod arithmetic;
 mod election;

@@ -1,14 +1,13 @@
-//! Several models as one, in the ways of mergekit.
+//! Combining several models into one, with the methods of mergekit.
 //!
-//! Values are f32 and single steps are torch's, as in mergekit with `dtype: float32`; the result is rounded
-//! once, to the base's type.
+//! Values are f32 and every step is done as torch does it, as in mergekit with `dtype: float32`. The result is
+//! rounded once, to the base's type.
 //!
-//! Methods that take values by chance draw as mergekit does on the CPU after `--random-seed`: its executor
-//! goes through tensors in the order of their names, as strings, and for each tensor through the models in
-//! the order in which they are given.
+//! Methods that draw random numbers draw them as mergekit does on the CPU with `--random-seed`: tensor by tensor in
+//! the order of their names as strings, and for each tensor model by model in the given order.
 //!
-//! Where mergekit cuts embeddings of different sizes to what they have in common, and leaves out models
-//! whose tensors have other shapes, this is an error.
+//! Tensors of different shapes are an error. mergekit truncates embeddings to the smallest vocabulary instead, and
+//! leaves out models whose other tensors have different shapes.
 //!
 //! Reference: mergekit `mergekit/merge_methods/` (`registry.py` for defaults), `graph.py` (`build_schedule`).
 
@@ -27,34 +26,34 @@ use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::quant;
 use crate::source::show_shape;
 
-/// A way to make one model of several, by mergekit's name.
+/// A method that combines several models into one, by mergekit's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelMethod {
     /// The weighted mean.
     Linear,
-    /// Between two, along the great circle.
+    /// Interpolates between two models along the great circle.
     Slerp,
-    /// The same by weights, of the updates of a base or of the models themselves.
+    /// The same with weights, for the differences from a base or for the models themselves.
     NuSlerp,
-    /// The base and the sum of updates.
+    /// The base plus the weighted sum of the differences from it.
     TaskArithmetic,
-    /// The largest values of each update, and of these the ones that have the elected sign.
+    /// Keeps the largest values of each difference, then of these the ones that have the elected sign.
     Ties,
-    /// Values taken by chance, and of these the ones that have the elected sign.
+    /// Keeps random values, then of these the ones that have the elected sign.
     DareTies,
-    /// Values taken by chance.
+    /// Keeps random values.
     DareLinear,
-    /// Updates without their smallest and largest values.
+    /// Drops the smallest and the largest values of each difference.
     Breadcrumbs,
-    /// The same, and of these the ones that have the elected sign.
+    /// The same, then keeps the values that have the elected sign.
     BreadcrumbsTies,
-    /// Values taken by chance, large ones sooner, and of these the ones that have the elected sign.
+    /// Keeps random values, large ones more likely, then of these the ones that have the elected sign.
     Della,
-    /// Values taken by chance, large ones sooner.
+    /// Keeps random values, large ones more likely.
     DellaLinear,
-    /// Values that differ most between models, and of these the ones that have the elected sign.
+    /// Keeps the values that differ most between models, then of these the ones that have the elected sign.
     Sce,
-    /// Between the base and the mean, by the angles between updates.
+    /// Interpolates between the base and the mean by the angles between the models' differences.
     ModelStock,
     /// The mean of directions on the sphere.
     Karcher,
@@ -88,7 +87,7 @@ impl ModelMethod {
         METHODS.iter().find(|(_, method)| *method == self).map_or("", |(name, _)| name)
     }
 
-    /// Whether it combines updates of a base, without which it can't do.
+    /// Whether it combines differences from a base and so requires one.
     pub fn needs_base(self) -> bool {
         !matches!(self, Self::Linear | Self::Slerp | Self::NuSlerp | Self::Karcher)
     }
@@ -114,7 +113,7 @@ impl ModelMethod {
         matches!(self, Self::DareTies | Self::DareLinear | Self::Della | Self::DellaLinear)
     }
 
-    /// Whether ranks or angles in rows count, a vector being one row.
+    /// Whether the result depends on ranks or angles within rows. A vector counts as one row.
     fn is_by_row(self, options: &CombineOptions) -> bool {
         match self {
             _ if self.ranks() => true,
@@ -124,9 +123,9 @@ impl ModelMethod {
         }
     }
 
-    /// The shape in which a tensor's rows are those that count, where they do: a vector is one row. Of more
-    /// dimensions the last one is the row's, but for DELLA, which ranks along the second, and for NuSLERP by
-    /// columns, whose angles are along the first.
+    /// The shape under which the rows of a tensor are the ones that the method works on, where that matters. A
+    /// vector is one row. With more dimensions a row runs along the last one, except for DELLA, which ranks along
+    /// the second, and NuSLERP by columns, whose angles run along the first.
     fn rowed(self, options: &CombineOptions, shape: &[usize]) -> Option<Vec<usize>> {
         let by_column = self == Self::NuSlerp && options.nuslerp_row_wise;
         match *shape {
@@ -143,7 +142,7 @@ impl ModelMethod {
         matches!(self, Self::Della | Self::DellaLinear)
     }
 
-    /// Which values of an update are kept, and how many draws that takes.
+    /// Which values of a difference are kept, and how many random draws that takes.
     fn choice(self, density: f64, options: &CombineOptions, shape: &[usize], draws: Draws) -> (Choice, u64) {
         let elems = shape.iter().product::<usize>() as u64;
         let drawn = if density < 1.0 { elems } else { 0 };
@@ -169,10 +168,10 @@ impl FromStr for ModelMethod {
     }
 }
 
-/// One model of several, with the names, shapes and types of the base, or of the first model where there is
-/// no base. `slerp` goes from the base to the one model, or from the first to the second. `linear` and
-/// `karcher` are means of the models; a base only names the types then. Tensors that aren't numbers are the
-/// base's.
+/// Combines several models into one with the names, shapes and types of the base, or of the first model where there
+/// is no base. `slerp` goes from the base to the one model, or from the first model to the second. `linear` and
+/// `karcher` are means of the models; a base gives only the types then. Tensors that aren't floating point are taken
+/// from the base.
 ///
 /// # Errors
 /// [`Error::Mismatch`] where a model lacks a tensor, has one too many or one of another shape, and for options
@@ -196,7 +195,7 @@ pub fn combine_models(
                 .mismatch());
         }
     }
-    // Draws go by name.
+    // Random numbers are drawn in the order of names.
     let mut order: Vec<usize> = (0..pattern.tensors.len()).collect();
     order.sort_by(|a, b| pattern.tensors[*a].name.cmp(&pattern.tensors[*b].name));
     let mut positions = Positions::new(pattern, &order, method, &densities, options);
@@ -215,7 +214,7 @@ pub fn combine_models(
     Ok(Combined::new(plan, pending))
 }
 
-/// What is wrong before any tensor is looked at; the densities where nothing is.
+/// Checks the options against the models before any tensor is read, and returns the densities.
 fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<Vec<f64>> {
     let name = method.name();
     let finding = |subject: &str| Finding::new(subject, "");
@@ -268,7 +267,7 @@ fn path(plan: &Plan) -> String {
     plan.tensors.first().map(|t| t.expr.source_path().display().to_string()).unwrap_or_default()
 }
 
-/// The models' tensors of this name, which must all be there and shaped alike.
+/// The tensors of this name in all models. Each model must have it, in the same shape.
 fn operands(tensor: &PlannedTensor, models: &[BTreeMap<&str, &PlannedTensor>]) -> Result<Vec<Expr>> {
     let find = |model: &BTreeMap<&str, &PlannedTensor>| {
         let Some(found) = model.get(tensor.name.as_str()) else {
@@ -287,7 +286,7 @@ fn operands(tensor: &PlannedTensor, models: &[BTreeMap<&str, &PlannedTensor>]) -
     models.iter().map(find).collect()
 }
 
-/// Where the draws of each tensor and model are.
+/// The position of the random draws of each tensor and model.
 struct Positions {
     stream: Arc<Stream>,
     next: u64,
@@ -311,7 +310,7 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// What becomes of one tensor.
+    /// The combined expression of one tensor.
     fn combine(
         &self,
         tensor: &PlannedTensor,
@@ -344,7 +343,7 @@ impl Context<'_> {
                 let t = if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum };
                 let by = match (options.nuslerp_flatten, options.nuslerp_row_wise) {
                     (true, _) => By::Tensor,
-                    // A vector is one row, whichever way.
+                    // A vector is one row in both cases.
                     (false, true) if tensor.shape.len() > 1 => By::Column,
                     (false, _) => By::Row,
                 };
@@ -364,7 +363,7 @@ impl Context<'_> {
                 let arithmetic = self.arithmetic(tensor, &weights, positions)?;
                 let of = with_base(models);
                 match arithmetic.choices.iter().all(|choice| matches!(choice, Choice::All)) {
-                    // Nothing to learn first.
+                    // This method needs no numbers from whole tensors.
                     true => Expr::Map { map: arithmetic.measure(&of)?, of },
                     false => pending.map(of, arithmetic),
                 }
@@ -373,7 +372,7 @@ impl Context<'_> {
         Ok(reshaped(made, shape.is_some().then(|| tensor.shape.clone())))
     }
 
-    /// The sum of weights, where it is divided by and is something.
+    /// The sum of the weights, where the result is divided by it and it isn't close to 0.
     fn divisor(&self, tensor: &PlannedTensor, weights: &[f32]) -> Result<Option<f32>> {
         let sum: f32 = weights.iter().sum();
         match self.options.normalize.unwrap_or(self.method.normalizes()) {

@@ -1,4 +1,4 @@
-//! The order of a model's modules, and what PEFT draws before it combines them.
+//! The order of a model's modules, and the random numbers that PEFT draws before it combines them.
 
 /// Modules in the order in which transformers' classes make them, where the names are known: numbers count,
 /// the rest stays as it was. The tensors of a file are in no such order.
@@ -86,13 +86,13 @@ fn place(part: &str) -> usize {
 pub(super) struct Prelude(u64);
 
 impl Prelude {
-    /// Counts a module's.
+    /// Adds the draws of one module.
     pub(super) fn add(&mut self, d_in: u64, d_out: u64, rank: u64, name: &str, transposed: bool) {
         let embedding = ["embed_tokens", "wte", "wpe", "embed_in", "word_embeddings"];
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let is_embedding = transposed && embedding.contains(&module.rsplit('.').next().unwrap_or(module));
         self.0 += if is_embedding {
-            // A and B as randn makes them, and B once more.
+            // A and B are made by randn, then B is drawn once more.
             normal(rank * d_in) + 2 * normal(d_out * rank)
         } else {
             // nn.Linear initialises itself, and A is initialised again.

@@ -1,4 +1,4 @@
-//! What a combination can be told.
+//! The options of combining.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use regex_lite::Regex;
 
 use crate::error::{Error, Finding, Result};
 
-/// A weight for each of the models or adapters, and other ones for some modules.
+/// A weight for each model or adapter, and weights that differ for some modules.
 #[derive(Debug, Clone, Default)]
 pub struct Weights {
     every: Vec<f64>,
@@ -20,7 +20,7 @@ impl Weights {
         Self { every: weights.into(), patterns: Vec::new() }
     }
 
-    /// Other weights for the modules whose path ends in a match of a regular expression, as
+    /// Sets other weights for the modules whose path ends in a match of a regular expression, as
     /// `PATTERN=W` or, with one for each, `PATTERN=W,W`. The first pattern that matches counts.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl Weights {
         Ok(self)
     }
 
-    /// How many models or adapters have a weight.
+    /// The number of models or adapters that have a weight.
     pub fn len(&self) -> usize {
         self.every.len()
     }
@@ -86,7 +86,7 @@ pub enum MajoritySign {
     /// The sign of the sum.
     #[default]
     Total,
-    /// The sign that more have.
+    /// The sign that most values have.
     Frequency,
 }
 
@@ -102,32 +102,32 @@ impl FromStr for MajoritySign {
     }
 }
 
-/// Everything that a combination can be told; each method reads what is its own.
+/// All options of combining. Each method reads its own.
 #[derive(Debug, Clone)]
 pub struct CombineOptions {
-    /// How much of each.
+    /// The weight of each model or adapter.
     pub weights: Weights,
     /// The share of values that is kept: one number for all or one for each; empty where not given.
     pub density: Vec<f64>,
-    /// What the sum of updates is multiplied with.
+    /// The factor of the sum of updates.
     pub lambda: f64,
-    /// DELLA: how far the probability of the smallest and the largest value are from the density.
+    /// DELLA: the distance from the density to the probability of the smallest and of the largest value.
     pub epsilon: f64,
-    /// Breadcrumbs: the share of the largest values that is left out.
+    /// Breadcrumbs: the share of values, the largest ones, that is dropped.
     pub gamma: f64,
     /// Whether sums are divided by the weights' sum; the method's own default where not given.
     pub normalize: Option<bool>,
-    /// Whether what is kept is scaled to the sum of magnitudes before; the method's own default where not given.
+    /// Whether kept values are scaled so that the sum of magnitudes stays; the method's default where not given.
     pub rescale: Option<bool>,
-    /// Where random numbers start: `torch.manual_seed`.
+    /// The seed of random numbers, as `torch.manual_seed` takes it.
     pub seed: u64,
-    /// SLERP: how far from the first model to the second.
+    /// SLERP: the position between the first model, 0, and the second, 1.
     pub t: Option<f64>,
     /// SCE: the share of values that is kept, those that differ most between models.
     pub select_topk: f64,
-    /// Karcher: rounds at most.
+    /// Karcher: the maximum number of iterations.
     pub max_iter: usize,
-    /// Karcher: the step that ends it.
+    /// Karcher: iteration stops when a step is smaller than this.
     pub tol: f64,
     /// Model stock: an angle for each row instead of one for the tensor.
     pub filter_wise: bool,
@@ -185,7 +185,7 @@ impl CombineOptions {
     }
 }
 
-/// A method by its name in a table of all.
+/// Looks a method up by its name.
 pub(super) fn by_name<T: Copy>(table: &[(&str, T)], name: &str) -> Result<T> {
     table.iter().find(|(known, _)| *known == name).map(|(_, method)| *method).ok_or_else(|| {
         let names: Vec<&str> = table.iter().map(|(name, _)| *name).collect();

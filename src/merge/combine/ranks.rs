@@ -1,11 +1,11 @@
-//! The order of magnitudes in rows, and what chance makes of it.
+//! DELLA's random choice by the rank of magnitudes within rows.
 
 use super::statistics::magnitude;
 
-/// Bits that one pass of the sort looks at: few enough for their counts to be cleared for every row.
+/// The bits that one pass of the sort looks at. Few, because their counts are cleared for every row.
 const DIGIT: u32 = 8;
 
-/// Takes values by chance by their place in the order of magnitudes. Memory is used again from row to row.
+/// Keeps random values with probabilities that depend on their rank. The buffers are reused from row to row.
 #[derive(Debug, Default)]
 pub(super) struct Ranks {
     keys: Vec<u64>,
@@ -16,11 +16,11 @@ pub(super) struct Ranks {
 impl Ranks {
     /// Keeps the values whose draw is below the probability of their rank: `least` for the smallest of a row,
     /// for the largest `2 epsilon` more. `values` are those of a matrix of `columns` columns, and ranks are
-    /// those in a column: what is thinned row by row comes a row at a time, as one column.
+    /// those within a column. To prune by rows, pass one row at a time as a single column.
     pub(super) fn thin(&mut self, values: &mut [f32], draws: &[f32], columns: usize, least: f32, epsilon: f32) {
         let count = values.len() / columns;
         if self.probabilities.len() != count {
-            // One value alone has no rank to speak of.
+            // A single value has no rank.
             let last = (count.max(2) - 1) as f32;
             self.probabilities.clear();
             self.probabilities.extend((0..count).map(|rank| rank as f32 / last * 2.0 * epsilon + least));
@@ -41,15 +41,15 @@ impl Ranks {
     }
 }
 
-/// Sorts by the upper halves; what is equal there stays in order. A radix sort, as rows are short and many:
-/// it has no branches that depend on values.
+/// A stable sort by the upper halves. A radix sort, because rows are short and many: it has no branches that depend
+/// on values.
 fn sort(keys: &mut Vec<u64>, other: &mut Vec<u64>) {
     let Some(first) = keys.first().copied() else { return };
     let varying = (keys.iter().fold(0, |varying, key| varying | (key ^ first)) >> 32) as u32;
     if varying == 0 {
         return;
     }
-    // Differences of rounded numbers have zeros at the end.
+    // Differences of rounded numbers have trailing zero bits, so this pass is often not needed.
     let mut shift = 32 + varying.trailing_zeros();
     let end = 64 - varying.leading_zeros();
     other.resize(keys.len(), 0);

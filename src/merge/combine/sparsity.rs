@@ -1,8 +1,8 @@
-//! Which values of an update are kept.
+//! Sparsity masks: which values of an update are kept.
 //!
 //! Reference: mergekit `mergekit/sparsify.py`, huggingface/peft `src/peft/utils/merge_utils.py` (`prune`),
-//! @5d602fd. Of values of the same magnitude mergekit leaves the choice to a sort that is not stable, whose
-//! order depends on the processor; here the first ones are kept. PEFT's choice is followed: [`Topk`].
+//! @5d602fd. Among values of equal magnitude mergekit's choice comes from an unstable sort whose order depends on
+//! the processor; here the first ones are kept. PEFT's choice is reproduced: [`Topk`].
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::plan::Expr;
 use crate::source::row_len;
 
-/// How values are chosen, before the tensor is known.
+/// A rule that chooses values, before it is applied to a tensor.
 #[derive(Debug, Clone)]
 pub(super) enum Choice {
     /// All of them.
@@ -24,7 +24,7 @@ pub(super) enum Choice {
         /// The share that is kept.
         density: f64,
     },
-    /// The largest, and of equal ones those that torch.topk chooses.
+    /// The largest; among equal ones those that torch.topk chooses.
     Topk {
         /// The share that is kept.
         density: f64,
@@ -36,43 +36,43 @@ pub(super) enum Choice {
         /// The share of the largest that goes first.
         gamma: f64,
     },
-    /// By chance: DARE.
+    /// Random ones: DARE.
     Random {
         /// The probability of each.
         density: f64,
-        /// Where chance comes from.
+        /// The random numbers.
         draws: Draws,
     },
-    /// By chance, the larger in their row the likelier: DELLA.
+    /// Random ones, more likely the larger they are within their row: DELLA.
     Ranked {
         /// The mean probability.
         density: f64,
-        /// How far those of the smallest and the largest are from it.
+        /// The distance from it to the probability of the smallest and of the largest value.
         epsilon: f64,
-        /// The columns of a matrix that each row is: ranks are those in a column of it. 1 for a row that is a
-        /// column.
+        /// The number of columns of the matrix that each row is viewed as: ranks are taken within its columns. 1 takes
+        /// ranks within the whole row.
         columns: usize,
-        /// Where chance comes from.
+        /// The random numbers.
         draws: Draws,
     },
 }
 
-/// A tensor's part of a sequence of draws.
+/// The part of a sequence of random draws that belongs to one tensor.
 #[derive(Debug, Clone)]
 pub(super) struct Draws {
     pub(super) stream: Arc<Stream>,
-    /// How many come before the tensor's first.
+    /// The number of draws before the tensor's first.
     pub(super) position: u64,
 }
 
-/// What becomes of the values that are kept.
+/// How kept values are rescaled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Rescale {
-    /// They stay.
+    /// Not at all.
     No,
-    /// They are divided by the share that is kept, the mean then being what it was.
+    /// Divided by the share that is kept, so that the mean stays.
     Density,
-    /// They are multiplied so that the sum of magnitudes is what it was.
+    /// Multiplied so that the sum of magnitudes stays.
     Magnitudes,
 }
 
@@ -89,7 +89,7 @@ enum Mask {
     None,
     Leading(Leading),
     Topk(Topk),
-    /// Those of the second that the first doesn't have.
+    /// The values that the second chooses and the first doesn't.
     Between(Leading, Leading),
     Random {
         probability: f32,
@@ -110,13 +110,13 @@ enum Scale {
     Multiply(f32),
 }
 
-/// A share of a count as Python has it: `int(share * count)`.
+/// A share of a count, as Python computes it: `int(share * count)`.
 fn share(share: f64, count: u64) -> u64 {
     (share * count as f64) as u64
 }
 
 impl SparsityMask {
-    /// The sieve for the update `of`. Ranks are those in rows: a vector comes as a matrix of one row.
+    /// The mask of the update `of`. Ranks are taken within rows: pass a vector as a matrix of one row.
     pub(super) fn of(of: &Expr, choice: &Choice, rescale: Rescale) -> Result<Self> {
         let count = elems(of);
         let all = Self { mask: Mask::All, scale: Scale::No };
@@ -168,7 +168,7 @@ impl SparsityMask {
         Ok(sieve)
     }
 
-    /// Through values from element `start` on.
+    /// A pass over the values from element `start` on.
     pub(super) fn walk(&self, start: u64) -> Walk<'_> {
         let generator = match &self.mask {
             Mask::Random { draws, .. } | Mask::Ranked { draws, .. } => Some(draws.stream.at(draws.position + start)),
@@ -178,7 +178,7 @@ impl SparsityMask {
     }
 }
 
-/// A sieve on its way through a tensor: chance goes on where it was.
+/// A mask during a pass over a tensor, with the state of its random numbers.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     sieve: &'a SparsityMask,
@@ -188,11 +188,11 @@ pub(super) struct Walk<'a> {
     ranks: Ranks,
 }
 
-/// Values for which draws are made at a time where they need not be those of a row.
+/// The number of values that random numbers are drawn for at a time, where these need not be whole rows.
 const DRAWN: usize = 4096;
 
 impl Walk<'_> {
-    /// Keeps what is kept of the next values, whole rows of `row_len`.
+    /// Applies the mask to the next values, whole rows of `row_len`.
     pub(super) fn apply(&mut self, row_len: usize, values: &mut [f32]) {
         match &self.sieve.mask {
             Mask::All => {}
@@ -246,8 +246,8 @@ pub(super) fn sign(value: f32) -> f32 {
     }
 }
 
-/// `magnitude_outliers`: in the order of magnitudes, what is between the smallest and the largest. Where the
-/// share of the largest is less than one value, nothing is kept at all: mergekit's slice ends at `-0` then.
+/// `magnitude_outliers`: keeps the values between the smallest and the largest magnitudes. If the share of the
+/// largest is less than one value, nothing is kept at all, because mergekit's slice then ends at `-0`.
 fn band(of: &Expr, density: f64, gamma: f64) -> Result<Mask> {
     let count = elems(of);
     let (target, mut top) = (share(density, count), share(gamma, count));

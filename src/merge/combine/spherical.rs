@@ -1,8 +1,8 @@
-//! Means on a sphere: models as long vectors that are combined by the angles between them.
+//! Spherical methods: models are long vectors, combined by the angles between them.
 //!
-//! All of these are linear combinations of the models; their coefficients follow from lengths and scalar
-//! products, which are taken in f64. The references sum in f32: for models that are nearly the same that
-//! leaves few digits of the angle, but the coefficients hardly depend on it then.
+//! Each result is a linear combination of the models. Its coefficients follow from lengths and scalar products,
+//! which are summed in f64. The references sum in f32: for models that are nearly the same few digits of the angle
+//! are right then, but in that case the coefficients hardly depend on it.
 //!
 //! Reference: mergekit `mergekit/merge_methods/slerp.py`, `nuslerp.py`, `karcher.py`, `model_stock.py`.
 
@@ -19,7 +19,7 @@ use crate::source::row_len;
 #[derive(Debug)]
 pub(super) struct Linear {
     pub(super) factors: Vec<f32>,
-    /// What the sum is divided by.
+    /// The divisor of the sum.
     pub(super) divisor: Option<f32>,
 }
 
@@ -42,14 +42,14 @@ fn linear(factors: impl IntoIterator<Item = f64>) -> Arc<dyn RowMap> {
 /// From the first operand to the second along the great circle.
 #[derive(Debug)]
 pub(super) struct Slerp {
-    /// How far: from 0 to 1.
+    /// The position between them, from 0 to 1.
     pub(super) t: f64,
 }
 
 impl Measure for Slerp {
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>> {
         let gram = Gram::of(of)?;
-        // What is hardly anything is not made a unit vector.
+        // A vector of almost no length is not normalized.
         let length = |i| if gram.norm(i) > 1e-8 { gram.norm(i) } else { 1.0 };
         let dot = gram.dot(0, 1) / (length(0) * length(1));
         if dot.abs() > 0.9995 {
@@ -67,7 +67,7 @@ pub(super) struct NuSlerp {
     pub(super) by: By,
 }
 
-/// What has one angle.
+/// What shares one angle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum By {
     Tensor,
@@ -141,15 +141,15 @@ impl RowMap for Columns {
     }
 }
 
-/// Between the base and the mean of the models, the nearer to the mean the smaller the angles between the
-/// models' updates. The operands are the base and the models.
+/// Interpolates between the base and the mean of the models: the smaller the angles between the models' differences
+/// from the base, the closer to the mean. The operands are the base, then the models.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ModelStock {
-    /// Whether each row has angles of its own.
+    /// Whether angles are taken row by row.
     pub(super) filter_wise: bool,
 }
 
-/// How far from the base to the mean.
+/// The position between the base, 0, and the mean, 1.
 fn stock(updates: &Gram) -> f32 {
     let count = updates.len();
     let mut cosines = Vec::new();
@@ -207,7 +207,7 @@ impl RowMap for TowardMean {
     }
 }
 
-/// The mean of directions on the sphere, as long as the models are on average.
+/// The mean direction on the sphere, with the models' mean length.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Karcher {
     pub(super) max_iter: usize,
@@ -215,8 +215,8 @@ pub(super) struct Karcher {
 }
 
 impl Karcher {
-    /// The coefficient of each model. Iterates are combinations of the models all along, so their scalar
-    /// products are all that is needed.
+    /// The coefficient of each model. Every iterate is a linear combination of the models, so their scalar products
+    /// are all that is needed.
     fn factors(&self, gram: &Gram) -> Vec<f64> {
         let count = gram.len();
         let norms: Vec<f64> = (0..count).map(|i| gram.norm(i)).collect();
@@ -320,7 +320,7 @@ mod tests {
         };
         let root = 2f32.sqrt();
         near(&run(By::Row), &[root, root, 0.0, 3.0]);
-        // The first column of b is nothing: at right angles to all.
+        // The first column of b is zero, so it is orthogonal to every vector.
         let column = run(By::Column);
         near(&column[..1], &[root]);
     }

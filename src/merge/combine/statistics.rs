@@ -1,5 +1,5 @@
-//! What can be learned of a whole tensor by going through its rows: the place of a value in the order of
-//! magnitudes, sums, products of pairs. No more than some rows are in memory at a time.
+//! Numbers computed from whole tensors by reading their rows: thresholds of magnitudes, sums, scalar products. Only
+//! a few rows are in memory at a time.
 
 use std::ops::ControlFlow;
 
@@ -8,15 +8,15 @@ use crate::error::Result;
 use crate::plan::{Expr, PlannedTensor};
 use crate::source::{row_len, rows};
 
-/// Elements seen at a time.
+/// The number of elements read at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Shows all rows of `of` to `see`, some rows at a time: the number of the first element, and the values.
+/// Calls `see` for all rows of `of`, some rows at a time, with the index of the first element and the values.
 pub(super) fn scan(of: &Expr, mut see: impl FnMut(u64, &[f32])) -> Result<()> {
     scan_all(std::slice::from_ref(of), |start, values| see(start, &values[0]))
 }
 
-/// Shows the same rows of each of `of`, which have one shape.
+/// The same for several tensors of one shape: `see` gets the same rows of each.
 pub(super) fn scan_all(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>])) -> Result<()> {
     scan_while(of, |start, values| {
         see(start, values);
@@ -24,7 +24,7 @@ pub(super) fn scan_all(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>])) -> Re
     })
 }
 
-/// The same, until `see` has seen enough.
+/// The same, until `see` returns that it needs no more rows.
 fn scan_while(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>]) -> ControlFlow<()>) -> Result<()> {
     let planned: Vec<PlannedTensor> = of.iter().map(planned).collect();
     let Some(first) = planned.first() else { return Ok(()) };
@@ -46,46 +46,45 @@ fn scan_while(of: &[Expr], mut see: impl FnMut(u64, &[Vec<f32>]) -> ControlFlow<
     Ok(())
 }
 
-/// The expression as a tensor of f32, whose rows can be read.
+/// The expression as an f32 tensor whose rows can be read.
 pub(super) fn planned(of: &Expr) -> PlannedTensor {
     // Errors name a source; a computed tensor has none of its own.
     PlannedTensor { name: String::new(), dtype: DType::F32, shape: of.shape(), expr: of.clone() }
 }
 
-/// Elements of an expression.
+/// The number of elements of an expression.
 pub(super) fn elems(of: &Expr) -> u64 {
     of.shape().iter().product::<usize>() as u64
 }
 
-/// The first elements in an order of magnitudes: which they are takes no more than a magnitude and, of
-/// those that have just this one, where to stop.
+/// A number of first elements in an order of magnitudes. Two numbers describe them: the magnitude at the edge, and
+/// up to which element those of exactly that magnitude belong to them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Leading {
     order: Order,
-    /// Elements that come before this magnitude in the order are among the first.
+    /// Elements of a magnitude before this one are chosen.
     bits: u32,
-    /// Of those with just this magnitude, those before this element are.
+    /// Elements of exactly this magnitude are chosen if they come before this element.
     before: u64,
 }
 
-/// Which magnitudes come first; among the same ones always those of the first elements, as in a stable
-/// sort.
+/// Which magnitudes come first. Equal magnitudes keep the order of their elements, as in a stable sort.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     Largest,
     Smallest,
 }
 
-/// A magnitude as a number that is ordered as magnitudes are.
+/// A magnitude as an integer with the same order.
 pub(super) fn magnitude(value: f32) -> u32 {
     value.to_bits() & 0x7fff_ffff
 }
 
-/// Bits of a magnitude that are counted in one go; the rest in another.
+/// The bits of a magnitude that the first pass counts; the second pass counts the rest.
 const LOW: u32 = 15;
 
 impl Leading {
-    /// The first `count` elements of `of`, whose elements are `count` or more.
+    /// The first `count` elements of `of`, which has at least `count`.
     pub(super) fn of(of: &Expr, order: Order, count: u64) -> Result<Self> {
         match count {
             0 => Ok(Self::none(order)),
@@ -93,7 +92,7 @@ impl Leading {
         }
     }
 
-    /// As many as `count` says, of how many are not 0.
+    /// The first elements, as many as `count` returns for the number of elements that aren't 0.
     pub(super) fn among(of: &Expr, order: Order, count: impl FnOnce(u64) -> u64) -> Result<Self> {
         let mut high = vec![0u64; 1 << (31 - LOW)];
         let mut nonzero = 0;
@@ -132,21 +131,21 @@ impl Leading {
         Ok(Self { order, bits, before })
     }
 
-    /// The magnitude of which some elements are among them and others are not.
+    /// The magnitude at the edge, where only some of its elements are chosen.
     pub(super) fn divided(&self) -> Option<u32> {
         (self.before != u64::MAX && self.before != 0).then_some(self.bits)
     }
 
-    /// None at all.
+    /// No elements.
     fn none(order: Order) -> Self {
-        // Nothing comes before the last magnitude there is.
+        // No magnitude comes before the first one in the order.
         Self { order, bits: if order == Order::Largest { u32::MAX } else { 0 }, before: 0 }
     }
 
-    /// Makes 0 of the values, those from element `start` on, whose element is among them or, where `among`,
-    /// of those whose element isn't.
+    /// Sets values to 0; the first is element `start` of the tensor. With `among` the values that aren't chosen are
+    /// set to 0, without it those that are chosen.
     pub(super) fn keep(&self, start: u64, values: &mut [f32], among: bool) {
-        // Up to some place those of the magnitude itself are among them, and after it they are not.
+        // Elements of the magnitude at the edge are chosen up to one element, and not chosen behind it.
         let split = self.before.saturating_sub(start).min(values.len() as u64) as usize;
         let (first, rest) = values.split_at_mut(split);
         for (values, inclusive) in [(first, true), (rest, false)] {
@@ -160,14 +159,14 @@ impl Leading {
         }
     }
 
-    /// Makes 0 of the values whose element isn't among them, where what is ordered are `keys`, one for each.
+    /// Sets the values that aren't chosen to 0, where the order is that of `keys`, one for each value.
     pub(super) fn keep_by(&self, start: u64, keys: &[f32], values: &mut [f32]) {
         for (i, (value, key)) in values.iter_mut().zip(keys).enumerate() {
             *value = if self.has(start + i as u64, *key) { *value } else { 0.0 };
         }
     }
 
-    /// Whether element `index`, of this value, is among them.
+    /// Whether element `index`, which has this value, is chosen.
     pub(super) fn has(&self, index: u64, value: f32) -> bool {
         let bits = magnitude(value);
         let ahead = match self.order {
@@ -178,13 +177,12 @@ impl Leading {
     }
 }
 
-/// Makes 0 of values that are not kept: without a branch, as chance or sizes that no processor foresees
-/// decide.
+/// Sets values that are not kept to 0. Without a branch, because a processor can't predict which these are.
 fn select(values: &mut [f32], kept: impl Fn(f32) -> bool) {
     values.iter_mut().for_each(|v| *v = if kept(*v) { *v } else { 0.0 });
 }
 
-/// The sum of what `of` makes of values: in several sums at once, as each addition waits for the one before it.
+/// The sum of `of(value)`. Several partial sums are taken at once, because each addition waits for the one before.
 pub(super) fn sum_of(values: &[f32], of: impl Fn(f32) -> f64) -> f64 {
     let mut sums = [0f64; 8];
     let (pieces, rest) = values.as_chunks::<8>();
@@ -194,7 +192,7 @@ pub(super) fn sum_of(values: &[f32], of: impl Fn(f32) -> f64) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|v| of(*v)).sum::<f64>()
 }
 
-/// The bucket in which the `count`-th element is, and its number there.
+/// The bucket that holds the `count`-th element, and the element's number in it.
 fn find(buckets: &[u64], order: Order, count: u64) -> (usize, u64) {
     let mut left = count;
     let mut step = |i: usize| {
@@ -211,7 +209,7 @@ fn find(buckets: &[u64], order: Order, count: u64) -> (usize, u64) {
     (found.unwrap_or(0), left)
 }
 
-/// The scalar products of every two of some tensors of one shape, in f64, row by row.
+/// The scalar products of all pairs of several tensors of one shape, in f64, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Gram {
     products: Vec<f64>,
@@ -219,7 +217,7 @@ pub(super) struct Gram {
 }
 
 impl Gram {
-    /// Of tensors as long vectors.
+    /// Products of whole tensors, seen as long vectors.
     pub(super) fn of(tensors: &[Expr]) -> Result<Self> {
         let mut gram = Self::new(tensors.len());
         scan_all(tensors, |_, values| gram.add(values))?;
@@ -240,12 +238,12 @@ impl Gram {
         }
     }
 
-    /// The product of two.
+    /// The product of tensors `i` and `j`.
     pub(super) fn dot(&self, i: usize, j: usize) -> f64 {
         self.products[i.max(j) * self.count + i.min(j)]
     }
 
-    /// The length of one.
+    /// The length of one tensor as a vector.
     pub(super) fn norm(&self, i: usize) -> f64 {
         self.dot(i, i).sqrt()
     }

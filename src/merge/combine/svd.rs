@@ -1,10 +1,10 @@
-//! Updates cut to a rank.
+//! Truncating updates to a rank.
 //!
-//! PEFT takes the singular values of the whole `[d_out, d_in]` update. Here an update that is given by its
-//! factors is cut by these: the singular values of `B A` are those of the small product of the triangular
-//! parts of B and of A's transpose. Updates that are pruned whole have no small factors: theirs are taken as
-//! PEFT does where the update is small, and else found by a randomized range finder, without the update ever
-//! being in memory whole. Signs of singular vectors are arbitrary, so factors are not PEFT's, their product is.
+//! PEFT decomposes the whole `[d_out, d_in]` update. An update that is given by its factors needs less: the singular
+//! values of `B A` are those of the small product of the triangular parts of B and of A's transpose. A pruned update
+//! has no small factors. It is decomposed as in PEFT if it is small, and otherwise by a randomized range finder that
+//! never holds it in memory whole. Signs of singular vectors are arbitrary: the factors differ from PEFT's, their
+//! product doesn't.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -21,16 +21,16 @@ use crate::merge::Truncation;
 use crate::plan::{Expr, Pick, RowMap, TensorRef};
 use crate::quant;
 
-/// Values of a pruned update at most for all its singular values to be taken: a second's work, cubic in the
-/// smaller dimension.
+/// The largest pruned update, in values, that is decomposed completely. That takes about a second; the work is cubic
+/// in the smaller dimension.
 const WHOLE: u64 = 1 << 19;
 
-/// What is cut, and what it is cut to, once that is known.
+/// An update to be truncated, and the result once it is computed.
 #[derive(Debug)]
 pub(super) struct Cut {
     of: Of,
     rank: usize,
-    /// The weight's, as the base keeps it.
+    /// The shape of the weight in the base.
     shape: [usize; 2],
     made: OnceLock<Option<Made>>,
 }
@@ -38,20 +38,20 @@ pub(super) struct Cut {
 #[derive(Debug)]
 enum Of {
     Product(LowRank),
-    /// The values, and whether they are kept transposed.
+    /// The values, and whether the base keeps the weight transposed.
     Whole(Expr, bool),
 }
 
 #[derive(Debug)]
 struct Made {
-    /// A, and B scaled by the singular values, as PEFT has them.
+    /// A, and B times the singular values, as in PEFT.
     factors: [TensorRef; 2],
     norm_sqr: f64,
     lost_sqr: f64,
 }
 
 impl Cut {
-    /// What is lost of the weight called `name`.
+    /// The error of the update of the weight called `name`.
     pub(super) fn truncation(&self, name: &str) -> Result<Truncation> {
         let &Made { norm_sqr, lost_sqr, .. } = self.get()?;
         let lost = if norm_sqr > 0.0 { lost_sqr / norm_sqr } else { 0.0 };
@@ -74,7 +74,7 @@ impl Cut {
                 None
             }
         });
-        // Who asks after the first is told less.
+        // Only the first caller gets the whole error.
         let other = || Finding::new("", "an update").expected("finite numbers").found("others").not_finite();
         made.as_ref().ok_or_else(|| error.unwrap_or_else(other))
     }
@@ -96,13 +96,13 @@ impl Cut {
         };
         let mut b = svd.u;
         svd.s.iter().enumerate().for_each(|(i, s)| b.column_mut(i).scale_mut(*s));
-        // Where there are fewer singular values than the rank, zeros are left.
+        // With fewer singular values than the rank the rest stays zero.
         let (a, b) = (svd.vt.resize_vertically(self.rank, 0.0), b.resize_horizontally(self.rank, 0.0));
         let aside = |m: &Matrix| TensorRef::spill(vec![m.nrows(), m.ncols()], &to_rows(m));
         Ok(Made { factors: [aside(&a)?, aside(&b)?], norm_sqr, lost_sqr })
     }
 
-    /// The first singular values of all, the squared norm of all, and that of the rest.
+    /// The first singular values, the squared norm of the update, and that of the part that is dropped.
     fn first(&self, mut svd: Svd) -> (Svd, f64, f64) {
         let norm_sqr = svd.norm_sqr();
         let lost_sqr = svd.s.iter().skip(self.rank).map(|s| s * s).sum();
@@ -110,10 +110,10 @@ impl Cut {
         (svd, norm_sqr, lost_sqr)
     }
 
-    /// The same of an update that is too large, and what is lost as measured.
+    /// The same for a large update; the error is measured.
     fn sketched(&self, delta: &Expr) -> Result<(Svd, f64, f64)> {
         let delta = planned(delta);
-        // Pruned updates are noise for the most part: their singular values fall slowly.
+        // Pruned updates are mostly noise, so their singular values fall slowly.
         let sketch = Sketch { oversampling: self.rank.max(10), power_iterations: 4, seed: 0 };
         let (svd, norm_sqr) = truncated_svd(&delta, self.rank, sketch)?;
         let (b, a) = svd.balanced();
@@ -122,8 +122,8 @@ impl Cut {
     }
 }
 
-/// Runs `work`, which uses rayon, on a thread and a pool of its own: on one that others wait for, rayon could
-/// take up work that waits for this very one.
+/// Runs `work`, which uses rayon, in a thread and a pool of its own. On a shared pool rayon could pick up work that
+/// waits for this very result.
 fn alone<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let work = || {
@@ -153,7 +153,7 @@ impl Measure for Factor {
     }
 }
 
-/// Values that are known.
+/// Values that are computed already.
 #[derive(Debug)]
 struct Known(TensorRef);
 
@@ -163,13 +163,13 @@ impl RowMap for Known {
     }
 }
 
-/// The update of rank `rank` that is closest to `update`.
+/// The closest update of rank `rank`.
 pub(super) fn cut(update: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
     made(Of::Product(update.clone()), update, rank, pending)
 }
 
-/// The update of rank `rank` that is closest to the whole update `delta`, as the base keeps it; `like` says for
-/// which module.
+/// The closest update of rank `rank` to the whole update `delta`, which has the weight's shape in the base; `like` is
+/// an update of the same module.
 pub(super) fn cut_whole(delta: Expr, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
     made(Of::Whole(delta, like.transposed), like, rank, pending)
 }
@@ -184,7 +184,7 @@ fn made(of: Of, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank,
     (update, cut)
 }
 
-/// Zeros of a shape, of which one row is kept.
+/// Zeros of a shape; one row is kept in memory.
 fn blank(shape: [usize; 2]) -> Expr {
     let row = Expr::Values { shape: vec![1, shape[1]], values: vec![0.0; shape[1]].into() };
     let picks = (0..shape[0]).map(|_| Pick { of: 0, start: 0, len: 1 }).collect();
@@ -226,7 +226,7 @@ mod tests {
     fn large_updates_are_cut_without_being_whole_and_their_loss_is_measured() {
         let (rows, cols, rank) = (900usize, 640usize, 3usize);
         assert!((rows * cols) as u64 > WHOLE);
-        // Of rank 3, and something small at every place.
+        // Rank 3 plus small noise.
         let value = |i: usize| {
             let (row, col) = (i / cols, i % cols);
             let waves =

@@ -1,9 +1,9 @@
 //! The largest values as torch.topk chooses them on the CPU.
 //!
-//! Which of several equal values at the edge are among them is left to how the C++ standard library selects:
-//! by a heap where they are few, by quickselect otherwise. Both are deterministic, and torch's builds for Linux
-//! have libstdc++'s: of some 7,500 tensors of 1 to 200,000 values and nine of 2^23 and more, most with equal
-//! values at the edge, torch 2.15 chose the same elements of all. Builds for other systems choose others.
+//! Which of several equal values at the edge are chosen depends on the C++ standard library: it selects with a heap
+//! for small counts and with quickselect otherwise. Both are deterministic, and torch's builds for Linux use
+//! libstdc++. On some 7,500 tensors of 1 to 200,000 values and nine of 2^23 and more, most with equal values at the
+//! edge, torch 2.15 chose the same elements as this code. Builds for other systems choose differently.
 //!
 //! Reference: pytorch `aten/src/ATen/native/TopKImpl.h` (`topk_impl_loop`); GCC
 //! `libstdc++-v3/include/bits/stl_algo.h` (`__introselect`, `__heap_select`), `stl_heap.h`.
@@ -12,21 +12,20 @@ use super::statistics::{Leading, Order, elems, magnitude, scan};
 use crate::error::Result;
 use crate::plan::Expr;
 
-/// Elements of a tensor at most for its choice among equal values to be made: 8 bytes each while it is. In
-/// larger ones the first of them are taken.
+/// The largest tensor, in elements, for which torch's choice among equal values is reproduced: that takes 8 bytes an
+/// element. In larger tensors the first of the equal values are chosen.
 const MOST: u64 = 1 << 23;
 
 /// The elements of the largest magnitudes.
 #[derive(Debug, Clone)]
 pub(super) struct Topk {
     leading: Leading,
-    /// Of the elements that have the magnitude at the edge those that are among them, in order; none where all
-    /// of these are.
+    /// The chosen elements of those with the magnitude at the edge, in order; `None` where all of them are.
     tied: Option<Vec<u32>>,
 }
 
 impl Topk {
-    /// The `count` largest elements of `of`, which has as many or more.
+    /// The `count` largest elements of `of`, which has at least `count`.
     pub(super) fn of(of: &Expr, count: u64) -> Result<Self> {
         let leading = Leading::of(of, Order::Largest, count)?;
         let tied = match leading.divided() {
@@ -46,7 +45,7 @@ impl Topk {
         Ok(Self { leading, tied })
     }
 
-    /// Makes 0 of the values, those from element `start` on, that aren't among them.
+    /// Sets the values that aren't chosen to 0; the first value is element `start`.
     pub(super) fn keep(&self, start: u64, values: &mut [f32]) {
         let (Some(tied), Some(edge)) = (&self.tied, self.leading.divided()) else {
             return self.leading.keep(start, values, true);
@@ -63,7 +62,7 @@ impl Topk {
     }
 }
 
-/// An element: its magnitude, in the order of magnitudes, and its number.
+/// An element: its magnitude as an ordered number, and its index.
 #[derive(Debug, Clone, Copy)]
 struct Item {
     size: u32,
@@ -85,7 +84,7 @@ fn largest(items: &mut [Item], count: usize) -> &[Item] {
     &items[..count]
 }
 
-/// Puts the item that is `nth` in order there, what is before it in front of it.
+/// Moves the item that is `nth` in order to place `nth`, and all items before it in order to its front.
 fn select(items: &mut [Item], nth: usize) {
     let (mut first, mut last) = (0, items.len());
     let mut depth = 2 * items.len().ilog2();
@@ -111,8 +110,8 @@ fn select(items: &mut [Item], nth: usize) {
     }
 }
 
-/// Parts what is before a pivot from what is after it, and says where the second begins. The pivot, the median
-/// of the second, the middle and the last item, stays in front.
+/// Partitions by a pivot and returns where the second part begins. The pivot is the median of the second, the middle
+/// and the last item, and stays in front.
 fn partition(items: &mut [Item]) -> usize {
     let (a, b, c) = (1, items.len() / 2, items.len() - 1);
     let is_before = |x: usize, y: usize| items[x].is_before(items[y]);
@@ -143,7 +142,7 @@ fn partition(items: &mut [Item]) -> usize {
     }
 }
 
-/// Puts the `count` first in order in front: in a heap, of which the last in order is the root.
+/// Moves the first `count` items in order to the front, as a heap whose root is the last of them in order.
 fn select_by_heap(items: &mut [Item], count: usize) {
     let (heap, others) = items.split_at_mut(count);
     for hole in (0..count / 2).rev() {
