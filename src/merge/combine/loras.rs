@@ -291,7 +291,7 @@ impl Parts<'_> {
         Ok(self.update(a, b))
     }
 
-    /// Combines whole updates; returns the sum and its operands.
+    /// The whole updates, and how they are combined.
     fn whole(&self, pruning: Pruning, options: &CombineOptions, draws: &mut DrawsOf) -> Result<(Vec<Expr>, Blend)> {
         // PEFT rounds to the base's type when it merges, not here.
         let exact = |update: &&LowRank| LowRank { rounded: None, ..(*update).clone() }.delta();

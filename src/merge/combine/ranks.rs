@@ -49,7 +49,7 @@ fn sort(keys: &mut Vec<u64>, other: &mut Vec<u64>) {
     if varying == 0 {
         return;
     }
-    // Differences of rounded numbers have trailing zero bits, so this pass is often not needed.
+    // Differences of rounded numbers have trailing zero bits, which need no pass.
     let mut shift = 32 + varying.trailing_zeros();
     let end = 64 - varying.leading_zeros();
     other.resize(keys.len(), 0);
