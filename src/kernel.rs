@@ -1,4 +1,4 @@
-//! Which instructions the quantizers are compiled to: one routine, many widths.
+//! Kernels: one routine, compiled for several widths of vectors, and the choice between them.
 //!
 //! ggml's quantizers sum each run of a block in order, without fused multiply-add (which the compiler
 //! never makes of a product and a sum by itself); runs are independent of each other. With one run in
@@ -19,7 +19,7 @@ enum Width {
     Avx2,
 }
 
-/// Work that can be compiled for any width.
+/// A computation that can be compiled for any width.
 pub(crate) trait Routine {
     /// Does the work, `L` runs at a time, as many as a vector has lanes; `PAIR` are those of two
     /// vectors, for searches that wait for their own results and leave time for another.
@@ -28,7 +28,7 @@ pub(crate) trait Routine {
     fn run<const L: usize, const PAIR: usize>(self);
 }
 
-/// The kernel that everything is quantized with, once it is settled.
+/// The kernel of this process, once it is chosen.
 static CHOSEN: OnceLock<Kernel> = OnceLock::new();
 
 impl Kernel {
@@ -38,7 +38,7 @@ impl Kernel {
     /// One value at a time: the reference for the others.
     pub const SCALAR: Self = Self(Width::Scalar);
 
-    /// The one in use: the widest, unless another was chosen before.
+    /// The kernel in use: the widest, unless another was chosen before.
     pub fn in_use() -> Self {
         *CHOSEN.get_or_init(Self::best)
     }
@@ -49,7 +49,7 @@ impl Kernel {
         *CHOSEN.get_or_init(|| self) == self
     }
 
-    /// The widest one.
+    /// The widest kernel that this processor has.
     pub fn best() -> Self {
         Self::named("avx2").unwrap_or(Self::SCALAR)
     }

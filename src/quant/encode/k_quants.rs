@@ -253,7 +253,7 @@ impl Strips<110> for Q3 {
                 let of_scales = search::centred(&x, &w, 32);
                 let inverse = of_scales.inverse.0[0];
                 let level = |x: Lanes<1>| ((Lanes([inverse]) * x).nearest().clamp(-32, 31).0[0] + 32) as u8;
-                // Where all scales are nothing, the reference's levels are zero, not the middle.
+                // Where all scales are zero, the reference's levels are zero, not the middle.
                 (of_scales.scale.0[0], x.0.map(|x| if inverse == 0.0 { 0 } else { level(x) }))
             } else {
                 let top = largest(scales);
@@ -265,7 +265,7 @@ impl Strips<110> for Q3 {
             let d = f16::from_f32(d);
             let under = |j: usize| (d.to_f32() * (f32::from(sixes[j]) - 32.0), 0.0);
             let kept = |j: usize, x: &[f32; 16]| match importance {
-                // A run that is nothing has levels of zero, the lowest.
+                // A run of zeros has levels of zero, the lowest.
                 Some(_) if found.inverse[first + j] == 0.0 => [-4; 16],
                 Some(_) => found_levels(x, found.inverse[first + j], 0.0, -4, 3),
                 None => {

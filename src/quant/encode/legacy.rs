@@ -82,7 +82,7 @@ impl<const BITS: usize, const SHIFTED: bool, const BYTES: usize> Routine for Job
                 let found = search::centred(&x, &w, half);
                 for l in 0..L.min(blocks.len() - first) {
                     let levels = match found.inverse.0[l] {
-                        // A run that is nothing has levels of zero, the lowest.
+                        // A run of zeros has levels of zero, the lowest.
                         0.0 => [-half; N],
                         inverse => found_levels(&blocks[first + l], inverse, 0.0, -half, half - 1),
                     };

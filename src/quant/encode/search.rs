@@ -29,7 +29,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Those of all searches that are led by importance.
+    /// The steps of all searches that are weighted by importance.
     pub(super) const fn by_importance(top: i32) -> Self {
         Self { top, first: -0.9, step: 0.05, last: 36, absolute: false }
     }
@@ -119,7 +119,7 @@ pub(super) fn shifted<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L
 #[derive(Clone, Copy)]
 pub(super) struct Centred<const L: usize> {
     pub(super) scale: Lanes<L>,
-    /// Levels are `inverse * value`, rounded; 0 where the run is nothing.
+    /// Levels are `inverse * value`, rounded; 0 for a run of zeros.
     pub(super) inverse: Lanes<L>,
 }
 
@@ -134,7 +134,7 @@ pub(super) fn centred<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L
     }
     let mut inverse = Lanes::splat(-(half as f32)) / largest;
     let ([sum_lx], [sum_l2]) = level_sums(x, w, &wx, [inverse], half);
-    // A sum of squares that is NaN counts as something.
+    // A sum of squares that is NaN does not count as zero.
     let mut scale = sum_l2.equals(zero).pick(zero, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
     // Three tries at a time: one has to wait for its own sums, not for the others'.
@@ -166,7 +166,7 @@ fn level_sums<const L: usize, const N: usize, const TRIES: usize>(
     inverse: [Lanes<L>; TRIES],
     half: i32,
 ) -> ([Lanes<L>; TRIES], [Lanes<L>; TRIES]) {
-    // Runs that are something have values of no more than half steps and a little.
+    // Runs that are not zero have values of no more than half steps and a little.
     let (lowest, highest) = (Lanes::splat(-(half as f32)), Lanes::splat((half - 1) as f32));
     let (mut sum_lx, mut sum_l2) = ([Lanes::splat(0.0); TRIES], [Lanes::splat(0.0); TRIES]);
     for e in 0..N {
@@ -179,7 +179,7 @@ fn level_sums<const L: usize, const N: usize, const TRIES: usize>(
     (sum_lx, sum_l2)
 }
 
-/// The first value of each run with the largest magnitude, and which runs are nothing.
+/// The first value of each run with the largest magnitude, and which runs are zero.
 #[inline(always)]
 fn largest<const L: usize, const N: usize>(x: &Runs<L, N>) -> (Lanes<L>, super::lanes::Mask<L>) {
     let (mut largest, mut magnitude) = (Lanes::splat(0.0), Lanes::splat(0.0));
@@ -192,7 +192,7 @@ fn largest<const L: usize, const N: usize>(x: &Runs<L, N>) -> (Lanes<L>, super::
 }
 
 /// Scale and levels (from `-half` to `half - 1`) of runs, each level moved while that lowers the
-/// error, weighted by the values' squares. Levels of runs that are nothing are `-half`.
+/// error, weighted by the values' squares. Levels of runs of zeros are `-half`.
 #[inline(always)]
 pub(super) fn refined<const L: usize, const N: usize>(x: &Runs<L, N>, half: i32) -> (Lanes<L>, [Ints<L>; N]) {
     let zero = Lanes::splat(0.0);

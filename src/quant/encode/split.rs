@@ -51,7 +51,7 @@ pub(super) fn ascending<const N: usize>(values: &[f32; N]) -> [usize; N] {
 }
 
 /// The best split of 32 values with all levels moved up (way 0) or all moved down (way 1). `None`
-/// where nothing counts.
+/// where all weights are zero.
 #[inline(always)]
 pub(super) fn in_one_way(values: &[f32; 32], weights: &[f32; 32], order: &[usize; 32]) -> Option<Split> {
     let (mut sum_x, mut sum_w) = ([f32::NAN; ROOM], [f32::NAN; ROOM]);
@@ -87,7 +87,7 @@ pub(super) fn in_one_way(values: &[f32; 32], weights: &[f32; 32], order: &[usize
 }
 
 /// The best split of 16 values with levels moved up in both halves (way 0), up and down (1), down and
-/// up (2), down in both (3). `None` where nothing counts.
+/// up (2), down in both (3). `None` where all weights are zero.
 #[inline(always)]
 pub(super) fn in_two_halves(values: &[f32; 16], weights: &[f32; 16], order: &[usize; 16]) -> Option<Split> {
     let (mut sum_x, mut sum_w) = ([[f32::NAN; ROOM]; 2], [[f32::NAN; ROOM]; 2]);
