@@ -5,12 +5,12 @@ mod common;
 use std::path::Path;
 
 use atombank::adapter::peft::{self, Base};
-use atombank::adapter::{Adapter, AdapterConfig, HostTensor, new_bank};
+use atombank::adapter::{Adapter, AdapterConfig, HostTensor};
 use atombank::arch::HfFolder;
 use atombank::bank::BankHook;
 use atombank::bank::compare;
-use atombank::bank::{AtomBank, BankConfig, Routing};
-use atombank::merge::{bank_updates, combine, static_lora, with_adapters, with_updates};
+use atombank::bank::{AtomBank, BankConfig, Routing, new_bank};
+use atombank::merge::{combine, with_adapters};
 use atombank::model::{
     Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
 };
@@ -20,6 +20,12 @@ use proptest::prelude::*;
 
 fn with_plan(model: &HfFolder, plan: &atombank::plan::Plan) -> Decoder {
     Decoder::new(Weights::open(model.path(), &model.config, plan, Residence::Streamed, &Device::Cpu).unwrap())
+}
+
+/// The base with the bank's update for fixed alphas.
+fn baked(model: &HfFolder, bank: &AtomBank, alphas: &[Vec<f32>]) -> atombank::plan::Plan {
+    let one = combine::Weights::new([1.0]);
+    with_adapters(&Base::of(model), model.weights(), &[bank.changes(alphas)], &one).unwrap().plan
 }
 
 /// The alphas of one sequence, by block; under token routing the mean over the routed tokens.
@@ -48,7 +54,7 @@ fn baked_weights_and_logits_are_the_references() {
         let alphas = alphas(&case, &case.adapter, &sequence);
         case.assert_close("baked alphas", &alphas.concat(), &case.expected["baked_alphas"], case.tolerance("alphas"));
         let bank = AtomBank::of(&case.adapter).unwrap();
-        let plan = with_updates(case.model.weights(), &bank_updates(&bank, &alphas)).unwrap();
+        let plan = baked(&case.model, &bank, &alphas);
         for (key, expected) in &case.expected {
             let Some(tensor) = key.strip_prefix("merged.") else { continue };
             let planned = plan.get(tensor).unwrap();
@@ -71,7 +77,7 @@ fn a_static_lora_is_the_same_update() {
     let bank = AtomBank::of(&case.adapter).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("lora");
-    static_lora(&bank, &alphas).save(&folder, false).unwrap();
+    bank.static_lora(&alphas).save(&folder, false).unwrap();
     let lora = Adapter::open(&folder).unwrap();
     lora.check_base(&case.model.config).unwrap();
     let weights = case.model.weights();
@@ -79,7 +85,7 @@ fn a_static_lora_is_the_same_update() {
     let merged = with_adapters(&base, weights, &[peft::open(&folder, &base).unwrap()], &combine::Weights::new([1.0]))
         .unwrap()
         .plan;
-    let baked = with_updates(weights, &bank_updates(&bank, &alphas)).unwrap();
+    let baked = baked(&case.model, &bank, &alphas);
     for (merged, baked) in merged.tensors.iter().zip(&baked.tensors) {
         assert_eq!(merged.read().unwrap(), baked.read().unwrap(), "{}", merged.name);
     }
@@ -156,7 +162,7 @@ proptest! {
             prop_assert!(norm(&view.operator(alpha)) <= largest * 1.00001);
         }
         let decoder = case.decoder(Residence::Memory);
-        let baked = with_plan(&case.model, &with_updates(case.model.weights(), &bank_updates(&view, &alphas)).unwrap());
+        let baked = with_plan(&case.model, &baked(&case.model, &view, &alphas));
         let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
         let batch = Batch::new(std::slice::from_ref(&sequence));
         let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
@@ -165,7 +171,7 @@ proptest! {
         prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
         prop_assert!(agreement.mean_kl.abs() < 1e-5, "{agreement:?}");
 
-        let lora = static_lora(&view, &alphas);
+        let lora = view.static_lora(&alphas);
         let lora = LoadedAdapter::frozen(&lora, &Device::Cpu).unwrap();
         let agreement = compare((&decoder, &mut LoraHook(&lora)), (&baked, &mut NoAdapter), &[sequence]).unwrap();
         prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");

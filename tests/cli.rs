@@ -38,8 +38,9 @@ struct Pair {
 }
 
 fn pair() -> Pair {
-    use atombank::adapter::{Adapter, AdapterConfig, new_bank};
+    use atombank::adapter::{Adapter, AdapterConfig};
     use atombank::arch::HfFolder;
+    use atombank::bank::new_bank;
     use atombank::train::TrainConfig;
     let dir = tempfile::tempdir().unwrap();
     let base = copy(&fixtures().join("demo/base"), &dir.path().join("base"));

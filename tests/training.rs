@@ -6,8 +6,8 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atombank::Error;
-use atombank::adapter::{Adapter, AdapterConfig, new_bank};
-use atombank::bank::Regularizer;
+use atombank::adapter::{Adapter, AdapterConfig};
+use atombank::bank::{Regularizer, new_bank};
 use atombank::model::{LoadedAdapter, Residence, Sequence};
 use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, clip_factor, global_norm, train};
 use candle_core::Device;

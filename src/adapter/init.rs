@@ -1,53 +1,17 @@
-//! Fresh adapters: random factors and atoms, updates that start at zero.
+//! Fresh LoRAs: random A, and B at zero, so that they change nothing until they are trained.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::{Adapter, AdapterConfig, HostTensor, LoraConfig};
 use crate::arch::{LinearLayer, ModelConfig, Module};
-use crate::bank::BankConfig;
 use crate::error::Result;
 use crate::linalg::Random;
-
-/// A bank for `base` with B = 0: it changes nothing until it is trained. The distributions are
-/// those of Queryable LoRA: atoms near the identity, unit-normal keys and descriptors, projections
-/// scaled by their fan-in, A Kaiming-uniform with a = sqrt 5.
-///
-/// # Errors
-/// [`crate::Error::Mismatch`] for settings that contradict each other or the base.
-pub fn new_bank(path: &Path, config: BankConfig, base: &ModelConfig, seed: u64) -> Result<Adapter> {
-    config.check(path)?;
-    let mut random = Random::new(seed);
-    let mut tensors = BTreeMap::new();
-    let r = config.r;
-    for (name, shape) in config.global_tensors() {
-        let blocks = config.blocks(base.num_hidden_layers);
-        let shape: Vec<usize> = shape.into_iter().map(|d| d.unwrap_or(blocks)).collect();
-        let std = match name {
-            "atom_bank.atoms" => 0.5 / (r as f32).sqrt(),
-            "atom_bank.router.block_bias" | "atom_bank.router.summary_init" => 0.1,
-            "atom_bank.router.instruction_proj.weight" => 1.0 / (config.instruction_dim as f32).sqrt(),
-            name if name.starts_with("atom_bank.router.") => 1.0 / (r as f32).sqrt(),
-            _ => 1.0,
-        };
-        let mut values: Vec<f32> = (0..shape.iter().product()).map(|_| std * random.normal()).collect();
-        if name == "atom_bank.atoms" {
-            for atom in values.chunks_exact_mut(r * r) {
-                atom.iter_mut().step_by(r + 1).for_each(|diagonal| *diagonal += 1.0);
-            }
-        }
-        tensors.insert(name.to_owned(), HostTensor { shape, values: values.into() });
-    }
-    factors(&mut tensors, &config.target_modules, r, base, &mut random);
-    let adapter = Adapter { path: path.to_owned(), config: AdapterConfig::Bank(config), tensors };
-    adapter.check_base(base)?;
-    Ok(adapter)
-}
 
 /// A plain LoRA for `base` with B = 0.
 ///
 /// # Errors
-/// As [`new_bank`].
+/// [`crate::Error::Format`] where no module is adapted.
 pub fn new_lora(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) -> Result<Adapter> {
     let mut random = Random::new(seed);
     let mut tensors = BTreeMap::new();
@@ -58,8 +22,8 @@ pub fn new_lora(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) 
     Ok(adapter)
 }
 
-/// A and B of every target in every layer.
-fn factors(
+/// A and B of every target in every layer: A Kaiming-uniform with a = sqrt 5, B zero.
+pub(crate) fn factors(
     tensors: &mut BTreeMap<String, HostTensor>,
     targets: &[String],
     r: usize,

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use config::LoraConfig;
-pub use init::{new_bank, new_lora};
+pub(crate) use init::factors as fresh_factors;
+pub use init::new_lora;
 
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::bank::BankConfig;

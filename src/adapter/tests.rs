@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::bank::{AtomBank, fill_template};
+use crate::bank::{AtomBank, fill_template, new_bank};
 use crate::error::Error;
 
 fn base() -> ModelConfig {

@@ -1,8 +1,10 @@
 //! Atom banks: Queryable LoRA (arXiv:2605.08423), from settings to baked weights.
 
+mod bake;
 mod config;
 pub mod fit;
 pub mod gguf;
+mod init;
 mod report;
 #[cfg(feature = "train")]
 mod route;
@@ -10,6 +12,7 @@ mod route;
 mod routing;
 
 pub use config::{AtomBank, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
+pub use init::new_bank;
 pub(crate) use report::modules_and_layers;
 pub use report::{AtomReport, BankReport};
 #[cfg(feature = "train")]

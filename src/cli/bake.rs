@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use atombank::adapter::peft::Base;
 use atombank::adapter::{Adapter, AdapterConfig};
 use atombank::arch::HfFolder;
 use atombank::bank::AtomBank;
 use atombank::bank::BankHook;
 use atombank::bank::{Agreement, RoutedBy, Routes, compare, route};
 use atombank::error::Finding;
-use atombank::merge::{bank_updates, static_lora, with_updates};
+use atombank::merge::combine::Weights as Shares;
+use atombank::merge::with_adapters;
 use atombank::model::{Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights};
 use atombank::plan::{Expr, Plan};
 use candle_core::Device;
@@ -61,7 +63,8 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
     let routes = route(&decoder, &adapter, &encoder, &args.request.request(), args.request.by())?;
     let alphas = routes.mean();
-    let plan = with_updates(folder.weights(), &bank_updates(&bank, &alphas))?;
+    let base = Base::of(&folder);
+    let plan = with_adapters(&base, folder.weights(), &[bank.changes(&alphas)], &Shares::new([1.0]))?.plan;
     let verified = if args.no_verify || args.output.dry_run {
         None
     } else {
@@ -69,7 +72,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     };
     match args.output.kind() {
         Kind::Lora if args.output.dry_run => {}
-        Kind::Lora => static_lora(&bank, &alphas).save(&args.output.output, args.output.overwrite)?,
+        Kind::Lora => bank.static_lora(&alphas).save(&args.output.output, args.output.overwrite)?,
         Kind::Hf | Kind::Gguf | Kind::Safetensors | Kind::Pytorch => args.output.write(&folder, &plan, common)?,
     }
     if args.json {
@@ -117,7 +120,7 @@ fn verify(
     let mut hook = BankHook::new(&loaded, config, &batch, e)?;
     let routed = (decoder, &mut hook as &mut dyn atombank::model::Hook);
     if args.output.kind() == Kind::Lora {
-        let lora = LoadedAdapter::frozen(&static_lora(bank, &routes.mean()), &Device::Cpu)?;
+        let lora = LoadedAdapter::frozen(&bank.static_lora(&routes.mean()), &Device::Cpu)?;
         return Ok(compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences)?);
     }
     let written = match args.output.kind() {

@@ -6,13 +6,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use atombank::adapter::peft::Base;
 use atombank::adapter::{Adapter, AdapterConfig};
 use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE};
 use atombank::bank::{Request, RoutedBy, route};
 use atombank::convert::{ConvertOptions, Gguf, to_gguf};
 use atombank::formats::gguf::{self, GgufFile};
-use atombank::merge::{bank_updates, with_updates};
+use atombank::merge::combine::Weights;
+use atombank::merge::with_adapters;
 use atombank::model::{Decoder, InstructionEncoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy};
 use atombank::plan::{self, Plan, Staging};
 use atombank::source::Source;
@@ -186,7 +188,9 @@ impl Demo {
         let bank = AtomBank::of(&self.bank)?;
         let mut folders = Vec::new();
         for (i, alphas) in baked.iter().enumerate() {
-            let plan = with_updates(self.folder.weights(), &bank_updates(&bank, alphas))?;
+            let changes = [bank.changes(alphas)];
+            let plan =
+                with_adapters(&Base::of(&self.folder), self.folder.weights(), &changes, &Weights::new([1.0]))?.plan;
             let folder = self.dir.join(format!("baked-{i}"));
             self.folder.write(&plan, Staging::folder(&folder, false)?, u64::MAX, plan::Options::default(), &|_| ())?;
             if i < AS_GGUF {

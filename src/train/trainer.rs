@@ -12,9 +12,9 @@ use serde_json::json;
 use super::checkpoint::{self, State};
 use super::step::completion_tokens;
 use super::{AdamW, Dataset, Objective, Row, TrainConfig, clip_factor, global_norm};
-use crate::adapter::{Adapter, AdapterConfig, new_bank, new_lora};
+use crate::adapter::{Adapter, AdapterConfig, new_lora};
 use crate::arch::HfFolder;
-use crate::bank::Regularizer;
+use crate::bank::{Regularizer, new_bank};
 use crate::error::{Error, Finding, IoContext, Result};
 use crate::model::{Decoder, InstructionEncoder, LoadedAdapter, Residence, TextEncoder};
 

@@ -1,0 +1,57 @@
+//! What a bank adds to its base once the weights of its atoms are fixed.
+
+use std::collections::BTreeMap;
+
+use super::AtomBank;
+use crate::adapter::peft::{Change, Changes, LowRank};
+use crate::adapter::{Adapter, AdapterConfig, HostTensor, LoraConfig};
+use crate::plan::Expr;
+
+impl AtomBank<'_> {
+    /// `s B_l M_b A_l` for every linear layer that the bank adapts, as changes to the base's weights.
+    /// `alphas` are the weights of the atoms by block, each `[K]`.
+    ///
+    /// # Panics
+    /// Where there are fewer alphas than blocks.
+    pub fn changes(&self, alphas: &[Vec<f32>]) -> Changes {
+        let operators: Vec<Vec<f32>> = alphas.iter().map(|alpha| self.operator(alpha)).collect();
+        let values = |shape: &[usize], values| Expr::Values { shape: shape.to_vec(), values };
+        let mut changes = Changes::default();
+        for site in self.adapter.sites() {
+            let (a, b) = self.adapter.factors(site);
+            let left = self.left_factor(site, &operators[site.layer / self.config.block_size]);
+            let update = LowRank {
+                scale: self.adapter.config.scale(),
+                a: values(&a.shape, a.values.clone()),
+                b: values(&b.shape, left.into()),
+                transposed: false,
+                rounded: None,
+            };
+            changes.changes.push((site.weight_name(), Change::LowRank(update)));
+        }
+        changes
+    }
+
+    /// The same update as an ordinary LoRA: `lora_B' = B_l M_b`, `lora_A' = A_l`, same rank and alpha.
+    ///
+    /// # Panics
+    /// As [`AtomBank::changes`].
+    pub fn static_lora(&self, alphas: &[Vec<f32>]) -> Adapter {
+        let config = LoraConfig {
+            r: self.config.r,
+            lora_alpha: self.config.lora_alpha,
+            use_rslora: self.config.use_rslora,
+            target_modules: Some(self.config.target_modules.clone()),
+            base_model_name_or_path: self.config.base_model_name_or_path.clone(),
+        };
+        let mut tensors = BTreeMap::new();
+        for site in self.adapter.sites() {
+            let (a, b) = self.adapter.factors(site);
+            let operator = self.operator(&alphas[site.layer / self.config.block_size]);
+            let left = self.left_factor(site, &operator);
+            tensors.insert(site.factor_name('A'), a.clone());
+            tensors.insert(site.factor_name('B'), HostTensor { shape: b.shape.clone(), values: left.into() });
+        }
+        Adapter { path: self.adapter.path.clone(), config: AdapterConfig::Lora(config), tensors }
+    }
+}
