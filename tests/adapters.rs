@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atombank::adapter::peft::{self, Base, Changes};
-use atombank::adapter::{HostTensor, kohya, save_tensors};
+use atombank::adapter;
+use atombank::adapter::peft::{Base, Changes};
+use atombank::adapter::{HostTensor, save_tensors};
 use atombank::checkpoint::Checkpoint;
 use atombank::dtype::DType;
 use atombank::formats::safetensors::SafetensorsFile;
@@ -22,7 +23,7 @@ type Merged = atombank::Result<BTreeMap<String, PlannedTensor>>;
 
 /// Merges the adapter in `folder` into the base `base`: the tensors by name.
 fn merge(folder: &Path, base: &Path) -> Merged {
-    merge_what(base, |base| peft::open(folder, base))
+    merge_what(base, |base| adapter::open(folder, base))
 }
 
 /// Merges what `open` finds for the base `base`.
@@ -264,7 +265,7 @@ fn kinds_for_linear_layers_only_are_refused_on_others() {
 
 /// Merges one file of kohya's kind.
 fn merge_file(file: &Path, base: &Path) -> Merged {
-    merge_what(base, |base| kohya::open(file, base))
+    merge_what(base, |base| adapter::open(file, base))
 }
 
 /// Files of LyCORIS by their names in `fixtures/adapters/lycoris`, and their base.

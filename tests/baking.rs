@@ -4,7 +4,8 @@ mod common;
 
 use std::path::Path;
 
-use atombank::adapter::peft::{self, Base};
+use atombank::adapter;
+use atombank::adapter::peft::Base;
 use atombank::adapter::{Adapter, AdapterConfig, HostTensor};
 use atombank::arch::HfFolder;
 use atombank::bank::BankHook;
@@ -82,9 +83,10 @@ fn a_static_lora_is_the_same_update() {
     lora.check_base(&case.model.config).unwrap();
     let weights = case.model.weights();
     let base = Base::of(&case.model);
-    let merged = with_adapters(&base, weights, &[peft::open(&folder, &base).unwrap()], &combine::Weights::new([1.0]))
-        .unwrap()
-        .plan;
+    let merged =
+        with_adapters(&base, weights, &[adapter::open(&folder, &base).unwrap()], &combine::Weights::new([1.0]))
+            .unwrap()
+            .plan;
     let baked = baked(&case.model, &bank, &alphas);
     for (merged, baked) in merged.tensors.iter().zip(&baked.tensors) {
         assert_eq!(merged.read().unwrap(), baked.read().unwrap(), "{}", merged.name);

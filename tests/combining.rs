@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use atombank::DType;
-use atombank::adapter::peft::{self, Base, Change, LowRank};
+use atombank::adapter;
+use atombank::adapter::peft::{Base, Change, LowRank};
 use atombank::checkpoint::Checkpoint;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::combine::{CombineOptions, LoraMethod, ModelMethod, Weights, combine_loras, combine_models};
@@ -164,7 +165,7 @@ fn loras() -> BTreeMap<&'static str, Vec<(String, LowRank)>> {
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let base = Base::of(&checkpoint);
     let open = |name: &'static str| {
-        let changes = peft::open(&fixtures().join(name), &base).unwrap().changes;
+        let changes = adapter::open(&fixtures().join(name), &base).unwrap().changes;
         let update = |(name, change)| match change {
             Change::LowRank(update) => (name, update),
             other => panic!("{other:?}"),

@@ -6,42 +6,21 @@ mod update;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use super::peft::{Base, Changes};
 use crate::error::{Finding, Result};
-use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::{Plan, PlannedTensor};
-use crate::source::Source;
 use update::{Parts, Update};
 
 /// What stands before the paths of modules.
 const PREFIXES: [&str; 6] = ["lora_te1_", "lora_te2_", "lora_te_", "lora_unet_", "lycoris_", "lora_"];
-
-/// Whether the tensors of a file are called as those of such an adapter.
-pub fn is_kohya(tensors: &Plan) -> bool {
-    !tensors.tensors.is_empty()
-        && tensors
-            .tensors
-            .iter()
-            .all(|t| PREFIXES.iter().any(|prefix| t.name.starts_with(prefix)) && t.name.contains('.'))
-}
-
-/// The adapter in the file at `path`, on `base`.
-///
-/// # Errors
-/// As [`changes`], and those of reading the file.
-pub fn open(path: &Path, base: &Base) -> Result<Changes> {
-    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(path)?);
-    changes(path, Plan::taking(&source), base)
-}
 
 /// The adapter with these tensors, which stand in `file`, on `base`.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a kind of update that this version can't merge, naming the tensor;
 /// [`crate::Error::Mismatch`] for an adapter of another base.
-pub fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
+pub(super) fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
     let mut modules: BTreeMap<String, Parts> = BTreeMap::new();
     for tensor in tensors.tensors {
         let Some((module, part)) = tensor.name.split_once('.') else {
@@ -62,7 +41,7 @@ pub fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
             }
         }
     }
-    let mut changes = Changes::default();
+    let mut changes = Changes { path: file.to_owned(), ..Changes::default() };
     let mut taken: HashMap<String, String> = HashMap::new();
     for (module, parts) in modules {
         let path = find(file, &module, &parts, &paths, base)?;

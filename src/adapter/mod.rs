@@ -2,7 +2,8 @@
 
 mod config;
 mod init;
-pub mod kohya;
+pub(crate) mod kohya;
+mod open;
 pub mod peft;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 pub use config::LoraConfig;
 pub(crate) use init::factors as fresh_factors;
 pub use init::new_lora;
+pub use open::{AdapterFiles, open};
 
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::bank::BankConfig;

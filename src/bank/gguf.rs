@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Number, Value as Json};
 
+use crate::adapter::peft::PREFIX as PEFT_PREFIX;
 use crate::adapter::{Adapter, AdapterConfig};
-use crate::convert::lora::PEFT_PREFIX;
 use crate::convert::sidecars::{Sidecars, json_text, left_out_keys, parsed};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};

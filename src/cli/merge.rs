@@ -5,10 +5,9 @@ mod method;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::kohya;
-use atombank::adapter::peft::{self, Base, Change, Changes, LowRank, NewLora};
+use atombank::adapter;
+use atombank::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::lora::{self, TableBase};
 use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
@@ -102,7 +101,7 @@ impl MergeArgs {
         };
         let base = if keeps_types { base } else { base.retyped() };
         if self.output.kind() == Kind::Lora {
-            return self.one_lora(&base, folder.weights(), others, common);
+            return self.one_lora(&base, others, common);
         }
         let (merged, truncations) = self.merged(&base, folder.weights(), others, common)?;
         if merged.untied {
@@ -138,7 +137,7 @@ impl MergeArgs {
         };
         let base = Base::new(model.path(), &config, &plan).retyped();
         if self.output.kind() == Kind::Lora {
-            return self.one_lora(&base, &plan, others, common);
+            return self.one_lora(&base, others, common);
         }
         let (merged, truncations) = self.merged(&base, &plan, others, common)?;
         if merged.untied {
@@ -169,9 +168,9 @@ impl MergeArgs {
     }
 
     /// What every adapter changes.
-    fn adapters(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<Vec<Changes>> {
+    fn adapters(&self, base: &Base, others: &[PathBuf], common: &Common) -> Result<Vec<Changes>> {
         let open = |path: &PathBuf| {
-            let changes = open(path, base, weights)?;
+            let changes = adapter::open(path, base)?;
             print_notes(&changes.notes, common);
             // What is combined has to be low-rank updates; copies of the base's embeddings say nothing.
             let combined = self.method.method.is_some() || self.output.kind() == Kind::Lora;
@@ -197,14 +196,14 @@ impl MergeArgs {
             self.method.check(Of::Loras, None)?;
         }
         let mut truncations = Vec::new();
-        let mut adapters = self.adapters(base, weights, others, common)?;
+        let mut adapters = self.adapters(base, others, common)?;
         let mut shares = self.options()?.weights;
         if let Some(name) = &self.method.method {
             let keeps_tie = adapters.iter().all(|changes| changes.keeps_tie);
             let updates;
             (updates, truncations) = self.combined(name.parse()?, &adapters, others, common)?;
             let changes = updates.into_iter().map(|(name, update)| (name, Change::LowRank(update))).collect();
-            adapters = vec![Changes { changes, keeps_tie, notes: Vec::new() }];
+            adapters = vec![Changes { changes, keeps_tie, ..Changes::default() }];
             shares = Weights::new([1.0]);
         }
         let merged = with_adapters(base, weights, &adapters, &shares)?;
@@ -217,8 +216,8 @@ impl MergeArgs {
     }
 
     /// All adapters as one LoRA in a folder of its own.
-    fn one_lora(&self, base: &Base, weights: &Plan, others: &[PathBuf], common: &Common) -> Result<Vec<Truncation>> {
-        let adapters = self.adapters(base, weights, others, common)?;
+    fn one_lora(&self, base: &Base, others: &[PathBuf], common: &Common) -> Result<Vec<Truncation>> {
+        let adapters = self.adapters(base, others, common)?;
         let method = match (&self.method.method, self.method.rank) {
             (Some(name), _) => name.parse()?,
             (None, Some(_)) => LoraMethod::Svd,
@@ -291,22 +290,4 @@ impl MergeArgs {
         let truncations = combined.truncations()?;
         Ok((combined.result, truncations))
     }
-}
-
-/// What the adapter at `path` changes in `base`.
-fn open(path: &Path, base: &Base, weights: &Plan) -> Result<Changes> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("gguf") if path.is_file() => {}
-        Some("safetensors") if path.is_file() => return Ok(kohya::open(path, base)?),
-        _ => return Ok(peft::open(path, base)?),
-    }
-    let model = GgufModel::open(path)?;
-    let Some(table) = TableBase::of(base.path(), base.config(), weights.clone())? else {
-        let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
-        return Err(finding.found("another").unsupported().into());
-    };
-    let unpacked = lora::from_gguf(model.metadata(), &model.tensors().iter().cloned().collect(), &table)?;
-    let mut changes = peft::changes(path, &unpacked.config, path, unpacked.tensors, base)?;
-    changes.notes.extend(unpacked.notes);
-    Ok(changes)
 }

@@ -10,7 +10,6 @@ mod unpack;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 pub use base::{BaseModel, RowOrder, TableBase};
 pub use unpack::{Unpacked, from_gguf};
@@ -20,23 +19,20 @@ use super::OutType;
 use super::general::{self, GeneralOptions, TensorTotals};
 use serde_json::Map;
 
+use crate::adapter::AdapterFiles;
+use crate::adapter::peft::PREFIX as PEFT_PREFIX;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::formats::pytorch::PytorchFile;
-use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
 use crate::plan::{Expr, Plan, PlannedTensor};
-use crate::source::{Source, row_len, show_shape};
+use crate::source::{row_len, show_shape};
 
 const ALPHA_KEY: &str = "adapter.lora.alpha";
 const ALORA_KEY: &str = "adapter.alora.invocation_tokens";
 
 /// `GGML_QUANT_VERSION`: the layout of quantized blocks.
 const QUANTIZATION_VERSION: u32 = 2;
-
-/// What the names of an adapter's tensors begin with.
-pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
 /// GGUF's name of the embeddings, whose factors llama.cpp takes the other way round.
 const EMBEDDINGS: &str = "token_embd.weight";
@@ -64,9 +60,9 @@ struct Pair {
 pub fn to_gguf(folder: &Path, base: &dyn BaseModel, outtype: OutType) -> Result<(Metadata, Plan, Vec<String>)> {
     let config_path = folder.join("adapter_config.json");
     let config = PeftConfig::from_json(&config_path, &read_json_object(&config_path)?)?;
-    let (file, source) = weights(folder)?;
+    let files = AdapterFiles::find(folder)?;
+    let (file, tensors) = (files.file().to_owned(), files.tensors().clone());
     let mut notes = Vec::new();
-    let tensors = Plan::taking(&source);
     let outtype = outtype.dtype(&tensors);
     let pairs = pairs(&file, base, tensors, &mut notes)?;
     let alpha = config.file_alpha()?;
@@ -92,17 +88,6 @@ pub fn to_gguf(folder: &Path, base: &dyn BaseModel, outtype: OutType) -> Result<
     }
     metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
     Ok((metadata, plan, notes))
-}
-
-/// The adapter's weights: safetensors, else what torch has saved.
-pub(crate) fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
-    let (safetensors, pickled) = (folder.join("adapter_model.safetensors"), folder.join("adapter_model.bin"));
-    if !safetensors.is_file() && pickled.is_file() {
-        let source: Arc<dyn Source> = Arc::new(PytorchFile::open(&pickled, None)?);
-        return Ok((pickled, source));
-    }
-    let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&safetensors)?);
-    Ok((safetensors, source))
 }
 
 /// The factors by module, in the order in which modules first come up; whatever else is there is

@@ -100,6 +100,11 @@ impl<'a> Base<'a> {
         &self.path
     }
 
+    /// The tensors, by the names that the file has for them.
+    pub fn weights(&self) -> &'a Plan {
+        self.weights
+    }
+
     /// config.json.
     pub fn config(&self) -> &'a Map<String, Value> {
         self.config

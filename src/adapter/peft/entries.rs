@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::convert::lora::PEFT_PREFIX;
+use super::PREFIX;
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::show_shape;
@@ -17,7 +17,7 @@ pub(super) struct Entries {
 impl Entries {
     /// The tensors of the file at `file`, called as PEFT calls them.
     pub(super) fn new(file: &Path, tensors: Plan) -> Self {
-        let bare = |name: &str| name.strip_prefix(PEFT_PREFIX).unwrap_or(name).to_owned();
+        let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
         let left = tensors.tensors.into_iter().map(|tensor| (bare(&tensor.name), tensor)).collect();
         Self { file: file.to_owned(), left }
     }
@@ -64,7 +64,7 @@ impl Entries {
 
     /// A finding about the tensor called `name`.
     pub(super) fn finding(&self, name: &str) -> Finding {
-        let full = [PEFT_PREFIX, name].concat();
+        let full = [PREFIX, name].concat();
         Finding::new(&self.file, format!("tensor {full:?}"))
     }
 

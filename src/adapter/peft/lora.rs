@@ -35,7 +35,6 @@ const INERT: &[&str] = &[
 /// Fields that ask for what no weight can be, or for another way of merging, and why.
 const REFUSED: &[(&str, &str)] = &[
     ("arrow_config", "every token picks among adapters, so that no one weight is the model"),
-    ("alora_invocation_tokens", "the update is on behind certain tokens only, so that no one weight is the model"),
     ("use_qalora", "inputs are pooled before the update, which PEFT does not merge"),
     ("layer_replication", "layers of the base are repeated"),
     ("use_bdlora", "factors are block-diagonal"),

@@ -28,7 +28,7 @@ mod tokens;
 mod vblora;
 mod vera;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use base::Base;
 pub use change::{Change, LowRank};
@@ -42,8 +42,11 @@ pub(super) use vblora::integers;
 use entries::Entries;
 
 use crate::error::{Finding, Result};
-use crate::json::{Fields, read_json_object};
+use crate::json::Fields;
 use crate::plan::Plan;
+
+/// What PEFT puts before the names of an adapter's tensors.
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// A change to one tensor, by the tensor's name in the base.
 pub type Named = (String, Change);
@@ -51,15 +54,36 @@ pub type Named = (String, Change);
 /// What an adapter does to its base.
 #[derive(Debug, Default)]
 pub struct Changes {
+    /// The file that says what kind of adapter it is, for messages.
+    pub path: PathBuf,
     /// In the order in which they are to be applied.
     pub changes: Vec<Named>,
     /// Whether a head that is the embeddings stays that: what changes them changes both.
     pub keeps_tie: bool,
+    /// The tokens behind which the adapter is on (activated LoRA); always on where there are none.
+    pub invocation_tokens: Vec<u32>,
     /// A line for everything that was left out or taken for granted.
     pub notes: Vec<String>,
 }
 
 impl Changes {
+    /// Refuses an adapter that is on behind certain tokens only, as no one weight stands for it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`], naming the field.
+    pub fn check_always_on(&self) -> Result<()> {
+        if self.invocation_tokens.is_empty() {
+            return Ok(());
+        }
+        Err(Finding::new(&self.path, "alora_invocation_tokens")
+            .expected("a LoRA that is a fixed change of weights")
+            .found(format_args!(
+                "{:?}: the update is on behind certain tokens only, so that no one weight is the model",
+                self.invocation_tokens
+            ))
+            .unsupported())
+    }
+
     /// Without whole tensors that are the base's own: PEFT saves embeddings beside adapters that act on them.
     ///
     /// # Errors
@@ -86,7 +110,7 @@ const INERT: &[&str] =
 /// # Errors
 /// [`crate::Error::Unsupported`] for a kind, a field or a tensor that this version can't merge
 /// truthfully, naming it; [`crate::Error::Mismatch`] for an adapter of another base.
-pub fn changes(
+pub(super) fn changes(
     config_path: &Path,
     config: &serde_json::Map<String, serde_json::Value>,
     file: &Path,
@@ -99,6 +123,10 @@ pub fn changes(
     if !refused::MERGED.contains(&kind.as_str()) {
         return Err(refused::kind(&fields, &kind));
     }
+    let invocation_tokens = match kind.as_str() {
+        "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),
+        _ => Vec::new(),
+    };
     let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
     let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
     changes.extend(match kind.as_str() {
@@ -128,13 +156,11 @@ pub fn changes(
     if changes.is_empty() {
         return Err(Finding::new(file, "").expected("tensors that change the base").found("none").format());
     }
-    Ok(Changes { changes, keeps_tie: tied || tokens_tied, notes: Vec::new() })
-}
-
-/// As [`changes`], for a PEFT folder.
-pub fn open(folder: &Path, base: &Base) -> Result<Changes> {
-    let config_path = folder.join("adapter_config.json");
-    let config = read_json_object(&config_path)?;
-    let (file, source) = crate::convert::lora::weights(folder)?;
-    changes(&config_path, &config, &file, Plan::taking(&source), base)
+    Ok(Changes {
+        path: config_path.to_owned(),
+        changes,
+        keeps_tie: tied || tokens_tied,
+        invocation_tokens,
+        notes: Vec::new(),
+    })
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
+use super::PREFIX;
 use super::base::Base;
 use super::change::LowRank;
-use crate::convert::lora::PEFT_PREFIX;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::safetensors;
@@ -51,7 +51,7 @@ impl NewLora {
                 false => ["lora_A.weight", "lora_B.weight"],
             };
             for (name, expr) in names.into_iter().zip([&module.update.a, &module.update.b]) {
-                let (name, expr) = (format!("{PEFT_PREFIX}{}.{name}", module.path), expr.clone());
+                let (name, expr) = (format!("{PREFIX}{}.{name}", module.path), expr.clone());
                 tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
             }
         }
@@ -68,13 +68,13 @@ impl NewLora {
                 true => {
                     biases = true;
                     let wrapped = if adapted.contains(path) { ".base_layer" } else { "" };
-                    format!("{PEFT_PREFIX}{path}{wrapped}.bias")
+                    format!("{PREFIX}{path}{wrapped}.bias")
                 }
                 false => {
                     if !modules_to_save.iter().any(|module| module == path) {
                         modules_to_save.push(path.to_owned());
                     }
-                    format!("{PEFT_PREFIX}{own}")
+                    format!("{PREFIX}{own}")
                 }
             };
             tensors.tensors.push(PlannedTensor { name, ..tensor });

@@ -1,12 +1,15 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::formats::gguf::{self, GgufFile};
+use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::{self, Staging};
+use crate::source::Source;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora")

@@ -1,0 +1,342 @@
+//! The one way to an adapter: what stands at a path, by its content, and what it changes in a base.
+//!
+//! PEFT writes an adapter as a folder of its own, and trainers write such folders into others: one for every
+//! checkpoint of a run, one for every named adapter. A path may name any of them, or a file in them.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::kohya;
+use super::peft::{self, Base, Changes};
+use crate::error::{Finding, IoContext, Result};
+use crate::formats::gguf::{GgufModel, Metadata};
+use crate::formats::pytorch::PytorchFile;
+use crate::formats::safetensors::SafetensorsFile;
+use crate::json::read_json_object;
+use crate::plan::Plan;
+use crate::source::Source;
+
+/// PEFT's name of an adapter's settings.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+/// PEFT's names of an adapter's weights, the preferred one first.
+const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+/// What trainers call the folders of their checkpoints: this, and the step.
+const CHECKPOINT: &str = "checkpoint-";
+
+/// The adapter at `path` as changes to the tensors of `base`: a folder as PEFT or a trainer has it, a file of
+/// kohya-ss/sd-scripts or LyCORIS, or a LoRA in a GGUF.
+///
+/// # Errors
+/// What [`AdapterFiles::find`] and [`AdapterFiles::changes`] meet; [`crate::Error::Unsupported`] for an adapter
+/// that is on behind certain tokens only.
+pub fn open(path: &Path, base: &Base) -> Result<Changes> {
+    let changes = AdapterFiles::find(path)?.changes(base)?;
+    changes.check_always_on()?;
+    Ok(changes)
+}
+
+/// The files of one adapter, open, before anything is made of its tensors.
+#[derive(Debug)]
+pub struct AdapterFiles {
+    path: PathBuf,
+    file: PathBuf,
+    tensors: Plan,
+    form: AdapterForm,
+    notes: Vec<String>,
+}
+
+/// The form in which an adapter is kept.
+#[derive(Debug)]
+enum AdapterForm {
+    /// A folder of PEFT, with its settings.
+    Peft(Map<String, Value>),
+    /// One file, as kohya-ss/sd-scripts and LyCORIS save it: names of tensors say everything.
+    Kohya,
+    /// A LoRA in a GGUF, as llama.cpp loads it.
+    Gguf(Metadata),
+}
+
+impl AdapterFiles {
+    /// Finds the adapter that `path` names: a file of one, its folder, or a folder in which it is the only one. Of
+    /// a run's checkpoints the latest is taken, unless the run itself calls another one its best.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where there are several, naming them, or none; those of reading the files.
+    pub fn find(path: &Path) -> Result<Self> {
+        if path.is_file() {
+            return Self::of_file(path);
+        }
+        let mut notes = Vec::new();
+        let folder = match path.is_dir() && !path.join(CONFIG).is_file() {
+            true => below(path, &mut notes)?,
+            false => path.to_owned(),
+        };
+        let config = read_json_object(&folder.join(CONFIG))?;
+        let (file, source) = weights(&folder)?;
+        Ok(Self { path: folder, file, tensors: Plan::taking(&source), form: AdapterForm::Peft(config), notes })
+    }
+
+    /// The adapter of a single file.
+    fn of_file(path: &Path) -> Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if path.file_name().is_some_and(|name| name == CONFIG) {
+            return Self::find(folder);
+        }
+        let (file, notes) = (path.to_owned(), Vec::new());
+        let source: Arc<dyn Source> = match beginning(path)? {
+            [b'G', b'G', b'U', b'F', ..] => {
+                let model = GgufModel::open(path)?;
+                let tensors = model.tensors().iter().cloned().collect();
+                let form = AdapterForm::Gguf(model.metadata().clone());
+                return Ok(Self { path: file.clone(), file, tensors, form, notes });
+            }
+            // A zip, or a pickle.
+            [b'P', b'K', ..] | [0x80, ..] => Arc::new(PytorchFile::open(path, None)?),
+            _ => Arc::new(SafetensorsFile::open(path)?),
+        };
+        let tensors = Plan::taking(&source);
+        if !tensors.tensors.iter().any(|tensor| tensor.name.starts_with(peft::PREFIX)) {
+            return Ok(Self { path: file.clone(), file, tensors, form: AdapterForm::Kohya, notes });
+        }
+        let config_path = folder.join(CONFIG);
+        if !config_path.is_file() {
+            return Err(Finding::new(path, "")
+                .expected(format_args!("{CONFIG} beside it, as its tensors are called as those of PEFT"))
+                .found("none")
+                .mismatch());
+        }
+        let form = AdapterForm::Peft(read_json_object(&config_path)?);
+        Ok(Self { path: folder.to_owned(), file, tensors, form, notes })
+    }
+
+    /// The folder or file that was found.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that has the tensors.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Every tensor, by the name and with the type that it has there.
+    pub fn tensors(&self) -> &Plan {
+        &self.tensors
+    }
+
+    /// What the adapter changes in `base`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for a kind, a field or a tensor that this version can't turn into changes of
+    /// weights, naming it; [`crate::Error::Mismatch`] for an adapter of another base.
+    pub fn changes(&self, base: &Base) -> Result<Changes> {
+        let tensors = self.tensors.clone();
+        let mut changes = match &self.form {
+            AdapterForm::Peft(config) => peft::changes(&self.path.join(CONFIG), config, &self.file, tensors, base)?,
+            AdapterForm::Kohya => kohya::changes(&self.file, tensors, base)?,
+            AdapterForm::Gguf(metadata) => gguf_changes(&self.file, metadata, &tensors, base)?,
+        };
+        changes.notes.splice(0..0, self.notes.iter().cloned());
+        Ok(changes)
+    }
+}
+
+/// The changes of a LoRA in a GGUF.
+fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Changes> {
+    use crate::convert::lora::{TableBase, from_gguf};
+    let Some(table) = TableBase::of(base.path(), base.config(), base.weights().clone())? else {
+        let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
+        return Err(finding.found("another").unsupported());
+    };
+    let unpacked = from_gguf(metadata, tensors, &table)?;
+    let mut changes = peft::changes(path, &unpacked.config, path, unpacked.tensors, base)?;
+    changes.notes.extend(unpacked.notes);
+    Ok(changes)
+}
+
+/// The first bytes of a file; zeros where it is shorter.
+fn beginning(path: &Path) -> Result<[u8; 4]> {
+    let mut bytes = [0; 4];
+    let file = std::fs::File::open(path).at(path, "open")?;
+    let read: Vec<u8> = file.take(4).bytes().collect::<std::io::Result<_>>().at(path, "read")?;
+    bytes[..read.len()].copy_from_slice(&read);
+    Ok(bytes)
+}
+
+/// The weights in a folder of PEFT: safetensors, else what torch has saved.
+fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
+    let [safetensors, pickled] = WEIGHTS.map(|name| folder.join(name));
+    if safetensors.is_file() {
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&safetensors)?);
+        return Ok((safetensors, source));
+    }
+    if pickled.is_file() {
+        let source: Arc<dyn Source> = Arc::new(PytorchFile::open(&pickled, None)?);
+        return Ok((pickled, source));
+    }
+    let finding = Finding::new(folder, "weights").expected(format_args!("{} or {}", WEIGHTS[0], WEIGHTS[1]));
+    let mlx = folder.join("adapters.safetensors").is_file();
+    Err(match mlx {
+        true => finding.found("adapters.safetensors, as mlx-lm has it").hint("fuse it with mlx_lm.fuse").unsupported(),
+        false => finding.found("neither").hint("is the download complete?").mismatch(),
+    })
+}
+
+/// The folder of the adapter somewhere below `folder`, which is none itself.
+fn below(folder: &Path, notes: &mut Vec<String>) -> Result<PathBuf> {
+    let finding = || Finding::new(folder, CONFIG);
+    let mut found: Vec<PathBuf> = Vec::new();
+    for child in subfolders(folder)? {
+        match child.join(CONFIG).is_file() {
+            true => found.push(child),
+            // A checkpoint may have its adapter, or each of several, one level further down.
+            false if step(&child).is_some() => {
+                found.extend(subfolders(&child)?.into_iter().filter(|inner| inner.join(CONFIG).is_file()));
+            }
+            false => {}
+        }
+    }
+    let names = |found: &[PathBuf]| {
+        let name = |path: &PathBuf| path.strip_prefix(folder).unwrap_or(path).display().to_string();
+        found.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let chosen = match found.as_slice() {
+        [] => {
+            let model = folder.join("config.json").is_file();
+            let finding = finding().expected("an adapter: this file here, or in one of its folders");
+            return Err(finding.found(if model { "a model" } else { "none" }).mismatch());
+        }
+        [one] => one,
+        several => match latest(folder, several) {
+            Some(latest) => latest,
+            None => {
+                let finding = finding().expected("one adapter").found(format_args!("several: {}", names(several)));
+                return Err(finding.hint("name one of them").mismatch());
+            }
+        },
+    };
+    let others = if found.len() > 1 { format!(", the latest of {}", names(&found)) } else { String::new() };
+    notes.push(format!(
+        "{}: the adapter in {} is taken{others}",
+        folder.display(),
+        names(std::slice::from_ref(chosen))
+    ));
+    Ok(chosen.clone())
+}
+
+/// The folders in `folder`, by name.
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).at(folder, "read")? {
+        let path = entry.at(folder, "read")?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The step of a trainer's checkpoint, by the name of its folder.
+fn step(folder: &Path) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix(CHECKPOINT)?.parse().ok()
+}
+
+/// The adapter of the latest checkpoint of a run, where all are of checkpoints, each has one, and the run doesn't
+/// call another checkpoint its best.
+fn latest<'a>(run: &Path, adapters: &'a [PathBuf]) -> Option<&'a PathBuf> {
+    let checkpoint = |path: &'a PathBuf| path.ancestors().take_while(|path| *path != run).last();
+    let mut steps: Vec<(u64, &Path, &PathBuf)> = Vec::new();
+    for adapter in adapters {
+        let checkpoint = checkpoint(adapter)?;
+        steps.push((step(checkpoint)?, checkpoint, adapter));
+    }
+    steps.sort_unstable();
+    if steps.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return None;
+    }
+    let (_, checkpoint, adapter) = steps.last()?;
+    let state = read_json_object(&checkpoint.join("trainer_state.json")).unwrap_or_default();
+    let best = state.get("best_model_checkpoint").and_then(Value::as_str).and_then(|best| Path::new(best).file_name());
+    (best.is_none() || best == checkpoint.file_name()).then_some(adapter)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A copy of a fixture's adapter at `to`.
+    fn adapter(to: &Path) {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters/lora");
+        fs::create_dir_all(to).unwrap();
+        for name in [CONFIG, WEIGHTS[0]] {
+            fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_adapter_is_found_in_every_layout_of_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        adapter(&at("plain"));
+        adapter(&at("named/default"));
+        adapter(&at("run/checkpoint-9"));
+        adapter(&at("run/checkpoint-10"));
+        fs::create_dir_all(at("run/logs")).unwrap();
+        adapter(&at("deep/checkpoint-5/adapter_model"));
+        adapter(&at("two/first"));
+        adapter(&at("two/second"));
+        for (path, expected) in [
+            ("plain", "plain"),
+            ("plain/adapter_config.json", "plain"),
+            ("plain/adapter_model.safetensors", "plain"),
+            ("named", "named/default"),
+            ("run", "run/checkpoint-10"),
+            ("run/checkpoint-9", "run/checkpoint-9"),
+            ("deep", "deep/checkpoint-5/adapter_model"),
+            ("deep/checkpoint-5", "deep/checkpoint-5/adapter_model"),
+            ("two/second", "two/second"),
+        ] {
+            let found = AdapterFiles::find(&at(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert_eq!(found.path(), at(expected), "{path}");
+            assert_eq!(found.notes.is_empty(), expected == path || path.starts_with("plain"), "{path}");
+        }
+        let note = &AdapterFiles::find(&at("run")).unwrap().notes[0];
+        assert!(note.ends_with("checkpoint-10 is taken, the latest of checkpoint-10, checkpoint-9"), "{note}");
+    }
+
+    #[test]
+    fn several_adapters_and_none_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let error = |path: &str| AdapterFiles::find(&at(path)).unwrap_err().to_string();
+        adapter(&at("two/first"));
+        adapter(&at("two/second"));
+        assert!(error("two").ends_with("expected one adapter, found several: first, second; name one of them"));
+        for step in [1, 2] {
+            adapter(&at(&format!("run/checkpoint-{step}")));
+        }
+        // The trainer says that another checkpoint was better.
+        let state = r#"{"best_model_checkpoint": "out/checkpoint-1"}"#;
+        fs::write(at("run/checkpoint-2/trainer_state.json"), state).unwrap();
+        assert!(error("run").contains("found several: checkpoint-1, checkpoint-2"), "{}", error("run"));
+        fs::create_dir_all(at("empty/folder")).unwrap();
+        assert!(error("empty").ends_with("expected an adapter: this file here, or in one of its folders, found none"));
+        assert!(error("nowhere").contains("nowhere/adapter_config.json: cannot read"));
+        fs::create_dir_all(at("alone")).unwrap();
+        fs::copy(at("two/first").join(WEIGHTS[0]), at("alone").join(WEIGHTS[0])).unwrap();
+        assert!(error("alone/adapter_model.safetensors").contains("expected adapter_config.json beside it"));
+        fs::copy(at("two/first").join(CONFIG), at("alone").join(CONFIG)).unwrap();
+        fs::remove_file(at("alone").join(WEIGHTS[0])).unwrap();
+        assert!(
+            error("alone").contains("weights: expected adapter_model.safetensors or adapter_model.bin, found neither")
+        );
+        fs::write(at("alone/adapters.safetensors"), b"").unwrap();
+        assert!(error("alone").contains("as mlx-lm has it"));
+    }
+}
