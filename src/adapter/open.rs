@@ -93,6 +93,8 @@ impl AdapterFiles {
                 let form = AdapterForm::Gguf(model.metadata().clone());
                 return Ok(Self { path: file.clone(), file, tensors, form, notes });
             }
+            // Behind the header's length stands its JSON.
+            [.., b'{'] => Arc::new(SafetensorsFile::open(path)?),
             // A zip, or a pickle.
             [b'P', b'K', ..] | [0x80, ..] => Arc::new(PytorchFile::open(path, None)?),
             _ => Arc::new(SafetensorsFile::open(path)?),
@@ -158,10 +160,10 @@ fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -
 }
 
 /// The first bytes of a file; zeros where it is shorter.
-fn beginning(path: &Path) -> Result<[u8; 4]> {
-    let mut bytes = [0; 4];
+fn beginning(path: &Path) -> Result<[u8; 9]> {
+    let mut bytes = [0; 9];
     let file = std::fs::File::open(path).at(path, "open")?;
-    let read: Vec<u8> = file.take(4).bytes().collect::<std::io::Result<_>>().at(path, "read")?;
+    let read: Vec<u8> = file.take(9).bytes().collect::<std::io::Result<_>>().at(path, "read")?;
     bytes[..read.len()].copy_from_slice(&read);
     Ok(bytes)
 }
