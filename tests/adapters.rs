@@ -13,6 +13,7 @@ use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::combine::Weights;
 use atombank::merge::with_adapters;
 use atombank::plan::{Plan, PlannedTensor};
+use atombank::report::{AdapterReport, Report};
 use atombank::source::Source;
 
 fn fixtures() -> PathBuf {
@@ -421,4 +422,68 @@ fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
         assert!(error.contains(expected), "{error}");
         assert_eq!(error.lines().count(), 1);
     }
+}
+
+/// What `inspect` shows of an adapter.
+fn inspected(path: &Path) -> AdapterReport {
+    match Report::of(path, None).unwrap_or_else(|error| panic!("{}: {error}", path.display())) {
+        Report::Lora(report) | Report::Adapter(report) => *report,
+        other => panic!("{}: {other:?}", path.display()),
+    }
+}
+
+#[test]
+fn every_kind_that_is_merged_is_shown_without_a_base() {
+    for (case, method, ranks) in [
+        ("lora", "LoRA", &[2, 3][..]),
+        ("lora-dora", "DoRA", &[3]),
+        ("lora-embedding", "LoRA", &[3]),
+        ("loha", "LoHa", &[2, 3]),
+        ("lokr", "LoKr", &[]),
+        ("adalora", "AdaLoRA", &[3, 4]),
+        ("vera", "VeRA", &[]),
+        ("oft", "OFT", &[]),
+        ("ia3", "(IA)3", &[]),
+        ("vblora", "VB-LoRA", &[]),
+        ("randlora", "RandLoRA", &[]),
+        ("tokens", "rows of embeddings", &[]),
+        ("norms", "tuned norms", &[]),
+    ] {
+        let report = inspected(&fixtures().join(case));
+        assert_eq!((report.method.as_str(), &report.problem), (method, &None), "{case}");
+        let found: Vec<usize> = report.ranks.keys().copied().collect();
+        assert_eq!(found, ranks, "{case}: {:?}", report.ranks);
+    }
+    for (case, _) in SAME.iter().chain(NEAR) {
+        let report = inspected(&fixtures().join(case));
+        let held = tensors(&fixtures().join(case).join("adapter_model.safetensors"));
+        assert_eq!(report.tensors.list.len(), held.len(), "{case}");
+        assert_eq!(report.parameters, held.values().map(PlannedTensor::elems).sum::<usize>(), "{case}");
+        assert!(!report.modules.is_empty(), "{case}");
+        assert!(report.modules.iter().all(|module| !module.contains("lora") && module != "weight"), "{report:?}");
+    }
+    for (case, _) in LYCORIS {
+        let report = inspected(&fixtures().join("lycoris").join(format!("{case}.safetensors")));
+        assert!(!report.method.contains("unknown") && !report.modules.is_empty(), "{case}: {report:?}");
+    }
+    assert_eq!(inspected(&fixtures().join("lycoris/lora.safetensors")).method, "LoRA");
+}
+
+#[test]
+fn adapters_that_are_not_merged_are_shown_with_the_reason() {
+    let tokens = serde_json::json!({"alora_invocation_tokens": [5, 6]});
+    let dir = changed("lora-conv1d", tokens, |_| ());
+    let report = inspected(&dir.path().join("adapter"));
+    assert_eq!((report.method.as_str(), report.invocation_tokens.as_slice()), ("activated LoRA", &[5, 6][..]));
+    let refused = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
+    assert!(
+        refused.contains("alora_invocation_tokens: expected a LoRA that is a fixed change of weights"),
+        "{refused}"
+    );
+    assert_eq!(report.problem, Some(refused));
+    let dir = changed("loha", serde_json::json!({ "peft_type": "XLORA" }), |_| ());
+    let problem = inspected(&dir.path().join("adapter")).problem.unwrap();
+    assert!(problem.contains("found XLORA, which picks among several"), "{problem}");
+    // An adapter in a folder below is the one that is meant.
+    assert_eq!(inspected(dir.path()).method, "XLORA");
 }

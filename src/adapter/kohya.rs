@@ -10,10 +10,17 @@ use std::path::Path;
 use super::peft::{Base, Changes};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
-use update::{Parts, Update};
+pub(crate) use update::method_of;
+use update::{ModuleTensors, Update};
 
 /// What stands before the paths of modules.
 const PREFIXES: [&str; 6] = ["lora_te1_", "lora_te2_", "lora_te_", "lora_unet_", "lycoris_", "lora_"];
+
+/// Whether the tensors of a file are called as those of such an adapter.
+pub(crate) fn is_kohya(tensors: &Plan) -> bool {
+    let named = |name: &str| PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && name.contains('.');
+    !tensors.tensors.is_empty() && tensors.tensors.iter().all(|tensor| named(&tensor.name))
+}
 
 /// The adapter with these tensors, which stand in `file`, on `base`.
 ///
@@ -21,7 +28,7 @@ const PREFIXES: [&str; 6] = ["lora_te1_", "lora_te2_", "lora_te_", "lora_unet_",
 /// [`crate::Error::Unsupported`] for a kind of update that this version can't merge, naming the tensor;
 /// [`crate::Error::Mismatch`] for an adapter of another base.
 pub(super) fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
-    let mut modules: BTreeMap<String, Parts> = BTreeMap::new();
+    let mut modules: BTreeMap<String, ModuleTensors> = BTreeMap::new();
     for tensor in tensors.tensors {
         let Some((module, part)) = tensor.name.split_once('.') else {
             let finding = Finding::new(file, format!("tensor {:?}", tensor.name));
@@ -61,7 +68,13 @@ pub(super) fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes
 }
 
 /// The path of the module that the file calls `module`.
-fn find(file: &Path, module: &str, parts: &Parts, paths: &HashMap<String, Vec<String>>, base: &Base) -> Result<String> {
+fn find(
+    file: &Path,
+    module: &str,
+    parts: &ModuleTensors,
+    paths: &HashMap<String, Vec<String>>,
+    base: &Base,
+) -> Result<String> {
     let bare = PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).unwrap_or(module);
     let found = paths.get(bare).map(Vec::as_slice).unwrap_or_default();
     // A whole path comes before the end of another.
@@ -84,7 +97,7 @@ fn find(file: &Path, module: &str, parts: &Parts, paths: &HashMap<String, Vec<St
 }
 
 /// One of a module's tensors, for messages.
-fn subject(module: &str, parts: &Parts) -> String {
+fn subject(module: &str, parts: &ModuleTensors) -> String {
     let part = parts.keys().next().map(|part| format!(".{part}")).unwrap_or_default();
     format!("tensor {:?}", format!("{module}{part}"))
 }

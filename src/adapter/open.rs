@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::kohya;
 use super::peft::{self, Base, Changes};
-use crate::error::{Finding, IoContext, Result};
+use crate::error::{Error, Finding, IoContext, Result};
 use crate::formats::gguf::{GgufModel, Metadata};
 use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
@@ -100,7 +100,7 @@ impl AdapterFiles {
             _ => Arc::new(SafetensorsFile::open(path)?),
         };
         let tensors = Plan::taking(&source);
-        if !tensors.tensors.iter().any(|tensor| tensor.name.starts_with(peft::PREFIX)) {
+        if !peft::names_are_pefts(&tensors) {
             return Ok(Self { path: file.clone(), file, tensors, form: AdapterForm::Kohya, notes });
         }
         let config_path = folder.join(CONFIG);
@@ -127,6 +127,20 @@ impl AdapterFiles {
     /// Every tensor, by the name and with the type that it has there.
     pub fn tensors(&self) -> &Plan {
         &self.tensors
+    }
+
+    /// adapter_config.json, where the adapter has one.
+    pub fn settings(&self) -> Option<&Map<String, Value>> {
+        match &self.form {
+            AdapterForm::Peft(settings) => Some(settings),
+            AdapterForm::Kohya | AdapterForm::Gguf(_) => None,
+        }
+    }
+
+    /// Why no base can have the adapter merged into it, by what its settings say alone.
+    pub fn refusal(&self) -> Option<Error> {
+        let settings = self.settings()?;
+        peft::refusal(&self.path.join(CONFIG), settings).err()
     }
 
     /// What the adapter changes in `base`.

@@ -13,7 +13,6 @@ mod routing;
 
 pub use config::{AtomBank, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
 pub use init::new_bank;
-pub(crate) use report::modules_and_layers;
 pub use report::{AtomReport, BankReport};
 #[cfg(feature = "train")]
 pub use route::{Agreement, Request, RoutedBy, Routes, compare, route};

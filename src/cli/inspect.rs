@@ -3,7 +3,7 @@
 use anyhow::Result;
 use atombank::bank::BankReport;
 use atombank::convert::Description;
-use atombank::report::{Report, TensorsReport};
+use atombank::report::{AdapterReport, Report, TensorsReport};
 use clap::Args;
 
 use super::Common;
@@ -60,14 +60,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
             }
             print_tensors(tensors, args.tensors);
         }
-        Report::Lora { r, lora_alpha, scale, modules, layers, parameters, tensors } => {
-            row("kind", "LoRA");
-            row("rank, alpha, scale", format_args!("{r}, {lora_alpha}, {scale}"));
-            row("modules", modules.join(", "));
-            row("layers", show_range(layers));
-            row("parameters", parameters);
-            print_tensors(tensors, args.tensors);
-        }
+        Report::Lora(adapter) | Report::Adapter(adapter) => print_adapter(adapter, args.tensors),
         Report::Bank(bank) => print_bank(bank),
     }
     Ok(())
@@ -114,6 +107,41 @@ fn print_tensors(tensors: &TensorsReport, each: bool) {
             println!("{:<8} {:<22} {:>14} {}", t.dtype, format!("{:?}", t.shape), t.bytes, t.name);
         }
     }
+}
+
+fn print_adapter(adapter: &AdapterReport, each: bool) {
+    row("kind", &adapter.method);
+    // That the tensors are torch's goes without saying.
+    for (key, value) in adapter.metadata.iter().filter(|(key, _)| *key != "format") {
+        row(key, value);
+    }
+    match (adapter.r, adapter.lora_alpha, adapter.scale) {
+        (Some(r), Some(alpha), Some(scale)) => row("rank, alpha, scale", format_args!("{r}, {alpha}, {scale}")),
+        (r, alpha, _) => {
+            r.iter().for_each(|r| row("rank", r));
+            alpha.iter().for_each(|alpha| row("alpha", alpha));
+        }
+    }
+    if adapter.r.is_none() || adapter.ranks.len() > 1 {
+        adapter.ranks.iter().for_each(|(rank, count)| row("  of rank", format_args!("{rank}: {count} modules")));
+    }
+    let by_pattern = adapter.peft_type.is_some();
+    for (of, alpha) in &adapter.alphas {
+        match by_pattern {
+            true => row("  alpha", format_args!("{alpha} of {of}")),
+            false => row("  of alpha", format_args!("{of}: {alpha} modules")),
+        }
+    }
+    if !adapter.invocation_tokens.is_empty() {
+        row("on behind tokens", format_args!("{:?}, and off before them", adapter.invocation_tokens));
+    }
+    row("modules", adapter.modules.join(", "));
+    row("layers", show_range(&adapter.layers));
+    row("parameters", adapter.parameters);
+    if let Some(problem) = &adapter.problem {
+        row("merged", format_args!("not: {problem}"));
+    }
+    print_tensors(&adapter.tensors, each);
 }
 
 fn print_bank(bank: &BankReport) {

@@ -1,6 +1,7 @@
 //! Inspection and comparison: what is in a checkpoint, an adapter or a bank, and how two checkpoints
 //! differ, as data that prints or serializes.
 
+mod adapter;
 pub mod compare;
 mod tensors;
 
@@ -9,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use adapter::AdapterReport;
 pub use compare::Comparison;
 pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
-use crate::adapter::{Adapter, AdapterConfig};
+use crate::adapter::kohya::is_kohya;
+use crate::adapter::{Adapter, AdapterConfig, AdapterFiles};
 use crate::bank::BankReport;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Description, Input, class, describe, safetensors_metadata};
@@ -55,23 +58,10 @@ pub enum Report {
         /// What it holds.
         tensors: TensorsReport,
     },
-    /// A plain LoRA.
-    Lora {
-        /// Rank.
-        r: usize,
-        /// Its alpha.
-        lora_alpha: f64,
-        /// The factor of its update.
-        scale: f32,
-        /// Linear layers it changes, by name.
-        modules: Vec<String>,
-        /// Decoder layers it changes.
-        layers: Vec<usize>,
-        /// Trained values.
-        parameters: usize,
-        /// What it holds.
-        tensors: TensorsReport,
-    },
+    /// A LoRA as PEFT saves it: plain, DoRA, activated.
+    Lora(Box<AdapterReport>),
+    /// An adapter of another kind.
+    Adapter(Box<AdapterReport>),
     /// An atom bank.
     Bank(Box<BankReport>),
 }
@@ -82,8 +72,16 @@ impl Report {
     /// # Errors
     /// What opening it meets; [`crate::Error::Unsupported`] for something else.
     pub fn of(path: &Path, key: Option<&str>) -> Result<Self> {
-        Ok(match Input::open(path, key)? {
-            Input::Adapter => Self::of_adapter(&Adapter::open(path)?),
+        let input = match Input::open(path, key) {
+            // A folder may have nothing itself, and an adapter in a folder below.
+            Err(error) => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
+            Ok(input) => input,
+        };
+        Ok(match input {
+            Input::Adapter => Self::of_adapter(&AdapterFiles::find(path)?)?,
+            Input::Weights { plan, .. } if path.is_file() && is_kohya(&plan) => {
+                Self::of_adapter(&AdapterFiles::find(path)?)?
+            }
             Input::Model(folder) => Self::of_folder(&folder),
             Input::Weights { plan, others } => {
                 let metadata = safetensors_metadata(&plan, &mut Vec::new());
@@ -113,21 +111,16 @@ impl Report {
         }
     }
 
-    fn of_adapter(adapter: &Adapter) -> Self {
+    fn of_adapter(files: &AdapterFiles) -> Result<Self> {
+        let kind = files.settings().and_then(|settings| settings.get("peft_type")?.as_str());
+        if kind != Some("QUERYABLE_LORA") {
+            let report = Box::new(AdapterReport::of(files)?);
+            return Ok(if kind == Some("LORA") { Report::Lora(report) } else { Report::Adapter(report) });
+        }
+        let adapter = Adapter::open(files.path())?;
         match &adapter.config {
-            AdapterConfig::Bank(config) => Report::Bank(Box::new(BankReport::of(adapter, config))),
-            AdapterConfig::Lora(config) => {
-                let (modules, layers) = crate::bank::modules_and_layers(adapter);
-                Report::Lora {
-                    r: config.r,
-                    lora_alpha: config.lora_alpha,
-                    scale: adapter.config.scale(),
-                    modules,
-                    layers,
-                    parameters: adapter.parameters(),
-                    tensors: TensorsReport::of_adapter(adapter),
-                }
-            }
+            AdapterConfig::Bank(config) => Ok(Report::Bank(Box::new(BankReport::of(&adapter, config)))),
+            AdapterConfig::Lora(_) => Ok(Report::Adapter(Box::new(AdapterReport::of(files)?))),
         }
     }
 }

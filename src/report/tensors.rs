@@ -2,8 +2,6 @@
 
 use serde::Serialize;
 
-use crate::adapter::Adapter;
-use crate::dtype::DType;
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::TensorInfo;
 
@@ -70,15 +68,5 @@ impl TensorsReport {
         }
         report.by_type.sort_by_key(|r| std::cmp::Reverse(r.bytes));
         report
-    }
-
-    /// Counts the tensors of an adapter, which is in f32 when read.
-    pub(super) fn of_adapter(adapter: &Adapter) -> Self {
-        let info = |(name, t): (&String, &crate::adapter::HostTensor)| TensorInfo {
-            name: name.clone(),
-            dtype: DType::F32,
-            shape: t.shape.clone(),
-        };
-        Self::of(&adapter.tensors.iter().map(info).collect::<Vec<_>>())
     }
 }

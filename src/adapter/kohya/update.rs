@@ -18,10 +18,11 @@ use crate::plan::{Expr, PlannedTensor, RowMap};
 use crate::source::show_shape;
 
 /// A module's tensors, by their names behind the module's.
-pub(super) type Parts = BTreeMap<String, PlannedTensor>;
+pub(super) type ModuleTensors = BTreeMap<String, PlannedTensor>;
 
+/// What kind of update a module has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum UpdateKind {
     Lora,
     Loha,
     Lokr,
@@ -31,18 +32,18 @@ enum Kind {
     Norm,
 }
 
-/// Parts that only one kind of update has.
-const KINDS: [(Kind, &[&str]); 7] = [
-    (Kind::Lora, &["lora_down.weight", "lora_up.weight"]),
-    (Kind::Loha, &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]),
-    (Kind::Lokr, &["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"]),
-    (Kind::Glora, &["a1.weight", "a2.weight", "b1.weight", "b2.weight"]),
-    (Kind::Ia3, &["on_input", "weight"]),
-    (Kind::Norm, &["w_norm", "b_norm"]),
-    (Kind::Full, &["diff", "diff_b"]),
+/// ModuleTensors that only one kind of update has.
+const KINDS: [(UpdateKind, &[&str]); 7] = [
+    (UpdateKind::Lora, &["lora_down.weight", "lora_up.weight"]),
+    (UpdateKind::Loha, &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]),
+    (UpdateKind::Lokr, &["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"]),
+    (UpdateKind::Glora, &["a1.weight", "a2.weight", "b1.weight", "b2.weight"]),
+    (UpdateKind::Ia3, &["on_input", "weight"]),
+    (UpdateKind::Norm, &["w_norm", "b_norm"]),
+    (UpdateKind::Full, &["diff", "diff_b"]),
 ];
 
-/// Parts of updates that this version can't merge, and why.
+/// ModuleTensors of updates that this version can't merge, and why.
 const REFUSED: [(&str, &str); 12] = [
     ("lora_mid.weight", TUCKER),
     ("hada_t1", TUCKER),
@@ -61,11 +62,25 @@ const TUCKER: &str = "part of a Tucker decomposition, which only convolutions ha
 const ROTATION: &str = "a rotation of outputs (OFT, BOFT), which this version has no rule for";
 const TIMESTEPS: &str = "part of a T-LoRA, which changes with the time step and starts at what is not in the file";
 
+/// What an update is called whose part has this name, where only one kind has it.
+pub(crate) fn method_of(part: &str) -> Option<&'static str> {
+    let (kind, _) = KINDS.iter().find(|(_, parts)| parts.contains(&part))?;
+    Some(match kind {
+        UpdateKind::Lora => "LoRA",
+        UpdateKind::Loha => "LoHa",
+        UpdateKind::Lokr => "LoKr",
+        UpdateKind::Glora => "GLoRA",
+        UpdateKind::Ia3 => "(IA)3",
+        UpdateKind::Full => "whole differences",
+        UpdateKind::Norm => "tuned norms",
+    })
+}
+
 /// What the tensors of one module make of the base.
 pub(super) struct Update {
     file: PathBuf,
     module: String,
-    parts: Parts,
+    parts: ModuleTensors,
 }
 
 /// Outputs and inputs of the module's weight, whichever way round the base keeps it.
@@ -90,7 +105,7 @@ impl Sizes {
 
 impl Update {
     /// Of the tensors `parts` of `module`, which stand in `file`.
-    pub(super) fn new(file: &Path, module: String, parts: Parts) -> Self {
+    pub(super) fn new(file: &Path, module: String, parts: ModuleTensors) -> Self {
         Self { file: file.to_owned(), module, parts }
     }
 
@@ -111,11 +126,11 @@ impl Update {
             return Err(self.unknown());
         };
         let mut changes = Vec::new();
-        if *kind != Kind::Full || self.parts.contains_key("diff") {
+        if *kind != UpdateKind::Full || self.parts.contains_key("diff") {
             let of_weight = self.weight(*kind, &name, weight, base)?;
             changes.extend(of_weight.into_iter().map(|change| (weight.name.clone(), change)));
         }
-        let part = if *kind == Kind::Norm { "b_norm" } else { "diff_b" };
+        let part = if *kind == UpdateKind::Norm { "b_norm" } else { "diff_b" };
         if let Some(tensor) = self.parts.remove(part) {
             let Some(bias) = named.get(&format!("{path}.bias")).filter(|bias| bias.shape == tensor.shape) else {
                 let shape = show_shape(&tensor.shape);
@@ -139,10 +154,10 @@ impl Update {
     }
 
     /// The changes of the weight called `name`, in their order.
-    fn weight(&mut self, kind: Kind, name: &str, weight: &PlannedTensor, base: &Base) -> Result<Vec<Change>> {
+    fn weight(&mut self, kind: UpdateKind, name: &str, weight: &PlannedTensor, base: &Base) -> Result<Vec<Change>> {
         match kind {
-            Kind::Full => return Ok(vec![Change::Add(self.shaped("diff", &weight.shape)?)]),
-            Kind::Norm => return Ok(vec![Change::Add(self.shaped("w_norm", &weight.shape)?)]),
+            UpdateKind::Full => return Ok(vec![Change::Add(self.shaped("diff", &weight.shape)?)]),
+            UpdateKind::Norm => return Ok(vec![Change::Add(self.shaped("w_norm", &weight.shape)?)]),
             _ => {}
         }
         let Some(&[rows, cols]) = Some(weight.shape.as_slice()).filter(|shape| !shape.contains(&0)) else {
@@ -154,10 +169,10 @@ impl Update {
         let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
         let sizes = Sizes { d_out, d_in, transposed };
         let change = match kind {
-            Kind::Lora => self.low_rank(sizes)?,
-            Kind::Loha => Change::Add(sizes.turned(self.hadamard(sizes)?)),
-            Kind::Lokr => Change::Add(sizes.turned(self.kronecker(sizes)?)),
-            Kind::Glora => return Ok(vec![Change::Add(sizes.turned(self.both_sides(sizes, weight)?))]),
+            UpdateKind::Lora => self.low_rank(sizes)?,
+            UpdateKind::Loha => Change::Add(sizes.turned(self.hadamard(sizes)?)),
+            UpdateKind::Lokr => Change::Add(sizes.turned(self.kronecker(sizes)?)),
+            UpdateKind::Glora => return Ok(vec![Change::Add(sizes.turned(self.both_sides(sizes, weight)?))]),
             _ => return Ok(vec![self.factors(sizes)?]),
         };
         let magnitudes = self.magnitudes(sizes, weight, &change)?;

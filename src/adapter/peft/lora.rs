@@ -73,8 +73,8 @@ impl Config {
     }
 }
 
-/// The changes of a LoRA; `tied` is whether a head that is the embeddings has nothing of its own.
-pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
+/// Refuses fields that ask for more than a fixed change of weights.
+pub(super) fn check_fields(fields: &mut Fields) -> Result<()> {
     for (field, why) in REFUSED {
         if let Some(value) = fields.switched_on(field) {
             return Err(fields
@@ -84,7 +84,12 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, t
                 .unsupported());
         }
     }
-    check_init(fields)?;
+    check_init(fields)
+}
+
+/// The changes of a LoRA; `tied` is whether a head that is the embeddings has nothing of its own.
+pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
+    check_fields(fields)?;
     let config = Config {
         r: fields.count("r")?,
         lora_alpha: fields.need("lora_alpha")?,

@@ -105,6 +105,29 @@ impl Changes {
 const INERT: &[&str] =
     &["auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"];
 
+/// Whether a file's tensors are called as PEFT calls them.
+pub(super) fn names_are_pefts(tensors: &Plan) -> bool {
+    tensors.tensors.iter().any(|tensor| tensor.name.starts_with(PREFIX))
+}
+
+/// Refuses an adapter that no base can have merged into it, by what its settings say alone.
+pub(super) fn refusal(path: &Path, config: &serde_json::Map<String, serde_json::Value>) -> Result<()> {
+    let mut fields = Fields::new(path, config);
+    let kind = mergeable_kind(&mut fields)?;
+    if kind == "LORA" {
+        lora::check_fields(&mut fields)?;
+        let invocation_tokens = fields.get("alora_invocation_tokens")?.unwrap_or_default();
+        Changes { path: path.to_owned(), invocation_tokens, ..Changes::default() }.check_always_on()?;
+    }
+    Ok(())
+}
+
+/// The kind of the adapter, where it is one that is merged.
+fn mergeable_kind(fields: &mut Fields) -> Result<String> {
+    let kind: String = fields.need("peft_type")?;
+    if refused::MERGED.contains(&kind.as_str()) { Ok(kind) } else { Err(refused::kind(fields, &kind)) }
+}
+
 /// The adapter with this config and these tensors, which stand in `file`, on `base`.
 ///
 /// # Errors
@@ -119,10 +142,7 @@ pub(super) fn changes(
 ) -> Result<Changes> {
     let mut fields = Fields::new(config_path, config);
     let mut entries = Entries::new(file, tensors);
-    let kind: String = fields.need("peft_type")?;
-    if !refused::MERGED.contains(&kind.as_str()) {
-        return Err(refused::kind(&fields, &kind));
-    }
+    let kind = mergeable_kind(&mut fields)?;
     let invocation_tokens = match kind.as_str() {
         "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),
         _ => Vec::new(),

@@ -1,0 +1,200 @@
+//! Adapters of every kind, as far as their own files say what they are: no base is asked for.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::TensorsReport;
+use crate::adapter::AdapterFiles;
+use crate::adapter::kohya::method_of;
+use crate::adapter::peft::PREFIX;
+use crate::arch::Module;
+use crate::error::Result;
+use crate::plan::PlannedTensor;
+
+/// An adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterReport {
+    /// What it is, in words: LoRA, DoRA, LoHa.
+    pub method: String,
+    /// PEFT's name of that, where PEFT has saved it.
+    pub peft_type: Option<String>,
+    /// The rank by its settings.
+    pub r: Option<u64>,
+    /// Its alpha by its settings.
+    pub lora_alpha: Option<f64>,
+    /// The factor of its updates where no pattern says otherwise.
+    pub scale: Option<f32>,
+    /// The ranks that its factors have, and how many modules have each.
+    pub ranks: BTreeMap<usize, usize>,
+    /// Other alphas by pattern of the module's path; of files without settings, by number of modules.
+    pub alphas: Map<String, Value>,
+    /// The tokens behind which it is on; always on where there are none.
+    pub invocation_tokens: Vec<u64>,
+    /// Modules it changes, by the last parts of their paths.
+    pub modules: Vec<String>,
+    /// Decoder layers it changes.
+    pub layers: Vec<usize>,
+    /// Trained values.
+    pub parameters: usize,
+    /// Why it can't be merged, where that is known without a base.
+    pub problem: Option<String>,
+    /// `__metadata__` of its file.
+    pub metadata: BTreeMap<String, String>,
+    /// What it holds.
+    pub tensors: TensorsReport,
+}
+
+/// What PEFT's kinds are called elsewhere.
+const METHODS: [(&str, &str); 12] = [
+    ("ADALORA", "AdaLoRA"),
+    ("BOFT", "BOFT"),
+    ("IA3", "(IA)3"),
+    ("LN_TUNING", "tuned norms"),
+    ("LOHA", "LoHa"),
+    ("LOKR", "LoKr"),
+    ("LORA", "LoRA"),
+    ("OFT", "OFT"),
+    ("RANDLORA", "RandLoRA"),
+    ("TRAINABLE_TOKENS", "rows of embeddings"),
+    ("VBLORA", "VB-LoRA"),
+    ("VERA", "VeRA"),
+];
+
+/// What names of PEFT's tensors have behind a module's path: beginnings of the first part of it.
+const PARTS: [&str; 16] = [
+    "lora_",
+    "hada_",
+    "lokr_",
+    "ia3_",
+    "vera_",
+    "oft_",
+    "boft_",
+    "randlora_",
+    "vblora_",
+    "ln_tuning_layers",
+    "token_adapter",
+    "trainable_tokens_delta",
+    "modules_to_save",
+    "original_module",
+    "base_layer",
+    "ephemeral_",
+];
+
+/// Ends of the names of factors that have as many rows as their update has ranks.
+const RANK_ROWS: [&str; 5] = [".lora_A.weight", ".lora_A", ".lora_embedding_A", ".hada_w1_b", ".lora_down.weight"];
+
+impl AdapterReport {
+    /// What the files of an adapter say.
+    ///
+    /// # Errors
+    /// What reading a file's `alpha` meets.
+    pub fn of(files: &AdapterFiles) -> Result<Self> {
+        let tensors = &files.tensors().tensors;
+        let mut report = Self {
+            method: String::new(),
+            peft_type: None,
+            r: None,
+            lora_alpha: None,
+            scale: None,
+            ranks: BTreeMap::new(),
+            alphas: Map::new(),
+            invocation_tokens: Vec::new(),
+            modules: Vec::new(),
+            layers: Vec::new(),
+            parameters: tensors.iter().map(PlannedTensor::elems).sum(),
+            problem: files.refusal().map(|error| error.to_string()),
+            metadata: crate::convert::safetensors_metadata(files.tensors(), &mut Vec::new()),
+            tensors: TensorsReport::of_plan(files.tensors()),
+        };
+        match files.settings() {
+            Some(settings) => report.read_settings(settings),
+            None => report.read_parts(tensors)?,
+        }
+        for tensor in tensors {
+            if let (true, &[rank, _]) = (RANK_ROWS.iter().any(|end| tensor.name.ends_with(end)), &*tensor.shape) {
+                *report.ranks.entry(rank).or_default() += 1;
+            }
+            let Some((module, layer)) = module_of(&tensor.name) else { continue };
+            if !report.modules.contains(&module) {
+                report.modules.push(module);
+            }
+            report.layers.extend(layer);
+        }
+        // Linear layers of a decoder in the order in which it calls them, others as the file has them.
+        let place = |name: &String| Module::from_name(name).map_or(Module::ALL.len(), |module| module as usize);
+        report.modules.sort_by_key(place);
+        report.layers.sort_unstable();
+        report.layers.dedup();
+        Ok(report)
+    }
+
+    /// What adapter_config.json says.
+    fn read_settings(&mut self, settings: &Map<String, Value>) {
+        let text = |name: &str| settings.get(name).and_then(Value::as_str);
+        let number = |name: &str| settings.get(name).and_then(Value::as_f64);
+        let is_on = |name: &str| settings.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let kind = text("peft_type").unwrap_or("unknown").to_owned();
+        let known = METHODS.iter().find(|(name, _)| *name == kind).map(|(_, method)| *method);
+        self.method = known.unwrap_or(&kind).to_owned();
+        if is_on("use_dora") {
+            self.method = "DoRA".to_owned();
+        }
+        let tokens = settings.get("alora_invocation_tokens").and_then(Value::as_array);
+        self.invocation_tokens = tokens.into_iter().flatten().filter_map(Value::as_u64).collect();
+        if !self.invocation_tokens.is_empty() {
+            self.method = format!("activated {}", self.method);
+        }
+        let rank = settings.get("r").or_else(|| settings.get("init_r"));
+        self.r = rank.and_then(Value::as_u64);
+        self.lora_alpha = number("lora_alpha").or_else(|| number("alpha")).or_else(|| number("randlora_alpha"));
+        if kind == "LORA"
+            && let (Some(r), Some(alpha)) = (self.r, self.lora_alpha)
+        {
+            let divisor = if is_on("use_rslora") { (r as f64).sqrt() } else { r as f64 };
+            self.scale = Some((alpha / divisor) as f32);
+        }
+        self.alphas = settings.get("alpha_pattern").and_then(Value::as_object).cloned().unwrap_or_default();
+        self.peft_type = Some(kind);
+    }
+
+    /// What the names in a file of kohya's say, and its alphas.
+    fn read_parts(&mut self, tensors: &[PlannedTensor]) -> Result<()> {
+        let mut methods: Vec<&str> = Vec::new();
+        for tensor in tensors {
+            let part = tensor.name.split_once('.').map(|(_, part)| part).unwrap_or_default();
+            if part == "alpha" && tensor.elems() == 1 && crate::quant::can_decode(tensor.dtype) {
+                let alpha = tensor.read()?.first().copied().unwrap_or_default().to_string();
+                let count = self.alphas.get(&alpha).and_then(Value::as_u64).unwrap_or(0) + 1;
+                self.alphas.insert(alpha, count.into());
+            }
+            let method = if part == "dora_scale" { Some("DoRA") } else { method_of(part) };
+            if let Some(method) = method.filter(|method| !methods.contains(method)) {
+                methods.push(method);
+            }
+        }
+        self.method = match methods.is_empty() {
+            true => "unknown".to_owned(),
+            false => methods.join(", "),
+        };
+        Ok(())
+    }
+}
+
+/// The last part of the path of the module that a tensor belongs to, and the layer that the module is in; `None`
+/// for a tensor that all modules share.
+fn module_of(name: &str) -> Option<(String, Option<usize>)> {
+    let Some(path) = name.strip_prefix(PREFIX) else {
+        // Kohya's names have underscores for dots: the layer's number tells where a module's own name begins.
+        let (path, _) = name.split_once('.').filter(|_| !name.starts_with("base_model."))?;
+        let parts: Vec<&str> = path.split('_').collect();
+        let number = parts.iter().position(|part| part.parse::<usize>().is_ok());
+        let own = parts[number.map_or(0, |number| number + 1)..].join("_");
+        return Some((own, number.and_then(|number| parts[number].parse().ok())));
+    };
+    let parts: Vec<&str> = path.split('.').collect();
+    let end = parts.iter().position(|part| PARTS.iter().any(|start| part.starts_with(start)));
+    let module = &parts[..end.unwrap_or(parts.len().saturating_sub(1))];
+    Some(((*module.last()?).to_owned(), module.iter().find_map(|part| part.parse().ok())))
+}
