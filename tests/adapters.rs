@@ -185,16 +185,21 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
     let cases: Vec<(&str, serde_json::Value, Change, &str)> = vec![
         ("loha", serde_json::json!({"new": 1}), Box::new(|_| ()), "new: expected a field this version knows"),
         ("loha", serde_json::json!({"rank_pattern": {"q_proj": 3}}), Box::new(|_| ()), "hada_w1_a\": expected [16, 3]"),
-        ("loha", none.clone(), without("hada_w2_b"), "q_proj.hada_w2_b\": expected it, found nothing"),
+        ("loha", none.clone(), without("hada_w2_b"), "q_proj.hada_w2_b\": expected a tensor of this name, found none"),
         ("loha", none.clone(), with("hada_t1", &[2, 2]), "q_proj.hada_t1\": expected a tensor that this kind"),
         ("lokr", none.clone(), with("lokr_w1", &[4, 5]), "q_proj.lokr_w1\": expected a factor of [16, 16]"),
         ("ia3", none.clone(), with("ia3_l", &[16, 2]), "q_proj.ia3_l\": expected [1, 16] or [16, 1] by the base"),
-        ("vera", none.clone(), without("/vera_A"), "base_model.vera_A\": expected it, found nothing; save the adapter"),
+        (
+            "vera",
+            none.clone(),
+            without("/vera_A"),
+            "base_model.vera_A\": expected a tensor of this name, found none; save the adapter",
+        ),
         ("vera", none.clone(), with("/vera_B", &[15, 3]), "base_model.vera_B\": expected [16, 3] or larger"),
         ("vera", serde_json::json!({"save_projection": false}), Box::new(|_| ()), "save_projection: expected true"),
         ("oft", none.clone(), with("oft_R.weight", &[4, 5]), "oft_R.weight\": expected upper triangles of blocks"),
         ("oft", none.clone(), with("oft_R.weight", &[5, 6]), "oft_R.weight\": expected upper triangles of blocks"),
-        ("oft", serde_json::json!({"oft_block_size": null}), Box::new(|_| ()), "oft_block_size: expected it"),
+        ("oft", serde_json::json!({"oft_block_size": null}), Box::new(|_| ()), "oft_block_size: expected a block size"),
         (
             "oft",
             serde_json::json!({"num_cayley_neumann_terms": 1u64 << 31}),
@@ -208,7 +213,12 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
         ("vblora", serde_json::json!({"topk": 7}), Box::new(|_| ()), "topk: expected at most num_vectors, 6"),
         ("vblora", none.clone(), with("vblora_logits_B", &[4, 2, 5]), "vblora_logits_B\": expected [4, 2, 6]"),
         ("randlora", none.clone(), with("/randlora_A", &[5, 1, 15]), "randlora_A\": expected [5, 1, 16] or larger"),
-        ("randlora", none.clone(), without("randlora_gamma"), "q_proj.randlora_gamma\": expected it"),
+        (
+            "randlora",
+            none.clone(),
+            without("randlora_gamma"),
+            "q_proj.randlora_gamma\": expected a tensor of this name",
+        ),
         ("adalora", none.clone(), with("lora_A", &[5, 16]), "lora_A\": expected [4, 16] or of a lower rank"),
         ("adalora", none.clone(), with("lora_A", &[4, 16]), "lora_A\": expected rank 3 by rank_pattern, found [4, 16]"),
         ("adalora", none.clone(), with("lora_E", &[4, 1]), "lora_E\": expected [3, 1]"),
@@ -384,8 +394,8 @@ fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
         (&lora, norm, Some(ones(&[16, 2])), "expected a module of the base with a matrix for its weight, found [16]"),
         (&lora, "lora_mid.weight", Some(ones(&[2, 2])), "lora_mid.weight\": expected a part of a fixed update"),
         (&lora, "lora_up.weight", Some(ones(&[24, 3])), "lora_up.weight\": expected [24, 2] by the base model"),
-        (&lora, "lora_up.weight", None, "lora_up.weight\": expected it, found nothing"),
-        (&lora, "lora_down.weight", None, "lora_down.weight\": expected it, found nothing"),
+        (&lora, "lora_up.weight", None, "lora_up.weight\": expected a tensor of this name, found none"),
+        (&lora, "lora_down.weight", None, "lora_down.weight\": expected a tensor of this name, found none"),
         (&lora, "lora_down.weight", Some(ones(&[0, 16])), "lora_down.weight\": expected a matrix, found [0, 16]"),
         (&lora, "lora_down.weight", Some(ones(&[2, 16, 1, 1])), "expected a matrix, found [2, 16, 1, 1]"),
         (&lora, "alpha", Some(ones(&[2])), "alpha\": expected one number, found [2]"),
@@ -395,19 +405,19 @@ fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
         (&lora, "diff_b", Some(ones(&[24])), "diff_b\": expected a bias of [24] in the base, found none"),
         (&lora, "oft_blocks", Some(ones(&[4, 4, 4])), "oft_blocks\": expected a part of a fixed update"),
         (&lora, "lambda_layer", Some(ones(&[1, 4])), "found part of a T-LoRA, which changes with the time step"),
-        (&loha, "hada_w2_a", None, "hada_w2_a\": expected it, found nothing"),
+        (&loha, "hada_w2_a", None, "hada_w2_a\": expected a tensor of this name, found none"),
         (&loha, "hada_w2_b", Some(ones(&[3, 16])), "hada_w2_b\": expected [2, 16]"),
         (&loha, "hada_t1", Some(ones(&[2, 2])), "found part of a Tucker decomposition"),
-        (&lokr, "lokr_w1", None, "lokr_w1_a\": expected it, found nothing"),
+        (&lokr, "lokr_w1", None, "lokr_w1_a\": expected a tensor of this name, found none"),
         (&lokr, "lokr_w1", Some(ones(&[4, 5])), "lokr_w1\": expected a factor of [24, 16], as [6, 4] is, found [4, 5]"),
         (&lokr, "lokr_w2_a", Some(ones(&[6, 2])), "lokr_w2_a\": expected [6, 1]"),
-        (&lokr, "lokr_w2_b", None, "lokr_w2_b\": expected it, found nothing"),
+        (&lokr, "lokr_w2_b", None, "lokr_w2_b\": expected a tensor of this name, found none"),
         (&whole, "alpha", Some(number(22.627)), "found 22.627: it was trained with rs_lora"),
-        (&ia3, "on_input", None, "on_input\": expected it, found nothing"),
+        (&ia3, "on_input", None, "on_input\": expected a tensor of this name, found none"),
         (&ia3, "on_input", Some(number(0.0)), "up_proj.weight\": expected [24] by the base model"),
         (&ia3, "on_input", Some(number(0.5)), "on_input\": expected 0 or 1, found another"),
         (&ia3, "weight", Some(ones(&[24])), "up_proj.weight\": expected [16] by the base model"),
-        (&glora, "a1.weight", None, "a1.weight\": expected it, found nothing"),
+        (&glora, "a1.weight", None, "a1.weight\": expected a tensor of this name, found none"),
         (&glora, "b2.weight", Some(ones(&[2, 17])), "b2.weight\": expected [2, 16]"),
         (&glora, "dora_scale", Some(ones(&[24, 1])), "dora_scale\": expected a part of a LoRA, LoHa, LoKr"),
     ];
@@ -486,4 +496,27 @@ fn adapters_that_are_not_merged_are_shown_with_the_reason() {
     assert!(problem.contains("found XLORA, which picks among several"), "{problem}");
     // An adapter in a folder below is the one that is meant.
     assert_eq!(inspected(dir.path()).method, "XLORA");
+}
+
+#[test]
+fn another_base_is_guessed_only_where_layers_or_shapes_show_it() {
+    let renamed = |from: &'static str, to: &'static str| {
+        let dir = changed("lora", serde_json::json!({"target_modules": null}), |tensors| {
+            let old = std::mem::take(tensors);
+            tensors.extend(old.into_iter().map(|(name, tensor)| (name.replace(from, to), tensor)));
+        });
+        merge(&dir.path().join("adapter"), &fixtures().join("base/qwen2-float32")).unwrap_err().to_string()
+    };
+    let misspelt = renamed("q_proj", "qproj");
+    assert!(misspelt.contains("none of that name there; the base's modules are called like"), "{misspelt}");
+    assert!(misspelt.contains("\"model.layers.0.self_attn."), "{misspelt}");
+    let deep = renamed("layers.0.", "layers.70.");
+    assert!(deep.contains("no layer of this number: this adapter belongs to another base model"), "{deep}");
+    let wrapped = renamed("base_model.model.", "base_model.model._orig_mod.");
+    assert!(!wrapped.contains("another base"), "{wrapped}");
+    let file = |module: &str| -> Tensors { [(format!("{module}.diff"), ones(&[24, 16]))].into() };
+    let deep = merge_tensors(&file("lora_te_model_layers_7_mlp_up_proj"), "qwen2-float32").unwrap_err();
+    assert!(deep.contains("another base model"), "{deep}");
+    let misspelt = merge_tensors(&file("lora_te_model_layers_0_mlp_up"), "qwen2-float32").unwrap_err();
+    assert!(misspelt.ends_with("found none"), "{misspelt}");
 }

@@ -308,11 +308,15 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
             "init_lora_weights: expected an initialisation that leaves the base",
         ),
         (json!({"use_new": 1}), none(), "use_new: expected a field this version knows"),
-        (json!({}), drop_one(format!("{Q}.lora_B.weight")), "q_proj.lora_B.weight\": expected it, found nothing"),
+        (
+            json!({}),
+            drop_one(format!("{Q}.lora_B.weight")),
+            "q_proj.lora_B.weight\": expected a tensor of this name, found none",
+        ),
         (
             json!({"target_modules": ["q_proj", "down_proj", "up_proj"]}),
             none(),
-            "up_proj.lora_A.weight\": expected it, as target_modules asks for",
+            "up_proj.lora_A.weight\": expected a tensor of this name, as target_modules asks for",
         ),
         (
             json!({}),

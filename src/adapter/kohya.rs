@@ -89,7 +89,16 @@ fn find(
         base.path().display()
     ));
     if found.is_empty() {
-        return Err(finding.found("none").hint("this adapter belongs to another base model").mismatch());
+        let numbered = |part: &str| part.parse::<usize>().is_ok();
+        let alike = |path: &String| {
+            path.split('_').count() == bare.split('_').count()
+                && path.split('_').zip(bare.split('_')).all(|(a, b)| a == b || numbered(a) && numbered(b))
+        };
+        let hint = match paths.keys().any(alike) {
+            true => "the base has no layer of this number: this adapter belongs to another base model",
+            false => "",
+        };
+        return Err(finding.found("none").hint(hint).mismatch());
     }
     let mut found = found.to_vec();
     found.sort_unstable();

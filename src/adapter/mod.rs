@@ -1,6 +1,7 @@
 //! Adapters: LoRA as PEFT saves it, and atom banks (Queryable LoRA, arXiv:2605.08423).
 
 mod config;
+pub(crate) mod gguf;
 mod init;
 pub(crate) mod kohya;
 mod open;

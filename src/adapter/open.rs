@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::gguf;
 use super::kohya;
 use super::peft::{self, Base, Changes};
 use crate::error::{Error, Finding, IoContext, Result};
@@ -162,12 +163,7 @@ impl AdapterFiles {
 
 /// The changes of a LoRA in a GGUF.
 fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Changes> {
-    use crate::convert::lora::{TableBase, from_gguf};
-    let Some(table) = TableBase::of(base.path(), base.config(), base.weights().clone())? else {
-        let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
-        return Err(finding.found("another").unsupported());
-    };
-    let unpacked = from_gguf(metadata, tensors, &table)?;
+    let unpacked = gguf::from_gguf(metadata, tensors, base)?;
     let mut changes = peft::changes(path, &unpacked.config, path, unpacked.tensors, base)?;
     changes.notes.extend(unpacked.notes);
     Ok(changes)

@@ -22,6 +22,7 @@ impl AtomBank<'_> {
             let left = self.left_factor(site, &operators[site.layer / self.config.block_size]);
             let update = LowRank {
                 scale: self.adapter.config.scale(),
+                alpha: None,
                 a: values(&a.shape, a.values.clone()),
                 b: values(&b.shape, left.into()),
                 transposed: false,

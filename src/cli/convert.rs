@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use atombank::bank::gguf as bank;
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::lora::TableBase;
+use atombank::convert::lora::LoraBase;
 use atombank::convert::{
     ConvertOptions, GeneralOptions, Gguf, Input, OutType, Restored, Sidecars, from_gguf, generic, lora,
     safetensors_metadata, to_gguf,
@@ -190,7 +190,7 @@ impl Job<'_> {
             return self.output.write_gguf(&metadata, &plan, common);
         }
         if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
-            let unpacked = lora::from_gguf(metadata, &taken, &self.lora_base()?)?;
+            let unpacked = lora::from_gguf(metadata, &taken, &self.lora_base()?.base())?;
             print_notes(&unpacked.notes, common);
             if self.output.dry_run {
                 return self.output.write_tensors(&unpacked.tensors, &[], common);
@@ -253,7 +253,7 @@ impl Job<'_> {
             // An adapter's factors are small, and the reference keeps them in F32.
             false => lora::to_gguf(
                 &self.input,
-                &self.lora_base()?,
+                &self.lora_base()?.base(),
                 match self.output.r#type {
                     Some(_) => self.output.outtype()?,
                     None => OutType::F32,
@@ -278,16 +278,13 @@ impl Job<'_> {
         }
     }
 
-    /// The base of a LoRA, whose table gives names and shapes.
-    fn lora_base(&self) -> Result<TableBase> {
+    /// The base of a LoRA, which gives names and shapes.
+    fn lora_base(&self) -> Result<LoraBase> {
         let Some(folder) = &self.args.base else {
             let finding = Finding::new(&self.input, "--base").expected("the folder of the base model");
             return Err(finding.found("none").hint("a LoRA takes names and shapes from it").mismatch().into());
         };
-        TableBase::open(&Checkpoint::open(folder)?)?.ok_or_else(|| {
-            let finding = Finding::new(folder.join("config.json"), "architectures");
-            finding.expected("a class with a counterpart in GGUF").found("another").unsupported().into()
-        })
+        Ok(LoraBase::open(folder)?)
     }
 }
 

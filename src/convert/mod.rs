@@ -15,7 +15,7 @@ pub mod lora;
 mod restore;
 pub(crate) mod sidecars;
 mod source_record;
-mod tensors;
+pub(crate) mod tensors;
 
 use std::fmt;
 use std::str::FromStr;

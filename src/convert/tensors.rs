@@ -67,25 +67,25 @@ fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
 }
 
 /// A name taken apart.
-pub(super) struct Known<'a> {
-    pub(super) tensor: &'static Tensor,
+pub(crate) struct Known<'a> {
+    pub(crate) tensor: &'static Tensor,
     /// Its number in the table.
     number: usize,
-    pub(super) layer: Option<usize>,
+    pub(crate) layer: Option<usize>,
     /// The place in a stack.
     place: Option<usize>,
     /// `weight` or `bias`.
     suffix: &'a str,
 }
 
-pub(super) enum Found<'a> {
+pub(crate) enum Found<'a> {
     Known(Known<'a>),
     Dropped,
     Unknown,
 }
 
 /// Looks a name of transformers up in the table.
-pub(super) fn find<'a>(arch: &'static Arch, name: &'a str) -> Found<'a> {
+pub(crate) fn find<'a>(arch: &'static Arch, name: &'a str) -> Found<'a> {
     let renamed = arch.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
     let full = renamed.as_deref().unwrap_or(name);
     let matches = |pattern: &str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
@@ -130,12 +130,12 @@ pub(super) fn find<'a>(arch: &'static Arch, name: &'a str) -> Found<'a> {
 
 impl Known<'_> {
     /// The name that the class itself has for it.
-    pub(super) fn hf_name(&self) -> String {
+    pub(crate) fn hf_name(&self) -> String {
         named(self.tensor.hf, self.layer, self.place, self.suffix)
     }
 
     /// The name in GGUF.
-    pub(super) fn gguf_name(&self) -> String {
+    pub(crate) fn gguf_name(&self) -> String {
         named(self.tensor.gguf, self.layer, None, self.suffix)
     }
 }
@@ -277,21 +277,21 @@ fn must_have(params: &Params, presence: Presence) -> bool {
 }
 
 /// A tensor that has to be there.
-pub(super) struct Expected {
+pub(crate) struct Expected {
     /// Its name in transformers.
-    pub(super) name: String,
-    pub(super) tensor: &'static Tensor,
+    pub(crate) name: String,
+    pub(crate) tensor: &'static Tensor,
     number: usize,
     pub(super) layer: Option<usize>,
     /// The place in a stack.
     pub(super) place: Option<usize>,
     pub(super) is_bias: bool,
     /// Its shape in transformers.
-    pub(super) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// Every tensor that the table and the config ask for, and those it may have that `also` wants.
-pub(super) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
+pub(crate) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
     let layers = params.layers()?;
     let mut all = Vec::new();
     for (number, tensor) in params.arch.tensors.iter().copied().flatten().enumerate() {
@@ -381,7 +381,7 @@ fn transformed(
 }
 
 /// For every row of the fused projection in GGUF, its row in transformers.
-pub(super) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
+pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
     let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
     // A group has some queries, one key and one value.
     let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };

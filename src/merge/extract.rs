@@ -175,7 +175,7 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncatio
         // The weight is `[d_in, d_out]`, so the left factor of its change is A's transpose.
         true => (aside([rank, rows], &transposed(&left, rank))?, aside([cols, rank], &transposed(&right, cols))?),
     };
-    let update = LowRank { scale: 1.0, a, b, transposed: module.transposed, rounded: None };
+    let update = LowRank { scale: 1.0, alpha: None, a, b, transposed: module.transposed, rounded: None };
     Ok(Some((found, (module.name.clone(), update))))
 }
 

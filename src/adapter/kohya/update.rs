@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::peft::{
-    Base, Change, LowRank, Named, ScaleColumns, ScaleRows, hadamard, integers, kronecker, product, rescale,
+    ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, hadamard, integers, kronecker, product, rescale,
 };
 use crate::convert::keeps_transposed;
 use crate::error::{Finding, Result};
@@ -184,7 +184,7 @@ impl Update {
         let a = self.shaped("lora_down.weight", &[rank, sizes.d_in])?;
         let b = self.shaped("lora_up.weight", &[sizes.d_out, rank])?;
         let scale = self.scale(rank)?;
-        Ok(Change::LowRank(LowRank { scale, a, b, transposed: sizes.transposed, rounded: None }))
+        Ok(Change::LowRank(LowRank { scale, alpha: None, a, b, transposed: sizes.transposed, rounded: None }))
     }
 
     /// The update of a LoHa.
@@ -326,7 +326,7 @@ impl Update {
     }
 
     fn need(&mut self, part: &str) -> Result<PlannedTensor> {
-        self.parts.remove(part).ok_or_else(|| self.finding(part).expected("it").found("nothing").format())
+        self.parts.remove(part).ok_or_else(|| self.finding(part).expected(ABSENT).found("none").format())
     }
 
     fn shaped(&mut self, part: &str, shape: &[usize]) -> Result<Expr> {
@@ -345,7 +345,7 @@ impl Update {
     /// The rows or columns of a part that is there and is a matrix.
     fn dimension(&self, part: &str, which: usize) -> Result<usize> {
         match self.parts.get(part).map(|tensor| tensor.shape.as_slice()) {
-            None => Err(self.finding(part).expected("it").found("nothing").format()),
+            None => Err(self.finding(part).expected(ABSENT).found("none").format()),
             Some(shape) if shape.len() == 2 && shape[which] > 0 => Ok(shape[which]),
             Some(shape) => Err(self.finding(part).expected("a matrix").found(show_shape(shape)).unsupported()),
         }

@@ -100,11 +100,6 @@ impl<'a> Base<'a> {
         &self.path
     }
 
-    /// The tensors, by the names that the file has for them.
-    pub fn weights(&self) -> &'a Plan {
-        self.weights
-    }
-
     /// config.json.
     pub fn config(&self) -> &'a Map<String, Value> {
         self.config
@@ -133,7 +128,7 @@ impl<'a> Base<'a> {
     }
 
     /// The tensor that PEFT calls `name`.
-    pub(super) fn tensor(&self, name: &str) -> Option<&PlannedTensor> {
+    pub(crate) fn tensor(&self, name: &str) -> Option<&PlannedTensor> {
         if name == HEAD && self.tied_head.is_some() {
             return self.tied_head.as_ref();
         }
@@ -184,6 +179,26 @@ impl<'a> Base<'a> {
             .unsupported())
     }
 
+    /// What may be wrong where the base has no tensor called `name`. That it belongs to another model is said only
+    /// where its layer shows it; a name may be misspelt, or carry what a trainer has wrapped the model in.
+    pub(super) fn hint_of_absent(&self, name: &str) -> String {
+        let numbered = |part: &str| part.parse::<usize>().is_ok();
+        let alike = |own: &str| {
+            own.split('.').count() == name.split('.').count()
+                && own.split('.').zip(name.split('.')).all(|(own, part)| own == part || numbered(own) && numbered(part))
+        };
+        if self.named().any(|(own, _)| alike(&own)) {
+            return "the base has no layer of this number: this adapter belongs to another base model".to_owned();
+        }
+        let shared = |own: &String| own.bytes().zip(name.bytes()).take_while(|(own, other)| own == other).count();
+        let names = self.named().filter(|(_, tensor)| tensor.shape.len() == 2).map(|(own, _)| own);
+        // The first of those that share the longest beginning.
+        match names.reduce(|best, own| if shared(&own) > shared(&best) { own } else { best }) {
+            Some(own) => format!("the base's modules are called like {:?}", own.trim_end_matches(".weight")),
+            None => String::new(),
+        }
+    }
+
     /// The matrix that PEFT calls `name`.
     pub(super) fn matrix(&self, entries: &Entries, entry: &str, name: &str) -> Result<&PlannedTensor> {
         let Some(tensor) = self.tensor(name) else {
@@ -191,7 +206,7 @@ impl<'a> Base<'a> {
                 .finding(entry)
                 .expected(format_args!("a module of the base model {}", self.path.display()))
                 .found("none of that name there")
-                .hint("this adapter belongs to another base model")
+                .hint(self.hint_of_absent(name))
                 .mismatch());
         };
         // Of a matrix of nothing there is nothing to change, and no row to go by.

@@ -39,6 +39,8 @@ pub enum Change {
 pub struct LowRank {
     /// Dimensionless.
     pub scale: f32,
+    /// The scale times the rank, where an adapter's settings say it so: before the quotient was rounded.
+    pub alpha: Option<f64>,
     /// `[r, d_in]`; of an embedding `[r, vocab]`.
     pub a: Expr,
     /// `[d_out, r]`; of an embedding `[hidden, r]`.
@@ -52,7 +54,7 @@ pub struct LowRank {
 impl LowRank {
     /// `weight` times this update.
     pub fn weighted(&self, weight: f32) -> Self {
-        Self { scale: self.scale * weight, ..self.clone() }
+        Self { scale: self.scale * weight, alpha: None, ..self.clone() }
     }
 
     /// `s B A`, in the shape that the base keeps its weight in.

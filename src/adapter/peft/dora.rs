@@ -109,6 +109,7 @@ mod tests {
         // W + B A = [[3, 4], [0, 2]] for outputs that are rows.
         let update = |transposed| LowRank {
             scale: 1.0,
+            alpha: None,
             a: values(&[1, 2], &[1., 0.]),
             b: values(&[2, 1], &[1., 0.]),
             transposed,
@@ -137,7 +138,8 @@ mod tests {
                 expr: values(&[2, 2], &[0.; 4]),
             };
             let zeros = |shape: &[usize]| values(shape, &[0., 0.]);
-            let update = LowRank { scale: 1.0, a: zeros(&[1, 2]), b: zeros(&[2, 1]), transposed, rounded: None };
+            let update =
+                LowRank { scale: 1.0, alpha: None, a: zeros(&[1, 2]), b: zeros(&[2, 1]), transposed, rounded: None };
             let change = rescale(&tensor, &Change::LowRank(update), &[1., 1.], transposed, 0.0);
             let read =
                 |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::PREFIX;
+use super::base::Base;
+use super::{ABSENT, PREFIX};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::show_shape;
@@ -34,7 +35,7 @@ impl Entries {
 
     /// The tensor called `name`, which must be there.
     pub(super) fn need(&mut self, name: &str) -> Result<PlannedTensor> {
-        self.take(name).ok_or_else(|| self.finding(name).expected("it").found("nothing").format())
+        self.take(name).ok_or_else(|| self.finding(name).expected(ABSENT).found("none").format())
     }
 
     /// The tensor called `name`, which must be there and have this shape.
@@ -49,6 +50,19 @@ impl Entries {
             .found(show_shape(&tensor.shape))
             .hint("this adapter belongs to another base model, or its config is not its own")
             .mismatch())
+    }
+
+    /// Refuses a module of the base that has one tensor of a pair without the other.
+    pub(super) fn check_pairs(&self, base: &Base, pairs: &[(&str, &str)]) -> Result<()> {
+        for (one, other) in pairs.iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
+            let modules =
+                self.modules(one).into_iter().filter(|module| base.tensor(&format!("{module}.weight")).is_some());
+            let mut missing = modules.map(|module| format!("{module}.{other}"));
+            if let Some(name) = missing.find(|name| !self.left.contains_key(name)) {
+                return Err(self.finding(&name).expected(ABSENT).found("none").format());
+            }
+        }
+        Ok(())
     }
 
     /// The modules that have a tensor whose name ends in `.{suffix}`, in order.

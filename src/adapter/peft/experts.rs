@@ -133,7 +133,7 @@ fn one(
         Parts::Whole(tensor) => {
             let update = |expert: usize| {
                 let (a, b) = if experts == 1 { (a.clone(), b.clone()) } else { factors(expert) };
-                LowRank { scale, a, b, transposed, rounded: base.rounding(tensor.dtype) }
+                LowRank { scale, alpha: None, a, b, transposed, rounded: base.rounding(tensor.dtype) }
             };
             let change = match tensor.shape.len() {
                 2 => Change::LowRank(update(0)),
@@ -150,7 +150,8 @@ fn one(
                 for (place, tensor) in parts.iter().enumerate() {
                     let (a, b) = factors(expert);
                     let b = Expr::slice(b, place * rows, rows, vec![rows, rank]);
-                    let update = LowRank { scale, a, b, transposed: false, rounded: base.rounding(tensor.dtype) };
+                    let update =
+                        LowRank { scale, alpha: None, a, b, transposed: false, rounded: base.rounding(tensor.dtype) };
                     changes.push((tensor.name.clone(), Change::LowRank(update)));
                 }
             }

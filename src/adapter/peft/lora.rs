@@ -61,15 +61,37 @@ struct Config {
 }
 
 impl Config {
+    fn read(fields: &mut Fields) -> Result<Self> {
+        Ok(Self {
+            r: fields.count("r")?,
+            lora_alpha: fields.need("lora_alpha")?,
+            use_rslora: fields.get("use_rslora")?.unwrap_or(false),
+            use_dora: fields.get("use_dora")?.unwrap_or(false),
+            lora_bias: fields.get("lora_bias")?.unwrap_or(false),
+            fan_in_fan_out: fields.get("fan_in_fan_out")?.unwrap_or(false),
+            rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
+            alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
+            parameters: fields.get("target_parameters")?.unwrap_or_default(),
+        })
+    }
+
     fn rank(&self, module: &str) -> usize {
         self.rank_pattern.first_match(module).unwrap_or(self.r)
     }
 
+    fn lora_alpha(&self, module: &str) -> f64 {
+        self.alpha_pattern.first_match(module).unwrap_or(self.lora_alpha)
+    }
+
     /// The factor of the update of `module`, of rank `rank`. Dimensionless.
     fn scale(&self, module: &str, rank: usize) -> f32 {
-        let alpha = self.alpha_pattern.first_match(module).unwrap_or(self.lora_alpha);
         let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        (alpha / divisor) as f32
+        (self.lora_alpha(module) / divisor) as f32
+    }
+
+    /// `alpha` as what is divided by the rank: times its root with `use_rslora`.
+    fn over_rank(&self, alpha: f64, rank: usize) -> f64 {
+        if self.use_rslora { alpha * (rank as f64).sqrt() } else { alpha }
     }
 }
 
@@ -87,22 +109,19 @@ pub(super) fn check_fields(fields: &mut Fields) -> Result<()> {
     check_init(fields)
 }
 
-/// The changes of a LoRA; `tied` is whether a head that is the embeddings has nothing of its own.
-pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
+/// The changes of a LoRA, and the alpha of modules without one of their own; `tied` is whether a head that is the
+/// embeddings has nothing of its own.
+pub(super) fn changes(
+    fields: &mut Fields,
+    entries: &mut Entries,
+    base: &Base,
+    tied: bool,
+) -> Result<(Vec<Named>, f64)> {
     check_fields(fields)?;
-    let config = Config {
-        r: fields.count("r")?,
-        lora_alpha: fields.need("lora_alpha")?,
-        use_rslora: fields.get("use_rslora")?.unwrap_or(false),
-        use_dora: fields.get("use_dora")?.unwrap_or(false),
-        lora_bias: fields.get("lora_bias")?.unwrap_or(false),
-        fan_in_fan_out: fields.get("fan_in_fan_out")?.unwrap_or(false),
-        rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
-        alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
-        parameters: fields.get("target_parameters")?.unwrap_or_default(),
-    };
+    let config = Config::read(fields)?;
     fields.ignore(INERT);
     let targets = Targets::read(fields)?;
+    entries.check_pairs(base, &[("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")])?;
     let mut changes = Vec::new();
     if !config.parameters.is_empty() {
         let scale = |parameter: &str, rank| config.scale(parameter, rank);
@@ -119,7 +138,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, t
         adapted.insert(embedding(&config, entries, base, &module, &mut changes)?);
     }
     targets.complete(entries, base, &adapted, "lora_A.weight")?;
-    Ok(changes)
+    Ok((changes, config.over_rank(config.lora_alpha, config.r)))
 }
 
 /// PiSSA and its like change the base when the adapter is made, and again when it is loaded.
@@ -159,7 +178,8 @@ fn linear(
     let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
     let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
-    let update = LowRank { scale, a: a.expr, b: b.expr, transposed, rounded };
+    let alpha = Some(config.over_rank(config.lora_alpha(module), rank));
+    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, transposed, rounded };
     low_rank(config, entries, module, tensor, update, d_out, changes)?;
     if config.lora_bias {
         let name = format!("{module}.lora_B.bias");
@@ -188,7 +208,8 @@ fn embedding(
     let a = entries.shaped(&name_a, &[rank, vocab])?;
     let b = entries.shaped(&format!("{module}.lora_embedding_B"), &[hidden, rank])?;
     let rounded = base.rounding(tensor.dtype).filter(|_| !config.use_dora);
-    let update = LowRank { scale: config.scale(module, rank), a: a.expr, b: b.expr, transposed: true, rounded };
+    let (scale, alpha) = (config.scale(module, rank), Some(config.over_rank(config.lora_alpha(module), rank)));
+    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, transposed: true, rounded };
     low_rank(config, entries, module, tensor, update, hidden, changes)?;
     Ok(tensor.name.clone())
 }
@@ -228,4 +249,45 @@ fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f3
         .expected(format_args!("[{d_out}], one for each output"))
         .found(show_shape(&tensor.shape))
         .mismatch())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(settings: Json) -> Config {
+        let mut json = json!({"r": 8, "lora_alpha": 16});
+        json.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        Config::read(&mut Fields::new(Path::new("adapter_config.json"), json.as_object().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn the_first_pattern_that_ends_a_path_wins_and_rank_and_alpha_are_looked_up_apart() {
+        let config = config(json!({
+            "rank_pattern": {"layers.0.self_attn.q_proj": 2, "q_proj": 4, "^no": 1},
+            "alpha_pattern": {"self_attn.*": 3.5, "q_proj": 5, "model.layers.1.mlp.(up|down)_proj": 7}
+        }));
+        let cases = [
+            ("model.layers.0.self_attn.q_proj", 2, 3.5),
+            ("model.layers.10.self_attn.q_proj", 4, 3.5),
+            ("model.layers.1.mlp.down_proj", 8, 7.0),
+            ("model.layers.11.mlp.down_proj", 8, 16.0),
+            ("model.layers.0.xq_proj", 8, 16.0),
+            ("q_proj", 4, 5.0),
+        ];
+        for (module, rank, alpha) in cases {
+            assert_eq!((config.rank(module), config.lora_alpha(module)), (rank, alpha), "{module}");
+        }
+    }
+
+    #[test]
+    fn rank_stabilized_scales_go_by_the_root_of_the_modules_own_rank() {
+        let config = config(json!({"r": 4, "lora_alpha": 8, "use_rslora": true, "rank_pattern": {"v": 9}}));
+        assert_eq!((config.over_rank(8.0, 4), config.over_rank(8.0, config.rank("v"))), (16.0, 24.0));
+        assert_eq!((config.scale("q", 4), config.scale("v", 9)), (4.0, (8.0 / 3.0) as f32));
+    }
 }

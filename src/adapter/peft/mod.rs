@@ -48,6 +48,9 @@ use crate::plan::Plan;
 /// What PEFT puts before the names of an adapter's tensors.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
+/// What is expected where a tensor is missing.
+pub(crate) const ABSENT: &str = "a tensor of this name";
+
 /// A change to one tensor, by the tensor's name in the base.
 pub type Named = (String, Change);
 
@@ -60,6 +63,9 @@ pub struct Changes {
     pub changes: Vec<Named>,
     /// Whether a head that is the embeddings stays that: what changes them changes both.
     pub keeps_tie: bool,
+    /// The alpha of modules to which no pattern gives another, times the root of the rank with `use_rslora`; of
+    /// LoRAs alone.
+    pub alpha: Option<f64>,
     /// The tokens behind which the adapter is on (activated LoRA); always on where there are none.
     pub invocation_tokens: Vec<u32>,
     /// A line for everything that was left out or taken for granted.
@@ -149,11 +155,16 @@ pub(super) fn changes(
     };
     let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
     let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
+    let mut alpha = None;
     changes.extend(match kind.as_str() {
         "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,
         // Rows come last, below.
         "TRAINABLE_TOKENS" => Vec::new(),
-        "LORA" => lora::changes(&mut fields, &mut entries, base, tied)?,
+        "LORA" => {
+            let (of_lora, file_alpha) = lora::changes(&mut fields, &mut entries, base, tied)?;
+            alpha = Some(file_alpha);
+            of_lora
+        }
         "IA3" => ia3::changes(&mut fields, &mut entries, base)?,
         "LOHA" => loha::changes(&mut fields, &mut entries, base)?,
         "LOKR" => lokr::changes(&mut fields, &mut entries, base)?,
@@ -180,6 +191,7 @@ pub(super) fn changes(
         path: config_path.to_owned(),
         changes,
         keeps_tie: tied || tokens_tied,
+        alpha,
         invocation_tokens,
         notes: Vec::new(),
     })

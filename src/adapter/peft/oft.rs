@@ -53,8 +53,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     if fields.get::<usize>("oft_block_size")?.is_none() {
         return Err(fields
             .finding("oft_block_size")
-            .expected("it, as every OFT adapter has it since PEFT 0.14")
-            .found("nothing")
+            .expected("a block size, which every OFT adapter has since PEFT 0.14")
+            .found("none")
             .hint("this is the older form of OFT, which PEFT can't load either")
             .unsupported());
     }

@@ -97,7 +97,7 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
             .finding(name)
             .expected("a tensor of the base to stand for")
             .found("none of that name there")
-            .hint("this adapter belongs to another base model")
+            .hint(base.hint_of_absent(in_base))
             .mismatch());
     };
     if replaced.shape != tensor.shape {

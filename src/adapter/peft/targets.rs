@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use regex_lite::Regex;
 use serde_json::Value;
 
+use super::ABSENT;
 use super::base::Base;
 use super::entries::Entries;
 use crate::error::Result;
@@ -110,9 +111,9 @@ impl Targets {
             if !adapted.contains(&tensor.name) {
                 return Err(entries
                     .finding(&format!("{module}.{missing}"))
-                    .expected("it, as target_modules asks for")
-                    .found("nothing")
-                    .hint("the adapter is incomplete, or belongs to another base model")
+                    .expected(format_args!("{ABSENT}, as target_modules asks for"))
+                    .found("none")
+                    .hint("the adapter is incomplete")
                     .mismatch());
             }
         }

@@ -4,12 +4,12 @@
 
 use std::collections::HashSet;
 
-use super::Named;
 use super::base::Base;
 use super::change::{Change, LowRank};
 use super::entries::Entries;
 use super::rows::{ScaleRows, corner, map};
 use super::targets::Targets;
+use super::{ABSENT, Named};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::plan::PlannedTensor;
@@ -48,6 +48,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         }
         let update = LowRank {
             scale: 1.0,
+            alpha: None,
             a: map(corner(a.expr.clone(), a.shape[1], r, weight.d_in), ScaleRows(lambda_d.into())),
             b: map(corner(b.expr.clone(), r, weight.d_out, r), ScaleRows(lambda_b.into())),
             transposed: weight.transposed,
@@ -79,8 +80,8 @@ pub(super) fn shared(entries: &mut Entries, name: &str) -> Result<PlannedTensor>
     entries.take(name).ok_or_else(|| {
         entries
             .shared_finding(name)
-            .expected("it")
-            .found("nothing")
+            .expected(ABSENT)
+            .found("none")
             .hint("save the adapter in PEFT with save_projection set to true")
             .format()
     })

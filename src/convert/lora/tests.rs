@@ -6,60 +6,46 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::adapter;
+use crate::adapter::gguf::GgufNames;
+use crate::adapter::peft::{Change, PREFIX};
+use crate::dtype::DType;
 use crate::formats::gguf::{self, GgufFile};
 use crate::formats::safetensors::SafetensorsFile;
-use crate::plan::{self, Staging};
-use crate::source::Source;
+use crate::plan::{self, PlannedTensor, Staging};
+use crate::source::{Source, rows};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora")
 }
 
-fn config() -> TableBase {
-    let path = fixtures().join("base/config.json");
-    TableBase::of(&fixtures().join("base"), &read_json_object(&path).unwrap(), Plan::default()).unwrap().unwrap()
+/// The fixtures' base with these weights at hand, changed as asked.
+fn base_with(weights: Plan, change: impl FnOnce(&mut Config)) -> LoraBase {
+    let mut config = read_json_object(&fixtures().join("base/config.json")).unwrap();
+    change(&mut config);
+    LoraBase::new(&fixtures().join("base"), config, weights).unwrap()
+}
+
+/// The fixtures' base, as far as its config says what it is.
+fn config() -> LoraBase {
+    base_with(Plan::default(), |_| ())
 }
 
 /// The fixtures' base, with its embeddings at hand.
-struct Base {
-    config: TableBase,
-    weights: Plan,
+fn base() -> LoraBase {
+    base_with(taking(&fixtures().join("base/embeddings.safetensors")), |_| ())
 }
 
-impl Base {
-    fn open() -> Self {
-        Self { config: config(), weights: taking(&fixtures().join("base/embeddings.safetensors")) }
-    }
-}
-
-impl BaseModel for Base {
-    fn architecture(&self) -> &str {
-        self.config.architecture()
-    }
-
-    fn layers(&self) -> usize {
-        self.config.layers()
-    }
-
-    fn tied(&self) -> bool {
-        self.config.tied()
-    }
-
-    fn to_gguf(&self, module: &str) -> Option<(String, RowOrder)> {
-        self.config.to_gguf(module)
-    }
-
-    fn to_hf(&self, name: &str) -> Option<(String, RowOrder)> {
-        self.config.to_hf(name)
-    }
-
-    fn shape(&self, module: &str) -> Option<Vec<usize>> {
-        self.config.shape(module)
-    }
-
-    fn weight(&self, module: &str) -> Option<&PlannedTensor> {
-        self.weights.get(&format!("{module}.weight"))
-    }
+/// What adapter_config.json says of a module: its rank, and its scale times that.
+fn rank_and_alpha(folder: &Path, module: &str) -> (usize, f64) {
+    let changes = AdapterFiles::find(folder).unwrap().changes(&config().base()).unwrap();
+    let of = |(name, change): &(String, Change)| match change {
+        Change::LowRank(update) if name.strip_suffix(".weight") == Some(module) => {
+            Some((rows(&update.a.shape()), update.alpha.unwrap()))
+        }
+        _ => None,
+    };
+    changes.changes.iter().find_map(of).unwrap_or_else(|| panic!("{module}"))
 }
 
 fn taking(path: &Path) -> Plan {
@@ -77,7 +63,7 @@ fn write_gguf(metadata: &Metadata, plan: &Plan, path: &Path) {
 /// The GGUF of a case, written and opened.
 fn converted(case: &str, outtype: OutType) -> (tempfile::TempDir, Metadata, Plan) {
     let dir = tempfile::tempdir().unwrap();
-    let (metadata, plan, notes) = to_gguf(&fixtures().join(case), &Base::open(), outtype).unwrap();
+    let (metadata, plan, notes) = to_gguf(&fixtures().join(case), &base().base(), outtype).unwrap();
     assert_eq!(notes, [""; 0], "{case}");
     let path = dir.path().join("adapter.gguf");
     write_gguf(&metadata, &plan, &path);
@@ -153,12 +139,13 @@ fn llama_cpps_one_scale_gives_every_module_the_update_that_peft_computes() {
         let expected = taking(&fixtures().join(format!("expected/{case}.safetensors")));
         assert_eq!(plan.tensors.len(), 2 * expected.tensors.len(), "{case}");
         let base = config();
+        let names = GgufNames::of(&base.base()).unwrap();
         for delta in &expected.tensors {
-            let (weight, order) = base.to_gguf(&delta.name).unwrap();
-            let a = plan.get(&format!("{weight}.lora_a")).unwrap();
-            let b = plan.get(&format!("{weight}.lora_b")).unwrap();
+            let weight = names.weight(base.base().tensor(&format!("{}.weight", delta.name)).unwrap()).unwrap();
+            let a = plan.get(&format!("{}.lora_a", weight.name)).unwrap();
+            let b = plan.get(&format!("{}.lora_b", weight.name)).unwrap();
             let rank = b.shape[1];
-            let b = PlannedTensor { expr: order.to_hf(b.expr.clone()), ..b.clone() };
+            let b = PlannedTensor { expr: weight.order.to_hf(b.expr.clone()), ..b.clone() };
             // src/llama-adapter.h, get_scale.
             let scale = if alpha == 0.0 { 1.0 } else { alpha / rank as f64 };
             let (found, expected) = (update(scale, &b, a), delta.read().unwrap());
@@ -193,22 +180,16 @@ fn adapters_come_back_with_every_factor_and_the_same_scales() {
         [("plain", OutType::F32), ("bf16", OutType::BF16), ("embeddings", OutType::F32), ("ranks", OutType::F32)]
     {
         let (dir, metadata, plan) = converted(case, outtype);
-        let unpacked = from_gguf(&metadata, &plan, &config()).unwrap();
+        let unpacked = from_gguf(&metadata, &plan, &config().base()).unwrap();
         assert_eq!(unpacked.notes, [""; 0]);
         let back = dir.path().join("back");
         unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
         let source = taking(&fixtures().join(case).join("adapter_model.safetensors"));
         assert_eq!(factors_of(&taking(&back.join("adapter_model.safetensors"))), factors_of(&source), "{case}");
-        let config_of = |folder: &Path| {
-            let path = folder.join("adapter_config.json");
-            PeftConfig::from_json(&path, &read_json_object(&path).unwrap()).unwrap()
-        };
-        let (before, after) = (config_of(&fixtures().join(case)), config_of(&back));
         for name in factors_of(&source).keys() {
-            let module = name.strip_prefix(PEFT_PREFIX).unwrap().split(".lora_").next().unwrap();
-            let rank = before.rank(module);
-            assert_eq!(after.rank(module), rank, "{case} {module}");
-            assert_eq!(after.alpha(module, rank), before.alpha(module, rank), "{case} {module}");
+            let module = name.strip_prefix(PREFIX).unwrap().split(".lora_").next().unwrap();
+            let before = rank_and_alpha(&fixtures().join(case), module);
+            assert_eq!(rank_and_alpha(&back, module), before, "{case} {module}");
         }
     }
 }
@@ -217,7 +198,7 @@ fn adapters_come_back_with_every_factor_and_the_same_scales() {
 fn target_modules_are_short_where_they_cover_every_layer() {
     let targets = |case: &str| {
         let (_dir, metadata, plan) = converted(case, OutType::F32);
-        from_gguf(&metadata, &plan, &config()).unwrap().config["target_modules"].clone()
+        from_gguf(&metadata, &plan, &config().base()).unwrap().config["target_modules"].clone()
     };
     assert_eq!(targets("embeddings"), json!(["lm_head", "embed_tokens", "k_proj"]));
     assert_eq!(targets("bf16"), json!(["model.layers.1.mlp.down_proj", "model.layers.1.self_attn.q_proj"]));
@@ -225,20 +206,23 @@ fn target_modules_are_short_where_they_cover_every_layer() {
 
 #[test]
 fn a_file_without_alpha_has_a_scale_of_one() {
-    let (_dir, mut metadata, plan) = converted("ranks", OutType::F32);
+    let (dir, mut metadata, plan) = converted("ranks", OutType::F32);
     metadata.insert(ALPHA_KEY, 0f32);
     metadata.insert(ALORA_KEY, Value::Array(Array::U32(vec![3, 4])));
     metadata.insert("general.base_model.0.repo_url", "https://huggingface.co/org/base");
     metadata.insert("general.tags", "x");
-    let unpacked = from_gguf(&metadata, &plan, &config()).unwrap();
-    let path = Path::new("adapter_config.json");
-    let peft = PeftConfig::from_json(path, &unpacked.config).unwrap();
+    let unpacked = from_gguf(&metadata, &plan, &config().base()).unwrap();
+    let back = dir.path().join("back");
+    unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
     for module in
         ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     {
-        assert_eq!(peft.alpha(module, peft.rank(module)), peft.rank(module) as f64, "{module}");
+        let (rank, alpha) = rank_and_alpha(&back, module);
+        assert_eq!(alpha, rank as f64, "{module}");
     }
-    assert_eq!(peft.alora_invocation_tokens, [3, 4]);
+    let changes = AdapterFiles::find(&back).unwrap().changes(&config().base()).unwrap();
+    assert_eq!(changes.invocation_tokens, [3, 4]);
+    assert!(adapter::open(&back, &config().base()).unwrap_err().to_string().contains("alora_invocation_tokens"));
     assert_eq!(unpacked.config["base_model_name_or_path"], "org/base");
     assert_eq!(unpacked.notes, ["key \"general.tags\" is left out: the folder has no place for it"]);
 }
@@ -262,20 +246,19 @@ fn changed(case: &str, settings: Json, rename: impl Fn(&str) -> String) -> tempf
 
 #[test]
 fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
-    let tied = || {
-        let path = fixtures().join("base/config.json");
-        let mut json = read_json_object(&path).unwrap();
-        json.insert("tie_word_embeddings".into(), true.into());
-        TableBase::of(&fixtures().join("base"), &json, Plan::default()).unwrap().unwrap()
-    };
+    let tied = || base_with(Plan::default(), |config| drop(config.insert("tie_word_embeddings".into(), true.into())));
     let q_b = "layers.1.self_attn.q_proj.lora_B.weight";
-    let cases: [(&str, Json, &str, &str, bool, &str); 11] = [
-        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_magnitude_vector", false, "found DoRA's magnitudes"),
-        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_B.bias", false, "found a bias"),
-        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.weight", false, "found a whole weight that differs"),
-        ("plain", json!({}), q_b, "layers.1.self_attn.q_proj.lora_C", false, "found something else"),
-        ("plain", json!({}), "q_proj", "w_proj", false, "w_proj.lora_A.weight\": expected a module whose weight"),
-        ("plain", json!({}), "layers.1.", "layers.9.", false, "expected a module whose weight the base's GGUF has"),
+    let cases: [(&str, Json, &str, &str, bool, &str); 8] = [
+        (
+            "plain",
+            json!({}),
+            q_b,
+            "layers.1.self_attn.q_proj.lora_C",
+            false,
+            "q_proj.lora_B.weight\": expected a tensor",
+        ),
+        ("plain", json!({}), "q_proj", "w_proj", false, "w_proj.lora_A.weight\": expected a module of the base model"),
+        ("plain", json!({}), "layers.1.", "layers.9.", false, "expected a module of the base model"),
         (
             "plain",
             json!({"r": 5}),
@@ -284,34 +267,76 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
             false,
             "lora_A.weight\": expected [5, 48] by adapter_config.json and the base",
         ),
-        ("plain", json!({"use_dora": true}), "", "", false, "use_dora: expected a plain low-rank update"),
+        ("plain", json!({"use_dora": true}), "", "", false, "lora_magnitude_vector\": expected a tensor of this name"),
+        ("plain", json!({"peft_type": "IA3"}), "", "", false, "ia3_l\": expected a tensor of this name"),
         ("embeddings", json!({}), "", "", true, "lm_head.lora_A.weight\": expected modules of their own"),
-        ("embeddings", json!({}), "lm_head.lora", "model.embed_tokens.lora", false, "found them mixed up"),
-        ("embeddings", json!({}), "lm_head.base_layer", "lm_head.modules_to_save", false, "found a whole weight that"),
+        (
+            "embeddings",
+            json!({"target_modules": null}),
+            "lm_head.lora",
+            "model.embed_tokens.lora",
+            false,
+            "found them mixed up",
+        ),
     ];
     for (case, settings, from, to, is_tied, expected) in cases {
         let dir = changed(case, settings, |name| match from.is_empty() {
             true => name.to_owned(),
             false => name.replace(from, to),
         });
-        let base = Base::open();
-        let result = match is_tied {
-            true => to_gguf(dir.path(), &tied(), OutType::F32),
-            false => to_gguf(dir.path(), &base, OutType::F32),
-        };
-        let error = result.unwrap_err().to_string();
+        let base = if is_tied { tied() } else { base() };
+        let error = to_gguf(dir.path(), &base.base(), OutType::F32).unwrap_err().to_string();
         assert!(error.contains(expected), "{case} {to}: {error}");
     }
 }
 
 #[test]
+fn changes_that_have_no_factors_are_refused_by_the_weight_that_they_change() {
+    const Q: &str = "base_model.model.model.layers.1.self_attn.q_proj";
+    let weight = |name: &str, shape: &[usize]| {
+        let values = (0..shape.iter().product()).map(|i| i as f32).collect();
+        (name.to_owned(), adapter::HostTensor { shape: shape.to_vec(), values })
+    };
+    for (settings, (name, tensor), expected) in [
+        (json!({"bias": "all"}), weight(&format!("{Q}.base_layer.bias"), &[64]), "expected a tensor of the base"),
+        (
+            json!({"modules_to_save": ["norm"]}),
+            weight("base_model.model.model.norm.weight", &[32]),
+            "model.norm.weight\": expected only lora_A and lora_B, all that a GGUF adapter can carry, found a whole weight",
+        ),
+        (
+            json!({"trainable_token_indices": [3]}),
+            weight("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 32]),
+            "the change of \"model.embed_tokens.weight\": expected only lora_A and lora_B",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let from = fixtures().join("plain");
+        let mut config = read_json_object(&from.join("adapter_config.json")).unwrap();
+        config.extend(settings.as_object().unwrap().clone());
+        let read = |t: PlannedTensor| adapter::HostTensor { values: t.read().unwrap().into(), shape: t.shape };
+        let mut tensors: BTreeMap<String, adapter::HostTensor> = taking(&from.join("adapter_model.safetensors"))
+            .tensors
+            .into_iter()
+            .map(|tensor| (tensor.name.clone(), read(tensor)))
+            .collect();
+        tensors.insert(name, tensor);
+        let folder = dir.path().join("adapter");
+        adapter::save_tensors(&tensors, "adapter_model", &folder).unwrap();
+        fs::write(folder.join("adapter_config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+        let error = to_gguf(&folder, &base().base(), OutType::F32).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_factor_without_its_partner_is_named() {
-    // The module whose factor is alone comes up first, under one name or the other.
-    for (factor, missing) in [("lora_A", "z.lora_B"), ("lora_B", "layers.1.self_attn.q_proj.lora_B")] {
-        let from = format!("layers.1.self_attn.q_proj.{factor}");
-        let dir = changed("plain", json!({}), |name| name.replace(&from, &format!("z.{factor}")));
-        let error = to_gguf(dir.path(), &Base::open(), OutType::F32).unwrap_err().to_string();
-        let expected = format!("{missing}.weight\": expected it, found nothing");
+    // The other module of the base has one factor alone, and so has this one.
+    for (factor, missing) in [("lora_A", "lm_head.lora_B"), ("lora_B", "layers.1.self_attn.q_proj.lora_B")] {
+        let from = format!("model.layers.1.self_attn.q_proj.{factor}");
+        let dir = changed("plain", json!({}), |name| name.replace(&from, &format!("lm_head.{factor}")));
+        let error = to_gguf(dir.path(), &base().base(), OutType::F32).unwrap_err().to_string();
+        let expected = format!("{missing}.weight\": expected a tensor of this name, found none");
         assert!(error.contains(&expected), "{error}");
     }
 }
@@ -319,15 +344,14 @@ fn a_factor_without_its_partner_is_named() {
 #[test]
 fn embeddings_that_cannot_be_compared_are_noted_and_other_ones_refused() {
     let folder = fixtures().join("embeddings");
-    let (_, _, notes) = to_gguf(&folder, &config(), OutType::F32).unwrap();
+    let (_, _, notes) = to_gguf(&folder, &config().base(), OutType::F32).unwrap();
     assert_eq!(notes.len(), 2);
     assert!(notes[0].contains("lm_head.base_layer.weight\" is left out: it is taken for the base's own"), "{notes:?}");
-    let mut other = Base::open();
-    other.weights.tensors.reverse();
-    let (first, last) = (other.weights.tensors[0].expr.clone(), other.weights.tensors[1].expr.clone());
-    other.weights.tensors[0].expr = last;
-    other.weights.tensors[1].expr = first;
-    let error = to_gguf(&folder, &other, OutType::F32).unwrap_err().to_string();
+    let mut other = taking(&fixtures().join("base/embeddings.safetensors"));
+    let (first, last) = (other.tensors[0].expr.clone(), other.tensors[1].expr.clone());
+    other.tensors[0].expr = last;
+    other.tensors[1].expr = first;
+    let error = to_gguf(&folder, &base_with(other, |_| ()).base(), OutType::F32).unwrap_err().to_string();
     assert!(error.contains("found a whole weight that differs from the base's"), "{error}");
 }
 
@@ -348,18 +372,18 @@ fn refuses_files_for_another_base_or_of_another_kind() {
     for (key, value, expected) in keys {
         let mut metadata = good.clone();
         metadata.insert(key, value);
-        let error = from_gguf(&metadata, &plan, &config()).unwrap_err().to_string();
+        let error = from_gguf(&metadata, &plan, &config().base()).unwrap_err().to_string();
         assert!(error.contains(expected), "{key}: {error}");
     }
     let change = |change: &dyn Fn(&mut Plan)| {
         let mut plan = plan.clone();
         change(&mut plan);
-        from_gguf(&good, &plan, &config()).unwrap_err().to_string()
+        from_gguf(&good, &plan, &config().base()).unwrap_err().to_string()
     };
     let cases = [
         (change(&|p| p.tensors.clear()), "expected tensors .lora_a and .lora_b, found none"),
-        (change(&|p| drop(p.tensors.remove(1))), "lora_b\": expected it, found nothing"),
-        (change(&|p| drop(p.tensors.remove(0))), "lora_a\": expected it, found nothing"),
+        (change(&|p| drop(p.tensors.remove(1))), "lora_b\": expected a tensor of this name, found none"),
+        (change(&|p| drop(p.tensors.remove(0))), "lora_a\": expected a tensor of this name, found none"),
         (change(&|p| p.tensors[0].name = "blk.0.attn_norm.weight".into()), "expected a name that ends in .lora_a"),
         (
             change(&|p| p.tensors.iter_mut().for_each(|t| t.name = t.name.replace("blk.", "blk.7"))),

@@ -234,7 +234,7 @@ impl Parts<'_> {
 
     /// An update with these factors for the same module.
     fn update(&self, a: Expr, b: Expr) -> LowRank {
-        LowRank { scale: 1.0, a, b, ..self.updates[0].clone() }
+        LowRank { scale: 1.0, alpha: None, a, b, ..self.updates[0].clone() }
     }
 
     /// The exact sum: A scaled and stacked, B concatenated, padded with zeros to `rank` as PEFT does for modules

@@ -180,7 +180,8 @@ fn made(of: Of, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank,
     let cut = Arc::new(Cut { of, rank, shape, made: OnceLock::new() });
     let mut factor =
         |which: usize, shape: [usize; 2]| pending.map(vec![blank(shape)], Factor { cut: cut.clone(), which });
-    let update = LowRank { scale: 1.0, a: factor(0, [rank, d_in]), b: factor(1, [d_out, rank]), ..like.clone() };
+    let update =
+        LowRank { scale: 1.0, alpha: None, a: factor(0, [rank, d_in]), b: factor(1, [d_out, rank]), ..like.clone() };
     (update, cut)
 }
 
@@ -203,7 +204,7 @@ mod tests {
         };
         for transposed in [false, true] {
             let (a, b) = (values(2, [4, 5]), values(1, [7, 4]));
-            let update = LowRank { scale: 0.5, a, b, transposed, rounded: None };
+            let update = LowRank { scale: 0.5, alpha: None, a, b, transposed, rounded: None };
             let exact = planned(&update.delta()).read().unwrap();
             let length = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
             for rank in [1, 2, 4, 6] {
@@ -238,7 +239,7 @@ mod tests {
         for transposed in [false, true] {
             let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
             let (a, b) = (blank([1, d_in]), blank([d_out, 1]));
-            let like = LowRank { scale: 1.0, a, b, transposed, rounded: None };
+            let like = LowRank { scale: 1.0, alpha: None, a, b, transposed, rounded: None };
             let mut pending = Pending::default();
             let (made, cut) = cut_whole(delta.clone(), &like, rank, &mut pending);
             // Several threads ask for the factors at once, and none waits for itself.

@@ -12,7 +12,7 @@ fn read(of: &Expr) -> Vec<f32> {
 
 /// An update of rank 1 on two inputs and two outputs.
 fn update(scale: f32, a: [f32; 2], b: [f32; 2]) -> LowRank {
-    LowRank { scale, a: values(&[1, 2], &a), b: values(&[2, 1], &b), transposed: false, rounded: None }
+    LowRank { scale, alpha: None, a: values(&[1, 2], &a), b: values(&[2, 1], &b), transposed: false, rounded: None }
 }
 
 fn combined(updates: &[LowRank], method: &str, options: &CombineOptions) -> LowRank {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{ALORA_KEY, ALPHA_KEY, BaseModel, EMBEDDINGS, PEFT_PREFIX, RowOrder};
-use crate::adapter::peft::NewLora;
+use super::{ALORA_KEY, ALPHA_KEY, EMBEDDINGS, GgufNames, GgufWeight, RowOrder};
+use crate::adapter::peft::{ABSENT, Base, NewLora, PREFIX};
 use crate::convert::sidecars::left_out_keys;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -45,16 +45,22 @@ struct Update {
 /// # Errors
 /// [`crate::Error::Unsupported`] for another kind of file; [`crate::Error::Mismatch`] for tensors
 /// that don't fit each other or the base, naming the tensor.
-pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> Result<Unpacked> {
+pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Unpacked> {
     for (key, expected) in [("general.type", "adapter"), ("adapter.type", "lora")] {
         let found = metadata.text(key)?;
         if found != expected {
-            return Err(metadata.finding(key).expected(expected).found(format!("{found:?}")).unsupported());
+            let finding = metadata.finding(key).expected(expected).found(format!("{found:?}"));
+            return Err(match found {
+                "atombank" => finding.hint("this is an atom bank: fix an instruction with `atombank bake`"),
+                _ => finding,
+            }
+            .unsupported());
         }
     }
     let architecture = metadata.text("general.architecture")?;
-    if architecture != base.architecture() {
-        let finding = metadata.finding("general.architecture").expected(format!("{:?}", base.architecture()));
+    let names = GgufNames::of(base)?;
+    if architecture != names.architecture() {
+        let finding = metadata.finding("general.architecture").expected(format!("{:?}", names.architecture()));
         let finding = finding.found(format!("{architecture:?}"));
         return Err(finding.hint("this adapter belongs to another base model").mismatch());
     }
@@ -66,8 +72,8 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> R
             return Err(metadata.finding(ALPHA_KEY).expected("a finite float32").found(other).format());
         }
     };
-    let updates = updates(metadata, tensors, base)?;
-    let config = config(metadata, base, alpha, &updates)?;
+    let updates = updates(metadata, tensors, &names, base)?;
+    let config = config(metadata, &names, alpha, &updates)?;
     let mut tensors = Plan::default();
     for update in updates {
         let names = match update.embedding {
@@ -81,7 +87,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> R
                 DType::F32 | DType::F16 | DType::BF16 => dtype,
                 _ => DType::F32,
             };
-            let name = format!("{PEFT_PREFIX}{}.{name}", update.module);
+            let name = format!("{PREFIX}{}.{name}", update.module);
             tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
         }
     }
@@ -91,8 +97,9 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> R
 }
 
 /// The pairs of tensors by module, in the file's order, each checked against the base.
-fn updates(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> Result<Vec<Update>> {
+fn updates(metadata: &Metadata, tensors: &Plan, names: &GgufNames, base: &Base) -> Result<Vec<Update>> {
     let file = metadata.file();
+    let mut weights = names.weights(base);
     let mut order: Vec<&str> = Vec::new();
     let mut pairs: HashMap<&str, (Option<&PlannedTensor>, Option<&PlannedTensor>)> = HashMap::new();
     for tensor in &tensors.tensors {
@@ -112,13 +119,12 @@ fn updates(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> Result<
         let finding = |end: &str| Finding::new(file, format!("tensor {:?}", format!("{weight}.{end}")));
         let (a, b) = match pairs.get(weight) {
             Some((Some(a), Some(b))) => (*a, *b),
-            Some((None, _)) | None => return Err(finding("lora_a").expected("it").found("nothing").format()),
-            Some((_, None)) => return Err(finding("lora_b").expected("it").found("nothing").format()),
+            Some((None, _)) | None => return Err(finding("lora_a").expected(ABSENT).found("none").format()),
+            Some((_, None)) => return Err(finding("lora_b").expected(ABSENT).found("none").format()),
         };
-        let known = base.to_hf(weight).and_then(|(module, order)| Some((base.shape(&module)?, module, order)));
-        let Some((shape, module, order)) = known else {
+        let Some(GgufWeight { module, shape, order, .. }) = weights.remove(weight) else {
             let finding = finding("lora_a").expected("a weight of the base model").found("none of that name");
-            return Err(finding.hint("this adapter belongs to another base model").mismatch());
+            return Err(finding.mismatch());
         };
         let embedding = weight == EMBEDDINGS;
         let rank = b.shape.last().copied().unwrap_or_default();
@@ -149,7 +155,7 @@ fn updates(metadata: &Metadata, tensors: &Plan, base: &dyn BaseModel) -> Result<
 }
 
 /// adapter_config.json: one alpha for all, ranks that differ by pattern.
-fn config(metadata: &Metadata, base: &dyn BaseModel, alpha: f64, updates: &[Update]) -> Result<Map<String, Json>> {
+fn config(metadata: &Metadata, names: &GgufNames, alpha: f64, updates: &[Update]) -> Result<Map<String, Json>> {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for update in updates {
         *counts.entry(update.rank).or_default() += 1;
@@ -172,7 +178,7 @@ fn config(metadata: &Metadata, base: &dyn BaseModel, alpha: f64, updates: &[Upda
     set("r", json!(r));
     set("lora_alpha", lora_alpha);
     set("use_rslora", json!(false));
-    set("target_modules", json!(target_modules(base, updates)));
+    set("target_modules", json!(target_modules(names, updates)));
     set("rank_pattern", Json::Object(rank_pattern));
     set("alpha_pattern", Json::Object(alpha_pattern));
     set("lora_dropout", json!(0.0));
@@ -203,21 +209,21 @@ fn base_name(metadata: &Metadata) -> Option<String> {
 
 /// Last parts of paths, as PEFT's users write them, where those name these modules and no other;
 /// whole paths otherwise.
-fn target_modules(base: &dyn BaseModel, updates: &[Update]) -> Vec<String> {
+fn target_modules(names: &GgufNames, updates: &[Update]) -> Vec<String> {
     let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
-    let mut names: Vec<String> = Vec::new();
+    let mut targets: Vec<String> = Vec::new();
     let mut counts: HashMap<String, usize> = HashMap::new();
     for update in updates {
         let name = last(&update.module);
         *counts.entry(name.clone()).or_default() += 1;
-        if !names.contains(&name) {
-            names.push(name);
+        if !targets.contains(&name) {
+            targets.push(name);
         }
     }
     let in_layers = |name: &str| updates.iter().any(|u| last(&u.module) == name && u.module.contains(".layers."));
-    let complete = |name: &String| counts.get(name) == Some(&if in_layers(name) { base.layers() } else { 1 });
-    match names.iter().all(complete) {
-        true => names,
+    let complete = |name: &String| counts.get(name) == Some(&if in_layers(name) { names.layers() } else { 1 });
+    match targets.iter().all(complete) {
+        true => targets,
         false => updates.iter().map(|update| update.module.clone()).collect(),
     }
 }

@@ -1,0 +1,218 @@
+//! What a LoRA in GGUF has to know of its base: names, shapes and row order of the weights it changes.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::adapter::peft::Base;
+use crate::arch::params::Params;
+use crate::arch::{Config, Transform};
+use crate::convert::tensors::{Found, expected, find, qkv_rows};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::plan::{Expr, Plan, PlannedTensor};
+
+/// The order of a weight's rows in GGUF.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As in transformers.
+    Kept,
+    /// Within each head, from halves to neighbouring pairs: ggml's layout of rotary embeddings.
+    Pairs {
+        /// The number of heads; rows divide into heads of an even number of rows.
+        heads: usize,
+    },
+    /// Row by row: where each row of GGUF is in transformers. Every row is there once.
+    Listed(Arc<[usize]>),
+}
+
+impl RowOrder {
+    /// `of`, with rows as transformers has them, with its rows as GGUF has them.
+    pub(crate) fn to_gguf(&self, of: Expr) -> Expr {
+        match self {
+            RowOrder::Kept => of,
+            RowOrder::Pairs { heads } => in_heads(*heads, of, |row, half| row % 2 * half + row / 2),
+            RowOrder::Listed(from) => Expr::reordered(of, |row| from[row]),
+        }
+    }
+
+    /// [`RowOrder::to_gguf`] backwards.
+    pub(crate) fn to_hf(&self, of: Expr) -> Expr {
+        match self {
+            RowOrder::Kept => of,
+            RowOrder::Pairs { heads } => in_heads(*heads, of, |row, half| row % half * 2 + row / half),
+            RowOrder::Listed(from) => {
+                let mut back = vec![0; from.len()];
+                from.iter().enumerate().for_each(|(there, &here)| back[here] = there);
+                Expr::reordered(of, |row| back[row])
+            }
+        }
+    }
+
+    /// Whether `rows` rows can be put in this order.
+    pub(crate) fn fits(&self, rows: usize) -> bool {
+        match self {
+            RowOrder::Kept => true,
+            RowOrder::Pairs { heads } => {
+                rows > 0 && rows.checked_rem(*heads) == Some(0) && (rows / heads).is_multiple_of(2)
+            }
+            RowOrder::Listed(from) => from.len() == rows,
+        }
+    }
+}
+
+/// `from` has the row within a head and half of the head's rows.
+fn in_heads(heads: usize, of: Expr, from: impl Fn(usize, usize) -> usize) -> Expr {
+    let per_head = crate::source::rows(&of.shape()) / heads;
+    Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
+}
+
+/// The weights of a base by the names that GGUF has for them, by the table of its class.
+pub(crate) struct GgufNames {
+    params: Params,
+    layers: usize,
+}
+
+/// A module's weight as GGUF has it.
+pub(crate) struct GgufWeight {
+    /// The module's path in transformers: `model.layers.0.self_attn.q_proj`.
+    pub(crate) module: String,
+    /// The weight's name in GGUF: `blk.0.attn_q.weight`.
+    pub(crate) name: String,
+    /// Outputs and inputs of the module, `[d_out, d_in]`. A Conv1D keeps its weight transposed; the factors of a
+    /// LoRA are the same for both.
+    pub(crate) shape: Vec<usize>,
+    /// Whether the base keeps it as `[d_in, d_out]`.
+    pub(crate) transposed: bool,
+    /// The order of its rows there.
+    pub(crate) order: RowOrder,
+}
+
+impl GgufNames {
+    /// The names for `base`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] where its class has no table; those of reading its config.
+    pub(crate) fn of(base: &Base) -> Result<Self> {
+        let Some(params) = Params::read(base.path(), base.config(), &mut Vec::new())? else {
+            let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
+            return Err(finding.found("another").unsupported());
+        };
+        let layers = params.layers()?;
+        Ok(Self { params, layers })
+    }
+
+    /// The architecture's name in GGUF.
+    pub(crate) fn architecture(&self) -> &'static str {
+        self.params.arch.gguf
+    }
+
+    /// The number of layers.
+    pub(crate) fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// Whether the output head is the embeddings.
+    pub(crate) fn tied(&self) -> bool {
+        self.params.flag("tie_word_embeddings", false)
+    }
+
+    /// The weight `tensor` of the base; `None` where it has no counterpart that holds the same numbers.
+    pub(crate) fn weight(&self, tensor: &PlannedTensor) -> Option<GgufWeight> {
+        let Found::Known(known) = find(self.params.arch, &tensor.name) else { return None };
+        if known.layer.is_some_and(|layer| layer >= self.layers) {
+            return None;
+        }
+        let transposed = known.tensor.transform == Transform::Transposed;
+        let mut shape = tensor.shape.clone();
+        if transposed {
+            shape.reverse();
+        }
+        let (module, name) = (known.hf_name().strip_suffix(".weight")?.to_owned(), known.gguf_name());
+        Some(GgufWeight { module, name, shape, transposed, order: self.order(known.tensor.transform)? })
+    }
+
+    /// Every weight of `base` that has a counterpart, by its name in GGUF.
+    pub(crate) fn weights(&self, base: &Base) -> HashMap<String, GgufWeight> {
+        let weights = base.named().filter_map(|(_, tensor)| self.weight(tensor));
+        weights.map(|weight| (weight.name.clone(), weight)).collect()
+    }
+
+    /// `None` where the weight becomes a part of another tensor, or is changed on the way.
+    fn order(&self, transform: Transform) -> Option<RowOrder> {
+        match transform {
+            Transform::Same | Transform::TrimVocab | Transform::Transposed => Some(RowOrder::Kept),
+            Transform::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
+            Transform::HeadwiseQkv | Transform::GroupedQkv => {
+                Some(RowOrder::Listed(qkv_rows(&self.params, transform).ok()?.into()))
+            }
+            Transform::Stack(_) | Transform::PlusOne | Transform::FromPosition => None,
+        }
+    }
+}
+
+/// `weights` and, for every tensor that the config asks for and they lack, one of its name and shape that has no
+/// values: what is known of a base of which only config.json is at hand.
+///
+/// # Errors
+/// As [`GgufNames::of`].
+pub(crate) fn with_expected(path: &Path, config: &Config, mut weights: Plan) -> Result<Plan> {
+    let Some(params) = Params::read(path, config, &mut Vec::new())? else { return Ok(weights) };
+    for wanted in expected(&params, |_| false)? {
+        if weights.get(&wanted.name).is_none() {
+            let expr = Expr::Values { shape: wanted.shape.clone(), values: Arc::from([]) };
+            weights.tensors.push(PlannedTensor { name: wanted.name, dtype: DType::F32, shape: wanted.shape, expr });
+        }
+    }
+    Ok(weights)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn rows_are_paired_by_head_and_back() {
+        let of = Expr::Values { shape: vec![8, 1], values: (0..8).map(|i| i as f32).collect() };
+        let order = RowOrder::Pairs { heads: 2 };
+        let read = |expr: Expr| {
+            let planned = PlannedTensor { name: "t".into(), dtype: crate::dtype::DType::F32, shape: vec![8, 1], expr };
+            planned.read_rows(0..8).unwrap()
+        };
+        assert_eq!(read(order.to_gguf(of.clone())), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        assert_eq!(read(order.to_hf(order.to_gguf(of.clone()))), read(of.clone()));
+        assert!(order.fits(8) && !order.fits(6) && !order.fits(7) && !order.fits(0));
+        assert!(!RowOrder::Pairs { heads: 0 }.fits(8));
+        let listed = RowOrder::Listed([3, 0, 7, 1, 2, 6, 5, 4].into());
+        assert_eq!(read(listed.to_gguf(of.clone())), [3., 0., 7., 1., 2., 6., 5., 4.]);
+        assert_eq!(read(listed.to_hf(listed.to_gguf(of.clone()))), read(of));
+        assert!(listed.fits(8) && !listed.fits(4));
+    }
+
+    #[test]
+    fn conv1d_and_fused_layers_have_the_factors_of_linear_ones() {
+        let check = |name: &str, check: &dyn Fn(&HashMap<String, GgufWeight>, &Base)| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert").join(name).join("model");
+            let folder = Checkpoint::open(&folder).unwrap();
+            let base = Base::of(&folder);
+            check(&GgufNames::of(&base).unwrap().weights(&base), &base);
+        };
+        check("gpt2", &|weights, base| {
+            let up = &weights["blk.0.ffn_up.weight"];
+            assert_eq!((up.module.as_str(), &up.order), ("transformer.h.0.mlp.c_fc", &RowOrder::Kept));
+            let kept = base.named().find(|(name, _)| name.ends_with("h.0.mlp.c_fc.weight")).unwrap().1;
+            assert!(up.shape[0] == 4 * up.shape[1] && kept.shape == [up.shape[1], up.shape[0]], "{:?}", up.shape);
+        });
+        for (name, module) in [
+            ("gpt-neox", "gpt_neox.layers.1.attention.query_key_value"),
+            ("falcon", "transformer.h.1.self_attention.query_key_value"),
+        ] {
+            check(name, &|weights, _| {
+                let qkv = &weights["blk.1.attn_qkv.weight"];
+                assert_eq!(qkv.module, module);
+                assert!(matches!(&qkv.order, RowOrder::Listed(rows) if qkv.order.fits(qkv.shape[0]) && rows[0] == 0));
+            });
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! A LoRA as llama.cpp's file.
+
+use std::collections::HashMap;
+
+use super::{EMBEDDINGS, GgufNames};
+use crate::adapter::AdapterFiles;
+use crate::adapter::peft::{Base, Change, LowRank};
+use crate::dtype::DType;
+use crate::error::{Error, Finding, Result};
+use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::source::{row_len, rows, show_shape};
+
+/// What a GGUF file says of a LoRA.
+pub(crate) struct GgufLora {
+    /// The base's architecture.
+    pub(crate) architecture: &'static str,
+    /// The file's one alpha.
+    pub(crate) alpha: f32,
+    /// The tokens behind which it is on.
+    pub(crate) invocation_tokens: Vec<u32>,
+    /// The factors.
+    pub(crate) plan: Plan,
+    /// What was taken for granted.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The LoRA in `files`, trained on `base`, with factors of the type `outtype`, or of their own.
+///
+/// llama.cpp multiplies every update by alpha / rank, with one alpha for the file. That is the config's own
+/// lora_alpha (with use_rslora: lora_alpha * sqrt(r)); where patterns give a module another scale, its `lora_b` is
+/// multiplied by what is missing, in f32 and rounded once.
+///
+/// # Errors
+/// [`Error::Unsupported`] for what llama.cpp's adapters can't carry: DoRA, whole weights, biases, modules that the
+/// base's GGUF has no weight for; those of [`AdapterFiles::changes`].
+pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>) -> Result<GgufLora> {
+    let names = GgufNames::of(base)?;
+    let changes = files.changes(base)?;
+    let mut notes = changes.notes;
+    let places: HashMap<&str, usize> =
+        files.tensors().tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.as_str(), place)).collect();
+    let place =
+        |expr: &Expr| expr.sources().iter().filter_map(|source| places.get(&*source.info().name)).min().copied();
+    let mut updates = Vec::new();
+    for (name, change) in &changes.changes {
+        match change {
+            // In the order in which modules first come up in the adapter's file.
+            Change::LowRank(update) => updates.push((place(&update.a).min(place(&update.b)), name, update)),
+            Change::Replace(tensor) => whole_weight(files, base, name, tensor, &mut notes)?,
+            Change::Rows { .. } => return Err(not_carried(files, name, "rows of the embeddings")),
+            Change::Add(_) => return Err(not_carried(files, name, "a bias, or an update without factors")),
+            Change::Map { .. } => {
+                return Err(not_carried(files, name, "DoRA's magnitudes, or another factor of weights"));
+            }
+        }
+    }
+    updates.sort_by_key(|(place, ..)| *place);
+    let alpha = changes.alpha.unwrap_or(0.0) as f32;
+    if !alpha.is_finite() {
+        let finding = Finding::new(&changes.path, "lora_alpha").expected("a finite float32");
+        return Err(finding.found(changes.alpha.unwrap_or(0.0)).mismatch());
+    }
+    let mut plan = Plan::default();
+    for (_, name, update) in updates {
+        factors(files, base, &names, alpha, outtype, (name, update), &mut plan)?;
+    }
+    if plan.tensors.is_empty() {
+        return Err(Finding::new(files.file(), "").expected("lora_A and lora_B tensors").found("none").format());
+    }
+    let invocation_tokens = changes.invocation_tokens;
+    Ok(GgufLora { architecture: names.architecture(), alpha, invocation_tokens, plan, notes })
+}
+
+/// A change of the base's tensor `name` that isn't low-rank.
+fn not_carried(files: &AdapterFiles, name: &str, found: &str) -> Error {
+    Finding::new(files.file(), format!("the change of {name:?}"))
+        .expected("only lora_A and lora_B, all that a GGUF adapter can carry")
+        .found(found)
+        .hint("merge the adapter into its base and convert the result")
+        .unsupported()
+}
+
+/// A tensor that is no factor: PEFT saves embeddings beside adapters that act on them. Where it is the base's own
+/// it goes without saying.
+fn whole_weight(
+    files: &AdapterFiles,
+    base: &Base,
+    name: &str,
+    tensor: &PlannedTensor,
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let own = tensor.expr.sources().first().map(|source| source.info().name.clone()).unwrap_or_default();
+    match base.tensor(name) {
+        Some(weight) if !is_at_hand(weight) && own.ends_with(".base_layer.weight") => {
+            notes.push(format!("tensor {own:?} is left out: it is taken for the base's own, which is not at hand"));
+            Ok(())
+        }
+        Some(weight) if is_at_hand(weight) && tensor.same_values(weight)? => Ok(()),
+        _ => Err(Finding::new(files.file(), format!("tensor {own:?}"))
+            .expected("only lora_A and lora_B, all that a GGUF adapter can carry")
+            .found(match own.ends_with(".bias") {
+                true => "a bias",
+                false => "a whole weight that differs from the base's",
+            })
+            .hint("merge the adapter into its base and convert the result")
+            .unsupported()),
+    }
+}
+
+/// Whether the values of a base's tensor are known: see [`super::with_expected`].
+fn is_at_hand(tensor: &PlannedTensor) -> bool {
+    !matches!(&tensor.expr, Expr::Values { values, .. } if values.is_empty() && tensor.elems() > 0)
+}
+
+/// Adds the two tensors of one update.
+fn factors(
+    files: &AdapterFiles,
+    base: &Base,
+    names: &GgufNames,
+    file_alpha: f32,
+    outtype: Option<DType>,
+    (of, update): (&str, &LowRank),
+    plan: &mut Plan,
+) -> Result<()> {
+    let finding = |factor: &Expr| {
+        let name = factor.sources().first().map_or_else(|| of.to_owned(), |source| source.info().name.clone());
+        Finding::new(files.file(), format!("tensor {name:?}"))
+    };
+    let unsupported = |expected: &str, found: &str| {
+        Err(finding(&update.a).expected(expected).found(found).hint("merge the adapter into its base").unsupported())
+    };
+    let Some(weight) = base.tensor(of).and_then(|tensor| names.weight(tensor)) else {
+        return unsupported("a module whose weight the base's GGUF has", "one that it hasn't");
+    };
+    let name = weight.name.as_str();
+    // Of a Conv1D the weight is kept transposed, and the update with it; of embeddings the update alone is.
+    let embedding = update.transposed && !weight.transposed;
+    if names.tied() && (embedding || name == "output.weight" || name == EMBEDDINGS) {
+        let found = "embeddings that are the output head too, where llama.cpp would change both or neither";
+        return unsupported("modules of their own", found);
+    }
+    if embedding != (name == EMBEDDINGS) {
+        return unsupported("lora_embedding of embed_tokens and lora_A of linear layers", "them mixed up");
+    }
+    if !weight.order.fits(rows(&update.b.shape())) {
+        return Err(finding(&update.b)
+            .expected("rows that divide into the base's heads")
+            .found(show_shape(&update.b.shape()))
+            .mismatch());
+    }
+    let rank = rows(&update.a.shape());
+    let source = update.a.raw_dtype().unwrap_or(DType::F32);
+    let a = if embedding { Expr::Transpose(Box::new(update.a.clone())) } else { update.a.clone() };
+    let mut b = weight.order.to_gguf(update.b.clone());
+    let alpha = update.alpha.unwrap_or(f64::from(update.scale) * rank as f64);
+    if alpha as f32 != file_alpha {
+        // An alpha of 0 is none to llama.cpp: it multiplies by 1 then, not by alpha / rank.
+        let applied = if file_alpha == 0.0 { rank as f64 } else { f64::from(file_alpha) };
+        b = Expr::Scale { of: Box::new(b), factor: (alpha / applied) as f32 };
+    } else if file_alpha == 0.0 {
+        b = Expr::Scale { of: Box::new(b), factor: 0.0 };
+    }
+    for (end, expr) in [("lora_a", a), ("lora_b", b)] {
+        let shape = expr.shape();
+        let dtype = output_dtype(&shape, outtype, source);
+        plan.tensors.push(PlannedTensor { name: format!("{name}.{end}"), dtype, shape, expr });
+    }
+    Ok(())
+}
+
+/// Rows that don't divide into blocks become F16 (conversion/base.py, `prepare_tensors`).
+fn output_dtype(shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
+    let dtype = outtype.unwrap_or(source);
+    if row_len(shape).is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
+}
