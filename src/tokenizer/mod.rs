@@ -2,7 +2,9 @@
 
 mod from_hf;
 mod to_hf;
+mod token;
 
-pub use from_hf::{Piece, PieceKind, SentencePieceModel};
+pub use from_hf::{Piece, SentencePieceModel};
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, write};
 pub(crate) use to_hf::rebuild;
+pub use token::TokenKind;

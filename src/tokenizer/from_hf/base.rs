@@ -9,29 +9,13 @@ use super::auto::{Auto, merge_lines};
 use super::files::{Files, Object, read_text, shortened};
 use super::spm::note_some;
 use crate::error::Result;
-
-/// What a token is for (llama.cpp `gguf-py/gguf/constants.py`, `TokenType`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Text like any other.
-    Normal = 1,
-    /// What stands for text that no token has.
-    Unknown = 2,
-    /// Steers the model: never printed, never read out of text.
-    Control = 3,
-    /// Added by hand, whole in any text.
-    UserDefined = 4,
-    /// An id without a token.
-    Unused = 5,
-    /// One byte of text that no other token has.
-    Byte = 6,
-}
+use crate::tokenizer::token::{TokenKind, looks_special, placeholder};
 
 /// A token of the output.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Token {
     pub(super) text: String,
-    pub(super) kind: Kind,
+    pub(super) kind: TokenKind,
 }
 
 /// Tokens by id, as many as config.json says; ids without one get a placeholder, as the reference
@@ -48,13 +32,13 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
     for (text, id) in ids {
         let finding = || files.finding(format!("token {text:?}"));
         let (kind, text) = match auto.added.get(text) {
-            None => (Kind::Normal, text.to_owned()),
+            None => (TokenKind::Normal, text.to_owned()),
             Some(added) => {
                 // llama.cpp looks for these in text as it stands: they get the form that they have there.
                 let plain = if added.normalized { text.to_owned() } else { decoded(text, decoder) };
                 match added.special || looks_special(&plain) {
-                    true => (Kind::Control, plain),
-                    false => (Kind::UserDefined, plain.replace('\u{2581}', " ")),
+                    true => (TokenKind::Control, plain),
+                    false => (TokenKind::UserDefined, plain.replace('\u{2581}', " ")),
                 }
             }
         };
@@ -76,7 +60,7 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
         }
         *place = Some(Token { text, kind });
     }
-    let unused = |id| Token { text: format!("[PAD{id}]"), kind: Kind::Unused };
+    let unused = |id| Token { text: placeholder(id), kind: TokenKind::Unused };
     Ok(tokens.into_iter().enumerate().map(|(id, token)| token.unwrap_or_else(|| unused(id))).collect())
 }
 
@@ -84,15 +68,6 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
 fn listed(json: &Object, text: &str) -> bool {
     let added = json.get("added_tokens").and_then(Json::as_array);
     added.into_iter().flatten().any(|token| token.get("content").and_then(Json::as_str) == Some(text))
-}
-
-/// Tokens that some models forgot to call special (conversion/base.py, `does_token_look_special`).
-pub(super) fn looks_special(text: &str) -> bool {
-    let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
-    ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&text)
-        || between("<|", "|>")
-        || between("<\u{ff5c}", "\u{ff5c}>")
-        || between("<unused", ">")
 }
 
 /// The text that a token alone is decoded to.
@@ -200,7 +175,7 @@ mod tests {
         let files = Files::for_test(tokenizer, config, json!({"vocab_size": size}));
         let mut notes = Vec::new();
         let tokens = tokens(&files, &Auto::load(&files)?, &mut notes)?;
-        Ok((tokens.iter().map(|t| format!("{}:{}", t.text, t.kind as i32)).collect(), notes))
+        Ok((tokens.iter().map(|t| format!("{}:{}", t.text, t.kind.number())).collect(), notes))
     }
 
     #[test]

@@ -21,11 +21,11 @@ mod unigram;
 #[cfg(test)]
 use std::path::Path;
 
-pub use sentencepiece::{Piece, PieceKind, SentencePieceModel};
+pub use sentencepiece::{Piece, SentencePieceModel};
 use serde_json::json;
 
 use auto::{Auto, Model};
-use base::{Kind, Token};
+use base::Token;
 use files::Files;
 use special::{Specials, USUAL};
 use spm::{Reading, Scored};
@@ -34,6 +34,7 @@ use super::to_hf;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
+use crate::tokenizer::token::TokenKind;
 
 /// The way an architecture's vocabulary goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -295,7 +296,7 @@ impl Writer<'_> {
         let pre = pre::find(files, &auto, self.pre, self.notes)?;
         self.metadata.insert("tokenizer.ggml.token_type_count", files.type_vocab_size()?);
         // llama.cpp marks the starts of words, WordPiece what goes on in them.
-        for token in tokens.iter_mut().filter(|token| token.kind != Kind::Control) {
+        for token in tokens.iter_mut().filter(|token| token.kind != TokenKind::Control) {
             token.text = match token.text.strip_prefix("##") {
                 Some(rest) => rest.to_owned(),
                 None => format!("\u{2581}{}", token.text),
@@ -342,7 +343,7 @@ impl Writer<'_> {
 
     /// Tokens without scores.
     fn tokens(&mut self, tokens: Vec<Token>) {
-        let (texts, kinds): (Vec<String>, Vec<i32>) = tokens.into_iter().map(|t| (t.text, t.kind as i32)).unzip();
+        let (texts, kinds): (Vec<String>, Vec<i32>) = tokens.into_iter().map(|t| (t.text, t.kind.number())).unzip();
         self.metadata.insert("tokenizer.ggml.tokens", Array::texts(texts));
         self.metadata.insert("tokenizer.ggml.token_type", Array::I32(kinds));
     }
@@ -353,7 +354,7 @@ impl Writer<'_> {
         self.metadata.insert("tokenizer.ggml.pre", "default");
         self.metadata.insert("tokenizer.ggml.tokens", Array::texts(tokens.texts));
         self.metadata.insert("tokenizer.ggml.scores", Array::F32(tokens.scores));
-        let kinds = tokens.kinds.into_iter().map(|kind| kind as i32).collect();
+        let kinds = tokens.kinds.into_iter().map(|kind| kind.number()).collect();
         self.metadata.insert("tokenizer.ggml.token_type", Array::I32(kinds));
     }
 

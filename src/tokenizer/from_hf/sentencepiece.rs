@@ -11,19 +11,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::error::{Finding, Result};
-
-/// What a piece is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[allow(missing_docs)] // The names are the format's own.
-pub enum PieceKind {
-    #[default]
-    Normal = 1,
-    Unknown = 2,
-    Control = 3,
-    UserDefined = 4,
-    Unused = 5,
-    Byte = 6,
-}
+use crate::tokenizer::token::TokenKind;
 
 /// A token of the model.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -33,7 +21,7 @@ pub struct Piece {
     /// The log probability, or minus the rank of the merge that makes it.
     pub score: f32,
     /// What it is for.
-    pub kind: PieceKind,
+    pub kind: TokenKind,
 }
 
 /// A SentencePiece model. Ids are places in `pieces`.
@@ -117,10 +105,10 @@ impl SentencePieceModel {
             }
         }
         let count = |kind| self.pieces.iter().filter(|piece| piece.kind == kind).count();
-        match count(PieceKind::Unknown) {
+        match count(TokenKind::Unknown) {
             1 => Ok(()),
             // Nothing is unknown where every byte has a piece.
-            0 if count(PieceKind::Byte) == 256 => Ok(()),
+            0 if count(TokenKind::Byte) == 256 => Ok(()),
             count => Err(Finding::new(file, "pieces").expected("one of type unknown").found(count).format()),
         }
     }
@@ -145,12 +133,12 @@ fn piece(mut message: Message, id: usize) -> Result<Piece> {
             (3, Wire::Varint(kind)) => {
                 // A number that this format's enum doesn't have counts as a field unknown.
                 piece.kind = match kind {
-                    2 => PieceKind::Unknown,
-                    3 => PieceKind::Control,
-                    4 => PieceKind::UserDefined,
-                    5 => PieceKind::Unused,
-                    6 => PieceKind::Byte,
-                    _ => PieceKind::Normal,
+                    2 => TokenKind::Unknown,
+                    3 => TokenKind::Control,
+                    4 => TokenKind::UserDefined,
+                    5 => TokenKind::Unused,
+                    6 => TokenKind::Byte,
+                    _ => TokenKind::Normal,
                 }
             }
             _ => {}

@@ -7,42 +7,37 @@
 use serde_json::Value as Json;
 
 use super::auto::Auto;
-use super::base::{Kind, looks_special};
 use super::files::{Files, id_of, shortened};
-use super::sentencepiece::{PieceKind, SentencePieceModel};
+use super::sentencepiece::SentencePieceModel;
 use crate::error::{Finding, Result};
-
-/// The score of tokens that were added by hand.
-const ADDED_SCORE: f32 = -1000.0;
-/// The score of ids without a token.
-const UNUSED_SCORE: f32 = -10000.0;
+use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, looks_special, placeholder};
 
 /// Tokens by id, with scores and kinds.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Scored {
     pub(super) texts: Vec<String>,
     pub(super) scores: Vec<f32>,
-    pub(super) kinds: Vec<Kind>,
+    pub(super) kinds: Vec<TokenKind>,
 }
 
 impl Scored {
     /// `count` placeholders.
     pub(super) fn unused(count: usize) -> Self {
         Self {
-            texts: (0..count).map(|id| format!("[PAD{id}]")).collect(),
+            texts: (0..count).map(placeholder).collect(),
             scores: vec![UNUSED_SCORE; count],
-            kinds: vec![Kind::Unused; count],
+            kinds: vec![TokenKind::Unused; count],
         }
     }
 
-    pub(super) fn push(&mut self, text: &str, score: f32, kind: Kind) {
+    pub(super) fn push(&mut self, text: &str, score: f32, kind: TokenKind) {
         self.texts.push(text.to_owned());
         self.scores.push(score);
         self.kinds.push(kind);
     }
 
     /// Sets the token of `id`; false where there is no such id.
-    pub(super) fn set(&mut self, id: usize, text: &str, score: f32, kind: Kind) -> bool {
+    pub(super) fn set(&mut self, id: usize, text: &str, score: f32, kind: TokenKind) -> bool {
         let (Some(old_text), Some(old_score), Some(old_kind)) =
             (self.texts.get_mut(id), self.scores.get_mut(id), self.kinds.get_mut(id))
         else {
@@ -56,11 +51,8 @@ impl Scored {
     pub(super) fn set_pieces(&mut self, model: &SentencePieceModel) {
         for (id, piece) in model.pieces.iter().enumerate().take(self.texts.len()) {
             let kind = match piece.kind {
-                PieceKind::Unknown => Kind::Unknown,
-                PieceKind::Control => Kind::Control,
-                PieceKind::Unused => Kind::Unused,
-                PieceKind::Byte => Kind::Byte,
-                PieceKind::Normal | PieceKind::UserDefined => Kind::Normal,
+                TokenKind::Undefined | TokenKind::UserDefined => TokenKind::Normal,
+                kind => kind,
             };
             self.set(id, &piece.text, piece.score, kind);
         }
@@ -132,7 +124,7 @@ impl AddedTokens<'_> {
                     .found(shortened(&id.to_string()))
                     .format()
             })?;
-            if !self.tokens.set(number, &text, ADDED_SCORE, Kind::UserDefined) {
+            if !self.tokens.set(number, &text, ADDED_SCORE, TokenKind::UserDefined) {
                 self.left_out.push(format!("{text:?} ({number})"));
             }
         }
@@ -169,16 +161,16 @@ impl AddedTokens<'_> {
         };
         let special = json.get("special").and_then(Json::as_bool).unwrap_or(false);
         let usual = self.reading == Reading::Usual;
-        let kind = if special || (usual && looks_special(text)) { Kind::Control } else { Kind::UserDefined };
+        let kind = if special || (usual && looks_special(text)) { TokenKind::Control } else { TokenKind::UserDefined };
         if let (Some(old), Some(old_kind)) = (self.tokens.texts.get(id), self.tokens.kinds.get(id))
-            && *old_kind != Kind::Unused
+            && *old_kind != TokenKind::Unused
             && old != text
         {
             self.replaced.push(format!("{id} {old:?} -> {text:?}"));
         }
         // Spaces of user-defined tokens stand in the text as they are.
         let plain = text.replace('\u{2581}', " ");
-        let written = if usual && kind == Kind::UserDefined { &plain } else { text };
+        let written = if usual && kind == TokenKind::UserDefined { &plain } else { text };
         if self.tokens.set(id, written, ADDED_SCORE, kind) {
             return Ok(());
         }
@@ -233,10 +225,10 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
                 .format());
         }
         let kind = match () {
-            () if id < base && is_byte(text) => Kind::Byte,
-            () if special.contains(&id) => Kind::Control,
-            () if id < base => Kind::Normal,
-            () => Kind::UserDefined,
+            () if id < base && is_byte(text) => TokenKind::Byte,
+            () if special.contains(&id) => TokenKind::Control,
+            () if id < base => TokenKind::Normal,
+            () => TokenKind::UserDefined,
         };
         tokens.push(text, ADDED_SCORE, kind);
     }

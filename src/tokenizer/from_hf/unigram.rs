@@ -5,18 +5,22 @@
 use serde_json::Value as Json;
 
 use super::auto::{Auto, Model};
-use super::base::Kind;
 use super::files::{Files, id_of, shortened};
 use super::sentencepiece::SentencePieceModel;
 use super::spm::Scored;
 use crate::error::Result;
+use crate::tokenizer::token::TokenKind;
 
 /// The model's file, in the folders that have one.
 const MODEL: &str = "sentencepiece.bpe.model";
 
 /// The first tokens of these models; SentencePiece itself has three others in their place.
-const FIRST: [(&str, Kind); 4] =
-    [("<s>", Kind::Control), ("<pad>", Kind::Control), ("</s>", Kind::Control), ("<unk>", Kind::Unknown)];
+const FIRST: [(&str, TokenKind); 4] = [
+    ("<s>", TokenKind::Control),
+    ("<pad>", TokenKind::Control),
+    ("</s>", TokenKind::Control),
+    ("<unk>", TokenKind::Unknown),
+];
 
 /// A Unigram vocabulary and how text gets its form before it.
 pub(super) struct Unigram {
@@ -90,10 +94,10 @@ fn of_tokenizer(files: &Files) -> Result<Unigram> {
             return Err(finding.expected("a text and a score").found(shortened(&piece.to_string())).format());
         };
         let kind = match () {
-            () if Some(id) == unknown => Kind::Unknown,
-            () if special.contains(&id) => Kind::Control,
-            () if added(text) == Some(id) => Kind::UserDefined,
-            () => Kind::Normal,
+            () if Some(id) == unknown => TokenKind::Unknown,
+            () if special.contains(&id) => TokenKind::Control,
+            () if added(text) == Some(id) => TokenKind::UserDefined,
+            () => TokenKind::Normal,
         };
         tokens.set(id, text, score as f32, kind);
     }
@@ -181,7 +185,7 @@ mod tests {
         let config = json!({"tokenizer_class": "XLMRobertaTokenizer", "unk_token": "<unk>"});
         let files = Files::for_test(tokenizer, config, json!({"vocab_size": 7}));
         let unigram = read(&files).unwrap();
-        let kinds: Vec<i32> = unigram.tokens.kinds.iter().map(|kind| *kind as i32).collect();
+        let kinds: Vec<i32> = unigram.tokens.kinds.iter().map(|kind| kind.number()).collect();
         assert_eq!(kinds, [3, 3, 3, 2, 4, 1, 5]);
         assert_eq!(unigram.tokens.scores[4..], [-1.5, -2.0, -10000.0]);
         assert_eq!(unigram.precompiled_charsmap, [0, 1]);

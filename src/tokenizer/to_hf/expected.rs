@@ -10,14 +10,14 @@ use std::collections::HashMap;
 
 use super::sentencepiece::is_by_hand;
 use super::specials::{Added, Role};
-use super::vocabulary::Kind;
 use super::{Parts, TokenizerKind, unigram};
+use crate::tokenizer::token::{TokenKind, looks_special};
 
 /// Neighbouring tokens, first to last, with another type than their files say.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Exception {
-    pub(super) kind: Kind,
-    pub(super) instead_of: Kind,
+    pub(super) kind: TokenKind,
+    pub(super) instead_of: TokenKind,
     pub(super) ids: Vec<(u32, u32)>,
 }
 
@@ -42,25 +42,25 @@ pub(super) fn exceptions(parts: &Parts, added: &[Added]) -> Vec<Exception> {
     exceptions
 }
 
-fn expected(parts: &Parts, added: Option<&Added>, id: u32, text: &str, kind: Kind) -> Kind {
+fn expected(parts: &Parts, added: Option<&Added>, id: u32, text: &str, kind: TokenKind) -> TokenKind {
     let Parts { metadata, vocabulary, specials, .. } = parts;
     let unknown = specials.id(Role::Unk, vocabulary) == Some(id);
-    let as_flagged = |token: &Added| if token.special { Kind::Control } else { Kind::UserDefined };
-    let as_it_looks = |token: &Added| if looks_special(&token.text) { Kind::Control } else { as_flagged(token) };
+    let as_flagged = |token: &Added| if token.special { TokenKind::Control } else { TokenKind::UserDefined };
+    let as_it_looks = |token: &Added| if looks_special(&token.text) { TokenKind::Control } else { as_flagged(token) };
     let placeholder = vocabulary.is_placeholder(id, text, kind);
     let piece = match kind {
-        _ if unknown => Kind::Unknown,
-        _ if placeholder => Kind::Unused,
-        Kind::Unknown | Kind::Unused => Kind::Unused,
-        Kind::Normal | Kind::Undefined | Kind::UserDefined => Kind::Normal,
-        Kind::Byte if !vocabulary.has_all_bytes() => Kind::Normal,
-        Kind::Byte => Kind::Byte,
-        Kind::Control => Kind::Control,
+        _ if unknown => TokenKind::Unknown,
+        _ if placeholder => TokenKind::Unused,
+        TokenKind::Unknown | TokenKind::Unused => TokenKind::Unused,
+        TokenKind::Normal | TokenKind::Undefined | TokenKind::UserDefined => TokenKind::Normal,
+        TokenKind::Byte if !vocabulary.has_all_bytes() => TokenKind::Normal,
+        TokenKind::Byte => TokenKind::Byte,
+        TokenKind::Control => TokenKind::Control,
     };
     match (parts.kind, added) {
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, Some(token)) => as_it_looks(token),
-        (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) if placeholder => Kind::Unused,
-        (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) => Kind::Normal,
+        (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) if placeholder => TokenKind::Unused,
+        (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) => TokenKind::Normal,
         // Phi-3's converter reads the added tokens of tokenizer.json, and goes by their flag.
         (TokenizerKind::SentencePiece, Some(token)) if metadata.text("general.architecture").ok() == Some("phi3") => {
             as_flagged(token)
@@ -68,24 +68,15 @@ fn expected(parts: &Parts, added: Option<&Added>, id: u32, text: &str, kind: Kin
         (TokenizerKind::SentencePiece, Some(token)) if is_by_hand(vocabulary, id) => as_it_looks(token),
         (TokenizerKind::SentencePiece, _) => piece,
         (TokenizerKind::Unigram, Some(_)) if unigram::is_t5(metadata) && is_by_hand(vocabulary, id) => {
-            Kind::UserDefined
+            TokenKind::UserDefined
         }
         (TokenizerKind::Unigram, _) if unigram::is_t5(metadata) => piece,
-        (TokenizerKind::Unigram, _) if unknown => Kind::Unknown,
+        (TokenizerKind::Unigram, _) if unknown => TokenKind::Unknown,
         (TokenizerKind::Unigram, _) if Role::ALL.iter().any(|(role, _, _)| specials.given(*role) == Some(id)) => {
-            Kind::Control
+            TokenKind::Control
         }
-        (TokenizerKind::Unigram, Some(_)) => Kind::UserDefined,
-        (TokenizerKind::Unigram, None) if placeholder => Kind::Unused,
-        (TokenizerKind::Unigram, None) => Kind::Normal,
+        (TokenizerKind::Unigram, Some(_)) => TokenKind::UserDefined,
+        (TokenizerKind::Unigram, None) if placeholder => TokenKind::Unused,
+        (TokenizerKind::Unigram, None) => TokenKind::Normal,
     }
-}
-
-/// Tokens that converters take for special ones by their text.
-fn looks_special(text: &str) -> bool {
-    let between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
-    ["<pad>", "<mask>", "<2mass>", "[@BOS@]"].contains(&text)
-        || between("<|", "|>")
-        || between("<\u{ff5c}", "\u{ff5c}>")
-        || between("<unused", ">")
 }

@@ -9,22 +9,13 @@ pub(super) enum Segmentation {
     Bpe = 2,
 }
 
-/// What a piece is for (`SentencePiece.Type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PieceKind {
-    Normal = 1,
-    Unknown = 2,
-    Control = 3,
-    UserDefined = 4,
-    Unused = 5,
-    Byte = 6,
-}
+use crate::tokenizer::token::TokenKind;
 
 /// A piece; its place in the list is its id.
 pub(super) struct Piece {
     pub(super) text: String,
     pub(super) score: f32,
-    pub(super) kind: PieceKind,
+    pub(super) kind: TokenKind,
 }
 
 /// A model.
@@ -50,7 +41,7 @@ impl Model<'_> {
             let mut message = Message::default();
             message.bytes(1, piece.text.as_bytes());
             message.float(2, piece.score);
-            if piece.kind != PieceKind::Normal {
+            if piece.kind != TokenKind::Normal {
                 message.number(3, piece.kind as i64);
             }
             model.bytes(1, &message.0);
@@ -134,10 +125,10 @@ mod tests {
 
     #[test]
     fn fields_stand_as_the_wire_format_has_them() {
-        let piece = |text: &str, score: f32, kind: PieceKind| Piece { text: text.to_owned(), score, kind };
+        let piece = |text: &str, score: f32, kind: TokenKind| Piece { text: text.to_owned(), score, kind };
         let model = Model {
             segmentation: Segmentation::Bpe,
-            pieces: vec![piece("<unk>", 0.0, PieceKind::Unknown), piece("a", -1.5, PieceKind::Normal)],
+            pieces: vec![piece("<unk>", 0.0, TokenKind::Unknown), piece("a", -1.5, TokenKind::Normal)],
             byte_fallback: true,
             unk: Some(0),
             bos: None,

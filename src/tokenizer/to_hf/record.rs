@@ -12,9 +12,10 @@ use serde_json::{Map, Value as Json, json};
 use super::expected::Exception;
 use super::pre;
 use super::specials::Role;
-use super::vocabulary::{Kind, MERGES, SCORES, TOKEN_TYPE, TOKENS};
+use super::vocabulary::{MERGES, SCORES, TOKEN_TYPE, TOKENS};
 use super::{MODEL, PRE};
 use crate::formats::gguf::{Array, Metadata, Value};
+use crate::tokenizer::token::TokenKind;
 
 /// The record's name in tokenizer_config.json.
 pub(super) const FIELD: &str = "gguf";
@@ -40,7 +41,7 @@ pub(super) fn of(metadata: &Metadata, exceptions: Vec<Exception>, notes: &mut Ve
     }
     let exceptions: Vec<Json> = exceptions
         .iter()
-        .map(|e| json!({"type": e.kind as i32, "instead_of": e.instead_of as i32, "ids": e.ids}))
+        .map(|e| json!({"type": e.kind.number(), "instead_of": e.instead_of.number(), "ids": e.ids}))
         .collect();
     json!({"tokens": tokens, "keys": keys, "token_types": exceptions})
 }
@@ -185,7 +186,7 @@ fn is_named(key: &str, config: Option<&Map<String, Json>>, model_config: &Map<St
 
 /// Sets the recorded types where the files lead to the ones that they replace.
 fn set_kinds(kinds: &mut [i32], exceptions: Option<&Json>) {
-    let kind = |json: &Json, name: &str| Kind::from_number(json.get(name)?.as_i64()?).map(|kind| kind as i32);
+    let kind = |json: &Json, name: &str| TokenKind::from_number(json.get(name)?.as_i64()?).map(TokenKind::number);
     for exception in exceptions.and_then(Json::as_array).into_iter().flatten() {
         let (Some(new), Some(old)) = (kind(exception, "type"), kind(exception, "instead_of")) else { continue };
         for range in exception.get("ids").and_then(Json::as_array).into_iter().flatten() {

@@ -14,16 +14,12 @@ use std::collections::HashMap;
 use serde_json::{Value as Json, json};
 
 use super::bpe::vocab;
-use super::proto::{Model, Piece, PieceKind, Segmentation};
+use super::proto::{Model, Piece, Segmentation};
 use super::specials::{Added, Role, added_tokens};
-use super::vocabulary::{Kind, SCORES, TOKENS, Vocabulary};
+use super::vocabulary::{SCORES, TOKENS, Vocabulary};
 use super::{Made, Parts};
 use crate::error::Result;
-
-/// The score that converters give tokens that were added by hand.
-pub(super) const ADDED_SCORE: f32 = -1000.0;
-/// The score that converters give ids without a token.
-const UNUSED_SCORE: f32 = -10000.0;
+use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE};
 
 /// Everything of tokenizer.json that is SentencePiece's own, and tokenizer.model.
 pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
@@ -82,15 +78,15 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
 }
 
 /// Whether text is put together to this token. The others stand in text as a whole, or not at all.
-fn is_merged(kind: Kind) -> bool {
-    matches!(kind, Kind::Normal | Kind::Undefined | Kind::Unused)
+fn is_merged(kind: TokenKind) -> bool {
+    matches!(kind, TokenKind::Normal | TokenKind::Undefined | TokenKind::Unused)
 }
 
 /// Every way to put a token together of two, the best scores first.
 fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
     /// Every cut of a token is looked at: their number times their length has to stay small.
     const MAX_BYTES: usize = 4096;
-    let merged = |id: u32, text: &str, kind: Kind| is_merged(kind) && !vocabulary.is_placeholder(id, text, kind);
+    let merged = |id: u32, text: &str, kind: TokenKind| is_merged(kind) && !vocabulary.is_placeholder(id, text, kind);
     let tokens: HashMap<&str, u32> =
         vocabulary.iter().filter(|(id, text, kind)| merged(*id, text, *kind)).map(|(id, text, _)| (text, id)).collect();
     let mut found = Vec::new();
@@ -134,7 +130,7 @@ fn listed(vocabulary: &Vocabulary, added: &[Added]) -> Option<Json> {
 pub(super) fn is_by_hand(vocabulary: &Vocabulary, id: u32) -> bool {
     let kind = vocabulary.kind(id);
     let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
-    matches!(kind, Some(Kind::Control | Kind::UserDefined)) && score == ADDED_SCORE
+    matches!(kind, Some(TokenKind::Control | TokenKind::UserDefined)) && score == ADDED_SCORE
 }
 
 /// The model, without the placeholders and the tokens added by hand at its end.
@@ -146,7 +142,7 @@ pub(super) fn model<'a>(
     notes: &mut Vec<String>,
 ) -> Model<'a> {
     let Parts { vocabulary, specials, .. } = parts;
-    let is_plain_placeholder = |id: u32, text: &str, kind: Kind| {
+    let is_plain_placeholder = |id: u32, text: &str, kind: TokenKind| {
         let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
         vocabulary.is_placeholder(id, text, kind) && (vocabulary.scores.is_none() || score == UNUSED_SCORE)
     };
@@ -158,21 +154,21 @@ pub(super) fn model<'a>(
         .iter()
         .take(count)
         .map(|(id, text, kind)| Piece {
-            text: if kind == Kind::UserDefined { text.replace(' ', "\u{2581}") } else { text.to_owned() },
+            text: if kind == TokenKind::UserDefined { text.replace(' ', "\u{2581}") } else { text.to_owned() },
             score: vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX)),
             kind: match kind {
-                _ if unknown == Some(id) => PieceKind::Unknown,
+                _ if unknown == Some(id) => TokenKind::Unknown,
                 // SentencePiece takes one unknown piece only.
-                Kind::Unknown | Kind::Unused => PieceKind::Unused,
-                Kind::Normal | Kind::Undefined => PieceKind::Normal,
-                Kind::Control => PieceKind::Control,
-                Kind::UserDefined => PieceKind::UserDefined,
-                Kind::Byte if byte_fallback => PieceKind::Byte,
-                Kind::Byte => PieceKind::Normal,
+                TokenKind::Unknown | TokenKind::Unused => TokenKind::Unused,
+                TokenKind::Normal | TokenKind::Undefined => TokenKind::Normal,
+                TokenKind::Control => TokenKind::Control,
+                TokenKind::UserDefined => TokenKind::UserDefined,
+                TokenKind::Byte if byte_fallback => TokenKind::Byte,
+                TokenKind::Byte => TokenKind::Normal,
             },
         })
         .collect();
-    if !pieces.iter().any(|piece| piece.kind == PieceKind::Unknown) {
+    if !pieces.iter().any(|piece| piece.kind == TokenKind::Unknown) {
         notes.push("tokenizer.model: the vocabulary has no unknown token, and SentencePiece asks for one".to_owned());
     }
     let inside = |role| {

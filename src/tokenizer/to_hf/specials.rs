@@ -7,9 +7,10 @@ use serde_json::{Map, Value as Json, json};
 
 use super::TokenizerKind;
 use super::pre::Pre;
-use super::vocabulary::{Kind, Vocabulary};
+use super::vocabulary::Vocabulary;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
+use crate::tokenizer::token::TokenKind;
 
 /// A special token's name in tokenizer_config.json, without `_token`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -248,7 +249,7 @@ pub(super) fn added_tokens(
     metadata: &Metadata,
     vocabulary: &Vocabulary,
     specials: &Specials,
-    rewritten: &dyn Fn(u32, &str, Kind) -> Option<String>,
+    rewritten: &dyn Fn(u32, &str, TokenKind) -> Option<String>,
 ) -> Vec<Added> {
     let named: Vec<u32> = Role::ALL.iter().filter_map(|(role, _, _)| specials.given(*role)).collect();
     let strips = Strips::of(metadata);
@@ -257,11 +258,11 @@ pub(super) fn added_tokens(
             return None;
         }
         let special = match kind {
-            Kind::Control | Kind::Unknown => true,
-            Kind::UserDefined => named.contains(&id),
-            Kind::Unused | Kind::Byte => return None,
-            Kind::Normal | Kind::Undefined if named.contains(&id) || steers(text) => true,
-            Kind::Normal | Kind::Undefined => return None,
+            TokenKind::Control | TokenKind::Unknown => true,
+            TokenKind::UserDefined => named.contains(&id),
+            TokenKind::Unused | TokenKind::Byte => return None,
+            TokenKind::Normal | TokenKind::Undefined if named.contains(&id) || steers(text) => true,
+            TokenKind::Normal | TokenKind::Undefined => return None,
         };
         let text = rewritten(id, text, kind).unwrap_or_else(|| text.to_owned());
         let (lstrip, rstrip) = strips.of_token(&text, kind);
@@ -330,8 +331,8 @@ impl Strips {
     }
 
     /// Whether a token takes the spaces before it, and those behind it.
-    fn of_token(&self, text: &str, kind: Kind) -> (bool, bool) {
-        let cached = matches!(kind, Kind::Control | Kind::UserDefined | Kind::Unknown);
+    fn of_token(&self, text: &str, kind: TokenKind) -> (bool, bool) {
+        let cached = matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
         let spared = ["<unk>", "<s>", "<|endoftext|>"].contains(&text);
         (self.mask == Some(text), self.phi3 && (cached || text == "</s>") && !spared)
     }

@@ -10,10 +10,11 @@ use serde_json::{Map, Value as Json, json};
 use super::proto::Segmentation;
 use super::sentencepiece::{self, is_by_hand};
 use super::specials::{Added, Role, added_tokens};
-use super::vocabulary::{Kind, SCORES, Vocabulary};
+use super::vocabulary::{SCORES, Vocabulary};
 use super::{Made, Parts};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
+use crate::tokenizer::token::TokenKind;
 
 const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
 
@@ -103,7 +104,8 @@ fn charsmap(metadata: &Metadata) -> Result<Vec<u8>> {
 
 /// Tokens with their scores, by id, up to the last one that isn't a placeholder.
 fn vocab(vocabulary: &Vocabulary, unknown: u32) -> Vec<Json> {
-    let real = |(id, text, kind): &(u32, &str, Kind)| *id == unknown || !vocabulary.is_placeholder(*id, text, *kind);
+    let real =
+        |(id, text, kind): &(u32, &str, TokenKind)| *id == unknown || !vocabulary.is_placeholder(*id, text, *kind);
     let count = vocabulary.iter().filter(real).last().map_or(0, |(id, _, _)| id.saturating_add(1));
     let scored = vocabulary.iter().zip(0..).take_while(|((id, _, _), _)| *id < count);
     scored.map(|((_, text, _), place)| json!([text, f64::from(vocabulary.score(place))])).collect()

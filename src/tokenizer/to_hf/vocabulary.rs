@@ -6,44 +6,18 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata};
+use crate::tokenizer::token::{TokenKind, placeholder};
 
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 pub(super) const SCORES: &str = "tokenizer.ggml.scores";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
-/// What a token is for (llama.cpp `include/llama.h`, `enum llama_token_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Undefined = 0,
-    Normal = 1,
-    /// What stands for text that no token has.
-    Unknown = 2,
-    /// Steers the model.
-    Control = 3,
-    /// Added by hand, whole in any text.
-    UserDefined = 4,
-    /// An id without a token.
-    Unused = 5,
-    /// One byte of text that no other token has.
-    Byte = 6,
-}
-
-impl Kind {
-    const ALL: [Kind; 7] =
-        [Kind::Undefined, Kind::Normal, Kind::Unknown, Kind::Control, Kind::UserDefined, Kind::Unused, Kind::Byte];
-
-    /// The kind that files give this number.
-    pub(super) fn from_number(number: i64) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as i64 == number)
-    }
-}
-
 /// A vocabulary, by id.
 pub(super) struct Vocabulary<'a> {
     metadata: &'a Metadata,
     pub(super) texts: Vec<&'a str>,
-    pub(super) kinds: Vec<Kind>,
+    pub(super) kinds: Vec<TokenKind>,
     /// As many as tokens, finite; `None` where the file has none.
     pub(super) scores: Option<Vec<f32>>,
     ids: HashMap<&'a str, u32>,
@@ -93,7 +67,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The kind of an id's token.
-    pub(super) fn kind(&self, id: u32) -> Option<Kind> {
+    pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
         usize::try_from(id).ok().and_then(|id| self.kinds.get(id)).copied()
     }
 
@@ -103,13 +77,13 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// Tokens by id, with their kinds.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &'a str, Kind)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &'a str, TokenKind)> {
         (0u32..).zip(&self.texts).zip(&self.kinds).map(|((id, text), kind)| (id, *text, *kind))
     }
 
     /// Whether `id` has no token: a placeholder that the converter made up, of no use in any text.
-    pub(super) fn is_placeholder(&self, id: u32, text: &str, kind: Kind) -> bool {
-        matches!(kind, Kind::Unused | Kind::Unknown) && text == format!("[PAD{id}]")
+    pub(super) fn is_placeholder(&self, id: u32, text: &str, kind: TokenKind) -> bool {
+        matches!(kind, TokenKind::Unused | TokenKind::Unknown) && text == placeholder(id)
     }
 
     /// Whether every byte has its token `<0xNN>`.
@@ -164,9 +138,9 @@ fn not_text(metadata: &Metadata, key: &str, place: usize, bytes: &[u8]) -> Error
     metadata.finding(key).expected("UTF-8 text").found(format!("bytes at {place}: {shown:?}")).format()
 }
 
-fn kinds(metadata: &Metadata, count: usize) -> Result<Vec<Kind>> {
+fn kinds(metadata: &Metadata, count: usize) -> Result<Vec<TokenKind>> {
     if metadata.get(TOKEN_TYPE).is_none() {
-        return Ok(vec![Kind::Normal; count]);
+        return Ok(vec![TokenKind::Normal; count]);
     }
     let array = metadata.array(TOKEN_TYPE)?;
     let finding = || metadata.finding(TOKEN_TYPE);
@@ -180,7 +154,7 @@ fn kinds(metadata: &Metadata, count: usize) -> Result<Vec<Kind>> {
         .iter()
         .enumerate()
         .map(|(id, number)| {
-            Kind::from_number(*number)
+            TokenKind::from_number(*number)
                 .ok_or_else(|| finding().expected("types from 0 to 6").found(format!("{number} at {id}")).format())
         })
         .collect()

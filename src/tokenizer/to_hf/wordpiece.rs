@@ -10,13 +10,14 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::specials::{Role, added_tokens};
-use super::vocabulary::{Kind, TOKENS};
+use super::vocabulary::TOKENS;
 use super::{Made, Parts};
 use crate::error::Result;
+use crate::tokenizer::token::TokenKind;
 
 /// A token as BERT's files have it.
-pub(super) fn word(text: &str, kind: Kind) -> String {
-    if kind == Kind::Control {
+pub(super) fn word(text: &str, kind: TokenKind) -> String {
+    if kind == TokenKind::Control {
         return text.to_owned();
     }
     match text.strip_prefix('\u{2581}') {

@@ -55,9 +55,9 @@ fn reads_pieces_and_settings() {
     assert_eq!(
         model.pieces,
         [
-            piece("<unk>", 0.0, PieceKind::Unknown),
-            piece("\u{2581}a", -1.5, PieceKind::Normal),
-            piece("b", 0.0, PieceKind::Normal)
+            piece("<unk>", 0.0, TokenKind::Unknown),
+            piece("\u{2581}a", -1.5, TokenKind::Normal),
+            piece("b", 0.0, TokenKind::Normal)
         ]
     );
     assert_eq!((model.model_type, model.add_dummy_prefix, model.remove_extra_whitespaces), (2, false, false));

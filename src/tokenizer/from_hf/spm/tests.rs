@@ -31,7 +31,7 @@ fn tokens_of(contents: &[(&str, &str)], config: Json, reading: Reading) -> Resul
     let mut notes = Vec::new();
     let tokens = tokens(&files, reading, &mut notes)?.unwrap();
     let shown = tokens.texts.iter().zip(&tokens.kinds).zip(&tokens.scores);
-    Ok((shown.map(|((text, kind), score)| format!("{text}:{}:{score}", *kind as i32)).collect(), notes))
+    Ok((shown.map(|((text, kind), score)| format!("{text}:{}:{score}", kind.number())).collect(), notes))
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn byte_fallback_in_a_sequence_is_sentencepiece() {
     let files = Files::for_test(tokenizer.clone(), config, json!({"vocab_size": 6}));
     let mut notes = Vec::new();
     let tokens = llama_hf(&files, &mut notes).unwrap().unwrap();
-    let kinds: Vec<i32> = tokens.kinds.iter().map(|kind| *kind as i32).collect();
+    let kinds: Vec<i32> = tokens.kinds.iter().map(|kind| kind.number()).collect();
     // Only a named token is one of control here, whatever its flag.
     assert_eq!(kinds, [3, 6, 1, 4, 3]);
     assert_eq!(tokens.scores, [-1000.0; 5]);
