@@ -12,7 +12,6 @@ mod files;
 mod hashes;
 mod pre;
 pub(super) mod rules;
-mod sentencepiece;
 mod special;
 mod spm;
 mod template;
@@ -21,7 +20,6 @@ mod unigram;
 #[cfg(test)]
 use std::path::Path;
 
-pub use sentencepiece::{Piece, SentencePieceModel};
 use serde_json::json;
 
 use auto::{Auto, Model};

@@ -8,8 +8,8 @@ use serde_json::Value as Json;
 
 use super::auto::Auto;
 use super::files::{Files, id_of, shortened};
-use super::sentencepiece::SentencePieceModel;
 use crate::error::{Finding, Result};
+use crate::tokenizer::sentencepiece::SentencePieceModel;
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, looks_special, placeholder};
 
 /// Tokens by id, with scores and kinds.

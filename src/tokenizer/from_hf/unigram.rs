@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 use super::auto::{Auto, Model};
 use super::files::{Files, id_of, shortened};
-use super::sentencepiece::SentencePieceModel;
 use super::spm::Scored;
 use crate::error::Result;
+use crate::tokenizer::sentencepiece::{self, SentencePieceModel};
 use crate::tokenizer::token::TokenKind;
 
 /// The model's file, in the folders that have one.
@@ -40,7 +40,7 @@ pub(super) fn read(files: &Files) -> Result<Unigram> {
 
 fn of_model(files: &Files, bytes: &[u8]) -> Result<Unigram> {
     let model = SentencePieceModel::parse(&files.folder.join(MODEL), bytes)?;
-    if model.model_type != 1 {
+    if model.model_type != sentencepiece::UNIGRAM {
         let finding = files.finding_in(MODEL, "model_type").expected("1, Unigram").found(model.model_type);
         return Err(finding.unsupported());
     }

@@ -12,7 +12,6 @@ mod bpe;
 mod config;
 mod expected;
 mod pre;
-mod proto;
 mod record;
 mod sentencepiece;
 mod specials;

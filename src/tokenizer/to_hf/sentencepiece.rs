@@ -14,11 +14,11 @@ use std::collections::HashMap;
 use serde_json::{Value as Json, json};
 
 use super::bpe::vocab;
-use super::proto::{Model, Piece, Segmentation};
 use super::specials::{Added, Role, added_tokens};
 use super::vocabulary::{SCORES, TOKENS, Vocabulary};
 use super::{Made, Parts};
 use crate::error::Result;
+use crate::tokenizer::sentencepiece::{self, Piece, SentencePieceModel};
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE};
 
 /// Everything of tokenizer.json that is SentencePiece's own, and tokenizer.model.
@@ -52,8 +52,14 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
     let settings = listed(vocabulary, &added).map(|listed| vec![("added_tokens_decoder", listed)]).unwrap_or_default();
-    let mut model = model(parts, Segmentation::Bpe, byte_fallback, unknown, notes);
-    model.add_dummy_prefix = prefix;
+    let model_settings = Settings {
+        model_type: sentencepiece::BPE,
+        byte_fallback,
+        unknown,
+        add_dummy_prefix: prefix,
+        ..Settings::default()
+    };
+    let model = model(parts, model_settings, notes);
     Ok(Made {
         normalizer,
         pre_tokenizer: Json::Null,
@@ -72,7 +78,7 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
         }),
         added,
         normalized: |_| false,
-        files: vec![("tokenizer.model".to_owned(), model.encode())],
+        files: vec![("tokenizer.model".to_owned(), model.to_bytes())],
         settings,
     })
 }
@@ -133,14 +139,22 @@ pub(super) fn is_by_hand(vocabulary: &Vocabulary, id: u32) -> bool {
     matches!(kind, Some(TokenKind::Control | TokenKind::UserDefined)) && score == ADDED_SCORE
 }
 
+/// What a kind of vocabulary says of its model.
+#[derive(Default)]
+pub(super) struct Settings {
+    pub(super) model_type: u64,
+    pub(super) byte_fallback: bool,
+    /// The id of the unknown token.
+    pub(super) unknown: Option<u32>,
+    pub(super) add_dummy_prefix: bool,
+    pub(super) remove_extra_whitespaces: bool,
+    pub(super) precompiled_charsmap: Vec<u8>,
+}
+
 /// The model, without the placeholders and the tokens added by hand at its end.
-pub(super) fn model<'a>(
-    parts: &Parts,
-    segmentation: Segmentation,
-    byte_fallback: bool,
-    unknown: Option<u32>,
-    notes: &mut Vec<String>,
-) -> Model<'a> {
+pub(super) fn model(parts: &Parts, settings: Settings, notes: &mut Vec<String>) -> SentencePieceModel {
+    let Settings { model_type, byte_fallback, unknown, add_dummy_prefix, remove_extra_whitespaces, .. } = settings;
+    let precompiled_charsmap = settings.precompiled_charsmap;
     let Parts { vocabulary, specials, .. } = parts;
     let is_plain_placeholder = |id: u32, text: &str, kind: TokenKind| {
         let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
@@ -166,6 +180,7 @@ pub(super) fn model<'a>(
                 TokenKind::Byte if byte_fallback => TokenKind::Byte,
                 TokenKind::Byte => TokenKind::Normal,
             },
+            other_fields: Vec::new(),
         })
         .collect();
     if !pieces.iter().any(|piece| piece.kind == TokenKind::Unknown) {
@@ -175,16 +190,18 @@ pub(super) fn model<'a>(
         let id = specials.id(role, vocabulary)?;
         (usize::try_from(id).ok()? < count).then_some(id)
     };
-    Model {
-        segmentation,
+    SentencePieceModel {
+        model_type,
         byte_fallback,
-        unk: unknown.filter(|id| usize::try_from(*id).is_ok_and(|id| id < count)),
-        bos: inside(Role::Bos),
-        eos: inside(Role::Eos),
-        pad: inside(Role::Pad),
+        unk_id: unknown.filter(|id| usize::try_from(*id).is_ok_and(|id| id < count)),
+        bos_id: inside(Role::Bos),
+        eos_id: inside(Role::Eos),
+        pad_id: inside(Role::Pad),
         pieces,
-        add_dummy_prefix: true,
-        remove_extra_whitespaces: false,
-        precompiled_charsmap: &[],
+        normalizer: if precompiled_charsmap.is_empty() { "identity" } else { "custom" }.to_owned(),
+        add_dummy_prefix,
+        remove_extra_whitespaces,
+        precompiled_charsmap,
+        ..SentencePieceModel::default()
     }
 }

@@ -7,13 +7,13 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json, json};
 
-use super::proto::Segmentation;
-use super::sentencepiece::{self, is_by_hand};
+use super::sentencepiece::{Settings, is_by_hand, model};
 use super::specials::{Added, Role, added_tokens};
 use super::vocabulary::{SCORES, Vocabulary};
 use super::{Made, Parts};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
+use crate::tokenizer::sentencepiece;
 use crate::tokenizer::token::TokenKind;
 
 const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
@@ -124,11 +124,15 @@ fn files(
     if !is_t5(metadata) {
         return Vec::new();
     }
-    let unknown = specials.id(Role::Unk, vocabulary);
-    let mut model = sentencepiece::model(parts, Segmentation::Unigram, false, unknown, notes);
-    (model.add_dummy_prefix, model.remove_extra_whitespaces) = (prefix, merge_spaces);
-    model.precompiled_charsmap = charsmap;
-    let mut files = vec![("spiece.model".to_owned(), model.encode())];
+    let settings = Settings {
+        model_type: sentencepiece::UNIGRAM,
+        byte_fallback: false,
+        unknown: specials.id(Role::Unk, vocabulary),
+        add_dummy_prefix: prefix,
+        remove_extra_whitespaces: merge_spaces,
+        precompiled_charsmap: charsmap.to_vec(),
+    };
+    let mut files = vec![("spiece.model".to_owned(), model(parts, settings, notes).to_bytes())];
     let by_hand = added.iter().filter(|token| is_by_hand(vocabulary, token.id));
     let by_hand: Map<String, Json> = by_hand.map(|token| (token.text.clone(), json!(token.id))).collect();
     if !by_hand.is_empty() {

@@ -1,6 +1,9 @@
+use std::path::Path;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::error::Result;
 
 fn varint(mut value: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -51,7 +54,7 @@ fn small() -> Vec<u8> {
 #[test]
 fn reads_pieces_and_settings() {
     let model = parse(&small()).unwrap();
-    let piece = |text: &str, score, kind| Piece { text: text.to_owned(), score, kind };
+    let piece = |text: &str, score, kind| Piece { text: text.to_owned(), score, kind, ..Piece::default() };
     assert_eq!(
         model.pieces,
         [
@@ -142,6 +145,88 @@ fn with_all_bytes_nothing_is_unknown() {
     assert!(parse(&bytes[..bytes.len() / 2]).is_err());
 }
 
+#[test]
+fn fields_stand_as_the_wire_format_has_them() {
+    let piece =
+        |text: &str, score: f32, kind: TokenKind| Piece { text: text.to_owned(), score, kind, ..Piece::default() };
+    let model = SentencePieceModel {
+        model_type: BPE,
+        pieces: vec![piece("<unk>", 0.0, TokenKind::Unknown), piece("a", -1.5, TokenKind::Normal)],
+        byte_fallback: true,
+        unk_id: Some(0),
+        bos_id: None,
+        eos_id: None,
+        normalizer: "identity".to_owned(),
+        remove_extra_whitespaces: false,
+        ..SentencePieceModel::default()
+    };
+    let mut expected = vec![0x0a, 14, 0x0a, 5];
+    expected.extend(b"<unk>");
+    expected.extend([0x15, 0, 0, 0, 0, 0x18, 2]);
+    expected.extend([0x0a, 8, 0x0a, 1, b'a', 0x15, 0, 0, 0xc0, 0xbf]);
+    let minus_one = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+    expected.extend([0x12, 54, 0x18, 2, 0x20, 2, 0x98, 0x02, 1, 0xc0, 0x02, 0]);
+    for field in [0xc8, 0xd0, 0xd8] {
+        expected.extend([field, 0x02]);
+        expected.extend(minus_one);
+    }
+    expected.extend([0xea, 0x02, 5]);
+    expected.extend(b"<unk>");
+    expected.extend([0x1a, 18, 0x0a, 8]);
+    expected.extend(b"identity");
+    expected.extend([0x12, 0, 0x18, 1, 0x20, 0, 0x28, 1]);
+    assert_eq!(model.to_bytes(), expected);
+}
+
+/// Fields of every wire type, with numbers that the format doesn't have.
+fn other_fields() -> impl Strategy<Value = Vec<u8>> {
+    let field = (1000u64..2000, any::<u64>(), 0..4).prop_map(|(field, value, wire)| match wire {
+        0 => number(field, value),
+        1 => [varint(field << 3 | 1), value.to_le_bytes().to_vec()].concat(),
+        2 => bytes(field, &value.to_le_bytes()),
+        _ => [varint(field << 3 | 5), (value as u32).to_le_bytes().to_vec()].concat(),
+    });
+    proptest::collection::vec(field, 0..3).prop_map(|fields| fields.concat())
+}
+
+/// Models of every setting, with one unknown piece at the end.
+fn models() -> impl Strategy<Value = SentencePieceModel> {
+    let kinds = [TokenKind::Normal, TokenKind::Control, TokenKind::UserDefined, TokenKind::Unused, TokenKind::Byte];
+    let piece = (-100f32..0.0, proptest::sample::select(kinds.to_vec()), other_fields());
+    let pieces = proptest::collection::hash_map("[a-z\u{2581}]{1,8}", piece, 0..10);
+    let id = || proptest::option::of(0u32..12);
+    let flags = proptest::array::uniform4(any::<bool>());
+    let other = (other_fields(), other_fields(), other_fields());
+    let charsmap = proptest::collection::vec(any::<u8>(), 0..8);
+    (pieces, (0u64..6, id(), id(), id(), id()), flags, ("[a-z_]{0,8}", charsmap), other).prop_map(
+        |(pieces, (model_type, unk_id, bos_id, eos_id, pad_id), flags, (normalizer, precompiled_charsmap), other)| {
+            let [byte_fallback, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces] = flags;
+            let unknown = Piece { text: "<unk>".to_owned(), kind: TokenKind::Unknown, ..Piece::default() };
+            let pieces = pieces
+                .into_iter()
+                .map(|(text, (score, kind, other_fields))| Piece { text, score, kind, other_fields })
+                .chain([unknown])
+                .collect();
+            let other_fields = OtherFields { model: other.0, trainer_spec: other.1, normalizer_spec: other.2 };
+            SentencePieceModel {
+                pieces,
+                model_type,
+                byte_fallback,
+                unk_id,
+                bos_id,
+                eos_id,
+                pad_id,
+                normalizer,
+                add_dummy_prefix,
+                remove_extra_whitespaces,
+                escape_whitespaces,
+                precompiled_charsmap,
+                other_fields,
+            }
+        },
+    )
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
@@ -168,6 +253,21 @@ proptest! {
         prop_assert_eq!(model.pieces.len(), pieces.len() + 1);
         for (read, (text, (score, kind))) in model.pieces[1..].iter().zip(&pieces) {
             prop_assert_eq!((&read.text, read.score, read.kind as u64), (text, *score, *kind));
+        }
+    }
+
+    #[test]
+    fn a_model_that_is_written_is_read_as_the_same_model(model in models()) {
+        prop_assert_eq!(parse(&model.to_bytes()).unwrap(), model);
+    }
+
+    #[test]
+    fn what_is_read_is_written_without_a_loss(place in 0usize..90, byte in any::<u8>()) {
+        let mut bytes = small();
+        let place = place % bytes.len();
+        bytes[place] = byte;
+        if let Ok(model) = parse(&bytes) {
+            prop_assert_eq!(parse(&model.to_bytes()).unwrap(), model);
         }
     }
 }
