@@ -6,21 +6,17 @@ use std::path::Path;
 
 use atombank::adapter;
 use atombank::adapter::peft::Base;
-use atombank::adapter::{Adapter, AdapterConfig, HostTensor};
+use atombank::adapter::{HostTensor, Lora};
 use atombank::arch::HfFolder;
-use atombank::bank::BankHook;
-use atombank::bank::compare;
-use atombank::bank::{AtomBank, BankConfig, Routing, new_bank};
+use atombank::bank::{AtomBank, BankConfig, LoadedBank, Routing, compare};
 use atombank::merge::{combine, with_adapters};
-use atombank::model::{
-    Batch, Decoder, InstructionEncoder, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, Weights,
-};
+use atombank::model::{Batch, Decoder, LoadedAdapter, LoraHook, ModelWeights, NoAdapter, Residence, Sequence};
 use candle_core::Device;
 use common::{CASES, Case};
 use proptest::prelude::*;
 
 fn with_plan(model: &HfFolder, plan: &atombank::plan::Plan) -> Decoder {
-    Decoder::new(Weights::open(model.path(), &model.config, plan, Residence::Streamed, &Device::Cpu).unwrap())
+    Decoder::new(ModelWeights::open(model.path(), &model.config, plan, Residence::Streamed, &Device::Cpu).unwrap())
 }
 
 /// The base with the bank's update for fixed alphas.
@@ -30,16 +26,14 @@ fn baked(model: &HfFolder, bank: &AtomBank, alphas: &[Vec<f32>]) -> atombank::pl
 }
 
 /// The alphas of one sequence, by block; under token routing the mean over the routed tokens.
-fn alphas(case: &Case, adapter: &Adapter, sequence: &Sequence) -> Vec<Vec<f32>> {
-    let AdapterConfig::Bank(config) = &adapter.config else { panic!("a bank") };
+fn alphas(case: &Case, bank: &AtomBank, sequence: &Sequence) -> Vec<Vec<f32>> {
     let decoder = case.decoder(Residence::Streamed);
     let routed = Sequence { ids: sequence.ids[..sequence.routed].to_vec(), ..sequence.clone() };
     let batch = Batch::new(std::slice::from_ref(&routed));
-    let trainable = LoadedAdapter::frozen(adapter, &Device::Cpu).unwrap();
-    let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), &[routed]).unwrap();
-    let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+    let loaded = LoadedBank::frozen(bank, &Device::Cpu).unwrap();
+    let mut hook = loaded.hook(decoder.weights(), &[routed]).unwrap();
     decoder.hidden(&batch, None, &mut hook).unwrap();
-    let k = config.num_atoms;
+    let k = bank.config.num_atoms;
     let mean = |t: &HostTensor| {
         let rows = t.values.len() / k;
         (0..k).map(|i| t.values.iter().skip(i).step_by(k).sum::<f32>() / rows as f32).collect()
@@ -52,10 +46,9 @@ fn baked_weights_and_logits_are_the_references() {
     for name in CASES {
         let case = Case::open(name);
         let sequence = case.sequence();
-        let alphas = alphas(&case, &case.adapter, &sequence);
+        let alphas = alphas(&case, &case.bank, &sequence);
         case.assert_close("baked alphas", &alphas.concat(), &case.expected["baked_alphas"], case.tolerance("alphas"));
-        let bank = AtomBank::of(&case.adapter).unwrap();
-        let plan = baked(&case.model, &bank, &alphas);
+        let plan = baked(&case.model, &case.bank, &alphas);
         for (key, expected) in &case.expected {
             let Some(tensor) = key.strip_prefix("merged.") else { continue };
             let planned = plan.get(tensor).unwrap();
@@ -74,12 +67,11 @@ fn baked_weights_and_logits_are_the_references() {
 #[test]
 fn a_static_lora_is_the_same_update() {
     let case = Case::open("llama-all-linear-rslora");
-    let alphas = alphas(&case, &case.adapter, &case.sequence());
-    let bank = AtomBank::of(&case.adapter).unwrap();
+    let alphas = alphas(&case, &case.bank, &case.sequence());
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("lora");
-    bank.static_lora(&alphas).save(&folder, false).unwrap();
-    let lora = Adapter::open(&folder).unwrap();
+    case.bank.static_lora(&alphas).save(&folder, false).unwrap();
+    let lora = Lora::open(&folder).unwrap();
     lora.check_base(&case.model.config).unwrap();
     let weights = case.model.weights();
     let base = Base::of(&case.model);
@@ -87,15 +79,15 @@ fn a_static_lora_is_the_same_update() {
         with_adapters(&base, weights, &[adapter::open(&folder, &base).unwrap()], &combine::Weights::new([1.0]))
             .unwrap()
             .plan;
-    let baked = baked(&case.model, &bank, &alphas);
+    let baked = baked(&case.model, &case.bank, &alphas);
     for (merged, baked) in merged.tensors.iter().zip(&baked.tensors) {
         assert_eq!(merged.read().unwrap(), baked.read().unwrap(), "{}", merged.name);
     }
 }
 
 /// A bank of any shape with random B, for the case's base.
-fn random_bank(case: &Case, config: BankConfig, seed: u64) -> Adapter {
-    let mut bank = new_bank(Path::new("bank"), config, &case.model.config, seed).unwrap();
+fn random_bank(case: &Case, config: BankConfig, seed: u64) -> AtomBank {
+    let mut bank = AtomBank::fresh(Path::new("bank"), config, &case.model.config, seed).unwrap();
     let mut state = seed | 1;
     for (name, tensor) in &mut bank.tensors {
         if name.ends_with("lora_B.weight") {
@@ -149,32 +141,29 @@ proptest! {
     fn for_any_bank_baked_equals_routed_on_the_prompt_and_its_continuations((config, seed, instruction) in any_bank()) {
         let case = Case::open("llama-prompt");
         let bank = random_bank(&case, config, seed);
-        let AdapterConfig::Bank(config) = &bank.config else { unreachable!() };
+        let config = &bank.config;
         let mut sequence = case.sequence();
         if !instruction {
             sequence.instruction.clear();
         }
         let alphas = alphas(&case, &bank, &sequence);
-        let view = AtomBank::of(&bank).unwrap();
         let norm = |m: &[f32]| m.iter().map(|v| v * v).sum::<f32>().sqrt();
-        let largest = view.atoms().values.chunks_exact(config.r * config.r).map(norm).fold(0.0, f32::max);
+        let largest = bank.atoms().values.chunks_exact(config.r * config.r).map(norm).fold(0.0, f32::max);
         for alpha in &alphas {
             prop_assert!((alpha.iter().sum::<f32>() - 1.0).abs() < 1e-5 && alpha.iter().all(|a| *a >= 0.0));
             prop_assert!(alpha.iter().filter(|a| **a > 0.0).count() <= config.top_k);
-            prop_assert!(norm(&view.operator(alpha)) <= largest * 1.00001);
+            prop_assert!(norm(&bank.operator(alpha)) <= largest * 1.00001);
         }
         let decoder = case.decoder(Residence::Memory);
-        let baked = with_plan(&case.model, &baked(&case.model, &view, &alphas));
-        let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
-        let batch = Batch::new(std::slice::from_ref(&sequence));
-        let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
-        let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+        let baked = with_plan(&case.model, &baked(&case.model, &bank, &alphas));
+        let loaded = LoadedBank::frozen(&bank, &Device::Cpu).unwrap();
+        let mut hook = loaded.hook(decoder.weights(), std::slice::from_ref(&sequence)).unwrap();
         let agreement = compare((&decoder, &mut hook), (&baked, &mut NoAdapter), std::slice::from_ref(&sequence)).unwrap();
         prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
         prop_assert!(agreement.mean_kl.abs() < 1e-5, "{agreement:?}");
 
-        let lora = view.static_lora(&alphas);
-        let lora = LoadedAdapter::frozen(&lora, &Device::Cpu).unwrap();
+        let lora = bank.static_lora(&alphas);
+        let lora = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu).unwrap();
         let agreement = compare((&decoder, &mut LoraHook(&lora)), (&baked, &mut NoAdapter), &[sequence]).unwrap();
         prop_assert!(agreement.max_logit_difference <= 1e-3, "{agreement:?}");
     }
@@ -183,14 +172,11 @@ proptest! {
     fn a_fresh_bank_changes_no_logit_at_all((config, seed, _) in any_bank(), token in any::<bool>()) {
         let case = Case::open("llama-prompt");
         let config = BankConfig { routing: if token { Routing::Token } else { Routing::Prompt }, ..config };
-        let bank = new_bank(Path::new("bank"), config, &case.model.config, seed).unwrap();
-        let AdapterConfig::Bank(config) = &bank.config else { unreachable!() };
+        let bank = AtomBank::fresh(Path::new("bank"), config, &case.model.config, seed).unwrap();
         let decoder = case.decoder(Residence::Memory);
         let sequences = [case.sequence()];
-        let trainable = LoadedAdapter::frozen(&bank, &Device::Cpu).unwrap();
-        let batch = Batch::new(&sequences);
-        let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), &sequences).unwrap();
-        let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+        let loaded = LoadedBank::frozen(&bank, &Device::Cpu).unwrap();
+        let mut hook = loaded.hook(decoder.weights(), &sequences).unwrap();
         let agreement = compare((&decoder, &mut hook), (&decoder, &mut NoAdapter), &sequences).unwrap();
         prop_assert_eq!(agreement.max_logit_difference, 0.0);
     }

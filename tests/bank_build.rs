@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use atombank::adapter::{Adapter, AdapterConfig, HostTensor, LoraConfig};
+use atombank::adapter::{HostTensor, Lora, LoraConfig};
 use atombank::arch::{HfFolder, LinearLayer, Module};
 use atombank::linalg::{Matrix, to_rows};
 use program::{atombank, copy, done, fixture, text};
@@ -75,15 +75,15 @@ fn case(common: bool) -> Case {
                 tensors.insert(name, HostTensor { shape, values: to_rows(&m).into() });
             }
         }
-        let config = AdapterConfig::Lora(LoraConfig {
+        let config = LoraConfig {
             r,
             lora_alpha: 8.0,
             use_rslora: r == 4,
             target_modules: Some(["q_proj", "o_proj", "up_proj"].map(str::to_owned).to_vec()),
             base_model_name_or_path: String::new(),
-        });
+        };
         let path = dir.path().join(name);
-        Adapter { path: path.clone(), config, tensors }.save(&path, false).unwrap();
+        Lora { path: path.clone(), config, tensors }.save(&path, false).unwrap();
         let card = match name {
             "reverse" => format!("---\ndescription: {description}\n---\n# A title\n"),
             _ => format!("# A title\n\n{description}\n\nMore about it.\n"),

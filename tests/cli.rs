@@ -38,17 +38,16 @@ struct Pair {
 }
 
 fn pair() -> Pair {
-    use atombank::adapter::{Adapter, AdapterConfig};
     use atombank::arch::HfFolder;
-    use atombank::bank::new_bank;
+    use atombank::bank::AtomBank;
     use atombank::train::TrainConfig;
     let dir = tempfile::tempdir().unwrap();
     let base = copy(&fixtures().join("demo/base"), &dir.path().join("base"));
     let folder = HfFolder::open(&base).unwrap();
     let config = TrainConfig::open(&fixtures().join("demo/bank.toml"), &[]).unwrap();
-    let AdapterConfig::Bank(config) = config.adapter_config(&folder.config, None) else { panic!("a bank") };
+    let config = config.bank_config(&folder.config, None);
     let bank = dir.path().join("bank");
-    let mut adapter: Adapter = new_bank(&bank, config, &folder.config, 7).unwrap();
+    let mut adapter = AtomBank::fresh(&bank, config, &folder.config, 7).unwrap();
     for (name, tensor) in &mut adapter.tensors {
         if name.ends_with("lora_B.weight") {
             tensor.values = (0..tensor.values.len()).map(|i| ((i * 7919 % 101) as f32 - 50.0) / 800.0).collect();
@@ -383,7 +382,7 @@ fn ctrl_c_leaves_a_usable_bank_and_exit_code_one() {
     assert_eq!(out.status.code(), Some(1));
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(stderr.lines().last().unwrap().contains("interrupted after step"), "{stderr}");
-    atombank::adapter::Adapter::open(&output).unwrap();
+    atombank::bank::AtomBank::open(&output).unwrap();
 }
 
 #[test]

@@ -2,12 +2,8 @@
 
 mod common;
 
-use atombank::adapter::AdapterConfig;
-use atombank::bank::BankHook;
-use atombank::bank::{BankConfig, Routing};
-use atombank::model::{
-    Batch, InstructionEncoder, LoadedAdapter, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
-};
+use atombank::bank::{BankConfig, BankHook, InstructionEncoder, LoadedBank, Routing};
+use atombank::model::{Batch, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits};
 use candle_core::{Device, Tensor};
 use common::{CASES, Case};
 
@@ -26,7 +22,6 @@ fn states_alphas_prior_and_logits_are_the_references() {
     for name in CASES {
         for residence in [Residence::Memory, Residence::Streamed] {
             let case = Case::open(name);
-            let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
             let decoder = case.decoder(residence);
             let sequences = [case.sequence()];
             let batch = Batch::new(&sequences);
@@ -39,8 +34,8 @@ fn states_alphas_prior_and_logits_are_the_references() {
             let tolerance = case.tolerance("logits");
             case.assert_close("base logits", &all_logits(&decoder, &base), &case.expected["logits_base"], tolerance);
 
-            let trainable = LoadedAdapter::frozen(&case.adapter, &Device::Cpu).unwrap();
-            let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+            let loaded = LoadedBank::frozen(&case.bank, &Device::Cpu).unwrap();
+            let mut hook = BankHook::new(&loaded, &batch, e).unwrap();
             let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
             let trace = hook.trace().unwrap();
             let prior: Vec<f32> = hook.log_prior().unwrap().exp().unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -58,9 +53,9 @@ fn states_alphas_prior_and_logits_are_the_references() {
 fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
     for name in ["llama-prompt", "llama-token", "qwen3-prompt"] {
         let case = Case::open(name);
-        let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
+        let config = &case.bank.config;
         let decoder = case.decoder(Residence::Memory);
-        let trainable = LoadedAdapter::frozen(&case.adapter, &Device::Cpu).unwrap();
+        let loaded = LoadedBank::frozen(&case.bank, &Device::Cpu).unwrap();
         let long = case.sequence();
         let mut short = long.clone();
         short.ids.truncate(15);
@@ -69,7 +64,7 @@ fn a_padded_batch_gives_each_sequence_what_it_gets_alone() {
         let run = |sequences: &[atombank::model::Sequence]| {
             let batch = Batch::new(sequences);
             let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), sequences).unwrap();
-            let mut hook = BankHook::new(&trainable, config, &batch, e).unwrap();
+            let mut hook = BankHook::new(&loaded, &batch, e).unwrap();
             let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
             (hidden, hook.trace().unwrap())
         };
@@ -116,8 +111,7 @@ fn a_sentence_encoder_gives_what_transformers_gives() {
 #[test]
 fn encoders_that_are_missing_or_too_narrow_are_named() {
     let case = Case::open("llama-prompt");
-    let AdapterConfig::Bank(config) = &case.adapter.config else { panic!("a bank") };
-    let mut adapter = case.adapter.clone();
+    let mut bank = case.bank.clone();
     for (name, expected) in [
         (
             "all-MiniLM-L6-v2",
@@ -125,9 +119,9 @@ fn encoders_that_are_missing_or_too_narrow_are_named() {
         ),
         ("encoder", "instruction_dim: expected 24, the width of encoder, found 64"),
     ] {
-        adapter.path = common::fixtures().join("sentence");
-        adapter.config = AdapterConfig::Bank(BankConfig { instruction_encoder: name.into(), ..config.clone() });
-        let error = LoadedAdapter::frozen(&adapter, &Device::Cpu).err().unwrap().to_string();
+        bank.path = common::fixtures().join("sentence");
+        bank.config = BankConfig { instruction_encoder: name.into(), ..case.bank.config.clone() };
+        let error = LoadedBank::frozen(&bank, &Device::Cpu).err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -137,15 +131,16 @@ fn generation_with_a_cache_and_in_batches_gives_what_recomputing_gives() {
     for name in ["llama-prompt", "llama-token", "qwen3-prompt"] {
         let case = Case::open(name);
         let decoder = case.decoder(Residence::Memory);
-        let loaded = LoadedAdapter::frozen(&case.adapter, &Device::Cpu).unwrap();
-        let with = Some((&loaded, &case.adapter.config));
+        let loaded = LoadedBank::frozen(&case.bank, &Device::Cpu).unwrap();
+        let hook = |sequences: &[Sequence]| loaded.hook(decoder.weights(), sequences).unwrap();
         let long = case.sequence();
         let short = Sequence { ids: long.ids[..9].to_vec(), routed: 9, instruction: long.instruction[..2].to_vec() };
-        let together = greedy(&decoder, with, &[short.clone(), long.clone()], 12, true).unwrap();
+        let both = [short.clone(), long.clone()];
+        let together = greedy(&decoder, &mut hook(&both), &both, 12, true).unwrap();
         for (sequence, cached) in [short, long].into_iter().zip(together) {
             let mut grown = sequence.clone();
             for (step, token) in cached.ids.iter().enumerate() {
-                let logits = prompt_logits(&decoder, with, &grown).unwrap();
+                let logits = prompt_logits(&decoder, &mut hook(std::slice::from_ref(&grown)), &grown).unwrap();
                 let last = &logits.values[logits.values.len() - logits.shape[1]..];
                 let best = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
                 assert_eq!(*token as usize, best, "{name}: step {step}");

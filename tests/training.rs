@@ -6,10 +6,10 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atombank::Error;
-use atombank::adapter::{Adapter, AdapterConfig};
-use atombank::bank::{Regularizer, new_bank};
-use atombank::model::{LoadedAdapter, Residence, Sequence};
-use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, clip_factor, global_norm, train};
+use atombank::adapter::Lora;
+use atombank::bank::{AtomBank, Regularizer};
+use atombank::model::{Residence, Sequence};
+use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, Trainable, clip_factor, global_norm, train};
 use candle_core::Device;
 use common::{CASES, Case, fixtures, ids, read_tensors};
 
@@ -55,9 +55,8 @@ fn gradients_losses_and_ten_steps_are_torchs() {
             ("losses", Regularizer { prior: 0.0, balance: 0.0 }),
             ("losses_regularized", Regularizer { prior: 0.1, balance: 0.01 }),
         ] {
-            let trainable = LoadedAdapter::trainable(&case.adapter, &Device::Cpu).unwrap();
-            let config = &case.adapter.config;
-            let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };
+            let trainable = Trainable::bank(&case.bank, &Device::Cpu).unwrap();
+            let objective = Objective { decoder: &decoder, trainable: &trainable, regularizer };
             let mut optimizer = AdamW::new(trainable.vars()).unwrap();
             let (norm_steps, loss_steps) = reproducible_steps(name);
             for step in 0..loss_steps {
@@ -128,10 +127,9 @@ fn padding_and_micro_batches_change_neither_loss_nor_gradients() {
         let text = std::fs::read_to_string(case.folder.join("training.json")).unwrap();
         let sequences = rows(&serde_json::from_str(&text).unwrap());
         let decoder = case.decoder(Residence::Memory);
-        let trainable = LoadedAdapter::trainable(&case.adapter, &Device::Cpu).unwrap();
+        let trainable = Trainable::bank(&case.bank, &Device::Cpu).unwrap();
         let regularizer = Regularizer { prior: 0.0, balance: 0.0 };
-        let config = &case.adapter.config;
-        let objective = Objective { decoder: &decoder, trainable: &trainable, config, regularizer };
+        let objective = Objective { decoder: &decoder, trainable: &trainable, regularizer };
         let together = objective.gradients(&sequences, 3).unwrap();
         let alone = objective.gradients(&sequences, 1).unwrap();
         assert!(relative(together.loss, alone.loss) < 1e-5, "{name}");
@@ -177,12 +175,16 @@ fn an_interrupted_run_leaves_a_usable_bank_and_resumes_to_the_same_bits() {
     for kind in ["bank", "lora"] {
         let dir = tempfile::tempdir().unwrap();
         let (straight, broken) = (dir.path().join("straight"), dir.path().join("broken"));
+        let opened = |folder: &std::path::Path| match kind {
+            "bank" => AtomBank::open(folder).map(|_| ()),
+            _ => Lora::open(folder).map(|_| ()),
+        };
         let kind = format!("kind={kind}");
         run(&short_run(&straight, &[&kind]), false, usize::MAX).unwrap();
         let config = short_run(&broken, &[&kind]);
         let stopped = run(&config, false, 3).unwrap_err();
         assert!(matches!(stopped, Error::Interrupted { step: 3, .. }), "{stopped}");
-        Adapter::open(&broken).unwrap();
+        opened(&broken).unwrap();
         assert!(matches!(run(&config, false, usize::MAX), Err(Error::Exists(_))));
         run(&config, true, usize::MAX).unwrap();
         assert_eq!(run(&config, true, usize::MAX).unwrap().loss, None, "a finished run has no step left");
@@ -207,13 +209,12 @@ fn a_bank_can_be_routed_by_a_sentence_encoder() {
     let encoder = format!("adapter.instruction_encoder='{}'", fixtures().join("sentence/encoder").display());
     let outcome = run(&short_run(&output, &[&encoder, "training.steps=2"]), false, usize::MAX).unwrap();
     assert!(outcome.loss.unwrap().is_finite());
-    let bank = Adapter::open(&output).unwrap();
+    let bank = AtomBank::open(&output).unwrap();
     assert_eq!(bank.tensors["atom_bank.prior.proj.weight"].shape, [16, 24]);
     let fresh = short_run(&output, &[&encoder]);
     let base = atombank::arch::HfFolder::open(&fresh.base).unwrap();
-    let fresh = fresh.adapter_config(&base.config, Some(24));
-    let AdapterConfig::Bank(fresh) = fresh else { panic!("a bank") };
-    let fresh = new_bank(&output, fresh, &base.config, 0).unwrap();
+    let fresh = fresh.bank_config(&base.config, Some(24));
+    let fresh = AtomBank::fresh(&output, fresh, &base.config, 0).unwrap();
     assert_ne!(bank.tensors["atom_bank.prior.proj.weight"], fresh.tensors["atom_bank.prior.proj.weight"]);
 }
 

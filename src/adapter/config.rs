@@ -68,6 +68,11 @@ impl LoraConfig {
         Ok(config)
     }
 
+    /// The factor of every update: alpha / r, or alpha / sqrt(r) with use_rslora. Dimensionless.
+    pub fn scale(&self) -> f32 {
+        scale(self.r, self.lora_alpha, self.use_rslora)
+    }
+
     pub(super) fn to_json(&self) -> Value {
         json!({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.r, "lora_alpha": self.lora_alpha,
@@ -76,4 +81,10 @@ impl LoraConfig {
             "base_model_name_or_path": self.base_model_name_or_path,
         })
     }
+}
+
+/// The factor of updates of rank `r`. Dimensionless.
+pub(crate) fn scale(r: usize, lora_alpha: f64, use_rslora: bool) -> f32 {
+    let divisor = if use_rslora { (r as f64).sqrt() } else { r as f64 };
+    (lora_alpha / divisor) as f32
 }

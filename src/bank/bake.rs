@@ -1,13 +1,11 @@
 //! What a bank adds to its base once the weights of its atoms are fixed.
 
-use std::collections::BTreeMap;
-
 use super::AtomBank;
 use crate::adapter::peft::{Change, Changes, LowRank};
-use crate::adapter::{Adapter, AdapterConfig, HostTensor, LoraConfig};
+use crate::adapter::{HostTensor, Lora, LoraConfig, Tensors};
 use crate::plan::Expr;
 
-impl AtomBank<'_> {
+impl AtomBank {
     /// `s B_l M_b A_l` for every linear layer that the bank adapts, as changes to the base's weights.
     /// `alphas` are the weights of the atoms by block, each `[K]`.
     ///
@@ -17,18 +15,18 @@ impl AtomBank<'_> {
         let operators: Vec<Vec<f32>> = alphas.iter().map(|alpha| self.operator(alpha)).collect();
         let values = |shape: &[usize], values| Expr::Values { shape: shape.to_vec(), values };
         let mut changes = Changes::default();
-        for site in self.adapter.sites() {
-            let (a, b) = self.adapter.factors(site);
-            let left = self.left_factor(site, &operators[site.layer / self.config.block_size]);
+        for layer in self.layers() {
+            let (a, b) = self.factors(layer);
+            let left = self.left_factor(layer, &operators[layer.layer / self.config.block_size]);
             let update = LowRank {
-                scale: self.adapter.config.scale(),
+                scale: self.scale(),
                 alpha: None,
                 a: values(&a.shape, a.values.clone()),
                 b: values(&b.shape, left.into()),
                 transposed: false,
                 rounded: None,
             };
-            changes.changes.push((site.weight_name(), Change::LowRank(update)));
+            changes.changes.push((layer.weight_name(), Change::LowRank(update)));
         }
         changes
     }
@@ -37,7 +35,7 @@ impl AtomBank<'_> {
     ///
     /// # Panics
     /// As [`AtomBank::changes`].
-    pub fn static_lora(&self, alphas: &[Vec<f32>]) -> Adapter {
+    pub fn static_lora(&self, alphas: &[Vec<f32>]) -> Lora {
         let config = LoraConfig {
             r: self.config.r,
             lora_alpha: self.config.lora_alpha,
@@ -45,14 +43,14 @@ impl AtomBank<'_> {
             target_modules: Some(self.config.target_modules.clone()),
             base_model_name_or_path: self.config.base_model_name_or_path.clone(),
         };
-        let mut tensors = BTreeMap::new();
-        for site in self.adapter.sites() {
-            let (a, b) = self.adapter.factors(site);
-            let operator = self.operator(&alphas[site.layer / self.config.block_size]);
-            let left = self.left_factor(site, &operator);
-            tensors.insert(site.factor_name('A'), a.clone());
-            tensors.insert(site.factor_name('B'), HostTensor { shape: b.shape.clone(), values: left.into() });
+        let mut tensors = Tensors::new();
+        for layer in self.layers() {
+            let (a, b) = self.factors(layer);
+            let operator = self.operator(&alphas[layer.layer / self.config.block_size]);
+            let left = self.left_factor(layer, &operator);
+            tensors.insert(layer.factor_name('A'), a.clone());
+            tensors.insert(layer.factor_name('B'), HostTensor { shape: b.shape.clone(), values: left.into() });
         }
-        Adapter { path: self.adapter.path.clone(), config: AdapterConfig::Lora(config), tensors }
+        Lora { path: self.path.clone(), config, tensors }
     }
 }

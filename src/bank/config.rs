@@ -1,12 +1,11 @@
-//! Settings of an atom bank, and what a fixed routing makes of it.
+//! Settings of an atom bank: the fields of its `adapter_config.json`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::adapter::{Adapter, AdapterConfig, HostTensor};
+use crate::adapter::Tensors;
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
@@ -111,7 +110,7 @@ impl BankConfig {
     pub(crate) fn to_json(&self) -> Value {
         let mut json = serde_json::to_value(self).expect("plain values serialize");
         if let Value::Object(map) = &mut json {
-            map.insert("peft_type".into(), "QUERYABLE_LORA".into());
+            map.insert("peft_type".into(), super::atom_bank::PEFT_TYPE.into());
             map.insert("task_type".into(), "CAUSAL_LM".into());
             map.insert("format_version".into(), 1.into());
         }
@@ -151,8 +150,8 @@ impl BankConfig {
         &self,
         file: &Path,
         base: &ModelConfig,
-        sites: &[LinearLayer],
-        tensors: &BTreeMap<String, HostTensor>,
+        layers: &[LinearLayer],
+        tensors: &Tensors,
     ) -> Result<()> {
         let blocks = self.blocks(base.num_hidden_layers);
         let found = tensors["atom_bank.router.block_bias"].shape[0];
@@ -172,9 +171,9 @@ impl BankConfig {
         }
         for layer in 0..base.num_hidden_layers {
             for module in Module::ALL.into_iter().filter(|m| self.target_modules.iter().any(|t| t == m.name())) {
-                let site = LinearLayer { layer, module };
-                if sites.binary_search(&site).is_err() {
-                    return Err(Finding::new(file, format!("tensor {:?}", site.factor_name('A')))
+                let layer = LinearLayer { layer, module };
+                if layers.binary_search(&layer).is_err() {
+                    return Err(Finding::new(file, format!("tensor {:?}", layer.factor_name('A')))
                         .expected("it, by target_modules")
                         .found("nothing")
                         .mismatch());
@@ -204,61 +203,4 @@ pub fn fill_template(template: &str, instruction: &str, prompt: &str) -> String 
         }
     }
     text + rest
-}
-
-/// A view of an adapter that is an atom bank.
-#[derive(Debug, Clone, Copy)]
-pub struct AtomBank<'a> {
-    /// The adapter.
-    pub adapter: &'a Adapter,
-    /// Its settings.
-    pub config: &'a BankConfig,
-}
-
-impl<'a> AtomBank<'a> {
-    /// `adapter` as a bank.
-    ///
-    /// # Errors
-    /// [`crate::Error::Mismatch`] where it is a plain LoRA, which has no routing.
-    pub fn of(adapter: &'a Adapter) -> Result<Self> {
-        match &adapter.config {
-            AdapterConfig::Bank(config) => Ok(Self { adapter, config }),
-            AdapterConfig::Lora(_) => Err(Finding::new(&adapter.path, "adapter")
-                .expected("an atom bank")
-                .found("a plain LoRA, which doesn't route")
-                .mismatch()),
-        }
-    }
-
-    /// The atoms, `[K, r, r]`.
-    pub fn atoms(&self) -> &'a HostTensor {
-        &self.adapter.tensors["atom_bank.atoms"]
-    }
-
-    /// `M_b = sum_i alpha_{b,i} C_i` for one block's `alpha` (`[K]`): `[r, r]`, in f32, atoms in order.
-    pub fn operator(&self, alpha: &[f32]) -> Vec<f32> {
-        let size = self.config.r * self.config.r;
-        let mut m = vec![0.0; size];
-        for (weight, atom) in alpha.iter().zip(self.atoms().values.chunks_exact(size)) {
-            for (m, c) in m.iter_mut().zip(atom) {
-                *m += weight * c;
-            }
-        }
-        m
-    }
-
-    /// `B_l M_b`, `[d_out, r]`: the left factor of a site's update under a fixed routing.
-    pub fn left_factor(&self, site: LinearLayer, operator: &[f32]) -> Vec<f32> {
-        let r = self.config.r;
-        let (_, b) = self.adapter.factors(site);
-        let mut left = vec![0.0; b.values.len()];
-        for (out, b) in left.chunks_exact_mut(r).zip(b.values.chunks_exact(r)) {
-            for (weight, m) in b.iter().zip(operator.chunks_exact(r)) {
-                for (out, m) in out.iter_mut().zip(m) {
-                    *out += weight * m;
-                }
-            }
-        }
-        left
-    }
 }

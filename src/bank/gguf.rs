@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Number, Value as Json};
 
+use super::AtomBank;
 use crate::adapter::peft::PREFIX as PEFT_PREFIX;
-use crate::adapter::{Adapter, AdapterConfig};
+use crate::adapter::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::convert::sidecars::{Sidecars, json_text, left_out_keys, parsed};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
@@ -22,8 +23,6 @@ use crate::source::Source;
 pub const ARCHITECTURE: &str = "atombank";
 
 const PREFIX: &str = "atombank.";
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Fields of adapter_config.json that are no settings, as one JSON object.
 const OTHER_FIELDS: &str = "atombank.other_fields";
@@ -35,16 +34,13 @@ const BANK_PREFIX: &str = "atom_bank.";
 /// behind. Tensors are taken from the bank's file as they are.
 ///
 /// # Errors
-/// What [`Adapter::open`] finds; [`crate::Error::Mismatch`] for a plain LoRA.
+/// What [`AtomBank::open`] finds; [`crate::Error::Mismatch`] for a plain LoRA.
 pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
     let json = read_json_object(&folder.join(CONFIG_FILE))?;
     let file = folder.join(WEIGHTS_FILE);
     let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
     let mut plan = Plan::taking(&source);
-    let adapter = Adapter::from_parts(folder, &file, &json, &plan)?;
-    let AdapterConfig::Bank(config) = &adapter.config else {
-        return Err(Finding::new(folder, "adapter").expected("an atom bank").found("a plain LoRA").mismatch());
-    };
+    let bank = AtomBank::from_parts(folder, &file, &json, &plan)?;
     let (mut beside, notes) = Sidecars::read(folder, &plan)?;
     beside.files.remove(CONFIG_FILE);
     for tensor in &mut plan.tensors {
@@ -65,7 +61,7 @@ pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
     let mut others = json;
     others.remove("peft_type");
     others.remove("format_version");
-    let settings = serde_json::to_value(config).expect("plain values serialize");
+    let settings = serde_json::to_value(&bank.config).expect("plain values serialize");
     for (field, value) in settings.as_object().into_iter().flatten() {
         others.remove(field);
         metadata.insert(format!("{PREFIX}{field}"), setting(folder, field, value)?);
@@ -102,7 +98,7 @@ fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
 #[derive(Debug, Clone)]
 pub struct Unpacked {
     /// The bank itself, its tensors in f32.
-    pub adapter: Adapter,
+    pub bank: AtomBank,
     /// adapter_config.json.
     pub config: Map<String, Json>,
     /// The tensors by PEFT's names, in the file's types.
@@ -117,7 +113,7 @@ pub struct Unpacked {
 /// tensors as they are (see [`Plan::taking`]).
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for a file of another kind; otherwise as [`Adapter::open`].
+/// [`crate::Error::Unsupported`] for a file of another kind; otherwise as [`AtomBank::open`].
 pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
     for (key, expected) in
         [("general.type", "adapter"), ("adapter.type", ARCHITECTURE), ("general.architecture", ARCHITECTURE)]
@@ -129,7 +125,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
     }
     let beside = Sidecars::take(metadata, PREFIX)?;
     let mut config = Map::new();
-    config.insert("peft_type".into(), "QUERYABLE_LORA".into());
+    config.insert("peft_type".into(), super::atom_bank::PEFT_TYPE.into());
     for (key, value) in metadata.iter() {
         let Some(field) = key.strip_prefix(PREFIX) else { continue };
         if key == OTHER_FIELDS || Sidecars::owns(key, PREFIX) {
@@ -154,9 +150,9 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
     });
     let tensors = Plan { tensors: tensors.collect() };
     // Settings and tensors are held to what a folder is held to.
-    let adapter = Adapter::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
+    let bank = AtomBank::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
     let notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
-    Ok(Unpacked { adapter, config, tensors, beside, notes })
+    Ok(Unpacked { bank, config, tensors, beside, notes })
 }
 
 /// A setting as JSON has it.

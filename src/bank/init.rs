@@ -1,45 +1,46 @@
 //! Fresh banks: random atoms, routers and factors, updates that start at zero.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::BankConfig;
-use crate::adapter::{Adapter, AdapterConfig, HostTensor, fresh_factors};
+use super::{AtomBank, BankConfig};
+use crate::adapter::{HostTensor, Tensors, add_fresh_factors};
 use crate::arch::ModelConfig;
 use crate::error::Result;
 use crate::linalg::Random;
 
-/// A bank for `base` with B = 0: it changes nothing until it is trained. The distributions are
-/// those of Queryable LoRA: atoms near the identity, unit-normal keys and descriptors, projections
-/// scaled by their fan-in, A Kaiming-uniform with a = sqrt 5.
-///
-/// # Errors
-/// [`crate::Error::Mismatch`] for settings that contradict each other or the base.
-pub fn new_bank(path: &Path, config: BankConfig, base: &ModelConfig, seed: u64) -> Result<Adapter> {
-    config.check(path)?;
-    let mut random = Random::new(seed);
-    let mut tensors = BTreeMap::new();
-    let r = config.r;
-    for (name, shape) in config.global_tensors() {
-        let blocks = config.blocks(base.num_hidden_layers);
-        let shape: Vec<usize> = shape.into_iter().map(|d| d.unwrap_or(blocks)).collect();
-        let std = match name {
-            "atom_bank.atoms" => 0.5 / (r as f32).sqrt(),
-            "atom_bank.router.block_bias" | "atom_bank.router.summary_init" => 0.1,
-            "atom_bank.router.instruction_proj.weight" => 1.0 / (config.instruction_dim as f32).sqrt(),
-            name if name.starts_with("atom_bank.router.") => 1.0 / (r as f32).sqrt(),
-            _ => 1.0,
-        };
-        let mut values: Vec<f32> = (0..shape.iter().product()).map(|_| std * random.normal()).collect();
-        if name == "atom_bank.atoms" {
-            for atom in values.chunks_exact_mut(r * r) {
-                atom.iter_mut().step_by(r + 1).for_each(|diagonal| *diagonal += 1.0);
+impl AtomBank {
+    /// A bank for `base` with B = 0: it changes nothing until it is trained. The distributions are
+    /// those of Queryable LoRA: atoms near the identity, unit-normal keys and descriptors, projections
+    /// scaled by their fan-in, A Kaiming-uniform with a = sqrt 5.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for settings that contradict each other or the base.
+    pub fn fresh(path: &Path, config: BankConfig, base: &ModelConfig, seed: u64) -> Result<Self> {
+        config.check(path)?;
+        let mut random = Random::new(seed);
+        let mut tensors = Tensors::new();
+        let r = config.r;
+        for (name, shape) in config.global_tensors() {
+            let blocks = config.blocks(base.num_hidden_layers);
+            let shape: Vec<usize> = shape.into_iter().map(|d| d.unwrap_or(blocks)).collect();
+            let std = match name {
+                "atom_bank.atoms" => 0.5 / (r as f32).sqrt(),
+                "atom_bank.router.block_bias" | "atom_bank.router.summary_init" => 0.1,
+                "atom_bank.router.instruction_proj.weight" => 1.0 / (config.instruction_dim as f32).sqrt(),
+                name if name.starts_with("atom_bank.router.") => 1.0 / (r as f32).sqrt(),
+                _ => 1.0,
+            };
+            let mut values: Vec<f32> = (0..shape.iter().product()).map(|_| std * random.normal()).collect();
+            if name == "atom_bank.atoms" {
+                for atom in values.chunks_exact_mut(r * r) {
+                    atom.iter_mut().step_by(r + 1).for_each(|diagonal| *diagonal += 1.0);
+                }
             }
+            tensors.insert(name.to_owned(), HostTensor { shape, values: values.into() });
         }
-        tensors.insert(name.to_owned(), HostTensor { shape, values: values.into() });
+        add_fresh_factors(&mut tensors, &config.target_modules, r, base, &mut random);
+        let bank = Self { path: path.to_owned(), config, tensors };
+        bank.check_base(base)?;
+        Ok(bank)
     }
-    fresh_factors(&mut tensors, &config.target_modules, r, base, &mut random);
-    let adapter = Adapter { path: path.to_owned(), config: AdapterConfig::Bank(config), tensors };
-    adapter.check_base(base)?;
-    Ok(adapter)
 }

@@ -3,8 +3,8 @@
 use nalgebra::DMatrix;
 use serde::Serialize;
 
-use crate::adapter::Adapter;
-use crate::bank::BankConfig;
+use super::{AtomBank, BankConfig};
+use crate::adapter::modules_and_layers;
 
 /// One atom.
 #[derive(Debug, Clone, Serialize)]
@@ -41,20 +41,22 @@ pub struct BankReport {
 }
 
 impl BankReport {
-    pub(crate) fn of(adapter: &Adapter, config: &BankConfig) -> Self {
+    /// The report of `bank`.
+    pub fn of(bank: &AtomBank) -> Self {
+        let config = &bank.config;
         let r = config.r;
-        let all = &adapter.tensors["atom_bank.atoms"].values;
+        let all = &bank.atoms().values;
         let atoms: Vec<DMatrix<f32>> = all.chunks_exact(r * r).map(|c| DMatrix::from_row_slice(r, r, c)).collect();
         let cosine = |a: &DMatrix<f32>, b: &DMatrix<f32>| a.dot(b) / (a.norm() * b.norm()).max(f32::MIN_POSITIVE);
-        let (modules, layers) = modules_and_layers(adapter);
-        let factors = adapter.tensors.iter().filter(|(name, _)| name.contains(".lora_"));
+        let (modules, layers) = modules_and_layers(&bank.layers());
+        let factors = bank.tensors.iter().filter(|(name, _)| name.contains(".lora_"));
         Self {
             config: config.clone(),
-            scale: adapter.config.scale(),
-            blocks: adapter.tensors["atom_bank.router.block_bias"].shape[0],
+            scale: bank.scale(),
+            blocks: bank.tensors["atom_bank.router.block_bias"].shape[0],
             modules,
             layers,
-            parameters: adapter.parameters(),
+            parameters: bank.parameters(),
             lora_parameters: factors.map(|(_, t)| t.values.len()).sum(),
             similarity: atoms.iter().map(|a| atoms.iter().map(|b| cosine(a, b)).collect()).collect(),
             atoms: atoms.iter().map(|a| atom(a, r)).collect(),
@@ -71,17 +73,6 @@ fn atom(atom: &DMatrix<f32>, r: usize) -> AtomReport {
         effective_rank: entropy.exp(),
         from_identity: (atom - DMatrix::identity(r, r)).norm(),
     }
-}
-
-/// The names of the linear layers an adapter changes, and the decoder layers they are in.
-pub(crate) fn modules_and_layers(adapter: &Adapter) -> (Vec<String>, Vec<usize>) {
-    let sites = adapter.sites();
-    let mut modules: Vec<_> = sites.iter().map(|s| s.module).collect();
-    let mut layers: Vec<_> = sites.iter().map(|s| s.layer).collect();
-    modules.sort();
-    modules.dedup();
-    layers.dedup();
-    (modules.into_iter().map(|m| m.name().to_owned()).collect(), layers)
 }
 
 #[cfg(test)]

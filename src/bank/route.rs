@@ -2,11 +2,9 @@
 
 use candle_core::{D, Tensor};
 
-use crate::adapter::Adapter;
-use crate::bank::BankHook;
-use crate::bank::{AtomBank, Routing};
+use super::{AtomBank, LoadedBank, Routing};
 use crate::error::{Finding, Result};
-use crate::model::{Batch, Decoder, Hook, LoadedAdapter, Sequence, TextEncoder, log_softmax_last, softmax_last};
+use crate::model::{Batch, Decoder, Hook, Sequence, TextEncoder, log_softmax_last, softmax_last};
 
 /// What a routing is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,31 +56,28 @@ impl Routes {
 /// without an instruction; [`crate::Error::NotFinite`].
 pub fn route(
     decoder: &Decoder,
-    adapter: &Adapter,
+    bank: &AtomBank,
     encoder: &TextEncoder,
     request: &Request,
     by: RoutedBy,
 ) -> Result<Routes> {
-    let bank = AtomBank::of(adapter)?;
-    adapter.check_base(decoder.config())?;
-    let loaded = LoadedAdapter::frozen(adapter, decoder.weights().device())?;
-    let instructions = loaded.instruction_encoder();
+    bank.check_base(decoder.config())?;
+    let loaded = LoadedBank::frozen(bank, decoder.weights().device())?;
     let none = [String::new()];
     let prompts = if request.prompts.is_empty() { &none[..] } else { &request.prompts };
     let sequences = prompts
         .iter()
-        .map(|prompt| encoder.routed(&bank.config.prompt_template, &request.instruction, prompt, instructions))
+        .map(|prompt| loaded.encoder().routed(encoder, &bank.config.prompt_template, &request.instruction, prompt))
         .collect::<Result<Vec<_>>>()?;
     if by == RoutedBy::Prior && sequences[0].instruction.is_empty() {
-        return Err(Finding::new(&adapter.path, "routing by the prior")
+        return Err(Finding::new(&bank.path, "routing by the prior")
             .expected("an instruction")
             .found("none")
             .hint("pass --instruction")
             .mismatch());
     }
     let batch = Batch::new(&sequences);
-    let e = instructions.embed(decoder.weights(), &sequences)?;
-    let mut hook = BankHook::new(&loaded, bank.config, &batch, e)?;
+    let mut hook = loaded.hook(decoder.weights(), &sequences)?;
     let prior = hook.log_prior()?.exp()?.get(0)?.to_vec1::<f32>()?;
     let blocks = bank.config.blocks(decoder.config().num_hidden_layers);
     let by_prompt = match by {
@@ -93,7 +88,7 @@ pub fn route(
         RoutedBy::Model => {
             decoder.hidden(&batch, None, &mut hook)?;
             let trace = hook.trace()?;
-            let alphas = |row: usize| trace.alphas.iter().map(|a| fix(&bank, &batch, row, &a.values)).collect();
+            let alphas = |row: usize| trace.alphas.iter().map(|a| fix(bank, &batch, row, &a.values)).collect();
             (0..sequences.len()).map(alphas).collect()
         }
     };

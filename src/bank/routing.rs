@@ -5,16 +5,16 @@
 
 use candle_core::{D, Tensor};
 
-use super::{BankConfig, Routing};
+use super::{BankConfig, LoadedBank, Routing};
 use crate::adapter::HostTensor;
 use crate::arch::LinearLayer;
 use crate::error::Result;
 use crate::model::hooks::to_host;
-use crate::model::{Batch, Hook, LoadedAdapter, log_softmax_last, ops, softmax_last};
+use crate::model::{Batch, Hook, log_softmax_last, ops, softmax_last};
 
 /// The state of one routed forward pass.
 pub struct BankHook<'a> {
-    bank: &'a LoadedAdapter,
+    bank: &'a LoadedBank,
     config: &'a BankConfig,
     /// What of the batch routes, `[B, 1, T]`, rows summing to 1: prompt routing's mean.
     mean: Tensor,
@@ -54,7 +54,8 @@ impl<'a> BankHook<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
-    pub fn new(bank: &'a LoadedAdapter, config: &'a BankConfig, batch: &Batch, e: Tensor) -> Result<Self> {
+    pub fn new(bank: &'a LoadedBank, batch: &Batch, e: Tensor) -> Result<Self> {
+        let config = bank.config();
         let has_instruction = e.abs()?.max_all()?.to_scalar::<f32>()? > 0.0;
         let mut hook = Self {
             bank,
@@ -71,20 +72,6 @@ impl<'a> BankHook<'a> {
         };
         hook.set_batch(batch)?;
         Ok(hook)
-    }
-
-    /// Continues with further tokens of the same sequences: with prompt routing the decisions stand,
-    /// with token routing every new token makes its own.
-    ///
-    /// # Errors
-    /// [`crate::Error::Compute`].
-    pub fn continue_with(&mut self, batch: &Batch) -> Result<()> {
-        if self.config.routing == Routing::Token {
-            self.states.clear();
-            self.logits.clear();
-            self.alphas.clear();
-        }
-        self.set_batch(batch)
     }
 
     fn set_batch(&mut self, batch: &Batch) -> Result<()> {
@@ -260,7 +247,7 @@ impl<'a> BankHook<'a> {
 
 impl Hook for BankHook<'_> {
     fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some((a, b)) = self.bank.factors(site) else { return Ok(None) };
+        let Some((a, b)) = self.bank.adapter().factors(site) else { return Ok(None) };
         let (a, b) = (a.clone(), b.clone());
         let z = ops::linear(x, &a)?;
         let block = site.layer / self.config.block_size;
@@ -269,7 +256,17 @@ impl Hook for BankHook<'_> {
             self.route(block, &z)?;
         }
         let update = ops::linear(&self.apply_operator(block, &z)?, &b)?;
-        Ok(Some((update * self.bank.scale())?))
+        Ok(Some((update * self.bank.adapter().scale())?))
+    }
+
+    /// With prompt routing the decisions stand; with token routing every new token makes its own.
+    fn continue_with(&mut self, batch: &Batch) -> Result<()> {
+        if self.config.routing == Routing::Token {
+            self.states.clear();
+            self.logits.clear();
+            self.alphas.clear();
+        }
+        self.set_batch(batch)
     }
 }
 

@@ -4,15 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use atombank::adapter::peft::Base;
-use atombank::adapter::{Adapter, AdapterConfig};
 use atombank::arch::HfFolder;
-use atombank::bank::AtomBank;
-use atombank::bank::BankHook;
-use atombank::bank::{Agreement, RoutedBy, Routes, compare, route};
+use atombank::bank::{Agreement, AtomBank, LoadedBank, RoutedBy, Routes, compare, route};
 use atombank::error::Finding;
 use atombank::merge::combine::Weights as Shares;
 use atombank::merge::with_adapters;
-use atombank::model::{Batch, Decoder, LoadedAdapter, LoraHook, NoAdapter, Residence, TextEncoder, Weights};
+use atombank::model::{Decoder, LoadedAdapter, LoraHook, ModelWeights, NoAdapter, Residence, TextEncoder};
 use atombank::plan::{Expr, Plan};
 use candle_core::Device;
 use clap::Args;
@@ -57,11 +54,10 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
             .into());
     }
     let folder = HfFolder::open(&args.base)?;
-    let adapter = Adapter::open(&args.bank)?;
-    let bank = AtomBank::of(&adapter)?;
+    let bank = AtomBank::open(&args.bank)?;
     let encoder = TextEncoder::open(&args.base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
-    let routes = route(&decoder, &adapter, &encoder, &args.request.request(), args.request.by())?;
+    let routes = route(&decoder, &bank, &encoder, &args.request.request(), args.request.by())?;
     let alphas = routes.mean();
     let base = Base::of(&folder);
     let plan = with_adapters(&base, folder.weights(), &[bank.changes(&alphas)], &Shares::new([1.0]))?.plan;
@@ -113,14 +109,12 @@ fn verify(
     routes: &Routes,
     plan: &Plan,
 ) -> Result<Agreement> {
-    let loaded = LoadedAdapter::frozen(bank.adapter, &Device::Cpu)?;
-    let AdapterConfig::Bank(config) = &bank.adapter.config else { unreachable!("AtomBank::of has checked") };
-    let batch = Batch::new(&routes.sequences);
-    let e = loaded.instruction_encoder().embed(decoder.weights(), &routes.sequences)?;
-    let mut hook = BankHook::new(&loaded, config, &batch, e)?;
+    let loaded = LoadedBank::frozen(bank, &Device::Cpu)?;
+    let mut hook = loaded.hook(decoder.weights(), &routes.sequences)?;
     let routed = (decoder, &mut hook as &mut dyn atombank::model::Hook);
     if args.output.kind() == Kind::Lora {
-        let lora = LoadedAdapter::frozen(&bank.static_lora(&routes.mean()), &Device::Cpu)?;
+        let lora = bank.static_lora(&routes.mean());
+        let lora = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?;
         return Ok(compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences)?);
     }
     let written = match args.output.kind() {
@@ -142,6 +136,6 @@ fn verify(
         }
         _ => args.output.typed(plan)?,
     };
-    let weights = Weights::open(folder.path(), &folder.config, &written, Residence::Streamed, &Device::Cpu)?;
+    let weights = ModelWeights::open(folder.path(), &folder.config, &written, Residence::Streamed, &Device::Cpu)?;
     Ok(compare(routed, (&Decoder::new(weights), &mut NoAdapter), &routes.sequences)?)
 }

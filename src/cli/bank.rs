@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::Adapter;
+use atombank::adapter::Lora;
 use atombank::arch::HfFolder;
-use atombank::bank::BASE_EMBEDDINGS;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
+use atombank::bank::{BASE_EMBEDDINGS, InstructionEncoder};
 use atombank::convert::summary;
 use atombank::error::Finding;
 use atombank::linalg::{Matrix, from_rows};
-use atombank::model::{Decoder, InstructionEncoder, Residence, Sequence, TextEncoder};
+use atombank::model::{Decoder, Residence, Sequence, TextEncoder};
 use candle_core::Device;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -85,17 +85,17 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         return Err(atombank::Error::Exists(args.output.clone()).into());
     }
     let folder = HfFolder::open(&args.base)?;
-    let loras = args.loras.iter().map(|path| Adapter::open(path)).collect::<atombank::Result<Vec<_>>>()?;
+    let loras = args.loras.iter().map(|path| Lora::open(path)).collect::<atombank::Result<Vec<_>>>()?;
     let names = names(&args.loras);
     let mut notes = Vec::new();
     let texts = texts(args, &names, &mut notes)?;
     let fit = fit(&loras, &folder.config, args.rank)?;
     let (router, shares) = route(args, &folder, &names, &texts)?;
     notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));
-    let rows: Vec<Row> = (names.iter().enumerate())
+    let rows: Vec<AtomRow> = (names.iter().enumerate())
         .map(|(atom, name)| {
             let own = || texts.iter().zip(&shares).filter(move |(text, _)| text.atom == atom);
-            Row {
+            AtomRow {
                 name,
                 texts: own().map(|(text, _)| text.text.as_str()).collect(),
                 share: own().map(|(_, share)| *share).fold(1.0, f64::min),
@@ -225,14 +225,14 @@ fn shortcomings(fit: &BankFit, names: &[String], exact: usize) -> Vec<String> {
 }
 
 /// What picks a LoRA, for the report.
-struct Row<'a> {
+struct AtomRow<'a> {
     name: &'a str,
     texts: Vec<&'a str>,
     /// The least that one of its texts gives its atom.
     share: f64,
 }
 
-fn to_table(fit: &BankFit, rows: &[Row]) -> String {
+fn to_table(fit: &BankFit, rows: &[AtomRow]) -> String {
     let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(4);
     let mut lines = vec![format!("atom  {:<width$}  rank     error  weight  picked by", "LoRA")];
     for (atom, (row, lora)) in rows.iter().zip(&fit.loras).enumerate() {
@@ -250,8 +250,8 @@ fn to_table(fit: &BankFit, rows: &[Row]) -> String {
     lines.join("\n")
 }
 
-fn to_json(args: &BuildArgs, fit: &BankFit, rows: &[Row]) -> Result<String> {
-    let row = |(atom, (row, lora)): (usize, (&Row, &atombank::bank::fit::LoraFit))| {
+fn to_json(args: &BuildArgs, fit: &BankFit, rows: &[AtomRow]) -> Result<String> {
+    let row = |(atom, (row, lora)): (usize, (&AtomRow, &atombank::bank::fit::LoraFit))| {
         json!({ "atom": atom, "name": row.name, "rank": lora.rank, "relative_error": lora.relative_error,
             "missing_sites": lora.missing_sites, "descriptions": row.texts, "weight": row.share })
     };

@@ -6,19 +6,18 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use atombank::adapter::Lora;
 use atombank::adapter::peft::Base;
-use atombank::adapter::{Adapter, AdapterConfig};
 use atombank::arch::HfFolder;
-use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE};
-use atombank::bank::{Request, RoutedBy, route};
+use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder, LoadedBank, Request, RoutedBy, route};
 use atombank::convert::{ConvertOptions, Gguf, to_gguf};
 use atombank::formats::gguf::{self, GgufFile};
 use atombank::merge::combine::Weights;
 use atombank::merge::with_adapters;
-use atombank::model::{Decoder, InstructionEncoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy};
+use atombank::model::{Decoder, Hook, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, TextEncoder, greedy};
 use atombank::plan::{self, Plan, Staging};
 use atombank::source::Source;
-use atombank::train::{Outcome, Row, TrainConfig};
+use atombank::train::{Outcome, TrainConfig, TrainingRow};
 use candle_core::Device;
 use clap::Args;
 
@@ -129,22 +128,29 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     Ok(outcome)
 }
 
+/// What a model's answers are tried with.
+enum Tried {
+    Nothing,
+    Lora(LoadedAdapter),
+    Bank(LoadedBank),
+}
+
 /// What the steps after training share.
 struct Demo {
     dir: PathBuf,
     folder: HfFolder,
     encoder: TextEncoder,
     decoder: Decoder,
-    bank: Adapter,
-    train_rows: Vec<Row>,
-    rows: Vec<Row>,
+    bank: AtomBank,
+    train_rows: Vec<TrainingRow>,
+    rows: Vec<TrainingRow>,
     instructions: Vec<String>,
 }
 
 impl Demo {
     fn open(dir: &Path) -> Result<Self> {
         let folder = HfFolder::open(&dir.join("base"))?;
-        let rows = Row::read_all(&dir.join("heldout.jsonl"))?;
+        let rows = TrainingRow::read_all(&dir.join("heldout.jsonl"))?;
         let mut instructions: Vec<String> = Vec::new();
         for row in &rows {
             if !instructions.contains(&row.instruction) {
@@ -154,8 +160,8 @@ impl Demo {
         Ok(Self {
             encoder: TextEncoder::open(folder.path())?,
             decoder: Decoder::open(&folder, Residence::Memory, &Device::Cpu)?,
-            bank: Adapter::open(&dir.join("bank"))?,
-            train_rows: Row::read_all(&dir.join("train.jsonl"))?,
+            bank: AtomBank::open(&dir.join("bank"))?,
+            train_rows: TrainingRow::read_all(&dir.join("train.jsonl"))?,
             dir: dir.to_owned(),
             folder,
             rows,
@@ -185,10 +191,9 @@ impl Demo {
 
     /// Every instruction as a Hugging Face folder, the first ones as GGUF too.
     fn bake_all(&self, baked: &[Vec<Vec<f32>>]) -> Result<Vec<PathBuf>> {
-        let bank = AtomBank::of(&self.bank)?;
         let mut folders = Vec::new();
         for (i, alphas) in baked.iter().enumerate() {
-            let changes = [bank.changes(alphas)];
+            let changes = [self.bank.changes(alphas)];
             let plan =
                 with_adapters(&Base::of(&self.folder), self.folder.weights(), &changes, &Weights::new([1.0]))?.plan;
             let folder = self.dir.join(format!("baked-{i}"));
@@ -220,23 +225,25 @@ impl Demo {
     }
 
     /// The share of held-out rows of each instruction that a model answers to the letter.
-    fn accuracy(&self, decoder: &Decoder, adapter: Option<&Adapter>, only: Option<&str>) -> Result<Vec<f64>> {
-        let loaded = adapter.map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
-        let with = loaded.as_ref().zip(adapter.map(|a| &a.config));
-        let template = match adapter.map(|a| &a.config) {
-            Some(AdapterConfig::Bank(config)) => &config.prompt_template,
-            _ => DEFAULT_PROMPT_TEMPLATE,
+    fn accuracy(&self, decoder: &Decoder, adapter: &Tried, only: Option<&str>) -> Result<Vec<f64>> {
+        let (template, instructions) = match adapter {
+            Tried::Bank(bank) => (bank.config().prompt_template.as_str(), bank.encoder()),
+            _ => (DEFAULT_PROMPT_TEMPLATE, &InstructionEncoder::BaseEmbeddings),
         };
-        let instructions = loaded.as_ref().map_or(&InstructionEncoder::BaseEmbeddings, |t| t.instruction_encoder());
         let mut shares = Vec::new();
         for instruction in self.instructions.iter().filter(|i| only.is_none_or(|only| only == *i)) {
-            let rows: Vec<&Row> = self.rows.iter().filter(|r| &r.instruction == instruction).collect();
+            let rows: Vec<&TrainingRow> = self.rows.iter().filter(|r| &r.instruction == instruction).collect();
             let sequences = rows
                 .iter()
-                .map(|r| self.encoder.routed(template, &r.instruction, &r.prompt, instructions))
+                .map(|r| instructions.routed(&self.encoder, template, &r.instruction, &r.prompt))
                 .collect::<atombank::Result<Vec<Sequence>>>()?;
             let longest = rows.iter().map(|r| r.completion.len()).max().unwrap_or(0);
-            let answers = greedy(decoder, with, &sequences, longest + 2, false)?;
+            let mut hook: Box<dyn Hook> = match adapter {
+                Tried::Nothing => Box::new(NoAdapter),
+                Tried::Lora(lora) => Box::new(LoraHook(lora)),
+                Tried::Bank(bank) => Box::new(bank.hook(decoder.weights(), &sequences)?),
+            };
+            let answers = greedy(decoder, &mut *hook, &sequences, longest + 2, false)?;
             let mut right = 0;
             for (row, answer) in rows.iter().zip(&answers) {
                 right += usize::from(answer.ended && self.encoder.decode(&answer.ids)? == row.completion);
@@ -247,14 +254,16 @@ impl Demo {
     }
 
     fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<()> {
-        let lora = Adapter::open(&self.dir.join("lora"))?;
-        let base = self.accuracy(&self.decoder, None, None)?;
-        let routed = self.accuracy(&self.decoder, Some(&self.bank), None)?;
-        let plain = self.accuracy(&self.decoder, Some(&lora), None)?;
+        let lora = Lora::open(&self.dir.join("lora"))?;
+        let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?);
+        let bank = Tried::Bank(LoadedBank::frozen(&self.bank, &Device::Cpu)?);
+        let base = self.accuracy(&self.decoder, &Tried::Nothing, None)?;
+        let routed = self.accuracy(&self.decoder, &bank, None)?;
+        let plain = self.accuracy(&self.decoder, &lora, None)?;
         let mut baked = Vec::new();
         for (instruction, folder) in self.instructions.iter().zip(folders) {
             let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, &Device::Cpu)?;
-            baked.extend(self.accuracy(&decoder, None, Some(instruction))?);
+            baked.extend(self.accuracy(&decoder, &Tried::Nothing, Some(instruction))?);
         }
         println!("   {:<28} {:>6} {:>7} {:>6} {:>6}", "instruction", "base", "routed", "baked", "LoRA");
         let line = |name: &str, values: [f64; 4]| {

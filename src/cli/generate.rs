@@ -1,14 +1,14 @@
 //! `atombank generate`: greedy continuation, with base, adapter or baked weights.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::{Adapter, AdapterConfig, HostTensor};
+use atombank::adapter::{HostTensor, Lora};
 use atombank::arch::HfFolder;
-use atombank::bank::DEFAULT_PROMPT_TEMPLATE;
+use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder, LoadedBank};
 use atombank::model::{
-    Decoder, InstructionEncoder, LoadedAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
+    Decoder, Hook, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };
 use candle_core::Device;
 use clap::Args;
@@ -48,25 +48,45 @@ pub(crate) struct GenerateArgs {
 pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
     let folder = HfFolder::open(&args.model)?;
     let encoder = TextEncoder::open(&args.model)?;
-    let adapter = args.adapter.as_ref().map(|path| Adapter::open(path)).transpose()?;
-    let mut template = args.template.as_str();
-    if let Some(adapter) = &adapter {
-        adapter.check_base(&folder.config)?;
-        if let AdapterConfig::Bank(config) = &adapter.config {
-            template = &config.prompt_template;
-        }
-    }
+    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, &folder)).transpose()?;
     let decoder = Decoder::open(&folder, Residence::Memory, &Device::Cpu)?;
-    let loaded = adapter.as_ref().map(|a| LoadedAdapter::frozen(a, &Device::Cpu)).transpose()?;
-    let instructions = loaded.as_ref().map_or(&InstructionEncoder::BaseEmbeddings, |t| t.instruction_encoder());
-    let sequence = encoder.routed(template, &args.instruction, &args.prompt, instructions)?;
-    let with = loaded.as_ref().zip(adapter.as_ref().map(|a| &a.config));
+    let (template, instructions) = match &adapter {
+        Some(Adapter::Bank(bank)) => (bank.config().prompt_template.as_str(), bank.encoder()),
+        _ => (args.template.as_str(), &InstructionEncoder::BaseEmbeddings),
+    };
+    let sequence = instructions.routed(&encoder, template, &args.instruction, &args.prompt)?;
+    let sequences = std::slice::from_ref(&sequence);
+    let hook = || -> Result<Box<dyn Hook + '_>> {
+        Ok(match &adapter {
+            None => Box::new(NoAdapter),
+            Some(Adapter::Lora(lora)) => Box::new(LoraHook(lora)),
+            Some(Adapter::Bank(bank)) => Box::new(bank.hook(decoder.weights(), sequences)?),
+        })
+    };
     if let Some(path) = &args.save_logits {
-        let logits = prompt_logits(&decoder, with, &sequence)?;
-        save(path, logits)?;
+        save(path, prompt_logits(&decoder, &mut *hook()?, &sequence)?)?;
     }
-    let generated = greedy(&decoder, with, std::slice::from_ref(&sequence), args.max_tokens, args.ignore_eos)?;
+    let generated = greedy(&decoder, &mut *hook()?, sequences, args.max_tokens, args.ignore_eos)?;
     print(args, &encoder, &sequence, &generated[0].ids)
+}
+
+/// What runs on top of the model.
+enum Adapter {
+    Bank(LoadedBank),
+    Lora(LoadedAdapter),
+}
+
+impl Adapter {
+    fn open(path: &Path, base: &HfFolder) -> Result<Self> {
+        if AtomBank::is_in(path)? {
+            let bank = AtomBank::open(path)?;
+            bank.check_base(&base.config)?;
+            return Ok(Self::Bank(LoadedBank::frozen(&bank, &Device::Cpu)?));
+        }
+        let lora = Lora::open(path)?;
+        lora.check_base(&base.config)?;
+        Ok(Self::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?))
+    }
 }
 
 fn print(args: &GenerateArgs, encoder: &TextEncoder, sequence: &Sequence, ids: &[u32]) -> Result<()> {

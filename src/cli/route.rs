@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::adapter::Adapter;
 use atombank::arch::HfFolder;
-use atombank::bank::{Request, RoutedBy, Routes, route};
+use atombank::bank::{AtomBank, Request, RoutedBy, Routes, route};
 use atombank::model::{Decoder, Residence, TextEncoder};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
@@ -63,10 +62,10 @@ pub(crate) struct RouteArgs {
 
 pub(crate) fn run(args: &RouteArgs, _common: &Common) -> Result<()> {
     let folder = HfFolder::open(&args.base)?;
-    let adapter = Adapter::open(&args.bank)?;
+    let bank = AtomBank::open(&args.bank)?;
     let encoder = TextEncoder::open(&args.base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
-    let routes = route(&decoder, &adapter, &encoder, &args.request.request(), args.request.by())?;
+    let routes = route(&decoder, &bank, &encoder, &args.request.request(), args.request.by())?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&routes))?);
     } else {

@@ -9,7 +9,7 @@ use crate::convert::{Restored, from_gguf};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
-use crate::model::{Decoder, Residence, TextEncoder, Weights};
+use crate::model::{Decoder, ModelWeights, Residence, TextEncoder};
 
 /// A decoder and its tokenizer.
 pub struct Base {
@@ -46,7 +46,7 @@ fn of_gguf(path: &Path, device: &Device) -> Result<(Decoder, TextEncoder)> {
         return Err(finding.found(format_args!("{architecture:?}")).unsupported());
     };
     let config = ModelConfig::from_json(path, &config)?;
-    let weights = Weights::open(path, &config, &plan, Residence::Streamed, device)?;
+    let weights = ModelWeights::open(path, &config, &plan, Residence::Streamed, device)?;
     let Some((_, tokenizer)) = files.iter().find(|(name, _)| name == "tokenizer.json") else {
         let finding = Finding::new(path, "tokenizer").expected("one that goes back to a tokenizer.json");
         return Err(finding.found("none").hint("use the model's Hugging Face folder").unsupported());

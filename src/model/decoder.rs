@@ -7,14 +7,14 @@ use candle_core::{Device, Tensor};
 use super::batch::NEVER;
 use super::hooks::Hook;
 use super::ops;
-use super::weights::{Layer, Weights};
+use super::weights::{Layer, ModelWeights};
 use super::{Batch, Residence};
 use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
 use crate::error::Result;
 
 /// A decoder-only language model.
 pub struct Decoder {
-    weights: Weights,
+    weights: ModelWeights,
     frequencies: Vec<f32>,
 }
 
@@ -40,7 +40,7 @@ struct Pass {
 
 impl Decoder {
     /// The decoder over `weights`.
-    pub fn new(weights: Weights) -> Self {
+    pub fn new(weights: ModelWeights) -> Self {
         let config = weights.config();
         let frequencies = config.rope.frequencies(config.head_dim);
         Self { weights, frequencies }
@@ -49,13 +49,13 @@ impl Decoder {
     /// Opens the model of a Hugging Face folder.
     ///
     /// # Errors
-    /// As [`Weights::open`].
+    /// As [`ModelWeights::open`].
     pub fn open(folder: &HfFolder, residence: Residence, device: &Device) -> Result<Self> {
-        Ok(Self::new(Weights::open(folder.path(), &folder.config, folder.weights(), residence, device)?))
+        Ok(Self::new(ModelWeights::open(folder.path(), &folder.config, folder.weights(), residence, device)?))
     }
 
     /// Its weights.
-    pub fn weights(&self) -> &Weights {
+    pub fn weights(&self) -> &ModelWeights {
         &self.weights
     }
 

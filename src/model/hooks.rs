@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{InstructionEncoder, ops};
-use crate::adapter::{Adapter, HostTensor};
+use super::{Batch, ops};
+use crate::adapter::{HostTensor, Tensors, adapted_layers};
 use crate::arch::LinearLayer;
 use crate::error::Result;
 
@@ -17,6 +17,14 @@ pub trait Hook {
     /// # Errors
     /// What the computation meets.
     fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>>;
+
+    /// Prepares for `batch`, which continues the sequences of the pass before by further tokens.
+    ///
+    /// # Errors
+    /// What the computation meets.
+    fn continue_with(&mut self, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The base model alone.
@@ -28,7 +36,7 @@ impl Hook for NoAdapter {
     }
 }
 
-/// An adapter's tensors on a device.
+/// An adapter's tensors on a device, with the factors of each linear layer among them.
 ///
 /// Frozen ones leave no trace: with trainable ones every pass records how its values came about,
 /// and holds on to all weights it met until the result is dropped.
@@ -36,33 +44,30 @@ pub struct LoadedAdapter {
     tensors: BTreeMap<String, Tensor>,
     /// The same tensors as variables, where they are trained.
     vars: BTreeMap<String, Var>,
-    sites: HashMap<LinearLayer, (String, String)>,
+    layers: HashMap<LinearLayer, (String, String)>,
     scale: f64,
-    instruction_encoder: InstructionEncoder,
 }
 
 impl LoadedAdapter {
-    /// Copies the tensors of `adapter` to `device`, to be used as they are.
+    /// Copies `tensors` to `device`, to be used as they are. `scale` is the factor of every update.
     ///
     /// # Errors
-    /// [`crate::Error::Compute`] where the device has no room; as [`InstructionEncoder::of`].
-    pub fn frozen(adapter: &Adapter, device: &Device) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
-        for (name, t) in &adapter.tensors {
-            tensors.insert(name.clone(), Tensor::from_slice(&t.values, t.shape.as_slice(), device)?);
-        }
-        let sites = adapter.sites().into_iter().map(|s| (s, (s.factor_name('A'), s.factor_name('B')))).collect();
-        let instruction_encoder = InstructionEncoder::of(&adapter.config, &adapter.path, device)?;
-        let scale = f64::from(adapter.config.scale());
-        Ok(Self { tensors, vars: BTreeMap::new(), sites, scale, instruction_encoder })
+    /// [`crate::Error::Compute`] where the device has no room.
+    pub fn frozen(tensors: &Tensors, scale: f32, device: &Device) -> Result<Self> {
+        let layers =
+            adapted_layers(tensors).into_iter().map(|l| (l, (l.factor_name('A'), l.factor_name('B')))).collect();
+        let on_device = |t: &HostTensor| Tensor::from_slice(&t.values, t.shape.as_slice(), device);
+        let tensors =
+            tensors.iter().map(|(name, t)| Ok((name.clone(), on_device(t)?))).collect::<Result<BTreeMap<_, _>>>()?;
+        Ok(Self { tensors, vars: BTreeMap::new(), layers, scale: f64::from(scale) })
     }
 
     /// The same as variables that a backward pass gives gradients for.
     ///
     /// # Errors
     /// As [`LoadedAdapter::frozen`].
-    pub fn trainable(adapter: &Adapter, device: &Device) -> Result<Self> {
-        let mut loaded = Self::frozen(adapter, device)?;
+    pub fn trainable(tensors: &Tensors, scale: f32, device: &Device) -> Result<Self> {
+        let mut loaded = Self::frozen(tensors, scale, device)?;
         for (name, tensor) in &mut loaded.tensors {
             let var = Var::from_tensor(tensor)?;
             *tensor = var.as_tensor().clone();
@@ -76,28 +81,25 @@ impl LoadedAdapter {
         &self.vars
     }
 
-    /// What makes embeddings of instructions for it.
-    pub fn instruction_encoder(&self) -> &InstructionEncoder {
-        &self.instruction_encoder
-    }
-
     /// The current values.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
-    pub fn to_host(&self) -> Result<BTreeMap<String, HostTensor>> {
+    pub fn to_host(&self) -> Result<Tensors> {
         self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), to_host(tensor)?))).collect()
     }
 
+    /// The tensor called `name`, which must be there.
     pub(crate) fn get(&self, name: &str) -> &Tensor {
         &self.tensors[name]
     }
 
-    /// A, B of a site, where the adapter acts on it.
-    pub(crate) fn factors(&self, site: LinearLayer) -> Option<(&Tensor, &Tensor)> {
-        self.sites.get(&site).map(|(a, b)| (self.get(a), self.get(b)))
+    /// A and B of a linear layer, where the adapter acts on it.
+    pub(crate) fn factors(&self, layer: LinearLayer) -> Option<(&Tensor, &Tensor)> {
+        self.layers.get(&layer).map(|(a, b)| (self.get(a), self.get(b)))
     }
 
+    /// The factor of every update. Dimensionless.
     pub(crate) fn scale(&self) -> f64 {
         self.scale
     }

@@ -2,10 +2,10 @@
 
 mod batch;
 mod decoder;
-pub(crate) mod generate;
+mod generate;
 pub(crate) mod hooks;
-mod instruction;
 pub(crate) mod ops;
+mod sentence;
 mod tokenize;
 mod weights;
 
@@ -13,7 +13,7 @@ pub use batch::{Batch, Sequence};
 pub use decoder::{Decoder, KvCache};
 pub use generate::{Generation, greedy, prompt_logits};
 pub use hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter};
-pub use instruction::{InstructionEncoder, SentenceEncoder};
 pub use ops::{log_softmax_last, softmax_last};
+pub use sentence::SentenceEncoder;
 pub use tokenize::TextEncoder;
-pub use weights::{Residence, Weights};
+pub use weights::{ModelWeights, Residence};

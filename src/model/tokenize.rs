@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
-use super::{InstructionEncoder, Sequence};
-use crate::bank::fill_template;
+use super::Sequence;
 use crate::error::{Finding, Result};
 
 /// A model's tokenizer.
@@ -89,23 +88,15 @@ impl TextEncoder {
             .map_err(|e| Finding::new(&self.path, "").expected("ids that can be decoded").found(e).format())
     }
 
-    /// What routes for an instruction and a prompt: `template` filled in and encoded with special
-    /// tokens; the instruction alone as `encoder` wants it.
+    /// The tokens of `text` with special tokens, as a prompt: a sequence without a completion.
     ///
     /// # Errors
-    /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] where no token is left.
-    pub fn routed(
-        &self,
-        template: &str,
-        instruction: &str,
-        prompt: &str,
-        encoder: &InstructionEncoder,
-    ) -> Result<Sequence> {
-        let ids = self.encode(&fill_template(template, instruction, prompt), true)?;
+    /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] where there is no token.
+    pub fn sequence(&self, text: &str) -> Result<Sequence> {
+        let ids = self.encode(text, true)?;
         if ids.is_empty() {
             return Err(Finding::new(&self.path, "prompt").expected("at least one token").found("none").mismatch());
         }
-        let instruction = encoder.tokens(self, instruction)?;
-        Ok(Sequence { routed: ids.len(), ids, instruction })
+        Ok(Sequence { routed: ids.len(), ids, instruction: Vec::new() })
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Layer {
 }
 
 /// The weights of a decoder.
-pub struct Weights {
+pub struct ModelWeights {
     path: PathBuf,
     config: ModelConfig,
     device: Device,
@@ -52,7 +52,7 @@ const HEAD_ROWS: usize = 2048;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-impl Weights {
+impl ModelWeights {
     /// Opens the weights of `plan` for a decoder with `config`; `path` is named in errors.
     ///
     /// # Errors

@@ -14,9 +14,9 @@ pub use adapter::AdapterReport;
 pub use compare::Comparison;
 pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
+use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::is_kohya;
-use crate::adapter::{Adapter, AdapterConfig, AdapterFiles};
-use crate::bank::BankReport;
+use crate::bank::{AtomBank, BankReport};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Description, Input, class, describe, safetensors_metadata};
 use crate::error::Result;
@@ -117,10 +117,6 @@ impl Report {
             let report = Box::new(AdapterReport::of(files)?);
             return Ok(if kind == Some("LORA") { Report::Lora(report) } else { Report::Adapter(report) });
         }
-        let adapter = Adapter::open(files.path())?;
-        match &adapter.config {
-            AdapterConfig::Bank(config) => Ok(Report::Bank(Box::new(BankReport::of(&adapter, config)))),
-            AdapterConfig::Lora(_) => Ok(Report::Adapter(Box::new(AdapterReport::of(files)?))),
-        }
+        Ok(Report::Bank(Box::new(BankReport::of(&AtomBank::open(files.path())?))))
     }
 }

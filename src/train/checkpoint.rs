@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::adapter::TrainedAdapter;
 use super::{AdamW, TrainConfig};
-use crate::adapter::{Adapter, write_tensors};
+use crate::adapter::write_tensors;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::safetensors::SafetensorsFile;
@@ -81,7 +82,7 @@ fn first_difference(
 }
 
 /// Writes `output/checkpoint-NNNNNN` and deletes the oldest beyond `keep_checkpoints`.
-pub(super) fn save(output: &Path, adapter: &Adapter, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
+pub(super) fn save(output: &Path, adapter: &TrainedAdapter, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
     let folder = output.join(format!("checkpoint-{:06}", state.step));
     let staging = Staging::folder(&folder, true)?;
     adapter.write_into(&staging)?;
@@ -116,11 +117,11 @@ pub(super) fn list(output: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Reads a checkpoint: the adapter, the optimizer's moments, the state.
-pub(super) fn load(folder: &Path, device: &Device) -> Result<(Adapter, AdamW, State)> {
+pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, AdamW, State)> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_value(serde_json::Value::Object(read_json_object(&path)?))
         .map_err(|e| Finding::new(&path, "").expected("a trainer's state").found(e).format())?;
-    let adapter = Adapter::open(folder)?;
+    let adapter = TrainedAdapter::open(folder)?;
     let path = folder.join("optimizer.safetensors");
     let file = SafetensorsFile::open(&path)?;
     let mut found = BTreeMap::new();
@@ -134,7 +135,7 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(Adapter, AdamW, St
         found.insert(info.name.clone(), Tensor::from_vec(values, info.shape.as_slice(), device)?);
     }
     let mut moments = BTreeMap::new();
-    for name in adapter.tensors.keys() {
+    for name in adapter.tensors().keys() {
         let mut take = |which: &str| {
             let key = format!("{which}.{name}");
             found

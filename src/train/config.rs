@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{AdapterConfig, LoraConfig};
+use crate::adapter::LoraConfig;
 use crate::arch::ModelConfig;
 use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 use crate::error::{Finding, IoContext, Result};
@@ -19,7 +19,7 @@ pub struct TrainConfig {
     pub output: PathBuf,
     /// What is trained.
     #[serde(default)]
-    pub kind: Kind,
+    pub kind: AdapterKind,
     /// Seeds the adapter's start and the order of the data.
     #[serde(default)]
     pub seed: u64,
@@ -36,7 +36,7 @@ pub struct TrainConfig {
 /// What is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum AdapterKind {
     /// An atom bank.
     #[default]
     Bank,
@@ -257,7 +257,7 @@ impl TrainConfig {
 
     /// Something a user should hear before training, if there is.
     pub fn warning(&self) -> Option<&'static str> {
-        let routed = self.kind == Kind::Bank && self.adapter.top_k == 1 && self.adapter.num_atoms > 1;
+        let routed = self.kind == AdapterKind::Bank && self.adapter.top_k == 1 && self.adapter.num_atoms > 1;
         let regularized = self.training.lambda_prior > 0.0 || self.training.lambda_balance > 0.0;
         (routed && !regularized).then_some(
             "top_k = 1: the softmax over one logit is constant, so the loss gives the router no gradient; \
@@ -265,38 +265,40 @@ impl TrainConfig {
         )
     }
 
-    /// The settings of the adapter for `base`; `instruction_dim` is the instruction encoder's width
-    /// where that isn't the base's own.
-    pub fn adapter_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> AdapterConfig {
+    /// The settings of a bank for `base`; `instruction_dim` is the instruction encoder's width where that
+    /// isn't the base's own.
+    pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
         let a = self.adapter.clone();
-        let base_model_name_or_path = self.base.display().to_string();
-        match self.kind {
-            Kind::Bank => AdapterConfig::Bank(BankConfig {
-                r: a.r,
-                lora_alpha: a.lora_alpha,
-                use_rslora: a.use_rslora,
-                target_modules: a.target_modules,
-                num_atoms: a.num_atoms,
-                top_k: a.top_k,
-                block_size: a.block_size,
-                key_dim: a.key_dim,
-                descriptor_dim: a.descriptor_dim,
-                instruction_dim: instruction_dim.unwrap_or(base.hidden_size),
-                instruction_encoder: a.instruction_encoder,
-                routing: a.routing,
-                temperature: a.temperature,
-                prior_strength: a.prior_strength,
-                prior_temperature: a.prior_temperature,
-                prompt_template: a.prompt_template,
-                base_model_name_or_path,
-            }),
-            Kind::Lora => AdapterConfig::Lora(LoraConfig {
-                r: a.r,
-                lora_alpha: a.lora_alpha,
-                use_rslora: a.use_rslora,
-                target_modules: Some(a.target_modules),
-                base_model_name_or_path,
-            }),
+        BankConfig {
+            r: a.r,
+            lora_alpha: a.lora_alpha,
+            use_rslora: a.use_rslora,
+            target_modules: a.target_modules,
+            num_atoms: a.num_atoms,
+            top_k: a.top_k,
+            block_size: a.block_size,
+            key_dim: a.key_dim,
+            descriptor_dim: a.descriptor_dim,
+            instruction_dim: instruction_dim.unwrap_or(base.hidden_size),
+            instruction_encoder: a.instruction_encoder,
+            routing: a.routing,
+            temperature: a.temperature,
+            prior_strength: a.prior_strength,
+            prior_temperature: a.prior_temperature,
+            prompt_template: a.prompt_template,
+            base_model_name_or_path: self.base.display().to_string(),
+        }
+    }
+
+    /// The settings of a plain LoRA.
+    pub fn lora_config(&self) -> LoraConfig {
+        let a = self.adapter.clone();
+        LoraConfig {
+            r: a.r,
+            lora_alpha: a.lora_alpha,
+            use_rslora: a.use_rslora,
+            target_modules: Some(a.target_modules),
+            base_model_name_or_path: self.base.display().to_string(),
         }
     }
 
@@ -333,7 +335,7 @@ mod tests {
     #[test]
     fn overrides_reach_nested_keys_and_plain_texts() {
         let config = open(SHORT, &["training.steps=7", "kind=lora", "adapter.target_modules=['o_proj']"]).unwrap();
-        assert_eq!((config.training.steps, config.kind), (7, Kind::Lora));
+        assert_eq!((config.training.steps, config.kind), (7, AdapterKind::Lora));
         assert_eq!(config.adapter.target_modules, ["o_proj"]);
     }
 

@@ -8,13 +8,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::bank::InstructionEncoder;
 use crate::error::{Finding, IoContext, Result};
-use crate::model::{InstructionEncoder, Sequence, TextEncoder};
+use crate::model::{Sequence, TextEncoder};
 
 /// One row of a data file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Row {
+pub struct TrainingRow {
     /// What is asked; may be empty.
     #[serde(default)]
     pub instruction: String,
@@ -25,12 +26,12 @@ pub struct Row {
     pub completion: String,
 }
 
-impl Row {
+impl TrainingRow {
     /// Reads a file of rows, one JSON object a line.
     ///
     /// # Errors
     /// [`crate::Error::Format`] naming the line; [`crate::Error::Mismatch`] for a file without rows.
-    pub fn read_all(path: &Path) -> Result<Vec<Row>> {
+    pub fn read_all(path: &Path) -> Result<Vec<TrainingRow>> {
         let mut rows = Vec::new();
         for (number, line) in BufReader::new(File::open(path).at(path, "open")?).lines().enumerate() {
             let line = line.at(path, "read")?;
@@ -38,7 +39,7 @@ impl Row {
                 continue;
             }
             let finding = || Finding::new(path, format!("line {}", number + 1));
-            let row: Row = serde_json::from_str(&line)
+            let row: TrainingRow = serde_json::from_str(&line)
                 .map_err(|e| finding().expected("{\"instruction\", \"prompt\", \"completion\"}").found(e).format())?;
             if row.completion.is_empty() {
                 return Err(finding().expected("a completion").found("an empty one").format());
@@ -66,7 +67,7 @@ impl Dataset {
     /// [`crate::Error::Mismatch`] for a row of more than `max_length` tokens.
     pub fn tokenize(
         path: &Path,
-        rows: &[Row],
+        rows: &[TrainingRow],
         (encoder, instructions): (&TextEncoder, &InstructionEncoder),
         template: &str,
         eos: u32,
@@ -74,7 +75,7 @@ impl Dataset {
     ) -> Result<Self> {
         let mut sequences = Vec::with_capacity(rows.len());
         for (number, row) in rows.iter().enumerate() {
-            let mut sequence = encoder.routed(template, &row.instruction, &row.prompt, instructions)?;
+            let mut sequence = instructions.routed(encoder, template, &row.instruction, &row.prompt)?;
             sequence.ids.extend(encoder.encode(&row.completion, false)?);
             sequence.ids.push(eos);
             if sequence.ids.len() > max_length {
@@ -180,7 +181,7 @@ mod tests {
             ("not json", "line 1"),
         ] {
             std::fs::write(file.path(), text).unwrap();
-            let error = Row::read_all(file.path()).unwrap_err().to_string();
+            let error = TrainingRow::read_all(file.path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -1,5 +1,6 @@
 //! Training adapters: data to batches, batches to gradients, gradients to a saved adapter.
 
+mod adapter;
 mod checkpoint;
 mod config;
 mod data;
@@ -7,8 +8,9 @@ mod optimizer;
 mod step;
 mod trainer;
 
-pub use config::{AdapterSettings, DataSettings, Kind, Schedule, TrainConfig, TrainingSettings};
-pub use data::{Dataset, Row};
+pub use adapter::Trainable;
+pub use config::{AdapterKind, AdapterSettings, DataSettings, Schedule, TrainConfig, TrainingSettings};
+pub use data::{Dataset, TrainingRow};
 pub use optimizer::{AdamW, clip_factor, global_norm};
 pub use step::{Gradients, Objective};
 pub use trainer::{Event, Outcome, train};

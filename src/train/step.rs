@@ -4,20 +4,18 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor};
 
-use crate::adapter::AdapterConfig;
+use super::Trainable;
+use super::adapter::TrainedHook;
 use crate::bank::Regularizer;
 use crate::error::Result;
-use crate::model::generate::AdapterHook;
-use crate::model::{Batch, Decoder, LoadedAdapter, Sequence, log_softmax_last};
+use crate::model::{Batch, Decoder, Sequence, log_softmax_last};
 
 /// What is minimized: cross-entropy over completion tokens, and the routing regularizers.
 pub struct Objective<'a> {
     /// The frozen base.
     pub decoder: &'a Decoder,
     /// The adapter's variables.
-    pub trainable: &'a LoadedAdapter,
-    /// Its settings.
-    pub config: &'a AdapterConfig,
+    pub trainable: &'a Trainable,
     /// Strengths of the regularizers; only banks have them.
     pub regularizer: Regularizer,
 }
@@ -74,19 +72,16 @@ impl Objective<'_> {
 
     fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64) -> Result<Tensor> {
         let (loss, hook) = self.cross_entropy(sequences, tokens)?;
-        let Regularizer { prior, balance } = self.regularizer;
-        match hook.as_bank() {
-            Some(bank) if prior > 0.0 || balance > 0.0 => {
-                Ok((loss + (bank.regularization(self.regularizer)? * share)?)?)
-            }
-            _ => Ok(loss),
+        match hook.regularization(self.regularizer)? {
+            Some(regularization) => Ok((loss + (regularization * share)?)?),
+            None => Ok(loss),
         }
     }
 
     /// The sum of -log p over the completions of `sequences`, by `tokens`; and what was routed.
-    fn cross_entropy(&self, sequences: &[Sequence], tokens: usize) -> Result<(Tensor, AdapterHook<'_>)> {
+    fn cross_entropy(&self, sequences: &[Sequence], tokens: usize) -> Result<(Tensor, TrainedHook<'_>)> {
         let batch = Batch::new(sequences);
-        let mut hook = AdapterHook::new(self.decoder, Some((self.trainable, self.config)), sequences, &batch)?;
+        let mut hook = self.trainable.hook(self.decoder.weights(), sequences)?;
         let hidden = self.decoder.hidden(&batch, None, hook.as_hook())?;
         let (places, targets) = batch.completion();
         let log_p = log_softmax_last(&self.decoder.logits_at(&hidden, &places)?)?;

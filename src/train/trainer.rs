@@ -9,14 +9,14 @@ use std::time::Instant;
 use candle_core::Device;
 use serde_json::json;
 
+use super::adapter::TrainedAdapter;
 use super::checkpoint::{self, State};
 use super::step::completion_tokens;
-use super::{AdamW, Dataset, Objective, Row, TrainConfig, clip_factor, global_norm};
-use crate::adapter::{Adapter, AdapterConfig, new_lora};
+use super::{AdamW, AdapterKind, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
 use crate::arch::HfFolder;
-use crate::bank::{Regularizer, new_bank};
+use crate::bank::{InstructionEncoder, Regularizer};
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::{Decoder, InstructionEncoder, LoadedAdapter, Residence, TextEncoder};
+use crate::model::{Decoder, Residence, TextEncoder};
 
 /// What happens in a run, as it happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,9 +84,8 @@ pub fn train(
 ) -> Result<Outcome> {
     let folder = HfFolder::open(&config.base)?;
     let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
-    let adapter_config = config.adapter_config(&folder.config, instructions.dim());
-    if let AdapterConfig::Bank(bank) = &adapter_config {
-        bank.check(&config.output)?;
+    if config.kind == AdapterKind::Bank {
+        config.bank_config(&folder.config, instructions.dim()).check(&config.output)?;
     }
     let (data, eval) = load_data(config, &folder, &instructions)?;
     let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
@@ -109,15 +108,12 @@ pub fn train(
             return Err(Finding::new(output, "checkpoint").expected("one to resume from").found("none").mismatch());
         }
         None => {
-            let adapter = match adapter_config {
-                AdapterConfig::Bank(c) => new_bank(output, c, &folder.config, config.seed)?,
-                AdapterConfig::Lora(c) => new_lora(output, c, &folder.config, config.seed)?,
-            };
+            let adapter = TrainedAdapter::fresh(output, config, &folder.config, instructions.dim())?;
             (adapter, None, 0)
         }
     };
     let decoder = Decoder::open(&folder, Residence::Memory, device)?;
-    let trainable = LoadedAdapter::trainable(&adapter, device)?;
+    let trainable = adapter.trainable(device)?;
     let optimizer = match optimizer {
         Some(optimizer) => optimizer,
         None => AdamW::new(trainable.vars())?,
@@ -134,9 +130,9 @@ pub fn train(
 struct Run<'a> {
     config: &'a TrainConfig,
     decoder: &'a Decoder,
-    trainable: &'a LoadedAdapter,
+    trainable: &'a Trainable,
     /// Its settings; the tensors are those that the run began with.
-    adapter: Adapter,
+    adapter: TrainedAdapter,
     data: Dataset,
     eval: Option<Dataset>,
     size: (usize, usize),
@@ -153,8 +149,7 @@ impl Run<'_> {
     ) -> Result<Outcome> {
         let t = &self.config.training;
         let regularizer = Regularizer { prior: t.lambda_prior, balance: t.lambda_balance };
-        let objective =
-            Objective { decoder: self.decoder, trainable: self.trainable, config: &self.adapter.config, regularizer };
+        let objective = Objective { decoder: self.decoder, trainable: self.trainable, regularizer };
         let per_step = t.batch_size * t.gradient_accumulation;
         let mut outcome = Outcome { loss: None, eval_loss: None, parameters: self.adapter.parameters() };
         for step in done..t.steps {
@@ -201,8 +196,8 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    fn current(&self) -> Result<Adapter> {
-        Ok(Adapter { tensors: self.trainable.to_host()?, ..self.adapter.clone() })
+    fn current(&self) -> Result<TrainedAdapter> {
+        Ok(self.adapter.with_tensors(self.trainable.to_host()?))
     }
 
     /// A checkpoint, and the adapter itself where users look for it.
@@ -239,8 +234,9 @@ fn load_data(
     })?;
     let template = &config.adapter.prompt_template;
     let limit = config.data.max_length.min(folder.config.max_position_embeddings);
-    let load =
-        |path: &Path| Dataset::tokenize(path, &Row::read_all(path)?, (&encoder, instructions), template, eos, limit);
+    let load = |path: &Path| {
+        Dataset::tokenize(path, &TrainingRow::read_all(path)?, (&encoder, instructions), template, eos, limit)
+    };
     let data = load(&config.data.train)?;
     match &config.data.eval {
         Some(path) => Ok((data, Some(load(path)?))),

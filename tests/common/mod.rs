@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use atombank::adapter::{Adapter, HostTensor};
+use atombank::adapter::HostTensor;
 use atombank::arch::HfFolder;
+use atombank::bank::AtomBank;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::model::{Decoder, Residence, Sequence};
 use atombank::source::Source;
@@ -24,7 +25,7 @@ pub struct Case {
     pub name: &'static str,
     pub folder: PathBuf,
     pub model: HfFolder,
-    pub adapter: Adapter,
+    pub bank: AtomBank,
     pub json: serde_json::Value,
     pub expected: BTreeMap<String, HostTensor>,
 }
@@ -33,11 +34,11 @@ impl Case {
     pub fn open(name: &'static str) -> Self {
         let folder = fixtures().join("routing").join(name);
         let model = HfFolder::open(&folder.join("model")).unwrap();
-        let adapter = Adapter::open(&folder.join("adapter")).unwrap();
-        adapter.check_base(&model.config).unwrap();
+        let bank = AtomBank::open(&folder.join("adapter")).unwrap();
+        bank.check_base(&model.config).unwrap();
         let json = serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
         let expected = read_tensors(&folder.join("expected.safetensors"));
-        Self { name, folder, model, adapter, json, expected }
+        Self { name, folder, model, bank, json, expected }
     }
 
     pub fn decoder(&self, residence: Residence) -> Decoder {

@@ -11,9 +11,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::adapter::{Adapter, AdapterConfig, HostTensor};
+use crate::adapter::{HostTensor, Lora};
 use crate::arch::{LinearLayer, ModelConfig, Module};
-use crate::bank::{BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
+use crate::bank::{AtomBank, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 use crate::error::{Finding, Result};
 use crate::linalg::{Matrix, to_rows};
 use als::{Model, Stop};
@@ -55,30 +55,26 @@ pub struct LoraFit {
 }
 
 /// The rank at which a bank holds any such LoRAs exactly: the sum of theirs.
-pub fn exact_rank(loras: &[Adapter]) -> usize {
-    loras.iter().map(|lora| lora.config.rank()).sum()
+pub fn exact_rank(loras: &[Lora]) -> usize {
+    loras.iter().map(|lora| lora.config.r).sum()
 }
 
 /// Fits factors of `rank` (the largest of the LoRAs' ranks unless given) and atoms to `loras`.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for fewer than two, one that is a bank or belongs to another base, and a
+/// [`crate::Error::Mismatch`] for fewer than two, one that belongs to another base, and a
 /// rank that no fit has a use for.
-pub fn fit(loras: &[Adapter], base: &ModelConfig, rank: Option<usize>) -> Result<BankFit> {
-    let loras: Vec<&Adapter> = loras.iter().collect();
+pub fn fit(loras: &[Lora], base: &ModelConfig, rank: Option<usize>) -> Result<BankFit> {
+    let loras: Vec<&Lora> = loras.iter().collect();
     let first = loras.first().map_or(Path::new(""), |lora| &lora.path);
     if loras.len() < 2 {
         let finding = Finding::new(first, "LoRAs for a bank").expected("two or more");
         return Err(finding.found(loras.len()).mismatch());
     }
     for lora in &loras {
-        if let AdapterConfig::Bank(_) = lora.config {
-            let finding = Finding::new(lora.path.join("adapter_config.json"), "peft_type").expected("LORA");
-            return Err(finding.found("an atom bank").hint("atombank bake --to lora makes a LoRA of it").mismatch());
-        }
         lora.check_base(base)?;
     }
-    let ranks = || loras.iter().map(|lora| lora.config.rank());
+    let ranks = || loras.iter().map(|lora| lora.config.r);
     let sum: usize = ranks().sum();
     let rank = rank.unwrap_or_else(|| ranks().max().unwrap_or(1));
     if !(1..=sum).contains(&rank) {
@@ -86,7 +82,7 @@ pub fn fit(loras: &[Adapter], base: &ModelConfig, rank: Option<usize>) -> Result
         return Err(finding.found(rank).hint("at that sum every LoRA is held exactly").mismatch());
     }
 
-    let acts = |module: Module| loras.iter().any(|lora| lora.sites().iter().any(|site| site.module == module));
+    let acts = |module: Module| loras.iter().any(|lora| lora.layers().iter().any(|site| site.module == module));
     let modules: Vec<Module> = Module::ALL.into_iter().filter(|module| acts(*module)).collect();
     let sites: Vec<LinearLayer> = (0..base.num_hidden_layers)
         .flat_map(|layer| modules.iter().map(move |module| LinearLayer { layer, module: *module }))
@@ -97,9 +93,9 @@ pub fn fit(loras: &[Adapter], base: &ModelConfig, rank: Option<usize>) -> Result
 
     let relative = |error: f64, norm: f64| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
     let reports = loras.iter().enumerate().map(|(i, lora)| LoraFit {
-        rank: lora.config.rank(),
+        rank: lora.config.r,
         relative_error: relative(errors[i], norms_sqr[i]),
-        missing_sites: sites.len() - lora.sites().len(),
+        missing_sites: sites.len() - lora.layers().len(),
     });
     let lifted = sites.par_iter().zip(&model.b).zip(&model.a).map(|((site, b), a)| {
         let bases = site::reduce(&loras, *site, base).1;
@@ -157,7 +153,7 @@ impl BankFit {
         router: &InstructionRouter,
         settings: BankSettings,
         base: &ModelConfig,
-    ) -> Result<Adapter> {
+    ) -> Result<AtomBank> {
         let (r, atoms) = (self.rank, self.atoms.len());
         let (d_p, d_e) = router.projection.shape();
         let config = BankConfig {
@@ -203,9 +199,9 @@ impl BankFit {
         }
         let zeros = HostTensor { shape: vec![r], values: vec![0.0; r].into() };
         tensors.insert("atom_bank.router.summary_init".to_owned(), zeros);
-        let adapter = Adapter { path: path.to_owned(), config: AdapterConfig::Bank(config), tensors };
-        adapter.check_base(base)?;
-        Ok(adapter)
+        let bank = AtomBank { path: path.to_owned(), config, tensors };
+        bank.check_base(base)?;
+        Ok(bank)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What several LoRAs do at one linear layer, in as few numbers as hold it exactly.
 
-use crate::adapter::Adapter;
+use crate::adapter::Lora;
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::linalg::{Matrix, from_rows, thin_qr};
 
@@ -40,7 +40,7 @@ pub(super) struct Bases {
 
 /// The core of `site` and its bases. Bases are as large as the adapters themselves; they are made again
 /// when they are needed, not kept for all sites.
-pub(super) fn reduce(loras: &[&Adapter], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
+pub(super) fn reduce(loras: &[&Lora], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
     let (d_out, d_in) = site.module.shape(base);
     let (mut lefts, mut rights) = (Vec::new(), Vec::new());
     for lora in loras {
@@ -50,7 +50,7 @@ pub(super) fn reduce(loras: &[&Adapter], site: LinearLayer, base: &ModelConfig) 
             continue;
         }
         let (a, b) = lora.factors(site);
-        let r = lora.config.rank();
+        let r = lora.config.r;
         lefts.push(from_rows(d_out, r, &b.values) * f64::from(lora.config.scale()));
         rights.push(from_rows(r, d_in, &a.values).transpose());
     }

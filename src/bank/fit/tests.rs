@@ -22,7 +22,7 @@ fn random(rows: usize, cols: usize, random: &mut Random) -> Matrix {
 const MODULES: [Module; 3] = [Module::Q, Module::V, Module::Down];
 
 /// A LoRA of the given factors by site; alpha and rslora vary with its number, the factors make up for it.
-fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Adapter {
+fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Lora {
     let r = factors.values().next().unwrap().0.nrows();
     let config = LoraConfig {
         r,
@@ -31,18 +31,17 @@ fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Adap
         target_modules: None,
         base_model_name_or_path: String::new(),
     };
-    let config = AdapterConfig::Lora(config);
     let scale = f64::from(config.scale());
     let mut tensors = BTreeMap::new();
     for (site, (a, b)) in factors {
         tensors.insert(site.factor_name('A'), host(&a));
         tensors.insert(site.factor_name('B'), host(&(b / scale)));
     }
-    Adapter { path: PathBuf::from(format!("lora-{number}")), config, tensors }
+    Lora { path: PathBuf::from(format!("lora-{number}")), config, tensors }
 }
 
 /// LoRAs of these ranks: `B_l C_i A_l` of factors of rank `common`, or of factors of their own without.
-fn loras(ranks: &[usize], common: Option<usize>, base: &ModelConfig, seed: u64) -> Vec<Adapter> {
+fn loras(ranks: &[usize], common: Option<usize>, base: &ModelConfig, seed: u64) -> Vec<Lora> {
     let mut rng = Random::new(seed);
     let sites: Vec<LinearLayer> =
         (0..base.num_hidden_layers).flat_map(|layer| MODULES.map(|module| LinearLayer { layer, module })).collect();
@@ -69,12 +68,12 @@ fn loras(ranks: &[usize], common: Option<usize>, base: &ModelConfig, seed: u64) 
 }
 
 /// The relative error of each LoRA, measured in the open.
-fn measured(fit: &BankFit, loras: &[Adapter]) -> Vec<f64> {
-    let error = |(i, lora): (usize, &Adapter)| {
+fn measured(fit: &BankFit, loras: &[Lora]) -> Vec<f64> {
+    let error = |(i, lora): (usize, &Lora)| {
         let (mut error, mut norm) = (0.0, 0.0);
         for (site, (a, b)) in &fit.factors {
             let mut update = Matrix::zeros(b.nrows(), a.ncols());
-            if lora.sites().contains(site) {
+            if lora.layers().contains(site) {
                 let (la, lb) = lora.factors(*site);
                 let [lb, la] = [lb, la].map(|t| from_rows(t.shape[0], t.shape[1], &t.values));
                 update = lb * la * f64::from(lora.config.scale());
@@ -87,7 +86,7 @@ fn measured(fit: &BankFit, loras: &[Adapter]) -> Vec<f64> {
     loras.iter().enumerate().map(error).collect()
 }
 
-fn assert_reported(fit: &BankFit, loras: &[Adapter]) {
+fn assert_reported(fit: &BankFit, loras: &[Lora]) {
     for (lora, measured) in fit.loras.iter().zip(measured(fit, loras)) {
         assert!((lora.relative_error - measured).abs() < 1e-9, "{} {measured}", lora.relative_error);
     }
@@ -151,7 +150,7 @@ fn sites_that_a_lora_lacks_count_as_zero() {
     let base = base();
     let mut loras = loras(&[4, 4], Some(4), &base, 2);
     let lacked = LinearLayer { layer: 1, module: Module::V };
-    let norm = |lora: &Adapter, site| {
+    let norm = |lora: &Lora, site| {
         let (a, b) = lora.factors(site);
         let [b, a] = [b, a].map(|t| from_rows(t.shape[0], t.shape[1], &t.values));
         (b * a).norm_squared()
@@ -165,7 +164,7 @@ fn sites_that_a_lora_lacks_count_as_zero() {
     let without = fit(&loras, &base, None).unwrap();
     assert!(without.relative_error < 1e-5);
     assert_eq!(without.loras[0].missing_sites, 1);
-    let share = norm(&loras[1], lacked) / loras[1].sites().iter().map(|s| norm(&loras[1], *s)).sum::<f64>();
+    let share = norm(&loras[1], lacked) / loras[1].layers().iter().map(|s| norm(&loras[1], *s)).sum::<f64>();
     for which in ['A', 'B'] {
         loras[1].tensors.remove(&lacked.factor_name(which));
     }
@@ -195,7 +194,7 @@ fn a_lora_that_changes_nothing_gets_an_atom_of_zeros() {
 fn what_makes_no_bank_is_refused() {
     let base = base();
     let some = loras(&[4, 4], Some(4), &base, 0);
-    let message = |loras: &[Adapter], rank| fit(loras, &base, rank).err().unwrap().to_string();
+    let message = |loras: &[Lora], rank| fit(loras, &base, rank).err().unwrap().to_string();
     assert!(message(&some[..1], None).contains("LoRAs for a bank: expected two or more, found 1"));
     assert!(message(&some, Some(9)).contains("--rank: expected 1 to 8, the sum of the LoRAs' ranks, found 9"));
     let deep = ModelConfig { num_hidden_layers: base.num_hidden_layers + 1, ..base.clone() };

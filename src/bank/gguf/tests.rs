@@ -70,9 +70,9 @@ fn every_bank_comes_back_bit_by_bit_with_every_field() {
         let (metadata, plan) = read_gguf(&path);
         let unpacked = from_gguf(&metadata, &plan).unwrap();
         assert_eq!(unpacked.notes, [""; 0]);
-        let opened = Adapter::open(&folder).unwrap();
-        assert_eq!(unpacked.adapter.config, opened.config, "{case}");
-        assert_eq!(unpacked.adapter.tensors, opened.tensors, "{case}");
+        let opened = AtomBank::open(&folder).unwrap();
+        assert_eq!(unpacked.bank.config, opened.config, "{case}");
+        assert_eq!(unpacked.bank.tensors, opened.tensors, "{case}");
         let back = dir.path().join("back");
         unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
         assert_eq!(contents(&back), contents(&folder), "{case}");

@@ -1,112 +1,19 @@
-//! What turns an instruction into the vector that routes: the base model's own embeddings, or a
-//! sentence encoder of the BERT family.
+//! A sentence encoder of the BERT family with mean pooling.
 //!
-//! Reference: transformers `models/bert/modeling_bert.py`; sentence-transformers' mean pooling and
-//! normalisation.
+//! Reference: transformers `models/bert/modeling_bert.py`; sentence-transformers' mean pooling.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use serde_json::json;
 
-use super::{Sequence, TextEncoder, Weights, ops, softmax_last};
-use crate::adapter::AdapterConfig;
+use super::{TextEncoder, ops, softmax_last};
 use crate::arch::INERT;
-use crate::bank::BASE_EMBEDDINGS;
 use crate::checkpoint::open_weights;
 use crate::error::{Finding, Result};
 use crate::json::{Fields, read_json_object};
 use crate::source::show_shape;
-
-/// Makes instruction embeddings.
-pub enum InstructionEncoder {
-    /// The L2-normalised mean of the base model's input embeddings of the instruction's tokens.
-    BaseEmbeddings,
-    /// A sentence encoder with a tokenizer of its own.
-    Sentence(Box<SentenceEncoder>),
-}
-
-impl InstructionEncoder {
-    /// The encoder called `name` in a bank's settings: "base-embeddings", or a folder, looked for as
-    /// it is written and then below `beside`.
-    ///
-    /// # Errors
-    /// [`crate::Error::Mismatch`] where there is no such folder; what opening it meets.
-    pub fn open(name: &str, beside: &Path, device: &Device) -> Result<Self> {
-        if name == BASE_EMBEDDINGS {
-            return Ok(Self::BaseEmbeddings);
-        }
-        let found = [Path::new(name).to_owned(), beside.join(name)].into_iter().find(|folder| folder.is_dir());
-        let folder = found.ok_or_else(|| {
-            Finding::new(beside, "instruction_encoder")
-                .expected(format_args!("{BASE_EMBEDDINGS} or the folder of a sentence encoder"))
-                .found(name)
-                .hint("names on the Hugging Face hub are not fetched: download the encoder first")
-                .mismatch()
-        })?;
-        Ok(Self::Sentence(Box::new(SentenceEncoder::open(&folder, device)?)))
-    }
-
-    /// The encoder that an adapter routes with, checked against its settings; a plain LoRA needs none.
-    ///
-    /// # Errors
-    /// As [`InstructionEncoder::open`]; [`crate::Error::Mismatch`] for another dimension.
-    pub fn of(config: &AdapterConfig, folder: &Path, device: &Device) -> Result<Self> {
-        let AdapterConfig::Bank(bank) = config else { return Ok(Self::BaseEmbeddings) };
-        let encoder = Self::open(&bank.instruction_encoder, folder, device)?;
-        match encoder.dim() {
-            Some(dim) if dim != bank.instruction_dim => Err(Finding::new(folder, "instruction_dim")
-                .expected(format_args!("{dim}, the width of {}", bank.instruction_encoder))
-                .found(bank.instruction_dim)
-                .mismatch()),
-            _ => Ok(encoder),
-        }
-    }
-
-    /// The length of its embeddings; `None` where it is the base model's hidden size.
-    pub fn dim(&self) -> Option<usize> {
-        match self {
-            Self::BaseEmbeddings => None,
-            Self::Sentence(encoder) => Some(encoder.hidden_size),
-        }
-    }
-
-    /// The instruction's tokens: the base's without special tokens, a sentence encoder's own with them.
-    ///
-    /// # Errors
-    /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] for a text longer than the encoder reads.
-    pub fn tokens(&self, base: &TextEncoder, instruction: &str) -> Result<Vec<u32>> {
-        match self {
-            _ if instruction.is_empty() => Ok(Vec::new()),
-            Self::BaseEmbeddings => base.encode(instruction, false),
-            Self::Sentence(encoder) => encoder.tokens(instruction),
-        }
-    }
-
-    /// Embeddings of a batch's instructions, unit L2 norm, zero where there is none. `[B, d_e]`.
-    ///
-    /// # Errors
-    /// [`crate::Error::Mismatch`] for an id outside the vocabulary.
-    pub fn embed(&self, weights: &Weights, sequences: &[Sequence]) -> Result<Tensor> {
-        let dim = self.dim().unwrap_or(weights.config().hidden_size);
-        let mut rows = Vec::with_capacity(sequences.len());
-        for sequence in sequences {
-            if sequence.instruction.is_empty() {
-                rows.push(Tensor::zeros(dim, DType::F32, weights.device())?);
-                continue;
-            }
-            let tokens = match self {
-                Self::BaseEmbeddings => weights.embed(&sequence.instruction)?,
-                Self::Sentence(encoder) => encoder.hidden(&sequence.instruction)?,
-            };
-            let mean = tokens.mean(0)?;
-            let norm = mean.sqr()?.sum_keepdim(0)?.sqrt()?.maximum(1e-12)?;
-            rows.push(mean.broadcast_div(&norm)?);
-        }
-        Ok(Tensor::stack(&rows, 0)?)
-    }
-}
 
 /// A BERT with mean pooling.
 pub struct SentenceEncoder {
@@ -169,7 +76,16 @@ impl SentenceEncoder {
         Ok(Self { text, hidden_size, layers, heads, eps, max_tokens: positions, tensors })
     }
 
-    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
+    /// The length of its embeddings.
+    pub fn dim(&self) -> usize {
+        self.hidden_size
+    }
+
+    /// The tokens of `text`, with the tokenizer's special tokens.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for a text that has no tokens, or more than the encoder reads.
+    pub fn tokens(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.text.encode(text, true)?;
         if ids.is_empty() || ids.len() > self.max_tokens {
             return Err(Finding::new(self.text.path(), "instruction")
@@ -181,7 +97,10 @@ impl SentenceEncoder {
     }
 
     /// The last layer's hidden states, `[tokens, hidden_size]`.
-    fn hidden(&self, ids: &[u32]) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn hidden(&self, ids: &[u32]) -> Result<Tensor> {
         let (n, d) = (ids.len(), self.hidden_size / self.heads);
         let table = |name: &str| &self.tensors[&format!("embeddings.{name}.weight")];
         let words = table("word_embeddings").index_select(&Tensor::new(ids, table("word_embeddings").device())?, 0)?;

@@ -1,0 +1,123 @@
+//! A plain LoRA in memory: settings, and factors of one rank for linear layers of a decoder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::tensors::{
+    self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, add_fresh_factors, check_factor_names, check_factor_shapes,
+    read_tensors, write_adapter,
+};
+use super::{HostTensor, LoraConfig, Tensors};
+use crate::arch::{LinearLayer, ModelConfig};
+use crate::error::{Finding, Result};
+use crate::formats::safetensors::SafetensorsFile;
+use crate::json::read_json_object;
+use crate::linalg::Random;
+use crate::plan::{Plan, Staging};
+use crate::source::Source;
+
+/// A plain LoRA: its settings and its factors, by their names in its file.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// The folder that it was read from or is meant for; errors name it.
+    pub path: PathBuf,
+    /// Its settings.
+    pub config: LoraConfig,
+    /// Its factors, in f32.
+    pub tensors: Tensors,
+}
+
+impl Lora {
+    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// Missing or malformed files, another kind of adapter, a field this version doesn't know, tensors
+    /// that are missing, surplus, or not finite.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config_path = folder.join(CONFIG_FILE);
+        let json = read_json_object(&config_path)?;
+        let kind = json.get("peft_type").and_then(|v| v.as_str()).unwrap_or("none");
+        if kind != "LORA" {
+            let finding = Finding::new(&config_path, "peft_type").expected("LORA");
+            return Err(match kind {
+                "QUERYABLE_LORA" => {
+                    finding.found("an atom bank").hint("atombank bake --to lora makes a LoRA of it").mismatch()
+                }
+                other => finding.found(other).unsupported(),
+            });
+        }
+        let config = LoraConfig::from_json(&config_path, &json)?;
+        let file = folder.join(WEIGHTS_FILE);
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+        let lora = Self { path: folder.to_owned(), config, tensors: read_tensors(&Plan::taking(&source))? };
+        lora.check_names(&file)?;
+        Ok(lora)
+    }
+
+    /// A LoRA for `base` with B = 0: it changes nothing until it is trained.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] where no module is adapted.
+    pub fn fresh(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) -> Result<Self> {
+        let mut tensors = Tensors::new();
+        let targets = config.target_modules.clone().unwrap_or_default();
+        add_fresh_factors(&mut tensors, &targets, config.r, base, &mut Random::new(seed));
+        let lora = Self { path: path.to_owned(), config, tensors };
+        lora.check_names(path)?;
+        Ok(lora)
+    }
+
+    /// Writes the LoRA as a folder in PEFT's layout, in f32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Exists`], [`crate::Error::Io`], [`crate::Error::NotFinite`].
+    pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
+        let staging = Staging::folder(folder, overwrite)?;
+        self.write_into(&staging)?;
+        staging.commit()
+    }
+
+    /// Writes the LoRA's two files into `folder`, where other files may be, each by a rename.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`], [`crate::Error::NotFinite`].
+    pub fn save_over(&self, folder: &Path) -> Result<()> {
+        tensors::replace_adapter(&self.config.to_json(), &self.tensors, folder)
+    }
+
+    /// Writes the LoRA's two files into a folder that is being staged.
+    ///
+    /// # Errors
+    /// As [`Lora::save`].
+    pub fn write_into(&self, staging: &Staging) -> Result<()> {
+        write_adapter(&self.config.to_json(), &self.tensors, staging)
+    }
+
+    /// The linear layers that it adapts, in the order in which a forward pass calls them.
+    pub fn layers(&self) -> Vec<LinearLayer> {
+        adapted_layers(&self.tensors)
+    }
+
+    /// `lora_A`, `[r, d_in]`, and `lora_B`, `[d_out, r]`, of a linear layer of [`Lora::layers`].
+    pub fn factors(&self, layer: LinearLayer) -> (&HostTensor, &HostTensor) {
+        // check_names has seen both for every layer.
+        (&self.tensors[&layer.factor_name('A')], &self.tensors[&layer.factor_name('B')])
+    }
+
+    /// The number of values in its factors.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(|t| t.values.len()).sum()
+    }
+
+    /// Checks that every factor fits the linear layers of `base`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`], naming the tensor and both shapes.
+    pub fn check_base(&self, base: &ModelConfig) -> Result<()> {
+        check_factor_shapes(&self.path.join(WEIGHTS_FILE), &self.tensors, self.config.r, base)
+    }
+
+    fn check_names(&self, file: &Path) -> Result<()> {
+        check_factor_names(file, &self.tensors, self.config.target_modules.as_deref(), |_| false)
+    }
+}

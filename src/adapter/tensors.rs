@@ -1,0 +1,190 @@
+//! The tensors of an adapter in memory: by name, with the factors of each linear layer among them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::dtype::DType;
+use crate::error::{Finding, IoContext, Result};
+use crate::formats::safetensors;
+use crate::linalg::Random;
+use crate::plan::{self, Expr, Plan, PlannedTensor, Staging};
+use crate::source::show_shape;
+
+/// A tensor in memory: adapters are small.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Row by row.
+    pub values: Arc<[f32]>,
+}
+
+/// Tensors by the names that they have in the adapter's file.
+pub type Tensors = BTreeMap<String, HostTensor>;
+
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The values of all tensors of `plan`, in f32.
+pub(crate) fn read_tensors(plan: &Plan) -> Result<Tensors> {
+    let tensors = plan.tensors.iter().map(|tensor| PlannedTensor { dtype: DType::F32, ..tensor.clone() }).collect();
+    let plan = Plan { tensors };
+    plan.check()?;
+    let mut tensors = Tensors::new();
+    for tensor in plan.tensors {
+        let values = tensor.read()?.into();
+        tensors.insert(tensor.name, HostTensor { shape: tensor.shape, values });
+    }
+    Ok(tensors)
+}
+
+/// The linear layers that have a `lora_A`, in the order in which a forward pass calls them.
+pub(crate) fn adapted_layers(tensors: &Tensors) -> Vec<LinearLayer> {
+    let mut layers: Vec<LinearLayer> = tensors.keys().filter_map(|name| LinearLayer::of_factor(name, 'A')).collect();
+    layers.sort();
+    layers
+}
+
+/// The names of the modules among `layers`, and the decoder layers that they are in.
+pub(crate) fn modules_and_layers(layers: &[LinearLayer]) -> (Vec<String>, Vec<usize>) {
+    let mut modules: Vec<Module> = layers.iter().map(|layer| layer.module).collect();
+    modules.sort();
+    modules.dedup();
+    let mut numbers: Vec<usize> = layers.iter().map(|layer| layer.layer).collect();
+    numbers.dedup();
+    (modules.into_iter().map(|module| module.name().to_owned()).collect(), numbers)
+}
+
+/// Checks that every tensor of `file` is a factor that has its partner and belongs to one of `targets`,
+/// where there are any, or is one of the adapter's `own` tensors.
+pub(crate) fn check_factor_names(
+    file: &Path,
+    tensors: &Tensors,
+    targets: Option<&[String]>,
+    own: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
+    for name in tensors.keys().filter(|name| !own(name)) {
+        let (layer, partner) = match (LinearLayer::of_factor(name, 'A'), LinearLayer::of_factor(name, 'B')) {
+            (Some(layer), _) => (layer, 'B'),
+            (_, Some(layer)) => (layer, 'A'),
+            _ => {
+                return Err(finding(name)
+                    .expected("a tensor this kind of adapter has")
+                    .found("one that nothing here uses")
+                    .unsupported());
+            }
+        };
+        if !tensors.contains_key(&layer.factor_name(partner)) {
+            return Err(finding(&layer.factor_name(partner)).expected("it").found("nothing").format());
+        }
+        if let Some(targets) = targets.filter(|targets| !targets.iter().any(|t| t == layer.module.name())) {
+            return Err(finding(name)
+                .expected(format_args!("only target_modules {targets:?}"))
+                .found(layer.module.name())
+                .mismatch());
+        }
+    }
+    if adapted_layers(tensors).is_empty() {
+        return Err(Finding::new(file, "").expected("lora_A and lora_B tensors").found("none").format());
+    }
+    Ok(())
+}
+
+/// Checks that all factors have rank `r` and fit the linear layers of `base`.
+pub(crate) fn check_factor_shapes(file: &Path, tensors: &Tensors, r: usize, base: &ModelConfig) -> Result<()> {
+    let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
+    for layer in adapted_layers(tensors) {
+        if layer.layer >= base.num_hidden_layers {
+            return Err(finding(&layer.factor_name('A'))
+                .expected(format_args!("layers below the base model's {}", base.num_hidden_layers))
+                .found(format_args!("layer {}", layer.layer))
+                .hint("this adapter belongs to another base model")
+                .mismatch());
+        }
+        let (d_out, d_in) = layer.module.shape(base);
+        for (which, shape) in [('A', [r, d_in]), ('B', [d_out, r])] {
+            let name = layer.factor_name(which);
+            let found = &tensors[&name].shape;
+            if found != &shape {
+                return Err(finding(&name)
+                    .expected(format_args!("{} for this base model", show_shape(&shape)))
+                    .found(show_shape(found))
+                    .hint("this adapter belongs to another base model, or its r is not what its config says")
+                    .mismatch());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fresh factors of rank `r` for every module of `targets` in every layer: A Kaiming-uniform with
+/// a = sqrt 5, B zero.
+pub(crate) fn add_fresh_factors(
+    tensors: &mut Tensors,
+    targets: &[String],
+    r: usize,
+    base: &ModelConfig,
+    random: &mut Random,
+) {
+    for layer in 0..base.num_hidden_layers {
+        for module in Module::ALL.into_iter().filter(|m| targets.iter().any(|t| t == m.name())) {
+            let layer = LinearLayer { layer, module };
+            let (d_out, d_in) = module.shape(base);
+            // Kaiming-uniform with a = sqrt 5 comes to a bound of 1 / sqrt(fan-in).
+            let bound = 1.0 / (d_in as f32).sqrt();
+            let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
+            tensors.insert(layer.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
+            let b = HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() };
+            tensors.insert(layer.factor_name('B'), b);
+        }
+    }
+}
+
+/// Writes an adapter's settings and tensors, in f32, into a folder that is being staged.
+pub(crate) fn write_adapter(config: &Value, tensors: &Tensors, staging: &Staging) -> Result<()> {
+    write_tensors(tensors, "adapter_model", staging)?;
+    let text = serde_json::to_string_pretty(config).expect("plain values serialize") + "\n";
+    staging.write(CONFIG_FILE, text.as_bytes())
+}
+
+/// Writes the two files of an adapter into `folder`, where other files may be, each by a rename.
+pub(crate) fn replace_adapter(config: &Value, tensors: &Tensors, folder: &Path) -> Result<()> {
+    let staging = Staging::folder(&folder.join("adapter"), false)?;
+    write_adapter(config, tensors, &staging)?;
+    for name in [WEIGHTS_FILE, CONFIG_FILE] {
+        let target = folder.join(name);
+        std::fs::rename(staging.path().join(name), &target).at(&target, "write")?;
+    }
+    Ok(())
+}
+
+/// Writes named f32 tensors as `{stem}.safetensors` into the new folder `folder`.
+///
+/// # Errors
+/// [`crate::Error::Exists`], [`crate::Error::Io`], [`crate::Error::NotFinite`].
+pub fn save_tensors(tensors: &Tensors, stem: &str, folder: &Path) -> Result<()> {
+    let staging = Staging::folder(folder, false)?;
+    write_tensors(tensors, stem, &staging)?;
+    staging.commit()
+}
+
+/// Writes named f32 tensors as `{stem}.safetensors` into a folder that is being staged.
+pub(crate) fn write_tensors(tensors: &Tensors, stem: &str, staging: &Staging) -> Result<()> {
+    let tensors = tensors
+        .iter()
+        .map(|(name, t)| PlannedTensor {
+            name: name.clone(),
+            dtype: DType::F32,
+            shape: t.shape.clone(),
+            expr: Expr::Values { shape: t.shape.clone(), values: t.values.clone() },
+        })
+        .collect();
+    let plan = Plan { tensors };
+    let layout = safetensors::layout(&plan.tensors, stem, u64::MAX)?;
+    plan::execute(&plan, &layout, staging, plan::Options::default(), &|_| ())
+}

@@ -1,0 +1,202 @@
+//! An atom bank in memory, and its folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::BankConfig;
+use crate::adapter::{
+    CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, check_factor_names, check_factor_shapes,
+    read_tensors, replace_adapter, scale, write_adapter,
+};
+use crate::arch::{LinearLayer, ModelConfig};
+use crate::error::{Finding, Result};
+use crate::formats::safetensors::SafetensorsFile;
+use crate::json::read_json_object;
+use crate::plan::{Plan, Staging};
+use crate::source::{Source, show_shape};
+
+/// `peft_type` of an atom bank.
+pub(super) const PEFT_TYPE: &str = "QUERYABLE_LORA";
+
+/// An atom bank: its settings and its tensors, by their names in its file.
+#[derive(Debug, Clone)]
+pub struct AtomBank {
+    /// The folder that it was read from or is meant for; errors name it.
+    pub path: PathBuf,
+    /// Its settings.
+    pub config: BankConfig,
+    /// Its tensors, in f32.
+    pub tensors: Tensors,
+}
+
+impl AtomBank {
+    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// Missing or malformed files; [`crate::Error::Mismatch`] for a plain LoRA, which has no routing; a
+    /// field this version doesn't know; tensors that are missing, surplus, of the wrong shape, or not finite.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let json = read_json_object(&folder.join(CONFIG_FILE))?;
+        let file = folder.join(WEIGHTS_FILE);
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+        Self::from_parts(folder, &file, &json, &Plan::taking(&source))
+    }
+
+    /// Whether the adapter in `folder` is an atom bank by its settings.
+    ///
+    /// # Errors
+    /// A missing or malformed `adapter_config.json`.
+    pub fn is_in(folder: &Path) -> Result<bool> {
+        let json = read_json_object(&folder.join(CONFIG_FILE))?;
+        Ok(json.get("peft_type").and_then(Value::as_str) == Some(PEFT_TYPE))
+    }
+
+    /// The bank of settings and tensors that need not be in a folder. Errors name the settings as
+    /// `adapter_config.json` in `folder`, the tensors as those of `file`.
+    ///
+    /// # Errors
+    /// As [`AtomBank::open`].
+    pub fn from_parts(folder: &Path, file: &Path, config: &Map<String, Value>, tensors: &Plan) -> Result<Self> {
+        let config_path = folder.join(CONFIG_FILE);
+        match config.get("peft_type").and_then(Value::as_str).unwrap_or("none") {
+            PEFT_TYPE => {}
+            "LORA" => {
+                return Err(Finding::new(folder, "adapter")
+                    .expected("an atom bank")
+                    .found("a plain LoRA, which doesn't route")
+                    .mismatch());
+            }
+            other => {
+                let finding = Finding::new(&config_path, "peft_type");
+                return Err(finding.expected("QUERYABLE_LORA or LORA").found(other).unsupported());
+            }
+        }
+        let config = BankConfig::from_json(&config_path, config)?;
+        let bank = Self { path: folder.to_owned(), config, tensors: read_tensors(tensors)? };
+        bank.check_tensors(file)?;
+        Ok(bank)
+    }
+
+    /// Writes the bank as a folder in PEFT's layout, in f32.
+    ///
+    /// # Errors
+    /// What [`AtomBank::open`] would refuse; [`crate::Error::Exists`], [`crate::Error::Io`],
+    /// [`crate::Error::NotFinite`].
+    pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
+        let staging = Staging::folder(folder, overwrite)?;
+        self.write_into(&staging)?;
+        staging.commit()
+    }
+
+    /// Writes the bank's two files into `folder`, where other files may be, each by a rename.
+    ///
+    /// # Errors
+    /// As [`AtomBank::save`].
+    pub fn save_over(&self, folder: &Path) -> Result<()> {
+        self.check(folder)?;
+        replace_adapter(&self.config.to_json(), &self.tensors, folder)
+    }
+
+    /// Writes the bank's two files into a folder that is being staged.
+    ///
+    /// # Errors
+    /// As [`AtomBank::save`].
+    pub fn write_into(&self, staging: &Staging) -> Result<()> {
+        self.check(&self.path)?;
+        write_adapter(&self.config.to_json(), &self.tensors, staging)
+    }
+
+    /// The rules of the reader, before anything is written that it would refuse.
+    fn check(&self, folder: &Path) -> Result<()> {
+        self.config.check(&folder.join(CONFIG_FILE))?;
+        self.check_tensors(&folder.join(WEIGHTS_FILE))
+    }
+
+    /// The linear layers that it adapts, in the order in which a forward pass calls them.
+    pub fn layers(&self) -> Vec<LinearLayer> {
+        adapted_layers(&self.tensors)
+    }
+
+    /// `lora_A`, `[r, d_in]`, and `lora_B`, `[d_out, r]`, of a linear layer of [`AtomBank::layers`].
+    pub fn factors(&self, layer: LinearLayer) -> (&HostTensor, &HostTensor) {
+        // check_tensors has seen both for every layer.
+        (&self.tensors[&layer.factor_name('A')], &self.tensors[&layer.factor_name('B')])
+    }
+
+    /// The factor of every update: alpha / r, or alpha / sqrt(r) with use_rslora. Dimensionless.
+    pub fn scale(&self) -> f32 {
+        scale(self.config.r, self.config.lora_alpha, self.config.use_rslora)
+    }
+
+    /// The number of values in its tensors.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(|t| t.values.len()).sum()
+    }
+
+    /// The atoms, `[K, r, r]`.
+    pub fn atoms(&self) -> &HostTensor {
+        &self.tensors["atom_bank.atoms"]
+    }
+
+    /// `M_b = sum_i alpha_{b,i} C_i` for one block's `alpha` (`[K]`): `[r, r]`, in f32, atoms in order.
+    pub fn operator(&self, alpha: &[f32]) -> Vec<f32> {
+        let size = self.config.r * self.config.r;
+        let mut m = vec![0.0; size];
+        for (weight, atom) in alpha.iter().zip(self.atoms().values.chunks_exact(size)) {
+            for (m, c) in m.iter_mut().zip(atom) {
+                *m += weight * c;
+            }
+        }
+        m
+    }
+
+    /// `B_l M_b`, `[d_out, r]`: the left factor of a linear layer's update under a fixed routing.
+    pub fn left_factor(&self, layer: LinearLayer, operator: &[f32]) -> Vec<f32> {
+        let r = self.config.r;
+        let (_, b) = self.factors(layer);
+        let mut left = vec![0.0; b.values.len()];
+        for (out, b) in left.chunks_exact_mut(r).zip(b.values.chunks_exact(r)) {
+            for (weight, m) in b.iter().zip(operator.chunks_exact(r)) {
+                for (out, m) in out.iter_mut().zip(m) {
+                    *out += weight * m;
+                }
+            }
+        }
+        left
+    }
+
+    /// Checks that every factor fits the linear layers of `base`, and the bank its blocks.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`], naming the tensor and both shapes.
+    pub fn check_base(&self, base: &ModelConfig) -> Result<()> {
+        let file = self.path.join(WEIGHTS_FILE);
+        check_factor_shapes(&file, &self.tensors, self.config.r, base)?;
+        self.config.check_base(&file, base, &self.layers(), &self.tensors)
+    }
+
+    /// Every tensor is a factor with its partner, or one of the bank's own in its shape: nothing else is there.
+    fn check_tensors(&self, file: &Path) -> Result<()> {
+        let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
+        let own = self.config.global_tensors();
+        for (name, shape) in &own {
+            let found =
+                self.tensors.get(*name).ok_or_else(|| finding(name).expected("it").found("nothing").format())?;
+            let fits = found.shape.len() == shape.len()
+                && found.shape.iter().zip(shape).all(|(found, wanted)| wanted.is_none_or(|w| w == *found));
+            if !fits {
+                let shape: Vec<String> = shape.iter().map(|d| d.map_or("any".into(), |d| d.to_string())).collect();
+                let expected = format!("[{}] by adapter_config.json", shape.join(", "));
+                return Err(finding(name).expected(expected).found(show_shape(&found.shape)).mismatch());
+            }
+        }
+        let is_own = |name: &str| own.iter().any(|(own, _)| *own == name);
+        check_factor_names(file, &self.tensors, Some(&self.config.target_modules), is_own)
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

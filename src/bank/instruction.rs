@@ -1,0 +1,93 @@
+//! What turns an instruction into the vector that routes: the base model's own embeddings, or a
+//! sentence encoder.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{BASE_EMBEDDINGS, fill_template};
+use crate::error::{Finding, Result};
+use crate::model::{ModelWeights, SentenceEncoder, Sequence, TextEncoder};
+
+/// Makes instruction embeddings.
+pub enum InstructionEncoder {
+    /// The L2-normalised mean of the base model's input embeddings of the instruction's tokens.
+    BaseEmbeddings,
+    /// A sentence encoder with a tokenizer of its own.
+    Sentence(Box<SentenceEncoder>),
+}
+
+impl InstructionEncoder {
+    /// The encoder called `name` in a bank's settings: "base-embeddings", or a folder, looked for as
+    /// it is written and then below `beside`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where there is no such folder; what opening it meets.
+    pub fn open(name: &str, beside: &Path, device: &Device) -> Result<Self> {
+        if name == BASE_EMBEDDINGS {
+            return Ok(Self::BaseEmbeddings);
+        }
+        let found = [Path::new(name).to_owned(), beside.join(name)].into_iter().find(|folder| folder.is_dir());
+        let folder = found.ok_or_else(|| {
+            Finding::new(beside, "instruction_encoder")
+                .expected(format_args!("{BASE_EMBEDDINGS} or the folder of a sentence encoder"))
+                .found(name)
+                .hint("names on the Hugging Face hub are not fetched: download the encoder first")
+                .mismatch()
+        })?;
+        Ok(Self::Sentence(Box::new(SentenceEncoder::open(&folder, device)?)))
+    }
+
+    /// The length of its embeddings; `None` where it is the base model's hidden size.
+    pub fn dim(&self) -> Option<usize> {
+        match self {
+            Self::BaseEmbeddings => None,
+            Self::Sentence(encoder) => Some(encoder.dim()),
+        }
+    }
+
+    /// The instruction's tokens: the base's without special tokens, a sentence encoder's own with them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] for a text longer than the encoder reads.
+    pub fn tokens(&self, base: &TextEncoder, instruction: &str) -> Result<Vec<u32>> {
+        match self {
+            _ if instruction.is_empty() => Ok(Vec::new()),
+            Self::BaseEmbeddings => base.encode(instruction, false),
+            Self::Sentence(encoder) => encoder.tokens(instruction),
+        }
+    }
+
+    /// The sequence that routes for an instruction and a prompt: `template` filled in and encoded by `base`
+    /// with special tokens, and the instruction's own tokens.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::sequence`] and [`InstructionEncoder::tokens`].
+    pub fn routed(&self, base: &TextEncoder, template: &str, instruction: &str, prompt: &str) -> Result<Sequence> {
+        let sequence = base.sequence(&fill_template(template, instruction, prompt))?;
+        Ok(Sequence { instruction: self.tokens(base, instruction)?, ..sequence })
+    }
+
+    /// Embeddings of a batch's instructions, unit L2 norm, zero where there is none. `[B, d_e]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for an id outside the vocabulary.
+    pub fn embed(&self, weights: &ModelWeights, sequences: &[Sequence]) -> Result<Tensor> {
+        let dim = self.dim().unwrap_or(weights.config().hidden_size);
+        let mut rows = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            if sequence.instruction.is_empty() {
+                rows.push(Tensor::zeros(dim, DType::F32, weights.device())?);
+                continue;
+            }
+            let tokens = match self {
+                Self::BaseEmbeddings => weights.embed(&sequence.instruction)?,
+                Self::Sentence(encoder) => encoder.hidden(&sequence.instruction)?,
+            };
+            let mean = tokens.mean(0)?;
+            let norm = mean.sqr()?.sum_keepdim(0)?.sqrt()?.maximum(1e-12)?;
+            rows.push(mean.broadcast_div(&norm)?);
+        }
+        Ok(Tensor::stack(&rows, 0)?)
+    }
+}

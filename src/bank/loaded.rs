@@ -1,0 +1,88 @@
+//! A bank's tensors on a device, ready to route.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+
+use super::{AtomBank, BankConfig, BankHook, InstructionEncoder};
+use crate::adapter::Tensors;
+use crate::error::{Finding, Result};
+use crate::model::{Batch, LoadedAdapter, ModelWeights, Sequence};
+
+/// A bank on a device, with what embeds its instructions.
+pub struct LoadedBank {
+    adapter: LoadedAdapter,
+    config: BankConfig,
+    encoder: InstructionEncoder,
+}
+
+impl LoadedBank {
+    /// Copies the tensors of `bank` to `device`, to be used as they are.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`] where the device has no room; as [`InstructionEncoder::open`];
+    /// [`crate::Error::Mismatch`] for an encoder of another width than the bank's `instruction_dim`.
+    pub fn frozen(bank: &AtomBank, device: &Device) -> Result<Self> {
+        Self::new(bank, LoadedAdapter::frozen(&bank.tensors, bank.scale(), device)?, device)
+    }
+
+    /// The same as variables that a backward pass gives gradients for.
+    ///
+    /// # Errors
+    /// As [`LoadedBank::frozen`].
+    pub fn trainable(bank: &AtomBank, device: &Device) -> Result<Self> {
+        Self::new(bank, LoadedAdapter::trainable(&bank.tensors, bank.scale(), device)?, device)
+    }
+
+    fn new(bank: &AtomBank, adapter: LoadedAdapter, device: &Device) -> Result<Self> {
+        let config = bank.config.clone();
+        let encoder = InstructionEncoder::open(&config.instruction_encoder, &bank.path, device)?;
+        match encoder.dim() {
+            Some(dim) if dim != config.instruction_dim => Err(Finding::new(&bank.path, "instruction_dim")
+                .expected(format_args!("{dim}, the width of {}", config.instruction_encoder))
+                .found(config.instruction_dim)
+                .mismatch()),
+            _ => Ok(Self { adapter, config, encoder }),
+        }
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &BankConfig {
+        &self.config
+    }
+
+    /// What embeds instructions for it.
+    pub fn encoder(&self) -> &InstructionEncoder {
+        &self.encoder
+    }
+
+    /// The hook of one pass over `sequences`; `base` has the embeddings that instructions may be made of.
+    ///
+    /// # Errors
+    /// As [`InstructionEncoder::embed`]; [`crate::Error::Compute`].
+    pub fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<BankHook<'_>> {
+        let e = self.encoder.embed(base, sequences)?;
+        BankHook::new(self, &Batch::new(sequences), e)
+    }
+
+    /// Every variable by its tensor's name, sorted; none where frozen.
+    pub fn vars(&self) -> &BTreeMap<String, Var> {
+        self.adapter.vars()
+    }
+
+    /// The current values.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn to_host(&self) -> Result<Tensors> {
+        self.adapter.to_host()
+    }
+
+    pub(super) fn adapter(&self) -> &LoadedAdapter {
+        &self.adapter
+    }
+
+    pub(super) fn get(&self, name: &str) -> &Tensor {
+        self.adapter.get(name)
+    }
+}

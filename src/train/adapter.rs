@@ -1,0 +1,176 @@
+//! What is trained: an atom bank or a plain LoRA, in memory and on a device.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor, Var};
+
+use super::{AdapterKind, TrainConfig};
+use crate::adapter::{Lora, Tensors};
+use crate::arch::ModelConfig;
+use crate::bank::{AtomBank, BankHook, LoadedBank, Regularizer};
+use crate::error::Result;
+use crate::model::{Hook, LoadedAdapter, LoraHook, ModelWeights, Sequence};
+use crate::plan::Staging;
+
+/// An adapter that is trained, in memory.
+#[derive(Debug, Clone)]
+pub(super) enum TrainedAdapter {
+    Bank(AtomBank),
+    Lora(Lora),
+}
+
+impl TrainedAdapter {
+    /// The untrained adapter that `config` asks for; errors name `path`.
+    pub(super) fn fresh(
+        path: &Path,
+        config: &TrainConfig,
+        base: &ModelConfig,
+        instruction_dim: Option<usize>,
+    ) -> Result<Self> {
+        match config.kind {
+            AdapterKind::Bank => {
+                let bank = config.bank_config(base, instruction_dim);
+                AtomBank::fresh(path, bank, base, config.seed).map(Self::Bank)
+            }
+            AdapterKind::Lora => Lora::fresh(path, config.lora_config(), base, config.seed).map(Self::Lora),
+        }
+    }
+
+    /// Reads the adapter of a checkpoint.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        match AtomBank::is_in(folder)? {
+            true => AtomBank::open(folder).map(Self::Bank),
+            false => Lora::open(folder).map(Self::Lora),
+        }
+    }
+
+    pub(super) fn check_base(&self, base: &ModelConfig) -> Result<()> {
+        match self {
+            Self::Bank(bank) => bank.check_base(base),
+            Self::Lora(lora) => lora.check_base(base),
+        }
+    }
+
+    pub(super) fn tensors(&self) -> &Tensors {
+        match self {
+            Self::Bank(bank) => &bank.tensors,
+            Self::Lora(lora) => &lora.tensors,
+        }
+    }
+
+    /// The same adapter with other values.
+    pub(super) fn with_tensors(&self, tensors: Tensors) -> Self {
+        match self.clone() {
+            Self::Bank(bank) => Self::Bank(AtomBank { tensors, ..bank }),
+            Self::Lora(lora) => Self::Lora(Lora { tensors, ..lora }),
+        }
+    }
+
+    /// The number of values that are trained.
+    pub(super) fn parameters(&self) -> usize {
+        match self {
+            Self::Bank(bank) => bank.parameters(),
+            Self::Lora(lora) => lora.parameters(),
+        }
+    }
+
+    pub(super) fn save_over(&self, folder: &Path) -> Result<()> {
+        match self {
+            Self::Bank(bank) => bank.save_over(folder),
+            Self::Lora(lora) => lora.save_over(folder),
+        }
+    }
+
+    pub(super) fn write_into(&self, staging: &Staging) -> Result<()> {
+        match self {
+            Self::Bank(bank) => bank.write_into(staging),
+            Self::Lora(lora) => lora.write_into(staging),
+        }
+    }
+
+    pub(super) fn trainable(&self, device: &Device) -> Result<Trainable> {
+        match self {
+            Self::Bank(bank) => Trainable::bank(bank, device),
+            Self::Lora(lora) => Trainable::lora(lora, device),
+        }
+    }
+}
+
+/// The variables of an adapter on a device.
+pub enum Trainable {
+    /// Of an atom bank.
+    Bank(LoadedBank),
+    /// Of a plain LoRA.
+    Lora(LoadedAdapter),
+}
+
+impl Trainable {
+    /// The variables of `bank`.
+    ///
+    /// # Errors
+    /// As [`LoadedBank::trainable`].
+    pub fn bank(bank: &AtomBank, device: &Device) -> Result<Self> {
+        LoadedBank::trainable(bank, device).map(Self::Bank)
+    }
+
+    /// The variables of `lora`.
+    ///
+    /// # Errors
+    /// As [`LoadedAdapter::trainable`].
+    pub fn lora(lora: &Lora, device: &Device) -> Result<Self> {
+        LoadedAdapter::trainable(&lora.tensors, lora.config.scale(), device).map(Self::Lora)
+    }
+
+    /// Every variable by its tensor's name, sorted.
+    pub fn vars(&self) -> &BTreeMap<String, Var> {
+        match self {
+            Self::Bank(bank) => bank.vars(),
+            Self::Lora(lora) => lora.vars(),
+        }
+    }
+
+    /// The current values.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn to_host(&self) -> Result<Tensors> {
+        match self {
+            Self::Bank(bank) => bank.to_host(),
+            Self::Lora(lora) => lora.to_host(),
+        }
+    }
+
+    /// The hook of one pass over `sequences`.
+    pub(super) fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<TrainedHook<'_>> {
+        Ok(match self {
+            Self::Bank(bank) => TrainedHook::Bank(Box::new(bank.hook(base, sequences)?)),
+            Self::Lora(lora) => TrainedHook::Lora(LoraHook(lora)),
+        })
+    }
+}
+
+/// The hook of whichever adapter is trained.
+pub(super) enum TrainedHook<'a> {
+    Bank(Box<BankHook<'a>>),
+    Lora(LoraHook<'a>),
+}
+
+impl TrainedHook<'_> {
+    pub(super) fn as_hook(&mut self) -> &mut dyn Hook {
+        match self {
+            Self::Bank(hook) => &mut **hook,
+            Self::Lora(hook) => hook,
+        }
+    }
+
+    /// The regularizers of a bank's routing, after the pass; none where there is nothing to regularize.
+    pub(super) fn regularization(&self, strength: Regularizer) -> Result<Option<Tensor>> {
+        match self {
+            Self::Bank(hook) if strength.prior > 0.0 || strength.balance > 0.0 => {
+                hook.regularization(strength).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+}
