@@ -1,6 +1,6 @@
 //! The executor: evaluates a plan in parallel and writes every tensor at its planned place.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::resume_unwind;
@@ -59,9 +59,7 @@ pub fn execute(
     plan.check()?;
     let mut files = Vec::with_capacity(layout.files.len());
     for file in &layout.files {
-        let path = staging.path_of(&file.name);
-        // Read as well, for checksums of what is written.
-        let handle = OpenOptions::new().read(true).write(true).create_new(true).open(&path).at(&path, "create")?;
+        let (handle, path) = staging.create(&file.name)?;
         handle.set_len(file.byte_len).at(&path, "write")?;
         handle.write_all_at(&file.head, 0).at(&path, "write")?;
         for (offset, piece) in &file.pieces {

@@ -10,6 +10,7 @@ mod expr;
 mod product;
 mod spill;
 mod staging;
+mod unfinished;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
 pub use expr::{Expr, Pick, RowMap, TensorRef};
 pub(crate) use product::run_len;
-pub use staging::Staging;
+pub use staging::{Staging, remove_unfinished};
 
 use crate::dtype::DType;
 use crate::error::{Finding, Result};

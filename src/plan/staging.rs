@@ -1,22 +1,36 @@
-//! Outputs appear whole or not at all: everything is written beside the target and renamed.
+//! Outputs appear whole or not at all: a new file has no name until it is complete, or another name.
+//!
+//! Where the file system can make files without a name (`O_TMPFILE`), a file that isn't finished is
+//! gone with its process, even after kill -9. Elsewhere, and for folders, everything is written beside
+//! the target under the name `.NAME.PID.partial` and renamed. Such a temporary is locked while its
+//! process lives; [`remove_unfinished`] deletes those of this process, and the next run into the same
+//! place those of processes that are gone.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
+use super::unfinished::{self, Unfinished};
 use crate::error::{Error, Finding, IoContext, Result};
+
+pub use super::unfinished::remove_unfinished;
 
 /// An output being written. Dropped before [`Staging::commit`], it leaves nothing behind.
 pub struct Staging {
-    kind: Kind,
+    form: Form,
     /// In the order of names that were asked for; one where it isn't several files.
     outputs: Vec<Output>,
     sync: bool,
+    /// Whether files are made without a name where that is possible.
+    unnamed: bool,
     committed: bool,
 }
 
+/// What an output is on the disk.
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum Form {
     File,
     Folder,
     Files,
@@ -24,38 +38,49 @@ enum Kind {
 
 /// A name and what stands in for it until it is complete.
 struct Output {
+    /// The last part of the name that was asked for; a link has another one than its target.
+    name: PathBuf,
     target: PathBuf,
     temp: PathBuf,
     /// Whether something stands under the name already.
     replaces: bool,
+    /// The file that [`Staging::create`] made.
+    made: OnceLock<Made>,
+}
+
+/// A file that is being written.
+enum Made {
+    /// It has no name yet.
+    Unnamed(File),
+    /// It has the temporary name.
+    Named { _unfinished: Unfinished },
 }
 
 impl Staging {
-    /// Prepares to write the file `target`.
+    /// Prepares to write the file `target`. A link is followed: what it points to is written.
     ///
     /// # Errors
-    /// [`Error::Exists`] where something is there and `overwrite` is false.
+    /// [`Error::Exists`] where something is there and `overwrite` is false; [`Error::Mismatch`] for a
+    /// folder, a device, a pipe or a socket, and where the folder to write into doesn't exist.
     pub fn file(target: &Path, overwrite: bool) -> Result<Self> {
-        Ok(Self::new(Kind::File, vec![Output::new(target, overwrite, false)?]))
+        Ok(Self::new(Form::File, vec![Output::new(target, overwrite, false)?]))
     }
 
     /// Prepares to write several files side by side into `folder`, which stays as it is otherwise:
     /// the shards of a model. All are written before the first gets its name.
     ///
     /// # Errors
-    /// [`Error::Exists`] where one of them is there and `overwrite` is false; [`Error::Mismatch`] for
-    /// a name that isn't a plain one.
+    /// As [`Staging::file`] for any of them; [`Error::Mismatch`] for a name that isn't a plain one.
     pub fn files<'a>(folder: &Path, names: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<Self> {
         let mut outputs: Vec<Output> = Vec::new();
         for name in names {
-            let target = folder.join(name);
-            if name.file_name() != Some(name.as_os_str()) || outputs.iter().any(|o| o.target == target) {
+            if name.file_name() != Some(name.as_os_str()) || outputs.iter().any(|output| output.name == name) {
                 let finding = Finding::new(folder, "output").expected("names of files in it, each once");
                 return Err(finding.found(format_args!("{:?}", name)).mismatch());
             }
-            outputs.push(Output::new(&target, overwrite, false)?);
+            outputs.push(Output::new(&folder.join(name), overwrite, false)?);
         }
-        Ok(Self::new(Kind::Files, outputs))
+        Ok(Self::new(Form::Files, outputs))
     }
 
     /// Prepares to write the folder `target`. With `overwrite`, an existing folder is replaced as
@@ -66,13 +91,21 @@ impl Staging {
     pub fn folder(target: &Path, overwrite: bool) -> Result<Self> {
         let output = Output::new(target, overwrite, true)?;
         let temp = output.temp.clone();
-        let staging = Self::new(Kind::Folder, vec![output]);
+        let staging = Self::new(Form::Folder, vec![output]);
         fs::create_dir(&temp).at(&temp, "create")?;
+        staging.outputs[0].hold();
         Ok(staging)
     }
 
-    fn new(kind: Kind, outputs: Vec<Output>) -> Self {
-        Self { kind, outputs, sync: true, committed: false }
+    fn new(form: Form, outputs: Vec<Output>) -> Self {
+        Self { form, outputs, sync: true, unnamed: true, committed: false }
+    }
+
+    /// As on a file system that can't make files without a name.
+    #[cfg(test)]
+    fn named(mut self) -> Self {
+        self.unnamed = false;
+        self
     }
 
     /// Whether to wait for the disk. Unless told otherwise, everything is on it before it gets its
@@ -90,21 +123,26 @@ impl Staging {
         self.sync
     }
 
-    /// The file or folder to write to until it is committed; the first one's where there are several.
+    /// The temporary folder, or the temporary name of the (first) file.
     pub fn path(&self) -> &Path {
         self.outputs.first().map_or(Path::new(""), |output| &output.temp)
     }
 
-    /// Where `name` of a [`super::FileLayout`] is to be written.
-    pub(super) fn path_of(&self, name: &Path) -> PathBuf {
-        match self.kind {
-            Kind::File => self.path().to_owned(),
-            Kind::Folder => self.path().join(name),
-            Kind::Files => {
-                let named = self.outputs.iter().find(|output| output.target.file_name() == Some(name.as_os_str()));
-                named.map_or_else(|| self.path().join(name), |output| output.temp.clone())
+    /// Creates the file `name` of a [`super::FileLayout`], readable as well, and says what messages
+    /// call it.
+    pub(super) fn create(&self, name: &Path) -> Result<(File, PathBuf)> {
+        let output = match self.form {
+            Form::Folder => {
+                let shown = self.outputs[0].target.join(name);
+                let path = self.path().join(name);
+                return Ok((new_file(&path).at(&shown, "create")?, shown));
             }
-        }
+            Form::File => self.outputs.first(),
+            Form::Files => self.outputs.iter().find(|output| output.name == name),
+        };
+        let missing = || Finding::new(name, "output").expected("one of the files that were announced").mismatch();
+        let output = output.ok_or_else(missing)?;
+        Ok((output.create(self.unnamed)?, output.target.clone()))
     }
 
     /// Writes a small file into the folder being staged; `name` may have folders before it, made as
@@ -126,24 +164,19 @@ impl Staging {
     /// first one last, so that a reader who finds it finds them all.
     ///
     /// # Errors
-    /// [`Error::Io`]; the old output, if any, is still there then. Of several files those whose
-    /// turn had come have their names.
+    /// [`Error::Io`]; the old output, if any, is still there then. [`Error::Exists`] where something
+    /// has appeared under the name of a new file meanwhile. Of several files those whose turn had come
+    /// have their names.
     pub fn commit(mut self) -> Result<()> {
-        if self.sync && self.kind == Kind::Folder {
+        if self.sync && self.form == Form::Folder {
             File::open(self.path()).and_then(|folder| folder.sync_all()).at(self.path(), "sync")?;
         }
-        for Output { target, temp, .. } in self.outputs.iter().rev() {
-            if self.kind == Kind::Folder && target.exists() {
-                // A folder can't be renamed over a full one: the old one steps aside first.
-                let old = temp.with_extension("replaced");
-                fs::rename(target, &old).at(target, "move aside")?;
-                if let Err(error) = fs::rename(temp, target) {
-                    let _ = fs::rename(&old, target);
-                    return Err(error).at(target, "write");
-                }
-                fs::remove_dir_all(&old).at(&old, "delete")?;
-            } else {
-                fs::rename(temp, target).at(target, "write")?;
+        // A signal that ends the process waits until names are in order.
+        let _names = unfinished::lock();
+        for output in self.outputs.iter().rev() {
+            match self.form {
+                Form::Folder => output.rename_folder()?,
+                Form::File | Form::Files => output.name()?,
             }
         }
         self.committed = true;
@@ -152,27 +185,81 @@ impl Staging {
         }
         // The rename itself reaches the disk with the folder that holds the name.
         let Some(Output { target, .. }) = self.outputs.first() else { return Ok(()) };
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = parent(target);
         File::open(parent).and_then(|folder| folder.sync_all()).at(parent, "sync")
     }
 }
 
 impl Output {
-    fn new(target: &Path, overwrite: bool, folder: bool) -> Result<Self> {
-        let found = fs::symlink_metadata(target);
-        let replaces = found.is_ok();
-        match found {
-            Ok(_) if !overwrite => return Err(Error::Exists(target.to_owned())),
-            Ok(found) if found.is_dir() != folder => {
-                let name = |folder| if folder { "a folder" } else { "a file" };
-                return Err(Finding::new(target, "output").expected(name(folder)).found(name(!folder)).mismatch());
-            }
-            Ok(_) if folder => safe_to_replace(target)?,
-            _ => {}
+    fn new(asked: &Path, overwrite: bool, folder: bool) -> Result<Self> {
+        let found = fs::symlink_metadata(asked);
+        if found.is_ok() && !overwrite {
+            return Err(Error::Exists(asked.to_owned()));
         }
-        let name = target.file_name().ok_or_else(|| Finding::new(target, "output").expected("a name").mismatch())?;
-        let temp = target.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
-        Ok(Self { target: target.to_owned(), temp, replaces })
+        let target = match &found {
+            Ok(found) if found.is_symlink() => followed(asked)?,
+            _ => asked.to_owned(),
+        };
+        let found = fs::symlink_metadata(&target);
+        match &found {
+            Ok(found) => check_replaceable(&target, found, folder)?,
+            Err(_) => check_parent(&target)?,
+        }
+        let name = |path: &Path| path.file_name().map(PathBuf::from);
+        let no_name = || Finding::new(asked, "output").expected("a name").mismatch();
+        let temp = unfinished::temporary(&target).ok_or_else(no_name)?;
+        unfinished::remove_abandoned(&target);
+        let name = name(asked).ok_or_else(no_name)?;
+        Ok(Self { name, target, temp, replaces: found.is_ok(), made: OnceLock::new() })
+    }
+
+    /// Keeps the temporary file or folder in the list of what a signal deletes.
+    fn hold(&self) {
+        let _ = self.made.set(Made::Named { _unfinished: Unfinished::new(&self.temp) });
+    }
+
+    fn create(&self, unnamed: bool) -> Result<File> {
+        if unnamed && let Some(file) = unnamed_file(parent(&self.target)) {
+            let kept = file.try_clone().at(&self.target, "create")?;
+            let _ = self.made.set(Made::Unnamed(kept));
+            return Ok(file);
+        }
+        let file = new_file(&self.temp).at(&self.temp, "create")?;
+        self.hold();
+        Ok(file)
+    }
+
+    /// Gives a complete file its name.
+    fn name(&self) -> Result<()> {
+        let Some(Made::Unnamed(file)) = self.made.get() else {
+            return fs::rename(&self.temp, &self.target).at(&self.target, "write");
+        };
+        if !self.replaces {
+            return match link(file, &self.target) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    Err(Error::Exists(self.target.clone()))
+                }
+                done => done.at(&self.target, "write"),
+            };
+        }
+        // A link can't replace a name, a rename can.
+        link(file, &self.temp).at(&self.temp, "write")?;
+        fs::rename(&self.temp, &self.target).at(&self.target, "write")
+    }
+
+    fn rename_folder(&self) -> Result<()> {
+        let Output { target, temp, .. } = self;
+        if !target.exists() {
+            return fs::rename(temp, target).at(target, "write");
+        }
+        // A folder can't be renamed over a full one: the old one steps aside first.
+        let old = temp.with_extension("replaced");
+        fs::rename(target, &old).at(target, "move aside")?;
+        if let Err(error) = fs::rename(temp, target) {
+            let _ = fs::rename(&old, target);
+            return Err(error).at(target, "write");
+        }
+        fs::remove_dir_all(&old).at(&old, "delete")
     }
 }
 
@@ -183,9 +270,81 @@ impl Drop for Staging {
         }
         for Output { temp, .. } in &self.outputs {
             // What has its name already is not under this one any more.
-            let _ = if self.kind == Kind::Folder { fs::remove_dir_all(temp) } else { fs::remove_file(temp) };
+            let _ = if self.form == Form::Folder { fs::remove_dir_all(temp) } else { fs::remove_file(temp) };
         }
     }
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A new file that can be read as well: checksums are taken of what was written.
+fn new_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+/// A file in `folder` that has no name; `None` where the system can't make one, or give it a name later.
+fn unnamed_file(folder: &Path) -> Option<File> {
+    let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
+    let file = OpenOptions::new().read(true).write(true).mode(0o666).custom_flags(flags).open(folder).ok()?;
+    open_file_path(&file).exists().then_some(file)
+}
+
+/// Gives a file without a name the name `path`, which must be free.
+fn link(file: &File, path: &Path) -> std::io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, linkat};
+    Ok(linkat(CWD, open_file_path(file), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// The path under which Linux shows an open file.
+fn open_file_path(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Where a symbolic link leads, which need not be there.
+fn followed(link: &Path) -> Result<PathBuf> {
+    let mut path = link.to_owned();
+    // As many steps as Linux takes.
+    for _ in 0..40 {
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => {
+                path = parent(&path).join(fs::read_link(&path).at(&path, "read")?);
+            }
+            _ => return Ok(path),
+        }
+    }
+    Err(Finding::new(link, "output").expected("a link that leads somewhere").found("a circle of links").mismatch())
+}
+
+/// Only files and folders are replaced, each by its like.
+fn check_replaceable(target: &Path, found: &Metadata, folder: bool) -> Result<()> {
+    let kind = found.file_type();
+    let is = match () {
+        () if kind.is_file() => "a file",
+        () if kind.is_dir() => "a folder",
+        () if kind.is_block_device() || kind.is_char_device() => "a device",
+        () if kind.is_fifo() => "a pipe",
+        () if kind.is_socket() => "a socket",
+        () => "something else",
+    };
+    let expected = if folder { "a folder" } else { "a file" };
+    if is != expected {
+        return Err(Finding::new(target, "output").expected(expected).found(is).mismatch());
+    }
+    if folder { safe_to_replace(target) } else { Ok(()) }
+}
+
+/// A new output needs a folder to stand in.
+fn check_parent(target: &Path) -> Result<()> {
+    let folder = parent(target);
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let found = if folder.exists() { "a file" } else { "nothing" };
+    Err(Finding::new(folder, "folder of the output").expected("a folder").found(found).hint("make it first").mismatch())
 }
 
 /// Replacing a folder deletes it: only one that plainly is an output of this kind.

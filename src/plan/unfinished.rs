@@ -1,0 +1,107 @@
+//! Temporary files and folders of outputs that aren't finished: their names, and who deletes them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What this process is writing under a temporary name.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Temporaries of processes that are younger than this may not be locked yet.
+const MIN_AGE: Duration = Duration::from_secs(10);
+
+/// A temporary file or folder: in the list of this process, and locked, for as long as this lives.
+pub(super) struct Unfinished {
+    path: PathBuf,
+    _lock: Option<File>,
+}
+
+impl Unfinished {
+    pub(super) fn new(path: &Path) -> Self {
+        // A file system without locks says so; then the temporary is never taken for abandoned.
+        let locked = File::open(path).ok().filter(|file| file.try_lock().is_ok());
+        lock().insert(path.to_owned());
+        Self { path: path.to_owned(), _lock: locked }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        lock().remove(&self.path);
+    }
+}
+
+/// The list of this process; while it is held, [`remove_unfinished`] waits.
+pub(super) fn lock() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Deletes everything that this process has begun under a temporary name: to be called before a signal
+/// ends the process. Waits while an output gets its name.
+pub fn remove_unfinished() {
+    for path in lock().iter() {
+        // Threads that still write may put a file into a folder while it is deleted.
+        for _ in 0..10 {
+            remove(path);
+            if !path.exists() {
+                break;
+            }
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+/// The temporary name of this process for `target`; `None` for a path without a last part.
+pub(super) fn temporary(target: &Path) -> Option<PathBuf> {
+    let name = target.file_name()?.to_string_lossy();
+    Some(target.with_file_name(format!(".{name}.{}.partial", std::process::id())))
+}
+
+/// The process that a temporary of `target` with this name belongs to.
+fn process_of(target: &Path, name: &str) -> Option<u32> {
+    let stem = target.file_name()?.to_str()?;
+    let process = name.strip_prefix('.')?.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".partial")?;
+    process.parse().ok()
+}
+
+/// Deletes temporaries of `target` whose process is gone: nobody holds their lock. What can't be locked
+/// for another reason stays.
+pub(super) fn remove_abandoned(target: &Path) {
+    let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let Some(process) = entry.file_name().to_str().and_then(|name| process_of(target, name)) else { continue };
+        if process == std::process::id() {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(found) = fs::symlink_metadata(&path) else { continue };
+        let old = found.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > MIN_AGE);
+        let gone = !Path::new("/proc").join(process.to_string()).exists();
+        if found.is_symlink() || !(old || gone) {
+            continue;
+        }
+        if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
+            remove(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_temporaries_say_whose_they_are() {
+        let target = Path::new("folder/model.gguf");
+        let name = temporary(target).unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(process_of(target, &name), Some(std::process::id()));
+        for other in [".model.gguf.partial", ".model.gguf.12x.partial", "model.gguf.12.partial", ".other.12.partial"] {
+            assert_eq!(process_of(target, other), None, "{other}");
+        }
+    }
+}
