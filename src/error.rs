@@ -12,14 +12,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write `path`.
-    #[error("{}: cannot {action}: {source}", .path.display())]
+    // The system's error is a part of the text, so it is no source as well: who prints both says it twice.
+    #[error("{}: cannot {action}: {error}", Shown(.path))]
     Io {
         /// The file or folder concerned.
         path: PathBuf,
         /// What was tried, as a verb phrase: "open", "write".
         action: &'static str,
         /// The system's own error.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// The bytes of a file break the rules of its format.
     #[error("{0}")]
@@ -34,10 +35,10 @@ pub enum Error {
     #[error("{0}")]
     NotFinite(Box<Finding>),
     /// The output is there already.
-    #[error("{}: already exists; choose another name or pass --overwrite", .0.display())]
+    #[error("{}: already exists; choose another name or pass --overwrite", Shown(.0))]
     Exists(PathBuf),
     /// The run was asked to stop; what it had is saved.
-    #[error("{}: interrupted after step {step}; the checkpoint and the adapter are written, --resume continues", .folder.display())]
+    #[error("{}: interrupted after step {step}; the checkpoint and the adapter are written, --resume continues", Shown(.folder))]
     Interrupted {
         /// The run's output folder.
         folder: PathBuf,
@@ -47,7 +48,84 @@ pub enum Error {
     /// candle refused an operation: a defect of ours or a device that ran out of memory.
     #[cfg(feature = "train")]
     #[error("computation failed: {0}")]
-    Compute(#[from] candle_core::Error),
+    Compute(candle_core::Error),
+}
+
+#[cfg(feature = "train")]
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Error::Compute(error)
+    }
+}
+
+/// The longest text in quotes, and the longest part of a message, in characters. Names in files can be of
+/// any length; a message stays one line that can be read.
+const MAX_QUOTED: usize = 80;
+const MAX_PART: usize = 400;
+
+/// A path on one line: control characters are escaped.
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&self.0.to_string_lossy()))
+    }
+}
+
+/// `text` with control characters escaped, as Rust and JSON write them.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
+}
+
+/// A part of a message: on one line, quotes of at most [`MAX_QUOTED`] characters, no longer than
+/// [`MAX_PART`] in all.
+fn part(text: &str) -> String {
+    let text = one_line(text);
+    if text.len() <= MAX_QUOTED {
+        return text;
+    }
+    let mut short = String::new();
+    let mut rest = text.as_str();
+    while let Some(start) = rest.find('"') {
+        let (before, quote) = rest.split_at(start + 1);
+        short.push_str(before);
+        let end = end_of_quote(quote);
+        short.push_str(&cut(&quote[..end], MAX_QUOTED));
+        rest = &quote[end..];
+        // The closing quote.
+        short.extend(rest.chars().take(1));
+        rest = rest.get(1..).unwrap_or_default();
+    }
+    short.push_str(rest);
+    cut(&short, MAX_PART)
+}
+
+/// Where the text in quotes that `quote` begins with ends.
+fn end_of_quote(quote: &str) -> usize {
+    let mut escaped = false;
+    for (i, c) in quote.char_indices() {
+        match c {
+            '"' if !escaped => return i,
+            '\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    quote.len()
+}
+
+/// The first `max` characters of `text`, marked where there are more.
+fn cut(text: &str, max: usize) -> String {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// One finding: file, subject, expected, found, and what to try.
@@ -67,14 +145,16 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        let before = |subject: &str| if self.file.as_os_str().is_empty() && !subject.is_empty() { "" } else { ": " };
+        write!(f, "{}", Shown(&self.file))?;
         if !self.subject.is_empty() {
-            write!(f, ": {}", self.subject)?;
+            write!(f, "{}{}", before(&self.subject), part(&self.subject))?;
         }
+        // What is expected are our own words; what is found comes from outside.
         match (self.expected.is_empty(), self.found.is_empty()) {
-            (false, false) => write!(f, ": expected {}, found {}", self.expected, self.found)?,
-            (false, true) => write!(f, ": expected {}", self.expected)?,
-            (true, false) => write!(f, ": {}", self.found)?,
+            (false, false) => write!(f, ": expected {}, found {}", one_line(&self.expected), part(&self.found))?,
+            (false, true) => write!(f, ": expected {}", one_line(&self.expected))?,
+            (true, false) => write!(f, ": {}", part(&self.found))?,
             (true, true) => {}
         }
         if !self.hint.is_empty() {
@@ -143,6 +223,40 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for std::io::Result<T> {
     fn at(self, path: impl AsRef<Path>, action: &'static str) -> Result<T> {
-        self.map_err(|source| Error::Io { path: path.as_ref().to_owned(), action, source })
+        self.map_err(|error| Error::Io { path: path.as_ref().to_owned(), action, error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn names_from_outside_are_cut_and_escaped() {
+        let long = "x".repeat(1 << 20);
+        let error = Finding::new("a\nb", format!("tensor {long:?}")).expected("one").found(&long).format().to_string();
+        assert!(error.starts_with("a\\nb: tensor \"xxx"), "{}", &error[..40]);
+        assert!(error.contains(&format!("{}...\": expected one", "x".repeat(80))), "{error}");
+        assert!(error.len() < 600, "{}", error.len());
+        let error = Finding::new("f", "key").found("\u{1b}[31mred\u{7}").format().to_string();
+        assert_eq!(error, "f: key: \\u{1b}[31mred\\u{7}");
+        // Quotes inside of a quote don't end it.
+        let quoted = format!("tensor {:?}", "\"".repeat(50));
+        assert!(part(&quoted).ends_with("...\""), "{}", part(&quoted));
+    }
+
+    #[test]
+    fn the_systems_error_is_said_once() {
+        let failed = std::fs::File::open("/nowhere/at/all").at("/nowhere/at/all", "open").unwrap_err();
+        assert_eq!(failed.to_string().matches("os error").count(), 1);
+        assert!(failed.source().is_none());
+    }
+
+    #[test]
+    fn a_finding_without_a_file_begins_with_its_subject() {
+        let error = Finding::new("", "density").expected("a number").found("none").mismatch().to_string();
+        assert_eq!(error, "density: expected a number, found none");
     }
 }

@@ -408,7 +408,7 @@ fn refused(name: &Name, settings: &HubSettings, file: &str, error: ApiError) -> 
         None => Error::Io {
             path: PathBuf::from(if file.is_empty() { name.text.clone() } else { format!("{}: {file}", name.text) }),
             action: "download",
-            source: std::io::Error::other(error.to_string()),
+            error: std::io::Error::other(error.to_string()),
         },
     }
 }

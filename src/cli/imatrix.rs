@@ -68,8 +68,8 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
     // What can't be written is better known before the computation than after it.
     let staging = Staging::file(&args.output, args.overwrite)?;
     let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Err(source) = std::fs::read_dir(folder) {
-        return Err(atombank::Error::Io { path: folder.to_owned(), action: "open", source }.into());
+    if let Err(error) = std::fs::read_dir(folder) {
+        return Err(atombank::Error::Io { path: folder.to_owned(), action: "open", error }.into());
     }
     let text = read_text(&args.text)?;
     let base = Base::open(&args.base, &args.device)?;

@@ -22,6 +22,7 @@ mod quantize;
 mod recipe;
 #[cfg(feature = "train")]
 mod route;
+mod signals;
 #[cfg(feature = "train")]
 mod train;
 mod truncation;
@@ -100,6 +101,7 @@ enum Command {
 /// Runs what was asked for.
 pub fn run(arguments: Arguments) -> Result<()> {
     let common = arguments.common;
+    signals::watch()?;
     if let Some(threads) = common.threads {
         // candle's products and our executor share rayon's global pool.
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;

@@ -1,15 +1,14 @@
 //! `atombank train`: a training file to an adapter folder.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use atombank::train::{Event, Outcome, TrainConfig, train};
 use candle_core::Device;
 use clap::Args;
 
-use super::{Common, progress};
+use super::{Common, progress, signals};
 
 /// Arguments of `train`.
 #[derive(Args)]
@@ -29,14 +28,8 @@ pub(crate) struct TrainArgs {
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let config = TrainConfig::open(&args.config, &args.overrides)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        // The first ctrl-C finishes the step and saves; a second one means it.
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
-        }
-    })?;
+    // The first signal finishes the step and saves; a second one means it.
+    let stop = signals::stop_flag();
     let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
     let losses = [("loss", outcome.loss), ("evaluation loss", outcome.eval_loss)];
     let shown: Vec<String> = losses.iter().filter_map(|(name, loss)| Some(format!("{name} {:.4}", (*loss)?))).collect();

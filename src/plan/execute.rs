@@ -13,7 +13,7 @@ use std::time::Duration;
 use rayon::prelude::*;
 
 use super::checksum::fill_checksums;
-use super::{Layout, Plan, PlannedTensor, Staging};
+use super::{Layout, Plan, PlannedTensor, Staging, TensorRef};
 use crate::error::{IoContext, Result};
 
 /// Time between two writes to the disk of what was made meanwhile.
@@ -48,7 +48,8 @@ pub struct Progress {
 /// a single row of each tensor does. Bytes that need no work go from map to file uncopied.
 ///
 /// # Errors
-/// What [`Plan::check`] finds, [`crate::Error::NotFinite`] for a NaN or an infinity, or [`crate::Error::Io`].
+/// What [`Plan::check`] finds, [`crate::Error::NotFinite`] for a NaN or an infinity, [`crate::Error::Mismatch`]
+/// for a source that changes meanwhile, or [`crate::Error::Io`].
 pub fn execute(
     plan: &Plan,
     layout: &Layout,
@@ -89,6 +90,7 @@ pub fn execute(
             || (Vec::new(), Vec::new()),
             |(scratch, out), (i, rows)| -> Result<()> {
                 let tensor = &plan.tensors[*i];
+                check_sources(tensor)?;
                 let bytes = match tensor.borrow_rows(rows.clone()) {
                     Some(bytes) => bytes?,
                     None => {
@@ -99,7 +101,11 @@ pub fn execute(
                 let place = layout.places[*i];
                 let (file, path) = &files[place.file];
                 let row_bytes = tensor.byte_len() / tensor.rows().max(1) as u64;
-                file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes).at(path, "write")?;
+                if let Err(error) = file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes) {
+                    // The system reads for us what goes from map to file, and fails where a source was cut.
+                    check_sources(tensor)?;
+                    return Err(error).at(path, "write");
+                }
                 let done_bytes = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
                 progress(Progress { done_bytes, total_bytes });
                 Ok(())
@@ -108,6 +114,7 @@ pub fn execute(
         drop(running);
         flusher.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })?;
+    plan.tensors.iter().try_for_each(check_sources)?;
     for ((file, path), layout) in files.iter().zip(&layout.files) {
         fill_checksums(file, path, &layout.checksums)?;
         if staging.syncs() {
@@ -115,6 +122,11 @@ pub fn execute(
         }
     }
     Ok(())
+}
+
+/// That no source of `tensor` was cut or rewritten since it was opened.
+fn check_sources(tensor: &PlannedTensor) -> Result<()> {
+    tensor.expr.sources().into_iter().try_for_each(TensorRef::check_unchanged)
 }
 
 /// Sends what is written on to the disk until `stopped` hangs up: the disk works while values are
@@ -138,7 +150,11 @@ fn chunks(tensor: &PlannedTensor, chunk_elems: usize) -> impl Iterator<Item = Ra
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::formats::safetensors::{self, SafetensorsFile};
+    use crate::source::Source;
 
     #[test]
     fn flushing_ends_when_the_run_does_and_tells_of_a_failure() {
@@ -152,5 +168,30 @@ mod tests {
         let device = File::open("/dev/null").unwrap();
         let error = flush_until(stopped, &[(device, "model.gguf".into())]).unwrap_err().to_string();
         assert!(error.contains("model.gguf: cannot sync"), "{error}");
+    }
+    #[test]
+    fn a_source_that_is_cut_or_rewritten_meanwhile_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let header = r#"{"w":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 16]].concat();
+        let run = |change: &dyn Fn(&File)| {
+            std::fs::write(&path, &bytes).unwrap();
+            let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&path).unwrap());
+            let plan = Plan::taking(&source);
+            let layout = safetensors::layout(&plan.tensors, "out", u64::MAX).unwrap();
+            let staging = Staging::file(&dir.path().join("out"), true).unwrap();
+            change(&File::options().write(true).open(&path).unwrap());
+            execute(&plan, &layout, &staging, Options::default(), &|_| {})
+        };
+        run(&|_| {}).unwrap();
+        let error = run(&|file| file.set_len(bytes.len() as u64 - 4).unwrap()).unwrap_err().to_string();
+        assert!(
+            error.contains("model.safetensors: expected") && error.contains("it was cut while it was read"),
+            "{error}"
+        );
+        let later = std::time::SystemTime::now() + Duration::from_secs(5);
+        let error = run(&|file| file.set_modified(later).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors: it was written to while it was read"), "{error}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::dtype::DType;
+use crate::error::Result;
 use crate::quant;
 use crate::source::{Source, TensorInfo, row_len, rows, show_shape};
 
@@ -35,6 +36,11 @@ impl TensorRef {
     /// Text by key that stands beside it: see [`Source::text_metadata`].
     pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
         self.source.text_metadata()
+    }
+
+    /// That its file hasn't changed: see [`Source::check_unchanged`].
+    pub(super) fn check_unchanged(&self) -> Result<()> {
+        self.source.check_unchanged()
     }
 
     /// Whether a NaN or an infinity is among its values.

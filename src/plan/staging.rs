@@ -89,11 +89,8 @@ impl Staging {
     /// # Errors
     /// [`Error::Exists`], or [`Error::Mismatch`] for a folder that should not be deleted.
     pub fn folder(target: &Path, overwrite: bool) -> Result<Self> {
-        let output = Output::new(target, overwrite, true)?;
-        let temp = output.temp.clone();
-        let staging = Self::new(Form::Folder, vec![output]);
-        fs::create_dir(&temp).at(&temp, "create")?;
-        staging.outputs[0].hold();
+        let staging = Self::new(Form::Folder, vec![Output::new(target, overwrite, true)?]);
+        staging.outputs[0].make_named(|temp| fs::create_dir(temp))?;
         Ok(staging)
     }
 
@@ -213,9 +210,11 @@ impl Output {
         Ok(Self { name, target, temp, replaces: found.is_ok(), made: OnceLock::new() })
     }
 
-    /// Keeps the temporary file or folder in the list of what a signal deletes.
-    fn hold(&self) {
-        let _ = self.made.set(Made::Named { _unfinished: Unfinished::new(&self.temp) });
+    /// Makes the temporary file or folder, which a signal deletes.
+    fn make_named<T>(&self, make: impl FnOnce(&Path) -> std::io::Result<T>) -> Result<T> {
+        let (unfinished, made) = Unfinished::make(&self.temp, make).at(&self.temp, "create")?;
+        let _ = self.made.set(Made::Named { _unfinished: unfinished });
+        Ok(made)
     }
 
     fn create(&self, unnamed: bool) -> Result<File> {
@@ -224,9 +223,7 @@ impl Output {
             let _ = self.made.set(Made::Unnamed(kept));
             return Ok(file);
         }
-        let file = new_file(&self.temp).at(&self.temp, "create")?;
-        self.hold();
-        Ok(file)
+        self.make_named(new_file)
     }
 
     /// Gives a complete file its name.

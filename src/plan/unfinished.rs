@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,11 +20,15 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    pub(super) fn new(path: &Path) -> Self {
+    /// Makes the temporary `path` by `make`, in the list: no signal comes between the two.
+    pub(super) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
+        let mut list = lock();
+        let made = make(path)?;
+        list.insert(path.to_owned());
+        drop(list);
         // A file system without locks says so; then the temporary is never taken for abandoned.
         let locked = File::open(path).ok().filter(|file| file.try_lock().is_ok());
-        lock().insert(path.to_owned());
-        Self { path: path.to_owned(), _lock: locked }
+        Ok((Self { path: path.to_owned(), _lock: locked }, made))
     }
 }
 
@@ -38,10 +43,11 @@ pub(super) fn lock() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Deletes everything that this process has begun under a temporary name: to be called before a signal
-/// ends the process. Waits while an output gets its name.
+/// Deletes everything that this process has begun under a temporary name: to be called right before a
+/// signal ends the process. Waits while an output gets its name; afterwards none can be begun any more.
 pub fn remove_unfinished() {
-    for path in lock().iter() {
+    let list = lock();
+    for path in list.iter() {
         // Threads that still write may put a file into a folder while it is deleted.
         for _ in 0..10 {
             remove(path);
@@ -50,6 +56,7 @@ pub fn remove_unfinished() {
             }
         }
     }
+    std::mem::forget(list);
 }
 
 fn remove(path: &Path) {

@@ -3,15 +3,19 @@
 use std::fs::{File, Metadata};
 use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use memmap2::Mmap;
 
-use crate::error::{IoContext, Result};
+use crate::error::{Finding, IoContext, Result};
 
 /// A file mapped read-only.
 pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    file: File,
+    /// When it was written last, as the map was made.
+    modified: Option<SystemTime>,
 }
 
 impl MappedFile {
@@ -30,7 +34,8 @@ impl MappedFile {
         // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
         // own outputs appear by rename and never change a file in place (docs/threats.md).
         let map = unsafe { Mmap::map(file) }.at(path, "map")?;
-        Ok(Self { path: path.to_owned(), map })
+        let modified = file.metadata().and_then(|found| found.modified()).ok();
+        Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified })
     }
 
     /// What `write` hands to the function it is given, in a temporary file without a name that is gone with
@@ -41,6 +46,24 @@ impl MappedFile {
         let action = "write a temporary file in";
         write(&mut |bytes| file.write_all(bytes).at(&folder, action))?;
         Self::of(&file.into_inner().map_err(IntoInnerError::into_error).at(&folder, action)?, path)
+    }
+
+    /// As [`super::Source::check_unchanged`]. A map whose file was shortened can't be read any more: the
+    /// system says "bad address" where it reads for us, and ends the process where the program reads itself.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let found = self.file.metadata().at(&self.path, "read")?;
+        let finding = || Finding::new(&self.path, "").hint("wait until it is complete, or stop what writes it");
+        if found.len() < self.map.len() as u64 {
+            let length = format!("{} bytes", self.map.len());
+            return Err(finding()
+                .expected(length)
+                .found(format!("{} now: it was cut while it was read", found.len()))
+                .mismatch());
+        }
+        if found.modified().ok() != self.modified {
+            return Err(finding().found("it was written to while it was read").mismatch());
+        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -13,6 +13,7 @@ use std::path::Path;
 pub(crate) use mmap::MappedFile;
 
 use crate::dtype::DType;
+use crate::error::Result;
 
 /// Name, type and shape of one tensor of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,15 @@ pub trait Source: Send + Sync {
     /// # Panics
     /// Where `index` is not below `self.tensors().len()`, or `rows` goes past the tensor's end.
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]>;
+
+    /// That the file is still as it was when it was opened, as far as its length and time say: whoever
+    /// shortens or rewrites a file while it is read changes what has been checked.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for a file that has changed; [`crate::Error::Io`].
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// All bytes of tensor number `index`.
     ///

@@ -126,7 +126,7 @@ fn open_all(path: &Path, opened: Arc<GgufFile>, split: Split) -> Result<Vec<Arc<
         name.push(shard_suffix(no, split.count));
         let beside = path.with_file_name(name);
         let shard = match GgufFile::open(&beside) {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
                 let subject = format!("shard {} of {}", no + 1, split.count);
                 return Err(Finding::new(&beside, subject)
                     .expected("every shard in one folder")

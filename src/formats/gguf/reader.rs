@@ -158,6 +158,10 @@ impl Source for GgufFile {
             false => Cow::Borrowed(bytes),
         }
     }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.file.check_unchanged()
+    }
 }
 
 /// The magic and the version.

@@ -103,6 +103,10 @@ impl Source for PytorchFile {
         };
         view.rows(&self.tensors[index], bytes, rows)
     }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.file.check_unchanged()
+    }
 }
 
 /// What an open file keeps beside its map.

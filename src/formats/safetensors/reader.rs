@@ -86,6 +86,10 @@ impl Source for SafetensorsFile {
         let bytes = &self.file.bytes()[self.ranges[index].clone()];
         Cow::Borrowed(self.tensors[index].slice(bytes, rows))
     }
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.file.check_unchanged()
+    }
 }
 
 /// Type, shape and place of one tensor, checked against each other and the file's length.

@@ -1,0 +1,34 @@
+//! Signals that end the program: ctrl-C, a request to end (SIGTERM), a terminal that is closed (SIGHUP).
+//!
+//! Outputs that aren't finished are deleted first. A command that can stop in order, as `train` does, is
+//! asked to at the first signal; a second one ends it like any other.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Result;
+
+/// The exit code of a program that ctrl-C has ended, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// Set when the command that runs shall stop in order.
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Watches for signals from now on.
+pub(crate) fn watch() -> Result<()> {
+    Ok(ctrlc::set_handler(|| {
+        if let Some(stop) = STOP.get()
+            && !stop.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        atombank::plan::remove_unfinished();
+        std::process::exit(INTERRUPTED);
+    })?)
+}
+
+/// The flag that the first signal sets instead of ending the program.
+#[cfg(feature = "train")]
+pub(crate) fn stop_flag() -> Arc<AtomicBool> {
+    STOP.get_or_init(Arc::default).clone()
+}
