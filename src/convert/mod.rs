@@ -207,7 +207,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
     let vocab = if options.vocab { params.arch.vocab } else { Vocab::None };
     let vocab_options = VocabOptions { pre: options.pre.clone() };
-    tokenizer::write(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+    tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
     if options.outtype == OutType::Source {
         source_record::write(&mut metadata, &params, folder, weights)?;
     }
@@ -259,7 +259,7 @@ pub(crate) fn keeps_transposed(config: &serde_json::Map<String, serde_json::Valu
 /// [`Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
 /// [`Error::Unsupported`] for a tokenizer that Hugging Face's files can't describe.
 pub fn tokenizer_files(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
-    tokenizer::rebuild(metadata, notes)
+    tokenizer::to_hf(metadata, notes)
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
         config.remove("torch_dtype");
         config.insert("dtype".to_owned(), json!(name));
     }
-    let mut files = tokenizer::rebuild(metadata, &mut notes)?;
+    let mut files = tokenizer::to_hf(metadata, &mut notes)?;
     if arch.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
         named_as_gpt2(&mut files);
     }

@@ -13,12 +13,12 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Value as Json, json};
 
 use super::files::{Files, Object, id_of, read_text, shortened};
-use super::rules;
 use crate::error::Result;
+use crate::tokenizer::pre::rules;
 
 /// How a model takes words apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Model {
+pub(super) enum ModelKind {
     Bpe,
     WordPiece,
     Unigram,
@@ -37,7 +37,7 @@ pub(super) struct Added {
 pub(super) struct Auto<'a> {
     /// tokenizer.json, or what stands for it.
     pub(super) json: Cow<'a, Object>,
-    pub(super) model: Model,
+    pub(super) model: ModelKind,
     /// Ids by text.
     pub(super) vocab: HashMap<String, usize>,
     /// Added tokens by text.
@@ -174,20 +174,20 @@ impl<'a> Auto<'a> {
 }
 
 /// The model's kind and its vocabulary: ids by text.
-fn vocabulary(files: &Files, json: &Object) -> Result<(Model, HashMap<String, usize>)> {
+fn vocabulary(files: &Files, json: &Object) -> Result<(ModelKind, HashMap<String, usize>)> {
     let Some(Json::Object(model)) = json.get("model") else {
         let found = json.get("model").map_or("none".to_owned(), Json::to_string);
         return Err(files.finding("model").expected("an object").found(shortened(&found)).format());
     };
     // Files of the first versions don't name the type.
     let kind = match model.get("type").and_then(Json::as_str) {
-        Some("BPE") => Model::Bpe,
-        Some("WordPiece") => Model::WordPiece,
-        Some("Unigram") => Model::Unigram,
-        None if model.contains_key("merges") => Model::Bpe,
-        None if model.contains_key("continuing_subword_prefix") => Model::WordPiece,
-        None if model.get("vocab").is_some_and(Json::is_array) => Model::Unigram,
-        None => Model::Bpe,
+        Some("BPE") => ModelKind::Bpe,
+        Some("WordPiece") => ModelKind::WordPiece,
+        Some("Unigram") => ModelKind::Unigram,
+        None if model.contains_key("merges") => ModelKind::Bpe,
+        None if model.contains_key("continuing_subword_prefix") => ModelKind::WordPiece,
+        None if model.get("vocab").is_some_and(Json::is_array) => ModelKind::Unigram,
+        None => ModelKind::Bpe,
         Some(other) => {
             return Err(files
                 .finding("model.type")
@@ -198,7 +198,7 @@ fn vocabulary(files: &Files, json: &Object) -> Result<(Model, HashMap<String, us
         }
     };
     let vocab = match (kind, model.get("vocab")) {
-        (Model::Unigram, Some(Json::Array(pieces))) => pieces
+        (ModelKind::Unigram, Some(Json::Array(pieces))) => pieces
             .iter()
             .enumerate()
             .map(|(id, piece)| {
@@ -209,7 +209,7 @@ fn vocabulary(files: &Files, json: &Object) -> Result<(Model, HashMap<String, us
                 Ok((text.to_owned(), id))
             })
             .collect::<Result<_>>()?,
-        (Model::Bpe | Model::WordPiece, Some(Json::Object(vocab))) => vocab
+        (ModelKind::Bpe | ModelKind::WordPiece, Some(Json::Object(vocab))) => vocab
             .iter()
             .map(|(text, id)| match id_of(id) {
                 Some(id) => Ok((text.clone(), id)),
@@ -218,7 +218,7 @@ fn vocabulary(files: &Files, json: &Object) -> Result<(Model, HashMap<String, us
             .collect::<Result<_>>()?,
         _ => {
             let expected =
-                if kind == Model::Unigram { "a list of tokens and scores" } else { "an object of ids by token" };
+                if kind == ModelKind::Unigram { "a list of tokens and scores" } else { "an object of ids by token" };
             return Err(files.finding("model.vocab").expected(expected).found("none").format());
         }
     };

@@ -1,38 +1,39 @@
 //! The vocabulary: tokens, their scores, types and merges, special tokens and the chat template.
 //!
 //! Each architecture of the reference has its own way from the tokenizer's files to the keys
-//! `tokenizer.*`; [`Vocab`] names them, and [`write`] goes them.
+//! `tokenizer.*`; [`Vocab`] names them, and [`to_gguf`] goes them.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`_set_vocab_*`), and `set_vocab` of
 //! `conversion/llama.py`, `qwen.py`, `gemma.py`, `phi.py` and `bert.py`.
 
 mod auto;
-mod base;
+mod bpe;
 mod files;
-mod hashes;
+#[cfg(feature = "convert")]
+mod hash;
 mod pre;
-pub(super) mod rules;
+mod sentencepiece;
 mod special;
-mod spm;
 mod template;
 mod unigram;
+mod vocabulary;
+mod wordpiece;
 
 #[cfg(test)]
 use std::path::Path;
 
 use serde_json::json;
 
-use auto::{Auto, Model};
-use base::Token;
 use files::Files;
-use special::{Specials, USUAL};
-use spm::{Reading, Scored};
+use sentencepiece::{Reading, ScoredTokens};
+use special::{SpecialTokens, USUAL};
+use vocabulary::Token;
 
-use super::to_hf;
+use super::record;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
-use crate::tokenizer::token::TokenKind;
+use crate::tokenizer::keys;
 
 /// The way an architecture's vocabulary goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +79,7 @@ pub(crate) struct VocabOptions {
 /// [`crate::Error::Mismatch`] where a file is missing or doesn't fit config.json;
 /// [`crate::Error::Unsupported`] for a tokenizer that GGUF or this version has no form for;
 /// [`crate::Error::Format`] for malformed files.
-pub(crate) fn write(
+pub(crate) fn to_gguf(
     metadata: &mut Metadata,
     folder: &Checkpoint,
     vocab: Vocab,
@@ -86,7 +87,7 @@ pub(crate) fn write(
     notes: &mut Vec<String>,
 ) -> Result<()> {
     if vocab == Vocab::None {
-        metadata.insert("tokenizer.ggml.model", "none");
+        metadata.insert(keys::MODEL, "none");
         return Ok(());
     }
     let files = Files::open(folder.path(), folder.config_json.clone())?;
@@ -104,7 +105,7 @@ fn write_completed(
     let mut derived = Metadata::new(metadata.file());
     write_files(&mut derived, files, vocab, options, notes)?;
     let asked_for_pre = options.pre.is_some();
-    let completed = to_hf::recorded(derived, files.config.as_ref(), &files.model_config, asked_for_pre);
+    let completed = record::complete(derived, files.config.as_ref(), &files.model_config, asked_for_pre);
     for (key, value) in completed.iter() {
         metadata.insert(key, value.clone());
     }
@@ -118,14 +119,14 @@ fn write_files(
     options: &VocabOptions,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    let mut writer = Writer { metadata, files, pre: options.pre.as_deref(), notes };
+    let mut writer = VocabWriter { metadata, files, pre: options.pre.as_deref(), notes };
     match vocab {
         Vocab::Bpe => writer.bpe(),
         Vocab::Llama => writer.llama(),
         Vocab::Gemma => writer.gemma(),
         Vocab::Gemma2 => match writer.sentencepiece(Reading::Usual)? {
             true => writer.no_space_prefix(),
-            false => Err(spm::missing(files)),
+            false => Err(sentencepiece::missing(files)),
         },
         Vocab::Gemma3 => match writer.sentencepiece(Reading::Usual)? {
             true => writer.no_space_prefix(),
@@ -146,7 +147,7 @@ fn write_files(
 /// The keys of a folder that may have no weights.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`to_gguf`].
 #[cfg(test)]
 pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
     let mut metadata = Metadata::new(folder);
@@ -158,50 +159,30 @@ pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) 
 /// How many rows of its embedding Gemma 3 keeps: those that its tokenizer has tokens for.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`to_gguf`].
 pub(crate) fn gemma3_rows(folder: &Checkpoint) -> Result<usize> {
-    spm::gemma3_rows(&Files::open(folder.path(), folder.config_json.clone())?)
+    sentencepiece::gemma3_rows(&Files::open(folder.path(), folder.config_json.clone())?)
 }
 
 /// A vocabulary being written.
-struct Writer<'a> {
+struct VocabWriter<'a> {
     metadata: &'a mut Metadata,
     files: &'a Files,
     pre: Option<&'a str>,
     notes: &'a mut Vec<String>,
 }
 
-impl Writer<'_> {
-    /// Byte-level BPE (`_set_vocab_gpt2`).
-    fn bpe(&mut self) -> Result<()> {
-        let files = self.files;
-        let auto = Auto::load(files)?;
-        if auto.model != Model::Bpe {
-            return Err(files
-                .finding("model.type")
-                .expected("BPE, as this architecture has it")
-                .found(format_args!("{:?}", auto.model))
-                .unsupported());
-        }
-        let tokens = base::tokens(files, &auto, self.notes)?;
-        let pre = pre::find(files, &auto, self.pre, self.notes)?;
-        self.metadata.insert("tokenizer.ggml.model", "gpt2");
-        self.metadata.insert("tokenizer.ggml.pre", pre);
-        self.tokens(tokens);
-        self.metadata.insert("tokenizer.ggml.merges", Array::texts(base::merges(files, self.notes)?));
-        self.specials(None)
-    }
-
+impl VocabWriter<'_> {
     /// SentencePiece (`_set_vocab_sentencepiece`); false where there is no tokenizer.model.
     fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
-        match spm::tokens(self.files, reading, self.notes)? {
+        match sentencepiece::tokens(self.files, reading, self.notes)? {
             Some(tokens) => self.llama_tokens(tokens).map(|()| true),
             None => Ok(false),
         }
     }
 
     /// Tokens of the kind that GGUF calls "llama", and special tokens.
-    fn llama_tokens(&mut self, tokens: Scored) -> Result<()> {
+    fn llama_tokens(&mut self, tokens: ScoredTokens) -> Result<()> {
         let count = tokens.texts.len();
         self.scored("llama", tokens);
         self.specials(Some(count))
@@ -216,10 +197,10 @@ impl Writer<'_> {
             return Err(unreadable(files, "tokenizer_config.json", "a HybridDNATokenizer"));
         }
         if let Some(prefix) = files.setting("add_prefix_space").and_then(serde_json::Value::as_bool) {
-            self.metadata.insert("tokenizer.ggml.add_space_prefix", prefix);
+            self.metadata.insert(keys::ADD_SPACE_PREFIX, prefix);
         }
         if !self.sentencepiece(Reading::Usual)? {
-            match spm::llama_hf(files, self.notes)? {
+            match sentencepiece::llama_hf(files, self.notes)? {
                 Some(tokens) => self.llama_tokens(tokens)?,
                 None => self.bpe()?,
             }
@@ -232,7 +213,7 @@ impl Writer<'_> {
             }
             // Granite's small models.
             Some(49152) => {
-                self.metadata.insert("tokenizer.ggml.add_bos_token", false);
+                self.metadata.insert(keys::ADD_BOS, false);
                 Ok(())
             }
             _ => Ok(()),
@@ -241,7 +222,7 @@ impl Writer<'_> {
 
     fn gemma(&mut self) -> Result<()> {
         if !self.sentencepiece(Reading::Usual)? {
-            return Err(spm::missing(self.files));
+            return Err(sentencepiece::missing(self.files));
         }
         self.infill(&[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)], false)?;
         self.no_space_prefix()
@@ -252,7 +233,7 @@ impl Writer<'_> {
         let kinds: Vec<&'static str> = ids.iter().map(|(kind, _)| *kind).collect();
         // What there is to say was said when the usual kinds were looked up.
         let said = &mut Vec::new();
-        let mut specials = Specials::load(self.files, &kinds, None, said)?;
+        let mut specials = SpecialTokens::load(self.files, &kinds, None, said)?;
         for (kind, id) in ids {
             specials.set(self.files, kind, &json!(id), said)?;
         }
@@ -264,7 +245,7 @@ impl Writer<'_> {
     }
 
     fn no_space_prefix(&mut self) -> Result<()> {
-        self.metadata.insert("tokenizer.ggml.add_space_prefix", false);
+        self.metadata.insert(keys::ADD_SPACE_PREFIX, false);
         Ok(())
     }
 
@@ -275,36 +256,8 @@ impl Writer<'_> {
         }
         match self.sentencepiece(Reading::Phi3)? {
             true => Ok(()),
-            false => Err(spm::missing(self.files)),
+            false => Err(sentencepiece::missing(self.files)),
         }
-    }
-
-    fn word_piece(&mut self) -> Result<()> {
-        let files = self.files;
-        let auto = Auto::load(files)?;
-        if auto.model != Model::WordPiece {
-            return Err(files
-                .finding("model.type")
-                .expected("WordPiece, as BERT has it")
-                .found(format_args!("{:?}", auto.model))
-                .hint("the reference writes a vocabulary that llama.cpp can't use here")
-                .unsupported());
-        }
-        let mut tokens = base::tokens(files, &auto, self.notes)?;
-        let pre = pre::find(files, &auto, self.pre, self.notes)?;
-        self.metadata.insert("tokenizer.ggml.token_type_count", files.type_vocab_size()?);
-        // llama.cpp marks the starts of words, WordPiece what goes on in them.
-        for token in tokens.iter_mut().filter(|token| token.kind != TokenKind::Control) {
-            token.text = match token.text.strip_prefix("##") {
-                Some(rest) => rest.to_owned(),
-                None => format!("\u{2581}{}", token.text),
-            };
-        }
-        let count = tokens.len();
-        self.metadata.insert("tokenizer.ggml.model", "bert");
-        self.metadata.insert("tokenizer.ggml.pre", pre);
-        self.tokens(tokens);
-        self.specials(Some(count))
     }
 
     fn roberta(&mut self) -> Result<()> {
@@ -322,43 +275,30 @@ impl Writer<'_> {
                 .mismatch());
         }
         self.bpe()?;
-        self.metadata.insert("tokenizer.ggml.token_type_count", files.type_vocab_size()?);
+        self.metadata.insert(keys::TOKEN_TYPE_COUNT, files.type_vocab_size()?);
         Ok(())
-    }
-
-    fn xlm_roberta(&mut self) -> Result<()> {
-        let unigram = unigram::read(self.files)?;
-        let count = unigram.tokens.texts.len();
-        self.scored("t5", unigram.tokens);
-        self.metadata.insert("tokenizer.ggml.add_space_prefix", unigram.add_space_prefix);
-        self.metadata.insert("tokenizer.ggml.token_type_count", self.files.type_vocab_size()?);
-        self.metadata.insert("tokenizer.ggml.remove_extra_whitespaces", unigram.remove_extra_whitespaces);
-        if !unigram.precompiled_charsmap.is_empty() {
-            self.metadata.insert("tokenizer.ggml.precompiled_charsmap", Array::U8(unigram.precompiled_charsmap));
-        }
-        self.specials(Some(count))
     }
 
     /// Tokens without scores.
     fn tokens(&mut self, tokens: Vec<Token>) {
         let (texts, kinds): (Vec<String>, Vec<i32>) = tokens.into_iter().map(|t| (t.text, t.kind.number())).unzip();
-        self.metadata.insert("tokenizer.ggml.tokens", Array::texts(texts));
-        self.metadata.insert("tokenizer.ggml.token_type", Array::I32(kinds));
+        self.metadata.insert(keys::TOKENS, Array::texts(texts));
+        self.metadata.insert(keys::TOKEN_TYPE, Array::I32(kinds));
     }
 
     /// Tokens with scores, of a model that has no pre-tokenizers.
-    fn scored(&mut self, model: &str, tokens: Scored) {
-        self.metadata.insert("tokenizer.ggml.model", model);
-        self.metadata.insert("tokenizer.ggml.pre", "default");
-        self.metadata.insert("tokenizer.ggml.tokens", Array::texts(tokens.texts));
-        self.metadata.insert("tokenizer.ggml.scores", Array::F32(tokens.scores));
+    fn scored(&mut self, model: &str, tokens: ScoredTokens) {
+        self.metadata.insert(keys::MODEL, model);
+        self.metadata.insert(keys::PRE, "default");
+        self.metadata.insert(keys::TOKENS, Array::texts(tokens.texts));
+        self.metadata.insert(keys::SCORES, Array::F32(tokens.scores));
         let kinds = tokens.kinds.into_iter().map(|kind| kind.number()).collect();
-        self.metadata.insert("tokenizer.ggml.token_type", Array::I32(kinds));
+        self.metadata.insert(keys::TOKEN_TYPE, Array::I32(kinds));
     }
 
     /// The usual special tokens.
     fn specials(&mut self, n_vocab: Option<usize>) -> Result<()> {
-        Specials::load(self.files, USUAL, n_vocab, self.notes)?.write(self.metadata);
+        SpecialTokens::load(self.files, USUAL, n_vocab, self.notes)?.write(self.metadata);
         Ok(())
     }
 }

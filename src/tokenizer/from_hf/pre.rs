@@ -9,12 +9,13 @@
 
 use serde_json::Value as Json;
 
-use super::auto::{Auto, Model};
+use super::auto::{Auto, ModelKind};
 use super::files::{Files, shortened};
-use super::hashes;
-use super::rules::{DIGIT, DIGITS, GPT2, KNOWN, PUNCTUATION, PUNCTUATION_MARKS, WHOLE_TEXT};
+#[cfg(feature = "convert")]
+use super::hash::hash;
 use crate::error::Result;
-use crate::tokenizer::to_hf::recorded_pre;
+use crate::tokenizer::pre::{self, Steps};
+use crate::tokenizer::record;
 
 /// The name of the pre-tokenizer: `wanted`, else by hash, else by rules.
 ///
@@ -22,12 +23,12 @@ use crate::tokenizer::to_hf::recorded_pre;
 /// [`crate::Error::Unsupported`] where there is none, showing the rules.
 pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut Vec<String>) -> Result<String> {
     if let Some(name) = wanted {
-        if !hashes::has_name(name) {
+        if !pre::has_name(name) {
             notes.push(format!("pre-tokenizer {name}: llama.cpp has none of this name as far as this version knows"));
         }
         return Ok(name.to_owned());
     }
-    if let Some(name) = recorded_pre(&auto.json, files.config.as_ref()) {
+    if let Some(name) = record::pre_tokenizer_name(&auto.json, files.config.as_ref()) {
         return Ok(name);
     }
     let why = match hashed(auto) {
@@ -43,7 +44,7 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
     let name = match auto.model {
         // llama.cpp has one way to split the text of WordPiece and reads no name for it; the key
         // only has to be there.
-        Model::WordPiece => return Ok("gpt-2".to_owned()),
+        ModelKind::WordPiece => return Ok("gpt-2".to_owned()),
         _ => by_rules(files, auto)?,
     };
     let source =
@@ -67,8 +68,8 @@ enum Hashed {
 
 #[cfg(feature = "convert")]
 fn hashed(auto: &Auto) -> Hashed {
-    match hashes::hash(auto) {
-        Ok(hash) => hashes::name(&hash).map_or(Hashed::Unknown, Hashed::Known),
+    match hash(auto) {
+        Ok(hash) => pre::name_by_hash(&hash).map_or(Hashed::Unknown, Hashed::Known),
         Err(error) => Hashed::Failed(error.to_string()),
     }
 }
@@ -84,23 +85,10 @@ fn by_rules(files: &Files, auto: &Auto) -> Result<&'static str> {
     let flag = |name: &str| model.get(name).and_then(Json::as_bool).unwrap_or(false);
     let pre_tokenizer = auto.json.get("pre_tokenizer").unwrap_or(&Json::Null);
     let normalizer = auto.json.get("normalizer").unwrap_or(&Json::Null);
-    let mut steps = Steps::default();
-    let readable = if flag("byte_fallback") && is_whole_text(normalizer, pre_tokenizer) {
-        steps.rules.push(WHOLE_TEXT.to_owned());
-        true
-    } else {
-        steps.read(pre_tokenizer) && steps.byte_level
-    };
-    let model_type = files.model_type();
-    let fits = |known: &&super::rules::Known| {
-        known.rules == steps.rules && known.ignore_merges.is_none_or(|ignore| ignore == flag("ignore_merges"))
-    };
-    let mut fitting = KNOWN.iter().filter(fits).filter(|_| readable);
-    let own = fitting.clone().find(|known| known.models.contains(&model_type));
-    let name = own.or_else(|| fitting.find(|known| known.models.is_empty())).map(|known| known.name);
+    let steps = Steps::read(pre_tokenizer, normalizer, flag("byte_fallback"));
+    let name = steps.and_then(|steps| pre::name_by_rules(&steps.rules, flag("ignore_merges"), files.model_type()));
     name.ok_or_else(|| {
-        let mut names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
-        names.dedup();
+        let names: Vec<&str> = pre::names_by_rules().collect();
         files
             .finding("pre_tokenizer")
             .expected(format_args!("the rules of a pre-tokenizer of llama.cpp ({})", names.join(", ")))
@@ -110,85 +98,12 @@ fn by_rules(files: &Files, auto: &Auto) -> Result<&'static str> {
     })
 }
 
-/// Whether spaces become U+2581 and nothing else happens before the merges. Gemma's files split at
-/// spaces then, of which there are none left.
-fn is_whole_text(normalizer: &Json, pre_tokenizer: &Json) -> bool {
-    let spaces = serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
-    let steps = normalizer.get("normalizers").and_then(Json::as_array);
-    let replaces = *normalizer == spaces || steps.is_some_and(|steps| *steps == [spaces]);
-    let at_spaces =
-        pre_tokenizer.get("pattern").and_then(|pattern| pattern.get("String")).and_then(Json::as_str) == Some(" ");
-    replaces && (pre_tokenizer.is_null() || at_spaces)
-}
-
-/// What a pre-tokenizer comes down to.
-#[derive(Default)]
-struct Steps {
-    /// Splitting rules in order, as regular expressions.
-    rules: Vec<String>,
-    /// Whether bytes become the characters of byte-level BPE.
-    byte_level: bool,
-}
-
-impl Steps {
-    /// Adds the steps of `json`; false for one that has no counterpart in llama.cpp.
-    fn read(&mut self, json: &Json) -> bool {
-        let flag = |name: &str, default: bool| json.get(name).and_then(Json::as_bool).unwrap_or(default);
-        let text = |name: &str| json.get(name).and_then(Json::as_str).unwrap_or_default();
-        match text("type") {
-            "Sequence" => {
-                let steps = json.get("pretokenizers").and_then(Json::as_array);
-                steps.is_some_and(|steps| steps.iter().all(|step| self.read(step)))
-            }
-            "ByteLevel" => {
-                if flag("use_regex", true) {
-                    self.rules.push(GPT2.to_owned());
-                }
-                self.byte_level = true;
-                // llama.cpp puts no space before the text of a BPE vocabulary.
-                !flag("add_prefix_space", true)
-            }
-            "Split" => {
-                let pattern = json.get("pattern").and_then(|p| p.get("Regex")).and_then(Json::as_str);
-                let Some(pattern) = pattern else { return false };
-                self.rules.push(canonical(pattern));
-                // Both keep matches as pieces; the second drops what is between, which is nothing
-                // for rules that match all text.
-                matches!((text("behavior"), flag("invert", false)), ("Isolated", false) | ("Removed", true))
-            }
-            "Digits" => {
-                self.rules.push(if flag("individual_digits", false) { DIGIT } else { DIGITS }.to_owned());
-                true
-            }
-            "Punctuation" => {
-                let rule = match text("behavior") {
-                    "Contiguous" => PUNCTUATION,
-                    "Isolated" => PUNCTUATION_MARKS,
-                    _ => return false,
-                };
-                self.rules.push(rule.to_owned());
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-/// One spelling for patterns that mean the same: control characters as escapes, contractions as a
-/// group without case.
-fn canonical(pattern: &str) -> String {
-    pattern
-        .replace('\r', r"\r")
-        .replace('\n', r"\n")
-        .replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::super::rules;
     use super::*;
+    use crate::tokenizer::pre::rules;
 
     fn detect(tokenizer: Json, model_type: &str) -> Result<&'static str> {
         let files = Files::for_test(tokenizer, json!({}), json!({"model_type": model_type}));
@@ -253,28 +168,6 @@ mod tests {
                 error.contains("tokenizer.json: pre_tokenizer: expected") && error.contains("--pre NAME"),
                 "{error}"
             );
-        }
-    }
-
-    #[test]
-    fn every_known_rule_is_found_again() {
-        for known in KNOWN {
-            let step = |rule: &&str| match *rule {
-                PUNCTUATION => json!({"type": "Punctuation", "behavior": "Contiguous"}),
-                PUNCTUATION_MARKS => json!({"type": "Punctuation", "behavior": "Isolated"}),
-                rule => split(rule),
-            };
-            let model = json!({"type": "BPE", "vocab": {}, "ignore_merges": known.ignore_merges, "byte_fallback": known.rules == [WHOLE_TEXT]});
-            let mut steps: Vec<Json> = known.rules.iter().map(step).collect();
-            steps.push(byte_level(false));
-            let tokenizer = match known.rules == [WHOLE_TEXT] {
-                true => {
-                    json!({"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}, "model": model})
-                }
-                false => json!({"pre_tokenizer": sequence(&steps), "model": model}),
-            };
-            let model_type = known.models.first().copied().unwrap_or_default();
-            assert_eq!(detect(tokenizer, model_type).unwrap(), known.name);
         }
     }
 

@@ -8,6 +8,7 @@ use super::files::{Files, Object};
 use super::template;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
+use crate::tokenizer::special::SpecialToken;
 
 /// The kinds of special tokens that most vocabularies have, in the order of their keys.
 pub(super) const USUAL: &[&str] = &["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
@@ -16,24 +17,14 @@ pub(super) const USUAL: &[&str] = &["bos", "eos", "unk", "sep", "pad", "cls", "m
 /// in its place.
 const AFTER_EOS: [&str; 2] = ["eot", "eom"];
 
-/// The key of a kind's id; the other kinds have none in the reference.
+/// The key of a kind's id. The reference writes none for the other kinds, nor for `cls`.
 fn id_key(kind: &str) -> Option<&'static str> {
-    Some(match kind {
-        "bos" => "tokenizer.ggml.bos_token_id",
-        "eos" => "tokenizer.ggml.eos_token_id",
-        "unk" => "tokenizer.ggml.unknown_token_id",
-        // The format's own spelling.
-        "sep" => "tokenizer.ggml.seperator_token_id",
-        "pad" => "tokenizer.ggml.padding_token_id",
-        "mask" => "tokenizer.ggml.mask_token_id",
-        "eot" => "tokenizer.ggml.eot_token_id",
-        "eom" => "tokenizer.ggml.eom_token_id",
-        _ => return None,
-    })
+    let known = SpecialToken::ALL.iter().find(|(_, name, _)| *name == kind);
+    known.filter(|(token, _, _)| *token != SpecialToken::Cls).map(|(_, _, key)| *key)
 }
 
 /// What the tokenizer's files say about special tokens.
-pub(super) struct Specials {
+pub(super) struct SpecialTokens {
     /// tokenizer_config.json, completed from the post-processor.
     config: Option<Object>,
     /// The kinds that are looked up.
@@ -49,7 +40,7 @@ pub(super) struct Specials {
     normalizer: Normalizer,
 }
 
-impl Specials {
+impl SpecialTokens {
     /// Looks up the tokens of `kinds`. Ids have to be below `n_vocab`, where there is one.
     pub(super) fn load(
         files: &Files,
@@ -139,7 +130,7 @@ impl Specials {
         }
     }
 
-    /// As [`Specials::adds`], where nothing has been said yet. What stands.
+    /// As [`SpecialTokens::adds`], where nothing has been said yet. What stands.
     fn adds_by_default(&mut self, kind: &'static str, value: bool) -> bool {
         match self.adds.iter().find(|(known, _)| *known == kind) {
             Some((_, adds)) => *adds,
@@ -187,8 +178,12 @@ impl Specials {
 
     /// Which tokens the post-processor puts around a text, and which of them that makes special.
     fn post_processor(&mut self, processor: Option<&Json>, notes: &mut Vec<String>) {
-        let mut known =
-            Known { bos: self.token("bos"), cls: self.token("cls"), eos: self.token("eos"), sep: self.token("sep") };
+        let mut known = NamedTokens {
+            bos: self.token("bos"),
+            cls: self.token("cls"),
+            eos: self.token("eos"),
+            sep: self.token("sep"),
+        };
         if !truthy(&known.bos) && truthy(&known.cls) {
             self.set_token("bos", &known.cls);
             known.bos = known.cls.clone();
@@ -226,7 +221,7 @@ impl Specials {
     }
 
     /// Reads simple templates: a first, a last, and a token between two texts.
-    fn read_template(&mut self, processor: &Json, known: &mut Known, notes: &mut Vec<String>) {
+    fn read_template(&mut self, processor: &Json, known: &mut NamedTokens, notes: &mut Vec<String>) {
         let pieces = |name: &str| processor.get(name).and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
         let special =
             |piece: &Json| piece.get("SpecialToken").and_then(|token| token.get("id")).filter(|id| truthy(id)).cloned();
@@ -298,7 +293,7 @@ impl Specials {
 }
 
 /// The special tokens known so far: texts, or objects with a content.
-struct Known {
+struct NamedTokens {
     bos: Json,
     cls: Json,
     eos: Json,

@@ -12,6 +12,7 @@ use super::files::{Object, read_text};
 use crate::error::{IoContext, Result};
 use crate::formats::gguf::{Array, Metadata};
 use crate::json::read_json_object;
+use crate::tokenizer::keys;
 
 /// The chat template: of tokenizer_config.json, else chat_template.jinja, else chat_template.json.
 /// A text, or a list of templates with names.
@@ -71,7 +72,7 @@ pub(super) fn write(metadata: &mut Metadata, template: &Json) {
             metadata.insert(key, text);
         }
     };
-    let key = "tokenizer.chat_template";
+    let key = keys::CHAT_TEMPLATE;
     let choices = match template {
         Json::String(text) => return put(key.to_owned(), text),
         other => other.as_array().map_or(&[][..], Vec::as_slice),
@@ -93,7 +94,7 @@ pub(super) fn write(metadata: &mut Metadata, template: &Json) {
         }
     }
     if !names.is_empty() {
-        metadata.insert("tokenizer.chat_templates", Array::texts(names));
+        metadata.insert(keys::CHAT_TEMPLATES, Array::texts(names));
     }
     if let Some(default) = default.filter(|text| !text.is_empty()) {
         metadata.insert(key, default);

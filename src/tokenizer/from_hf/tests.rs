@@ -156,8 +156,8 @@ fn hashes_equal_the_reference() {
         let Some(hash) = expected["chkhsh"].as_str() else { continue };
         let model = case.join("model");
         let files = Files::open(&model, read_json_object(&model.join("config.json")).unwrap()).unwrap();
-        let auto = Auto::load(&files).unwrap();
-        assert_eq!(hashes::hash(&auto).unwrap(), hash, "{}", case.display());
+        let auto = auto::Auto::load(&files).unwrap();
+        assert_eq!(hash::hash(&auto).unwrap(), hash, "{}", case.display());
         compared += 1;
     }
     assert!(compared > 0 || std::env::var_os("ATOMBANK_VOCAB_CASES").is_some());

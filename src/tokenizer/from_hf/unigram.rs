@@ -2,12 +2,17 @@
 //!
 //! Reference: llama.cpp `conversion/bert.py` (`_xlmroberta_set_vocab`).
 
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet};
 use serde_json::Value as Json;
 
-use super::auto::{Auto, Model};
+use super::VocabWriter;
+use super::auto::{Auto, ModelKind};
 use super::files::{Files, id_of, shortened};
-use super::spm::Scored;
+use super::sentencepiece::ScoredTokens;
 use crate::error::Result;
+use crate::formats::gguf::Array;
+use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::{self, SentencePieceModel};
 use crate::tokenizer::token::TokenKind;
 
@@ -22,9 +27,25 @@ const FIRST: [(&str, TokenKind); 4] = [
     ("<unk>", TokenKind::Unknown),
 ];
 
+impl VocabWriter<'_> {
+    /// Unigram (`_xlmroberta_set_vocab`).
+    pub(super) fn xlm_roberta(&mut self) -> Result<()> {
+        let unigram = read(self.files)?;
+        let count = unigram.tokens.texts.len();
+        self.scored("t5", unigram.tokens);
+        self.metadata.insert(keys::ADD_SPACE_PREFIX, unigram.add_space_prefix);
+        self.metadata.insert(keys::TOKEN_TYPE_COUNT, self.files.type_vocab_size()?);
+        self.metadata.insert(keys::REMOVE_EXTRA_WHITESPACES, unigram.remove_extra_whitespaces);
+        if !unigram.precompiled_charsmap.is_empty() {
+            self.metadata.insert(keys::PRECOMPILED_CHARSMAP, Array::U8(unigram.precompiled_charsmap));
+        }
+        self.specials(Some(count))
+    }
+}
+
 /// A Unigram vocabulary and how text gets its form before it.
 pub(super) struct Unigram {
-    pub(super) tokens: Scored,
+    pub(super) tokens: ScoredTokens,
     pub(super) add_space_prefix: bool,
     pub(super) remove_extra_whitespaces: bool,
     pub(super) precompiled_charsmap: Vec<u8>,
@@ -45,11 +66,11 @@ fn of_model(files: &Files, bytes: &[u8]) -> Result<Unigram> {
         return Err(finding.unsupported());
     }
     let size = files.vocab_size()?.unwrap_or(0).max(model.pieces.len());
-    let mut pieces = Scored::unused(size);
+    let mut pieces = ScoredTokens::unused(size);
     pieces.set_pieces(&model);
     // The ids of transformers: four tokens of its own, then the pieces but three; the last id,
     // its mask, is not written.
-    let mut tokens = Scored::default();
+    let mut tokens = ScoredTokens::default();
     for (text, kind) in FIRST {
         tokens.push(text, 0.0, kind);
     }
@@ -75,7 +96,7 @@ fn of_tokenizer(files: &Files) -> Result<Unigram> {
             .mismatch());
     };
     let auto = Auto::load(files)?;
-    if auto.model != Model::Unigram {
+    if auto.model != ModelKind::Unigram {
         let finding = files.finding("model.type").expected("Unigram, as this architecture has it");
         return Err(finding.found(format_args!("{:?}", auto.model)).unsupported());
     }
@@ -86,7 +107,7 @@ fn of_tokenizer(files: &Files) -> Result<Unigram> {
     let unknown = files.setting("unk_token").and_then(Json::as_str).and_then(added);
     let unknown = unknown.or_else(|| model.get("unk_id").map_or(Some(3), id_of));
     let special = auto.special_ids();
-    let mut tokens = Scored::unused(size);
+    let mut tokens = ScoredTokens::unused(size);
     for (id, piece) in pieces.iter().enumerate() {
         let (Some(text), Some(score)) = (piece.get(0).and_then(Json::as_str), piece.get(1).and_then(Json::as_f64))
         else {
@@ -113,7 +134,7 @@ fn of_tokenizer(files: &Files) -> Result<Unigram> {
 /// The compiled replacements of a normalizer, or of the first of its steps that has some.
 fn charsmap(files: &Files, normalizer: &Json) -> Result<Vec<u8>> {
     if let Some(text) = normalizer.get("precompiled_charsmap").and_then(Json::as_str) {
-        return base64(text).ok_or_else(|| {
+        return decode_base64(text).ok_or_else(|| {
             let finding = files.finding("normalizer.precompiled_charsmap");
             finding.expected("base64").found(shortened(text)).format()
         });
@@ -128,33 +149,11 @@ fn charsmap(files: &Files, normalizer: &Json) -> Result<Vec<u8>> {
     Ok(Vec::new())
 }
 
-/// The bytes of base64 text (RFC 4648, section 4); `None` for anything else.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    let padded = text.len().is_multiple_of(4) && text.len() - digits.len() <= 2;
-    if !padded {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut count) = (0u32, 0u32);
-    for digit in digits.bytes() {
-        let value = match digit {
-            b'A'..=b'Z' => digit - b'A',
-            b'a'..=b'z' => digit - b'a' + 26,
-            b'0'..=b'9' => digit - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        // At most six bits are left over from the digits before.
-        bits = ((bits << 6) | u32::from(value)) & 0xfff;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(((bits >> count) & 0xff) as u8);
-        }
-    }
-    Some(bytes)
+/// The bytes of base64 text (RFC 4648, section 4); `None` for anything else. As in Python, bits that
+/// are left over after the last byte don't matter.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    const CONFIG: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+    GeneralPurpose::new(&alphabet::STANDARD, CONFIG).decode(text).ok()
 }
 
 #[cfg(test)]
@@ -167,11 +166,12 @@ mod tests {
     fn base64_is_read_or_refused() {
         let cases = [("", ""), ("Zg==", "f"), ("Zm8=", "fo"), ("Zm9v", "foo"), ("Zm9vYmFy", "foobar")];
         for (text, expected) in cases {
-            assert_eq!(base64(text).unwrap(), expected.as_bytes());
+            assert_eq!(decode_base64(text).unwrap(), expected.as_bytes());
         }
-        assert_eq!(base64("+/8A").unwrap(), [0xfb, 0xff, 0]);
+        assert_eq!(decode_base64("+/8A").unwrap(), [0xfb, 0xff, 0]);
+        assert_eq!(decode_base64("Zh==").unwrap(), b"f");
         for bad in ["Z", "Zg", "Zg=", "Z===", "Zm9\u{e9}", "Zm 9", "Zg==Zg=="] {
-            assert_eq!(base64(bad), None, "{bad}");
+            assert_eq!(decode_base64(bad), None, "{bad}");
         }
     }
 

@@ -4,25 +4,26 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::pre::Letters;
-use super::specials::added_tokens;
-use super::vocabulary::{MERGES, SCORES, Vocabulary};
-use super::{Made, Parts};
+use super::special::added_tokens;
+use super::vocabulary::Vocabulary;
+use super::{GgufTokenizer, HfParts};
 use crate::error::Result;
+use crate::tokenizer::keys;
+use crate::tokenizer::pre::Letters;
 
 /// Everything of tokenizer.json that is BPE's own.
-pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
-    let Parts { metadata, vocabulary, specials, pre, .. } = parts;
-    if metadata.get(MERGES).is_none() {
+pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
+    let GgufTokenizer { metadata, vocabulary, specials, pre, .. } = parts;
+    if metadata.get(keys::MERGES).is_none() {
         return Err(metadata
-            .finding(MERGES)
+            .finding(keys::MERGES)
             .expected("merges")
             .found("none")
             .hint("without them the tokenizer can't be told; take it from the original model")
             .unsupported());
     }
     if vocabulary.scores.is_some() && pre.letters == Letters::Bytes {
-        notes.push(format!("{SCORES}: left out, byte-level BPE goes by its merges"));
+        notes.push(format!("{}: left out, byte-level BPE goes by its merges", keys::SCORES));
     }
     let byte_fallback = pre.letters != Letters::Bytes && vocabulary.has_all_bytes();
     let merges: Vec<Json> = vocabulary.merges()?.into_iter().map(|(left, right)| json!([left, right])).collect();
@@ -38,7 +39,7 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
         "vocab": vocab(vocabulary),
         "merges": merges,
     });
-    let lowercase = metadata.get(LOWERCASE).is_some() && metadata.bool(LOWERCASE)?;
+    let lowercase = metadata.get(keys::LOWERCASE).is_some() && metadata.bool(keys::LOWERCASE)?;
     let (normalizer, decoder) = match pre.letters {
         Letters::Bytes => (
             Json::Null,
@@ -55,7 +56,7 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
         Letters::Words if lowercase => (json!({"type": "Lowercase"}), json!({"type": "Fuse"})),
         Letters::Words => (Json::Null, json!({"type": "Fuse"})),
     };
-    Ok(Made {
+    Ok(HfParts {
         normalizer,
         pre_tokenizer: pre.pre_tokenizer(),
         decoder,
@@ -71,8 +72,6 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
         settings: Vec::new(),
     })
 }
-
-const LOWERCASE: &str = "tokenizer.ggml.normalizer.lowercase";
 
 /// Ids by token, in order of ids; placeholders are left out.
 pub(super) fn vocab(vocabulary: &Vocabulary) -> Json {

@@ -3,18 +3,17 @@
 //! GGUF holds a vocabulary, the name of a pre-tokenizer and a few flags; how text is split, merged
 //! and normalized is llama.cpp's code. Here that code is written down as `tokenizer.json`, such
 //! that both give the same tokens. What these files have no place for stands in a record
-//! ([`record`]), so that a conversion back gives the same keys.
+//! ([`super::record`]), so that a conversion back gives the same keys.
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp`; transformers `convert_slow_tokenizer.py`,
 //! `tokenization_utils_tokenizers.py`.
 
 mod bpe;
 mod config;
-mod expected;
-mod pre;
-mod record;
 mod sentencepiece;
-mod specials;
+mod special;
+mod template;
+mod token_types;
 mod unigram;
 mod vocabulary;
 mod wordpiece;
@@ -23,13 +22,12 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
+use crate::tokenizer::keys;
+use crate::tokenizer::pre::{self, PreTokenizer};
+use crate::tokenizer::record;
 
-pub(crate) use record::{recorded, recorded_pre};
-use specials::{Added, Specials};
+use special::{Added, SpecialTokens};
 use vocabulary::Vocabulary;
-
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
 
 /// The ways to tokenize that GGUF files of this crate may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,16 +43,16 @@ enum TokenizerKind {
 }
 
 /// What every kind has to make its part of the files from.
-struct Parts<'a> {
+struct GgufTokenizer<'a> {
     metadata: &'a Metadata,
     vocabulary: Vocabulary<'a>,
-    specials: Specials,
+    specials: SpecialTokens,
     kind: TokenizerKind,
-    pre: pre::Pre,
+    pre: &'static PreTokenizer,
 }
 
 /// A kind's own part of tokenizer.json, and the files beside it.
-struct Made {
+struct HfParts {
     normalizer: Json,
     pre_tokenizer: Json,
     decoder: Json,
@@ -75,15 +73,15 @@ struct Made {
 /// # Errors
 /// [`crate::Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
 /// [`crate::Error::Unsupported`] for a tokenizer that Hugging Face's files can't describe.
-pub(crate) fn rebuild(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
+pub(crate) fn to_hf(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
     if !metadata.iter().any(|(key, _)| key.starts_with("tokenizer.")) {
         notes.push("no vocabulary in the GGUF file: no tokenizer files".to_owned());
         return Ok(Vec::new());
     }
-    let model = metadata.text(MODEL)?;
+    let model = metadata.text(keys::MODEL)?;
     let (kind, default_pre) = match model {
         "none" | "no_vocab" => {
-            notes.push(format!("{MODEL} is {model:?}: no tokenizer files"));
+            notes.push(format!("{} is {model:?}: no tokenizer files", keys::MODEL));
             return Ok(Vec::new());
         }
         "gpt2" => (TokenizerKind::Bpe, None),
@@ -95,7 +93,7 @@ pub(crate) fn rebuild(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Ve
         "t5" => (TokenizerKind::Unigram, Some("default")),
         other => {
             return Err(metadata
-                .finding(MODEL)
+                .finding(keys::MODEL)
                 .expected("gpt2, gemma4, whitespace, llama, bert or t5")
                 .found(format!("{other:?}, which tokenizer.json can't describe"))
                 .hint("convert without a vocabulary, and take the tokenizer from the original model")
@@ -104,14 +102,15 @@ pub(crate) fn rebuild(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Ve
     };
     let pre = pre_tokenizer(metadata, default_pre)?;
     let vocabulary = Vocabulary::read(metadata)?;
-    let specials = Specials::read(metadata, &vocabulary, kind, &pre)?;
-    let parts = Parts { metadata, vocabulary, specials, kind, pre };
+    let specials = SpecialTokens::read(metadata, &vocabulary, kind, pre)?;
+    let parts = GgufTokenizer { metadata, vocabulary, specials, kind, pre };
     if kind == TokenizerKind::Bpe
         && metadata.text("general.architecture").ok() == Some("qwen2")
         && !parts.pre.is_qwen2()
     {
         notes.push(format!(
-            "{PRE}: transformers reads models of the type qwen2 with Qwen2's own rules, tokens may differ from llama.cpp's there"
+            "{}: transformers reads models of the type qwen2 with Qwen2's own rules, tokens may differ from llama.cpp's there",
+            keys::PRE
         ));
     }
     let made = match kind {
@@ -123,15 +122,15 @@ pub(crate) fn rebuild(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Ve
     assemble(&parts, made, notes)
 }
 
-fn pre_tokenizer(metadata: &Metadata, fixed: Option<&str>) -> Result<pre::Pre> {
+fn pre_tokenizer(metadata: &Metadata, fixed: Option<&str>) -> Result<&'static PreTokenizer> {
     let name = match fixed {
         Some(name) => name,
-        None if metadata.get(PRE).is_none() => "",
-        None => metadata.text(PRE)?,
+        None if metadata.get(keys::PRE).is_none() => "",
+        None => metadata.text(keys::PRE)?,
     };
-    pre::find(name).ok_or_else(|| {
+    pre::by_name(name).ok_or_else(|| {
         metadata
-            .finding(PRE)
+            .finding(keys::PRE)
             .expected("the name of a pre-tokenizer of llama.cpp")
             .found(format!("{name:?}, which this version doesn't know"))
             .hint("take the tokenizer from the original model")
@@ -140,7 +139,7 @@ fn pre_tokenizer(metadata: &Metadata, fixed: Option<&str>) -> Result<pre::Pre> {
 }
 
 /// Puts the files together.
-fn assemble(parts: &Parts, made: Made, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
+fn assemble(parts: &GgufTokenizer, made: HfParts, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
     let added: Vec<Json> = made.added.iter().map(|token| token.json((made.normalized)(&token.text))).collect();
     let tokenizer = json!({
         "version": "1.0",
@@ -157,8 +156,8 @@ fn assemble(parts: &Parts, made: Made, notes: &mut Vec<String>) -> Result<Vec<(S
     let mut files = vec![("tokenizer.json".to_owned(), tokenizer.to_string().into_bytes())];
     files.extend(made.files);
     files.extend(config::fill(&mut settings, parts, made.settings)?);
-    let kinds = expected::exceptions(parts, &made.added);
-    settings.insert(record::FIELD.to_owned(), record::of(parts.metadata, kinds, notes));
+    let kinds = token_types::exceptions(parts, &made.added);
+    settings.insert(record::FIELD.to_owned(), record::write(parts.metadata, kinds, notes));
     let mut text = serde_json::to_vec_pretty(&Json::Object(settings))
         .map_err(|e| parts.metadata.finding("tokenizer").expected("settings").found(e).format())?;
     text.push(b'\n');

@@ -14,24 +14,26 @@ use std::collections::HashMap;
 use serde_json::{Value as Json, json};
 
 use super::bpe::vocab;
-use super::specials::{Added, Role, added_tokens};
-use super::vocabulary::{SCORES, TOKENS, Vocabulary};
-use super::{Made, Parts};
+use super::special::{Added, added_tokens};
+use super::vocabulary::Vocabulary;
+use super::{GgufTokenizer, HfParts};
 use crate::error::Result;
+use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::{self, Piece, SentencePieceModel};
+use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE};
 
 /// Everything of tokenizer.json that is SentencePiece's own, and tokenizer.model.
-pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
-    let Parts { metadata, vocabulary, specials, .. } = parts;
+pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
+    let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     if vocabulary.scores.is_none() {
-        notes.push(format!("{SCORES}: none in the file, tokens are merged in order of their ids"));
+        notes.push(format!("{}: none in the file, tokens are merged in order of their ids", keys::SCORES));
     }
-    let prefix = match metadata.get("tokenizer.ggml.add_space_prefix") {
+    let prefix = match metadata.get(keys::ADD_SPACE_PREFIX) {
         None => true,
-        Some(_) => metadata.bool("tokenizer.ggml.add_space_prefix")?,
+        Some(_) => metadata.bool(keys::ADD_SPACE_PREFIX)?,
     };
-    let unknown = specials.id(Role::Unk, vocabulary);
+    let unknown = specials.id(SpecialToken::Unk, vocabulary);
     let added = added_tokens(metadata, vocabulary, specials, &|_, _, _| None);
     let merges: Vec<Json> = merges(vocabulary)?.into_iter().map(|(left, right)| json!([left, right])).collect();
     let byte_fallback = vocabulary.has_all_bytes();
@@ -60,7 +62,7 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
         ..Settings::default()
     };
     let model = model(parts, model_settings, notes);
-    Ok(Made {
+    Ok(HfParts {
         normalizer,
         pre_tokenizer: Json::Null,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
@@ -103,7 +105,7 @@ fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
         if text.len() > MAX_BYTES {
             let found = format!("{} bytes at {id}", text.len());
             return Err(vocabulary
-                .finding(TOKENS)
+                .finding(keys::TOKENS)
                 .expected(format_args!("at most {MAX_BYTES} bytes each"))
                 .found(found)
                 .unsupported());
@@ -152,10 +154,10 @@ pub(super) struct Settings {
 }
 
 /// The model, without the placeholders and the tokens added by hand at its end.
-pub(super) fn model(parts: &Parts, settings: Settings, notes: &mut Vec<String>) -> SentencePieceModel {
+pub(super) fn model(parts: &GgufTokenizer, settings: Settings, notes: &mut Vec<String>) -> SentencePieceModel {
     let Settings { model_type, byte_fallback, unknown, add_dummy_prefix, remove_extra_whitespaces, .. } = settings;
     let precompiled_charsmap = settings.precompiled_charsmap;
-    let Parts { vocabulary, specials, .. } = parts;
+    let GgufTokenizer { vocabulary, specials, .. } = parts;
     let is_plain_placeholder = |id: u32, text: &str, kind: TokenKind| {
         let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
         vocabulary.is_placeholder(id, text, kind) && (vocabulary.scores.is_none() || score == UNUSED_SCORE)
@@ -194,9 +196,9 @@ pub(super) fn model(parts: &Parts, settings: Settings, notes: &mut Vec<String>) 
         model_type,
         byte_fallback,
         unk_id: unknown.filter(|id| usize::try_from(*id).is_ok_and(|id| id < count)),
-        bos_id: inside(Role::Bos),
-        eos_id: inside(Role::Eos),
-        pad_id: inside(Role::Pad),
+        bos_id: inside(SpecialToken::Bos),
+        eos_id: inside(SpecialToken::Eos),
+        pad_id: inside(SpecialToken::Pad),
         pieces,
         normalizer: if precompiled_charsmap.is_empty() { "identity" } else { "custom" }.to_owned(),
         add_dummy_prefix,

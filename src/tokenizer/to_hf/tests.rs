@@ -1,5 +1,5 @@
-mod around;
-mod records;
+mod record;
+mod special;
 #[path = "../../../tests/common/vocabularies.rs"]
 mod vocabularies;
 
@@ -15,7 +15,7 @@ use vocabularies::vocabularies;
 
 /// The way of an architecture's vocabulary back, for those that the fixtures have.
 fn way_back(metadata: &Metadata) -> Vocab {
-    let model = metadata.text(MODEL).unwrap();
+    let model = metadata.text(keys::MODEL).unwrap();
     match (metadata.text("general.architecture").unwrap(), model) {
         ("bert", _) => Vocab::WordPiece,
         ("llama", _) => Vocab::Llama,
@@ -29,7 +29,7 @@ fn way_back(metadata: &Metadata) -> Vocab {
 /// config.json as a conversion from GGUF makes it, as far as vocabularies go.
 fn model_config(metadata: &Metadata) -> Map<String, Json> {
     let mut config = Map::new();
-    config.insert("vocab_size".to_owned(), json!(metadata.strings(vocabulary::TOKENS).unwrap().len()));
+    config.insert("vocab_size".to_owned(), json!(metadata.strings(keys::TOKENS).unwrap().len()));
     config.insert("model_type".to_owned(), json!(metadata.text("general.architecture").unwrap()));
     if let Ok(count) = metadata.u32("tokenizer.ggml.token_type_count") {
         config.insert("type_vocab_size".to_owned(), json!(count));
@@ -51,7 +51,7 @@ fn write(files: &[(String, Vec<u8>)], folder: &Path) {
 /// The keys that come back of `metadata`, after `change` to the files.
 fn there_and_back(metadata: &Metadata, change: impl FnOnce(&Path)) -> Metadata {
     let folder = tempfile::tempdir().unwrap();
-    write(&rebuild(metadata, &mut Vec::new()).unwrap(), folder.path());
+    write(&to_hf(metadata, &mut Vec::new()).unwrap(), folder.path());
     change(folder.path());
     keys_of(folder.path(), model_config(metadata), way_back(metadata)).unwrap()
 }
@@ -60,12 +60,12 @@ fn same_keys(name: &str, found: &Metadata, expected: &Metadata) {
     let is_tokenizer = |(key, _): &(&str, &Value)| key.starts_with("tokenizer.");
     let keys = |metadata: &Metadata| -> Vec<String> {
         let keys = metadata.iter().filter(is_tokenizer).map(|(key, _)| key.to_owned());
-        let bpe = metadata.text(MODEL).unwrap() == "gpt2";
-        keys.filter(|key| !(bpe && key == vocabulary::SCORES)).collect()
+        let bpe = metadata.text(keys::MODEL).unwrap() == "gpt2";
+        keys.filter(|key| !(bpe && key == keys::SCORES)).collect()
     };
     for (key, value) in expected.iter().filter(is_tokenizer) {
         // Byte-level BPE has no use for them; a note says that they are left out.
-        if key == vocabulary::SCORES && expected.text(MODEL).unwrap() == "gpt2" {
+        if key == keys::SCORES && expected.text(keys::MODEL).unwrap() == "gpt2" {
             continue;
         }
         let found = found.get(key).unwrap_or_else(|| panic!("{name}: {key} is gone"));
@@ -93,7 +93,7 @@ fn vocabularies_of_real_models_come_back_key_for_key() {
         let file = GgufFile::open(&path).unwrap();
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         // No way back in this crate yet.
-        if file.metadata().text(MODEL).unwrap() == "gemma4" {
+        if file.metadata().text(keys::MODEL).unwrap() == "gemma4" {
             continue;
         }
         let back = there_and_back(file.metadata(), |_| {});
@@ -105,16 +105,16 @@ fn vocabularies_of_real_models_come_back_key_for_key() {
 fn vocabulary(model: &str, tokens: &[(&str, i32)]) -> Metadata {
     let mut metadata = Metadata::new("m.gguf");
     metadata.insert("general.architecture", "llama");
-    metadata.insert(MODEL, model);
-    metadata.insert(vocabulary::TOKENS, Array::texts(tokens.iter().map(|(text, _)| *text)));
-    metadata.insert(vocabulary::TOKEN_TYPE, Array::I32(tokens.iter().map(|(_, kind)| *kind).collect()));
+    metadata.insert(keys::MODEL, model);
+    metadata.insert(keys::TOKENS, Array::texts(tokens.iter().map(|(text, _)| *text)));
+    metadata.insert(keys::TOKEN_TYPE, Array::I32(tokens.iter().map(|(_, kind)| *kind).collect()));
     metadata
 }
 
 fn bpe(tokens: &[(&str, i32)], merges: &[&str]) -> Metadata {
     let mut metadata = vocabulary("gpt2", tokens);
-    metadata.insert(PRE, "gpt-2");
-    metadata.insert(vocabulary::MERGES, Array::texts(merges.iter().copied()));
+    metadata.insert(keys::PRE, "gpt-2");
+    metadata.insert(keys::MERGES, Array::texts(merges.iter().copied()));
     metadata
 }
 
@@ -125,15 +125,15 @@ fn sentencepiece(tokens: &[(&str, i32, f32)]) -> Metadata {
     all.extend(bytes.iter().map(|text| (text.as_str(), 6)));
     all.extend(tokens.iter().map(|(text, kind, _)| (*text, *kind)));
     let mut metadata = vocabulary("llama", &all);
-    metadata.insert(PRE, "default");
+    metadata.insert(keys::PRE, "default");
     let mut scores = vec![0.0; 259];
     scores.extend(tokens.iter().map(|(_, _, score)| *score));
-    metadata.insert(vocabulary::SCORES, Array::F32(scores));
+    metadata.insert(keys::SCORES, Array::F32(scores));
     metadata
 }
 
 fn tokenizer(metadata: &Metadata) -> tokenizers::Tokenizer {
-    tokenizers::Tokenizer::from_bytes(&rebuild(metadata, &mut Vec::new()).unwrap()[0].1).unwrap()
+    tokenizers::Tokenizer::from_bytes(&to_hf(metadata, &mut Vec::new()).unwrap()[0].1).unwrap()
 }
 
 fn pieces(metadata: &Metadata, text: &str, special: bool) -> Vec<String> {
@@ -141,7 +141,7 @@ fn pieces(metadata: &Metadata, text: &str, special: bool) -> Vec<String> {
 }
 
 fn config(metadata: &Metadata) -> Json {
-    let files = rebuild(metadata, &mut Vec::new()).unwrap();
+    let files = to_hf(metadata, &mut Vec::new()).unwrap();
     serde_json::from_slice(&files.iter().find(|(name, _)| name == "tokenizer_config.json").unwrap().1).unwrap()
 }
 
@@ -154,10 +154,10 @@ fn a_file_without_a_vocabulary_gives_a_note_and_no_files() {
     let mut none = Metadata::new("m.gguf");
     none.insert("general.architecture", "llama");
     let mut named = none.clone();
-    named.insert(MODEL, "none");
+    named.insert(keys::MODEL, "none");
     for (metadata, note) in [(none, "no vocabulary in the GGUF file"), (named, "tokenizer.ggml.model is \"none\"")] {
         let mut notes = Vec::new();
-        assert!(rebuild(&metadata, &mut notes).unwrap().is_empty());
+        assert!(to_hf(&metadata, &mut notes).unwrap().is_empty());
         assert!(notes.len() == 1 && notes[0].contains(note), "{notes:?}");
     }
 }
@@ -169,63 +169,60 @@ fn malformed_vocabularies_are_refused_in_one_line() {
         metadata.insert(key, value);
         metadata
     };
-    let merge = |merge: &str| with(vocabulary::MERGES, Array::texts([merge]).into());
+    let merge = |merge: &str| with(keys::MERGES, Array::texts([merge]).into());
     let raw = |tokens: &[&[u8]]| Value::from(Array::String(tokens.iter().map(|bytes| bytes.to_vec()).collect()));
     let mut without_merges = vocabulary("gpt2", &[("a", 1)]);
-    without_merges.insert(PRE, "gpt-2");
+    without_merges.insert(keys::PRE, "gpt-2");
     let no_tokens = {
         let mut metadata = Metadata::new("m.gguf");
-        metadata.insert(MODEL, "llama");
+        metadata.insert(keys::MODEL, "llama");
         metadata
     };
     let mut words = vocabulary("bert", &[("[UNK]", 3), ("\u{2581}[UNK]", 1)]);
     words.insert("tokenizer.ggml.unknown_token_id", 0u32);
     let mut charsmap = vocabulary("t5", &[("<unk>", 2)]);
     charsmap.insert("tokenizer.ggml.unknown_token_id", 0u32);
-    charsmap.insert(vocabulary::SCORES, Array::F32(vec![0.0]));
+    charsmap.insert(keys::SCORES, Array::F32(vec![0.0]));
     let mut long = charsmap.clone();
     charsmap.insert("tokenizer.ggml.precompiled_charsmap", Array::U8(vec![1, 2]));
     long.insert("tokenizer.ggml.precompiled_charsmap", Array::U8(vec![0xfc, 0xff, 0xff, 0xff, 0, 0]));
     let cases = [
         (
-            with(MODEL, "rwkv".into()),
+            with(keys::MODEL, "rwkv".into()),
             "tokenizer.ggml.model\": expected gpt2, gemma4, whitespace, llama, bert or t5, found \"rwkv\"",
         ),
-        (with(MODEL, "plamo2".into()), "found \"plamo2\", which tokenizer.json can't describe"),
-        (with(MODEL, 7u32.into()), "tokenizer.ggml.model\": expected a UTF-8 string"),
+        (with(keys::MODEL, "plamo2".into()), "found \"plamo2\", which tokenizer.json can't describe"),
+        (with(keys::MODEL, 7u32.into()), "tokenizer.ggml.model\": expected a UTF-8 string"),
         (
-            with(PRE, "future".into()),
+            with(keys::PRE, "future".into()),
             "tokenizer.ggml.pre\": expected the name of a pre-tokenizer of llama.cpp, found \"future\"",
         ),
         (no_tokens, "tokenizer.ggml.tokens\": expected a value, found none"),
-        (with(vocabulary::TOKENS, raw(&[])), "tokenizer.ggml.tokens\": expected tokens, found none"),
+        (with(keys::TOKENS, raw(&[])), "tokenizer.ggml.tokens\": expected tokens, found none"),
         (
-            with(vocabulary::TOKENS, raw(&[b"a", b"\xff\xfe"])),
+            with(keys::TOKENS, raw(&[b"a", b"\xff\xfe"])),
             "tokenizer.ggml.tokens\": expected UTF-8 text, found bytes at 1",
         ),
+        (with(keys::TOKENS, raw(&[b"a", b"b", b"a"])), "expected every token once, found token \"a\" as 0 and as 2"),
+        (with(keys::TOKENS, 3u32.into()), "tokenizer.ggml.tokens\": expected an array of strings"),
         (
-            with(vocabulary::TOKENS, raw(&[b"a", b"b", b"a"])),
-            "expected every token once, found token \"a\" as 0 and as 2",
-        ),
-        (with(vocabulary::TOKENS, 3u32.into()), "tokenizer.ggml.tokens\": expected an array of strings"),
-        (
-            with(vocabulary::TOKEN_TYPE, Array::I32(vec![1; 5]).into()),
+            with(keys::TOKEN_TYPE, Array::I32(vec![1; 5]).into()),
             "token_type\": expected one for each of the 6 tokens, found 5",
         ),
         (
-            with(vocabulary::TOKEN_TYPE, Array::I32(vec![1, 1, 1, 1, 1, 9]).into()),
+            with(keys::TOKEN_TYPE, Array::I32(vec![1, 1, 1, 1, 1, 9]).into()),
             "token_type\": expected types from 0 to 6, found 9 at 5",
         ),
         (
-            with(vocabulary::TOKEN_TYPE, Array::F32(vec![1.0; 6]).into()),
+            with(keys::TOKEN_TYPE, Array::F32(vec![1.0; 6]).into()),
             "token_type\": expected an array of int32, found float32",
         ),
         (
-            with(vocabulary::SCORES, Array::F32(vec![0.0; 7]).into()),
+            with(keys::SCORES, Array::F32(vec![0.0; 7]).into()),
             "scores\": expected one for each of the 6 tokens, found 7",
         ),
         (
-            with(vocabulary::SCORES, Array::F32(vec![f32::NAN; 6]).into()),
+            with(keys::SCORES, Array::F32(vec![f32::NAN; 6]).into()),
             "scores\": expected finite numbers, found another at 0",
         ),
         (without_merges, "merges\": expected merges, found none"),
@@ -238,7 +235,7 @@ fn malformed_vocabularies_are_refused_in_one_line() {
             "merges\": expected parts and results among the tokens of tokenizer.ggml.tokens, found \"z\" in merge 0",
         ),
         (merge("b a"), "found \"ba\" in merge 0, \"b a\""),
-        (with(vocabulary::MERGES, raw(&[b"\xc3 b"])), "merges\": expected UTF-8 text, found bytes at 0"),
+        (with(keys::MERGES, raw(&[b"\xc3 b"])), "merges\": expected UTF-8 text, found bytes at 0"),
         (
             with("tokenizer.ggml.bos_token_id", 6u32.into()),
             "bos_token_id\": expected an id below 6, the number of tokens, found 6",
@@ -262,7 +259,7 @@ fn malformed_vocabularies_are_refused_in_one_line() {
         ),
     ];
     for (metadata, expected) in cases {
-        let error = rebuild(&metadata, &mut Vec::new()).map(|_| ()).unwrap_err().to_string();
+        let error = to_hf(&metadata, &mut Vec::new()).map(|_| ()).unwrap_err().to_string();
         assert!(error.starts_with("m.gguf: key \"tokenizer.") && error.contains(expected), "{error}\nnot: {expected}");
         assert!(!error.contains('\n'), "{error}");
     }
@@ -334,8 +331,8 @@ fn unigram_takes_the_best_sum_of_scores() {
         ],
     );
     metadata.insert("general.architecture", "nomic-bert-moe");
-    metadata.insert(PRE, "default");
-    metadata.insert(vocabulary::SCORES, Array::F32(vec![0.0, 0.0, 0.0, -1.0, -1.0, -3.0, -1.5, -2.0]));
+    metadata.insert(keys::PRE, "default");
+    metadata.insert(keys::SCORES, Array::F32(vec![0.0, 0.0, 0.0, -1.0, -1.0, -3.0, -1.5, -2.0]));
     metadata.insert("tokenizer.ggml.add_space_prefix", true);
     metadata.insert("tokenizer.ggml.remove_extra_whitespaces", true);
     metadata.insert("tokenizer.ggml.bos_token_id", 0u32);
@@ -350,7 +347,7 @@ fn unigram_takes_the_best_sum_of_scores() {
 fn tokens_that_steer_the_model_are_found_in_text_whatever_their_type() {
     let tokens = [("a", 1), ("<|im_end|>", 1), ("b", 1), ("<x>", 4), ("<|y|>", 4), ("\u{120}", 5)];
     let mut metadata = bpe(&tokens, &[]);
-    metadata.insert(vocabulary::MERGES, Array::texts(Vec::<String>::new()));
+    metadata.insert(keys::MERGES, Array::texts(Vec::<String>::new()));
     metadata.insert("tokenizer.ggml.eos_token_id", 2u32);
     assert_eq!(pieces(&metadata, "a<|im_end|>b<x>", false), ["a", "<|im_end|>", "b", "<x>"]);
     let types = &config(&metadata)["gguf"]["token_types"];
@@ -368,7 +365,7 @@ fn tokens_that_steer_the_model_are_found_in_text_whatever_their_type() {
 fn several_templates_keep_their_order_and_one_stands_in_a_file() {
     let mut metadata = letters();
     metadata.insert("tokenizer.chat_template", "one\n");
-    let files = rebuild(&metadata, &mut Vec::new()).unwrap();
+    let files = to_hf(&metadata, &mut Vec::new()).unwrap();
     assert!(files.iter().any(|(name, bytes)| name == "chat_template.jinja" && bytes == b"one\n"));
     same_keys("one", &keys_back(&metadata), &metadata);
 
@@ -393,9 +390,9 @@ fn rules_that_transformers_replaces_are_noted() {
     let mut metadata = letters();
     metadata.insert("general.architecture", "qwen2");
     for (pre, notes_expected) in [("qwen2", 0), ("megrez", 0), ("qwen35", 1)] {
-        metadata.insert(PRE, pre);
+        metadata.insert(keys::PRE, pre);
         let mut notes = Vec::new();
-        rebuild(&metadata, &mut notes).unwrap();
+        to_hf(&metadata, &mut notes).unwrap();
         assert_eq!(notes.len(), notes_expected, "{pre}: {notes:?}");
     }
 }

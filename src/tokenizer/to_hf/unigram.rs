@@ -8,30 +8,30 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json, json};
 
 use super::sentencepiece::{Settings, is_by_hand, model};
-use super::specials::{Added, Role, added_tokens};
-use super::vocabulary::{SCORES, Vocabulary};
-use super::{Made, Parts};
+use super::special::{Added, added_tokens};
+use super::vocabulary::Vocabulary;
+use super::{GgufTokenizer, HfParts};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
+use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece;
+use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
-const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
-
 /// Everything of tokenizer.json that is the unigram model's own, and for T5 its spiece.model.
-pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
-    let Parts { metadata, vocabulary, specials, .. } = parts;
+pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
+    let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     let flag = |key: &str| match metadata.get(key) {
         None => Ok(false),
         Some(_) => metadata.bool(key),
     };
     if vocabulary.scores.is_none() {
-        return Err(metadata.finding(SCORES).expected("a score for each token").found("none").format());
+        return Err(metadata.finding(keys::SCORES).expected("a score for each token").found("none").format());
     }
-    let prefix = flag("tokenizer.ggml.add_space_prefix")?;
-    let merge_spaces = flag("tokenizer.ggml.remove_extra_whitespaces")?;
+    let prefix = flag(keys::ADD_SPACE_PREFIX)?;
+    let merge_spaces = flag(keys::REMOVE_EXTRA_WHITESPACES)?;
     let charsmap = charsmap(metadata)?;
-    let Some(unknown) = specials.id(Role::Unk, vocabulary) else {
+    let Some(unknown) = specials.id(SpecialToken::Unk, vocabulary) else {
         return Err(metadata
             .finding("tokenizer.ggml.unknown_token_id")
             .expected("an unknown token")
@@ -41,11 +41,11 @@ pub(super) fn make(parts: &Parts, notes: &mut Vec<String>) -> Result<Made> {
     let added = added_tokens(metadata, vocabulary, specials, &|_, _, _| None);
     let (normalizer, pre_tokenizer) = steps(&charsmap, prefix, merge_spaces);
     let mut settings = Vec::new();
-    if metadata.get("tokenizer.ggml.remove_extra_whitespaces").is_some() {
+    if metadata.get(keys::REMOVE_EXTRA_WHITESPACES).is_some() {
         // Where converters look for it.
         settings.push(("clean_up_tokenization_spaces", Json::Bool(merge_spaces)));
     }
-    Ok(Made {
+    Ok(HfParts {
         normalizer,
         pre_tokenizer,
         decoder: json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true}),
@@ -84,11 +84,11 @@ fn steps(charsmap: &[u8], prefix: bool, merge_spaces: bool) -> (Json, Json) {
 
 /// The table of replaced characters: a length, as many bytes of a trie, then the replacements.
 fn charsmap(metadata: &Metadata) -> Result<Vec<u8>> {
-    if metadata.get(CHARSMAP).is_none() {
+    if metadata.get(keys::PRECOMPILED_CHARSMAP).is_none() {
         return Ok(Vec::new());
     }
-    let finding = || metadata.finding(CHARSMAP);
-    let bytes: Vec<u8> = match metadata.array(CHARSMAP)? {
+    let finding = || metadata.finding(keys::PRECOMPILED_CHARSMAP);
+    let bytes: Vec<u8> = match metadata.array(keys::PRECOMPILED_CHARSMAP)? {
         Array::U8(bytes) => bytes.clone(),
         Array::I8(bytes) => bytes.iter().map(|byte| byte.cast_unsigned()).collect(),
         other => return Err(finding().expected("an array of uint8").found(other.kind()).format()),
@@ -113,21 +113,21 @@ fn vocab(vocabulary: &Vocabulary, unknown: u32) -> Vec<Json> {
 
 /// T5 comes with a model file of its own; the others are read from tokenizer.json.
 fn files(
-    parts: &Parts,
+    parts: &GgufTokenizer,
     charsmap: &[u8],
     prefix: bool,
     merge_spaces: bool,
     added: &[Added],
     notes: &mut Vec<String>,
 ) -> Vec<(String, Vec<u8>)> {
-    let Parts { metadata, vocabulary, specials, .. } = parts;
+    let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     if !is_t5(metadata) {
         return Vec::new();
     }
     let settings = Settings {
         model_type: sentencepiece::UNIGRAM,
         byte_fallback: false,
-        unknown: specials.id(Role::Unk, vocabulary),
+        unknown: specials.id(SpecialToken::Unk, vocabulary),
         add_dummy_prefix: prefix,
         remove_extra_whitespaces: merge_spaces,
         precompiled_charsmap: charsmap.to_vec(),

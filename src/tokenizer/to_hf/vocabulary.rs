@@ -6,12 +6,8 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata};
+use crate::tokenizer::keys;
 use crate::tokenizer::token::{TokenKind, placeholder};
-
-pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
-pub(super) const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
-pub(super) const SCORES: &str = "tokenizer.ggml.scores";
-pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 
 /// A vocabulary, by id.
 pub(super) struct Vocabulary<'a> {
@@ -30,19 +26,20 @@ impl<'a> Vocabulary<'a> {
     /// [`Error::Format`] for keys of the wrong type or length, tokens that aren't UTF-8 or stand
     /// twice, types that don't exist, scores that aren't finite.
     pub(super) fn read(metadata: &'a Metadata) -> Result<Self> {
-        let raw = metadata.strings(TOKENS)?;
+        let raw = metadata.strings(keys::TOKENS)?;
         if raw.is_empty() {
-            return Err(metadata.finding(TOKENS).expected("tokens").found("none").format());
+            return Err(metadata.finding(keys::TOKENS).expected("tokens").found("none").format());
         }
         let mut texts = Vec::with_capacity(raw.len());
         let mut ids = HashMap::with_capacity(raw.len());
         for (id, bytes) in raw.iter().enumerate() {
-            let text = std::str::from_utf8(bytes).map_err(|_| not_text(metadata, TOKENS, id, bytes))?;
-            let number = u32::try_from(id)
-                .map_err(|_| metadata.finding(TOKENS).expected("fewer than 2^32 tokens").found(raw.len()).format())?;
+            let text = std::str::from_utf8(bytes).map_err(|_| not_text(metadata, keys::TOKENS, id, bytes))?;
+            let number = u32::try_from(id).map_err(|_| {
+                metadata.finding(keys::TOKENS).expected("fewer than 2^32 tokens").found(raw.len()).format()
+            })?;
             if let Some(other) = ids.insert(text, number) {
                 let found = format!("token {text:?} as {other} and as {id}");
-                return Err(metadata.finding(TOKENS).expected("every token once").found(found).format());
+                return Err(metadata.finding(keys::TOKENS).expected("every token once").found(found).format());
             }
             texts.push(text);
         }
@@ -96,12 +93,13 @@ impl<'a> Vocabulary<'a> {
     /// # Errors
     /// [`Error::Format`] where there are none, or one names a token that the vocabulary lacks.
     pub(super) fn merges(&self) -> Result<Vec<(&'a str, &'a str)>> {
-        let raw = self.metadata.strings(MERGES)?;
-        let finding = || self.metadata.finding(MERGES);
+        let raw = self.metadata.strings(keys::MERGES)?;
+        let finding = || self.metadata.finding(keys::MERGES);
         raw.iter()
             .enumerate()
             .map(|(rank, bytes)| {
-                let text = std::str::from_utf8(bytes).map_err(|_| not_text(self.metadata, MERGES, rank, bytes))?;
+                let text =
+                    std::str::from_utf8(bytes).map_err(|_| not_text(self.metadata, keys::MERGES, rank, bytes))?;
                 // The first character belongs to the left part even where it is a space.
                 let cut = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
                 let pair = cut.and_then(|at| Some((text.get(..at)?, text.get(at..)?.strip_prefix(' ')?)));
@@ -117,7 +115,7 @@ impl<'a> Vocabulary<'a> {
                 match missing {
                     None => Ok((left, right)),
                     Some(part) => Err(finding()
-                        .expected(format_args!("parts and results among the tokens of {TOKENS}"))
+                        .expected(format_args!("parts and results among the tokens of {}", keys::TOKENS))
                         .found(format!("{part:?} in merge {rank}, {text:?}"))
                         .format()),
                 }
@@ -139,17 +137,17 @@ fn not_text(metadata: &Metadata, key: &str, place: usize, bytes: &[u8]) -> Error
 }
 
 fn kinds(metadata: &Metadata, count: usize) -> Result<Vec<TokenKind>> {
-    if metadata.get(TOKEN_TYPE).is_none() {
+    if metadata.get(keys::TOKEN_TYPE).is_none() {
         return Ok(vec![TokenKind::Normal; count]);
     }
-    let array = metadata.array(TOKEN_TYPE)?;
-    let finding = || metadata.finding(TOKEN_TYPE);
+    let array = metadata.array(keys::TOKEN_TYPE)?;
+    let finding = || metadata.finding(keys::TOKEN_TYPE);
     let numbers: Vec<i64> = match array {
         Array::I32(numbers) => numbers.iter().map(|number| i64::from(*number)).collect(),
         Array::U32(numbers) => numbers.iter().map(|number| i64::from(*number)).collect(),
         other => return Err(finding().expected("an array of int32").found(other.kind()).format()),
     };
-    same_length(metadata, TOKEN_TYPE, numbers.len(), count)?;
+    same_length(metadata, keys::TOKEN_TYPE, numbers.len(), count)?;
     numbers
         .iter()
         .enumerate()
@@ -161,16 +159,16 @@ fn kinds(metadata: &Metadata, count: usize) -> Result<Vec<TokenKind>> {
 }
 
 fn scores(metadata: &Metadata, count: usize) -> Result<Option<Vec<f32>>> {
-    if metadata.get(SCORES).is_none() {
+    if metadata.get(keys::SCORES).is_none() {
         return Ok(None);
     }
-    let finding = || metadata.finding(SCORES);
-    let scores: Vec<f32> = match metadata.array(SCORES)? {
+    let finding = || metadata.finding(keys::SCORES);
+    let scores: Vec<f32> = match metadata.array(keys::SCORES)? {
         Array::F32(scores) => scores.clone(),
         Array::I32(scores) => scores.iter().map(|score| *score as f32).collect(),
         other => return Err(finding().expected("an array of float32").found(other.kind()).format()),
     };
-    same_length(metadata, SCORES, scores.len(), count)?;
+    same_length(metadata, keys::SCORES, scores.len(), count)?;
     match scores.iter().position(|score| !score.is_finite()) {
         Some(id) => Err(finding().expected("finite numbers").found(format!("another at {id}")).not_finite()),
         None => Ok(Some(scores)),

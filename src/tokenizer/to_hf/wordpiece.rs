@@ -9,10 +9,11 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::specials::{Role, added_tokens};
-use super::vocabulary::TOKENS;
-use super::{Made, Parts};
+use super::special::added_tokens;
+use super::{GgufTokenizer, HfParts};
 use crate::error::Result;
+use crate::tokenizer::keys;
+use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
 /// A token as BERT's files have it.
@@ -27,8 +28,8 @@ pub(super) fn word(text: &str, kind: TokenKind) -> String {
 }
 
 /// Everything of tokenizer.json that is WordPiece's own.
-pub(super) fn make(parts: &Parts) -> Result<Made> {
-    let Parts { metadata, vocabulary, specials, .. } = parts;
+pub(super) fn make(parts: &GgufTokenizer) -> Result<HfParts> {
+    let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     let mut vocab = Map::new();
     for (id, text, kind) in vocabulary.iter() {
         if vocabulary.is_placeholder(id, text, kind) {
@@ -37,10 +38,10 @@ pub(super) fn make(parts: &Parts) -> Result<Made> {
         let word = word(text, kind);
         if let Some(other) = vocab.insert(word.clone(), json!(id)) {
             let found = format!("{word:?} as {other} and as {id}");
-            return Err(vocabulary.finding(TOKENS).expected("every word once").found(found).format());
+            return Err(vocabulary.finding(keys::TOKENS).expected("every word once").found(found).format());
         }
     }
-    let unknown = specials.id(Role::Unk, vocabulary);
+    let unknown = specials.id(SpecialToken::Unk, vocabulary);
     let unknown = unknown.and_then(|id| Some(word(vocabulary.text(id)?, vocabulary.kind(id)?)));
     let Some(unknown) = unknown else {
         return Err(metadata
@@ -53,9 +54,9 @@ pub(super) fn make(parts: &Parts) -> Result<Made> {
         None => Ok(default),
         Some(_) => metadata.bool(key),
     };
-    let lowercase = flag("tokenizer.ggml.normalizer.lowercase", true)?;
-    let strip_accents = flag("tokenizer.ggml.normalizer.strip_accents", lowercase)?;
-    Ok(Made {
+    let lowercase = flag(keys::LOWERCASE, true)?;
+    let strip_accents = flag(keys::STRIP_ACCENTS, lowercase)?;
+    Ok(HfParts {
         normalizer: json!({
             "type": "BertNormalizer",
             "clean_text": true,

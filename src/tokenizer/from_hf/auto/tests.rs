@@ -79,9 +79,9 @@ fn models_without_a_type_are_told_by_their_fields() {
         let files = Files::for_test(json!({ "model": model }), json!({}), json!({}));
         Auto::load(&files).unwrap().model
     };
-    assert_eq!(model(json!({"vocab": {}, "merges": []})), Model::Bpe);
-    assert_eq!(model(json!({"vocab": {}, "continuing_subword_prefix": "##"})), Model::WordPiece);
-    assert_eq!(model(json!({"vocab": [["a", 0.0]], "unk_id": 0})), Model::Unigram);
+    assert_eq!(model(json!({"vocab": {}, "merges": []})), ModelKind::Bpe);
+    assert_eq!(model(json!({"vocab": {}, "continuing_subword_prefix": "##"})), ModelKind::WordPiece);
+    assert_eq!(model(json!({"vocab": [["a", 0.0]], "unk_id": 0})), ModelKind::Unigram);
 }
 
 #[test]

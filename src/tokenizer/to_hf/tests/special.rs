@@ -9,7 +9,7 @@ fn pair(metadata: &Metadata) -> Vec<String> {
 /// Byte-level letters with two special tokens, and these flags.
 fn flagged(pre: &str, flags: &[(&str, bool)]) -> Metadata {
     let mut metadata = bpe(&[("a", 1), ("b", 1), ("ab", 1), ("<s>", 3), ("</s>", 3)], &["a b"]);
-    metadata.insert(PRE, pre);
+    metadata.insert(keys::PRE, pre);
     metadata.insert("tokenizer.ggml.bos_token_id", 3u32);
     metadata.insert("tokenizer.ggml.eos_token_id", 4u32);
     for (name, value) in flags {
@@ -44,8 +44,8 @@ fn ids_that_llama_cpp_takes_for_granted_stand_around_texts() {
     assert_eq!(pieces(&metadata, "a", true), ["<s>", "\u{2581}a"]);
     same_keys("spm", &keys_back(&metadata), &metadata);
     let mut short = bpe(&[("a", 1)], &[]);
-    short.insert(PRE, "llama-bpe");
-    short.insert(vocabulary::MERGES, Array::texts(Vec::<String>::new()));
+    short.insert(keys::PRE, "llama-bpe");
+    short.insert(keys::MERGES, Array::texts(Vec::<String>::new()));
     assert_eq!(pieces(&short, "a", true), ["a"]);
 }
 
@@ -56,7 +56,7 @@ fn bert_marks_both_ends_and_the_second_text() {
     let mut metadata = vocabulary("bert", &tokens);
     metadata.insert("general.architecture", "bert");
     metadata.insert("tokenizer.ggml.token_type_count", 2u32);
-    metadata.insert(PRE, "jina-v2-en");
+    metadata.insert(keys::PRE, "jina-v2-en");
     for (key, id) in [("bos", 0u32), ("eos", 1), ("unknown", 2), ("seperator", 1)] {
         metadata.insert(format!("tokenizer.ggml.{key}_token_id"), id);
     }

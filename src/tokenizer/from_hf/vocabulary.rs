@@ -1,13 +1,12 @@
-//! Tokens and their types as most vocabularies have them: byte-level BPE and WordPiece.
+//! Tokens and their kinds in vocabularies without scores: byte-level BPE and WordPiece.
 //!
-//! Reference: llama.cpp `conversion/base.py` (`get_vocab_base`, `_set_vocab_gpt2`), `gguf-py/gguf/vocab.py`
-//! (`SpecialVocab`, merges).
+//! Reference: llama.cpp `conversion/base.py` (`get_vocab_base`).
 
 use serde_json::Value as Json;
 
-use super::auto::{Auto, merge_lines};
-use super::files::{Files, Object, read_text, shortened};
-use super::spm::note_some;
+use super::auto::Auto;
+use super::files::{Files, Object};
+use super::sentencepiece::note_some;
 use crate::error::Result;
 use crate::tokenizer::token::{TokenKind, looks_special, placeholder};
 
@@ -104,58 +103,6 @@ fn byte_of(c: char) -> Option<u8> {
     }
     let place = usize::try_from(code.checked_sub(0x100)?).ok()?;
     (0..=0xffu32).filter(|byte| !printable(*byte)).nth(place).and_then(|byte| u8::try_from(byte).ok())
-}
-
-/// Merges as "left right", in order of rank: of tokenizer.json, else of merges.txt. Spaces inside a
-/// part are written as U+0120.
-pub(super) fn merges(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
-    let model = files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("model"));
-    let listed = model.and_then(|model| model.get("merges")).and_then(Json::as_array);
-    let merges = match listed.filter(|merges| !merges.is_empty()) {
-        Some(merges) => merges.iter().map(|merge| read_merge(files, merge)).collect::<Result<_>>()?,
-        None => merges_of_text(files, notes)?,
-    };
-    if merges.is_empty() {
-        return Err(files
-            .finding("model.merges")
-            .expected("merges")
-            .found("none")
-            .hint("llama.cpp can't tokenize without them")
-            .format());
-    }
-    Ok(merges)
-}
-
-fn merges_of_text(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
-    let path = files.folder.join("merges.txt");
-    if !path.is_file() {
-        return Ok(Vec::new());
-    }
-    let mut merges = Vec::new();
-    for merge in merge_lines(&read_text(&path)?) {
-        match merge {
-            Ok(merge) => merges.push(merge),
-            Err(line) => notes.push(format!("merges.txt, line {line}: not two parts, left out")),
-        }
-    }
-    Ok(merges)
-}
-
-fn read_merge(files: &Files, merge: &Json) -> Result<String> {
-    let read = match merge {
-        Json::String(text) => Some(text.clone()),
-        Json::Array(pair) => match pair.as_slice() {
-            [Json::String(left), Json::String(right)] => {
-                Some(format!("{} {}", left.replace(' ', "\u{120}"), right.replace(' ', "\u{120}")))
-            }
-            _ => None,
-        },
-        _ => None,
-    };
-    read.ok_or_else(|| {
-        let found = shortened(&merge.to_string());
-        files.finding("model.merges").expected("\"left right\" or [\"left\", \"right\"]").found(found).format()
-    })
 }
 
 #[cfg(test)]
@@ -264,21 +211,5 @@ mod tests {
         assert_eq!([of(' '), of('\u{ad}'), of('\u{144}'), of('\u{ff5c}')], [None; 4]);
         let all: std::collections::BTreeSet<u8> = ('\0'..='\u{200}').filter_map(byte_of).collect();
         assert_eq!(all.len(), 256);
-    }
-
-    #[test]
-    fn merges_come_in_two_forms() {
-        let with = |merges: Json| {
-            let files = Files::for_test(json!({"model": {"merges": merges}}), json!({}), json!({}));
-            merges_of(&files)
-        };
-        assert_eq!(with(json!(["a b", "ab c"])).unwrap(), ["a b", "ab c"]);
-        assert_eq!(with(json!([["a", "b"], ["a b", " "]])).unwrap(), ["a b", "a\u{120}b \u{120}"]);
-        assert!(with(json!([["a"]])).is_err());
-        assert!(with(json!([])).unwrap_err().to_string().contains("model.merges: expected merges, found none"));
-    }
-
-    fn merges_of(files: &Files) -> Result<Vec<String>> {
-        merges(files, &mut Vec::new())
     }
 }

@@ -18,7 +18,7 @@ fn keys_that_no_file_can_name_are_recorded() {
     same_keys("recorded", &keys_back(&metadata), &metadata);
     metadata.insert("tokenizer.huggingface.json", "x".repeat(5000));
     let mut notes = Vec::new();
-    rebuild(&metadata, &mut notes).unwrap();
+    to_hf(&metadata, &mut notes).unwrap();
     assert!(
         notes.iter().any(|note| note.starts_with("tokenizer.huggingface.json: string of 5000 bytes, left out")),
         "{notes:?}"
@@ -35,7 +35,7 @@ fn edit(folder: &Path, name: &str, change: impl FnOnce(&mut Json)) {
 #[test]
 fn the_record_says_nothing_against_changed_files() {
     let mut metadata = letters();
-    metadata.insert(PRE, "olmo");
+    metadata.insert(keys::PRE, "olmo");
     metadata.insert("tokenizer.ggml.eos_token_id", 3u32);
     metadata.insert("tokenizer.ggml.padding_token_id", 3u32);
 
@@ -47,10 +47,10 @@ fn the_record_says_nothing_against_changed_files() {
         });
         edit(folder, "tokenizer.json", |tokenizer| {
             tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] =
-                json!(crate::tokenizer::from_hf::rules::QWEN2);
+                json!(crate::tokenizer::pre::rules::QWEN2);
         });
     });
-    assert_eq!(back.text(PRE).unwrap(), "qwen2");
+    assert_eq!(back.text(keys::PRE).unwrap(), "qwen2");
     assert_eq!(back.u32("tokenizer.ggml.bos_token_id").unwrap(), 3);
     assert!(back.bool("tokenizer.ggml.add_bos_token").unwrap());
 
@@ -58,9 +58,9 @@ fn the_record_says_nothing_against_changed_files() {
     let back = there_and_back(&metadata, |folder| {
         edit(folder, "tokenizer_config.json", |config| config["gguf"]["tokens"] = json!(7));
     });
-    assert_eq!(back.text(PRE).unwrap(), "olmo", "the steps are still its own");
+    assert_eq!(back.text(keys::PRE).unwrap(), "olmo", "the steps are still its own");
     let keys: Vec<&str> = back.iter().map(|(key, _)| key).collect();
-    assert_eq!(keys[..2], [MODEL, PRE]);
+    assert_eq!(keys[..2], [keys::MODEL, keys::PRE]);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_malformed_record_is_passed_by() {
         let back = there_and_back(&metadata, |folder| {
             edit(folder, "tokenizer_config.json", |config| config["gguf"] = record.clone());
         });
-        for key in [vocabulary::TOKENS, vocabulary::MERGES] {
+        for key in [keys::TOKENS, keys::MERGES] {
             assert_eq!(back.get(key), metadata.get(key), "{record}");
         }
         assert_eq!(back.get("general.name"), None);

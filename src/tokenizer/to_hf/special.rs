@@ -6,48 +6,20 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::TokenizerKind;
-use super::pre::Pre;
 use super::vocabulary::Vocabulary;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
+use crate::tokenizer::keys;
+use crate::tokenizer::pre::{Letters, PreTokenizer};
+use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
-/// A special token's name in tokenizer_config.json, without `_token`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    Bos,
-    Eos,
-    Unk,
-    Sep,
-    Pad,
-    Cls,
-    Mask,
-    Eot,
-    Eom,
-}
-
-impl Role {
-    /// Every role, its name and its key.
-    pub(super) const ALL: [(Role, &'static str, &'static str); 9] = [
-        (Role::Bos, "bos", "tokenizer.ggml.bos_token_id"),
-        (Role::Eos, "eos", "tokenizer.ggml.eos_token_id"),
-        (Role::Unk, "unk", "tokenizer.ggml.unknown_token_id"),
-        // The format's own spelling.
-        (Role::Sep, "sep", "tokenizer.ggml.seperator_token_id"),
-        (Role::Pad, "pad", "tokenizer.ggml.padding_token_id"),
-        (Role::Cls, "cls", "tokenizer.ggml.cls_token_id"),
-        (Role::Mask, "mask", "tokenizer.ggml.mask_token_id"),
-        (Role::Eot, "eot", "tokenizer.ggml.eot_token_id"),
-        (Role::Eom, "eom", "tokenizer.ggml.eom_token_id"),
-    ];
-}
-
 /// Special tokens of a vocabulary.
-pub(super) struct Specials {
+pub(super) struct SpecialTokens {
     /// Ids that the file gives.
-    ids: Vec<(Role, u32)>,
+    ids: Vec<(SpecialToken, u32)>,
     /// Ids that llama.cpp takes for the others.
-    defaults: &'static [(Role, u32)],
+    defaults: &'static [(SpecialToken, u32)],
     pub(super) add_bos: bool,
     pub(super) add_eos: bool,
     pub(super) add_sep: bool,
@@ -56,14 +28,19 @@ pub(super) struct Specials {
     says_sep: bool,
 }
 
-impl Specials {
+impl SpecialTokens {
     /// Reads ids and flags.
     ///
     /// # Errors
     /// [`crate::Error::Format`] for ids past the last token, and values of the wrong type.
-    pub(super) fn read(metadata: &Metadata, vocabulary: &Vocabulary, kind: TokenizerKind, pre: &Pre) -> Result<Self> {
+    pub(super) fn read(
+        metadata: &Metadata,
+        vocabulary: &Vocabulary,
+        kind: TokenizerKind,
+        pre: &PreTokenizer,
+    ) -> Result<Self> {
         let mut ids = Vec::new();
-        for (role, _, key) in Role::ALL {
+        for (role, _, key) in SpecialToken::ALL {
             if metadata.get(key).is_none() {
                 continue;
             }
@@ -87,27 +64,27 @@ impl Specials {
         Ok(Self {
             ids,
             defaults: defaults(kind, pre),
-            add_bos: flag("tokenizer.ggml.add_bos_token", bos)? || pre.always_bos,
-            add_eos: flag("tokenizer.ggml.add_eos_token", eos)?,
-            add_sep: flag("tokenizer.ggml.add_sep_token", sep)?,
-            says_sep: metadata.get("tokenizer.ggml.add_sep_token").is_some(),
+            add_bos: flag(keys::ADD_BOS, bos)? || pre.always_bos,
+            add_eos: flag(keys::ADD_EOS, eos)?,
+            add_sep: flag(keys::ADD_SEP, sep)?,
+            says_sep: metadata.get(keys::ADD_SEP).is_some(),
         })
     }
 
     /// The id that the file gives.
-    pub(super) fn given(&self, role: Role) -> Option<u32> {
+    pub(super) fn given(&self, role: SpecialToken) -> Option<u32> {
         self.ids.iter().find(|(known, _)| *known == role).map(|(_, id)| *id)
     }
 
     /// The id that the file gives, or the one that llama.cpp takes.
-    pub(super) fn id(&self, role: Role, vocabulary: &Vocabulary) -> Option<u32> {
+    pub(super) fn id(&self, role: SpecialToken, vocabulary: &Vocabulary) -> Option<u32> {
         let default = || self.defaults.iter().find(|(known, _)| *known == role).map(|(_, id)| *id);
         self.given(role).or_else(default).filter(|id| vocabulary.text(*id).is_some())
     }
 
     /// Names and texts of the tokens that the file names.
-    pub(super) fn named<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<(Role, &'static str, &'a str)> {
-        let named = Role::ALL.iter().filter_map(|(role, name, _)| {
+    pub(super) fn named<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<(SpecialToken, &'static str, &'a str)> {
+        let named = SpecialToken::ALL.iter().filter_map(|(role, name, _)| {
             let text = vocabulary.text(self.given(*role)?)?;
             Some((*role, *name, text))
         });
@@ -119,28 +96,33 @@ impl Specials {
         let id = |role| self.id(role, vocabulary);
         if kind == TokenizerKind::WordPiece {
             // llama.cpp does this whatever the flags say.
-            let around = Around { first: id(Role::Bos), last: id(Role::Sep), types: true, ..Around::default() };
+            let around =
+                Around { first: id(SpecialToken::Bos), last: id(SpecialToken::Sep), types: true, ..Around::default() };
             return around.template(vocabulary);
         }
-        let bos = id(Role::Bos).filter(|_| self.add_bos);
-        let eos = id(Role::Eos).filter(|_| self.add_eos);
-        let sep = id(Role::Sep).or(id(Role::Eos)).filter(|_| self.add_sep);
+        let bos = id(SpecialToken::Bos).filter(|_| self.add_bos);
+        let eos = id(SpecialToken::Eos).filter(|_| self.add_eos);
+        let sep = id(SpecialToken::Sep).or(id(SpecialToken::Eos)).filter(|_| self.add_sep);
         let again = bos.filter(|_| self.says_sep && sep.is_none());
         Around { first: bos, again, between: sep, last: eos, types: false }.template(vocabulary)
     }
 }
 
 /// The ids that llama.cpp starts from.
-fn defaults(kind: TokenizerKind, pre: &Pre) -> &'static [(Role, u32)] {
+fn defaults(kind: TokenizerKind, pre: &PreTokenizer) -> &'static [(SpecialToken, u32)] {
     match kind {
-        TokenizerKind::Bpe if pre.letters == super::pre::Letters::Escaped => &[],
-        TokenizerKind::Bpe if pre.default_bos => &[(Role::Bos, 11), (Role::Eos, 11)],
-        TokenizerKind::Bpe => &[(Role::Eos, 11)],
-        TokenizerKind::SentencePiece => &[(Role::Bos, 1), (Role::Eos, 2), (Role::Unk, 0)],
-        TokenizerKind::WordPiece => {
-            &[(Role::Bos, 101), (Role::Unk, 100), (Role::Sep, 102), (Role::Pad, 0), (Role::Mask, 103)]
-        }
-        TokenizerKind::Unigram => &[(Role::Eos, 1), (Role::Unk, 2), (Role::Pad, 0)],
+        TokenizerKind::Bpe if pre.letters == Letters::Escaped => &[],
+        TokenizerKind::Bpe if pre.default_bos => &[(SpecialToken::Bos, 11), (SpecialToken::Eos, 11)],
+        TokenizerKind::Bpe => &[(SpecialToken::Eos, 11)],
+        TokenizerKind::SentencePiece => &[(SpecialToken::Bos, 1), (SpecialToken::Eos, 2), (SpecialToken::Unk, 0)],
+        TokenizerKind::WordPiece => &[
+            (SpecialToken::Bos, 101),
+            (SpecialToken::Unk, 100),
+            (SpecialToken::Sep, 102),
+            (SpecialToken::Pad, 0),
+            (SpecialToken::Mask, 103),
+        ],
+        TokenizerKind::Unigram => &[(SpecialToken::Eos, 1), (SpecialToken::Unk, 2), (SpecialToken::Pad, 0)],
     }
 }
 
@@ -220,8 +202,8 @@ pub(super) fn steers(text: &str) -> bool {
         "<fim-prefix>",
         "<fim_prefix>",
         "<\u{ff5c}fim\u{2581}begin\u{ff5c}>",
-        "<PRE>",
-        "\u{2581}<PRE>",
+        "<keys::PRE>",
+        "\u{2581}<keys::PRE>",
         "<|code_prefix|>",
         "<|prefix|>",
         "<|fim_suffix|>",
@@ -248,10 +230,10 @@ pub(super) fn steers(text: &str) -> bool {
 pub(super) fn added_tokens(
     metadata: &Metadata,
     vocabulary: &Vocabulary,
-    specials: &Specials,
+    specials: &SpecialTokens,
     rewritten: &dyn Fn(u32, &str, TokenKind) -> Option<String>,
 ) -> Vec<Added> {
-    let named: Vec<u32> = Role::ALL.iter().filter_map(|(role, _, _)| specials.given(*role)).collect();
+    let named: Vec<u32> = SpecialToken::ALL.iter().filter_map(|(role, _, _)| specials.given(*role)).collect();
     let strips = Strips::of(metadata);
     let added = vocabulary.iter().filter_map(|(id, text, kind)| {
         if text.is_empty() || vocabulary.is_placeholder(id, text, kind) {
@@ -317,7 +299,7 @@ struct Strips {
 impl Strips {
     fn of(metadata: &Metadata) -> Self {
         let text = |key: &str| metadata.text(key).unwrap_or_default();
-        let (pre, architecture) = (text("tokenizer.ggml.pre"), text("general.architecture"));
+        let (pre, architecture) = (text(keys::PRE), text("general.architecture"));
         let name = text("general.name").to_ascii_lowercase();
         let jina = ["jina-v2-de", "jina-v2-es", "jina-v2-code"].iter().any(|part| pre.contains(part));
         let xlm = ["nomic-bert-moe", "jina-bert-v3"].iter().any(|part| architecture.contains(part));

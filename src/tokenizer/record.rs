@@ -9,25 +9,30 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::expected::Exception;
-use super::pre;
-use super::specials::Role;
-use super::vocabulary::{MERGES, SCORES, TOKEN_TYPE, TOKENS};
-use super::{MODEL, PRE};
+use super::special::SpecialToken;
+use super::token::TokenKind;
+use super::{keys, pre};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::tokenizer::token::TokenKind;
 
 /// The record's name in tokenizer_config.json.
 pub(super) const FIELD: &str = "gguf";
 const PREFIX: &str = "tokenizer.";
-const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// Tokens whose kind differs from the one that the files lead to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TypeException {
+    pub(super) kind: TokenKind,
+    pub(super) instead_of: TokenKind,
+    /// Runs of ids, each with its first and last one.
+    pub(super) ids: Vec<(u32, u32)>,
+}
 
 /// The record of a file.
-pub(super) fn of(metadata: &Metadata, exceptions: Vec<Exception>, notes: &mut Vec<String>) -> Json {
+pub(super) fn write(metadata: &Metadata, exceptions: Vec<TypeException>, notes: &mut Vec<String>) -> Json {
     let mut keys = Map::new();
     let mut tokens = 0;
     for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
-        if let (TOKENS, Value::Array(array)) = (key, value) {
+        if let (keys::TOKENS, Value::Array(array)) = (key, value) {
             tokens = array.len();
         }
         if is_in_files(key) {
@@ -48,8 +53,8 @@ pub(super) fn of(metadata: &Metadata, exceptions: Vec<Exception>, notes: &mut Ve
 
 /// Keys whose values other files hold.
 fn is_in_files(key: &str) -> bool {
-    [TOKENS, TOKEN_TYPE, SCORES, MERGES, "tokenizer.ggml.precompiled_charsmap"].contains(&key)
-        || key.starts_with(TEMPLATE)
+    [keys::TOKENS, keys::TOKEN_TYPE, keys::SCORES, keys::MERGES, keys::PRECOMPILED_CHARSMAP].contains(&key)
+        || key.starts_with(keys::CHAT_TEMPLATE)
 }
 
 /// Truth values, texts and uint32 as they are, the others with their type. `None` for what is too
@@ -95,13 +100,13 @@ fn from_json(json: &Json) -> Option<Value> {
 }
 
 /// The recorded name of the pre-tokenizer, where tokenizer.json still has just its steps.
-pub(crate) fn recorded_pre(tokenizer: &Map<String, Json>, config: Option<&Map<String, Json>>) -> Option<String> {
+pub(super) fn pre_tokenizer_name(tokenizer: &Map<String, Json>, config: Option<&Map<String, Json>>) -> Option<String> {
     let keys = config?.get(FIELD)?.get("keys")?;
-    let name = keys.get(PRE).map_or(Some("default"), Json::as_str)?;
-    if !keys.get(MODEL).is_some_and(has_steps) {
+    let name = keys.get(keys::PRE).map_or(Some("default"), Json::as_str)?;
+    if !keys.get(keys::MODEL).is_some_and(has_steps) {
         return Some(name.to_owned());
     }
-    let pre = pre::find(name)?;
+    let pre = pre::by_name(name)?;
     let model = tokenizer.get("model")?;
     let ignores = model.get("ignore_merges").and_then(Json::as_bool).unwrap_or(false);
     let bpe = model.get("type").and_then(Json::as_str) == Some("BPE") && pre.ignore_merges == ignores;
@@ -117,7 +122,7 @@ fn has_steps(model: &Json) -> bool {
 /// The keys that a conversion `derived` from the tokenizer's files, as the record completes them:
 /// in its order, with the keys that files can't name, without those that no file names. The name of
 /// the pre-tokenizer stands where it was asked for.
-pub(crate) fn recorded(
+pub(super) fn complete(
     derived: Metadata,
     config: Option<&Map<String, Json>>,
     model_config: &Map<String, Json>,
@@ -127,14 +132,16 @@ pub(crate) fn recorded(
     let Some((record, keys)) = record.and_then(|record| Some((record, record.get("keys")?.as_object()?))) else {
         return derived;
     };
-    let tokens = derived.strings(TOKENS).map_or(0, <[_]>::len) as u64;
-    let model = derived.text(MODEL).ok();
-    if record.get("tokens").and_then(Json::as_u64) != Some(tokens) || keys.get(MODEL).and_then(Json::as_str) != model {
+    let tokens = derived.strings(keys::TOKENS).map_or(0, <[_]>::len) as u64;
+    let model = derived.text(keys::MODEL).ok();
+    if record.get("tokens").and_then(Json::as_u64) != Some(tokens)
+        || keys.get(keys::MODEL).and_then(Json::as_str) != model
+    {
         return derived;
     }
     let mut result = Metadata::new(derived.file());
     for (key, value) in keys.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
-        let fixed = key == PRE && !asked_for_pre && !keys.get(MODEL).is_some_and(has_steps);
+        let fixed = key == keys::PRE && !asked_for_pre && !keys.get(keys::MODEL).is_some_and(has_steps);
         match derived.get(key).filter(|_| !fixed) {
             Some(value) => drop(result.insert(key.as_str(), value.clone())),
             None if has_a_name(key) => {}
@@ -146,23 +153,23 @@ pub(crate) fn recorded(
         }
     }
     for (key, value) in derived.iter() {
-        let stands = [TOKENS, MERGES].contains(&key) || (key == PRE && asked_for_pre);
+        let stands = [keys::TOKENS, keys::MERGES].contains(&key) || (key == keys::PRE && asked_for_pre);
         if result.get(key).is_none() && (stands || is_named(key, config, model_config)) {
             result.insert(key, value.clone());
         }
     }
-    if let Some(Value::Array(Array::I32(kinds))) = result.get(TOKEN_TYPE) {
+    if let Some(Value::Array(Array::I32(kinds))) = result.get(keys::TOKEN_TYPE) {
         let mut kinds = kinds.clone();
         set_kinds(&mut kinds, record.get("token_types"));
-        result.insert(TOKEN_TYPE, Array::I32(kinds));
+        result.insert(keys::TOKEN_TYPE, Array::I32(kinds));
     }
     result
 }
 
 /// The token of a key of ids, and whether files can name it.
 fn role(key: &str) -> Option<(&'static str, bool)> {
-    let (role, name, _) = Role::ALL.iter().find(|(_, _, known)| *known == key)?;
-    Some((name, !matches!(role, Role::Cls | Role::Eot | Role::Eom)))
+    let (role, name, _) = SpecialToken::ALL.iter().find(|(_, _, known)| *known == key)?;
+    Some((name, !matches!(role, SpecialToken::Cls | SpecialToken::Eot | SpecialToken::Eom)))
 }
 
 /// Whether the files' silence about a key says that there is no such token.
@@ -180,7 +187,7 @@ fn is_named(key: &str, config: Option<&Map<String, Json>>, model_config: &Map<St
     match key.strip_prefix("tokenizer.ggml.") {
         Some(flag @ ("add_bos_token" | "add_eos_token" | "add_sep_token")) => set(flag),
         Some("add_space_prefix") => set("add_prefix_space"),
-        _ => key.starts_with(TEMPLATE),
+        _ => key.starts_with(keys::CHAT_TEMPLATE),
     }
 }
 

@@ -9,22 +9,16 @@
 use std::collections::HashMap;
 
 use super::sentencepiece::is_by_hand;
-use super::specials::{Added, Role};
-use super::{Parts, TokenizerKind, unigram};
+use super::special::Added;
+use super::{GgufTokenizer, TokenizerKind, unigram};
+use crate::tokenizer::record::TypeException;
+use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::{TokenKind, looks_special};
 
-/// Neighbouring tokens, first to last, with another type than their files say.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Exception {
-    pub(super) kind: TokenKind,
-    pub(super) instead_of: TokenKind,
-    pub(super) ids: Vec<(u32, u32)>,
-}
-
 /// The tokens whose type would come back as another.
-pub(super) fn exceptions(parts: &Parts, added: &[Added]) -> Vec<Exception> {
+pub(super) fn exceptions(parts: &GgufTokenizer, added: &[Added]) -> Vec<TypeException> {
     let added: HashMap<u32, &Added> = added.iter().map(|token| (token.id, token)).collect();
-    let mut exceptions: Vec<Exception> = Vec::new();
+    let mut exceptions: Vec<TypeException> = Vec::new();
     for (id, text, kind) in parts.vocabulary.iter() {
         let instead_of = expected(parts, added.get(&id).copied(), id, text, kind);
         if instead_of == kind {
@@ -32,7 +26,7 @@ pub(super) fn exceptions(parts: &Parts, added: &[Added]) -> Vec<Exception> {
         }
         let known = exceptions.iter_mut().find(|known| known.kind == kind && known.instead_of == instead_of);
         match known {
-            None => exceptions.push(Exception { kind, instead_of, ids: vec![(id, id)] }),
+            None => exceptions.push(TypeException { kind, instead_of, ids: vec![(id, id)] }),
             Some(known) => match known.ids.last_mut() {
                 Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
                 _ => known.ids.push((id, id)),
@@ -42,9 +36,9 @@ pub(super) fn exceptions(parts: &Parts, added: &[Added]) -> Vec<Exception> {
     exceptions
 }
 
-fn expected(parts: &Parts, added: Option<&Added>, id: u32, text: &str, kind: TokenKind) -> TokenKind {
-    let Parts { metadata, vocabulary, specials, .. } = parts;
-    let unknown = specials.id(Role::Unk, vocabulary) == Some(id);
+fn expected(parts: &GgufTokenizer, added: Option<&Added>, id: u32, text: &str, kind: TokenKind) -> TokenKind {
+    let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
+    let unknown = specials.id(SpecialToken::Unk, vocabulary) == Some(id);
     let as_flagged = |token: &Added| if token.special { TokenKind::Control } else { TokenKind::UserDefined };
     let as_it_looks = |token: &Added| if looks_special(&token.text) { TokenKind::Control } else { as_flagged(token) };
     let placeholder = vocabulary.is_placeholder(id, text, kind);
@@ -72,7 +66,9 @@ fn expected(parts: &Parts, added: Option<&Added>, id: u32, text: &str, kind: Tok
         }
         (TokenizerKind::Unigram, _) if unigram::is_t5(metadata) => piece,
         (TokenizerKind::Unigram, _) if unknown => TokenKind::Unknown,
-        (TokenizerKind::Unigram, _) if Role::ALL.iter().any(|(role, _, _)| specials.given(*role) == Some(id)) => {
+        (TokenizerKind::Unigram, _)
+            if SpecialToken::ALL.iter().any(|(role, _, _)| specials.given(*role) == Some(id)) =>
+        {
             TokenKind::Control
         }
         (TokenizerKind::Unigram, Some(_)) => TokenKind::UserDefined,

@@ -14,13 +14,13 @@ use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, looks_specia
 
 /// Tokens by id, with scores and kinds.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Scored {
+pub(super) struct ScoredTokens {
     pub(super) texts: Vec<String>,
     pub(super) scores: Vec<f32>,
     pub(super) kinds: Vec<TokenKind>,
 }
 
-impl Scored {
+impl ScoredTokens {
     /// `count` placeholders.
     pub(super) fn unused(count: usize) -> Self {
         Self {
@@ -69,7 +69,7 @@ pub(super) enum Reading {
 }
 
 /// The tokens of tokenizer.model, with what the other files add; `None` where there is no such file.
-pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -> Result<Option<Scored>> {
+pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -> Result<Option<ScoredTokens>> {
     const NAME: &str = "tokenizer.model";
     let Some(bytes) = files.bytes(NAME)? else { return Ok(None) };
     let model = SentencePieceModel::parse(&files.folder.join(NAME), &bytes)?;
@@ -81,7 +81,7 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
         notes.push(format!("{NAME}: the tokens from {size} on are left out, vocab_size of config.json is {size}"));
     }
     let mut added =
-        AddedTokens { files, reading, tokens: Scored::unused(size), replaced: Vec::new(), left_out: Vec::new() };
+        AddedTokens { files, reading, tokens: ScoredTokens::unused(size), replaced: Vec::new(), left_out: Vec::new() };
     added.tokens.set_pieces(&model);
     added.read_added_tokens()?;
     added.read_config()?;
@@ -105,7 +105,7 @@ fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::
 struct AddedTokens<'a> {
     files: &'a Files,
     reading: Reading,
-    tokens: Scored,
+    tokens: ScoredTokens,
     /// What became of tokens that had another text, for a note.
     replaced: Vec<String>,
     /// Tokens past the end, for a note.
@@ -201,7 +201,7 @@ pub(super) fn note_some(notes: &mut Vec<String>, what: &str, items: &[String]) {
 
 /// The tokens of a tokenizer.json that was made of a SentencePiece model: BPE that falls back to
 /// bytes. `None` where it is of another kind, which is then byte-level BPE.
-pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<Scored>> {
+pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<ScoredTokens>> {
     let Some(tokenizer) = &files.tokenizer else { return Ok(None) };
     let type_of = |name: &str| tokenizer.get(name).and_then(|part| part.get("type")).and_then(Json::as_str);
     let flag = |name: &str| tokenizer.get("model").and_then(|model| model.get(name)).and_then(Json::as_bool);
@@ -213,7 +213,7 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
     note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
     let special = auto.special_ids();
     let base = auto.vocab.len();
-    let mut tokens = Scored::default();
+    let mut tokens = ScoredTokens::default();
     for (text, id) in auto.ids() {
         if id != tokens.texts.len() {
             // The reference fails here, or gives every later token a wrong id.
