@@ -1,11 +1,12 @@
-//! What a GGUF file says of its tokenizer and Hugging Face's files can't: a record in
-//! tokenizer_config.json, and what a conversion back makes of it.
+//! The record of a GGUF file's tokenizer in tokenizer_config.json, written and read. It holds what
+//! Hugging Face's files have no place for.
 //!
-//! The record lists the keys in their order, with their values where these aren't read from
-//! elsewhere, and the types of tokens that would come back as others. It never says anything
-//! against the files: what they name stands, and where the number of tokens is another one the
-//! whole record is void. So a tokenizer can be changed after the conversion. Libraries that don't
-//! know the record pass it by.
+//! The record lists the keys in their order, with the values that aren't in other files, and the
+//! tokens that would come back with another kind. The files win over the record: a token or a flag
+//! that they name counts, and a record for another number of tokens is ignored. So a tokenizer can be
+//! changed after the conversion. Libraries that don't know the record ignore it.
+
+use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -27,7 +28,7 @@ pub(super) struct TypeException {
     pub(super) ids: Vec<(u32, u32)>,
 }
 
-/// The record of a file.
+/// Makes the record of a GGUF file.
 pub(super) fn write(metadata: &Metadata, exceptions: Vec<TypeException>, notes: &mut Vec<String>) -> Json {
     let mut keys = Map::new();
     let mut tokens = 0;
@@ -57,7 +58,7 @@ fn is_in_files(key: &str) -> bool {
         || key.starts_with(keys::CHAT_TEMPLATE)
 }
 
-/// Truth values, texts and uint32 as they are, the others with their type. `None` for what is too
+/// Bools, texts and uint32 as they are, other values with their type. `None` for a value that is too
 /// long for a config.
 fn to_json(value: &Value) -> Option<Json> {
     const MAX_BYTES: usize = 4096;
@@ -99,7 +100,7 @@ fn from_json(json: &Json) -> Option<Value> {
     }
 }
 
-/// The recorded name of the pre-tokenizer, where tokenizer.json still has just its steps.
+/// The recorded name of the pre-tokenizer, if tokenizer.json still has exactly its steps.
 pub(super) fn pre_tokenizer_name(tokenizer: &Map<String, Json>, config: Option<&Map<String, Json>>) -> Option<String> {
     let keys = config?.get(FIELD)?.get("keys")?;
     let name = keys.get(keys::PRE).map_or(Some("default"), Json::as_str)?;
@@ -114,14 +115,14 @@ pub(super) fn pre_tokenizer_name(tokenizer: &Map<String, Json>, config: Option<&
     same.then(|| name.to_owned())
 }
 
-/// Whether the pre-tokenizer's name stands for steps in tokenizer.json.
+/// Whether the pre-tokenizer's name decides the steps of tokenizer.json.
 fn has_steps(model: &Json) -> bool {
     !matches!(model.as_str(), Some("llama" | "bert" | "t5"))
 }
 
-/// The keys that a conversion `derived` from the tokenizer's files, as the record completes them:
-/// in its order, with the keys that files can't name, without those that no file names. The name of
-/// the pre-tokenizer stands where it was asked for.
+/// Completes the keys that a conversion `derived` from the tokenizer's files: they get the record's
+/// order and the keys that files can't name, and lose keys that the record doesn't have and no file
+/// names. The name of the pre-tokenizer stays if the user asked for it.
 pub(super) fn complete(
     derived: Metadata,
     config: Option<&Map<String, Json>>,
@@ -166,18 +167,18 @@ pub(super) fn complete(
     result
 }
 
-/// The token of a key of ids, and whether files can name it.
+/// The name of the special token whose id a key holds, and whether files can name the token.
 fn role(key: &str) -> Option<(&'static str, bool)> {
     let (role, name, _) = SpecialToken::ALL.iter().find(|(_, _, known)| *known == key)?;
     Some((name, !matches!(role, SpecialToken::Cls | SpecialToken::Eot | SpecialToken::Eom)))
 }
 
-/// Whether the files' silence about a key says that there is no such token.
+/// Whether a key is for a token that files can name: if they don't, there is no such token.
 fn has_a_name(key: &str) -> bool {
     role(key).is_some_and(|(_, has)| has)
 }
 
-/// Whether a file says so, and not a rule of the converter.
+/// Whether a key's value comes from a file, and not from a rule of the converter.
 fn is_named(key: &str, config: Option<&Map<String, Json>>, model_config: &Map<String, Json>) -> bool {
     let set = |name: &str| config.and_then(|config| config.get(name)).is_some_and(|value| !value.is_null());
     if let Some((name, _)) = role(key) {
@@ -191,19 +192,45 @@ fn is_named(key: &str, config: Option<&Map<String, Json>>, model_config: &Map<St
     }
 }
 
-/// Sets the recorded types where the files lead to the ones that they replace.
+/// Sets the recorded kinds of tokens that have the kinds that these replace. Each pair of kinds counts
+/// once and its runs of ids have to ascend, so that no record makes more work than there are tokens.
 fn set_kinds(kinds: &mut [i32], exceptions: Option<&Json>) {
     let kind = |json: &Json, name: &str| TokenKind::from_number(json.get(name)?.as_i64()?).map(TokenKind::number);
+    let mut seen = HashSet::new();
     for exception in exceptions.and_then(Json::as_array).into_iter().flatten() {
         let (Some(new), Some(old)) = (kind(exception, "type"), kind(exception, "instead_of")) else { continue };
-        for range in exception.get("ids").and_then(Json::as_array).into_iter().flatten() {
-            let end = |place: usize| range.get(place).and_then(Json::as_u64).and_then(|id| usize::try_from(id).ok());
+        if !seen.insert((new, old)) {
+            continue;
+        }
+        let mut next = 0;
+        for run in exception.get("ids").and_then(Json::as_array).into_iter().flatten() {
+            let end = |place: usize| run.get(place).and_then(Json::as_u64).and_then(|id| usize::try_from(id).ok());
             let (Some(first), Some(last)) = (end(0), end(1)) else { continue };
-            for id in kinds.get_mut(first..).into_iter().flatten().take(last.saturating_sub(first).saturating_add(1)) {
+            if first < next || last < first {
+                continue;
+            }
+            next = last.saturating_add(1);
+            for id in kinds.get_mut(first..).into_iter().flatten().take(next.saturating_sub(first)) {
                 if *id == old {
                     *id = new;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_ids_that_do_not_ascend_are_ignored() {
+        let mut kinds = vec![1; 6];
+        let exceptions = json!([
+            {"type": 4, "instead_of": 1, "ids": [[1, 2], [0, 5], [3, 2], [5, 99]]},
+            {"type": 4, "instead_of": 1, "ids": [[0, 5]]},
+        ]);
+        set_kinds(&mut kinds, Some(&exceptions));
+        assert_eq!(kinds, [1, 4, 4, 1, 1, 4]);
     }
 }

@@ -1,6 +1,6 @@
 //! Special tokens: their names in the files of Hugging Face, and their keys in GGUF.
 
-/// A special token that both sides have a name for.
+/// A special token that Hugging Face's files and GGUF both have a name for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SpecialToken {
     Bos,

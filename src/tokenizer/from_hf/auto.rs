@@ -1,8 +1,8 @@
-//! The tokenizer of a folder as transformers' `AutoTokenizer` puts it together: the vocabulary of
-//! the model, added tokens on top, and the tokens that have a name.
+//! The tokenizer of a folder as transformers' `AutoTokenizer` loads it: the vocabulary of the model,
+//! the added tokens, and the named tokens (`bos_token` and others).
 //!
-//! Without tokenizer.json there are the files of the older classes, `vocab.json` with `merges.txt`
-//! or `vocab.txt`; of those a tokenizer.json is made here, with the steps that the class has.
+//! A folder without tokenizer.json has the files of older classes: `vocab.json` with `merges.txt`, or
+//! `vocab.txt`. A tokenizer.json is made of them, with the steps of the class.
 //!
 //! Reference: transformers `tokenization_utils_base.py` (`_from_pretrained`),
 //! `tokenization_utils_tokenizers.py`, `models/*/tokenization_*.py`.
@@ -16,7 +16,7 @@ use super::files::{Files, Object, id_of, read_text, shortened};
 use crate::error::Result;
 use crate::tokenizer::pre::rules;
 
-/// How a model takes words apart.
+/// How a model splits words into tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ModelKind {
     Bpe,
@@ -24,18 +24,18 @@ pub(super) enum ModelKind {
     Unigram,
 }
 
-/// A token on top of the model's vocabulary.
+/// A token that was added to the model's vocabulary.
 #[derive(Debug, PartialEq)]
 pub(super) struct Added {
     pub(super) id: usize,
     pub(super) special: bool,
-    /// Whether it is looked for in normalized text.
+    /// Whether it is searched for in normalized text.
     pub(super) normalized: bool,
 }
 
-/// A tokenizer.
+/// A tokenizer as transformers loads it.
 pub(super) struct Auto<'a> {
-    /// tokenizer.json, or what stands for it.
+    /// tokenizer.json, or the one made of older files.
     pub(super) json: Cow<'a, Object>,
     pub(super) model: ModelKind,
     /// Ids by text.
@@ -46,7 +46,7 @@ pub(super) struct Auto<'a> {
     pub(super) named: Vec<String>,
     /// Added tokens whose ids are not the listed ones, for a note.
     pub(super) moved: Vec<String>,
-    /// The next id after all others.
+    /// The id that the next added token gets.
     next: usize,
 }
 
@@ -92,8 +92,8 @@ impl<'a> Auto<'a> {
         self.named.iter().filter_map(|text| self.id(text)).collect()
     }
 
-    /// Adds a token, or changes one. The tokenizers library counts ids on and doesn't look at what
-    /// is listed.
+    /// Adds a token, or changes one. A new token gets the next free id, as in the tokenizers library,
+    /// which ignores the listed id.
     fn add(&mut self, text: &str, listed: usize, special: bool, normalized: bool) {
         if let Some(added) = self.added.get_mut(text) {
             (added.special, added.normalized) = (special, normalized);
@@ -113,8 +113,8 @@ impl<'a> Auto<'a> {
         self.added.insert(text.to_owned(), Added { id, special, normalized });
     }
 
-    /// Added tokens: those of tokenizer.json, then those of tokenizer_config.json, which may change
-    /// what is special; where it lists none, those of added_tokens.json.
+    /// Reads the added tokens of tokenizer.json, then those of tokenizer_config.json, which may change
+    /// which ones are special. Where neither file exists, they come from added_tokens.json.
     fn read_added(&mut self, files: &Files) -> Result<()> {
         let listed = self.json.get("added_tokens").and_then(Json::as_array).cloned();
         for token in listed.into_iter().flatten() {
@@ -143,14 +143,18 @@ impl<'a> Auto<'a> {
             }
             return Ok(());
         }
-        // With tokenizer.json this list is of a time before it, and tokenizer.json's own wins.
+        // added_tokens.json is older than tokenizer.json, whose own list is the valid one.
         if files.tokenizer.is_some() {
             return Ok(());
         }
         let mut tokens = Vec::new();
         for (text, id) in files.json("added_tokens.json")?.unwrap_or_default() {
             let id = id_of(&id).ok_or_else(|| {
-                files.finding_in("added_tokens.json", format!("token {text:?}")).expected("an id").found(&id).format()
+                files
+                    .finding_in("added_tokens.json", format!("token {text:?}"))
+                    .expected("an id")
+                    .found(shortened(&id.to_string()))
+                    .format()
             })?;
             tokens.push((id, text));
         }
@@ -162,7 +166,7 @@ impl<'a> Auto<'a> {
         Ok(())
     }
 
-    /// Named tokens are added tokens too; those without an id get the next one.
+    /// Makes the named tokens added tokens. A named token without an id gets the next one.
     fn add_named(&mut self) {
         for text in self.named.clone() {
             if !self.added.contains_key(&text) {
@@ -179,7 +183,7 @@ fn vocabulary(files: &Files, json: &Object) -> Result<(ModelKind, HashMap<String
         let found = json.get("model").map_or("none".to_owned(), Json::to_string);
         return Err(files.finding("model").expected("an object").found(shortened(&found)).format());
     };
-    // Files of the first versions don't name the type.
+    // The first versions of the format have no type.
     let kind = match model.get("type").and_then(Json::as_str) {
         Some("BPE") => ModelKind::Bpe,
         Some("WordPiece") => ModelKind::WordPiece,
@@ -213,7 +217,10 @@ fn vocabulary(files: &Files, json: &Object) -> Result<(ModelKind, HashMap<String
             .iter()
             .map(|(text, id)| match id_of(id) {
                 Some(id) => Ok((text.clone(), id)),
-                None => Err(files.finding(format!("token {text:?}")).expected("an id").found(id).format()),
+                None => {
+                    let finding = files.finding(format!("token {text:?}"));
+                    Err(finding.expected("an id").found(shortened(&id.to_string())).format())
+                }
             })
             .collect::<Result<_>>()?,
         _ => {
@@ -232,14 +239,14 @@ fn content(token: &Json) -> Option<(&str, bool, bool)> {
     Some((token.get("content")?.as_str()?, special, flag("normalized").unwrap_or(!special)))
 }
 
-/// The text of a token that is named: a text, or an object with a content.
+/// The text of a named token, which is a text or an object with a content.
 fn text_of(token: &Json) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
-/// The class that loads the tokenizer, without "Fast", empty where it is the plain one: what the
-/// tokenizer's config says, but for types of models whose files are known to say the wrong one; else
-/// what the model's type is loaded with.
+/// The class that loads the tokenizer, without "Fast"; empty for the plain one. tokenizer_config.json
+/// names it, except for types of models whose files are known to name a wrong one. Otherwise it
+/// follows from the type of model.
 ///
 /// Reference: transformers `models/auto/tokenization_auto.py` (`AutoTokenizer.from_pretrained`).
 fn class(files: &Files) -> String {
@@ -271,7 +278,7 @@ fn class(files: &Files) -> String {
     class.to_owned()
 }
 
-/// The named tokens that a class has where nothing else is said, in the order of [`NAMED`].
+/// The named tokens that a class has by default, in the order of [`NAMED`].
 fn class_tokens(class: &str) -> [&'static str; 7] {
     match class {
         "GPT2Tokenizer" | "CodeGenTokenizer" => ["<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "", "", "", ""],
@@ -285,17 +292,18 @@ fn class_tokens(class: &str) -> [&'static str; 7] {
     }
 }
 
-/// The texts of the named tokens, each once: bos to mask, then what is listed beside them.
+/// The texts of the named tokens, each once: bos to mask, then the additional special tokens.
 fn named_tokens(files: &Files, class: &str) -> Result<Vec<String>> {
-    // The file of names is of a time before the list of added tokens in the config.
+    // special_tokens_map.json is older than the list of added tokens in tokenizer_config.json.
     let map = match files.setting("added_tokens_decoder") {
         Some(_) => Object::new(),
         None => files.json("special_tokens_map.json")?.unwrap_or_default(),
     };
     let setting = |name: &str| map.get(name).or_else(|| files.setting(name));
     let mut named: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
     let mut put = |text: &str| {
-        if !text.is_empty() && !named.iter().any(|known| known == text) {
+        if !text.is_empty() && seen.insert(text.to_owned()) {
             named.push(text.to_owned());
         }
     };
@@ -315,7 +323,7 @@ fn named_tokens(files: &Files, class: &str) -> Result<Vec<String>> {
     Ok(named)
 }
 
-/// A tokenizer.json made of the files that came before it.
+/// A tokenizer.json made of the files of older classes.
 fn from_older_files(files: &Files, class: &str) -> Result<Object> {
     let json = if files.folder.join("vocab.json").is_file() {
         byte_level(files, class)?
@@ -332,15 +340,15 @@ fn from_older_files(files: &Files, class: &str) -> Result<Object> {
     Ok(json.as_object().cloned().unwrap_or_default())
 }
 
-/// GPT-2's kind: vocab.json and merges.txt.
+/// The tokenizer of vocab.json and merges.txt, as GPT-2 has them.
 fn byte_level(files: &Files, class: &str) -> Result<Json> {
     let vocab = files.json("vocab.json")?.unwrap_or_default();
     let path = files.folder.join("merges.txt");
     if !path.is_file() {
         return Err(files
             .finding_in("", "merges.txt")
-            .expected("it beside vocab.json")
-            .found("no such file")
+            .expected("a file of merges beside vocab.json")
+            .found("none")
             .mismatch());
     }
     let text = read_text(&path)?;
@@ -374,7 +382,8 @@ fn byte_level(files: &Files, class: &str) -> Result<Json> {
     }))
 }
 
-/// BERT's kind: vocab.txt, a token a line. Of two equal lines the later one has the token.
+/// The tokenizer of vocab.txt, as BERT has it: one token on each line. Where two lines are equal, the
+/// later one counts.
 fn word_piece(files: &Files) -> Result<Json> {
     let text = read_text(&files.folder.join("vocab.txt"))?;
     let mut lines: Vec<&str> = text.split('\n').collect();
@@ -409,9 +418,9 @@ fn word_piece(files: &Files) -> Result<Json> {
     }))
 }
 
-/// The merges of a merges.txt, as "left right"; the number of the line where one isn't a pair.
+/// The merges of a merges.txt as "left right", or the number of a line that isn't a pair.
 pub(super) fn merge_lines(text: &str) -> impl Iterator<Item = std::result::Result<String, usize>> {
-    // The first line may be about the file's version. Others that start so are merges of "#".
+    // The first line may have the file's version. Later lines that begin with "#" are merges.
     let about = |number: usize, line: &str| number == 0 && line.starts_with('#');
     let lines = text.lines().map(str::trim).enumerate();
     let lines = lines.filter(move |(number, line)| !line.is_empty() && !about(*number, line));

@@ -34,8 +34,8 @@ impl VocabWriter<'_> {
     }
 }
 
-/// Merges as "left right", in order of rank: of tokenizer.json, else of merges.txt. Spaces inside a
-/// part are written as U+0120.
+/// The merges of tokenizer.json, else of merges.txt, as "left right" in order of rank. Spaces inside
+/// a part are written as U+0120.
 pub(super) fn merges(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
     let model = files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("model"));
     let listed = model.and_then(|model| model.get("merges")).and_then(Json::as_array);

@@ -1,4 +1,4 @@
-//! The tokenizer's files of a folder, and what it takes to complain about them.
+//! The tokenizer's files of a folder, and findings about them.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,8 @@ use crate::json::read_json_object;
 
 pub(super) type Object = Map<String, Json>;
 
-/// The most tokens a vocabulary may have: several times what the largest models have. The number
-/// comes from config.json, and so many placeholders are made at once.
+/// The most tokens that a vocabulary may have, several times as many as the largest models have. The
+/// number comes from config.json and decides how many placeholders are made.
 const MAX_TOKENS: usize = 1 << 22;
 
 /// The tokenizer's files, as JSON.
@@ -66,7 +66,7 @@ impl Files {
         path.is_file().then(|| read_json_object(&path)).transpose()
     }
 
-    /// A field of config.json; those of a text model inside a larger one come first.
+    /// A field of config.json. The fields of a text model inside a larger model come first.
     pub(super) fn hparam(&self, name: &str) -> Option<&Json> {
         let inner = self.model_config.get("text_config").and_then(|inner| inner.get(name));
         inner.or_else(|| self.model_config.get(name)).filter(|value| !value.is_null())
@@ -77,7 +77,7 @@ impl Files {
         self.hparam("model_type").and_then(Json::as_str).unwrap_or_default()
     }
 
-    /// `vocab_size` of config.json; where it has none, what models of its type have then.
+    /// `vocab_size` of config.json, else the default for the type of model.
     pub(super) fn vocab_size(&self) -> Result<Option<usize>> {
         let Some(size) = self.hparam("vocab_size") else { return Ok(default_vocab_size(self.model_type())) };
         let number = size.as_u64().and_then(|size| usize::try_from(size).ok());
@@ -91,7 +91,7 @@ impl Files {
         }
     }
 
-    /// `type_vocab_size` of config.json: how many kinds of segments the model tells apart.
+    /// `type_vocab_size` of config.json: how many types of segments the model distinguishes.
     pub(super) fn type_vocab_size(&self) -> Result<u32> {
         let Some(size) = self.hparam("type_vocab_size") else {
             return Ok(if matches!(self.model_type(), "bert" | "roberta" | "xlm-roberta") { 2 } else { 1 });
@@ -134,7 +134,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
     Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
 }
 
-/// Text for a message, cut where it is long.
+/// Text for a message, shortened where it is long.
 pub(super) fn shortened(text: &str) -> String {
     const SHOWN_CHARS: usize = 200;
     match text.char_indices().nth(SHOWN_CHARS) {

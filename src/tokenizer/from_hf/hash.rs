@@ -12,11 +12,11 @@ const TEXT: &str = "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n\u{1f680} (
 /// The SHA-256 of the list of ids that the tokenizer makes of [`TEXT`].
 ///
 /// # Errors
-/// What tokenizers says where it can't use the tokenizer.
+/// The error of the tokenizers library where it can't use the tokenizer.
 pub(super) fn hash(auto: &Auto) -> tokenizers::Result<String> {
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(serde_json::to_vec(&auto.json)?)?;
     tokenizer.with_truncation(None)?.with_padding(None);
-    // Added tokens of other files are found in text like those of tokenizer.json.
+    // Added tokens of other files are found in text too, as those of tokenizer.json are.
     let known = tokenizer.get_added_vocabulary().get_vocab().clone();
     let mut added: Vec<_> = auto.added.iter().filter(|(text, _)| !known.contains_key(*text)).collect();
     added.sort_by_key(|(_, token)| token.id);

@@ -1,7 +1,8 @@
-//! The vocabulary: tokens, their scores, types and merges, special tokens and the chat template.
+//! From a tokenizer's files to the vocabulary of a GGUF: tokens with their scores, kinds and merges,
+//! special tokens and the chat template.
 //!
-//! Each architecture of the reference has its own way from the tokenizer's files to the keys
-//! `tokenizer.*`; [`Vocab`] names them, and [`to_gguf`] goes them.
+//! In llama.cpp's converter each architecture makes the keys `tokenizer.*` in its own way. [`Vocab`]
+//! names these ways.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`_set_vocab_*`), and `set_vocab` of
 //! `conversion/llama.py`, `qwen.py`, `gemma.py`, `phi.py` and `bert.py`.
@@ -35,7 +36,7 @@ use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
 use crate::tokenizer::keys;
 
-/// The way an architecture's vocabulary goes.
+/// How an architecture's vocabulary is made of the tokenizer's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vocab {
     /// Byte-level BPE: GPT-2, GPT-NeoX, Falcon, StarCoder2, StableLM, OLMo 2, the mixtures of Qwen.
@@ -63,21 +64,21 @@ pub(crate) enum Vocab {
     None,
 }
 
-/// What can be chosen about a vocabulary.
+/// What a user can choose about a vocabulary.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VocabOptions {
     /// llama.cpp's name of the pre-tokenizer, instead of the one that is found.
     pub(crate) pre: Option<String>,
 }
 
-/// Writes the keys `tokenizer.*` of the folder's tokenizer, in the reference's order. What a user
-/// should know about them becomes a line of `notes`.
+/// Makes the keys `tokenizer.*` of the folder's tokenizer, in the reference's order. Decisions that a
+/// user should know of become lines of `notes`.
 ///
 /// The number of tokens is `vocab_size` of config.json, where the reference asks for it.
 ///
 /// # Errors
 /// [`crate::Error::Mismatch`] where a file is missing or doesn't fit config.json;
-/// [`crate::Error::Unsupported`] for a tokenizer that GGUF or this version has no form for;
+/// [`crate::Error::Unsupported`] for a tokenizer that GGUF or this version can't represent;
 /// [`crate::Error::Format`] for malformed files.
 pub(crate) fn to_gguf(
     metadata: &mut Metadata,
@@ -94,7 +95,7 @@ pub(crate) fn to_gguf(
     write_completed(metadata, &files, vocab, options, notes)
 }
 
-/// The keys that the files lead to, completed by the record of a conversion from GGUF.
+/// The keys of the files, completed by the record of an earlier conversion from GGUF.
 fn write_completed(
     metadata: &mut Metadata,
     files: &Files,
@@ -228,10 +229,10 @@ impl VocabWriter<'_> {
         self.no_space_prefix()
     }
 
-    /// Special tokens of code completion, with the ids that they have where no file says otherwise.
+    /// Special tokens of code completion, with the ids that they have unless a file gives others.
     fn infill(&mut self, ids: &[(&'static str, u32)], with_template: bool) -> Result<()> {
         let kinds: Vec<&'static str> = ids.iter().map(|(kind, _)| *kind).collect();
-        // What there is to say was said when the usual kinds were looked up.
+        // The same notes were made when the usual kinds were looked up.
         let said = &mut Vec::new();
         let mut specials = SpecialTokens::load(self.files, &kinds, None, said)?;
         for (kind, id) in ids {
@@ -263,7 +264,7 @@ impl VocabWriter<'_> {
     fn roberta(&mut self) -> Result<()> {
         let files = self.files;
         if files.tokenizer.is_none() {
-            // The reference takes these for BERT's then.
+            // The reference treats such a folder as BERT's.
             if files.folder.join("vocab.txt").is_file() {
                 return self.word_piece();
             }

@@ -1,9 +1,9 @@
 //! Which of llama.cpp's pre-tokenizers splits text as the tokenizer does.
 //!
-//! llama.cpp has its splitting rules built in and picks one by name (`tokenizer.ggml.pre`). The
-//! reference finds the name by hashing the tokens of a fixed text, which fails for any tokenizer
-//! it hasn't seen. Here the hash is looked up too; where it is unknown the rules themselves are
-//! compared, which holds for fine-tunes and newly trained vocabularies as well.
+//! llama.cpp's converter finds the name (`tokenizer.ggml.pre`) by the hash of the tokens of a fixed
+//! text, so it refuses every tokenizer that isn't in its table. Here the hash is looked up too. Where
+//! it is unknown, the splitting rules are compared, which also works for fine-tunes with new tokens
+//! and newly trained vocabularies.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`get_vocab_base_pre`), `src/llama-vocab.cpp`.
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::tokenizer::pre::{self, Steps};
 use crate::tokenizer::record;
 
-/// The name of the pre-tokenizer: `wanted`, else by hash, else by rules.
+/// The name of the pre-tokenizer: `wanted`, else the recorded one, else by hash, else by rules.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] where there is none, showing the rules.
@@ -42,8 +42,7 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
         Hashed::LeftOut => "this build computes no hashes".to_owned(),
     };
     let name = match auto.model {
-        // llama.cpp has one way to split the text of WordPiece and reads no name for it; the key
-        // only has to be there.
+        // llama.cpp splits text for WordPiece in one way and doesn't read the name, but needs the key.
         ModelKind::WordPiece => return Ok("gpt-2".to_owned()),
         _ => by_rules(files, auto)?,
     };
@@ -53,7 +52,7 @@ pub(super) fn find(files: &Files, auto: &Auto, wanted: Option<&str>, notes: &mut
     Ok(name.to_owned())
 }
 
-/// What the table says of a tokenizer.
+/// The result of looking a tokenizer up by its hash.
 enum Hashed {
     #[cfg(feature = "convert")]
     Known(&'static str),
@@ -61,7 +60,7 @@ enum Hashed {
     Unknown,
     #[cfg(feature = "convert")]
     Failed(String),
-    /// Without tokenizers.
+    /// This build has no hashes: they need the feature `convert`.
     #[cfg(not(feature = "convert"))]
     LeftOut,
 }

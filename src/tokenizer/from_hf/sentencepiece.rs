@@ -1,4 +1,4 @@
-//! Vocabularies of SentencePiece: tokens with scores, of a model file or of a tokenizer.json that
+//! Vocabularies of SentencePiece: tokens with scores, from a model file or from a tokenizer.json that
 //! was made of one.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`_create_vocab_sentencepiece`, `_set_vocab_llama_hf`),
@@ -47,7 +47,7 @@ impl ScoredTokens {
         true
     }
 
-    /// Takes over the pieces of a model, as many as fit.
+    /// Sets the tokens of the first ids to the pieces of a model.
     pub(super) fn set_pieces(&mut self, model: &SentencePieceModel) {
         for (id, piece) in model.pieces.iter().enumerate().take(self.texts.len()) {
             let kind = match piece.kind {
@@ -59,16 +59,16 @@ impl ScoredTokens {
     }
 }
 
-/// Which of the reference's two readings of added tokens.
+/// How added tokens are read; the reference has two ways.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Most models: tokens that look special are, spaces of the others are spaces.
+    /// Most models: tokens that look special become control tokens, U+2581 of the others a space.
     Usual,
-    /// Phi-3: as flagged, and those of tokenizer.json too.
+    /// Phi-3: the flag decides, and the added tokens of tokenizer.json are read too.
     Phi3,
 }
 
-/// The tokens of tokenizer.model, with what the other files add; `None` where there is no such file.
+/// The tokens of tokenizer.model and the added tokens of other files; `None` without tokenizer.model.
 pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -> Result<Option<ScoredTokens>> {
     const NAME: &str = "tokenizer.model";
     let Some(bytes) = files.bytes(NAME)? else { return Ok(None) };
@@ -101,19 +101,19 @@ fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::
         .mismatch()
 }
 
-/// Added tokens on their way over the pieces.
+/// The tokens while added tokens replace some of the pieces.
 struct AddedTokens<'a> {
     files: &'a Files,
     reading: Reading,
     tokens: ScoredTokens,
-    /// What became of tokens that had another text, for a note.
+    /// Ids whose token was replaced by another text, for a note.
     replaced: Vec<String>,
     /// Tokens past the end, for a note.
     left_out: Vec<String>,
 }
 
 impl AddedTokens<'_> {
-    /// added_tokens.json: ids by text.
+    /// Reads added_tokens.json: ids by text.
     fn read_added_tokens(&mut self) -> Result<()> {
         const NAME: &str = "added_tokens.json";
         for (text, id) in self.files.json(NAME)?.unwrap_or_default() {
@@ -131,7 +131,7 @@ impl AddedTokens<'_> {
         Ok(())
     }
 
-    /// `added_tokens_decoder` of tokenizer_config.json: tokens by id.
+    /// Reads `added_tokens_decoder` of tokenizer_config.json: tokens by id.
     fn read_config(&mut self) -> Result<()> {
         const NAME: &str = "tokenizer_config.json";
         let Some(Json::Object(decoder)) = self.files.setting("added_tokens_decoder") else { return Ok(()) };
@@ -141,7 +141,7 @@ impl AddedTokens<'_> {
         Ok(())
     }
 
-    /// `added_tokens` of tokenizer.json.
+    /// Reads `added_tokens` of tokenizer.json.
     fn read_tokenizer(&mut self) -> Result<()> {
         let listed = self.files.tokenizer.as_ref().and_then(|json| json.get("added_tokens")).and_then(Json::as_array);
         for token in listed.into_iter().flatten() {
@@ -150,7 +150,7 @@ impl AddedTokens<'_> {
         Ok(())
     }
 
-    /// Puts the token that `json` describes at `id`.
+    /// Sets the token of `id` to the one that `json` describes.
     fn place(&mut self, name: &str, list: &str, id: Option<usize>, json: &Json) -> Result<()> {
         let (Some(id), Some(text)) = (id, json.get("content").and_then(Json::as_str)) else {
             let finding = self.files.finding_in(name, list);
@@ -168,7 +168,7 @@ impl AddedTokens<'_> {
         {
             self.replaced.push(format!("{id} {old:?} -> {text:?}"));
         }
-        // Spaces of user-defined tokens stand in the text as they are.
+        // llama.cpp searches for user-defined tokens in the original text, where spaces are spaces.
         let plain = text.replace('\u{2581}', " ");
         let written = if usual && kind == TokenKind::UserDefined { &plain } else { text };
         if self.tokens.set(id, written, ADDED_SCORE, kind) {
@@ -200,7 +200,7 @@ pub(super) fn note_some(notes: &mut Vec<String>, what: &str, items: &[String]) {
 }
 
 /// The tokens of a tokenizer.json that was made of a SentencePiece model: BPE that falls back to
-/// bytes. `None` where it is of another kind, which is then byte-level BPE.
+/// bytes. `None` for any other tokenizer.json.
 pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<ScoredTokens>> {
     let Some(tokenizer) = &files.tokenizer else { return Ok(None) };
     let type_of = |name: &str| tokenizer.get(name).and_then(|part| part.get("type")).and_then(Json::as_str);
@@ -271,7 +271,7 @@ pub(super) fn gemma3_rows(files: &Files) -> Result<usize> {
     Ok(count.saturating_add(added))
 }
 
-/// A finding for a model that has to have tokenizer.model.
+/// The error for a model that needs tokenizer.model and has none.
 pub(super) fn missing(files: &Files) -> crate::Error {
     Finding::new(&files.folder, "tokenizer")
         .expected("tokenizer.model")

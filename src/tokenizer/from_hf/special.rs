@@ -4,7 +4,7 @@
 
 use serde_json::Value as Json;
 
-use super::files::{Files, Object};
+use super::files::{Files, Object, shortened};
 use super::template;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
@@ -13,8 +13,8 @@ use crate::tokenizer::special::SpecialToken;
 /// The kinds of special tokens that most vocabularies have, in the order of their keys.
 pub(super) const USUAL: &[&str] = &["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// Kinds that an end-of-sequence token moves to, one after the other, where a template puts another
-/// in its place.
+/// Where the template of tokenizer.json ends texts with another token than the config's `eos`, the
+/// config's token gets the first of these kinds that is free.
 const AFTER_EOS: [&str; 2] = ["eot", "eom"];
 
 /// The key of a kind's id. The reference writes none for the other kinds, nor for `cls`.
@@ -25,13 +25,13 @@ fn id_key(kind: &str) -> Option<&'static str> {
 
 /// What the tokenizer's files say about special tokens.
 pub(super) struct SpecialTokens {
-    /// tokenizer_config.json, completed from the post-processor.
+    /// tokenizer_config.json, with the tokens that the post-processor adds to it.
     config: Option<Object>,
     /// The kinds that are looked up.
     kinds: Vec<&'static str>,
-    /// How many tokens the vocabulary has, where ids are checked against it.
+    /// The number of tokens, where ids are checked against it.
     n_vocab: Option<usize>,
-    /// Ids by kind, the first found.
+    /// Ids by kind: the first one found.
     ids: Vec<(&'static str, u32)>,
     /// Whether a kind is added to every text.
     adds: Vec<(&'static str, bool)>,
@@ -102,14 +102,18 @@ impl SpecialTokens {
         }
     }
 
-    /// The first id found for a kind stays; anything but a number says nothing.
+    /// Sets the id of a kind that has none yet. A value that isn't a number is ignored.
     pub(super) fn set(&mut self, files: &Files, kind: &'static str, id: &Json, notes: &mut Vec<String>) -> Result<()> {
         if !id.is_i64() && !id.is_u64() {
             return Ok(());
         }
         let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
         let number = number.ok_or_else(|| {
-            files.finding_in("", format!("{kind}_token_id")).expected("a token id").found(id).format()
+            files
+                .finding_in("", format!("{kind}_token_id"))
+                .expected("a token id")
+                .found(shortened(&id.to_string()))
+                .format()
         })?;
         match self.n_vocab {
             Some(size) if usize::try_from(number).map_or(true, |id| id >= size) => {
@@ -130,7 +134,7 @@ impl SpecialTokens {
         }
     }
 
-    /// As [`SpecialTokens::adds`], where nothing has been said yet. What stands.
+    /// Sets the flag of a kind that has none yet. Returns the flag that counts.
     fn adds_by_default(&mut self, kind: &'static str, value: bool) -> bool {
         match self.adds.iter().find(|(known, _)| *known == kind) {
             Some((_, adds)) => *adds,
@@ -141,7 +145,7 @@ impl SpecialTokens {
         }
     }
 
-    /// The token of `kind` that tokenizer_config.json names, with the id that tokenizer.json gives it.
+    /// Looks up the token of `kind` that tokenizer_config.json names, with the id in tokenizer.json.
     fn named(&mut self, files: &Files, config: &Object, kind: &'static str, notes: &mut Vec<String>) -> Result<()> {
         if let Some(Json::Bool(adds)) = config.get(&format!("add_{kind}_token")) {
             let stands = self.adds_by_default(kind, *adds);
@@ -176,7 +180,7 @@ impl SpecialTokens {
         }
     }
 
-    /// Which tokens the post-processor puts around a text, and which of them that makes special.
+    /// Reads which tokens the post-processor adds to a text, and which kinds these tokens have.
     fn post_processor(&mut self, processor: Option<&Json>, notes: &mut Vec<String>) {
         let mut known = NamedTokens {
             bos: self.token("bos"),
@@ -220,7 +224,7 @@ impl SpecialTokens {
         }
     }
 
-    /// Reads simple templates: a first, a last, and a token between two texts.
+    /// Reads a template that adds at most a first token, a last token, and tokens between two texts.
     fn read_template(&mut self, processor: &Json, known: &mut NamedTokens, notes: &mut Vec<String>) {
         let pieces = |name: &str| processor.get(name).and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
         let special =
@@ -249,13 +253,17 @@ impl SpecialTokens {
             if self.config.is_none() {
                 known.eos = last.clone();
             } else if *last != known.eos {
-                // The token that ended texts so far ends turns now, then messages.
+                // The old end-of-text token becomes the end of a turn, or else of a message.
                 match AFTER_EOS.into_iter().find(|kind| !self.kinds.contains(kind)) {
                     Some(kind) => {
                         self.set_token(kind, &known.eos);
                         self.kinds.push(kind);
                     }
-                    None => notes.push(format!("special token eos: {last} of tokenizer.json replaces {}", known.eos)),
+                    None => notes.push(format!(
+                        "special token eos: {} of tokenizer.json replaces {}",
+                        shortened(&last.to_string()),
+                        shortened(&known.eos.to_string())
+                    )),
                 }
                 self.set_token("eos", last);
                 known.eos = last.clone();
@@ -300,7 +308,7 @@ struct NamedTokens {
     sep: Json,
 }
 
-/// As Python has it: null, false, zero and what is empty are not.
+/// Whether Python takes a value for true: null, false, zero and empty values are false.
 fn truthy(json: &Json) -> bool {
     match json {
         Json::Null => false,
@@ -312,7 +320,7 @@ fn truthy(json: &Json) -> bool {
     }
 }
 
-/// What a normalizer does to text, as far as GGUF has keys for it.
+/// The settings of a normalizer that GGUF has keys for.
 #[derive(Default, Clone, Copy)]
 struct Normalizer {
     lowercase: Option<bool>,
@@ -325,7 +333,7 @@ impl Normalizer {
             Some("Lowercase") => self.lowercase = Some(true),
             Some("StripAccents") => self.strip_accents = Some(true),
             Some("BertNormalizer") => {
-                // A null takes back what an earlier step said.
+                // A null removes what an earlier step has set.
                 if let Some(flag) = json.get("lowercase") {
                     self.lowercase = flag.as_bool();
                 }

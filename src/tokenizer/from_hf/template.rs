@@ -3,6 +3,7 @@
 //! Reference: llama.cpp `gguf-py/gguf/vocab.py` (`SpecialVocab`), `gguf-py/gguf/gguf_writer.py`
 //! (`add_chat_template`).
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
@@ -28,7 +29,7 @@ pub(super) fn find(folder: &Path, config: &Object, notes: &mut Vec<String>) -> R
     Ok(template.filter(usable))
 }
 
-/// The template of a file of its own.
+/// The template in a file beside tokenizer_config.json.
 fn beside(folder: &Path) -> Result<Option<Json>> {
     let jinja = folder.join("chat_template.jinja");
     if jinja.is_file() {
@@ -48,7 +49,7 @@ fn beside(folder: &Path) -> Result<Option<Json>> {
     }
 }
 
-/// Templates beside the default one, by file name, sorted.
+/// Further templates with their names, sorted: each is a file.
 fn additional(folder: &Path) -> Result<Vec<(String, String)>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
@@ -65,7 +66,7 @@ fn additional(folder: &Path) -> Result<Vec<(String, String)>> {
     Ok(templates)
 }
 
-/// One template, or several: the one called default, and the others under their names.
+/// Writes one template, or several: the one called default, and the others with their names.
 pub(super) fn write(metadata: &mut Metadata, template: &Json) {
     let mut put = |key: String, text: &str| {
         if !text.is_empty() {
@@ -79,6 +80,7 @@ pub(super) fn write(metadata: &mut Metadata, template: &Json) {
     };
     let mut default = None;
     let mut names: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
     for choice in choices {
         let text = |field: &str| choice.get(field).and_then(Json::as_str);
         let name: String = text("name").unwrap_or_default().chars().map(plain).collect();
@@ -87,7 +89,7 @@ pub(super) fn write(metadata: &mut Metadata, template: &Json) {
             ("default", Some(template)) => default = Some(template),
             (_, Some(template)) => {
                 put(format!("{key}.{name}"), template);
-                if !names.contains(&name) {
+                if seen.insert(name.clone()) {
                     names.push(name);
                 }
             }
@@ -101,7 +103,7 @@ pub(super) fn write(metadata: &mut Metadata, template: &Json) {
     }
 }
 
-/// Names of templates become parts of keys: letters and digits only.
+/// A character of a template's name, which becomes part of a key: letters and digits only.
 fn plain(c: char) -> char {
     if c.is_ascii_alphanumeric() { c } else { '_' }
 }

@@ -1,4 +1,4 @@
-//! Unigram vocabularies, as the encoders after XLM-RoBERTa have them.
+//! Unigram vocabularies of XLM-RoBERTa and encoders like it.
 //!
 //! Reference: llama.cpp `conversion/bert.py` (`_xlmroberta_set_vocab`).
 
@@ -19,7 +19,7 @@ use crate::tokenizer::token::TokenKind;
 /// The model's file, in the folders that have one.
 const MODEL: &str = "sentencepiece.bpe.model";
 
-/// The first tokens of these models; SentencePiece itself has three others in their place.
+/// The first four tokens of these models. The SentencePiece model has three others there.
 const FIRST: [(&str, TokenKind); 4] = [
     ("<s>", TokenKind::Control),
     ("<pad>", TokenKind::Control),
@@ -43,7 +43,7 @@ impl VocabWriter<'_> {
     }
 }
 
-/// A Unigram vocabulary and how text gets its form before it.
+/// A Unigram vocabulary, and how text is normalized before it.
 pub(super) struct Unigram {
     pub(super) tokens: ScoredTokens,
     pub(super) add_space_prefix: bool,
@@ -68,8 +68,8 @@ fn of_model(files: &Files, bytes: &[u8]) -> Result<Unigram> {
     let size = files.vocab_size()?.unwrap_or(0).max(model.pieces.len());
     let mut pieces = ScoredTokens::unused(size);
     pieces.set_pieces(&model);
-    // The ids of transformers: four tokens of its own, then the pieces but three; the last id,
-    // its mask, is not written.
+    // The ids of transformers: its own first four tokens, then the pieces without their first three.
+    // The last id, the mask token, is not written.
     let mut tokens = ScoredTokens::default();
     for (text, kind) in FIRST {
         tokens.push(text, 0.0, kind);
@@ -131,7 +131,7 @@ fn of_tokenizer(files: &Files) -> Result<Unigram> {
     })
 }
 
-/// The compiled replacements of a normalizer, or of the first of its steps that has some.
+/// The compiled replacements of a normalizer, or of its first step that has some.
 fn charsmap(files: &Files, normalizer: &Json) -> Result<Vec<u8>> {
     if let Some(text) = normalizer.get("precompiled_charsmap").and_then(Json::as_str) {
         return decode_base64(text).ok_or_else(|| {

@@ -2,6 +2,8 @@
 //!
 //! Reference: llama.cpp `conversion/base.py` (`get_vocab_base`).
 
+use std::collections::HashSet;
+
 use serde_json::Value as Json;
 
 use super::auto::Auto;
@@ -17,8 +19,8 @@ pub(super) struct Token {
     pub(super) kind: TokenKind,
 }
 
-/// Tokens by id, as many as config.json says; ids without one get a placeholder, as the reference
-/// has it.
+/// Tokens by id, as many as config.json says. Ids without a token get a placeholder, as in the
+/// reference.
 pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Result<Vec<Token>> {
     note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
     let ids = auto.ids();
@@ -28,12 +30,14 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
     };
     let mut tokens: Vec<Option<Token>> = (0..vocab_size).map(|_| None).collect();
     let decoder = auto.json.get("decoder").unwrap_or(&Json::Null);
+    let (named, listed) = (auto.named.iter().map(String::as_str).collect::<HashSet<_>>(), listed(&auto.json));
+    let mut left_out: Vec<String> = Vec::new();
     for (text, id) in ids {
         let finding = || files.finding(format!("token {text:?}"));
         let (kind, text) = match auto.added.get(text) {
             None => (TokenKind::Normal, text.to_owned()),
             Some(added) => {
-                // llama.cpp looks for these in text as it stands: they get the form that they have there.
+                // llama.cpp searches for these in the original text, so they get the text that they have there.
                 let plain = if added.normalized { text.to_owned() } else { decoded(text, decoder) };
                 match added.special || looks_special(&plain) {
                     true => (TokenKind::Control, plain),
@@ -42,9 +46,10 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
             }
         };
         let Some(place) = tokens.get_mut(id) else {
-            // A name without a token: transformers would add one, the model has no row for it.
-            if auto.named.contains(&text) && !listed(&auto.json, &text) && !auto.vocab.contains_key(&text) {
-                notes.push(format!("special token {text:?} has no id among the {vocab_size} of the model: left out"));
+            // A named token that no file gives an id: transformers would add it, but the embedding has
+            // no row for it.
+            if named.contains(text.as_str()) && !listed.contains(text.as_str()) && !auto.vocab.contains_key(&text) {
+                left_out.push(text);
                 continue;
             }
             return Err(finding()
@@ -59,14 +64,25 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
         }
         *place = Some(Token { text, kind });
     }
+    note_left_out(&left_out, vocab_size, notes);
     let unused = |id| Token { text: placeholder(id), kind: TokenKind::Unused };
     Ok(tokens.into_iter().enumerate().map(|(id, token)| token.unwrap_or_else(|| unused(id))).collect())
 }
 
-/// Whether tokenizer.json lists `text` among its added tokens.
-fn listed(json: &Object, text: &str) -> bool {
+/// The added tokens that tokenizer.json lists.
+fn listed(json: &Object) -> HashSet<&str> {
     let added = json.get("added_tokens").and_then(Json::as_array);
-    added.into_iter().flatten().any(|token| token.get("content").and_then(Json::as_str) == Some(text))
+    added.into_iter().flatten().filter_map(|token| token.get("content")?.as_str()).collect()
+}
+
+/// One note about all special tokens without a row in the embedding.
+fn note_left_out(tokens: &[String], vocab_size: usize, notes: &mut Vec<String>) {
+    let Some(first) = tokens.first() else { return };
+    let more = match tokens.len().saturating_sub(1) {
+        0 => String::new(),
+        count => format!(", and {count} more like it"),
+    };
+    notes.push(format!("special token {first:?} has no id among the {vocab_size} of the model: left out{more}"));
 }
 
 /// The text that a token alone is decoded to.
@@ -74,7 +90,7 @@ fn decoded(text: &str, decoder: &Json) -> String {
     let field = |name: &str| decoder.get(name);
     match field("type").and_then(Json::as_str) {
         Some("ByteLevel") => {
-            // Only where every character stands for a byte is the token one of bytes.
+            // The token is one of bytes only if every character represents a byte.
             let bytes: Option<Vec<u8>> = text.chars().map(byte_of).collect();
             bytes.map_or_else(|| text.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
         }
@@ -93,8 +109,8 @@ fn decoded(text: &str, decoder: &Json) -> String {
     }
 }
 
-/// The byte that a character of byte-level BPE stands for: printable ones for themselves, the
-/// others from U+0100 on in their order.
+/// The byte that a character of byte-level BPE represents. Printable bytes are their own characters,
+/// the others are U+0100 and what follows, in order.
 fn byte_of(c: char) -> Option<u8> {
     let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let code = u32::from(c);

@@ -24,7 +24,7 @@ impl VocabWriter<'_> {
         let mut tokens = vocabulary::tokens(files, &auto, self.notes)?;
         let pre = pre::find(files, &auto, self.pre, self.notes)?;
         self.metadata.insert(keys::TOKEN_TYPE_COUNT, files.type_vocab_size()?);
-        // llama.cpp marks the starts of words, WordPiece what goes on in them.
+        // llama.cpp marks tokens that begin a word, WordPiece marks tokens that continue one.
         for token in tokens.iter_mut().filter(|token| token.kind != TokenKind::Control) {
             token.text = match token.text.strip_prefix("##") {
                 Some(rest) => rest.to_owned(),

@@ -1,4 +1,4 @@
-//! BPE with merges by rank: byte-level as GPT-2 has it, and on plain text.
+//! BPE with merges by rank: byte-level as in GPT-2, and on plain text.
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp` (`llm_tokenizer_bpe_session`).
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::tokenizer::keys;
 use crate::tokenizer::pre::Letters;
 
-/// Everything of tokenizer.json that is BPE's own.
+/// The parts of tokenizer.json that are specific to BPE.
 pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
     let GgufTokenizer { metadata, vocabulary, specials, pre, .. } = parts;
     if metadata.get(keys::MERGES).is_none() {
@@ -19,7 +19,7 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
             .finding(keys::MERGES)
             .expected("merges")
             .found("none")
-            .hint("without them the tokenizer can't be told; take it from the original model")
+            .hint("BPE needs them; take the tokenizer from the original model")
             .unsupported());
     }
     if vocabulary.scores.is_some() && pre.letters == Letters::Bytes {
@@ -62,8 +62,8 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
         decoder,
         model,
         added: added_tokens(metadata, vocabulary, specials, &|_, _, _| None),
-        // Byte-level text isn't normalized, so it makes no difference to the tokens; to a converter
-        // this says that the token is text and not bytes.
+        // Byte-level text isn't normalized, so the flag doesn't change any tokens. It tells a converter
+        // that the token is text and not bytes.
         normalized: match pre.letters {
             Letters::Bytes => |text| !text.is_ascii(),
             _ => |_| false,

@@ -10,7 +10,7 @@ use crate::formats::gguf::Metadata;
 use crate::tokenizer::keys;
 use crate::tokenizer::special::SpecialToken;
 
-/// Adds the settings, those of the kind last. Returns the files of chat templates.
+/// Adds the settings, those of the algorithm last. Returns the files of chat templates.
 pub(super) fn fill(
     settings: &mut Map<String, Json>,
     parts: &GgufTokenizer,
@@ -20,9 +20,9 @@ pub(super) fn fill(
     let mut set = |name: &str, value: Json| {
         settings.insert(name.to_owned(), value);
     };
-    // The class that takes tokenizer.json as it is.
+    // The class that uses tokenizer.json unchanged.
     set("tokenizer_class", json!("PreTrainedTokenizerFast"));
-    // transformers makes a template of its own where these stand, of first and last token alone.
+    // With these settings transformers makes a template of its own, of the first and last token.
     if matches!(kind, TokenizerKind::Bpe | TokenizerKind::SentencePiece | TokenizerKind::Unigram) && !specials.add_sep {
         for (role, adds) in [(SpecialToken::Bos, specials.add_bos), (SpecialToken::Eos, specials.add_eos)] {
             let (name, key) = match role {
@@ -38,13 +38,13 @@ pub(super) fn fill(
         set("add_prefix_space", json!(metadata.bool(keys::ADD_SPACE_PREFIX)?));
     }
     for (role, name, text) in specials.named(vocabulary) {
-        // These two have no place in transformers.
+        // transformers has no names for these two.
         if !matches!(role, SpecialToken::Eot | SpecialToken::Eom) {
             set(&format!("{name}_token"), json!(spelled(parts, text)));
         }
     }
     if *kind == TokenizerKind::WordPiece && specials.given(SpecialToken::Cls).is_none() {
-        // The token before a text has this name in BERT.
+        // In BERT the token before a text has this name.
         if let Some(text) = specials.id(SpecialToken::Bos, vocabulary).and_then(|id| vocabulary.text(id)) {
             set("cls_token", json!(spelled(parts, text)));
         }
@@ -62,7 +62,7 @@ pub(super) fn fill(
     template::write(settings, metadata)
 }
 
-/// A token as tokenizer.json spells it.
+/// The text of a token in tokenizer.json.
 fn spelled(parts: &GgufTokenizer, text: &str) -> String {
     let GgufTokenizer { vocabulary, kind, .. } = parts;
     let of = vocabulary.id(text).and_then(|id| vocabulary.kind(id));
@@ -72,7 +72,7 @@ fn spelled(parts: &GgufTokenizer, text: &str) -> String {
     }
 }
 
-/// How long texts may be, where the model says so.
+/// The context length, where the file has it.
 fn context_length(metadata: &Metadata) -> Option<u64> {
     let architecture = metadata.text("general.architecture").ok()?;
     metadata.get(&format!("{architecture}.context_length"))?.as_unsigned()

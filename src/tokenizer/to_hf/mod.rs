@@ -1,9 +1,9 @@
-//! The tokenizer of a GGUF file as the files that Hugging Face's libraries read.
+//! From the vocabulary of a GGUF to the tokenizer files that Hugging Face's libraries read.
 //!
 //! GGUF holds a vocabulary, the name of a pre-tokenizer and a few flags; how text is split, merged
-//! and normalized is llama.cpp's code. Here that code is written down as `tokenizer.json`, such
-//! that both give the same tokens. What these files have no place for stands in a record
-//! ([`super::record`]), so that a conversion back gives the same keys.
+//! and normalized is in llama.cpp's code. `tokenizer.json` describes these steps, so that both give
+//! the same tokens. Values that have no place in the files are kept in a record ([`super::record`]),
+//! so that a conversion back gives the same keys.
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp`; transformers `convert_slow_tokenizer.py`,
 //! `tokenization_utils_tokenizers.py`.
@@ -29,20 +29,20 @@ use crate::tokenizer::record;
 use special::{Added, SpecialTokens};
 use vocabulary::Vocabulary;
 
-/// The ways to tokenize that GGUF files of this crate may have.
+/// The algorithms of tokenizers that can be converted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TokenizerKind {
     /// Merges by rank.
     Bpe,
-    /// SentencePiece: merges by score, bytes where there is no token.
+    /// SentencePiece: merges by score, and bytes for characters without a token.
     SentencePiece,
-    /// The longest pieces from the left.
+    /// The longest tokens, from the left.
     WordPiece,
-    /// The pieces with the best sum of scores.
+    /// The tokens with the best sum of scores.
     Unigram,
 }
 
-/// What every kind has to make its part of the files from.
+/// The tokenizer of a GGUF file: what the parts of the new files are made of.
 struct GgufTokenizer<'a> {
     metadata: &'a Metadata,
     vocabulary: Vocabulary<'a>,
@@ -51,24 +51,24 @@ struct GgufTokenizer<'a> {
     pre: &'static PreTokenizer,
 }
 
-/// A kind's own part of tokenizer.json, and the files beside it.
+/// The parts of tokenizer.json that depend on the algorithm, and further files.
 struct HfParts {
     normalizer: Json,
     pre_tokenizer: Json,
     decoder: Json,
     model: Json,
     added: Vec<Added>,
-    /// Whether an added token is looked for in normalized text.
+    /// Whether an added token is searched for in normalized text.
     normalized: fn(&str) -> bool,
     /// Names and contents of further files.
     files: Vec<(String, Vec<u8>)>,
-    /// Settings of tokenizer_config.json that this kind has beyond the usual ones.
+    /// Settings of tokenizer_config.json that only this algorithm has.
     settings: Vec<(&'static str, Json)>,
 }
 
-/// The tokenizer's files, by name: `tokenizer.json`, `tokenizer_config.json`, and where they belong
-/// to it `tokenizer.model`, `spiece.model`, `added_tokens.json` and `chat_template.jinja`. None,
-/// and a note, for a file without a vocabulary.
+/// The tokenizer's files, by name: `tokenizer.json`, `tokenizer_config.json`, and for some
+/// tokenizers `tokenizer.model`, `spiece.model`, `added_tokens.json` and `chat_template.jinja`. A
+/// GGUF file without a vocabulary gives no files and a note.
 ///
 /// # Errors
 /// [`crate::Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
@@ -85,7 +85,7 @@ pub(crate) fn to_hf(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<
             return Ok(Vec::new());
         }
         "gpt2" => (TokenizerKind::Bpe, None),
-        // llama.cpp fixes the pre-tokenizer of these two.
+        // llama.cpp has a fixed pre-tokenizer for these two.
         "gemma4" => (TokenizerKind::Bpe, Some("gemma4")),
         "whitespace" => (TokenizerKind::Bpe, Some("whitespace")),
         "llama" => (TokenizerKind::SentencePiece, Some("default")),
@@ -138,7 +138,7 @@ fn pre_tokenizer(metadata: &Metadata, fixed: Option<&str>) -> Result<&'static Pr
     })
 }
 
-/// Puts the files together.
+/// Makes the files of their parts.
 fn assemble(parts: &GgufTokenizer, made: HfParts, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
     let added: Vec<Json> = made.added.iter().map(|token| token.json((made.normalized)(&token.text))).collect();
     let tokenizer = json!({

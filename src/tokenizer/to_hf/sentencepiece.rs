@@ -1,9 +1,9 @@
-//! SentencePiece vocabularies of the BPE kind: Llama, Mistral, Gemma, Phi-3 and their like.
+//! BPE vocabularies of SentencePiece: Llama, Mistral, Gemma, Phi-3 and models like them.
 //!
-//! llama.cpp merges the neighbours whose joint token has the best score. In `tokenizer.json` the
-//! same is a list of merges in order of the scores of their results. Spaces are U+2581, one is put
-//! before every stretch of text between added tokens, and bytes stand for characters without a
-//! token. `tokenizer.model` is written beside it: converters read the scores from there.
+//! llama.cpp merges the two neighbours whose joint token has the best score. `tokenizer.json` lists
+//! the same merges in order of the scores of their results. Spaces are U+2581, a space is put before
+//! every stretch of text between added tokens, and characters without a token become bytes.
+//! `tokenizer.model` is written too, because converters read the scores from it.
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp` (`llm_tokenizer_spm_session`), transformers
 //! `convert_slow_tokenizer.py` (`generate_merges`, `LlamaConverter`).
@@ -23,7 +23,7 @@ use crate::tokenizer::sentencepiece::{self, Piece, SentencePieceModel};
 use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE};
 
-/// Everything of tokenizer.json that is SentencePiece's own, and tokenizer.model.
+/// The parts of tokenizer.json that are specific to SentencePiece, and tokenizer.model.
 pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
     let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     if vocabulary.scores.is_none() {
@@ -85,14 +85,14 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
     })
 }
 
-/// Whether text is put together to this token. The others stand in text as a whole, or not at all.
+/// Whether merges make this token. Other tokens are found in text as a whole, or never.
 fn is_merged(kind: TokenKind) -> bool {
     matches!(kind, TokenKind::Normal | TokenKind::Undefined | TokenKind::Unused)
 }
 
-/// Every way to put a token together of two, the best scores first.
+/// Every pair of tokens that makes another token, the best scores first.
 fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
-    /// Every cut of a token is looked at: their number times their length has to stay small.
+    /// Every cut of a token is tried, which takes time quadratic in its length.
     const MAX_BYTES: usize = 4096;
     let merged = |id: u32, text: &str, kind: TokenKind| is_merged(kind) && !vocabulary.is_placeholder(id, text, kind);
     let tokens: HashMap<&str, u32> =
@@ -125,8 +125,8 @@ fn merges<'a>(vocabulary: &Vocabulary<'a>) -> Result<Vec<(&'a str, &'a str)>> {
     Ok(found.into_iter().map(|(_, _, left, right)| (left, right)).collect())
 }
 
-/// The added tokens that tokenizer_config.json lists: converters give them the score that these
-/// have. The others keep what tokenizer.model says.
+/// The added tokens that tokenizer_config.json lists: those with the score that converters give added
+/// tokens. The others have their score in tokenizer.model.
 fn listed(vocabulary: &Vocabulary, added: &[Added]) -> Option<Json> {
     let by_hand = added.iter().filter(|token| is_by_hand(vocabulary, token.id));
     let listed: serde_json::Map<String, Json> =
@@ -134,14 +134,14 @@ fn listed(vocabulary: &Vocabulary, added: &[Added]) -> Option<Json> {
     (!listed.is_empty()).then_some(Json::Object(listed))
 }
 
-/// Whether a token has the marks of one added by hand.
+/// Whether a token has the kind and the score of one that was added by hand.
 pub(super) fn is_by_hand(vocabulary: &Vocabulary, id: u32) -> bool {
     let kind = vocabulary.kind(id);
     let score = vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX));
     matches!(kind, Some(TokenKind::Control | TokenKind::UserDefined)) && score == ADDED_SCORE
 }
 
-/// What a kind of vocabulary says of its model.
+/// The settings of a model file.
 #[derive(Default)]
 pub(super) struct Settings {
     pub(super) model_type: u64,
@@ -174,7 +174,7 @@ pub(super) fn model(parts: &GgufTokenizer, settings: Settings, notes: &mut Vec<S
             score: vocabulary.score(usize::try_from(id).unwrap_or(usize::MAX)),
             kind: match kind {
                 _ if unknown == Some(id) => TokenKind::Unknown,
-                // SentencePiece takes one unknown piece only.
+                // SentencePiece allows only one unknown piece.
                 TokenKind::Unknown | TokenKind::Unused => TokenKind::Unused,
                 TokenKind::Normal | TokenKind::Undefined => TokenKind::Normal,
                 TokenKind::Control => TokenKind::Control,

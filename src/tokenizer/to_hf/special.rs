@@ -1,5 +1,5 @@
-//! Special tokens: which ids they have, with the ones that llama.cpp takes where the file says
-//! nothing, and what it puts around a text.
+//! Special tokens: their ids, with llama.cpp's defaults where the file has none, and which of them
+//! are added to a text.
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp` (`llama_vocab::impl::load`, `tokenize`).
 
@@ -18,13 +18,13 @@ use crate::tokenizer::token::TokenKind;
 pub(super) struct SpecialTokens {
     /// Ids that the file gives.
     ids: Vec<(SpecialToken, u32)>,
-    /// Ids that llama.cpp takes for the others.
+    /// llama.cpp's defaults for the others.
     defaults: &'static [(SpecialToken, u32)],
     pub(super) add_bos: bool,
     pub(super) add_eos: bool,
     pub(super) add_sep: bool,
-    /// Whether a key says if pairs are separated. Converters conclude that none are from a template
-    /// with the first token before both texts, and nothing from one without.
+    /// Whether the file has a key about separating pairs. A converter reads from a template with the
+    /// first token before both texts that pairs aren't separated; from a template without it, nothing.
     says_sep: bool,
 }
 
@@ -76,13 +76,13 @@ impl SpecialTokens {
         self.ids.iter().find(|(known, _)| *known == role).map(|(_, id)| *id)
     }
 
-    /// The id that the file gives, or the one that llama.cpp takes.
+    /// The id that the file gives, or llama.cpp's default.
     pub(super) fn id(&self, role: SpecialToken, vocabulary: &Vocabulary) -> Option<u32> {
         let default = || self.defaults.iter().find(|(known, _)| *known == role).map(|(_, id)| *id);
         self.given(role).or_else(default).filter(|id| vocabulary.text(*id).is_some())
     }
 
-    /// Names and texts of the tokens that the file names.
+    /// The tokens that the file gives an id, with their names and texts.
     pub(super) fn named<'a>(&self, vocabulary: &Vocabulary<'a>) -> Vec<(SpecialToken, &'static str, &'a str)> {
         let named = SpecialToken::ALL.iter().filter_map(|(role, name, _)| {
             let text = vocabulary.text(self.given(*role)?)?;
@@ -91,11 +91,11 @@ impl SpecialTokens {
         named.collect()
     }
 
-    /// The `post_processor` of tokenizer.json: what is put around a text, and between two.
+    /// The `post_processor` of tokenizer.json: which tokens are added around a text and between two.
     pub(super) fn post_processor(&self, kind: TokenizerKind, vocabulary: &Vocabulary) -> Json {
         let id = |role| self.id(role, vocabulary);
         if kind == TokenizerKind::WordPiece {
-            // llama.cpp does this whatever the flags say.
+            // llama.cpp ignores the flags here.
             let around =
                 Around { first: id(SpecialToken::Bos), last: id(SpecialToken::Sep), types: true, ..Around::default() };
             return around.template(vocabulary);
@@ -108,7 +108,7 @@ impl SpecialTokens {
     }
 }
 
-/// The ids that llama.cpp starts from.
+/// The ids that llama.cpp takes where the file has none.
 fn defaults(kind: TokenizerKind, pre: &PreTokenizer) -> &'static [(SpecialToken, u32)] {
     match kind {
         TokenizerKind::Bpe if pre.letters == Letters::Escaped => &[],
@@ -132,7 +132,7 @@ struct Around {
     first: Option<u32>,
     /// Before the second text.
     again: Option<u32>,
-    /// Between two texts, behind the last token of the first.
+    /// Between two texts, after the last token of the first text.
     between: Option<u32>,
     last: Option<u32>,
     /// Whether the second text and its last token are of type 1.
@@ -140,7 +140,7 @@ struct Around {
 }
 
 impl Around {
-    /// As tokenizer.json has it; null where nothing is added.
+    /// The `TemplateProcessing` of tokenizer.json; null where nothing is added.
     fn template(&self, vocabulary: &Vocabulary) -> Json {
         let special = |id: Option<u32>, kind: u32| {
             let text = vocabulary.text(id?)?;
@@ -173,8 +173,8 @@ impl Around {
     }
 }
 
-/// Whether llama.cpp takes a token for one that steers the model because of its text.
-pub(super) fn steers(text: &str) -> bool {
+/// Whether llama.cpp takes a token for a control token because of its text.
+fn is_control_by_text(text: &str) -> bool {
     const TEXTS: [&str; 46] = [
         "<|eot_id|>",
         "<|im_end|>",
@@ -226,7 +226,7 @@ pub(super) fn steers(text: &str) -> bool {
     TEXTS.contains(&text)
 }
 
-/// The `added_tokens` of tokenizer.json: tokens that are found in any text before it is split.
+/// The `added_tokens` of tokenizer.json: tokens that are found in text before it is split.
 pub(super) fn added_tokens(
     metadata: &Metadata,
     vocabulary: &Vocabulary,
@@ -243,7 +243,7 @@ pub(super) fn added_tokens(
             TokenKind::Control | TokenKind::Unknown => true,
             TokenKind::UserDefined => named.contains(&id),
             TokenKind::Unused | TokenKind::Byte => return None,
-            TokenKind::Normal | TokenKind::Undefined if named.contains(&id) || steers(text) => true,
+            TokenKind::Normal | TokenKind::Undefined if named.contains(&id) || is_control_by_text(text) => true,
             TokenKind::Normal | TokenKind::Undefined => return None,
         };
         let text = rewritten(id, text, kind).unwrap_or_else(|| text.to_owned());
@@ -263,7 +263,7 @@ pub(super) struct Added {
 }
 
 impl Added {
-    /// As tokenizer.json has it. `normalized` says that it is looked for in normalized text.
+    /// The token in tokenizer.json. `normalized` says that it is searched for in normalized text.
     pub(super) fn json(&self, normalized: bool) -> Json {
         json!({
             "id": self.id,
@@ -276,7 +276,7 @@ impl Added {
         })
     }
 
-    /// As tokenizer_config.json has it.
+    /// The token in tokenizer_config.json.
     pub(super) fn json_of_config(&self) -> Json {
         json!({
             "content": self.text,
@@ -289,8 +289,8 @@ impl Added {
     }
 }
 
-/// The models whose special tokens take the spaces beside them along; GGUF has no key for it, and
-/// llama.cpp goes by names.
+/// The special tokens that include the spaces before or after them. GGUF has no key for this;
+/// llama.cpp goes by the names of models.
 struct Strips {
     mask: Option<&'static str>,
     phi3: bool,
@@ -312,7 +312,7 @@ impl Strips {
         Self { mask, phi3: phi3 && !jina && !xlm }
     }
 
-    /// Whether a token takes the spaces before it, and those behind it.
+    /// Whether a token includes the spaces before it, and those after it.
     fn of_token(&self, text: &str, kind: TokenKind) -> (bool, bool) {
         let cached = matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
         let spared = ["<unk>", "<s>", "<|endoftext|>"].contains(&text);

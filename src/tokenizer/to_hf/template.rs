@@ -37,7 +37,7 @@ pub(super) fn write(settings: &mut Map<String, Json>, metadata: &Metadata) -> Re
     }
     match default {
         None if named.is_empty() => Ok(Vec::new()),
-        // Read as a text file, a line end would become another.
+        // In a text file, the line end would be read as a plain newline.
         Some(text) if named.is_empty() && text.contains('\r') => {
             settings.insert("chat_template".to_owned(), json!(text));
             Ok(Vec::new())

@@ -1,7 +1,7 @@
-//! The types that a conversion back gives tokens, and where the file's own are others.
+//! The kinds that a conversion back would give tokens, compared with those in the GGUF file.
 //!
-//! Hugging Face's files say of a token that it was added, and that it is special; GGUF has seven
-//! types. What these files can't tell apart is recorded.
+//! Hugging Face's files only say whether a token was added and whether it is special; GGUF has seven
+//! kinds. Tokens that would come back with another kind are recorded.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`get_vocab_base`, `_create_vocab_sentencepiece`),
 //! `conversion/phi.py`, `conversion/t5.py`, `conversion/bert.py` (`_xlmroberta_set_vocab`).
@@ -15,7 +15,7 @@ use crate::tokenizer::record::TypeException;
 use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::{TokenKind, looks_special};
 
-/// The tokens whose type would come back as another.
+/// The tokens that would come back with another kind.
 pub(super) fn exceptions(parts: &GgufTokenizer, added: &[Added]) -> Vec<TypeException> {
     let added: HashMap<u32, &Added> = added.iter().map(|token| (token.id, token)).collect();
     let mut exceptions: Vec<TypeException> = Vec::new();
@@ -55,7 +55,7 @@ fn expected(parts: &GgufTokenizer, added: Option<&Added>, id: u32, text: &str, k
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, Some(token)) => as_it_looks(token),
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) if placeholder => TokenKind::Unused,
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) => TokenKind::Normal,
-        // Phi-3's converter reads the added tokens of tokenizer.json, and goes by their flag.
+        // Phi-3's converter reads the added tokens of tokenizer.json and uses their flag.
         (TokenizerKind::SentencePiece, Some(token)) if metadata.text("general.architecture").ok() == Some("phi3") => {
             as_flagged(token)
         }

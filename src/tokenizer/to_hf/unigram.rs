@@ -1,4 +1,4 @@
-//! SentencePiece vocabularies of the unigram kind: T5, XLM-RoBERTa and their like.
+//! Unigram vocabularies of SentencePiece: T5, XLM-RoBERTa and models like them.
 //!
 //! Reference: llama.cpp `src/llama-vocab.cpp` (`llm_tokenizer_ugm_session`), transformers
 //! `convert_slow_tokenizer.py` (`SpmConverter`).
@@ -18,7 +18,7 @@ use crate::tokenizer::sentencepiece;
 use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
-/// Everything of tokenizer.json that is the unigram model's own, and for T5 its spiece.model.
+/// The parts of tokenizer.json that are specific to Unigram, and for T5 its spiece.model.
 pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
     let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     let flag = |key: &str| match metadata.get(key) {
@@ -42,7 +42,7 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
     let (normalizer, pre_tokenizer) = steps(&charsmap, prefix, merge_spaces);
     let mut settings = Vec::new();
     if metadata.get(keys::REMOVE_EXTRA_WHITESPACES).is_some() {
-        // Where converters look for it.
+        // Converters read the flag from this setting.
         settings.push(("clean_up_tokenization_spaces", Json::Bool(merge_spaces)));
     }
     Ok(HfParts {
@@ -62,8 +62,8 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
     })
 }
 
-/// The steps before the model. Where extra spaces go, words are split at whitespace and each gets
-/// its U+2581; otherwise every space is one.
+/// Normalizer and pre-tokenizer. Where extra spaces are removed, text is split at whitespace and each
+/// word gets U+2581; otherwise every space becomes U+2581.
 fn steps(charsmap: &[u8], prefix: bool, merge_spaces: bool) -> (Json, Json) {
     let precompiled = match charsmap {
         [] => None,
@@ -111,7 +111,7 @@ fn vocab(vocabulary: &Vocabulary, unknown: u32) -> Vec<Json> {
     scored.map(|((_, text, _), place)| json!([text, f64::from(vocabulary.score(place))])).collect()
 }
 
-/// T5 comes with a model file of its own; the others are read from tokenizer.json.
+/// The model file of T5. Converters read the other models' vocabulary from tokenizer.json.
 fn files(
     parts: &GgufTokenizer,
     charsmap: &[u8],
@@ -141,7 +141,7 @@ fn files(
     files
 }
 
-/// Whether the model is one whose converter reads spiece.model.
+/// Whether the model's converter reads spiece.model.
 pub(super) fn is_t5(metadata: &Metadata) -> bool {
     matches!(metadata.text("general.architecture"), Ok("t5" | "t5encoder"))
 }

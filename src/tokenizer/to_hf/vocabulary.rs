@@ -9,12 +9,12 @@ use crate::formats::gguf::{Array, Metadata};
 use crate::tokenizer::keys;
 use crate::tokenizer::token::{TokenKind, placeholder};
 
-/// A vocabulary, by id.
+/// The vocabulary, by id.
 pub(super) struct Vocabulary<'a> {
     metadata: &'a Metadata,
     pub(super) texts: Vec<&'a str>,
     pub(super) kinds: Vec<TokenKind>,
-    /// As many as tokens, finite; `None` where the file has none.
+    /// One finite score for each token; `None` where the file has no scores.
     pub(super) scores: Option<Vec<f32>>,
     ids: HashMap<&'a str, u32>,
 }
@@ -23,7 +23,7 @@ impl<'a> Vocabulary<'a> {
     /// Reads tokens, types and scores.
     ///
     /// # Errors
-    /// [`Error::Format`] for keys of the wrong type or length, tokens that aren't UTF-8 or stand
+    /// [`Error::Format`] for keys of the wrong type or length, tokens that aren't UTF-8 or occur
     /// twice, types that don't exist, scores that aren't finite.
     pub(super) fn read(metadata: &'a Metadata) -> Result<Self> {
         let raw = metadata.strings(keys::TOKENS)?;
@@ -78,7 +78,7 @@ impl<'a> Vocabulary<'a> {
         (0u32..).zip(&self.texts).zip(&self.kinds).map(|((id, text), kind)| (id, *text, *kind))
     }
 
-    /// Whether `id` has no token: a placeholder that the converter made up, of no use in any text.
+    /// Whether `id` has no token, only a placeholder that the converter made.
     pub(super) fn is_placeholder(&self, id: u32, text: &str, kind: TokenKind) -> bool {
         matches!(kind, TokenKind::Unused | TokenKind::Unknown) && text == placeholder(id)
     }
@@ -100,7 +100,7 @@ impl<'a> Vocabulary<'a> {
             .map(|(rank, bytes)| {
                 let text =
                     std::str::from_utf8(bytes).map_err(|_| not_text(self.metadata, keys::MERGES, rank, bytes))?;
-                // The first character belongs to the left part even where it is a space.
+                // The first character belongs to the left part, even if it is a space.
                 let cut = text.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
                 let pair = cut.and_then(|at| Some((text.get(..at)?, text.get(at..)?.strip_prefix(' ')?)));
                 let (left, right) =

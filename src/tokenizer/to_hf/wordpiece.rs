@@ -1,8 +1,8 @@
 //! WordPiece: BERT's vocabularies.
 //!
-//! llama.cpp marks the beginnings of words, Hugging Face's files the continuations: the token
-//! `U+2581 word` is `word`, the token `ing` is `##ing`. Words of more than 100 characters are
-//! unknown tokens, as in BERT itself; llama.cpp takes them apart.
+//! llama.cpp marks tokens that begin a word, Hugging Face's files mark tokens that continue one: the
+//! token `U+2581 word` is `word`, the token `ing` is `##ing`. Words of more than 100 characters become
+//! the unknown token, as in BERT itself; llama.cpp splits them.
 //!
 //! Reference: llama.cpp `conversion/bert.py` (`set_vocab`), `src/llama-vocab.cpp`
 //! (`llm_tokenizer_wpm_session`).
@@ -16,7 +16,7 @@ use crate::tokenizer::keys;
 use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
-/// A token as BERT's files have it.
+/// The text of a token in BERT's files.
 pub(super) fn word(text: &str, kind: TokenKind) -> String {
     if kind == TokenKind::Control {
         return text.to_owned();
@@ -27,7 +27,7 @@ pub(super) fn word(text: &str, kind: TokenKind) -> String {
     }
 }
 
-/// Everything of tokenizer.json that is WordPiece's own.
+/// The parts of tokenizer.json that are specific to WordPiece.
 pub(super) fn make(parts: &GgufTokenizer) -> Result<HfParts> {
     let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     let mut vocab = Map::new();

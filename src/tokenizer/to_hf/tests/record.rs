@@ -1,4 +1,4 @@
-//! Records of keys without a place elsewhere, and of tokenizers that were changed since.
+//! Records of keys that no other file holds, and of tokenizers that were changed afterwards.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What stands around texts, and between two.
+//! Special tokens around texts, and between two.
 
 use super::*;
 
