@@ -348,7 +348,7 @@ fn byte_level(files: &Files, class: &str) -> Result<Json> {
         return Err(files
             .finding_in("", "merges.txt")
             .expected("a file of merges beside vocab.json")
-            .found("none")
+            .found("no such file")
             .mismatch());
     }
     let text = read_text(&path)?;
