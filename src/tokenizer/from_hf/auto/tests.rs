@@ -133,7 +133,10 @@ fn folders_without_a_tokenizer_say_what_is_missing() {
     assert!(
         refusal(&[]).contains("expected tokenizer.json, vocab.json with merges.txt, or vocab.txt, found none of them")
     );
-    assert!(refusal(&[("vocab.json", "{}")]).contains("merges.txt: expected a file of merges beside vocab.json, found no such file"));
+    assert!(
+        refusal(&[("vocab.json", "{}")])
+            .contains("merges.txt: expected a file of merges beside vocab.json, found no such file")
+    );
     let contents = [("vocab.json", "{}"), ("merges.txt", ""), ("added_tokens.json", r#"{"a": "b"}"#)];
     assert!(refusal(&contents).contains("added_tokens.json: token \"a\": expected an id, found \"b\""));
     let folder = folder(&[("vocab.txt", "")]);
