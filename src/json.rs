@@ -129,8 +129,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether a field with this value asks for nothing.
-fn is_off(value: &Value) -> bool {
+/// Whether a field with this value asks for nothing: null, false and what is empty switch nothing on.
+pub(crate) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(values) => values.is_empty(),

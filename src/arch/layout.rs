@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use super::names::is_buffer;
 use super::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
@@ -39,15 +40,6 @@ pub fn expected_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         tensors.push(("lm_head.weight".to_owned(), vec![config.vocab_size, hidden]));
     }
     tensors
-}
-
-/// Ends of names that older checkpoints carry and no program reads: buffers that the config
-/// determines, not weights (llama.cpp `conversion/base.py`, `prepare_tensors`).
-const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
-
-/// Whether `name` is a buffer that nothing needs.
-pub fn is_buffer(name: &str) -> bool {
-    BUFFERS.iter().any(|end| name.ends_with(end))
 }
 
 /// Checks that `weights` holds every tensor that `config` asks for in its shape, and no other but

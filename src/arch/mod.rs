@@ -1,31 +1,38 @@
-//! The architectures: one table for each model class of transformers, read in both directions.
+//! Model families: one table for each class of transformers, which every other room asks.
 //!
-//! A table ([`Arch`]) says how the class is called, which tensors it has and what becomes of them in
-//! GGUF, which metadata keys hold which fields of its config, and what transformers takes for
-//! fields that a config.json leaves out. Everything else in `convert` only interprets tables.
+//! A table ([`Family`]) says how the class is called, which tensors it has, what each of them is
+//! ([`Role`]) and what becomes of it in GGUF, which metadata keys hold which fields of its config, and what
+//! transformers takes for fields that a config.json leaves out. [`Params`](params::Params) is a config
+//! read by its table; [`lookup`] answers what a tensor's name means and which tensors a config asks for;
+//! [`Naming`] answers the same of any checkpoint, by names alone where its class has no table.
 //!
 //! Reference: llama.cpp `conversion/*.py`, `gguf-py/gguf/tensor_mapping.py` and `constants.py`;
 //! transformers `models/*/configuration_*.py` for the defaults.
 
-mod bert;
 mod config;
+mod families;
+mod fields;
 mod folder;
-mod gemma;
-mod gpt;
+mod key;
 mod layout;
 mod linear_layer;
-mod llama;
+pub(crate) mod lookup;
+pub(crate) mod names;
 pub(crate) mod params;
-mod qwen;
 pub(crate) mod rope;
+mod tensor;
 
 use std::collections::HashSet;
 
-pub(crate) use config::INERT;
 pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
+pub(crate) use fields::INERT;
 pub use folder::HfFolder;
-pub use layout::{check_tensors, expected_tensors, is_buffer};
+pub(crate) use key::{BASE, Extra, Key};
+pub use layout::{check_tensors, expected_tensors};
 pub use linear_layer::{LinearLayer, Module};
+pub(crate) use names::Naming;
+pub use names::is_buffer;
+pub(crate) use tensor::{Dim, Presence, Role, Tensor, Transform};
 
 use crate::formats::gguf::Metadata;
 use crate::tokenizer::Vocab;
@@ -38,13 +45,13 @@ const fn always(_: &Config) -> bool {
     true
 }
 
-/// What a GGUF file has, for [`Arch::fits`].
-pub(crate) struct Found<'a> {
+/// What a GGUF file has, for [`Family::fits`].
+pub(crate) struct GgufContents<'a> {
     pub(crate) metadata: &'a Metadata,
     pub(crate) tensors: HashSet<&'a str>,
 }
 
-impl Found<'_> {
+impl GgufContents<'_> {
     fn has(&self, tensor: &str) -> bool {
         self.tensors.contains(tensor)
     }
@@ -59,13 +66,13 @@ impl Found<'_> {
 }
 
 /// A class of transformers and its counterpart in GGUF.
-pub(crate) struct Arch {
+pub(crate) struct Family {
     /// The class: the first of config.json's `architectures`.
     pub(crate) class: &'static str,
     /// Which configs of the class, where there are several tables for one.
     pub(crate) when: fn(&Config) -> bool,
     /// Which GGUF files of the architecture go back to this class.
-    pub(crate) fits: fn(&Found) -> bool,
+    pub(crate) fits: fn(&GgufContents) -> bool,
     /// Other classes with the same tensors, which are read but never written.
     pub(crate) also: &'static [&'static str],
     /// config.json's `model_type`.
@@ -111,225 +118,43 @@ pub(crate) const fn should(field: &'static str, values: &'static str) -> Assumed
     Assumed { field, values, refused: false }
 }
 
-/// One or several metadata keys and the config fields that they stand for. Names of keys come
-/// without the architecture before them.
-pub(crate) enum Key {
-    /// Several, in order.
-    Group(&'static [Key]),
-    /// A whole number, from the first of the fields that is there.
-    U32(&'static str, &'static [&'static str]),
-    /// A number as float32, from the first of the fields that is there.
-    F32(&'static str, &'static [&'static str]),
-    /// As `F32`, but zero counts as absent.
-    Scale(&'static str, &'static str),
-    /// A truth value, `default` where the config has none.
-    Bool(&'static str, &'static str, bool),
-    /// A text that is always the same.
-    Text(&'static str, &'static str),
-    /// A number that is always the same.
-    Const(&'static str, u32),
-    /// A truth value that is always the same.
-    Flag(&'static str, bool),
-    /// `feed_forward_length`: the field, or four times the model's width where it says nothing.
-    FeedForward(&'static str),
-    /// `attention.key_length` and `attention.value_length`, where the config has `head_dim`.
-    HeadDim,
-    /// `rope.dimension_count`: a whole head.
-    RopeWholeHead,
-    /// `rope.dimension_count`: the part of a head that `partial_rotary_factor` says.
-    RopePart,
-    /// Type, factor and yarn's numbers of rotary scaling.
-    RopeScaling,
-    /// `rope.freq_base`.
-    RopeBase,
-    /// `rope.freq_base_swa`, for architectures with another base in local layers.
-    RopeBaseLocal,
-    /// `rope.scaling.original_context_length` of Phi-3.
-    OriginalContext,
-    /// `attention.sliding_window`: 0 where there is none.
-    WindowOrZero,
-    /// `general.file_type`.
-    FileType,
-    /// `{arch}.pooling_type` of sentence-transformers folders.
-    Pooling,
-    /// `attention.causal` false, where `is_causal` says so.
-    NotCausal,
-    /// `classifier.output_labels`, from `id2label` of more than the default labels.
-    Labels,
-    /// `context_length`: the positions that are used, which begin after `pad_token_id`.
-    ContextAfterPadding,
-    /// `attention.layer_norm_epsilon`, a number that is always the same.
-    Epsilon(f32),
-}
-
-/// Tensors that come from the config, not from the checkpoint.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Extra {
-    Nothing,
-    /// Llama 3's divisors of the rotary frequencies: `rope_freqs.weight`.
-    RopeFreqs,
-    /// Phi-3's factors of short and long contexts, `rope_factors_long.weight` and `_short`, with the
-    /// key `rope.scaling.attn_factor`.
-    LongFactors,
-}
-
-/// The keys that most architectures begin with (conversion/base.py, `TextModel.set_gguf_parameters`).
-pub(crate) const BASE: &[Key] = &[
-    Key::U32("block_count", &["num_hidden_layers", "n_layers"]),
-    Key::U32("context_length", &["max_position_embeddings"]),
-    Key::U32("embedding_length", &["hidden_size", "dim"]),
-    Key::U32("feed_forward_length", &["intermediate_size", "hidden_dim"]),
-    Key::U32("attention.head_count", &["num_attention_heads", "n_heads"]),
-    Key::U32("attention.head_count_kv", &["num_key_value_heads"]),
-    Key::NotCausal,
-    Key::RopeScaling,
-    Key::RopeBase,
-    Key::RopeBaseLocal,
-    Key::F32("attention.layer_norm_rms_epsilon", &["rms_norm_eps"]),
-    Key::F32("attention.layer_norm_epsilon", &["layer_norm_eps", "norm_epsilon"]),
-    Key::U32("expert_count", &["num_local_experts", "num_experts"]),
-    Key::U32("expert_used_count", &["num_experts_per_tok"]),
-    Key::HeadDim,
-    Key::FileType,
-];
-
-/// A tensor, or a family of them over layers and experts.
-pub(crate) struct Tensor {
-    /// The name in transformers without `.weight` or `.bias`; `{}` stands for the layer, `{e}` for
-    /// the place in a stack.
-    pub(crate) hf: &'static str,
-    /// The name in GGUF, without `.weight` or `.bias` as well.
-    pub(crate) gguf: &'static str,
-    /// The shape in transformers.
-    pub(crate) shape: &'static [Dim],
-    /// What becomes of its values.
-    pub(crate) transform: Transform,
-    /// Whether it has a bias.
-    pub(crate) bias: Presence,
-    /// Whether it is there at all.
-    pub(crate) presence: Presence,
-}
-
-/// Whether something is there.
-#[derive(Clone, Copy)]
-pub(crate) enum Presence {
-    Never,
-    Always,
-    /// Where this field of the config is true.
-    If(&'static str),
-    /// Where this field of the config is false.
-    Unless(&'static str),
-}
-
-/// A dimension of a tensor's shape, by what the config says.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dim {
-    Vocab,
-    Hidden,
-    FeedForward,
-    /// Gate and up side by side.
-    GateUp,
-    /// Query heads times their width.
-    Queries,
-    /// Key heads times their width.
-    Keys,
-    /// Queries, keys and values side by side.
-    Qkv,
-    /// One head.
-    Head,
-    Heads,
-    KvHeads,
-    Experts,
-    ExpertFeedForward,
-    SharedFeedForward,
-    Context,
-    TokenTypes,
-    One,
-}
-
-/// What becomes of a tensor's values.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Transform {
-    /// Nothing.
-    Same,
-    /// Rows of each head from halves to pairs: ggml's rotary layout. With the heads' number.
-    Pairs(Dim),
-    /// One is added to every value: the norm's weight is stored as its distance from 1.
-    PlusOne,
-    /// Rows and columns exchanged, of the weight alone.
-    Transposed,
-    /// As many tensors as the dimension says become one.
-    Stack(Dim),
-    /// Queries, keys and values of each head become all queries, all keys, all values.
-    HeadwiseQkv,
-    /// The same for groups of several queries with one key and one value.
-    GroupedQkv,
-    /// Rows past the vocabulary that the tokenizer has are left out.
-    TrimVocab,
-    /// The rows before the first position that is used (`pad_token_id + 1`) are left out.
-    FromPosition,
-}
-
-impl Tensor {
-    const fn new(hf: &'static str, gguf: &'static str, shape: &'static [Dim]) -> Self {
-        Self { hf, gguf, shape, transform: Transform::Same, bias: Presence::Never, presence: Presence::Always }
-    }
-
-    const fn transform(self, transform: Transform) -> Self {
-        Self { transform, ..self }
-    }
-
-    const fn bias(self, bias: Presence) -> Self {
-        Self { bias, ..self }
-    }
-
-    const fn presence(self, presence: Presence) -> Self {
-        Self { presence, ..self }
-    }
-}
-
 /// Every table. The first of a `general.architecture` that fits is what a GGUF goes back to.
-pub(crate) const ALL: &[&Arch] = &[
-    &llama::MIXTRAL,
-    &llama::LLAMA,
-    &llama::MISTRAL,
-    &llama::GRANITE,
-    &llama::SMOLLM3,
-    &llama::OLMO2,
-    &llama::PHI3,
-    &qwen::QWEN2,
-    &qwen::QWEN2MOE,
-    &qwen::QWEN3,
-    &qwen::QWEN3MOE,
-    &gemma::GEMMA,
-    &gemma::GEMMA2,
-    &gemma::GEMMA3,
-    &gpt::GPT2,
-    &gpt::GPT_NEOX,
-    &gpt::FALCON_NEW,
-    &gpt::FALCON,
-    &gpt::STABLELM,
-    &gpt::STARCODER2,
-    &bert::BERT,
-    &bert::ROBERTA,
-    &bert::XLM_ROBERTA,
-    &bert::DISTILBERT,
+pub(crate) const ALL: &[&Family] = &[
+    &families::llama::MIXTRAL,
+    &families::llama::LLAMA,
+    &families::llama::MISTRAL,
+    &families::llama::GRANITE,
+    &families::llama::SMOLLM3,
+    &families::llama::OLMO2,
+    &families::llama::PHI3,
+    &families::qwen::QWEN2,
+    &families::qwen::QWEN2MOE,
+    &families::qwen::QWEN3,
+    &families::qwen::QWEN3MOE,
+    &families::gemma::GEMMA,
+    &families::gemma::GEMMA2,
+    &families::gemma::GEMMA3,
+    &families::gpt::GPT2,
+    &families::gpt::GPT_NEOX,
+    &families::gpt::FALCON_NEW,
+    &families::gpt::FALCON,
+    &families::gpt::STABLELM,
+    &families::gpt::STARCODER2,
+    &families::bert::BERT,
+    &families::bert::ROBERTA,
+    &families::bert::XLM_ROBERTA,
+    &families::bert::DISTILBERT,
 ];
 
 /// The table of a class of transformers with this config.
-pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Arch> {
-    let named = |arch: &&&Arch| arch.class == class || arch.also.contains(&class);
-    ALL.iter().filter(named).copied().find(|arch| (arch.when)(config))
-}
-
-/// Whether any class has a field of this name.
-pub(crate) fn knows_field(name: &str) -> bool {
-    ALL.iter().any(|arch| arch.defaults.contains(&format!("\"{name}\":")))
+pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Family> {
+    let named = |family: &&&Family| family.class == class || family.also.contains(&class);
+    ALL.iter().filter(named).copied().find(|family| (family.when)(config))
 }
 
 /// The table that a GGUF file goes back to.
-pub(crate) fn of_gguf(architecture: &str, found: &Found) -> Option<&'static Arch> {
-    ALL.iter().copied().find(|arch| arch.gguf == architecture && (arch.fits)(found))
+pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'static Family> {
+    ALL.iter().copied().find(|family| family.gguf == architecture && (family.fits)(found))
 }
 
 #[cfg(test)]
@@ -340,20 +165,20 @@ mod tests {
 
     #[test]
     fn tables_are_well_formed() {
-        for arch in ALL {
+        for family in ALL {
             let defaults: serde_json::Map<String, serde_json::Value> =
-                serde_json::from_str(arch.defaults).unwrap_or_else(|e| panic!("{}: {e}", arch.class));
-            for assumed in arch.assumed {
-                assert!(defaults.contains_key(assumed.field), "{}: {}", arch.class, assumed.field);
+                serde_json::from_str(family.defaults).unwrap_or_else(|e| panic!("{}: {e}", family.class));
+            for assumed in family.assumed {
+                assert!(defaults.contains_key(assumed.field), "{}: {}", family.class, assumed.field);
                 for value in assumed.values.split('|') {
                     serde_json::from_str::<serde_json::Value>(value).unwrap();
                 }
             }
             let (mut hf, mut gguf) = (HashSet::new(), HashSet::new());
-            for tensor in arch.tensors.iter().copied().flatten() {
-                assert!(hf.insert(tensor.hf), "{}: {} twice", arch.class, tensor.hf);
-                assert!(gguf.insert(tensor.gguf), "{}: {} twice", arch.class, tensor.gguf);
-                assert_eq!(tensor.hf.contains("{}"), tensor.gguf.contains("{}"), "{}: {}", arch.class, tensor.hf);
+            for tensor in family.tensors.iter().copied().flatten() {
+                assert!(hf.insert(tensor.hf), "{}: {} twice", family.class, tensor.hf);
+                assert!(gguf.insert(tensor.gguf), "{}: {} twice", family.class, tensor.gguf);
+                assert_eq!(tensor.hf.contains("{}"), tensor.gguf.contains("{}"), "{}: {}", family.class, tensor.hf);
                 assert_eq!(tensor.hf.contains("{e}"), matches!(tensor.transform, Transform::Stack(_)), "{}", tensor.hf);
             }
         }

@@ -1,7 +1,7 @@
 //! A model's config as its architecture's table reads it: defaults filled in, every field known.
 //!
-//! The reference reads configs through transformers, which completes them; here the tables of
-//! [`super::arch`] carry the defaults, and whatever they don't list is refused by name.
+//! The reference reads configs through transformers, which completes them; here the families' tables
+//! carry the defaults, and whatever they don't list is refused by name.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel.__init__`); transformers
 //! `modeling_rope_utils.py` for the two spellings of the rotary fields.
@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
-use super::{Arch, Config, Dim};
-use crate::arch::INERT;
+use super::{Config, Dim, Family, INERT, fields};
 use crate::error::{Finding, Result};
+use crate::json::is_off;
 
 /// The completed config of a model whose architecture has a table.
 pub(crate) struct Params {
-    pub(crate) arch: &'static Arch,
+    pub(crate) family: &'static Family,
     path: PathBuf,
     fields: Config,
     /// Rotary parameters of layers that see everything; empty where the model has none.
@@ -24,23 +24,6 @@ pub(crate) struct Params {
     /// The rotary base of layers that see a window, where it is one of its own.
     pub(crate) rope_local: Option<f64>,
 }
-
-/// Fields that only concern training or other programs, beside those that every config may have.
-const NOTES: &[&str] = &[
-    "attn_implementation",
-    "auto_map",
-    "gradient_checkpointing",
-    "head_dim_orig",
-    "initializer_factor",
-    "is_encoder_decoder",
-    "is_llama_config",
-    "mask_token_id",
-    "residual_in_fp32",
-    "rope_interleaved",
-    "router_aux_loss_coef",
-    "unk_token_id",
-    "use_flash_attn",
-];
 
 /// The class that config.json names, if it names one.
 pub(crate) fn class(config: &Config) -> Option<&str> {
@@ -55,29 +38,29 @@ impl Params {
     /// [`crate::Error::Unsupported`] for a field or a value that this version doesn't know,
     /// [`crate::Error::Format`] for one of the wrong kind.
     pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
-        let Some(arch) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
+        let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
         let path = folder.join("config.json");
-        let mut fields: Config = serde_json::from_str(arch.defaults).expect("every table's defaults are tested");
+        let mut fields: Config = family.default_fields().clone();
         for (name, value) in config {
-            let inert = INERT.contains(&name.as_str()) || NOTES.contains(&name.as_str());
+            let inert = INERT.contains(&name.as_str());
             if fields.contains_key(name) || inert {
                 fields.insert(name.clone(), value.clone());
-            } else if super::knows_field(name) {
+            } else if fields::is_known(name) {
                 // Another class's: transformers doesn't read it here either.
-                notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), arch.class));
+                notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class));
             } else if !is_off(value) {
                 return Err(Finding::new(path, name.as_str())
-                    .expected(format_args!("a field of {}", arch.class))
+                    .expected(format_args!("a field of {}", family.class))
                     .found(value)
                     .hint("remove it if it is only a note and does not change what the model computes")
                     .unsupported());
             }
         }
         // The body of a model alone has no head.
-        if class(config).is_some_and(|class| class != arch.class && class.ends_with("Model")) {
+        if class(config).is_some_and(|class| class != family.class && class.ends_with("Model")) {
             fields.insert("tie_word_embeddings".to_owned(), true.into());
         }
-        let mut params = Self { arch, path, fields, rope: Map::new(), rope_local: None };
+        let mut params = Self { family, path, fields, rope: Map::new(), rope_local: None };
         params.derive()?;
         params.check_assumed(notes)?;
         params.read_rope()?;
@@ -87,7 +70,7 @@ impl Params {
     /// Fills in what transformers derives from other fields.
     fn derive(&mut self) -> Result<()> {
         // transformers derives these where config.json has null, too.
-        let defaults: Config = serde_json::from_str(self.arch.defaults).expect("every table's defaults are tested");
+        let defaults = self.family.default_fields();
         let is_auto = |fields: &Config, name: &str| {
             defaults.get(name).is_some_and(|v| v == "auto")
                 && fields.get(name).is_some_and(|v| v.is_null() || v == "auto")
@@ -119,7 +102,7 @@ impl Params {
     }
 
     fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
-        for assumed in self.arch.assumed {
+        for assumed in self.family.assumed {
             let value = self.fields.get(assumed.field).unwrap_or(&Json::Null);
             let allowed: Vec<&str> = assumed.values.split('|').collect();
             let same = |text: &&str| match serde_json::from_str::<Json>(text) {
@@ -260,15 +243,5 @@ impl Params {
     /// A finding about a field of config.json.
     pub(crate) fn finding(&self, field: &str) -> Finding {
         Finding::new(&self.path, field)
-    }
-}
-
-/// Null, false and what is empty switch nothing on.
-fn is_off(value: &Json) -> bool {
-    match value {
-        Json::Null | Json::Bool(false) => true,
-        Json::Array(values) => values.is_empty(),
-        Json::Object(values) => values.is_empty(),
-        _ => false,
     }
 }

@@ -46,7 +46,7 @@ pub(crate) fn kind(params: &Params) -> &str {
 
 /// Refuses a stretching that the architecture's GGUF can't say.
 pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
-    let has = |wanted: fn(&Key) -> bool| has_key(params.arch.keys, wanted);
+    let has = |wanted: fn(&Key) -> bool| has_key(params.family.keys, wanted);
     let scaled = has(|key| matches!(key, Key::RopeScaling));
     let sayable = match kind(params) {
         "default" => true,
@@ -55,13 +55,13 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
             true
         }
         "linear" | "yarn" => scaled,
-        "llama3" => params.arch.extra == Extra::RopeFreqs,
-        "longrope" | "su" => params.arch.extra == Extra::LongFactors,
+        "llama3" => params.family.extra == Extra::RopeFreqs,
+        "longrope" | "su" => params.family.extra == Extra::LongFactors,
         _ => false,
     };
     if !sayable {
         // The reference drops such a scaling without a word, and the model computes something else.
-        let known = match (scaled, params.arch.extra) {
+        let known = match (scaled, params.family.extra) {
             (true, Extra::RopeFreqs) => "default, linear, yarn or llama3",
             (true, _) => "default, linear or yarn",
             (_, Extra::LongFactors) => "default or longrope",
@@ -69,7 +69,7 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
         };
         return Err(params
             .finding("rope_type")
-            .expected(format_args!("{known}, which GGUF can say of {}", params.arch.gguf))
+            .expected(format_args!("{known}, which GGUF can say of {}", params.family.gguf))
             .found(kind(params))
             .unsupported());
     }
@@ -77,7 +77,7 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     if !has(|key| matches!(key, Key::RopeBase)) && theta != 10000.0 {
         notes.push(format!(
             "rope_theta {theta}: the reference writes no key for it with {}, and llama.cpp computes with 10000",
-            params.arch.gguf
+            params.family.gguf
         ));
     }
     if kind(params) == "yarn" && scaled {
@@ -96,7 +96,7 @@ fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
         if let Some(value) = found.filter(|value| (value - theirs).abs() > 1e-6) {
             notes.push(format!(
                 "{} {value}: llama.cpp reads no key for it with {} and computes with {}",
-                names[0], params.arch.gguf, theirs as f32
+                names[0], params.family.gguf, theirs as f32
             ));
         }
     }
@@ -126,7 +126,7 @@ fn has_key(keys: &[Key], wanted: fn(&Key) -> bool) -> bool {
 
 /// [`Key::RopeScaling`].
 pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<()> {
-    let prefix = format!("{}.rope.scaling", params.arch.gguf);
+    let prefix = format!("{}.rope.scaling", params.family.gguf);
     let kind = kind(params);
     if !matches!(kind, "linear" | "yarn") {
         return Ok(());
@@ -148,7 +148,7 @@ pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<
 /// [`Key::RopeBase`].
 pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()> {
     if let Some(theta) = number(params, &["rope_theta"])? {
-        metadata.insert(format!("{}.rope.freq_base", params.arch.gguf), theta as f32);
+        metadata.insert(format!("{}.rope.freq_base", params.family.gguf), theta as f32);
     }
     Ok(())
 }
@@ -156,14 +156,14 @@ pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()>
 /// [`Key::OriginalContext`].
 pub(crate) fn write_original(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let original = need(params, "original_max_position_embeddings")?;
-    metadata.insert(format!("{}.rope.scaling.original_context_length", params.arch.gguf), original as u32);
+    metadata.insert(format!("{}.rope.scaling.original_context_length", params.family.gguf), original as u32);
     Ok(())
 }
 
 /// The key that comes with [`Extra::LongFactors`] (conversion/phi.py, `Phi3MiniModel`).
 pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let has_factors = params.rope.get("long_factor").is_some_and(|factors| !factors.is_null());
-    if params.arch.extra != Extra::LongFactors || !has_factors {
+    if params.family.extra != Extra::LongFactors || !has_factors {
         return Ok(());
     }
     let original = need(params, "original_max_position_embeddings")?;
@@ -173,7 +173,7 @@ pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -
         "yarn" => 0.1 * scale.ln() + 1.0,
         _ => (1.0 + scale.ln() / original.ln()).sqrt(),
     };
-    metadata.insert(format!("{}.rope.scaling.attn_factor", params.arch.gguf), factor as f32);
+    metadata.insert(format!("{}.rope.scaling.attn_factor", params.family.gguf), factor as f32);
     Ok(())
 }
 
@@ -191,7 +191,7 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
         shape: vec![values.len()],
         expr: Expr::Values { shape: vec![values.len()], values: values.into() },
     };
-    Ok(match params.arch.extra {
+    Ok(match params.family.extra {
         Extra::RopeFreqs if kind(params) == "llama3" => {
             vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count(Dim::Head)?))]
         }

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use super::arch::Dim;
-use super::params::{self, Params};
-use super::tensors::{self, Found};
-use crate::arch::is_buffer;
+use crate::arch::lookup::{Lookup, expected, find};
+use crate::arch::params::{self, Params};
+use crate::arch::{Dim, is_buffer};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
@@ -53,18 +52,18 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     let mut there = BTreeSet::new();
     let mut surplus = Vec::new();
     for tensor in &folder.weights().tensors {
-        match tensors::find(params.arch, &tensor.name) {
-            Found::Known(known) if known.layer.is_none_or(|layer| layer < layers) => {
+        match find(params.family, &tensor.name) {
+            Lookup::Row(known) if known.layer.is_none_or(|layer| layer < layers) => {
                 there.insert(known.hf_name());
             }
-            Found::Dropped => {}
+            Lookup::Dropped => {}
             _ if is_buffer(&tensor.name) => {}
             _ => surplus.push(tensor.name.clone()),
         }
     }
-    let expected = tensors::expected(&params, |_| false)?.into_iter().map(|expected| expected.name);
+    let wanted = expected(&params, |_| false)?.into_iter().map(|wanted| wanted.name);
     Ok(Some(Description {
-        gguf: params.arch.gguf,
+        gguf: params.family.gguf,
         layers,
         hidden_size: params.count(Dim::Hidden)?,
         feed_forward: params.count(Dim::FeedForward)?,
@@ -75,7 +74,7 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
         context_length: params.count(Dim::Context)?,
         experts: params.whole(&["num_local_experts", "num_experts"])?,
         tied_embeddings: params.flag("tie_word_embeddings", false),
-        missing: expected.filter(|name| !there.contains(name)).collect(),
+        missing: wanted.filter(|name| !there.contains(name)).collect(),
         surplus,
     }))
 }

@@ -1,4 +1,4 @@
-//! The architecture's own keys, from the config by the table of [`super::arch`].
+//! The architecture's own keys, from the config by the table of [`crate::arch`].
 //!
 //! Reference: llama.cpp `conversion/base.py` (`set_gguf_parameters`, `_try_set_pooling_type`) and the
 //! same method of each model.
@@ -7,9 +7,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::arch::{Dim, Key};
-use super::params::Params;
-use super::rope;
+use crate::arch::params::Params;
+use crate::arch::{Dim, Key, rope};
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::json::read_json_object;
@@ -19,7 +18,7 @@ const QUANTIZATION_VERSION: u32 = 2;
 
 /// Writes the architecture's keys, the file type and the version of quantization.
 pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32) -> Result<()> {
-    for key in params.arch.keys {
+    for key in params.family.keys {
         write(metadata, folder, params, file_type, key)?;
     }
     metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
@@ -27,7 +26,7 @@ pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, fil
 }
 
 fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32, key: &Key) -> Result<()> {
-    let prefix = params.arch.gguf;
+    let prefix = params.family.gguf;
     let mut put = |name: &str, value: Value| {
         metadata.insert(format!("{prefix}.{name}"), value);
     };

@@ -15,7 +15,7 @@ pub mod lora;
 mod restore;
 pub(crate) mod sidecars;
 mod source_record;
-pub(crate) mod tensors;
+mod tensors;
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,11 +29,8 @@ pub(crate) use restore::FIELDS;
 pub use restore::{Restored, from_gguf, with_changed};
 pub use sidecars::{Sidecars, metadata_left_out, safetensors_metadata};
 
-use crate::arch::{
-    self,
-    params::{self, Params},
-    rope,
-};
+use crate::arch::params::Params;
+use crate::arch::{Naming, rope};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
@@ -198,14 +195,14 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let texts = safetensors_metadata(weights, &mut notes);
     notes.extend(metadata_left_out(&texts));
     let mut metadata = Metadata::new(folder.path());
-    metadata.insert("general.architecture", params.arch.gguf);
+    metadata.insert("general.architecture", params.family.gguf);
     // The reference makes these tensors, and the key with them, before all other keys.
     rope::write_attention_factor(&mut metadata, &params)?;
     let totals = general::TensorTotals::of(&plan);
     let (path, config) = (folder.path(), &folder.config_json);
-    general::write(&mut metadata, path, config, params.arch.gguf, totals, &options.general, &mut notes)?;
+    general::write(&mut metadata, path, config, params.family.gguf, totals, &options.general, &mut notes)?;
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
-    let vocab = if options.vocab { params.arch.vocab } else { Vocab::None };
+    let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
     let vocab_options = VocabOptions { pre: options.pre.clone() };
     tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
     if options.outtype == OutType::Source {
@@ -220,33 +217,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
 /// The name in GGUF of the tensor that transformers calls `name`, for a model with this config;
 /// `None` for one that the model's table doesn't have, or that becomes a part of another.
 pub fn gguf_name(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<String> {
-    let arch = arch::of_class(params::class(config)?, config)?;
-    match tensors::find(arch, name) {
-        tensors::Found::Known(known) if !matches!(known.tensor.transform, arch::Transform::Stack(_)) => {
-            Some(known.gguf_name())
-        }
-        _ => None,
-    }
-}
-
-/// The name that the model's class itself has for the tensor called `name`: checkpoints may have it
-/// with or without a prefix. `None` for one that the class's table doesn't have.
-pub(crate) fn class_name(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<String> {
-    let arch = arch::of_class(params::class(config)?, config)?;
-    match tensors::find(arch, name) {
-        tensors::Found::Known(known) => Some(known.hf_name()),
-        _ => None,
-    }
-}
-
-/// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None`
-/// for one that the class's table doesn't have.
-pub(crate) fn keeps_transposed(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<bool> {
-    let arch = arch::of_class(params::class(config)?, config)?;
-    match tensors::find(arch, name) {
-        tensors::Found::Known(known) => Some(known.tensor.transform == arch::Transform::Transposed),
-        _ => None,
-    }
+    Naming::of(config).gguf_name(name)
 }
 
 /// The tokenizer of a GGUF file with this `metadata` as the files of a Hugging Face folder: names

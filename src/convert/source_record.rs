@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::tensors::{self, Known};
+use crate::arch::lookup::{Lookup, Match, find};
 use crate::arch::params::Params;
 use crate::arch::{Config, Transform};
 use crate::checkpoint::Checkpoint;
@@ -50,7 +50,7 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoin
         if tensor.dtype.name() != record.main {
             record.types.insert(tensor.name.clone(), tensor.dtype.name().to_owned());
         }
-        let tensors::Found::Known(known) = tensors::find(params.arch, &tensor.name) else { continue };
+        let Lookup::Row(known) = find(params.family, &tensor.name) else { continue };
         let name = known.hf_name();
         if name != tensor.name {
             record.names.insert(name, tensor.name.clone());
@@ -68,7 +68,7 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoin
 }
 
 /// The rows that GGUF's form of the tensor has lost, as the checkpoint has them.
-fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known: &Known) -> Result<Option<Vec<u8>>> {
+fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known: &Match) -> Result<Option<Vec<u8>>> {
     let bytes = |rows: std::ops::Range<usize>| -> Result<Option<Vec<u8>>> {
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
         tensor.encode_rows(rows, &mut scratch, &mut out)?;

@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use super::arch::{Arch, Dim, Presence, Tensor, Transform};
-use super::params::Params;
-use super::rope;
-use crate::arch::is_buffer;
+use crate::arch::lookup::{Lookup, Match, expected, find, may_have, named, qkv_rows, shape_of};
+use crate::arch::params::Params;
+use crate::arch::{Tensor, Transform, is_buffer, rope};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -34,10 +33,10 @@ pub(super) fn plan(
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
     let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
     for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {
-        match find(params.arch, &tensor.name) {
-            Found::Dropped => dropped.push(tensor.name.as_str()),
-            Found::Unknown => return Err(surplus(origin, tensor)),
-            Found::Known(known) => {
+        match find(params.family, &tensor.name) {
+            Lookup::Dropped => dropped.push(tensor.name.as_str()),
+            Lookup::Unknown => return Err(surplus(origin, tensor)),
+            Lookup::Row(known) => {
                 if let Some(planned) = collected.take(place, tensor, &known)? {
                     ordered.push(((place, 0), planned));
                 }
@@ -66,91 +65,6 @@ fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
     kept
 }
 
-/// A name taken apart.
-pub(crate) struct Known<'a> {
-    pub(crate) tensor: &'static Tensor,
-    /// Its number in the table.
-    number: usize,
-    pub(crate) layer: Option<usize>,
-    /// The place in a stack.
-    place: Option<usize>,
-    /// `weight` or `bias`.
-    suffix: &'a str,
-}
-
-pub(crate) enum Found<'a> {
-    Known(Known<'a>),
-    Dropped,
-    Unknown,
-}
-
-/// Looks a name of transformers up in the table.
-pub(crate) fn find<'a>(arch: &'static Arch, name: &'a str) -> Found<'a> {
-    let renamed = arch.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-    let full = renamed.as_deref().unwrap_or(name);
-    let matches = |pattern: &str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-        (Some(end), _) => full.ends_with(end),
-        (_, Some(start)) => full.starts_with(start),
-        _ => full == pattern,
-    };
-    if arch.dropped.iter().any(|pattern| matches(pattern)) {
-        return Found::Dropped;
-    }
-    let Some((module, suffix)) = full.rsplit_once('.') else { return Found::Unknown };
-    let suffix = match suffix {
-        "weight" | "gamma" => "weight",
-        "bias" | "beta" => "bias",
-        _ => return Found::Unknown,
-    };
-    let mut numbers = Vec::new();
-    let parts: Vec<&str> = module
-        .split('.')
-        .map(|part| match part.parse::<usize>() {
-            // One spelling a number: no sign, no leading zero.
-            Ok(number) if number.to_string() == part && numbers.len() < 2 => {
-                numbers.push(number);
-                if numbers.len() == 1 { "{}" } else { "{e}" }
-            }
-            _ => part,
-        })
-        .collect();
-    let template = parts.join(".");
-    let mut tensors = arch.tensors.iter().copied().flatten().enumerate();
-    match tensors.find(|(_, tensor)| tensor.hf == template) {
-        Some((number, tensor)) => Found::Known(Known {
-            tensor,
-            number,
-            layer: numbers.first().copied(),
-            place: numbers.get(1).copied(),
-            suffix,
-        }),
-        None => Found::Unknown,
-    }
-}
-
-impl Known<'_> {
-    /// The name that the class itself has for it.
-    pub(crate) fn hf_name(&self) -> String {
-        named(self.tensor.hf, self.layer, self.place, self.suffix)
-    }
-
-    /// The name in GGUF.
-    pub(crate) fn gguf_name(&self) -> String {
-        named(self.tensor.gguf, self.layer, None, self.suffix)
-    }
-}
-
-/// A template with its numbers filled in.
-pub(super) fn named(template: &str, layer: Option<usize>, place: Option<usize>, suffix: &str) -> String {
-    let mut name = template.to_owned();
-    for (mark, number) in [("{}", layer), ("{e}", place)] {
-        if let Some(number) = number {
-            name = name.replace(mark, &number.to_string());
-        }
-    }
-    format!("{name}.{suffix}")
-}
-
 /// What has been seen so far of the tensors that the table lists.
 struct Collected<'a> {
     origin: &'a Path,
@@ -171,7 +85,7 @@ struct Stack<'a> {
 
 impl<'a> Collected<'a> {
     /// Checks one tensor and plans it; a part of a stack is kept for later.
-    fn take(&mut self, order: usize, tensor: &'a PlannedTensor, known: &Known) -> Result<Option<PlannedTensor>> {
+    fn take(&mut self, order: usize, tensor: &'a PlannedTensor, known: &Match) -> Result<Option<PlannedTensor>> {
         let is_bias = known.suffix == "bias";
         let layers = self.params.layers()?;
         let wanted = known.layer.is_none_or(|layer| layer < layers)
@@ -261,77 +175,6 @@ impl<'a> Collected<'a> {
     }
 }
 
-/// Whether something so given may be there: a tied checkpoint may store its head all the same.
-fn may_have(params: &Params, presence: Presence) -> bool {
-    matches!(presence, Presence::Unless("tie_word_embeddings")) || must_have(params, presence)
-}
-
-/// Whether something so given has to be there.
-fn must_have(params: &Params, presence: Presence) -> bool {
-    match presence {
-        Presence::Never => false,
-        Presence::Always => true,
-        Presence::If(field) => params.flag(field, false),
-        Presence::Unless(field) => !params.flag(field, false),
-    }
-}
-
-/// A tensor that has to be there.
-pub(crate) struct Expected {
-    /// Its name in transformers.
-    pub(crate) name: String,
-    pub(crate) tensor: &'static Tensor,
-    number: usize,
-    pub(super) layer: Option<usize>,
-    /// The place in a stack.
-    pub(super) place: Option<usize>,
-    pub(super) is_bias: bool,
-    /// Its shape in transformers.
-    pub(crate) shape: Vec<usize>,
-}
-
-/// Every tensor that the table and the config ask for, and those it may have that `also` wants.
-pub(crate) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
-    let layers = params.layers()?;
-    let mut all = Vec::new();
-    for (number, tensor) in params.arch.tensors.iter().copied().flatten().enumerate() {
-        let wanted = must_have(params, tensor.presence) || may_have(params, tensor.presence) && also(tensor);
-        if !wanted {
-            continue;
-        }
-        let of_layers: Vec<Option<usize>> =
-            if tensor.hf.contains("{}") { (0..layers).map(Some).collect() } else { vec![None] };
-        let places: Vec<Option<usize>> = match tensor.transform {
-            Transform::Stack(dim) => (0..params.count(dim)?).map(Some).collect(),
-            _ => vec![None],
-        };
-        for is_bias in [false, true] {
-            if is_bias && !must_have(params, tensor.bias) {
-                continue;
-            }
-            let shape = shape_of(params, tensor, is_bias)?;
-            let suffix = if is_bias { "bias" } else { "weight" };
-            for &layer in &of_layers {
-                for &place in &places {
-                    let name = named(tensor.hf, layer, place, suffix);
-                    all.push(Expected { name, tensor, number, layer, place, is_bias, shape: shape.clone() });
-                }
-            }
-        }
-    }
-    Ok(all)
-}
-
-/// The shape in transformers. A bias is as long as its layer's output.
-pub(super) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Result<Vec<usize>> {
-    let shape: Vec<usize> = tensor.shape.iter().map(|dim| params.count(*dim)).collect::<Result<_>>()?;
-    if !is_bias {
-        return Ok(shape);
-    }
-    let output = if tensor.transform == Transform::Transposed { shape.last() } else { shape.first() };
-    Ok(output.copied().into_iter().collect())
-}
-
 /// The values as GGUF has them.
 fn transformed(
     vocab_rows: &dyn Fn() -> Result<usize>,
@@ -378,22 +221,6 @@ fn transformed(
             Expr::slice(of, start, rows, shaped(rows))
         }
     })
-}
-
-/// For every row of the fused projection in GGUF, its row in transformers.
-pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
-    let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
-    // A group has some queries, one key and one value.
-    let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
-    let queries = heads / groups;
-    let row = |group: usize, place: usize| {
-        let start = (group * (queries + 2) + place) * width;
-        start..start + width
-    };
-    let all_queries = (0..groups).flat_map(|group| (0..queries).flat_map(move |q| row(group, q)));
-    let keys = (0..groups).flat_map(|group| row(group, queries));
-    let values = (0..groups).flat_map(|group| row(group, queries + 1));
-    Ok(all_queries.chain(keys).chain(values).collect())
 }
 
 /// Names that the reference keeps in F32 although they are matrices: routers, positions and types.

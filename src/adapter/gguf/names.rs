@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::adapter::peft::Base;
+use crate::arch::lookup::{Lookup, expected, find, qkv_rows};
 use crate::arch::params::Params;
 use crate::arch::{Config, Transform};
-use crate::convert::tensors::{Found, expected, find, qkv_rows};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -104,7 +104,7 @@ impl GgufNames {
 
     /// The architecture's name in GGUF.
     pub(crate) fn architecture(&self) -> &'static str {
-        self.params.arch.gguf
+        self.params.family.gguf
     }
 
     /// The number of layers.
@@ -119,7 +119,7 @@ impl GgufNames {
 
     /// The weight `tensor` of the base; `None` where it has no counterpart that holds the same numbers.
     pub(crate) fn weight(&self, tensor: &PlannedTensor) -> Option<GgufWeight> {
-        let Found::Known(known) = find(self.params.arch, &tensor.name) else { return None };
+        let Lookup::Row(known) = find(self.params.family, &tensor.name) else { return None };
         if known.layer.is_some_and(|layer| layer >= self.layers) {
             return None;
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::super::peft::{
     ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, hadamard, integers, kronecker, product, rescale,
 };
-use crate::convert::keeps_transposed;
+use crate::arch::Naming;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, PlannedTensor, RowMap};
 use crate::source::show_shape;
@@ -165,7 +165,7 @@ impl Update {
             let finding = finding.expected("a module of the base with a matrix for its weight");
             return Err(finding.found(show_shape(&weight.shape)).unsupported());
         };
-        let transposed = keeps_transposed(base.config(), name).unwrap_or(false);
+        let transposed = Naming::of(base.config()).keeps_transposed(name).unwrap_or(false);
         let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
         let sizes = Sizes { d_out, d_in, transposed };
         let change = match kind {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::entries::Entries;
+use crate::arch::names::{self, HEAD, role_by_name};
+use crate::arch::{Naming, Role};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{class_name, gguf_name, keeps_transposed};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -17,6 +18,7 @@ use crate::source::show_shape;
 pub struct Base<'a> {
     path: PathBuf,
     config: &'a Map<String, Value>,
+    naming: Naming,
     weights: &'a Plan,
     /// Places in the plan by the file's names and by the class's own.
     places: HashMap<String, usize>,
@@ -41,23 +43,21 @@ pub(super) struct Weight<'a> {
     pub(super) transposed: bool,
 }
 
-/// The output head of classes that can tie it to their embeddings.
-pub(crate) const HEAD: &str = "lm_head.weight";
-
 impl<'a> Base<'a> {
     /// The base of this config and these weights; `path` is for messages.
     pub fn new(path: &Path, config: &'a Map<String, Value>, weights: &'a Plan) -> Self {
+        let naming = Naming::of(config);
         let mut places = HashMap::new();
         for (place, tensor) in weights.tensors.iter().enumerate() {
-            if let Some(name) = class_name(config, &tensor.name) {
+            if let Some(name) = naming.class_name(&tensor.name) {
                 places.insert(name, place);
             }
         }
         // What the file itself calls so comes first.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
-        let embeddings = place_of_embeddings(config, weights);
+        let embeddings = place_of_embeddings(naming, weights);
         let path = path.to_owned();
-        let mut base = Self { path, config, weights, places, keeps_types: true, embeddings, tied_head: None };
+        let mut base = Self { path, config, naming, weights, places, keeps_types: true, embeddings, tied_head: None };
         let tied = match config.get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // Classes differ in what they take for granted; without a head of its own there is one way.
@@ -112,14 +112,12 @@ impl<'a> Base<'a> {
 
     /// The class's own name of the tensor that the file calls `name`, where the class has a table.
     pub(crate) fn own_name(&self, name: &str) -> String {
-        class_name(self.config, name).unwrap_or_else(|| name.to_owned())
+        self.naming.class_name(name).unwrap_or_else(|| name.to_owned())
     }
 
     /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
     pub(crate) fn has_head(&self) -> bool {
-        let class = self.config.get("architectures").and_then(|names| names.get(0)?.as_str());
-        class
-            .is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|kind| class.contains(kind)))
+        names::has_head(self.config)
     }
 
     /// The output head as a tensor of its own, where it is the embeddings.
@@ -134,12 +132,9 @@ impl<'a> Base<'a> {
         }
         let find = |name: &str| {
             let place = self.places.get(name).copied();
-            place.or_else(|| self.places.get(&class_name(self.config, name)?).copied())
+            place.or_else(|| self.places.get(&self.naming.class_name(name)?).copied())
         };
-        // Some checkpoints have names of their own for what transformers calls so: Mixtral's, GPT-NeoX's.
-        let place = find(name)
-            .or_else(|| find(&name.replace(".mlp.", ".block_sparse_moe.")))
-            .or_else(|| find(&name.replace("lm_head.", "embed_out.")));
+        let place = find(name).or_else(|| names::other_spellings(name).iter().find_map(|other| find(other)));
         place.map(|place| &self.weights.tensors[place])
     }
 
@@ -161,7 +156,7 @@ impl<'a> Base<'a> {
         let name = format!("{module}.weight");
         let tensor = self.matrix(entries, entry, &name)?;
         let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-        let transposed = keeps_transposed(self.config, &name).unwrap_or(fan_in_fan_out);
+        let transposed = self.naming.keeps_transposed(&name).unwrap_or(fan_in_fan_out);
         let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
         Ok(Weight { tensor, d_out, d_in, transposed })
     }
@@ -221,10 +216,8 @@ impl<'a> Base<'a> {
     }
 }
 
-fn place_of_embeddings(config: &Map<String, Value>, weights: &Plan) -> Option<usize> {
-    let known = |t: &PlannedTensor| gguf_name(config, &t.name).as_deref() == Some("token_embd.weight");
-    let usual = |t: &PlannedTensor| {
-        ["embed_tokens.weight", "wte.weight", "word_embeddings.weight"].iter().any(|name| t.name.ends_with(name))
-    };
+fn place_of_embeddings(naming: Naming, weights: &Plan) -> Option<usize> {
+    let known = |t: &PlannedTensor| naming.gguf_name(&t.name).as_deref() == Some("token_embd.weight");
+    let usual = |t: &PlannedTensor| role_by_name(&t.name) == Some(Role::Embedding);
     weights.tensors.iter().position(known).or_else(|| weights.tensors.iter().position(usual))
 }

@@ -9,6 +9,7 @@ use super::base::Base;
 use super::change::{Change, LowRank};
 use super::entries::Entries;
 use super::targets::ends_path;
+use crate::arch::names::keeps_experts_transposed;
 use crate::error::Result;
 use crate::plan::{Expr, Pick, PlannedTensor};
 
@@ -117,7 +118,8 @@ fn one(
         return Err(finding.found("another").unsupported());
     };
     // Some classes keep inputs in the rows, where their experts stand in one tensor.
-    let transposed = matches!(parts, Parts::Whole(tensor) if tensor.shape.len() == 3) && keeps_transposed(base);
+    let transposed =
+        matches!(parts, Parts::Whole(tensor) if tensor.shape.len() == 3) && keeps_experts_transposed(base.config());
     let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
     let inner = experts * rank;
     let a = entries.shaped(&name_a, &[inner, d_in])?.expr;
@@ -158,10 +160,4 @@ fn one(
         }
     }
     Ok(())
-}
-
-/// Whether the class keeps its experts as `[experts, d_in, d_out]`.
-fn keeps_transposed(base: &Base) -> bool {
-    let kind = base.config().get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
-    matches!(kind, "gpt_oss" | "llama4" | "llama4_text")
 }

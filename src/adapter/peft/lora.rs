@@ -14,6 +14,7 @@ use super::entries::Entries;
 use super::patterns::{self, Patterns};
 use super::targets::{Targets, ends_path};
 use super::{Named, experts};
+use crate::arch::names::is_parameter_router;
 use crate::error::Result;
 use crate::json::Fields;
 use crate::plan::{Expr, PlannedTensor};
@@ -175,7 +176,7 @@ fn linear(
     let b = entries.shaped(&format!("{module}.lora_B.weight"), &[d_out, rank])?;
     let scale = config.scale(module, rank);
     // What picks among experts is a parameter to transformers and no linear layer.
-    let router = ends_path(module, "mlp.gate") || ends_path(module, "block_sparse_moe.gate");
+    let router = is_parameter_router(module);
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
     let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
     let alpha = Some(config.over_rank(config.lora_alpha(module), rank));

@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::arch::{Arch, Assumed, Config, Extra, Found, Key, Presence};
-use crate::convert::rope::{Llama3, YARN};
+use crate::arch::rope::{Llama3, YARN};
+use crate::arch::{Assumed, Config, Extra, Family, GgufContents, Key, Presence};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 
@@ -18,17 +18,17 @@ const WITHOUT_FIELD: &[&str] = &["vocab_size", "rope.dimension_count", "tensor_d
 /// The config of a model with these keys and tensors. `vocab_size` is the number of rows of its
 /// embedding, `rope_freqs` the divisors of its rotary frequencies where it has any.
 pub(super) fn config(
-    arch: &Arch,
-    found: &Found,
+    family: &Family,
+    found: &GgufContents,
     vocab_size: usize,
     factors: &RopeFactors,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
     let metadata = found.metadata;
-    let mut writer = Writer { arch, metadata, config: Map::new(), taken: HashSet::new(), scaling: Map::new() };
-    writer.put("architectures", json!([arch.class]));
-    writer.put("model_type", json!(arch.model_type));
-    for key in arch.keys {
+    let mut writer = Writer { family, metadata, config: Map::new(), taken: HashSet::new(), scaling: Map::new() };
+    writer.put("architectures", json!([family.class]));
+    writer.put("model_type", json!(family.model_type));
+    for key in family.keys {
         writer.read(key)?;
     }
     writer.put("vocab_size", json!(vocab_size));
@@ -51,7 +51,7 @@ pub(super) struct RopeFactors {
 }
 
 struct Writer<'a> {
-    arch: &'a Arch,
+    family: &'a Family,
     metadata: &'a Metadata,
     config: Config,
     /// Keys that have been read, without the architecture before them.
@@ -67,7 +67,7 @@ impl Writer<'_> {
 
     /// Whether the class has this field.
     fn has_field(&self, field: &str) -> bool {
-        self.arch.defaults.contains(&format!("\"{field}\":"))
+        self.family.has_field(field)
     }
 
     /// The field that the class calls the first of these.
@@ -77,7 +77,7 @@ impl Writer<'_> {
 
     fn full(&mut self, name: &str) -> String {
         self.taken.insert(name.to_owned());
-        format!("{}.{name}", self.arch.gguf)
+        format!("{}.{name}", self.family.gguf)
     }
 
     fn count(&mut self, name: &str) -> Result<Option<u32>> {
@@ -194,8 +194,8 @@ impl Writer<'_> {
             }
             Key::FileType => {}
             Key::NotCausal => {
-                let always = self.arch.keys.iter().any(|key| matches!(key, Key::Flag("attention.causal", _)));
-                if self.truth("attention.causal")? == Some(false) && !always && self.arch.gguf != "bert" {
+                let always = self.family.keys.iter().any(|key| matches!(key, Key::Flag("attention.causal", _)));
+                if self.truth("attention.causal")? == Some(false) && !always && self.family.gguf != "bert" {
                     self.put("is_causal", json!(false));
                 }
             }
@@ -220,19 +220,19 @@ impl Writer<'_> {
 
     /// What llama.cpp takes for counts that are not there.
     fn heads(&mut self) -> Result<()> {
-        let key = format!("{}.attention.head_count", self.arch.gguf);
+        let key = format!("{}.attention.head_count", self.family.gguf);
         let heads = self.metadata.u32(&key)?;
         if heads == 0 {
             return Err(self.metadata.finding(&key).expected("at least 1").found(heads).format());
         }
         if self.has_field("num_key_value_heads") && !self.config.contains_key("num_key_value_heads") {
-            let encoder = self.arch.gguf == "bert";
+            let encoder = self.family.gguf == "bert";
             if !encoder {
                 self.put("num_key_value_heads", json!(heads));
             }
         }
         let width = self.config.get("hidden_size").and_then(Json::as_u64);
-        let defaults: Config = serde_json::from_str(self.arch.defaults).unwrap_or_default();
+        let defaults = self.family.default_fields();
         // transformers takes a number of its own where llama.cpp divides.
         let fixed = defaults.get("head_dim").is_some_and(Json::is_number);
         if let (true, false, Some(width)) = (fixed, self.config.contains_key("head_dim"), width) {
@@ -242,14 +242,14 @@ impl Writer<'_> {
     }
 
     /// Fields that follow from which tensors are there.
-    fn flags(&mut self, found: &Found) {
-        let defaults: Config = serde_json::from_str(self.arch.defaults).unwrap_or_default();
+    fn flags(&mut self, found: &GgufContents) {
+        let defaults = self.family.default_fields();
         let mut flags: Vec<(&str, bool)> = Vec::new();
         let mut note = |field: &'static str, value: bool| match flags.iter_mut().find(|(known, _)| *known == field) {
             Some((_, known)) => *known |= value,
             None => flags.push((field, value)),
         };
-        for tensor in self.arch.tensors.iter().copied().flatten() {
+        for tensor in self.family.tensors.iter().copied().flatten() {
             let here =
                 |suffix: &str| found.tensors.contains(format!("{}.{suffix}", tensor.gguf.replace("{}", "0")).as_str());
             if let Presence::If(field) = tensor.bias {
@@ -304,18 +304,18 @@ impl Writer<'_> {
 
     /// Scaling of rotary frequencies, and the part of a head that is rotated.
     fn rope(&mut self, factors: &RopeFactors, notes: &mut Vec<String>) -> Result<()> {
-        let heads = u64::from(self.metadata.u32(&format!("{}.attention.head_count", self.arch.gguf))?);
+        let heads = u64::from(self.metadata.u32(&format!("{}.attention.head_count", self.family.gguf))?);
         let field = |config: &Config, name: &str| config.get(name).and_then(Json::as_u64);
         let width = field(&self.config, "head_dim")
             .or(field(&self.config, "hidden_size").map(|hidden| hidden / heads))
             .unwrap_or_default();
-        if self.arch.keys.iter().any(|key| matches!(key, Key::RopePart))
+        if self.family.keys.iter().any(|key| matches!(key, Key::RopePart))
             && let Some(rotated) = self.count("rope.dimension_count")?
         {
             let name = if self.has_field("rotary_pct") { "rotary_pct" } else { "partial_rotary_factor" };
             self.put(name, json!(f64::from(rotated) / width.max(1) as f64));
         }
-        match (self.arch.extra, factors) {
+        match (self.family.extra, factors) {
             (Extra::RopeFreqs, RopeFactors { freqs: Some(freqs), .. }) => {
                 let theta = self.config.get("rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
                 let context = field(&self.config, "max_position_embeddings").unwrap_or(8192);
@@ -350,8 +350,8 @@ impl Writer<'_> {
 
     /// Fields without a key whose default isn't what llama.cpp computes with.
     fn assumed(&mut self) {
-        let defaults: Config = serde_json::from_str(self.arch.defaults).unwrap_or_default();
-        for Assumed { field, values, .. } in self.arch.assumed {
+        let defaults = self.family.default_fields();
+        for Assumed { field, values, .. } in self.family.assumed {
             let value = values.split('|').next().and_then(|text| serde_json::from_str::<Json>(text).ok());
             if let (Some(value), false) = (value, self.config.contains_key(*field))
                 && defaults.get(*field) != Some(&value)
@@ -362,18 +362,18 @@ impl Writer<'_> {
     }
 
     /// What single architectures have of their own.
-    fn own(&mut self, found: &Found) -> Result<()> {
+    fn own(&mut self, found: &GgufContents) -> Result<()> {
         let number = |config: &Config, field: &str| config.get(field).and_then(Json::as_u64).unwrap_or_default();
         if self.has_field("query_pre_attn_scalar") {
             // llama.cpp knows the 27B models by their layers; all others scale by a head's width.
             let layers = number(&self.config, "num_hidden_layers");
-            let wide = matches!((self.arch.gguf, layers), ("gemma2", 46) | ("gemma3", 62));
+            let wide = matches!((self.family.gguf, layers), ("gemma2", 46) | ("gemma3", 62));
             let heads = number(&self.config, "num_attention_heads").max(1);
             let hidden = number(&self.config, "hidden_size");
             let scalar = if wide { hidden / heads } else { number(&self.config, "head_dim") };
             self.put("query_pre_attn_scalar", json!(scalar));
         }
-        if self.arch.gguf == "falcon" {
+        if self.family.gguf == "falcon" {
             let heads = number(&self.config, "num_attention_heads");
             let groups = number(&self.config, "num_kv_heads");
             let two_norms = found.tensors.contains("blk.0.attn_norm_2.weight");
@@ -384,7 +384,7 @@ impl Writer<'_> {
                 self.put("num_ln_in_parallel_attn", json!(1));
             }
         }
-        if self.arch.tensors.iter().copied().flatten().any(|tensor| tensor.gguf == "token_types") {
+        if self.family.tensors.iter().copied().flatten().any(|tensor| tensor.gguf == "token_types") {
             let key = "tokenizer.ggml.token_type_count";
             if self.metadata.get(key).is_some() {
                 let types = self.metadata.u32(key)?;
@@ -405,14 +405,14 @@ impl Writer<'_> {
     /// Refuses a key of the architecture that nothing has read: it may change what the model
     /// computes.
     fn refuse_unread(&self) -> Result<()> {
-        let prefix = format!("{}.", self.arch.gguf);
+        let prefix = format!("{}.", self.family.gguf);
         for (key, value) in self.metadata.iter() {
             let Some(name) = key.strip_prefix(&prefix) else { continue };
             if !self.taken.contains(name) && !WITHOUT_FIELD.contains(&name) {
                 return Err(self
                     .metadata
                     .finding(key)
-                    .expected(format_args!("a key that {} has a field for", self.arch.class))
+                    .expected(format_args!("a key that {} has a field for", self.family.class))
                     .found(value)
                     .unsupported());
             }

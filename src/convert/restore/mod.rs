@@ -14,8 +14,9 @@ use self::config::RopeFactors;
 pub(crate) use self::tensors::FIELDS;
 use super::general::sampling_fields;
 use super::source_record;
+use crate::arch::lookup::{Lookup, find};
 use crate::arch::params::Params;
-use crate::arch::{self, Config, Found};
+use crate::arch::{self, Config, GgufContents};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::gguf::{GgufModel, Metadata, Value};
@@ -47,8 +48,8 @@ pub struct Restored {
 pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Restored>> {
     let metadata = model.metadata();
     let names = model.tensors().iter().map(|t| t.info().name.as_str());
-    let found = Found { metadata, tensors: names.collect::<HashSet<_>>() };
-    let Some(arch) = arch::of_gguf(metadata.text("general.architecture")?, &found) else { return Ok(None) };
+    let found = GgufContents { metadata, tensors: names.collect::<HashSet<_>>() };
+    let Some(family) = arch::of_gguf(metadata.text("general.architecture")?, &found) else { return Ok(None) };
     let mut notes = Vec::new();
     let values = |name: &str| model.get(name).map(read).transpose();
     let factors = RopeFactors {
@@ -60,7 +61,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
     let record = source_record::read(metadata);
     let mut config = match &record {
         Some(record) => record.config.clone(),
-        None => config::config(arch, &found, vocab_size, &factors, &mut notes)?,
+        None => config::config(family, &found, vocab_size, &factors, &mut notes)?,
     };
     let folder = model.path().parent().unwrap_or(model.path());
     let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
@@ -76,11 +77,11 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
         config.insert("dtype".to_owned(), json!(name));
     }
     let mut files = tokenizer::to_hf(metadata, &mut notes)?;
-    if arch.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
+    if family.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
         named_as_gpt2(&mut files);
     }
-    pooling(metadata, arch.gguf, &config, &mut files);
-    if arch.gguf != "bert" {
+    pooling(metadata, family.gguf, &config, &mut files);
+    if family.gguf != "bert" {
         generation(metadata, &config, &mut files);
     }
     left_out(metadata, &mut notes);
@@ -103,8 +104,8 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
     let new = super::tensors::plan(origin, &all_rows, &params, plan, Some(DType::F32), &mut notes)?;
     let touched: HashSet<String> = changed
         .iter()
-        .filter_map(|name| match super::tensors::find(params.arch, name) {
-            super::tensors::Found::Known(known) => Some(known.gguf_name()),
+        .filter_map(|name| match find(params.family, name) {
+            Lookup::Row(known) => Some(known.gguf_name()),
             _ => None,
         })
         .collect();

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::arch::lookup::{expected, named, qkv_rows};
 use crate::arch::params::Params;
 use crate::arch::{Dim, Tensor, Transform};
 use crate::convert::source_record::Record;
-use crate::convert::tensors::{expected, named, qkv_rows};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::Metadata;
@@ -81,7 +81,7 @@ pub(super) fn plan(
     match stored.iter().find(|tensor| !used.contains(&tensor.info().name)) {
         None => Ok(Plan { tensors }),
         Some(tensor) => Err(Finding::new(file, format!("tensor {:?}", tensor.info().name))
-            .expected(format_args!("only tensors that {} has", params.arch.class))
+            .expected(format_args!("only tensors that {} has", params.family.class))
             .found(format_args!("this one, {}", show_shape(&tensor.info().shape)))
             .unsupported()),
     }

@@ -6,9 +6,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
-use crate::arch::{ALL, Arch, Presence, Transform};
+use crate::arch::lookup::expected;
+use crate::arch::{ALL, Family, Presence, Transform};
 use crate::checkpoint::Checkpoint;
-use crate::convert::tensors::expected;
 use crate::convert::{ConvertOptions, OutType, to_gguf};
 use crate::formats::{gguf, safetensors};
 use crate::plan::{self, Expr, Staging};
@@ -27,7 +27,7 @@ impl Dice {
 }
 
 /// A config of the table's class with small sizes and every flag that it may have either way.
-fn random_config(arch: &Arch, dice: &mut Dice) -> Config {
+fn random_config(arch: &Family, dice: &mut Dice) -> Config {
     let mut config: Config = serde_json::from_str(arch.defaults).unwrap();
     let has = |config: &Config, name: &str| config.contains_key(name);
     let heads = dice.of(&[2, 4]);
@@ -100,7 +100,7 @@ fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &
     let staging = Staging::file(&folder.join("model.safetensors"), false).unwrap();
     plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
     staging.commit().unwrap();
-    if params.arch.tensors.iter().copied().flatten().any(|tensor| tensor.transform == Transform::TrimVocab) {
+    if params.family.tensors.iter().copied().flatten().any(|tensor| tensor.transform == Transform::TrimVocab) {
         let tokens = config["vocab_size"].as_u64().unwrap() - dice.of(&[0, 3]) as u64;
         let vocab: Map<String, Json> = (0..tokens).map(|id| (format!("t{id}"), json!(id))).collect();
         let tokenizer = json!({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}});

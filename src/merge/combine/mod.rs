@@ -22,6 +22,5 @@ mod topk;
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
 pub use models::{ModelMethod, combine_models};
-pub(super) use modules::in_order;
 pub use mt19937::Mt19937;
 pub use options::{CombineOptions, MajoritySign, Weights};

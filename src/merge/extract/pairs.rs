@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::adapter::peft::Base;
-use crate::arch::{INERT, is_buffer};
-use crate::convert::{gguf_name, keeps_transposed};
+use crate::arch::names::{in_order, is_made_by_class, is_of_experts};
+use crate::arch::{INERT, Naming};
 use crate::error::{Finding, Result};
-use crate::merge::combine::in_order;
 use crate::plan::PlannedTensor;
 use crate::quant;
 use crate::source::show_shape;
@@ -71,17 +70,17 @@ impl Pairs {
     /// [`crate::Error::Unsupported`] for changed ones that a LoRA has no place for, naming file and tensor.
     pub fn new(base: &Base, finetuned: &Base) -> Result<Self> {
         let pairs = paired(base, finetuned)?;
-        let config = base.config();
+        let naming = Naming::of(base.config());
         let mut modules = Vec::new();
         let mut changed: Vec<(&Pair, Fate)> = Vec::new();
         for pair in &pairs {
-            let fate = fate(config, pair);
+            let fate = fate(naming, pair);
             match fate {
                 Fate::LowRank => modules.push(Module {
                     name: pair.own.clone(),
                     of: pair.of.clone(),
                     less: pair.less.clone(),
-                    transposed: keeps_transposed(config, &pair.own).unwrap_or(false),
+                    transposed: naming.keeps_transposed(&pair.own).unwrap_or(false),
                 }),
                 _ if !differ(pair.of, pair.less)? => {}
                 Fate::Refused => return Err(refusal(pair)),
@@ -115,14 +114,6 @@ impl Pairs {
 /// The path of a tensor's module: a parameter of no module has none.
 fn path_of(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(path, _)| path)
-}
-
-/// Ends of names of what classes make by themselves: GPT-2's masks, which old checkpoints have and new ones
-/// don't, and BERT's positions. Not all that has no place in GGUF: a pooler is trained.
-const MADE_BY_CLASS: &[&str] = &[".attn.bias", ".attn.masked_bias", "embeddings.position_ids"];
-
-fn is_made_by_class(name: &str) -> bool {
-    is_buffer(name) || MADE_BY_CLASS.iter().any(|end| name.ends_with(end))
 }
 
 /// Both models' tensors by the class's own names, in the model's order; buffers are left out.
@@ -161,42 +152,15 @@ fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     }
 }
 
-/// Ends of names of matrices that are not those of linear layers, in classes without a table: embeddings
-/// by their rows, heads, and routers, which recent versions of transformers have as bare parameters.
-const NOT_LINEAR: &[&str] = &[
-    "embed_tokens.weight",
-    "embed_in.weight",
-    "wte.weight",
-    "wpe.weight",
-    "word_embeddings.weight",
-    "position_embeddings.weight",
-    "token_type_embeddings.weight",
-    "embed_positions.weight",
-    "shared.weight",
-    "lm_head.weight",
-    "embed_out.weight",
-    ".mlp.gate.weight",
-    ".router.weight",
-];
-
-/// GGUF's names of such matrices, for classes that have a table.
-const NOT_LINEAR_IN_GGUF: &[&str] =
-    &["token_embd.weight", "position_embd.weight", "token_types.weight", "output.weight"];
-
-fn fate(config: &Map<String, Value>, pair: &Pair) -> Fate {
+fn fate(naming: Naming, pair: &Pair) -> Fate {
     let name = pair.own.as_str();
-    // Experts are no modules of their own in transformers, and Mixtral's block has another name there.
-    if name.contains(".experts.") || name.contains(".block_sparse_moe.") {
+    if is_of_experts(name) {
         return Fate::Refused;
     }
-    let known = gguf_name(config, name);
-    let is_known =
-        known.as_deref().is_some_and(|n| NOT_LINEAR_IN_GGUF.contains(&n) || n.ends_with("ffn_gate_inp.weight"));
     match name.rsplit_once('.') {
         Some((_, "bias")) => Fate::Bias,
-        Some((_, "weight")) if pair.of.shape.len() != 2 => Fate::Whole,
-        Some((_, "weight")) if is_known || NOT_LINEAR.iter().any(|end| name.ends_with(end)) => Fate::Whole,
-        Some((_, "weight")) => Fate::LowRank,
+        Some((_, "weight")) if pair.of.shape.len() == 2 && naming.is_linear(name) => Fate::LowRank,
+        Some((_, "weight")) => Fate::Whole,
         _ => Fate::Refused,
     }
 }

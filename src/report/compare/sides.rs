@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use crate::convert::{FIELDS, Input, Restored, class_name, from_gguf, generic};
+use crate::arch::Naming;
+use crate::convert::{FIELDS, Input, Restored, from_gguf, generic};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::{GgufModel, Value};
@@ -91,11 +92,11 @@ fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>)
             .unsupported());
     };
     let names: HashSet<&str> = other.tensors.iter().map(|t| t.name.as_str()).collect();
-    let config = config.unwrap_or(&own);
+    let (naming, own_naming) = (Naming::of(config.unwrap_or(&own)), Naming::of(&own));
     let of_class: HashMap<String, &str> =
-        other.tensors.iter().filter_map(|t| Some((class_name(config, &t.name)?, t.name.as_str()))).collect();
+        other.tensors.iter().filter_map(|t| Some((naming.class_name(&t.name)?, t.name.as_str()))).collect();
     for tensor in plan.tensors.iter_mut().filter(|t| !names.contains(t.name.as_str())) {
-        let name = class_name(&own, &tensor.name);
+        let name = own_naming.class_name(&tensor.name);
         if let Some(name) = of_class.get(name.as_ref().unwrap_or(&tensor.name)) {
             tensor.name = (*name).to_owned();
         }

@@ -2,36 +2,42 @@
 //!
 //! Reference: llama.cpp `conversion/gemma.py`.
 
-use super::{Arch, BASE, Dim::*, Extra, Key, Presence, Tensor, Transform, always, must, should};
+use crate::arch::{
+    BASE,
+    Dim::*,
+    Extra, Family, Key, Presence,
+    Role::{self, *},
+    Tensor, Transform, always, must, should,
+};
 use crate::tokenizer::Vocab;
 
 /// Norms whose weights transformers stores as distances from 1.
-const fn norm(hf: &'static str, gguf: &'static str) -> Tensor {
-    Tensor::new(hf, gguf, &[Hidden]).transform(Transform::PlusOne)
+const fn norm(role: Role, hf: &'static str, gguf: &'static str) -> Tensor {
+    Tensor::new(role, hf, gguf, &[Hidden]).transform(Transform::PlusOne)
 }
 
 const BODY: &[Tensor] = &[
-    norm("model.norm", "output_norm"),
-    norm("model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
-    Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+    norm(LastNorm, "model.norm", "output_norm"),
+    norm(AttentionNorm, "model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
+    Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
+    Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
+    Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
+    Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden]),
-    Tensor::new("model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-    Tensor::new("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    Tensor::new(Gate, "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden]),
+    Tensor::new(Up, "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden]),
+    Tensor::new(Down, "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
 ];
 
-const EMBEDDINGS: &[Tensor] = &[Tensor::new("model.embed_tokens", "token_embd", &[Vocab, Hidden])];
+const EMBEDDINGS: &[Tensor] = &[Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden])];
 
 const FOUR_NORMS: &[Tensor] = &[
-    norm("model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm"),
-    norm("model.layers.{}.pre_feedforward_layernorm", "blk.{}.ffn_norm"),
-    norm("model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm"),
+    norm(Norm, "model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm"),
+    norm(FeedForwardNorm, "model.layers.{}.pre_feedforward_layernorm", "blk.{}.ffn_norm"),
+    norm(Norm, "model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm"),
 ];
 
 const COUNTS: &[Key] = &[
@@ -46,7 +52,7 @@ const COUNTS: &[Key] = &[
     Key::FileType,
 ];
 
-pub(super) const GEMMA: Arch = Arch {
+pub(in crate::arch) const GEMMA: Family = Family {
     when: always,
     fits: |_| true,
     class: "GemmaForCausalLM",
@@ -67,13 +73,17 @@ pub(super) const GEMMA: Arch = Arch {
     ],
     keys: COUNTS,
     extra: Extra::Nothing,
-    tensors: &[EMBEDDINGS, BODY, &[norm("model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")]],
+    tensors: &[
+        EMBEDDINGS,
+        BODY,
+        &[norm(FeedForwardNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")],
+    ],
     prefixes: &[],
     dropped: &["lm_head.weight"],
     vocab: Vocab::Gemma,
 };
 
-pub(super) const GEMMA2: Arch = Arch {
+pub(in crate::arch) const GEMMA2: Family = Family {
     class: "Gemma2ForCausalLM",
     model_type: "gemma2",
     gguf: "gemma2",
@@ -101,7 +111,7 @@ pub(super) const GEMMA2: Arch = Arch {
     ..GEMMA
 };
 
-pub(super) const GEMMA3: Arch = Arch {
+pub(in crate::arch) const GEMMA3: Family = Family {
     class: "Gemma3ForCausalLM",
     model_type: "gemma3_text",
     gguf: "gemma3",
@@ -125,13 +135,13 @@ pub(super) const GEMMA3: Arch = Arch {
         Key::U32("attention.sliding_window", &["sliding_window"]),
     ],
     tensors: &[
-        &[Tensor::new("model.embed_tokens", "token_embd", &[Vocab, Hidden]).transform(Transform::TrimVocab)],
+        &[Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden]).transform(Transform::TrimVocab)],
         BODY,
         FOUR_NORMS,
         &[
-            Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head])
+            Tensor::new(QNorm, "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head])
                 .transform(Transform::PlusOne),
-            Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head])
+            Tensor::new(KNorm, "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head])
                 .transform(Transform::PlusOne),
         ],
     ],

@@ -2,62 +2,78 @@
 //!
 //! Reference: llama.cpp `conversion/llama.py`, `granite.py`, `olmo.py`, `phi.py`.
 
-use super::{Arch, BASE, Dim::*, Extra, Key, Presence, Tensor, Transform, always, must, should};
+use crate::arch::{BASE, Dim::*, Extra, Family, Key, Presence, Role::*, Tensor, Transform, always, must, should};
 use crate::tokenizer::Vocab;
 
 /// Embeddings, the last norm and the output head.
-pub(super) const ENDS: &[Tensor] = &[
-    Tensor::new("model.embed_tokens", "token_embd", &[Vocab, Hidden]),
-    Tensor::new("model.norm", "output_norm", &[Hidden]),
-    Tensor::new("lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
+pub(in crate::arch) const ENDS: &[Tensor] = &[
+    Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden]),
+    Tensor::new(LastNorm, "model.norm", "output_norm", &[Hidden]),
+    Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
 ];
 
 /// Names of checkpoints that hold the body of a model alone, without the head.
-pub(super) const BODY: &[(&str, &str)] =
+pub(in crate::arch) const BODY: &[(&str, &str)] =
     &[("layers.", "model.layers."), ("embed_tokens.", "model.embed_tokens."), ("norm.", "model.norm.")];
 
 /// The norms before attention and before the feed-forward part.
-pub(super) const NORMS: &[Tensor] = &[
-    Tensor::new("model.layers.{}.input_layernorm", "blk.{}.attn_norm", &[Hidden]),
-    Tensor::new("model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm", &[Hidden]),
+pub(in crate::arch) const NORMS: &[Tensor] = &[
+    Tensor::new(AttentionNorm, "model.layers.{}.input_layernorm", "blk.{}.attn_norm", &[Hidden]),
+    Tensor::new(FeedForwardNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm", &[Hidden]),
 ];
 
 /// Attention whose queries and keys are regrouped for ggml's rotary layout.
 const ROTATED: &[Tensor] = &[
-    Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+    Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
         .transform(Transform::Pairs(Heads))
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
+    Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
         .transform(Transform::Pairs(KvHeads))
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
+    Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
+    Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
         .bias(Presence::If("attention_bias")),
 ];
 
 /// The gated feed-forward part.
-pub(super) const GATED: &[Tensor] = &[
-    Tensor::new("model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden])
+pub(in crate::arch) const GATED: &[Tensor] = &[
+    Tensor::new(Gate, "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden])
         .bias(Presence::If("mlp_bias")),
-    Tensor::new("model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden]).bias(Presence::If("mlp_bias")),
-    Tensor::new("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward])
+    Tensor::new(Up, "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden])
+        .bias(Presence::If("mlp_bias")),
+    Tensor::new(Down, "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward])
         .bias(Presence::If("mlp_bias")),
 ];
 
 const BLOCK_SPARSE: &[Tensor] = &[
-    Tensor::new("model.layers.{}.block_sparse_moe.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
-    Tensor::new("model.layers.{}.block_sparse_moe.experts.{e}.w1", "blk.{}.ffn_gate_exps", &[FeedForward, Hidden])
-        .transform(Transform::Stack(Experts)),
-    Tensor::new("model.layers.{}.block_sparse_moe.experts.{e}.w2", "blk.{}.ffn_down_exps", &[Hidden, FeedForward])
-        .transform(Transform::Stack(Experts)),
-    Tensor::new("model.layers.{}.block_sparse_moe.experts.{e}.w3", "blk.{}.ffn_up_exps", &[FeedForward, Hidden])
-        .transform(Transform::Stack(Experts)),
+    Tensor::new(Router, "model.layers.{}.block_sparse_moe.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
+    Tensor::new(
+        ExpertGate,
+        "model.layers.{}.block_sparse_moe.experts.{e}.w1",
+        "blk.{}.ffn_gate_exps",
+        &[FeedForward, Hidden],
+    )
+    .transform(Transform::Stack(Experts)),
+    Tensor::new(
+        ExpertDown,
+        "model.layers.{}.block_sparse_moe.experts.{e}.w2",
+        "blk.{}.ffn_down_exps",
+        &[Hidden, FeedForward],
+    )
+    .transform(Transform::Stack(Experts)),
+    Tensor::new(
+        ExpertUp,
+        "model.layers.{}.block_sparse_moe.experts.{e}.w3",
+        "blk.{}.ffn_up_exps",
+        &[FeedForward, Hidden],
+    )
+    .transform(Transform::Stack(Experts)),
 ];
 
 const LLAMA_KEYS: &[Key] = &[Key::Group(BASE), Key::U32("vocab_size", &["vocab_size"]), Key::RopeWholeHead];
 
-pub(super) const LLAMA: Arch = Arch {
+pub(in crate::arch) const LLAMA: Family = Family {
     when: always,
     fits: |_| true,
     class: "LlamaForCausalLM",
@@ -78,7 +94,7 @@ pub(super) const LLAMA: Arch = Arch {
     vocab: Vocab::Llama,
 };
 
-pub(super) const MISTRAL: Arch = Arch {
+pub(in crate::arch) const MISTRAL: Family = Family {
     class: "MistralForCausalLM",
     also: &[],
     model_type: "mistral",
@@ -91,7 +107,7 @@ pub(super) const MISTRAL: Arch = Arch {
     ..LLAMA
 };
 
-pub(super) const MIXTRAL: Arch = Arch {
+pub(in crate::arch) const MIXTRAL: Family = Family {
     class: "MixtralForCausalLM",
     also: &[],
     fits: |gguf| gguf.key("llama.expert_count"),
@@ -108,7 +124,7 @@ pub(super) const MIXTRAL: Arch = Arch {
     ..LLAMA
 };
 
-pub(super) const GRANITE: Arch = Arch {
+pub(in crate::arch) const GRANITE: Family = Family {
     class: "GraniteForCausalLM",
     also: &[],
     model_type: "granite",
@@ -130,7 +146,7 @@ pub(super) const GRANITE: Arch = Arch {
     ..LLAMA
 };
 
-pub(super) const SMOLLM3: Arch = Arch {
+pub(in crate::arch) const SMOLLM3: Family = Family {
     class: "SmolLM3ForCausalLM",
     also: &[],
     model_type: "smollm3",
@@ -151,7 +167,7 @@ pub(super) const SMOLLM3: Arch = Arch {
     ..LLAMA
 };
 
-pub(super) const OLMO2: Arch = Arch {
+pub(in crate::arch) const OLMO2: Family = Family {
     class: "Olmo2ForCausalLM",
     also: &[],
     model_type: "olmo2",
@@ -168,21 +184,21 @@ pub(super) const OLMO2: Arch = Arch {
         ENDS,
         GATED,
         &[
-            Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden]),
-            Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden]),
-            Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden]),
-            Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
-            Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Queries]),
-            Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Keys]),
-            Tensor::new("model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm", &[Hidden]),
-            Tensor::new("model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm", &[Hidden]),
+            Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden]),
+            Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden]),
+            Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden]),
+            Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
+            Tensor::new(QNorm, "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Queries]),
+            Tensor::new(KNorm, "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Keys]),
+            Tensor::new(Norm, "model.layers.{}.post_attention_layernorm", "blk.{}.post_attention_norm", &[Hidden]),
+            Tensor::new(Norm, "model.layers.{}.post_feedforward_layernorm", "blk.{}.post_ffw_norm", &[Hidden]),
         ],
     ],
     vocab: Vocab::Bpe,
     ..LLAMA
 };
 
-pub(super) const PHI3: Arch = Arch {
+pub(in crate::arch) const PHI3: Family = Family {
     class: "Phi3ForCausalLM",
     also: &[],
     model_type: "phi3",
@@ -213,10 +229,10 @@ pub(super) const PHI3: Arch = Arch {
         ENDS,
         NORMS,
         &[
-            Tensor::new("model.layers.{}.self_attn.qkv_proj", "blk.{}.attn_qkv", &[Qkv, Hidden]),
-            Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
-            Tensor::new("model.layers.{}.mlp.gate_up_proj", "blk.{}.ffn_up", &[GateUp, Hidden]),
-            Tensor::new("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+            Tensor::new(FusedQkv, "model.layers.{}.self_attn.qkv_proj", "blk.{}.attn_qkv", &[Qkv, Hidden]),
+            Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
+            Tensor::new(FusedGateUp, "model.layers.{}.mlp.gate_up_proj", "blk.{}.ffn_up", &[GateUp, Hidden]),
+            Tensor::new(Down, "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
         ],
     ],
     vocab: Vocab::Phi3,

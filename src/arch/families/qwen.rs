@@ -3,47 +3,78 @@
 //! Reference: llama.cpp `conversion/qwen.py`.
 
 use super::llama::{BODY, ENDS, GATED, NORMS};
-use super::{Arch, BASE, Dim::*, Extra, Key, Presence, Tensor, Transform, always, must, should};
+use crate::arch::{BASE, Dim::*, Extra, Family, Key, Presence, Role::*, Tensor, Transform, always, must, should};
 use crate::tokenizer::Vocab;
 
 /// Attention in transformers' own rotary layout, which ggml's graphs of these models have too.
 const ATTENTION: &[Tensor] = &[
-    Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden]).bias(Presence::If("qkv_bias")),
-    Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden]).bias(Presence::If("qkv_bias")),
-    Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden]).bias(Presence::If("qkv_bias")),
-    Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
+    Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+        .bias(Presence::If("qkv_bias")),
+    Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden]).bias(Presence::If("qkv_bias")),
+    Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden]).bias(Presence::If("qkv_bias")),
+    Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
         .bias(Presence::If("attention_bias")),
 ];
 
 /// As [`ATTENTION`] where one field stands for all four biases, with norms over each head.
 const NORMED: &[Tensor] = &[
-    Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+    Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
+    Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
+    Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
+    Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
         .bias(Presence::If("attention_bias")),
-    Tensor::new("model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head]),
-    Tensor::new("model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head]),
+    Tensor::new(QNorm, "model.layers.{}.self_attn.q_norm", "blk.{}.attn_q_norm", &[Head]),
+    Tensor::new(KNorm, "model.layers.{}.self_attn.k_norm", "blk.{}.attn_k_norm", &[Head]),
 ];
 
 const EXPERTS: &[Tensor] = &[
-    Tensor::new("model.layers.{}.mlp.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
-    Tensor::new("model.layers.{}.mlp.experts.{e}.down_proj", "blk.{}.ffn_down_exps", &[Hidden, ExpertFeedForward])
-        .transform(Transform::Stack(Experts)),
-    Tensor::new("model.layers.{}.mlp.experts.{e}.gate_proj", "blk.{}.ffn_gate_exps", &[ExpertFeedForward, Hidden])
-        .transform(Transform::Stack(Experts)),
-    Tensor::new("model.layers.{}.mlp.experts.{e}.up_proj", "blk.{}.ffn_up_exps", &[ExpertFeedForward, Hidden])
-        .transform(Transform::Stack(Experts)),
+    Tensor::new(Router, "model.layers.{}.mlp.gate", "blk.{}.ffn_gate_inp", &[Experts, Hidden]),
+    Tensor::new(
+        ExpertDown,
+        "model.layers.{}.mlp.experts.{e}.down_proj",
+        "blk.{}.ffn_down_exps",
+        &[Hidden, ExpertFeedForward],
+    )
+    .transform(Transform::Stack(Experts)),
+    Tensor::new(
+        ExpertGate,
+        "model.layers.{}.mlp.experts.{e}.gate_proj",
+        "blk.{}.ffn_gate_exps",
+        &[ExpertFeedForward, Hidden],
+    )
+    .transform(Transform::Stack(Experts)),
+    Tensor::new(
+        ExpertUp,
+        "model.layers.{}.mlp.experts.{e}.up_proj",
+        "blk.{}.ffn_up_exps",
+        &[ExpertFeedForward, Hidden],
+    )
+    .transform(Transform::Stack(Experts)),
 ];
 
 const SHARED_EXPERT: &[Tensor] = &[
-    Tensor::new("model.layers.{}.mlp.shared_expert_gate", "blk.{}.ffn_gate_inp_shexp", &[One, Hidden]),
-    Tensor::new("model.layers.{}.mlp.shared_expert.gate_proj", "blk.{}.ffn_gate_shexp", &[SharedFeedForward, Hidden]),
-    Tensor::new("model.layers.{}.mlp.shared_expert.up_proj", "blk.{}.ffn_up_shexp", &[SharedFeedForward, Hidden]),
-    Tensor::new("model.layers.{}.mlp.shared_expert.down_proj", "blk.{}.ffn_down_shexp", &[Hidden, SharedFeedForward]),
+    Tensor::new(SharedRouter, "model.layers.{}.mlp.shared_expert_gate", "blk.{}.ffn_gate_inp_shexp", &[One, Hidden]),
+    Tensor::new(
+        SharedGate,
+        "model.layers.{}.mlp.shared_expert.gate_proj",
+        "blk.{}.ffn_gate_shexp",
+        &[SharedFeedForward, Hidden],
+    ),
+    Tensor::new(
+        SharedUp,
+        "model.layers.{}.mlp.shared_expert.up_proj",
+        "blk.{}.ffn_up_shexp",
+        &[SharedFeedForward, Hidden],
+    ),
+    Tensor::new(
+        SharedDown,
+        "model.layers.{}.mlp.shared_expert.down_proj",
+        "blk.{}.ffn_down_shexp",
+        &[Hidden, SharedFeedForward],
+    ),
 ];
 
 const MOE_KEYS: &[Key] = &[
@@ -52,7 +83,7 @@ const MOE_KEYS: &[Key] = &[
     Key::U32("expert_shared_feed_forward_length", &["shared_expert_intermediate_size"]),
 ];
 
-pub(super) const QWEN2: Arch = Arch {
+pub(in crate::arch) const QWEN2: Family = Family {
     when: always,
     fits: |_| true,
     class: "Qwen2ForCausalLM",
@@ -79,13 +110,13 @@ pub(super) const QWEN2: Arch = Arch {
         NORMS,
         GATED,
         &[
-            Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+            Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
                 .bias(Presence::If("qkv_bias")),
-            Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
+            Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
                 .bias(Presence::If("qkv_bias")),
-            Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
+            Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
                 .bias(Presence::If("qkv_bias")),
-            Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
+            Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
         ],
     ],
     prefixes: BODY,
@@ -93,7 +124,7 @@ pub(super) const QWEN2: Arch = Arch {
     vocab: Vocab::SpmOrBpe,
 };
 
-pub(super) const QWEN3: Arch = Arch {
+pub(in crate::arch) const QWEN3: Family = Family {
     class: "Qwen3ForCausalLM",
     also: &["Qwen3Model"],
     model_type: "qwen3",
@@ -109,7 +140,7 @@ pub(super) const QWEN3: Arch = Arch {
     ..QWEN2
 };
 
-pub(super) const QWEN2MOE: Arch = Arch {
+pub(in crate::arch) const QWEN2MOE: Family = Family {
     class: "Qwen2MoeForCausalLM",
     also: &[],
     model_type: "qwen2_moe",
@@ -137,7 +168,7 @@ pub(super) const QWEN2MOE: Arch = Arch {
     ..QWEN2
 };
 
-pub(super) const QWEN3MOE: Arch = Arch {
+pub(in crate::arch) const QWEN3MOE: Family = Family {
     class: "Qwen3MoeForCausalLM",
     also: &[],
     model_type: "qwen3_moe",

@@ -2,40 +2,47 @@
 //!
 //! Reference: llama.cpp `conversion/bert.py`.
 
-use super::{Arch, BASE, Dim::*, Extra, Key, Presence, Tensor, Transform, always, must, should};
+use crate::arch::{
+    BASE,
+    Dim::{self, *},
+    Extra, Family, Key, Presence,
+    Role::{self, *},
+    Tensor, Transform, always, must, should,
+};
 use crate::tokenizer::Vocab;
 
 /// A linear layer or a norm with weight and bias.
-const fn biased(hf: &'static str, gguf: &'static str, shape: &'static [super::Dim]) -> Tensor {
-    Tensor::new(hf, gguf, shape).bias(Presence::Always)
+const fn biased(role: Role, hf: &'static str, gguf: &'static str, shape: &'static [Dim]) -> Tensor {
+    Tensor::new(role, hf, gguf, shape).bias(Presence::Always)
 }
 
 const EMBEDDINGS: &[Tensor] = &[
-    Tensor::new("embeddings.word_embeddings", "token_embd", &[Vocab, Hidden]),
-    Tensor::new("embeddings.token_type_embeddings", "token_types", &[TokenTypes, Hidden]),
-    biased("embeddings.LayerNorm", "token_embd_norm", &[Hidden]),
+    Tensor::new(Embedding, "embeddings.word_embeddings", "token_embd", &[Vocab, Hidden]),
+    Tensor::new(TypeEmbedding, "embeddings.token_type_embeddings", "token_types", &[TokenTypes, Hidden]),
+    biased(Norm, "embeddings.LayerNorm", "token_embd_norm", &[Hidden]),
 ];
 
-const POSITIONS: &[Tensor] = &[Tensor::new("embeddings.position_embeddings", "position_embd", &[Context, Hidden])];
+const POSITIONS: &[Tensor] =
+    &[Tensor::new(PositionEmbedding, "embeddings.position_embeddings", "position_embd", &[Context, Hidden])];
 
 const POSITIONS_AFTER_PADDING: &[Tensor] =
-    &[Tensor::new("embeddings.position_embeddings", "position_embd", &[Context, Hidden])
+    &[Tensor::new(PositionEmbedding, "embeddings.position_embeddings", "position_embd", &[Context, Hidden])
         .transform(Transform::FromPosition)];
 
 const LAYERS: &[Tensor] = &[
-    biased("encoder.layer.{}.attention.self.query", "blk.{}.attn_q", &[Hidden, Hidden]),
-    biased("encoder.layer.{}.attention.self.key", "blk.{}.attn_k", &[Hidden, Hidden]),
-    biased("encoder.layer.{}.attention.self.value", "blk.{}.attn_v", &[Hidden, Hidden]),
-    biased("encoder.layer.{}.attention.output.dense", "blk.{}.attn_output", &[Hidden, Hidden]),
-    biased("encoder.layer.{}.attention.output.LayerNorm", "blk.{}.attn_output_norm", &[Hidden]),
-    biased("encoder.layer.{}.intermediate.dense", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-    biased("encoder.layer.{}.output.dense", "blk.{}.ffn_down", &[Hidden, FeedForward]),
-    biased("encoder.layer.{}.output.LayerNorm", "blk.{}.layer_output_norm", &[Hidden]),
+    biased(Q, "encoder.layer.{}.attention.self.query", "blk.{}.attn_q", &[Hidden, Hidden]),
+    biased(K, "encoder.layer.{}.attention.self.key", "blk.{}.attn_k", &[Hidden, Hidden]),
+    biased(V, "encoder.layer.{}.attention.self.value", "blk.{}.attn_v", &[Hidden, Hidden]),
+    biased(O, "encoder.layer.{}.attention.output.dense", "blk.{}.attn_output", &[Hidden, Hidden]),
+    biased(Norm, "encoder.layer.{}.attention.output.LayerNorm", "blk.{}.attn_output_norm", &[Hidden]),
+    biased(Up, "encoder.layer.{}.intermediate.dense", "blk.{}.ffn_up", &[FeedForward, Hidden]),
+    biased(Down, "encoder.layer.{}.output.dense", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    biased(Norm, "encoder.layer.{}.output.LayerNorm", "blk.{}.layer_output_norm", &[Hidden]),
 ];
 
 const ENCODER_KEYS: &[Key] = &[Key::Group(BASE), Key::Flag("attention.causal", false), Key::Pooling, Key::Labels];
 
-pub(super) const BERT: Arch = Arch {
+pub(in crate::arch) const BERT: Family = Family {
     class: "BertModel",
     also: &["BertForMaskedLM", "CamembertModel"],
     when: always,
@@ -64,7 +71,7 @@ pub(super) const BERT: Arch = Arch {
     vocab: Vocab::WordPiece,
 };
 
-pub(super) const ROBERTA: Arch = Arch {
+pub(in crate::arch) const ROBERTA: Family = Family {
     class: "RobertaModel",
     also: &[],
     fits: |gguf| gguf.tokenizer("gpt2"),
@@ -81,7 +88,7 @@ pub(super) const ROBERTA: Arch = Arch {
     ..BERT
 };
 
-pub(super) const XLM_ROBERTA: Arch = Arch {
+pub(in crate::arch) const XLM_ROBERTA: Family = Family {
     class: "XLMRobertaModel",
     fits: |gguf| gguf.tokenizer("t5"),
     model_type: "xlm-roberta",
@@ -89,7 +96,7 @@ pub(super) const XLM_ROBERTA: Arch = Arch {
     ..ROBERTA
 };
 
-pub(super) const DISTILBERT: Arch = Arch {
+pub(in crate::arch) const DISTILBERT: Family = Family {
     class: "DistilBertModel",
     also: &["DistilBertForMaskedLM"],
     fits: |_| true,
@@ -102,17 +109,17 @@ pub(super) const DISTILBERT: Arch = Arch {
     assumed: &[must("activation", "\"gelu\""), should("sinusoidal_pos_embds", "false")],
     keys: &[Key::Epsilon(1e-12), Key::Group(ENCODER_KEYS)],
     tensors: &[&[
-        Tensor::new("embeddings.word_embeddings", "token_embd", &[Vocab, Hidden]),
-        Tensor::new("embeddings.position_embeddings", "position_embd", &[Context, Hidden]),
-        biased("embeddings.LayerNorm", "token_embd_norm", &[Hidden]),
-        biased("transformer.layer.{}.attention.q_lin", "blk.{}.attn_q", &[Hidden, Hidden]),
-        biased("transformer.layer.{}.attention.k_lin", "blk.{}.attn_k", &[Hidden, Hidden]),
-        biased("transformer.layer.{}.attention.v_lin", "blk.{}.attn_v", &[Hidden, Hidden]),
-        biased("transformer.layer.{}.attention.out_lin", "blk.{}.attn_output", &[Hidden, Hidden]),
-        biased("transformer.layer.{}.sa_layer_norm", "blk.{}.attn_output_norm", &[Hidden]),
-        biased("transformer.layer.{}.ffn.lin1", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-        biased("transformer.layer.{}.ffn.lin2", "blk.{}.ffn_down", &[Hidden, FeedForward]),
-        biased("transformer.layer.{}.output_layer_norm", "blk.{}.layer_output_norm", &[Hidden]),
+        Tensor::new(Embedding, "embeddings.word_embeddings", "token_embd", &[Vocab, Hidden]),
+        Tensor::new(PositionEmbedding, "embeddings.position_embeddings", "position_embd", &[Context, Hidden]),
+        biased(Norm, "embeddings.LayerNorm", "token_embd_norm", &[Hidden]),
+        biased(Q, "transformer.layer.{}.attention.q_lin", "blk.{}.attn_q", &[Hidden, Hidden]),
+        biased(K, "transformer.layer.{}.attention.k_lin", "blk.{}.attn_k", &[Hidden, Hidden]),
+        biased(V, "transformer.layer.{}.attention.v_lin", "blk.{}.attn_v", &[Hidden, Hidden]),
+        biased(O, "transformer.layer.{}.attention.out_lin", "blk.{}.attn_output", &[Hidden, Hidden]),
+        biased(Norm, "transformer.layer.{}.sa_layer_norm", "blk.{}.attn_output_norm", &[Hidden]),
+        biased(Up, "transformer.layer.{}.ffn.lin1", "blk.{}.ffn_up", &[FeedForward, Hidden]),
+        biased(Down, "transformer.layer.{}.ffn.lin2", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+        biased(Norm, "transformer.layer.{}.output_layer_norm", "blk.{}.layer_output_norm", &[Hidden]),
     ]],
     prefixes: &[("distilbert.", "")],
     dropped: &["vocab_*"],

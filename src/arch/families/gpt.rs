@@ -2,27 +2,33 @@
 //!
 //! Reference: llama.cpp `conversion/gpt2.py`, `gptneox.py`, `falcon.py`, `stablelm.py`, `starcoder.py`.
 
-use super::{Arch, BASE, Dim::*, Extra, Key, Presence, Tensor, Transform, always, must, should};
+use crate::arch::{
+    BASE, Config,
+    Dim::{self, *},
+    Extra, Family, Key, Presence,
+    Role::{self, *},
+    Tensor, Transform, always, must, should,
+};
 use crate::tokenizer::Vocab;
 
 /// A layer norm with weight and bias.
-const fn norm(hf: &'static str, gguf: &'static str) -> Tensor {
-    Tensor::new(hf, gguf, &[Hidden]).bias(Presence::Always)
+const fn norm(role: Role, hf: &'static str, gguf: &'static str) -> Tensor {
+    Tensor::new(role, hf, gguf, &[Hidden]).bias(Presence::Always)
 }
 
 /// Embeddings, the last norm and the output head.
 const ENDS: &[Tensor] = &[
-    Tensor::new("model.embed_tokens", "token_embd", &[Vocab, Hidden]),
-    norm("model.norm", "output_norm"),
-    Tensor::new("lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
+    Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden]),
+    norm(LastNorm, "model.norm", "output_norm"),
+    Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
 ];
 
 /// GPT-2's linear layers keep their weights as [in, out].
-const fn conv1d(hf: &'static str, gguf: &'static str, shape: &'static [super::Dim]) -> Tensor {
-    Tensor::new(hf, gguf, shape).transform(Transform::Transposed).bias(Presence::Always)
+const fn conv1d(role: Role, hf: &'static str, gguf: &'static str, shape: &'static [Dim]) -> Tensor {
+    Tensor::new(role, hf, gguf, shape).transform(Transform::Transposed).bias(Presence::Always)
 }
 
-pub(super) const GPT2: Arch = Arch {
+pub(in crate::arch) const GPT2: Family = Family {
     class: "GPT2LMHeadModel",
     also: &[],
     when: always,
@@ -53,16 +59,17 @@ pub(super) const GPT2: Arch = Arch {
     ],
     extra: Extra::Nothing,
     tensors: &[&[
-        Tensor::new("transformer.wte", "token_embd", &[Vocab, Hidden]),
-        Tensor::new("transformer.wpe", "position_embd", &[Context, Hidden]),
-        norm("transformer.ln_f", "output_norm"),
-        Tensor::new("lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
-        norm("transformer.h.{}.ln_1", "blk.{}.attn_norm"),
-        conv1d("transformer.h.{}.attn.c_attn", "blk.{}.attn_qkv", &[Hidden, Qkv]),
-        conv1d("transformer.h.{}.attn.c_proj", "blk.{}.attn_output", &[Hidden, Hidden]),
-        norm("transformer.h.{}.ln_2", "blk.{}.ffn_norm"),
-        conv1d("transformer.h.{}.mlp.c_fc", "blk.{}.ffn_up", &[Hidden, FeedForward]),
-        conv1d("transformer.h.{}.mlp.c_proj", "blk.{}.ffn_down", &[FeedForward, Hidden]),
+        Tensor::new(Embedding, "transformer.wte", "token_embd", &[Vocab, Hidden]),
+        Tensor::new(PositionEmbedding, "transformer.wpe", "position_embd", &[Context, Hidden]),
+        norm(LastNorm, "transformer.ln_f", "output_norm"),
+        Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden])
+            .presence(Presence::Unless("tie_word_embeddings")),
+        norm(AttentionNorm, "transformer.h.{}.ln_1", "blk.{}.attn_norm"),
+        conv1d(FusedQkv, "transformer.h.{}.attn.c_attn", "blk.{}.attn_qkv", &[Hidden, Qkv]),
+        conv1d(O, "transformer.h.{}.attn.c_proj", "blk.{}.attn_output", &[Hidden, Hidden]),
+        norm(FeedForwardNorm, "transformer.h.{}.ln_2", "blk.{}.ffn_norm"),
+        conv1d(Up, "transformer.h.{}.mlp.c_fc", "blk.{}.ffn_up", &[Hidden, FeedForward]),
+        conv1d(Down, "transformer.h.{}.mlp.c_proj", "blk.{}.ffn_down", &[FeedForward, Hidden]),
     ]],
     prefixes: &[
         ("wte.", "transformer.wte."),
@@ -74,7 +81,7 @@ pub(super) const GPT2: Arch = Arch {
     vocab: Vocab::Bpe,
 };
 
-pub(super) const GPT_NEOX: Arch = Arch {
+pub(in crate::arch) const GPT_NEOX: Family = Family {
     class: "GPTNeoXForCausalLM",
     model_type: "gpt_neox",
     gguf: "gptneox",
@@ -96,19 +103,20 @@ pub(super) const GPT_NEOX: Arch = Arch {
         Key::F32("attention.layer_norm_epsilon", &["layer_norm_eps"]),
     ],
     tensors: &[&[
-        Tensor::new("gpt_neox.embed_in", "token_embd", &[Vocab, Hidden]),
-        norm("gpt_neox.final_layer_norm", "output_norm"),
-        Tensor::new("embed_out", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
-        norm("gpt_neox.layers.{}.input_layernorm", "blk.{}.attn_norm"),
-        norm("gpt_neox.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"),
-        Tensor::new("gpt_neox.layers.{}.attention.query_key_value", "blk.{}.attn_qkv", &[Qkv, Hidden])
+        Tensor::new(Embedding, "gpt_neox.embed_in", "token_embd", &[Vocab, Hidden]),
+        norm(LastNorm, "gpt_neox.final_layer_norm", "output_norm"),
+        Tensor::new(OutputHead, "embed_out", "output", &[Vocab, Hidden])
+            .presence(Presence::Unless("tie_word_embeddings")),
+        norm(AttentionNorm, "gpt_neox.layers.{}.input_layernorm", "blk.{}.attn_norm"),
+        norm(FeedForwardNorm, "gpt_neox.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"),
+        Tensor::new(FusedQkv, "gpt_neox.layers.{}.attention.query_key_value", "blk.{}.attn_qkv", &[Qkv, Hidden])
             .transform(Transform::HeadwiseQkv)
             .bias(Presence::If("attention_bias")),
-        Tensor::new("gpt_neox.layers.{}.attention.dense", "blk.{}.attn_output", &[Hidden, Hidden])
+        Tensor::new(O, "gpt_neox.layers.{}.attention.dense", "blk.{}.attn_output", &[Hidden, Hidden])
             .bias(Presence::If("attention_bias")),
-        Tensor::new("gpt_neox.layers.{}.mlp.dense_h_to_4h", "blk.{}.ffn_up", &[FeedForward, Hidden])
+        Tensor::new(Up, "gpt_neox.layers.{}.mlp.dense_h_to_4h", "blk.{}.ffn_up", &[FeedForward, Hidden])
             .bias(Presence::Always),
-        Tensor::new("gpt_neox.layers.{}.mlp.dense_4h_to_h", "blk.{}.ffn_down", &[Hidden, FeedForward])
+        Tensor::new(Down, "gpt_neox.layers.{}.mlp.dense_4h_to_h", "blk.{}.ffn_down", &[Hidden, FeedForward])
             .bias(Presence::Always),
     ]],
     prefixes: &[],
@@ -117,18 +125,18 @@ pub(super) const GPT_NEOX: Arch = Arch {
 };
 
 const FALCON_BODY: &[Tensor] = &[
-    Tensor::new("transformer.word_embeddings", "token_embd", &[Vocab, Hidden]),
-    norm("transformer.ln_f", "output_norm"),
-    Tensor::new("lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
-    Tensor::new("transformer.h.{}.self_attention.query_key_value", "blk.{}.attn_qkv", &[Qkv, Hidden])
+    Tensor::new(Embedding, "transformer.word_embeddings", "token_embd", &[Vocab, Hidden]),
+    norm(LastNorm, "transformer.ln_f", "output_norm"),
+    Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
+    Tensor::new(FusedQkv, "transformer.h.{}.self_attention.query_key_value", "blk.{}.attn_qkv", &[Qkv, Hidden])
         .transform(Transform::GroupedQkv),
-    Tensor::new("transformer.h.{}.self_attention.dense", "blk.{}.attn_output", &[Hidden, Hidden]),
-    Tensor::new("transformer.h.{}.mlp.dense_h_to_4h", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-    Tensor::new("transformer.h.{}.mlp.dense_4h_to_h", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+    Tensor::new(O, "transformer.h.{}.self_attention.dense", "blk.{}.attn_output", &[Hidden, Hidden]),
+    Tensor::new(Up, "transformer.h.{}.mlp.dense_h_to_4h", "blk.{}.ffn_up", &[FeedForward, Hidden]),
+    Tensor::new(Down, "transformer.h.{}.mlp.dense_4h_to_h", "blk.{}.ffn_down", &[Hidden, FeedForward]),
 ];
 
 /// Falcon with one norm a layer, as the 7B has it.
-pub(super) const FALCON: Arch = Arch {
+pub(in crate::arch) const FALCON: Family = Family {
     class: "FalconForCausalLM",
     also: &["RWForCausalLM"],
     when: |config| !two_norms(config),
@@ -161,29 +169,32 @@ pub(super) const FALCON: Arch = Arch {
         Key::F32("attention.layer_norm_epsilon", &["layer_norm_epsilon"]),
         Key::FileType,
     ],
-    tensors: &[FALCON_BODY, &[norm("transformer.h.{}.input_layernorm", "blk.{}.attn_norm")]],
+    tensors: &[FALCON_BODY, &[norm(AttentionNorm, "transformer.h.{}.input_layernorm", "blk.{}.attn_norm")]],
     prefixes: &[],
     dropped: &[],
     ..GPT2
 };
 
 /// Falcon with a norm for attention and one for the feed-forward part, as the 40B has it.
-pub(super) const FALCON_NEW: Arch = Arch {
+pub(in crate::arch) const FALCON_NEW: Family = Family {
     when: two_norms,
     fits: |gguf| gguf.has("blk.0.attn_norm_2.weight"),
     tensors: &[
         FALCON_BODY,
-        &[norm("transformer.h.{}.ln_mlp", "blk.{}.attn_norm"), norm("transformer.h.{}.ln_attn", "blk.{}.attn_norm_2")],
+        &[
+            norm(AttentionNorm, "transformer.h.{}.ln_mlp", "blk.{}.attn_norm"),
+            norm(Norm, "transformer.h.{}.ln_attn", "blk.{}.attn_norm_2"),
+        ],
     ],
     ..FALCON
 };
 
-fn two_norms(config: &super::Config) -> bool {
+fn two_norms(config: &Config) -> bool {
     let new = config.get("new_decoder_architecture").and_then(|v| v.as_bool()).unwrap_or(false);
     new && config.get("num_ln_in_parallel_attn").and_then(|v| v.as_u64()) != Some(1)
 }
 
-pub(super) const STABLELM: Arch = Arch {
+pub(in crate::arch) const STABLELM: Family = Family {
     class: "StableLmForCausalLM",
     also: &["StableLMEpochForCausalLM"],
     model_type: "stablelm",
@@ -210,25 +221,25 @@ pub(super) const STABLELM: Arch = Arch {
     tensors: &[
         ENDS,
         &[
-            norm("model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
-            norm("model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")
+            norm(AttentionNorm, "model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
+            norm(FeedForwardNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm")
                 .presence(Presence::Unless("use_parallel_residual")),
-            Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+            Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
                 .bias(Presence::If("use_qkv_bias")),
-            Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
+            Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
                 .bias(Presence::If("use_qkv_bias")),
-            Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
+            Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
                 .bias(Presence::If("use_qkv_bias")),
-            Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
-            Tensor::new("model.layers.{}.self_attn.q_layernorm.norms.{e}", "blk.{}.attn_q_norm", &[Head])
+            Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries]),
+            Tensor::new(QNorm, "model.layers.{}.self_attn.q_layernorm.norms.{e}", "blk.{}.attn_q_norm", &[Head])
                 .transform(Transform::Stack(Heads))
                 .presence(Presence::If("qk_layernorm")),
-            Tensor::new("model.layers.{}.self_attn.k_layernorm.norms.{e}", "blk.{}.attn_k_norm", &[Head])
+            Tensor::new(KNorm, "model.layers.{}.self_attn.k_layernorm.norms.{e}", "blk.{}.attn_k_norm", &[Head])
                 .transform(Transform::Stack(KvHeads))
                 .presence(Presence::If("qk_layernorm")),
-            Tensor::new("model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden]),
-            Tensor::new("model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden]),
-            Tensor::new("model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
+            Tensor::new(Gate, "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate", &[FeedForward, Hidden]),
+            Tensor::new(Up, "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up", &[FeedForward, Hidden]),
+            Tensor::new(Down, "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down", &[Hidden, FeedForward]),
         ],
     ],
     prefixes: &[],
@@ -236,7 +247,7 @@ pub(super) const STABLELM: Arch = Arch {
     ..GPT2
 };
 
-pub(super) const STARCODER2: Arch = Arch {
+pub(in crate::arch) const STARCODER2: Family = Family {
     class: "Starcoder2ForCausalLM",
     model_type: "starcoder2",
     gguf: "starcoder2",
@@ -256,19 +267,19 @@ pub(super) const STARCODER2: Arch = Arch {
     tensors: &[
         ENDS,
         &[
-            norm("model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
-            norm("model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"),
-            Tensor::new("model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
+            norm(AttentionNorm, "model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
+            norm(FeedForwardNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"),
+            Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
                 .bias(Presence::If("use_bias")),
-            Tensor::new("model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
+            Tensor::new(K, "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k", &[Keys, Hidden])
                 .bias(Presence::If("use_bias")),
-            Tensor::new("model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
+            Tensor::new(V, "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v", &[Keys, Hidden])
                 .bias(Presence::If("use_bias")),
-            Tensor::new("model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
+            Tensor::new(O, "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output", &[Hidden, Queries])
                 .bias(Presence::If("use_bias")),
-            Tensor::new("model.layers.{}.mlp.c_fc", "blk.{}.ffn_up", &[FeedForward, Hidden])
+            Tensor::new(Up, "model.layers.{}.mlp.c_fc", "blk.{}.ffn_up", &[FeedForward, Hidden])
                 .bias(Presence::If("use_bias")),
-            Tensor::new("model.layers.{}.mlp.c_proj", "blk.{}.ffn_down", &[Hidden, FeedForward])
+            Tensor::new(Down, "model.layers.{}.mlp.c_proj", "blk.{}.ffn_down", &[Hidden, FeedForward])
                 .bias(Presence::If("use_bias")),
         ],
     ],

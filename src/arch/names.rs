@@ -1,0 +1,231 @@
+//! What the name of a tensor says about it, in any checkpoint: by the table of its class, and where
+//! there is none, by the names that most classes of transformers use.
+
+use super::lookup::{Lookup, Match, find};
+use super::params::class;
+use super::{Config, Family, Role, Transform};
+
+/// The output head of classes that can tie it to their embeddings.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// The names of one model's tensors.
+#[derive(Clone, Copy)]
+pub(crate) struct Naming {
+    family: Option<&'static Family>,
+}
+
+impl Naming {
+    /// The names of a model with this config.json.
+    pub(crate) fn of(config: &Config) -> Self {
+        Self { family: class(config).and_then(|class| super::of_class(class, config)) }
+    }
+
+    /// The row of the table that `name` is of; `None` without one.
+    fn row(self, name: &str) -> Option<Match> {
+        match find(self.family?, name) {
+            Lookup::Row(row) => Some(row),
+            Lookup::Dropped | Lookup::Unknown => None,
+        }
+    }
+
+    /// The name in GGUF of the tensor called `name`; `None` for one that the class's table doesn't have, or
+    /// that becomes a part of another.
+    pub(crate) fn gguf_name(self, name: &str) -> Option<String> {
+        let row = self.row(name)?;
+        (!matches!(row.tensor.transform, Transform::Stack(_))).then(|| row.gguf_name())
+    }
+
+    /// The name that the model's class itself has for the tensor called `name`: checkpoints may have it
+    /// with or without a prefix. `None` for one that the class's table doesn't have.
+    pub(crate) fn class_name(self, name: &str) -> Option<String> {
+        Some(self.row(name)?.hf_name())
+    }
+
+    /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None`
+    /// for one that the class's table doesn't have.
+    pub(crate) fn keeps_transposed(self, name: &str) -> Option<bool> {
+        Some(self.row(name)?.tensor.transform == Transform::Transposed)
+    }
+
+    /// What the tensor called `name` is in the model, by the table or else by its name.
+    pub(crate) fn role(self, name: &str) -> Option<Role> {
+        self.row(name).map(|row| row.tensor.role).or_else(|| role_by_name(name))
+    }
+
+    /// Whether the weight called `name` is that of a linear layer, which an adapter of low rank can act on;
+    /// what nothing is known of is taken for one.
+    pub(crate) fn is_linear(self, name: &str) -> bool {
+        self.role(name).is_none_or(Role::is_linear)
+    }
+}
+
+/// Modules that are not linear layers, by the ends of their paths.
+const ROLES: &[(&str, Role)] = &[
+    ("embed_tokens", Role::Embedding),
+    ("embed_in", Role::Embedding),
+    ("wte", Role::Embedding),
+    ("word_embeddings", Role::Embedding),
+    ("shared", Role::Embedding),
+    ("wpe", Role::PositionEmbedding),
+    ("position_embeddings", Role::PositionEmbedding),
+    ("embed_positions", Role::PositionEmbedding),
+    ("token_type_embeddings", Role::TypeEmbedding),
+    ("lm_head", Role::OutputHead),
+    ("embed_out", Role::OutputHead),
+    // Recent versions of transformers have routers as bare parameters.
+    ("mlp.gate", Role::Router),
+    ("block_sparse_moe.gate", Role::Router),
+    ("router", Role::Router),
+];
+
+/// Whether `path` is `end` or ends with it after a dot.
+fn ends_path(path: &str, end: &str) -> bool {
+    path.strip_suffix(end).is_some_and(|start| start.is_empty() || start.ends_with('.'))
+}
+
+/// What a weight of this name is in classes without a table, where the name says so.
+pub(crate) fn role_by_name(name: &str) -> Option<Role> {
+    let module = name.strip_suffix(".weight")?;
+    ROLES.iter().find(|(end, _)| ends_path(module, end)).map(|(_, role)| *role)
+}
+
+/// Whether `module` is a router that PEFT adapts as a parameter of its block, and not as a linear layer.
+pub(crate) fn is_parameter_router(module: &str) -> bool {
+    ["mlp.gate", "block_sparse_moe.gate"].iter().any(|end| ends_path(module, end))
+}
+
+/// Whether the tensor called `name` belongs to the experts of a layer. They are no modules of their own in
+/// transformers, and Mixtral's block has another name there.
+pub(crate) fn is_of_experts(name: &str) -> bool {
+    name.contains(".experts.") || name.contains(".block_sparse_moe.")
+}
+
+/// Whether the class keeps the experts of a layer as `[experts, d_in, d_out]`.
+pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
+    let kind = config.get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
+    matches!(kind, "gpt_oss" | "llama4" | "llama4_text")
+}
+
+/// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
+pub(crate) fn has_head(config: &Config) -> bool {
+    class(config).is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|k| class.contains(k)))
+}
+
+/// What checkpoints may have for the name that transformers has: Mixtral's and GPT-NeoX's are others.
+pub(crate) fn other_spellings(name: &str) -> [String; 2] {
+    [name.replace(".mlp.", ".block_sparse_moe."), name.replace("lm_head.", "embed_out.")]
+}
+
+/// Ends of names that older checkpoints carry and no program reads: buffers that the config
+/// determines, not weights (llama.cpp `conversion/base.py`, `prepare_tensors`).
+const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
+
+/// Whether `name` is a buffer that nothing needs.
+pub fn is_buffer(name: &str) -> bool {
+    BUFFERS.iter().any(|end| name.ends_with(end))
+}
+
+/// Ends of names of what classes make by themselves: GPT-2's masks, which old checkpoints have and new ones
+/// don't, and BERT's positions. Not all that has no place in GGUF: a pooler is trained.
+const MADE_BY_CLASS: &[&str] = &[".attn.bias", ".attn.masked_bias", "embeddings.position_ids"];
+
+/// Whether a model's class makes the tensor called `name` by itself, so that it says nothing about the model.
+pub(crate) fn is_made_by_class(name: &str) -> bool {
+    is_buffer(name) || MADE_BY_CLASS.iter().any(|end| name.ends_with(end))
+}
+
+/// Modules in the order in which transformers' classes make them, where the names are known: numbers count,
+/// the rest stays as it was. The tensors of a file are in no such order.
+pub(crate) fn in_order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut found: Vec<&str> = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    found.extend(names.into_iter().filter(|name| seen.insert(*name)));
+    found.sort_by_cached_key(|name| name.split('.').map(place).collect::<Vec<_>>());
+    found
+}
+
+/// Names of modules in the order in which their parents make them.
+const ORDER: &[&str] = &[
+    "embed_tokens",
+    "wte",
+    "embed_in",
+    "word_embeddings",
+    "wpe",
+    "model",
+    "transformer",
+    "gpt_neox",
+    "layers",
+    "h",
+    "ln_1",
+    "input_layernorm",
+    "self_attn",
+    "attn",
+    "self_attention",
+    "attention",
+    "c_attn",
+    "query_key_value",
+    "q_proj",
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "query",
+    "key",
+    "value",
+    "dense",
+    "out_proj",
+    "mlp",
+    "block_sparse_moe",
+    "gate",
+    "experts",
+    "w1",
+    "w2",
+    "w3",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+    "c_fc",
+    "c_proj",
+    "dense_h_to_4h",
+    "dense_4h_to_h",
+    "fc1",
+    "fc2",
+    "shared_expert",
+    "norm",
+    "embed_out",
+    "lm_head",
+];
+
+/// A part of a path as a number that is ordered as modules are.
+fn place(part: &str) -> usize {
+    match part.parse::<usize>() {
+        Ok(number) => number,
+        // Names that are not known stay where they are, behind those that are.
+        Err(_) => ORDER.iter().position(|known| *known == part).unwrap_or(ORDER.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_come_as_their_classes_make_them() {
+        let names = [
+            "lm_head.weight",
+            "model.layers.10.self_attn.q_proj.weight",
+            "model.layers.2.mlp.down_proj.weight",
+            "model.layers.2.mlp.gate_proj.weight",
+            "model.layers.2.self_attn.o_proj.weight",
+            "model.layers.2.self_attn.v_proj.weight",
+            "model.embed_tokens.weight",
+        ];
+        let expected = [6, 5, 4, 3, 2, 1, 0].map(|i| names[i]);
+        assert_eq!(in_order(names), expected);
+    }
+}
