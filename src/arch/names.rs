@@ -79,7 +79,7 @@ const ROLES: &[(&str, Role)] = &[
 ];
 
 /// Whether `path` is `end` or ends with it after a dot.
-fn ends_path(path: &str, end: &str) -> bool {
+pub(crate) fn ends_path(path: &str, end: &str) -> bool {
     path.strip_suffix(end).is_some_and(|start| start.is_empty() || start.ends_with('.'))
 }
 

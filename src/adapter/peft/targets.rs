@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::ABSENT;
 use super::base::Base;
 use super::entries::Entries;
+pub(super) use crate::arch::names::ends_path;
 use crate::error::Result;
 use crate::json::Fields;
 
@@ -48,11 +49,6 @@ impl Names {
     fn has(&self, path: &str) -> bool {
         matches!(self, Names::Ends(names) if names.iter().any(|name| name == path))
     }
-}
-
-/// Whether `path` is `name`, or ends in it as in a path.
-pub(super) fn ends_path(path: &str, name: &str) -> bool {
-    path.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
 }
 
 impl Targets {
