@@ -219,6 +219,8 @@ fn what_makes_no_bank_gets_one_line_and_leaves_nothing() {
     assert!(unknown.contains("--describe: expected one of reverse, capitals, found other"), "{unknown}");
     let rank = two(&["--rank", "11"]);
     assert!(rank.contains("--rank: expected 1 to 10, the sum of the LoRAs' ranks, found 11"), "{rank}");
+    let none = atombank(&["bank", "build", base, first, second, "-o", text(&bank), "--top-k", "0"]);
+    assert_eq!(none.status.code(), Some(2), "a bank of no atoms at a time is a usage error");
     let few = refusal(&["bank", "build", base, first, "-o", text(&bank)]);
     assert!(few.contains("LoRAs for a bank: expected two or more, found 1"), "{few}");
     let llama = fixture("convert/llama/model");

@@ -119,6 +119,29 @@ fn one_prompt_baked_in_f32_is_the_routed_model() {
 }
 
 #[test]
+fn generates_from_a_gguf_and_from_a_prompt_as_it_is() {
+    let p = pair();
+    let gguf = p.dir.path().join("base.gguf");
+    done(&["convert", text(&p.base), "-o", text(&gguf), "--type", "f32"]);
+    let generate = |model: &Path, more: &[&str]| -> Value {
+        let mut args = vec!["generate", text(model), "--json", "--max-tokens", "8", "--prompt", "garden"];
+        args.extend(more);
+        serde_json::from_str(&done(&args)).unwrap()
+    };
+    let plain = generate(&p.base, &[]);
+    assert_eq!(plain, generate(&gguf, &[]));
+    assert_eq!(plain, generate(&p.base, &["--template", "{prompt}"]));
+    let template = "{instruction}\n{prompt}\n";
+    let asked = generate(&p.base, &["--instruction", "Reverse."]);
+    assert_eq!(asked, generate(&p.base, &["--instruction", "Reverse.", "--template", template]));
+    assert_ne!(plain["prompt_ids"], asked["prompt_ids"]);
+    let bank = ["--adapter", text(&p.bank)];
+    assert_eq!(generate(&gguf, &bank), generate(&p.base, &bank));
+    let line = refusal(&["generate", text(&p.base), "--prompt", "garden", "--template", "Say it."]);
+    assert!(line.contains("--template: expected {prompt} in it, found \"Say it.\", which drops \"garden\""), "{line}");
+}
+
+#[test]
 fn a_baked_lora_merges_to_the_baked_model_bit_by_bit() {
     let p = pair();
     let out = |name: &str| p.dir.path().join(name);
@@ -319,7 +342,25 @@ fn bad_training_input_gets_one_line() {
             "rows.jsonl: row 1: expected at most 2 tokens, by data.max_length",
         ),
         ("{\"completion\": \"y\"}\n", "training.speed=9", "unknown field `speed`"),
-        ("{\"completion\": \"y\"}\n", "adapter.top_k=9", "top_k: expected at most num_atoms, 8, found 9"),
+        (
+            "{\"completion\": \"y\"}\n",
+            "adapter.top_k=9",
+            "bank.toml: adapter.top_k: expected at most num_atoms, 8, found 9",
+        ),
+        // Sizes that no memory holds are refused before anything of that size is made.
+        ("{\"completion\": \"y\"}\n", "adapter.r=1000000000", "bank.toml: adapter.r: expected at most 256, the width"),
+        ("{\"completion\": \"y\"}\n", "adapter.num_atoms=1000000000", "bank.toml: adapter.num_atoms: expected a bank"),
+        ("{\"completion\": \"y\"}\n", "adapter.key_dim=2147483648", "bank.toml: adapter.key_dim: expected a bank"),
+        (
+            "{\"completion\": \"y\"}\n",
+            "training.batch_size=2147483648",
+            "gradient_accumulation: expected at most 65536",
+        ),
+        (
+            "{\"completion\": \"y\"}\n",
+            "adapter.prior_temperature=1e-320",
+            "bank.toml: adapter.prior_temperature: expected",
+        ),
     ] {
         fs::write(&rows, content).unwrap();
         let mut args = vec!["train", text(&config)];

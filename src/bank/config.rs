@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::adapter::Tensors;
+use crate::adapter::{Tensors, scale};
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
@@ -78,24 +78,54 @@ impl BankConfig {
         Ok(config)
     }
 
-    /// Checks the settings against each other; `path` is named in errors.
+    /// Checks the settings by themselves and against each other; `path` is named in errors.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`], naming the field.
     pub fn check(&self, path: &Path) -> Result<()> {
-        let finding = |field: &str| Finding::new(path, field);
+        self.check_as(path, "")
+    }
+
+    /// The same, for settings whose names in the file at `path` begin with `prefix`.
+    pub(crate) fn check_as(&self, path: &Path, prefix: &str) -> Result<()> {
+        let finding = |field: &str| Finding::new(path, format!("{prefix}{field}"));
+        let counts = [
+            ("r", self.r),
+            ("num_atoms", self.num_atoms),
+            ("top_k", self.top_k),
+            ("block_size", self.block_size),
+            ("key_dim", self.key_dim),
+            ("descriptor_dim", self.descriptor_dim),
+            ("instruction_dim", self.instruction_dim),
+        ];
+        if let Some((field, found)) = counts.into_iter().find(|(_, count)| !(1..=1 << 31).contains(count)) {
+            return Err(finding(field).expected("a count from 1 to 2^31").found(found).mismatch());
+        }
         if self.top_k > self.num_atoms {
             let expected = format!("at most num_atoms, {}", self.num_atoms);
             return Err(finding("top_k").expected(expected).found(self.top_k).mismatch());
         }
-        for (field, value) in [("temperature", self.temperature), ("prior_temperature", self.prior_temperature)] {
-            if !value.is_finite() || value <= 0.0 {
-                return Err(finding(field).expected("a positive number").found(value).mismatch());
+        // Logits are multiplied by the inverse in f32.
+        let scales = [
+            ("temperature", self.temperature),
+            ("prior_temperature", self.prior_temperature * (self.descriptor_dim as f64).sqrt()),
+        ];
+        for ((field, scale), value) in scales.into_iter().zip([self.temperature, self.prior_temperature]) {
+            if !(value > 0.0 && (scale as f32).is_normal() && ((1.0 / scale) as f32).is_normal()) {
+                return Err(finding(field)
+                    .expected("a positive number whose inverse is a float32")
+                    .found(format_args!("{value:?}"))
+                    .mismatch());
             }
         }
-        for (field, value) in [("lora_alpha", self.lora_alpha), ("prior_strength", self.prior_strength)] {
-            if !value.is_finite() {
-                return Err(finding(field).expected("a finite number").found(value).mismatch());
+        let scale = scale(self.r, self.lora_alpha, self.use_rslora);
+        for (field, value, used) in [
+            ("lora_alpha", self.lora_alpha, scale),
+            ("prior_strength", self.prior_strength, self.prior_strength as f32),
+        ] {
+            if !used.is_finite() {
+                let expected = "a finite number, in float32 too";
+                return Err(finding(field).expected(expected).found(format_args!("{value:?}")).mismatch());
             }
         }
         for module in &self.target_modules {
@@ -146,6 +176,26 @@ impl BankConfig {
         ]
     }
 
+    /// Checks that a bank with these settings has no more values than `base`, before any is made. Names of
+    /// settings in the file at `path` begin with `prefix`.
+    pub(crate) fn check_size(&self, path: &Path, prefix: &str, base: &ModelConfig) -> Result<()> {
+        check_rank(path, prefix, self.r, base)?;
+        let blocks = self.blocks(base.num_hidden_layers) as u128;
+        let product = |shape: &[Option<usize>]| shape.iter().map(|d| d.map_or(blocks, |d| d as u128)).product::<u128>();
+        let own: u128 = self.global_tensors().iter().map(|(_, shape)| product(shape)).sum();
+        let most = base_values(base);
+        if own <= most {
+            return Ok(());
+        }
+        let fields = ["num_atoms", "key_dim", "descriptor_dim", "instruction_dim"];
+        let largest = [self.num_atoms, self.key_dim, self.descriptor_dim, self.instruction_dim];
+        let (_, field) = largest.into_iter().zip(fields).max_by_key(|(count, _)| *count).unwrap_or_default();
+        Err(Finding::new(path, format!("{prefix}{field}"))
+            .expected(format_args!("a bank that is no larger than its base of {most} values"))
+            .found(format_args!("one of {own} values by num_atoms, r, key_dim, descriptor_dim and instruction_dim"))
+            .mismatch())
+    }
+
     pub(crate) fn check_base(
         &self,
         file: &Path,
@@ -182,6 +232,25 @@ impl BankConfig {
         }
         Ok(())
     }
+}
+
+/// Checks that factors of rank `r` are no larger than the largest linear layer of `base`.
+pub(crate) fn check_rank(path: &Path, prefix: &str, r: usize, base: &ModelConfig) -> Result<()> {
+    let widest = Module::ALL.into_iter().map(|module| module.shape(base)).map(|(d_out, d_in)| d_out.max(d_in)).max();
+    match widest {
+        Some(widest) if r > widest => Err(Finding::new(path, format!("{prefix}r"))
+            .expected(format_args!("at most {widest}, the width of the base's widest linear layer"))
+            .found(r)
+            .mismatch()),
+        _ => Ok(()),
+    }
+}
+
+/// The number of values in the weights of `base`, without biases and norms.
+fn base_values(base: &ModelConfig) -> u128 {
+    let matrix = |(rows, cols): (usize, usize)| rows as u128 * cols as u128;
+    let layer: u128 = Module::ALL.into_iter().map(|module| matrix(module.shape(base))).sum();
+    layer * base.num_hidden_layers as u128 + matrix((base.vocab_size, base.hidden_size))
 }
 
 /// `template` with `{instruction}` and `{prompt}` filled in; what is filled in is not searched again.

@@ -17,6 +17,7 @@ impl AtomBank {
     /// [`crate::Error::Mismatch`] for settings that contradict each other or the base.
     pub fn fresh(path: &Path, config: BankConfig, base: &ModelConfig, seed: u64) -> Result<Self> {
         config.check(path)?;
+        config.check_size(path, "", base)?;
         let mut random = Random::new(seed);
         let mut tensors = Tensors::new();
         let r = config.r;

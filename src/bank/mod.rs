@@ -17,6 +17,8 @@ mod route;
 mod routing;
 
 pub use atom_bank::AtomBank;
+#[cfg(feature = "train")]
+pub(crate) use config::check_rank;
 pub use config::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
 #[cfg(feature = "train")]
 pub use instruction::InstructionEncoder;

@@ -38,6 +38,9 @@ pub struct BankReport {
     pub atoms: Vec<AtomReport>,
     /// Cosines between atoms as vectors, `[K, K]`.
     pub similarity: Vec<Vec<f32>>,
+    /// Atoms of which a number above is a NaN or an infinity in f32: null in JSON.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub non_finite: Vec<usize>,
 }
 
 impl BankReport {
@@ -50,6 +53,14 @@ impl BankReport {
         let cosine = |a: &DMatrix<f32>, b: &DMatrix<f32>| a.dot(b) / (a.norm() * b.norm()).max(f32::MIN_POSITIVE);
         let (modules, layers) = modules_and_layers(&bank.layers());
         let factors = bank.tensors.iter().filter(|(name, _)| name.contains(".lora_"));
+        let similarity: Vec<Vec<f32>> = atoms.iter().map(|a| atoms.iter().map(|b| cosine(a, b)).collect()).collect();
+        let reports: Vec<AtomReport> = atoms.iter().map(|a| atom(a, r)).collect();
+        let is_finite = |(atom, cosines): (&AtomReport, &Vec<f32>)| {
+            let numbers = [atom.norm, atom.effective_rank, atom.from_identity];
+            numbers.iter().chain(cosines).all(|number| number.is_finite())
+        };
+        let non_finite = reports.iter().zip(&similarity).map(is_finite).enumerate();
+        let non_finite = non_finite.filter(|(_, finite)| !finite).map(|(i, _)| i).collect();
         Self {
             config: config.clone(),
             scale: bank.scale(),
@@ -58,8 +69,9 @@ impl BankReport {
             layers,
             parameters: bank.parameters(),
             lora_parameters: factors.map(|(_, t)| t.values.len()).sum(),
-            similarity: atoms.iter().map(|a| atoms.iter().map(|b| cosine(a, b)).collect()).collect(),
-            atoms: atoms.iter().map(|a| atom(a, r)).collect(),
+            similarity,
+            atoms: reports,
+            non_finite,
         }
     }
 }

@@ -70,11 +70,8 @@ pub fn route(
         .map(|prompt| loaded.encoder().routed(encoder, &bank.config.prompt_template, &request.instruction, prompt))
         .collect::<Result<Vec<_>>>()?;
     if by == RoutedBy::Prior && sequences[0].instruction.is_empty() {
-        return Err(Finding::new(&bank.path, "routing by the prior")
-            .expected("an instruction")
-            .found("none")
-            .hint("pass --instruction")
-            .mismatch());
+        let finding = Finding::new(&bank.path, "routing by the prior").expected("an instruction");
+        return Err(finding.found("none").mismatch());
     }
     let batch = Batch::new(&sequences);
     let mut hook = loaded.hook(decoder.weights(), &sequences)?;

@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::bank::BankReport;
 use crate::bank::fill_template;
 use crate::error::Error;
 
@@ -107,4 +108,58 @@ fn refuses_a_bank_for_a_base_of_another_depth() {
 fn templates_fill_each_field_once() {
     assert_eq!(fill_template("{instruction}\n{prompt}\n", "say {prompt}", "x"), "say {prompt}\nx\n");
     assert_eq!(fill_template("{other} {prompt}", "i", "p"), "{other} p");
+}
+
+#[test]
+fn settings_that_the_reader_refuses_are_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("bank");
+    type Change = fn(&mut BankConfig);
+    let cases: [(Change, &str); 4] = [
+        (|c| c.top_k = 0, "top_k: expected a count from 1 to 2^31, found 0"),
+        (|c| c.block_size = 0, "block_size: expected a count"),
+        (|c| c.top_k = 4, "top_k: expected at most num_atoms, 3, found 4"),
+        (
+            |c| c.temperature = 1e-320,
+            "temperature: expected a positive number whose inverse is a float32, found 1e-320",
+        ),
+    ];
+    for (change, expected) in cases {
+        let mut bank = bank();
+        change(&mut bank.config);
+        for error in [bank.save(&folder, false).unwrap_err(), bank.save_over(dir.path()).unwrap_err()] {
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let mut config = config();
+        change(&mut config);
+        assert!(AtomBank::fresh(Path::new("bank"), config, &base(), 1).is_err());
+    }
+}
+
+#[test]
+fn sizes_that_the_base_cannot_hold_are_refused_before_anything_is_made() {
+    type Change = fn(&mut BankConfig);
+    let cases: [(Change, &str); 3] = [
+        (|c| c.r = 1_000_000_000, "r: expected at most 24, the width of the base's widest linear layer"),
+        (|c| c.num_atoms = 1 << 31, "num_atoms: expected a bank that is no larger than its base"),
+        (|c| c.descriptor_dim = 1 << 31, "descriptor_dim: expected a bank that is no larger than its base"),
+    ];
+    for (change, expected) in cases {
+        let mut config = config();
+        change(&mut config);
+        let error = AtomBank::fresh(Path::new("bank"), config, &base(), 1).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_report_says_which_atoms_have_numbers_that_are_not_finite() {
+    let mut bank = bank();
+    assert!(BankReport::of(&bank).non_finite.is_empty());
+    let atoms = bank.tensors.get_mut("atom_bank.atoms").unwrap();
+    atoms.values = atoms.values.iter().enumerate().map(|(i, v)| if i / 16 == 1 { 1e30 } else { *v }).collect();
+    let report = BankReport::of(&bank);
+    assert!(report.non_finite.contains(&1), "{:?}", report.non_finite);
+    serde_json::from_str::<serde_json::Value>(&serde_json::to_string(&report).unwrap()).unwrap();
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::adapter::peft::Base;
 use atombank::arch::HfFolder;
-use atombank::bank::{Agreement, AtomBank, LoadedBank, RoutedBy, Routes, compare, route};
+use atombank::bank::{Agreement, AtomBank, LoadedBank, RoutedBy, Routes, compare};
 use atombank::error::Finding;
 use atombank::merge::combine::Weights as Shares;
 use atombank::merge::with_adapters;
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     let bank = AtomBank::open(&args.bank)?;
     let encoder = TextEncoder::open(&args.base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
-    let routes = route(&decoder, &bank, &encoder, &args.request.request(), args.request.by())?;
+    let routes = args.request.route(&decoder, &bank, &encoder)?;
     let alphas = routes.mean();
     let base = Base::of(&folder);
     let plan = with_adapters(&base, folder.weights(), &[bank.changes(&alphas)], &Shares::new([1.0]))?.plan;

@@ -8,10 +8,11 @@ use atombank::arch::HfFolder;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::bank::{BASE_EMBEDDINGS, InstructionEncoder};
 use atombank::convert::summary;
-use atombank::error::Finding;
+use atombank::error::{Error, Finding};
 use atombank::linalg::{Matrix, from_rows};
 use atombank::model::{Decoder, Residence, Sequence, TextEncoder};
 use candle_core::Device;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
@@ -56,7 +57,7 @@ struct BuildArgs {
     #[arg(long, value_name = "FOLDER")]
     encoder: Option<String>,
     /// Atoms that a routing mixes at most [default: all]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     top_k: Option<usize>,
     /// Replace an existing bank
     #[arg(long)]
@@ -82,14 +83,20 @@ pub(crate) fn run(args: &BankArgs, common: &Common) -> Result<()> {
 
 fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     if !args.overwrite && args.output.symlink_metadata().is_ok() {
-        return Err(atombank::Error::Exists(args.output.clone()).into());
+        return Err(Error::Exists(args.output.clone()).into());
     }
     let folder = HfFolder::open(&args.base)?;
     let loras = args.loras.iter().map(|path| Lora::open(path)).collect::<atombank::Result<Vec<_>>>()?;
     let names = names(&args.loras);
     let mut notes = Vec::new();
     let texts = texts(args, &names, &mut notes)?;
-    let fit = fit(&loras, &folder.config, args.rank)?;
+    let fit = fit(&loras, &folder.config, args.rank).map_err(|error| match error {
+        // The library names its field, the program its option.
+        Error::Mismatch(finding) if finding.subject == "rank" => {
+            Error::Mismatch(Box::new(Finding { subject: "--rank".to_owned(), ..*finding }))
+        }
+        other => other,
+    })?;
     let (router, shares) = route(args, &folder, &names, &texts)?;
     notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));
     let rows: Vec<AtomRow> = (names.iter().enumerate())

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::adapter::{HostTensor, Lora};
-use atombank::arch::HfFolder;
-use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder, LoadedBank};
+use atombank::arch::ModelConfig;
+use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, fill_template};
+use atombank::error::Finding;
 use atombank::model::{
-    Decoder, Hook, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
+    Hook, LanguageModel, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };
 use candle_core::Device;
 use clap::Args;
@@ -17,7 +18,7 @@ use serde_json::json;
 /// Arguments of `generate`.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// The model: a Hugging Face folder
+    /// The model: a Hugging Face folder, or a GGUF
     model: PathBuf,
     /// An atom bank or a LoRA on top of it
     #[arg(long, value_name = "FOLDER")]
@@ -28,9 +29,10 @@ pub(crate) struct GenerateArgs {
     /// The prompt
     #[arg(long, default_value = "", hide_default_value = true)]
     prompt: String,
-    /// Put instruction and prompt together as this says, where the adapter doesn't
-    #[arg(long, default_value = DEFAULT_PROMPT_TEMPLATE, hide_default_value = true)]
-    template: String,
+    /// Put instruction and prompt together as this says, where no bank does: {prompt} and {instruction} are
+    /// replaced [default: the prompt alone; with an instruction, "{instruction}\n{prompt}\n"]
+    #[arg(long)]
+    template: Option<String>,
     /// The most tokens to add
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: usize,
@@ -46,15 +48,14 @@ pub(crate) struct GenerateArgs {
 }
 
 pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
-    let folder = HfFolder::open(&args.model)?;
-    let encoder = TextEncoder::open(&args.model)?;
-    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, &folder)).transpose()?;
-    let decoder = Decoder::open(&folder, Residence::Memory, &Device::Cpu)?;
-    let (template, instructions) = match &adapter {
-        Some(Adapter::Bank(bank)) => (bank.config().prompt_template.as_str(), bank.encoder()),
-        _ => (args.template.as_str(), &InstructionEncoder::BaseEmbeddings),
+    let LanguageModel { decoder, encoder } = LanguageModel::open(&args.model, Residence::Memory, &Device::Cpu)?;
+    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, decoder.config())).transpose()?;
+    let sequence = match &adapter {
+        Some(Adapter::Bank(bank)) => {
+            bank.encoder().routed(&encoder, &bank.config().prompt_template, &args.instruction, &args.prompt)?
+        }
+        _ => encoder.sequence(&fill_template(args.template()?, &args.instruction, &args.prompt))?,
     };
-    let sequence = instructions.routed(&encoder, template, &args.instruction, &args.prompt)?;
     let sequences = std::slice::from_ref(&sequence);
     let hook = || -> Result<Box<dyn Hook + '_>> {
         Ok(match &adapter {
@@ -70,6 +71,22 @@ pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
     print(args, &encoder, &sequence, &generated[0].ids)
 }
 
+impl GenerateArgs {
+    /// The template of a model that has none of its own.
+    fn template(&self) -> Result<&str> {
+        let Some(template) = &self.template else {
+            return Ok(if self.instruction.is_empty() { "{prompt}" } else { DEFAULT_PROMPT_TEMPLATE });
+        };
+        for (field, text) in [("{prompt}", &self.prompt), ("{instruction}", &self.instruction)] {
+            if !text.is_empty() && !template.contains(field) {
+                let finding = Finding::new(&self.model, "--template").expected(format_args!("{field} in it"));
+                return Err(finding.found(format_args!("{template:?}, which drops {text:?}")).mismatch().into());
+            }
+        }
+        Ok(template)
+    }
+}
+
 /// What runs on top of the model.
 enum Adapter {
     Bank(LoadedBank),
@@ -77,14 +94,14 @@ enum Adapter {
 }
 
 impl Adapter {
-    fn open(path: &Path, base: &HfFolder) -> Result<Self> {
+    fn open(path: &Path, base: &ModelConfig) -> Result<Self> {
         if AtomBank::is_in(path)? {
             let bank = AtomBank::open(path)?;
-            bank.check_base(&base.config)?;
+            bank.check_base(base)?;
             return Ok(Self::Bank(LoadedBank::frozen(&bank, &Device::Cpu)?));
         }
         let lora = Lora::open(path)?;
-        lora.check_base(&base.config)?;
+        lora.check_base(base)?;
         Ok(Self::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?))
     }
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::imatrix::{Base, Form, Settings, measure, read_text};
+use atombank::imatrix::{Form, Settings, measure, read_text};
+use atombank::model::{LanguageModel, Residence};
 use atombank::plan::{self, Staging};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         return Err(atombank::Error::Io { path: folder.to_owned(), action: "open", error }.into());
     }
     let text = read_text(&args.text)?;
-    let base = Base::open(&args.base, &args.device)?;
+    let base = LanguageModel::open(&args.base, Residence::Streamed, &args.device)?.with_special_as_text();
     let trained = base.decoder.config().max_position_embeddings;
     if args.ctx as usize > trained {
         print_notes(&[format!("the model knows texts of {trained} tokens, and chunks have {}", args.ctx)], common);

@@ -160,6 +160,12 @@ fn print_bank(bank: &BankReport) {
         let (norm, rank, gap) = (atom.norm, atom.effective_rank, atom.from_identity);
         println!("{:<4} {norm:>7.3} {rank:>10.2} {gap:>8.3}   {}", format!("#{i}"), cosines.join(" "));
     }
+    if let Some(first) = bank.non_finite.first() {
+        let count = bank.non_finite.len();
+        println!(
+            "\nnot finite in float32: numbers of {count} atoms, #{first} among them; their values are too large to be used"
+        );
+    }
 }
 
 /// "0 to 31", or the numbers where some are left out.

@@ -24,6 +24,8 @@ mod recipe;
 mod route;
 mod signals;
 #[cfg(feature = "train")]
+mod threads;
+#[cfg(feature = "train")]
 mod train;
 mod truncation;
 
@@ -98,8 +100,29 @@ enum Command {
     Compare(compare::CompareArgs),
 }
 
+#[cfg(feature = "train")]
+impl Command {
+    /// Whether it runs a model.
+    fn computes(&self) -> bool {
+        matches!(
+            self,
+            Command::Demo(_)
+                | Command::Train(_)
+                | Command::Bake(_)
+                | Command::Bank(_)
+                | Command::Route(_)
+                | Command::Generate(_)
+                | Command::Imatrix(_)
+        )
+    }
+}
+
 /// Runs what was asked for.
 pub fn run(arguments: Arguments) -> Result<()> {
+    #[cfg(feature = "train")]
+    if arguments.command.computes() {
+        threads::one_for_elementwise_operations();
+    }
     let common = arguments.common;
     signals::watch()?;
     if let Some(threads) = common.threads {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, Request, RoutedBy, Routes, route};
+use atombank::error::Error;
 use atombank::model::{Decoder, Residence, TextEncoder};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
@@ -26,6 +27,9 @@ pub(crate) struct RequestArgs {
     pub(crate) routing: By,
 }
 
+/// What the library says about a routing by the prior that lacks its instruction.
+const PRIOR: &str = "routing by the prior";
+
 /// What decides a routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum By {
@@ -34,8 +38,15 @@ pub(crate) enum By {
 }
 
 impl RequestArgs {
-    pub(crate) fn request(&self) -> Request {
-        Request { instruction: self.instruction.clone(), prompts: self.prompt.clone() }
+    /// Routes what was asked for.
+    pub(crate) fn route(&self, decoder: &Decoder, bank: &AtomBank, encoder: &TextEncoder) -> Result<Routes> {
+        let request = Request { instruction: self.instruction.clone(), prompts: self.prompt.clone() };
+        Ok(route(decoder, bank, encoder, &request, self.by()).map_err(|error| match error {
+            Error::Mismatch(finding) if finding.subject == PRIOR && finding.hint.is_empty() => {
+                finding.hint("pass --instruction").mismatch()
+            }
+            other => other,
+        })?)
     }
 
     pub(crate) fn by(&self) -> RoutedBy {
@@ -65,7 +76,7 @@ pub(crate) fn run(args: &RouteArgs, _common: &Common) -> Result<()> {
     let bank = AtomBank::open(&args.bank)?;
     let encoder = TextEncoder::open(&args.base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
-    let routes = route(&decoder, &bank, &encoder, &args.request.request(), args.request.by())?;
+    let routes = args.request.route(&decoder, &bank, &encoder)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&routes))?);
     } else {

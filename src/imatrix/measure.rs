@@ -12,10 +12,10 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::{Base, Measurement, Sums};
+use super::{Measurement, Sums};
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, IoContext, Result};
-use crate::model::{Batch, Hook, Sequence};
+use crate::model::{Batch, Hook, LanguageModel, Sequence};
 
 /// Bytes of hidden states and masks of the chunks that go through the layers together.
 const MAX_STATE_BYTES: usize = 512 << 20;
@@ -62,7 +62,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// [`crate::Error::Mismatch`] for a text shorter than a chunk, and a tokenizer of another model;
 /// [`crate::Error::NotFinite`] naming the weight; weights that can't be read, a failed computation.
 pub fn measure(
-    base: &Base,
+    base: &LanguageModel,
     text: &str,
     dataset: &Path,
     settings: &Settings,
@@ -97,7 +97,7 @@ pub fn measure(
 }
 
 /// The text's tokens in whole chunks.
-fn chunks(base: &Base, text: &str, dataset: &Path, settings: &Settings) -> Result<Vec<Vec<u32>>> {
+fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings) -> Result<Vec<Vec<u32>>> {
     let bos = base.encoder.first_special()?;
     // BOS stands before the text, too, and moves the chunks by one.
     let ids: Vec<u32> = bos.into_iter().chain(base.encoder.encode(text, false)?).collect();

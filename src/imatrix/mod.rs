@@ -9,8 +9,6 @@
 //! `prepare_imatrix`), `src/llama-quant.cpp` (`llama_model_quantize_impl`),
 //! `tools/imatrix/imatrix.cpp`.
 
-#[cfg(feature = "train")]
-mod base;
 mod legacy;
 #[cfg(feature = "train")]
 mod measure;
@@ -20,8 +18,6 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-#[cfg(feature = "train")]
-pub use base::Base;
 #[cfg(feature = "train")]
 pub use measure::{Settings, measure, read_text};
 pub use write::{Form, Measurement, Sums};

@@ -6,13 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::LoraConfig;
 use crate::arch::ModelConfig;
-use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
+use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, check_rank};
 use crate::error::{Finding, IoContext, Result};
+
+/// Sequences that a step may have, where the data has no more rows than that.
+const MAX_STEP_SEQUENCES: usize = 1 << 16;
 
 /// A training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
+    /// The training file, which errors name.
+    #[serde(skip)]
+    pub file: PathBuf,
     /// The base model's folder.
     pub base: PathBuf,
     /// Where the adapter, its checkpoints and metrics go.
@@ -202,17 +208,18 @@ impl TrainConfig {
             at.insert(last.to_owned(), value);
         }
         let config: Self = table.try_into().map_err(|e| bad("", &e))?;
-        config.check(path)?;
+        let config = Self { file: path.to_owned(), ..config };
+        config.check()?;
         Ok(config)
     }
 
     /// Checks values that have the right kind but no sense.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`], naming `path` and the key.
-    pub fn check(&self, path: &Path) -> Result<()> {
+    /// [`crate::Error::Mismatch`], naming the training file and the key.
+    pub fn check(&self) -> Result<()> {
         let t = &self.training;
-        let finding = |key: &str| Finding::new(path, key);
+        let finding = |key: &str| Finding::new(&self.file, key);
         let counts = [
             ("training.steps", t.steps),
             ("training.batch_size", t.batch_size),
@@ -252,7 +259,39 @@ impl TrainConfig {
             let known = crate::arch::Module::ALL.map(crate::arch::Module::name).join(", ");
             return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
         }
-        Ok(())
+        match self.kind {
+            // The dimension of instructions is the base's or the encoder's, which are checked by themselves.
+            AdapterKind::Bank => self.bank_settings(1).check_as(&self.file, "adapter."),
+            AdapterKind::Lora => self.check_scale(),
+        }
+    }
+
+    fn check_scale(&self) -> Result<()> {
+        if self.lora_config().scale().is_finite() {
+            return Ok(());
+        }
+        let finding = Finding::new(&self.file, "adapter.lora_alpha").expected("a finite number, in float32 too");
+        Err(finding.found(format_args!("{:?}", self.adapter.lora_alpha)).mismatch())
+    }
+
+    /// Checks that `base` and the data can hold what the settings ask for, before anything of that size is made.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`], naming the training file and the key.
+    pub(super) fn check_size(&self, base: &ModelConfig, instruction_dim: Option<usize>, rows: usize) -> Result<()> {
+        match self.kind {
+            AdapterKind::Bank => self.bank_config(base, instruction_dim).check_size(&self.file, "adapter.", base)?,
+            AdapterKind::Lora => check_rank(&self.file, "adapter.", self.adapter.r, base)?,
+        }
+        let t = &self.training;
+        let most = rows.max(MAX_STEP_SEQUENCES);
+        match t.batch_size.checked_mul(t.gradient_accumulation) {
+            Some(sequences) if sequences <= most => Ok(()),
+            _ => Err(Finding::new(&self.file, "training.batch_size, training.gradient_accumulation")
+                .expected(format_args!("at most {most} sequences in a step"))
+                .found(format_args!("{} * {}", t.batch_size, t.gradient_accumulation))
+                .mismatch()),
+        }
     }
 
     /// Something a user should hear before training, if there is.
@@ -268,6 +307,10 @@ impl TrainConfig {
     /// The settings of a bank for `base`; `instruction_dim` is the instruction encoder's width where that
     /// isn't the base's own.
     pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
+        self.bank_settings(instruction_dim.unwrap_or(base.hidden_size))
+    }
+
+    fn bank_settings(&self, instruction_dim: usize) -> BankConfig {
         let a = self.adapter.clone();
         BankConfig {
             r: a.r,
@@ -279,7 +322,7 @@ impl TrainConfig {
             block_size: a.block_size,
             key_dim: a.key_dim,
             descriptor_dim: a.descriptor_dim,
-            instruction_dim: instruction_dim.unwrap_or(base.hidden_size),
+            instruction_dim,
             instruction_encoder: a.instruction_encoder,
             routing: a.routing,
             temperature: a.temperature,
@@ -347,6 +390,12 @@ mod tests {
             ("training.learning_rate=nan", "training.learning_rate: expected a number"),
             ("adapter.target_modules=['x_proj']", "found x_proj"),
             ("data.eval_fraction=1.5", "data.eval_fraction"),
+            ("adapter.top_k=9", "adapter.top_k: expected at most num_atoms, 8, found 9"),
+            ("adapter.top_k=0", "adapter.top_k: expected a count from 1 to 2^31, found 0"),
+            ("adapter.prior_temperature=1e-320", "adapter.prior_temperature: expected a positive number whose inverse"),
+            ("adapter.temperature=1e39", "adapter.temperature: expected a positive number whose inverse"),
+            ("adapter.prior_strength=1e300", "adapter.prior_strength: expected a finite number, in float32 too"),
+            ("adapter.lora_alpha=1e300", "adapter.lora_alpha: expected a finite number, in float32 too"),
         ] {
             let error = open(SHORT, &[change]).unwrap_err().to_string();
             assert!(error.contains(expected) && error.lines().count() == 1, "{error}");

@@ -12,8 +12,8 @@ use serde_json::json;
 use super::adapter::TrainedAdapter;
 use super::checkpoint::{self, State};
 use super::step::completion_tokens;
-use super::{AdamW, AdapterKind, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
-use crate::arch::HfFolder;
+use super::{AdamW, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
+use crate::arch::{HfFolder, check_tensors};
 use crate::bank::{InstructionEncoder, Regularizer};
 use crate::error::{Error, Finding, IoContext, Result};
 use crate::model::{Decoder, Residence, TextEncoder};
@@ -82,12 +82,13 @@ pub fn train(
     stop: &AtomicBool,
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
+    config.check()?;
     let folder = HfFolder::open(&config.base)?;
+    // The config's sizes are those of the tensors, or nothing that follows from them may be made.
+    check_tensors(folder.path(), &folder.config, folder.weights())?;
     let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
-    if config.kind == AdapterKind::Bank {
-        config.bank_config(&folder.config, instructions.dim()).check(&config.output)?;
-    }
     let (data, eval) = load_data(config, &folder, &instructions)?;
+    config.check_size(&folder.config, instructions.dim(), data.sequences().len())?;
     let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
     let output = &config.output;
     let last = match (resume, output.exists()) {

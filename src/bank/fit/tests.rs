@@ -196,7 +196,7 @@ fn what_makes_no_bank_is_refused() {
     let some = loras(&[4, 4], Some(4), &base, 0);
     let message = |loras: &[Lora], rank| fit(loras, &base, rank).err().unwrap().to_string();
     assert!(message(&some[..1], None).contains("LoRAs for a bank: expected two or more, found 1"));
-    assert!(message(&some, Some(9)).contains("--rank: expected 1 to 8, the sum of the LoRAs' ranks, found 9"));
+    assert!(message(&some, Some(9)).contains("rank: expected 1 to 8, the sum of the LoRAs' ranks, found 9"));
     let deep = ModelConfig { num_hidden_layers: base.num_hidden_layers + 1, ..base.clone() };
     let other = [some[0].clone(), loras(&[4], Some(4), &deep, 0).remove(0)];
     assert!(message(&other, None).contains("this adapter belongs to another base model"));

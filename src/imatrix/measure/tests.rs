@@ -10,7 +10,7 @@ use crate::convert::{ConvertOptions, Gguf, OutType, to_gguf};
 use crate::formats::gguf::layout;
 use crate::imatrix::tests::saved;
 use crate::imatrix::{Form, ImportanceMatrix};
-use crate::model::TextEncoder;
+use crate::model::{Residence, TextEncoder};
 use crate::plan::{Options, Staging, execute};
 
 /// How far a single number of ours may be from llama-imatrix's, relative to it. It keeps keys and
@@ -36,11 +36,11 @@ fn text() -> PathBuf {
     fixtures().join("quant/imatrix/text.txt")
 }
 
-fn base(path: &Path) -> Base {
-    Base::open(path, &Device::Cpu).unwrap()
+fn base(path: &Path) -> LanguageModel {
+    LanguageModel::open(path, Residence::Streamed, &Device::Cpu).unwrap().with_special_as_text()
 }
 
-fn measured(base: &Base, text: &str, settings: &Settings) -> Measurement {
+fn measured(base: &LanguageModel, text: &str, settings: &Settings) -> Measurement {
     measure(base, text, Path::new("text.txt"), settings, &|_, _| {}).unwrap()
 }
 
@@ -135,7 +135,7 @@ fn every_chunk_starts_with_the_token_that_texts_start_with() {
     let settings = Settings { chunk_size: 4, chunks: None, process_output: true };
     let plain = base.encoder.encode(text, false).unwrap();
     assert!(!plain.contains(&0) && base.encoder.first_special().unwrap().is_none());
-    let chunked = |base: &Base| chunks(base, text, Path::new("t"), &settings).unwrap();
+    let chunked = |base: &LanguageModel| chunks(base, text, Path::new("t"), &settings).unwrap();
     assert_eq!(chunked(&base), plain.chunks_exact(4).collect::<Vec<_>>());
 
     let json = std::fs::read_to_string(llama().join("tokenizer.json")).unwrap();
@@ -182,7 +182,10 @@ fn bad_texts_and_models_are_refused_by_name() {
     assert!(read_text(&path).unwrap_err().to_string().ends_with("t: text: expected UTF-8, found another byte at 1"));
     std::fs::write(&path, b"a\n\n").unwrap();
     assert_eq!(read_text(&path).unwrap(), "a\n");
-    let error = Base::open(&fixtures().join("convert/mixtral/model"), &Device::Cpu).err().unwrap().to_string();
+    let error = LanguageModel::open(&fixtures().join("convert/mixtral/model"), Residence::Streamed, &Device::Cpu)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("found MixtralForCausalLM"), "{error}");
 }
 
