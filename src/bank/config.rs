@@ -10,7 +10,7 @@ use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
 
-/// What routes: the mean over the prompt's tokens, or every token by itself.
+/// Whether the mean over the prompt's tokens routes, or every token makes a decision of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Routing {

@@ -1,7 +1,7 @@
 //! Atom banks as GGUF and back, without loss: settings as typed keys, tensors in their own types.
 //!
-//! The namespace is this crate's own, `atombank.*`: no other program reads banks. What a bank is
-//! stands in docs/formats/bank.md, the keys in docs/formats/adapters-gguf.md.
+//! The namespace is this crate's own, `atombank.*`: no other program reads banks. docs/formats/bank.md
+//! describes banks, docs/formats/adapters-gguf.md the keys.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ pub struct Unpacked {
     pub config: Map<String, Json>,
     /// The tensors by PEFT's names, in the file's types.
     pub tensors: Plan,
-    /// What stands beside them.
+    /// Files and notes that the bank's folder has besides.
     pub beside: Sidecars,
     /// What the GGUF file says that the folder has no place for.
     pub notes: Vec<String>,

@@ -1,4 +1,4 @@
-//! What turns an instruction into the vector that routes: the base model's own embeddings, or a
+//! Instruction embeddings, which a bank routes by: made of the base model's own embeddings, or by a
 //! sentence encoder.
 
 use std::path::Path;
@@ -19,7 +19,7 @@ pub enum InstructionEncoder {
 
 impl InstructionEncoder {
     /// The encoder called `name` in a bank's settings: "base-embeddings", or a folder, looked for as
-    /// it is written and then below `beside`.
+    /// it is written and then below the folder `beside`.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] where there is no such folder; what opening it meets.

@@ -1,4 +1,4 @@
-//! Fixing a routing: which atoms an instruction picks, and what baking them costs.
+//! Fixing a routing: which atoms an instruction picks, and how far the baked model is from the routed one.
 
 use candle_core::{D, Tensor};
 
@@ -15,7 +15,7 @@ pub struct Request {
     pub prompts: Vec<String>,
 }
 
-/// What decides.
+/// What decides a routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoutedBy {
     /// The model's forward pass over instruction and prompt.

@@ -1,4 +1,4 @@
-//! Queryable LoRA's forward pass: what routes, the routing, and the update it applies.
+//! Queryable LoRA's forward pass: the state that routes, the routing, and the update.
 //!
 //! Symbols and step numbers are those of docs/formats/bank.md; `N` is the number of routing
 //! decisions a block makes: sequences with prompt routing, tokens with token routing.

@@ -1,9 +1,9 @@
 //! Sequences of different lengths as one padded batch.
 
-/// One sequence, and what of it routes.
+/// One sequence, and how many of its tokens are the prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// All of its tokens: what routes, then the completion.
+    /// All of its tokens: instruction and prompt, then the completion.
     pub ids: Vec<u32>,
     /// How many of the first tokens are instruction and prompt: those that route.
     pub routed: usize,
@@ -30,7 +30,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Pads `sequences`, of which each holds at least one token.
+    /// Pads `sequences`, each of which has at least one token.
     pub fn new(sequences: &[Sequence]) -> Self {
         let width = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
         let mut batch = Self { ids: Vec::new(), positions: Vec::new(), lengths: Vec::new(), routed: Vec::new(), width };

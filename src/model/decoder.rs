@@ -203,7 +203,7 @@ impl Decoder {
         }
         let keys = k.dim(2)?;
         let per_key = heads / kv_heads;
-        // Queries that share a key head stand together: no copies of keys and values.
+        // Queries that share a key head are next to each other, so keys and values need no copies.
         let q = q.reshape((rows, kv_heads, per_key * width, d))?;
         let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
         let window = config.sliding_window[index];

@@ -1,4 +1,4 @@
-//! Checkpoints: everything a run needs to go on as if it had not stopped.
+//! Checkpoints: everything that a run needs to continue as if it had never stopped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,10 +18,10 @@ use crate::model::hooks::to_host;
 use crate::plan::Staging;
 use crate::source::Source;
 
-/// The file that makes a checkpoint whole; written last, before the folder gets its name.
+/// The file that makes a checkpoint complete; it is written last, before the folder gets its name.
 const STATE: &str = "trainer_state.json";
 
-/// A run's state beside its tensors.
+/// A run's state, without its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct State {

@@ -213,7 +213,7 @@ impl TrainConfig {
         Ok(config)
     }
 
-    /// Checks values that have the right kind but no sense.
+    /// Checks values that have the right type but make no sense.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`], naming the training file and the key.
@@ -294,7 +294,7 @@ impl TrainConfig {
         }
     }
 
-    /// Something a user should hear before training, if there is.
+    /// A warning for the user before training, where there is reason for one.
     pub fn warning(&self) -> Option<&'static str> {
         let routed = self.kind == AdapterKind::Bank && self.adapter.top_k == 1 && self.adapter.num_atoms > 1;
         let regularized = self.training.lambda_prior > 0.0 || self.training.lambda_balance > 0.0;

@@ -55,7 +55,7 @@ pub enum Event {
     },
 }
 
-/// What a finished run has to show.
+/// The results of a finished run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// The last step's objective; `None` where a resumed run had no step left to take.

@@ -1,7 +1,7 @@
 //! Alternating least squares: the factors of every site and the atoms they share.
 //!
 //! The problem is a Tucker decomposition with one core for many tensors: `B_l C_i A_l` for the update of
-//! LoRA i at site l. Each of the three is a linear least-squares problem while the other two stand still.
+//! LoRA i at site l. Each of the three is a linear least-squares problem while the other two are fixed.
 //!
 //! Reference: Kolda and Bader, "Tensor Decompositions and Applications" (SIAM Review 2009), section 4.2.
 
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::site::SiteCore;
 use crate::linalg::Matrix;
 
-/// Share of a Gram matrix's mean diagonal that is added to it, so that what no data decides stays put.
+/// Share of a Gram matrix's mean diagonal that is added to it, so that values which no data determines don't move.
 const RIDGE: f64 = 1e-13;
 /// Steps of conjugate gradients for the atoms in one round: the start is the last round's answer, and
 /// the gauge keeps the system near the identity.
@@ -50,7 +50,7 @@ impl Model {
             let before: f64 = errors.iter().sum();
             errors = self.update_atoms(cores, norms_sqr);
             let after: f64 = errors.iter().sum();
-            // The first rounds of a start that stands for nothing yet may only rearrange it.
+            // The first rounds may lower the error hardly at all: they rearrange a start that fits nothing yet.
             if after <= EXACT * norm_sqr || round > 1 && before - after <= stop.fall * before {
                 return (errors, round);
             }
@@ -182,8 +182,8 @@ fn conjugate_gradients(x: &mut Matrix, right: &Matrix, apply: impl Fn(&Matrix) -
     }
 }
 
-/// The root of a positive semidefinite matrix and the root's inverse. Eigenvalues that are noise beside
-/// the largest are raised above it: both stay finite, and inverse to each other.
+/// The root of a positive semidefinite matrix and the root's inverse. Eigenvalues that are noise next to
+/// the largest are raised to a floor, so that both roots are finite and inverse to each other.
 pub(super) fn roots(m: Matrix) -> (Matrix, Matrix) {
     let n = m.nrows();
     let eigen = m.symmetric_eigen();

@@ -26,7 +26,7 @@ const TRIAL: Stop = Stop { rounds: 10, fall: 1e-6 };
 /// Rounds of the better one.
 const POLISH: Stop = Stop { rounds: 500, fall: 1e-6 };
 
-/// A bank's factors and atoms, and how well they stand for the LoRAs.
+/// A bank's factors and atoms, and how well they represent the LoRAs.
 pub struct BankFit {
     /// The rank of factors and atoms.
     pub rank: usize,
@@ -130,7 +130,7 @@ fn best(cores: &[SiteCore], norms_sqr: &[f64], rank: usize) -> (Model, Vec<f64>,
     (model, errors, rounds)
 }
 
-/// What a bank's folder says beside the fit.
+/// A bank's settings that the fit doesn't determine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BankSettings {
     /// What embeds instructions: as `instruction_encoder` in a bank's config.

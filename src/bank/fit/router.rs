@@ -1,4 +1,4 @@
-//! A router from texts: what picks atom i for the descriptions of LoRA i.
+//! A router made of texts: it picks atom i for the descriptions of LoRA i.
 //!
 //! Ridge regression from embeddings to atoms, `S = Y^T (E E^T + lambda)^-1 E`: a small lambda tells
 //! descriptions apart that are nearly the same, a large one follows the cosine. The largest that tells
@@ -8,11 +8,11 @@ use crate::linalg::{Matrix, svd};
 
 /// Ridges, relative to the mean squared norm of an embedding, from the smoothest on.
 const RIDGES: [f64; 9] = [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8];
-/// By how much of its own score a text's atom is to be ahead of any other.
+/// How far ahead of any other atom a text's own atom should be, as a share of its score.
 const MARGIN: f64 = 0.5;
-/// The least of that with which a router is worth anything: below it numbers in f32 decide.
+/// The smallest such share with which a router is of use: below it, rounding in f32 would decide.
 const LEAST_MARGIN: f64 = 0.05;
-/// The share that a text's own atom has in its routing, at least.
+/// The least weight that a text's own atom gets in its routing.
 const SHARE: f64 = 0.9999;
 
 /// Projection, descriptors and keys of a bank that routes by its instruction alone.
@@ -31,8 +31,8 @@ pub struct InstructionRouter {
 pub struct TooClose(pub usize, pub usize);
 
 impl InstructionRouter {
-    /// The router of `embeddings`, `[texts, d_e]`, of which each picks the atom in `atoms`; there are
-    /// `count` atoms, each with a text at least.
+    /// The router of `embeddings`, `[texts, d_e]`, one for each entry of `atoms`: the atom
+    /// that the text picks. There are `count` atoms, and each has at least one text.
     ///
     /// # Errors
     /// The texts of different atoms that are closest, where no router tells them apart.
@@ -92,7 +92,7 @@ impl InstructionRouter {
     }
 }
 
-/// By how much texts prefer their own atom, at least: in scores, and relative to the own one.
+/// The smallest lead of any text's own atom over the next: in scores, and relative to its own score.
 struct Margins {
     absolute: f64,
     relative: f64,

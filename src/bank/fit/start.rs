@@ -139,7 +139,7 @@ fn change_of_basis(reference: &[Matrix], site: &[Matrix]) -> Matrix {
     y
 }
 
-/// Rows and columns for each LoRA by itself, as many as its updates deserve: the `rank` largest singular
+/// Rows and columns of its own for each LoRA, as many as its updates call for: the `rank` largest singular
 /// values, those of one place in a LoRA's order taken together over all sites. Exact where `rank` is the
 /// sum of all ranks.
 pub(super) fn separate(cores: &[SiteCore], rank: usize) -> Model {

@@ -1,4 +1,4 @@
-//! The fit on LoRAs whose common factors are known, and on such that have none.
+//! The fit on LoRAs whose common factors are known, and on LoRAs without common factors.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
