@@ -430,9 +430,69 @@ def imatrix():
     bad("old-dataset-large", old(entry(), tail=struct.pack("<ii", 2, 2**31 - 1)))
 
 
+# Inputs that stand for several files, a zero byte between them: the project's own fixtures, whole and with one fault.
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+def tokenizers():
+    def seed(name, config, settings, tokenizer):
+        part = lambda value: value if isinstance(value, bytes) else json.dumps(value).encode()
+        write("tokenizer", name, b"\0".join(map(part, (config, settings, tokenizer))))
+
+    read = lambda path: json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
+    for name in ["bert", "gemma3-json", "granite", "llama-hf", "llama-spm", "llama3", "phi4", "roberta", "xlm-roberta-json"]:
+        folder = FIXTURES / "vocab" / name / "model"
+        files = [next(path for path in (folder / "tokenizer.json", folder / "tokenizer.model") if path.exists())]
+        seed("ok-" + name, read(folder / "config.json"), read(folder / "tokenizer_config.json"), read(files[0]))
+    folder = FIXTURES / "vocab/phi4/model"
+    config, settings, right = (read(folder / name) for name in ("config.json", "tokenizer_config.json", "tokenizer.json"))
+    model = right["model"]
+    seed("bad-no-tokenizer", config, settings, b"")
+    seed("bad-vocab-size", config | {"vocab_size": 3}, settings, right)
+    seed("bad-vocab-empty", config, settings, right | {"model": model | {"vocab": {}}})
+    seed("bad-id-negative", config, settings, right | {"model": model | {"vocab": model["vocab"] | {"zz": -1}}})
+    seed("bad-id-huge", config, settings, right | {"model": model | {"vocab": model["vocab"] | {"zz": 2**31}}})
+    seed("bad-merges", config, settings, right | {"model": model | {"merges": [["a"]]}})
+    seed("bad-added-tokens", config, settings, right | {"added_tokens": [{"id": 2**63}]})
+    seed("bad-nested", config, settings, b'{"model":' * 200)
+
+
+def adapters():
+    def seed(name, config, tensors):
+        config = json.dumps(config).encode() if isinstance(config, dict) else config
+        write("adapter", name, config + b"\0" + tensors)
+
+    kinds = ["adalora", "boft", "ia3", "loha", "lokr", "lokr-low-rank", "lora", "lora-biases", "lora-dora", "lora-embedding", "lora-saved", "norms",
+             "oft", "oft-blocks", "tokens", "vblora", "vblora-topk", "vera"]
+    for kind in kinds:
+        folder = FIXTURES / "adapters" / kind
+        seed("ok-" + kind, (folder / "adapter_config.json").read_bytes(), (folder / "adapter_model.safetensors").read_bytes())
+    for kind in ["dora", "full", "glora", "ia3", "loha", "lokr", "lora"]:
+        seed("ok-lycoris-" + kind, b"", (FIXTURES / "adapters/lycoris" / (kind + ".safetensors")).read_bytes())
+    folder = FIXTURES / "adapters/lora"
+    config, tensors = json.loads((folder / "adapter_config.json").read_bytes()), (folder / "adapter_model.safetensors").read_bytes()
+    size = struct.unpack("<Q", tensors[:8])[0]
+    header, data = tensors[:8 + size], tensors[8 + size:]
+    seed("bad-kind", config | {"peft_type": "UNHEARD"}, tensors)
+    seed("bad-rank", config | {"r": 2**31 - 1}, tensors)
+    seed("bad-rank-0", config | {"r": 0}, tensors)
+    seed("bad-alpha", config | {"lora_alpha": "x"}, tensors)
+    seed("bad-pattern", config | {"target_modules": "("}, tensors)
+    seed("bad-unknown-field", config | {"surprise": 1}, tensors)
+    seed("bad-activated", config | {"alora_invocation_tokens": [1]}, tensors)
+    seed("bad-integers", config, header.replace(b'"F32"', b'"I32"') + data)
+    seed("bad-nan", config, header + struct.pack("<f", NAN) + data[4:])
+    seed("bad-infinite", config, header + struct.pack("<f", INFINITY) + data[4:])
+    seed("bad-nothing", config, b"")
+    seed("bad-no-config", b"", tensors)
+
+
 gguf()
 safetensors()
 configs()
 indexes()
 sentencepiece()
 imatrix()
+tokenizers()
+adapters()

@@ -6,13 +6,16 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use atombank::adapter::{self, peft::Base};
 use atombank::arch::ModelConfig;
 use atombank::checkpoint::Checkpoint;
+use atombank::convert::{self, ConvertOptions};
 use atombank::error::{Finding, Result};
 use atombank::formats::gguf::{self, GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::imatrix::ImportanceMatrix;
+use atombank::merge::{self, combine::Weights};
 use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use atombank::source::Source;
 use atombank::tokenizer::SentencePieceModel;
@@ -21,7 +24,7 @@ use atombank::tokenizer::SentencePieceModel;
 type Reader = fn(&[u8]) -> Result<()>;
 
 /// The readers by the names of their corpora.
-pub const READERS: [(&str, Reader); 7] = [
+pub const READERS: [(&str, Reader); 9] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("config", config),
@@ -29,6 +32,8 @@ pub const READERS: [(&str, Reader); 7] = [
     ("sentencepiece", sentencepiece),
     ("pytorch", pytorch),
     ("imatrix", imatrix),
+    ("tokenizer", tokenizer),
+    ("adapter", adapter),
 ];
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
@@ -182,5 +187,65 @@ pub fn imatrix(bytes: &[u8]) -> Result<()> {
     assert!(texts.max() <= Some(127), "llama.cpp has no room for more");
     matrix.retain(&[], &names[..1]);
     assert!(matrix.weights(&names[0]).is_none());
+    Ok(())
+}
+
+/// The parts of an input that stands for several files: as many as `N`, with a zero byte between them.
+fn parts<const N: usize>(bytes: &[u8]) -> [&[u8]; N] {
+    let mut parts = bytes.splitn(N, |byte| *byte == 0);
+    std::array::from_fn(|_| parts.next().unwrap_or_default())
+}
+
+/// A model's config.json, tokenizer_config.json and tokenizer: `tokenizer.json`, or a SentencePiece model where it
+/// isn't JSON. The vocabulary that they make can be written, and is turned back into files or refused.
+pub fn tokenizer(bytes: &[u8]) -> Result<()> {
+    let dir = tempfile::tempdir().expect("room for a small folder");
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).expect("room for a small file");
+    let [config, settings, tokenizer] = parts::<3>(bytes);
+    put("config.json", config);
+    if !settings.is_empty() {
+        put("tokenizer_config.json", settings);
+    }
+    put(if tokenizer.starts_with(b"{") { "tokenizer.json" } else { "tokenizer.model" }, tokenizer);
+    let header = br#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    put("model.safetensors", &[&(header.len() as u64).to_le_bytes(), &header[..], &[1]].concat());
+    let folder = Checkpoint::open(dir.path())?;
+    let options = ConvertOptions { vocab_only: true, ..ConvertOptions::default() };
+    let Some(made) = convert::to_gguf(&folder, folder.weights(), &options)? else {
+        return Err(Finding::new(dir.path(), "architectures").expected("a known class").found("another").unsupported());
+    };
+    let layout = gguf::layout(&made.metadata, &[]).expect("what is made can be written");
+    let again = GgufFile::open(file(&layout.files[0].head).path()).expect("what is written can be read");
+    assert_eq!(again.metadata().len(), made.metadata.len());
+    let _ = convert::tokenizer_files(again.metadata(), &mut Vec::new());
+    Ok(())
+}
+
+/// An adapter of the base in fixtures/adapters: its adapter_config.json and its safetensors file, or, where there is
+/// no config, a file of kohya-ss or LyCORIS alone. It is merged into finite values of the base's shapes, or refused.
+pub fn adapter(bytes: &[u8]) -> Result<()> {
+    let dir = tempfile::tempdir().expect("room for a small folder");
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).expect("room for a small file");
+    put("config.json", include_bytes!("../../fixtures/adapters/base/qwen2-float32/config.json"));
+    put("model.safetensors", include_bytes!("../../fixtures/adapters/base/qwen2-float32/model.safetensors"));
+    let folder = Checkpoint::open(dir.path()).expect("a fixture");
+    let base = Base::of(&folder);
+    let [config, tensors] = parts::<2>(bytes);
+    let path = dir.path().join("adapter");
+    fs::create_dir(&path).expect("room for a small folder");
+    put("adapter/adapter_model.safetensors", tensors);
+    let changes = if config.is_empty() {
+        adapter::open(&path.join("adapter_model.safetensors"), &base)?
+    } else {
+        put("adapter/adapter_config.json", config);
+        adapter::open(&path, &base)?
+    };
+    let merged = merge::with_adapters(&base, folder.weights(), &[changes], &Weights::new(vec![1.0]))?;
+    merged.plan.check()?;
+    for tensor in merged.plan.tensors.iter().filter(|tensor| merged.changed.contains(&tensor.name)) {
+        let values = tensor.read()?;
+        assert_eq!(values.len(), tensor.shape.iter().product::<usize>(), "{}", tensor.name);
+        assert!(values.iter().all(|value| value.is_finite()), "{}", tensor.name);
+    }
     Ok(())
 }
