@@ -95,6 +95,7 @@ def main():
     parser.add_argument("--out", help="the folder of the run; a fresh temporary one unless given")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", default="2", help="threads of each command")
+    parser.add_argument("--plain", action="store_true", help="run every command once on what isn't mutated, and list those that fail")
     parser.add_argument("--only", metavar="SEED:NUMBER", help="one input, its command and its messages")
     options = parser.parse_args()
     binary = str(Path(options.binary).resolve(strict=True))
@@ -127,6 +128,14 @@ def campaign(options, binary, out, scratch):
         print(json.dumps(result, indent=1, ensure_ascii=True))
         print(f"kept in {out}/findings/{seed}-{number}: command.sh runs it")
         return 1 if result["found"] else 0
+    if options.plain:
+        start(*begin)
+        plain = [one("plain", number, always=True) for number in range(len(STATE["commands"]))]
+        for result in plain:
+            if result["ended"] != 0:
+                print(f"{result['command']}: {result['ended']}: {result['message'].strip()[:300]}")
+        print(f"{len(plain)} commands, {sum(r['ended'] == 0 for r in plain)} exit 0")
+        return 0
     results, groups, slowest = [], {}, []
     began = last = time.monotonic()
     numbers = range(options.start, options.start + options.count)

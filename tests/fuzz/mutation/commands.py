@@ -65,7 +65,7 @@ def all_commands():
         add(f"inspect hf {name}", "inspect in/m --json --tensors", model, None, None, 0.4)
         gguf = {"m.gguf": f"made/gguf/{name}.gguf"}
         add(f"convert gguf-hf {name}", "convert in/m.gguf", gguf, "m", WRITE, 2)
-        add(f"convert gguf-gguf {name}", "convert in/m.gguf --type q8_0", gguf, "m.gguf", write, 0.5)
+        add(f"convert gguf-gguf {name}", "convert in/m.gguf", gguf, "m.gguf", write, 0.5)
         add(f"convert gguf-st {name}", "convert in/m.gguf", gguf, "m.safetensors", WRITE, 0.3)
         add(f"quantize {name}", "quantize in/m.gguf --type Q4_0", gguf, "q.gguf", {**write, "--json": [None]}, 0.6)
         add(f"compare {name}", "compare in/a in/m.gguf --json", {"a": f"convert/{name}/model", **gguf}, None, None, 0.4)
@@ -117,15 +117,17 @@ def adapters(add, write):
         add(f"merge gguf {kind}", f"merge in/b in/{slot} --type q8_0", inputs, "m.gguf", merge, 0.5)
         add(f"merge of-gguf {kind}", f"merge in/b.gguf in/{slot}", {"b.gguf": f"made/gguf/base-{base}.gguf", slot: f"adapters/{kind}"}, "m.gguf", merge, 0.4)
         add(f"inspect {kind}", f"inspect in/{slot} --tensors", {slot: f"adapters/{kind}"}, None, {"--json": [None]}, 0.4)
-        add(f"merge to-lora {kind}", f"merge in/b in/{slot} --to lora", inputs, "l", merge, 0.2, only)
-        if kind.startswith("lora"):
-            add(f"convert lora-gguf {kind}", f"convert in/a --base in/b", inputs, "l.gguf", WRITE, 1)
-            add(f"generate {kind}", f"generate in/b --adapter in/a --prompt x --max-tokens 1", inputs, None, None, 0.3, only)
+        if kind in ("lora", "lora-embedding") or kind.startswith(("randlora", "vblora", "vera", "lycoris/lora")):
+            add(f"merge to-lora {kind}", f"merge in/b in/{slot} --to lora", inputs, "l", merge, 0.6, only)
+        if kind in ("lora", "lora-embedding"):
+            add(f"convert lora-gguf {kind}", "convert in/a --base in/b", inputs, "l.gguf", WRITE, 2)
+        if base == "qwen2" and slot == "a":
+            add(f"generate {kind}", "generate in/b --adapter in/a --prompt x --max-tokens 1", inputs, None, None, 0.2, only)
     for kind in "bf16 embeddings patterns plain ranks rslora zero-alpha".split():
-        add(f"convert lora-gguf lora/{kind}", "convert in/a --base in/b", {"a": f"lora/{kind}", "b": "lora/base"}, "l.gguf", WRITE, 1)
+        add(f"convert lora-gguf lora/{kind}", "convert in/a --base in/b", {"a": f"lora/{kind}", "b": "made/lora-base"}, "l.gguf", WRITE, 1)
         add(f"inspect lora/{kind}", "inspect in/a", {"a": f"lora/{kind}"}, None, {"--json": [None]}, 0.3)
     for gguf, base in (("reverse", "demo/base"), ("qwen2", "made/bases/qwen2")):
-        add(f"convert gguf-lora {gguf}", "convert in/a.gguf --to lora", {"a.gguf": f"made/loras/{gguf}.gguf"}, "l", WRITE, 2)
+        add(f"convert gguf-lora {gguf}", "convert in/a.gguf --to lora --base in/b", {"b": base, "a.gguf": f"made/loras/{gguf}.gguf"}, "l", WRITE, 2, ["a.gguf"])
         add(f"merge gguf-lora {gguf}", "merge in/b in/a.gguf", {"b": base, "a.gguf": f"made/loras/{gguf}.gguf"}, "m", merge, 1 if gguf == "qwen2" else 0.2, ["a.gguf"])
     three = {"b": "combine/base", "one": "combine/one", "two": "combine/two", "three": "combine/three"}
     for method in LORA_METHODS:
@@ -152,6 +154,8 @@ def models_and_banks(add, write):
     banks += [("demo/base", "made/banks/built"), ("demo/base", "made/banks/encoder")]
     for base, bank in banks:
         name, inputs = bank.split("/")[1 if bank.startswith("routing") else 2], {"b": base, "a": bank}
+        if name == "encoder":
+            inputs["e"] = "sentence/encoder"
         only = ["a"] if bank != "routing/llama-prompt/adapter" else ["a", "b"]
         add(f"inspect bank {name}", "inspect in/a", {"a": bank}, None, {"--json": [None], "--tensors": [None]}, 1)
         add(f"route {name}", ["route", "in/b", "in/a", *ask], inputs, None, route, 1.2, only)
@@ -162,7 +166,7 @@ def models_and_banks(add, write):
     generate = {"--max-tokens": ["0", "-1", "1", "2", "x", "18446744073709551616"], "--template": ["{prompt}", "{instruction}", "", "{x}", "{prompt} {instruction}:", "{"],
                 "--ignore-eos": [None], "--json": [None], "--adapter": ["in/m", "in/none", ""], "--prompt": ["", "z" * 5000, "\x1b"]}
     imatrix = {"--ctx": COUNTS, "--chunks": COUNTS, "--process-output": [None], "--output-format": ["gguf", "dat", "x"], "--device": ["cpu", "cuda:0", "x", "cuda:99"]}
-    for name, model in (("demo", "demo/base"), ("llama-spm", "convert/llama-spm/model"), ("qwen2", "made/routing/qwen2-prompt"), ("qwen3", "made/routing/qwen3-prompt"), ("pytorch", "convert/llama-pytorch/model")):
+    for name, model in (("demo", "demo/base"), ("llama-spm", "convert/llama-spm-json/model"), ("qwen2", "made/routing/qwen2-prompt"), ("qwen3", "made/routing/qwen3-prompt"), ("pytorch", "convert/llama-pytorch/model")):
         add(f"generate {name}", ["generate", "in/m", *ask, "--max-tokens", "1"], {"m": model}, None, generate, 1.5)
         add(f"generate logits {name}", ["generate", "in/m", *ask, "--max-tokens", "1", "--save-logits", "out/logits"], {"m": model}, None, generate, 0.3)
         add(f"imatrix {name}", "imatrix in/m in/text.txt --ctx 48 --chunks 1", {"m": model, "text.txt": "quant/imatrix/text.txt"}, "i.gguf", imatrix, 0.7)
@@ -170,9 +174,9 @@ def models_and_banks(add, write):
         add(f"imatrix gguf {name}", "imatrix in/m.gguf in/text.txt --ctx 48 --chunks 1", {"m.gguf": f"made/gguf/{name}.gguf", "text.txt": "quant/imatrix/text.txt"}, "i.dat", imatrix, 0.7)
         add(f"generate gguf {name}", ["generate", "in/m.gguf", *ask, "--max-tokens", "1"], {"m.gguf": f"made/gguf/{name}.gguf"}, None, generate, 0.7)
     for form in ("gguf", "dat"):
-        inputs = {"m.gguf": "made/gguf/mixtral.gguf", f"i.{form}": f"quant/imatrix/mixtral.{form}"}
+        inputs = {"m.gguf": "made/gguf/llama-f32.gguf", f"i.{form}": f"quant/imatrix/llama.{form}"}
         add(f"quantize imatrix-{form}", f"quantize in/m.gguf --type IQ4_NL --imatrix in/i.{form}", inputs, "q.gguf", write, 4, [f"i.{form}"])
-        add(f"inspect imatrix-{form}", f"inspect in/i.{form}", {f"i.{form}": f"quant/imatrix/llama.{form}"}, None, None, 0.5)
+    add("inspect imatrix-gguf", "inspect in/i.gguf", {"i.gguf": "quant/imatrix/llama.gguf"}, None, None, 0.5)
     loras = {"b": "demo/base", "reverse": "made/loras/reverse", "capitals": "made/loras/capitals", "e": "sentence/encoder"}
     build = {"--rank": COUNTS, "--top-k": COUNTS, "--describe": ["reverse=x", "reverse=", "=x", "x", "nobody=x", "reverse=" + "y" * 5000, "capitals=\x1b"], "--json": [None]}
     add("bank build", "bank build in/b in/reverse in/capitals", loras, "bank", build, 6, ["reverse", "capitals"])

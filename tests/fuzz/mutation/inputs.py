@@ -1,5 +1,6 @@
 """The inputs that are mutated: the fixtures, and what the program makes of them once for a run."""
 import json
+import math
 import os
 import shutil
 import struct
@@ -142,11 +143,30 @@ class Inputs:
                      for module, rows, columns in (("self_attn.q_proj", hidden, hidden), ("mlp.up_proj", inner, hidden))]
             lora(self.path(f"made/loras/{name}"), sites, 2 + i, 100 * i, f"---\ndescription: Do {name}.\nlicense: mit\ntags: [a, b]\n---\n# {name}\n\nText.\n")
         self.run("convert", "made/loras/reverse", "--base", "demo/base", "-o", "made/loras/reverse.gguf", "--type", "f32")
+        self.lora_base()
         self.run("convert", "adapters/lora", "--base", "made/bases/qwen2", "-o", "made/loras/qwen2.gguf", "--type", "f32")
+
+    def lora_base(self):
+        """The base of the LoRAs in lora/, of which the fixtures have the config."""
+        config = json.loads(self.path("lora/base/config.json").read_text())
+        hidden, inner, size = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+        queries, keys = (config[f"num_{kind}_heads"] * config["head_dim"] for kind in ("attention", "key_value"))
+        shapes = {"model.embed_tokens": [size, hidden], "lm_head": [size, hidden], "model.norm": [hidden]}
+        for layer in range(config["num_hidden_layers"]):
+            for name, shape in {"input_layernorm": [hidden], "post_attention_layernorm": [hidden], "self_attn.q_proj": [queries, hidden],
+                                "self_attn.k_proj": [keys, hidden], "self_attn.v_proj": [keys, hidden], "self_attn.o_proj": [hidden, queries],
+                                "mlp.gate_proj": [inner, hidden], "mlp.up_proj": [inner, hidden], "mlp.down_proj": [hidden, inner]}.items():
+                shapes[f"model.layers.{layer}.{name}"] = shape
+        write_safetensors(self.path("made/lora-base/model.safetensors"),
+                          {f"{name}.weight": ("F32", shape, numbers(math.prod(shape), 900 + i)) for i, (name, shape) in enumerate(shapes.items())})
+        shutil.copy(self.path("lora/base/config.json"), self.path("made/lora-base/config.json"))
 
     def banks(self):
         self.run("bank", "build", "demo/base", "made/loras/reverse", "made/loras/capitals", "-o", "made/banks/built")
         self.run("bank", "build", "demo/base", "made/loras/reverse", "made/loras/capitals", "-o", "made/banks/encoder", "--encoder", "sentence/encoder")
+        # Where a case has its encoder.
+        config = self.path("made/banks/encoder/adapter_config.json")
+        config.write_text(config.read_text().replace("sentence/encoder", "in/e"))
 
     def training(self):
         rows = [{"instruction": "ab c d", "prompt": "x y z", "completion": "z y x"}, {"instruction": "d e", "prompt": "one", "completion": "o n e"},

@@ -45,13 +45,16 @@ def mutate_options(rng, command, args):
 def build(case, inputs, commands, seed, number):
     """Lays out the folder of a case; returns the command, its arguments and what was mutated."""
     rng = random.Random(f"{seed}:{number}")
-    command = pick_command(commands, build.total, rng)
+    plain = seed == "plain"
+    command = commands[number] if plain else pick_command(commands, build.total, rng)
     args, told = command.args, []
     slots = {}
-    if command.options and rng.random() < 0.12:
+    if plain:
+        told.append("nothing")
+    elif command.options and rng.random() < 0.12:
         args = mutate_options(rng, command, args)
         told.append("options")
-    if not told or rng.random() < 0.1:
+    if not told or not plain and rng.random() < 0.1:
         for _ in range(rng.choice([1] * 8 + [2, 2, 3])):
             slot = rng.choice(command.mutable)
             source = inputs / command.inputs[slot]
