@@ -2,7 +2,7 @@
 
     python make_corpus.py          # Python's standard library is enough
 
-The name of a seed says what its reader makes of it: `ok-*` is read, `bad-*` refused; tests/corpus.rs holds
+The name of a seed says what its reader makes of it: `ok-*` is read, `bad-*` refused, `odd-*` either; tests/corpus.rs holds
 every file to that. What fuzzing found stands beside them as `found-*` and is written by no script. The kinds are
 those of llama.cpp's tests/test-gguf.cpp and of the safetensors repository's tests and attacks/README.md.
 """
@@ -450,7 +450,7 @@ def tokenizers():
     model = right["model"]
     seed("bad-no-tokenizer", config, settings, b"")
     seed("bad-vocab-size", config | {"vocab_size": 3}, settings, right)
-    seed("bad-vocab-empty", config, settings, right | {"model": model | {"vocab": {}}})
+    seed("odd-vocab-empty", config, settings, right | {"model": model | {"vocab": {}}})
     seed("bad-id-negative", config, settings, right | {"model": model | {"vocab": model["vocab"] | {"zz": -1}}})
     seed("bad-id-huge", config, settings, right | {"model": model | {"vocab": model["vocab"] | {"zz": 2**31}}})
     seed("bad-merges", config, settings, right | {"model": model | {"merges": [["a"]]}})
@@ -478,7 +478,7 @@ def adapters():
     seed("bad-rank", config | {"r": 2**31 - 1}, tensors)
     seed("bad-rank-0", config | {"r": 0}, tensors)
     seed("bad-alpha", config | {"lora_alpha": "x"}, tensors)
-    seed("bad-pattern", config | {"target_modules": "("}, tensors)
+    seed("odd-pattern", config | {"target_modules": "("}, tensors)
     seed("bad-unknown-field", config | {"surprise": 1}, tensors)
     seed("bad-activated", config | {"alora_invocation_tokens": [1]}, tensors)
     seed("bad-integers", config, header.replace(b'"F32"', b'"I32"') + data)
