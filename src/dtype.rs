@@ -57,8 +57,8 @@ pub enum DType {
     Q2_0,
 }
 
-/// One row of the table below.
-struct Row {
+/// An entry of the table below.
+struct DTypeEntry {
     dtype: DType,
     name: &'static str,
     block_elems: usize,
@@ -67,13 +67,19 @@ struct Row {
     safetensors: bool,
 }
 
-const fn row(dtype: DType, name: &'static str, block: (usize, usize), ggml: Option<u32>, safetensors: bool) -> Row {
-    Row { dtype, name, block_elems: block.0, block_bytes: block.1, ggml, safetensors }
+const fn row(
+    dtype: DType,
+    name: &'static str,
+    block: (usize, usize),
+    ggml: Option<u32>,
+    safetensors: bool,
+) -> DTypeEntry {
+    DTypeEntry { dtype, name, block_elems: block.0, block_bytes: block.1, ggml, safetensors }
 }
 
 /// In the order of [`DType`]'s variants, so that a variant is its own index.
 /// Sizes and numbers: ggml `ggml.h` (`enum ggml_type`) and gguf-py `constants.py` (`GGML_QUANT_SIZES`).
-const TABLE: [Row; 46] = {
+const TABLE: [DTypeEntry; 46] = {
     use DType::*;
     [
         row(F32, "F32", (1, 4), Some(0), true),
@@ -134,7 +140,7 @@ const _: () = {
 };
 
 impl DType {
-    const fn row(self) -> &'static Row {
+    const fn row(self) -> &'static DTypeEntry {
         &TABLE[self as usize]
     }
 
@@ -153,7 +159,7 @@ impl DType {
         self.row().block_bytes
     }
 
-    /// Whether an element stands for itself, outside any block.
+    /// Whether elements are plain numbers, not parts of a block.
     pub const fn is_plain(self) -> bool {
         self.block_elems() == 1
     }

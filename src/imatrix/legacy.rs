@@ -96,7 +96,7 @@ impl<'a> Rest<'a> {
         let bytes =
             (count as usize).checked_mul(4).ok_or_else(|| self.cut_short(format_args!("{count} x 4"), &place))?;
         let mut weights = floats(self.take(bytes, &place)?);
-        // Without a call the values stand as they are.
+        // Without a call the values stay as they are.
         if calls > 0 {
             weights.iter_mut().for_each(|value| *value /= calls as f32);
         }

@@ -99,7 +99,7 @@ pub fn measure(
 /// The text's tokens in whole chunks.
 fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings) -> Result<Vec<Vec<u32>>> {
     let bos = base.encoder.first_special()?;
-    // BOS stands before the text, too, and moves the chunks by one.
+    // BOS is put before the text too, which moves the chunks by one token.
     let ids: Vec<u32> = bos.into_iter().chain(base.encoder.encode(text, false)?).collect();
     let size = settings.chunk_size as usize;
     if size == 0 || ids.len() < size {

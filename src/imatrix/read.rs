@@ -15,7 +15,7 @@ use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufFile, Metadata};
 use crate::source::{MappedFile, Source, show_shape};
 
-/// The first bytes of every GGUF file. As a count of the older form they would stand for more
+/// The first bytes of every GGUF file. Read as a count of the older form they would be more
 /// entries than any file has room for.
 const GGUF_MAGIC: &[u8] = b"GGUF";
 

@@ -1,4 +1,4 @@
-//! What the mixtures ask of a model: how many blocks, heads and experts it has.
+//! What mixtures need to know of a model: how many blocks, heads and experts it has.
 //!
 //! Reference: llama.cpp `src/llama-model.cpp` (`llama_model_base::load_hparams`), `src/llama-hparams.cpp`
 //! (`n_gqa`) and `load_arch_hparams` of the architectures that are named here.

@@ -52,19 +52,20 @@ pub enum FileType {
     COPY,
 }
 
-/// One row of the table below: the number in `general.file_type` and the base, which COPY has none of.
-struct Row {
+/// An entry of the table below. `target` is the number in `general.file_type` and the base; COPY has
+/// neither.
+struct FileTypeEntry {
     file_type: FileType,
     name: &'static str,
     target: Option<(u32, DType)>,
 }
 
-const fn row(file_type: FileType, name: &'static str, number: u32, base: DType) -> Row {
-    Row { file_type, name, target: Some((number, base)) }
+const fn row(file_type: FileType, name: &'static str, number: u32, base: DType) -> FileTypeEntry {
+    FileTypeEntry { file_type, name, target: Some((number, base)) }
 }
 
 /// In the order of [`FileType`]'s variants, so that a variant is its own index.
-const TABLE: [Row; 36] = {
+const TABLE: [FileTypeEntry; 36] = {
     use FileType::*;
     [
         row(F32, "F32", 0, DType::F32),
@@ -103,7 +104,7 @@ const TABLE: [Row; 36] = {
         row(IQ4_XS, "IQ4_XS", 30, DType::IQ4_XS),
         row(TQ1_0, "TQ1_0", 36, DType::TQ1_0),
         row(TQ2_0, "TQ2_0", 37, DType::TQ2_0),
-        Row { file_type: COPY, name: "COPY", target: None },
+        FileTypeEntry { file_type: COPY, name: "COPY", target: None },
     ]
 };
 
@@ -135,7 +136,7 @@ impl FileType {
         TABLE[self as usize].target.map(|(number, _)| number)
     }
 
-    /// The type of a tensor that no rule says more about; `None` for COPY, which leaves the tensor's own.
+    /// The type of a tensor without a rule of its own; `None` for COPY, which leaves each tensor's type.
     pub fn base(self) -> Option<DType> {
         TABLE[self as usize].target.map(|(_, base)| base)
     }

@@ -40,7 +40,7 @@ impl Progress {
         Self { seen: 0, of }
     }
 
-    /// Where it stands now; the next one stands one further.
+    /// The current place; moves to the next one.
     fn step(&mut self) -> Self {
         let now = *self;
         self.seen += 1;
@@ -67,7 +67,7 @@ impl Progress {
 const GLM5_NEXT_Q8: [&str; 3] = ["attn_q_a", "attn_q_b", "nextn.eh_proj"];
 
 impl<'a> Mixture<'a> {
-    /// For the tensors of these names; `importance` is whether it is there, for whichever of them.
+    /// For the tensors of these names; `importance` is whether there is an importance matrix.
     pub fn new<'n>(
         metadata: &'a Metadata,
         model: &'a ModelFacts,
@@ -91,8 +91,8 @@ impl<'a> Mixture<'a> {
         }
     }
 
-    /// Whether a tensor of this role is what the model's outputs are made with: the embeddings are where
-    /// there is no other.
+    /// Whether a tensor of this role makes the model's outputs. Without an output tensor the embeddings
+    /// do.
     pub fn is_output(&self, role: Role) -> bool {
         role == Role::Output || (self.tied && role == Role::Embedding)
     }
@@ -279,7 +279,8 @@ impl<'a> Mixture<'a> {
         })
     }
 
-    /// With experts a block may have several such tensors, or none: its number stands for the count.
+    /// With experts a block may have several such tensors, or none, so the block's number is used as the
+    /// count.
     fn by_block(&self, name: &str, place: Progress) -> Result<Progress> {
         if self.model.experts < 2 {
             return Ok(place);

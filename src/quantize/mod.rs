@@ -1,8 +1,8 @@
 //! Quantization of GGUF models: what llama-quantize makes of each tensor.
 //!
 //! A [`FileType`] such as Q4_K_M is a mixture: most tensors get its base type, sensitive ones more bits.
-//! A [`Recipe`] is a file type with the options of llama-quantize, and tells the type of every tensor of
-//! a model. It only tells: encoding is another's work.
+//! A [`Recipe`] is a file type with the options of llama-quantize, and decides the type of every tensor of
+//! a model. Values are encoded elsewhere.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` and `tools/quantize/quantize.cpp`.
 

@@ -8,7 +8,7 @@ use crate::source::TensorInfo;
 pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
-/// The part of a model that a tensor belongs to, as far as mixtures tell parts apart.
+/// The part of a model that a tensor belongs to, as far as mixtures distinguish parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Output,
@@ -24,7 +24,7 @@ pub(super) enum Role {
     Other,
 }
 
-/// Parts of names and the roles they stand for; the first that is found counts.
+/// Parts of names and the roles of tensors with these names; the first one found counts.
 const ROLES: [(&str, Role); 9] = [
     ("attn_qkv.weight", Role::Value),
     ("attn_kv_b.weight", Role::Value),
@@ -145,7 +145,7 @@ pub(super) fn block_of(name: &str) -> Option<usize> {
     digits.parse().ok()
 }
 
-/// Where the tensors stand that llama-quantize writes first, second and so on: those of no block, then
+/// The places of the tensors in the order in which llama-quantize writes them: those of no block, then
 /// block after block, each by name. Mixtures count the tensors in this order too.
 pub fn file_order(tensors: &[TensorInfo]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();

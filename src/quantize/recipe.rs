@@ -34,9 +34,9 @@ const QUANTIZATION_VERSION: u32 = 2;
 /// A file type and what the options of llama-quantize say about it.
 #[derive(Debug, Clone)]
 pub struct Recipe {
-    /// What the file shall be.
+    /// The file type.
     pub file_type: FileType,
-    /// `--output-tensor-type`: the type of `output.weight`, or of the embeddings that stand in for it.
+    /// `--output-tensor-type`: the type of `output.weight`, or of the embeddings that are used in its place.
     pub output_tensor_type: Option<DType>,
     /// `--token-embedding-type`: the type of the embeddings.
     pub token_embedding_type: Option<DType>,
@@ -211,7 +211,7 @@ impl Recipe {
         }
         let rule = self.tensor_types.iter().find(|rule| rule.is_for(name)).map(|rule| rule.dtype);
         match (role, self.token_embedding_type, self.output_tensor_type) {
-            // The large table beside the embeddings follows them unless a rule is for it.
+            // The second large table of embeddings gets their type unless a rule names it.
             (Role::Embedding, Some(_), _) if name == PER_LAYER_EMBEDDING && rule.is_some() => {}
             (Role::Embedding, Some(dtype), _) => return Ok((dtype, Reason::Embedding)),
             (Role::Output, _, Some(dtype)) => return Ok((dtype, Reason::Output)),
@@ -230,8 +230,8 @@ impl Recipe {
         }
     }
 
-    /// `preferred_type`, or what stands in for it where rows don't divide into its blocks. Types of one tensor by
-    /// its own option are meant as they are.
+    /// `preferred_type`, or its replacement where rows don't divide into its blocks. A type that an option
+    /// gives to one tensor is taken as it is.
     fn fitted(&self, metadata: &Metadata, tensor: &TensorInfo, preferred_type: DType, reason: Reason) -> Result<DType> {
         let row_len = tensor.row_len();
         let fitted = match reason {

@@ -39,8 +39,8 @@ pub(super) fn divides(row_len: usize, dtype: DType) -> bool {
     row_len.is_multiple_of(dtype.block_elems())
 }
 
-/// `preferred_type`, or the type that stands in for it where rows don't divide into its blocks; `None` where
-/// nothing does.
+/// `preferred_type`, or the type that replaces it where rows don't divide into its blocks; `None` where
+/// there is no replacement.
 pub(super) fn that_fits(preferred_type: DType, row_len: usize) -> Option<DType> {
     if divides(row_len, preferred_type) {
         return Some(preferred_type);

@@ -77,7 +77,7 @@ pub trait Source: Send + Sync {
     /// What the file holds, in its own order.
     fn tensors(&self) -> &[TensorInfo];
 
-    /// Text by key that stands beside the tensors: `__metadata__` of a safetensors file. `None` for
+    /// Text by key that the file has besides its tensors: `__metadata__` of a safetensors file. `None` for
     /// formats without it, and for those whose keys say more (GGUF).
     fn text_metadata(&self) -> Option<&BTreeMap<String, String>> {
         None

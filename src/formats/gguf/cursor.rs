@@ -16,7 +16,7 @@ pub(super) const MAX_LENGTH: u64 = 1 << 30;
 /// A header being read.
 pub(super) struct Cursor<'a> {
     pub(super) path: &'a Path,
-    /// Whether numbers stand most significant byte first.
+    /// Whether numbers have their most significant byte first.
     pub(super) big_endian: bool,
     rest: &'a [u8],
     at: u64,

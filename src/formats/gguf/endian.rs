@@ -1,7 +1,7 @@
 //! Byte order: which bytes of an element or a block change places in the files of big-endian machines.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/scripts/gguf_convert_endian.py`. It swaps the f16 scales of
-//! some block types and refuses the others; no machine at hand says how those would stand.
+//! some block types and refuses the others, whose order isn't known.
 
 use crate::dtype::DType;
 
@@ -12,7 +12,7 @@ pub(super) struct Swapped {
     starts: &'static [usize],
 }
 
-/// What changes places in a block of `dtype`. No starts where all numbers are single bytes; `None`
+/// The numbers of a block of `dtype` whose bytes change places. No starts where all numbers are single bytes; `None`
 /// where the order isn't known.
 pub(super) fn swapped_fields(dtype: DType) -> Option<Swapped> {
     let (width, starts): (usize, &[usize]) = match dtype {
@@ -32,12 +32,12 @@ pub(super) fn swapped_fields(dtype: DType) -> Option<Swapped> {
 }
 
 impl Swapped {
-    /// Whether a block stands the same in either order.
+    /// Whether a block is the same in either order.
     pub(super) fn is_nothing(self) -> bool {
         self.starts.is_empty()
     }
 
-    /// Turns the numbers of one block around.
+    /// Reverses the bytes of the numbers of one block.
     pub(super) fn apply(self, block: &mut [u8]) {
         for start in self.starts {
             block[*start..start + self.width].reverse();

@@ -1,7 +1,7 @@
-//! A model in one file or in several: shards are found by name, held against each other and joined.
+//! A model in one file or in several: shards are found by name, compared with each other and joined.
 //!
 //! Reference: llama.cpp `src/llama-model-loader.cpp` and `tools/gguf-split/gguf-split.cpp`. Keys
-//! stand in the first shard; the others have `split.*` and their tensors.
+//! are in the first shard; the others have `split.*` and their tensors.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -14,10 +14,10 @@ use crate::error::{Error, Finding, Result};
 use crate::plan::TensorRef;
 use crate::source::Source;
 
-/// The keys that say how a model is split: a joined one has none of them.
+/// The keys that say how a model is split. A joined model doesn't have them.
 const SPLIT_KEYS: [&str; 3] = [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS];
 
-/// An open model: its keys, and its tensors wherever they stand.
+/// An open model: its keys, and its tensors in whichever shard they are.
 pub struct GgufModel {
     path: PathBuf,
     metadata: Metadata,
@@ -26,7 +26,7 @@ pub struct GgufModel {
 }
 
 impl GgufModel {
-    /// Opens the file at `path`; where it is one shard of several, whichever, the others beside it
+    /// Opens the file at `path`. If it is any shard of several, the others in its folder are opened
     /// too: `NAME-00001-of-00003.gguf` and so on.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ fn split_of(metadata: &Metadata) -> Result<Option<Split>> {
     Ok(Some(Split { no, count }))
 }
 
-/// All shards beside `path`, which is `opened` already.
+/// All shards in the folder of `path`, which is `opened` already.
 fn open_all(path: &Path, opened: Arc<GgufFile>, split: Split) -> Result<Vec<Arc<GgufFile>>> {
     let prefix = prefix_of(path, split)?;
     let total = opened.metadata().get(SPLIT_TENSORS).cloned();

@@ -60,7 +60,7 @@ impl GgufHeader {
     }
 }
 
-/// What stands before the tensors' data.
+/// What comes before the tensors' data.
 struct Header {
     version: u32,
     big_endian: bool,
@@ -116,8 +116,8 @@ impl GgufFile {
         self.version
     }
 
-    /// Whether the file is that of a big-endian machine. Metadata and rows are handed out as of any
-    /// other file; [`GgufFile::range`] still is where the file's own bytes stand.
+    /// Whether the file is big-endian. Metadata and rows are returned as those of any other file;
+    /// [`GgufFile::range`] still is where the file's own bytes are.
     pub fn big_endian(&self) -> bool {
         self.big_endian
     }
@@ -132,7 +132,7 @@ impl GgufFile {
         &self.metadata
     }
 
-    /// Where tensor number `index` stands, in bytes from the file's start.
+    /// Where tensor number `index` is, in bytes from the file's start.
     ///
     /// # Panics
     /// Where `index` is not below the number of tensors.
@@ -378,7 +378,7 @@ fn place(
     Ok(ranges)
 }
 
-/// Rows of a big-endian file as they would stand in a little-endian one.
+/// Rows of a big-endian file as a little-endian file would have them.
 fn swapped(dtype: DType, bytes: &[u8]) -> Cow<'_, [u8]> {
     // Types that aren't known were refused when the file was opened.
     let Some(fields) = swapped_fields(dtype).filter(|fields| !fields.is_nothing()) else {

@@ -22,7 +22,7 @@ pub(super) fn is_archive(bytes: &[u8]) -> bool {
 /// A checkpoint in a zip.
 pub(super) struct Archive<'a> {
     path: &'a Path,
-    /// Records by the name behind the archive's own, in the directory's order.
+    /// Records by their name without the archive's own name, in the directory's order.
     records: Vec<(&'a str, Entry<'a>)>,
     program: Entry<'a>,
     big_endian: bool,
@@ -107,7 +107,7 @@ impl<'a> Archive<'a> {
         Ok(Cow::Owned(content))
     }
 
-    /// Where each storage stands that the pickle refers to.
+    /// Where each storage is that the pickle refers to.
     pub(super) fn places<'p>(&self, pickle: &'p Pickle<'_>) -> Result<HashMap<&'p str, Place>> {
         let data: HashMap<&str, &Entry<'_>> =
             self.records.iter().filter_map(|(name, entry)| Some((name.strip_prefix("data/")?, entry))).collect();

@@ -19,7 +19,7 @@ const MAGIC_DIGITS: &[u8] = b"119547037146038801333356";
 /// `PROTOCOL_VERSION`.
 const PROTOCOL: i64 = 1001;
 
-/// Reads the pickles, and finds where each storage stands.
+/// Reads the pickles, and finds where each storage is.
 pub(super) fn read<'a>(path: &Path, bytes: &'a [u8]) -> Result<(Pickle<'a>, HashMap<&'a str, Place>)> {
     let mut reader = Reader { path, bytes, at: 0 };
     if !reader.has_magic() {
@@ -47,7 +47,7 @@ impl<'a> Reader<'_, 'a> {
         Finding::new(self.path, format!("byte {}", self.at))
     }
 
-    /// Whether the first pickle is the magic number; it is passed over then.
+    /// Skips the first pickle if it is the magic number, and returns whether it was.
     fn has_magic(&mut self) -> bool {
         if !matches!(self.bytes.first(), Some(0x80 | b'L')) {
             return false;
@@ -69,7 +69,7 @@ impl<'a> Reader<'_, 'a> {
         Ok(pickle)
     }
 
-    /// Walks over the storages behind the pickles.
+    /// Finds the storages after the pickles.
     fn places(&mut self, pickle: &Pickle<'a>, keys: &Pickle<'a>) -> Result<HashMap<&'a str, Place>> {
         let Some(Object::List(keys)) = keys.object(keys.root) else {
             return Err(self.finding().expected("a list of storages").found("something else").format());
@@ -128,7 +128,7 @@ impl<'a> Reader<'_, 'a> {
     }
 }
 
-/// What the file is instead, as far as its first bytes tell.
+/// What the file probably is instead, by its first bytes.
 fn not_torch(path: &Path, bytes: &[u8]) -> crate::Error {
     let finding = Finding::new(path, "").expected("a file of torch.save");
     if bytes.get(257..262) == Some(b"ustar") {

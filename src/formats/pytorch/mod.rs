@@ -3,7 +3,7 @@
 //! Reference: torch `serialization.py`, `_weights_only_unpickler.py`, and
 //! `caffe2/serialize/inline_container.cc` for the zip around them.
 //!
-//! A checkpoint is a pickle, which is a program, beside the raw bytes of storages. Nothing is run
+//! A checkpoint is a pickle, which is a program, and the raw bytes of storages. No program is run
 //! here: the `pickle` room builds a description of values, `archive` and `legacy` find the storages
 //! in the two containers that torch has had, `tree` gives tensors their dotted names, and `view`
 //! checks each against its storage.
@@ -45,19 +45,19 @@ pub struct PytorchFile {
 
 impl PytorchFile {
     /// Maps `path` and reads its pickle as data. Nested dictionaries and lists become dotted names;
-    /// with `key`, itself a dotted path, only what stands under it counts.
+    /// with `key`, itself a dotted path, only the values under it count.
     ///
-    /// Storages are used where they stand in the file. Those that a zip has deflated are inflated
+    /// Storages are used where they are in the file. Those that a zip has deflated are inflated
     /// into an unnamed temporary file.
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] for damage; [`crate::Error::Unsupported`] for
     /// names that no checkpoint needs (a pickle that would run code) and tensors of kinds that are
-    /// not read; [`crate::Error::Mismatch`] where nothing stands under `key`.
+    /// not read; [`crate::Error::Mismatch`] where there is nothing under `key`.
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let bytes = file.bytes();
-        let parts = if archive::is_archive(bytes) {
+        let contents = if archive::is_archive(bytes) {
             let archive = Archive::read(path, bytes)?;
             let program = archive.pickle(bytes)?;
             let pickle = Pickle::read(path, &program)?;
@@ -68,18 +68,18 @@ impl PytorchFile {
                     .format());
             }
             let places = archive.places(&pickle)?;
-            let mut parts = Parts::of(path, bytes, key, &pickle, &places, archive.big_endian())?;
-            parts.others.extend(archive.left_out(&pickle));
-            parts
+            let mut contents = Contents::of(path, bytes, key, &pickle, &places, archive.big_endian())?;
+            contents.others.extend(archive.left_out(&pickle));
+            contents
         } else {
             let (pickle, places) = legacy::read(path, bytes)?;
-            Parts::of(path, bytes, key, &pickle, &places, false)?
+            Contents::of(path, bytes, key, &pickle, &places, false)?
         };
-        let Parts { inflated, tensors, views, others } = parts;
+        let Contents { inflated, tensors, views, others } = contents;
         Ok(Self { file, inflated, tensors, views, others })
     }
 
-    /// What the file (or the subtree asked for) holds beside tensors, in its order: a dotted path
+    /// What the file (or the subtree under `key`) contains besides tensors, in its order: a dotted path
     /// and a short description. None of it is part of [`Source::tensors`].
     pub fn others(&self) -> &[(String, String)] {
         &self.others
@@ -109,15 +109,15 @@ impl Source for PytorchFile {
     }
 }
 
-/// What an open file keeps beside its map.
-struct Parts {
+/// The tensors of a file, without the file's map.
+struct Contents {
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
     views: Vec<View>,
     others: Vec<(String, String)>,
 }
 
-impl Parts {
+impl Contents {
     /// Names the tensors, checks each against its storage, and inflates what has to be.
     fn of(
         path: &Path,

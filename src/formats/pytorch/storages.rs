@@ -1,4 +1,4 @@
-//! Storages: where the bytes of each stand, and the inflating of those that a zip has deflated.
+//! Storages: where the bytes of each are, and how those that a zip has deflated are inflated.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -14,7 +14,7 @@ use crate::source::MappedFile;
 /// Bytes that are inflated at once.
 const CHUNK_BYTES: usize = 1 << 16;
 
-/// Where a storage stands in its file.
+/// Where a storage is in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
     /// Its bytes, or the deflated ones.
@@ -33,7 +33,7 @@ pub(super) fn referred<'p, 'a>(pickle: &'p Pickle<'a>) -> impl Iterator<Item = &
     })
 }
 
-/// Holds a storage's size in the pickle against `size`, its size in the file.
+/// Checks a storage's size in the pickle against `size`, its size in the file.
 pub(super) fn check_size(path: &Path, storage: &Storage<'_>, size: u64) -> Result<()> {
     let (elems, element) = (storage.elems, storage.element);
     if elems.checked_mul(element.bytes as u64) == Some(size) {
@@ -46,7 +46,7 @@ pub(super) fn check_size(path: &Path, storage: &Storage<'_>, size: u64) -> Resul
         .format())
 }
 
-/// Inflates storages into one unnamed temporary file; also says where each starts in it.
+/// Inflates storages into one unnamed temporary file. Also returns where each starts in it.
 ///
 /// Each is read to the size that the pickle asks for and not a byte further, so that a few deflated
 /// bytes can't fill the disk.

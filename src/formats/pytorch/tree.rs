@@ -1,5 +1,5 @@
-//! The tree of a checkpoint: dictionaries and lists become dotted names, and what is no tensor is
-//! listed instead of forgotten.
+//! The tree of a checkpoint: dictionaries and lists become dotted names. Values that aren't tensors are
+//! listed, so that nothing is lost in silence.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,20 +7,21 @@ use std::path::Path;
 use super::pickle::{Id, Object, Pickle, Value};
 use crate::error::{Finding, Result};
 
-/// Containers inside each other.
+/// The most containers inside each other.
 const MAX_DEPTH: usize = 100;
-/// Places visited. One container may stand at many: a few bytes can name more than a disk holds.
+/// The most places visited. One container may be at many places: a few bytes can name more of them than
+/// a disk can hold.
 const MAX_PLACES: usize = 1 << 20;
-/// Bytes of all names together.
+/// The most bytes of all names together.
 const MAX_NAME_BYTES: usize = 128 << 20;
 /// Entries of a dictionary without tensors that are still listed one by one.
 const LISTED_ENTRIES: usize = 64;
 /// Characters of a text that a description quotes.
 const QUOTED_CHARS: usize = 40;
-/// What a tensor is called that stands alone in its file, and what anything else that does.
+/// The name of a tensor that is the whole checkpoint, and the name of any other value that is.
 const ALONE: [&str; 2] = ["tensor", "value"];
 
-/// A checkpoint, flat.
+/// A checkpoint as a flat list.
 pub(super) struct Flat {
     /// Names and objects of tensors, in the file's order.
     pub tensors: Vec<(String, Id)>,
@@ -114,7 +115,7 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    /// Lists what stands at `name`.
+    /// Lists the value at `name`.
     fn visit(&mut self, name: &mut String, value: Value<'a>, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             let finding = self.named(name).expected(format_args!("at most {MAX_DEPTH} containers inside each other"));
@@ -207,14 +208,14 @@ impl<'a> Walk<'_, 'a> {
         Ok(())
     }
 
-    /// Lists what is no tensor.
+    /// Lists a value that isn't a tensor.
     fn describe(&mut self, name: &str, value: Value<'a>) -> Result<()> {
         self.take(name, false)?;
         self.flat.others.push((name.to_owned(), describe(self.pickle, value)));
         Ok(())
     }
 
-    /// A name may stand once, if a tensor has it: readers would differ in which one they keep.
+    /// Refuses a second value with the name of a tensor: readers would differ in which one they keep.
     fn take(&mut self, name: &str, tensor: bool) -> Result<()> {
         match self.taken.insert(name.to_owned(), tensor) {
             Some(before) if before || tensor => {
@@ -242,8 +243,8 @@ impl<'a> Walk<'_, 'a> {
         Err(finding.found(found).mismatch())
     }
 
-    /// What stands under `rest` of a dotted path. Keys may hold dots themselves: each that begins
-    /// the path is tried.
+    /// The value under `rest` of a dotted path. Keys may contain dots themselves, so every key that the
+    /// path begins with is tried.
     fn find(&self, value: Value<'a>, rest: &str) -> Result<Option<Value<'a>>> {
         let text = |key: &Value<'a>| match key {
             Value::Str(text) => Some((*text).to_owned()),

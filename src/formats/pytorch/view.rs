@@ -11,10 +11,10 @@ use crate::error::{Finding, Result};
 use crate::source::{TensorInfo, show_shape};
 
 /// The most bytes of a tensor that repeats elements of a smaller storage. Real ones are masks and
-/// position tables; a hostile one could ask for any size out of a single byte.
+/// position tables; a hostile file could make a tensor of any size from a single byte.
 const MAX_EXPANDED_BYTES: usize = 1 << 30;
 
-/// Where a tensor's elements stand, every index inside its storage.
+/// Where a tensor's elements are. Every index is inside its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct View {
     /// Whether the storage is in the inflated file.
@@ -23,14 +23,14 @@ pub(super) struct View {
     pub start: usize,
     /// Bytes from one index to the next, by dimension.
     strides: Vec<usize>,
-    /// Whether the elements stand in order without gaps.
+    /// Whether the elements are in order without gaps.
     dense: bool,
     /// Bytes to be reversed together: 1 for none.
     swap: usize,
 }
 
 impl View {
-    /// Holds type, shape, strides and offset of tensor `name` against its storage.
+    /// Checks type, shape, strides and offset of tensor `name` against its storage.
     pub(super) fn check(
         path: &Path,
         name: String,
@@ -110,7 +110,7 @@ impl View {
         })
     }
 
-    /// The bytes of rows `rows` out of the mapped file: borrowed where they stand there as they are.
+    /// The bytes of rows `rows` out of the mapped file: borrowed where the file has exactly these bytes.
     pub(super) fn rows<'a>(&self, info: &TensorInfo, file: &'a [u8], rows: Range<usize>) -> Cow<'a, [u8]> {
         let size = info.dtype.block_bytes();
         let (from, to) = (rows.start * info.row_len(), rows.end * info.row_len());

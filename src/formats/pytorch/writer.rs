@@ -144,7 +144,7 @@ impl Program {
         self.out.extend(b")R");
     }
 
-    /// A name: written in full the first time, remembered after.
+    /// A name: written in full the first time, by its number in the memo after that.
     fn global(&mut self, module: &'static str, name: &'static str) {
         // There are fewer names than a byte can number.
         if let Some(number) = self.names.iter().position(|known| *known == (module, name)) {
@@ -187,8 +187,8 @@ impl Program {
     }
 }
 
-/// Strides of a tensor whose elements stand in order, as torch counts them. Only those of a tensor
-/// without elements can be too large; they don't matter.
+/// Strides of a tensor whose elements are in order, as torch counts them. Only a tensor without elements
+/// can have strides that are too large, and its strides don't matter.
 fn row_major(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {

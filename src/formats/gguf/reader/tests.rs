@@ -1,4 +1,4 @@
-//! Round trips through the writer; files that are refused stand in `hostile`.
+//! Round trips through the writer; files that are refused are in `hostile`.
 
 use std::io::Write;
 use std::sync::Arc;

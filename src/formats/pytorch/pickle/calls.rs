@@ -3,7 +3,7 @@
 //! Reference: torch `_utils.py` (`_rebuild_tensor_v2` and its kin) and `serialization.py`
 //! (`persistent_load`). No argument is trusted: each is of the kind asked for, or refused.
 
-use super::globals::{Known, Role};
+use super::globals::{AllowedName, Role};
 use super::machine::Machine;
 use super::{Object, Storage, Tensor, Value};
 use crate::error::Result;
@@ -12,7 +12,7 @@ use crate::error::Result;
 const MAX_DIMS: usize = 64;
 
 impl<'a> Machine<'_, 'a> {
-    /// The value that stands for `function(*arguments)`.
+    /// The value that describes `function(*arguments)`.
     pub(super) fn call(&mut self, function: Value<'a>, arguments: Vec<Value<'a>>) -> Result<Value<'a>> {
         let Value::Global(known) = function else {
             return Err(self.breach("a class or function to call", "something else"));
@@ -37,7 +37,7 @@ impl<'a> Machine<'_, 'a> {
         }
     }
 
-    /// Gives an instance its state, or the Python attributes that hang on it.
+    /// Gives an instance its state, or an object its Python attributes.
     pub(super) fn build(&mut self, instance: Value<'a>, state: Value<'a>) -> Result<()> {
         let some = self.holds_something(state);
         self.count(1)?;
@@ -55,7 +55,7 @@ impl<'a> Machine<'_, 'a> {
     }
 
     /// The storage that a persistent id names: `("storage", class, key, location, elements)`, in the
-    /// older form with a view behind them.
+    /// older form with a view after them.
     pub(super) fn persistent(&mut self, id: Value<'a>) -> Result<Storage<'a>> {
         let parts = self.tuple(id)?;
         if parts.first() == Some(&Value::Str("module")) {
@@ -92,7 +92,7 @@ impl<'a> Machine<'_, 'a> {
         Ok(Storage { key, element, elems, view })
     }
 
-    fn tensor(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+    fn tensor(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let misfit = |machine: &Self| {
             machine.breach(format_args!("storage, offset, size and stride for {}", known.name), "something else")
         };
@@ -110,7 +110,7 @@ impl<'a> Machine<'_, 'a> {
             };
         }
         let metadata = rest.get(if known.role == Role::TensorV3 { 3 } else { 2 });
-        // torch keeps a conjugation or a change of sign as a mark beside the untouched values.
+        // torch keeps a conjugation or a change of sign as a flag and leaves the values as they are.
         if let Some(Object::Dict { entries, .. }) = metadata.and_then(|m| self.object(*m))
             && entries.iter().any(|(_, value)| *value == Value::Bool(true))
         {
@@ -131,8 +131,8 @@ impl<'a> Machine<'_, 'a> {
         self.add(Object::Tensor(tensor))
     }
 
-    /// A parameter is its tensor; what it would require of a gradient is no part of a checkpoint.
-    fn parameter(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+    /// A parameter is its tensor. Whether it needs a gradient isn't part of a checkpoint.
+    fn parameter(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let Some(inner @ Value::Object(id)) = arguments.first() else {
             return Err(self.breach(format_args!("a tensor for {}", known.name), "something else"));
         };
@@ -164,14 +164,14 @@ impl<'a> Machine<'_, 'a> {
         }
     }
 
-    /// A tensor of a subclass, or with attributes: another function's result in a wrapping.
-    fn wrapped(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+    /// A tensor of a subclass, or with attributes: it wraps another function's result.
+    fn wrapped(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let [function @ Value::Global(inner), Value::Global(_), inner_arguments, state] = arguments else {
             return Err(
                 self.breach(format_args!("function, class, arguments and state for {}", known.name), "something else")
             );
         };
-        // One level: a wrapping in a wrapping could be nested without end.
+        // Only one level: wrappers could be nested without end.
         if !matches!(inner.role, Role::Tensor | Role::TensorV2 | Role::TensorV3 | Role::Parameter | Role::Unread(_)) {
             return Err(self.breach("a function that makes a tensor", format_args!("{}.{}", inner.module, inner.name)));
         }
@@ -205,7 +205,7 @@ impl<'a> Machine<'_, 'a> {
         self.add(Object::Dict { entries, attributes: None })
     }
 
-    fn instance(&mut self, known: &'static Known, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+    fn instance(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let [Value::Global(class), _, state] = arguments else {
             return Err(self.breach(format_args!("class, base and state for {}", known.name), "something else"));
         };
@@ -235,7 +235,7 @@ impl<'a> Machine<'_, 'a> {
         numbers.ok_or_else(|| self.breach("whole numbers, none negative", "another"))
     }
 
-    /// Whether a state has anything in it.
+    /// Whether a state isn't empty.
     fn holds_something(&self, state: Value<'a>) -> bool {
         match state {
             Value::None | Value::Bool(false) => false,

@@ -1,8 +1,8 @@
-//! The table of names that a pickle may use, and what each stands for.
+//! The table of names that a pickle may use, and what each one makes.
 //!
 //! Reference: torch `_weights_only_unpickler.py` (`_get_allowed_globals`) and the classes that
-//! checkpoints of Lightning, transformers and numpy hold beside their tensors. A name outside the
-//! table ends the reading of a file; nothing is looked up anywhere else.
+//! checkpoints of Lightning, transformers and numpy contain besides tensors. A file that uses any other
+//! name is refused; nothing is looked up anywhere else.
 
 use crate::dtype::DType;
 
@@ -13,7 +13,7 @@ pub(in crate::formats::pytorch) struct Element {
     pub name: &'static str,
     /// Bytes of one element.
     pub bytes: usize,
-    /// Ours; `None` for types that are not read.
+    /// The type in this crate; `None` for types that are not read.
     pub dtype: Option<DType>,
 }
 
@@ -23,12 +23,12 @@ const fn element(name: &'static str, bytes: usize, dtype: Option<DType>) -> Elem
 
 /// A name of the table.
 #[derive(Debug, PartialEq)]
-pub(in crate::formats::pytorch) struct Known {
+pub(in crate::formats::pytorch) struct AllowedName {
     /// The Python module.
     pub module: &'static str,
     /// The name in it.
     pub name: &'static str,
-    /// What it stands for.
+    /// What it makes.
     pub role: Role,
 }
 
@@ -37,11 +37,11 @@ pub(in crate::formats::pytorch) struct Known {
 pub(in crate::formats::pytorch) enum Role {
     /// `_rebuild_tensor(storage, offset, size, stride)`.
     Tensor,
-    /// The same with `requires_grad, hooks, metadata` behind them.
+    /// The same with `requires_grad, hooks, metadata` after them.
     TensorV2,
-    /// The same with `requires_grad, hooks, dtype, metadata` behind them.
+    /// The same with `requires_grad, hooks, dtype, metadata` after them.
     TensorV3,
-    /// A parameter around a tensor, its first argument; with a state last, or not.
+    /// A parameter: its tensor is the first argument, the last one may be a state.
     Parameter,
     /// `_rebuild_from_type_v2(function, class, arguments, state)`.
     FromType,
@@ -63,8 +63,8 @@ pub(in crate::formats::pytorch) enum Role {
     Data,
 }
 
-const fn known(module: &'static str, name: &'static str, role: Role) -> Known {
-    Known { module, name, role }
+const fn known(module: &'static str, name: &'static str, role: Role) -> AllowedName {
+    AllowedName { module, name, role }
 }
 
 macro_rules! table {
@@ -74,7 +74,7 @@ macro_rules! table {
 }
 
 /// The entry of `module.name`.
-pub(super) fn find(module: &str, name: &str) -> Option<&'static Known> {
+pub(super) fn find(module: &str, name: &str) -> Option<&'static AllowedName> {
     // Names of Python 2, which protocol 2 still writes.
     let module = match module {
         "__builtin__" => "builtins",
@@ -104,7 +104,7 @@ const E8M0: Element = element("float8_e8m0fnu", 1, Some(DType::F8_E8M0));
 const C128: Element = element("complex128", 16, None);
 const C32: Element = element("complex32", 4, None);
 
-const TABLE: &[Known] = {
+const TABLE: &[AllowedName] = {
     use Role::*;
     table! {
         "torch._utils" {

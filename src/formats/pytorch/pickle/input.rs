@@ -1,4 +1,4 @@
-//! What the machine reads its opcodes, operands and plain values from, and how it says what is wrong there.
+//! The bytes from which the machine reads opcodes, operands and plain values, and its findings about them.
 
 use std::fmt::Display;
 

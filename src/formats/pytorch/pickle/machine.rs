@@ -1,13 +1,13 @@
 //! The machine: opcodes of protocols 0 to 5, one after the other, over a stack and a memo.
 //!
-//! Every length is held against the bytes that are left, and every count against a limit, before
-//! anything is made of it. Opcodes that refer to something outside the pickle (extension codes,
+//! Every length is checked against the bytes that are left, and every count against a limit, before
+//! anything is allocated for it. Opcodes that refer to something outside the pickle (extension codes,
 //! out-of-band buffers, persistent names of protocol 0) are refused: torch writes none.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::globals::{self, Known};
+use super::globals::{self, AllowedName};
 use super::{Id, MAX_CELLS, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object, Pickle, Value};
 use crate::error::Result;
 
@@ -15,10 +15,10 @@ use crate::error::Result;
 pub(super) struct Machine<'p, 'a> {
     pub(super) path: &'p Path,
     pub(super) bytes: &'a [u8],
-    /// How far they are read.
+    /// The next byte to read.
     pub(super) at: usize,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack where containers began.
+    /// Heights of the stack at the beginnings of open containers.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     pub(super) objects: Vec<Object<'a>>,
@@ -401,7 +401,7 @@ impl<'p, 'a> Machine<'p, 'a> {
         Ok(Value::Object(id))
     }
 
-    /// Holds what containers grow by against the limit.
+    /// Checks the size of all containers together against the limit.
     pub(super) fn count(&mut self, cells: usize) -> Result<()> {
         self.cells = self.cells.saturating_add(cells);
         if self.cells > MAX_CELLS {
@@ -465,7 +465,7 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     /// The table's entry for a name.
-    fn known(&self, module: &str, name: &str) -> Result<&'static Known> {
+    fn known(&self, module: &str, name: &str) -> Result<&'static AllowedName> {
         globals::find(module, name).ok_or_else(|| {
             self.finding()
                 .expected("only classes and functions that checkpoints need")

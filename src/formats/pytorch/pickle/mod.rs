@@ -5,8 +5,7 @@
 //!
 //! A pickle is a program. Its calls name Python classes and functions; here every name has to be
 //! in a fixed table ([`globals`]), and a call makes a value that only describes its result. Values
-//! live in one list and refer to each other by number, so that cycles and deep nesting cost
-//! nothing to hold and nothing to drop.
+//! live in one list and refer to each other by number, so that cycles and deep nesting do no harm.
 
 mod calls;
 mod globals;
@@ -15,7 +14,7 @@ mod machine;
 
 use std::path::Path;
 
-pub(super) use globals::{Element, Known};
+pub(super) use globals::{AllowedName, Element};
 
 use crate::error::Result;
 
@@ -38,7 +37,7 @@ const MAX_LINE_BYTES: usize = 1024;
 /// The number of an object in [`Pickle::objects`].
 pub(super) type Id = u32;
 
-/// What a place on the stack or in a container holds.
+/// A value on the stack or in a container.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
     /// Python's `None`.
@@ -56,12 +55,12 @@ pub(super) enum Value<'a> {
     /// Bytes, or a text that is not plain enough to be a name.
     Bytes(&'a [u8]),
     /// A class, function or constant of the table.
-    Global(&'static Known),
+    Global(&'static AllowedName),
     /// One of the objects.
     Object(Id),
 }
 
-/// What has parts.
+/// A value with parts.
 #[derive(Debug)]
 pub(super) enum Object<'a> {
     /// A tuple.
@@ -70,7 +69,7 @@ pub(super) enum Object<'a> {
     List(Vec<Value<'a>>),
     /// A set.
     Set(Vec<Value<'a>>),
-    /// A dictionary of any class, in its order; a key may stand twice.
+    /// A dictionary of any class, in its order; a key may occur twice.
     Dict {
         /// Key and value.
         entries: Vec<(Value<'a>, Value<'a>)>,
@@ -86,7 +85,7 @@ pub(super) enum Object<'a> {
     /// An instance of a class that is only described, or what a function would have made.
     Opaque {
         /// The class or function.
-        class: &'static Known,
+        class: &'static AllowedName,
         /// Arguments, state, items.
         parts: Vec<Value<'a>>,
     },
@@ -118,7 +117,7 @@ pub(super) struct Tensor {
     pub shape: Vec<usize>,
     /// Elements from one index to the next, by dimension.
     pub strides: Vec<u64>,
-    /// Whether Python attributes hang on it, which no other format can hold.
+    /// Whether it has Python attributes, which no other format can hold.
     pub attributes: bool,
 }
 
@@ -128,12 +127,12 @@ pub(super) struct Pickle<'a> {
     pub objects: Vec<Object<'a>>,
     /// The result.
     pub root: Value<'a>,
-    /// The bytes that the pickle took.
+    /// The length of the pickle in bytes.
     pub byte_len: usize,
 }
 
 impl<'a> Pickle<'a> {
-    /// Runs the pickle at the start of `bytes`, which go on behind it in files of the older form.
+    /// Runs the pickle at the start of `bytes`. In files of the older form, other bytes follow it.
     ///
     /// # Errors
     /// [`crate::Error::Format`] where it breaks the rules or a limit, [`crate::Error::Unsupported`]

@@ -16,7 +16,8 @@ const LOCATOR_BYTES: usize = 20;
 const LOCAL_BYTES: usize = 30;
 /// Length of an entry in the directory without name, extra field and comment.
 const CENTRAL_BYTES: usize = 46;
-/// No deflated byte stands for more than this many: 258 of one bit pair, and some room.
+/// A deflated byte becomes at most this many bytes: two bits can repeat 258 bytes, and there is some
+/// room.
 const MAX_DEFLATE_RATIO: u64 = 1040;
 
 /// One file of the archive.
@@ -30,7 +31,7 @@ pub(in crate::formats::pytorch) struct Entry<'a> {
     pub crc: u32,
     /// Bytes of the content.
     pub size: u64,
-    /// Where the data stands in the archive.
+    /// Where the data is in the archive.
     pub data: Range<usize>,
 }
 
@@ -127,7 +128,7 @@ impl<'a> Zip<'_, 'a> {
         end.and_then(|end| self.bytes.get(at..end)).ok_or_else(|| self.cut_short(what))
     }
 
-    /// The number of entries and where the directory stands.
+    /// The number of entries and where the directory is.
     fn find_directory(&self) -> Result<(u64, Range<usize>)> {
         let last = self.bytes.len().checked_sub(END_BYTES).ok_or_else(|| self.cut_short("a directory"))?;
         let first = last.saturating_sub(usize::from(u16::MAX));
@@ -145,7 +146,7 @@ impl<'a> Zip<'_, 'a> {
         let locator = end.checked_sub(LOCATOR_BYTES).filter(|at| self.u32(*at).is_ok_and(|n| n == LOCATOR_64));
         if let Some(locator) = locator {
             let at = usize::try_from(self.u64(locator + 8)?).unwrap_or(usize::MAX);
-            // The 64-bit end stands right before its pointer: 12 bytes and the length that it gives.
+            // The 64-bit end is directly before its pointer: 12 bytes and the length that it gives.
             let reaches = (at < locator && self.u32(at)? == END_64)
                 && usize::try_from(self.u64(at + 4)?).ok().and_then(|n| n.checked_add(at + 12)) == Some(locator);
             if !reaches || locator - at < 56 {
@@ -176,7 +177,8 @@ impl<'a> Zip<'_, 'a> {
         }
     }
 
-    /// Entry `number`, which stands at `at` in the directory; where it begins, and where the next stands.
+    /// Entry `number`, which is at `at` in the directory; also where its data begins and where the next
+    /// entry is.
     fn entry(&self, number: u64, at: usize, limit: usize) -> Result<(Entry<'a>, usize, usize)> {
         let what = "an entry of the directory";
         self.slice(at, CENTRAL_BYTES, limit, what)?;
@@ -220,7 +222,7 @@ impl<'a> Zip<'_, 'a> {
         Ok((Entry { name, deflated, crc, size: sizes.size, data }, start, next + lengths[2]))
     }
 
-    /// Content size, packed size and offset; those that are full stand in the extra field instead,
+    /// Content size, packed size and offset; those that don't fit are in the extra field instead,
     /// in this order (4.5.3).
     fn wide(&self, name: &str, narrow: [u32; 3], extra: &[u8]) -> Result<Sizes> {
         let bad = || self.named(name).expected("64-bit sizes in the extra field").found("none").format();
@@ -250,7 +252,7 @@ impl<'a> Zip<'_, 'a> {
         Ok(Sizes { packed, size, offset })
     }
 
-    /// Where the data of an entry stands, whose own header at `start` has to agree with the directory.
+    /// Where the data of an entry is. Its own header at `start` has to agree with the directory.
     fn local(&self, name: &str, start: usize, flags: u16, method: u16, sizes: &Sizes) -> Result<Range<usize>> {
         let what = "an entry's header";
         let limit = self.bytes.len();
