@@ -1,5 +1,6 @@
 //! JSON objects whose every field is either consumed or named and refused.
 
+use std::any::TypeId;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,24 @@ use crate::error::{Finding, IoContext, Result};
 pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
     let text = std::fs::read(path).at(path, "read")?;
     serde_json::from_slice(&text).map_err(|e| Finding::new(path, "").expected("a JSON object").found(e).format())
+}
+
+/// What a field of type `T` expects, in words; `None` for types whose own error says it better.
+fn words_for<T: 'static>() -> Option<&'static str> {
+    let words: [(TypeId, &str); 11] = [
+        (TypeId::of::<bool>(), "true or false"),
+        (TypeId::of::<u32>(), "a whole number from 0 to 4294967295"),
+        (TypeId::of::<u64>(), "a whole number that is not negative"),
+        (TypeId::of::<usize>(), "a whole number that is not negative"),
+        (TypeId::of::<f64>(), "a number"),
+        (TypeId::of::<String>(), "a text"),
+        (TypeId::of::<Vec<u32>>(), "a list of whole numbers"),
+        (TypeId::of::<Vec<u64>>(), "a list of whole numbers"),
+        (TypeId::of::<Vec<usize>>(), "a list of whole numbers"),
+        (TypeId::of::<Vec<String>>(), "a list of texts"),
+        (TypeId::of::<Map<String, Value>>(), "an object"),
+    ];
+    words.into_iter().find(|(id, _)| *id == TypeId::of::<T>()).map(|(_, words)| words)
 }
 
 /// The fields of one JSON object, remembering which were asked for.
@@ -48,14 +67,19 @@ impl<'a> Fields<'a> {
     }
 
     /// The value of `name` as a `T`, if it is there.
-    pub(crate) fn get<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>> {
+    pub(crate) fn get<T: DeserializeOwned + 'static>(&mut self, name: &'static str) -> Result<Option<T>> {
         let Some(value) = self.raw(name) else { return Ok(None) };
-        let parsed = serde_json::from_value(value.clone());
-        parsed.map(Some).map_err(|e| self.finding(name).expected(std::any::type_name::<T>()).found(e).format())
+        serde_json::from_value(value.clone()).map(Some).map_err(|error| {
+            let finding = self.finding(name);
+            match words_for::<T>() {
+                Some(words) => finding.expected(words).found(value).format(),
+                None => finding.expected("a value that this field can have").found(error).format(),
+            }
+        })
     }
 
     /// The value of `name`, which must be there.
-    pub(crate) fn need<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<T> {
+    pub(crate) fn need<T: DeserializeOwned + 'static>(&mut self, name: &'static str) -> Result<T> {
         self.get(name)?.ok_or_else(|| self.finding(name).expected("a value").found("none").format())
     }
 
@@ -137,5 +161,30 @@ pub(crate) fn is_off(value: &Value) -> bool {
         Value::Object(values) => values.is_empty(),
         Value::String(text) => text.is_empty(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn messages_name_types_in_words() {
+        let map = json!({"flag": 1, "names": [1], "size": -1, "map": {"a": 1}});
+        let map = map.as_object().unwrap();
+        let mut fields = Fields::new(Path::new("config.json"), map);
+        let message = |error: Result<()>| error.unwrap_err().to_string();
+        let flag = fields.get::<bool>("flag").map(drop);
+        assert_eq!(message(flag), "config.json: flag: expected true or false, found 1");
+        let names = fields.get::<Vec<String>>("names").map(drop);
+        assert_eq!(message(names), "config.json: names: expected a list of texts, found [1]");
+        let size = fields.get::<usize>("size").map(drop);
+        assert_eq!(message(size), "config.json: size: expected a whole number that is not negative, found -1");
+        let other = fields.get::<std::collections::HashMap<String, bool>>("map").map(drop);
+        assert!(
+            message(other).starts_with("config.json: map: expected a value that this field can have, found invalid")
+        );
     }
 }

@@ -105,7 +105,7 @@ impl<'a> Machine<'_, 'a> {
         };
         if known.role == Role::TensorV3 {
             element = match rest.get(2) {
-                Some(Value::Global(Known { role: Role::Dtype(element), .. })) => *element,
+                Some(Value::Global(AllowedName { role: Role::Dtype(element), .. })) => *element,
                 _ => return Err(self.breach("a type of elements", "something else")),
             };
         }
@@ -153,7 +153,7 @@ impl<'a> Machine<'_, 'a> {
     /// A tensor of another device, kept as one of the CPU; only one of the same type is its own values.
     fn on_cpu(&mut self, inner: Value<'a>, dtype: Option<&Value<'a>>) -> Result<Value<'a>> {
         match (self.object(inner), dtype) {
-            (Some(Object::Tensor(tensor)), Some(Value::Global(Known { role: Role::Dtype(element), .. }))) => {
+            (Some(Object::Tensor(tensor)), Some(Value::Global(AllowedName { role: Role::Dtype(element), .. }))) => {
                 match tensor.element == *element {
                     true => Ok(inner),
                     false => self.add(Object::Unread("a tensor of another device, kept in another type")),

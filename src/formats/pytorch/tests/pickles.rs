@@ -257,7 +257,7 @@ fn storages_that_disagree_with_their_file_are_refused() {
         (legacy_with(&pickle, u64::MAX / 4, &[0; 24]), "found the file's end"),
         (legacy_with(&pickle, 6, &[0; 25]), "found 1 bytes more"),
         (legacy_with(&negative, 6, &[0; 24]), "expected a number of elements, found -6"),
-        (missing, "expected it in the list of storages, found it nowhere"),
+        (missing, "expected its key in the list of storages, found other keys only"),
         (unknown, "expected storages that the checkpoint refers to"),
         (no_list, "expected a list of storages"),
         (twice, "expected each storage once, found it twice"),
