@@ -1,6 +1,6 @@
 //! The older binary form, `imatrix.dat`: a count of entries, the entries, and what they were made of.
 //!
-//! It has no magic: what tells it from other files is that its lengths fit. All numbers are
+//! It has no magic number: a file of this form is recognised by lengths that fit. All numbers are
 //! little-endian and of 4 bytes:
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! chunks, dataset length, dataset                        may be missing, or the dataset alone
 //! ```
 //!
-//! A value is the mean of squares times `calls`. Bytes after the end are left alone, as there.
+//! A value is the mean of squares times `calls`. Bytes after the end are ignored, as in llama.cpp.
 //!
 //! Reference: llama.cpp `common/imatrix-loader.cpp` (`common_imatrix_load_legacy`),
 //! `tools/quantize/quantize.cpp` (`load_imatrix`).
@@ -50,7 +50,7 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<ImportanceMatrix> {
     Ok(matrix)
 }
 
-/// What is left of the file.
+/// The part of the file that isn't read yet.
 struct Rest<'a> {
     path: &'a Path,
     bytes: &'a [u8],

@@ -1,7 +1,7 @@
 //! Measuring: a forward pass over chunks of a text, summing the squares of what enters each weight.
 //!
-//! Every chunk is a text of its own, of as many tokens as the others; its first token gives way to
-//! BOS where the tokenizer puts one before texts. The model's layers take turns: each is read once
+//! Every chunk is a text of its own, and all have the same number of tokens. The first token of a chunk
+//! is replaced by BOS where the tokenizer puts one before texts. Each of the model's layers is read once
 //! for all chunks that fit into [`MAX_STATE_BYTES`], so that memory is flat for models of any size.
 //!
 //! Reference: llama.cpp `tools/imatrix/imatrix.cpp` (`collect_imatrix`, `compute_imatrix`), with two
@@ -28,7 +28,7 @@ const OUTPUT: &str = "output.weight";
 pub struct Settings {
     /// Tokens in a chunk.
     pub chunk_size: u32,
-    /// The most chunks; all that the text has without it. Tokens after the last whole one are left out.
+    /// The most chunks; without it, all chunks of the text. Tokens after the last whole one are left out.
     pub chunks: Option<u32>,
     /// Whether the output head is measured too. A head that is the embedding table has no entry.
     pub process_output: bool,

@@ -84,7 +84,7 @@ impl Measurement {
         Ok((plan, layout))
     }
 
-    /// All bytes of the older form. Entries that nothing was counted for are left out.
+    /// All bytes of the older form. Entries without a count are left out.
     fn legacy(&self, file: &Path) -> Result<Vec<u8>> {
         let number = |name: &str, count: u64| -> Result<[u8; 4]> {
             let finding = || entry_finding(file, name).expected("numbers below 2^31 in the older form");
@@ -103,7 +103,7 @@ impl Measurement {
             let row_len = (sums.squares.len() / sums.counts.len().max(1)).max(1);
             for (row, count) in sums.squares.chunks(row_len).zip(&sums.counts) {
                 for square in row {
-                    // What nothing was counted for weighs 1, as for readers of the other form.
+                    // Weights without a count get importance 1, as readers of the other form do it.
                     let mean = if *count == 0 { 1.0 } else { square / *count as f32 };
                     out.extend((mean * calls as f32).to_le_bytes());
                 }
@@ -117,7 +117,7 @@ impl Measurement {
     }
 }
 
-/// A tensor with a row for each matrix; of one alone it is a vector.
+/// A tensor with a row for each matrix; a vector if there is only one matrix.
 fn tensor(name: String, matrices: usize, values: &[f32]) -> PlannedTensor {
     let shape = match matrices {
         0 | 1 => vec![values.len()],

@@ -24,7 +24,7 @@ const OPTION: &str = "--tensor-type";
 #[derive(Debug, Clone)]
 pub struct TensorTypeRule {
     pattern: Regex,
-    /// What they shall be quantized to.
+    /// The type that they are quantized to.
     pub dtype: DType,
 }
 
@@ -46,7 +46,7 @@ impl TensorTypeRule {
             Finding::new(OPTION, pattern).expected("a regular expression").found(found).mismatch()
         };
         if let Some(class) = upper_case_class(pattern) {
-            // llama-quantize lowers its letter, which then means the opposite.
+            // llama-quantize makes the letter lower case, and then it means the opposite.
             return Err(wrong(&format_args!("one with \\{class}, which lower case changes")));
         }
         let lowered = pattern.to_ascii_lowercase();

@@ -1,6 +1,6 @@
 //! `--prune-layers`: blocks that are left out, and the numbers that the others get.
 //!
-//! llama-quantize does as it is told also where the result is no model. Refused here: layers that the
+//! llama-quantize prunes even if the result can't be used. Refused here: layers that the
 //! model doesn't have, all of them, models with gaps between their blocks or with blocks that aren't
 //! called `blk.N.` (it gives those of T5 numbers out of order), and keys with one value for each block,
 //! which it leaves as long as they were.
@@ -92,7 +92,7 @@ impl<'a> Pruning<'a> {
     }
 }
 
-/// Sets the model's number of blocks to what is left of them, at the end of its keys.
+/// Sets the model's number of blocks to the number that is left, at the end of its keys.
 pub(super) fn write_block_count(layers: &BTreeSet<usize>, metadata: &mut Metadata) -> Result<()> {
     if layers.is_empty() {
         return Ok(());

@@ -3,13 +3,13 @@
 //! The types are those of llama-quantize, without `--keep-split`, under which it counts tensors in
 //! another order. Where it stops at an assertion, or an option has no effect, that is an error here:
 //!
-//! - a type that `--output-tensor-type` or `--token-embedding-type` gives to rows it doesn't divide;
+//! - a type of `--output-tensor-type` or `--token-embedding-type` into whose blocks the rows don't divide;
 //! - options that COPY ignores, `--tensor-type` with F32, F16 or BF16, both `--leave-output-tensor` and
 //!   `--output-tensor-type`, and options for a tensor that the model doesn't have;
 //! - tensors of integers that would be quantized.
 //!
-//! Two things work here that don't there: tensors that have their type already need no importance, and
-//! files with no more of a model's keys than the architecture can be brought to F32, F16 or BF16.
+//! Two things work here and not in llama-quantize: tensors that have their type already need no
+//! importance, and files that have only the key of the architecture can be converted to F32, F16 or BF16.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`llama_tensor_get_type`, `llama_model_quantize_impl`).
 
@@ -40,7 +40,7 @@ pub struct Recipe {
     pub output_tensor_type: Option<DType>,
     /// `--token-embedding-type`: the type of the embeddings.
     pub token_embedding_type: Option<DType>,
-    /// `--tensor-type` and `--tensor-type-file`: the first that is for a tensor counts.
+    /// `--tensor-type` and `--tensor-type-file`: of those that match a tensor's name, the first counts.
     pub tensor_types: Vec<TensorTypeRule>,
     /// `--pure`: every tensor that is quantized gets the base type.
     pub pure: bool,
@@ -65,7 +65,7 @@ pub struct Chosen {
     pub needs_importance: bool,
 }
 
-/// What said which type a tensor gets.
+/// Why a tensor gets its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
     /// It keeps its type.
@@ -101,7 +101,7 @@ impl From<FileType> for Recipe {
 
 impl Recipe {
     /// What becomes of each of a model's tensors, at its place in `tensors`; `None` for those of pruned
-    /// layers. `importance` tells for which tensors there is some, by their names before pruning.
+    /// layers. `importance` says for which tensors there is some, by their names before pruning.
     ///
     /// # Errors
     /// [`Error::Mismatch`] for options that don't fit each other or the model, for quantized tensors
@@ -130,7 +130,7 @@ impl Recipe {
     }
 
     /// As [`Recipe::types`], without looking whether there is importance for the tensors that need it:
-    /// sizes can be told from this. `importance` is whether there will be some, since rules ask for that.
+    /// enough to know all sizes. `importance` is whether there will be some, since rules ask for that.
     ///
     /// # Errors
     /// As [`Recipe::types`].
@@ -172,7 +172,7 @@ impl Recipe {
         Ok(chosen)
     }
 
-    /// Writes the keys that say how the tensors are stored, behind all others: llama-quantize's order.
+    /// Writes the keys that say how the tensors are stored, after all others: llama-quantize's order.
     /// COPY leaves a file type as it is, and none where there was none.
     pub fn write_type(&self, metadata: &mut Metadata) {
         const FILE_TYPE: &str = "general.file_type";
@@ -193,7 +193,7 @@ impl Recipe {
         write_block_count(&self.prune_layers, metadata)
     }
 
-    /// The type that a tensor should have, and what says so.
+    /// The type that a tensor should have, and why.
     fn preferred_type(
         &self,
         metadata: &Metadata,
@@ -269,7 +269,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Options against each other.
+    /// Refuses options that exclude each other.
     fn check_options(&self) -> Result<()> {
         let rules = !self.tensor_types.is_empty();
         let given = [
@@ -310,7 +310,7 @@ impl Recipe {
         }
     }
 
-    /// Whether every option had a tensor to work on.
+    /// Refuses options that no tensor has a use for.
     fn check_effects<'n>(
         &self,
         metadata: &Metadata,

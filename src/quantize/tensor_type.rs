@@ -1,4 +1,4 @@
-//! What a tensor type asks for: a name, rows that divide into its blocks, and importance.
+//! What a tensor type needs: a name, rows that divide into its blocks, and importance.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`tensor_type_fallback`, `tensor_requires_imatrix`),
 //! `tools/quantize/quantize.cpp` (`parse_ggml_type`) and `ggml/src/ggml.c` (`ggml_quantize_chunk`,
@@ -60,8 +60,8 @@ pub(super) fn that_fits(preferred_type: DType, row_len: usize) -> Option<DType> 
 
 /// Whether a tensor can't be quantized to `dtype` without importance.
 ///
-/// Output and embeddings can go without where ggml can: imatrix files seldom have them. Where ggml
-/// can't, llama-quantize stops at an assertion.
+/// Output and embeddings need none where ggml needs none: imatrix files seldom have them. Where ggml
+/// needs it, llama-quantize stops at an assertion.
 pub(super) fn needs_importance(role: Role, dtype: DType, file_type: FileType) -> bool {
     match dtype {
         DType::IQ1_S | DType::IQ2_XXS | DType::IQ2_XS => true,

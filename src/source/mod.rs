@@ -42,8 +42,8 @@ impl TensorInfo {
         rows(&self.shape)
     }
 
-    /// The bytes of rows `rows` out of `bytes`, all of the tensor's. Rows of a vector of blocks are
-    /// elements still, so that only ranges of whole blocks have bytes of their own.
+    /// The bytes of rows `rows` in `bytes`, which are all of the tensor's. The rows of a vector are its
+    /// elements even if it is quantized, so that only ranges of whole blocks have bytes of their own.
     pub(crate) fn slice<'a>(&self, bytes: &'a [u8], rows: Range<usize>) -> &'a [u8] {
         let row_bytes = bytes.len() / self.rows().max(1);
         let start_of = |row: usize| match self.shape.len() {
@@ -84,8 +84,8 @@ pub trait Source: Send + Sync {
     }
 
     /// The bytes of rows `rows` of tensor number `index`: row by row and little-endian, exactly as
-    /// many as type and shape ask for. Borrowed where the file has them so; made on the spot where
-    /// it has them in another order (strided tensors, big-endian files).
+    /// many as type and shape ask for. Borrowed where the file has these bytes; made anew where
+    /// the file has them in another order (strided tensors, big-endian files).
     ///
     /// # Panics
     /// Where `index` is not below `self.tensors().len()`, or `rows` goes past the tensor's end.

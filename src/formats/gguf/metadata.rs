@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Array, Value};
 use crate::error::{Finding, Result};
 
-/// Keys and values, in order. It remembers the file it is about, for messages.
+/// Keys and values, in order, and the file that messages name.
 #[derive(Debug, Clone, Default)]
 pub struct Metadata {
     file: PathBuf,
@@ -23,12 +23,12 @@ impl PartialEq for Metadata {
 }
 
 impl Metadata {
-    /// No keys yet, about `file`.
+    /// Empty metadata of `file`.
     pub fn new(file: impl AsRef<Path>) -> Self {
         Self { file: file.as_ref().to_owned(), ..Self::default() }
     }
 
-    /// The file it is from, or about.
+    /// The file that messages name.
     pub fn file(&self) -> &Path {
         &self.file
     }
@@ -48,7 +48,7 @@ impl Metadata {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Sets `key`: at the end where it is new, at its old place otherwise. The old value, if any.
+    /// Sets `key`: at the end if it is new, else at its old place. Returns the old value.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) -> Option<Value> {
         let (key, value) = (key.into(), value.into());
         if let Some(&place) = self.places.get(&key) {
@@ -59,7 +59,7 @@ impl Metadata {
         None
     }
 
-    /// Takes `key` out; what follows moves up. Its value, if it was there.
+    /// Removes `key` and returns its value. The keys after it move up.
     pub fn remove(&mut self, key: &str) -> Option<Value> {
         let place = self.places.remove(key)?;
         self.places.values_mut().filter(|p| **p > place).for_each(|p| *p -= 1);
@@ -110,7 +110,7 @@ impl Metadata {
         }
     }
 
-    /// The truth value at `key`.
+    /// The bool at `key`.
     ///
     /// # Errors
     /// As [`Metadata::need`].

@@ -1,6 +1,6 @@
 //! GGUF: typed metadata, a list of tensors, aligned tensor data; versions 2 and 3, of either byte order.
 //!
-//! The reader holds files to the rules that ggml enforces, and says which one is broken; the
+//! The reader checks the rules that ggml enforces, and names the one that is broken; the
 //! writer lays out version 3, little-endian, as gguf-py does. A model may be split over several
 //! files: [`GgufModel`] joins them, [`split_layout`] makes them.
 //!

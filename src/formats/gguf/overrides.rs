@@ -2,7 +2,7 @@
 //!
 //! `KEY=VALUE` keeps the type that the key has; `KEY=TYPE:VALUE` gives it one. Types are those of
 //! llama.cpp's `--override-kv` (`int`, `float`, `bool`, `str`) and GGUF's own (`u8` to `f64`,
-//! `string`), with `[]` behind for arrays, whose values are written as JSON.
+//! `string`), followed by `[]` for arrays, whose values are written as JSON.
 //!
 //! Reference: llama.cpp `common/common.cpp` (`string_parse_kv_override`).
 
@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use super::{Array, Metadata, Value, ValueType};
 use crate::error::{Error, Finding, Result};
 
-/// Keys that say how the tensors are stored: another value would make the file a lie about them.
+/// Keys that say how the tensors are stored. With another value the file would be wrong about them.
 const FIXED: &[(&str, &str)] = &[
     ("general.quantization_version", "blocks are written in the version that the file says"),
     ("split.no", "files are split by the options for it"),
@@ -24,7 +24,7 @@ const FIXED: &[(&str, &str)] = &[
 /// The key that the layout of the file follows. It need not be there before.
 const ALIGNMENT: &str = "general.alignment";
 
-/// The names of types, ours first.
+/// The names of types, this crate's first.
 const TYPES: &[(&str, Wanted)] = &[
     ("int", Wanted::Int),
     ("float", Wanted::Float),
@@ -46,14 +46,14 @@ const TYPES: &[(&str, Wanted)] = &[
 /// A type as it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// The key's own where that is whole, otherwise the first that fits of u32, i32, u64 and i64.
+    /// The key's own type if that is a whole number, otherwise the first that fits of u32, i32, u64 and i64.
     Int,
-    /// The key's own where that is floating, otherwise f32.
+    /// The key's own type if that is floating, otherwise f32.
     Float,
     Exactly(ValueType),
 }
 
-/// A key and the value that it shall have.
+/// A key and the value that it gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Override {
     key: String,
@@ -63,7 +63,7 @@ pub struct Override {
 }
 
 impl Override {
-    /// Reads `KEY=VALUE` or `KEY=TYPE:VALUE`. Whether the value fits is seen when it is set.
+    /// Reads `KEY=VALUE` or `KEY=TYPE:VALUE`. Whether the value fits is checked when it is set.
     ///
     /// A text that begins like a type is written with one: `str:int:3`.
     ///
@@ -151,7 +151,7 @@ impl Override {
 }
 
 impl Wanted {
-    /// The types that do, the best first, where a key has had `old`.
+    /// The types that can be used, the best first, if the key's old value is `old`.
     fn kinds(self, old: Option<ValueType>) -> Vec<ValueType> {
         use ValueType::{F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
         match (self, old) {
@@ -172,7 +172,7 @@ impl FromStr for Override {
     }
 }
 
-/// One value of type `kind`, if it is one; floating numbers are rounded, but stay finite.
+/// The text as a value of type `kind`, if it is one; floating numbers are rounded, but stay finite.
 fn element(kind: ValueType, json: &Json) -> Option<Value> {
     Some(match elements(kind, std::slice::from_ref(json))? {
         Array::U8(v) => Value::U8(*v.first()?),

@@ -77,7 +77,7 @@ fn places(file: usize, offsets: Vec<u64>) -> impl Iterator<Item = Place> {
     offsets.into_iter().map(move |offset| Place { file, offset })
 }
 
-/// The tensors of each shard. A shard is never left empty, but for a first one of keys alone.
+/// The tensors of each shard. No shard is empty, except a first one that has only keys.
 fn shards(tensors: &[PlannedTensor], limits: SplitLimits) -> Vec<Range<usize>> {
     let mut done = Vec::new();
     if limits.no_tensor_first {

@@ -16,7 +16,7 @@ use crate::source::show_shape;
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that GGUF has no number for; [`crate::Error::Format`]
 /// for what readers refuse: empty, repeated or long names, more than four dimensions, rows that
-/// don't divide into blocks, an alignment that is no power of two.
+/// don't divide into blocks, an alignment that isn't a power of two.
 pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> {
     let (file, offsets) = one_file(metadata, tensors, "model.gguf".into())?;
     let places = offsets.into_iter().map(|offset| Place { file: 0, offset }).collect();

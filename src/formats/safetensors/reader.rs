@@ -1,4 +1,4 @@
-//! Reading: the header is checked once, completely, and bytes are handed out of the map.
+//! Reading: the header is checked once, completely; bytes are slices of the memory map.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -14,7 +14,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::source::{MappedFile, Source, TensorInfo, show_shape};
 
-/// The entry of the header that is no tensor.
+/// The entry of the header that isn't a tensor.
 const METADATA: &str = "__metadata__";
 
 /// An open safetensors file.
@@ -26,8 +26,8 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Maps `path` and checks its header: every tensor inside the file, sized as its type and shape
-    /// ask, none overlapping, no byte unaccounted for, no name twice.
+    /// Maps `path` and checks its header: every tensor is inside the file and has the size of its type
+    /// and shape, tensors don't overlap, every byte belongs to one, and no name occurs twice.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Format`] naming the file and the tensor.
@@ -124,7 +124,8 @@ fn check(path: &Path, name: String, raw: &RawInfo, data_len: usize) -> Result<(T
     }
 }
 
-/// The format asks that tensors fill the data without holes: nothing can hide between them.
+/// Checks that tensors fill the data without holes, as the format requires: nothing can hide between
+/// them.
 fn no_gap_or_overlap(path: &Path, tensors: &[TensorInfo], ranges: &[Range<usize>], data_len: usize) -> Result<()> {
     let mut order: Vec<usize> = (0..ranges.len()).collect();
     order.sort_by_key(|&i| (ranges[i].start, ranges[i].end));
@@ -198,7 +199,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Says in which entry of the header the JSON is wrong.
+/// Names the entry of the header in which the JSON is wrong.
 fn named<E: serde::de::Error>(name: &str, error: E) -> E {
     E::custom(format_args!("in {name:?}: {error}"))
 }

@@ -15,8 +15,8 @@ pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 /// Lays out `tensors` as one `{stem}.safetensors`, or, where they exceed `shard_bytes`, as shards
 /// with an index, split in the tensors' order as transformers splits.
 ///
-/// Inside a file the wider types come first and names are sorted, as the reference writer has it,
-/// so that every tensor is aligned to its own size.
+/// Inside a file the wider types come first and names are sorted, as in the reference writer, so that
+/// every tensor is aligned to its own size.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that safetensors can't hold.
@@ -25,7 +25,7 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
     layout_with_metadata(tensors, stem, shard_bytes, &metadata)
 }
 
-/// As [`layout`], with a `__metadata__` of one's own in every file; none where it is empty.
+/// As [`layout`], with this `__metadata__` in every file; without one where it is empty.
 ///
 /// # Errors
 /// As [`layout`].
