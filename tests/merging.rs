@@ -395,3 +395,101 @@ fn outputs_of_zeros_under_dora_are_refused() {
         "{refused}"
     );
 }
+
+/// Gives tensor `name` of a safetensors file another type of the same size.
+fn retype(file: &Path, name: &str, from: &str, to: &str) {
+    let bytes = fs::read(file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    assert_eq!(header[name]["dtype"], from);
+    header[name]["dtype"] = json!(to);
+    let header = serde_json::to_vec(&header).unwrap();
+    fs::write(file, [&(header.len() as u64).to_le_bytes(), &header[..], &bytes[8 + length..]].concat()).unwrap();
+}
+
+#[test]
+fn adapters_of_whole_numbers_are_refused_by_file_and_tensor() {
+    let b = Bench::new();
+    let (good, bad) = (b.plain("good", 1), b.plain("bad", 2));
+    let name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight";
+    retype(&bad.join("adapter_model.safetensors"), name, "F32", "U32");
+    let expected =
+        format!("bad/adapter_model.safetensors: tensor \"{name}\": expected floating-point numbers, found U32");
+    for options in [
+        &[][..],
+        &["--to", "lora"],
+        &["--to", "lora", "--rank", "2"],
+        &["--method", "svd", "--rank", "2"],
+        &["--method", "ties", "--density", "0.5"],
+        &["--method", "magnitude_prune", "--density", "0.5"],
+        &["--method", "ties_svd", "--density", "0.5", "--rank", "2"],
+    ] {
+        let refused = b.refusal(&b.base, &[text(&good), text(&bad)], options);
+        assert!(refused.contains(&expected), "{refused}");
+    }
+    let nan = b.lora("nan", 3, json!({"use_dora": true}), |tensors| {
+        let names: Vec<String> = tensors.keys().filter(|name| name.contains("lora_B")).cloned().collect();
+        for name in names {
+            tensors.insert(name.replace("lora_B.weight", "lora_magnitude_vector"), tensor(&[256], 4));
+        }
+    });
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
+    change_bytes(&nan.join("adapter_model.safetensors"), name, |a| a[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
+    let refused = b.refusal(&b.base, &[text(&nan)], &[]);
+    assert!(refused.contains("nan/adapter_model.safetensors: tensor") && refused.contains(name), "{refused}");
+    let huge = b.lora("huge", 3, json!({"lora_alpha": 1e300}), |_| ());
+    let refused = b.refusal(&b.base, &[text(&huge)], &[]);
+    assert!(refused.contains("huge/adapter_config.json: lora_alpha: expected a finite float32"), "{refused}");
+}
+
+#[test]
+fn ranks_that_no_update_has_are_refused_before_anything_is_made() {
+    let b = Bench::new();
+    let (x, y) = (b.plain("x", 1), b.plain("y", 5));
+    for rank in ["257", "1000000", "100000000", "18446744073709551615"] {
+        let refused = b.refusal(&b.base, &[text(&x), text(&y)], &["--to", "lora", "--rank", rank]);
+        assert!(
+            refused.contains("rank: expected 1 to 256, the highest rank that an update of these modules can have"),
+            "{refused}"
+        );
+    }
+    let pruned = ["--method", "ties_svd", "--density", "0.5", "--rank", "257"];
+    let refused = b.refusal(&b.base, &[text(&x), text(&y)], &pruned);
+    assert!(refused.contains("rank: expected 1 to 256"), "{refused}");
+    let settings = b.lora("settings", 1, json!({"r": 1u64 << 31}), |_| ());
+    let refused = b.refusal(&b.base, &[text(&settings)], &[]);
+    assert!(refused.contains("lora_A.weight\": expected [2147483648, "), "{refused}");
+}
+
+#[test]
+fn tensors_of_whole_numbers_are_taken_where_all_models_have_the_same() {
+    let b = Bench::new();
+    let norm = "model.norm.weight";
+    let whole = |name: &str| {
+        let model = copy(&b.base, &b.at(name));
+        retype(&model.join("model.safetensors"), norm, "BF16", "I16");
+        model
+    };
+    let (base, x, y) = (whole("base"), whole("x"), whole("y"));
+    let methods =
+        ["linear", "task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs", "sce", "model_stock", "karcher"];
+    for method in methods {
+        let density = ["ties", "dare_ties", "della", "breadcrumbs"].contains(&method);
+        let options = if density { &["--method", method, "--density", "0.5"][..] } else { &["--method", method] };
+        let merged = b.merge(&base, &[text(&x), text(&y)], &format!("merged-{method}"), options);
+        let tensors = &compared(&base, &merged)["tensors"];
+        let found = tensors.as_array().unwrap().iter().find(|t| t["name"] == norm);
+        assert!(found.is_none_or(|t| t["b"]["dtype"] == "I16"), "{method}: {found:?}");
+    }
+    change_bytes(&y.join("model.safetensors"), norm, |bytes| bytes[0] ^= 1);
+    for method in methods {
+        let density = ["ties", "dare_ties", "della", "breadcrumbs"].contains(&method);
+        let options = if density { &["--method", method, "--density", "0.5"][..] } else { &["--method", method] };
+        let refused = b.refusal(&base, &[text(&x), text(&y)], options);
+        assert!(refused.contains("y/model.safetensors: tensor \"model.norm.weight\": expected what"), "{refused}");
+        assert!(refused.contains("can't be combined, found other values"), "{refused}");
+    }
+    retype(&y.join("model.safetensors"), norm, "I16", "BF16");
+    let refused = b.refusal(&base, &[text(&x), text(&y)], &["--method", "linear"]);
+    assert!(refused.contains("found BF16 for I16"), "{refused}");
+}

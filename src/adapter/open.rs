@@ -156,6 +156,7 @@ impl AdapterFiles {
             AdapterForm::Kohya => kohya::changes(&self.file, tensors, base)?,
             AdapterForm::Gguf(metadata) => gguf_changes(&self.file, metadata, &tensors, base)?,
         };
+        changes.check_numbers()?;
         changes.notes.splice(0..0, self.notes.iter().cloned());
         Ok(changes)
     }

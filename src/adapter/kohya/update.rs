@@ -331,6 +331,7 @@ impl Update {
 
     fn shaped(&mut self, part: &str, shape: &[usize]) -> Result<Expr> {
         let tensor = self.need(part)?;
+        Change::Add(tensor.expr.clone()).check_numbers(|| self.finding(part))?;
         if tensor.shape == shape { Ok(tensor.expr) } else { Err(self.misshapen(part, shape, &tensor.shape)) }
     }
 

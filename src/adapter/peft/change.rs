@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::tokens::with_rows;
 use crate::dtype::DType;
+use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, PlannedTensor, RowMap};
+use crate::quant;
 
 /// What becomes of one tensor of the base. Values are f32 throughout, rounded once in the output.
 #[derive(Debug, Clone)]
@@ -51,7 +53,19 @@ pub struct LowRank {
     pub rounded: Option<DType>,
 }
 
+fn check(of: &[&Expr], scale: f32, finding: impl FnOnce() -> Finding) -> Result<()> {
+    if !scale.is_finite() {
+        return Err(finding().expected("a finite scale").found(scale).mismatch());
+    }
+    of.iter().find_map(|expr| no_numbers(expr)).map_or(Ok(()), Err)
+}
+
 impl LowRank {
+    /// As [`Change::check_numbers`].
+    pub(crate) fn check_numbers(&self, finding: impl FnOnce() -> Finding) -> Result<()> {
+        check(&[&self.a, &self.b], self.scale, finding)
+    }
+
     /// `weight` times this update.
     pub fn weighted(&self, weight: f32) -> Self {
         Self { scale: self.scale * weight, alpha: None, ..self.clone() }
@@ -74,7 +88,29 @@ impl LowRank {
     }
 }
 
+/// The first tensor that `of` takes whose values are no numbers that this crate can compute with.
+pub(super) fn no_numbers(of: &Expr) -> Option<Error> {
+    let source = of.sources().into_iter().find(|source| !quant::can_decode(source.info().dtype))?;
+    let finding = Finding::new(source.path(), format!("tensor {:?}", source.info().name));
+    Some(finding.expected("floating-point numbers").found(source.info().dtype).unsupported())
+}
+
 impl Change {
+    /// Refuses tensors of the adapter that hold no floating-point numbers, and scales that aren't finite. `finding`
+    /// is one about the adapter's settings.
+    pub(in crate::adapter) fn check_numbers(&self, finding: impl FnOnce() -> Finding) -> Result<()> {
+        let (exprs, scale): (Vec<&Expr>, f32) = match self {
+            Change::LowRank(update) => return update.check_numbers(finding),
+            Change::Add(Expr::Scale { of, factor }) => (vec![of], *factor),
+            Change::Add(delta) | Change::Rows { delta, .. } => (vec![delta], 1.0),
+            // A copy takes what is there.
+            Change::Replace(tensor) if tensor.expr.raw_dtype() == Some(tensor.dtype) => (Vec::new(), 1.0),
+            Change::Replace(tensor) => (vec![&tensor.expr], 1.0),
+            Change::Map { others, .. } => (others.iter().collect(), 1.0),
+        };
+        check(&exprs, scale, finding)
+    }
+
     /// The tensor after the change; `base` is the tensor before it.
     pub fn apply(&self, base: Expr) -> Expr {
         let add = |base, delta| Expr::Add { of: Box::new(base), delta: Box::new(delta) };

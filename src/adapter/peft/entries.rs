@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::base::Base;
+use super::change::no_numbers;
 use super::{ABSENT, PREFIX};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
@@ -38,9 +39,21 @@ impl Entries {
         self.take(name).ok_or_else(|| self.finding(name).expected(ABSENT).found("none").format())
     }
 
-    /// The tensor called `name`, which must be there and have this shape.
+    /// The tensor called `name`, which must be there, of floating-point numbers, and have this shape.
     pub(super) fn shaped(&mut self, name: &str, shape: &[usize]) -> Result<PlannedTensor> {
+        self.of_shape(name, shape, false)
+    }
+
+    /// As [`Entries::shaped`], for a tensor that may hold whole numbers.
+    pub(super) fn of_whole_numbers(&mut self, name: &str, shape: &[usize]) -> Result<PlannedTensor> {
+        self.of_shape(name, shape, true)
+    }
+
+    fn of_shape(&mut self, name: &str, shape: &[usize], whole: bool) -> Result<PlannedTensor> {
         let tensor = self.need(name)?;
+        if let Some(error) = no_numbers(&tensor.expr).filter(|_| !whole) {
+            return Err(error);
+        }
         if tensor.shape == shape {
             return Ok(tensor);
         }

@@ -31,23 +31,23 @@ const FUSED: [Fused; 2] = [
 ];
 
 /// The tensors of the base that make up one parameter.
-enum Parts<'a> {
+enum ParameterTensors<'a> {
     /// One matrix, or one for each expert.
     Whole(&'a PlannedTensor),
     /// By expert, then from the top down.
     Single(Vec<Vec<&'a PlannedTensor>>),
 }
 
-impl Parts<'_> {
+impl ParameterTensors<'_> {
     /// Experts, rows and columns.
     fn shape(&self) -> Option<[usize; 3]> {
         match self {
-            Parts::Whole(tensor) => match *tensor.shape.as_slice() {
+            ParameterTensors::Whole(tensor) => match *tensor.shape.as_slice() {
                 [experts, rows, cols] => Some([experts, rows, cols]),
                 [rows, cols] => Some([1, rows, cols]),
                 _ => None,
             },
-            Parts::Single(experts) => {
+            ParameterTensors::Single(experts) => {
                 let first = experts.first()?;
                 let &[rows, cols] = first.first()?.shape.as_slice() else { return None };
                 let alike = experts.iter().flatten().all(|part| part.shape == [rows, cols]);
@@ -71,7 +71,7 @@ pub(super) fn changes(
     modules.dedup();
     let mut changes = Vec::new();
     for module in modules {
-        let parameters: Vec<(&str, Parts)> = FUSED
+        let parameters: Vec<(&str, ParameterTensors)> = FUSED
             .iter()
             .map(|fused| fused.parameter)
             .filter(|parameter| wanted(&format!("{module}.{parameter}")))
@@ -88,9 +88,9 @@ pub(super) fn changes(
 }
 
 /// The tensors that make up a parameter in the base's files.
-fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<Parts<'a>> {
+fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<ParameterTensors<'a>> {
     if let Some(tensor) = base.tensor(&format!("{module}.{parameter}")) {
-        return Some(Parts::Whole(tensor));
+        return Some(ParameterTensors::Whole(tensor));
     }
     let fused = FUSED.iter().find(|fused| fused.parameter == parameter)?;
     let part = |expert: usize, names: &[&str]| {
@@ -98,7 +98,7 @@ fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<Parts<'a>>
     };
     let expert = |number| fused.parts.iter().map(|names| part(number, names)).collect::<Option<Vec<_>>>();
     let experts: Vec<_> = (0..).map_while(expert).collect();
-    (!experts.is_empty()).then_some(Parts::Single(experts))
+    (!experts.is_empty()).then_some(ParameterTensors::Single(experts))
 }
 
 /// The changes of one parameter, whose factors stand under `wrapped`.
@@ -106,7 +106,7 @@ fn one(
     entries: &mut Entries,
     base: &Base,
     wrapped: &str,
-    parts: &Parts,
+    parts: &ParameterTensors,
     rank: usize,
     scale: f32,
     changes: &mut Vec<Named>,
@@ -119,7 +119,7 @@ fn one(
     };
     // Some classes keep inputs in the rows, where their experts stand in one tensor.
     let transposed =
-        matches!(parts, Parts::Whole(tensor) if tensor.shape.len() == 3) && keeps_experts_transposed(base.config());
+        matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3) && keeps_experts_transposed(base.config());
     let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
     let inner = experts * rank;
     let a = entries.shaped(&name_a, &[inner, d_in])?.expr;
@@ -132,7 +132,7 @@ fn one(
         (Expr::slice(a.clone(), expert * rank, rank, vec![rank, d_in]), Expr::Transpose(Box::new(picked)))
     };
     match parts {
-        Parts::Whole(tensor) => {
+        ParameterTensors::Whole(tensor) => {
             let update = |expert: usize| {
                 let (a, b) = if experts == 1 { (a.clone(), b.clone()) } else { factors(expert) };
                 LowRank { scale, alpha: None, a, b, transposed, rounded: base.rounding(tensor.dtype) }
@@ -146,7 +146,7 @@ fn one(
             };
             changes.push((tensor.name.clone(), change));
         }
-        Parts::Single(tensors) => {
+        ParameterTensors::Single(tensors) => {
             for (expert, parts) in tensors.iter().enumerate() {
                 let rows = rows / parts.len();
                 for (place, tensor) in parts.iter().enumerate() {

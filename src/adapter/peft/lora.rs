@@ -63,9 +63,13 @@ struct Config {
 
 impl Config {
     fn read(fields: &mut Fields) -> Result<Self> {
+        let lora_alpha: f64 = fields.need("lora_alpha")?;
+        if !(lora_alpha as f32).is_finite() {
+            return Err(fields.finding("lora_alpha").expected("a finite float32").found(lora_alpha).mismatch());
+        }
         Ok(Self {
             r: fields.count("r")?,
-            lora_alpha: fields.need("lora_alpha")?,
+            lora_alpha,
             use_rslora: fields.get("use_rslora")?.unwrap_or(false),
             use_dora: fields.get("use_dora")?.unwrap_or(false),
             lora_bias: fields.get("lora_bias")?.unwrap_or(false),

@@ -73,6 +73,13 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Refuses tensors of the adapter that hold no floating-point numbers, and scales that aren't finite, before
+    /// anything is computed with them: nothing later knows whose they are.
+    pub(super) fn check_numbers(&self) -> Result<()> {
+        let about = |name: &str| Finding::new(&self.path, format!("the change of {name:?}"));
+        self.changes.iter().try_for_each(|(name, change)| change.check_numbers(|| about(name)))
+    }
+
     /// Refuses an adapter that is on behind certain tokens only, as no one weight stands for it.
     ///
     /// # Errors

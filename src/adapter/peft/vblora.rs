@@ -120,7 +120,7 @@ impl Bank {
     /// The picks of an adapter that has only them: PEFT makes logits of their weights again.
     fn saved(&self, entries: &mut Entries, name: &str, tiles: [usize; 2]) -> Result<Vec<(usize, f32)>> {
         let indices_name = format!("{name}_topk_indices");
-        let indices = entries.shaped(&indices_name, &[tiles[0], tiles[1], self.topk])?;
+        let indices = entries.of_whole_numbers(&indices_name, &[tiles[0], tiles[1], self.topk])?;
         let Some(indices) = integers(&indices).filter(|indices| indices.iter().all(|i| *i < self.num_vectors)) else {
             return Err(entries
                 .finding(&indices_name)

@@ -114,7 +114,7 @@ impl Pruning {
 }
 
 /// The updates of one module in every adapter that has one, with the adapters' weights and densities.
-struct Parts<'a> {
+struct ModuleUpdates<'a> {
     name: &'a str,
     updates: Vec<&'a LowRank>,
     weights: Vec<f64>,
@@ -144,6 +144,9 @@ pub fn combine_loras(
     let modules = parts(adapters, &densities, options)?;
     let ranks: Vec<usize> = adapters.iter().map(|a| a.iter().map(|(_, u)| rank(u)).max().unwrap_or(0)).collect();
     let largest = ranks.iter().max().copied().unwrap_or(0);
+    if let Some(rank) = options.rank {
+        check_rank(rank, &modules)?;
+    }
     let new_rank = match method {
         LoraMethod::Cat => ranks.iter().sum(),
         LoraMethod::Linear | LoraMethod::Pruned(_, false) => largest,
@@ -180,6 +183,20 @@ pub fn combine_loras(
     Ok(Combined::new(combined, pending).with_cuts(cuts))
 }
 
+/// Refuses a rank beyond the smaller dimension of every module: no update has it, and factors of it would be filled
+/// up with zeros at any size.
+fn check_rank(rank: usize, modules: &[ModuleUpdates]) -> Result<()> {
+    let smaller_dimension = |update: &&LowRank| update.a.shape()[1].min(update.b.shape()[0]);
+    let highest = modules.iter().flat_map(|module| &module.updates).map(smaller_dimension).max().unwrap_or(0);
+    match (1..=highest).contains(&rank) {
+        true => Ok(()),
+        false => Err(Finding::new("rank", "")
+            .expected(format_args!("1 to {highest}, the highest rank that an update of these modules can have"))
+            .found(rank)
+            .mismatch()),
+    }
+}
+
 /// The rank of an update by its factors.
 fn rank(update: &LowRank) -> usize {
     rows(&update.a.shape())
@@ -190,22 +207,23 @@ fn parts<'a>(
     adapters: &'a [Vec<(String, LowRank)>],
     densities: &[f64],
     options: &CombineOptions,
-) -> Result<Vec<Parts<'a>>> {
+) -> Result<Vec<ModuleUpdates<'a>>> {
     let names = in_order(adapters.iter().flatten().map(|(name, _)| name.as_str()));
     let mut lookups: Vec<HashMap<&str, Vec<&LowRank>>> = vec![HashMap::new(); adapters.len()];
     for (lookup, adapter) in lookups.iter_mut().zip(adapters) {
         adapter.iter().for_each(|(name, update)| lookup.entry(name).or_default().push(update));
     }
-    let mut modules: Vec<Parts> = Vec::with_capacity(names.len());
+    let mut modules: Vec<ModuleUpdates> = Vec::with_capacity(names.len());
     for name in names {
         let weights = options.weights.of(name);
-        let mut parts = Parts { name, updates: Vec::new(), weights: Vec::new(), densities: Vec::new() };
+        let mut parts = ModuleUpdates { name, updates: Vec::new(), weights: Vec::new(), densities: Vec::new() };
         for (i, lookup) in lookups.iter().enumerate() {
             let found = lookup.get(name).map(Vec::as_slice).unwrap_or_default();
             let &[update] = found else {
                 let Some(update) = found.first() else { continue };
                 return Err(parts.finding(update).expected("one update for it").found("several").unsupported());
             };
+            update.check_numbers(|| parts.finding(update))?;
             if let Some(first) = parts.updates.first() {
                 let shape = |u: &LowRank| (u.b.shape()[0], u.a.shape()[1], u.transposed);
                 if shape(first) != shape(update) {
@@ -228,7 +246,7 @@ fn parts<'a>(
     Ok(modules)
 }
 
-impl Parts<'_> {
+impl ModuleUpdates<'_> {
     fn finding(&self, update: &LowRank) -> Finding {
         Finding::new(update.a.source_path(), format!("tensor {:?}", self.name))
     }
@@ -310,7 +328,7 @@ struct DrawsOf {
 }
 
 impl DrawsOf {
-    fn new(method: LoraMethod, seed: u64, modules: &[Parts], new_rank: usize) -> Self {
+    fn new(method: LoraMethod, seed: u64, modules: &[ModuleUpdates], new_rank: usize) -> Self {
         let LoraMethod::Pruned(pruning, whole) = method else {
             return Self { stream: Arc::new(Stream::new(seed, 0)), position: 0 };
         };

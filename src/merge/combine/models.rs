@@ -59,6 +59,9 @@ pub enum ModelMethod {
     Karcher,
 }
 
+/// Values of tensors that are compared at a time.
+const COMPARED_ELEMS: usize = 1 << 20;
+
 const METHODS: &[(&str, ModelMethod)] = &[
     ("linear", ModelMethod::Linear),
     ("slerp", ModelMethod::Slerp),
@@ -170,8 +173,8 @@ impl FromStr for ModelMethod {
 
 /// Combines several models into one with the names, shapes and types of the base, or of the first model where there
 /// is no base. `slerp` goes from the base to the one model, or from the first model to the second. `linear` and
-/// `karcher` are means of the models; a base gives only the types then. Tensors that aren't floating point are taken
-/// from the base.
+/// `karcher` are means of the models; a base gives only the types then. Tensors that aren't floating point have to
+/// be the same in the base and in all models.
 ///
 /// # Errors
 /// [`Error::Mismatch`] where a model lacks a tensor, has one too many or one of another shape, and for options
@@ -203,10 +206,12 @@ pub fn combine_models(
     let mut plan = pattern.clone();
     for at in order {
         let tensor = &pattern.tensors[at];
-        let of = operands(tensor, &lookups)?;
-        if !(quant::can_decode(tensor.dtype) && quant::can_encode(tensor.dtype)) {
+        let found = operands(tensor, &lookups)?;
+        if !(quant::can_encode(tensor.dtype) && found.iter().copied().chain([tensor]).all(is_of_numbers)) {
+            found.iter().try_for_each(|other| same(tensor, other))?;
             continue;
         }
+        let of = found.iter().map(|found| found.expr.clone()).collect();
         let context = Context { method, options, densities: &densities };
         let made = context.combine(tensor, base.map(|_| tensor.expr.clone()), of, &mut positions, &mut pending)?;
         plan.tensors[at].expr = made;
@@ -267,9 +272,39 @@ fn path(plan: &Plan) -> String {
     plan.tensors.first().map(|t| t.expr.source_path().display().to_string()).unwrap_or_default()
 }
 
+/// Whether a tensor's values are numbers that can be combined.
+fn is_of_numbers(tensor: &PlannedTensor) -> bool {
+    quant::can_decode(tensor.dtype) && tensor.expr.source_dtypes().all(quant::can_decode)
+}
+
+/// Checks that a tensor that can't be combined, like one of whole numbers, is the same in another model.
+fn same(tensor: &PlannedTensor, other: &PlannedTensor) -> Result<()> {
+    let finding = || {
+        let expected = format!("what {} has, as its values can't be combined", tensor.expr.source_path().display());
+        finding(other).expected(expected)
+    };
+    if tensor.dtype != other.dtype {
+        return Err(finding().found(format_args!("{} for {}", other.dtype, tensor.dtype)).mismatch());
+    }
+    let step = (COMPARED_ELEMS / tensor.row_len().max(1)).max(1).next_multiple_of(tensor.dtype.block_elems());
+    let (mut scratch, mut one, mut two) = (Vec::new(), Vec::new(), Vec::new());
+    for start in (0..tensor.rows()).step_by(step) {
+        let rows = start..(start + step).min(tensor.rows());
+        tensor.encode_rows(rows.clone(), &mut scratch, &mut one)?;
+        other.encode_rows(rows, &mut scratch, &mut two)?;
+        if one != two {
+            return Err(finding().found("other values").mismatch());
+        }
+    }
+    Ok(())
+}
+
 /// The tensors of this name in all models. Each model must have it, in the same shape.
-fn operands(tensor: &PlannedTensor, models: &[BTreeMap<&str, &PlannedTensor>]) -> Result<Vec<Expr>> {
-    let find = |model: &BTreeMap<&str, &PlannedTensor>| {
+fn operands<'a>(
+    tensor: &PlannedTensor,
+    models: &[BTreeMap<&str, &'a PlannedTensor>],
+) -> Result<Vec<&'a PlannedTensor>> {
+    let find = |model: &BTreeMap<&str, &'a PlannedTensor>| {
         let Some(found) = model.get(tensor.name.as_str()) else {
             let file = model.values().next().map(|t| t.expr.source_path()).unwrap_or_default();
             return Err(Finding::new(file, format!("tensor {:?}", tensor.name))
@@ -281,7 +316,7 @@ fn operands(tensor: &PlannedTensor, models: &[BTreeMap<&str, &PlannedTensor>]) -
             let expected = format!("{}, as in {}", show_shape(&tensor.shape), tensor.expr.source_path().display());
             return Err(finding(found).expected(expected).found(show_shape(&found.shape)).mismatch());
         }
-        Ok(found.expr.clone())
+        Ok(*found)
     };
     models.iter().map(find).collect()
 }

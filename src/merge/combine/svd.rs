@@ -28,22 +28,22 @@ const WHOLE: u64 = 1 << 19;
 /// An update to be truncated, and the result once it is computed.
 #[derive(Debug)]
 pub(super) struct Cut {
-    of: Of,
+    of: CutOf,
     rank: usize,
     /// The shape of the weight in the base.
     shape: [usize; 2],
-    made: OnceLock<Option<Made>>,
+    made: OnceLock<Option<CutFactors>>,
 }
 
 #[derive(Debug)]
-enum Of {
+enum CutOf {
     Product(LowRank),
     /// The values, and whether the base keeps the weight transposed.
     Whole(Expr, bool),
 }
 
 #[derive(Debug)]
-struct Made {
+struct CutFactors {
     /// A, and B times the singular values, as in PEFT.
     factors: [TensorRef; 2],
     norm_sqr: f64,
@@ -53,7 +53,7 @@ struct Made {
 impl Cut {
     /// The error of the update of the weight called `name`.
     pub(super) fn truncation(&self, name: &str) -> Result<Truncation> {
-        let &Made { norm_sqr, lost_sqr, .. } = self.get()?;
+        let &CutFactors { norm_sqr, lost_sqr, .. } = self.get()?;
         let lost = if norm_sqr > 0.0 { lost_sqr / norm_sqr } else { 0.0 };
         Ok(Truncation {
             module: name.strip_suffix(".weight").unwrap_or(name).to_owned(),
@@ -65,7 +65,7 @@ impl Cut {
         })
     }
 
-    fn get(&self) -> Result<&Made> {
+    fn get(&self) -> Result<&CutFactors> {
         let mut error = None;
         let made = self.made.get_or_init(|| match self.make() {
             Ok(made) => Some(made),
@@ -79,13 +79,13 @@ impl Cut {
         made.as_ref().ok_or_else(|| error.unwrap_or_else(other))
     }
 
-    fn make(&self) -> Result<Made> {
+    fn make(&self) -> Result<CutFactors> {
         let (svd, norm_sqr, lost_sqr) = match &self.of {
-            Of::Product(update) => {
+            CutOf::Product(update) => {
                 let (left, right) = (matrix(&update.b)?, matrix(&update.a)?);
                 self.first(svd_of_products(&[Term { scale: f64::from(update.scale), left: &left, right: &right }]))
             }
-            Of::Whole(delta, transposed) => {
+            CutOf::Whole(delta, transposed) => {
                 let (svd, norm_sqr, lost_sqr) = match elems(delta) {
                     0..=WHOLE => self.first(svd(matrix(delta)?)),
                     _ => alone(|| self.sketched(delta))?,
@@ -99,7 +99,7 @@ impl Cut {
         // With fewer singular values than the rank the rest stays zero.
         let (a, b) = (svd.vt.resize_vertically(self.rank, 0.0), b.resize_horizontally(self.rank, 0.0));
         let aside = |m: &Matrix| TensorRef::spill(vec![m.nrows(), m.ncols()], &to_rows(m));
-        Ok(Made { factors: [aside(&a)?, aside(&b)?], norm_sqr, lost_sqr })
+        Ok(CutFactors { factors: [aside(&a)?, aside(&b)?], norm_sqr, lost_sqr })
     }
 
     /// The first singular values, the squared norm of the update, and that of the part that is dropped.
@@ -149,15 +149,15 @@ struct Factor {
 
 impl Measure for Factor {
     fn measure(&self, _: &[Expr]) -> Result<Arc<dyn RowMap>> {
-        Ok(Arc::new(Known(self.cut.get()?.factors[self.which].clone())))
+        Ok(Arc::new(KnownRows(self.cut.get()?.factors[self.which].clone())))
     }
 }
 
 /// Values that are computed already.
 #[derive(Debug)]
-struct Known(TensorRef);
+struct KnownRows(TensorRef);
 
-impl RowMap for Known {
+impl RowMap for KnownRows {
     fn apply(&self, rows: Range<usize>, _: usize, _: &[Vec<f32>], out: &mut [f32]) {
         quant::decode(DType::F32, &self.0.rows(rows), out);
     }
@@ -165,16 +165,16 @@ impl RowMap for Known {
 
 /// The closest update of rank `rank`.
 pub(super) fn cut(update: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
-    made(Of::Product(update.clone()), update, rank, pending)
+    made(CutOf::Product(update.clone()), update, rank, pending)
 }
 
 /// The closest update of rank `rank` to the whole update `delta`, which has the weight's shape in the base; `like` is
 /// an update of the same module.
 pub(super) fn cut_whole(delta: Expr, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
-    made(Of::Whole(delta, like.transposed), like, rank, pending)
+    made(CutOf::Whole(delta, like.transposed), like, rank, pending)
 }
 
-fn made(of: Of, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
+fn made(of: CutOf, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
     let (d_in, d_out) = (like.a.shape()[1], like.b.shape()[0]);
     let shape = if like.transposed { [d_in, d_out] } else { [d_out, d_in] };
     let cut = Arc::new(Cut { of, rank, shape, made: OnceLock::new() });
