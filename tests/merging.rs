@@ -196,6 +196,7 @@ fn several_adapters_add_up_and_become_one() {
     let one = b.merge(&b.base, &[&half, &more], "one", &["--to", "lora"]);
     let config: Value = serde_json::from_slice(&fs::read(one.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["r"], &config["target_modules"]), (&json!(4), &json!(["q_proj", "down_proj"])));
+    assert_eq!(config["base_model_name_or_path"], text(&b.base), "as the base was named");
     assert!(relative_error(&both, &b.merge(&b.base, &[text(&one)], "by-one", f32)) < 1e-6);
     let cut = b.merge(&b.base, &[&half, &more], "cut", &["--to", "lora", "--rank", "4", "--type", "f32"]);
     assert!(relative_error(&both, &b.merge(&b.base, &[text(&cut)], "by-cut", f32)) < 1e-5);

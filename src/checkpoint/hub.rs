@@ -105,6 +105,17 @@ pub fn is_hub_name(text: &str) -> bool {
     text.starts_with(PREFIX)
 }
 
+/// A model as PEFT's settings name it: `org/name` for a name on the hub, whatever its revision and file; anything
+/// else as it is.
+pub fn plain_name(text: &str) -> &str {
+    let Some(name) = text.strip_prefix(PREFIX) else { return text };
+    let name = name.split('@').next().unwrap_or(name);
+    match name.match_indices('/').nth(1) {
+        Some((end, _)) => &name[..end],
+        None => name,
+    }
+}
+
 /// The folder of the model `name`: `hf:org/name`, `hf:org/name@REVISION`, or one GGUF file of it,
 /// `hf:org/name/FILE.gguf`. What the cache doesn't have is fetched; `progress` is told about it.
 ///

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use atombank::adapter::peft::Base;
 use atombank::checkpoint::Checkpoint;
+use atombank::checkpoint::hub::plain_name;
 use atombank::error::Finding;
 use atombank::linalg::Sketch;
 use atombank::merge::extract::{ExtractOptions, Extraction, Pairs};
@@ -58,7 +59,7 @@ pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
     }
     args.output.check_absent()?;
     args.output.check_type()?;
-    let (base_path, hub_name) = found(&args.base, common)?;
+    let base_path = found(&args.base, common)?.0;
     let (before, after) = (Checkpoint::open(&base_path)?, Checkpoint::open(&found(&args.finetuned, common)?.0)?);
     let (base, finetuned) = (Base::of(&before), Base::of(&after));
     let pairs = Pairs::new(&base, &finetuned)?;
@@ -74,9 +75,7 @@ pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
     let extraction = pairs.extract(&options, &|| bar.inc(1))?;
     bar.finish_and_clear();
     let mut lora = extraction.lora(&base)?;
-    if let Some(name) = hub_name {
-        lora.config.insert("base_model_name_or_path".to_owned(), name.into());
-    }
+    lora.config.insert("base_model_name_or_path".to_owned(), plain_name(&args.base).into());
     args.output.write_lora(&lora, common)?;
     match args.json {
         true => print_json(&extraction)?,

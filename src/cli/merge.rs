@@ -8,6 +8,7 @@ use anyhow::Result;
 use atombank::adapter;
 use atombank::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use atombank::checkpoint::Checkpoint;
+use atombank::checkpoint::hub::plain_name;
 use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
@@ -224,7 +225,9 @@ impl MergeArgs {
             (None, None) => LoraMethod::Cat,
         };
         let (updates, truncations) = self.combined(method, &adapters, others, common)?;
-        let lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
+        let mut lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
+        // As PEFT has it: the name that the base was loaded by.
+        lora.config.insert("base_model_name_or_path".to_owned(), plain_name(&self.base).into());
         self.output.write_lora(&lora, common)?;
         Ok(truncations)
     }

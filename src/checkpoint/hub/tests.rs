@@ -395,3 +395,16 @@ fn settings_come_from_the_variables_of_huggingface_hub() {
     assert_eq!(of(&[("XDG_CACHE_HOME", "/x")]).unwrap().cache, PathBuf::from("/x/huggingface/hub"));
     assert!(of(&[]).unwrap_err().to_string().contains("expected a folder for the cache of models"));
 }
+
+#[test]
+fn names_in_settings_have_no_revision_and_no_file() {
+    for (text, expected) in [
+        ("hf:org/name", "org/name"),
+        ("hf:org/name@main", "org/name"),
+        ("hf:org/name/model-Q4_K_M.gguf", "org/name"),
+        ("../base", "../base"),
+        ("org/name", "org/name"),
+    ] {
+        assert_eq!(plain_name(text), expected);
+    }
+}

@@ -29,6 +29,15 @@ pub fn summary(folder: &Path, notes: &mut Vec<String>) -> Result<Option<String>>
     Ok(first_paragraph(&String::from_utf8_lossy(&bytes)))
 }
 
+/// Beginnings of sentences that Hugging Face's and PEFT's templates of model cards have in them, whatever the model.
+const BOILERPLATE: [&str; 5] = [
+    "This modelcard aims to be a base template",
+    "Users (both direct and downstream) should be made aware",
+    "Use the code below to get started",
+    "Carbon emissions can be estimated",
+    "More information needed",
+];
+
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -61,12 +70,27 @@ fn first_paragraph(text: &str) -> Option<String> {
 /// Whether a line begins like a sentence and isn't a place that a template leaves empty.
 fn is_running_text(line: &str) -> bool {
     let marked = ["#", "-", "*", "+", ">", "|", "<", "!", "[!", "```", "~~~", "===", "---"];
-    !line.is_empty() && !marked.iter().any(|mark| line.starts_with(mark)) && !line.contains("[More Information Needed]")
+    let of_template = |line: &str| {
+        line.contains("[More Information Needed]") || BOILERPLATE.iter().any(|start| line.starts_with(start))
+    };
+    !line.is_empty() && !marked.iter().any(|mark| line.starts_with(mark)) && !of_template(line)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What PEFT writes beside an adapter, as far as it has text.
+    const UNEDITED: &str = "---\nbase_model: some/base\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n\n\
+        <!-- Provide a quick summary of what the model is/does. -->\n\n\n\n## Model Details\n\n### Model Description\n\n\
+        <!-- Provide a longer summary of what this model is. -->\n\n[More Information Needed]\n\n\
+        - **Developed by:** [More Information Needed]\n\n### Direct Use\n\n[More Information Needed]\n\n\
+        ### Recommendations\n\nUsers (both direct and downstream) should be made aware of the risks, biases and \
+        limitations of the model. More information needed for further recommendations.\n\n\
+        ## How to Get Started with the Model\n\nUse the code below to get started with the model.\n\n\
+        [More Information Needed]\n\n## Environmental Impact\n\nCarbon emissions can be estimated using the \
+        [Machine Learning Impact calculator](https://mlco2.github.io/impact#compute).\n\n\
+        - **Hardware Type:** [More Information Needed]\n### Framework versions\n\n- PEFT 0.21.2";
 
     #[test]
     fn the_first_paragraph_is_running_text() {
@@ -77,6 +101,8 @@ mod tests {
             ("<!-- a comment\nof two lines -->\n\n| a | b |\n\n```\ncode\n```\nText.", Some("Text.")),
             ("# Model\n<!-- Provide a summary. -->\n\n## Details\n- **By:** [More Information Needed]\n", None),
             ("[More Information Needed]\n", None),
+            (UNEDITED, None),
+            (&UNEDITED.replacen("[More Information Needed]", "Reverses words.", 1), Some("Reverses words.")),
             ("---\nlicense: mit\n", None),
             ("", None),
         ] {
