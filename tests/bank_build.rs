@@ -237,3 +237,64 @@ fn what_makes_no_bank_gets_one_line_and_leaves_nothing() {
     assert!(refusal(&case.build(&bank, &[])).contains("already exists"));
     assert!(!made.exists());
 }
+
+/// Changes an adapter's settings.
+fn set(lora: &Path, fields: Value) {
+    let path = lora.join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    fs::write(path, serde_json::to_vec(&config).unwrap()).unwrap();
+}
+
+#[test]
+fn loras_of_every_form_are_run_and_made_into_banks_and_others_refused_by_name() {
+    let case = case(true);
+    let logits = |name: &str, adapter: &Path| {
+        let folder = case.path(name);
+        let prompt = ["--prompt", "one two", "--max-tokens", "1"];
+        let out = ["--save-logits", text(&folder)];
+        done(&[&["generate", text(&case.base), "--adapter", text(adapter)][..], &prompt, &out].concat());
+        fs::read(folder.join("logits.safetensors")).unwrap()
+    };
+    let lora = &case.loras[0];
+    let before = logits("before", lora);
+    let built = case.path("before-bank");
+    done(&case.build(&built, &[]));
+    // Whole paths are what PEFT saves for "all-linear"; patterns of one rank and one alpha say nothing new.
+    let config: Value = serde_json::from_slice(&fs::read(lora.join("adapter_config.json")).unwrap()).unwrap();
+    let (r, alpha) = (config["r"].clone(), config["lora_alpha"].clone());
+    let paths: Vec<String> = (0..layers(&case.base))
+        .flat_map(|layer| {
+            ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"].map(|m| format!("model.layers.{layer}.{m}"))
+        })
+        .collect();
+    set(
+        lora,
+        serde_json::json!({"target_modules": paths, "rank_pattern": {"q_proj": r}, "alpha_pattern": {"o_proj": alpha}}),
+    );
+    assert_eq!(logits("paths", lora), before);
+    let again = case.path("again-bank");
+    done(&case.build(&again, &[]));
+    let weights = |bank: &Path| fs::read(bank.join("adapter_model.safetensors")).unwrap();
+    assert_eq!(weights(&again), weights(&built));
+    // Another alpha for some is another model.
+    set(lora, serde_json::json!({"alpha_pattern": {"o_proj": 3.0 * alpha.as_f64().unwrap()}}));
+    assert_ne!(logits("pattern", lora), before);
+    set(lora, serde_json::json!({"alora_invocation_tokens": [1, 2]}));
+    let bank = case.path("never");
+    for args in
+        [&["generate", text(&case.base), "--adapter", text(lora), "--prompt", "one"][..], &case.build(&bank, &[])]
+    {
+        let refused = refusal(args);
+        assert!(refused.contains("alora_invocation_tokens: expected a LoRA that is a fixed change"), "{refused}");
+    }
+    set(lora, serde_json::json!({"alora_invocation_tokens": null, "peft_type": "XLORA"}));
+    let refused = refusal(&["generate", text(&case.base), "--adapter", text(lora), "--prompt", "one"]);
+    assert!(refused.contains("found XLORA"), "{refused}");
+    assert!(!bank.exists());
+}
+
+fn layers(base: &Path) -> usize {
+    let config: Value = serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
+    config["num_hidden_layers"].as_u64().unwrap() as usize
+}

@@ -7,6 +7,7 @@ mod lora;
 mod open;
 pub mod peft;
 mod tensors;
+mod updates;
 
 pub use config::LoraConfig;
 pub(crate) use config::scale;
@@ -17,3 +18,4 @@ pub(crate) use tensors::{
     modules_and_layers, read_tensors, replace_adapter, write_adapter, write_tensors,
 };
 pub use tensors::{HostTensor, Tensors, save_tensors};
+pub use updates::{LinearUpdate, LinearUpdates};

@@ -83,6 +83,12 @@ impl LinearLayer {
         format!("{self}.weight")
     }
 
+    /// The linear layer whose weight is called `name`.
+    pub(crate) fn of_weight(name: &str) -> Option<LinearLayer> {
+        let path = name.strip_suffix(".weight")?;
+        Self::of_factor(&format!("base_model.model.{path}.lora_A.weight"), 'A')
+    }
+
     /// The name of its `lora_A` or `lora_B` in an adapter file.
     pub(crate) fn factor_name(self, which: char) -> String {
         format!("base_model.model.{self}.lora_{which}.weight")

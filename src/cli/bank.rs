@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::Lora;
+use atombank::adapter::LinearUpdates;
 use atombank::arch::HfFolder;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::bank::{BASE_EMBEDDINGS, InstructionEncoder};
@@ -86,7 +86,11 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         return Err(Error::Exists(args.output.clone()).into());
     }
     let folder = HfFolder::open(&args.base)?;
-    let loras = args.loras.iter().map(|path| Lora::open(path)).collect::<atombank::Result<Vec<_>>>()?;
+    let loras = args
+        .loras
+        .iter()
+        .map(|path| LinearUpdates::open(path, &atombank::adapter::peft::Base::of(&folder), &folder.config))
+        .collect::<atombank::Result<Vec<_>>>()?;
     let names = names(&args.loras);
     let mut notes = Vec::new();
     let texts = texts(args, &names, &mut notes)?;

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::{HostTensor, Lora};
+use atombank::adapter::peft::Base;
+use atombank::adapter::{HostTensor, LinearUpdates};
 use atombank::arch::ModelConfig;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, fill_template};
+use atombank::checkpoint::Checkpoint;
+use atombank::convert::{Restored, from_gguf};
 use atombank::error::Finding;
+use atombank::formats::gguf::GgufModel;
 use atombank::model::{
-    Hook, LanguageModel, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
+    Hook, LanguageModel, LoadedUpdates, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };
 use candle_core::Device;
 use clap::Args;
@@ -49,7 +53,7 @@ pub(crate) struct GenerateArgs {
 
 pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
     let LanguageModel { decoder, encoder } = LanguageModel::open(&args.model, Residence::Memory, &Device::Cpu)?;
-    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, decoder.config())).transpose()?;
+    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, &args.model, decoder.config())).transpose()?;
     let sequence = match &adapter {
         Some(Adapter::Bank(bank)) => {
             bank.encoder().routed(&encoder, &bank.config().prompt_template, &args.instruction, &args.prompt)?
@@ -60,7 +64,7 @@ pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
     let hook = || -> Result<Box<dyn Hook + '_>> {
         Ok(match &adapter {
             None => Box::new(NoAdapter),
-            Some(Adapter::Lora(lora)) => Box::new(LoraHook(lora)),
+            Some(Adapter::Updates(updates)) => Box::new(updates),
             Some(Adapter::Bank(bank)) => Box::new(bank.hook(decoder.weights(), sequences)?),
         })
     };
@@ -90,19 +94,29 @@ impl GenerateArgs {
 /// What runs on top of the model.
 enum Adapter {
     Bank(LoadedBank),
-    Lora(LoadedAdapter),
+    Updates(LoadedUpdates),
 }
 
 impl Adapter {
-    fn open(path: &Path, base: &ModelConfig) -> Result<Self> {
+    fn open(path: &Path, model: &Path, base: &ModelConfig) -> Result<Self> {
         if AtomBank::is_in(path)? {
             let bank = AtomBank::open(path)?;
             bank.check_base(base)?;
             return Ok(Self::Bank(LoadedBank::frozen(&bank, &Device::Cpu)?));
         }
-        let lora = Lora::open(path)?;
-        lora.check_base(base)?;
-        Ok(Self::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?))
+        let updates = Self::updates(path, model, base)?;
+        Ok(Self::Updates(LoadedUpdates::new(&updates, &Device::Cpu)?))
+    }
+
+    /// The updates of an adapter of the model at `model`, a folder or a GGUF.
+    fn updates(path: &Path, model: &Path, config: &ModelConfig) -> Result<LinearUpdates> {
+        if model.is_file() {
+            let gguf = GgufModel::open(model)?;
+            if let Some(Restored { config: json, plan, .. }) = from_gguf(&gguf, Some(atombank::DType::F32))? {
+                return Ok(LinearUpdates::open(path, &Base::new(model, &json, &plan), config)?);
+            }
+        }
+        Ok(LinearUpdates::open(path, &Base::of(&Checkpoint::open(model)?), config)?)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{Device, Tensor, Var};
 
 use super::{Batch, ops};
-use crate::adapter::{HostTensor, Tensors, adapted_layers};
+use crate::adapter::{HostTensor, LinearUpdates, Tensors, adapted_layers};
 use crate::arch::LinearLayer;
 use crate::error::Result;
 
@@ -102,6 +102,34 @@ impl LoadedAdapter {
     /// The factor of every update. Dimensionless.
     pub(crate) fn scale(&self) -> f64 {
         self.scale
+    }
+}
+
+/// Low-rank updates on a device, each with a scale of its own: `scale * B A x`.
+pub struct LoadedUpdates(HashMap<LinearLayer, (Tensor, Tensor, f64)>);
+
+impl LoadedUpdates {
+    /// Copies `updates` to `device`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`] where the device has no room.
+    pub fn new(updates: &LinearUpdates, device: &Device) -> Result<Self> {
+        let on_device = |t: &HostTensor| Tensor::from_slice(&t.values, t.shape.as_slice(), device);
+        let mut loaded = HashMap::new();
+        for layer in updates.layers() {
+            if let Some(update) = updates.get(layer) {
+                loaded.insert(layer, (on_device(&update.a)?, on_device(&update.b)?, f64::from(update.scale)));
+            }
+        }
+        Ok(Self(loaded))
+    }
+}
+
+impl Hook for &LoadedUpdates {
+    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some((a, b, scale)) = self.0.get(&site) else { return Ok(None) };
+        let update = ops::linear(&ops::linear(x, a)?, b)?;
+        Ok(Some((update * *scale)?))
     }
 }
 

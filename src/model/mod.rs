@@ -13,7 +13,7 @@ mod weights;
 pub use batch::{Batch, Sequence};
 pub use decoder::{Decoder, KvCache};
 pub use generate::{Generation, greedy, prompt_logits};
-pub use hooks::{Hook, LoadedAdapter, LoraHook, NoAdapter};
+pub use hooks::{Hook, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter};
 pub use open::LanguageModel;
 pub use ops::{log_softmax_last, softmax_last};
 pub use sentence::SentenceEncoder;

@@ -118,8 +118,8 @@ fn one(
         return Err(finding.found("another").unsupported());
     };
     // Some classes keep inputs in the rows, where their experts stand in one tensor.
-    let transposed =
-        matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3) && keeps_experts_transposed(base.config());
+    let transposed = matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3)
+        && keeps_experts_transposed(base.config());
     let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
     let inner = experts * rank;
     let a = entries.shaped(&name_a, &[inner, d_in])?.expr;

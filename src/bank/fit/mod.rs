@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::adapter::{HostTensor, Lora};
+use crate::adapter::{HostTensor, LinearUpdates};
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::bank::{AtomBank, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 use crate::error::{Finding, Result};
@@ -55,8 +55,8 @@ pub struct LoraFit {
 }
 
 /// The rank at which a bank holds any such LoRAs exactly: the sum of theirs.
-pub fn exact_rank(loras: &[Lora]) -> usize {
-    loras.iter().map(|lora| lora.config.r).sum()
+pub fn exact_rank(loras: &[LinearUpdates]) -> usize {
+    loras.iter().map(LinearUpdates::rank).sum()
 }
 
 /// Fits factors of `rank` (the largest of the LoRAs' ranks unless given) and atoms to `loras`.
@@ -64,17 +64,16 @@ pub fn exact_rank(loras: &[Lora]) -> usize {
 /// # Errors
 /// [`crate::Error::Mismatch`] for fewer than two, one that belongs to another base, and a
 /// rank that no fit has a use for.
-pub fn fit(loras: &[Lora], base: &ModelConfig, rank: Option<usize>) -> Result<BankFit> {
-    let loras: Vec<&Lora> = loras.iter().collect();
+pub fn fit(loras: &[LinearUpdates], base: &ModelConfig, rank: Option<usize>) -> Result<BankFit> {
     let first = loras.first().map_or(Path::new(""), |lora| &lora.path);
     if loras.len() < 2 {
         let finding = Finding::new(first, "LoRAs for a bank").expected("two or more");
         return Err(finding.found(loras.len()).mismatch());
     }
-    for lora in &loras {
+    for lora in loras {
         lora.check_base(base)?;
     }
-    let ranks = || loras.iter().map(|lora| lora.config.r);
+    let ranks = || loras.iter().map(LinearUpdates::rank);
     let sum: usize = ranks().sum();
     let rank = rank.unwrap_or_else(|| ranks().max().unwrap_or(1));
     if !(1..=sum).contains(&rank) {
@@ -82,23 +81,23 @@ pub fn fit(loras: &[Lora], base: &ModelConfig, rank: Option<usize>) -> Result<Ba
         return Err(finding.found(rank).hint("at that sum every LoRA is held exactly").mismatch());
     }
 
-    let acts = |module: Module| loras.iter().any(|lora| lora.layers().iter().any(|site| site.module == module));
+    let acts = |module: Module| loras.iter().any(|lora| lora.layers().any(|site| site.module == module));
     let modules: Vec<Module> = Module::ALL.into_iter().filter(|module| acts(*module)).collect();
     let sites: Vec<LinearLayer> = (0..base.num_hidden_layers)
         .flat_map(|layer| modules.iter().map(move |module| LinearLayer { layer, module: *module }))
         .collect();
-    let cores: Vec<SiteCore> = sites.par_iter().map(|site| site::reduce(&loras, *site, base).0).collect();
+    let cores: Vec<SiteCore> = sites.par_iter().map(|site| site::reduce(loras, *site, base).0).collect();
     let norms_sqr: Vec<f64> = (0..loras.len()).map(|i| cores.iter().map(|core| core.norm_sqr(i)).sum()).collect();
     let (model, errors, rounds) = best(&cores, &norms_sqr, rank);
 
     let relative = |error: f64, norm: f64| if norm > 0.0 { (error / norm).sqrt() } else { 0.0 };
     let reports = loras.iter().enumerate().map(|(i, lora)| LoraFit {
-        rank: lora.config.r,
+        rank: lora.rank(),
         relative_error: relative(errors[i], norms_sqr[i]),
-        missing_sites: sites.len() - lora.layers().len(),
+        missing_sites: sites.len() - lora.layers().count(),
     });
     let lifted = sites.par_iter().zip(&model.b).zip(&model.a).map(|((site, b), a)| {
-        let bases = site::reduce(&loras, *site, base).1;
+        let bases = site::reduce(loras, *site, base).1;
         (*site, (a * bases.right.transpose(), bases.left * b))
     });
     Ok(BankFit {

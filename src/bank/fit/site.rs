@@ -1,6 +1,6 @@
 //! What several LoRAs do at one linear layer, in as few numbers as hold it exactly.
 
-use crate::adapter::Lora;
+use crate::adapter::LinearUpdates;
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::linalg::{Matrix, from_rows, thin_qr};
 
@@ -40,19 +40,18 @@ pub(super) struct Bases {
 
 /// The core of `site` and its bases. Bases are as large as the adapters themselves; they are made again
 /// when they are needed, not kept for all sites.
-pub(super) fn reduce(loras: &[&Lora], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
+pub(super) fn reduce(loras: &[LinearUpdates], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
     let (d_out, d_in) = site.module.shape(base);
     let (mut lefts, mut rights) = (Vec::new(), Vec::new());
     for lora in loras {
-        if !lora.tensors.contains_key(&site.factor_name('A')) {
+        let Some(update) = lora.get(site) else {
             lefts.push(Matrix::zeros(d_out, 0));
             rights.push(Matrix::zeros(d_in, 0));
             continue;
-        }
-        let (a, b) = lora.factors(site);
-        let r = lora.config.r;
-        lefts.push(from_rows(d_out, r, &b.values) * f64::from(lora.config.scale()));
-        rights.push(from_rows(r, d_in, &a.values).transpose());
+        };
+        let r = update.rank();
+        lefts.push(from_rows(d_out, r, &update.b.values) * f64::from(update.scale));
+        rights.push(from_rows(r, d_in, &update.a.values).transpose());
     }
     let (left_basis, left) = orthogonalized(&lefts, d_out);
     let (right_basis, right) = orthogonalized(&rights, d_in);
