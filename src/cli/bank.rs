@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::adapter::LinearUpdates;
+use atombank::adapter::peft::Base;
 use atombank::arch::HfFolder;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
-use atombank::bank::{BASE_EMBEDDINGS, InstructionEncoder};
+use atombank::bank::{AtomBank, BASE_EMBEDDINGS, InstructionEncoder};
 use atombank::convert::summary;
 use atombank::error::{Error, Finding};
 use atombank::linalg::{Matrix, from_rows};
@@ -86,11 +87,15 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         return Err(Error::Exists(args.output.clone()).into());
     }
     let folder = HfFolder::open(&args.base)?;
-    let loras = args
-        .loras
-        .iter()
-        .map(|path| LinearUpdates::open(path, &atombank::adapter::peft::Base::of(&folder), &folder.config))
-        .collect::<atombank::Result<Vec<_>>>()?;
+    let tensors = Base::of(&folder);
+    let open = |path: &PathBuf| {
+        if AtomBank::is_in(path).unwrap_or(false) {
+            let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
+            return Err(finding.found("an atom bank").hint("atombank bake --to lora makes a LoRA of it").mismatch());
+        }
+        LinearUpdates::open(path, &tensors, &folder.config)
+    };
+    let loras = args.loras.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
     let names = names(&args.loras);
     let mut notes = Vec::new();
     let texts = texts(args, &names, &mut notes)?;

@@ -99,7 +99,8 @@ enum Adapter {
 
 impl Adapter {
     fn open(path: &Path, model: &Path, base: &ModelConfig) -> Result<Self> {
-        if AtomBank::is_in(path)? {
+        // What has no settings of PEFT is no bank, and may be an adapter all the same.
+        if AtomBank::is_in(path).unwrap_or(false) {
             let bank = AtomBank::open(path)?;
             bank.check_base(base)?;
             return Ok(Self::Bank(LoadedBank::frozen(&bank, &Device::Cpu)?));
