@@ -494,3 +494,26 @@ fn tensors_of_whole_numbers_are_taken_where_all_models_have_the_same() {
     let refused = b.refusal(&base, &[text(&x), text(&y)], &["--method", "linear"]);
     assert!(refused.contains("found BF16 for I16"), "{refused}");
 }
+
+#[test]
+fn a_merged_folder_has_a_card_of_its_own_and_everything_else_of_its_base() {
+    let b = Bench::new();
+    let model = copy(&b.base, &b.at("model"));
+    fs::write(model.join("README.md"), "---\nlicense: mit\n---\n# The base\n\nIt is what it is.\n").unwrap();
+    let lora = b.plain("lora", 1);
+    let half = format!("{}=0.5", text(&lora));
+    let merged = b.merge(&model, &[&half], "merged", &[]);
+    let card = fs::read_to_string(merged.join("README.md")).unwrap();
+    let head = format!("---\nbase_model:\n- {:?}\n- {:?}\n", text(&model), text(&lora));
+    assert!(card.starts_with(&head) && !card.contains("The base") && card.contains("times 0.5"), "{card}");
+    let names = |folder: &Path| -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&merged), names(&model));
+    for name in names(&model).iter().filter(|name| !name.ends_with(".safetensors") && *name != "README.md") {
+        assert_eq!(fs::read(merged.join(name)).unwrap(), fs::read(model.join(name)).unwrap(), "{name}");
+    }
+}

@@ -15,7 +15,7 @@ use atombank::formats::gguf::GgufModel;
 use atombank::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
 };
-use atombank::merge::{Merged, Truncation, rounding, with_adapters};
+use atombank::merge::{Merged, Truncation, card, rounding, with_adapters};
 use atombank::plan::Plan;
 use clap::Args;
 
@@ -108,7 +108,7 @@ impl MergeArgs {
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
-        self.output.write(&folder, &merged.plan, common)?;
+        self.write(&folder, &merged.plan, common)?;
         Ok(truncations)
     }
 
@@ -147,7 +147,7 @@ impl MergeArgs {
         if !to_gguf {
             print_notes(&notes, common);
             files.push(("config.json".to_owned(), (serde_json::to_string_pretty(&config)? + "\n").into_bytes()));
-            self.output.write_tensors(&merged.plan, &files, common)?;
+            self.output.write_tensors(&merged.plan, &self.with_card(files), common)?;
             return Ok(truncations);
         }
         let plan = with_changed(model, &config, &merged.plan, &merged.changed)?;
@@ -166,6 +166,24 @@ impl MergeArgs {
         }
         self.output.write_gguf(metadata, &plan, common)?;
         Ok(truncations)
+    }
+
+    /// Writes `plan`, in Hugging Face's names, with what the base's folder has beside its weights.
+    fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
+        if self.output.kind() == Kind::Gguf {
+            return self.output.write(folder, plan, common);
+        }
+        let plan = self.output.typed(plan)?;
+        self.output.write_tensors(&plan, &self.with_card(folder.beside(&plan)?), common)
+    }
+
+    /// `files` with a card of the merged model in the place of the base's.
+    fn with_card(&self, mut files: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
+        let others: Vec<(&str, f64)> =
+            self.others.iter().map(|other| (plain_name(&other.name), f64::from(other.weight))).collect();
+        files.retain(|(name, _)| name != "README.md");
+        files.push(("README.md".to_owned(), card(plain_name(&self.base), &others).into_bytes()));
+        files
     }
 
     /// What every adapter changes.
@@ -279,7 +297,7 @@ impl MergeArgs {
         let weights: Vec<&Plan> = models.iter().map(Checkpoint::weights).collect();
         let combined = combine_models(Some(folder.weights()), &weights, method, &self.options()?)?;
         let (plan, _) = self.measured(combined, common)?;
-        self.output.write(&folder, &plan, common)
+        self.write(&folder, &plan, common)
     }
 
     /// What was combined, with what has to be known of whole tensors.

@@ -1,11 +1,13 @@
 //! Merging, as plans: adapters into their base, several adapters or models into one.
 
 mod adapters;
+mod card;
 pub mod combine;
 pub mod extract;
 mod rounding;
 mod truncation;
 
 pub use adapters::{Merged, with_adapters};
+pub use card::card;
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;
