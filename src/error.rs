@@ -58,10 +58,12 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// The longest text in quotes, and the longest part of a message, in characters. Names in files can be of
-/// any length; a message stays one line that can be read.
+/// The longest text in quotes, the longest part of a message, and the longest of what was expected, which
+/// may list everything there is; in characters. Names in files can be of any length; a message stays one
+/// line that can be read.
 const MAX_QUOTED: usize = 80;
 const MAX_PART: usize = 400;
+const MAX_EXPECTED: usize = 1600;
 
 /// A path on one line: control characters are escaped.
 struct Shown<'a>(&'a Path);
@@ -76,7 +78,7 @@ impl fmt::Display for Shown<'_> {
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
-        match c.is_control() {
+        match c.is_control() || is_unseen(c) {
             true => line.extend(c.escape_default()),
             false => line.push(c),
         }
@@ -84,9 +86,20 @@ fn one_line(text: &str) -> String {
     line
 }
 
+/// Whether a character shows nothing itself but changes how others are shown: other line ends, another
+/// direction of writing, spaces without width.
+fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 /// A part of a message: on one line, quotes of at most [`MAX_QUOTED`] characters, no longer than
 /// [`MAX_PART`] in all.
 fn part(text: &str) -> String {
+    bounded(text, MAX_PART)
+}
+
+/// As [`part`], with a length of its own.
+fn bounded(text: &str, max: usize) -> String {
     let text = one_line(text);
     if text.len() <= MAX_QUOTED {
         return text;
@@ -104,7 +117,7 @@ fn part(text: &str) -> String {
         rest = rest.get(1..).unwrap_or_default();
     }
     short.push_str(rest);
-    cut(&short, MAX_PART)
+    cut(&short, max)
 }
 
 /// Where the text in quotes that `quote` begins with ends.
@@ -150,15 +163,16 @@ impl fmt::Display for Finding {
         if !self.subject.is_empty() {
             write!(f, "{}{}", before(&self.subject), part(&self.subject))?;
         }
-        // What is expected are our own words; what is found comes from outside.
         match (self.expected.is_empty(), self.found.is_empty()) {
-            (false, false) => write!(f, ": expected {}, found {}", one_line(&self.expected), part(&self.found))?,
-            (false, true) => write!(f, ": expected {}", one_line(&self.expected))?,
+            (false, false) => {
+                write!(f, ": expected {}, found {}", bounded(&self.expected, MAX_EXPECTED), part(&self.found))?
+            }
+            (false, true) => write!(f, ": expected {}", bounded(&self.expected, MAX_EXPECTED))?,
             (true, false) => write!(f, ": {}", part(&self.found))?,
             (true, true) => {}
         }
         if !self.hint.is_empty() {
-            write!(f, "; {}", self.hint)?;
+            write!(f, "; {}", part(&self.hint))?;
         }
         Ok(())
     }
@@ -242,6 +256,9 @@ mod tests {
         assert!(error.len() < 600, "{}", error.len());
         let error = Finding::new("f", "key").found("\u{1b}[31mred\u{7}").format().to_string();
         assert_eq!(error, "f: key: \\u{1b}[31mred\\u{7}");
+        let error = Finding::new("f", "\u{202e}gnp").expected(format_args!("data/{long}")).format().to_string();
+        assert!(error.starts_with("f: \\u{202e}gnp: expected data/xxx"), "{}", &error[..40]);
+        assert!(error.len() < 1700, "{}", error.len());
         // Quotes inside of a quote don't end it.
         let quoted = format!("tensor {:?}", "\"".repeat(50));
         assert!(part(&quoted).ends_with("...\""), "{}", part(&quoted));

@@ -11,8 +11,37 @@ use crate::error::{Finding, IoContext, Result};
 
 /// Reads a file that holds one JSON object.
 pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
+    // A link to a device never ends, and a pipe waits for a writer.
+    if !std::fs::metadata(path).at(path, "read")?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")).at(path, "read");
+    }
     let text = std::fs::read(path).at(path, "read")?;
-    serde_json::from_slice(&text).map_err(|e| Finding::new(path, "").expected("a JSON object").found(e).format())
+    serde_json::from_slice(&text)
+        .map_err(|e| Finding::new(path, "").expected("a JSON object").found(plain(&e)).format())
+}
+
+/// What serde says of a text that isn't what was asked for, without the names of Rust's types.
+pub(crate) fn plain(error: &dyn std::fmt::Display) -> String {
+    const TYPES: [(&[&str], &str); 3] = [
+        (&["u8", "u16", "u32", "u64", "usize"], "a whole number that is not negative"),
+        (&["i8", "i16", "i32", "i64", "isize"], "a whole number"),
+        (&["f32", "f64"], "a number"),
+    ];
+    let text = error.to_string();
+    let Some((before, expected)) = text.rsplit_once("expected ") else { return text };
+    let end = expected.find([' ', ',']).unwrap_or(expected.len());
+    let (word, rest) = expected.split_at(end);
+    let known = TYPES.iter().find(|(names, _)| names.contains(&word)).map(|(_, plain)| *plain);
+    match (known, word) {
+        (Some(known), _) => format!("{before}expected {known}{rest}"),
+        // `struct Name`, `enum Name`, `tuple struct Name`.
+        (None, "struct" | "enum") => {
+            let rest = rest.trim_start();
+            let rest = rest.find(' ').map_or("", |end| &rest[end..]);
+            format!("{before}expected {}{rest}", if word == "struct" { "an object" } else { "one of the known words" })
+        }
+        _ => text,
+    }
 }
 
 /// What a field of type `T` expects, in words; `None` for types whose own error says it better.
@@ -73,7 +102,7 @@ impl<'a> Fields<'a> {
             let finding = self.finding(name);
             match words_for::<T>() {
                 Some(words) => finding.expected(words).found(value).format(),
-                None => finding.expected("a value that this field can have").found(error).format(),
+                None => finding.expected("a value that this field can have").found(plain(&error)).format(),
             }
         })
     }
@@ -169,6 +198,29 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    struct NoName {
+        #[expect(dead_code)]
+        field: u8,
+    }
+
+    #[test]
+    fn serde_names_no_types_of_ours() {
+        let said = |text| plain(&serde_json::from_str::<NoName>(text).unwrap_err());
+        assert_eq!(said("0"), "invalid type: integer `0`, expected an object at line 1 column 1");
+        let word = "invalid type: string \"x\", expected a whole number that is not negative at line 1 column";
+        assert!(said("{\"field\": \"x\"}").starts_with(word));
+    }
+
+    #[test]
+    fn a_device_in_place_of_a_file_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("config.json");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        let error = read_json_object(&link).unwrap_err().to_string();
+        assert!(error.ends_with("config.json: cannot read: not a regular file"), "{error}");
+    }
 
     #[test]
     fn messages_name_types_in_words() {

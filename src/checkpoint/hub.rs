@@ -1,10 +1,10 @@
 //! Models by their names on the Hugging Face hub: `hf:org/name`.
 //!
-//! A name resolves to a folder of the cache that all Hugging Face programs share. What is there is
-//! used as it is, without asking; what isn't is fetched, and no more of it than a conversion reads.
+//! A name resolves to a folder of the cache that all Hugging Face programs share. Files that are in the
+//! cache are used without asking the hub; missing ones are downloaded, but only those that a conversion reads.
 //!
-//! hf-hub does the transfers. It trusts the hub with names of files on this computer; here they are
-//! looked at before. The cache's layout is that of Python's `huggingface_hub`
+//! hf-hub does the transfers. It uses the file names that the hub gives without a check; here they are
+//! checked first. The cache's layout is that of Python's `huggingface_hub`
 //! (`blobs/`, `refs/REVISION`, `snapshots/COMMIT/`).
 
 mod files;
@@ -21,10 +21,10 @@ use self::files::Weights;
 use super::read_index;
 use crate::error::{Error, Finding, IoContext, Result};
 
-/// What names of models on the hub begin with.
+/// The prefix of a model's name on the hub.
 const PREFIX: &str = "hf:";
 
-/// Attempts at a file after the first, each from where the last one broke off.
+/// How often a download is tried again; each attempt continues where the last one stopped.
 const RETRIES: usize = 3;
 
 /// A model of the hub on this computer.
@@ -41,27 +41,27 @@ pub struct HubModel {
 pub struct Download<'a> {
     /// The file's name in the repository.
     pub file: &'a str,
-    /// Bytes that are here.
+    /// Bytes downloaded so far.
     pub done: u64,
     /// Bytes of the file.
     pub total: u64,
 }
 
-/// Where models come from and go to.
+/// The hub and the cache that are used.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
-    /// The cache: one folder a model.
+    /// The cache, with one folder for each model.
     pub cache: PathBuf,
     /// The hub's address.
     pub endpoint: String,
-    /// The key of one's account there, for models that not everybody may have.
+    /// The access token of the user's account, for models with restricted access.
     pub token: Option<String>,
-    /// Whether the hub is not to be asked.
+    /// Whether only the cache is used, and the hub is never asked.
     pub offline: bool,
 }
 
 impl HubSettings {
-    /// What the environment says: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`,
+    /// The settings of the environment: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`,
     /// `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ impl HubSettings {
     }
 }
 
-/// Whether `text` is meant as a name on the hub.
+/// Whether `text` is the name of a model on the hub.
 pub fn is_hub_name(text: &str) -> bool {
     text.starts_with(PREFIX)
 }
@@ -145,7 +145,7 @@ pub fn resolve(name: &str, settings: &HubSettings, progress: &dyn Fn(Download<'_
 /// A name on the hub, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Name {
-    /// As it was given, for messages.
+    /// The name as the user wrote it, for messages.
     text: String,
     id: String,
     file: Option<String>,
@@ -163,7 +163,7 @@ impl Name {
         let mut parts = path.splitn(3, '/');
         let id: Vec<&str> = parts.by_ref().take(2).collect();
         let file = parts.next();
-        // As the hub has it: no double hyphens or dots, which have a meaning in the cache.
+        // The hub's own rule: no double hyphens or dots, which have a meaning in the cache.
         let is_word = |text: &str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
             !text.is_empty() && text.bytes().all(plain) && !text.contains("--") && !text.contains("..")
@@ -186,7 +186,7 @@ impl Name {
         settings.cache.join(Repo::new(self.id.clone(), RepoType::Model).folder_name())
     }
 
-    /// What is asked for, if the cache has all of it.
+    /// The folder or file that was asked for, if the cache has all of it.
     fn cached(&self, settings: &HubSettings) -> Option<PathBuf> {
         let folder = self.folder(settings);
         let commit = match is_commit(&self.revision) {
@@ -210,18 +210,18 @@ impl Name {
     }
 }
 
-/// The name of a commit: the only kind of snapshot there is.
+/// Whether a text is the name of a commit. Every snapshot is called by its commit.
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// One model on its way.
+/// A model that is being downloaded.
 struct Fetch<'a> {
     name: Name,
     settings: &'a HubSettings,
     progress: &'a dyn Fn(Download<'_>),
     api: Api,
-    /// The commit that the revision means now. All files are of it.
+    /// The commit that the revision stands for now. All files are taken from it.
     commit: String,
     names: Vec<String>,
 }
@@ -287,7 +287,7 @@ impl<'a> Fetch<'a> {
         Ok(snapshot)
     }
 
-    /// Names the GGUF files that there are.
+    /// The error that lists the repository's GGUF files.
     fn choose(&self, subject: &str) -> Error {
         let ggufs: Vec<&str> = self.names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf")).collect();
         let finding =
@@ -305,7 +305,7 @@ impl<'a> Fetch<'a> {
         names.into_iter().try_for_each(|name| self.file(name))
     }
 
-    /// Fetches one file, if the snapshot doesn't have it.
+    /// Downloads one file, if the snapshot doesn't have it.
     fn file(&self, file: &str) -> Result<()> {
         let repo = Repo::with_revision(self.name.id.clone(), RepoType::Model, self.commit.clone());
         let repo: ApiRepo = self.api.repo(repo);
@@ -334,7 +334,7 @@ impl<'a> Fetch<'a> {
         let _ = fs::remove_file(folder.join("refs").join(&self.commit));
         let len = fs::metadata(&fetched).at(&fetched, "read")?.len();
         if len != known.size() as u64 {
-            // Not to be found complete by the next one.
+            // Otherwise the next run would take it for complete.
             let _ = fs::remove_file(folder.join("blobs").join(known.etag()));
             let _ = fs::remove_file(&fetched);
             let expected = format!("{} bytes", known.size());
@@ -343,7 +343,7 @@ impl<'a> Fetch<'a> {
         Ok(())
     }
 
-    /// Remembers which commit the revision means, now that all of it is here.
+    /// Writes down which commit the revision stands for, once all its files are in the cache.
     fn keep_reference(&self) -> Result<()> {
         if is_commit(&self.name.revision) {
             return Ok(());
@@ -354,7 +354,7 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// Tells about a download as hf-hub goes on with it.
+/// Passes hf-hub's progress on.
 struct Report<'a> {
     progress: &'a dyn Fn(Download<'_>),
     file: &'a str,
@@ -384,7 +384,7 @@ impl hf_hub::api::Progress for Report<'_> {
     }
 }
 
-/// What the hub's refusal, or the lack of an answer, means to the user.
+/// The error for an answer of the hub that isn't the file, or for none.
 fn refused(name: &Name, settings: &HubSettings, file: &str, error: ApiError) -> Error {
     // The last of several attempts says it all.
     let error = match error {

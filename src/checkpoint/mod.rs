@@ -18,7 +18,7 @@ use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
 use crate::plan::Plan;
 
-/// What weight files are called, other frameworks' too: extensions of files that nothing takes along.
+/// The extensions of weight files, also those of other frameworks: such files are never copied to an output.
 pub(crate) const WEIGHT_EXTENSIONS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot"];
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use crate::error::{Finding, Result};
 use crate::formats::pytorch::{self, PytorchFile};
 use crate::formats::safetensors::{self, SafetensorsFile};
-use crate::json::read_json_object;
+use crate::json::{plain, read_json_object};
 
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use crate::source::Source;
 
-/// Paths and descriptions of what isn't a tensor.
+/// The values of a file that aren't tensors: path and description of each.
 type Others = Vec<(String, String)>;
 /// One file, and what it holds beside tensors.
 type Opened = (Arc<dyn Source>, Others);
@@ -70,7 +70,7 @@ pub(crate) fn open_weights(folder: &Path) -> Result<(Plan, Others)> {
         .mismatch())
 }
 
-/// Every tensor of `files`, and the file that each stands in.
+/// Every tensor of `files`, and the file that holds each.
 fn open_files(folder: &Path, form: &Form, files: &[&str]) -> Result<(Plan, Others, HashMap<String, String>)> {
     let mut plan = Plan::default();
     let mut others = Others::new();
@@ -116,8 +116,9 @@ fn agrees_with_index(index: &Path, map: &BTreeMap<String, String>, found: &HashM
 pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let json = read_json_object(path)?;
     let map = json.get("weight_map").cloned().unwrap_or_default();
-    let map: BTreeMap<String, String> = serde_json::from_value(map)
-        .map_err(|e| Finding::new(path, "weight_map").expected("file names by tensor name").found(e).format())?;
+    let map: BTreeMap<String, String> = serde_json::from_value(map).map_err(|e| {
+        Finding::new(path, "weight_map").expected("file names by tensor name").found(plain(&e)).format()
+    })?;
     for shard in map.values() {
         if Path::new(shard).file_name().is_none_or(|name| name.to_str() != Some(shard)) {
             return Err(Finding::new(path, "weight_map")

@@ -104,5 +104,7 @@ pub(crate) fn parsed<T: DeserializeOwned>(metadata: &Metadata, key: &str) -> Res
         return Ok(None);
     }
     let parsed = serde_json::from_str(metadata.text(key)?);
-    parsed.map(Some).map_err(|e| metadata.finding(key).expected("JSON as this crate writes it").found(e).format())
+    parsed.map(Some).map_err(|e| {
+        metadata.finding(key).expected("JSON as this crate writes it").found(crate::json::plain(&e)).format()
+    })
 }

@@ -33,7 +33,8 @@ impl PlannedTensor {
             }
             return Ok(());
         }
-        // Neither is cleared: every value is written, and zeros would be written before.
+        self.check_readable(&rows)?;
+        // Neither buffer is cleared first: every value in it is overwritten.
         scratch.resize(elems.max(scratch.len()), 0.0);
         let scratch = &mut scratch[..elems];
         self.expr.eval_rows(rows.clone(), scratch);
@@ -42,7 +43,7 @@ impl PlannedTensor {
         }
         out.resize(bytes, 0);
         match &self.expr {
-            Expr::Weighted { importance, .. } => self.encode_led(importance, rows.start, scratch, out),
+            Expr::Weighted { importance, .. } => self.encode_weighted(importance, rows.start, scratch, out),
             _ => quant::encode(self.dtype, scratch, out),
         }
         if quant::has_non_finite(self.dtype, out) {
@@ -51,8 +52,8 @@ impl PlannedTensor {
         Ok(())
     }
 
-    /// Encodes rows from `first` on, each led by the importance of its matrix's columns.
-    fn encode_led(&self, importance: &[f32], first: usize, values: &[f32], out: &mut [u8]) {
+    /// Encodes rows from `first` on. The importance of its matrix's columns weighs the errors of each row.
+    fn encode_weighted(&self, importance: &[f32], first: usize, values: &[f32], out: &mut [u8]) {
         let row_len = self.row_len();
         let row_bytes = row_len / self.dtype.block_elems() * self.dtype.block_bytes();
         // Plan::check has seen that the rows divide into as many matrices.
@@ -70,18 +71,18 @@ impl PlannedTensor {
     /// # Errors
     /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        self.check_decodable()?;
         let mut values = Vec::new();
         self.read_rows_into(rows, &mut values)?;
         Ok(values)
     }
 
-    /// As [`PlannedTensor::read_rows`], into memory that is used again; for types that can be decoded.
+    /// As [`PlannedTensor::read_rows`], into memory that is used again.
     pub(crate) fn read_rows_into(&self, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
-        // Not cleared: every value is written.
+        self.check_readable(&rows)?;
+        // The buffer is not cleared first: every value in it is overwritten.
         values.resize(rows.len() * self.row_len(), 0.0);
         if self.dtype == DType::F32 {
-            // There is nothing to round, and so no bytes to make.
+            // Nothing has to be rounded, so nothing has to be encoded.
             self.expr.eval_rows(rows, values);
             return match values.iter().fold(false, |bad, v| bad | !v.is_finite()) {
                 true => Err(self.not_finite("a NaN or an infinity")),
@@ -99,7 +100,7 @@ impl PlannedTensor {
     /// # Errors
     /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read(&self) -> Result<Vec<f32>> {
-        self.check_decodable()?;
+        self.check_readable(&(0..self.rows()))?;
         let row_len = self.row_len();
         let step = (READ_ELEMS / row_len.max(1)).max(1);
         let mut values = vec![0.0; self.elems()];
@@ -122,6 +123,10 @@ impl PlannedTensor {
         if self.shape != other.shape {
             return Ok(false);
         }
+        // Rows without elements can be without number.
+        if self.elems() == 0 {
+            return Ok(true);
+        }
         let (total, step) = (self.rows(), (READ_ELEMS / self.row_len().max(1)).max(1));
         let starts: Vec<usize> = (0..total).step_by(step).collect();
         let same = |start: &usize| {
@@ -140,7 +145,7 @@ impl PlannedTensor {
         }
     }
 
-    /// The bytes of rows `rows` right out of the source's map, where no work on them is needed.
+    /// The bytes of rows `rows` in the source's own map, where they can be used unchanged.
     pub(super) fn borrow_rows(&self, rows: Range<usize>) -> Option<Result<&[u8]>> {
         if self.expr.raw_dtype() != Some(self.dtype) {
             return None;
@@ -152,18 +157,26 @@ impl PlannedTensor {
         })
     }
 
-    /// Copying needs no decoding, so [`super::Plan::check`] lets through types that can only be copied.
-    fn check_decodable(&self) -> Result<()> {
-        if quant::can_decode(self.dtype) {
-            return Ok(());
+    /// That rows `rows` can be read as values, whether [`super::Plan::check`] has run or not. It lets
+    /// through what is only copied, and that can be of any type.
+    fn check_readable(&self, rows: &Range<usize>) -> Result<()> {
+        self.check_types()?;
+        if self.expr.raw_dtype() == Some(self.dtype) && !quant::can_decode(self.dtype) {
+            return Err(self.undecodable(self.dtype));
         }
-        Err(Finding::new(self.expr.source_path(), format!("tensor {:?}", self.name))
-            .expected("a type this version can decode")
-            .found(self.dtype)
-            .unsupported())
+        // A vector of blocks has no rows, but can be cut between its blocks.
+        if let Expr::Take(tensor) = &self.expr {
+            let block = tensor.info().dtype.block_elems();
+            let cut = rows.start * self.row_len();
+            if cut.is_multiple_of(block) && (rows.end * self.row_len()).is_multiple_of(block) {
+                return Ok(());
+            }
+        }
+        self.check_blocks()
     }
 
-    /// The source that is to blame, where one is; `found` is said of the result otherwise.
+    /// The error for a value that isn't finite. It names the source that has such a value; where none has one,
+    /// `found` describes the result.
     fn not_finite(&self, found: &str) -> crate::Error {
         let sources = self.expr.sources();
         if let Some(source) = sources.iter().find(|source| source.has_non_finite()) {
@@ -199,7 +212,7 @@ impl Expr {
         }
     }
 
-    /// The source's own bytes of rows `rows`, where they stand together in its map.
+    /// The source's own bytes of rows `rows`, where its map has them in one piece.
     fn borrow_rows(&self, rows: Range<usize>) -> Option<&[u8]> {
         match self {
             Expr::Take(tensor) => match tensor.rows(rows) {
@@ -558,6 +571,54 @@ mod tests {
         ];
         assert_eq!(tensor.read_rows(0..6).unwrap(), all.concat());
         assert_eq!(tensor.read_rows(2..5).unwrap(), all[2..5].concat());
+    }
+
+    /// The one tensor of a file with this header and data.
+    fn taken(dtype: &str, shape: &str, data: &[u8]) -> (tempfile::NamedTempFile, TensorRef) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let header = format!(r#"{{"ids":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{}]}}}}"#, data.len());
+        file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.write_all(data).unwrap();
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(file.path()).unwrap());
+        (file, TensorRef::all(&source).next().unwrap())
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_an_error_wherever_values_are_read() {
+        let (file, tensor) = taken("I32", "[2,2]", &[0; 16]);
+        let take = || Expr::Take(tensor.clone());
+        let name = file.path().display();
+        let expected = format!("{name}: tensor \"ids\": expected a type this version can decode, found I32");
+        let integers = PlannedTensor { dtype: DType::I32, ..planned(&[2, 2], take()) };
+        let scaled = planned(&[2, 2], Expr::Scale { of: Box::new(take()), factor: 2.0 });
+        for tensor in [integers.clone(), planned(&[2, 2], take()), scaled] {
+            let errors = [
+                tensor.read().unwrap_err(),
+                tensor.read_rows(0..1).unwrap_err(),
+                tensor.read_rows_into(1..2, &mut Vec::new()).unwrap_err(),
+                tensor.same_values(&tensor).unwrap_err(),
+            ];
+            assert!(errors.iter().all(|error| error.to_string() == expected), "{errors:?}");
+        }
+        // Bytes that are only copied need no decoding.
+        let mut bytes = Vec::new();
+        integers.encode_rows(0..2, &mut Vec::new(), &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 16]);
+        // Nor does a type that can't be written stop the program.
+        let to = |dtype| PlannedTensor { dtype, ..planned(&[1, 256], counting(&[1, 256])) };
+        let error = to(DType::I8).read_rows(0..1).unwrap_err().to_string();
+        assert!(error.contains("expected a type this version can write, found I8"), "{error}");
+        let error = to(DType::IQ2_XXS).read().unwrap_err().to_string();
+        assert!(error.contains("expected importance of its columns"), "{error}");
+    }
+
+    #[test]
+    fn rows_without_elements_are_not_counted_through() {
+        let (_file, tensor) = taken("F32", "[4611686018427387904,0]", &[]);
+        let tensor = planned(&[1 << 62, 0], Expr::Take(tensor));
+        assert!(tensor.same_values(&tensor).unwrap());
+        assert_eq!(tensor.read().unwrap(), [0.0; 0]);
     }
 
     #[test]

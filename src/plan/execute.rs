@@ -83,7 +83,7 @@ pub fn execute(
     std::thread::scope(|scope| -> Result<()> {
         // Dropped on every way out, which stops the flushing.
         let (running, stopped) = channel::<()>();
-        // Where no thread is to be had, the last sync does all.
+        // If no thread can be started, the last sync does all the work.
         let flush = || Builder::new().spawn_scoped(scope, || flush_until(stopped, &files)).ok();
         let flusher = if staging.syncs() { flush() } else { None };
         tasks.par_iter().try_for_each_init(
@@ -129,8 +129,8 @@ fn check_sources(tensor: &PlannedTensor) -> Result<()> {
     tensor.expr.sources().into_iter().try_for_each(TensorRef::check_unchanged)
 }
 
-/// Sends what is written on to the disk until `stopped` hangs up: the disk works while values are
-/// made, and the last sync finds little to do. A file tells of a failed write once, so errors count.
+/// Syncs what is written until `stopped` hangs up: the disk works while values are computed, and the last
+/// sync has little left to do. The system reports a failed write only once, so an error here fails the run.
 fn flush_until(stopped: Receiver<()>, files: &[(File, PathBuf)]) -> Result<()> {
     while stopped.recv_timeout(FLUSH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         for (file, path) in files {

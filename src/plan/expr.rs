@@ -28,12 +28,12 @@ impl TensorRef {
         &self.source.tensors()[self.index]
     }
 
-    /// The file it stands in.
+    /// The file that holds it.
     pub fn path(&self) -> &std::path::Path {
         self.source.path()
     }
 
-    /// Text by key that stands beside it: see [`Source::text_metadata`].
+    /// The texts in its file's header: see [`Source::text_metadata`].
     pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
         self.source.text_metadata()
     }
@@ -46,7 +46,9 @@ impl TensorRef {
     /// Whether a NaN or an infinity is among its values.
     pub(super) fn has_non_finite(&self) -> bool {
         const ROWS: usize = 1024;
-        let (info, total) = (self.info(), rows(&self.info().shape));
+        let info = self.info();
+        // Rows without elements can be without number.
+        let total = if info.elems() == 0 { 0 } else { info.rows() };
         (0..total)
             .step_by(ROWS)
             .any(|start| quant::has_non_finite(info.dtype, &self.rows(start..(start + ROWS).min(total))))
@@ -78,11 +80,11 @@ pub struct Pick {
 
 /// A function of rows: rows of a result from the same rows of its operands.
 pub trait RowMap: fmt::Debug + Send + Sync {
-    /// Makes rows `rows` of the result, each of `row_len` values. `out` holds the first operand's on
-    /// entry, `others` those of the others in turn, each as long as `out`.
+    /// Computes rows `rows` of the result, each of `row_len` values, into `out`. When it is called, `out` holds
+    /// the first operand's values of these rows; `others` holds those of the other operands, each as long as `out`.
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
 
-    /// What it is in the operands that makes a NaN or an infinity of finite numbers.
+    /// For messages: which values of the operands give a NaN or an infinity though they are finite.
     fn not_finite(&self) -> Option<&str> {
         None
     }
@@ -180,8 +182,8 @@ pub enum Expr {
         /// The function.
         map: Arc<dyn RowMap>,
     },
-    /// The same values, of whose columns some matter more when they are quantized. Stands outermost:
-    /// what is made of its values is no longer led by it.
+    /// The same values, with a weight for the quantization error of each column. Only the outermost expression
+    /// of a tensor has an effect on how it is quantized.
     Weighted {
         /// The values.
         of: Box<Expr>,
@@ -261,11 +263,11 @@ impl Expr {
         }
     }
 
-    /// How many rows' worth of f32 values are in memory at a time where this is evaluated.
+    /// How many rows of f32 values are in memory for each row that is computed.
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
-            // Where rows change their order, twice as many may be made as are kept.
+            // To change the order of rows, up to twice as many may be computed as are kept.
             Expr::Rows { of, .. } => {
                 of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1)
             }
@@ -281,7 +283,7 @@ impl Expr {
         }
     }
 
-    /// What the values are made of, in order; nothing for what has values itself.
+    /// The operands, in order; none for source tensors and constants.
     fn operands(&self) -> Vec<&Expr> {
         match self {
             Expr::Take(_) | Expr::Values { .. } => Vec::new(),
@@ -307,7 +309,7 @@ impl Expr {
         }
     }
 
-    /// What makes a NaN or an infinity of finite numbers, where a function knows.
+    /// Which finite values give a NaN or an infinity, where an operation can tell.
     pub(super) fn not_finite(&self) -> Option<&str> {
         let own = if let Expr::Map { map, .. } = self { map.not_finite() } else { None };
         own.or_else(|| self.operands().into_iter().find_map(Expr::not_finite))

@@ -22,7 +22,7 @@ pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
 
 use crate::dtype::DType;
-use crate::error::{Finding, Result};
+use crate::error::{Error, Finding, Result};
 
 use crate::quant;
 use crate::source::{self, Source, TensorInfo, show_shape};
@@ -69,6 +69,58 @@ impl PlannedTensor {
     }
 }
 
+impl PlannedTensor {
+    /// That every source has rows of whole blocks. A vector of blocks can be listed and copied whole, but has
+    /// no rows to work with.
+    fn check_blocks(&self) -> Result<()> {
+        let broken = |source: &&&TensorRef| {
+            let info = source.info();
+            !info.row_len().is_multiple_of(info.dtype.block_elems())
+        };
+        let Some(source) = self.expr.sources().iter().find(broken).copied() else { return Ok(()) };
+        let info = source.info();
+        Err(Finding::new(source.path(), format!("tensor {:?}", info.name))
+            .expected(format_args!("rows of whole {} blocks", info.dtype))
+            .found(format_args!("shape {}", show_shape(&info.shape)))
+            .unsupported())
+    }
+
+    /// That its values can be made: types can be decoded and encoded, unless bytes are only copied.
+    fn check_types(&self) -> Result<()> {
+        if self.expr.raw_dtype() == Some(self.dtype) {
+            return Ok(());
+        }
+        if let Some(dtype) = self.expr.source_dtypes().find(|dtype| !quant::can_decode(*dtype)) {
+            return Err(self.undecodable(dtype));
+        }
+        let finding = || Finding::new(self.expr.source_path(), format!("tensor {:?}", self.name));
+        if quant::needs_importance(self.dtype) && !matches!(self.expr, Expr::Weighted { .. }) {
+            return Err(finding()
+                .expected(format_args!("importance of its columns, without which {} is too coarse", self.dtype))
+                .found("none")
+                .hint("give an importance matrix (--imatrix), or choose another type for this tensor")
+                .mismatch());
+        }
+        if !quant::can_encode(self.dtype) {
+            return Err(finding().expected("a type this version can write").found(self.dtype).unsupported());
+        }
+        Ok(())
+    }
+
+    /// That values of `dtype` are needed, which this version can't decode. The tensor is called by its name in
+    /// its file where it has one there.
+    fn undecodable(&self, dtype: DType) -> Error {
+        let sources = self.expr.sources();
+        let source = sources.iter().find(|source| source.info().dtype == dtype);
+        let name = source.map_or(&self.name, |source| &source.info().name);
+        let file = source.map_or_else(|| self.expr.source_path(), |source| source.path().to_owned());
+        Finding::new(file, format!("tensor {name:?}"))
+            .expected("a type this version can decode")
+            .found(dtype)
+            .unsupported()
+    }
+}
+
 /// The tensors of an output, in its order.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
@@ -88,7 +140,7 @@ impl Plan {
     }
 
     /// Checks every tensor before anything is read: shapes of operands agree, types can be decoded
-    /// and encoded, rows divide into blocks, no name stands twice.
+    /// and encoded, rows divide into blocks, each name is there once.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`], naming the source file and tensor.
@@ -107,16 +159,7 @@ impl Plan {
             if shape != tensor.shape {
                 return Err(finding().expected(show_shape(&tensor.shape)).found(show_shape(&shape)).mismatch());
             }
-            // Vectors of blocks can be listed and copied whole, but have no rows to work with.
-            for source in tensor.expr.sources() {
-                let info = source.info();
-                if !info.row_len().is_multiple_of(info.dtype.block_elems()) {
-                    return Err(Finding::new(source.path(), format!("tensor {:?}", info.name))
-                        .expected(format_args!("rows of whole {} blocks", info.dtype))
-                        .found(format_args!("shape {}", show_shape(&info.shape)))
-                        .unsupported());
-                }
-            }
+            tensor.check_blocks()?;
             if tensor.dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).is_none() {
                 return Err(finding()
                     .expected(format_args!(
@@ -127,24 +170,7 @@ impl Plan {
                     .found(format_args!("rows of {}", tensor.row_len()))
                     .mismatch());
             }
-            if tensor.expr.raw_dtype() == Some(tensor.dtype) {
-                continue;
-            }
-            for dtype in tensor.expr.source_dtypes() {
-                if !quant::can_decode(dtype) {
-                    return Err(finding().expected("a type this version can decode").found(dtype).unsupported());
-                }
-            }
-            if quant::needs_importance(tensor.dtype) && !matches!(tensor.expr, Expr::Weighted { .. }) {
-                return Err(finding()
-                    .expected(format_args!("importance of its columns, without which {} is too coarse", tensor.dtype))
-                    .found("none")
-                    .hint("give an importance matrix (--imatrix), or choose another type for this tensor")
-                    .mismatch());
-            }
-            if !quant::can_encode(tensor.dtype) {
-                return Err(finding().expected("a type this version can write").found(tensor.dtype).unsupported());
-            }
+            tensor.check_types()?;
         }
         Ok(())
     }
@@ -170,7 +196,7 @@ pub struct Layout {
     pub places: Vec<Place>,
 }
 
-/// One output file: what stands around its tensors, and its length.
+/// One output file: its length, and all bytes that don't belong to a tensor.
 #[derive(Debug, Clone, Default)]
 pub struct FileLayout {
     /// The name, relative to the output folder; ignored where the output is one file.
@@ -179,14 +205,14 @@ pub struct FileLayout {
     pub head: Vec<u8>,
     /// Bytes between the tensors and behind them: where each piece starts, and what it holds.
     pub pieces: Vec<(u64, Vec<u8>)>,
-    /// Checksums of what is written, filled in when everything else is there.
+    /// Checksums of parts of the file, filled in when those parts are written.
     pub checksums: Vec<Checksum>,
     /// The whole file's length in bytes.
     pub byte_len: u64,
 }
 
 impl FileLayout {
-    /// A file whose tensors, if any, all stand behind `head`.
+    /// A file with `head` at its start and its tensors, if any, after that.
     pub fn new(name: impl Into<PathBuf>, head: Vec<u8>, byte_len: u64) -> Self {
         Self { name: name.into(), head, byte_len, ..Self::default() }
     }

@@ -1,4 +1,4 @@
-//! Products of matrices, in the order in which torch's own sum on the CPU.
+//! Products of matrices, summed in the order of torch on the CPU.
 //!
 //! Reference: `torch.matmul` of float32, which MKL computes. For every element it goes through the
 //! inner dimension in order with fused multiply-adds, in blocks that are summed apart: measured on
@@ -21,7 +21,7 @@ pub(super) fn is_fused(rows: usize, cols: usize) -> bool {
 pub(super) enum Sink {
     /// It is the result.
     Set,
-    /// It is added to what stands there.
+    /// It is added to the value that is there.
     Add,
 }
 

@@ -1,4 +1,5 @@
-//! Values that are made ahead of the pass and are too many to wait for it in memory.
+//! Values that are computed before the pass and are too many to keep in memory until then: they wait in a
+//! temporary file.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,16 +12,16 @@ use crate::error::Result;
 use crate::quant;
 use crate::source::{MappedFile, Source, TensorInfo};
 
-/// Values that are written at a time.
+/// Values that are encoded and written at once.
 const CHUNK: usize = 1 << 16;
 
 /// A temporary file of one tensor.
-struct Aside {
+struct Spilled {
     file: MappedFile,
     info: [TensorInfo; 1],
 }
 
-impl Source for Aside {
+impl Source for Spilled {
     fn path(&self) -> &Path {
         self.file.path()
     }
@@ -54,7 +55,7 @@ impl TensorRef {
             })
         })?;
         let info = [TensorInfo { name: String::new(), dtype: DType::F32, shape }];
-        let source: Arc<dyn Source> = Arc::new(Aside { file, info });
+        let source: Arc<dyn Source> = Arc::new(Spilled { file, info });
         Ok(TensorRef::all(&source).next().expect("one tensor"))
     }
 }
@@ -65,7 +66,7 @@ mod tests {
     use crate::plan::{Expr, PlannedTensor};
 
     #[test]
-    fn what_is_set_aside_is_there_in_any_order() {
+    fn spilled_rows_can_be_read_in_any_order() {
         let values: Vec<f32> = (0..3 * CHUNK).map(|i| i as f32 - 0.5).collect();
         let shape = vec![3, CHUNK];
         let aside = TensorRef::spill(shape.clone(), &values).unwrap();

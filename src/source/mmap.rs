@@ -38,8 +38,8 @@ impl MappedFile {
         Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified })
     }
 
-    /// What `write` hands to the function it is given, in a temporary file without a name that is gone with
-    /// the map; `path` is what messages about its content call it.
+    /// A temporary file without a name that disappears with the map. `write` is given a function that appends
+    /// bytes to it; messages call the file `path`.
     pub(crate) fn temporary(path: &Path, write: impl FnOnce(&mut Put) -> Result<()>) -> Result<Self> {
         let folder = std::env::temp_dir();
         let mut file = BufWriter::new(tempfile::tempfile().at(&folder, "create a temporary file in")?);

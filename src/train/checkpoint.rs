@@ -120,7 +120,7 @@ pub(super) fn list(output: &Path) -> Result<Vec<PathBuf>> {
 pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, AdamW, State)> {
     let path = folder.join(STATE);
     let state: State = serde_json::from_value(serde_json::Value::Object(read_json_object(&path)?))
-        .map_err(|e| Finding::new(&path, "").expected("a trainer's state").found(e).format())?;
+        .map_err(|e| Finding::new(&path, "").expected("a trainer's state").found(crate::json::plain(&e)).format())?;
     let adapter = TrainedAdapter::open(folder)?;
     let path = folder.join("optimizer.safetensors");
     let file = SafetensorsFile::open(&path)?;

@@ -18,12 +18,12 @@ pub(super) fn is_plain(name: &str) -> bool {
     name.split('/').all(part) && !name.contains(['\\', ':']) && !name.contains(char::is_control)
 }
 
-/// Whether a name can stand in an address as it is. Files that a conversion asks for all can.
+/// Whether a name needs no escapes in a web address. All files that a conversion needs have such names.
 fn is_simple(name: &str) -> bool {
     is_plain(name) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
 }
 
-/// The files to fetch before the weights: what says which weights there are comes first.
+/// The files to download before the weights, beginning with those that list the weight files.
 pub(super) fn companions(names: &[String]) -> Vec<&str> {
     let wanted = |name: &&str| {
         let at_root = !name.contains('/') && !name.starts_with('.');
@@ -35,14 +35,14 @@ pub(super) fn companions(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).filter(wanted).collect()
 }
 
-/// What holds a repository's weights.
+/// The files that hold a repository's weights.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Weights {
     /// Files by their names: one, shards without an index, or an adapter's.
     Files(Vec<String>),
     /// Shards that this index names.
     Indexed(&'static str),
-    /// GGUF files alone, of which one is to be chosen.
+    /// Only GGUF files, of which the user has to choose one.
     Gguf(Vec<String>),
 }
 
@@ -81,7 +81,7 @@ pub(super) fn weights(names: &[String]) -> Weights {
     Weights::Gguf(all(&|name| name.ends_with(".gguf")))
 }
 
-/// What `NAME-00001-of-00003.gguf` says: the name without the part's number, and how many there are.
+/// Takes `NAME-00001-of-00003.gguf` apart: the name without the part's number, and the number of parts.
 fn split(name: &str) -> Option<(&str, &str)> {
     let stem = name.strip_suffix(".gguf")?;
     let (rest, of) = stem.rsplit_once("-of-")?;
@@ -90,7 +90,7 @@ fn split(name: &str) -> Option<(&str, &str)> {
     (digits(part) && digits(of)).then_some((stem, of))
 }
 
-/// The parts of a split GGUF whose part `name` is, among `names`; itself where it isn't split.
+/// All parts, among `names`, of the split GGUF that `name` is a part of; only `name` where it isn't split.
 pub(super) fn parts(name: &str, names: &[String]) -> Vec<String> {
     match split(name) {
         None => vec![name.to_owned()],

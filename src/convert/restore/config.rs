@@ -139,11 +139,12 @@ impl Writer<'_> {
             Key::HeadDim => {
                 let (width, values) = (self.count("attention.key_length")?, self.count("attention.value_length")?);
                 if width != values {
+                    let shown = |count: Option<_>| count.map_or("none".to_owned(), |count| format!("{count}"));
                     return Err(self
                         .metadata
                         .finding(&self.full("attention.value_length"))
-                        .expected(format_args!("{width:?}, as attention.key_length"))
-                        .found(format_args!("{values:?}"))
+                        .expected(format_args!("{}, as attention.key_length", shown(width)))
+                        .found(shown(values))
                         .unsupported());
                 }
                 if let Some(width) = width {

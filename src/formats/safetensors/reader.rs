@@ -12,6 +12,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use super::MAX_HEADER_BYTES;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
+use crate::json;
 use crate::source::{MappedFile, Source, TensorInfo, show_shape};
 
 /// The entry of the header that isn't a tensor.
@@ -47,7 +48,8 @@ impl SafetensorsFile {
                 .with_hint("is the download complete, and is it a safetensors file?"));
         }
         let (header, data) = rest.split_at(length as usize);
-        let header: Header = serde_json::from_slice(header).map_err(|e| bad(&"a JSON object of tensors", &e))?;
+        let header: Header =
+            serde_json::from_slice(header).map_err(|e| bad(&"a JSON object of tensors", &json::plain(&e)))?;
         let mut tensors = Vec::with_capacity(header.tensors.len());
         let mut ranges = Vec::with_capacity(header.tensors.len());
         let mut names = HashSet::with_capacity(header.tensors.len());

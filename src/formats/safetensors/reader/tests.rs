@@ -126,13 +126,33 @@ fn refuses_headers_that_are_not_tensors_in_json() {
         (odd(r#"{"dtype":"F32","dtype":"F16","shape":[],"data_offsets":[0,4]}"#), &[0; 4], "duplicate field `dtype`"),
         (odd(r#"{"dtype":"F32","shape":[],"data_offsets":[0,4],"strides":[2]}"#), &[0; 4], "unknown field `strides`"),
         (odd(r#"{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#), &[0; 4], "in \"w\": unknown field `a`"),
-        (one("F32", "[true]", "[0,4]"), &[0; 4], "in \"w\": invalid type: boolean `true`, expected usize"),
-        (one("F32", "[-1]", "[0,4]"), &[0; 4], "in \"w\": invalid value: integer `-1`, expected usize"),
-        (one("F32", "[1.0]", "[0,4]"), &[0; 4], "in \"w\": invalid type: floating point `1.0`, expected usize"),
-        (one("F32", "[\"1\"]", "[0,4]"), &[0; 4], "in \"w\": invalid type: string \"1\", expected usize"),
+        (
+            one("F32", "[true]", "[0,4]"),
+            &[0; 4],
+            "in \"w\": invalid type: boolean `true`, expected a whole number that is not negative",
+        ),
+        (
+            one("F32", "[-1]", "[0,4]"),
+            &[0; 4],
+            "in \"w\": invalid value: integer `-1`, expected a whole number that is not negative",
+        ),
+        (
+            one("F32", "[1.0]", "[0,4]"),
+            &[0; 4],
+            "in \"w\": invalid type: floating point `1.0`, expected a whole number that is not negative",
+        ),
+        (
+            one("F32", "[\"1\"]", "[0,4]"),
+            &[0; 4],
+            "in \"w\": invalid type: string \"1\", expected a whole number that is not negative",
+        ),
         (one("F32", "1", "[0,4]"), &[0; 4], "in \"w\": invalid type: integer `1`, expected a sequence"),
         (one("F32", "[18446744073709551616]", "[0,4]"), &[0; 4], "in \"w\": invalid type: floating point"),
-        (one("F32", "[1]", "[-4,0]"), &[0; 4], "in \"w\": invalid value: integer `-4`, expected usize"),
+        (
+            one("F32", "[1]", "[-4,0]"),
+            &[0; 4],
+            "in \"w\": invalid value: integer `-4`, expected a whole number that is not negative",
+        ),
         (one("F32", "[1]", "[0]"), &[0; 4], "in \"w\": invalid length 1, expected a tuple of size 2"),
         (one("F32", "[1]", "[0,4,8]"), &[0; 4], "in \"w\""),
         (
