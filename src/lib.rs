@@ -20,6 +20,7 @@ pub mod linalg;
 pub mod merge;
 #[cfg(feature = "train")]
 pub mod model;
+pub mod output;
 pub mod plan;
 pub mod quant;
 pub mod quantize;

@@ -72,9 +72,7 @@ impl Lora {
     /// # Errors
     /// [`crate::Error::Exists`], [`crate::Error::Io`], [`crate::Error::NotFinite`].
     pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
-        let staging = Staging::folder(folder, overwrite)?;
-        self.write_into(&staging)?;
-        staging.commit()
+        self.output().write(&Destination { overwrite, ..Destination::new(folder) }, &|_| ()).map(drop)
     }
 
     /// Writes the LoRA's two files into `folder`, where other files may be, each by a rename.
@@ -85,12 +83,9 @@ impl Lora {
         tensors::replace_adapter(&self.config.to_json(), &self.tensors, folder)
     }
 
-    /// Writes the LoRA's two files into a folder that is being staged.
-    ///
-    /// # Errors
-    /// As [`Lora::save`].
-    pub fn write_into(&self, staging: &Staging) -> Result<()> {
-        write_adapter(&self.config.to_json(), &self.tensors, staging)
+    /// The LoRA's folder, as [`Lora::save`] writes it.
+    pub fn output(&self) -> Output {
+        adapter_output(&self.config.to_json(), &self.tensors)
     }
 
     /// The linear layers that it adapts, in the order in which a forward pass calls them.

@@ -6,19 +6,17 @@ use anyhow::{Context, Result};
 use atombank::bank::gguf as bank;
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::lora::LoraBase;
-use atombank::convert::{
-    ConvertOptions, GeneralOptions, Gguf, Input, OutType, Restored, Sidecars, from_gguf, generic, lora,
-    safetensors_metadata, to_gguf,
-};
+use atombank::convert::{ConvertOptions, GeneralOptions, Input, OutType, from_gguf, generic, lora, to_gguf};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
 use atombank::formats::gguf::Override;
+use atombank::output::{Output, Sidecars, safetensors_metadata};
 use atombank::plan::Plan;
 use clap::Args;
 
+use super::Common;
 use super::input::found;
 use super::output::{Kind, OutputArgs, print_notes};
-use super::{Common, progress};
 
 /// Arguments of `convert`.
 #[derive(Args)]
@@ -111,7 +109,7 @@ impl Job<'_> {
         print_notes(&left_out.collect::<Vec<_>>(), common);
         if self.output.kind() != Kind::Gguf {
             let plan = self.output.typed(folder.weights())?;
-            return self.output.write_tensors(&plan, &folder.beside(&plan)?, common);
+            return self.output.write_output(self.output.tensors(folder.output(plan)?), common);
         }
         let options = ConvertOptions {
             outtype: self.output.outtype()?,
@@ -126,11 +124,7 @@ impl Job<'_> {
             overrides: self.args.overrides()?,
         };
         match to_gguf(folder, folder.weights(), &options)? {
-            Some(made) => {
-                let Gguf { metadata, plan, notes } = self.output.quantize(made, &options.overrides)?;
-                print_notes(&notes, common);
-                self.output.write_gguf(&metadata, &plan, common)
-            }
+            Some(made) => self.output.write_output(self.output.quantize(made, &options.overrides)?, common),
             None => self.generic(folder.path(), folder.weights(), common),
         }
     }
@@ -144,7 +138,10 @@ impl Job<'_> {
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
                 Err(finding.found("tensors alone").hint(hint).mismatch().into())
             }
-            Kind::Safetensors | Kind::Pytorch => self.output.write_tensors(&self.output.typed(plan)?, &[], common),
+            Kind::Safetensors | Kind::Pytorch => {
+                let output = Output::folder("model", self.output.typed(plan)?);
+                self.output.write_output(self.output.tensors(output), common)
+            }
         }
     }
 
@@ -162,13 +159,20 @@ impl Job<'_> {
         // What no matrix of a known model is, is not cast by itself either.
         let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         let outtype = asked.and_then(|outtype| outtype.dtype(plan));
-        let (mut metadata, plan) = generic::to_gguf(from, plan, &beside, outtype)?;
-        for single in self.args.overrides()? {
-            single.apply(&mut metadata)?;
-        }
+        let mut made = generic::to_gguf(from, plan, &beside, outtype)?;
+        self.override_keys(&mut made)?;
         notes.push("no table for this model's class: written as a generic GGUF, which llama.cpp can't run".to_owned());
-        print_notes(&notes, common);
-        self.output.write_gguf(&metadata, &plan, common)
+        made.notes = notes;
+        self.output.write_output(made, common)
+    }
+
+    fn override_keys(&self, made: &mut Output) -> Result<()> {
+        for single in self.args.overrides()? {
+            if let Some(metadata) = made.metadata_mut() {
+                single.apply(metadata)?;
+            }
+        }
+        Ok(())
     }
 
     /// A GGUF to anything.
@@ -178,66 +182,41 @@ impl Job<'_> {
         if self.output.kind() == Kind::Gguf {
             if let Some(file_type) = self.output.quantized()? {
                 let made = self.output.recipe.quantize(file_type, metadata, &taken, &self.args.overrides()?)?;
-                print_notes(&made.notes, common);
-                return self.output.write_gguf(&made.metadata, &made.plan, common);
+                return self.output.write_output(made, common);
             }
             self.output.check_gguf_again(&self.input)?;
-            let mut metadata = metadata.clone();
-            for single in self.args.overrides()? {
-                single.apply(&mut metadata)?;
-            }
             let plan = if self.args.vocab_only { Plan::default() } else { taken };
-            return self.output.write_gguf(&metadata, &plan, common);
+            let mut made = Output::gguf(metadata.clone(), plan, Vec::new());
+            self.override_keys(&mut made)?;
+            return self.output.write_output(made, common);
         }
         if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
             let unpacked = lora::from_gguf(metadata, &taken, &self.lora_base()?.base())?;
-            print_notes(&unpacked.notes, common);
-            if self.output.dry_run {
-                return self.output.write_tensors(&unpacked.tensors, &[], common);
-            }
-            let (bar, report) = progress::writing(common.quiet);
-            unpacked.write(self.output.folder()?, self.output.options(), &report)?;
-            bar.finish_and_clear();
-            return Ok(());
+            return self.output.write_output(unpacked.output(), common);
         }
         let outtype = self.output.outtype()?.dtype(&taken);
-        if let Some(Restored { config, plan, mut files, notes }) = from_gguf(model, outtype)? {
-            print_notes(&notes, common);
-            let text = serde_json::to_string_pretty(&config)? + "\n";
-            files.push(("config.json".to_owned(), text.into_bytes()));
-            return self.output.write_tensors(&plan, &files, common);
+        if let Some((_, restored)) = from_gguf(model, outtype)? {
+            return self.output.write_output(self.output.tensors(restored), common);
         }
-        let (bar, report) = progress::writing(common.quiet);
-        let output = &self.output;
         match metadata.text("general.architecture")? {
             generic::ARCHITECTURE => {
                 let unpacked = generic::from_gguf(metadata, &taken)?;
-                print_notes(&unpacked.notes, common);
-                if output.kind() == Kind::Pytorch || output.is_file() || output.dry_run {
-                    let (weights, texts) = (output.typed(&unpacked.weights)?, unpacked.beside.safetensors_metadata);
-                    return output.write_tensors_with(&weights, &[], texts, common);
-                }
-                unpacked.write(output.folder()?, output.shard_size, output.options(), &report)?;
+                let output = match self.output.kind() == Kind::Pytorch || self.output.is_file() {
+                    true => {
+                        let plan = self.output.typed(&unpacked.plan)?;
+                        self.output.contained(Output { plan, ..unpacked })
+                    }
+                    false => unpacked.sharded(self.output.shard_size),
+                };
+                self.output.write_output(output, common)
             }
-            bank::ARCHITECTURE => {
-                let unpacked = bank::from_gguf(metadata, &taken)?;
-                print_notes(&unpacked.notes, common);
-                if output.dry_run {
-                    return output.write_tensors(&unpacked.tensors, &[], common);
-                }
-                unpacked.write(output.folder()?, output.options(), &report)?;
-            }
+            bank::ARCHITECTURE => self.output.write_output(bank::from_gguf(metadata, &taken)?.output(), common),
             other => {
-                return Err(metadata
-                    .finding("general.architecture")
-                    .expected("an architecture that this version has a table for, or generic")
-                    .found(format!("{other:?}"))
-                    .unsupported()
-                    .into());
+                let finding = metadata.finding("general.architecture");
+                let expected = "an architecture that this version has a table for, or generic";
+                Err(finding.expected(expected).found(format!("{other:?}")).unsupported().into())
             }
         }
-        bar.finish_and_clear();
-        Ok(())
     }
 
     /// An adapter folder to GGUF.
@@ -248,7 +227,7 @@ impl Job<'_> {
         }
         self.check_plain("a model")?;
         let bank = read_is_bank(&self.input)?;
-        let (mut metadata, plan, notes) = match bank {
+        let (metadata, plan, notes) = match bank {
             true => bank::to_gguf(&self.input)?,
             // An adapter's factors are small, and the reference keeps them in F32.
             false => lora::to_gguf(
@@ -260,11 +239,9 @@ impl Job<'_> {
                 },
             )?,
         };
-        for single in self.args.overrides()? {
-            single.apply(&mut metadata)?;
-        }
-        print_notes(&notes, common);
-        self.output.write_gguf(&metadata, &plan, common)
+        let mut made = Output::gguf(metadata, plan, notes);
+        self.override_keys(&mut made)?;
+        self.output.write_output(made, common)
     }
 
     /// Mixtures are of models that llama.cpp knows: their tensors' names say what they are.

@@ -77,7 +77,7 @@ pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
     if let Some(name) = hub_name {
         lora.config.insert("base_model_name_or_path".to_owned(), name.into());
     }
-    args.output.write_lora(&lora, common)?;
+    args.output.write_output(lora.output(), common)?;
     match args.json {
         true => print_json(&extraction)?,
         false => print_table(&extraction, &args.output.output),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::imatrix::{Form, Settings, measure, read_text};
 use atombank::model::{LanguageModel, Residence};
-use atombank::plan::{self, Staging};
+use atombank::output::Destination;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
@@ -67,7 +67,10 @@ impl ImatrixArgs {
 
 pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
     // What can't be written is better known before the computation than after it.
-    let staging = Staging::file(&args.output, args.overwrite)?;
+    let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
+    if !args.overwrite && args.output.symlink_metadata().is_ok() {
+        return Err(atombank::Error::Exists(args.output.clone()).into());
+    }
     let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Err(error) = std::fs::read_dir(folder) {
         return Err(atombank::Error::Io { path: folder.to_owned(), action: "open", error }.into());
@@ -84,9 +87,7 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         bar.set_length(total);
         bar.set_position(done);
     })?;
-    let (plan, layout) = measured.plan(&args.output, args.form())?;
-    plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {})?;
-    staging.commit()?;
+    measured.output(&args.output, args.form())?.write(&to, &|_| ())?;
     bar.finish_and_clear();
     Ok(())
 }

@@ -8,13 +8,14 @@ use anyhow::Result;
 use atombank::adapter;
 use atombank::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::{Gguf, Input, Restored, from_gguf, with_changed};
+use atombank::convert::{Input, from_gguf, with_changed};
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
 use atombank::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
 };
 use atombank::merge::{Merged, Truncation, rounding, with_adapters};
+use atombank::output::Output;
 use atombank::plan::Plan;
 use clap::Args;
 
@@ -130,31 +131,29 @@ impl MergeArgs {
         let to_gguf = self.output.kind() == Kind::Gguf;
         let taken: Plan = model.tensors().iter().cloned().collect();
         let outtype = if to_gguf { Some(atombank::DType::F32) } else { self.output.outtype()?.dtype(&taken) };
-        let Some(Restored { mut config, plan, mut files, notes }) = from_gguf(model, outtype)? else {
+        let Some((mut config, restored)) = from_gguf(model, outtype)? else {
             let finding =
                 metadata.finding("general.architecture").expected("an architecture this version has a table for");
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported().into());
         };
-        let base = Base::new(model.path(), &config, &plan).retyped();
+        let base = Base::new(model.path(), &config, &restored.plan).retyped();
         if self.output.kind() == Kind::Lora {
             return self.one_lora(&base, others, common);
         }
-        let (merged, truncations) = self.merged(&base, &plan, others, common)?;
+        let (merged, truncations) = self.merged(&base, &restored.plan, others, common)?;
         if merged.untied {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }
         if !to_gguf {
-            print_notes(&notes, common);
-            files.push(("config.json".to_owned(), (serde_json::to_string_pretty(&config)? + "\n").into_bytes()));
-            self.output.write_tensors(&merged.plan, &files, common)?;
+            let mut output = Output { plan: merged.plan, ..restored };
+            output.put_json("config.json", &config);
+            self.output.write_output(self.output.tensors(output), common)?;
             return Ok(truncations);
         }
         let plan = with_changed(model, &config, &merged.plan, &merged.changed)?;
         if self.output.quantized()?.is_some() {
-            let made = Gguf { metadata: metadata.clone(), plan, notes: Vec::new() };
-            let Gguf { metadata, plan, notes } = self.output.quantize(made, &[])?;
-            print_notes(&notes, common);
-            self.output.write_gguf(&metadata, &plan, common)?;
+            let made = Output::gguf(metadata.clone(), plan, Vec::new());
+            self.output.write_output(self.output.quantize(made, &[])?, common)?;
             return Ok(truncations);
         }
         self.output.check_gguf_again(model.path())?;
@@ -163,7 +162,7 @@ impl MergeArgs {
         {
             print_notes(&[rounding.to_string()], common);
         }
-        self.output.write_gguf(metadata, &plan, common)?;
+        self.output.write_output(Output::gguf(metadata.clone(), plan, Vec::new()), common)?;
         Ok(truncations)
     }
 
@@ -225,7 +224,7 @@ impl MergeArgs {
         };
         let (updates, truncations) = self.combined(method, &adapters, others, common)?;
         let lora = NewLora::new(base, &updates, Vec::new(), self.output.lora_type()?)?;
-        self.output.write_lora(&lora, common)?;
+        self.output.write_output(lora.output(), common)?;
         Ok(truncations)
     }
 

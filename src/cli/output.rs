@@ -1,19 +1,15 @@
 //! Arguments of commands that write a checkpoint, and the writing itself.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::DType;
-use atombank::adapter::peft::NewLora;
-use atombank::checkpoint::{Checkpoint, write_folder};
-use atombank::convert::{
-    ConvertOptions, Gguf, OutType, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata, to_gguf,
-};
+use atombank::checkpoint::Checkpoint;
+use atombank::convert::{ConvertOptions, OutType, PYTORCH_EXTENSIONS, to_gguf};
 use atombank::error::Finding;
 use atombank::formats::gguf::Override;
-use atombank::formats::{gguf, pytorch, safetensors};
-use atombank::plan::{self, Layout, Plan, Staging};
+use atombank::output::{Container, Destination, Form, Output, metadata_left_out, safetensors_metadata};
+use atombank::plan::Plan;
 use atombank::quantize::FileType;
 use clap::{Args, ValueEnum};
 
@@ -77,14 +73,10 @@ pub(crate) struct OutputArgs {
 }
 
 impl OutputArgs {
-    /// How the plan is run.
-    pub(crate) fn options(&self) -> plan::Options {
-        plan::Options { max_memory_bytes: self.max_memory }
-    }
-
-    /// Where a folder is written until it is complete.
-    pub(crate) fn folder(&self) -> atombank::Result<Staging> {
-        Ok(Staging::folder(&self.output, self.overwrite)?.sync(self.sync))
+    /// Where the output goes, and how it is written.
+    pub(crate) fn destination(&self) -> Destination {
+        let (path, max_memory) = (self.output.clone(), self.max_memory);
+        Destination { path, overwrite: self.overwrite, sync: self.sync, max_memory }
     }
 
     /// What is to be written.
@@ -190,7 +182,7 @@ impl OutputArgs {
     }
 
     /// The GGUF of a model whose class has a counterpart there.
-    pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
+    pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
         let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
             let finding = Finding::new(folder.path().join("config.json"), "architectures");
@@ -200,23 +192,18 @@ impl OutputArgs {
     }
 
     /// `made` as the mixture that was asked for, or as it is where none was.
-    pub(crate) fn quantize(&self, made: Gguf, overrides: &[Override]) -> Result<Gguf> {
-        let Some(file_type) = self.quantized()? else { return Ok(made) };
-        let Gguf { metadata, plan, mut notes } = made;
-        let quantized = self.recipe.quantize(file_type, &metadata, &plan, overrides)?;
-        notes.extend(quantized.notes);
-        Ok(Gguf { metadata: quantized.metadata, plan: quantized.plan, notes })
+    pub(crate) fn quantize(&self, made: Output, overrides: &[Override]) -> Result<Output> {
+        let (Some(file_type), Some(metadata)) = (self.quantized()?, made.metadata()) else { return Ok(made) };
+        let quantized = self.recipe.quantize(file_type, metadata, &made.plan, overrides)?;
+        Ok(Output { notes: [made.notes, quantized.notes].concat(), ..quantized })
     }
 
     /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
     pub(crate) fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
         if self.kind() == Kind::Gguf {
-            let Gguf { metadata, plan, notes } = self.gguf(folder, plan)?;
-            print_notes(&notes, common);
-            return self.write_gguf(&metadata, &plan, common);
+            return self.write_output(self.gguf(folder, plan)?, common);
         }
-        let plan = self.typed(plan)?;
-        self.write_tensors(&plan, &folder.beside(&plan)?, common)
+        self.write_output(self.tensors(folder.output(self.typed(plan)?)?), common)
     }
 
     /// The type of a LoRA's factors: f32 unless another was asked for.
@@ -225,94 +212,48 @@ impl OutputArgs {
         Ok(asked.and_then(|outtype| outtype.dtype(&Plan::default())).unwrap_or(DType::F32))
     }
 
-    /// Writes a LoRA's folder.
-    pub(crate) fn write_lora(&self, lora: &NewLora, common: &Common) -> Result<()> {
-        if self.dry_run {
-            let layout = safetensors::layout(&lora.tensors.tensors, "adapter_model", u64::MAX)?;
-            return dry_run(&lora.tensors, &layout, &self.output);
-        }
-        let (bar, report) = progress::writing(common.quiet);
-        lora.write(self.folder()?, self.options(), &report)?;
-        bar.finish_and_clear();
-        Ok(())
-    }
-
-    /// Writes a GGUF, in one file or split.
-    pub(crate) fn write_gguf(&self, metadata: &gguf::Metadata, plan: &Plan, common: &Common) -> Result<()> {
-        let limits = gguf::SplitLimits {
-            max_tensors: self.split_max_tensors,
-            max_bytes: self.split_max_size,
-            ..gguf::SplitLimits::default()
-        };
-        let stem = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let layout = gguf::split_layout(metadata, &plan.tensors, &stem, limits)?;
-        let staging = |layout: &Layout| match layout.files.as_slice() {
-            [_] => Staging::file(&self.output, self.overwrite),
-            files => {
-                let folder = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                Staging::files(folder, files.iter().map(|file| file.name.as_path()), self.overwrite)
-            }
-        };
-        self.run(plan, &layout, staging, common)
-    }
-
-    /// Writes tensors in the kind that was asked for: a folder with `files` beside the weights, or
-    /// one file of tensors alone. What their sources say beside them goes along.
-    pub(crate) fn write_tensors(&self, plan: &Plan, files: &[(String, Vec<u8>)], common: &Common) -> Result<()> {
+    /// A folder of tensors in the kind that was asked for: a folder, or one file of tensors alone. What the tensors'
+    /// sources say beside them goes along.
+    pub(crate) fn tensors(&self, mut output: Output) -> Output {
         let mut notes = Vec::new();
-        let metadata = safetensors_metadata(plan, &mut notes);
-        print_notes(&notes, common);
-        self.write_tensors_with(plan, files, metadata, common)
+        output.sidecars.safetensors_metadata = safetensors_metadata(&output.plan, &mut notes);
+        output.notes.extend(notes);
+        self.contained(output)
     }
 
-    /// As [`OutputArgs::write_tensors`], with a `__metadata__` of one's own.
-    pub(crate) fn write_tensors_with(
-        &self,
-        plan: &Plan,
-        files: &[(String, Vec<u8>)],
-        mut metadata: BTreeMap<String, String>,
-        common: &Common,
-    ) -> Result<()> {
-        let single = self.is_file();
-        let shard_bytes = if single { u64::MAX } else { self.shard_size };
-        let layout = match self.kind() {
+    /// As [`OutputArgs::tensors`], with the `__metadata__` that the output has.
+    pub(crate) fn contained(&self, mut output: Output) -> Output {
+        let container = match self.kind() {
             Kind::Pytorch => {
-                print_notes(&metadata_left_out(&metadata), common);
-                pytorch::layout(&plan.tensors, "pytorch_model", shard_bytes)?
+                output.notes.extend(metadata_left_out(&output.sidecars.safetensors_metadata));
+                Container::Pytorch
             }
-            Kind::Lora => safetensors::layout(&plan.tensors, "adapter_model", u64::MAX)?,
             _ => {
                 // transformers has long refused files that don't say it.
-                metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-                safetensors::layout_with_metadata(&plan.tensors, "model", shard_bytes, &metadata)?
+                let texts = &mut output.sidecars.safetensors_metadata;
+                texts.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+                Container::Safetensors
             }
         };
-        if single {
-            return self.run(plan, &layout, |_| Staging::file(&self.output, self.overwrite), common);
-        }
-        if self.dry_run {
-            return dry_run(plan, &layout, &self.output);
-        }
-        let (bar, report) = progress::writing(common.quiet);
-        write_folder(plan, &layout, files, self.folder()?, self.options(), &report)?;
-        bar.finish_and_clear();
-        Ok(())
+        let stem = if container == Container::Pytorch { "pytorch_model" } else { "model" }.to_owned();
+        output.form = match self.is_file() {
+            true => Form::File(container),
+            false => Form::Folder { container, stem, shard_bytes: self.shard_size },
+        };
+        output
     }
 
-    fn run(
-        &self,
-        plan: &Plan,
-        layout: &Layout,
-        staging: impl FnOnce(&Layout) -> atombank::Result<Staging>,
-        common: &Common,
-    ) -> Result<()> {
-        if self.dry_run {
-            return dry_run(plan, layout, &self.output);
+    /// Writes what a job has made, or prints what would be written.
+    pub(crate) fn write_output(&self, mut output: Output, common: &Common) -> Result<()> {
+        print_notes(&output.notes, common);
+        if let Form::Gguf { split, .. } = &mut output.form {
+            (split.max_tensors, split.max_bytes) = (self.split_max_tensors, self.split_max_size);
         }
-        let staging = staging(layout)?.sync(self.sync);
+        if self.dry_run {
+            return print_description(&output, &self.output);
+        }
         let (bar, report) = progress::writing(common.quiet);
-        plan::execute(plan, layout, &staging, self.options(), &report)?;
-        staging.commit()?;
+        output.write(&self.destination(), &report)?;
         bar.finish_and_clear();
         Ok(())
     }
@@ -327,27 +268,28 @@ pub(crate) fn print_notes(notes: &[String], common: &Common) {
     }
 }
 
-/// Prints the plan: every tensor with type, shape and place.
-fn dry_run(plan: &Plan, layout: &Layout, output: &Path) -> Result<()> {
-    plan.check()?;
-    let several = layout.files.len() > 1;
-    for (tensor, place) in plan.tensors.iter().zip(&layout.places) {
-        let file = if several { format!("{:>4} ", place.file + 1) } else { String::new() };
+/// Prints what would be written: every tensor with type, shape and place.
+fn print_description(output: &Output, target: &Path) -> Result<()> {
+    let description = output.describe(target)?;
+    let files: Vec<_> = description.files.iter().filter(|file| !file.beside).collect();
+    let several = files.len() > 1;
+    for tensor in &description.tensors {
+        let file = if several { format!("{:>4} ", tensor.file + 1) } else { String::new() };
         println!(
             "{file}{:<6} {:<20} {:>14} {}",
             tensor.dtype,
             format!("{:?}", tensor.shape),
-            place.offset,
+            tensor.offset,
             tensor.name
         );
     }
     if several {
-        for file in &layout.files {
-            println!("{}: {} bytes", file.name.display(), file.byte_len);
+        for file in &files {
+            println!("{}: {} bytes", file.name, file.bytes);
         }
     }
-    let bytes: u64 = layout.files.iter().map(|f| f.byte_len).sum();
-    println!("{}: {} tensors, {} files, {bytes} bytes", output.display(), plan.tensors.len(), layout.files.len());
+    let (tensors, bytes) = (description.tensors.len(), description.bytes);
+    println!("{}: {tensors} tensors, {} files, {bytes} bytes", target.display(), files.len());
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Common;
-use super::output::{Kind, OutputArgs, print_notes};
+use super::output::{Kind, OutputArgs};
 
 /// Arguments of `quantize`.
 #[derive(Args)]
@@ -41,8 +41,7 @@ pub(crate) fn run(args: &QuantizeArgs, common: &Common) -> Result<()> {
     let model = GgufModel::open(&args.input)?;
     let taken: Plan = model.tensors().iter().cloned().collect();
     let made = args.output.recipe.quantize(file_type, model.metadata(), &taken, &overrides)?;
-    print_notes(&made.notes, common);
-    args.output.write_gguf(&made.metadata, &made.plan, common)
+    args.output.write_output(made, common)
 }
 
 impl QuantizeArgs {

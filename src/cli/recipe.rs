@@ -6,8 +6,9 @@ use anyhow::Result;
 use atombank::formats::gguf::Metadata;
 use atombank::formats::gguf::Override;
 use atombank::imatrix::ImportanceMatrix;
+use atombank::output::Output;
 use atombank::plan::Plan;
-use atombank::quantize::{FileType, Led, Quantized, Recipe, TensorTypeRule, parse_layers, parse_tensor_type, quantize};
+use atombank::quantize::{FileType, Led, Recipe, TensorTypeRule, parse_layers, parse_tensor_type, quantize};
 use clap::Args;
 
 /// How a model is quantized.
@@ -108,7 +109,7 @@ impl RecipeArgs {
         metadata: &Metadata,
         tensors: &Plan,
         overrides: &[Override],
-    ) -> Result<Quantized> {
+    ) -> Result<Output> {
         let recipe = self.recipe(file_type)?;
         let mut matrix = self.imatrix.as_deref().map(ImportanceMatrix::open).transpose()?;
         if let Some(matrix) = &mut matrix {

@@ -24,12 +24,9 @@ use super::prune::{Pruning, write_block_count};
 use super::tensor_type::{divides, is_quantization_target, needs_importance, that_fits};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
-use crate::formats::gguf::Metadata;
+use crate::formats::gguf::{Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY};
 use crate::quant::can_decode;
 use crate::source::TensorInfo;
-
-/// The version of ggml's blocks (`GGML_QNT_VERSION`).
-const QUANTIZATION_VERSION: u32 = 2;
 
 /// A file type and what the options of llama-quantize say about it.
 #[derive(Debug, Clone)]
@@ -176,9 +173,8 @@ impl Recipe {
     /// COPY leaves a file type as it is, and none where there was none.
     pub fn write_type(&self, metadata: &mut Metadata) {
         const FILE_TYPE: &str = "general.file_type";
-        const VERSION: &str = "general.quantization_version";
-        metadata.remove(VERSION);
-        metadata.insert(VERSION, QUANTIZATION_VERSION);
+        metadata.remove(QUANTIZATION_VERSION_KEY);
+        metadata.insert(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION);
         let old = metadata.remove(FILE_TYPE);
         if let Some(value) = self.file_type.number().map(Into::into).or(old) {
             metadata.insert(FILE_TYPE, value);

@@ -10,12 +10,12 @@ use std::str::FromStr;
 
 use serde_json::Value as Json;
 
-use super::{Array, Metadata, Value, ValueType};
+use super::{Array, Metadata, QUANTIZATION_VERSION_KEY, Value, ValueType};
 use crate::error::{Error, Finding, Result};
 
 /// Keys that say how the tensors are stored: another value would make the file a lie about them.
 const FIXED: &[(&str, &str)] = &[
-    ("general.quantization_version", "blocks are written in the version that the file says"),
+    (QUANTIZATION_VERSION_KEY, "blocks are written in the version that the file says"),
     ("split.no", "files are split by the options for it"),
     ("split.count", "files are split by the options for it"),
     ("split.tensors.count", "files are split by the options for it"),
