@@ -15,6 +15,7 @@ pub mod error;
 pub mod formats;
 pub mod imatrix;
 pub(crate) mod json;
+pub mod jobs;
 pub mod kernel;
 pub mod linalg;
 pub mod merge;

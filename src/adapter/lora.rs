@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::tensors::{
     self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, add_fresh_factors, check_factor_names, check_factor_shapes,
-    read_tensors, write_adapter,
+    adapter_output, read_tensors,
 };
 use super::{HostTensor, LoraConfig, Tensors};
 use crate::arch::{LinearLayer, ModelConfig};
@@ -13,7 +13,8 @@ use crate::error::{Finding, Result};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
 use crate::linalg::Random;
-use crate::plan::{Plan, Staging};
+use crate::output::{Destination, Output};
+use crate::plan::Plan;
 use crate::source::Source;
 
 /// A plain LoRA: its settings and its factors, by their names in its file.

@@ -8,13 +8,14 @@ use serde_json::{Map, Value};
 use super::BankConfig;
 use crate::adapter::{
     CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, check_factor_names, check_factor_shapes,
-    read_tensors, replace_adapter, scale, write_adapter,
+    read_tensors, replace_adapter, scale, adapter_output,
 };
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::error::{Finding, Result};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
-use crate::plan::{Plan, Staging};
+use crate::output::{Destination, Output};
+use crate::plan::Plan;
 use crate::source::{Source, show_shape};
 
 /// `peft_type` of an atom bank.

@@ -7,6 +7,11 @@ use atombank::checkpoint::hub;
 
 use super::{Common, progress};
 
+/// The path of an input.
+pub(crate) fn found_path(input: &str, common: &Common) -> Result<PathBuf> {
+    Ok(found(input, common)?.0)
+}
+
 /// The path of an input, and its name on the hub where it is from there.
 pub(crate) fn found(input: &str, common: &Common) -> Result<(PathBuf, Option<String>)> {
     if !hub::is_hub_name(input) {

@@ -17,6 +17,7 @@ mod input;
 mod inspect;
 mod merge;
 mod output;
+mod print;
 mod progress;
 mod quantize;
 mod recipe;
@@ -90,7 +91,7 @@ enum Command {
     /// Measure how much each column of a model's weights matters: an importance matrix for quantization
     #[cfg(feature = "train")]
     Imatrix(imatrix::ImatrixArgs),
-    /// Convert a Hugging Face folder to GGUF
+    /// Convert models, tensors, adapters and banks: folders, safetensors, PyTorch files and GGUF, in every direction
     Convert(Box<convert::ConvertArgs>),
     /// Quantize a GGUF, as llama-quantize does
     Quantize(Box<quantize::QuantizeArgs>),
@@ -142,7 +143,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Bank(args) => bank::run(&args, &common),
         Command::Merge(args) => merge::run(&args, &common),
-        Command::Extract(args) => extract::run(*args, &common),
+        Command::Extract(args) => extract::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, &common),
         #[cfg(feature = "train")]

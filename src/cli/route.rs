@@ -17,8 +17,8 @@ use super::Common;
 #[derive(Args)]
 pub(crate) struct RequestArgs {
     /// The instruction that is fixed
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub(crate) instruction: String,
+    #[arg(long)]
+    pub(crate) instruction: Option<String>,
     /// A prompt; given several times, the mean of their routings
     #[arg(long)]
     pub(crate) prompt: Vec<String>,
@@ -40,7 +40,7 @@ pub(crate) enum By {
 impl RequestArgs {
     /// Routes what was asked for.
     pub(crate) fn route(&self, decoder: &Decoder, bank: &AtomBank, encoder: &TextEncoder) -> Result<Routes> {
-        let request = Request { instruction: self.instruction.clone(), prompts: self.prompt.clone() };
+        let request = Request { instruction: self.instruction.clone().unwrap_or_default(), prompts: self.prompt.clone() };
         Ok(route(decoder, bank, encoder, &request, self.by()).map_err(|error| match error {
             Error::Mismatch(finding) if finding.subject == PRIOR && finding.hint.is_empty() => {
                 finding.hint("pass --instruction").mismatch()

@@ -107,7 +107,7 @@ impl FromStr for OutType {
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|outtype| outtype.to_string() == text.to_ascii_lowercase()).ok_or_else(|| {
             let known = Self::ALL.map(|outtype| outtype.to_string()).join(", ");
-            Finding::new("", "outtype").expected(known).found(text).mismatch()
+            Finding::new("", "type").expected(known).found(text).setting()
         })
     }
 }
@@ -218,6 +218,6 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("outtype: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
+        assert!(error.contains("type: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
     }
 }

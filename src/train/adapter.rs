@@ -11,7 +11,7 @@ use crate::arch::ModelConfig;
 use crate::bank::{AtomBank, BankHook, LoadedBank, Regularizer};
 use crate::error::Result;
 use crate::model::{Hook, LoadedAdapter, LoraHook, ModelWeights, Sequence};
-use crate::plan::Staging;
+use crate::output::Output;
 
 /// An adapter that is trained, in memory.
 #[derive(Debug, Clone)]
