@@ -9,7 +9,6 @@ use serde_json::json;
 use super::Common;
 use super::input::found;
 use super::output::{OutputArgs, print_written};
-use super::print::println;
 use super::route::{RequestArgs, print_mean, to_json};
 
 /// Arguments of `bake`.
@@ -58,21 +57,21 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
             json!({ "max_logit_difference": a.max_logit_difference, "mean_kl": a.mean_kl,
                 "top1_agreement": a.top1, "tokens": a.tokens })
         });
-        println(serde_json::to_string_pretty(&json)?);
+        println!("{}", serde_json::to_string_pretty(&json)?);
         return Ok(());
     }
     print_mean(&made.routes);
     if let Some(a) = made.verified {
-        println(format!(
+        println!(
             "routed against baked, {} tokens: max |logit difference| {:.2e}, mean KL {:.2e}, top-1 agreement {:.1}%",
             a.tokens,
             a.max_logit_difference,
             a.mean_kl.max(0.0),
             a.top1 * 100.0
-        ));
+        );
     }
     if args.request.by() == RoutedBy::Prior {
-        println("routed by the prior alone: the difference above is to the model's own routing");
+        println!("routed by the prior alone: the difference above is to the model's own routing");
     }
     print_written(written.as_ref(), false, common);
     Ok(())

@@ -9,7 +9,6 @@ use clap::Args;
 use super::Common;
 use super::input::{found, found_path};
 use super::output::{OutputArgs, print_written};
-use super::print::println;
 
 /// Arguments of `convert`.
 #[derive(Args)]
@@ -60,7 +59,7 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     let written = args.output.write(&made, args.json, common)?;
     print_written(written.as_ref(), args.json, common);
     if let Some(written) = written.filter(|_| args.json) {
-        println(serde_json::to_string_pretty(&written)?);
+        println!("{}", serde_json::to_string_pretty(&written)?);
     }
     Ok(())
 }

@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::input::found;
 use super::output::{OutputArgs, print_written};
-use super::print::println;
 use super::{Common, progress, truncation};
 
 /// Arguments of `extract`.
@@ -81,14 +80,14 @@ fn print_json(extraction: &Extraction) -> Result<()> {
         "whole": extraction.saved.iter().map(whole).collect::<Vec<_>>(),
         "totals": extraction.totals,
     });
-    println(serde_json::to_string_pretty(&found)?);
+    println!("{}", serde_json::to_string_pretty(&found)?);
     Ok(())
 }
 
 fn print_table(extraction: &Extraction, output: &Path) {
     truncation::print_table(&extraction.modules, &extraction.saved);
     let totals = &extraction.totals;
-    println(format!(
+    println!(
         "{}: {} modules ({} unchanged), {} tensors whole, {} values, {:.1} % of the base's{}",
         output.display(),
         totals.modules,
@@ -97,5 +96,5 @@ fn print_table(extraction: &Extraction, output: &Path) {
         totals.values,
         100.0 * totals.values as f64 / totals.base_values.max(1) as f64,
         truncation::together(totals.energy.zip(totals.relative_error)),
-    ));
+    );
 }

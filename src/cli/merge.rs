@@ -11,7 +11,6 @@ use clap::Args;
 
 use super::input::found;
 use super::output::{OutputArgs, print_written};
-use super::print::println;
 use super::{Common, progress, truncation};
 use method::MethodArgs;
 
@@ -86,13 +85,13 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     if args.json {
         if let Some(written) = &written {
             let json = serde_json::json!({ "written": written, "truncations": made.truncations });
-            println(serde_json::to_string_pretty(&json)?);
+            println!("{}", serde_json::to_string_pretty(&json)?);
         }
     } else if !made.truncations.is_empty() {
         truncation::print_table(&made.truncations, &[]);
         let (output, together) =
             (args.output.output.display(), truncation::together(Truncation::together(&made.truncations)));
-        println(format!("{output}: {} modules cut to a rank{together}", made.truncations.len()));
+        println!("{output}: {} modules cut to a rank{together}", made.truncations.len());
     }
     print_written(written.as_ref(), args.json, common);
     Ok(())

@@ -1,5 +1,8 @@
 //! The command line: arguments become checked values, the library does the work, results are printed.
 
+#[macro_use]
+mod print;
+
 #[cfg(feature = "train")]
 mod bake;
 #[cfg(feature = "train")]
@@ -17,7 +20,6 @@ mod input;
 mod inspect;
 mod merge;
 mod output;
-mod print;
 mod progress;
 mod quantize;
 mod recipe;
@@ -33,6 +35,7 @@ mod truncation;
 use anyhow::Result;
 use atombank::kernel::Kernel;
 use clap::{Args, Parser, Subcommand};
+pub use print::report;
 
 /// Train atom banks (Queryable LoRA), bake them for a fixed instruction, convert checkpoints.
 #[derive(Parser)]

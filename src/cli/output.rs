@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::jobs::{OutputKind, OutputSettings};
 use atombank::error::Finding;
+use atombank::jobs::{OutputKind, OutputSettings};
 use atombank::output::{Description, Destination, Form, Output, Written};
 use clap::{Args, ValueEnum};
 
-use super::print::println;
 use super::recipe::RecipeArgs;
 use super::{Common, progress};
 
@@ -105,7 +104,7 @@ impl OutputArgs {
         if self.dry_run {
             let description = output.describe(&self.output)?;
             match json {
-                true => println(serde_json::to_string_pretty(&description)?),
+                true => println!("{}", serde_json::to_string_pretty(&description)?),
                 false => print_description(&description, &self.output),
             }
             return Ok(None);
@@ -143,7 +142,7 @@ pub(crate) fn print_written(written: Option<&Written>, json: bool, common: &Comm
         size(written.bytes),
         written.seconds
     );
-    if json { eprintln!("{line}") } else { println(line) }
+    if json { eprintln!("{line}") } else { println!("{line}") }
 }
 
 /// A number of bytes for people.
@@ -192,21 +191,21 @@ fn print_description(description: &Description, target: &Path) {
     let several = files.len() > 1;
     for tensor in &description.tensors {
         let file = if several { format!("{:>4} ", tensor.file + 1) } else { String::new() };
-        println(format!(
+        println!(
             "{file}{:<6} {:<20} {:>14} {}",
             tensor.dtype,
             format!("{:?}", tensor.shape),
             tensor.offset,
             tensor.name
-        ));
+        );
     }
     if several {
         for file in &files {
-            println(format!("{}: {} bytes", file.name, file.bytes));
+            println!("{}: {} bytes", file.name, file.bytes);
         }
     }
     let (tensors, bytes) = (description.tensors.len(), description.bytes);
-    println(format!("{}: {tensors} tensors, {} files, {bytes} bytes", target.display(), files.len()));
+    println!("{}: {tensors} tensors, {} files, {bytes} bytes", target.display(), files.len());
 }
 
 /// As [`parse_size`], and whether there was a unit.

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::Common;
 use super::input::found;
 use super::output::{OutputArgs, print_written};
-use super::print::println;
 
 /// Arguments of `quantize`.
 #[derive(Args)]
@@ -39,7 +38,7 @@ pub(crate) fn run(args: &QuantizeArgs, common: &Common) -> Result<()> {
     let written = args.output.write(&made, args.json, common)?;
     print_written(written.as_ref(), args.json, common);
     if let Some(written) = written.filter(|_| args.json) {
-        println(serde_json::to_string_pretty(&written)?);
+        println!("{}", serde_json::to_string_pretty(&written)?);
     }
     Ok(())
 }
@@ -75,24 +74,24 @@ fn print_outcomes(settings: &QuantizeSettings, outcomes: &[TensorOutcome], json:
         let json = json!({ "type": file_type.name(), "tensors": outcomes, "elements": total.elements,
             "bytes_before": total.before, "bytes": total.after, "bits_per_weight": total.bits_per_weight(),
             "needs_importance": total.needs_importance });
-        println(serde_json::to_string_pretty(&json)?);
+        println!("{}", serde_json::to_string_pretty(&json)?);
         return Ok(());
     }
     for o in outcomes {
         let shape = format!("{:?}", o.shape);
         let line =
             format!("{:<8} -> {:<8} {shape:<22} {:>13} {:>6.2} {}", o.from, o.to, o.bytes, o.bits_per_weight, o.name);
-        println(line);
+        println!("{line}");
     }
-    println(format!(
+    println!(
         "{} tensors, {} bytes -> {} bytes, {:.2} bits per weight",
         outcomes.len(),
         total.before,
         total.after,
         total.bits_per_weight()
-    ));
+    );
     if total.needs_importance {
-        println("needs an importance matrix (--imatrix)");
+        println!("needs an importance matrix (--imatrix)");
     }
     Ok(())
 }

@@ -3,14 +3,12 @@
 use atombank::merge::Truncation;
 use atombank::plan::PlannedTensor;
 
-use super::print::println;
-
 /// Prints a line for each module that was cut, and one for each tensor that goes along whole.
 pub(crate) fn print_table(modules: &[Truncation], whole: &[PlannedTensor]) {
     let names = modules.iter().map(|of| of.module.as_str()).chain(whole.iter().map(|tensor| tensor.name.as_str()));
     let width = names.map(str::len).max().unwrap_or(0);
     let line = |name: &str, shape: &str, rank: &str, energy: &str, error: &str| {
-        println(format!("{name:<width$}  {shape:<14} {rank:>5}  {energy:>8}  {error:>9}").trim_end());
+        println!("{}", format!("{name:<width$}  {shape:<14} {rank:>5}  {energy:>8}  {error:>9}").trim_end());
     };
     line("module", "shape", "rank", "energy", "error");
     for of in modules {

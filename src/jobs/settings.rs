@@ -110,7 +110,6 @@ impl OutputSettings {
     /// # Errors
     /// [`Error::Setting`], [`Error::Exists`].
     pub fn check(&self) -> Result<()> {
-        let kind = self.kind();
         if self.to.is_none()
             && let Some(known) = nearly_known_ending(&self.destination.path)
         {
@@ -137,16 +136,18 @@ impl OutputSettings {
 
     fn check_type(&self) -> Result<()> {
         let kind = self.kind();
-        for (field, given) in [
-            ("split_max_size", self.split_max_size.is_some()),
-            ("split_max_tensors", self.split_max_tensors.is_some()),
-        ] {
+        for (field, given) in
+            [("split_max_size", self.split_max_size.is_some()), ("split_max_tensors", self.split_max_tensors.is_some())]
+        {
             if given && kind != OutputKind::Gguf {
                 let finding = setting(field).expected("a GGUF").found("another output");
                 return Err(finding.hint("`shard_size` splits folders").setting());
             }
         }
-        let limits = [("split_max_size", self.split_max_size == Some(0)), ("split_max_tensors", self.split_max_tensors == Some(0))];
+        let limits = [
+            ("split_max_size", self.split_max_size == Some(0)),
+            ("split_max_tensors", self.split_max_tensors == Some(0)),
+        ];
         if let Some((field, _)) = limits.into_iter().find(|(_, zero)| *zero) {
             return Err(setting(field).expected("a number above 0").found(0).setting());
         }
@@ -251,7 +252,9 @@ impl OutputSettings {
 
     /// `made` as the mixture that was asked for, or as it is where none was; split as it was asked for.
     pub(super) fn quantize(&self, made: Output, overrides: &[Override]) -> Result<Output> {
-        let (Some(file_type), Some(metadata)) = (self.quantized()?, made.metadata()) else { return Ok(self.split(made)) };
+        let (Some(file_type), Some(metadata)) = (self.quantized()?, made.metadata()) else {
+            return Ok(self.split(made));
+        };
         let quantized = self.recipe.quantize(file_type, metadata, &made.plan, overrides)?;
         Ok(self.split(Output { notes: [made.notes, quantized.notes].concat(), ..quantized }))
     }
@@ -310,7 +313,8 @@ pub fn nearly_known_ending(path: &Path) -> Option<&'static str> {
         return None;
     }
     let before = parts.iter().rev().skip(1).find_map(|part| KNOWN[..3].iter().find(|known| *known == part));
-    let near = || KNOWN[..3].iter().find(|known| last.len() > 2 && crate::error::distance(last, known) <= 1 + known.len() / 8);
+    let near =
+        || KNOWN[..3].iter().find(|known| last.len() > 2 && crate::error::distance(last, known) <= 1 + known.len() / 8);
     before.or_else(near).copied()
 }
 

@@ -35,7 +35,8 @@ impl TensorTypeRule {
     /// [`crate::Error::Setting`] for another form, a pattern that isn't one, and types that can't be had.
     pub fn parse(argument: &str) -> Result<Self> {
         let malformed = || {
-            let finding = Finding::new("", format!("{OPTION}: {argument}")).expected("PATTERN=TYPE, such as attn_q=q8_0");
+            let finding =
+                Finding::new("", format!("{OPTION}: {argument}")).expected("PATTERN=TYPE, such as attn_q=q8_0");
             finding.found("no pattern and type").setting()
         };
         let (pattern, dtype) = argument.split_once('=').ok_or_else(malformed)?;

@@ -28,7 +28,8 @@ const POSITIONS: &str = ".rope.dimension_sections";
 pub fn parse_layers(text: &str) -> Result<BTreeSet<usize>> {
     let number = |number: &str| {
         number.parse().map_err(|_| {
-            let finding = Finding::new("", format!("{OPTION}: {text}")).expected("numbers of layers with commas between, such as 3,4,5");
+            let finding = Finding::new("", format!("{OPTION}: {text}"))
+                .expected("numbers of layers with commas between, such as 3,4,5");
             finding.found(format_args!("{number:?}")).setting()
         })
     };
@@ -176,10 +177,7 @@ mod tests {
     fn what_is_no_list_is_named() {
         for text in ["", "1,", "1;2", "-1", "1,x", "3-5", "99999999999999999999"] {
             let message = parse_layers(text).unwrap_err().to_string();
-            assert!(
-                message.contains("prune_layers: ") && message.contains("expected numbers of layers"),
-                "{message}"
-            );
+            assert!(message.contains("prune_layers: ") && message.contains("expected numbers of layers"), "{message}");
         }
     }
 }

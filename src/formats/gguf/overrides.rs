@@ -75,7 +75,8 @@ impl Override {
             return Err(finding.found("no key and value").setting());
         };
         if let Some((_, reason)) = FIXED.iter().find(|(fixed, _)| *fixed == key) {
-            let finding = Finding::new("", format!("override_key: {key}")).expected("a key that doesn't describe the tensors");
+            let finding =
+                Finding::new("", format!("override_key: {key}")).expected("a key that doesn't describe the tensors");
             return Err(finding.found(format_args!("one that does: {reason}")).setting());
         }
         let typed = rest.split_once(':').and_then(|(name, text)| {

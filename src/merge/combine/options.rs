@@ -71,8 +71,7 @@ impl Weights {
             return Err(Finding::new("", "weights").expected("finite weights").found(bad).setting());
         }
         if self.every.len() != wanted {
-            let finding =
-                Finding::new("", "weights").expected(format_args!("{wanted}, one for each that is combined"));
+            let finding = Finding::new("", "weights").expected(format_args!("{wanted}, one for each that is combined"));
             return Err(finding.found(self.every.len()).setting());
         }
         Ok(())
@@ -189,7 +188,11 @@ pub(super) fn by_name<T: Copy>(table: &[(&str, T)], name: &str) -> Result<T> {
     table.iter().find(|(known, _)| *known == name).map(|(_, method)| *method).ok_or_else(|| {
         let names: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
         let expected = format!("one of {}", names.join(", "));
-        Finding::new("", "method").expected(expected).found(format_args!("{name:?}")).did_you_mean(name, &names).setting()
+        Finding::new("", "method")
+            .expected(expected)
+            .found(format_args!("{name:?}"))
+            .did_you_mean(name, &names)
+            .setting()
     })
 }
 
@@ -205,10 +208,7 @@ mod tests {
         assert_eq!(weights.of("model.layers.0.mlp.up_proj.weight"), [2.0, 3.0]);
         assert_eq!(weights.of("model.layers.0.mlp.xup_proj.weight"), [1.0, 0.5]);
         let error = |setting: &str| Weights::new([1.0, 0.5]).with_pattern(setting).unwrap_err().to_string();
-        assert_eq!(
-            error("q_proj"),
-            "weights: expected PATTERN=W, or a weight for each: PATTERN=W,W, found \"q_proj\""
-        );
+        assert_eq!(error("q_proj"), "weights: expected PATTERN=W, or a weight for each: PATTERN=W,W, found \"q_proj\"");
         assert_eq!(error("q=1,2,3"), "weights: expected one weight or 2 behind \"q\", found 3");
         assert!(error("(=1").contains("look-around"));
     }
