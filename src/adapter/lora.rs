@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::tensors::{
-    self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, add_fresh_factors, check_factor_names, check_factor_shapes,
-    adapter_output, read_tensors,
+    self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names,
+    check_factor_shapes, read_tensors,
 };
 use super::{HostTensor, LoraConfig, Tensors};
 use crate::arch::{LinearLayer, ModelConfig};

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::BankConfig;
 use crate::adapter::{
-    CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, check_factor_names, check_factor_shapes,
-    read_tensors, replace_adapter, scale, adapter_output,
+    CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, adapter_output, check_factor_names,
+    check_factor_shapes, read_tensors, replace_adapter, scale,
 };
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::error::{Finding, Result};

@@ -8,6 +8,7 @@ use atombank::jobs::{OutputKind, OutputSettings};
 use atombank::output::{Description, Destination, Form, Output, Written};
 use clap::{Args, ValueEnum};
 
+use super::print::{options, with_options};
 use super::recipe::RecipeArgs;
 use super::{Common, progress};
 
@@ -160,8 +161,9 @@ pub(crate) fn print_notes(notes: &[String], common: &Common) {
     if common.quiet {
         return;
     }
+    let options = options();
     for note in together(notes) {
-        eprintln!("note: {note}");
+        eprintln!("note: {}", with_options(&note, &options));
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn line(line: Arguments) {
 
 /// Says on stderr what went wrong. A setting that no input could have made right is a usage error: 2, as clap has it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let options = options(&super::Arguments::command());
+    let options = options();
     let (text, usage) = match error.downcast_ref::<Error>() {
         Some(Error::Setting(finding)) => {
             let mut finding = finding.clone();
@@ -56,9 +56,12 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 /// The long options of all commands.
-fn options(command: &Command) -> Vec<String> {
-    let own = command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned);
-    own.chain(command.get_subcommands().flat_map(options)).collect()
+pub(crate) fn options() -> Vec<String> {
+    fn of(command: &Command) -> Vec<String> {
+        let own = command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned);
+        own.chain(command.get_subcommands().flat_map(of)).collect()
+    }
+    of(&super::Arguments::command())
 }
 
 /// The option of a setting: `split_max_size` is `--split-max-size`.
@@ -68,7 +71,7 @@ fn option(field: &str, options: &[String]) -> Option<String> {
 }
 
 /// `text` with options for the settings in backticks.
-fn with_options(text: &str, options: &[String]) -> String {
+pub(crate) fn with_options(text: &str, options: &[String]) -> String {
     let parts: Vec<&str> = text.split('`').collect();
     let mut out = String::new();
     let mut at = 0;
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn settings_become_options() {
-        let options = options(&crate::cli::Arguments::command());
+        let options = options();
         let shown = |text: &str| with_options(text, &options);
         assert_eq!(shown("`shard_size` splits folders"), "--shard-size splits folders");
         assert_eq!(shown("a `type`, or `speed`, or `"), "a --type, or `speed`, or `");

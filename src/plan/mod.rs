@@ -151,7 +151,7 @@ impl Plan {
                 return Err(finding()
                     .expected(format_args!("importance of its columns, without which {} is too coarse", tensor.dtype))
                     .found("none")
-                    .hint("give an importance matrix (--imatrix), or choose another type for this tensor")
+                    .hint("give an importance matrix (`imatrix`), or choose another type for this tensor")
                     .mismatch());
             }
             if !quant::can_encode(tensor.dtype) {
