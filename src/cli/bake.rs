@@ -20,14 +20,14 @@ pub(crate) struct BakeArgs {
     bank: String,
     #[command(flatten)]
     request: RequestArgs,
-    #[command(flatten)]
-    output: OutputArgs,
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {

@@ -16,14 +16,12 @@ pub(crate) struct ConvertArgs {
     /// A model or adapter folder, a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file, or a name on
     /// the Hugging Face hub: hf:org/name[@revision]
     input: String,
-    #[command(flatten)]
-    output: OutputArgs,
     /// The part of a PyTorch file to convert, like state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// The base model's folder, for a LoRA: names and shapes of the weights that it changes
     #[arg(long, value_name = "FOLDER")]
-    base: Option<String>,
+    base: Option<PathBuf>,
     /// JSON with general.* keys of the GGUF, over what the model card says
     #[arg(long, value_name = "FILE")]
     metadata: Option<PathBuf>,
@@ -39,6 +37,8 @@ pub(crate) struct ConvertArgs {
     /// Print JSON: what was written, or, with --dry-run, what would be
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {

@@ -18,7 +18,7 @@ use serde_json::json;
 /// Arguments of `generate`.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// The model: a Hugging Face folder, or a GGUF
+    /// The model: a Hugging Face folder, a GGUF, or a name on the hub: hf:org/name[@revision]
     model: PathBuf,
     /// An atom bank or a LoRA on top of it
     #[arg(long, value_name = "FOLDER")]
@@ -47,8 +47,9 @@ pub(crate) struct GenerateArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
-    let LanguageModel { decoder, encoder } = LanguageModel::open(&args.model, Residence::Memory, &Device::Cpu)?;
+pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
+    let model = super::input::found_path(&args.model, common)?;
+    let LanguageModel { decoder, encoder } = LanguageModel::open(&model, Residence::Memory, &Device::Cpu)?;
     let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, decoder.config())).transpose()?;
     let sequence = match &adapter {
         Some(Adapter::Bank(bank)) => {

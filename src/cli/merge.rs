@@ -26,13 +26,13 @@ pub(crate) struct MergeArgs {
     /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
     #[arg(long)]
     keep_base: bool,
+    /// Print JSON: what was written and what cutting to a rank has lost, or, with --dry-run, what would be written
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
     output: OutputArgs,
-    /// Print JSON: what was written and what cutting to a rank has lost, or, with --dry-run, what would be written
-    #[arg(long)]
-    json: bool,
 }
 
 /// An adapter or a model, and how much of it.

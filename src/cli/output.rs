@@ -41,6 +41,7 @@ impl From<Kind> for OutputKind {
 
 /// Where a checkpoint goes, and in which form.
 #[derive(Args)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
     /// The output; .gguf, .safetensors and .bin, .pt, .pth or .ckpt name files, anything else a folder
     #[arg(short, long, visible_alias = "outfile", value_name = "OUT")]

@@ -15,14 +15,14 @@ use super::output::{OutputArgs, print_written};
 pub(crate) struct QuantizeArgs {
     /// A GGUF file; of a split model any of its files. For --dry-run the header is enough
     input: String,
-    #[command(flatten)]
-    output: OutputArgs,
     /// Give a key another value: KEY=VALUE or KEY=TYPE:VALUE; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     override_key: Vec<String>,
     /// Print JSON: what was written, or, with --dry-run, what would become of each tensor
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 pub(crate) fn run(args: &QuantizeArgs, common: &Common) -> Result<()> {

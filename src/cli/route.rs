@@ -60,7 +60,7 @@ impl RequestArgs {
 /// Arguments of `route`.
 #[derive(Args)]
 pub(crate) struct RouteArgs {
-    /// The base model: a Hugging Face folder
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
     /// The atom bank's folder
     bank: PathBuf,
@@ -71,10 +71,11 @@ pub(crate) struct RouteArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &RouteArgs, _common: &Common) -> Result<()> {
-    let folder = HfFolder::open(&args.base)?;
+pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
+    let base = super::input::found_path(&args.base, common)?;
+    let folder = HfFolder::open(&base)?;
     let bank = AtomBank::open(&args.bank)?;
-    let encoder = TextEncoder::open(&args.base)?;
+    let encoder = TextEncoder::open(&base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
     let routes = args.request.route(&decoder, &bank, &encoder)?;
     if args.json {

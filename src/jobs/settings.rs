@@ -122,16 +122,7 @@ impl OutputSettings {
         if self.dry_run {
             return Ok(());
         }
-        if !self.destination.overwrite && self.destination.path.symlink_metadata().is_ok() {
-            return Err(Error::Exists(self.destination.path.clone()));
-        }
-        let parent = self.destination.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
-            let found = if parent.exists() { "a file" } else { "nothing" };
-            let finding = Finding::new(parent, "").expected("a folder, to write into").found(found);
-            return Err(finding.hint("make it first").mismatch());
-        }
-        Ok(())
+        self.destination.check()
     }
 
     fn check_type(&self) -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{Form, Output};
-use crate::error::Result;
+use crate::error::{Error, Finding, Result};
 use crate::plan::{self, Layout, Progress, Staging};
 
 /// Where an output goes, and how it is written there.
@@ -39,6 +39,25 @@ impl Destination {
     /// A new file or folder, which is on the disk before it gets its name.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), overwrite: false, sync: true, max_memory: max_memory() }
+    }
+
+    /// Fails where writing would fail at once: before a long computation, not after it.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Mismatch`] where the folder to write into isn't there.
+    pub fn check(&self) -> Result<()> {
+        if !self.overwrite && self.path.symlink_metadata().is_ok() {
+            return Err(Error::Exists(self.path.clone()));
+        }
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        match parent.filter(|parent| !parent.is_dir()) {
+            None => Ok(()),
+            Some(parent) => {
+                let found = if parent.exists() { "a file" } else { "nothing" };
+                let finding = Finding::new(parent, "").expected("a folder, to write into").found(found);
+                Err(finding.hint("make it first").mismatch())
+            }
+        }
     }
 
     /// How the plan is run.
