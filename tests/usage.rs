@@ -33,9 +33,17 @@ fn usage_errors_are_found_before_anything_is_read() {
         ("x.safetensor", &[][..], "--output: expected a name that ends in .safetensors, or a folder's"),
         ("x.gguf.tmp", &[], "--output: expected a name that ends in .gguf, or a folder's"),
         ("x.gguf", &["--type", "q4_k_n"], "did you mean Q4_K_M?"),
-        ("x", &["--split-max-size", "4GB"], "--split-max-size: expected a GGUF, found another output; --shard-size splits"),
+        (
+            "x",
+            &["--split-max-size", "4GB"],
+            "--split-max-size: expected a GGUF, found another output; --shard-size splits",
+        ),
         ("x.gguf", &["--split-max-tensors", "0"], "--split-max-tensors: expected a number above 0, found 0"),
-        ("x.gguf", &["--split-max-size", "4"], "--split-max-size: expected a size with a unit, like 4GB, found 4 bytes"),
+        (
+            "x.gguf",
+            &["--split-max-size", "4"],
+            "--split-max-size: expected a size with a unit, like 4GB, found 4 bytes",
+        ),
         ("x.gguf", &["--type", "q8_0", "--pure"], "--pure: expected a --type that is a mixture"),
     ] {
         let line = refused(2, &[&["convert", text(&model), "-o", &at(output), "--quiet"], more].concat());

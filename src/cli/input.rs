@@ -50,7 +50,8 @@ mod tests {
     #[test]
     fn names_of_the_hub_are_told_from_paths() {
         assert!(can_only_be_a_hub_name("meta-llama/Llama-3.2-1B"));
-        for path in ["src/no-such-model", "/tmp/x", "./x", "../x", "a/b/c", "folder", "org/model.gguf", "no such/model"] {
+        for path in ["src/no-such-model", "/tmp/x", "./x", "../x", "a/b/c", "folder", "org/model.gguf", "no such/model"]
+        {
             assert!(!can_only_be_a_hub_name(path), "{path}");
         }
     }

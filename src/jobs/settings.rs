@@ -8,7 +8,7 @@ use super::RecipeSettings;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{ConvertOptions, OutType, PYTORCH_EXTENSIONS, to_gguf};
 use crate::dtype::DType;
-use crate::error::{Error, Finding, Result};
+use crate::error::{Finding, Result};
 use crate::formats::gguf::Override;
 use crate::output::{Container, Destination, Form, Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
@@ -108,7 +108,7 @@ impl OutputSettings {
     /// can have the type, and that settings belong together.
     ///
     /// # Errors
-    /// [`Error::Setting`], [`Error::Exists`].
+    /// [`crate::Error::Setting`], [`crate::Error::Exists`].
     pub fn check(&self) -> Result<()> {
         if self.to.is_none()
             && let Some(known) = nearly_known_ending(&self.destination.path)
@@ -169,7 +169,7 @@ impl OutputSettings {
     /// don't have themselves.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a name that is no type.
+    /// [`crate::Error::Setting`] for a name that is no type.
     pub fn quantized(&self) -> Result<Option<FileType>> {
         let Some(name) = self.r#type.as_deref().filter(|_| self.kind() == OutputKind::Gguf) else { return Ok(None) };
         if name.parse::<OutType>().is_ok() {
@@ -198,7 +198,7 @@ impl OutputSettings {
     /// The type that was asked for; the kind's own where none was.
     ///
     /// # Errors
-    /// [`Error::Setting`].
+    /// [`crate::Error::Setting`].
     pub fn outtype(&self) -> Result<OutType> {
         match &self.r#type {
             // What is quantized is best not rounded before.
