@@ -149,6 +149,21 @@ impl DType {
         self.row().name
     }
 
+    /// What torch and transformers call it, of the types that models are made in.
+    pub const fn torch_name(self) -> Option<&'static str> {
+        match self {
+            DType::F32 => Some("float32"),
+            DType::F16 => Some("float16"),
+            DType::BF16 => Some("bfloat16"),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a floating-point type of 16 bits or more: what a change of a model's type changes.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
+    }
+
     /// Elements in one block; 1 for plain numbers.
     pub const fn block_elems(self) -> usize {
         self.row().block_elems

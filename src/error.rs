@@ -28,6 +28,9 @@ pub enum Error {
     /// Two inputs that are well-formed don't fit each other, or a setting doesn't fit them.
     #[error("{0}")]
     Mismatch(Box<Finding>),
+    /// A setting has a value that it can't have, or excludes another; the finding's subject is its field.
+    #[error("{0}")]
+    Setting(Box<Finding>),
     /// Well-formed, but nothing this version can do.
     #[error("{0}")]
     Unsupported(Box<Finding>),
@@ -35,10 +38,10 @@ pub enum Error {
     #[error("{0}")]
     NotFinite(Box<Finding>),
     /// The output is there already.
-    #[error("{}: already exists; choose another name or pass --overwrite", Shown(.0))]
+    #[error("{}: already exists; choose another name or pass `overwrite`", Shown(.0))]
     Exists(PathBuf),
     /// The run was asked to stop; what it had is saved.
-    #[error("{}: interrupted after step {step}; the checkpoint and the adapter are written, --resume continues", Shown(.folder))]
+    #[error("{}: interrupted after step {step}; the checkpoint and the adapter are written, `resume` continues", Shown(.folder))]
     Interrupted {
         /// The run's output folder.
         folder: PathBuf,
@@ -218,6 +221,19 @@ impl Finding {
         Error::Mismatch(Box::new(self))
     }
 
+    /// As a setting that can't be had.
+    pub fn setting(self) -> Error {
+        Error::Setting(Box::new(self))
+    }
+
+    /// With a hint at the one of `known` that `text` was probably meant to be, if there is one.
+    pub fn did_you_mean(self, text: &str, known: &[&str]) -> Self {
+        match nearest(text, known) {
+            Some(near) => self.hint(format_args!("did you mean {near}?")),
+            None => self,
+        }
+    }
+
     /// As something this version can't do.
     pub fn unsupported(self) -> Error {
         Error::Unsupported(Box::new(self))
@@ -227,6 +243,31 @@ impl Finding {
     pub fn not_finite(self) -> Error {
         Error::NotFinite(Box::new(self))
     }
+}
+
+/// The one of `known` that `text` nearly is, in letters of either case.
+pub fn nearest<'a>(text: &str, known: &[&'a str]) -> Option<&'a str> {
+    let text = text.to_lowercase().replace('-', "_");
+    // Names are short; a long text is no misspelling.
+    let most = (text.chars().count() / 3).min(3);
+    let distance = |known: &str| distance(&text, &known.to_lowercase().replace('-', "_"));
+    let near = known.iter().map(|known| (distance(known), *known)).filter(|(far, _)| *far <= most);
+    near.min_by_key(|(far, _)| *far).filter(|_| text.len() <= 64).map(|(_, known)| known)
+}
+
+/// How many characters have to be put in, taken out or changed to make one text of the other.
+pub(crate) fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().take(128).enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let changed = corner + usize::from(a != *b);
+            corner = row[j + 1];
+            row[j + 1] = changed.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 /// Attaches a path and an action to an I/O result.

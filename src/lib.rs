@@ -14,12 +14,14 @@ pub mod dtype;
 pub mod error;
 pub mod formats;
 pub mod imatrix;
+pub mod jobs;
 pub(crate) mod json;
 pub mod kernel;
 pub mod linalg;
 pub mod merge;
 #[cfg(feature = "train")]
 pub mod model;
+pub mod output;
 pub mod plan;
 pub mod quant;
 pub mod quantize;

@@ -10,9 +10,6 @@ fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     match cli::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => cli::report(&error),
     }
 }

@@ -14,11 +14,13 @@ use common::fixtures;
 use program::{atombank, copy, done, text};
 use serde_json::{Value, json};
 
-/// The one line of a refusal: exit code 1, nothing on stdout.
+/// The one line of a refusal: exit code 1 or, for a usage error, 2, nothing on stdout.
 fn refusal(args: &[&str]) -> String {
     let out = atombank(args);
     let stderr = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
+    // A setting that no input could have made right is a usage error.
+    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
     assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
     assert!(out.stdout.is_empty(), "{args:?}");
     stderr
@@ -93,7 +95,8 @@ fn bakes_every_kind_of_output_and_says_what_it_costs() {
     }
     assert!(out("hf").join("model.safetensors.index.json").is_file());
     assert!(out("hf").join("tokenizer.json").is_file());
-    let dry = done(&["bake", text(&p.base), text(&p.bank), "-o", text(&out("no.gguf")), "--dry-run"]);
+    let dry =
+        done(&["bake", text(&p.base), text(&p.bank), "-o", text(&out("no.gguf")), "--instruction", "", "--dry-run"]);
     assert!(dry.contains("token_embd.weight") && !out("no.gguf").exists());
     let leftovers =
         fs::read_dir(p.dir.path()).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with('.'));
@@ -184,7 +187,18 @@ fn inspects_everything_as_table_and_json() {
     let gguf = p.dir.path().join("base.gguf");
     done(&["convert", text(&p.base), "-o", text(&gguf), "--quiet"]);
     let lora = p.dir.path().join("lora");
-    done(&["bake", text(&p.base), text(&p.bank), "-o", text(&lora), "--to", "lora", "--no-verify"]);
+    done(&[
+        "bake",
+        text(&p.base),
+        text(&p.bank),
+        "-o",
+        text(&lora),
+        "--to",
+        "lora",
+        "--no-verify",
+        "--instruction",
+        "",
+    ]);
     for (path, kind, expected) in [
         (p.base.clone(), "hf-folder", "LlamaForCausalLM"),
         (p.base.join("model.safetensors"), "weights", "BF16"),
@@ -383,7 +397,19 @@ fn a_type_that_the_output_cannot_have_is_refused() {
         ("hf", "q8_0", "--type: expected f32, f16, bf16, auto or source for a Hugging Face folder, found q8_0"),
         ("gguf", "q9", "--type: expected f32, f16, bf16, q8_0, auto, source, or a mixture: F32, F16, BF16, Q1_0,"),
     ] {
-        let line = refusal(&["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--to", to, "--type", kind]);
+        let line = refusal(&[
+            "bake",
+            text(&p.base),
+            text(&p.bank),
+            "-o",
+            text(&target),
+            "--to",
+            to,
+            "--type",
+            kind,
+            "--instruction",
+            "",
+        ]);
         assert!(line.contains(expected), "{line}");
         assert!(!target.exists());
     }
@@ -450,7 +476,9 @@ fn measures_importance_matrices_in_both_forms() {
     assert!(refused(&gguf, &[]).contains("i.gguf: already exists"));
     run(&gguf, &["--overwrite", "--output-format", "dat"]);
     assert!(fs::read(&gguf).unwrap().starts_with(&[14, 0, 0, 0]));
-    assert!(refused(&dir.path().join("no/i.gguf"), &[]).contains("no: cannot open"));
+    assert!(
+        refused(&dir.path().join("no/i.gguf"), &[]).contains("no: expected a folder, to write into, found nothing")
+    );
     for (base, words, expected) in [
         (fixtures().join("convert/mixtral/model"), words.clone(), "found MixtralForCausalLM"),
         (words.clone(), words.clone(), "expected the magic \"GGUF\""),

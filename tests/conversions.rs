@@ -20,12 +20,14 @@ fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
     stderr
 }
 
-/// One line on stderr, exit code 1, nothing written.
+/// One line on stderr, exit code 1 or, for a usage error, 2, nothing written.
 fn refusal(input: &Path, output: &Path, options: &[&str]) -> String {
     let before = fs::read_dir(output.parent().unwrap()).unwrap().count();
     let out = atombank(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
     let stderr = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(1), "{input:?}: {stderr}");
+    // A setting that no input could have made right is a usage error.
+    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
+    assert_eq!(out.status.code(), Some(code), "{input:?}: {stderr}");
     assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{stderr}");
     assert_eq!(fs::read_dir(output.parent().unwrap()).unwrap().count(), before, "something is left");
     stderr

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::{ConvertOptions, Gguf, OutType};
+use atombank::convert::{ConvertOptions, OutType};
 use atombank::formats::gguf::{Array, GgufFile, Metadata, Value, ValueType, layout};
 use atombank::plan::{self, Plan, Staging};
 use atombank::source::Source;
@@ -31,8 +31,8 @@ fn cases() -> (PathBuf, Vec<String>) {
 const OUTTYPES: [OutType; 4] = [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0];
 
 fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<(Metadata, Plan)> {
-    let Gguf { metadata, plan, .. } = atombank::convert::to_gguf(folder, weights, options)?.unwrap();
-    Ok((metadata, plan))
+    let made = atombank::convert::to_gguf(folder, weights, options)?.unwrap();
+    Ok((made.metadata().unwrap().clone(), made.plan))
 }
 
 fn convert(model: &Path, options: &ConvertOptions, target: &Path) -> Result<()> {

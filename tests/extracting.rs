@@ -28,12 +28,14 @@ fn compared(a: &Path, b: &Path) -> Value {
     json(&done(&["compare", text(a), text(b), "--json"]))
 }
 
-/// One line on stderr, exit code 1, nothing written.
+/// One line on stderr, exit code 1 or, for a usage error, 2, nothing written.
 fn refusal(base: &Path, finetuned: &Path, out: &Path, options: &[&str]) -> String {
     let args = [&["extract", text(base), text(finetuned), "-o", text(out)], options].concat();
     let run = atombank(&args);
     let stderr = String::from_utf8(run.stderr).unwrap();
-    assert_eq!((run.status.code(), run.stdout.len(), stderr.lines().count()), (Some(1), 0, 1), "{stderr}");
+    // A setting that no input could have made right is a usage error.
+    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
+    assert_eq!((run.status.code(), run.stdout.len(), stderr.lines().count()), (Some(code), 0, 1), "{stderr}");
     assert!(!out.exists());
     stderr
 }

@@ -87,13 +87,15 @@ impl Bench {
         target
     }
 
-    /// One line on stderr, exit code 1, nothing written.
+    /// One line on stderr, exit code 1 or, for a usage error, 2, nothing written.
     fn refusal(&self, base: &Path, others: &[&str], options: &[&str]) -> String {
         let target = self.at("never");
         let before = fs::read_dir(self.dir.path()).unwrap().count();
         let out = atombank(&[&["merge", text(base)], others, &["-o", text(&target)], options].concat());
         let stderr = String::from_utf8(out.stderr).unwrap();
-        assert_eq!(out.status.code(), Some(1), "{others:?} {options:?}: {stderr}");
+        // A setting that no input could have made right is a usage error.
+        let code = if stderr.starts_with("error: --") { 2 } else { 1 };
+        assert_eq!(out.status.code(), Some(code), "{others:?} {options:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), before, "something is left");
         stderr

@@ -4,15 +4,15 @@
 mod described;
 mod readers;
 
+use atombank::output::{Destination, Output};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::{ConvertOptions, Gguf, OutType, to_gguf};
-use atombank::formats::gguf::{Array, GgufFile, Value, ValueType, layout};
+use atombank::convert::{ConvertOptions, OutType, to_gguf};
+use atombank::formats::gguf::{Array, GgufFile, Value, ValueType};
 use atombank::imatrix::ImportanceMatrix;
-use atombank::plan::{self, Staging};
-use atombank::quantize::{FileType, Led, Quantized, Recipe, quantize};
+use atombank::quantize::{FileType, Led, Recipe, quantize};
 use atombank::source::Source;
 use described::{described, sha256};
 use serde_json::{Map, Value as Json, json};
@@ -67,7 +67,7 @@ fn read(path: &Path) -> Json {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-fn to_f32(model: &Path) -> Gguf {
+fn to_f32(model: &Path) -> Output {
     let folder = Checkpoint::open(model).unwrap();
     let options = ConvertOptions { outtype: OutType::F32, ..ConvertOptions::default() };
     to_gguf(&folder, folder.weights(), &options).unwrap().unwrap()
@@ -78,7 +78,8 @@ fn files_equal_those_of_llama_quantize_key_by_key_and_byte_by_byte() {
     let mut failed = Vec::new();
     let mut seen = 0;
     for case in cases() {
-        let Gguf { metadata, plan, .. } = to_f32(&case.model);
+        let made = to_f32(&case.model);
+        let (metadata, plan) = (made.metadata().unwrap(), &made.plan);
         let matrix = ImportanceMatrix::open(&case.imatrix).unwrap();
         for (name, expected) in &case.expected {
             let (led, file_type) = match name.strip_prefix("imatrix-") {
@@ -86,7 +87,7 @@ fn files_equal_those_of_llama_quantize_key_by_key_and_byte_by_byte() {
                 None => (None, name.as_str()),
             };
             let recipe = Recipe::from(file_type.parse::<FileType>().unwrap());
-            let made = quantize(&recipe, &metadata, &plan, led, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let made = quantize(&recipe, metadata, plan, led, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
             let found = differences(made, expected);
             seen += 1;
             if !found.is_empty() {
@@ -99,13 +100,10 @@ fn files_equal_those_of_llama_quantize_key_by_key_and_byte_by_byte() {
 }
 
 /// What of a written file is not as the reference has it.
-fn differences(made: Quantized, expected: &Json) -> Vec<String> {
+fn differences(made: Output, expected: &Json) -> Vec<String> {
     let out = tempfile::tempdir().unwrap();
     let target = out.path().join("model.gguf");
-    let layout = layout(&made.metadata, &made.plan.tensors).unwrap();
-    let staging = Staging::file(&target, false).unwrap();
-    plan::execute(&made.plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
+    made.write(&Destination::new(&target), &|_| {}).unwrap();
     let file = GgufFile::open(&target).unwrap();
     readers::another_reader_agrees(&target, &file);
     let mut found = Vec::new();

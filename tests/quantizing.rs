@@ -13,13 +13,15 @@ use atombank::source::Source;
 use program::{atombank, done, fixture, text};
 use serde_json::Value;
 
-/// One line on stderr, exit code 1, nothing written into `folder`.
+/// One line on stderr, exit code 1 or, for a usage error, 2, nothing written into `folder`.
 fn refusal(folder: &Path, args: &[&str]) -> String {
     let count = || fs::read_dir(folder).unwrap().count();
     let before = count();
     let out = atombank(args);
     let stderr = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
+    // A setting that no input could have made right is a usage error.
+    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
     assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{stderr}");
     assert_eq!(count(), before, "something is left");
     stderr

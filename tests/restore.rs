@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, OutType, from_gguf, to_gguf};
-use atombank::formats::gguf::{GgufModel, Metadata, layout};
-use atombank::plan::{self, Plan, PlannedTensor, Staging};
+use atombank::formats::gguf::{GgufModel, Metadata};
+use atombank::output::Destination;
+use atombank::plan::{Plan, PlannedTensor};
 use atombank::{DType, Result};
 
 /// `fixtures/convert`, or the folder of other cases of the same form that the environment names.
@@ -22,11 +23,8 @@ fn models() -> Vec<PathBuf> {
 
 fn written(model: &Checkpoint, options: &ConvertOptions, target: &Path) -> Result<Metadata> {
     let gguf = to_gguf(model, model.weights(), options)?.unwrap();
-    let layout = layout(&gguf.metadata, &gguf.plan.tensors)?;
-    let staging = Staging::file(target, false)?;
-    plan::execute(&gguf.plan, &layout, &staging, plan::Options::default(), &|_| {})?;
-    staging.commit()?;
-    Ok(gguf.metadata)
+    gguf.write(&Destination::new(target), &|_| {})?;
+    Ok(gguf.metadata().unwrap().clone())
 }
 
 /// The bytes of every tensor by name.
@@ -47,7 +45,7 @@ fn returns(model: &Path, outtype: OutType) {
     let target = dir.path().join("m.gguf");
     let options = ConvertOptions { outtype, ..ConvertOptions::default() };
     let first = written(&original, &options, &target).unwrap();
-    let restored = from_gguf(&GgufModel::open(&target).unwrap(), None).unwrap().unwrap();
+    let (config, restored) = from_gguf(&GgufModel::open(&target).unwrap(), None).unwrap().unwrap();
     let (before, after) = (contents(original.weights()), contents(&restored.plan));
     let exact = outtype == OutType::Source;
     for (name, (dtype, shape, bytes)) in after.iter().filter(|_| exact) {
@@ -59,26 +57,17 @@ fn returns(model: &Path, outtype: OutType) {
     let unused =
         ["pooler.dense.", "cls.", "vocab_", ".attention.bias", ".masked_bias", "rotary_emb.inv_freq", "position_ids"];
     assert!(missing.iter().all(|name| unused.iter().any(|part| name.contains(part))), "missing {missing:?}");
-    fs::write(dir.path().join("config.json"), serde_json::to_vec(&restored.config).unwrap()).unwrap();
     let folder = dir.path().join("again");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("config.json"), serde_json::to_vec(&restored.config).unwrap()).unwrap();
-    for (name, content) in &restored.files {
-        fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
-        fs::write(folder.join(name), content).unwrap();
-    }
-    let staged = atombank::formats::safetensors::layout(&restored.plan.tensors, "model", u64::MAX).unwrap();
-    let staging = Staging::file(&folder.join("model.safetensors"), false).unwrap();
-    plan::execute(&restored.plan, &staged, &staging, plan::Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
+    restored.write(&Destination::new(&folder), &|_| {}).unwrap();
     let again = Checkpoint::open(&folder).unwrap();
-    let second = to_gguf(&again, again.weights(), &options).unwrap().unwrap().metadata;
+    assert_eq!(again.config_json, config, "{}", model.display());
+    let second = to_gguf(&again, again.weights(), &options).unwrap().unwrap();
     let of_arch = |metadata: &Metadata| {
         let prefix = format!("{}.", metadata.text("general.architecture").unwrap());
         let keys = metadata.iter().filter(|(key, _)| key.starts_with(&prefix) || key.starts_with("general.sampling"));
         keys.map(|(key, value)| (key.to_owned(), value.clone())).collect::<Vec<_>>()
     };
-    assert_eq!(of_arch(&first), of_arch(&second), "{}", model.display());
+    assert_eq!(of_arch(&first), of_arch(second.metadata().unwrap()), "{}", model.display());
 }
 
 #[test]

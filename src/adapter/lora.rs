@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::tensors::{
-    self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, add_fresh_factors, check_factor_names, check_factor_shapes,
-    read_tensors, write_adapter,
+    self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names,
+    check_factor_shapes, read_tensors,
 };
 use super::{HostTensor, LoraConfig, Tensors};
 use crate::arch::{LinearLayer, ModelConfig};
@@ -13,7 +13,8 @@ use crate::error::{Finding, Result};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
 use crate::linalg::Random;
-use crate::plan::{Plan, Staging};
+use crate::output::{Destination, Output};
+use crate::plan::Plan;
 use crate::source::Source;
 
 /// A plain LoRA: its settings and its factors, by their names in its file.
@@ -72,9 +73,7 @@ impl Lora {
     /// # Errors
     /// [`crate::Error::Exists`], [`crate::Error::Io`], [`crate::Error::NotFinite`].
     pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
-        let staging = Staging::folder(folder, overwrite)?;
-        self.write_into(&staging)?;
-        staging.commit()
+        self.output().write(&Destination { overwrite, ..Destination::new(folder) }, &|_| ()).map(drop)
     }
 
     /// Writes the LoRA's two files into `folder`, where other files may be, each by a rename.
@@ -85,12 +84,9 @@ impl Lora {
         tensors::replace_adapter(&self.config.to_json(), &self.tensors, folder)
     }
 
-    /// Writes the LoRA's two files into a folder that is being staged.
-    ///
-    /// # Errors
-    /// As [`Lora::save`].
-    pub fn write_into(&self, staging: &Staging) -> Result<()> {
-        write_adapter(&self.config.to_json(), &self.tensors, staging)
+    /// The LoRA's folder, as [`Lora::save`] writes it.
+    pub fn output(&self) -> Output {
+        adapter_output(&self.config.to_json(), &self.tensors)
     }
 
     /// The linear layers that it adapts, in the order in which a forward pass calls them.

@@ -14,8 +14,8 @@ pub(crate) use config::scale;
 pub use lora::Lora;
 pub use open::{AdapterFiles, open};
 pub(crate) use tensors::{
-    CONFIG_FILE, WEIGHTS_FILE, adapted_layers, add_fresh_factors, check_factor_names, check_factor_shapes,
-    modules_and_layers, read_tensors, replace_adapter, write_adapter, write_tensors,
+    CONFIG_FILE, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names,
+    check_factor_shapes, modules_and_layers, read_tensors, replace_adapter, tensors_output,
 };
 pub use tensors::{HostTensor, Tensors, save_tensors};
 pub use updates::{LinearUpdate, LinearUpdates};

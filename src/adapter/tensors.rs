@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
-use crate::formats::safetensors;
 use crate::linalg::Random;
+use crate::output::{Destination, Output};
 use crate::plan::{self, Expr, Plan, PlannedTensor, Staging};
 use crate::source::show_shape;
 
@@ -145,17 +145,15 @@ pub(crate) fn add_fresh_factors(
     }
 }
 
-/// Writes an adapter's settings and tensors, in f32, into a folder that is being staged.
-pub(crate) fn write_adapter(config: &Value, tensors: &Tensors, staging: &Staging) -> Result<()> {
-    write_tensors(tensors, "adapter_model", staging)?;
-    let text = serde_json::to_string_pretty(config).expect("plain values serialize") + "\n";
-    staging.write(CONFIG_FILE, text.as_bytes())
+/// The folder of an adapter with these settings and tensors, in f32.
+pub(crate) fn adapter_output(config: &Value, tensors: &Tensors) -> Output {
+    Output::adapter(config, planned(tensors))
 }
 
 /// Writes the two files of an adapter into `folder`, where other files may be, each by a rename.
 pub(crate) fn replace_adapter(config: &Value, tensors: &Tensors, folder: &Path) -> Result<()> {
     let staging = Staging::folder(&folder.join("adapter"), false)?;
-    write_adapter(config, tensors, &staging)?;
+    adapter_output(config, tensors).write_into(&staging, plan::Options::default())?;
     for name in [WEIGHTS_FILE, CONFIG_FILE] {
         let target = folder.join(name);
         std::fs::rename(staging.path().join(name), &target).at(&target, "write")?;
@@ -168,23 +166,20 @@ pub(crate) fn replace_adapter(config: &Value, tensors: &Tensors, folder: &Path) 
 /// # Errors
 /// [`crate::Error::Exists`], [`crate::Error::Io`], [`crate::Error::NotFinite`].
 pub fn save_tensors(tensors: &Tensors, stem: &str, folder: &Path) -> Result<()> {
-    let staging = Staging::folder(folder, false)?;
-    write_tensors(tensors, stem, &staging)?;
-    staging.commit()
+    tensors_output(tensors, stem).write(&Destination::new(folder), &|_| ()).map(drop)
 }
 
-/// Writes named f32 tensors as `{stem}.safetensors` into a folder that is being staged.
-pub(crate) fn write_tensors(tensors: &Tensors, stem: &str, staging: &Staging) -> Result<()> {
-    let tensors = tensors
-        .iter()
-        .map(|(name, t)| PlannedTensor {
-            name: name.clone(),
-            dtype: DType::F32,
-            shape: t.shape.clone(),
-            expr: Expr::Values { shape: t.shape.clone(), values: t.values.clone() },
-        })
-        .collect();
-    let plan = Plan { tensors };
-    let layout = safetensors::layout(&plan.tensors, stem, u64::MAX)?;
-    plan::execute(&plan, &layout, staging, plan::Options::default(), &|_| ())
+/// Named f32 tensors as `{stem}.safetensors` in a folder.
+pub(crate) fn tensors_output(tensors: &Tensors, stem: &str) -> Output {
+    Output::folder(stem, planned(tensors))
+}
+
+fn planned(tensors: &Tensors) -> Plan {
+    let planned = tensors.iter().map(|(name, t)| PlannedTensor {
+        name: name.clone(),
+        dtype: DType::F32,
+        shape: t.shape.clone(),
+        expr: Expr::Values { shape: t.shape.clone(), values: t.values.clone() },
+    });
+    Plan { tensors: planned.collect() }
 }

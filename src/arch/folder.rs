@@ -5,7 +5,8 @@ use std::path::Path;
 use super::{ModelConfig, check_tensors};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::plan::{self, Plan, Progress, Staging};
+use crate::output::Output;
+use crate::plan::Plan;
 
 /// An open folder of a decoder that this crate can run: its config is checked and typed.
 pub struct HfFolder {
@@ -27,20 +28,13 @@ impl HfFolder {
 }
 
 impl HfFolder {
-    /// As [`Checkpoint::write`], for a plan that has to be the whole model.
+    /// As [`Checkpoint::output`], for a plan that has to be the whole model.
     ///
     /// # Errors
     /// As there; [`crate::Error::Mismatch`] where tensors are missing, surplus or misshapen.
-    pub fn write(
-        &self,
-        plan: &Plan,
-        staging: Staging,
-        shard_bytes: u64,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
-        check_tensors(self.path(), &self.config, plan)?;
-        self.checkpoint.write(plan, staging, shard_bytes, options, progress)
+    pub fn output(&self, plan: Plan) -> Result<Output> {
+        check_tensors(self.path(), &self.config, &plan)?;
+        self.checkpoint.output(plan)
     }
 }
 

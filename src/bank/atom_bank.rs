@@ -7,14 +7,15 @@ use serde_json::{Map, Value};
 
 use super::BankConfig;
 use crate::adapter::{
-    CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, check_factor_names, check_factor_shapes,
-    read_tensors, replace_adapter, scale, write_adapter,
+    CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, adapter_output, check_factor_names,
+    check_factor_shapes, read_tensors, replace_adapter, scale,
 };
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::error::{Finding, Result};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
-use crate::plan::{Plan, Staging};
+use crate::output::{Destination, Output};
+use crate::plan::Plan;
 use crate::source::{Source, show_shape};
 
 /// `peft_type` of an atom bank.
@@ -85,9 +86,7 @@ impl AtomBank {
     /// What [`AtomBank::open`] would refuse; [`crate::Error::Exists`], [`crate::Error::Io`],
     /// [`crate::Error::NotFinite`].
     pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
-        let staging = Staging::folder(folder, overwrite)?;
-        self.write_into(&staging)?;
-        staging.commit()
+        self.output()?.write(&Destination { overwrite, ..Destination::new(folder) }, &|_| ()).map(drop)
     }
 
     /// Writes the bank's two files into `folder`, where other files may be, each by a rename.
@@ -99,13 +98,13 @@ impl AtomBank {
         replace_adapter(&self.config.to_json(), &self.tensors, folder)
     }
 
-    /// Writes the bank's two files into a folder that is being staged.
+    /// The bank's folder, as [`AtomBank::save`] writes it.
     ///
     /// # Errors
-    /// As [`AtomBank::save`].
-    pub fn write_into(&self, staging: &Staging) -> Result<()> {
+    /// What [`AtomBank::open`] would refuse.
+    pub fn output(&self) -> Result<Output> {
         self.check(&self.path)?;
-        write_adapter(&self.config.to_json(), &self.tensors, staging)
+        Ok(adapter_output(&self.config.to_json(), &self.tensors))
     }
 
     /// The rules of the reader, before anything is written that it would refuse.

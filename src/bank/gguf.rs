@@ -11,12 +11,12 @@ use serde_json::{Map, Number, Value as Json};
 use super::AtomBank;
 use crate::adapter::peft::PREFIX as PEFT_PREFIX;
 use crate::adapter::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::convert::sidecars::{Sidecars, json_text, left_out_keys, parsed};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::formats::safetensors::{self, SafetensorsFile};
+use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
-use crate::plan::{self, Plan, PlannedTensor, Progress, Staging};
+use crate::output::{Output, Sidecars, json_text, left_out_keys, parsed};
+use crate::plan::{Plan, PlannedTensor};
 use crate::source::Source;
 
 /// `general.architecture` and `adapter.type` of these files.
@@ -175,17 +175,14 @@ fn field_value(metadata: &Metadata, key: &str, value: &Value) -> Result<Json> {
 }
 
 impl Unpacked {
-    /// Writes the bank as the folder of `staging`, tensors in the types that the GGUF file has.
-    ///
-    /// # Errors
-    /// What [`plan::execute`] meets; nothing is left behind then.
-    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
-        let metadata = &self.beside.safetensors_metadata;
-        let layout = safetensors::layout_with_metadata(&self.tensors.tensors, "adapter_model", u64::MAX, metadata)?;
-        plan::execute(&self.tensors, &layout, &staging, options, progress)?;
-        staging.write(CONFIG_FILE, (json_text(&self.config) + "\n").as_bytes())?;
-        self.beside.files.write(&staging)?;
-        staging.commit()
+    /// The bank's folder, tensors in the types that the GGUF file has.
+    pub fn output(&self) -> Output {
+        let mut output = Output::adapter(&self.config, self.tensors.clone());
+        output.sidecars.safetensors_metadata = self.beside.safetensors_metadata.clone();
+        let config = std::mem::replace(&mut output.sidecars.files, self.beside.files.clone());
+        output.sidecars.files.extend(config);
+        output.notes = self.notes.clone();
+        output
     }
 }
 

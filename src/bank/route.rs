@@ -1,6 +1,7 @@
 //! Fixing a routing: which atoms an instruction picks, and how far the baked model is from the routed one.
 
 use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{AtomBank, LoadedBank, Routing};
 use crate::error::{Finding, Result};
@@ -16,8 +17,10 @@ pub struct Request {
 }
 
 /// What decides a routing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum RoutedBy {
+    #[default]
     /// The model's forward pass over instruction and prompt.
     Model,
     /// The language prior alone: needs the instruction's embedding, and no forward pass.

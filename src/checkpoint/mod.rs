@@ -8,19 +8,14 @@ mod write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use write::write_folder;
-
 pub(crate) use weights::open_weights;
 #[cfg(feature = "hub")]
 pub(crate) use weights::read_index;
 
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
+use crate::output::WEIGHT_EXTENSIONS;
 use crate::plan::Plan;
-
-/// The extensions of weight files, also those of other frameworks: such files are never copied to an output.
-pub(crate) const WEIGHT_EXTENSIONS: &[&str] =
-    &["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot"];
 
 /// An open Hugging Face model folder of any architecture. Weights stay in their files.
 pub struct Checkpoint {

@@ -1,36 +1,35 @@
-//! Writing a Hugging Face folder from a plan: weights, config, and everything beside them.
+//! A Hugging Face folder to be written: tensors, config.json, and every other file of the folder it is made from.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{IoContext, Result};
-use crate::formats::safetensors;
-use crate::plan::{self, Layout, Plan, Progress, Staging};
+use crate::output::{Output, json_text};
+use crate::plan::Plan;
 
 impl Checkpoint {
     /// `plan` with every floating-point tensor in `dtype`.
     pub fn retyped(plan: &Plan, dtype: DType) -> Plan {
         let mut plan = plan.clone();
-        for tensor in &mut plan.tensors {
-            if matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-                tensor.dtype = dtype;
-            }
+        for tensor in plan.tensors.iter_mut().filter(|tensor| tensor.dtype.is_float()) {
+            tensor.dtype = dtype;
         }
         plan
     }
 
-    /// What stands beside the weights of `plan`, written as a folder: config.json, whose type
-    /// follows the weights, the tokenizer and all other companion files.
+    /// The files of a folder with the weights of `plan`, by name: config.json, whose type follows the weights, the
+    /// tokenizer and all other companion files.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
-    pub fn beside(&self, plan: &Plan) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut files = Vec::new();
+    pub fn files_for(&self, plan: &Plan) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut files = BTreeMap::new();
         for file in self.companion_files()? {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if name != "config.json" {
-                files.push((name, fs::read(&file).at(&file, "read")?));
+                files.insert(name, fs::read(&file).at(&file, "read")?);
             }
         }
         let mut config = self.config_json.clone();
@@ -41,50 +40,25 @@ impl Checkpoint {
                 config.insert(key.to_owned(), name.into());
             }
         }
-        let text = serde_json::to_string_pretty(&config).expect("parsed JSON serializes") + "\n";
-        files.push(("config.json".to_owned(), text.into_bytes()));
+        files.insert("config.json".to_owned(), (json_text(&config) + "\n").into_bytes());
         Ok(files)
     }
 
-    /// Writes `plan` (in Hugging Face's names) as the folder of `staging`, with what stands beside it.
+    /// The folder with the weights of `plan` (in Hugging Face's names) and the files of this one.
     ///
     /// # Errors
-    /// What [`plan::execute`] meets; nothing is left behind then.
-    pub fn write(
-        &self,
-        plan: &Plan,
-        staging: Staging,
-        shard_bytes: u64,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
-        let layout = safetensors::layout(&plan.tensors, "model", shard_bytes)?;
-        write_folder(plan, &layout, &self.beside(plan)?, staging, options, progress)
+    /// As [`Checkpoint::files_for`].
+    pub fn output(&self, plan: Plan) -> Result<Output> {
+        let files = self.files_for(&plan)?;
+        let mut output = Output::folder("model", plan);
+        output.sidecars.files = files;
+        Ok(output)
     }
 }
 
-/// Writes the weights of `plan` by `layout`, and `files` beside them, as the folder of `staging`.
-///
-/// # Errors
-/// What [`plan::execute`] meets; nothing is left behind then.
-pub fn write_folder(
-    plan: &Plan,
-    layout: &Layout,
-    files: &[(String, Vec<u8>)],
-    staging: Staging,
-    options: plan::Options,
-    progress: &(dyn Fn(Progress) + Sync),
-) -> Result<()> {
-    plan::execute(plan, layout, &staging, options, progress)?;
-    for (name, content) in files {
-        staging.write(name, content)?;
-    }
-    staging.commit()
-}
-
-/// torch's name of the type that most of the plan's bytes are in.
+/// torch's name of the type that most of the plan's values are in.
 fn torch_name(plan: &Plan) -> Option<&'static str> {
-    let names = [(DType::F32, "float32"), (DType::F16, "float16"), (DType::BF16, "bfloat16")];
     let elems = |dtype| plan.tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.elems()).sum::<usize>();
-    names.into_iter().max_by_key(|(dtype, _)| elems(*dtype)).filter(|(dtype, _)| elems(*dtype) > 0).map(|(_, n)| n)
+    let most = [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|dtype| elems(*dtype))?;
+    most.torch_name().filter(|_| elems(most) > 0)
 }

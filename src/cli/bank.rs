@@ -12,13 +12,15 @@ use atombank::convert::summary;
 use atombank::error::{Error, Finding};
 use atombank::linalg::{Matrix, from_rows};
 use atombank::model::{Decoder, Residence, Sequence, TextEncoder};
+use atombank::output::Destination;
 use candle_core::Device;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::Common;
-use super::output::print_notes;
+use super::input::found;
+use super::output::{print_notes, print_written};
 
 /// The relative error of a LoRA from which on a note says so.
 const LARGE: f64 = 0.05;
@@ -39,7 +41,7 @@ enum BankCommand {
 /// Arguments of `bank build`.
 #[derive(Args)]
 struct BuildArgs {
-    /// The base model: a Hugging Face folder
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
     /// Two or more plain LoRAs of it, as PEFT saves them
     #[arg(required = true, value_name = "LORA")]
@@ -83,10 +85,13 @@ pub(crate) fn run(args: &BankArgs, common: &Common) -> Result<()> {
 }
 
 fn build(args: &BuildArgs, common: &Common) -> Result<()> {
-    if !args.overwrite && args.output.symlink_metadata().is_ok() {
-        return Err(Error::Exists(args.output.clone()).into());
-    }
-    let folder = HfFolder::open(&args.base)?;
+    let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
+    to.check()?;
+    let (path, id) = match args.base.to_str() {
+        Some(text) => found(text, common)?,
+        None => (args.base.clone(), None),
+    };
+    let folder = HfFolder::open(&path)?;
     let tensors = Base::of(&folder);
     let open = |path: &PathBuf| {
         if AtomBank::is_in(path).unwrap_or(false) {
@@ -122,14 +127,13 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let settings = BankSettings {
         instruction_encoder: args.encoder.clone().unwrap_or_else(|| BASE_EMBEDDINGS.to_owned()),
         top_k: args.top_k,
-        base_model_name_or_path: args.base.display().to_string(),
+        base_model_name_or_path: id.unwrap_or_else(|| args.base.display().to_string()),
     };
-    fit.into_bank(&args.output, &router, settings, &folder.config)?.save(&args.output, args.overwrite)?;
+    let output = fit.into_bank(&args.output, &router, settings, &folder.config)?.output()?;
+    let written = output.write(&to, &|_| ())?;
     print_notes(&notes, common);
     println!("{table}");
-    if !args.json {
-        println!("wrote {}", args.output.display());
-    }
+    print_written(Some(&written), args.json, common);
     Ok(())
 }
 
@@ -189,7 +193,7 @@ fn route(
 ) -> Result<(InstructionRouter, Vec<f64>)> {
     let name = args.encoder.as_deref().unwrap_or(BASE_EMBEDDINGS);
     let encoder = InstructionEncoder::open(name, &args.output, &Device::Cpu)?;
-    let tokenizer = TextEncoder::open(&args.base)?;
+    let tokenizer = TextEncoder::open(folder.path())?;
     let decoder = Decoder::open(folder, Residence::Streamed, &Device::Cpu)?;
     let mut sequences = Vec::new();
     for Text { atom, text } in texts {

@@ -10,12 +10,13 @@ use atombank::adapter::Lora;
 use atombank::adapter::peft::Base;
 use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder, LoadedBank, Request, RoutedBy, route};
-use atombank::convert::{ConvertOptions, Gguf, to_gguf};
-use atombank::formats::gguf::{self, GgufFile};
+use atombank::convert::{ConvertOptions, to_gguf};
+use atombank::formats::gguf::GgufFile;
 use atombank::merge::combine::Weights;
 use atombank::merge::with_adapters;
 use atombank::model::{Decoder, Hook, LoadedAdapter, LoraHook, NoAdapter, Residence, Sequence, TextEncoder, greedy};
-use atombank::plan::{self, Plan, Staging};
+use atombank::output::Destination;
+use atombank::plan::Plan;
 use atombank::source::Source;
 use atombank::train::{Outcome, TrainConfig, TrainingRow};
 use candle_core::Device;
@@ -197,7 +198,7 @@ impl Demo {
             let plan =
                 with_adapters(&Base::of(&self.folder), self.folder.weights(), &changes, &Weights::new([1.0]))?.plan;
             let folder = self.dir.join(format!("baked-{i}"));
-            self.folder.write(&plan, Staging::folder(&folder, false)?, u64::MAX, plan::Options::default(), &|_| ())?;
+            self.folder.output(plan.clone())?.write(&Destination::new(&folder), &|_| ())?;
             if i < AS_GGUF {
                 let file = self.dir.join(format!("baked-{i}.gguf"));
                 let (tensors, keys) = self.write_gguf(&plan, &file)?;
@@ -215,11 +216,8 @@ impl Demo {
     fn write_gguf(&self, plan: &Plan, path: &Path) -> Result<(usize, usize)> {
         let options = ConvertOptions::default();
         let gguf = to_gguf(&self.folder, plan, &options)?;
-        let Gguf { metadata, plan, .. } = gguf.context("the example's architecture has a table")?;
-        let layout = gguf::layout(&metadata, &plan.tensors)?;
-        let staging = Staging::file(path, false)?;
-        plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| ())?;
-        staging.commit()?;
+        let gguf = gguf.context("the example's architecture has a table")?;
+        gguf.write(&Destination::new(path), &|_| ())?;
         let file = GgufFile::open(path)?;
         Ok((file.tensors().len(), file.metadata().len()))
     }

@@ -3,17 +3,13 @@
 use std::path::Path;
 
 use anyhow::Result;
-use atombank::adapter::peft::Base;
-use atombank::checkpoint::Checkpoint;
-use atombank::checkpoint::hub::plain_name;
-use atombank::error::Finding;
-use atombank::linalg::Sketch;
-use atombank::merge::extract::{ExtractOptions, Extraction, Pairs};
+use atombank::jobs::{self, ExtractSettings, OutputKind};
+use atombank::merge::extract::Extraction;
 use clap::Args;
 use serde_json::json;
 
 use super::input::found;
-use super::output::{Kind, OutputArgs, print_notes};
+use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 
 /// Arguments of `extract`.
@@ -51,36 +47,29 @@ fn parse_energy(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "expected a share above 0, and 1 at most".to_owned())
 }
 
-pub(crate) fn run(mut args: ExtractArgs, common: &Common) -> Result<()> {
-    let kind = *args.output.to.get_or_insert(Kind::Lora);
-    if kind != Kind::Lora || args.output.is_file() {
-        let finding = Finding::new(&args.output.output, "the output").expected("a LoRA's folder");
-        return Err(finding.found("another kind").unsupported().into());
-    }
-    args.output.check_absent()?;
-    args.output.check_type()?;
-    let base_path = found(&args.base, common)?.0;
-    let (before, after) = (Checkpoint::open(&base_path)?, Checkpoint::open(&found(&args.finetuned, common)?.0)?);
-    let (base, finetuned) = (Base::of(&before), Base::of(&after));
-    let pairs = Pairs::new(&base, &finetuned)?;
-    print_notes(&pairs.notes, common);
-    let options = ExtractOptions {
+pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
+    let mut output = args.output.settings();
+    output.to.get_or_insert(OutputKind::Lora);
+    output.check()?;
+    let (base, base_id) = found(&args.base, common)?;
+    let settings = ExtractSettings {
+        base,
+        finetuned: found(&args.finetuned, common)?.0,
+        output,
+        base_id,
         rank: args.rank,
         energy: args.energy,
-        dtype: args.output.lora_type()?,
-        sketch: Sketch { seed: args.seed, ..Sketch::default() },
-        max_memory_bytes: args.output.max_memory,
+        seed: args.seed,
     };
-    let bar = progress::bar(pairs.modules.len() as u64, "extracting [{bar:30}] {pos}/{len} {eta}", common.quiet);
-    let extraction = pairs.extract(&options, &|| bar.inc(1))?;
+    let (bar, watch) = progress::steps(common.quiet);
+    let made = jobs::extract(&settings, &watch)?;
     bar.finish_and_clear();
-    let mut lora = extraction.lora(&base)?;
-    lora.config.insert("base_model_name_or_path".to_owned(), plain_name(&args.base).into());
-    args.output.write_lora(&lora, common)?;
+    let written = args.output.write(&made.output, args.json, common)?;
     match args.json {
-        true => print_json(&extraction)?,
-        false => print_table(&extraction, &args.output.output),
+        true => print_json(&made.extraction)?,
+        false => print_table(&made.extraction, &args.output.output),
     }
+    print_written(written.as_ref(), args.json, common);
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use atombank::adapter::{HostTensor, LinearUpdates};
 use atombank::arch::ModelConfig;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, fill_template};
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::{Restored, from_gguf};
+use atombank::convert::from_gguf;
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
 use atombank::model::{
@@ -22,7 +22,7 @@ use serde_json::json;
 /// Arguments of `generate`.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
-    /// The model: a Hugging Face folder, or a GGUF
+    /// The model: a Hugging Face folder, a GGUF, or a name on the hub: hf:org/name[@revision]
     model: PathBuf,
     /// An atom bank or a LoRA on top of it
     #[arg(long, value_name = "FOLDER")]
@@ -51,9 +51,10 @@ pub(crate) struct GenerateArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &GenerateArgs, _common: &super::Common) -> Result<()> {
-    let LanguageModel { decoder, encoder } = LanguageModel::open(&args.model, Residence::Memory, &Device::Cpu)?;
-    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, &args.model, decoder.config())).transpose()?;
+pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
+    let model = super::input::found_path(&args.model, common)?;
+    let LanguageModel { decoder, encoder } = LanguageModel::open(&model, Residence::Memory, &Device::Cpu)?;
+    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, &model, decoder.config())).transpose()?;
     let sequence = match &adapter {
         Some(Adapter::Bank(bank)) => {
             bank.encoder().routed(&encoder, &bank.config().prompt_template, &args.instruction, &args.prompt)?
@@ -113,8 +114,8 @@ impl Adapter {
     fn updates(path: &Path, model: &Path, config: &ModelConfig) -> Result<LinearUpdates> {
         if model.is_file() {
             let gguf = GgufModel::open(model)?;
-            if let Some(Restored { config: json, plan, .. }) = from_gguf(&gguf, Some(atombank::DType::F32))? {
-                return Ok(LinearUpdates::open(path, &Base::new(model, &json, &plan), config)?);
+            if let Some((json, restored)) = from_gguf(&gguf, Some(atombank::DType::F32))? {
+                return Ok(LinearUpdates::open(path, &Base::new(model, &json, &restored.plan), config)?);
             }
         }
         Ok(LinearUpdates::open(path, &Base::of(&Checkpoint::open(model)?), config)?)

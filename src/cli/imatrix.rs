@@ -1,22 +1,22 @@
 //! `atombank imatrix`: how much each column of a model's weights matters, measured on a text.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use atombank::imatrix::{Form, Settings, measure, read_text};
 use atombank::model::{LanguageModel, Residence};
-use atombank::plan::{self, Staging};
+use atombank::output::Destination;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
-use super::output::print_notes;
+use super::output::{print_notes, print_written};
 use super::train::parse_device;
 use super::{Common, progress};
 
 /// Arguments of `imatrix`.
 #[derive(Args)]
 pub(crate) struct ImatrixArgs {
-    /// The model: a Hugging Face folder or a GGUF file
+    /// The model: a Hugging Face folder, a GGUF file, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
     /// The text to measure on, in UTF-8
     text: PathBuf,
@@ -67,13 +67,11 @@ impl ImatrixArgs {
 
 pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
     // What can't be written is better known before the computation than after it.
-    let staging = Staging::file(&args.output, args.overwrite)?;
-    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Err(error) = std::fs::read_dir(folder) {
-        return Err(atombank::Error::Io { path: folder.to_owned(), action: "open", error }.into());
-    }
+    let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
+    to.check()?;
     let text = read_text(&args.text)?;
-    let base = LanguageModel::open(&args.base, Residence::Streamed, &args.device)?.with_special_as_text();
+    let path = super::input::found_path(&args.base, common)?;
+    let base = LanguageModel::open(&path, Residence::Streamed, &args.device)?.with_special_as_text();
     let trained = base.decoder.config().max_position_embeddings;
     if args.ctx as usize > trained {
         print_notes(&[format!("the model knows texts of {trained} tokens, and chunks have {}", args.ctx)], common);
@@ -84,9 +82,8 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         bar.set_length(total);
         bar.set_position(done);
     })?;
-    let (plan, layout) = measured.plan(&args.output, args.form())?;
-    plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {})?;
-    staging.commit()?;
+    let written = measured.output(&args.output, args.form())?.write(&to, &|_| ())?;
     bar.finish_and_clear();
+    print_written(Some(&written), true, common);
     Ok(())
 }

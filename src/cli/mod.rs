@@ -1,5 +1,8 @@
 //! The command line: arguments become checked values, the library does the work, results are printed.
 
+#[macro_use]
+mod print;
+
 #[cfg(feature = "train")]
 mod bake;
 #[cfg(feature = "train")]
@@ -32,6 +35,7 @@ mod truncation;
 use anyhow::Result;
 use atombank::kernel::Kernel;
 use clap::{Args, Parser, Subcommand};
+pub use print::report;
 
 /// Train atom banks (Queryable LoRA), bake them for a fixed instruction, convert checkpoints.
 #[derive(Parser)]
@@ -90,7 +94,7 @@ enum Command {
     /// Measure how much each column of a model's weights matters: an importance matrix for quantization
     #[cfg(feature = "train")]
     Imatrix(imatrix::ImatrixArgs),
-    /// Convert a Hugging Face folder to GGUF
+    /// Convert models, tensors, adapters and banks: folders, safetensors, PyTorch files and GGUF, in every direction
     Convert(Box<convert::ConvertArgs>),
     /// Quantize a GGUF, as llama-quantize does
     Quantize(Box<quantize::QuantizeArgs>),
@@ -142,7 +146,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         #[cfg(feature = "train")]
         Command::Bank(args) => bank::run(&args, &common),
         Command::Merge(args) => merge::run(&args, &common),
-        Command::Extract(args) => extract::run(*args, &common),
+        Command::Extract(args) => extract::run(&args, &common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, &common),
         #[cfg(feature = "train")]

@@ -1,22 +1,14 @@
 //! Arguments of commands that write a checkpoint, and the writing itself.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::DType;
-use atombank::adapter::peft::NewLora;
-use atombank::checkpoint::{Checkpoint, write_folder};
-use atombank::convert::{
-    ConvertOptions, Gguf, OutType, PYTORCH_EXTENSIONS, metadata_left_out, safetensors_metadata, to_gguf,
-};
 use atombank::error::Finding;
-use atombank::formats::gguf::Override;
-use atombank::formats::{gguf, pytorch, safetensors};
-use atombank::plan::{self, Layout, Plan, Staging};
-use atombank::quantize::FileType;
+use atombank::jobs::{OutputKind, OutputSettings};
+use atombank::output::{Description, Destination, Form, Output, Written};
 use clap::{Args, ValueEnum};
 
+use super::print::{options, with_options};
 use super::recipe::RecipeArgs;
 use super::{Common, progress};
 
@@ -35,11 +27,24 @@ pub(crate) enum Kind {
     Lora,
 }
 
+impl From<Kind> for OutputKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Hf => OutputKind::Hf,
+            Kind::Gguf => OutputKind::Gguf,
+            Kind::Safetensors => OutputKind::Safetensors,
+            Kind::Pytorch => OutputKind::Pytorch,
+            Kind::Lora => OutputKind::Lora,
+        }
+    }
+}
+
 /// Where a checkpoint goes, and in which form.
 #[derive(Args)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
     /// The output; .gguf, .safetensors and .bin, .pt, .pth or .ckpt name files, anything else a folder
-    #[arg(short, long, value_name = "OUT")]
+    #[arg(short, long, visible_alias = "outfile", value_name = "OUT")]
     pub(crate) output: PathBuf,
     /// What to write, where the name doesn't say
     #[arg(long, value_enum)]
@@ -52,8 +57,8 @@ pub(crate) struct OutputArgs {
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) shard_size: u64,
     /// Split a GGUF into files of at most this size
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) split_max_size: Option<u64>,
+    #[arg(long, value_name = "SIZE", value_parser = parse_size_and_unit)]
+    pub(crate) split_max_size: Option<(u64, bool)>,
     /// Split a GGUF into files of at most this many tensors
     #[arg(long, value_name = "N")]
     pub(crate) split_max_tensors: Option<usize>,
@@ -77,278 +82,138 @@ pub(crate) struct OutputArgs {
 }
 
 impl OutputArgs {
-    /// How the plan is run.
-    pub(crate) fn options(&self) -> plan::Options {
-        plan::Options { max_memory_bytes: self.max_memory }
-    }
-
-    /// Where a folder is written until it is complete.
-    pub(crate) fn folder(&self) -> atombank::Result<Staging> {
-        Ok(Staging::folder(&self.output, self.overwrite)?.sync(self.sync))
-    }
-
-    /// What is to be written.
-    pub(crate) fn kind(&self) -> Kind {
-        self.to.unwrap_or(match self.extension().as_str() {
-            "gguf" => Kind::Gguf,
-            "safetensors" => Kind::Safetensors,
-            extension if PYTORCH_EXTENSIONS.contains(&extension) => Kind::Pytorch,
-            _ => Kind::Hf,
-        })
-    }
-
-    fn extension(&self) -> String {
-        self.output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase()
-    }
-
-    /// Whether the output is a file by its name.
-    pub(crate) fn is_file(&self) -> bool {
-        let extension = self.extension();
-        matches!(extension.as_str(), "gguf" | "safetensors") || PYTORCH_EXTENSIONS.contains(&extension.as_str())
-    }
-
-    /// Fails early where the output is there already: before a long computation, not after it.
-    pub(crate) fn check_absent(&self) -> Result<()> {
-        if !self.overwrite && !self.dry_run && self.output.symlink_metadata().is_ok() {
-            return Err(atombank::Error::Exists(self.output.clone()).into());
-        }
-        Ok(())
-    }
-
-    /// Fails early where the output can't have the type that was asked for, and where options don't
-    /// belong to it.
-    pub(crate) fn check_type(&self) -> Result<()> {
-        let kind = self.kind();
-        let splits = self.split_max_size.is_some() || self.split_max_tensors.is_some();
-        if splits && kind != Kind::Gguf {
-            let finding = Finding::new(&self.output, "--split-max-size, --split-max-tensors").expected("a GGUF");
-            return Err(finding.found("another output").hint("--shard-size splits folders").mismatch().into());
-        }
-        let quantized = self.quantized()?;
-        if let (Some(option), None) = (self.recipe.first_given(), quantized) {
-            let finding = Finding::new(&self.output, option).expected("a --type that is a mixture, like Q4_K_M");
-            return Err(finding.found(self.r#type.as_deref().unwrap_or("none")).mismatch().into());
-        }
-        let Some(name) = &self.r#type else { return Ok(()) };
-        let expected = match kind {
-            Kind::Gguf => "f32, f16, bf16, q8_0, auto, source, or a mixture like Q4_K_M",
-            Kind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
-            Kind::Safetensors | Kind::Pytorch => "f32, f16, bf16, auto or source",
-            Kind::Lora => "f32, f16 or bf16 for a LoRA",
-        };
-        match (kind, name.parse::<OutType>().ok()) {
-            (Kind::Gguf, None) if quantized.is_some() => Ok(()),
-            (Kind::Gguf, Some(_)) => Ok(()),
-            (Kind::Hf | Kind::Safetensors | Kind::Pytorch, Some(known)) if known != OutType::Q8_0 => Ok(()),
-            (Kind::Lora, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
-            _ => Err(Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()),
+    /// The same as the library's settings.
+    pub(crate) fn settings(&self) -> OutputSettings {
+        let (path, max_memory) = (self.output.clone(), self.max_memory);
+        OutputSettings {
+            destination: Destination { path, overwrite: self.overwrite, sync: self.sync, max_memory },
+            to: self.to.map(OutputKind::from),
+            r#type: self.r#type.clone(),
+            shard_size: self.shard_size,
+            split_max_size: self.split_max_size.map(|(bytes, _)| bytes),
+            split_max_tensors: self.split_max_tensors,
+            pre: self.pre.clone(),
+            recipe: self.recipe.settings(),
+            dry_run: self.dry_run,
         }
     }
 
-    /// The mixture that was asked for, where it is one: a type of llama-quantize that the converters
-    /// don't have themselves.
-    pub(crate) fn quantized(&self) -> Result<Option<FileType>> {
-        let Some(name) = self.r#type.as_deref().filter(|_| self.kind() == Kind::Gguf) else { return Ok(None) };
-        if name.parse::<OutType>().is_ok() {
+    /// Writes what a job has made, and says so, or prints what would be written. Nothing but JSON is printed with
+    /// `json`.
+    pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {
+        print_notes(&output.notes, common);
+        self.check_sizes(output)?;
+        if self.dry_run {
+            let description = output.describe(&self.output)?;
+            match json {
+                true => println!("{}", serde_json::to_string_pretty(&description)?),
+                false => print_description(&description, &self.output),
+            }
             return Ok(None);
         }
-        name.parse().map(Some).map_err(|_| {
-            let mixtures = FileType::all().map(FileType::name).collect::<Vec<_>>().join(", ");
-            let expected = format!("f32, f16, bf16, q8_0, auto, source, or a mixture: {mixtures}");
-            Finding::new(&self.output, "--type").expected(expected).found(name).unsupported().into()
-        })
-    }
-
-    /// Refuses a type that a GGUF, made of the one at `input`, gets by another command: no mixture, and not
-    /// the types that its tensors have.
-    pub(crate) fn check_gguf_again(&self, input: &Path) -> Result<()> {
-        if self.r#type.as_deref().is_none_or(|name| name == "source") {
-            return Ok(());
-        }
-        let finding = Finding::new(input, "--type").expected("source or a mixture, from GGUF to GGUF");
-        let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
-        Err(finding.found("another type").hint(hint).unsupported().into())
-    }
-
-    /// The type that was asked for; the kind's own where none was.
-    pub(crate) fn outtype(&self) -> Result<OutType> {
-        match &self.r#type {
-            // What is quantized is best not rounded before.
-            Some(_) if self.quantized()?.is_some() => Ok(OutType::F32),
-            Some(name) => Ok(name.parse()?),
-            None if self.kind() == Kind::Gguf => Ok(OutType::Auto),
-            None => Ok(OutType::Source),
-        }
-    }
-
-    /// `plan` (in Hugging Face's names) with the types that the output will have.
-    pub(crate) fn typed(&self, plan: &Plan) -> Result<Plan> {
-        Ok(match self.outtype()?.dtype(plan) {
-            Some(dtype) => Checkpoint::retyped(plan, dtype),
-            None => plan.clone(),
-        })
-    }
-
-    /// The GGUF of a model whose class has a counterpart there.
-    pub(crate) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Gguf> {
-        let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
-        let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
-            let finding = Finding::new(folder.path().join("config.json"), "architectures");
-            finding.expected("a class with a counterpart in GGUF").found("another").unsupported()
-        })?;
-        self.quantize(made, &[])
-    }
-
-    /// `made` as the mixture that was asked for, or as it is where none was.
-    pub(crate) fn quantize(&self, made: Gguf, overrides: &[Override]) -> Result<Gguf> {
-        let Some(file_type) = self.quantized()? else { return Ok(made) };
-        let Gguf { metadata, plan, mut notes } = made;
-        let quantized = self.recipe.quantize(file_type, &metadata, &plan, overrides)?;
-        notes.extend(quantized.notes);
-        Ok(Gguf { metadata: quantized.metadata, plan: quantized.plan, notes })
-    }
-
-    /// Writes `plan`, in Hugging Face's names, as a folder or a GGUF.
-    pub(crate) fn write(&self, folder: &Checkpoint, plan: &Plan, common: &Common) -> Result<()> {
-        if self.kind() == Kind::Gguf {
-            let Gguf { metadata, plan, notes } = self.gguf(folder, plan)?;
-            print_notes(&notes, common);
-            return self.write_gguf(&metadata, &plan, common);
-        }
-        let plan = self.typed(plan)?;
-        self.write_tensors(&plan, &folder.beside(&plan)?, common)
-    }
-
-    /// The type of a LoRA's factors: f32 unless another was asked for.
-    pub(crate) fn lora_type(&self) -> Result<DType> {
-        let asked = self.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
-        Ok(asked.and_then(|outtype| outtype.dtype(&Plan::default())).unwrap_or(DType::F32))
-    }
-
-    /// Writes a LoRA's folder.
-    pub(crate) fn write_lora(&self, lora: &NewLora, common: &Common) -> Result<()> {
-        if self.dry_run {
-            let layout = safetensors::layout(&lora.tensors.tensors, "adapter_model", u64::MAX)?;
-            return dry_run(&lora.tensors, &layout, &self.output);
-        }
         let (bar, report) = progress::writing(common.quiet);
-        lora.write(self.folder()?, self.options(), &report)?;
+        let written = output.write(&self.settings().destination, &report)?;
         bar.finish_and_clear();
-        Ok(())
+        Ok(Some(written))
     }
 
-    /// Writes a GGUF, in one file or split.
-    pub(crate) fn write_gguf(&self, metadata: &gguf::Metadata, plan: &Plan, common: &Common) -> Result<()> {
-        let limits = gguf::SplitLimits {
-            max_tensors: self.split_max_tensors,
-            max_bytes: self.split_max_size,
-            ..gguf::SplitLimits::default()
+    /// Refuses a size that is a number alone and smaller than any tensor: nobody means 4 bytes.
+    fn check_sizes(&self, output: &Output) -> Result<()> {
+        let largest = output.plan.tensors.iter().map(|tensor| tensor.byte_len()).max().unwrap_or(0);
+        let given = match &output.form {
+            Form::Gguf { .. } => self.split_max_size.map(|size| ("split_max_size", size)),
+            _ => None,
         };
-        let stem = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let layout = gguf::split_layout(metadata, &plan.tensors, &stem, limits)?;
-        let staging = |layout: &Layout| match layout.files.as_slice() {
-            [_] => Staging::file(&self.output, self.overwrite),
-            files => {
-                let folder = self.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                Staging::files(folder, files.iter().map(|file| file.name.as_path()), self.overwrite)
+        match given {
+            Some((field, (bytes, false))) if bytes < largest => {
+                let finding = Finding::new("", field).expected(format_args!("a size with a unit, like {bytes}GB"));
+                Err(finding.found(format_args!("{bytes} bytes, less than a tensor has")).setting().into())
             }
-        };
-        self.run(plan, &layout, staging, common)
-    }
-
-    /// Writes tensors in the kind that was asked for: a folder with `files` beside the weights, or
-    /// one file of tensors alone. What their sources say beside them goes along.
-    pub(crate) fn write_tensors(&self, plan: &Plan, files: &[(String, Vec<u8>)], common: &Common) -> Result<()> {
-        let mut notes = Vec::new();
-        let metadata = safetensors_metadata(plan, &mut notes);
-        print_notes(&notes, common);
-        self.write_tensors_with(plan, files, metadata, common)
-    }
-
-    /// As [`OutputArgs::write_tensors`], with a `__metadata__` of one's own.
-    pub(crate) fn write_tensors_with(
-        &self,
-        plan: &Plan,
-        files: &[(String, Vec<u8>)],
-        mut metadata: BTreeMap<String, String>,
-        common: &Common,
-    ) -> Result<()> {
-        let single = self.is_file();
-        let shard_bytes = if single { u64::MAX } else { self.shard_size };
-        let layout = match self.kind() {
-            Kind::Pytorch => {
-                print_notes(&metadata_left_out(&metadata), common);
-                pytorch::layout(&plan.tensors, "pytorch_model", shard_bytes)?
-            }
-            Kind::Lora => safetensors::layout(&plan.tensors, "adapter_model", u64::MAX)?,
-            _ => {
-                // transformers has long refused files that don't say it.
-                metadata.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
-                safetensors::layout_with_metadata(&plan.tensors, "model", shard_bytes, &metadata)?
-            }
-        };
-        if single {
-            return self.run(plan, &layout, |_| Staging::file(&self.output, self.overwrite), common);
+            _ => Ok(()),
         }
-        if self.dry_run {
-            return dry_run(plan, &layout, &self.output);
-        }
-        let (bar, report) = progress::writing(common.quiet);
-        write_folder(plan, &layout, files, self.folder()?, self.options(), &report)?;
-        bar.finish_and_clear();
-        Ok(())
-    }
-
-    fn run(
-        &self,
-        plan: &Plan,
-        layout: &Layout,
-        staging: impl FnOnce(&Layout) -> atombank::Result<Staging>,
-        common: &Common,
-    ) -> Result<()> {
-        if self.dry_run {
-            return dry_run(plan, layout, &self.output);
-        }
-        let staging = staging(layout)?.sync(self.sync);
-        let (bar, report) = progress::writing(common.quiet);
-        plan::execute(plan, layout, &staging, self.options(), &report)?;
-        staging.commit()?;
-        bar.finish_and_clear();
-        Ok(())
     }
 }
 
-/// What was left out or taken for granted, a line each on stderr.
+/// One line on what was written: on stdout, but on stderr where stdout is JSON's, and not where `--quiet` is.
+pub(crate) fn print_written(written: Option<&Written>, json: bool, common: &Common) {
+    let Some(written) = written.filter(|_| !common.quiet) else { return };
+    let line = format!(
+        "wrote {}: {} tensors, {}, {:.1} s",
+        written.path.display(),
+        written.tensors,
+        size(written.bytes),
+        written.seconds
+    );
+    if json { eprintln!("{line}") } else { println!("{line}") }
+}
+
+/// A number of bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} KB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+/// What was left out or taken for granted, a line each on stderr. Notes that say the same of several tensors are one.
 pub(crate) fn print_notes(notes: &[String], common: &Common) {
-    if !common.quiet {
-        for note in notes {
-            eprintln!("note: {note}");
-        }
+    if common.quiet {
+        return;
+    }
+    let options = options();
+    for note in together(notes) {
+        eprintln!("note: {}", with_options(&note, &options));
     }
 }
 
-/// Prints the plan: every tensor with type, shape and place.
-fn dry_run(plan: &Plan, layout: &Layout, output: &Path) -> Result<()> {
-    plan.check()?;
-    let several = layout.files.len() > 1;
-    for (tensor, place) in plan.tensors.iter().zip(&layout.places) {
-        let file = if several { format!("{:>4} ", place.file + 1) } else { String::new() };
+/// `notes` of the form `NAME: TEXT` with the same text as one, with the first names and a count.
+fn together(notes: &[String]) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let mut groups: Vec<(Vec<&str>, &str)> = Vec::new();
+    for note in notes {
+        let named = note.split_once(": ").filter(|(name, _)| !name.contains(' '));
+        let (name, text) = named.map_or((None, note.as_str()), |(name, text)| (Some(name), text));
+        match (name, groups.iter_mut().find(|(names, known)| *known == text && !names.is_empty())) {
+            (Some(name), Some((names, _))) => names.push(name),
+            _ => groups.push((name.into_iter().collect(), text)),
+        }
+    }
+    let line = |(names, text): (Vec<&str>, &str)| match names.len() {
+        0 => text.to_owned(),
+        1..=SHOWN => format!("{}: {text}", names.join(", ")),
+        count => format!("{} and {} more: {text}", names[..SHOWN].join(", "), count - SHOWN),
+    };
+    groups.into_iter().map(line).collect()
+}
+
+/// Prints what would be written: every tensor with type, shape and place.
+fn print_description(description: &Description, target: &Path) {
+    let files: Vec<_> = description.files.iter().filter(|file| !file.beside).collect();
+    let several = files.len() > 1;
+    for tensor in &description.tensors {
+        let file = if several { format!("{:>4} ", tensor.file + 1) } else { String::new() };
         println!(
             "{file}{:<6} {:<20} {:>14} {}",
             tensor.dtype,
             format!("{:?}", tensor.shape),
-            place.offset,
+            tensor.offset,
             tensor.name
         );
     }
     if several {
-        for file in &layout.files {
-            println!("{}: {} bytes", file.name.display(), file.byte_len);
+        for file in &files {
+            println!("{}: {} bytes", file.name, file.bytes);
         }
     }
-    let bytes: u64 = layout.files.iter().map(|f| f.byte_len).sum();
-    println!("{}: {} tensors, {} files, {bytes} bytes", output.display(), plan.tensors.len(), layout.files.len());
-    Ok(())
+    let (tensors, bytes) = (description.tensors.len(), description.bytes);
+    println!("{}: {tensors} tensors, {} files, {bytes} bytes", target.display(), files.len());
+}
+
+/// As [`parse_size`], and whether there was a unit.
+fn parse_size_and_unit(text: &str) -> Result<(u64, bool), String> {
+    Ok((parse_size(text)?, text.ends_with(|c: char| c.is_ascii_alphabetic())))
 }
 
 /// "5GB", "500MiB", "4096": bytes.
@@ -370,7 +235,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::{parse_size, together};
 
     #[test]
     fn sizes_have_units_and_limits() {
@@ -381,5 +246,13 @@ mod tests {
         for bad in ["", "GB", "0", "99999999999GiB", "5 parsecs"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn notes_that_say_the_same_are_one() {
+        let notes = ["a: odd rows", "b: odd rows", "left out: x", "c: odd rows", "d: odd rows", "e: other"];
+        let notes = notes.map(str::to_owned);
+        assert_eq!(together(&notes), ["a, b, c and 1 more: odd rows", "left out: x", "e: other"]);
+        assert_eq!(together(&notes[..2]), ["a, b: odd rows"]);
     }
 }

@@ -1,5 +1,6 @@
 //! Progress on stderr, only where it is a terminal.
 
+use atombank::jobs::Step;
 use atombank::plan::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -17,5 +18,16 @@ pub(crate) fn writing(quiet: bool) -> (ProgressBar, impl Fn(Progress) + Sync) {
     (bar, move |p: Progress| {
         shown.set_length(p.total_bytes);
         shown.set_position(p.done_bytes);
+    })
+}
+
+/// A bar over what a job computes before it writes.
+pub(crate) fn steps(quiet: bool) -> (ProgressBar, impl Fn(Step) + Sync) {
+    let bar = bar(0, "{msg} [{bar:30}] {pos}/{len} {eta}", quiet);
+    let shown = bar.clone();
+    (bar, move |step: Step| {
+        shown.set_message(step.what);
+        shown.set_length(step.total);
+        shown.set_position(step.done);
     })
 }

@@ -2,12 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
-use atombank::formats::gguf::Metadata;
-use atombank::formats::gguf::Override;
-use atombank::imatrix::ImportanceMatrix;
-use atombank::plan::Plan;
-use atombank::quantize::{FileType, Led, Quantized, Recipe, TensorTypeRule, parse_layers, parse_tensor_type, quantize};
+use atombank::jobs::RecipeSettings;
 use clap::Args;
 
 /// How a model is quantized.
@@ -50,72 +45,20 @@ pub(crate) struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    /// The first option that was given, for messages where none can be.
-    pub(crate) fn first_given(&self) -> Option<&'static str> {
-        let given = [
-            (self.imatrix.is_some(), "--imatrix"),
-            (!self.include_weights.is_empty(), "--include-weights"),
-            (!self.exclude_weights.is_empty(), "--exclude-weights"),
-            (!self.tensor_type.is_empty(), "--tensor-type"),
-            (self.tensor_type_file.is_some(), "--tensor-type-file"),
-            (self.output_tensor_type.is_some(), "--output-tensor-type"),
-            (self.token_embedding_type.is_some(), "--token-embedding-type"),
-            (self.pure, "--pure"),
-            (self.leave_output_tensor, "--leave-output-tensor"),
-            (self.allow_requantize, "--allow-requantize"),
-            (self.prune_layers.is_some(), "--prune-layers"),
-        ];
-        given.iter().find(|(given, _)| *given).map(|(_, name)| *name)
-    }
-
-    /// The recipe of `file_type` with these options.
-    pub(crate) fn recipe(&self, file_type: FileType) -> Result<Recipe> {
-        let mut tensor_types = Vec::new();
-        if let Some(file) = &self.tensor_type_file {
-            tensor_types.extend(TensorTypeRule::read_file(file)?);
-        }
-        for rule in &self.tensor_type {
-            tensor_types.push(TensorTypeRule::parse(rule)?);
-        }
-        let single = |option, text: &Option<String>| text.as_ref().map(|t| parse_tensor_type(option, t)).transpose();
-        Ok(Recipe {
-            output_tensor_type: single("--output-tensor-type", &self.output_tensor_type)?,
-            token_embedding_type: single("--token-embedding-type", &self.token_embedding_type)?,
-            tensor_types,
+    /// The same as the library's settings.
+    pub(crate) fn settings(&self) -> RecipeSettings {
+        RecipeSettings {
+            imatrix: self.imatrix.clone(),
+            include_weights: self.include_weights.clone(),
+            exclude_weights: self.exclude_weights.clone(),
+            tensor_type: self.tensor_type.clone(),
+            tensor_type_file: self.tensor_type_file.clone(),
+            output_tensor_type: self.output_tensor_type.clone(),
+            token_embedding_type: self.token_embedding_type.clone(),
             pure: self.pure,
             leave_output_tensor: self.leave_output_tensor,
             allow_requantize: self.allow_requantize,
-            prune_layers: self.prune_layers.as_deref().map(parse_layers).transpose()?.unwrap_or_default(),
-            ..Recipe::from(file_type)
-        })
-    }
-
-    /// Whether layers are left out.
-    #[cfg(feature = "train")]
-    pub(crate) fn prunes(&self) -> bool {
-        self.prune_layers.is_some()
-    }
-
-    /// Whether there will be importance.
-    pub(crate) fn is_led(&self) -> bool {
-        self.imatrix.is_some()
-    }
-
-    /// The model of `tensors` as `file_type` with these options makes it.
-    pub(crate) fn quantize(
-        &self,
-        file_type: FileType,
-        metadata: &Metadata,
-        tensors: &Plan,
-        overrides: &[Override],
-    ) -> Result<Quantized> {
-        let recipe = self.recipe(file_type)?;
-        let mut matrix = self.imatrix.as_deref().map(ImportanceMatrix::open).transpose()?;
-        if let Some(matrix) = &mut matrix {
-            matrix.retain(&self.include_weights, &self.exclude_weights);
+            prune_layers: self.prune_layers.clone(),
         }
-        let file_name = self.imatrix.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-        let led = matrix.as_ref().map(|by| Led { by, file_name: &file_name });
-        Ok(quantize(&recipe, metadata, tensors, led, overrides)?)
     }
 }

@@ -17,8 +17,8 @@ use super::Common;
 #[derive(Args)]
 pub(crate) struct RequestArgs {
     /// The instruction that is fixed
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub(crate) instruction: String,
+    #[arg(long)]
+    pub(crate) instruction: Option<String>,
     /// A prompt; given several times, the mean of their routings
     #[arg(long)]
     pub(crate) prompt: Vec<String>,
@@ -40,7 +40,8 @@ pub(crate) enum By {
 impl RequestArgs {
     /// Routes what was asked for.
     pub(crate) fn route(&self, decoder: &Decoder, bank: &AtomBank, encoder: &TextEncoder) -> Result<Routes> {
-        let request = Request { instruction: self.instruction.clone(), prompts: self.prompt.clone() };
+        let request =
+            Request { instruction: self.instruction.clone().unwrap_or_default(), prompts: self.prompt.clone() };
         Ok(route(decoder, bank, encoder, &request, self.by()).map_err(|error| match error {
             Error::Mismatch(finding) if finding.subject == PRIOR && finding.hint.is_empty() => {
                 finding.hint("pass --instruction").mismatch()
@@ -60,7 +61,7 @@ impl RequestArgs {
 /// Arguments of `route`.
 #[derive(Args)]
 pub(crate) struct RouteArgs {
-    /// The base model: a Hugging Face folder
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
     /// The atom bank's folder
     bank: PathBuf,
@@ -71,10 +72,11 @@ pub(crate) struct RouteArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &RouteArgs, _common: &Common) -> Result<()> {
-    let folder = HfFolder::open(&args.base)?;
+pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
+    let base = super::input::found_path(&args.base, common)?;
+    let folder = HfFolder::open(&base)?;
     let bank = AtomBank::open(&args.bank)?;
-    let encoder = TextEncoder::open(&args.base)?;
+    let encoder = TextEncoder::open(&base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
     let routes = args.request.route(&decoder, &bank, &encoder)?;
     if args.json {

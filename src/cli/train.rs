@@ -27,7 +27,8 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
-    let config = TrainConfig::open(&args.config, &args.overrides)?;
+    let mut config = TrainConfig::open(&args.config, &args.overrides)?;
+    config.base = super::input::found_path(&config.base, common)?;
     // The first signal finishes the step and saves; a second one means it.
     let stop = signals::stop_flag();
     let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;

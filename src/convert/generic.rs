@@ -13,12 +13,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::sidecars::{Sidecars, json_text, left_out_keys, parsed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{MAX_DIMS, MAX_NAME_BYTES, Metadata};
-use crate::formats::safetensors;
-use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
+use crate::output::{Output, Sidecars, json_text, left_out_keys, parsed};
+use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::{Source, TensorInfo, show_shape};
 
 /// `general.architecture` of these files.
@@ -50,8 +49,8 @@ struct Record {
 /// # Errors
 /// [`crate::Error::Mismatch`] for an `outtype` other than F32, F16 and BF16 and for a name that
 /// stands twice.
-pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<DType>) -> Result<(Metadata, Plan)> {
-    if let Some(dtype) = outtype.filter(|dtype| torch_name(*dtype).is_none()) {
+pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<DType>) -> Result<Output> {
+    if let Some(dtype) = outtype.filter(|dtype| dtype.torch_name().is_none()) {
         return Err(Finding::new(model, "outtype").expected("f32, f16 or bf16").found(dtype).mismatch());
     }
     let mut taken: HashSet<&str> = HashSet::new();
@@ -65,7 +64,7 @@ pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<
     let mut plan = Plan::default();
     let mut number = 0usize;
     for tensor in &weights.tensors {
-        let dtype = outtype.filter(|_| is_float(tensor.dtype)).unwrap_or(tensor.dtype);
+        let dtype = outtype.filter(|_| tensor.dtype.is_float()).unwrap_or(tensor.dtype);
         if tensor.shape.contains(&0) {
             records.push(record(None, tensor, dtype));
             continue;
@@ -104,27 +103,17 @@ pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<
         None => beside.put(&mut metadata, PREFIX),
         Some(dtype) => retyped(beside, dtype).put(&mut metadata, PREFIX),
     }
-    Ok((metadata, plan))
+    Ok(Output::gguf(metadata, plan, Vec::new()))
 }
 
-/// A checkpoint out of a GGUF file.
-#[derive(Debug, Clone)]
-pub struct Unpacked {
-    /// Its tensors, with their names, types and shapes.
-    pub weights: Plan,
-    /// What stands beside them.
-    pub beside: Sidecars,
-    /// What the GGUF file says that the checkpoint has no place for.
-    pub notes: Vec<String>,
-}
-
-/// The checkpoint that [`to_gguf`] has put into a GGUF file: `metadata` and `tensors` are the
+/// The checkpoint that [`to_gguf`] has put into a GGUF file, as a folder; the notes name what the file says and the
+/// checkpoint has no place for. `metadata` and `tensors` are the
 /// file's, the tensors as they are (see [`Plan::taking`]).
 ///
 /// # Errors
 /// [`crate::Error::Format`] where the keys contradict themselves or the tensors, naming the key or
 /// the tensor; [`crate::Error::Unsupported`] for another architecture or version.
-pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
+pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
     let architecture = metadata.text("general.architecture")?;
     if architecture != ARCHITECTURE {
         let finding = metadata.finding("general.architecture");
@@ -171,28 +160,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
         return Err(finding.expected("each name once").found("it twice").format());
     }
     let notes = notes(metadata)?;
-    Ok(Unpacked { weights: plan, beside, notes })
-}
-
-impl Unpacked {
-    /// Writes the checkpoint as the folder of `staging`: safetensors of at most `shard_bytes` each, and the
-    /// files beside them, byte by byte.
-    ///
-    /// # Errors
-    /// What [`plan::execute`] meets, and types that safetensors can't hold; nothing is left behind.
-    pub fn write(
-        &self,
-        staging: Staging,
-        shard_bytes: u64,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
-        let metadata = &self.beside.safetensors_metadata;
-        let layout = safetensors::layout_with_metadata(&self.weights.tensors, "model", shard_bytes, metadata)?;
-        plan::execute(&self.weights, &layout, &staging, options, progress)?;
-        self.beside.files.write(&staging)?;
-        staging.commit()
-    }
+    Ok(Output { sidecars: beside, notes, ..Output::folder("model", plan) })
 }
 
 /// Every key is the checkpoint's, or says nothing about it, or is named.
@@ -290,31 +258,18 @@ fn gguf_can_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains('\0')
 }
 
-fn is_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
-}
-
-fn torch_name(dtype: DType) -> Option<&'static str> {
-    match dtype {
-        DType::F32 => Some("float32"),
-        DType::F16 => Some("float16"),
-        DType::BF16 => Some("bfloat16"),
-        _ => None,
-    }
-}
-
 /// With config.json's dtype kept true.
 fn retyped(beside: &Sidecars, dtype: DType) -> Sidecars {
     let mut beside = beside.clone();
     let config =
         beside.files.get("config.json").and_then(|text| serde_json::from_slice::<Map<String, Json>>(text).ok());
-    if let (Some(mut config), Some(name)) = (config, torch_name(dtype)) {
+    if let (Some(mut config), Some(name)) = (config, dtype.torch_name()) {
         for key in ["dtype", "torch_dtype"] {
             if let Some(value) = config.get_mut(key) {
                 *value = name.into();
             }
         }
-        beside.files.insert("config.json", json_text(&config) + "\n");
+        beside.files.insert("config.json".to_owned(), (json_text(&config) + "\n").into_bytes());
     }
     beside
 }

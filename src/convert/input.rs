@@ -40,10 +40,10 @@ impl Input {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
         if key.is_some() && !(is_pytorch && path.is_file()) {
-            return Err(Finding::new(path, "--key")
+            return Err(Finding::new("", "key")
                 .expected("a PyTorch file to choose from")
-                .found("another")
-                .mismatch());
+                .found(format_args!("{:?}", path))
+                .setting());
         }
         if path.is_dir() {
             if path.join("adapter_config.json").is_file() {
@@ -64,6 +64,10 @@ impl Input {
             _ if is_pytorch => {
                 let file = PytorchFile::open(path, key)?;
                 let others = file.others().to_vec();
+                if file.tensors().is_empty() {
+                    let finding = Finding::new(path, "").expected("tensors").found("none");
+                    return Err(finding.hint("atombank inspect shows what is in it").mismatch());
+                }
                 let source: Arc<dyn Source> = Arc::new(file);
                 Ok(Input::Weights { plan: Plan::taking(&source), others })
             }

@@ -10,18 +10,15 @@ use serde_json::{Map, Value as Json};
 use crate::arch::params::Params;
 use crate::arch::{Dim, Key, rope};
 use crate::error::{Finding, IoContext, Result};
-use crate::formats::gguf::{Array, Metadata, Value};
+use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
-
-/// `GGML_QUANT_VERSION`: the layout of quantized blocks.
-const QUANTIZATION_VERSION: u32 = 2;
 
 /// Writes the architecture's keys, the file type and the version of quantization.
 pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32) -> Result<()> {
     for key in params.family.keys {
         write(metadata, folder, params, file_type, key)?;
     }
-    metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
+    metadata.insert(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION);
     Ok(())
 }
 

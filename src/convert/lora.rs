@@ -15,12 +15,9 @@ use crate::adapter::{AdapterFiles, gguf};
 use crate::arch::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::formats::gguf::{Array, Metadata, Value};
+use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
 use crate::plan::Plan;
-
-/// `GGML_QUANT_VERSION`: the layout of quantized blocks.
-const QUANTIZATION_VERSION: u32 = 2;
 
 /// A LoRA's base: a model's folder, or its config.json alone.
 pub struct LoraBase {
@@ -89,7 +86,7 @@ pub fn to_gguf(path: &Path, base: &Base, outtype: OutType) -> Result<(Metadata, 
     if !invocation_tokens.is_empty() {
         metadata.insert(ALORA_KEY, Value::Array(Array::U32(invocation_tokens)));
     }
-    metadata.insert("general.quantization_version", QUANTIZATION_VERSION);
+    metadata.insert(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION);
     Ok((metadata, plan, notes))
 }
 

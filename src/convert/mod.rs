@@ -5,7 +5,6 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
-mod companions;
 mod describe;
 pub(crate) mod general;
 pub mod generic;
@@ -13,21 +12,18 @@ mod input;
 mod keys;
 pub mod lora;
 mod restore;
-pub(crate) mod sidecars;
 mod source_record;
 mod tensors;
 
 use std::fmt;
 use std::str::FromStr;
 
-pub use companions::{Companions, MAX_FILE_BYTES, MAX_TOTAL_BYTES};
 pub(crate) use describe::class;
 pub use describe::{Description, describe};
 pub use general::{GeneralOptions, summary};
 pub use input::{Input, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
-pub use restore::{Restored, from_gguf, with_changed};
-pub use sidecars::{Sidecars, metadata_left_out, safetensors_metadata};
+pub use restore::{from_gguf, with_changed};
 
 use crate::arch::params::Params;
 use crate::arch::{Naming, rope};
@@ -35,6 +31,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::{Metadata, Override};
+use crate::output::{Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
 use crate::tokenizer::{self, Vocab, VocabOptions};
 
@@ -97,18 +94,6 @@ fn file_type(dtype: DType) -> u32 {
     }
 }
 
-/// The type that most elements of matrices have.
-fn main_type(plan: &Plan) -> DType {
-    let mut counts: Vec<(DType, usize)> = Vec::new();
-    for tensor in plan.tensors.iter().filter(|tensor| tensor.shape.len() > 1) {
-        match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
-            Some((_, count)) => *count += tensor.elems(),
-            None => counts.push((tensor.dtype, tensor.elems())),
-        }
-    }
-    counts.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F32, |(dtype, _)| dtype)
-}
-
 /// As on the command line.
 impl fmt::Display for OutType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,7 +107,7 @@ impl FromStr for OutType {
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|outtype| outtype.to_string() == text.to_ascii_lowercase()).ok_or_else(|| {
             let known = Self::ALL.map(|outtype| outtype.to_string()).join(", ");
-            Finding::new("", "outtype").expected(known).found(text).mismatch()
+            Finding::new("", "type").expected(known).found(text).setting()
         })
     }
 }
@@ -157,17 +142,6 @@ impl Default for ConvertOptions {
     }
 }
 
-/// A GGUF file to be written: its keys, its tensors, and what a user should know about both.
-#[derive(Debug)]
-pub struct Gguf {
-    /// Keys and values in order.
-    pub metadata: Metadata,
-    /// The tensors in order.
-    pub plan: Plan,
-    /// A line for everything that was left out or taken for granted.
-    pub notes: Vec<String>,
-}
-
 /// The GGUF file that holds `weights` with the config and the tokenizer of `folder`; `None` where
 /// this crate has no table for the model's class.
 ///
@@ -180,7 +154,7 @@ pub struct Gguf {
 /// [`Error::Mismatch`] where weights and config don't belong together, naming file and tensor;
 /// [`Error::Unsupported`] for a config field or a tokenizer that this version can't describe;
 /// [`Error::Format`] for malformed files.
-pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Option<Gguf>> {
+pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Option<Output>> {
     let mut notes = Vec::new();
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
     rope::check(&params, &mut notes)?;
@@ -201,7 +175,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let totals = general::TensorTotals::of(&plan);
     let (path, config) = (folder.path(), &folder.config_json);
     general::write(&mut metadata, path, config, params.family.gguf, totals, &options.general, &mut notes)?;
-    keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| main_type(&plan))))?;
+    keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| plan.main_dtype())))?;
     let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
     let vocab_options = VocabOptions { pre: options.pre.clone() };
     tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
@@ -211,7 +185,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     for single in &options.overrides {
         single.apply(&mut metadata)?;
     }
-    Ok(Some(Gguf { metadata, plan, notes }))
+    Ok(Some(Output::gguf(metadata, plan, notes)))
 }
 
 /// The name in GGUF of the tensor that transformers calls `name`, for a model with this config;
@@ -244,6 +218,6 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("outtype: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
+        assert!(error.contains("type: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
     }
 }

@@ -43,8 +43,7 @@ pub(super) struct Record {
 /// Writes the record of `weights` and the rows that can't be made again.
 pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoint, weights: &Plan) -> Result<()> {
     let config = &folder.config_json;
-    let mut record =
-        Record { config: config.clone(), main: super::main_type(weights).name().into(), ..Record::default() };
+    let mut record = Record { config: config.clone(), main: weights.main_dtype().name().into(), ..Record::default() };
     let mut rows = Vec::new();
     for tensor in &weights.tensors {
         if tensor.dtype.name() != record.main {

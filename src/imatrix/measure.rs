@@ -106,7 +106,7 @@ fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings)
         return Err(Finding::new(dataset, "text")
             .expected(format_args!("at least {} tokens, one chunk", size.max(1)))
             .found(ids.len())
-            .hint("give a longer text, or smaller chunks with --ctx")
+            .hint("give a longer text, or smaller chunks with `ctx`")
             .mismatch());
     }
     let most = settings.chunks.map_or(usize::MAX, |chunks| chunks.max(1) as usize).min(i32::MAX as usize);

@@ -1,12 +1,13 @@
 //! Files that llama-imatrix wrote, in both forms; files that are refused, by the message that fits.
 
+use crate::output::Destination;
 use std::io::Write;
 use std::sync::Arc;
 
 use super::*;
 use crate::dtype::DType;
 use crate::formats::gguf::{Array, GgufFile, Metadata, layout};
-use crate::plan::{Expr, Options, PlannedTensor, Staging, execute};
+use crate::plan::{Expr, PlannedTensor};
 use crate::source::Source;
 
 mod hostile;
@@ -226,10 +227,7 @@ fn measurement(path: &Path) -> Measurement {
 pub(super) fn saved(measured: &Measurement, form: Form) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("imatrix");
-    let (plan, layout) = measured.plan(&path, form).unwrap();
-    let staging = Staging::file(&path, false).unwrap();
-    execute(&plan, &layout, &staging, Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
+    measured.output(&path, form).unwrap().write(&Destination::new(&path), &|_| {}).unwrap();
     (dir, path)
 }
 
@@ -273,7 +271,7 @@ fn what_cannot_be_written_is_refused() {
     let refused = |name: &str, squares: Vec<f32>, form: Form| {
         let entries = BTreeMap::from([(name.to_owned(), Sums { squares, counts: vec![1] })]);
         let measured = Measurement { entries, datasets: vec![], chunk_count: 1, chunk_size: 1 };
-        measured.plan(Path::new("i.gguf"), form).map(|_| ()).unwrap_err().to_string()
+        measured.output(Path::new("i.gguf"), form).map(|_| ()).unwrap_err().to_string()
     };
     for form in [Form::Gguf, Form::Legacy] {
         let message = refused("w", vec![1.0, f32::INFINITY], form);

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::{CHUNK_COUNT, CHUNK_SIZE, COUNTS_SUFFIX, DATASETS, GENERAL_TYPE, SUMS_SUFFIX, entry_finding};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::gguf::{Array, Metadata, layout};
-use crate::plan::{Expr, FileLayout, Layout, Plan, PlannedTensor};
+use crate::formats::gguf::{Array, Metadata};
+use crate::output::{self, Output, Sidecars};
+use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// The two forms of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,12 +45,12 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// The plan and layout of a file; `file` is named in errors.
+    /// The file in one of the two forms; `file` is named in errors.
     ///
     /// # Errors
     /// [`crate::Error::NotFinite`] for a sum that is none; [`crate::Error::Format`] for names that are
     /// too long for GGUF, and for more than the older form can count.
-    pub fn plan(&self, file: &Path, form: Form) -> Result<(Plan, Layout)> {
+    pub fn output(&self, file: &Path, form: Form) -> Result<Output> {
         for (name, sums) in &self.entries {
             if let Some(place) = sums.squares.iter().position(|sum| !sum.is_finite()) {
                 let finding = entry_finding(file, name).expected("finite activations");
@@ -57,17 +58,16 @@ impl Measurement {
             }
         }
         match form {
-            Form::Gguf => self.gguf(file),
+            Form::Gguf => Ok(self.gguf(file)),
             Form::Legacy => {
-                let bytes = self.legacy(file)?;
-                let len = bytes.len() as u64;
-                let files = vec![FileLayout::new("imatrix.dat", bytes, len)];
-                Ok((Plan::default(), Layout { files, places: Vec::new() }))
+                let form = output::Form::Bytes(self.legacy(file)?);
+                let (plan, sidecars) = (Plan::default(), Sidecars::default());
+                Ok(Output { form, plan, sidecars, notes: Vec::new() })
             }
         }
     }
 
-    fn gguf(&self, file: &Path) -> Result<(Plan, Layout)> {
+    fn gguf(&self, file: &Path) -> Output {
         let mut metadata = Metadata::new(file);
         metadata.insert("general.type", GENERAL_TYPE);
         metadata.insert(DATASETS, Array::String(self.datasets.clone()));
@@ -80,8 +80,7 @@ impl Measurement {
             plan.tensors.push(tensor(format!("{name}{SUMS_SUFFIX}"), matrices, &sums.squares));
             plan.tensors.push(tensor(format!("{name}{COUNTS_SUFFIX}"), matrices, &counts));
         }
-        let layout = layout(&metadata, &plan.tensors)?;
-        Ok((plan, layout))
+        Output::gguf(metadata, plan, Vec::new())
     }
 
     /// All bytes of the older form. Entries without a count are left out.

@@ -6,7 +6,7 @@ use candle_core::Device;
 
 use super::{Decoder, ModelWeights, Residence, TextEncoder};
 use crate::arch::{HfFolder, ModelConfig};
-use crate::convert::{Restored, from_gguf};
+use crate::convert::from_gguf;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
@@ -42,14 +42,14 @@ impl LanguageModel {
     fn of_gguf(path: &Path, residence: Residence, device: &Device) -> Result<Self> {
         let model = GgufModel::open(path)?;
         // In F32 nothing is rounded: quantized weights give the activations of the quantized model.
-        let Some(Restored { config, plan, files, .. }) = from_gguf(&model, Some(DType::F32))? else {
+        let Some((config, output)) = from_gguf(&model, Some(DType::F32))? else {
             let architecture = model.metadata().text("general.architecture")?;
             let finding = model.metadata().finding("general.architecture").expected("a decoder that this version runs");
             return Err(finding.found(format_args!("{architecture:?}")).unsupported());
         };
         let config = ModelConfig::from_json(path, &config)?;
-        let weights = ModelWeights::open(path, &config, &plan, residence, device)?;
-        let Some((_, tokenizer)) = files.iter().find(|(name, _)| name == "tokenizer.json") else {
+        let weights = ModelWeights::open(path, &config, &output.plan, residence, device)?;
+        let Some(tokenizer) = output.sidecars.files.get("tokenizer.json") else {
             let finding = Finding::new(path, "tokenizer").expected("one that goes back to a tokenizer.json");
             return Err(finding.found("none").hint("use the model's Hugging Face folder").unsupported());
         };

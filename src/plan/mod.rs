@@ -139,6 +139,18 @@ impl Plan {
         self.tensors.iter().find(|t| t.name == name)
     }
 
+    /// The type that most elements of matrices have; F32 without matrices.
+    pub fn main_dtype(&self) -> DType {
+        let mut counts: Vec<(DType, usize)> = Vec::new();
+        for tensor in self.tensors.iter().filter(|tensor| tensor.shape.len() > 1) {
+            match counts.iter_mut().find(|(dtype, _)| *dtype == tensor.dtype) {
+                Some((_, count)) => *count += tensor.elems(),
+                None => counts.push((tensor.dtype, tensor.elems())),
+            }
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F32, |(dtype, _)| dtype)
+    }
+
     /// Checks every tensor before anything is read: shapes of operands agree, types can be decoded
     /// and encoded, rows divide into blocks, each name is there once.
     ///

@@ -158,7 +158,11 @@ impl FromStr for FileType {
         row.map(|row| row.file_type).or_else(alias).ok_or_else(|| {
             let names: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
             let expected = format!("one of {}", names.join(", "));
-            Finding::new("file type", "").expected(expected).found(format_args!("{text:?}")).mismatch()
+            Finding::new("", "type")
+                .expected(expected)
+                .found(format_args!("{text:?}"))
+                .did_you_mean(text, &names)
+                .setting()
         })
     }
 }

@@ -290,7 +290,7 @@ impl<'a> Mixture<'a> {
             _ => Err(Finding::new(self.file, format!("tensor {name:?}"))
                 .expected(format_args!("a name that begins with blk.N., N below {}, in a model of experts", place.of))
                 .found("another")
-                .hint("--pure has no rules for blocks")
+                .hint("`pure` has no rules for blocks")
                 .mismatch()),
         }
     }

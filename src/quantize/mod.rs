@@ -21,7 +21,7 @@ mod tests;
 pub use file_type::FileType;
 pub use names::file_order;
 pub use overrides::TensorTypeRule;
-pub use plan::{Led, Quantized, TensorOutcome, outcomes, quantize};
+pub use plan::{Led, TensorOutcome, outcomes, quantize};
 pub use prune::parse_layers;
 pub use recipe::{Chosen, Recipe};
 pub use tensor_type::parse_tensor_type;

@@ -18,7 +18,7 @@ use super::tensor_type::parse_tensor_type;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 
-const OPTION: &str = "--tensor-type";
+const OPTION: &str = "tensor_type";
 
 /// The type for the tensors in whose names a pattern is found.
 #[derive(Debug, Clone)]
@@ -32,18 +32,19 @@ impl TensorTypeRule {
     /// Reads `PATTERN=TYPE`.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] for another form, a pattern that isn't one, and types that can't be had.
+    /// [`crate::Error::Setting`] for another form, a pattern that isn't one, and types that can't be had.
     pub fn parse(argument: &str) -> Result<Self> {
         let malformed = || {
-            let finding = Finding::new(OPTION, argument).expected("PATTERN=TYPE, such as attn_q=q8_0");
-            finding.found("no pattern and type").mismatch()
+            let finding =
+                Finding::new("", format!("{OPTION}: {argument}")).expected("PATTERN=TYPE, such as attn_q=q8_0");
+            finding.found("no pattern and type").setting()
         };
         let (pattern, dtype) = argument.split_once('=').ok_or_else(malformed)?;
         if pattern.is_empty() || dtype.is_empty() {
             return Err(malformed());
         }
         let wrong = |found: &dyn fmt::Display| {
-            Finding::new(OPTION, pattern).expected("a regular expression").found(found).mismatch()
+            Finding::new("", format!("{OPTION}: {pattern}")).expected("a regular expression").found(found).setting()
         };
         if let Some(class) = upper_case_class(pattern) {
             // llama-quantize makes the letter lower case, and then it means the opposite.
@@ -72,7 +73,7 @@ impl TensorTypeRule {
 
     /// A finding about its pattern.
     pub(super) fn finding(&self) -> Finding {
-        Finding::new(OPTION, self.pattern.as_str())
+        Finding::new("", format!("{OPTION}: {}", self.pattern.as_str()))
     }
 }
 
@@ -106,10 +107,10 @@ mod tests {
     #[test]
     fn what_is_no_rule_is_named() {
         for (argument, expected) in [
-            ("attn_q", "--tensor-type: attn_q: expected PATTERN=TYPE"),
+            ("attn_q", "tensor_type: attn_q: expected PATTERN=TYPE"),
             ("=q8_0", "expected PATTERN=TYPE"),
             ("attn_q=", "expected PATTERN=TYPE"),
-            ("attn_(q=q8_0", "--tensor-type: attn_(q: expected a regular expression, found "),
+            ("attn_(q=q8_0", "tensor_type: attn_(q: expected a regular expression, found "),
             (r"(?!attn)q=q8_0", "expected a regular expression, found "),
             (r"blk\.\D=q8_0", r"found one with \D, which lower case changes"),
             ("attn_q=q4_k_m", "attn_q=q4_k_m: expected a tensor type: one of F32"),

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::formats::gguf::Metadata;
 use crate::formats::gguf::Override;
 use crate::imatrix::ImportanceMatrix;
+use crate::output::Output;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::TensorInfo;
 
@@ -21,17 +22,6 @@ pub struct Led<'a> {
     pub by: &'a ImportanceMatrix,
     /// Its file's name.
     pub file_name: &'a str,
-}
-
-/// A quantized model to be written.
-#[derive(Debug)]
-pub struct Quantized {
-    /// Keys and values in order.
-    pub metadata: Metadata,
-    /// The tensors in order.
-    pub plan: Plan,
-    /// A line for everything that a user should know.
-    pub notes: Vec<String>,
 }
 
 /// What becomes of one tensor.
@@ -99,7 +89,7 @@ pub fn quantize(
     tensors: &Plan,
     led: Option<Led>,
     overrides: &[Override],
-) -> Result<Quantized> {
+) -> Result<Output> {
     let infos: Vec<TensorInfo> = tensors.tensors.iter().map(PlannedTensor::info).collect();
     let led = led.filter(|led| !led.by.is_empty());
     let has = |name: &str| led.is_some_and(|led| led.by.weights(name).is_some());
@@ -139,7 +129,7 @@ pub fn quantize(
         metadata.insert(key, value);
     }
     recipe.write_block_count(&mut metadata)?;
-    Ok(Quantized { metadata, plan, notes })
+    Ok(Output::gguf(metadata, plan, notes))
 }
 
 /// A tensor's shape as ggml writes it: outermost dimensions of 1 are none.

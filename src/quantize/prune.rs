@@ -16,7 +16,7 @@ use crate::error::{Finding, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::source::TensorInfo;
 
-const OPTION: &str = "--prune-layers";
+const OPTION: &str = "prune_layers";
 
 /// An array with a number for each part of a position, not for each block.
 const POSITIONS: &str = ".rope.dimension_sections";
@@ -28,8 +28,9 @@ const POSITIONS: &str = ".rope.dimension_sections";
 pub fn parse_layers(text: &str) -> Result<BTreeSet<usize>> {
     let number = |number: &str| {
         number.parse().map_err(|_| {
-            let finding = Finding::new(OPTION, text).expected("numbers of layers with commas between, such as 3,4,5");
-            finding.found(format_args!("{number:?}")).mismatch()
+            let finding = Finding::new("", format!("{OPTION}: {text}"))
+                .expected("numbers of layers with commas between, such as 3,4,5");
+            finding.found(format_args!("{number:?}")).setting()
         })
     };
     text.split(',').map(number).collect()
@@ -51,10 +52,10 @@ impl<'a> Pruning<'a> {
         let count = metadata.u32(&key)? as usize;
         let wrong = || Finding::new(metadata.file(), OPTION);
         if let Some(beyond) = layers.range(count..).next() {
-            return Err(wrong().expected(format_args!("layers below {count}")).found(beyond).mismatch());
+            return Err(wrong().expected(format_args!("layers below {count}")).found(beyond).setting());
         }
         if layers.len() == count {
-            return Err(wrong().expected("a layer that is left").found("none").mismatch());
+            return Err(wrong().expected("a layer that is left").found("none").setting());
         }
         let elsewhere = |tensor: &&TensorInfo| tensor.name.contains(".blk.");
         if let Some(tensor) = tensors.iter().find(elsewhere) {
@@ -72,7 +73,7 @@ impl<'a> Pruning<'a> {
         };
         let prefix = key.trim_end_matches("block_count");
         if let Some((key, value)) = metadata.iter().filter(|(key, _)| key.starts_with(prefix)).find(by_block) {
-            let finding = metadata.finding(key).expected(format_args!("one value for all blocks, for {OPTION}"));
+            let finding = metadata.finding(key).expected(format_args!("one value for all blocks, for `{OPTION}`"));
             return Err(finding.found(format_args!("{value}, one for each")).unsupported());
         }
         Ok(Self { layers })
@@ -160,8 +161,8 @@ mod tests {
             Pruning::new(&layers, &metadata, &tensors).err().expect("a refusal").to_string()
         };
         let same = |_: &mut Metadata, _: &mut Vec<TensorInfo>| {};
-        assert_eq!(refused("1,3", &same), "m.gguf: --prune-layers: expected layers below 3, found 3");
-        assert_eq!(refused("0,1,2", &same), "m.gguf: --prune-layers: expected a layer that is left, found none");
+        assert_eq!(refused("1,3", &same), "m.gguf: prune_layers: expected layers below 3, found 3");
+        assert_eq!(refused("0,1,2", &same), "m.gguf: prune_layers: expected a layer that is left, found none");
         let gap = refused("0", &|_, tensors| drop(tensors.remove(1)));
         assert!(gap.contains("each of the 3 blocks that llama.block_count counts, found of 2, up to 2"), "{gap}");
         let t5 = refused("0", &|_, tensors| tensors[0].name.insert_str(0, "enc."));
@@ -176,10 +177,7 @@ mod tests {
     fn what_is_no_list_is_named() {
         for text in ["", "1,", "1;2", "-1", "1,x", "3-5", "99999999999999999999"] {
             let message = parse_layers(text).unwrap_err().to_string();
-            assert!(
-                message.contains("--prune-layers: ") && message.contains("expected numbers of layers"),
-                "{message}"
-            );
+            assert!(message.contains("prune_layers: ") && message.contains("expected numbers of layers"), "{message}");
         }
     }
 }

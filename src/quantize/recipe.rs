@@ -24,12 +24,9 @@ use super::prune::{Pruning, write_block_count};
 use super::tensor_type::{divides, is_quantization_target, needs_importance, that_fits};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
-use crate::formats::gguf::Metadata;
+use crate::formats::gguf::{Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY};
 use crate::quant::can_decode;
 use crate::source::TensorInfo;
-
-/// The version of ggml's blocks (`GGML_QNT_VERSION`).
-const QUANTIZATION_VERSION: u32 = 2;
 
 /// A file type and what the options of llama-quantize say about it.
 #[derive(Debug, Clone)]
@@ -122,7 +119,7 @@ impl Recipe {
                 return Err(about(metadata, &tensor.name)
                     .expected(format_args!("importance, as {} needs it", chosen.dtype))
                     .found(found)
-                    .hint("make an imatrix file and pass it with --imatrix, or choose a larger type")
+                    .hint("make an imatrix file and pass it with `imatrix`, or choose a larger type")
                     .mismatch());
             }
         }
@@ -176,9 +173,8 @@ impl Recipe {
     /// COPY leaves a file type as it is, and none where there was none.
     pub fn write_type(&self, metadata: &mut Metadata) {
         const FILE_TYPE: &str = "general.file_type";
-        const VERSION: &str = "general.quantization_version";
-        metadata.remove(VERSION);
-        metadata.insert(VERSION, QUANTIZATION_VERSION);
+        metadata.remove(QUANTIZATION_VERSION_KEY);
+        metadata.insert(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION);
         let old = metadata.remove(FILE_TYPE);
         if let Some(value) = self.file_type.number().map(Into::into).or(old) {
             metadata.insert(FILE_TYPE, value);
@@ -259,7 +255,7 @@ impl Recipe {
             return Err(about(metadata, &tensor.name)
                 .expected(format_args!("F32, F16 or BF16 to make {dtype} of"))
                 .found(found)
-                .hint("quantize from the original, or pass --allow-requantize, at a loss")
+                .hint("quantize from the original, or pass `allow_requantize`, at a loss")
                 .mismatch());
         }
         if !can_decode(tensor.dtype) {
@@ -273,14 +269,14 @@ impl Recipe {
     fn check_options(&self) -> Result<()> {
         let rules = !self.tensor_types.is_empty();
         let given = [
-            ("--output-tensor-type", self.output_tensor_type.is_some()),
-            ("--token-embedding-type", self.token_embedding_type.is_some()),
-            ("--tensor-type", rules),
-            ("--pure", self.pure),
-            ("--leave-output-tensor", self.leave_output_tensor),
+            ("output_tensor_type", self.output_tensor_type.is_some()),
+            ("token_embedding_type", self.token_embedding_type.is_some()),
+            ("tensor_type", rules),
+            ("pure", self.pure),
+            ("leave_output_tensor", self.leave_output_tensor),
         ];
         let refuse = |option: &str, with: &dyn std::fmt::Display| -> Error {
-            Finding::new(option, "").expected("to be without it").found(with).mismatch()
+            Finding::new("", option).expected("to be without it").found(with).setting()
         };
         match self.file_type.base() {
             None => {
@@ -289,23 +285,23 @@ impl Recipe {
                 }
             }
             Some(base) if base.is_plain() && rules => {
-                return Err(refuse("--tensor-type", &format_args!("file type {base}, which has no exceptions")));
+                return Err(refuse("tensor_type", &format_args!("file type {base}, which has no exceptions")));
             }
             Some(_) => {}
         }
         if self.leave_output_tensor && self.output_tensor_type.is_some() {
-            return Err(refuse("--output-tensor-type", &"--leave-output-tensor, which keeps the type it has"));
+            return Err(refuse("output_tensor_type", &"`leave_output_tensor`, which keeps the type it has"));
         }
         for (option, dtype) in given[..2].iter().zip([self.output_tensor_type, self.token_embedding_type]) {
             if let Some(dtype) = dtype.filter(|dtype| !is_quantization_target(*dtype)) {
-                let finding = Finding::new(option.0, "").expected("a type that tensors are quantized to");
-                return Err(finding.found(dtype).mismatch());
+                let finding = Finding::new("", option.0).expected("a type that tensors are quantized to");
+                return Err(finding.found(dtype).setting());
             }
         }
         match self.tensor_types.iter().find(|rule| !is_quantization_target(rule.dtype)) {
             None => Ok(()),
             Some(rule) => {
-                Err(rule.finding().expected("a type that tensors are quantized to").found(rule.dtype).mismatch())
+                Err(rule.finding().expected("a type that tensors are quantized to").found(rule.dtype).setting())
             }
         }
     }
@@ -318,21 +314,21 @@ impl Recipe {
         names: impl Iterator<Item = &'n str> + Clone,
     ) -> Result<()> {
         let none = |option: &str, expected: &str| {
-            Err(Finding::new(metadata.file(), option).expected(expected).found("none that it would change").mismatch())
+            Err(Finding::new(metadata.file(), option).expected(expected).found("none that it would change").setting())
         };
         let used = |any_of: &[Reason]| reasons.iter().any(|reason| any_of.contains(reason));
         if self.output_tensor_type.is_some() && !used(&[Reason::Output, Reason::TiedOutput]) {
-            return none("--output-tensor-type", "output.weight, or embeddings in its place");
+            return none("output_tensor_type", "output.weight, or embeddings in its place");
         }
         if self.token_embedding_type.is_some() && !used(&[Reason::Embedding]) {
-            return none("--token-embedding-type", "token_embd.weight");
+            return none("token_embedding_type", "token_embd.weight");
         }
         if self.leave_output_tensor && !used(&[Reason::Left]) {
-            return none("--leave-output-tensor", OUTPUT);
+            return none("leave_output_tensor", OUTPUT);
         }
         match self.tensor_types.iter().find(|rule| !names.clone().any(|name| rule.is_for(name))) {
             None => Ok(()),
-            Some(rule) => Err(rule.finding().expected("a part of a tensor's name").found("none like it").mismatch()),
+            Some(rule) => Err(rule.finding().expected("a part of a tensor's name").found("none like it").setting()),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Finding, Result};
 /// Reads the type that `option` gives to tensors, by its name in letters of either case.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for names that are none, and for types that nothing is quantized to.
+/// [`crate::Error::Setting`] for names that are none, and for types that nothing is quantized to.
 /// llama-quantize takes those (`q8_k`, `i32`) and fails, or writes what it has in memory.
 pub fn parse_tensor_type(option: &str, text: &str) -> Result<DType> {
     let known =
@@ -20,7 +20,7 @@ pub fn parse_tensor_type(option: &str, text: &str) -> Result<DType> {
     known().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
         let names: Vec<&str> = known().map(DType::name).collect();
         let expected = format!("a tensor type: one of {}", names.join(", "));
-        Finding::new(option, "").expected(expected).found(format_args!("{text:?}")).mismatch()
+        Finding::new("", option).expected(expected).found(format_args!("{text:?}")).setting()
     })
 }
 
@@ -79,11 +79,11 @@ mod tests {
     #[test]
     fn types_are_read_in_either_case() {
         for (text, dtype) in [("q8_0", DType::Q8_0), ("Q4_k", DType::Q4_K), ("bf16", DType::BF16)] {
-            assert_eq!(parse_tensor_type("--output-tensor-type", text).unwrap(), dtype);
+            assert_eq!(parse_tensor_type("output_tensor_type", text).unwrap(), dtype);
         }
         for text in ["", "q4", "Q4_K_M", "q8_1", "q8_k", "i32", "f64", "u8", "bool"] {
-            let message = parse_tensor_type("--output-tensor-type", text).unwrap_err().to_string();
-            let start = "--output-tensor-type: expected a tensor type: one of F32, F16, Q4_0, ";
+            let message = parse_tensor_type("output_tensor_type", text).unwrap_err().to_string();
+            let start = "output_tensor_type: expected a tensor type: one of F32, F16, Q4_0, ";
             assert!(message.starts_with(start), "{message}");
             assert!(message.ends_with(&format!(", found {text:?}")), "{message}");
         }

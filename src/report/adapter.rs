@@ -105,7 +105,7 @@ impl AdapterReport {
             layers: Vec::new(),
             parameters: tensors.iter().map(PlannedTensor::elems).sum(),
             problem: files.refusal().map(|error| error.to_string()),
-            metadata: crate::convert::safetensors_metadata(files.tensors(), &mut Vec::new()),
+            metadata: crate::output::safetensors_metadata(files.tensors(), &mut Vec::new()),
             tensors: TensorsReport::of_plan(files.tensors()),
         };
         match files.settings() {

@@ -18,8 +18,9 @@ use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::is_kohya;
 use crate::bank::{AtomBank, BankReport};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Description, Input, class, describe, safetensors_metadata};
+use crate::convert::{Description, Input, class, describe};
 use crate::error::Result;
+use crate::output::safetensors_metadata;
 use crate::plan::TensorRef;
 use crate::source::Source;
 

@@ -11,7 +11,7 @@ use crate::arch::ModelConfig;
 use crate::bank::{AtomBank, BankHook, LoadedBank, Regularizer};
 use crate::error::Result;
 use crate::model::{Hook, LoadedAdapter, LoraHook, ModelWeights, Sequence};
-use crate::plan::Staging;
+use crate::output::Output;
 
 /// An adapter that is trained, in memory.
 #[derive(Debug, Clone)]
@@ -82,10 +82,10 @@ impl TrainedAdapter {
         }
     }
 
-    pub(super) fn write_into(&self, staging: &Staging) -> Result<()> {
+    pub(super) fn output(&self) -> Result<Output> {
         match self {
-            Self::Bank(bank) => bank.write_into(staging),
-            Self::Lora(lora) => lora.write_into(staging),
+            Self::Bank(bank) => bank.output(),
+            Self::Lora(lora) => Ok(lora.output()),
         }
     }
 

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use super::adapter::TrainedAdapter;
 use super::{AdamW, TrainConfig};
-use crate::adapter::write_tensors;
+use crate::adapter::tensors_output;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
 use crate::model::hooks::to_host;
-use crate::plan::Staging;
+use crate::plan::{self, Staging};
 use crate::source::Source;
 
 /// The file that makes a checkpoint complete; it is written last, before the folder gets its name.
@@ -85,15 +85,15 @@ fn first_difference(
 pub(super) fn save(output: &Path, adapter: &TrainedAdapter, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
     let folder = output.join(format!("checkpoint-{:06}", state.step));
     let staging = Staging::folder(&folder, true)?;
-    adapter.write_into(&staging)?;
+    adapter.output()?.write_into(&staging, plan::Options::default())?;
     let mut moments = BTreeMap::new();
     for (name, (m, v)) in &optimizer.moments {
         moments.insert(format!("first.{name}"), to_host(m)?);
         moments.insert(format!("second.{name}"), to_host(v)?);
     }
-    write_tensors(&moments, "optimizer", &staging)?;
-    let text = serde_json::to_string_pretty(state).expect("plain values serialize") + "\n";
-    staging.write(STATE, text.as_bytes())?;
+    let mut rest = tensors_output(&moments, "optimizer");
+    rest.put_json(STATE, state);
+    rest.write_into(&staging, plan::Options::default())?;
     staging.commit()?;
     let all = list(output)?;
     for old in all.iter().rev().skip(state.config.training.keep_checkpoints) {

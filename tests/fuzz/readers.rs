@@ -214,9 +214,9 @@ pub fn tokenizer(bytes: &[u8]) -> Result<()> {
     let Some(made) = convert::to_gguf(&folder, folder.weights(), &options)? else {
         return Err(Finding::new(dir.path(), "architectures").expected("a known class").found("another").unsupported());
     };
-    let layout = gguf::layout(&made.metadata, &[]).expect("what is made can be written");
+    let layout = gguf::layout(made.metadata().expect("a GGUF"), &[]).expect("what is made can be written");
     let again = GgufFile::open(file(&layout.files[0].head).path()).expect("what is written can be read");
-    assert_eq!(again.metadata().len(), made.metadata.len());
+    assert_eq!(again.metadata().len(), made.metadata().expect("a GGUF").len());
     let _ = convert::tokenizer_files(again.metadata(), &mut Vec::new());
     Ok(())
 }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::{Map, Value as Json, json};
 
 use super::{ALORA_KEY, ALPHA_KEY, EMBEDDINGS, GgufNames, GgufWeight, RowOrder};
-use crate::adapter::peft::{ABSENT, Base, NewLora, PREFIX};
-use crate::convert::sidecars::left_out_keys;
+use crate::adapter::peft::{ABSENT, Base, PREFIX};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::plan::{self, Expr, Plan, PlannedTensor, Progress, Staging};
+use crate::output::{Output, left_out_keys};
+use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
 /// What `general.base_model.0.repo_url` begins with.
@@ -229,11 +229,8 @@ fn target_modules(names: &GgufNames, updates: &[Update]) -> Vec<String> {
 }
 
 impl Unpacked {
-    /// Writes the adapter as the folder of `staging`, in PEFT's layout.
-    ///
-    /// # Errors
-    /// What [`plan::execute`] meets; nothing is left behind then.
-    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
-        NewLora { config: self.config.clone(), tensors: self.tensors.clone() }.write(staging, options, progress)
+    /// The adapter's folder, in PEFT's layout.
+    pub fn output(&self) -> Output {
+        Output { notes: self.notes.clone(), ..Output::adapter(&self.config, self.tensors.clone()) }
     }
 }

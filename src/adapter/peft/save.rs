@@ -9,8 +9,8 @@ use super::base::Base;
 use super::change::LowRank;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::safetensors;
-use crate::plan::{self, Plan, PlannedTensor, Progress, Staging};
+use crate::output::Output;
+use crate::plan::{Plan, PlannedTensor};
 use crate::source::rows;
 
 /// What `target_modules` has to be for PEFT to load an adapter without factors
@@ -82,16 +82,9 @@ impl NewLora {
         Ok(Self { config: config(base, &modules, &modules_to_save, biases), tensors })
     }
 
-    /// Writes the adapter as the folder of `staging`.
-    ///
-    /// # Errors
-    /// What [`plan::execute`] meets; nothing is left behind then.
-    pub fn write(&self, staging: Staging, options: plan::Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
-        let layout = safetensors::layout(&self.tensors.tensors, "adapter_model", u64::MAX)?;
-        plan::execute(&self.tensors, &layout, &staging, options, progress)?;
-        let text = serde_json::to_string_pretty(&self.config).expect("plain values serialize") + "\n";
-        staging.write("adapter_config.json", text.as_bytes())?;
-        staging.commit()
+    /// The adapter's folder.
+    pub fn output(&self) -> Output {
+        Output::adapter(&self.config, self.tensors.clone())
     }
 }
 

@@ -1,3 +1,6 @@
+use crate::formats::safetensors;
+use crate::output::Destination;
+use crate::plan::{self, Staging};
 use std::fs;
 use std::path::PathBuf;
 
@@ -74,7 +77,7 @@ fn every_bank_comes_back_bit_by_bit_with_every_field() {
         assert_eq!(unpacked.bank.config, opened.config, "{case}");
         assert_eq!(unpacked.bank.tensors, opened.tensors, "{case}");
         let back = dir.path().join("back");
-        unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
+        unpacked.output().write(&Destination::new(&back), &|_| {}).unwrap();
         assert_eq!(contents(&back), contents(&folder), "{case}");
         let json = |folder: &Path| read_json_object(&folder.join(CONFIG_FILE)).unwrap();
         assert_eq!(json(&back), json(&folder), "{case}");

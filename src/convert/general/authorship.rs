@@ -94,7 +94,7 @@ impl Authorship {
                 _ if text_key.is_some() => return Err(finding().expected("a text").found(value).format()),
                 _ => {
                     let finding = finding().expected("a key that metadata files set").found("another, left out");
-                    notes.push(finding.hint("--override-key sets any key").to_string());
+                    notes.push(finding.hint("`override_key` sets any key").to_string());
                 }
             }
         }

@@ -74,7 +74,7 @@ pub(super) fn write(
         for key in json.keys() {
             if key.strip_prefix("general.sampling.").is_some_and(|name| !known(name)) {
                 let finding = Finding::new(path, key.as_str()).expected("a key that metadata files set");
-                notes.push(finding.found("another, left out").hint("--override-key sets any key").to_string());
+                notes.push(finding.found("another, left out").hint("`override_key` sets any key").to_string());
             }
         }
     }

@@ -1,5 +1,7 @@
 use std::fs;
 
+use crate::output::Destination;
+use crate::plan::{self, Staging};
 use proptest::prelude::*;
 
 use super::*;
@@ -84,14 +86,12 @@ fn round_trip(folder: &Path, outtype: Option<DType>) -> (tempfile::TempDir, Meta
     let weights = opened(folder);
     let (beside, notes) = Sidecars::read(folder, &weights).unwrap();
     assert_eq!(notes, [""; 0]);
-    let (metadata, plan) = to_gguf(folder, &weights, &beside, outtype).unwrap();
     let path = out.path().join("model.gguf");
-    write_gguf(&metadata, &plan, &path).unwrap();
+    to_gguf(folder, &weights, &beside, outtype).unwrap().write(&Destination::new(&path), &|_| {}).unwrap();
     let (metadata, plan) = read_gguf(&path);
     let unpacked = from_gguf(&metadata, &plan).unwrap();
     assert_eq!(unpacked.notes, [""; 0]);
-    let staging = Staging::folder(&out.path().join("back"), false).unwrap();
-    unpacked.write(staging, u64::MAX, plan::Options::default(), &|_| {}).unwrap();
+    unpacked.write(&Destination::new(out.path().join("back")), &|_| {}).unwrap();
     (out, metadata, plan)
 }
 
@@ -211,7 +211,8 @@ fn a_nan_is_refused_in_floats_and_bits_of_other_types_pass() {
     assert_same(folder.path(), &out.path().join("back"));
     bytes[len - 5..len - 1].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    let (metadata, plan) = to_gguf(folder.path(), &opened(folder.path()), &Sidecars::default(), None).unwrap();
+    let made = to_gguf(folder.path(), &opened(folder.path()), &Sidecars::default(), None).unwrap();
+    let (metadata, plan) = (made.metadata().unwrap().clone(), made.plan);
     let error = write_gguf(&metadata, &plan, &out.path().join("nan.gguf")).unwrap_err();
     assert!(matches!(error, Error::NotFinite(_)), "{error}");
 }

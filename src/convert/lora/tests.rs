@@ -1,3 +1,4 @@
+use crate::output::Destination;
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
@@ -183,7 +184,7 @@ fn adapters_come_back_with_every_factor_and_the_same_scales() {
         let unpacked = from_gguf(&metadata, &plan, &config().base()).unwrap();
         assert_eq!(unpacked.notes, [""; 0]);
         let back = dir.path().join("back");
-        unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
+        unpacked.output().write(&Destination::new(&back), &|_| {}).unwrap();
         let source = taking(&fixtures().join(case).join("adapter_model.safetensors"));
         assert_eq!(factors_of(&taking(&back.join("adapter_model.safetensors"))), factors_of(&source), "{case}");
         for name in factors_of(&source).keys() {
@@ -213,7 +214,7 @@ fn a_file_without_alpha_has_a_scale_of_one() {
     metadata.insert("general.tags", "x");
     let unpacked = from_gguf(&metadata, &plan, &config().base()).unwrap();
     let back = dir.path().join("back");
-    unpacked.write(Staging::folder(&back, false).unwrap(), plan::Options::default(), &|_| {}).unwrap();
+    unpacked.output().write(&Destination::new(&back), &|_| {}).unwrap();
     for module in
         ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     {

@@ -19,24 +19,12 @@ use crate::arch::params::Params;
 use crate::arch::{self, Config, GgufContents};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::gguf::{GgufModel, Metadata, Value};
+use crate::formats::gguf::{GgufModel, Metadata, QUANTIZATION_VERSION_KEY, Value};
+use crate::output::Output;
 use crate::plan::{Plan, PlannedTensor, TensorRef};
 use crate::tokenizer::{self, Vocab};
 
-/// A Hugging Face folder to be written.
-#[derive(Debug)]
-pub struct Restored {
-    /// config.json.
-    pub config: Config,
-    /// The tensors under transformers' names.
-    pub plan: Plan,
-    /// Tokenizer files and others, by their path in the folder.
-    pub files: Vec<(String, Vec<u8>)>,
-    /// A line for everything that was left out or taken for granted.
-    pub notes: Vec<String>,
-}
-
-/// The folder that `model` goes back to; `None` where this crate has no table for its architecture.
+/// The config of the folder that `model` goes back to, and that folder, in which it is config.json; `None` where this crate has no table for its architecture.
 ///
 /// Tensors get `outtype`, or, without one, the types that lose nothing: plain ones as they are,
 /// quantized ones as F16.
@@ -45,7 +33,7 @@ pub struct Restored {
 /// [`crate::Error::Unsupported`] for a key or a tensor that no table knows,
 /// [`crate::Error::Mismatch`] for tensors that don't fit the keys, [`crate::Error::Format`] for keys
 /// of the wrong type.
-pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Restored>> {
+pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Config, Output)>> {
     let metadata = model.metadata();
     let names = model.tensors().iter().map(|t| t.info().name.as_str());
     let found = GgufContents { metadata, tensors: names.collect::<HashSet<_>>() };
@@ -67,11 +55,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
     let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
     let plan = tensors::plan(&params, metadata, model.tensors(), outtype, record.as_ref())?;
     let main = outtype.unwrap_or_else(|| tensors::main_type(model.tensors()));
-    let name = match main {
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        _ => "float32",
-    };
+    let name = main.torch_name().unwrap_or("float32");
     if record.is_none() || outtype.is_some() {
         config.remove("torch_dtype");
         config.insert("dtype".to_owned(), json!(name));
@@ -85,7 +69,10 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<Res
         generation(metadata, &config, &mut files);
     }
     left_out(metadata, &mut notes);
-    Ok(Some(Restored { config, plan, files, notes }))
+    let mut output = Output { notes, ..Output::folder("model", plan) };
+    output.sidecars.files = files.into_iter().collect();
+    output.put_json("config.json", &config);
+    Ok(Some((config, output)))
 }
 
 /// The tensors of `model` where some of those that [`from_gguf`] gives have changed: `changed` are their
@@ -173,13 +160,8 @@ fn pooling(metadata: &Metadata, prefix: &str, config: &Config, files: &mut Vec<(
 
 /// Names the keys about the model's origin: a folder has no place for them that a program reads.
 fn left_out(metadata: &Metadata, notes: &mut Vec<String>) {
-    const READ: &[&str] = &[
-        "general.architecture",
-        "general.type",
-        "general.file_type",
-        "general.quantization_version",
-        "general.alignment",
-    ];
+    const READ: &[&str] =
+        &["general.architecture", "general.type", "general.file_type", QUANTIZATION_VERSION_KEY, "general.alignment"];
     let keys = metadata.iter().map(|(key, _)| key);
     let known = |key: &&str| {
         READ.contains(key)

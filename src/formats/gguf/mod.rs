@@ -38,6 +38,12 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// The key that overrides [`DEFAULT_ALIGNMENT`].
 const ALIGNMENT_KEY: &str = "general.alignment";
 
+/// The key of [`QUANTIZATION_VERSION`].
+pub(crate) const QUANTIZATION_VERSION_KEY: &str = "general.quantization_version";
+
+/// `GGML_QUANT_VERSION`: the layout of quantized blocks.
+pub(crate) const QUANTIZATION_VERSION: u32 = 2;
+
 /// Which shard of a split model a file is, counted from 0 (`LLM_KV_SPLIT_NO`).
 const SPLIT_NO: &str = "split.no";
 

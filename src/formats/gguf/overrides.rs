@@ -10,12 +10,12 @@ use std::str::FromStr;
 
 use serde_json::Value as Json;
 
-use super::{Array, Metadata, Value, ValueType};
+use super::{Array, Metadata, QUANTIZATION_VERSION_KEY, Value, ValueType};
 use crate::error::{Error, Finding, Result};
 
 /// Keys that say how the tensors are stored. With another value the file would be wrong about them.
 const FIXED: &[(&str, &str)] = &[
-    ("general.quantization_version", "blocks are written in the version that the file says"),
+    (QUANTIZATION_VERSION_KEY, "blocks are written in the version that the file says"),
     ("split.no", "files are split by the options for it"),
     ("split.count", "files are split by the options for it"),
     ("split.tensors.count", "files are split by the options for it"),
@@ -68,15 +68,16 @@ impl Override {
     /// A text that begins like a type is written with one: `str:int:3`.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for another form, and for keys that can't be set.
+    /// [`Error::Setting`] for another form, and for keys that can't be set.
     pub fn parse(argument: &str) -> Result<Self> {
         let Some((key, rest)) = argument.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-            let finding = Finding::new("--override-key", argument).expected("KEY=VALUE or KEY=TYPE:VALUE");
-            return Err(finding.found("no key and value").mismatch());
+            let finding = Finding::new("", format!("override_key: {argument}")).expected("KEY=VALUE or KEY=TYPE:VALUE");
+            return Err(finding.found("no key and value").setting());
         };
         if let Some((_, reason)) = FIXED.iter().find(|(fixed, _)| *fixed == key) {
-            let finding = Finding::new("--override-key", key).expected("a key that doesn't describe the tensors");
-            return Err(finding.found(format_args!("one that does: {reason}")).mismatch());
+            let finding =
+                Finding::new("", format!("override_key: {key}")).expected("a key that doesn't describe the tensors");
+            return Err(finding.found(format_args!("one that does: {reason}")).setting());
         }
         let typed = rest.split_once(':').and_then(|(name, text)| {
             let (name, is_array) = name.strip_suffix("[]").map_or((name, false), |name| (name, true));
@@ -95,7 +96,7 @@ impl Override {
     /// Sets the key: at its old place where it is there already, at the end otherwise.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for a value that doesn't fit the type, and for a new key without one.
+    /// [`Error::Setting`] for a value that doesn't fit the type, and for a new key without one.
     pub fn apply(&self, metadata: &mut Metadata) -> Result<()> {
         let old = match metadata.get(&self.key) {
             Some(Value::Array(array)) => Some((array.kind(), true)),
@@ -111,26 +112,26 @@ impl Override {
                 let (key, text, names) = (&self.key, &self.text, names.join(", "));
                 let finding = self.finding().expected("a type, since the file has no such key");
                 let hint = format!("write {key}=TYPE:{text} with one of {names}, or {key}=TYPE[]:[...]");
-                return Err(finding.found(format_args!("{text:?}")).hint(hint).mismatch());
+                return Err(finding.found(format_args!("{text:?}")).hint(hint).setting());
             }
         };
         let value = if is_array { self.array(&kinds)?.into() } else { self.single(&kinds)? };
         let aligns = |value: &Value| matches!(value, Value::U32(bytes) if bytes.is_power_of_two());
         if self.key == ALIGNMENT && !aligns(&value) {
-            return Err(self.finding().expected("a power of two as u32").found(value).mismatch());
+            return Err(self.finding().expected("a power of two as u32").found(value).setting());
         }
         metadata.insert(self.key.as_str(), value);
         Ok(())
     }
 
     fn finding(&self) -> Finding {
-        Finding::new("--override-key", self.key.as_str())
+        Finding::new("", format!("override_key: {}", self.key))
     }
 
     fn wrong(&self, expected: &str, kinds: &[ValueType]) -> Error {
         let kinds: Vec<String> = kinds.iter().map(ValueType::to_string).collect();
         let finding = self.finding().expected(format_args!("{expected} {}", kinds.join(" or ")));
-        finding.found(format_args!("{:?}", self.text)).mismatch()
+        finding.found(format_args!("{:?}", self.text)).setting()
     }
 
     /// The text as the first of `kinds` that it fits. As a string any text fits as it is.
@@ -281,7 +282,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_in_one_line() {
         let cases = [
-            ("general.name", "--override-key: general.name: expected KEY=VALUE or KEY=TYPE:VALUE"),
+            ("general.name", "override_key: general.name: expected KEY=VALUE or KEY=TYPE:VALUE"),
             ("=x", "expected KEY=VALUE or KEY=TYPE:VALUE"),
             ("llama.block_count=x", "llama.block_count: expected a value of type uint32, found \"x\""),
             ("llama.block_count=-1", "expected a value of type uint32, found \"-1\""),
@@ -299,7 +300,7 @@ mod tests {
             ("general.tags=a", "expected a JSON array with elements of type string, found \"a\""),
             (
                 "new=3",
-                "--override-key: new: expected a type, since the file has no such key, found \"3\"; write new=TYPE:3 \
+                "override_key: new: expected a type, since the file has no such key, found \"3\"; write new=TYPE:3 \
                  with one of int, float, bool, str",
             ),
             ("new=what:3", "expected a type, since the file has no such key"),

@@ -159,7 +159,7 @@ impl<'a> Walk<'_, 'a> {
                 .named(name)
                 .expected("tensors in dictionaries and lists")
                 .found(format_args!("some in {}", describe(pickle, value)))
-                .hint("choose the part with the weights, often state_dict, with --key")
+                .hint("choose the part with the weights, often state_dict, with `key`")
                 .unsupported()),
             _ => self.describe(name, value),
         }

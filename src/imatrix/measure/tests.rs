@@ -1,17 +1,16 @@
 //! Against what llama-imatrix measured on the same model and text, and against itself.
 
+use crate::output::Destination;
 use std::path::PathBuf;
 
 use candle_core::Device;
 
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{ConvertOptions, Gguf, OutType, to_gguf};
-use crate::formats::gguf::layout;
+use crate::convert::{ConvertOptions, OutType, to_gguf};
 use crate::imatrix::tests::saved;
 use crate::imatrix::{Form, ImportanceMatrix};
 use crate::model::{Residence, TextEncoder};
-use crate::plan::{Options, Staging, execute};
 
 /// How far a single number of ours may be from llama-imatrix's, relative to it. It keeps keys and
 /// values in F16, which makes differences of up to 9e-4; with those rounded here they are below 1.2e-4.
@@ -86,10 +85,8 @@ fn a_gguf_is_measured_as_the_folder_it_was_made_of() {
     let path = dir.path().join("model.gguf");
     let folder = Checkpoint::open(&llama()).unwrap();
     let options = ConvertOptions { outtype: OutType::Auto, pre: Some("gpt-2".into()), ..ConvertOptions::default() };
-    let Gguf { metadata, plan, .. } = to_gguf(&folder, folder.weights(), &options).unwrap().unwrap();
-    let staging = Staging::file(&path, false).unwrap();
-    execute(&plan, &layout(&metadata, &plan.tensors).unwrap(), &staging, Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
+    let made = to_gguf(&folder, folder.weights(), &options).unwrap().unwrap();
+    made.write(&Destination::new(&path), &|_| {}).unwrap();
     let (text, settings) = (read_text(&text()).unwrap(), Settings { chunks: Some(2), ..SETTINGS });
     assert_eq!(measured(&base(&path), &text, &settings), measured(&base(&llama()), &text, &settings));
 }

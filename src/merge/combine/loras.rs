@@ -137,8 +137,8 @@ pub fn combine_loras(
     let method = if adapters.len() == 1 && options.rank.is_none() { LoraMethod::Linear } else { method };
     let densities = options.densities(adapters.len())?;
     if matches!(method, LoraMethod::Pruned(..)) && densities.is_none() {
-        let finding = Finding::new("--density", "").expected(format_args!("a share from 0 to 1 for {}", method.name()));
-        return Err(finding.found("none").mismatch());
+        let finding = Finding::new("", "density").expected(format_args!("a share from 0 to 1 for {}", method.name()));
+        return Err(finding.found("none").setting());
     }
     let densities = densities.unwrap_or_else(|| vec![1.0; adapters.len()]);
     let modules = parts(adapters, &densities, options)?;

@@ -222,7 +222,7 @@ pub fn combine_models(
 /// Checks the options against the models before any tensor is read, and returns the densities.
 fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<Vec<f64>> {
     let name = method.name();
-    let finding = |subject: &str| Finding::new(subject, "");
+    let finding = |field: &str| Finding::new("", field);
     if method.takes_weights() {
         options.weights.check(models.len())?;
     }
@@ -239,26 +239,26 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
             (_, None) => "a model".to_owned(),
             _ => format!("at least {least} models beside the base"),
         };
-        return Err(finding("--method").expected(format_args!("{expected} for {name}")).found(models.len()).mismatch());
+        return Err(finding("method").expected(format_args!("{expected} for {name}")).found(models.len()).setting());
     }
     if method.needs_base() && base.is_none() {
-        return Err(finding("--method").expected(format_args!("a base for {name}")).found("none").mismatch());
+        return Err(finding("method").expected(format_args!("a base for {name}")).found("none").setting());
     }
     if method == ModelMethod::Slerp && options.t.is_none() {
-        return Err(finding("--t").expected("a number from 0 to 1 for slerp").found("none").mismatch());
+        return Err(finding("t").expected("a number from 0 to 1 for slerp").found("none").setting());
     }
     let densities = options.densities(models.len())?.unwrap_or_else(|| vec![1.0; models.len()]);
     if method.ranks() {
         let bad = |d: f64| d > 0.0 && d < 1.0 && (d + options.epsilon >= 1.0 || d - options.epsilon <= 0.0);
         if let Some(density) = densities.iter().find(|d| bad(**d)) {
-            return Err(finding("--epsilon")
+            return Err(finding("epsilon")
                 .expected(format_args!(
                     "less than {}, so that all probabilities are from 0 to 1",
                     density.min(1.0 - density)
                 ))
                 .found(options.epsilon)
-                .hint("choose a smaller --epsilon, or a --density nearer to 0.5")
-                .mismatch());
+                .hint("choose a smaller `epsilon`, or a `density` nearer to 0.5")
+                .setting());
         }
     }
     Ok(densities)
@@ -416,7 +416,7 @@ impl Context<'_> {
             true => Err(finding(tensor)
                 .expected(format_args!("weights that sum to something, as {} divides by their sum", self.method.name()))
                 .found(sum)
-                .hint("choose other --weights, or don't normalize")
+                .hint("choose other `weights`, or don't normalize")
                 .mismatch()),
         }
     }

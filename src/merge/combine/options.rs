@@ -1,6 +1,5 @@
 //! The options of combining.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use regex_lite::Regex;
@@ -24,18 +23,18 @@ impl Weights {
     /// `PATTERN=W` or, with one for each, `PATTERN=W,W`. The first pattern that matches counts.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for what isn't of that form, [`Error::Unsupported`] for an expression with
+    /// [`Error::Setting`] for what isn't of that form, [`Error::Unsupported`] for an expression with
     /// look-around or references.
     pub fn with_pattern(mut self, setting: &str) -> Result<Self> {
-        let finding = || Finding::new(PathBuf::from("--weights"), "");
+        let finding = || Finding::new("", "weights");
         let numbers = |text: &str| text.split(',').map(|w| w.trim().parse().ok()).collect::<Option<Vec<f64>>>();
         let Some((pattern, weights)) = setting.rsplit_once('=').and_then(|(p, w)| Some((p, numbers(w)?))) else {
             let finding = finding().expected("PATTERN=W, or a weight for each: PATTERN=W,W");
-            return Err(finding.found(format_args!("{setting:?}")).mismatch());
+            return Err(finding.found(format_args!("{setting:?}")).setting());
         };
         if weights.len() != 1 && weights.len() != self.every.len() {
             let finding = finding().expected(format_args!("one weight or {} behind {pattern:?}", self.every.len()));
-            return Err(finding.found(weights.len()).mismatch());
+            return Err(finding.found(weights.len()).setting());
         }
         let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|e| {
             let finding = finding().expected("regular expressions without look-around or references");
@@ -69,12 +68,11 @@ impl Weights {
     pub(in crate::merge) fn check(&self, wanted: usize) -> Result<()> {
         let every = self.patterns.iter().flat_map(|(_, weights)| weights).chain(&self.every);
         if let Some(bad) = every.clone().find(|w| !w.is_finite()) {
-            return Err(Finding::new("--weights", "").expected("finite weights").found(bad).mismatch());
+            return Err(Finding::new("", "weights").expected("finite weights").found(bad).setting());
         }
         if self.every.len() != wanted {
-            let finding =
-                Finding::new("--weights", "").expected(format_args!("{wanted}, one for each that is combined"));
-            return Err(finding.found(self.every.len()).mismatch());
+            let finding = Finding::new("", "weights").expected(format_args!("{wanted}, one for each that is combined"));
+            return Err(finding.found(self.every.len()).setting());
         }
         Ok(())
     }
@@ -97,7 +95,7 @@ impl FromStr for MajoritySign {
         match name {
             "total" => Ok(Self::Total),
             "frequency" => Ok(Self::Frequency),
-            _ => Err(Finding::new("--majority-sign", "").expected("total or frequency").found(name).mismatch()),
+            _ => Err(Finding::new("", "majority_sign").expected("total or frequency").found(name).setting()),
         }
     }
 }
@@ -169,9 +167,9 @@ impl Default for CombineOptions {
 impl CombineOptions {
     /// The density of each of `count`; `None` where none is given.
     pub(super) fn densities(&self, count: usize) -> Result<Option<Vec<f64>>> {
-        let finding = || Finding::new("--density", "");
+        let finding = || Finding::new("", "density");
         if let Some(bad) = self.density.iter().find(|d| !(0.0..=1.0).contains(*d)) {
-            return Err(finding().expected("a share from 0 to 1").found(bad).mismatch());
+            return Err(finding().expected("a share from 0 to 1").found(bad).setting());
         }
         match self.density.as_slice() {
             [] => Ok(None),
@@ -179,7 +177,7 @@ impl CombineOptions {
             each if each.len() == count => Ok(Some(each.to_vec())),
             each => {
                 let expected = format!("one share, or {count}: one for each that is combined");
-                Err(finding().expected(expected).found(each.len()).mismatch())
+                Err(finding().expected(expected).found(each.len()).setting())
             }
         }
     }
@@ -190,7 +188,11 @@ pub(super) fn by_name<T: Copy>(table: &[(&str, T)], name: &str) -> Result<T> {
     table.iter().find(|(known, _)| *known == name).map(|(_, method)| *method).ok_or_else(|| {
         let names: Vec<&str> = table.iter().map(|(name, _)| *name).collect();
         let expected = format!("one of {}", names.join(", "));
-        Finding::new("--method", "").expected(expected).found(format_args!("{name:?}")).mismatch()
+        Finding::new("", "method")
+            .expected(expected)
+            .found(format_args!("{name:?}"))
+            .did_you_mean(name, &names)
+            .setting()
     })
 }
 
@@ -206,11 +208,8 @@ mod tests {
         assert_eq!(weights.of("model.layers.0.mlp.up_proj.weight"), [2.0, 3.0]);
         assert_eq!(weights.of("model.layers.0.mlp.xup_proj.weight"), [1.0, 0.5]);
         let error = |setting: &str| Weights::new([1.0, 0.5]).with_pattern(setting).unwrap_err().to_string();
-        assert_eq!(
-            error("q_proj"),
-            "--weights: expected PATTERN=W, or a weight for each: PATTERN=W,W, found \"q_proj\""
-        );
-        assert_eq!(error("q=1,2,3"), "--weights: expected one weight or 2 behind \"q\", found 3");
+        assert_eq!(error("q_proj"), "weights: expected PATTERN=W, or a weight for each: PATTERN=W,W, found \"q_proj\"");
+        assert_eq!(error("q=1,2,3"), "weights: expected one weight or 2 behind \"q\", found 3");
         assert!(error("(=1").contains("look-around"));
     }
 

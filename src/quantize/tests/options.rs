@@ -175,7 +175,7 @@ fn quantized_tensors_are_quantized_again_only_by_permission() {
     let mut again = Recipe::from(FileType::Q4_0);
     let message = refusal(&again, &tensors);
     assert!(message.starts_with("m.gguf: tensor \"token_embd.weight\": expected F32, F16 or BF16 to"), "{message}");
-    assert!(message.contains("Q4_0 of, found Q8_0; ") && message.contains("--allow-requantize"), "{message}");
+    assert!(message.contains("Q4_0 of, found Q8_0; ") && message.contains("allow_requantize"), "{message}");
     again.allow_requantize = true;
     assert_eq!(types_of(&again, &tensors, DType::Q4_0), ["output Q6_K"]);
     let same = Recipe::from(FileType::Q8_0);
@@ -304,44 +304,44 @@ fn new_architectures_have_rules_of_their_own() {
 fn options_that_would_do_nothing_are_refused() {
     type Change = fn(&mut Recipe);
     let cases: [(FileType, bool, Change, &str); 14] = [
-        (FileType::COPY, true, |r| r.pure = true, "--pure: expected to be without it, found file type COPY"),
-        (FileType::COPY, true, |r| r.leave_output_tensor = true, "--leave-output-tensor: expected to be without it"),
-        (FileType::COPY, true, |r| r.output_tensor_type = Some(DType::F16), "--output-tensor-type: expected to be"),
-        (FileType::COPY, true, |r| r.token_embedding_type = Some(DType::F16), "--token-embedding-type: expected to"),
-        (FileType::COPY, true, |r| r.tensor_types = rules(&["a=f16"]), "--tensor-type: expected to be without it"),
+        (FileType::COPY, true, |r| r.pure = true, "pure: expected to be without it, found file type COPY"),
+        (FileType::COPY, true, |r| r.leave_output_tensor = true, "leave_output_tensor: expected to be without it"),
+        (FileType::COPY, true, |r| r.output_tensor_type = Some(DType::F16), "output_tensor_type: expected to be"),
+        (FileType::COPY, true, |r| r.token_embedding_type = Some(DType::F16), "token_embedding_type: expected to"),
+        (FileType::COPY, true, |r| r.tensor_types = rules(&["a=f16"]), "tensor_type: expected to be without it"),
         (FileType::BF16, true, |r| r.tensor_types = rules(&["a=f16"]), "found file type BF16, which has no exceptions"),
         (
             FileType::Q8_0,
             true,
             |r| (r.leave_output_tensor, r.output_tensor_type) = (true, Some(DType::F16)),
-            "--output-tensor-type: expected to be without it, found --leave-output-tensor",
+            "output_tensor_type: expected to be without it, found `leave_output_tensor`",
         ),
         (FileType::Q8_0, true, |r| r.output_tensor_type = Some(DType::Q8_K), "to, found Q8_K"),
         (FileType::Q8_0, true, |r| r.token_embedding_type = Some(DType::I64), "to, found I64"),
-        (FileType::Q8_0, false, |r| r.leave_output_tensor = true, "--leave-output-tensor: expected output.weight"),
+        (FileType::Q8_0, false, |r| r.leave_output_tensor = true, "leave_output_tensor: expected output.weight"),
         (
             FileType::F16,
             false,
             |r| r.output_tensor_type = Some(DType::Q8_0),
-            "m.gguf: --output-tensor-type: expected output.weight, or embeddings in its place, found none",
+            "m.gguf: output_tensor_type: expected output.weight, or embeddings in its place, found none",
         ),
         (
             FileType::Q8_0,
             false,
             |r| (r.output_tensor_type, r.token_embedding_type) = (Some(DType::F16), Some(DType::F16)),
-            "--output-tensor-type: expected output.weight, or embeddings in its place, found none",
+            "output_tensor_type: expected output.weight, or embeddings in its place, found none",
         ),
         (
             FileType::Q8_0,
             true,
             |r| r.tensor_types = rules(&["attn_q=f16", "attn_x=f16"]),
-            "--tensor-type: attn_x: expected a part of a tensor's name, found none like it",
+            "tensor_type: attn_x: expected a part of a tensor's name, found none like it",
         ),
         (
             FileType::Q8_0,
             true,
             |r| r.prune_layers = [7].into(),
-            "m.gguf: --prune-layers: expected layers below 2, found 7",
+            "m.gguf: prune_layers: expected layers below 2, found 7",
         ),
     ];
     for (file_type, output, change, expected) in cases {
@@ -351,7 +351,7 @@ fn options_that_would_do_nothing_are_refused() {
     let no_embeddings = &small(true)[1..];
     let recipe = recipe(FileType::Q8_0, |recipe| recipe.token_embedding_type = Some(DType::F16));
     let message = refusal(&recipe, no_embeddings);
-    assert!(message.contains("--token-embedding-type: expected token_embd.weight, found none"), "{message}");
+    assert!(message.contains("token_embedding_type: expected token_embd.weight, found none"), "{message}");
 }
 
 #[test]

@@ -6,10 +6,11 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::arch::Naming;
-use crate::convert::{FIELDS, Input, Restored, from_gguf, generic};
+use crate::convert::{FIELDS, Input, from_gguf, generic};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::{GgufModel, Value};
+use crate::output::Output;
 use crate::plan::Plan;
 
 /// What stands at a path, by the names that its tensors go by.
@@ -53,7 +54,7 @@ fn open(path: &Path) -> Result<Side> {
             }
             match text("general.architecture") {
                 Some(generic::ARCHITECTURE) => {
-                    Ok(Side::Named(generic::from_gguf(model.metadata(), &taken(&model))?.weights, None))
+                    Ok(Side::Named(generic::from_gguf(model.metadata(), &taken(&model))?.plan, None))
                 }
                 _ => Ok(Side::Gguf(model)),
             }
@@ -82,7 +83,7 @@ fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>)
         Error::Mismatch(finding) if finding.hint.is_empty() => finding.hint(HINT).mismatch(),
         error => error,
     })?;
-    let Some(Restored { config: own, mut plan, .. }) = found else {
+    let Some((own, Output { mut plan, .. })) = found else {
         let metadata = model.metadata();
         return Err(metadata
             .finding("general.architecture")

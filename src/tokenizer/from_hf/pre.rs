@@ -92,7 +92,7 @@ fn by_rules(files: &Files, auto: &Auto) -> Result<&'static str> {
             .finding("pre_tokenizer")
             .expected(format_args!("the rules of a pre-tokenizer of llama.cpp ({})", names.join(", ")))
             .found(shortened(&pre_tokenizer.to_string()))
-            .hint("name one of llama.cpp's own with --pre NAME, and compare the tokens of both on your texts")
+            .hint("name one of llama.cpp's own with `pre`, and compare the tokens of both on your texts")
             .unsupported()
     })
 }
@@ -164,7 +164,7 @@ mod tests {
         for pre_tokenizer in cases {
             let error = detect_in(pre_tokenizer, false).unwrap_err().to_string();
             assert!(
-                error.contains("tokenizer.json: pre_tokenizer: expected") && error.contains("--pre NAME"),
+                error.contains("tokenizer.json: pre_tokenizer: expected") && error.contains("with `pre`"),
                 "{error}"
             );
         }

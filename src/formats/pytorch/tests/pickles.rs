@@ -195,7 +195,7 @@ fn tensors_where_no_name_can_reach_them_are_refused() {
     let namespace = [b"\x80\x02}X\x01\0\0\0acargparse\nNamespace\n)\x81}X\x01\0\0\0w", &one[..], b"sbs."].concat();
     let message = refusal(&legacy_with(&namespace, 1, &[7]));
     assert!(message.contains("\"a\": expected tensors in dictionaries and lists, found some in argparse.Namespace"));
-    assert!(message.contains("with --key"), "{message}");
+    assert!(message.contains("with `key`"), "{message}");
     let key = [b"\x80\x02}", &one[..], b"Ns."].concat();
     assert!(refusal(&legacy_with(&key, 1, &[7])).contains("expected texts or numbers as keys, found a tensor"));
 }

@@ -31,7 +31,7 @@ fn names_are_pefts() {
     assert!(LoraMethod::names().all(|name| name.parse::<LoraMethod>().unwrap().name() == name));
     assert_eq!(LoraMethod::names().count(), 11);
     let error = "slerp".parse::<LoraMethod>().unwrap_err().to_string();
-    assert!(error.starts_with("--method: expected one of linear, cat, svd, ties"), "{error}");
+    assert!(error.starts_with("method: expected one of linear, cat, svd, ties"), "{error}");
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn what_does_not_fit_is_refused() {
     combine_loras(&[one.clone(), two], LoraMethod::Cat, &options).unwrap();
     assert_eq!(
         error(&[one.clone(), one.clone()], "ties", &options),
-        "--density: expected a share from 0 to 1 for ties, found none"
+        "density: expected a share from 0 to 1 for ties, found none"
     );
-    assert_eq!(error(&[one], "cat", &options), "--weights: expected 1, one for each that is combined, found 2");
+    assert_eq!(error(&[one], "cat", &options), "weights: expected 1, one for each that is combined, found 2");
 }

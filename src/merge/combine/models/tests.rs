@@ -104,10 +104,10 @@ fn what_does_not_fit_is_refused() {
     let more = plan(&[("w", &[2], &[1.0, 2.0]), ("x", &[1], &[1.0])]);
     let extra = error(None, &[&two, &more], "linear", &options);
     assert!(extra.contains("tensor \"x\": expected only tensors that"), "{extra}");
-    assert_eq!(error(None, &[&two, &two], "ties", &options), "--method: expected a base for ties, found none");
-    assert_eq!(error(None, &[&two], "slerp", &options), "--method: expected two models for slerp, found 1");
+    assert_eq!(error(None, &[&two, &two], "ties", &options), "method: expected a base for ties, found none");
+    assert_eq!(error(None, &[&two], "slerp", &options), "method: expected two models for slerp, found 1");
     let slerp = error(Some(&two), &[&two], "slerp", &options);
-    assert_eq!(slerp, "--t: expected a number from 0 to 1 for slerp, found none");
+    assert_eq!(slerp, "t: expected a number from 0 to 1 for slerp, found none");
     let della = error(Some(&two), &[&two, &two], "della", &CombineOptions { density: vec![0.9], ..options });
-    assert!(della.starts_with("--epsilon: expected less than 0.09"), "{della}");
+    assert!(della.starts_with("epsilon: expected less than 0.09"), "{della}");
 }

@@ -1,0 +1,174 @@
+//! An atom bank with its routing fixed: plain weights, and what that costs.
+
+use std::path::PathBuf;
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use super::settings::setting;
+use super::{OutputKind, OutputSettings};
+use crate::adapter::peft::Base;
+use crate::arch::HfFolder;
+use crate::bank::{Agreement, AtomBank, LoadedBank, Request, RoutedBy, Routes, compare, route};
+use crate::convert::gguf_name;
+use crate::error::Result;
+use crate::merge::combine::Weights as Shares;
+use crate::merge::with_adapters;
+use crate::model::{Decoder, Hook, LoadedAdapter, LoraHook, ModelWeights, NoAdapter, Residence, TextEncoder};
+use crate::output::Output;
+use crate::plan::{Expr, Plan};
+
+/// Settings of [`bake`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BakeSettings {
+    /// The base model's folder.
+    pub base: PathBuf,
+    /// The atom bank's folder.
+    pub bank: PathBuf,
+    /// The instruction that is fixed. Without any prompt it has to be given, be it empty.
+    #[serde(default)]
+    pub instruction: Option<String>,
+    /// Prompts; of several, the mean of their routings is baked.
+    #[serde(default)]
+    pub prompts: Vec<String>,
+    /// What decides the routing.
+    #[serde(default)]
+    pub routing: RoutedBy,
+    /// Where the result goes, and what it is.
+    pub output: OutputSettings,
+    /// Whether the baked model is compared with the routed one.
+    #[serde(default = "verify")]
+    pub verify: bool,
+}
+
+fn verify() -> bool {
+    true
+}
+
+impl BakeSettings {
+    /// `bank` on `base`, fixed for `instruction`.
+    pub fn new(
+        base: impl Into<PathBuf>,
+        bank: impl Into<PathBuf>,
+        instruction: &str,
+        output: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            base: base.into(),
+            bank: bank.into(),
+            instruction: Some(instruction.to_owned()),
+            prompts: Vec::new(),
+            routing: RoutedBy::default(),
+            output: OutputSettings::new(output),
+            verify: true,
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.instruction.is_none() && self.prompts.is_empty() {
+            let finding = setting("instruction").expected("an instruction, or a `prompt`").found("neither");
+            return Err(finding.hint("an empty `instruction` bakes what the bank does without one").setting());
+        }
+        self.output.check()?;
+        if let (OutputKind::Lora, Some(name)) = (self.output.kind(), &self.output.r#type) {
+            return Err(setting("type").expected("none for a LoRA, which is written in f32").found(name).setting());
+        }
+        if self.output.recipe.prune_layers.is_some() && self.verify {
+            let finding = setting("prune_layers").expected("to be without it");
+            let found = "a comparison with the routed model, which has all layers";
+            return Err(finding.found(found).hint("pass --no-verify").setting());
+        }
+        Ok(())
+    }
+}
+
+/// Baked weights, the routing they have, and what fixing it cost.
+pub struct Baked {
+    /// What is to be written.
+    pub output: Output,
+    /// The weights of the atoms.
+    pub routes: Routes,
+    /// The routed model against the baked one, in the very types that are written.
+    pub verified: Option<Agreement>,
+}
+
+/// Fixes the routing of an atom bank.
+///
+/// ```no_run
+/// use atombank::jobs::{BakeSettings, bake};
+///
+/// # fn main() -> atombank::Result<()> {
+/// let mut settings = BakeSettings::new("Llama-3.2-1B", "my-bank", "Answer in French.", "french-Q4_K_M.gguf");
+/// settings.output.r#type = Some("Q4_K_M".to_owned());
+/// let baked = bake(&settings)?;
+/// baked.output.write(&settings.output.destination, &|_| ())?;
+/// println!("mean KL to the routed model: {:?}", baked.verified.map(|agreement| agreement.mean_kl));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`crate::Error::Setting`]; what opening base and bank meets; as [`route`].
+pub fn bake(settings: &BakeSettings) -> Result<Baked> {
+    settings.check()?;
+    let folder = HfFolder::open(&settings.base)?;
+    let bank = AtomBank::open(&settings.bank)?;
+    let encoder = TextEncoder::open(&settings.base)?;
+    let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
+    let instruction = settings.instruction.clone().unwrap_or_default();
+    let request = Request { instruction, prompts: settings.prompts.clone() };
+    let routes = route(&decoder, &bank, &encoder, &request, settings.routing)?;
+    let alphas = routes.mean();
+    let base = Base::of(&folder);
+    let plan = with_adapters(&base, folder.weights(), &[bank.changes(&alphas)], &Shares::new([1.0]))?.plan;
+    let output = match settings.output.kind() {
+        OutputKind::Lora => bank.static_lora(&alphas).output(),
+        _ => settings.output.model(&folder, &plan)?,
+    };
+    let verified = match settings.verify && !settings.output.dry_run {
+        true => Some(agreement(settings, &folder, &decoder, &bank, &routes, &plan, &output)?),
+        false => None,
+    };
+    Ok(Baked { output, routes, verified })
+}
+
+/// The routed model against the baked one, in the very types that are written.
+fn agreement(
+    settings: &BakeSettings,
+    folder: &HfFolder,
+    decoder: &Decoder,
+    bank: &AtomBank,
+    routes: &Routes,
+    plan: &Plan,
+    output: &Output,
+) -> Result<Agreement> {
+    let loaded = LoadedBank::frozen(bank, &Device::Cpu)?;
+    let mut hook = loaded.hook(decoder.weights(), &routes.sequences)?;
+    let routed = (decoder, &mut hook as &mut dyn Hook);
+    let written = match settings.output.kind() {
+        OutputKind::Lora => {
+            let lora = bank.static_lora(&routes.mean());
+            let lora = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?;
+            return compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences);
+        }
+        OutputKind::Gguf => {
+            // The GGUF's types under Hugging Face's names: the same rows, rounded the same way.
+            let mut typed = plan.clone();
+            for tensor in &mut typed.tensors {
+                let name = gguf_name(&folder.config_json, &tensor.name);
+                let Some(written) = name.and_then(|name| output.plan.get(&name)) else { continue };
+                tensor.dtype = written.dtype;
+                // Rows change places on the way to GGUF, columns don't: the same importance fits.
+                if let Expr::Weighted { importance, .. } = &written.expr {
+                    let of = Box::new(tensor.expr.clone());
+                    tensor.expr = Expr::Weighted { of, importance: importance.clone() };
+                }
+            }
+            typed
+        }
+        _ => settings.output.typed(plan)?,
+    };
+    let weights = ModelWeights::open(folder.path(), &folder.config, &written, Residence::Streamed, &Device::Cpu)?;
+    compare(routed, (&Decoder::new(weights), &mut NoAdapter), &routes.sequences)
+}

@@ -1,0 +1,103 @@
+//! A LoRA out of a base and what was made of it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::setting;
+use super::{OutputKind, OutputSettings, Step, Watch};
+use crate::adapter::peft::Base;
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::linalg::Sketch;
+use crate::merge::extract::{ExtractOptions, Extraction, Pairs};
+use crate::output::Output;
+
+/// Settings of [`extract`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtractSettings {
+    /// The base model's folder.
+    pub base: PathBuf,
+    /// The finetuned model's folder.
+    pub finetuned: PathBuf,
+    /// Where the LoRA goes.
+    pub output: OutputSettings,
+    /// The base's name on the hub, where it is from there: the LoRA names it.
+    #[serde(default)]
+    pub base_id: Option<String>,
+    /// The rank of each module's update at most.
+    #[serde(default = "rank")]
+    pub rank: usize,
+    /// The share of a module's change that is enough: the smallest rank that keeps it.
+    #[serde(default)]
+    pub energy: Option<f64>,
+    /// Where random numbers start.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn rank() -> usize {
+    32
+}
+
+impl ExtractSettings {
+    /// A LoRA of rank 32.
+    pub fn new(base: impl Into<PathBuf>, finetuned: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        Self {
+            base: base.into(),
+            finetuned: finetuned.into(),
+            output: OutputSettings { to: Some(OutputKind::Lora), ..OutputSettings::new(output) },
+            base_id: None,
+            rank: rank(),
+            energy: None,
+            seed: 0,
+        }
+    }
+}
+
+/// A LoRA, and how good it is.
+#[derive(Debug)]
+pub struct Extracted {
+    /// The LoRA's folder.
+    pub output: Output,
+    /// Ranks and errors by module, and in all.
+    pub extraction: Extraction,
+}
+
+/// The LoRA that makes the finetuned model of the base, about.
+///
+/// # Errors
+/// [`crate::Error::Setting`]; what opening the models meets; as [`Pairs::extract`].
+pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
+    if settings.output.kind() != OutputKind::Lora || settings.output.is_file() {
+        return Err(setting("output").expected("a LoRA's folder").found("another kind").setting());
+    }
+    if !(1..=65536).contains(&settings.rank) {
+        return Err(setting("rank").expected("1 to 65536").found(settings.rank).setting());
+    }
+    if let Some(energy) = settings.energy.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+        return Err(setting("energy").expected("a share above 0, and 1 at most").found(energy).setting());
+    }
+    settings.output.check()?;
+    let (before, after) = (Checkpoint::open(&settings.base)?, Checkpoint::open(&settings.finetuned)?);
+    let (base, finetuned) = (Base::of(&before), Base::of(&after));
+    let pairs = Pairs::new(&base, &finetuned)?;
+    let options = ExtractOptions {
+        rank: settings.rank,
+        energy: settings.energy,
+        dtype: settings.output.lora_type()?,
+        sketch: Sketch { seed: settings.seed, ..Sketch::default() },
+        max_memory_bytes: settings.output.destination.max_memory,
+    };
+    let (total, done) = (pairs.modules.len() as u64, AtomicU64::new(0));
+    let extraction = pairs.extract(&options, &|| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        watch(Step { what: "extracting", done, total });
+    })?;
+    let mut lora = extraction.lora(&base)?;
+    let name = settings.base_id.clone().unwrap_or_else(|| settings.base.display().to_string());
+    lora.config.insert("base_model_name_or_path".to_owned(), name.into());
+    Ok(Extracted { output: Output { notes: pairs.notes.clone(), ..lora.output() }, extraction })
+}

@@ -1,0 +1,168 @@
+//! How several adapters or models become one: settings of the methods.
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::setting;
+use crate::error::Result;
+use crate::merge::combine::{CombineOptions, LoraMethod, ModelMethod, Weights};
+
+/// A method and what it is told. What isn't given has the method's own default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CombineSettings {
+    /// PEFT's name of a method for adapters, mergekit's for models; none is the sum of what each adapter changes,
+    /// times its weight.
+    pub method: Option<String>,
+    /// The share of values that is kept, from 0 to 1: one for all, or one for each.
+    pub density: Vec<f64>,
+    /// Other weights for modules whose path ends in a match of a pattern: `PATTERN=W` or `PATTERN=W,W`.
+    pub weights: Vec<String>,
+    /// Where random numbers start.
+    pub seed: Option<u64>,
+    /// The rank of a combined LoRA.
+    pub rank: Option<usize>,
+    /// What the sum of all updates is multiplied with.
+    pub lambda: Option<f64>,
+    /// della: how far probabilities go from the density.
+    pub epsilon: Option<f64>,
+    /// breadcrumbs: the share of the largest values that is left out.
+    pub gamma: Option<f64>,
+    /// Whether sums are divided by the weights' sum.
+    pub normalize: Option<bool>,
+    /// Whether what is kept is scaled to what was there.
+    pub rescale: Option<bool>,
+    /// slerp: how far from the base to the other model, from 0 to 1.
+    pub t: Option<f64>,
+    /// sce: the share of values that is kept.
+    pub select_topk: Option<f64>,
+    /// karcher: steps at most.
+    pub max_iter: Option<usize>,
+    /// karcher: the length of a step that is the last.
+    pub tol: Option<f64>,
+    /// model_stock: an angle for each row, not one for the tensor.
+    pub filter_wise: bool,
+    /// nuslerp: one angle for the tensor, not one for each row.
+    pub nuslerp_flatten: Option<bool>,
+    /// nuslerp: an angle for each column, where there isn't one for the tensor.
+    pub nuslerp_row_wise: bool,
+    /// ties of LoRAs: the sign of the sum (`total`), or that more have (`frequency`).
+    pub majority_sign: Option<String>,
+}
+
+/// What is combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Combined {
+    Loras,
+    Models,
+}
+
+impl Combined {
+    /// Whether the method of this name makes something of a setting.
+    fn reads(self, method: &str, field: &str) -> bool {
+        let is = |kinds: &[&str]| kinds.iter().any(|kind| method.starts_with(kind));
+        let is_arithmetic = || is(&["task_arithmetic", "ties", "dare", "breadcrumbs", "della"]);
+        match (field, self) {
+            ("density", Combined::Loras) => is(&["ties", "dare", "magnitude_prune"]),
+            ("density", Combined::Models) => is(&["ties", "dare", "breadcrumbs", "della"]),
+            ("seed", _) => is(&["dare", "della"]),
+            ("weights" | "rank", Combined::Loras) => true,
+            ("weights", Combined::Models) => method.parse().is_ok_and(ModelMethod::takes_weights),
+            ("majority_sign", Combined::Loras) => is(&["ties", "dare_ties"]),
+            ("lambda" | "rescale", Combined::Models) => is_arithmetic(),
+            ("normalize", Combined::Models) => method == "linear" || is_arithmetic(),
+            ("epsilon", Combined::Models) => is(&["della"]),
+            ("gamma", Combined::Models) => is(&["breadcrumbs"]),
+            ("t", Combined::Models) => method == "slerp",
+            ("select_topk", Combined::Models) => method == "sce",
+            ("max_iter" | "tol", Combined::Models) => method == "karcher",
+            ("filter_wise", Combined::Models) => method == "model_stock",
+            ("nuslerp_flatten" | "nuslerp_row_wise", Combined::Models) => method == "nuslerp",
+            _ => false,
+        }
+    }
+
+    fn methods(self) -> Vec<&'static str> {
+        match self {
+            Combined::Loras => LoraMethod::names().collect(),
+            Combined::Models => ModelMethod::names().collect(),
+        }
+    }
+}
+
+impl CombineSettings {
+    /// Every setting that is given.
+    fn given(&self) -> impl Iterator<Item = &'static str> {
+        let given = [
+            ("density", !self.density.is_empty()),
+            ("weights", !self.weights.is_empty()),
+            ("seed", self.seed.is_some()),
+            ("rank", self.rank.is_some()),
+            ("lambda", self.lambda.is_some()),
+            ("epsilon", self.epsilon.is_some()),
+            ("gamma", self.gamma.is_some()),
+            ("normalize", self.normalize.is_some()),
+            ("rescale", self.rescale.is_some()),
+            ("t", self.t.is_some()),
+            ("select_topk", self.select_topk.is_some()),
+            ("max_iter", self.max_iter.is_some()),
+            ("tol", self.tol.is_some()),
+            ("filter_wise", self.filter_wise),
+            ("nuslerp_flatten", self.nuslerp_flatten.is_some()),
+            ("nuslerp_row_wise", self.nuslerp_row_wise),
+            ("majority_sign", self.majority_sign.is_some()),
+        ];
+        given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name)
+    }
+
+    /// Refuses settings that the method makes nothing of. No method is the sum of what adapters change, each times
+    /// its weight.
+    pub(super) fn check(&self, of: Combined, method: Option<&str>) -> Result<()> {
+        let is_read = |field: &str| method.map_or(field == "weights", |method| of.reads(method, field));
+        let Some(field) = self.given().find(|field| !is_read(field)) else { return Ok(()) };
+        let readers: Vec<&str> = of.methods().into_iter().filter(|method| of.reads(method, field)).collect();
+        let (what, other) = match of {
+            Combined::Loras => ("adapters", Combined::Models),
+            Combined::Models => ("models", Combined::Loras),
+        };
+        let expected = match readers.as_slice() {
+            [] => format!("no such option for {what}"),
+            readers => format!("a `method` that it says something to: {}", readers.join(", ")),
+        };
+        let elsewhere = other.methods().into_iter().any(|method| other.reads(method, field));
+        let finding = setting(field).expected(expected).found(method.unwrap_or("no `method`"));
+        let hint =
+            if readers.is_empty() && elsewhere { "leave it out: it belongs to the other kind of merge" } else { "" };
+        Err(finding.hint(hint).setting())
+    }
+
+    /// The options for what has these weights.
+    pub(super) fn options(&self, weights: Vec<f64>) -> Result<CombineOptions> {
+        let mut all = Weights::new(weights);
+        for pattern in &self.weights {
+            all = all.with_pattern(pattern)?;
+        }
+        let own = CombineOptions::default();
+        Ok(CombineOptions {
+            weights: all,
+            density: self.density.clone(),
+            lambda: self.lambda.unwrap_or(own.lambda),
+            epsilon: self.epsilon.unwrap_or(own.epsilon),
+            gamma: self.gamma.unwrap_or(own.gamma),
+            normalize: self.normalize,
+            rescale: self.rescale,
+            seed: self.seed.unwrap_or(own.seed),
+            t: self.t,
+            select_topk: self.select_topk.unwrap_or(own.select_topk),
+            max_iter: self.max_iter.unwrap_or(own.max_iter),
+            tol: self.tol.unwrap_or(own.tol),
+            filter_wise: self.filter_wise,
+            nuslerp_flatten: self.nuslerp_flatten.unwrap_or(own.nuslerp_flatten),
+            nuslerp_row_wise: self.nuslerp_row_wise,
+            majority_sign: match &self.majority_sign {
+                Some(kind) => kind.parse()?,
+                None => own.majority_sign,
+            },
+            rank: self.rank,
+        })
+    }
+}

@@ -1,0 +1,343 @@
+//! Settings of everything that writes a checkpoint: where it goes, in which form and type.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::RecipeSettings;
+use crate::checkpoint::Checkpoint;
+use crate::convert::{ConvertOptions, OutType, PYTORCH_EXTENSIONS, to_gguf};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::formats::gguf::Override;
+use crate::output::{Container, Destination, Form, Output, metadata_left_out, safetensors_metadata};
+use crate::plan::Plan;
+use crate::quantize::FileType;
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputKind {
+    /// A Hugging Face folder: safetensors, config, tokenizer files.
+    Hf,
+    /// One GGUF file, or several.
+    Gguf,
+    /// The tensors alone, as safetensors.
+    Safetensors,
+    /// The tensors alone, as torch.save writes them; a folder gets config and tokenizer too.
+    Pytorch,
+    /// A PEFT LoRA folder.
+    Lora,
+}
+
+/// Where a checkpoint goes, and in which form and type.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputSettings {
+    /// Where it goes, and how it is written there.
+    pub destination: Destination,
+    /// What is written; by the destination's extension where not given.
+    #[serde(default)]
+    pub to: Option<OutputKind>,
+    /// The element type: `f32`, `f16`, `bf16`, `auto`, `source`, for GGUF `q8_0` and llama-quantize's mixtures too. Not
+    /// given it is `auto` for GGUF and `source` for everything else.
+    #[serde(default)]
+    pub r#type: Option<String>,
+    /// Folders have files of tensors of at most this many bytes.
+    #[serde(default = "shard_size")]
+    pub shard_size: u64,
+    /// A GGUF is split into files of at most this many bytes.
+    #[serde(default)]
+    pub split_max_size: Option<u64>,
+    /// A GGUF is split into files of at most this many tensors.
+    #[serde(default)]
+    pub split_max_tensors: Option<usize>,
+    /// The pre-tokenizer's name in GGUF, over the one that is found.
+    #[serde(default)]
+    pub pre: Option<String>,
+    /// How a mixture is made.
+    #[serde(default)]
+    pub recipe: RecipeSettings,
+    /// Whether the output is only to be described: what only writing needs isn't computed.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+fn shard_size() -> u64 {
+    5_000_000_000
+}
+
+impl OutputSettings {
+    /// A new file or folder; everything else as the program has it by default.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            destination: Destination::new(path),
+            to: None,
+            r#type: None,
+            shard_size: shard_size(),
+            split_max_size: None,
+            split_max_tensors: None,
+            pre: None,
+            recipe: RecipeSettings::default(),
+            dry_run: false,
+        }
+    }
+
+    /// What is to be written.
+    pub fn kind(&self) -> OutputKind {
+        self.to.unwrap_or(match self.extension().as_str() {
+            "gguf" => OutputKind::Gguf,
+            "safetensors" => OutputKind::Safetensors,
+            extension if PYTORCH_EXTENSIONS.contains(&extension) => OutputKind::Pytorch,
+            _ => OutputKind::Hf,
+        })
+    }
+
+    fn extension(&self) -> String {
+        let extension = self.destination.path.extension().and_then(|e| e.to_str());
+        extension.unwrap_or_default().to_ascii_lowercase()
+    }
+
+    /// Whether the output is a file by its name.
+    pub fn is_file(&self) -> bool {
+        let extension = self.extension();
+        matches!(extension.as_str(), "gguf" | "safetensors") || PYTORCH_EXTENSIONS.contains(&extension.as_str())
+    }
+
+    /// Checks everything that needs no input: that nothing is in the way, that the folder is there, that the output
+    /// can have the type, and that settings belong together.
+    ///
+    /// # Errors
+    /// [`crate::Error::Setting`], [`crate::Error::Exists`].
+    pub fn check(&self) -> Result<()> {
+        if self.to.is_none()
+            && let Some(known) = nearly_known_ending(&self.destination.path)
+        {
+            let found = self.destination.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let finding = setting("output").expected(format_args!("a name that ends in .{known}, or a folder's"));
+            let hint = "a folder of this name is made with `to`";
+            return Err(finding.found(format_args!("{found:?}")).hint(hint).setting());
+        }
+        self.check_type()?;
+        if self.dry_run {
+            return Ok(());
+        }
+        self.destination.check()
+    }
+
+    fn check_type(&self) -> Result<()> {
+        let kind = self.kind();
+        for (field, given) in
+            [("split_max_size", self.split_max_size.is_some()), ("split_max_tensors", self.split_max_tensors.is_some())]
+        {
+            if given && kind != OutputKind::Gguf {
+                let finding = setting(field).expected("a GGUF").found("another output");
+                return Err(finding.hint("`shard_size` splits folders").setting());
+            }
+        }
+        let limits = [
+            ("split_max_size", self.split_max_size == Some(0)),
+            ("split_max_tensors", self.split_max_tensors == Some(0)),
+        ];
+        if let Some((field, _)) = limits.into_iter().find(|(_, zero)| *zero) {
+            return Err(setting(field).expected("a number above 0").found(0).setting());
+        }
+        let quantized = self.quantized()?;
+        if let (Some(field), None) = (self.recipe.first_given(), quantized) {
+            let finding = setting(field).expected("a `type` that is a mixture, like Q4_K_M");
+            return Err(finding.found(self.r#type.as_deref().unwrap_or("none")).setting());
+        }
+        let Some(name) = &self.r#type else { return Ok(()) };
+        let expected = match kind {
+            OutputKind::Gguf => "f32, f16, bf16, q8_0, auto, source, or a mixture like Q4_K_M",
+            OutputKind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
+            OutputKind::Safetensors | OutputKind::Pytorch => "f32, f16, bf16, auto or source",
+            OutputKind::Lora => "f32, f16 or bf16 for a LoRA",
+        };
+        match (kind, name.parse::<OutType>().ok()) {
+            (OutputKind::Gguf, None) if quantized.is_some() => Ok(()),
+            (OutputKind::Gguf, Some(_)) => Ok(()),
+            (OutputKind::Hf | OutputKind::Safetensors | OutputKind::Pytorch, Some(known)) if known != OutType::Q8_0 => {
+                Ok(())
+            }
+            (OutputKind::Lora, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
+            _ => Err(setting("type").expected(expected).found(name).setting()),
+        }
+    }
+
+    /// The mixture that was asked for, where it is one: a type of llama-quantize that the converters
+    /// don't have themselves.
+    ///
+    /// # Errors
+    /// [`crate::Error::Setting`] for a name that is no type.
+    pub fn quantized(&self) -> Result<Option<FileType>> {
+        let Some(name) = self.r#type.as_deref().filter(|_| self.kind() == OutputKind::Gguf) else { return Ok(None) };
+        if name.parse::<OutType>().is_ok() {
+            return Ok(None);
+        }
+        name.parse().map(Some).map_err(|_| {
+            let mixtures = FileType::all().map(FileType::name).collect::<Vec<_>>();
+            let expected = format!("f32, f16, bf16, q8_0, auto, source, or a mixture: {}", mixtures.join(", "));
+            let known = OutType::ALL.map(|outtype| outtype.to_string());
+            let all: Vec<&str> = known.iter().map(String::as_str).chain(mixtures).collect();
+            setting("type").expected(expected).found(name).did_you_mean(name, &all).setting()
+        })
+    }
+
+    /// Refuses a type that a GGUF, made of another one, gets by another job: no mixture, and not the types that its
+    /// tensors have.
+    pub(super) fn check_gguf_again(&self) -> Result<()> {
+        if self.r#type.as_deref().is_none_or(|name| name == "source") {
+            return Ok(());
+        }
+        let finding = setting("type").expected("source or a mixture, from GGUF to GGUF");
+        let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
+        Err(finding.found("another type").hint(hint).setting())
+    }
+
+    /// The type that was asked for; the kind's own where none was.
+    ///
+    /// # Errors
+    /// [`crate::Error::Setting`].
+    pub fn outtype(&self) -> Result<OutType> {
+        match &self.r#type {
+            // What is quantized is best not rounded before.
+            Some(_) if self.quantized()?.is_some() => Ok(OutType::F32),
+            Some(name) => name.parse(),
+            None if self.kind() == OutputKind::Gguf => Ok(OutType::Auto),
+            None => Ok(OutType::Source),
+        }
+    }
+
+    /// `plan` (in Hugging Face's names) with the types that the output will have.
+    pub(super) fn typed(&self, plan: &Plan) -> Result<Plan> {
+        Ok(match self.outtype()?.dtype(plan) {
+            Some(dtype) => Checkpoint::retyped(plan, dtype),
+            None => plan.clone(),
+        })
+    }
+
+    /// The type of a LoRA's factors: f32 unless another was asked for.
+    pub(super) fn lora_type(&self) -> Result<DType> {
+        let asked = self.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
+        Ok(asked.and_then(|outtype| outtype.dtype(&Plan::default())).unwrap_or(DType::F32))
+    }
+
+    /// `plan`, in Hugging Face's names, with the files of `folder`: a folder, a file of tensors or a GGUF.
+    pub(super) fn model(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
+        match self.kind() {
+            OutputKind::Gguf => self.gguf(folder, plan),
+            _ => Ok(self.tensors(folder.output(self.typed(plan)?)?)),
+        }
+    }
+
+    /// The GGUF of a model whose class has a counterpart there.
+    pub(super) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
+        let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
+        let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
+            let finding = Finding::new(folder.path().join("config.json"), "architectures");
+            finding.expected("a class with a counterpart in GGUF").found("another").unsupported()
+        })?;
+        self.quantize(made, &[])
+    }
+
+    /// `made` as the mixture that was asked for, or as it is where none was; split as it was asked for.
+    pub(super) fn quantize(&self, made: Output, overrides: &[Override]) -> Result<Output> {
+        let (Some(file_type), Some(metadata)) = (self.quantized()?, made.metadata()) else {
+            return Ok(self.split(made));
+        };
+        let quantized = self.recipe.quantize(file_type, metadata, &made.plan, overrides)?;
+        Ok(self.split(Output { notes: [made.notes, quantized.notes].concat(), ..quantized }))
+    }
+
+    /// A GGUF, split as it was asked for.
+    pub(super) fn split(&self, mut output: Output) -> Output {
+        if let Form::Gguf { split, .. } = &mut output.form {
+            (split.max_tensors, split.max_bytes) = (self.split_max_tensors, self.split_max_size);
+        }
+        output
+    }
+
+    /// A folder of tensors in the kind that was asked for: a folder, or one file of tensors alone. What the tensors'
+    /// sources say beside them goes along.
+    pub(super) fn tensors(&self, mut output: Output) -> Output {
+        let mut notes = Vec::new();
+        output.sidecars.safetensors_metadata = safetensors_metadata(&output.plan, &mut notes);
+        output.notes.extend(notes);
+        self.contained(output)
+    }
+
+    /// As [`OutputSettings::tensors`], with the `__metadata__` that the output has.
+    pub(super) fn contained(&self, mut output: Output) -> Output {
+        let (container, stem) = match self.kind() {
+            OutputKind::Pytorch => {
+                output.notes.extend(metadata_left_out(&output.sidecars.safetensors_metadata));
+                (Container::Pytorch, "pytorch_model")
+            }
+            _ => {
+                // transformers has long refused files that don't say it.
+                let texts = &mut output.sidecars.safetensors_metadata;
+                texts.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
+                (Container::Safetensors, "model")
+            }
+        };
+        output.form = match self.is_file() {
+            true => Form::File(container),
+            false => Form::Folder { container, stem: stem.to_owned(), shard_bytes: self.shard_size },
+        };
+        output
+    }
+}
+
+/// A finding about a setting, whose field it names.
+pub(super) fn setting(field: &str) -> Finding {
+    Finding::new("", field)
+}
+
+/// The known ending that the name of `path` nearly has: `gguf` for `x.ggfu` and for `x.gguf.tmp`.
+pub fn nearly_known_ending(path: &Path) -> Option<&'static str> {
+    const KNOWN: [&str; 4] = ["gguf", "safetensors", "ckpt", "bin"];
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let parts: Vec<&str> = name.split('.').skip(1).collect();
+    let last = parts.last()?;
+    if KNOWN.contains(last) || PYTORCH_EXTENSIONS.contains(last) {
+        return None;
+    }
+    let before = parts.iter().rev().skip(1).find_map(|part| KNOWN[..3].iter().find(|known| *known == part));
+    let near =
+        || KNOWN[..3].iter().find(|known| last.len() > 2 && crate::error::distance(last, known) <= 1 + known.len() / 8);
+    before.or_else(near).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_that_are_nearly_known_are_told_from_folders() {
+        for (name, known) in [
+            ("x.safetensor", Some("safetensors")),
+            ("x.gguf.tmp", Some("gguf")),
+            ("x.guff", None),
+            ("x.ggu", Some("gguf")),
+            ("x.saftensors", Some("safetensors")),
+            ("x.gguf", None),
+            ("x.bin", None),
+            ("Llama-3.2-1B", None),
+            ("v1.0", None),
+            ("folder", None),
+        ] {
+            assert_eq!(nearly_known_ending(Path::new(name)), known, "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_are_data() {
+        let mut settings = OutputSettings::new("out.gguf");
+        settings.r#type = Some("Q4_K_M".to_owned());
+        let text = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<OutputSettings>(&text).unwrap(), settings);
+        let least: OutputSettings = serde_json::from_str(r#"{"destination": {"path": "out"}}"#).unwrap();
+        assert_eq!(least, OutputSettings::new("out"));
+    }
+}

@@ -1,0 +1,139 @@
+//! Writing an output: the one sequence of steps for every form.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Form, Output};
+use crate::error::{Error, Finding, Result};
+use crate::plan::{self, Layout, Progress, Staging};
+
+/// Where an output goes, and how it is written there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Destination {
+    /// The file or the folder.
+    pub path: PathBuf,
+    /// Whether something that is there already is replaced.
+    #[serde(default)]
+    pub overwrite: bool,
+    /// Whether to return only when everything is on the disk, as is always done where something is replaced. Without
+    /// it a power cut soon after can take part of the output, as after `cp`.
+    #[serde(default = "sync")]
+    pub sync: bool,
+    /// Memory for values in flight.
+    #[serde(default = "max_memory")]
+    pub max_memory: u64,
+}
+
+fn sync() -> bool {
+    true
+}
+
+fn max_memory() -> u64 {
+    plan::Options::default().max_memory_bytes
+}
+
+impl Destination {
+    /// A new file or folder, which is on the disk before it gets its name.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), overwrite: false, sync: true, max_memory: max_memory() }
+    }
+
+    /// Fails where writing would fail at once: before a long computation, not after it.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Mismatch`] where the folder to write into isn't there.
+    pub fn check(&self) -> Result<()> {
+        if !self.overwrite && self.path.symlink_metadata().is_ok() {
+            return Err(Error::Exists(self.path.clone()));
+        }
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        match parent.filter(|parent| !parent.is_dir()) {
+            None => Ok(()),
+            Some(parent) => {
+                let found = if parent.exists() { "a file" } else { "nothing" };
+                let finding = Finding::new(parent, "").expected("a folder, to write into").found(found);
+                Err(finding.hint("make it first").mismatch())
+            }
+        }
+    }
+
+    /// How the plan is run.
+    pub fn options(&self) -> plan::Options {
+        plan::Options { max_memory_bytes: self.max_memory }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Written {
+    /// The file or folder; the first file of several.
+    pub path: PathBuf,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Files, those beside the tensors too.
+    pub files: usize,
+    /// Bytes in all files.
+    pub bytes: u64,
+    /// How long writing took.
+    pub seconds: f64,
+}
+
+impl Output {
+    /// Writes it: whole, or not at all.
+    ///
+    /// # Errors
+    /// [`crate::Error::Exists`], what the format can't hold, and what [`plan::execute`] meets. Nothing is left behind
+    /// then.
+    pub fn write(&self, to: &Destination, progress: &(dyn Fn(Progress) + Sync)) -> Result<Written> {
+        let started = Instant::now();
+        let layout = self.layout(&to.path)?;
+        let staging = self.staging(&layout, to)?.sync(to.sync);
+        self.fill(&layout, &staging, to.options(), progress)?;
+        staging.commit()?;
+        let beside = self.sidecars.files.values().filter(|_| self.is_folder());
+        let sizes = layout.files.iter().map(|file| file.byte_len).chain(beside.map(|content| content.len() as u64));
+        let (files, bytes) = sizes.fold((0, 0), |(files, bytes), size| (files + 1, bytes + size));
+        let path = match (self.is_folder(), layout.files.as_slice()) {
+            (false, [first, _, ..]) => to.path.with_file_name(&first.name),
+            _ => to.path.clone(),
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Written { path, tensors: self.plan.tensors.len(), files, bytes, seconds })
+    }
+
+    /// Writes its files into a folder that is being staged, beside whatever else is written there.
+    ///
+    /// # Errors
+    /// As [`Output::write`].
+    pub fn write_into(&self, staging: &Staging, options: plan::Options) -> Result<()> {
+        self.fill(&self.layout(staging.path())?, staging, options, &|_| ())
+    }
+
+    fn fill(
+        &self,
+        layout: &Layout,
+        staging: &Staging,
+        options: plan::Options,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<()> {
+        plan::execute(&self.plan, layout, staging, options, progress)?;
+        if self.is_folder() {
+            self.sidecars.files.iter().try_for_each(|(name, content)| staging.write(name, content))?;
+        }
+        Ok(())
+    }
+
+    fn staging(&self, layout: &Layout, to: &Destination) -> Result<Staging> {
+        match (&self.form, layout.files.as_slice()) {
+            (Form::Folder { .. }, _) => Staging::folder(&to.path, to.overwrite),
+            (_, [_]) => Staging::file(&to.path, to.overwrite),
+            (_, files) => {
+                let folder = to.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                Staging::files(folder, files.iter().map(|file| file.name.as_path()), to.overwrite)
+            }
+        }
+    }
+}
