@@ -1,9 +1,49 @@
-//! Train atom banks (Queryable LoRA), bake them for a fixed instruction, and convert checkpoints
-//! between Hugging Face safetensors and GGUF.
+//! Convert model checkpoints between Hugging Face folders, PyTorch files and GGUF, merge adapters,
+//! quantize, and train and bake atom banks (Queryable LoRA, arXiv:2605.08423).
 //!
-//! Everything that turns checkpoints into checkpoints is one plan and one pass: a
-//! [`source::Source`] opens lazily, a [`plan::Plan`] says what the output holds, and
-//! [`plan::execute`] writes it in parallel, in flat memory.
+//! [`jobs`] has what the program's commands do, as calls: settings in, an [`output::Output`] or a result
+//! out. A folder becomes a quantized GGUF:
+//!
+//! ```no_run
+//! use atombank::jobs::{ConvertSettings, convert};
+//!
+//! # fn main() -> atombank::Result<()> {
+//! let mut settings = ConvertSettings::new("Llama-3.2-1B", "llama-Q4_K_M.gguf");
+//! settings.output.r#type = Some("Q4_K_M".to_owned());
+//! convert(&settings)?.write(&settings.output.destination, &|_| ())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A LoRA is merged into its base, straight into a quantized GGUF:
+//!
+//! ```no_run
+//! use atombank::jobs::{MergeSettings, merge};
+//!
+//! # fn main() -> atombank::Result<()> {
+//! let mut settings = MergeSettings::new("Llama-3.2-1B", ["my-lora"], "merged-Q4_K_M.gguf");
+//! settings.output.r#type = Some("Q4_K_M".to_owned());
+//! merge(&settings, &|_| ())?.output.write(&settings.output.destination, &|_| ())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An atom bank is fixed for an instruction, which makes plain weights of it:
+//!
+#![cfg_attr(feature = "train", doc = "```no_run")]
+#![cfg_attr(not(feature = "train"), doc = "```ignore")]
+//! use atombank::jobs::{BakeSettings, bake};
+//!
+//! # fn main() -> atombank::Result<()> {
+//! let settings = BakeSettings::new("Llama-3.2-1B", "my-bank", "Answer in French.", "french.gguf");
+//! bake(&settings)?.output.write(&settings.output.destination, &|_| ())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything that turns checkpoints into checkpoints is one plan and one pass: a [`source::Source`] opens
+//! lazily, a [`plan::Plan`] says what the output holds, and [`plan::execute`] writes it in parallel, in flat
+//! memory. `docs/architecture.md` is the map of the rooms.
 
 pub mod adapter;
 pub mod arch;
