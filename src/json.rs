@@ -75,6 +75,11 @@ impl<'a> Fields<'a> {
         Self { path: path.to_owned(), prefix: String::new(), map, taken: HashSet::new() }
     }
 
+    /// The fields of the object that stands in field `name` of the file at `path`.
+    pub(crate) fn inside(path: &Path, name: &str, map: &'a Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), prefix: format!("{name}."), map, taken: HashSet::new() }
+    }
+
     /// The fields of the object in field `name`, if there is one.
     pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields<'a>>> {
         match self.raw(name) {

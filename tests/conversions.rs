@@ -174,12 +174,15 @@ fn everything_that_can_be_converted_can_be_inspected() {
     assert!(table.contains("F32"), "{table}");
     let all = json(&fixture("pytorch/lightning.bin"));
     assert!(all["kind"] == "weights" && !all["others"].as_array().unwrap().is_empty(), "{all}");
-    // A field that no conversion knows, and a class without a table: still there to be looked at.
+    // A field that no conversion takes, and a class without a table: still there to be looked at.
     copy(&fixture("convert/qwen2/model"), &at("model"));
     let config = fs::read_to_string(at("model/config.json")).unwrap();
-    fs::write(at("model/config.json"), config.replacen('{', "{\"flux\": 3,", 1)).unwrap();
+    fs::write(at("model/config.json"), config.replacen('{', "{\"quantization_config\": {\"bits\": 4},", 1)).unwrap();
     let table = inspect(&at("model"), &[]);
-    assert!(table.contains("as GGUF") && table.contains("flux: expected a field of Qwen2ForCausalLM"), "{table}");
+    assert!(
+        table.contains("as GGUF") && table.contains("quantization_config: expected a field this version knows"),
+        "{table}"
+    );
     fs::write(at("model/config.json"), config.replace("Qwen2ForCausalLM", "FancyModel")).unwrap();
     assert!(inspect(&at("model"), &[]).contains("no table for this class"));
 }

@@ -1,45 +1,22 @@
-//! config.json of the decoders this crate knows: every field consumed, or refused by name.
+//! The config of the decoders that this crate runs: what [`Params`] says, checked and typed.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::INERT;
-use crate::error::Result;
+use super::lookup::must_have;
+use super::params::{Params, class};
+use super::{DECODERS, Dim, Presence, Role, Tensor, Windows};
+use crate::error::{Finding, Result};
 use crate::json::Fields;
-
-/// A decoder architecture, by its class in transformers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// `LlamaForCausalLM`
-    Llama,
-    /// `MistralForCausalLM`: Llama's weights with a sliding window.
-    Mistral,
-    /// `Qwen2ForCausalLM`: biases on q, k and v.
-    Qwen2,
-    /// `Qwen3ForCausalLM`: norms on q and k.
-    Qwen3,
-}
-
-impl Architecture {
-    const ALL: [(&'static str, Architecture); 4] = [
-        ("LlamaForCausalLM", Architecture::Llama),
-        ("MistralForCausalLM", Architecture::Mistral),
-        ("Qwen2ForCausalLM", Architecture::Qwen2),
-        ("Qwen3ForCausalLM", Architecture::Qwen3),
-    ];
-
-    /// The class name in transformers.
-    pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, a)| *a == self).map_or("", |(name, _)| name)
-    }
-}
 
 /// What a decoder's config says that bears on its weights and its mathematics.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // The fields carry the config's own names.
 pub struct ModelConfig {
-    pub architecture: Architecture,
+    /// The class in transformers.
+    pub class: &'static str,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
@@ -64,6 +41,19 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Any of these ends a text.
     pub eos_token_ids: Vec<u32>,
+    /// What all this was read from.
+    pub(crate) origin: Origin,
+}
+
+/// The completed config that a [`ModelConfig`] was made of. Two that say the same of a model may be spelled
+/// differently, so that it doesn't count when they are compared.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin(pub(super) Arc<Params>);
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// Rotary position embedding.
@@ -132,91 +122,88 @@ impl Rope {
 }
 
 impl ModelConfig {
-    /// Checks `json`, read from the file at `path`.
+    /// Checks `json`, read from the file at `path`, by the table of its class: fields that it leaves out
+    /// have transformers' defaults.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for an architecture or a field this version doesn't know,
-    /// [`crate::Error::Format`] for a value of the wrong kind, [`crate::Error::Mismatch`] for values that
-    /// contradict each other.
+    /// [`crate::Error::Unsupported`] for a class that this version can't run, and for a field that it
+    /// doesn't know and that could change what the model computes; [`crate::Error::Format`] for a value of
+    /// the wrong kind, [`crate::Error::Mismatch`] for values that contradict each other.
     pub fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
-        let mut f = Fields::new(path, json);
-        let names: Vec<String> = f.need("architectures")?;
-        let architecture = names
-            .iter()
-            .find_map(|name| Architecture::ALL.iter().find(|(known, _)| known == name))
-            .map(|(_, architecture)| *architecture)
-            .ok_or_else(|| {
-                let known: Vec<&str> = Architecture::ALL.iter().map(|(name, _)| *name).collect();
-                f.finding("architectures").expected(known.join(", ")).found(names.join(", ")).unsupported()
-            })?;
-        let hidden_size = f.count("hidden_size")?;
-        let num_hidden_layers = f.small_count("num_hidden_layers")?;
-        let num_attention_heads = f.count("num_attention_heads")?;
-        let max_position_embeddings = f.count("max_position_embeddings")?;
-        let default_head_dim = match architecture {
-            Architecture::Qwen3 => 128,
-            _ => hidden_size / num_attention_heads,
+        let class = class(json);
+        let Some((family, windows)) = DECODERS.iter().find(|(family, _)| class == Some(family.class)) else {
+            let known: Vec<&str> = DECODERS.iter().map(|(family, _)| family.class).collect();
+            let finding = Finding::new(path, "architectures").expected(known.join(", "));
+            return Err(finding.found(class.unwrap_or("none")).unsupported());
         };
-        let attention_bias = f.get("attention_bias")?.unwrap_or(architecture == Architecture::Qwen2);
+        // What GGUF can't say is no matter here.
+        let mut params = Params::complete(family, path, json, &mut Vec::new())?;
+        params.refuse_unknown()?;
+        params.adopt("head_dim");
+        Self::of(params, *windows)
+    }
+
+    fn of(params: Params, windows: Windows) -> Result<Self> {
+        let num_hidden_layers = params.layers()?;
+        let has = |role: Role, given: fn(&Tensor) -> Presence| {
+            params.family.row(role).is_some_and(|row| must_have(&params, given(row)))
+        };
+        let bias = |role: Role| has(role, |row| row.bias);
+        let ids = |name: &'static str| -> Result<Vec<u32>> {
+            // Only what config.json itself says: a class's default ids are those of another vocabulary.
+            let values = match params.given(name) {
+                Some(Value::Array(values)) => values.as_slice(),
+                Some(value) => std::slice::from_ref(value),
+                None => &[],
+            };
+            let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+            let wrong = |value: &Value| params.finding(name).expected("a token id").found(value).format();
+            values.iter().map(|value| id(value).ok_or_else(|| wrong(value))).collect()
+        };
         let config = Self {
-            architecture,
-            vocab_size: f.count("vocab_size")?,
-            hidden_size,
-            intermediate_size: f.count("intermediate_size")?,
+            class: params.family.class,
+            vocab_size: params.count(Dim::Vocab)?,
+            hidden_size: params.count(Dim::Hidden)?,
+            intermediate_size: params.count(Dim::FeedForward)?,
             num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads: f.count_or("num_key_value_heads", num_attention_heads)?,
-            head_dim: f.count_or("head_dim", default_head_dim)?,
-            rms_norm_eps: f.get("rms_norm_eps")?.unwrap_or(1e-6),
-            max_position_embeddings,
-            tie_word_embeddings: f.get("tie_word_embeddings")?.unwrap_or(false),
-            qkv_bias: attention_bias || architecture == Architecture::Qwen2,
-            o_bias: attention_bias && architecture != Architecture::Qwen2,
-            mlp_bias: f.get("mlp_bias")?.unwrap_or(false),
-            qk_norm: architecture == Architecture::Qwen3,
-            rope: rope(&mut f, max_position_embeddings)?,
-            sliding_window: sliding_window(&mut f, architecture, num_hidden_layers)?,
-            bos_token_id: f.get("bos_token_id")?,
-            eos_token_ids: match f.get::<Value>("eos_token_id")? {
-                Some(Value::Array(_)) => f.need("eos_token_id")?,
-                Some(_) => vec![f.need("eos_token_id")?],
-                None => Vec::new(),
-            },
+            num_attention_heads: params.count(Dim::Heads)?,
+            num_key_value_heads: params.count(Dim::KvHeads)?,
+            head_dim: params.count(Dim::Head)?,
+            rms_norm_eps: params.number(&["rms_norm_eps"])?.unwrap_or(1e-6),
+            max_position_embeddings: params.count(Dim::Context)?,
+            tie_word_embeddings: params.flag("tie_word_embeddings", false),
+            qkv_bias: bias(Role::Q),
+            o_bias: bias(Role::O),
+            mlp_bias: bias(Role::Gate),
+            qk_norm: has(Role::QNorm, |row| row.presence),
+            rope: rope(&params)?,
+            sliding_window: sliding_window(&params, windows, num_hidden_layers)?,
+            bos_token_id: ids("bos_token_id")?.first().copied(),
+            eos_token_ids: ids("eos_token_id")?,
+            origin: Origin(Arc::new(params)),
         };
-        f.only("hidden_act", &[json!("silu")])?;
-        f.only("pretraining_tp", &[json!(1)])?;
-        f.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
-        f.ignore(INERT);
+        let finding = |field: &str| config.origin.0.finding(field);
+        if let Some(part) = config.origin.0.given("partial_rotary_factor").filter(|part| part.as_f64() != Some(1.0)) {
+            return Err(finding("partial_rotary_factor").expected("1.0").found(part).unsupported());
+        }
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         if !heads.is_multiple_of(kv_heads) {
-            let finding = f.finding("num_key_value_heads");
+            let finding = finding("num_key_value_heads");
             return Err(finding.expected(format_args!("a divisor of {heads} heads")).found(kv_heads).mismatch());
         }
         if !config.head_dim.is_multiple_of(2) {
-            return Err(f.finding("head_dim").expected("an even number").found(config.head_dim).mismatch());
+            return Err(finding("head_dim").expected("an even number").found(config.head_dim).mismatch());
         }
-        f.finish()?;
         Ok(config)
     }
 }
 
-/// Both forms of the rotary fields: `rope_parameters` (transformers 5) and `rope_theta` with
-/// `rope_scaling` (before).
-fn rope(f: &mut Fields, max_position_embeddings: usize) -> Result<Rope> {
-    let outer_theta: Option<f64> = f.get("rope_theta")?;
-    let parameters = f.object("rope_parameters")?;
-    let scaling = f.object("rope_scaling")?;
-    let Some(mut p) = parameters.or(scaling) else {
-        return Ok(Rope { theta: outer_theta.unwrap_or(10000.0), scaling: RopeScaling::None });
-    };
-    let theta = p.get("rope_theta")?.or(outer_theta).unwrap_or(10000.0);
-    let kind = match p.get::<String>("rope_type")? {
-        Some(kind) => {
-            p.ignore(&["type"]);
-            kind
-        }
-        None => p.get("type")?.unwrap_or_else(|| "default".to_owned()),
-    };
+/// The rotary parameters, every one of which is known or refused.
+fn rope(params: &Params) -> Result<Rope> {
+    let mut p = Fields::inside(params.path(), params.rope_field, &params.rope);
+    let theta = p.get("rope_theta")?.unwrap_or(10000.0);
+    p.ignore(&["type"]);
+    let kind = p.get::<String>("rope_type")?.unwrap_or_else(|| "default".to_owned());
     let scaling = match kind.as_str() {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: p.need("factor")? },
@@ -224,9 +211,10 @@ fn rope(f: &mut Fields, max_position_embeddings: usize) -> Result<Rope> {
             factor: p.need("factor")?,
             low_freq_factor: p.need("low_freq_factor")?,
             high_freq_factor: p.need("high_freq_factor")?,
-            original_max_position_embeddings: p
-                .get("original_max_position_embeddings")?
-                .unwrap_or(max_position_embeddings as f64),
+            original_max_position_embeddings: match p.get("original_max_position_embeddings")? {
+                Some(context) => context,
+                None => params.count(Dim::Context)? as f64,
+            },
         },
         other => return Err(p.finding("rope_type").expected("default, linear or llama3").found(other).unsupported()),
     };
@@ -235,44 +223,44 @@ fn rope(f: &mut Fields, max_position_embeddings: usize) -> Result<Rope> {
     if let RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } = scaling
         && (!factor.is_finite() || factor <= 0.0)
     {
-        return Err(f.finding("rope factor").expected("a positive number").found(factor).mismatch());
+        return Err(params.finding("rope factor").expected("a positive number").found(factor).mismatch());
     }
     Ok(Rope { theta, scaling })
 }
 
-/// Which layers see only a window. Mistral: all of them; Qwen: those that `layer_types` names, or,
-/// where it is absent, those from `max_window_layers` on, and only with `use_sliding_window`.
-fn sliding_window(f: &mut Fields, architecture: Architecture, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window: Option<usize> = f.get("sliding_window")?;
-    let enabled: bool = f.get("use_sliding_window")?.unwrap_or(architecture == Architecture::Mistral);
-    let from: usize = f.get("max_window_layers")?.unwrap_or(0);
-    let types: Option<Vec<String>> = f.get("layer_types")?;
-    if let Some(types) = &types {
-        if types.len() != layers {
-            return Err(f
-                .finding("layer_types")
-                .expected(format_args!("{layers} entries"))
-                .found(types.len())
-                .mismatch());
-        }
-        if let Some(other) = types.iter().find(|t| !matches!(t.as_str(), "full_attention" | "sliding_attention")) {
-            return Err(f
-                .finding("layer_types")
-                .expected("full_attention or sliding_attention")
-                .found(other)
-                .unsupported());
-        }
-    }
-    Ok((0..layers)
-        .map(|i| {
-            let sliding = match (&types, architecture) {
-                (Some(types), _) => types[i] == "sliding_attention",
-                (None, Architecture::Qwen2 | Architecture::Qwen3) => i >= from,
-                (None, _) => true,
+/// Which layers see only a window: those that `layer_types` names, or, where it is absent, those that the
+/// family says.
+fn sliding_window(params: &Params, windows: Windows, layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = params.whole(&["sliding_window"])?;
+    let enabled = match params.given("use_sliding_window") {
+        Some(value) => value == &json!(true),
+        None => windows == Windows::EveryLayer,
+    };
+    let from = params.whole(&["max_window_layers"])?.unwrap_or(0);
+    let wrong = || params.finding("layer_types").expected("full_attention or sliding_attention");
+    let types: Option<Vec<bool>> = match params.given("layer_types") {
+        None => None,
+        Some(Value::Array(types)) if types.len() == layers => {
+            let is_sliding = |kind: &Value| match kind.as_str() {
+                Some("sliding_attention") => Ok(true),
+                Some("full_attention") => Ok(false),
+                _ => Err(wrong().found(kind).unsupported()),
             };
-            window.filter(|_| enabled && sliding)
-        })
-        .collect())
+            Some(types.iter().map(is_sliding).collect::<Result<_>>()?)
+        }
+        Some(Value::Array(types)) => {
+            let finding = params.finding("layer_types").expected(format_args!("{layers} entries"));
+            return Err(finding.found(types.len()).mismatch());
+        }
+        Some(other) => return Err(wrong().found(other).format()),
+    };
+    let slides = |layer: usize| match (&types, windows) {
+        (_, Windows::Never) => false,
+        (Some(types), _) => types[layer],
+        (None, Windows::UpperLayers) => layer >= from,
+        (None, Windows::EveryLayer) => true,
+    };
+    Ok((0..layers).map(|layer| window.filter(|_| enabled && slides(layer))).collect())
 }
 
 #[cfg(test)]
@@ -327,6 +315,22 @@ mod tests {
             assert!(!matches!(error, Error::Io { .. }));
             assert!(error.to_string().contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn only_what_can_change_the_computation_is_refused() {
+        let notes = [json!("tuned on our own texts"), json!({"made by": "the team of that day"}), json!("")];
+        for note in notes {
+            assert_eq!(parse(llama(), &[("some_note", note)]).unwrap(), parse(llama(), &[]).unwrap());
+        }
+        for setting in [json!(2.0), json!(true), json!("alibi"), json!({"factor": 2.0})] {
+            let error = parse(llama(), &[("some_field", setting)]).unwrap_err().to_string();
+            assert!(error.contains("some_field: expected a field this version knows"), "{error}");
+        }
+        // Another class's field, which transformers doesn't read in this one.
+        assert!(parse(llama(), &[("query_pre_attn_scalar", json!(256))]).is_ok());
+        let error = parse(llama(), &[("partial_rotary_factor", json!(0.5))]).unwrap_err().to_string();
+        assert!(error.contains("partial_rotary_factor: expected 1.0, found 0.5"), "{error}");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The linear layers of a decoder: where weights stand and adapters act.
 
 use std::fmt;
+use std::sync::OnceLock;
 
-use super::ModelConfig;
+use super::families::llama::LLAMA;
+use super::lookup::named;
+use super::{ModelConfig, Role, Tensor};
 
 /// A linear layer of a decoder layer, in the order in which a forward pass calls them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,17 +24,31 @@ impl Module {
     /// All of them, in execution order.
     pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
 
+    /// What its weight is in a family's table.
+    pub(crate) fn role(self) -> Role {
+        match self {
+            Module::Q => Role::Q,
+            Module::K => Role::K,
+            Module::V => Role::V,
+            Module::O => Role::O,
+            Module::Gate => Role::Gate,
+            Module::Up => Role::Up,
+            Module::Down => Role::Down,
+        }
+    }
+
+    /// Its row in the table of Llama. All decoders that this crate runs have these names; a test holds
+    /// them to that.
+    fn row(self) -> &'static Tensor {
+        static ROWS: OnceLock<[&Tensor; Module::ALL.len()]> = OnceLock::new();
+        let row = |module: Module| LLAMA.row(module.role()).expect("every linear layer of Llama has a row");
+        ROWS.get_or_init(|| Module::ALL.map(row))[self as usize]
+    }
+
     /// The name in transformers, as `target_modules` has it.
     pub fn name(self) -> &'static str {
-        match self {
-            Module::Q => "q_proj",
-            Module::K => "k_proj",
-            Module::V => "v_proj",
-            Module::O => "o_proj",
-            Module::Gate => "gate_proj",
-            Module::Up => "up_proj",
-            Module::Down => "down_proj",
-        }
+        let path = self.row().hf;
+        path.rsplit_once('.').map_or(path, |(_, name)| name)
     }
 
     /// The module with this name.
@@ -52,16 +69,9 @@ impl Module {
             Module::Down => (hidden, config.intermediate_size),
         }
     }
-
-    fn parent(self) -> &'static str {
-        match self {
-            Module::Q | Module::K | Module::V | Module::O => "self_attn",
-            Module::Gate | Module::Up | Module::Down => "mlp",
-        }
-    }
 }
 
-/// One linear layer. Sites sort in execution order.
+/// One linear layer. They sort in execution order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinearLayer {
     /// The decoder layer, from 0.
@@ -73,7 +83,7 @@ pub struct LinearLayer {
 impl fmt::Display for LinearLayer {
     /// The module path in transformers: `model.layers.0.self_attn.q_proj`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "model.layers.{}.{}.{}", self.layer, self.module.parent(), self.module.name())
+        f.write_str(&self.module.row().hf.replace("{}", &self.layer.to_string()))
     }
 }
 
@@ -89,6 +99,11 @@ impl LinearLayer {
         Self::of_factor(&format!("base_model.model.{path}.lora_A.weight"), 'A')
     }
 
+    /// The name of its weight in GGUF.
+    pub(crate) fn gguf_name(self) -> String {
+        named(self.module.row().gguf, Some(self.layer), None, "weight")
+    }
+
     /// The name of its `lora_A` or `lora_B` in an adapter file.
     pub(crate) fn factor_name(self, which: char) -> String {
         format!("base_model.model.{self}.lora_{which}.weight")
@@ -100,9 +115,9 @@ impl LinearLayer {
         let path = path.strip_suffix(&format!(".lora_{which}.weight"))?;
         let mut parts = path.split('.');
         let layer = parts.next()?.parse().ok()?;
-        let (parent, module) = (parts.next()?, Module::from_name(parts.next()?)?);
+        let (_, module) = (parts.next()?, Module::from_name(parts.next()?)?);
         let site = LinearLayer { layer, module };
         // Comparing the whole name refuses spellings like "00" that would not be written back.
-        (parts.next().is_none() && parent == module.parent() && site.factor_name(which) == name).then_some(site)
+        (parts.next().is_none() && site.factor_name(which) == name).then_some(site)
     }
 }

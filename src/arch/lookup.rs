@@ -119,8 +119,46 @@ pub(crate) struct Expected {
     pub(crate) shape: Vec<usize>,
 }
 
-/// Every tensor that the table and the config ask for, and those it may have that `also` wants.
-pub(crate) fn expected(params: &Params, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
+/// Refuses a number of layers, heads or experts that asks for more tensors than the `most` that there are:
+/// counts come from outside, and nothing gets a size by one that the tensors don't bear out.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`], naming the field.
+pub(crate) fn check_counts(params: &Params, most: usize) -> Result<()> {
+    let layers = params.layers()?;
+    let expected = |what: &str| format!("{what} for at most the {most} tensors that there are");
+    for tensor in params.family.rows().filter(|tensor| must_have(params, tensor.presence)) {
+        let layers = if tensor.hf.contains("{}") { layers } else { 1 };
+        if layers > most {
+            let finding = params.finding("num_hidden_layers").expected(expected("layers"));
+            return Err(finding.found(layers).mismatch());
+        }
+        let Transform::Stack(dim) = tensor.transform else { continue };
+        let count = params.count(dim)?;
+        if count.checked_mul(layers).is_none_or(|count| count > most) {
+            let (field, what) = match dim {
+                Dim::Experts => ("num_experts", "experts"),
+                Dim::KvHeads => ("num_key_value_heads", "heads"),
+                _ => ("num_attention_heads", "heads"),
+            };
+            let field = if params.get(&["num_local_experts"]).is_some() && dim == Dim::Experts {
+                "num_local_experts"
+            } else {
+                field
+            };
+            return Err(params.finding(field).expected(expected(what)).found(count).mismatch());
+        }
+    }
+    Ok(())
+}
+
+/// Every tensor that the table and the config ask for, and those it may have that `also` wants; an error
+/// where they can't be among `most`.
+///
+/// # Errors
+/// As [`check_counts`], and for sizes that config.json lacks.
+pub(crate) fn expected(params: &Params, most: usize, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
+    check_counts(params, most)?;
     let layers = params.layers()?;
     let mut all = Vec::new();
     for (number, tensor) in params.family.tensors.iter().copied().flatten().enumerate() {

@@ -24,7 +24,7 @@ mod tensor;
 
 use std::collections::HashSet;
 
-pub use config::{Architecture, ModelConfig, Rope, RopeScaling};
+pub use config::{ModelConfig, Rope, RopeScaling};
 pub(crate) use fields::INERT;
 pub use folder::HfFolder;
 pub(crate) use key::{BASE, Extra, Key};
@@ -146,6 +146,43 @@ pub(crate) const ALL: &[&Family] = &[
     &families::bert::DISTILBERT,
 ];
 
+/// Which layers of a decoder see only a window, where its config has one and no `layer_types`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Windows {
+    /// The class has no windows.
+    Never,
+    /// Every layer, unless `use_sliding_window` says otherwise.
+    EveryLayer,
+    /// Those from `max_window_layers` on, where `use_sliding_window` says so.
+    UpperLayers,
+}
+
+/// The families that this crate runs and trains. Biases and norms of queries and keys follow from their tables.
+pub(crate) const DECODERS: &[(&Family, Windows)] = &[
+    (&families::llama::LLAMA, Windows::Never),
+    (&families::llama::MISTRAL, Windows::EveryLayer),
+    (&families::qwen::QWEN2, Windows::UpperLayers),
+    (&families::qwen::QWEN3, Windows::UpperLayers),
+];
+
+impl std::fmt::Debug for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.class)
+    }
+}
+
+impl Family {
+    /// The rows of the table.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &'static Tensor> {
+        self.tensors.iter().copied().flatten()
+    }
+
+    /// The first row with this role.
+    pub(crate) fn row(&self, role: Role) -> Option<&'static Tensor> {
+        self.rows().find(|row| row.role == role)
+    }
+}
+
 /// The table of a class of transformers with this config.
 pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Family> {
     let named = |family: &&&Family| family.class == class || family.also.contains(&class);
@@ -162,6 +199,19 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn decoders_call_their_linear_layers_alike() {
+        for (family, _) in DECODERS {
+            for module in Module::ALL {
+                let row = family.row(module.role()).unwrap();
+                let layer = LinearLayer { layer: 3, module };
+                assert_eq!(row.hf.replace("{}", "3"), layer.to_string(), "{}", family.class);
+                assert_eq!(row.gguf.replace("{}", "3") + ".weight", layer.gguf_name(), "{}", family.class);
+                assert!(row.role.is_linear() && row.hf.ends_with(module.name()));
+            }
+        }
+    }
 
     #[test]
     fn tables_are_well_formed() {

@@ -1,7 +1,8 @@
 //! A model's config as its architecture's table reads it: defaults filled in, every field known.
 //!
 //! The reference reads configs through transformers, which completes them; here the families' tables
-//! carry the defaults, and whatever they don't list is refused by name.
+//! carry the defaults. A field that no table lists is named in a note where the model is converted, and
+//! refused where it is run and the field could change what it computes.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel.__init__`); transformers
 //! `modeling_rope_utils.py` for the two spellings of the rotary fields.
@@ -15,14 +16,34 @@ use crate::error::{Finding, Result};
 use crate::json::is_off;
 
 /// The completed config of a model whose architecture has a table.
+#[derive(Debug)]
 pub(crate) struct Params {
     pub(crate) family: &'static Family,
     path: PathBuf,
     fields: Config,
+    /// config.json as it stands.
+    given: Config,
+    /// Fields with a value that no class is known to have.
+    unknown: Vec<String>,
     /// Rotary parameters of layers that see everything; empty where the model has none.
     pub(crate) rope: Map<String, Json>,
     /// The rotary base of layers that see a window, where it is one of its own.
     pub(crate) rope_local: Option<f64>,
+    /// The field that the rotary parameters stand in.
+    pub(super) rope_field: &'static str,
+}
+
+/// Fields that say how weights were quantized before they were saved: nothing here can read such weights.
+const REFUSED: &[&str] = &["quantization_config", "compression_config"];
+
+/// Whether nothing in `value` can be a setting of a model.
+fn is_note(value: &Json) -> bool {
+    match value {
+        Json::String(text) => text.contains(char::is_whitespace),
+        Json::Array(values) => values.iter().all(|value| is_off(value) || is_note(value)),
+        Json::Object(values) => values.values().all(|value| is_off(value) || is_note(value)),
+        _ => is_off(value),
+    }
 }
 
 /// The class that config.json names, if it names one.
@@ -31,15 +52,37 @@ pub(crate) fn class(config: &Config) -> Option<&str> {
 }
 
 impl Params {
-    /// Completes and checks the config of `folder`; `None` where its class has no table. What GGUF
-    /// can't say and the reference writes all the same goes to `notes`.
+    /// Completes and checks the config of `folder` for a conversion; `None` where its class has no table.
+    /// What GGUF can't say and the reference writes all the same goes to `notes`, and so do fields that
+    /// no class is known to have.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for a field or a value that this version doesn't know,
     /// [`crate::Error::Format`] for one of the wrong kind.
     pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
         let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
-        let path = folder.join("config.json");
+        let params = Self::complete(family, &folder.join("config.json"), config, notes)?;
+        if !params.unknown.is_empty() {
+            notes.push(format!(
+                "config.json has fields that this version does not know: {}; if one of them changes what the model \
+                 computes, the GGUF does not say so",
+                params.unknown.join(", ")
+            ));
+        }
+        Ok(Some(params))
+    }
+
+    /// Completes and checks `config`, which stands in the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Params::read`].
+    pub(super) fn complete(
+        family: &'static Family,
+        path: &Path,
+        config: &Config,
+        notes: &mut Vec<String>,
+    ) -> Result<Self> {
+        let mut unknown = Vec::new();
         let mut fields: Config = family.default_fields().clone();
         for (name, value) in config {
             let inert = INERT.contains(&name.as_str());
@@ -48,23 +91,34 @@ impl Params {
             } else if fields::is_known(name) {
                 // Another class's: transformers doesn't read it here either.
                 notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class));
-            } else if !is_off(value) {
+            } else if REFUSED.contains(&name.as_str()) && !is_off(value) {
                 return Err(Finding::new(path, name.as_str())
-                    .expected(format_args!("a field of {}", family.class))
+                    .expected("a field this version knows")
                     .found(value)
-                    .hint("remove it if it is only a note and does not change what the model computes")
+                    .hint("weights that are quantized in this way can't be read: take the model they were made of")
                     .unsupported());
+            } else if !is_off(value) {
+                unknown.push(name.clone());
             }
         }
         // The body of a model alone has no head.
         if class(config).is_some_and(|class| class != family.class && class.ends_with("Model")) {
             fields.insert("tie_word_embeddings".to_owned(), true.into());
         }
-        let mut params = Self { family, path, fields, rope: Map::new(), rope_local: None };
+        let mut params = Self {
+            family,
+            path: path.to_owned(),
+            fields,
+            given: config.clone(),
+            unknown,
+            rope: Map::new(),
+            rope_local: None,
+            rope_field: "rope_parameters",
+        };
         params.derive()?;
         params.check_assumed(notes)?;
         params.read_rope()?;
-        Ok(Some(params))
+        Ok(params)
     }
 
     /// Fills in what transformers derives from other fields.
@@ -131,7 +185,10 @@ impl Params {
         };
         let mut rope = match object(self, "rope_parameters")? {
             Some(map) => map,
-            None => object(self, "rope_scaling")?.unwrap_or_default(),
+            None => {
+                self.rope_field = "rope_scaling";
+                object(self, "rope_scaling")?.unwrap_or_default()
+            }
         };
         self.rope_local = self.number(&["rope_local_base_freq"])?;
         if let Some(local) = rope.get("sliding_attention").cloned() {
@@ -154,6 +211,38 @@ impl Params {
         }
         self.rope = rope;
         Ok(())
+    }
+
+    /// config.json's own value of a field, whether its class has it or not.
+    pub(super) fn given(&self, name: &str) -> Option<&Json> {
+        self.given.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A field of another class that transformers reads in this one all the same.
+    pub(super) fn adopt(&mut self, name: &str) {
+        if let Some(value) = self.given(name).cloned() {
+            self.fields.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Refuses a field that no class is known to have and that could change what the model computes.
+    /// A text of several words can't, nor can an object or a list that holds nothing else: they are notes.
+    /// A number, a truth value and a single word, which may name a method, could.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`], naming the field.
+    pub(super) fn refuse_unknown(&self) -> Result<()> {
+        let Some((name, value)) =
+            self.unknown.iter().filter_map(|name| self.given.get_key_value(name)).find(|(_, value)| !is_note(value))
+        else {
+            return Ok(());
+        };
+        Err(self
+            .finding(name)
+            .expected("a field this version knows")
+            .found(value)
+            .hint("remove it if it is only a note and does not change what the model computes")
+            .unsupported())
     }
 
     /// The first of these fields that has a value.
@@ -185,6 +274,7 @@ impl Params {
         let names = ["num_hidden_layers", "n_layer", "n_layers"];
         match self.whole(&names)? {
             Some(count @ 1..=65_536) => Ok(count),
+            Some(count) if count > 0 => Err(self.finding(names[0]).expected("at most 65536").found(count).format()),
             other => {
                 let found = other.map_or("none".to_owned(), |count| count.to_string());
                 Err(self.finding(names[0]).expected("a count from 1 to 65536").found(found).format())
@@ -240,8 +330,44 @@ impl Params {
         })
     }
 
+    /// The file of config.json, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A finding about a field of config.json.
     pub(crate) fn finding(&self, field: &str) -> Finding {
         Finding::new(&self.path, field)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn notes_of(name: &str, value: Json) -> Result<String> {
+        let config = json!({"architectures": ["LlamaForCausalLM"], name: value});
+        let mut notes = Vec::new();
+        Params::read(Path::new("model"), config.as_object().unwrap(), &mut notes)?;
+        Ok(notes.join("\n"))
+    }
+
+    #[test]
+    fn unknown_fields_are_notes_of_a_conversion() {
+        let note = |name: &str| {
+            format!(
+                "config.json has fields that this version does not know: {name}; if one of them changes what the model \
+                 computes, the GGUF does not say so"
+            )
+        };
+        for value in [json!("made on a Sunday"), json!(5.0), json!(true), json!({"kv": {"q4": "float16"}})] {
+            assert_eq!(notes_of("some_note", value).unwrap(), note("some_note"));
+        }
+        assert_eq!(notes_of("some_note", json!("")).unwrap(), "");
+        assert_eq!(notes_of("transformers.js_config", json!({"kv_cache_dtype": {"fp16": "float16"}})).unwrap(), "");
+        let refused = notes_of("quantization_config", json!({"bits": 4})).unwrap_err().to_string();
+        assert!(refused.contains("quantization_config: expected a field this version knows"), "{refused}");
     }
 }

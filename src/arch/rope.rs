@@ -202,10 +202,15 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
             };
             let pairs = rotated(params)? / 2;
             let read = |list: &[Json], name: &str| -> Result<Vec<f32>> {
-                let numbers: Option<Vec<f32>> = list.iter().map(|v| v.as_f64().map(|v| v as f32)).collect();
-                numbers.filter(|numbers| numbers.len() == pairs).ok_or_else(|| {
-                    params.finding(name).expected(format_args!("{pairs} numbers")).found(list.len()).mismatch()
-                })
+                if list.len() != pairs {
+                    let finding = params.finding(name).expected(format_args!("{pairs} numbers"));
+                    return Err(finding.found(list.len()).mismatch());
+                }
+                let number = |value: &Json| {
+                    let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
+                    number.ok_or_else(|| params.finding(name).expected("numbers alone").found(value).format())
+                };
+                list.iter().map(number).collect()
             };
             vec![
                 values("rope_factors_long.weight", read(long, "long_factor")?),

@@ -41,6 +41,9 @@ pub struct Description {
     pub surplus: Vec<String>,
 }
 
+/// More tensors than any model has: a config that asks for more is not listed.
+const MANY: usize = 1 << 18;
+
 /// Describes the model in `folder`; `None` where its class has no table.
 ///
 /// # Errors
@@ -61,7 +64,8 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
             _ => surplus.push(tensor.name.clone()),
         }
     }
-    let wanted = expected(&params, |_| false)?.into_iter().map(|wanted| wanted.name);
+    let wanted =
+        expected(&params, folder.weights().tensors.len().max(MANY), |_| false)?.into_iter().map(|wanted| wanted.name);
     Ok(Some(Description {
         gguf: params.family.gguf,
         layers,

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::quant;
-use crate::source::row_len;
+use crate::source::{row_len, show_shape};
 use crate::tokenizer;
 
 /// The record, as JSON text.
@@ -27,9 +27,15 @@ const KEY: &str = "atombank.source";
 /// Before the name of a tensor: bytes that GGUF's form of it doesn't determine.
 const ROWS: &str = "atombank.source.rows.";
 
+/// The version of the record that is written. Files of before there were versions have none, and are read.
+const VERSION: u32 = 1;
+
 /// What the keys of the architecture don't say.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Record {
+    /// [`VERSION`]; 0 where the file has none.
+    #[serde(default)]
+    version: u32,
     /// config.json.
     pub(super) config: Config,
     /// The type that tensors have which isn't among `types`.
@@ -43,7 +49,12 @@ pub(super) struct Record {
 /// Writes the record of `weights` and the rows that can't be made again.
 pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoint, weights: &Plan) -> Result<()> {
     let config = &folder.config_json;
-    let mut record = Record { config: config.clone(), main: weights.main_dtype().name().into(), ..Record::default() };
+    let mut record = Record {
+        version: VERSION,
+        config: config.clone(),
+        main: weights.main_dtype().name().into(),
+        ..Record::default()
+    };
     let mut rows = Vec::new();
     for tensor in &weights.tensors {
         if tensor.dtype.name() != record.main {
@@ -92,9 +103,27 @@ fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known
     }
 }
 
-/// The record of a file, where it has one that can be read.
-pub(super) fn read(metadata: &Metadata) -> Option<Record> {
-    serde_json::from_str(metadata.get(KEY)?.as_text()?).ok()
+/// The record of a file, where it has one.
+///
+/// # Errors
+/// [`crate::Error::Format`] for a record that can't be read, [`crate::Error::Unsupported`] for one of a later
+/// version: without it, what is restored would not be the checkpoint.
+pub(super) fn read(metadata: &Metadata) -> Result<Option<Record>> {
+    let Some(value) = metadata.get(KEY) else { return Ok(None) };
+    let finding = || metadata.finding(KEY).expected("the record of a checkpoint as JSON");
+    let Some(text) = value.as_text() else { return Err(finding().found(value).format()) };
+    // The version first: another one may have other fields.
+    let json: serde_json::Value = serde_json::from_str(text).map_err(|e| finding().found(e).format())?;
+    if let Some(version) = json.get("version").filter(|version| version.as_u64() != Some(u64::from(VERSION))) {
+        let finding = metadata.finding(KEY).expected(format_args!("version {VERSION} of the record"));
+        return Err(finding.found(version).hint("a newer atombank may have written the file").unsupported());
+    }
+    let record: Record = serde_json::from_value(json).map_err(|e| finding().found(e).format())?;
+    let mut types = record.types.values().chain([&record.main]);
+    if let Some(name) = types.find(|name| DType::from_safetensors(name).is_none()) {
+        return Err(metadata.finding(KEY).expected("types of safetensors").found(format!("{name:?}")).format());
+    }
+    Ok(Some(record))
 }
 
 impl Record {
@@ -109,6 +138,9 @@ impl Record {
     }
 
     /// `expr`, which is the tensor as far as GGUF has it, with the rows put back that it has lost.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] for rows that can't be part of the tensor, naming their key.
     pub(super) fn completed(
         &self,
         metadata: &Metadata,
@@ -116,33 +148,46 @@ impl Record {
         transform: Transform,
         expr: Expr,
         shape: &[usize],
-    ) -> Expr {
-        let Some(Value::Array(Array::U8(bytes))) = metadata.get(&format!("{ROWS}{name}")) else { return expr };
+    ) -> Result<Expr> {
+        let key = format!("{ROWS}{name}");
+        let Some(value) = metadata.get(&key) else { return Ok(expr) };
+        let wrong = |found: String| {
+            let expected = format!("rows of the tensor, {}, in its own type", show_shape(shape));
+            metadata.finding(&key).expected(expected).found(found).format()
+        };
+        let Value::Array(Array::U8(bytes)) = value else { return Err(wrong("another kind of value".to_owned())) };
         let Some(dtype) = self.dtype(name).filter(|dtype| quant::can_decode(*dtype) && dtype.is_plain()) else {
-            return expr;
+            return Err(wrong("a type that can't be read".to_owned()));
         };
         let elems = bytes.len() / dtype.block_bytes();
         let width = row_len(shape).max(1);
         let whole: usize = shape.iter().product();
-        if elems * dtype.block_bytes() != bytes.len() || !elems.is_multiple_of(width) || elems > whole {
-            return expr;
+        let rows = elems / width;
+        let is_whole = elems * dtype.block_bytes() == bytes.len() && elems.is_multiple_of(width);
+        let fits = match transform {
+            Transform::PlusOne => elems == whole,
+            // What follows the vocabulary may be more than the vocabulary.
+            Transform::TrimVocab => shape.len() == 2,
+            Transform::FromPosition => shape.len() == 2 && rows <= shape[0],
+            _ => false,
+        };
+        if !is_whole || !fits {
+            return Err(wrong(format!("{} bytes", bytes.len())));
         }
         let mut values = vec![0.0; elems];
         quant::decode(dtype, bytes, &mut values);
         let values: Arc<[f32]> = values.into();
-        match transform {
-            Transform::PlusOne if elems == whole => Expr::Values { shape: shape.to_vec(), values },
+        Ok(match transform {
+            Transform::PlusOne => Expr::Values { shape: shape.to_vec(), values },
             Transform::TrimVocab => {
-                let lost = Expr::Values { shape: vec![elems / width, width], values };
-                let rows = shape[0] + elems / width;
+                let lost = Expr::Values { shape: vec![rows, width], values };
+                let rows = shape[0] + rows;
                 Expr::concat(vec![expr, lost], vec![rows, width])
             }
-            Transform::FromPosition => {
-                let start = elems / width;
-                let rest = Expr::slice(expr, start, shape[0] - start, vec![shape[0] - start, width]);
-                Expr::concat(vec![Expr::Values { shape: vec![start, width], values }, rest], shape.to_vec())
+            _ => {
+                let rest = Expr::slice(expr, rows, shape[0] - rows, vec![shape[0] - rows, width]);
+                Expr::concat(vec![Expr::Values { shape: vec![rows, width], values }, rest], shape.to_vec())
             }
-            _ => expr,
-        }
+        })
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use crate::arch::lookup::{Lookup, Match, expected, find, may_have, named, qkv_rows, shape_of};
+use crate::arch::lookup::{Lookup, Match, check_counts, expected, find, may_have, named, qkv_rows, shape_of};
 use crate::arch::params::Params;
 use crate::arch::{Tensor, Transform, is_buffer, rope};
 use crate::dtype::DType;
@@ -27,7 +27,7 @@ pub(super) fn plan(
     outtype: Option<DType>,
     notes: &mut Vec<String>,
 ) -> Result<Plan> {
-    let mut tensors = rope::extra_tensors(params)?;
+    check_counts(params, weights.tensors.len())?;
     let mut collected =
         Collected { origin, vocab_rows, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
@@ -43,7 +43,9 @@ pub(super) fn plan(
             }
         }
     }
-    collected.check_complete()?;
+    collected.check_complete(weights.tensors.len())?;
+    // After the check: the width of a head, which sizes these, is then borne out by tensors.
+    let mut tensors = rope::extra_tensors(params)?;
     ordered.extend(collected.stacked()?);
     ordered.sort_by_key(|(place, _)| *place);
     tensors.extend(ordered.into_iter().map(|(_, tensor)| tensor));
@@ -133,8 +135,8 @@ impl<'a> Collected<'a> {
     }
 
     /// Every tensor that the table and the config ask for has been seen.
-    fn check_complete(&self) -> Result<()> {
-        for wanted in expected(self.params, |_| false)? {
+    fn check_complete(&self, most: usize) -> Result<()> {
+        for wanted in expected(self.params, most, |_| false)? {
             if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
                 return Err(Finding::new(self.origin, format!("tensor {:?}", wanted.name))
                     .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))

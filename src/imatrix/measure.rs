@@ -144,7 +144,7 @@ impl SquareSums<'_> {
     /// What was summed, over `count` tokens.
     fn entries(self, count: u64) -> BTreeMap<String, Sums> {
         let layers = self.layers.into_iter().enumerate().flat_map(|(layer, modules)| {
-            let names = Module::ALL.map(|module| gguf_name(LinearLayer { layer, module }));
+            let names = Module::ALL.map(|module| LinearLayer { layer, module }.gguf_name());
             names.into_iter().zip(modules)
         });
         let entries = layers.chain([(OUTPUT.to_owned(), self.output)]).filter(|(_, squares)| !squares.is_empty());
@@ -164,7 +164,7 @@ impl SquareSums<'_> {
 impl Hook for SquareSums<'_> {
     fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
         add_squares(&mut self.layers[site.layer][site.module as usize], x)?;
-        self.check(&gguf_name(site), &self.layers[site.layer][site.module as usize])?;
+        self.check(&site.gguf_name(), &self.layers[site.layer][site.module as usize])?;
         if site.module == Module::Down {
             self.done += 1;
             (self.progress)(self.done, self.total);
@@ -184,20 +184,3 @@ fn add_squares(sums: &mut Vec<f64>, x: &Tensor) -> Result<()> {
     }
     Ok(())
 }
-
-/// The weight of a linear layer as GGUF calls it, in the decoders that this crate runs.
-fn gguf_name(site: LinearLayer) -> String {
-    let module = match site.module {
-        Module::Q => "attn_q",
-        Module::K => "attn_k",
-        Module::V => "attn_v",
-        Module::O => "attn_output",
-        Module::Gate => "ffn_gate",
-        Module::Up => "ffn_up",
-        Module::Down => "ffn_down",
-    };
-    format!("blk.{}.{module}.weight", site.layer)
-}
-
-#[cfg(test)]
-mod tests;

@@ -151,6 +151,9 @@ impl GgufNames {
     }
 }
 
+/// More tensors than any model has: the most that a config without weights may ask for.
+const MANY: usize = 1 << 18;
+
 /// `weights` and, for every tensor that the config asks for and they lack, one of its name and shape that has no
 /// values: what is known of a base of which only config.json is at hand.
 ///
@@ -158,7 +161,7 @@ impl GgufNames {
 /// As [`GgufNames::of`].
 pub(crate) fn with_expected(path: &Path, config: &Config, mut weights: Plan) -> Result<Plan> {
     let Some(params) = Params::read(path, config, &mut Vec::new())? else { return Ok(weights) };
-    for wanted in expected(&params, |_| false)? {
+    for wanted in expected(&params, MANY, |_| false)? {
         if weights.get(&wanted.name).is_none() {
             let expr = Expr::Values { shape: wanted.shape.clone(), values: Arc::from([]) };
             weights.tensors.push(PlannedTensor { name: wanted.name, dtype: DType::F32, shape: wanted.shape, expr });

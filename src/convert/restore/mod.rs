@@ -18,7 +18,7 @@ use crate::arch::lookup::{Lookup, find};
 use crate::arch::params::Params;
 use crate::arch::{self, Config, GgufContents};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Metadata, QUANTIZATION_VERSION_KEY, Value};
 use crate::output::Output;
 use crate::plan::{Plan, PlannedTensor, TensorRef};
@@ -38,6 +38,13 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     let names = model.tensors().iter().map(|t| t.info().name.as_str());
     let found = GgufContents { metadata, tensors: names.collect::<HashSet<_>>() };
     let Some(family) = arch::of_gguf(metadata.text("general.architecture")?, &found) else { return Ok(None) };
+    if model.tensors().is_empty() {
+        return Err(Finding::new(model.path(), "tensors")
+            .expected("those of a model")
+            .found("none: the file holds keys and a vocabulary alone")
+            .hint("take the GGUF that has the model's weights")
+            .mismatch());
+    }
     let mut notes = Vec::new();
     let values = |name: &str| model.get(name).map(read).transpose();
     let factors = RopeFactors {
@@ -46,7 +53,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
         short: values("rope_factors_short.weight")?,
     };
     let vocab_size = model.get("token_embd.weight").and_then(|t| t.info().shape.first().copied()).unwrap_or_default();
-    let record = source_record::read(metadata);
+    let record = source_record::read(metadata)?;
     let mut config = match &record {
         Some(record) => record.config.clone(),
         None => config::config(family, &found, vocab_size, &factors, &mut notes)?,

@@ -32,7 +32,7 @@ pub(super) fn plan(
     let mut used: HashSet<String> = FIELDS.iter().map(|name| (*name).to_owned()).collect();
     let mut tensors = Vec::new();
     let weight_of = |tensor: &Tensor| format!("{}.weight", tensor.gguf);
-    for wanted in expected(params, |tensor| by_name.contains_key(weight_of(tensor).as_str()))? {
+    for wanted in expected(params, parts(stored), |tensor| by_name.contains_key(weight_of(tensor).as_str()))? {
         let suffix = if wanted.is_bias { "bias" } else { "weight" };
         let name = named(wanted.tensor.gguf, wanted.layer, None, suffix);
         let finding = || Finding::new(file, format!("tensor {name:?}"));
@@ -57,7 +57,7 @@ pub(super) fn plan(
         }
         let fits = expr.shape() == expected;
         let expr = match record {
-            Some(record) if fits => record.completed(metadata, &own_name, transform, expr, &expected),
+            Some(record) if fits => record.completed(metadata, &own_name, transform, expr, &expected)?,
             _ => expr,
         };
         let shape = expr.shape();
@@ -85,6 +85,16 @@ pub(super) fn plan(
             .found(format_args!("this one, {}", show_shape(&tensor.info().shape)))
             .unsupported()),
     }
+}
+
+/// How many tensors of a checkpoint can be in `stored`, where experts and heads are stacked.
+fn parts(stored: &[TensorRef]) -> usize {
+    let parts = |tensor: &TensorRef| match *tensor.info().shape.as_slice() {
+        [count, _, _] => count,
+        [count, _] if tensor.info().name.ends_with("_norm.weight") => count,
+        _ => 1,
+    };
+    stored.iter().map(parts).fold(0, usize::saturating_add)
 }
 
 /// The type that most elements of matrices have, as a checkpoint would have it.
@@ -125,6 +135,10 @@ fn restored(
     let of = Expr::Take(source.clone());
     let stored = source.info().shape.as_slice();
     Ok(match transform {
+        // The reference leaves out a first dimension of 1.
+        Transform::Same if shape.first() == Some(&1) && shape[1..] == *stored => {
+            Expr::Reshape { of: Box::new(of), shape: shape.to_vec() }
+        }
         Transform::Same | Transform::TrimVocab => of,
         Transform::Pairs(heads) => {
             let per_head = (stored[0] / params.count(heads)?).max(2);
@@ -153,6 +167,9 @@ fn restored(
             }
         }
         Transform::HeadwiseQkv | Transform::GroupedQkv => {
+            if stored.first() != Some(&params.count(Dim::Qkv)?) {
+                return Ok(of);
+            }
             let order = qkv_rows(params, transform)?;
             if stored.first() != Some(&order.len()) {
                 return Ok(of);
@@ -165,6 +182,14 @@ fn restored(
         }
         Transform::FromPosition => {
             let (start, width) = (params.padding_positions()?, params.count(Dim::Hidden)?);
+            if stored.len() != 2 || stored[1] != width {
+                return Ok(of);
+            }
+            // Rows that aren't used come from a number of the file: there are no more of them than of the others.
+            if start > stored[0] {
+                let finding = params.finding("pad_token_id").expected(format_args!("an id below {}", stored[0]));
+                return Err(finding.found(start - 1).mismatch());
+            }
             let zeros: Arc<[f32]> = vec![0.0; start * width].into();
             let head = Expr::Values { shape: vec![start, width], values: zeros };
             let rows = start + stored[0];

@@ -88,7 +88,7 @@ fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &
     fs::write(folder.join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
     let params = Params::read(folder, config, &mut Vec::new()).unwrap().unwrap();
     let mut tensors = Vec::new();
-    for wanted in expected(&params, |_| false).unwrap() {
+    for wanted in expected(&params, 1 << 18, |_| false).unwrap() {
         let elems: usize = wanted.shape.iter().product();
         // Numbers of either sign from tiny to large, all of which the type has.
         let values = (0..elems).map(|_| half::f16::from_bits((dice.0.next_u32() & 0xbbff) as u16).to_f32());
