@@ -155,6 +155,23 @@ fn weights_of_another_model_are_refused_by_name() {
 }
 
 #[test]
+fn counts_that_the_tensors_do_not_bear_out_are_refused() {
+    let cases = [
+        ("mixtral", "num_local_experts", (1u64 << 31) - 1, "num_local_experts: expected experts for at most the"),
+        ("llama", "num_hidden_layers", 65_536, "num_hidden_layers: expected layers for at most the"),
+        ("llama", "num_attention_heads", (1 << 31) - 1, "by config.json, found"),
+        ("llama-rope-llama3", "head_dim", 1 << 30, "by config.json, found"),
+        ("gpt-neox", "num_attention_heads", (1 << 31) - 1, "by config.json, found"),
+    ];
+    for (case, field, value, expected) in cases {
+        let model = copied(case);
+        edit(model.path(), "config.json", |config| config[field] = json!(value));
+        let error = refusal(model.path()).to_string();
+        assert!(error.contains(expected), "{case}: {error}");
+    }
+}
+
+#[test]
 fn scalings_that_the_output_cannot_say_are_refused() {
     let model = copied("qwen3");
     edit(model.path(), "config.json", |config| {
