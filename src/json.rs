@@ -80,20 +80,6 @@ impl<'a> Fields<'a> {
         Self { path: path.to_owned(), prefix: format!("{name}."), map, taken: HashSet::new() }
     }
 
-    /// The fields of the object in field `name`, if there is one.
-    pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Fields<'a>>> {
-        match self.raw(name) {
-            None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Fields {
-                path: self.path.clone(),
-                prefix: format!("{}{name}.", self.prefix),
-                map,
-                taken: HashSet::new(),
-            })),
-            Some(other) => Err(self.finding(name).expected("an object").found(other).format()),
-        }
-    }
-
     /// The value of `name`, consumed; null counts as absent.
     fn raw(&mut self, name: &'static str) -> Option<&'a Value> {
         self.taken.insert(name);

@@ -119,8 +119,8 @@ pub(super) fn read(metadata: &Metadata) -> Result<Option<Record>> {
         return Err(finding.found(version).hint("a newer atombank may have written the file").unsupported());
     }
     let record: Record = serde_json::from_value(json).map_err(|e| finding().found(e).format())?;
-    let mut types = record.types.values().chain([&record.main]);
-    if let Some(name) = types.find(|name| DType::from_safetensors(name).is_none()) {
+    let is_unknown = |name: &&String| DType::from_safetensors(name).is_none();
+    if let Some(name) = record.types.values().chain([&record.main]).find(is_unknown) {
         return Err(metadata.finding(KEY).expected("types of safetensors").found(format!("{name:?}")).format());
     }
     Ok(Some(record))
