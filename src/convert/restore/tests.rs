@@ -119,18 +119,15 @@ fn contents(plan: &Plan) -> BTreeMap<&str, (DType, &[usize], Vec<u8>)> {
     plan.tensors.iter().map(|t| (t.name.as_str(), (t.dtype, t.shape.as_slice(), bytes(t)))).collect()
 }
 
-/// `metadata` and `plan` as a GGUF file in `folder`.
-fn written(folder: &std::path::Path, metadata: &Metadata, plan: &Plan) -> GgufModel {
-    let target = folder.join("model.gguf");
-    let layout = gguf::layout(metadata, &plan.tensors).unwrap();
-    let staging = Staging::file(&target, true).unwrap();
-    plan::execute(plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
-    GgufModel::open(&target).unwrap()
+/// `output` as a GGUF file in `folder`.
+fn written(folder: &std::path::Path, output: &Output) -> GgufModel {
+    let destination = Destination { overwrite: true, ..Destination::new(folder.join("model.gguf")) };
+    output.write(&destination, &|_| {}).unwrap();
+    GgufModel::open(&destination.path).unwrap()
 }
 
 /// A random model of this class in a folder, and its GGUF of the source's types.
-fn converted(class: &str, folder: &std::path::Path) -> (Checkpoint, crate::convert::Gguf) {
+fn converted(class: &str, folder: &std::path::Path) -> (Checkpoint, Output) {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(7));
     let family = ALL.iter().find(|family| family.class == class).unwrap();
     let config = random_config(family, &mut dice);
@@ -150,15 +147,16 @@ fn a_first_dimension_of_one_may_be_missing() {
         tensor.shape = vec![width];
         tensor.expr = Expr::Reshape { of: Box::new(tensor.expr.clone()), shape: vec![width] };
     }
-    let restored = from_gguf(&written(dir.path(), &gguf.metadata, &gguf.plan), None).unwrap().unwrap();
+    let (_, restored) = from_gguf(&written(dir.path(), &gguf), None).unwrap().unwrap();
     assert!(contents(&restored.plan) == contents(model.weights()));
 }
 
 #[test]
 fn a_vocabulary_alone_is_named_as_that() {
     let dir = tempfile::tempdir().unwrap();
-    let (_, gguf) = converted("LlamaForCausalLM", dir.path());
-    let error = from_gguf(&written(dir.path(), &gguf.metadata, &Plan::default()), None).unwrap_err().to_string();
+    let (_, mut gguf) = converted("LlamaForCausalLM", dir.path());
+    gguf.plan = Plan::default();
+    let error = from_gguf(&written(dir.path(), &gguf), None).unwrap_err().to_string();
     assert!(error.contains("model.gguf: tensors: expected those of a model, found none"), "{error}");
 }
 
@@ -167,7 +165,7 @@ fn a_record_that_cannot_be_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut gguf) = converted("RobertaModel", dir.path());
     let key = "atombank.source";
-    let record: Json = serde_json::from_str(gguf.metadata.text(key).unwrap()).unwrap();
+    let record: Json = serde_json::from_str(gguf.metadata().unwrap().text(key).unwrap()).unwrap();
     assert_eq!(record["version"], 1);
     let with = |change: &dyn Fn(&mut Json)| {
         let mut record = record.clone();
@@ -175,8 +173,8 @@ fn a_record_that_cannot_be_read_is_refused() {
         record.to_string()
     };
     // Files of earlier versions have no version.
-    gguf.metadata.insert(key, with(&|record| drop(record.as_object_mut().unwrap().remove("version"))));
-    assert!(from_gguf(&written(dir.path(), &gguf.metadata, &gguf.plan), None).unwrap().is_some());
+    gguf.metadata_mut().unwrap().insert(key, with(&|record| drop(record.as_object_mut().unwrap().remove("version"))));
+    assert!(from_gguf(&written(dir.path(), &gguf), None).unwrap().is_some());
     let cases = [
         ("{\"config\":".to_owned(), "expected the record of a checkpoint as JSON"),
         (with(&|record| record["types"] = json!(3)), "expected the record of a checkpoint as JSON"),
@@ -184,15 +182,15 @@ fn a_record_that_cannot_be_read_is_refused() {
         (with(&|record| record["main"] = json!("F33")), "expected types of safetensors, found \"F33\""),
     ];
     for (text, expected) in cases {
-        gguf.metadata.insert(key, text);
-        let error = from_gguf(&written(dir.path(), &gguf.metadata, &gguf.plan), None).unwrap_err().to_string();
+        gguf.metadata_mut().unwrap().insert(key, text);
+        let error = from_gguf(&written(dir.path(), &gguf), None).unwrap_err().to_string();
         assert!(error.contains("model.gguf: key \"atombank.source\": ") && error.contains(expected), "{error}");
     }
-    gguf.metadata.insert(key, record.to_string());
+    gguf.metadata_mut().unwrap().insert(key, record.to_string());
     let rows = "atombank.source.rows.embeddings.position_embeddings.weight";
-    assert!(gguf.metadata.get(rows).is_some());
-    gguf.metadata.insert(rows, Value::Array(crate::formats::gguf::Array::U8(vec![0; 3])));
-    let error = from_gguf(&written(dir.path(), &gguf.metadata, &gguf.plan), None).unwrap_err().to_string();
+    assert!(gguf.metadata().unwrap().get(rows).is_some());
+    gguf.metadata_mut().unwrap().insert(rows, Value::Array(crate::formats::gguf::Array::U8(vec![0; 3])));
+    let error = from_gguf(&written(dir.path(), &gguf), None).unwrap_err().to_string();
     assert!(error.contains(rows) && error.contains("found 3 bytes"), "{error}");
 }
 
