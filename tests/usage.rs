@@ -32,7 +32,7 @@ fn usage_errors_are_found_before_anything_is_read() {
     for (output, more, expected) in [
         ("x.safetensor", &[][..], "--output: expected a name that ends in .safetensors, or a folder's"),
         ("x.gguf.tmp", &[], "--output: expected a name that ends in .gguf, or a folder's"),
-        ("x.gguf", &["--type", "q4_k_n"], "did you mean Q4_K_M?"),
+        ("x.gguf", &["--type", "q4_km"], "did you mean Q4_K_M?"),
         (
             "x",
             &["--split-max-size", "4GB"],
@@ -91,6 +91,8 @@ fn what_was_written_is_said_in_one_line() {
     let json = done(&["quantize", &at("x.gguf"), "--type", "Q4_K_M", "-o", &at("z.gguf"), "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["bytes"].as_u64().unwrap(), fs::metadata(at("z.gguf")).unwrap().len());
+    // Options of a recipe go with every type that quantize makes, not only with mixtures.
+    done(&["quantize", &at("x.gguf"), "--type", "Q8_0", "--pure", "-o", &at("p.gguf")]);
     let json = done(&["convert", text(&model), "-o", &at("none.gguf"), "--dry-run", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["files"][0]["name"], "none.gguf");

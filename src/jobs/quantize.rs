@@ -56,7 +56,7 @@ impl QuantizeSettings {
 pub fn quantize(settings: &QuantizeSettings) -> Result<Output> {
     let file_type = settings.file_type()?;
     check_input(&settings.input)?;
-    settings.output.check()?;
+    settings.output.check_place()?;
     let overrides = settings.override_key.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>>>()?;
     let model = GgufModel::open(&settings.input)?;
     let taken: Plan = model.tensors().iter().cloned().collect();

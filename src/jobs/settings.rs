@@ -110,6 +110,12 @@ impl OutputSettings {
     /// # Errors
     /// [`crate::Error::Setting`], [`crate::Error::Exists`].
     pub fn check(&self) -> Result<()> {
+        self.check_type()?;
+        self.check_place()
+    }
+
+    /// The part of [`OutputSettings::check`] that isn't about types.
+    pub(super) fn check_place(&self) -> Result<()> {
         if self.to.is_none()
             && let Some(known) = nearly_known_ending(&self.destination.path)
         {
@@ -118,11 +124,14 @@ impl OutputSettings {
             let hint = "a folder of this name is made with `to`";
             return Err(finding.found(format_args!("{found:?}")).hint(hint).setting());
         }
-        self.check_type()?;
-        if self.dry_run {
-            return Ok(());
+        let limits = [
+            ("split_max_size", self.split_max_size == Some(0)),
+            ("split_max_tensors", self.split_max_tensors == Some(0)),
+        ];
+        if let Some((field, _)) = limits.into_iter().find(|(_, zero)| *zero) {
+            return Err(setting(field).expected("a number above 0").found(0).setting());
         }
-        self.destination.check()
+        if self.dry_run { Ok(()) } else { self.destination.check() }
     }
 
     fn check_type(&self) -> Result<()> {
@@ -134,13 +143,6 @@ impl OutputSettings {
                 let finding = setting(field).expected("a GGUF").found("another output");
                 return Err(finding.hint("`shard_size` splits folders").setting());
             }
-        }
-        let limits = [
-            ("split_max_size", self.split_max_size == Some(0)),
-            ("split_max_tensors", self.split_max_tensors == Some(0)),
-        ];
-        if let Some((field, _)) = limits.into_iter().find(|(_, zero)| *zero) {
-            return Err(setting(field).expected("a number above 0").found(0).setting());
         }
         let quantized = self.quantized()?;
         if let (Some(field), None) = (self.recipe.first_given(), quantized) {
