@@ -174,6 +174,9 @@ fn everything_that_can_be_converted_can_be_inspected() {
     assert!(table.contains("F32"), "{table}");
     let all = json(&fixture("pytorch/lightning.bin"));
     assert!(all["kind"] == "weights" && !all["others"].as_array().unwrap().is_empty(), "{all}");
+    // A part that isn't there is no adapter of an unknown kind.
+    let missing = atombank(&["inspect", program::text(&fixture("pytorch/lightning.bin")), "--key", "nothing"]);
+    assert_eq!(missing.status.code(), Some(1));
     // A field that no conversion takes, and a class without a table: still there to be looked at.
     copy(&fixture("convert/qwen2/model"), &at("model"));
     let config = fs::read_to_string(at("model/config.json")).unwrap();

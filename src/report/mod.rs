@@ -75,8 +75,8 @@ impl Report {
     pub fn of(path: &Path, key: Option<&str>) -> Result<Self> {
         let input = match Input::open(path, key) {
             // A folder may have nothing itself, and an adapter in a folder below.
-            Err(error) => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
-            Ok(input) => input,
+            Err(error) if path.is_dir() => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
+            found => found?,
         };
         Ok(match input {
             Input::Adapter => Self::of_adapter(&AdapterFiles::find(path)?)?,
