@@ -72,6 +72,7 @@ pub fn route(
         .iter()
         .map(|prompt| loaded.encoder().routed(encoder, &bank.config.prompt_template, &request.instruction, prompt))
         .collect::<Result<Vec<_>>>()?;
+    decoder.check_lengths(&sequences)?;
     if by == RoutedBy::Prior && sequences[0].instruction.is_empty() {
         let finding = Finding::new(&bank.path, "routing by the prior").expected("an instruction");
         return Err(finding.found("none").mismatch());

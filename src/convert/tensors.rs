@@ -80,7 +80,7 @@ struct Collected<'a> {
 /// The parts of one stack by their places.
 struct Stack<'a> {
     known: &'static Tensor,
-    parts: Vec<Option<&'a PlannedTensor>>,
+    parts: BTreeMap<usize, &'a PlannedTensor>,
     /// Where the last of them stands among all tensors.
     last: usize,
 }
@@ -115,13 +115,13 @@ impl<'a> Collected<'a> {
         if !self.done.insert((known.number, known.layer, known.place, is_bias)) {
             return Err(finding(self.origin, tensor).expected("each name once").found("it twice").mismatch());
         }
-        if let (Some(place), Some(count)) = (known.place, stacked) {
+        if let (Some(place), Some(_)) = (known.place, stacked) {
             let stack = self.stacks.entry((known.layer, known.number, is_bias)).or_insert_with(|| Stack {
                 known: known.tensor,
-                parts: vec![None; count],
+                parts: BTreeMap::new(),
                 last: 0,
             });
-            stack.parts[place] = Some(tensor);
+            stack.parts.insert(place, tensor);
             stack.last = order;
             return Ok(None);
         }
@@ -159,7 +159,7 @@ impl<'a> Collected<'a> {
         }
         let mut planned = Vec::new();
         for ((layer, number, is_bias), stack) in &self.stacks {
-            let parts: Vec<&PlannedTensor> = stack.parts.iter().copied().flatten().collect();
+            let parts: Vec<&PlannedTensor> = stack.parts.values().copied().collect();
             let Some(first) = parts.first() else { continue };
             let mut shape = first.shape.clone();
             let as_rows = shape.len() == 1;

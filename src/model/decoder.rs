@@ -8,9 +8,9 @@ use super::batch::NEVER;
 use super::hooks::Hook;
 use super::ops;
 use super::weights::{Layer, ModelWeights};
-use super::{Batch, Residence};
+use super::{Batch, Residence, Sequence};
 use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
-use crate::error::Result;
+use crate::error::{Finding, Result};
 
 /// A decoder-only language model.
 pub struct Decoder {
@@ -62,6 +62,22 @@ impl Decoder {
     /// Its config.
     pub fn config(&self) -> &ModelConfig {
         self.weights.config()
+    }
+
+    /// That every sequence fits the model's context, `max_position_embeddings`: memory grows with the square of
+    /// a sequence's length.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`].
+    pub fn check_lengths(&self, sequences: &[Sequence]) -> Result<()> {
+        let context = self.config().max_position_embeddings;
+        match sequences.iter().map(|sequence| sequence.ids.len()).find(|length| *length > context) {
+            None => Ok(()),
+            Some(length) => Err(Finding::new("", "prompt")
+                .expected(format_args!("at most {context} tokens, the model's max_position_embeddings"))
+                .found(length)
+                .mismatch()),
+        }
     }
 
     /// Runs all layers and the final norm: `[B, T, hidden_size]`. With a cache, `batch` continues

@@ -28,6 +28,7 @@ pub fn greedy(
     max_tokens: usize,
     ignore_eos: bool,
 ) -> Result<Vec<Generation>> {
+    decoder.check_lengths(sequences)?;
     let mut batch = Batch::new(sequences);
     let mut cache = KvCache::default();
     let mut lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
@@ -60,6 +61,7 @@ pub fn greedy(
 /// # Errors
 /// As [`Decoder::hidden`].
 pub fn prompt_logits(decoder: &Decoder, hook: &mut dyn Hook, sequence: &Sequence) -> Result<HostTensor> {
+    decoder.check_lengths(std::slice::from_ref(sequence))?;
     let batch = Batch::new(std::slice::from_ref(sequence));
     let hidden = decoder.hidden(&batch, None, hook)?;
     to_host(&decoder.logits_at(&hidden, &batch.real_places())?)

@@ -33,8 +33,12 @@ impl TextEncoder {
     }
 
     fn new(path: PathBuf, tokenizer: tokenizers::Result<Tokenizer>) -> Result<Self> {
-        let mut tokenizer = tokenizer
-            .map_err(|e| Finding::new(&path, "").expected("a tokenizer in Hugging Face's format").found(e).format())?;
+        let mut tokenizer = tokenizer.map_err(|e| {
+            Finding::new(&path, "")
+                .expected("a tokenizer in Hugging Face's format")
+                .found(crate::json::plain(&e))
+                .format()
+        })?;
         // Some files carry a training set-up's padding and truncation: neither belongs to a text's tokens.
         tokenizer.with_padding(None);
         tokenizer

@@ -189,7 +189,10 @@ impl TrainConfig {
         let text = std::fs::read_to_string(path).at(path, "read")?;
         let bad = |subject: &str, e: &dyn std::fmt::Display| {
             let message = e.to_string();
-            Finding::new(path, subject).expected("a training file").found(message.trim().replace('\n', " ")).format()
+            Finding::new(path, subject)
+                .expected("a training file")
+                .found(crate::json::plain(&message.trim().replace('\n', " ")))
+                .format()
         };
         let mut table: toml::Table = text.parse().map_err(|e| bad("", &e))?;
         for change in overrides {
