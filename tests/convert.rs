@@ -203,7 +203,7 @@ fn tokenizers_that_cannot_be_described_are_refused_with_what_to_try() {
     let model = copied("llama");
     edit(model.path(), "tokenizer.json", |json| json["pre_tokenizer"] = json!({"type": "Whitespace"}));
     let error = refusal(model.path()).to_string();
-    assert!(error.contains("--pre NAME"), "{error}");
+    assert!(error.contains("name one of llama.cpp's own with `pre`"), "{error}");
     let folder = Checkpoint::open(model.path()).unwrap();
     let options = ConvertOptions { pre: Some("qwen2".to_owned()), ..ConvertOptions::default() };
     let (metadata, _) = to_gguf(&folder, folder.weights(), &options).unwrap();

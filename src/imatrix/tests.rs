@@ -271,7 +271,8 @@ fn what_cannot_be_written_is_refused() {
     let refused = |name: &str, squares: Vec<f32>, form: Form| {
         let entries = BTreeMap::from([(name.to_owned(), Sums { squares, counts: vec![1] })]);
         let measured = Measurement { entries, datasets: vec![], chunk_count: 1, chunk_size: 1 };
-        measured.output(Path::new("i.gguf"), form).map(|_| ()).unwrap_err().to_string()
+        let path = Path::new("i.gguf");
+        measured.output(path, form).and_then(|output| output.describe(path)).map(|_| ()).unwrap_err().to_string()
     };
     for form in [Form::Gguf, Form::Legacy] {
         let message = refused("w", vec![1.0, f32::INFINITY], form);

@@ -136,5 +136,5 @@ fn refuses_other_files_and_settings_that_no_bank_has() {
     let dir = copied("llama-token", DType::F32);
     fs::write(dir.path().join("a bank").join(CONFIG_FILE), lora.to_string()).unwrap();
     let error = to_gguf(&dir.path().join("a bank")).unwrap_err().to_string();
-    assert!(error.contains("expected a tensor this kind of adapter has"), "{error}");
+    assert!(error.contains("expected an atom bank, found a plain LoRA"), "{error}");
 }
