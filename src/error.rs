@@ -65,6 +65,8 @@ impl From<candle_core::Error> for Error {
 /// may list everything there is; in characters. Names in files can be of any length; a message stays one
 /// line that can be read.
 const MAX_QUOTED: usize = 80;
+/// The longest path that is shown whole, in characters: names of files can come from files as well.
+const MAX_PATH: usize = 1000;
 const MAX_PART: usize = 400;
 const MAX_EXPECTED: usize = 1600;
 
@@ -73,7 +75,7 @@ struct Shown<'a>(&'a Path);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&one_line(&self.0.to_string_lossy()))
+        f.write_str(&cut(&one_line(&self.0.to_string_lossy()), MAX_PATH))
     }
 }
 
@@ -300,6 +302,8 @@ mod tests {
         let error = Finding::new("f", "\u{202e}gnp").expected(format_args!("data/{long}")).format().to_string();
         assert!(error.starts_with("f: \\u{202e}gnp: expected data/xxx"), "{}", &error[..40]);
         assert!(error.len() < 1700, "{}", error.len());
+        let error = Finding::new(&long, "").found("nothing").format().to_string();
+        assert!(error.len() < 1100 && error.ends_with("...: nothing"), "{}", error.len());
         // Quotes inside of a quote don't end it.
         let quoted = format!("tensor {:?}", "\"".repeat(50));
         assert!(part(&quoted).ends_with("...\""), "{}", part(&quoted));

@@ -286,7 +286,9 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
                     c["target_modules"] = json!(["q_proj", "v_proj", "o_proj"])
                 })
             },
-            &["layers.0.self_attn.o_proj.lora_A.weight\": expected it, by target_modules, found nothing"],
+            &[
+                "layers.0.self_attn.o_proj.lora_A.weight\": expected a tensor of this name, by target_modules, found nothing",
+            ],
         ),
         (
             "an unknown adapter field",

@@ -80,7 +80,7 @@ pub(crate) fn check_factor_names(
             }
         };
         if !tensors.contains_key(&layer.factor_name(partner)) {
-            return Err(finding(&layer.factor_name(partner)).expected("it").found("nothing").format());
+            return Err(finding(&layer.factor_name(partner)).expected("a tensor of this name").found("none").format());
         }
         if let Some(targets) = targets.filter(|targets| !targets.iter().any(|t| t == layer.module.name())) {
             return Err(finding(name)

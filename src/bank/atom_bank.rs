@@ -181,8 +181,10 @@ impl AtomBank {
         let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
         let own = self.config.global_tensors();
         for (name, shape) in &own {
-            let found =
-                self.tensors.get(*name).ok_or_else(|| finding(name).expected("it").found("nothing").format())?;
+            let found = self
+                .tensors
+                .get(*name)
+                .ok_or_else(|| finding(name).expected("a tensor of this name").found("none").format())?;
             let fits = found.shape.len() == shape.len()
                 && found.shape.iter().zip(shape).all(|(found, wanted)| wanted.is_none_or(|w| w == *found));
             if !fits {

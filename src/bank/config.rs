@@ -224,7 +224,7 @@ impl BankConfig {
                 let layer = LinearLayer { layer, module };
                 if layers.binary_search(&layer).is_err() {
                     return Err(Finding::new(file, format!("tensor {:?}", layer.factor_name('A')))
-                        .expected("it, by target_modules")
+                        .expected("a tensor of this name, by target_modules")
                         .found("nothing")
                         .mismatch());
                 }

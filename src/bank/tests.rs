@@ -65,11 +65,11 @@ fn refuses_surplus_missing_and_misshapen_tensors_by_name() {
     let b = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
     let k = "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight";
     let cases: [(&str, Option<HostTensor>, &str); 5] = [
-        ("atom_bank.keys", None, "tensor \"atom_bank.keys\": expected it, found nothing"),
+        ("atom_bank.keys", None, "tensor \"atom_bank.keys\": expected a tensor of this name, found none"),
         ("atom_bank.keys", Some(zero(&[3, 4])), "tensor \"atom_bank.keys\": expected [3, 5]"),
         ("atom_bank.extra", Some(zero(&[1])), "tensor \"atom_bank.extra\": expected a tensor this kind of adapter has"),
-        (b, None, "lora_B.weight\": expected it, found nothing"),
-        (k, Some(zero(&[4, 16])), "k_proj.lora_B.weight\": expected it"),
+        (b, None, "lora_B.weight\": expected a tensor of this name, found none"),
+        (k, Some(zero(&[4, 16])), "k_proj.lora_B.weight\": expected a tensor of this name"),
     ];
     for (i, (name, tensor, expected)) in cases.into_iter().enumerate() {
         let mut bank = bank();

@@ -138,9 +138,9 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, Ad
     for name in adapter.tensors().keys() {
         let mut take = |which: &str| {
             let key = format!("{which}.{name}");
-            found
-                .remove(&key)
-                .ok_or_else(|| Finding::new(&path, format!("tensor {key:?}")).expected("it").found("nothing").format())
+            found.remove(&key).ok_or_else(|| {
+                Finding::new(&path, format!("tensor {key:?}")).expected("a tensor of this name").found("none").format()
+            })
         };
         moments.insert(name.clone(), (take("first")?, take("second")?));
     }

@@ -131,7 +131,7 @@ fn refuses_other_files_and_settings_that_no_bank_has() {
     extra.name = "model.layers.0.mlp.up_proj.lora_A.weight".into();
     surplus.tensors.push(extra);
     let error = from_gguf(&good, &surplus).unwrap_err().to_string();
-    assert!(error.contains("up_proj.lora_B.weight\": expected it, found nothing"), "{error}");
+    assert!(error.contains("up_proj.lora_B.weight\": expected a tensor of this name, found none"), "{error}");
     let lora = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16});
     let dir = copied("llama-token", DType::F32);
     fs::write(dir.path().join("a bank").join(CONFIG_FILE), lora.to_string()).unwrap();
