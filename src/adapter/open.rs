@@ -174,7 +174,8 @@ fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -
 fn beginning(path: &Path) -> Result<[u8; 9]> {
     let mut bytes = [0; 9];
     let file = std::fs::File::open(path).at(path, "open")?;
-    let read: Vec<u8> = file.take(9).bytes().collect::<std::io::Result<_>>().at(path, "read")?;
+    let mut read = Vec::new();
+    file.take(bytes.len() as u64).read_to_end(&mut read).at(path, "read")?;
     bytes[..read.len()].copy_from_slice(&read);
     Ok(bytes)
 }

@@ -94,7 +94,7 @@ impl GenerateArgs {
 
 /// What runs on top of the model.
 enum Adapter {
-    Bank(LoadedBank),
+    Bank(Box<LoadedBank>),
     Updates(LoadedUpdates),
 }
 
@@ -104,7 +104,7 @@ impl Adapter {
         if AtomBank::is_in(path).unwrap_or(false) {
             let bank = AtomBank::open(path)?;
             bank.check_base(base)?;
-            return Ok(Self::Bank(LoadedBank::frozen(&bank, &Device::Cpu)?));
+            return Ok(Self::Bank(Box::new(LoadedBank::frozen(&bank, &Device::Cpu)?)));
         }
         let updates = Self::updates(path, model, base)?;
         Ok(Self::Updates(LoadedUpdates::new(&updates, &Device::Cpu)?))
