@@ -1,10 +1,10 @@
 //! Model families: one table for each class of transformers, which every other room asks.
 //!
-//! A table ([`Family`]) says how the class is called, which tensors it has, what each of them is
-//! ([`Role`]) and what becomes of it in GGUF, which metadata keys hold which fields of its config, and what
-//! transformers takes for fields that a config.json leaves out. [`Params`](params::Params) is a config
-//! read by its table; [`lookup`] answers what a tensor's name means and which tensors a config asks for;
-//! [`Naming`] answers the same of any checkpoint, by names alone where its class has no table.
+//! A table (`Family`) says how the class is called, which tensors it has, what each of them is
+//! (`Role`) and what becomes of it in GGUF, which metadata keys hold which fields of its config, and what
+//! transformers takes for fields that a config.json leaves out. `Params` is a config
+//! read by its table; `lookup` answers what a tensor's name means and which tensors a config asks for;
+//! `Naming` answers the same of any checkpoint, by names alone where its class has no table.
 //!
 //! Reference: llama.cpp `conversion/*.py`, `gguf-py/gguf/tensor_mapping.py` and `constants.py`;
 //! transformers `models/*/configuration_*.py` for the defaults.

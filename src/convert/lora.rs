@@ -1,6 +1,6 @@
 //! LoRA adapters as GGUF files with the keys that every GGUF has: names and model card of the adapter's folder.
 //!
-//! Which tensors and keys make a LoRA is [`crate::adapter::gguf`]'s to say.
+//! Which tensors and keys make a LoRA is said in the room `adapter`.
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::train::{self, Event, Outcome, TrainConfig};
 
-/// Settings of [`train`]: the training file, and whether the run goes on.
+/// Settings of [`train()`]: the training file, and whether the run goes on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {

@@ -1,6 +1,6 @@
 //! Tokenizers: the tokenizer files of a Hugging Face folder become the vocabulary of a GGUF, and back.
 //!
-//! [`to_gguf`] and [`to_hf`] are the two directions. Each has a folder with a file of the same name
+//! `to_gguf` and `to_hf` are the two directions. Each has a folder with a file of the same name
 //! for the same concept (`bpe`, `sentencepiece`, `special` ...). They share what a token is for
 //! (`token`), llama.cpp's pre-tokenizers (`pre`), SentencePiece's files (`sentencepiece`), the names
 //! of special tokens (`special`), the keys of GGUF (`keys`) and the record of a conversion
