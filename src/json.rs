@@ -110,6 +110,7 @@ impl<'a> Fields<'a> {
     }
 
     /// As [`Fields::count`], for a count of things that each take memory: at most 65,536.
+    #[cfg(feature = "train")]
     pub(crate) fn small_count(&mut self, name: &'static str) -> Result<usize> {
         match self.count(name)? {
             count @ ..=65_536 => Ok(count),

@@ -100,6 +100,7 @@ impl LinearLayer {
     }
 
     /// The name of its weight in GGUF.
+    #[cfg(feature = "train")]
     pub(crate) fn gguf_name(self) -> String {
         named(self.module.row().gguf, Some(self.layer), None, "weight")
     }
