@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use super::families::llama::LLAMA;
-use super::lookup::named;
 use super::{ModelConfig, Role, Tensor};
 
 /// A linear layer of a decoder layer, in the order in which a forward pass calls them.
@@ -100,9 +99,9 @@ impl LinearLayer {
     }
 
     /// The name of its weight in GGUF.
-    #[cfg(feature = "train")]
+    #[cfg(any(feature = "train", test))]
     pub(crate) fn gguf_name(self) -> String {
-        named(self.module.row().gguf, Some(self.layer), None, "weight")
+        super::lookup::named(self.module.row().gguf, Some(self.layer), None, "weight")
     }
 
     /// The name of its `lora_A` or `lora_B` in an adapter file.
