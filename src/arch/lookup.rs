@@ -204,6 +204,10 @@ pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usiz
     let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
     // A group has some queries, one key and one value.
     let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
+    if groups == 0 || !heads.is_multiple_of(groups) {
+        let finding = params.finding("num_kv_heads").expected(format_args!("a divisor of {heads} heads"));
+        return Err(finding.found(groups).mismatch());
+    }
     let queries = heads / groups;
     let row = |group: usize, place: usize| {
         let start = (group * (queries + 2) + place) * width;
