@@ -479,7 +479,8 @@ fn measures_importance_matrices_in_both_forms() {
     run(&gguf, &["--overwrite", "--output-format", "dat"]);
     assert!(fs::read(&gguf).unwrap().starts_with(&[14, 0, 0, 0]));
     assert!(
-        refused(&dir.path().join("no/i.gguf"), &[]).contains("no: expected a folder, to write into, found nothing")
+        refused(&dir.path().join("no/i.gguf"), &[])
+            .contains("no: folder of the output: expected a folder, found nothing")
     );
     for (base, words, expected) in [
         (fixtures().join("convert/mixtral/model"), words.clone(), "found MixtralForCausalLM"),

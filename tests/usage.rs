@@ -63,7 +63,7 @@ fn what_was_mixed_up_is_named() {
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let model = llama();
     let line = refused(1, &["convert", text(&model), "-o", &at("no/x.gguf")]);
-    assert!(line.contains("no: expected a folder, to write into, found nothing"), "{line}");
+    assert!(line.contains("no: folder of the output: expected a folder, found nothing"), "{line}");
     let line = refused(1, &["quantize", text(&model), "--type", "Q4_K_M", "-o", &at("x.gguf")]);
     assert!(line.contains("expected a GGUF file, found a folder; atombank convert makes"), "{line}");
     for share in ["x=70%", "x=", "x=0,7"] {

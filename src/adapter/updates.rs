@@ -63,7 +63,7 @@ impl LinearUpdates {
                     .unsupported()
             };
             let Change::LowRank(update) = change else { return Err(refused("another kind of change")) };
-            let Some(layer) = LinearLayer::of_weight(name).filter(|_| !update.transposed) else {
+            let Some(layer) = LinearLayer::of_weight(name).filter(|_| !update.layout.is_transposed()) else {
                 return Err(refused("another tensor"));
             };
             let update = LinearUpdate { scale: update.scale, a: read(name, &update.a)?, b: read(name, &update.b)? };

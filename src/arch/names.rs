@@ -69,6 +69,8 @@ const ROLES: &[(&str, Role)] = &[
     ("wpe", Role::PositionEmbedding),
     ("position_embeddings", Role::PositionEmbedding),
     ("embed_positions", Role::PositionEmbedding),
+    // T5: one row for each distance between tokens.
+    ("relative_attention_bias", Role::PositionEmbedding),
     ("token_type_embeddings", Role::TypeEmbedding),
     ("lm_head", Role::OutputHead),
     ("embed_out", Role::OutputHead),

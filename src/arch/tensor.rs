@@ -73,11 +73,6 @@ impl Role {
             Router | ExpertGate | ExpertUp | ExpertDown => false,
         }
     }
-
-    /// Whether its rows are looked up by number.
-    pub(crate) fn is_embedding(self) -> bool {
-        matches!(self, Role::Embedding | Role::PositionEmbedding | Role::TypeEmbedding)
-    }
 }
 
 /// A tensor, or a family of them over layers and experts.

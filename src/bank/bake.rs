@@ -1,7 +1,7 @@
 //! What a bank adds to its base once the weights of its atoms are fixed.
 
 use super::AtomBank;
-use crate::adapter::peft::{Change, Changes, LowRank};
+use crate::adapter::peft::{Change, Changes, LowRank, WeightLayout};
 use crate::adapter::{HostTensor, Lora, LoraConfig, Tensors};
 use crate::plan::Expr;
 
@@ -23,7 +23,7 @@ impl AtomBank {
                 alpha: None,
                 a: values(&a.shape, a.values.clone()),
                 b: values(&b.shape, left.into()),
-                transposed: false,
+                layout: WeightLayout::OutputsFirst,
                 rounded: None,
             };
             changes.changes.push((layer.weight_name(), Change::LowRank(update)));

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use pairs::{Module, Pairs};
 
-use crate::adapter::peft::{Base, LowRank, NewLora};
+use crate::adapter::peft::{Base, LowRank, NewLora, WeightLayout};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::linalg::{Difference, Sketch, residual_norm_sqr, truncated_svd, truncated_svd_bytes};
@@ -175,7 +175,8 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncatio
         // The weight is `[d_in, d_out]`, so the left factor of its change is A's transpose.
         true => (aside([rank, rows], &transposed(&left, rank))?, aside([cols, rank], &transposed(&right, cols))?),
     };
-    let update = LowRank { scale: 1.0, alpha: None, a, b, transposed: module.transposed, rounded: None };
+    let update =
+        LowRank { scale: 1.0, alpha: None, a, b, layout: WeightLayout::of_linear(module.transposed), rounded: None };
     Ok(Some((found, (module.name.clone(), update))))
 }
 

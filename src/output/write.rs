@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{Form, Output};
-use crate::error::{Error, Finding, Result};
+use crate::error::Result;
 use crate::plan::{self, Layout, Progress, Staging};
 
 /// Where an output goes, and how it is written there.
@@ -44,20 +44,9 @@ impl Destination {
     /// Fails where writing would fail at once: before a long computation, not after it.
     ///
     /// # Errors
-    /// [`Error::Exists`]; [`Error::Mismatch`] where the folder to write into isn't there.
+    /// [`crate::Error::Exists`]; [`crate::Error::Mismatch`] where the folder to write into isn't there.
     pub fn check(&self) -> Result<()> {
-        if !self.overwrite && self.path.symlink_metadata().is_ok() {
-            return Err(Error::Exists(self.path.clone()));
-        }
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        match parent.filter(|parent| !parent.is_dir()) {
-            None => Ok(()),
-            Some(parent) => {
-                let found = if parent.exists() { "a file" } else { "nothing" };
-                let finding = Finding::new(parent, "").expected("a folder, to write into").found(found);
-                Err(finding.hint("make it first").mismatch())
-            }
-        }
+        Staging::check(&self.path, self.overwrite)
     }
 
     /// How the plan is run.

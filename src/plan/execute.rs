@@ -78,6 +78,7 @@ pub fn execute(
         .enumerate()
         .flat_map(|(i, tensor)| chunks(tensor, chunk_elems(tensor)).map(move |rows| (i, rows)))
         .collect();
+    let files_of: Vec<Vec<&TensorRef>> = plan.tensors.iter().map(one_of_each_file).collect();
     let total_bytes = plan.tensors.iter().map(PlannedTensor::byte_len).sum();
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| -> Result<()> {
@@ -90,7 +91,7 @@ pub fn execute(
             || (Vec::new(), Vec::new()),
             |(scratch, out), (i, rows)| -> Result<()> {
                 let tensor = &plan.tensors[*i];
-                check_sources(tensor)?;
+                check_unchanged(&files_of[*i])?;
                 let bytes = match tensor.borrow_rows(rows.clone()) {
                     Some(bytes) => bytes?,
                     None => {
@@ -103,7 +104,7 @@ pub fn execute(
                 let row_bytes = tensor.byte_len() / tensor.rows().max(1) as u64;
                 if let Err(error) = file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes) {
                     // The system reads for us what goes from map to file, and fails where a source was cut.
-                    check_sources(tensor)?;
+                    check_unchanged(&files_of[*i])?;
                     return Err(error).at(path, "write");
                 }
                 let done_bytes = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
@@ -114,7 +115,7 @@ pub fn execute(
         drop(running);
         flusher.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })?;
-    plan.tensors.iter().try_for_each(check_sources)?;
+    files_of.iter().try_for_each(|files| check_unchanged(files))?;
     for ((file, path), layout) in files.iter().zip(&layout.files) {
         fill_checksums(file, path, &layout.checksums)?;
         if staging.syncs() {
@@ -124,9 +125,20 @@ pub fn execute(
     Ok(())
 }
 
-/// That no source of `tensor` was cut or rewritten since it was opened.
-fn check_sources(tensor: &PlannedTensor) -> Result<()> {
-    tensor.expr.sources().into_iter().try_for_each(TensorRef::check_unchanged)
+/// A tensor of each file that `tensor` comes from.
+fn one_of_each_file(tensor: &PlannedTensor) -> Vec<&TensorRef> {
+    let mut found: Vec<&TensorRef> = Vec::new();
+    for source in tensor.expr.sources() {
+        if !found.iter().any(|known| known.is_of_file(source)) {
+            found.push(source);
+        }
+    }
+    found
+}
+
+/// That none of these files was cut or rewritten since it was opened.
+fn check_unchanged(files: &[&TensorRef]) -> Result<()> {
+    files.iter().try_for_each(|tensor| tensor.check_unchanged())
 }
 
 /// Syncs what is written until `stopped` hangs up: the disk works while values are computed, and the last

@@ -38,6 +38,11 @@ impl TensorRef {
         self.source.text_metadata()
     }
 
+    /// Whether both are of one open file.
+    pub(super) fn is_of_file(&self, other: &TensorRef) -> bool {
+        Arc::ptr_eq(&self.source, &other.source)
+    }
+
     /// That its file hasn't changed: see [`Source::check_unchanged`].
     pub(super) fn check_unchanged(&self) -> Result<()> {
         self.source.check_unchanged()

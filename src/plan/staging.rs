@@ -94,6 +94,14 @@ impl Staging {
         Ok(staging)
     }
 
+    /// Fails where writing `target` would fail at once: to be asked before a long computation, not after it.
+    ///
+    /// # Errors
+    /// [`Error::Exists`]; [`Error::Mismatch`] where the folder to write into doesn't exist.
+    pub fn check(target: &Path, overwrite: bool) -> Result<()> {
+        free_target(target, overwrite).map(|_| ())
+    }
+
     fn new(form: Form, outputs: Vec<Output>) -> Self {
         Self { form, outputs, sync: true, unnamed: true, committed: false }
     }
@@ -189,25 +197,16 @@ impl Staging {
 
 impl Output {
     fn new(asked: &Path, overwrite: bool, folder: bool) -> Result<Self> {
-        let found = fs::symlink_metadata(asked);
-        if found.is_ok() && !overwrite {
-            return Err(Error::Exists(asked.to_owned()));
-        }
-        let target = match &found {
-            Ok(found) if found.is_symlink() => followed(asked)?,
-            _ => asked.to_owned(),
-        };
-        let found = fs::symlink_metadata(&target);
-        match &found {
-            Ok(found) => check_replaceable(&target, found, folder)?,
-            Err(_) => check_parent(&target)?,
+        let (target, found) = free_target(asked, overwrite)?;
+        if let Some(found) = &found {
+            check_replaceable(&target, found, folder)?;
         }
         let name = |path: &Path| path.file_name().map(PathBuf::from);
         let no_name = || Finding::new(asked, "output").expected("a name").mismatch();
         let temp = unfinished::temporary(&target).ok_or_else(no_name)?;
         unfinished::remove_abandoned(&target);
         let name = name(asked).ok_or_else(no_name)?;
-        Ok(Self { name, target, temp, replaces: found.is_ok(), made: OnceLock::new() })
+        Ok(Self { name, target, temp, replaces: found.is_some(), made: OnceLock::new() })
     }
 
     /// Makes the temporary file or folder, which a signal deletes.
@@ -314,6 +313,24 @@ fn followed(link: &Path) -> Result<PathBuf> {
         }
     }
     Err(Finding::new(link, "output").expected("a link that leads somewhere").found("a circle of links").mismatch())
+}
+
+/// Where an output that is called `asked` is written, and what is there now. Links are followed; a new output needs
+/// a folder to stand in.
+fn free_target(asked: &Path, overwrite: bool) -> Result<(PathBuf, Option<Metadata>)> {
+    let found = fs::symlink_metadata(asked).ok();
+    if found.is_some() && !overwrite {
+        return Err(Error::Exists(asked.to_owned()));
+    }
+    let target = match &found {
+        Some(found) if found.is_symlink() => followed(asked)?,
+        _ => asked.to_owned(),
+    };
+    let found = fs::symlink_metadata(&target).ok();
+    if found.is_none() {
+        check_parent(&target)?;
+    }
+    Ok((target, found))
 }
 
 /// Only files and folders are replaced, each by its like.

@@ -21,6 +21,7 @@ BASES = {
     "llama": ("llama", [(4, 8), (4, 6)], dict(target_modules=ATTENTION + ["gate_proj", "up_proj", "down_proj"])),
     "ranks": ("llama", [(4, 8), (2, 6), (3, 3)], dict(target_modules=ATTENTION + ["down_proj"])),
     "embeddings": ("llama", [(4, 8), (4, 4)], dict(target_modules=["embed_tokens", "q_proj"])),
+    "positions": ("gpt2", [(4, 8), (4, 4)], dict(target_modules=["wpe", "c_attn"])),
     "conv1d": ("gpt2", [(4, 8), (4, 4)], dict(target_modules=["c_attn", "c_fc", "c_proj"])),
     "qwen3": ("qwen3", [(4, 8), (4, 6)], dict(target_modules=["q_proj", "o_proj", "up_proj"])),
 }
@@ -43,6 +44,7 @@ CASES = {
     "dare_linear_svd-conv1d": ("conv1d", "dare_linear_svd", [1.0, 0.5], {"density": 0.7, "seed": 5}),
     "dare_ties": ("qwen3", "dare_ties", [0.8, 0.5], {"density": 0.5, "seed": 1234567890123}),
     "dare_ties-embeddings": ("embeddings", "dare_ties", [0.8, 0.5], {"density": 0.5, "seed": 3}),
+    "dare_ties-positions": ("positions", "dare_ties", [0.8, 0.5], {"density": 0.5, "seed": 3}),
     "dare_ties_svd": ("conv1d", "dare_ties_svd", [0.8, 0.5], {"density": 0.5, "seed": 4}),
     "magnitude_prune": ("llama", "magnitude_prune", [1.0, 0.5], {"density": 0.35}),
     "magnitude_prune_svd": ("ranks", "magnitude_prune_svd", [1.0, 0.5, -0.3], {"density": 0.35}),

@@ -82,8 +82,6 @@ pub(crate) struct GgufWeight {
     /// Outputs and inputs of the module, `[d_out, d_in]`. A Conv1D keeps its weight transposed; the factors of a
     /// LoRA are the same for both.
     pub(crate) shape: Vec<usize>,
-    /// Whether the base keeps it as `[d_in, d_out]`.
-    pub(crate) transposed: bool,
     /// The order of its rows there.
     pub(crate) order: RowOrder,
 }
@@ -129,7 +127,7 @@ impl GgufNames {
             shape.reverse();
         }
         let (module, name) = (known.hf_name().strip_suffix(".weight")?.to_owned(), known.gguf_name());
-        Some(GgufWeight { module, name, shape, transposed, order: self.order(known.tensor.transform)? })
+        Some(GgufWeight { module, name, shape, order: self.order(known.tensor.transform)? })
     }
 
     /// Every weight of `base` that has a counterpart, by its name in GGUF.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{EMBEDDINGS, GgufNames};
 use crate::adapter::AdapterFiles;
-use crate::adapter::peft::{Base, Change, LowRank};
+use crate::adapter::peft::{Base, Change, LowRank, WeightLayout};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -133,8 +133,7 @@ fn factors(
         return unsupported("a module whose weight the base's GGUF has", "one that it hasn't");
     };
     let name = weight.name.as_str();
-    // Of a Conv1D the weight is kept transposed, and the update with it; of embeddings the update alone is.
-    let embedding = update.transposed && !weight.transposed;
+    let embedding = update.layout == WeightLayout::Embedding;
     if names.tied() && (embedding || name == "output.weight" || name == EMBEDDINGS) {
         let found = "embeddings that are the output head too, where llama.cpp would change both or neither";
         return unsupported("modules of their own", found);

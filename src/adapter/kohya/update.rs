@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::peft::{
-    ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, hadamard, integers, kronecker, product, rescale,
+    ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, WeightLayout, hadamard, integers, kronecker,
+    product, rescale,
 };
 use crate::arch::Naming;
 use crate::error::{Finding, Result};
@@ -184,7 +185,14 @@ impl Update {
         let a = self.shaped("lora_down.weight", &[rank, sizes.d_in])?;
         let b = self.shaped("lora_up.weight", &[sizes.d_out, rank])?;
         let scale = self.scale(rank)?;
-        Ok(Change::LowRank(LowRank { scale, alpha: None, a, b, transposed: sizes.transposed, rounded: None }))
+        Ok(Change::LowRank(LowRank {
+            scale,
+            alpha: None,
+            a,
+            b,
+            layout: WeightLayout::of_linear(sizes.transposed),
+            rounded: None,
+        }))
     }
 
     /// The update of a LoHa.

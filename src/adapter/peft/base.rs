@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::change::WeightLayout;
 use super::entries::Entries;
 use crate::arch::names::{self, HEAD, role_by_name};
 use crate::arch::{Naming, Role};
@@ -41,6 +42,13 @@ pub(super) struct Weight<'a> {
     pub(super) d_in: usize,
     /// Whether the weight is `[d_in, d_out]`: a Conv1D.
     pub(super) transposed: bool,
+}
+
+impl Weight<'_> {
+    /// How the base keeps it.
+    pub(super) fn layout(&self) -> WeightLayout {
+        WeightLayout::of_linear(self.transposed)
+    }
 }
 
 impl<'a> Base<'a> {

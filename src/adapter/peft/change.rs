@@ -36,6 +36,29 @@ pub enum Change {
     },
 }
 
+/// How a layer keeps the weight that an update changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// `[d_out, d_in]`: a linear layer.
+    OutputsFirst,
+    /// `[d_in, d_out]`: Conv1D, and the experts of some classes.
+    InputsFirst,
+    /// `[vocab, hidden]`: an embedding, whose input is a token and whose output is a row.
+    Embedding,
+}
+
+impl WeightLayout {
+    /// That of a linear layer, by whether its weight is `[d_in, d_out]`.
+    pub fn of_linear(transposed: bool) -> Self {
+        if transposed { Self::InputsFirst } else { Self::OutputsFirst }
+    }
+
+    /// Whether the weight is the transpose of `B A`.
+    pub fn is_transposed(self) -> bool {
+        self != Self::OutputsFirst
+    }
+}
+
 /// A low-rank update by its factors.
 #[derive(Debug, Clone)]
 pub struct LowRank {
@@ -47,8 +70,8 @@ pub struct LowRank {
     pub a: Expr,
     /// `[d_out, r]`; of an embedding `[hidden, r]`.
     pub b: Expr,
-    /// Whether the base keeps its weight as `[d_in, d_out]`: Conv1D, embeddings.
-    pub transposed: bool,
+    /// How the base keeps the weight.
+    pub layout: WeightLayout,
     /// A type that the update is rounded to before it is added: PEFT does so for embeddings and experts.
     pub rounded: Option<DType>,
 }
@@ -74,7 +97,7 @@ impl LowRank {
     /// `s B A`, in the shape that the base keeps its weight in.
     pub fn delta(&self) -> Expr {
         let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
-        let product = match self.transposed {
+        let product = match self.layout.is_transposed() {
             false => Expr::Product { scale: self.scale, left: b, right: a },
             true => {
                 let transpose = |of: Box<Expr>| Box::new(Expr::Transpose(of));

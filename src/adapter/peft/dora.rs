@@ -96,7 +96,7 @@ fn column_factors(tensor: &PlannedTensor, update: &Change, magnitude: &[f32], ep
 
 #[cfg(test)]
 mod tests {
-    use super::super::change::LowRank;
+    use super::super::change::{LowRank, WeightLayout};
     use super::*;
     use crate::plan::Expr;
 
@@ -112,7 +112,7 @@ mod tests {
             alpha: None,
             a: values(&[1, 2], &[1., 0.]),
             b: values(&[2, 1], &[1., 0.]),
-            transposed,
+            layout: WeightLayout::of_linear(transposed),
             rounded: None,
         };
         let expected = [6., 8., 0., 10.];
@@ -138,8 +138,14 @@ mod tests {
                 expr: values(&[2, 2], &[0.; 4]),
             };
             let zeros = |shape: &[usize]| values(shape, &[0., 0.]);
-            let update =
-                LowRank { scale: 1.0, alpha: None, a: zeros(&[1, 2]), b: zeros(&[2, 1]), transposed, rounded: None };
+            let update = LowRank {
+                scale: 1.0,
+                alpha: None,
+                a: zeros(&[1, 2]),
+                b: zeros(&[2, 1]),
+                layout: WeightLayout::of_linear(transposed),
+                rounded: None,
+            };
             let change = rescale(&tensor, &Change::LowRank(update), &[1., 1.], transposed, 0.0);
             let read =
                 |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();

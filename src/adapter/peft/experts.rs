@@ -6,7 +6,7 @@
 
 use super::Named;
 use super::base::Base;
-use super::change::{Change, LowRank};
+use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
 use super::targets::ends_path;
 use crate::arch::names::keeps_experts_transposed;
@@ -135,7 +135,14 @@ fn one(
         ParameterTensors::Whole(tensor) => {
             let update = |expert: usize| {
                 let (a, b) = if experts == 1 { (a.clone(), b.clone()) } else { factors(expert) };
-                LowRank { scale, alpha: None, a, b, transposed, rounded: base.rounding(tensor.dtype) }
+                LowRank {
+                    scale,
+                    alpha: None,
+                    a,
+                    b,
+                    layout: WeightLayout::of_linear(transposed),
+                    rounded: base.rounding(tensor.dtype),
+                }
             };
             let change = match tensor.shape.len() {
                 2 => Change::LowRank(update(0)),
@@ -152,8 +159,14 @@ fn one(
                 for (place, tensor) in parts.iter().enumerate() {
                     let (a, b) = factors(expert);
                     let b = Expr::slice(b, place * rows, rows, vec![rows, rank]);
-                    let update =
-                        LowRank { scale, alpha: None, a, b, transposed: false, rounded: base.rounding(tensor.dtype) };
+                    let update = LowRank {
+                        scale,
+                        alpha: None,
+                        a,
+                        b,
+                        layout: WeightLayout::OutputsFirst,
+                        rounded: base.rounding(tensor.dtype),
+                    };
                     changes.push((tensor.name.clone(), Change::LowRank(update)));
                 }
             }

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use serde_json::Value as Json;
 
 use super::base::{Base, Weight};
-use super::change::{Change, LowRank};
+use super::change::{Change, LowRank, WeightLayout};
 use super::dora;
 use super::entries::Entries;
 use super::patterns::{self, Patterns};
@@ -184,7 +184,7 @@ fn linear(
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
     let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
     let alpha = Some(config.over_rank(config.lora_alpha(module), rank));
-    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, transposed, rounded };
+    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, layout: WeightLayout::of_linear(transposed), rounded };
     low_rank(config, entries, module, tensor, update, d_out, changes)?;
     if config.lora_bias {
         let name = format!("{module}.lora_B.bias");
@@ -214,7 +214,7 @@ fn embedding(
     let b = entries.shaped(&format!("{module}.lora_embedding_B"), &[hidden, rank])?;
     let rounded = base.rounding(tensor.dtype).filter(|_| !config.use_dora);
     let (scale, alpha) = (config.scale(module, rank), Some(config.over_rank(config.lora_alpha(module), rank)));
-    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, transposed: true, rounded };
+    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, layout: WeightLayout::Embedding, rounded };
     low_rank(config, entries, module, tensor, update, hidden, changes)?;
     Ok(tensor.name.clone())
 }
@@ -229,7 +229,7 @@ fn low_rank(
     outputs: usize,
     changes: &mut Vec<Named>,
 ) -> Result<()> {
-    let outputs_are_columns = update.transposed;
+    let outputs_are_columns = update.layout.is_transposed();
     let update = Change::LowRank(update);
     changes.push((tensor.name.clone(), update.clone()));
     if config.use_dora {

@@ -31,7 +31,7 @@ mod vera;
 use std::path::{Path, PathBuf};
 
 pub use base::Base;
-pub use change::{Change, LowRank};
+pub use change::{Change, LowRank, WeightLayout};
 pub(super) use dora::rescale;
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;

@@ -56,7 +56,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         };
         let scale = (alpha / r as f64) as f32;
         let rounded = base.rounding(weight.tensor.dtype);
-        let update = LowRank { scale, alpha: None, a, b, transposed: weight.transposed, rounded };
+        let update = LowRank { scale, alpha: None, a, b, layout: weight.layout(), rounded };
         changes.push((weight.tensor.name.clone(), Change::LowRank(update)));
         adapted.insert(weight.tensor.name.clone());
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::PREFIX;
 use super::base::Base;
-use super::change::LowRank;
+use super::change::{LowRank, WeightLayout};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::output::Output;
@@ -45,10 +45,9 @@ impl NewLora {
         let modules = updates.iter().map(|(name, update)| module(base, name, update)).collect::<Result<Vec<_>>>()?;
         let mut tensors = Plan::default();
         for module in &modules {
-            let embedding = module.update.transposed && is_embedding(base, &module.path);
-            let names = match embedding {
-                true => ["lora_embedding_A", "lora_embedding_B"],
-                false => ["lora_A.weight", "lora_B.weight"],
+            let names = match module.update.layout {
+                WeightLayout::Embedding => ["lora_embedding_A", "lora_embedding_B"],
+                WeightLayout::OutputsFirst | WeightLayout::InputsFirst => ["lora_A.weight", "lora_B.weight"],
             };
             for (name, expr) in names.into_iter().zip([&module.update.a, &module.update.b]) {
                 let (name, expr) = (format!("{PREFIX}{}.{name}", module.path), expr.clone());
@@ -100,10 +99,6 @@ fn module<'a>(base: &Base, name: &str, update: &'a LowRank) -> Result<Module<'a>
     Ok(Module { path: path.to_owned(), update, rank, alpha: f64::from(update.scale) * rank as f64 })
 }
 
-fn is_embedding(base: &Base, path: &str) -> bool {
-    base.embeddings().is_some_and(|tensor| base.own_name(&tensor.name) == format!("{path}.weight"))
-}
-
 /// The number that most modules have, the smallest of several.
 fn usual<T: Copy + PartialEq>(of: &[Module], number: impl Fn(&Module) -> T) -> Option<T> {
     let count = |n: T| of.iter().filter(|module| number(module) == n).count();
@@ -133,7 +128,7 @@ fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: b
     set("modules_to_save", if modules_to_save.is_empty() { Value::Null } else { json!(modules_to_save) });
     set("lora_dropout", json!(0.0));
     set("bias", json!(if biases { "all" } else { "none" }));
-    set("fan_in_fan_out", json!(modules.iter().any(|m| m.update.transposed && !is_embedding(base, &m.path))));
+    set("fan_in_fan_out", json!(modules.iter().any(|m| m.update.layout == WeightLayout::InputsFirst)));
     set("inference_mode", json!(true));
     set("init_lora_weights", json!(true));
     config

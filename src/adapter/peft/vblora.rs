@@ -74,7 +74,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let values =
             |shape: [usize; 2], values: Vec<f32>| Expr::Values { shape: shape.to_vec(), values: values.into() };
         let (a, b) = (values([r, weight.d_in], a), values([weight.d_out, r], b));
-        let update = LowRank { scale: 1.0, alpha: None, a, b, transposed: weight.transposed, rounded: None };
+        let update = LowRank { scale: 1.0, alpha: None, a, b, layout: weight.layout(), rounded: None };
         changes.push((weight.tensor.name.clone(), Change::LowRank(update)));
         adapted.insert(weight.tensor.name.clone());
     }

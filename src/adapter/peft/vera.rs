@@ -51,7 +51,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             alpha: None,
             a: map(corner(a.expr.clone(), a.shape[1], r, weight.d_in), ScaleRows(lambda_d.into())),
             b: map(corner(b.expr.clone(), r, weight.d_out, r), ScaleRows(lambda_b.into())),
-            transposed: weight.transposed,
+            layout: weight.layout(),
             rounded: None,
         };
         changes.push((weight.tensor.name.clone(), Change::LowRank(update)));

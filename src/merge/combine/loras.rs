@@ -225,7 +225,7 @@ fn parts<'a>(
             };
             update.check_numbers(|| parts.finding(update))?;
             if let Some(first) = parts.updates.first() {
-                let shape = |u: &LowRank| (u.b.shape()[0], u.a.shape()[1], u.transposed);
+                let shape = |u: &LowRank| (u.b.shape()[0], u.a.shape()[1], u.layout);
                 if shape(first) != shape(update) {
                     let finding = parts.finding(update).expected(format_args!(
                         "{} and {}, as in {}",
@@ -340,7 +340,7 @@ impl DrawsOf {
         for parts in modules {
             let update = parts.updates[0];
             let (d_in, d_out) = (update.a.shape()[1] as u64, update.b.shape()[0] as u64);
-            prelude.add(d_in, d_out, new_rank as u64, parts.name, update.transposed);
+            prelude.add(d_in, d_out, new_rank as u64, update.layout);
             for update in &parts.updates {
                 total += if whole { d_in * d_out } else { elems(&update.a) + elems(&update.b) };
             }

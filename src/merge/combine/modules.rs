@@ -1,7 +1,6 @@
 //! The random numbers that PEFT draws before it combines adapters.
 
-use crate::arch::Role;
-use crate::arch::names::role_by_name;
+use crate::adapter::peft::WeightLayout;
 
 /// Words that PEFT draws for the new adapter before it combines the others: the factors are made and
 /// initialised like those of any new adapter. `torch.manual_seed` before `add_weighted_adapter` then gives
@@ -14,9 +13,8 @@ pub(super) struct Prelude(u64);
 
 impl Prelude {
     /// Adds the draws of one module.
-    pub(super) fn add(&mut self, d_in: u64, d_out: u64, rank: u64, name: &str, transposed: bool) {
-        let is_embedding = transposed && role_by_name(name).is_some_and(Role::is_embedding);
-        self.0 += if is_embedding {
+    pub(super) fn add(&mut self, d_in: u64, d_out: u64, rank: u64, layout: WeightLayout) {
+        self.0 += if layout == WeightLayout::Embedding {
             // A and B are made by randn, then B is drawn once more.
             normal(rank * d_in) + 2 * normal(d_out * rank)
         } else {

@@ -171,12 +171,12 @@ pub(super) fn cut(update: &LowRank, rank: usize, pending: &mut Pending) -> (LowR
 /// The closest update of rank `rank` to the whole update `delta`, which has the weight's shape in the base; `like` is
 /// an update of the same module.
 pub(super) fn cut_whole(delta: Expr, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
-    made(CutOf::Whole(delta, like.transposed), like, rank, pending)
+    made(CutOf::Whole(delta, like.layout.is_transposed()), like, rank, pending)
 }
 
 fn made(of: CutOf, like: &LowRank, rank: usize, pending: &mut Pending) -> (LowRank, Arc<Cut>) {
     let (d_in, d_out) = (like.a.shape()[1], like.b.shape()[0]);
-    let shape = if like.transposed { [d_in, d_out] } else { [d_out, d_in] };
+    let shape = if like.layout.is_transposed() { [d_in, d_out] } else { [d_out, d_in] };
     let cut = Arc::new(Cut { of, rank, shape, made: OnceLock::new() });
     let mut factor =
         |which: usize, shape: [usize; 2]| pending.map(vec![blank(shape)], Factor { cut: cut.clone(), which });
@@ -195,6 +195,7 @@ fn blank(shape: [usize; 2]) -> Expr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::peft::WeightLayout;
 
     #[test]
     fn factors_are_cut_to_what_their_product_is_cut_to() {
@@ -204,7 +205,8 @@ mod tests {
         };
         for transposed in [false, true] {
             let (a, b) = (values(2, [4, 5]), values(1, [7, 4]));
-            let update = LowRank { scale: 0.5, alpha: None, a, b, transposed, rounded: None };
+            let update =
+                LowRank { scale: 0.5, alpha: None, a, b, layout: WeightLayout::of_linear(transposed), rounded: None };
             let exact = planned(&update.delta()).read().unwrap();
             let length = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
             for rank in [1, 2, 4, 6] {
@@ -239,7 +241,8 @@ mod tests {
         for transposed in [false, true] {
             let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
             let (a, b) = (blank([1, d_in]), blank([d_out, 1]));
-            let like = LowRank { scale: 1.0, alpha: None, a, b, transposed, rounded: None };
+            let like =
+                LowRank { scale: 1.0, alpha: None, a, b, layout: WeightLayout::of_linear(transposed), rounded: None };
             let mut pending = Pending::default();
             let (made, cut) = cut_whole(delta.clone(), &like, rank, &mut pending);
             // Several threads ask for the factors at once, and none waits for itself.

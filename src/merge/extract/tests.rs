@@ -160,7 +160,7 @@ fn conv1d_and_biases_and_norms_go_where_peft_has_them() {
     let found = extract(&base, &finetuned, &OPTIONS).unwrap();
     let (name, update) = &found.updates[0];
     assert_eq!(name, "transformer.h.0.mlp.c_fc.weight");
-    assert_eq!((update.a.shape()[1], update.b.shape()[0], update.transposed), (24, 96, true));
+    assert_eq!((update.a.shape()[1], update.b.shape()[0], update.layout), (24, 96, WeightLayout::InputsFirst));
     let delta = PlannedTensor { expr: update.delta(), ..planned("delta", &[24, 96], Vec::new()) };
     for (i, value) in delta.read().unwrap().into_iter().enumerate() {
         assert!((value - rank_two(i / 96, i % 96)).abs() < 1e-5);

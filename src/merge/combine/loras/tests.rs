@@ -1,4 +1,5 @@
 use super::*;
+use crate::adapter::peft::WeightLayout;
 use crate::merge::combine::Weights;
 use crate::merge::combine::statistics::planned;
 
@@ -12,7 +13,14 @@ fn read(of: &Expr) -> Vec<f32> {
 
 /// An update of rank 1 on two inputs and two outputs.
 fn update(scale: f32, a: [f32; 2], b: [f32; 2]) -> LowRank {
-    LowRank { scale, alpha: None, a: values(&[1, 2], &a), b: values(&[2, 1], &b), transposed: false, rounded: None }
+    LowRank {
+        scale,
+        alpha: None,
+        a: values(&[1, 2], &a),
+        b: values(&[2, 1], &b),
+        layout: WeightLayout::OutputsFirst,
+        rounded: None,
+    }
 }
 
 fn combined(updates: &[LowRank], method: &str, options: &CombineOptions) -> LowRank {
