@@ -193,7 +193,7 @@ impl OutputSettings {
             return Ok(());
         }
         let finding = setting("type").expected("source or a mixture, from GGUF to GGUF");
-        let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
+        let hint = "`jobs::quantize` makes F32, F16, BF16 and Q8_0 of a GGUF, too";
         Err(finding.found("another type").hint(hint).setting())
     }
 
