@@ -218,3 +218,40 @@ pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usiz
     let values = (0..groups).flat_map(|group| row(group, queries + 1));
     Ok(all_queries.chain(keys).chain(values).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn rows(config: serde_json::Value, transform: Transform) -> Result<Vec<usize>> {
+        let params = Params::read(Path::new("folder"), config.as_object().unwrap(), &mut Vec::new())?;
+        qkv_rows(&params.unwrap(), transform)
+    }
+
+    fn falcon(heads: usize, groups: usize) -> Result<Vec<usize>> {
+        let config = json!({"architectures": ["FalconForCausalLM"], "new_decoder_architecture": true,
+            "hidden_size": 2 * heads, "num_attention_heads": heads, "num_kv_heads": groups});
+        rows(config, Transform::GroupedQkv)
+    }
+
+    #[test]
+    fn fused_projections_are_queries_then_keys_then_values() {
+        // Two groups of two queries, a key and a value, each of two rows.
+        assert_eq!(falcon(4, 2).unwrap(), [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]);
+        let neox = json!({"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 4, "num_attention_heads": 2});
+        assert_eq!(rows(neox, Transform::HeadwiseQkv).unwrap(), [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_into_groups_are_refused() {
+        for (heads, groups) in [(4, 3), (4, 8), (5, 2)] {
+            let error = falcon(heads, groups).unwrap_err().to_string();
+            let expected = format!("num_kv_heads: expected a divisor of {heads} heads, found {groups}");
+            assert!(error.contains(&expected), "{error}");
+        }
+    }
+}
