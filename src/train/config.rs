@@ -19,8 +19,11 @@ pub struct TrainConfig {
     /// The training file, which errors name.
     #[serde(skip)]
     pub file: PathBuf,
-    /// The base model's folder.
+    /// The base model's folder, or its name on the hub.
     pub base: PathBuf,
+    /// Where the base stands on this machine, if `base` is its name on the hub.
+    #[serde(skip)]
+    pub hub_base: Option<HubBase>,
     /// Where the adapter, its checkpoints and metrics go.
     pub output: PathBuf,
     /// What is trained.
@@ -37,6 +40,15 @@ pub struct TrainConfig {
     /// The optimizer's settings.
     #[serde(default)]
     pub training: TrainingSettings,
+}
+
+/// A base model of the hub, on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubBase {
+    /// Its folder, which is called by its commit.
+    pub folder: PathBuf,
+    /// Its name: `org/name`.
+    pub id: String,
 }
 
 /// What is trained.
@@ -307,6 +319,16 @@ impl TrainConfig {
         )
     }
 
+    /// The base model's folder on this machine.
+    pub fn base_folder(&self) -> &Path {
+        self.hub_base.as_ref().map_or(&self.base, |base| &base.folder)
+    }
+
+    /// What the adapter's settings call the base.
+    fn base_name(&self) -> String {
+        self.hub_base.as_ref().map_or_else(|| self.base.display().to_string(), |base| base.id.clone())
+    }
+
     /// The settings of a bank for `base`; `instruction_dim` is the instruction encoder's width where that
     /// isn't the base's own.
     pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
@@ -332,7 +354,7 @@ impl TrainConfig {
             prior_strength: a.prior_strength,
             prior_temperature: a.prior_temperature,
             prompt_template: a.prompt_template,
-            base_model_name_or_path: self.base.display().to_string(),
+            base_model_name_or_path: self.base_name(),
         }
     }
 
@@ -344,7 +366,7 @@ impl TrainConfig {
             lora_alpha: a.lora_alpha,
             use_rslora: a.use_rslora,
             target_modules: Some(a.target_modules),
-            base_model_name_or_path: self.base.display().to_string(),
+            base_model_name_or_path: self.base_name(),
         }
     }
 
