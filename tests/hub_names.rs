@@ -55,7 +55,7 @@ impl Cache {
             format!("base='{base}'"),
             format!("output='{}'", self.at(output).display()),
             format!("data.train='{}'", demo.join("heldout.jsonl").display()),
-            "data.eval_fraction=0.5".to_owned(),
+            format!("data.eval='{}'", demo.join("heldout.jsonl").display()),
             "training.steps=1".to_owned(),
             "training.warmup_steps=0".to_owned(),
         ];
