@@ -111,7 +111,8 @@ fn listed(command: &str) -> BTreeMap<String, Vec<String>> {
         let words = line.trim_start();
         match line.strip_suffix(':').filter(|_| !line.starts_with(' ')) {
             Some(text) => text.clone_into(&mut heading),
-            None if words.starts_with('-') && line.starts_with(' ') => {
+            // Descriptions, and lists of values in them, stand further to the right.
+            None if words.starts_with('-') && (2..=6).contains(&(line.len() - words.len())) => {
                 let option = words.split([' ', ',', '=']).find(|word| word.starts_with("--")).unwrap();
                 found.entry(heading.clone()).or_default().push(option.to_owned());
             }
