@@ -566,14 +566,14 @@ fn measures_importance_matrices_in_both_forms() {
     assert_eq!((new.chunk_count(), new.datasets()), (2, [text(&words).as_bytes().to_vec()].as_slice()));
     assert!(fs::read(&gguf).unwrap().starts_with(b"GGUF") && fs::read(&dat).unwrap().starts_with(&[14, 0, 0, 0]));
 
-    let refused = |output: &Path, more: &[&str]| {
+    let refused_for = |output: &Path, more: &[&str]| {
         refused(INPUT, &args(output, more).iter().map(String::as_str).collect::<Vec<_>>())
     };
-    assert!(refused(&gguf, &[]).contains("i.gguf: already exists"));
+    assert!(refused_for(&gguf, &[]).contains("i.gguf: already exists"));
     run(&gguf, &["--overwrite", "--output-format", "dat"]);
     assert!(fs::read(&gguf).unwrap().starts_with(&[14, 0, 0, 0]));
     assert!(
-        refused(&dir.path().join("no/i.gguf"), &[]).contains("no: expected a folder, to write into, found nothing")
+        refused_for(&dir.path().join("no/i.gguf"), &[]).contains("no: expected a folder, to write into, found nothing")
     );
     for (base, words, expected) in [
         (fixtures().join("convert/mixtral/model"), words.clone(), "found MixtralForCausalLM"),
