@@ -156,7 +156,7 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
         ("POLY", "found POLY, which picks among several for each: no one weight is the model"),
         ("PREFIX_TUNING", "found PREFIX_TUNING, which learns inputs beside the prompt: there is no weight to merge"),
         ("P_TUNING", "found P_TUNING, which learns inputs"),
-        ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `atombank bake`"),
+        ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `jobs::bake`"),
         ("HRA", "expected one of the kinds this version merges (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR, LORA"),
     ] {
         let dir = changed("loha", serde_json::json!({ "peft_type": kind }), |_| ());

@@ -231,7 +231,7 @@ fn what_makes_no_bank_gets_one_line_and_leaves_nothing() {
     let made = case.path("made");
     let bank_given = refusal(&["bank", "build", base, first, text(&bank), "-o", text(&made)]);
     assert!(
-        bank_given.contains("peft_type: expected LORA, found an atom bank; atombank bake --to lora"),
+        bank_given.contains("peft_type: expected LORA, found an atom bank; atombank bake with --to lora"),
         "{bank_given}"
     );
     assert!(refusal(&case.build(&bank, &[])).contains("already exists"));

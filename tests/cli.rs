@@ -11,20 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::fixtures;
-use program::{atombank, copy, done, text};
+use program::{INPUT, USAGE, atombank, copy, done, refused, text};
 use serde_json::{Value, json};
-
-/// The one line of a refusal: exit code 1 or, for a usage error, 2, nothing on stdout.
-fn refusal(args: &[&str]) -> String {
-    let out = atombank(args);
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    // A setting that no input could have made right is a usage error.
-    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
-    assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
-    assert!(out.stdout.is_empty(), "{args:?}");
-    stderr
-}
 
 fn edit(path: &Path, change: impl Fn(&mut Value)) {
     let mut json = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -88,7 +76,7 @@ fn bakes_every_kind_of_output_and_says_what_it_costs() {
         if name.ends_with(".gguf") {
             readers::another_reader_agrees(&target, &atombank::formats::gguf::GgufFile::open(&target).unwrap());
         }
-        let refused = refusal(&args);
+        let refused = refused(INPUT, &args);
         assert!(refused.contains("already exists; choose another name or pass --overwrite"), "{refused}");
         args.push("--overwrite");
         done(&args);
@@ -98,6 +86,44 @@ fn bakes_every_kind_of_output_and_says_what_it_costs() {
     let dry =
         done(&["bake", text(&p.base), text(&p.bank), "-o", text(&out("no.gguf")), "--instruction", "", "--dry-run"]);
     assert!(dry.contains("token_embd.weight") && !out("no.gguf").exists());
+    let no = out("no.gguf");
+    let dry =
+        done(&["bake", text(&p.base), text(&p.bank), "-o", text(&no), "--instruction", "", "--dry-run", "--json"]);
+    let dry: Value = serde_json::from_str(&dry).unwrap();
+    assert_eq!((&dry["files"][0]["name"], &dry["verified"]), (&json!("no.gguf"), &Value::Null));
+    assert!(dry["tensors"].as_array().unwrap().iter().any(|tensor| tensor["name"] == "token_embd.weight"));
+    assert!(dry["bytes"].as_u64().unwrap() > 100_000 && dry["alphas"].as_array().unwrap().len() == 2);
+    assert!(!no.exists());
+}
+
+#[test]
+fn baking_without_anything_to_fix_is_a_usage_error() {
+    let p = pair();
+    let out = p.dir.path().join("out");
+    let line = refused(USAGE, &["bake", text(&p.base), text(&p.bank), "-o", text(&out)]);
+    assert_eq!(
+        line,
+        "error: --instruction: expected an instruction, or --prompt, found neither; an empty --instruction bakes what \
+         the bank does without one\n"
+    );
+    assert!(!out.exists());
+    let line = refused(
+        USAGE,
+        &[
+            "bake",
+            text(&p.base),
+            text(&p.bank),
+            "-o",
+            text(&p.dir.path().join("out.gguf")),
+            "--instruction",
+            "",
+            "--type",
+            "Q4_K_M",
+            "--prune-layers",
+            "0",
+        ],
+    );
+    assert!(line.starts_with("error: --prune-layers: ") && line.ends_with("pass --no-verify\n"), "{line}");
     let leftovers =
         fs::read_dir(p.dir.path()).unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with('.'));
     assert_eq!(leftovers.count(), 0);
@@ -140,7 +166,7 @@ fn generates_from_a_gguf_and_from_a_prompt_as_it_is() {
     assert_ne!(plain["prompt_ids"], asked["prompt_ids"]);
     let bank = ["--adapter", text(&p.bank)];
     assert_eq!(generate(&gguf, &bank), generate(&p.base, &bank));
-    let line = refusal(&["generate", text(&p.base), "--prompt", "garden", "--template", "Say it."]);
+    let line = refused(INPUT, &["generate", text(&p.base), "--prompt", "garden", "--template", "Say it."]);
     assert!(line.contains("--template: expected {prompt} in it, found \"Say it.\", which drops \"garden\""), "{line}");
 }
 
@@ -161,11 +187,8 @@ fn a_baked_lora_merges_to_the_baked_model_bit_by_bit() {
         assert_eq!(weights(&baked), weights(&merged), "{name}");
     }
     let target = out("never");
-    let refused = refusal(&["merge", text(&p.base), text(&p.bank), "-o", text(&target)]);
-    assert!(
-        refused.contains("found QUERYABLE_LORA, an atom bank; fix an instruction with `atombank bake`"),
-        "{refused}"
-    );
+    let refused = refused(INPUT, &["merge", text(&p.base), text(&p.bank), "-o", text(&target)]);
+    assert!(refused.contains("found QUERYABLE_LORA, an atom bank; fix an instruction with atombank bake"), "{refused}");
     assert!(!target.exists());
 }
 
@@ -178,7 +201,72 @@ fn routes_by_model_and_by_prior() {
     let with: Vec<&str> = args.iter().copied().chain(["--instruction", "Reverse the letters."]).collect();
     let json: Value = serde_json::from_str(&done(&with)).unwrap();
     assert_eq!(json["alphas"][0], json["alphas"][1], "the prior knows no blocks");
-    assert!(refusal(&args).contains("routing by the prior: expected an instruction, found none; pass --instruction"));
+    assert!(
+        refused(INPUT, &args).contains("routing by the prior: expected an instruction, found none; pass --instruction")
+    );
+}
+
+#[test]
+fn texts_beyond_the_models_context_are_noted() {
+    let p = pair();
+    edit(&p.base.join("config.json"), |config| config["max_position_embeddings"] = json!(8));
+    let target = p.dir.path().join("baked");
+    let (base, bank) = (text(&p.base), text(&p.bank));
+    let long = "a garden beyond the wall";
+    for args in [
+        &["route", base, bank, "--prompt", long][..],
+        &["generate", base, "--prompt", long, "--max-tokens", "2"],
+        &["bake", base, bank, "--prompt", long, "-o", text(&target), "--no-verify"],
+    ] {
+        let out = atombank(args);
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.success(), "{args:?}: {stderr}");
+        assert!(stderr.contains("and the model's max_position_embeddings is 8: it may not"), "{args:?}: {stderr}");
+    }
+    let out = atombank(&["generate", base, "--prompt", "a", "--max-tokens", "1"]);
+    assert!(out.status.success() && out.stderr.is_empty());
+    // Memory that no machine has.
+    let endless = "x".repeat(70_000);
+    let line = refused(INPUT, &["generate", base, "--prompt", &endless]);
+    assert!(line.contains("prompt: expected at most 65536 tokens, as memory grows"), "{line}");
+}
+
+#[test]
+fn tokenizers_that_contradict_themselves_are_refused_in_one_line() {
+    let changes: [(&str, &dyn Fn(&mut Value)); 2] = [
+        ("a merge without its prefix", &|json| {
+            json["model"]["continuing_subword_prefix"] = json!("a prefix that is long")
+        }),
+        ("a special token that is not listed", &|json| {
+            json["post_processor"] = json!({"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<nowhere>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [], "special_tokens": {}});
+        }),
+    ];
+    for (what, change) in changes {
+        let p = pair();
+        edit(&p.base.join("tokenizer.json"), change);
+        let (base, bank, rows) = (text(&p.base), text(&p.bank), fixtures().join("demo/heldout.jsonl"));
+        let base_setting = format!("base='{base}'");
+        let (out, data) = (p.dir.path().join("run"), format!("data.train='{}'", rows.display()));
+        let output = format!("output='{}'", out.display());
+        let config = fixtures().join("demo/bank.toml");
+        for args in [
+            &["generate", base, "--prompt", "garden"][..],
+            &["route", base, bank, "--instruction", "Reverse.", "--prompt", "garden"],
+            &["train", text(&config), "--set", &base_setting, "--set", &output, "--set", &data],
+        ] {
+            // Instructions are tokens without special ones, prompts may have none by the template: no panic either way.
+            let run = atombank(args);
+            let stderr = String::from_utf8(run.stderr).unwrap();
+            let refused = run.status.code() == Some(1) && stderr.lines().count() == 1;
+            match args[0] {
+                "generate" => assert!(refused && stderr.contains("tokenizer.json: expected"), "{what}: {stderr}"),
+                _ => assert!(refused || run.status.success(), "{what}: {args:?}: {stderr}"),
+            }
+            assert!(!stderr.contains("panicked"), "{stderr}");
+        }
+    }
 }
 
 #[test]
@@ -235,7 +323,7 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
         (
             "missing tokenizer",
             |p| fs::remove_file(p.base.join("tokenizer.json")).unwrap(),
-            &["tokenizer.json: expected a tokenizer"],
+            &["tokenizer.json: cannot read: No such file"],
         ),
         (
             "missing adapter",
@@ -328,7 +416,8 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
         change(&p);
         let target = p.dir.path().join("out.gguf");
         let before = fs::read_dir(p.dir.path()).unwrap().count();
-        let line = refusal(&["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--instruction", "Reverse."]);
+        let line =
+            refused(INPUT, &["bake", text(&p.base), text(&p.bank), "-o", text(&target), "--instruction", "Reverse."]);
         for part in *expected {
             assert!(line.contains(part), "{what}: {line}");
         }
@@ -370,6 +459,11 @@ fn bad_training_input_gets_one_line() {
         (
             "{\"completion\": \"y\"}\n",
             "training.batch_size=2147483648",
+            "bank.toml: training.batch_size: expected at most 64: the data has ",
+        ),
+        (
+            "{\"completion\": \"y\"}\n",
+            "training.gradient_accumulation=2147483648",
             "gradient_accumulation: expected at most 65536",
         ),
         (
@@ -384,8 +478,9 @@ fn bad_training_input_gets_one_line() {
             args.extend(["--set", path]);
         }
         args.extend(["--set", extra]);
-        let line = refusal(&args);
+        let line = refused(INPUT, &args);
         assert!(line.contains(expected), "{line}");
+        assert!(!line.contains("lower the learning rate"), "nothing was trained: {line}");
         assert!(!output.join("adapter_config.json").exists());
     }
 }
@@ -399,19 +494,22 @@ fn a_type_that_the_output_cannot_have_is_refused() {
         ("hf", "q8_0", "--type: expected f32, f16, bf16, auto or source for a Hugging Face folder, found q8_0"),
         ("gguf", "q9", "--type: expected f32, f16, bf16, q8_0, auto, source, or a mixture: F32, F16, BF16, Q1_0,"),
     ] {
-        let line = refusal(&[
-            "bake",
-            text(&p.base),
-            text(&p.bank),
-            "-o",
-            text(&target),
-            "--to",
-            to,
-            "--type",
-            kind,
-            "--instruction",
-            "",
-        ]);
+        let line = refused(
+            USAGE,
+            &[
+                "bake",
+                text(&p.base),
+                text(&p.bank),
+                "-o",
+                text(&target),
+                "--to",
+                to,
+                "--type",
+                kind,
+                "--instruction",
+                "",
+            ],
+        );
         assert!(line.contains(expected), "{line}");
         assert!(!target.exists());
     }
@@ -473,13 +571,14 @@ fn measures_importance_matrices_in_both_forms() {
     assert_eq!((new.chunk_count(), new.datasets()), (2, [text(&words).as_bytes().to_vec()].as_slice()));
     assert!(fs::read(&gguf).unwrap().starts_with(b"GGUF") && fs::read(&dat).unwrap().starts_with(&[14, 0, 0, 0]));
 
-    let refused =
-        |output: &Path, more: &[&str]| refusal(&args(output, more).iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(refused(&gguf, &[]).contains("i.gguf: already exists"));
+    let refused_for = |output: &Path, more: &[&str]| {
+        refused(INPUT, &args(output, more).iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert!(refused_for(&gguf, &[]).contains("i.gguf: already exists"));
     run(&gguf, &["--overwrite", "--output-format", "dat"]);
     assert!(fs::read(&gguf).unwrap().starts_with(&[14, 0, 0, 0]));
     assert!(
-        refused(&dir.path().join("no/i.gguf"), &[])
+        refused_for(&dir.path().join("no/i.gguf"), &[])
             .contains("no: folder of the output: expected a folder, found nothing")
     );
     for (base, words, expected) in [
@@ -493,11 +592,51 @@ fn measures_importance_matrices_in_both_forms() {
         ),
     ] {
         let output = dir.path().join("new.gguf");
-        let line = refusal(&["imatrix", text(&base), text(&words), "-o", text(&output)]);
+        let line = refused(INPUT, &["imatrix", text(&base), text(&words), "-o", text(&output)]);
         assert!(line.contains(expected), "{line}");
         assert!(!output.exists());
     }
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    // Planned without being measured: the same tensors at the same places as are written.
+    let planned = |output: &Path, more: &[&str]| -> Value {
+        let more = [more, &["--dry-run", "--json"]].concat();
+        let args = args(output, &more);
+        serde_json::from_str(&done(&args.iter().map(String::as_str).collect::<Vec<_>>())).unwrap()
+    };
+    for (name, more) in [("j.gguf", &["--process-output"][..]), ("j.dat", &[])] {
+        let output = dir.path().join(name);
+        let plan = planned(&output, more);
+        assert!(!output.exists());
+        let more = [more, &["--json"]].concat();
+        let args = args(&output, &more);
+        let written = done(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let written: Value = serde_json::from_str(&written).unwrap();
+        assert_eq!((&written["bytes"], &plan["files"][0]["bytes"]), (&plan["bytes"], &plan["bytes"]), "{name}");
+        assert_eq!(written["tensors"], plan["tensors"].as_array().unwrap().len(), "{name}");
+        assert_eq!(plan["bytes"], fs::metadata(&output).unwrap().len(), "{name}");
+    }
+    let table = args(&dir.path().join("k.gguf"), &["--dry-run"]);
+    assert!(done(&table.iter().map(String::as_str).collect::<Vec<_>>()).contains("blk.0.attn_q.weight.in_sum2"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+}
+
+#[test]
+fn the_demo_prints_json_and_replaces_its_own_folder_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("demo");
+    let args = ["demo", "-o", text(&out), "--set", "training.steps=2", "--set", "training.warmup_steps=0", "--quiet"];
+    let json: Value = serde_json::from_str(&done(&[&args[..], &["--json"]].concat())).unwrap();
+    let instructions = json["instructions"].as_array().unwrap();
+    assert!(instructions.len() > 2 && json["words"].as_u64().unwrap() > 2, "{json}");
+    assert!(instructions.iter().all(|found| found["exact_match"]["routed"].is_number()), "{json}");
+    assert!(json["bank"]["parameters"].as_u64().unwrap() > 1000 && out.join("baked-0.gguf").is_file());
+    assert!(refused(INPUT, &args).contains("already exists; choose another name or pass --overwrite"));
+    let again = [&args[..], &["--overwrite"]].concat();
+    fs::write(out.join("mine.txt"), "x").unwrap();
+    let line = refused(INPUT, &again);
+    assert!(line.contains("expected the folder of a demo, to replace it, found \"mine.txt\" in it"), "{line}");
+    fs::remove_file(out.join("mine.txt")).unwrap();
+    assert!(done(&again).starts_with("1. train an atom bank"));
+    assert!(out.join("baked-0.gguf").is_file());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use atombank::formats::gguf::{GgufFile, GgufModel};
 use atombank::formats::pytorch::PytorchFile;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::source::Source;
-use program::{atombank, copy, fixture};
+use program::{INPUT, USAGE, atombank, copy, fixture, refused_leaving, text};
 
 fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
     let out = atombank(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
@@ -20,17 +20,10 @@ fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
     stderr
 }
 
-/// One line on stderr, exit code 1 or, for a usage error, 2, nothing written.
-fn refusal(input: &Path, output: &Path, options: &[&str]) -> String {
-    let before = fs::read_dir(output.parent().unwrap()).unwrap().count();
-    let out = atombank(&[&["convert", input.to_str().unwrap(), "-o", output.to_str().unwrap()], options].concat());
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    // A setting that no input could have made right is a usage error.
-    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
-    assert_eq!(out.status.code(), Some(code), "{input:?}: {stderr}");
-    assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{stderr}");
-    assert_eq!(fs::read_dir(output.parent().unwrap()).unwrap().count(), before, "something is left");
-    stderr
+/// One line on stderr, and nothing written.
+#[track_caller]
+fn refusal(exit: i32, input: &Path, output: &Path, options: &[&str]) -> String {
+    refused_leaving(exit, output.parent().unwrap(), &[&["convert", text(input), "-o", text(output)], options].concat())
 }
 
 /// Name, shape and bytes of every tensor, by name.
@@ -175,7 +168,7 @@ fn everything_that_can_be_converted_can_be_inspected() {
     let all = json(&fixture("pytorch/lightning.bin"));
     assert!(all["kind"] == "weights" && !all["others"].as_array().unwrap().is_empty(), "{all}");
     // A part that isn't there is no adapter of an unknown kind.
-    let missing = atombank(&["inspect", program::text(&fixture("pytorch/lightning.bin")), "--key", "nothing"]);
+    let missing = atombank(&["inspect", text(&fixture("pytorch/lightning.bin")), "--key", "nothing"]);
     assert_eq!(missing.status.code(), Some(1));
     // A field that no conversion takes, and a class without a table: still there to be looked at.
     copy(&fixture("convert/qwen2/model"), &at("model"));
@@ -201,7 +194,7 @@ fn banks_and_adapters_have_forms_in_gguf() {
     assert_eq!(safetensors(&at("bank").join(file)), safetensors(&bank.join(file)));
     let lora = fixture("lora/plain");
     let lora = if lora.join("adapter_config.json").is_file() { lora } else { lora.join("adapter") };
-    let refused = refusal(&lora, &at("lora.gguf"), &[]);
+    let refused = refusal(INPUT, &lora, &at("lora.gguf"), &[]);
     assert!(refused.contains("--base: expected the folder of the base model, found none"), "{refused}");
 }
 
@@ -232,24 +225,25 @@ fn what_cannot_be_converted_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let model = fixture("convert/gpt2/model");
-    let cases: [(&Path, &str, &[&str], &str); 6] = [
-        (&fixture("pytorch/refused-command.bin"), "x.safetensors", &[], "found posix.system"),
-        (&model, "folder", &["--split-max-tensors", "3"], "expected a GGUF, found another output"),
-        (&model, "folder", &["--override-key", "a=1"], "--override-key: expected a GGUF"),
-        (&model, "x.gguf", &["--key", "state_dict"], "--key: expected a PyTorch file to choose from"),
+    let cases: [(i32, &Path, &str, &[&str], &str); 6] = [
+        (INPUT, &fixture("pytorch/refused-command.bin"), "x.safetensors", &[], "found posix.system"),
+        (USAGE, &model, "folder", &["--split-max-tensors", "3"], "expected a GGUF, found another output"),
+        (USAGE, &model, "folder", &["--override-key", "a=1"], "--override-key: expected a GGUF"),
+        (USAGE, &model, "x.gguf", &["--key", "state_dict"], "--key: expected a PyTorch file to choose from"),
         (
+            INPUT,
             &model.join("model.safetensors"),
             "folder",
             &[],
             "config.json: expected a model folder's config, found tensors alone",
         ),
-        (&fixture("README.md"), "x.gguf", &[], "found something else"),
+        (INPUT, &fixture("README.md"), "x.gguf", &[], "found something else"),
     ];
-    for (input, output, options, expected) in cases {
-        let line = refusal(input, &at(output), options);
+    for (exit, input, output, options, expected) in cases {
+        let line = refusal(exit, input, &at(output), options);
         assert!(line.contains(expected), "{line}");
     }
     std::os::unix::fs::symlink(at("nowhere"), at("link.gguf")).unwrap();
-    let line = refusal(&model, &at("link.gguf"), &[]);
+    let line = refusal(INPUT, &model, &at("link.gguf"), &[]);
     assert!(line.contains("already exists"), "{line}");
 }

@@ -6,7 +6,7 @@ mod program;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use program::{atombank, copy, done, fixture, text};
+use program::{INPUT, USAGE, atombank, copy, done, fixture, refused, text};
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
@@ -28,16 +28,13 @@ fn compared(a: &Path, b: &Path) -> Value {
     json(&done(&["compare", text(a), text(b), "--json"]))
 }
 
-/// One line on stderr, exit code 1 or, for a usage error, 2, nothing written.
-fn refusal(base: &Path, finetuned: &Path, out: &Path, options: &[&str]) -> String {
+/// One line on stderr, and nothing written.
+#[track_caller]
+fn refusal(exit: i32, base: &Path, finetuned: &Path, out: &Path, options: &[&str]) -> String {
     let args = [&["extract", text(base), text(finetuned), "-o", text(out)], options].concat();
-    let run = atombank(&args);
-    let stderr = String::from_utf8(run.stderr).unwrap();
-    // A setting that no input could have made right is a usage error.
-    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
-    assert_eq!((run.status.code(), run.stdout.len(), stderr.lines().count()), (Some(code), 0, 1), "{stderr}");
+    let line = refused(exit, &args);
     assert!(!out.exists());
-    stderr
+    line
 }
 
 #[test]
@@ -126,17 +123,20 @@ fn what_does_not_fit_is_refused_in_one_line() {
     let at = |name: &str| dir.path().join(name);
     let (qwen, gpt2, out) = (base("qwen2-float32"), base("gpt2-float32"), at("out"));
     let other = finetuned(&qwen, "lora", &at("finetuned"));
-    assert!(refusal(&qwen, &qwen, &out, &[]).contains("there is nothing to extract"));
-    assert!(refusal(&qwen, &gpt2, &out, &[]).contains("a LoRA needs two models of one architecture and size"));
-    assert!(refusal(&qwen, &at("nothing"), &out, &[]).contains("expected a Hugging Face model folder, found nothing"));
-    assert!(refusal(&qwen, &other, &out, &["--to", "hf"]).contains("expected a LoRA's folder"));
-    assert!(refusal(&qwen, &other, &at("out.gguf"), &[]).contains("expected a LoRA's folder"));
-    assert!(refusal(&qwen, &other, &out, &["--type", "q8_0"]).contains("f32, f16 or bf16 for a LoRA"));
+    assert!(refusal(INPUT, &qwen, &qwen, &out, &[]).contains("there is nothing to extract"));
+    assert!(refusal(INPUT, &qwen, &gpt2, &out, &[]).contains("a LoRA needs two models of one architecture and size"));
+    assert!(
+        refusal(INPUT, &qwen, &at("nothing"), &out, &[])
+            .contains("expected a Hugging Face model folder, found nothing")
+    );
+    assert!(refusal(USAGE, &qwen, &other, &out, &["--to", "hf"]).contains("expected a LoRA's folder"));
+    assert!(refusal(USAGE, &qwen, &other, &at("out.gguf"), &[]).contains("expected a LoRA's folder"));
+    assert!(refusal(USAGE, &qwen, &other, &out, &["--type", "q8_0"]).contains("f32, f16 or bf16 for a LoRA"));
     let broken = copy(&other, &at("broken"));
     let file = broken.join("model.safetensors");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, &bytes[..bytes.len() - 4]).unwrap();
-    assert!(refusal(&qwen, &broken, &out, &[]).contains("model.safetensors"));
+    assert!(refusal(INPUT, &qwen, &broken, &out, &[]).contains("model.safetensors"));
     for options in [["--energy", "1.5"], ["--energy", "nan"], ["--rank", "0"]] {
         let args = [&["extract", text(&qwen), text(&other), "-o", text(&out)], &options[..]].concat();
         assert_eq!(atombank(&args).status.code(), Some(2), "{options:?}");

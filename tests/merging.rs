@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atombank::adapter::{HostTensor, save_tensors};
-use program::{atombank, copy, done, fixture, text};
+use program::{INPUT, USAGE, atombank, copy, done, fixture, refused_leaving, text};
 use serde_json::{Value, json};
 
 type Tensors = BTreeMap<String, HostTensor>;
@@ -87,18 +87,15 @@ impl Bench {
         target
     }
 
-    /// One line on stderr, exit code 1 or, for a usage error, 2, nothing written.
-    fn refusal(&self, base: &Path, others: &[&str], options: &[&str]) -> String {
+    /// One line on stderr, and nothing written.
+    #[track_caller]
+    fn refusal(&self, exit: i32, base: &Path, others: &[&str], options: &[&str]) -> String {
         let target = self.at("never");
-        let before = fs::read_dir(self.dir.path()).unwrap().count();
-        let out = atombank(&[&["merge", text(base)], others, &["-o", text(&target)], options].concat());
-        let stderr = String::from_utf8(out.stderr).unwrap();
-        // A setting that no input could have made right is a usage error.
-        let code = if stderr.starts_with("error: --") { 2 } else { 1 };
-        assert_eq!(out.status.code(), Some(code), "{others:?} {options:?}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), before, "something is left");
-        stderr
+        refused_leaving(
+            exit,
+            self.dir.path(),
+            &[&["merge", text(base)], others, &["-o", text(&target)], options].concat(),
+        )
     }
 }
 
@@ -172,9 +169,9 @@ fn a_quantized_base_keeps_its_types_and_says_what_that_costs() {
     for tensor in comparison["tensors"].as_array().unwrap() {
         assert_eq!(tensor["a"]["dtype"], tensor["b"]["dtype"], "{tensor}");
     }
-    let refused = b.refusal(&q4, &[text(&lora)], &["--keep-base"]);
+    let refused = b.refusal(INPUT, &q4, &[text(&lora)], &["--keep-base"]);
     assert!(refused.contains("expected values that are not quantized, found Q"), "{refused}");
-    let kept = b.refusal(&q4, &[text(&lora)], &["--type", "f16", "--to", "gguf"]);
+    let kept = b.refusal(USAGE, &q4, &[text(&lora)], &["--type", "f16", "--to", "gguf"]);
     assert!(kept.contains("--type: expected source or a mixture, from GGUF to GGUF"), "{kept}");
 }
 
@@ -256,18 +253,19 @@ fn whole_models_become_one() {
         (&["--method", "sce", "--gamma", "0.1"][..], "found sce"),
         (&["--method", "linear", "--rank", "4"], "--rank: expected no such option for models, found linear"),
     ] {
-        let refused = b.refusal(&b.base, &[text(&x), text(&y)], options);
+        let refused = b.refusal(USAGE, &b.base, &[text(&x), text(&y)], options);
         assert!(refused.contains(expected), "{refused}");
     }
-    let refused = b.refusal(&b.base, &[&half, text(&y)], &["--method", "karcher"]);
+    let refused = b.refusal(INPUT, &b.base, &[&half, text(&y)], &["--method", "karcher"]);
     assert!(refused.contains("its weight: expected none for karcher, found 0.5"), "{refused}");
-    let refused = b.refusal(&b.base, &[text(&x), text(&y)], &[]);
+    let refused = b.refusal(USAGE, &b.base, &[text(&x), text(&y)], &[]);
     assert!(refused.contains("--method: expected a way to make one model of several: linear, slerp"), "{refused}");
-    let refused = b.refusal(&b.base, &[text(&x)], &["--method", "slerp"]);
+    let refused = b.refusal(USAGE, &b.base, &[text(&x)], &["--method", "slerp"]);
     assert!(refused.contains("--t: expected a number from 0 to 1 for slerp, found none"), "{refused}");
-    let refused = b.refusal(&b.base, &[text(&x), text(&fixture("convert/qwen2/model"))], &["--method", "linear"]);
+    let refused =
+        b.refusal(INPUT, &b.base, &[text(&x), text(&fixture("convert/qwen2/model"))], &["--method", "linear"]);
     assert!(refused.contains("qwen2"), "{refused}");
-    let refused = b.refusal(&b.base, &[text(&x)], &["--method", "tie"]);
+    let refused = b.refusal(USAGE, &b.base, &[text(&x)], &["--method", "tie"]);
     assert!(refused.contains("--method: expected one of linear, slerp"), "{refused}");
 }
 
@@ -340,7 +338,7 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
     ];
     for (i, (config, change, expected)) in cases.into_iter().enumerate() {
         let lora = b.lora(&format!("bad-{i}"), 1, config, change);
-        let refused = b.refusal(&b.base, &[text(&lora)], &[]);
+        let refused = b.refusal(INPUT, &b.base, &[text(&lora)], &[]);
         assert!(refused.contains(expected), "{refused}");
     }
     let nan = b.plain("nan", 1);
@@ -348,7 +346,7 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
     change_bytes(&nan.join("adapter_model.safetensors"), &format!("{Q}.lora_A.weight"), |a| {
         a[..4].copy_from_slice(&bytes)
     });
-    let refused = b.refusal(&b.base, &[text(&nan)], &[]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&nan)], &[]);
     assert!(refused.contains("q_proj.lora_A.weight\": expected finite numbers, found a NaN"), "{refused}");
     let saves = |name: &str| {
         b.lora(name, 1, json!({"modules_to_save": ["model.norm"]}), |t| {
@@ -356,7 +354,7 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
         })
     };
     let (x, y) = (saves("x"), saves("y"));
-    let refused = b.refusal(&b.base, &[text(&x), text(&y)], &[]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&x), text(&y)], &[]);
     assert!(
         refused.contains("\"model.norm.weight\": expected at most one adapter that has it whole (modules_to_save)"),
         "{refused}"
@@ -366,12 +364,12 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
         (&["--method", "svd", "--density", "0.5"], "--density: expected a --method that it says something to: ties,"),
         (&["--method", "ties", "--gamma", "0.1"], "--gamma: expected no such option for adapters, found ties"),
     ] {
-        let refused = b.refusal(&b.base, &[text(&x)], options);
+        let refused = b.refusal(USAGE, &b.base, &[text(&x)], options);
         assert!(refused.contains(expected), "{refused}");
     }
-    let refused = b.refusal(&b.base, &[text(&x)], &["--method", "ties", "--density", "0.5"]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&x)], &["--method", "ties", "--density", "0.5"]);
     assert!(refused.contains("expected nothing but low-rank updates, to combine by ties"), "{refused}");
-    let refused = b.refusal(&b.base, &[text(&b.at("nowhere"))], &[]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&b.at("nowhere"))], &[]);
     assert!(refused.contains("nowhere/adapter_config.json: cannot read"), "{refused}");
     assert!(!b.at("never").exists());
 }
@@ -392,7 +390,7 @@ fn outputs_of_zeros_under_dora_are_refused() {
             tensors.insert(name.replace("lora_B.weight", "lora_magnitude_vector"), tensor(&[256], 4));
         }
     });
-    let refused = b.refusal(&model, &[text(&lora)], &[]);
+    let refused = b.refusal(INPUT, &model, &[text(&lora)], &[]);
     assert!(
         refused.contains("q_proj.weight\": expected finite numbers, found an output whose weights are all zero"),
         "{refused}"
@@ -427,7 +425,7 @@ fn adapters_of_whole_numbers_are_refused_by_file_and_tensor() {
         &["--method", "magnitude_prune", "--density", "0.5"],
         &["--method", "ties_svd", "--density", "0.5", "--rank", "2"],
     ] {
-        let refused = b.refusal(&b.base, &[text(&good), text(&bad)], options);
+        let refused = b.refusal(INPUT, &b.base, &[text(&good), text(&bad)], options);
         assert!(refused.contains(&expected), "{refused}");
     }
     let nan = b.lora("nan", 3, json!({"use_dora": true}), |tensors| {
@@ -438,10 +436,10 @@ fn adapters_of_whole_numbers_are_refused_by_file_and_tensor() {
     });
     let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
     change_bytes(&nan.join("adapter_model.safetensors"), name, |a| a[..4].copy_from_slice(&f32::NAN.to_le_bytes()));
-    let refused = b.refusal(&b.base, &[text(&nan)], &[]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&nan)], &[]);
     assert!(refused.contains("nan/adapter_model.safetensors: tensor") && refused.contains(name), "{refused}");
     let huge = b.lora("huge", 3, json!({"lora_alpha": 1e300}), |_| ());
-    let refused = b.refusal(&b.base, &[text(&huge)], &[]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&huge)], &[]);
     assert!(refused.contains("huge/adapter_config.json: lora_alpha: expected a finite float32"), "{refused}");
 }
 
@@ -450,17 +448,17 @@ fn ranks_that_no_update_has_are_refused_before_anything_is_made() {
     let b = Bench::new();
     let (x, y) = (b.plain("x", 1), b.plain("y", 5));
     for rank in ["257", "1000000", "100000000", "18446744073709551615"] {
-        let refused = b.refusal(&b.base, &[text(&x), text(&y)], &["--to", "lora", "--rank", rank]);
+        let refused = b.refusal(INPUT, &b.base, &[text(&x), text(&y)], &["--to", "lora", "--rank", rank]);
         assert!(
             refused.contains("rank: expected 1 to 256, the highest rank that an update of these modules can have"),
             "{refused}"
         );
     }
     let pruned = ["--method", "ties_svd", "--density", "0.5", "--rank", "257"];
-    let refused = b.refusal(&b.base, &[text(&x), text(&y)], &pruned);
+    let refused = b.refusal(INPUT, &b.base, &[text(&x), text(&y)], &pruned);
     assert!(refused.contains("rank: expected 1 to 256"), "{refused}");
     let settings = b.lora("settings", 1, json!({"r": 1u64 << 31}), |_| ());
-    let refused = b.refusal(&b.base, &[text(&settings)], &[]);
+    let refused = b.refusal(INPUT, &b.base, &[text(&settings)], &[]);
     assert!(refused.contains("lora_A.weight\": expected [2147483648, "), "{refused}");
 }
 
@@ -488,12 +486,12 @@ fn tensors_of_whole_numbers_are_taken_where_all_models_have_the_same() {
     for method in methods {
         let density = ["ties", "dare_ties", "della", "breadcrumbs"].contains(&method);
         let options = if density { &["--method", method, "--density", "0.5"][..] } else { &["--method", method] };
-        let refused = b.refusal(&base, &[text(&x), text(&y)], options);
+        let refused = b.refusal(INPUT, &base, &[text(&x), text(&y)], options);
         assert!(refused.contains("y/model.safetensors: tensor \"model.norm.weight\": expected what"), "{refused}");
         assert!(refused.contains("can't be combined, found other values"), "{refused}");
     }
     retype(&y.join("model.safetensors"), norm, "I16", "BF16");
-    let refused = b.refusal(&base, &[text(&x), text(&y)], &["--method", "linear"]);
+    let refused = b.refusal(INPUT, &base, &[text(&x), text(&y)], &["--method", "linear"]);
     assert!(refused.contains("found BF16 for I16"), "{refused}");
 }
 

@@ -10,22 +10,8 @@ use std::path::{Path, PathBuf};
 use atombank::DType;
 use atombank::formats::gguf::{GgufFile, GgufModel};
 use atombank::source::Source;
-use program::{atombank, done, fixture, text};
+use program::{INPUT, USAGE, done, fixture, refused_leaving, text};
 use serde_json::Value;
-
-/// One line on stderr, exit code 1 or, for a usage error, 2, nothing written into `folder`.
-fn refusal(folder: &Path, args: &[&str]) -> String {
-    let count = || fs::read_dir(folder).unwrap().count();
-    let before = count();
-    let out = atombank(args);
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    // A setting that no input could have made right is a usage error.
-    let code = if stderr.starts_with("error: --") { 2 } else { 1 };
-    assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
-    assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{stderr}");
-    assert_eq!(count(), before, "something is left");
-    stderr
-}
 
 /// The llama of the fixtures as a GGUF in f32, beside what else a test makes.
 struct Model {
@@ -50,9 +36,14 @@ impl Model {
         done(&[&["quantize", text(&self.gguf), "-o", text(&target)], options].concat());
     }
 
-    fn refusal(&self, options: &[&str]) -> String {
+    #[track_caller]
+    fn refusal(&self, exit: i32, options: &[&str]) -> String {
         let target = self.at("never.gguf");
-        refusal(self.dir.path(), &[&["quantize", text(&self.gguf), "-o", text(&target)], options].concat())
+        refused_leaving(
+            exit,
+            self.dir.path(),
+            &[&["quantize", text(&self.gguf), "-o", text(&target)], options].concat(),
+        )
     }
 }
 
@@ -188,8 +179,11 @@ fn a_recipe_can_be_looked_at_with_nothing_but_the_header() {
     }
     let bits = json["bits_per_weight"].as_f64().unwrap();
     assert!((4.5..7.0).contains(&bits), "{bits}");
-    let refused =
-        refusal(m.dir.path(), &["quantize", text(&header_only), "-o", text(&m.at("x.gguf")), "--type", "Q4_K_M"]);
+    let refused = refused_leaving(
+        INPUT,
+        m.dir.path(),
+        &["quantize", text(&header_only), "-o", text(&m.at("x.gguf")), "--type", "Q4_K_M"],
+    );
     assert!(refused.contains("until the file's end"), "{refused}");
 }
 
@@ -205,12 +199,12 @@ fn quantized_models_are_split_read_again_and_quantized_on_request() {
     let header = GgufFile::open(&shard).unwrap().range(0).start;
     fs::write(&shard, &whole[..header]).unwrap();
     let dry = ["quantize", text(&shard), "-o", "no.gguf", "--type", "Q4_K_M", "--dry-run"];
-    let refused = refusal(m.dir.path(), &dry);
+    let refused = refused_leaving(INPUT, m.dir.path(), &dry);
     assert!(refused.contains("expected the header of a whole model, found that of one shard"), "{refused}");
     fs::write(&shard, whole).unwrap();
     let target = m.at("again.gguf");
     let again = ["quantize", text(&shard), "-o", text(&target), "--type", "Q4_K_M"];
-    let refused = refusal(m.dir.path(), &again);
+    let refused = refused_leaving(INPUT, m.dir.path(), &again);
     assert!(refused.contains("pass --allow-requantize"), "{refused}");
     done(&[&again[..], &["--allow-requantize"]].concat());
     assert_eq!(dtype(&target, "blk.0.ffn_gate.weight"), DType::Q4_K);
@@ -222,32 +216,36 @@ fn quantized_models_are_split_read_again_and_quantized_on_request() {
 fn what_cannot_be_quantized_is_refused_in_one_line() {
     let m = Model::new();
     let imatrix = fixture("quant/imatrix/qwen2-odd.gguf");
-    let cases: &[(&[&str], &str)] = &[
-        (&[], "--type: expected a file type, like Q4_K_M, found none"),
-        (&["--type", "Q9_K"], "expected one of F32, F16"),
-        (&["--type", "IQ1_S"], "expected importance, as IQ"),
-        (&["--type", "Q4_K_M", "--tensor-type", "attn_q"], "--tensor-type"),
-        (&["--type", "Q4_K_M", "--tensor-type", "attn_x=q8_0"], "expected a part of a tensor's name"),
-        (&["--type", "Q4_K_M", "--pre", "gpt-2"], "--pre: expected to be without it"),
-        (&["--type", "Q4_K_M", "--prune-layers", "0,1"], "prune"),
-        (&["--type", "Q4_K_M", "--imatrix", text(&m.gguf)], "imatrix"),
-        (&["--type", "Q4_K_M", "--imatrix", text(&imatrix)], "the importance matrix is another model's"),
+    let cases: &[(i32, &[&str], &str)] = &[
+        (USAGE, &[], "--type: expected a file type, like Q4_K_M, found none"),
+        (USAGE, &["--type", "Q9_K"], "expected one of F32, F16"),
+        (INPUT, &["--type", "IQ1_S"], "expected importance, as IQ"),
+        (USAGE, &["--type", "Q4_K_M", "--tensor-type", "attn_q"], "--tensor-type"),
+        (USAGE, &["--type", "Q4_K_M", "--tensor-type", "attn_x=q8_0"], "expected a part of a tensor's name"),
+        (USAGE, &["--type", "Q4_K_M", "--pre", "gpt-2"], "--pre: expected to be without it"),
+        (INPUT, &["--type", "Q4_K_M", "--prune-layers", "0,1"], "prune"),
+        (INPUT, &["--type", "Q4_K_M", "--imatrix", text(&m.gguf)], "imatrix"),
+        (INPUT, &["--type", "Q4_K_M", "--imatrix", text(&imatrix)], "the importance matrix is another model's"),
     ];
-    for (options, expected) in cases {
-        let line = m.refusal(options);
+    for (exit, options, expected) in cases {
+        let line = m.refusal(*exit, options);
         assert!(line.contains(expected), "{options:?}: {line}");
     }
-    let refused = refusal(m.dir.path(), &["quantize", text(&m.gguf), "-o", text(&m.at("folder")), "--type", "Q4_K_M"]);
+    let refused = refused_leaving(
+        USAGE,
+        m.dir.path(),
+        &["quantize", text(&m.gguf), "-o", text(&m.at("folder")), "--type", "Q4_K_M"],
+    );
     assert!(refused.contains("expected a name that ends in .gguf"), "{refused}");
     let target = m.at("x.gguf");
     for input in ["lora/plain", "routing/llama-prompt/adapter", "pytorch/plain.safetensors"] {
         let input = fixture(input);
         let args = ["convert", text(&input), "-o", text(&target), "--type", "Q4_K_M"];
-        let refused = refusal(m.dir.path(), &args);
+        let refused = refused_leaving(INPUT, m.dir.path(), &args);
         assert!(refused.contains("--type Q4_K_M: expected a model"), "{refused}");
     }
     let convert = ["convert", text(&m.gguf), "-o", text(&target), "--type", "source", "--pure"];
-    let refused = refusal(m.dir.path(), &convert);
+    let refused = refused_leaving(USAGE, m.dir.path(), &convert);
     assert!(refused.contains("--pure: expected a --type that is a mixture"), "{refused}");
 }
 
@@ -264,8 +262,11 @@ fn a_nan_or_an_infinity_is_refused_by_the_tensors_name() {
         damaged[start + 400..start + 404].copy_from_slice(&bad.to_le_bytes());
         fs::write(m.at("bad.gguf"), damaged).unwrap();
         let target = m.at("out.gguf");
-        let refused =
-            refusal(m.dir.path(), &["quantize", text(&m.at("bad.gguf")), "-o", text(&target), "--type", kind]);
+        let refused = refused_leaving(
+            INPUT,
+            m.dir.path(),
+            &["quantize", text(&m.at("bad.gguf")), "-o", text(&target), "--type", kind],
+        );
         assert!(refused.contains("tensor \"blk.1.ffn_up.weight\": expected finite numbers"), "{refused}");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, OutType, from_gguf, to_gguf};
 use atombank::formats::gguf::{GgufModel, Metadata};
-use atombank::output::Destination;
+use atombank::output::{Destination, Output};
 use atombank::plan::{Plan, PlannedTensor};
 use atombank::{DType, Result};
 
@@ -79,4 +79,78 @@ fn every_checkpoint_comes_back_bit_by_bit() {
         .map(|(model, outtype)| format!("{} {outtype}", model.display()))
         .collect();
     assert!(failed.is_empty(), "changed: {}", failed.join(", "));
+}
+
+/// The GGUF at `path` with another value of a key, and what turning it back says; `None` where it is turned back.
+fn with_key(path: &Path, key: &str, value: u32) -> Option<String> {
+    let model = GgufModel::open(path).unwrap();
+    let mut metadata = model.metadata().clone();
+    metadata.insert(key, value);
+    let dir = tempfile::tempdir().unwrap();
+    let changed = dir.path().join("changed.gguf");
+    let plan: Plan = model.tensors().iter().cloned().collect();
+    Output::gguf(metadata, plan, Vec::new()).write(&Destination::new(&changed), &|_| {}).unwrap();
+    let restored = from_gguf(&GgufModel::open(&changed).unwrap(), None);
+    restored.err().map(|error| error.to_string())
+}
+
+#[test]
+fn counts_of_a_gguf_that_its_tensors_do_not_bear_out_are_refused() {
+    let sizes = [
+        "block_count",
+        "expert_count",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "embedding_length",
+        "feed_forward_length",
+        "expert_feed_forward_length",
+        "expert_shared_feed_forward_length",
+    ];
+    let mut tried = 0;
+    for model in models() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let options = ConvertOptions { outtype: OutType::Auto, ..ConvertOptions::default() };
+        let metadata = written(&Checkpoint::open(&model).unwrap(), &options, &path).unwrap();
+        let prefix = format!("{}.", metadata.text("general.architecture").unwrap());
+        let counts = metadata.iter().map(|(key, _)| key).filter(|key| metadata.u32(key).is_ok());
+        for key in counts.filter_map(|key| key.strip_prefix(&prefix)) {
+            for value in [0, (1 << 31) - 1, u32::MAX] {
+                let error = with_key(&path, &format!("{prefix}{key}"), value);
+                // To Falcon a width of 0 is four times its own.
+                let is_default = key == "feed_forward_length" && value == 0;
+                assert!(error.is_some() || is_default || !sizes.contains(&key), "{} {key} {value}", model.display());
+                let error = error.unwrap_or_default();
+                assert!(error.lines().count() <= 1 && error.len() < 2000, "{error}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 300, "{tried}");
+}
+
+#[test]
+fn heads_that_do_not_divide_into_groups_are_refused_in_both_directions() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert/falcon/model");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let options = ConvertOptions { outtype: OutType::Auto, ..ConvertOptions::default() };
+    let metadata = written(&Checkpoint::open(&from).unwrap(), &options, &path).unwrap();
+    let groups = metadata.u32("falcon.attention.head_count").unwrap() + 1;
+    let error = with_key(&path, "falcon.attention.head_count_kv", groups).unwrap();
+    assert!(error.contains("num_kv_heads: expected a divisor of"), "{error}");
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for file in fs::read_dir(&from).unwrap().map(|file| file.unwrap().path()) {
+        fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
+    }
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["num_kv_heads"] = groups.into();
+    config["new_decoder_architecture"] = true.into();
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let error = written(&Checkpoint::open(&model).unwrap(), &options, &dir.path().join("x.gguf")).unwrap_err();
+    assert!(error.to_string().contains("num_kv_heads: expected a divisor of"), "{error}");
 }

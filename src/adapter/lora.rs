@@ -42,7 +42,7 @@ impl Lora {
             let finding = Finding::new(&config_path, "peft_type").expected("LORA");
             return Err(match kind {
                 "QUERYABLE_LORA" => {
-                    finding.found("an atom bank").hint("atombank bake --to lora makes a LoRA of it").mismatch()
+                    finding.found("an atom bank").hint("`jobs::bake` with `to` lora makes a LoRA of it").mismatch()
                 }
                 other => finding.found(other).unsupported(),
             });

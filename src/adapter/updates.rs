@@ -59,7 +59,7 @@ impl LinearUpdates {
                 Finding::new(&changes.path, format!("the change of {name:?}"))
                     .expected("a low-rank update of a decoder's linear layer, all that is run beside a model")
                     .found(found)
-                    .hint("merge the adapter into its base with `atombank merge`")
+                    .hint("merge the adapter into its base with `jobs::merge`")
                     .unsupported()
             };
             let Change::LowRank(update) = change else { return Err(refused("another kind of change")) };

@@ -139,6 +139,7 @@ impl ModelConfig {
         // What GGUF can't say is no matter here.
         let mut params = Params::complete(family, path, json, &mut Vec::new())?;
         params.refuse_unknown()?;
+        params.refuse_nulls()?;
         params.adopt("head_dim");
         Self::of(params, *windows)
     }
@@ -232,10 +233,8 @@ fn rope(params: &Params) -> Result<Rope> {
 /// family says.
 fn sliding_window(params: &Params, windows: Windows, layers: usize) -> Result<Vec<Option<usize>>> {
     let window = params.whole(&["sliding_window"])?;
-    let enabled = match params.given("use_sliding_window") {
-        Some(value) => value == &json!(true),
-        None => windows == Windows::EveryLayer,
-    };
+    // Mistral has no such field, and transformers reads none there.
+    let enabled = windows == Windows::EveryLayer || params.flag("use_sliding_window", false);
     let from = params.whole(&["max_window_layers"])?.unwrap_or(0);
     let wrong = || params.finding("layer_types").expected("full_attention or sliding_attention");
     let types: Option<Vec<bool>> = match params.given("layer_types") {
@@ -315,6 +314,58 @@ mod tests {
             assert!(!matches!(error, Error::Io { .. }));
             assert!(error.to_string().contains(expected), "{error}");
         }
+    }
+
+    /// What transformers 5.23 makes of config.json without a field, and with null.
+    #[test]
+    fn fields_that_are_absent_or_null_are_as_in_transformers() {
+        let class = |name: &str, change: &[(&str, Value)]| {
+            let mut json = json!({"architectures": [name], "hidden_size": 64, "intermediate_size": 128,
+                "num_hidden_layers": 4, "num_attention_heads": 32, "vocab_size": 320});
+            for (field, value) in change {
+                json[*field] = value.clone();
+            }
+            ModelConfig::from_json(Path::new("config.json"), json.as_object().unwrap())
+        };
+        for (name, context, kv_heads, window, head_dim) in [
+            ("LlamaForCausalLM", 2048, 32, None, 2),
+            ("MistralForCausalLM", 131_072, 8, Some(4096), 2),
+            ("Qwen2ForCausalLM", 32_768, 32, None, 2),
+            ("Qwen3ForCausalLM", 32_768, 32, None, 128),
+        ] {
+            let config = class(name, &[]).unwrap();
+            assert_eq!((config.max_position_embeddings, config.num_key_value_heads), (context, kv_heads), "{name}");
+            assert_eq!((config.sliding_window, config.head_dim), (vec![window; 4], head_dim), "{name}");
+            assert_eq!((config.rms_norm_eps, config.tie_word_embeddings), (1e-6, false), "{name}");
+            assert_eq!(config.rope, Rope { theta: 10000.0, scaling: RopeScaling::None }, "{name}");
+            // Null is no window, and as many keys and values as queries.
+            let null = [("sliding_window", Value::Null), ("num_key_value_heads", Value::Null)];
+            let config = class(name, &null).unwrap();
+            assert_eq!((config.sliding_window, config.num_key_value_heads), (vec![None; 4], 32), "{name}");
+            for field in ["rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "vocab_size", "rope_theta"]
+            {
+                let error = class(name, &[(field, Value::Null)]).unwrap_err().to_string();
+                assert!(error.contains(&format!("{field}: expected a value; without the field it is ")), "{error}");
+            }
+        }
+        for name in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+            let on = |more: &[(&str, Value)]| {
+                let change = [&[("use_sliding_window", json!(true))], more].concat();
+                class(name, &change).map(|config| config.sliding_window)
+            };
+            assert_eq!(on(&[]).unwrap(), [None; 4], "28 layers without");
+            let upper = [("max_window_layers", json!(2))];
+            assert_eq!(on(&upper).unwrap(), [None, None, Some(4096), Some(4096)]);
+            assert_eq!(on(&[&upper[..], &[("sliding_window", Value::Null)]].concat()).unwrap(), [None; 4]);
+            assert!(on(&[("max_window_layers", Value::Null)]).is_err());
+        }
+        // No field of Mistral's.
+        let off = [("use_sliding_window", json!(false)), ("sliding_window", json!(8))];
+        assert_eq!(class("MistralForCausalLM", &off).unwrap().sliding_window, [Some(8); 4]);
+        let theta =
+            [("rope_theta", Value::Null), ("rope_parameters", json!({"rope_theta": 5e5, "rope_type": "default"}))];
+        assert_eq!(class("LlamaForCausalLM", &theta).unwrap().rope.theta, 5e5);
+        assert!(class("LlamaForCausalLM", &[("pretraining_tp", Value::Null)]).is_ok());
     }
 
     #[test]

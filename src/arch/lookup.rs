@@ -125,6 +125,7 @@ pub(crate) struct Expected {
 /// # Errors
 /// [`crate::Error::Mismatch`], naming the field.
 pub(crate) fn check_counts(params: &Params, most: usize) -> Result<()> {
+    check_heads(params)?;
     let layers = params.layers()?;
     let expected = |what: &str| format!("{what} for at most the {most} tensors that there are");
     for tensor in params.family.rows().filter(|tensor| must_have(params, tensor.presence)) {
@@ -148,6 +149,23 @@ pub(crate) fn check_counts(params: &Params, most: usize) -> Result<()> {
             };
             return Err(params.finding(field).expected(expected(what)).found(count).mismatch());
         }
+    }
+    Ok(())
+}
+
+/// Heads share the width of the layer, and keys' heads are shared by as many queries' heads each.
+fn check_heads(params: &Params) -> Result<()> {
+    let (heads, groups) = (params.count(Dim::Heads)?, params.count(Dim::KvHeads)?);
+    let hidden = params.count(Dim::Hidden)?;
+    let has_width = params.whole(&["head_dim"])?.is_some_and(|width| width > 0);
+    if heads == 0 || !has_width && !hidden.is_multiple_of(heads) {
+        let finding = params.finding("num_attention_heads").expected(format_args!("a divisor of the width {hidden}"));
+        return Err(finding.found(heads).mismatch());
+    }
+    if !heads.is_multiple_of(groups) {
+        let field = if params.get(&["num_kv_heads"]).is_some() { "num_kv_heads" } else { "num_key_value_heads" };
+        let finding = params.finding(field).expected(format_args!("a divisor of {heads} heads"));
+        return Err(finding.found(groups).mismatch());
     }
     Ok(())
 }
@@ -202,12 +220,9 @@ pub(crate) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Resul
 /// For every row of the fused projection in GGUF, its row in transformers.
 pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
     let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
+    check_heads(params)?;
     // A group has some queries, one key and one value.
     let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
-    if groups == 0 || !heads.is_multiple_of(groups) {
-        let finding = params.finding("num_kv_heads").expected(format_args!("a divisor of {heads} heads"));
-        return Err(finding.found(groups).mismatch());
-    }
     let queries = heads / groups;
     let row = |group: usize, place: usize| {
         let start = (group * (queries + 2) + place) * width;
@@ -217,4 +232,41 @@ pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usiz
     let keys = (0..groups).flat_map(|group| row(group, queries));
     let values = (0..groups).flat_map(|group| row(group, queries + 1));
     Ok(all_queries.chain(keys).chain(values).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn rows(config: serde_json::Value, transform: Transform) -> Result<Vec<usize>> {
+        let params = Params::read(Path::new("folder"), config.as_object().unwrap(), &mut Vec::new())?;
+        qkv_rows(&params.unwrap(), transform)
+    }
+
+    fn falcon(heads: usize, groups: usize) -> Result<Vec<usize>> {
+        let config = json!({"architectures": ["FalconForCausalLM"], "new_decoder_architecture": true,
+            "hidden_size": 2 * heads, "num_attention_heads": heads, "num_kv_heads": groups});
+        rows(config, Transform::GroupedQkv)
+    }
+
+    #[test]
+    fn fused_projections_are_queries_then_keys_then_values() {
+        // Two groups of two queries, a key and a value, each of two rows.
+        assert_eq!(falcon(4, 2).unwrap(), [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]);
+        let neox = json!({"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 4, "num_attention_heads": 2});
+        assert_eq!(rows(neox, Transform::HeadwiseQkv).unwrap(), [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
+    }
+
+    #[test]
+    fn heads_that_do_not_divide_into_groups_are_refused() {
+        for (heads, groups) in [(4, 3), (4, 8), (5, 2)] {
+            let error = falcon(heads, groups).unwrap_err().to_string();
+            let expected = format!("num_kv_heads: expected a divisor of {heads} heads, found {groups}");
+            assert!(error.contains(&expected), "{error}");
+        }
+    }
 }

@@ -245,6 +245,32 @@ impl Params {
             .unsupported())
     }
 
+    /// Refuses null in a field that has a value in every model of the class: transformers takes its default where
+    /// the field is absent, and refuses null. Where null has a meaning there, or had one, it is taken.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`], naming the field.
+    pub(super) fn refuse_nulls(&self) -> Result<()> {
+        const NULLABLE: [&str; 5] =
+            ["bos_token_id", "eos_token_id", "num_key_value_heads", "pretraining_tp", "sliding_window"];
+        let null = |(name, default): &(&String, &Json)| {
+            let has_value = !default.is_null() && *default != "auto";
+            has_value && self.given.get(*name).is_some_and(Json::is_null) && !NULLABLE.contains(&name.as_str())
+        };
+        match self.family.default_fields().iter().find(null) {
+            // transformers 5 keeps the base of the frequencies elsewhere.
+            Some((name, _)) if name == "rope_theta" && self.rope.get(name).is_some_and(|theta| !theta.is_null()) => {
+                Ok(())
+            }
+            Some((name, default)) => Err(self
+                .finding(name)
+                .expected(format_args!("a value; without the field it is {default}"))
+                .found("null")
+                .format()),
+            None => Ok(()),
+        }
+    }
+
     /// The first of these fields that has a value.
     pub(crate) fn get(&self, names: &[&str]) -> Option<&Json> {
         names.iter().find_map(|name| self.fields.get(*name).filter(|value| !value.is_null()))

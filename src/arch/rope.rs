@@ -354,6 +354,29 @@ mod tests {
     }
 
     #[test]
+    fn factors_are_counted_and_each_has_to_be_a_number() {
+        // 16 pairs: heads of 32 dimensions.
+        let error = |long: Json| {
+            let config = json!({"architectures": ["Phi3ForCausalLM"], "hidden_size": 64, "num_attention_heads": 2,
+                "rope_scaling": {"type": "longrope", "long_factor": long, "short_factor": vec![1.0; 16]},
+                "original_max_position_embeddings": 32, "max_position_embeddings": 64});
+            let params = Params::read(Path::new("folder"), config.as_object().unwrap(), &mut Vec::new());
+            extra_tensors(&params.unwrap().unwrap()).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(error(json!(vec![1.0; 16])), Ok(()));
+        for (count, found) in [(15, "15"), (17, "17"), (0, "0")] {
+            let error = error(json!(vec![1.0; count])).unwrap_err();
+            assert!(error.ends_with(&format!("long_factor: expected 16 numbers, found {found}")), "{error}");
+        }
+        for odd in [json!("1.0"), json!(null), json!([1.0])] {
+            let mut long = vec![json!(1.0); 15];
+            long.push(odd.clone());
+            let error = error(json!(long)).unwrap_err();
+            assert!(error.ends_with(&format!("long_factor: expected numbers alone, found {odd}")), "{error}");
+        }
+    }
+
+    #[test]
     fn names_layers_without_positions_that_llama_cpp_has_elsewhere() {
         let config = |layers: &[u32]| json!({"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 5, "no_rope_layers": layers});
         assert_eq!(notes_of(config(&[1, 1, 1, 0, 1])), "");

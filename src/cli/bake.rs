@@ -4,7 +4,7 @@ use anyhow::Result;
 use atombank::bank::RoutedBy;
 use atombank::jobs::{self, BakeSettings};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::Common;
 use super::input::found;
@@ -23,7 +23,7 @@ pub(crate) struct BakeArgs {
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
-    /// Print JSON
+    /// Print JSON: the routing, what it cost, and, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -42,24 +42,23 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
         verify: !args.no_verify,
     };
     let made = jobs::bake(&settings)?;
-    // With --json, stdout has the routing alone.
-    if args.json && args.output.dry_run {
-        super::output::print_notes(&made.output.notes, common);
-    }
-    let written = match args.json && args.output.dry_run {
-        true => None,
-        false => args.output.write(&made.output, args.json, common)?,
-    };
     if args.json {
+        let (planned, written) = match args.output.dry_run {
+            true => (args.output.planned(&made.output, common)?, None),
+            false => (Map::new(), args.output.write(&made.output, true, common)?),
+        };
         let mut json = to_json(&made.routes);
         json["output"] = json!(args.output.output);
         json["verified"] = made.verified.map_or(serde_json::Value::Null, |a| {
             json!({ "max_logit_difference": a.max_logit_difference, "mean_kl": a.mean_kl,
                 "top1_agreement": a.top1, "tokens": a.tokens })
         });
+        json.as_object_mut().expect("an object").extend(planned);
         println!("{}", serde_json::to_string_pretty(&json)?);
+        print_written(written.as_ref(), true, common);
         return Ok(());
     }
+    let written = args.output.write(&made.output, false, common)?;
     print_mean(&made.routes);
     if let Some(a) = made.verified {
         println!(

@@ -16,11 +16,11 @@ use atombank::output::Destination;
 use candle_core::Device;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::Common;
-use super::input::found;
-use super::output::{print_notes, print_written};
+use super::input::{found, found_path};
+use super::output::{planned, print_description, print_notes, print_written};
 
 /// The relative error of a LoRA from which on a note says so.
 const LARGE: f64 = 0.05;
@@ -65,7 +65,10 @@ struct BuildArgs {
     /// Replace an existing bank
     #[arg(long)]
     overwrite: bool,
-    /// Print JSON
+    /// Print the fit and what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON: the fit, and, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
 }
@@ -86,7 +89,9 @@ pub(crate) fn run(args: &BankArgs, common: &Common) -> Result<()> {
 
 fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
-    to.check()?;
+    if !args.dry_run {
+        to.check()?;
+    }
     let (path, id) = match args.base.to_str() {
         Some(text) => found(text, common)?,
         None => (args.base.clone(), None),
@@ -96,14 +101,18 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let open = |path: &PathBuf| {
         if AtomBank::is_in(path).unwrap_or(false) {
             let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
-            return Err(finding.found("an atom bank").hint("atombank bake --to lora makes a LoRA of it").mismatch());
+            return Err(finding
+                .found("an atom bank")
+                .hint("atombank bake with --to lora makes a LoRA of it")
+                .mismatch());
         }
         LinearUpdates::open(path, &tensors, &folder.config)
     };
-    let loras = args.loras.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
+    let paths = args.loras.iter().map(|lora| found_path(lora, common)).collect::<Result<Vec<_>>>()?;
+    let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
     let names = names(&args.loras);
     let mut notes = Vec::new();
-    let texts = texts(args, &names, &mut notes)?;
+    let texts = texts(args, &paths, &names, &mut notes)?;
     let fit = fit(&loras, &folder.config, args.rank).map_err(|error| match error {
         // The library names its field, the program its option.
         Error::Mismatch(finding) if finding.subject == "rank" => {
@@ -123,17 +132,29 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
             }
         })
         .collect();
-    let table = if args.json { to_json(args, &fit, &rows)? } else { to_table(&fit, &rows) };
+    let (mut json, table) = (to_json(args, &fit, &rows), to_table(&fit, &rows));
     let settings = BankSettings {
         instruction_encoder: args.encoder.clone().unwrap_or_else(|| BASE_EMBEDDINGS.to_owned()),
         top_k: args.top_k,
         base_model_name_or_path: id.unwrap_or_else(|| args.base.display().to_string()),
     };
     let output = fit.into_bank(&args.output, &router, settings, &folder.config)?.output()?;
-    let written = output.write(&to, &|_| ())?;
+    let written = if args.dry_run { None } else { Some(output.write(&to, &|_| ())?) };
     print_notes(&notes, common);
-    println!("{table}");
-    print_written(Some(&written), args.json, common);
+    match (args.json, args.dry_run) {
+        (false, false) => println!("{table}"),
+        (false, true) => {
+            println!("{table}");
+            print_description(&output.describe(&args.output)?, &args.output);
+        }
+        (true, dry_run) => {
+            if dry_run {
+                json.extend(planned(&output, &args.output)?);
+            }
+            println!("{}", serde_json::to_string_pretty(&json)?);
+        }
+    }
+    print_written(written.as_ref(), args.json, common);
     Ok(())
 }
 
@@ -156,13 +177,13 @@ struct Text {
 }
 
 /// What picks each LoRA: no text picks two.
-fn texts(args: &BuildArgs, names: &[String], notes: &mut Vec<String>) -> Result<Vec<Text>> {
+fn texts(args: &BuildArgs, paths: &[PathBuf], names: &[String], notes: &mut Vec<String>) -> Result<Vec<Text>> {
     if let Some((unknown, _)) = args.describe.iter().find(|(name, _)| !names.contains(name)) {
         let finding = Finding::new(&args.output, "--describe").expected(format_args!("one of {}", names.join(", ")));
         return Err(finding.found(unknown).mismatch().into());
     }
     let mut texts: Vec<Text> = Vec::new();
-    for (atom, (name, path)) in names.iter().zip(&args.loras).enumerate() {
+    for (atom, (name, path)) in names.iter().zip(paths).enumerate() {
         let mut own: Vec<String> =
             args.describe.iter().filter(|(described, _)| described == name).map(|(_, text)| text.clone()).collect();
         if own.is_empty() {
@@ -270,13 +291,18 @@ fn to_table(fit: &BankFit, rows: &[AtomRow]) -> String {
     lines.join("\n")
 }
 
-fn to_json(args: &BuildArgs, fit: &BankFit, rows: &[AtomRow]) -> Result<String> {
+fn to_json(args: &BuildArgs, fit: &BankFit, rows: &[AtomRow]) -> Map<String, Value> {
     let row = |(atom, (row, lora)): (usize, (&AtomRow, &atombank::bank::fit::LoraFit))| {
         json!({ "atom": atom, "name": row.name, "rank": lora.rank, "relative_error": lora.relative_error,
             "missing_sites": lora.missing_sites, "descriptions": row.texts, "weight": row.share })
     };
     let loras: Vec<_> = rows.iter().zip(&fit.loras).enumerate().map(row).collect();
-    let json = json!({ "output": args.output, "rank": fit.rank, "rounds": fit.rounds,
-        "relative_error": fit.relative_error, "loras": loras });
-    Ok(serde_json::to_string_pretty(&json)?)
+    let found = [
+        ("output", json!(args.output)),
+        ("rank", json!(fit.rank)),
+        ("rounds", json!(fit.rounds)),
+        ("relative_error", json!(fit.relative_error)),
+        ("loras", json!(loras)),
+    ];
+    found.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }

@@ -11,6 +11,7 @@ use atombank::adapter::peft::Base;
 use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder, LoadedBank, Request, RoutedBy, route};
 use atombank::convert::{ConvertOptions, to_gguf};
+use atombank::error::Finding;
 use atombank::formats::gguf::GgufFile;
 use atombank::merge::combine::Weights;
 use atombank::merge::with_adapters;
@@ -21,6 +22,7 @@ use atombank::source::Source;
 use atombank::train::{Outcome, TrainConfig, TrainingRow};
 use candle_core::Device;
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::Common;
 use super::route::show;
@@ -32,9 +34,24 @@ pub(crate) struct DemoArgs {
     /// Keep what is made, in this new folder
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
+    /// Replace the folder of an earlier demo
+    #[arg(long, requires = "output")]
+    overwrite: bool,
     /// Change a setting of both trainings: training.steps=50
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Print JSON, at the end: every number
+    #[arg(long)]
+    json: bool,
+}
+
+impl DemoArgs {
+    /// Prints a line as the demo goes on, where the end has no JSON instead.
+    fn say(&self, line: std::fmt::Arguments) {
+        if !self.json {
+            println!("{line}");
+        }
+    }
 }
 
 /// The example: fixtures/demo.
@@ -64,26 +81,70 @@ pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<()> {
         (None, Some(temporary)) => temporary.0.clone(),
         (None, None) => unreachable!("one of the two is there"),
     };
+    if args.overwrite {
+        remove_demo(&dir)?;
+    }
     unpack(&dir)?;
 
-    println!("1. train an atom bank, and a plain LoRA of about the same size");
+    args.say(format_args!("1. train an atom bank, and a plain LoRA of about the same size"));
     let bank_outcome = train(&dir, "bank", args, common)?;
     let lora_outcome = train(&dir, "lora", args, common)?;
 
-    let demo = Demo::open(&dir)?;
-    println!("\n2. route: the atoms that each instruction picks, by block");
+    let demo = Demo::open(&dir, args)?;
+    args.say(format_args!("\n2. route: the atoms that each instruction picks, by block"));
     let baked = demo.route_all()?;
 
-    println!("\n3. bake: plain weights for one instruction each");
+    args.say(format_args!("\n3. bake: plain weights for one instruction each"));
     let folders = demo.bake_all(&baked)?;
 
-    println!("\n4. exact match on {} words that no training has seen, in percent", demo.words());
-    demo.table(&folders, (bank_outcome.parameters, lora_outcome.parameters))?;
-    println!("\n{:.0} s in all", started.elapsed().as_secs_f64());
+    let words = demo.words();
+    args.say(format_args!("\n4. exact match on {words} words that no training has seen, in percent"));
+    let parameters = (bank_outcome.parameters, lora_outcome.parameters);
+    let table = demo.table(&folders, parameters)?;
+    let seconds = started.elapsed().as_secs_f64();
+    args.say(format_args!("\n{seconds:.0} s in all"));
     if args.output.is_some() {
-        println!("kept in {}; serve a GGUF with: llama-cli -m {}", dir.display(), dir.join("baked-0.gguf").display());
+        let gguf = dir.join("baked-0.gguf");
+        args.say(format_args!("kept in {}; serve a GGUF with: llama-cli -m {}", dir.display(), gguf.display()));
+    }
+    if args.json {
+        let trained = |outcome: &Outcome| json!({ "parameters": outcome.parameters, "loss": outcome.loss, "eval_loss": outcome.eval_loss });
+        let instructions: Vec<Value> = (demo.instructions.iter().zip(&baked).zip(&table))
+            .map(|((instruction, alphas), [base, routed, baked, lora])| {
+                json!({ "instruction": instruction, "alphas": alphas,
+                    "exact_match": { "base": base, "routed": routed, "baked": baked, "lora": lora } })
+            })
+            .collect();
+        let json = json!({ "output": args.output, "bank": trained(&bank_outcome), "lora": trained(&lora_outcome),
+            "words": words, "instructions": instructions, "seconds": seconds });
+        println!("{}", serde_json::to_string_pretty(&json)?);
     }
     Ok(())
+}
+
+/// Deletes the folder of an earlier demo, and no other: everything in it has a name that a demo gives.
+fn remove_demo(dir: &Path) -> Result<()> {
+    if dir.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let other = |found: String| {
+        let finding = Finding::new(dir, "").expected("the folder of a demo, to replace it").found(found);
+        Err(finding.hint("delete it yourself, or choose another name").mismatch().into())
+    };
+    if dir.is_symlink() || !dir.is_dir() {
+        return other("something else".to_owned());
+    }
+    if let Some((missing, _)) = FILES.iter().find(|(name, _)| !dir.join(name).is_file()) {
+        return other(format!("a folder without {missing}"));
+    }
+    for entry in fs::read_dir(dir).with_context(|| format!("{}: cannot read", dir.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let known = name == "base" || name == "bank" || name == "lora" || name.starts_with("baked-");
+        if !known && !FILES.iter().any(|(file, _)| *file == name) {
+            return other(format!("{name:?} in it"));
+        }
+    }
+    fs::remove_dir_all(dir).with_context(|| format!("{}: cannot delete", dir.display()))
 }
 
 /// A folder that is deleted when it is dropped.
@@ -102,6 +163,7 @@ fn tempdir(wanted: bool) -> Result<Option<Temporary>> {
 }
 
 fn unpack(dir: &Path) -> Result<()> {
+    Destination::new(dir).check()?;
     fs::create_dir(dir).with_context(|| format!("{}: cannot create", dir.display()))?;
     fs::create_dir(dir.join("base")).with_context(|| format!("{}: cannot create", dir.join("base").display()))?;
     for (name, bytes) in FILES {
@@ -119,13 +181,13 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     config.data.eval = Some(dir.join("heldout.jsonl"));
     let started = Instant::now();
     let outcome = train_with_bar(&config, false, &Device::Cpu, &AtomicBool::new(false), common)?;
-    println!(
+    args.say(format_args!(
         "   {kind}: {} trainable values, {} steps in {:.0} s, held-out loss {:.4}",
         outcome.parameters,
         config.training.steps,
         started.elapsed().as_secs_f64(),
         outcome.eval_loss.unwrap_or(f64::NAN)
-    );
+    ));
     Ok(outcome)
 }
 
@@ -137,7 +199,8 @@ enum Tried {
 }
 
 /// What the steps after training share.
-struct Demo {
+struct Demo<'a> {
+    args: &'a DemoArgs,
     dir: PathBuf,
     folder: HfFolder,
     encoder: TextEncoder,
@@ -148,8 +211,8 @@ struct Demo {
     instructions: Vec<String>,
 }
 
-impl Demo {
-    fn open(dir: &Path) -> Result<Self> {
+impl<'a> Demo<'a> {
+    fn open(dir: &Path, args: &'a DemoArgs) -> Result<Self> {
         let folder = HfFolder::open(&dir.join("base"))?;
         let rows = TrainingRow::read_all(&dir.join("heldout.jsonl"))?;
         let mut instructions: Vec<String> = Vec::new();
@@ -159,6 +222,7 @@ impl Demo {
             }
         }
         Ok(Self {
+            args,
             encoder: TextEncoder::open(folder.path())?,
             decoder: Decoder::open(&folder, Residence::Memory, &Device::Cpu)?,
             bank: AtomBank::open(&dir.join("bank"))?,
@@ -184,7 +248,7 @@ impl Demo {
             let routes = route(&self.decoder, &self.bank, &self.encoder, &request, RoutedBy::Model)?;
             let alphas = routes.mean();
             let shown: Vec<String> = alphas.iter().map(|alpha| format!("{:<20}", show(alpha))).collect();
-            println!("   {instruction:<28} {}", shown.join(" | "));
+            self.args.say(format_args!("   {instruction:<28} {}", shown.join(" | ")));
             all.push(alphas);
         }
         Ok(all)
@@ -203,9 +267,12 @@ impl Demo {
                 let file = self.dir.join(format!("baked-{i}.gguf"));
                 let (tensors, keys) = self.write_gguf(&plan, &file)?;
                 let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                println!("   {:<28} -> baked-{i}/ and {name} ({tensors} tensors, {keys} keys)", self.instructions[i]);
+                let instruction = &self.instructions[i];
+                self.args.say(format_args!(
+                    "   {instruction:<28} -> baked-{i}/ and {name} ({tensors} tensors, {keys} keys)"
+                ));
             } else {
-                println!("   {:<28} -> baked-{i}/", self.instructions[i]);
+                self.args.say(format_args!("   {:<28} -> baked-{i}/", self.instructions[i]));
             }
             folders.push(folder);
         }
@@ -251,7 +318,8 @@ impl Demo {
         Ok(shares)
     }
 
-    fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<()> {
+    /// By instruction: the shares with the base, routed, baked, and with the LoRA.
+    fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<Vec<[f64; 4]>> {
         let lora = Lora::open(&self.dir.join("lora"))?;
         let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?);
         let bank = Tried::Bank(LoadedBank::frozen(&self.bank, &Device::Cpu)?);
@@ -263,17 +331,21 @@ impl Demo {
             let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, &Device::Cpu)?;
             baked.extend(self.accuracy(&decoder, &Tried::Nothing, Some(instruction))?);
         }
-        println!("   {:<28} {:>6} {:>7} {:>6} {:>6}", "instruction", "base", "routed", "baked", "LoRA");
+        let [a, b, c, d] = ["base", "routed", "baked", "LoRA"];
+        self.args.say(format_args!("   {:<28} {a:>6} {b:>7} {c:>6} {d:>6}", "instruction"));
         let line = |name: &str, values: [f64; 4]| {
             let [a, b, c, d] = values;
-            println!("   {name:<28} {a:>6.1} {b:>7.1} {c:>6.1} {d:>6.1}");
+            self.args.say(format_args!("   {name:<28} {a:>6.1} {b:>7.1} {c:>6.1} {d:>6.1}"));
         };
-        for (i, instruction) in self.instructions.iter().enumerate() {
-            line(instruction, [base[i], routed[i], baked[i], plain[i]]);
+        let rows: Vec<[f64; 4]> =
+            (0..self.instructions.len()).map(|i| [base[i], routed[i], baked[i], plain[i]]).collect();
+        for (instruction, row) in self.instructions.iter().zip(&rows) {
+            line(instruction, *row);
         }
         let mean = |shares: &[f64]| shares.iter().sum::<f64>() / shares.len() as f64;
         line("mean", [mean(&base), mean(&routed), mean(&baked), mean(&plain)]);
-        println!("   {:<28} {:>6} {bank_parameters:>7} {:>6} {lora_parameters:>6}", "trainable values", 0, 0);
-        Ok(())
+        let name = "trainable values";
+        self.args.say(format_args!("   {name:<28} {:>6} {bank_parameters:>7} {:>6} {lora_parameters:>6}", 0, 0));
+        Ok(rows)
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use atombank::jobs::{self, ExtractSettings, OutputKind};
 use atombank::merge::extract::Extraction;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::input::found;
 use super::output::{OutputArgs, print_written};
@@ -31,7 +31,7 @@ pub(crate) struct ExtractArgs {
     /// Where random numbers start; results are the same with any number of threads
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Print JSON: everything
+    /// Print JSON: everything, and, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -64,22 +64,34 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
     let (bar, watch) = progress::steps(common.quiet);
     let made = jobs::extract(&settings, &watch)?;
     bar.finish_and_clear();
-    let written = args.output.write(&made.output, args.json, common)?;
-    match args.json {
-        true => print_json(&made.extraction)?,
-        false => print_table(&made.extraction, &args.output.output),
-    }
+    let written = match args.json {
+        true => {
+            let (planned, written) = match args.output.dry_run {
+                true => (args.output.planned(&made.output, common)?, None),
+                false => (Map::new(), args.output.write(&made.output, true, common)?),
+            };
+            print_json(&made.extraction, planned)?;
+            written
+        }
+        false => {
+            let written = args.output.write(&made.output, false, common)?;
+            print_table(&made.extraction, &args.output.output);
+            written
+        }
+    };
     print_written(written.as_ref(), args.json, common);
     Ok(())
 }
 
-fn print_json(extraction: &Extraction) -> Result<()> {
+/// Prints everything, and what would be written where nothing is.
+fn print_json(extraction: &Extraction, planned: Map<String, Value>) -> Result<()> {
     let whole = |tensor: &atombank::plan::PlannedTensor| json!({ "name": tensor.name, "dtype": tensor.dtype.to_string(), "shape": tensor.shape });
-    let found = json!({
+    let mut found = json!({
         "modules": extraction.modules,
         "whole": extraction.saved.iter().map(whole).collect::<Vec<_>>(),
         "totals": extraction.totals,
     });
+    found.as_object_mut().expect("an object").extend(planned);
     println!("{}", serde_json::to_string_pretty(&found)?);
     Ok(())
 }

@@ -19,6 +19,8 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 
+use super::output::print_notes;
+
 /// Arguments of `generate`.
 #[derive(Args)]
 pub(crate) struct GenerateArgs {
@@ -54,7 +56,8 @@ pub(crate) struct GenerateArgs {
 pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
     let model = super::input::found_path(&args.model, common)?;
     let LanguageModel { decoder, encoder } = LanguageModel::open(&model, Residence::Memory, &Device::Cpu)?;
-    let adapter = args.adapter.as_deref().map(|path| Adapter::open(path, &model, decoder.config())).transpose()?;
+    let adapter = args.adapter.as_deref().map(|path| super::input::found_path(path, common)).transpose()?;
+    let adapter = adapter.map(|path| Adapter::open(&path, &model, decoder.config())).transpose()?;
     let sequence = match &adapter {
         Some(Adapter::Bank(bank)) => {
             bank.encoder().routed(&encoder, &bank.config().prompt_template, &args.instruction, &args.prompt)?
@@ -73,6 +76,8 @@ pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
         save(path, prompt_logits(&decoder, &mut *hook()?, &sequence)?)?;
     }
     let generated = greedy(&decoder, &mut *hook()?, sequences, args.max_tokens, args.ignore_eos)?;
+    let note = decoder.length_note(sequence.ids.len() + generated[0].ids.len());
+    print_notes(&note.into_iter().collect::<Vec<_>>(), common);
     print(args, &encoder, &sequence, &generated[0].ids)
 }
 

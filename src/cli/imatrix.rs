@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::imatrix::{Form, Settings, measure, read_text};
+use atombank::imatrix::{Form, Settings, measure, planned, read_text};
 use atombank::model::{LanguageModel, Residence};
 use atombank::output::Destination;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
-use super::output::{print_notes, print_written};
+use super::output::{self, print_notes, print_written};
 use super::train::parse_device;
 use super::{Common, progress};
 
@@ -41,6 +41,12 @@ pub(crate) struct ImatrixArgs {
     /// Replace an existing output
     #[arg(long)]
     overwrite: bool,
+    /// Print what would be written, and measure and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON: what was written, or, with --dry-run, what would be
+    #[arg(long)]
+    json: bool,
 }
 
 /// The form of an importance matrix, as its programs name it.
@@ -68,7 +74,9 @@ impl ImatrixArgs {
 pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
     // What can't be written is better known before the computation than after it.
     let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
-    to.check()?;
+    if !args.dry_run {
+        to.check()?;
+    }
     let text = read_text(&args.text)?;
     let path = super::input::found_path(&args.base, common)?;
     let base = LanguageModel::open(&path, Residence::Streamed, &args.device)?.with_special_as_text();
@@ -77,6 +85,14 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         print_notes(&[format!("the model knows texts of {trained} tokens, and chunks have {}", args.ctx)], common);
     }
     let settings = Settings { chunk_size: args.ctx, chunks: args.chunks, process_output: args.process_output };
+    if args.dry_run {
+        let output = planned(&base, &text, &args.text, &settings)?.output(&args.output, args.form())?;
+        match args.json {
+            true => println!("{}", serde_json::to_string_pretty(&output::planned(&output, &args.output)?)?),
+            false => output::print_description(&output.describe(&args.output)?, &args.output),
+        }
+        return Ok(());
+    }
     let bar = progress::bar(0, "measuring [{bar:30}] {pos}/{len} layers {eta}", common.quiet);
     let measured = measure(&base, &text, &args.text, &settings, &|done, total| {
         bar.set_length(total);
@@ -85,5 +101,8 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
     let written = measured.output(&args.output, args.form())?.write(&to, &|_| ())?;
     bar.finish_and_clear();
     print_written(Some(&written), true, common);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&written)?);
+    }
     Ok(())
 }

@@ -7,6 +7,7 @@ use atombank::error::Finding;
 use atombank::jobs::{OutputKind, OutputSettings};
 use atombank::output::{Description, Destination, Form, Output, Written};
 use clap::{Args, ValueEnum};
+use serde_json::{Map, Value};
 
 use super::print::{options, with_options};
 use super::recipe::RecipeArgs;
@@ -101,20 +102,30 @@ impl OutputArgs {
     /// Writes what a job has made, and says so, or prints what would be written. Nothing but JSON is printed with
     /// `json`.
     pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {
-        print_notes(&output.notes, common);
-        self.check_sizes(output)?;
         if self.dry_run {
-            let description = output.describe(&self.output)?;
             match json {
-                true => println!("{}", serde_json::to_string_pretty(&description)?),
-                false => print_description(&description, &self.output),
+                true => println!("{}", serde_json::to_string_pretty(&self.planned(output, common)?)?),
+                false => {
+                    print_notes(&output.notes, common);
+                    self.check_sizes(output)?;
+                    print_description(&output.describe(&self.output)?, &self.output);
+                }
             }
             return Ok(None);
         }
+        print_notes(&output.notes, common);
+        self.check_sizes(output)?;
         let (bar, report) = progress::writing(common.quiet);
         let written = output.write(&self.settings().destination, &report)?;
         bar.finish_and_clear();
         Ok(Some(written))
+    }
+
+    /// What would be written, for commands that print it together with what they have found.
+    pub(crate) fn planned(&self, output: &Output, common: &Common) -> Result<Map<String, Value>> {
+        print_notes(&output.notes, common);
+        self.check_sizes(output)?;
+        planned(output, &self.output)
     }
 
     /// Refuses a size that is a number alone and smaller than any tensor: nobody means 4 bytes.
@@ -131,6 +142,14 @@ impl OutputArgs {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What writing `output` to `target` would make, as a JSON object.
+pub(crate) fn planned(output: &Output, target: &Path) -> Result<Map<String, Value>> {
+    match serde_json::to_value(output.describe(target)?)? {
+        Value::Object(description) => Ok(description),
+        _ => unreachable!("a description has named parts"),
     }
 }
 
@@ -189,7 +208,7 @@ fn together(notes: &[String]) -> Vec<String> {
 }
 
 /// Prints what would be written: every tensor with type, shape and place.
-fn print_description(description: &Description, target: &Path) {
+pub(crate) fn print_description(description: &Description, target: &Path) {
     let files: Vec<_> = description.files.iter().filter(|file| !file.beside).collect();
     let several = files.len() > 1;
     for tensor in &description.tensors {

@@ -64,13 +64,26 @@ pub(crate) fn options() -> Vec<String> {
     of(&super::Arguments::command())
 }
 
+/// Settings whose options have other names.
+const RENAMED: [(&str, &str); 3] = [("prompts", "prompt"), ("chunk_size", "ctx"), ("verify=false", "no-verify")];
+
+/// Calls of the library that are commands; those of `jobs` are called as their commands.
+const CALLS: [(&str, &str); 2] = [("imatrix::measure", "imatrix"), ("report::Report", "inspect")];
+
 /// The option of a setting: `split_max_size` is `--split-max-size`.
 fn option(field: &str, options: &[String]) -> Option<String> {
-    let name = field.replace('_', "-");
+    let renamed = RENAMED.iter().find(|(name, _)| *name == field).map(|(_, option)| *option);
+    let name = renamed.unwrap_or(field).replace('_', "-");
     options.contains(&name).then(|| format!("--{name}"))
 }
 
-/// `text` with options for the settings in backticks.
+/// The command of a call of the library: `jobs::bake` is `atombank bake`.
+fn command(call: &str) -> Option<String> {
+    let known = CALLS.iter().find(|(name, _)| *name == call).map(|(_, command)| *command);
+    known.or_else(|| call.strip_prefix("jobs::")).map(|command| format!("atombank {command}"))
+}
+
+/// `text` with options for the settings in backticks, and commands for the library's calls.
 pub(crate) fn with_options(text: &str, options: &[String]) -> String {
     let parts: Vec<&str> = text.split('`').collect();
     let mut out = String::new();
@@ -79,7 +92,7 @@ pub(crate) fn with_options(text: &str, options: &[String]) -> String {
         out.push_str(parts[at]);
         match parts.get(at + 1).filter(|_| at + 2 < parts.len()) {
             Some(quoted) => {
-                match option(quoted, options) {
+                match option(quoted, options).or_else(|| command(quoted)) {
                     Some(option) => out.push_str(&option),
                     None => out.extend(["`", quoted, "`"]),
                 }
@@ -105,6 +118,9 @@ mod tests {
         assert_eq!(shown("`shard_size` splits folders"), "--shard-size splits folders");
         assert_eq!(shown("a `type`, or `speed`, or `"), "a --type, or `speed`, or `");
         assert_eq!(shown("nothing"), "nothing");
+        assert_eq!(shown("`jobs::bake` with `to` lora, `imatrix`"), "atombank bake with --to lora, --imatrix");
+        assert_eq!(shown("`imatrix::measure` or `report::Report`"), "atombank imatrix or atombank inspect");
+        assert_eq!(shown("pass `verify=false`, `prompts`"), "pass --no-verify, --prompt");
         assert_eq!(option("split_max_tensors", &options).unwrap(), "--split-max-tensors");
         assert_eq!(option("architectures", &options), None);
     }

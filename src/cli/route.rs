@@ -75,10 +75,12 @@ pub(crate) struct RouteArgs {
 pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
     let base = super::input::found_path(&args.base, common)?;
     let folder = HfFolder::open(&base)?;
-    let bank = AtomBank::open(&args.bank)?;
+    let bank = AtomBank::open(&super::input::found_path(&args.bank, common)?)?;
     let encoder = TextEncoder::open(&base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
     let routes = args.request.route(&decoder, &bank, &encoder)?;
+    let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
+    super::output::print_notes(&decoder.length_note(longest).into_iter().collect::<Vec<_>>(), common);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&to_json(&routes))?);
     } else {

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
-use atombank::train::{Event, Outcome, TrainConfig, train};
+use atombank::train::{Event, HubBase, Outcome, TrainConfig, train};
 use candle_core::Device;
 use clap::Args;
+use serde_json::json;
 
 use super::{Common, progress, signals};
 
@@ -24,14 +25,30 @@ pub(crate) struct TrainArgs {
     /// Where to compute: cpu, or cuda:N in a build with --features cuda
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
+    /// Print JSON: the last losses, and how many values were trained
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let mut config = TrainConfig::open(&args.config, &args.overrides)?;
-    config.base = super::input::found_path(&config.base, common)?;
+    if let Some(base) = config.base.to_str() {
+        let (folder, id) = super::input::found(base, common)?;
+        // What is written names the model, not its place in this machine's cache.
+        if let Some(id) = id {
+            config.base = format!("hf:{id}").into();
+            config.hub_base = Some(HubBase { folder, id });
+        }
+    }
     // The first signal finishes the step and saves; a second one means it.
     let stop = signals::stop_flag();
     let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
+    if args.json {
+        let json = json!({ "output": config.output, "base": config.base, "steps": config.training.steps,
+            "loss": outcome.loss, "eval_loss": outcome.eval_loss, "parameters": outcome.parameters });
+        println!("{}", serde_json::to_string_pretty(&json)?);
+        return Ok(());
+    }
     let losses = [("loss", outcome.loss), ("evaluation loss", outcome.eval_loss)];
     let shown: Vec<String> = losses.iter().filter_map(|(name, loss)| Some(format!("{name} {:.4}", (*loss)?))).collect();
     let shown = if shown.is_empty() { "no step was left to take".to_owned() } else { shown.join(", ") };

@@ -66,7 +66,7 @@ impl Input {
                 let others = file.others().to_vec();
                 if file.tensors().is_empty() {
                     let finding = Finding::new(path, "").expected("tensors").found("none");
-                    return Err(finding.hint("atombank inspect shows what is in it").mismatch());
+                    return Err(finding.hint("`report::Report` shows what is in it").mismatch());
                 }
                 let source: Arc<dyn Source> = Arc::new(file);
                 Ok(Input::Weights { plan: Plan::taking(&source), others })

@@ -88,12 +88,41 @@ pub fn measure(
         }
     }
     let count = chunks.len() as u64 * u64::from(settings.chunk_size);
-    Ok(Measurement {
-        entries: sums.entries(count),
+    Ok(measurement(sums.entries(count), &chunks, dataset, settings))
+}
+
+/// What [`measure`] would give for `text`, with a zero for every sum: no weight is read.
+///
+/// # Errors
+/// As [`measure`], before it computes anything.
+pub fn planned(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings) -> Result<Measurement> {
+    let config = base.decoder.config();
+    let chunks = chunks(base, text, dataset, settings)?;
+    let count = chunks.len() as u64 * u64::from(settings.chunk_size);
+    let zeros = |columns: usize| Sums { squares: vec![0.0; columns], counts: vec![count] };
+    let layers =
+        (0..config.num_hidden_layers).flat_map(|layer| Module::ALL.map(|module| LinearLayer { layer, module }));
+    let mut entries: BTreeMap<String, Sums> =
+        layers.map(|linear| (linear.gguf_name(), zeros(linear.module.shape(config).1))).collect();
+    if settings.process_output && !config.tie_word_embeddings {
+        entries.insert(OUTPUT.to_owned(), zeros(config.hidden_size));
+    }
+    Ok(measurement(entries, &chunks, dataset, settings))
+}
+
+/// Entries over `chunks` of the text in `dataset`.
+fn measurement(
+    entries: BTreeMap<String, Sums>,
+    chunks: &[Vec<u32>],
+    dataset: &Path,
+    settings: &Settings,
+) -> Measurement {
+    Measurement {
+        entries,
         datasets: vec![dataset.as_os_str().as_encoded_bytes().to_vec()],
         chunk_count: chunks.len() as u32,
         chunk_size: settings.chunk_size,
-    })
+    }
 }
 
 /// The text's tokens in whole chunks.
@@ -106,7 +135,7 @@ fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings)
         return Err(Finding::new(dataset, "text")
             .expected(format_args!("at least {} tokens, one chunk", size.max(1)))
             .found(ids.len())
-            .hint("give a longer text, or smaller chunks with `ctx`")
+            .hint("give a longer text, or smaller chunks with `chunk_size`")
             .mismatch());
     }
     let most = settings.chunks.map_or(usize::MAX, |chunks| chunks.max(1) as usize).min(i32::MAX as usize);

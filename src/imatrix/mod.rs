@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "train")]
-pub use measure::{Settings, measure, read_text};
+pub use measure::{Settings, measure, planned, read_text};
 pub use write::{Form, Measurement, Sums};
 
 use crate::error::{Finding, Result};

@@ -75,7 +75,7 @@ fn of_gguf(file: &GgufFile) -> Result<ImportanceMatrix> {
 
 /// Whether the file is an importance matrix: by its type, where it has one, and by the three keys.
 fn check_kind(metadata: &Metadata) -> Result<()> {
-    let hint = "this isn't an importance matrix; llama-imatrix or atombank imatrix computes one";
+    let hint = "this isn't an importance matrix; llama-imatrix or `imatrix::measure` computes one";
     if let Some(kind) = metadata.get("general.type")
         && kind.as_text() != Some(GENERAL_TYPE)
     {

@@ -67,7 +67,7 @@ impl BakeSettings {
 
     fn check(&self) -> Result<()> {
         if self.instruction.is_none() && self.prompts.is_empty() {
-            let finding = setting("instruction").expected("an instruction, or a `prompt`").found("neither");
+            let finding = setting("instruction").expected("an instruction, or `prompts`").found("neither");
             return Err(finding.hint("an empty `instruction` bakes what the bank does without one").setting());
         }
         self.output.check()?;
@@ -77,7 +77,7 @@ impl BakeSettings {
         if self.output.recipe.prune_layers.is_some() && self.verify {
             let finding = setting("prune_layers").expected("to be without it");
             let found = "a comparison with the routed model, which has all layers";
-            return Err(finding.found(found).hint("pass --no-verify").setting());
+            return Err(finding.found(found).hint("pass `verify=false`").setting());
         }
         Ok(())
     }
@@ -122,10 +122,12 @@ pub fn bake(settings: &BakeSettings) -> Result<Baked> {
     let alphas = routes.mean();
     let base = Base::of(&folder);
     let plan = with_adapters(&base, folder.weights(), &[bank.changes(&alphas)], &Shares::new([1.0]))?.plan;
-    let output = match settings.output.kind() {
+    let mut output = match settings.output.kind() {
         OutputKind::Lora => bank.static_lora(&alphas).output(),
         _ => settings.output.model(&folder, &plan)?,
     };
+    let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
+    output.notes.extend(decoder.length_note(longest));
     let verified = match settings.verify && !settings.output.dry_run {
         true => Some(agreement(settings, &folder, &decoder, &bank, &routes, &plan, &output)?),
         false => None,

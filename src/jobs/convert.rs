@@ -67,7 +67,7 @@ impl ConvertSettings {
         let is_gguf = self.output.kind() == OutputKind::Gguf;
         if self.output.kind() == OutputKind::Lora && self.input.extension().is_none_or(|e| e != "gguf") {
             let finding = setting("to").expected("an atom bank to bake, for a LoRA").found("a model");
-            return Err(finding.hint("see atombank bake").setting());
+            return Err(finding.hint("see `jobs::bake`").setting());
         }
         self.output.check()?;
         let only_gguf = [

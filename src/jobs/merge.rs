@@ -176,7 +176,7 @@ impl Job<'_> {
         if let Some(tensor) = quantized.filter(|_| self.settings.keep_base) {
             let finding = Finding::new(model.path(), format!("tensor {:?}", tensor.name));
             let hint = "leave `keep_base` out, merge into the unquantized base, or serve the adapter as it is \
-                        (atombank convert ADAPTER --base FOLDER -o ADAPTER.gguf)";
+                        (`jobs::convert` makes a GGUF of it, with the model's folder as `base`)";
             return Err(finding.expected("values that are not quantized").found(tensor.dtype).hint(hint).mismatch());
         }
         let to_gguf = self.output().kind() == OutputKind::Gguf;
@@ -319,7 +319,7 @@ impl Job<'_> {
         };
         if self.output().kind() == OutputKind::Lora {
             let finding = setting("to").expected("adapters, for a LoRA").found("models");
-            return Err(finding.hint("atombank extract makes a LoRA of a finetuned model").setting());
+            return Err(finding.hint("`jobs::extract` makes a LoRA of a finetuned model").setting());
         }
         let method: ModelMethod = name.parse()?;
         combine.check(Kinds::Models, Some(name))?;

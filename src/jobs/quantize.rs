@@ -81,7 +81,7 @@ fn check_input(input: &Path) -> Result<()> {
     if !input.is_dir() {
         return Ok(());
     }
-    let hint = "atombank convert makes a quantized GGUF of a folder in one step, with `type` Q4_K_M";
+    let hint = "`jobs::convert` makes a quantized GGUF of a folder in one step, with `type` Q4_K_M";
     Err(Finding::new(input, "").expected("a GGUF file").found("a folder").hint(hint).mismatch())
 }
 

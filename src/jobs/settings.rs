@@ -146,6 +146,9 @@ impl OutputSettings {
         }
         let quantized = self.quantized()?;
         if let (Some(field), None) = (self.recipe.first_given(), quantized) {
+            if kind != OutputKind::Gguf {
+                return Err(setting(field).expected("a GGUF").found("another output").setting());
+            }
             let finding = setting(field).expected("a `type` that is a mixture, like Q4_K_M");
             return Err(finding.found(self.r#type.as_deref().unwrap_or("none")).setting());
         }
@@ -193,7 +196,7 @@ impl OutputSettings {
             return Ok(());
         }
         let finding = setting("type").expected("source or a mixture, from GGUF to GGUF");
-        let hint = "atombank quantize makes F32, F16, BF16 and Q8_0 of a GGUF, too";
+        let hint = "`jobs::quantize` makes F32, F16, BF16 and Q8_0 of a GGUF, too";
         Err(finding.found("another type").hint(hint).setting())
     }
 

@@ -12,6 +12,9 @@ use super::{Batch, Residence, Sequence};
 use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 
+/// Tokens that a text may have whatever the model's context is.
+const MAX_TOKENS: usize = 1 << 16;
+
 /// A decoder-only language model.
 pub struct Decoder {
     weights: ModelWeights,
@@ -64,20 +67,29 @@ impl Decoder {
         self.weights.config()
     }
 
-    /// That every sequence fits the model's context, `max_position_embeddings`: memory grows with the square of
-    /// a sequence's length.
+    /// That no sequence is longer than the model's context and [`MAX_TOKENS`]: memory grows with the square of a
+    /// sequence's length.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`].
     pub fn check_lengths(&self, sequences: &[Sequence]) -> Result<()> {
-        let context = self.config().max_position_embeddings;
-        match sequences.iter().map(|sequence| sequence.ids.len()).find(|length| *length > context) {
+        let most = self.config().max_position_embeddings.max(MAX_TOKENS);
+        match sequences.iter().map(|sequence| sequence.ids.len()).find(|length| *length > most) {
             None => Ok(()),
             Some(length) => Err(Finding::new("", "prompt")
-                .expected(format_args!("at most {context} tokens, the model's max_position_embeddings"))
+                .expected(format_args!("at most {most} tokens, as memory grows with the square of their number"))
                 .found(length)
                 .mismatch()),
         }
+    }
+
+    /// A note on a text of `length` tokens where the model's context is shorter. Rotary positions go on beyond it, and
+    /// so does transformers; what the model makes of them is another matter.
+    pub fn length_note(&self, length: usize) -> Option<String> {
+        let context = self.config().max_position_embeddings;
+        (length > context).then(|| {
+            format!("the text has {length} tokens, and the model's max_position_embeddings is {context}: it may not have learned more")
+        })
     }
 
     /// Runs all layers and the final norm: `[B, T, hidden_size]`. With a cache, `batch` continues

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
 use super::Sequence;
-use crate::error::{Finding, Result};
+use crate::error::{Finding, IoContext, Result};
+use crate::tokenizer::library;
 
 /// A model's tokenizer.
 pub struct TextEncoder {
@@ -20,8 +21,8 @@ impl TextEncoder {
     /// [`crate::Error::Format`] where it is missing or malformed.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path);
-        Self::new(path, tokenizer)
+        let json = std::fs::read(&path).at(&path, "read")?;
+        Self::from_json(&path, &json)
     }
 
     /// Reads `json`, the content of a tokenizer.json that was made of `path`.
@@ -29,12 +30,8 @@ impl TextEncoder {
     /// # Errors
     /// [`crate::Error::Format`] where it is malformed.
     pub fn from_json(path: &Path, json: &[u8]) -> Result<Self> {
-        Self::new(path.to_owned(), Tokenizer::from_bytes(json))
-    }
-
-    fn new(path: PathBuf, tokenizer: tokenizers::Result<Tokenizer>) -> Result<Self> {
-        let mut tokenizer = tokenizer.map_err(|e| {
-            Finding::new(&path, "")
+        let mut tokenizer = library::load(json).map_err(|e| {
+            Finding::new(path, "")
                 .expected("a tokenizer in Hugging Face's format")
                 .found(crate::json::plain(&e))
                 .format()
@@ -43,8 +40,8 @@ impl TextEncoder {
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
-            .map_err(|e| Finding::new(&path, "truncation").expected("none").found(e).format())?;
-        Ok(Self { path, tokenizer })
+            .map_err(|e| Finding::new(path, "truncation").expected("none").found(e).format())?;
+        Ok(Self { path: path.to_owned(), tokenizer })
     }
 
     /// The tokenizer's file, for messages.
@@ -57,9 +54,7 @@ impl TextEncoder {
     /// # Errors
     /// [`crate::Error::Format`] where the tokenizer refuses the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, special)
+        let encoding = library::guarded(|| self.tokenizer.encode_fast(text, special))
             .map_err(|e| Finding::new(&self.path, "").expected("a text that can be encoded").found(e).format())?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -87,8 +82,7 @@ impl TextEncoder {
     /// # Errors
     /// [`crate::Error::Format`].
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer
-            .decode(ids, true)
+        library::guarded(|| self.tokenizer.decode(ids, true))
             .map_err(|e| Finding::new(&self.path, "").expected("ids that can be decoded").found(e).format())
     }
 

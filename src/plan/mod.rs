@@ -98,7 +98,7 @@ impl PlannedTensor {
             return Err(finding()
                 .expected(format_args!("importance of its columns, without which {} is too coarse", self.dtype))
                 .found("none")
-                .hint("give an importance matrix (--imatrix), or choose another type for this tensor")
+                .hint("give an importance matrix (`imatrix`), or choose another type for this tensor")
                 .mismatch());
         }
         if !quant::can_encode(self.dtype) {

@@ -8,6 +8,8 @@
 
 mod from_hf;
 mod keys;
+#[cfg(feature = "convert")]
+pub(crate) mod library;
 mod pre;
 mod record;
 mod sentencepiece;

@@ -31,6 +31,14 @@ pub(super) struct State {
     pub(super) config: TrainConfig,
     /// Rows and tokens of the training data: resuming on other data would not be the same run.
     pub(super) data: (usize, usize),
+    /// The commit of a base that is named on the hub, where a name can come to mean other weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) base_commit: Option<String>,
+}
+
+/// The commit that the base of a run is of: what the hub's cache calls its folder.
+pub(super) fn base_commit(config: &TrainConfig) -> Option<String> {
+    Some(config.hub_base.as_ref()?.folder.file_name()?.to_string_lossy().into_owned())
 }
 
 impl State {
@@ -54,6 +62,15 @@ impl State {
                 .expected(format_args!("{old}, as the run began with"))
                 .found(new)
                 .hint("resume with the run's own settings, or start a new run")
+                .mismatch());
+        }
+        let commit = base_commit(config);
+        if self.base_commit != commit {
+            let name = |commit: &Option<String>| commit.clone().unwrap_or_else(|| "none".to_owned());
+            return Err(Finding::new(folder.join(STATE), "the commit of the base")
+                .expected(format_args!("{}, as the run began with", name(&self.base_commit)))
+                .found(name(&commit))
+                .hint("name the commit: hf:org/name@COMMIT, or start a new run")
                 .mismatch());
         }
         if self.data != data {

@@ -9,6 +9,9 @@ use crate::arch::ModelConfig;
 use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, check_rank};
 use crate::error::{Finding, IoContext, Result};
 
+/// Sequences of one forward pass that are taken though the data has fewer: more would only repeat rows.
+const MAX_BATCH: usize = 64;
+
 /// Sequences that a step may have, where the data has no more rows than that.
 const MAX_STEP_SEQUENCES: usize = 1 << 16;
 
@@ -19,8 +22,11 @@ pub struct TrainConfig {
     /// The training file, which errors name.
     #[serde(skip)]
     pub file: PathBuf,
-    /// The base model's folder.
+    /// The base model's folder, or its name on the hub.
     pub base: PathBuf,
+    /// Where the base stands on this machine, if `base` is its name on the hub.
+    #[serde(skip)]
+    pub hub_base: Option<HubBase>,
     /// Where the adapter, its checkpoints and metrics go.
     pub output: PathBuf,
     /// What is trained.
@@ -37,6 +43,15 @@ pub struct TrainConfig {
     /// The optimizer's settings.
     #[serde(default)]
     pub training: TrainingSettings,
+}
+
+/// A base model of the hub, on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubBase {
+    /// Its folder, which is called by its commit.
+    pub folder: PathBuf,
+    /// Its name: `org/name`.
+    pub id: String,
 }
 
 /// What is trained.
@@ -287,6 +302,14 @@ impl TrainConfig {
             AdapterKind::Lora => check_rank(&self.file, "adapter.", self.adapter.r, base)?,
         }
         let t = &self.training;
+        let most = rows.max(MAX_BATCH);
+        if t.batch_size > most {
+            return Err(Finding::new(&self.file, "training.batch_size")
+                .expected(format_args!("at most {most}: the data has {rows} rows"))
+                .found(t.batch_size)
+                .hint("`gradient_accumulation` makes a larger step without more memory")
+                .mismatch());
+        }
         let most = rows.max(MAX_STEP_SEQUENCES);
         match t.batch_size.checked_mul(t.gradient_accumulation) {
             Some(sequences) if sequences <= most => Ok(()),
@@ -305,6 +328,16 @@ impl TrainConfig {
             "top_k = 1: the softmax over one logit is constant, so the loss gives the router no gradient; \
              only A, B and the atoms learn unless training.lambda_prior or training.lambda_balance is set",
         )
+    }
+
+    /// The base model's folder on this machine.
+    pub fn base_folder(&self) -> &Path {
+        self.hub_base.as_ref().map_or(&self.base, |base| &base.folder)
+    }
+
+    /// What the adapter's settings call the base.
+    fn base_name(&self) -> String {
+        self.hub_base.as_ref().map_or_else(|| self.base.display().to_string(), |base| base.id.clone())
     }
 
     /// The settings of a bank for `base`; `instruction_dim` is the instruction encoder's width where that
@@ -332,7 +365,7 @@ impl TrainConfig {
             prior_strength: a.prior_strength,
             prior_temperature: a.prior_temperature,
             prompt_template: a.prompt_template,
-            base_model_name_or_path: self.base.display().to_string(),
+            base_model_name_or_path: self.base_name(),
         }
     }
 
@@ -344,7 +377,7 @@ impl TrainConfig {
             lora_alpha: a.lora_alpha,
             use_rslora: a.use_rslora,
             target_modules: Some(a.target_modules),
-            base_model_name_or_path: self.base.display().to_string(),
+            base_model_name_or_path: self.base_name(),
         }
     }
 

@@ -9,7 +9,7 @@ mod step;
 mod trainer;
 
 pub use adapter::Trainable;
-pub use config::{AdapterKind, AdapterSettings, DataSettings, Schedule, TrainConfig, TrainingSettings};
+pub use config::{AdapterKind, AdapterSettings, DataSettings, HubBase, Schedule, TrainConfig, TrainingSettings};
 pub use data::{Dataset, TrainingRow};
 pub use optimizer::{AdamW, clip_factor, global_norm};
 pub use step::{Gradients, Objective};

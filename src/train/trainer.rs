@@ -83,7 +83,7 @@ pub fn train(
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
     config.check()?;
-    let folder = HfFolder::open(&config.base)?;
+    let folder = HfFolder::open(config.base_folder())?;
     // The config's sizes are those of the tensors, or nothing that follows from them may be made.
     check_tensors(folder.path(), &folder.config, folder.weights())?;
     let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
@@ -204,7 +204,8 @@ impl Run<'_> {
     /// A checkpoint, and the adapter itself where users look for it.
     fn save(&self, step: usize, optimizer: &AdamW) -> Result<PathBuf> {
         let adapter = self.current()?;
-        let state = State { step, config: self.config.clone(), data: self.size };
+        let base_commit = checkpoint::base_commit(self.config);
+        let state = State { step, config: self.config.clone(), data: self.size, base_commit };
         let folder = checkpoint::save(&self.config.output, &adapter, optimizer, &state)?;
         adapter.save_over(&self.config.output)?;
         Ok(folder)

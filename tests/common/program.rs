@@ -33,3 +33,28 @@ pub fn copy(from: &Path, to: &Path) -> PathBuf {
     }
     to.to_owned()
 }
+
+/// Exit codes: what is wrong with the input, and what is wrong with the arguments alone.
+pub const INPUT: i32 = 1;
+pub const USAGE: i32 = 2;
+
+/// As [`refused`], of a command that leaves folder `untouched` as it was.
+#[track_caller]
+pub fn refused_leaving(exit: i32, untouched: &Path, args: &[&str]) -> String {
+    let count = || fs::read_dir(untouched).unwrap().count();
+    let before = count();
+    let line = refused(exit, args);
+    assert_eq!(count(), before, "{args:?}: something is left");
+    line
+}
+
+/// The one line on stderr, notes apart, of a command that ends with exit code `exit` and prints nothing on stdout.
+#[track_caller]
+pub fn refused(exit: i32, args: &[&str]) -> String {
+    let out = atombank(args);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(exit), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().filter(|line| !line.starts_with("note: ")).count(), 1, "{args:?}: {stderr}");
+    assert!(out.stdout.is_empty(), "{args:?}");
+    stderr
+}

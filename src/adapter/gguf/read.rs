@@ -51,7 +51,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Unp
         if found != expected {
             let finding = metadata.finding(key).expected(expected).found(format!("{found:?}"));
             return Err(match found {
-                "atombank" => finding.hint("this is an atom bank: fix an instruction with `atombank bake`"),
+                "atombank" => finding.hint("this is an atom bank: fix an instruction with `jobs::bake`"),
                 _ => finding,
             }
             .unsupported());

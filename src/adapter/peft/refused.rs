@@ -33,7 +33,7 @@ pub(super) fn kind(fields: &Fields, kind: &str) -> Error {
         "QUERYABLE_LORA" => finding
             .expected("an adapter that is the same for every instruction")
             .found("QUERYABLE_LORA, an atom bank")
-            .hint("fix an instruction with `atombank bake`"),
+            .hint("fix an instruction with `jobs::bake`"),
         _ if ROUTED.contains(&kind) => finding
             .expected("an adapter that is the same for every input")
             .found(format_args!("{kind}, which picks among several for each: no one weight is the model"))

@@ -94,7 +94,7 @@ pub(in crate::arch) const QWEN2: Family = Family {
         "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu",
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-06, "tie_word_embeddings": false,
         "rope_theta": 10000.0, "rope_parameters": null, "rope_scaling": null, "use_sliding_window": false,
-        "sliding_window": null, "max_window_layers": 28, "layer_types": null, "qkv_bias": true, "mlp_bias": false,
+        "sliding_window": 4096, "max_window_layers": 28, "layer_types": null, "qkv_bias": true, "mlp_bias": false,
         "attention_bias": false, "use_mrope": false, "bos_token_id": null, "eos_token_id": null,
         "pad_token_id": null}"#,
     assumed: &[
@@ -133,7 +133,7 @@ pub(in crate::arch) const QWEN3: Family = Family {
         "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "hidden_act": "silu",
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-06, "tie_word_embeddings": false,
         "rope_theta": 10000.0, "rope_parameters": null, "rope_scaling": null, "use_sliding_window": false,
-        "sliding_window": null, "max_window_layers": 28, "layer_types": null, "attention_bias": false,
+        "sliding_window": 4096, "max_window_layers": 28, "layer_types": null, "attention_bias": false,
         "mlp_bias": false, "bos_token_id": null, "eos_token_id": null, "pad_token_id": null}"#,
     assumed: &[must("hidden_act", "\"silu\""), must("mlp_bias", "false"), should("use_sliding_window", "false")],
     tensors: &[ENDS, NORMS, NORMED, GATED],

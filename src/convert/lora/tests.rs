@@ -291,42 +291,119 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
     }
 }
 
+/// A copy of the plain LoRA with other settings and more tensors of counted values.
+fn plain_with(settings: Json, more: &[(String, &[usize])]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let from = fixtures().join("plain");
+    let mut config = read_json_object(&from.join("adapter_config.json")).unwrap();
+    config.extend(settings.as_object().unwrap().clone());
+    let read = |t: PlannedTensor| adapter::HostTensor { values: t.read().unwrap().into(), shape: t.shape };
+    let mut tensors: BTreeMap<String, adapter::HostTensor> = taking(&from.join("adapter_model.safetensors"))
+        .tensors
+        .into_iter()
+        .map(|tensor| (tensor.name.clone(), read(tensor)))
+        .collect();
+    for (name, shape) in more {
+        let values = (0..shape.iter().product()).map(|i| i as f32).collect();
+        tensors.insert(name.clone(), adapter::HostTensor { shape: shape.to_vec(), values });
+    }
+    let folder = dir.path().join("adapter");
+    adapter::save_tensors(&tensors, "adapter_model", &folder).unwrap();
+    fs::write(folder.join("adapter_config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    dir
+}
+
+/// PEFT's name of a part of q_proj in the second layer.
+fn of_q(part: &str) -> String {
+    format!("base_model.model.model.layers.1.self_attn.q_proj.{part}")
+}
+
 #[test]
 fn changes_that_have_no_factors_are_refused_by_the_weight_that_they_change() {
-    const Q: &str = "base_model.model.model.layers.1.self_attn.q_proj";
-    let weight = |name: &str, shape: &[usize]| {
-        let values = (0..shape.iter().product()).map(|i| i as f32).collect();
-        (name.to_owned(), adapter::HostTensor { shape: shape.to_vec(), values })
-    };
-    for (settings, (name, tensor), expected) in [
-        (json!({"bias": "all"}), weight(&format!("{Q}.base_layer.bias"), &[64]), "expected a tensor of the base"),
+    let magnitudes: Vec<(String, &[usize])> = taking(&fixtures().join("plain/adapter_model.safetensors"))
+        .tensors
+        .iter()
+        .filter_map(|tensor| Some((tensor.name.strip_suffix("lora_B.weight")?.to_owned(), tensor.shape[0])))
+        .map(|(module, rows)| {
+            let shape: &[usize] = match rows {
+                16 => &[16],
+                32 => &[32],
+                _ => &[48],
+            };
+            (format!("{module}lora_magnitude_vector"), shape)
+        })
+        .collect();
+    let norm = "base_model.model.model.norm.weight".to_owned();
+    let rows = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta".to_owned();
+    let cases: [(Json, Vec<(String, &[usize])>, &str); 6] = [
+        (json!({"bias": "all"}), vec![(of_q("base_layer.bias"), &[64])], "expected a tensor of the base"),
+        (
+            json!({"bias": "none"}),
+            vec![(of_q("base_layer.bias"), &[32])],
+            "q_proj.base_layer.bias\": expected a tensor",
+        ),
+        (json!({"lora_bias": true}), vec![(of_q("lora_B.bias"), &[32])], "lora_B.bias\": expected a"),
+        (json!({"use_dora": true}), magnitudes, "found DoRA's magnitudes, or another factor of weights"),
         (
             json!({"modules_to_save": ["norm"]}),
-            weight("base_model.model.model.norm.weight", &[32]),
+            vec![(norm, &[32])],
             "model.norm.weight\": expected only lora_A and lora_B, all that a GGUF adapter can carry, found a whole weight",
         ),
         (
             json!({"trainable_token_indices": [3]}),
-            weight("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", &[1, 32]),
+            vec![(rows, &[1, 32])],
             "the change of \"model.embed_tokens.weight\": expected only lora_A and lora_B",
         ),
+    ];
+    for (settings, more, expected) in cases {
+        let dir = plain_with(settings.clone(), &more);
+        let error = to_gguf(&dir.path().join("adapter"), &base().base(), OutType::F32).unwrap_err().to_string();
+        assert!(error.contains(expected), "{settings}: {error}");
+    }
+    // A bias that the base has: PEFT replaces it, and a GGUF adapter has no place for that.
+    let with_biases = base_with(Plan::default(), |config| drop(config.insert("attention_bias".into(), true.into())));
+    let dir = plain_with(json!({"bias": "lora_only"}), &[(of_q("base_layer.bias"), &[32])]);
+    let error = to_gguf(&dir.path().join("adapter"), &with_biases.base(), OutType::F32).unwrap_err().to_string();
+    let expected =
+        "q_proj.base_layer.bias\": expected only lora_A and lora_B, all that a GGUF adapter can carry, found a bias";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn settings_that_ask_for_more_than_factors_are_refused_by_the_field() {
+    let converted = |settings: &Json| {
+        let dir = plain_with(settings.clone(), &[]);
+        to_gguf(&dir.path().join("adapter"), &base().base(), OutType::F32)
+    };
+    for (settings, expected) in [
+        (json!({"bias": "some"}), "adapter_config.json: bias: expected none, all, or the adapted modules' only"),
+        (
+            json!({"init_lora_weights": "pissa"}),
+            "adapter_config.json: init_lora_weights: expected an initialisation that leaves the base as it is, found \"pissa\"",
+        ),
+        (json!({"init_lora_weights": "olora"}), "adapter_config.json: init_lora_weights: expected an initialisation"),
+        (json!({"use_qalora": true}), "adapter_config.json: use_qalora: expected a LoRA that is a fixed change"),
+        (json!({"layer_replication": [[0, 2], [1, 2]]}), "adapter_config.json: layer_replication: expected a LoRA"),
+        (json!({"use_new_thing": true}), "use_new_thing: expected a field this version knows"),
+        (json!({"modules_to_save": ["lm_head"]}), "modules_to_save: expected tensors of \"lm_head\""),
+        (json!({"rank_pattern": {"q_proj": 0}}), "rank_pattern: expected"),
+        (json!({"alpha_pattern": {"(?=q)": 1}}), "alpha_pattern: expected"),
+        (json!({"r": 0}), "adapter_config.json: r: expected a count from 1 to 2^31"),
+        (json!({"lora_alpha": 1e300}), "adapter_config.json: lora_alpha: expected a finite float32"),
     ] {
-        let dir = tempfile::tempdir().unwrap();
-        let from = fixtures().join("plain");
-        let mut config = read_json_object(&from.join("adapter_config.json")).unwrap();
-        config.extend(settings.as_object().unwrap().clone());
-        let read = |t: PlannedTensor| adapter::HostTensor { values: t.read().unwrap().into(), shape: t.shape };
-        let mut tensors: BTreeMap<String, adapter::HostTensor> = taking(&from.join("adapter_model.safetensors"))
-            .tensors
-            .into_iter()
-            .map(|tensor| (tensor.name.clone(), read(tensor)))
-            .collect();
-        tensors.insert(name, tensor);
-        let folder = dir.path().join("adapter");
-        adapter::save_tensors(&tensors, "adapter_model", &folder).unwrap();
-        fs::write(folder.join("adapter_config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
-        let error = to_gguf(&folder, &base().base(), OutType::F32).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
+        let error = converted(&settings).unwrap_err().to_string();
+        assert!(error.contains(expected), "{settings}: {error}");
+    }
+    // Biases are asked for and the file has none, as of a base without any; initial values that leave the base alone.
+    let (_, plain, _) = converted(&json!({})).unwrap();
+    for settings in [
+        json!({"bias": "all"}),
+        json!({"bias": "lora_only"}),
+        json!({"init_lora_weights": "orthogonal"}),
+        json!({"init_lora_weights": false}),
+    ] {
+        let (_, taken, notes) = converted(&settings).unwrap();
+        assert_eq!((factors_of(&taken), notes.len()), (factors_of(&plain), 0), "{settings}");
     }
 }
 

@@ -377,8 +377,12 @@ impl Writer<'_> {
         if self.family.gguf == "falcon" {
             let heads = number(&self.config, "num_attention_heads");
             let groups = number(&self.config, "num_kv_heads");
+            if groups == 0 {
+                let finding = self.metadata.finding("falcon.attention.head_count_kv").expected("a count");
+                return Err(finding.found(groups).mismatch());
+            }
             let two_norms = found.tensors.contains("blk.0.attn_norm_2.weight");
-            let new = two_norms || (groups > 1 && groups < heads);
+            let new = two_norms || (groups > 1 && groups != heads);
             self.put("new_decoder_architecture", json!(new));
             self.put("multi_query", json!(groups == 1));
             if new && !two_norms {

@@ -176,6 +176,7 @@ fn a_record_that_cannot_be_read_is_refused() {
     gguf.metadata_mut().unwrap().insert(key, with(&|record| drop(record.as_object_mut().unwrap().remove("version"))));
     assert!(from_gguf(&written(dir.path(), &gguf), None).unwrap().is_some());
     let cases = [
+        ("null".to_owned(), "as JSON, found invalid type: null, expected an object"),
         ("{\"config\":".to_owned(), "expected the record of a checkpoint as JSON"),
         (with(&|record| record["types"] = json!(3)), "expected the record of a checkpoint as JSON"),
         (with(&|record| record["version"] = json!(2)), "expected version 1 of the record, found 2"),

@@ -169,7 +169,7 @@ fn refusal(pair: &Pair) -> crate::Error {
     Finding::new(pair.of.expr.source_path(), format!("tensor {:?}", pair.of.name))
         .expected("the base's values: it is no module's weight or bias, for a LoRA to hold")
         .found("others")
-        .hint("take the finetuned model itself (atombank merge --method combines models)")
+        .hint("take the finetuned model itself (`jobs::merge` with a `method` combines models)")
         .unsupported()
 }
 

@@ -1,0 +1,172 @@
+//! What `--help` of every command lists: each option, below the heading that says what it is about.
+
+#[path = "common/program.rs"]
+mod program;
+
+use std::collections::BTreeMap;
+
+use program::done;
+
+/// The options of every command that are its own, without `--help`.
+const OWN: [(&str, &[&str]); 13] = [
+    ("demo", &["--output", "--overwrite", "--set", "--json"]),
+    ("train", &["--set", "--resume", "--device", "--json"]),
+    ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--json"]),
+    ("bank build", &["--output", "--rank", "--describe", "--encoder", "--top-k", "--overwrite", "--dry-run", "--json"]),
+    ("merge", &["--keep-base", "--json"]),
+    ("extract", &["--rank", "--energy", "--seed", "--json"]),
+    ("route", &["--instruction", "--prompt", "--routing", "--json"]),
+    (
+        "generate",
+        &[
+            "--adapter",
+            "--instruction",
+            "--prompt",
+            "--template",
+            "--max-tokens",
+            "--ignore-eos",
+            "--save-logits",
+            "--json",
+        ],
+    ),
+    (
+        "imatrix",
+        &[
+            "--output",
+            "--ctx",
+            "--chunks",
+            "--process-output",
+            "--output-format",
+            "--device",
+            "--overwrite",
+            "--dry-run",
+            "--json",
+        ],
+    ),
+    ("convert", &["--key", "--base", "--metadata", "--model-name", "--override-key", "--vocab-only", "--json"]),
+    ("quantize", &["--override-key", "--json"]),
+    ("inspect", &["--key", "--tensors", "--json"]),
+    ("compare", &["--tensors", "--json"]),
+];
+
+/// Where a checkpoint goes and in which form: of every command that writes one.
+const OUTPUT: [&str; 11] = [
+    "--output",
+    "--to",
+    "--type",
+    "--shard-size",
+    "--split-max-size",
+    "--split-max-tensors",
+    "--pre",
+    "--max-memory",
+    "--overwrite",
+    "--sync",
+    "--dry-run",
+];
+
+const QUANTIZATION: [&str; 11] = [
+    "--imatrix",
+    "--include-weights",
+    "--exclude-weights",
+    "--tensor-type",
+    "--tensor-type-file",
+    "--output-tensor-type",
+    "--token-embedding-type",
+    "--pure",
+    "--leave-output-tensor",
+    "--allow-requantize",
+    "--prune-layers",
+];
+
+const COMBINING: [&str; 18] = [
+    "--method",
+    "--density",
+    "--weights",
+    "--seed",
+    "--rank",
+    "--lambda",
+    "--epsilon",
+    "--gamma",
+    "--normalize",
+    "--rescale",
+    "--t",
+    "--select-topk",
+    "--max-iter",
+    "--tol",
+    "--filter-wise",
+    "--nuslerp-flatten",
+    "--nuslerp-row-wise",
+    "--majority-sign",
+];
+
+/// Commands that write a checkpoint with a plan.
+const WRITERS: [&str; 5] = ["bake", "merge", "extract", "convert", "quantize"];
+
+/// The options that help lists below each heading.
+fn listed(command: &str) -> BTreeMap<String, Vec<String>> {
+    let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut heading = String::new();
+    for line in done(&args).lines() {
+        let words = line.trim_start();
+        match line.strip_suffix(':').filter(|_| !line.starts_with(' ')) {
+            Some(text) => text.clone_into(&mut heading),
+            // Descriptions, and lists of values in them, stand further to the right.
+            None if words.starts_with('-') && (2..=6).contains(&(line.len() - words.len())) => {
+                let option = words.split([' ', ',', '=']).find(|word| word.starts_with("--")).unwrap();
+                found.entry(heading.clone()).or_default().push(option.to_owned());
+            }
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn options_stand_below_headings_that_fit() {
+    for (command, own) in OWN {
+        let mut expected =
+            BTreeMap::from([("Options", own.to_vec()), ("Common options", vec!["--quiet", "--threads", "--kernel"])]);
+        expected.get_mut("Options").unwrap().push("--help");
+        if WRITERS.contains(&command) {
+            expected.insert("Output", OUTPUT.to_vec());
+            expected.insert("Quantization", QUANTIZATION.to_vec());
+        }
+        if command == "merge" {
+            expected.insert("Combining", COMBINING.to_vec());
+        }
+        let found = listed(command);
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{command}");
+        for (heading, options) in expected {
+            let mut found = found[heading].clone();
+            let mut options = options.to_vec();
+            found.sort();
+            options.sort_unstable();
+            assert_eq!(found, options, "{command}: {heading}");
+        }
+    }
+}
+
+#[test]
+fn every_command_is_listed_here() {
+    let help = done(&["--help"]);
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let mut commands: Vec<&str> = listed.filter(|line| !line.starts_with("   ")).map(|line| line.trim()).collect();
+    commands = commands.iter().map(|line| line.split(' ').next().unwrap()).filter(|name| *name != "help").collect();
+    let mut known: Vec<&str> = OWN.iter().map(|(command, _)| command.split(' ').next().unwrap()).collect();
+    commands.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(commands, known);
+}
+
+#[test]
+fn what_the_readme_says_of_options_is_so() {
+    let has = |command: &str, option: &str| listed(command).values().flatten().any(|found| found == option);
+    for (command, _) in OWN {
+        assert!(has(command, "--json"), "{command}");
+        // What generate saves and train makes is always new.
+        let writes = !["train", "route", "generate", "inspect", "compare"].contains(&command);
+        assert_eq!(has(command, "--overwrite"), writes, "{command}");
+        assert_eq!(has(command, "--dry-run"), writes && command != "demo", "{command}");
+    }
+}
