@@ -8,6 +8,7 @@ use atombank::adapter::peft::Base;
 use atombank::arch::HfFolder;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::bank::{AtomBank, BASE_EMBEDDINGS, InstructionEncoder};
+use atombank::checkpoint::hub::Need;
 use atombank::convert::summary;
 use atombank::error::{Error, Finding};
 use atombank::linalg::{Matrix, from_rows};
@@ -88,7 +89,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
     to.check()?;
     let (path, id) = match args.base.to_str() {
-        Some(text) => found(text, common)?,
+        Some(text) => found(text, Need::Model, common)?,
         None => (args.base.clone(), None),
     };
     let folder = HfFolder::open(&path)?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 
@@ -43,12 +44,13 @@ pub(crate) struct ConvertArgs {
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
-    let (input, model_id) = found(&args.input, common)?;
+    let need = if args.vocab_only { Need::Vocabulary } else { Need::Everything };
+    let (input, model_id) = found(&args.input, need, common)?;
     let settings = ConvertSettings {
         input,
         output: args.output.settings(),
         key: args.key.clone(),
-        base: args.base.as_deref().map(|base| found_path(base, common)).transpose()?,
+        base: args.base.as_deref().map(|base| found_path(base, Need::Model, common)).transpose()?,
         metadata: args.metadata.clone(),
         model_name: args.model_name.clone(),
         model_id,

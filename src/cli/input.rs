@@ -3,30 +3,35 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::checkpoint::hub;
+use atombank::checkpoint::hub::{self, Event, HubSettings, Need};
 
 use super::{Common, progress};
 
 /// As [`found`], the path alone.
-pub(crate) fn found_path(input: &Path, common: &Common) -> Result<PathBuf> {
+pub(crate) fn found_path(input: &Path, need: Need, common: &Common) -> Result<PathBuf> {
     match input.to_str() {
-        Some(text) => Ok(found(text, common)?.0),
+        Some(text) => Ok(found(text, need, common)?.0),
         None => Ok(input.to_owned()),
     }
 }
 
-/// The path of an input, and its name on the hub where it is from there.
-pub(crate) fn found(input: &str, common: &Common) -> Result<(PathBuf, Option<String>)> {
+/// The path of an input, and its name on the hub where it is from there. What is missing of it, and needed, is fetched.
+pub(crate) fn found(input: &str, need: Need, common: &Common) -> Result<(PathBuf, Option<String>)> {
     let name = match hub::is_hub_name(input) {
         true => input.to_owned(),
         false if can_only_be_a_hub_name(input) => format!("hf:{input}"),
         false => return Ok((PathBuf::from(input), None)),
     };
     let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
-    let model = hub::resolve(&name, &hub::HubSettings::from_env()?, &|download| {
-        bar.set_message(download.file.to_owned());
-        bar.set_length(download.total);
-        bar.set_position(download.done);
+    let settings = HubSettings { refresh: common.refresh, ..HubSettings::from_env()? };
+    let model = hub::resolve(&name, &settings, need, &|event| match event {
+        Event::Download(download) => {
+            bar.set_message(download.file.to_owned());
+            bar.set_length(download.total);
+            bar.set_position(download.done);
+        }
+        Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
+        Event::Note(_) => {}
     })?;
     bar.finish_and_clear();
     Ok((model.path, Some(model.id)))

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use atombank::bank::BankReport;
+use atombank::checkpoint::hub::Need;
 use atombank::convert::Description;
 use atombank::report::{AdapterReport, Report, TensorsReport};
 use clap::Args;
@@ -27,7 +28,7 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
-    let report = Report::of(&found(&args.input, common)?.0, args.key.as_deref())?;
+    let report = Report::of(&found(&args.input, Need::Everything, common)?.0, args.key.as_deref())?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());

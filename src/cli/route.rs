@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, Request, RoutedBy, Routes, route};
+use atombank::checkpoint::hub::Need;
 use atombank::error::Error;
 use atombank::model::{Decoder, Residence, TextEncoder};
 use candle_core::Device;
@@ -73,7 +74,7 @@ pub(crate) struct RouteArgs {
 }
 
 pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
-    let base = super::input::found_path(&args.base, common)?;
+    let base = super::input::found_path(&args.base, Need::Model, common)?;
     let folder = HfFolder::open(&base)?;
     let bank = AtomBank::open(&args.bank)?;
     let encoder = TextEncoder::open(&base)?;

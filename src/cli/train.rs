@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::train::{Event, Outcome, TrainConfig, train};
 use candle_core::Device;
 use clap::Args;
@@ -28,7 +29,7 @@ pub(crate) struct TrainArgs {
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let mut config = TrainConfig::open(&args.config, &args.overrides)?;
-    config.base = super::input::found_path(&config.base, common)?;
+    config.base = super::input::found_path(&config.base, Need::Model, common)?;
     // The first signal finishes the step and saves; a second one means it.
     let stop = signals::stop_flag();
     let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
