@@ -18,6 +18,7 @@ mod files;
 mod lock;
 mod metadata;
 mod name;
+mod outline;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 
 pub use files::Need;
 pub use name::{is_hub_name, plain_name};
+pub use outline::Outline;
 pub use settings::HubSettings;
 
 use self::cache::{Snapshot, Store};
@@ -113,6 +115,31 @@ pub fn resolve(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Eve
     Ok(HubModel { path, id })
 }
 
+/// The model `name` to be looked at: a folder with its config and tokenizer, and weights that are headers alone. `None`
+/// where [`resolve`] has nothing to fetch, or the model can't be looked at in this way.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn outline(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<Option<Outline>> {
+    let wanted = Name::parse(name)?;
+    let store = Store::new(&settings.cache, &wanted);
+    let commit = store.commit(&wanted.revision);
+    // Of a vocabulary alone, too, the types of the weights may be asked for.
+    let need = if need == Need::Vocabulary { Need::Model } else { need };
+    let found = commit.as_deref().and_then(|commit| cached(&wanted, &store.snapshot(commit), need));
+    if found.is_some() && !settings.refresh || settings.offline.is_some() || wanted.file.is_some() {
+        return Ok(None);
+    }
+    let Some(client) = Client::new(settings, tell) else { return Ok(None) };
+    let fetch = Fetch { name: &wanted, settings, client: &client, store: &store, need };
+    let error = |failed: Failed| failed.fault.into_error(&wanted, settings, &failed.file);
+    let made = fetch.outline(&wanted.revision).map_err(error)?;
+    if made.is_some() {
+        settings.notes.iter().for_each(|note| tell(Event::Note(note)));
+    }
+    Ok(made)
+}
+
 /// What the cache alone has of a model.
 fn offline(
     name: &Name,
@@ -170,6 +197,7 @@ fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
             Weights::Gguf(found) => {
                 let [only] = found.as_slice() else { return None };
                 let complete = whole(only) && only.iter().all(|part| has(part));
+                let unknown = if snapshot.was_listed() { Vec::new() } else { vec!["config.json".to_owned()] };
                 return complete.then(|| Found { path: snapshot.file(&only[0]), unknown });
             }
         }

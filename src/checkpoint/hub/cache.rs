@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
@@ -127,6 +128,11 @@ impl Snapshot {
         Some(tree.get("files")?.as_object()?.keys().cloned().collect())
     }
 
+    /// Whether the list of the commit's files was looked at for all that a command may need.
+    pub(super) fn was_listed(&self) -> bool {
+        self.lacks(TEMPLATES_LISTED) || self.listed().is_some()
+    }
+
     /// Files beside the weights that the commit may have, and the cache doesn't.
     pub(super) fn unknown(&self) -> Vec<String> {
         if let Some(listed) = self.listed() {
@@ -181,10 +187,12 @@ impl Snapshot {
     }
 }
 
-/// A name beside `path` that no other process uses.
+/// A name beside `path` that nobody else uses, not in this process either.
 fn beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}-{count}.tmp", std::process::id()));
     path.with_file_name(name)
 }
 

@@ -191,7 +191,7 @@ impl<'a> Client<'a> {
             return Err(fault);
         }
         let of = fault.tries();
-        self.note(&format!("{what}: {fault}; trying again in {:.3} s ({} of {of})", Shown(pause), tries.done));
+        self.note(&format!("{what}: {fault}; trying again in {} s ({} of {of})", Shown(pause), tries.done));
         std::thread::sleep(pause);
         Ok(())
     }

@@ -77,8 +77,20 @@ impl Fetch<'_> {
         }
         // Weights come last: whoever finds them finds the rest. What an index says is known before any of them.
         self.files(info, snapshot, files::companions(&info.names))?;
+        let wanted = self.weights(info, snapshot, weights)?;
+        self.files(info, snapshot, wanted.iter().map(String::as_str))?;
+        Ok(snapshot.path())
+    }
+
+    /// The names of the files that hold weights; of shards, those that the index says, which is fetched for that.
+    pub(super) fn weights(
+        &self,
+        info: &ModelInfo,
+        snapshot: &Snapshot,
+        forms: Vec<Weights>,
+    ) -> Result<Vec<String>, Failed> {
         let mut wanted: Vec<String> = Vec::new();
-        for form in weights {
+        for form in forms {
             match form {
                 Weights::Files(names) => wanted.extend(names),
                 Weights::Indexed(index) => {
@@ -96,8 +108,7 @@ impl Fetch<'_> {
                 Weights::Gguf(_) => {}
             }
         }
-        self.files(info, snapshot, wanted.iter().map(String::as_str))?;
-        Ok(snapshot.path())
+        Ok(wanted)
     }
 
     /// The error that lists the repository's GGUF files.
@@ -119,7 +130,7 @@ impl Fetch<'_> {
         }
     }
 
-    fn files<'n>(
+    pub(super) fn files<'n>(
         &self,
         info: &ModelInfo,
         snapshot: &Snapshot,
