@@ -16,6 +16,9 @@ use super::metadata::{FileInfo, agrees};
 use super::{Download, Event};
 use crate::error::{Error, IoContext};
 
+/// From how many bytes on a try that broke off has brought something.
+const GETS_ON: u64 = 1 << 18;
+
 /// A content that is wanted.
 pub(super) struct Wanted<'a> {
     pub(super) store: &'a Store,
@@ -66,7 +69,8 @@ impl Wanted<'_> {
             false => shared.with_file_name(format!("{etag}.{:08x}.incomplete", std::process::id())),
         };
         let done = self.collect(client, &part);
-        if !lock.holds() && done.is_err() {
+        let is_empty = fs::metadata(&part).is_ok_and(|data| data.len() == 0);
+        if done.is_err() && (is_empty || !lock.holds()) {
             let _ = fs::remove_file(&part);
         }
         done?;
@@ -167,8 +171,9 @@ impl Wanted<'_> {
         fault: Fault,
         tries: &mut Tries,
     ) -> Result<(), Fault> {
-        // What came counts: a line that breaks off now and then still gets there.
-        if part.len > before {
+        // What came counts: a line that breaks off now and then still gets there. A few bytes don't: a server that
+        // stalls after each handful would be asked for ever.
+        if part.len >= before + GETS_ON {
             tries.done = 0;
         }
         if self.info.size.is_none() && part.len > 0 {

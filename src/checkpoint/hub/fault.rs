@@ -124,7 +124,8 @@ impl Fault {
                 let finding = finding.expected(format_args!("an answer of {address}")).found(found);
                 match wait {
                     Some(wait) => finding.hint(format_args!("it asks to wait {} s", wait.as_secs())).mismatch(),
-                    None => finding.hint("try again later").mismatch(),
+                    None if matches!(status, 408 | 429 | 500..=599) => finding.hint("try again later").mismatch(),
+                    None => finding.mismatch(),
                 }
             }
         }
