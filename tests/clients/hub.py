@@ -108,20 +108,25 @@ hub, store = serve(), serve()
 ENDPOINT = f"http://127.0.0.1:{hub.server_port}"
 
 
-def inspect(cache, **variables):
-    """`atombank inspect` of the model; its notes and errors."""
+def convert(cache, **variables):
+    """`atombank convert` of the model, on its way."""
     names = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    run = subprocess.Popen(
-        [BINARY, "inspect", f"hf:{NAME}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    command = [BINARY, "convert", f"hf:{NAME}", "-o", WORK / "model.gguf", "--overwrite"]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**names, "HF_HUB_CACHE": str(cache), "HF_ENDPOINT": ENDPOINT, **variables})
-    return run
 
 
-def inspected(cache, **variables):
+def finished(run):
+    """The exit code, and what was said of the hub."""
+    lines = run.communicate()[1].splitlines()
+    return run.returncode, " ".join(line for line in lines if "hf:" in line or line.startswith("error"))
+
+
+def converted(cache, **variables):
     asked.clear()
-    run = inspect(cache, **variables)
-    said = run.communicate()[1].strip()
-    return run.returncode, said, sorted({name for name, _ in asked})
+    code, said = finished(convert(cache, **variables))
+    return code, said, sorted({name for name, _ in asked})
 
 
 def fresh(name):
@@ -133,22 +138,22 @@ def fresh(name):
 def python_first():
     cache = fresh("python-first")
     huggingface_hub.snapshot_download(NAME, cache_dir=cache, endpoint=ENDPOINT)
-    code, said, fetched = inspected(cache, HF_HUB_OFFLINE="1")
+    code, said, fetched = converted(cache, HF_HUB_OFFLINE="1")
     check("a snapshot of huggingface_hub, offline", code == 0, said or "read")
-    code, said, fetched = inspected(cache)
+    code, said, fetched = converted(cache)
     check("a snapshot of huggingface_hub", (code, said, fetched) == (0, "", []), f"fetched {fetched} {said}")
 
     cache = fresh("python-part")
     for name in ["config.json", "model.safetensors"]:
         huggingface_hub.hf_hub_download(NAME, name, cache_dir=cache, endpoint=ENDPOINT)
-    code, said, fetched = inspected(cache)
+    code, said, fetched = converted(cache)
     lacked = sorted(set(FILES) - {"config.json", "model.safetensors"})
     check("the rest of what huggingface_hub has in part", code == 0 and fetched == lacked, f"fetched {fetched} {said}")
 
 
 def atombank_first():
     cache = fresh("atombank-first")
-    code, said, fetched = inspected(cache)
+    code, said, fetched = converted(cache)
     check("a model into an empty cache", code == 0 and not said, f"fetched {len(fetched)} files {said}")
     asked.clear()
     folder = {huggingface_hub.hf_hub_download(NAME, name, cache_dir=cache, endpoint=ENDPOINT) for name in FILES}
@@ -172,7 +177,7 @@ def together():
     part.parent.mkdir(parents=True)
     part.write_bytes(FILES["model.safetensors"][:1000])
     asked.clear()
-    code = inspect(cache).wait()
+    code, said = finished(convert(cache))
     ranges = [wanted for name, wanted in asked if name == "model.safetensors"]
     check("a part goes on where it broke off", code == 0 and ranges == ["bytes=1000-"], f"ranges {ranges}")
 
@@ -180,11 +185,11 @@ def together():
     lock = cache / f".locks/models--org--model/{etag('model.safetensors')}.lock"
     lock.parent.mkdir(parents=True)
     with WeakFileLock(lock):
-        run = inspect(cache)
+        run = convert(cache)
         time.sleep(2)
         waits = run.poll() is None
-    said = run.communicate()[1].strip()
-    check("a lock of huggingface_hub is waited for", waits and run.returncode == 0 and "another process" in said, said)
+    code, said = finished(run)
+    check("a lock of huggingface_hub is waited for", waits and code == 0 and "another process" in said, said)
 
 
 python_first()

@@ -76,8 +76,13 @@ pub(super) fn model(
     if page || start == Some(&b'<') {
         return Err(Fault::page(&address));
     }
-    let info: RawInfo = serde_json::from_slice(&bytes)
-        .map_err(|error| Fault::odd(&address, "JSON with a model's commit and files", crate::json::plain(&error)))?;
+    let info: RawInfo = serde_json::from_slice(&bytes).map_err(|error| {
+        Fault::odd(
+            &address,
+            "JSON with a model's commit and files",
+            format_args!("something else: {}", crate::json::plain(&error)),
+        )
+    })?;
     if !is_commit(&info.sha) {
         let found = format!("{:?}", info.sha);
         return Err(Fault::odd(&address, "a commit of 40 hexadecimal digits", found));
