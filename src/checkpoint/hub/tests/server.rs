@@ -260,7 +260,7 @@ fn perform(
                 Act::Header(name, value) => {
                     headers.retain(|(other, _)| !other.eq_ignore_ascii_case(name));
                     if !value.is_empty() {
-                        headers.push((name, (*value).to_owned()));
+                        headers.push((*name, (*value).to_owned()));
                     }
                 }
                 _ => {}

@@ -159,14 +159,15 @@ fn what_stands_still_is_tried_again_and_said() {
 fn one_that_stalls_after_every_handful_is_not_asked_for_ever() {
     let (hub, cache, text) = model();
     hub.acts(Phase::Large, WEIGHTS, &[Act::Stall(10, Duration::from_secs(3))]);
-    let timeout = Duration::from_millis(100);
+    let timeout = Duration::from_millis(300);
     let settings = HubSettings { download_timeout: timeout, ..hub.settings(&cache) };
     fs::create_dir_all(part(&cache, &text).parent().unwrap()).unwrap();
     let message = run("hf:org/model", &settings).message();
-    assert!(message.contains("nothing came for 0.10 s"), "{message}");
+    assert!(message.contains("nothing came for 0.30 s"), "{message}");
     assert!(hub.asked().iter().filter(|asked| asked.phase == Phase::Large).count() <= 6);
     // What did come is kept.
-    assert_eq!(fs::metadata(part(&cache, &text)).unwrap().len(), 60);
+    let kept = fs::metadata(part(&cache, &text)).unwrap().len();
+    assert!((10..=60).contains(&kept), "{kept}");
 }
 
 #[test]
