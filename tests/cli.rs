@@ -233,7 +233,8 @@ fn texts_beyond_the_models_context_are_noted() {
 
 #[test]
 fn tokenizers_that_contradict_themselves_are_refused_in_one_line() {
-    let changes: [(&str, &dyn Fn(&mut Value)); 2] = [
+    type Edit<'a> = &'a dyn Fn(&mut Value);
+    let changes: [(&str, Edit); 2] = [
         ("a merge without its prefix", &|json| {
             json["model"]["continuing_subword_prefix"] = json!("a prefix that is long")
         }),

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use atombank::bank::RoutedBy;
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, BakeSettings};
 use clap::Args;
 use serde_json::{Map, json};
@@ -33,8 +34,8 @@ pub(crate) struct BakeArgs {
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
     let settings = BakeSettings {
-        base: found(&args.base, common)?.0,
-        bank: found(&args.bank, common)?.0,
+        base: found(&args.base, Need::Model, common)?.0,
+        bank: found(&args.bank, Need::Adapter, common)?.0,
         instruction: args.request.instruction.clone(),
         prompts: args.request.prompt.clone(),
         routing: args.request.by(),

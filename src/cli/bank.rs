@@ -8,6 +8,7 @@ use atombank::adapter::peft::Base;
 use atombank::arch::HfFolder;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::bank::{AtomBank, BASE_EMBEDDINGS, InstructionEncoder};
+use atombank::checkpoint::hub::Need;
 use atombank::convert::summary;
 use atombank::error::{Error, Finding};
 use atombank::linalg::{Matrix, from_rows};
@@ -93,7 +94,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         to.check()?;
     }
     let (path, id) = match args.base.to_str() {
-        Some(text) => found(text, common)?,
+        Some(text) => found(text, Need::Model, common)?,
         None => (args.base.clone(), None),
     };
     let folder = HfFolder::open(&path)?;
@@ -108,7 +109,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         }
         LinearUpdates::open(path, &tensors, &folder.config)
     };
-    let paths = args.loras.iter().map(|lora| found_path(lora, common)).collect::<Result<Vec<_>>>()?;
+    let paths = args.loras.iter().map(|lora| found_path(lora, Need::Adapter, common)).collect::<Result<Vec<_>>>()?;
     let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
     let names = names(&args.loras);
     let mut notes = Vec::new();

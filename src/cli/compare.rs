@@ -1,6 +1,7 @@
 //! `atombank compare`: how far one model's tensors are from another's, as a table or JSON.
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::report::Comparison;
 use atombank::report::compare::{Difference, Form, Outcome, TensorComparison, sides};
 use clap::Args;
@@ -33,7 +34,7 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
-    let (a, b) = sides(&found(&args.a, common)?.0, &found(&args.b, common)?.0)?;
+    let (a, b) = sides(&found(&args.a, Need::Everything, common)?.0, &found(&args.b, Need::Everything, common)?.0)?;
     let bar = progress::bar(0, "comparing [{bar:30}] {percent}% {eta}", common.quiet);
     let comparison = Comparison::watched(&a, &b, &|done, total| {
         bar.set_length(total);

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 
 use super::Common;
-use super::input::{found, found_path};
+use super::input::{found, found_path, looked_at};
 use super::output::{OutputArgs, print_written};
 
 /// Arguments of `convert`.
@@ -43,19 +44,28 @@ pub(crate) struct ConvertArgs {
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
-    let (input, model_id) = found(&args.input, common)?;
-    let settings = ConvertSettings {
-        input,
-        output: args.output.settings(),
-        key: args.key.clone(),
-        base: args.base.as_deref().map(|base| found_path(base, common)).transpose()?,
-        metadata: args.metadata.clone(),
-        model_name: args.model_name.clone(),
-        model_id,
-        override_key: args.override_key.clone(),
-        vocab_only: args.vocab_only,
+    let need = if args.vocab_only { Need::Vocabulary } else { Need::Everything };
+    let base = args.base.as_deref().map(|base| found_path(base, Need::Model, common)).transpose()?;
+    let make = |input: PathBuf, model_id: Option<String>| {
+        let settings = ConvertSettings {
+            input,
+            output: args.output.settings(),
+            key: args.key.clone(),
+            base: base.clone(),
+            metadata: args.metadata.clone(),
+            model_name: args.model_name.clone(),
+            model_id,
+            override_key: args.override_key.clone(),
+            vocab_only: args.vocab_only,
+        };
+        Ok(jobs::convert(&settings)?)
     };
-    let made = jobs::convert(&settings)?;
+    let (made, _outline) = if args.output.dry_run || args.vocab_only {
+        looked_at(&args.input, need, common, make)?
+    } else {
+        let (input, model_id) = found(&args.input, need, common)?;
+        (make(input, model_id)?, None)
+    };
     let written = args.output.write(&made, args.json, common)?;
     print_written(written.as_ref(), args.json, common);
     if let Some(written) = written.filter(|_| args.json) {

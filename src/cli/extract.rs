@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, ExtractSettings, OutputKind};
 use atombank::merge::extract::Extraction;
 use clap::Args;
@@ -51,10 +52,10 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
     let mut output = args.output.settings();
     output.to.get_or_insert(OutputKind::Lora);
     output.check()?;
-    let (base, base_id) = found(&args.base, common)?;
+    let (base, base_id) = found(&args.base, Need::Model, common)?;
     let settings = ExtractSettings {
         base,
-        finetuned: found(&args.finetuned, common)?.0,
+        finetuned: found(&args.finetuned, Need::Model, common)?.0,
         output,
         base_id,
         rank: args.rank,

@@ -9,6 +9,7 @@ use atombank::adapter::{HostTensor, LinearUpdates};
 use atombank::arch::ModelConfig;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, fill_template};
 use atombank::checkpoint::Checkpoint;
+use atombank::checkpoint::hub::Need;
 use atombank::convert::from_gguf;
 use atombank::error::Finding;
 use atombank::formats::gguf::GgufModel;
@@ -54,9 +55,10 @@ pub(crate) struct GenerateArgs {
 }
 
 pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
-    let model = super::input::found_path(&args.model, common)?;
+    let model = super::input::found_path(&args.model, Need::Model, common)?;
     let LanguageModel { decoder, encoder } = LanguageModel::open(&model, Residence::Memory, &Device::Cpu)?;
-    let adapter = args.adapter.as_deref().map(|path| super::input::found_path(path, common)).transpose()?;
+    let adapter =
+        args.adapter.as_deref().map(|path| super::input::found_path(path, Need::Adapter, common)).transpose()?;
     let adapter = adapter.map(|path| Adapter::open(&path, &model, decoder.config())).transpose()?;
     let sequence = match &adapter {
         Some(Adapter::Bank(bank)) => {

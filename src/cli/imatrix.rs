@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::imatrix::{Form, Settings, measure, planned, read_text};
 use atombank::model::{LanguageModel, Residence};
 use atombank::output::Destination;
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         to.check()?;
     }
     let text = read_text(&args.text)?;
-    let path = super::input::found_path(&args.base, common)?;
+    let path = super::input::found_path(&args.base, Need::Model, common)?;
     let base = LanguageModel::open(&path, Residence::Streamed, &args.device)?.with_special_as_text();
     let trained = base.decoder.config().max_position_embeddings;
     if args.ctx as usize > trained {

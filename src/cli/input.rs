@@ -3,33 +3,71 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::checkpoint::hub;
+use atombank::checkpoint::hub::{self, Event, HubSettings, Need, Outline};
 
 use super::{Common, progress};
 
 /// As [`found`], the path alone.
-pub(crate) fn found_path(input: &Path, common: &Common) -> Result<PathBuf> {
+pub(crate) fn found_path(input: &Path, need: Need, common: &Common) -> Result<PathBuf> {
     match input.to_str() {
-        Some(text) => Ok(found(text, common)?.0),
+        Some(text) => Ok(found(text, need, common)?.0),
         None => Ok(input.to_owned()),
     }
 }
 
-/// The path of an input, and its name on the hub where it is from there.
-pub(crate) fn found(input: &str, common: &Common) -> Result<(PathBuf, Option<String>)> {
-    let name = match hub::is_hub_name(input) {
-        true => input.to_owned(),
-        false if can_only_be_a_hub_name(input) => format!("hf:{input}"),
-        false => return Ok((PathBuf::from(input), None)),
-    };
-    let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
-    let model = hub::resolve(&name, &hub::HubSettings::from_env()?, &|download| {
-        bar.set_message(download.file.to_owned());
-        bar.set_length(download.total);
-        bar.set_position(download.done);
-    })?;
-    bar.finish_and_clear();
+/// The path of an input, and its name on the hub where it is from there. What is missing of it, and needed, is fetched.
+pub(crate) fn found(input: &str, need: Need, common: &Common) -> Result<(PathBuf, Option<String>)> {
+    let Some(name) = hub_name(input) else { return Ok((PathBuf::from(input), None)) };
+    let model = watched(common, |settings, tell| hub::resolve(&name, settings, need, tell))?;
     Ok((model.path, Some(model.id)))
+}
+
+/// What `look` makes of an input that is only looked at: of a model on the hub the headers of its weights are enough,
+/// unless it asks for values after all. The outline has to outlive what was made of it.
+pub(crate) fn looked_at<T>(
+    input: &str,
+    need: Need,
+    common: &Common,
+    look: impl Fn(PathBuf, Option<String>) -> Result<T>,
+) -> Result<(T, Option<Outline>)> {
+    if let Some(name) = hub_name(input)
+        && let Some(outline) = watched(common, |settings, tell| hub::outline(&name, settings, need, tell))?
+    {
+        let made = look(outline.model.path.clone(), Some(outline.model.id.clone()));
+        if !outline.values_were_read() {
+            return Ok((made?, Some(outline)));
+        }
+    }
+    let (path, name) = found(input, need, common)?;
+    Ok((look(path, name)?, None))
+}
+
+/// The name on the hub that an input is.
+fn hub_name(input: &str) -> Option<String> {
+    match hub::is_hub_name(input) {
+        true => Some(input.to_owned()),
+        false => can_only_be_a_hub_name(input).then(|| format!("hf:{input}")),
+    }
+}
+
+/// Runs `work` with the environment's settings, its downloads in a bar and its notes on stderr.
+fn watched<T>(
+    common: &Common,
+    work: impl FnOnce(&HubSettings, &dyn Fn(Event<'_>)) -> atombank::Result<T>,
+) -> Result<T> {
+    let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
+    let settings = HubSettings { refresh: common.refresh, ..HubSettings::from_env()? };
+    let done = work(&settings, &|event| match event {
+        Event::Download(download) => {
+            bar.set_message(download.file.to_owned());
+            bar.set_length(download.total);
+            bar.set_position(download.done);
+        }
+        Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
+        Event::Note(_) => {}
+    });
+    bar.finish_and_clear();
+    Ok(done?)
 }
 
 /// Whether `input` is of the form `org/name` and no path: nothing has its name, nor is there a folder `org`.

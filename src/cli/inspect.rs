@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 use atombank::bank::BankReport;
+use atombank::checkpoint::hub::Need;
 use atombank::convert::Description;
 use atombank::report::{AdapterReport, Report, TensorsReport};
 use clap::Args;
 
 use super::Common;
-use super::input::found;
+use super::input::looked_at;
 
 /// Arguments of `inspect`.
 #[derive(Args)]
@@ -27,7 +28,8 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
-    let report = Report::of(&found(&args.input, common)?.0, args.key.as_deref())?;
+    let look = |path: std::path::PathBuf, _| Ok(Report::of(&path, args.key.as_deref())?);
+    let (report, _outline) = looked_at(&args.input, Need::Everything, common, look)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());

@@ -5,6 +5,7 @@ mod method;
 use std::path::Path;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, MergeInput, MergeSettings};
 use atombank::merge::Truncation;
 use clap::Args;
@@ -69,9 +70,9 @@ fn parse_weighted(text: &str) -> Result<Weighted, String> {
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
-    let (base, base_id) = found(&args.base, common)?;
+    let (base, base_id) = found(&args.base, Need::Model, common)?;
     let other = |other: &Weighted| {
-        let (path, id) = found(&other.name, common)?;
+        let (path, id) = found(&other.name, Need::Everything, common)?;
         Ok(MergeInput { path, id, weight: other.weight })
     };
     let settings = MergeSettings {

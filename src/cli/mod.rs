@@ -60,6 +60,9 @@ pub(crate) struct Common {
     /// Instructions to quantize with; the results are the same [default: the widest there are]
     #[arg(long, global = true, value_parser = parse_kernel)]
     pub(crate) kernel: Option<Kernel>,
+    /// Ask the hub again for models of it that are in the cache: branches move
+    #[arg(long, global = true)]
+    pub(crate) refresh: bool,
 }
 
 fn parse_kernel(name: &str) -> Result<Kernel, String> {

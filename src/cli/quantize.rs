@@ -1,6 +1,7 @@
 //! `atombank quantize`: a GGUF into a smaller one.
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, QuantizeSettings};
 use atombank::quantize::{FileType, TensorOutcome};
 use clap::Args;
@@ -27,7 +28,7 @@ pub(crate) struct QuantizeArgs {
 
 pub(crate) fn run(args: &QuantizeArgs, common: &Common) -> Result<()> {
     let settings = QuantizeSettings {
-        input: found(&args.input, common)?.0,
+        input: found(&args.input, Need::Model, common)?.0,
         output: args.output.settings(),
         override_key: args.override_key.clone(),
     };

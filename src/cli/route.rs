@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, Request, RoutedBy, Routes, route};
+use atombank::checkpoint::hub::Need;
 use atombank::error::Error;
 use atombank::model::{Decoder, Residence, TextEncoder};
 use candle_core::Device;
@@ -73,9 +74,9 @@ pub(crate) struct RouteArgs {
 }
 
 pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
-    let base = super::input::found_path(&args.base, common)?;
+    let base = super::input::found_path(&args.base, Need::Model, common)?;
     let folder = HfFolder::open(&base)?;
-    let bank = AtomBank::open(&super::input::found_path(&args.bank, common)?)?;
+    let bank = AtomBank::open(&super::input::found_path(&args.bank, Need::Adapter, common)?)?;
     let encoder = TextEncoder::open(&base)?;
     let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
     let routes = args.request.route(&decoder, &bank, &encoder)?;

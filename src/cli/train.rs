@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
+use atombank::checkpoint::hub::Need;
 use atombank::train::{Event, HubBase, Outcome, TrainConfig, train};
 use candle_core::Device;
 use clap::Args;
@@ -33,7 +34,7 @@ pub(crate) struct TrainArgs {
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let mut config = TrainConfig::open(&args.config, &args.overrides)?;
     if let Some(base) = config.base.to_str() {
-        let (folder, id) = super::input::found(base, common)?;
+        let (folder, id) = super::input::found(base, Need::Model, common)?;
         // What is written names the model, not its place in this machine's cache.
         if let Some(id) = id {
             config.base = format!("hf:{id}").into();

@@ -2,11 +2,13 @@
 
 use std::fs::{File, Metadata};
 use std::io::{BufWriter, IntoInnerError, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use memmap2::Mmap;
 
+use super::outline::ValuesRead;
 use crate::error::{Finding, IoContext, Result};
 
 /// A file mapped read-only.
@@ -16,6 +18,8 @@ pub(crate) struct MappedFile {
     file: File,
     /// When it was written last, as the map was made.
     modified: Option<SystemTime>,
+    /// Set where only the header is there.
+    outline: Option<ValuesRead>,
 }
 
 impl MappedFile {
@@ -34,8 +38,9 @@ impl MappedFile {
         // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
         // own outputs appear by rename and never change a file in place (docs/threats.md).
         let map = unsafe { Mmap::map(file) }.at(path, "map")?;
-        let modified = file.metadata().and_then(|found| found.modified()).ok();
-        Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified })
+        let found = file.metadata().at(path, "read")?;
+        let (modified, outline) = (found.modified().ok(), ValuesRead::of(&found));
+        Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified, outline })
     }
 
     /// A temporary file without a name that disappears with the map. `write` is given a function that appends
@@ -72,6 +77,14 @@ impl MappedFile {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// The bytes of values, which an outline of a file doesn't have.
+    pub(crate) fn values(&self, range: Range<usize>) -> &[u8] {
+        if let Some(outline) = &self.outline {
+            outline.note();
+        }
+        &self.map[range]
     }
 }
 

@@ -4,6 +4,7 @@
 //! sources of files; [`crate::plan`] takes tensors out of them.
 
 mod mmap;
+mod outline;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use mmap::MappedFile;
+#[cfg(feature = "hub")]
+pub(crate) use outline::ValuesRead;
 
 use crate::dtype::DType;
 use crate::error::Result;

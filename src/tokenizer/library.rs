@@ -105,11 +105,11 @@ mod tests {
             (Some("##"), json!(["a b"])),
             (Some("#"), json!([["a", "\u{e9}\u{e9}"]])),
         ] {
-            let error = load(&bpe(prefix, merges)).err().expect("accepted").to_string();
+            let error = load(&bpe(prefix, merges)).expect_err("accepted").to_string();
             assert!(error.starts_with("merge ") && error.contains("without the continuing_subword_prefix"), "{error}");
         }
         // No token is as long as the merged one would be.
-        let error = load(&bpe(None, json!([["\u{e9}\u{e9}", "##b"]]))).err().expect("accepted").to_string();
+        let error = load(&bpe(None, json!([["\u{e9}\u{e9}", "##b"]]))).expect_err("accepted").to_string();
         assert!(error.starts_with("one that contradicts itself ("), "{error}");
     }
 

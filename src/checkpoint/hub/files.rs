@@ -1,16 +1,52 @@
 //! Which files of a repository a conversion needs.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::BTreeMap;
 
-use super::super::read_index;
 use crate::formats::safetensors::SHARD_INDEX;
 
 /// The index of PyTorch's shards.
 pub(super) const BIN_INDEX: &str = "pytorch_model.bin.index.json";
 
+/// What makes a folder an adapter.
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+
 /// Ends of names of files without weights: configs and tokenizers, templates, the model card.
 const COMPANIONS: &[&str] = &[".json", ".txt", ".jinja", ".model"];
+
+/// The folder of further chat templates.
+pub(super) const TEMPLATES: &str = "additional_chat_templates";
+
+/// What a model usually has beside its weights, and a conversion reads. A cache that doesn't have one of them says
+/// nothing about the model: the program that filled it may not have wanted it.
+pub(super) const USUAL: &[&str] = &[
+    "README.md",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "modules.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+/// The same of an adapter.
+pub(super) const USUAL_OF_ADAPTER: &[&str] = &["README.md"];
+
+/// Names of weights that a cache may know to be absent.
+pub(super) const USUAL_WEIGHTS: &[&str] = &[
+    ADAPTER_CONFIG,
+    "adapter_model.bin",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    SHARD_INDEX,
+    "pytorch_model.bin",
+    BIN_INDEX,
+];
 
 /// Whether `name` is a relative path that stays in its folder.
 pub(super) fn is_plain(name: &str) -> bool {
@@ -18,76 +54,155 @@ pub(super) fn is_plain(name: &str) -> bool {
     name.split('/').all(part) && !name.contains(['\\', ':']) && !name.contains(char::is_control)
 }
 
-/// Whether a name needs no escapes in a web address. All files that a conversion needs have such names.
-fn is_simple(name: &str) -> bool {
-    is_plain(name) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+/// Whether a name was made to lead out of its folder, or to mislead: a hub that lists it is not to be trusted. Other
+/// odd names are left alone.
+pub(super) fn leads_out(name: &str) -> bool {
+    let outside = |name: &str| name.starts_with('/') || name.split('/').any(|part| part == "..");
+    name.is_empty() || outside(name) || outside(&name.replace('\\', "/")) || name.contains('\0')
 }
 
-/// The files to download before the weights, beginning with those that list the weight files.
+/// The files to download before the weights.
 pub(super) fn companions(names: &[String]) -> Vec<&str> {
     let wanted = |name: &&str| {
-        let at_root = !name.contains('/') && !name.starts_with('.');
-        let companion = at_root && (*name == "README.md" || COMPANIONS.iter().any(|end| name.ends_with(end)));
-        // sentence-transformers keeps the pooling of a model in a folder of its own.
-        let pooling = name.strip_suffix("/config.json").is_some_and(|folder| folder.ends_with("_Pooling"));
-        is_simple(name) && (companion || pooling && name.matches('/').count() == 1)
+        let hidden = name.split('/').any(|part| part.starts_with('.'));
+        // Indexes go with the weights that they are of.
+        let companion = !name.ends_with(".index.json") && COMPANIONS.iter().any(|end| name.ends_with(end));
+        let wanted = match name.split_once('/') {
+            None => *name == "README.md" || companion,
+            Some((TEMPLATES, template)) => template.ends_with(".jinja") && !template.contains('/'),
+            // sentence-transformers keeps the pooling of a model in a folder of its own.
+            Some((folder, file)) => folder.ends_with("_Pooling") && file == "config.json",
+        };
+        is_plain(name) && !hidden && wanted
     };
     names.iter().map(String::as_str).filter(wanted).collect()
 }
 
-/// The files that hold a repository's weights.
-#[derive(Debug, PartialEq, Eq)]
+/// What a command needs of a model on the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// What the repository holds: a model, an adapter, or both.
+    Everything,
+    /// The model, where there is an adapter beside it.
+    Model,
+    /// The adapter, where there is a model beside it.
+    Adapter,
+    /// Config and tokenizer: no weights.
+    Vocabulary,
+}
+
+/// Files that hold weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Weights {
-    /// Files by their names: one, shards without an index, or an adapter's.
+    /// Files by their names.
     Files(Vec<String>),
     /// Shards that this index names.
     Indexed(&'static str),
-    /// Only GGUF files, of which the user has to choose one.
-    Gguf(Vec<String>),
+    /// GGUF files, each with all its parts, of which the user has to choose one.
+    Gguf(Vec<Vec<String>>),
 }
 
-/// The weights among `names`: safetensors, else PyTorch's, else GGUF.
-pub(super) fn weights(names: &[String]) -> Weights {
+/// The weights among `names` that a command needs: of a model in one form, of an adapter, of both, or GGUF.
+pub(super) fn weights(names: &[String], need: Need) -> Vec<Weights> {
     let has = |name: &str| names.iter().any(|other| other == name);
-    let all = |fits: &dyn Fn(&str) -> bool| -> Vec<String> {
-        let fits = |name: &&String| is_simple(name) && fits(name);
+    let model = || model(names);
+    let adapter = || adapter(names);
+    let either =
+        |found: Option<Weights>, other: &dyn Fn() -> Option<Weights>| found.or_else(other).into_iter().collect();
+    let found: Vec<Weights> = match need {
+        Need::Vocabulary if has("config.json") => return Vec::new(),
+        Need::Model => either(model(), &adapter),
+        Need::Adapter => either(adapter(), &model),
+        Need::Everything | Need::Vocabulary => model().into_iter().chain(adapter()).collect(),
+    };
+    match found.is_empty() {
+        true => vec![Weights::Gguf(ggufs(names))],
+        false => found,
+    }
+}
+
+/// A model's weights: safetensors, else PyTorch's; one file, else the shards of an index, else shards without one. That
+/// is transformers' order, and the order in which a folder is read.
+pub(super) fn model(names: &[String]) -> Option<Weights> {
+    let has = |name: &str| names.iter().any(|other| other == name);
+    let forms = [("model", "safetensors", SHARD_INDEX), ("pytorch_model", "bin", BIN_INDEX)];
+    for (stem, extension, index) in forms {
+        let single = format!("{stem}.{extension}");
+        if has(&single) {
+            return Some(Weights::Files(vec![single]));
+        }
+        if has(index) {
+            return Some(Weights::Indexed(index));
+        }
+        if let Some(shards) = whole_sets(names, stem, extension).into_iter().next() {
+            return Some(Weights::Files(shards));
+        }
+    }
+    if has(ADAPTER_CONFIG) {
+        return None;
+    }
+    // Tensors under other names. Mistral's own form of the same weights comes last.
+    let others = |foreign: bool| -> Vec<String> {
+        let fits = |name: &&String| {
+            let at_root = !name.contains('/') && name.ends_with(".safetensors") && !name.starts_with("adapter_");
+            at_root && is_plain(name) && name.starts_with("consolidated") == foreign
+        };
         names.iter().filter(fits).cloned().collect()
     };
-    let at_root = |name: &str| !name.contains('/');
-    let safetensors = |name: &str| at_root(name) && name.ends_with(".safetensors");
-    // Mistral's own form of the same weights.
-    let foreign = |name: &str| name.starts_with("consolidated");
-    let adapter = |name: &str| name.starts_with("adapter_");
-    let choices: [&dyn Fn(&str) -> bool; 5] = [
-        &|name| safetensors(name) && name.starts_with("model"),
-        &|name| safetensors(name) && !foreign(name),
-        &|name| at_root(name) && name.ends_with(".bin") && name.starts_with("pytorch_model"),
-        &|name| at_root(name) && name.ends_with(".bin") && adapter(name),
-        &|name| name.ends_with(".safetensors") && at_root(name),
-    ];
-    if has(SHARD_INDEX) {
-        return Weights::Indexed(SHARD_INDEX);
-    }
-    for (i, fits) in choices.iter().enumerate() {
-        let found = all(fits);
-        if found.is_empty() {
-            continue;
-        }
-        if i == 2 && has(BIN_INDEX) {
-            return Weights::Indexed(BIN_INDEX);
-        }
-        return Weights::Files(found);
-    }
-    Weights::Gguf(all(&|name| name.ends_with(".gguf")))
+    [others(false), others(true)].into_iter().find(|found| !found.is_empty()).map(Weights::Files)
 }
 
-/// Takes `NAME-00001-of-00003.gguf` apart: the name without the part's number, and the number of parts.
-fn split(name: &str) -> Option<(&str, &str)> {
-    let stem = name.strip_suffix(".gguf")?;
-    let (rest, of) = stem.rsplit_once("-of-")?;
+/// An adapter's weights.
+pub(super) fn adapter(names: &[String]) -> Option<Weights> {
+    let mut found = ["adapter_model.safetensors", "adapter_model.bin"].into_iter();
+    let found = found.find(|name| names.iter().any(|other| other == name));
+    found.map(|name| Weights::Files(vec![name.to_owned()]))
+}
+
+/// Sets of shards `STEM-00001-of-00003.EXTENSION` at the root of which every number is there.
+fn whole_sets(names: &[String], stem: &str, extension: &str) -> Vec<Vec<String>> {
+    let mut sets: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for name in names {
+        let numbered = name.strip_suffix(extension).and_then(|rest| rest.strip_suffix('.')).and_then(numbered);
+        if let Some((_, _, of)) = numbered.filter(|(found, _, _)| *found == stem) {
+            sets.entry(of).or_default().push(name.clone());
+        }
+    }
+    sets.into_iter().filter(|(of, set)| of.parse() == Ok(set.len())).map(|(_, set)| set).collect()
+}
+
+/// Takes `STEM-00001-of-00003` apart: stem, number, and how many there are.
+fn numbered(name: &str) -> Option<(&str, &str, &str)> {
+    let (rest, of) = name.rsplit_once("-of-")?;
     let (stem, part) = rest.rsplit_once('-')?;
     let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    (digits(part) && digits(of)).then_some((stem, of))
+    (digits(part) && digits(of)).then_some((stem, part, of))
+}
+
+fn split(name: &str) -> Option<(&str, &str)> {
+    numbered(name.strip_suffix(".gguf")?).map(|(stem, _, of)| (stem, of))
+}
+
+/// All GGUF models among `names`, each with its parts. Projectors of pictures and matrices of importance are no models,
+/// unless there is nothing else.
+fn ggufs(names: &[String]) -> Vec<Vec<String>> {
+    let all: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf") && is_plain(name)).collect();
+    let beside = |name: &str| {
+        let file = name.rsplit('/').next().unwrap_or_default();
+        file.starts_with("mmproj") || file.contains("imatrix")
+    };
+    let models: Vec<&String> = all.iter().copied().filter(|name| !beside(name)).collect();
+    let mut found: Vec<Vec<String>> = Vec::new();
+    for name in if models.is_empty() { all } else { models } {
+        let same =
+            |set: &&mut Vec<String>| split(name).is_some() && set.first().is_some_and(|f| split(f) == split(name));
+        match found.iter_mut().find(same) {
+            Some(set) => set.push(name.clone()),
+            None => found.push(vec![name.clone()]),
+        }
+    }
+    found.iter_mut().for_each(|set| set.sort_unstable());
+    found
 }
 
 /// All parts, among `names`, of the split GGUF that `name` is a part of; only `name` where it isn't split.
@@ -101,24 +216,6 @@ pub(super) fn parts(name: &str, names: &[String]) -> Vec<String> {
 /// How many parts the GGUF `name` has.
 pub(super) fn part_count(name: &str) -> usize {
     split(name).and_then(|(_, of)| of.parse().ok()).unwrap_or(1)
-}
-
-/// Whether a snapshot has a config and all weights, so that it can be read without the hub.
-pub(super) fn is_complete(snapshot: &Path) -> bool {
-    let has = |name: &str| snapshot.join(name).is_file();
-    let shards = |index: &str| {
-        let named = read_index(&snapshot.join(index)).ok();
-        named.is_some_and(|map| map.values().collect::<BTreeSet<_>>().into_iter().all(|shard| has(shard)))
-    };
-    let names: Vec<String> = std::fs::read_dir(snapshot)
-        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
-        .unwrap_or_default();
-    let weighs = match weights(&names) {
-        Weights::Indexed(index) => shards(index),
-        Weights::Files(files) => files.iter().all(|name| has(name)),
-        Weights::Gguf(_) => false,
-    };
-    weighs && (has("config.json") || has("adapter_config.json"))
 }
 
 #[cfg(test)]
@@ -140,6 +237,16 @@ mod tests {
     }
 
     #[test]
+    fn names_that_mislead_are_told_from_odd_ones() {
+        for name in ["", "..", "../x", "a/../../b", "/etc/passwd", "..\\x", "\\x", "a\0b"] {
+            assert!(leads_out(name), "{name:?}");
+        }
+        for name in ["a", "a b.json", "a:b", "a\\b", "a..b", "x/..y/z"] {
+            assert!(!leads_out(name), "{name:?}");
+        }
+    }
+
+    #[test]
     fn companions_are_what_a_conversion_reads() {
         let all = names(&[
             ".gitattributes",
@@ -147,25 +254,29 @@ mod tests {
             "1_Pooling/config.json",
             "README.md",
             "LICENSE",
+            "additional_chat_templates/tool_use.jinja",
+            "additional_chat_templates/more/x.jinja",
             "chat_template.jinja",
             "config.json",
             "merges.txt",
+            "model.fp16.safetensors.index.json",
             "model.safetensors.index.json",
+            "odd name.json",
             "onnx/config.json",
             "onnx/model.onnx",
             "model.safetensors",
             "tf_model.h5",
             "tokenizer.model",
-            "odd name.json",
             "training_args.bin",
         ]);
         let expected = [
             "1_Pooling/config.json",
             "README.md",
+            "additional_chat_templates/tool_use.jinja",
             "chat_template.jinja",
             "config.json",
             "merges.txt",
-            "model.safetensors.index.json",
+            "odd name.json",
             "tokenizer.model",
         ];
         assert_eq!(companions(&all), expected);
@@ -173,28 +284,64 @@ mod tests {
 
     #[test]
     fn weights_are_taken_in_one_form_only() {
+        let files = |all: &[&str]| vec![Weights::Files(names(all))];
         let cases = [
             (
                 names(&["model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"]),
-                Weights::Indexed(SHARD_INDEX),
+                vec![Weights::Indexed(SHARD_INDEX)],
             ),
             (
                 names(&["consolidated.safetensors", "model.safetensors", "pytorch_model.bin", "x/model.safetensors"]),
-                Weights::Files(names(&["model.safetensors"])),
+                files(&["model.safetensors"]),
+            ),
+            (
+                names(&["model.fp16.safetensors", "model.safetensors", "model.safetensors.index.json"]),
+                files(&["model.safetensors"]),
+            ),
+            (
+                names(&[
+                    "model-00001-of-00002.safetensors",
+                    "model-00002-of-00002.safetensors",
+                    "model-00001-of-00003.safetensors",
+                ]),
+                files(&["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
             ),
             (
                 names(&["adapter_model.safetensors", "adapter_model.bin", "optimizer.bin"]),
-                Weights::Files(names(&["adapter_model.safetensors"])),
+                files(&["adapter_model.safetensors"]),
             ),
-            (names(&["pytorch_model-00001-of-00002.bin", BIN_INDEX, "x.gguf"]), Weights::Indexed(BIN_INDEX)),
-            (names(&["pytorch_model.bin", "training_args.bin"]), Weights::Files(names(&["pytorch_model.bin"]))),
-            (names(&["adapter_model.bin"]), Weights::Files(names(&["adapter_model.bin"]))),
-            (names(&["a.gguf", "Q8/b.gguf", "README.md"]), Weights::Gguf(names(&["a.gguf", "Q8/b.gguf"]))),
-            (names(&["README.md"]), Weights::Gguf(names(&[]))),
+            (names(&["pytorch_model-00001-of-00002.bin", BIN_INDEX, "x.gguf"]), vec![Weights::Indexed(BIN_INDEX)]),
+            (names(&["pytorch_model.bin", "training_args.bin"]), files(&["pytorch_model.bin"])),
+            (names(&["adapter_model.bin"]), files(&["adapter_model.bin"])),
+            (names(&["consolidated.safetensors"]), files(&["consolidated.safetensors"])),
+            (names(&["consolidated.safetensors", "flux_lora.safetensors"]), files(&["flux_lora.safetensors"])),
+            (
+                names(&["a.gguf", "Q8/b.gguf", "README.md", "mmproj-a.gguf"]),
+                vec![Weights::Gguf(vec![names(&["a.gguf"]), names(&["Q8/b.gguf"])])],
+            ),
+            (
+                names(&["b-00002-of-00002.gguf", "b-00001-of-00002.gguf"]),
+                vec![Weights::Gguf(vec![names(&["b-00001-of-00002.gguf", "b-00002-of-00002.gguf"])])],
+            ),
+            (names(&["README.md"]), vec![Weights::Gguf(vec![])]),
         ];
         for (all, expected) in cases {
-            assert_eq!(weights(&all), expected, "{all:?}");
+            assert_eq!(weights(&all, Need::Everything), expected, "{all:?}");
         }
+    }
+
+    #[test]
+    fn of_a_model_and_an_adapter_a_command_gets_what_it_needs() {
+        let all = names(&["config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors"]);
+        let model = Weights::Files(names(&["model.safetensors"]));
+        let adapter = Weights::Files(names(&["adapter_model.safetensors"]));
+        assert_eq!(weights(&all, Need::Everything), [model.clone(), adapter.clone()]);
+        assert_eq!(weights(&all, Need::Model), [model]);
+        assert_eq!(weights(&all, Need::Adapter), [adapter]);
+        assert_eq!(weights(&all, Need::Vocabulary), []);
+        // A GGUF is its vocabulary's only file.
+        let gguf = names(&["a.gguf"]);
+        assert_eq!(weights(&gguf, Need::Vocabulary), [Weights::Gguf(vec![gguf.clone()])]);
     }
 
     #[test]

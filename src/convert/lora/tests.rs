@@ -335,7 +335,8 @@ fn changes_that_have_no_factors_are_refused_by_the_weight_that_they_change() {
         .collect();
     let norm = "base_model.model.model.norm.weight".to_owned();
     let rows = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta".to_owned();
-    let cases: [(Json, Vec<(String, &[usize])>, &str); 6] = [
+    type Added<'a> = Vec<(String, &'a [usize])>;
+    let cases: [(Json, Added, &str); 6] = [
         (json!({"bias": "all"}), vec![(of_q("base_layer.bias"), &[64])], "expected a tensor of the base"),
         (
             json!({"bias": "none"}),

@@ -9,4 +9,4 @@ pub use reader::SafetensorsFile;
 pub use writer::{SHARD_INDEX, layout, layout_with_metadata};
 
 /// The longest header that readers of the format accept (`MAX_HEADER_SIZE` of the reference).
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;

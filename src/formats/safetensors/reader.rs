@@ -85,7 +85,7 @@ impl Source for SafetensorsFile {
     }
 
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
-        let bytes = &self.file.bytes()[self.ranges[index].clone()];
+        let bytes = self.file.values(self.ranges[index].clone());
         Cow::Borrowed(self.tensors[index].slice(bytes, rows))
     }
 

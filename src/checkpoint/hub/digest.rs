@@ -1,0 +1,144 @@
+//! The hash of a content, as its mark has it: SHA-256 of what is stored as a large file, SHA-1 of a blob in git for all
+//! else. Some mirrors give the SHA-1 of the file itself.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+/// A hash that is being computed, and what it has to be.
+pub(super) struct Digest {
+    expected: String,
+    state: State,
+}
+
+enum State {
+    Sha256(Sha256),
+    /// As git names the blob, where its length is known beforehand, and of the file alone.
+    Sha1 {
+        git: Option<Sha1>,
+        plain: Sha1,
+    },
+    /// The mark is no hash.
+    None,
+}
+
+/// What a content turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Right,
+    /// The mark says nothing about the content.
+    Unknown,
+    Wrong {
+        kind: &'static str,
+        found: String,
+    },
+}
+
+impl Digest {
+    /// For the mark of a content of `size` bytes.
+    pub(super) fn new(etag: &str, size: Option<u64>) -> Self {
+        let is_hash = etag.bytes().all(|b| b.is_ascii_hexdigit());
+        let state = match etag.len() {
+            64 if is_hash => State::Sha256(Sha256::new()),
+            40 if is_hash => State::Sha1 { git: size.map(git_start), plain: Sha1::new() },
+            _ => State::None,
+        };
+        Self { expected: etag.to_ascii_lowercase(), state }
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        match &mut self.state {
+            State::Sha256(hash) => hash.update(bytes),
+            State::Sha1 { git, plain } => {
+                git.iter_mut().for_each(|git| git.update(bytes));
+                plain.update(bytes);
+            }
+            State::None => {}
+        }
+    }
+
+    /// Takes in what is in `reader`.
+    pub(super) fn read(&mut self, reader: &mut dyn Read) -> io::Result<()> {
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => self.update(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether all of it was what the mark says. `path` has the content, for a length that is known only now.
+    pub(super) fn verdict(self, path: &Path) -> io::Result<Verdict> {
+        let (kind, found) = match self.state {
+            State::None => return Ok(Verdict::Unknown),
+            State::Sha256(hash) => ("sha256", hex(&hash.finalize())),
+            State::Sha1 { git, plain } => {
+                let git = match git {
+                    Some(git) => git,
+                    None => {
+                        let mut file = std::fs::File::open(path)?;
+                        let git = git_start(file.metadata()?.len());
+                        let mut again = Digest {
+                            expected: String::new(),
+                            state: State::Sha1 { git: Some(git), plain: Sha1::new() },
+                        };
+                        again.read(&mut file)?;
+                        match again.state {
+                            State::Sha1 { git: Some(git), .. } => git,
+                            _ => Sha1::new(),
+                        }
+                    }
+                };
+                if hex(&plain.finalize()) == self.expected {
+                    return Ok(Verdict::Right);
+                }
+                ("SHA-1 as a blob of git", hex(&git.finalize()))
+            }
+        };
+        Ok(if found == self.expected { Verdict::Right } else { Verdict::Wrong { kind, found } })
+    }
+}
+
+/// The SHA-1 of a blob of git, as far as its header.
+fn git_start(size: u64) -> Sha1 {
+    Sha1::new_with_prefix(format!("blob {size}\0"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_the_hashes_of_git_and_of_large_files() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "abc").unwrap();
+        let verdict = |etag: &str, size| {
+            let mut digest = Digest::new(etag, size);
+            digest.update(b"a");
+            digest.update(b"bc");
+            digest.verdict(file.path()).unwrap()
+        };
+        // echo -n abc | git hash-object --stdin, sha1sum, sha256sum
+        for (etag, sizes) in [
+            ("f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f", [Some(3), None]),
+            ("a9993e364706816aba3e25717850c26c9cd0d89d", [Some(3), None]),
+            ("BA7816BF8F01CFEA414140DE5DAE2223B00361A396177A9CB410FF61F20015AD", [Some(3), None]),
+        ] {
+            sizes.iter().for_each(|size| assert_eq!(verdict(etag, *size), Verdict::Right, "{etag}"));
+        }
+        assert_eq!(verdict("abc", Some(3)), Verdict::Unknown);
+        let wrong = verdict(&"0".repeat(40), None);
+        let found = "f2ba8f84ab5c1bce84a7b441cb1959cfc7093b7f".to_owned();
+        assert_eq!(wrong, Verdict::Wrong { kind: "SHA-1 as a blob of git", found });
+        assert!(matches!(verdict(&"0".repeat(64), Some(3)), Verdict::Wrong { kind: "sha256", .. }));
+    }
+}

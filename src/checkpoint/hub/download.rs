@@ -1,0 +1,257 @@
+//! One content into the cache. It is collected in a part beside the contents, goes on where an earlier try ended, and
+//! gets its name when its hash is right: what stands under a hash is what the hash says, for every program.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cache::{Store, make_parent};
+use super::client::{Client, Question, Tries, broken_io};
+use super::digest::{Digest, Verdict};
+use super::fault::{Again, Fault};
+use super::lock::Lock;
+use super::metadata::{FileInfo, agrees};
+use super::{Download, Event};
+use crate::error::{Error, IoContext};
+
+/// From how many bytes on a try that broke off has brought something.
+const GETS_ON: u64 = 1 << 18;
+
+/// A content that is wanted.
+pub(super) struct Wanted<'a> {
+    pub(super) store: &'a Store,
+    pub(super) info: &'a FileInfo,
+    /// The commit that has it.
+    pub(super) commit: &'a str,
+    /// What the file is called in the repository.
+    pub(super) file: &'a str,
+    /// The model and the file, for notes.
+    pub(super) title: String,
+    /// How long a download may stand still.
+    pub(super) timeout: Duration,
+}
+
+/// The file that collects a content, and what is known of it so far.
+struct Part {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    digest: Digest,
+    /// Whether bytes of an earlier run are in it.
+    resumed: bool,
+}
+
+impl Wanted<'_> {
+    /// Brings the content into the cache, unless it is there; its path.
+    pub(super) fn fetch(&self, client: &Client<'_>) -> Result<PathBuf, Fault> {
+        let etag = &self.info.etag;
+        let blob = self.store.blob(etag);
+        if self.is_there(&blob) {
+            return Ok(blob);
+        }
+        let shared = self.store.part(etag);
+        make_parent(&shared).map_err(Fault::Own)?;
+        // Downloads end by themselves when they stand still; their pauses are shorter than this.
+        let patience = self.timeout * 60;
+        let note = |text: &str| client.note(&format!("{}: {text}", self.title));
+        let lock = Lock::wait(&self.store.lock(etag), &shared, patience, &note).map_err(Fault::Own)?;
+        if self.is_there(&blob) {
+            return Ok(blob);
+        }
+        if fs::symlink_metadata(&blob).is_ok() {
+            note("what the cache has under its mark is another content: fetched anew");
+        }
+        // Without a lock another process may write to the same part.
+        let part = match lock.holds() {
+            true => shared,
+            false => shared.with_file_name(format!("{etag}.{:08x}.incomplete", std::process::id())),
+        };
+        let done = self.collect(client, &part);
+        let is_empty = fs::metadata(&part).is_ok_and(|data| data.len() == 0);
+        if done.is_err() && (is_empty || !lock.holds()) {
+            let _ = fs::remove_file(&part);
+        }
+        done?;
+        fs::rename(&part, &blob).at(&blob, "put in place").map_err(Fault::Own)?;
+        Ok(blob)
+    }
+
+    /// Whether the content is in the cache, as far as its length says.
+    fn is_there(&self, blob: &Path) -> bool {
+        fs::metadata(blob).is_ok_and(|found| found.is_file() && self.info.size.is_none_or(|size| found.len() == size))
+    }
+
+    /// Fills the part at `path` until its hash is right.
+    fn collect(&self, client: &Client<'_>, path: &Path) -> Result<(), Fault> {
+        loop {
+            let mut part = self.open(client, path)?;
+            self.fill(client, &mut part)?;
+            part.file.sync_data().at(path, "write").map_err(Fault::Own)?;
+            let resumed = part.resumed;
+            let len = part.len;
+            let verdict = part.digest.verdict(path).at(path, "read").map_err(Fault::Own)?;
+            let (kind, found) = match verdict {
+                Verdict::Right => return Ok(()),
+                Verdict::Unknown => {
+                    let etag = &self.info.etag;
+                    client.note(&format!(
+                        "{}: its mark {etag:?} is no hash, so that only the length of the content was compared",
+                        self.title
+                    ));
+                    return Ok(());
+                }
+                Verdict::Wrong { kind, found } => (kind, found),
+            };
+            fs::remove_file(path).at(path, "delete").map_err(Fault::Own)?;
+            if !resumed {
+                let expected = format!("content with the {kind} {}", self.info.etag);
+                return Err(Fault::odd(&self.info.address, expected, format_args!("{len} bytes with {found}")));
+            }
+            client.note(&format!(
+                "{}: with the part of an earlier download its {kind} is not right: fetched anew",
+                self.title
+            ));
+        }
+    }
+
+    /// Opens the part, with what an earlier run has left where that can be a part of the content.
+    fn open(&self, client: &Client<'_>, path: &Path) -> Result<Part, Fault> {
+        let own = |error| Fault::Own(Error::Io { path: path.to_owned(), action: "open", error });
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)
+            .map_err(own)?;
+        let len = file.metadata().map_err(own)?.len();
+        let digest = Digest::new(&self.info.etag, self.info.size);
+        let mut part = Part { path: path.to_owned(), file, len, digest, resumed: len > 0 };
+        if let Some(size) = self.info.size.filter(|size| len > *size) {
+            client.note(&format!(
+                "{}: the part of an earlier download has {len} bytes, the file {size}: fetched anew",
+                self.title
+            ));
+            part.restart(&self.info.etag, self.info.size)?;
+        } else if len > 0 {
+            part.digest.read(&mut part.file).map_err(own)?;
+        }
+        Ok(part)
+    }
+
+    /// Asks for what is missing until all of it is there.
+    fn fill(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
+        let mut tries = Tries::default();
+        while self.info.size != Some(part.len) {
+            let before = part.len;
+            self.tell(client, part.len);
+            match self.transfer(client, part) {
+                // Where the length isn't known, the answer's end is the file's.
+                Ok(()) if self.info.size.is_none() || self.info.size == Some(part.len) => break,
+                Ok(()) => {
+                    let what = format!("it ended after {} of {} bytes", part.len, self.info.size.unwrap_or_default());
+                    let fault = Fault::transfer(&self.info.address, what, Again::Often);
+                    self.pause(client, part, before, fault, &mut tries)?;
+                }
+                Err(fault) => self.pause(client, part, before, fault, &mut tries)?,
+            }
+        }
+        self.tell(client, part.len);
+        Ok(())
+    }
+
+    fn pause(
+        &self,
+        client: &Client<'_>,
+        part: &mut Part,
+        before: u64,
+        fault: Fault,
+        tries: &mut Tries,
+    ) -> Result<(), Fault> {
+        // What came counts: a line that breaks off now and then still gets there. A few bytes don't: a server that
+        // stalls after each handful would be asked for ever.
+        if part.len >= before + GETS_ON {
+            tries.done = 0;
+        }
+        if self.info.size.is_none() && part.len > 0 {
+            // Nothing says where it would go on.
+            part.restart(&self.info.etag, None)?;
+        }
+        client.pause(&self.title, fault, tries)
+    }
+
+    fn tell(&self, client: &Client<'_>, done: u64) {
+        client.tell(Event::Download(Download { file: self.file, done, total: self.info.size.unwrap_or(done) }));
+    }
+
+    /// Asks once for the rest of the content, and takes in what comes.
+    fn transfer(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
+        let range = (part.len > 0).then(|| format!("bytes={}-", part.len));
+        let address = &self.info.address;
+        let mut answer = match client.ask(Question::Content, address, range.as_deref()) {
+            // No such range: the part is not of this file.
+            Err(Fault::Status { status: 416, .. }) if part.len > 0 => {
+                part.restart(&self.info.etag, self.info.size)?;
+                client.ask(Question::Content, address, None)?
+            }
+            answer => answer?,
+        };
+        agrees(&answer, self.info, self.commit)?;
+        // Only a plain answer of exactly the rest can be put behind the part. Any other begins anew.
+        let starts = |answer: &super::client::Answer| match (answer.status(), answer.range()) {
+            (206, Some((start, _))) => Some(start).filter(|start| *start == 0 || answer.is_plain()),
+            (206, None) => None,
+            _ => Some(0),
+        };
+        if part.len > 0 && starts(&answer) != Some(part.len) {
+            part.restart(&self.info.etag, self.info.size)?;
+            if starts(&answer) != Some(0) {
+                answer = client.ask(Question::Content, address, None)?;
+                agrees(&answer, self.info, self.commit)?;
+            }
+        }
+        if part.len == 0 && starts(&answer) != Some(0) {
+            return Err(Fault::odd(&answer.address, "the file from its first byte", "another part of it"));
+        }
+        let (address, mut body) = answer.into_body();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let n = match body.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(broken_io(&address, &error, self.timeout)),
+            };
+            let room = self.info.size.map_or(u64::MAX, |size| size - part.len);
+            if n as u64 > room {
+                part.restart(&self.info.etag, self.info.size)?;
+                let what = format!("more than the file's {} bytes came", self.info.size.unwrap_or_default());
+                return Err(Fault::transfer(&address, what, Again::Often));
+            }
+            part.write(&buffer[..n])?;
+            self.tell(client, part.len);
+        }
+    }
+}
+
+impl Part {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.file.write_all(bytes).at(&self.path, "write").map_err(Fault::Own)?;
+        self.digest.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Throws away what is there.
+    fn restart(&mut self, etag: &str, size: Option<u64>) -> Result<(), Fault> {
+        let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
+        emptied.at(&self.path, "write").map_err(Fault::Own)?;
+        self.digest = Digest::new(etag, size);
+        self.len = 0;
+        self.resumed = false;
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! A model into the cache: which files, in which order, and what is remembered of them.
+
+use std::path::PathBuf;
+
+use super::address::quoted;
+use super::cache::{Snapshot, Store};
+use super::client::Client;
+use super::download::Wanted;
+use super::fault::Fault;
+use super::files::{self, Need, Weights};
+use super::metadata::{self, ModelInfo};
+use super::name::Name;
+use super::{super::read_index, HubSettings};
+use crate::error::{Error, Finding};
+
+/// A model that is being fetched.
+pub(super) struct Fetch<'a> {
+    pub(super) name: &'a Name,
+    pub(super) settings: &'a HubSettings,
+    pub(super) client: &'a Client<'a>,
+    pub(super) store: &'a Store,
+    pub(super) need: Need,
+}
+
+/// What ended a fetch, and the file that it ended at.
+pub(super) struct Failed {
+    pub(super) fault: Fault,
+    pub(super) file: String,
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Self {
+        Self { fault, file: String::new() }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Fault::Own(error).into()
+    }
+}
+
+impl Fetch<'_> {
+    /// Fetches what is missing of `revision`; the folder or the GGUF. `tries` is whether a hub that doesn't say what the
+    /// model has is asked again.
+    pub(super) fn run(&self, revision: &str, tries: bool) -> Result<PathBuf, Failed> {
+        let info = metadata::model(self.client, self.settings, self.name, revision, tries)?;
+        let snapshot = self.store.snapshot(&info.commit);
+        let path = match &self.name.file {
+            Some(file) => {
+                let parts = files::parts(file, &info.names);
+                if !info.names.contains(file) || parts.len() != files::part_count(file) {
+                    return Err(self.choose(&info, file).into());
+                }
+                self.files(&info, &snapshot, parts.iter().map(String::as_str))?;
+                snapshot.file(file)
+            }
+            None => self.model(&info, &snapshot)?,
+        };
+        self.store.keep_commit(&self.name.revision, &info.commit)?;
+        if self.name.file.is_none() {
+            snapshot.keep_absences(&info.names);
+        }
+        Ok(path)
+    }
+
+    /// Everything that is needed of a model whose file isn't named.
+    fn model(&self, info: &ModelInfo, snapshot: &Snapshot) -> Result<PathBuf, Failed> {
+        let weights = files::weights(&info.names, self.need);
+        if let [Weights::Gguf(found)] = weights.as_slice() {
+            let [only] = found.as_slice() else { return Err(self.choose(info, "weights").into()) };
+            if only.len() != files::part_count(&only[0]) {
+                return Err(self.choose(info, &only[0]).into());
+            }
+            self.files(info, snapshot, only.iter().map(String::as_str))?;
+            return Ok(snapshot.file(&only[0]));
+        }
+        // Weights come last: whoever finds them finds the rest. What an index says is known before any of them.
+        self.files(info, snapshot, files::companions(&info.names))?;
+        let wanted = self.weights(info, snapshot, weights)?;
+        self.files(info, snapshot, wanted.iter().map(String::as_str))?;
+        Ok(snapshot.path())
+    }
+
+    /// The names of the files that hold weights; of shards, those that the index says, which is fetched for that.
+    pub(super) fn weights(
+        &self,
+        info: &ModelInfo,
+        snapshot: &Snapshot,
+        forms: Vec<Weights>,
+    ) -> Result<Vec<String>, Failed> {
+        let mut wanted: Vec<String> = Vec::new();
+        for form in forms {
+            match form {
+                Weights::Files(names) => wanted.extend(names),
+                Weights::Indexed(index) => {
+                    self.file(info, snapshot, index)?;
+                    let mut shards: Vec<String> = read_index(&snapshot.file(index))?.into_values().collect();
+                    shards.sort_unstable();
+                    shards.dedup();
+                    if let Some(missing) = shards.iter().find(|shard| !info.names.contains(shard)) {
+                        let finding =
+                            Finding::new(&self.name.text, index).expected("shards that are in the repository");
+                        return Err(finding.found(format_args!("{missing:?}, which isn't")).mismatch().into());
+                    }
+                    wanted.extend(shards);
+                }
+                Weights::Gguf(_) => {}
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The error that lists the repository's GGUF files.
+    fn choose(&self, info: &ModelInfo, subject: &str) -> Error {
+        let ggufs: Vec<&str> = info.names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf")).collect();
+        let finding =
+            Finding::new(&self.name.text, subject).expected("safetensors, PyTorch's weights or one GGUF file");
+        let parts = files::part_count(subject);
+        if parts > 1 && info.names.iter().any(|name| name == subject) {
+            let there = files::parts(subject, &info.names).len();
+            return finding.expected(format_args!("{parts} parts")).found(there).mismatch();
+        }
+        match ggufs.first() {
+            None => finding.found("none").mismatch(),
+            Some(first) => finding
+                .found(format_args!("{} GGUF files: {}", ggufs.len(), ggufs.join(", ")))
+                .hint(format_args!("choose one: hf:{}/{first}", self.name.id))
+                .mismatch(),
+        }
+    }
+
+    pub(super) fn files<'n>(
+        &self,
+        info: &ModelInfo,
+        snapshot: &Snapshot,
+        names: impl IntoIterator<Item = &'n str>,
+    ) -> Result<(), Failed> {
+        names.into_iter().try_for_each(|name| self.file(info, snapshot, name))
+    }
+
+    /// Brings one file into the snapshot, unless it is there. When everything is looked at again, so is what the file's
+    /// link leads to.
+    fn file(&self, info: &ModelInfo, snapshot: &Snapshot, file: &str) -> Result<(), Failed> {
+        if snapshot.has(file) && !self.settings.refresh {
+            return Ok(());
+        }
+        let failed = |fault| Failed { fault, file: file.to_owned() };
+        let commit = &info.commit;
+        let address = format!("{}/{}/resolve/{commit}/{}", self.settings.endpoint, self.name.id, quoted(file, b"/"));
+        let known = metadata::file(self.client, self.name, &address, commit, file).map_err(failed)?;
+        if snapshot.is_copy(file, known.size) {
+            return Ok(());
+        }
+        let wanted = Wanted {
+            store: self.store,
+            info: &known,
+            commit,
+            file,
+            title: format!("{}: {file}", self.name.text),
+            timeout: self.settings.download_timeout,
+        };
+        let blob = wanted.fetch(self.client).map_err(failed)?;
+        snapshot.link(file, &blob).map_err(|error| failed(Fault::Own(error)))
+    }
+}

@@ -1,0 +1,208 @@
+//! What a hub says of a model and of a file, and what of it is believed: nothing becomes a path unchecked.
+
+use std::io::Read;
+
+use serde::Deserialize;
+
+use super::HubSettings;
+use super::address::quoted;
+use super::client::{Answer, Client, Question, broken_io};
+use super::fault::Fault;
+use super::files::leads_out;
+use super::name::{Name, is_commit};
+
+/// The longest answer about a model. A repository of a million files needs less.
+const MAX_ANSWER: u64 = 256 << 20;
+/// The longest mark of a file. A file name has at most 255 bytes, and the cache puts an ending behind it.
+const MAX_ETAG: usize = 200;
+
+/// What a model is at one commit.
+#[derive(Debug)]
+pub(super) struct ModelInfo {
+    pub(super) commit: String,
+    /// Every file, none of them outside the folder.
+    pub(super) names: Vec<String>,
+}
+
+/// What a file is: the hub's one answer about it, which alone is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FileInfo {
+    /// Its mark, which is its name in the cache.
+    pub(super) etag: String,
+    /// Its length, where the hub says it.
+    pub(super) size: Option<u64>,
+    /// Where its content is asked for.
+    pub(super) address: String,
+}
+
+#[derive(Deserialize)]
+struct RawInfo {
+    sha: String,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+/// What the model is at `revision`. `tries` is whether a hub that fails is asked again.
+pub(super) fn model(
+    client: &Client<'_>,
+    settings: &HubSettings,
+    name: &Name,
+    revision: &str,
+    tries: bool,
+) -> Result<ModelInfo, Fault> {
+    let address = format!("{}/api/models/{}/revision/{}", settings.endpoint, name.id, quoted(revision, b""));
+    let ask = || {
+        let answer = client.ask(Question::Model, &address, None)?;
+        let page = answer.is_page();
+        let (address, body) = answer.into_body();
+        let mut bytes = Vec::new();
+        let read = body.take(MAX_ANSWER + 1).read_to_end(&mut bytes);
+        read.map_err(|error| broken_io(&address, &error, settings.etag_timeout))?;
+        Ok((address, page, bytes))
+    };
+    let (address, page, bytes) = match tries {
+        true => client.with_tries(&name.text, ask)?,
+        false => ask()?,
+    };
+    if bytes.len() as u64 > MAX_ANSWER {
+        return Err(Fault::odd(&address, format_args!("at most {MAX_ANSWER} bytes about a model"), "more"));
+    }
+    let start = bytes.iter().find(|b| !b.is_ascii_whitespace());
+    if page || start == Some(&b'<') {
+        return Err(Fault::page(&address));
+    }
+    let info: RawInfo = serde_json::from_slice(&bytes).map_err(|error| {
+        Fault::odd(
+            &address,
+            "JSON with a model's commit and files",
+            format_args!("something else: {}", crate::json::plain(&error)),
+        )
+    })?;
+    if !is_commit(&info.sha) {
+        let found = format!("{:?}", info.sha);
+        return Err(Fault::odd(&address, "a commit of 40 hexadecimal digits", found));
+    }
+    if is_commit(revision) && !revision.eq_ignore_ascii_case(&info.sha) {
+        return Err(Fault::odd(&address, format_args!("commit {revision}"), format_args!("{:?}", info.sha)));
+    }
+    let mut names: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+    if let Some(name) = names.iter().find(|name| leads_out(name)) {
+        return Err(Fault::odd(&address, "names of files that stay in their folder", format_args!("{name:?}")));
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(ModelInfo { commit: info.sha, names })
+}
+
+/// What `file` is at `commit`.
+pub(super) fn file(
+    client: &Client<'_>,
+    name: &Name,
+    address: &str,
+    commit: &str,
+    file: &str,
+) -> Result<FileInfo, Fault> {
+    client.with_tries(&format!("{}: {file}", name.text), || {
+        // One byte is asked for, so that a server which answers with the file itself sends little.
+        let answer = match client.ask(Question::File, address, Some("bytes=0-0")) {
+            // An empty file has no first byte.
+            Err(Fault::Status { status: 416, .. }) => client.ask(Question::File, address, None)?,
+            answer => answer?,
+        };
+        let info = read_file(&answer, address, commit)?;
+        if !answer.is_redirect() {
+            // A connection whose answer was read to its end serves the next question, too.
+            let _ = std::io::copy(&mut answer.into_body().1.take(1 << 12), &mut std::io::sink());
+        }
+        Ok(info)
+    })
+}
+
+fn read_file(answer: &Answer, asked: &str, commit: &str) -> Result<FileInfo, Fault> {
+    let odd = |expected: &str, found: &str| Err(Fault::odd(&answer.address, expected, format_args!("{found:?}")));
+    match answer.header("x-repo-commit") {
+        None if answer.is_page() => return Err(Fault::page(&answer.address)),
+        None => return Err(Fault::odd(&answer.address, "a hub's answer, with X-Repo-Commit", "none")),
+        Some(other) if other != commit => return odd(&format!("the file of commit {commit}"), other),
+        Some(_) => {}
+    }
+    let linked = answer.header("x-linked-etag");
+    let Some(mark) = linked.or_else(|| answer.header("etag")) else {
+        return Err(Fault::odd(&answer.address, "an ETag", "none"));
+    };
+    let Some(etag) = plain_etag(mark) else { return odd("an ETag of letters and digits", mark) };
+    let number = |name: &str| answer.header(name).and_then(|text| text.trim().parse::<u64>().ok());
+    let size = match number("x-linked-size") {
+        Some(size) => Some(size),
+        // The length of what is packed says nothing, and a redirect's own length is that of its text.
+        None if answer.is_redirect() || !answer.is_plain() => None,
+        None => match (answer.status(), answer.range()) {
+            (206, range) => range.and_then(|(_, total)| total),
+            _ => number("content-length"),
+        },
+    };
+    Ok(FileInfo { etag, size, address: asked.to_owned() })
+}
+
+/// An ETag without its quotes and the mark of a weak one; `None` for what can't be a file's name.
+fn plain_etag(text: &str) -> Option<String> {
+    let text = text.trim();
+    let text = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_+=".contains(&b);
+    let plain = !text.is_empty() && text.len() <= MAX_ETAG && !text.starts_with('-') && text.bytes().all(fits);
+    plain.then(|| text.to_owned())
+}
+
+/// That an answer with content is about the same file as the one that said what it is.
+pub(super) fn agrees(answer: &Answer, known: &FileInfo, commit: &str) -> Result<(), Fault> {
+    let Some(other) = answer.header("x-repo-commit") else {
+        // Not the hub itself: a server that only stores contents, and marks them as it likes.
+        return match answer.is_page() {
+            true => Err(Fault::page(&answer.address)),
+            false => Ok(()),
+        };
+    };
+    if other != commit {
+        return Err(Fault::odd(
+            &answer.address,
+            format_args!("the file of commit {commit}"),
+            format_args!("{other:?}"),
+        ));
+    }
+    let mark = answer.header("x-linked-etag").or_else(|| answer.header("etag"));
+    match mark.map(plain_etag) {
+        Some(etag) if etag.as_deref() != Some(&known.etag) => {
+            let found = format!("{:?}", mark.unwrap_or_default());
+            Err(Fault::odd(&answer.address, format_args!("the ETag {:?} that it gave before", known.etag), found))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain_etag;
+
+    #[test]
+    fn etags_are_plain_words_or_nothing() {
+        for (text, expected) in [
+            ("\"abc\"", Some("abc")),
+            ("W/\"abc\"", Some("abc")),
+            ("abc-12", Some("abc-12")),
+            ("\"../../evil\"", None),
+            ("\"/etc/passwd\"", None),
+            ("\"a.lock\"", None),
+            ("\"\"", None),
+            ("W/", None),
+            ("\"a\\b\"", None),
+        ] {
+            assert_eq!(plain_etag(text).as_deref(), expected, "{text}");
+        }
+        assert_eq!(plain_etag(&"a".repeat(201)), None);
+    }
+}

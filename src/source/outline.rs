@@ -1,0 +1,57 @@
+//! Files of which only the header is here: of a model on the hub that is looked at, and not converted.
+//!
+//! An outline has its file's length, its header, and nothing between. Whoever reads values of it reads zeros: that is
+//! noticed, and what was made of them has to be thrown away.
+#![cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only models on the hub have outlines"))]
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use crate::error::{IoContext, Result};
+
+/// Device and number of a file.
+type Inode = (u64, u64);
+
+/// The outlines of this process.
+static OUTLINES: LazyLock<Mutex<HashMap<Inode, Arc<AtomicBool>>>> = LazyLock::new(Mutex::default);
+
+/// Whether values of outlines were read.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ValuesRead(Arc<AtomicBool>);
+
+impl ValuesRead {
+    /// Says that `file`, which stands at `path`, is an outline.
+    pub(crate) fn watch(&self, file: &File, path: &std::path::Path) -> Result<()> {
+        let inode = inode(&file.metadata().at(path, "read")?);
+        OUTLINES.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, self.0.clone());
+        Ok(())
+    }
+
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Forgets the outlines, before their files are deleted.
+    pub(crate) fn forget(&self) {
+        let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
+        outlines.retain(|_, read| !Arc::ptr_eq(read, &self.0));
+    }
+
+    /// What watches the file, if it is an outline.
+    pub(super) fn of(found: &Metadata) -> Option<Self> {
+        let outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
+        outlines.get(&inode(found)).cloned().map(Self)
+    }
+
+    /// Says that values were read.
+    pub(super) fn note(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+fn inode(found: &Metadata) -> Inode {
+    (found.dev(), found.ino())
+}
