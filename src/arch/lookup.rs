@@ -158,14 +158,17 @@ fn check_heads(params: &Params) -> Result<()> {
     let (heads, groups) = (params.count(Dim::Heads)?, params.count(Dim::KvHeads)?);
     let hidden = params.count(Dim::Hidden)?;
     let has_width = params.whole(&["head_dim"])?.is_some_and(|width| width > 0);
-    if heads == 0 || !has_width && !hidden.is_multiple_of(heads) {
-        let finding = params.finding("num_attention_heads").expected(format_args!("a divisor of the width {hidden}"));
+    let none = params.whole(&["num_key_value_heads", "num_kv_heads"])? == Some(0);
+    if heads == 0 || heads > hidden || !has_width && !hidden.is_multiple_of(heads) {
+        let finding = params
+            .finding("num_attention_heads")
+            .expected(format_args!("a divisor of the width, {hidden}, by config.json"));
         return Err(finding.found(heads).mismatch());
     }
-    if !heads.is_multiple_of(groups) {
+    if none || !heads.is_multiple_of(groups) {
         let field = if params.get(&["num_kv_heads"]).is_some() { "num_kv_heads" } else { "num_key_value_heads" };
         let finding = params.finding(field).expected(format_args!("a divisor of {heads} heads"));
-        return Err(finding.found(groups).mismatch());
+        return Err(finding.found(if none { 0 } else { groups }).mismatch());
     }
     Ok(())
 }

@@ -241,12 +241,13 @@ fn redirects_are_followed_ten_times_and_no_further() {
     let run = run("hf:org/model", &hub.settings(&cache));
     assert_eq!(fs::read_to_string(run.path().join(WEIGHTS)).unwrap(), text);
 
-    for (phase, file) in [(Phase::Api, ""), (Phase::Meta, "config.json"), (Phase::Large, WEIGHTS)] {
+    // The first redirect to a large file comes from the hub itself.
+    for (phase, file, asked) in [(Phase::Api, "", 11), (Phase::Meta, "config.json", 11), (Phase::Large, WEIGHTS, 10)] {
         let (hub, cache, _) = model();
         hub.acts(phase, file, &[Act::Redirect("SELF")]);
         let message = super::run("hf:org/model", &hub.settings(&cache)).message();
         assert!(message.contains("expected an answer within 10 redirects"), "{message}");
-        assert_eq!(hub.asked().iter().filter(|asked| asked.phase == phase && asked.file == file).count(), 11);
+        assert_eq!(hub.asked().iter().filter(|one| one.phase == phase && one.file == file).count(), asked);
     }
     for (act, expected) in [
         (Act::NoLocation, "found status 302 without one"),
