@@ -332,6 +332,9 @@ impl Job<'_> {
         let others = &self.settings.others;
         let models = others.iter().map(|other| Checkpoint::open(&other.path)).collect::<Result<Vec<_>>>()?;
         let weights: Vec<&Plan> = models.iter().map(Checkpoint::weights).collect();
+        for model in &models {
+            self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
+        }
         let combined = combine_models(Some(folder.weights()), &weights, method, &combine.options(self.shares())?)?;
         let (plan, _) = self.measured(combined)?;
         // What cutting to a rank has lost is a LoRA's to say.
