@@ -26,7 +26,7 @@ pub struct Checkpoint {
     /// config.json as it stands in the file, less what it says of packed weights.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
-    unrounded: Option<Plan>,
+    rounded: Option<Plan>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
 }
@@ -55,7 +55,7 @@ impl Checkpoint {
         }
         let config_json = read_json_object(&path.join("config.json"))?;
         let (weights, others) = open_weights(path)?;
-        Ok(Self { path: path.to_owned(), config_json, weights, unrounded: None, others, notes: Vec::new() })
+        Ok(Self { path: path.to_owned(), config_json, weights, rounded: None, others, notes: Vec::new() })
     }
 
     /// With plain tensors for those that are packed.
@@ -64,7 +64,7 @@ impl Checkpoint {
     /// As [`Checkpoint::open`].
     pub fn unpacked(mut self) -> Result<Self> {
         if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
-            (self.weights, self.unrounded) = (unpacked.weights, Some(unpacked.unrounded));
+            (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
             self.notes.extend(unpacked.notes);
         }
         Ok(self)
@@ -80,10 +80,11 @@ impl Checkpoint {
         &self.weights
     }
 
-    /// [`Checkpoint::weights`], but for weights that were packed: they have the values that their method makes of them,
-    /// not rounded to the type that they get by default. What writes them in another type rounds them once.
-    pub fn unrounded(&self) -> &Plan {
-        self.unrounded.as_ref().unwrap_or(&self.weights)
+    /// [`Checkpoint::weights`], but for weights that were packed: they are rounded to the type that they get by
+    /// default, as the model is when its library has unpacked it. That is what adapters and other models meet; a
+    /// conversion alone rounds what the method makes once, to the type of the output.
+    pub fn rounded(&self) -> &Plan {
+        self.rounded.as_ref().unwrap_or(&self.weights)
     }
 
     /// What was done to open it, and what of it was left out: outputs say so.
@@ -93,12 +94,12 @@ impl Checkpoint {
 
     /// Whether `file`, which stands beside the weights, says of them what is true no longer.
     fn is_outdated(&self, file: &str) -> bool {
-        self.unrounded.is_some() && prequantized::FILES.contains(&file)
+        self.rounded.is_some() && prequantized::FILES.contains(&file)
     }
 
     /// Makes the files beside the weights those of a model with these weights.
     pub(crate) fn bring_up_to_date(&self, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
-        if self.unrounded.is_some() {
+        if self.rounded.is_some() {
             files.retain(|name, _| !self.is_outdated(name));
             files.insert("config.json".to_owned(), (json_text(&self.config_json) + "\n").into_bytes());
         }

@@ -121,7 +121,7 @@ impl ConvertSettings {
     /// A model folder to anything.
     fn model(&self, folder: &Checkpoint) -> Result<Output> {
         if self.output.kind() != OutputKind::Gguf {
-            return self.output.model(folder, folder.unrounded());
+            return self.output.model(folder, folder.weights());
         }
         let options = ConvertOptions {
             outtype: self.output.outtype()?,
@@ -135,9 +135,9 @@ impl ConvertSettings {
             },
             overrides: self.overrides()?,
         };
-        match to_gguf(folder, folder.unrounded(), &options)? {
+        match to_gguf(folder, folder.weights(), &options)? {
             Some(made) => self.output.quantize(made, &options.overrides),
-            None => self.generic(folder.path(), folder.unrounded(), Some(folder)),
+            None => self.generic(folder.path(), folder.weights(), Some(folder)),
         }
     }
 

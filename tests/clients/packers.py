@@ -174,7 +174,7 @@ def nvfp4(w):
 def bitnet(w):
     from transformers.integrations.bitnet import pack_weights
     inverse = (1 / w.float().abs().mean()).to(torch.bfloat16)
-    digits = (w.float() * inverse.float()).round().clamp(-1, 1)
+    digits = (w.float() * inverse.float()).round().clamp(-1, 1) + 0.0     # no negative zero
     return {".weight": pack_weights(digits.to(torch.int8)), ".weight_scale": inverse.reshape(1)}, digits / inverse.float()
 
 

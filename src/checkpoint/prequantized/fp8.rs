@@ -32,11 +32,14 @@ pub(super) fn scaled(parts: &mut Parts, block: Option<&[usize]>, certain: bool) 
             }
             let values = parts.need(scale, &name)?;
             let scales = parts.need(&name, scale)?;
-            let dims = values.info().shape.len();
-            let in_blocks = certain && suffix == "_scale_inv"
-                || scales.info().shape.len() == dims && *scales.info().shape.last().unwrap_or(&1) > 1;
             let place = parts.place(&name).unwrap_or_default();
-            let expr = Scaled::of(values, scales, None, block.filter(|_| in_blocks))?;
+            let plain = || Scaled::of(values.clone(), scales.clone(), None, None);
+            let expr = match block {
+                Some(_) if certain && suffix == "_scale_inv" => Scaled::of(values, scales, None, block)?,
+                Some(_) => plain()
+                    .or_else(|error| Scaled::of(values.clone(), scales.clone(), None, block).map_err(|_| error))?,
+                None => plain()?,
+            };
             weights.push(Weight { name, expr, place });
         }
     }

@@ -35,10 +35,10 @@ pub(super) const FILES: [&str; 3] = ["hf_quant_config.json", "quantize_config.js
 
 /// A checkpoint's weights as plain tensors.
 pub(super) struct Unpacked {
-    /// Every tensor, rounded to its type.
+    /// Every tensor, with the values that its method makes of it.
     pub(super) weights: Plan,
-    /// The same, not rounded to the type that they have by default: what is written in another type is rounded once.
-    pub(super) unrounded: Plan,
+    /// The same, rounded to the type that they have by default.
+    pub(super) rounded: Plan,
     /// What was done, and what was left out.
     pub(super) notes: Vec<String>,
 }
@@ -89,7 +89,7 @@ pub(super) fn unpack(folder: &Path, config: &mut Map<String, Value>, stored: &Pl
     if !casts.is_empty() {
         notes.push(format!("{} tensors of 8-bit floats go on as {dtype}, which holds their values", casts.len()));
     }
-    let mut unrounded = Plan::default();
+    let mut unpacked = Plan::default();
     let mut rounded = Plan::default();
     let mut plain: Vec<Option<Weight>> = stored.tensors.iter().map(|_| None).collect();
     for weight in weights {
@@ -104,15 +104,15 @@ pub(super) fn unpack(folder: &Path, config: &mut Map<String, Value>, stored: &Pl
                 _ => Expr::Round { of: Box::new(made.expr.clone()), dtype },
             };
             rounded.tensors.push(PlannedTensor { expr, ..made.clone() });
-            unrounded.tensors.push(made);
+            unpacked.tensors.push(made);
         } else if !parts.is_taken(place) {
             let dtype = if casts.contains(&place) { dtype } else { tensor.dtype };
             let tensor = PlannedTensor { dtype, ..tensor.clone() };
             rounded.tensors.push(tensor.clone());
-            unrounded.tensors.push(tensor);
+            unpacked.tensors.push(tensor);
         }
     }
-    Ok(Some(Unpacked { weights: rounded, unrounded, notes }))
+    Ok(Some(Unpacked { weights: unpacked, rounded, notes }))
 }
 
 /// The type that unpacked weights have: that of the matrices that are not packed, else config.json's, else F16.
