@@ -104,7 +104,7 @@ impl Changed {
         let entry = self.header.remove(&format!("layers.0.up_proj{end}")).unwrap();
         let bytes = (entry["data_offsets"][1].as_u64().unwrap() - entry["data_offsets"][0].as_u64().unwrap()) as usize;
         let other = json!({ "dtype": "I8", "shape": [bytes], "data_offsets": entry["data_offsets"] });
-        self.header.insert(format!("gone{end}.x"), other);
+        self.header.insert("gone".to_owned(), other);
         self
     }
 
