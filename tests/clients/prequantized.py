@@ -1,6 +1,6 @@
 """Packs the linear layers of a small model as every quantizer does, has atombank read it, and compares bit by bit.
 
-    python prequantized.py ATOMBANK_BINARY WORK_DIR
+    python prequantized.py ATOMBANK_BINARY WORK_DIR [PACKERS ...]
 
 The packers and what they say of their values are those of packers.py. The packed model has to become the GGUF that the
 same model in plain F32 becomes, in F32, BF16, Q8_0 and Q4_K_M; the folder that has the values rounded to BF16; with a
@@ -9,6 +9,7 @@ line; the last line counts them. Exit code 1 where one failed.
 """
 import json
 import shutil
+import sys
 import traceback
 import zlib
 
@@ -112,7 +113,8 @@ def experts():
     check("mxfp4 as a folder", *same(tensors(WORK / "experts-plain"), expected))
 
 
-for name, (settings, pack) in PACKERS.items():
+for name in sys.argv[3:] or PACKERS:
+    settings, pack = PACKERS[name]
     try:
         one(name, settings, pack)
     except Exception as e:
