@@ -74,8 +74,8 @@ def one(name, settings, pack):
         config, state = model(seed)
         torch.manual_seed(seed)
         stored, plain = packed(state, pack, is_linear)
-        wide = {name: value.float() for name, value in plain.items()}
-        half = {name: value.to(torch.bfloat16) for name, value in plain.items()}
+        wide = {name: value.float().contiguous() for name, value in plain.items()}
+        half = {name: value.to(torch.bfloat16).contiguous() for name, value in plain.items()}
         at = here / str(len(folders))
         save(at / "packed/model", config, stored, "bfloat16", **({"quantization_config": settings} if settings else {}))
         save(at / "wide/model", config, wide, "float32")
