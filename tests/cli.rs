@@ -351,9 +351,9 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
             &["config.json: architectures: expected LlamaForCausalLM", "found FancyForCausalLM"],
         ),
         (
-            "a field that would change the mathematics",
+            "a quantization that isn't named",
             |p| edit(&p.base.join("config.json"), |c| c["quantization_config"] = json!({"bits": 4})),
-            &["config.json: quantization_config: expected a field this version knows"],
+            &["config.json: quantization_config.quant_method: expected fp8,", "found none"],
         ),
         (
             "a bank for another hidden size",

@@ -302,7 +302,6 @@ mod tests {
         let cases = [
             ("architectures", json!(["FancyForCausalLM"]), "architectures: expected LlamaForCausalLM"),
             ("hidden_act", json!("gelu"), "hidden_act: expected \"silu\", found \"gelu\""),
-            ("quantization_config", json!({"bits": 4}), "quantization_config: expected a field this version knows"),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), "rope_scaling.rope_type"),
             ("num_key_value_heads", json!(3), "num_key_value_heads: expected a divisor of 4 heads, found 3"),
             ("hidden_size", json!(0), "hidden_size: expected a count from 1"),

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use super::{ALL, Config, Family};
 
 /// Fields that every config may have and that don't change what the weights compute: they concern
-/// training, generation or other programs.
+/// training, generation or other programs, or how weights were packed, which a checkpoint sees to when it is opened.
 pub(crate) const INERT: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -18,6 +18,7 @@ pub(crate) const INERT: &[&str] = &[
     "bad_words_ids",
     "begin_suppress_tokens",
     "chunk_size_feed_forward",
+    "compression_config",
     "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
@@ -48,6 +49,7 @@ pub(crate) const INERT: &[&str] = &[
     "pad_token_id",
     "prefix",
     "problem_type",
+    "quantization_config",
     "repetition_penalty",
     "residual_in_fp32",
     "return_dict",

@@ -33,9 +33,6 @@ pub(crate) struct Params {
     pub(super) rope_field: &'static str,
 }
 
-/// Fields that say how weights were quantized before they were saved: nothing here can read such weights.
-const REFUSED: &[&str] = &["quantization_config", "compression_config"];
-
 /// Whether nothing in `value` can be a setting of a model.
 fn is_note(value: &Json) -> bool {
     match value {
@@ -91,12 +88,6 @@ impl Params {
             } else if fields::is_known(name) {
                 // Another class's: transformers doesn't read it here either.
                 notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class));
-            } else if REFUSED.contains(&name.as_str()) && !is_off(value) {
-                return Err(Finding::new(path, name.as_str())
-                    .expected("a field this version knows")
-                    .found(value)
-                    .hint("weights that are quantized in this way can't be read: take the model they were made of")
-                    .unsupported());
             } else if !is_off(value) {
                 unknown.push(name.clone());
             }
@@ -393,7 +384,7 @@ mod tests {
         }
         assert_eq!(notes_of("some_note", json!("")).unwrap(), "");
         assert_eq!(notes_of("transformers.js_config", json!({"kv_cache_dtype": {"fp16": "float16"}})).unwrap(), "");
-        let refused = notes_of("quantization_config", json!({"bits": 4})).unwrap_err().to_string();
-        assert!(refused.contains("quantization_config: expected a field this version knows"), "{refused}");
+        // The checkpoint has seen to packed weights before.
+        assert_eq!(notes_of("quantization_config", json!({"bits": 4})).unwrap(), "");
     }
 }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "hub")]
 pub mod hub;
+mod prequantized;
 mod weights;
 mod write;
 
@@ -14,24 +15,38 @@ pub(crate) use weights::read_index;
 
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
-use crate::output::WEIGHT_EXTENSIONS;
+use crate::output::{WEIGHT_EXTENSIONS, json_text};
 use crate::plan::Plan;
 
 /// An open Hugging Face model folder of any architecture. Weights stay in their files.
+///
+/// Weights that were quantized before they were saved are plain tensors here: see [`Checkpoint::open`].
 pub struct Checkpoint {
     path: PathBuf,
-    /// config.json as it stands in the file.
+    /// config.json as it stands in the file, less what it says of packed weights.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
+    rounded: Option<Plan>,
     others: Vec<(String, String)>,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Opens the folder: reads config.json, maps every weight file and checks its header.
+    /// Opens the folder: reads config.json, maps every weight file and checks its header. Weights that are quantized,
+    /// as config.json says (`quantization_config`), become plain tensors.
+    ///
+    /// # Errors
+    /// Missing or malformed files, an index that does not fit its shards, weights that are quantized in a way that
+    /// this version doesn't know.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_stored(path)?.unpacked()
+    }
+
+    /// Opens the folder with its tensors as they are stored, packed ones too: to be looked at.
     ///
     /// # Errors
     /// Missing or malformed files, an index that does not fit its shards.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open_stored(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             return Err(Finding::new(path, "")
                 .expected("a Hugging Face model folder")
@@ -40,7 +55,19 @@ impl Checkpoint {
         }
         let config_json = read_json_object(&path.join("config.json"))?;
         let (weights, others) = open_weights(path)?;
-        Ok(Self { path: path.to_owned(), config_json, weights, others })
+        Ok(Self { path: path.to_owned(), config_json, weights, rounded: None, others, notes: Vec::new() })
+    }
+
+    /// With plain tensors for those that are packed.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn unpacked(mut self) -> Result<Self> {
+        if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
+            (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
+            self.notes.extend(unpacked.notes);
+        }
+        Ok(self)
     }
 
     /// The folder.
@@ -51,6 +78,31 @@ impl Checkpoint {
     /// The plan that takes every tensor as it is, in the files' order: what other plans start from.
     pub fn weights(&self) -> &Plan {
         &self.weights
+    }
+
+    /// [`Checkpoint::weights`], but for weights that were packed: they are rounded to the type that they get by
+    /// default, as the model is when its library has unpacked it. That is what adapters and other models meet; a
+    /// conversion alone rounds what the method makes once, to the type of the output.
+    pub fn rounded(&self) -> &Plan {
+        self.rounded.as_ref().unwrap_or(&self.weights)
+    }
+
+    /// What was done to open it, and what of it was left out: outputs say so.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether `file`, which stands beside the weights, says of them what is true no longer.
+    fn is_outdated(&self, file: &str) -> bool {
+        self.rounded.is_some() && prequantized::FILES.contains(&file)
+    }
+
+    /// Makes the files beside the weights those of a model with these weights.
+    pub(crate) fn bring_up_to_date(&self, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
+        if self.rounded.is_some() {
+            files.retain(|name, _| !self.is_outdated(name));
+            files.insert("config.json".to_owned(), (json_text(&self.config_json) + "\n").into_bytes());
+        }
     }
 
     /// What the weight files hold beside tensors, as path and description: no output takes it along.
@@ -72,6 +124,7 @@ impl Checkpoint {
             let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
             let skipped =
                 name.starts_with('.') || name.ends_with(".index.json") || WEIGHT_EXTENSIONS.contains(&&*extension);
+            let skipped = skipped || self.is_outdated(&name);
             if path.is_file() && !skipped {
                 files.push(path);
             }

@@ -51,6 +51,7 @@ impl Checkpoint {
     pub fn output(&self, plan: Plan) -> Result<Output> {
         let files = self.files_for(&plan)?;
         let mut output = Output::folder("model", plan);
+        output.notes.extend_from_slice(self.notes());
         output.sidecars.files = files;
         Ok(output)
     }

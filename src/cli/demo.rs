@@ -260,7 +260,7 @@ impl<'a> Demo<'a> {
         for (i, alphas) in baked.iter().enumerate() {
             let changes = [self.bank.changes(alphas)];
             let plan =
-                with_adapters(&Base::of(&self.folder), self.folder.weights(), &changes, &Weights::new([1.0]))?.plan;
+                with_adapters(&Base::of(&self.folder), self.folder.rounded(), &changes, &Weights::new([1.0]))?.plan;
             let folder = self.dir.join(format!("baked-{i}"));
             self.folder.output(plan.clone())?.write(&Destination::new(&folder), &|_| ())?;
             if i < AS_GGUF {

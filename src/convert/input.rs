@@ -37,6 +37,17 @@ impl Input {
     /// # Errors
     /// What opening it meets; [`crate::Error::Unsupported`] for something else.
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
+        match Self::open_stored(path, key)? {
+            Input::Model(folder) => Ok(Input::Model(folder.unpacked()?)),
+            other => Ok(other),
+        }
+    }
+
+    /// As [`Input::open`], but for packed weights of a model folder, which stay as they are stored.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
         if key.is_some() && !(is_pytorch && path.is_file()) {
@@ -50,7 +61,7 @@ impl Input {
                 return Ok(Input::Adapter);
             }
             if path.join("config.json").is_file() {
-                return Ok(Input::Model(Checkpoint::open(path)?));
+                return Ok(Input::Model(Checkpoint::open_stored(path)?));
             }
             let (plan, others) = open_weights(path)?;
             return Ok(Input::Weights { plan, others });

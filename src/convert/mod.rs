@@ -155,7 +155,7 @@ impl Default for ConvertOptions {
 /// [`Error::Unsupported`] for a config field or a tokenizer that this version can't describe;
 /// [`Error::Format`] for malformed files.
 pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Option<Output>> {
-    let mut notes = Vec::new();
+    let mut notes = folder.notes().to_vec();
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
     rope::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);

@@ -55,14 +55,15 @@ pub(super) fn plan(
     Ok(Plan { tensors })
 }
 
-/// Tensors of safetensors files by name; those of other files as they stand. Buffers that the
-/// config determines aren't among them.
+/// Tensors of safetensors files by name; those of other files as they stand. Weights that were unpacked from tensors
+/// of other names come after all others, by those. Buffers that the config determines aren't among them.
 fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
     let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
     kept.sort_by_cached_key(|tensor| {
         let path = tensor.expr.source_path();
         let by_name = path.extension().is_none_or(|e| e == "safetensors");
-        (path, by_name.then(|| tensor.name.clone()))
+        let packed = tensor.expr.packed_in().map(|part| &part.info().name).filter(|name| **name != tensor.name);
+        (packed.is_some(), path, by_name.then(|| packed.unwrap_or(&tensor.name).clone()))
     });
     kept
 }

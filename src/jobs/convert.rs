@@ -137,14 +137,14 @@ impl ConvertSettings {
         };
         match to_gguf(folder, folder.weights(), &options)? {
             Some(made) => self.output.quantize(made, &options.overrides),
-            None => self.generic(folder.path(), folder.weights()),
+            None => self.generic(folder.path(), folder.weights(), Some(folder)),
         }
     }
 
     /// Tensors without a config.
     fn weights(&self, plan: &Plan) -> Result<Output> {
         match self.output.kind() {
-            OutputKind::Gguf => self.generic(&self.input, plan),
+            OutputKind::Gguf => self.generic(&self.input, plan, None),
             OutputKind::Hf | OutputKind::Lora => {
                 let finding = Finding::new(&self.input, "config.json").expected("a model folder's config");
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
@@ -157,9 +157,9 @@ impl ConvertSettings {
     }
 
     /// A GGUF that keeps names as they are, for models of other classes and bare tensors.
-    fn generic(&self, from: &Path, plan: &Plan) -> Result<Output> {
+    fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
         self.check_plain("a model whose class has a table")?;
-        let (beside, mut notes) = match from.is_dir() {
+        let (mut beside, mut notes) = match from.is_dir() {
             true => Sidecars::read(from, plan)?,
             false => {
                 let mut notes = Vec::new();
@@ -167,6 +167,10 @@ impl ConvertSettings {
                 (Sidecars { safetensors_metadata, ..Sidecars::default() }, notes)
             }
         };
+        if let Some(folder) = folder {
+            folder.bring_up_to_date(&mut beside.files);
+            notes.extend_from_slice(folder.notes());
+        }
         // What no matrix of a known model is, is not cast by itself either.
         let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         let outtype = asked.and_then(|outtype| outtype.dtype(plan));

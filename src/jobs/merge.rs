@@ -160,7 +160,7 @@ impl Job<'_> {
         if self.output().kind() == OutputKind::Lora {
             return self.one_lora(&base);
         }
-        let (merged, truncations) = self.merged(&base, folder.weights())?;
+        let (merged, truncations) = self.merged(&base, folder.rounded())?;
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
@@ -331,8 +331,11 @@ impl Job<'_> {
         let folder = Checkpoint::open(&self.settings.base)?;
         let others = &self.settings.others;
         let models = others.iter().map(|other| Checkpoint::open(&other.path)).collect::<Result<Vec<_>>>()?;
-        let weights: Vec<&Plan> = models.iter().map(Checkpoint::weights).collect();
-        let combined = combine_models(Some(folder.weights()), &weights, method, &combine.options(self.shares())?)?;
+        let weights: Vec<&Plan> = models.iter().map(Checkpoint::rounded).collect();
+        for model in &models {
+            self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
+        }
+        let combined = combine_models(Some(folder.rounded()), &weights, method, &combine.options(self.shares())?)?;
         let (plan, _) = self.measured(combined)?;
         // What cutting to a rank has lost is a LoRA's to say.
         let output = self.output().model(&folder, &plan)?;

@@ -198,7 +198,10 @@ impl Expr {
     pub(super) fn row_len(&self) -> usize {
         match self {
             Expr::Take(tensor) => tensor.info().row_len(),
-            Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => row_len(shape),
+            Expr::Values { shape, .. }
+            | Expr::Rows { shape, .. }
+            | Expr::Reshape { shape, .. }
+            | Expr::Packed { shape, .. } => row_len(shape),
             Expr::Transpose(of) => rows(&of.shape()),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
@@ -255,6 +258,7 @@ impl Expr {
                 out.drain(start..start + bytes * elems.start / all);
             }
             Expr::Bits { of, .. } | Expr::Weighted { of, .. } => of.copy_rows(rows, out),
+            Expr::Packed { parts, packing, .. } => packing.copy(parts, rows, out),
             Expr::Values { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
@@ -311,6 +315,7 @@ impl Expr {
                 quant::decode(*dtype, &bytes, out);
             }
             Expr::Transpose(of) => transpose(of, rows, out),
+            Expr::Packed { parts, packing, shape } => packing.unpack(parts, rows, row_len(shape), out),
             Expr::Weighted { of, .. } => of.eval_rows(rows, out),
             Expr::AddConstant { of, constant } => {
                 of.eval_rows(rows, out);

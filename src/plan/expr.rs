@@ -1,10 +1,12 @@
 //! Expressions: how the values of an output tensor come from source tensors.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::packed::Packing;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::quant;
@@ -60,8 +62,20 @@ impl TensorRef {
     }
 
     /// The bytes of rows `rows`: see [`Source::rows`].
-    pub fn rows(&self, rows: Range<usize>) -> std::borrow::Cow<'_, [u8]> {
+    pub fn rows(&self, rows: Range<usize>) -> Cow<'_, [u8]> {
         self.source.rows(self.index, rows)
+    }
+
+    /// The bytes of elements `elems`, of a type whose elements stand for themselves.
+    pub(crate) fn elements(&self, elems: Range<usize>) -> Cow<'_, [u8]> {
+        let (row_len, size) = (self.info().row_len().max(1), self.info().dtype.block_bytes());
+        let rows = elems.start / row_len..elems.end.div_ceil(row_len);
+        let skipped = (elems.start - rows.start * row_len) * size;
+        let cut = skipped..skipped + elems.len() * size;
+        match self.rows(rows) {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[cut]),
+            Cow::Owned(bytes) => Cow::Owned(bytes[cut].to_vec()),
+        }
     }
 }
 
@@ -187,6 +201,15 @@ pub enum Expr {
         /// The function.
         map: Arc<dyn RowMap>,
     },
+    /// A tensor that a quantizer has packed into several others.
+    Packed {
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The tensors that hold it: those that `packing` asks for, the one with the values first.
+        parts: Vec<TensorRef>,
+        /// How they are packed.
+        packing: Arc<dyn Packing>,
+    },
     /// The same values, with a weight for the quantization error of each column. Only the outermost expression
     /// of a tensor has an effect on how it is quantized.
     Weighted {
@@ -229,7 +252,10 @@ impl Expr {
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Expr::Take(tensor) => tensor.info().shape.clone(),
-            Expr::Values { shape, .. } | Expr::Rows { shape, .. } | Expr::Reshape { shape, .. } => shape.clone(),
+            Expr::Values { shape, .. }
+            | Expr::Rows { shape, .. }
+            | Expr::Reshape { shape, .. }
+            | Expr::Packed { shape, .. } => shape.clone(),
             Expr::Transpose(of) => of.shape().into_iter().rev().collect(),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
@@ -256,6 +282,7 @@ impl Expr {
             }
             Expr::Reshape { of, .. } | Expr::Weighted { of, .. } => of.raw_dtype(),
             Expr::Bits { of, dtype } => of.raw_dtype().map(|_| *dtype),
+            Expr::Packed { packing, .. } => packing.raw_dtype(),
             Expr::Values { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
@@ -278,7 +305,7 @@ impl Expr {
             }
             Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
             Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
-            Expr::Product { .. } | Expr::Kronecker { .. } => 2,
+            Expr::Product { .. } | Expr::Kronecker { .. } | Expr::Packed { .. } => 2,
             Expr::Reshape { of, .. } | Expr::Transpose(of) => 1 + of.buffers(),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
@@ -291,7 +318,7 @@ impl Expr {
     /// The operands, in order; none for source tensors and constants.
     fn operands(&self) -> Vec<&Expr> {
         match self {
-            Expr::Take(_) | Expr::Values { .. } => Vec::new(),
+            Expr::Take(_) | Expr::Values { .. } | Expr::Packed { .. } => Vec::new(),
             Expr::Rows { of, .. } | Expr::Map { of, .. } => of.iter().collect(),
             Expr::Add { of, delta: other }
             | Expr::Product { left: of, right: other, .. }
@@ -306,10 +333,30 @@ impl Expr {
         }
     }
 
+    /// A packed tensor with its last two dimensions exchanged, where its packing can be read that way round: blocks
+    /// that GGUF has, too, are only then rows of the tensor.
+    pub fn turned(&self) -> Option<Expr> {
+        let Expr::Packed { shape, parts, packing } = self else { return None };
+        let (packing, mut shape) = (packing.turned()?, shape.clone());
+        let last = shape.len().checked_sub(2)?;
+        shape[last..].reverse();
+        Some(Expr::Packed { shape, parts: parts.clone(), packing })
+    }
+
+    /// The tensor that holds the values, where they are unpacked from it.
+    pub(crate) fn packed_in(&self) -> Option<&TensorRef> {
+        match self {
+            Expr::Packed { parts, .. } => parts.first(),
+            Expr::Round { of, .. } | Expr::Add { of, .. } => of.packed_in(),
+            _ => None,
+        }
+    }
+
     /// The source tensors that the values come from.
     pub fn sources(&self) -> Vec<&TensorRef> {
         match self {
             Expr::Take(tensor) => vec![tensor],
+            Expr::Packed { parts, .. } => parts.iter().collect(),
             _ => self.operands().into_iter().flat_map(Expr::sources).collect(),
         }
     }
@@ -330,6 +377,8 @@ impl Expr {
     fn push_source_dtypes(&self, dtypes: &mut Vec<DType>) {
         match self {
             Expr::Take(tensor) => dtypes.push(tensor.info().dtype),
+            // The packing knows the types of its parts.
+            Expr::Packed { packing, .. } => dtypes.extend(packing.raw_dtype()),
             // Whatever the source calls them, the bytes are decoded as this.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
             _ => self.operands().into_iter().for_each(|e| e.push_source_dtypes(dtypes)),
@@ -345,7 +394,7 @@ impl Expr {
     /// found where they don't.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         match self {
-            Expr::Take(_) => Ok(()),
+            Expr::Take(_) | Expr::Packed { .. } => Ok(()),
             Expr::Values { shape, values } => {
                 let elems: usize = shape.iter().product();
                 expect(values.len() == elems, || format!("{elems} values"), || values.len().to_string())

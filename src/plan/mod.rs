@@ -7,6 +7,7 @@ mod checksum;
 mod eval;
 mod execute;
 mod expr;
+mod packed;
 mod product;
 mod spill;
 mod staging;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
 pub use expr::{Expr, Pick, RowMap, TensorRef};
+pub use packed::Packing;
 pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
 

@@ -7,6 +7,7 @@ mod block;
 mod brain;
 mod encode;
 mod fp4;
+mod fp8;
 mod grids;
 mod iq;
 mod iq4;
@@ -62,9 +63,10 @@ fn block_coder(dtype: DType) -> Option<Coder> {
     })
 }
 
-/// Whether [`decode`] knows `dtype`: F32, F16, BF16, F64 and every block type.
+/// Whether [`decode`] knows `dtype`: F32, F16, BF16, F64, the eight-bit floats and every block type.
 pub fn can_decode(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) || block_coder(dtype).is_some()
+    let float = matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64);
+    float || fp8::table_of(dtype).is_some() || block_coder(dtype).is_some()
 }
 
 /// Whether [`encode`] knows `dtype`: F32, F16, BF16 and every block type.
@@ -74,7 +76,7 @@ pub fn can_encode(dtype: DType) -> bool {
 
 /// Decodes the little-endian `bytes` of `out.len()` elements into f32.
 ///
-/// F16 and BF16 are exact; F64 rounds to nearest even. Values of blocks are sums and products in f32,
+/// F16, BF16 and eight-bit floats are exact; F64 rounds to nearest even. Values of blocks are sums and products in f32,
 /// rounded in the order of the reference, so that they have its bits.
 ///
 /// # Panics
@@ -105,9 +107,12 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
                 buffer.convert_to_f32_slice(out);
             }
         }
-        other => match block_coder(other) {
-            Some(coder) => (coder.decode)(bytes, out),
-            None => unreachable!("{other} is not decoded; plans check can_decode"),
+        other => match (fp8::table_of(other), block_coder(other)) {
+            (Some(table), _) => {
+                out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = table[usize::from(*byte)]);
+            }
+            (None, Some(coder)) => (coder.decode)(bytes, out),
+            (None, None) => unreachable!("{other} is not decoded; plans check can_decode"),
         },
     }
 }

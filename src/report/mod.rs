@@ -73,7 +73,7 @@ impl Report {
     /// # Errors
     /// What opening it meets; [`crate::Error::Unsupported`] for something else.
     pub fn of(path: &Path, key: Option<&str>) -> Result<Self> {
-        let input = match Input::open(path, key) {
+        let input = match Input::open_stored(path, key) {
             // A folder may have nothing itself, and an adapter in a folder below.
             Err(error) if path.is_dir() => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
             found => found?,
@@ -83,7 +83,7 @@ impl Report {
             Input::Weights { plan, .. } if path.is_file() && is_kohya(&plan) => {
                 Self::of_adapter(&AdapterFiles::find(path)?)?
             }
-            Input::Model(folder) => Self::of_folder(&folder),
+            Input::Model(folder) => Self::of_folder(folder),
             Input::Weights { plan, others } => {
                 let metadata = safetensors_metadata(&plan, &mut Vec::new());
                 Report::Weights { metadata, others, tensors: TensorsReport::of_plan(&plan) }
@@ -96,20 +96,17 @@ impl Report {
         })
     }
 
-    fn of_folder(folder: &Checkpoint) -> Self {
-        let (model, problem) = match describe(folder) {
+    fn of_folder(folder: Checkpoint) -> Self {
+        // What is in the files, packed or not; what the model is goes by the weights that they make.
+        let (class, others) = (class(&folder), folder.others().to_vec());
+        let tensors = TensorsReport::of_plan(folder.weights());
+        let (model, problem) = match folder.unpacked().and_then(|folder| describe(&folder)) {
             Ok(Some(model)) => (Some(model), None),
             Ok(None) => (None, Some("no table for this class: convert writes a generic GGUF".to_owned())),
             // A config that can't be converted can be looked at all the same.
             Err(error) => (None, Some(error.to_string())),
         };
-        Report::HfFolder {
-            class: class(folder),
-            model,
-            problem,
-            others: folder.others().to_vec(),
-            tensors: TensorsReport::of_plan(folder.weights()),
-        }
+        Report::HfFolder { class, model, problem, others, tensors }
     }
 
     fn of_adapter(files: &AdapterFiles) -> Result<Self> {

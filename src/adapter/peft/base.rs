@@ -81,7 +81,7 @@ impl<'a> Base<'a> {
 
     /// The model in `folder`.
     pub fn of(folder: &'a Checkpoint) -> Self {
-        Self::new(folder.path(), &folder.config_json, folder.weights())
+        Self::new(folder.path(), &folder.config_json, folder.rounded())
     }
 
     /// As a base of merged weights that get other types than its own: what PEFT rounds to the base's type on

@@ -1,0 +1,57 @@
+//! BitNet: four ternary digits a byte, each from another quarter of the rows, and one scale by which is divided.
+//!
+//! Reference: llama.cpp `dequant_bitnet`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Weight;
+use super::parts::{Parts, SCALES, check_type, finding, matrix, numbers};
+use super::settings::Settings;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::{Expr, Packing, TensorRef};
+use crate::source::show_shape;
+
+/// `bitnet`.
+pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
+    let mut weights = Vec::new();
+    for (scale, stem) in parts.ending(".weight_scale") {
+        let name = format!("{stem}.weight");
+        let digits = parts.need(scale, &name)?;
+        let scale = parts.need(&name, scale)?;
+        check_type(&digits, &[DType::U8])?;
+        check_type(&scale, &SCALES[..3])?;
+        if scale.info().elems() != 1 {
+            return Err(finding(&scale).expected("one number").found(show_shape(&scale.info().shape)).mismatch());
+        }
+        let (quarter, columns) = matrix(&digits)?;
+        let place = parts.place(&name).unwrap_or_default();
+        let shape = vec![quarter.saturating_mul(4), columns];
+        let expr = Expr::Packed { shape, parts: vec![digits, scale], packing: Arc::new(Bitnet { quarter }) };
+        weights.push(Weight { name, expr, place });
+    }
+    Ok(weights)
+}
+
+/// The parts are digits and the scale.
+#[derive(Debug)]
+struct Bitnet {
+    /// Rows of a quarter.
+    quarter: usize,
+}
+
+impl Packing for Bitnet {
+    fn unpack(&self, parts: &[TensorRef], rows: Range<usize>, row_len: usize, out: &mut [f32]) {
+        let [digits, scale] = parts else { return };
+        let mut divisor = [1.0];
+        numbers(scale, 0..1, &mut divisor);
+        for (row, out) in rows.zip(out.chunks_exact_mut(row_len.max(1))) {
+            let (shift, row) = (row / self.quarter * 2, row % self.quarter);
+            let bytes = digits.elements(row * row_len..(row + 1) * row_len);
+            for (out, byte) in out.iter_mut().zip(&*bytes) {
+                *out = (f32::from(byte >> shift & 3) - 1.0) / divisor[0];
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Checkpoints that were quantized before they were saved: their packed tensors become plain ones.
+//!
+//! A quantizer leaves several tensors for each weight, and a field of config.json that says which method it was.
+//! [`unpack`] runs when a folder is opened, before anything is planned: every weight is one tensor again, of its usual
+//! name and shape, whose values are made row by row while they are read. What comes after knows nothing of it.
+//!
+//! Values are those of the reference for the methods that it knows, to the bit, else those of the method's own library.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`dequant_model`).
+
+mod awq;
+mod bitnet;
+mod bitsandbytes;
+mod compressed_tensors;
+mod fp4;
+mod fp8;
+mod gptq;
+mod grid;
+mod parts;
+mod settings;
+mod words;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use self::parts::Parts;
+use self::settings::Settings;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::{Expr, Plan, PlannedTensor};
+
+/// Files that quantizers leave beside config.json, with what it says or more: no plain model has them.
+pub(super) const FILES: [&str; 3] = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"];
+
+/// A checkpoint's weights as plain tensors.
+pub(super) struct Unpacked {
+    /// Every tensor, with the values that its method makes of it.
+    pub(super) weights: Plan,
+    /// The same, rounded to the type that they have by default.
+    pub(super) rounded: Plan,
+    /// What was done, and what was left out.
+    pub(super) notes: Vec<String>,
+}
+
+/// One weight, unpacked.
+struct Weight {
+    name: String,
+    expr: Expr,
+    /// Its place among the stored tensors: that of the part with the values.
+    place: usize,
+}
+
+/// `stored` with a plain tensor for every weight that is packed; `None` where none is. `config` is the folder's
+/// config.json; the fields on quantization are taken out of it.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] for a method that this version doesn't know, [`crate::Error::Mismatch`] where parts
+/// are missing or don't fit each other, [`crate::Error::Format`] for settings that can't be.
+pub(super) fn unpack(folder: &Path, config: &mut Map<String, Value>, stored: &Plan) -> Result<Option<Unpacked>> {
+    let settings = Settings::find(folder, config)?;
+    let mut parts = Parts::new(stored);
+    let mut weights = Vec::new();
+    let mut notes = Vec::new();
+    if let Some(settings) = &settings {
+        weights = (settings.method.unpack)(settings, &mut parts)?;
+        parts.leave_out_activations(&mut notes);
+        parts.check_nothing_packed(settings)?;
+    }
+    let dtype = dtype_of(config, &parts);
+    let packed = weights.len();
+    let casts = parts.casts(settings.is_none())?;
+    let kind = settings.as_ref().map(|settings| settings.method.name);
+    if settings.is_some() {
+        settings::forget(config);
+    }
+    match (kind, packed) {
+        (Some(kind), 0) => notes.push(format!(
+            "config.json says that weights are quantized ({kind}), but none is packed: they are taken as they are, and \
+             quantization_config is left out"
+        )),
+        (Some(kind), _) => notes.push(format!(
+            "{packed} weights are unpacked ({kind}) and go on as plain numbers, {dtype} where no other type is asked \
+             for; quantization_config is left out"
+        )),
+        (None, _) if casts.is_empty() => return Ok(None),
+        (None, _) => {}
+    }
+    if !casts.is_empty() {
+        notes.push(format!("{} tensors of 8-bit floats go on as {dtype}, which holds their values", casts.len()));
+    }
+    let mut unpacked = Plan::default();
+    let mut rounded = Plan::default();
+    let mut plain: Vec<Option<Weight>> = stored.tensors.iter().map(|_| None).collect();
+    for weight in weights {
+        let place = weight.place;
+        plain[place] = Some(weight);
+    }
+    for (place, tensor) in stored.tensors.iter().enumerate() {
+        if let Some(weight) = plain[place].take() {
+            let made = PlannedTensor { name: weight.name, dtype, shape: weight.expr.shape(), expr: weight.expr };
+            let expr = match dtype {
+                DType::F32 => made.expr.clone(),
+                _ => Expr::Round { of: Box::new(made.expr.clone()), dtype },
+            };
+            rounded.tensors.push(PlannedTensor { expr, ..made.clone() });
+            unpacked.tensors.push(made);
+        } else if !parts.is_taken(place) {
+            let dtype = if casts.contains(&place) { dtype } else { tensor.dtype };
+            let tensor = PlannedTensor { dtype, ..tensor.clone() };
+            rounded.tensors.push(tensor.clone());
+            unpacked.tensors.push(tensor);
+        }
+    }
+    Ok(Some(Unpacked { weights: unpacked, rounded, notes }))
+}
+
+/// The type that unpacked weights have: that of the matrices that are not packed, else config.json's, else F16.
+/// What config.json says is often what a trainer computed in.
+fn dtype_of(config: &Map<String, Value>, parts: &Parts) -> DType {
+    let is_half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
+    let mut matrices = parts.rest().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.dtype);
+    let said = || {
+        let text = |config: &Map<String, Value>| {
+            let value = ["dtype", "torch_dtype"].iter().find_map(|name| config.get(*name)?.as_str());
+            value.map(|name| name.trim_start_matches("torch.").to_owned())
+        };
+        let inner = config.get("text_config").and_then(Value::as_object);
+        let name = text(config).or_else(|| text(inner?))?;
+        [DType::F16, DType::BF16, DType::F32].into_iter().find(|dtype| dtype.torch_name() == Some(&name))
+    };
+    matrices.find(is_half).or_else(said).unwrap_or(DType::F16)
+}
+
+#[cfg(test)]
+mod tests;
