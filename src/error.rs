@@ -284,6 +284,15 @@ impl<T> IoContext<T> for std::io::Result<T> {
     }
 }
 
+/// Refuses a file whose content git-lfs keeps elsewhere: a clone without it has a text of three lines in its place.
+pub(crate) fn no_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
+    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+        return Ok(());
+    }
+    let finding = Finding::new(path, "").expected("the file itself").found("a pointer of git-lfs to it");
+    Err(finding.hint("`git lfs pull` in its folder fetches it").mismatch())
+}
+
 #[cfg(test)]
 mod tests {
     use std::error::Error as _;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::error::{Finding, IoContext, Result};
+use crate::error::{Finding, IoContext, Result, no_lfs_pointer};
 
 /// Reads a file that holds one JSON object.
 pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
@@ -16,6 +16,7 @@ pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")).at(path, "read");
     }
     let text = std::fs::read(path).at(path, "read")?;
+    no_lfs_pointer(path, &text)?;
     serde_json::from_slice(&text)
         .map_err(|e| Finding::new(path, "").expected("a JSON object").found(plain(&e)).format())
 }

@@ -44,9 +44,17 @@ fn an_index_that_leads_elsewhere_is_refused() {
     assert_eq!(Checkpoint::open(right.path()).unwrap().weights().tensors.len(), 2);
     let outside = right.path().join("one.safetensors");
     let outside = outside.to_str().unwrap();
-    for name in
-        [outside, "../one.safetensors", "/etc/passwd", "./one.safetensors", "sub/one.safetensors", "..", ".", ""]
-    {
+    for name in [
+        outside,
+        "../one.safetensors",
+        "/etc/passwd",
+        "./one.safetensors",
+        "sub//one.safetensors",
+        "sub/../one.safetensors",
+        "..",
+        ".",
+        "",
+    ] {
         let dir = sharded(json!({"a": name, "b": "two.safetensors"}));
         let message = refusal(dir.path());
         let expected = format!("{INDEX}: weight_map: expected names of files in this folder, found {name:?}");
@@ -75,7 +83,10 @@ fn an_index_that_disagrees_with_its_shards_is_refused_both_ways() {
             json!({"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"}),
             "tensor \"c\": expected it in two.safetensors, found it nowhere",
         ),
-        (json!({"a": "one.safetensors", "b": "three.safetensors"}), "three.safetensors: cannot open: No such file"),
+        (
+            json!({"a": "one.safetensors", "b": "three.safetensors"}),
+            "expected the shard three.safetensors beside it, found no such file",
+        ),
     ];
     for (map, expected) in cases {
         let dir = sharded(map);
@@ -92,10 +103,18 @@ fn an_index_that_disagrees_with_its_shards_is_refused_both_ways() {
     shard(&dir.path().join("two.safetensors"), &["b", "extra"]);
     let message = refusal(dir.path());
     assert!(message.contains("tensor \"extra\": expected every tensor of two.safetensors in the index"), "{message}");
+    // The same tensor in both is one; two that differ are not.
     shard(&dir.path().join("two.safetensors"), &["b", "a"]);
+    let both = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(both.weights().tensors.len(), 2);
+    drop(both);
+    let mut bytes = fs::read(dir.path().join("two.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() = 1;
+    fs::write(dir.path().join("two.safetensors"), bytes).unwrap();
     let message = refusal(dir.path());
-    let expected = "tensor \"a\": expected each name in one shard, found it in one.safetensors and two.safetensors";
-    assert!(message.ends_with(expected), "{message}");
+    let expected = "expected each name in one shard, or the same tensor in all, found it in one.safetensors and \
+                    two.safetensors, and they differ";
+    assert!(message.contains("tensor \"a\": ") && message.ends_with(expected), "{message}");
 }
 
 /// Not even waited for: opening a pipe that nobody writes into would never end.

@@ -189,6 +189,12 @@ pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Family> 
     ALL.iter().filter(named).copied().find(|family| (family.when)(config))
 }
 
+/// The class that transformers makes of a config of this `model_type`, where a table has it.
+pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static str> {
+    let of_type = |family: &&&Family| family.model_type == model_type && (family.when)(config);
+    ALL.iter().find(of_type).map(|family| family.class)
+}
+
 /// The table that a GGUF file goes back to.
 pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'static Family> {
     ALL.iter().copied().find(|family| family.gguf == architecture && (family.fits)(found))

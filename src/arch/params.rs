@@ -43,8 +43,12 @@ fn is_note(value: &Json) -> bool {
     }
 }
 
-/// The class that config.json names, if it names one.
+/// The class that config.json names; where it names none, the one that its `model_type` stands for.
 pub(crate) fn class(config: &Config) -> Option<&str> {
+    named_class(config).or_else(|| super::of_model_type(config.get("model_type")?.as_str()?, config))
+}
+
+fn named_class(config: &Config) -> Option<&str> {
     config.get("architectures")?.get(0)?.as_str()
 }
 
@@ -58,6 +62,9 @@ impl Params {
     /// [`crate::Error::Format`] for one of the wrong kind.
     pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
         let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
+        if named_class(config).is_none() {
+            notes.push(format!("config.json names no class: read as {} by its model_type", family.class));
+        }
         let params = Self::complete(family, &folder.join("config.json"), config, notes)?;
         if !params.unknown.is_empty() {
             notes.push(format!(
@@ -149,6 +156,8 @@ impl Params {
     fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
         for assumed in self.family.assumed {
             let value = self.fields.get(assumed.field).unwrap_or(&Json::Null);
+            // transformers has two names for one function.
+            let value = if value == "swish" { &Json::from("silu") } else { value };
             let allowed: Vec<&str> = assumed.values.split('|').collect();
             let same = |text: &&str| match serde_json::from_str::<Json>(text) {
                 Ok(allowed) => allowed == *value || allowed.as_f64().is_some_and(|a| value.as_f64() == Some(a)),

@@ -3,15 +3,17 @@
 #[cfg(feature = "hub")]
 pub mod hub;
 mod prequantized;
+mod shards;
 mod weights;
+mod wrapped;
 mod write;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub(crate) use weights::open_weights;
 #[cfg(feature = "hub")]
-pub(crate) use weights::read_index;
+pub(crate) use shards::read_index;
+pub(crate) use weights::{FolderWeights, has_weights, open_weights};
 
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
@@ -39,14 +41,28 @@ impl Checkpoint {
     /// Missing or malformed files, an index that does not fit its shards, weights that are quantized in a way that
     /// this version doesn't know.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_stored(path)?.unpacked()
+        Self::open_stored(path, None)?.unpacked()
     }
 
-    /// Opens the folder with its tensors as they are stored, packed ones too: to be looked at.
+    /// Opens the folder with its tensors as they are stored, packed ones too: to be looked at. `key` chooses one part
+    /// of PyTorch files: `state_dict`. What programs that wrap a model put before its names is taken off.
     ///
     /// # Errors
     /// Missing or malformed files, an index that does not fit its shards.
-    pub fn open_stored(path: &Path) -> Result<Self> {
+    pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
+        let mut folder = Self::without_weights(path)?;
+        let FolderWeights { plan, others, notes } = open_weights(path, key)?;
+        (folder.weights, folder.others, folder.notes) = (plan, others, notes);
+        wrapped::unwrap_names(path, &mut folder.weights, &mut folder.notes)?;
+        Ok(folder)
+    }
+
+    /// Opens the folder for what is in config.json and the tokenizer's files: its weights aren't looked at, and need
+    /// not be there.
+    ///
+    /// # Errors
+    /// Missing or malformed files.
+    pub fn without_weights(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             return Err(Finding::new(path, "")
                 .expected("a Hugging Face model folder")
@@ -54,7 +70,7 @@ impl Checkpoint {
                 .mismatch());
         }
         let config_json = read_json_object(&path.join("config.json"))?;
-        let (weights, others) = open_weights(path)?;
+        let (weights, others) = (Plan::default(), Vec::new());
         Ok(Self { path: path.to_owned(), config_json, weights, rounded: None, others, notes: Vec::new() })
     }
 
@@ -85,6 +101,10 @@ impl Checkpoint {
     /// conversion alone rounds what the method makes once, to the type of the output.
     pub fn rounded(&self) -> &Plan {
         self.rounded.as_ref().unwrap_or(&self.weights)
+    }
+
+    pub(crate) fn note(&mut self, note: String) {
+        self.notes.push(note);
     }
 
     /// What was done to open it, and what of it was left out: outputs say so.

@@ -1,17 +1,16 @@
 //! A folder's weight files as one plan: safetensors where there are some, else PyTorch files.
 //!
-//! Reference: transformers `modeling_utils.py` (which files, in which order) and `utils/hub.py`
-//! (`get_checkpoint_shard_files`).
+//! Reference: transformers `modeling_utils.py` (`_get_resolved_checkpoint_files`: which files, in which order).
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::shards;
 use crate::error::{Finding, Result};
 use crate::formats::pytorch::{self, PytorchFile};
 use crate::formats::safetensors::{self, SafetensorsFile};
-use crate::json::{plain, read_json_object};
-
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use crate::source::Source;
 
@@ -20,48 +19,87 @@ type Others = Vec<(String, String)>;
 /// One file, and what it holds beside tensors.
 type Opened = (Arc<dyn Source>, Others);
 
-/// A form that weights come in: one file, or shards and an index.
+/// The weights of a folder.
+pub(crate) struct FolderWeights {
+    /// Every tensor as it is, in the files' order.
+    pub(crate) plan: Plan,
+    /// What the files hold beside tensors.
+    pub(crate) others: Others,
+    /// Which files were passed over, and what was made of their names.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A form that weights come in: one file, or shards with or without an index.
 struct Form {
+    stem: &'static str,
+    extension: &'static str,
     index: &'static str,
-    single: &'static str,
-    open: fn(&Path) -> Result<Opened>,
+    /// Opens a file; of a PyTorch file the part that is asked for.
+    open: fn(&Path, Option<&str>) -> Result<Opened>,
+    /// Whether a file can hold several sets of tensors.
+    has_parts: bool,
 }
 
 /// In the order of preference.
 const FORMS: [Form; 2] = [
     Form {
+        stem: "model",
+        extension: "safetensors",
         index: safetensors::SHARD_INDEX,
-        single: "model.safetensors",
-        open: |path| Ok((Arc::new(SafetensorsFile::open(path)?), Others::new())),
+        open: |path, _| Ok((Arc::new(SafetensorsFile::open(path)?), Others::new())),
+        has_parts: false,
     },
     Form {
+        stem: "pytorch_model",
+        extension: "bin",
         index: pytorch::SHARD_INDEX,
-        single: "pytorch_model.bin",
-        open: |path| {
-            let file = PytorchFile::open(path, None)?;
+        open: |path, key| {
+            let file = PytorchFile::open(path, key)?;
             let others = file.others().to_vec();
             Ok((Arc::new(file), others))
         },
+        has_parts: true,
     },
 ];
 
-/// The identity plan over the folder's weight files, and what they hold beside tensors.
-pub(crate) fn open_weights(folder: &Path) -> Result<(Plan, Others)> {
+/// Whether a folder has a model's weights, whole or in part.
+pub(crate) fn has_weights(folder: &Path) -> bool {
+    FORMS.iter().any(|form| {
+        let named = [format!("{}.{}", form.stem, form.extension), form.index.to_owned()];
+        named.iter().any(|name| folder.join(name).is_file())
+            || !matches!(shards::by_number(folder, form.stem, form.extension), Ok(None))
+    })
+}
+
+/// The folder's weights. One whole file comes before an index, which may be left over from an earlier save; an index
+/// before shards that only their names tell. `key` chooses one part of PyTorch files: `state_dict`.
+pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWeights> {
     for form in &FORMS {
-        let index = folder.join(form.index);
-        if index.is_file() {
-            let map = read_index(&index)?;
-            let mut names: Vec<&str> = map.values().map(String::as_str).collect();
-            names.sort_unstable();
-            names.dedup();
-            let (plan, others, found) = open_files(folder, form, &names)?;
-            agrees_with_index(&index, &map, &found)?;
-            return Ok((plan, others));
+        let (single, index) = (format!("{}.{}", form.stem, form.extension), folder.join(form.index));
+        let mut notes = Vec::new();
+        let (files, map) = if folder.join(&single).is_file() {
+            if index.is_file() {
+                notes.push(format!("{} is passed over: {single} holds the whole model", index.display()));
+            }
+            (vec![single], None)
+        } else if index.is_file() {
+            let map = shards::read_index(&index)?;
+            (shards::named_by(&index, &map)?, Some((index, map)))
+        } else if let Some(files) = shards::by_number(folder, form.stem, form.extension)? {
+            notes.push(format!("{}: no {}: the shards are taken by their numbers", folder.display(), form.index));
+            (files, None)
+        } else {
+            continue;
+        };
+        if key.is_some() && !form.has_parts {
+            let finding = Finding::new("", "key").expected("PyTorch files to choose a part of");
+            return Err(finding.found(format_args!("{:?}", folder.join(&files[0]))).setting());
         }
-        if folder.join(form.single).is_file() {
-            let (plan, others, _) = open_files(folder, form, &[form.single])?;
-            return Ok((plan, others));
+        let (plan, others, found) = open_files(folder, form, key, &files, map.as_ref().map(|(_, map)| map))?;
+        if let Some((index, map)) = &map {
+            agrees_with_index(index, map, &found)?;
         }
+        return Ok(FolderWeights { plan, others, notes });
     }
     Err(Finding::new(folder, "weights")
         .expected(format_args!("model.safetensors, {}, pytorch_model.bin or {}", FORMS[0].index, FORMS[1].index))
@@ -70,26 +108,62 @@ pub(crate) fn open_weights(folder: &Path) -> Result<(Plan, Others)> {
         .mismatch())
 }
 
-/// Every tensor of `files`, and the file that holds each.
-fn open_files(folder: &Path, form: &Form, files: &[&str]) -> Result<(Plan, Others, HashMap<String, String>)> {
+/// Every tensor of `files`, and the file that holds each. A tensor may stand in several shards if it is the same in
+/// all; it is taken from the one that the index names, else from the first.
+fn open_files(
+    folder: &Path,
+    form: &Form,
+    key: Option<&str>,
+    files: &[String],
+    index: Option<&BTreeMap<String, String>>,
+) -> Result<(Plan, Others, HashMap<String, String>)> {
     let mut plan = Plan::default();
     let mut others = Others::new();
-    let mut found: HashMap<String, String> = HashMap::new();
+    let mut found: HashMap<String, (usize, String)> = HashMap::new();
     for name in files {
-        let (source, beside) = (form.open)(&folder.join(name))?;
+        let (source, beside) = (form.open)(&folder.join(name), key)?;
         others.extend(beside);
         for tensor in TensorRef::all(&source) {
             let crate::source::TensorInfo { name: tensor_name, dtype, shape } = tensor.info().clone();
-            if let Some(other) = found.insert(tensor_name.clone(), (*name).to_owned()) {
-                return Err(Finding::new(folder, format!("tensor {tensor_name:?}"))
-                    .expected("each name in one shard")
-                    .found(format_args!("it in {other} and {name}"))
-                    .format());
+            let tensor = PlannedTensor { name: tensor_name, dtype, shape, expr: Expr::Take(tensor) };
+            match found.entry(tensor.name.clone()) {
+                Entry::Vacant(entry) => {
+                    entry.insert((plan.tensors.len(), name.clone()));
+                    plan.tensors.push(tensor);
+                }
+                Entry::Occupied(mut entry) => {
+                    let (place, other) = entry.get().clone();
+                    same_in_both(folder, (&plan.tensors[place], &other), (&tensor, name))?;
+                    if index.is_some_and(|map| map.get(&tensor.name) == Some(name)) {
+                        entry.get_mut().1.clone_from(name);
+                        plan.tensors[place] = tensor;
+                    }
+                }
             }
-            plan.tensors.push(PlannedTensor { name: tensor_name, dtype, shape, expr: Expr::Take(tensor) });
         }
     }
-    Ok((plan, others, found))
+    Ok((plan, others, found.into_iter().map(|(name, (_, file))| (name, file)).collect()))
+}
+
+/// That two shards hold the same values of a tensor.
+fn same_in_both(folder: &Path, ours: (&PlannedTensor, &str), theirs: (&PlannedTensor, &str)) -> Result<()> {
+    let ((one, file), (other, other_file)) = (ours, theirs);
+    if one.dtype == other.dtype && one.shape == other.shape && same_bytes(one, other) {
+        return Ok(());
+    }
+    Err(Finding::new(folder, format!("tensor {:?}", one.name))
+        .expected("each name in one shard, or the same tensor in all")
+        .found(format_args!("it in {file} and {other_file}, and they differ"))
+        .format())
+}
+
+/// Whether two stored tensors of one type and shape have the same bytes: integers and NaN count, too.
+fn same_bytes(one: &PlannedTensor, other: &PlannedTensor) -> bool {
+    const ROWS: usize = 1024;
+    let (ours, theirs) = (one.expr.sources(), other.expr.sources());
+    let total = if one.elems() == 0 { 0 } else { one.rows() };
+    let parts = (0..total).step_by(ROWS).map(|start| start..(start + ROWS).min(total));
+    ours.iter().zip(theirs).all(|(ours, theirs)| parts.clone().all(|rows| ours.rows(rows.clone()) == theirs.rows(rows)))
 }
 
 /// Every tensor of the index in its shard, and no other tensor in the shards.
@@ -110,22 +184,4 @@ fn agrees_with_index(index: &Path, map: &BTreeMap<String, String>, found: &HashM
             .format());
     }
     Ok(())
-}
-
-/// The index's tensor -> shard map; shard names must be plain file names.
-pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let json = read_json_object(path)?;
-    let map = json.get("weight_map").cloned().unwrap_or_default();
-    let map: BTreeMap<String, String> = serde_json::from_value(map).map_err(|e| {
-        Finding::new(path, "weight_map").expected("file names by tensor name").found(plain(&e)).format()
-    })?;
-    for shard in map.values() {
-        if Path::new(shard).file_name().is_none_or(|name| name.to_str() != Some(shard)) {
-            return Err(Finding::new(path, "weight_map")
-                .expected("names of files in this folder")
-                .found(format_args!("{shard:?}"))
-                .format());
-        }
-    }
-    Ok(map)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, open_weights};
+use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, open_weights};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
 use crate::formats::pytorch::PytorchFile;
@@ -21,6 +21,8 @@ pub enum Input {
         plan: Plan,
         /// Paths and descriptions of what isn't a tensor.
         others: Vec<(String, String)>,
+        /// Which files were passed over.
+        notes: Vec<String>,
     },
     /// A GGUF file, with its other shards where it has any.
     Gguf(GgufModel),
@@ -30,6 +32,14 @@ pub enum Input {
 
 /// Names that PyTorch files go by.
 pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Whether the folder `path` is an adapter. PEFT's settings are often left over beside a model that the adapter was
+/// merged into: then it is a model.
+pub(crate) fn is_adapter(path: &Path) -> bool {
+    path.join(ADAPTER_CONFIG).is_file() && !(path.join("config.json").is_file() && has_weights(path))
+}
 
 impl Input {
     /// Opens what stands at `path`. `key` chooses one part of a PyTorch file: `state_dict`.
@@ -50,27 +60,31 @@ impl Input {
     pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
-        if key.is_some() && !(is_pytorch && path.is_file()) {
+        if key.is_some() && !is_pytorch && !path.is_dir() {
             return Err(Finding::new("", "key")
                 .expected("a PyTorch file to choose from")
                 .found(format_args!("{:?}", path))
                 .setting());
         }
         if path.is_dir() {
-            if path.join("adapter_config.json").is_file() {
+            if is_adapter(path) {
                 return Ok(Input::Adapter);
             }
             if path.join("config.json").is_file() {
-                return Ok(Input::Model(Checkpoint::open_stored(path)?));
+                let mut folder = Checkpoint::open_stored(path, key)?;
+                if path.join(ADAPTER_CONFIG).is_file() {
+                    folder.note(format!("the folder holds a model and {ADAPTER_CONFIG}: the model is taken"));
+                }
+                return Ok(Input::Model(folder));
             }
-            let (plan, others) = open_weights(path)?;
-            return Ok(Input::Weights { plan, others });
+            let FolderWeights { plan, others, notes } = open_weights(path, key)?;
+            return Ok(Input::Weights { plan, others, notes });
         }
         match extension.as_str() {
             "gguf" => Ok(Input::Gguf(GgufModel::open(path)?)),
             "safetensors" => {
                 let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(path)?);
-                Ok(Input::Weights { plan: Plan::taking(&source), others: Vec::new() })
+                Ok(Input::Weights { plan: Plan::taking(&source), others: Vec::new(), notes: Vec::new() })
             }
             _ if is_pytorch => {
                 let file = PytorchFile::open(path, key)?;
@@ -80,7 +94,7 @@ impl Input {
                     return Err(finding.hint("`report::Report` shows what is in it").mismatch());
                 }
                 let source: Arc<dyn Source> = Arc::new(file);
-                Ok(Input::Weights { plan: Plan::taking(&source), others })
+                Ok(Input::Weights { plan: Plan::taking(&source), others, notes: Vec::new() })
             }
             _ => Err(Finding::new(path, "")
                 .expected("a model or adapter folder, or a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file")

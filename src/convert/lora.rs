@@ -13,7 +13,7 @@ pub use crate::adapter::gguf::{RowOrder, Unpacked, from_gguf};
 use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, gguf};
 use crate::arch::Config;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, has_weights};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
@@ -52,14 +52,6 @@ impl LoraBase {
     pub fn base(&self) -> Base<'_> {
         Base::new(&self.path, &self.config, &self.weights)
     }
-}
-
-/// Whether a folder has a file of weights, whatever its name.
-fn has_weights(folder: &Path) -> bool {
-    let is_weights = |path: PathBuf| {
-        path.extension().is_some_and(|e| ["safetensors", "bin", "pth", "pt"].iter().any(|known| e == *known))
-    };
-    std::fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| is_weights(entry.path())))
 }
 
 /// Metadata and tensors of the GGUF file that holds the LoRA at `path`, trained on `base`, and notes on what stays

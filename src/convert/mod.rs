@@ -21,6 +21,7 @@ use std::str::FromStr;
 pub(crate) use describe::class;
 pub use describe::{Description, describe};
 pub use general::{GeneralOptions, summary};
+pub(crate) use input::is_adapter;
 pub use input::{Input, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};

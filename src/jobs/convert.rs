@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::setting;
 use super::{OutputKind, OutputSettings};
+use crate::arch::Config;
 use crate::bank::gguf as bank;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, has_weights};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{ConvertOptions, GeneralOptions, Input, OutType, from_gguf, generic, to_gguf};
 use crate::error::{Finding, Result};
@@ -107,9 +108,9 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     let left_out = |others: &[(String, String)]| -> Vec<String> {
         others.iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})")).collect()
     };
-    let (mut notes, made) = match Input::open(&settings.input, settings.key.as_deref())? {
+    let (mut notes, made) = match settings.open()? {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),
-        Input::Weights { plan, others } => (left_out(&others), settings.weights(&plan)?),
+        Input::Weights { plan, others, notes } => ([notes, left_out(&others)].concat(), settings.weights(&plan)?),
         Input::Gguf(model) => (Vec::new(), settings.gguf(&model)?),
         Input::Adapter => (Vec::new(), settings.adapter()?),
     };
@@ -118,6 +119,15 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
 }
 
 impl ConvertSettings {
+    /// The input, open. A vocabulary needs no weights.
+    fn open(&self) -> Result<Input> {
+        let input = &self.input;
+        if self.vocab_only && input.join("config.json").is_file() && !has_weights(input) {
+            return Ok(Input::Model(Checkpoint::without_weights(input)?));
+        }
+        Input::open(input, self.key.as_deref())
+    }
+
     /// A model folder to anything.
     fn model(&self, folder: &Checkpoint) -> Result<Output> {
         if self.output.kind() != OutputKind::Gguf {
@@ -202,7 +212,9 @@ impl ConvertSettings {
             return self.with_keys(Output::gguf(metadata.clone(), plan, Vec::new()));
         }
         if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
-            return Ok(lora::from_gguf(metadata, &taken, &self.lora_base()?.base())?.output());
+            return Ok(
+                lora::from_gguf(metadata, &taken, &self.lora_base(&Config::new(), &mut Vec::new())?.base())?.output()
+            );
         }
         let outtype = self.output.outtype()?.dtype(&taken);
         if let Some((_, restored)) = from_gguf(model, outtype)? {
@@ -237,12 +249,17 @@ impl ConvertSettings {
         self.check_plain("a model")?;
         let config = read_json_object(&self.input.join("adapter_config.json"))?;
         let is_bank = config.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA");
-        let (metadata, plan, notes) = match (is_bank, &self.output.r#type) {
+        let mut notes = Vec::new();
+        let (metadata, plan, more) = match (is_bank, &self.output.r#type) {
             (true, _) => bank::to_gguf(&self.input)?,
             // An adapter's factors are small, and the reference keeps them in F32.
-            (false, None) => lora::to_gguf(&self.input, &self.lora_base()?.base(), OutType::F32)?,
-            (false, Some(_)) => lora::to_gguf(&self.input, &self.lora_base()?.base(), self.output.outtype()?)?,
+            (false, None) => lora::to_gguf(&self.input, &self.lora_base(&config, &mut notes)?.base(), OutType::F32)?,
+            (false, Some(_)) => {
+                let base = self.lora_base(&config, &mut notes)?;
+                lora::to_gguf(&self.input, &base.base(), self.output.outtype()?)?
+            }
         };
+        notes.extend(more);
         self.with_keys(Output::gguf(metadata, plan, notes))
     }
 
@@ -257,14 +274,24 @@ impl ConvertSettings {
         }
     }
 
-    /// The base of a LoRA, which gives names and shapes.
-    fn lora_base(&self) -> Result<LoraBase> {
-        match &self.base {
-            Some(folder) => LoraBase::open(folder),
-            None => {
-                let finding = Finding::new(&self.input, "base").expected("the folder of the base model");
-                Err(finding.found("none").hint("a LoRA takes names and shapes from it").setting())
+    /// The base of a LoRA, which gives names and shapes: the one that is given, or the folder that the adapter's
+    /// settings name.
+    fn lora_base(&self, config: &Config, notes: &mut Vec<String>) -> Result<LoraBase> {
+        if let Some(folder) = &self.base {
+            return LoraBase::open(folder);
+        }
+        let named = config.get("base_model_name_or_path").and_then(|name| name.as_str()).unwrap_or_default();
+        if Path::new(named).join("config.json").is_file() {
+            notes.push(format!("the base is {named}, which adapter_config.json names"));
+            return LoraBase::open(Path::new(named));
+        }
+        let finding = Finding::new(&self.input, "base").expected("the folder of the base model").found("none");
+        Err(match named {
+            "" => finding.hint("a LoRA takes names and shapes from it"),
+            named => {
+                finding.hint(format_args!("a LoRA takes names and shapes from it; adapter_config.json names {named:?}"))
             }
         }
+        .setting())
     }
 }

@@ -11,7 +11,7 @@ use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Input, from_gguf, with_changed};
+use crate::convert::{Input, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
@@ -122,10 +122,6 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     };
     output.notes = [job.notes, output.notes].concat();
     Ok(Adapted { output: settings.output.split(output), truncations })
-}
-
-fn is_adapter(path: &Path) -> bool {
-    path.join("adapter_config.json").is_file()
 }
 
 fn is_model(path: &Path) -> bool {

@@ -60,7 +60,7 @@ impl SentenceEncoder {
         }
         f.finish()?;
         check_pooling(folder)?;
-        let (plan, _) = open_weights(folder)?;
+        let plan = open_weights(folder, None)?.plan;
         plan.check()?;
         let mut tensors = HashMap::new();
         for (name, shape) in expected(hidden_size, inner, layers, [vocab, positions, types]) {

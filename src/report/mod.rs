@@ -84,7 +84,7 @@ impl Report {
                 Self::of_adapter(&AdapterFiles::find(path)?)?
             }
             Input::Model(folder) => Self::of_folder(folder),
-            Input::Weights { plan, others } => {
+            Input::Weights { plan, others, .. } => {
                 let metadata = safetensors_metadata(&plan, &mut Vec::new());
                 Report::Weights { metadata, others, tensors: TensorsReport::of_plan(&plan) }
             }

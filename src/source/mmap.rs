@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use memmap2::Mmap;
 
 use super::outline::ValuesRead;
-use crate::error::{Finding, IoContext, Result};
+use crate::error::{Finding, IoContext, Result, no_lfs_pointer};
 
 /// A file mapped read-only.
 pub(crate) struct MappedFile {
@@ -38,6 +38,7 @@ impl MappedFile {
         // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
         // own outputs appear by rename and never change a file in place (docs/threats.md).
         let map = unsafe { Mmap::map(file) }.at(path, "map")?;
+        no_lfs_pointer(path, &map)?;
         let found = file.metadata().at(path, "read")?;
         let (modified, outline) = (found.modified().ok(), ValuesRead::of(&found));
         Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified, outline })

@@ -19,7 +19,8 @@ pub(super) struct Entries {
 impl Entries {
     /// The tensors of the file at `file`, called as PEFT calls them.
     pub(super) fn new(file: &Path, tensors: Plan) -> Self {
-        let bare = |name: &str| name.strip_prefix(PREFIX).unwrap_or(name).to_owned();
+        let adapter = adapter_name(&tensors);
+        let bare = |name: &str| without(name.strip_prefix(PREFIX).unwrap_or(name), adapter.as_deref());
         let left = tensors.tensors.into_iter().map(|tensor| (bare(&tensor.name), tensor)).collect();
         Self { file: file.to_owned(), left }
     }
@@ -111,4 +112,31 @@ impl Entries {
                 .unsupported()),
         }
     }
+}
+/// The adapter's name where all factors have it, as in a model's own state dict (`lora_A.default.weight`). PEFT
+/// takes it out when it saves.
+fn adapter_name(tensors: &Plan) -> Option<String> {
+    let mut names = tensors.tensors.iter().filter_map(|tensor| {
+        let parts: Vec<&str> = tensor.name.split('.').collect();
+        let place = parts.iter().position(|part| part.starts_with("lora_"))?;
+        match parts[place + 1..] {
+            [name, "weight" | "bias"] => Some(Some(name)),
+            [name] if name != "weight" && name != "bias" => Some(Some(name)),
+            _ => Some(None),
+        }
+    });
+    let first = names.next()??.to_owned();
+    names.all(|name| name == Some(&first)).then_some(first)
+}
+
+/// A tensor's name without the adapter's name behind its kind.
+fn without(name: &str, adapter: Option<&str>) -> String {
+    let Some(adapter) = adapter else { return name.to_owned() };
+    let mut after_kind = false;
+    let kept = name.split('.').filter(|part| {
+        let drop = after_kind && *part == adapter;
+        after_kind = part.starts_with("lora_") || *part == "modules_to_save";
+        !drop
+    });
+    kept.collect::<Vec<_>>().join(".")
 }

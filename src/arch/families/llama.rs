@@ -85,7 +85,7 @@ pub(in crate::arch) const LLAMA: Family = Family {
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-06, "pretraining_tp": 1, "tie_word_embeddings": false,
         "rope_theta": 10000.0, "rope_parameters": null, "rope_scaling": null, "attention_bias": false,
         "mlp_bias": false, "head_dim": "auto", "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null}"#,
-    assumed: &[must("hidden_act", "\"silu\""), must("pretraining_tp", "1|null")],
+    assumed: &[must("hidden_act", "\"silu\"")],
     keys: LLAMA_KEYS,
     extra: Extra::RopeFreqs,
     tensors: &[ENDS, NORMS, ROTATED, GATED],
@@ -162,7 +162,6 @@ pub(in crate::arch) const SMOLLM3: Family = Family {
         must("hidden_act", "\"silu\""),
         should("use_sliding_window", "false"),
         must("no_rope_layer_interval", "4"),
-        must("pretraining_tp", "1|null"),
     ],
     ..LLAMA
 };

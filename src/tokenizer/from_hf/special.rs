@@ -107,6 +107,10 @@ impl SpecialTokens {
         if !id.is_i64() && !id.is_u64() {
             return Ok(());
         }
+        if id.as_i64() == Some(-1) {
+            notes.push(format!("special token {kind}: id -1 stands for none, left out"));
+            return Ok(());
+        }
         let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
         let number = number.ok_or_else(|| {
             files
