@@ -21,6 +21,7 @@ pub(crate) mod names;
 pub(crate) mod params;
 pub(crate) mod rope;
 mod tensor;
+pub(crate) mod windows;
 
 use std::collections::HashSet;
 
