@@ -10,6 +10,7 @@
 //! transformers `models/*/configuration_*.py` for the defaults.
 
 mod config;
+pub(crate) mod experts;
 mod families;
 mod fields;
 mod folder;
