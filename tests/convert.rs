@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, OutType};
 use atombank::formats::gguf::{Array, GgufFile, Metadata, Value, ValueType, layout};
-use atombank::plan::{self, Plan, Staging};
+use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging};
 use atombank::source::Source;
 use atombank::{Error, Result};
 use described::{described, sha256};
@@ -55,6 +55,50 @@ fn files_equal_the_reference_key_by_key_and_byte_by_byte() {
         .map(|(name, outtype)| format!("{name} {outtype}"))
         .collect();
     assert!(failed.is_empty(), "differ: {}", failed.join(", "));
+}
+
+/// Folders as users have them, each against the reference's one file.
+#[test]
+fn folders_of_users_become_what_the_reference_makes_of_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/cases");
+    let folders = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut cases: Vec<PathBuf> = folders.collect();
+    cases.sort();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let expected: Json = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let target = out.path().join("o.gguf");
+        let options = ConvertOptions { pre: Some("gpt-2".to_owned()), ..ConvertOptions::default() };
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        convert(&case.join("model"), &options, &target).unwrap_or_else(|e| panic!("{name}: {e}"));
+        compare(&name, &GgufFile::open(&target).unwrap(), &expected);
+        assert_eq!(sha256(&fs::read(&target).unwrap()), expected["bytes_sha256"], "{name}");
+    }
+}
+
+/// Gemma 1 and 2 have no head in llama.cpp: it takes the embeddings.
+#[test]
+fn a_head_that_is_dropped_repeats_the_embeddings() {
+    for class in ["gemma", "gemma2"] {
+        let model = copied(class);
+        let folder = Checkpoint::open(model.path()).unwrap();
+        let with_head = |change: fn(Expr) -> Expr| {
+            let mut weights = folder.weights().clone();
+            let embeddings = weights.get("model.embed_tokens.weight").unwrap().clone();
+            let (name, expr) = ("lm_head.weight".to_owned(), change(embeddings.expr.clone()));
+            weights.tensors.push(PlannedTensor { name, expr, ..embeddings });
+            atombank::convert::to_gguf(&folder, &weights, &ConvertOptions::default())
+        };
+        let made = with_head(|head| head).unwrap().unwrap();
+        assert!(made.notes.iter().any(|note| note.ends_with("no use for them: lm_head.weight")), "{:?}", made.notes);
+        let error = with_head(|of| Expr::Scale { of: Box::new(of), factor: 2.0 }).unwrap_err().to_string();
+        let expected = format!(
+            "tensor \"lm_head.weight\": expected the values of \"model.embed_tokens.weight\", which llama.cpp takes for \
+             {class}'s head, found others"
+        );
+        assert!(error.contains(&expected), "{error}");
+    }
 }
 
 fn equals_reference(folder: &Path, name: &str, outtype: OutType) {

@@ -37,6 +37,8 @@ pub(crate) enum Key {
     OriginalContext,
     /// `attention.sliding_window`: 0 where there is none.
     WindowOrZero,
+    /// `attention.sliding_window`, where a layer sees no more; llama.cpp lets every so many-th see everything.
+    LocalWindow { every: usize },
     /// `general.file_type`.
     FileType,
     /// `{arch}.pooling_type` of sentence-transformers folders.

@@ -55,7 +55,11 @@ pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
         .collect();
     let template = parts.join(".");
     let mut tensors = family.tensors.iter().copied().flatten().enumerate();
-    match tensors.find(|(_, tensor)| tensor.hf == template) {
+    // transformers 5 calls the block of Mixtral's experts as other classes do.
+    let is_row = |hf: &str| {
+        hf == template || hf.contains(".block_sparse_moe.") && hf.replace(".block_sparse_moe.", ".mlp.") == template
+    };
+    match tensors.find(|(_, tensor)| is_row(tensor.hf)) {
         Some((number, tensor)) => Lookup::Row(Match {
             tensor,
             number,

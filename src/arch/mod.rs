@@ -10,6 +10,7 @@
 //! transformers `models/*/configuration_*.py` for the defaults.
 
 mod config;
+pub(crate) mod experts;
 mod families;
 mod fields;
 mod folder;
@@ -21,6 +22,7 @@ pub(crate) mod names;
 pub(crate) mod params;
 pub(crate) mod rope;
 mod tensor;
+pub(crate) mod windows;
 
 use std::collections::HashSet;
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::arch::lookup::{Lookup, expected, find};
 use crate::arch::params::{self, Params};
-use crate::arch::{Dim, is_buffer};
+use crate::arch::{Dim, experts, is_buffer};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
@@ -54,7 +54,8 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     let layers = params.layers()?;
     let mut there = BTreeSet::new();
     let mut surplus = Vec::new();
-    for tensor in &folder.weights().tensors {
+    let weights = experts::separated(&params, folder.weights())?;
+    for tensor in &weights.tensors {
         match find(params.family, &tensor.name) {
             Lookup::Row(known) if known.layer.is_none_or(|layer| layer < layers) => {
                 there.insert(known.hf_name());
@@ -64,8 +65,7 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
             _ => surplus.push(tensor.name.clone()),
         }
     }
-    let wanted =
-        expected(&params, folder.weights().tensors.len().max(MANY), |_| false)?.into_iter().map(|wanted| wanted.name);
+    let wanted = expected(&params, weights.tensors.len().max(MANY), |_| false)?.into_iter().map(|wanted| wanted.name);
     Ok(Some(Description {
         gguf: params.family.gguf,
         layers,

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::arch::params::Params;
-use crate::arch::{Dim, Key, rope};
+use crate::arch::{Dim, Key, rope, windows};
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
@@ -77,6 +77,11 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
         Key::WindowOrZero => {
             let window = params.whole(&["sliding_window"])?.unwrap_or(0);
             put("attention.sliding_window", u32(params, "sliding_window", window)?.into());
+        }
+        Key::LocalWindow { .. } => {
+            if let (Some(window), true) = (params.whole(&["sliding_window"])?, windows::has_window(params)?) {
+                put("attention.sliding_window", u32(params, "sliding_window", window)?.into());
+            }
         }
         Key::ContextAfterPadding => {
             let (context, start) = (params.count(Dim::Context)?, params.padding_positions()?);

@@ -27,7 +27,7 @@ pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
 
 use crate::arch::params::Params;
-use crate::arch::{Naming, rope};
+use crate::arch::{Naming, experts, rope, windows};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
@@ -159,6 +159,8 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let mut notes = folder.notes().to_vec();
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
     rope::check(&params, &mut notes)?;
+    windows::check(&params, &mut notes)?;
+    let weights = &*experts::separated(&params, weights)?;
     let matrices = options.outtype.dtype(weights);
     let plan = match options.vocab_only {
         false => {

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use crate::arch::lookup::{Lookup, Match, check_counts, expected, find, may_have, named, qkv_rows, shape_of};
+use crate::arch::names::HEAD;
 use crate::arch::params::Params;
-use crate::arch::{Tensor, Transform, is_buffer, rope};
+use crate::arch::{Role, Tensor, Transform, is_buffer, rope};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -44,6 +45,9 @@ pub(super) fn plan(
         }
     }
     collected.check_complete(weights.tensors.len())?;
+    if dropped.contains(&HEAD) {
+        check_tied(origin, params, weights)?;
+    }
     // After the check: the width of a head, which sizes these, is then borne out by tensors.
     let mut tensors = rope::extra_tensors(params)?;
     ordered.extend(collected.stacked()?);
@@ -53,6 +57,27 @@ pub(super) fn plan(
         notes.push(format!("left out, because llama.cpp has no use for them: {}", dropped.join(", ")));
     }
     Ok(Plan { tensors })
+}
+
+/// Refuses a head that llama.cpp has no use for and that isn't the embeddings, which it takes in its place.
+fn check_tied(origin: &Path, params: &Params, weights: &Plan) -> Result<()> {
+    let is_embedding = |tensor: &&PlannedTensor| match find(params.family, &tensor.name) {
+        Lookup::Row(known) => known.tensor.role == Role::Embedding,
+        _ => false,
+    };
+    let embeddings = weights.tensors.iter().find(is_embedding);
+    let (Some(head), Some(embeddings)) = (weights.get(HEAD), embeddings) else { return Ok(()) };
+    if head.shape == embeddings.shape && head.same_values(embeddings)? {
+        return Ok(());
+    }
+    Err(finding(origin, head)
+        .expected(format_args!(
+            "the values of {:?}, which llama.cpp takes for {}'s head",
+            embeddings.name, params.family.gguf
+        ))
+        .found("others")
+        .hint("GGUF has no place for a head of this architecture: tie it to the embeddings")
+        .unsupported())
 }
 
 /// Tensors of safetensors files by name; those of other files as they stand. Weights that were unpacked from tensors

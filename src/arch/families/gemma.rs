@@ -127,15 +127,21 @@ pub(in crate::arch) const GEMMA3: Family = Family {
         must("hidden_activation", "\"gelu_pytorch_tanh\""),
         must("attention_bias", "false"),
         must("attn_logit_softcapping", "null"),
-        should("tie_word_embeddings", "true"),
     ],
     keys: &[
         Key::Group(BASE),
         Key::Scale("final_logit_softcapping", "final_logit_softcapping"),
-        Key::U32("attention.sliding_window", &["sliding_window"]),
+        Key::LocalWindow { every: 6 },
     ],
     tensors: &[
-        &[Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden]).transform(Transform::TrimVocab)],
+        &[
+            Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden])
+                .transform(Transform::TrimVocab),
+            // The reference leaves the head's rows past the vocabulary in, and llama.cpp refuses them.
+            Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden])
+                .transform(Transform::TrimVocab)
+                .presence(Presence::Unless("tie_word_embeddings")),
+        ],
         BODY,
         FOUR_NORMS,
         &[
@@ -145,6 +151,7 @@ pub(in crate::arch) const GEMMA3: Family = Family {
                 .transform(Transform::PlusOne),
         ],
     ],
+    dropped: &[],
     vocab: Vocab::Gemma3,
     ..GEMMA
 };

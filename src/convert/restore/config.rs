@@ -186,6 +186,10 @@ impl Writer<'_> {
                 let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
                 self.put("sliding_window", json!(window));
             }
+            Key::LocalWindow { .. } => match self.count("attention.sliding_window")?.filter(|window| *window > 0) {
+                Some(window) => self.put("sliding_window", json!(window)),
+                None => self.put("sliding_window_pattern", json!(1)),
+            },
             Key::ContextAfterPadding => {
                 let padding = self.metadata.get("tokenizer.ggml.padding_token_id").and_then(Value::as_unsigned);
                 let padding = padding.filter(|id| *id < 1 << 31).unwrap_or(1);
