@@ -9,7 +9,7 @@
 //! Tensors of different shapes are an error. mergekit truncates embeddings to the smallest vocabulary instead, and
 //! leaves out models whose other tensors have different shapes.
 //!
-//! Reference: mergekit `mergekit/merge_methods/` (`registry.py` for defaults), `graph.py` (`build_schedule`).
+//! Reference: mergekit 0.1.5 `mergekit/merge_methods/` (`registry.py` for defaults), `graph.py` (`build_schedule`).
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -428,15 +428,8 @@ impl Context<'_> {
         if !method.consensus() {
             self.divisor(tensor, &weights)?;
         }
-        let elems = tensor.elems() as u64;
         let mut choices = Vec::with_capacity(weights.len());
         for density in densities {
-            if method == ModelMethod::Ties && *density < 1.0 && elems > 0 && density * (elems as f64) < 1.0 {
-                return Err(finding(tensor)
-                    .expected(format_args!("a density that keeps something of {elems} values"))
-                    .found(density)
-                    .mismatch());
-            }
             let draws = Draws { stream: positions.stream.clone(), position: positions.next };
             let (choice, drawn) = method.choice(*density, options, &tensor.shape, draws);
             positions.next += drawn;

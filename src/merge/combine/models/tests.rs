@@ -61,9 +61,11 @@ fn ties_elects_signs_of_the_largest() {
     let options = CombineOptions { density: vec![0.5], ..weighing(&[1.0, 1.0]) };
     // Kept are 4, -3 and 2, 5: where both have a value, plus is elected.
     assert_eq!(combined(Some(&base), &[&a, &b], "ties", &options), [4.0, 2.0, 5.0, 0.0]);
-    let none = CombineOptions { density: vec![0.1], ..options };
-    let error = error(Some(&base), &[&a, &b], "ties", &none);
-    assert!(error.contains("expected a density that keeps something of 4 values, found 0.1"), "{error}");
+    // Less than one value is one, and a share of nothing is nothing.
+    let few = CombineOptions { density: vec![0.1], ..options };
+    assert_eq!(combined(Some(&base), &[&a, &b], "ties", &few), [4.0, 0.0, 5.0, 0.0]);
+    let none = CombineOptions { density: vec![0.0], ..few };
+    assert_eq!(combined(Some(&base), &[&a, &b], "ties", &none), [0.0; 4]);
 }
 
 #[test]
