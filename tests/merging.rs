@@ -242,6 +242,15 @@ fn whole_models_become_one() {
     assert!(relative_error(&task, &b.merge(&b.base, &[&lora_x, &lora_y], "sum", f32)) < 1e-6);
     let slerp = b.merge(&x, &[text(&y)], "slerp", &["--method", "slerp", "--t", "1"]);
     assert!(relative_error(&y, &slerp) < 1e-6, "all the way to the other");
+    // Of a model and itself nothing else can come; of what they change in another base neither.
+    let twice = b.merge(&b.base, &[text(&x), text(&x)], "twice", &["--method", "nuslerp", "--type", "f32"]);
+    assert!(relative_error(&x, &twice) < 1e-6);
+    let of_models = b.merge(&b.base, &[text(&x), text(&y)], "of-models", &["--method", "nuslerp", "--type", "f32"]);
+    let other_base = b.merge(&x, &[text(&x), text(&y)], "other-base", &["--method", "nuslerp", "--type", "f32"]);
+    assert!(relative_error(&of_models, &other_base) < 1e-6, "the base has no share");
+    let updates = ["--method", "nuslerp", "--nuslerp-updates", "--type", "f32"];
+    let of_updates = b.merge(&b.base, &[text(&x), text(&y)], "of-updates", &updates);
+    assert!(relative_error(&of_models, &of_updates) > 1e-3);
     for options in [
         &["--method", "ties", "--density", "0.4"][..],
         &["--method", "karcher"],
