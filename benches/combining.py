@@ -83,7 +83,7 @@ def main():
     for method, options in METHODS.items():
         ours = [args.atombank.absolute(), "--quiet", "--threads", "2", "merge", base]
         ours += models[:1] if method == "slerp" else [f"{model}=0.5" if takes_weights(method) else model for model in models]
-        ours += ["-o", out / "merged", "--method", method]
+        ours += ["-o", out / "merged", "--method", method, *(["--nuslerp-updates"] if method == "nuslerp" else [])]
         for name, value in options.items():
             ours += [f"--{name.replace('_', '-')}", value]
         theirs = [args.python, "-c", MERGEKIT, args.mergekit, config(method, options, base, models), out / "merged"]

@@ -290,7 +290,7 @@ pub(crate) fn no_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     let finding = Finding::new(path, "").expected("the file itself").found("a pointer of git-lfs to it");
-    Err(finding.hint("`git lfs pull` in its folder fetches it").mismatch())
+    Err(finding.hint("`git lfs pull` in its folder fetches it").format())
 }
 
 #[cfg(test)]

@@ -120,7 +120,8 @@ fn models_are_combined_as_mergekit_does() {
         let method: ModelMethod = case["method"].as_str().unwrap().parse().unwrap();
         let base = case["base"].as_bool().unwrap().then(|| &models["base"]);
         let of: Vec<&Plan> = names(&case["models"]).iter().map(|model| &models[*model]).collect();
-        let options = options(case["options"].as_object().unwrap());
+        let mut options = options(case["options"].as_object().unwrap());
+        options.nuslerp_updates = base.is_some() && method == ModelMethod::NuSlerp;
         let combined = combine_models(base, &of, method, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut comparison = Comparison::default();
         assert_eq!(expected[&name].tensors.len(), combined.result.tensors.len());
@@ -145,7 +146,8 @@ fn rows_of_tensors_of_more_dimensions_are_mergekits() {
     for (name, case) in cases {
         let method: ModelMethod = case["method"].as_str().unwrap().parse().unwrap();
         let base = case["base"].as_bool().unwrap_or(true).then(|| &tensors["base"]);
-        let options = options(case["options"].as_object().unwrap());
+        let mut options = options(case["options"].as_object().unwrap());
+        options.nuslerp_updates = base.is_some() && method == ModelMethod::NuSlerp;
         let combined = combine_models(base, &[&tensors["a"], &tensors["b"]], method, &options).unwrap();
         let mut comparison = Comparison::default();
         for tensor in &combined.result.tensors {

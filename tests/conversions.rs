@@ -226,7 +226,7 @@ fn what_cannot_be_converted_is_refused_in_one_line() {
         (INPUT, &fixture("pytorch/refused-command.bin"), "x.safetensors", &[], "found posix.system"),
         (USAGE, &model, "folder", &["--split-max-tensors", "3"], "expected a GGUF, found another output"),
         (USAGE, &model, "folder", &["--override-key", "a=1"], "--override-key: expected a GGUF"),
-        (USAGE, &model, "x.gguf", &["--key", "state_dict"], "--key: expected a PyTorch file to choose from"),
+        (USAGE, &model, "x.gguf", &["--key", "state_dict"], "--key: expected PyTorch files to choose a part of"),
         (
             INPUT,
             &model.join("model.safetensors"),

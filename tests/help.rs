@@ -78,7 +78,7 @@ const QUANTIZATION: [&str; 11] = [
     "--prune-layers",
 ];
 
-const COMBINING: [&str; 18] = [
+const COMBINING: [&str; 19] = [
     "--method",
     "--density",
     "--weights",
@@ -94,6 +94,7 @@ const COMBINING: [&str; 18] = [
     "--max-iter",
     "--tol",
     "--filter-wise",
+    "--nuslerp-updates",
     "--nuslerp-flatten",
     "--nuslerp-row-wise",
     "--majority-sign",

@@ -228,6 +228,37 @@ fn several_adapters_add_up_and_become_one() {
 }
 
 #[test]
+fn a_method_that_makes_nothing_of_a_single_model_s_weight_says_so() {
+    let b = Bench::new();
+    let lora = b.plain("lora", 1);
+    let tuned = b.merge(&b.base, &[text(&lora)], "tuned", &["--type", "f32"]);
+    let half = format!("{}=0.5", text(&tuned));
+    let said = |model: &str, options: &[&str]| {
+        let target = b.at("out");
+        let args = [&["merge", text(&b.base), model, "-o", text(&target), "--overwrite"], options].concat();
+        let out = atombank(&args);
+        assert!(out.status.success(), "{args:?}");
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let linear = said(&half, &["--method", "linear", "--type", "f32"]);
+    assert!(linear.contains("note: linear is a mean of the models without the base, and there is one"), "{linear}");
+    assert_eq!(relative_error(&tuned, &b.at("out")), 0.0);
+    assert!(said(text(&tuned), &["--method", "karcher"]).contains("note: karcher is a mean of the models"));
+    let ties = said(&half, &["--method", "ties", "--type", "f32"]);
+    assert!(ties.contains("its weight changes nothing, unless --normalize is false"), "{ties}");
+    assert!(relative_error(&tuned, &b.at("out")) < 1e-6);
+    // Where the weight counts, nothing is to be said.
+    for options in [
+        &["--method", "task_arithmetic"][..],
+        &["--method", "linear", "--normalize", "false"],
+        &["--method", "ties", "--normalize", "false"],
+    ] {
+        assert!(!said(&half, options).contains("note: "), "{options:?}");
+    }
+    assert!(!said(text(&tuned), &["--method", "ties"]).contains("note: "));
+}
+
+#[test]
 fn whole_models_become_one() {
     let b = Bench::new();
     let f32 = &["--type", "f32"][..];
@@ -242,6 +273,15 @@ fn whole_models_become_one() {
     assert!(relative_error(&task, &b.merge(&b.base, &[&lora_x, &lora_y], "sum", f32)) < 1e-6);
     let slerp = b.merge(&x, &[text(&y)], "slerp", &["--method", "slerp", "--t", "1"]);
     assert!(relative_error(&y, &slerp) < 1e-6, "all the way to the other");
+    // Of a model and itself nothing else can come; of what they change in another base neither.
+    let twice = b.merge(&b.base, &[text(&x), text(&x)], "twice", &["--method", "nuslerp", "--type", "f32"]);
+    assert!(relative_error(&x, &twice) < 1e-6);
+    let of_models = b.merge(&b.base, &[text(&x), text(&y)], "of-models", &["--method", "nuslerp", "--type", "f32"]);
+    let other_base = b.merge(&x, &[text(&x), text(&y)], "other-base", &["--method", "nuslerp", "--type", "f32"]);
+    assert!(relative_error(&of_models, &other_base) < 1e-6, "the base has no share");
+    let updates = ["--method", "nuslerp", "--nuslerp-updates", "--type", "f32"];
+    let of_updates = b.merge(&b.base, &[text(&x), text(&y)], "of-updates", &updates);
+    assert!(relative_error(&of_models, &of_updates) > 1e-3);
     for options in [
         &["--method", "ties", "--density", "0.4"][..],
         &["--method", "karcher"],

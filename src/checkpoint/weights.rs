@@ -109,7 +109,7 @@ pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWei
 }
 
 /// Every tensor of `files`, and the file that holds each. A tensor may stand in several shards if it is the same in
-/// all; it is taken from the one that the index names, else from the first.
+/// all; it is taken from the first, where the reference puts it.
 fn open_files(
     folder: &Path,
     form: &Form,
@@ -136,7 +136,6 @@ fn open_files(
                     same_in_both(folder, (&plan.tensors[place], &other), (&tensor, name))?;
                     if index.is_some_and(|map| map.get(&tensor.name) == Some(name)) {
                         entry.get_mut().1.clone_from(name);
-                        plan.tensors[place] = tensor;
                     }
                 }
             }

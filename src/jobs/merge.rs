@@ -15,7 +15,9 @@ use crate::convert::{Input, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
-use crate::merge::combine::{Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models};
+use crate::merge::combine::{
+    CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
+};
 use crate::merge::{Merged, Truncation, card, rounding, with_adapters};
 use crate::output::Output;
 use crate::plan::Plan;
@@ -131,6 +133,25 @@ fn is_model(path: &Path) -> bool {
 /// What the user calls an input.
 fn name_of(id: Option<&str>, path: &Path) -> String {
     id.map_or_else(|| path.display().to_string(), str::to_owned)
+}
+
+/// What is said where one model is combined alone, and the method makes something else of that than the user may mean.
+fn of_one_model(settings: &MergeSettings, method: ModelMethod, options: &CombineOptions) -> Option<String> {
+    let [model] = settings.others.as_slice() else { return None };
+    let (name, path) = (method.name(), name_of(model.id.as_deref(), &model.path));
+    if method.averages_models(options) && (method == ModelMethod::Karcher || method.divides_by_weights(options)) {
+        return Some(format!(
+            "{name} is a mean of the models without the base, and there is one: the result has the values of {path}, \
+             and its weight changes nothing; task_arithmetic adds a share of what it changes to the base"
+        ));
+    }
+    let is_weighted = model.weight != 1.0 && model.weight != 0.0 || !settings.combine.weights.is_empty();
+    (is_weighted && method.divides_by_weights(options)).then(|| {
+        format!(
+            "{name} divides by the sum of the weights, and there is one model: its weight changes nothing, unless \
+             `normalize` is false"
+        )
+    })
 }
 
 /// A merge on its way.
@@ -331,7 +352,9 @@ impl Job<'_> {
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }
-        let combined = combine_models(Some(folder.rounded()), &weights, method, &combine.options(self.shares())?)?;
+        let options = combine.options(self.shares())?;
+        let combined = combine_models(Some(folder.rounded()), &weights, method, &options)?;
+        self.notes.extend(of_one_model(self.settings, method, &options));
         let (plan, _) = self.measured(combined)?;
         // What cutting to a rank has lost is a LoRA's to say.
         let output = self.output().model(&folder, &plan)?;

@@ -41,6 +41,8 @@ pub struct CombineSettings {
     pub tol: Option<f64>,
     /// model_stock: an angle for each row, not one for the tensor.
     pub filter_wise: bool,
+    /// nuslerp: of what the models change in the base, not of the models themselves.
+    pub nuslerp_updates: bool,
     /// nuslerp: one angle for the tensor, not one for each row.
     pub nuslerp_flatten: Option<bool>,
     /// nuslerp: an angle for each column, where there isn't one for the tensor.
@@ -76,7 +78,7 @@ impl Combined {
             ("select_topk", Combined::Models) => method == "sce",
             ("max_iter" | "tol", Combined::Models) => method == "karcher",
             ("filter_wise", Combined::Models) => method == "model_stock",
-            ("nuslerp_flatten" | "nuslerp_row_wise", Combined::Models) => method == "nuslerp",
+            ("nuslerp_updates" | "nuslerp_flatten" | "nuslerp_row_wise", Combined::Models) => method == "nuslerp",
             _ => false,
         }
     }
@@ -107,6 +109,7 @@ impl CombineSettings {
             ("max_iter", self.max_iter.is_some()),
             ("tol", self.tol.is_some()),
             ("filter_wise", self.filter_wise),
+            ("nuslerp_updates", self.nuslerp_updates),
             ("nuslerp_flatten", self.nuslerp_flatten.is_some()),
             ("nuslerp_row_wise", self.nuslerp_row_wise),
             ("majority_sign", self.majority_sign.is_some()),
@@ -156,6 +159,7 @@ impl CombineSettings {
             max_iter: self.max_iter.unwrap_or(own.max_iter),
             tol: self.tol.unwrap_or(own.tol),
             filter_wise: self.filter_wise,
+            nuslerp_updates: self.nuslerp_updates,
             nuslerp_flatten: self.nuslerp_flatten.unwrap_or(own.nuslerp_flatten),
             nuslerp_row_wise: self.nuslerp_row_wise,
             majority_sign: match &self.majority_sign {

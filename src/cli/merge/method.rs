@@ -57,6 +57,9 @@ pub(super) struct MethodArgs {
     /// model_stock: an angle for each row, not one for the tensor
     #[arg(long)]
     filter_wise: bool,
+    /// nuslerp: of what the models change in BASE, not of the models themselves
+    #[arg(long)]
+    nuslerp_updates: bool,
     /// nuslerp: one angle for the tensor, not one for each row [default: true]
     #[arg(long, value_name = "BOOL")]
     nuslerp_flatten: Option<bool>,
@@ -91,6 +94,7 @@ impl MethodArgs {
             max_iter: self.max_iter,
             tol: self.tol,
             filter_wise: self.filter_wise,
+            nuslerp_updates: self.nuslerp_updates,
             nuslerp_flatten: self.nuslerp_flatten,
             nuslerp_row_wise: self.nuslerp_row_wise,
             majority_sign: self.majority_sign.clone(),

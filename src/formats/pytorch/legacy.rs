@@ -144,5 +144,5 @@ fn not_torch(path: &Path, bytes: &[u8]) -> crate::Error {
     if bytes.first() == Some(&0x80) {
         return finding.found("a pickle of something else").format();
     }
-    finding.found("other bytes").hint("is the download complete, or is this a Git LFS pointer?").format()
+    finding.found("other bytes").hint("is the download complete?").format()
 }

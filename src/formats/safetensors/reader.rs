@@ -38,9 +38,9 @@ impl SafetensorsFile {
         let bad = |expected: &dyn fmt::Display, found: &dyn fmt::Display| {
             Finding::new(path, "safetensors header").expected(expected).found(found).format()
         };
-        let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| {
-            bad(&"at least 8 bytes", &bytes.len()).with_hint("is the download complete, or is this a Git LFS pointer?")
-        })?;
+        let (length, rest) = bytes
+            .split_first_chunk::<8>()
+            .ok_or_else(|| bad(&"at least 8 bytes", &bytes.len()).with_hint("is the download complete?"))?;
         let length = u64::from_le_bytes(*length);
         if length > MAX_HEADER_BYTES || length > rest.len() as u64 {
             let limit = MAX_HEADER_BYTES.min(rest.len() as u64);

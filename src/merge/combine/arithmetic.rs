@@ -92,7 +92,7 @@ impl RowMap for Sum {
 
 /// SCE: takes the values that differ most between models, keeps those of the elected sign, and weights each model
 /// by how much it changed. The operands are the base, then the models. A share of less than one value leaves the
-/// base as it is; in mergekit the mask, and so the result, has one dimension too many in that case.
+/// base as it is.
 #[derive(Debug)]
 pub(super) struct Sce {
     /// The share of values that is kept.

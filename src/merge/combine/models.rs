@@ -9,7 +9,7 @@
 //! Tensors of different shapes are an error. mergekit truncates embeddings to the smallest vocabulary instead, and
 //! leaves out models whose other tensors have different shapes.
 //!
-//! Reference: mergekit `mergekit/merge_methods/` (`registry.py` for defaults), `graph.py` (`build_schedule`).
+//! Reference: mergekit 0.1.5 `mergekit/merge_methods/` (`registry.py` for defaults), `graph.py` (`build_schedule`).
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -100,6 +100,16 @@ impl ModelMethod {
         !matches!(self, Self::Slerp | Self::Sce | Self::ModelStock | Self::Karcher)
     }
 
+    /// Whether it is a mean of the models, in which a base has no share.
+    pub(crate) fn averages_models(self, options: &CombineOptions) -> bool {
+        matches!(self, Self::Linear | Self::Karcher) || self == Self::NuSlerp && !options.nuslerp_updates
+    }
+
+    /// Whether sums are divided by the sum of the weights.
+    pub(crate) fn divides_by_weights(self, options: &CombineOptions) -> bool {
+        self.takes_weights() && options.normalize.unwrap_or(self.normalizes())
+    }
+
     fn consensus(self) -> bool {
         matches!(self, Self::Ties | Self::DareTies | Self::BreadcrumbsTies | Self::Della)
     }
@@ -172,9 +182,9 @@ impl FromStr for ModelMethod {
 }
 
 /// Combines several models into one with the names, shapes and types of the base, or of the first model where there
-/// is no base. `slerp` goes from the base to the one model, or from the first model to the second. `linear` and
-/// `karcher` are means of the models; a base gives only the types then. Tensors that aren't floating point have to
-/// be the same in the base and in all models.
+/// is no base. `slerp` goes from the base to the one model, or from the first model to the second. `linear`,
+/// `karcher` and, without [`CombineOptions::nuslerp_updates`], `nuslerp` are means of the models; a base gives only
+/// the types then. Tensors that aren't floating point have to be the same in the base and in all models.
 ///
 /// # Errors
 /// [`Error::Mismatch`] where a model lacks a tensor, has one too many or one of another shape, and for options
@@ -243,6 +253,9 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
     }
     if method.needs_base() && base.is_none() {
         return Err(finding("method").expected(format_args!("a base for {name}")).found("none").setting());
+    }
+    if options.nuslerp_updates && base.is_none() {
+        return Err(finding("nuslerp_updates").expected("a base that the models change").found("none").setting());
     }
     if method == ModelMethod::Slerp && options.t.is_none() {
         return Err(finding("t").expected("a number from 0 to 1 for slerp").found("none").setting());
@@ -382,7 +395,7 @@ impl Context<'_> {
                     (false, true) if tensor.shape.len() > 1 => By::Column,
                     (false, _) => By::Row,
                 };
-                match base.clone() {
+                match base.clone().filter(|_| options.nuslerp_updates) {
                     None => pending.map(models, NuSlerp { t, by }),
                     Some(base) => {
                         let updates = models.into_iter().map(|m| difference(m, base.clone())).collect();
@@ -410,7 +423,7 @@ impl Context<'_> {
     /// The sum of the weights, where the result is divided by it and it isn't close to 0.
     fn divisor(&self, tensor: &PlannedTensor, weights: &[f32]) -> Result<Option<f32>> {
         let sum: f32 = weights.iter().sum();
-        match self.options.normalize.unwrap_or(self.method.normalizes()) {
+        match self.method.divides_by_weights(self.options) {
             false => Ok(None),
             true if sum.abs() >= 1e-8 => Ok(Some(sum)),
             true => Err(finding(tensor)
@@ -428,15 +441,8 @@ impl Context<'_> {
         if !method.consensus() {
             self.divisor(tensor, &weights)?;
         }
-        let elems = tensor.elems() as u64;
         let mut choices = Vec::with_capacity(weights.len());
         for density in densities {
-            if method == ModelMethod::Ties && *density < 1.0 && elems > 0 && density * (elems as f64) < 1.0 {
-                return Err(finding(tensor)
-                    .expected(format_args!("a density that keeps something of {elems} values"))
-                    .found(density)
-                    .mismatch());
-            }
             let draws = Draws { stream: positions.stream.clone(), position: positions.next };
             let (choice, drawn) = method.choice(*density, options, &tensor.shape, draws);
             positions.next += drawn;
@@ -448,7 +454,7 @@ impl Context<'_> {
             choices,
             rescale: if rescale { Rescale::Magnitudes } else { Rescale::No },
             consensus: method.consensus(),
-            normalize: options.normalize.unwrap_or(method.normalizes()),
+            normalize: method.divides_by_weights(options),
             lambda: options.lambda as f32,
         })
     }

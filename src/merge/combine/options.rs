@@ -129,6 +129,9 @@ pub struct CombineOptions {
     pub tol: f64,
     /// Model stock: an angle for each row instead of one for the tensor.
     pub filter_wise: bool,
+    /// NuSLERP: what the models change in the base is interpolated, as mergekit does where it is given a base. The
+    /// models themselves otherwise.
+    pub nuslerp_updates: bool,
     /// NuSLERP: one angle for the tensor.
     pub nuslerp_flatten: bool,
     /// NuSLERP without flattening: an angle for each column instead of one for each row, mergekit's
@@ -156,6 +159,7 @@ impl Default for CombineOptions {
             max_iter: 10,
             tol: 1e-5,
             filter_wise: false,
+            nuslerp_updates: false,
             nuslerp_flatten: true,
             nuslerp_row_wise: false,
             majority_sign: MajoritySign::default(),

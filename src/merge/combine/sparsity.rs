@@ -131,8 +131,11 @@ impl SparsityMask {
             {
                 return Ok(all);
             }
+            Choice::Magnitude { density } if density <= 0.0 => (Mask::None, density),
             Choice::Magnitude { density } => {
-                (Mask::Leading(Leading::of(of, Order::Largest, share(density, count))?), density)
+                // A share of less than one value keeps one.
+                let kept = share(density, count).max(1).min(count);
+                (Mask::Leading(Leading::of(of, Order::Largest, kept)?), density)
             }
             Choice::Topk { density } => (Mask::Topk(Topk::of(of, share(density, count))?), density),
             Choice::Band { density, gamma } => (band(of, density, gamma)?, density),
@@ -246,23 +249,14 @@ pub(super) fn sign(value: f32) -> f32 {
     }
 }
 
-/// `magnitude_outliers`: keeps the values between the smallest and the largest magnitudes. If the share of the
-/// largest is less than one value, nothing is kept at all, because mergekit's slice then ends at `-0`.
+/// `magnitude_outliers` of mergekit 0.1.5: keeps as many values as `density` says, the largest of those that are left
+/// without the outliers. Where that many aren't left, fewer outliers go.
 fn band(of: &Expr, density: f64, gamma: f64) -> Result<Mask> {
     let count = elems(of);
-    let (target, mut top) = (share(density, count), share(gamma, count));
-    let bottom = match (count - target).checked_sub(top) {
-        Some(bottom) => bottom,
-        None => {
-            top = count - target;
-            0
-        }
-    };
-    if top == 0 || bottom + top >= count {
-        return Ok(Mask::None);
-    }
+    let (kept, outliers) = (share(density, count), share(gamma, count));
+    let bottom = count.saturating_sub(kept).saturating_sub(outliers);
     let below = Leading::of(of, Order::Smallest, bottom)?;
-    Ok(Mask::Between(below, Leading::of(of, Order::Smallest, count - top)?))
+    Ok(Mask::Between(below, Leading::of(of, Order::Smallest, bottom + kept)?))
 }
 
 #[cfg(test)]
@@ -284,7 +278,13 @@ mod tests {
         let kept = sieved(&values, Choice::Magnitude { density: 0.25 }, Rescale::Magnitudes);
         assert_eq!(kept, [0.0, -10.0, 0.0, 0.0]);
         assert_eq!(sieved(&values, Choice::Magnitude { density: 1.0 }, Rescale::Density), values);
-        assert_eq!(sieved(&values, Choice::Magnitude { density: 0.1 }, Rescale::Magnitudes), [0.0; 4]);
+        assert_eq!(
+            sieved(&values, Choice::Magnitude { density: 0.1 }, Rescale::No),
+            [0.0, -4.0, 0.0, 0.0],
+            "one at least"
+        );
+        assert_eq!(sieved(&values, Choice::Magnitude { density: 0.0 }, Rescale::Magnitudes), [0.0; 4]);
+        assert_eq!(sieved(&[], Choice::Magnitude { density: 0.5 }, Rescale::No), [0.0; 0]);
     }
 
     #[test]
@@ -293,7 +293,10 @@ mod tests {
         let band = |density, gamma| sieved(&values, Choice::Band { density, gamma }, Rescale::No);
         assert_eq!(band(0.5, 0.25), [0.0, 0.0, 2.0, -3.0]);
         assert_eq!(band(0.75, 0.5), [1.0, 0.0, 2.0, -3.0]);
-        assert_eq!(band(0.5, 0.1), [0.0; 4], "no outlier to leave out, and nothing is kept");
+        assert_eq!(band(0.5, 0.1), [0.0, -4.0, 0.0, -3.0], "less than one outlier to leave out");
+        assert_eq!(band(0.5, 0.0), [0.0, -4.0, 0.0, -3.0], "no outlier to leave out");
+        assert_eq!(band(0.25, 1.0), [1.0, 0.0, 0.0, 0.0], "more outliers than may go");
+        assert_eq!(band(0.1, 0.25), [0.0; 4], "less than one value");
     }
 
     #[test]

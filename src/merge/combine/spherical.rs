@@ -160,7 +160,9 @@ fn stock(updates: &Gram) -> f32 {
         }
     }
     let cosine = cosines.iter().sum::<f64>() / cosines.len() as f64;
-    (count as f64 * cosine / (1.0 + (count - 1) as f64 * cosine)) as f32
+    let divisor = 1.0 + (count - 1) as f64 * cosine;
+    // Updates that cancel each other out say nothing about a mean: the base stays.
+    if divisor.abs() < 1e-6 { 0.0 } else { (count as f64 * cosine / divisor) as f32 }
 }
 
 fn toward_mean(t: f32, base: &mut [f32], models: &[&[f32]]) {
@@ -219,6 +221,9 @@ impl Karcher {
     /// are all that is needed.
     fn factors(&self, gram: &Gram) -> Vec<f64> {
         let count = gram.len();
+        if count == 1 {
+            return vec![1.0];
+        }
         let norms: Vec<f64> = (0..count).map(|i| gram.norm(i)).collect();
         let valid: Vec<usize> = (0..count).filter(|i| norms[*i] > self.tol).collect();
         if valid.is_empty() {
@@ -298,6 +303,7 @@ mod tests {
         near(&mapped(&Karcher { max_iter: 10, tol: 1e-5 }, &[&a, &b]), &[root, root]);
         near(&mapped(&Slerp { t: 0.25 }, &[&a, &[4.0, 0.0]]), &[2.5, 0.0]);
         near(&mapped(&Karcher { max_iter: 10, tol: 1e-5 }, &[&a, &[0.0, 0.0]]), &[1.0, 0.0]);
+        assert_eq!(mapped(&Karcher { max_iter: 10, tol: 1e-5 }, &[&[1e-6, 0.0]]), [1e-6, 0.0], "one is itself");
     }
 
     #[test]
@@ -306,6 +312,7 @@ mod tests {
         let stock = ModelStock { filter_wise: false };
         near(&mapped(&stock, &[&base, &[2.0, 1.0], &[1.0, 2.0]]), &base);
         near(&mapped(&stock, &[&base, &[2.0, 1.0], &[4.0, 1.0]]), &[3.0, 1.0]);
+        near(&mapped(&stock, &[&base, &[2.0, 1.0], &[-3.0, 1.0]]), &base);
     }
 
     #[test]

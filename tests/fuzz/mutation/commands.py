@@ -24,7 +24,7 @@ NAMES = {"--pre": ["llama-bpe", "default", "x", "", "\x1b[1m", "q" * 5000], "--m
 COMBINE = {"--density": SHARES, "--weights": ["q_proj=0.3", "self_attn.*=0.3,0.7", "(=1", "=1", "x", "mlp=nan", "a{9999999}=1", ".*=1e308", "q_proj=", "*=0.5"], "--seed": COUNTS,
            "--rank": COUNTS, "--lambda": FACTORS, "--epsilon": FACTORS, "--gamma": SHARES, "--normalize": ["true", "false", "x"],
            "--rescale": ["true", "false"], "--t": FACTORS, "--select-topk": SHARES, "--max-iter": ["0", "-1", "1", "5", "18446744073709551616", "x"],
-           "--tol": FACTORS, "--filter-wise": [None], "--nuslerp-flatten": ["true", "false"], "--nuslerp-row-wise": [None],
+           "--tol": FACTORS, "--filter-wise": [None], "--nuslerp-flatten": ["true", "false"], "--nuslerp-row-wise": [None], "--nuslerp-updates": [None],
            "--majority-sign": ["total", "frequency", "x"], "--keep-base": [None]}
 
 

@@ -105,7 +105,7 @@ fn files_cut_short_at_any_byte_are_refused() {
 fn other_files_are_told_apart() {
     for (bytes, expected) in [
         (&b""[..], "expected a file of torch.save, found other bytes; is the download complete"),
-        (b"version https://git-lfs.github.com/spec/v1", "is this a Git LFS pointer?"),
+        (b"version https://git-lfs.github.com/spec/v1", "expected the file itself, found a pointer of git-lfs"),
         (b"GGUF\x03\0\0\0", "found a GGUF file"),
         (b"\x02\0\0\0\0\0\0\0{}", "found what looks like a safetensors file; rename it to .safetensors"),
         (b"\x80\x02}.", "found a pickle of something else"),

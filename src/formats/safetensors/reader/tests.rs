@@ -204,7 +204,10 @@ fn refuses_a_header_length_past_the_file_without_allocating_it() {
     };
     assert!(short(b"").starts_with("safetensors header: expected at least 8 bytes, found 0; is the download complete"));
     assert!(short(b"abc").contains("expected at least 8 bytes, found 3"));
-    assert!(short(b"version https://git-lfs.github.com/spec/v1\n").contains("is it a safetensors file?"));
+    assert!(
+        short(b"version https://git-lfs.github.com/spec/v1\n")
+            .contains("expected the file itself, found a pointer of git-lfs")
+    );
     // Longer than any reader takes, in a file that is long enough: all of it a hole.
     let file = raw(MAX_HEADER_BYTES + 1, &[]);
     file.as_file().set_len(MAX_HEADER_BYTES + 1000).unwrap();

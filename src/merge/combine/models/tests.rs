@@ -48,6 +48,21 @@ fn linear_is_the_mean_unless_it_is_not_normalized() {
 }
 
 #[test]
+fn nuslerp_is_of_the_models_unless_it_is_told_to_be_of_their_updates() {
+    let (base, a, b) = (vector(&[1.0, 1.0]), vector(&[2.0, 0.0]), vector(&[0.0, 2.0]));
+    let near = |found: Vec<f32>, expected: [f32; 2]| {
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?}");
+    };
+    let options = weighing(&[1.0, 1.0]);
+    let root = 2f32.sqrt();
+    near(combined(None, &[&a, &b], "nuslerp", &options), [root, root]);
+    near(combined(Some(&base), &[&a, &b], "nuslerp", &options), [root, root]);
+    // Of opposite updates there is no angle: half of each.
+    let updates = CombineOptions { nuslerp_updates: true, ..options };
+    near(combined(Some(&base), &[&a, &b], "nuslerp", &updates), [1.0, 1.0]);
+}
+
+#[test]
 fn task_arithmetic_adds_updates() {
     let (base, a, b) = (vector(&[1.0, 1.0]), vector(&[2.0, 1.0]), vector(&[1.0, 3.0]));
     let options = CombineOptions { lambda: 0.5, ..weighing(&[1.0, 2.0]) };
@@ -61,9 +76,11 @@ fn ties_elects_signs_of_the_largest() {
     let options = CombineOptions { density: vec![0.5], ..weighing(&[1.0, 1.0]) };
     // Kept are 4, -3 and 2, 5: where both have a value, plus is elected.
     assert_eq!(combined(Some(&base), &[&a, &b], "ties", &options), [4.0, 2.0, 5.0, 0.0]);
-    let none = CombineOptions { density: vec![0.1], ..options };
-    let error = error(Some(&base), &[&a, &b], "ties", &none);
-    assert!(error.contains("expected a density that keeps something of 4 values, found 0.1"), "{error}");
+    // Less than one value is one, and a share of nothing is nothing.
+    let few = CombineOptions { density: vec![0.1], ..options };
+    assert_eq!(combined(Some(&base), &[&a, &b], "ties", &few), [4.0, 0.0, 5.0, 0.0]);
+    let none = CombineOptions { density: vec![0.0], ..few };
+    assert_eq!(combined(Some(&base), &[&a, &b], "ties", &none), [0.0; 4]);
 }
 
 #[test]
@@ -106,6 +123,9 @@ fn what_does_not_fit_is_refused() {
     assert!(extra.contains("tensor \"x\": expected only tensors that"), "{extra}");
     assert_eq!(error(None, &[&two, &two], "ties", &options), "method: expected a base for ties, found none");
     assert_eq!(error(None, &[&two], "slerp", &options), "method: expected two models for slerp, found 1");
+    let updates = CombineOptions { nuslerp_updates: true, ..options.clone() };
+    let nuslerp = error(None, &[&two, &two], "nuslerp", &updates);
+    assert_eq!(nuslerp, "nuslerp_updates: expected a base that the models change, found none");
     let slerp = error(Some(&two), &[&two], "slerp", &options);
     assert_eq!(slerp, "t: expected a number from 0 to 1 for slerp, found none");
     let della = error(Some(&two), &[&two, &two], "della", &CombineOptions { density: vec![0.9], ..options });
