@@ -228,7 +228,7 @@ fn texts_beyond_the_models_context_are_noted() {
     // Memory that no machine has.
     let endless = "x".repeat(70_000);
     let line = refused(INPUT, &["generate", base, "--prompt", &endless]);
-    assert!(line.contains("prompt: expected at most 65536 tokens, as memory grows"), "{line}");
+    assert!(line.contains("prompt: expected at most 4096 tokens, as memory grows"), "{line}");
 }
 
 #[test]

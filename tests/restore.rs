@@ -8,7 +8,7 @@ use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, OutType, from_gguf, to_gguf};
 use atombank::formats::gguf::{GgufModel, Metadata};
 use atombank::output::{Destination, Output};
-use atombank::plan::{Plan, PlannedTensor};
+use atombank::plan::{Expr, Plan, PlannedTensor};
 use atombank::{DType, Result};
 
 /// `fixtures/convert`, or the folder of other cases of the same form that the environment names.
@@ -159,4 +159,23 @@ fn heads_that_do_not_divide_into_groups_are_refused_in_both_directions() {
     fs::write(model.join("config.json"), config.to_string()).unwrap();
     let error = written(&Checkpoint::open(&model).unwrap(), &options, &dir.path().join("x.gguf")).unwrap_err();
     assert!(error.to_string().contains("num_kv_heads: expected a divisor of"), "{error}");
+}
+
+#[test]
+fn projections_of_other_shapes_are_refused() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert/falcon/model");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let options = ConvertOptions { outtype: OutType::Auto, ..ConvertOptions::default() };
+    written(&Checkpoint::open(&from).unwrap(), &options, &path).unwrap();
+    let model = GgufModel::open(&path).unwrap();
+    let mut plan: Plan = model.tensors().iter().cloned().collect();
+    let tensor = plan.tensors.iter_mut().find(|tensor| tensor.name == "blk.1.attn_qkv.weight").unwrap();
+    // As many rows in the first dimension as there have to be, and more of them in all.
+    tensor.shape.push(1);
+    tensor.expr = Expr::Reshape { of: Box::new(tensor.expr.clone()), shape: tensor.shape.clone() };
+    let changed = dir.path().join("changed.gguf");
+    Output::gguf(model.metadata().clone(), plan, Vec::new()).write(&Destination::new(&changed), &|_| {}).unwrap();
+    let error = from_gguf(&GgufModel::open(&changed).unwrap(), None).unwrap_err().to_string();
+    assert!(error.contains("tensor \"blk.1.attn_qkv.weight\": expected the values of transformer"), "{error}");
 }

@@ -13,7 +13,7 @@ use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 
 /// Tokens that a text may have whatever the model's context is.
-const MAX_TOKENS: usize = 1 << 16;
+const MAX_TOKENS: usize = 4096;
 
 /// A decoder-only language model.
 pub struct Decoder {

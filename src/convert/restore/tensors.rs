@@ -171,7 +171,7 @@ fn restored(
                 return Ok(of);
             }
             let order = qkv_rows(params, transform)?;
-            if stored.first() != Some(&order.len()) {
+            if crate::source::rows(stored) != order.len() {
                 return Ok(of);
             }
             let mut back = vec![0; order.len()];

@@ -87,10 +87,8 @@ pub(super) fn one_file(
                     .format()
             })?;
     }
-    // The padding is left to the file's length: an alignment may be gigabytes. Without tensors there is nothing to
-    // align, and the reference pads nothing.
-    let end = head.len() as u64;
-    let start = if tensors.is_empty() { end } else { end.next_multiple_of(alignment) };
+    // The padding is left to the file's length: an alignment may be gigabytes.
+    let start = (head.len() as u64).next_multiple_of(alignment);
     for offset in &mut offsets {
         *offset += start;
     }
