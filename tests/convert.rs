@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use atombank::checkpoint::Checkpoint;
 use atombank::convert::{ConvertOptions, OutType};
-use atombank::formats::gguf::{Array, GgufFile, Metadata, Value, ValueType, layout};
+use atombank::formats::gguf::{Array, GgufFile, GgufModel, Metadata, Value, ValueType, layout};
 use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging};
 use atombank::source::Source;
 use atombank::{Error, Result};
@@ -77,6 +77,38 @@ fn folders_of_users_become_what_the_reference_makes_of_them() {
     }
 }
 
+/// With the types of the source a model comes back with its names and values, and without them with the window and the
+/// head that it had.
+#[test]
+fn folders_of_users_come_back() {
+    for case in ["gemma3-own-head", "gemma3-all-global", "names-language-model", "vlm-gemma3-conditional"] {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/cases").join(case).join("model");
+        let folder = Checkpoint::open(&model).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let back = |outtype: OutType| {
+            let target = out.path().join(format!("{outtype}.gguf"));
+            let options = ConvertOptions { pre: Some("gpt-2".to_owned()), outtype, ..ConvertOptions::default() };
+            convert(&model, &options, &target).unwrap();
+            atombank::convert::from_gguf(&GgufModel::open(&target).unwrap(), None).unwrap().unwrap()
+        };
+        let (config, made) = back(OutType::Source);
+        assert_eq!(config, folder.config_json, "{case}");
+        let mut names: Vec<&str> = made.plan.tensors.iter().map(|t| t.name.as_str()).collect();
+        let mut expected: Vec<&str> = folder.weights().tensors.iter().map(|t| t.name.as_str()).collect();
+        names.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(names, expected, "{case}");
+        for tensor in &made.plan.tensors {
+            let same = tensor.same_values(folder.weights().get(&tensor.name).unwrap()).unwrap();
+            assert!(same, "{case}: {}", tensor.name);
+        }
+        let (config, _) = back(OutType::F16);
+        let everything = case == "gemma3-all-global";
+        assert_eq!(config.get("sliding_window_pattern"), everything.then(|| json!(1)).as_ref(), "{case}");
+        assert_eq!(config["tie_word_embeddings"], json!(case != "gemma3-own-head"), "{case}");
+    }
+}
+
 /// Gemma 1 and 2 have no head in llama.cpp: it takes the embeddings.
 #[test]
 fn a_head_that_is_dropped_repeats_the_embeddings() {
@@ -99,6 +131,30 @@ fn a_head_that_is_dropped_repeats_the_embeddings() {
         );
         assert!(error.contains(&expected), "{error}");
     }
+}
+
+/// A wrapper's other parts have no place in the text model's GGUF, and are named.
+#[test]
+fn parts_for_images_are_left_out_in_one_note() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/cases/vlm-gemma3-conditional/model");
+    let folder = Checkpoint::open(&model).unwrap();
+    let options = ConvertOptions { pre: Some("gpt-2".to_owned()), ..ConvertOptions::default() };
+    let converted = |names: &[&str]| {
+        let mut weights = folder.weights().clone();
+        let norm = weights.get("language_model.model.norm.weight").unwrap().clone();
+        weights.tensors.extend(names.iter().map(|name| PlannedTensor { name: (*name).to_owned(), ..norm.clone() }));
+        atombank::convert::to_gguf(&folder, &weights, &options)
+    };
+    let alone = converted(&[]).unwrap().unwrap();
+    let names = ["vision_tower.a.weight", "vision_tower.b.weight", "model.multi_modal_projector.norm.weight"];
+    let made = converted(&names).unwrap().unwrap();
+    let tensors = |plan: &Plan| plan.tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+    assert_eq!(tensors(&made.plan), tensors(&alone.plan));
+    let note = "left out, because the GGUF holds the text model alone: multi_modal_projector (1 tensor), vision_tower (2 \
+                tensors)";
+    assert!(made.notes.iter().any(|found| found == note), "{:?}", made.notes);
+    let error = converted(&["language_model.model.layers.0.mlp.fancy.weight"]).unwrap_err().to_string();
+    assert!(error.contains("expected only tensors that config.json asks for"), "{error}");
 }
 
 fn equals_reference(folder: &Path, name: &str, outtype: OutType) {

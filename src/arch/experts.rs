@@ -92,7 +92,8 @@ mod tests {
     use crate::dtype::DType;
 
     fn model(class: &str) -> Params {
-        let config = json!({"architectures": [class], "hidden_size": 4, "num_local_experts": 2, "num_attention_heads": 2,
+        let config = json!({"architectures": [class], "hidden_size": 4, "num_local_experts": 2, "num_experts": 2,
+            "num_attention_heads": 2,
             "num_key_value_heads": 1, "moe_intermediate_size": 1, "intermediate_size": 1, "num_hidden_layers": 1});
         let config = config.as_object().unwrap();
         Params::read(Path::new("m"), config, &mut Vec::new()).unwrap().unwrap()

@@ -1,6 +1,7 @@
 //! What a tensor's name means by a family's table, and which tensors a config asks for.
 
 use super::params::Params;
+use super::wrapper::text_name;
 use super::{Dim, Family, Presence, Tensor, Transform};
 use crate::error::Result;
 
@@ -23,8 +24,9 @@ pub(crate) enum Lookup {
     Unknown,
 }
 
-/// Looks a name of transformers up in the table.
+/// Looks a name of transformers up in the table, with or without the module that wraps a text model.
 pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
+    let name = &*text_name(name);
     let renamed = family.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
     let full = renamed.as_deref().unwrap_or(name);
     let matches = |pattern: &str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {

@@ -23,6 +23,7 @@ pub(crate) mod params;
 pub(crate) mod rope;
 mod tensor;
 pub(crate) mod windows;
+pub(crate) mod wrapper;
 
 use std::collections::HashSet;
 

@@ -3,7 +3,7 @@
 
 use super::lookup::{Lookup, Match, find};
 use super::params::class;
-use super::{Config, Family, Role, Transform};
+use super::{Config, Family, Role, Transform, wrapper};
 
 /// The output head of classes that can tie it to their embeddings.
 pub(crate) const HEAD: &str = "lm_head.weight";
@@ -12,12 +12,14 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 #[derive(Clone, Copy)]
 pub(crate) struct Naming {
     family: Option<&'static Family>,
+    /// The module of the text model, whose tensors the table has, where the class wraps it.
+    module: Option<&'static str>,
 }
 
 impl Naming {
     /// The names of a model with this config.json.
     pub(crate) fn of(config: &Config) -> Self {
-        Self { family: class(config).and_then(|class| super::of_class(class, config)) }
+        Self { family: wrapper::family(config), module: wrapper::module(config) }
     }
 
     /// The row of the table that `name` is of; `None` without one.
@@ -38,7 +40,8 @@ impl Naming {
     /// The name that the model's class itself has for the tensor called `name`: checkpoints may have it
     /// with or without a prefix. `None` for one that the class's table doesn't have.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
-        Some(self.row(name)?.hf_name())
+        let name = self.row(name)?.hf_name();
+        Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
     }
 
     /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None`
@@ -110,7 +113,8 @@ pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
 
 /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
 pub(crate) fn has_head(config: &Config) -> bool {
-    class(config).is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|k| class.contains(k)))
+    class(&wrapper::text_config(config))
+        .is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|k| class.contains(k)))
 }
 
 /// What checkpoints may have for the name that transformers has: Mixtral's and GPT-NeoX's are others.

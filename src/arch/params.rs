@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
-use super::{Config, Dim, Family, INERT, fields};
+use super::{Config, Dim, Family, INERT, fields, wrapper};
 use crate::error::{Finding, Result};
 use crate::json::is_off;
 
@@ -61,6 +61,7 @@ impl Params {
     /// [`crate::Error::Unsupported`] for a field or a value that this version doesn't know,
     /// [`crate::Error::Format`] for one of the wrong kind.
     pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        let config = &*wrapper::text_config(config);
         let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
         if named_class(config).is_none() {
             notes.push(format!("config.json names no class: read as {} by its model_type", family.class));

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::arch::lookup::{Lookup, expected, find};
 use crate::arch::params::{self, Params};
-use crate::arch::{Dim, experts, is_buffer};
+use crate::arch::{Dim, experts, is_buffer, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
@@ -61,7 +61,7 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
                 there.insert(known.hf_name());
             }
             Lookup::Dropped => {}
-            _ if is_buffer(&tensor.name) => {}
+            _ if is_buffer(&tensor.name) || wrapper::other_part(&tensor.name).is_some() => {}
             _ => surplus.push(tensor.name.clone()),
         }
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::arch::lookup::{Lookup, Match, check_counts, expected, find, may_have, named, qkv_rows, shape_of};
 use crate::arch::names::HEAD;
 use crate::arch::params::Params;
-use crate::arch::{Role, Tensor, Transform, is_buffer, rope};
+use crate::arch::{Role, Tensor, Transform, is_buffer, rope, wrapper};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -33,10 +33,17 @@ pub(super) fn plan(
         Collected { origin, vocab_rows, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
     let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
+    let (mut head, mut others) = (None, BTreeMap::<&str, usize>::new());
     for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {
         match find(params.family, &tensor.name) {
-            Lookup::Dropped => dropped.push(tensor.name.as_str()),
-            Lookup::Unknown => return Err(surplus(origin, tensor)),
+            Lookup::Dropped => {
+                head = Some(tensor).filter(|tensor| tensor.name.ends_with(HEAD)).or(head);
+                dropped.push(tensor.name.as_str());
+            }
+            Lookup::Unknown => match wrapper::other_part(&tensor.name) {
+                Some(part) => *others.entry(part).or_default() += 1,
+                None => return Err(surplus(origin, tensor)),
+            },
             Lookup::Row(known) => {
                 if let Some(planned) = collected.take(place, tensor, &known)? {
                     ordered.push(((place, 0), planned));
@@ -45,8 +52,8 @@ pub(super) fn plan(
         }
     }
     collected.check_complete(weights.tensors.len())?;
-    if dropped.contains(&HEAD) {
-        check_tied(origin, params, weights)?;
+    if let Some(head) = head {
+        check_tied(origin, params, head, weights)?;
     }
     // After the check: the width of a head, which sizes these, is then borne out by tensors.
     let mut tensors = rope::extra_tensors(params)?;
@@ -56,17 +63,22 @@ pub(super) fn plan(
     if !dropped.is_empty() {
         notes.push(format!("left out, because llama.cpp has no use for them: {}", dropped.join(", ")));
     }
+    if !others.is_empty() {
+        let tensors = |count: usize| if count == 1 { "tensor" } else { "tensors" };
+        let counts: Vec<String> =
+            others.iter().map(|(part, &count)| format!("{part} ({count} {})", tensors(count))).collect();
+        notes.push(format!("left out, because the GGUF holds the text model alone: {}", counts.join(", ")));
+    }
     Ok(Plan { tensors })
 }
 
 /// Refuses a head that llama.cpp has no use for and that isn't the embeddings, which it takes in its place.
-fn check_tied(origin: &Path, params: &Params, weights: &Plan) -> Result<()> {
+fn check_tied(origin: &Path, params: &Params, head: &PlannedTensor, weights: &Plan) -> Result<()> {
     let is_embedding = |tensor: &&PlannedTensor| match find(params.family, &tensor.name) {
         Lookup::Row(known) => known.tensor.role == Role::Embedding,
         _ => false,
     };
-    let embeddings = weights.tensors.iter().find(is_embedding);
-    let (Some(head), Some(embeddings)) = (weights.get(HEAD), embeddings) else { return Ok(()) };
+    let Some(embeddings) = weights.tensors.iter().find(is_embedding) else { return Ok(()) };
     if head.shape == embeddings.shape && head.same_values(embeddings)? {
         return Ok(());
     }

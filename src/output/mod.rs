@@ -208,7 +208,12 @@ impl Output {
         match &self.form {
             Form::Gguf { metadata, split } => {
                 let stem = target.file_stem().unwrap_or_default().to_string_lossy();
-                gguf::split_layout(metadata, tensors, &stem, *split)
+                let mut layout = gguf::split_layout(metadata, tensors, &stem, *split)?;
+                // Behind a vocabulary alone there is nothing to align: the reference pads nothing.
+                if let ([], [file]) = (tensors.as_slice(), layout.files.as_mut_slice()) {
+                    file.byte_len = file.head.len() as u64;
+                }
+                Ok(layout)
             }
             Form::Folder { container: Container::Safetensors, stem, shard_bytes } => {
                 safetensors::layout_with_metadata(tensors, stem, *shard_bytes, texts)

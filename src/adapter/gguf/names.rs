@@ -1,13 +1,13 @@
 //! What a LoRA in GGUF has to know of its base: names, shapes and row order of the weights it changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::adapter::peft::Base;
 use crate::arch::lookup::{Lookup, expected, find, qkv_rows};
 use crate::arch::params::Params;
-use crate::arch::{Config, Transform};
+use crate::arch::{Config, Naming, Transform};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -70,6 +70,7 @@ fn in_heads(heads: usize, of: Expr, from: impl Fn(usize, usize) -> usize) -> Exp
 /// The weights of a base by the names that GGUF has for them, by the table of its class.
 pub(crate) struct GgufNames {
     params: Params,
+    naming: Naming,
     layers: usize,
 }
 
@@ -97,7 +98,7 @@ impl GgufNames {
             return Err(finding.found("another").unsupported());
         };
         let layers = params.layers()?;
-        Ok(Self { params, layers })
+        Ok(Self { params, naming: Naming::of(base.config()), layers })
     }
 
     /// The architecture's name in GGUF.
@@ -126,7 +127,8 @@ impl GgufNames {
         if transposed {
             shape.reverse();
         }
-        let (module, name) = (known.hf_name().strip_suffix(".weight")?.to_owned(), known.gguf_name());
+        let own_name = self.naming.class_name(&tensor.name)?;
+        let (module, name) = (own_name.strip_suffix(".weight")?.to_owned(), known.gguf_name());
         Some(GgufWeight { module, name, shape, order: self.order(known.tensor.transform)? })
     }
 
@@ -159,8 +161,16 @@ const MANY: usize = 1 << 18;
 /// As [`GgufNames::of`].
 pub(crate) fn with_expected(path: &Path, config: &Config, mut weights: Plan) -> Result<Plan> {
     let Some(params) = Params::read(path, config, &mut Vec::new())? else { return Ok(weights) };
+    let there: HashSet<String> = weights
+        .tensors
+        .iter()
+        .filter_map(|tensor| match find(params.family, &tensor.name) {
+            Lookup::Row(known) => Some(known.hf_name()),
+            _ => None,
+        })
+        .collect();
     for wanted in expected(&params, MANY, |_| false)? {
-        if weights.get(&wanted.name).is_none() {
+        if !there.contains(&wanted.name) {
             let expr = Expr::Values { shape: wanted.shape.clone(), values: Arc::from([]) };
             weights.tensors.push(PlannedTensor { name: wanted.name, dtype: DType::F32, shape: wanted.shape, expr });
         }
@@ -189,6 +199,28 @@ mod tests {
         assert_eq!(read(listed.to_gguf(of.clone())), [3., 0., 7., 1., 2., 6., 5., 4.]);
         assert_eq!(read(listed.to_hf(listed.to_gguf(of.clone()))), read(of));
         assert!(listed.fits(8) && !listed.fits(4));
+    }
+
+    #[test]
+    fn a_wrapped_text_model_has_the_names_of_its_class() {
+        for (case, file, class) in [
+            ("vlm-gemma3-conditional", "language_model.model.", "model.language_model."),
+            ("names-language-model", "model.language_model.", "model."),
+        ] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/cases").join(case).join("model");
+            let folder = Checkpoint::open(&folder).unwrap();
+            let base = Base::of(&folder);
+            let q = "layers.0.self_attn.q_proj";
+            let tensor = base.tensor(&format!("{class}{q}.weight")).unwrap();
+            assert_eq!(tensor.name, format!("{file}{q}.weight"));
+            assert_eq!(
+                GgufNames::of(&base).unwrap().weights(&base)["blk.0.attn_q.weight"].module,
+                format!("{class}{q}")
+            );
+            assert_eq!(base.tied_head().unwrap().shape, [320, 32]);
+            let known = with_expected(folder.path(), &folder.config_json, folder.weights().clone()).unwrap();
+            assert_eq!(known.tensors.len(), folder.weights().tensors.len(), "nothing is missing");
+        }
     }
 
     #[test]

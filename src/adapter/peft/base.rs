@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::change::WeightLayout;
 use super::entries::Entries;
 use crate::arch::names::{self, HEAD, role_by_name};
+use crate::arch::wrapper::text_config;
 use crate::arch::{Naming, Role};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
@@ -66,7 +67,7 @@ impl<'a> Base<'a> {
         let embeddings = place_of_embeddings(naming, weights);
         let path = path.to_owned();
         let mut base = Self { path, config, naming, weights, places, keeps_types: true, embeddings, tied_head: None };
-        let tied = match config.get("tie_word_embeddings").and_then(Value::as_bool) {
+        let tied = match text_config(config).get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // Classes differ in what they take for granted; without a head of its own there is one way.
             None => base.tensor(HEAD).is_none(),

@@ -77,7 +77,7 @@ pub(in crate::arch) const LLAMA: Family = Family {
     when: always,
     fits: |_| true,
     class: "LlamaForCausalLM",
-    also: &["LLaMAForCausalLM", "LlamaModel"],
+    also: &["LLaMAForCausalLM", "LlamaModel", "VLlama3ForCausalLM"],
     model_type: "llama",
     gguf: "llama",
     defaults: r#"{"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
