@@ -92,13 +92,9 @@ fn text_family(config: &Config, text: &Config) -> Option<&'static Family> {
         Some(outer) => outer == *class,
         None => kind(config) == Some(*model_type),
     })?;
-    let of_kind = |kind: &str| {
-        let named = |family: &&&Family| family.model_type == kind && (family.when)(text);
-        ALL.iter().find(named).copied()
-    };
-    // Of a text model of another architecture the reference makes a file that llama.cpp can't run.
-    let usual = of_kind(default)?;
-    of_kind(kind(text).unwrap_or(default)).filter(|family| family.gguf == usual.gguf)
+    // A `model_type` of a table would have been found by now.
+    let of_default = |family: &&&Family| family.model_type == *default && (family.when)(text);
+    ALL.iter().find(of_default).copied().filter(|_| kind(text).is_none())
 }
 
 /// `name` as the text model alone has it.
@@ -149,7 +145,8 @@ mod tests {
         assert_eq!(table(json!({"model_type": "gemma3", "text_config": {}})), Some("Gemma3ForCausalLM"));
         let llava = |text: Value| json!({"architectures": ["LlavaForConditionalGeneration"], "text_config": text});
         assert_eq!(table(llava(json!({"model_type": "mistral"}))), Some("MistralForCausalLM"));
-        assert_eq!(table(llava(json!({"model_type": "qwen2"}))), None, "llama.cpp would take it for a Llama");
+        assert_eq!(table(llava(json!({"model_type": "qwen2"}))), Some("Qwen2ForCausalLM"));
+        assert_eq!(table(llava(json!({"model_type": "unknown"}))), None);
         assert_eq!(table(llava(json!({"architectures": ["Qwen2ForCausalLM"]}))), Some("Qwen2ForCausalLM"));
         assert_eq!(table(json!({"architectures": ["Qwen2_5_VLForConditionalGeneration"], "text_config": {}})), None);
         let intern =

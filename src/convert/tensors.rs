@@ -179,7 +179,10 @@ impl<'a> Collected<'a> {
                 return Err(Finding::new(self.origin, format!("tensor {:?}", wanted.name))
                     .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))
                     .found("none of that name")
-                    .hint("config.json and weights may be of different models")
+                    .hint(match wanted.tensor.role {
+                        Role::OutputHead => "a model whose embeddings are its head has `tie_word_embeddings` true",
+                        _ => "config.json and weights may be of different models",
+                    })
                     .mismatch());
             }
         }
