@@ -67,7 +67,7 @@ impl Decoder {
         self.weights.config()
     }
 
-    /// That no sequence is longer than the model's context and [`MAX_TOKENS`]: memory grows with the square of a
+    /// That no sequence is longer than the model's context and than 4,096 tokens: memory grows with the square of a
     /// sequence's length.
     ///
     /// # Errors
