@@ -192,10 +192,9 @@ pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Family> 
     ALL.iter().filter(named).copied().find(|family| (family.when)(config))
 }
 
-/// The class that transformers makes of a config of this `model_type`, where a table has it.
-pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static str> {
-    let of_type = |family: &&&Family| family.model_type == model_type && (family.when)(config);
-    ALL.iter().find(of_type).map(|family| family.class)
+/// The table of the class that transformers makes of a config of this `model_type`.
+pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static Family> {
+    ALL.iter().copied().find(|family| family.model_type == model_type && (family.when)(config))
 }
 
 /// The table that a GGUF file goes back to.

@@ -45,7 +45,8 @@ fn is_note(value: &Json) -> bool {
 
 /// The class that config.json names; where it names none, the one that its `model_type` stands for.
 pub(crate) fn class(config: &Config) -> Option<&str> {
-    named_class(config).or_else(|| super::of_model_type(config.get("model_type")?.as_str()?, config))
+    let by_type = || super::of_model_type(config.get("model_type")?.as_str()?, config);
+    named_class(config).or_else(|| by_type().map(|family| family.class))
 }
 
 fn named_class(config: &Config) -> Option<&str> {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::params::class;
-use super::{ALL, Config, Family, INERT, of_class};
+use super::{Config, Family, INERT, of_class, of_model_type};
 
 /// Wrappers whose GGUF is that of their text model: class, `model_type`, and the text model's `model_type` where
 /// config.json leaves it out.
@@ -93,8 +93,7 @@ fn text_family(config: &Config, text: &Config) -> Option<&'static Family> {
         None => kind(config) == Some(*model_type),
     })?;
     // A `model_type` of a table would have been found by now.
-    let of_default = |family: &&&Family| family.model_type == *default && (family.when)(text);
-    ALL.iter().find(of_default).copied().filter(|_| kind(text).is_none())
+    of_model_type(default, text).filter(|_| kind(text).is_none())
 }
 
 /// `name` as the text model alone has it.

@@ -77,9 +77,15 @@ pub(super) fn by_number(folder: &Path, stem: &str, extension: &str) -> Result<Op
 
 /// How many shards there are, by the name of one.
 fn total(name: &str, stem: &str, extension: &str) -> Option<usize> {
-    let numbers = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(extension)?.strip_suffix('.')?;
-    let (number, count) = numbers.split_once("-of-")?;
-    let parsed = |text: &str| (text.len() == 5).then(|| text.parse::<usize>().ok())?;
-    let (number, count) = (parsed(number)?, parsed(count)?);
-    (1..=count).contains(&number).then_some(count)
+    let (found, number, count) = numbered(name.strip_suffix(extension)?.strip_suffix('.')?)?;
+    let (number, count): (usize, usize) = (number.parse().ok()?, count.parse().ok()?);
+    (found == stem && (1..=count).contains(&number)).then_some(count)
+}
+
+/// Takes `STEM-00001-of-00003` apart: stem, number, and how many there are.
+pub(super) fn numbered(name: &str) -> Option<(&str, &str, &str)> {
+    let (rest, of) = name.rsplit_once("-of-")?;
+    let (stem, part) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(part) && digits(of)).then_some((stem, part, of))
 }

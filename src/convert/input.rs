@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::adapter::CONFIG_FILE;
 use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, open_weights};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
@@ -33,12 +34,10 @@ pub enum Input {
 /// Names that PyTorch files go by.
 pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-
 /// Whether the folder `path` is an adapter. PEFT's settings are often left over beside a model that the adapter was
 /// merged into: then it is a model.
 pub(crate) fn is_adapter(path: &Path) -> bool {
-    path.join(ADAPTER_CONFIG).is_file() && !(path.join("config.json").is_file() && has_weights(path))
+    path.join(CONFIG_FILE).is_file() && !(path.join("config.json").is_file() && has_weights(path))
 }
 
 impl Input {
@@ -72,8 +71,8 @@ impl Input {
             }
             if path.join("config.json").is_file() {
                 let mut folder = Checkpoint::open_stored(path, key)?;
-                if path.join(ADAPTER_CONFIG).is_file() {
-                    folder.note(format!("the folder holds a model and {ADAPTER_CONFIG}: the model is taken"));
+                if path.join(CONFIG_FILE).is_file() {
+                    folder.note(format!("the folder holds a model and {CONFIG_FILE}: the model is taken"));
                 }
                 return Ok(Input::Model(folder));
             }

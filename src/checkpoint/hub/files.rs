@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::formats::safetensors::SHARD_INDEX;
-
+use super::super::shards::numbered;
 /// The index of PyTorch's shards.
-pub(super) const BIN_INDEX: &str = "pytorch_model.bin.index.json";
+pub(super) use crate::formats::pytorch::SHARD_INDEX as BIN_INDEX;
+use crate::formats::safetensors::SHARD_INDEX;
 
 /// What makes a folder an adapter.
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -169,14 +169,6 @@ fn whole_sets(names: &[String], stem: &str, extension: &str) -> Vec<Vec<String>>
         }
     }
     sets.into_iter().filter(|(of, set)| of.parse() == Ok(set.len())).map(|(_, set)| set).collect()
-}
-
-/// Takes `STEM-00001-of-00003` apart: stem, number, and how many there are.
-fn numbered(name: &str) -> Option<(&str, &str, &str)> {
-    let (rest, of) = name.rsplit_once("-of-")?;
-    let (stem, part) = rest.rsplit_once('-')?;
-    let digits = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-    (digits(part) && digits(of)).then_some((stem, part, of))
 }
 
 fn split(name: &str) -> Option<(&str, &str)> {
