@@ -71,6 +71,29 @@ fn what_was_merged_is_extracted_and_merges_to_the_same() {
 }
 
 #[test]
+fn a_head_that_is_the_embeddings_stays_that_when_they_are_extracted() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let base = copy(&base("qwen2-float32"), &at("base"));
+    let config = fs::read_to_string(base.join("config.json")).unwrap();
+    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert_ne!(tied, config);
+    fs::write(base.join("config.json"), tied).unwrap();
+    // Rows of the embeddings: they and the head change, and stay one.
+    let finetuned = finetuned(&base, "tokens", &at("finetuned"));
+    let (lora, back) = (at("lora"), at("back"));
+    done(&["extract", text(&base), text(&finetuned), "-o", text(&lora), "--quiet"]);
+    let config = json(&fs::read_to_string(lora.join("adapter_config.json")).unwrap());
+    assert_eq!(config["ensure_weight_tying"], true);
+    done(&["merge", text(&base), text(&lora), "-o", text(&back), "--quiet"]);
+    let totals = &compared(&finetuned, &back)["totals"];
+    assert_eq!(totals["relative_error"].as_f64(), Some(0.0), "{totals}");
+    assert_eq!((&totals["only_in_a"], &totals["only_in_b"]), (&0.into(), &0.into()));
+    let config = json(&fs::read_to_string(back.join("config.json")).unwrap());
+    assert_eq!(config["tie_word_embeddings"], true);
+}
+
+#[test]
 fn ranks_types_and_tables_are_as_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

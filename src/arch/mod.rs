@@ -20,6 +20,7 @@ mod linear_layer;
 pub(crate) mod lookup;
 pub(crate) mod names;
 pub(crate) mod params;
+mod renames;
 pub(crate) mod rope;
 mod tensor;
 pub(crate) mod windows;

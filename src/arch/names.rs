@@ -3,6 +3,7 @@
 
 use super::lookup::{Lookup, Match, find};
 use super::params::class;
+use super::renames::{self, Prefixes};
 use super::{Config, Family, Role, Transform, wrapper};
 
 /// The output head of classes that can tie it to their embeddings.
@@ -14,12 +15,42 @@ pub(crate) struct Naming {
     family: Option<&'static Family>,
     /// The module of the text model, whose tensors the table has, where the class wraps it.
     module: Option<&'static str>,
+    /// Prefixes that the class renames when it loads a checkpoint.
+    prefixes: Prefixes,
+    /// Modules of the class that are Conv1D; `None` where the class is not one of transformers'.
+    conv1d: Option<&'static [&'static str]>,
+}
+
+/// transformers' classes, by `model_type`, that have layers of transformers' Conv1D, and the ends of their paths.
+const CONV1D: &[(&str, &[&str])] = &[
+    ("clvp", &["c_fc", "c_proj"]),
+    ("decision_transformer", &["c_attn", "q_attn", "c_fc", "c_proj"]),
+    ("gpt2", &["c_attn", "q_attn", "c_fc", "c_proj"]),
+    ("imagegpt", &["c_attn", "q_attn", "c_fc", "c_proj"]),
+    ("openai-gpt", &["c_attn", "c_fc", "c_proj"]),
+];
+
+/// The modules of a class that are Conv1D; `None` for a class with code of its own, of which nothing is known.
+fn conv1d(config: &Config) -> Option<&'static [&'static str]> {
+    let kind = config.get("model_type")?.as_str()?;
+    match config.get("auto_map").is_some_and(|map| !map.is_null()) {
+        true => None,
+        false => {
+            let modules = CONV1D.iter().find(|(known, _)| *known == kind).map(|(_, modules)| *modules);
+            Some(modules.unwrap_or_default())
+        }
+    }
 }
 
 impl Naming {
     /// The names of a model with this config.json.
     pub(crate) fn of(config: &Config) -> Self {
-        Self { family: wrapper::family(config), module: wrapper::module(config) }
+        Self {
+            family: wrapper::family(config),
+            module: wrapper::module(config),
+            prefixes: renames::prefixes(config, class(config)),
+            conv1d: conv1d(config),
+        }
     }
 
     /// The row of the table that `name` is of; `None` without one.
@@ -38,16 +69,26 @@ impl Naming {
     }
 
     /// The name that the model's class itself has for the tensor called `name`: checkpoints may have it
-    /// with or without a prefix. `None` for one that the class's table doesn't have.
+    /// with or without a prefix. `None` if neither a table nor a list of renames has it.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
-        let name = self.row(name)?.hf_name();
+        let Some(row) = self.row(name) else { return renames::renamed(self.prefixes, name) };
+        let name = row.hf_name();
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
     }
 
-    /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None`
-    /// for one that the class's table doesn't have.
+    /// Whether the class's own names of its tensors are known, by a table or a list of renames.
+    pub(crate) fn knows_names(self) -> bool {
+        self.family.is_some() || !self.prefixes.is_empty()
+    }
+
+    /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None` where
+    /// the class has no table and is not one of transformers'.
     pub(crate) fn keeps_transposed(self, name: &str) -> Option<bool> {
-        Some(self.row(name)?.tensor.transform == Transform::Transposed)
+        if let Some(row) = self.row(name) {
+            return Some(row.tensor.transform == Transform::Transposed);
+        }
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        Some(self.conv1d?.iter().any(|end| ends_path(module, end)))
     }
 
     /// What the tensor called `name` is in the model, by the table or else by its name.
@@ -105,10 +146,11 @@ pub(crate) fn is_of_experts(name: &str) -> bool {
     name.contains(".experts.") || name.contains(".block_sparse_moe.")
 }
 
-/// Whether the class keeps the experts of a layer as `[experts, d_in, d_out]`.
+/// Whether PEFT takes the experts of this class as `[experts, d_in, d_out]`: where the class says so (`is_transposed`).
+/// Llama 4 stores them that way too but doesn't say so, and PEFT takes them as `[experts, d_out, d_in]`.
 pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
     let kind = config.get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
-    matches!(kind, "gpt_oss" | "llama4" | "llama4_text")
+    matches!(kind, "gpt_oss" | "openai_privacy_filter" | "aria" | "aria_text")
 }
 
 /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
@@ -219,6 +261,19 @@ fn place(part: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn conv1d_is_what_the_class_has_for_it() {
+        let keeps =
+            |config: serde_json::Value, name: &str| Naming::of(config.as_object().unwrap()).keeps_transposed(name);
+        let plain = serde_json::json!({"model_type": "olmo", "architectures": ["OlmoForCausalLM"]});
+        assert_eq!(keeps(plain, "model.layers.0.self_attn.q_proj.weight"), Some(false));
+        let conv = serde_json::json!({"model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]});
+        assert_eq!(keeps(conv.clone(), "transformer.h.0.attn.c_attn.weight"), Some(true));
+        assert_eq!(keeps(conv, "lm_head.weight"), Some(false));
+        let own = serde_json::json!({"model_type": "jais", "auto_map": {"AutoModelForCausalLM": "modeling_jais.Jais"}});
+        assert_eq!(keeps(own, "transformer.h.0.attn.c_attn.weight"), None);
+    }
 
     #[test]
     fn modules_come_as_their_classes_make_them() {

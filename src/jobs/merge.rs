@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::Combined as Kinds;
 use super::settings::setting;
-use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
+use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch, beside};
 use crate::adapter;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::checkpoint::Checkpoint;
@@ -257,6 +257,10 @@ impl Job<'_> {
         for other in &self.settings.others {
             let changes = adapter::open(&other.path, base)?;
             self.notes.extend(changes.notes.iter().cloned());
+            if self.output().kind() != OutputKind::Lora {
+                let name = name_of(other.id.as_deref(), &other.path);
+                self.notes.extend(beside::notes(&name, &other.path, &self.settings.base));
+            }
             all.push(if combined { changes.without_copies(base)? } else { changes });
         }
         Ok(all)

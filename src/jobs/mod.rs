@@ -5,6 +5,7 @@
 
 #[cfg(feature = "train")]
 mod bake;
+mod beside;
 mod convert;
 mod extract;
 mod merge;

@@ -154,7 +154,8 @@ impl<'a> Base<'a> {
     }
 
     /// The weight of the linear layer `module`, `[d_out, d_in]` or the other way round; `entry` is the
-    /// adapter's tensor that asks for it. `fan_in_fan_out` decides for classes without a table.
+    /// adapter's tensor that asks for it. `fan_in_fan_out` decides for classes that aren't transformers' own, as in
+    /// PEFT, which goes by the module and corrects the field.
     pub(super) fn linear(
         &self,
         entries: &Entries,

@@ -35,6 +35,14 @@ impl Entries {
         self.left.remove(name)
     }
 
+    /// How many columns the matrix called `name` has.
+    pub(super) fn row_len(&self, name: &str) -> Option<usize> {
+        match *self.left.get(name)?.shape.as_slice() {
+            [_, columns] => Some(columns),
+            _ => None,
+        }
+    }
+
     /// The tensor called `name`, which must be there.
     pub(super) fn need(&mut self, name: &str) -> Result<PlannedTensor> {
         self.take(name).ok_or_else(|| self.finding(name).expected(ABSENT).found("none").format())

@@ -117,9 +117,15 @@ fn one(
             entries.finding(&name_a).expected("a parameter of two or three dimensions, alike for all experts");
         return Err(finding.found("another").unsupported());
     };
-    // Some classes keep inputs in the rows, where their experts stand in one tensor.
-    let transposed = matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3)
-        && keeps_experts_transposed(base.config());
+    // Some classes keep inputs in the rows, where their experts stand in one tensor. Earlier versions of PEFT took
+    // those of all classes so: the adapter shows it, unless inputs and outputs are as many.
+    let whole = matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3);
+    let transposed = whole
+        && match entries.row_len(&name_a) {
+            Some(inputs) if rows != cols && inputs == rows => true,
+            Some(inputs) if rows != cols && inputs == cols => false,
+            _ => keeps_experts_transposed(base.config()),
+        };
     let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };
     let inner = experts * rank;
     let a = entries.shaped(&name_a, &[inner, d_in])?.expr;

@@ -161,7 +161,7 @@ pub(super) fn changes(
         _ => Vec::new(),
     };
     let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
-    let mut changes = saved::replaced(&mut fields, &mut entries, base)?;
+    let mut changes = saved::replaced(&mut fields, &mut entries, base, tied)?;
     let mut alpha = None;
     changes.extend(match kind.as_str() {
         "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,

@@ -19,8 +19,9 @@ const TUNED: &str = ".ln_tuning_layers";
 /// What PEFT calls a module that it has wrapped.
 const WRAPPED: &str = ".base_layer";
 
-/// The whole tensors: first of all, as PEFT loads them before it merges.
-pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+/// The whole tensors: first of all, as PEFT loads them before it merges. `tied`: what the adapter had of the head has
+/// gone, for the head stays the embeddings.
+pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
     let modules: Vec<String> = fields.get("modules_to_save")?.unwrap_or_default();
     let biases = match fields.get::<String>("bias")?.as_deref() {
         None | Some("none") => false,
@@ -54,7 +55,9 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base) 
         }
         changes.push(replacement(entries, base, &name, &in_base, tensor)?);
     }
-    match found.iter().position(|found| !found) {
+    let is_head = |module: &String| base.tied_head().is_some_and(|head| tied && saves(module, &head.name));
+    let is_missing = |(found, module): (&bool, &String)| !found && !is_head(module);
+    match found.iter().zip(&modules).position(is_missing) {
         None => Ok(changes),
         // PEFT passes over names that no module has.
         Some(place) if !base.named().any(|(name, _)| saves(&modules[place], &name)) => Ok(changes),

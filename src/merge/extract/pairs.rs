@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::adapter::peft::Base;
 use crate::arch::names::{in_order, is_made_by_class, is_of_experts};
+use crate::arch::params::class;
 use crate::arch::{INERT, Naming};
 use crate::error::{Finding, Result};
 use crate::plan::PlannedTensor;
@@ -99,10 +100,12 @@ impl Pairs {
         let embeddings = base.embeddings().map(|tensor| base.own_name(&tensor.name));
         let both_tied = base.tied_head().is_some() && finetuned.tied_head().is_some();
         let keeps_tie = both_tied && saved.iter().any(|tensor| Some(&tensor.name) == embeddings.as_ref());
+        let mut notes = config_notes(base, finetuned);
+        notes.extend(name_note(base, naming, &pairs));
         Ok(Self {
             modules,
             saved,
-            notes: config_notes(base, finetuned),
+            notes,
             base: base.path().to_owned(),
             finetuned: finetuned.path().to_owned(),
             base_values: pairs.iter().map(|pair| pair.less.elems() as u64).sum(),
@@ -185,6 +188,20 @@ fn differ(of: &PlannedTensor, less: &PlannedTensor) -> Result<bool> {
         return Ok(of.dtype != less.dtype || bytes(of)? != bytes(less)?);
     }
     Ok(!of.same_values(less)?)
+}
+
+/// What is said of a class that wraps a model of text and whose own names aren't known: PEFT goes by those, and passes over
+/// what it doesn't find.
+fn name_note(base: &Base, naming: Naming, pairs: &[Pair]) -> Option<String> {
+    let wraps = base.config().get("text_config").is_some_and(Value::is_object);
+    if !wraps || naming.knows_names() || pairs.iter().any(|pair| pair.own.starts_with("model.language_model.")) {
+        return None;
+    }
+    let class = class(base.config()).unwrap_or("this class");
+    Some(format!(
+        "modules have the names of the checkpoint: {class} may have others in transformers, and PEFT passes over those \
+         that it doesn't find"
+    ))
 }
 
 /// Settings of the models that differ: a LoRA has no place for them.

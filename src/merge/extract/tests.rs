@@ -200,6 +200,42 @@ fn what_gguf_has_no_place_for_is_not_passed_over() {
 }
 
 #[test]
+fn names_are_those_of_the_class_and_no_embedding_is_taken_for_a_linear_layer() {
+    let config =
+        json!({"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], "text_config": {}});
+    let (q, qkv) = ("model.layers.0.self_attn.q_proj.weight", "visual.blocks.0.attn.qkv.weight");
+    let base = Model::new(config, &[(q, &[8, 8]), (qkv, &[24, 8]), ("model.norm.weight", &[8])]);
+    let finetuned = base.changed(q, rank_two).changed(qkv, rank_two).changed("model.norm.weight", |_, _| 1.0);
+    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned")).unwrap();
+    assert!(pairs.notes.is_empty(), "{:?}", pairs.notes);
+    let lora = pairs.extract(&OPTIONS, &|| ()).unwrap().lora(&base.base("base")).unwrap();
+    let mut names: Vec<&str> = lora.tensors.tensors.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    let expected = [
+        "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_B.weight",
+        "base_model.model.model.language_model.norm.weight",
+        "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight",
+        "base_model.model.model.visual.blocks.0.attn.qkv.lora_B.weight",
+    ];
+    assert_eq!(names, expected);
+    let config =
+        json!({"model_type": "other_vl", "architectures": ["OtherForConditionalGeneration"], "text_config": {}});
+    let other = |of: Model| Model { config: config.as_object().unwrap().clone(), ..of };
+    let (base, finetuned) = (other(base), other(finetuned));
+    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned")).unwrap();
+    assert!(pairs.notes.iter().any(|note| note.contains("OtherForConditionalGeneration may have others")));
+
+    let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+    let config = json!({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]});
+    let t5 = Model::new(config, &[(bias, &[32, 4]), ("encoder.block.0.layer.0.SelfAttention.q.weight", &[8, 8])]);
+    let found = extract(&t5, &t5.changed(bias, rank_two), &OPTIONS).unwrap();
+    assert!(found.updates.is_empty());
+    let lora = found.lora(&t5.base("base")).unwrap();
+    assert_eq!(lora.config["modules_to_save"], json!([bias.strip_suffix(".weight").unwrap()]));
+}
+
+#[test]
 fn ties_are_kept_or_come_apart_as_the_finetuned_model_has_them() {
     let (tied, untied) = (Model::llama(true), Model::llama(false));
     let embeddings = "model.embed_tokens.weight";
