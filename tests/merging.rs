@@ -228,31 +228,6 @@ fn several_adapters_add_up_and_become_one() {
 }
 
 #[test]
-fn what_lies_beside_an_adapter_and_is_not_merged_is_named() {
-    let b = Bench::new();
-    let base = copy(&b.base, &b.at("base"));
-    fs::write(base.join("chat_template.jinja"), "base").unwrap();
-    let lora = b.plain("lora", 1);
-    let said = |options: &[&str]| {
-        let target = b.at("out");
-        let out =
-            atombank(&[&["merge", text(&base), text(&lora), "-o", text(&target), "--overwrite"], options].concat());
-        assert!(out.status.success());
-        String::from_utf8(out.stderr).unwrap()
-    };
-    fs::copy(base.join("config.json"), lora.join("other.json")).unwrap();
-    fs::write(lora.join("chat_template.jinja"), "base").unwrap();
-    assert_eq!(said(&[]), "", "the base's own");
-    fs::write(lora.join("chat_template.jinja"), "mine").unwrap();
-    fs::write(lora.join("added_tokens.json"), "{}").unwrap();
-    fs::write(lora.join("non_lora_trainables.bin"), "weights").unwrap();
-    let notes = said(&[]);
-    assert!(notes.contains("not those of the base, whose own the result has: added_tokens.json, chat_template.jinja"));
-    assert!(notes.contains("weights beside the adapter that are not merged: non_lora_trainables.bin"), "{notes}");
-    assert_eq!(said(&["--to", "lora"]), "", "an adapter has no tokenizer of its own");
-}
-
-#[test]
 fn a_method_that_makes_nothing_of_a_single_model_s_weight_says_so() {
     let b = Bench::new();
     let lora = b.plain("lora", 1);

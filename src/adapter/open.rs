@@ -34,9 +34,7 @@ const CHECKPOINT: &str = "checkpoint-";
 /// What [`AdapterFiles::find`] and [`AdapterFiles::changes`] meet; [`crate::Error::Unsupported`] for an adapter
 /// that is on behind certain tokens only.
 pub fn open(path: &Path, base: &Base) -> Result<Changes> {
-    let changes = AdapterFiles::find(path)?.changes(base)?;
-    changes.check_always_on()?;
-    Ok(changes)
+    AdapterFiles::find(path)?.merged_changes(base)
 }
 
 /// The files of one adapter, open, before anything is made of its tensors.
@@ -70,8 +68,14 @@ impl AdapterFiles {
         if path.is_file() {
             return Self::of_file(path);
         }
+        if !path.is_dir() {
+            return Err(Finding::new(path, "")
+                .expected("an adapter's folder or file, or a model")
+                .found("nothing")
+                .mismatch());
+        }
         let mut notes = Vec::new();
-        let folder = match path.is_dir() && !path.join(CONFIG).is_file() {
+        let folder = match !path.join(CONFIG).is_file() {
             true => below(path, &mut notes)?,
             false => path.to_owned(),
         };
@@ -158,6 +162,16 @@ impl AdapterFiles {
         };
         changes.check_numbers()?;
         changes.notes.splice(0..0, self.notes.iter().cloned());
+        Ok(changes)
+    }
+
+    /// What the adapter changes in `base`, for every token.
+    ///
+    /// # Errors
+    /// As [`AdapterFiles::changes`]; [`crate::Error::Unsupported`] for an adapter that is on behind certain tokens only.
+    pub fn merged_changes(&self, base: &Base) -> Result<Changes> {
+        let changes = self.changes(base)?;
+        changes.check_always_on()?;
         Ok(changes)
     }
 }

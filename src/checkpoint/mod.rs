@@ -4,6 +4,7 @@
 pub mod hub;
 mod prequantized;
 mod shards;
+mod tokenizer_files;
 mod weights;
 mod wrapped;
 mod write;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "hub")]
 pub(crate) use shards::read_index;
+use tokenizer_files::is_tokenizer_file;
+pub(crate) use tokenizer_files::{has_tokenizer, tokenizer_files};
 pub(crate) use weights::{FolderWeights, has_weights, open_weights};
 
 use crate::error::{Finding, IoContext, Result};
@@ -31,6 +34,8 @@ pub struct Checkpoint {
     rounded: Option<Plan>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
+    /// The folder of the tokenizer's files, if it is another.
+    tokenizer: Option<PathBuf>,
 }
 
 impl Checkpoint {
@@ -71,7 +76,8 @@ impl Checkpoint {
         }
         let config_json = read_json_object(&path.join("config.json"))?;
         let (weights, others) = (Plan::default(), Vec::new());
-        Ok(Self { path: path.to_owned(), config_json, weights, rounded: None, others, notes: Vec::new() })
+        let (path, notes) = (path.to_owned(), Vec::new());
+        Ok(Self { path, config_json, weights, rounded: None, others, notes, tokenizer: None })
     }
 
     /// With plain tensors for those that are packed.
@@ -138,9 +144,15 @@ impl Checkpoint {
     /// [`crate::Error::Io`].
     pub fn companion_files(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
+        if let Some(folder) = &self.tokenizer {
+            files.extend(tokenizer_files(folder).into_iter().map(|name| folder.join(name)));
+        }
         for entry in fs::read_dir(&self.path).at(&self.path, "read")? {
             let path = entry.at(&self.path, "read")?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if self.tokenizer.is_some() && is_tokenizer_file(&name) {
+                continue;
+            }
             let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
             let skipped =
                 name.starts_with('.') || name.ends_with(".index.json") || WEIGHT_EXTENSIONS.contains(&&*extension);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
-use atombank::jobs::{self, MergeInput, MergeSettings};
+use atombank::jobs::{self, MergeInput, MergeSettings, TokenizerChoice};
 use atombank::merge::Truncation;
 use clap::Args;
 
@@ -27,6 +27,10 @@ pub(crate) struct MergeArgs {
     /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
     #[arg(long)]
     keep_base: bool,
+    /// Which tokenizer and chat template the result gets: base, adapter, or a folder that has one [default: the
+    /// adapter's where it has one that differs from the base's and fits the model]
+    #[arg(long, value_name = "base|adapter|FOLDER", value_parser = parse_tokenizer)]
+    tokenizer: Option<TokenizerChoice>,
     /// Print JSON: what was written and what cutting to a rank has lost, or, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
@@ -68,6 +72,14 @@ fn parse_weighted(text: &str) -> Result<Weighted, String> {
     Ok(whole)
 }
 
+fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
+    Ok(match text {
+        "base" => TokenizerChoice::Base,
+        "adapter" => TokenizerChoice::Adapter,
+        folder => TokenizerChoice::Folder(folder.into()),
+    })
+}
+
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
     let (base, base_id) = found(&args.base, Need::Model, common)?;
@@ -82,6 +94,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         output: args.output.settings(),
         combine: args.method.settings(),
         keep_base: args.keep_base,
+        tokenizer: args.tokenizer.clone().unwrap_or_default(),
     };
     let (bar, watch) = progress::steps(common.quiet);
     let made = jobs::merge(&settings, &watch)?;

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::method::Combined as Kinds;
 use super::settings::setting;
-use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch, beside};
-use crate::adapter;
+use super::tokenizer::{self, Candidate, TokenizerChoice};
+use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
+use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Input, from_gguf, is_adapter, with_changed};
@@ -62,6 +63,9 @@ pub struct MergeSettings {
     /// Whether a base that is quantized is refused: weights that the adapter changes are rounded again otherwise.
     #[serde(default)]
     pub keep_base: bool,
+    /// Which tokenizer and chat template the result gets.
+    #[serde(default)]
+    pub tokenizer: TokenizerChoice,
 }
 
 impl MergeSettings {
@@ -73,7 +77,15 @@ impl MergeSettings {
     ) -> Self {
         let others = adapters.into_iter().map(|path| MergeInput { path: path.into(), id: None, weight: 1.0 }).collect();
         let output = OutputSettings::new(output);
-        Self { base: base.into(), base_id: None, others, output, combine: CombineSettings::default(), keep_base: false }
+        Self {
+            base: base.into(),
+            base_id: None,
+            others,
+            output,
+            combine: CombineSettings::default(),
+            keep_base: false,
+            tokenizer: TokenizerChoice::Auto,
+        }
     }
 }
 
@@ -109,7 +121,7 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
-    let mut job = Job { settings, watch, notes: Vec::new() };
+    let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new() };
     let (mut output, truncations) = match paths.iter().any(|path| is_model(path)) {
         true => job.models()?,
         false => match Input::open(&settings.base, None)? {
@@ -154,11 +166,19 @@ fn of_one_model(settings: &MergeSettings, method: ModelMethod, options: &Combine
     })
 }
 
+/// The adapters as the choice of a tokenizer looks at them.
+fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidate<'a>> {
+    let names = others.iter().map(|other| name_of(other.id.as_deref(), &other.path));
+    names.zip(folders).map(|(name, path)| Candidate { name, path }).collect()
+}
+
 /// A merge on its way.
 struct Job<'a> {
     settings: &'a MergeSettings,
     watch: Watch<'a>,
     notes: Vec<String>,
+    /// The folders or files of the adapters, once they have been found.
+    folders: Vec<PathBuf>,
 }
 
 impl Job<'_> {
@@ -178,9 +198,12 @@ impl Job<'_> {
             return self.one_lora(&base);
         }
         let (merged, truncations) = self.merged(&base, folder.rounded())?;
+        let embeddings = base.embeddings().and_then(|tensor| merged.plan.get(&tensor.name));
+        let rows = embeddings.and_then(|tensor| tensor.shape.first().copied());
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
+        self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
     }
@@ -209,6 +232,11 @@ impl Job<'_> {
             return self.one_lora(&base);
         }
         let (merged, truncations) = self.merged(&base, &restored.plan)?;
+        tokenizer::check_of_gguf(
+            &self.settings.tokenizer,
+            &candidates(&self.settings.others, &self.folders),
+            &mut self.notes,
+        )?;
         if merged.untied {
             config.insert("tie_word_embeddings".to_owned(), false.into());
         }
@@ -255,15 +283,24 @@ impl Job<'_> {
         let combined = self.settings.combine.method.is_some() || self.output().kind() == OutputKind::Lora;
         let mut all = Vec::new();
         for other in &self.settings.others {
-            let changes = adapter::open(&other.path, base)?;
+            let files = AdapterFiles::find(&other.path)?;
+            let changes = files.merged_changes(base)?;
             self.notes.extend(changes.notes.iter().cloned());
-            if self.output().kind() != OutputKind::Lora {
-                let name = name_of(other.id.as_deref(), &other.path);
-                self.notes.extend(beside::notes(&name, &other.path, &self.settings.base));
-            }
+            self.notes.extend(tokenizer::unread_weights(&name_of(other.id.as_deref(), &other.path), files.path()));
+            self.folders.push(files.path().to_owned());
             all.push(if combined { changes.without_copies(base)? } else { changes });
         }
         Ok(all)
+    }
+
+    /// Gives the model the tokenizer that the settings choose. `rows`: those of its embedding.
+    fn choose_tokenizer(&mut self, folder: &mut Checkpoint, rows: Option<usize>) -> Result<()> {
+        let adapters = candidates(&self.settings.others, &self.folders);
+        let choice = &self.settings.tokenizer;
+        if let Some(chosen) = tokenizer::chosen(choice, &adapters, folder.path(), rows, &mut self.notes)? {
+            folder.take_tokenizer_of(chosen);
+        }
+        Ok(())
     }
 
     fn shares(&self) -> Vec<f64> {
@@ -298,6 +335,9 @@ impl Job<'_> {
 
     /// All adapters as one LoRA in a folder of its own.
     fn one_lora(&mut self, base: &Base) -> Result<(Output, Vec<Truncation>)> {
+        if !matches!(self.settings.tokenizer, TokenizerChoice::Auto | TokenizerChoice::Base) {
+            return Err(setting("tokenizer").expected("none, for a LoRA").found("one").setting());
+        }
         let adapters = self.adapters(base)?;
         let method = match (&self.settings.combine.method, self.settings.combine.rank) {
             (Some(name), _) => name.parse()?,
@@ -349,7 +389,7 @@ impl Job<'_> {
             let finding = Finding::new(&weighted.path, "its weight").expected(format_args!("none for {name}"));
             return Err(finding.found(weighted.weight).mismatch());
         }
-        let folder = Checkpoint::open(&self.settings.base)?;
+        let mut folder = Checkpoint::open(&self.settings.base)?;
         let others = &self.settings.others;
         let models = others.iter().map(|other| Checkpoint::open(&other.path)).collect::<Result<Vec<_>>>()?;
         let weights: Vec<&Plan> = models.iter().map(Checkpoint::rounded).collect();
@@ -360,6 +400,8 @@ impl Job<'_> {
         let combined = combine_models(Some(folder.rounded()), &weights, method, &options)?;
         self.notes.extend(of_one_model(self.settings, method, &options));
         let (plan, _) = self.measured(combined)?;
+        let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
+        self.choose_tokenizer(&mut folder, rows)?;
         // What cutting to a rank has lost is a LoRA's to say.
         let output = self.output().model(&folder, &plan)?;
         Ok((self.with_card(output), Vec::new()))

@@ -5,7 +5,6 @@
 
 #[cfg(feature = "train")]
 mod bake;
-mod beside;
 mod convert;
 mod extract;
 mod merge;
@@ -13,6 +12,7 @@ mod method;
 mod quantize;
 mod recipe;
 mod settings;
+mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
 
@@ -25,6 +25,7 @@ pub use method::CombineSettings;
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
+pub use tokenizer::TokenizerChoice;
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
 

@@ -17,7 +17,7 @@ mod special;
 mod to_hf;
 mod token;
 
-pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, to_gguf};
+pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;
 pub use token::TokenKind;

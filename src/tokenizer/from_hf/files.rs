@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
 
@@ -16,6 +17,8 @@ const MAX_TOKENS: usize = 1 << 22;
 /// The tokenizer's files, as JSON.
 pub(super) struct Files {
     pub(super) folder: PathBuf,
+    /// The model's folder, which has config.json. Usually the same.
+    model_folder: PathBuf,
     /// config.json
     pub(super) model_config: Object,
     /// tokenizer.json, where it is there.
@@ -25,6 +28,12 @@ pub(super) struct Files {
 }
 
 impl Files {
+    /// The tokenizer's files of a model.
+    pub(super) fn of(model: &Checkpoint) -> Result<Self> {
+        let files = Self::open(model.tokenizer_folder(), model.config_json.clone())?;
+        Ok(Self { model_folder: model.path().to_owned(), ..files })
+    }
+
     /// The files of `folder`, whose config.json is `model_config`.
     pub(super) fn open(folder: &Path, model_config: Object) -> Result<Self> {
         let read = |name: &str| {
@@ -33,12 +42,13 @@ impl Files {
         };
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
-        Ok(Self { model_config, tokenizer, config, folder: folder.to_owned() })
+        Ok(Self { model_config, tokenizer, config, folder: folder.to_owned(), model_folder: folder.to_owned() })
     }
 
     /// A finding about `subject` in the file `name`.
     pub(super) fn finding_in(&self, name: &str, subject: impl Into<String>) -> Finding {
-        Finding::new(self.folder.join(name), subject)
+        let folder = if name == "config.json" { &self.model_folder } else { &self.folder };
+        Finding::new(folder.join(name), subject)
     }
 
     /// A finding about `subject` in tokenizer.json.
@@ -155,6 +165,7 @@ impl Files {
         let object = |json: Json| json.as_object().cloned().filter(|fields| !fields.is_empty());
         Self {
             folder: PathBuf::from("m"),
+            model_folder: PathBuf::from("m"),
             model_config: object(model_config).unwrap_or_default(),
             tokenizer: object(tokenizer),
             config: object(config),

@@ -20,17 +20,18 @@ mod unigram;
 mod vocabulary;
 mod wordpiece;
 
-#[cfg(test)]
 use std::path::Path;
 
 use serde_json::json;
 
+use auto::Auto;
 use files::Files;
 use sentencepiece::{Reading, ScoredTokens};
 use special::{SpecialTokens, USUAL};
 use vocabulary::Token;
 
 use super::record;
+use super::sentencepiece::SentencePieceModel;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
@@ -91,7 +92,7 @@ pub(crate) fn to_gguf(
         metadata.insert(keys::MODEL, "none");
         return Ok(());
     }
-    let files = Files::open(folder.path(), folder.config_json.clone())?;
+    let files = Files::of(folder)?;
     write_completed(metadata, &files, vocab, options, notes)
 }
 
@@ -162,7 +163,24 @@ pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) 
 /// # Errors
 /// As [`to_gguf`].
 pub(crate) fn gemma3_rows(folder: &Checkpoint) -> Result<usize> {
-    sentencepiece::gemma3_rows(&Files::open(folder.path(), folder.config_json.clone())?)
+    sentencepiece::gemma3_rows(&Files::of(folder)?)
+}
+
+/// How many rows an embedding needs for the tokenizer in `folder`: one more than its largest id.
+///
+/// # Errors
+/// As [`to_gguf`].
+pub(crate) fn rows_needed(folder: &Path) -> Result<usize> {
+    let files = Files::open(folder, files::Object::new())?;
+    if !["tokenizer.json", "vocab.json", "vocab.txt"].iter().any(|name| folder.join(name).is_file()) {
+        for name in ["tokenizer.model", "spiece.model"] {
+            if let Some(bytes) = files.bytes(name)? {
+                return Ok(SentencePieceModel::parse(&folder.join(name), &bytes)?.pieces.len());
+            }
+        }
+    }
+    let largest = Auto::load(&files)?.ids().iter().map(|(_, id)| *id).max();
+    Ok(largest.map_or(0, |id| id.saturating_add(1)))
 }
 
 /// A vocabulary being written.

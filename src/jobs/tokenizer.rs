@@ -1,0 +1,174 @@
+//! Which tokenizer a merged model gets, and what else lies in an adapter's folder.
+//!
+//! Trainers save the tokenizer and the chat template that they trained with beside the adapter. The merged model needs
+//! these where they were changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::settings::setting;
+use crate::checkpoint::{has_tokenizer, tokenizer_files};
+use crate::error::{Finding, Result};
+use crate::json::read_json_object;
+use crate::tokenizer::rows_needed;
+
+/// Weights that some trainers save beside the adapter: scripts of DeepSpeed and LLaVA, LongLoRA, vLLM's extra embeddings.
+const WEIGHTS: &[&str] =
+    &["new_embeddings.bin", "new_embeddings.safetensors", "non_lora_trainables.bin", "trainable_params.bin"];
+
+/// Fields that say nothing about what a tokenizer does.
+const INERT: &[&str] = &[
+    "is_local",
+    "name_or_path",
+    "padding",
+    "processor_class",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "truncation",
+    "vocab_file",
+];
+
+/// Which tokenizer a merged model gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerChoice {
+    /// The adapter's where it has one that differs from the base's and fits the model; else the base's.
+    #[default]
+    Auto,
+    /// The base's.
+    Base,
+    /// The adapter's.
+    Adapter,
+    /// That of a folder.
+    Folder(PathBuf),
+}
+
+/// An adapter, as the choice looks at it.
+pub(super) struct Candidate<'a> {
+    /// What the user calls it.
+    pub(super) name: String,
+    pub(super) path: &'a Path,
+}
+
+/// The folder of the tokenizer for a model with `rows` rows in its embedding; `None` for the base's. Decisions are told in
+/// `notes`.
+///
+/// # Errors
+/// [`crate::Error::Setting`] where what was chosen isn't there, isn't one, or doesn't fit.
+pub(super) fn chosen(
+    choice: &TokenizerChoice,
+    adapters: &[Candidate],
+    base: &Path,
+    rows: Option<usize>,
+    notes: &mut Vec<String>,
+) -> Result<Option<PathBuf>> {
+    match choice {
+        TokenizerChoice::Base => Ok(None),
+        TokenizerChoice::Folder(folder) => {
+            if !has_tokenizer(folder) {
+                let finding = setting("tokenizer").expected("base, adapter, or a folder that has a tokenizer");
+                return Err(finding.found(folder.display()).setting());
+            }
+            misfit(folder, rows)?.map_or(Ok(Some(folder.clone())), |why| Err(refused(folder, &why)))
+        }
+        TokenizerChoice::Adapter => {
+            let with: Vec<&Candidate> = adapters.iter().filter(|adapter| has_tokenizer(adapter.path)).collect();
+            let finding = || setting("tokenizer").expected("adapters with one tokenizer");
+            let Some(first) = with.first() else { return Err(finding().found("none that has any").setting()) };
+            if let Some(other) = with.iter().find(|other| !differing(other.path, first.path).is_empty()) {
+                let found = format!("others in {} and {}", first.name, other.name);
+                return Err(finding().found(found).hint("name the folder of one of them").setting());
+            }
+            misfit(first.path, rows)?.map_or(Ok(Some(first.path.to_owned())), |why| Err(refused(first.path, &why)))
+        }
+        TokenizerChoice::Auto => {
+            let changed: Vec<(&Candidate, Vec<&str>)> = adapters
+                .iter()
+                .map(|adapter| (adapter, differing(adapter.path, base)))
+                .filter(|(_, files)| !files.is_empty())
+                .collect();
+            let Some((first, files)) = changed.first() else { return Ok(None) };
+            let names = || files.join(", ");
+            let keeps =
+                |why: &str| format!("{}: not those of the base: {}; the base's are kept: {why}", first.name, names());
+            let note = if !has_tokenizer(first.path) {
+                keeps("the adapter has no whole tokenizer")
+            } else if let Some((other, _)) =
+                changed.iter().find(|(other, _)| !differing(other.path, first.path).is_empty())
+            {
+                keeps(&format!("those of {} differ, too", other.name))
+            } else {
+                match misfit(first.path, rows)? {
+                    Some(why) => keeps(&why),
+                    None => {
+                        let note = "the result gets the adapter's tokenizer; `tokenizer` base keeps the base's";
+                        notes.push(format!("{}: not those of the base: {}; {note}", first.name, names()));
+                        return Ok(Some(first.path.to_owned()));
+                    }
+                }
+            };
+            notes.push(note);
+            Ok(None)
+        }
+    }
+}
+
+/// Checks the choice for a base that is a GGUF, whose tokenizer is in its keys and stays there.
+///
+/// # Errors
+/// [`crate::Error::Setting`] for the choice of another.
+pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], notes: &mut Vec<String>) -> Result<()> {
+    match choice {
+        TokenizerChoice::Base => Ok(()),
+        TokenizerChoice::Auto => {
+            for adapter in adapters.iter().filter(|adapter| has_tokenizer(adapter.path)) {
+                let why = "the base is a GGUF, which keeps its own";
+                notes.push(format!("{}: the tokenizer in its folder is not read: {why}", adapter.name));
+            }
+            Ok(())
+        }
+        TokenizerChoice::Adapter | TokenizerChoice::Folder(_) => {
+            let finding = setting("tokenizer").expected("base, where the base is a GGUF").found("another");
+            Err(finding.hint("take the Hugging Face folder of the model as the base").setting())
+        }
+    }
+}
+
+/// Names the weights in the adapter's folder that no merge reads.
+pub(super) fn unread_weights(adapter: &str, folder: &Path) -> Option<String> {
+    let names: Vec<&str> = WEIGHTS.iter().copied().filter(|name| folder.join(name).is_file()).collect();
+    let what = "weights beside the adapter, which are not merged";
+    (!names.is_empty()).then(|| format!("{adapter}: {what}: {}", names.join(", ")))
+}
+
+fn refused(folder: &Path, why: &str) -> crate::Error {
+    Finding::new(folder, "its tokenizer").expected("one that fits the model").found(why).mismatch()
+}
+
+/// Why the tokenizer of `folder` doesn't fit a model with `rows` rows in its embedding.
+fn misfit(folder: &Path, rows: Option<usize>) -> Result<Option<String>> {
+    let needed = rows_needed(folder)?;
+    Ok(rows.filter(|rows| *rows < needed).map(|rows| format!("{needed} tokens for an embedding of {rows} rows")))
+}
+
+/// The tokenizer's files of `folder` that `other` doesn't have, or has with another content.
+fn differing(folder: &Path, other: &Path) -> Vec<&'static str> {
+    let same = |name: &&str| same_content(&folder.join(name), &other.join(name));
+    tokenizer_files(folder).into_iter().filter(|name| !same(name)).collect()
+}
+
+/// Whether two files say the same: JSON by its values, but for fields that change nothing.
+fn same_content(one: &Path, other: &Path) -> bool {
+    if one.extension().is_some_and(|extension| extension == "json") {
+        let read = |path: &Path| {
+            let mut fields = read_json_object(path).ok()?;
+            fields.retain(|name, value| !INERT.contains(&name.as_str()) && !value.is_null());
+            Some(Value::from(fields))
+        };
+        return read(one).is_some_and(|json| Some(json) == read(other));
+    }
+    fs::read(one).ok().is_some_and(|bytes| fs::read(other).is_ok_and(|others| bytes == others))
+}
