@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use atombank::convert::Opening;
 use atombank::report::Report;
 
 fn main() -> atombank::Result<()> {
@@ -10,7 +11,7 @@ fn main() -> atombank::Result<()> {
         eprintln!("usage: inspect PATH");
         std::process::exit(2);
     };
-    let report = Report::of(Path::new(&path), None)?;
+    let report = Report::of(Path::new(&path), Opening::default())?;
     println!("{}", serde_json::to_string_pretty(&report).expect("a report is plain data"));
     Ok(())
 }

@@ -8,6 +8,7 @@ use atombank::adapter;
 use atombank::adapter::peft::{Base, Changes};
 use atombank::adapter::{HostTensor, save_tensors};
 use atombank::checkpoint::Checkpoint;
+use atombank::convert::Opening;
 use atombank::dtype::DType;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::combine::Weights;
@@ -439,7 +440,7 @@ fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
 
 /// What `inspect` shows of an adapter.
 fn inspected(path: &Path) -> AdapterReport {
-    match Report::of(path, None).unwrap_or_else(|error| panic!("{}: {error}", path.display())) {
+    match Report::of(path, Opening::default()).unwrap_or_else(|error| panic!("{}: {error}", path.display())) {
         Report::Lora(report) | Report::Adapter(report) => *report,
         other => panic!("{}: {other:?}", path.display()),
     }

@@ -70,7 +70,7 @@ fn a_folder_is_the_same_as_the_gguf_made_of_it() {
     let model = fixture("convert/llama/model");
     convert(&model, &at("m.bin"), &[]);
     assert_same(&at("m.bin"), &at("llama-f32.gguf"));
-    convert(&at("m.bin"), &at("generic.gguf"), &[]);
+    convert(&at("m.bin"), &at("generic.gguf"), &["--generic"]);
     assert_same(&at("generic.gguf"), &model);
     assert_same(&at("generic.gguf"), &at("llama-f32.gguf"));
     convert(&at("llama-f32.gguf"), &at("part.gguf"), &["--split-max-tensors", "7"]);

@@ -92,12 +92,27 @@ fn models_of_other_classes_and_bare_tensors_keep_everything() {
     copy(&fixture("sentence/encoder"), &at("model"));
     let config = fs::read_to_string(at("model/config.json")).unwrap().replace("BertModel", "FancyModel");
     fs::write(at("model/config.json"), &config).unwrap();
-    let notes = convert(&at("model"), &at("fancy.gguf"), &[]);
+    let error =
+        refused_leaving(INPUT, dir.path(), &["convert", text(&at("model")), "-o", text(&at("fancy.gguf")), "--quiet"]);
+    assert!(
+        error.contains(
+            "model/config.json: architectures: expected a class that this version has a table for, found FancyModel"
+        ),
+        "{error}"
+    );
+    assert!(error.contains("--generic keeps names and files"), "{error}");
+    let notes = convert(&at("model"), &at("fancy.gguf"), &["--generic"]);
     assert!(notes.contains("written as a generic GGUF"), "{notes}");
     convert(&at("fancy.gguf"), &at("back"), &[]);
     assert_eq!(safetensors(&at("back/model.safetensors")), safetensors(&at("model/model.safetensors")));
     assert_eq!(fs::read_to_string(at("back/config.json")).unwrap(), config);
-    convert(&at("model/model.safetensors"), &at("bare.gguf"), &[]);
+    let error = refused_leaving(
+        INPUT,
+        dir.path(),
+        &["convert", text(&at("model/model.safetensors")), "-o", text(&at("bare.gguf"))],
+    );
+    assert!(error.contains("expected the config of a model's folder, found tensors alone; --generic"), "{error}");
+    convert(&at("model/model.safetensors"), &at("bare.gguf"), &["--generic"]);
     convert(&at("bare.gguf"), &at("bare.safetensors"), &[]);
     assert_eq!(safetensors(&at("bare.safetensors")), safetensors(&at("model/model.safetensors")));
 }
@@ -115,7 +130,7 @@ fn what_a_safetensors_file_says_of_itself_goes_along_or_is_named() {
     };
     assert_eq!(convert(&at("w.safetensors"), &at("again.safetensors"), &["--quiet"]), "");
     assert_eq!(author("again.safetensors"), "Somebody");
-    convert(&at("w.safetensors"), &at("w.gguf"), &[]);
+    convert(&at("w.safetensors"), &at("w.gguf"), &["--generic"]);
     convert(&at("w.gguf"), &at("back.safetensors"), &[]);
     assert_eq!(author("back.safetensors"), "Somebody");
     let notes = convert(&at("w.safetensors"), &at("w.bin"), &[]);
@@ -243,4 +258,36 @@ fn what_cannot_be_converted_is_refused_in_one_line() {
     std::os::unix::fs::symlink(at("nowhere"), at("link.gguf")).unwrap();
     let line = refusal(INPUT, &model, &at("link.gguf"), &[]);
     assert!(line.contains("already exists"), "{line}");
+}
+
+#[test]
+fn a_folder_of_a_model_and_an_adapter_is_what_as_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (base, lora) = (fixture("demo/base"), fixture("demo/lora"));
+    let both = copy(&base, &at("both"));
+    copy(&lora, &both);
+    let adapter = ["--as", "adapter"];
+    convert(&lora, &at("lora.gguf"), &["--base", text(&base)]);
+    convert(&both, &at("both.gguf"), &[&adapter[..], &["--base", text(&base)]].concat());
+    let tensors = |name: &str| contents(&GgufFile::open(&at(name)).unwrap());
+    assert!(tensors("both.gguf") == tensors("lora.gguf"));
+    let (plain, chosen) = (at("plain"), at("chosen"));
+    for (input, output, options) in [(&lora, &plain, &[][..]), (&both, &chosen, &adapter[..])] {
+        let merged = atombank(&[&["merge", text(&base), text(input), "-o", text(output), "--quiet"], options].concat());
+        assert!(merged.status.success(), "{}", String::from_utf8_lossy(&merged.stderr));
+    }
+    assert_eq!(safetensors(&plain.join("model.safetensors")), safetensors(&chosen.join("model.safetensors")));
+    let shown = |options: &[&str]| {
+        let out = atombank(&[&["inspect", text(&both), "--json"], options].concat());
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert!(shown(&adapter).contains("peft_type") && !shown(&[]).contains("peft_type"));
+    let notes = convert(&both, &at("model.gguf"), &["--as", "model"]);
+    assert!(!notes.contains("the model is taken"), "{notes}");
+    let error =
+        refused_leaving(INPUT, dir.path(), &["convert", text(&base), "-o", text(&at("x.gguf")), "--as", "adapter"]);
+    assert!(error.contains("expected an adapter: a folder with adapter_config.json, found none"), "{error}");
+    let out = atombank(&["convert", text(&base), "-o", text(&at("x.gguf")), "--as", "bank"]);
+    assert_eq!(out.status.code(), Some(USAGE));
 }

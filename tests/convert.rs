@@ -31,7 +31,7 @@ fn cases() -> (PathBuf, Vec<String>) {
 const OUTTYPES: [OutType; 4] = [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0];
 
 fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<(Metadata, Plan)> {
-    let made = atombank::convert::to_gguf(folder, weights, options)?.unwrap();
+    let made = atombank::convert::to_gguf(folder, weights, options)?;
     Ok((made.metadata().unwrap().clone(), made.plan))
 }
 
@@ -122,7 +122,7 @@ fn a_head_that_is_dropped_repeats_the_embeddings() {
             weights.tensors.push(PlannedTensor { name, expr, ..embeddings });
             atombank::convert::to_gguf(&folder, &weights, &ConvertOptions::default())
         };
-        let made = with_head(|head| head).unwrap().unwrap();
+        let made = with_head(|head| head).unwrap();
         assert!(made.notes.iter().any(|note| note.ends_with("no use for them: lm_head.weight")), "{:?}", made.notes);
         let error = with_head(|of| Expr::Scale { of: Box::new(of), factor: 2.0 }).unwrap_err().to_string();
         let expected = format!(
@@ -145,9 +145,9 @@ fn parts_for_images_are_left_out_in_one_note() {
         weights.tensors.extend(names.iter().map(|name| PlannedTensor { name: (*name).to_owned(), ..norm.clone() }));
         atombank::convert::to_gguf(&folder, &weights, &options)
     };
-    let alone = converted(&[]).unwrap().unwrap();
+    let alone = converted(&[]).unwrap();
     let names = ["vision_tower.a.weight", "vision_tower.b.weight", "model.multi_modal_projector.norm.weight"];
-    let made = converted(&names).unwrap().unwrap();
+    let made = converted(&names).unwrap();
     let tensors = |plan: &Plan| plan.tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
     assert_eq!(tensors(&made.plan), tensors(&alone.plan));
     let note = "left out, because the GGUF holds the text model alone: multi_modal_projector (1 tensor), vision_tower (2 \

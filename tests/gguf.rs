@@ -55,7 +55,7 @@ fn described(folder: &Path) -> BTreeMap<String, (u64, String)> {
 }
 
 fn converted(folder: &Checkpoint, options: &ConvertOptions) -> (Metadata, Plan) {
-    let gguf = to_gguf(folder, folder.weights(), options).unwrap().unwrap();
+    let gguf = to_gguf(folder, folder.weights(), options).unwrap();
     (gguf.metadata().unwrap().clone(), gguf.plan)
 }
 

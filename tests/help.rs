@@ -13,7 +13,7 @@ const OWN: [(&str, &[&str]); 13] = [
     ("train", &["--set", "--resume", "--device", "--json"]),
     ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--json"]),
     ("bank build", &["--output", "--rank", "--describe", "--encoder", "--top-k", "--overwrite", "--dry-run", "--json"]),
-    ("merge", &["--keep-base", "--json"]),
+    ("merge", &["--keep-base", "--as", "--tokenizer", "--json"]),
     ("extract", &["--rank", "--energy", "--seed", "--json"]),
     ("route", &["--instruction", "--prompt", "--routing", "--json"]),
     (
@@ -43,9 +43,22 @@ const OWN: [(&str, &[&str]); 13] = [
             "--json",
         ],
     ),
-    ("convert", &["--key", "--base", "--metadata", "--model-name", "--override-key", "--vocab-only", "--json"]),
+    (
+        "convert",
+        &[
+            "--key",
+            "--base",
+            "--metadata",
+            "--model-name",
+            "--override-key",
+            "--vocab-only",
+            "--generic",
+            "--as",
+            "--json",
+        ],
+    ),
     ("quantize", &["--override-key", "--json"]),
-    ("inspect", &["--key", "--tensors", "--json"]),
+    ("inspect", &["--key", "--as", "--tensors", "--json"]),
     ("compare", &["--tensors", "--json"]),
 ];
 

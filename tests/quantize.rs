@@ -70,7 +70,7 @@ fn read(path: &Path) -> Json {
 fn to_f32(model: &Path) -> Output {
     let folder = Checkpoint::open(model).unwrap();
     let options = ConvertOptions { outtype: OutType::F32, ..ConvertOptions::default() };
-    to_gguf(&folder, folder.weights(), &options).unwrap().unwrap()
+    to_gguf(&folder, folder.weights(), &options).unwrap()
 }
 
 #[test]

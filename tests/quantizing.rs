@@ -238,11 +238,15 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
     );
     assert!(refused.contains("expected a name that ends in .gguf"), "{refused}");
     let target = m.at("x.gguf");
-    for input in ["lora/plain", "routing/llama-prompt/adapter", "pytorch/plain.safetensors"] {
+    for (input, options, expected) in [
+        ("lora/plain", &[][..], "--type Q4_K_M: expected a model"),
+        ("routing/llama-prompt/adapter", &[], "--type Q4_K_M: expected a model"),
+        ("pytorch/plain.safetensors", &["--generic"], "--type Q4_K_M: expected a type that a generic GGUF can have"),
+    ] {
         let input = fixture(input);
-        let args = ["convert", text(&input), "-o", text(&target), "--type", "Q4_K_M"];
+        let args = [&["convert", text(&input), "-o", text(&target), "--type", "Q4_K_M"], options].concat();
         let refused = refused_leaving(INPUT, m.dir.path(), &args);
-        assert!(refused.contains("--type Q4_K_M: expected a model"), "{refused}");
+        assert!(refused.contains(expected), "{refused}");
     }
     let convert = ["convert", text(&m.gguf), "-o", text(&target), "--type", "source", "--pure"];
     let refused = refused_leaving(USAGE, m.dir.path(), &convert);

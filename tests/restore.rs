@@ -22,7 +22,7 @@ fn models() -> Vec<PathBuf> {
 }
 
 fn written(model: &Checkpoint, options: &ConvertOptions, target: &Path) -> Result<Metadata> {
-    let gguf = to_gguf(model, model.weights(), options)?.unwrap();
+    let gguf = to_gguf(model, model.weights(), options)?;
     gguf.write(&Destination::new(target), &|_| {})?;
     Ok(gguf.metadata().unwrap().clone())
 }
@@ -61,7 +61,7 @@ fn returns(model: &Path, outtype: OutType) {
     restored.write(&Destination::new(&folder), &|_| {}).unwrap();
     let again = Checkpoint::open(&folder).unwrap();
     assert_eq!(again.config_json, config, "{}", model.display());
-    let second = to_gguf(&again, again.weights(), &options).unwrap().unwrap();
+    let second = to_gguf(&again, again.weights(), &options).unwrap();
     let of_arch = |metadata: &Metadata| {
         let prefix = format!("{}.", metadata.text("general.architecture").unwrap());
         let keys = metadata.iter().filter(|(key, _)| key.starts_with(&prefix) || key.starts_with("general.sampling"));

@@ -355,7 +355,7 @@ mod tests {
         assert!(error("run").contains("found several: checkpoint-1, checkpoint-2"), "{}", error("run"));
         fs::create_dir_all(at("empty/folder")).unwrap();
         assert!(error("empty").ends_with("expected an adapter: this file here, or in one of its folders, found none"));
-        assert!(error("nowhere").contains("nowhere/adapter_config.json: cannot read"));
+        assert!(error("nowhere").contains("nowhere: expected an adapter's folder or file, or a model, found nothing"));
         fs::create_dir_all(at("alone")).unwrap();
         fs::copy(at("two/first").join(WEIGHTS[0]), at("alone").join(WEIGHTS[0])).unwrap();
         assert!(error("alone/adapter_model.safetensors").contains("expected adapter_config.json beside it"));

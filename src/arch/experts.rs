@@ -58,7 +58,9 @@ fn parts(params: &Params, tensor: &PlannedTensor, rows: &[Match]) -> Result<Vec<
     let mut parts = Vec::new();
     for (place, row) in rows.iter().enumerate() {
         let shape = shape_of(params, row.tensor, false)?;
-        let (Transform::Stack(dim), &[height, width]) = (row.tensor.transform, shape.as_slice()) else { continue };
+        let (Transform::Stack(dim), &[height, width]) = (row.tensor.transform, shape.as_slice()) else {
+            return Err(finding().expected("experts that are matrices").found("others").unsupported());
+        };
         let experts = params.count(dim)?;
         let expected = [experts, rows.len() * height, width];
         if tensor.shape != expected {

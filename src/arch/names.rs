@@ -1,10 +1,13 @@
 //! What the name of a tensor says about it, in any checkpoint: by the table of its class, and where
 //! there is none, by the names that most classes of transformers use.
 
+use std::collections::{HashMap, HashSet};
+
 use super::lookup::{Lookup, Match, find};
 use super::params::class;
 use super::renames::{self, Prefixes};
 use super::{Config, Family, Role, Transform, wrapper};
+use crate::plan::Plan;
 
 /// The output head of classes that can tie it to their embeddings.
 pub(crate) const HEAD: &str = "lm_head.weight";
@@ -74,6 +77,26 @@ impl Naming {
         let Some(row) = self.row(name) else { return renames::renamed(self.prefixes, name) };
         let name = row.hf_name();
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
+    }
+
+    /// The name of the tensor called `name` that all spellings have in common: with a table, the one that the text
+    /// model alone has.
+    fn common_name(self, name: &str) -> Option<String> {
+        self.row(name).map(|row| row.hf_name()).or_else(|| renames::renamed(self.prefixes, name))
+    }
+
+    /// Gives the tensors of `plan` the names that the same tensors have in `other`, a model that may have another
+    /// spelling of them or be the text model of this one.
+    pub(crate) fn spelled_as(self, plan: &mut Plan, other: &Plan, naming: Self) {
+        let common = |naming: Self, name: &str| naming.common_name(name).unwrap_or_else(|| name.to_owned());
+        let theirs: HashMap<String, &str> =
+            other.tensors.iter().map(|tensor| (common(naming, &tensor.name), tensor.name.as_str())).collect();
+        let names: HashSet<&str> = other.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        for tensor in plan.tensors.iter_mut().filter(|tensor| !names.contains(tensor.name.as_str())) {
+            if let Some(name) = theirs.get(&common(self, &tensor.name)) {
+                tensor.name = (*name).to_owned();
+            }
+        }
     }
 
     /// Whether the class's own names of its tensors are known, by a table or a list of renames.
@@ -151,6 +174,16 @@ pub(crate) fn is_of_experts(name: &str) -> bool {
 pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
     let kind = config.get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
     matches!(kind, "gpt_oss" | "openai_privacy_filter" | "aria" | "aria_text")
+}
+
+/// Whether transformers leaves the tensor called `name` unread when it loads the model: layers of multi-token
+/// prediction, which come behind the model's own or stand in a module `mtp`.
+pub(crate) fn is_unread_layer(config: &Config, name: &str) -> bool {
+    let config = wrapper::text_config(config);
+    let is_mtp = name.split('.').take(2).any(|part| part == "mtp");
+    let layers = config.get("num_hidden_layers").and_then(|layers| layers.as_u64());
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
+    is_mtp || layer.zip(layers).is_some_and(|(layer, layers)| layer >= layers)
 }
 
 /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.

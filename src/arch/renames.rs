@@ -16,11 +16,15 @@ const QWEN_VL: Prefixes = &[
     ("model.", "model.language_model."),
 ];
 
-/// LLaVA, and the classes that are built like it.
+/// LLaVA, and the classes that are built like it. Earlier versions of transformers had a module `vision_model` in
+/// the towers of CLIP and SigLIP.
 const LLAVA: Prefixes = &[
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "model.language_model."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("model.vision_tower.vision_model.", "model.vision_tower."),
     ("vision_tower.", "model.vision_tower."),
+    ("audio_tower.", "model.audio_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
     ("image_newline", "model.image_newline"),
 ];
@@ -30,8 +34,10 @@ const KINDS: &[(&[&str], Prefixes)] = &[
     (&["qwen2_vl", "qwen2_5_vl"], QWEN_VL),
     (
         &[
+            "audioflamingo3",
             "aya_vision",
             "gemma3",
+            "glmasr",
             "got_ocr2",
             "internvl",
             "llava",
@@ -39,8 +45,12 @@ const KINDS: &[(&[&str], Prefixes)] = &[
             "llava_next_video",
             "llava_onevision",
             "mistral3",
+            "musicflamingo",
             "paligemma",
+            "qwen2_audio",
             "vipllava",
+            "voxtral",
+            "voxtral_realtime",
         ],
         LLAVA,
     ),
@@ -81,7 +91,12 @@ mod tests {
         let gemma = |name: &str| of("gemma3", "Gemma3ForConditionalGeneration", name);
         assert_eq!(gemma("language_model.model.layers.0.self_attn.q_proj.weight").unwrap(), q_proj);
         assert_eq!(gemma("language_model.lm_head.weight").unwrap(), "lm_head.weight");
-        assert_eq!(gemma("vision_tower.post_layernorm.bias").unwrap(), "model.vision_tower.post_layernorm.bias");
+        let norm = "model.vision_tower.post_layernorm.bias";
+        assert_eq!(gemma("vision_tower.post_layernorm.bias").unwrap(), norm);
+        assert_eq!(gemma("vision_tower.vision_model.post_layernorm.bias").unwrap(), norm);
+        assert_eq!(gemma("model.vision_tower.vision_model.post_layernorm.bias").unwrap(), norm);
+        let audio = of("qwen2_audio", "Qwen2AudioForConditionalGeneration", "audio_tower.conv1.bias");
+        assert_eq!(audio.unwrap(), "model.audio_tower.conv1.bias");
         assert_eq!(of("gemma3", "Gemma3ForCausalLM", "model.norm.weight"), None);
     }
 }

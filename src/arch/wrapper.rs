@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::params::class;
 use super::{Config, Family, INERT, of_class, of_model_type};
+use crate::checkpoint::TEXT_CONFIGS;
 
 /// Wrappers whose GGUF is that of their text model: class, `model_type`, and the text model's `model_type` where
 /// config.json leaves it out.
@@ -20,8 +21,7 @@ const WRAPPERS: &[(&str, &str, &str)] = &[
     ("AudioFlamingo3ForConditionalGeneration", "audioflamingo3", "qwen2"),
 ];
 
-/// Fields that the text model's config stands in.
-const TEXT: [&str; 4] = ["text_config", "llm_config", "lm_config", "language_config"];
+const TIED: &str = "tie_word_embeddings";
 
 /// The modules of the text model in the classes of transformers.
 const MODULES: [&str; 2] = ["language_model.", "text_model."];
@@ -68,13 +68,17 @@ fn kind(config: &Config) -> Option<&str> {
 /// Its fields go before those of the wrapper. Of these, only what its class has too is its own: the others concern
 /// the other parts.
 pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
-    let Some(text) = TEXT.iter().find_map(|name| config.get(*name)?.as_object()) else {
+    let Some(text) = TEXT_CONFIGS.iter().find_map(|name| config.get(*name)?.as_object()) else {
         return Cow::Borrowed(config);
     };
     let Some(family) = text_family(config, text) else { return Cow::Borrowed(config) };
     let own = |(name, _): &(&String, &Value)| family.has_field(name) || INERT.contains(&name.as_str());
     let mut whole: Config = config.iter().filter(own).map(|(name, value)| (name.clone(), value.clone())).collect();
     whole.extend(text.iter().map(|(name, value)| (name.clone(), value.clone())));
+    // The head is the wrapper's, and so is the answer to whether it is the embeddings.
+    if let Some(tied) = config.get(TIED).filter(|value| !value.is_null()) {
+        whole.insert(TIED.to_owned(), tied.clone());
+    }
     whole.insert("architectures".to_owned(), serde_json::json!([family.class]));
     whole.insert("model_type".to_owned(), family.model_type.into());
     Cow::Owned(whole)

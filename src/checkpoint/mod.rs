@@ -23,6 +23,9 @@ use crate::json::read_json_object;
 use crate::output::{WEIGHT_EXTENSIONS, json_text};
 use crate::plan::Plan;
 
+/// Fields of config.json that hold the config of the text model in a model of several parts.
+pub(crate) const TEXT_CONFIGS: [&str; 4] = ["text_config", "llm_config", "lm_config", "language_config"];
+
 /// An open Hugging Face model folder of any architecture. Weights stay in their files.
 ///
 /// Weights that were quantized before they were saved are plain tensors here: see [`Checkpoint::open`].

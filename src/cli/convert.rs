@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
+use atombank::convert::Content;
 use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 
 use super::Common;
-use super::input::{found, found_path, looked_at};
+use super::input::{found, found_path, looked_at, parse_content};
 use super::output::{OutputArgs, print_written};
 
 /// Arguments of `convert`.
@@ -35,6 +36,13 @@ pub(crate) struct ConvertArgs {
     /// Write a GGUF of the vocabulary alone
     #[arg(long)]
     vocab_only: bool,
+    /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a
+    /// config. It becomes the folder again; llama.cpp can't run it
+    #[arg(long)]
+    generic: bool,
+    /// What a folder is taken for that has a model and adapter_config.json: model or adapter [default: model]
+    #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
+    content: Option<Content>,
     /// Print JSON: what was written, or, with --dry-run, what would be
     #[arg(long)]
     json: bool,
@@ -57,6 +65,8 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             model_id,
             override_key: args.override_key.clone(),
             vocab_only: args.vocab_only,
+            r#as: args.content,
+            generic: args.generic,
         };
         Ok(jobs::convert(&settings)?)
     };

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::checkpoint::hub::{self, Event, HubSettings, Need, Outline};
 
+use atombank::convert::Content;
+
 use super::{Common, progress};
 
 /// As [`found`], the path alone.
@@ -40,6 +42,15 @@ pub(crate) fn looked_at<T>(
     }
     let (path, name) = found(input, need, common)?;
     Ok((look(path, name)?, None))
+}
+
+/// A value of `--as`.
+pub(crate) fn parse_content(text: &str) -> Result<Content, String> {
+    match text {
+        "model" => Ok(Content::Model),
+        "adapter" => Ok(Content::Adapter),
+        _ => Err("expected model or adapter".to_owned()),
+    }
 }
 
 /// The name on the hub that an input is.

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use atombank::bank::BankReport;
 use atombank::checkpoint::hub::Need;
-use atombank::convert::Description;
+use atombank::convert::{Content, Description, Opening};
 use atombank::report::{AdapterReport, Report, TensorsReport};
 use clap::Args;
 
 use super::Common;
-use super::input::looked_at;
+use super::input::{looked_at, parse_content};
 
 /// Arguments of `inspect`.
 #[derive(Args)]
@@ -19,6 +19,9 @@ pub(crate) struct InspectArgs {
     /// The part of a PyTorch file to look at, like state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+    /// What a folder is taken for that has a model and adapter_config.json: model or adapter [default: model]
+    #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
+    content: Option<Content>,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -28,7 +31,8 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
-    let look = |path: std::path::PathBuf, _| Ok(Report::of(&path, args.key.as_deref())?);
+    let opening = Opening { key: args.key.as_deref(), content: args.content };
+    let look = |path: std::path::PathBuf, _| Ok(Report::of(&path, opening)?);
     let (report, _outline) = looked_at(&args.input, Need::Everything, common, look)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -6,11 +6,12 @@ use std::path::Path;
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
+use atombank::convert::Content;
 use atombank::jobs::{self, MergeInput, MergeSettings, TokenizerChoice};
 use atombank::merge::Truncation;
 use clap::Args;
 
-use super::input::found;
+use super::input::{found, parse_content};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 use method::MethodArgs;
@@ -27,6 +28,9 @@ pub(crate) struct MergeArgs {
     /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
     #[arg(long)]
     keep_base: bool,
+    /// What a folder among the others is taken for that has a model and adapter_config.json: model or adapter [default: model]
+    #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
+    content: Option<Content>,
     /// Which tokenizer and chat template the result gets: base, adapter, or a folder that has one [default: the
     /// adapter's where it has one that differs from the base's and fits the model]
     #[arg(long, value_name = "base|adapter|FOLDER", value_parser = parse_tokenizer)]
@@ -44,7 +48,7 @@ pub(crate) struct MergeArgs {
 #[derive(Debug, Clone)]
 struct Weighted {
     name: String,
-    weight: f32,
+    weight: f64,
 }
 
 /// `NAME` or `NAME=WEIGHT`.
@@ -54,7 +58,7 @@ fn parse_weighted(text: &str) -> Result<Weighted, String> {
         return Ok(whole);
     }
     if let Some((path, share)) = text.rsplit_once('=') {
-        return match share.parse::<f32>() {
+        return match share.parse::<f64>() {
             Ok(weight) if weight.is_finite() => Ok(Weighted { name: path.into(), weight }),
             Ok(_) => Err("expected a finite weight".to_owned()),
             Err(_) if share.is_empty() || share.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) => {
@@ -64,7 +68,7 @@ fn parse_weighted(text: &str) -> Result<Weighted, String> {
         };
     }
     if let Some((path, share)) = text.rsplit_once(':')
-        && share.parse::<f32>().is_ok()
+        && share.parse::<f64>().is_ok()
         && Path::new(path).exists()
     {
         return Err(format!("expected NAME=WEIGHT: {path}={share}"));
@@ -94,6 +98,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         output: args.output.settings(),
         combine: args.method.settings(),
         keep_base: args.keep_base,
+        others_as: args.content,
         tokenizer: args.tokenizer.clone().unwrap_or_default(),
     };
     let (bar, watch) = progress::steps(common.quiet);

@@ -65,7 +65,8 @@ pub(crate) fn options() -> Vec<String> {
 }
 
 /// Settings whose options have other names.
-const RENAMED: [(&str, &str); 3] = [("prompts", "prompt"), ("chunk_size", "ctx"), ("verify=false", "no-verify")];
+const RENAMED: [(&str, &str); 4] =
+    [("prompts", "prompt"), ("chunk_size", "ctx"), ("verify=false", "no-verify"), ("others_as", "as")];
 
 /// Calls of the library that are commands; those of `jobs` are called as their commands.
 const CALLS: [(&str, &str); 2] = [("imatrix::measure", "imatrix"), ("report::Report", "inspect")];

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::adapter::CONFIG_FILE;
 use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, open_weights};
 use crate::error::{Finding, Result};
@@ -31,22 +33,42 @@ pub enum Input {
     Adapter,
 }
 
+/// What a folder is taken for that has a model and adapter_config.json.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// A model: the default, as the settings of a merged adapter are often left over.
+    Model,
+    /// An adapter or an atom bank.
+    Adapter,
+}
+
+/// How an input is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Opening<'a> {
+    /// The part of a PyTorch file, such as `state_dict`.
+    pub key: Option<&'a str>,
+    /// What a folder is taken for that could be both.
+    pub content: Option<Content>,
+}
+
 /// Names that PyTorch files go by.
 pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
-/// Whether the folder `path` is an adapter. PEFT's settings are often left over beside a model that the adapter was
-/// merged into: then it is a model.
-pub(crate) fn is_adapter(path: &Path) -> bool {
-    path.join(CONFIG_FILE).is_file() && !(path.join("config.json").is_file() && has_weights(path))
+/// Whether the folder `path` is an adapter. A model and adapter_config.json in one folder are a model, unless `content`
+/// says otherwise: the settings are often left over from an adapter that was merged.
+pub(crate) fn is_adapter(path: &Path, content: Option<Content>) -> bool {
+    let is_model = || path.join("config.json").is_file() && has_weights(path);
+    path.join(CONFIG_FILE).is_file() && content != Some(Content::Model) && (content.is_some() || !is_model())
 }
 
 impl Input {
-    /// Opens what stands at `path`. `key` chooses one part of a PyTorch file: `state_dict`.
+    /// Opens what is at `path`.
     ///
     /// # Errors
     /// What opening it meets; [`crate::Error::Unsupported`] for something else.
-    pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
-        match Self::open_stored(path, key)? {
+    pub fn open(path: &Path, opening: Opening) -> Result<Self> {
+        match Self::open_stored(path, opening)? {
             Input::Model(folder) => Ok(Input::Model(folder.unpacked()?)),
             other => Ok(other),
         }
@@ -56,7 +78,8 @@ impl Input {
     ///
     /// # Errors
     /// As there.
-    pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
+    pub fn open_stored(path: &Path, opening: Opening) -> Result<Self> {
+        let Opening { key, content } = opening;
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
         if key.is_some() && !is_pytorch && !path.is_dir() {
@@ -66,13 +89,18 @@ impl Input {
                 .setting());
         }
         if path.is_dir() {
-            if is_adapter(path) {
+            if is_adapter(path, content) {
                 return Ok(Input::Adapter);
+            }
+            if content == Some(Content::Adapter) {
+                let finding = Finding::new(path, "").expected(format_args!("an adapter: a folder with {CONFIG_FILE}"));
+                return Err(finding.found("none").mismatch());
             }
             if path.join("config.json").is_file() {
                 let mut folder = Checkpoint::open_stored(path, key)?;
-                if path.join(CONFIG_FILE).is_file() {
-                    folder.note(format!("the folder holds a model and {CONFIG_FILE}: the model is taken"));
+                if path.join(CONFIG_FILE).is_file() && content.is_none() {
+                    folder
+                        .note(format!("the folder holds a model and {CONFIG_FILE}: the model is taken (`as` chooses)"));
                 }
                 return Ok(Input::Model(folder));
             }

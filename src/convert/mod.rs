@@ -22,15 +22,15 @@ pub(crate) use describe::class;
 pub use describe::{Description, describe};
 pub use general::{GeneralOptions, summary};
 pub(crate) use input::is_adapter;
-pub use input::{Input, PYTORCH_EXTENSIONS};
+pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
 
 use crate::arch::params::Params;
-use crate::arch::{Naming, experts, rope, windows};
+use crate::arch::{ALL, Naming, experts, rope, windows};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
-use crate::error::{Error, Finding, Result};
+use crate::error::{Error, Finding, Result, nearest};
 use crate::formats::gguf::{Metadata, Override};
 use crate::output::{Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
@@ -143,8 +143,11 @@ impl Default for ConvertOptions {
     }
 }
 
-/// The GGUF file that holds `weights` with the config and the tokenizer of `folder`; `None` where
-/// this crate has no table for the model's class.
+/// What can be done where no table has the class.
+pub(crate) const GENERIC: &str =
+    "`generic` keeps names and files in a GGUF that llama.cpp can't run, and that becomes the folder again";
+
+/// The GGUF file that holds `weights` with the config and the tokenizer of `folder`.
 ///
 /// `weights` has the names of Hugging Face: [`Checkpoint::weights`] itself, or the same tensors made
 /// in another way. Each is used once, or named in the notes.
@@ -153,11 +156,12 @@ impl Default for ConvertOptions {
 ///
 /// # Errors
 /// [`Error::Mismatch`] where weights and config don't belong together, naming file and tensor;
-/// [`Error::Unsupported`] for a config field or a tokenizer that this version can't describe;
+/// [`Error::Unsupported`] for a class without a table, and for a config field or a tokenizer that this version can't
+/// describe;
 /// [`Error::Format`] for malformed files.
-pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Option<Output>> {
+pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
     let mut notes = folder.notes().to_vec();
-    let Some(params) = Params::read(folder.path(), &folder.config_json, &mut notes)? else { return Ok(None) };
+    let params = Params::read(folder.path(), &folder.config_json, &mut notes)?.ok_or_else(|| no_table(folder))?;
     rope::check(&params, &mut notes)?;
     windows::check(&params, &mut notes)?;
     let weights = &*experts::separated(&params, weights)?;
@@ -188,7 +192,19 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     for single in &options.overrides {
         single.apply(&mut metadata)?;
     }
-    Ok(Some(Output::gguf(metadata, plan, notes)))
+    Ok(Output::gguf(metadata, plan, notes))
+}
+
+/// The class of `folder` has no table.
+fn no_table(folder: &Checkpoint) -> Error {
+    let class = class(folder);
+    let classes: Vec<&str> = ALL.iter().map(|family| family.class).collect();
+    let near = nearest(&class, &classes).map(|near| format!("; the nearest with a table is {near}"));
+    Finding::new(folder.path().join("config.json"), "architectures")
+        .expected("a class that this version has a table for")
+        .found(class)
+        .hint(format_args!("{GENERIC}{}", near.unwrap_or_default()))
+        .unsupported()
 }
 
 /// The name in GGUF of the tensor that transformers calls `name`, for a model with this config;

@@ -10,7 +10,9 @@ use crate::arch::Config;
 use crate::bank::gguf as bank;
 use crate::checkpoint::{Checkpoint, has_weights};
 use crate::convert::lora::{self, LoraBase};
-use crate::convert::{ConvertOptions, GeneralOptions, Input, OutType, from_gguf, generic, to_gguf};
+use crate::convert::{
+    Content, ConvertOptions, GENERIC, GeneralOptions, Input, Opening, OutType, from_gguf, generic, to_gguf,
+};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
 use crate::json::read_json_object;
@@ -46,6 +48,13 @@ pub struct ConvertSettings {
     /// Whether the GGUF gets the vocabulary alone.
     #[serde(default)]
     pub vocab_only: bool,
+    /// What a folder is taken for that has a model and adapter_config.json.
+    #[serde(default)]
+    pub r#as: Option<Content>,
+    /// Whether the GGUF keeps names and files as they are, which llama.cpp can't run: for classes without a table and
+    /// tensors without a config, and for whoever wants everything back as it was.
+    #[serde(default)]
+    pub generic: bool,
 }
 
 impl ConvertSettings {
@@ -61,6 +70,8 @@ impl ConvertSettings {
             model_id: None,
             override_key: Vec::new(),
             vocab_only: false,
+            r#as: None,
+            generic: false,
         }
     }
 
@@ -76,10 +87,20 @@ impl ConvertSettings {
             (self.model_name.is_some(), "model_name"),
             (!self.override_key.is_empty(), "override_key"),
             (self.vocab_only, "vocab_only"),
+            (self.generic, "generic"),
         ];
-        match only_gguf.iter().find(|(given, _)| *given && !is_gguf) {
+        if let Some((_, name)) = only_gguf.iter().find(|(given, _)| *given && !is_gguf) {
+            return Err(setting(name).expected("a GGUF").found("another output").setting());
+        }
+        let not_generic = [
+            (self.metadata.is_some(), "metadata"),
+            (self.model_name.is_some(), "model_name"),
+            (self.vocab_only, "vocab_only"),
+            (self.output.pre.is_some(), "pre"),
+        ];
+        match not_generic.iter().find(|(given, _)| *given && self.generic) {
             None => Ok(()),
-            Some((_, name)) => Err(setting(name).expected("a GGUF").found("another output").setting()),
+            Some((_, name)) => Err(setting(name).expected("none with `generic`").found("both").setting()),
         }
     }
 
@@ -108,7 +129,12 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     let left_out = |others: &[(String, String)]| -> Vec<String> {
         others.iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})")).collect()
     };
-    let (mut notes, made) = match settings.open()? {
+    let input = settings.open()?;
+    if settings.generic && matches!(input, Input::Gguf(_) | Input::Adapter) {
+        let expected = "a model's folder or tensors alone, which names and files are kept of";
+        return Err(setting("generic").expected(expected).found("another input").setting());
+    }
+    let (mut notes, made) = match input {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),
         Input::Weights { plan, others, notes } => ([notes, left_out(&others)].concat(), settings.weights(&plan)?),
         Input::Gguf(model) => (Vec::new(), settings.gguf(&model)?),
@@ -125,7 +151,7 @@ impl ConvertSettings {
         if self.vocab_only && input.join("config.json").is_file() && !has_weights(input) {
             return Ok(Input::Model(Checkpoint::without_weights(input)?));
         }
-        Input::open(input, self.key.as_deref())
+        Input::open(input, Opening { key: self.key.as_deref(), content: self.r#as })
     }
 
     /// A model folder to anything.
@@ -145,16 +171,20 @@ impl ConvertSettings {
             },
             overrides: self.overrides()?,
         };
-        match to_gguf(folder, folder.weights(), &options)? {
-            Some(made) => self.output.quantize(made, &options.overrides),
-            None => self.generic(folder.path(), folder.weights(), Some(folder)),
+        if self.generic {
+            return self.generic(folder.path(), folder.weights(), Some(folder));
         }
+        self.output.quantize(to_gguf(folder, folder.weights(), &options)?, &options.overrides)
     }
 
     /// Tensors without a config.
     fn weights(&self, plan: &Plan) -> Result<Output> {
         match self.output.kind() {
-            OutputKind::Gguf => self.generic(&self.input, plan, None),
+            OutputKind::Gguf if self.generic => self.generic(&self.input, plan, None),
+            OutputKind::Gguf => {
+                let finding = Finding::new(&self.input, "config.json").expected("the config of a model's folder");
+                Err(finding.found("tensors alone").hint(GENERIC).mismatch())
+            }
             OutputKind::Hf | OutputKind::Lora => {
                 let finding = Finding::new(&self.input, "config.json").expected("a model folder's config");
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
@@ -166,9 +196,9 @@ impl ConvertSettings {
         }
     }
 
-    /// A GGUF that keeps names as they are, for models of other classes and bare tensors.
+    /// A GGUF that keeps names and files as they are.
     fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
-        self.check_plain("a model whose class has a table")?;
+        self.check_plain("a type that a generic GGUF can have")?;
         let (mut beside, mut notes) = match from.is_dir() {
             true => Sidecars::read(from, plan)?,
             false => {
@@ -185,7 +215,7 @@ impl ConvertSettings {
         let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         let outtype = asked.and_then(|outtype| outtype.dtype(plan));
         let made = self.with_keys(generic::to_gguf(from, plan, &beside, outtype)?)?;
-        notes.push("no table for this model's class: written as a generic GGUF, which llama.cpp can't run".to_owned());
+        notes.push("written as a generic GGUF, which llama.cpp can't run".to_owned());
         Ok(Output { notes, ..made })
     }
 

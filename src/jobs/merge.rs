@@ -11,8 +11,9 @@ use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
+use crate::arch::Naming;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Input, from_gguf, is_adapter, with_changed};
+use crate::convert::{Content, Input, Opening, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
@@ -37,10 +38,10 @@ pub struct MergeInput {
     pub id: Option<String>,
     /// Its share.
     #[serde(default = "whole")]
-    pub weight: f32,
+    pub weight: f64,
 }
 
-fn whole() -> f32 {
+fn whole() -> f64 {
     1.0
 }
 
@@ -63,6 +64,9 @@ pub struct MergeSettings {
     /// Whether a base that is quantized is refused: weights that the adapter changes are rounded again otherwise.
     #[serde(default)]
     pub keep_base: bool,
+    /// What a folder among the others is taken for that has a model and adapter_config.json.
+    #[serde(default)]
+    pub others_as: Option<Content>,
     /// Which tokenizer and chat template the result gets.
     #[serde(default)]
     pub tokenizer: TokenizerChoice,
@@ -84,6 +88,7 @@ impl MergeSettings {
             output,
             combine: CombineSettings::default(),
             keep_base: false,
+            others_as: None,
             tokenizer: TokenizerChoice::Auto,
         }
     }
@@ -117,14 +122,15 @@ pub struct Adapted {
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
     let paths: Vec<&Path> = settings.others.iter().map(|other| other.path.as_path()).collect();
-    if is_adapter(&settings.base) && paths.iter().any(|path| is_model(path)) {
+    let is_model = |path: &&Path| path.join("config.json").is_file() && !is_adapter(path, settings.others_as);
+    if is_adapter(&settings.base, None) && paths.iter().any(is_model) {
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
     let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new() };
-    let (mut output, truncations) = match paths.iter().any(|path| is_model(path)) {
+    let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
-        false => match Input::open(&settings.base, None)? {
+        false => match Input::open(&settings.base, Opening::default())? {
             Input::Model(folder) => job.folder(folder)?,
             Input::Gguf(model) => job.gguf(&model)?,
             Input::Adapter | Input::Weights { .. } => {
@@ -136,10 +142,6 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     };
     output.notes = [job.notes, output.notes].concat();
     Ok(Adapted { output: settings.output.split(output), truncations })
-}
-
-fn is_model(path: &Path) -> bool {
-    path.join("config.json").is_file() && !is_adapter(path)
 }
 
 /// What the user calls an input.
@@ -271,7 +273,7 @@ impl Job<'_> {
             let others = &self.settings.others;
             let names: Vec<String> = others.iter().map(|other| name_of(other.id.as_deref(), &other.path)).collect();
             let shares: Vec<(&str, f64)> =
-                names.iter().zip(others).map(|(name, other)| (name.as_str(), f64::from(other.weight))).collect();
+                names.iter().zip(others).map(|(name, other)| (name.as_str(), other.weight)).collect();
             output.sidecars.files.insert("README.md".to_owned(), card(&self.base_name(), &shares).into_bytes());
         }
         output
@@ -304,7 +306,7 @@ impl Job<'_> {
     }
 
     fn shares(&self) -> Vec<f64> {
-        self.settings.others.iter().map(|other| f64::from(other.weight)).collect()
+        self.settings.others.iter().map(|other| other.weight).collect()
     }
 
     /// `weights`, which are those of `base`, with every adapter.
@@ -392,7 +394,14 @@ impl Job<'_> {
         let mut folder = Checkpoint::open(&self.settings.base)?;
         let others = &self.settings.others;
         let models = others.iter().map(|other| Checkpoint::open(&other.path)).collect::<Result<Vec<_>>>()?;
-        let weights: Vec<&Plan> = models.iter().map(Checkpoint::rounded).collect();
+        let naming = Naming::of(&folder.config_json);
+        let spelled = |model: &Checkpoint| {
+            let mut weights = model.rounded().clone();
+            Naming::of(&model.config_json).spelled_as(&mut weights, folder.rounded(), naming);
+            weights
+        };
+        let weights: Vec<Plan> = models.iter().map(spelled).collect();
+        let weights: Vec<&Plan> = weights.iter().collect();
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }

@@ -239,11 +239,7 @@ impl OutputSettings {
     /// The GGUF of a model whose class has a counterpart there.
     pub(super) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
-        let made = to_gguf(folder, plan, &options)?.ok_or_else(|| {
-            let finding = Finding::new(folder.path().join("config.json"), "architectures");
-            finding.expected("a class with a counterpart in GGUF").found("another").unsupported()
-        })?;
-        self.quantize(made, &[])
+        self.quantize(to_gguf(folder, plan, &options)?, &[])
     }
 
     /// `made` as the mixture that was asked for, or as it is where none was; split as it was asked for.

@@ -18,7 +18,7 @@ use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::is_kohya;
 use crate::bank::{AtomBank, BankReport};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{Description, Input, class, describe};
+use crate::convert::{Description, Input, Opening, class, describe};
 use crate::error::Result;
 use crate::output::safetensors_metadata;
 use crate::plan::TensorRef;
@@ -68,12 +68,12 @@ pub enum Report {
 }
 
 impl Report {
-    /// Looks at `path` and reports what it is; `key` chooses a part of a PyTorch file.
+    /// Looks at `path` and reports what it is.
     ///
     /// # Errors
     /// What opening it meets; [`crate::Error::Unsupported`] for something else.
-    pub fn of(path: &Path, key: Option<&str>) -> Result<Self> {
-        let input = match Input::open_stored(path, key) {
+    pub fn of(path: &Path, opening: Opening) -> Result<Self> {
+        let input = match Input::open_stored(path, opening) {
             // A folder may have nothing itself, and an adapter in a folder below.
             Err(error) if path.is_dir() => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
             found => found?,
@@ -102,7 +102,9 @@ impl Report {
         let tensors = TensorsReport::of_plan(folder.weights());
         let (model, problem) = match folder.unpacked().and_then(|folder| describe(&folder)) {
             Ok(Some(model)) => (Some(model), None),
-            Ok(None) => (None, Some("no table for this class: convert writes a generic GGUF".to_owned())),
+            Ok(None) => {
+                (None, Some("no table for this class: only a generic GGUF can be written (`generic`)".to_owned()))
+            }
             // A config that can't be converted can be looked at all the same.
             Err(error) => (None, Some(error.to_string())),
         };

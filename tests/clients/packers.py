@@ -178,6 +178,14 @@ def bitnet(w):
     return {".weight": pack_weights(digits.to(torch.int8)), ".weight_scale": inverse.reshape(1)}, digits / inverse.float()
 
 
+def bitnet_auto(w):
+    """As AutoBitLinear with quantization_mode offline unpacks it: digits times the scale."""
+    from transformers.integrations.bitnet import pack_weights
+    scale = w.float().abs().mean().to(torch.bfloat16)
+    digits = (w.float() / scale.float()).round().clamp(-1, 1) + 0.0     # no negative zero
+    return {".weight": pack_weights(digits.to(torch.int8)), ".weight_scale": scale.reshape(1)}, digits * scale.float()
+
+
 def group(**weights):
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
 
@@ -223,6 +231,7 @@ PACKERS = {
     "bnb-int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, int8),
     "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4),
     "bitnet": ({"quant_method": "bitnet"}, bitnet),
+    "bitnet-auto": ({"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}, bitnet_auto),
 }
 
 

@@ -11,6 +11,8 @@ use super::ABSENT;
 use super::base::Base;
 use super::entries::Entries;
 pub(super) use crate::arch::names::ends_path;
+use crate::arch::names::is_unread_layer;
+use crate::arch::wrapper::other_part;
 use crate::error::Result;
 use crate::json::Fields;
 
@@ -98,8 +100,13 @@ impl Targets {
         adapted: &HashSet<String>,
         missing: &str,
     ) -> Result<()> {
+        // An adapter of the text model alone knows nothing of the other parts.
+        let is_whole = adapted.iter().any(|name| other_part(name).is_some());
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
+            if is_unread_layer(base.config(), &name) || !is_whole && other_part(&name).is_some() {
+                continue;
+            }
             // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.
             if tensor.shape.len() != 2 || module.contains(".experts.") || self.wants(module) != Some(true) {
                 continue;

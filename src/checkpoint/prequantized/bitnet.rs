@@ -1,6 +1,7 @@
-//! BitNet: four ternary digits a byte, each from another quarter of the rows, and one scale by which is divided.
+//! BitNet: four ternary digits a byte, each from another quarter of the rows, and one scale for the matrix.
 //!
-//! Reference: llama.cpp `dequant_bitnet`.
+//! transformers' `BitLinear` divides by the scale, and its `AutoBitLinear` multiplies with it (`integrations/bitnet.py`).
+//! config.json says which in `linear_class`. llama.cpp (`dequant_bitnet`) always divides.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +15,15 @@ use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
 /// `bitnet`.
-pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
+pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
+    let multiplies = match settings.text("linear_class")?.as_deref() {
+        None | Some("bitlinear") => false,
+        Some("autobitlinear") => true,
+        Some(other) => {
+            let finding = settings.finding("linear_class").expected("bitlinear or autobitlinear");
+            return Err(finding.found(format!("{other:?}")).unsupported());
+        }
+    };
     let mut weights = Vec::new();
     for (scale, stem) in parts.ending(".weight_scale") {
         let name = format!("{stem}.weight");
@@ -28,7 +37,8 @@ pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
         let (quarter, columns) = matrix(&digits)?;
         let place = parts.place(&name).unwrap_or_default();
         let shape = vec![quarter.saturating_mul(4), columns];
-        let expr = Expr::Packed { shape, parts: vec![digits, scale], packing: Arc::new(Bitnet { quarter }) };
+        let expr =
+            Expr::Packed { shape, parts: vec![digits, scale], packing: Arc::new(Bitnet { quarter, multiplies }) };
         weights.push(Weight { name, expr, place });
     }
     Ok(weights)
@@ -39,18 +49,22 @@ pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
 struct Bitnet {
     /// Rows of a quarter.
     quarter: usize,
+    /// Whether digits are multiplied with the scale, not divided by it.
+    multiplies: bool,
 }
 
 impl Packing for Bitnet {
     fn unpack(&self, parts: &[TensorRef], rows: Range<usize>, row_len: usize, out: &mut [f32]) {
         let [digits, scale] = parts else { return };
-        let mut divisor = [1.0];
-        numbers(scale, 0..1, &mut divisor);
+        let mut scales = [1.0];
+        numbers(scale, 0..1, &mut scales);
+        let [scale] = scales;
         for (row, out) in rows.zip(out.chunks_exact_mut(row_len.max(1))) {
             let (shift, row) = (row / self.quarter * 2, row % self.quarter);
             let bytes = digits.elements(row * row_len..(row + 1) * row_len);
             for (out, byte) in out.iter_mut().zip(&*bytes) {
-                *out = (f32::from(byte >> shift & 3) - 1.0) / divisor[0];
+                let digit = f32::from(byte >> shift & 3) - 1.0;
+                *out = if self.multiplies { digit * scale } else { digit / scale };
             }
         }
     }

@@ -6,10 +6,16 @@ use super::Weight;
 use super::grid::Scaled;
 use super::parts::{Parts, is_eight_bit_float};
 use super::settings::Settings;
-use crate::error::Result;
+use crate::error::{Finding, Result};
 
 /// The names of scales; without them, that of the weight.
-const SUFFIXES: [(&str, &str); 3] = [("_scale_inv", ""), (".weight_scale", ".weight"), (".qscale_weight", ".weight")];
+const SUFFIXES: [(&str, &str); 4] = [
+    ("_scale_inv", ""),
+    (".weight_scale", ".weight"),
+    (".qscale_weight", ".weight"),
+    // Experts of fbgemm_fp8: `gate_up_proj_scale`.
+    ("_proj_scale", "_proj"),
+];
 
 /// transformers' size of a block where config.json has none.
 const BLOCK: [usize; 2] = [128, 128];
@@ -26,9 +32,13 @@ pub(super) fn scaled(parts: &mut Parts, block: Option<&[usize]>, certain: bool) 
     for (suffix, end) in SUFFIXES {
         for (scale, stem) in parts.ending(suffix) {
             let name = format!("{stem}{end}");
-            // Not each scale is one of a packed weight: a layer may have one of its own.
+            // A scale beside a plain weight is refused later, or a parameter of the model itself.
             if suffix != "_scale_inv" && !parts.peek(&name).is_none_or(|weight| is_eight_bit_float(weight.dtype)) {
                 continue;
+            }
+            if let Some(second) = parts.place(&name).filter(|place| parts.is_taken(*place)).and(parts.peek(scale)) {
+                let finding = Finding::new(second.expr.source_path(), format!("tensor {scale:?}"));
+                return Err(finding.expected(format_args!("one scale for {name:?}")).found("a second").mismatch());
             }
             let values = parts.need(scale, &name)?;
             let scales = parts.need(&name, scale)?;

@@ -26,6 +26,7 @@ use serde_json::{Map, Value};
 
 use self::parts::Parts;
 use self::settings::Settings;
+use super::TEXT_CONFIGS;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -125,7 +126,7 @@ fn dtype_of(config: &Map<String, Value>, parts: &Parts) -> DType {
             let value = ["dtype", "torch_dtype"].iter().find_map(|name| config.get(*name)?.as_str());
             value.map(|name| name.trim_start_matches("torch.").to_owned())
         };
-        let inner = config.get("text_config").and_then(Value::as_object);
+        let inner = TEXT_CONFIGS.iter().find_map(|name| config.get(*name)?.as_object());
         let name = text(config).or_else(|| text(inner?))?;
         [DType::F16, DType::BF16, DType::F32].into_iter().find(|dtype| dtype.torch_name() == Some(&name))
     };

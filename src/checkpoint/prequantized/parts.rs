@@ -25,7 +25,8 @@ const OF_ACTIVATIONS: [&str; 11] = [
 ];
 
 /// How names of parts end that no other tensor's name ends like.
-const PARTS: [&str; 12] = [
+const PARTS: [&str; 13] = [
+    ".weight_g_idx",
     ".qweight",
     ".qzeros",
     ".g_idx",
@@ -107,9 +108,12 @@ impl<'a> Parts<'a> {
 
     /// Takes the scales of activations, which no weight needs, and says so.
     pub(super) fn leave_out_activations(&mut self, notes: &mut Vec<String>) {
-        let is_one = |name: &str| OF_ACTIVATIONS.iter().any(|suffix| name.ends_with(suffix));
+        // A model may have a parameter of its own called so: that is no single number.
+        let is_one = |tensor: &PlannedTensor| {
+            tensor.elems() == 1 && OF_ACTIVATIONS.iter().any(|suffix| tensor.name.ends_with(suffix))
+        };
         let found: Vec<usize> =
-            (0..self.taken.len()).filter(|at| !self.taken[*at] && is_one(&self.plan.tensors[*at].name)).collect();
+            (0..self.taken.len()).filter(|at| !self.taken[*at] && is_one(&self.plan.tensors[*at])).collect();
         let Some(first) = found.first() else { return };
         notes.push(format!(
             "left out, because plain weights have no use for it: scales of activations, {} tensors like {}",
@@ -144,8 +148,10 @@ impl<'a> Parts<'a> {
             if self.taken[place] || !is_eight_bit_float(tensor.dtype) || tensor.dtype == DType::F8_E8M0 {
                 continue;
             }
-            let scale = ["_scale_inv", "_scale"].iter().map(|suffix| format!("{}{suffix}", tensor.name));
-            if let Some(scale) = scale.filter(|_| unsaid).find(|name| self.places.contains_key(name.as_str())) {
+            let stem = tensor.name.strip_suffix("weight").unwrap_or(&tensor.name);
+            let mut scales = vec![format!("{}_scale_inv", tensor.name), format!("{}_scale", tensor.name)];
+            scales.extend([format!("{stem}scale"), format!("{stem}qscale_weight")]);
+            if let Some(scale) = scales.into_iter().find(|name| unsaid && self.places.contains_key(name.as_str())) {
                 return Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
                     .expected("a quantization_config in config.json that says how it is scaled")
                     .found(format_args!("none, and {scale:?}"))

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::parts::Parts;
 use super::{Weight, awq, bitnet, bitsandbytes, compressed_tensors, fp4, fp8, gptq};
+use crate::checkpoint::TEXT_CONFIGS;
 use crate::error::{Finding, Result};
 use crate::json::{is_off, read_json_object};
 
@@ -31,7 +32,9 @@ static METHODS: [Method; 9] = [
 const FIELDS: [&str; 2] = ["quantization_config", "compression_config"];
 
 /// Parts of config.json that have such fields of their own.
-const INNER: [&str; 4] = ["text_config", "llm_config", "language_config", "thinker_config"];
+fn inner() -> impl Iterator<Item = &'static str> {
+    TEXT_CONFIGS.into_iter().chain(["thinker_config"])
+}
 
 /// ModelOpt's own file.
 const MODELOPT: &str = "hf_quant_config.json";
@@ -169,8 +172,8 @@ fn field_of(config: &Map<String, Value>) -> Option<(String, &Value)> {
     if let Some(name) = own(config) {
         return Some((name.to_owned(), &config[name]));
     }
-    INNER.iter().find_map(|inner| {
-        let Some(Value::Object(map)) = config.get(*inner) else { return None };
+    inner().find_map(|inner| {
+        let Some(Value::Object(map)) = config.get(inner) else { return None };
         if let Some(name) = own(map) {
             return Some((format!("{inner}.{name}"), &map[name]));
         }
@@ -183,7 +186,7 @@ pub(super) fn forget(config: &mut Map<String, Value>) {
     for name in FIELDS {
         config.shift_remove(name);
     }
-    for inner in INNER {
+    for inner in inner() {
         if let Some(Value::Object(map)) = config.get_mut(inner) {
             forget(map);
         }

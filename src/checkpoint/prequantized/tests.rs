@@ -115,6 +115,28 @@ impl Changed {
         self
     }
 
+    /// With another name of a tensor.
+    fn renamed(mut self, end: &str, new: &str) -> Self {
+        let entry = self.header.remove(&format!("layers.0.up_proj{end}")).unwrap();
+        self.header.insert(format!("layers.0.up_proj{new}"), entry);
+        self
+    }
+
+    /// With one more tensor, of zeros.
+    fn added(mut self, end: &str, dtype: &str, shape: &[usize], bytes: usize) -> Self {
+        let offsets = [self.data.len(), self.data.len() + bytes];
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
+        self.header.insert(format!("layers.0.up_proj{end}"), entry);
+        self.data.resize(offsets[1], 0);
+        self
+    }
+
+    /// Without settings of quantization.
+    fn unsaid(mut self) -> Self {
+        self.config.as_object_mut().unwrap().remove("quantization_config");
+        self
+    }
+
     /// With other bytes at the start of a tensor.
     fn overwritten(mut self, end: &str, bytes: &[u8]) -> Self {
         let start = self.header[&format!("layers.0.up_proj{end}")]["data_offsets"][0].as_u64().unwrap() as usize;
@@ -263,6 +285,22 @@ fn what_does_not_fit_is_named() {
         (
             Changed::of("bitnet").reshaped(".weight_scale", "I16", &[1]),
             "weight_scale\": expected F32 or F16 or BF16, found I16",
+        ),
+        (
+            Changed::of("bitnet").with("linear_class", json!("new")),
+            "linear_class: expected bitlinear or autobitlinear, found \"new\"",
+        ),
+        (
+            Changed::of("fp8-tensor").unsaid().renamed(".weight_scale_inv", ".scale"),
+            "up_proj.weight\": expected a quantization_config in config.json that says how it is scaled, found none, and",
+        ),
+        (
+            Changed::of("fp8-modelopt").added(".weight_scale_inv", "F32", &[1], 4),
+            "expected one scale for \"layers.0.up_proj.weight\", found a second",
+        ),
+        (
+            Changed::of("ct-int8-channel").added(".weight_g_idx", "I32", &[8], 32),
+            "up_proj.weight_g_idx\": expected tensors as compressed-tensors packs weights",
         ),
         (Changed::of("bitnet").without(".weight"), "expected \"layers.0.up_proj.weight\" beside it"),
     ];

@@ -133,7 +133,7 @@ fn converted(class: &str, folder: &std::path::Path) -> (Checkpoint, Output) {
     let config = random_config(family, &mut dice);
     let model = random_model(folder, &config, DType::F32, &mut dice);
     let options = ConvertOptions { outtype: OutType::Source, vocab: false, ..ConvertOptions::default() };
-    let gguf = to_gguf(&model, model.weights(), &options).unwrap().unwrap();
+    let gguf = to_gguf(&model, model.weights(), &options).unwrap();
     (model, gguf)
 }
 
@@ -208,8 +208,7 @@ proptest! {
                 let model = random_model(dir.path(), &config, dtype, &mut dice);
                 let options = ConvertOptions { outtype: OutType::Source, vocab: false, ..ConvertOptions::default() };
                 let converted = to_gguf(&model, model.weights(), &options)
-                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class))
-                    .unwrap();
+                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class));
                 let target = dir.path().join("model.gguf");
                 converted.write(&Destination::new(&target), &|_| {}).unwrap();
                 let (config_after, restored) = from_gguf(&GgufModel::open(&target).unwrap(), None)

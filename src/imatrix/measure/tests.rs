@@ -85,7 +85,7 @@ fn a_gguf_is_measured_as_the_folder_it_was_made_of() {
     let path = dir.path().join("model.gguf");
     let folder = Checkpoint::open(&llama()).unwrap();
     let options = ConvertOptions { outtype: OutType::Auto, pre: Some("gpt-2".into()), ..ConvertOptions::default() };
-    let made = to_gguf(&folder, folder.weights(), &options).unwrap().unwrap();
+    let made = to_gguf(&folder, folder.weights(), &options).unwrap();
     made.write(&Destination::new(&path), &|_| {}).unwrap();
     let (text, settings) = (read_text(&text()).unwrap(), Settings { chunks: Some(2), ..SETTINGS });
     assert_eq!(measured(&base(&path), &text, &settings), measured(&base(&llama()), &text, &settings));

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::election::{add_up, add_up_elected};
 use super::lazy::{Measure, difference};
 use super::sparsity::{Choice, Rescale, SparsityMask, Walk};
-use super::statistics::{Leading, Order, elems, scan_all, sum_of};
+use super::statistics::{elems, scan_all, sum_of};
+use super::topk::Topk;
 use crate::error::Result;
 use crate::plan::{Expr, RowMap};
 
@@ -73,7 +74,8 @@ impl RowMap for Sum {
             }
             let [sums, elected, divisors] = [&mut sums, &mut elected, &mut divisors].map(|all| &mut all[..out.len()]);
             add_up(&updates, sums);
-            divisors.fill(total);
+            // mergekit divides by 1 where the sum is about 0.
+            divisors.fill(if total.abs() < 1e-8 { 1.0 } else { total });
             if self.consensus {
                 elected.copy_from_slice(sums);
                 add_up_elected(&updates, &ones, &self.weights, elected, sums, divisors);
@@ -107,7 +109,7 @@ impl Measure for Sce {
             let of_all = Expr::Map { of: updates.clone(), map: Arc::new(Variance) };
             // A count times a number is a float32 in torch.
             let count = |nonzero: u64| (nonzero as f32 * self.select_topk as f32) as u64;
-            selected = Some(Leading::among(&of_all, Order::Largest, count)?);
+            selected = Some(Topk::among(&of_all, count)?);
         }
         let mut squares = vec![0f64; updates.len()];
         let (mut keys, mut kept) = (Vec::new(), Vec::new());
@@ -120,7 +122,7 @@ impl Measure for Sce {
             for (sum, values) in squares.iter_mut().zip(all) {
                 kept.clear();
                 kept.extend_from_slice(values);
-                if let Some(selected) = selected {
+                if let Some(selected) = &selected {
                     selected.keep_by(start, &keys, &mut kept);
                 }
                 *sum += sum_of(&kept, |v| (v * v) as f64);
@@ -168,7 +170,7 @@ fn variances(of: &[&[f32]], out: &mut [f32]) {
 #[derive(Debug)]
 struct Chosen {
     weights: Vec<f32>,
-    selected: Option<Leading>,
+    selected: Option<Topk>,
 }
 
 impl RowMap for Chosen {
@@ -188,7 +190,7 @@ impl RowMap for Chosen {
             add_up(&updates, elected);
             add_up_elected(&updates, &self.weights, &self.weights, elected, sums, weights);
             sums.iter_mut().zip(weights).for_each(|(sum, weights)| *sum /= weights.max(1e-6));
-            if let Some(selected) = self.selected {
+            if let Some(selected) = &self.selected {
                 variances(&updates, keys);
                 selected.keep_by(first + start as u64, keys, sums);
             }

@@ -233,6 +233,7 @@ pub fn combine_models(
 fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<Vec<f64>> {
     let name = method.name();
     let finding = |field: &str| Finding::new("", field);
+    options.check_numbers()?;
     if method.takes_weights() {
         options.weights.check(models.len())?;
     }
@@ -438,9 +439,6 @@ impl Context<'_> {
         let Self { method, options, densities } = *self;
         debug_assert!(method.is_arithmetic());
         let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
-        if !method.consensus() {
-            self.divisor(tensor, &weights)?;
-        }
         let mut choices = Vec::with_capacity(weights.len());
         for density in densities {
             let draws = Draws { stream: positions.stream.clone(), position: positions.next };

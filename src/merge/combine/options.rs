@@ -143,6 +143,27 @@ pub struct CombineOptions {
     pub rank: Option<usize>,
 }
 
+impl CombineOptions {
+    /// Checks every number by itself.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for one that is NaN or infinite, and for a share that isn't from 0 to 1.
+    pub(in crate::merge) fn check_numbers(&self) -> Result<()> {
+        let shares = [("gamma", Some(self.gamma)), ("select_topk", Some(self.select_topk)), ("t", self.t)];
+        for (field, share) in shares.into_iter().filter_map(|(field, share)| Some((field, share?))) {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(Finding::new("", field).expected("a number from 0 to 1").found(share).setting());
+            }
+        }
+        for (field, number) in [("lambda", self.lambda), ("epsilon", self.epsilon), ("tol", self.tol)] {
+            if !number.is_finite() {
+                return Err(Finding::new("", field).expected("a finite number").found(number).setting());
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Default for CombineOptions {
     fn default() -> Self {
         Self {

@@ -27,7 +27,17 @@ pub(super) struct Topk {
 impl Topk {
     /// The `count` largest elements of `of`, which has at least `count`.
     pub(super) fn of(of: &Expr, count: u64) -> Result<Self> {
-        let leading = Leading::of(of, Order::Largest, count)?;
+        Self::among(of, |_| count)
+    }
+
+    /// The largest elements, as many as `count` returns for the number of elements that aren't 0.
+    pub(super) fn among(of: &Expr, count: impl FnOnce(u64) -> u64) -> Result<Self> {
+        let mut chosen = 0;
+        let leading = Leading::among(of, Order::Largest, |nonzero| {
+            chosen = count(nonzero).min(elems(of));
+            chosen
+        })?;
+        let count = chosen;
         let tied = match leading.divided() {
             Some(edge) if elems(of) <= MOST => {
                 let mut items = Vec::with_capacity(elems(of) as usize);
@@ -47,17 +57,30 @@ impl Topk {
 
     /// Sets the values that aren't chosen to 0; the first value is element `start`.
     pub(super) fn keep(&self, start: u64, values: &mut [f32]) {
+        match self.tied {
+            None => self.leading.keep(start, values, true),
+            Some(_) => {
+                let keys = values.to_vec();
+                self.keep_by(start, &keys, values);
+            }
+        }
+    }
+
+    /// Sets the values of elements that aren't chosen by their `keys` to 0; the first is element `start`.
+    pub(super) fn keep_by(&self, start: u64, keys: &[f32], values: &mut [f32]) {
         let (Some(tied), Some(edge)) = (&self.tied, self.leading.divided()) else {
-            return self.leading.keep(start, values, true);
+            return self.leading.keep_by(start, keys, values);
         };
         let mut tied = tied[tied.partition_point(|index| u64::from(*index) < start)..].iter();
         let mut next = tied.next();
-        for (index, value) in (start..).zip(values) {
+        for ((index, key), value) in (start..).zip(keys).zip(values) {
             let is_next = next.is_some_and(|next| u64::from(*next) == index);
             if is_next {
                 next = tied.next();
             }
-            *value = if magnitude(*value) > edge || is_next { *value } else { 0.0 };
+            if magnitude(*key) <= edge && !is_next {
+                *value = 0.0;
+            }
         }
     }
 }

@@ -1,12 +1,11 @@
 //! The two sides of a comparison: what stands at each path, under names that both have.
 
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
 use crate::arch::Naming;
-use crate::convert::{FIELDS, Input, from_gguf, generic};
+use crate::convert::{FIELDS, Input, Opening, from_gguf, generic};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::formats::gguf::{GgufModel, Value};
@@ -38,12 +37,20 @@ pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
             let b = restored(&b, &a, config.as_ref())?;
             (a, b)
         }
-        (Side::Named(a, _), Side::Named(b, _)) => (a, b),
+        (Side::Named(a, a_config), Side::Named(mut b, b_config)) => {
+            let naming =
+                |own: Option<&Map<String, Json>>, other: Option<&Map<String, Json>>| own.or(other).map(Naming::of);
+            let of_a = naming(a_config.as_ref(), b_config.as_ref());
+            if let Some((of_a, of_b)) = of_a.zip(naming(b_config.as_ref(), a_config.as_ref())) {
+                of_b.spelled_as(&mut b, &a, of_a);
+            }
+            (a, b)
+        }
     })
 }
 
 fn open(path: &Path) -> Result<Side> {
-    match Input::open(path, None)? {
+    match Input::open(path, Opening::default())? {
         Input::Adapter => Err(adapter(path)),
         Input::Model(folder) => Ok(Side::Named(folder.weights().clone(), Some(folder.config_json))),
         Input::Weights { plan, .. } => Ok(Side::Named(plan, None)),
@@ -92,16 +99,7 @@ fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>)
             .hint(HINT)
             .unsupported());
     };
-    let names: HashSet<&str> = other.tensors.iter().map(|t| t.name.as_str()).collect();
-    let (naming, own_naming) = (Naming::of(config.unwrap_or(&own)), Naming::of(&own));
-    let of_class: HashMap<String, &str> =
-        other.tensors.iter().filter_map(|t| Some((naming.class_name(&t.name)?, t.name.as_str()))).collect();
-    for tensor in plan.tensors.iter_mut().filter(|t| !names.contains(t.name.as_str())) {
-        let name = own_naming.class_name(&tensor.name);
-        if let Some(name) = of_class.get(name.as_ref().unwrap_or(&tensor.name)) {
-            tensor.name = (*name).to_owned();
-        }
-    }
+    Naming::of(&own).spelled_as(&mut plan, other, Naming::of(config.unwrap_or(&own)));
     // What became a field of the config is a tensor of the file all the same.
     let fields = model.tensors().iter().filter(|t| FIELDS.contains(&t.info().name.as_str()));
     plan.tensors.extend(fields.cloned().collect::<Plan>().tensors);

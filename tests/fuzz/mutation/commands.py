@@ -94,7 +94,7 @@ def all_commands():
         add(f"convert pytorch {name}", "convert in/m.bin", {"m.bin": f"pytorch/{name}.bin"}, "m.safetensors", {**WRITE, "--key": ["state_dict", "x", ""]}, 1.2)
         add(f"inspect pytorch {name}", "inspect in/m.bin --tensors", {"m.bin": f"pytorch/{name}.bin"}, None, {"--key": ["state_dict", "x", "", "a.b.0"]}, 0.5)
     for name in ("plain", "types", "strided", "shared"):
-        add(f"convert safetensors {name}", "convert in/m.safetensors", {"m.safetensors": f"pytorch/{name}.safetensors"}, "m.gguf", WRITE)
+        add(f"convert safetensors {name}", "convert in/m.safetensors --generic", {"m.safetensors": f"pytorch/{name}.safetensors"}, "m.gguf", WRITE)
         add(f"convert safetensors-bin {name}", "convert in/m.safetensors", {"m.safetensors": f"pytorch/{name}.safetensors"}, "m.bin", WRITE, 0.5)
     adapters(add, write)
     models_and_banks(add, write)

@@ -84,7 +84,7 @@ class Inputs:
             self.run("convert", "convert/llama/model", "-o", f"made/gguf/llama-{kind}.gguf", "--type", kind)
         self.run("convert", "demo/base", "-o", "made/gguf/demo.gguf")
         self.run("convert", "convert/llama/model", "-o", "made/gguf/vocab.gguf", "--vocab-only")
-        self.run("convert", "pytorch/types.safetensors", "-o", "made/gguf/generic.gguf")
+        self.run("convert", "pytorch/types.safetensors", "-o", "made/gguf/generic.gguf", "--generic")
         for model in sorted(self.path("vocab").glob("*/model")):
             shutil.copy(self.path("pytorch/plain.safetensors"), model / "model.safetensors")
         self.run("convert", "convert/starcoder2/model", "-o", "made/split/m.gguf", "--split-max-tensors", "20")
