@@ -292,6 +292,11 @@ fn whole_models_become_one() {
     for (options, expected) in [
         (&["--method", "sce", "--gamma", "0.1"][..], "found sce"),
         (&["--method", "linear", "--rank", "4"], "--rank: expected no such option for models, found linear"),
+        (&["--method", "della", "--epsilon", "nan"], "--epsilon: expected a finite number, found NaN"),
+        (&["--method", "sce", "--select-topk", "nan"], "--select-topk: expected a number from 0 to 1, found NaN"),
+        (&["--method", "breadcrumbs", "--gamma", "7"], "--gamma: expected a number from 0 to 1, found 7"),
+        (&["--method", "ties", "--lambda", "inf"], "--lambda: expected a finite number, found inf"),
+        (&["--method", "ties", "--density", "nan"], "--density: expected"),
     ] {
         let refused = b.refusal(USAGE, &b.base, &[text(&x), text(&y)], options);
         assert!(refused.contains(expected), "{refused}");

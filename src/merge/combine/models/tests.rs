@@ -70,6 +70,25 @@ fn task_arithmetic_adds_updates() {
 }
 
 #[test]
+fn weights_that_sum_to_nothing_divide_by_one() {
+    let (base, a, b) = (vector(&[0.0]), vector(&[3.0]), vector(&[1.0]));
+    let options = CombineOptions { normalize: Some(true), ..weighing(&[1.0, -1.0]) };
+    assert_eq!(combined(Some(&base), &[&a, &b], "task_arithmetic", &options), [2.0]);
+}
+
+#[test]
+fn of_equal_variances_sce_keeps_those_that_torch_keeps() {
+    let values = [3.0, 1.0, 2.0, 2.0, 1.0, 2.0, 3.0, 2.0, 0.0, 2.0, 1.0, 2.0, 2.0, 3.0, 2.0];
+    let base = vector(&[0.0; 15]);
+    let (a, b) = (vector(&values), vector(&values.map(|value| 3.0 * value)));
+    let options = CombineOptions { select_topk: 0.36, ..weighing(&[]) };
+    let found = combined(Some(&base), &[&a, &b], "sce", &options);
+    let kept: Vec<usize> = (0..15).filter(|i| found[*i] != 0.0).collect();
+    // torch.topk(torch.tensor(values) ** 2, int(14 * 0.36)).indices
+    assert_eq!(kept, [0, 6, 9, 11, 13]);
+}
+
+#[test]
 fn ties_elects_signs_of_the_largest() {
     let base = vector(&[0.0; 4]);
     let (a, b) = (vector(&[4.0, 1.0, -3.0, 0.5]), vector(&[-1.0, 2.0, 5.0, 0.5]));
