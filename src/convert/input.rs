@@ -1,4 +1,4 @@
-//! What stands at a path: a model folder, bare tensors, a GGUF, an adapter.
+//! Opens what a path names: a model folder, bare tensors, a GGUF, or an adapter.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,39 +12,39 @@ use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::Plan;
 use crate::source::Source;
 
-/// Something that can be converted, open.
+/// An open input for a conversion.
 pub enum Input {
     /// A folder with config.json.
     Model(Checkpoint),
     /// Tensors without a config: one file, or a folder of shards.
     Weights {
-        /// Every tensor as it is.
+        /// All tensors, unchanged.
         plan: Plan,
-        /// Paths and descriptions of what isn't a tensor.
+        /// Paths and descriptions of values that aren't tensors.
         others: Vec<(String, String)>,
-        /// Which files were passed over.
+        /// Notes on files that were skipped.
         notes: Vec<String>,
     },
-    /// A GGUF file, with its other shards where it has any.
+    /// A GGUF file, including its other shards.
     Gguf(GgufModel),
     /// A folder with adapter_config.json: a LoRA or an atom bank.
     Adapter,
 }
 
-/// Names that PyTorch files go by.
+/// File name extensions of PyTorch files.
 pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
-/// Whether the folder `path` is an adapter. PEFT's settings are often left over beside a model that the adapter was
-/// merged into: then it is a model.
+/// Whether the folder `path` is an adapter. A folder that also has a model's config and weights is
+/// a model: PEFT's settings often remain in the folder of a merged model.
 pub(crate) fn is_adapter(path: &Path) -> bool {
     path.join(CONFIG_FILE).is_file() && !(path.join("config.json").is_file() && has_weights(path))
 }
 
 impl Input {
-    /// Opens what stands at `path`. `key` chooses one part of a PyTorch file: `state_dict`.
+    /// Opens what `path` names. `key` selects one part of a PyTorch file, such as `state_dict`.
     ///
     /// # Errors
-    /// What opening it meets; [`crate::Error::Unsupported`] for something else.
+    /// Those of opening it; [`crate::Error::Unsupported`] for any other kind of file.
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
         match Self::open_stored(path, key)? {
             Input::Model(folder) => Ok(Input::Model(folder.unpacked()?)),
@@ -52,10 +52,10 @@ impl Input {
         }
     }
 
-    /// As [`Input::open`], but for packed weights of a model folder, which stay as they are stored.
+    /// Like [`Input::open`], but packed weights of a model folder stay packed.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Input::open`].
     pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
