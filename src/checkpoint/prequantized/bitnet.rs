@@ -1,4 +1,5 @@
-//! BitNet: four ternary digits a byte, each from another quarter of the rows, and one scale by which is divided.
+//! BitNet: four ternary digits per byte, each from another quarter of the rows, and one scale as
+//! divisor.
 //!
 //! Reference: llama.cpp `dequant_bitnet`.
 
@@ -13,7 +14,7 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// `bitnet`.
+/// Unpacks the method `bitnet`.
 pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let mut weights = Vec::new();
     for (scale, stem) in parts.ending(".weight_scale") {
@@ -34,10 +35,10 @@ pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     Ok(weights)
 }
 
-/// The parts are digits and the scale.
+/// The packing of a weight, whose parts are digits and the scale.
 #[derive(Debug)]
 struct Bitnet {
-    /// Rows of a quarter.
+    /// Number of rows in a quarter.
     quarter: usize,
 }
 

@@ -1,6 +1,6 @@
-//! Eight-bit floats with scales: in blocks, by channel, by tensor.
+//! Eight-bit floats with scales: by block, by channel, by tensor.
 //!
-//! The product is made in f32.
+//! The product is computed in f32.
 
 use super::Weight;
 use super::grid::Scaled;
@@ -8,25 +8,26 @@ use super::parts::{Parts, is_eight_bit_float};
 use super::settings::Settings;
 use crate::error::Result;
 
-/// The names of scales; without them, that of the weight.
+/// Suffixes of scales, and what replaces them in the weight's name.
 const SUFFIXES: [(&str, &str); 3] = [("_scale_inv", ""), (".weight_scale", ".weight"), (".qscale_weight", ".weight")];
 
-/// transformers' size of a block where config.json has none.
+/// transformers' default of the block size.
 const BLOCK: [usize; 2] = [128, 128];
 
-/// `fp8` and `fbgemm_fp8`.
+/// Unpacks the methods `fp8` and `fbgemm_fp8`.
 pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let said = settings.get("weight_block_size").map(|value| settings.block("weight_block_size", value)).transpose()?;
     scaled(parts, said.as_deref().or(Some(&BLOCK[..])), said.is_some())
 }
 
-/// Every weight that has a scale beside it. Where blocks aren't `certain`, scales of other kinds are fine.
+/// All weights that have a scale. Unless the block size is `certain`, scales may also be by tensor
+/// or channel.
 pub(super) fn scaled(parts: &mut Parts, block: Option<&[usize]>, certain: bool) -> Result<Vec<Weight>> {
     let mut weights = Vec::new();
     for (suffix, end) in SUFFIXES {
         for (scale, stem) in parts.ending(suffix) {
             let name = format!("{stem}{end}");
-            // Not each scale is one of a packed weight: a layer may have one of its own.
+            // A scale may belong to something else: a layer can have a scale of its own.
             if suffix != "_scale_inv" && !parts.peek(&name).is_none_or(|weight| is_eight_bit_float(weight.dtype)) {
                 continue;
             }
