@@ -4,8 +4,8 @@ use std::fmt;
 
 /// The type of a tensor's elements: a plain number or a block of quantized ones.
 ///
-/// Covers every type that safetensors and GGUF files carry, so that any file can be listed and
-/// its sizes checked; [`crate::quant`] says which of them can be decoded and encoded.
+/// Covers every type of safetensors and GGUF files, so that any file can be listed and its sizes checked.
+/// [`crate::quant`] says which types can be decoded and encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, non_camel_case_types)] // The names are the formats' own.
 pub enum DType {
@@ -77,8 +77,8 @@ const fn row(
     DTypeEntry { dtype, name, block_elems: block.0, block_bytes: block.1, ggml, safetensors }
 }
 
-/// In the order of [`DType`]'s variants, so that a variant is its own index.
-/// Sizes and numbers: ggml `ggml.h` (`enum ggml_type`) and gguf-py `constants.py` (`GGML_QUANT_SIZES`).
+/// In the order of [`DType`]'s variants, so that a variant is its own index. Sizes and numbers are from ggml `ggml.h`
+/// (`enum ggml_type`) and gguf-py `constants.py` (`GGML_QUANT_SIZES`).
 const TABLE: [DTypeEntry; 46] = {
     use DType::*;
     [
@@ -144,12 +144,12 @@ impl DType {
         &TABLE[self as usize]
     }
 
-    /// The name as the formats write it: `BF16`, `Q4_K`.
+    /// The name in the file formats: `BF16`, `Q4_K`.
     pub const fn name(self) -> &'static str {
         self.row().name
     }
 
-    /// What torch and transformers call it, of the types that models are made in.
+    /// The name in torch and transformers, for types in which models are trained.
     pub const fn torch_name(self) -> Option<&'static str> {
         match self {
             DType::F32 => Some("float32"),
@@ -159,7 +159,8 @@ impl DType {
         }
     }
 
-    /// Whether it is a floating-point type of 16 bits or more: what a change of a model's type changes.
+    /// Whether it is a floating-point type of 16 bits or more. A change of a model's type applies to tensors of these
+    /// types.
     pub const fn is_float(self) -> bool {
         matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::F64)
     }
@@ -199,8 +200,8 @@ impl DType {
         self.row().safetensors
     }
 
-    /// The bytes of `elems` elements in rows of `row_len`; `None` on overflow or where rows don't
-    /// divide into blocks.
+    /// The size in bytes of `elems` elements in rows of `row_len`; `None` on overflow, or where rows don't divide into
+    /// blocks.
     pub fn bytes_of(self, elems: u64, row_len: u64) -> Option<u64> {
         let block = self.block_elems() as u64;
         if !row_len.is_multiple_of(block) {
@@ -210,7 +211,7 @@ impl DType {
     }
 }
 
-/// By its name.
+/// Serializes as the name.
 impl serde::Serialize for DType {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())

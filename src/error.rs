@@ -1,5 +1,5 @@
-//! The crate's errors: who is at fault, and one line that says where, what was expected, what was
-//! found and what to try.
+//! The crate's errors. The variant says who is at fault; the message is one line with the place, what was expected,
+//! what was found and what to try.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write `path`.
-    // The system's error is a part of the text, so it is no source as well: who prints both says it twice.
+    // The system's error is part of the text, so it isn't a `source` as well: programs that print both would repeat it.
     #[error("{}: cannot {action}: {error}", Shown(.path))]
     Io {
         /// The file or folder concerned.
@@ -31,16 +31,16 @@ pub enum Error {
     /// A setting has a value that it can't have, or excludes another; the finding's subject is its field.
     #[error("{0}")]
     Setting(Box<Finding>),
-    /// Well-formed, but nothing this version can do.
+    /// The input is well-formed, but this version doesn't support it.
     #[error("{0}")]
     Unsupported(Box<Finding>),
     /// A NaN or an infinity where only finite numbers make sense.
     #[error("{0}")]
     NotFinite(Box<Finding>),
-    /// The output is there already.
+    /// The output exists already.
     #[error("{}: already exists; choose another name or pass `overwrite`", Shown(.0))]
     Exists(PathBuf),
-    /// The run was asked to stop; what it had is saved.
+    /// The run was asked to stop, and its progress is saved.
     #[error("{}: interrupted after step {step}; the checkpoint and the adapter are written, `resume` continues", Shown(.folder))]
     Interrupted {
         /// The run's output folder.
@@ -48,7 +48,7 @@ pub enum Error {
         /// The last completed optimizer step.
         step: usize,
     },
-    /// candle refused an operation: a defect of ours or a device that ran out of memory.
+    /// candle refused an operation: a defect of this crate, or a device that ran out of memory.
     #[cfg(feature = "train")]
     #[error("computation failed: {0}")]
     Compute(candle_core::Error),
@@ -61,11 +61,10 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// The longest text in quotes, the longest part of a message, and the longest of what was expected, which
-/// may list everything there is; in characters. Names in files can be of any length; a message stays one
-/// line that can be read.
+/// Limits in characters: for a text in quotes, for a part of a message, and for the list of what was expected. Names in
+/// files can have any length, but a message must stay one readable line.
 const MAX_QUOTED: usize = 80;
-/// The longest path that is shown whole, in characters: names of files can come from files as well.
+/// The longest path that is shown whole, in characters. Paths can come from files, too.
 const MAX_PATH: usize = 1000;
 const MAX_PART: usize = 400;
 const MAX_EXPECTED: usize = 1600;
@@ -91,8 +90,8 @@ fn one_line(text: &str) -> String {
     line
 }
 
-/// Whether a character shows nothing itself but changes how others are shown: other line ends, another
-/// direction of writing, spaces without width.
+/// Whether a character is invisible but changes how others are shown: line ends, writing direction, spaces without
+/// width.
 fn is_unseen(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
@@ -103,7 +102,7 @@ fn part(text: &str) -> String {
     bounded(text, MAX_PART)
 }
 
-/// As [`part`], with a length of its own.
+/// Like [`part`], with another length limit.
 fn bounded(text: &str, max: usize) -> String {
     let text = one_line(text);
     if text.len() <= MAX_QUOTED {
@@ -117,7 +116,7 @@ fn bounded(text: &str, max: usize) -> String {
         let end = end_of_quote(quote);
         short.push_str(&cut(&quote[..end], MAX_QUOTED));
         rest = &quote[end..];
-        // The closing quote.
+        // Copy the closing quote.
         short.extend(rest.chars().take(1));
         rest = rest.get(1..).unwrap_or_default();
     }
@@ -125,7 +124,7 @@ fn bounded(text: &str, max: usize) -> String {
     cut(&short, max)
 }
 
-/// Where the text in quotes that `quote` begins with ends.
+/// The index at which the quoted text at the start of `quote` ends.
 fn end_of_quote(quote: &str) -> usize {
     let mut escaped = false;
     for (i, c) in quote.char_indices() {
@@ -138,7 +137,7 @@ fn end_of_quote(quote: &str) -> usize {
     quote.len()
 }
 
-/// The first `max` characters of `text`, marked where there are more.
+/// The first `max` characters of `text`, followed by "..." if there are more.
 fn cut(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -151,11 +150,11 @@ fn cut(text: &str, max: usize) -> String {
 pub struct Finding {
     /// The file (or folder) in which it was found.
     pub file: PathBuf,
-    /// The tensor, key or field concerned; empty where it is the whole file.
+    /// The tensor, key or field concerned; empty if the whole file is.
     pub subject: String,
-    /// What would have been right; empty where nothing would have been.
+    /// What would have been right; empty if nothing would have been.
     pub expected: String,
-    /// What is there instead.
+    /// What was found instead.
     pub found: String,
     /// What the user can try; empty where there is nothing.
     pub hint: String,
@@ -184,7 +183,7 @@ impl fmt::Display for Finding {
 }
 
 impl Finding {
-    /// A finding in `file` about `subject`, to be completed by the methods below.
+    /// Makes a finding in `file` about `subject`. The methods below complete it.
     pub fn new(file: impl AsRef<Path>, subject: impl Into<String>) -> Self {
         Self {
             file: file.as_ref().to_owned(),
@@ -201,7 +200,7 @@ impl Finding {
         self
     }
 
-    /// Sets what is there instead.
+    /// Sets what was found instead.
     pub fn found(mut self, what: impl fmt::Display) -> Self {
         self.found = what.to_string();
         self
@@ -213,22 +212,22 @@ impl Finding {
         self
     }
 
-    /// As a breach of the file's format.
+    /// Makes it [`Error::Format`]: the file breaks the rules of its format.
     pub fn format(self) -> Error {
         Error::Format(Box::new(self))
     }
 
-    /// As inputs that don't fit each other.
+    /// Makes it [`Error::Mismatch`]: inputs don't fit each other.
     pub fn mismatch(self) -> Error {
         Error::Mismatch(Box::new(self))
     }
 
-    /// As a setting that can't be had.
+    /// Makes it [`Error::Setting`]: a setting has an invalid value.
     pub fn setting(self) -> Error {
         Error::Setting(Box::new(self))
     }
 
-    /// With a hint at the one of `known` that `text` was probably meant to be, if there is one.
+    /// Adds a hint at the entry of `known` that `text` was probably meant to be, if there is one.
     pub fn did_you_mean(self, text: &str, known: &[&str]) -> Self {
         match nearest(text, known) {
             Some(near) => self.hint(format_args!("did you mean {near}?")),
@@ -236,28 +235,28 @@ impl Finding {
         }
     }
 
-    /// As something this version can't do.
+    /// Makes it [`Error::Unsupported`]: this version can't do it.
     pub fn unsupported(self) -> Error {
         Error::Unsupported(Box::new(self))
     }
 
-    /// As a number that isn't finite.
+    /// Makes it [`Error::NotFinite`]: a number is a NaN or an infinity.
     pub fn not_finite(self) -> Error {
         Error::NotFinite(Box::new(self))
     }
 }
 
-/// The one of `known` that `text` nearly is, in letters of either case.
+/// The entry of `known` that is most similar to `text`, ignoring case; `None` if none is similar enough.
 pub fn nearest<'a>(text: &str, known: &[&'a str]) -> Option<&'a str> {
     let text = text.to_lowercase().replace('-', "_");
-    // Names are short; a long text is no misspelling.
+    // Names are short; a long text is not a misspelling of one.
     let most = (text.chars().count() / 3).min(3);
     let distance = |known: &str| distance(&text, &known.to_lowercase().replace('-', "_"));
     let near = known.iter().map(|known| (distance(known), *known)).filter(|(far, _)| *far <= most);
     near.min_by_key(|(far, _)| *far).filter(|_| text.len() <= 64).map(|(_, known)| known)
 }
 
-/// How many characters have to be put in, taken out or changed to make one text of the other.
+/// The edit distance: how many characters must be inserted, deleted or changed to turn one text into the other.
 pub(crate) fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -284,7 +283,7 @@ impl<T> IoContext<T> for std::io::Result<T> {
     }
 }
 
-/// Refuses a file whose content git-lfs keeps elsewhere: a clone without it has a text of three lines in its place.
+/// Refuses a git-lfs pointer: a clone without git-lfs has a text of three lines in place of the content.
 pub(crate) fn no_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
         return Ok(());
@@ -313,7 +312,7 @@ mod tests {
         assert!(error.len() < 1700, "{}", error.len());
         let error = Finding::new(&long, "").found("nothing").format().to_string();
         assert!(error.len() < 1100 && error.ends_with("...: nothing"), "{}", error.len());
-        // Quotes inside of a quote don't end it.
+        // Escaped quotes inside a quoted text don't end it.
         let quoted = format!("tensor {:?}", "\"".repeat(50));
         assert!(part(&quoted).ends_with("...\""), "{}", part(&quoted));
     }

@@ -1,4 +1,4 @@
-//! JSON objects whose every field is either consumed or named and refused.
+//! JSON objects of which every field is consumed, or refused by name.
 
 use std::any::TypeId;
 use std::collections::HashSet;
@@ -11,7 +11,7 @@ use crate::error::{Finding, IoContext, Result, no_lfs_pointer};
 
 /// Reads a file that holds one JSON object.
 pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
-    // A link to a device never ends, and a pipe waits for a writer.
+    // Reading a link to a device may never end, and reading a pipe waits for a writer.
     if !std::fs::metadata(path).at(path, "read")?.is_file() {
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")).at(path, "read");
     }
@@ -21,7 +21,7 @@ pub(crate) fn read_json_object(path: &Path) -> Result<Map<String, Value>> {
         .map_err(|e| Finding::new(path, "").expected("a JSON object").found(plain(&e)).format())
 }
 
-/// What serde says of a text that isn't what was asked for, without the names of Rust's types.
+/// The message of a serde error, without names of Rust types.
 pub(crate) fn plain(error: &dyn std::fmt::Display) -> String {
     const TYPES: [(&[&str], &str); 3] = [
         (&["u8", "u16", "u32", "u64", "usize"], "a whole number that is not negative"),
@@ -45,7 +45,7 @@ pub(crate) fn plain(error: &dyn std::fmt::Display) -> String {
     }
 }
 
-/// What a field of type `T` expects, in words; `None` for types whose own error says it better.
+/// The expectation for a field of type `T`, in words; `None` for types whose own error is better.
 fn words_for<T: 'static>() -> Option<&'static str> {
     let words: [(TypeId, &str); 11] = [
         (TypeId::of::<bool>(), "true or false"),
@@ -63,7 +63,7 @@ fn words_for<T: 'static>() -> Option<&'static str> {
     words.into_iter().find(|(id, _)| *id == TypeId::of::<T>()).map(|(_, words)| words)
 }
 
-/// The fields of one JSON object, remembering which were asked for.
+/// The fields of a JSON object. It remembers which ones were consumed.
 pub(crate) struct Fields<'a> {
     path: PathBuf,
     prefix: String,
@@ -76,18 +76,18 @@ impl<'a> Fields<'a> {
         Self { path: path.to_owned(), prefix: String::new(), map, taken: HashSet::new() }
     }
 
-    /// The fields of the object that stands in field `name` of the file at `path`.
+    /// The fields of the object in field `name` of the file at `path`.
     pub(crate) fn inside(path: &Path, name: &str, map: &'a Map<String, Value>) -> Self {
         Self { path: path.to_owned(), prefix: format!("{name}."), map, taken: HashSet::new() }
     }
 
-    /// The value of `name`, consumed; null counts as absent.
+    /// Consumes `name` and returns its value; null counts as missing.
     fn raw(&mut self, name: &'static str) -> Option<&'a Value> {
         self.taken.insert(name);
         self.map.get(name).filter(|v| !v.is_null())
     }
 
-    /// The value of `name` as a `T`, if it is there.
+    /// Consumes `name` and returns its value as a `T`, if it exists.
     pub(crate) fn get<T: DeserializeOwned + 'static>(&mut self, name: &'static str) -> Result<Option<T>> {
         let Some(value) = self.raw(name) else { return Ok(None) };
         serde_json::from_value(value.clone()).map(Some).map_err(|error| {
@@ -99,18 +99,18 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// The value of `name`, which must be there.
+    /// Consumes `name`, which must exist, and returns its value.
     pub(crate) fn need<T: DeserializeOwned + 'static>(&mut self, name: &'static str) -> Result<T> {
         self.get(name)?.ok_or_else(|| self.finding(name).expected("a value").found("none").format())
     }
 
-    /// A count that must be there and be from 1 to 2^31.
+    /// Consumes a count, which must exist and be from 1 to 2^31.
     pub(crate) fn count(&mut self, name: &'static str) -> Result<usize> {
         let value: u64 = self.need(name)?;
         self.checked_count(name, value)
     }
 
-    /// As [`Fields::count`], for a count of things that each take memory: at most 65,536.
+    /// Like [`Fields::count`], for things that each take memory: at most 65,536.
     #[cfg(feature = "train")]
     pub(crate) fn small_count(&mut self, name: &'static str) -> Result<usize> {
         match self.count(name)? {
@@ -119,7 +119,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// As [`Fields::count`], `default` where it is absent.
+    /// Like [`Fields::count`], with `default` where the field is missing.
     pub(crate) fn count_or(&mut self, name: &'static str, default: usize) -> Result<usize> {
         match self.get::<u64>(name)? {
             Some(value) => self.checked_count(name, value),
@@ -134,7 +134,7 @@ impl<'a> Fields<'a> {
         Err(self.finding(name).expected("a count from 1 to 2^31").found(value).format())
     }
 
-    /// Refuses any value of `name` but those in `allowed` (absent is allowed too).
+    /// Consumes `name` and refuses any value that isn't in `allowed`. It may be missing.
     pub(crate) fn only(&mut self, name: &'static str, allowed: &[Value]) -> Result<()> {
         match self.raw(name) {
             Some(value) if !allowed.contains(value) => {
@@ -145,17 +145,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Consumes fields that don't bear on the weights.
+    /// Consumes fields that don't affect the weights.
     pub(crate) fn ignore(&mut self, names: &[&'static str]) {
         self.taken.extend(names);
     }
 
-    /// The value of `name`, consumed, where it switches something on.
+    /// Consumes `name` and returns its value, if that switches something on.
     pub(crate) fn switched_on(&mut self, name: &'static str) -> Option<&'a Value> {
         self.raw(name).filter(|value| !is_off(value))
     }
 
-    /// Refuses what nothing has asked for; null, false and empty switch nothing on and pass.
+    /// Refuses fields that weren't consumed. Null, false and empty values switch nothing on, so
+    /// they pass.
     pub(crate) fn finish(self) -> Result<()> {
         let left = self.map.iter().find(|(name, value)| !self.taken.contains(name.as_str()) && !is_off(value));
         match left {
@@ -175,7 +176,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether a field with this value asks for nothing: null, false and what is empty switch nothing on.
+/// Whether a value switches nothing on: null, false, or empty.
 pub(crate) fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

@@ -1,8 +1,8 @@
 //! Convert model checkpoints between Hugging Face folders, PyTorch files and GGUF, merge adapters,
 //! quantize, and train and bake atom banks (Queryable LoRA, arXiv:2605.08423).
 //!
-//! [`jobs`] has what the program's commands do, as calls: settings in, an [`output::Output`] or a result
-//! out. A folder becomes a quantized GGUF:
+//! [`jobs`] has the program's commands as functions: each takes settings and returns an [`output::Output`] or a result.
+//! To convert a folder to a quantized GGUF:
 //!
 //! ```no_run
 //! use atombank::jobs::{ConvertSettings, convert};
@@ -15,7 +15,7 @@
 //! # }
 //! ```
 //!
-//! A LoRA is merged into its base, straight into a quantized GGUF:
+//! To merge a LoRA into its base, straight into a quantized GGUF:
 //!
 //! ```no_run
 //! use atombank::jobs::{MergeSettings, merge};
@@ -28,7 +28,7 @@
 //! # }
 //! ```
 //!
-//! An atom bank is fixed for an instruction, which makes plain weights of it:
+//! To bake an atom bank for one instruction, which gives plain weights:
 //!
 #![cfg_attr(feature = "train", doc = "```no_run")]
 #![cfg_attr(not(feature = "train"), doc = "```ignore")]
@@ -41,9 +41,9 @@
 //! # }
 //! ```
 //!
-//! Everything that turns checkpoints into checkpoints is one plan and one pass: a [`source::Source`] opens
-//! lazily, a [`plan::Plan`] says what the output holds, and [`plan::execute`] writes it in parallel, in flat
-//! memory. `docs/architecture.md` is the map of the rooms.
+//! Everything that turns checkpoints into checkpoints is one plan and one pass: a [`source::Source`] opens a file
+//! lazily, a [`plan::Plan`] describes the output, and [`plan::execute`] writes it in parallel, in bounded memory.
+//! `docs/architecture.md` describes the rooms (the modules) and which may use which.
 
 pub mod adapter;
 pub mod arch;

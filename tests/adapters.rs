@@ -1,4 +1,5 @@
-//! Adapters of every kind that PEFT has, merged as PEFT merges them, and those of LyCORIS: `fixtures/adapters`.
+//! Tests adapters of all of PEFT's kinds, which must be merged like PEFT merges them, and those of LyCORIS:
+//! `fixtures/adapters`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,12 +24,12 @@ fn fixtures() -> PathBuf {
 
 type Merged = atombank::Result<BTreeMap<String, PlannedTensor>>;
 
-/// Merges the adapter in `folder` into the base `base`: the tensors by name.
+/// Merges the adapter in `folder` into `base`. Returns the tensors by name.
 fn merge(folder: &Path, base: &Path) -> Merged {
     merge_what(base, |base| adapter::open(folder, base))
 }
 
-/// Merges what `open` finds for the base `base`.
+/// Merges the adapter that `open` returns for `base`.
 fn merge_what(base: &Path, open: impl Fn(&Base) -> atombank::Result<Changes>) -> Merged {
     let checkpoint = Checkpoint::open(base)?;
     let base = Base::of(&checkpoint);
@@ -43,7 +44,7 @@ fn tensors(file: &Path) -> BTreeMap<String, PlannedTensor> {
     Plan::taking(&source).tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect()
 }
 
-/// Merges an adapter and compares every tensor with PEFT's: those that PEFT leaves alone with the base's.
+/// Merges an adapter and compares every tensor with PEFT's result, or with the base's if PEFT doesn't change it.
 fn compare(root: &Path, case: &str, base: &str, near: bool) {
     let folder = root.join(case);
     for dtype in DTYPES {
@@ -55,9 +56,9 @@ fn compare(root: &Path, case: &str, base: &str, near: bool) {
 
 const DTYPES: [&str; 2] = ["float32", "bfloat16"];
 
-/// Compares every tensor that was merged into `base` with the one in the file `expected`, or the base's where
-/// there is none. `near`: values may be one step of the output's type off, and that far in float32 for the
-/// largest of their tensor.
+/// Compares every tensor that was merged into `base` with the one in the file `expected`, or with the base's if there
+/// is none. With `near`, values may differ by one step of the output's type or, in float32, by one step of the largest
+/// value in the tensor.
 fn same(case: &str, base: &Path, merged: &BTreeMap<String, PlannedTensor>, expected: &Path, near: bool) {
     let expected = tensors(expected);
     let before = Checkpoint::open(base).unwrap();
@@ -80,7 +81,7 @@ fn same(case: &str, base: &Path, merged: &BTreeMap<String, PlannedTensor>, expec
 
 type Tensors = BTreeMap<String, HostTensor>;
 
-/// The adapter of a case with its config and its tensors changed, in a folder of its own.
+/// The adapter of a case with changed config and tensors, in its own folder.
 fn changed(case: &str, config: serde_json::Value, change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let from = fixtures().join(case);
@@ -103,7 +104,7 @@ fn zeros(shape: &[usize]) -> HostTensor {
     HostTensor { shape: shape.to_vec(), values: vec![0.0; shape.iter().product()].into() }
 }
 
-/// Kinds that are merged to the same bits.
+/// Kinds whose merged weights have the same bits.
 const SAME: &[(&str, &str)] = &[
     ("ia3", "qwen2"),
     ("ia3-conv1d", "gpt2"),
@@ -172,7 +173,7 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
 #[test]
 fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
     type Change = Box<dyn FnOnce(&mut Tensors)>;
-    // Of one module, or of all where it starts with a slash.
+    // The name is relative to one module, or shared by all if it starts with a slash.
     let full = |part: &str| match part.strip_prefix('/') {
         Some(shared) => format!("base_model.{shared}"),
         None => format!("{Q}.{part}"),
@@ -240,7 +241,7 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
 
 #[test]
 fn matrices_of_nothing_are_refused_by_every_kind() {
-    // What has no inputs, or no outputs, has no rows that could be cut into blocks.
+    // A module without inputs or outputs has no rows that could be divided into blocks.
     for shape in [[0, 16], [16, 0], [0, 0]] {
         let dir = tempfile::tempdir().unwrap();
         let from = fixtures().join("base/qwen2-float32");
@@ -283,7 +284,7 @@ fn merge_file(file: &Path, base: &Path) -> Merged {
     merge_what(base, |base| adapter::open(file, base))
 }
 
-/// Files of LyCORIS by their names in `fixtures/adapters/lycoris`, and their base.
+/// Files of LyCORIS in `fixtures/adapters/lycoris`, and their base.
 const LYCORIS: &[(&str, &str)] = &[
     ("lora", "qwen2"),
     ("lora-rs", "qwen2"),
@@ -315,7 +316,7 @@ fn files_of_lycoris_are_merged_to_the_bits_that_it_multiplies_with() {
     }
 }
 
-/// What merging the tensors as one file says, or the merged tensors' values.
+/// Merges the tensors as one file. Returns the error, or the values of the merged tensors.
 fn merge_tensors(tensors: &Tensors, base: &str) -> Result<BTreeMap<String, Vec<f32>>, String> {
     let dir = tempfile::tempdir().unwrap();
     save_tensors(tensors, "adapter", &dir.path().join("out")).unwrap();
@@ -345,7 +346,7 @@ fn modules_of_kohya_are_found_by_paths_with_underscores() {
         ("lycoris_layers_0_self_attn_q_proj.diff_b".to_owned(), ones(&[16])),
     ]
     .into();
-    // No alpha, and one of 0, is the rank.
+    // A missing alpha, and an alpha of 0, mean the rank.
     for (alpha, by) in [(Some(0.5), 0.5), (Some(0.0), 2.0), (None, 2.0)] {
         match alpha {
             Some(alpha) => file.insert("lora_te_model_layers_0_mlp_up_proj.alpha".to_owned(), number(alpha)),
@@ -438,7 +439,7 @@ fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
     }
 }
 
-/// What `inspect` shows of an adapter.
+/// The report of `inspect` on an adapter.
 fn inspected(path: &Path) -> AdapterReport {
     match Report::of(path, Opening::default()).unwrap_or_else(|error| panic!("{}: {error}", path.display())) {
         Report::Lora(report) | Report::Adapter(report) => *report,
@@ -498,7 +499,7 @@ fn adapters_that_are_not_merged_are_shown_with_the_reason() {
     let dir = changed("loha", serde_json::json!({ "peft_type": "XLORA" }), |_| ());
     let problem = inspected(&dir.path().join("adapter")).problem.unwrap();
     assert!(problem.contains("found XLORA, which picks among several"), "{problem}");
-    // An adapter in a folder below is the one that is meant.
+    // For a folder that contains an adapter's folder, the report is about that adapter.
     assert_eq!(inspected(dir.path()).method, "XLORA");
 }
 

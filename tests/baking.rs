@@ -1,4 +1,5 @@
-//! Fixing a routing: baked weights and logits against the reference, and what must hold for any bank.
+//! Tests fixed routings: baked weights and logits compared with the reference, and properties of
+//! any bank.
 
 mod common;
 
@@ -25,7 +26,7 @@ fn baked(model: &HfFolder, bank: &AtomBank, alphas: &[Vec<f32>]) -> atombank::pl
     with_adapters(&Base::of(model), model.weights(), &[bank.changes(alphas)], &one).unwrap().plan
 }
 
-/// The alphas of one sequence, by block; under token routing the mean over the routed tokens.
+/// The alphas of one sequence, by block; with token routing, the mean over the routed tokens.
 fn alphas(case: &Case, bank: &AtomBank, sequence: &Sequence) -> Vec<Vec<f32>> {
     let decoder = case.decoder(Residence::Streamed);
     let routed = Sequence { ids: sequence.ids[..sequence.routed].to_vec(), ..sequence.clone() };
@@ -85,7 +86,7 @@ fn a_static_lora_is_the_same_update() {
     }
 }
 
-/// A bank of any shape with random B, for the case's base.
+/// A bank of any shape with random B for the case's base.
 fn random_bank(case: &Case, config: BankConfig, seed: u64) -> AtomBank {
     let mut bank = AtomBank::fresh(Path::new("bank"), config, &case.model.config, seed).unwrap();
     let mut state = seed | 1;

@@ -1,4 +1,4 @@
-//! `atombank bank build`: LoRAs in, a bank out that picks each by its description and holds it.
+//! Tests `atombank bank build`: it turns LoRAs into a bank that selects each by its description and represents it.
 
 #[path = "common/program.rs"]
 mod program;
@@ -42,8 +42,8 @@ struct Case {
     loras: Vec<PathBuf>,
 }
 
-/// The demo's base and a LoRA for each task: made as `B_l C_i A_l` of common factors of rank 16, or of
-/// factors of their own.
+/// The demo's base and a LoRA for each task, made as `B_l C_i A_l` with common factors of rank 16, or with separate
+/// factors.
 fn case(common: bool) -> Case {
     let dir = tempfile::tempdir().unwrap();
     let base = copy(&fixture("demo/base"), &dir.path().join("base"));
@@ -116,7 +116,7 @@ fn refusal(args: &[&str]) -> String {
     stderr
 }
 
-/// Every weight of a folder, in f32.
+/// All weights of a folder, in f32.
 fn weights(folder: &Path) -> BTreeMap<String, Vec<f32>> {
     let folder = HfFolder::open(folder).unwrap();
     let read = |t: &atombank::plan::PlannedTensor| {
@@ -264,7 +264,7 @@ fn loras_of_every_form_are_run_and_made_into_banks_and_others_refused_by_name() 
         fs::read(bank.join("adapter_model.safetensors")).unwrap()
     };
     let built = build(&case.path("before-bank"));
-    // Whole paths are what PEFT saves for "all-linear"; patterns of one rank and one alpha say nothing new.
+    // PEFT saves whole paths for "all-linear"; patterns that give the default rank and alpha change nothing.
     let config: Value = serde_json::from_slice(&fs::read(lora.join("adapter_config.json")).unwrap()).unwrap();
     let (r, alpha) = (config["r"].clone(), config["lora_alpha"].clone());
     let paths: Vec<String> = (0..layers(&case.base))
@@ -278,7 +278,7 @@ fn loras_of_every_form_are_run_and_made_into_banks_and_others_refused_by_name() 
     );
     assert_eq!(logits("paths", lora), before);
     assert_eq!(build(&case.path("again-bank")), built);
-    // Another alpha for some is another model.
+    // Another alpha for some modules changes the model.
     set(lora, serde_json::json!({"alpha_pattern": {"o_proj": 3.0 * alpha.as_f64().unwrap()}}));
     assert_ne!(logits("pattern", lora), before);
     set(lora, serde_json::json!({"alora_invocation_tokens": [1, 2]}));

@@ -1,5 +1,5 @@
-//! The program as a user meets it: results on stdout, one clear line for what is wrong, exit codes,
-//! and nothing half-written.
+//! Tests the program as a user sees it: results on stdout, one clear line for an error, exit codes,
+//! and no partial outputs.
 
 mod common;
 #[path = "common/program.rs"]
@@ -20,7 +20,7 @@ fn edit(path: &Path, change: impl Fn(&mut Value)) {
     fs::write(path, serde_json::to_vec(&json).unwrap()).unwrap();
 }
 
-/// A base with a tokenizer, and a bank for it with a random B: made from the demo's base.
+/// A base with a tokenizer, and a bank with a random B for it, made from the demo's base.
 struct Pair {
     dir: tempfile::TempDir,
     base: PathBuf,
@@ -225,7 +225,7 @@ fn texts_beyond_the_models_context_are_noted() {
     }
     let out = atombank(&["generate", base, "--prompt", "a", "--max-tokens", "1"]);
     assert!(out.status.success() && out.stderr.is_empty());
-    // Memory that no machine has.
+    // A text that would take more memory than any machine has.
     let endless = "x".repeat(70_000);
     let line = refused(INPUT, &["generate", base, "--prompt", &endless]);
     assert!(line.contains("prompt: expected at most 4096 tokens, as memory grows"), "{line}");
@@ -257,7 +257,8 @@ fn tokenizers_that_contradict_themselves_are_refused_in_one_line() {
             &["route", base, bank, "--instruction", "Reverse.", "--prompt", "garden"],
             &["train", text(&config), "--set", &base_setting, "--set", &output, "--set", &data],
         ] {
-            // Instructions are tokens without special ones, prompts may have none by the template: no panic either way.
+            // Instructions are encoded without special tokens, and prompts may be empty depending
+            // on the template: neither panics.
             let run = atombank(args);
             let stderr = String::from_utf8(run.stderr).unwrap();
             let refused = run.status.code() == Some(1) && stderr.lines().count() == 1;
@@ -453,7 +454,7 @@ fn bad_training_input_gets_one_line() {
             "adapter.top_k=9",
             "bank.toml: adapter.top_k: expected at most num_atoms, 8, found 9",
         ),
-        // Sizes that no memory holds are refused before anything of that size is made.
+        // Sizes beyond any memory are refused before anything is allocated.
         ("{\"completion\": \"y\"}\n", "adapter.r=1000000000", "bank.toml: adapter.r: expected at most 256, the width"),
         ("{\"completion\": \"y\"}\n", "adapter.num_atoms=1000000000", "bank.toml: adapter.num_atoms: expected a bank"),
         ("{\"completion\": \"y\"}\n", "adapter.key_dim=2147483648", "bank.toml: adapter.key_dim: expected a bank"),
@@ -597,7 +598,7 @@ fn measures_importance_matrices_in_both_forms() {
         assert!(line.contains(expected), "{line}");
         assert!(!output.exists());
     }
-    // Planned without being measured: the same tensors at the same places as are written.
+    // A dry run lists the same tensors at the same offsets as are written, without computing them.
     let planned = |output: &Path, more: &[&str]| -> Value {
         let more = [more, &["--dry-run", "--json"]].concat();
         let args = args(output, &more);

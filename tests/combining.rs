@@ -1,4 +1,4 @@
-//! Models combined as mergekit combines them, and LoRAs as PEFT does: `fixtures/combine`.
+//! Tests that models are combined like in mergekit, and LoRAs like in PEFT: `fixtures/combine`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use atombank::plan::{Expr, Plan, PlannedTensor};
 use atombank::source::Source;
 use serde_json::{Map, Value};
 
-/// How far a value may be off, for the largest of its tensor.
+/// The largest difference of a value, relative to the largest value in its tensor.
 const NEAR: f32 = 1e-6;
 
 fn fixtures() -> PathBuf {
@@ -26,7 +26,7 @@ fn cases(kind: &str) -> Map<String, Value> {
     json[kind].as_object().unwrap().clone()
 }
 
-/// The tensors of a file, by what is before the slash in their names and by the rest.
+/// The tensors of a file, grouped by the part of their names before the slash.
 fn tensors(file: &str) -> BTreeMap<String, Plan> {
     let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&fixtures().join(file)).unwrap());
     let mut found: BTreeMap<String, Plan> = BTreeMap::new();
@@ -42,7 +42,7 @@ fn numbers(of: &Value) -> Vec<f64> {
     of.as_array().map_or_else(Vec::new, |all| all.iter().map(|v| v.as_f64().unwrap()).collect())
 }
 
-/// The options of a case, each of which has to be known.
+/// The options of a case. All of them must be known.
 fn options(json: &Map<String, Value>) -> CombineOptions {
     let mut options = CombineOptions::default();
     for (name, value) in json {
@@ -76,7 +76,7 @@ fn names(of: &Value) -> Vec<&str> {
     of.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect()
 }
 
-/// The largest difference, as a share of the largest value.
+/// The largest difference, relative to the largest value.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
@@ -85,7 +85,7 @@ fn difference(found: &[f32], expected: &[f32]) -> f32 {
     if far == 0.0 { 0.0 } else { far / largest }
 }
 
-/// The tensors of one case that are too far off, and the largest difference.
+/// Tensors of a case that differ too much, and the largest difference.
 #[derive(Default)]
 struct Comparison {
     largest: f32,
@@ -96,7 +96,7 @@ impl Comparison {
     fn add(&mut self, what: &str, found: &[f32], expected: &[f32]) {
         let difference = difference(found, expected);
         self.largest = self.largest.max(difference);
-        // A NaN is near nothing.
+        // A NaN counts as a difference.
         if difference.is_nan() || difference > NEAR {
             self.far.push(format!("{what} by {difference:.1e}"));
         }

@@ -1,4 +1,4 @@
-//! Comparing models as a user does: a folder against what was made of it, quantized or not.
+//! Tests comparisons as a user does them: a folder with models made from it, quantized or not.
 
 #[path = "common/program.rs"]
 mod program;
@@ -18,7 +18,7 @@ fn compare(a: &Path, b: &Path) -> Value {
     serde_json::from_str(&json).unwrap()
 }
 
-/// One line on stderr and exit code 1.
+/// The error of a comparison, which must be one line on stderr with exit code 1.
 fn refusal(a: &Path, b: &Path) -> String {
     let out = atombank(&["compare", text(a), text(b)]);
     let stderr = String::from_utf8(out.stderr).unwrap();
@@ -27,7 +27,7 @@ fn refusal(a: &Path, b: &Path) -> String {
     stderr
 }
 
-/// Everything is there on both sides and the same, bit by bit.
+/// Checks that both sides have the same tensors, bit by bit.
 fn assert_same(a: &Path, b: &Path) {
     let found = compare(a, b);
     let totals = &found["totals"];
@@ -58,7 +58,8 @@ fn a_folder_is_the_same_as_the_gguf_made_of_it() {
         assert_same(&wide, &own);
         assert_same(&model, &model);
     }
-    // Norms of Gemma have 1 added, which rounds them: only a record of what they were brings them back.
+    // Gemma's norms have 1 added, which rounds them, so only a record of the original values
+    // restores them.
     let gemma = fixture("convert/gemma2/model");
     convert(&gemma, &at("gemma.gguf"), &["--type", "f32"]);
     let found = compare(&gemma, &at("gemma.gguf"));
@@ -114,10 +115,10 @@ fn quantization_costs_what_its_bits_say() {
         "not_decoded",
     ];
     assert_eq!(keys, expected);
-    // Norms stay as they are.
+    // Norms aren't quantized.
     assert_eq!(error(&q4, "model.norm.weight"), 0.0);
 
-    // Two GGUFs go by GGUF's names, with the same numbers.
+    // Two GGUFs are compared under GGUF's names, with the same numbers.
     let ggufs = compare(&at("f32.gguf"), &at("q4.gguf"));
     assert_eq!(error(&ggufs, "blk.0.ffn_gate.weight"), error(&q4, gate));
     assert!((overall(&ggufs) - overall(&q4)).abs() < 1e-9);
@@ -141,7 +142,8 @@ fn transposed_and_stacked_matrices_are_decoded_too() {
         convert(&model, &quantized, &["--type", "q8_0", "--overwrite"]);
         let found = compare(&model, &quantized);
         assert_eq!((&found["totals"]["only_in_b"], &found["totals"]["other_shape"]), (&0.into(), &0.into()));
-        // GPT-NeoX has masks and angles among its tensors, which the config determines.
+        // GPT-NeoX has masks and rotary frequencies among its tensors, which follow from the
+        // config.
         let mut only_in_a = found["tensors"].as_array().unwrap().iter().filter(|t| t["outcome"] == "only-in-a");
         assert!(only_in_a.all(|t| t["name"].as_str().unwrap().contains(".attention.")), "{name}");
         for tensor in tensors {
@@ -167,7 +169,7 @@ fn names_may_have_the_prefix_that_some_checkpoints_leave_out() {
     assert_eq!(compare(&gguf, &folder)["tensors"][0]["name"], "wte.weight");
 }
 
-/// The safetensors file with its tensors under other names.
+/// Copies a safetensors file with its tensors renamed.
 fn rename_tensors(from: &Path, to: &Path, name: impl Fn(&str) -> String) {
     let bytes = fs::read(from).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -201,14 +203,14 @@ fn what_is_missing_or_of_another_shape_is_named() {
     let line = table.lines().find(|line| line.ends_with("blk.1.ffn_gate.weight")).unwrap();
     assert!(line.starts_with("only in B") && line.contains("F16") && line.contains("[512, 256]"), "{line}");
 
-    // A model of another size: every matrix has another shape.
+    // A model of another size: all matrices differ in shape.
     let found = compare(&model, &fixture("convert/qwen2moe/model"));
     assert!(found["totals"]["other_shape"].as_u64().unwrap() > 0, "{}", found["totals"]);
     let tensors = found["tensors"].as_array().unwrap();
     let other = tensors.iter().find(|t| t["outcome"] == "other-shape").unwrap();
     assert_ne!(other["a"]["shape"], other["b"]["shape"]);
 
-    // What the config says, a GGUF has as a tensor of its own.
+    // A GGUF has some config fields as tensors.
     let long = fixture("convert/llama-rope-llama3/model");
     convert(&long, &at("long.gguf"), &["--type", "f32"]);
     let found = compare(&long, &at("long.gguf"));
@@ -249,7 +251,8 @@ fn adapters_and_models_without_counterparts_are_refused() {
     assert!(refusal(&at("bank.gguf"), &at("bank.gguf")).contains("bank.gguf: expected a model or tensors"));
     assert!(refusal(&model, &at("nothing")).contains("found nothing"));
 
-    // A GGUF that no table describes: by its own names against another, never against a folder.
+    // A GGUF without a table is compared with another GGUF under its own names, and can't be
+    // compared with a folder.
     let imatrix = fixture("quant/imatrix/llama.gguf");
     assert_same(&imatrix, &imatrix);
     let error = refusal(&model, &imatrix);

@@ -1,4 +1,4 @@
-//! Folders and files that were made to mislead: weights that are elsewhere, twice or not files at all.
+//! Tests hostile folders and files: weights that are missing, repeated, or not files at all.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -91,7 +91,7 @@ fn an_index_that_disagrees_with_its_shards_is_refused_both_ways() {
     for (map, expected) in cases {
         let dir = sharded(map);
         match expected {
-            // A shard that the index doesn't name is no part of the model.
+            // A shard that the index doesn't name isn't part of the model.
             "" => assert_eq!(Checkpoint::open(dir.path()).unwrap().weights().tensors.len(), 1),
             expected => {
                 let message = refusal(dir.path());
@@ -103,7 +103,7 @@ fn an_index_that_disagrees_with_its_shards_is_refused_both_ways() {
     shard(&dir.path().join("two.safetensors"), &["b", "extra"]);
     let message = refusal(dir.path());
     assert!(message.contains("tensor \"extra\": expected every tensor of two.safetensors in the index"), "{message}");
-    // The same tensor in both is one; two that differ are not.
+    // A repeated tensor is accepted if both are the same, and refused if they differ.
     shard(&dir.path().join("two.safetensors"), &["b", "a"]);
     let both = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(both.weights().tensors.len(), 2);
@@ -117,7 +117,7 @@ fn an_index_that_disagrees_with_its_shards_is_refused_both_ways() {
     assert!(message.contains("tensor \"a\": ") && message.ends_with(expected), "{message}");
 }
 
-/// Not even waited for: opening a pipe that nobody writes into would never end.
+/// They aren't even opened: opening a pipe without a writer would never end.
 #[test]
 fn devices_pipes_and_folders_are_no_files() {
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +151,7 @@ fn deep_nesting_in_json_ends_in_an_error() {
     }
 }
 
-/// The old file stays mapped, whole, until the new one takes its name.
+/// The old file stays mapped until the new one gets its name.
 #[test]
 fn a_file_may_be_rewritten_from_itself() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Conversions as a user asks for them: every input to every output it can become, and refusals.
+//! Tests conversions as a user does them: every input to every possible output, and refusals.
 
 #[path = "common/program.rs"]
 mod program;
@@ -20,7 +20,7 @@ fn convert(input: &Path, output: &Path, options: &[&str]) -> String {
     stderr
 }
 
-/// One line on stderr, and nothing written.
+/// The error of a conversion, which must be one line on stderr; nothing may be written.
 #[track_caller]
 fn refusal(exit: i32, input: &Path, output: &Path, options: &[&str]) -> String {
     refused_leaving(exit, output.parent().unwrap(), &[&["convert", text(input), "-o", text(output)], options].concat())
@@ -182,10 +182,11 @@ fn everything_that_can_be_converted_can_be_inspected() {
     assert!(table.contains("F32"), "{table}");
     let all = json(&fixture("pytorch/lightning.bin"));
     assert!(all["kind"] == "weights" && !all["others"].as_array().unwrap().is_empty(), "{all}");
-    // A part that isn't there is no adapter of an unknown kind.
+    // A missing part isn't reported as an unknown kind of adapter.
     let missing = atombank(&["inspect", text(&fixture("pytorch/lightning.bin")), "--key", "nothing"]);
     assert_eq!(missing.status.code(), Some(1));
-    // A field that no conversion takes, and a class without a table: still there to be looked at.
+    // A model that can't be converted, because of a field or an unknown class, can still be
+    // inspected.
     copy(&fixture("convert/qwen2/model"), &at("model"));
     let config = fs::read_to_string(at("model/config.json")).unwrap();
     fs::write(at("model/config.json"), config.replacen('{', "{\"quantization_config\": {\"bits\": 4},", 1)).unwrap();

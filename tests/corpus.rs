@@ -1,5 +1,5 @@
-//! Replays the corpora of the fuzz targets: every file ends in a value or an error, `ok-*` in a
-//! value, `bad-*` in an error.
+//! Replays the corpora of the fuzz targets: every file must give a value or an error, `ok-*` a
+//! value, `bad-*` an error.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 #[path = "fuzz/readers.rs"]
 mod readers;
 
-/// As many files as the corpora have at least; a folder that went missing shows.
+/// The smallest number of files in all corpora, so that a missing folder is noticed.
 const AT_LEAST: usize = 292;
 
 #[test]

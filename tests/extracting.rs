@@ -1,4 +1,4 @@
-//! Extracting a LoRA as a user does: what `merge` makes of it is the finetuned model, as nearly as was printed.
+//! Tests extracting a LoRA as a user does it: merging the LoRA must give the finetuned model, up to the printed error.
 
 #[path = "common/program.rs"]
 mod program;
@@ -13,7 +13,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// `base` with one of the adapters of fixtures/adapters in it, in f32.
+/// Writes `base` with one of the adapters in fixtures/adapters merged, in f32.
 fn finetuned(base: &Path, adapter: &str, to: &Path) -> PathBuf {
     done(&["merge", text(base), text(&fixture("adapters").join(adapter)), "-o", text(to), "--quiet"]);
     to.to_owned()
@@ -23,12 +23,12 @@ fn base(name: &str) -> PathBuf {
     fixture("adapters/base").join(name)
 }
 
-/// What is relative to the whole model between the folders `a` and `b`.
+/// The comparison of the folders `a` and `b`, relative to the whole model.
 fn compared(a: &Path, b: &Path) -> Value {
     json(&done(&["compare", text(a), text(b), "--json"]))
 }
 
-/// One line on stderr, and nothing written.
+/// The error of an extraction, which must be one line on stderr; nothing may be written.
 #[track_caller]
 fn refusal(exit: i32, base: &Path, finetuned: &Path, out: &Path, options: &[&str]) -> String {
     let args = [&["extract", text(base), text(finetuned), "-o", text(out)], options].concat();
@@ -41,7 +41,7 @@ fn refusal(exit: i32, base: &Path, finetuned: &Path, out: &Path, options: &[&str
 fn what_was_merged_is_extracted_and_merges_to_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    // Low rank with patterns; Conv1D with biases; whole head and norm beside rows of embeddings, tied or not.
+    // Low rank with patterns; Conv1D with biases; whole head and norm with rows of embeddings, tied or not.
     for (model, adapter) in [
         ("qwen2-float32", "lora"),
         ("gpt2-float32", "lora-conv1d"),
@@ -112,7 +112,7 @@ fn ranks_types_and_tables_are_as_asked_for() {
     let tensors = json(&done(&["inspect", text(&at("one/adapter_model.safetensors")), "--json"])).to_string();
     assert!(tensors.contains("BF16") && !tensors.contains("F32"), "{tensors}");
 
-    // The error that is printed is that of the change, which the merged model has.
+    // The printed error is that of the change in the merged model.
     let found = json(&extract("json", &["--rank", "1", "--json"]));
     let one = &found["totals"];
     assert!((1e-3..1.0).contains(&one["relative_error"].as_f64().unwrap()), "{one}");

@@ -1,5 +1,5 @@
-//! GGUF from end to end: files of either byte order, models in shards, against what llama.cpp's own
-//! Python code writes, and round trips of random ones.
+//! Tests GGUF end to end: files of either byte order and split models, compared with the output of
+//! llama.cpp's own Python code, and round trips of random files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +23,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// Writes shards into `folder`; the path of the first.
+/// Writes shards into `folder`, and returns the path of the first.
 fn write(folder: &Path, metadata: &Metadata, plan: &Plan, limits: SplitLimits) -> Result<PathBuf> {
     let layout = split_layout(metadata, &plan.tensors, "m", limits)?;
     let staging = Staging::files(folder, layout.files.iter().map(|file| file.name.as_path()), false)?;
@@ -83,7 +83,7 @@ fn big_endian_files_hold_what_their_little_endian_twins_hold() {
     assert_eq!(*big.bytes(7), 2.5f32.to_le_bytes());
 }
 
-/// What is written from a big-endian file is little-endian, whatever the type.
+/// Files written from a big-endian file are little-endian, for every type.
 #[test]
 fn big_endian_files_are_copied_into_little_endian_ones() {
     for name in ["plain", "blocks"] {
@@ -246,7 +246,8 @@ fn holds(model: &GgufModel, metadata: &Metadata, plan: &Plan) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Written, read, split another way, joined: the same keys, values, tensors and bytes.
+    /// Files are written, read, split differently, and joined: keys, values, tensors and bytes stay
+    /// the same.
     #[test]
     fn what_is_written_is_read_back_however_it_is_split(
         metadata in metadata(),
@@ -260,7 +261,7 @@ proptest! {
         let taken = take(model.tensors().iter().cloned());
         let again = GgufModel::open(&write(dirs[1].path(), model.metadata(), &taken, second).unwrap()).unwrap();
         holds(&again, &metadata, &plan);
-        // Joined, it is the file that was never split.
+        // Joining gives the file that was never split.
         let taken = take(again.tensors().iter().cloned());
         let joined = write(dirs[2].path(), again.metadata(), &taken, SplitLimits::default()).unwrap();
         let whole = layout(&metadata, &plan.tensors).unwrap();

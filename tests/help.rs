@@ -1,4 +1,4 @@
-//! What `--help` of every command lists: each option, below the heading that says what it is about.
+//! Tests that `--help` of every command lists each option under the right heading.
 
 #[path = "common/program.rs"]
 mod program;
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use program::done;
 
-/// The options of every command that are its own, without `--help`.
+/// Each command's own options, without `--help`.
 const OWN: [(&str, &[&str]); 13] = [
     ("demo", &["--output", "--overwrite", "--set", "--json"]),
     ("train", &["--set", "--resume", "--device", "--json"]),
@@ -62,7 +62,7 @@ const OWN: [(&str, &[&str]); 13] = [
     ("compare", &["--tensors", "--json"]),
 ];
 
-/// Where a checkpoint goes and in which form: of every command that writes one.
+/// Options about the output, of every command that writes a checkpoint.
 const OUTPUT: [&str; 11] = [
     "--output",
     "--to",
@@ -116,7 +116,7 @@ const COMBINING: [&str; 19] = [
 /// Commands that write a checkpoint with a plan.
 const WRITERS: [&str; 5] = ["bake", "merge", "extract", "convert", "quantize"];
 
-/// The options that help lists below each heading.
+/// The options that `--help` lists under each heading.
 fn listed(command: &str) -> BTreeMap<String, Vec<String>> {
     let args: Vec<&str> = command.split(' ').chain(["--help"]).collect();
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -125,7 +125,7 @@ fn listed(command: &str) -> BTreeMap<String, Vec<String>> {
         let words = line.trim_start();
         match line.strip_suffix(':').filter(|_| !line.starts_with(' ')) {
             Some(text) => text.clone_into(&mut heading),
-            // Descriptions, and lists of values in them, stand further to the right.
+            // Descriptions, and lists of values in them, are indented further.
             None if words.starts_with('-') && (2..=6).contains(&(line.len() - words.len())) => {
                 let option = words.split([' ', ',', '=']).find(|word| word.starts_with("--")).unwrap();
                 found.entry(heading.clone()).or_default().push(option.to_owned());
@@ -180,7 +180,7 @@ fn what_the_readme_says_of_options_is_so() {
     let has = |command: &str, option: &str| listed(command).values().flatten().any(|found| found == option);
     for (command, _) in OWN {
         assert!(has(command, "--json"), "{command}");
-        // What generate saves and train makes is always new.
+        // `generate` and `train` always write new files.
         let writes = !["train", "route", "generate", "inspect", "compare"].contains(&command);
         assert_eq!(has(command, "--overwrite"), writes, "{command}");
         assert_eq!(has(command, "--dry-run"), writes && command != "demo", "{command}");

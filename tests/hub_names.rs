@@ -1,4 +1,5 @@
-//! Names of models on the hub, in every command that takes a model: from a cache on the disk, without a network.
+//! Tests names of models on the hub in every command that takes a model: from a cache on the disk,
+//! without a network.
 
 #[path = "common/program.rs"]
 mod program;
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A cache as huggingface_hub lays it out, with the demo's base as `org/base` at its branch `main`.
+/// A cache in huggingface_hub's layout, with the demo's base as `org/base` on its branch `main`.
 struct Cache {
     dir: tempfile::TempDir,
 }
@@ -31,7 +32,7 @@ impl Cache {
         self.dir.path().join(name)
     }
 
-    /// Runs the program with this cache alone.
+    /// Runs the program with only this cache.
     fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_atombank"));
         command.args(args).current_dir(self.dir.path()).env("HF_HOME", self.at("home")).env("HF_HUB_OFFLINE", "1");
@@ -47,7 +48,7 @@ impl Cache {
         String::from_utf8(out.stdout).unwrap()
     }
 
-    /// Trains for a step into `output`; gives the arguments too.
+    /// Trains one step into `output`. Also returns the arguments.
     fn train(&self, base: &str, output: &str, more: &[&str]) -> (Vec<String>, Output) {
         let demo = fixture("demo");
         let mut args = vec!["train".to_owned(), text(&demo.join("bank.toml")).to_owned(), "--quiet".to_owned()];
@@ -85,7 +86,7 @@ fn training_records_the_name_and_not_the_place_in_the_cache() {
         let state = json(&folder.join("checkpoint-000001/trainer_state.json"));
         assert_eq!((&state["config"]["base"], &state["base_commit"]), (&"hf:org/base".into(), &COMMIT.into()));
     }
-    // Names without hf: are taken too; the run goes on with the same weights only.
+    // Names without hf: work, too; a run only resumes with the same weights.
     let (_, out) = cache.train("org/base", "bank", &["--resume"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let other = COMMIT.replace('0', "f");

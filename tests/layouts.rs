@@ -1,5 +1,5 @@
-//! Checkpoints as people publish them: the same model in other files, under other names, with other settings. Each
-//! makes the GGUF that the plain folder makes.
+//! Tests checkpoints as people publish them: the same model in other files, under other names, with
+//! other settings. Each must give the same GGUF as the plain folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ impl Folder {
         fs::write(self.model(name), [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()).unwrap();
     }
 
-    /// Splits the weights into two shards; `both` stands in each.
+    /// Splits the weights into two shards; the tensor `both` is in each.
     fn split(&self, names: [&str; 2], both: Option<&str>) -> Value {
         let (header, data) = self.weights();
         let mut map = serde_json::Map::new();
@@ -69,7 +69,7 @@ impl Folder {
         for (number, shard) in names.into_iter().enumerate() {
             let (mut header, mut kept) = (serde_json::Map::new(), Vec::new());
             for (place, (name, entry)) in tensors.iter().enumerate() {
-                // The order of tensors in the files is the order in the GGUF.
+                // The tensors' order in the files becomes their order in the GGUF.
                 if place * 2 / tensors.len() != number && both != Some(name) {
                     continue;
                 }
@@ -97,7 +97,7 @@ impl Folder {
         settings
     }
 
-    /// The GGUF that it makes, and the notes of the job.
+    /// The GGUF made from the folder, and the job's notes.
     fn gguf(&self, settings: &ConvertSettings) -> (Vec<u8>, Vec<String>) {
         let made: Output = jobs::convert(settings).unwrap();
         made.write(&settings.output.destination, &|_| {}).unwrap();
@@ -108,7 +108,7 @@ impl Folder {
         jobs::convert(&self.settings()).expect_err("accepted").to_string()
     }
 
-    /// That it makes what the plain folder makes, with a note that says `note`.
+    /// Checks that it gives the same GGUF as the plain folder, with a note that contains `note`.
     fn is_plain(&self, note: &str) {
         let plain = Self::new();
         let (expected, _) = plain.gguf(&plain.settings());
@@ -145,7 +145,7 @@ fn a_whole_file_comes_before_an_index_that_is_left_over() {
     let folder = Folder::new();
     fs::write(folder.model(INDEX), json!({"weight_map": {"a": SHARDS[0]}}).to_string()).unwrap();
     folder.is_plain("is passed over: model.safetensors holds the whole model");
-    // Alone, the index asks for the shard.
+    // The index alone needs the missing shard.
     fs::remove_file(folder.model("model.safetensors")).unwrap();
     let error = folder.refusal();
     assert!(error.contains(&format!("{INDEX}: weight_map: expected the shard {} beside it", SHARDS[0])), "{error}");
@@ -169,7 +169,7 @@ fn names_are_taken_without_what_wrappers_add() {
         folder.rename(rename);
         folder.is_plain(note);
     }
-    // One name without the prefix, and it is a part of all others.
+    // If one name lacks the prefix, the prefix counts as part of all other names.
     let folder = Folder::new();
     folder.rename(|name| if name == "lm_head.weight" { name.to_owned() } else { format!("module.{name}") });
     assert!(folder.refusal().contains("tensor \"module."), "{}", folder.refusal());

@@ -1,4 +1,5 @@
-//! Merging as a user asks for it: into folders and GGUFs, several adapters, whole models, and refused.
+//! Tests merging as a user does it: into folders and GGUFs, with several adapters and whole models,
+//! and refusals.
 
 #[path = "common/program.rs"]
 mod program;
@@ -13,13 +14,13 @@ use serde_json::{Value, json};
 
 type Tensors = BTreeMap<String, HostTensor>;
 
-/// A Llama with a LoRA of rank 2 on q_proj and down_proj, and what else tests make.
+/// A Llama with a LoRA of rank 2 on q_proj and down_proj, and other files that tests make.
 struct Bench {
     dir: tempfile::TempDir,
     base: PathBuf,
 }
 
-/// Numbers without a pattern, between -1 and 1.
+/// Pseudorandom numbers between -1 and 1.
 fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -33,13 +34,13 @@ fn tensor(shape: &[usize], seed: u64) -> HostTensor {
     HostTensor { shape: shape.to_vec(), values: values(shape.iter().product(), seed).into() }
 }
 
-/// Numbers that BF16 holds: as whole tensors they are rounded to the base's type.
+/// Numbers that BF16 can represent, because whole tensors are rounded to the base's type.
 fn rounded(shape: &[usize], seed: u64) -> HostTensor {
     let tensor = tensor(shape, seed);
     HostTensor { values: tensor.values.iter().map(|v| (v * 128.0).round() / 128.0).collect(), ..tensor }
 }
 
-/// The bytes of tensor `name` of a safetensors file, changed in place.
+/// Changes the bytes of tensor `name` in a safetensors file.
 fn change_bytes(file: &Path, name: &str, change: impl FnOnce(&mut [u8])) {
     let mut bytes = fs::read(file).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -58,7 +59,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// A LoRA with numbers of its own, changed as asked.
+    /// A LoRA with its own numbers, changed by `config` and `change`.
     fn lora(&self, name: &str, seed: u64, config: Value, change: impl FnOnce(&mut Tensors)) -> PathBuf {
         let folder = self.at(name);
         let mut tensors = Tensors::new();
@@ -87,7 +88,7 @@ impl Bench {
         target
     }
 
-    /// One line on stderr, and nothing written.
+    /// The error of a merge, which must be one line on stderr; nothing may be written.
     #[track_caller]
     fn refusal(&self, exit: i32, base: &Path, others: &[&str], options: &[&str]) -> String {
         let target = self.at("never");
@@ -99,7 +100,7 @@ impl Bench {
     }
 }
 
-/// The comparison of two models as `atombank compare` has it.
+/// The comparison of two models by `atombank compare`.
 fn compared(a: &Path, b: &Path) -> Value {
     serde_json::from_str(&done(&["compare", text(a), text(b), "--json"])).unwrap()
 }
@@ -135,12 +136,12 @@ fn a_gguf_base_gives_what_the_folder_gives() {
     assert_same(&from_folder, &from_gguf);
     let back = b.merge(&gguf, &[text(&lora)], "back", &["--type", "f32"]);
     assert_same(&back, &from_gguf);
-    // An adapter out of a GGUF is the adapter.
+    // An adapter in a GGUF gives the same result as its folder.
     let plain = b.plain("plain", 1);
     done(&["convert", text(&plain), "--base", text(&b.base), "-o", text(&lora_gguf), "--quiet"]);
     let of_folder = b.merge(&b.base, &[text(&plain)], "of-folder", &[]);
     assert_same(&of_folder, &b.merge(&b.base, &[text(&lora_gguf)], "of-gguf", &[]));
-    // From a folder to a mixture in one pass is as in two.
+    // Merging a folder into a mixture in one pass gives the same result as in two.
     let one = b.merge(&b.base, &[text(&plain)], "one.gguf", &["--type", "Q4_K_M"]);
     let f32 = b.merge(&b.base, &[text(&plain)], "two-f32.gguf", &["--type", "f32"]);
     let two = b.at("two.gguf");
@@ -184,14 +185,15 @@ fn several_adapters_add_up_and_become_one() {
     let both = b.merge(&b.base, &[&half, &more], "both", f32);
     let first = b.merge(&b.base, &[&half], "first", f32);
     assert!(relative_error(&both, &b.merge(&first, &[&more], "second", f32)) < 1e-6);
-    // Other weights for some modules: of down_proj nothing, as if the adapters had none.
+    // Other weights for some modules: with weight 0, the adapters have no effect on down_proj.
     let only = |name: &str, seed: u64| {
         b.lora(name, seed, json!({"target_modules": ["q_proj"]}), |t| t.retain(|name, _| name.contains("q_proj")))
     };
     let weighted = b.merge(&b.base, &[&half, &more], "weighted", &["--weights", "mlp.*=0,0", "--type", "f32"]);
     let (of_x, of_y) = (format!("{}=0.5", text(&only("only-x", 1))), format!("{}=-2", text(&only("only-y", 5))));
     assert_same(&weighted, &b.merge(&b.base, &[&of_x, &of_y], "only", f32));
-    // One LoRA of both is as exact as its factors; cut to their whole rank it is the same again.
+    // One LoRA made of both is as exact as its factors; truncated to its full rank, it stays the
+    // same.
     let one = b.merge(&b.base, &[&half, &more], "one", &["--to", "lora"]);
     let config: Value = serde_json::from_slice(&fs::read(one.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["r"], &config["target_modules"]), (&json!(4), &json!(["q_proj", "down_proj"])));
@@ -199,7 +201,8 @@ fn several_adapters_add_up_and_become_one() {
     assert!(relative_error(&both, &b.merge(&b.base, &[text(&one)], "by-one", f32)) < 1e-6);
     let cut = b.merge(&b.base, &[&half, &more], "cut", &["--to", "lora", "--rank", "4", "--type", "f32"]);
     assert!(relative_error(&both, &b.merge(&b.base, &[text(&cut)], "by-cut", f32)) < 1e-5);
-    // What a lower rank loses is printed, whether a LoRA or a model is written, and true.
+    // The error of a lower rank is printed, whether a LoRA or a model is written, and it is
+    // correct.
     let base = b.merge(&b.base, &[&format!("{}=0", text(&x))], "nothing", f32);
     let printed = |out: &str, options: &[&str]| {
         let out = b.at(out);
@@ -219,7 +222,7 @@ fn several_adapters_add_up_and_become_one() {
     assert!((energy + error * error - 1.0).abs() < 1e-3);
     assert_eq!(printed("svd", &["--method", "svd", "--rank", "2", "--type", "f32"]), [energy, error]);
     assert!(relative_error(&by_two, &b.at("svd")) < 1e-6);
-    // linear takes roots of the weights of factors, which is another model.
+    // linear weights factors by roots of the weights, which gives another model.
     let linear = b.merge(&b.base, &[text(&x), text(&y)], "linear", &["--method", "linear", "--type", "f32"]);
     let sum = b.merge(&b.base, &[text(&x), text(&y)], "sum", f32);
     assert!(relative_error(&sum, &linear) > 1e-2);
@@ -247,7 +250,7 @@ fn a_method_that_makes_nothing_of_a_single_model_s_weight_says_so() {
     let ties = said(&half, &["--method", "ties", "--type", "f32"]);
     assert!(ties.contains("its weight changes nothing, unless --normalize is false"), "{ties}");
     assert!(relative_error(&tuned, &b.at("out")) < 1e-6);
-    // Where the weight counts, nothing is to be said.
+    // Where the weight has an effect, there is no note.
     for options in [
         &["--method", "task_arithmetic"][..],
         &["--method", "linear", "--normalize", "false"],
@@ -273,7 +276,7 @@ fn whole_models_become_one() {
     assert!(relative_error(&task, &b.merge(&b.base, &[&lora_x, &lora_y], "sum", f32)) < 1e-6);
     let slerp = b.merge(&x, &[text(&y)], "slerp", &["--method", "slerp", "--t", "1"]);
     assert!(relative_error(&y, &slerp) < 1e-6, "all the way to the other");
-    // Of a model and itself nothing else can come; of what they change in another base neither.
+    // Combining a model with itself gives the same model, also with differences from another base.
     let twice = b.merge(&b.base, &[text(&x), text(&x)], "twice", &["--method", "nuslerp", "--type", "f32"]);
     assert!(relative_error(&x, &twice) < 1e-6);
     let of_models = b.merge(&b.base, &[text(&x), text(&y)], "of-models", &["--method", "nuslerp", "--type", "f32"]);
@@ -423,7 +426,7 @@ fn adapters_that_do_not_fit_are_refused_by_name() {
 fn outputs_of_zeros_under_dora_are_refused() {
     let b = Bench::new();
     let model = copy(&b.base, &b.at("zeros"));
-    // The first row becomes zeros.
+    // Sets the first row to zeros.
     let q = "model.layers.0.self_attn.q_proj.weight";
     change_bytes(&model.join("model.safetensors"), q, |bytes| bytes[..512].fill(0));
     let lora = b.lora("dora", 1, json!({"use_dora": true}), |tensors| {

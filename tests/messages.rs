@@ -1,9 +1,9 @@
-//! Messages of the library name fields and calls, never options or commands: `src/cli` translates them.
+//! Tests that messages of the library name fields, never options or commands: `src/cli` translates them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every Rust file below `folder`, tests apart.
+/// All Rust files below `folder`, except tests.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -16,7 +16,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The texts in quotes in `code`, in front of the tests at its end. Comments and single characters are passed over.
+/// The string literals in `code` before its tests. Comments and character literals are skipped.
 fn literals(code: &str) -> Vec<String> {
     let end = code.find("#[cfg(test)]\nmod tests {").unwrap_or(code.len());
     let code: Vec<char> = code[..end].chars().collect();
@@ -29,7 +29,7 @@ fn literals(code: &str) -> Vec<String> {
                     i += 1;
                 }
             }
-            // Characters: '"' and '\''; a lifetime has no closing quote.
+            // Character literals: '"' and '\''; a lifetime has no closing quote.
             ('\'', '\\') => i += 3,
             ('\'', _) if at(i + 2) == '\'' => i += 2,
             ('r', '"' | '#') if !at(i.wrapping_sub(1)).is_alphanumeric() && at(i.wrapping_sub(1)) != '_' => {
@@ -57,7 +57,7 @@ fn literals(code: &str) -> Vec<String> {
     found
 }
 
-/// An option, like --type, or a command of this program that a text names.
+/// The option (such as --type) or command of this program that a text names, if any.
 fn of_the_program(text: &str) -> Option<String> {
     let words: Vec<&str> = text.split([' ', '\n', '(', '`', '"', '\\', ',']).collect();
     let option = |word: &&&str| word.strip_prefix("--").is_some_and(|name| name.starts_with(char::is_alphabetic));

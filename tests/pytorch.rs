@@ -1,5 +1,5 @@
-//! PyTorch files: those that torch wrote read as torch reads them, those that we write as well, and
-//! what must not be read is refused by name. The fixtures come from fixtures/pytorch/make_pytorch.py.
+//! Tests PyTorch files: those written by torch are read as torch reads them, those written by this crate as well, and
+//! dangerous ones are refused by name. The fixtures come from fixtures/pytorch/make_pytorch.py.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ fn contents(source: &dyn Source) -> BTreeMap<String, (DType, Vec<usize>, Vec<u8>
     all.map(|(i, t)| (t.name.clone(), (t.dtype, t.shape.clone(), source.bytes(i).into_owned()))).collect()
 }
 
-/// Each row of each tensor by itself, as plans may ask for them.
+/// Reads each row of each tensor separately, as plans may do.
 fn contents_by_row(source: &dyn Source) -> BTreeMap<String, (DType, Vec<usize>, Vec<u8>)> {
     let rows = |(i, t): (usize, &TensorInfo)| {
         let bytes = (0..t.rows()).flat_map(|row| source.rows(i, row..row + 1).into_owned()).collect();
@@ -33,7 +33,7 @@ fn contents_by_row(source: &dyn Source) -> BTreeMap<String, (DType, Vec<usize>, 
     source.tensors().iter().enumerate().map(rows).collect()
 }
 
-/// torch saw the same in `NAME.bin` as stands in `NAME.safetensors`.
+/// Checks that `NAME.bin` has the same tensors as `NAME.safetensors`, which torch wrote.
 fn agrees_with_torch(name: &str) -> PytorchFile {
     let file = PytorchFile::open(&fixture(&format!("{name}.bin")), None).unwrap();
     let expected = contents(&SafetensorsFile::open(&fixture(&format!("{name}.safetensors"))).unwrap());
@@ -63,12 +63,12 @@ fn reads_both_containers_as_torch_does() {
         let file = PytorchFile::open(&fixture(name), None).unwrap();
         file.tensors().iter().map(|t| t.name.clone()).collect()
     };
-    // The dictionary's order, not the alphabet's.
+    // The order of the dictionary, not of the alphabet.
     assert_eq!(order("plain.bin"), ["layer.weight", "layer.bias", "scale", "empty"]);
     assert_eq!(order("legacy.bin"), order("plain.bin"));
 }
 
-/// Every type that torch saves and safetensors has, in the order of the fixtures.
+/// All types that torch saves and safetensors has, in the order of the fixtures.
 const EVERY_TYPE: [DType; 19] = {
     use DType::*;
     [
@@ -112,7 +112,7 @@ fn reads_tensors_of_any_stride_and_storages_of_many_tensors() {
     agrees_with_torch("strided");
     agrees_with_torch("shared-legacy");
     let file = agrees_with_torch("shared");
-    // The same tensor under two names is two tensors.
+    // A tensor under two names is read as two tensors.
     let names: Vec<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
     assert_eq!(names, ["embed.weight", "head.weight", "first", "last", "column", "list.0", "list.1.deep"]);
 }
@@ -170,7 +170,7 @@ fn nested_checkpoints_get_dotted_names_and_a_key_chooses_a_part() {
         assert!(!part.is_empty());
         assert_eq!(part, expected, "{key}");
     }
-    // Keys may hold dots themselves.
+    // Keys may contain dots.
     let one = PytorchFile::open(&fixture("lightning.bin"), Some("state_dict.0.weight")).unwrap();
     assert_eq!(one.tensors().len(), 1);
     let message = refusal("lightning.bin", Some("model"));
@@ -209,7 +209,7 @@ fn pickles_that_run_code_are_refused_by_full_name() {
     for name in ["refused-command.bin", "refused-command-legacy.bin", "refused-command-4.bin"] {
         let message = refusal(name, None);
         assert!(message.contains("found posix.system"), "{message}");
-        // Choosing another part of the file makes it no safer.
+        // The file is refused, even if another part of it is selected.
         assert!(refusal(name, Some("w")).contains("posix.system"));
     }
 }
@@ -227,7 +227,7 @@ fn tensors_of_kinds_that_are_not_read_are_refused_by_name() {
         let file = format!("refused-{name}.bin");
         let message = refusal(&file, None);
         assert!(message.contains("tensor \"part.bad\": expected") && message.contains(found), "{message}");
-        // The rest of the file can be had.
+        // The rest of the file can be read.
         let good = PytorchFile::open(&fixture(&file), Some("good")).unwrap();
         assert_eq!(*good.bytes(0), 1.0f32.to_le_bytes());
     }
@@ -277,7 +277,7 @@ fn every_type_and_stride_survives_being_written_as_torch_would() {
     }
 }
 
-/// The checksums in the archive: the reader checks those of deflated entries only, so this test does it.
+/// Checks all checksums of an archive, because the reader only checks those of deflated entries.
 #[test]
 fn written_archives_carry_the_right_checksums() {
     let dir = tempfile::tempdir().unwrap();
@@ -328,7 +328,7 @@ fn shards_are_written_with_an_index_and_read_as_a_folder() {
     let order = |plan: &Plan| plan.tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
     assert_eq!(order(folder.weights()), order(&plan));
 
-    // An index that doesn't agree with its shards, and one that leads elsewhere.
+    // An index that doesn't agree with its shards, and one that names a file outside the folder.
     let index = out.join(pytorch::SHARD_INDEX);
     let text = fs::read_to_string(&index).unwrap();
     let refused = |text: &str| {
@@ -353,7 +353,7 @@ fn a_folder_with_one_pytorch_file_opens_in_the_files_order() {
     let folder = Checkpoint::open(dir.path()).unwrap();
     let names: Vec<&str> = folder.weights().tensors.iter().map(|t| t.name.as_str()).collect();
     assert_eq!(names, ["layer.weight", "layer.bias", "scale", "empty"]);
-    // safetensors, where it is there, comes first.
+    // safetensors files take precedence if they exist.
     fs::copy(fixture("list.safetensors"), dir.path().join("model.safetensors")).unwrap();
     let folder = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(folder.weights().tensors.len(), 3);
@@ -367,7 +367,7 @@ fn types_that_torch_has_not_are_refused_before_anything_is_written() {
     assert_eq!(error, "pytorch_model.bin: tensor \"w\": expected a type of torch, found Q8_0");
 }
 
-/// Tensors made on the spot.
+/// Tensors made on the fly.
 #[derive(Debug)]
 struct Made {
     tensors: Vec<TensorInfo>,
@@ -400,7 +400,7 @@ fn made() -> impl Strategy<Value = Made> {
         let mut made = Made { tensors: Vec::new(), bytes: Vec::new() };
         for (name, dtype, shape, seed) in tensors.into_iter().filter(|t| names.insert(t.0.clone())) {
             let length = shape.iter().product::<usize>() * dtype.block_bytes();
-            // Floats have to be finite: their highest bits are kept low. The others are of any kind.
+            // Floats must be finite, so their highest bits are kept low. Other types can have any bits.
             let mask = if matches!(dtype, F64 | F32 | F16 | BF16) { 0x3f } else { 0xff };
             let byte = |i: usize| (seed.wrapping_mul(i as u64 * 2 + 1) >> 23) as u8 & mask;
             made.bytes.push((0..length).map(byte).collect());

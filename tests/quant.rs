@@ -1,7 +1,7 @@
-//! Block types bit by bit: decoding against gguf-py and ggml, encoding against ggml.
+//! Tests block types bit by bit: decoding compared with gguf-py and ggml, encoding with ggml.
 //!
-//! `ATOMBANK_QUANT_CASES=FOLDER` checks a folder made elsewhere by `fixtures/quant/make_quant.py`, and
-//! `ATOMBANK_ENCODE_CASES=FOLDER` one by `fixtures/quant/encode/make_encode.py`.
+//! `ATOMBANK_QUANT_CASES=FOLDER` uses a folder made elsewhere by `fixtures/quant/make_quant.py`,
+//! and `ATOMBANK_ENCODE_CASES=FOLDER` one made by `fixtures/quant/encode/make_encode.py`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ fn blocks_of(dtype: DType) -> Vec<u8> {
     std::fs::read(folder().join(format!("{dtype}.bin"))).unwrap()
 }
 
-/// Every type that GGUF numbers and that holds blocks.
+/// All block types with a number in GGUF.
 fn block_types() -> Vec<DType> {
     (0..256).filter_map(DType::from_ggml_id).filter(|dtype| !dtype.is_plain()).collect()
 }
@@ -53,7 +53,7 @@ fn floats(path: &Path) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// Where the f16 scales of a block stand.
+/// Offsets of the f16 scales in a block.
 fn half_scales(dtype: DType) -> &'static [usize] {
     match dtype {
         DType::Q4_1 | DType::Q5_1 | DType::Q8_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
@@ -127,7 +127,7 @@ fn a_scale_that_is_nan_or_infinite_is_found_in_every_block() {
 
 #[test]
 fn scales_that_are_not_one_half_are_looked_at_too() {
-    // IQ1_M's f16 in four nibbles, each the highest of a word.
+    // IQ1_M's f16 is in four nibbles, each the highest of a word.
     let mut iq1_m = [0; 56];
     for (byte, nibble) in [(49, 0x00), (51, 0x00), (53, 0xc0), (55, 0x70)] {
         iq1_m[byte] = nibble;
@@ -151,21 +151,21 @@ fn scales_that_are_not_one_half_are_looked_at_too() {
     assert!(!has_non_finite(DType::NVFP4, &[0xff; 36]), "ggml takes every byte for a number");
 }
 
-/// What ggml makes of the first rows: 16 hexadecimal digits of the hash of all blocks.
+/// ggml's result for the first rows: 16 hexadecimal digits of the hash of all blocks.
 #[derive(Deserialize)]
 struct Encoded {
     rows: usize,
-    /// `None` where ggml doesn't make the type without importance.
+    /// `None` if ggml doesn't encode the type without importance.
     without: Option<String>,
     with: String,
 }
 
 const ROW_LEN: usize = 512;
 
-/// What the encoders are tried with, by the names in `fixtures/quant/encode/make_encode.py`.
+/// The inputs for the encoders, by their names in `fixtures/quant/encode/make_encode.py`.
 struct Encoding {
     rows: Vec<f32>,
-    /// Row after row has the next, then the first again.
+    /// Each row uses the next importance, starting again after the last.
     importance: Vec<f32>,
     expected: BTreeMap<String, Encoded>,
 }

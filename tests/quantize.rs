@@ -1,4 +1,4 @@
-//! Quantization: whole files against what llama-quantize makes of the same models.
+//! Tests quantization: whole files compared with those of llama-quantize for the same models.
 
 #[path = "common/described.rs"]
 mod described;
@@ -17,8 +17,8 @@ use atombank::source::Source;
 use described::{described, sha256};
 use serde_json::{Map, Value as Json, json};
 
-/// A model, and what llama-quantize made of it: by file type, with `imatrix-` before those that an
-/// importance matrix led.
+/// A model, and llama-quantize's results by file type. Results with an importance matrix have the
+/// prefix `imatrix-`.
 struct Case {
     name: String,
     model: PathBuf,
@@ -26,7 +26,7 @@ struct Case {
     expected: Map<String, Json>,
 }
 
-/// Those of the fixtures, or of the folder of whole cases that the environment names.
+/// The cases of the fixtures, or of a folder of whole cases, given by an environment variable.
 fn cases() -> Vec<Case> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let Some(folder) = std::env::var_os("ATOMBANK_CONVERT_CASES") else {
@@ -99,7 +99,7 @@ fn files_equal_those_of_llama_quantize_key_by_key_and_byte_by_byte() {
     assert!(seen >= 60, "{seen}");
 }
 
-/// What of a written file is not as the reference has it.
+/// The differences of a written file from the reference's.
 fn differences(made: Output, expected: &Json) -> Vec<String> {
     let out = tempfile::tempdir().unwrap();
     let target = out.path().join("model.gguf");

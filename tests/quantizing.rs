@@ -1,5 +1,5 @@
-//! Quantization as a user asks for it: from GGUF, from a folder, led by importance, looked at before
-//! anything is there, and refused.
+//! Tests quantization as a user does it: from a GGUF, from a folder, with importance, as a dry run,
+//! and refusals.
 
 #[path = "common/program.rs"]
 mod program;
@@ -13,7 +13,7 @@ use atombank::source::Source;
 use program::{INPUT, USAGE, done, fixture, refused_leaving, text};
 use serde_json::Value;
 
-/// The llama of the fixtures as a GGUF in f32, beside what else a test makes.
+/// The llama of the fixtures as a GGUF in f32, and other files that a test makes.
 struct Model {
     dir: tempfile::TempDir,
     gguf: PathBuf,

@@ -1,15 +1,15 @@
-//! README.md's commands run as they are written, one after the other, and print what it shows.
+//! Tests that README.md's commands run as written, one after the other, and print what it shows.
 //!
-//! The commands are the lines behind `$` in its `console` blocks. What stands under a command has to be in its
-//! output, in that order; a line `...` stands for any lines. Numbers are not compared: times differ from run
-//! to run, and what training computes differs in its last digits from processor to processor.
+//! The commands are the lines with `$` in its `console` blocks. The lines below a command must occur in its output in
+//! the same order; a line `...` stands for any lines. Numbers aren't compared, because times differ between runs, and
+//! results of training differ in the last digits between processors.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-/// A command, and the lines that the document shows under it.
+/// A command, and its output in the document.
 struct Shown {
     command: String,
     lines: Vec<String>,

@@ -1,4 +1,4 @@
-//! The way back: a checkpoint that became a GGUF is the same checkpoint again.
+//! Tests the way back: a checkpoint that is converted to a GGUF and back is the same checkpoint.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,8 @@ use atombank::output::{Destination, Output};
 use atombank::plan::{Expr, Plan, PlannedTensor};
 use atombank::{DType, Result};
 
-/// `fixtures/convert`, or the folder of other cases of the same form that the environment names.
+/// The models in `fixtures/convert`, or in another folder of the same form, given by an environment
+/// variable.
 fn models() -> Vec<PathBuf> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert");
     let folder = std::env::var_os("ATOMBANK_CONVERT_CASES").map_or(fixtures, PathBuf::from);
@@ -37,8 +38,8 @@ fn contents(plan: &Plan) -> BTreeMap<&str, (DType, &[usize], Vec<u8>)> {
     plan.tensors.iter().map(|t| (t.name.as_str(), (t.dtype, t.shape.as_slice(), bytes(t)))).collect()
 }
 
-/// There and back, in the source's types: no tensor has changed, and once more there gives the same
-/// keys of the architecture.
+/// Converts a model to GGUF and back with the source's types: no tensor may change, and a second
+/// conversion must give the same keys of the architecture.
 fn returns(model: &Path, outtype: OutType) {
     let original = Checkpoint::open(model).unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -81,7 +82,8 @@ fn every_checkpoint_comes_back_bit_by_bit() {
     assert!(failed.is_empty(), "changed: {}", failed.join(", "));
 }
 
-/// The GGUF at `path` with another value of a key, and what turning it back says; `None` where it is turned back.
+/// Changes a key of the GGUF at `path` and converts it back. Returns the error; `None` if it
+/// succeeds.
 fn with_key(path: &Path, key: &str, value: u32) -> Option<String> {
     let model = GgufModel::open(path).unwrap();
     let mut metadata = model.metadata().clone();
@@ -119,9 +121,9 @@ fn counts_of_a_gguf_that_its_tensors_do_not_bear_out_are_refused() {
         for key in counts.filter_map(|key| key.strip_prefix(&prefix)) {
             for value in [0, (1 << 31) - 1, u32::MAX] {
                 let error = with_key(&path, &format!("{prefix}{key}"), value);
-                // To Falcon a width of 0 is four times its own.
+                // For Falcon, a width of 0 means four times the hidden size.
                 let is_default = key == "feed_forward_length" && value == 0;
-                // Where all layers have experts, no tensor has this width.
+                // If all layers have experts, no tensor has this width.
                 let is_unused = key == "feed_forward_length" && prefix.ends_with("moe.");
                 assert!(
                     error.is_some() || is_default || is_unused || !sizes.contains(&key),
@@ -171,7 +173,7 @@ fn projections_of_other_shapes_are_refused() {
     let model = GgufModel::open(&path).unwrap();
     let mut plan: Plan = model.tensors().iter().cloned().collect();
     let tensor = plan.tensors.iter_mut().find(|tensor| tensor.name == "blk.1.attn_qkv.weight").unwrap();
-    // As many rows in the first dimension as there have to be, and more of them in all.
+    // The first dimension has the required size, but there are more elements in total.
     tensor.shape.push(1);
     tensor.expr = Expr::Reshape { of: Box::new(tensor.expr.clone()), shape: tensor.shape.clone() };
     let changed = dir.path().join("changed.gguf");

@@ -1,7 +1,7 @@
-//! The rooms of the crate use each other as docs/architecture.md says, and in one direction.
+//! Tests that the crate's rooms only use each other as docs/architecture.md says, without cycles.
 //!
-//! A room is a folder or a file right below `src`. The table "room, uses" of the document lists for
-//! every room the rooms that it may use; this test reads the table and the sources and compares them.
+//! A room is a folder or a file directly below `src`. The document's table "room, uses" lists the rooms that each room
+//! may use; this test compares the table with the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 /// Rooms by name, each with the rooms that it uses.
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
-/// Files of `src` that are no rooms: they name all of them.
+/// Files in `src` that aren't rooms, because they name all rooms.
 const NO_ROOMS: [&str; 2] = ["lib.rs", "main.rs"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The table of docs/architecture.md whose head is `| room | uses |`: names in backquotes.
+/// The table in docs/architecture.md with the header `| room | uses |`; names are in backquotes.
 fn documented() -> Edges {
     let text = fs::read_to_string(root().join("docs/architecture.md")).unwrap();
     let rows = text.lines().skip_while(|line| *line != "| room | uses |").skip(2).take_while(|l| l.starts_with('|'));
@@ -45,12 +45,12 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Whether a file holds tests alone, which may use any room.
+/// Whether a file contains only tests, which may use any room.
 fn is_test(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str() == "tests") || path.file_name().is_some_and(|n| n == "tests.rs")
 }
 
-/// The code of a file: without comments, and without the tests at its end.
+/// The code of a file, without comments and without the tests at its end.
 fn code(text: &str) -> String {
     let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
     let lines: Vec<&str> = lines.collect();
@@ -59,7 +59,7 @@ fn code(text: &str) -> String {
     lines[..end].join("\n")
 }
 
-/// The rooms that `code` names behind `crate::`, also inside of a list: `crate::{dtype::DType, quant}`.
+/// The rooms that `code` names after `crate::`, also in a list: `crate::{dtype::DType, quant}`.
 fn used(code: &str) -> BTreeSet<String> {
     let name = |text: &str| {
         let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
@@ -94,7 +94,7 @@ fn used(code: &str) -> BTreeSet<String> {
     rooms
 }
 
-/// What the sources say.
+/// The uses of rooms in the sources.
 fn written() -> Edges {
     let src = root().join("src");
     let mut files = Vec::new();
@@ -127,7 +127,7 @@ fn written() -> Edges {
     edges
 }
 
-/// A room that, by `edges`, uses itself by way of others; the way.
+/// The path of a cycle in `edges`, from a room through others back to itself, if there is one.
 fn circle(edges: &Edges) -> Option<Vec<String>> {
     fn walk(room: &str, edges: &Edges, way: &mut Vec<String>, done: &mut BTreeSet<String>) -> Option<Vec<String>> {
         if let Some(start) = way.iter().position(|seen| seen == room) {

@@ -1,4 +1,4 @@
-//! Routed forward passes against the PyTorch reference (fixtures/routing).
+//! Compares routed forward passes with the PyTorch reference (fixtures/routing).
 
 mod common;
 
@@ -7,7 +7,7 @@ use atombank::model::{Batch, NoAdapter, Residence, Sequence, TextEncoder, greedy
 use candle_core::{Device, Tensor};
 use common::{CASES, Case};
 
-/// `[N_b, ..]` from one tensor a block.
+/// Combines one tensor per block into `[N_b, ..]`.
 fn by_block(tensors: &[atombank::adapter::HostTensor]) -> Vec<f32> {
     tensors.iter().flat_map(|t| t.values.iter().copied()).collect()
 }
@@ -95,7 +95,7 @@ fn a_sentence_encoder_gives_what_transformers_gives() {
     let case = Case::open("llama-prompt");
     let decoder = case.decoder(Residence::Streamed);
     let base = TextEncoder::open(&common::fixtures().join("demo/base")).unwrap();
-    // Found below the bank's folder, as a bank that carries its encoder names it.
+    // The encoder is found in the bank's folder, for a bank that contains its encoder.
     let encoder = InstructionEncoder::open("encoder", &folder, &Device::Cpu).unwrap();
     assert_eq!(encoder.dim(), Some(24));
     let sequences: Vec<Sequence> = texts

@@ -1,4 +1,4 @@
-//! What is left of an output when the program is ended in the middle of it: nothing.
+//! Tests that nothing is left of an output when the program is ended while it writes.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A folder with a model of one matrix of zeros, large enough for a conversion to take seconds. The file has
-/// a hole for its values and takes no room.
+/// Makes a folder with a model of one matrix of zeros, large enough that a conversion takes
+/// seconds. The file is sparse and takes no space.
 fn model(folder: &Path) {
     fs::create_dir(folder).unwrap();
     fs::write(folder.join("config.json"), r#"{"architectures": ["SomethingElse"]}"#).unwrap();
@@ -40,7 +40,7 @@ fn wait_until(what: impl Fn() -> bool) {
     }
 }
 
-/// Bytes that the process has written, to files of whatever name.
+/// The number of bytes that the process has written to any files.
 fn written(child: &Child) -> u64 {
     let text = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("wchar: "));
@@ -52,7 +52,7 @@ fn signals_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     model(&dir.path().join("model"));
     for signal in ["TERM", "HUP", "INT"] {
-        // A folder has a name while it is written.
+        // A folder has a temporary name while it is written.
         let mut child = convert(dir.path(), "out");
         wait_until(|| names(dir.path()).iter().any(|name| name.ends_with(".partial")));
         let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap();
@@ -66,14 +66,14 @@ fn signals_leave_nothing() {
 fn what_was_killed_leaves_nothing_or_goes_with_the_next_run() {
     let dir = tempfile::tempdir().unwrap();
     model(&dir.path().join("model"));
-    // A file has no name before it is complete, where the file system can do that.
+    // A file has no name until it is complete, if the file system supports that.
     let mut child = convert(dir.path(), "out.safetensors");
     wait_until(|| written(&child) > 1 << 20);
     child.kill().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     let left = names(dir.path());
     assert!(left.is_empty() || left.iter().all(|name| name.ends_with(".partial")), "{left:?}");
-    // A folder stays, and the next run for the same output deletes it.
+    // A folder stays, and the next run with the same output deletes it.
     let mut child = convert(dir.path(), "out");
     wait_until(|| names(dir.path()).iter().any(|name| name.starts_with(".out.") && name.ends_with(".partial")));
     child.kill().unwrap();

@@ -1,5 +1,5 @@
-//! Training steps against torch (fixtures/routing: training.json, training.safetensors), and whole
-//! runs on the demo's base model.
+//! Compares training steps with torch (fixtures/routing: training.json, training.safetensors), and
+//! tests whole runs on the demo's base model.
 
 mod common;
 
@@ -26,9 +26,10 @@ fn rows(json: &serde_json::Value) -> Vec<Sequence> {
     json["rows"].as_array().unwrap().iter().map(row).collect()
 }
 
-/// Steps for which the reference reproduces its own gradient norms, and its own losses, to 1e-3 when
-/// its start moves by one rounding error (fixtures/routing/sensitivity.py). Beyond them no other
-/// implementation can be compared. Every other case is reproducible for all ten.
+/// The numbers of steps for which the reference reproduces its own gradient norms and its own
+/// losses to 1e-3 when its start changes by one rounding error (fixtures/routing/sensitivity.py).
+/// Beyond them, no other implementation can be compared. All other cases are reproducible for all
+/// ten steps.
 fn reproducible_steps(name: &str) -> (usize, usize) {
     match name {
         "llama-all-linear-rslora" => (4, 7),
@@ -92,7 +93,7 @@ fn gradients_losses_and_ten_steps_are_torchs() {
     }
 }
 
-/// |found - expected| / |expected|, as vectors.
+/// The relative distance |found - expected| / |expected| of vectors.
 fn distance(found: &[f32], expected: &[f32]) -> f64 {
     let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
     let gap = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
@@ -164,7 +165,7 @@ fn run(config: &TrainConfig, resume: bool, stop_after: usize) -> Result<Outcome,
     let stop = AtomicBool::new(false);
     train(config, resume, &Device::Cpu, &stop, &mut |event| {
         if matches!(event, Event::Step { step, .. } if step == stop_after) {
-            // Seen by the trainer before the next step.
+            // The trainer sees this before the next step.
             stop.store(true, Ordering::Relaxed);
         }
     })

@@ -1,4 +1,5 @@
-//! What the program says of commands that can't be meant as they are, and of those that worked.
+//! Tests what the program prints for commands that were probably not meant as they are, and for
+//! those that succeeded.
 
 #[path = "common/program.rs"]
 mod program;
@@ -91,7 +92,7 @@ fn what_was_written_is_said_in_one_line() {
     let json = done(&["quantize", &at("x.gguf"), "--type", "Q4_K_M", "-o", &at("z.gguf"), "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["bytes"].as_u64().unwrap(), fs::metadata(at("z.gguf")).unwrap().len());
-    // Options of a recipe go with every type that quantize makes, not only with mixtures.
+    // Recipe options work with every type that `quantize` supports, not only with mixtures.
     done(&["quantize", &at("x.gguf"), "--type", "Q8_0", "--pure", "-o", &at("p.gguf")]);
     let json = done(&["convert", text(&model), "-o", &at("none.gguf"), "--dry-run", "--json"]);
     let json: Value = serde_json::from_str(&json).unwrap();

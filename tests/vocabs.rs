@@ -1,5 +1,5 @@
-//! Tokenizers of GGUF files as Hugging Face's files: vocabularies of real models, and llama.cpp's
-//! own tokens for its own texts.
+//! Tests conversion of GGUF tokenizers to Hugging Face's files, with vocabularies of real models
+//! and llama.cpp's own tokens for its own texts.
 
 #[path = "common/vocabularies.rs"]
 mod vocabularies;
@@ -42,7 +42,8 @@ fn every_text_gets_the_tokens_that_llama_cpp_gives() {
     assert!(texts_seen > 0);
 }
 
-/// What llama.cpp puts around a text with these vocabularies, by keys or of its own accord.
+/// The special tokens that llama.cpp adds to a text with these vocabularies, because of keys or by
+/// default.
 #[test]
 fn special_tokens_stand_where_llama_cpp_puts_them() {
     if std::env::var_os("ATOMBANK_VOCABS").is_some() {

@@ -1,4 +1,4 @@
-//! Settings of a plain LoRA, as PEFT's `adapter_config.json` has them.
+//! Settings of a plain LoRA, from PEFT's `adapter_config.json`.
 
 use std::path::Path;
 
@@ -7,14 +7,15 @@ use serde_json::{Map, Value, json};
 use crate::error::Result;
 use crate::json::Fields;
 
-/// What a plain LoRA's config says.
+/// The config of a plain LoRA.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // The fields carry PEFT's names.
 pub struct LoraConfig {
     pub r: usize,
     pub lora_alpha: f64,
     pub use_rslora: bool,
-    /// Names of linear layers; `None` where the config has a pattern, and the tensors decide.
+    /// Names of linear layers. `None` where the config has a pattern: then the adapter's tensors
+    /// decide.
     pub target_modules: Option<Vec<String>>,
     pub base_model_name_or_path: String,
 }
@@ -61,7 +62,8 @@ impl LoraConfig {
         };
         f.only("bias", &[json!("none")])?;
         f.only("fan_in_fan_out", &[json!(false)])?;
-        // Other initialisations change the base as well, so that adding to the plain base is wrong.
+        // Other initialisations change the base as well, so adding to the unchanged base would be
+        // wrong.
         f.only("init_lora_weights", &[json!(true), json!(false), json!("gaussian")])?;
         f.ignore(INERT);
         f.finish()?;

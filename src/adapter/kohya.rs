@@ -1,6 +1,7 @@
 //! Adapters in one safetensors file, as kohya-ss/sd-scripts and LyCORIS save them.
 //!
-//! Modules are called by their paths with underscores for dots, which only the base can undo.
+//! Names of modules are their paths with underscores in place of dots. Only the base tells where
+//! the dots were.
 
 mod update;
 
@@ -13,16 +14,16 @@ use crate::plan::{Plan, PlannedTensor};
 pub(crate) use update::method_of;
 use update::{ModuleTensors, Update};
 
-/// What stands before the paths of modules.
+/// Prefixes of module names.
 const PREFIXES: [&str; 6] = ["lora_te1_", "lora_te2_", "lora_te_", "lora_unet_", "lycoris_", "lora_"];
 
-/// Whether the tensors of a file are called as those of such an adapter.
+/// Whether the names of a file's tensors are those of such an adapter.
 pub(crate) fn is_kohya(tensors: &Plan) -> bool {
     let named = |name: &str| PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && name.contains('.');
     !tensors.tensors.is_empty() && tensors.tensors.iter().all(|tensor| named(&tensor.name))
 }
 
-/// The adapter with these tensors, which stand in `file`, on `base`.
+/// Reads the adapter with these tensors, from the file at `file`, as changes to `base`.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a kind of update that this version can't merge, naming the tensor;
@@ -41,7 +42,7 @@ pub(super) fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes
     let named: HashMap<String, &PlannedTensor> = base.named().collect();
     for name in named.keys() {
         if let Some(path) = name.strip_suffix(".weight") {
-            // An inner model's paths lack what stands before it.
+            // Paths in an adapter of an inner model lack the outer modules.
             for (start, _) in path.match_indices('.').chain([(usize::MAX, "")]) {
                 let inner = &path[start.wrapping_add(1)..];
                 paths.entry(inner.replace('.', "_")).or_default().push(path.to_owned());
@@ -53,7 +54,8 @@ pub(super) fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes
     for (module, parts) in modules {
         let path = find(file, &module, &parts, &paths, base)?;
         if let Some(other) = taken.insert(path.clone(), module.clone()) {
-            // Which comes first would matter, and nothing says so.
+            // The result would depend on the order of the two updates, which the file doesn't
+            // define.
             return Err(Finding::new(file, subject(&module, &parts))
                 .expected(format_args!("one update of the base's {path:?}"))
                 .found(format_args!("another, {other:?}"))
@@ -67,7 +69,7 @@ pub(super) fn changes(file: &Path, tensors: Plan, base: &Base) -> Result<Changes
     Ok(changes)
 }
 
-/// The path of the module that the file calls `module`.
+/// The path of the module that has the name `module` in the file.
 fn find(
     file: &Path,
     module: &str,
@@ -77,7 +79,7 @@ fn find(
 ) -> Result<String> {
     let bare = PREFIXES.iter().find_map(|prefix| module.strip_prefix(prefix)).unwrap_or(module);
     let found = paths.get(bare).map(Vec::as_slice).unwrap_or_default();
-    // A whole path comes before the end of another.
+    // A match of a whole path takes precedence over matches of a path's end.
     let whole: Vec<&String> = found.iter().filter(|path| path.len() == bare.len()).collect();
     match (whole.as_slice(), found) {
         ([path], _) => return Ok((*path).clone()),

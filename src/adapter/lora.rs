@@ -1,4 +1,4 @@
-//! A plain LoRA in memory: settings, and factors of one rank for linear layers of a decoder.
+//! A plain LoRA in memory: settings, and factors of the same rank for linear layers of a decoder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::output::{Destination, Output};
 use crate::plan::Plan;
 use crate::source::Source;
 
-/// A plain LoRA: its settings and its factors, by their names in its file.
+/// A plain LoRA: its settings and its factors, by tensor name.
 #[derive(Debug, Clone)]
 pub struct Lora {
-    /// The folder that it was read from or is meant for; errors name it.
+    /// The folder from which it was read, or for which it is meant; errors name it.
     pub path: PathBuf,
     /// Its settings.
     pub config: LoraConfig,
@@ -29,7 +29,7 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors`.
+    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors` as a plain LoRA.
     ///
     /// # Errors
     /// Missing or malformed files, another kind of adapter, a field this version doesn't know, tensors
@@ -55,10 +55,10 @@ impl Lora {
         Ok(lora)
     }
 
-    /// A LoRA for `base` with B = 0: it changes nothing until it is trained.
+    /// Makes a LoRA for `base` with B = 0, which changes nothing until it is trained.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] where no module is adapted.
+    /// [`crate::Error::Format`] where the config selects no module.
     pub fn fresh(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) -> Result<Self> {
         let mut tensors = Tensors::new();
         let targets = config.target_modules.clone().unwrap_or_default();
@@ -76,7 +76,7 @@ impl Lora {
         self.output().write(&Destination { overwrite, ..Destination::new(folder) }, &|_| ()).map(drop)
     }
 
-    /// Writes the LoRA's two files into `folder`, where other files may be, each by a rename.
+    /// Writes the LoRA's two files into `folder`, each by a rename; other files there stay.
     ///
     /// # Errors
     /// [`crate::Error::Io`], [`crate::Error::NotFinite`].
@@ -96,7 +96,7 @@ impl Lora {
 
     /// `lora_A`, `[r, d_in]`, and `lora_B`, `[d_out, r]`, of a linear layer of [`Lora::layers`].
     pub fn factors(&self, layer: LinearLayer) -> (&HostTensor, &HostTensor) {
-        // check_names has seen both for every layer.
+        // `check_names` has made sure that both exist for every layer.
         (&self.tensors[&layer.factor_name('A')], &self.tensors[&layer.factor_name('B')])
     }
 

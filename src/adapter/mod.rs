@@ -1,4 +1,5 @@
-//! Adapters: PEFT's kinds and kohya's as changes to the tensors of their base, and plain LoRAs in memory.
+//! Adapters: those of PEFT and kohya as changes to the tensors of their base, and plain LoRAs in
+//! memory.
 
 mod config;
 pub(crate) mod gguf;

@@ -1,7 +1,7 @@
-//! The one way to an adapter: what stands at a path, by its content, and what it changes in a base.
+//! Opening adapters: finds the adapter at a path by its content, and says what it changes in a base.
 //!
-//! PEFT writes an adapter as a folder of its own, and trainers write such folders into others: one for every
-//! checkpoint of a run, one for every named adapter. A path may name any of them, or a file in them.
+//! PEFT writes an adapter as a folder. Trainers write such folders into others: one for every checkpoint of a run, one
+//! for every named adapter. A path may name any of these folders, or a file in them.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -24,20 +24,20 @@ use crate::source::Source;
 pub(crate) const CONFIG: &str = "adapter_config.json";
 /// PEFT's names of an adapter's weights, the preferred one first.
 const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
-/// What trainers call the folders of their checkpoints: this, and the step.
+/// The prefix of a trainer's checkpoint folders. The step follows.
 const CHECKPOINT: &str = "checkpoint-";
 
-/// The adapter at `path` as changes to the tensors of `base`: a folder as PEFT or a trainer has it, a file of
-/// kohya-ss/sd-scripts or LyCORIS, or a LoRA in a GGUF.
+/// Reads the adapter at `path` as changes to the tensors of `base`. It can be a folder of PEFT or of a trainer, a file
+/// of kohya-ss/sd-scripts or LyCORIS, or a LoRA in a GGUF.
 ///
 /// # Errors
-/// What [`AdapterFiles::find`] and [`AdapterFiles::changes`] meet; [`crate::Error::Unsupported`] for an adapter
-/// that is on behind certain tokens only.
+/// Those of [`AdapterFiles::find`] and [`AdapterFiles::changes`]; [`crate::Error::Unsupported`] for an adapter that
+/// acts only after certain tokens.
 pub fn open(path: &Path, base: &Base) -> Result<Changes> {
     AdapterFiles::find(path)?.merged_changes(base)
 }
 
-/// The files of one adapter, open, before anything is made of its tensors.
+/// The open files of one adapter, before its tensors are interpreted.
 #[derive(Debug)]
 pub struct AdapterFiles {
     path: PathBuf,
@@ -47,23 +47,23 @@ pub struct AdapterFiles {
     notes: Vec<String>,
 }
 
-/// The form in which an adapter is kept.
+/// The form in which an adapter is stored.
 #[derive(Debug)]
 enum AdapterForm {
     /// A folder of PEFT, with its settings.
     Peft(Map<String, Value>),
-    /// One file, as kohya-ss/sd-scripts and LyCORIS save it: names of tensors say everything.
+    /// One file, as saved by kohya-ss/sd-scripts and LyCORIS. It has no settings besides the names of tensors.
     Kohya,
     /// A LoRA in a GGUF, as llama.cpp loads it.
     Gguf(Metadata),
 }
 
 impl AdapterFiles {
-    /// Finds the adapter that `path` names: a file of one, its folder, or a folder in which it is the only one. Of
-    /// a run's checkpoints the latest is taken, unless the run itself calls another one its best.
+    /// Finds the adapter that `path` names: a file of an adapter, its folder, or a folder that contains only one
+    /// adapter. Of a run's checkpoints, it is the latest, unless the run itself calls another one its best.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where there are several, naming them, or none; those of reading the files.
+    /// [`crate::Error::Mismatch`] where there is none, or several (it names them); errors of reading the files.
     pub fn find(path: &Path) -> Result<Self> {
         if path.is_file() {
             return Self::of_file(path);
@@ -84,7 +84,7 @@ impl AdapterFiles {
         Ok(Self { path: folder, file, tensors: Plan::taking(&source), form: AdapterForm::Peft(config), notes })
     }
 
-    /// The adapter of a single file.
+    /// Opens an adapter of a single file.
     fn of_file(path: &Path) -> Result<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if path.file_name().is_some_and(|name| name == CONFIG) {
@@ -98,9 +98,9 @@ impl AdapterFiles {
                 let form = AdapterForm::Gguf(model.metadata().clone());
                 return Ok(Self { path: file.clone(), file, tensors, form, notes });
             }
-            // Behind the header's length stands its JSON.
+            // safetensors: a JSON header follows the header's length.
             [.., b'{'] => Arc::new(SafetensorsFile::open(path)?),
-            // A zip, or a pickle.
+            // PyTorch: a zip or a pickle.
             [b'P', b'K', ..] | [0x80, ..] => Arc::new(PytorchFile::open(path, None)?),
             _ => Arc::new(SafetensorsFile::open(path)?),
         };
@@ -124,17 +124,17 @@ impl AdapterFiles {
         &self.path
     }
 
-    /// The file that has the tensors.
+    /// The file that holds the tensors.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Every tensor, by the name and with the type that it has there.
+    /// All tensors, under the names and with the types that the file has.
     pub fn tensors(&self) -> &Plan {
         &self.tensors
     }
 
-    /// adapter_config.json, where the adapter has one.
+    /// The content of adapter_config.json, if the adapter has one.
     pub fn settings(&self) -> Option<&Map<String, Value>> {
         match &self.form {
             AdapterForm::Peft(settings) => Some(settings),
@@ -142,13 +142,13 @@ impl AdapterFiles {
         }
     }
 
-    /// Why no base can have the adapter merged into it, by what its settings say alone.
+    /// The error if the adapter's settings alone show that no base can have it merged.
     pub fn refusal(&self) -> Option<Error> {
         let settings = self.settings()?;
         peft::refusal(&self.path.join(CONFIG), settings).err()
     }
 
-    /// What the adapter changes in `base`.
+    /// The changes that the adapter makes to `base`.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for a kind, a field or a tensor that this version can't turn into changes of
@@ -194,7 +194,7 @@ fn beginning(path: &Path) -> Result<[u8; 9]> {
     Ok(bytes)
 }
 
-/// The weights in a folder of PEFT: safetensors, else what torch has saved.
+/// The weights in a folder of PEFT: safetensors if there are any, otherwise torch's file.
 fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
     let [safetensors, pickled] = WEIGHTS.map(|name| folder.join(name));
     if safetensors.is_file() {
@@ -213,14 +213,14 @@ fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
     })
 }
 
-/// The folder of the adapter somewhere below `folder`, which is none itself.
+/// Finds the folder of the only adapter below `folder`, which is not an adapter itself.
 fn below(folder: &Path, notes: &mut Vec<String>) -> Result<PathBuf> {
     let finding = || Finding::new(folder, CONFIG);
     let mut found: Vec<PathBuf> = Vec::new();
     for child in subfolders(folder)? {
         match child.join(CONFIG).is_file() {
             true => found.push(child),
-            // A checkpoint may have its adapter, or each of several, one level further down.
+            // A checkpoint may hold its adapter, or several, one level further down.
             false if step(&child).is_some() => {
                 found.extend(subfolders(&child)?.into_iter().filter(|inner| inner.join(CONFIG).is_file()));
             }
@@ -255,7 +255,7 @@ fn below(folder: &Path, notes: &mut Vec<String>) -> Result<PathBuf> {
     Ok(chosen.clone())
 }
 
-/// The folders in `folder`, by name.
+/// The folders in `folder`, sorted by name.
 fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).at(folder, "read")? {
@@ -268,13 +268,13 @@ fn subfolders(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The step of a trainer's checkpoint, by the name of its folder.
+/// The step of a trainer's checkpoint, from the name of its folder.
 fn step(folder: &Path) -> Option<u64> {
     folder.file_name()?.to_str()?.strip_prefix(CHECKPOINT)?.parse().ok()
 }
 
-/// The adapter of the latest checkpoint of a run, where all are of checkpoints, each has one, and the run doesn't
-/// call another checkpoint its best.
+/// The adapter of a run's latest checkpoint. `None` unless all `adapters` belong to checkpoints, each checkpoint has
+/// one, and the run doesn't name another checkpoint as its best.
 fn latest<'a>(run: &Path, adapters: &'a [PathBuf]) -> Option<&'a PathBuf> {
     let checkpoint = |path: &'a PathBuf| path.ancestors().take_while(|path| *path != run).last();
     let mut steps: Vec<(u64, &Path, &PathBuf)> = Vec::new();
@@ -298,7 +298,7 @@ mod tests {
 
     use super::*;
 
-    /// A copy of a fixture's adapter at `to`.
+    /// Copies a fixture's adapter to `to`.
     fn adapter(to: &Path) {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters/lora");
         fs::create_dir_all(to).unwrap();
@@ -349,7 +349,7 @@ mod tests {
         for step in [1, 2] {
             adapter(&at(&format!("run/checkpoint-{step}")));
         }
-        // The trainer says that another checkpoint was better.
+        // Now the trainer's state names another checkpoint as the best.
         let state = r#"{"best_model_checkpoint": "out/checkpoint-1"}"#;
         fs::write(at("run/checkpoint-2/trainer_state.json"), state).unwrap();
         assert!(error("run").contains("found several: checkpoint-1, checkpoint-2"), "{}", error("run"));

@@ -1,4 +1,4 @@
-//! The tensors of an adapter in memory: by name, with the factors of each linear layer among them.
+//! The tensors of an adapter in memory, by name, including the factors of linear layers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,22 +14,22 @@ use crate::output::{Destination, Output};
 use crate::plan::{self, Expr, Plan, PlannedTensor, Staging};
 use crate::source::show_shape;
 
-/// A tensor in memory: adapters are small.
+/// A tensor in memory, in f32: adapters are small.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostTensor {
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Row by row.
+    /// The values, row by row.
     pub values: Arc<[f32]>,
 }
 
-/// Tensors by the names that they have in the adapter's file.
+/// Tensors by their names in the adapter's file.
 pub type Tensors = BTreeMap<String, HostTensor>;
 
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// The values of all tensors of `plan`, in f32.
+/// Reads all tensors of `plan` in f32.
 pub(crate) fn read_tensors(plan: &Plan) -> Result<Tensors> {
     let tensors = plan.tensors.iter().map(|tensor| PlannedTensor { dtype: DType::F32, ..tensor.clone() }).collect();
     let plan = Plan { tensors };
@@ -49,7 +49,7 @@ pub(crate) fn adapted_layers(tensors: &Tensors) -> Vec<LinearLayer> {
     layers
 }
 
-/// The names of the modules among `layers`, and the decoder layers that they are in.
+/// The names of the modules in `layers`, and the numbers of their decoder layers.
 pub(crate) fn modules_and_layers(layers: &[LinearLayer]) -> (Vec<String>, Vec<usize>) {
     let mut modules: Vec<Module> = layers.iter().map(|layer| layer.module).collect();
     modules.sort();
@@ -59,8 +59,8 @@ pub(crate) fn modules_and_layers(layers: &[LinearLayer]) -> (Vec<String>, Vec<us
     (modules.into_iter().map(|module| module.name().to_owned()).collect(), numbers)
 }
 
-/// Checks that every tensor of `file` is a factor that has its partner and belongs to one of `targets`,
-/// where there are any, or is one of the adapter's `own` tensors.
+/// Checks that every tensor of `file` is a factor that has its partner, or one of the adapter's
+/// `own` tensors. Factors must belong to one of `targets`, if given.
 pub(crate) fn check_factor_names(
     file: &Path,
     tensors: &Tensors,
@@ -122,8 +122,8 @@ pub(crate) fn check_factor_shapes(file: &Path, tensors: &Tensors, r: usize, base
     Ok(())
 }
 
-/// Fresh factors of rank `r` for every module of `targets` in every layer: A Kaiming-uniform with
-/// a = sqrt 5, B zero.
+/// Adds fresh factors of rank `r` for every module of `targets` in every layer: A is
+/// Kaiming-uniform with a = sqrt 5, B is zero.
 pub(crate) fn add_fresh_factors(
     tensors: &mut Tensors,
     targets: &[String],
@@ -135,7 +135,7 @@ pub(crate) fn add_fresh_factors(
         for module in Module::ALL.into_iter().filter(|m| targets.iter().any(|t| t == m.name())) {
             let layer = LinearLayer { layer, module };
             let (d_out, d_in) = module.shape(base);
-            // Kaiming-uniform with a = sqrt 5 comes to a bound of 1 / sqrt(fan-in).
+            // Kaiming-uniform with a = sqrt 5 has the bound 1 / sqrt(fan-in).
             let bound = 1.0 / (d_in as f32).sqrt();
             let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
             tensors.insert(layer.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
@@ -150,7 +150,7 @@ pub(crate) fn adapter_output(config: &Value, tensors: &Tensors) -> Output {
     Output::adapter(config, planned(tensors))
 }
 
-/// Writes the two files of an adapter into `folder`, where other files may be, each by a rename.
+/// Writes the two files of an adapter into `folder`, each by a rename; other files there stay.
 pub(crate) fn replace_adapter(config: &Value, tensors: &Tensors, folder: &Path) -> Result<()> {
     let staging = Staging::folder(&folder.join("adapter"), false)?;
     adapter_output(config, tensors).write_into(&staging, plan::Options::default())?;

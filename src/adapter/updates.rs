@@ -1,4 +1,4 @@
-//! What an adapter adds to the linear layers of a decoder, in memory: to be run, and to be made into banks.
+//! The updates of an adapter to the linear layers of a decoder, in memory: to run it, and to make banks of it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,29 +29,30 @@ impl LinearUpdate {
     }
 }
 
-/// The low-rank updates of linear layers that an adapter is, each with a rank and a scale of its own.
+/// An adapter as low-rank updates of linear layers, each with its own rank and scale.
 #[derive(Debug, Clone)]
 pub struct LinearUpdates {
-    /// Where the adapter is; errors name it.
+    /// The adapter's path; errors name it.
     pub path: PathBuf,
     updates: BTreeMap<LinearLayer, LinearUpdate>,
 }
 
 impl LinearUpdates {
-    /// The updates that the adapter at `path` makes to `base`, whose typed config is `config`. The adapter may be any that [`super::open`] reads and is nothing but them.
+    /// Reads the updates that the adapter at `path` makes to `base`, whose typed config is `config`. The adapter may be
+    /// any that [`super::open`] reads, if it changes nothing else.
     ///
     /// # Errors
-    /// As there; [`crate::Error::Unsupported`] for an adapter that changes anything else, naming it.
+    /// As [`super::open`]; [`crate::Error::Unsupported`] for an adapter that changes anything else, naming it.
     pub fn open(path: &Path, base: &Base, config: &ModelConfig) -> Result<Self> {
         let updates = Self::of(&super::open(path, base)?.without_copies(base)?)?;
         updates.check_base(config)?;
         Ok(Self { path: path.to_owned(), ..updates })
     }
 
-    /// The updates that `changes` are.
+    /// Reads `changes` as updates of linear layers.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for a change of another kind, or of a tensor that is no linear layer's weight.
+    /// [`crate::Error::Unsupported`] for a change of another kind, or of a tensor that isn't a linear layer's weight.
     pub fn of(changes: &Changes) -> Result<Self> {
         let mut updates = BTreeMap::new();
         for (name, change) in &changes.changes {
@@ -72,12 +73,12 @@ impl LinearUpdates {
         Ok(Self { path: changes.path.clone(), updates })
     }
 
-    /// The linear layers that are changed, in the order in which a forward pass calls them.
+    /// The changed linear layers, in the order in which a forward pass calls them.
     pub fn layers(&self) -> impl Iterator<Item = LinearLayer> {
         self.updates.keys().copied()
     }
 
-    /// The update of a linear layer, where there is one.
+    /// The update of a linear layer, if there is one.
     pub fn get(&self, layer: LinearLayer) -> Option<&LinearUpdate> {
         self.updates.get(&layer)
     }
@@ -117,7 +118,7 @@ impl LinearUpdates {
     }
 }
 
-/// The values of a factor of the update of `name`.
+/// Reads a factor of the update of `name`.
 fn read(name: &str, factor: &Expr) -> Result<HostTensor> {
     let shape = factor.shape();
     let tensor = PlannedTensor { name: name.to_owned(), dtype: DType::F32, shape: shape.clone(), expr: factor.clone() };

@@ -1,4 +1,4 @@
-//! The config of the decoders that this crate runs: what [`Params`] says, checked and typed.
+//! The config of the decoders that this crate runs: [`Params`], checked and typed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{DECODERS, Dim, Presence, Role, Tensor, Windows};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
 
-/// What a decoder's config says that bears on its weights and its mathematics.
+/// The part of a decoder's config that determines its weights and its computation.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)] // The fields carry the config's own names.
 pub struct ModelConfig {
@@ -36,17 +36,17 @@ pub struct ModelConfig {
     /// RMS norms over each head of q and k.
     pub qk_norm: bool,
     pub rope: Rope,
-    /// For every layer: how many positions back a token sees, itself included; `None` is all.
+    /// For every layer, how many tokens a token attends to, itself included; `None` means all before it.
     pub sliding_window: Vec<Option<usize>>,
     pub bos_token_id: Option<u32>,
-    /// Any of these ends a text.
+    /// Each of these tokens ends a text.
     pub eos_token_ids: Vec<u32>,
-    /// What all this was read from.
+    /// The config from which this was read.
     pub(crate) origin: Origin,
 }
 
-/// The completed config that a [`ModelConfig`] was made of. Two that say the same of a model may be spelled
-/// differently, so that it doesn't count when they are compared.
+/// The completed config from which a [`ModelConfig`] was made. It is ignored when two [`ModelConfig`]s are compared,
+/// because the same model can be described by different spellings.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin(pub(super) Arc<Params>);
 
@@ -61,21 +61,21 @@ impl PartialEq for Origin {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// How the frequencies are stretched.
+    /// How the frequencies are scaled.
     pub scaling: RopeScaling,
 }
 
-/// How rotary frequencies are stretched for longer contexts.
+/// How rotary frequencies are scaled for longer contexts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
-    /// Every frequency divided by `factor`.
+    /// Every frequency is divided by `factor`.
     Linear {
         /// The divisor.
         factor: f64,
     },
-    /// Llama 3's: low frequencies divided, high ones kept, smooth between.
+    /// Llama 3's scaling: low frequencies are divided, high ones kept, with a smooth transition.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
@@ -89,8 +89,8 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// The angular frequency of each pair of a head's dimensions, in radians a position.
-    /// [head_dim / 2], computed in f32 as transformers does (`modeling_rope_utils.py`).
+    /// The angular frequency of each pair of a head's dimensions, in radians per position: `[head_dim / 2]` values,
+    /// computed in f32 as transformers does (`modeling_rope_utils.py`).
     pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
         let base = self.theta as f32;
         (0..head_dim)
@@ -100,7 +100,7 @@ impl Rope {
             .collect()
     }
 
-    /// What `frequency` is divided by: 1 where it is kept.
+    /// The divisor of `frequency`: 1 where it is kept.
     pub fn factor(&self, frequency: f32) -> f32 {
         match self.scaling {
             RopeScaling::None => 1.0,
@@ -122,13 +122,13 @@ impl Rope {
 }
 
 impl ModelConfig {
-    /// Checks `json`, read from the file at `path`, by the table of its class: fields that it leaves out
-    /// have transformers' defaults.
+    /// Checks `json`, read from the file at `path`, against the table of its class. Fields that it leaves out have
+    /// transformers' defaults.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for a class that this version can't run, and for a field that it
-    /// doesn't know and that could change what the model computes; [`crate::Error::Format`] for a value of
-    /// the wrong kind, [`crate::Error::Mismatch`] for values that contradict each other.
+    /// [`crate::Error::Unsupported`] for a class that this version can't run, and for an unknown field that could
+    /// change what the model computes; [`crate::Error::Format`] for a value of the wrong kind;
+    /// [`crate::Error::Mismatch`] for values that contradict each other.
     pub fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
         let class = class(json);
         let Some((family, windows)) = DECODERS.iter().find(|(family, _)| class == Some(family.class)) else {
@@ -136,7 +136,7 @@ impl ModelConfig {
             let finding = Finding::new(path, "architectures").expected(known.join(", "));
             return Err(finding.found(class.unwrap_or("none")).unsupported());
         };
-        // What GGUF can't say is no matter here.
+        // The notes are about what GGUF can't express, which doesn't matter here.
         let mut params = Params::complete(family, path, json, &mut Vec::new())?;
         params.refuse_unknown()?;
         params.refuse_nulls()?;
@@ -151,7 +151,7 @@ impl ModelConfig {
         };
         let bias = |role: Role| has(role, |row| row.bias);
         let ids = |name: &'static str| -> Result<Vec<u32>> {
-            // Only what config.json itself says: a class's default ids are those of another vocabulary.
+            // Only from config.json itself: a class's default ids belong to another vocabulary.
             let values = match params.given(name) {
                 Some(Value::Array(values)) => values.as_slice(),
                 Some(value) => std::slice::from_ref(value),
@@ -199,7 +199,7 @@ impl ModelConfig {
     }
 }
 
-/// The rotary parameters, every one of which is known or refused.
+/// The rotary parameters. Unknown ones are refused.
 fn rope(params: &Params) -> Result<Rope> {
     let mut p = Fields::inside(params.path(), params.rope_field, &params.rope);
     let theta = p.get("rope_theta")?.unwrap_or(10000.0);
@@ -229,11 +229,11 @@ fn rope(params: &Params) -> Result<Rope> {
     Ok(Rope { theta, scaling })
 }
 
-/// Which layers see only a window: those that `layer_types` names, or, where it is absent, those that the
-/// family says.
+/// The window of each layer that has one: the layers that `layer_types` names or, without that field, those that the
+/// family defines.
 fn sliding_window(params: &Params, windows: Windows, layers: usize) -> Result<Vec<Option<usize>>> {
     let window = params.whole(&["sliding_window"])?;
-    // Mistral has no such field, and transformers reads none there.
+    // Mistral has no `use_sliding_window`, and transformers doesn't read it there.
     let enabled = windows == Windows::EveryLayer || params.flag("use_sliding_window", false);
     let from = params.whole(&["max_window_layers"])?.unwrap_or(0);
     let wrong = || params.finding("layer_types").expected("full_attention or sliding_attention");
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    /// What transformers 5.23 makes of config.json without a field, and with null.
+    /// What transformers 5.23 computes where a field is missing or null.
     #[test]
     fn fields_that_are_absent_or_null_are_as_in_transformers() {
         let class = |name: &str, change: &[(&str, Value)]| {
@@ -337,7 +337,7 @@ mod tests {
             assert_eq!((config.sliding_window, config.head_dim), (vec![window; 4], head_dim), "{name}");
             assert_eq!((config.rms_norm_eps, config.tie_word_embeddings), (1e-6, false), "{name}");
             assert_eq!(config.rope, Rope { theta: 10000.0, scaling: RopeScaling::None }, "{name}");
-            // Null is no window, and as many keys and values as queries.
+            // Null means no window, and as many key-value heads as query heads.
             let null = [("sliding_window", Value::Null), ("num_key_value_heads", Value::Null)];
             let config = class(name, &null).unwrap();
             assert_eq!((config.sliding_window, config.num_key_value_heads), (vec![None; 4], 32), "{name}");
@@ -358,7 +358,7 @@ mod tests {
             assert_eq!(on(&[&upper[..], &[("sliding_window", Value::Null)]].concat()).unwrap(), [None; 4]);
             assert!(on(&[("max_window_layers", Value::Null)]).is_err());
         }
-        // No field of Mistral's.
+        // Mistral has no field `use_sliding_window`.
         let off = [("use_sliding_window", json!(false)), ("sliding_window", json!(8))];
         assert_eq!(class("MistralForCausalLM", &off).unwrap().sliding_window, [Some(8); 4]);
         let theta =
@@ -377,7 +377,7 @@ mod tests {
             let error = parse(llama(), &[("some_field", setting)]).unwrap_err().to_string();
             assert!(error.contains("some_field: expected a field this version knows"), "{error}");
         }
-        // Another class's field, which transformers doesn't read in this one.
+        // A field of another class, which transformers doesn't read in this one.
         assert!(parse(llama(), &[("query_pre_attn_scalar", json!(256))]).is_ok());
         let error = parse(llama(), &[("partial_rotary_factor", json!(0.5))]).unwrap_err().to_string();
         assert!(error.contains("partial_rotary_factor: expected 1.0, found 0.5"), "{error}");

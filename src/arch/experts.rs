@@ -1,5 +1,5 @@
-//! The experts of a layer in one tensor, as the classes of transformers 5 have them and as their bare state dicts are
-//! saved, taken apart into the tensors that the tables list.
+//! Splits a tensor that holds all experts of a layer into the tensors that the tables list. The classes of transformers
+//! 5 have such tensors, and their bare state dicts save them.
 //!
 //! Reference: transformers `conversion_mapping.py` (`qwen2_moe`, `mixtral`); llama.cpp `conversion/qwen.py`.
 
@@ -12,14 +12,14 @@ use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// The parameters of a layer's experts, and what stands one above the other in each expert's matrix.
+/// The parameters of a layer's experts, and the roles whose rows follow each other in each expert's matrix.
 const PARAMETERS: [(&str, &[Role]); 2] =
     [("gate_up_proj", &[Role::ExpertGate, Role::ExpertUp]), ("down_proj", &[Role::ExpertDown])];
 
-/// More experts than any layer has: each becomes a tensor of its own.
+/// An upper bound: no layer has more experts, and each becomes a separate tensor.
 const MANY: usize = 1 << 16;
 
-/// The rows of the table that the tensor called `name` holds for all experts of a layer; none for another tensor.
+/// The table's rows for the tensor called `name`, if that holds all experts of a layer; `None` for other tensors.
 fn rows(family: &'static Family, name: &str) -> Option<Vec<Match>> {
     let (module, parameter) = name.strip_suffix(".weight").unwrap_or(name).rsplit_once('.')?;
     let (_, roles) = PARAMETERS.iter().find(|(known, _)| *known == parameter && module.ends_with(".experts"))?;
@@ -33,10 +33,10 @@ fn rows(family: &'static Family, name: &str) -> Option<Vec<Match>> {
     roles.iter().map(row).collect()
 }
 
-/// `weights` with a tensor for each expert where one holds all of a layer.
+/// Returns `weights` with one tensor per expert in place of each tensor that holds all experts of a layer.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for such a tensor of another shape than config.json asks for.
+/// [`crate::Error::Mismatch`] if such a tensor doesn't have the shape that config.json implies.
 pub(crate) fn separated<'a>(params: &Params, weights: &'a Plan) -> Result<Cow<'a, Plan>> {
     let fused = |tensor: &PlannedTensor| rows(params.family, &tensor.name);
     if weights.tensors.iter().all(|tensor| fused(tensor).is_none()) {
@@ -52,7 +52,7 @@ pub(crate) fn separated<'a>(params: &Params, weights: &'a Plan) -> Result<Cow<'a
     Ok(Cow::Owned(Plan { tensors }))
 }
 
-/// The tensors of every expert out of the one of all, by the class's own names.
+/// Splits the tensor of all experts into one tensor per expert, under the class's own names.
 fn parts(params: &Params, tensor: &PlannedTensor, rows: &[Match]) -> Result<Vec<PlannedTensor>> {
     let finding = || Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name));
     let mut parts = Vec::new();

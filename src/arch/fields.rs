@@ -1,12 +1,13 @@
-//! Fields of config.json: which every config may have, and which a family's class has.
+//! Fields of config.json: those that every config may have, and those of a family's class.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use super::{ALL, Config, Family};
 
-/// Fields that every config may have and that don't change what the weights compute: they concern
-/// training, generation or other programs, or how weights were packed, which a checkpoint sees to when it is opened.
+/// Fields that every config may have and that don't change what the weights compute. They concern
+/// training, generation or other programs, or how weights were packed, which is handled when a
+/// checkpoint is opened.
 pub(crate) const INERT: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -76,11 +77,11 @@ pub(crate) const INERT: &[&str] = &[
     "use_flash_attn",
 ];
 
-/// What is read from the tables' texts once.
+/// The parsed defaults of all tables.
 struct Tables {
-    /// By the text of [`Family::defaults`].
+    /// The parsed fields, by the text of [`Family::defaults`].
     defaults: HashMap<&'static str, Config>,
-    /// Every field that some class has.
+    /// Every field of any class.
     known: HashSet<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The folder of a model that this crate can run: a checkpoint whose config is checked and typed.
+//! The folder of a model that this crate can run.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ impl HfFolder {
     /// Opens the folder as [`Checkpoint::open`] does.
     ///
     /// # Errors
-    /// As there; also for an unknown architecture or config field.
+    /// As [`Checkpoint::open`]; also for an unknown architecture or config field.
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let config = ModelConfig::from_json(&path.join("config.json"), &checkpoint.config_json)?;
@@ -28,10 +28,11 @@ impl HfFolder {
 }
 
 impl HfFolder {
-    /// As [`Checkpoint::output`], for a plan that has to be the whole model.
+    /// As [`Checkpoint::output`], for a plan that has to hold the whole model.
     ///
     /// # Errors
-    /// As there; [`crate::Error::Mismatch`] where tensors are missing, surplus or misshapen.
+    /// As [`Checkpoint::output`]; [`crate::Error::Mismatch`] where tensors are missing, surplus or
+    /// of the wrong shape.
     pub fn output(&self, plan: Plan) -> Result<Output> {
         check_tensors(self.path(), &self.config, &plan)?;
         self.checkpoint.output(plan)

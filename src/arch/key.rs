@@ -1,70 +1,70 @@
-//! Metadata keys of GGUF, and the fields of a config that they stand for.
+//! Metadata keys of GGUF, and the config fields from which they come.
 
-/// One or several metadata keys and the config fields that they stand for. Names of keys come
-/// without the architecture before them.
+/// One or several metadata keys and the config fields from which they come. Names of keys are given without the
+/// architecture prefix.
 pub(crate) enum Key {
-    /// Several, in order.
+    /// Several keys, in order.
     Group(&'static [Key]),
-    /// A whole number, from the first of the fields that is there.
+    /// A whole number, from the first of the fields that the config has.
     U32(&'static str, &'static [&'static str]),
-    /// A number as float32, from the first of the fields that is there.
+    /// A float32, from the first of the fields that the config has.
     F32(&'static str, &'static [&'static str]),
     /// As `F32`, but zero counts as absent.
     Scale(&'static str, &'static str),
-    /// A truth value, `default` where the config has none.
+    /// A boolean, `default` where the config has none.
     Bool(&'static str, &'static str, bool),
-    /// A text that is always the same.
+    /// A constant text.
     Text(&'static str, &'static str),
-    /// A number that is always the same.
+    /// A constant number.
     Const(&'static str, u32),
-    /// A truth value that is always the same.
+    /// A constant boolean.
     Flag(&'static str, bool),
-    /// `feed_forward_length`: the field, or four times the model's width where it says nothing.
+    /// `feed_forward_length`: the field, or four times the hidden size without it.
     FeedForward(&'static str),
     /// `attention.key_length` and `attention.value_length`, where the config has `head_dim`.
     HeadDim,
-    /// `rope.dimension_count`: a whole head.
+    /// `rope.dimension_count`: all dimensions of a head.
     RopeWholeHead,
-    /// `rope.dimension_count`: the part of a head that `partial_rotary_factor` says.
+    /// `rope.dimension_count`: the part of a head that `partial_rotary_factor` gives.
     RopePart,
-    /// Type, factor and yarn's numbers of rotary scaling.
+    /// Type and factor of rotary scaling, and the parameters of yarn.
     RopeScaling,
     /// `rope.freq_base`.
     RopeBase,
-    /// `rope.freq_base_swa`, for architectures with another base in local layers.
+    /// `rope.freq_base_swa`, for architectures whose local layers have another base.
     RopeBaseLocal,
-    /// `rope.scaling.original_context_length` of Phi-3.
+    /// `rope.scaling.original_context_length`, for Phi-3.
     OriginalContext,
     /// `attention.sliding_window`: 0 where there is none.
     WindowOrZero,
-    /// `attention.sliding_window`, where a layer sees no more; llama.cpp lets every so many-th see everything.
+    /// `attention.sliding_window`, if some layers have a window; in llama.cpp, each `every`-th layer has none.
     LocalWindow { every: usize },
     /// `general.file_type`.
     FileType,
-    /// `{arch}.pooling_type` of sentence-transformers folders.
+    /// `{arch}.pooling_type`, for folders of sentence-transformers.
     Pooling,
-    /// `attention.causal` false, where `is_causal` says so.
+    /// `attention.causal` = false, where `is_causal` is false.
     NotCausal,
-    /// `classifier.output_labels`, from `id2label` of more than the default labels.
+    /// `classifier.output_labels`, from `id2label` if its labels aren't the default ones.
     Labels,
-    /// `context_length`: the positions that are used, which begin after `pad_token_id`.
+    /// `context_length`: the number of usable positions, which begin after `pad_token_id`.
     ContextAfterPadding,
-    /// `attention.layer_norm_epsilon`, a number that is always the same.
+    /// `attention.layer_norm_epsilon`, a constant number.
     Epsilon(f32),
 }
 
-/// Tensors that come from the config, not from the checkpoint.
+/// Tensors that are computed from the config and not stored in the checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extra {
     Nothing,
     /// Llama 3's divisors of the rotary frequencies: `rope_freqs.weight`.
     RopeFreqs,
-    /// Phi-3's factors of short and long contexts, `rope_factors_long.weight` and `_short`, with the
-    /// key `rope.scaling.attn_factor`.
+    /// Phi-3's factors for short and long contexts, `rope_factors_short.weight` and `rope_factors_long.weight`, with
+    /// the key `rope.scaling.attn_factor`.
     LongFactors,
 }
 
-/// The keys that most architectures begin with (conversion/base.py, `TextModel.set_gguf_parameters`).
+/// The keys with which most architectures begin (conversion/base.py, `TextModel.set_gguf_parameters`).
 pub(crate) const BASE: &[Key] = &[
     Key::U32("block_count", &["num_hidden_layers", "n_layers"]),
     Key::U32("context_length", &["max_position_embeddings"]),

@@ -1,4 +1,4 @@
-//! Which tensors a decoder has, by its config.
+//! The tensors that a decoder must have according to its config.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -9,19 +9,19 @@ use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// Name and shape of every tensor that `config` asks for, in Hugging Face's names: the embeddings, then layer by
-/// layer, then the rest.
+/// Name and shape of every tensor that `config` asks for, under Hugging Face's names: the
+/// embeddings, then layer by layer, then the rest.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] where those are more than `most`.
+/// [`crate::Error::Mismatch`] where these would be more than `most`.
 pub fn expected_tensors(config: &ModelConfig, most: usize) -> Result<Vec<(String, Vec<usize>)>> {
     let mut all = lookup::expected(&config.origin.0, most, |_| false)?;
     all.sort_by_key(|wanted| (wanted.tensor.role != Role::Embedding, wanted.layer.is_none(), wanted.layer));
     Ok(all.into_iter().map(|wanted| (wanted.name, wanted.shape)).collect())
 }
 
-/// Checks that `weights` holds every tensor that `config` asks for in its shape, and no other but
-/// buffers and, where embeddings are tied, an output head that repeats them.
+/// Checks that `weights` holds every tensor that `config` asks for, in its shape. It may hold no
+/// other tensor except buffers and, where embeddings are tied, an output head equal to them.
 ///
 /// # Errors
 /// [`crate::Error::Mismatch`], naming the file and the tensor.

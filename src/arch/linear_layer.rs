@@ -1,4 +1,4 @@
-//! The linear layers of a decoder: where weights stand and adapters act.
+//! The linear layers of a decoder, on which adapters act.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use super::{ModelConfig, Role, Tensor};
 
 /// A linear layer of a decoder layer, in the order in which a forward pass calls them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)] // The names are transformers', less "_proj".
+#[allow(missing_docs)] // The names are transformers', without "_proj".
 pub enum Module {
     Q,
     K,
@@ -23,7 +23,7 @@ impl Module {
     /// All of them, in execution order.
     pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
 
-    /// What its weight is in a family's table.
+    /// The role of its weight in a family's table.
     pub(crate) fn role(self) -> Role {
         match self {
             Module::Q => Role::Q,
@@ -36,8 +36,8 @@ impl Module {
         }
     }
 
-    /// Its row in the table of Llama. All decoders that this crate runs have these names; a test holds
-    /// them to that.
+    /// Its row in Llama's table. All decoders that this crate runs use the same names, which a test
+    /// checks.
     fn row(self) -> &'static Tensor {
         static ROWS: OnceLock<[&Tensor; Module::ALL.len()]> = OnceLock::new();
         let row = |module: Module| LLAMA.row(module.role()).expect("every linear layer of Llama has a row");
@@ -55,7 +55,7 @@ impl Module {
         Self::ALL.into_iter().find(|m| m.name() == name)
     }
 
-    /// `(d_out, d_in)` in a decoder with this config.
+    /// The shape `(d_out, d_in)` in a decoder with this config.
     pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
         let hidden = config.hidden_size;
         let queries = config.num_attention_heads * config.head_dim;
@@ -70,7 +70,7 @@ impl Module {
     }
 }
 
-/// One linear layer. They sort in execution order.
+/// One linear layer of a decoder. Values sort in execution order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinearLayer {
     /// The decoder layer, from 0.
@@ -109,7 +109,7 @@ impl LinearLayer {
         format!("base_model.model.{self}.lora_{which}.weight")
     }
 
-    /// The site whose `lora_A` or `lora_B` is called `name`.
+    /// The linear layer whose `lora_A` or `lora_B` is called `name`.
     pub(crate) fn of_factor(name: &str, which: char) -> Option<LinearLayer> {
         let path = name.strip_prefix("base_model.model.model.layers.")?;
         let path = path.strip_suffix(&format!(".lora_{which}.weight"))?;

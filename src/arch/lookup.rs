@@ -1,30 +1,30 @@
-//! What a tensor's name means by a family's table, and which tensors a config asks for.
+//! What a tensor's name means in a family's table, and which tensors a config asks for.
 
 use super::params::Params;
 use super::wrapper::text_name;
 use super::{Dim, Family, Presence, Tensor, Transform};
 use crate::error::Result;
 
-/// A name that a table has a row for, taken apart.
+/// A parsed tensor name and the table's row for it.
 pub(crate) struct Match {
     pub(crate) tensor: &'static Tensor,
-    /// Its number in the table.
+    /// The index of the row in the table.
     pub(crate) number: usize,
     pub(crate) layer: Option<usize>,
-    /// The place in a stack.
+    /// The index in a stack.
     pub(crate) place: Option<usize>,
     /// `weight` or `bias`.
     pub(crate) suffix: &'static str,
 }
 
-/// What a table knows of a name.
+/// What a table says about a name.
 pub(crate) enum Lookup {
     Row(Match),
     Dropped,
     Unknown,
 }
 
-/// Looks a name of transformers up in the table, with or without the module that wraps a text model.
+/// Finds a name of transformers in the table. The name may include the module of a text model in a wrapper class.
 pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
     let name = &*text_name(name);
     let renamed = family.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
@@ -47,7 +47,7 @@ pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
     let parts: Vec<&str> = module
         .split('.')
         .map(|part| match part.parse::<usize>() {
-            // One spelling a number: no sign, no leading zero.
+            // Only one spelling per number: no sign, no leading zeros.
             Ok(number) if number.to_string() == part && numbers.len() < 2 => {
                 numbers.push(number);
                 if numbers.len() == 1 { "{}" } else { "{e}" }
@@ -57,7 +57,7 @@ pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
         .collect();
     let template = parts.join(".");
     let mut tensors = family.tensors.iter().copied().flatten().enumerate();
-    // transformers 5 calls the block of Mixtral's experts as other classes do.
+    // transformers 5 uses the same name for the block of Mixtral's experts as for other classes.
     let is_row = |hf: &str| {
         hf == template || hf.contains(".block_sparse_moe.") && hf.replace(".block_sparse_moe.", ".mlp.") == template
     };
@@ -74,7 +74,7 @@ pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
 }
 
 impl Match {
-    /// The name that the class itself has for it.
+    /// The name in the class of transformers.
     pub(crate) fn hf_name(&self) -> String {
         named(self.tensor.hf, self.layer, self.place, self.suffix)
     }
@@ -85,7 +85,7 @@ impl Match {
     }
 }
 
-/// A template with its numbers filled in.
+/// Fills the numbers into a template.
 pub(crate) fn named(template: &str, layer: Option<usize>, place: Option<usize>, suffix: &str) -> String {
     let mut name = template.to_owned();
     for (mark, number) in [("{}", layer), ("{e}", place)] {
@@ -96,12 +96,12 @@ pub(crate) fn named(template: &str, layer: Option<usize>, place: Option<usize>, 
     format!("{name}.{suffix}")
 }
 
-/// Whether something so given may be there: a tied checkpoint may store its head all the same.
+/// Whether a tensor may exist. A checkpoint with tied embeddings may still store its head.
 pub(crate) fn may_have(params: &Params, presence: Presence) -> bool {
     matches!(presence, Presence::Unless("tie_word_embeddings")) || must_have(params, presence)
 }
 
-/// Whether something so given has to be there.
+/// Whether a tensor must exist.
 pub(crate) fn must_have(params: &Params, presence: Presence) -> bool {
     match presence {
         Presence::Never => false,
@@ -111,22 +111,22 @@ pub(crate) fn must_have(params: &Params, presence: Presence) -> bool {
     }
 }
 
-/// A tensor that has to be there.
+/// A tensor that a checkpoint of the model must have.
 pub(crate) struct Expected {
     /// Its name in transformers.
     pub(crate) name: String,
     pub(crate) tensor: &'static Tensor,
     pub(crate) number: usize,
     pub(crate) layer: Option<usize>,
-    /// The place in a stack.
+    /// The index in a stack.
     pub(crate) place: Option<usize>,
     pub(crate) is_bias: bool,
     /// Its shape in transformers.
     pub(crate) shape: Vec<usize>,
 }
 
-/// Refuses a number of layers, heads or experts that asks for more tensors than the `most` that there are:
-/// counts come from outside, and nothing gets a size by one that the tensors don't bear out.
+/// Refuses a number of layers, heads or experts that would need more tensors than the `most` that exist. These counts
+/// come from a file, so nothing may be allocated by a count that the tensors don't confirm.
 ///
 /// # Errors
 /// [`crate::Error::Mismatch`], naming the field.
@@ -159,7 +159,8 @@ pub(crate) fn check_counts(params: &Params, most: usize) -> Result<()> {
     Ok(())
 }
 
-/// Heads share the width of the layer, and keys' heads are shared by as many queries' heads each.
+/// Checks that the number of heads divides the hidden size (unless the config has `head_dim`), and that query heads
+/// divide evenly among key-value heads.
 fn check_heads(params: &Params) -> Result<()> {
     let (heads, groups) = (params.count(Dim::Heads)?, params.count(Dim::KvHeads)?);
     let hidden = params.count(Dim::Hidden)?;
@@ -179,8 +180,8 @@ fn check_heads(params: &Params) -> Result<()> {
     Ok(())
 }
 
-/// Every tensor that the table and the config ask for, and those it may have that `also` wants; an error
-/// where they can't be among `most`.
+/// Every tensor that the table and the config require, and the optional ones that `also` selects. It is an error if
+/// they can't be among `most` tensors.
 ///
 /// # Errors
 /// As [`check_counts`], and for sizes that config.json lacks.
@@ -216,7 +217,7 @@ pub(crate) fn expected(params: &Params, most: usize, also: impl Fn(&Tensor) -> b
     Ok(all)
 }
 
-/// The shape in transformers. A bias is as long as its layer's output.
+/// The shape in transformers. A bias has one value per output of its layer.
 pub(crate) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Result<Vec<usize>> {
     let shape: Vec<usize> = tensor.shape.iter().map(|dim| params.count(*dim)).collect::<Result<_>>()?;
     if !is_bias {
@@ -230,7 +231,7 @@ pub(crate) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Resul
 pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
     let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
     check_heads(params)?;
-    // A group has some queries, one key and one value.
+    // A group has some query heads, one key head and one value head.
     let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
     let queries = heads / groups;
     let row = |group: usize, place: usize| {
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn fused_projections_are_queries_then_keys_then_values() {
-        // Two groups of two queries, a key and a value, each of two rows.
+        // Two groups, each with two query heads, a key head and a value head. A head has two rows.
         assert_eq!(falcon(4, 2).unwrap(), [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]);
         let neox = json!({"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 4, "num_attention_heads": 2});
         assert_eq!(rows(neox, Transform::HeadwiseQkv).unwrap(), [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);

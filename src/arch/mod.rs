@@ -1,10 +1,9 @@
-//! Model families: one table for each class of transformers, which every other room asks.
+//! Model families: one table for each class of transformers, used by all other rooms.
 //!
-//! A table (`Family`) says how the class is called, which tensors it has, what each of them is
-//! (`Role`) and what becomes of it in GGUF, which metadata keys hold which fields of its config, and what
-//! transformers takes for fields that a config.json leaves out. `Params` is a config
-//! read by its table; `lookup` answers what a tensor's name means and which tensors a config asks for;
-//! `Naming` answers the same of any checkpoint, by names alone where its class has no table.
+//! A table (`Family`) gives the class's name, its tensors with their role (`Role`) and their form in GGUF, the metadata
+//! keys for the fields of its config, and transformers' defaults for fields that config.json leaves out. `Params` is a
+//! config read by its table. `lookup` finds a tensor's name in a table, and lists the tensors that a config asks for.
+//! `Naming` answers such questions for any checkpoint: where its class has no table, it goes by names alone.
 //!
 //! Reference: llama.cpp `conversion/*.py`, `gguf-py/gguf/tensor_mapping.py` and `constants.py`;
 //! transformers `models/*/configuration_*.py` for the defaults.
@@ -41,15 +40,15 @@ pub(crate) use tensor::{Dim, Presence, Role, Tensor, Transform};
 use crate::formats::gguf::Metadata;
 use crate::tokenizer::Vocab;
 
-/// config.json.
+/// The content of config.json.
 pub(crate) type Config = serde_json::Map<String, serde_json::Value>;
 
-/// A table for every config of its class.
+/// [`Family::when`] of a table for every config of its class.
 const fn always(_: &Config) -> bool {
     true
 }
 
-/// What a GGUF file has, for [`Family::fits`].
+/// What a GGUF file contains, for [`Family::fits`].
 pub(crate) struct GgufContents<'a> {
     pub(crate) metadata: &'a Metadata,
     pub(crate) tensors: HashSet<&'a str>,
@@ -73,9 +72,9 @@ impl GgufContents<'_> {
 pub(crate) struct Family {
     /// The class: the first of config.json's `architectures`.
     pub(crate) class: &'static str,
-    /// Which configs of the class, where there are several tables for one.
+    /// Selects configs of the class, where it has several tables.
     pub(crate) when: fn(&Config) -> bool,
-    /// Which GGUF files of the architecture go back to this class.
+    /// Selects the GGUF files of the architecture that convert back to this class.
     pub(crate) fits: fn(&GgufContents) -> bool,
     /// Other classes with the same tensors, which are read but never written.
     pub(crate) also: &'static [&'static str],
@@ -83,32 +82,31 @@ pub(crate) struct Family {
     pub(crate) model_type: &'static str,
     /// `general.architecture`.
     pub(crate) gguf: &'static str,
-    /// Every field of the class's config with transformers' default, as a JSON object. `"auto"`
-    /// stands for what transformers derives from other fields.
+    /// Every field of the class's config with transformers' default, as a JSON object. `"auto"` marks a value that
+    /// transformers derives from other fields.
     pub(crate) defaults: &'static str,
-    /// What the GGUF takes for granted.
+    /// Field values that the GGUF format assumes.
     pub(crate) assumed: &'static [Assumed],
     /// Metadata keys in the reference's order.
     pub(crate) keys: &'static [Key],
-    /// Tensors that are made of the config.
+    /// Tensors that are computed from the config.
     pub(crate) extra: Extra,
-    /// Tensors; those of one stack stand in the order in which the reference writes them.
+    /// Tensors; those of one stack are in the order in which the reference writes them.
     pub(crate) tensors: &'static [&'static [Tensor]],
-    /// Beginnings of names that other classes or older checkpoints have: what they are replaced by.
+    /// Prefixes of names in other classes or older checkpoints, each with its replacement.
     pub(crate) prefixes: &'static [(&'static str, &'static str)],
-    /// Beginnings and ends of names of tensors that llama.cpp has no use for.
+    /// Prefixes and suffixes of tensor names that llama.cpp doesn't use.
     pub(crate) dropped: &'static [&'static str],
     /// How the tokenizer's files become a vocabulary.
     pub(crate) vocab: Vocab,
 }
 
-/// A field whose value GGUF has no key for: llama.cpp computes as if it were one of `values`.
+/// A field for which GGUF has no key: llama.cpp computes as if it were one of `values`.
 pub(crate) struct Assumed {
     pub(crate) field: &'static str,
     /// As JSON text, separated by bars.
     pub(crate) values: &'static str,
-    /// Whether another value is refused, or only pointed out because the reference writes the file
-    /// all the same.
+    /// Whether another value is refused. If false, it gets a note, because the reference converts such a model too.
     pub(crate) refused: bool,
 }
 
@@ -122,7 +120,7 @@ pub(crate) const fn should(field: &'static str, values: &'static str) -> Assumed
     Assumed { field, values, refused: false }
 }
 
-/// Every table. The first of a `general.architecture` that fits is what a GGUF goes back to.
+/// All tables. A GGUF converts back to the first one that has its `general.architecture` and fits.
 pub(crate) const ALL: &[&Family] = &[
     &families::llama::MIXTRAL,
     &families::llama::LLAMA,
@@ -150,18 +148,19 @@ pub(crate) const ALL: &[&Family] = &[
     &families::bert::DISTILBERT,
 ];
 
-/// Which layers of a decoder see only a window, where its config has one and no `layer_types`.
+/// Which layers of a decoder have an attention window, where the config gives one but no `layer_types`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Windows {
     /// The class has no windows.
     Never,
     /// Every layer, unless `use_sliding_window` says otherwise.
     EveryLayer,
-    /// Those from `max_window_layers` on, where `use_sliding_window` says so.
+    /// Layers from `max_window_layers` on, if `use_sliding_window` is true.
     UpperLayers,
 }
 
-/// The families that this crate runs and trains. Biases and norms of queries and keys follow from their tables.
+/// The families that this crate can run and train. Whether they have biases, and norms of queries and keys, follows
+/// from their tables.
 pub(crate) const DECODERS: &[(&Family, Windows)] = &[
     (&families::llama::LLAMA, Windows::Never),
     (&families::llama::MISTRAL, Windows::EveryLayer),
@@ -193,12 +192,12 @@ pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Family> 
     ALL.iter().filter(named).copied().find(|family| (family.when)(config))
 }
 
-/// The table of the class that transformers makes of a config of this `model_type`.
+/// The table of the class that transformers builds from a config of this `model_type`.
 pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static Family> {
     ALL.iter().copied().find(|family| family.model_type == model_type && (family.when)(config))
 }
 
-/// The table that a GGUF file goes back to.
+/// The table for converting a GGUF file back.
 pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'static Family> {
     ALL.iter().copied().find(|family| family.gguf == architecture && (family.fits)(found))
 }

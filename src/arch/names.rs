@@ -1,5 +1,5 @@
-//! What the name of a tensor says about it, in any checkpoint: by the table of its class, and where
-//! there is none, by the names that most classes of transformers use.
+//! What a tensor's name says about the tensor, in any checkpoint: by the table of its class or, without a table, by the
+//! names that most classes of transformers use.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,14 +9,14 @@ use super::renames::{self, Prefixes};
 use super::{Config, Family, Role, Transform, wrapper};
 use crate::plan::Plan;
 
-/// The output head of classes that can tie it to their embeddings.
+/// The output head of classes that can tie it to the embeddings.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The names of one model's tensors.
 #[derive(Clone, Copy)]
 pub(crate) struct Naming {
     family: Option<&'static Family>,
-    /// The module of the text model, whose tensors the table has, where the class wraps it.
+    /// The module of the text model, if the class wraps one. The table's tensors are inside it.
     module: Option<&'static str>,
     /// Prefixes that the class renames when it loads a checkpoint.
     prefixes: Prefixes,
@@ -56,7 +56,7 @@ impl Naming {
         }
     }
 
-    /// The row of the table that `name` is of; `None` without one.
+    /// The table's row for `name`, if there is one.
     fn row(self, name: &str) -> Option<Match> {
         match find(self.family?, name) {
             Lookup::Row(row) => Some(row),
@@ -64,8 +64,8 @@ impl Naming {
         }
     }
 
-    /// The name in GGUF of the tensor called `name`; `None` for one that the class's table doesn't have, or
-    /// that becomes a part of another.
+    /// The name in GGUF of the tensor called `name`. `None` if the class's table doesn't have the tensor, or if it
+    /// becomes a part of another.
     pub(crate) fn gguf_name(self, name: &str) -> Option<String> {
         let row = self.row(name)?;
         (!matches!(row.tensor.transform, Transform::Stack(_))).then(|| row.gguf_name())
@@ -114,19 +114,19 @@ impl Naming {
         Some(self.conv1d?.iter().any(|end| ends_path(module, end)))
     }
 
-    /// What the tensor called `name` is in the model, by the table or else by its name.
+    /// The role of the tensor called `name`, by the table or else by its name.
     pub(crate) fn role(self, name: &str) -> Option<Role> {
         self.row(name).map(|row| row.tensor.role).or_else(|| role_by_name(name))
     }
 
-    /// Whether the weight called `name` is that of a linear layer, which an adapter of low rank can act on;
-    /// what nothing is known of is taken for one.
+    /// Whether the weight called `name` is that of a linear layer, on which a low-rank adapter can act. A tensor of
+    /// unknown role counts as one.
     pub(crate) fn is_linear(self, name: &str) -> bool {
         self.role(name).is_none_or(Role::is_linear)
     }
 }
 
-/// Modules that are not linear layers, by the ends of their paths.
+/// Roles of modules that are not plain linear layers, by the ends of their paths.
 const ROLES: &[(&str, Role)] = &[
     ("embed_tokens", Role::Embedding),
     ("embed_in", Role::Embedding),
@@ -136,12 +136,12 @@ const ROLES: &[(&str, Role)] = &[
     ("wpe", Role::PositionEmbedding),
     ("position_embeddings", Role::PositionEmbedding),
     ("embed_positions", Role::PositionEmbedding),
-    // T5: one row for each distance between tokens.
+    // T5 has one row per bucket of distances between tokens.
     ("relative_attention_bias", Role::PositionEmbedding),
     ("token_type_embeddings", Role::TypeEmbedding),
     ("lm_head", Role::OutputHead),
     ("embed_out", Role::OutputHead),
-    // Recent versions of transformers have routers as bare parameters.
+    // Recent versions of transformers store routers as bare parameters.
     ("mlp.gate", Role::Router),
     ("block_sparse_moe.gate", Role::Router),
     ("router", Role::Router),
@@ -152,19 +152,19 @@ pub(crate) fn ends_path(path: &str, end: &str) -> bool {
     path.strip_suffix(end).is_some_and(|start| start.is_empty() || start.ends_with('.'))
 }
 
-/// What a weight of this name is in classes without a table, where the name says so.
+/// The role of a weight with this name in classes without a table, where the name tells it.
 pub(crate) fn role_by_name(name: &str) -> Option<Role> {
     let module = name.strip_suffix(".weight")?;
     ROLES.iter().find(|(end, _)| ends_path(module, end)).map(|(_, role)| *role)
 }
 
-/// Whether `module` is a router that PEFT adapts as a parameter of its block, and not as a linear layer.
+/// Whether `module` is a router that PEFT adapts as a parameter of its block rather than as a linear layer.
 pub(crate) fn is_parameter_router(module: &str) -> bool {
     ["mlp.gate", "block_sparse_moe.gate"].iter().any(|end| ends_path(module, end))
 }
 
-/// Whether the tensor called `name` belongs to the experts of a layer. They are no modules of their own in
-/// transformers, and Mixtral's block has another name there.
+/// Whether the tensor called `name` belongs to the experts of a layer. In transformers 5, experts are not separate
+/// modules, and Mixtral's block has another name.
 pub(crate) fn is_of_experts(name: &str) -> bool {
     name.contains(".experts.") || name.contains(".block_sparse_moe.")
 }
@@ -186,19 +186,20 @@ pub(crate) fn is_unread_layer(config: &Config, name: &str) -> bool {
     is_mtp || layer.zip(layers).is_some_and(|(layer, layers)| layer >= layers)
 }
 
-/// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
+/// Whether the model's class has an output head. The config can't tell: an encoder's may still say that the head is
+/// tied.
 pub(crate) fn has_head(config: &Config) -> bool {
     class(&wrapper::text_config(config))
         .is_none_or(|class| ["CausalLM", "LMHead", "ConditionalGeneration"].iter().any(|k| class.contains(k)))
 }
 
-/// What checkpoints may have for the name that transformers has: Mixtral's and GPT-NeoX's are others.
+/// Names that checkpoints of Mixtral and GPT-NeoX may have for a tensor that transformers calls `name`.
 pub(crate) fn other_spellings(name: &str) -> [String; 2] {
     [name.replace(".mlp.", ".block_sparse_moe."), name.replace("lm_head.", "embed_out.")]
 }
 
-/// Ends of names that older checkpoints carry and no program reads: buffers that the config
-/// determines, not weights (llama.cpp `conversion/base.py`, `prepare_tensors`).
+/// Suffixes of tensors in older checkpoints that no program reads: buffers computed from the config, not weights
+/// (llama.cpp `conversion/base.py`, `prepare_tensors`).
 const BUFFERS: &[&str] = &[".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"];
 
 /// Whether `name` is a buffer that nothing needs.
@@ -206,17 +207,17 @@ pub fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|end| name.ends_with(end))
 }
 
-/// Ends of names of what classes make by themselves: GPT-2's masks, which old checkpoints have and new ones
-/// don't, and BERT's positions. Not all that has no place in GGUF: a pooler is trained.
+/// Suffixes of tensors that classes compute themselves: GPT-2's masks, which only old checkpoints have, and BERT's
+/// positions. A tensor without a place in GGUF isn't always one of these: a pooler is trained.
 const MADE_BY_CLASS: &[&str] = &[".attn.bias", ".attn.masked_bias", "embeddings.position_ids"];
 
-/// Whether a model's class makes the tensor called `name` by itself, so that it says nothing about the model.
+/// Whether a model's class computes the tensor called `name` itself, so that it says nothing about the model.
 pub(crate) fn is_made_by_class(name: &str) -> bool {
     is_buffer(name) || MADE_BY_CLASS.iter().any(|end| name.ends_with(end))
 }
 
-/// Modules in the order in which transformers' classes make them, where the names are known: numbers count,
-/// the rest stays as it was. The tensors of a file are in no such order.
+/// Sorts modules into the order in which transformers' classes create them, and removes repeated names. Numbers are
+/// compared as numbers; names of unknown modules keep their order. The tensors of a file are in no such order.
 pub(crate) fn in_order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let mut found: Vec<&str> = Vec::new();
     let mut seen = std::collections::HashSet::new();
@@ -225,7 +226,7 @@ pub(crate) fn in_order<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a 
     found
 }
 
-/// Names of modules in the order in which their parents make them.
+/// Names of modules in the order in which their parents create them.
 const ORDER: &[&str] = &[
     "embed_tokens",
     "wte",
@@ -282,11 +283,11 @@ const ORDER: &[&str] = &[
     "lm_head",
 ];
 
-/// A part of a path as a number that is ordered as modules are.
+/// The sort key of one part of a path.
 fn place(part: &str) -> usize {
     match part.parse::<usize>() {
         Ok(number) => number,
-        // Names that are not known stay where they are, behind those that are.
+        // Unknown names keep their order, after the known ones.
         Err(_) => ORDER.iter().position(|known| *known == part).unwrap_or(ORDER.len()),
     }
 }

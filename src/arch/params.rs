@@ -1,8 +1,8 @@
-//! A model's config as its architecture's table reads it: defaults filled in, every field known.
+//! A model's config, read by its architecture's table: defaults filled in, every field known.
 //!
-//! The reference reads configs through transformers, which completes them; here the families' tables
-//! carry the defaults. A field that no table lists is named in a note where the model is converted, and
-//! refused where it is run and the field could change what it computes.
+//! The reference reads configs through transformers, which completes them; here the families' tables hold the defaults.
+//! A field that no table lists gets a note where the model is converted. Where the model is run, it is refused if it
+//! could change what is computed.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel.__init__`); transformers
 //! `modeling_rope_utils.py` for the two spellings of the rotary fields.
@@ -21,19 +21,19 @@ pub(crate) struct Params {
     pub(crate) family: &'static Family,
     path: PathBuf,
     fields: Config,
-    /// config.json as it stands.
+    /// The unchanged content of config.json.
     given: Config,
-    /// Fields with a value that no class is known to have.
+    /// Fields that no class is known to have and that aren't empty.
     unknown: Vec<String>,
-    /// Rotary parameters of layers that see everything; empty where the model has none.
+    /// Rotary parameters of layers without a window; empty where the model has none.
     pub(crate) rope: Map<String, Json>,
-    /// The rotary base of layers that see a window, where it is one of its own.
+    /// The rotary base of layers with a window, where it differs.
     pub(crate) rope_local: Option<f64>,
-    /// The field that the rotary parameters stand in.
+    /// The config field that holds the rotary parameters.
     pub(super) rope_field: &'static str,
 }
 
-/// Whether nothing in `value` can be a setting of a model.
+/// Whether `value` can't be a setting: all its texts have several words, and the rest is off or empty.
 fn is_note(value: &Json) -> bool {
     match value {
         Json::String(text) => text.contains(char::is_whitespace),
@@ -43,7 +43,7 @@ fn is_note(value: &Json) -> bool {
     }
 }
 
-/// The class that config.json names; where it names none, the one that its `model_type` stands for.
+/// The class that config.json names or, if it names none, the one of its `model_type`.
 pub(crate) fn class(config: &Config) -> Option<&str> {
     let by_type = || super::of_model_type(config.get("model_type")?.as_str()?, config);
     named_class(config).or_else(|| by_type().map(|family| family.class))
@@ -54,13 +54,12 @@ fn named_class(config: &Config) -> Option<&str> {
 }
 
 impl Params {
-    /// Completes and checks the config of `folder` for a conversion; `None` where its class has no table.
-    /// What GGUF can't say and the reference writes all the same goes to `notes`, and so do fields that
-    /// no class is known to have.
+    /// Completes and checks the config of `folder` for a conversion; `None` where its class has no table. Adds to
+    /// `notes` what GGUF can't express but the reference converts anyway, and fields that no class is known to have.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for a field or a value that this version doesn't know,
-    /// [`crate::Error::Format`] for one of the wrong kind.
+    /// [`crate::Error::Unsupported`] for an unsupported field or value, [`crate::Error::Format`] for a value of the
+    /// wrong kind.
     pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
         let config = &*wrapper::text_config(config);
         let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
@@ -78,7 +77,7 @@ impl Params {
         Ok(Some(params))
     }
 
-    /// Completes and checks `config`, which stands in the file at `path`.
+    /// Completes and checks `config`, which was read from the file at `path`.
     ///
     /// # Errors
     /// As [`Params::read`].
@@ -95,13 +94,13 @@ impl Params {
             if fields.contains_key(name) || inert {
                 fields.insert(name.clone(), value.clone());
             } else if fields::is_known(name) {
-                // Another class's: transformers doesn't read it here either.
+                // A field of another class, which transformers ignores in this one.
                 notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class));
             } else if !is_off(value) {
                 unknown.push(name.clone());
             }
         }
-        // The body of a model alone has no head.
+        // A model saved without its head (class `...Model`) has no `lm_head`.
         if class(config).is_some_and(|class| class != family.class && class.ends_with("Model")) {
             fields.insert("tie_word_embeddings".to_owned(), true.into());
         }
@@ -121,9 +120,9 @@ impl Params {
         Ok(params)
     }
 
-    /// Fills in what transformers derives from other fields.
+    /// Fills in the fields that transformers derives from others.
     fn derive(&mut self) -> Result<()> {
-        // transformers derives these where config.json has null, too.
+        // transformers derives these also where config.json has null.
         let defaults = self.family.default_fields();
         let is_auto = |fields: &Config, name: &str| {
             defaults.get(name).is_some_and(|v| v == "auto")
@@ -158,7 +157,7 @@ impl Params {
     fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
         for assumed in self.family.assumed {
             let value = self.fields.get(assumed.field).unwrap_or(&Json::Null);
-            // transformers has two names for one function.
+            // transformers has two names for this function.
             let value = if value == "swish" { &Json::from("silu") } else { value };
             let allowed: Vec<&str> = assumed.values.split('|').collect();
             let same = |text: &&str| match serde_json::from_str::<Json>(text) {
@@ -177,8 +176,8 @@ impl Params {
         Ok(())
     }
 
-    /// Brings both spellings of the rotary fields into one: `rope_parameters` as transformers 5 has
-    /// it, and the separate fields of older configs.
+    /// Unifies the two spellings of the rotary fields: `rope_parameters` of transformers 5, and the separate fields of
+    /// older configs.
     fn read_rope(&mut self) -> Result<()> {
         let object = |params: &Self, name: &str| match params.get(&[name]) {
             None => Ok(None),
@@ -215,21 +214,21 @@ impl Params {
         Ok(())
     }
 
-    /// config.json's own value of a field, whether its class has it or not.
+    /// A field's value in config.json itself, whether the class has the field or not.
     pub(super) fn given(&self, name: &str) -> Option<&Json> {
         self.given.get(name).filter(|value| !value.is_null())
     }
 
-    /// A field of another class that transformers reads in this one all the same.
+    /// Takes over a field of another class that transformers reads in this one too.
     pub(super) fn adopt(&mut self, name: &str) {
         if let Some(value) = self.given(name).cloned() {
             self.fields.insert(name.to_owned(), value);
         }
     }
 
-    /// Refuses a field that no class is known to have and that could change what the model computes.
-    /// A text of several words can't, nor can an object or a list that holds nothing else: they are notes.
-    /// A number, a truth value and a single word, which may name a method, could.
+    /// Refuses a field that no class is known to have and that could change what the model computes. A number, a
+    /// boolean and a single word, which may name a method, could. A text of several words can't, nor can objects and
+    /// lists of such texts: they get a note.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`], naming the field.
@@ -247,8 +246,8 @@ impl Params {
             .unsupported())
     }
 
-    /// Refuses null in a field that has a value in every model of the class: transformers takes its default where
-    /// the field is absent, and refuses null. Where null has a meaning there, or had one, it is taken.
+    /// Refuses null in a field that has a value in every model of the class: transformers uses its default where the
+    /// field is missing, and refuses null. Null passes in fields where some version of transformers gives it a meaning.
     ///
     /// # Errors
     /// [`crate::Error::Format`], naming the field.
@@ -260,7 +259,7 @@ impl Params {
             has_value && self.given.get(*name).is_some_and(Json::is_null) && !NULLABLE.contains(&name.as_str())
         };
         match self.family.default_fields().iter().find(null) {
-            // transformers 5 keeps the base of the frequencies elsewhere.
+            // transformers 5 stores the base of the frequencies in `rope_parameters`.
             Some((name, _)) if name == "rope_theta" && self.rope.get(name).is_some_and(|theta| !theta.is_null()) => {
                 Ok(())
             }
@@ -292,12 +291,12 @@ impl Params {
         count.map(Some).ok_or_else(|| self.finding(names[0]).expected("a count up to 2^31").found(value).format())
     }
 
-    /// A truth value, `default` where the config has none.
+    /// A boolean, `default` where the config has none.
     pub(crate) fn flag(&self, name: &str, default: bool) -> bool {
         self.get(&[name]).and_then(Json::as_bool).unwrap_or(default)
     }
 
-    /// The number of layers: at most 65,536, because each takes memory.
+    /// The number of layers. It is limited to 65,536, because each takes memory.
     pub(crate) fn layers(&self) -> Result<usize> {
         let names = ["num_hidden_layers", "n_layer", "n_layers"];
         match self.whole(&names)? {
@@ -310,7 +309,7 @@ impl Params {
         }
     }
 
-    /// The positions that embeddings have before the first that is used.
+    /// The number of positions in the embeddings before the first one that is used.
     pub(crate) fn padding_positions(&self) -> Result<usize> {
         Ok(self.whole(&["pad_token_id"])?.map_or(0, |id| id + 1))
     }
@@ -358,7 +357,7 @@ impl Params {
         })
     }
 
-    /// The file of config.json, for messages.
+    /// The path of config.json, for messages.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -395,7 +394,7 @@ mod tests {
         }
         assert_eq!(notes_of("some_note", json!("")).unwrap(), "");
         assert_eq!(notes_of("transformers.js_config", json!({"kv_cache_dtype": {"fp16": "float16"}})).unwrap(), "");
-        // The checkpoint has seen to packed weights before.
+        // Packed weights were unpacked when the checkpoint was opened.
         assert_eq!(notes_of("quantization_config", json!({"bits": 4})).unwrap(), "");
     }
 }

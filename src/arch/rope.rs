@@ -1,4 +1,4 @@
-//! Rotary frequencies: the keys and tensors that say how they are stretched.
+//! Scaling of rotary frequencies: the keys and tensors that describe it.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`set_gguf_parameters`), `llama.py` and `phi.py`
 //! (`generate_extra_tensors`).
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::formats::gguf::Metadata;
 use crate::plan::{Expr, PlannedTensor};
 
-/// Yarn's own numbers: the keys after `rope.scaling.` and the names in config.json.
+/// The parameters of yarn: the keys after `rope.scaling.` and the names in config.json.
 pub(crate) const YARN: [(&str, &[&str]); 4] = [
     ("yarn_ext_factor", &["extrapolation_factor"]),
     ("yarn_attn_factor", &["attention_factor", "attn_factor"]),
@@ -39,12 +39,12 @@ fn need(params: &Params, name: &str) -> Result<f64> {
     number(params, &[name])?.ok_or_else(|| params.finding(name).expected("a number").found("none").format())
 }
 
-/// The kind of stretching: "default" where there is none.
+/// The kind of scaling: "default" where there is none.
 pub(crate) fn kind(params: &Params) -> &str {
     params.rope.get("rope_type").and_then(Json::as_str).unwrap_or("default")
 }
 
-/// Refuses a stretching that the architecture's GGUF can't say.
+/// Refuses a scaling that GGUF can't express for the architecture.
 pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     let has = |wanted: fn(&Key) -> bool| has_key(params.family.keys, wanted);
     let scaled = has(|key| matches!(key, Key::RopeScaling));
@@ -60,7 +60,7 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
         _ => false,
     };
     if !sayable {
-        // The reference drops such a scaling without a word, and the model computes something else.
+        // The reference drops such a scaling silently, and the model would compute something else.
         let known = match (scaled, params.family.extra) {
             (true, Extra::RopeFreqs) => "default, linear, yarn or llama3",
             (true, _) => "default, linear or yarn",
@@ -86,8 +86,8 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     note_no_rope(params, notes)
 }
 
-/// Yarn's numbers that llama.cpp computes otherwise: it reads their keys for none of these
-/// architectures.
+/// Notes parameters of yarn with which llama.cpp doesn't compute: it reads their keys for none of
+/// these architectures.
 fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     let factor = need(params, "factor")?;
     let of_context = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
@@ -103,7 +103,7 @@ fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Layers without positions: llama.cpp takes every fourth to be one, whatever the config says.
+/// Notes layers without positions, if they aren't every fourth one: llama.cpp always assumes these.
 fn note_no_rope(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     let Some(Json::Array(layers)) = params.get(&["no_rope_layers"]) else { return Ok(()) };
     let every_fourth = (1..=params.layers()?).map(|layer| u64::from(layer % 4 != 0));
@@ -124,7 +124,7 @@ fn has_key(keys: &[Key], wanted: fn(&Key) -> bool) -> bool {
     })
 }
 
-/// [`Key::RopeScaling`].
+/// Writes [`Key::RopeScaling`].
 pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let prefix = format!("{}.rope.scaling", params.family.gguf);
     let kind = kind(params);
@@ -145,7 +145,7 @@ pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<
     Ok(())
 }
 
-/// [`Key::RopeBase`].
+/// Writes [`Key::RopeBase`].
 pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()> {
     if let Some(theta) = number(params, &["rope_theta"])? {
         metadata.insert(format!("{}.rope.freq_base", params.family.gguf), theta as f32);
@@ -153,14 +153,14 @@ pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()>
     Ok(())
 }
 
-/// [`Key::OriginalContext`].
+/// Writes [`Key::OriginalContext`].
 pub(crate) fn write_original(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let original = need(params, "original_max_position_embeddings")?;
     metadata.insert(format!("{}.rope.scaling.original_context_length", params.family.gguf), original as u32);
     Ok(())
 }
 
-/// The key that comes with [`Extra::LongFactors`] (conversion/phi.py, `Phi3MiniModel`).
+/// Writes the key that belongs to [`Extra::LongFactors`] (conversion/phi.py, `Phi3MiniModel`).
 pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let has_factors = params.rope.get("long_factor").is_some_and(|factors| !factors.is_null());
     if params.family.extra != Extra::LongFactors || !has_factors {
@@ -177,13 +177,13 @@ pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -
     Ok(())
 }
 
-/// The dimensions of a head that are rotated, by `partial_rotary_factor`.
+/// The number of dimensions of a head that are rotated, by `partial_rotary_factor`.
 pub(crate) fn rotated(params: &Params) -> Result<usize> {
     let part = number(params, &["partial_rotary_factor"])?.unwrap_or(1.0);
     Ok((part * params.count(Dim::Head)? as f64) as usize)
 }
 
-/// The tensors that the config makes.
+/// The tensors that are computed from the config.
 pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
     let values = |name: &str, values: Vec<f32>| PlannedTensor {
         name: name.to_owned(),
@@ -221,7 +221,8 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
     })
 }
 
-/// Llama 3's scaling of rotary frequencies: low ones divided, high ones kept, smooth between.
+/// Llama 3's scaling of rotary frequencies: low ones are divided, high ones kept, with a smooth
+/// transition.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Llama3 {
     pub(crate) theta: f64,
@@ -248,9 +249,9 @@ impl Llama3 {
         })
     }
 
-    /// A scaling that gives exactly these divisors; `None` where none was found. Only the ratios of
-    /// the three lengths matter, so that several scalings are the same: the usual numbers are tried
-    /// first, then those that the smooth part between kept and divided frequencies asks for.
+    /// Finds a scaling that gives exactly these divisors; `None` if there is none. Only the ratios
+    /// of the three lengths matter, so several scalings are equivalent. The usual numbers are tried
+    /// first, then those that fit the transition between kept and divided frequencies.
     pub(crate) fn from_factors(divisors: &[f32], theta: f64, context: u64) -> Option<Self> {
         let head_dim = 2 * divisors.len();
         let largest = f64::from(divisors.iter().copied().fold(0.0, f32::max));
@@ -270,8 +271,8 @@ impl Llama3 {
         Self::fitted(divisors, theta, largest).filter(is_same)
     }
 
-    /// The scaling whose smooth part goes through the first and the last divisor between 1 and
-    /// `factor`: there, `smooth = (context / wavelength - low) / (high - low)`, with `low` 1.
+    /// The scaling whose transition goes through the first and the last divisor between 1 and
+    /// `factor`. There, `smooth = (context / wavelength - low) / (high - low)`, with `low` 1.
     fn fitted(divisors: &[f32], theta: f64, factor: f64) -> Option<Self> {
         let dim = 2.0 * divisors.len() as f64;
         let turns = |i: usize| theta.powf(-2.0 * i as f64 / dim) / (2.0 * std::f64::consts::PI);
@@ -286,7 +287,7 @@ impl Llama3 {
         (high > 1.0 && context > 0.0).then_some(Self { theta, factor, low: 1.0, high, context })
     }
 
-    /// As config.json has it.
+    /// The fields of config.json for this scaling.
     pub(crate) fn fields(&self) -> serde_json::Map<String, Json> {
         let fields = serde_json::json!({
             "rope_type": "llama3", "factor": self.factor, "low_freq_factor": self.low,
@@ -295,8 +296,8 @@ impl Llama3 {
         fields.as_object().cloned().unwrap_or_default()
     }
 
-    /// A divisor for each pair of a head's dimensions (conversion/llama.py,
-    /// `generate_extra_tensors`). Operations and their order are the reference's, in f32: torch
+    /// A divisor for each pair of a head's dimensions: `head_dim / 2` values (conversion/llama.py,
+    /// `generate_extra_tensors`). Operations and their order are the reference's, in f32. torch
     /// divides a number by a tensor by multiplying it with the reciprocal.
     pub(crate) fn factors(&self, head_dim: usize) -> Vec<f32> {
         let longest_kept = (self.context / self.high) as f32;
@@ -305,7 +306,8 @@ impl Llama3 {
         let span = (self.high - self.low) as f32;
         let dim = head_dim as f32;
         let factor = |i: usize| {
-            // Through f64: rounded once, as torch's power is for these exponents.
+            // Computed in f64 and rounded once: torch's power gives the same bits for these
+            // exponents.
             let power = self.theta.powf(f64::from(i as f32 / dim)) as f32;
             let frequency = 1.0 / power;
             let wavelength = (1.0 / frequency) * (2.0 * PI);
@@ -355,7 +357,7 @@ mod tests {
 
     #[test]
     fn factors_are_counted_and_each_has_to_be_a_number() {
-        // 16 pairs: heads of 32 dimensions.
+        // 16 pairs: heads with 32 dimensions.
         let error = |long: Json| {
             let config = json!({"architectures": ["Phi3ForCausalLM"], "hidden_size": 64, "num_attention_heads": 2,
                 "rope_scaling": {"type": "longrope", "long_factor": long, "short_factor": vec![1.0; 16]},

@@ -1,6 +1,6 @@
-//! A row of a family's table: one tensor of each layer or of the model, under both its names.
+//! A row of a family's table: one tensor of each layer or of the model, under its two names.
 
-/// What a tensor is in the model.
+/// The role of a tensor in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
     /// Embeddings of tokens, one row each.
@@ -41,7 +41,7 @@ pub(crate) enum Role {
     FusedGateUp,
     /// The projection down of the feed-forward block.
     Down,
-    /// What picks the experts of a token.
+    /// The projection that selects the experts of a token.
     Router,
     /// The gate of one expert.
     ExpertGate,
@@ -49,20 +49,20 @@ pub(crate) enum Role {
     ExpertUp,
     /// The projection down of one expert.
     ExpertDown,
-    /// The weight of the expert that every token goes through.
+    /// The gate that scales the output of the shared expert, which every token uses.
     SharedRouter,
-    /// The gate of that expert.
+    /// The gate of the shared expert.
     SharedGate,
-    /// Its projection up.
+    /// The projection up of the shared expert.
     SharedUp,
-    /// Its projection down.
+    /// The projection down of the shared expert.
     SharedDown,
 }
 
 impl Role {
-    /// Whether transformers has it as a linear layer of its own, which an adapter of low rank can act on.
-    /// Embeddings and the output head are changed as a whole; a router and the experts of a layer are bare
-    /// parameters in recent versions.
+    /// Whether transformers has it as a linear layer of its own, on which a low-rank adapter can act. Adapters replace
+    /// embeddings and the output head as a whole. Routers and the experts of a layer are bare parameters in recent
+    /// versions.
     pub(crate) fn is_linear(self) -> bool {
         use Role::*;
         match self {
@@ -75,26 +75,25 @@ impl Role {
     }
 }
 
-/// A tensor, or a family of them over layers and experts.
+/// A tensor, or a family of tensors over layers and experts.
 pub(crate) struct Tensor {
-    /// What it is in the model.
+    /// The role in the model.
     pub(crate) role: Role,
-    /// The name in transformers without `.weight` or `.bias`; `{}` stands for the layer, `{e}` for
-    /// the place in a stack.
+    /// The name in transformers without `.weight` or `.bias`; `{}` marks the layer, `{e}` the index in a stack.
     pub(crate) hf: &'static str,
-    /// The name in GGUF, without `.weight` or `.bias` as well.
+    /// The name in GGUF, also without `.weight` or `.bias`.
     pub(crate) gguf: &'static str,
     /// The shape in transformers.
     pub(crate) shape: &'static [Dim],
-    /// What becomes of its values.
+    /// How its values change for GGUF.
     pub(crate) transform: Transform,
     /// Whether it has a bias.
     pub(crate) bias: Presence,
-    /// Whether it is there at all.
+    /// Whether it exists at all.
     pub(crate) presence: Presence,
 }
 
-/// Whether something is there.
+/// Whether a tensor or a bias exists.
 #[derive(Clone, Copy)]
 pub(crate) enum Presence {
     Never,
@@ -105,21 +104,21 @@ pub(crate) enum Presence {
     Unless(&'static str),
 }
 
-/// A dimension of a tensor's shape, by what the config says.
+/// A dimension of a tensor's shape, as a quantity of the config.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dim {
     Vocab,
     Hidden,
     FeedForward,
-    /// Gate and up side by side.
+    /// Gate and up together.
     GateUp,
     /// Query heads times their width.
     Queries,
-    /// Key heads times their width.
+    /// Key-value heads times their width.
     Keys,
-    /// Queries, keys and values side by side.
+    /// Queries, keys and values together.
     Qkv,
-    /// One head.
+    /// The width of one head.
     Head,
     Heads,
     KvHeads,
@@ -131,26 +130,26 @@ pub(crate) enum Dim {
     One,
 }
 
-/// What becomes of a tensor's values.
+/// How a tensor's values change from transformers to GGUF.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transform {
-    /// Nothing.
+    /// Not at all.
     Same,
-    /// Rows of each head from halves to pairs: ggml's rotary layout. With the heads' number.
+    /// The rows of each head, from halves to pairs: ggml's rotary layout. The dimension gives the number of heads.
     Pairs(Dim),
-    /// One is added to every value: the norm's weight is stored as its distance from 1.
+    /// One is added to every value: transformers stores the norm's weight as its distance from 1.
     PlusOne,
-    /// Rows and columns exchanged, of the weight alone.
+    /// Rows and columns are exchanged, in the weight only.
     Transposed,
-    /// As many tensors as the dimension says become one.
+    /// Several tensors become one; the dimension gives their number.
     Stack(Dim),
-    /// Queries, keys and values of each head become all queries, all keys, all values.
+    /// Queries, keys and values of each head become all queries, then all keys, then all values.
     HeadwiseQkv,
-    /// The same for groups of several queries with one key and one value.
+    /// The same for groups of several query heads with one key head and one value head.
     GroupedQkv,
-    /// Rows past the vocabulary that the tokenizer has are left out.
+    /// Rows past the tokenizer's vocabulary are left out.
     TrimVocab,
-    /// The rows before the first position that is used (`pad_token_id + 1`) are left out.
+    /// The rows before the first position in use (`pad_token_id + 1`) are left out.
     FromPosition,
 }
 

@@ -1,4 +1,4 @@
-//! Which layers of a Gemma see only a window, and what llama.cpp makes of them.
+//! Which layers of a Gemma have an attention window, and which ones llama.cpp gives a window.
 //!
 //! Reference: llama.cpp `conversion/gemma.py` and `src/models/gemma3.cpp`; transformers
 //! `models/gemma3/configuration_gemma3.py`.
@@ -9,8 +9,8 @@ use super::Key;
 use super::params::Params;
 use crate::error::Result;
 
-/// For every layer, whether it sees only a window: by `layer_types`, or by the pattern of which the last layer
-/// sees everything.
+/// For every layer, whether it has a window: by `layer_types`, or by the pattern, in which every
+/// n-th layer has none.
 fn local(params: &Params) -> Result<Vec<bool>> {
     let layers = params.layers()?;
     if let Some(Value::Array(types)) = params.get(&["layer_types"])
@@ -22,13 +22,13 @@ fn local(params: &Params) -> Result<Vec<bool>> {
     Ok((1..=layers).map(|number| !number.is_multiple_of(every)).collect())
 }
 
-/// Whether the GGUF names a window: with one, llama.cpp has layers that see no more.
+/// Whether the GGUF gets a window. If it does, llama.cpp gives it to some of the layers.
 pub(crate) fn has_window(params: &Params) -> Result<bool> {
     let everything = params.whole(&["sliding_window_pattern"])? == Some(1);
     Ok(!everything && local(params)?.contains(&true))
 }
 
-/// Notes layers that llama.cpp gives a window and the config does not, or the other way round.
+/// Notes layers that have a window in llama.cpp but not in the config, or the other way round.
 ///
 /// # Errors
 /// Those of reading the config.

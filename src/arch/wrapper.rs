@@ -1,4 +1,5 @@
-//! Classes that wrap a text model with parts for images or sound: the config and the names of the text model in them.
+//! Classes that wrap a text model together with parts for images or sound: where the text model's config is, and what
+//! its tensors are called.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel`, `get_model_architecture`); transformers
 //! `conversion_mapping.py` (`llava`) for the names.
@@ -11,7 +12,7 @@ use super::params::class;
 use super::{Config, Family, INERT, of_class, of_model_type};
 use crate::checkpoint::TEXT_CONFIGS;
 
-/// Wrappers whose GGUF is that of their text model: class, `model_type`, and the text model's `model_type` where
+/// Wrappers whose GGUF is that of their text model: class, `model_type`, and the text model's `model_type` for when
 /// config.json leaves it out.
 const WRAPPERS: &[(&str, &str, &str)] = &[
     ("Gemma3ForConditionalGeneration", "gemma3", "gemma3_text"),
@@ -23,10 +24,10 @@ const WRAPPERS: &[(&str, &str, &str)] = &[
 
 const TIED: &str = "tie_word_embeddings";
 
-/// The modules of the text model in the classes of transformers.
+/// Names of the text model's module in classes of transformers.
 const MODULES: [&str; 2] = ["language_model.", "text_model."];
 
-/// What the module of another part is called, or begins with.
+/// Names, or prefixes of names, of modules that belong to other parts.
 const OTHERS: [&str; 15] = [
     "vision",
     "visual",
@@ -45,13 +46,13 @@ const OTHERS: [&str; 15] = [
     "mlp1",
 ];
 
-/// The table of the text model that this config is of, or that stands in it.
+/// The table of the text model that `config` describes or contains.
 pub(crate) fn family(config: &Config) -> Option<&'static Family> {
     let config = text_config(config);
     of_class(class(&config)?, &config)
 }
 
-/// The module of the text model where it is a part of another class.
+/// The module of the text model, if the class wraps one.
 pub(super) fn module(config: &Config) -> Option<&'static str> {
     let wrapped = matches!(text_config(config), Cow::Owned(_))
         && class(config).is_none_or(|class| of_class(class, config).is_none());
@@ -63,10 +64,10 @@ fn kind(config: &Config) -> Option<&str> {
     config.get("model_type")?.as_str()
 }
 
-/// The config of the text model; the same where nothing is wrapped, or where its class has no table.
+/// The config of the text model: `config` itself if nothing is wrapped or the text model's class has no table.
 ///
-/// Its fields go before those of the wrapper. Of these, only what its class has too is its own: the others concern
-/// the other parts.
+/// The text model's fields take precedence over the wrapper's. Of the wrapper's fields, only those are kept that the
+/// text model's class has too; the others concern the other parts.
 pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
     let Some(text) = TEXT_CONFIGS.iter().find_map(|name| config.get(*name)?.as_object()) else {
         return Cow::Borrowed(config);
@@ -96,11 +97,11 @@ fn text_family(config: &Config, text: &Config) -> Option<&'static Family> {
         Some(outer) => outer == *class,
         None => kind(config) == Some(*model_type),
     })?;
-    // A `model_type` of a table would have been found by now.
+    // If the text config named a `model_type` with a table, `class` above would have found it.
     of_model_type(default, text).filter(|_| kind(text).is_none())
 }
 
-/// `name` as the text model alone has it.
+/// `name` without the module of the text model.
 pub(super) fn text_name(name: &str) -> Cow<'_, str> {
     let inside = |module: &&str| name.find(*module).filter(|&at| at == 0 || name[..at].ends_with('.'));
     match MODULES.iter().find_map(|module| Some((inside(module)?, module.len()))) {
@@ -109,7 +110,7 @@ pub(super) fn text_name(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// The name that a class whose text model is `module` has for the tensor that its text model calls `name`.
+/// The name that a class whose text model is `module` has for the tensor `name` of the text model.
 pub(super) fn wrapped_name(module: &str, name: &str) -> String {
     match name.strip_prefix("model.") {
         Some(rest) => format!("model.{module}{rest}"),
@@ -117,7 +118,7 @@ pub(super) fn wrapped_name(module: &str, name: &str) -> String {
     }
 }
 
-/// The module of another part that the tensor called `name` is of.
+/// The module of another part to which the tensor called `name` belongs.
 pub(crate) fn other_part(name: &str) -> Option<&str> {
     let is_other = |part: &&str| OTHERS.iter().any(|other| part.starts_with(other));
     name.split('.').take(2).find(is_other)

@@ -1,4 +1,4 @@
-//! An atom bank in memory, and its folder.
+//! An atom bank in memory, and reading and writing its folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::output::{Destination, Output};
 use crate::plan::Plan;
 use crate::source::{Source, show_shape};
 
-/// `peft_type` of an atom bank.
+/// The `peft_type` of an atom bank.
 pub(super) const PEFT_TYPE: &str = "QUERYABLE_LORA";
 
-/// An atom bank: its settings and its tensors, by their names in its file.
+/// An atom bank: its settings, and its tensors by name.
 #[derive(Debug, Clone)]
 pub struct AtomBank {
-    /// The folder that it was read from or is meant for; errors name it.
+    /// The folder from which it was read, or for which it is meant; errors name it.
     pub path: PathBuf,
     /// Its settings.
     pub config: BankConfig,
@@ -33,11 +33,11 @@ pub struct AtomBank {
 }
 
 impl AtomBank {
-    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors`.
+    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors` as an atom bank.
     ///
     /// # Errors
-    /// Missing or malformed files; [`crate::Error::Mismatch`] for a plain LoRA, which has no routing; a
-    /// field this version doesn't know; tensors that are missing, surplus, of the wrong shape, or not finite.
+    /// Missing or malformed files; [`crate::Error::Mismatch`] for a plain LoRA, which has no routing; a field this
+    /// version doesn't know; tensors that are missing, surplus, of the wrong shape, or not finite.
     pub fn open(folder: &Path) -> Result<Self> {
         let json = read_json_object(&folder.join(CONFIG_FILE))?;
         let file = folder.join(WEIGHTS_FILE);
@@ -45,7 +45,7 @@ impl AtomBank {
         Self::from_parts(folder, &file, &json, &Plan::taking(&source))
     }
 
-    /// Whether the adapter in `folder` is an atom bank by its settings.
+    /// Whether the settings of the adapter in `folder` are those of an atom bank.
     ///
     /// # Errors
     /// A missing or malformed `adapter_config.json`.
@@ -54,8 +54,8 @@ impl AtomBank {
         Ok(json.get("peft_type").and_then(Value::as_str) == Some(PEFT_TYPE))
     }
 
-    /// The bank of settings and tensors that need not be in a folder. Errors name the settings as
-    /// `adapter_config.json` in `folder`, the tensors as those of `file`.
+    /// Makes a bank of settings and tensors, which need not be in a folder. Errors name the settings as
+    /// `adapter_config.json` in `folder`, and the tensors as those of `file`.
     ///
     /// # Errors
     /// As [`AtomBank::open`].
@@ -82,14 +82,13 @@ impl AtomBank {
 
     /// Writes the bank as a folder in PEFT's layout, in f32.
     ///
-    /// # Errors
-    /// What [`AtomBank::open`] would refuse; [`crate::Error::Exists`], [`crate::Error::Io`],
+    /// Those of [`AtomBank::open`] for an invalid bank; [`crate::Error::Exists`], [`crate::Error::Io`],
     /// [`crate::Error::NotFinite`].
     pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
         self.output()?.write(&Destination { overwrite, ..Destination::new(folder) }, &|_| ()).map(drop)
     }
 
-    /// Writes the bank's two files into `folder`, where other files may be, each by a rename.
+    /// Writes the bank's two files into `folder`, each by a rename; other files there stay.
     ///
     /// # Errors
     /// As [`AtomBank::save`].
@@ -101,13 +100,13 @@ impl AtomBank {
     /// The bank's folder, as [`AtomBank::save`] writes it.
     ///
     /// # Errors
-    /// What [`AtomBank::open`] would refuse.
+    /// Those of [`AtomBank::open`] for an invalid bank.
     pub fn output(&self) -> Result<Output> {
         self.check(&self.path)?;
         Ok(adapter_output(&self.config.to_json(), &self.tensors))
     }
 
-    /// The rules of the reader, before anything is written that it would refuse.
+    /// Applies the reader's checks, so that nothing is written that the reader would refuse.
     fn check(&self, folder: &Path) -> Result<()> {
         self.config.check(&folder.join(CONFIG_FILE))?;
         self.check_tensors(&folder.join(WEIGHTS_FILE))
@@ -120,7 +119,7 @@ impl AtomBank {
 
     /// `lora_A`, `[r, d_in]`, and `lora_B`, `[d_out, r]`, of a linear layer of [`AtomBank::layers`].
     pub fn factors(&self, layer: LinearLayer) -> (&HostTensor, &HostTensor) {
-        // check_tensors has seen both for every layer.
+        // `check_tensors` has made sure that both exist for every layer.
         (&self.tensors[&layer.factor_name('A')], &self.tensors[&layer.factor_name('B')])
     }
 
@@ -134,12 +133,13 @@ impl AtomBank {
         self.tensors.values().map(|t| t.values.len()).sum()
     }
 
-    /// The atoms, `[K, r, r]`.
+    /// The atoms `C_i`, `[K, r, r]`.
     pub fn atoms(&self) -> &HostTensor {
         &self.tensors["atom_bank.atoms"]
     }
 
-    /// `M_b = sum_i alpha_{b,i} C_i` for one block's `alpha` (`[K]`): `[r, r]`, in f32, atoms in order.
+    /// The operator of one block, `M_b = sum_i alpha_{b,i} C_i`, for the block's `alpha` (`[K]`): `[r, r]`, summed in
+    /// f32 in the order of the atoms.
     pub fn operator(&self, alpha: &[f32]) -> Vec<f32> {
         let size = self.config.r * self.config.r;
         let mut m = vec![0.0; size];
@@ -151,7 +151,7 @@ impl AtomBank {
         m
     }
 
-    /// `B_l M_b`, `[d_out, r]`: the left factor of a linear layer's update under a fixed routing.
+    /// `B_l M_b`, `[d_out, r]`: the left factor of a linear layer's update for a fixed routing.
     pub fn left_factor(&self, layer: LinearLayer, operator: &[f32]) -> Vec<f32> {
         let r = self.config.r;
         let (_, b) = self.factors(layer);
@@ -166,7 +166,7 @@ impl AtomBank {
         left
     }
 
-    /// Checks that every factor fits the linear layers of `base`, and the bank its blocks.
+    /// Checks that every factor fits the linear layers of `base`, and that the bank's number of blocks fits its depth.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`], naming the tensor and both shapes.
@@ -176,7 +176,7 @@ impl AtomBank {
         self.config.check_base(&file, base, &self.layers(), &self.tensors)
     }
 
-    /// Every tensor is a factor with its partner, or one of the bank's own in its shape: nothing else is there.
+    /// Checks that every tensor is either a factor with its partner, or one of the bank's own tensors in its shape.
     fn check_tensors(&self, file: &Path) -> Result<()> {
         let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
         let own = self.config.global_tensors();

@@ -1,4 +1,4 @@
-//! What a bank adds to its base once the weights of its atoms are fixed.
+//! The fixed update that a bank makes to its base once the weights of its atoms are fixed.
 
 use super::AtomBank;
 use crate::adapter::peft::{Change, Changes, LowRank, WeightLayout};
@@ -6,11 +6,11 @@ use crate::adapter::{HostTensor, Lora, LoraConfig, Tensors};
 use crate::plan::Expr;
 
 impl AtomBank {
-    /// `s B_l M_b A_l` for every linear layer that the bank adapts, as changes to the base's weights.
+    /// The update `s B_l M_b A_l` of every linear layer that the bank adapts, as changes to the base's weights.
     /// `alphas` are the weights of the atoms by block, each `[K]`.
     ///
     /// # Panics
-    /// Where there are fewer alphas than blocks.
+    /// If there are fewer alphas than blocks.
     pub fn changes(&self, alphas: &[Vec<f32>]) -> Changes {
         let operators: Vec<Vec<f32>> = alphas.iter().map(|alpha| self.operator(alpha)).collect();
         let values = |shape: &[usize], values| Expr::Values { shape: shape.to_vec(), values };

@@ -10,19 +10,19 @@ use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
 
-/// Whether the mean over the prompt's tokens routes, or every token makes a decision of its own.
+/// Whether a prompt has one routing, from the mean over its tokens, or every token has its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Routing {
-    /// One decision a block for instruction and prompt together: exact to bake.
+    /// One decision per block for instruction and prompt together. Baking it is exact.
     Prompt,
-    /// One decision a block and token: baked as a mean, an approximation.
+    /// One decision per block and token. Baking uses the mean, which is an approximation.
     Token,
 }
 
 /// Settings of an atom bank: the fields of its `adapter_config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-#[allow(missing_docs)] // The fields carry the file's names; their meaning: docs/formats/bank.md.
+#[allow(missing_docs)] // The fields have the file's names; docs/formats/bank.md says what they mean.
 pub struct BankConfig {
     pub r: usize,
     pub lora_alpha: f64,
@@ -43,10 +43,10 @@ pub struct BankConfig {
     pub base_model_name_or_path: String,
 }
 
-/// The text that routes, unless a config says otherwise.
+/// The default of the text that is routed.
 pub const DEFAULT_PROMPT_TEMPLATE: &str = "{instruction}\n{prompt}\n";
 
-/// The instruction encoder that averages the base model's own input embeddings.
+/// The name of the instruction encoder that averages the base model's input embeddings.
 pub const BASE_EMBEDDINGS: &str = "base-embeddings";
 
 impl BankConfig {
@@ -78,7 +78,7 @@ impl BankConfig {
         Ok(config)
     }
 
-    /// Checks the settings by themselves and against each other; `path` is named in errors.
+    /// Checks the settings alone and against each other. Errors name `path`.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`], naming the field.
@@ -86,7 +86,7 @@ impl BankConfig {
         self.check_as(path, "")
     }
 
-    /// The same, for settings whose names in the file at `path` begin with `prefix`.
+    /// Like [`BankConfig::check`], for settings whose names have `prefix` in the file at `path`.
     pub(crate) fn check_as(&self, path: &Path, prefix: &str) -> Result<()> {
         let finding = |field: &str| Finding::new(path, format!("{prefix}{field}"));
         let counts = [
@@ -105,7 +105,7 @@ impl BankConfig {
             let expected = format!("at most num_atoms, {}", self.num_atoms);
             return Err(finding("top_k").expected(expected).found(self.top_k).mismatch());
         }
-        // Logits are multiplied by the inverse in f32.
+        // Logits are multiplied by the inverse in f32, which must be finite.
         let scales = [
             ("temperature", self.temperature),
             ("prior_temperature", self.prior_temperature * (self.descriptor_dim as f64).sqrt()),
@@ -152,12 +152,12 @@ impl BankConfig {
         layers.div_ceil(self.block_size)
     }
 
-    /// The text that routes, with instruction and prompt filled in.
+    /// The text that is routed, with instruction and prompt filled in.
     pub fn routed_text(&self, instruction: &str, prompt: &str) -> String {
         fill_template(&self.prompt_template, instruction, prompt)
     }
 
-    /// The bank's own tensors and their shapes; `None` is the number of blocks, which the base decides.
+    /// The bank's own tensors and their shapes. `None` stands for the number of blocks, which depends on the base.
     pub(crate) fn global_tensors(&self) -> Vec<(&'static str, Vec<Option<usize>>)> {
         let (k, r) = (Some(self.num_atoms), Some(self.r));
         let (d_k, d_p, d_e) = (Some(self.key_dim), Some(self.descriptor_dim), Some(self.instruction_dim));
@@ -176,8 +176,8 @@ impl BankConfig {
         ]
     }
 
-    /// Checks that a bank with these settings has no more values than `base`, before any is made. Names of
-    /// settings in the file at `path` begin with `prefix`.
+    /// Checks, before any values are made, that a bank with these settings has no more values than `base`. Names of
+    /// settings have `prefix` in the file at `path`.
     pub(crate) fn check_size(&self, path: &Path, prefix: &str, base: &ModelConfig) -> Result<()> {
         check_rank(path, prefix, self.r, base)?;
         let blocks = self.blocks(base.num_hidden_layers) as u128;
@@ -253,7 +253,7 @@ fn base_values(base: &ModelConfig) -> u128 {
     layer * base.num_hidden_layers as u128 + matrix((base.vocab_size, base.hidden_size))
 }
 
-/// `template` with `{instruction}` and `{prompt}` filled in; what is filled in is not searched again.
+/// Fills `{instruction}` and `{prompt}` into `template`. Placeholders inside the filled-in texts are not replaced.
 pub fn fill_template(template: &str, instruction: &str, prompt: &str) -> String {
     let mut text = String::with_capacity(template.len() + instruction.len() + prompt.len());
     let mut rest = template;

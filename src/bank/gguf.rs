@@ -1,7 +1,8 @@
-//! Atom banks as GGUF and back, without loss: settings as typed keys, tensors in their own types.
+//! Converts atom banks to GGUF and back without loss: settings become typed keys, tensors keep
+//! their types.
 //!
-//! The namespace is this crate's own, `atombank.*`: no other program reads banks. docs/formats/bank.md
-//! describes banks, docs/formats/adapters-gguf.md the keys.
+//! The namespace `atombank.*` belongs to this crate; no other program reads banks.
+//! docs/formats/bank.md describes banks, docs/formats/adapters-gguf.md the keys.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,22 +20,22 @@ use crate::output::{Output, Sidecars, json_text, left_out_keys, parsed};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::Source;
 
-/// `general.architecture` and `adapter.type` of these files.
+/// The value of `general.architecture` and `adapter.type` in these files.
 pub const ARCHITECTURE: &str = "atombank";
 
 const PREFIX: &str = "atombank.";
 
-/// Fields of adapter_config.json that are no settings, as one JSON object.
+/// Fields of adapter_config.json that aren't settings, as one JSON object.
 const OTHER_FIELDS: &str = "atombank.other_fields";
 
-/// The tensors that the bank's own names begin with.
+/// The prefix of the names of the bank's own tensors.
 const BANK_PREFIX: &str = "atom_bank.";
 
-/// Metadata and tensors of a GGUF file that holds the bank in `folder`, and notes on what stays
-/// behind. Tensors are taken from the bank's file as they are.
+/// Metadata and tensors of a GGUF file for the bank in `folder`, and notes on what is left out.
+/// Tensors are taken unchanged from the bank's file.
 ///
 /// # Errors
-/// What [`AtomBank::open`] finds; [`crate::Error::Mismatch`] for a plain LoRA.
+/// Those of [`AtomBank::open`]; [`crate::Error::Mismatch`] for a plain LoRA.
 pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
     let json = read_json_object(&folder.join(CONFIG_FILE))?;
     let file = folder.join(WEIGHTS_FILE);
@@ -44,7 +45,7 @@ pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
     let (mut beside, notes) = Sidecars::read(folder, &plan)?;
     beside.files.remove(CONFIG_FILE);
     for tensor in &mut plan.tensors {
-        // Without the prefix names stay below GGUF's 63 bytes in models of any depth.
+        // Without the prefix, names stay within GGUF's limit of 63 bytes in models of any depth.
         if let Some(short) = tensor.name.strip_prefix(PEFT_PREFIX) {
             tensor.name = short.to_owned();
         }
@@ -73,7 +74,7 @@ pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
     Ok((metadata, plan, notes))
 }
 
-/// A setting as GGUF has it: counts as uint32, other numbers as float64.
+/// A setting as a GGUF value: counts as uint32, other numbers as float64.
 fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
     let as_gguf = match value {
         Json::Bool(value) => Some(Value::from(*value)),
@@ -94,23 +95,23 @@ fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
     })
 }
 
-/// A bank out of a GGUF file.
+/// A bank read from a GGUF file.
 #[derive(Debug, Clone)]
 pub struct Unpacked {
     /// The bank itself, its tensors in f32.
     pub bank: AtomBank,
-    /// adapter_config.json.
+    /// The content of adapter_config.json.
     pub config: Map<String, Json>,
-    /// The tensors by PEFT's names, in the file's types.
+    /// The tensors under PEFT's names, in the file's types.
     pub tensors: Plan,
-    /// Files and notes that the bank's folder has besides.
+    /// Other files and notes of the bank's folder.
     pub beside: Sidecars,
-    /// What the GGUF file says that the folder has no place for.
+    /// Notes on content of the GGUF file that has no place in the folder.
     pub notes: Vec<String>,
 }
 
-/// The bank that [`to_gguf`] has put into a GGUF file: `metadata` and `tensors` are the file's, the
-/// tensors as they are (see [`Plan::taking`]).
+/// Reads the bank that [`to_gguf`] stored in a GGUF file. `metadata` and `tensors` are the file's,
+/// the tensors unchanged (see [`Plan::taking`]).
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a file of another kind; otherwise as [`AtomBank::open`].
@@ -149,13 +150,13 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
         PlannedTensor { name, ..tensor.clone() }
     });
     let tensors = Plan { tensors: tensors.collect() };
-    // Settings and tensors are held to what a folder is held to.
+    // The same checks as for a folder.
     let bank = AtomBank::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
     let notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
     Ok(Unpacked { bank, config, tensors, beside, notes })
 }
 
-/// A setting as JSON has it.
+/// Converts a setting to JSON.
 fn field_value(metadata: &Metadata, key: &str, value: &Value) -> Result<Json> {
     let texts = |items: &[Vec<u8>]| {
         items.iter().map(|item| String::from_utf8(item.clone()).ok().map(Json::String)).collect::<Option<Vec<Json>>>()
@@ -175,7 +176,7 @@ fn field_value(metadata: &Metadata, key: &str, value: &Value) -> Result<Json> {
 }
 
 impl Unpacked {
-    /// The bank's folder, tensors in the types that the GGUF file has.
+    /// The bank's folder, with tensors in the GGUF file's types.
     pub fn output(&self) -> Output {
         let mut output = Output::adapter(&self.config, self.tensors.clone());
         output.sidecars.safetensors_metadata = self.beside.safetensors_metadata.clone();

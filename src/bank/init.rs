@@ -1,4 +1,4 @@
-//! Fresh banks: random atoms, routers and factors, updates that start at zero.
+//! Fresh banks: random atoms, routers and factors, with updates that start at zero.
 
 use std::path::Path;
 
@@ -9,9 +9,9 @@ use crate::error::Result;
 use crate::linalg::Random;
 
 impl AtomBank {
-    /// A bank for `base` with B = 0: it changes nothing until it is trained. The distributions are
-    /// those of Queryable LoRA: atoms near the identity, unit-normal keys and descriptors, projections
-    /// scaled by their fan-in, A Kaiming-uniform with a = sqrt 5.
+    /// Makes a bank for `base` with B = 0, which changes nothing until it is trained. The
+    /// distributions are those of Queryable LoRA: atoms near the identity, unit-normal keys and
+    /// descriptors, projections scaled by their fan-in, A Kaiming-uniform with a = sqrt 5.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for settings that contradict each other or the base.

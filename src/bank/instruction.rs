@@ -1,5 +1,4 @@
-//! Instruction embeddings, which a bank routes by: made of the base model's own embeddings, or by a
-//! sentence encoder.
+//! Instruction embeddings, by which a bank routes: from the base model's own embeddings, or from a sentence encoder.
 
 use std::path::Path;
 
@@ -9,20 +8,20 @@ use super::{BASE_EMBEDDINGS, fill_template};
 use crate::error::{Finding, Result};
 use crate::model::{ModelWeights, SentenceEncoder, Sequence, TextEncoder};
 
-/// Makes instruction embeddings.
+/// Computes instruction embeddings.
 pub enum InstructionEncoder {
-    /// The L2-normalised mean of the base model's input embeddings of the instruction's tokens.
+    /// The mean of the base model's input embeddings of the instruction's tokens, L2-normalised.
     BaseEmbeddings,
-    /// A sentence encoder with a tokenizer of its own.
+    /// A sentence encoder with its own tokenizer.
     Sentence(Box<SentenceEncoder>),
 }
 
 impl InstructionEncoder {
-    /// The encoder called `name` in a bank's settings: "base-embeddings", or a folder, looked for as
-    /// it is written and then below the folder `beside`.
+    /// Opens the encoder that a bank's settings call `name`: "base-embeddings", or a folder. The path is tried as it
+    /// is, then relative to the folder `beside`.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where there is no such folder; what opening it meets.
+    /// [`crate::Error::Mismatch`] where there is no such folder; errors of opening it.
     pub fn open(name: &str, beside: &Path, device: &Device) -> Result<Self> {
         if name == BASE_EMBEDDINGS {
             return Ok(Self::BaseEmbeddings);
@@ -38,7 +37,7 @@ impl InstructionEncoder {
         Ok(Self::Sentence(Box::new(SentenceEncoder::open(&folder, device)?)))
     }
 
-    /// The length of its embeddings; `None` where it is the base model's hidden size.
+    /// The length of its embeddings; `None` stands for the base model's hidden size.
     pub fn dim(&self) -> Option<usize> {
         match self {
             Self::BaseEmbeddings => None,
@@ -46,7 +45,8 @@ impl InstructionEncoder {
         }
     }
 
-    /// The instruction's tokens: the base's without special tokens, a sentence encoder's own with them.
+    /// The instruction's tokens: those of the base's tokenizer without special tokens, or those of the sentence
+    /// encoder's tokenizer with them.
     ///
     /// # Errors
     /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] for a text longer than the encoder reads.
@@ -58,8 +58,8 @@ impl InstructionEncoder {
         }
     }
 
-    /// The sequence that routes for an instruction and a prompt: `template` filled in and encoded by `base`
-    /// with special tokens, and the instruction's own tokens.
+    /// The sequence that is routed for an instruction and a prompt: `template`, filled in and encoded by `base` with
+    /// special tokens, and the instruction's own tokens.
     ///
     /// # Errors
     /// As [`TextEncoder::sequence`] and [`InstructionEncoder::tokens`].
@@ -68,7 +68,7 @@ impl InstructionEncoder {
         Ok(Sequence { instruction: self.tokens(base, instruction)?, ..sequence })
     }
 
-    /// Embeddings of a batch's instructions, unit L2 norm, zero where there is none. `[B, d_e]`.
+    /// Embeddings of a batch's instructions, `[B, d_e]`, with unit L2 norm; zero where there is no instruction.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for an id outside the vocabulary.

@@ -1,4 +1,4 @@
-//! A bank's tensors on a device, ready to route.
+//! A bank's tensors on a device, ready for routing.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::adapter::Tensors;
 use crate::error::{Finding, Result};
 use crate::model::{Batch, LoadedAdapter, ModelWeights, Sequence};
 
-/// A bank on a device, with what embeds its instructions.
+/// A bank on a device, with the encoder of its instructions.
 pub struct LoadedBank {
     adapter: LoadedAdapter,
     config: BankConfig,
@@ -17,16 +17,16 @@ pub struct LoadedBank {
 }
 
 impl LoadedBank {
-    /// Copies the tensors of `bank` to `device`, to be used as they are.
+    /// Copies the tensors of `bank` to `device`, without gradients.
     ///
     /// # Errors
-    /// [`crate::Error::Compute`] where the device has no room; as [`InstructionEncoder::open`];
-    /// [`crate::Error::Mismatch`] for an encoder of another width than the bank's `instruction_dim`.
+    /// [`crate::Error::Compute`] where the device has no room; those of [`InstructionEncoder::open`];
+    /// [`crate::Error::Mismatch`] for an encoder whose width isn't the bank's `instruction_dim`.
     pub fn frozen(bank: &AtomBank, device: &Device) -> Result<Self> {
         Self::new(bank, LoadedAdapter::frozen(&bank.tensors, bank.scale(), device)?, device)
     }
 
-    /// The same as variables that a backward pass gives gradients for.
+    /// Like [`LoadedBank::frozen`], but as variables for which a backward pass computes gradients.
     ///
     /// # Errors
     /// As [`LoadedBank::frozen`].
@@ -51,12 +51,12 @@ impl LoadedBank {
         &self.config
     }
 
-    /// What embeds instructions for it.
+    /// The encoder of its instructions.
     pub fn encoder(&self) -> &InstructionEncoder {
         &self.encoder
     }
 
-    /// The hook of one pass over `sequences`; `base` has the embeddings that instructions may be made of.
+    /// Makes the hook for one pass over `sequences`; `base` has the embeddings that an instruction encoder may need.
     ///
     /// # Errors
     /// As [`InstructionEncoder::embed`]; [`crate::Error::Compute`].
@@ -65,12 +65,12 @@ impl LoadedBank {
         BankHook::new(self, &Batch::new(sequences), e)
     }
 
-    /// Every variable by its tensor's name, sorted; none where frozen.
+    /// Every variable by its tensor's name, sorted; empty if the bank is frozen.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
         self.adapter.vars()
     }
 
-    /// The current values.
+    /// Copies the current values to the host.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].

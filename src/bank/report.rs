@@ -1,4 +1,4 @@
-//! An atom bank: its atoms one by one, how alike they are, where it acts.
+//! A report on an atom bank: its atoms one by one, how similar they are, and where the bank acts.
 
 use nalgebra::DMatrix;
 use serde::Serialize;
@@ -6,39 +6,39 @@ use serde::Serialize;
 use super::{AtomBank, BankConfig};
 use crate::adapter::modules_and_layers;
 
-/// One atom.
+/// The report on one atom.
 #[derive(Debug, Clone, Serialize)]
 pub struct AtomReport {
     /// Its Frobenius norm.
     pub norm: f32,
     /// exp of the entropy of its normalised singular values: from 1 to r (Roy and Vetterli, 2007).
     pub effective_rank: f32,
-    /// Its distance from the identity, at which atoms start, in Frobenius norm.
+    /// Its distance in Frobenius norm from the identity, near which atoms start.
     pub from_identity: f32,
 }
 
-/// An atom bank.
+/// The report on an atom bank.
 #[derive(Debug, Clone, Serialize)]
 pub struct BankReport {
     /// Its settings.
     pub config: BankConfig,
-    /// The factor of its updates.
+    /// The factor of its updates: see [`AtomBank::scale`].
     pub scale: f32,
-    /// Blocks of layers that share a routing.
+    /// The number of blocks; the layers of a block share a routing.
     pub blocks: usize,
-    /// Linear layers it changes, by name.
+    /// Names of the linear layers that it changes.
     pub modules: Vec<String>,
-    /// Decoder layers it changes.
+    /// Numbers of the decoder layers that it changes.
     pub layers: Vec<usize>,
-    /// Trained values.
+    /// The number of trained values.
     pub parameters: usize,
-    /// Those of a plain LoRA of the same rank on the same layers.
+    /// The number of trained values of a plain LoRA with the same rank on the same layers.
     pub lora_parameters: usize,
-    /// The atoms.
+    /// The atoms, in order.
     pub atoms: Vec<AtomReport>,
-    /// Cosines between atoms as vectors, `[K, K]`.
+    /// Cosines between atoms, as vectors: `[K, K]`.
     pub similarity: Vec<Vec<f32>>,
-    /// Atoms of which a number above is a NaN or an infinity in f32: null in JSON.
+    /// Atoms for which a number above is a NaN or an infinity in f32, which JSON shows as null.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub non_finite: Vec<usize>,
 }

@@ -1,4 +1,4 @@
-//! Fixing a routing: which atoms an instruction picks, and how far the baked model is from the routed one.
+//! Fixes a routing: which atoms an instruction selects, and how far the baked model is from the routed one.
 
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
@@ -7,39 +7,39 @@ use super::{AtomBank, LoadedBank, Routing};
 use crate::error::{Finding, Result};
 use crate::model::{Batch, Decoder, Hook, Sequence, TextEncoder, log_softmax_last, softmax_last};
 
-/// What a routing is asked for.
+/// The instruction and prompts to route.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Request {
     /// The instruction; may be empty.
     pub instruction: String,
-    /// Prompts to route; none is the empty prompt.
+    /// Prompts to route; an empty list means one empty prompt.
     pub prompts: Vec<String>,
 }
 
-/// What decides a routing.
+/// What determines a routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RoutedBy {
     #[default]
-    /// The model's forward pass over instruction and prompt.
+    /// A forward pass of the model over instruction and prompt.
     Model,
-    /// The language prior alone: needs the instruction's embedding, and no forward pass.
+    /// The language prior alone, which needs the instruction's embedding but no forward pass.
     Prior,
 }
 
 /// The routings of a request's prompts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routes {
-    /// What was routed, in the order of the prompts.
+    /// The routed sequences, in the order of the prompts.
     pub sequences: Vec<Sequence>,
-    /// By prompt and block, `[K]`: under token routing the mean over the routed tokens.
+    /// Weights of the atoms by prompt and block, each `[K]`: with token routing, the mean over the routed tokens.
     pub by_prompt: Vec<Vec<Vec<f32>>>,
-    /// `pi(e)`, `[K]`.
+    /// The prior `pi(e)`, `[K]`.
     pub prior: Vec<f32>,
 }
 
 impl Routes {
-    /// The mean over the prompts, by block: what is baked. Each is on the simplex, so it is too.
+    /// The mean over the prompts, by block, which is baked. Each routing is on the simplex, so the mean is too.
     pub fn mean(&self) -> Vec<Vec<f32>> {
         let mut mean = vec![Vec::new(); self.by_prompt.first().map_or(0, Vec::len)];
         for (block, mean) in mean.iter_mut().enumerate() {
@@ -52,7 +52,7 @@ impl Routes {
     }
 }
 
-/// Routes `request` through the bank on `decoder`, streamed or resident.
+/// Routes `request` through the bank on `decoder`, whose weights may be streamed or resident.
 ///
 /// # Errors
 /// [`crate::Error::Mismatch`] for an adapter that doesn't route, a bank for another base, or a prior
@@ -101,7 +101,7 @@ pub fn route(
     Ok(routes)
 }
 
-/// The weights of one prompt in one block, from those of all its decisions.
+/// The weights for one prompt in one block, from all its decisions.
 fn fix(bank: &AtomBank, batch: &Batch, row: usize, alphas: &[f32]) -> Vec<f32> {
     let k = bank.config.num_atoms;
     match bank.config.routing {
@@ -118,20 +118,20 @@ fn fix(bank: &AtomBank, batch: &Batch, row: usize, alphas: &[f32]) -> Vec<f32> {
     }
 }
 
-/// How far two models' next-token distributions are apart.
+/// How similar the next-token distributions of two models are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Agreement {
     /// The largest difference of any logit.
     pub max_logit_difference: f32,
     /// The mean over tokens of KL(first || second), in nats.
     pub mean_kl: f64,
-    /// The share of tokens at which both have the same favourite.
+    /// The share of tokens at which both models rank the same token first.
     pub top1: f64,
-    /// Tokens compared.
+    /// The number of tokens compared.
     pub tokens: usize,
 }
 
-/// Tokens whose logits are in memory at a time.
+/// The number of tokens whose logits are in memory at a time.
 const LOGIT_TOKENS: usize = 32;
 
 /// Compares the logits of a routed model with those of a fixed one on `sequences`.

@@ -1,7 +1,7 @@
-//! Queryable LoRA's forward pass: the state that routes, the routing, and the update.
+//! Queryable LoRA's forward pass: the states, the routing, and the update.
 //!
-//! Symbols and step numbers are those of docs/formats/bank.md; `N` is the number of routing
-//! decisions a block makes: sequences with prompt routing, tokens with token routing.
+//! Symbols and step numbers are those of docs/formats/bank.md. `N` is the number of routing
+//! decisions per block: the number of sequences with prompt routing, of tokens with token routing.
 
 use candle_core::{D, Tensor};
 
@@ -16,11 +16,11 @@ use crate::model::{Batch, Hook, log_softmax_last, ops, softmax_last};
 pub struct BankHook<'a> {
     bank: &'a LoadedBank,
     config: &'a BankConfig,
-    /// What of the batch routes, `[B, 1, T]`, rows summing to 1: prompt routing's mean.
+    /// The weights of the mean over routed tokens for prompt routing, `[B, 1, T]`; rows sum to 1.
     mean: Tensor,
-    /// Which of the `B * T` tokens are not padding.
+    /// Which of the `B * T` tokens aren't padding.
     real: Vec<bool>,
-    /// `[B, d_e]`
+    /// The instruction embeddings, `[B, d_e]`.
     e: Tensor,
     rows: usize,
     width: usize,
@@ -31,7 +31,7 @@ pub struct BankHook<'a> {
     alphas: Vec<Tensor>,
 }
 
-/// What one pass routed, on the host.
+/// The routing of one pass, on the host.
 #[derive(Debug, Clone)]
 pub struct RoutingTrace {
     /// By block: the normalised low-rank states, `[N, r]`.
@@ -43,14 +43,14 @@ pub struct RoutingTrace {
 /// Strengths of the two routing regularizers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Regularizer {
-    /// Of `mean KL(softmax(l / tau) || pi(e))`.
+    /// The weight of `mean KL(softmax(l / tau) || pi(e))`.
     pub prior: f64,
-    /// Of the load balance over atoms.
+    /// The weight of the load balance over atoms.
     pub balance: f64,
 }
 
 impl<'a> BankHook<'a> {
-    /// Prepares a pass over `batch`; `e` are its instruction embeddings, `[B, d_e]`.
+    /// Prepares a pass over `batch`; `e` holds its instruction embeddings, `[B, d_e]`.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -87,7 +87,7 @@ impl<'a> BankHook<'a> {
         Ok(())
     }
 
-    /// What was routed.
+    /// The routing of the pass, copied to the host.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -96,7 +96,7 @@ impl<'a> BankHook<'a> {
         Ok(RoutingTrace { states: host(&self.states)?, alphas: host(&self.alphas)? })
     }
 
-    /// `log pi(e)`, `[B, K]`: step 4. Uniform where there is no instruction.
+    /// `log pi(e)`, `[B, K]` (step 4). Uniform where there is no instruction.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -107,7 +107,7 @@ impl<'a> BankHook<'a> {
         Ok(log_softmax_last(&(scores * (1.0 / scale))?)?)
     }
 
-    /// The weights of the atoms by the prior alone, without a forward pass: `[B, K]`.
+    /// The weights of the atoms from the prior alone, without a forward pass: `[B, K]`.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -115,7 +115,7 @@ impl<'a> BankHook<'a> {
         self.top_k(&(self.log_prior()? * self.config.prior_strength)?)
     }
 
-    /// The regularizers' share of the loss, a scalar; call after the pass.
+    /// The regularizers' part of the loss, a scalar. Call it after the pass.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -143,7 +143,8 @@ impl<'a> BankHook<'a> {
             probabilities.push(p);
         }
         let p = Tensor::cat(&probabilities, 0)?;
-        // The share of each atom as the favourite is a count: no gradient, as in Switch Transformers.
+        // The share of decisions that rank an atom first is a count, so it has no gradient, as in
+        // Switch Transformers.
         let mut share = vec![0f32; atoms];
         let rows = p.to_vec2::<f32>()?;
         for row in &rows {
@@ -155,7 +156,7 @@ impl<'a> BankHook<'a> {
         Ok((kl + balance)?)
     }
 
-    /// Steps 1 to 6 for the block that `site` is the first of. `z` is `A x`, `[B, T, r]`.
+    /// Steps 1 to 6 for block `block`, at its first linear layer. `z` is `A x`, `[B, T, r]`.
     fn route(&mut self, block: usize, z: &Tensor) -> Result<()> {
         let router = |name: &str| self.bank.get(&format!("atom_bank.router.{name}"));
         let (r, d_k) = (self.config.r, self.config.key_dim);
@@ -183,7 +184,8 @@ impl<'a> BankHook<'a> {
         }
         let mut logits = (ops::linear(&q, self.bank.get("atom_bank.keys"))? * (1.0 / (d_k as f64).sqrt()))?;
         if self.has_instruction {
-            // Sequences without an instruction get a constant here, which no softmax sees.
+            // For sequences without an instruction this adds a constant, which doesn't change the
+            // softmax.
             let prior = (self.per_decision(&self.log_prior()?)? * self.config.prior_strength)?;
             logits = (logits + prior)?;
         }
@@ -193,7 +195,7 @@ impl<'a> BankHook<'a> {
         Ok(())
     }
 
-    /// Step 6: softmax over the `top_k` largest of `logits / tau`, zero elsewhere. `[N, K]`
+    /// Step 6: softmax over the `top_k` largest of `logits / tau`, zero elsewhere: `[N, K]`.
     fn top_k(&self, logits: &Tensor) -> Result<Tensor> {
         let scaled = (logits * (1.0 / self.config.temperature))?;
         if self.config.top_k == self.config.num_atoms {
@@ -209,7 +211,7 @@ impl<'a> BankHook<'a> {
         Ok(softmax_last(&(&scaled + Tensor::from_vec(mask, scaled.shape(), scaled.device())?)?)?)
     }
 
-    /// A value for each sequence, `[B, n]`, as one for each decision, `[N, n]`.
+    /// Expands a value per sequence, `[B, n]`, to one per decision, `[N, n]`.
     fn per_decision(&self, x: &Tensor) -> Result<Tensor> {
         match self.config.routing {
             Routing::Prompt => Ok(x.clone()),
@@ -217,14 +219,14 @@ impl<'a> BankHook<'a> {
         }
     }
 
-    /// `[B, n]` repeated for each token: `[B * T, n]`.
+    /// Repeats `[B, n]` for each token: `[B * T, n]`.
     fn per_token(&self, x: &Tensor) -> Result<Tensor> {
         let n = x.dim(1)?;
         let repeated = x.unsqueeze(1)?.broadcast_as((self.rows, self.width, n))?;
         Ok(repeated.contiguous()?.reshape((self.rows * self.width, n))?)
     }
 
-    /// Step 7 inside the bottleneck: `M_b z`, `[B, T, r]`.
+    /// Step 7 within the rank-r bottleneck: `M_b z`, `[B, T, r]`.
     fn apply_operator(&self, block: usize, z: &Tensor) -> Result<Tensor> {
         let (r, k) = (self.config.r, self.config.num_atoms);
         let atoms = self.bank.get("atom_bank.atoms");
@@ -235,7 +237,7 @@ impl<'a> BankHook<'a> {
                 Ok(z.matmul(&m.transpose(1, 2)?.contiguous()?)?)
             }
             Routing::Token => {
-                // Every atom times z, then the mix: no [r, r] matrix for each token.
+                // Multiply every atom by z, then mix: no [r, r] matrix per token is needed.
                 let tokens = self.rows * self.width;
                 let each =
                     ops::linear(&z.reshape((tokens, r))?, &atoms.reshape((k * r, r))?)?.reshape((tokens, k, r))?;
@@ -251,7 +253,8 @@ impl Hook for BankHook<'_> {
         let (a, b) = (a.clone(), b.clone());
         let z = ops::linear(x, &a)?;
         let block = site.layer / self.config.block_size;
-        // Sites come in execution order, so the first of a block finds its decision missing.
+        // Linear layers come in execution order, so at the first one of a block its decision is
+        // still missing.
         if self.alphas.len() == block {
             self.route(block, &z)?;
         }
@@ -259,7 +262,8 @@ impl Hook for BankHook<'_> {
         Ok(Some((update * self.bank.adapter().scale())?))
     }
 
-    /// With prompt routing the decisions stand; with token routing every new token makes its own.
+    /// With prompt routing, the decisions are kept; with token routing, every new token makes its
+    /// own.
     fn continue_with(&mut self, batch: &Batch) -> Result<()> {
         if self.config.routing == Routing::Token {
             self.states.clear();
@@ -270,7 +274,7 @@ impl Hook for BankHook<'_> {
     }
 }
 
-/// Indices by value, largest first; the lower index wins a tie.
+/// Indices sorted by value, largest first; the lower index wins a tie.
 fn largest_first(row: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));

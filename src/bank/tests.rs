@@ -78,7 +78,7 @@ fn refuses_surplus_missing_and_misshapen_tensors_by_name() {
             None => bank.tensors.remove(name),
         };
         let folder = dir.path().join(i.to_string());
-        // Nothing is written that the reader refuses; the reader by itself refuses the same.
+        // Saving refuses what the reader refuses, and the reader refuses the same on its own.
         let refused = bank.save(&folder, false).unwrap_err().to_string();
         assert!(refused.contains(expected) && !folder.exists(), "{refused}");
         adapter_output(&bank.config.to_json(), &bank.tensors).write(&Destination::new(&folder), &|_| {}).unwrap();

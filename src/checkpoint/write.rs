@@ -1,4 +1,4 @@
-//! A Hugging Face folder to be written: tensors, config.json, and every other file of the folder it is made from.
+//! Writes a Hugging Face folder: tensors, config.json, and all other files of the folder from which it is made.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::output::{Output, json_text};
 use crate::plan::Plan;
 
 impl Checkpoint {
-    /// `plan` with every floating-point tensor in `dtype`.
+    /// `plan` with the type `dtype` for every floating-point tensor.
     pub fn retyped(plan: &Plan, dtype: DType) -> Plan {
         let mut plan = plan.clone();
         for tensor in plan.tensors.iter_mut().filter(|tensor| tensor.dtype.is_float()) {
@@ -19,8 +19,8 @@ impl Checkpoint {
         plan
     }
 
-    /// The files of a folder with the weights of `plan`, by name: config.json, whose type follows the weights, the
-    /// tokenizer and all other companion files.
+    /// The files of a folder with the weights of `plan`, by name: config.json, with the weights' type, the tokenizer,
+    /// and all other files that aren't weights.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -34,7 +34,7 @@ impl Checkpoint {
         }
         let mut config = self.config_json.clone();
         if let Some(name) = torch_name(plan) {
-            // transformers 5 says dtype, older ones torch_dtype: whichever stands there is kept true.
+            // transformers 5 calls it dtype, older versions torch_dtype: the existing field is updated.
             let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
             for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
                 config.insert(key.to_owned(), name.into());
@@ -57,7 +57,7 @@ impl Checkpoint {
     }
 }
 
-/// torch's name of the type that most of the plan's values are in.
+/// torch's name of the type that most of the plan's values have.
 fn torch_name(plan: &Plan) -> Option<&'static str> {
     let elems = |dtype| plan.tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.elems()).sum::<usize>();
     let most = [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|dtype| elems(*dtype))?;

@@ -1,4 +1,4 @@
-//! `atombank bake`: fix an instruction, write plain weights, say what it cost.
+//! `atombank bake`: fixes an instruction, writes plain weights, and reports the error.
 
 use anyhow::Result;
 use atombank::bank::RoutedBy;
@@ -24,7 +24,7 @@ pub(crate) struct BakeArgs {
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
-    /// Print JSON: the routing, what it cost, and, with --dry-run, what would be written
+    /// Print JSON: the routing, the error of fixing it, and, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
     #[command(flatten)]

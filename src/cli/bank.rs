@@ -1,4 +1,4 @@
-//! `atombank bank build`: plain LoRAs of one base become an atom bank, one atom each.
+//! `atombank bank build`: makes an atom bank of plain LoRAs of one base, with one atom for each.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,7 @@ use super::Common;
 use super::input::{found, found_path};
 use super::output::{planned, print_description, print_notes, print_written};
 
-/// The relative error of a LoRA from which on a note says so.
+/// A LoRA with at least this relative error gets a note.
 const LARGE: f64 = 0.05;
 
 /// Arguments of `bank`.
@@ -35,7 +35,7 @@ pub(crate) struct BankArgs {
 
 #[derive(Subcommand)]
 enum BankCommand {
-    /// One atom for each of several plain LoRAs of one base, picked by its description
+    /// Make one atom for each of several plain LoRAs of one base, selected by its description
     Build(BuildArgs),
 }
 
@@ -44,23 +44,23 @@ enum BankCommand {
 struct BuildArgs {
     /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
-    /// Two or more plain LoRAs of it, as PEFT saves them
+    /// Two or more plain LoRAs of the base, as PEFT saves them
     #[arg(required = true, value_name = "LORA")]
     loras: Vec<PathBuf>,
     /// The bank's folder
     #[arg(short, long, value_name = "BANK")]
     output: PathBuf,
-    /// The bank's rank; the sum of the LoRAs' holds any LoRAs exactly [default: the largest of theirs]
+    /// The bank's rank; the sum of the LoRAs' ranks represents them exactly [default: the largest of their ranks]
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
-    /// What picks a LoRA, by the name of its folder; may be repeated, for one LoRA too [default: what
-    /// its README.md says at its head or first, or else its name]
+    /// The text that selects a LoRA, by the name of its folder; may be repeated, also for one LoRA [default: the
+    /// description or first paragraph in its README.md, or else its name]
     #[arg(long, value_name = "NAME=TEXT", value_parser = parse_description)]
     describe: Vec<(String, String)>,
     /// The folder of a sentence encoder for instructions [default: the base's own embeddings]
     #[arg(long, value_name = "FOLDER")]
     encoder: Option<String>,
-    /// Atoms that a routing mixes at most [default: all]
+    /// The largest number of atoms that a routing mixes [default: all]
     #[arg(long, value_name = "K", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     top_k: Option<usize>,
     /// Replace an existing bank
@@ -74,7 +74,7 @@ struct BuildArgs {
     json: bool,
 }
 
-/// `NAME=TEXT`.
+/// Parses `NAME=TEXT`.
 fn parse_description(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, text)) if !text.trim().is_empty() => Ok((name.to_owned(), text.trim().to_owned())),
@@ -115,7 +115,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let mut notes = Vec::new();
     let texts = texts(args, &paths, &names, &mut notes)?;
     let fit = fit(&loras, &folder.config, args.rank).map_err(|error| match error {
-        // The library names its field, the program its option.
+        // The library names its field; the program names its option.
         Error::Mismatch(finding) if finding.subject == "rank" => {
             Error::Mismatch(Box::new(Finding { subject: "--rank".to_owned(), ..*finding }))
         }
@@ -159,7 +159,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// What each LoRA is called: its folder's name, or its path where two folders have one name.
+/// The name of each LoRA: its folder's name, or its path if two folders have the same name.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short = |path: &Path| {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -171,13 +171,13 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().zip(&all).map(name).collect()
 }
 
-/// A text that picks an atom.
+/// A text that selects an atom.
 struct Text {
     atom: usize,
     text: String,
 }
 
-/// What picks each LoRA: no text picks two.
+/// The texts that select each LoRA. No text may select two.
 fn texts(args: &BuildArgs, paths: &[PathBuf], names: &[String], notes: &mut Vec<String>) -> Result<Vec<Text>> {
     if let Some((unknown, _)) = args.describe.iter().find(|(name, _)| !names.contains(name)) {
         let finding = Finding::new(&args.output, "--describe").expected(format_args!("one of {}", names.join(", ")));
@@ -206,7 +206,7 @@ fn texts(args: &BuildArgs, paths: &[PathBuf], names: &[String], notes: &mut Vec<
     Ok(texts)
 }
 
-/// The router of `texts`, and the share that each gives its own atom by the prior alone.
+/// Makes the router for `texts`. Also returns the weight that each text gives its own atom by the prior alone.
 fn route(
     args: &BuildArgs,
     folder: &HfFolder,
@@ -245,7 +245,7 @@ fn route(
     Ok((router, shares))
 }
 
-/// What the bank doesn't hold, and why that may be.
+/// Notes on what the bank doesn't represent well, and possible reasons.
 fn shortcomings(fit: &BankFit, names: &[String], exact: usize) -> Vec<String> {
     let mut notes = Vec::new();
     for (lora, name) in fit.loras.iter().zip(names).filter(|(lora, _)| lora.missing_sites > 0) {
@@ -266,11 +266,11 @@ fn shortcomings(fit: &BankFit, names: &[String], exact: usize) -> Vec<String> {
     notes
 }
 
-/// What picks a LoRA, for the report.
+/// The texts of a LoRA, for the report.
 struct AtomRow<'a> {
     name: &'a str,
     texts: Vec<&'a str>,
-    /// The least that one of its texts gives its atom.
+    /// The smallest weight that one of its texts gives its atom.
     share: f64,
 }
 

@@ -1,4 +1,4 @@
-//! `atombank compare`: how far one model's tensors are from another's, as a table or JSON.
+//! `atombank compare`: compares the tensors of two models, as a table or JSON.
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
@@ -9,7 +9,7 @@ use clap::Args;
 use super::input::found;
 use super::{Common, progress};
 
-/// Tensors in the table of the worst ones.
+/// Number of tensors in the table of the worst ones.
 const WORST: usize = 10;
 
 /// Arguments of `compare`.
@@ -123,13 +123,13 @@ fn print_tensor(tensor: &TensorComparison) {
     println!("{relative:>10} {rms:>10} {max:>10}  {:<16} {:<22} {}", types(tensor), shapes(tensor), tensor.name);
 }
 
-/// A line for a tensor whose values weren't compared: words instead of numbers.
+/// Prints a line for a tensor whose values weren't compared, with words instead of numbers.
 fn print_other(what: &str, tensor: &TensorComparison, reason: Option<&String>) {
     let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
     println!("{what:<32}  {:<16} {:<22} {}{reason}", types(tensor), shapes(tensor), tensor.name);
 }
 
-/// What the tensor has on either side: once where that is the same.
+/// The tensor's form in both models, printed once if it is the same.
 fn either(tensor: &TensorComparison, part: impl Fn(&Form) -> String) -> String {
     match (tensor.a.as_ref().map(&part), tensor.b.as_ref().map(&part)) {
         (Some(a), Some(b)) if a != b => format!("{a} -> {b}"),
@@ -145,7 +145,7 @@ fn shapes(tensor: &TensorComparison) -> String {
     either(tensor, |form| format!("{:?}", form.shape))
 }
 
-/// A difference relative to A's values.
+/// Formats a difference relative to A's values.
 fn relative(error: Option<f64>) -> String {
     error.map_or("A is zero".to_owned(), number)
 }

@@ -1,4 +1,4 @@
-//! `atombank convert`: models, tensors, adapters and banks in every direction.
+//! `atombank convert`: converts models, tensors, adapters and banks between all forms.
 
 use std::path::PathBuf;
 
@@ -18,13 +18,13 @@ pub(crate) struct ConvertArgs {
     /// A model or adapter folder, a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file, or a name on
     /// the Hugging Face hub: hf:org/name[@revision]
     input: String,
-    /// The part of a PyTorch file to convert, like state_dict
+    /// The part of a PyTorch file to convert, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// The base model's folder, for a LoRA: names and shapes of the weights that it changes
     #[arg(long, value_name = "FOLDER")]
     base: Option<PathBuf>,
-    /// JSON with general.* keys of the GGUF, over what the model card says
+    /// JSON with general.* keys for the GGUF, which take precedence over the model card
     #[arg(long, value_name = "FILE")]
     metadata: Option<PathBuf>,
     /// The model's name in the GGUF
@@ -33,7 +33,7 @@ pub(crate) struct ConvertArgs {
     /// Give a key of the GGUF another value: KEY=VALUE or KEY=TYPE:VALUE; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     override_key: Vec<String>,
-    /// Write a GGUF of the vocabulary alone
+    /// Write a GGUF with only the vocabulary
     #[arg(long)]
     vocab_only: bool,
     /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a

@@ -1,4 +1,5 @@
-//! `atombank demo`: the main job on an embedded example, every number computed as it runs.
+//! `atombank demo`: the main workflow on an embedded example. Every number is computed during the
+//! run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ use super::train::train_with_bar;
 /// Arguments of `demo`.
 #[derive(Args)]
 pub(crate) struct DemoArgs {
-    /// Keep what is made, in this new folder
+    /// Keep the results in this new folder
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
     /// Replace the folder of an earlier demo
@@ -40,13 +41,13 @@ pub(crate) struct DemoArgs {
     /// Change a setting of both trainings: training.steps=50
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Print JSON, at the end: every number
+    /// Print JSON at the end: every number
     #[arg(long)]
     json: bool,
 }
 
 impl DemoArgs {
-    /// Prints a line as the demo goes on, where the end has no JSON instead.
+    /// Prints a line of progress, unless JSON is printed at the end.
     fn say(&self, line: std::fmt::Arguments) {
         if !self.json {
             println!("{line}");
@@ -54,7 +55,7 @@ impl DemoArgs {
     }
 }
 
-/// The example: fixtures/demo.
+/// The files of the example: fixtures/demo.
 const FILES: [(&str, &[u8]); 9] = [
     ("base/config.json", include_bytes!("../../fixtures/demo/base/config.json")),
     ("base/generation_config.json", include_bytes!("../../fixtures/demo/base/generation_config.json")),
@@ -67,10 +68,10 @@ const FILES: [(&str, &[u8]); 9] = [
     ("lora.toml", include_bytes!("../../fixtures/demo/lora.toml")),
 ];
 
-/// Training prompts whose mean routing is baked.
+/// Number of training prompts whose mean routing is baked.
 const BAKED_PROMPTS: usize = 8;
 
-/// Instructions that are written as GGUF too.
+/// Number of instructions that are also written as GGUF.
 const AS_GGUF: usize = 2;
 
 pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<()> {
@@ -122,7 +123,8 @@ pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the folder of an earlier demo, and no other: everything in it has a name that a demo gives.
+/// Deletes the folder of an earlier demo, and no other: everything in it must have a name that a
+/// demo uses.
 fn remove_demo(dir: &Path) -> Result<()> {
     if dir.symlink_metadata().is_err() {
         return Ok(());
@@ -172,7 +174,7 @@ fn unpack(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Trains as `{kind}.toml` says, into the folder `kind`.
+/// Trains with `{kind}.toml`, into the folder `kind`.
 fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Outcome> {
     let mut config = TrainConfig::open(&dir.join(format!("{kind}.toml")), &args.overrides)?;
     config.base = dir.join("base");
@@ -191,14 +193,14 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     Ok(outcome)
 }
 
-/// What a model's answers are tried with.
+/// The adapter with which a model's answers are tested.
 enum Tried {
     Nothing,
     Lora(LoadedAdapter),
     Bank(LoadedBank),
 }
 
-/// What the steps after training share.
+/// Values that the steps after training share.
 struct Demo<'a> {
     args: &'a DemoArgs,
     dir: PathBuf,
@@ -238,7 +240,7 @@ impl<'a> Demo<'a> {
         self.rows.len() / self.instructions.len()
     }
 
-    /// By instruction and block: the weights to bake.
+    /// The weights to bake, by instruction and block.
     fn route_all(&self) -> Result<Vec<Vec<Vec<f32>>>> {
         let mut all = Vec::new();
         for instruction in &self.instructions {
@@ -254,7 +256,7 @@ impl<'a> Demo<'a> {
         Ok(all)
     }
 
-    /// Every instruction as a Hugging Face folder, the first ones as GGUF too.
+    /// Writes a Hugging Face folder for every instruction, and a GGUF for the first ones.
     fn bake_all(&self, baked: &[Vec<Vec<f32>>]) -> Result<Vec<PathBuf>> {
         let mut folders = Vec::new();
         for (i, alphas) in baked.iter().enumerate() {
@@ -279,7 +281,7 @@ impl<'a> Demo<'a> {
         Ok(folders)
     }
 
-    /// Writes a GGUF and reads it back: the number of its tensors and keys.
+    /// Writes a GGUF and reads it back. Returns the number of its tensors and keys.
     fn write_gguf(&self, plan: &Plan, path: &Path) -> Result<(usize, usize)> {
         let options = ConvertOptions::default();
         to_gguf(&self.folder, plan, &options)?.write(&Destination::new(path), &|_| ())?;
@@ -287,7 +289,7 @@ impl<'a> Demo<'a> {
         Ok((file.tensors().len(), file.metadata().len()))
     }
 
-    /// The share of held-out rows of each instruction that a model answers to the letter.
+    /// For each instruction, the share of held-out rows that a model answers exactly.
     fn accuracy(&self, decoder: &Decoder, adapter: &Tried, only: Option<&str>) -> Result<Vec<f64>> {
         let (template, instructions) = match adapter {
             Tried::Bank(bank) => (bank.config().prompt_template.as_str(), bank.encoder()),
@@ -316,7 +318,7 @@ impl<'a> Demo<'a> {
         Ok(shares)
     }
 
-    /// By instruction: the shares with the base, routed, baked, and with the LoRA.
+    /// For each instruction, the shares with the base, routed, baked, and with the LoRA.
     fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<Vec<[f64; 4]>> {
         let lora = Lora::open(&self.dir.join("lora"))?;
         let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?);

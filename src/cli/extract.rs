@@ -1,4 +1,4 @@
-//! `atombank extract`: a LoRA out of a base and what was made of it.
+//! `atombank extract`: extracts a LoRA from a base and a model finetuned from it.
 
 use std::path::Path;
 
@@ -21,15 +21,15 @@ use super::{Common, progress, truncation};
 pub(crate) struct ExtractArgs {
     /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
     base: String,
-    /// The finetuned model: either of these, too
+    /// The finetuned model, in one of the same forms
     finetuned: String,
-    /// The rank of each module's update at most
+    /// The largest rank of a module's update
     #[arg(long, value_name = "R", default_value_t = 32, value_parser = parse_rank)]
     rank: usize,
-    /// The share of a module's change that is enough, like 0.9: the smallest rank that keeps it
+    /// The share of a module's change to keep, such as 0.9: it gets the smallest rank that keeps it
     #[arg(long, value_name = "SHARE", value_parser = parse_energy)]
     energy: Option<f64>,
-    /// Where random numbers start; results are the same with any number of threads
+    /// The seed of random numbers; results don't depend on the number of threads
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Print JSON: everything, and, with --dry-run, what would be written
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Prints everything, and what would be written where nothing is.
+/// Prints everything as JSON, including what would be written with --dry-run.
 fn print_json(extraction: &Extraction, planned: Map<String, Value>) -> Result<()> {
     let whole = |tensor: &atombank::plan::PlannedTensor| json!({ "name": tensor.name, "dtype": tensor.dtype.to_string(), "shape": tensor.shape });
     let mut found = json!({

@@ -1,4 +1,4 @@
-//! `atombank generate`: greedy continuation, with base, adapter or baked weights.
+//! `atombank generate`: continues a text greedily, with base, adapter or baked weights.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,14 +36,14 @@ pub(crate) struct GenerateArgs {
     /// The prompt
     #[arg(long, default_value = "", hide_default_value = true)]
     prompt: String,
-    /// Put instruction and prompt together as this says, where no bank does: {prompt} and {instruction} are
+    /// Combine instruction and prompt with this template, for models without a bank: {prompt} and {instruction} are
     /// replaced [default: the prompt alone; with an instruction, "{instruction}\n{prompt}\n"]
     #[arg(long)]
     template: Option<String>,
-    /// The most tokens to add
+    /// The largest number of tokens to add
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: usize,
-    /// Go on past end-of-text tokens
+    /// Continue past end-of-text tokens
     #[arg(long)]
     ignore_eos: bool,
     /// Write the logits of the prompt's tokens, [tokens, vocab_size] in f32, as safetensors into this new folder
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
 }
 
 impl GenerateArgs {
-    /// The template of a model that has none of its own.
+    /// The template for a model without a bank.
     fn template(&self) -> Result<&str> {
         let Some(template) = &self.template else {
             return Ok(if self.instruction.is_empty() { "{prompt}" } else { DEFAULT_PROMPT_TEMPLATE });
@@ -99,7 +99,7 @@ impl GenerateArgs {
     }
 }
 
-/// What runs on top of the model.
+/// The adapter that is used with the model.
 enum Adapter {
     Bank(Box<LoadedBank>),
     Updates(LoadedUpdates),
@@ -107,7 +107,7 @@ enum Adapter {
 
 impl Adapter {
     fn open(path: &Path, model: &Path, base: &ModelConfig) -> Result<Self> {
-        // What has no settings of PEFT is no bank, and may be an adapter all the same.
+        // A path without PEFT's settings isn't a bank, but may still be an adapter.
         if AtomBank::is_in(path).unwrap_or(false) {
             let bank = AtomBank::open(path)?;
             bank.check_base(base)?;

@@ -1,4 +1,4 @@
-//! `atombank imatrix`: how much each column of a model's weights matters, measured on a text.
+//! `atombank imatrix`: measures on a text how much each column of a model's weights matters.
 
 use std::path::PathBuf;
 
@@ -24,16 +24,16 @@ pub(crate) struct ImatrixArgs {
     /// The file to write
     #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
     output: PathBuf,
-    /// Tokens in a chunk
+    /// Number of tokens in a chunk
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     ctx: u32,
-    /// The most chunks of the text; all of it unless given
+    /// The largest number of chunks [default: all of the text]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
-    /// Measure the output head too
+    /// Measure the output head as well
     #[arg(long)]
     process_output: bool,
-    /// The file's form [default: dat where its name ends so, else gguf]
+    /// The file's form [default: dat if its name ends in .dat, else gguf]
     #[arg(long, value_enum)]
     output_format: Option<OutputFormat>,
     /// Where to compute: cpu, or cuda:N in a build with --features cuda
@@ -50,10 +50,10 @@ pub(crate) struct ImatrixArgs {
     json: bool,
 }
 
-/// The form of an importance matrix, as its programs name it.
+/// The form of an importance matrix, by the names that llama.cpp uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OutputFormat {
-    /// The form of today
+    /// The current form
     Gguf,
     /// The older form
     Dat,
@@ -73,7 +73,7 @@ impl ImatrixArgs {
 }
 
 pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
-    // What can't be written is better known before the computation than after it.
+    // An output that can't be written should be reported before the computation, not after it.
     let to = Destination { overwrite: args.overwrite, ..Destination::new(&args.output) };
     if !args.dry_run {
         to.check()?;

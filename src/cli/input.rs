@@ -1,4 +1,4 @@
-//! Inputs as users name them: a path, or a model on the hub.
+//! Inputs as users give them: a path, or a model on the hub.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use atombank::convert::Content;
 
 use super::{Common, progress};
 
-/// As [`found`], the path alone.
+/// Like [`found`], but returns only the path.
 pub(crate) fn found_path(input: &Path, need: Need, common: &Common) -> Result<PathBuf> {
     match input.to_str() {
         Some(text) => Ok(found(text, need, common)?.0),
@@ -17,15 +17,15 @@ pub(crate) fn found_path(input: &Path, need: Need, common: &Common) -> Result<Pa
     }
 }
 
-/// The path of an input, and its name on the hub where it is from there. What is missing of it, and needed, is fetched.
+/// The path of an input, and its name on the hub if it is from there. Needed parts that are missing are downloaded.
 pub(crate) fn found(input: &str, need: Need, common: &Common) -> Result<(PathBuf, Option<String>)> {
     let Some(name) = hub_name(input) else { return Ok((PathBuf::from(input), None)) };
     let model = watched(common, |settings, tell| hub::resolve(&name, settings, need, tell))?;
     Ok((model.path, Some(model.id)))
 }
 
-/// What `look` makes of an input that is only looked at: of a model on the hub the headers of its weights are enough,
-/// unless it asks for values after all. The outline has to outlive what was made of it.
+/// The result of `look` for an input that is only inspected. For a model on the hub, headers of its weights are enough,
+/// unless `look` reads values; then the model is downloaded. The outline must outlive the result.
 pub(crate) fn looked_at<T>(
     input: &str,
     need: Need,
@@ -61,7 +61,7 @@ fn hub_name(input: &str) -> Option<String> {
     }
 }
 
-/// Runs `work` with the environment's settings, its downloads in a bar and its notes on stderr.
+/// Runs `work` with the environment's hub settings. Shows downloads as a progress bar, and notes on stderr.
 fn watched<T>(
     common: &Common,
     work: impl FnOnce(&HubSettings, &dyn Fn(Event<'_>)) -> atombank::Result<T>,
@@ -81,7 +81,7 @@ fn watched<T>(
     Ok(done?)
 }
 
-/// Whether `input` is of the form `org/name` and no path: nothing has its name, nor is there a folder `org`.
+/// Whether `input` has the form `org/name` and can't be a path: neither it nor a folder `org` exists.
 fn can_only_be_a_hub_name(input: &str) -> bool {
     let Some((org, name)) = input.split_once('/') else { return false };
     let plain = |part: &str| {

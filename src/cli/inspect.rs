@@ -1,4 +1,4 @@
-//! `atombank inspect`: a table of what is there, or JSON.
+//! `atombank inspect`: reports what is at a path, as a table or JSON.
 
 use anyhow::Result;
 use atombank::bank::BankReport;
@@ -16,7 +16,7 @@ pub(crate) struct InspectArgs {
     /// A model or adapter folder, a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file, or a name on
     /// the Hugging Face hub: hf:org/name[@revision]
     input: String,
-    /// The part of a PyTorch file to look at, like state_dict
+    /// The part of a PyTorch file to inspect, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// What a folder is taken for that has a model and adapter_config.json: model or adapter [default: model]
@@ -117,7 +117,7 @@ fn print_tensors(tensors: &TensorsReport, each: bool) {
 
 fn print_adapter(adapter: &AdapterReport, each: bool) {
     row("kind", &adapter.method);
-    // That the tensors are torch's goes without saying.
+    // The entry `format` only says that the tensors are torch's.
     for (key, value) in adapter.metadata.iter().filter(|(key, _)| *key != "format") {
         row(key, value);
     }
@@ -174,7 +174,7 @@ fn print_bank(bank: &BankReport) {
     }
 }
 
-/// "0 to 31", or the numbers where some are left out.
+/// "0 to 31", or the numbers if they have gaps.
 fn show_range(layers: &[usize]) -> String {
     match layers {
         [] => "none".into(),

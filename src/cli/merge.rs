@@ -1,4 +1,4 @@
-//! `atombank merge`: adapters into their base, as a folder or a GGUF.
+//! `atombank merge`: merges adapters into their base, as a folder or a GGUF.
 
 mod method;
 
@@ -21,11 +21,11 @@ use method::MethodArgs;
 pub(crate) struct MergeArgs {
     /// The base model: a Hugging Face folder, a .gguf, or a name on the hub: hf:org/name[@revision]
     base: String,
-    /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors.
-    /// Or, with --method, other models of the base's shape. NAME=WEIGHT for a share of one
+    /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors. With --method,
+    /// also other models of the base's shape. NAME=WEIGHT gives one a weight
     #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
     others: Vec<Weighted>,
-    /// Refuse a base that is quantized: weights that the adapter changes are rounded again otherwise
+    /// Refuse a quantized base, because weights that the adapter changes would be rounded again
     #[arg(long)]
     keep_base: bool,
     /// What a folder among the others is taken for that has a model and adapter_config.json: model or adapter [default: model]
@@ -44,14 +44,14 @@ pub(crate) struct MergeArgs {
     output: OutputArgs,
 }
 
-/// An adapter or a model, and how much of it.
+/// An adapter or a model, and its weight.
 #[derive(Debug, Clone)]
 struct Weighted {
     name: String,
     weight: f64,
 }
 
-/// `NAME` or `NAME=WEIGHT`.
+/// Parses `NAME` or `NAME=WEIGHT`.
 fn parse_weighted(text: &str) -> Result<Weighted, String> {
     let whole = Weighted { name: text.into(), weight: 1.0 };
     if Path::new(text).exists() {

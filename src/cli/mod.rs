@@ -1,4 +1,4 @@
-//! The command line: arguments become checked values, the library does the work, results are printed.
+//! The command line: arguments become checked values, the library does the work, and results are printed.
 
 #[macro_use]
 mod print;
@@ -47,20 +47,20 @@ pub struct Arguments {
     common: Common,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct Common {
-    /// No progress and no notes
+    /// Print no progress and no notes
     #[arg(long, global = true)]
     pub(crate) quiet: bool,
-    /// Threads to work with; all cores unless given
+    /// Number of threads [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// Instructions to quantize with; the results are the same [default: the widest there are]
+    /// Vector instructions to quantize with; results are the same [default: the widest available]
     #[arg(long, global = true, value_parser = parse_kernel)]
     pub(crate) kernel: Option<Kernel>,
-    /// Ask the hub again for models of it that are in the cache: branches move
+    /// Ask the hub again about models in the cache, because branches can move
     #[arg(long, global = true)]
     pub(crate) refresh: bool,
 }
@@ -72,13 +72,13 @@ fn parse_kernel(name: &str) -> Result<Kernel, String> {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train, route, bake and check on an embedded example, start to finish
+    /// Train, route, bake and check with an embedded example, start to finish
     #[cfg(feature = "train")]
     Demo(demo::DemoArgs),
     /// Train an atom bank, or a plain LoRA, on a base model
     #[cfg(feature = "train")]
     Train(train::TrainArgs),
-    /// Fix an instruction or prompt: merged safetensors, GGUF, or an ordinary LoRA
+    /// Fix an instruction or prompt: write merged safetensors, GGUF, or an ordinary LoRA
     #[cfg(feature = "train")]
     Bake(Box<bake::BakeArgs>),
     /// Make an atom bank of plain LoRAs, without training
@@ -86,9 +86,9 @@ enum Command {
     Bank(bank::BankArgs),
     /// Merge adapters into their base: folder or GGUF, quantized on the way if asked
     Merge(Box<merge::MergeArgs>),
-    /// Make a LoRA of what finetuning changed: two models in, their difference cut to a rank out
+    /// Make a LoRA of what finetuning changed: truncate the difference of two models to a rank
     Extract(Box<extract::ExtractArgs>),
-    /// Show which atoms a prompt picks, block by block
+    /// Show which atoms a prompt selects, block by block
     #[cfg(feature = "train")]
     Route(route::RouteArgs),
     /// Continue a text with the base model, an adapter, or baked weights
@@ -97,13 +97,13 @@ enum Command {
     /// Measure how much each column of a model's weights matters: an importance matrix for quantization
     #[cfg(feature = "train")]
     Imatrix(imatrix::ImatrixArgs),
-    /// Convert models, tensors, adapters and banks: folders, safetensors, PyTorch files and GGUF, in every direction
+    /// Convert models, tensors, adapters and banks between folders, safetensors, PyTorch files and GGUF
     Convert(Box<convert::ConvertArgs>),
     /// Quantize a GGUF, as llama-quantize does
     Quantize(Box<quantize::QuantizeArgs>),
-    /// What is in a model, a file of tensors, a GGUF, a LoRA or an atom bank
+    /// Show what is in a model, a file of tensors, a GGUF, a LoRA or an atom bank
     Inspect(inspect::InspectArgs),
-    /// How two models differ, tensor by tensor: what quantization cost, or whether they are the same
+    /// Compare two models tensor by tensor: the error of quantization, or whether they are the same
     Compare(compare::CompareArgs),
 }
 
@@ -124,7 +124,7 @@ impl Command {
     }
 }
 
-/// Runs what was asked for.
+/// Runs the requested command.
 pub fn run(arguments: Arguments) -> Result<()> {
     #[cfg(feature = "train")]
     if arguments.command.computes() {
@@ -133,7 +133,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     let common = arguments.common;
     signals::watch()?;
     if let Some(threads) = common.threads {
-        // candle's products and our executor share rayon's global pool.
+        // candle's products and the executor share rayon's global pool.
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
     }
     if let Some(kernel) = common.kernel {

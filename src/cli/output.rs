@@ -13,16 +13,16 @@ use super::print::{options, with_options};
 use super::recipe::RecipeArgs;
 use super::{Common, progress};
 
-/// What is written.
+/// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     /// A Hugging Face folder: safetensors, config, tokenizer files
     Hf,
     /// One GGUF file, or several with --split-max-size or --split-max-tensors
     Gguf,
-    /// The tensors alone, as safetensors
+    /// Only the tensors, as safetensors
     Safetensors,
-    /// The tensors alone, as torch.save writes them; a folder gets config and tokenizer too
+    /// Only the tensors, as torch.save writes them; a folder also gets config and tokenizer
     Pytorch,
     /// A PEFT LoRA folder
     Lora,
@@ -40,21 +40,21 @@ impl From<Kind> for OutputKind {
     }
 }
 
-/// Where a checkpoint goes, and in which form.
+/// Where a checkpoint is written, and in which form.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
-    /// The output; .gguf, .safetensors and .bin, .pt, .pth or .ckpt name files, anything else a folder
+    /// The output; names ending in .gguf, .safetensors, .bin, .pt, .pth or .ckpt are files, others folders
     #[arg(short, long, visible_alias = "outfile", value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// What to write, where the name doesn't say
+    /// What to write, if the name doesn't say
     #[arg(long, value_enum)]
     pub(crate) to: Option<Kind>,
-    /// Element type: f32, f16, bf16, auto (bf16 or f16, as the source has it), source (unchanged); for
-    /// GGUF q8_0, too, and llama-quantize's mixtures, like Q4_K_M [default: source; auto for GGUF]
+    /// Element type: f32, f16, bf16, auto (bf16 or f16, as in the source), source (unchanged); for GGUF also q8_0, and
+    /// llama-quantize's mixtures, such as Q4_K_M [default: source; auto for GGUF]
     #[arg(long, visible_alias = "outtype", value_name = "TYPE")]
     pub(crate) r#type: Option<String>,
-    /// Split safetensors and PyTorch folders into files of at most this size, like 5GB or 500MiB
+    /// Split safetensors and PyTorch folders into files of at most this size, such as 5GB or 500MiB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
     pub(crate) shard_size: u64,
     /// Split a GGUF into files of at most this size
@@ -63,16 +63,16 @@ pub(crate) struct OutputArgs {
     /// Split a GGUF into files of at most this many tensors
     #[arg(long, value_name = "N")]
     pub(crate) split_max_tensors: Option<usize>,
-    /// The pre-tokenizer's name in GGUF, over the one that is found
+    /// The pre-tokenizer's name in GGUF, in place of the detected one
     #[arg(long, value_name = "NAME")]
     pub(crate) pre: Option<String>,
-    /// Memory for values in flight, like 256MiB
+    /// Memory for values in flight, such as 256MiB
     #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = parse_size)]
     pub(crate) max_memory: u64,
     /// Replace an existing output
     #[arg(long)]
     pub(crate) overwrite: bool,
-    /// Return only when the output is on the disk, as is always done where one is replaced
+    /// Return only when the output is on the disk; always done if an output is replaced
     #[arg(long)]
     pub(crate) sync: bool,
     /// Print what would be written, and write nothing
@@ -83,7 +83,7 @@ pub(crate) struct OutputArgs {
 }
 
 impl OutputArgs {
-    /// The same as the library's settings.
+    /// Converts to the library's settings.
     pub(crate) fn settings(&self) -> OutputSettings {
         let (path, max_memory) = (self.output.clone(), self.max_memory);
         OutputSettings {
@@ -99,8 +99,7 @@ impl OutputArgs {
         }
     }
 
-    /// Writes what a job has made, and says so, or prints what would be written. Nothing but JSON is printed with
-    /// `json`.
+    /// Writes a job's output and prints a summary, or prints what would be written. With `json`, only JSON is printed.
     pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {
         if self.dry_run {
             match json {
@@ -121,14 +120,14 @@ impl OutputArgs {
         Ok(Some(written))
     }
 
-    /// What would be written, for commands that print it together with what they have found.
+    /// A description of what would be written, for commands that print it together with their results.
     pub(crate) fn planned(&self, output: &Output, common: &Common) -> Result<Map<String, Value>> {
         print_notes(&output.notes, common);
         self.check_sizes(output)?;
         planned(output, &self.output)
     }
 
-    /// Refuses a size that is a number alone and smaller than any tensor: nobody means 4 bytes.
+    /// Refuses a size without a unit that is smaller than any tensor: 4 isn't meant as 4 bytes.
     fn check_sizes(&self, output: &Output) -> Result<()> {
         let largest = output.plan.tensors.iter().map(|tensor| tensor.byte_len()).max().unwrap_or(0);
         let given = match &output.form {
@@ -145,7 +144,7 @@ impl OutputArgs {
     }
 }
 
-/// What writing `output` to `target` would make, as a JSON object.
+/// A description of what writing `output` to `target` would produce, as a JSON object.
 pub(crate) fn planned(output: &Output, target: &Path) -> Result<Map<String, Value>> {
     match serde_json::to_value(output.describe(target)?)? {
         Value::Object(description) => Ok(description),
@@ -153,7 +152,7 @@ pub(crate) fn planned(output: &Output, target: &Path) -> Result<Map<String, Valu
     }
 }
 
-/// One line on what was written: on stdout, but on stderr where stdout is JSON's, and not where `--quiet` is.
+/// Prints one line about what was written: on stdout, or on stderr if stdout has JSON; nothing with `--quiet`.
 pub(crate) fn print_written(written: Option<&Written>, json: bool, common: &Common) {
     let Some(written) = written.filter(|_| !common.quiet) else { return };
     let line = format!(
@@ -166,7 +165,7 @@ pub(crate) fn print_written(written: Option<&Written>, json: bool, common: &Comm
     if json { eprintln!("{line}") } else { println!("{line}") }
 }
 
-/// A number of bytes for people.
+/// Formats a number of bytes for readers.
 fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} bytes"),
@@ -176,7 +175,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-/// What was left out or taken for granted, a line each on stderr. Notes that say the same of several tensors are one.
+/// Prints notes on stderr, one per line. Notes with the same text about several tensors are combined.
 pub(crate) fn print_notes(notes: &[String], common: &Common) {
     if common.quiet {
         return;
@@ -187,7 +186,7 @@ pub(crate) fn print_notes(notes: &[String], common: &Common) {
     }
 }
 
-/// `notes` of the form `NAME: TEXT` with the same text as one, with the first names and a count.
+/// Combines `notes` of the form `NAME: TEXT` that have the same text: the first names, and a count.
 fn together(notes: &[String]) -> Vec<String> {
     const SHOWN: usize = 3;
     let mut groups: Vec<(Vec<&str>, &str)> = Vec::new();
@@ -207,7 +206,7 @@ fn together(notes: &[String]) -> Vec<String> {
     groups.into_iter().map(line).collect()
 }
 
-/// Prints what would be written: every tensor with type, shape and place.
+/// Prints what would be written: every tensor with type, shape and position.
 pub(crate) fn print_description(description: &Description, target: &Path) {
     let files: Vec<_> = description.files.iter().filter(|file| !file.beside).collect();
     let several = files.len() > 1;
@@ -230,12 +229,12 @@ pub(crate) fn print_description(description: &Description, target: &Path) {
     println!("{}: {tensors} tensors, {} files, {bytes} bytes", target.display(), files.len());
 }
 
-/// As [`parse_size`], and whether there was a unit.
+/// Like [`parse_size`]; also returns whether there was a unit.
 fn parse_size_and_unit(text: &str) -> Result<(u64, bool), String> {
     Ok((parse_size(text)?, text.ends_with(|c: char| c.is_ascii_alphabetic())))
 }
 
-/// "5GB", "500MiB", "4096": bytes.
+/// Parses "5GB", "500MiB" or "4096" to bytes.
 fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| "expected a size like 5GB or 500MiB".to_owned())?;

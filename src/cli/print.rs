@@ -1,5 +1,5 @@
-//! What goes to stdout and stderr: lines of results, which end quietly with their reader, and errors with the
-//! options' names.
+//! Output to stdout and stderr: results, which end silently if their reader has gone, and errors, with the names of
+//! options.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write, stdout};
@@ -8,8 +8,8 @@ use std::process::{ExitCode, exit};
 use atombank::Error;
 use clap::{Command, CommandFactory};
 
-/// Prints a line to stdout as the standard library's macro does, but a reader who has gone, as `head` goes, ends the
-/// program without a word.
+/// Prints a line to stdout like the standard library's macro. If the reader has gone, as `head` does, the program ends
+/// silently.
 macro_rules! println {
     ($($line:tt)*) => { crate::cli::print::line(format_args!($($line)*)) };
 }
@@ -25,7 +25,8 @@ pub(crate) fn line(line: Arguments) {
     }
 }
 
-/// Says on stderr what went wrong. A setting that no input could have made right is a usage error: 2, as clap has it.
+/// Prints an error on stderr. A setting that is invalid whatever the input is a usage error, with exit code 2 as in
+/// clap.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let options = options();
     let (text, usage) = match error.downcast_ref::<Error>() {
@@ -43,7 +44,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         }
         Some(Error::Format(finding) | Error::Mismatch(finding) | Error::Unsupported(finding)) => {
             let text = finding.to_string();
-            // What files say is theirs: only the hint is about options.
+            // Text from files stays as it is; only the hint can name options.
             match text.strip_suffix(finding.hint.as_str()).filter(|_| !finding.hint.is_empty()) {
                 Some(start) => (format!("{start}{}", with_options(&finding.hint, &options)), false),
                 None => (text, false),
@@ -68,23 +69,23 @@ pub(crate) fn options() -> Vec<String> {
 const RENAMED: [(&str, &str); 4] =
     [("prompts", "prompt"), ("chunk_size", "ctx"), ("verify=false", "no-verify"), ("others_as", "as")];
 
-/// Calls of the library that are commands; those of `jobs` are called as their commands.
+/// Functions of the library with the names of their commands; functions in `jobs` have the same names.
 const CALLS: [(&str, &str); 2] = [("imatrix::measure", "imatrix"), ("report::Report", "inspect")];
 
-/// The option of a setting: `split_max_size` is `--split-max-size`.
+/// The option for a setting: `split_max_size` is `--split-max-size`.
 fn option(field: &str, options: &[String]) -> Option<String> {
     let renamed = RENAMED.iter().find(|(name, _)| *name == field).map(|(_, option)| *option);
     let name = renamed.unwrap_or(field).replace('_', "-");
     options.contains(&name).then(|| format!("--{name}"))
 }
 
-/// The command of a call of the library: `jobs::bake` is `atombank bake`.
+/// The command for a function of the library: `jobs::bake` is `atombank bake`.
 fn command(call: &str) -> Option<String> {
     let known = CALLS.iter().find(|(name, _)| *name == call).map(|(_, command)| *command);
     known.or_else(|| call.strip_prefix("jobs::")).map(|command| format!("atombank {command}"))
 }
 
-/// `text` with options for the settings in backticks, and commands for the library's calls.
+/// `text` with settings in backticks replaced by options, and functions of the library by commands.
 pub(crate) fn with_options(text: &str, options: &[String]) -> String {
     let parts: Vec<&str> = text.split('`').collect();
     let mut out = String::new();

@@ -1,17 +1,18 @@
-//! Progress on stderr, only where it is a terminal.
+//! Progress bars on stderr, shown only on a terminal.
 
 use atombank::jobs::Step;
 use atombank::plan::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// A bar over `total`, styled by `template`; hidden when quiet or not on a terminal.
+/// A bar with length `total` and the style `template`; hidden with `quiet` or if stderr isn't a
+/// terminal.
 pub(crate) fn bar(total: u64, template: &str, quiet: bool) -> ProgressBar {
     let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(Some(total), target).with_style(style)
 }
 
-/// A bar over bytes written, to be handed to the executor.
+/// A bar for written bytes, and the function for the executor that moves it.
 pub(crate) fn writing(quiet: bool) -> (ProgressBar, impl Fn(Progress) + Sync) {
     let bar = bar(0, "writing [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}", quiet);
     let shown = bar.clone();
@@ -21,7 +22,7 @@ pub(crate) fn writing(quiet: bool) -> (ProgressBar, impl Fn(Progress) + Sync) {
     })
 }
 
-/// A bar over what a job computes before it writes.
+/// A bar for a job's computations before it writes, and the function that moves it.
 pub(crate) fn steps(quiet: bool) -> (ProgressBar, impl Fn(Step) + Sync) {
     let bar = bar(0, "{msg} [{bar:30}] {pos}/{len} {eta}", quiet);
     let shown = bar.clone();

@@ -1,4 +1,4 @@
-//! `atombank quantize`: a GGUF into a smaller one.
+//! `atombank quantize`: quantizes a GGUF.
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
@@ -14,12 +14,12 @@ use super::output::{OutputArgs, print_written};
 /// Arguments of `quantize`.
 #[derive(Args)]
 pub(crate) struct QuantizeArgs {
-    /// A GGUF file; of a split model any of its files. For --dry-run the header is enough
+    /// A GGUF file, or any file of a split model. For --dry-run, the header is enough
     input: String,
     /// Give a key another value: KEY=VALUE or KEY=TYPE:VALUE; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     override_key: Vec<String>,
-    /// Print JSON: what was written, or, with --dry-run, what would become of each tensor
+    /// Print JSON: what was written, or, with --dry-run, the type of each tensor
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -67,7 +67,7 @@ impl Total {
     }
 }
 
-/// Prints what would become of each tensor.
+/// Prints the type and size that each tensor would have.
 fn print_outcomes(settings: &QuantizeSettings, outcomes: &[TensorOutcome], json: bool) -> Result<()> {
     let total = Total::of(outcomes);
     if json {

@@ -1,4 +1,4 @@
-//! Arguments of everything that quantizes: the recipe, and the importance that leads it.
+//! Arguments of all commands that quantize: the recipe, and the importance matrix.
 
 use std::path::PathBuf;
 
@@ -9,19 +9,19 @@ use clap::Args;
 #[derive(Args, Default)]
 #[command(next_help_heading = "Quantization")]
 pub(crate) struct RecipeArgs {
-    /// An importance matrix, as `atombank imatrix` or llama-imatrix makes it
+    /// An importance matrix, made by `atombank imatrix` or llama-imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Use importance only for tensors with this in their names; may be repeated
+    /// Use importance only for tensors whose names contain this; may be repeated
     #[arg(long, value_name = "PART")]
     include_weights: Vec<String>,
-    /// Use no importance for tensors with this in their names; may be repeated
+    /// Use no importance for tensors whose names contain this; may be repeated
     #[arg(long, value_name = "PART")]
     exclude_weights: Vec<String>,
-    /// A type for tensors with names that match: REGEX=TYPE; may be repeated
+    /// A type for tensors whose names match: REGEX=TYPE; may be repeated
     #[arg(long, value_name = "REGEX=TYPE")]
     tensor_type: Vec<String>,
-    /// A file with such types, separated by spaces or lines
+    /// A file with such rules, separated by spaces or lines
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Option<PathBuf>,
     /// The type of the output head
@@ -30,22 +30,22 @@ pub(crate) struct RecipeArgs {
     /// The type of the token embeddings
     #[arg(long, value_name = "TYPE")]
     token_embedding_type: Option<String>,
-    /// One type for all tensors that are quantized
+    /// Give all quantized tensors the same type
     #[arg(long)]
     pure: bool,
-    /// Leave the output head in its type
+    /// Keep the output head's type
     #[arg(long)]
     leave_output_tensor: bool,
-    /// Quantize what is quantized already, which loses more than quantizing the original
+    /// Quantize tensors that are quantized already, which loses more than quantizing the original
     #[arg(long)]
     allow_requantize: bool,
-    /// Leave these layers out: numbers with commas between
+    /// Remove these layers: numbers separated by commas
     #[arg(long, value_name = "N,N,..")]
     prune_layers: Option<String>,
 }
 
 impl RecipeArgs {
-    /// The same as the library's settings.
+    /// Converts to the library's settings.
     pub(crate) fn settings(&self) -> RecipeSettings {
         RecipeSettings {
             imatrix: self.imatrix.clone(),

@@ -1,4 +1,4 @@
-//! `atombank route`: which atoms a prompt picks, and how strongly.
+//! `atombank route`: shows which atoms a prompt selects, and with which weights.
 
 use std::path::PathBuf;
 
@@ -14,24 +14,24 @@ use serde_json::json;
 
 use super::Common;
 
-/// Which routing, as arguments.
+/// Arguments that describe a routing.
 #[derive(Args)]
 pub(crate) struct RequestArgs {
-    /// The instruction that is fixed
+    /// The instruction to fix
     #[arg(long)]
     pub(crate) instruction: Option<String>,
-    /// A prompt; given several times, the mean of their routings
+    /// A prompt; if given several times, the mean of the routings is used
     #[arg(long)]
     pub(crate) prompt: Vec<String>,
-    /// What decides: the model's forward pass, or the language prior alone
+    /// What determines the routing: the model's forward pass, or the language prior alone
     #[arg(long, value_enum, default_value_t = By::Model)]
     pub(crate) routing: By,
 }
 
-/// What the library says about a routing by the prior that lacks its instruction.
+/// The subject of the library's error for routing by the prior without an instruction.
 const PRIOR: &str = "routing by the prior";
 
-/// What decides a routing.
+/// What determines a routing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum By {
     Model,
@@ -39,7 +39,7 @@ pub(crate) enum By {
 }
 
 impl RequestArgs {
-    /// Routes what was asked for.
+    /// Computes the requested routing.
     pub(crate) fn route(&self, decoder: &Decoder, bank: &AtomBank, encoder: &TextEncoder) -> Result<Routes> {
         let request =
             Request { instruction: self.instruction.clone().unwrap_or_default(), prompts: self.prompt.clone() };
@@ -99,7 +99,7 @@ pub(crate) fn to_json(routes: &Routes) -> serde_json::Value {
     })
 }
 
-/// A line a block: the atoms by weight. Then the prior, for comparison.
+/// Prints the atoms by weight, one line per block, and then the prior for comparison.
 pub(crate) fn print_mean(routes: &Routes) {
     for (block, alpha) in routes.mean().iter().enumerate() {
         println!("block {block:<3} {}", show(alpha));
@@ -107,7 +107,7 @@ pub(crate) fn print_mean(routes: &Routes) {
     println!("prior     {}", show(&routes.prior));
 }
 
-/// "#3 0.62  #0 0.38": atoms of at least half a percent, heaviest first.
+/// "#3 0.62  #0 0.38": atoms with a weight of at least half a percent, largest first.
 pub(crate) fn show(alpha: &[f32]) -> String {
     let mut atoms: Vec<(usize, f32)> = alpha.iter().copied().enumerate().filter(|(_, a)| *a >= 0.005).collect();
     atoms.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

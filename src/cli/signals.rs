@@ -1,20 +1,20 @@
-//! Signals that end the program: ctrl-C, a request to end (SIGTERM), a terminal that is closed (SIGHUP).
+//! Signals that end the program: ctrl-C, a request to end (SIGTERM), a closed terminal (SIGHUP).
 //!
-//! Outputs that aren't finished are deleted first. A command that can stop in order, as `train` does, is
-//! asked to at the first signal; a second one ends it like any other.
+//! Unfinished outputs are deleted first. A command that can stop in an orderly way, as `train` does, is asked to do so
+//! at the first signal; a second one ends it like any other command.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 
-/// The exit code of a program that ctrl-C has ended, as shells have it.
+/// The usual exit code in shells of a program that ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Set when the command that runs shall stop in order.
+/// Set when the running command should stop.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Watches for signals from now on.
+/// Starts to watch for signals.
 pub(crate) fn watch() -> Result<()> {
     Ok(ctrlc::set_handler(|| {
         if let Some(stop) = STOP.get()

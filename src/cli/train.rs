@@ -1,4 +1,4 @@
-//! `atombank train`: a training file to an adapter folder.
+//! `atombank train`: trains an adapter according to a training file.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -20,13 +20,13 @@ pub(crate) struct TrainArgs {
     /// Change a setting: training.steps=10
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Go on from the run's last checkpoint
+    /// Resume from the run's last checkpoint
     #[arg(long)]
     resume: bool,
     /// Where to compute: cpu, or cuda:N in a build with --features cuda
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
-    /// Print JSON: the last losses, and how many values were trained
+    /// Print JSON: the last losses, and the number of trained values
     #[arg(long)]
     json: bool,
 }
@@ -35,13 +35,13 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let mut config = TrainConfig::open(&args.config, &args.overrides)?;
     if let Some(base) = config.base.to_str() {
         let (folder, id) = super::input::found(base, Need::Model, common)?;
-        // What is written names the model, not its place in this machine's cache.
+        // The output names the model, not its folder in this machine's cache.
         if let Some(id) = id {
             config.base = format!("hf:{id}").into();
             config.hub_base = Some(HubBase { folder, id });
         }
     }
-    // The first signal finishes the step and saves; a second one means it.
+    // The first signal finishes the step and saves; a second one ends the program.
     let stop = signals::stop_flag();
     let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
     if args.json {
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Trains with a bar of loss, speed and time left.
+/// Trains with a progress bar that shows loss, speed and remaining time.
 pub(crate) fn train_with_bar(
     config: &TrainConfig,
     resume: bool,
@@ -91,7 +91,7 @@ pub(crate) fn train_with_bar(
     Ok(outcome)
 }
 
-/// The device that an argument names.
+/// Parses the name of a device.
 pub(crate) fn parse_device(text: &str) -> Result<Device, String> {
     match text.split_once(':') {
         None if text == "cpu" => Ok(Device::Cpu),

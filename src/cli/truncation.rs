@@ -1,9 +1,9 @@
-//! What cutting to a rank lost, as a table.
+//! Prints the errors of truncating to a rank as a table.
 
 use atombank::merge::Truncation;
 use atombank::plan::PlannedTensor;
 
-/// Prints a line for each module that was cut, and one for each tensor that goes along whole.
+/// Prints a line for each truncated module, and one for each tensor that is saved whole.
 pub(crate) fn print_table(modules: &[Truncation], whole: &[PlannedTensor]) {
     let names = modules.iter().map(|of| of.module.as_str()).chain(whole.iter().map(|tensor| tensor.name.as_str()));
     let width = names.map(str::len).max().unwrap_or(0);
@@ -20,7 +20,7 @@ pub(crate) fn print_table(modules: &[Truncation], whole: &[PlannedTensor]) {
     }
 }
 
-/// Energy and error of all modules together, where there are any, to go at the end of a line.
+/// Formats energy and error of all modules together, if there are any, for the end of a line.
 pub(crate) fn together(found: Option<(f64, f64)>) -> String {
     found.map(|(energy, error)| format!("; energy {energy:.6}, error {error:.3e}")).unwrap_or_default()
 }

@@ -1,4 +1,5 @@
-//! What a model's config says about it, and how its weights fit: for looking, not for converting.
+//! Describes a model: what its config says, and how its weights fit. For inspection, not for
+//! conversion.
 
 use std::collections::BTreeSet;
 
@@ -10,45 +11,45 @@ use crate::arch::{Dim, experts, is_buffer, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
-/// A model whose class has a table.
+/// The description of a model whose class has a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Description {
     /// The architecture's name in GGUF.
     pub gguf: &'static str,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub hidden_size: usize,
-    /// Width between the layers of a feed-forward block.
+    /// The inner width of a feed-forward block.
     pub feed_forward: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// The number of key-value heads.
     pub kv_heads: usize,
-    /// Elements a head.
+    /// The width of a head.
     pub head_dim: usize,
-    /// Tokens.
+    /// The number of tokens.
     pub vocab_size: usize,
-    /// The longest context it was made for, in tokens.
+    /// The longest context for which it was trained, in tokens.
     pub context_length: usize,
-    /// Experts a layer; none in a dense model.
+    /// The number of experts per layer; `None` in a dense model.
     pub experts: Option<usize>,
-    /// Whether input and output embeddings are one.
+    /// Whether input embeddings and output head are tied.
     pub tied_embeddings: bool,
-    /// Tensors the config asks for and the files lack.
+    /// Tensors that the config asks for and the files don't have.
     pub missing: Vec<String>,
-    /// Tensors the files hold and the class knows nothing of.
+    /// Tensors of the files that the class doesn't have.
     pub surplus: Vec<String>,
 }
 
-/// More tensors than any model has: a config that asks for more is not listed.
+/// More tensors than any model has. If a config asks for more, they aren't listed.
 const MANY: usize = 1 << 18;
 
 /// Describes the model in `folder`; `None` where its class has no table.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] and [`crate::Error::Format`] for a config that can't be converted
-/// either.
+/// [`crate::Error::Unsupported`] and [`crate::Error::Format`] for a config that couldn't be
+/// converted either.
 pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut Vec::new())? else { return Ok(None) };
     let layers = params.layers()?;
@@ -83,7 +84,7 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     }))
 }
 
-/// The class that config.json names, or the kind of model, or nothing.
+/// The class that config.json names, or else its `model_type`, or "unknown".
 pub(crate) fn class(folder: &Checkpoint) -> String {
     let config = &folder.config_json;
     let named = params::class(config).or_else(|| config.get("model_type")?.as_str());

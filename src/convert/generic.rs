@@ -1,7 +1,8 @@
-//! Any checkpoint as GGUF and back, without loss: names, types, shapes, and the files beside it.
+//! Converts any checkpoint to GGUF and back without loss: names, types, shapes, and the other
+//! files.
 //!
 //! This is for models that no architecture of llama.cpp describes. The file keeps the tensors'
-//! names and says under `atombank.generic.*` whatever GGUF has no place for; see
+//! names, and stores under `atombank.generic.*` whatever has no place in GGUF; see
 //! docs/formats/adapters-gguf.md. Reference for GGUF's own limits: ggml `src/gguf.cpp`.
 
 use std::borrow::Cow;
@@ -20,7 +21,7 @@ use crate::output::{Output, Sidecars, json_text, left_out_keys, parsed};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::{Source, TensorInfo, show_shape};
 
-/// `general.architecture` of these files.
+/// The value of `general.architecture` in these files.
 pub const ARCHITECTURE: &str = "generic";
 
 /// The version of the keys below.
@@ -29,26 +30,28 @@ const VERSION_KEY: &str = "atombank.generic.version";
 const TENSORS_KEY: &str = "atombank.generic.tensors";
 const PREFIX: &str = "atombank.generic.";
 
-/// One tensor that GGUF can't hold as it is: what it is in the checkpoint.
+/// The original form of a tensor that GGUF can't hold unchanged.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
-    /// Its name in the GGUF file; none for a tensor without elements, which stands only here.
+    /// Its name in the GGUF file; `None` for a tensor without elements, of which the file has only
+    /// this record.
     stored: Option<String>,
     name: String,
     dtype: String,
     shape: Vec<usize>,
 }
 
-/// The metadata and the tensors of a GGUF file that holds `weights` and what stands beside them.
-/// `model` is the folder or file they are from, for messages and for `general.name`.
+/// The metadata and tensors of a GGUF file that holds `weights` and the other files of the
+/// checkpoint. `model` is the folder or file from which they come, for messages and for
+/// `general.name`.
 ///
-/// Tensors keep their types, or floating-point ones (F32, F16, BF16, F64) get `outtype`; then
-/// config.json's dtype follows.
+/// Tensors keep their types. With `outtype`, floating-point tensors (F32, F16, BF16, F64) get that
+/// type, and config.json's dtype is changed accordingly.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for an `outtype` other than F32, F16 and BF16 and for a name that
-/// stands twice.
+/// [`crate::Error::Mismatch`] for an `outtype` other than F32, F16 and BF16, and for a repeated
+/// name.
 pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<DType>) -> Result<Output> {
     if let Some(dtype) = outtype.filter(|dtype| dtype.torch_name().is_none()) {
         return Err(Finding::new(model, "outtype").expected("f32, f16 or bf16").found(dtype).mismatch());
@@ -71,7 +74,7 @@ pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<
         }
         let name = match gguf_can_name(&tensor.name) {
             true => tensor.name.clone(),
-            // Short, and of no other tensor: a number is tried until it is free.
+            // A short name that no other tensor has: try numbers until one is free.
             false => loop {
                 let short = format!("atombank.{number}");
                 number += 1;
@@ -106,13 +109,13 @@ pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<
     Ok(Output::gguf(metadata, plan, Vec::new()))
 }
 
-/// The checkpoint that [`to_gguf`] has put into a GGUF file, as a folder; the notes name what the file says and the
-/// checkpoint has no place for. `metadata` and `tensors` are the
-/// file's, the tensors as they are (see [`Plan::taking`]).
+/// Restores the checkpoint that [`to_gguf`] stored in a GGUF file, as a folder. The notes name what
+/// the file contains that has no place in the checkpoint. `metadata` and `tensors` are the file's,
+/// the tensors unchanged (see [`Plan::taking`]).
 ///
 /// # Errors
-/// [`crate::Error::Format`] where the keys contradict themselves or the tensors, naming the key or
-/// the tensor; [`crate::Error::Unsupported`] for another architecture or version.
+/// [`crate::Error::Format`] where keys contradict each other or the tensors, naming the key or the
+/// tensor; [`crate::Error::Unsupported`] for another architecture or version.
 pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
     let architecture = metadata.text("general.architecture")?;
     if architecture != ARCHITECTURE {
@@ -163,7 +166,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
     Ok(Output { sidecars: beside, notes, ..Output::folder("model", plan) })
 }
 
-/// Every key is the checkpoint's, or says nothing about it, or is named.
+/// Notes on keys that neither belong to the checkpoint nor are expected in every file.
 fn notes(metadata: &Metadata) -> Result<Vec<String>> {
     let known = |key: &str| [VERSION_KEY, TENSORS_KEY].contains(&key) || Sidecars::owns(key, PREFIX);
     if let Some((key, _)) = metadata.iter().find(|(key, _)| key.starts_with(PREFIX) && !known(key)) {
@@ -172,7 +175,7 @@ fn notes(metadata: &Metadata) -> Result<Vec<String>> {
     Ok(left_out_keys(metadata, |key| key.starts_with(PREFIX)))
 }
 
-/// A tensor without elements as its record has it.
+/// A tensor without elements, from its record.
 fn empty_tensor(metadata: &Metadata, record: &Record) -> Result<TensorInfo> {
     let elems = record.shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
     if elems != Some(0) {
@@ -182,7 +185,7 @@ fn empty_tensor(metadata: &Metadata, record: &Record) -> Result<TensorInfo> {
     Ok(TensorInfo { name: record.name.clone(), dtype: true_dtype(metadata, record)?, shape: record.shape.clone() })
 }
 
-/// The tensor that `record` says `tensor` is.
+/// Restores the original form of `tensor` from its record.
 fn restored(metadata: &Metadata, record: &Record, tensor: &PlannedTensor) -> Result<PlannedTensor> {
     let dtype = true_dtype(metadata, record)?;
     if stored_dtype(dtype) != tensor.dtype || stored_shape(&record.shape) != tensor.shape {
@@ -211,7 +214,8 @@ fn record(stored: Option<String>, tensor: &PlannedTensor, dtype: DType) -> Recor
     Record { stored, name: tensor.name.clone(), dtype: dtype.name().to_owned(), shape: tensor.shape.clone() }
 }
 
-/// `expr` in another shape, and its bytes under another type unless `cast` asks for the values.
+/// Gives `expr` another shape and type. The bytes are reinterpreted, unless `cast` asks for the
+/// values to be converted.
 fn viewed(
     expr: Expr,
     (from_dtype, from_shape): (DType, &[usize]),
@@ -228,7 +232,7 @@ fn viewed(
     }
 }
 
-/// The type under which `dtype` travels in GGUF: itself, or the integer of its size.
+/// The type under which GGUF stores `dtype`: itself, or the integer type of the same size.
 fn stored_dtype(dtype: DType) -> DType {
     match (dtype.ggml_id(), dtype.block_bytes()) {
         (Some(_), _) => dtype,
@@ -239,26 +243,27 @@ fn stored_dtype(dtype: DType) -> DType {
     }
 }
 
-/// The shape in GGUF, which has one to four dimensions: leading ones are taken together.
+/// The shape in GGUF, which has one to four dimensions: surplus leading dimensions are merged.
 fn stored_shape(shape: &[usize]) -> Vec<usize> {
     match shape.len() {
         0 => vec![1],
         1..=MAX_DIMS => shape.to_vec(),
         dims => {
             let (leading, kept) = shape.split_at(dims - (MAX_DIMS - 1));
-            // A product that overflows is none of a tensor that a reader has let through.
+            // Readers refuse tensors whose product of dimensions overflows, so saturation changes
+            // nothing.
             let leading = leading.iter().fold(1usize, |product, &dim| product.saturating_mul(dim));
             std::iter::once(leading).chain(kept.iter().copied()).collect()
         }
     }
 }
 
-/// ggml keeps names as C strings of at most 63 bytes.
+/// Whether GGUF can store the name: ggml uses C strings of at most 63 bytes.
 fn gguf_can_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains('\0')
 }
 
-/// With config.json's dtype kept true.
+/// The sidecars, with `dtype` in config.json.
 fn retyped(beside: &Sidecars, dtype: DType) -> Sidecars {
     let mut beside = beside.clone();
     let config =
@@ -274,7 +279,7 @@ fn retyped(beside: &Sidecars, dtype: DType) -> Sidecars {
     beside
 }
 
-/// Tensors without elements: GGUF has none, so they have no file to stand in.
+/// A source of tensors without elements. GGUF doesn't store them, so they have no file.
 struct Empty {
     path: PathBuf,
     tensors: Vec<TensorInfo>,

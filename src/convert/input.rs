@@ -1,4 +1,4 @@
-//! What stands at a path: a model folder, bare tensors, a GGUF, an adapter.
+//! Opens what a path names: a model folder, bare tensors, a GGUF, or an adapter.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use crate::formats::safetensors::SafetensorsFile;
 use crate::plan::Plan;
 use crate::source::Source;
 
-/// Something that can be converted, open.
+/// An open input for a conversion.
 pub enum Input {
     /// A folder with config.json.
     Model(Checkpoint),
     /// Tensors without a config: one file, or a folder of shards.
     Weights {
-        /// Every tensor as it is.
+        /// All tensors, unchanged.
         plan: Plan,
-        /// Paths and descriptions of what isn't a tensor.
+        /// Paths and descriptions of values that aren't tensors.
         others: Vec<(String, String)>,
-        /// Which files were passed over.
+        /// Notes on files that were skipped.
         notes: Vec<String>,
     },
-    /// A GGUF file, with its other shards where it has any.
+    /// A GGUF file, including its other shards.
     Gguf(GgufModel),
     /// A folder with adapter_config.json: a LoRA or an atom bank.
     Adapter,
@@ -74,7 +74,7 @@ impl Input {
         }
     }
 
-    /// As [`Input::open`], but for packed weights of a model folder, which stay as they are stored.
+    /// Like [`Input::open`], but packed weights of a model folder stay packed.
     ///
     /// # Errors
     /// As there.

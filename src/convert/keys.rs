@@ -1,4 +1,4 @@
-//! The architecture's own keys, from the config by the table of [`crate::arch`].
+//! Writes an architecture's keys from the config, by the table of [`crate::arch`].
 //!
 //! Reference: llama.cpp `conversion/base.py` (`set_gguf_parameters`, `_try_set_pooling_type`) and the
 //! same method of each model.
@@ -13,7 +13,7 @@ use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
 
-/// Writes the architecture's keys, the file type and the version of quantization.
+/// Writes the architecture's keys, the file type and the quantization version.
 pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32) -> Result<()> {
     for key in params.family.keys {
         write(metadata, folder, params, file_type, key)?;
@@ -105,12 +105,13 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
     Ok(())
 }
 
-/// Counts of configs are at most 2^31; their products need not be.
+/// Counts in configs are at most 2^31, but products of them can be larger.
 fn u32(params: &Params, field: &str, value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| params.finding(field).expected("a count below 2^32").found(value).mismatch())
 }
 
-/// The labels of a classifier by number; none where they are transformers' two default ones.
+/// The labels of a classifier, in order of their numbers; `None` if they are transformers' two
+/// default labels.
 fn labels(params: &Params) -> Option<Vec<String>> {
     let mut labels: Vec<(u64, &str)> = params
         .get(&["id2label"])?
@@ -123,7 +124,7 @@ fn labels(params: &Params) -> Option<Vec<String>> {
     (!default && !labels.is_empty()).then(|| labels.into_iter().map(|(_, label)| label.to_owned()).collect())
 }
 
-/// How a sentence-transformers folder makes one vector of all positions
+/// Writes how a sentence-transformers folder pools all positions into one vector
 /// (conversion/base.py, `_try_set_pooling_type`).
 fn pooling(metadata: &mut Metadata, folder: &Path, prefix: &str) -> Result<()> {
     let path = folder.join("modules.json");

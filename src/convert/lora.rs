@@ -1,6 +1,7 @@
-//! LoRA adapters as GGUF files with the keys that every GGUF has: names and model card of the adapter's folder.
+//! LoRA adapters as GGUF files: adds the keys that every GGUF has, from the names and the model card in the adapter's
+//! folder.
 //!
-//! Which tensors and keys make a LoRA is said in the room `adapter`.
+//! The keys and tensors of the LoRA itself come from the room `adapter`.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ pub struct LoraBase {
 }
 
 impl LoraBase {
-    /// The base in `folder`. Where there is no file of weights, names and shapes are what config.json asks for.
+    /// Opens the base in `folder`. Without weight files, names and shapes come from config.json.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -39,7 +40,7 @@ impl LoraBase {
         Self::new(folder, read_json_object(&folder.join("config.json"))?, Plan::default())
     }
 
-    /// The base of this config and of what is at hand of its weights; errors name `path`.
+    /// A base with this config and the available part of its weights; errors name `path`.
     ///
     /// # Errors
     /// Those of reading the config.
@@ -48,19 +49,18 @@ impl LoraBase {
         Ok(Self { path: path.to_owned(), config, weights })
     }
 
-    /// The base as adapters see it.
+    /// The base in the form that adapters need.
     pub fn base(&self) -> Base<'_> {
         Base::new(&self.path, &self.config, &self.weights)
     }
 }
 
-/// Metadata and tensors of the GGUF file that holds the LoRA at `path`, trained on `base`, and notes on what stays
-/// behind.
+/// Metadata and tensors of a GGUF file for the LoRA at `path`, trained on `base`, and notes on what is left out.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for what llama.cpp's adapters can't carry: DoRA, whole weights, biases, modules
-/// that the base's GGUF has no weight for; [`crate::Error::Mismatch`] for factors that don't fit each other, the
-/// config or the base.
+/// [`crate::Error::Unsupported`] for what llama.cpp's adapters can't hold: DoRA, whole weights, biases, modules for
+/// which the base's GGUF has no weight; [`crate::Error::Mismatch`] for factors that don't fit each other, the config or
+/// the base.
 pub fn to_gguf(path: &Path, base: &Base, outtype: OutType) -> Result<(Metadata, Plan, Vec<String>)> {
     let files = AdapterFiles::find(path)?;
     let gguf::GgufLora { architecture, alpha, invocation_tokens, plan, mut notes } =
@@ -69,7 +69,7 @@ pub fn to_gguf(path: &Path, base: &Base, outtype: OutType) -> Result<(Metadata, 
     metadata.insert("general.architecture", architecture);
     metadata.insert("general.type", "adapter");
     metadata.insert("adapter.type", "lora");
-    // Names are those of the folder, also where it is given as `.`.
+    // The real folder name is needed even if it is given as `.`.
     let folder: PathBuf = files.path().canonicalize().unwrap_or_else(|_| files.path().to_owned());
     let (totals, options) = (TensorTotals::of(&plan), GeneralOptions::default());
     general::write(&mut metadata, &folder, &Map::new(), architecture, totals, &options, &mut notes)?;

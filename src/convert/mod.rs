@@ -1,7 +1,7 @@
-//! Hugging Face checkpoints to GGUF, as llama.cpp's `convert_hf_to_gguf.py` writes them.
+//! Converts Hugging Face checkpoints to GGUF with the same result as llama.cpp's `convert_hf_to_gguf.py`.
 //!
-//! A conversion is a plan: [`to_gguf`] reads headers, config and tokenizer files, and says what the
-//! output holds; [`crate::formats::gguf::layout`] and [`crate::plan::execute`] write it.
+//! A conversion is a plan: [`to_gguf`] reads headers, config and tokenizer files, and describes the output;
+//! [`crate::formats::gguf::layout`] and [`crate::plan::execute`] write it.
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
@@ -36,7 +36,7 @@ use crate::output::{Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
 use crate::tokenizer::{self, Vocab, VocabOptions};
 
-/// The type that a conversion's matrices get; vectors and norms are always F32.
+/// The type of matrices in the output; vectors and norms are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)] // The names are the types' own.
 pub enum OutType {
@@ -45,18 +45,18 @@ pub enum OutType {
     F16,
     BF16,
     Q8_0,
-    /// BF16 where the first matrix has it, else F16, as the reference chooses.
+    /// BF16 if the first matrix is BF16, otherwise F16, as the reference chooses.
     Auto,
-    /// Every matrix keeps its own type, and what else GGUF would lose stands in keys of this crate's.
+    /// Every matrix keeps its type. What GGUF would otherwise lose is stored in keys of this crate.
     Source,
 }
 
 impl OutType {
-    /// Every type, in the order of their names in messages.
+    /// All variants, in the order in which messages list them.
     pub const ALL: [OutType; 6] =
         [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0, OutType::Auto, OutType::Source];
 
-    /// The element type of matrices: one for all of `weights`, or `None` where each keeps its own.
+    /// The element type of all matrices in `weights`, or `None` where each keeps its own.
     pub fn dtype(self, weights: &Plan) -> Option<DType> {
         match self {
             OutType::F32 => Some(DType::F32),
@@ -84,8 +84,8 @@ impl OutType {
     }
 }
 
-/// The number in `general.file_type` of a file whose matrices are mostly `dtype`
-/// (llama.cpp `include/llama.h`, `enum llama_ftype`).
+/// The value of `general.file_type` for a file whose matrices are mostly `dtype` (llama.cpp `include/llama.h`, `enum
+/// llama_ftype`).
 fn file_type(dtype: DType) -> u32 {
     match dtype {
         DType::F32 => 0,
@@ -95,7 +95,7 @@ fn file_type(dtype: DType) -> u32 {
     }
 }
 
-/// As on the command line.
+/// The name on the command line.
 impl fmt::Display for OutType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -113,20 +113,20 @@ impl FromStr for OutType {
     }
 }
 
-/// What can be chosen about a conversion.
+/// The options of a conversion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConvertOptions {
     /// The type of matrices.
     pub outtype: OutType,
-    /// llama.cpp's name of the pre-tokenizer, instead of the one that `tokenizer.json` asks for.
+    /// llama.cpp's name of the pre-tokenizer, in place of the one that follows from `tokenizer.json`.
     pub pre: Option<String>,
-    /// Whether the file gets a vocabulary; without one it can't turn text into tokens.
+    /// Whether the file gets a vocabulary. Without one, it can't turn text into tokens.
     pub vocab: bool,
-    /// Whether the file gets no tensors: its keys and the vocabulary alone.
+    /// Whether the file gets only keys and vocabulary, without tensors.
     pub vocab_only: bool,
-    /// What to say about the model over what its folder says.
+    /// What the user says about the model, which takes precedence over what its folder says.
     pub general: GeneralOptions,
-    /// Keys that get another value at the very end.
+    /// Keys whose values are replaced at the very end.
     pub overrides: Vec<Override>,
 }
 
@@ -149,8 +149,8 @@ pub(crate) const GENERIC: &str =
 
 /// The GGUF file that holds `weights` with the config and the tokenizer of `folder`.
 ///
-/// `weights` has the names of Hugging Face: [`Checkpoint::weights`] itself, or the same tensors made
-/// in another way. Each is used once, or named in the notes.
+/// `weights` has Hugging Face's names: [`Checkpoint::weights`] itself, or the same tensors made in another way. Each
+/// tensor is used once, or named in the notes.
 ///
 /// Keys, their types and order, and the order of tensors are those of the reference.
 ///
@@ -177,7 +177,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     notes.extend(metadata_left_out(&texts));
     let mut metadata = Metadata::new(folder.path());
     metadata.insert("general.architecture", params.family.gguf);
-    // The reference makes these tensors, and the key with them, before all other keys.
+    // The reference makes these tensors, and their key, before all other keys.
     rope::write_attention_factor(&mut metadata, &params)?;
     let totals = general::TensorTotals::of(&plan);
     let (path, config) = (folder.path(), &folder.config_json);
@@ -207,21 +207,20 @@ fn no_table(folder: &Checkpoint) -> Error {
         .unsupported()
 }
 
-/// The name in GGUF of the tensor that transformers calls `name`, for a model with this config;
-/// `None` for one that the model's table doesn't have, or that becomes a part of another.
+/// The name in GGUF of the tensor that transformers calls `name`, for a model with this config. `None` if the model's
+/// table doesn't have the tensor, or if it becomes a part of another.
 pub fn gguf_name(config: &serde_json::Map<String, serde_json::Value>, name: &str) -> Option<String> {
     Naming::of(config).gguf_name(name)
 }
 
-/// The tokenizer of a GGUF file with this `metadata` as the files of a Hugging Face folder: names
-/// and contents, `tokenizer.json` first. None, and a note, for a file without a vocabulary.
+/// Converts the tokenizer of a GGUF file with this `metadata` to the files of a Hugging Face folder: names and
+/// contents, `tokenizer.json` first. A file without a vocabulary gives no files and a note.
 ///
-/// The tokenizer gives the tokens that llama.cpp gives, and converted back it gives the keys that
-/// the file has.
+/// The tokenizer gives the same tokens as llama.cpp. Converted to GGUF again, it gives the same keys as in the file.
 ///
 /// # Errors
 /// [`Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
-/// [`Error::Unsupported`] for a tokenizer that Hugging Face's files can't describe.
+/// [`Error::Unsupported`] for a tokenizer that can't be expressed in Hugging Face's files.
 pub fn tokenizer_files(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(String, Vec<u8>)>> {
     tokenizer::to_hf(metadata, notes)
 }

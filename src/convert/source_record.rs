@@ -1,8 +1,7 @@
-//! What a GGUF of the source's own types keeps beside the reference's keys, so that nothing of the
-//! checkpoint is lost on the way.
+//! The record in a GGUF with the source's types: keys beside those of the reference, which keep what the conversion
+//! would otherwise lose.
 //!
-//! The reference has no such type to be compared with, and llama.cpp passes over keys it doesn't
-//! know. See docs/formats/gguf.md.
+//! The reference can't write such files, and llama.cpp ignores keys that it doesn't know. See docs/formats/gguf.md.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,32 +21,32 @@ use crate::quant;
 use crate::source::{row_len, show_shape};
 use crate::tokenizer;
 
-/// The record, as JSON text.
+/// The key of the record, which is JSON text.
 const KEY: &str = "atombank.source";
 
-/// Before the name of a tensor: bytes that GGUF's form of it doesn't determine.
+/// The prefix of keys, followed by a tensor's name, that hold bytes which GGUF's form of the tensor doesn't determine.
 const ROWS: &str = "atombank.source.rows.";
 
-/// The version of the record that is written. Files of before there were versions have none, and are read.
+/// The version of the record that is written. Some files have no version; they are read, too.
 const VERSION: u32 = 1;
 
-/// What the keys of the architecture don't say.
+/// Facts that the architecture's keys don't contain.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// [`VERSION`]; 0 where the file has none.
+    /// [`VERSION`], or 0 where the file has none.
     #[serde(default)]
     version: u32,
-    /// config.json.
+    /// The content of config.json.
     pub(super) config: Config,
-    /// The type that tensors have which isn't among `types`.
+    /// The type of all tensors that aren't in `types`.
     main: String,
     /// Types of single tensors, by their names in the checkpoint.
     types: BTreeMap<String, String>,
-    /// Names that are not the class's own, by the class's.
+    /// Names in the checkpoint that differ from the class's names, by the class's name.
     names: BTreeMap<String, String>,
 }
 
-/// Writes the record of `weights` and the rows that can't be made again.
+/// Writes the record of `weights`, and the rows that can't be computed from the GGUF.
 pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoint, weights: &Plan) -> Result<()> {
     let config = &folder.config_json;
     let mut record = Record {
@@ -78,7 +77,7 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoin
     Ok(())
 }
 
-/// The rows that GGUF's form of the tensor has lost, as the checkpoint has them.
+/// The rows that GGUF's form of the tensor loses, with their bytes in the checkpoint.
 fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known: &Match) -> Result<Option<Vec<u8>>> {
     let bytes = |rows: std::ops::Range<usize>| -> Result<Option<Vec<u8>>> {
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
@@ -104,16 +103,16 @@ fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known
     }
 }
 
-/// The record of a file, where it has one.
+/// The record of a file, if it has one.
 ///
 /// # Errors
-/// [`crate::Error::Format`] for a record that can't be read, [`crate::Error::Unsupported`] for one of a later
-/// version: without it, what is restored would not be the checkpoint.
+/// [`crate::Error::Format`] for a record that can't be read. [`crate::Error::Unsupported`] for one of a later version:
+/// without it, the restored checkpoint would differ.
 pub(super) fn read(metadata: &Metadata) -> Result<Option<Record>> {
     let Some(value) = metadata.get(KEY) else { return Ok(None) };
     let finding = || metadata.finding(KEY).expected("the record of a checkpoint as JSON");
     let Some(text) = value.as_text() else { return Err(finding().found(value).format()) };
-    // The version first: another one may have other fields.
+    // Check the version first, because another version may have other fields.
     let json: serde_json::Value = serde_json::from_str(text).map_err(|e| finding().found(plain(&e)).format())?;
     if let Some(version) = json.get("version").filter(|version| version.as_u64() != Some(u64::from(VERSION))) {
         let finding = metadata.finding(KEY).expected(format_args!("version {VERSION} of the record"));
@@ -138,7 +137,7 @@ impl Record {
         DType::from_safetensors(self.types.get(name).unwrap_or(&self.main))
     }
 
-    /// `expr`, which is the tensor as far as GGUF has it, with the rows put back that it has lost.
+    /// Adds the lost rows to `expr`, the tensor as far as GGUF has it.
     ///
     /// # Errors
     /// [`crate::Error::Format`] for rows that can't be part of the tensor, naming their key.
@@ -167,7 +166,7 @@ impl Record {
         let is_whole = elems * dtype.block_bytes() == bytes.len() && elems.is_multiple_of(width);
         let fits = match transform {
             Transform::PlusOne => elems == whole,
-            // What follows the vocabulary may be more than the vocabulary.
+            // There may be more rows after the vocabulary than in it.
             Transform::TrimVocab => shape.len() == 2,
             Transform::FromPosition => shape.len() == 2 && rows <= shape[0],
             _ => false,

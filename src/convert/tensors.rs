@@ -1,5 +1,4 @@
-//! The tensors of a GGUF: every weight checked against its architecture's table, named, typed and
-//! ordered.
+//! Makes the tensors of a GGUF: every weight is checked against its architecture's table, named, typed and ordered.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
@@ -15,11 +14,11 @@ use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// The output's tensors: those that the config makes, then the weights in the reference's order,
-/// file by file and by name within each. What is left out goes to `notes`.
+/// The output's tensors: first those computed from the config, then the weights in the reference's order, file by file
+/// and by name within each. Tensors that are left out are added to `notes`.
 ///
-/// `origin` is the model's path, for messages; `vocab_rows` how many rows of its embeddings its
-/// tokenizer has tokens for, asked where a class leaves the others out.
+/// `origin` is the model's path, for messages. `vocab_rows` returns for how many rows of the embeddings the tokenizer
+/// has tokens; it is called only for classes that leave the other rows out.
 pub(super) fn plan(
     origin: &Path,
     vocab_rows: &dyn Fn() -> Result<usize>,
@@ -55,7 +54,7 @@ pub(super) fn plan(
     if let Some(head) = head {
         check_tied(origin, params, head, weights)?;
     }
-    // After the check: the width of a head, which sizes these, is then borne out by tensors.
+    // Only after the check have tensors confirmed the width of a head, which determines the size of these.
     let mut tensors = rope::extra_tensors(params)?;
     ordered.extend(collected.stacked()?);
     ordered.sort_by_key(|(place, _)| *place);
@@ -72,7 +71,8 @@ pub(super) fn plan(
     Ok(Plan { tensors })
 }
 
-/// Refuses a head that llama.cpp has no use for and that isn't the embeddings, which it takes in its place.
+/// Refuses an output head that differs from the embeddings, for architectures in which llama.cpp uses the embeddings
+/// instead.
 fn check_tied(origin: &Path, params: &Params, head: &PlannedTensor, weights: &Plan) -> Result<()> {
     let is_embedding = |tensor: &&PlannedTensor| match find(params.family, &tensor.name) {
         Lookup::Row(known) => known.tensor.role == Role::Embedding,
@@ -92,8 +92,9 @@ fn check_tied(origin: &Path, params: &Params, head: &PlannedTensor, weights: &Pl
         .unsupported())
 }
 
-/// Tensors of safetensors files by name; those of other files as they stand. Weights that were unpacked from tensors
-/// of other names come after all others, by those. Buffers that the config determines aren't among them.
+/// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
+/// order. Weights that were unpacked from tensors with other names come last, sorted by those names. Buffers that
+/// follow from the config are left out.
 fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
     let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
     kept.sort_by_cached_key(|tensor| {
@@ -105,7 +106,7 @@ fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
     kept
 }
 
-/// What has been seen so far of the tensors that the table lists.
+/// The tensors of the table that were found so far.
 struct Collected<'a> {
     origin: &'a Path,
     vocab_rows: &'a dyn Fn() -> Result<usize>,
@@ -115,16 +116,16 @@ struct Collected<'a> {
     stacks: BTreeMap<(Option<usize>, usize, bool), Stack<'a>>,
 }
 
-/// The parts of one stack by their places.
+/// The parts of one stack, by index.
 struct Stack<'a> {
     known: &'static Tensor,
     parts: BTreeMap<usize, &'a PlannedTensor>,
-    /// Where the last of them stands among all tensors.
+    /// The position of the last part among all tensors.
     last: usize,
 }
 
 impl<'a> Collected<'a> {
-    /// Checks one tensor and plans it; a part of a stack is kept for later.
+    /// Checks one tensor and plans it. A part of a stack is kept for later.
     fn take(&mut self, order: usize, tensor: &'a PlannedTensor, known: &Match) -> Result<Option<PlannedTensor>> {
         let is_bias = known.suffix == "bias";
         let layers = self.params.layers()?;
@@ -139,7 +140,7 @@ impl<'a> Collected<'a> {
             return Err(surplus(self.origin, tensor));
         }
         let expected = shape_of(self.params, known.tensor, is_bias)?;
-        // Rows past the vocabulary are padding, which some checkpoints have.
+        // Rows past the vocabulary are padding, which only some checkpoints have.
         let padded = known.tensor.transform == Transform::TrimVocab
             && tensor.shape.len() == 2
             && tensor.shape[0] >= expected[0]
@@ -172,7 +173,7 @@ impl<'a> Collected<'a> {
         PlannedTensor { dtype: output_dtype(&name, &shape, self.outtype, source), name, shape, expr }
     }
 
-    /// Every tensor that the table and the config ask for has been seen.
+    /// Checks that every tensor that the table and the config ask for was found.
     fn check_complete(&self, most: usize) -> Result<()> {
         for wanted in expected(self.params, most, |_| false)? {
             if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
@@ -189,8 +190,8 @@ impl<'a> Collected<'a> {
         Ok(())
     }
 
-    /// The stacks, each where the last tensor of its group stands: the reference writes a group
-    /// when it is complete.
+    /// The stacks, each at the position of the last tensor of its group: the reference writes a group when it is
+    /// complete.
     fn stacked(&self) -> Result<Vec<((usize, usize), PlannedTensor)>> {
         let group = |tensor: &Tensor| tensor.hf.split("{e}").next().unwrap_or_default().to_owned();
         let mut last: HashMap<(Option<usize>, String), usize> = HashMap::new();
@@ -218,7 +219,7 @@ impl<'a> Collected<'a> {
     }
 }
 
-/// The values as GGUF has them.
+/// The values in GGUF's form.
 fn transformed(
     vocab_rows: &dyn Fn() -> Result<usize>,
     params: &Params,
@@ -241,7 +242,7 @@ fn transformed(
         Transform::PlusOne => {
             let sum = Expr::AddConstant { of: Box::new(of), constant: 1.0 };
             match tensor.dtype {
-                // torch adds in the tensor's own type, which the reference keeps only for F16.
+                // torch adds in the tensor's own type; the reference has F16 here, and F32 for all other types.
                 DType::F16 => Expr::Round { of: Box::new(sum), dtype: DType::F16 },
                 _ => sum,
             }
@@ -266,14 +267,14 @@ fn transformed(
     })
 }
 
-/// Names that the reference keeps in F32 although they are matrices: routers, positions and types.
+/// Whether the reference keeps the tensor in F32 although it is a matrix: routers, positions and token types.
 fn always_f32(name: &str) -> bool {
     [".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"].iter().any(|end| name.ends_with(end))
         || ["position_embd.weight", "token_types.weight"].contains(&name)
 }
 
-/// Vectors, norms, routers and what isn't called `.weight` stay F32; rows that don't divide into
-/// blocks become F16. Without an `outtype`, the source's type, where GGUF has it.
+/// The type of an output tensor. Vectors, norms, routers and tensors not called `.weight` are F32; rows that don't
+/// divide into blocks become F16. Without an `outtype`, the source's type is kept if GGUF has it.
 fn output_dtype(name: &str, shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
     if shape.len() < 2 || name.ends_with("_norm.weight") || !name.ends_with(".weight") || always_f32(name) {
         return DType::F32;

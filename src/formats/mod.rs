@@ -1,4 +1,5 @@
-//! File formats: each opens as a [`crate::source::Source`] of named tensors, or lays out a file to be written.
+//! File formats: readers that open files as a [`crate::source::Source`] of named tensors, and
+//! layouts for writing files.
 
 pub mod gguf;
 pub mod pytorch;

@@ -1,4 +1,4 @@
-//! Shards: which tensors go into which file, and the index that says so.
+//! Shards: which tensors go into which file, and the index of them.
 //!
 //! Reference: transformers `modeling_utils.py` and huggingface_hub `serialization` (`split_torch_state_dict_into_shards`).
 
@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::plan::{FileLayout, PlannedTensor};
 
-/// Tensor numbers by shard, in order; a tensor larger than a shard gets one of its own.
+/// The indices of the tensors in each shard, in order. A tensor larger than the limit gets its own
+/// shard.
 pub(super) fn split(tensors: &[PlannedTensor], shard_bytes: u64) -> Vec<Vec<usize>> {
     let mut shards: Vec<Vec<usize>> = vec![Vec::new()];
     let mut filled = 0;
@@ -24,7 +25,7 @@ pub(super) fn split(tensors: &[PlannedTensor], shard_bytes: u64) -> Vec<Vec<usiz
     shards
 }
 
-/// The name of shard `number` (from 0) of `count`: plain where it is the only one.
+/// The name of shard `number` (from 0) of `count`, without numbers if it is the only one.
 pub(super) fn shard_name(stem: &str, number: usize, count: usize, extension: &str) -> String {
     match count {
         1 => format!("{stem}.{extension}"),
@@ -32,7 +33,7 @@ pub(super) fn shard_name(stem: &str, number: usize, count: usize, extension: &st
     }
 }
 
-/// The index of a sharded model, `name`: the file that holds each tensor.
+/// The index file `name` of a sharded model, which says in which file each tensor is.
 pub(super) fn index(name: String, tensors: &[PlannedTensor], mut weight_map: Vec<(&str, String)>) -> FileLayout {
     weight_map.sort();
     let weight_map: Map<String, Value> = weight_map.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();

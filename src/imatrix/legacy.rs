@@ -1,7 +1,8 @@
-//! The older binary form, `imatrix.dat`: a count of entries, the entries, and what they were made of.
+//! The older binary form, `imatrix.dat`: a count of entries, the entries, and the text from which
+//! they were measured.
 //!
-//! It has no magic number: a file of this form is recognised by lengths that fit. All numbers are
-//! little-endian and of 4 bytes:
+//! It has no magic number: a file of this form is recognised by lengths that fit the file. All
+//! numbers are little-endian and have 4 bytes:
 //!
 //! ```text
 //! entries
@@ -21,10 +22,10 @@ use super::read::floats;
 use super::{ImportanceMatrix, check_weights, entry_finding, until_zero};
 use crate::error::{Finding, Result};
 
-/// The fewest bytes of an entry: three numbers, a name of one byte and one value.
+/// The fewest bytes of an entry: three numbers, a one-byte name and one value.
 const MIN_ENTRY_BYTES: usize = 3 * 4 + 1 + 4;
 
-/// Reads `bytes`, all of the file at `path`.
+/// Parses `bytes`, the whole content of the file at `path`.
 pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<ImportanceMatrix> {
     let mut rest = Rest { path, bytes };
     let count = rest.entry_count()?;
@@ -50,14 +51,14 @@ pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<ImportanceMatrix> {
     Ok(matrix)
 }
 
-/// The part of the file that isn't read yet.
+/// The part of the file that hasn't been read yet.
 struct Rest<'a> {
     path: &'a Path,
     bytes: &'a [u8],
 }
 
 impl<'a> Rest<'a> {
-    /// The first number, which also tells whether the file can be of this form at all.
+    /// Reads the count of entries, which also shows whether the file can be of this form at all.
     fn entry_count(&mut self) -> Result<u32> {
         let finding = || {
             Finding::new(self.path, "")
@@ -81,7 +82,7 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Entry number `number`: its name, and its values as means.
+    /// Reads entry `number`: its name, and its values as means.
     fn entry(&mut self, number: u32) -> Result<(String, Vec<f32>)> {
         let place = format!("entry {number}");
         let len = self.number(&place, 1)?;
@@ -96,7 +97,7 @@ impl<'a> Rest<'a> {
         let bytes =
             (count as usize).checked_mul(4).ok_or_else(|| self.cut_short(format_args!("{count} x 4"), &place))?;
         let mut weights = floats(self.take(bytes, &place)?);
-        // Without a call the values stay as they are.
+        // With 0 calls, the values stay unchanged.
         if calls > 0 {
             weights.iter_mut().for_each(|value| *value /= calls as f32);
         }
@@ -104,7 +105,7 @@ impl<'a> Rest<'a> {
         Ok((name.to_owned(), weights))
     }
 
-    /// A whole number of at least `least`.
+    /// Reads an integer, which must be at least `least`.
     fn number(&mut self, subject: &str, least: i32) -> Result<u32> {
         let (number, rest) = self.bytes.split_first_chunk::<4>().ok_or_else(|| self.cut_short(4, subject))?;
         self.bytes = rest;
@@ -116,7 +117,7 @@ impl<'a> Rest<'a> {
         })
     }
 
-    /// The next `len` bytes.
+    /// Takes the next `len` bytes.
     fn take(&mut self, len: usize, subject: &str) -> Result<&'a [u8]> {
         let (taken, rest) = self.bytes.split_at_checked(len).ok_or_else(|| self.cut_short(len, subject))?;
         self.bytes = rest;

@@ -1,11 +1,11 @@
-//! Measuring: a forward pass over chunks of a text, summing the squares of what enters each weight.
+//! Measures importance: a forward pass over chunks of a text that sums the squares of each weight's input activations.
 //!
-//! Every chunk is a text of its own, and all have the same number of tokens. The first token of a chunk
-//! is replaced by BOS where the tokenizer puts one before texts. Each of the model's layers is read once
-//! for all chunks that fit into [`MAX_STATE_BYTES`], so that memory is flat for models of any size.
+//! Every chunk is a separate text, and all have the same number of tokens. If the tokenizer puts BOS before texts, it
+//! replaces the first token of each chunk. Each of the model's layers is read once for all chunks that fit into
+//! [`MAX_STATE_BYTES`], so memory is bounded for models of any size.
 //!
-//! Reference: llama.cpp `tools/imatrix/imatrix.cpp` (`collect_imatrix`, `compute_imatrix`), with two
-//! differences: sums are kept in f64 and rounded once, and one chunk is enough where it asks for two.
+//! Reference: llama.cpp `tools/imatrix/imatrix.cpp` (`collect_imatrix`, `compute_imatrix`), with two differences: sums
+//! are kept in f64 and rounded once, and one chunk is enough where the reference requires two.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,20 +17,20 @@ use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, IoContext, Result};
 use crate::model::{Batch, Hook, LanguageModel, Sequence};
 
-/// Bytes of hidden states and masks of the chunks that go through the layers together.
+/// Memory for hidden states and masks of the chunks that go through the layers together, in bytes.
 const MAX_STATE_BYTES: usize = 512 << 20;
 
 /// The output head's name.
 const OUTPUT: &str = "output.weight";
 
-/// How a text is measured.
+/// The settings of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Tokens in a chunk.
+    /// The number of tokens in a chunk.
     pub chunk_size: u32,
-    /// The most chunks; without it, all chunks of the text. Tokens after the last whole one are left out.
+    /// The largest number of chunks; `None` for all chunks of the text. Tokens after the last whole chunk are left out.
     pub chunks: Option<u32>,
-    /// Whether the output head is measured too. A head that is the embedding table has no entry.
+    /// Whether the output head is measured as well. A head tied to the embeddings has no entry.
     pub process_output: bool,
 }
 
@@ -40,7 +40,7 @@ impl Default for Settings {
     }
 }
 
-/// Reads a text; one newline at its end doesn't count, as in llama.cpp.
+/// Reads a text. One newline at its end is ignored, as in llama.cpp.
 ///
 /// # Errors
 /// [`crate::Error::Io`]; [`crate::Error::Format`] where it isn't UTF-8.
@@ -55,12 +55,12 @@ pub fn read_text(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Runs `base` over `text`, which is from `dataset`; `progress` gets layers done and layers in all,
-/// over all chunks.
+/// Runs `base` over `text`, which was read from `dataset`. `progress` gets the numbers of layers done and of all
+/// layers, over all chunks.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for a text shorter than a chunk, and a tokenizer of another model;
-/// [`crate::Error::NotFinite`] naming the weight; weights that can't be read, a failed computation.
+/// [`crate::Error::Mismatch`] for a text shorter than a chunk, and for a tokenizer of another model;
+/// [`crate::Error::NotFinite`] naming the weight; errors of reading weights and of the computation.
 pub fn measure(
     base: &LanguageModel,
     text: &str,
@@ -91,10 +91,10 @@ pub fn measure(
     Ok(measurement(sums.entries(count), &chunks, dataset, settings))
 }
 
-/// What [`measure`] would give for `text`, with a zero for every sum: no weight is read.
+/// The result of [`measure`] for `text`, with zeros as sums, without reading any weights.
 ///
 /// # Errors
-/// As [`measure`], before it computes anything.
+/// As [`measure`] before the computation.
 pub fn planned(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings) -> Result<Measurement> {
     let config = base.decoder.config();
     let chunks = chunks(base, text, dataset, settings)?;
@@ -110,7 +110,7 @@ pub fn planned(base: &LanguageModel, text: &str, dataset: &Path, settings: &Sett
     Ok(measurement(entries, &chunks, dataset, settings))
 }
 
-/// Entries over `chunks` of the text in `dataset`.
+/// Makes a measurement from `entries` and `chunks` of the text in `dataset`.
 fn measurement(
     entries: BTreeMap<String, Sums>,
     chunks: &[Vec<u32>],
@@ -125,10 +125,10 @@ fn measurement(
     }
 }
 
-/// The text's tokens in whole chunks.
+/// Splits the text's tokens into whole chunks.
 fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings) -> Result<Vec<Vec<u32>>> {
     let bos = base.encoder.first_special()?;
-    // BOS is put before the text too, which moves the chunks by one token.
+    // BOS also comes before the whole text, which moves the chunks by one token.
     let ids: Vec<u32> = bos.into_iter().chain(base.encoder.encode(text, false)?).collect();
     let size = settings.chunk_size as usize;
     if size == 0 || ids.len() < size {
@@ -146,21 +146,21 @@ fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings)
     Ok(chunks)
 }
 
-/// A chunk alone.
+/// A batch of one chunk.
 fn batch(ids: &[u32]) -> Batch {
     Batch::new(&[Sequence { routed: ids.len(), ids: ids.to_vec(), instruction: Vec::new() }])
 }
 
-/// How many chunks go through the layers together.
+/// The number of chunks that go through the layers together.
 fn group_len(config: &ModelConfig, chunk_size: u32) -> usize {
     let size = chunk_size as usize;
     let numbers = config.hidden_size.saturating_add(size).saturating_mul(size);
     (MAX_STATE_BYTES / numbers.saturating_mul(4).max(1)).max(1)
 }
 
-/// Sums of squares by layer and linear layer: a hook that looks and adds nothing.
+/// A hook that sums squares by layer and linear layer, and adds nothing to the outputs.
 struct SquareSums<'a> {
-    /// The model, for messages.
+    /// The model's path, for messages.
     path: &'a Path,
     layers: Vec<[Vec<f64>; Module::ALL.len()]>,
     output: Vec<f64>,
@@ -170,7 +170,7 @@ struct SquareSums<'a> {
 }
 
 impl SquareSums<'_> {
-    /// What was summed, over `count` tokens.
+    /// The sums as entries, over `count` tokens.
     fn entries(self, count: u64) -> BTreeMap<String, Sums> {
         let layers = self.layers.into_iter().enumerate().flat_map(|(layer, modules)| {
             let names = Module::ALL.map(|module| LinearLayer { layer, module }.gguf_name());
@@ -181,7 +181,7 @@ impl SquareSums<'_> {
         entries.map(|(name, squares)| (name, Sums { squares: rounded(squares), counts: vec![count] })).collect()
     }
 
-    /// Refuses what no sum of squares can be, right where it first is.
+    /// Refuses sums that aren't finite, at the first place where they occur.
     fn check(&self, name: &str, squares: &[f64]) -> Result<()> {
         let Some(place) = squares.iter().position(|sum| !(*sum as f32).is_finite()) else { return Ok(()) };
         let finding = Finding::new(self.path, format!("activations entering {name:?}")).expected("finite numbers");
@@ -202,7 +202,7 @@ impl Hook for SquareSums<'_> {
     }
 }
 
-/// Adds the squares of `x`, `[.., d]`, to the sums of each column.
+/// Adds the squares of `x`, `[.., d]`, to the sums of columns.
 fn add_squares(sums: &mut Vec<f64>, x: &Tensor) -> Result<()> {
     let columns = x.dims().last().copied().unwrap_or(1);
     sums.resize(columns, 0.0);

@@ -1,9 +1,8 @@
-//! Importance matrices: how much each column of a weight matters to a model's outputs, measured as
-//! the mean squared activation that enters it. Quantization weighs its errors by them.
+//! Importance matrices: how much each column of a weight matters to a model's outputs, measured as the mean squared
+//! activation in that column. Quantization weights its errors by them.
 //!
-//! Two forms are read and written: the GGUF one and the older binary one. Both give the numbers that
-//! `llama-quantize` works with, to the bit. With the feature `train` a matrix is measured by our own
-//! forward pass.
+//! Two forms can be read and written: the GGUF one and the older binary one. Both give bit for bit the numbers that
+//! `llama-quantize` uses. With the feature `train`, a matrix can be measured by this crate's own forward pass.
 //!
 //! Reference: llama.cpp `common/imatrix-loader.cpp`, `tools/quantize/quantize.cpp` (`load_imatrix`,
 //! `prepare_imatrix`), `src/llama-quant.cpp` (`llama_model_quantize_impl`),
@@ -25,32 +24,32 @@ pub use write::{Form, Measurement, Sums};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::Value;
 
-/// The key of the texts that a matrix was made from.
+/// The key of the texts from which a matrix was measured.
 const DATASETS: &str = "imatrix.datasets";
 
-/// The key of the number of chunks that it was made from.
+/// The key of the number of chunks from which it was measured.
 const CHUNK_COUNT: &str = "imatrix.chunk_count";
 
 /// The key of the number of tokens in a chunk.
 const CHUNK_SIZE: &str = "imatrix.chunk_size";
 
-/// What `general.type` says in the GGUF form.
+/// The value of `general.type` in the GGUF form.
 const GENERAL_TYPE: &str = "imatrix";
 
-/// How names of sums of squared activations end.
+/// The suffix of names of sums of squared activations.
 const SUMS_SUFFIX: &str = ".in_sum2";
 
-/// How names of counts of summed activations end.
+/// The suffix of names of counts of summed activations.
 const COUNTS_SUFFIX: &str = ".counts";
 
-/// The longest text of `quantize.imatrix.*`, in bytes: `llama_model_kv_override` has room for 128
-/// with the closing zero.
+/// The longest text in `quantize.imatrix.*`, in bytes: `llama_model_kv_override` has room for 128 including the closing
+/// zero.
 const MAX_KEY_TEXT_BYTES: usize = 127;
 
-/// The embedding table: the one tensor whose entry may be of another size, and is passed over then.
+/// The embedding tables: the only tensors whose entry may have another size, in which case it is ignored.
 const TOKEN_EMBEDDINGS: [&str; 2] = ["token_embd.weight", "per_layer_token_embd.weight"];
 
-/// An importance matrix: for every weight by its name in GGUF, a number for each column.
+/// An importance matrix: for every weight, by its name in GGUF, one number per column.
 #[derive(Debug, Clone)]
 pub struct ImportanceMatrix {
     path: PathBuf,
@@ -60,34 +59,34 @@ pub struct ImportanceMatrix {
 }
 
 impl ImportanceMatrix {
-    /// Reads the file at `path`, in the GGUF form where it starts with GGUF's magic and in the older
-    /// binary form otherwise.
+    /// Reads the file at `path`: in the GGUF form if it starts with GGUF's magic number, otherwise in the older binary
+    /// form.
     ///
-    /// Every number is finite and none is below zero; there is at least one entry.
+    /// The result has at least one entry, and all numbers are finite and not negative.
     ///
     /// # Errors
-    /// [`crate::Error::Io`]; [`crate::Error::Format`] for a file that is neither form or breaks its
-    /// rules; [`crate::Error::NotFinite`] for a NaN or an infinity, naming the tensor.
+    /// [`crate::Error::Io`]; [`crate::Error::Format`] for a file that has neither form or breaks the form's rules;
+    /// [`crate::Error::NotFinite`] for a NaN or an infinity, naming the tensor.
     pub fn open(path: &Path) -> Result<Self> {
         read::open(path)
     }
 
-    /// The file it is from.
+    /// The file from which it was read.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The numbers for the tensor called `tensor_name`: as many as a row has elements, for each of
-    /// its matrices (experts) one after the other.
+    /// The numbers for the tensor called `tensor_name`: one for each element of a row, for each of the tensor's
+    /// matrices (experts) in turn.
     pub fn weights(&self, tensor_name: &str) -> Option<&[f32]> {
         self.entries.get(tensor_name).map(Vec::as_slice)
     }
 
-    /// The same for a tensor of `matrices` matrices with rows of `row_len` elements.
+    /// The numbers for a tensor of `matrices` matrices with rows of `row_len` elements.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where the entry has another size. Only for the embedding table
-    /// that is none: what was measured belongs to the output head that shares the name.
+    /// [`crate::Error::Mismatch`] if the entry has another size. For an embedding table this gives `None` instead,
+    /// because the entry was measured for the output head, which can share its name.
     pub fn weights_for(&self, tensor_name: &str, matrices: usize, row_len: usize) -> Result<Option<&[f32]>> {
         let Some(weights) = self.weights(tensor_name) else { return Ok(None) };
         if Some(weights.len()) == matrices.checked_mul(row_len) {
@@ -119,26 +118,25 @@ impl ImportanceMatrix {
         self.entries.is_empty()
     }
 
-    /// The texts that it was made from, as byte strings: the paths that were given then.
+    /// The texts from which it was measured: the paths given at the time, as byte strings.
     pub fn datasets(&self) -> &[Vec<u8>] {
         &self.datasets
     }
 
-    /// The number of chunks of text that it was made from; 0 where the file doesn't say.
+    /// The number of chunks of text from which it was measured; 0 if the file doesn't say.
     pub fn chunk_count(&self) -> u32 {
         self.chunk_count
     }
 
-    /// Drops every tensor whose name contains one of `exclude`, then, where `include` isn't empty,
-    /// every one whose name contains none of `include`. Plain substrings, not patterns.
+    /// Drops every tensor whose name contains one of `exclude`, and, if `include` isn't empty, every tensor whose name
+    /// contains none of `include`. These are plain substrings, not patterns.
     pub fn retain(&mut self, include: &[String], exclude: &[String]) {
         let names_one = |name: &str, parts: &[String]| parts.iter().any(|part| name.contains(part.as_str()));
         self.entries.retain(|name, _| !names_one(name, exclude) && (include.is_empty() || names_one(name, include)));
     }
 
-    /// The keys that a model quantized with it gets, in their order: `file_name` as the user wrote
-    /// it, the first of the datasets, the number of entries and of chunks. None where it is empty:
-    /// such a matrix is not used at all.
+    /// The keys for a model that is quantized with it, in order: `file_name` as the user wrote it, the first dataset,
+    /// and the numbers of entries and chunks. There are no keys for an empty matrix, which isn't used at all.
     pub fn keys(&self, file_name: &str) -> Vec<(&'static str, Value)> {
         if self.is_empty() {
             return Vec::new();
@@ -147,7 +145,7 @@ impl ImportanceMatrix {
         if let Some(dataset) = self.datasets.first() {
             keys.push(("quantize.imatrix.dataset", Value::String(cut(dataset))));
         }
-        // Each entry has a name and a number in the file: 2^32 of them are no file of this world.
+        // Each entry has a name and a number in the file, so no real file has 2^32 of them.
         let entries = u32::try_from(self.len()).unwrap_or(u32::MAX);
         keys.push(("quantize.imatrix.entries_count", Value::U32(entries)));
         if self.chunk_count > 0 {
@@ -167,18 +165,18 @@ fn entry_finding(path: &Path, tensor_name: &str) -> Finding {
     Finding::new(path, format!("entry {tensor_name:?}"))
 }
 
-/// A text as C's string functions copy it into a key: until a zero byte, or the end of its room.
-/// That may be the middle of a character, as it is there.
+/// A text as C's string functions copy it into a key: up to a zero byte or the end of the buffer, even in the middle of
+/// a character.
 fn cut(text: &[u8]) -> Vec<u8> {
     until_zero(text).iter().take(MAX_KEY_TEXT_BYTES).copied().collect()
 }
 
-/// A text as C reads it.
+/// A text up to its first zero byte, as C reads it.
 fn until_zero(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Refuses numbers that no mean of squares can be.
+/// Refuses numbers that can't be means of squares.
 fn check_weights(path: &Path, name: &str, weights: &[f32]) -> Result<()> {
     let Some((place, value)) = weights.iter().enumerate().find(|(_, value)| !(value.is_finite() && **value >= 0.0))
     else {

@@ -15,14 +15,14 @@ use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufFile, Metadata};
 use crate::source::{MappedFile, Source, show_shape};
 
-/// The first bytes of every GGUF file. Read as a count of the older form they would be more
-/// entries than any file has room for.
+/// The first bytes of every GGUF file. As a count in the older form, they would be more entries
+/// than any file has room for.
 const GGUF_MAGIC: &[u8] = b"GGUF";
 
-/// Counts from here on are beyond the integers that the reference keeps them in.
+/// Counts from here on don't fit into the reference's integers.
 pub(super) const COUNT_LIMIT: f32 = 9_223_372_036_854_775_808.0;
 
-/// Reads either form.
+/// Reads a file of either form.
 pub(super) fn open(path: &Path) -> Result<ImportanceMatrix> {
     let file = MappedFile::open(path)?;
     if !file.bytes().starts_with(GGUF_MAGIC) {
@@ -73,7 +73,7 @@ fn of_gguf(file: &GgufFile) -> Result<ImportanceMatrix> {
     })
 }
 
-/// Whether the file is an importance matrix: by its type, where it has one, and by the three keys.
+/// Checks that the file is an importance matrix: by its type, if it has one, and by the three keys.
 fn check_kind(metadata: &Metadata) -> Result<()> {
     let hint = "this isn't an importance matrix; llama-imatrix or `imatrix::measure` computes one";
     if let Some(kind) = metadata.get("general.type")
@@ -96,8 +96,8 @@ fn chunk_count(metadata: &Metadata) -> Result<u32> {
     Ok(count)
 }
 
-/// Sums divided by counts, matrix by matrix; 1 for a matrix that nothing was counted for, such as an
-/// expert that was never chosen.
+/// Sums divided by counts, matrix by matrix. It is 1 for a matrix with a count of 0, such as an
+/// expert that was never selected.
 fn means(file: &GgufFile, name: &str, sums: usize, counts: usize) -> Result<Vec<f32>> {
     let finding = || entry_finding(file.path(), name);
     let infos = [&file.tensors()[sums], &file.tensors()[counts]];
@@ -126,7 +126,7 @@ fn means(file: &GgufFile, name: &str, sums: usize, counts: usize) -> Result<Vec<
     Ok(means)
 }
 
-/// Little-endian numbers out of bytes.
+/// Decodes little-endian f32.
 pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }

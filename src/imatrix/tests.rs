@@ -1,4 +1,4 @@
-//! Files that llama-imatrix wrote, in both forms; files that are refused, by the message that fits.
+//! Tests of files written by llama-imatrix in both forms, and of refused files.
 
 use crate::output::Destination;
 use std::io::Write;
@@ -16,8 +16,8 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quant/imatrix").join(name)
 }
 
-/// Every folder or file to check: the fixtures, and others that `ATOMBANK_IMATRIX_CASES` lists,
-/// separated by colons: pairs of NAME.gguf and NAME.dat, named without the ending.
+/// All files to check: the fixtures, and others listed in `ATOMBANK_IMATRIX_CASES`, separated by
+/// colons. Each is a pair NAME.gguf and NAME.dat, given without the extension.
 fn cases() -> Vec<PathBuf> {
     let more = std::env::var("ATOMBANK_IMATRIX_CASES").unwrap_or_default();
     let more = more.split(':').filter(|case| !case.is_empty()).map(PathBuf::from);
@@ -63,8 +63,9 @@ fn both_forms_agree() {
             let (a, b) = (new.weights(name).unwrap(), old.weights(name).unwrap());
             assert_eq!(a.len(), b.len());
             if name.contains("_exps") {
-                // The older form multiplies by the number of calls and is divided by it again, which
-                // rounds twice; for a power of two, as of all other tensors here, it doesn't.
+                // The older form stores the value times the number of calls, which is divided out
+                // again. This rounds twice, unless the number is a power of two, as for all other
+                // tensors here.
                 assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= a * 2.0 * f32::EPSILON), "{name}");
             } else {
                 assert_eq!(bits(a), bits(b), "{name}");
@@ -104,7 +105,7 @@ fn what_nothing_was_counted_for_weighs_one() {
     let file = written(&keys("imatrix", 1), &tensors);
     let matrix = ImportanceMatrix::open(file.path()).unwrap();
     assert_eq!(matrix.weights("w").unwrap(), [1.5, 2.5, 1.0, 1.0, 2.0, 0.0]);
-    // Without a call the older form has its values as they are.
+    // With 0 calls, values of the older form stay unchanged.
     let bytes = [1, 1].iter().flat_map(|n: &i32| n.to_le_bytes()).chain(*b"w");
     let bytes = bytes.chain([0, 1].iter().flat_map(|n: &i32| n.to_le_bytes())).chain(7f32.to_le_bytes());
     let matrix = ImportanceMatrix::open(bytes_file(&bytes.collect::<Vec<_>>()).path()).unwrap();
@@ -126,7 +127,7 @@ fn retains_by_parts_of_names() {
     assert_eq!(names(&["attn_q", "0.attn_k"], &[]).len(), 3);
     assert_eq!(names(&[], &["attn", "ffn_g", "blk.0"]), ["blk.1.ffn_down.weight", "blk.1.ffn_up.weight"]);
     assert_eq!(names(&["attn_q"], &["blk.0"]), ["blk.1.attn_q.weight"]);
-    // A dot is a dot.
+    // A dot only matches a dot.
     assert!(names(&["attn.q"], &[]).is_empty());
 }
 
@@ -143,7 +144,7 @@ fn keys_are_those_of_a_quantized_model() {
             ("quantize.imatrix.chunks_count", Value::U32(8)),
         ]
     );
-    // 127 bytes of it, even where a character ends later.
+    // The first 127 bytes, even if that cuts a character.
     let long = format!("{}{}", "x".repeat(126), "äöü");
     assert_eq!(matrix.keys(&long)[0].1, Value::String(long.as_bytes()[..127].to_vec()));
     matrix.datasets.clear();
@@ -184,7 +185,8 @@ fn pair(name: &str, sums: &[f32], counts: &[f32]) -> Vec<PlannedTensor> {
     ]
 }
 
-/// A GGUF file of `metadata` and `tensors`; numbers that the executor would refuse are written too.
+/// A GGUF file with `metadata` and `tensors`, which may contain numbers that the executor would
+/// refuse.
 fn written(metadata: &Metadata, tensors: &[PlannedTensor]) -> tempfile::NamedTempFile {
     let layout = layout(metadata, tensors).unwrap();
     let mut bytes = layout.files[0].head.clone();
@@ -198,7 +200,7 @@ fn written(metadata: &Metadata, tensors: &[PlannedTensor]) -> tempfile::NamedTem
     bytes_file(&bytes)
 }
 
-/// What a GGUF file says was measured.
+/// The measurement in a GGUF file.
 fn measurement(path: &Path) -> Measurement {
     let file = GgufFile::open(path).unwrap();
     let mut entries = BTreeMap::new();
@@ -223,7 +225,7 @@ fn measurement(path: &Path) -> Measurement {
     }
 }
 
-/// What was measured as a file, in a folder that goes with it.
+/// Writes a measurement to a file in a temporary folder.
 pub(super) fn saved(measured: &Measurement, form: Form) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("imatrix");

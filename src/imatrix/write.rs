@@ -1,4 +1,4 @@
-//! Writing: what was measured, laid out as llama-imatrix lays it out, byte for byte.
+//! Writes a measurement, byte for byte as llama-imatrix does.
 //!
 //! Reference: llama.cpp `tools/imatrix/imatrix.cpp` (`save_imatrix`, `save_imatrix_legacy`).
 
@@ -22,34 +22,34 @@ pub enum Form {
     Legacy,
 }
 
-/// What was summed over the activations that enter one weight.
+/// The sums over the input activations of one weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sums {
-    /// Squares by column, for each matrix (expert) one after the other.
+    /// Sums of squares by column, for each matrix (expert) in turn.
     pub squares: Vec<f32>,
-    /// For each matrix how many activations were summed; at least one matrix.
+    /// The number of summed activations for each matrix; there is at least one matrix.
     pub counts: Vec<u64>,
 }
 
-/// An importance matrix as it is measured: sums, not yet means.
+/// An importance matrix as it is measured: sums instead of means.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measurement {
     /// Sums by the weight's name in GGUF.
     pub entries: BTreeMap<String, Sums>,
-    /// The texts' paths, as they were given.
+    /// The texts' paths, as given.
     pub datasets: Vec<Vec<u8>>,
     /// The number of chunks of text.
     pub chunk_count: u32,
-    /// Tokens in a chunk, at least 1.
+    /// The number of tokens in a chunk, at least 1.
     pub chunk_size: u32,
 }
 
 impl Measurement {
-    /// The file in one of the two forms; `file` is named in errors.
+    /// The file in one of the two forms. Errors name `file`.
     ///
     /// # Errors
-    /// [`crate::Error::NotFinite`] for a sum that is none; [`crate::Error::Format`] for names that are
-    /// too long for GGUF, and for more than the older form can count.
+    /// [`crate::Error::NotFinite`] for a sum that isn't finite; [`crate::Error::Format`] for names
+    /// that are too long for GGUF, and for counts that are too large for the older form.
     pub fn output(&self, file: &Path, form: Form) -> Result<Output> {
         for (name, sums) in &self.entries {
             if let Some(place) = sums.squares.iter().position(|sum| !sum.is_finite()) {
@@ -83,7 +83,7 @@ impl Measurement {
         Output::gguf(metadata, plan, Vec::new())
     }
 
-    /// All bytes of the older form. Entries without a count are left out.
+    /// The bytes of the older form. Entries with counts of 0 are left out.
     fn legacy(&self, file: &Path) -> Result<Vec<u8>> {
         let number = |name: &str, count: u64| -> Result<[u8; 4]> {
             let finding = || entry_finding(file, name).expected("numbers below 2^31 in the older form");
@@ -102,7 +102,7 @@ impl Measurement {
             let row_len = (sums.squares.len() / sums.counts.len().max(1)).max(1);
             for (row, count) in sums.squares.chunks(row_len).zip(&sums.counts) {
                 for square in row {
-                    // Weights without a count get importance 1, as readers of the other form do it.
+                    // A matrix with a count of 0 gets importance 1, as when the other form is read.
                     let mean = if *count == 0 { 1.0 } else { square / *count as f32 };
                     out.extend((mean * calls as f32).to_le_bytes());
                 }
@@ -116,7 +116,7 @@ impl Measurement {
     }
 }
 
-/// A tensor with a row for each matrix; a vector if there is only one matrix.
+/// A tensor with one row per matrix, or a vector if there is only one matrix.
 fn tensor(name: String, matrices: usize, values: &[f32]) -> PlannedTensor {
     let shape = match matrices {
         0 | 1 => vec![values.len()],

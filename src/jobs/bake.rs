@@ -1,4 +1,4 @@
-//! An atom bank with its routing fixed: plain weights, and what that costs.
+//! Bakes an atom bank: fixes its routing, which gives plain weights, and measures the error.
 
 use std::path::PathBuf;
 
@@ -26,18 +26,18 @@ pub struct BakeSettings {
     pub base: PathBuf,
     /// The atom bank's folder.
     pub bank: PathBuf,
-    /// The instruction that is fixed. Without any prompt it has to be given, be it empty.
+    /// The instruction to fix. It may be empty, but must be given if there are no prompts.
     #[serde(default)]
     pub instruction: Option<String>,
-    /// Prompts; of several, the mean of their routings is baked.
+    /// Prompts. With several, the mean of their routings is baked.
     #[serde(default)]
     pub prompts: Vec<String>,
-    /// What decides the routing.
+    /// What determines the routing.
     #[serde(default)]
     pub routing: RoutedBy,
-    /// Where the result goes, and what it is.
+    /// Where the result is written, and in which form.
     pub output: OutputSettings,
-    /// Whether the baked model is compared with the routed one.
+    /// Whether to compare the baked model with the routed one.
     #[serde(default = "verify")]
     pub verify: bool,
 }
@@ -47,7 +47,7 @@ fn verify() -> bool {
 }
 
 impl BakeSettings {
-    /// `bank` on `base`, fixed for `instruction`.
+    /// Settings to bake `bank` on `base` for `instruction`.
     pub fn new(
         base: impl Into<PathBuf>,
         bank: impl Into<PathBuf>,
@@ -83,13 +83,13 @@ impl BakeSettings {
     }
 }
 
-/// Baked weights, the routing they have, and what fixing it cost.
+/// The baked weights, their routing, and the error of fixing it.
 pub struct Baked {
-    /// What is to be written.
+    /// The output to write.
     pub output: Output,
     /// The weights of the atoms.
     pub routes: Routes,
-    /// The routed model against the baked one, in the very types that are written.
+    /// Comparison of the routed model with the baked one, in the types that are written.
     pub verified: Option<Agreement>,
 }
 
@@ -109,7 +109,7 @@ pub struct Baked {
 /// ```
 ///
 /// # Errors
-/// [`crate::Error::Setting`]; what opening base and bank meets; as [`route`].
+/// [`crate::Error::Setting`]; errors of opening base and bank; those of [`route`].
 pub fn bake(settings: &BakeSettings) -> Result<Baked> {
     settings.check()?;
     let folder = HfFolder::open(&settings.base)?;
@@ -135,7 +135,7 @@ pub fn bake(settings: &BakeSettings) -> Result<Baked> {
     Ok(Baked { output, routes, verified })
 }
 
-/// The routed model against the baked one, in the very types that are written.
+/// Compares the routed model with the baked one, in the types that are written.
 fn agreement(
     settings: &BakeSettings,
     folder: &HfFolder,
@@ -155,13 +155,13 @@ fn agreement(
             return compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences);
         }
         OutputKind::Gguf => {
-            // The GGUF's types under Hugging Face's names: the same rows, rounded the same way.
+            // Use the GGUF's types under Hugging Face's names: the same rows, rounded the same way.
             let mut typed = plan.clone();
             for tensor in &mut typed.tensors {
                 let name = gguf_name(&folder.config_json, &tensor.name);
                 let Some(written) = name.and_then(|name| output.plan.get(&name)) else { continue };
                 tensor.dtype = written.dtype;
-                // Rows change places on the way to GGUF, columns don't: the same importance fits.
+                // GGUF may reorder rows but not columns, so the importance stays the same.
                 if let Expr::Weighted { importance, .. } = &written.expr {
                     let of = Box::new(tensor.expr.clone());
                     tensor.expr = Expr::Weighted { of, importance: importance.clone() };

@@ -1,4 +1,4 @@
-//! Models, tensors, adapters and banks in every direction.
+//! Converts models, tensors, adapters and banks between all forms.
 
 use std::path::{Path, PathBuf};
 
@@ -25,27 +25,27 @@ use crate::plan::Plan;
 pub struct ConvertSettings {
     /// A model or adapter folder, a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file.
     pub input: PathBuf,
-    /// Where the result goes, and what it is.
+    /// Where the result is written, and in which form.
     pub output: OutputSettings,
-    /// The part of a PyTorch file to convert, like `state_dict`.
+    /// The part of a PyTorch file to convert, such as `state_dict`.
     #[serde(default)]
     pub key: Option<String>,
     /// The base model's folder, for a LoRA.
     #[serde(default)]
     pub base: Option<PathBuf>,
-    /// JSON with `general.*` keys of the GGUF, over what the model card says.
+    /// A JSON file with `general.*` keys for the GGUF, which take precedence over the model card.
     #[serde(default)]
     pub metadata: Option<PathBuf>,
     /// The model's name in the GGUF.
     #[serde(default)]
     pub model_name: Option<String>,
-    /// The model's name on the hub, `org/name`, where it is from there.
+    /// The model's name on the hub, `org/name`, if it was downloaded from there.
     #[serde(default)]
     pub model_id: Option<String>,
-    /// Keys of the GGUF that get another value: `KEY=VALUE` or `KEY=TYPE:VALUE`.
+    /// Keys of the GGUF whose values are replaced: `KEY=VALUE` or `KEY=TYPE:VALUE`.
     #[serde(default)]
     pub override_key: Vec<String>,
-    /// Whether the GGUF gets the vocabulary alone.
+    /// Whether the GGUF only gets keys and the vocabulary, without tensors.
     #[serde(default)]
     pub vocab_only: bool,
     /// What a folder is taken for that has a model and adapter_config.json.
@@ -58,7 +58,8 @@ pub struct ConvertSettings {
 }
 
 impl ConvertSettings {
-    /// What is at `input`, as what `output` is called: a GGUF, a file of tensors, or a folder.
+    /// Settings to convert `input` to the form that the name of `output` implies: a GGUF, a file of
+    /// tensors, or a folder.
     pub fn new(input: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             input: input.into(),
@@ -109,7 +110,7 @@ impl ConvertSettings {
     }
 }
 
-/// What is at `settings.input` in another form or type.
+/// Converts `settings.input` to another form or type.
 ///
 /// ```no_run
 /// use atombank::jobs::{ConvertSettings, convert};
@@ -123,7 +124,7 @@ impl ConvertSettings {
 /// ```
 ///
 /// # Errors
-/// [`crate::Error::Setting`]; what opening the input meets; what the form can't hold.
+/// [`crate::Error::Setting`]; errors of opening the input; errors for what the form can't hold.
 pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     settings.check()?;
     let left_out = |others: &[(String, String)]| -> Vec<String> {
@@ -145,7 +146,7 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
 }
 
 impl ConvertSettings {
-    /// The input, open. A vocabulary needs no weights.
+    /// Opens the input. Weights may be missing if only the vocabulary is needed.
     fn open(&self) -> Result<Input> {
         let input = &self.input;
         if self.vocab_only && input.join("config.json").is_file() && !has_weights(input) {
@@ -154,7 +155,7 @@ impl ConvertSettings {
         Input::open(input, Opening { key: self.key.as_deref(), content: self.r#as })
     }
 
-    /// A model folder to anything.
+    /// Converts a model folder.
     fn model(&self, folder: &Checkpoint) -> Result<Output> {
         if self.output.kind() != OutputKind::Gguf {
             return self.output.model(folder, folder.weights());
@@ -177,7 +178,7 @@ impl ConvertSettings {
         self.output.quantize(to_gguf(folder, folder.weights(), &options)?, &options.overrides)
     }
 
-    /// Tensors without a config.
+    /// Converts tensors without a config.
     fn weights(&self, plan: &Plan) -> Result<Output> {
         match self.output.kind() {
             OutputKind::Gguf if self.generic => self.generic(&self.input, plan, None),
@@ -211,7 +212,8 @@ impl ConvertSettings {
             folder.bring_up_to_date(&mut beside.files);
             notes.extend_from_slice(folder.notes());
         }
-        // What no matrix of a known model is, is not cast by itself either.
+        // Without a known class, no type is chosen automatically: only an explicit type converts
+        // tensors.
         let asked = self.output.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         let outtype = asked.and_then(|outtype| outtype.dtype(plan));
         let made = self.with_keys(generic::to_gguf(from, plan, &beside, outtype)?)?;
@@ -219,7 +221,7 @@ impl ConvertSettings {
         Ok(Output { notes, ..made })
     }
 
-    /// A GGUF with the keys that are set by hand.
+    /// Sets the GGUF's keys that the user gave.
     fn with_keys(&self, mut made: Output) -> Result<Output> {
         for single in self.overrides()? {
             if let Some(metadata) = made.metadata_mut() {
@@ -229,7 +231,7 @@ impl ConvertSettings {
         Ok(made)
     }
 
-    /// A GGUF to anything.
+    /// Converts a GGUF.
     fn gguf(&self, model: &GgufModel) -> Result<Output> {
         let taken: Plan = model.tensors().iter().cloned().collect();
         let metadata = model.metadata();
@@ -270,7 +272,7 @@ impl ConvertSettings {
         }
     }
 
-    /// An adapter folder to GGUF.
+    /// Converts an adapter folder to GGUF.
     fn adapter(&self) -> Result<Output> {
         if self.output.kind() != OutputKind::Gguf {
             let finding = Finding::new(&self.input, "adapter").expected("a GGUF to write it as");
@@ -282,7 +284,7 @@ impl ConvertSettings {
         let mut notes = Vec::new();
         let (metadata, plan, more) = match (is_bank, &self.output.r#type) {
             (true, _) => bank::to_gguf(&self.input)?,
-            // An adapter's factors are small, and the reference keeps them in F32.
+            // An adapter's factors are small, and the reference writes them in F32.
             (false, None) => lora::to_gguf(&self.input, &self.lora_base(&config, &mut notes)?.base(), OutType::F32)?,
             (false, Some(_)) => {
                 let base = self.lora_base(&config, &mut notes)?;
@@ -293,7 +295,7 @@ impl ConvertSettings {
         self.with_keys(Output::gguf(metadata, plan, notes))
     }
 
-    /// Mixtures are of models that llama.cpp knows: their tensors' names say what they are.
+    /// Refuses mixtures, which need a model that llama.cpp knows: they go by its tensors' names.
     fn check_plain(&self, expected: &str) -> Result<()> {
         match self.output.quantized()? {
             None => Ok(()),
@@ -304,8 +306,8 @@ impl ConvertSettings {
         }
     }
 
-    /// The base of a LoRA, which gives names and shapes: the one that is given, or the folder that the adapter's
-    /// settings name.
+    /// The base of a LoRA, which provides names and shapes: the given folder, or the one that the
+    /// adapter's settings name.
     fn lora_base(&self, config: &Config, notes: &mut Vec<String>) -> Result<LoraBase> {
         if let Some(folder) = &self.base {
             return LoraBase::open(folder);

@@ -1,4 +1,4 @@
-//! A LoRA out of a base and what was made of it.
+//! Extracts a LoRA from a base and a model finetuned from it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,18 +22,18 @@ pub struct ExtractSettings {
     pub base: PathBuf,
     /// The finetuned model's folder.
     pub finetuned: PathBuf,
-    /// Where the LoRA goes.
+    /// Where the LoRA is written.
     pub output: OutputSettings,
-    /// The base's name on the hub, where it is from there: the LoRA names it.
+    /// The base's name on the hub, if it was downloaded from there. The LoRA names it as its base.
     #[serde(default)]
     pub base_id: Option<String>,
-    /// The rank of each module's update at most.
+    /// The largest rank of each module's update.
     #[serde(default = "rank")]
     pub rank: usize,
-    /// The share of a module's change that is enough: the smallest rank that keeps it.
+    /// The share of a module's change to keep: it gets the smallest rank that keeps it.
     #[serde(default)]
     pub energy: Option<f64>,
-    /// Where random numbers start.
+    /// The seed of random numbers.
     #[serde(default)]
     pub seed: u64,
 }
@@ -43,7 +43,7 @@ fn rank() -> usize {
 }
 
 impl ExtractSettings {
-    /// A LoRA of rank 32.
+    /// Settings for a LoRA of rank 32.
     pub fn new(base: impl Into<PathBuf>, finetuned: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
         Self {
             base: base.into(),
@@ -57,19 +57,19 @@ impl ExtractSettings {
     }
 }
 
-/// A LoRA, and how good it is.
+/// A LoRA and its errors.
 #[derive(Debug)]
 pub struct Extracted {
     /// The LoRA's folder.
     pub output: Output,
-    /// Ranks and errors by module, and in all.
+    /// Ranks and errors by module and in total.
     pub extraction: Extraction,
 }
 
-/// The LoRA that makes the finetuned model of the base, about.
+/// Extracts the LoRA that approximately turns the base into the finetuned model.
 ///
 /// # Errors
-/// [`crate::Error::Setting`]; what opening the models meets; as [`Pairs::extract`].
+/// [`crate::Error::Setting`]; errors of opening the models; those of [`Pairs::extract`].
 pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
     if settings.output.kind() != OutputKind::Lora || settings.output.is_file() {
         return Err(setting("output").expected("a LoRA's folder").found("another kind").setting());

@@ -1,4 +1,4 @@
-//! Adapters into their base, or several models into one.
+//! Merges adapters into their base, or several models into one.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,16 +27,16 @@ use crate::plan::Plan;
 /// Low-rank updates by the weights' names.
 type Updates = Vec<(String, LowRank)>;
 
-/// An adapter or a model, and how much of it.
+/// An adapter or a model, and its share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeInput {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Its name, where that isn't its path: on the hub.
+    /// Its name on the hub, if that isn't its path.
     #[serde(default)]
     pub id: Option<String>,
-    /// Its share.
+    /// Its share in the result.
     #[serde(default = "whole")]
     pub weight: f64,
 }
@@ -51,17 +51,17 @@ fn whole() -> f64 {
 pub struct MergeSettings {
     /// The base model: a Hugging Face folder or a .gguf.
     pub base: PathBuf,
-    /// Its name, where that isn't its path: on the hub.
+    /// The base's name on the hub, if that isn't its path.
     #[serde(default)]
     pub base_id: Option<String>,
-    /// Adapters in any of their forms, or, with a method, other models of the base's shape.
+    /// Adapters in any form or, with a method for models, other models of the base's shape.
     pub others: Vec<MergeInput>,
-    /// Where the result goes, and what it is.
+    /// Where the result is written, and in which form.
     pub output: OutputSettings,
-    /// How several become one.
+    /// How several adapters or models are combined.
     #[serde(default)]
     pub combine: CombineSettings,
-    /// Whether a base that is quantized is refused: weights that the adapter changes are rounded again otherwise.
+    /// Whether to refuse a quantized base. Otherwise, the weights that the adapter changes are rounded again.
     #[serde(default)]
     pub keep_base: bool,
     /// What a folder among the others is taken for that has a model and adapter_config.json.
@@ -73,7 +73,7 @@ pub struct MergeSettings {
 }
 
 impl MergeSettings {
-    /// `adapters`, each whole, merged into `base`.
+    /// Settings to merge `adapters` into `base`, each with weight 1.
     pub fn new<P: Into<PathBuf>>(
         base: impl Into<PathBuf>,
         adapters: impl IntoIterator<Item = P>,
@@ -94,16 +94,16 @@ impl MergeSettings {
     }
 }
 
-/// A merged model or LoRA, and what cutting to a rank has lost on the way.
+/// A merged model or LoRA, and the errors of truncating to a rank.
 #[derive(Debug)]
 pub struct Adapted {
-    /// What is to be written.
+    /// The output to write.
     pub output: Output,
-    /// Modules that were cut to a rank.
+    /// The modules that were truncated to a rank.
     pub truncations: Vec<Truncation>,
 }
 
-/// Merges as `settings` say.
+/// Merges adapters or models according to `settings`.
 ///
 /// ```no_run
 /// use atombank::jobs::{MergeSettings, merge};
@@ -117,7 +117,7 @@ pub struct Adapted {
 /// ```
 ///
 /// # Errors
-/// [`crate::Error::Setting`]; what opening base and adapters meets; [`crate::Error::Mismatch`] for what doesn't fit
+/// [`crate::Error::Setting`]; errors of opening base and adapters; [`crate::Error::Mismatch`] for inputs that don't fit
 /// the base.
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
@@ -149,7 +149,7 @@ fn name_of(id: Option<&str>, path: &Path) -> String {
     id.map_or_else(|| path.display().to_string(), str::to_owned)
 }
 
-/// What is said where one model is combined alone, and the method makes something else of that than the user may mean.
+/// A note for combining a single model, where the method ignores its weight, which the user may not expect.
 fn of_one_model(settings: &MergeSettings, method: ModelMethod, options: &CombineOptions) -> Option<String> {
     let [model] = settings.others.as_slice() else { return None };
     let (name, path) = (method.name(), name_of(model.id.as_deref(), &model.path));
@@ -188,7 +188,7 @@ impl Job<'_> {
         &self.settings.output
     }
 
-    /// A folder's weights with the adapters in them.
+    /// Merges adapters into the weights of a folder.
     fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
         let base = Base::of(&folder);
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
@@ -210,8 +210,7 @@ impl Job<'_> {
         Ok((self.with_card(output), truncations))
     }
 
-    /// A GGUF's weights with the adapters in them: what they don't change stays as it is, and what they
-    /// do gets its own type again.
+    /// Merges adapters into the weights of a GGUF. Unchanged weights are copied; changed ones get their own type again.
     fn gguf(&mut self, model: &GgufModel) -> Result<(Output, Vec<Truncation>)> {
         let metadata = model.metadata();
         let quantized = model.tensors().iter().map(|t| t.info()).find(|info| !info.dtype.is_plain());
@@ -262,12 +261,12 @@ impl Job<'_> {
         Ok((made, truncations))
     }
 
-    /// The base as the user has named it.
+    /// The user's name of the base.
     fn base_name(&self) -> String {
         name_of(self.settings.base_id.as_deref(), &self.settings.base)
     }
 
-    /// A folder with a card of the merged model in the place of the base's.
+    /// Replaces the base's card in a folder with one for the merged model.
     fn with_card(&self, mut output: Output) -> Output {
         if output.is_folder() {
             let others = &self.settings.others;
@@ -279,9 +278,9 @@ impl Job<'_> {
         output
     }
 
-    /// What every adapter changes.
+    /// The changes of every adapter.
     fn adapters(&mut self, base: &Base) -> Result<Vec<Changes>> {
-        // What is combined has to be low-rank updates; copies of the base's embeddings say nothing.
+        // Methods combine only low-rank updates, so copies of the base's embeddings are dropped.
         let combined = self.settings.combine.method.is_some() || self.output().kind() == OutputKind::Lora;
         let mut all = Vec::new();
         for other in &self.settings.others {
@@ -309,7 +308,7 @@ impl Job<'_> {
         self.settings.others.iter().map(|other| other.weight).collect()
     }
 
-    /// `weights`, which are those of `base`, with every adapter.
+    /// Merges all adapters into `weights`, which are those of `base`.
     fn merged(&mut self, base: &Base, weights: &Plan) -> Result<(Merged, Vec<Truncation>)> {
         let combine = &self.settings.combine;
         if combine.method.is_none() {
@@ -335,7 +334,7 @@ impl Job<'_> {
         Ok((merged, truncations))
     }
 
-    /// All adapters as one LoRA in a folder of its own.
+    /// Combines all adapters into one LoRA, in a separate folder.
     fn one_lora(&mut self, base: &Base) -> Result<(Output, Vec<Truncation>)> {
         if !matches!(self.settings.tokenizer, TokenizerChoice::Auto | TokenizerChoice::Base) {
             return Err(setting("tokenizer").expected("none, for a LoRA").found("one").setting());
@@ -348,12 +347,12 @@ impl Job<'_> {
         };
         let (updates, truncations) = self.combined(method, &adapters)?;
         let mut lora = NewLora::new(base, &updates, Vec::new(), self.output().lora_type()?)?;
-        // As PEFT has it: the name that the base was loaded by.
+        // As in PEFT: the name with which the base was loaded.
         lora.config.insert("base_model_name_or_path".to_owned(), self.base_name().into());
         Ok((lora.output(), truncations))
     }
 
-    /// The updates of one LoRA made of all.
+    /// Combines all LoRAs into the updates of one.
     fn combined(&self, method: LoraMethod, adapters: &[Changes]) -> Result<(Updates, Vec<Truncation>)> {
         let combine = &self.settings.combine;
         combine.check(Kinds::Loras, Some(method.name()))?;
@@ -372,7 +371,7 @@ impl Job<'_> {
         self.measured(combine_loras(&loras, method, &combine.options(self.shares())?)?)
     }
 
-    /// Whole models as one.
+    /// Combines whole models into one.
     fn models(&mut self) -> Result<(Output, Vec<Truncation>)> {
         let combine = &self.settings.combine;
         let Some(name) = &combine.method else {
@@ -416,7 +415,7 @@ impl Job<'_> {
         Ok((self.with_card(output), Vec::new()))
     }
 
-    /// What was combined, with what has to be known of whole tensors.
+    /// Computes the numbers that the combination needs from whole tensors.
     fn measured<T: Sync>(&self, combined: Combined<T>) -> Result<(T, Vec<Truncation>)> {
         if self.output().dry_run {
             return Ok((combined.result, Vec::new()));

@@ -1,4 +1,4 @@
-//! How several adapters or models become one: settings of the methods.
+//! Settings of the methods that combine several adapters or models into one.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,52 +6,52 @@ use super::settings::setting;
 use crate::error::Result;
 use crate::merge::combine::{CombineOptions, LoraMethod, ModelMethod, Weights};
 
-/// A method and what it is told. What isn't given has the method's own default.
+/// A method and its options. Options that aren't given have the method's defaults.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CombineSettings {
-    /// PEFT's name of a method for adapters, mergekit's for models; none is the sum of what each adapter changes,
-    /// times its weight.
+    /// The method: PEFT's name for adapters, mergekit's for models. Without a method, the adapters' changes are summed,
+    /// each multiplied by its weight.
     pub method: Option<String>,
-    /// The share of values that is kept, from 0 to 1: one for all, or one for each.
+    /// The share of values to keep, from 0 to 1: one number for all, or one for each.
     pub density: Vec<f64>,
     /// Other weights for modules whose path ends in a match of a pattern: `PATTERN=W` or `PATTERN=W,W`.
     pub weights: Vec<String>,
-    /// Where random numbers start.
+    /// The seed of random numbers.
     pub seed: Option<u64>,
     /// The rank of a combined LoRA.
     pub rank: Option<usize>,
-    /// What the sum of all updates is multiplied with.
+    /// The factor of the sum of all updates.
     pub lambda: Option<f64>,
-    /// della: how far probabilities go from the density.
+    /// della: how far probabilities may differ from the density.
     pub epsilon: Option<f64>,
-    /// breadcrumbs: the share of the largest values that is left out.
+    /// breadcrumbs: the share of largest values to drop.
     pub gamma: Option<f64>,
-    /// Whether sums are divided by the weights' sum.
+    /// Whether sums are divided by the sum of the weights.
     pub normalize: Option<bool>,
-    /// Whether what is kept is scaled to what was there.
+    /// Whether kept values are scaled to make up for dropped ones.
     pub rescale: Option<bool>,
-    /// slerp: how far from the base to the other model, from 0 to 1.
+    /// slerp: the position between the base, 0, and the other model, 1.
     pub t: Option<f64>,
-    /// sce: the share of values that is kept.
+    /// sce: the share of values to keep.
     pub select_topk: Option<f64>,
-    /// karcher: steps at most.
+    /// karcher: the largest number of iterations.
     pub max_iter: Option<usize>,
-    /// karcher: the length of a step that is the last.
+    /// karcher: iteration stops when a step is shorter than this.
     pub tol: Option<f64>,
-    /// model_stock: an angle for each row, not one for the tensor.
+    /// model_stock: uses one angle per row instead of one for the tensor.
     pub filter_wise: bool,
-    /// nuslerp: of what the models change in the base, not of the models themselves.
+    /// nuslerp: combines the models' differences from the base instead of the models themselves.
     pub nuslerp_updates: bool,
-    /// nuslerp: one angle for the tensor, not one for each row.
+    /// nuslerp: uses one angle for the tensor instead of one per row.
     pub nuslerp_flatten: Option<bool>,
-    /// nuslerp: an angle for each column, where there isn't one for the tensor.
+    /// nuslerp: uses one angle per column, unless there is one for the tensor.
     pub nuslerp_row_wise: bool,
-    /// ties of LoRAs: the sign of the sum (`total`), or that more have (`frequency`).
+    /// ties of LoRAs: elects the sign of the sum (`total`), or the most frequent sign (`frequency`).
     pub majority_sign: Option<String>,
 }
 
-/// What is combined.
+/// The kind of inputs that are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Combined {
     Loras,
@@ -59,7 +59,7 @@ pub(super) enum Combined {
 }
 
 impl Combined {
-    /// Whether the method of this name makes something of a setting.
+    /// Whether the method of this name uses a setting.
     fn reads(self, method: &str, field: &str) -> bool {
         let is = |kinds: &[&str]| kinds.iter().any(|kind| method.starts_with(kind));
         let is_arithmetic = || is(&["task_arithmetic", "ties", "dare", "breadcrumbs", "della"]);
@@ -92,7 +92,7 @@ impl Combined {
 }
 
 impl CombineSettings {
-    /// Every setting that is given.
+    /// The names of all settings that are given.
     fn given(&self) -> impl Iterator<Item = &'static str> {
         let given = [
             ("density", !self.density.is_empty()),
@@ -117,8 +117,8 @@ impl CombineSettings {
         given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name)
     }
 
-    /// Refuses settings that the method makes nothing of. No method is the sum of what adapters change, each times
-    /// its weight.
+    /// Refuses settings that the method doesn't use. No method means the sum of the adapters' changes, each multiplied
+    /// by its weight.
     pub(super) fn check(&self, of: Combined, method: Option<&str>) -> Result<()> {
         let is_read = |field: &str| method.map_or(field == "weights", |method| of.reads(method, field));
         let Some(field) = self.given().find(|field| !is_read(field)) else { return Ok(()) };
@@ -138,7 +138,7 @@ impl CombineSettings {
         Err(finding.hint(hint).setting())
     }
 
-    /// The options for what has these weights.
+    /// The options for inputs with these weights.
     pub(super) fn options(&self, weights: Vec<f64>) -> Result<CombineOptions> {
         let mut all = Weights::new(weights);
         for pattern in &self.weights {

@@ -1,7 +1,8 @@
-//! Jobs: what the program's commands do, as calls. Settings in, an [`Output`](crate::output::Output) or a result out.
+//! Jobs: the program's commands as functions. Each takes settings and returns an [`Output`](crate::output::Output) or a
+//! result.
 //!
-//! Settings are plain data (serde reads and writes them), and a wrong one is an [`crate::Error::Setting`] that names
-//! its field. A job opens its inputs and plans; an output is written by [`Output::write`](crate::output::Output::write).
+//! Settings are plain data (serde reads and writes them). An invalid setting is an [`crate::Error::Setting`] that names
+//! its field. A job opens its inputs and plans; [`Output::write`](crate::output::Output::write) writes an output.
 
 #[cfg(feature = "train")]
 mod bake;
@@ -29,16 +30,16 @@ pub use tokenizer::TokenizerChoice;
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
 
-/// How far a job is with what it computes before anything is written.
+/// The progress of a job's computations before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// What it does: "combining", "extracting".
+    /// The current computation: "combining", "extracting".
     pub what: &'static str,
-    /// Parts that are done.
+    /// The number of finished parts.
     pub done: u64,
-    /// Parts in all.
+    /// The number of all parts.
     pub total: u64,
 }
 
-/// What is told of every [`Step`]; `&|_| ()` where nobody listens.
+/// A function that is called with every [`Step`]; `&|_| ()` ignores them.
 pub type Watch<'a> = &'a (dyn Fn(Step) + Sync);

@@ -1,4 +1,4 @@
-//! A GGUF into a smaller one.
+//! Quantizes a GGUF.
 
 use std::path::{Path, PathBuf};
 
@@ -17,23 +17,23 @@ use crate::source::TensorInfo;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeSettings {
-    /// A GGUF file; of a split model any of its files.
+    /// A GGUF file, or any file of a split model.
     pub input: PathBuf,
-    /// Where the quantized model goes; its `type` is the file type.
+    /// Where the quantized model is written; its `type` is the file type.
     pub output: OutputSettings,
-    /// Keys that get another value: `KEY=VALUE` or `KEY=TYPE:VALUE`.
+    /// Keys whose values are replaced: `KEY=VALUE` or `KEY=TYPE:VALUE`.
     #[serde(default)]
     pub override_key: Vec<String>,
 }
 
 impl QuantizeSettings {
-    /// A GGUF as `file_type`, in a file of its own.
+    /// Settings to quantize `input` to `file_type`, in one file.
     pub fn new(input: impl Into<PathBuf>, file_type: &str, output: impl Into<PathBuf>) -> Self {
         let output = OutputSettings { r#type: Some(file_type.to_owned()), ..OutputSettings::new(output) };
         Self { input: input.into(), output, override_key: Vec::new() }
     }
 
-    /// The file type that is asked for.
+    /// Parses the requested file type.
     fn file_type(&self) -> Result<FileType> {
         if self.output.kind() != OutputKind::Gguf {
             let finding = setting("output").expected("a name that ends in .gguf");
@@ -49,10 +49,10 @@ impl QuantizeSettings {
     }
 }
 
-/// The model of `settings.input` as another file type.
+/// Converts the model of `settings.input` to another file type.
 ///
 /// # Errors
-/// [`crate::Error::Setting`]; what opening the model meets; as [`crate::quantize::quantize`].
+/// [`crate::Error::Setting`]; errors of opening the model; those of [`crate::quantize::quantize`].
 pub fn quantize(settings: &QuantizeSettings) -> Result<Output> {
     let file_type = settings.file_type()?;
     check_input(&settings.input)?;
@@ -64,7 +64,7 @@ pub fn quantize(settings: &QuantizeSettings) -> Result<Output> {
     Ok(settings.output.split(made))
 }
 
-/// What would become of each tensor, by headers alone: the data of the model may be missing.
+/// The change of each tensor, determined from headers alone: the model's data may be missing.
 ///
 /// # Errors
 /// As [`quantize`].
@@ -76,7 +76,7 @@ pub fn quantize_outcomes(settings: &QuantizeSettings) -> Result<Vec<TensorOutcom
     outcomes(&recipe, &metadata, &tensors, settings.output.recipe.imatrix.is_some())
 }
 
-/// A folder is converted, not quantized.
+/// Refuses a folder, which can only be converted.
 fn check_input(input: &Path) -> Result<()> {
     if !input.is_dir() {
         return Ok(());
@@ -85,14 +85,14 @@ fn check_input(input: &Path) -> Result<()> {
     Err(Finding::new(input, "").expected("a GGUF file").found("a folder").hint(hint).mismatch())
 }
 
-/// Keys and tensors of a model: of all its files, or of the header that is there.
+/// The keys and tensors of a model, from all its files, or from a header without data.
 fn headers(path: &Path) -> Result<(Metadata, Vec<TensorInfo>)> {
     match GgufModel::open(path) {
         Ok(model) => {
             let tensors = model.tensors().iter().map(TensorRef::info).cloned().collect();
             Ok((model.metadata().clone(), tensors))
         }
-        // The data may be missing. If the header is damaged, that is the same error again.
+        // The data may be missing. If the header is damaged, this gives the same error again.
         Err(_) => {
             let header = GgufHeader::read(path)?;
             Ok((header.metadata, header.tensors))

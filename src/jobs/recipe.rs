@@ -1,4 +1,4 @@
-//! Settings of everything that quantizes: the recipe, and the importance that leads it.
+//! Settings of all jobs that quantize: the recipe, and the importance matrix.
 
 use std::path::PathBuf;
 
@@ -11,17 +11,17 @@ use crate::output::Output;
 use crate::plan::Plan;
 use crate::quantize::{FileType, Led, Recipe, TensorTypeRule, parse_layers, parse_tensor_type, quantize};
 
-/// How a model is quantized, over what its file type says.
+/// How a model is quantized, in addition to its file type.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecipeSettings {
     /// The file of an importance matrix.
     pub imatrix: Option<PathBuf>,
-    /// Importance is used only for tensors with one of these in their names.
+    /// Importance is used only for tensors whose names contain one of these.
     pub include_weights: Vec<String>,
-    /// Importance is not used for tensors with one of these in their names.
+    /// Importance isn't used for tensors whose names contain one of these.
     pub exclude_weights: Vec<String>,
-    /// Types for tensors with names that match: `REGEX=TYPE`.
+    /// Types for tensors whose names match: `REGEX=TYPE`.
     pub tensor_type: Vec<String>,
     /// A file with such types.
     pub tensor_type_file: Option<PathBuf>,
@@ -29,18 +29,18 @@ pub struct RecipeSettings {
     pub output_tensor_type: Option<String>,
     /// The type of the token embeddings.
     pub token_embedding_type: Option<String>,
-    /// One type for all tensors that are quantized.
+    /// Whether all quantized tensors get the same type.
     pub pure: bool,
     /// Whether the output head keeps its type.
     pub leave_output_tensor: bool,
-    /// Whether what is quantized already is quantized again.
+    /// Whether quantized tensors may be quantized again.
     pub allow_requantize: bool,
-    /// Layers to leave out: numbers with commas between.
+    /// Layers to remove: numbers separated by commas.
     pub prune_layers: Option<String>,
 }
 
 impl RecipeSettings {
-    /// The first field that says something.
+    /// The name of the first field that is set.
     pub fn first_given(&self) -> Option<&'static str> {
         let given = [
             (self.imatrix.is_some(), "imatrix"),
@@ -61,7 +61,7 @@ impl RecipeSettings {
     /// The recipe of `file_type` with these settings.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`], and those of the file of types.
+    /// [`crate::Error::Setting`]; errors of reading the file of types.
     pub fn recipe(&self, file_type: FileType) -> Result<Recipe> {
         let mut tensor_types = Vec::new();
         if let Some(file) = &self.tensor_type_file {
@@ -83,7 +83,7 @@ impl RecipeSettings {
         })
     }
 
-    /// The model of `tensors` as `file_type` with these settings makes it.
+    /// Quantizes the model of `tensors` to `file_type` with these settings.
     pub(super) fn quantize(
         &self,
         file_type: FileType,

@@ -1,4 +1,4 @@
-//! Settings of everything that writes a checkpoint: where it goes, in which form and type.
+//! Settings of all jobs that write a checkpoint: where, in which form, and with which type.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::output::{Container, Destination, Form, Output, metadata_left_out, saf
 use crate::plan::Plan;
 use crate::quantize::FileType;
 
-/// What is written.
+/// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputKind {
@@ -22,43 +22,43 @@ pub enum OutputKind {
     Hf,
     /// One GGUF file, or several.
     Gguf,
-    /// The tensors alone, as safetensors.
+    /// Only the tensors, as safetensors.
     Safetensors,
-    /// The tensors alone, as torch.save writes them; a folder gets config and tokenizer too.
+    /// Only the tensors, in the form of torch.save; a folder also gets config and tokenizer.
     Pytorch,
     /// A PEFT LoRA folder.
     Lora,
 }
 
-/// Where a checkpoint goes, and in which form and type.
+/// Where a checkpoint is written, in which form and with which type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputSettings {
-    /// Where it goes, and how it is written there.
+    /// The path, and how the output is written there.
     pub destination: Destination,
-    /// What is written; by the destination's extension where not given.
+    /// The form of the output; determined by the destination's extension if not given.
     #[serde(default)]
     pub to: Option<OutputKind>,
-    /// The element type: `f32`, `f16`, `bf16`, `auto`, `source`, for GGUF `q8_0` and llama-quantize's mixtures too. Not
-    /// given it is `auto` for GGUF and `source` for everything else.
+    /// The element type: `f32`, `f16`, `bf16`, `auto`, `source`; for GGUF also `q8_0` and llama-quantize's mixtures.
+    /// The default is `auto` for GGUF and `source` for everything else.
     #[serde(default)]
     pub r#type: Option<String>,
-    /// Folders have files of tensors of at most this many bytes.
+    /// The largest size of a tensor file in a folder, in bytes.
     #[serde(default = "shard_size")]
     pub shard_size: u64,
-    /// A GGUF is split into files of at most this many bytes.
+    /// The largest size of a file of a split GGUF, in bytes.
     #[serde(default)]
     pub split_max_size: Option<u64>,
-    /// A GGUF is split into files of at most this many tensors.
+    /// The largest number of tensors in a file of a split GGUF.
     #[serde(default)]
     pub split_max_tensors: Option<usize>,
-    /// The pre-tokenizer's name in GGUF, over the one that is found.
+    /// The pre-tokenizer's name in GGUF, in place of the detected one.
     #[serde(default)]
     pub pre: Option<String>,
-    /// How a mixture is made.
+    /// How a mixture is quantized.
     #[serde(default)]
     pub recipe: RecipeSettings,
-    /// Whether the output is only to be described: what only writing needs isn't computed.
+    /// Whether the output is only described: then values that are only needed for writing aren't computed.
     #[serde(default)]
     pub dry_run: bool,
 }
@@ -68,7 +68,7 @@ fn shard_size() -> u64 {
 }
 
 impl OutputSettings {
-    /// A new file or folder; everything else as the program has it by default.
+    /// Settings for a new file or folder, with the program's defaults.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             destination: Destination::new(path),
@@ -83,7 +83,7 @@ impl OutputSettings {
         }
     }
 
-    /// What is to be written.
+    /// The form of the output.
     pub fn kind(&self) -> OutputKind {
         self.to.unwrap_or(match self.extension().as_str() {
             "gguf" => OutputKind::Gguf,
@@ -98,23 +98,23 @@ impl OutputSettings {
         extension.unwrap_or_default().to_ascii_lowercase()
     }
 
-    /// Whether the output is a file by its name.
+    /// Whether the output is a file, judging by its name.
     pub fn is_file(&self) -> bool {
         let extension = self.extension();
         matches!(extension.as_str(), "gguf" | "safetensors") || PYTORCH_EXTENSIONS.contains(&extension.as_str())
     }
 
-    /// Checks everything that needs no input: that nothing is in the way, that the folder is there, that the output
-    /// can have the type, and that settings belong together.
+    /// Checks everything that needs no input: nothing is in the way, the parent folder exists, the output can have the
+    /// type, and settings fit together.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`], [`crate::Error::Exists`].
+    /// [`crate::Error::Setting`]; those of [`Destination::check`].
     pub fn check(&self) -> Result<()> {
         self.check_type()?;
         self.check_place()
     }
 
-    /// The part of [`OutputSettings::check`] that isn't about types.
+    /// The part of [`OutputSettings::check`] that doesn't concern types.
     pub(super) fn check_place(&self) -> Result<()> {
         if self.to.is_none()
             && let Some(known) = nearly_known_ending(&self.destination.path)
@@ -170,11 +170,10 @@ impl OutputSettings {
         }
     }
 
-    /// The mixture that was asked for, where it is one: a type of llama-quantize that the converters
-    /// don't have themselves.
+    /// The requested mixture, if the type is one of llama-quantize's types that the converters don't support directly.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`] for a name that is no type.
+    /// [`crate::Error::Setting`] for an unknown type.
     pub fn quantized(&self) -> Result<Option<FileType>> {
         let Some(name) = self.r#type.as_deref().filter(|_| self.kind() == OutputKind::Gguf) else { return Ok(None) };
         if name.parse::<OutType>().is_ok() {
@@ -189,8 +188,8 @@ impl OutputSettings {
         })
     }
 
-    /// Refuses a type that a GGUF, made of another one, gets by another job: no mixture, and not the types that its
-    /// tensors have.
+    /// Refuses types for converting a GGUF to a GGUF that [`crate::jobs::quantize()`] handles: all except mixtures and
+    /// the tensors' own types.
     pub(super) fn check_gguf_again(&self) -> Result<()> {
         if self.r#type.as_deref().is_none_or(|name| name == "source") {
             return Ok(());
@@ -200,13 +199,13 @@ impl OutputSettings {
         Err(finding.found("another type").hint(hint).setting())
     }
 
-    /// The type that was asked for; the kind's own where none was.
+    /// The requested type, or the default of the output's form.
     ///
     /// # Errors
     /// [`crate::Error::Setting`].
     pub fn outtype(&self) -> Result<OutType> {
         match &self.r#type {
-            // What is quantized is best not rounded before.
+            // Tensors that will be quantized shouldn't be rounded before.
             Some(_) if self.quantized()?.is_some() => Ok(OutType::F32),
             Some(name) => name.parse(),
             None if self.kind() == OutputKind::Gguf => Ok(OutType::Auto),
@@ -214,7 +213,7 @@ impl OutputSettings {
         }
     }
 
-    /// `plan` (in Hugging Face's names) with the types that the output will have.
+    /// `plan`, in Hugging Face's names, with the types of the output.
     pub(super) fn typed(&self, plan: &Plan) -> Result<Plan> {
         Ok(match self.outtype()?.dtype(plan) {
             Some(dtype) => Checkpoint::retyped(plan, dtype),
@@ -222,13 +221,14 @@ impl OutputSettings {
         })
     }
 
-    /// The type of a LoRA's factors: f32 unless another was asked for.
+    /// The type of a LoRA's factors: the requested one, or f32.
     pub(super) fn lora_type(&self) -> Result<DType> {
         let asked = self.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         Ok(asked.and_then(|outtype| outtype.dtype(&Plan::default())).unwrap_or(DType::F32))
     }
 
-    /// `plan`, in Hugging Face's names, with the files of `folder`: a folder, a file of tensors or a GGUF.
+    /// The output for `plan`, in Hugging Face's names, with the other files of `folder`: a folder, a file of tensors or
+    /// a GGUF.
     pub(super) fn model(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
         match self.kind() {
             OutputKind::Gguf => self.gguf(folder, plan),
@@ -236,13 +236,13 @@ impl OutputSettings {
         }
     }
 
-    /// The GGUF of a model whose class has a counterpart there.
+    /// The GGUF of a model, if its class has a table.
     pub(super) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
         self.quantize(to_gguf(folder, plan, &options)?, &[])
     }
 
-    /// `made` as the mixture that was asked for, or as it is where none was; split as it was asked for.
+    /// Quantizes `made` to the requested mixture, if any, and splits it as requested.
     pub(super) fn quantize(&self, made: Output, overrides: &[Override]) -> Result<Output> {
         let (Some(file_type), Some(metadata)) = (self.quantized()?, made.metadata()) else {
             return Ok(self.split(made));
@@ -251,7 +251,7 @@ impl OutputSettings {
         Ok(self.split(Output { notes: [made.notes, quantized.notes].concat(), ..quantized }))
     }
 
-    /// A GGUF, split as it was asked for.
+    /// Splits a GGUF as requested.
     pub(super) fn split(&self, mut output: Output) -> Output {
         if let Form::Gguf { split, .. } = &mut output.form {
             (split.max_tensors, split.max_bytes) = (self.split_max_tensors, self.split_max_size);
@@ -259,8 +259,8 @@ impl OutputSettings {
         output
     }
 
-    /// A folder of tensors in the kind that was asked for: a folder, or one file of tensors alone. What the tensors'
-    /// sources say beside them goes along.
+    /// Puts tensors into the requested form: a folder, or one file of tensors. Keeps the `__metadata__` of the tensors'
+    /// sources.
     pub(super) fn tensors(&self, mut output: Output) -> Output {
         let mut notes = Vec::new();
         output.sidecars.safetensors_metadata = safetensors_metadata(&output.plan, &mut notes);
@@ -268,7 +268,7 @@ impl OutputSettings {
         self.contained(output)
     }
 
-    /// As [`OutputSettings::tensors`], with the `__metadata__` that the output has.
+    /// Like [`OutputSettings::tensors`], with the `__metadata__` that the output already has.
     pub(super) fn contained(&self, mut output: Output) -> Output {
         let (container, stem) = match self.kind() {
             OutputKind::Pytorch => {
@@ -276,7 +276,7 @@ impl OutputSettings {
                 (Container::Pytorch, "pytorch_model")
             }
             _ => {
-                // transformers has long refused files that don't say it.
+                // Many versions of transformers refuse files without this entry.
                 let texts = &mut output.sidecars.safetensors_metadata;
                 texts.entry("format".to_owned()).or_insert_with(|| "pt".to_owned());
                 (Container::Safetensors, "model")
@@ -290,12 +290,12 @@ impl OutputSettings {
     }
 }
 
-/// A finding about a setting, whose field it names.
+/// A finding about the setting `field`.
 pub(super) fn setting(field: &str) -> Finding {
     Finding::new("", field)
 }
 
-/// The known ending that the name of `path` nearly has: `gguf` for `x.ggfu` and for `x.gguf.tmp`.
+/// The known extension that the name of `path` nearly has: `gguf` for `x.ggfu` and for `x.gguf.tmp`.
 pub fn nearly_known_ending(path: &Path) -> Option<&'static str> {
     const KNOWN: [&str; 4] = ["gguf", "safetensors", "ckpt", "bin"];
     let name = path.file_name()?.to_str()?.to_ascii_lowercase();

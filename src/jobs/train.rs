@@ -1,4 +1,4 @@
-//! A training run.
+//! Trains an adapter.
 
 use std::sync::atomic::AtomicBool;
 
@@ -8,18 +8,19 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::train::{self, Event, Outcome, TrainConfig};
 
-/// Settings of [`train()`]: the training file, and whether the run goes on.
+/// Settings of [`train()`]: the training file, and whether a run is resumed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSettings {
-    /// What the training file says.
+    /// The content of the training file.
     pub config: TrainConfig,
-    /// Whether to go on from the run's last checkpoint.
+    /// Whether to resume from the run's last checkpoint.
     #[serde(default)]
     pub resume: bool,
 }
 
-/// Trains as `settings` say, into the folder that they name; `stop` ends the run after the step in progress.
+/// Trains according to `settings`, into the folder named there. Setting `stop` ends the run after
+/// the current step.
 ///
 /// # Errors
 /// As [`crate::train::train`].

@@ -1,8 +1,8 @@
-//! Factorizations of what fits in memory, and truncation.
+//! Factorizations of matrices in memory, and truncation.
 
 use super::{Matrix, to_rows};
 
-/// Sweeps after which Jacobi rotations stop; convergence is quadratic, ten are rarely needed.
+/// The most sweeps of Jacobi rotations. Convergence is quadratic, so ten are rarely needed.
 const SWEEPS: usize = 40;
 
 /// A singular value decomposition `u diag(s) vt`, possibly truncated.
@@ -10,7 +10,7 @@ const SWEEPS: usize = 40;
 pub struct Svd {
     /// Orthonormal columns, `[rows, k]`.
     pub u: Matrix,
-    /// Singular values, largest first, all above rounding noise. `k` of them: the numerical rank or less.
+    /// Singular values, largest first, all above rounding noise. There are `k`: the numerical rank or fewer.
     pub s: Vec<f64>,
     /// Orthonormal rows, `[k, cols]`.
     pub vt: Matrix,
@@ -22,7 +22,7 @@ impl Svd {
         self.s.len()
     }
 
-    /// Leaves the `rank` largest singular values.
+    /// Keeps only the `rank` largest singular values.
     pub fn truncate(&mut self, rank: usize) {
         if rank < self.rank() {
             self.s.truncate(rank);
@@ -36,8 +36,8 @@ impl Svd {
         self.s.iter().map(|s| s * s).sum()
     }
 
-    /// The smallest rank whose singular values hold the share `energy` (0 to 1) of `norm_sqr`, which
-    /// may be more than is left here after truncation: all of them, where none suffices.
+    /// The smallest rank whose singular values hold the share `energy` (0 to 1) of `norm_sqr`, which can be the squared
+    /// norm before a truncation. If no rank suffices, it is the number of singular values.
     pub fn rank_for_energy(&self, energy: f64, norm_sqr: f64) -> usize {
         let mut kept = 0.0;
         let enough = self.s.iter().position(|s| {
@@ -47,8 +47,8 @@ impl Svd {
         enough.map_or(self.rank(), |last| last + 1)
     }
 
-    /// The factors of a LoRA of scale 1: `B = u sqrt(s)`, `[rows, k]`, and `A = sqrt(s) vt`,
-    /// `[k, cols]`, both row by row. Split evenly, neither overflows a narrow type before the other.
+    /// The factors of a LoRA of scale 1: `B = u sqrt(s)`, `[rows, k]`, and `A = sqrt(s) vt`, `[k, cols]`, both row by
+    /// row. The even split means that neither overflows a narrow type before the other.
     pub fn balanced(&self) -> (Vec<f32>, Vec<f32>) {
         let (mut b, mut a) = (self.u.clone(), self.vt.clone());
         for (i, s) in self.s.iter().enumerate() {
@@ -58,7 +58,7 @@ impl Svd {
         (to_rows(&b), to_rows(&a))
     }
 
-    /// The matrix that was decomposed, as far as it is left.
+    /// The product `u diag(s) vt`: the decomposed matrix, or its approximation after truncation.
     pub fn product(&self) -> Matrix {
         let mut u = self.u.clone();
         for (i, s) in self.s.iter().enumerate() {
@@ -68,15 +68,15 @@ impl Svd {
     }
 }
 
-/// `m = q r`: `q` with orthonormal columns, `[rows, k]`, `r` upper triangular, `[k, cols]`, where `k` is
-/// the smaller dimension. By Householder reflections, so that `q` is orthonormal for a singular `m`, too.
+/// The decomposition `m = q r`: `q` has orthonormal columns, `[rows, k]`, `r` is upper triangular, `[k, cols]`; `k` is
+/// the smaller dimension. It uses Householder reflections, so `q` is orthonormal even for a singular `m`.
 pub fn thin_qr(m: Matrix) -> (Matrix, Matrix) {
     m.qr().unpack()
 }
 
-/// The singular value decomposition of `m`, all of it. Takes time cubic in the smaller dimension.
+/// The full singular value decomposition of `m`. The time is cubic in the smaller dimension.
 ///
-/// One-sided Jacobi rotations on the triangular factor: slower than bidiagonalization and simple, and
+/// It uses one-sided Jacobi rotations on the triangular factor. They are slower than bidiagonalization, but simple, and
 /// small singular values come out as precise as large ones.
 ///
 /// # Reference
@@ -90,13 +90,13 @@ pub fn svd(m: Matrix) -> Svd {
         let Svd { u, s, vt } = svd(m.transpose());
         return Svd { u: vt.transpose(), s, vt: u.transpose() };
     }
-    // Of the triangle's transpose: its columns are close to orthogonal already.
+    // Decompose the triangle's transpose: its columns are close to orthogonal already.
     let (q, r) = thin_qr(m);
     let (v, s, w) = jacobi(r.transpose());
     Svd { u: q * w, s, vt: v.transpose() }
 }
 
-/// `m = left diag(s) right^T` of a square matrix.
+/// Decomposes a square matrix: `m = left diag(s) right^T`.
 fn jacobi(mut m: Matrix) -> (Matrix, Vec<f64>, Matrix) {
     let n = m.ncols();
     let mut right = Matrix::identity(n, n);
@@ -135,7 +135,7 @@ fn jacobi(mut m: Matrix) -> (Matrix, Vec<f64>, Matrix) {
     (left, s, right.select_columns(&order))
 }
 
-/// Turns columns `p` and `q`, `p < q`, by the angle of cosine `c` and sine `s`.
+/// Rotates columns `p` and `q`, `p < q`, by the angle with cosine `c` and sine `s`.
 fn rotate(m: &mut Matrix, p: usize, q: usize, c: f64, s: f64) {
     let rows = m.nrows();
     let (before, after) = m.as_mut_slice().split_at_mut(q * rows);

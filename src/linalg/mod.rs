@@ -1,12 +1,13 @@
-//! Low-rank linear algebra: approximating a change of a weight by few columns.
+//! Low-rank linear algebra: approximates the change of a weight by a product of small factors.
 //!
-//! Small dense parts are f64 in nalgebra's matrices. A large matrix is only read in runs of rows ([`RowSource`]), so
-//! that one of 4096 x 11008 takes no more memory than its sketch.
+//! Small dense parts are f64 in nalgebra's matrices. A large matrix is only read in runs of rows
+//! ([`RowSource`]), so a 4096 x 11008 matrix takes no more memory than its sketch.
 //!
 //! - [`truncated_svd`]: the first singular triplets of a large matrix (randomized).
-//! - [`svd_of_products`]: those of a sum of low-rank products, exactly.
-//! - [`svd`], [`thin_qr`]: of what fits in memory.
-//! - [`Svd::truncate`], [`Svd::rank_for_energy`], [`Svd::balanced`]: to the factors of a LoRA.
+//! - [`svd_of_products`]: the exact decomposition of a sum of low-rank products.
+//! - [`svd`], [`thin_qr`]: decompositions of matrices in memory.
+//! - [`Svd::truncate`], [`Svd::rank_for_energy`], [`Svd::balanced`]: from a decomposition to the
+//!   factors of a LoRA.
 
 mod dense;
 mod products;
@@ -21,13 +22,13 @@ pub use sketch::{Difference, RowSource, Sketch, residual_norm_sqr, truncated_svd
 /// A matrix of f64, column by column.
 pub type Matrix = nalgebra::DMatrix<f64>;
 
-/// `values`, `[rows, cols]` row by row, as a matrix.
+/// A matrix from `values`, `[rows, cols]` row by row.
 pub fn from_rows(rows: usize, cols: usize, values: &[f32]) -> Matrix {
     Matrix::from_row_iterator(rows, cols, values.iter().map(|v| f64::from(*v)))
 }
 
 /// The values of `matrix` row by row, rounded to f32.
 pub fn to_rows(matrix: &Matrix) -> Vec<f32> {
-    // Column by column of the transpose is row by row.
+    // The columns of the transpose are the rows.
     matrix.transpose().iter().map(|v| *v as f32).collect()
 }

@@ -1,8 +1,8 @@
-//! Sums of low-rank products: several LoRAs together.
+//! Sums of low-rank products, such as several LoRAs together.
 
 use super::{Matrix, Svd, svd, thin_qr};
 
-/// `scale * left @ right`.
+/// The product `scale * left @ right`.
 #[derive(Debug, Clone, Copy)]
 pub struct Term<'a> {
     /// Dimensionless.
@@ -13,12 +13,13 @@ pub struct Term<'a> {
     pub right: &'a Matrix,
 }
 
-/// The singular value decomposition of the sum of `terms`, exact up to rounding: the left factors side
-/// by side and the right ones on top of each other are orthogonalized, and only the small matrix
-/// between them is decomposed. Its rank is at most the sum of theirs; [`Svd::truncate`] takes less.
+/// The singular value decomposition of the sum of `terms`, exact up to rounding. The left factors,
+/// side by side, and the right factors, stacked, are orthogonalized; only the small matrix between
+/// them is decomposed. The rank is at most the sum of the terms' ranks; [`Svd::truncate`] reduces
+/// it.
 ///
 /// # Panics
-/// Where there are no terms, or their shapes differ.
+/// If there are no terms, or their shapes differ.
 pub fn svd_of_products(terms: &[Term]) -> Svd {
     let (rows, cols) = (terms[0].left.nrows(), terms[0].right.ncols());
     let inner = terms.iter().map(|term| term.left.ncols()).sum();

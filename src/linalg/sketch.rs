@@ -1,4 +1,4 @@
-//! The truncated singular value decomposition of a matrix that is read in runs of rows.
+//! Truncated singular value decomposition of a matrix that is read in runs of rows.
 //!
 //! Reference: Halko, Martinsson, Tropp, "Finding structure with randomness" (SIAM Review 2011),
 //! algorithms 4.4 (range finder with power iterations) and 5.1.
@@ -12,14 +12,14 @@ use super::{Matrix, Random, Svd, svd, thin_qr};
 use crate::error::Result;
 use crate::plan::PlannedTensor;
 
-/// Values of the matrix in memory at a time: 16 MiB in f32.
+/// Values of the matrix in memory at a time: 16 MiB as f32.
 const CHUNK_ELEMS: usize = 1 << 22;
-/// Rows that one task reads or multiplies.
+/// Number of rows that one task reads or multiplies.
 const TASK_ROWS: usize = 32;
-/// Columns that one task multiplies.
+/// Number of columns that one task multiplies.
 const TASK_COLS: usize = 512;
 
-/// A matrix that makes any range of its rows.
+/// A matrix of which any range of rows can be read.
 pub trait RowSource: Sync {
     /// The number of rows.
     fn rows(&self) -> usize;
@@ -27,10 +27,10 @@ pub trait RowSource: Sync {
     /// The number of columns.
     fn cols(&self) -> usize;
 
-    /// Rows `rows`, one after the other, in f32.
+    /// Reads rows `rows`, one after the other, as f32.
     ///
     /// # Errors
-    /// What reading meets, such as a number that isn't finite.
+    /// Those of reading, such as a number that isn't finite.
     fn read(&self, rows: Range<usize>) -> Result<Vec<f32>>;
 }
 
@@ -48,7 +48,7 @@ impl RowSource for PlannedTensor {
     }
 }
 
-/// `of - less`, two tensors of one shape, in f32.
+/// The difference `of - less` of two tensors with the same shape, in f32.
 #[derive(Debug, Clone, Copy)]
 pub struct Difference<'a> {
     /// The finetuned weight.
@@ -74,16 +74,16 @@ impl RowSource for Difference<'_> {
     }
 }
 
-/// How a large matrix is sketched.
+/// Settings of the sketch of a large matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sketch {
-    /// Columns of the sketch beyond the rank that is asked for.
+    /// Columns of the sketch in addition to the requested rank.
     pub oversampling: usize,
-    /// Times that the matrix and its transpose are applied to the sketch: each costs two passes, and
-    /// makes singular values that lie close together easier to tell apart.
+    /// How often the matrix and its transpose are applied to the sketch. Each time costs two passes, and separates
+    /// singular values that are close together better.
     pub power_iterations: usize,
-    /// Of the random matrix that the sketch starts from: the same seed gives the same result, with
-    /// any number of threads.
+    /// Seed of the random matrix from which the sketch starts. The same seed gives the same result with any number of
+    /// threads.
     pub seed: u64,
 }
 
@@ -93,12 +93,12 @@ impl Default for Sketch {
     }
 }
 
-/// The first `rank` singular triplets of `matrix` at most, and its squared Frobenius norm. Exact up to
-/// rounding where the matrix has no more of them than the sketch has columns. Reads the matrix
-/// `2 + 2 * power_iterations` times; takes 32 bytes or so for each row and column times the sketch's.
+/// At most the first `rank` singular triplets of `matrix`, and its squared Frobenius norm. The triplets are exact up to
+/// rounding if the matrix's rank is at most the number of columns of the sketch. Reads the matrix `2 + 2 *
+/// power_iterations` times, and takes about 32 bytes for each row and column times the sketch's width.
 ///
 /// # Errors
-/// What reading meets.
+/// Those of [`RowSource::read`].
 pub fn truncated_svd(matrix: &dyn RowSource, rank: usize, sketch: Sketch) -> Result<(Svd, f64)> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     let width = (rank + sketch.oversampling).min(rows).min(cols);
@@ -109,7 +109,7 @@ pub fn truncated_svd(matrix: &dyn RowSource, rank: usize, sketch: Sketch) -> Res
         return Ok((Svd { u: Matrix::zeros(rows, 0), s: Vec::new(), vt: Matrix::zeros(0, cols) }, 0.0));
     }
     let mut range = orthonormal(range);
-    // A sketch as wide as the matrix spans its range as it is.
+    // A sketch as wide as the matrix spans its whole range without iterations.
     let iterations = if width < rows.min(cols) { sketch.power_iterations } else { 0 };
     for _ in 0..iterations {
         let corange = orthonormal(transposed_times(matrix, &range)?);
@@ -121,17 +121,18 @@ pub fn truncated_svd(matrix: &dyn RowSource, rank: usize, sketch: Sketch) -> Res
     Ok((Svd { u: range * small.u, s: small.s, vt: small.vt * corange.transpose() }, norm_sqr))
 }
 
-/// Memory that [`truncated_svd`] takes for a matrix of this shape, about: what it is for several at a time.
+/// About how many bytes of memory [`truncated_svd`] takes for a matrix of this shape, for deciding how many run at a
+/// time.
 pub fn truncated_svd_bytes(rows: usize, cols: usize, rank: usize, sketch: Sketch) -> u64 {
     let chunk = CHUNK_ELEMS.max(TASK_ROWS * cols).min(rows.saturating_mul(cols));
     let width = (rank + sketch.oversampling).min(rows).min(cols);
     4 * chunk as u64 + 32 * (rows as u64 + cols as u64) * width as u64
 }
 
-/// `|| matrix - left @ right ||_F^2`: `left`, `[rows, k]`, and `right`, `[k, cols]`, are row by row.
+/// Computes `|| matrix - left @ right ||_F^2`; `left`, `[rows, k]`, and `right`, `[k, cols]`, are row by row.
 ///
 /// # Errors
-/// What reading meets.
+/// Those of [`RowSource::read`].
 pub fn residual_norm_sqr(matrix: &dyn RowSource, left: &[f32], right: &[f32]) -> Result<f64> {
     let cols = matrix.cols();
     let k = right.len() / cols.max(1);
@@ -152,8 +153,8 @@ pub fn residual_norm_sqr(matrix: &dyn RowSource, left: &[f32], right: &[f32]) ->
     Ok(sum)
 }
 
-/// Calls `with` for one run of rows after the other. Where runs end depends on the shape alone, and so
-/// does every sum below: results are the same with any number of threads.
+/// Calls `with` for one run of rows after the other. The length of runs depends only on the shape, and so does the
+/// order of every sum below: results are the same with any number of threads.
 fn for_chunks(matrix: &dyn RowSource, mut with: impl FnMut(Range<usize>, &[f32])) -> Result<()> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
     if cols == 0 {
@@ -174,7 +175,7 @@ fn for_chunks(matrix: &dyn RowSource, mut with: impl FnMut(Range<usize>, &[f32])
     Ok(())
 }
 
-/// `matrix @ right`, where `right` comes transposed, `[k, cols]`; and the squared norm of the matrix.
+/// Computes `matrix @ right`, with `right` given transposed, `[k, cols]`. Also returns the squared norm of the matrix.
 fn times(matrix: &dyn RowSource, right: &DMatrix<f32>) -> Result<(Matrix, f64)> {
     let (rows, cols, k) = (matrix.rows(), matrix.cols(), right.nrows());
     let mut product = Matrix::zeros(rows, k);
@@ -182,7 +183,7 @@ fn times(matrix: &dyn RowSource, right: &DMatrix<f32>) -> Result<(Matrix, f64)> 
     for_chunks(matrix, |chunk_rows, chunk| {
         let parts: Vec<(DMatrix<f32>, f64)> = chunk
             .par_chunks(TASK_ROWS * cols)
-            // The rows of the chunk, seen as columns: its transpose.
+            // A chunk's rows, seen as columns, are its transpose.
             .map(|chunk| (right * DMatrixView::from_slice(chunk, cols, chunk.len() / cols), norm_sqr_of(chunk)))
             .collect();
         let mut row = chunk_rows.start;
@@ -201,7 +202,7 @@ fn norm_sqr_of(values: &[f32]) -> f64 {
     values.iter().map(|v| f64::from(*v).powi(2)).sum()
 }
 
-/// `matrix^T @ left`, where `left` is `[rows, k]`.
+/// Computes `matrix^T @ left`, where `left` is `[rows, k]`.
 fn transposed_times(matrix: &dyn RowSource, left: &Matrix) -> Result<Matrix> {
     let (cols, k) = (matrix.cols(), left.ncols());
     let left = narrow(left);
@@ -228,7 +229,7 @@ fn narrow(matrix: &Matrix) -> DMatrix<f32> {
     matrix.map(|v| v as f32)
 }
 
-/// An orthonormal basis of the columns.
+/// An orthonormal basis of the space that the columns span.
 fn orthonormal(columns: Matrix) -> Matrix {
     columns.qr().q()
 }
@@ -257,7 +258,7 @@ mod tests {
         }
     }
 
-    /// A matrix with the singular values `s`, each `decay` times the one before from the first on.
+    /// A matrix with `count` singular values from 1 on, each `decay` times the one before, and these values.
     fn with_decay(rows: usize, cols: usize, count: usize, decay: f64) -> (Matrix, Vec<f64>) {
         let mut random = Random::new(11);
         let mut basis = |n| orthonormal(Matrix::from_fn(n, count, |_, _| f64::from(random.normal())));

@@ -1,4 +1,4 @@
-//! Adapters into their base: changes to tensors become the plan of the merged model.
+//! Merges adapters into their base: changes to tensors become the plan of the merged model.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -13,21 +13,21 @@ use crate::source::show_shape;
 /// A merged model.
 #[derive(Debug)]
 pub struct Merged {
-    /// Its tensors: the base's in the base's order, a head that is no longer the embeddings behind them.
+    /// Its tensors: the base's in the base's order, followed by an output head that is no longer tied.
     pub plan: Plan,
-    /// The names of the tensors that are not the base's own.
+    /// The names of the tensors that differ from the base's.
     pub changed: HashSet<String>,
-    /// Whether the base's head was its embeddings and the merged model's is a tensor of its own:
-    /// config.json has to say so.
+    /// Whether the output head was tied to the embeddings in the base and is a separate tensor in the merged model.
+    /// Then config.json must be changed as well.
     pub untied: bool,
 }
 
-/// `plan`, which has the weights of `base`, with every adapter's changes times its share, which `shares` has by
-/// tensor: the sum of what each would change alone, in f32, rounded once.
+/// Merges adapters into `plan`, which has the weights of `base`. Each adapter's changes are multiplied by its share,
+/// which `shares` gives for each tensor. The changes are computed separately, summed in f32, and rounded once.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for two adapters that replace the same tensor, and for shares that aren't as many
-/// as adapters.
+/// [`crate::Error::Mismatch`] for two adapters that replace the same tensor, and if the number of shares isn't that of
+/// adapters.
 pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &Weights) -> Result<Merged> {
     shares.check(adapters.len())?;
     let mut by_tensor: BTreeMap<&str, Vec<(&[Change], f32)>> = BTreeMap::new();
@@ -57,7 +57,7 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
     };
     let head_name = head.name.clone();
     match plan.tensors.iter_mut().find(|tensor| tensor.name == head.name) {
-        // What a tied checkpoint keeps beside its embeddings, and no model uses.
+        // A tied checkpoint can have a head that no model uses; replace it.
         Some(unused) => *unused = head,
         None => plan.tensors.push(head),
     }
@@ -65,7 +65,7 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
     Ok(Merged { plan, changed: names, untied: true })
 }
 
-/// An adapter's changes by tensor, each tensor's in their order.
+/// An adapter's changes by tensor, in the order of application.
 fn group(changes: &Changes) -> BTreeMap<&str, Vec<Change>> {
     let mut grouped: BTreeMap<&str, Vec<Change>> = BTreeMap::new();
     for (name, change) in &changes.changes {
@@ -74,7 +74,7 @@ fn group(changes: &Changes) -> BTreeMap<&str, Vec<Change>> {
     grouped
 }
 
-/// `tensor` with every adapter's changes.
+/// `tensor` with the changes of all adapters.
 fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<PlannedTensor> {
     let replaces = |changes: &&(&[Change], f32)| changes.0.iter().any(|c| matches!(c, Change::Replace(_)));
     if adapters.iter().filter(replaces).count() > 1 {
@@ -94,7 +94,7 @@ fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<Plan
     Ok(PlannedTensor { expr, ..tensor.clone() })
 }
 
-/// `sum` and what `changes` make of `base`, less `base`, times `weight`.
+/// `sum` plus `weight` times the difference that `changes` make to `base`.
 fn added(sum: Expr, base: &Expr, changes: &[Change], weight: f32) -> Expr {
     let add = |of: Expr, delta: Expr| Expr::Add { of: Box::new(of), delta: Box::new(delta) };
     let additive = changes.iter().all(|change| matches!(change, Change::LowRank(_) | Change::Add(_)));

@@ -1,9 +1,9 @@
-//! The model card of a merged model: the base's describes another one.
+//! The model card of a merged model, because the base's card describes another model.
 
-/// README.md of a model that was made of `base` and `others`, with the share of each, in the form that the hub
-/// reads: what it was made of at its head.
+/// A README.md for a model merged from `base` and `others`, with the share of each. Its front
+/// matter names the sources in the form that the hub reads.
 pub fn card(base: &str, others: &[(&str, f64)]) -> String {
-    // A JSON string is one of YAML, whatever is in it.
+    // Every JSON string is a valid YAML string.
     let quoted = |name: &str| serde_json::Value::from(name).to_string();
     let mut names = vec![base];
     names.extend(others.iter().map(|(name, _)| *name).filter(|name| *name != base));

@@ -26,7 +26,7 @@ use crate::quant;
 /// The rank and the accuracy of an extraction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExtractOptions {
-    /// The maximum rank of each module's update.
+    /// The largest rank of a module's update.
     pub rank: usize,
     /// A share of the change's squared Frobenius norm, 0 to 1. A module gets the smallest rank up to `rank` that
     /// keeps this share.
@@ -48,11 +48,11 @@ pub struct Totals {
     pub unchanged: usize,
     /// Values in factors and whole tensors.
     pub values: u64,
-    /// Values in the base.
+    /// The number of values in the base.
     pub base_values: u64,
-    /// As for one module, of all changes as one vector; `None` without modules.
+    /// The energy of all changes as one vector, as for a module; `None` without modules.
     pub energy: Option<f64>,
-    /// As for one module, of all changes as one vector; `None` without modules.
+    /// The relative error of all changes as one vector, as for a module; `None` without modules.
     pub relative_error: Option<f64>,
 }
 
@@ -120,21 +120,22 @@ impl Pairs {
 }
 
 impl Extraction {
-    /// The LoRA for `base`.
+    /// Makes the LoRA for `base`.
     ///
     /// # Errors
     /// As [`NewLora::new`].
     pub fn lora(&self, base: &Base) -> Result<NewLora> {
         let mut lora = NewLora::new(base, &self.updates, self.saved.clone(), self.dtype)?;
         if self.keeps_tie {
-            // Both are written, for readers that don't know the flag. Readers that know it keep one tensor for both.
+            // Both tensors are written, for programs that don't know the flag. Programs that know it keep one tensor
+            // for both.
             lora.config.insert("ensure_weight_tying".to_owned(), true.into());
         }
         Ok(lora)
     }
 }
 
-/// How many of the first `modules` fit in memory together: at least one, and no more than there are threads.
+/// How many of the first `modules` fit in memory together: at least one, and at most the number of threads.
 fn at_a_time(modules: &[Module], options: &ExtractOptions) -> usize {
     let mut bytes = 0;
     let fitting = modules.iter().take(rayon::current_num_threads()).take_while(|module| {
@@ -144,7 +145,7 @@ fn at_a_time(modules: &[Module], options: &ExtractOptions) -> usize {
     fitting.count().max(1)
 }
 
-/// The update of one module, and how good it is; `None` where nothing changed.
+/// The update of one module and its errors; `None` if nothing changed.
 fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncation, (String, LowRank))>> {
     let delta = Difference { of: &module.of, less: &module.less };
     let (mut svd, norm_sqr) = truncated_svd(&delta, options.rank, options.sketch)?;
@@ -180,7 +181,7 @@ fn update(module: &Module, options: &ExtractOptions) -> Result<Option<(Truncatio
     Ok(Some((found, (module.name.clone(), update))))
 }
 
-/// `values` rounded to `dtype` and decoded again.
+/// Rounds `values` to `dtype` and back.
 fn round(dtype: DType, values: &mut [f32]) {
     if dtype != DType::F32 {
         let mut bytes = vec![0; values.len() / dtype.block_elems() * dtype.block_bytes()];
@@ -189,7 +190,7 @@ fn round(dtype: DType, values: &mut [f32]) {
     }
 }
 
-/// Rows of `row_len` values as columns.
+/// Transposes a matrix with rows of `row_len` values.
 fn transposed(values: &[f32], row_len: usize) -> Vec<f32> {
     (0..row_len).flat_map(|column| values.iter().skip(column).step_by(row_len).copied()).collect()
 }

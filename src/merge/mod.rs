@@ -1,4 +1,5 @@
-//! Merging, as plans: adapters into their base, several adapters or models into one.
+//! Merging, as plans: merges adapters into their base, and combines several adapters or models into
+//! one.
 
 mod adapters;
 mod card;

@@ -1,4 +1,4 @@
-//! What rounding merged weights to a coarse type costs.
+//! Estimates the errors of rounding merged weights to a coarse type.
 
 use std::fmt;
 
@@ -8,19 +8,20 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Plan, PlannedTensor};
 
-/// Rows of each tensor that are looked at, spread over it.
+/// Number of rows of each tensor that are examined, spread over the tensor.
 const ROWS: usize = 16;
 
-/// Errors of rounding, estimated on some rows of every tensor that is rounded.
+/// Rounding errors, estimated on some rows of every tensor that is rounded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rounding {
-    /// Tensors that are decoded, changed and encoded again.
+    /// The number of tensors that are decoded, changed and encoded again.
     pub tensors: usize,
-    /// `||rounded - exact|| / ||exact||` over all rows looked at.
+    /// `||rounded - exact|| / ||exact||` over all examined rows.
     pub relative: f64,
-    /// The tensor with the largest share, and that share.
+    /// The tensor with the largest relative error, and that error.
     pub worst: (String, f64),
-    /// `||rounded - exact|| / ||exact - before||`: above 1 the rounding is larger than what was merged.
+    /// `||rounded - exact|| / ||exact - before||`. If it is above 1, the rounding error is larger than the merged
+    /// change.
     pub of_change: f64,
 }
 
@@ -35,7 +36,7 @@ impl fmt::Display for Rounding {
     }
 }
 
-/// Sums of squares over the rows looked at.
+/// Sums of squares over the examined rows.
 #[derive(Debug, Clone, Copy, Default)]
 struct Squares {
     error: f64,
@@ -43,8 +44,8 @@ struct Squares {
     change: f64,
 }
 
-/// What it costs to give the quantized tensors of `after`, computed from those of `before`, their types
-/// again; `None` where there are none. Both plans have their tensors in the same order.
+/// Estimates the errors of encoding the quantized tensors of `after`, which are computed from those of `before`, in
+/// their types; `None` where there are none. Both plans must have their tensors in the same order.
 ///
 /// # Errors
 /// As [`PlannedTensor::read_rows`].

@@ -1,19 +1,19 @@
-//! What is lost where an update is cut to a rank.
+//! The loss from truncating an update to a rank.
 
 use serde::Serialize;
 
-/// One module's update, cut to a rank.
+/// One module's truncated update.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Truncation {
     /// The module's path.
     pub module: String,
-    /// Shape of its weight as the base keeps it.
+    /// The shape of its weight in the base.
     pub shape: Vec<usize>,
-    /// Columns of `lora_B`.
+    /// The rank: the number of columns of `lora_B`.
     pub rank: usize,
     /// The share of the whole update's squared Frobenius norm that its first `rank` singular values hold.
     pub energy: f64,
-    /// `|| delta - B A || / || delta ||`, Frobenius norms.
+    /// `|| delta - B A || / || delta ||`, in Frobenius norms.
     pub relative_error: f64,
     /// `|| delta ||^2`.
     #[serde(skip)]
@@ -21,8 +21,8 @@ pub struct Truncation {
 }
 
 impl Truncation {
-    /// Energy and relative error of several modules as if their updates were one vector; `None` where those
-    /// are nothing.
+    /// Energy and relative error of several modules, as if their updates were one vector; `None` if all updates are
+    /// zero.
     pub fn together(all: &[Truncation]) -> Option<(f64, f64)> {
         let norm_sqr: f64 = all.iter().map(|one| one.norm_sqr).sum();
         let mean =

@@ -1,36 +1,37 @@
 //! Sequences of different lengths as one padded batch.
 
-/// One sequence, and how many of its tokens are the prompt.
+/// One sequence, and how many of its tokens belong to the prompt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// All of its tokens: instruction and prompt, then the completion.
+    /// All tokens: instruction and prompt, then the completion.
     pub ids: Vec<u32>,
-    /// How many of the first tokens are instruction and prompt: those that route.
+    /// The number of leading tokens that belong to instruction and prompt. These are the tokens
+    /// that route.
     pub routed: usize,
-    /// The instruction's own tokens, encoded alone; empty where there is none.
+    /// The instruction's tokens, encoded alone; empty without an instruction.
     pub instruction: Vec<u32>,
 }
 
-/// The position of a padding key: later than every query, so that none sees it.
+/// The position of a padding key: later than every query, so that no query attends to it.
 pub(super) const NEVER: u32 = u32::MAX;
 
-/// Sequences padded on the right to one width. A pass over a batch gives every sequence what it
-/// would get alone: padding is never seen as a key, never routes and never counts in a loss.
+/// Sequences, padded on the right to the same width. Padding doesn't affect results: it is never
+/// attended to, never routes and never counts in a loss.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `[rows * width]`, padding as token 0.
+    /// Token ids, `[rows * width]`; padding is token 0.
     pub(super) ids: Vec<u32>,
-    /// `[rows * width]`: each token's place in its sequence.
+    /// Positions of tokens in their sequences, `[rows * width]`.
     pub(super) positions: Vec<u32>,
-    /// `[rows]`: tokens that are not padding.
+    /// The number of tokens that aren't padding, `[rows]`.
     pub(super) lengths: Vec<usize>,
-    /// `[rows]`: tokens that route.
+    /// The number of tokens that route, `[rows]`.
     pub(crate) routed: Vec<usize>,
     pub(super) width: usize,
 }
 
 impl Batch {
-    /// Pads `sequences`, each of which has at least one token.
+    /// Pads `sequences`. Each must have at least one token.
     pub fn new(sequences: &[Sequence]) -> Self {
         let width = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
         let mut batch = Self { ids: Vec::new(), positions: Vec::new(), lengths: Vec::new(), routed: Vec::new(), width };
@@ -44,7 +45,8 @@ impl Batch {
         batch
     }
 
-    /// One further token for each sequence, which has `lengths` tokens before it.
+    /// A batch with one more token for each sequence, after the `lengths` tokens that it has
+    /// already.
     pub(crate) fn next(ids: Vec<u32>, lengths: &[usize]) -> Self {
         let rows = ids.len();
         let positions = lengths.iter().map(|n| *n as u32).collect();
@@ -61,7 +63,7 @@ impl Batch {
         self.width
     }
 
-    /// Whether token `t` of sequence `row` is there, rather than padding.
+    /// Whether token `t` of sequence `row` isn't padding.
     pub(crate) fn is_real(&self, row: usize, t: usize) -> bool {
         t < self.lengths[row]
     }
@@ -71,13 +73,13 @@ impl Batch {
         self.routed[row]
     }
 
-    /// Indices into the flattened `[rows * width]` of all tokens that are not padding.
+    /// Indices into the flattened `[rows * width]` of all tokens that aren't padding.
     pub fn real_places(&self) -> Vec<u32> {
         let places = (0..self.rows()).flat_map(|row| (0..self.lengths[row]).map(move |t| row * self.width + t));
         places.map(|place| place as u32).collect()
     }
 
-    /// The positions of sequence `row` as keys.
+    /// The positions of the tokens of sequence `row`, as keys.
     pub(crate) fn key_positions(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
         (0..self.width).map(move |t| match self.is_real(row, t) {
             true => self.positions[row * self.width + t],
@@ -85,8 +87,9 @@ impl Batch {
         })
     }
 
-    /// Indices into the flattened `[rows * width]` of the positions that predict each sequence's
-    /// tokens from number `routed` on, and those tokens.
+    /// Two lists for the tokens of all completions, which start at token `routed` of their
+    /// sequences: indices into the flattened `[rows * width]` of the positions that predict them,
+    /// and the tokens.
     pub fn completion(&self) -> (Vec<u32>, Vec<u32>) {
         let mut from = Vec::new();
         let mut targets = Vec::new();

@@ -1,4 +1,4 @@
-//! The decoder: Llama, Mistral, Qwen2 and Qwen3 are one computation with switches.
+//! The decoder: Llama, Mistral, Qwen2 and Qwen3 are one computation with options.
 //!
 //! Reference: transformers `models/{llama,mistral,qwen2,qwen3}/modeling_*.py`, eager attention.
 
@@ -12,7 +12,7 @@ use super::{Batch, Residence, Sequence};
 use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 
-/// Tokens that a text may have whatever the model's context is.
+/// The number of tokens that a text may have even if the model's context is larger.
 const MAX_TOKENS: usize = 4096;
 
 /// A decoder-only language model.
@@ -21,28 +21,28 @@ pub struct Decoder {
     frequencies: Vec<f32>,
 }
 
-/// Keys and values of the tokens seen so far.
+/// Cached keys and values of earlier tokens.
 #[derive(Default)]
 pub struct KvCache {
-    /// By layer: keys and values, `[B, kv_heads, T, head_dim]`.
+    /// Keys and values by layer, `[B, kv_heads, T, head_dim]`.
     layers: Vec<(Tensor, Tensor)>,
-    /// By row: the position of each cached key.
+    /// The position of each cached key, by row.
     positions: Vec<Vec<u32>>,
 }
 
-/// What all layers of one pass share.
+/// Values that all layers share in one pass.
 struct Pass {
     rows: usize,
     width: usize,
     cos: Tensor,
     sin: Tensor,
-    /// `[B, 1, T, T_keys]`, 0 where a query sees a key and very negative elsewhere; one for full
-    /// attention and one for each window in use.
+    /// Masks by window, `None` for full attention: `[B, 1, T, T_keys]`, 0 where a query attends to a key, and a large
+    /// negative number elsewhere.
     masks: Vec<(Option<usize>, Tensor)>,
 }
 
 impl Decoder {
-    /// The decoder over `weights`.
+    /// Makes a decoder with these weights.
     pub fn new(weights: ModelWeights) -> Self {
         let config = weights.config();
         let frequencies = config.rope.frequencies(config.head_dim);
@@ -67,8 +67,8 @@ impl Decoder {
         self.weights.config()
     }
 
-    /// That no sequence is longer than the model's context and than 4,096 tokens: memory grows with the square of a
-    /// sequence's length.
+    /// Checks that no sequence is longer than the model's context and than 4,096 tokens: memory grows with the square
+    /// of a sequence's length.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`].
@@ -83,8 +83,8 @@ impl Decoder {
         }
     }
 
-    /// A note on a text of `length` tokens where the model's context is shorter. Rotary positions go on beyond it, and
-    /// so does transformers; what the model makes of them is another matter.
+    /// A note for a text of `length` tokens if the model's context is shorter. Like transformers, the decoder continues
+    /// rotary positions past the context, but the model isn't trained for them.
     pub fn length_note(&self, length: usize) -> Option<String> {
         let context = self.config().max_position_embeddings;
         (length > context).then(|| {
@@ -92,8 +92,8 @@ impl Decoder {
         })
     }
 
-    /// Runs all layers and the final norm: `[B, T, hidden_size]`. With a cache, `batch` continues
-    /// what the cache holds and is added to it.
+    /// Runs all layers and the final norm: `[B, T, hidden_size]`. With a cache, `batch` continues the cached sequences
+    /// and is added to the cache.
     ///
     /// # Errors
     /// A token outside the vocabulary, weights that can't be read, a failed computation.
@@ -116,9 +116,8 @@ impl Decoder {
         self.normed(&x)
     }
 
-    /// The same for each of `batches`, which wait for one another after every layer: streamed
-    /// weights are read once for all of them. The hook meets all batches at one layer, then all at
-    /// the next.
+    /// Like [`Decoder::hidden`], for several batches, layer by layer: streamed weights are read only once for all of
+    /// them. The hook gets all batches at one layer, then all at the next.
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
@@ -134,19 +133,19 @@ impl Decoder {
         states.iter().map(|(_, x)| self.normed(x)).collect()
     }
 
-    /// Input embeddings, `[B, T, hidden_size]`.
+    /// Computes input embeddings, `[B, T, hidden_size]`.
     fn embedded(&self, batch: &Batch) -> Result<Tensor> {
         let shape = (batch.rows(), batch.width(), self.config().hidden_size);
         Ok(self.weights.embed(&batch.ids)?.reshape(shape)?)
     }
 
-    /// The final norm.
+    /// Applies the final norm.
     fn normed(&self, x: &Tensor) -> Result<Tensor> {
         Ok(ops::rms_norm(x, self.config().rms_norm_eps)?.broadcast_mul(self.weights.norm())?)
     }
 
-    /// Logits at chosen places: `hidden` `[B, T, hidden_size]`, `places` indices into `B * T`.
-    /// `[places.len(), vocab_size]`.
+    /// Logits at selected tokens, `[places.len(), vocab_size]`: `hidden` is `[B, T, hidden_size]`, `places` are indices
+    /// into `B * T`.
     ///
     /// # Errors
     /// A failed computation.
@@ -198,7 +197,7 @@ impl Decoder {
         Ok((x + linear(Module::Down, &(gate * up)?)?)?)
     }
 
-    /// Grouped-query attention before the output projection: `[B, T, heads * head_dim]`.
+    /// Grouped-query attention, without the output projection: `[B, T, heads * head_dim]`.
     fn attention(
         &self,
         index: usize,
@@ -231,7 +230,7 @@ impl Decoder {
         }
         let keys = k.dim(2)?;
         let per_key = heads / kv_heads;
-        // Queries that share a key head are next to each other, so keys and values need no copies.
+        // Query heads that share a key head are adjacent, so keys and values need no copies.
         let q = q.reshape((rows, kv_heads, per_key * width, d))?;
         let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
         let window = config.sliding_window[index];
@@ -247,12 +246,12 @@ impl Decoder {
     }
 }
 
-/// By row: the position of each token as a key.
+/// The position of each token as a key, by row.
 fn key_positions(batch: &Batch) -> Vec<Vec<u32>> {
     (0..batch.rows()).map(|row| batch.key_positions(row).collect()).collect()
 }
 
-/// Which keys each query sees, as numbers to add to the scores.
+/// The mask of attention, which is added to the scores.
 fn mask(batch: &Batch, keys: &[Vec<u32>], window: Option<usize>, device: &Device) -> Result<Tensor> {
     let count = keys.first().map_or(0, Vec::len);
     let mut mask = Vec::with_capacity(batch.ids.len() * count);
@@ -260,7 +259,7 @@ fn mask(batch: &Batch, keys: &[Vec<u32>], window: Option<usize>, device: &Device
         for query in &batch.positions[row * batch.width..(row + 1) * batch.width] {
             mask.extend(keys.iter().map(|key| {
                 let seen = *key != NEVER && key <= query && window.is_none_or(|w| ((query - key) as usize) < w);
-                // Not -inf: its gradient is NaN, and e^-1e30 is zero all the same.
+                // Not -inf, because its gradient is NaN. e^-1e30 is zero as well.
                 if seen { 0f32 } else { -1e30 }
             }));
         }

@@ -7,17 +7,17 @@ use super::{Batch, Decoder, KvCache, Sequence};
 use crate::adapter::HostTensor;
 use crate::error::Result;
 
-/// What was generated for one sequence.
+/// The generated text of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
-    /// The new tokens, without the one that ended the text.
+    /// The new tokens, without the end-of-text token.
     pub ids: Vec<u32>,
     /// Whether an end-of-text token came before the limit.
     pub ended: bool,
 }
 
-/// Continues each sequence by its likeliest token, up to `max_tokens` or an end-of-text token
-/// (`ignore_eos`: past those too). `hook` is made for these sequences.
+/// Continues each sequence with its most likely token, up to `max_tokens` or an end-of-text token
+/// (past those, too, with `ignore_eos`). `hook` must be made for these sequences.
 ///
 /// # Errors
 /// As [`Decoder::hidden`].

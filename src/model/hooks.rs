@@ -1,4 +1,4 @@
-//! Where adapters join a forward pass, and plain LoRA as the simplest of them.
+//! Hooks, by which adapters join a forward pass, and plain LoRA as the simplest of them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,19 +9,19 @@ use crate::adapter::{HostTensor, LinearUpdates, Tensors, adapted_layers};
 use crate::arch::LinearLayer;
 use crate::error::Result;
 
-/// Something that adds to the outputs of linear layers.
+/// Adds to the outputs of linear layers.
 pub trait Hook {
-    /// What is added to the output of `site` for its input `x`, `[B, T, d_in]`: `[B, T, d_out]`,
-    /// or nothing. Called once for every linear layer, in execution order.
+    /// What to add to the output of `site`, `[B, T, d_out]`, for its input `x`, `[B, T, d_in]`;
+    /// `None` for nothing. It is called once for every linear layer, in execution order.
     ///
     /// # Errors
-    /// What the computation meets.
+    /// Those of the computation.
     fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>>;
 
-    /// Prepares for `batch`, which continues the sequences of the pass before by further tokens.
+    /// Prepares for `batch`, which continues the sequences of the last pass with further tokens.
     ///
     /// # Errors
-    /// What the computation meets.
+    /// Those of the computation.
     fn continue_with(&mut self, _batch: &Batch) -> Result<()> {
         Ok(())
     }
@@ -36,20 +36,20 @@ impl Hook for NoAdapter {
     }
 }
 
-/// An adapter's tensors on a device, with the factors of each linear layer among them.
+/// An adapter's tensors on a device, including the factors of linear layers.
 ///
-/// Frozen ones leave no trace: with trainable ones every pass records how its values came about,
-/// and holds on to all weights it met until the result is dropped.
+/// With trainable tensors, a pass records its computation for the backward pass, and keeps all
+/// weights that it used in memory until the result is dropped. With frozen ones it doesn't.
 pub struct LoadedAdapter {
     tensors: BTreeMap<String, Tensor>,
-    /// The same tensors as variables, where they are trained.
+    /// The same tensors as variables, if they are trained.
     vars: BTreeMap<String, Var>,
     layers: HashMap<LinearLayer, (String, String)>,
     scale: f64,
 }
 
 impl LoadedAdapter {
-    /// Copies `tensors` to `device`, to be used as they are. `scale` is the factor of every update.
+    /// Copies `tensors` to `device`, without gradients. `scale` is the factor of every update.
     ///
     /// # Errors
     /// [`crate::Error::Compute`] where the device has no room.
@@ -62,7 +62,8 @@ impl LoadedAdapter {
         Ok(Self { tensors, vars: BTreeMap::new(), layers, scale: f64::from(scale) })
     }
 
-    /// The same as variables that a backward pass gives gradients for.
+    /// Like [`LoadedAdapter::frozen`], but as variables for which a backward pass computes
+    /// gradients.
     ///
     /// # Errors
     /// As [`LoadedAdapter::frozen`].
@@ -76,12 +77,12 @@ impl LoadedAdapter {
         Ok(loaded)
     }
 
-    /// Every variable by its tensor's name, sorted; none where frozen.
+    /// Every variable by its tensor's name, sorted; empty if the adapter is frozen.
     pub fn vars(&self) -> &BTreeMap<String, Var> {
         &self.vars
     }
 
-    /// The current values.
+    /// Copies the current values to the host.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -89,12 +90,12 @@ impl LoadedAdapter {
         self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), to_host(tensor)?))).collect()
     }
 
-    /// The tensor called `name`, which must be there.
+    /// The tensor called `name`, which must exist.
     pub(crate) fn get(&self, name: &str) -> &Tensor {
         &self.tensors[name]
     }
 
-    /// A and B of a linear layer, where the adapter acts on it.
+    /// A and B of a linear layer, if the adapter changes it.
     pub(crate) fn factors(&self, layer: LinearLayer) -> Option<(&Tensor, &Tensor)> {
         self.layers.get(&layer).map(|(a, b)| (self.get(a), self.get(b)))
     }
@@ -105,7 +106,7 @@ impl LoadedAdapter {
     }
 }
 
-/// Low-rank updates on a device, each with a scale of its own: `scale * B A x`.
+/// Low-rank updates on a device, each with its own scale: `scale * B A x`.
 pub struct LoadedUpdates(HashMap<LinearLayer, (Tensor, Tensor, f64)>);
 
 impl LoadedUpdates {
@@ -133,7 +134,7 @@ impl Hook for &LoadedUpdates {
     }
 }
 
-/// A tensor's values in memory.
+/// Copies a tensor's values to the host.
 pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
     let values = tensor.flatten_all()?.to_vec1::<f32>()?.into();
     Ok(HostTensor { shape: tensor.dims().to_vec(), values })

@@ -1,4 +1,4 @@
-//! Decoders in candle, with hooks where adapters act and a right backward for every operation.
+//! Decoders in candle, with hooks for adapters, and a correct backward pass for every operation.
 
 mod batch;
 mod decoder;

@@ -1,4 +1,4 @@
-//! Opening a model that this crate can run: a Hugging Face folder, or a GGUF that converts back to one.
+//! Opens a model that this crate can run: a Hugging Face folder, or a GGUF that can be converted back to one.
 
 use std::path::Path;
 
@@ -20,11 +20,11 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Opens the folder or GGUF file at `path`, to be computed on `device`.
+    /// Opens the folder or GGUF file at `path`, for computing on `device`.
     ///
     /// # Errors
-    /// As [`HfFolder::open`], [`GgufModel::open`] and [`from_gguf`]; [`crate::Error::Unsupported`] naming
-    /// the architecture where no decoder runs it.
+    /// As [`HfFolder::open`], [`GgufModel::open`] and [`from_gguf`]; [`crate::Error::Unsupported`], naming the
+    /// architecture, if no decoder can run it.
     pub fn open(path: &Path, residence: Residence, device: &Device) -> Result<Self> {
         if path.is_file() {
             return Self::of_gguf(path, residence, device);
@@ -33,7 +33,7 @@ impl LanguageModel {
         Ok(Self { decoder: Decoder::open(&folder, residence, device)?, encoder: TextEncoder::open(path)? })
     }
 
-    /// Takes special tokens that are spelled out in a text for text.
+    /// Treats special tokens that are spelled out in a text as text.
     #[must_use]
     pub fn with_special_as_text(self) -> Self {
         Self { encoder: self.encoder.with_special_as_text(), ..self }
@@ -41,7 +41,7 @@ impl LanguageModel {
 
     fn of_gguf(path: &Path, residence: Residence, device: &Device) -> Result<Self> {
         let model = GgufModel::open(path)?;
-        // In F32 nothing is rounded: quantized weights give the activations of the quantized model.
+        // F32 rounds nothing: quantized weights give the activations of the quantized model.
         let Some((config, output)) = from_gguf(&model, Some(DType::F32))? else {
             let architecture = model.metadata().text("general.architecture")?;
             let finding = model.metadata().finding("general.architecture").expected("a decoder that this version runs");

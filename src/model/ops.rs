@@ -1,16 +1,17 @@
-//! Operations with a right backward. candle's fused `softmax_last_dim`, `rms_norm` and `rope` have
-//! none, silently; these are composed from operations that do, or bring their own.
+//! Operations with a correct backward pass. candle's fused `softmax_last_dim`, `rms_norm` and
+//! `rope` have none, and don't report it. The ones here are composed from operations that do, or
+//! implement their own.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, Layout, Result, Shape, Storage, Tensor};
 
-/// `x @ weight^T` for a weight that is never trained.
+/// `x @ weight^T` for a frozen weight.
 ///
-/// candle's own matmul computes and keeps the weight's gradient as well as the input's; for a
-/// frozen weight that is most of a training step's memory. This operation's backward is the
-/// input's gradient alone.
+/// candle's own matmul computes and keeps the gradients of both the weight and the input. For a
+/// frozen weight, that would be most of a training step's memory. The backward pass of this
+/// operation computes only the input's gradient.
 struct FrozenMatmul {
-    /// `[d_out, d_in]`
+    /// The weight, `[d_out, d_in]`.
     weight: Tensor,
 }
 
@@ -51,8 +52,8 @@ impl CustomOp1 for FrozenMatmul {
     }
 }
 
-/// `x @ weight^T + bias` over the last dimension, weight and bias frozen.
-/// `x` `[.., d_in]`, `weight` `[d_out, d_in]`, `bias` `[d_out]` -> `[.., d_out]`.
+/// `x @ weight^T + bias` over the last dimension, with weight and bias frozen: `x` `[.., d_in]`,
+/// `weight` `[d_out, d_in]`, `bias` `[d_out]` -> `[.., d_out]`.
 pub(crate) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let d_in = dims.pop().unwrap_or(1);
@@ -66,7 +67,7 @@ pub(crate) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) 
     }
 }
 
-/// `x @ weight^T` over the last dimension, both trainable. Shapes as [`frozen_linear`].
+/// `x @ weight^T` over the last dimension, with gradients for both. Shapes as in [`frozen_linear`].
 pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let d_in = dims.pop().unwrap_or(1);
@@ -84,7 +85,7 @@ pub(crate) fn rms_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// Softmax over the last dimension.
 pub fn softmax_last(x: &Tensor) -> Result<Tensor> {
-    // The maximum only guards against overflow; detached, it costs the backward nothing.
+    // The maximum only prevents overflow; detached, it costs nothing in the backward pass.
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
     let exp = shifted.exp()?;
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
@@ -111,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// The gradient of `f`'s weighted sum against central differences.
+    /// Compares the gradient of a weighted sum of `f`'s outputs with central differences.
     fn check_gradient(shape: &[usize], f: impl Fn(&Tensor) -> Result<Tensor>) {
         let n: usize = shape.iter().product();
         let x: Vec<f32> = (0..n).map(|i| ((i * 37 % 19) as f32 - 9.0) / 7.0).collect();

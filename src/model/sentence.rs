@@ -96,7 +96,7 @@ impl SentenceEncoder {
         Ok(ids)
     }
 
-    /// The last layer's hidden states, `[tokens, hidden_size]`.
+    /// The hidden states of the last layer, `[tokens, hidden_size]`.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -138,7 +138,7 @@ impl SentenceEncoder {
     }
 }
 
-/// sentence-transformers says how to pool in `1_Pooling/config.json`; only the mean is the mean.
+/// Checks that `1_Pooling/config.json` of sentence-transformers asks for mean pooling.
 fn check_pooling(folder: &Path) -> Result<()> {
     let path = folder.join("1_Pooling").join("config.json");
     if !path.is_file() {
@@ -153,7 +153,8 @@ fn check_pooling(folder: &Path) -> Result<()> {
     }
 }
 
-/// Names and shapes of a BERT's weights, pooler left out; `tables` are words, positions, types.
+/// Names and shapes of a BERT's weights, without the pooler; `tables` are the sizes of the
+/// embeddings of words, positions and types.
 fn expected(hidden: usize, inner: usize, layers: usize, tables: [usize; 3]) -> Vec<(String, Vec<usize>)> {
     let mut tensors = Vec::new();
     for (name, rows) in ["word", "position", "token_type"].into_iter().zip(tables) {

@@ -1,4 +1,4 @@
-//! Texts to tokens and back, by the model's own tokenizer.json.
+//! Converts texts to tokens and back, with the model's tokenizer.json.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ impl TextEncoder {
         Self::from_json(&path, &json)
     }
 
-    /// Reads `json`, the content of a tokenizer.json that was made of `path`.
+    /// Reads `json`, the content of a tokenizer.json. `path` is the file from which it was made.
     ///
     /// # Errors
     /// [`crate::Error::Format`] where it is malformed.
@@ -36,7 +36,8 @@ impl TextEncoder {
                 .found(crate::json::plain(&e))
                 .format()
         })?;
-        // Some files carry a training set-up's padding and truncation: neither belongs to a text's tokens.
+        // Some files contain padding and truncation from training, which must not affect a text's
+        // tokens.
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
@@ -49,7 +50,7 @@ impl TextEncoder {
         &self.path
     }
 
-    /// The tokens of `text`, with the tokenizer's special tokens around it where `special`.
+    /// The tokens of `text`; with `special`, including the tokenizer's special tokens around it.
     ///
     /// # Errors
     /// [`crate::Error::Format`] where the tokenizer refuses the text.
@@ -59,25 +60,25 @@ impl TextEncoder {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Takes special tokens that are spelled out in a text for text.
+    /// Treats special tokens that are spelled out in a text as text.
     #[must_use]
     pub fn with_special_as_text(mut self) -> Self {
         self.tokenizer.set_encode_special_tokens(true);
         self
     }
 
-    /// The special token that the tokenizer puts before every text: BOS, where it does so.
+    /// The special token that the tokenizer puts before every text, such as BOS, if it does.
     ///
     /// # Errors
     /// As [`TextEncoder::encode`].
     pub fn first_special(&self) -> Result<Option<u32>> {
-        // Of a text without tokens it couldn't be told from one that follows texts.
+        // An empty text wouldn't show whether the special token comes before or after a text.
         let (bare, whole) = (self.encode("a", false)?, self.encode("a", true)?);
         let before = whole.len() > bare.len() && !bare.is_empty() && whole[1..].starts_with(&bare);
         Ok(whole.first().copied().filter(|_| before))
     }
 
-    /// The text of `ids`, special tokens left out.
+    /// The text of `ids`, without special tokens.
     ///
     /// # Errors
     /// [`crate::Error::Format`].
@@ -86,7 +87,8 @@ impl TextEncoder {
             .map_err(|e| Finding::new(&self.path, "").expected("ids that can be decoded").found(e).format())
     }
 
-    /// The tokens of `text` with special tokens, as a prompt: a sequence without a completion.
+    /// The tokens of `text`, including special tokens, as a prompt: a sequence without a
+    /// completion.
     ///
     /// # Errors
     /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] where there is no token.

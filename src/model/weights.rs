@@ -1,5 +1,5 @@
-//! A decoder's weights, out of a plan with Hugging Face names: kept in memory, or fetched from the
-//! map whenever a layer runs.
+//! A decoder's weights, from a plan with Hugging Face's names: kept in memory, or read from the file whenever a layer
+//! runs.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use crate::plan::{Plan, PlannedTensor};
 /// Where a decoder's weights are while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residence {
-    /// All in memory, in f32: for training and generation.
+    /// In memory, in f32: for training and generation.
     Memory,
-    /// In the file; one layer at a time in memory: for a pass or two over a model of any size.
+    /// In the file, with one layer at a time in memory: for a pass or two over a model of any size.
     Streamed,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Layer {
     pub(super) linears: HashMap<Module, (Tensor, Option<Tensor>)>,
     pub(super) input_norm: Tensor,
     pub(super) post_attention_norm: Tensor,
-    /// Over each head's dimensions, where the architecture has them.
+    /// The norm of queries over each head's dimensions, if the architecture has one.
     pub(super) q_norm: Option<Tensor>,
     pub(super) k_norm: Option<Tensor>,
 }
@@ -47,17 +47,17 @@ struct Resident {
     head: Tensor,
 }
 
-/// Rows of the output head that a streamed pass holds at a time: 32 MiB at a hidden size of 4096.
+/// Number of rows of the output head that a streamed pass holds at a time: 32 MiB at a hidden size of 4096.
 const HEAD_ROWS: usize = 2048;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
 impl ModelWeights {
-    /// Opens the weights of `plan` for a decoder with `config`; `path` is named in errors.
+    /// Opens the weights of `plan` for a decoder with `config`. Errors name `path`.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] for a tensor that is missing, surplus or of another shape than the
-    /// config asks for; [`crate::Error::NotFinite`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
+    /// [`crate::Error::Mismatch`] for a tensor that is missing, surplus, or whose shape isn't that of the config;
+    /// [`crate::Error::NotFinite`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn open(path: &Path, config: &ModelConfig, plan: &Plan, residence: Residence, device: &Device) -> Result<Self> {
         plan.check()?;
         check_tensors(path, config, plan)?;
@@ -83,7 +83,7 @@ impl ModelWeights {
         Ok(weights)
     }
 
-    /// The device that values are computed on.
+    /// The device on which values are computed.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -127,7 +127,7 @@ impl ModelWeights {
         &self.norm
     }
 
-    /// Layer number `index`: cheap where resident, read from the file where streamed.
+    /// The weights of layer `index`: from memory if resident, read from the file if streamed.
     pub(super) fn layer(&self, index: usize) -> Result<Layer> {
         match &self.resident {
             Some(resident) => Ok(resident.layers[index].clone()),

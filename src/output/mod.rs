@@ -1,8 +1,8 @@
-//! What a job makes, as data: tensors, the form they are written in, the files beside them, and notes.
+//! The output of a job, as data: tensors, the form in which they are written, other files, and notes.
 //!
-//! An [`Output`] is described ([`Output::describe`]: the dry run) or written ([`Output::write`]). Both go by the same
-//! layout, and writing is always the same steps: lay out, write the tensors, write the files beside them, give the
-//! whole its name.
+//! An [`Output`] can be described ([`Output::describe`]: the dry run) or written ([`Output::write`]). Both use the same
+//! layout. Writing always takes the same steps: lay out, write the tensors, write the other files, give the output its
+//! name.
 
 mod sidecars;
 mod write;
@@ -22,16 +22,17 @@ use crate::formats::gguf::{self, Metadata, SplitLimits};
 use crate::formats::{pytorch, safetensors};
 use crate::plan::{FileLayout, Layout, Plan, PlannedTensor};
 
-/// What a job makes: described or written whole, never in part.
+/// The output of a job. It is described or written as a whole, never in part.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// The form it is written in.
+    /// The form in which it is written.
     pub form: Form,
-    /// The tensors, by their names in the output.
+    /// The tensors, under their names in the output.
     pub plan: Plan,
-    /// What is written beside the tensors. One file of tensors has no place for other files.
+    /// Files and texts that are written in addition to the tensors. A single file of tensors has no place for other
+    /// files.
     pub sidecars: Sidecars,
-    /// A line for everything that was left out or taken for granted.
+    /// One line for everything that was left out or assumed.
     pub notes: Vec<String>,
 }
 
@@ -42,43 +43,43 @@ pub enum Form {
     Gguf {
         /// Keys and values in order.
         metadata: Metadata,
-        /// When a new file begins.
+        /// Limits after which a new file begins.
         split: SplitLimits,
     },
-    /// A folder: files of tensors, and the sidecars' files beside them.
+    /// A folder with files of tensors and the sidecars' files.
     Folder {
-        /// What the tensors are in.
+        /// The format of the files of tensors.
         container: Container,
         /// The name of the file of tensors without its extension: `model`, `adapter_model`.
         stem: String,
-        /// When a new file of tensors begins.
+        /// The size after which a new file of tensors begins, in bytes.
         shard_bytes: u64,
     },
     /// One file of tensors.
     File(Container),
-    /// One file that is made already and has no tensors: these bytes.
+    /// A finished file without tensors, with these bytes.
     Bytes(Vec<u8>),
 }
 
-/// A file format that holds named tensors alone.
+/// A file format that holds only named tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Container {
     /// safetensors, with the sidecars' `__metadata__`.
     Safetensors,
-    /// What torch.save writes of a dictionary of tensors.
+    /// The form in which torch.save writes a dictionary of tensors.
     Pytorch,
 }
 
-/// What would be written.
+/// A description of what would be written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Description {
     /// Every tensor, in the plan's order.
     pub tensors: Vec<TensorDescription>,
-    /// Every file with its whole length.
+    /// Every file, with its full length.
     pub files: Vec<FileDescription>,
-    /// Bytes of all files of tensors: their heads and the tensors.
+    /// Bytes in all files with tensors, including their headers.
     pub bytes: u64,
-    /// What was left out or taken for granted.
+    /// Notes on what was left out or assumed.
     pub notes: Vec<String>,
 }
 
@@ -91,34 +92,34 @@ pub struct TensorDescription {
     pub dtype: DType,
     /// Its shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Its size.
+    /// The size in bytes.
     pub bytes: u64,
-    /// The number of its file in [`Description::files`].
+    /// The index of its file in [`Description::files`].
     pub file: usize,
-    /// Bytes from that file's start.
+    /// The offset in that file, in bytes.
     pub offset: u64,
 }
 
 /// One file of a [`Description`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FileDescription {
-    /// Its name, below the folder where the output is one.
+    /// The name, relative to the output folder if the output is a folder.
     pub name: String,
-    /// Its length.
+    /// The length in bytes.
     pub bytes: u64,
-    /// Whether it is a file beside the tensors.
+    /// Whether it is a file without tensors.
     pub beside: bool,
 }
 
 impl Output {
-    /// A GGUF in one file.
+    /// An output that is one GGUF file.
     pub fn gguf(metadata: Metadata, plan: Plan, notes: Vec<String>) -> Self {
         let form = Form::Gguf { metadata, split: SplitLimits::default() };
         Self { form, plan, sidecars: Sidecars::default(), notes }
     }
 
-    /// A folder with one file of safetensors called `stem`, and no file beside it yet. As transformers asks for,
-    /// the file says that its tensors are torch's.
+    /// An output that is a folder with one file of safetensors called `stem`, and no other files yet. The file's
+    /// metadata says that its tensors are torch's, which transformers requires.
     pub fn folder(stem: &str, plan: Plan) -> Self {
         let safetensors_metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let form = Form::Folder { container: Container::Safetensors, stem: stem.to_owned(), shard_bytes: u64::MAX };
@@ -126,14 +127,14 @@ impl Output {
         Self { form, plan, sidecars, notes: Vec::new() }
     }
 
-    /// An adapter's folder, as PEFT has it: `adapter_model.safetensors` and `adapter_config.json`.
+    /// An adapter's folder in PEFT's layout: `adapter_model.safetensors` and `adapter_config.json`.
     pub fn adapter(config: &impl Serialize, plan: Plan) -> Self {
         let mut output = Self::folder("adapter_model", plan);
         output.put_json("adapter_config.json", config);
         output
     }
 
-    /// With a new file of tensors wherever one would have more than `shard_bytes`, where it is a folder.
+    /// Limits the size of files of tensors to `shard_bytes`, if the output is a folder.
     pub fn sharded(mut self, shard_bytes: u64) -> Self {
         if let Form::Folder { shard_bytes: limit, .. } = &mut self.form {
             *limit = shard_bytes;
@@ -141,12 +142,12 @@ impl Output {
         self
     }
 
-    /// Adds or replaces the file `name` beside the tensors: `value` as JSON.
+    /// Adds or replaces the file `name`, with `value` as JSON.
     pub fn put_json(&mut self, name: &str, value: &impl Serialize) {
         self.sidecars.files.insert(name.to_owned(), (json_text(value) + "\n").into_bytes());
     }
 
-    /// Keys and values, of a GGUF.
+    /// Keys and values, if it is a GGUF.
     pub fn metadata(&self) -> Option<&Metadata> {
         match &self.form {
             Form::Gguf { metadata, .. } => Some(metadata),
@@ -154,7 +155,7 @@ impl Output {
         }
     }
 
-    /// Keys and values to be changed, of a GGUF.
+    /// Mutable keys and values, if it is a GGUF.
     pub fn metadata_mut(&mut self) -> Option<&mut Metadata> {
         match &mut self.form {
             Form::Gguf { metadata, .. } => Some(metadata),
@@ -162,10 +163,10 @@ impl Output {
         }
     }
 
-    /// What writing it to `target` would make. Nothing but headers has been read for it.
+    /// Describes what writing it to `target` would produce. Only headers are read for this.
     ///
     /// # Errors
-    /// What [`Plan::check`] finds, and what the format can't hold.
+    /// Those of [`Plan::check`], and errors for what the format can't hold.
     pub fn describe(&self, target: &Path) -> Result<Description> {
         self.plan.check()?;
         let layout = self.layout(target)?;
@@ -201,7 +202,7 @@ impl Output {
         matches!(self.form, Form::Folder { .. })
     }
 
-    /// Where each tensor goes, for an output called `target`.
+    /// The layout for an output called `target`.
     fn layout(&self, target: &Path) -> Result<Layout> {
         let tensors = &self.plan.tensors;
         let texts = &self.sidecars.safetensors_metadata;
@@ -209,7 +210,7 @@ impl Output {
             Form::Gguf { metadata, split } => {
                 let stem = target.file_stem().unwrap_or_default().to_string_lossy();
                 let mut layout = gguf::split_layout(metadata, tensors, &stem, *split)?;
-                // Behind a vocabulary alone there is nothing to align: the reference pads nothing.
+                // A file without tensors needs no alignment, and the reference doesn't pad it.
                 if let ([], [file]) = (tensors.as_slice(), layout.files.as_mut_slice()) {
                     file.byte_len = file.head.len() as u64;
                 }

@@ -1,4 +1,4 @@
-//! What is written beside the tensors of a checkpoint, and how GGUF's keys carry it.
+//! Sidecars: what a checkpoint holds in addition to its tensors, and how keys of a GGUF store it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -11,21 +11,21 @@ use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::plan::Plan;
 
-/// What weight files are called, other frameworks' too: extensions of files that nothing takes along.
+/// Extensions of weight files, including those of other frameworks. Such files aren't copied.
 pub(crate) const WEIGHT_EXTENSIONS: &[&str] =
     &["safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot"];
 
-/// The largest file that a GGUF takes along. Tokenizers of the largest vocabularies have about half.
-/// Readers of GGUF hold all keys in memory.
+/// The largest file that is stored in a GGUF. Tokenizers of the largest vocabularies have about half of this. Programs
+/// that read GGUF hold all keys in memory.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// The most that a GGUF takes along in all.
+/// The largest total size of files that are stored in a GGUF.
 pub const MAX_TOTAL_BYTES: u64 = 256 << 20;
 
-/// Keys that follow from a GGUF file itself, or are only its title.
+/// Keys that follow from the GGUF file itself, or are only its title.
 const TECHNICAL: &[&str] = &["architecture", "type", "name", "alignment", "file_type", "quantization_version"];
 
-/// What is written beside the tensors of a checkpoint.
+/// Everything that is written in addition to a checkpoint's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sidecars {
     /// Small files by their path in the folder: config.json, tokenizer files, a README.
@@ -35,8 +35,8 @@ pub struct Sidecars {
 }
 
 impl Sidecars {
-    /// What is in `folder` beside the files of `weights`, for a GGUF to take along, and notes on what is left out
-    /// and why. The files that `weights` takes its tensors from are not mentioned.
+    /// Reads the files of `folder` other than those of `weights`, for storing in a GGUF. Also returns notes on what is
+    /// left out and why. Files from which `weights` takes its tensors aren't mentioned.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -95,17 +95,17 @@ impl Sidecars {
         self.put_files(metadata, &format!("{prefix}file."));
     }
 
-    /// What [`Sidecars::put`] has set.
+    /// Reads the keys that [`Sidecars::put`] wrote.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] naming the key: for a file that would be written elsewhere than beside the weights,
-    /// or over them, and for values of other types.
+    /// [`crate::Error::Format`] naming the key, for a file that would be written outside the folder or over the
+    /// weights, and for values of other types.
     pub(crate) fn take(metadata: &Metadata, prefix: &str) -> Result<Self> {
         let safetensors_metadata = parsed(metadata, &format!("{prefix}safetensors_metadata"))?.unwrap_or_default();
         Ok(Self { files: files(metadata, &format!("{prefix}file."))?, safetensors_metadata })
     }
 
-    /// Whether [`Sidecars::put`] sets keys like this one.
+    /// Whether `key` is one of those that [`Sidecars::put`] writes.
     pub(crate) fn owns(key: &str, prefix: &str) -> bool {
         let rest = key.strip_prefix(prefix);
         rest.is_some_and(|rest| rest == "safetensors_metadata" || rest.starts_with("file."))
@@ -123,7 +123,7 @@ impl Sidecars {
     }
 }
 
-/// The files that keys with this prefix hold.
+/// The files in keys with this prefix.
 fn files(metadata: &Metadata, prefix: &str) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::new();
     for (key, value) in metadata.iter() {
@@ -146,8 +146,8 @@ fn files(metadata: &Metadata, prefix: &str) -> Result<BTreeMap<String, Vec<u8>>>
     Ok(files)
 }
 
-/// `__metadata__` of the safetensors files that `weights` come from, as one; where they contradict
-/// each other the first one counts, and `notes` say so.
+/// The `__metadata__` of all safetensors files from which `weights` come, combined. If they contradict each other, the
+/// first one wins, with a note.
 pub fn safetensors_metadata(weights: &Plan, notes: &mut Vec<String>) -> BTreeMap<String, String> {
     let sources = weights.tensors.iter().flat_map(|tensor| tensor.expr.sources());
     let files: BTreeMap<&Path, &BTreeMap<String, String>> =
@@ -165,15 +165,13 @@ pub fn safetensors_metadata(weights: &Plan, notes: &mut Vec<String>) -> BTreeMap
     metadata
 }
 
-/// Notes on `metadata` where the output has no place for it. That the tensors are torch's (`format`)
-/// goes without saying.
+/// Notes on entries of `metadata`, where the output has no place for them. The entry `format` needs no note.
 pub fn metadata_left_out(metadata: &BTreeMap<String, String>) -> Vec<String> {
     let keys = metadata.keys().filter(|key| *key != "format");
     keys.map(|key| format!("__metadata__ {key:?} of the weights is left out: the output has no place for it")).collect()
 }
 
-/// Notes on the keys that nothing is made of: all but those that `used` knows and those that every
-/// GGUF file has.
+/// Notes on keys that aren't used: all except those for which `used` is true and those that every GGUF file has.
 pub(crate) fn left_out_keys(metadata: &Metadata, used: impl Fn(&str) -> bool) -> Vec<String> {
     let technical = |key: &str| {
         key.starts_with("split.") || key.strip_prefix("general.").is_some_and(|rest| TECHNICAL.contains(&rest))
@@ -186,7 +184,7 @@ pub(crate) fn json_text(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).expect("texts, numbers and parsed JSON serialize")
 }
 
-/// The JSON text at `key`, if it is there.
+/// Parses the JSON text at `key`, if there is one.
 pub(crate) fn parsed<T: DeserializeOwned>(metadata: &Metadata, key: &str) -> Result<Option<T>> {
     if metadata.get(key).is_none() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Writing an output: the one sequence of steps for every form.
+//! Writes an output, with the same sequence of steps for every form.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,20 +9,20 @@ use super::{Form, Output};
 use crate::error::Result;
 use crate::plan::{self, Layout, Progress, Staging};
 
-/// Where an output goes, and how it is written there.
+/// Where and how an output is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Destination {
     /// The file or the folder.
     pub path: PathBuf,
-    /// Whether something that is there already is replaced.
+    /// Whether to replace an existing file or folder.
     #[serde(default)]
     pub overwrite: bool,
-    /// Whether to return only when everything is on the disk, as is always done where something is replaced. Without
-    /// it a power cut soon after can take part of the output, as after `cp`.
+    /// Whether to return only when everything is on the disk. This is always done if something is replaced. Without it,
+    /// a power cut soon after can lose part of the output, as after `cp`.
     #[serde(default = "sync")]
     pub sync: bool,
-    /// Memory for values in flight.
+    /// Memory for values in flight, in bytes.
     #[serde(default = "max_memory")]
     pub max_memory: u64,
 }
@@ -36,46 +36,46 @@ fn max_memory() -> u64 {
 }
 
 impl Destination {
-    /// A new file or folder, which is on the disk before it gets its name.
+    /// A destination for a new file or folder, which is on the disk before it gets its name.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), overwrite: false, sync: true, max_memory: max_memory() }
     }
 
-    /// Fails where writing would fail at once: before a long computation, not after it.
+    /// Fails where writing would fail at once. Call it before a long computation, not after it.
     ///
     /// # Errors
-    /// [`crate::Error::Exists`]; [`crate::Error::Mismatch`] where the folder to write into isn't there.
+    /// [`crate::Error::Exists`]; [`crate::Error::Mismatch`] if the parent folder doesn't exist.
     pub fn check(&self) -> Result<()> {
         Staging::check(&self.path, self.overwrite)
     }
 
-    /// How the plan is run.
+    /// The executor's options.
     pub fn options(&self) -> plan::Options {
         plan::Options { max_memory_bytes: self.max_memory }
     }
 }
 
-/// What was written.
+/// A summary of what was written.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Written {
-    /// The file or folder; the first file of several.
+    /// The file or folder, or the first of several files.
     pub path: PathBuf,
-    /// Tensors in it.
+    /// The number of tensors.
     pub tensors: usize,
-    /// Files, those beside the tensors too.
+    /// The number of files, including those without tensors.
     pub files: usize,
-    /// Bytes in all files.
+    /// The size of all files in bytes.
     pub bytes: u64,
-    /// How long writing took.
+    /// How long writing took, in seconds.
     pub seconds: f64,
 }
 
 impl Output {
-    /// Writes it: whole, or not at all.
+    /// Writes the output: whole, or not at all.
     ///
     /// # Errors
-    /// [`crate::Error::Exists`], what the format can't hold, and what [`plan::execute`] meets. Nothing is left behind
-    /// then.
+    /// [`crate::Error::Exists`], errors for what the format can't hold, and those of [`plan::execute`]. Nothing is left
+    /// behind then.
     pub fn write(&self, to: &Destination, progress: &(dyn Fn(Progress) + Sync)) -> Result<Written> {
         let started = Instant::now();
         let layout = self.layout(&to.path)?;
@@ -93,7 +93,7 @@ impl Output {
         Ok(Written { path, tensors: self.plan.tensors.len(), files, bytes, seconds })
     }
 
-    /// Writes its files into a folder that is being staged, beside whatever else is written there.
+    /// Writes its files into a folder that is being staged, to which other files may be written as well.
     ///
     /// # Errors
     /// As [`Output::write`].

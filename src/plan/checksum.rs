@@ -1,5 +1,5 @@
-//! Checksums of written bytes: a zip's headers hold the CRC-32 of data that follows them, so the
-//! executor comes back to fill them in.
+//! Checksums of written bytes. The headers of a zip hold the CRC-32 of data that follows them, so
+//! the executor fills the sums in after the data is written.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,19 +10,19 @@ use rayon::prelude::*;
 
 use crate::error::{IoContext, Result};
 
-/// Bytes that one task reads back.
+/// How many bytes one task reads back.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// A CRC-32 (the one of zip and gzip) over part of a file, and where it is to stand.
+/// A CRC-32 (the one of zip and gzip) over part of a file, and the places where it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checksum {
-    /// The bytes that are summed. They don't hold a checksum themselves.
+    /// The bytes that are summed. They must not contain the place of a checksum.
     pub over: Range<u64>,
-    /// Where the sum goes, as four little-endian bytes each.
+    /// Offsets of the sum. Each takes four little-endian bytes.
     pub at: Vec<u64>,
 }
 
-/// Reads back what is summed, in parallel, and writes the sums.
+/// Reads back the ranges in parallel and writes their sums.
 pub(super) fn fill_checksums(file: &File, path: &Path, checksums: &[Checksum]) -> Result<()> {
     for checksum in checksums {
         let sum = crc32(file, &checksum.over).at(path, "read back")?;
@@ -33,7 +33,7 @@ pub(super) fn fill_checksums(file: &File, path: &Path, checksums: &[Checksum]) -
     Ok(())
 }
 
-/// The CRC-32 of a range: chunks are summed by themselves and joined in order.
+/// The CRC-32 of a range: chunks are summed in parallel and their sums combined in order.
 fn crc32(file: &File, over: &Range<u64>) -> std::io::Result<u32> {
     let chunks = over.end.saturating_sub(over.start).div_ceil(CHUNK_BYTES);
     let sum = (0..chunks)

@@ -17,7 +17,7 @@ use crate::source::{row_len, rows};
 const READ_ELEMS: usize = 1 << 18;
 
 impl PlannedTensor {
-    /// Rows `rows` as they stand in the output: rounded to the output's type, little-endian.
+    /// Encodes rows `rows` as they are in the output: rounded to the output's type, little-endian.
     ///
     /// # Errors
     /// [`crate::Error::NotFinite`] where a source, or the rounded result, holds a NaN or an infinity.
@@ -52,11 +52,11 @@ impl PlannedTensor {
         Ok(())
     }
 
-    /// Encodes rows from `first` on. The importance of its matrix's columns weighs the errors of each row.
+    /// Encodes rows from `first` on. The importance of the columns of a row's matrix weighs the errors of that row.
     fn encode_weighted(&self, importance: &[f32], first: usize, values: &[f32], out: &mut [u8]) {
         let row_len = self.row_len();
         let row_bytes = row_len / self.dtype.block_elems() * self.dtype.block_bytes();
-        // Plan::check has seen that the rows divide into as many matrices.
+        // Plan::check has made sure that the rows divide evenly into the matrices of `importance`.
         let kernel = Kernel::in_use();
         let rows_each = self.rows() * row_len / importance.len();
         for (i, (row, out)) in values.chunks_exact(row_len).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
@@ -65,8 +65,7 @@ impl PlannedTensor {
         }
     }
 
-    /// Rows `rows` as f32 values, rounded to the output's type and back: what a reader of the
-    /// output would see.
+    /// Returns rows `rows` as f32 values, rounded to the output's type and back: what a reader of the output would see.
     ///
     /// # Errors
     /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
@@ -76,13 +75,13 @@ impl PlannedTensor {
         Ok(values)
     }
 
-    /// As [`PlannedTensor::read_rows`], into memory that is used again.
+    /// Like [`PlannedTensor::read_rows`], into a buffer that the caller reuses.
     pub(crate) fn read_rows_into(&self, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         self.check_readable(&rows)?;
         // The buffer is not cleared first: every value in it is overwritten.
         values.resize(rows.len() * self.row_len(), 0.0);
         if self.dtype == DType::F32 {
-            // Nothing has to be rounded, so nothing has to be encoded.
+            // F32 output needs no rounding, so no encoding either.
             self.expr.eval_rows(rows, values);
             return match values.iter().fold(false, |bad, v| bad | !v.is_finite()) {
                 true => Err(self.not_finite("a NaN or an infinity")),
@@ -115,15 +114,15 @@ impl PlannedTensor {
         Ok(values)
     }
 
-    /// Whether two tensors have one shape and the same values, as [`PlannedTensor::read_rows`] gives them.
+    /// Whether two tensors have the same shape and the same values, as [`PlannedTensor::read_rows`] gives them.
     ///
     /// # Errors
-    /// As there.
+    /// As [`PlannedTensor::read_rows`].
     pub fn same_values(&self, other: &PlannedTensor) -> Result<bool> {
         if self.shape != other.shape {
             return Ok(false);
         }
-        // Rows without elements can be without number.
+        // A shape without elements can still have a huge number of rows.
         if self.elems() == 0 {
             return Ok(true);
         }
@@ -136,7 +135,7 @@ impl PlannedTensor {
         starts.par_iter().map(same).find_first(|same| !matches!(same, Ok(true))).unwrap_or(Ok(true))
     }
 
-    /// Encoded rows as f32. Those of F64 can be finite and too large.
+    /// Decodes encoded rows to f32. A finite F64 can be too large for f32, which is an error.
     fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         quant::decode(self.dtype, bytes, out);
         match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
@@ -145,7 +144,7 @@ impl PlannedTensor {
         }
     }
 
-    /// The bytes of rows `rows` in the source's own map, where they can be used unchanged.
+    /// The bytes of rows `rows` in the source's memory map, where they can be written unchanged.
     pub(super) fn borrow_rows(&self, rows: Range<usize>) -> Option<Result<&[u8]>> {
         if self.expr.raw_dtype() != Some(self.dtype) {
             return None;
@@ -157,14 +156,14 @@ impl PlannedTensor {
         })
     }
 
-    /// That rows `rows` can be read as values, whether [`super::Plan::check`] has run or not. It lets
-    /// through what is only copied, and that can be of any type.
+    /// Checks that rows `rows` can be read as values. [`super::Plan::check`] is not enough: it accepts tensors of any
+    /// type as long as they are only copied.
     fn check_readable(&self, rows: &Range<usize>) -> Result<()> {
         self.check_types()?;
         if self.expr.raw_dtype() == Some(self.dtype) && !quant::can_decode(self.dtype) {
             return Err(self.undecodable(self.dtype));
         }
-        // A vector of blocks has no rows, but can be cut between its blocks.
+        // A vector of blocks has no rows of whole blocks, but it can be cut between blocks.
         if let Expr::Take(tensor) = &self.expr {
             let block = tensor.info().dtype.block_elems();
             let cut = rows.start * self.row_len();
@@ -215,7 +214,7 @@ impl Expr {
         }
     }
 
-    /// The source's own bytes of rows `rows`, where its map has them in one piece.
+    /// The source's own bytes of rows `rows`, where its memory map has them in one piece.
     fn borrow_rows(&self, rows: Range<usize>) -> Option<&[u8]> {
         match self {
             Expr::Take(tensor) => match tensor.rows(rows) {
@@ -359,13 +358,13 @@ impl Expr {
     }
 }
 
-/// Values that are made at a time where a product is added to others: they stay in the cache meanwhile.
+/// Values made at a time where a product is added to other values, so that they stay in the cache.
 const BLOCK_ELEMS: usize = 1 << 15;
 
 /// Writes the values of some rows.
 type Rows<'a> = dyn Fn(Range<usize>, &mut [f32]) + 'a;
 
-/// Rows `rows` of an [`Expr::Product`], added to what `base` makes of them where it is there.
+/// Makes rows `rows` of an [`Expr::Product`]. With `base`, the product is added to the values that `base` writes.
 fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32], base: Option<&Rows>) {
     let (k, cols) = (left.row_len(), right.row_len());
     let mut lefts = vec![0.0; rows.len() * k];
@@ -384,7 +383,7 @@ fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut 
     }
 }
 
-/// Rows `rows` of an [`Expr::Kronecker`]: those that one row of `left` makes at a time.
+/// Makes rows `rows` of an [`Expr::Kronecker`], one row of `left` after the other.
 fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
     let (height, width) = (crate::source::rows(&right.shape()), right.row_len());
     let mut factors = vec![0.0; left.row_len()];
@@ -405,7 +404,7 @@ fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
     }
 }
 
-/// The operands and their rows that make up rows `rows` of an [`Expr::Rows`].
+/// The operands, and their rows, that make up rows `rows` of an [`Expr::Rows`].
 fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
     let mut first = 0;
     picks.iter().filter_map(move |pick| {
@@ -417,9 +416,9 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
     })
 }
 
-/// The operand and the rows of it that hold rows `rows` of an [`Expr::Rows`], where they are better made
-/// in one go: rows of one operand in another order, not much apart, that have to be computed. A product
-/// would decode all of its right side for each piece otherwise.
+/// The operand and its range of rows to compute in one go for rows `rows` of an [`Expr::Rows`]. That pays where all of
+/// them come from one operand, in another order but close together, and have to be computed: piece by piece, a product
+/// would decode its whole right side for each piece.
 fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(&'a Expr, Range<usize>)> {
     let count = rows.len();
     let mut found = picked(picks, rows);
@@ -436,8 +435,8 @@ fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(
     (pieces > 1 && computed && window.len() <= 2 * count).then_some((&of[operand], window))
 }
 
-/// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and which of their elements
-/// these are: all of them, unless the operand's rows are longer.
+/// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and the range of their elements that belongs to
+/// these: all of them, unless the operand's rows are longer.
 fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Range<usize>) {
     let (ours, theirs) = (row_len(shape), of.row_len().max(1));
     let elems = rows.start * ours..rows.end * ours;
@@ -446,7 +445,8 @@ fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Ra
     (covering, elems.start - skipped..elems.end - skipped)
 }
 
-/// Rows `columns` of the transposed `of`: its columns. Of a plain source tensor only they are decoded.
+/// Writes rows `columns` of the transpose of `of`, which are columns of `of`. Of a plain source tensor, only these
+/// columns are decoded.
 fn transpose(of: &Expr, columns: Range<usize>, out: &mut [f32]) {
     let width = of.row_len();
     let height = out.len() / columns.len().max(1);

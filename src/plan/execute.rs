@@ -1,4 +1,4 @@
-//! The executor: evaluates a plan in parallel and writes every tensor at its planned place.
+//! The executor: evaluates a plan in parallel and writes every tensor at its planned offset.
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use super::checksum::fill_checksums;
 use super::{Layout, Plan, PlannedTensor, Staging, TensorRef};
 use crate::error::{IoContext, Result};
 
-/// Time between two writes to the disk of what was made meanwhile.
+/// Time between two syncs of what was written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a plan is run.
@@ -32,24 +32,24 @@ impl Default for Options {
     }
 }
 
-/// How far a run is.
+/// How far a run has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes of tensor data written.
     pub done_bytes: u64,
-    /// Bytes of tensor data in all.
+    /// Bytes of tensor data in total.
     pub total_bytes: u64,
 }
 
 /// Runs `plan`, writing the files of `layout` into `staging`; the caller commits.
 ///
-/// Rows of tensors are evaluated in parallel on rayon's current pool; each chunk is written at its
-/// offset as soon as it is made. Values in flight stay under `options.max_memory_bytes` as long as
-/// a single row of each tensor does. Bytes that need no work go from map to file uncopied.
+/// Rows of tensors are evaluated in parallel on rayon's current pool; each chunk is written at its offset as soon as it
+/// is made. Values in flight stay under `options.max_memory_bytes` as long as a single row of each tensor does. Bytes
+/// that need no arithmetic go from the memory map to the file without a copy in between.
 ///
 /// # Errors
 /// What [`Plan::check`] finds, [`crate::Error::NotFinite`] for a NaN or an infinity, [`crate::Error::Mismatch`]
-/// for a source that changes meanwhile, or [`crate::Error::Io`].
+/// for a source file that changes during the run, or [`crate::Error::Io`].
 pub fn execute(
     plan: &Plan,
     layout: &Layout,
@@ -69,7 +69,7 @@ pub fn execute(
         files.push((handle, path));
     }
     let per_thread = options.max_memory_bytes / rayon::current_num_threads() as u64;
-    // A value in flight takes 4 bytes in each of its buffers and at most 4 encoded.
+    // A value in flight takes 4 bytes in each of its buffers, and at most 4 more once it is encoded.
     let chunk_elems =
         |tensor: &PlannedTensor| (per_thread / (4 * tensor.expr.buffers() as u64 + 4)).clamp(1, 1 << 20) as usize;
     let tasks: Vec<(usize, Range<usize>)> = plan
@@ -82,9 +82,9 @@ pub fn execute(
     let total_bytes = plan.tensors.iter().map(PlannedTensor::byte_len).sum();
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| -> Result<()> {
-        // Dropped on every way out, which stops the flushing.
+        // `running` is dropped however this scope ends, which stops the flushing.
         let (running, stopped) = channel::<()>();
-        // If no thread can be started, the last sync does all the work.
+        // If no thread can be started, the final sync does all the work.
         let flush = || Builder::new().spawn_scoped(scope, || flush_until(stopped, &files)).ok();
         let flusher = if staging.syncs() { flush() } else { None };
         tasks.par_iter().try_for_each_init(
@@ -103,7 +103,7 @@ pub fn execute(
                 let (file, path) = &files[place.file];
                 let row_bytes = tensor.byte_len() / tensor.rows().max(1) as u64;
                 if let Err(error) = file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes) {
-                    // The system reads for us what goes from map to file, and fails where a source was cut.
+                    // The kernel reads mapped bytes during the write, and fails where the source was truncated.
                     check_unchanged(&files_of[*i])?;
                     return Err(error).at(path, "write");
                 }
@@ -125,7 +125,7 @@ pub fn execute(
     Ok(())
 }
 
-/// A tensor of each file that `tensor` comes from.
+/// One tensor from each file that `tensor` reads.
 fn one_of_each_file(tensor: &PlannedTensor) -> Vec<&TensorRef> {
     let mut found: Vec<&TensorRef> = Vec::new();
     for source in tensor.expr.sources() {
@@ -136,13 +136,13 @@ fn one_of_each_file(tensor: &PlannedTensor) -> Vec<&TensorRef> {
     found
 }
 
-/// That none of these files was cut or rewritten since it was opened.
+/// Checks that none of these files was truncated or rewritten since it was opened.
 fn check_unchanged(files: &[&TensorRef]) -> Result<()> {
     files.iter().try_for_each(|tensor| tensor.check_unchanged())
 }
 
-/// Syncs what is written until `stopped` hangs up: the disk works while values are computed, and the last
-/// sync has little left to do. The system reports a failed write only once, so an error here fails the run.
+/// Syncs the written files again and again until `stopped` hangs up: the disk works while values are computed, and the
+/// final sync has little left to do. The system reports a failed write only once, so an error here fails the run.
 fn flush_until(stopped: Receiver<()>, files: &[(File, PathBuf)]) -> Result<()> {
     while stopped.recv_timeout(FLUSH_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         for (file, path) in files {
@@ -152,9 +152,9 @@ fn flush_until(stopped: Receiver<()>, files: &[(File, PathBuf)]) -> Result<()> {
     Ok(())
 }
 
-/// The tensor's rows in ranges of about `chunk_elems` elements.
+/// Cuts the tensor's rows into ranges of about `chunk_elems` elements.
 fn chunks(tensor: &PlannedTensor, chunk_elems: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    // Rows of a tensor without elements can be without number, and there is nothing to make.
+    // A tensor without elements can still have a huge number of rows; there is nothing to make for it.
     let total = if tensor.elems() == 0 { 0 } else { tensor.rows() };
     let step = (chunk_elems / tensor.row_len().max(1)).max(1);
     (0..total).step_by(step).map(move |start| start..(start + step).min(total))
@@ -175,7 +175,7 @@ mod tests {
         let thread = std::thread::spawn(move || flush_until(stopped, &[(file, "model.gguf".into())]));
         drop(running);
         thread.join().unwrap().unwrap();
-        // A device that can't be synced, as a disk that fails.
+        // /dev/null can't be synced: it acts as a failing disk.
         let (_running, stopped) = channel::<()>();
         let device = File::open("/dev/null").unwrap();
         let error = flush_until(stopped, &[(device, "model.gguf".into())]).unwrap_err().to_string();

@@ -40,21 +40,21 @@ impl TensorRef {
         self.source.text_metadata()
     }
 
-    /// Whether both are of one open file.
+    /// Whether both belong to the same open file.
     pub(super) fn is_of_file(&self, other: &TensorRef) -> bool {
         Arc::ptr_eq(&self.source, &other.source)
     }
 
-    /// That its file hasn't changed: see [`Source::check_unchanged`].
+    /// Checks that its file hasn't changed: see [`Source::check_unchanged`].
     pub(super) fn check_unchanged(&self) -> Result<()> {
         self.source.check_unchanged()
     }
 
-    /// Whether a NaN or an infinity is among its values.
+    /// Whether its values contain a NaN or an infinity.
     pub(super) fn has_non_finite(&self) -> bool {
         const ROWS: usize = 1024;
         let info = self.info();
-        // Rows without elements can be without number.
+        // A shape without elements can still have a huge number of rows.
         let total = if info.elems() == 0 { 0 } else { info.rows() };
         (0..total)
             .step_by(ROWS)
@@ -66,7 +66,7 @@ impl TensorRef {
         self.source.rows(self.index, rows)
     }
 
-    /// The bytes of elements `elems`, of a type whose elements stand for themselves.
+    /// The bytes of elements `elems`. Only for types that store each element by itself, not for blocks.
     pub(crate) fn elements(&self, elems: Range<usize>) -> Cow<'_, [u8]> {
         let (row_len, size) = (self.info().row_len().max(1), self.info().dtype.block_bytes());
         let rows = elems.start / row_len..elems.end.div_ceil(row_len);
@@ -89,7 +89,7 @@ impl fmt::Debug for TensorRef {
 /// Some rows of one operand of [`Expr::Rows`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pick {
-    /// The operand's number.
+    /// Index of the operand.
     pub of: usize,
     /// Its first row.
     pub start: usize,
@@ -97,13 +97,13 @@ pub struct Pick {
     pub len: usize,
 }
 
-/// A function of rows: rows of a result from the same rows of its operands.
+/// A function of rows: makes rows of a result from the same rows of its operands.
 pub trait RowMap: fmt::Debug + Send + Sync {
     /// Computes rows `rows` of the result, each of `row_len` values, into `out`. When it is called, `out` holds
     /// the first operand's values of these rows; `others` holds those of the other operands, each as long as `out`.
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
 
-    /// For messages: which values of the operands give a NaN or an infinity though they are finite.
+    /// Says, for messages, which finite values of the operands give a NaN or an infinity.
     fn not_finite(&self) -> Option<&str> {
         None
     }
@@ -119,11 +119,11 @@ pub enum Expr {
     Values {
         /// Their shape.
         shape: Vec<usize>,
-        /// Row by row.
+        /// The numbers, row by row.
         values: Arc<[f32]>,
     },
-    /// Rows of other tensors, one pick after the other: slices, concatenations, stacks and
-    /// regroupings, all of them without touching a value.
+    /// Rows of other tensors, one pick after the other: slices, concatenations, stacks and regroupings. No value is
+    /// changed.
     Rows {
         /// The shape of the result; its rows are as long as the operands'.
         shape: Vec<usize>,
@@ -132,19 +132,19 @@ pub enum Expr {
         /// Which rows, in the result's order.
         picks: Arc<[Pick]>,
     },
-    /// The same values in another shape; the rows of one are whole parts of the other's.
+    /// The same values in another shape. Rows of one shape divide evenly into rows of the other.
     Reshape {
         /// What is reshaped.
         of: Box<Expr>,
         /// The shape of the result.
         shape: Vec<usize>,
     },
-    /// The same bytes under another type of the same size: types that a format has no number for
-    /// travel under one that it has. Bytes are copied unseen.
+    /// The same bytes under another type of the same size. A type that a format has no number for is stored under one
+    /// that it has. Bytes are copied without a check.
     Bits {
-        /// Whose bytes; it has an [`Expr::raw_dtype`].
+        /// The tensor whose bytes are used; it has an [`Expr::raw_dtype`].
         of: Box<Expr>,
-        /// What they are taken for.
+        /// The type under which the bytes are read.
         dtype: DType,
     },
     /// A matrix with rows and columns exchanged.
@@ -153,14 +153,14 @@ pub enum Expr {
     AddConstant {
         /// What is added to.
         of: Box<Expr>,
-        /// The number added to every value.
+        /// The number that is added to every value.
         constant: f32,
     },
     /// `of * factor`, in f32.
     Scale {
         /// What is multiplied.
         of: Box<Expr>,
-        /// The number that every value is multiplied with.
+        /// The number by which every value is multiplied.
         factor: f32,
     },
     /// `of` rounded to a type and back: for references that round midway.
@@ -177,8 +177,8 @@ pub enum Expr {
         /// What is added, of the same shape.
         delta: Box<Expr>,
     },
-    /// `scale * (left @ right)`, summed in f32 and scaled after that: `left` is `[rows, k]`, `right`
-    /// `[k, cols]`. For any row all of `right` is needed, so it is best the small one.
+    /// `scale * (left @ right)`, summed in f32 and scaled after that: `left` is `[rows, k]`, `right` `[k, cols]`. Every
+    /// row needs all of `right`, so `right` should be the small one.
     Product {
         /// Dimensionless.
         scale: f32,
@@ -194,7 +194,7 @@ pub enum Expr {
         /// `[b, d]`; the result is `[a b, c d]`.
         right: Box<Expr>,
     },
-    /// What a function makes of the same rows of tensors that all have the result's shape.
+    /// The result of a function of rows. All operands have the result's shape.
     Map {
         /// The operands.
         of: Vec<Expr>,
@@ -205,36 +205,36 @@ pub enum Expr {
     Packed {
         /// Its shape.
         shape: Vec<usize>,
-        /// The tensors that hold it: those that `packing` asks for, the one with the values first.
+        /// The tensors that hold it: those that `packing` expects, the one with the values first.
         parts: Vec<TensorRef>,
         /// How they are packed.
         packing: Arc<dyn Packing>,
     },
-    /// The same values, with a weight for the quantization error of each column. Only the outermost expression
-    /// of a tensor has an effect on how it is quantized.
+    /// The same values, with a weight for the quantization error of each column. It has an effect only as the outermost
+    /// expression of a tensor.
     Weighted {
         /// The values.
         of: Box<Expr>,
-        /// A weight for each column, of each of the tensor's matrices in turn: one matrix, or as many
-        /// as it has experts.
+        /// One weight per column, for each of the tensor's matrices in turn. A tensor has one matrix, or one per
+        /// expert.
         importance: Arc<[f32]>,
     },
 }
 
 impl Expr {
-    /// `of` with rows `start..start + len` only, in the shape `shape`.
+    /// Rows `start..start + len` of `of`, in the shape `shape`.
     pub fn slice(of: Expr, start: usize, len: usize, shape: Vec<usize>) -> Expr {
         Expr::Rows { shape, of: vec![of], picks: Arc::from([Pick { of: 0, start, len }]) }
     }
 
-    /// The rows of `of`, one tensor after the other, in the shape `shape`: concatenation along the
-    /// first dimension, or a stack where the shape has one dimension more.
+    /// The rows of `of`, one tensor after the other, in the shape `shape`: a concatenation along the first dimension,
+    /// or a stack where the shape has one dimension more.
     pub fn concat(of: Vec<Expr>, shape: Vec<usize>) -> Expr {
         let picks = of.iter().enumerate().map(|(i, e)| Pick { of: i, start: 0, len: rows(&e.shape()) }).collect();
         Expr::Rows { shape, of, picks }
     }
 
-    /// `of` with its rows in the order that `from` gives: row `i` of the result is row `from(i)`.
+    /// The rows of `of` in the order that `from` gives: row `i` of the result is row `from(i)` of `of`.
     pub fn reordered(of: Expr, from: impl Fn(usize) -> usize) -> Expr {
         let shape = of.shape();
         let mut picks: Vec<Pick> = Vec::new();
@@ -271,8 +271,7 @@ impl Expr {
         }
     }
 
-    /// The type of the bytes where the values are a source's rows unchanged; such rows can be
-    /// copied without decoding.
+    /// The type of the bytes, where the values are a source's rows unchanged. Such rows can be copied without decoding.
     pub fn raw_dtype(&self) -> Option<DType> {
         match self {
             Expr::Take(tensor) => Some(tensor.info().dtype),
@@ -295,11 +294,11 @@ impl Expr {
         }
     }
 
-    /// How many rows of f32 values are in memory for each row that is computed.
+    /// How many rows of f32 values are in memory at a time for each row that is computed.
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
-            // To change the order of rows, up to twice as many may be computed as are kept.
+            // To change the order of rows, up to twice as many rows may be computed as are kept.
             Expr::Rows { of, .. } => {
                 of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1)
             }
@@ -333,8 +332,8 @@ impl Expr {
         }
     }
 
-    /// A packed tensor with its last two dimensions exchanged, where its packing can be read that way round: blocks
-    /// that GGUF has, too, are only then rows of the tensor.
+    /// A packed tensor with its last two dimensions exchanged, where its packing can be read in that order. Blocks that
+    /// GGUF has too are rows of the tensor only after this exchange.
     pub fn turned(&self) -> Option<Expr> {
         let Expr::Packed { shape, parts, packing } = self else { return None };
         let (packing, mut shape) = (packing.turned()?, shape.clone());
@@ -343,7 +342,7 @@ impl Expr {
         Some(Expr::Packed { shape, parts: parts.clone(), packing })
     }
 
-    /// The tensor that holds the values, where they are unpacked from it.
+    /// For a packed tensor, the part that holds the values.
     pub(crate) fn packed_in(&self) -> Option<&TensorRef> {
         match self {
             Expr::Packed { parts, .. } => parts.first(),
@@ -361,7 +360,7 @@ impl Expr {
         }
     }
 
-    /// Which finite values give a NaN or an infinity, where an operation can tell.
+    /// Which finite values give a NaN or an infinity, where the operation can tell.
     pub(super) fn not_finite(&self) -> Option<&str> {
         let own = if let Expr::Map { map, .. } = self { map.not_finite() } else { None };
         own.or_else(|| self.operands().into_iter().find_map(Expr::not_finite))
@@ -379,7 +378,7 @@ impl Expr {
             Expr::Take(tensor) => dtypes.push(tensor.info().dtype),
             // The packing knows the types of its parts.
             Expr::Packed { packing, .. } => dtypes.extend(packing.raw_dtype()),
-            // Whatever the source calls them, the bytes are decoded as this.
+            // The bytes are decoded as this type, whatever the source calls them.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
             _ => self.operands().into_iter().for_each(|e| e.push_source_dtypes(dtypes)),
         }
@@ -390,8 +389,7 @@ impl Expr {
         self.sources().first().map(|t| t.path().to_owned()).unwrap_or_default()
     }
 
-    /// Whether operands and results fit together, all the way down: what was expected and what was
-    /// found where they don't.
+    /// Checks that operands and results fit together, recursively. The error is what was expected and what was found.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         match self {
             Expr::Take(_) | Expr::Packed { .. } => Ok(()),

@@ -1,4 +1,4 @@
-//! One plan, one pass: what the output holds, as data, before anything is read or written.
+//! One plan, one pass: a plan describes the output as data before any tensor data is read or written.
 //!
 //! A [`Plan`] lists output tensors; each says by an [`Expr`] how its numbers come from source
 //! tensors. Commands differ in the plans that they make; [`execute`] is the one way to run one.
@@ -63,7 +63,7 @@ impl PlannedTensor {
         source::rows(&self.shape)
     }
 
-    /// Bytes in the output. [`Plan::check`] has seen that rows divide into blocks.
+    /// Bytes in the output. Requires rows of whole blocks, which [`Plan::check`] makes sure of.
     pub fn byte_len(&self) -> u64 {
         self.dtype
             .bytes_of(self.elems() as u64, self.row_len().max(self.dtype.block_elems()) as u64)
@@ -72,8 +72,8 @@ impl PlannedTensor {
 }
 
 impl PlannedTensor {
-    /// That every source has rows of whole blocks. A vector of blocks can be listed and copied whole, but has
-    /// no rows to work with.
+    /// Checks that every source has rows of whole blocks. A vector of blocks can be listed and copied whole, but has no
+    /// rows to work with.
     fn check_blocks(&self) -> Result<()> {
         let broken = |source: &&&TensorRef| {
             let info = source.info();
@@ -87,7 +87,7 @@ impl PlannedTensor {
             .unsupported())
     }
 
-    /// That its values can be made: types can be decoded and encoded, unless bytes are only copied.
+    /// Checks that its values can be made: its types can be decoded and encoded, unless bytes are only copied.
     fn check_types(&self) -> Result<()> {
         if self.expr.raw_dtype() == Some(self.dtype) {
             return Ok(());
@@ -109,8 +109,8 @@ impl PlannedTensor {
         Ok(())
     }
 
-    /// That values of `dtype` are needed, which this version can't decode. The tensor is called by its name in
-    /// its file where it has one there.
+    /// The error where values of `dtype` are needed but can't be decoded. It names the tensor as its source file does,
+    /// where there is one.
     fn undecodable(&self, dtype: DType) -> Error {
         let sources = self.expr.sources();
         let source = sources.iter().find(|source| source.info().dtype == dtype);
@@ -141,7 +141,7 @@ impl Plan {
         self.tensors.iter().find(|t| t.name == name)
     }
 
-    /// The type that most elements of matrices have; F32 without matrices.
+    /// The type of most matrix elements; F32 if there are no matrices.
     pub fn main_dtype(&self) -> DType {
         let mut counts: Vec<(DType, usize)> = Vec::new();
         for tensor in self.tensors.iter().filter(|tensor| tensor.shape.len() > 1) {
@@ -153,8 +153,8 @@ impl Plan {
         counts.into_iter().max_by_key(|(_, count)| *count).map_or(DType::F32, |(dtype, _)| dtype)
     }
 
-    /// Checks every tensor before anything is read: shapes of operands agree, types can be decoded
-    /// and encoded, rows divide into blocks, each name is there once.
+    /// Checks every tensor before anything is read: shapes of operands agree, types can be decoded and encoded, rows
+    /// divide into blocks, and each name occurs once.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`], naming the source file and tensor.
@@ -206,18 +206,18 @@ impl FromIterator<TensorRef> for Plan {
 pub struct Layout {
     /// The files to be written.
     pub files: Vec<FileLayout>,
-    /// For every tensor of the plan, in its order: file number and offset.
+    /// For every tensor of the plan, in its order, its file and offset.
     pub places: Vec<Place>,
 }
 
-/// One output file: its length, and all bytes that don't belong to a tensor.
+/// One output file: its length, and all bytes that don't belong to tensors.
 #[derive(Debug, Clone, Default)]
 pub struct FileLayout {
     /// The name, relative to the output folder; ignored where the output is one file.
     pub name: PathBuf,
     /// The header: everything before the tensors.
     pub head: Vec<u8>,
-    /// Bytes between the tensors and behind them: where each piece starts, and what it holds.
+    /// Bytes between the tensors and after them: the offset of each piece, and its content.
     pub pieces: Vec<(u64, Vec<u8>)>,
     /// Checksums of parts of the file, filled in when those parts are written.
     pub checksums: Vec<Checksum>,
@@ -226,7 +226,7 @@ pub struct FileLayout {
 }
 
 impl FileLayout {
-    /// A file with `head` at its start and its tensors, if any, after that.
+    /// A file that starts with `head`, followed by its tensors, if any.
     pub fn new(name: impl Into<PathBuf>, head: Vec<u8>, byte_len: u64) -> Self {
         Self { name: name.into(), head, byte_len, ..Self::default() }
     }

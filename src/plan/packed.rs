@@ -1,4 +1,4 @@
-//! Tensors that a quantizer has packed into several others: the packing says how to read them by rows.
+//! Tensors that a quantizer has packed into several others. A packing says how to read such a tensor by rows.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use super::TensorRef;
 use crate::dtype::DType;
 
-/// How the values of a tensor are packed into others, its parts.
+/// How the values of a tensor are packed into other tensors, its parts.
 pub trait Packing: fmt::Debug + Send + Sync {
-    /// Writes the values of rows `rows`, each of `row_len` values, to `out`. What a file that has changed meanwhile
-    /// says of places that there are not is a NaN, never a panic.
+    /// Writes the values of rows `rows`, each of `row_len` values, to `out`. If the file changed after it was opened
+    /// and an index in it points outside a part, the value is a NaN; this never panics.
     fn unpack(&self, parts: &[TensorRef], rows: Range<usize>, row_len: usize, out: &mut [f32]);
 
-    /// The block type that holds the same values in the same rows, where there is one: such blocks can be written as
-    /// they are, without decoding.
+    /// The block type that holds the same values in the same rows, if there is one. Such blocks can be written as they
+    /// are, without decoding.
     fn raw_dtype(&self) -> Option<DType> {
         None
     }
@@ -24,7 +24,7 @@ pub trait Packing: fmt::Debug + Send + Sync {
         unreachable!("no blocks of its own: raw_dtype is None")
     }
 
-    /// The same tensor with its last two dimensions exchanged, where it can be read that way round, too.
+    /// The same tensor with its last two dimensions exchanged, if it can be read in that order too.
     fn turned(&self) -> Option<Arc<dyn Packing>> {
         None
     }

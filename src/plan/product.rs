@@ -1,10 +1,9 @@
 //! Products of matrices, summed in the order of torch on the CPU.
 //!
-//! Reference: `torch.matmul` of float32, which MKL computes. For every element it goes through the
-//! inner dimension in order with fused multiply-adds, in blocks that are summed apart: measured on
-//! torch 2.11 and 2.15 with AVX2 and AVX-512, for results of at least 4 rows and 12 columns. In smaller
-//! ones products are rounded before they are added; of a few widths (1, 6, 9 to 11) the last bit can
-//! differ still.
+//! Reference: `torch.matmul` of float32, which MKL computes. For every element it goes through the inner dimension in
+//! order with fused multiply-adds, in blocks that are summed separately: measured on torch 2.11 and 2.15 with AVX2 and
+//! AVX-512, for results of at least 4 rows and 12 columns. In smaller results, products are rounded before they are
+//! added. At a few widths (1, 6, 9 to 11) the last bit can still differ.
 
 use crate::kernel::{Kernel, Routine};
 
@@ -16,16 +15,16 @@ pub(super) fn is_fused(rows: usize, cols: usize) -> bool {
     rows >= 4 && cols >= 12
 }
 
-/// What becomes of a finished sum.
+/// What happens to a finished sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sink {
-    /// It is the result.
+    /// It becomes the result.
     Set,
-    /// It is added to the value that is there.
+    /// It is added to the value that is already there.
     Add,
 }
 
-/// `scale * (left @ right)` for as many rows as `left` has, of `k` values each.
+/// Computes `scale * (left @ right)` for all rows of `left`, which have `k` values each.
 pub(super) fn product_rows(
     left: &[f32],
     right: &[f32],
@@ -47,7 +46,7 @@ pub(super) fn product_rows(
     Kernel::in_use().run_wide(Rows { left, right, k, scale, sink, out });
 }
 
-/// As [`product_rows`], for the small results that no kernel is made for.
+/// Like [`product_rows`], for small results, which torch computes without fused multiply-adds.
 fn plain_rows(left: &[f32], right: &[f32], k: usize, scale: f32, sink: Sink, out: &mut [f32]) {
     let cols = right.len() / k;
     for (left, out) in left.chunks_exact(k).zip(out.chunks_exact_mut(cols)) {
@@ -59,7 +58,7 @@ fn plain_rows(left: &[f32], right: &[f32], k: usize, scale: f32, sink: Sink, out
     }
 }
 
-/// The longest run of an inner dimension of `k` that is summed in one go, as MKL cuts it.
+/// The longest run of an inner dimension of `k` that is summed in one go: MKL cuts it this way.
 pub(crate) fn run_len(k: usize) -> usize {
     match k {
         0..=BLOCK => k,
@@ -85,7 +84,7 @@ impl Routine for Rows<'_> {
     fn run<const L: usize, const PAIR: usize>(mut self) {
         let cols = self.right.len() / self.k;
         let mut col = 0;
-        // Strip by strip, so that the strip's part of `right` stays close for all rows.
+        // Strip by strip, so that the strip's part of `right` stays in the cache for all rows.
         while col + PAIR <= cols {
             self.strip::<PAIR>(col);
             col += PAIR;
@@ -98,7 +97,7 @@ impl Routine for Rows<'_> {
 }
 
 impl Rows<'_> {
-    /// `C` columns from `col` on, of all rows.
+    /// Computes `C` columns from `col` on, for all rows.
     #[inline(always)]
     fn strip<const C: usize>(&mut self, col: usize) {
         let (k, cols) = (self.k, self.right.len() / self.k);
@@ -115,7 +114,7 @@ impl Rows<'_> {
     }
 }
 
-/// `R` rows of `C` columns from `col` on, whose sums fit the registers.
+/// Computes `R` rows of `C` columns from `col` on. Their sums fit into registers.
 #[inline(always)]
 fn tile<const C: usize, const R: usize>(
     left: &[f32],
@@ -171,7 +170,7 @@ mod tests {
         (0..count).map(|i| (next(i) >> 8) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 
-    /// One element after the other, as the module's head says.
+    /// The product element by element, in the order that the module's head describes.
     fn plainly(left: &[f32], right: &[f32], k: usize, scale: f32) -> Vec<f32> {
         let cols = right.len() / k;
         let element = |row: usize, col: usize| {

@@ -1,5 +1,5 @@
-//! Values that are computed before the pass and are too many to keep in memory until then: they wait in a
-//! temporary file.
+//! Values that are computed before the pass and are too many to keep in memory until then. They are kept in a temporary
+//! file.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use crate::error::Result;
 use crate::quant;
 use crate::source::{MappedFile, Source, TensorInfo};
 
-/// Values that are encoded and written at once.
+/// How many values are encoded and written at once.
 const CHUNK: usize = 1 << 16;
 
-/// A temporary file of one tensor.
+/// A temporary file that holds one tensor.
 struct Spilled {
     file: MappedFile,
     info: [TensorInfo; 1],
@@ -36,14 +36,14 @@ impl Source for Spilled {
 }
 
 impl TensorRef {
-    /// `values` as a tensor of f32 of `shape`, kept in a temporary file (`TMPDIR`) that is gone with the last
-    /// reference. It has neither path nor name, as values in memory have none.
+    /// Stores `values` as a tensor of f32 with shape `shape` in a temporary file (`TMPDIR`), which is deleted with the
+    /// last reference. Like values in memory, the tensor has neither path nor name.
     ///
     /// # Errors
     /// [`crate::Error::Io`], naming the folder for temporary files.
     ///
     /// # Panics
-    /// Where `values` aren't as many as `shape` has.
+    /// If the number of `values` isn't the number of elements in `shape`.
     pub fn spill(shape: Vec<usize>, values: &[f32]) -> Result<TensorRef> {
         assert_eq!(shape.iter().product::<usize>(), values.len());
         let file = MappedFile::temporary(Path::new(""), |put| {

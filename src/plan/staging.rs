@@ -1,10 +1,9 @@
-//! Outputs appear whole or not at all: a new file has no name until it is complete, or another name.
+//! Outputs appear whole or not at all: until it is complete, an output has no name or a temporary one.
 //!
-//! Where the file system can make files without a name (`O_TMPFILE`), a file that isn't finished is
-//! gone with its process, even after kill -9. Elsewhere, and for folders, everything is written beside
-//! the target under the name `.NAME.PID.partial` and renamed. Such a temporary is locked while its
-//! process lives; [`remove_unfinished`] deletes those of this process, and the next run into the same
-//! place those of processes that are gone.
+//! Where the file system can make files without a name (`O_TMPFILE`), an unfinished file disappears with its process,
+//! even after kill -9. Elsewhere, and for folders, everything is written beside the target under the name
+//! `.NAME.PID.partial` and renamed. Such a temporary is locked while its process lives. [`remove_unfinished`] deletes
+//! the temporaries of this process, and the next run with the same target deletes those of dead processes.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::Write;
@@ -20,7 +19,7 @@ pub use super::unfinished::remove_unfinished;
 /// An output being written. Dropped before [`Staging::commit`], it leaves nothing behind.
 pub struct Staging {
     form: Form,
-    /// In the order of names that were asked for; one where it isn't several files.
+    /// In the order in which names were given; always one, except for [`Form::Files`].
     outputs: Vec<Output>,
     sync: bool,
     /// Whether files are made without a name where that is possible.
@@ -28,7 +27,7 @@ pub struct Staging {
     committed: bool,
 }
 
-/// What an output is on the disk.
+/// The kind of output.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     File,
@@ -36,13 +35,13 @@ enum Form {
     Files,
 }
 
-/// A name and what stands in for it until it is complete.
+/// A target, and the temporary that holds its content until it is complete.
 struct Output {
-    /// The last part of the name that was asked for; a link has another one than its target.
+    /// The last part of the requested name. Where that is a link, the target's name differs.
     name: PathBuf,
     target: PathBuf,
     temp: PathBuf,
-    /// Whether something stands under the name already.
+    /// Whether something exists under the target's name already.
     replaces: bool,
     /// The file that [`Staging::create`] made.
     made: OnceLock<Made>,
@@ -57,7 +56,7 @@ enum Made {
 }
 
 impl Staging {
-    /// Prepares to write the file `target`. A link is followed: what it points to is written.
+    /// Prepares to write the file `target`. A link is followed: the file it points to is written.
     ///
     /// # Errors
     /// [`Error::Exists`] where something is there and `overwrite` is false; [`Error::Mismatch`] for a
@@ -66,8 +65,8 @@ impl Staging {
         Ok(Self::new(Form::File, vec![Output::new(target, overwrite, false)?]))
     }
 
-    /// Prepares to write several files side by side into `folder`, which stays as it is otherwise:
-    /// the shards of a model. All are written before the first gets its name.
+    /// Prepares to write several files side by side into `folder`, such as the shards of a model. Other files in the
+    /// folder stay. All are written before the first gets its name.
     ///
     /// # Errors
     /// As [`Staging::file`] for any of them; [`Error::Mismatch`] for a name that isn't a plain one.
@@ -83,8 +82,8 @@ impl Staging {
         Ok(Self::new(Form::Files, outputs))
     }
 
-    /// Prepares to write the folder `target`. With `overwrite`, an existing folder is replaced as
-    /// a whole, but only one that holds a checkpoint or an adapter and nothing below it.
+    /// Prepares to write the folder `target`. With `overwrite`, an existing folder is replaced as a whole, but only if
+    /// it holds a checkpoint or an adapter and no folders.
     ///
     /// # Errors
     /// [`Error::Exists`], or [`Error::Mismatch`] for a folder that should not be deleted.
@@ -94,7 +93,7 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Fails where writing `target` would fail at once: to be asked before a long computation, not after it.
+    /// Fails where writing `target` would fail at once. Call it before a long computation, not after it.
     ///
     /// # Errors
     /// [`Error::Exists`]; [`Error::Mismatch`] where the folder to write into doesn't exist.
@@ -106,17 +105,17 @@ impl Staging {
         Self { form, outputs, sync: true, unnamed: true, committed: false }
     }
 
-    /// As on a file system that can't make files without a name.
+    /// Behaves as on a file system that can't make files without a name.
     #[cfg(test)]
     fn named(mut self) -> Self {
         self.unnamed = false;
         self
     }
 
-    /// Whether to wait for the disk. Unless told otherwise, everything is on it before it gets its
-    /// name. Without that the output is complete for every reader, but a power cut soon after can
-    /// take part of it, as after `cp`: fit where it can be made again. Where an output is replaced
-    /// the wait stays, so that the old one goes only when the new one is safe.
+    /// Whether to wait until everything is on the disk before it gets its name. The default is to wait. Without that,
+    /// the output is complete for every reader, but a power cut soon after can lose part of it, as after `cp`. That is
+    /// acceptable for output that can be made again. An output that replaces another is always waited for, so that the
+    /// old one goes only when the new one is safe.
     #[must_use]
     pub fn sync(mut self, sync: bool) -> Self {
         self.sync = sync || self.outputs.iter().any(|output| output.replaces);
@@ -133,8 +132,8 @@ impl Staging {
         self.outputs.first().map_or(Path::new(""), |output| &output.temp)
     }
 
-    /// Creates the file `name` of a [`super::FileLayout`], readable as well, and says what messages
-    /// call it.
+    /// Creates the file `name` of a [`super::FileLayout`], open for reading and writing. Also returns the path under
+    /// which messages name it.
     pub(super) fn create(&self, name: &Path) -> Result<(File, PathBuf)> {
         let output = match self.form {
             Form::Folder => {
@@ -150,8 +149,7 @@ impl Staging {
         Ok((output.create(self.unnamed)?, output.target.clone()))
     }
 
-    /// Writes a small file into the folder being staged; `name` may have folders before it, made as
-    /// needed.
+    /// Writes a small file into the folder being staged. `name` may have parent folders, which are made as needed.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -165,18 +163,18 @@ impl Staging {
         if self.sync { file.sync_all().at(&path, "sync") } else { Ok(()) }
     }
 
-    /// Makes the output appear under its name: in one step, or several files one after another, the
-    /// first one last, so that a reader who finds it finds them all.
+    /// Gives the output its name: in one step, or several files one after another. The first file comes last, so that a
+    /// reader who finds it finds them all.
     ///
     /// # Errors
-    /// [`Error::Io`]; the old output, if any, is still there then. [`Error::Exists`] where something
-    /// has appeared under the name of a new file meanwhile. Of several files those whose turn had come
-    /// have their names.
+    /// [`Error::Io`]; the old output, if any, is still there then. [`Error::Exists`] where something has appeared under
+    /// the name of a new file since [`Staging`] was made. If that happens to one of several files, those before it have
+    /// been named already.
     pub fn commit(mut self) -> Result<()> {
         if self.sync && self.form == Form::Folder {
             File::open(self.path()).and_then(|folder| folder.sync_all()).at(self.path(), "sync")?;
         }
-        // A signal that ends the process waits until names are in order.
+        // While this lock is held, a signal that would end the process waits until all names are in place.
         let _names = unfinished::lock();
         for output in self.outputs.iter().rev() {
             match self.form {
@@ -188,7 +186,7 @@ impl Staging {
         if !self.sync {
             return Ok(());
         }
-        // The rename itself reaches the disk with the folder that holds the name.
+        // A rename reaches the disk when the folder that holds the name is synced.
         let Some(Output { target, .. }) = self.outputs.first() else { return Ok(()) };
         let parent = parent(target);
         File::open(parent).and_then(|folder| folder.sync_all()).at(parent, "sync")
@@ -209,7 +207,7 @@ impl Output {
         Ok(Self { name, target, temp, replaces: found.is_some(), made: OnceLock::new() })
     }
 
-    /// Makes the temporary file or folder, which a signal deletes.
+    /// Makes the temporary file or folder and registers it, so that a signal deletes it.
     fn make_named<T>(&self, make: impl FnOnce(&Path) -> std::io::Result<T>) -> Result<T> {
         let (unfinished, made) = Unfinished::make(&self.temp, make).at(&self.temp, "create")?;
         let _ = self.made.set(Made::Named { _unfinished: unfinished });
@@ -225,7 +223,7 @@ impl Output {
         self.make_named(new_file)
     }
 
-    /// Gives a complete file its name.
+    /// Gives the complete output its name.
     fn name(&self) -> Result<()> {
         let Some(Made::Unnamed(file)) = self.made.get() else {
             return fs::rename(&self.temp, &self.target).at(&self.target, "write");
@@ -238,7 +236,7 @@ impl Output {
                 done => done.at(&self.target, "write"),
             };
         }
-        // A link can't replace a name, a rename can.
+        // A link can't replace an existing name, but a rename can.
         link(file, &self.temp).at(&self.temp, "write")?;
         fs::rename(&self.temp, &self.target).at(&self.target, "write")
     }
@@ -248,7 +246,7 @@ impl Output {
         if !target.exists() {
             return fs::rename(temp, target).at(target, "write");
         }
-        // A folder can't be renamed over a full one: the old one steps aside first.
+        // A folder can't be renamed over a non-empty one, so the old one is moved aside first.
         let old = temp.with_extension("replaced");
         fs::rename(target, &old).at(target, "move aside")?;
         if let Err(error) = fs::rename(temp, target) {
@@ -265,7 +263,7 @@ impl Drop for Staging {
             return;
         }
         for Output { temp, .. } in &self.outputs {
-            // What has its name already is not under this one any more.
+            // An output that has its final name already no longer exists under this one.
             let _ = if self.form == Form::Folder { fs::remove_dir_all(temp) } else { fs::remove_file(temp) };
         }
     }
@@ -276,12 +274,12 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A new file that can be read as well: checksums are taken of what was written.
+/// Makes a new file. It is readable too, because checksums are computed from what was written.
 fn new_file(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
-/// A file in `folder` that has no name; `None` where the system can't make one, or give it a name later.
+/// Makes a file without a name in `folder`; `None` where the system can't make one, or couldn't name it later.
 fn unnamed_file(folder: &Path) -> Option<File> {
     let flags = rustix::fs::OFlags::TMPFILE.bits().cast_signed();
     let file = OpenOptions::new().read(true).write(true).mode(0o666).custom_flags(flags).open(folder).ok()?;
@@ -300,10 +298,10 @@ fn open_file_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Where a symbolic link leads, which need not be there.
+/// The target of a symbolic link. It need not exist.
 fn followed(link: &Path) -> Result<PathBuf> {
     let mut path = link.to_owned();
-    // As many steps as Linux takes.
+    // Linux follows at most 40 links, too.
     for _ in 0..40 {
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_symlink() => {
@@ -315,8 +313,8 @@ fn followed(link: &Path) -> Result<PathBuf> {
     Err(Finding::new(link, "output").expected("a link that leads somewhere").found("a circle of links").mismatch())
 }
 
-/// Where an output that is called `asked` is written, and what is there now. Links are followed; a new output needs
-/// a folder to stand in.
+/// The path to which an output called `asked` is written, and what exists there now. Links are followed. The folder for
+/// a new output must exist.
 fn free_target(asked: &Path, overwrite: bool) -> Result<(PathBuf, Option<Metadata>)> {
     let found = fs::symlink_metadata(asked).ok();
     if found.is_some() && !overwrite {
@@ -333,7 +331,7 @@ fn free_target(asked: &Path, overwrite: bool) -> Result<(PathBuf, Option<Metadat
     Ok((target, found))
 }
 
-/// Only files and folders are replaced, each by its like.
+/// Only files and folders can be replaced, each by its own kind.
 fn check_replaceable(target: &Path, found: &Metadata, folder: bool) -> Result<()> {
     let kind = found.file_type();
     let is = match () {
@@ -351,7 +349,7 @@ fn check_replaceable(target: &Path, found: &Metadata, folder: bool) -> Result<()
     if folder { safe_to_replace(target) } else { Ok(()) }
 }
 
-/// A new output needs a folder to stand in.
+/// The folder for a new output must exist.
 fn check_parent(target: &Path) -> Result<()> {
     let folder = parent(target);
     if folder.is_dir() {
@@ -361,7 +359,7 @@ fn check_parent(target: &Path) -> Result<()> {
     Err(Finding::new(folder, "folder of the output").expected("a folder").found(found).hint("make it first").mismatch())
 }
 
-/// Replacing a folder deletes it: only one that plainly is an output of this kind.
+/// Replacing a folder deletes it, so it must clearly be an output of this kind.
 fn safe_to_replace(folder: &Path) -> Result<()> {
     let known = ["config.json", "adapter_config.json"].iter().any(|name| folder.join(name).is_file());
     let mut nested = false;

@@ -1,4 +1,4 @@
-//! Temporary files and folders of outputs that aren't finished: their names, and who deletes them.
+//! Temporary files and folders of unfinished outputs: their names, and who deletes them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -7,26 +7,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What this process is writing under a temporary name.
+/// The temporaries that this process is writing.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Temporaries of processes that are younger than this may not be locked yet.
+/// A younger temporary of another process may not be locked yet.
 const MIN_AGE: Duration = Duration::from_secs(10);
 
-/// A temporary file or folder: in the list of this process, and locked, for as long as this lives.
+/// A temporary file or folder. While this value lives, it is locked and in the list of this process.
 pub(super) struct Unfinished {
     path: PathBuf,
     _lock: Option<File>,
 }
 
 impl Unfinished {
-    /// Makes the temporary `path` by `make`, in the list: no signal comes between the two.
+    /// Makes the temporary `path` with `make` and lists it in one step, so that a signal can't come between the two.
     pub(super) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
         let mut list = lock();
         let made = make(path)?;
         list.insert(path.to_owned());
         drop(list);
-        // A file system without locks says so; then the temporary is never taken for abandoned.
+        // A file system without locks fails here, and in `remove_abandoned` too, so the temporary is never deleted as
+        // abandoned.
         let locked = File::open(path).ok().filter(|file| file.try_lock().is_ok());
         Ok((Self { path: path.to_owned(), _lock: locked }, made))
     }
@@ -43,12 +44,12 @@ pub(super) fn lock() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Deletes everything that this process has begun under a temporary name: to be called right before a
-/// signal ends the process. Waits while an output gets its name; afterwards none can be begun any more.
+/// Deletes all temporaries of this process. Call it right before a signal ends the process. It waits while an output
+/// gets its name. Afterwards, no temporary can be made any more.
 pub fn remove_unfinished() {
     let list = lock();
     for path in list.iter() {
-        // Threads that still write may put a file into a folder while it is deleted.
+        // Threads that still write may add a file to a folder while it is being deleted.
         for _ in 0..10 {
             remove(path);
             if !path.exists() {
@@ -69,15 +70,15 @@ pub(super) fn temporary(target: &Path) -> Option<PathBuf> {
     Some(target.with_file_name(format!(".{name}.{}.partial", std::process::id())))
 }
 
-/// The process that a temporary of `target` with this name belongs to.
+/// The id of the process that made a temporary of `target` with this name.
 fn process_of(target: &Path, name: &str) -> Option<u32> {
     let stem = target.file_name()?.to_str()?;
     let process = name.strip_prefix('.')?.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".partial")?;
     process.parse().ok()
 }
 
-/// Deletes temporaries of `target` whose process is gone: nobody holds their lock. What can't be locked
-/// for another reason stays.
+/// Deletes temporaries of `target` whose process has ended, which shows in that nobody holds their lock. A temporary
+/// that can't be locked for another reason stays.
 pub(super) fn remove_abandoned(target: &Path) {
     let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

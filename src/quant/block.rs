@@ -1,8 +1,8 @@
-//! What all block types share: fields at fixed places, packed levels, runs of levels under one scale.
+//! Helpers for all block types: fields at fixed offsets, packed levels, runs of levels with one scale.
 //!
-//! A block type is decoded in two steps: its integer levels are unpacked into a small array, then
-//! multiplied by the scales of their runs. The steps are plain loops over arrays, which compilers
-//! turn into vector code, and the levels are there by themselves for code that wants integers.
+//! A block is decoded in two steps: its integer levels are unpacked into a small array, then multiplied by the scales
+//! of their runs. The steps are plain loops over arrays, which compilers vectorize. Code that needs the integers can
+//! use the first step alone.
 
 use half::f16;
 
@@ -10,17 +10,17 @@ use crate::dtype::DType;
 
 /// A block type of `BYTES` bytes for `ELEMS` values.
 pub(super) trait Block<const BYTES: usize, const ELEMS: usize> {
-    /// Its name; [`Coder::of`] compares the sizes when compiled.
+    /// Its type; [`Coder::of`] compares the sizes at compile time.
     const DTYPE: DType;
 
-    /// The values of one block.
+    /// Decodes one block.
     fn decode(block: &[u8; BYTES], out: &mut [f32; ELEMS]);
 
-    /// Whether every value of the block is a number; scales are what can hold NaN and infinity.
+    /// Whether every value of the block is finite; a NaN or an infinity can only come from scales.
     fn is_finite(block: &[u8; BYTES]) -> bool;
 }
 
-/// The code of one block type, over any number of blocks.
+/// The code for one block type, over any number of blocks.
 #[derive(Clone, Copy)]
 pub(super) struct Coder {
     pub(super) decode: fn(&[u8], &mut [f32]),
@@ -47,7 +47,7 @@ fn has_non_finite<B: Block<BYTES, ELEMS>, const BYTES: usize, const ELEMS: usize
     bytes.as_chunks().0.iter().any(|block| !B::is_finite(block))
 }
 
-/// The `LEN` bytes of a block from `AT` on. Places are the format's, so they are checked when compiled.
+/// The `LEN` bytes of a block from `AT` on, checked at compile time, because offsets are fixed by the format.
 pub(super) fn field<const AT: usize, const LEN: usize, const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; LEN] {
     const { assert!(AT + LEN <= BYTES, "the field is outside the block") }
     match block[AT..].first_chunk() {
@@ -56,18 +56,18 @@ pub(super) fn field<const AT: usize, const LEN: usize, const BYTES: usize>(block
     }
 }
 
-/// The f16 at `AT`.
+/// The f16 at offset `AT`.
 pub(super) fn half<const AT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> f32 {
     f16::from_le_bytes(*field::<AT, 2, BYTES>(block)).to_f32()
 }
 
-/// Whether the f16 at `AT` is neither NaN nor infinite.
+/// Whether the f16 at offset `AT` is neither NaN nor infinite.
 pub(super) fn half_is_finite<const AT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> bool {
     f16::from_le_bytes(*field::<AT, 2, BYTES>(block)).is_finite()
 }
 
-/// Unpacks levels of `BITS` bits from runs of `RUN` bytes. Each run holds `8 / BITS` runs of
-/// levels: the first in the lowest bits of all its bytes, the next in the bits above them.
+/// Unpacks levels of `BITS` bits from runs of `RUN` bytes. Each run of bytes holds `8 / BITS` runs of levels: the first
+/// in the lowest bits of all its bytes, the next in the bits above them.
 pub(super) fn unpack<const BITS: usize, const RUN: usize, const PACKED: usize, const LEVELS: usize>(
     packed: &[u8; PACKED],
 ) -> [u8; LEVELS] {
@@ -92,7 +92,7 @@ pub(super) fn join<const BITS: usize, const N: usize>(mut low: [u8; N], high: &[
     low
 }
 
-/// Levels around zero: each less `zero`.
+/// Levels around zero: each level minus `zero`.
 pub(super) fn centred<const N: usize>(levels: &[u8; N], zero: i8) -> [i8; N] {
     let mut out = [0; N];
     for (out, level) in out.iter_mut().zip(levels) {
@@ -110,7 +110,7 @@ pub(super) fn looked_up<const N: usize>(levels: &[u8; N], values: &[i8; 16]) -> 
     out
 }
 
-/// `out = scale * level`, each scale over the next `RUN` levels.
+/// `out = scale * level`, each scale for the next `RUN` levels.
 pub(super) fn scale<const RUN: usize, const RUNS: usize, const N: usize>(
     scales: &[f32; RUNS],
     levels: &[i8; N],
@@ -125,8 +125,8 @@ pub(super) fn scale<const RUN: usize, const RUNS: usize, const N: usize>(
     }
 }
 
-/// `out = scale * level + shift`, each pair over the next `RUN` levels. The product is rounded before
-/// the sum, as numpy does it: no fused multiply-add.
+/// `out = scale * level + shift`, each pair for the next `RUN` levels. The product is rounded before the sum, as in
+/// numpy: no fused multiply-add.
 pub(super) fn scale_and_shift<const RUN: usize, const RUNS: usize, const N: usize>(
     scales: &[(f32, f32); RUNS],
     levels: &[u8; N],

@@ -1,19 +1,19 @@
 //! BF16: the upper half of an F32, rounded to nearest even.
 //!
-//! Bits alone are worked on, in the widest vectors there are: plain merges and conversions spend much of
-//! their time here. NaNs stay NaNs, made quiet, as torch and the `half` crate make them.
+//! It works on bits only, in the widest vectors available: plain merges and conversions spend much
+//! of their time here. NaNs stay NaNs but become quiet, as in torch and the `half` crate.
 
 use crate::kernel::{Kernel, Routine};
 
 const INFINITY: u32 = 0x7f80_0000;
 const MAGNITUDE: u32 = 0x7fff_ffff;
 
-/// Bytes of BF16, little-endian, as f32: exact.
+/// Decodes little-endian BF16 to f32, exactly.
 pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
     Kernel::in_use().run_wide(Decode { bytes, out });
 }
 
-/// f32 as BF16, little-endian.
+/// Encodes f32 as little-endian BF16.
 pub(super) fn encode(values: &[f32], out: &mut [u8]) {
     Kernel::in_use().run_wide(Encode { values, out });
 }
@@ -65,7 +65,7 @@ mod tests {
         for (bits, value) in (0..=u16::MAX).zip(&decoded) {
             assert_eq!(value.to_bits(), bf16::from_bits(bits).to_f32().to_bits(), "{bits:x}");
         }
-        // Around every half way point, and NaNs of all kinds.
+        // Numbers around every halfway point, and NaNs of all kinds.
         let bits = (0..=u16::MAX).flat_map(|high| {
             [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| f32::from_bits(u32::from(high) << 16 | low))
         });

@@ -1,6 +1,6 @@
-//! MXFP4 and NVFP4: four-bit floats (E2M1) under scales that are eight-bit floats.
+//! MXFP4 and NVFP4: four-bit floats (E2M1) with scales that are eight-bit floats.
 //!
-//! ggml keeps the values of E2M1 doubled, so that they are integers, and halves the scales instead.
+//! ggml doubles the values of E2M1, so that they are integers, and halves the scales.
 //!
 //! Reference: ggml `ggml-common.h` (the structs), `ggml-impl.h` (`ggml_e8m0_to_fp32_half`,
 //! `ggml_ue4m3_to_fp32`), `ggml-quants.c`; gguf-py `quants.py`, `class MXFP4`, `class NVFP4`.
@@ -8,13 +8,13 @@
 use super::block::{Block, field, looked_up, scale, unpack};
 use crate::dtype::DType;
 
-/// Twice the values of E2M1.
+/// The values of E2M1, doubled.
 pub(super) const DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `e: E8M0`, 16 bytes of nibbles: 32 values.
 pub(super) struct Mxfp4;
 
-/// Half of `2^(e - 127)`. The two smallest are subnormal in f32.
+/// Half of `2^(e - 127)`. The two smallest results are subnormal in f32.
 pub(super) fn half_of_e8m0(e: u8) -> f32 {
     f32::from_bits(match e {
         0 | 1 => 0x0020_0000 << e,
@@ -31,8 +31,8 @@ impl Block<17, 32> for Mxfp4 {
         scale::<32, _, _>(&[half_of_e8m0(e)], &looked_up(&levels, &DOUBLED), out);
     }
 
-    /// 255 is NaN in E8M0, which ggml's arithmetic takes for a number but its check of files refuses.
-    /// A few scales below it are finite and reach past f32 with large enough values.
+    /// 255 is NaN in E8M0. ggml's arithmetic treats it as a number, but its check of files refuses it. A few scales
+    /// below 255 are finite, but overflow f32 with large enough values.
     fn is_finite(block: &[u8; 17]) -> bool {
         let [e] = *field::<0, 1, _>(block);
         let values_are_finite = || {
@@ -47,8 +47,8 @@ impl Block<17, 32> for Mxfp4 {
 /// Four scales of UE4M3, 32 bytes of nibbles: four runs of 16 values.
 pub(super) struct Nvfp4;
 
-/// Half of an E4M3 without sign. ggml takes the NaN of that type, 127, for zero, and does not look at
-/// the sign bit otherwise: every byte is a number.
+/// Half of an unsigned E4M3. ggml treats the type's NaN, 127, as zero, and otherwise ignores the sign bit, so every
+/// byte is a finite number.
 pub(super) fn half_of_ue4m3(x: u8) -> f32 {
     let (exponent, mantissa) = (x >> 3 & 15, x & 7);
     match (x, exponent) {

@@ -1,4 +1,4 @@
-//! Eight-bit floats: every byte's value in a table.
+//! Eight-bit floats: a table has the value of every byte.
 //!
 //! Reference: the OCP formats E4M3 and E5M2 (torch's `float8_e4m3fn`, `float8_e5m2`), their variants without a
 //! negative zero (`fnuz`), and the scales of MX formats, E8M0.
@@ -14,18 +14,18 @@ static E4M3FNUZ: Table = table(3, 8, Odd::Fnuz);
 static E5M2FNUZ: Table = table(2, 16, Odd::Fnuz);
 static E8M0: Table = powers();
 
-/// Which bytes are no numbers.
+/// Which bytes aren't numbers.
 #[derive(Clone, Copy)]
 enum Odd {
-    /// All ones but the sign: NaN. There is no infinity.
+    /// All bits one except the sign: NaN. There is no infinity.
     E4M3,
-    /// An exponent of all ones: infinity or NaN.
+    /// All exponent bits one: infinity or NaN.
     Ieee,
-    /// The negative zero: NaN.
+    /// Negative zero: NaN.
     Fnuz,
 }
 
-/// The values of `dtype`, where it is an eight-bit float.
+/// The values of `dtype`, if it is an eight-bit float.
 pub(super) fn table_of(dtype: DType) -> Option<&'static Table> {
     match dtype {
         DType::F8_E4M3 => Some(&E4M3),
@@ -37,7 +37,7 @@ pub(super) fn table_of(dtype: DType) -> Option<&'static Table> {
     }
 }
 
-/// Sign, exponent, and `mantissa` bits.
+/// Makes a table from sign, exponent, and `mantissa` bits.
 const fn table(mantissa: u32, bias: u32, odd: Odd) -> Table {
     let mut values = [0.0; 256];
     let mut byte = 0;
@@ -61,7 +61,7 @@ const fn table(mantissa: u32, bias: u32, odd: Odd) -> Table {
     values
 }
 
-/// Powers of two; 255 is NaN.
+/// Makes the table of E8M0: powers of two, with 255 for NaN.
 const fn powers() -> Table {
     let mut values = [f32::NAN; 256];
     // The smallest is subnormal in f32.

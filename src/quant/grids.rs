@@ -1,7 +1,7 @@
-//! The grids of the IQ types: which patterns of values a place in a grid stands for.
+//! The grids of the IQ types: the pattern of values at each place of a grid.
 //!
-//! They are part of the format, chosen by its author from the patterns that weights show. Written here as
-//! digits, which the compiler unpacks; `fixtures/quant/make_grids.py` prints the digits.
+//! They are part of the format; its author chose them from the patterns in real weights. Here they are written as
+//! digits, which are unpacked at compile time; `fixtures/quant/make_grids.py` prints the digits.
 //!
 //! Reference: ggml `ggml-common.h`, `iq1s_grid` to `iq3s_grid`.
 
@@ -23,7 +23,8 @@ pub(super) static IQ3_XXS: [[i8; 4]; 256] = unpack(IQ3_XXS_DIGITS, &EIGHT);
 /// Patterns of IQ3_S.
 pub(super) static IQ3_S: [[i8; 4]; 512] = unpack(IQ3_S_DIGITS, &EIGHT_ODD);
 
-/// Unpacks digits: of eight levels a digit is one value, of three it is two, the first in its low two bits.
+/// Unpacks digits. With eight levels, a digit is one value; with three, it is two values, the first in the low two
+/// bits.
 const fn unpack<const WIDTH: usize, const LEN: usize>(digits: &str, levels: &[i8]) -> [[i8; WIDTH]; LEN] {
     let digits = digits.as_bytes();
     let (base, values_per_digit) = if levels.len() == 8 { (8, 1) } else { (4, 2) };

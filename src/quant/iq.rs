@@ -1,8 +1,8 @@
-//! IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M: 256 values as places in a grid of likely
-//! patterns of eight or four, under scales of runs of 16 or 32.
+//! IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, IQ1_S, IQ1_M: 256 values as places in a grid of likely patterns of eight or
+//! four values, with scales for runs of 16 or 32 values.
 //!
-//! IQ2 and IQ3 keep signs apart from the grid's values; IQ1 has grids of -1, 0, 1, moved by an eighth up
-//! or down.
+//! IQ2 and IQ3 store signs separately from the grid's values. IQ1 has grids of -1, 0, 1, shifted by an eighth up or
+//! down.
 //!
 //! Reference: ggml `ggml-common.h` (the structs), `ggml-quants.c` (`dequantize_row_iq2_xxs` and so
 //! on); gguf-py `quants.py`, the classes of these names.
@@ -17,32 +17,32 @@ use crate::dtype::DType;
 /// Writes `scale * value`, negated where the value's bit is set in `signs`.
 fn signed<const N: usize>(scale: f32, values: &[i8; N], signs: u8, out: &mut [f32; N]) {
     for (j, (out, value)) in out.iter_mut().zip(values).enumerate() {
-        // To negate is to flip the highest bit, which needs no branch.
+        // Flipping the highest bit negates without a branch.
         let flip = u32::from(signs >> j & 1) << 31;
         *out = f32::from_bits((scale * f32::from(*value)).to_bits() ^ flip);
     }
 }
 
-/// Two patterns of four in a row.
+/// Writes two consecutive patterns of four values.
 fn signed_pair(scale: f32, values: [&[i8; 4]; 2], signs: u8, out: &mut [f32; 8]) {
     for (k, (values, out)) in values.iter().zip(out.as_chunks_mut::<4>().0).enumerate() {
         signed(scale, values, signs >> (4 * k), out);
     }
 }
 
-/// Eight signs from the seven bits stored: the eighth makes the number of minus signs even.
+/// The eight signs for the seven stored bits: the eighth makes the number of minus signs even.
 fn even_signs(bits: u32) -> u8 {
     let bits = bits as u8 & 127;
     bits | (bits.count_ones() as u8 & 1) << 7
 }
 
-/// `d * (0.5 + s) * by`, rounded after each product as the references do.
+/// `d * (0.5 + s) * by`, rounded after each product as in the references.
 fn half_step(d: f32, s: u8, by: f32) -> f32 {
     d * (0.5 + f32::from(s)) * by
 }
 
-/// `d: f16`; for each 32 values four bytes of grid places, then four times seven signs and a
-/// four-bit scale in 32 bits.
+/// `d: f16`; then for each 32 values four bytes of grid places, and 32 bits with four times seven signs and a four-bit
+/// scale.
 pub(super) struct IQ2_XXS;
 
 impl Block<66, 256> for IQ2_XXS {
@@ -66,7 +66,7 @@ impl Block<66, 256> for IQ2_XXS {
     }
 }
 
-/// `d: f16`, 32 places of nine bits with seven signs above them, 16 scales of four bits.
+/// `d: f16`, 32 places of nine bits with seven sign bits above them, 16 scales of four bits.
 pub(super) struct IQ2_XS;
 
 impl Block<74, 256> for IQ2_XS {
@@ -90,7 +90,7 @@ impl Block<74, 256> for IQ2_XS {
     }
 }
 
-/// `d: f16`, 32 bytes of low bits of places, 32 bytes of signs, 8 bytes of two high bits of places, 16
+/// `d: f16`, 32 bytes with the low bits of places, 32 bytes of signs, 8 bytes with two high bits of each place, 16
 /// scales of four bits.
 pub(super) struct IQ2_S;
 
@@ -113,8 +113,7 @@ impl Block<82, 256> for IQ2_S {
     }
 }
 
-/// `d: f16`, 64 bytes of places, then for each 32 values four times seven signs and a four-bit scale in
-/// 32 bits.
+/// `d: f16`, 64 bytes of places, then for each 32 values 32 bits with four times seven signs and a four-bit scale.
 pub(super) struct IQ3_XXS;
 
 impl Block<98, 256> for IQ3_XXS {
@@ -140,8 +139,8 @@ impl Block<98, 256> for IQ3_XXS {
     }
 }
 
-/// `d: f16`, 64 bytes of low bits of places, 8 bytes of their ninth bits, 32 bytes of signs, eight scales
-/// of four bits.
+/// `d: f16`, 64 bytes with the low bits of places, 8 bytes with their ninth bits, 32 bytes of signs, eight scales of
+/// four bits.
 pub(super) struct IQ3_S;
 
 impl Block<110, 256> for IQ3_S {
@@ -165,7 +164,7 @@ impl Block<110, 256> for IQ3_S {
     }
 }
 
-/// Writes `scale * (value + delta)` for the pattern at `place`; `down` says to move it by minus an eighth.
+/// Writes `scale * (value + delta)` for the pattern at `place`; delta is an eighth, negative if `down`.
 fn moved(scale: f32, place: usize, down: bool, out: &mut [f32; 8]) {
     let delta = if down { -0.125 } else { 0.125 };
     for (out, value) in out.iter_mut().zip(&grids::IQ1[place & 2047]) {
@@ -173,7 +172,7 @@ fn moved(scale: f32, place: usize, down: bool, out: &mut [f32; 8]) {
     }
 }
 
-/// `d: f16`, 32 bytes of low bits of places; for each 32 values 16 bits: four times three high bits, a
+/// `d: f16`, 32 bytes with the low bits of places; then for each 32 values 16 bits: four times three high bits, a
 /// three-bit scale, the direction.
 pub(super) struct IQ1_S;
 
@@ -199,12 +198,12 @@ impl Block<50, 256> for IQ1_S {
     }
 }
 
-/// 32 bytes of low bits of places; 32 nibbles of three high bits and the direction; four times 16
-/// bits: four three-bit scales of 16 values each, above them a nibble of the block's f16 scale.
+/// 32 bytes with the low bits of places; 32 nibbles with three high bits and the direction; four times 16 bits: four
+/// three-bit scales for 16 values each, and above them a nibble of the block's f16 scale.
 pub(super) struct IQ1_M;
 
 impl IQ1_M {
-    /// The four words of scales, and the f16 that their highest nibbles make.
+    /// The four words of scales, and the f16 from their highest nibbles.
     fn scales(block: &[u8; 56]) -> ([u16; 4], f16) {
         let packed = field::<48, 8, _>(block);
         let mut words = [0; 4];

@@ -1,4 +1,4 @@
-//! IQ4_NL and IQ4_XS: nibbles that stand for sixteen values spaced unevenly.
+//! IQ4_NL and IQ4_XS: nibbles that stand for sixteen unevenly spaced values.
 //!
 //! Reference: ggml `ggml-common.h` (the structs and `kvalues_iq4nl`), `ggml-quants.c`
 //! (`dequantize_row_iq4_nl`, `dequantize_row_iq4_xs`); gguf-py `quants.py`, the classes of these names.
@@ -7,7 +7,7 @@
 use super::block::{Block, centred, field, half, half_is_finite, join, looked_up, scale, unpack};
 use crate::dtype::DType;
 
-/// What the nibbles stand for.
+/// The values for which the nibbles stand.
 pub(super) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// `d: f16`, 16 bytes of nibbles: 32 values.

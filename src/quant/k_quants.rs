@@ -1,7 +1,7 @@
-//! Q2_K to Q6_K and Q8_K: 256 values in runs of 16 or 32, whose scales are quantized themselves.
+//! Q2_K to Q6_K and Q8_K: 256 values in runs of 16 or 32, whose scales are quantized as well.
 //!
-//! A run's scale is an f16 times a small integer, rounded to f32 before it meets the level; the
-//! types with minima subtract an f16 times a small integer of the run.
+//! A run's scale is an f16 times a small integer, rounded to f32 before it is multiplied by the level. In types with
+//! minima, an f16 times a small integer of the run is subtracted.
 //!
 //! Reference: ggml `ggml-common.h` (the structs), `ggml-quants.c` (`dequantize_row_q2_K` and so on);
 //! gguf-py `quants.py`, the classes of these names.
@@ -28,12 +28,12 @@ impl Block<84, 256> for Q2_K {
     }
 }
 
-/// 32 bytes of third bits, 64 bytes of two low bits, 12 bytes of six-bit scales around 32, `d: f16`;
-/// levels around 4.
+/// 32 bytes with the third bits of levels, 64 bytes with two low bits each, 12 bytes of six-bit scales around 32, `d:
+/// f16`; levels around 4.
 pub(super) struct Q3_K;
 
 impl Q3_K {
-    /// The low four bits are nibbles of eight bytes, the high two bits stand in the other four.
+    /// The low four bits are nibbles of the first eight bytes; the high two bits are in the other four bytes.
     fn scales(packed: &[u8; 12]) -> [i8; 16] {
         let low = unpack::<4, 8, _, _>(field::<0, 8, _>(packed));
         let high = unpack::<2, 4, _, _>(field::<8, 4, _>(packed));
@@ -59,8 +59,8 @@ impl Block<110, 256> for Q3_K {
 
 /// Scales and negated minima of the eight runs of Q4_K and Q5_K, six bits each in 12 bytes.
 ///
-/// Bytes 0 to 3 hold the scales of the first four runs, 4 to 7 their minima; the two high bits of
-/// these eight belong to the other four runs, whose low bits are the nibbles of bytes 8 to 11.
+/// Bytes 0 to 3 hold the scales of the first four runs, 4 to 7 their minima. The two high bits of these eight bytes
+/// belong to the other four runs, whose low bits are the nibbles of bytes 8 to 11.
 fn scales_and_shifts(d: f32, dmin: f32, packed: &[u8; 12]) -> [(f32, f32); 8] {
     let (scales, minima) = (field::<0, 4, _>(packed), field::<4, 4, _>(packed));
     let low = field::<8, 4, _>(packed);
@@ -129,9 +129,9 @@ impl Block<210, 256> for Q6_K {
     }
 }
 
-/// `d: f32`, 256 signed bytes, 16 sums of 16 levels each, which repeat what the levels say.
+/// `d: f32`, 256 signed bytes, 16 sums of 16 levels each, which are redundant.
 ///
-/// ggml makes it of activations for its dot products; gguf-py has no such class.
+/// ggml uses this type for activations in its dot products; gguf-py has no such class.
 pub(super) struct Q8_K;
 
 impl Q8_K {
@@ -147,10 +147,10 @@ impl Block<292, 256> for Q8_K {
         scale::<256, _, _>(&[Self::d(block)], &centred(field::<4, 256, _>(block), 0), out);
     }
 
-    /// An f32 scale, other than an f16 one, can be finite and make an infinity of its levels.
+    /// An f32 scale can, unlike an f16 one, be finite and still give infinite values.
     fn is_finite(block: &[u8; 292]) -> bool {
         let largest = field::<4, 256, _>(block).iter().fold(0, |max: u8, q| max.max((*q as i8).unsigned_abs()));
-        // The scale by itself as well: NaN and infinity are wrong even over levels of zero.
+        // The scale is checked alone as well: NaN and infinity are wrong even with levels of zero.
         Self::d(block).is_finite() && (Self::d(block) * f32::from(largest)).is_finite()
     }
 }

@@ -1,4 +1,4 @@
-//! Q4_0, Q4_1, Q5_0, Q5_1, Q8_1: 32 values under one f16 scale, some with an f16 shift.
+//! Q4_0, Q4_1, Q5_0, Q5_1, Q8_1: 32 values with one f16 scale, some with an f16 shift.
 //!
 //! Reference: ggml `ggml-common.h` (the structs), `ggml-quants.c` (`dequantize_row_q4_0` and so on);
 //! gguf-py `quants.py`, the classes of these names.
@@ -77,8 +77,8 @@ fn five_bits(high: &[u8; 4], low: &[u8; 16]) -> [u8; 32] {
 
 /// `d: f16`, `s: f16` (`d` times the sum of the levels), 32 signed bytes.
 ///
-/// ggml makes it of activations for its dot products and has no `dequantize_row_q8_1`; the values
-/// are those its dot products take, `d * q`. The sum repeats what the levels say and is not needed.
+/// ggml uses this type for activations in its dot products and has no `dequantize_row_q8_1`; the
+/// values are those in the dot products, `d * q`. The sum is redundant and isn't read.
 pub(super) struct Q8_1;
 
 impl Block<36, 32> for Q8_1 {

@@ -1,7 +1,7 @@
 //! Element types as numbers: decoding to f32, and encoding from f32 with one rounding.
 //!
-//! A file holds the block types of one family. Decoding gives the bits that gguf-py's `dequantize`
-//! gives; where gguf-py has no such type, those of ggml's `dequantize_row_*`.
+//! Each file here holds the block types of one family. Decoding gives the bits of gguf-py's `dequantize` or, for types
+//! that gguf-py doesn't have, of ggml's `dequantize_row_*`.
 
 mod block;
 mod brain;
@@ -25,9 +25,9 @@ use block::Coder;
 use encode::encoder;
 pub use encode::needs_importance;
 
-/// The code of each block type; `None` for types whose elements stand for themselves.
+/// The code for each block type; `None` for plain types.
 fn block_coder(dtype: DType) -> Option<Coder> {
-    // Without a wildcard: a new block type can't be forgotten here.
+    // There is no wildcard, so the compiler reports a new block type that is missing here.
     Some(match dtype {
         DType::F32 | DType::F16 | DType::BF16 | DType::F64 => return None,
         DType::I8 | DType::I16 | DType::I32 | DType::I64 => return None,
@@ -63,25 +63,24 @@ fn block_coder(dtype: DType) -> Option<Coder> {
     })
 }
 
-/// Whether [`decode`] knows `dtype`: F32, F16, BF16, F64, the eight-bit floats and every block type.
+/// Whether [`decode`] supports `dtype`: F32, F16, BF16, F64, the eight-bit floats and every block type.
 pub fn can_decode(dtype: DType) -> bool {
     let float = matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64);
     float || fp8::table_of(dtype).is_some() || block_coder(dtype).is_some()
 }
 
-/// Whether [`encode`] knows `dtype`: F32, F16, BF16 and every block type.
+/// Whether [`encode`] supports `dtype`: F32, F16, BF16 and every block type.
 pub fn can_encode(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || encoder(dtype).is_some()
 }
 
 /// Decodes the little-endian `bytes` of `out.len()` elements into f32.
 ///
-/// F16, BF16 and eight-bit floats are exact; F64 rounds to nearest even. Values of blocks are sums and products in f32,
-/// rounded in the order of the reference, so that they have its bits.
+/// F16, BF16 and eight-bit floats are exact; F64 rounds to nearest even. Values of blocks are computed in f32 in the
+/// reference's order of operations, so that they have the same bits.
 ///
 /// # Panics
-/// Where [`can_decode`] says no, or the lengths don't belong together: both are checked when a
-/// plan is made, before any byte is read.
+/// If [`can_decode`] is false, or the lengths don't fit. Both are checked when a plan is made, before any byte is read.
 pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(dtype.bytes_of(out.len() as u64, out.len() as u64), Some(bytes.len() as u64), "lengths of {dtype}");
     match dtype {
@@ -97,7 +96,7 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         }
         DType::BF16 => brain::decode(bytes, out),
         DType::F16 => {
-            // Through a small aligned buffer: a map's bytes need not be aligned.
+            // Copied through a small aligned buffer, because a map's bytes need not be aligned.
             let mut buffer = [f16::ZERO; 256];
             for (out, bytes) in out.chunks_mut(256).zip(bytes.chunks(512)) {
                 let buffer = &mut buffer[..out.len()];
@@ -117,8 +116,8 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Encodes `values` as `dtype`, little-endian, each rounded once (to nearest even for F16 and
-/// BF16, as numpy and torch do; blocks as ggml's `ggml_quantize_chunk` makes them, bit by bit).
+/// Encodes `values` as `dtype`, little-endian, each rounded once: to nearest even for F16 and BF16, as in numpy and
+/// torch. Blocks have the bits of ggml's `ggml_quantize_chunk`.
 ///
 /// # Panics
 /// As [`decode`].
@@ -148,11 +147,11 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Encodes one row, or many without importance; its values are weighted by the importance of their
-/// columns where the type can use that: what ggml's `ggml_quantize_chunk` makes.
+/// Encodes one row with the bits of ggml's `ggml_quantize_chunk`. If the type can use importance, errors of values are
+/// weighted by the importance of their columns. Without importance, `row` can be several rows.
 ///
 /// # Panics
-/// As [`encode`]; also where the importance isn't as long as the row.
+/// As [`encode`]; also if the importance isn't as long as the row.
 pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
     let Some(encode) = encoder(dtype) else { return self::encode(dtype, row, out) };
     assert_eq!(dtype.bytes_of(row.len() as u64, row.len() as u64), Some(out.len() as u64), "lengths of {dtype}");
@@ -160,11 +159,11 @@ pub fn encode_row(dtype: DType, row: &[f32], importance: Option<&[f32]>, out: &m
     encode(row, importance, out, kernel);
 }
 
-/// Whether the bytes of a floating-point `dtype` hold a NaN or an infinity. Types without
-/// such values answer false; of blocks the scales are looked at, also those that decoding has no
-/// use for, and what they make of the levels where that can pass the range of f32.
+/// Whether the bytes of a floating-point `dtype` hold a NaN or an infinity; false for types without such values. In
+/// blocks, all scales are checked, even those that decoding doesn't use, and also their products with levels if these
+/// can overflow f32.
 pub fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
-    // An exponent of all ones is the mark of both. Folded without early exit, which vectorizes.
+    // Both have an exponent of all ones. The fold has no early exit, so that it is vectorized.
     let half_words =
         |mask: u16| bytes.as_chunks::<2>().0.iter().fold(false, |bad, b| bad | (u16::from_le_bytes(*b) & mask == mask));
     match dtype {

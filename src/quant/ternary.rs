@@ -1,19 +1,20 @@
-//! TQ1_0, TQ2_0, Q1_0, Q2_0: values of one or two bits, or of a base-three digit, under one f16 scale.
+//! TQ1_0, TQ2_0, Q1_0, Q2_0: values of one or two bits, or base-three digits, with one f16 scale.
 //!
-//! Reference: ggml `ggml-common.h` (the structs), `ggml-quants.c` (`dequantize_row_tq1_0` and so on);
-//! gguf-py `quants.py`, `class TQ1_0`, `class TQ2_0`. gguf-py has no Q1_0 and Q2_0: these follow ggml alone.
+//! Reference: ggml `ggml-common.h` (the structs), `ggml-quants.c` (`dequantize_row_tq1_0` and so on); gguf-py
+//! `quants.py`, `class TQ1_0`, `class TQ2_0`. gguf-py has no Q1_0 and Q2_0, so these follow ggml alone.
 #![allow(non_camel_case_types)] // The names are ggml's.
 
 use super::block::{Block, centred, field, half, half_is_finite, scale, unpack};
 use crate::dtype::DType;
 
-/// 48 bytes of five base-three digits, 4 bytes of four, `d: f16`; digits around 1.
+/// 48 bytes of five base-three digits each, 4 bytes of four digits each, `d: f16`; digits around 1.
 pub(super) struct TQ1_0;
 
-/// The digits of runs of `RUN` bytes: the first digits of all bytes of a run, then the second.
+/// Unpacks the digits in runs of `RUN` bytes: first the first digits of all bytes in a run, then the second ones, and
+/// so on.
 ///
-/// A byte is a fraction of 256 ths: multiplying it by three carries its next digit over 256, and
-/// multiplying by a power of three modulo 256 drops the digits before.
+/// A byte is a fraction of 256. Multiplying it by three carries its next digit past 256, and multiplying by a power of
+/// three modulo 256 drops the digits before it.
 fn digits<const RUN: usize>(packed: &[u8], digits: &mut [i8]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     for (digits, power) in digits.as_chunks_mut::<RUN>().0.iter_mut().zip(POWERS) {

@@ -1,7 +1,7 @@
-//! What mixtures need to know of a model: how many blocks, heads and experts it has.
+//! The facts about a model that mixtures need: its numbers of blocks, heads and experts.
 //!
-//! Reference: llama.cpp `src/llama-model.cpp` (`llama_model_base::load_hparams`), `src/llama-hparams.cpp`
-//! (`n_gqa`) and `load_arch_hparams` of the architectures that are named here.
+//! Reference: llama.cpp `src/llama-model.cpp` (`llama_model_base::load_hparams`), `src/llama-hparams.cpp` (`n_gqa`) and
+//! `load_arch_hparams` of the architectures named here.
 
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, Value};
@@ -10,30 +10,30 @@ use crate::formats::gguf::{Array, Metadata, Value};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ModelFacts {
     pub architecture: String,
-    /// Blocks as llama.cpp counts them, which is more than the file has for some architectures.
+    /// The number of blocks as llama.cpp counts them; for some architectures, it is more than the file has.
     pub blocks: usize,
-    /// 0 for models without.
+    /// The number of experts; 0 for models without.
     pub experts: usize,
-    /// Heads that share one head of keys and values, in the first block; `None` for encoders of images
-    /// and sound, whose keys llama-quantize doesn't read.
+    /// How many query heads share one key-value head, in the first block; `None` for encoders of images and sound, for
+    /// which llama-quantize doesn't read the keys.
     pub heads_per_kv: Option<usize>,
     /// Whether llama.cpp calls it a 70B model.
     pub is_70b: bool,
 }
 
-/// The most blocks that llama.cpp reads (`LLAMA_MAX_LAYERS`).
+/// The largest number of blocks that llama.cpp reads (`LLAMA_MAX_LAYERS`).
 const MAX_BLOCKS: usize = 512;
 
-/// Layers of the models that llama.cpp calls 70B, which is all it looks at; see also [`is_70b`].
+/// The numbers of layers by which llama.cpp recognizes 70B models; see also [`is_70b`].
 const LAYERS_OF_70B: [(&str, usize); 6] =
     [("llama", 80), ("llama-embed", 80), ("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)];
 
 impl ModelFacts {
-    /// Reads them from a file's keys.
+    /// Reads the facts from a file's keys.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] for keys that are missing or of another type, as LoRA's and other files
-    /// that are no models lack them; [`crate::Error::Mismatch`] for more blocks than llama.cpp reads.
+    /// [`crate::Error::Format`] for keys that are missing, as in files that aren't models (such as LoRAs), or of
+    /// another type; [`crate::Error::Mismatch`] for more blocks than llama.cpp reads.
     pub fn read(metadata: &Metadata) -> Result<Self> {
         let architecture = metadata.text("general.architecture")?.to_owned();
         if architecture == "clip" {
@@ -69,7 +69,7 @@ fn optional(metadata: &Metadata, key: &str) -> Result<Option<usize>> {
     Ok(if metadata.get(key).is_some() { Some(metadata.u32(key)? as usize) } else { None })
 }
 
-/// A number, or the first of an array with one for each block.
+/// A number, or the first element of an array with one number for each block.
 fn first(metadata: &Metadata, key: &str) -> Result<Option<usize>> {
     let number = match metadata.get(key) {
         Some(Value::Array(Array::U32(numbers))) => numbers.first().copied(),

@@ -1,4 +1,4 @@
-//! The file types of llama-quantize: their names, their numbers and the tensor type that each starts from.
+//! The file types of llama-quantize: their names, numbers and base tensor types.
 //!
 //! Reference: llama.cpp `tools/quantize/quantize.cpp` (`QUANT_OPTIONS`, `try_parse_ftype`), `include/llama.h`
 //! (`enum llama_ftype`) and `src/llama-quant.cpp` (`llama_ftype_get_default_type`).
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::dtype::DType;
 use crate::error::{Error, Finding};
 
-/// What a whole file is quantized to: one tensor type, or a mixture around one.
+/// The type to which a whole file is quantized: one tensor type, or a mixture based on one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, non_camel_case_types)] // The names are llama-quantize's own.
 pub enum FileType {
@@ -48,12 +48,11 @@ pub enum FileType {
     IQ4_XS,
     TQ1_0,
     TQ2_0,
-    /// Every tensor as it is.
+    /// Every tensor stays as it is.
     COPY,
 }
 
-/// An entry of the table below. `target` is the number in `general.file_type` and the base; COPY has
-/// neither.
+/// An entry of the table below. `target` is the number for `general.file_type` and the base type; COPY has neither.
 struct FileTypeEntry {
     file_type: FileType,
     name: &'static str,
@@ -93,7 +92,7 @@ const TABLE: [FileTypeEntry; 36] = {
         row(IQ1_M, "IQ1_M", 31, DType::IQ1_M),
         row(IQ2_XXS, "IQ2_XXS", 19, DType::IQ2_XXS),
         row(IQ2_XS, "IQ2_XS", 20, DType::IQ2_XS),
-        // The base of the next two is one smaller than the name: their larger tensors make up for it.
+        // The base of the next two is one size below the name; larger types for some tensors make up for it.
         row(IQ2_S, "IQ2_S", 28, DType::IQ2_XS),
         row(IQ2_M, "IQ2_M", 29, DType::IQ2_S),
         row(IQ3_XXS, "IQ3_XXS", 23, DType::IQ3_XXS),
@@ -126,26 +125,25 @@ impl FileType {
         TABLE.iter().map(|row| row.file_type)
     }
 
-    /// The name as llama-quantize writes it: `Q4_K_M`.
+    /// llama-quantize's name, such as `Q4_K_M`.
     pub const fn name(self) -> &'static str {
         TABLE[self as usize].name
     }
 
-    /// The number in `general.file_type`; `None` for COPY, which leaves the file's own.
+    /// The number for `general.file_type`; `None` for COPY, which keeps the file's number.
     pub fn number(self) -> Option<u32> {
         TABLE[self as usize].target.map(|(number, _)| number)
     }
 
-    /// The type of a tensor without a rule of its own; `None` for COPY, which leaves each tensor's type.
+    /// The type of a tensor to which no rule applies; `None` for COPY, which keeps each tensor's type.
     pub fn base(self) -> Option<DType> {
         TABLE[self as usize].target.map(|(_, base)| base)
     }
 }
 
-/// A name in letters of either case, one of the aliases `Q3_K`, `Q4_K` and `Q5_K`, or the number of
-/// `general.file_type`.
+/// Parses a name (ignoring case), one of the aliases `Q3_K`, `Q4_K` and `Q5_K`, or a number of `general.file_type`.
 ///
-/// llama-quantize reads a number from the beginning of any text (`15x` is 15); this takes whole numbers only.
+/// llama-quantize accepts any text that starts with a number (`15x` is 15); this requires a whole number.
 impl FromStr for FileType {
     type Err = Error;
 
@@ -195,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_type_is_told_what_there_is() {
-        // 39 is NVFP4, which llama-quantize doesn't offer; 4 to 6 and 33 to 35 were removed.
+        // 39 is NVFP4, which llama-quantize doesn't offer; 4 to 6 and 33 to 35 don't exist any more.
         for text in ["", "Q4_K_XL", "NVFP4", "39", "4", "15x", "-1", "99999999999"] {
             let message = text.parse::<FileType>().unwrap_err().to_string();
             assert!(message.contains("expected one of F32, F16, BF16, "), "{message}");

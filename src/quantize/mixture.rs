@@ -1,4 +1,4 @@
-//! The mixtures behind the names of file types: which tensors get more bits than the base, and which fewer.
+//! The mixtures behind the names of file types: which tensors get more bits than the base type, and which get fewer.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`llama_tensor_get_type_impl`, `init_quantize_state_counters`).
 
@@ -13,8 +13,8 @@ use crate::error::{Finding, Result};
 use crate::formats::gguf::Metadata;
 use crate::source::TensorInfo;
 
-/// One run over a model's tensors in the order of files; it counts them, since many rules ask how deep
-/// in the model a tensor is.
+/// One pass over a model's tensors in file order. It counts tensors, because many rules depend on how deep in the model
+/// a tensor is.
 pub(super) struct Mixture<'a> {
     file: &'a Path,
     model: &'a ModelFacts,
@@ -28,7 +28,7 @@ pub(super) struct Mixture<'a> {
     ups: Progress,
 }
 
-/// The tensor's number among those of its role, and how many there are. Rules divide with rounding down.
+/// The number of a tensor among those of the same role, and how many there are. Rules divide with rounding down.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
     seen: usize,
@@ -40,34 +40,34 @@ impl Progress {
         Self { seen: 0, of }
     }
 
-    /// The current place; moves to the next one.
+    /// Returns the current position and moves to the next one.
     fn step(&mut self) -> Self {
         let now = *self;
         self.seen += 1;
         now
     }
 
-    /// In the first `1 / part` of the model.
+    /// Whether it is in the first `1 / part` of the model.
     fn in_first(self, part: usize) -> bool {
         self.seen < self.of / part
     }
 
-    /// In the last eighth of the model.
+    /// Whether it is in the last eighth of the model.
     fn in_last_eighth(self) -> bool {
         self.seen >= 7 * self.of / 8
     }
 
-    /// In the first or the last eighth, or one of every three between.
+    /// Whether it is in the first or last eighth of the model, or is every third tensor in between.
     fn more_bits(self) -> bool {
         self.in_first(8) || self.in_last_eighth() || (self.seen - self.of / 8) % 3 == 2
     }
 }
 
-/// glm5-next: parts of names that get no less than 8 bits.
+/// Parts of names for which glm5-next uses at least 8 bits.
 const GLM5_NEXT_Q8: [&str; 3] = ["attn_q_a", "attn_q_b", "nextn.eh_proj"];
 
 impl<'a> Mixture<'a> {
-    /// For the tensors of these names; `importance` is whether there is an importance matrix.
+    /// A mixture for the tensors with these names; `importance` says whether there is an importance matrix.
     pub fn new<'n>(
         metadata: &'a Metadata,
         model: &'a ModelFacts,
@@ -91,16 +91,15 @@ impl<'a> Mixture<'a> {
         }
     }
 
-    /// Whether a tensor of this role makes the model's outputs. Without an output tensor the embeddings
-    /// do.
+    /// Whether a tensor of this role computes the model's outputs. Without an output tensor, the embeddings do.
     pub fn is_output(&self, role: Role) -> bool {
         role == Role::Output || (self.tied && role == Role::Embedding)
     }
 
-    /// The type for a tensor of this role, whether or not its rows divide into blocks of that.
+    /// The type for a tensor of this role, even if its rows don't divide into the type's blocks.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where a rule asks what the model doesn't say.
+    /// [`crate::Error::Mismatch`] where a rule needs a fact that the model doesn't have.
     pub fn preferred_type(&mut self, name: &str, tensor: &TensorInfo, role: Role) -> Result<DType> {
         if self.is("glm5-next") && GLM5_NEXT_Q8.iter().any(|part| name.contains(part)) {
             return Ok(DType::Q8_0);
@@ -136,9 +135,9 @@ impl<'a> Mixture<'a> {
         }
     }
 
-    /// MXFP4 is for experts.
+    /// The type in an MXFP4 mixture: MXFP4 for experts, Q8_0 for all others.
     fn mxfp4(&self, tensor: &TensorInfo, role: Role) -> DType {
-        // bailingmoe3 has other stacks of matrices in its attention.
+        // In bailingmoe3, attention has stacks of matrices as well, which aren't experts.
         let expert = !self.is("bailingmoe3") || matches!(role, Role::Up | Role::Gate | Role::Down);
         if is_stack(&tensor.shape) && expert { DType::MXFP4 } else { DType::Q8_0 }
     }
@@ -172,7 +171,7 @@ impl<'a> Mixture<'a> {
             _ => self.base,
         };
         Ok(match dtype {
-            // Values are a small part of these models.
+            // The values of attention are only a small part of these models.
             _ if self.model.experts == 8 => DType::Q8_0,
             DType::Q3_K | DType::Q4_K if self.model.is_70b => DType::Q5_K,
             _ => dtype,
@@ -217,7 +216,7 @@ impl<'a> Mixture<'a> {
     fn down(&mut self, name: &str) -> Result<DType> {
         let place = self.downs.step();
         if self.below_3_bits() {
-            // By count, also where experts are.
+            // By count, even in models with experts.
             return Ok(if place.in_first(8) { self.smallest_step_up() } else { self.base });
         }
         let place = self.by_block(name, place)?;
@@ -238,7 +237,7 @@ impl<'a> Mixture<'a> {
             Q4_K_M if falcon => self.base,
             Q4_K_M | Q5_K_M if place.more_bits() => DType::Q6_K,
             IQ4_NL | IQ4_XS if place.in_first(8) && !self.importance => DType::Q5_K,
-            // With importance the first of these go wrong in 4_0 and 5_0, without it in 4_1 and 5_1.
+            // llama.cpp gives the first tensors more bits here, with importance only for Q4_0 and Q5_0.
             Q4_0 if place.in_first(8) && self.importance => DType::Q4_1,
             Q5_0 if place.in_first(8) && self.importance => DType::Q5_1,
             _ => self.base,
@@ -258,17 +257,17 @@ impl<'a> Mixture<'a> {
         self.model.architecture == architecture
     }
 
-    /// The file types with mixtures of their own.
+    /// Whether the file type is one of those with separate mixture rules.
     fn below_3_bits(&self) -> bool {
         matches!(self.file_type, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ2_M)
     }
 
-    /// What they give to tensors that are a little more sensitive.
+    /// The type that these give to slightly more sensitive tensors.
     fn smallest_step_up(&self) -> DType {
         if matches!(self.file_type, IQ2_S | IQ2_M) { DType::IQ3_S } else { DType::Q2_K }
     }
 
-    /// Whether at least four heads share their values, which are so much smaller.
+    /// Whether at least four query heads share a value head, so that the value tensors are small.
     fn shares_values(&self, name: &str) -> Result<bool> {
         self.model.heads_per_kv.map(|heads| heads >= 4).ok_or_else(|| {
             Finding::new(self.file, format!("tensor {name:?}"))
@@ -279,8 +278,7 @@ impl<'a> Mixture<'a> {
         })
     }
 
-    /// With experts a block may have several such tensors, or none, so the block's number is used as the
-    /// count.
+    /// With experts, a block may have several such tensors or none, so the block's number replaces the count.
     fn by_block(&self, name: &str, place: Progress) -> Result<Progress> {
         if self.model.experts < 2 {
             return Ok(place);

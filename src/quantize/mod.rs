@@ -1,8 +1,8 @@
-//! Quantization of GGUF models: what llama-quantize makes of each tensor.
+//! Quantization of GGUF models: the types and tensors that llama-quantize would make.
 //!
-//! A [`FileType`] such as Q4_K_M is a mixture: most tensors get its base type, sensitive ones more bits.
-//! A [`Recipe`] is a file type with the options of llama-quantize, and decides the type of every tensor of
-//! a model. Values are encoded elsewhere.
+//! A [`FileType`] such as Q4_K_M is a mixture: most tensors get its base type, sensitive ones more bits. A [`Recipe`]
+//! is a file type with the options of llama-quantize, and determines the type of every tensor of a model. Values are
+//! encoded in the room `quant`.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` and `tools/quantize/quantize.cpp`.
 

@@ -1,4 +1,4 @@
-//! What a tensor's name says: its role, whether it is quantized at all, and its place in the file.
+//! What a tensor's name says: its role, whether it is quantized at all, and its position in the file.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`tensor_get_category`, `tensor_allows_quantization`) and
 //! `src/llama-model-loader.h` (`weight_name_comparer`).
@@ -8,12 +8,12 @@ use crate::source::TensorInfo;
 pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const PER_LAYER_EMBEDDING: &str = "per_layer_token_embd.weight";
 
-/// The part of a model that a tensor belongs to, as far as mixtures distinguish parts.
+/// The part of a model to which a tensor belongs, as far as mixtures distinguish parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Output,
     Embedding,
-    /// Values of attention, or a matrix that holds them with others: the most sensitive part.
+    /// Values of attention, or a matrix that contains them: the most sensitive part.
     Value,
     Key,
     Query,
@@ -24,7 +24,7 @@ pub(super) enum Role {
     Other,
 }
 
-/// Parts of names and the roles of tensors with these names; the first one found counts.
+/// Parts of names and the corresponding roles; the first match counts.
 const ROLES: [(&str, Role); 9] = [
     ("attn_qkv.weight", Role::Value),
     ("attn_kv_b.weight", Role::Value),
@@ -47,7 +47,7 @@ impl Role {
     }
 }
 
-/// Names that are never quantized: positions and types of tokens.
+/// Names that are never quantized: embeddings of positions and token types.
 const KEPT_NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
 
 /// Parts of names that are never quantized.
@@ -96,7 +96,7 @@ const KEPT_PARTS: &[&str] = &[
     "mm.a.code_embd",
 ];
 
-/// The same for one architecture alone.
+/// Parts of names that are never quantized in one architecture.
 const KEPT_PARTS_OF: &[(&str, &[&str])] = &[(
     "glm5-next",
     &[
@@ -117,7 +117,7 @@ const KEPT_PARTS_OF: &[(&str, &[&str])] = &[(
     ],
 )];
 
-/// Whether a tensor keeps its type whatever the file type: vectors, all that isn't called a weight, and
+/// Whether a tensor keeps its type whatever the file type: vectors, tensors whose names don't end in `weight`, and
 /// matrices that are small or sensitive.
 pub(super) fn is_kept(architecture: &str, name: &str, shape: &[usize]) -> bool {
     let has_any = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
@@ -128,25 +128,25 @@ pub(super) fn is_kept(architecture: &str, name: &str, shape: &[usize]) -> bool {
         || KEPT_PARTS_OF.iter().any(|(of, parts)| *of == architecture && has_any(parts))
 }
 
-/// Dimensions as ggml counts them: outermost ones of length 1 don't count.
+/// The number of dimensions as ggml counts them, without outermost ones of length 1.
 fn dims(shape: &[usize]) -> usize {
     shape.len() - shape.iter().take_while(|&&len| len == 1).count()
 }
 
-/// Whether it holds several matrices, as those of experts do.
+/// Whether it holds several matrices, such as those of experts.
 pub(super) fn is_stack(shape: &[usize]) -> bool {
     shape.len().checked_sub(3).is_some_and(|outer| shape[outer] > 1)
 }
 
-/// The number of the block that a name begins with: 12 of `blk.12.attn_v.weight`.
+/// The block number at the start of a name, such as 12 in `blk.12.attn_v.weight`.
 pub(super) fn block_of(name: &str) -> Option<usize> {
     let rest = name.strip_prefix("blk.")?;
     let digits = rest.find(|c: char| !c.is_ascii_digit()).map_or(rest, |end| &rest[..end]);
     digits.parse().ok()
 }
 
-/// The places of the tensors in the order in which llama-quantize writes them: those of no block, then
-/// block after block, each by name. Mixtures count the tensors in this order too.
+/// The indices of the tensors in the order in which llama-quantize writes them: tensors outside blocks, then block by
+/// block, sorted by name. Mixtures count tensors in this order, too.
 pub fn file_order(tensors: &[TensorInfo]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     let key = |&place: &usize| (block_of(&tensors[place].name), tensors[place].name.as_str());

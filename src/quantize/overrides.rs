@@ -1,11 +1,11 @@
-//! `--tensor-type`: types for tensors by patterns of their names, one by one or from a file.
+//! `--tensor-type`: types for tensors by patterns of their names, given one by one or in a file.
 //!
-//! `attn_q=q8_0` gives Q8_0 to every tensor whose name has `attn_q` in it; of several patterns the first
-//! that is found counts. Names are those of the written file, after layers were pruned. Letters of a
-//! pattern are taken as lower case, as all of llama.cpp's tensors have them.
+//! `attn_q=q8_0` gives Q8_0 to every tensor whose name contains `attn_q`. If several patterns match, the first counts.
+//! Names are those in the written file, after pruning of layers. Patterns are converted to lower case, because all
+//! tensor names in llama.cpp are lower case.
 //!
-//! Patterns are those of the crate regex-lite, where llama-quantize has those of C++ (ECMAScript):
-//! look-ahead and back references are refused here.
+//! Patterns have the syntax of the crate regex-lite, those of llama-quantize that of C++ (ECMAScript): look-ahead and
+//! back references are refused here.
 //!
 //! Reference: llama.cpp `tools/quantize/quantize.cpp` (`parse_tensor_type`, `parse_tensor_type_file`).
 
@@ -20,19 +20,19 @@ use crate::error::{Finding, IoContext, Result};
 
 const OPTION: &str = "tensor_type";
 
-/// The type for the tensors in whose names a pattern is found.
+/// A pattern, and the type of the tensors whose names match it.
 #[derive(Debug, Clone)]
 pub struct TensorTypeRule {
     pattern: Regex,
-    /// The type that they are quantized to.
+    /// The type to which they are quantized.
     pub dtype: DType,
 }
 
 impl TensorTypeRule {
-    /// Reads `PATTERN=TYPE`.
+    /// Parses `PATTERN=TYPE`.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`] for another form, a pattern that isn't one, and types that can't be had.
+    /// [`crate::Error::Setting`] for any other form, an invalid pattern, and types that can't be used.
     pub fn parse(argument: &str) -> Result<Self> {
         let malformed = || {
             let finding =
@@ -47,18 +47,18 @@ impl TensorTypeRule {
             Finding::new("", format!("{OPTION}: {pattern}")).expected("a regular expression").found(found).setting()
         };
         if let Some(class) = upper_case_class(pattern) {
-            // llama-quantize makes the letter lower case, and then it means the opposite.
+            // In llama-quantize the letter becomes lower case, which means the opposite class.
             return Err(wrong(&format_args!("one with \\{class}, which lower case changes")));
         }
         let lowered = pattern.to_ascii_lowercase();
         Ok(Self { pattern: Regex::new(&lowered).map_err(|e| wrong(&e))?, dtype: parse_tensor_type(argument, dtype)? })
     }
 
-    /// Reads a file of them, with spaces or line ends between.
+    /// Reads a file of such rules, separated by spaces or line ends.
     ///
     /// # Errors
-    /// As [`TensorTypeRule::parse`]; [`crate::Error::Io`] where the file can't be read,
-    /// [`crate::Error::Format`] where it isn't text.
+    /// As [`TensorTypeRule::parse`]; [`crate::Error::Io`] if the file can't be read, [`crate::Error::Format`] if it
+    /// isn't text.
     pub fn read_file(path: &Path) -> Result<Vec<Self>> {
         let bytes = std::fs::read(path).at(path, "read")?;
         let text = String::from_utf8(bytes)
@@ -66,7 +66,7 @@ impl TensorTypeRule {
         text.split_ascii_whitespace().map(Self::parse).collect()
     }
 
-    /// Whether it is for the tensor of this name.
+    /// Whether its pattern matches this tensor name.
     pub fn is_for(&self, name: &str) -> bool {
         self.pattern.is_match(name)
     }
@@ -77,7 +77,7 @@ impl TensorTypeRule {
     }
 }
 
-/// The first class of characters that is written with an upper-case letter, such as `\D`.
+/// The first character class written with an upper-case letter, such as `\D`.
 fn upper_case_class(pattern: &str) -> Option<char> {
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {

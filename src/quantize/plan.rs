@@ -1,5 +1,5 @@
-//! From a model in GGUF's names to the quantized one: types by a recipe, columns weighted by
-//! importance, keys that say what was done.
+//! The plan of a quantized model: types from a recipe, columns weighted by importance, and keys
+//! that describe the quantization.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::output::Output;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::TensorInfo;
 
-/// An importance matrix, and what the user calls its file: that is written down.
+/// An importance matrix, and the user's name of its file, which is written into the output.
 #[derive(Clone, Copy)]
 pub struct Led<'a> {
     /// The matrix.
@@ -24,29 +24,29 @@ pub struct Led<'a> {
     pub file_name: &'a str,
 }
 
-/// What becomes of one tensor.
+/// The change of one tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorOutcome {
     /// Its name in the output.
     pub name: String,
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// The type it has.
+    /// The type in the input.
     pub from: DType,
-    /// The type it gets.
+    /// The type in the output.
     pub to: DType,
-    /// Its size in bytes now.
+    /// The size in bytes in the input.
     pub bytes_before: u64,
-    /// Its size in bytes in the output.
+    /// The size in bytes in the output.
     pub bytes: u64,
-    /// Bits for each of its values in the output.
+    /// The number of bits per value in the output.
     pub bits_per_weight: f64,
-    /// Whether its type can't be made without importance.
+    /// Whether its type can't be encoded without importance.
     pub needs_importance: bool,
 }
 
-/// What `recipe` makes of each tensor, in the order of the output. Needs no data, and no importance
-/// but the word that there will be some.
+/// The changes that `recipe` makes to the tensors, in the order of the output. It needs neither
+/// tensor data nor an importance matrix, only whether there will be one.
 ///
 /// # Errors
 /// As [`Recipe::types_if_importance`].
@@ -60,7 +60,7 @@ pub fn outcomes(
     let kept = file_order(tensors).into_iter().filter_map(|place| Some((&tensors[place], chosen[place].as_ref()?)));
     Ok(kept
         .map(|(tensor, chosen)| {
-            // Recipes choose only types that rows divide into.
+            // Recipes only choose types into whose blocks the rows divide.
             let bytes = |dtype: DType| dtype.bytes_of(tensor.elems() as u64, tensor.row_len() as u64).unwrap_or(0);
             TensorOutcome {
                 name: chosen.name.clone(),
@@ -76,13 +76,14 @@ pub fn outcomes(
         .collect())
 }
 
-/// The model that `recipe` makes of `tensors`, which have GGUF's names and the keys `metadata`.
+/// The model that results from applying `recipe` to `tensors`, which have GGUF's names, and the
+/// keys `metadata`.
 ///
-/// Keys are set and ordered as llama-quantize does it: the model's own, then the type, then
-/// `overrides`, then what the importance is from.
+/// Keys are set and ordered as in llama-quantize: the model's own, then the type, then `overrides`,
+/// then the origin of the importance matrix.
 ///
 /// # Errors
-/// As [`Recipe::types`]; [`crate::Error::Mismatch`] for importance of another model.
+/// As [`Recipe::types`]; [`crate::Error::Mismatch`] for the importance matrix of another model.
 pub fn quantize(
     recipe: &Recipe,
     metadata: &Metadata,
@@ -132,9 +133,9 @@ pub fn quantize(
     Ok(Output::gguf(metadata, plan, notes))
 }
 
-/// A tensor's shape as ggml writes it: outermost dimensions of 1 are none.
+/// A tensor's shape as ggml writes it, without outermost dimensions of 1.
 fn written_shape(dtype: DType, shape: &[usize]) -> &[usize] {
-    // Vectors of blocks have no rows that blocks belong to.
+    // A vector of blocks keeps its shape, because its rows aren't whole blocks.
     let ones = shape.iter().take_while(|&&len| len == 1).count().min(shape.len().saturating_sub(1));
     if dtype.is_plain() { &shape[ones..] } else { shape }
 }

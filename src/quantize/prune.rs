@@ -1,9 +1,8 @@
-//! `--prune-layers`: blocks that are left out, and the numbers that the others get.
+//! `--prune-layers`: removes blocks and renumbers the others.
 //!
-//! llama-quantize prunes even if the result can't be used. Refused here: layers that the
-//! model doesn't have, all of them, models with gaps between their blocks or with blocks that aren't
-//! called `blk.N.` (it gives those of T5 numbers out of order), and keys with one value for each block,
-//! which it leaves as long as they were.
+//! llama-quantize prunes even if the result is unusable. Refused here are: layers that the model doesn't have, all
+//! layers, models with gaps between their blocks or with blocks that aren't called `blk.N.` (llama-quantize numbers
+//! those of T5 out of order), and keys with one value for each block, whose length llama-quantize doesn't adjust.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`remap_layer`) and `tools/quantize/quantize.cpp`
 //! (`parse_layer_prune`).
@@ -21,10 +20,10 @@ const OPTION: &str = "prune_layers";
 /// An array with a number for each part of a position, not for each block.
 const POSITIONS: &str = ".rope.dimension_sections";
 
-/// Reads numbers of layers: `3,4,5`.
+/// Parses numbers of layers: `3,4,5`.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for anything else.
+/// [`crate::Error::Setting`] for any other text.
 pub fn parse_layers(text: &str) -> Result<BTreeSet<usize>> {
     let number = |number: &str| {
         number.parse().map_err(|_| {
@@ -36,14 +35,15 @@ pub fn parse_layers(text: &str) -> Result<BTreeSet<usize>> {
     text.split(',').map(number).collect()
 }
 
-/// The layers that are left out of one model.
+/// The pruning of one model.
 pub(super) struct Pruning<'a> {
     layers: &'a BTreeSet<usize>,
 }
 
 impl<'a> Pruning<'a> {
     /// # Errors
-    /// [`crate::Error::Mismatch`] where the model wouldn't be one afterwards: see above.
+    /// [`crate::Error::Setting`], [`crate::Error::Mismatch`] or [`crate::Error::Unsupported`] if the result wouldn't be
+    /// a valid model: see above.
     pub fn new(layers: &'a BTreeSet<usize>, metadata: &Metadata, tensors: &[TensorInfo]) -> Result<Self> {
         if layers.is_empty() {
             return Ok(Self { layers });
@@ -79,7 +79,7 @@ impl<'a> Pruning<'a> {
         Ok(Self { layers })
     }
 
-    /// The name that a tensor has afterwards; `None` for those left out.
+    /// The new name of a tensor; `None` for those that are removed.
     pub fn rename<'n>(&self, name: &'n str) -> Option<Cow<'n, str>> {
         let Some(block) = block_of(name).filter(|_| !self.layers.is_empty()) else {
             return Some(Cow::Borrowed(name));
@@ -93,7 +93,7 @@ impl<'a> Pruning<'a> {
     }
 }
 
-/// Sets the model's number of blocks to the number that is left, at the end of its keys.
+/// Sets the number of blocks to the remaining number, as the last key.
 pub(super) fn write_block_count(layers: &BTreeSet<usize>, metadata: &mut Metadata) -> Result<()> {
     if layers.is_empty() {
         return Ok(());

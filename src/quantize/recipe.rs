@@ -1,15 +1,15 @@
-//! From a file type and its options to a type for every tensor of a model.
+//! Determines a type for every tensor of a model, from a file type and options.
 //!
-//! The types are those of llama-quantize, without `--keep-split`, under which it counts tensors in
-//! another order. Where it stops at an assertion, or an option has no effect, that is an error here:
+//! The types are those of llama-quantize without `--keep-split`, with which it counts tensors in another order. Where
+//! llama-quantize stops at an assertion, or an option has no effect, it is an error here:
 //!
-//! - a type of `--output-tensor-type` or `--token-embedding-type` into whose blocks the rows don't divide;
+//! - a type in `--output-tensor-type` or `--token-embedding-type` into whose blocks the rows don't divide;
 //! - options that COPY ignores, `--tensor-type` with F32, F16 or BF16, both `--leave-output-tensor` and
 //!   `--output-tensor-type`, and options for a tensor that the model doesn't have;
 //! - tensors of integers that would be quantized.
 //!
-//! Two things work here and not in llama-quantize: tensors that have their type already need no
-//! importance, and files that have only the key of the architecture can be converted to F32, F16 or BF16.
+//! Two things work here but not in llama-quantize: tensors that already have their type need no importance, and files
+//! whose only key is the architecture can be converted to F32, F16 or BF16.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`llama_tensor_get_type`, `llama_model_quantize_impl`).
 
@@ -28,41 +28,41 @@ use crate::formats::gguf::{Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_
 use crate::quant::can_decode;
 use crate::source::TensorInfo;
 
-/// A file type and what the options of llama-quantize say about it.
+/// A file type with the options of llama-quantize.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// The file type.
     pub file_type: FileType,
-    /// `--output-tensor-type`: the type of `output.weight`, or of the embeddings that are used in its place.
+    /// `--output-tensor-type`: the type of `output.weight`, or of embeddings used in its place.
     pub output_tensor_type: Option<DType>,
     /// `--token-embedding-type`: the type of the embeddings.
     pub token_embedding_type: Option<DType>,
-    /// `--tensor-type` and `--tensor-type-file`: of those that match a tensor's name, the first counts.
+    /// `--tensor-type` and `--tensor-type-file`: of the rules that match a tensor's name, the first counts.
     pub tensor_types: Vec<TensorTypeRule>,
-    /// `--pure`: every tensor that is quantized gets the base type.
+    /// `--pure`: every quantized tensor gets the base type.
     pub pure: bool,
     /// `--leave-output-tensor`: `output.weight` keeps its type.
     pub leave_output_tensor: bool,
-    /// `--allow-requantize`: quantized tensors may be quantized to other types.
+    /// `--allow-requantize`: quantized tensors may be converted to other types.
     pub allow_requantize: bool,
-    /// `--prune-layers`: blocks that are left out.
+    /// `--prune-layers`: blocks that are removed.
     pub prune_layers: BTreeSet<usize>,
 }
 
-/// What becomes of one tensor.
+/// The decision about one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
-    /// Its name in the written file, which differs where layers were pruned.
+    /// Its name in the written file, which differs if layers were pruned.
     pub name: String,
-    /// Its type there.
+    /// Its type in the written file.
     pub dtype: DType,
-    /// The type that it should have had, where rows don't divide into the blocks of that.
+    /// The preferred type, if rows don't divide into its blocks so that another had to be used.
     pub instead_of: Option<DType>,
-    /// Whether it changes to a type that can't be made without importance.
+    /// Whether it is converted to a type that can't be encoded without importance.
     pub needs_importance: bool,
 }
 
-/// Why a tensor gets its type.
+/// The reason for a tensor's type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reason {
     /// It keeps its type.
@@ -71,7 +71,7 @@ enum Reason {
     Left,
     /// `--output-tensor-type`.
     Output,
-    /// `--output-tensor-type`, of embeddings in place of the output.
+    /// `--output-tensor-type`, for embeddings in place of the output.
     TiedOutput,
     /// `--token-embedding-type`.
     Embedding,
@@ -81,7 +81,7 @@ enum Reason {
 }
 
 impl From<FileType> for Recipe {
-    /// Without options.
+    /// A recipe without options.
     fn from(file_type: FileType) -> Self {
         Self {
             file_type,
@@ -97,14 +97,13 @@ impl From<FileType> for Recipe {
 }
 
 impl Recipe {
-    /// What becomes of each of a model's tensors, at its place in `tensors`; `None` for those of pruned
-    /// layers. `importance` says for which tensors there is some, by their names before pruning.
+    /// The decision about each tensor, in the order of `tensors`; `None` for those of pruned layers. `importance` says
+    /// for which tensors there is importance, by their names before pruning.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for options that don't fit each other or the model, for quantized tensors
-    /// without [`Recipe::allow_requantize`] and for tensors without the importance that they need;
-    /// [`Error::Format`] for keys of the model that are missing; [`Error::Unsupported`] for tensors that
-    /// can't be decoded.
+    /// [`Error::Setting`] for options that don't fit each other or the model; [`Error::Mismatch`] for quantized tensors
+    /// without [`Recipe::allow_requantize`], and for tensors without the importance that they need; [`Error::Format`]
+    /// for missing keys of the model; [`Error::Unsupported`] for tensors that can't be decoded.
     pub fn types(
         &self,
         metadata: &Metadata,
@@ -126,8 +125,8 @@ impl Recipe {
         Ok(all)
     }
 
-    /// As [`Recipe::types`], without looking whether there is importance for the tensors that need it:
-    /// enough to know all sizes. `importance` is whether there will be some, since rules ask for that.
+    /// Like [`Recipe::types`], but doesn't check whether tensors have the importance that they need; this suffices to
+    /// know all sizes. `importance` says whether there will be an importance matrix, because rules depend on it.
     ///
     /// # Errors
     /// As [`Recipe::types`].
@@ -169,8 +168,8 @@ impl Recipe {
         Ok(chosen)
     }
 
-    /// Writes the keys that say how the tensors are stored, after all others: llama-quantize's order.
-    /// COPY leaves a file type as it is, and none where there was none.
+    /// Writes the keys that describe the tensors' types after all others, in llama-quantize's order. COPY keeps an
+    /// existing file type, and adds none.
     pub fn write_type(&self, metadata: &mut Metadata) {
         const FILE_TYPE: &str = "general.file_type";
         metadata.remove(QUANTIZATION_VERSION_KEY);
@@ -181,7 +180,7 @@ impl Recipe {
         }
     }
 
-    /// Writes how many blocks pruning left, as llama-quantize does after keys that are set by hand.
+    /// Writes the number of blocks after pruning. llama-quantize does this after keys that were set by the user.
     ///
     /// # Errors
     /// [`Error::Format`] for a file without `block_count`.
@@ -189,7 +188,7 @@ impl Recipe {
         write_block_count(&self.prune_layers, metadata)
     }
 
-    /// The type that a tensor should have, and why.
+    /// The type that a tensor should have, and the reason.
     fn preferred_type(
         &self,
         metadata: &Metadata,
@@ -207,7 +206,7 @@ impl Recipe {
         }
         let rule = self.tensor_types.iter().find(|rule| rule.is_for(name)).map(|rule| rule.dtype);
         match (role, self.token_embedding_type, self.output_tensor_type) {
-            // The second large table of embeddings gets their type unless a rule names it.
+            // The second large embedding table gets the type of the embeddings, unless a rule names it.
             (Role::Embedding, Some(_), _) if name == PER_LAYER_EMBEDDING && rule.is_some() => {}
             (Role::Embedding, Some(dtype), _) => return Ok((dtype, Reason::Embedding)),
             (Role::Output, _, Some(dtype)) => return Ok((dtype, Reason::Output)),
@@ -226,8 +225,8 @@ impl Recipe {
         }
     }
 
-    /// `preferred_type`, or its replacement where rows don't divide into its blocks. A type that an option
-    /// gives to one tensor is taken as it is.
+    /// `preferred_type`, or its replacement if rows don't divide into its blocks. A type that an option gives to a
+    /// single tensor isn't replaced.
     fn fitted(&self, metadata: &Metadata, tensor: &TensorInfo, preferred_type: DType, reason: Reason) -> Result<DType> {
         let row_len = tensor.row_len();
         let fitted = match reason {
@@ -248,7 +247,7 @@ impl Recipe {
         })
     }
 
-    /// Whether a tensor may and can be changed to another type.
+    /// Checks that a tensor may and can be converted to another type.
     fn check_source(&self, metadata: &Metadata, tensor: &TensorInfo, dtype: DType) -> Result<()> {
         let found = tensor.dtype.to_string();
         if !tensor.dtype.is_plain() && !self.allow_requantize {
@@ -306,7 +305,7 @@ impl Recipe {
         }
     }
 
-    /// Refuses options that no tensor has a use for.
+    /// Refuses options that affect no tensor.
     fn check_effects<'n>(
         &self,
         metadata: &Metadata,

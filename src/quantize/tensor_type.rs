@@ -1,4 +1,4 @@
-//! What a tensor type needs: a name, rows that divide into its blocks, and importance.
+//! The requirements of a tensor type: a name, rows that divide into its blocks, and importance.
 //!
 //! Reference: llama.cpp `src/llama-quant.cpp` (`tensor_type_fallback`, `tensor_requires_imatrix`),
 //! `tools/quantize/quantize.cpp` (`parse_ggml_type`) and `ggml/src/ggml.c` (`ggml_quantize_chunk`,
@@ -9,11 +9,11 @@ use super::names::Role;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 
-/// Reads the type that `option` gives to tensors, by its name in letters of either case.
+/// Parses the type that `option` gives to tensors, a name that ignores case.
 ///
 /// # Errors
-/// [`crate::Error::Setting`] for names that are none, and for types that nothing is quantized to.
-/// llama-quantize takes those (`q8_k`, `i32`) and fails, or writes what it has in memory.
+/// [`crate::Error::Setting`] for unknown names, and for types to which nothing is quantized. llama-quantize accepts
+/// those (`q8_k`, `i32`) and fails, or writes uninitialised memory.
 pub fn parse_tensor_type(option: &str, text: &str) -> Result<DType> {
     let known =
         || (0..u32::from(u8::MAX)).filter_map(DType::from_ggml_id).filter(|dtype| is_quantization_target(*dtype));
@@ -24,11 +24,11 @@ pub fn parse_tensor_type(option: &str, text: &str) -> Result<DType> {
     })
 }
 
-/// Whether tensors are quantized to it.
+/// Whether tensors can be quantized to it.
 pub(super) fn is_quantization_target(dtype: DType) -> bool {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => true,
-        // Made of activations while a model runs.
+        // Only used for activations while a model runs.
         DType::Q8_1 | DType::Q8_K => false,
         other => !other.is_plain(),
     }
@@ -39,8 +39,8 @@ pub(super) fn divides(row_len: usize, dtype: DType) -> bool {
     row_len.is_multiple_of(dtype.block_elems())
 }
 
-/// `preferred_type`, or the type that replaces it where rows don't divide into its blocks; `None` where
-/// there is no replacement.
+/// `preferred_type`, or the type that replaces it if rows don't divide into its blocks; `None` if there is no
+/// replacement.
 pub(super) fn that_fits(preferred_type: DType, row_len: usize) -> Option<DType> {
     if divides(row_len, preferred_type) {
         return Some(preferred_type);
@@ -60,8 +60,8 @@ pub(super) fn that_fits(preferred_type: DType, row_len: usize) -> Option<DType> 
 
 /// Whether a tensor can't be quantized to `dtype` without importance.
 ///
-/// Output and embeddings need none where ggml needs none: imatrix files seldom have them. Where ggml
-/// needs it, llama-quantize stops at an assertion.
+/// Output and embeddings only need importance where ggml itself does, because imatrix files seldom contain them. Where
+/// it is missing for ggml, llama-quantize stops at an assertion.
 pub(super) fn needs_importance(role: Role, dtype: DType, file_type: FileType) -> bool {
     match dtype {
         DType::IQ1_S | DType::IQ2_XXS | DType::IQ2_XS => true,

@@ -1,4 +1,4 @@
-//! Adapters of every kind, as far as their own files say what they are: no base is asked for.
+//! Reports on adapters of every kind, from their own files alone, without a base.
 
 use std::collections::BTreeMap;
 
@@ -13,40 +13,41 @@ use crate::arch::Module;
 use crate::error::Result;
 use crate::plan::PlannedTensor;
 
-/// An adapter.
+/// The report on an adapter.
 #[derive(Debug, Clone, Serialize)]
 pub struct AdapterReport {
-    /// What it is, in words: LoRA, DoRA, LoHa.
+    /// The name of its kind: LoRA, DoRA, LoHa.
     pub method: String,
-    /// PEFT's name of that, where PEFT has saved it.
+    /// The `peft_type`, if PEFT has saved it.
     pub peft_type: Option<String>,
-    /// The rank by its settings.
+    /// The rank in its settings.
     pub r: Option<u64>,
-    /// Its alpha by its settings.
+    /// The alpha in its settings.
     pub lora_alpha: Option<f64>,
-    /// The factor of its updates where no pattern says otherwise.
+    /// The factor of its updates, where no pattern gives another.
     pub scale: Option<f32>,
-    /// The ranks that its factors have, and how many modules have each.
+    /// The ranks of its factors, and the number of modules with each.
     pub ranks: BTreeMap<usize, usize>,
-    /// Other alphas by pattern of the module's path; of files without settings, by number of modules.
+    /// Other alphas, by pattern of module paths. For files without settings: alphas, and the number of modules with
+    /// each.
     pub alphas: Map<String, Value>,
-    /// The tokens behind which it is on; always on where there are none.
+    /// The invocation tokens, after which it acts. Empty if it always acts.
     pub invocation_tokens: Vec<u64>,
-    /// Modules it changes, by the last parts of their paths.
+    /// The modules that it changes, by the last parts of their paths.
     pub modules: Vec<String>,
-    /// Decoder layers it changes.
+    /// Numbers of the decoder layers that it changes.
     pub layers: Vec<usize>,
-    /// Trained values.
+    /// The number of trained values.
     pub parameters: usize,
-    /// Why it can't be merged, where that is known without a base.
+    /// Why it can't be merged, if that is known without a base.
     pub problem: Option<String>,
-    /// `__metadata__` of its file.
+    /// The `__metadata__` of its file.
     pub metadata: BTreeMap<String, String>,
-    /// What it holds.
+    /// Its tensors.
     pub tensors: TensorsReport,
 }
 
-/// What PEFT's kinds are called elsewhere.
+/// The usual names of PEFT's kinds.
 const METHODS: [(&str, &str); 12] = [
     ("ADALORA", "AdaLoRA"),
     ("BOFT", "BOFT"),
@@ -62,7 +63,7 @@ const METHODS: [(&str, &str); 12] = [
     ("VERA", "VeRA"),
 ];
 
-/// What names of PEFT's tensors have behind a module's path: beginnings of the first part of it.
+/// Prefixes of the part that follows the module's path in names of PEFT's tensors.
 const PARTS: [&str; 16] = [
     "lora_",
     "hada_",
@@ -82,14 +83,14 @@ const PARTS: [&str; 16] = [
     "ephemeral_",
 ];
 
-/// Ends of the names of factors that have as many rows as their update has ranks.
+/// Suffixes of names of factors that have as many rows as the update's rank.
 const RANK_ROWS: [&str; 5] = [".lora_A.weight", ".lora_A", ".lora_embedding_A", ".hada_w1_b", ".lora_down.weight"];
 
 impl AdapterReport {
-    /// What the files of an adapter say.
+    /// Reports on the files of an adapter.
     ///
     /// # Errors
-    /// What reading a file's `alpha` meets.
+    /// Those of reading a file's `alpha`.
     pub fn of(files: &AdapterFiles) -> Result<Self> {
         let tensors = &files.tensors().tensors;
         let mut report = Self {
@@ -122,7 +123,7 @@ impl AdapterReport {
             }
             report.layers.extend(layer);
         }
-        // Linear layers of a decoder in the order in which it calls them, others as the file has them.
+        // Linear layers of a decoder are in the order of the forward pass, others in that of the file.
         let place = |name: &String| Module::from_name(name).map_or(Module::ALL.len(), |module| module as usize);
         report.modules.sort_by_key(place);
         report.layers.sort_unstable();
@@ -130,7 +131,7 @@ impl AdapterReport {
         Ok(report)
     }
 
-    /// What adapter_config.json says.
+    /// Reads the content of adapter_config.json.
     fn read_settings(&mut self, settings: &Map<String, Value>) {
         let text = |name: &str| settings.get(name).and_then(Value::as_str);
         let number = |name: &str| settings.get(name).and_then(Value::as_f64);
@@ -159,7 +160,7 @@ impl AdapterReport {
         self.peft_type = Some(kind);
     }
 
-    /// What the names in a file of kohya's say, and its alphas.
+    /// Reads the kind of a kohya file from its tensors' names, and its alphas.
     fn read_parts(&mut self, tensors: &[PlannedTensor]) -> Result<()> {
         let mut methods: Vec<&str> = Vec::new();
         for tensor in tensors {
@@ -182,11 +183,11 @@ impl AdapterReport {
     }
 }
 
-/// The last part of the path of the module that a tensor belongs to, and the layer that the module is in; `None`
-/// for a tensor that all modules share.
+/// The last part of the path of the module to which a tensor belongs, and the number of its layer; `None` for a tensor
+/// that all modules share.
 fn module_of(name: &str) -> Option<(String, Option<usize>)> {
     let Some(path) = name.strip_prefix(PREFIX) else {
-        // Kohya's names have underscores for dots: the layer's number tells where a module's own name begins.
+        // Kohya's names have underscores in place of dots; the layer's number shows where the module's own name begins.
         let (path, _) = name.split_once('.').filter(|_| !name.starts_with("base_model."))?;
         let parts: Vec<&str> = path.split('_').collect();
         let number = parts.iter().position(|part| part.parse::<usize>().is_ok());

@@ -1,8 +1,7 @@
-//! Comparison: how far the tensors of one checkpoint are from those of another.
+//! Compares the tensors of two checkpoints.
 //!
-//! Values are compared as a reader sees them, decoded to f32, so that a quantized model can be held
-//! against its original. Differences are taken and summed in f64, some rows at a time: memory stays
-//! flat however large a tensor is.
+//! Values are compared as a reader sees them, decoded to f32, so a quantized model can be compared with its original.
+//! Differences are computed and summed in f64, some rows at a time, so memory is bounded however large a tensor is.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -20,68 +19,68 @@ mod sides;
 
 pub use sides::sides;
 
-/// Elements that one task compares.
+/// Number of elements that one task compares.
 const CHUNK_ELEMS: usize = 1 << 18;
 
-/// Two checkpoints, tensor by tensor.
+/// The comparison of two checkpoints, A and B, tensor by tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// Sums over all tensors.
     pub totals: Totals,
-    /// Every tensor of either: in A's order, then what only B has in B's.
+    /// All tensors of both: those of A in A's order, then those that only B has in B's order.
     pub tensors: Vec<TensorComparison>,
 }
 
 /// Sums over all tensors.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
-    /// Tensors that both have and whose values were compared.
+    /// The number of tensors that both have and whose values were compared.
     pub compared: usize,
-    /// Those of them with the same values, bit by bit.
+    /// The number of those with the same values, bit by bit.
     pub identical: usize,
-    /// Elements that were compared.
+    /// The number of elements that were compared.
     pub elements: u64,
-    /// The root mean square of all differences relative to that of all of A's values; `None` where
-    /// A is all zeros and B isn't.
+    /// The root mean square of all differences, relative to that of all values of A; `None` if A is all zeros and B
+    /// isn't.
     pub relative_error: Option<f64>,
-    /// The largest difference.
+    /// The largest absolute difference.
     pub max_difference: f64,
-    /// The tensor with the largest relative error; `None` where no value differs.
+    /// The tensor with the largest relative error; `None` if no values differ.
     pub worst: Option<String>,
-    /// Tensors that only A has.
+    /// The number of tensors that only A has.
     pub only_in_a: usize,
-    /// Tensors that only B has.
+    /// The number of tensors that only B has.
     pub only_in_b: usize,
-    /// Tensors of another shape.
+    /// The number of tensors with different shapes.
     pub other_shape: usize,
-    /// Tensors whose values couldn't be decoded.
+    /// The number of tensors whose values can't be decoded.
     pub not_decoded: usize,
 }
 
-/// One tensor of either checkpoint.
+/// The comparison of one tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorComparison {
     /// Its name.
     pub name: String,
-    /// What it is in A.
+    /// Its type and shape in A.
     pub a: Option<Form>,
-    /// What it is in B.
+    /// Its type and shape in B.
     pub b: Option<Form>,
-    /// What was found.
+    /// The result.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
-/// What a tensor is in one of the two.
+/// A tensor's form in one of the two checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Form {
-    /// The name of the type that it is stored in.
+    /// The name of the type in which it is stored.
     pub dtype: String,
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
 }
 
-/// What comparing a tensor gave.
+/// The result of comparing a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "outcome", rename_all = "kebab-case")]
 pub enum Outcome {
@@ -95,47 +94,48 @@ pub enum Outcome {
     OtherShape,
     /// Its values can't be decoded.
     NotDecoded {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Whether the bytes are the same, where both have them in the same type.
+        /// Whether the bytes are the same, if both have the same type.
         same_bytes: Option<bool>,
     },
 }
 
-/// How far the values of a tensor in B are from those in A.
+/// The differences between the values of a tensor in A and B.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
     /// The number of elements.
     pub elements: u64,
-    /// The largest difference.
+    /// The largest absolute difference.
     pub max_difference: f64,
     /// The root mean square of the differences.
     pub rms_difference: f64,
-    /// That relative to the root mean square of A's values; `None` where A is all zeros and B isn't.
+    /// The root mean square difference, relative to the root mean square of A's values; `None` if A is all zeros and B
+    /// isn't.
     pub relative_error: Option<f64>,
-    /// Whether all values are the same, bit by bit: 0 and -0 differ.
+    /// Whether all values are the same, bit by bit, so that 0 and -0 differ.
     pub identical: bool,
 }
 
 impl Difference {
-    /// The relative error to sort by: differences from nothing are the worst.
+    /// The relative error as a sort key: a difference from all zeros is the worst.
     pub fn badness(&self) -> f64 {
         self.relative_error.unwrap_or(f64::INFINITY)
     }
 }
 
 impl Comparison {
-    /// Compares the tensors of `a` and `b` that have the same name, in parallel on rayon's current
-    /// pool. The result is the same on any number of threads.
+    /// Compares the tensors of `a` and `b` that have the same name, in parallel on rayon's current pool. The result
+    /// doesn't depend on the number of threads.
     ///
     /// # Errors
     /// [`crate::Error::NotFinite`] for a NaN or an infinity in either, naming the tensor;
-    /// [`crate::Error::Mismatch`] for a name that one of them has twice.
+    /// [`crate::Error::Mismatch`] for a repeated name in one of them.
     pub fn of(a: &Plan, b: &Plan) -> Result<Self> {
         Self::watched(a, b, &|_, _| {})
     }
 
-    /// [`Comparison::of`], telling `progress` the elements compared so far, and all there are.
+    /// Like [`Comparison::of`]. `progress` gets the number of elements compared so far, and of all elements.
     ///
     /// # Errors
     /// As [`Comparison::of`].
@@ -156,7 +156,7 @@ impl Comparison {
             })
             .collect::<Result<_>>()?;
 
-        // Added up in order: sums of floats depend on it.
+        // Added in order, because sums of floats depend on it.
         let mut sums = vec![Sums::default(); pairs.len()];
         for (i, chunk) in &found {
             sums[*i].add(chunk);
@@ -212,14 +212,14 @@ impl Totals {
 impl Form {
     fn of(tensor: &PlannedTensor) -> Self {
         let mut decoded = tensor.expr.source_dtypes();
-        // What a computed tensor is made of, where that is one type.
+        // The type from which a computed tensor is made, if it is only one.
         let single = decoded.next().filter(|first| decoded.all(|other| other == *first));
         let dtype = tensor.expr.raw_dtype().or(single).unwrap_or(tensor.dtype);
         Self { dtype: dtype.name().to_owned(), shape: tensor.shape.clone() }
     }
 }
 
-/// The tensors of `plan` by their names.
+/// The tensors of `plan` by name.
 fn by_name(plan: &Plan) -> Result<HashMap<&str, &PlannedTensor>> {
     let mut found = HashMap::new();
     for tensor in &plan.tensors {
@@ -231,18 +231,18 @@ fn by_name(plan: &Plan) -> Result<HashMap<&str, &PlannedTensor>> {
     Ok(found)
 }
 
-/// A tensor of A, and what is to be done about it.
+/// A tensor of A, and how to compare it.
 struct Pair<'a> {
     a: &'a PlannedTensor,
     b: Option<&'a PlannedTensor>,
     how: How,
 }
 
-/// How the two tensors of a pair are compared. Here they may stand transposed.
+/// How the two tensors of a pair are compared. The tensors here may be transposed.
 enum How {
     /// Decoded.
     Values(Box<PlannedTensor>, Box<PlannedTensor>),
-    /// Byte by byte; why not decoded.
+    /// Byte by byte, with the reason why they can't be decoded.
     Bytes(Box<PlannedTensor>, Box<PlannedTensor>, String),
     /// Not at all.
     Not(Outcome),
@@ -278,7 +278,7 @@ impl<'a> Pair<'a> {
         self.both().map_or(0, |(a, _)| a.elems() as u64)
     }
 
-    /// Ranges of rows that together are the tensor.
+    /// Ranges of rows that together cover the tensor.
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
         let (rows, row_len) = match self.both() {
             Some((a, _)) if a.elems() > 0 => (a.rows(), a.row_len()),
@@ -312,23 +312,22 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// Why the values of `tensor` can't be read, where they can't.
+/// The reason why the values of `tensor` can't be read, if they can't.
 fn not_decodable(tensor: &PlannedTensor) -> Option<String> {
     if let Err(error) = (Plan { tensors: vec![tensor.clone()] }).check() {
         return Some(error.to_string());
     }
-    // Bytes that are only copied pass that check.
+    // That check accepts types that are only copied.
     (!quant::can_decode(tensor.dtype)).then(|| format!("this version can't decode {}", tensor.dtype))
 }
 
-/// Whether the tensor is bytes of a file, in elements that stand for themselves.
+/// Whether the tensor's values are a file's bytes of a plain type.
 fn is_bytes(tensor: &PlannedTensor) -> bool {
     tensor.dtype.is_plain() && tensor.expr.raw_dtype() == Some(tensor.dtype)
 }
 
-/// The two with rows that are cheap to read. Each row of a quantized matrix that is transposed needs
-/// the whole matrix decoded, while columns of a plain one can be read alone: so that one is
-/// transposed instead.
+/// Transposes both tensors if that makes rows cheaper to read. Each row of a transposed quantized matrix needs the
+/// whole matrix decoded, while columns of a plain tensor can be read alone, so the plain one is transposed instead.
 fn along_rows(a: &PlannedTensor, b: &PlannedTensor) -> (PlannedTensor, PlannedTensor) {
     let is_plain = |t: &PlannedTensor| matches!(t.expr, Expr::Take(_)) && is_bytes(t);
     let transposed = |t: &PlannedTensor, expr: Expr| {
@@ -336,7 +335,7 @@ fn along_rows(a: &PlannedTensor, b: &PlannedTensor) -> (PlannedTensor, PlannedTe
         PlannedTensor { name: t.name.clone(), dtype: DType::F32, shape, expr }
     };
     let turned = |t: &PlannedTensor| transposed(t, Expr::Transpose(Box::new(t.expr.clone())));
-    // Rounding to F32 is none: what the transposed one is rounded to must be that as well.
+    // Only if the transposed tensor's type is F32, so that it isn't rounded.
     let straight = |t: &PlannedTensor| match &t.expr {
         Expr::Transpose(of) if t.dtype == DType::F32 && of.raw_dtype().is_some_and(|dtype| !dtype.is_plain()) => {
             Some(transposed(t, (**of).clone()))
@@ -350,16 +349,16 @@ fn along_rows(a: &PlannedTensor, b: &PlannedTensor) -> (PlannedTensor, PlannedTe
     }
 }
 
-/// What is added up over elements.
+/// Sums over elements.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Sums {
     elements: u64,
     max_difference: f64,
-    /// Squares of the differences.
+    /// The sum of squared differences.
     differences: f64,
-    /// Squares of A's values.
+    /// The sum of A's squared values.
     values: f64,
-    /// Whether any value has other bits.
+    /// Whether the bits of any value differ.
     differs: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Inspection and comparison: what is in a checkpoint, an adapter or a bank, and how two checkpoints
-//! differ, as data that prints or serializes.
+//! Inspection and comparison: the content of a checkpoint, an adapter or a bank, and the differences between two
+//! checkpoints, as data that can be printed or serialized.
 
 mod adapter;
 pub mod compare;
@@ -24,7 +24,7 @@ use crate::output::safetensors_metadata;
 use crate::plan::TensorRef;
 use crate::source::Source;
 
-/// What was found at a path.
+/// The report on a path.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Report {
@@ -32,34 +32,34 @@ pub enum Report {
     HfFolder {
         /// The class in transformers.
         class: String,
-        /// What the config says, where this crate knows the class.
+        /// The description from its config, if this crate knows the class.
         model: Option<Description>,
-        /// Why the model can't become a GGUF that llama.cpp runs, where it can't.
+        /// Why the model can't be converted to a GGUF that llama.cpp runs, if it can't.
         problem: Option<String>,
-        /// Paths and descriptions of what isn't a tensor.
+        /// Paths and descriptions of values that aren't tensors.
         others: Vec<(String, String)>,
-        /// What the files hold.
+        /// The tensors in its files.
         tensors: TensorsReport,
     },
     /// Tensors without a config: safetensors or PyTorch files.
     Weights {
-        /// `__metadata__` of safetensors files.
+        /// The `__metadata__` of safetensors files.
         metadata: BTreeMap<String, String>,
-        /// Paths and descriptions of what isn't a tensor.
+        /// Paths and descriptions of values that aren't tensors.
         others: Vec<(String, String)>,
-        /// What the files hold.
+        /// The tensors in the files.
         tensors: TensorsReport,
     },
-    /// A GGUF file, or all shards of one.
+    /// A GGUF file, including all its shards.
     Gguf {
         /// The files.
         shards: Vec<PathBuf>,
-        /// Its keys in order, values shortened for print.
+        /// Its keys in order, with values shortened for printing.
         metadata: Vec<(String, String)>,
-        /// What it holds.
+        /// Its tensors.
         tensors: TensorsReport,
     },
-    /// A LoRA as PEFT saves it: plain, DoRA, activated.
+    /// A LoRA saved by PEFT: plain, DoRA, or activated.
     Lora(Box<AdapterReport>),
     /// An adapter of another kind.
     Adapter(Box<AdapterReport>),
@@ -97,7 +97,7 @@ impl Report {
     }
 
     fn of_folder(folder: Checkpoint) -> Self {
-        // What is in the files, packed or not; what the model is goes by the weights that they make.
+        // Tensors are reported as stored, packed or not; the description uses the unpacked weights.
         let (class, others) = (class(&folder), folder.others().to_vec());
         let tensors = TensorsReport::of_plan(folder.weights());
         let (model, problem) = match folder.unpacked().and_then(|folder| describe(&folder)) {

@@ -1,20 +1,20 @@
-//! Tensors of a file: one by one, and by type.
+//! The tensors of a file: one by one, and totals by type.
 
 use serde::Serialize;
 
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::TensorInfo;
 
-/// One tensor.
+/// The report on one tensor.
 #[derive(Debug, Clone, Serialize)]
 pub struct TensorReport {
     /// Its name.
     pub name: String,
     /// The name of its type.
     pub dtype: String,
-    /// Outermost dimension first.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Its size.
+    /// The size in bytes.
     pub bytes: u64,
 }
 
@@ -23,29 +23,29 @@ pub struct TensorReport {
 pub struct TypeReport {
     /// The type's name.
     pub dtype: String,
-    /// How many tensors.
+    /// The number of tensors.
     pub tensors: usize,
-    /// How many elements.
+    /// The number of elements.
     pub elements: u64,
-    /// How many bytes.
+    /// The size in bytes.
     pub bytes: u64,
 }
 
 /// The tensors of a file or folder.
 #[derive(Debug, Clone, Serialize)]
 pub struct TensorsReport {
-    /// Elements in all.
+    /// The number of all elements.
     pub elements: u64,
-    /// Bytes in all.
+    /// The size of all tensors in bytes.
     pub bytes: u64,
-    /// By type, the one with most bytes first.
+    /// Totals by type, largest size first.
     pub by_type: Vec<TypeReport>,
-    /// One by one, in the file's order.
+    /// The tensors, in the file's order.
     pub list: Vec<TensorReport>,
 }
 
 impl TensorsReport {
-    /// Counts the tensors of a plan, in the types that it has.
+    /// Counts the tensors of a plan, with the plan's types.
     pub fn of_plan(plan: &Plan) -> Self {
         Self::of(&plan.tensors.iter().map(PlannedTensor::info).collect::<Vec<_>>())
     }

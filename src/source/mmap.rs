@@ -16,27 +16,27 @@ pub(crate) struct MappedFile {
     path: PathBuf,
     map: Mmap,
     file: File,
-    /// When it was written last, as the map was made.
+    /// The modification time of the file when it was mapped.
     modified: Option<SystemTime>,
-    /// Set where only the header is there.
+    /// Set if only the file's header is available.
     outline: Option<ValuesRead>,
 }
 
 impl MappedFile {
     /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        // Looked at before it is opened, too: opening a pipe waits for someone to write into it.
+        // Checked before the file is opened, too: opening a pipe would wait for a writer.
         only_regular(&std::fs::metadata(path).at(path, "open")?, path)?;
         Self::of(&File::open(path).at(path, "open")?, path)
     }
 
-    /// Maps an open file; `path` is what messages call it.
+    /// Maps an open file. `path` is its name in messages.
     pub(crate) fn of(file: &File, path: &Path) -> Result<Self> {
         only_regular(&file.metadata().at(path, "read")?, path)?;
         #[allow(unsafe_code)]
-        // SAFETY: the map is private to this struct and only handed out as `&[u8]`. That the file
-        // isn't shortened or rewritten meanwhile can't be checked by anyone who maps a file; our
-        // own outputs appear by rename and never change a file in place (docs/threats.md).
+        // SAFETY: the map is private to this struct and only handed out as `&[u8]`. No program that maps a file can
+        // prevent others from shortening or rewriting it meanwhile. Our own outputs appear by rename and never change a
+        // file in place (docs/threats.md).
         let map = unsafe { Mmap::map(file) }.at(path, "map")?;
         no_lfs_pointer(path, &map)?;
         let found = file.metadata().at(path, "read")?;
@@ -44,8 +44,8 @@ impl MappedFile {
         Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified, outline })
     }
 
-    /// A temporary file without a name that disappears with the map. `write` is given a function that appends
-    /// bytes to it; messages call the file `path`.
+    /// Makes a temporary file without a name, which disappears with the map. `write` gets a function that appends bytes
+    /// to it. `path` is its name in messages.
     pub(crate) fn temporary(path: &Path, write: impl FnOnce(&mut Put) -> Result<()>) -> Result<Self> {
         let folder = std::env::temp_dir();
         let mut file = BufWriter::new(tempfile::tempfile().at(&folder, "create a temporary file in")?);
@@ -54,8 +54,8 @@ impl MappedFile {
         Self::of(&file.into_inner().map_err(IntoInnerError::into_error).at(&folder, action)?, path)
     }
 
-    /// As [`super::Source::check_unchanged`]. A map whose file was shortened can't be read any more: the
-    /// system says "bad address" where it reads for us, and ends the process where the program reads itself.
+    /// As [`super::Source::check_unchanged`]. The part of a map that a shortened file no longer covers can't be read: a
+    /// system call that reads it fails with "bad address", and a direct read ends the process.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let found = self.file.metadata().at(&self.path, "read")?;
         let finding = || Finding::new(&self.path, "").hint("wait until it is complete, or stop what writes it");
@@ -80,7 +80,7 @@ impl MappedFile {
         &self.map
     }
 
-    /// The bytes of values, which an outline of a file doesn't have.
+    /// The bytes of tensor data in `range`. An outline has no data, so this notes the access.
     pub(crate) fn values(&self, range: Range<usize>) -> &[u8] {
         if let Some(outline) = &self.outline {
             outline.note();
@@ -89,7 +89,7 @@ impl MappedFile {
     }
 }
 
-/// Takes bytes, one piece after the other.
+/// A function that takes bytes, one piece after the other.
 pub(crate) type Put<'a> = dyn FnMut(&[u8]) -> Result<()> + 'a;
 
 fn only_regular(found: &Metadata, path: &Path) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Sources: files of named tensors, whatever their format, and the memory map under them.
 //!
-//! A source holds a header and a map, never a model. [`crate::formats`] has the readers that make
-//! sources of files; [`crate::plan`] takes tensors out of them.
+//! A source holds a header and a map, never a model. [`crate::formats`] has readers that open files as sources;
+//! [`crate::plan`] takes tensors from them.
 
 mod mmap;
 mod outline;
@@ -18,14 +18,14 @@ pub(crate) use outline::ValuesRead;
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// Name, type and shape of one tensor of a file.
+/// Name, type and shape of one tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// The name as the file has it.
+    /// The name in the file.
     pub name: String,
     /// The type of its elements.
     pub dtype: DType,
-    /// Outermost dimension first, as torch and safetensors have it (GGUF's order reversed).
+    /// The shape, outermost dimension first, as in torch and safetensors (the reverse of GGUF's order).
     pub shape: Vec<usize>,
 }
 
@@ -45,8 +45,8 @@ impl TensorInfo {
         rows(&self.shape)
     }
 
-    /// The bytes of rows `rows` in `bytes`, which are all of the tensor's. The rows of a vector are its
-    /// elements even if it is quantized, so that only ranges of whole blocks have bytes of their own.
+    /// The part of `bytes`, all of the tensor's bytes, that holds rows `rows`. The rows of a vector are its elements
+    /// even if it is quantized, so for quantized vectors only ranges of whole blocks are possible.
     pub(crate) fn slice<'a>(&self, bytes: &'a [u8], rows: Range<usize>) -> &'a [u8] {
         let row_bytes = bytes.len() / self.rows().max(1);
         let start_of = |row: usize| match self.shape.len() {
@@ -57,7 +57,7 @@ impl TensorInfo {
     }
 }
 
-/// Elements in one row of a tensor: the last dimension; 1 for vectors and scalars, whose rows are
+/// Elements in one row of a tensor: the last dimension. For vectors and scalars it is 1, because their rows are
 /// elements.
 pub fn row_len(shape: &[usize]) -> usize {
     if shape.len() < 2 { 1 } else { shape[shape.len() - 1] }
@@ -77,25 +77,25 @@ pub trait Source: Send + Sync {
     /// The file, for messages.
     fn path(&self) -> &Path;
 
-    /// What the file holds, in its own order.
+    /// The tensors of the file, in the file's order.
     fn tensors(&self) -> &[TensorInfo];
 
-    /// Text by key that the file has besides its tensors: `__metadata__` of a safetensors file. `None` for
-    /// formats without it, and for those whose keys say more (GGUF).
+    /// Texts by key that the file holds besides its tensors: `__metadata__` of a safetensors file. `None` for formats
+    /// without such texts, and for GGUF, whose metadata has types.
     fn text_metadata(&self) -> Option<&BTreeMap<String, String>> {
         None
     }
 
-    /// The bytes of rows `rows` of tensor number `index`: row by row and little-endian, exactly as
-    /// many as type and shape ask for. Borrowed where the file has these bytes; made anew where
-    /// the file has them in another order (strided tensors, big-endian files).
+    /// The bytes of rows `rows` of tensor number `index`: row by row, little-endian, exactly as many as type and shape
+    /// require. They are borrowed if the file has these bytes, and newly made if the file has them in another order
+    /// (strided tensors, big-endian files).
     ///
     /// # Panics
-    /// Where `index` is not below `self.tensors().len()`, or `rows` goes past the tensor's end.
+    /// If `index` is not below `self.tensors().len()`, or `rows` ends after the tensor's last row.
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]>;
 
-    /// That the file is still as it was when it was opened, as far as its length and time say: whoever
-    /// shortens or rewrites a file while it is read changes what has been checked.
+    /// Checks that the file's length and modification time are the same as when it was opened. A file that is shortened
+    /// or rewritten while it is read may no longer match what was checked.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for a file that has changed; [`crate::Error::Io`].
@@ -112,7 +112,7 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Writes `shape` the way users read it: `[32, 64]`.
+/// Formats `shape` for messages: `[32, 64]`.
 pub(crate) fn show_shape(shape: &[usize]) -> String {
     format!("{shape:?}")
 }

@@ -1,7 +1,7 @@
-//! Files of which only the header is here: of a model on the hub that is looked at, and not converted.
+//! Outlines: files of which only the header is available, for inspecting a model on the hub without downloading it.
 //!
-//! An outline has its file's length, its header, and nothing between. Whoever reads values of it reads zeros: that is
-//! noticed, and what was made of them has to be thrown away.
+//! An outline has its file's length and header; its tensor data reads as zeros. Reads of tensor data are noted, and
+//! results that depend on them must be discarded.
 #![cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only models on the hub have outlines"))]
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::error::{IoContext, Result};
 
-/// Device and number of a file.
+/// Device and inode number of a file.
 type Inode = (u64, u64);
 
 /// The outlines of this process.
@@ -23,7 +23,7 @@ static OUTLINES: LazyLock<Mutex<HashMap<Inode, Arc<AtomicBool>>>> = LazyLock::ne
 pub(crate) struct ValuesRead(Arc<AtomicBool>);
 
 impl ValuesRead {
-    /// Says that `file`, which stands at `path`, is an outline.
+    /// Registers `file`, at `path`, as an outline.
     pub(crate) fn watch(&self, file: &File, path: &std::path::Path) -> Result<()> {
         let inode = inode(&file.metadata().at(path, "read")?);
         OUTLINES.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, self.0.clone());
@@ -34,19 +34,19 @@ impl ValuesRead {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Forgets the outlines, before their files are deleted.
+    /// Forgets these outlines. To be called before their files are deleted.
     pub(crate) fn forget(&self) {
         let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.retain(|_, read| !Arc::ptr_eq(read, &self.0));
     }
 
-    /// What watches the file, if it is an outline.
+    /// The registration of the file, if it is an outline.
     pub(super) fn of(found: &Metadata) -> Option<Self> {
         let outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.get(&inode(found)).cloned().map(Self)
     }
 
-    /// Says that values were read.
+    /// Notes that tensor data was read.
     pub(super) fn note(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

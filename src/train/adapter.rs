@@ -1,4 +1,4 @@
-//! What is trained: an atom bank or a plain LoRA, in memory and on a device.
+//! The adapter that is trained: an atom bank or a plain LoRA, in memory and on a device.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub(super) enum TrainedAdapter {
 }
 
 impl TrainedAdapter {
-    /// The untrained adapter that `config` asks for; errors name `path`.
+    /// Makes the untrained adapter that `config` describes; errors name `path`.
     pub(super) fn fresh(
         path: &Path,
         config: &TrainConfig,
@@ -99,14 +99,14 @@ impl TrainedAdapter {
 
 /// The variables of an adapter on a device.
 pub enum Trainable {
-    /// Of an atom bank.
+    /// Those of an atom bank.
     Bank(LoadedBank),
-    /// Of a plain LoRA.
+    /// Those of a plain LoRA.
     Lora(LoadedAdapter),
 }
 
 impl Trainable {
-    /// The variables of `bank`.
+    /// Copies `bank` to `device` as variables.
     ///
     /// # Errors
     /// As [`LoadedBank::trainable`].
@@ -114,7 +114,7 @@ impl Trainable {
         LoadedBank::trainable(bank, device).map(Self::Bank)
     }
 
-    /// The variables of `lora`.
+    /// Copies `lora` to `device` as variables.
     ///
     /// # Errors
     /// As [`LoadedAdapter::trainable`].
@@ -130,7 +130,7 @@ impl Trainable {
         }
     }
 
-    /// The current values.
+    /// Copies the current values to the host.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -141,7 +141,7 @@ impl Trainable {
         }
     }
 
-    /// The hook of one pass over `sequences`.
+    /// Makes the hook for one pass over `sequences`.
     pub(super) fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<TrainedHook<'_>> {
         Ok(match self {
             Self::Bank(bank) => TrainedHook::Bank(Box::new(bank.hook(base, sequences)?)),
@@ -150,7 +150,7 @@ impl Trainable {
     }
 }
 
-/// The hook of whichever adapter is trained.
+/// The hook of the trained adapter, of either kind.
 pub(super) enum TrainedHook<'a> {
     Bank(Box<BankHook<'a>>),
     Lora(LoraHook<'a>),
@@ -164,7 +164,8 @@ impl TrainedHook<'_> {
         }
     }
 
-    /// The regularizers of a bank's routing, after the pass; none where there is nothing to regularize.
+    /// The regularizers of a bank's routing, after the pass; `None` if there is nothing to
+    /// regularize.
     pub(super) fn regularization(&self, strength: Regularizer) -> Result<Option<Tensor>> {
         match self {
             Self::Bank(hook) if strength.prior > 0.0 || strength.balance > 0.0 => {

@@ -1,4 +1,4 @@
-//! Checkpoints: everything that a run needs to continue as if it had never stopped.
+//! Checkpoints: everything that a run needs to continue as if it hadn't stopped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,32 +18,35 @@ use crate::model::hooks::to_host;
 use crate::plan::{self, Staging};
 use crate::source::Source;
 
-/// The file that makes a checkpoint complete; it is written last, before the folder gets its name.
+/// The file that makes a checkpoint complete. It is written last, before the folder gets its name.
 const STATE: &str = "trainer_state.json";
 
 /// A run's state, without its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct State {
-    /// Optimizer steps done; the data's place follows from it.
+    /// The number of finished optimizer steps. The position in the data follows from it.
     pub(super) step: usize,
-    /// The settings it was made with.
+    /// The settings of the run.
     pub(super) config: TrainConfig,
-    /// Rows and tokens of the training data: resuming on other data would not be the same run.
+    /// The number of rows and tokens in the training data: with other data, resuming wouldn't
+    /// continue the same run.
     pub(super) data: (usize, usize),
-    /// The commit of a base that is named on the hub, where a name can come to mean other weights.
+    /// The commit of a base that is named on the hub, where the same name can later mean other
+    /// weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) base_commit: Option<String>,
 }
 
-/// The commit that the base of a run is of: what the hub's cache calls its folder.
+/// The commit of a run's base: the name of its folder in the hub's cache.
 pub(super) fn base_commit(config: &TrainConfig) -> Option<String> {
     Some(config.hub_base.as_ref()?.folder.file_name()?.to_string_lossy().into_owned())
 }
 
 impl State {
-    /// Refuses to go on with other settings or data. The number of steps may be raised where the
-    /// schedule doesn't depend on it; where things go, and how often, may change.
+    /// Refuses to resume with other settings or data. The number of steps may change if the
+    /// schedule doesn't depend on it. The output folder and the intervals of evaluations and
+    /// checkpoints may change.
     pub(super) fn check(&self, folder: &Path, config: &TrainConfig, data: (usize, usize)) -> Result<()> {
         let comparable = |config: &TrainConfig| {
             let mut config = config.clone();
@@ -98,7 +101,8 @@ fn first_difference(
     }
 }
 
-/// Writes `output/checkpoint-NNNNNN` and deletes the oldest beyond `keep_checkpoints`.
+/// Writes `output/checkpoint-NNNNNN`, and deletes the oldest checkpoints if there are more than
+/// `keep_checkpoints`.
 pub(super) fn save(output: &Path, adapter: &TrainedAdapter, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
     let folder = output.join(format!("checkpoint-{:06}", state.step));
     let staging = Staging::folder(&folder, true)?;

@@ -1,4 +1,4 @@
-//! The training file: TOML, every key known, every value checked before anything is loaded.
+//! The training file: TOML. Every key must be known, and every value is checked before anything is loaded.
 
 use std::path::{Path, PathBuf};
 
@@ -9,33 +9,34 @@ use crate::arch::ModelConfig;
 use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, check_rank};
 use crate::error::{Finding, IoContext, Result};
 
-/// Sequences of one forward pass that are taken though the data has fewer: more would only repeat rows.
+/// The number of sequences in a forward pass that is allowed even if the data has fewer rows: larger batches would only
+/// repeat rows.
 const MAX_BATCH: usize = 64;
 
-/// Sequences that a step may have, where the data has no more rows than that.
+/// The number of sequences in a step that is allowed even if the data has fewer rows.
 const MAX_STEP_SEQUENCES: usize = 1 << 16;
 
 /// A training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// The training file, which errors name.
+    /// The path of the training file, for errors.
     #[serde(skip)]
     pub file: PathBuf,
     /// The base model's folder, or its name on the hub.
     pub base: PathBuf,
-    /// Where the base stands on this machine, if `base` is its name on the hub.
+    /// The base's folder on this machine, if `base` is its name on the hub.
     #[serde(skip)]
     pub hub_base: Option<HubBase>,
-    /// Where the adapter, its checkpoints and metrics go.
+    /// The folder for the adapter, its checkpoints and metrics.
     pub output: PathBuf,
-    /// What is trained.
+    /// The kind of adapter.
     #[serde(default)]
     pub kind: AdapterKind,
-    /// Seeds the adapter's start and the order of the data.
+    /// The seed for the adapter's initial values and the order of the data.
     #[serde(default)]
     pub seed: u64,
-    /// What it is trained on.
+    /// The data.
     pub data: DataSettings,
     /// The adapter's settings.
     #[serde(default)]
@@ -45,35 +46,35 @@ pub struct TrainConfig {
     pub training: TrainingSettings,
 }
 
-/// A base model of the hub, on this machine.
+/// A base model from the hub, on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubBase {
-    /// Its folder, which is called by its commit.
+    /// Its folder, which has its commit as name.
     pub folder: PathBuf,
-    /// Its name: `org/name`.
+    /// Its name on the hub: `org/name`.
     pub id: String,
 }
 
-/// What is trained.
+/// The kind of adapter that is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AdapterKind {
     /// An atom bank.
     #[default]
     Bank,
-    /// A plain LoRA, saved as PEFT does.
+    /// A plain LoRA, saved in PEFT's layout.
     Lora,
 }
 
-/// Where rows come from.
+/// The data of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSettings {
-    /// Lines of JSON with `instruction`, `prompt` and `completion`.
+    /// The training rows: lines of JSON with `instruction`, `prompt` and `completion`.
     pub train: PathBuf,
-    /// The same, for evaluation.
+    /// The rows for evaluation, in the same form.
     pub eval: Option<PathBuf>,
-    /// Without `eval`: this share of the training rows is held out instead.
+    /// Without `eval`, the share of training rows that is held out for evaluation.
     #[serde(default)]
     pub eval_fraction: f64,
     /// The longest row, in tokens; longer ones are an error.
@@ -85,7 +86,7 @@ fn default_max_length() -> usize {
     2048
 }
 
-/// Settings of the adapter; those of routing are for banks alone.
+/// Settings of the adapter. Those of routing are for banks only.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs)] // The names are those of adapter_config.json: docs/formats/bank.md.
@@ -129,13 +130,13 @@ impl Default for AdapterSettings {
     }
 }
 
-/// How the learning rate moves.
+/// How the learning rate changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
-    /// Warm up, then fall to `min_learning_rate` along half a cosine.
+    /// Warms up, then falls to `min_learning_rate` along half a cosine.
     Cosine,
-    /// Warm up, then stay.
+    /// Warms up, then stays constant.
     Constant,
 }
 
@@ -143,31 +144,31 @@ pub enum Schedule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingSettings {
-    /// Optimizer steps.
+    /// The number of optimizer steps.
     pub steps: usize,
-    /// Sequences in one forward pass.
+    /// The number of sequences in one forward pass.
     pub batch_size: usize,
-    /// Forward passes in one optimizer step.
+    /// The number of forward passes in one optimizer step.
     pub gradient_accumulation: usize,
     /// The peak learning rate.
     pub learning_rate: f64,
-    /// Where a cosine schedule ends.
+    /// The final learning rate of a cosine schedule.
     pub min_learning_rate: f64,
-    /// Steps over which the learning rate rises from zero.
+    /// The number of steps over which the learning rate rises from zero.
     pub warmup_steps: usize,
-    /// How it moves after that.
+    /// How the learning rate changes after that.
     pub schedule: Schedule,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this total L2 norm; 0 is never.
+    /// Gradients are scaled down to this total L2 norm; 0 disables it.
     pub clip_norm: f64,
-    /// Strength of the divergence of the routing from the language prior.
+    /// Weight of the divergence of the routing from the language prior.
     pub lambda_prior: f64,
-    /// Strength of the load balance over atoms.
+    /// Weight of the load balance over atoms.
     pub lambda_balance: f64,
-    /// Steps between evaluations; 0 is only at the end.
+    /// Number of steps between evaluations; 0 means only at the end.
     pub eval_every: usize,
-    /// Steps between checkpoints; 0 is only at the end.
+    /// Number of steps between checkpoints; 0 means only at the end.
     pub checkpoint_every: usize,
     /// How many checkpoints are kept; older ones are deleted.
     pub keep_checkpoints: usize,
@@ -198,8 +199,8 @@ impl TrainConfig {
     /// Reads the file at `path`, with `overrides` ("training.steps=10") applied.
     ///
     /// # Errors
-    /// [`crate::Error::Io`]; [`crate::Error::Format`] for an unknown key or a value of the wrong kind;
-    /// [`crate::Error::Mismatch`] for a value that makes no sense.
+    /// [`crate::Error::Io`]; [`crate::Error::Format`] for an unknown key or a value of the wrong kind; those of
+    /// [`TrainConfig::check`].
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = std::fs::read_to_string(path).at(path, "read")?;
         let bad = |subject: &str, e: &dyn std::fmt::Display| {
@@ -212,7 +213,7 @@ impl TrainConfig {
         let mut table: toml::Table = text.parse().map_err(|e| bad("", &e))?;
         for change in overrides {
             let (key, value) = change.split_once('=').ok_or_else(|| bad(change, &"no '=' in the override"))?;
-            // What is no TOML value is a text: --set kind=lora.
+            // A value that isn't valid TOML is a text: --set kind=lora.
             let value = match format!("v = {value}").parse::<toml::Table>() {
                 Ok(mut parsed) => parsed.remove("v").unwrap_or(toml::Value::Boolean(true)),
                 Err(_) => toml::Value::String(value.to_owned()),
@@ -231,10 +232,11 @@ impl TrainConfig {
         Ok(config)
     }
 
-    /// Checks values that have the right type but make no sense.
+    /// Checks values that have the right type but may be invalid.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`], naming the training file and the key.
+    /// [`crate::Error::Mismatch`] for an invalid value, [`crate::Error::Unsupported`] for an unknown module, naming the
+    /// training file and the key.
     pub fn check(&self) -> Result<()> {
         let t = &self.training;
         let finding = |key: &str| Finding::new(&self.file, key);
@@ -278,7 +280,7 @@ impl TrainConfig {
             return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
         }
         match self.kind {
-            // The dimension of instructions is the base's or the encoder's, which are checked by themselves.
+            // The dimension of instructions comes from the base or the encoder, which are checked separately.
             AdapterKind::Bank => self.bank_settings(1).check_as(&self.file, "adapter."),
             AdapterKind::Lora => self.check_scale(),
         }
@@ -292,7 +294,7 @@ impl TrainConfig {
         Err(finding.found(format_args!("{:?}", self.adapter.lora_alpha)).mismatch())
     }
 
-    /// Checks that `base` and the data can hold what the settings ask for, before anything of that size is made.
+    /// Checks that the sizes in the settings are reasonable for `base` and the data, before anything is allocated.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`], naming the training file and the key.
@@ -320,7 +322,7 @@ impl TrainConfig {
         }
     }
 
-    /// A warning for the user before training, where there is reason for one.
+    /// A warning to the user before training, if there is a reason for one.
     pub fn warning(&self) -> Option<&'static str> {
         let routed = self.kind == AdapterKind::Bank && self.adapter.top_k == 1 && self.adapter.num_atoms > 1;
         let regularized = self.training.lambda_prior > 0.0 || self.training.lambda_balance > 0.0;
@@ -335,13 +337,13 @@ impl TrainConfig {
         self.hub_base.as_ref().map_or(&self.base, |base| &base.folder)
     }
 
-    /// What the adapter's settings call the base.
+    /// The name of the base in the adapter's settings.
     fn base_name(&self) -> String {
         self.hub_base.as_ref().map_or_else(|| self.base.display().to_string(), |base| base.id.clone())
     }
 
-    /// The settings of a bank for `base`; `instruction_dim` is the instruction encoder's width where that
-    /// isn't the base's own.
+    /// The settings of a bank for `base`. `instruction_dim` is the instruction encoder's width if that differs from the
+    /// base's.
     pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
         self.bank_settings(instruction_dim.unwrap_or(base.hidden_size))
     }
@@ -381,7 +383,7 @@ impl TrainConfig {
         }
     }
 
-    /// The learning rate of step number `step`, from 0.
+    /// The learning rate of step `step`, counted from 0.
     pub fn learning_rate(&self, step: usize) -> f64 {
         let t = &self.training;
         if step < t.warmup_steps {

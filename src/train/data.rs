@@ -16,18 +16,18 @@ use crate::model::{Sequence, TextEncoder};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingRow {
-    /// What is asked; may be empty.
+    /// The instruction; may be empty.
     #[serde(default)]
     pub instruction: String,
-    /// What it is asked of; may be empty.
+    /// The prompt, to which the instruction applies; may be empty.
     #[serde(default)]
     pub prompt: String,
-    /// The answer, which is learned.
+    /// The answer to be learned.
     pub completion: String,
 }
 
 impl TrainingRow {
-    /// Reads a file of rows, one JSON object a line.
+    /// Reads a file of rows, one JSON object per line.
     ///
     /// # Errors
     /// [`crate::Error::Format`] naming the line; [`crate::Error::Mismatch`] for a file without rows.
@@ -64,8 +64,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Tokenizes `rows` of the file `path`: the filled-in template routes, the completion follows
-    /// without special tokens, `eos` ends it.
+    /// Tokenizes `rows` of the file `path`. The filled-in template routes; the completion follows
+    /// without special tokens, and `eos` ends it.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for a row of more than `max_length` tokens.
@@ -99,20 +99,20 @@ impl Dataset {
         &self.sequences
     }
 
-    /// Splits off a share of the rows, chosen by `seed`: (the rest, the share).
+    /// Splits off a share of the rows, chosen by `seed`. Returns the rest and the share.
     pub fn split(self, fraction: f64, seed: u64) -> (Self, Option<Self>) {
         let held_out = (self.sequences.len() as f64 * fraction).round() as usize;
         if held_out == 0 || held_out >= self.sequences.len() {
             return (self, None);
         }
-        // Epoch u64::MAX never comes up in training: the split has an order of its own.
+        // Training never reaches epoch u64::MAX, so the split has its own order.
         let order = order(seed, u64::MAX, self.sequences.len());
         let pick = |indices: &[usize]| Self { sequences: indices.iter().map(|i| self.sequences[*i].clone()).collect() };
         (pick(&order[held_out..]), Some(pick(&order[..held_out])))
     }
 
-    /// The sequences of a step that starts after `start` sequences of the run, `count` of them.
-    /// Every epoch is a permutation of its own; the data's place in a run is this one number.
+    /// The `count` sequences of a step that starts after `start` sequences of the run. Every epoch
+    /// has its own permutation. `start` is the run's whole position in the data.
     pub fn take(&self, seed: u64, start: usize, count: usize) -> Vec<Sequence> {
         let n = self.sequences.len();
         let mut taken = Vec::with_capacity(count);
@@ -130,13 +130,13 @@ impl Dataset {
     }
 }
 
-/// A permutation of `0..n` that depends on seed and epoch alone (Fisher and Yates).
+/// A permutation of `0..n` that depends only on seed and epoch (Fisher-Yates shuffle).
 fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch);
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
-        // The remainder's bias is n / 2^64.
+        // The bias of the remainder is n / 2^64.
         order.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
     }
     order

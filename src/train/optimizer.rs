@@ -1,4 +1,4 @@
-//! AdamW with its state in the open, so that a run can be saved and resumed bit by bit.
+//! AdamW whose state is accessible, so that a run can be saved and resumed bit by bit.
 
 use std::collections::BTreeMap;
 
@@ -7,13 +7,13 @@ use candle_core::{Tensor, Var};
 use super::step::Gradients;
 use crate::error::Result;
 
-/// Moments of every variable, and the number of steps taken.
+/// Moments of all variables, and the number of finished steps.
 ///
-/// Reference: torch `optim/adamw.py`, the single-tensor path; its order of operations.
+/// Reference: torch `optim/adamw.py`, the single-tensor path, with the same order of operations.
 pub struct AdamW {
-    /// Optimizer steps taken.
+    /// The number of finished optimizer steps.
     pub steps: usize,
-    /// By variable: the running means of the gradient and of its square.
+    /// The running means of the gradient and of its square, by variable.
     pub moments: BTreeMap<String, (Tensor, Tensor)>,
 }
 
@@ -22,7 +22,7 @@ const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
 
 impl AdamW {
-    /// Zero moments for `vars`.
+    /// Makes zero moments for `vars`.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -34,9 +34,9 @@ impl AdamW {
         Ok(Self { steps: 0, moments })
     }
 
-    /// One step: decays every variable by `learning_rate * weight_decay` and moves it against its
-    /// gradient times `factor` (of clipping). Variables without a gradient decay too, as torch has
-    /// it for a gradient of zero.
+    /// Takes one step: decays every variable by `learning_rate * weight_decay` and moves it against
+    /// its gradient times `factor`, which comes from clipping. Variables without a gradient decay
+    /// too, as in torch for a gradient of zero.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -82,8 +82,8 @@ pub fn global_norm(gradients: &Gradients) -> Result<f64> {
     Ok(sum.sqrt())
 }
 
-/// What gradients of total norm `norm` are multiplied by so that it is at most `clip`
-/// (torch `clip_grad_norm_`); 1 where `clip` is 0.
+/// The factor that reduces the norm of gradients from `norm` to at most `clip` (torch
+/// `clip_grad_norm_`); 1 if `clip` is 0.
 pub fn clip_factor(norm: f64, clip: f64) -> f64 {
     if clip == 0.0 { 1.0 } else { (clip / (norm + 1e-6)).min(1.0) }
 }

@@ -10,13 +10,13 @@ use crate::bank::Regularizer;
 use crate::error::Result;
 use crate::model::{Batch, Decoder, Sequence, log_softmax_last};
 
-/// What is minimized: cross-entropy over completion tokens, and the routing regularizers.
+/// The training objective: cross-entropy over completion tokens, plus the routing regularizers.
 pub struct Objective<'a> {
     /// The frozen base.
     pub decoder: &'a Decoder,
     /// The adapter's variables.
     pub trainable: &'a Trainable,
-    /// Strengths of the regularizers; only banks have them.
+    /// Weights of the regularizers, for banks only.
     pub regularizer: Regularizer,
 }
 
@@ -24,15 +24,15 @@ pub struct Objective<'a> {
 pub struct Gradients {
     /// The objective's value.
     pub loss: f64,
-    /// By variable; those that the loss doesn't reach are absent.
+    /// Gradients by variable, without variables on which the loss doesn't depend.
     pub by_name: BTreeMap<String, Tensor>,
 }
 
 impl Objective<'_> {
-    /// Loss and gradients over `sequences`, `micro_batch` at a time: the sum of -log p over all their
-    /// completion tokens by the number of those tokens, however the sequences are split. The
-    /// regularizers are means over sequences; the load balance, a product of means, is taken for each
-    /// part by itself and weighted by its sequences.
+    /// Loss and gradients over `sequences`, computed `micro_batch` sequences at a time. The loss is the sum of -log p
+    /// over all completion tokens, divided by their number, however the sequences are split. The regularizers are means
+    /// over sequences; the load balance, a product of means, is computed for each part separately and weighted by the
+    /// number of its sequences.
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
@@ -78,7 +78,7 @@ impl Objective<'_> {
         }
     }
 
-    /// The sum of -log p over the completions of `sequences`, by `tokens`; and what was routed.
+    /// The sum of -log p over the completions of `sequences`, divided by `tokens`, and the hook of the pass.
     fn cross_entropy(&self, sequences: &[Sequence], tokens: usize) -> Result<(Tensor, TrainedHook<'_>)> {
         let batch = Batch::new(sequences);
         let mut hook = self.trainable.hook(self.decoder.weights(), sequences)?;
@@ -91,7 +91,7 @@ impl Objective<'_> {
     }
 }
 
-/// Tokens that the loss is taken over.
+/// The number of tokens over which the loss is taken.
 pub(super) fn completion_tokens(sequences: &[Sequence]) -> usize {
     sequences.iter().map(|s| s.ids.len() - s.routed.max(1)).sum()
 }

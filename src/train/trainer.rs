@@ -18,32 +18,32 @@ use crate::bank::{InstructionEncoder, Regularizer};
 use crate::error::{Error, Finding, IoContext, Result};
 use crate::model::{Decoder, Residence, TextEncoder};
 
-/// What happens in a run, as it happens.
+/// An event in a run, reported as it happens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The run is about to take its first step.
     Started {
-        /// Trainable values.
+        /// The number of trained values.
         parameters: usize,
-        /// Rows that are trained on, and rows held out.
+        /// The number of rows for training, and of rows held out.
         rows: (usize, usize),
-        /// Steps already done, where the run was resumed.
+        /// The number of steps that were done before the run was resumed.
         resumed_at: usize,
     },
     /// An optimizer step.
     Step {
-        /// Its number, from 1.
+        /// The step's number, from 1.
         step: usize,
-        /// Steps in all.
+        /// The number of all steps.
         steps: usize,
-        /// The objective before the step.
+        /// The objective's value before the step.
         loss: f64,
-        /// Completion and prompt tokens a second, over this step.
+        /// Completion and prompt tokens per second, in this step.
         tokens_per_second: f64,
     },
     /// An evaluation.
     Evaluated {
-        /// After this step.
+        /// The step after which it was done.
         step: usize,
         /// The mean of -log p over completion tokens.
         loss: f64,
@@ -58,23 +58,24 @@ pub enum Event {
 /// The results of a finished run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
-    /// The last step's objective; `None` where a resumed run had no step left to take.
+    /// The objective of the last step; `None` if a resumed run had no steps left.
     pub loss: Option<f64>,
-    /// The last evaluation, where there were rows for it.
+    /// The result of the last evaluation, if there are rows for it.
     pub eval_loss: Option<f64>,
-    /// Trainable values.
+    /// The number of trained values.
     pub parameters: usize,
 }
 
-/// Trains as `config` says: `output` holds the adapter, metrics.jsonl and checkpoints.
+/// Trains according to `config`. The folder `output` gets the adapter, metrics.jsonl and
+/// checkpoints.
 ///
-/// With `resume` the run goes on from its last checkpoint, to the same bits as if it had never
-/// stopped. When `stop` is set, the step in progress is finished, a checkpoint and the adapter are
+/// With `resume`, the run continues from its last checkpoint, with the same bits as if it hadn't
+/// stopped. When `stop` is set, the current step is finished, a checkpoint and the adapter are
 /// written, and [`Error::Interrupted`] is returned.
 ///
 /// # Errors
-/// Anything that is wrong with config, base or data, found before the first step;
-/// [`Error::NotFinite`] for a loss or gradient that is not finite (the last checkpoint stands).
+/// Errors in config, base or data, which are found before the first step; [`Error::NotFinite`] for
+/// a loss or gradient that isn't finite (the last checkpoint stays valid).
 pub fn train(
     config: &TrainConfig,
     resume: bool,
@@ -84,7 +85,7 @@ pub fn train(
 ) -> Result<Outcome> {
     config.check()?;
     let folder = HfFolder::open(config.base_folder())?;
-    // The config's sizes are those of the tensors, or nothing that follows from them may be made.
+    // Check that the config's sizes are those of the tensors before anything is allocated by them.
     check_tensors(folder.path(), &folder.config, folder.weights())?;
     let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
     let (data, eval) = load_data(config, &folder, &instructions)?;
@@ -127,12 +128,12 @@ pub fn train(
     run.steps(step, optimizer, metrics, stop, events)
 }
 
-/// A run's fixed parts.
+/// The fixed parts of a run.
 struct Run<'a> {
     config: &'a TrainConfig,
     decoder: &'a Decoder,
     trainable: &'a Trainable,
-    /// Its settings; the tensors are those that the run began with.
+    /// The adapter's settings; its tensors are those with which the run began.
     adapter: TrainedAdapter,
     data: Dataset,
     eval: Option<Dataset>,
@@ -191,7 +192,7 @@ impl Run<'_> {
             }
         }
         if done >= t.steps {
-            // Resumed after its last step: the adapter is made anew from the checkpoint.
+            // Resumed after its last step: write the adapter from the checkpoint again.
             self.current()?.save_over(&self.config.output)?;
         }
         Ok(outcome)
@@ -201,7 +202,7 @@ impl Run<'_> {
         Ok(self.adapter.with_tensors(self.trainable.to_host()?))
     }
 
-    /// A checkpoint, and the adapter itself where users look for it.
+    /// Writes a checkpoint, and the adapter itself where users look for it.
     fn save(&self, step: usize, optimizer: &AdamW) -> Result<PathBuf> {
         let adapter = self.current()?;
         let base_commit = checkpoint::base_commit(self.config);
@@ -223,7 +224,7 @@ impl Run<'_> {
     }
 }
 
-/// Training and evaluation rows, tokenized.
+/// Loads and tokenizes training and evaluation rows.
 fn load_data(
     config: &TrainConfig,
     folder: &HfFolder,
@@ -246,14 +247,14 @@ fn load_data(
     }
 }
 
-/// metrics.jsonl: a line for each step and evaluation.
+/// The file metrics.jsonl, with a line for each step and evaluation.
 struct Metrics {
     path: PathBuf,
     file: File,
 }
 
 impl Metrics {
-    /// Opens the file; lines of steps after `done` are of a future that a resumed run takes again.
+    /// Opens the file and drops lines of steps after `done`, which a resumed run takes again.
     fn open(path: &Path, done: usize) -> Result<Self> {
         let old = match done {
             0 => String::new(),

@@ -3,7 +3,8 @@
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-// By way of the parent: the library's own tests and those of its users name the types differently.
+// Imported through the parent, because the library's own tests and those of its users name the
+// types differently.
 use super::{Array, Value, ValueType};
 
 /// A value as the fixtures describe it.
@@ -36,7 +37,8 @@ pub fn described(value: &Value) -> Json {
     json!({"type": [name(value.kind())], "value": plain})
 }
 
-/// As Python's `json.dumps` with `ensure_ascii`: whatever is not ASCII as UTF-16 escapes.
+/// Formats like Python's `json.dumps` with `ensure_ascii`: characters that aren't ASCII become
+/// UTF-16 escapes.
 fn python_json(value: &Json) -> String {
     let mut out = String::new();
     for c in value.to_string().chars() {

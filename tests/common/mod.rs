@@ -1,5 +1,5 @@
-//! What several tests need: the routing fixtures, and small models made on the spot.
-#![allow(dead_code)] // Each test file uses its own part.
+//! Helpers for several tests: the routing fixtures, and small models made on the fly.
+#![allow(dead_code)] // Each test file uses only a part of it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ impl Case {
         Decoder::open(&self.model, residence, &Device::Cpu).unwrap()
     }
 
-    /// The case's whole sequence: what routes, then the completion.
+    /// The case's whole sequence: the routed part, then the completion.
     pub fn sequence(&self) -> Sequence {
         let instruction = ids(&self.json["instruction_ids"]);
         let mut all = instruction.clone();
@@ -67,7 +67,7 @@ impl Case {
     }
 }
 
-/// The token ids in a JSON list; none where it is null.
+/// The token ids in a JSON list; empty for null.
 pub fn ids(json: &serde_json::Value) -> Vec<u32> {
     json.as_array().map_or_else(Vec::new, |a| a.iter().map(|v| v.as_u64().unwrap() as u32).collect())
 }

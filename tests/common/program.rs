@@ -1,5 +1,5 @@
-//! Running the program in tests: arguments in, what it printed out.
-#![allow(dead_code)] // Each test file uses its own part.
+//! Runs the program in tests: takes arguments, returns what was printed.
+#![allow(dead_code)] // Each test file uses only a part of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,14 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// What a command that succeeds prints on stdout.
+/// Runs a command that must succeed, and returns its stdout.
 pub fn done(args: &[&str]) -> String {
     let out = atombank(args);
     assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// A copy of the files of folder `from` whose files tests may change.
+/// Copies the files of folder `from` to `to`, where tests may change them.
 pub fn copy(from: &Path, to: &Path) -> PathBuf {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -34,11 +34,11 @@ pub fn copy(from: &Path, to: &Path) -> PathBuf {
     to.to_owned()
 }
 
-/// Exit codes: what is wrong with the input, and what is wrong with the arguments alone.
+/// Exit codes for wrong input, and for wrong arguments.
 pub const INPUT: i32 = 1;
 pub const USAGE: i32 = 2;
 
-/// As [`refused`], of a command that leaves folder `untouched` as it was.
+/// Like [`refused`], for a command that must leave the folder `untouched` unchanged.
 #[track_caller]
 pub fn refused_leaving(exit: i32, untouched: &Path, args: &[&str]) -> String {
     let count = || fs::read_dir(untouched).unwrap().count();
@@ -48,7 +48,8 @@ pub fn refused_leaving(exit: i32, untouched: &Path, args: &[&str]) -> String {
     line
 }
 
-/// The one line on stderr, notes apart, of a command that ends with exit code `exit` and prints nothing on stdout.
+/// The only line on stderr, apart from notes, of a command that ends with exit code `exit` and
+/// prints nothing on stdout.
 #[track_caller]
 pub fn refused(exit: i32, args: &[&str]) -> String {
     let out = atombank(args);

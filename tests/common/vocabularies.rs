@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// `fixtures/vocabs` unpacked, or the folder of other vocabularies that the environment names.
+/// The unpacked `fixtures/vocabs`, or a folder of other vocabularies, given by an environment
+/// variable.
 pub fn vocabularies() -> (Option<tempfile::TempDir>, Vec<PathBuf>) {
     let (held, folder) = match std::env::var_os("ATOMBANK_VOCABS") {
         Some(folder) => (None, PathBuf::from(folder)),

@@ -1,5 +1,5 @@
-//! What fuzzing and tests/corpus.rs ask of a reader: bytes end in a value or an error, and a value
-//! keeps its promises. Each function panics where one is broken.
+//! Checks for fuzzing and tests/corpus.rs: readers must return a value or an error for any bytes, and a value must keep
+//! its promises. A function panics if one is broken.
 
 use std::fs;
 use std::io::Write;
@@ -20,10 +20,10 @@ use atombank::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use atombank::source::Source;
 use atombank::tokenizer::SentencePieceModel;
 
-/// What is asked of a reader about these bytes.
+/// A check of a reader with these bytes.
 type Reader = fn(&[u8]) -> Result<()>;
 
-/// The readers by the names of their corpora.
+/// The checks, by the names of their corpora.
 pub const READERS: [(&str, Reader); 9] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
@@ -42,7 +42,8 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
     file
 }
 
-/// Every range of rows has the bytes that type and shape ask for; decoding ends in values or an error.
+/// Checks that every range of rows has the bytes that type and shape require, and that decoding gives values or an
+/// error.
 fn walk(source: Arc<dyn Source>) -> Plan {
     let mut plan = Plan::default();
     for (i, tensor) in TensorRef::all(&source).enumerate() {
@@ -68,7 +69,7 @@ fn walk(source: Arc<dyn Source>) -> Plan {
     plan
 }
 
-/// GGUF files: what is read can be laid out again, and reads back the same.
+/// Checks GGUF files: a file that was read can be laid out again, and then reads the same.
 pub fn gguf(bytes: &[u8]) -> Result<()> {
     let input = file(bytes);
     let opened = GgufFile::open(input.path());
@@ -85,7 +86,7 @@ pub fn gguf(bytes: &[u8]) -> Result<()> {
         let output = file(&written.head);
         output.as_file().set_len(written.byte_len).expect("room for a small file");
         let again = GgufFile::open(output.path()).expect("what is written can be read");
-        // By text: NaN is not equal to itself.
+        // Compared as text, because NaN isn't equal to itself.
         assert_eq!(
             format!("{:?}", again.metadata().iter().collect::<Vec<_>>()),
             format!("{:?}", opened.metadata().iter().collect::<Vec<_>>())
@@ -95,7 +96,7 @@ pub fn gguf(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// safetensors files: what is read is what the format's own reader reads.
+/// Checks safetensors files: the format's own reader must read the same.
 pub fn safetensors(bytes: &[u8]) -> Result<()> {
     let opened = Arc::new(SafetensorsFile::open(file(bytes).path())?);
     let theirs = ::safetensors::SafeTensors::deserialize(bytes).expect("the reference takes it too");
@@ -130,19 +131,19 @@ pub fn index(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// SentencePiece models: no more pieces and bytes than the file has room for.
+/// Checks SentencePiece models: there can't be more pieces and bytes than the file has room for.
 pub fn sentencepiece(bytes: &[u8]) -> Result<()> {
     let model = SentencePieceModel::parse(Path::new("tokenizer.model"), bytes)?;
-    // A piece is a tag, a length and, inside, the same for its text.
+    // Each piece takes at least a tag and a length, and the same again for its text.
     let pieces: usize = model.pieces.iter().map(|piece| piece.text.len() + 4).sum();
     assert!(pieces + model.precompiled_charsmap.len() <= bytes.len());
     assert!(model.pieces.iter().all(|piece| !piece.text.is_empty() && piece.score.is_finite()));
     Ok(())
 }
 
-/// A PyTorch file, whole and by its parts.
+/// Checks a PyTorch file as a whole and by its parts.
 pub fn pytorch(bytes: &[u8]) -> Result<()> {
-    /// Tensors of more bytes are read by their last row only: repeated elements may make them large.
+    /// Of larger tensors, only the last row is read: repeated elements can make them huge.
     const WHOLE_BYTES: u64 = 1 << 20;
     let file = file(bytes);
     let mut whole = Ok(());
@@ -168,8 +169,8 @@ pub fn pytorch(bytes: &[u8]) -> Result<()> {
     whole
 }
 
-/// Importance matrices of both forms: numbers that no mean of squares can be are refused, and there are no
-/// more of them than the file has room for.
+/// Checks importance matrices of both forms: numbers that can't be means of squares are refused, and there can't be
+/// more numbers than the file has room for.
 pub fn imatrix(bytes: &[u8]) -> Result<()> {
     let file = file(bytes);
     let mut matrix = ImportanceMatrix::open(file.path())?;
@@ -190,14 +191,14 @@ pub fn imatrix(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The parts of an input that stands for several files: as many as `N`, with a zero byte between them.
+/// The `N` parts of an input that stands for several files, separated by zero bytes.
 fn parts<const N: usize>(bytes: &[u8]) -> [&[u8]; N] {
     let mut parts = bytes.splitn(N, |byte| *byte == 0);
     std::array::from_fn(|_| parts.next().unwrap_or_default())
 }
 
-/// A model's config.json, tokenizer_config.json and tokenizer: `tokenizer.json`, or a SentencePiece model where it
-/// isn't JSON. The vocabulary that they make can be written, and is turned back into files or refused.
+/// Checks a model's config.json, tokenizer_config.json and tokenizer: `tokenizer.json`, or a SentencePiece model if it
+/// isn't JSON. If they give a vocabulary, it can be written, and is converted back to files or refused.
 pub fn tokenizer(bytes: &[u8]) -> Result<()> {
     let dir = tempfile::tempdir().expect("room for a small folder");
     let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).expect("room for a small file");
@@ -219,8 +220,8 @@ pub fn tokenizer(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// An adapter of the base in fixtures/adapters: its adapter_config.json and its safetensors file, or, where there is
-/// no config, a file of kohya-ss or LyCORIS alone. It is merged into finite values of the base's shapes, or refused.
+/// Checks an adapter for the base in fixtures/adapters: its adapter_config.json and its safetensors file or, without a
+/// config, a file of kohya-ss or LyCORIS. It must be merged into finite values with the base's shapes, or refused.
 pub fn adapter(bytes: &[u8]) -> Result<()> {
     let dir = tempfile::tempdir().expect("room for a small folder");
     let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).expect("room for a small file");

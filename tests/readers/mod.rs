@@ -1,4 +1,4 @@
-//! Readers of GGUF that are not ours.
+//! Other implementations of GGUF readers.
 
 use std::path::Path;
 
@@ -6,7 +6,8 @@ use atombank::formats::gguf::{GgufFile, Value};
 use atombank::source::Source;
 use serde_json::json;
 
-/// gguf-rs, which shares no code with ours, finds the same tensors at the same places.
+/// Checks that gguf-rs, which shares no code with this crate, finds the same tensors at the same
+/// offsets.
 pub fn another_reader_agrees(path: &Path, file: &GgufFile) {
     let path = path.to_str().unwrap();
     let model = gguf_rs::get_gguf_container_array_size(path, u64::MAX).unwrap().decode().unwrap();
@@ -27,7 +28,8 @@ pub fn another_reader_agrees(path: &Path, file: &GgufFile) {
     }
 }
 
-/// candle's reader finds the same keys and tensors; of types it knows, which are all that conversions write.
+/// Checks that candle's reader finds the same keys and tensors, for types that it supports: all
+/// types that conversions write.
 #[cfg(feature = "train")]
 #[allow(dead_code)] // Not every test file that has the other reader asks this one.
 pub fn candle_agrees(path: &Path, file: &GgufFile) {

@@ -1,4 +1,4 @@
-//! What a LoRA in GGUF has to know of its base: names, shapes and row order of the weights it changes.
+//! What must be known of a base to convert its LoRA to or from GGUF: names, shapes and row order of the weights.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -22,12 +22,12 @@ pub enum RowOrder {
         /// The number of heads; rows divide into heads of an even number of rows.
         heads: usize,
     },
-    /// Row by row: where each row of GGUF is in transformers. Every row is there once.
+    /// The row in transformers for each row in GGUF. Every row occurs once.
     Listed(Arc<[usize]>),
 }
 
 impl RowOrder {
-    /// `of`, with rows as transformers has them, with its rows as GGUF has them.
+    /// Reorders the rows of `of` from transformers' order to GGUF's.
     pub(crate) fn to_gguf(&self, of: Expr) -> Expr {
         match self {
             RowOrder::Kept => of,
@@ -36,7 +36,7 @@ impl RowOrder {
         }
     }
 
-    /// [`RowOrder::to_gguf`] backwards.
+    /// Reorders the rows of `of` from GGUF's order to transformers'.
     pub(crate) fn to_hf(&self, of: Expr) -> Expr {
         match self {
             RowOrder::Kept => of,
@@ -61,37 +61,37 @@ impl RowOrder {
     }
 }
 
-/// `from` has the row within a head and half of the head's rows.
+/// `from` maps a row within a head, given half the number of the head's rows, to its source row.
 fn in_heads(heads: usize, of: Expr, from: impl Fn(usize, usize) -> usize) -> Expr {
     let per_head = crate::source::rows(&of.shape()) / heads;
     Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
 }
 
-/// The weights of a base by the names that GGUF has for them, by the table of its class.
+/// The names in GGUF of a base's weights, by the table of its class.
 pub(crate) struct GgufNames {
     params: Params,
     naming: Naming,
     layers: usize,
 }
 
-/// A module's weight as GGUF has it.
+/// A module's weight in GGUF.
 pub(crate) struct GgufWeight {
     /// The module's path in transformers: `model.layers.0.self_attn.q_proj`.
     pub(crate) module: String,
     /// The weight's name in GGUF: `blk.0.attn_q.weight`.
     pub(crate) name: String,
-    /// Outputs and inputs of the module, `[d_out, d_in]`. A Conv1D keeps its weight transposed; the factors of a
-    /// LoRA are the same for both.
+    /// Outputs and inputs of the module, `[d_out, d_in]`. A Conv1D stores its weight transposed, but the factors of a
+    /// LoRA are the same for both layouts.
     pub(crate) shape: Vec<usize>,
-    /// The order of its rows there.
+    /// The order of the weight's rows in GGUF.
     pub(crate) order: RowOrder,
 }
 
 impl GgufNames {
-    /// The names for `base`.
+    /// Makes the names for `base`.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] where its class has no table; those of reading its config.
+    /// [`crate::Error::Unsupported`] where its class has no table; errors of reading its config.
     pub(crate) fn of(base: &Base) -> Result<Self> {
         let Some(params) = Params::read(base.path(), base.config(), &mut Vec::new())? else {
             let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
@@ -111,12 +111,12 @@ impl GgufNames {
         self.layers
     }
 
-    /// Whether the output head is the embeddings.
+    /// Whether the output head is tied to the embeddings.
     pub(crate) fn tied(&self) -> bool {
         self.params.flag("tie_word_embeddings", false)
     }
 
-    /// The weight `tensor` of the base; `None` where it has no counterpart that holds the same numbers.
+    /// The GGUF form of the base's weight `tensor`; `None` if no tensor in GGUF holds the same numbers.
     pub(crate) fn weight(&self, tensor: &PlannedTensor) -> Option<GgufWeight> {
         let Lookup::Row(known) = find(self.params.family, &tensor.name) else { return None };
         if known.layer.is_some_and(|layer| layer >= self.layers) {
@@ -132,13 +132,13 @@ impl GgufNames {
         Some(GgufWeight { module, name, shape, order: self.order(known.tensor.transform)? })
     }
 
-    /// Every weight of `base` that has a counterpart, by its name in GGUF.
+    /// The GGUF form of every weight of `base` that has one, by its name in GGUF.
     pub(crate) fn weights(&self, base: &Base) -> HashMap<String, GgufWeight> {
         let weights = base.named().filter_map(|(_, tensor)| self.weight(tensor));
         weights.map(|weight| (weight.name.clone(), weight)).collect()
     }
 
-    /// `None` where the weight becomes a part of another tensor, or is changed on the way.
+    /// `None` where the weight becomes a part of another tensor, or its values change in the conversion.
     fn order(&self, transform: Transform) -> Option<RowOrder> {
         match transform {
             Transform::Same | Transform::TrimVocab | Transform::Transposed => Some(RowOrder::Kept),
@@ -151,11 +151,11 @@ impl GgufNames {
     }
 }
 
-/// More tensors than any model has: the most that a config without weights may ask for.
+/// More tensors than any model has: the limit for the tensors that a config may ask for without weights.
 const MANY: usize = 1 << 18;
 
-/// `weights` and, for every tensor that the config asks for and they lack, one of its name and shape that has no
-/// values: what is known of a base of which only config.json is at hand.
+/// Adds to `weights` the tensors that the config asks for and that are missing, with name and shape but without values.
+/// That describes a base of which only config.json is available.
 ///
 /// # Errors
 /// As [`GgufNames::of`].

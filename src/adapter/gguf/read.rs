@@ -1,4 +1,4 @@
-//! A LoRA of llama.cpp back to PEFT's folder.
+//! Converts a LoRA of llama.cpp back to PEFT's folder.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,21 +13,21 @@ use crate::output::{Output, left_out_keys};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// What `general.base_model.0.repo_url` begins with.
+/// The prefix of `general.base_model.0.repo_url`.
 const HUB: &str = "https://huggingface.co/";
 
-/// A LoRA out of a GGUF file.
+/// A LoRA read from a GGUF file.
 #[derive(Debug, Clone)]
 pub struct Unpacked {
-    /// adapter_config.json.
+    /// The content of adapter_config.json.
     pub config: Map<String, Json>,
     /// The factors by PEFT's names.
     pub tensors: Plan,
-    /// What the GGUF file says that the folder has no place for.
+    /// What the GGUF file contains that has no place in the folder.
     pub notes: Vec<String>,
 }
 
-/// One module's update as the GGUF file has it.
+/// One module's update in the GGUF file.
 struct Update {
     module: String,
     order: RowOrder,
@@ -37,10 +37,10 @@ struct Update {
     rank: usize,
 }
 
-/// The LoRA in a GGUF file that llama.cpp would apply to `base`: `metadata` and `tensors` are the
-/// file's, the tensors as they are (see [`Plan::taking`]).
+/// Converts the LoRA in a GGUF file that llama.cpp would apply to `base`. `metadata` and `tensors`
+/// are the file's, the tensors unchanged (see [`Plan::taking`]).
 ///
-/// F32, F16 and BF16 stay, other types become F32.
+/// Factors in F32, F16 and BF16 keep their type, other types become F32.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for another kind of file; [`crate::Error::Mismatch`] for tensors
@@ -65,7 +65,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Unp
         return Err(finding.hint("this adapter belongs to another base model").mismatch());
     }
     let alpha = match metadata.get(ALPHA_KEY) {
-        // As llama.cpp has it: the update is multiplied by 1 then.
+        // Without an alpha, llama.cpp multiplies the update by 1.
         None => 0.0,
         Some(Value::F32(alpha)) if alpha.is_finite() => f64::from(*alpha),
         Some(other) => {
@@ -96,7 +96,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Unp
     Ok(Unpacked { config, tensors, notes: left_out_keys(metadata, used) })
 }
 
-/// The pairs of tensors by module, in the file's order, each checked against the base.
+/// The pairs of factors by module, in the file's order, each checked against the base.
 fn updates(metadata: &Metadata, tensors: &Plan, names: &GgufNames, base: &Base) -> Result<Vec<Update>> {
     let file = metadata.file();
     let mut weights = names.weights(base);
@@ -154,17 +154,19 @@ fn updates(metadata: &Metadata, tensors: &Plan, names: &GgufNames, base: &Base) 
     Ok(updates)
 }
 
-/// adapter_config.json: one alpha for all, ranks that differ by pattern.
+/// The content of adapter_config.json: one alpha for all, and patterns for ranks that differ.
 fn config(metadata: &Metadata, names: &GgufNames, alpha: f64, updates: &[Update]) -> Result<Map<String, Json>> {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for update in updates {
         *counts.entry(update.rank).or_default() += 1;
     }
     let r = counts.iter().max_by_key(|(_, count)| **count).map(|(rank, _)| *rank).unwrap_or_default();
-    // A path is a pattern that matches itself alone, and older versions of PEFT look it up as it is.
+    // A path is a pattern that matches only itself. Older versions of PEFT look the path up as a
+    // key, which works too.
     let others = || updates.iter().filter(|update| update.rank != r);
     let rank_pattern: Map<String, Json> = others().map(|u| (u.module.clone(), json!(u.rank))).collect();
-    // Without an alpha llama.cpp multiplies by 1: alpha is the rank then, each module's own.
+    // Without an alpha, llama.cpp multiplies by 1. The same scale results from an alpha equal to
+    // each module's rank.
     let (lora_alpha, alpha_pattern) = match alpha {
         0.0 => (json!(r), rank_pattern.clone()),
         whole if whole.fract() == 0.0 && whole.abs() < 1e15 => (json!(whole as i64), Map::new()),
@@ -198,7 +200,7 @@ fn config(metadata: &Metadata, names: &GgufNames, alpha: f64, updates: &[Update]
     Ok(config)
 }
 
-/// Where the base was, by the model card that the file was made with.
+/// The base model's repository, from the model card with which the file was made.
 fn base_name(metadata: &Metadata) -> Option<String> {
     let text = |key: &str| metadata.get(key).and_then(Value::as_text).filter(|text| !text.is_empty());
     if let Some(name) = text("general.base_model.0.repo_url").and_then(|url| url.strip_prefix(HUB)) {
@@ -207,8 +209,8 @@ fn base_name(metadata: &Metadata) -> Option<String> {
     text("general.base_model.0.name").map(str::to_owned)
 }
 
-/// Last parts of paths, as PEFT's users write them, where those name these modules and no other;
-/// whole paths otherwise.
+/// The last parts of the modules' paths, as PEFT's users write them, if these select exactly the
+/// given modules; whole paths otherwise.
 fn target_modules(names: &GgufNames, updates: &[Update]) -> Vec<String> {
     let last = |module: &str| module.rsplit('.').next().unwrap_or(module).to_owned();
     let mut targets: Vec<String> = Vec::new();

@@ -1,4 +1,4 @@
-//! A LoRA as llama.cpp's file.
+//! Converts a LoRA to llama.cpp's file.
 
 use std::collections::HashMap;
 
@@ -10,29 +10,29 @@ use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::{row_len, rows, show_shape};
 
-/// What a GGUF file says of a LoRA.
+/// The content of a LoRA's GGUF file.
 pub(crate) struct GgufLora {
     /// The base's architecture.
     pub(crate) architecture: &'static str,
-    /// The file's one alpha.
+    /// The file's single alpha.
     pub(crate) alpha: f32,
-    /// The tokens behind which it is on.
+    /// Invocation tokens: the LoRA acts on the tokens after these. Empty if it always acts.
     pub(crate) invocation_tokens: Vec<u32>,
     /// The factors.
     pub(crate) plan: Plan,
-    /// What was taken for granted.
+    /// Assumptions that were made.
     pub(crate) notes: Vec<String>,
 }
 
-/// The LoRA in `files`, trained on `base`, with factors of the type `outtype`, or of their own.
+/// Converts the LoRA in `files`, trained on `base`. Factors get the type `outtype`, or keep their own.
 ///
-/// llama.cpp multiplies every update by alpha / rank, with one alpha for the file. That is the config's own
-/// lora_alpha (with use_rslora: lora_alpha * sqrt(r)); where patterns give a module another scale, its `lora_b` is
-/// multiplied by what is missing, in f32 and rounded once.
+/// llama.cpp multiplies every update by alpha / rank, with one alpha for the file. That is the config's own lora_alpha
+/// (with use_rslora: lora_alpha * sqrt(r)). Where patterns give a module another scale, its `lora_b` is multiplied by
+/// the quotient of the scales, in f32 and rounded once.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for what llama.cpp's adapters can't carry: DoRA, whole weights, biases, modules that the
-/// base's GGUF has no weight for; those of [`AdapterFiles::changes`].
+/// [`Error::Unsupported`] for what llama.cpp's adapters can't hold: DoRA, whole weights, biases, modules for which the
+/// base's GGUF has no weight; errors of [`AdapterFiles::changes`].
 pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>) -> Result<GgufLora> {
     let names = GgufNames::of(base)?;
     let changes = files.changes(base)?;
@@ -44,7 +44,7 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
     let mut updates = Vec::new();
     for (name, change) in &changes.changes {
         match change {
-            // In the order in which modules first come up in the adapter's file.
+            // Sorted by where modules first occur in the adapter's file.
             Change::LowRank(update) => updates.push((place(&update.a).min(place(&update.b)), name, update)),
             Change::Replace(tensor) => whole_weight(files, base, name, tensor, &mut notes)?,
             Change::Rows { .. } => return Err(not_carried(files, name, "rows of the embeddings")),
@@ -71,7 +71,7 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
     Ok(GgufLora { architecture: names.architecture(), alpha, invocation_tokens, plan, notes })
 }
 
-/// A change of the base's tensor `name` that isn't low-rank.
+/// The error for a change of the base's tensor `name` that isn't low-rank.
 fn not_carried(files: &AdapterFiles, name: &str, found: &str) -> Error {
     Finding::new(files.file(), format!("the change of {name:?}"))
         .expected("only lora_A and lora_B, all that a GGUF adapter can carry")
@@ -80,8 +80,9 @@ fn not_carried(files: &AdapterFiles, name: &str, found: &str) -> Error {
         .unsupported()
 }
 
-/// A tensor that is no factor: PEFT saves embeddings beside adapters that act on them. Where it is the base's own
-/// it goes without saying.
+/// Handles a tensor that is no factor. PEFT saves embeddings together with adapters that act on them, so a copy of the
+/// base's own tensor is left out. If the base's values aren't available, a `base_layer` weight counts as a copy, with a
+/// note. Anything else is refused.
 fn whole_weight(
     files: &AdapterFiles,
     base: &Base,
@@ -107,12 +108,12 @@ fn whole_weight(
     }
 }
 
-/// Whether the values of a base's tensor are known: see [`super::with_expected`].
+/// Whether the values of a base's tensor are available: see [`super::with_expected`].
 fn is_at_hand(tensor: &PlannedTensor) -> bool {
     !matches!(&tensor.expr, Expr::Values { values, .. } if values.is_empty() && tensor.elems() > 0)
 }
 
-/// Adds the two tensors of one update.
+/// Adds the two factors of one update to `plan`.
 fn factors(
     files: &AdapterFiles,
     base: &Base,
@@ -153,7 +154,7 @@ fn factors(
     let mut b = weight.order.to_gguf(update.b.clone());
     let alpha = update.alpha.unwrap_or(f64::from(update.scale) * rank as f64);
     if alpha as f32 != file_alpha {
-        // An alpha of 0 is none to llama.cpp: it multiplies by 1 then, not by alpha / rank.
+        // llama.cpp treats an alpha of 0 as none and multiplies by 1 instead of alpha / rank.
         let applied = if file_alpha == 0.0 { rank as f64 } else { f64::from(file_alpha) };
         b = Expr::Scale { of: Box::new(b), factor: (alpha / applied) as f32 };
     } else if file_alpha == 0.0 {
@@ -167,7 +168,7 @@ fn factors(
     Ok(())
 }
 
-/// Rows that don't divide into blocks become F16 (conversion/base.py, `prepare_tensors`).
+/// A row that doesn't divide into blocks becomes F16 (conversion/base.py, `prepare_tensors`).
 fn output_dtype(shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
     let dtype = outtype.unwrap_or(source);
     if row_len(shape).is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }

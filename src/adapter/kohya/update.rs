@@ -1,9 +1,9 @@
-//! The updates of single modules, each of the kind that its tensors' names say.
+//! Updates of single modules. The names of its tensors show the kind of an update.
 //!
-//! Reference: KohakuBlueleaf/LyCORIS 4.1 `lycoris/modules/`, the weights that `forward` makes: adapters are
-//! trained under those. What `merge_to` makes of LoHa and LoKr is another: it scales them twice. The scale is
-//! alpha over the rank, 1 where there is no alpha; the learned scalar is in the factors when they are saved,
-//! and what `rs_lora` does in alpha.
+//! Reference: KohakuBlueleaf/LyCORIS 4.1 `lycoris/modules/`, the weights that `forward` computes, because adapters are
+//! trained with those. `merge_to` differs for LoHa and LoKr: it applies the scale twice. The scale is alpha over the
+//! rank, or 1 without an alpha. Saving multiplies the learned scalar into the factors, and the effect of `rs_lora` into
+//! alpha.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,10 @@ use crate::error::{Finding, Result};
 use crate::plan::{Expr, PlannedTensor, RowMap};
 use crate::source::show_shape;
 
-/// A module's tensors, by their names behind the module's.
+/// A module's tensors, by the part of their names after the module's.
 pub(super) type ModuleTensors = BTreeMap<String, PlannedTensor>;
 
-/// What kind of update a module has.
+/// The kind of a module's update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum UpdateKind {
     Lora,
@@ -33,7 +33,7 @@ enum UpdateKind {
     Norm,
 }
 
-/// ModuleTensors that only one kind of update has.
+/// Names of tensors that only one kind of update has.
 const KINDS: [(UpdateKind, &[&str]); 7] = [
     (UpdateKind::Lora, &["lora_down.weight", "lora_up.weight"]),
     (UpdateKind::Loha, &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]),
@@ -44,7 +44,7 @@ const KINDS: [(UpdateKind, &[&str]); 7] = [
     (UpdateKind::Full, &["diff", "diff_b"]),
 ];
 
-/// ModuleTensors of updates that this version can't merge, and why.
+/// Names of tensors of updates that this version can't merge, and the reasons.
 const REFUSED: [(&str, &str); 12] = [
     ("lora_mid.weight", TUCKER),
     ("hada_t1", TUCKER),
@@ -63,7 +63,7 @@ const TUCKER: &str = "part of a Tucker decomposition, which only convolutions ha
 const ROTATION: &str = "a rotation of outputs (OFT, BOFT), which this version has no rule for";
 const TIMESTEPS: &str = "part of a T-LoRA, which changes with the time step and starts at what is not in the file";
 
-/// What an update is called whose part has this name, where only one kind has it.
+/// The name of the kind of update to which the tensor `part` belongs; `None` if no kind has it.
 pub(crate) fn method_of(part: &str) -> Option<&'static str> {
     let (kind, _) = KINDS.iter().find(|(_, parts)| parts.contains(&part))?;
     Some(match kind {
@@ -77,14 +77,14 @@ pub(crate) fn method_of(part: &str) -> Option<&'static str> {
     })
 }
 
-/// What the tensors of one module make of the base.
+/// The update of one module.
 pub(super) struct Update {
     file: PathBuf,
     module: String,
     parts: ModuleTensors,
 }
 
-/// Outputs and inputs of the module's weight, whichever way round the base keeps it.
+/// Outputs and inputs of the module's weight, and whether the base stores it transposed.
 #[derive(Clone, Copy)]
 struct Sizes {
     d_out: usize,
@@ -93,24 +93,24 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// A delta `[d_out, d_in]` as the base keeps its weight, or the other way round.
+    /// Turns a delta `[d_out, d_in]` into the base's layout, or back.
     fn turned(self, of: Expr) -> Expr {
         if self.transposed { Expr::Transpose(Box::new(of)) } else { of }
     }
 
-    /// Whether numbers by output, or by input where not `outputs`, are by column of the base's weight.
+    /// Whether a vector over outputs (or over inputs, if not `outputs`) runs along the columns of the base's weight.
     fn by_column(self, outputs: bool) -> bool {
         outputs == self.transposed
     }
 }
 
 impl Update {
-    /// Of the tensors `parts` of `module`, which stand in `file`.
+    /// The update of `module` with the tensors `parts`, from the file at `file`.
     pub(super) fn new(file: &Path, module: String, parts: ModuleTensors) -> Self {
         Self { file: file.to_owned(), module, parts }
     }
 
-    /// The changes of the module at `path`, which is one of the base's.
+    /// The changes for the base's module at `path`.
     pub(super) fn changes(
         mut self,
         path: &str,
@@ -154,7 +154,7 @@ impl Update {
             .unsupported()
     }
 
-    /// The changes of the weight called `name`, in their order.
+    /// The changes of the weight called `name`, in the order of application.
     fn weight(&mut self, kind: UpdateKind, name: &str, weight: &PlannedTensor, base: &Base) -> Result<Vec<Change>> {
         match kind {
             UpdateKind::Full => return Ok(vec![Change::Add(self.shaped("diff", &weight.shape)?)]),
@@ -228,7 +228,7 @@ impl Update {
         Ok(kronecker(left, right, scale))
     }
 
-    /// A factor of a LoKr, and its rank where it is of a low one.
+    /// A factor of a LoKr, and its rank if it is a product of two others.
     fn factor(&mut self, name: &str) -> Result<(Expr, Option<usize>)> {
         if self.parts.contains_key(name) {
             let shape = [self.dimension(name, 0)?, self.dimension(name, 1)?];
@@ -252,7 +252,7 @@ impl Update {
         Ok(Expr::Scale { of: Box::new(sum), factor: self.scale(inner)? })
     }
 
-    /// The factors of an (IA)3, which are kept as what they are more than 1.
+    /// The factors of an (IA)3, which are stored minus 1.
     fn factors(&mut self, sizes: Sizes) -> Result<Change> {
         let on_input = self.need("on_input")?;
         let inputs = match on_input.elems() {
@@ -277,7 +277,7 @@ impl Update {
         Ok(Change::Map { others: Vec::new(), map, transposed: false })
     }
 
-    /// DoRA's magnitudes behind `change`: by output, or by input as LyCORIS had them at first.
+    /// DoRA's magnitudes, applied after `change`: one per output, or one per input as in the first versions of LyCORIS.
     fn magnitudes(&mut self, sizes: Sizes, weight: &PlannedTensor, change: &Change) -> Result<Option<Change>> {
         let Some(tensor) = self.parts.remove("dora_scale") else { return Ok(None) };
         let outputs = match *tensor.shape {
@@ -298,14 +298,14 @@ impl Update {
     /// Alpha over the rank.
     fn scale(&mut self, rank: usize) -> Result<f32> {
         Ok(match self.alpha()? {
-            // Both programs take none for the rank.
+            // kohya-ss and LyCORIS replace a missing alpha by the rank.
             None | Some(0.0) => 1.0,
             Some(alpha) => (f64::from(alpha) / rank as f64) as f32,
         })
     }
 
-    /// Two whole factors have no rank, and the alpha of their file is what one would have been: a whole
-    /// number, unless `rs_lora` was on.
+    /// The scale of a LoKr of two whole factors. They have no rank, and the file's alpha equals the rank that they
+    /// would have had: a whole number, unless `rs_lora` was on.
     fn scale_of_whole_factors(&mut self) -> Result<f32> {
         match self.alpha()? {
             Some(alpha) if alpha.fract() != 0.0 => Err(self
@@ -351,7 +351,7 @@ impl Update {
             .mismatch()
     }
 
-    /// The rows or columns of a part that is there and is a matrix.
+    /// The number of rows (`which` = 0) or columns (1) of a part, which must be a matrix.
     fn dimension(&self, part: &str, which: usize) -> Result<usize> {
         match self.parts.get(part).map(|tensor| tensor.shape.as_slice()) {
             None => Err(self.finding(part).expected(ABSENT).found("none").format()),

@@ -1,8 +1,8 @@
-//! AdaLoRA: a low-rank update in the form of a singular value decomposition, of ranks that training left.
+//! AdaLoRA: a low-rank update in the form of a singular value decomposition. Training prunes its ranks.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/adalora/layer.py` (`get_delta_weight`) and `model.py`
-//! (`resize_modules_by_rank_pattern`): the product in f32, times alpha, over the rank at the start. Modules
-//! that rank_pattern resizes get parameters of the base's type there, to which their factors are rounded.
+//! (`resize_modules_by_rank_pattern`): the product in f32, times alpha, over the initial rank. In modules that
+//! rank_pattern resizes, parameters get the base's type, so their factors are rounded to it.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -20,7 +20,7 @@ use crate::json::Fields;
 use crate::plan::{Expr, PlannedTensor, RowMap};
 use crate::source::show_shape;
 
-/// Fields that only training depends on, or that PEFT leaves to LoRA.
+/// Fields that only affect training, or that PEFT reads for LoRA only.
 const INERT: &[&str] = &[
     "alpha_pattern",
     "beta1",
@@ -45,7 +45,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     let fan_in_fan_out = fields.get("fan_in_fan_out")?.unwrap_or(false);
     let init_r = fields.count_or("init_r", 12)?;
     let alpha: f64 = fields.get("lora_alpha")?.unwrap_or(8.0);
-    // By the name of the module's tensor: which ranks training left.
+    // The ranks that remain after training, by tensor name.
     let pattern: HashMap<String, Vec<bool>> = fields.get("rank_pattern")?.unwrap_or_default();
     let pattern: HashMap<String, usize> =
         pattern.into_iter().map(|(name, ranks)| (name, ranks.into_iter().filter(|left| *left).count())).collect();
@@ -97,7 +97,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     Ok(changes)
 }
 
-/// Values times a scale, over a number.
+/// Multiplies values by a scale, then divides them by a number.
 #[derive(Debug)]
 struct Divided {
     scale: f32,

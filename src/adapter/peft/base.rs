@@ -1,4 +1,4 @@
-//! The base of an adapter: its tensors by the names that PEFT knows their modules by.
+//! The base of an adapter: its tensors, under the names that PEFT uses for their modules.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,44 +16,44 @@ use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// A base model: config and tensors, in Hugging Face's names.
+/// A base model: config and tensors, under Hugging Face's names.
 pub struct Base<'a> {
     path: PathBuf,
     config: &'a Map<String, Value>,
     naming: Naming,
     weights: &'a Plan,
-    /// Places in the plan by the file's names and by the class's own.
+    /// Indices in the plan, by the names in the file and by the class's own names.
     places: HashMap<String, usize>,
-    /// Whether merged weights keep the types of the base.
+    /// Whether merged weights keep the base's types.
     keeps_types: bool,
-    /// Where the input embeddings are in the plan.
+    /// The index of the input embeddings in the plan.
     embeddings: Option<usize>,
-    /// Where the output head is the embeddings: the head, as a tensor of its own.
+    /// Where the output head is tied to the embeddings: the head as a separate tensor.
     tied_head: Option<PlannedTensor>,
 }
 
 /// A module's weight in the base.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weight<'a> {
-    /// The weight; its name is the file's.
+    /// The weight, under its name in the file.
     pub(super) tensor: &'a PlannedTensor,
-    /// Outputs of the module, whichever way round the weight is kept.
+    /// The number of outputs of the module, whether or not the weight is transposed.
     pub(super) d_out: usize,
-    /// Its inputs.
+    /// The number of inputs.
     pub(super) d_in: usize,
-    /// Whether the weight is `[d_in, d_out]`: a Conv1D.
+    /// Whether the weight is stored as `[d_in, d_out]`, as in a Conv1D.
     pub(super) transposed: bool,
 }
 
 impl Weight<'_> {
-    /// How the base keeps it.
+    /// The layout in which the base stores it.
     pub(super) fn layout(&self) -> WeightLayout {
         WeightLayout::of_linear(self.transposed)
     }
 }
 
 impl<'a> Base<'a> {
-    /// The base of this config and these weights; `path` is for messages.
+    /// A base with this config and these weights; `path` is for messages.
     pub fn new(path: &Path, config: &'a Map<String, Value>, weights: &'a Plan) -> Self {
         let naming = Naming::of(config);
         let mut places = HashMap::new();
@@ -62,17 +62,17 @@ impl<'a> Base<'a> {
                 places.insert(name, place);
             }
         }
-        // What the file itself calls so comes first.
+        // Names in the file take precedence.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
         let embeddings = place_of_embeddings(naming, weights);
         let path = path.to_owned();
         let mut base = Self { path, config, naming, weights, places, keeps_types: true, embeddings, tied_head: None };
         let tied = match text_config(config).get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
-            // Classes differ in what they take for granted; without a head of its own there is one way.
+            // The default differs between classes, but without a stored head the embeddings must be tied.
             None => base.tensor(HEAD).is_none(),
         };
-        // A head that a tied checkpoint has all the same goes unused.
+        // A head that a tied checkpoint stores anyway is not used.
         base.tied_head = base
             .embeddings()
             .filter(|_| tied && base.has_head())
@@ -85,18 +85,18 @@ impl<'a> Base<'a> {
         Self::new(folder.path(), &folder.config_json, folder.rounded())
     }
 
-    /// As a base of merged weights that get other types than its own: what PEFT rounds to the base's type on
-    /// the way is not rounded then.
+    /// Marks the base's merged weights to be written in types other than the base's. Where PEFT rounds to the base's
+    /// type midway, nothing is rounded then.
     pub fn retyped(self) -> Self {
         Self { keeps_types: false, ..self }
     }
 
-    /// The type that PEFT rounds to midway where a weight has type `dtype`.
+    /// The type to which PEFT rounds midway for a weight of type `dtype`; `None` if there is no such rounding.
     pub(super) fn rounding(&self, dtype: DType) -> Option<DType> {
         Some(dtype).filter(|dtype| self.keeps_types && *dtype != DType::F32)
     }
 
-    /// `of`, rounded as [`Base::rounding`] says.
+    /// `of`, rounded to the type that [`Base::rounding`] gives.
     pub(super) fn rounded(&self, of: Expr, dtype: DType) -> Expr {
         match self.rounding(dtype) {
             Some(dtype) => Expr::Round { of: Box::new(of), dtype },
@@ -104,12 +104,12 @@ impl<'a> Base<'a> {
         }
     }
 
-    /// Where it is, for messages.
+    /// The model's path, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// config.json.
+    /// The content of config.json.
     pub fn config(&self) -> &'a Map<String, Value> {
         self.config
     }
@@ -119,17 +119,18 @@ impl<'a> Base<'a> {
         self.embeddings.map(|place| &self.weights.tensors[place])
     }
 
-    /// The class's own name of the tensor that the file calls `name`, where the class has a table.
+    /// The class's own name of the tensor that is called `name` in the file, or `name` where the class has no table.
     pub(crate) fn own_name(&self, name: &str) -> String {
         self.naming.class_name(name).unwrap_or_else(|| name.to_owned())
     }
 
-    /// Whether the model's class has an output head: an encoder's config can say all the same that it is tied.
+    /// Whether the model's class has an output head. The config can't tell: an encoder's may still say that the head is
+    /// tied.
     pub(crate) fn has_head(&self) -> bool {
         names::has_head(self.config)
     }
 
-    /// The output head as a tensor of its own, where it is the embeddings.
+    /// The output head as a separate tensor, where it is tied to the embeddings.
     pub fn tied_head(&self) -> Option<&PlannedTensor> {
         self.tied_head.as_ref()
     }
@@ -147,7 +148,7 @@ impl<'a> Base<'a> {
         place.map(|place| &self.weights.tensors[place])
     }
 
-    /// Every tensor, a tied head among them, by the class's own name where there is one.
+    /// Every tensor, including a tied head, under the class's own name where there is one.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors.chain(&self.tied_head).map(|tensor| (self.own_name(&tensor.name), tensor))
@@ -171,7 +172,7 @@ impl<'a> Base<'a> {
         Ok(Weight { tensor, d_out, d_in, transposed })
     }
 
-    /// As [`Base::linear`], for kinds of adapters that PEFT has for `nn.Linear` only.
+    /// Like [`Base::linear`], for kinds of adapters that PEFT supports for `nn.Linear` only.
     pub(super) fn linear_only(&self, entries: &Entries, entry: &str, module: &str, kind: &str) -> Result<Weight<'_>> {
         let weight = self.linear(entries, entry, module, false)?;
         if !weight.transposed {
@@ -184,8 +185,9 @@ impl<'a> Base<'a> {
             .unsupported())
     }
 
-    /// What may be wrong where the base has no tensor called `name`. That it belongs to another model is said only
-    /// where its layer shows it; a name may be misspelt, or carry what a trainer has wrapped the model in.
+    /// A hint for when the base has no tensor called `name`. It says that the adapter belongs to another model only if
+    /// just the layer number is wrong: otherwise the name may be misspelt, or include a module in which a trainer has
+    /// wrapped the model.
     pub(super) fn hint_of_absent(&self, name: &str) -> String {
         let numbered = |part: &str| part.parse::<usize>().is_ok();
         let alike = |own: &str| {
@@ -197,7 +199,7 @@ impl<'a> Base<'a> {
         }
         let shared = |own: &String| own.bytes().zip(name.bytes()).take_while(|(own, other)| own == other).count();
         let names = self.named().filter(|(_, tensor)| tensor.shape.len() == 2).map(|(own, _)| own);
-        // The first of those that share the longest beginning.
+        // The first of the names that share the longest prefix with `name`.
         match names.reduce(|best, own| if shared(&own) > shared(&best) { own } else { best }) {
             Some(own) => format!("the base's modules are called like {:?}", own.trim_end_matches(".weight")),
             None => String::new(),
@@ -214,7 +216,7 @@ impl<'a> Base<'a> {
                 .hint(self.hint_of_absent(name))
                 .mismatch());
         };
-        // Of a matrix of nothing there is nothing to change, and no row to go by.
+        // An empty matrix has nothing to change, and no rows to compute.
         if tensor.shape.len() == 2 && !tensor.shape.contains(&0) {
             return Ok(tensor);
         }

@@ -1,8 +1,8 @@
-//! BOFT: inputs are rotated in blocks, outputs scaled.
+//! BOFT: inputs are rotated in blocks, and outputs are scaled.
 //!
-//! Reference: huggingface/peft `src/peft/tuners/boft/layer.py` (`merge`, `cayley_batch`). The rotation is
-//! solved for there by LAPACK, whose order of operations can't be had: here it is the exact one of the
-//! same matrix, rounded to f32.
+//! Reference: huggingface/peft `src/peft/tuners/boft/layer.py` (`merge`, `cayley_batch`). There, LAPACK solves for the
+//! rotation in an order of operations that can't be reproduced. Here it is the exact rotation of the same matrix,
+//! rounded to f32.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ const ROTATION: &str = "boft_R";
 
 /// The changes of a BOFT adapter.
 pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
-    // The shapes say what the blocks are, and how many factors there are: one where PEFT had no CUDA,
-    // whatever its config asks for. nn.Linear only.
+    // The shapes determine the blocks and the number of factors, which is one where PEFT had no CUDA, whatever the
+    // config says. PEFT supports only nn.Linear.
     fields.ignore(&["boft_block_num", "boft_block_size", "boft_n_butterfly_factor", "fan_in_fan_out"]);
     fields.ignore(&["boft_dropout", "init_weights"]);
     let targets = Targets::read(fields)?;

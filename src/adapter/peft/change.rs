@@ -1,4 +1,4 @@
-//! What an adapter makes of single tensors of its base.
+//! Changes of an adapter to single tensors of its base.
 
 use std::sync::Arc;
 
@@ -8,47 +8,46 @@ use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, PlannedTensor, RowMap};
 use crate::quant;
 
-/// What becomes of one tensor of the base. Values are f32 throughout, rounded once in the output.
+/// A change to one tensor of the base. Values are f32 throughout and are rounded once, in the output.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// `W + s B A`.
     LowRank(LowRank),
     /// `W + delta`, where `delta` has the tensor's shape.
     Add(Expr),
-    /// Another tensor in its place, or one that the base doesn't have.
+    /// Another tensor in place of `W`, or a tensor that the base doesn't have.
     Replace(PlannedTensor),
-    /// Some rows of another tensor in the place of rows of `W`: pairs of a row of `W`, in order, and one
-    /// of `delta`.
+    /// Some rows of `W` replaced by rows of another tensor.
     Rows {
-        /// Which rows.
+        /// Pairs of a row of `W`, in ascending order, and a row of `delta`.
         rows: Arc<[(usize, usize)]>,
         /// Rows as long as those of `W`.
         delta: Expr,
     },
     /// A function of `W` and of other tensors of its shape.
     Map {
-        /// Operands behind `W`.
+        /// Operands after `W`.
         others: Vec<Expr>,
         /// The function.
         map: Arc<dyn RowMap>,
-        /// Whether the function takes the weight as `[d_out, d_in]` and the base keeps it transposed.
+        /// Whether the function expects the weight as `[d_out, d_in]` while the base stores it transposed.
         transposed: bool,
     },
 }
 
-/// How a layer keeps the weight that an update changes.
+/// The layout in which a layer stores its weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightLayout {
     /// `[d_out, d_in]`: a linear layer.
     OutputsFirst,
     /// `[d_in, d_out]`: Conv1D, and the experts of some classes.
     InputsFirst,
-    /// `[vocab, hidden]`: an embedding, whose input is a token and whose output is a row.
+    /// `[vocab, hidden]`: an embedding, whose input is a token and whose output is the token's row.
     Embedding,
 }
 
 impl WeightLayout {
-    /// That of a linear layer, by whether its weight is `[d_in, d_out]`.
+    /// The layout of a linear layer; `transposed` if its weight is `[d_in, d_out]`.
     pub fn of_linear(transposed: bool) -> Self {
         if transposed { Self::InputsFirst } else { Self::OutputsFirst }
     }
@@ -59,20 +58,20 @@ impl WeightLayout {
     }
 }
 
-/// A low-rank update by its factors.
+/// A low-rank update, given by its factors.
 #[derive(Debug, Clone)]
 pub struct LowRank {
     /// Dimensionless.
     pub scale: f32,
-    /// The scale times the rank, where an adapter's settings say it so: before the quotient was rounded.
+    /// The scale times the rank, before the quotient was rounded, where the adapter's settings contain it.
     pub alpha: Option<f64>,
-    /// `[r, d_in]`; of an embedding `[r, vocab]`.
+    /// `[r, d_in]`; for an embedding `[r, vocab]`.
     pub a: Expr,
-    /// `[d_out, r]`; of an embedding `[hidden, r]`.
+    /// `[d_out, r]`; for an embedding `[hidden, r]`.
     pub b: Expr,
-    /// How the base keeps the weight.
+    /// The layout of the base's weight.
     pub layout: WeightLayout,
-    /// A type that the update is rounded to before it is added: PEFT does so for embeddings and experts.
+    /// The type to which the update is rounded before it is added: PEFT does so for embeddings and experts.
     pub rounded: Option<DType>,
 }
 
@@ -84,17 +83,17 @@ fn check(of: &[&Expr], scale: f32, finding: impl FnOnce() -> Finding) -> Result<
 }
 
 impl LowRank {
-    /// As [`Change::check_numbers`].
+    /// Like [`Change::check_numbers`].
     pub(crate) fn check_numbers(&self, finding: impl FnOnce() -> Finding) -> Result<()> {
         check(&[&self.a, &self.b], self.scale, finding)
     }
 
-    /// `weight` times this update.
+    /// This update multiplied by `weight`.
     pub fn weighted(&self, weight: f32) -> Self {
         Self { scale: self.scale * weight, alpha: None, ..self.clone() }
     }
 
-    /// `s B A`, in the shape that the base keeps its weight in.
+    /// `s B A`, in the layout of the base's weight.
     pub fn delta(&self) -> Expr {
         let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
         let product = match self.layout.is_transposed() {
@@ -111,7 +110,7 @@ impl LowRank {
     }
 }
 
-/// The first tensor that `of` takes whose values are no numbers that this crate can compute with.
+/// An error for the first source of `of` that doesn't hold numbers with which this crate can compute.
 pub(super) fn no_numbers(of: &Expr) -> Option<Error> {
     let source = of.sources().into_iter().find(|source| !quant::can_decode(source.info().dtype))?;
     let finding = Finding::new(source.path(), format!("tensor {:?}", source.info().name));
@@ -119,14 +118,14 @@ pub(super) fn no_numbers(of: &Expr) -> Option<Error> {
 }
 
 impl Change {
-    /// Refuses tensors of the adapter that hold no floating-point numbers, and scales that aren't finite. `finding`
-    /// is one about the adapter's settings.
+    /// Refuses tensors of the adapter that don't hold floating-point numbers, and scales that aren't finite. `finding`
+    /// makes a finding about the adapter's settings.
     pub(in crate::adapter) fn check_numbers(&self, finding: impl FnOnce() -> Finding) -> Result<()> {
         let (exprs, scale): (Vec<&Expr>, f32) = match self {
             Change::LowRank(update) => return update.check_numbers(finding),
             Change::Add(Expr::Scale { of, factor }) => (vec![of], *factor),
             Change::Add(delta) | Change::Rows { delta, .. } => (vec![delta], 1.0),
-            // A copy takes what is there.
+            // A copied tensor can have any type.
             Change::Replace(tensor) if tensor.expr.raw_dtype() == Some(tensor.dtype) => (Vec::new(), 1.0),
             Change::Replace(tensor) => (vec![&tensor.expr], 1.0),
             Change::Map { others, .. } => (others.iter().collect(), 1.0),

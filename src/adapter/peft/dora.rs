@@ -1,9 +1,9 @@
-//! DoRA: `m (W + delta) / ||W + delta||`, a magnitude and a norm for each output.
+//! DoRA: `m (W + delta) / ||W + delta||`, with a magnitude and a norm for each output.
 //!
 //! Reference: peft `src/peft/tuners/lora/variants.py` (`merge_unsafe`) and `dora.py`
 //! (`get_weight_norm`): everything in f32, the quotient `m / norm` before the product with the weight.
-//! KohakuBlueleaf/LyCORIS `lycoris/functional/general.py` (`_weight_decompose`) has magnitudes of inputs too, and adds
-//! the type's epsilon to norms.
+//! KohakuBlueleaf/LyCORIS `lycoris/functional/general.py` (`_weight_decompose`) supports magnitudes per input too, and
+//! adds the type's epsilon to norms.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{PlannedTensor, RowMap};
 
-/// Values that torch's norm sums side by side.
+/// The number of lanes in torch's norm.
 const LANES: usize = 8;
 
-/// Rows of a transposed weight looked at at a time, at most this many values.
+/// The most values of a transposed weight that are read at a time.
 const STRIP_ELEMS: usize = 1 << 20;
 
-/// The change that follows `update` of `tensor`: a magnitude for each row, or for each column, whose norm is
-/// taken for `eps` more than it is.
+/// The change that rescales each row, or each column, of `tensor` after `update` to its magnitude. `eps` is added to
+/// the norms.
 ///
-/// For norms of columns the weight is read here.
+/// For norms of columns, the weight is read by this call.
 pub(in crate::adapter) fn rescale(
     tensor: &PlannedTensor,
     update: &Change,
@@ -58,7 +58,7 @@ impl RowMap for ByRow {
     }
 }
 
-/// The Euclidean norm as torch takes it of neighbouring values on the CPU (`ReduceOpsKernel.cpp`,
+/// The Euclidean norm of contiguous values as torch computes it on the CPU (`ReduceOpsKernel.cpp`,
 /// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order.
 pub(super) fn norm(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -72,7 +72,7 @@ pub(super) fn norm(row: &[f32]) -> f32 {
     rest.iter().fold(sum, |sum, v| sum + v * v).sqrt()
 }
 
-/// `m / norm` of every column of `W + delta`: values that don't stand side by side torch sums in order.
+/// `m / norm` of every column of `W + delta`. torch sums values that aren't contiguous in order.
 fn column_factors(tensor: &PlannedTensor, update: &Change, magnitude: &[f32], eps: f32) -> Result<Arc<[f32]>> {
     let updated = PlannedTensor { dtype: DType::F32, expr: update.apply(tensor.expr.clone()), ..tensor.clone() };
     let mut squares = vec![0.0f32; tensor.row_len()];
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn outputs_get_their_magnitude_whichever_way_round_the_weight_is_kept() {
-        // W + B A = [[3, 4], [0, 2]] for outputs that are rows.
+        // W + B A = [[3, 4], [0, 2]], with outputs as rows.
         let update = |transposed| LowRank {
             scale: 1.0,
             alpha: None,

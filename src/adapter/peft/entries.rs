@@ -1,4 +1,4 @@
-//! The tensors of an adapter file, each to be taken once.
+//! The tensors of an adapter file. Each is to be used once.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// An adapter's tensors that nothing has used yet, by their names without PEFT's prefix.
+/// The unused tensors of an adapter, by their names without PEFT's prefix.
 pub(super) struct Entries {
     file: PathBuf,
     left: BTreeMap<String, PlannedTensor>,
 }
 
 impl Entries {
-    /// The tensors of the file at `file`, called as PEFT calls them.
+    /// The tensors of the file at `file`, which have PEFT's names.
     pub(super) fn new(file: &Path, tensors: Plan) -> Self {
         let adapter = adapter_name(&tensors);
         let bare = |name: &str| without(name.strip_prefix(PREFIX).unwrap_or(name), adapter.as_deref());
@@ -30,7 +30,7 @@ impl Entries {
         &self.file
     }
 
-    /// The tensor called `name`, where it is there and has not been taken.
+    /// Takes the tensor called `name`, if there is one that wasn't taken before.
     pub(super) fn take(&mut self, name: &str) -> Option<PlannedTensor> {
         self.left.remove(name)
     }
@@ -48,12 +48,12 @@ impl Entries {
         self.take(name).ok_or_else(|| self.finding(name).expected(ABSENT).found("none").format())
     }
 
-    /// The tensor called `name`, which must be there, of floating-point numbers, and have this shape.
+    /// Takes the tensor called `name`, which must exist, hold floating-point numbers and have this shape.
     pub(super) fn shaped(&mut self, name: &str, shape: &[usize]) -> Result<PlannedTensor> {
         self.of_shape(name, shape, false)
     }
 
-    /// As [`Entries::shaped`], for a tensor that may hold whole numbers.
+    /// Like [`Entries::shaped`], for a tensor that may hold whole numbers.
     pub(super) fn of_whole_numbers(&mut self, name: &str, shape: &[usize]) -> Result<PlannedTensor> {
         self.of_shape(name, shape, true)
     }
@@ -74,7 +74,7 @@ impl Entries {
             .mismatch())
     }
 
-    /// Refuses a module of the base that has one tensor of a pair without the other.
+    /// Refuses an adapter that has only one tensor of a pair for a module of the base.
     pub(super) fn check_pairs(&self, base: &Base, pairs: &[(&str, &str)]) -> Result<()> {
         for (one, other) in pairs.iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
             let modules =
@@ -87,13 +87,13 @@ impl Entries {
         Ok(())
     }
 
-    /// The modules that have a tensor whose name ends in `.{suffix}`, in order.
+    /// The modules that have a tensor whose name ends in `.{suffix}`, sorted.
     pub(super) fn modules(&self, suffix: &str) -> Vec<String> {
         let module = |name: &String| Some(name.strip_suffix(suffix)?.strip_suffix('.')?.to_owned());
         self.left.keys().filter_map(module).collect()
     }
 
-    /// Names that are left.
+    /// Names of the tensors that weren't taken.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.left.keys().map(String::as_str)
     }
@@ -104,12 +104,12 @@ impl Entries {
         Finding::new(&self.file, format!("tensor {full:?}"))
     }
 
-    /// A finding about a tensor that is no module's, by its full name.
+    /// A finding about a tensor that belongs to no module, by its full name.
     pub(super) fn shared_finding(&self, name: &str) -> Finding {
         Finding::new(&self.file, format!("tensor {name:?}"))
     }
 
-    /// Refuses what nothing has taken.
+    /// Refuses tensors that weren't taken.
     pub(super) fn finish(&self) -> Result<()> {
         match self.left.keys().next() {
             None => Ok(()),
@@ -121,8 +121,8 @@ impl Entries {
         }
     }
 }
-/// The adapter's name where all factors have it, as in a model's own state dict (`lora_A.default.weight`). PEFT
-/// takes it out when it saves.
+/// The adapter's name, if all factors contain it, as in a model's own state dict (`lora_A.default.weight`). PEFT
+/// removes it when it saves.
 fn adapter_name(tensors: &Plan) -> Option<String> {
     let mut names = tensors.tensors.iter().filter_map(|tensor| {
         let parts: Vec<&str> = tensor.name.split('.').collect();
@@ -137,7 +137,7 @@ fn adapter_name(tensors: &Plan) -> Option<String> {
     names.all(|name| name == Some(&first)).then_some(first)
 }
 
-/// A tensor's name without the adapter's name behind its kind.
+/// A tensor's name without the adapter's name.
 fn without(name: &str, adapter: Option<&str>) -> String {
     let Some(adapter) = adapter else { return name.to_owned() };
     let mut after_kind = false;

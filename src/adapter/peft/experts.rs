@@ -1,8 +1,8 @@
-//! LoRA of parameters that are no module's weight (`target_parameters`): the experts of a layer, which
-//! transformers keeps in one tensor of three dimensions and checkpoints one by one.
+//! LoRA of parameters that aren't a module's weight (`target_parameters`): the experts of a layer. transformers stores
+//! them in one tensor with three dimensions, checkpoints may store them one by one.
 //!
-//! Reference: peft `src/peft/tuners/lora/layer.py` (`ParamWrapper`) and transformers
-//! `conversion_mapping.py` for what checkpoints call them.
+//! Reference: peft `src/peft/tuners/lora/layer.py` (`ParamWrapper`), and transformers `conversion_mapping.py` for the
+//! names in checkpoints.
 
 use super::Named;
 use super::base::Base;
@@ -13,18 +13,19 @@ use crate::arch::names::keeps_experts_transposed;
 use crate::error::Result;
 use crate::plan::{Expr, Pick, PlannedTensor};
 
-/// What wraps a module whose parameters are adapted; one more for each parameter behind the first.
+/// The path of a wrapped module within its wrapper. A module with several adapted parameters has several nested
+/// wrappers.
 const WRAPPER: &str = ".base_layer";
 
-/// A parameter of transformers, and its parts in checkpoints, by what stands behind an expert's number.
+/// A parameter of transformers, and the names of its parts in checkpoints, after the expert's number.
 struct Fused {
     parameter: &'static str,
-    /// One above the other; each of the same number of rows.
+    /// The parts follow each other as rows, each with the same number of rows. A part can have several names.
     parts: &'static [&'static [&'static str]],
 }
 
-/// In the order in which modules have them, and PEFT wraps them. Checkpoints of Mixtral have other
-/// names, and another name of the module.
+/// In the order of the module's parameters, in which PEFT wraps them. Checkpoints of Mixtral have other names for the
+/// parts and for the module.
 const FUSED: [Fused; 2] = [
     Fused { parameter: "gate_up_proj", parts: &[&["gate_proj", "w1"], &["up_proj", "w3"]] },
     Fused { parameter: "down_proj", parts: &[&["down_proj", "w2"]] },
@@ -32,14 +33,14 @@ const FUSED: [Fused; 2] = [
 
 /// The tensors of the base that make up one parameter.
 enum ParameterTensors<'a> {
-    /// One matrix, or one for each expert.
+    /// One matrix, or one tensor with a matrix for each expert.
     Whole(&'a PlannedTensor),
-    /// By expert, then from the top down.
+    /// Several tensors: by expert, then in the order of their rows.
     Single(Vec<Vec<&'a PlannedTensor>>),
 }
 
 impl ParameterTensors<'_> {
-    /// Experts, rows and columns.
+    /// The number of experts, rows and columns.
     fn shape(&self) -> Option<[usize; 3]> {
         match self {
             ParameterTensors::Whole(tensor) => match *tensor.shape.as_slice() {
@@ -57,7 +58,7 @@ impl ParameterTensors<'_> {
     }
 }
 
-/// The changes of the parameters that `targets` asks for; `rank` and `scale` by their paths.
+/// The changes of the parameters that `targets` selects; `rank` and `scale` take their paths.
 pub(super) fn changes(
     entries: &mut Entries,
     base: &Base,
@@ -87,7 +88,7 @@ pub(super) fn changes(
     Ok(changes)
 }
 
-/// The tensors that make up a parameter in the base's files.
+/// The tensors of a parameter in the base's files.
 fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<ParameterTensors<'a>> {
     if let Some(tensor) = base.tensor(&format!("{module}.{parameter}")) {
         return Some(ParameterTensors::Whole(tensor));
@@ -101,7 +102,7 @@ fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<ParameterT
     (!experts.is_empty()).then_some(ParameterTensors::Single(experts))
 }
 
-/// The changes of one parameter, whose factors stand under `wrapped`.
+/// The changes of one parameter, whose factors have the prefix `wrapped`.
 fn one(
     entries: &mut Entries,
     base: &Base,
@@ -130,7 +131,7 @@ fn one(
     let inner = experts * rank;
     let a = entries.shaped(&name_a, &[inner, d_in])?.expr;
     let b = entries.shaped(&format!("{wrapped}.lora_B.weight"), &[d_out, inner])?.expr;
-    // A has a whole factor for one expert after the other, B has a column for each in turn.
+    // A stacks the factors of the experts; in B, each group of columns has one column for each expert.
     let factors = |expert: usize| {
         let columns: Vec<Pick> = (0..rank).map(|k| Pick { of: 0, start: k * experts + expert, len: 1 }).collect();
         let turned = Expr::Transpose(Box::new(b.clone()));

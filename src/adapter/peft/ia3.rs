@@ -1,4 +1,4 @@
-//! (IA)³: outputs, or inputs of feedforward layers, times learned factors.
+//! (IA)³: outputs, or inputs of feed-forward layers, are multiplied by learned factors.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/ia3/layer.py` (`Linear.merge`).
 
@@ -21,7 +21,7 @@ const FACTORS: &str = "ia3_l";
 /// The changes of an (IA)³ adapter.
 pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
     let fan_in_fan_out = fields.get("fan_in_fan_out")?.unwrap_or(false);
-    // The shape of its factors says of a module whether it is a feedforward one.
+    // The shape of a module's factors shows whether it is a feed-forward module.
     fields.ignore(&["feedforward_modules", "init_ia3_weights"]);
     let targets = Targets::read(fields)?;
     let (mut changes, mut adapted) = (Vec::new(), HashSet::new());

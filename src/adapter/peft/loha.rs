@@ -37,7 +37,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     Ok(changes)
 }
 
-/// `scale * first * second`, the scale last.
+/// `(first * second) * scale`, elementwise, with the scale last.
 pub(in crate::adapter) fn delta(first: Expr, second: Expr, scale: f32) -> Expr {
     let multiplied = Expr::Map { of: vec![first, second], map: Arc::new(Multiply) };
     Expr::Scale { of: Box::new(multiplied), factor: scale }

@@ -1,4 +1,4 @@
-//! LoKr: a Kronecker product, either factor of which can be of low rank.
+//! LoKr: a Kronecker product. Each factor can be low-rank.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/lokr/layer.py` (`get_delta_weight`, `make_kron`): one
 //! multiplication for every element, then another by the scale.
@@ -20,7 +20,7 @@ use crate::source::show_shape;
 /// The changes of a LoKr adapter.
 pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
     let settings = Settings::read(fields)?;
-    // The shapes say how each factor is made up.
+    // The shapes show how each factor is composed.
     fields.ignore(&["decompose_both", "decompose_factor"]);
     let targets = Targets::read(fields)?;
     let (mut changes, mut adapted) = (Vec::new(), HashSet::new());
@@ -53,7 +53,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     Ok(changes)
 }
 
-/// One of the two factors: the tensor called `name`, or the product of two others.
+/// One of the two factors: the tensor called `name`, or a product of two tensors.
 fn factor(entries: &mut Entries, name: &str, rank: usize) -> Result<Expr> {
     let found = match entries.take(name) {
         Some(tensor) => tensor.expr,

@@ -1,7 +1,7 @@
-//! LoRA, with everything that PEFT's config can say about it.
+//! LoRA, with all options of PEFT's config.
 //!
-//! Reference: peft `src/peft/tuners/lora/layer.py`: `W + s B A`, the product in f32, scaled, added to
-//! the weight and rounded once; of embeddings the update is rounded to the weight's type before that.
+//! Reference: peft `src/peft/tuners/lora/layer.py`: `W + s B A`, the product in f32, scaled, added to the weight and
+//! rounded once. For embeddings, the update is rounded to the weight's type before it is added.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ use crate::json::Fields;
 use crate::plan::{Expr, PlannedTensor};
 use crate::source::show_shape;
 
-/// Fields that don't change what the saved tensors make of the base.
+/// Fields that don't affect how the saved tensors change the base.
 const INERT: &[&str] = &[
     "corda_config",
     "eva_config",
@@ -33,7 +33,7 @@ const INERT: &[&str] = &[
     "runtime_config",
 ];
 
-/// Fields that ask for what no weight can be, or for another way of merging, and why.
+/// Fields that ask for something that isn't a fixed change of weights, or for another way of merging, and the reasons.
 const REFUSED: &[(&str, &str)] = &[
     ("arrow_config", "every token picks among adapters, so that no one weight is the model"),
     ("use_qalora", "inputs are pooled before the update, which PEFT does not merge"),
@@ -44,10 +44,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("kasa_config", "the update is computed in another way"),
 ];
 
-/// Initialisations under which the base stays what it is.
+/// Initialisations that leave the base unchanged.
 const PLAIN_INITS: [&str; 5] = ["gaussian", "orthogonal", "eva", "mica", "orthogonal_init"];
 
-/// What the config says about every module.
+/// The settings of all modules.
 struct Config {
     r: usize,
     lora_alpha: f64,
@@ -57,7 +57,7 @@ struct Config {
     fan_in_fan_out: bool,
     rank_pattern: Patterns<usize>,
     alpha_pattern: Patterns<f64>,
-    /// Parameters that are adapted as such.
+    /// Parameters that are adapted directly (`target_parameters`).
     parameters: Vec<String>,
 }
 
@@ -94,13 +94,13 @@ impl Config {
         (self.lora_alpha(module) / divisor) as f32
     }
 
-    /// `alpha` as what is divided by the rank: times its root with `use_rslora`.
+    /// The alpha that gives the scale when divided by the rank: with `use_rslora`, `alpha` times the root of the rank.
     fn over_rank(&self, alpha: f64, rank: usize) -> f64 {
         if self.use_rslora { alpha * (rank as f64).sqrt() } else { alpha }
     }
 }
 
-/// Refuses fields that ask for more than a fixed change of weights.
+/// Refuses settings that are more than a fixed change of weights.
 pub(super) fn check_fields(fields: &mut Fields) -> Result<()> {
     for (field, why) in REFUSED {
         if let Some(value) = fields.switched_on(field) {
@@ -114,8 +114,8 @@ pub(super) fn check_fields(fields: &mut Fields) -> Result<()> {
     check_init(fields)
 }
 
-/// The changes of a LoRA, and the alpha of modules without one of their own; `tied` is whether a head that is the
-/// embeddings has nothing of its own.
+/// The changes of a LoRA, and the alpha of modules for which no pattern gives another. `tied` says that a tied output
+/// head has no tensors of its own in the adapter.
 pub(super) fn changes(
     fields: &mut Fields,
     entries: &mut Entries,
@@ -146,7 +146,7 @@ pub(super) fn changes(
     Ok((changes, config.over_rank(config.lora_alpha, config.r)))
 }
 
-/// PiSSA and its like change the base when the adapter is made, and again when it is loaded.
+/// Refuses initialisations such as PiSSA, which change the base when the adapter is made, and again when it is loaded.
 fn check_init(fields: &mut Fields) -> Result<()> {
     let Some(value) = fields.get::<Json>("init_lora_weights")? else { return Ok(()) };
     let plain = value.is_boolean() || value.as_str().is_some_and(|name| PLAIN_INITS.contains(&name));
@@ -164,7 +164,7 @@ fn check_init(fields: &mut Fields) -> Result<()> {
         .unsupported())
 }
 
-/// The changes of one linear layer; gives the name of its weight in the base.
+/// The changes of one linear layer. Returns the name of its weight in the base.
 fn linear(
     config: &Config,
     entries: &mut Entries,
@@ -179,7 +179,7 @@ fn linear(
     let a = entries.shaped(&name_a, &[rank, d_in])?;
     let b = entries.shaped(&format!("{module}.lora_B.weight"), &[d_out, rank])?;
     let scale = config.scale(module, rank);
-    // What picks among experts is a parameter to transformers and no linear layer.
+    // In transformers, a router is a parameter and not a linear layer, so PEFT rounds its update.
     let router = is_parameter_router(module);
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
     let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
@@ -219,7 +219,7 @@ fn embedding(
     Ok(tensor.name.clone())
 }
 
-/// The update of a module's weight, and DoRA's magnitudes behind it, one for each of `outputs`.
+/// The update of a module's weight, followed by DoRA's magnitudes, one for each of `outputs`.
 fn low_rank(
     config: &Config,
     entries: &mut Entries,
@@ -245,7 +245,7 @@ fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f3
     let older = format!("{name}.weight");
     let name = if entries.names().any(|n| n == older) { older } else { name };
     let tensor = entries.need(&name)?;
-    // Embeddings keep theirs as a row.
+    // For embeddings, they are stored as a row.
     if tensor.elems() == d_out && tensor.shape.iter().all(|d| *d == 1 || *d == d_out) {
         return tensor.read();
     }

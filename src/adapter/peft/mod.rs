@@ -1,7 +1,7 @@
-//! Adapters of PEFT as changes to the tensors of their base: what `merge_and_unload` would write.
+//! Adapters of PEFT as changes to the tensors of their base: the result is that of `merge_and_unload`.
 //!
-//! Every field of adapter_config.json is consumed or refused, every tensor of the adapter used or
-//! refused. Reference: huggingface/peft `src/peft/tuners/*/layer.py` (`merge`, `get_delta_weight`).
+//! Every field of adapter_config.json and every tensor of the adapter is used or refused. Reference: huggingface/peft
+//! `src/peft/tuners/*/layer.py` (`merge`, `get_delta_weight`).
 
 mod adalora;
 mod base;
@@ -45,42 +45,42 @@ use crate::error::{Finding, Result};
 use crate::json::Fields;
 use crate::plan::Plan;
 
-/// What PEFT puts before the names of an adapter's tensors.
+/// PEFT's prefix of the names of an adapter's tensors.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
-/// What is expected where a tensor is missing.
+/// The expectation in messages about a missing tensor.
 pub(crate) const ABSENT: &str = "a tensor of this name";
 
 /// A change to one tensor, by the tensor's name in the base.
 pub type Named = (String, Change);
 
-/// What an adapter does to its base.
+/// The changes that an adapter makes to its base.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// The file that says what kind of adapter it is, for messages.
+    /// The file that defines the kind of adapter, for messages.
     pub path: PathBuf,
-    /// In the order in which they are to be applied.
+    /// The changes, in the order of application.
     pub changes: Vec<Named>,
-    /// Whether a head that is the embeddings stays that: what changes them changes both.
+    /// Whether a tied output head stays tied: then changes of the embeddings change both.
     pub keeps_tie: bool,
-    /// The alpha of modules to which no pattern gives another, times the root of the rank with `use_rslora`; of
-    /// LoRAs alone.
+    /// The alpha of modules to which no pattern gives another, times the root of the rank with `use_rslora`. Only for
+    /// LoRAs.
     pub alpha: Option<f64>,
-    /// The tokens behind which the adapter is on (activated LoRA); always on where there are none.
+    /// The invocation tokens, after which the adapter acts (activated LoRA). Empty if it always acts.
     pub invocation_tokens: Vec<u32>,
-    /// A line for everything that was left out or taken for granted.
+    /// One line for everything that was left out or assumed.
     pub notes: Vec<String>,
 }
 
 impl Changes {
-    /// Refuses tensors of the adapter that hold no floating-point numbers, and scales that aren't finite, before
-    /// anything is computed with them: nothing later knows whose they are.
+    /// Refuses tensors of the adapter that don't hold floating-point numbers, and scales that aren't finite. This comes
+    /// before any computation, because later messages couldn't say to which adapter they belong.
     pub(super) fn check_numbers(&self) -> Result<()> {
         let about = |name: &str| Finding::new(&self.path, format!("the change of {name:?}"));
         self.changes.iter().try_for_each(|(name, change)| change.check_numbers(|| about(name)))
     }
 
-    /// Refuses an adapter that is on behind certain tokens only, as no one weight stands for it.
+    /// Refuses an adapter that acts only after certain tokens: it can't be expressed as one weight.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`], naming the field.
@@ -97,7 +97,7 @@ impl Changes {
             .unsupported())
     }
 
-    /// Without whole tensors that are the base's own: PEFT saves embeddings beside adapters that act on them.
+    /// Removes whole tensors that equal the base's: PEFT saves embeddings together with adapters that act on them.
     ///
     /// # Errors
     /// As [`crate::plan::PlannedTensor::read_rows`].
@@ -114,16 +114,16 @@ impl Changes {
     }
 }
 
-/// Fields that no kind of adapter depends on.
+/// Fields that don't matter for any kind of adapter.
 const INERT: &[&str] =
     &["auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"];
 
-/// Whether a file's tensors are called as PEFT calls them.
+/// Whether the names of a file's tensors are those of PEFT.
 pub(super) fn names_are_pefts(tensors: &Plan) -> bool {
     tensors.tensors.iter().any(|tensor| tensor.name.starts_with(PREFIX))
 }
 
-/// Refuses an adapter that no base can have merged into it, by what its settings say alone.
+/// Refuses an adapter whose settings alone show that no base can have it merged.
 pub(super) fn refusal(path: &Path, config: &serde_json::Map<String, serde_json::Value>) -> Result<()> {
     let mut fields = Fields::new(path, config);
     let kind = mergeable_kind(&mut fields)?;
@@ -135,17 +135,17 @@ pub(super) fn refusal(path: &Path, config: &serde_json::Map<String, serde_json::
     Ok(())
 }
 
-/// The kind of the adapter, where it is one that is merged.
+/// The kind of the adapter, if it is one that can be merged.
 fn mergeable_kind(fields: &mut Fields) -> Result<String> {
     let kind: String = fields.need("peft_type")?;
     if refused::MERGED.contains(&kind.as_str()) { Ok(kind) } else { Err(refused::kind(fields, &kind)) }
 }
 
-/// The adapter with this config and these tensors, which stand in `file`, on `base`.
+/// Reads the adapter with this config and these tensors, from the file at `file`, as changes to `base`.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for a kind, a field or a tensor that this version can't merge
-/// truthfully, naming it; [`crate::Error::Mismatch`] for an adapter of another base.
+/// [`crate::Error::Unsupported`] for a kind, a field or a tensor that this version can't merge exactly, naming it;
+/// [`crate::Error::Mismatch`] for an adapter of another base.
 pub(super) fn changes(
     config_path: &Path,
     config: &serde_json::Map<String, serde_json::Value>,
@@ -165,7 +165,7 @@ pub(super) fn changes(
     let mut alpha = None;
     changes.extend(match kind.as_str() {
         "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,
-        // Rows come last, below.
+        // Replaced rows are added last, below.
         "TRAINABLE_TOKENS" => Vec::new(),
         "LORA" => {
             let (of_lora, file_alpha) = lora::changes(&mut fields, &mut entries, base, tied)?;

@@ -1,9 +1,9 @@
-//! OFT: inputs are rotated in blocks; embeddings are themselves.
+//! OFT: inputs are rotated in blocks; for embeddings, the embedding vectors.
 //!
-//! Reference: huggingface/peft `src/peft/tuners/oft/layer.py` (`OFTRotationModule`, `merge`), which
-//! multiplies by the whole block-diagonal matrix: the blocks alone give the same bits. Where the rotation
-//! is solved for (`use_cayley_neumann` off) LAPACK's order of operations can't be had, and the rotation
-//! is the exact one rounded to f32.
+//! Reference: huggingface/peft `src/peft/tuners/oft/layer.py` (`OFTRotationModule`, `merge`). It multiplies by the
+//! whole block-diagonal matrix; multiplying by the blocks alone gives the same bits. Without `use_cayley_neumann`,
+//! LAPACK solves for the rotation in an order of operations that can't be reproduced, so here it is the exact rotation,
+//! rounded to f32.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use crate::source::show_shape;
 const ROTATION: &str = "oft_R.weight";
 const EMBEDDING: &str = "oft_embedding_R.weight";
 
-/// The most terms of a series that are summed; PEFT's default is 5.
+/// The largest number of terms of a series; PEFT's default is 5.
 const MAX_TERMS: usize = 1000;
 
 /// The settings of all modules.
 struct Config {
     block_share: bool,
-    /// How many terms of the series, where it is not solved for.
+    /// The number of terms of the series; `None` where the rotation is solved for.
     terms: Option<usize>,
     /// The control strength of a constrained rotation.
     eps: Option<f32>,
@@ -58,7 +58,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             .hint("this is the older form of OFT, which PEFT can't load either")
             .unsupported());
     }
-    // Both are adjusted to what divides the inputs: the shapes have the last word. nn.Linear only.
+    // PEFT adjusts `r` and the block size to divisors of the inputs, so the shapes decide. It supports only nn.Linear.
     fields.ignore(&["r", "fan_in_fan_out", "init_weights", "module_dropout"]);
     let targets = Targets::read(fields)?;
     let (mut changes, mut adapted) = (Vec::new(), HashSet::new());
@@ -84,8 +84,8 @@ fn rotated(rotate: Rotate) -> Change {
     Change::Map { others: Vec::new(), map: Arc::new(rotate), transposed: false }
 }
 
-/// The rotation that the tensor called `name` describes, of rows of `width`; `backwards` of an embedding,
-/// which PEFT multiplies from the other side.
+/// The rotation that the tensor called `name` describes, for rows of `width`; `backwards` for an embedding, which PEFT
+/// multiplies from the other side.
 fn rotate(config: &Config, entries: &mut Entries, name: &str, width: usize, backwards: bool) -> Result<Rotate> {
     let tensor = entries.need(name)?;
     let Some(size) = block_size(&tensor, width, config.block_share) else {
@@ -105,7 +105,7 @@ fn rotate(config: &Config, entries: &mut Entries, name: &str, width: usize, back
         let values = size * (size - 1) / 2;
         let mut skew = skew(&triangles[block * values..][..values], size);
         if let Some(eps) = config.eps {
-            // torch divides a number by a tensor in two steps.
+            // torch divides a number by a tensor in two steps: reciprocal, then product.
             constrain(&mut skew, 1.0 / (tensor.shape[0] as f32).sqrt() * eps);
         }
         rotations.extend(match config.terms {
@@ -116,7 +116,7 @@ fn rotate(config: &Config, entries: &mut Entries, name: &str, width: usize, back
     Ok(Rotate::new(rotations, size, width, backwards))
 }
 
-/// The size of blocks of `width` inputs, by the shape of their triangles.
+/// The block size for `width` inputs, from the shape of the blocks' triangles.
 fn block_size(tensor: &PlannedTensor, width: usize, shared: bool) -> Option<usize> {
     let &[blocks, values] = tensor.shape.as_slice() else { return None };
     let size = match shared {
@@ -129,7 +129,7 @@ fn block_size(tensor: &PlannedTensor, width: usize, shared: bool) -> Option<usiz
     (fits && size > 0).then_some(size)
 }
 
-/// The skew-symmetric matrix of an upper triangle, row by row.
+/// The skew-symmetric matrix of an upper triangle. Both are stored row by row.
 fn skew(triangle: &[f32], size: usize) -> Vec<f32> {
     let mut skew = vec![0.0; size * size];
     let mut values = triangle.iter();
@@ -142,7 +142,7 @@ fn skew(triangle: &[f32], size: usize) -> Vec<f32> {
     skew
 }
 
-/// Pulls a matrix back to a norm of `eps`.
+/// Scales a matrix down to a norm of `eps` if its norm is larger.
 fn constrain(skew: &mut [f32], eps: f32) {
     let norm = norm(skew);
     if norm > eps {

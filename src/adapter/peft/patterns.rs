@@ -8,13 +8,13 @@ use serde_json::{Map, Value};
 use crate::error::Result;
 use crate::json::Fields;
 
-/// A setting of modules whose path ends in a match of a regular expression; the first that matches
-/// wins, in the file's order.
+/// A setting for modules whose path ends in a match of a regular expression. The first match wins,
+/// in the file's order.
 #[derive(Debug)]
 pub(crate) struct Patterns<T>(Vec<(Regex, T)>);
 
 impl<T: Copy> Patterns<T> {
-    /// The patterns of field `name`; `value` is `None` where a pattern's value makes no sense.
+    /// The patterns of field `name`; `value` returns `None` for a pattern's value that is invalid.
     pub(crate) fn read(fields: &mut Fields, name: &'static str, value: impl Fn(&Value) -> Option<T>) -> Result<Self> {
         let map: Map<String, Value> = fields.get(name)?.unwrap_or_default();
         let read = map.iter().map(|(key, json)| {
@@ -31,7 +31,7 @@ impl<T: Copy> Patterns<T> {
         read.collect::<Result<_>>().map(Self)
     }
 
-    /// What the first pattern that matches `module` says.
+    /// The setting of the first pattern that matches `module`.
     pub(crate) fn first_match(&self, module: &str) -> Option<T> {
         self.0.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
     }

@@ -1,9 +1,9 @@
-//! RandLoRA: a sum over random bases, each scaled by numbers of the module's own.
+//! RandLoRA: a sum over random bases, each scaled by numbers of the module.
 //!
-//! Reference: huggingface/peft `src/peft/tuners/randlora/layer.py` (`get_scaled_bases`,
-//! `get_delta_weight`, `merge`, which rounds the update to the weight's type before it adds it). One
-//! factor counts through ranks and then bases, the other through bases and then ranks: that is what PEFT
-//! multiplies, and what adapters are trained with.
+//! Reference: huggingface/peft `src/peft/tuners/randlora/layer.py` (`get_scaled_bases`, `get_delta_weight`, `merge`,
+//! which rounds the update to the weight's type before it adds it). The inner dimension of one factor runs over ranks
+//! and then bases, that of the other over bases and then ranks. PEFT multiplies them like that, and adapters are
+//! trained with it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     let targets = Targets::read(fields)?;
     let (a, b) = (shared(entries, SHARED[0])?, shared(entries, SHARED[1])?);
     for copy in ["randlora_A", "randlora_B"] {
-        // PEFT saves the bases with every module once more.
+        // PEFT saves another copy of the bases with every module.
         for module in entries.modules(copy) {
             entries.take(&format!("{module}.{copy}"));
         }
@@ -64,8 +64,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     Ok(changes)
 }
 
-/// Checks that the shared bases are at least as large as a module needs them; of the first the first two
-/// dimensions, of the second the last, are to be as they are.
+/// Checks that the shared bases are large enough for a module. The first two dimensions of the first base and the last
+/// one of the second must match exactly.
 fn check_shared(entries: &Entries, module: &str, found: [&PlannedTensor; 2], needed: [&[usize; 3]; 2]) -> Result<()> {
     let exact: [&[usize]; 2] = [&[0, 1], &[2]];
     for (i, name) in SHARED.into_iter().enumerate() {
@@ -84,7 +84,7 @@ fn check_shared(entries: &Entries, module: &str, found: [&PlannedTensor; 2], nee
     Ok(())
 }
 
-/// `lambda * A * gamma`, `[r * bases, small]`: every rank with every base.
+/// `lambda * A * gamma`, `[r * bases, small]`: every rank combined with every base.
 fn scaled(a: &PlannedTensor, lambda: Vec<f32>, gamma: Expr, r: usize, small: usize) -> Expr {
     let bases = lambda.len() / r;
     let shape = vec![lambda.len(), small];

@@ -1,9 +1,10 @@
-//! Kinds of adapters that no merged weight can stand for, and those that this version has no rule for.
+//! Kinds of adapters that can't be expressed as a merged weight, and kinds that this version
+//! doesn't support.
 
 use crate::error::Error;
 use crate::json::Fields;
 
-/// Kinds that are merged, as `peft_type` has them.
+/// Kinds that can be merged, as values of `peft_type`.
 pub(super) const MERGED: &[&str] = &[
     "ADALORA",
     "BOFT",
@@ -19,14 +20,14 @@ pub(super) const MERGED: &[&str] = &[
     "VERA",
 ];
 
-/// Kinds that pick among adapters for every input.
+/// Kinds that select among adapters for every input.
 const ROUTED: &[&str] = &["POLY", "XLORA"];
 
-/// Kinds that learn inputs, and none of the model's weights.
+/// Kinds that learn inputs and change no weights of the model.
 const PROMPTS: &[&str] =
     &["ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING"];
 
-/// Why an adapter of `kind` isn't merged.
+/// The error that says why an adapter of `kind` isn't merged.
 pub(super) fn kind(fields: &Fields, kind: &str) -> Error {
     let finding = fields.finding("peft_type");
     let finding = match kind {

@@ -1,8 +1,8 @@
-//! Rotations of rows, block by block: what OFT and BOFT make of weights.
+//! Rotations of rows, block by block, for OFT and BOFT.
 //!
-//! The order of operations is torch's: products of small matrices are sums of rounded products, larger
-//! ones chains of fused multiply-adds, as MKL does it (measured on torch 2.15; of blocks of 9, 10 and 11
-//! the first columns go another way there, and the last bit can differ).
+//! The order of operations is torch's: products of small matrices are sums of rounded products, larger ones are chains
+//! of fused multiply-adds, as MKL computes them (measured on torch 2.15). For blocks of 9, 10 and 11, MKL computes the
+//! first columns in another way, and the last bit can differ.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use nalgebra::DMatrix;
 use crate::kernel::{Kernel, Routine};
 use crate::plan::{RowMap, run_len};
 
-/// The smallest size of which MKL multiplies square matrices with fused multiply-adds.
+/// The smallest size for which MKL multiplies square matrices with fused multiply-adds.
 const FUSED: usize = 12;
 
-/// Every row of a weight times a block-diagonal matrix.
+/// Multiplies every row of a weight by a block-diagonal matrix.
 #[derive(Debug)]
 pub(super) struct Rotate {
-    /// Block by block, one for all or each its own; transposed, so that a step of all sums at once reads
-    /// neighbours.
+    /// The blocks: one for all of the row, or one for each part of it. They are stored so that each step reads
+    /// contiguous factors for all sums.
     blocks: Arc<[f32]>,
     size: usize,
     /// The longest run that is summed in one go.
@@ -27,8 +27,8 @@ pub(super) struct Rotate {
 }
 
 impl Rotate {
-    /// The matrix of the blocks `rotations`, which stand row by row, for rows of `width`: a row `w`
-    /// becomes `R w`, `backwards` `w R`.
+    /// The matrix with the blocks `rotations`, each row by row, for rows of `width`. A row `w` becomes `R w`, or `w R`
+    /// if `backwards`.
     pub(super) fn new(mut rotations: Vec<f32>, size: usize, width: usize, backwards: bool) -> Self {
         if !backwards {
             for block in rotations.chunks_exact_mut(size * size) {
@@ -61,13 +61,13 @@ impl Routine for Rows<'_> {
         let Rotate { blocks, size, run } = self.rotate;
         let (mut sums, mut part) = (vec![0.0f32; *size], vec![0.0f32; *size]);
         for row in self.out.chunks_exact_mut(self.row_len) {
-            // One block for all, or as many as the row has.
+            // One block for all, or one for each part of the row.
             let blocks = blocks.chunks_exact(size * size).cycle();
             for ((number, values), block) in row.chunks_exact_mut(*size).enumerate().zip(blocks) {
                 sums.fill(0.0);
                 part.fill(0.0);
                 for (i, (value, factors)) in values.iter().zip(block.chunks_exact(*size)).enumerate() {
-                    // A block that lies across the end of a run is summed in two.
+                    // A block that crosses the end of a run is summed in two parts.
                     if i > 0 && (number * size + i).is_multiple_of(*run) {
                         sums.iter_mut().zip(&mut part).for_each(|(sum, part)| *sum += std::mem::take(part));
                     }
@@ -81,7 +81,7 @@ impl Routine for Rows<'_> {
     }
 }
 
-/// The Cayley transform of a skew-symmetric matrix by the first `terms` of its series.
+/// The Cayley transform of a skew-symmetric matrix, by the first `terms` terms of its series.
 pub(super) fn series(skew: &[f32], size: usize, terms: usize) -> Vec<f32> {
     let mut rotation = vec![0.0; size * size];
     rotation.iter_mut().step_by(size + 1).for_each(|v| *v = 1.0);
@@ -101,12 +101,12 @@ pub(super) fn series(skew: &[f32], size: usize, terms: usize) -> Vec<f32> {
     rotation
 }
 
-/// The Cayley transform itself, `(I - Q) (I + Q)^-1`, in f64.
+/// The exact Cayley transform, `(I - Q) (I + Q)^-1`, computed in f64.
 pub(super) fn solved(skew: &[f32], size: usize) -> Vec<f32> {
     let skew = DMatrix::from_row_iterator(size, size, skew.iter().map(|v| f64::from(*v)));
     let identity = DMatrix::identity(size, size);
-    // X (I + Q) = I - Q is (I + Q)' X' = (I - Q)', and transposing a skew matrix turns its sign. I + Q has
-    // an inverse whatever Q is.
+    // X (I + Q) = I - Q is equivalent to (I + Q)' X' = (I - Q)', and transposing a skew matrix changes its sign. I + Q
+    // is always invertible.
     let turned = (&identity - &skew).lu().solve(&(identity + skew));
     turned.map(|x| x.iter().map(|v| *v as f32).collect()).unwrap_or_else(|| vec![f32::NAN; size * size])
 }

@@ -1,11 +1,11 @@
-//! Functions of rows that several kinds of adapters are made of.
+//! Functions of rows that several kinds of adapters share.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::plan::{Expr, Pick, RowMap};
 
-/// Every row times a number of its own.
+/// Multiplies every row by its own number.
 #[derive(Debug)]
 pub(in crate::adapter) struct ScaleRows(pub(in crate::adapter) Arc<[f32]>);
 
@@ -17,7 +17,7 @@ impl RowMap for ScaleRows {
     }
 }
 
-/// Every column times a number of its own.
+/// Multiplies every column by its own number.
 #[derive(Debug)]
 pub(in crate::adapter) struct ScaleColumns(pub(in crate::adapter) Arc<[f32]>);
 
@@ -29,7 +29,7 @@ impl RowMap for ScaleColumns {
     }
 }
 
-/// The elementwise product.
+/// Multiplies elementwise.
 #[derive(Debug)]
 pub(super) struct Multiply;
 
@@ -41,7 +41,7 @@ impl RowMap for Multiply {
     }
 }
 
-/// `of` under a function of one operand.
+/// Applies a function of one operand to `of`.
 pub(super) fn map(of: Expr, map: impl RowMap + 'static) -> Expr {
     Expr::Map { of: vec![of], map: Arc::new(map) }
 }
@@ -51,8 +51,8 @@ pub(in crate::adapter) fn product(left: Expr, right: Expr) -> Expr {
     Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right) }
 }
 
-/// The first `rows` rows and `cols` columns of a tensor that is taken for a matrix of rows as long as
-/// `width`; its caller has seen that it has as many.
+/// The first `rows` rows and `cols` columns of a tensor, seen as a matrix with rows of `width`. The
+/// caller must make sure that it has that many.
 pub(super) fn corner(of: Expr, width: usize, rows: usize, cols: usize) -> Expr {
     if of.shape() == [rows, cols] {
         return of;
@@ -62,7 +62,7 @@ pub(super) fn corner(of: Expr, width: usize, rows: usize, cols: usize) -> Expr {
     if cols == width {
         return Expr::slice(reshaped(of, vec![elems / width.max(1), width]), 0, rows, vec![rows, cols]);
     }
-    // The elements of a vector are its rows, and rows can be picked.
+    // The rows of a vector are its elements, so parts of rows can be picked.
     let picks = (0..rows).map(|row| Pick { of: 0, start: row * width, len: cols }).collect();
     reshaped(Expr::Rows { shape: vec![rows * cols], of: vec![reshaped(of, vec![elems])], picks }, vec![rows, cols])
 }

@@ -1,4 +1,4 @@
-//! Low-rank updates as a folder that PEFT loads.
+//! Writes low-rank updates as a folder that PEFT loads.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,16 +13,16 @@ use crate::output::Output;
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::rows;
 
-/// What `target_modules` has to be for PEFT to load an adapter without factors
-/// (`src/peft/utils/constants.py`, `DUMMY_TARGET_MODULES`).
+/// The value of `target_modules` with which PEFT loads an adapter without factors (`src/peft/utils/constants.py`,
+/// `DUMMY_TARGET_MODULES`).
 const NO_MODULES: &str = "dummy-target-modules";
 
 /// An adapter to be written.
 #[derive(Debug, Clone)]
 pub struct NewLora {
-    /// adapter_config.json.
+    /// The content of adapter_config.json.
     pub config: Map<String, Value>,
-    /// The factors, and whole tensors, by PEFT's names.
+    /// The factors and whole tensors, under PEFT's names.
     pub tensors: Plan,
 }
 
@@ -35,12 +35,12 @@ struct Module<'a> {
 }
 
 impl NewLora {
-    /// The LoRA that adds `updates` to the tensors of `base` with these names, and puts `saved`, tensors of
-    /// the base's names, in the place of its own: modules as a whole, and biases of modules whose weight isn't
-    /// among them. Factors get the type `dtype`.
+    /// Makes the LoRA that adds `updates` to the tensors of `base` with these names. It replaces the base's tensors
+    /// named in `saved`: whole modules, and biases of modules whose weight isn't in `saved`. Factors get the type
+    /// `dtype`.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for an update of what is no module's weight.
+    /// [`crate::Error::Unsupported`] for an update of a tensor that isn't a module's weight.
     pub fn new(base: &Base, updates: &[(String, LowRank)], saved: Vec<PlannedTensor>, dtype: DType) -> Result<Self> {
         let modules = updates.iter().map(|(name, update)| module(base, name, update)).collect::<Result<Vec<_>>>()?;
         let mut tensors = Plan::default();
@@ -63,7 +63,7 @@ impl NewLora {
         for (own, tensor) in saved {
             let (path, last) = own.rsplit_once('.').unwrap_or((&own, ""));
             let name = match last == "bias" && !weights.contains(path) {
-                // PEFT's `bias: all`, under the name that the bias has once its module is wrapped.
+                // PEFT's `bias: all`, under the bias's name in a wrapped module.
                 true => {
                     biases = true;
                     let wrapped = if adapted.contains(path) { ".base_layer" } else { "" };
@@ -99,17 +99,17 @@ fn module<'a>(base: &Base, name: &str, update: &'a LowRank) -> Result<Module<'a>
     Ok(Module { path: path.to_owned(), update, rank, alpha: f64::from(update.scale) * rank as f64 })
 }
 
-/// The number that most modules have, the smallest of several.
+/// The most frequent number among the modules; of equally frequent ones, the first module's.
 fn usual<T: Copy + PartialEq>(of: &[Module], number: impl Fn(&Module) -> T) -> Option<T> {
     let count = |n: T| of.iter().filter(|module| number(module) == n).count();
     of.iter().map(&number).rev().max_by_key(|n| count(*n))
 }
 
-/// adapter_config.json: numbers of most modules, and by pattern those of the others.
+/// The content of adapter_config.json: the most frequent numbers, and patterns for modules that differ.
 fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: bool) -> Map<String, Value> {
     let r = usual(modules, |module| module.rank).unwrap_or(1);
     let alpha = usual(modules, |module| module.alpha).unwrap_or(1.0);
-    // A path is a pattern that matches itself, and older versions of PEFT look it up as it is.
+    // A path is a pattern that matches only itself. Older versions of PEFT look the path up as a key, which works too.
     let others = |value: &dyn Fn(&Module) -> Option<Value>| -> Map<String, Value> {
         modules.iter().filter_map(|module| Some((module.path.clone(), value(module)?))).collect()
     };
@@ -134,15 +134,15 @@ fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: b
     config
 }
 
-/// Last parts of paths, as PEFT's users write them, where those name these modules and no other;
-/// whole paths otherwise.
+/// The last parts of the modules' paths, as PEFT's users write them, if these select exactly the given modules; whole
+/// paths otherwise.
 fn target_modules(base: &Base, modules: &[Module]) -> Vec<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let adapted: HashSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let mut all: BTreeMap<String, bool> = BTreeMap::new();
     for (name, tensor) in base.named().filter(|(_, tensor)| tensor.shape.len() == 2) {
         let Some(path) = name.strip_suffix(".weight") else { continue };
-        // A tied head is no module of its own until it is adapted.
+        // A tied head isn't a separate module until it is adapted.
         let tied = base.tied_head().is_some_and(|head| head.name == tensor.name);
         *all.entry(last(path)).or_insert(true) &= adapted.contains(path) || tied;
     }

@@ -1,4 +1,4 @@
-//! What adapters of every kind can have beside their own tensors: whole modules and biases. LN tuning has
+//! Tensors that adapters of every kind can have in addition to their own: whole modules and biases. LN tuning has
 //! nothing else.
 //!
 //! Reference: peft `src/peft/utils/other.py` (`ModulesToSaveWrapper`), `src/peft/utils/save_and_load.py` and
@@ -13,10 +13,10 @@ use crate::json::Fields;
 use crate::plan::PlannedTensor;
 use crate::source::show_shape;
 
-/// What PEFT puts behind a module whose copy LN tuning trains.
+/// PEFT's suffix of a module whose copy LN tuning trains.
 const TUNED: &str = ".ln_tuning_layers";
 
-/// What PEFT calls a module that it has wrapped.
+/// The path of a module within its wrapper in PEFT.
 const WRAPPED: &str = ".base_layer";
 
 /// The whole tensors: first of all, as PEFT loads them before it merges. `tied`: what the adapter had of the head has
@@ -49,7 +49,7 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
             continue;
         }
         let tensor = entries.need(&name)?;
-        // With every bias PEFT saves those of a module's copies too, and loads neither.
+        // With `bias: all`, PEFT also saves the biases of a module's copies, but loads neither.
         if bias && [".original_module.", ".modules_to_save."].iter().any(|copy| name.contains(copy)) {
             continue;
         }
@@ -59,7 +59,7 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
     let is_missing = |(found, module): (&bool, &String)| !found && !is_head(module);
     match found.iter().zip(&modules).position(is_missing) {
         None => Ok(changes),
-        // PEFT passes over names that no module has.
+        // PEFT ignores names that match no module.
         Some(place) if !base.named().any(|(name, _)| saves(&modules[place], &name)) => Ok(changes),
         Some(place) => Err(fields
             .finding("modules_to_save")
@@ -70,14 +70,14 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
     }
 }
 
-/// Whether the tensor called `name` belongs to a module whose path ends in `module`: in these letters,
-/// not only as a path, as PEFT has it.
+/// Whether the tensor called `name` belongs to a module whose path ends in the characters of `module`. Like PEFT, this
+/// doesn't require whole parts of the path.
 fn saves(module: &str, name: &str) -> bool {
     name.match_indices('.').any(|(end, _)| name[..end].ends_with(module))
 }
 
-/// Takes what the adapter has of a head that is the embeddings and stays that: copies of what it has of
-/// the embeddings, where it has something of them. Whether it does.
+/// Drops the adapter's tensors of a tied output head, which are copies of its tensors for the embeddings, where it has
+/// such tensors. Returns whether it has.
 pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
     let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return false };
     let of = |weight: &str, name: &str| {
@@ -93,7 +93,7 @@ pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
     true
 }
 
-/// The base's tensor `in_base` as the adapter has it.
+/// The adapter's replacement of the base's tensor `in_base`.
 fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor: PlannedTensor) -> Result<Named> {
     let Some(replaced) = base.tensor(in_base) else {
         return Err(entries
@@ -113,7 +113,8 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
             )
             .mismatch());
     }
-    // Loaded into a module of the base, it has the type of the base, whatever is made of it after that.
+    // PEFT loads the tensor into a module of the base, which rounds it to the base's type, whatever type the output
+    // gets.
     let expr = match tensor.dtype == replaced.dtype {
         true => tensor.expr,
         false => base.rounded(tensor.expr, replaced.dtype),
@@ -122,9 +123,9 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
     Ok((replaced.name.clone(), Change::Replace(tensor)))
 }
 
-/// The changes of LN tuning: norms, or other modules, as they were trained.
+/// The changes of LN tuning: trained copies of norms or other modules.
 pub(super) fn tuned(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
-    // The tensors say which modules there are.
+    // The tensors show which modules are tuned.
     fields.ignore(&["target_modules", "exclude_modules"]);
     let names: Vec<String> = entries.names().filter(|name| name.contains(TUNED)).map(str::to_owned).collect();
     let change = |name: &String| {

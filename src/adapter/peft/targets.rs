@@ -1,4 +1,4 @@
-//! Which modules a config asks to be adapted.
+//! The modules that a config selects for adaptation.
 //!
 //! Reference: peft `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`.
 
@@ -21,18 +21,19 @@ pub(super) struct Targets {
     include: Option<Names>,
     exclude: Option<Names>,
     layers: Option<Vec<usize>>,
-    /// Where a path has its layer's number.
+    /// Patterns that capture the layer's number in a path.
     layer: Vec<Regex>,
 }
 
-/// Modules by the ends of their paths, or by a pattern of the whole path.
+/// Modules by the ends of their paths, or by a pattern for the whole path.
 enum Names {
     Ends(Vec<String>),
     Pattern(Regex),
 }
 
 impl Names {
-    /// The names in field `name`; `None` where it is absent or a pattern that this crate can't follow.
+    /// Reads the names in field `name`; `None` if it is missing or has a pattern that Rust's regular expressions don't
+    /// support.
     fn read(fields: &mut Fields, name: &'static str) -> Result<Option<Self>> {
         Ok(match fields.get::<Value>(name)? {
             None => None,
@@ -54,7 +55,7 @@ impl Names {
 }
 
 impl Targets {
-    /// The fields of a config.
+    /// Reads the fields of a config.
     pub(super) fn read(fields: &mut Fields) -> Result<Self> {
         let include = Names::read(fields, "target_modules")?;
         let exclude = Names::read(fields, "exclude_modules")?;
@@ -74,13 +75,13 @@ impl Targets {
         Ok(Self { include, exclude, layers, layer })
     }
 
-    /// Whether the config asks for the module at `path`; `None` where it doesn't say.
+    /// Whether the config selects the module at `path`; `None` where it doesn't say.
     pub(super) fn wants(&self, path: &str) -> Option<bool> {
         if self.exclude.as_ref().is_some_and(|names| names.match_path(path)) {
             return Some(false);
         }
         let include = self.include.as_ref()?;
-        // A whole path is one whatever its layer.
+        // A whole path selects its module, whatever the layer.
         if include.has(path) {
             return Some(true);
         }
@@ -91,8 +92,8 @@ impl Targets {
         Some(include.match_path(path) && self.layers.as_ref().filter(|layers| !layers.is_empty()).is_none_or(in_layer))
     }
 
-    /// Checks that every module that the config asks for is among the adapted, weights of the base by
-    /// name; `missing` is what the adapter would have of it.
+    /// Checks that every module that the config selects is in `adapted`, the names of the base's weights. `missing` is
+    /// the tensor that the adapter would have for such a module.
     pub(super) fn complete(
         &self,
         entries: &Entries,

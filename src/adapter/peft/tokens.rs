@@ -1,7 +1,7 @@
-//! Rows of embeddings that were trained: they take the place of the base's.
+//! Trained rows of embeddings, which replace the base's rows.
 //!
-//! Reference: peft `src/peft/utils/other.py` (`set_additional_trainable_modules`, which rows a tied head has)
-//! and `src/peft/tuners/trainable_tokens/layer.py` (`merge`).
+//! Reference: peft `src/peft/utils/other.py` (`set_additional_trainable_modules`, for the rows of a tied head) and
+//! `src/peft/tuners/trainable_tokens/layer.py` (`merge`).
 
 use serde_json::{Map, Value};
 
@@ -14,12 +14,13 @@ use crate::error::Result;
 use crate::json::Fields;
 use crate::plan::{Expr, Pick};
 
-/// The rows, behind the path of their module, where they stand beside another adapter.
+/// The name of the rows' tensor, after its module's path, if there is another adapter as well.
 const BESIDE: &str = "token_adapter.trainable_tokens_delta";
-/// And where they are all that the adapter has.
+/// The name of the rows' tensor if the adapter has nothing else.
 const ALONE: &str = "trainable_tokens_delta";
 
-/// Rows of embeddings, last of all; and whether a tied head has the same.
+/// The rows of an adapter that has other tensors too, which are applied last. Also returns whether a tied head gets the
+/// same rows.
 pub(super) fn beside(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<(Vec<Named>, bool)> {
     let Some(value) = fields.get::<Value>("trainable_token_indices")? else { return Ok((Vec::new(), false)) };
     let layers: Map<String, Value> = match value {
@@ -31,27 +32,27 @@ pub(super) fn beside(fields: &mut Fields, entries: &mut Entries, base: &Base) ->
         }
     };
     let head = |layer: &str| base.tied_head().is_some_and(|t| ends_path(t.name.trim_end_matches(".weight"), layer));
-    // The head follows the embeddings where it is them and nothing else is said of it.
+    // A tied head follows the embeddings, unless the config gives it other rows.
     let first = layers.iter().find(|(layer, _)| !head(layer)).map(|(_, rows)| rows);
     let both = first.is_some() && layers.iter().all(|(layer, rows)| !head(layer) || Some(rows) == first);
     rows_of_layers(fields, "trainable_token_indices", entries, base, &layers, BESIDE, both)
 }
 
-/// The changes of an adapter that has nothing but rows, and whether a tied head has the same.
+/// The changes of an adapter with nothing but rows, and whether a tied head gets the same rows.
 pub(super) fn alone(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<(Vec<Named>, bool)> {
-    // The tensors say which modules there are.
+    // The tensors show which modules are trained.
     fields.ignore(&["target_modules", "exclude_modules", "init_weights"]);
     let rows: Value = fields.need("token_indices")?;
     let modules = entries.modules(ALONE);
     let is_head = |module: &String| base.tied_head().is_some_and(|t| t.name.strip_suffix(".weight") == Some(module));
-    // The head of a tied model is saved once more.
+    // PEFT saves the rows of a tied head separately as well.
     let both = modules.iter().any(is_head) && !modules.iter().all(is_head);
     let both = both || base.tied_head().is_some() && !modules.iter().any(is_head);
     let layers = modules.into_iter().map(|module| (module, rows.clone())).collect();
     rows_of_layers(fields, "token_indices", entries, base, &layers, ALONE, both)
 }
 
-/// The rows of every layer; with `both` those of a tied head are the embeddings'.
+/// The rows of every layer; with `both`, a tied head has the rows of the embeddings.
 fn rows_of_layers(
     fields: &mut Fields,
     field: &'static str,
@@ -83,7 +84,7 @@ fn rows_of_layers(
         changes.push(rows_of(entries, base, module, suffix, &rows)?);
     }
     if both {
-        // Saved once more under the head, by versions of PEFT that save shared tensors twice.
+        // Some versions of PEFT save shared tensors twice: drop the copies for the head.
         for module in entries.modules(suffix) {
             if head(&module) {
                 entries.take(&format!("{module}.{suffix}"));
@@ -93,7 +94,7 @@ fn rows_of_layers(
     Ok((changes, both))
 }
 
-/// Rows `rows` of the embeddings `module` as the adapter has them.
+/// The adapter's rows `rows` of the embeddings `module`.
 fn rows_of(entries: &mut Entries, base: &Base, module: &str, suffix: &str, rows: &[usize]) -> Result<Named> {
     let name = format!("{module}.{suffix}");
     let tensor = base.matrix(entries, &name, &format!("{module}.weight"))?;
@@ -103,7 +104,7 @@ fn rows_of(entries: &mut Entries, base: &Base, module: &str, suffix: &str, rows:
         let finding = entries.finding(&name).expected(format_args!("rows below the vocabulary's {vocab}"));
         return Err(finding.found(format_args!("row {row} by adapter_config.json")).mismatch());
     }
-    // Row after row; of a row that is there twice the last one counts.
+    // Sorted by row. Where a row occurs twice, the last one counts.
     let mut order: Vec<(usize, usize)> = rows.iter().copied().zip(0..).collect();
     order.sort_unstable();
     order.reverse();

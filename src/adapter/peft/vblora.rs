@@ -1,4 +1,4 @@
-//! VB-LoRA: both factors of a LoRA are put together of vectors of one bank.
+//! VB-LoRA: both factors of a LoRA are composed of vectors from one shared bank.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/vblora/layer.py` (`_get_low_rank_matrix`) and `model.py`
 //! (`_remap_adapter_state_dict_for_load`).
@@ -83,7 +83,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
 }
 
 impl Bank {
-    /// The weighted sums of vectors that the logits `name` pick, tile by tile.
+    /// The weighted sums of vectors selected by the logits `name`, tile by tile.
     fn sums(&self, entries: &mut Entries, name: &str, tiles: [usize; 2], only_topk: bool) -> Result<Vec<f32>> {
         let picks: Vec<(usize, f32)> = match only_topk {
             true => self.saved(entries, name, tiles)?,
@@ -104,7 +104,7 @@ impl Bank {
         Ok(sums)
     }
 
-    /// The largest logits with the softmax over them.
+    /// The largest logits, with the softmax over them as weights.
     fn weights(&self, mut logits: Vec<(usize, f32)>) -> Vec<(usize, f32)> {
         logits.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         logits.truncate(self.topk);
@@ -117,7 +117,7 @@ impl Bank {
         logits
     }
 
-    /// The picks of an adapter that has only them: PEFT makes logits of their weights again.
+    /// The selection of an adapter that stores only weights: PEFT computes logits from them again.
     fn saved(&self, entries: &mut Entries, name: &str, tiles: [usize; 2]) -> Result<Vec<(usize, f32)>> {
         let indices_name = format!("{name}_topk_indices");
         let indices = entries.of_whole_numbers(&indices_name, &[tiles[0], tiles[1], self.topk])?;
@@ -139,14 +139,15 @@ impl Bank {
                 let finding = entries.finding(&weights_name).expected("weights from 0 that add up to at most 1");
                 return Err(finding.found("others").format());
             }
-            // torch's logarithm is MKL's, off by one in the last bit for 7 of 100 numbers; that is not repeated.
+            // torch uses MKL's logarithm, which is off by one in the last bit for 7 of 100 numbers; that is not
+            // reproduced.
             let logits = weights.iter().map(|weight| f64::from(*weight).ln() as f32);
             picks.extend(self.weights(vectors.iter().copied().zip(logits).collect()));
         }
         Ok(picks)
     }
 
-    /// Tiles `[out / length, r, length]` as a matrix `[out, r]`.
+    /// Turns tiles `[out / length, r, length]` into a matrix `[out, r]`.
     fn upright(&self, tiles: Vec<f32>) -> Vec<f32> {
         let mut upright = Vec::with_capacity(tiles.len());
         for tile in tiles.chunks_exact(self.r * self.vector_length) {
@@ -158,13 +159,12 @@ impl Bank {
     }
 }
 
-/// `e^x` for an `x` of 0 or less, as torch's softmax has it: within one unit in the last place, and not always
-/// the nearest.
+/// `e^x` for `x <= 0`, as in torch's softmax: within one unit in the last place, but not always the nearest.
 ///
-/// Reference: shibatch/sleef `src/libm/sleefsimdsp.c` (`xexpf`), the exponential of torch's vectors; with fused
-/// multiply-adds, as for AVX2 and AVX-512. 120,000 softmaxes over 2 to 12 numbers were torch's (2.15), bit by bit.
+/// Reference: shibatch/sleef `src/libm/sleefsimdsp.c` (`xexpf`), the exponential of torch's vectors, with fused
+/// multiply-adds as for AVX2 and AVX-512. 120,000 softmaxes over 2 to 12 numbers matched torch 2.15 bit by bit.
 fn exp(x: f32) -> f32 {
-    // ln 2 in two parts, and of the series the coefficients from the sixth power down.
+    // ln 2 in two parts, and the coefficients of the series from the sixth power down.
     const LN_2: [f32; 2] = [0.693_145_75, 1.428_606_8e-6];
     const SERIES: [f32; 6] = [0.000_198_527_62, 0.001_393_043_6, 0.008_333_361, 0.041_666_485, 0.166_666_67, 0.5];
     if x < -104.0 {
@@ -179,7 +179,7 @@ fn exp(x: f32) -> f32 {
     power * 2f32.powi(half) * 2f32.powi(q as i32 - half)
 }
 
-/// The values of a tensor of whole numbers; `None` where they are of another type, or negative.
+/// The values of a tensor of whole numbers; `None` if it has another type or negative values.
 pub(in crate::adapter) fn integers(tensor: &PlannedTensor) -> Option<Vec<usize>> {
     let Expr::Take(source) = &tensor.expr else { return None };
     let bytes: Arc<[u8]> = source.rows(0..tensor.rows()).into();

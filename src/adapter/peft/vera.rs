@@ -1,4 +1,4 @@
-//! VeRA: one pair of random projections for all modules, scaled by vectors of each module's own.
+//! VeRA: one pair of random projections for all modules, scaled by vectors of each module.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/vera/layer.py` (`get_delta_weight`).
 
@@ -61,8 +61,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     Ok(changes)
 }
 
-/// Refuses an adapter without its random projections, which only torch's generator makes again;
-/// `default` is what PEFT takes for granted.
+/// Refuses an adapter without its random projections, which only torch's generator could make
+/// again. `default` is PEFT's default for whether they are saved.
 pub(super) fn need_projections(fields: &mut Fields, default: bool) -> Result<()> {
     if fields.get("save_projection")?.unwrap_or(default) {
         return Ok(());

@@ -11,7 +11,7 @@ use crate::arch::{
 };
 use crate::tokenizer::Vocab;
 
-/// Norms whose weights transformers stores as distances from 1.
+/// A norm whose weight transformers stores as its distance from 1.
 const fn norm(role: Role, hf: &'static str, gguf: &'static str) -> Tensor {
     Tensor::new(role, hf, gguf, &[Hidden]).transform(Transform::PlusOne)
 }
@@ -137,7 +137,8 @@ pub(in crate::arch) const GEMMA3: Family = Family {
         &[
             Tensor::new(Embedding, "model.embed_tokens", "token_embd", &[Vocab, Hidden])
                 .transform(Transform::TrimVocab),
-            // The reference leaves the head's rows past the vocabulary in, and llama.cpp refuses them.
+            // The reference keeps the head's rows past the vocabulary, and llama.cpp refuses the
+            // file.
             Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden])
                 .transform(Transform::TrimVocab)
                 .presence(Presence::Unless("tie_word_embeddings")),

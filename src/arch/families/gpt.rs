@@ -23,7 +23,7 @@ const ENDS: &[Tensor] = &[
     Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
 ];
 
-/// GPT-2's linear layers keep their weights as [in, out].
+/// A linear layer of GPT-2, whose weight is stored as [in, out].
 const fn conv1d(role: Role, hf: &'static str, gguf: &'static str, shape: &'static [Dim]) -> Tensor {
     Tensor::new(role, hf, gguf, shape).transform(Transform::Transposed).bias(Presence::Always)
 }
@@ -135,7 +135,7 @@ const FALCON_BODY: &[Tensor] = &[
     Tensor::new(Down, "transformer.h.{}.mlp.dense_4h_to_h", "blk.{}.ffn_down", &[Hidden, FeedForward]),
 ];
 
-/// Falcon with one norm a layer, as the 7B has it.
+/// Falcon with one norm per layer, such as the 7B.
 pub(in crate::arch) const FALCON: Family = Family {
     class: "FalconForCausalLM",
     also: &["RWForCausalLM"],
@@ -175,7 +175,7 @@ pub(in crate::arch) const FALCON: Family = Family {
     ..GPT2
 };
 
-/// Falcon with a norm for attention and one for the feed-forward part, as the 40B has it.
+/// Falcon with separate norms for attention and feed-forward, such as the 40B.
 pub(in crate::arch) const FALCON_NEW: Family = Family {
     when: two_norms,
     fits: |gguf| gguf.has("blk.0.attn_norm_2.weight"),

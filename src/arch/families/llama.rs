@@ -12,7 +12,7 @@ pub(in crate::arch) const ENDS: &[Tensor] = &[
     Tensor::new(OutputHead, "lm_head", "output", &[Vocab, Hidden]).presence(Presence::Unless("tie_word_embeddings")),
 ];
 
-/// Names of checkpoints that hold the body of a model alone, without the head.
+/// Prefixes of tensor names in checkpoints that hold only the model's body, without the head.
 pub(in crate::arch) const BODY: &[(&str, &str)] =
     &[("layers.", "model.layers."), ("embed_tokens.", "model.embed_tokens."), ("norm.", "model.norm.")];
 
@@ -22,7 +22,7 @@ pub(in crate::arch) const NORMS: &[Tensor] = &[
     Tensor::new(FeedForwardNorm, "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm", &[Hidden]),
 ];
 
-/// Attention whose queries and keys are regrouped for ggml's rotary layout.
+/// Attention, with rows of queries and keys regrouped for ggml's rotary layout.
 const ROTATED: &[Tensor] = &[
     Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
         .transform(Transform::Pairs(Heads))

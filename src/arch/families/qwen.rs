@@ -6,7 +6,7 @@ use super::llama::{BODY, ENDS, GATED, NORMS};
 use crate::arch::{BASE, Dim::*, Extra, Family, Key, Presence, Role::*, Tensor, Transform, always, must, should};
 use crate::tokenizer::Vocab;
 
-/// Attention in transformers' own rotary layout, which ggml's graphs of these models have too.
+/// Attention in transformers' rotary layout, which ggml's graphs of these models use too.
 const ATTENTION: &[Tensor] = &[
     Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
         .bias(Presence::If("qkv_bias")),
@@ -16,7 +16,7 @@ const ATTENTION: &[Tensor] = &[
         .bias(Presence::If("attention_bias")),
 ];
 
-/// As [`ATTENTION`] where one field stands for all four biases, with norms over each head.
+/// As [`ATTENTION`], with norms over each head, and one config field for all four biases.
 const NORMED: &[Tensor] = &[
     Tensor::new(Q, "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q", &[Queries, Hidden])
         .bias(Presence::If("attention_bias")),

@@ -1,7 +1,8 @@
-//! Alternating least squares: the factors of every site and the atoms they share.
+//! Alternating least squares for the factors of every site and the atoms that all sites share.
 //!
-//! The problem is a Tucker decomposition with one core for many tensors: `B_l C_i A_l` for the update of
-//! LoRA i at site l. Each of the three is a linear least-squares problem while the other two are fixed.
+//! A site is a linear layer that the bank adapts. The problem is a Tucker decomposition in which many tensors share one
+//! core: `B_l C_i A_l` approximates the update of LoRA i at site l. Each of the three is a linear least-squares problem
+//! while the other two are fixed.
 //!
 //! Reference: Kolda and Bader, "Tensor Decompositions and Applications" (SIAM Review 2009), section 4.2.
 
@@ -10,33 +11,34 @@ use rayon::prelude::*;
 use super::site::SiteCore;
 use crate::linalg::Matrix;
 
-/// Share of a Gram matrix's mean diagonal that is added to it, so that values which no data determines don't move.
+/// Share of a Gram matrix's mean diagonal that is added to the diagonal, so that values which no data determines don't
+/// move.
 const RIDGE: f64 = 1e-13;
-/// Steps of conjugate gradients for the atoms in one round: the start is the last round's answer, and
-/// the gauge keeps the system near the identity.
+/// Steps of conjugate gradients for the atoms in one round. Few are needed: they start from the last round's answer,
+/// and the gauge keeps the system close to the identity.
 const ATOM_STEPS: usize = 30;
 
 /// Factors and atoms, in the coordinates of the sites' cores.
 #[derive(Clone)]
 pub(super) struct Model {
-    /// By site, `[p_l, r]`.
+    /// B by site, `[p_l, r]`.
     pub(super) b: Vec<Matrix>,
-    /// By site, `[r, q_l]`.
+    /// A by site, `[r, q_l]`.
     pub(super) a: Vec<Matrix>,
-    /// By LoRA, `[r, r]`.
+    /// Atoms by LoRA, `[r, r]`.
     pub(super) c: Vec<Matrix>,
 }
 
-/// When rounds end.
+/// When the rounds end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stop {
-    /// Rounds at most.
+    /// The largest number of rounds.
     pub(super) rounds: usize,
-    /// The relative fall of the squared error in a round below which there is no next one.
+    /// The relative decrease of the squared error in a round below which rounds end.
     pub(super) fall: f64,
 }
 
-/// The squared error that rounding leaves of what is represented exactly, relative to the squared norm.
+/// The squared error, relative to the squared norm, that rounding leaves in an exact fit.
 pub(super) const EXACT: f64 = 1e-15;
 
 impl Model {
@@ -50,7 +52,7 @@ impl Model {
             let before: f64 = errors.iter().sum();
             errors = self.update_atoms(cores, norms_sqr);
             let after: f64 = errors.iter().sum();
-            // The first rounds may lower the error hardly at all: they rearrange a start that fits nothing yet.
+            // The first round may hardly lower the error: it rearranges a start that fits nothing yet.
             if after <= EXACT * norm_sqr || round > 1 && before - after <= stop.fall * before {
                 return (errors, round);
             }
@@ -58,7 +60,7 @@ impl Model {
         (errors, stop.rounds)
     }
 
-    /// The best B, then the best A, of every site for the atoms as they are.
+    /// Computes the best B, then the best A, of every site for the current atoms.
     pub(super) fn update_factors(&mut self, cores: &[SiteCore]) {
         let atoms = &self.c;
         let sites = self.b.par_iter_mut().zip(&mut self.a).zip(cores);
@@ -81,8 +83,8 @@ impl Model {
         });
     }
 
-    /// The best atoms for the factors as they are, by conjugate gradients on the normal equations
-    /// `sum_l P_l C_i Q_l = sum_l B_l^T D_{l,i} A_l^T`. Returns the squared error of each LoRA.
+    /// Computes the best atoms for the current factors, by conjugate gradients on the normal equations `sum_l P_l C_i
+    /// Q_l = sum_l B_l^T D_{l,i} A_l^T`. Returns the squared error of each LoRA.
     fn update_atoms(&mut self, cores: &[SiteCore], norms_sqr: &[f64]) -> Vec<f64> {
         let grams: Vec<(Matrix, Matrix)> =
             self.b.par_iter().zip(&self.a).map(|(b, a)| (b.tr_mul(b), a * a.transpose())).collect();
@@ -99,8 +101,8 @@ impl Model {
         errors.collect()
     }
 
-    /// Turns the factors so that `sum_l B_l^T B_l` and `sum_l A_l A_l^T` are the identity, and B and A of
-    /// a site are of one norm; the atoms take up what that changes. The products stay what they are.
+    /// Transforms the factors so that `sum_l B_l^T B_l` and `sum_l A_l A_l^T` are the identity, after giving B and A of
+    /// each site the same norm. The atoms get the inverse transform, so the products stay the same.
     fn fix_gauge(&mut self) {
         for (b, a) in self.b.iter_mut().zip(&mut self.a) {
             let ratio = (a.norm() / b.norm()).sqrt();
@@ -118,8 +120,8 @@ impl Model {
         self.c.iter_mut().for_each(|c| *c = &p * &*c * &q);
     }
 
-    /// The squared error of each LoRA from the products themselves. The rounds' own numbers are small
-    /// differences of large ones, too rough to be told where the fit is exact.
+    /// The squared error of each LoRA, computed from the products themselves. The errors during the rounds are small
+    /// differences of large numbers, which are too imprecise to report if the fit is exact.
     pub(super) fn errors(&self, cores: &[SiteCore]) -> Vec<f64> {
         let error = |(i, c): (usize, &Matrix)| {
             let sites = self.b.iter().zip(&self.a).zip(cores);
@@ -128,8 +130,8 @@ impl Model {
         self.c.par_iter().enumerate().map(error).collect()
     }
 
-    /// Leaves B and A of each site with one norm, and the atoms with the norm that the identity has in
-    /// the mean: the scale at which training starts.
+    /// Gives B and A of each site the same norm, and the atoms on average the norm of the identity: the scale at which
+    /// training starts.
     pub(super) fn balance(&mut self) {
         let r = self.a[0].nrows() as f64;
         let mean = self.c.iter().map(|c| c.norm_squared()).sum::<f64>() / self.c.len() as f64;
@@ -145,7 +147,7 @@ impl Model {
     }
 }
 
-/// `gram^-1 right`; zeros where `gram` is zero.
+/// Computes `gram^-1 right`; zeros where `gram` is zero.
 fn solved(mut gram: Matrix, right: Matrix) -> Matrix {
     let n = gram.nrows();
     let ridge = RIDGE * gram.trace() / n as f64;
@@ -158,7 +160,7 @@ fn solved(mut gram: Matrix, right: Matrix) -> Matrix {
     }
 }
 
-/// Solves `apply(x) = right`, starting at `x`.
+/// Solves `apply(x) = right`, starting from the given `x`.
 fn conjugate_gradients(x: &mut Matrix, right: &Matrix, apply: impl Fn(&Matrix) -> Matrix) {
     let mut residual = right - apply(x);
     let mut direction = residual.clone();
@@ -182,8 +184,8 @@ fn conjugate_gradients(x: &mut Matrix, right: &Matrix, apply: impl Fn(&Matrix) -
     }
 }
 
-/// The root of a positive semidefinite matrix and the root's inverse. Eigenvalues that are noise next to
-/// the largest are raised to a floor, so that both roots are finite and inverse to each other.
+/// The root of a positive semidefinite matrix, and the root's inverse. Eigenvalues that are noise compared with the
+/// largest are raised to a floor, so that both roots are finite and inverse to each other.
 pub(super) fn roots(m: Matrix) -> (Matrix, Matrix) {
     let n = m.nrows();
     let eigen = m.symmetric_eigen();

@@ -1,5 +1,5 @@
-//! An atom bank from plain LoRAs of one base, without training: the LoRA's updates `D_{l,i}` become
-//! `B_l C_i A_l`, factors for every site, and one atom for every LoRA (docs/banks-from-loras.md).
+//! Makes an atom bank from plain LoRAs of one base, without training: the LoRAs' updates `D_{l,i}` become `B_l C_i
+//! A_l`, with factors for every site and one atom for every LoRA (docs/banks-from-loras.md).
 
 mod als;
 mod router;
@@ -21,21 +21,21 @@ use site::SiteCore;
 
 pub use router::{InstructionRouter, TooClose};
 
-/// Rounds after which the two starts are compared.
+/// The rounds for each of the two starts, before they are compared.
 const TRIAL: Stop = Stop { rounds: 10, fall: 1e-6 };
-/// Rounds of the better one.
+/// The rounds for the better start.
 const POLISH: Stop = Stop { rounds: 500, fall: 1e-6 };
 
 /// A bank's factors and atoms, and how well they represent the LoRAs.
 pub struct BankFit {
     /// The rank of factors and atoms.
     pub rank: usize,
-    /// Each LoRA's, in the order they were given: atom i is LoRA i's.
+    /// The fit of each LoRA, in the order given: atom i belongs to LoRA i.
     pub loras: Vec<LoraFit>,
-    /// Of all LoRAs together: `|B_l C_i A_l - D_{l,i}| / |D_{l,i}|` in the Frobenius norm over all sites
-    /// and LoRAs.
+    /// The error of all LoRAs together: `|B_l C_i A_l - D_{l,i}| / |D_{l,i}|` in the Frobenius norm over all sites and
+    /// LoRAs.
     pub relative_error: f64,
-    /// Rounds of alternating least squares.
+    /// How many rounds of alternating least squares were run.
     pub rounds: usize,
     modules: Vec<Module>,
     /// A, `[r, d_in]`, and B, `[d_out, r]`.
@@ -48,22 +48,22 @@ pub struct BankFit {
 pub struct LoraFit {
     /// Its own rank.
     pub rank: usize,
-    /// In the Frobenius norm over all sites; 0 for one that changes nothing.
+    /// The relative error in the Frobenius norm over all sites; 0 for a LoRA that changes nothing.
     pub relative_error: f64,
-    /// Sites of the bank that it doesn't act on; its update there counts as zero.
+    /// The number of the bank's sites on which it doesn't act; its update there counts as zero.
     pub missing_sites: usize,
 }
 
-/// The rank at which a bank holds any such LoRAs exactly: the sum of theirs.
+/// The rank with which a bank represents any such LoRAs exactly: the sum of their ranks.
 pub fn exact_rank(loras: &[LinearUpdates]) -> usize {
     loras.iter().map(LinearUpdates::rank).sum()
 }
 
-/// Fits factors of `rank` (the largest of the LoRAs' ranks unless given) and atoms to `loras`.
+/// Fits factors of `rank` and atoms to `loras`. The default of `rank` is the largest rank among the LoRAs.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for fewer than two, one that belongs to another base, and a
-/// rank that no fit has a use for.
+/// [`crate::Error::Mismatch`] for fewer than two LoRAs and for a LoRA of another base; [`crate::Error::Setting`] for a
+/// rank of 0, or one above the sum of the LoRAs' ranks.
 pub fn fit(loras: &[LinearUpdates], base: &ModelConfig, rank: Option<usize>) -> Result<BankFit> {
     let first = loras.first().map_or(Path::new(""), |lora| &lora.path);
     if loras.len() < 2 {
@@ -111,8 +111,8 @@ pub fn fit(loras: &[LinearUpdates], base: &ModelConfig, rank: Option<usize>) -> 
     })
 }
 
-/// The model of the smaller error of the two that grow from the two starts, balanced; the squared error
-/// of each LoRA, and the rounds taken.
+/// Runs a trial from each of the two starts, refines the better model and balances it. Returns it with the squared
+/// error of each LoRA and the number of rounds.
 fn best(cores: &[SiteCore], norms_sqr: &[f64], rank: usize) -> (Model, Vec<f64>, usize) {
     let trial = |mut model: Model| {
         let (errors, rounds) = model.refine(cores, norms_sqr, TRIAL);
@@ -129,20 +129,20 @@ fn best(cores: &[SiteCore], norms_sqr: &[f64], rank: usize) -> (Model, Vec<f64>,
     (model, errors, rounds)
 }
 
-/// A bank's settings that the fit doesn't determine.
+/// The settings of a bank that the fit doesn't determine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BankSettings {
-    /// What embeds instructions: as `instruction_encoder` in a bank's config.
+    /// What embeds instructions, as `instruction_encoder` in a bank's config.
     pub instruction_encoder: String,
-    /// Atoms that a routing mixes at most; all of them unless given.
+    /// The largest number of atoms that a routing mixes; all if not given.
     pub top_k: Option<usize>,
     /// The base's name or path.
     pub base_model_name_or_path: String,
 }
 
 impl BankFit {
-    /// The bank of this fit that routes by `router`. Its one block is the whole decoder: without a state
-    /// in the query every block would decide the same.
+    /// The bank of this fit, routed by `router`. It has one block, the whole decoder: its query doesn't contain a
+    /// state, so every block would route the same way.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for settings that don't fit each other or the base.
@@ -157,7 +157,7 @@ impl BankFit {
         let (d_p, d_e) = router.projection.shape();
         let config = BankConfig {
             r,
-            // The scale is 1: that of each LoRA is in its atom.
+            // The scale is 1, because the scale of each LoRA is in its atom.
             lora_alpha: r as f64,
             use_rslora: false,
             target_modules: self.modules.iter().map(|module| module.name().to_owned()).collect(),
@@ -183,7 +183,7 @@ impl BankFit {
         }
         let values: Vec<f32> = self.atoms.iter().flat_map(to_rows).collect();
         tensors.insert("atom_bank.atoms".to_owned(), HostTensor { shape: vec![atoms, r, r], values: values.into() });
-        // W_e = P: the query's logits are those of the prior, to which they are added.
+        // With W_e = P, the query's logits equal those of the prior, to which they are added.
         for (name, matrix) in [
             ("atom_bank.descriptors", &router.descriptors),
             ("atom_bank.keys", &router.keys()),

@@ -1,41 +1,41 @@
-//! A router made of texts: it picks atom i for the descriptions of LoRA i.
+//! A router made from texts: it selects atom i for the descriptions of LoRA i.
 //!
-//! Ridge regression from embeddings to atoms, `S = Y^T (E E^T + lambda)^-1 E`: a small lambda tells
-//! descriptions apart that are nearly the same, a large one follows the cosine. The largest that tells
-//! them apart well is taken.
+//! It uses ridge regression from embeddings to atoms, `S = Y^T (E E^T + lambda)^-1 E`. A small lambda can separate
+//! nearly identical descriptions, a large one follows the cosine. The largest lambda that separates the descriptions
+//! well is used.
 
 use crate::linalg::{Matrix, svd};
 
-/// Ridges, relative to the mean squared norm of an embedding, from the smoothest on.
+/// Values of lambda, relative to the mean squared norm of an embedding, largest first.
 const RIDGES: [f64; 9] = [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8];
-/// How far ahead of any other atom a text's own atom should be, as a share of its score.
+/// By how much a text's own atom should lead over any other, as a share of its score.
 const MARGIN: f64 = 0.5;
-/// The smallest such share with which a router is of use: below it, rounding in f32 would decide.
+/// The smallest such share with which a router is useful: below it, the result would depend on f32 rounding.
 const LEAST_MARGIN: f64 = 0.05;
-/// The least weight that a text's own atom gets in its routing.
+/// The smallest weight that a text's own atom gets in its routing.
 const SHARE: f64 = 0.9999;
 
-/// Projection, descriptors and keys of a bank that routes by its instruction alone.
+/// Projection, descriptors and keys of a bank that routes by instruction alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstructionRouter {
     /// P and W_e, `[d_p, d_e]`: an orthonormal basis of the texts' embeddings.
     pub projection: Matrix,
     /// u, `[atoms, d_p]`.
     pub descriptors: Matrix,
-    /// tau_pi, with which every text gives its own atom nearly everything.
+    /// tau_pi: with it, every text gives nearly all weight to its own atom.
     pub prior_temperature: f64,
 }
 
-/// Two texts of different atoms that the embeddings don't tell apart.
+/// Indices of two texts for different atoms that the embeddings can't separate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooClose(pub usize, pub usize);
 
 impl InstructionRouter {
-    /// The router of `embeddings`, `[texts, d_e]`, one for each entry of `atoms`: the atom
-    /// that the text picks. There are `count` atoms, and each has at least one text.
+    /// Makes the router for `embeddings`, `[texts, d_e]`. Each text selects its entry of `atoms`. There are `count`
+    /// atoms, and each has at least one text.
     ///
     /// # Errors
-    /// The texts of different atoms that are closest, where no router tells them apart.
+    /// The closest texts of different atoms, where no router separates them.
     pub fn new(embeddings: &Matrix, atoms: &[usize], count: usize) -> Result<Self, TooClose> {
         let basis = svd(embeddings.clone());
         let mean = basis.norm_sqr() / embeddings.nrows() as f64;
@@ -49,7 +49,7 @@ impl InstructionRouter {
                 let mut row = descriptors.row_mut(*atom);
                 row += weights.row(text);
             }
-            // By text and atom.
+            // Scores by text and atom.
             let scores = embeddings * basis.vt.transpose() * descriptors.transpose();
             (descriptors, Margins::of(&scores, atoms))
         };
@@ -67,18 +67,18 @@ impl InstructionRouter {
         if margins.relative < LEAST_MARGIN {
             return Err(closest(embeddings, atoms));
         }
-        // The other atoms together get (1 - SHARE) if each is behind by this many nats.
+        // All other atoms together get the weight (1 - SHARE) if each is behind by this many nats.
         let nats = (SHARE / (1.0 - SHARE) * (count.max(2) - 1) as f64).ln();
         let prior_temperature = margins.absolute / (nats * (basis.rank() as f64).sqrt());
         Ok(Self { projection: basis.vt, descriptors, prior_temperature })
     }
 
-    /// k, `[atoms, d_k]`: with W_e = P the logits of a query are those of the prior.
+    /// The keys k, `[atoms, d_k]`. With W_e = P, the logits of a query are those of the prior.
     pub fn keys(&self) -> Matrix {
         &self.descriptors / self.prior_temperature
     }
 
-    /// pi(e) for each row of `embeddings`: `[texts, atoms]`.
+    /// The prior pi(e) for each row of `embeddings`: `[texts, atoms]`.
     pub fn prior(&self, embeddings: &Matrix) -> Matrix {
         let scale = (self.projection.nrows() as f64).sqrt() * self.prior_temperature;
         let mut scores = embeddings * self.projection.transpose() * self.descriptors.transpose() / scale;
@@ -92,7 +92,7 @@ impl InstructionRouter {
     }
 }
 
-/// The smallest lead of any text's own atom over the next: in scores, and relative to its own score.
+/// The smallest lead of a text's own atom over the next one: in scores, and relative to its own score.
 struct Margins {
     absolute: f64,
     relative: f64,
@@ -111,7 +111,7 @@ impl Margins {
     }
 }
 
-/// The texts of different atoms whose embeddings have the largest cosine.
+/// The two texts of different atoms whose embeddings have the largest cosine.
 fn closest(embeddings: &Matrix, atoms: &[usize]) -> TooClose {
     let mut closest = (f64::NEG_INFINITY, TooClose(0, 0));
     for j in 0..atoms.len() {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::linalg::Random;
 
-    /// Unit vectors with a part that all have in common, as means of a model's embeddings are.
+    /// Unit vectors with a common part, like means of a model's embeddings.
     fn texts(count: usize, dim: usize, common: f64, seed: u64) -> Matrix {
         let mut random = Random::new(seed);
         let mut texts = Matrix::from_fn(count, dim, |_, column| {
@@ -178,7 +178,7 @@ mod tests {
         let copy = texts.row(1).into_owned();
         texts.set_row(3, &copy);
         assert_eq!(InstructionRouter::new(&texts, &[0, 1, 2, 3], 4), Err(TooClose(1, 3)));
-        // Of one atom they are no trouble.
+        // Two close texts of the same atom are fine.
         assert!(InstructionRouter::new(&texts, &[0, 1, 2, 1], 3).is_ok());
     }
 }

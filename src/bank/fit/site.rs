@@ -1,21 +1,21 @@
-//! What several LoRAs do at one linear layer, in as few numbers as hold it exactly.
+//! The updates of several LoRAs at one linear layer, in as few numbers as represent them exactly.
 
 use crate::adapter::LinearUpdates;
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::linalg::{Matrix, from_rows, thin_qr};
 
-/// The updates `D_i = s_i B_i A_i` of one site in orthonormal bases of all their columns and all their
-/// rows, `D_i = Q_left left_i right_i Q_right^T`: distances between updates are those between these.
+/// The updates `D_i = s_i B_i A_i` at one site, in orthonormal bases of all their columns and all their rows: `D_i =
+/// Q_left left_i right_i Q_right^T`. Distances between updates equal the distances between these cores.
 pub(super) struct SiteCore {
-    /// By LoRA: `[p, r_i]` with the scale in it, `p` at most the sum of the ranks; `[p, 0]` where a LoRA
-    /// lacks the site.
+    /// By LoRA, `[p, r_i]`, including the scale; `p` is at most the sum of the ranks. `[p, 0]` where a LoRA doesn't
+    /// adapt the site.
     pub(super) left: Vec<Matrix>,
-    /// By LoRA: `[r_i, q]`.
+    /// By LoRA, `[r_i, q]`.
     pub(super) right: Vec<Matrix>,
 }
 
 impl SiteCore {
-    /// A site without updates.
+    /// Whether no LoRA adapts the site.
     pub(super) fn is_empty(&self) -> bool {
         self.left.iter().all(|left| left.ncols() == 0)
     }
@@ -38,8 +38,8 @@ pub(super) struct Bases {
     pub(super) right: Matrix,
 }
 
-/// The core of `site` and its bases. Bases are as large as the adapters themselves; they are made again
-/// when they are needed, not kept for all sites.
+/// The core of `site` and its bases. The bases are as large as the adapters themselves, so they are computed again when
+/// needed and not kept for all sites.
 pub(super) fn reduce(loras: &[LinearUpdates], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
     let (d_out, d_in) = site.module.shape(base);
     let (mut lefts, mut rights) = (Vec::new(), Vec::new());
@@ -59,7 +59,7 @@ pub(super) fn reduce(loras: &[LinearUpdates], site: LinearLayer, base: &ModelCon
     (SiteCore { left, right }, Bases { left: left_basis, right: right_basis })
 }
 
-/// The basis of all columns of `blocks`, and each block in it.
+/// An orthonormal basis of the columns of all `blocks`, and each block's coordinates in it.
 fn orthogonalized(blocks: &[Matrix], rows: usize) -> (Matrix, Vec<Matrix>) {
     let cols = blocks.iter().map(Matrix::ncols).sum();
     let mut stacked = Matrix::zeros(rows, cols);

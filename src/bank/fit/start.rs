@@ -1,8 +1,8 @@
-//! Where the alternating least squares start: from random factors they stall.
+//! Starting points of the alternating least squares, which stall from random factors.
 //!
-//! Two starts, each exact where its assumption holds. [`shared`]: the LoRAs were made with one basis a
-//! site, so that the updates seen in it, `M_{l,i} = X_l C_i Y_l`, differ from site to site by changes of
-//! basis alone. [`separate`]: they have nothing in common, and each gets rows and columns of its own.
+//! There are two starts, each exact if its assumption holds. [`shared`]: the LoRAs were made with one basis per site,
+//! so that the updates in that basis, `M_{l,i} = X_l C_i Y_l`, differ between sites only by changes of basis.
+//! [`separate`]: the LoRAs have nothing in common, and each gets its own rows and columns.
 
 use rayon::prelude::*;
 
@@ -10,19 +10,19 @@ use super::als::{Model, roots};
 use super::site::SiteCore;
 use crate::linalg::{Matrix, Random, Term, svd_of_products};
 
-/// Steps of the search for a change of basis.
+/// The most steps of the search for a change of basis.
 const STEPS: usize = 400;
-/// Where the search ends: the residual relative to the value.
+/// The search ends when the residual, relative to the value, falls below this.
 const SETTLED: f64 = 1e-13;
 
-/// Factors from the spaces that all updates of a site share, and atoms as the best conditioned site sees
-/// them. `X_l C_i Y_l = M_{l,i}` is bilinear, but `X_l^-1 M_{l,i} = C_i Y_l` is linear and homogeneous in
-/// (X_l^-1, Y_l): the changes of basis are its nearest to a null vector.
+/// Factors from the spaces that all updates of a site share, and atoms from the best conditioned site. `X_l C_i Y_l =
+/// M_{l,i}` is bilinear, but `X_l^-1 M_{l,i} = C_i Y_l` is linear and homogeneous in (X_l^-1, Y_l): the changes of
+/// basis are the vector closest to its null space.
 pub(super) fn shared(cores: &[SiteCore], rank: usize) -> Model {
     let seen: Vec<Seen> = cores.par_iter().map(|core| Seen::new(core, rank)).collect();
     let best = (0..seen.len()).max_by(|i, j| seen[*i].condition.total_cmp(&seen[*j].condition)).unwrap_or(0);
     let atoms = seen[best].m.clone();
-    // Both sides whitened: the least of |Z M_l - M_best Y| is then the largest of <Z, T(Y)>.
+    // With both sides whitened, minimizing |Z M_l - M_best Y| means maximizing <Z, T(Y)>.
     let columns = atoms.iter().fold(Matrix::zeros(rank, rank), |sum, m| sum + m.tr_mul(m));
     let (_, whiten_columns) = roots(columns);
     let reference: Vec<Matrix> = atoms.iter().map(|m| m * &whiten_columns).collect();
@@ -34,7 +34,7 @@ pub(super) fn shared(cores: &[SiteCore], rank: usize) -> Model {
         let (_, whiten_rows) = roots(rows);
         let whitened: Vec<Matrix> = site.m.iter().map(|m| &whiten_rows * m).collect();
         let y = &whiten_columns * change_of_basis(&reference, &whitened);
-        // Its scale is free; at this one every site's A is as large.
+        // The scale of y is free; this one makes A equally large at every site.
         let norm = y.norm();
         y * ((rank as f64).sqrt() / norm) * &site.right
     });
@@ -43,15 +43,15 @@ pub(super) fn shared(cores: &[SiteCore], rank: usize) -> Model {
     Model { b, a, c: atoms }
 }
 
-/// A site's updates in the `rank` directions in which they are largest together.
+/// A site's updates, projected on the `rank` directions in which they are largest together.
 struct Seen {
-    /// `[p, rank]`; columns beyond what there is are zero.
+    /// `[p, rank]`; surplus columns are zero.
     left: Matrix,
     /// `[rank, q]`.
     right: Matrix,
     /// By LoRA, `[rank, rank]`.
     m: Vec<Matrix>,
-    /// The smallest of the directions' energies by the largest, on the worse side.
+    /// The smallest energy of a direction divided by the largest, for the worse of the two sides.
     condition: f64,
 }
 
@@ -68,8 +68,8 @@ impl Seen {
     }
 }
 
-/// The `count` eigenvectors of the largest eigenvalues, zeros where there are fewer; the last of those
-/// eigenvalues by the first.
+/// The `count` eigenvectors with the largest eigenvalues, padded with zeros if there are fewer, and the last of these
+/// eigenvalues divided by the first.
 fn leading(m: Matrix, count: usize) -> (Matrix, f64) {
     let n = m.nrows();
     let mut vectors = Matrix::zeros(n, count);
@@ -87,12 +87,12 @@ fn leading(m: Matrix, count: usize) -> (Matrix, f64) {
     (vectors, if largest > 0.0 { (last / largest).max(0.0) } else { 0.0 })
 }
 
-/// The Y of the largest `<Z, T(Y)>` with `T(Y) = sum_i reference_i Y site_i^T`, Z and Y of norm 1: the
-/// first right singular vector of T. Where several are as good (LoRAs in separate subspaces, or two
-/// alone) it is a random mixture of them, which is invertible where any is.
+/// The Y that maximizes `<Z, T(Y)>`, where `T(Y) = sum_i reference_i Y site_i^T` and Z and Y have norm 1: the first
+/// right singular vector of T. Where several are equally good (LoRAs in separate subspaces, or only two LoRAs), it is a
+/// random mixture of them, which is invertible if any of them is.
 ///
-/// Reference: Knyazev, "Toward the Optimal Preconditioned Eigensolver" (SIAM J. Sci. Comput. 2001): the
-/// best in the span of the vector, its residual and its last step, without a preconditioner.
+/// Reference: Knyazev, "Toward the Optimal Preconditioned Eigensolver" (SIAM J. Sci. Comput. 2001), without a
+/// preconditioner: each step takes the best vector in the span of the current vector, its residual and its last step.
 fn change_of_basis(reference: &[Matrix], site: &[Matrix]) -> Matrix {
     let r = reference[0].nrows();
     let apply = |y: &Matrix| {
@@ -114,7 +114,7 @@ fn change_of_basis(reference: &[Matrix], site: &[Matrix]) -> Matrix {
         let mut images = vec![image];
         for mut new in [Some(residual), step].into_iter().flatten() {
             let norm = new.norm();
-            // Twice is enough (Kahan): once leaves what cancelled.
+            // Orthogonalizing twice is enough (Kahan); once leaves an error where most of the vector cancels.
             for _ in 0..2 {
                 basis.iter().for_each(|b| new -= b * b.dot(&new));
             }
@@ -139,9 +139,8 @@ fn change_of_basis(reference: &[Matrix], site: &[Matrix]) -> Matrix {
     y
 }
 
-/// Rows and columns of its own for each LoRA, as many as its updates call for: the `rank` largest singular
-/// values, those of one place in a LoRA's order taken together over all sites. Exact where `rank` is the
-/// sum of all ranks.
+/// Gives each LoRA its own rows and columns, `rank` in total. They are divided by singular values: the k-th largest of
+/// a LoRA is summed over all sites, and the largest sums get a direction. Exact if `rank` is the sum of all ranks.
 pub(super) fn separate(cores: &[SiteCore], rank: usize) -> Model {
     let count = cores[0].left.len();
     let parts = cores.par_iter().map(|core| (0..count).map(|i| split(core, i)).collect::<Vec<_>>());
@@ -180,8 +179,8 @@ pub(super) fn separate(cores: &[SiteCore], rank: usize) -> Model {
     Model { b, a, c }
 }
 
-/// `D_i` of a site as the product of two factors whose columns and rows are its singular vectors, the
-/// largest first.
+/// `D_i` of a site as the product of two factors. Their columns and rows are scaled singular vectors, the largest
+/// first.
 fn split(core: &SiteCore, i: usize) -> (Matrix, Matrix) {
     let (left, right) = (&core.left[i], &core.right[i]);
     if left.is_empty() || right.is_empty() {

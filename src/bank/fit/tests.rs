@@ -1,4 +1,4 @@
-//! The fit on LoRAs whose common factors are known, and on LoRAs without common factors.
+//! Tests of the fit on LoRAs with known common factors, and on LoRAs without common factors.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ fn random(rows: usize, cols: usize, random: &mut Random) -> Matrix {
 
 const MODULES: [Module; 3] = [Module::Q, Module::V, Module::Down];
 
-/// A LoRA of the given factors by site; alpha and rslora vary with its number, the factors make up for it.
+/// A LoRA with the given factors by site. Alpha and rslora depend on `number`; B is divided by the scale.
 fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Lora {
     let r = factors.values().next().unwrap().0.nrows();
     let config = LoraConfig {
@@ -40,7 +40,7 @@ fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Lora
     Lora { path: PathBuf::from(format!("lora-{number}")), config, tensors }
 }
 
-/// LoRAs of these ranks: `B_l C_i A_l` of factors of rank `common`, or of factors of their own without.
+/// LoRAs of these ranks: `B_l C_i A_l` with common factors of rank `common`, or with separate factors if `None`.
 fn loras(ranks: &[usize], common: Option<usize>, base: &ModelConfig, seed: u64) -> Vec<Lora> {
     let mut rng = Random::new(seed);
     let sites: Vec<LinearLayer> =
@@ -71,7 +71,7 @@ fn fit(loras: &[Lora], base: &ModelConfig, rank: Option<usize>) -> Result<BankFi
     super::fit(&loras.iter().map(LinearUpdates::from).collect::<Vec<_>>(), base, rank)
 }
 
-/// The relative error of each LoRA, measured in the open.
+/// The relative error of each LoRA, computed from the full updates.
 fn measured(fit: &BankFit, loras: &[Lora]) -> Vec<f64> {
     let error = |(i, lora): (usize, &Lora)| {
         let (mut error, mut norm) = (0.0, 0.0);
@@ -160,7 +160,7 @@ fn sites_that_a_lora_lacks_count_as_zero() {
         (b * a).norm_squared()
     };
     loras.iter_mut().for_each(|lora| {
-        // Both lack the site's whole module in layer 2: no atom has to explain that.
+        // Both LoRAs lack this site in layer 2, so no atom has to represent it.
         for which in ['A', 'B'] {
             lora.tensors.remove(&LinearLayer { layer: 2, ..lacked }.factor_name(which));
         }

@@ -28,7 +28,7 @@ fn read_gguf(path: &Path) -> (Metadata, Plan) {
     (metadata, Plan::taking(&source))
 }
 
-/// The folder's files with the weights in `dtype`, in a folder that tests may change.
+/// A copy of the fixture's folder, which tests may change, with the weights in `dtype`.
 fn copied(case: &str, dtype: DType) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("a bank");
@@ -44,7 +44,7 @@ fn copied(case: &str, dtype: DType) -> tempfile::TempDir {
     dir
 }
 
-/// Names, types, shapes and bytes, by name.
+/// Name, type, shape and bytes of every tensor, sorted by name.
 fn contents(folder: &Path) -> Vec<(String, DType, Vec<usize>, Vec<u8>)> {
     let file = SafetensorsFile::open(&folder.join(WEIGHTS_FILE)).unwrap();
     let tensors = file.tensors().iter().enumerate();

@@ -1,7 +1,7 @@
-//! AWQ in the order of its matrix product: eight 4-bit codes a word along the outputs, in an order of their own, a
-//! scale and a zero point for each group of inputs and output.
+//! AWQ in the `gemm` layout: words of eight 4-bit codes along the outputs, in a special order, with a scale and a zero
+//! point for each group of inputs and each output.
 //!
-//! Reference: AutoAWQ `awq/utils/packing_utils.py` (`dequantize_gemm`), which computes in the type of the scales.
+//! Reference: AutoAWQ `awq/utils/packing_utils.py` (`dequantize_gemm`), which computes in the scales' type.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// Where in its word the code of each of eight outputs is.
+/// For each of eight outputs, the position of its code in the word.
 const PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// `awq`.
+/// Unpacks the method `awq`.
 pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     for (name, allowed) in [("version", "gemm"), ("format", "gemm"), ("checkpoint_format", "gemm")] {
         if let Some(found) = settings.text(name)?.filter(|text| text != allowed) {
@@ -64,12 +64,12 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
     Ok(weights)
 }
 
-/// The parts are codes, zero points and scales.
+/// The packing of a weight, whose parts are codes, zero points and scales.
 #[derive(Debug)]
 struct Awq {
     inputs: usize,
     outputs: usize,
-    /// Inputs of a group.
+    /// Number of inputs in a group.
     size: usize,
 }
 

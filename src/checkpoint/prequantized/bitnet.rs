@@ -44,10 +44,10 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
     Ok(weights)
 }
 
-/// The parts are digits and the scale.
+/// The packing of a weight, whose parts are digits and the scale.
 #[derive(Debug)]
 struct Bitnet {
-    /// Rows of a quarter.
+    /// Number of rows in a quarter.
     quarter: usize,
     /// Whether digits are multiplied with the scale, not divided by it.
     multiplies: bool,

@@ -1,7 +1,7 @@
-//! bitsandbytes: NF4 and FP4 with scales that may be quantized themselves, and whole numbers of eight bits by row.
+//! bitsandbytes: NF4 and FP4 with scales that may be quantized as well, and 8-bit integers with a scale per row.
 //!
-//! Reference: bitsandbytes `functional.py` (`QuantState`, `dequantize_4bit`, `int8_vectorwise_dequant`). Values of
-//! four bits are made in the type that the state names, those of eight in F32.
+//! Reference: bitsandbytes `functional.py` (`QuantState`, `dequantize_4bit`, `int8_vectorwise_dequant`). 4-bit values
+//! are computed in the type that the state names, 8-bit ones in F32.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// Before the kind of a state, after the weight's name.
+/// The part of a state's name between the weight's name and the kind.
 const STATE: &str = ".quant_state.bitsandbytes__";
 
-/// The most bytes of a state; they have about 200.
+/// The largest size of a state in bytes; real ones have about 200.
 const MAX_STATE: usize = 1 << 16;
 
-/// `bitsandbytes`.
+/// Unpacks the method `bitsandbytes`.
 pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let mut weights = Vec::new();
     for (name, stem) in parts.with(STATE) {
@@ -61,18 +61,18 @@ pub(super) fn unpack(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     Ok(weights)
 }
 
-/// What a weight's state says.
+/// The state of a weight, which describes its packing.
 struct State {
     fp4: bool,
     block: usize,
     dtype: DType,
     shape: Vec<usize>,
-    /// Block and offset of the scales, where they are quantized.
+    /// Block size and offset of the scales, if they are quantized.
     nested: Option<(usize, f32)>,
 }
 
 impl State {
-    /// The state that `tensor` holds as JSON.
+    /// Parses the state that `tensor` holds as JSON.
     fn read(tensor: &TensorRef) -> Result<Self> {
         check_type(tensor, &[DType::U8])?;
         let bytes = tensor.elements(0..tensor.info().elems().min(MAX_STATE));
@@ -108,7 +108,7 @@ impl State {
     }
 }
 
-/// The weight called `name`, of this state.
+/// The values of the weight called `name`, with this state.
 fn four_bits(parts: &mut Parts, name: &str, state: &State, values: TensorRef) -> Result<Expr> {
     let info = values.info().clone();
     let elems = state.shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
@@ -146,8 +146,9 @@ fn four_bits(parts: &mut Parts, name: &str, state: &State, values: TensorRef) ->
     })
 }
 
-/// Two codes a byte through the whole weight, the first in the high half. The parts are codes, the values of codes,
-/// the scales; their own scales and the values of their codes where they are quantized.
+/// The packing of a 4-bit weight: two codes per byte through the whole weight, the first in the high half. The parts
+/// are codes, the values of codes, and the scales; if these are quantized, also their scales and the values of their
+/// codes.
 #[derive(Debug)]
 struct FourBits {
     fp4: bool,
@@ -169,7 +170,7 @@ impl FourBits {
                 numbers(of_scales, first..first + nested.len(), &mut nested);
                 let codes = stored.elements(blocks.clone());
                 for ((block, scale), code) in blocks.zip(&mut scales).zip(&*codes) {
-                    // Rounded after the product and after the sum.
+                    // Rounded after the product and again after the sum.
                     *scale = values[usize::from(*code)] * nested[block / size - first] + offset;
                 }
             }
@@ -185,13 +186,13 @@ impl Packing for FourBits {
         let mut of_codes = [0.0; 16];
         numbers(map, 0..16, &mut of_codes);
         if self.fp4 {
-            // The library keeps the sign of a zero.
+            // The library keeps the sign of zero.
             of_codes[8] = -0.0;
         }
         let elems = rows.start * row_len..(rows.end * row_len).min(self.elems);
         let first = elems.start / self.block;
         let scales = self.scales(parts, first..elems.end.div_ceil(self.block));
-        // Bytes may be kept in elements of several.
+        // The bytes may be stored in elements of several bytes.
         let size = values.info().dtype.block_bytes();
         let start = elems.start / 2 / size;
         let bytes = values.elements(start..elems.end.div_ceil(2).div_ceil(size));
@@ -203,13 +204,14 @@ impl Packing for FourBits {
     }
 }
 
-/// Whole numbers times the largest of their row over 127. The parts are numbers and the largest ones.
+/// The packing of an 8-bit weight: integers times their row's largest magnitude, divided by 127. The parts are the
+/// integers and the largest magnitudes.
 #[derive(Debug)]
 struct Int8;
 
 impl Packing for Int8 {
     fn unpack(&self, parts: &[TensorRef], rows: Range<usize>, row_len: usize, out: &mut [f32]) {
-        /// 1/127, as the library has it.
+        /// 1/127, with the library's value.
         const SHARE: f32 = 7.874_015_718_698_502e-3_f64 as f32;
         let [values, scales] = parts else { return };
         numbers(values, rows.start * row_len..rows.end * row_len, out);

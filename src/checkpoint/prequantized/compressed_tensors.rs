@@ -1,8 +1,8 @@
-//! compressed-tensors: floats or whole numbers of eight bits with scales, whole numbers packed into words, FP4.
+//! compressed-tensors: 8-bit floats or integers with scales, integers packed into words, and FP4.
 //!
-//! Reference: llama.cpp `dequant_simple` and `dequant_packed`, which make the product in f32. What these refuse is as
-//! the library has it (`compressors/pack_quantized`, `compressors/naive_quantized`, `_dequantize`): it computes in the
-//! type of the scales.
+//! Reference: llama.cpp `dequant_simple` and `dequant_packed`, which compute the product in f32. What these don't
+//! support is read as by the library (`compressors/pack_quantized`, `compressors/naive_quantized`, `_dequantize`),
+//! which computes in the scales' type.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// What a group of modules has for its weights.
+/// The settings for the weights of a group of modules.
 struct Args {
-    /// Names of modules, `re:` and a pattern, or classes.
+    /// Names of modules, patterns with the prefix `re:`, or classes.
     targets: Vec<String>,
     bits: usize,
     strategy: String,
@@ -30,7 +30,7 @@ struct Args {
     block: Option<Vec<usize>>,
 }
 
-/// `compressed-tensors`.
+/// Unpacks the method `compressed-tensors`.
 pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     if let Some(found) =
         settings.text("format")?.filter(|format| format.starts_with("sparse") || format.starts_with("marlin"))
@@ -69,11 +69,11 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
         let (name, zeros) = (format!("{stem}.weight"), format!("{stem}.weight_zero_point"));
         let Some(place) = parts.place(scale).filter(|place| !parts.is_taken(*place)).and_then(|_| parts.place(&name))
         else {
-            // Taken with its packed weight; without any, what is left is found out later.
+            // The scale was taken with its packed weight. If there is no weight, a later check finds the scale.
             continue;
         };
         if parts.peek(&name).is_some_and(|weight| weight.dtype.is_float()) {
-            // Values that are rounded to what the scale allows, and not packed.
+            // Values that are rounded to multiples of the scale, but not packed.
             parts.take(scale);
             parts.take(&zeros);
             continue;
@@ -109,7 +109,7 @@ fn rounded(expr: Expr, dtype: Option<DType>) -> Expr {
     }
 }
 
-/// Every group that has settings for weights.
+/// All groups that have settings for weights.
 fn groups(settings: &Settings) -> Result<Vec<Args>> {
     let mut all = Vec::new();
     let Some(Value::Object(groups)) = settings.get("config_groups") else {
@@ -139,7 +139,7 @@ fn groups(settings: &Settings) -> Result<Vec<Args>> {
             None => None,
         };
         let strategy = weights.get("strategy").and_then(Value::as_str).map(str::to_owned);
-        // As the library derives it.
+        // The default, derived as in the library.
         let by_size = match (group_size, weights.get("group_size").is_some_and(|size| !size.is_null())) {
             (Some(_), _) => "group",
             (None, true) => "channel",
@@ -158,7 +158,7 @@ fn groups(settings: &Settings) -> Result<Vec<Args>> {
     }
 }
 
-/// The group that `module` belongs to: one that names it, else one that names a class.
+/// The group to which `module` belongs: one that names the module, or else one that names a class.
 fn args_of<'a>(settings: &Settings, all: &'a [Args], module: &str) -> Result<&'a Args> {
     let names = |target: &String| match target.strip_prefix("re:") {
         Some(pattern) => {
@@ -176,7 +176,7 @@ fn args_of<'a>(settings: &Settings, all: &'a [Args], module: &str) -> Result<&'a
     })
 }
 
-/// Whole numbers packed into words.
+/// The values of a weight of integers packed into words.
 fn packed(
     settings: &Settings,
     parts: &mut Parts,
@@ -198,7 +198,7 @@ fn packed(
         _ => 0,
     };
     let size = said.info().dtype.block_bytes();
-    // Upper halves of numbers that are no shape would make them larger than any matrix.
+    // The upper half of a 64-bit number must be zero: a larger number can't be a matrix's size.
     let whole = bytes.chunks_exact(size).all(|bytes| bytes[4.min(size)..].iter().all(|byte| *byte == 0));
     let shape: Vec<i64> = bytes.chunks_exact(size).map(number).collect();
     let bits = args.bits;
@@ -248,7 +248,7 @@ fn packed(
         of.push(zeros);
     }
     let order = parts.take(&format!("{stem}.weight_g_idx"));
-    // The library's mark of groups that are in order.
+    // The library marks groups that are in order with -1.
     let order = match order {
         Some(order) => {
             check_words(&order)?;
@@ -269,36 +269,37 @@ fn packed(
     Ok(rounded(Expr::Packed { shape: vec![rows, columns], parts: of, packing }, rounding))
 }
 
-/// Where zero points are.
+/// How zero points are stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Zero {
-    /// In the middle of all codes.
+    /// Not at all: zero is the middle of all codes.
     Middle,
-    /// As whole numbers, from the middle.
+    /// As integers, relative to the middle.
     Plain,
     /// Packed along the rows.
     Packed { dense: bool },
 }
 
-/// The parts are codes, scales, zero points where there are some, and the group of each column where it is said.
+/// The packing of a weight, whose parts are codes, scales, zero points if there are any, and the group of each column
+/// if given.
 #[derive(Debug)]
 struct Packed {
     bits: usize,
-    /// Whether codes may go across words.
+    /// Whether codes may cross the end of a word.
     dense: bool,
-    /// Words of a row.
+    /// Number of words in a row.
     width: usize,
-    /// Groups of a row.
+    /// Number of groups in a row.
     groups: usize,
-    /// Columns of a group, where none is said.
+    /// Number of columns in a group, if the groups of columns aren't given.
     size: usize,
-    /// Whether one scale is all.
+    /// Whether there is only one scale.
     one: bool,
     zero: Zero,
     ordered: bool,
 }
 
-/// The first bit of code `place` in a row of words.
+/// The index of the first bit of code `place` in a row of words.
 fn bit_of(place: usize, bits: usize, dense: bool) -> usize {
     if dense { place * bits } else { place / (32 / bits) * 32 + place % (32 / bits) * bits }
 }

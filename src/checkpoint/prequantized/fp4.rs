@@ -1,7 +1,7 @@
-//! Floats of four bits (E2M1): MXFP4 as gpt-oss has it, NVFP4 as ModelOpt and compressed-tensors have it.
+//! Four-bit floats (E2M1): MXFP4 as in gpt-oss, NVFP4 as in ModelOpt and compressed-tensors.
 //!
-//! Reference: transformers `integrations/mxfp4.py`; llama.cpp `conversion/gpt_oss.py` for blocks that stay blocks;
-//! ModelOpt `NVFP4QTensor.dequantize`, which multiplies the scales first.
+//! Reference: transformers `integrations/mxfp4.py`; llama.cpp `conversion/gpt_oss.py` for blocks that are kept;
+//! ModelOpt `NVFP4QTensor.dequantize`, which multiplies the two scales first.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::source::show_shape;
 /// The value of each code.
 const VALUES: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// `modelopt`: FP8 with scales by tensor or channel, NVFP4, and both in one model.
+/// Unpacks the method `modelopt`: FP8 with scales by tensor or channel, NVFP4, and both in the same model.
 pub(super) fn unpack_modelopt(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let group_size = settings.group_size()?;
     if let Some(size) = group_size.filter(|size| *size != 16) {
@@ -42,15 +42,15 @@ pub(super) fn unpack_modelopt(settings: &Settings, parts: &mut Parts) -> Result<
     Ok(weights)
 }
 
-/// What the scale of a whole tensor does to the scales of its groups.
+/// How the scale of the whole tensor is applied to the scales of groups.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Second {
     Multiplies,
     Divides,
 }
 
-/// Two codes a byte along the columns, the first in the low half, and a scale for each group of 16 or 32. The parts
-/// are codes, scales, and the scale of the whole tensor where there is one.
+/// The packing of a weight: two codes per byte along the columns, the first in the low half, and a scale for each group
+/// of 16 or 32. The parts are codes, scales, and the scale of the whole tensor if there is one.
 #[derive(Debug)]
 pub(super) struct Fp4 {
     group: usize,
@@ -58,7 +58,7 @@ pub(super) struct Fp4 {
 }
 
 impl Fp4 {
-    /// Groups are of 16 where their scales are E4M3, of 32 where they are powers of two.
+    /// The values of a weight. Groups have 16 columns if their scales are E4M3, and 32 if the scales are powers of two.
     pub(super) fn of(codes: TensorRef, scales: TensorRef, whole: Option<TensorRef>, second: Second) -> Result<Expr> {
         check_type(&codes, &[DType::U8])?;
         check_type(&scales, &[DType::F8_E4M3, DType::U8, DType::F8_E8M0])?;
@@ -126,7 +126,7 @@ impl Packing for Fp4 {
     }
 }
 
-/// `mxfp4`.
+/// Unpacks the method `mxfp4`.
 pub(super) fn unpack_mxfp4(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let mut weights = Vec::new();
     for (name, stem) in parts.ending("_blocks") {
@@ -141,7 +141,7 @@ pub(super) fn unpack_mxfp4(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight
         check_shape(&scales, &[experts, outputs, groups], "for the scale of each block")?;
         let place = parts.place(name).unwrap_or_default();
         let packing = Arc::new(Mxfp4 { outputs, groups, turned: true });
-        // Plain experts have their inputs first.
+        // Unpacked experts are stored as [experts, inputs, outputs].
         let shape = vec![experts, groups.saturating_mul(32), outputs];
         weights.push(Weight {
             name: stem.to_owned(),
@@ -157,14 +157,15 @@ pub(super) fn unpack_mxfp4(_: &Settings, parts: &mut Parts) -> Result<Vec<Weight
     Ok(weights)
 }
 
-/// Blocks of 32 codes along the inputs of each output, and a power of two for each. The parts are blocks and scales.
+/// The packing of experts: blocks of 32 codes along the inputs of each output, with a power of two for each. The parts
+/// are blocks and scales.
 #[derive(Debug)]
 struct Mxfp4 {
     outputs: usize,
-    /// Blocks of an output.
+    /// Number of blocks for one output.
     groups: usize,
-    /// Whether a row has all outputs of one input, as plain experts are kept, and not all inputs of one output, as
-    /// the blocks are.
+    /// Whether a row has all outputs for one input, as unpacked experts are stored. Otherwise it has all inputs for one
+    /// output, as the blocks are.
     turned: bool,
 }
 
@@ -211,7 +212,7 @@ impl Packing for Mxfp4 {
             let bytes = blocks.elements(block * 16..(block + 1) * 16);
             let code = |at: usize| bytes[at / 2] >> (at % 2 * 4) & 15;
             out.extend_from_slice(&scales.elements(block..block + 1));
-            // GGUF has the first half of a block in the low halves of its bytes.
+            // In GGUF, the first half of a block is in the low halves of the bytes.
             out.extend((0..16).map(|at| code(at) | code(at + 16) << 4));
         }
     }

@@ -1,6 +1,6 @@
-//! Eight-bit floats with scales: in blocks, by channel, by tensor.
+//! Eight-bit floats with scales: by block, by channel, by tensor.
 //!
-//! The product is made in f32.
+//! The product is computed in f32.
 
 use super::Weight;
 use super::grid::Scaled;
@@ -17,16 +17,17 @@ const SUFFIXES: [(&str, &str); 4] = [
     ("_proj_scale", "_proj"),
 ];
 
-/// transformers' size of a block where config.json has none.
+/// transformers' default of the block size.
 const BLOCK: [usize; 2] = [128, 128];
 
-/// `fp8` and `fbgemm_fp8`.
+/// Unpacks the methods `fp8` and `fbgemm_fp8`.
 pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let said = settings.get("weight_block_size").map(|value| settings.block("weight_block_size", value)).transpose()?;
     scaled(parts, said.as_deref().or(Some(&BLOCK[..])), said.is_some())
 }
 
-/// Every weight that has a scale beside it. Where blocks aren't `certain`, scales of other kinds are fine.
+/// All weights that have a scale. Unless the block size is `certain`, scales may also be by tensor
+/// or channel.
 pub(super) fn scaled(parts: &mut Parts, block: Option<&[usize]>, certain: bool) -> Result<Vec<Weight>> {
     let mut weights = Vec::new();
     for (suffix, end) in SUFFIXES {

@@ -1,7 +1,8 @@
-//! GPTQ: codes of 2, 3, 4 or 8 bits along the inputs, a scale and a zero point for each group of inputs and output.
+//! GPTQ: codes of 2, 3, 4 or 8 bits along the inputs, with a scale and a zero point for each group of inputs and each
+//! output.
 //!
-//! Reference: llama.cpp `dequant_gptq`, which makes the product in f32. It has no 3 bits: these are GPTQModel's, which
-//! computes in the type of the scales.
+//! Reference: llama.cpp `dequant_gptq`, which computes the product in f32. It doesn't support 3 bits; for these, the
+//! reference is GPTQModel, which computes in the scales' type.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,9 +16,9 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// `gptq`.
+/// Unpacks the method `gptq`.
 pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
-    // "dynamic" has other bits and groups for some modules: tensors say which.
+    // With "dynamic", some modules have other bits and groups, which follow from their tensors.
     let dynamic = settings.get("dynamic").is_some_and(|value| value.as_object().is_some_and(|map| !map.is_empty()));
     let bits = settings.number("bits")?;
     let format = settings.text("checkpoint_format")?.or(settings.text("format")?);
@@ -81,17 +82,17 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
     Ok(weights)
 }
 
-/// The parts are codes, zero points, scales, and the group of each input where it is said.
+/// The packing of a weight, whose parts are codes, zero points, scales, and the group of each input if given.
 #[derive(Debug)]
 struct Gptq {
     bits: usize,
     inputs: usize,
     outputs: usize,
-    /// Groups.
+    /// Number of groups.
     count: usize,
-    /// Inputs of a group, where none is said.
+    /// Number of inputs in a group, if the groups of inputs aren't given.
     size: usize,
-    /// What is added to the zero points that are stored.
+    /// Number that is added to the stored zero points.
     offset: i32,
 }
 
@@ -100,7 +101,7 @@ impl Packing for Gptq {
         let [codes, zeros, scales, rest @ ..] = parts else { return };
         let groups = Groups::new(rest.first(), self.inputs, self.size);
         let (bits, n) = (self.bits, rows.len());
-        // Scales and zero points of these outputs, group by group.
+        // Scales and zero points for these outputs, group by group.
         let mut scale = vec![0.0; self.count * n];
         let mut zero = vec![0i32; self.count * n];
         let width = self.outputs * bits / 32;
@@ -113,7 +114,7 @@ impl Packing for Gptq {
                 *zero = code(&packed, (rows.start + place) * bits - first * 32, bits) as i32 + self.offset;
             }
         }
-        // As many words as codes fill completely.
+        // The smallest number of words that whole codes fill completely.
         let together = if 32 % bits == 0 { 1 } else { bits };
         let each = together * 32 / bits;
         let mut column = vec![0; together];

@@ -1,4 +1,4 @@
-//! One number for each block of a tensor: scales by tensor, by channel, by group and in blocks.
+//! One number for each block of a tensor: scales by tensor, by channel, by group and by block.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,20 +9,21 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// A tensor cut into equal blocks, the last of each dimension perhaps smaller.
+/// A tensor that is divided into equal blocks. The last block of a dimension may be smaller.
 #[derive(Debug, Clone)]
 pub(super) struct Grid {
-    /// Blocks in each dimension.
+    /// Number of blocks in each dimension.
     cells: Vec<usize>,
-    /// Elements of one block in each dimension.
+    /// Size of a block in each dimension.
     block: Vec<usize>,
     /// The tensor's shape.
     shape: Vec<usize>,
 }
 
 impl Grid {
-    /// The blocks that `cells`, the shape of the scales, make of a tensor of `shape`. `block` has the sizes of the last
-    /// dimensions; without it a dimension of the scales is 1 or the tensor's, from the first on.
+    /// Divides a tensor of `shape` into blocks; `cells` is the shape of the scales. `block` has the block sizes for the
+    /// last dimensions. Without it, each dimension of the scales must be 1 or equal to the tensor's, starting with the
+    /// first.
     fn new(shape: &[usize], cells: &[usize], block: Option<&[usize]>) -> Option<Self> {
         let mut grid = Self { cells: vec![1; shape.len()], block: shape.to_vec(), shape: shape.to_vec() };
         if block.is_none() && cells.iter().all(|cells| *cells == 1) {
@@ -48,7 +49,7 @@ impl Grid {
         Some(grid)
     }
 
-    /// The cells that row `row` of the tensor has, as elements of the scales.
+    /// The range of scales for row `row` of the tensor.
     fn cells_of(&self, row: usize) -> Range<usize> {
         let last = self.shape.len() - 1;
         let (mut rest, mut cell, mut stride) = (row, 0, 1);
@@ -62,15 +63,15 @@ impl Grid {
     }
 }
 
-/// Values, each less the zero point of its block, times the scale of its block. The parts are values, scales, and
-/// zero points where there are some.
+/// The packing of a weight: each value minus the zero point of its block, times the scale of its block. The parts are
+/// values, scales, and zero points if there are any.
 #[derive(Debug)]
 pub(super) struct Scaled {
     grid: Grid,
 }
 
 impl Scaled {
-    /// `values * scales`, or `(values - zeros) * scales`, in f32.
+    /// The values `values * scales`, or `(values - zeros) * scales`, computed in f32.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] where types or shapes don't fit.

@@ -1,10 +1,11 @@
-//! Checkpoints that were quantized before they were saved: their packed tensors become plain ones.
+//! Checkpoints that were quantized before they were saved: turns their packed tensors into plain ones.
 //!
-//! A quantizer leaves several tensors for each weight, and a field of config.json that says which method it was.
-//! [`unpack`] runs when a folder is opened, before anything is planned: every weight is one tensor again, of its usual
-//! name and shape, whose values are made row by row while they are read. What comes after knows nothing of it.
+//! A quantizer writes several tensors for each weight, and a field of config.json that names the method. [`unpack`]
+//! runs when a folder is opened, before anything is planned: then every weight is one tensor with its usual name and
+//! shape, whose values are computed row by row when they are read. Later code needs no special cases.
 //!
-//! Values are those of the reference for the methods that it knows, to the bit, else those of the method's own library.
+//! Values are bit for bit those of the reference for the methods that it supports, and otherwise those of the method's
+//! own library.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`dequant_model`).
 
@@ -31,33 +32,33 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
 
-/// Files that quantizers leave beside config.json, with what it says or more: no plain model has them.
+/// Files that quantizers write with the same settings as config.json, or more. An unpacked model doesn't have them.
 pub(super) const FILES: [&str; 3] = ["hf_quant_config.json", "quantize_config.json", "quant_config.json"];
 
 /// A checkpoint's weights as plain tensors.
 pub(super) struct Unpacked {
-    /// Every tensor, with the values that its method makes of it.
+    /// All tensors, with the exact values that the method defines.
     pub(super) weights: Plan,
     /// The same, rounded to the type that they have by default.
     pub(super) rounded: Plan,
-    /// What was done, and what was left out.
+    /// Notes on what was unpacked, and what was left out.
     pub(super) notes: Vec<String>,
 }
 
-/// One weight, unpacked.
+/// An unpacked weight.
 struct Weight {
     name: String,
     expr: Expr,
-    /// Its place among the stored tensors: that of the part with the values.
+    /// Its position among the stored tensors: that of the part with the values.
     place: usize,
 }
 
-/// `stored` with a plain tensor for every weight that is packed; `None` where none is. `config` is the folder's
-/// config.json; the fields on quantization are taken out of it.
+/// Replaces packed tensors in `stored` by one plain tensor per weight; `None` if no weight is packed. The fields about
+/// quantization are removed from `config`, the folder's config.json.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for a method that this version doesn't know, [`crate::Error::Mismatch`] where parts
-/// are missing or don't fit each other, [`crate::Error::Format`] for settings that can't be.
+/// [`crate::Error::Unsupported`] for an unknown method, [`crate::Error::Mismatch`] for parts that are missing or don't
+/// fit each other, [`crate::Error::Format`] for invalid settings.
 pub(super) fn unpack(folder: &Path, config: &mut Map<String, Value>, stored: &Plan) -> Result<Option<Unpacked>> {
     let settings = Settings::find(folder, config)?;
     let mut parts = Parts::new(stored);
@@ -116,8 +117,8 @@ pub(super) fn unpack(folder: &Path, config: &mut Map<String, Value>, stored: &Pl
     Ok(Some(Unpacked { weights: unpacked, rounded, notes }))
 }
 
-/// The type that unpacked weights have: that of the matrices that are not packed, else config.json's, else F16.
-/// What config.json says is often what a trainer computed in.
+/// The type of unpacked weights: that of the matrices that aren't packed, or else config.json's, or else F16. The type
+/// in config.json is often the one in which a trainer computed.
 fn dtype_of(config: &Map<String, Value>, parts: &Parts) -> DType {
     let is_half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
     let mut matrices = parts.rest().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.dtype);

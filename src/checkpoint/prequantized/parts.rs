@@ -1,4 +1,4 @@
-//! The tensors of a packed checkpoint: which belong together, and which have been taken.
+//! The tensors of a packed checkpoint: which ones belong together, and which were taken.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use crate::quant;
 use crate::source::show_shape;
 
-/// Names of scales that belong to what runs through the model, not to its weights.
+/// Names of scales that belong to activations, not to weights.
 const OF_ACTIVATIONS: [&str; 11] = [
     ".input_scale",
     ".input_scale_ub",
@@ -41,7 +41,7 @@ const PARTS: [&str; 13] = [
     ".quant_map",
 ];
 
-/// The stored tensors, each to be taken once.
+/// The stored tensors. Each is to be taken once.
 pub(super) struct Parts<'a> {
     plan: &'a Plan,
     places: HashMap<&'a str, usize>,
@@ -54,24 +54,24 @@ impl<'a> Parts<'a> {
         Self { plan, places, taken: vec![false; plan.tensors.len()] }
     }
 
-    /// Names that end in `suffix`, and what stands before it, in the files' order.
+    /// Names that end in `suffix`, each with the part before it, in the files' order.
     pub(super) fn ending(&self, suffix: &str) -> Vec<(&'a str, &'a str)> {
         let names = self.plan.tensors.iter().map(|tensor| tensor.name.as_str());
         names.filter_map(|name| Some((name, name.strip_suffix(suffix)?))).collect()
     }
 
-    /// Every name with `middle` in it, and what stands before it.
+    /// Names that contain `middle`, each with the part before it.
     pub(super) fn with(&self, middle: &str) -> Vec<(&'a str, &'a str)> {
         let names = self.plan.tensors.iter().map(|tensor| tensor.name.as_str());
         names.filter_map(|name| Some((name, name.split_once(middle)?.0))).collect()
     }
 
-    /// The place of the tensor called `name`.
+    /// The position of the tensor called `name`.
     pub(super) fn place(&self, name: &str) -> Option<usize> {
         self.places.get(name).copied()
     }
 
-    /// The tensor called `name`, where it is there, which is taken with this.
+    /// Takes the tensor called `name`, if it exists.
     pub(super) fn take(&mut self, name: &str) -> Option<TensorRef> {
         let place = self.place(name)?;
         let Expr::Take(tensor) = &self.plan.tensors[place].expr else { return None };
@@ -79,7 +79,7 @@ impl<'a> Parts<'a> {
         Some(tensor.clone())
     }
 
-    /// The tensor called `name`, which `owner` needs.
+    /// Takes the tensor called `name`, which `owner` needs.
     pub(super) fn need(&mut self, owner: &str, name: &str) -> Result<TensorRef> {
         self.take(name).ok_or_else(|| {
             let file = self.place(owner).map(|place| self.plan.tensors[place].expr.source_path());
@@ -96,17 +96,17 @@ impl<'a> Parts<'a> {
         self.place(name).map(|place| &self.plan.tensors[place])
     }
 
-    /// Whether the tensor at `place` has been taken.
+    /// Whether the tensor at `place` was taken.
     pub(super) fn is_taken(&self, place: usize) -> bool {
         self.taken[place]
     }
 
-    /// Tensors that nothing has taken.
+    /// The tensors that weren't taken.
     pub(super) fn rest(&self) -> impl Iterator<Item = &'a PlannedTensor> {
         self.plan.tensors.iter().zip(&self.taken).filter(|(_, taken)| !**taken).map(|(tensor, _)| tensor)
     }
 
-    /// Takes the scales of activations, which no weight needs, and says so.
+    /// Takes the scales of activations, which no weight needs, and adds a note.
     pub(super) fn leave_out_activations(&mut self, notes: &mut Vec<String>) {
         // A model may have a parameter of its own called so: that is no single number.
         let is_one = |tensor: &PlannedTensor| {
@@ -123,7 +123,7 @@ impl<'a> Parts<'a> {
         found.into_iter().for_each(|place| self.taken[place] = true);
     }
 
-    /// That nothing is left that only the method's own code could read.
+    /// Checks that no tensor remains that only the method's own code could read.
     pub(super) fn check_nothing_packed(&self, settings: &Settings) -> Result<()> {
         let smoothing = self.rest().find(|tensor| tensor.name.ends_with(".pre_quant_scale"));
         let packed = self.rest().find(|tensor| {
@@ -140,8 +140,8 @@ impl<'a> Parts<'a> {
             .mismatch())
     }
 
-    /// Places of tensors that were only cast to an eight-bit float. Where `unsaid`, no config says how they are to be
-    /// read: a scale beside one would be a reason to ask.
+    /// Positions of tensors that were only cast to an eight-bit float. If `unsaid`, no config
+    /// describes them; then a scale for one of them is an error.
     pub(super) fn casts(&self, unsaid: bool) -> Result<Vec<usize>> {
         let mut casts = Vec::new();
         for (place, tensor) in self.plan.tensors.iter().enumerate() {
@@ -163,17 +163,17 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether `dtype` has eight bits and a floating point.
+/// Whether `dtype` is an eight-bit float.
 pub(super) fn is_eight_bit_float(dtype: DType) -> bool {
     matches!(dtype, DType::F8_E4M3 | DType::F8_E5M2 | DType::F8_E8M0 | DType::F8_E4M3FNUZ | DType::F8_E5M2FNUZ)
 }
 
-/// A finding on a stored tensor.
+/// A finding about a stored tensor.
 pub(super) fn finding(tensor: &TensorRef) -> Finding {
     Finding::new(tensor.path(), format!("tensor {:?}", tensor.info().name))
 }
 
-/// That `tensor` has one of these types.
+/// Checks that `tensor` has one of these types.
 pub(super) fn check_type(tensor: &TensorRef, types: &[DType]) -> Result<()> {
     let dtype = tensor.info().dtype;
     if types.contains(&dtype) {
@@ -183,7 +183,7 @@ pub(super) fn check_type(tensor: &TensorRef, types: &[DType]) -> Result<()> {
     Err(finding(tensor).expected(names.join(" or ")).found(dtype).mismatch())
 }
 
-/// That `tensor` has this shape; `why` says where it follows from.
+/// Checks that `tensor` has this shape; `why` says from what the shape follows.
 pub(super) fn check_shape(tensor: &TensorRef, shape: &[usize], why: &str) -> Result<()> {
     if tensor.info().shape == shape {
         return Ok(());
@@ -192,7 +192,7 @@ pub(super) fn check_shape(tensor: &TensorRef, shape: &[usize], why: &str) -> Res
     Err(finding(tensor).expected(format_args!("{} {why}", show_shape(shape))).found(found).mismatch())
 }
 
-/// Rows and columns of a tensor that has to be a matrix.
+/// Rows and columns of a tensor that must be a matrix.
 pub(super) fn matrix(tensor: &TensorRef) -> Result<(usize, usize)> {
     match tensor.info().shape[..] {
         [rows, cols] if rows > 0 && cols > 0 => Ok((rows, cols)),
@@ -203,10 +203,10 @@ pub(super) fn matrix(tensor: &TensorRef) -> Result<(usize, usize)> {
     }
 }
 
-/// Types that scales come in.
+/// Possible types of scales.
 pub(super) const SCALES: [DType; 4] = [DType::F32, DType::F16, DType::BF16, DType::F8_E8M0];
 
-/// Elements `elems` as numbers, whole ones too.
+/// Reads elements `elems` as numbers; integers work, too.
 pub(super) fn numbers(tensor: &TensorRef, elems: std::ops::Range<usize>, out: &mut [f32]) {
     let bytes = tensor.elements(elems);
     match tensor.info().dtype {

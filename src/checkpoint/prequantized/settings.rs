@@ -1,4 +1,4 @@
-//! Where a checkpoint says how its weights were quantized.
+//! Finds the settings that describe how a checkpoint's weights were quantized.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::checkpoint::TEXT_CONFIGS;
 use crate::error::{Finding, Result};
 use crate::json::{is_off, read_json_object};
 
-/// A method: its name in `quant_method`, and what makes plain weights of its tensors.
+/// A method: its name in `quant_method`, and the function that unpacks its tensors.
 pub(super) struct Method {
     pub(super) name: &'static str,
     pub(super) unpack: fn(&Settings, &mut Parts) -> Result<Vec<Weight>>,
@@ -28,7 +28,7 @@ static METHODS: [Method; 9] = [
     Method { name: "bitnet", unpack: bitnet::unpack },
 ];
 
-/// Fields of config.json, or of its text_config, that say it.
+/// Fields of config.json, or of its text_config, that hold the settings.
 const FIELDS: [&str; 2] = ["quantization_config", "compression_config"];
 
 /// Parts of config.json that have such fields of their own.
@@ -36,10 +36,10 @@ fn inner() -> impl Iterator<Item = &'static str> {
     TEXT_CONFIGS.into_iter().chain(["thinker_config"])
 }
 
-/// ModelOpt's own file.
+/// The file in which ModelOpt writes its settings.
 const MODELOPT: &str = "hf_quant_config.json";
 
-/// What the quantizer has written about its work.
+/// The settings that a quantizer wrote.
 pub(super) struct Settings {
     pub(super) method: &'static Method,
     file: PathBuf,
@@ -48,7 +48,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The settings of the folder with this config.json; `None` where it says nothing of quantization.
+    /// The settings of the folder with this config.json; `None` if it has none.
     pub(super) fn find(folder: &Path, config: &Map<String, Value>) -> Result<Option<Self>> {
         let file = folder.join("config.json");
         let Some((field, value)) = field_of(config) else { return Self::of_modelopt(folder, None) };
@@ -56,7 +56,7 @@ impl Settings {
             return Err(Finding::new(&file, field).expected("an object").found(value).format());
         };
         let mut map = map.clone();
-        // compressed-tensors has once kept them one level deeper.
+        // Some versions of compressed-tensors nest them one level deeper.
         if let Some(Value::Object(inner)) = map.get("quantization_config") {
             let mut inner = inner.clone();
             for (name, value) in map.iter().filter(|(name, _)| *name != "quantization_config") {
@@ -98,7 +98,7 @@ impl Settings {
         Ok(Some(settings))
     }
 
-    /// What stands in ModelOpt's own file, over what config.json says.
+    /// The settings in ModelOpt's own file, which take precedence over config.json.
     fn of_modelopt(folder: &Path, config: Option<Map<String, Value>>) -> Result<Option<Self>> {
         let file = folder.join(MODELOPT);
         if !file.is_file() {
@@ -115,38 +115,38 @@ impl Settings {
             let finding = Finding::new(&file, "producer.name").expected("modelopt").found(format!("{name:?}"));
             return Err(finding.hint("take the model that it was made of").unsupported());
         };
-        // No algorithm: a file that says that nothing is quantized.
+        // Without an algorithm, the file says that nothing is quantized.
         if map.get("quant_algo").is_none_or(is_off) {
             return Ok(None);
         }
         Ok(Some(Self { method, file, field: "quantization".to_owned(), map }))
     }
 
-    /// A finding on the field `name`.
+    /// A finding about the field `name`.
     pub(super) fn finding(&self, name: &str) -> Finding {
         Finding::new(&self.file, format!("{}.{name}", self.field))
     }
 
-    /// The value of `name`, where it is no way of saying nothing.
+    /// The value of `name`, unless it is null.
     pub(super) fn get(&self, name: &str) -> Option<&Value> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    /// The text of `name` in lower case.
+    /// The text in `name`, in lower case.
     pub(super) fn text(&self, name: &str) -> Result<Option<String>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let text = value.as_str().map(str::to_ascii_lowercase);
         text.map(Some).ok_or_else(|| self.finding(name).expected("a text").found(value).format())
     }
 
-    /// The whole number of `name`.
+    /// The integer in `name`.
     pub(super) fn number(&self, name: &str) -> Result<Option<i64>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let number = value.as_i64();
         number.map(Some).ok_or_else(|| self.finding(name).expected("a whole number").found(value).format())
     }
 
-    /// The size of a group, `None` for one group over all inputs.
+    /// The size of a group; `None` if one group covers all inputs.
     pub(super) fn group_size(&self) -> Result<Option<usize>> {
         match self.number("group_size")? {
             None | Some(-1) => Ok(None),
@@ -155,7 +155,7 @@ impl Settings {
         }
     }
 
-    /// The sizes of a block in `value`, which stands in the field `name`.
+    /// Parses the sizes of a block in `value`, the value of the field `name`.
     pub(super) fn block(&self, name: &str, value: &Value) -> Result<Vec<usize>> {
         let sizes = value.as_array().filter(|sizes| (1..=3).contains(&sizes.len()));
         let size = |size: &Value| size.as_u64().filter(|size| (1..=1 << 31).contains(size)).map(|size| size as usize);
@@ -164,7 +164,7 @@ impl Settings {
     }
 }
 
-/// The field that has settings, by its path, and its value.
+/// The path and value of the field with the settings.
 fn field_of(config: &Map<String, Value>) -> Option<(String, &Value)> {
     let own = |config: &'_ Map<String, Value>| {
         FIELDS.iter().find(|name| config.get(**name).is_some_and(|v| !is_off(v))).copied()
@@ -181,7 +181,7 @@ fn field_of(config: &Map<String, Value>) -> Option<(String, &Value)> {
     })
 }
 
-/// Takes every such field out of config.json.
+/// Removes all such fields from config.json.
 pub(super) fn forget(config: &mut Map<String, Value>) {
     for name in FIELDS {
         config.shift_remove(name);

@@ -18,7 +18,7 @@ fn values(tensor: &PlannedTensor) -> Vec<u32> {
     tensor.read().unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-/// What the values would be in `dtype`.
+/// The tensor with its values rounded to `dtype`.
 fn typed(tensor: &PlannedTensor, dtype: DType) -> PlannedTensor {
     PlannedTensor { dtype, ..tensor.clone() }
 }
@@ -44,11 +44,11 @@ fn every_method_gives_the_values_of_its_library_to_the_bit() {
                 wrong.push(name.clone());
                 continue;
             }
-            // Any rows alone, as the executor asks for them.
+            // Any range of rows can be read alone, as the executor does.
             let (len, rows) = (found.row_len(), 3..found.rows().min(20));
             let all = wanted.read().unwrap();
             assert!(exact.read_rows(rows.clone()).unwrap() == all[rows.start * len..rows.end * len], "{name}: rows");
-            // The model as its library loads it has them rounded.
+            // `rounded` has the values of the model as its library loads it.
             let rounded = checkpoint.rounded().get(&wanted.name).unwrap();
             assert!(values(&typed(rounded, DType::F32)) == values(&typed(wanted, DType::BF16)), "{name}: rounded");
         }
@@ -93,13 +93,13 @@ impl Changed {
         Self { dir: tempfile::tempdir().unwrap(), header, data: bytes[8 + head..].to_vec(), config }
     }
 
-    /// Another value of a field on quantization.
+    /// Changes the value of a field about quantization.
     fn with(mut self, field: &str, value: Value) -> Self {
         self.config["quantization_config"][field] = value;
         self
     }
 
-    /// Without a tensor: its bytes go to one that nothing is made of.
+    /// Removes a tensor and assigns its bytes to an unrelated one.
     fn without(mut self, end: &str) -> Self {
         let entry = self.header.remove(&format!("layers.0.up_proj{end}")).unwrap();
         let bytes = (entry["data_offsets"][1].as_u64().unwrap() - entry["data_offsets"][0].as_u64().unwrap()) as usize;
@@ -108,7 +108,7 @@ impl Changed {
         self
     }
 
-    /// With another shape or type of as many bytes.
+    /// Gives a tensor another shape or type with the same number of bytes.
     fn reshaped(mut self, end: &str, dtype: &str, shape: &[usize]) -> Self {
         let entry = self.header.get_mut(&format!("layers.0.up_proj{end}")).unwrap();
         (entry["dtype"], entry["shape"]) = (dtype.into(), json!(shape));
@@ -308,7 +308,7 @@ fn what_does_not_fit_is_named() {
         let error = case.error();
         assert!(error.contains(expected) && !error.contains('\n') && !error.contains("remove"), "{error}\n{expected}");
     }
-    // What config.json of a cast model doesn't say, a scale beside the weight would have to.
+    // Without settings in config.json, a scale for a cast weight is an error.
     let mut unsaid = Changed::of("fp8-blocks");
     unsaid.config["quantization_config"] = Value::Null;
     let error = unsaid.error();
@@ -334,7 +334,7 @@ fn settings_are_found_wherever_they_stand() {
         let inner = checkpoint.config_json.get("text_config");
         assert!(inner.is_none_or(|inner| inner.as_object().unwrap().len() == 1), "{inner:?}");
     }
-    // ModelOpt's own file says it where config.json doesn't.
+    // ModelOpt's own file has the settings if config.json doesn't.
     let mut case = Changed::of("nvfp4");
     case.config.as_object_mut().unwrap().remove("quantization_config");
     let own =

@@ -1,4 +1,4 @@
-//! Codes of a few bits in words of 32.
+//! Codes of a few bits in 32-bit words.
 
 use std::ops::Range;
 
@@ -8,31 +8,31 @@ use crate::plan::TensorRef;
 
 use super::parts::{check_type, finding};
 
-/// Words of a tensor of I32 or U32.
+/// Reads words from a tensor of I32 or U32.
 pub(super) fn words(tensor: &TensorRef, elems: Range<usize>) -> Vec<u32> {
     let bytes = tensor.elements(elems);
     bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
-/// That a tensor holds such words.
+/// Checks that a tensor has one of these types.
 pub(super) fn check_words(tensor: &TensorRef) -> Result<()> {
     check_type(tensor, &[DType::I32, DType::U32])
 }
 
-/// The code of `bits` bits from bit `at` on. The lowest bit of the first word is bit 0.
+/// The code of `bits` bits that starts at bit `at`. Bit 0 is the lowest bit of the first word.
 pub(super) fn code(words: &[u32], at: usize, bits: usize) -> u32 {
     let word = |place: usize| u64::from(words.get(place).copied().unwrap_or(0));
     let both = word(at / 32) | word(at / 32 + 1) << 32;
     (both >> (at % 32)) as u32 & ((1u32 << bits) - 1)
 }
 
-/// The group of each input, as a tensor says: which scale it has.
+/// The group of each input, which selects its scale.
 pub(super) struct Groups {
     of: Vec<u32>,
 }
 
 impl Groups {
-    /// The groups that `tensor` says, or groups of `size` inputs each, one after the other.
+    /// The groups in `tensor`, or without it consecutive groups of `size` inputs.
     pub(super) fn new(tensor: Option<&TensorRef>, inputs: usize, size: usize) -> Self {
         let of = match tensor {
             Some(tensor) => words(tensor, 0..inputs),
@@ -46,7 +46,7 @@ impl Groups {
         self.of[input] as usize
     }
 
-    /// That every input of `tensor` has one of `groups` groups.
+    /// Checks that `tensor` gives every input one of `groups` groups.
     pub(super) fn check(tensor: &TensorRef, inputs: usize, groups: usize) -> Result<()> {
         check_words(tensor)?;
         super::parts::check_shape(tensor, &[inputs], "for each input")?;

@@ -1,4 +1,4 @@
-//! How several adapters or models become one: options of the methods.
+//! Options of the methods that combine several adapters or models into one.
 
 use atombank::jobs::CombineSettings;
 use clap::Args;
@@ -7,66 +7,67 @@ use clap::Args;
 #[derive(Args)]
 #[command(next_help_heading = "Combining")]
 pub(super) struct MethodArgs {
-    /// How several become one. LoRAs, as PEFT combines them: linear, cat, svd, ties, dare_linear,
-    /// dare_ties, magnitude_prune, and with _svd behind them. Models, as mergekit does: linear,
-    /// task_arithmetic, ties, dare_linear, dare_ties, della, della_linear, breadcrumbs,
-    /// breadcrumbs_ties, sce, slerp, nuslerp, model_stock, karcher [default: the sum of what each
-    /// adapter changes, times its weight]
+    /// How to combine several adapters or models. LoRAs, with PEFT's methods: linear, cat, svd,
+    /// ties, dare_linear, dare_ties, magnitude_prune, the last four also with _svd appended.
+    /// Models, with mergekit's: linear, task_arithmetic, ties, dare_linear, dare_ties, della,
+    /// della_linear, breadcrumbs, breadcrumbs_ties, sce, slerp, nuslerp, model_stock, karcher
+    /// [default: the sum of the adapters' changes, each times its weight]
     #[arg(long, value_name = "NAME")]
     method: Option<String>,
-    /// The share of values that is kept, from 0 to 1; or one for each: 0.5,0.7
+    /// The share of values to keep, from 0 to 1; or one for each: 0.5,0.7
     #[arg(long, value_name = "SHARE", value_delimiter = ',')]
     density: Vec<f64>,
     /// Another weight for modules whose path ends in a match of a pattern: 'self_attn.*=0.3', or one
     /// for each: 'mlp.*=0.3,0.7'; may be repeated
     #[arg(long, value_name = "PATTERN=W")]
     weights: Vec<String>,
-    /// Where random numbers start, as torch.manual_seed has it [default: 0]
+    /// The seed of random numbers, as for torch.manual_seed [default: 0]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The rank of a combined LoRA, cut by SVD where it would be larger; what that loses is printed
+    /// The rank of a combined LoRA, truncated by SVD if it would be larger; the error is printed
     #[arg(long, value_name = "R", value_parser = parse_rank)]
     rank: Option<usize>,
-    /// What the sum of all updates is multiplied with [default: 1]
+    /// The factor of the sum of all updates [default: 1]
     #[arg(long, value_name = "FACTOR")]
     lambda: Option<f64>,
-    /// della: how far probabilities go from the density [default: 0.15]
+    /// della: how far probabilities may differ from the density [default: 0.15]
     #[arg(long, value_name = "E")]
     epsilon: Option<f64>,
-    /// breadcrumbs: the share of the largest values that is left out [default: 0.01]
+    /// breadcrumbs: the share of largest values to drop [default: 0.01]
     #[arg(long, value_name = "SHARE")]
     gamma: Option<f64>,
-    /// Whether sums are divided by the weights' sum [default: the method's own]
+    /// Whether to divide sums by the sum of the weights [default: the method's own]
     #[arg(long, value_name = "BOOL")]
     normalize: Option<bool>,
-    /// Whether what is kept is scaled to what was there [default: the method's own]
+    /// Whether to scale kept values to make up for dropped ones [default: the method's own]
     #[arg(long, value_name = "BOOL")]
     rescale: Option<bool>,
-    /// slerp: how far from the base to the other model, from 0 to 1
+    /// slerp: the position between the base, 0, and the other model, 1
     #[arg(long, value_name = "T")]
     t: Option<f64>,
-    /// sce: the share of values that is kept [default: 1]
+    /// sce: the share of values to keep [default: 1]
     #[arg(long, value_name = "SHARE")]
     select_topk: Option<f64>,
-    /// karcher: steps at most [default: 10]
+    /// karcher: the largest number of iterations [default: 10]
     #[arg(long, value_name = "N")]
     max_iter: Option<usize>,
-    /// karcher: the length of a step that is the last [default: 1e-5]
+    /// karcher: stop when a step is shorter than this [default: 1e-5]
     #[arg(long, value_name = "LENGTH")]
     tol: Option<f64>,
-    /// model_stock: an angle for each row, not one for the tensor
+    /// model_stock: use one angle per row instead of one for the tensor
     #[arg(long)]
     filter_wise: bool,
-    /// nuslerp: of what the models change in BASE, not of the models themselves
+    /// nuslerp: combine the models' differences from BASE instead of the models themselves
     #[arg(long)]
     nuslerp_updates: bool,
-    /// nuslerp: one angle for the tensor, not one for each row [default: true]
+    /// nuslerp: use one angle for the tensor instead of one per row [default: true]
     #[arg(long, value_name = "BOOL")]
     nuslerp_flatten: Option<bool>,
-    /// nuslerp: an angle for each column, where there isn't one for the tensor
+    /// nuslerp: use one angle per column, unless there is one for the tensor
     #[arg(long)]
     nuslerp_row_wise: bool,
-    /// ties of LoRAs: the sign of the sum (total), or that more have (frequency) [default: total]
+    /// ties of LoRAs: elect the sign of the sum (total), or the most frequent sign (frequency)
+    /// [default: total]
     #[arg(long, value_name = "KIND")]
     majority_sign: Option<String>,
 }
@@ -76,7 +77,7 @@ fn parse_rank(text: &str) -> Result<usize, String> {
 }
 
 impl MethodArgs {
-    /// The same as the library's settings.
+    /// Converts to the library's settings.
     pub(super) fn settings(&self) -> CombineSettings {
         CombineSettings {
             method: self.method.clone(),

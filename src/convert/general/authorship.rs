@@ -1,4 +1,4 @@
-//! What is known about a model's origin, and the keys that say it.
+//! The origin of a model, and the metadata keys for it.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/metadata.py` (`Metadata`, `load_metadata_override`,
 //! `set_gguf_meta_model`).
@@ -12,7 +12,7 @@ use super::yaml::{Node, Typed};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata};
 
-/// The keys of single texts without `general.`, in the order in which they are written.
+/// Keys with a single text, without `general.`, in the order of writing.
 const TEXTS: &[&str] = &[
     "name",
     "author",
@@ -36,17 +36,17 @@ const TEXTS: &[&str] = &[
     "source.repo_url",
 ];
 
-/// What is said of each base model and data set, in the order in which it is written.
+/// The fields of each base model and data set, in the order of writing.
 const SOURCE: &[&str] = &["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
 
-/// The one text that a metadata file can't set, as upstream has it.
+/// The only text that a metadata file can't set, as in the reference.
 const NOT_IN_FILE: &str = "license";
 
-/// What is known. Texts may still be anything a model card holds.
+/// The collected facts. Texts may still be any value that a model card can hold.
 #[derive(Debug, Default)]
 pub(super) struct Authorship {
     texts: HashMap<&'static str, Node>,
-    /// `None` where nothing is said of them: an empty list is written as the count 0.
+    /// `None` where no source has a list; an empty list is written as the count 0.
     pub(super) base_models: Option<Vec<Node>>,
     pub(super) datasets: Option<Vec<Node>>,
     pub(super) tags: Vec<Node>,
@@ -54,7 +54,7 @@ pub(super) struct Authorship {
 }
 
 impl Authorship {
-    /// The text at `key`, null being none.
+    /// The text at `key`; null counts as none.
     pub(super) fn text(&self, key: &str) -> Option<&Node> {
         self.texts.get(key).filter(|node| **node != Node::Null)
     }
@@ -64,14 +64,14 @@ impl Authorship {
         self.texts.insert(key, node);
     }
 
-    /// Sets a text where none is known. An empty one is known.
+    /// Sets a text if there is none yet. An existing empty text stays.
     pub(super) fn default_text(&mut self, key: &'static str, node: Node) {
         if self.text(key).is_none() {
             self.set_text(key, node);
         }
     }
 
-    /// Takes over what a metadata file says; a null unsets. Sampling is another's matter.
+    /// Applies a metadata file. A null removes a value. Keys about sampling are handled elsewhere.
     pub(super) fn override_with(
         &mut self,
         path: &Path,
@@ -101,13 +101,13 @@ impl Authorship {
         Ok(())
     }
 
-    /// Writes the keys. What a card says in a form that has no place in the file is noted.
+    /// Writes the keys. Values of a card that have no form in the file get a note.
     pub(super) fn write(&self, metadata: &mut Metadata, card: &Path, notes: &mut Vec<String>) {
         let mut writer = Writer { metadata, card, notes };
         for key in TEXTS {
             let Some(node) = self.text(key) else { continue };
             match node {
-                // Several licences are one text.
+                // Several licences become one text.
                 Node::List(items) if *key == "license" => {
                     let items: Vec<&str> = items.iter().filter_map(|item| writer.spelled(key, item)).collect();
                     writer.text(key, &Node::Text(items.join(",")));
@@ -122,7 +122,7 @@ impl Authorship {
     }
 }
 
-/// A list of objects, each about one model or data set.
+/// Parses a list of objects, each about one model or data set.
 fn descriptions(value: &Json, finding: impl Fn() -> Finding) -> Result<Option<Vec<Node>>> {
     if value.is_null() {
         return Ok(None);
@@ -141,7 +141,7 @@ fn descriptions(value: &Json, finding: impl Fn() -> Finding) -> Result<Option<Ve
     Ok(Some(items.iter().map(Node::from).collect()))
 }
 
-/// A list of texts.
+/// Parses a list of texts.
 fn texts(value: &Json, finding: impl Fn() -> Finding) -> Result<Vec<Node>> {
     match value {
         Json::Null => Ok(Vec::new()),
@@ -150,7 +150,7 @@ fn texts(value: &Json, finding: impl Fn() -> Finding) -> Result<Vec<Node>> {
     }
 }
 
-/// Where the keys go, and what is said along the way.
+/// The metadata to which keys are written, and the notes.
 struct Writer<'a> {
     metadata: &'a mut Metadata,
     card: &'a Path,
@@ -162,7 +162,8 @@ impl<'a> Writer<'a> {
         self.notes.push(Finding::new(self.card, format!("general.{key}")).expected(expected).found(found).to_string());
     }
 
-    /// What isn't text to a YAML reader as it stands in the card, which is said.
+    /// The text of a node. A value that isn't text in YAML is taken as it is spelled in the card,
+    /// with a note.
     fn spelled<'n>(&mut self, key: &str, node: &'n Node) -> Option<&'n str> {
         match node {
             Node::Text(text) => Some(text),
@@ -181,7 +182,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// An empty text is no text, and neither is a zero or a false: upstream's idea of both.
+    /// Writes a text. Empty texts, zero and false are skipped, as in the reference.
     fn text(&mut self, key: &str, node: &Node) {
         if node.is_falsy() {
             return;
@@ -207,8 +208,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// An array of texts; of numbers or truth values, where a card has nothing else, as upstream
-    /// writes it.
+    /// Writes an array of texts, or of numbers or booleans if a card has nothing else, as the
+    /// reference does.
     fn array(&mut self, key: &str, items: &[Node]) {
         let typed: Option<Vec<Typed>> = items
             .iter()
@@ -227,7 +228,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// An array of values that have one type in a file.
+/// An array of values that all have the same type.
 fn alike(values: &[Typed]) -> Option<Array> {
     let bools = values.iter().map(|v| if let Typed::Bool(v) = v { Some(*v) } else { None });
     let ints = values.iter().map(|v| if let Typed::Int(v) = v { i32::try_from(*v).ok() } else { None });

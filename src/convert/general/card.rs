@@ -1,4 +1,4 @@
-//! The model card: the YAML at the head of README.md, and what it says about the model.
+//! The model card: the YAML front matter of README.md, and what it says about the model.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/metadata.py` (`load_model_card`, `apply_metadata_heuristic`).
 
@@ -11,10 +11,10 @@ use super::model_id::{self, ModelId};
 use super::yaml::{self, Map, Node};
 use crate::error::{Finding, IoContext, Result};
 
-/// The part of README.md that is looked at. The largest cards carry benchmark tables of 1 MB.
+/// The part of README.md that is read. The largest cards contain benchmark tables of 1 MB.
 pub(super) const MAX_BYTES: u64 = 8 << 20;
 
-/// The card's fields for one text, in the order of their precedence.
+/// The card's fields for each text, in order of precedence.
 const TEXTS: &[(&str, &str)] = &[
     ("name", "name"),
     ("author", "author"),
@@ -47,8 +47,8 @@ const TEXTS: &[(&str, &str)] = &[
     ("license.link", "license_link"),
 ];
 
-/// The front matter of the folder's README.md. A card that can't be read stops no conversion: it
-/// leaves a note.
+/// The front matter of the folder's README.md. A card that can't be read doesn't stop the
+/// conversion; it gets a note.
 pub(super) fn load(folder: &Path, notes: &mut Vec<String>) -> Result<Map> {
     let path = folder.join("README.md");
     if !path.is_file() {
@@ -72,13 +72,14 @@ pub(super) fn load(folder: &Path, notes: &mut Vec<String>) -> Result<Map> {
     Ok(Map::default())
 }
 
-/// The lines between `---` and `---`, mended where cards are often broken; `None` without a first `---`.
+/// The lines between `---` and `---`, with two common mistakes repaired; `None` if the file doesn't
+/// start with `---`.
 fn front_matter(bytes: &[u8]) -> Result<Option<String>, String> {
     let (text, broken) = match std::str::from_utf8(bytes) {
         Ok(text) => (text, None),
         Err(e) => {
             let valid = bytes.get(..e.valid_up_to()).and_then(|valid| std::str::from_utf8(valid).ok());
-            // At the limit a character may be cut in two.
+            // The limit may cut through a character.
             (valid.unwrap_or_default(), e.error_len().map(|_| "bytes that are not UTF-8"))
         }
     };
@@ -104,12 +105,13 @@ fn front_matter(bytes: &[u8]) -> Result<Option<String>, String> {
     if !closed && bytes.len() as u64 >= MAX_BYTES {
         return Err(format!("more than {MAX_BYTES} bytes"));
     }
-    // Norway's code is no truth value, and tabs are spaces.
+    // The language code of Norway would be read as a boolean, and tabs aren't allowed as
+    // indentation.
     Ok(Some(yaml.replace("- no\n", "- \"no\"\n").replace('\t', "  ")))
 }
 
-/// Takes from the card what it says of the model and what that was made from. `total` is the number
-/// of elements of all tensors.
+/// Takes over what the card says about the model and its sources. `total` is the number of elements
+/// of all tensors.
 pub(super) fn apply(card: &Map, total: i128, authorship: &mut Authorship) {
     for (key, field) in TEXTS {
         if let Some(node) = card.get(field) {
@@ -122,7 +124,7 @@ pub(super) fn apply(card: &Map, total: i128, authorship: &mut Authorship) {
     authorship.languages = collected(card, &["languages", "language"]);
 }
 
-/// All texts of several fields, each a list or one text.
+/// All texts of several fields. Each field holds a list or one text.
 fn collected(card: &Map, fields: &[&str]) -> Vec<Node> {
     let mut all = Vec::new();
     for field in fields {
@@ -135,8 +137,8 @@ fn collected(card: &Map, fields: &[&str]) -> Vec<Node> {
     all
 }
 
-/// Models or data sets in the first of `fields` that is there: names of the hub, addresses, or
-/// entries that say it all.
+/// Models or data sets in the first of `fields` that exists. Each is a name on the hub, an address,
+/// or an object with fields.
 fn sources(card: &Map, fields: &[&str], total: i128) -> Option<Vec<Node>> {
     let value = fields.iter().find_map(|field| card.get(field))?;
     let entries = match value {
@@ -151,7 +153,7 @@ fn sources(card: &Map, fields: &[&str], total: i128) -> Option<Vec<Node>> {
     Some(described.collect())
 }
 
-/// What a model's name or address says.
+/// What a model's name or address says about it.
 fn described(text: &str, total: i128) -> Map {
     let entry = |key: &str, value: String| (key.to_owned(), Node::Text(value));
     let mut entries = Vec::new();
@@ -172,7 +174,7 @@ fn described(text: &str, total: i128) -> Map {
     entries.into_iter().collect()
 }
 
-/// `org/name` of an address on the hub that ends there.
+/// The `org/name` of an address on the hub that ends there.
 fn hub_name(address: &str) -> Option<&str> {
     let rest = address.strip_prefix("http://").or(address.strip_prefix("https://"))?;
     let name = rest.strip_prefix("huggingface.co/")?;

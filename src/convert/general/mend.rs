@@ -1,14 +1,14 @@
-//! What YAML 1.2 refuses and PyYAML reads: texts rewritten so that both read the same.
+//! Rewrites YAML that PyYAML reads and YAML 1.2 refuses, so that both read the same.
 //!
-//! YAML 1.1, as PyYAML reads it, has no rule for the indentation of lines inside brackets and quotes,
-//! and model cards have lists like `language: [` with an entry a line from the very left. YAML 1.2
-//! wants those lines further right than the key, and a space before a comment. And PyYAML takes the halves of a character outside
-//! the first 65,536, as JSON writes them, for characters.
+//! PyYAML reads YAML 1.1, which has no rule for the indentation of lines within brackets and quotes. Model cards
+//! contain lists such as `language: [` whose entries are on separate, unindented lines. YAML 1.2 requires these lines
+//! to be indented further than the key, and a space before a comment. PyYAML also accepts surrogates, which JSON uses
+//! for characters above 65,535, as characters.
 
-/// `text` with every line that continues a bracket or a quote moved to the right, comments set
-/// apart, and whole characters instead of halves; `None` where that is what it is already.
+/// Indents every line that continues a bracket or a quote, puts a space before comments, and combines surrogates into
+/// characters. `None` if nothing changes.
 ///
-/// This takes more for brackets and quotes than a YAML parser does: it is for texts that don't
+/// This sees more brackets and quotes than a YAML parser does, so use it only for texts that don't parse unchanged.
 /// parse as they are.
 pub(super) fn mended(text: &str) -> Option<String> {
     let whole = joined(text);
@@ -16,7 +16,7 @@ pub(super) fn mended(text: &str) -> Option<String> {
     indented.or(whole)
 }
 
-/// `\ud83d\ude00` as `\U0001F600`; a half alone as the replacement character.
+/// Rewrites surrogates: `\ud83d\ude00` as `\U0001F600`, and a single one as the replacement character.
 fn joined(text: &str) -> Option<String> {
     let half = |text: &str| {
         let digits = text.strip_prefix("\\u")?.get(..4)?;
@@ -43,8 +43,8 @@ fn joined(text: &str) -> Option<String> {
     (out != text).then_some(out)
 }
 
-/// `text` with every line that continues a bracket or a quote moved to the right and a space before
-/// every comment, if something is missing.
+/// Indents every line that continues a bracket or a quote, and puts a space before every comment. `None` if nothing
+/// changes.
 fn indented(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut state = Scanner::default();
@@ -71,16 +71,16 @@ fn indented(text: &str) -> Option<String> {
     changed.then_some(out)
 }
 
-/// Where a line ends: inside which brackets and quotes.
+/// The state at the end of a line: which brackets and quotes are open.
 #[derive(Default)]
 struct Scanner {
-    /// Brackets that are open.
+    /// The number of open brackets.
     depth: usize,
-    /// The quote that is open.
+    /// The open quote character.
     quote: Option<char>,
-    /// How far the line is indented on which it all began.
+    /// The indentation of the line on which the outermost bracket or quote began.
     indent: usize,
-    /// Inside a block scalar of lines further right than this.
+    /// The indentation of the line that began a block scalar. Lines that are indented further belong to it.
     block: Option<usize>,
 }
 
@@ -89,7 +89,7 @@ impl Scanner {
         self.depth > 0 || self.quote.is_some()
     }
 
-    /// Goes over a line; the place of a comment that isn't set apart.
+    /// Scans a line. Returns the index of a comment without a space before it.
     fn line(&mut self, line: &str) -> Option<usize> {
         let indent = line.len() - line.trim_start_matches(' ').len();
         if let Some(block) = self.block {
@@ -98,7 +98,7 @@ impl Scanner {
             }
             self.block = None;
         }
-        // Brackets and quotes count where a value can begin.
+        // Brackets and quotes only count where a value can begin.
         let mut begins = true;
         let mut in_word = false;
         let mut escaped = false;
@@ -123,7 +123,7 @@ impl Scanner {
                 '#' if before.is_whitespace() => break,
                 '#' if !in_word => return Some(at),
                 '"' | '\'' if begins => self.quote = Some(c),
-                // Two of them are one within the quotes.
+                // Two single quotes within single quotes stand for one.
                 '\'' if before == '\'' => self.quote = Some(c),
                 '[' | '{' if begins => {
                     self.depth = self.depth.saturating_add(1);

@@ -1,7 +1,7 @@
-//! `general.*`: what a GGUF says about the model as a whole, whoever made it and from what.
+//! The keys `general.*`: what a GGUF says about the model as a whole, its authors and its sources.
 //!
-//! It is put together from the model card, config.json's name of the model, the folder's name,
-//! generation_config.json, and a metadata file that overrides them all.
+//! They come from the model card, the model's name in config.json, the folder's name,
+//! generation_config.json, and a metadata file that overrides all others.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`prepare_metadata`) and `gguf-py/gguf/metadata.py`
 //! (`Metadata.load`, `apply_metadata_heuristic`).
@@ -32,26 +32,26 @@ use crate::error::Result;
 use crate::formats::gguf::Metadata;
 use crate::json::read_json_object;
 
-/// What a user says about a model, over what its folder says.
+/// What the user says about a model. It takes precedence over what the folder says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GeneralOptions {
     /// A JSON file of keys and values: `general.name`, `general.author`, ...; `general.base_models`
     /// and `general.datasets` are lists of objects.
     pub metadata_file: Option<PathBuf>,
-    /// The model's name, before that of the file.
+    /// The model's name; it takes precedence over that in the metadata file.
     pub model_name: Option<String>,
-    /// The model's name on the Hugging Face hub, `org/name`, where its folder is from there: the
-    /// folder's own name is a commit then.
+    /// The model's name on the Hugging Face hub, `org/name`, if it was downloaded from there: then
+    /// the folder's own name is a commit.
     pub model_id: Option<String>,
 }
 
-/// Writes `general.*` but for the file type and the version of quantization, which follow the
-/// architecture's keys. `architecture` is its name in GGUF.
+/// Writes the keys `general.*`, except for the file type and the quantization version, which follow
+/// the architecture's keys. `architecture` is its name in GGUF.
 ///
 /// # Errors
 /// [`crate::Error::Io`] for files that can't be read; [`crate::Error::Format`] for a malformed
-/// metadata file and for sampling settings of the wrong kind. A model card that can't be read and
-/// what has no place in the file is in `notes`.
+/// metadata file and for sampling settings of the wrong kind. An unreadable model card, and values
+/// without a form in the file, are added to `notes`.
 pub(super) fn write(
     metadata: &mut Metadata,
     folder: &Path,
@@ -72,7 +72,7 @@ pub(super) fn write(
     let mut authorship = Authorship::default();
     card::apply(&card::load(folder, notes)?, totals.total, &mut authorship);
     let kept_name = config_json.get("_name_or_path").and_then(Json::as_str);
-    // With more slashes it is a path on somebody's computer.
+    // A name with more slashes is a local path.
     if let Some(name) = kept_name.filter(|name| name.matches('/').count() <= 1) {
         apply_name(name, totals.total, &mut authorship);
     }
@@ -95,7 +95,7 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Fills in what isn't known yet from a model's name.
+/// Fills in facts from a model's name, where they aren't known yet.
 fn apply_name(name: &str, total: i128, authorship: &mut Authorship) {
     let id = model_id::parse(name, total);
     let parts = [
@@ -113,7 +113,7 @@ fn apply_name(name: &str, total: i128, authorship: &mut Authorship) {
     }
 }
 
-/// The last part of the folder's path, also where it is given as `.`.
+/// The last part of the folder's path, even if it is given as `.`.
 fn folder_name(path: &Path) -> String {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
     name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_default()

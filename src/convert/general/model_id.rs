@@ -2,7 +2,7 @@
 //!
 //! Reference: llama.cpp `gguf-py/gguf/metadata.py` (`get_model_id_components`, `id_to_title`).
 
-/// The parts of a name like `org/Base-7B-Instruct-v0.2`; absent where it doesn't say.
+/// The parts of a name such as `org/Base-7B-Instruct-v0.2`; `None` where a part is missing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct ModelId {
     pub(super) name: Option<String>,
@@ -13,22 +13,23 @@ pub(super) struct ModelId {
     pub(super) size_label: Option<String>,
 }
 
-/// What one part of a name is.
+/// The meaning of one part of a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Basename,
     SizeLabel,
     Finetune,
     Version,
-    /// An element type like `F16`: no part of the result.
+    /// An element type such as `F16`, which is left out of the result.
     Type,
 }
 
-/// Takes `id` apart. A size that is far from `total`, the model's own number of elements, is taken
-/// for a context length, and so for a fine-tune's name. The total of an adapter is below zero.
+/// Splits `id` into its parts. A size that is far from `total`, the model's number of elements, is
+/// assumed to be a context length and becomes part of the fine-tune's name. The total of an adapter
+/// is negative.
 pub(super) fn parse(id: &str, total: i128) -> ModelId {
     if id.contains(' ') {
-        // A sentence, not a name of the hub's form.
+        // A sentence, not a name in the hub's form.
         return ModelId { name: Some(id.to_owned()), ..ModelId::default() };
     }
     let (organization, full_name) = match id.split_once('/') {
@@ -48,12 +49,12 @@ pub(super) fn parse(id: &str, total: i128) -> ModelId {
             *part = text;
             kinds.push(kind);
         } else if i > 0 && ["chat", "instruct", "vision", "lora"].iter().any(|w| part.eq_ignore_ascii_case(w)) {
-            // An adapter's file says by its type that it is one.
+            // The type of an adapter's file already says that it is one.
             let says_nothing = total < 0 && part.eq_ignore_ascii_case("lora");
             kinds.push(if says_nothing { Kind::Type } else { Kind::Finetune });
         }
     }
-    // Words like "small" are no size next to a number.
+    // Next to a number, words such as "small" don't give a size.
     let has_number =
         parts.iter().any(|(part, kinds)| kinds.contains(&Kind::SizeLabel) && part.contains(char::is_numeric));
     if has_number {
@@ -111,7 +112,8 @@ pub(super) fn parse(id: &str, total: i128) -> ModelId {
     }
 }
 
-/// `7b` as `7B`, `7b1` as `7.1B`; and whether it can be this model's size.
+/// Formats a size, such as `7b` as `7B` and `7b1` as `7.1B`, and says whether it can be this
+/// model's size.
 fn size(part: &str, total: i128) -> (String, Kind) {
     let mut text: Vec<char> = part.replace('_', ".").chars().collect();
     if let [head @ .., unit, digit] = text.as_slice()
@@ -130,7 +132,8 @@ fn size(part: &str, total: i128) -> (String, Kind) {
     if let (Ok(number), Some(power), true) = (number.parse::<f64>(), power, total != 0) {
         let label = number * 1000f64.powi(power);
         let far = match total {
-            // An adapter need not reach every layer: its model is larger than it says.
+            // An adapter may change only some of the layers, so the model may be larger than
+            // `total` implies.
             ..0 => label < (-total / 8) as f64,
             _ => (label - total as f64).abs() > (7 * total / 8) as f64,
         };
@@ -146,14 +149,14 @@ fn number_text(text: &[char], unit: char) -> String {
     text[..text.len() - 1].iter().copied().chain([unit]).collect()
 }
 
-/// `(v|iter)?\d+([.]\d+)*`, in any case.
+/// Whether `part` matches `(v|iter)?\d+([.]\d+)*`, ignoring case.
 fn is_version(part: &str) -> bool {
     let lower = part.to_ascii_lowercase();
     let digits = lower.strip_prefix("iter").or(lower.strip_prefix('v')).unwrap_or(&lower);
     digits.split('.').all(is_digits)
 }
 
-/// `i?q\d(_\w)*|b?fp?(16|32)`, in any case.
+/// Whether `part` matches `i?q\d(_\w)*|b?fp?(16|32)`, ignoring case.
 fn is_type(part: &str) -> bool {
     let lower = part.to_ascii_lowercase();
     let float = lower.strip_prefix('b').unwrap_or(&lower);
@@ -171,7 +174,8 @@ fn is_type(part: &str) -> bool {
     }
 }
 
-/// `([A]|\d+[x])?\d+([._]\d+)?[KMBT][\d]?|small|mini|medium|large|x?xl`, in any case.
+/// Whether `part` matches `([A]|\d+[x])?\d+([._]\d+)?[KMBT][\d]?|small|mini|medium|large|x?xl`,
+/// ignoring case.
 fn is_size(part: &str) -> bool {
     let lower = part.to_ascii_lowercase();
     if ["small", "mini", "medium", "large", "xl", "xxl"].contains(&lower.as_str()) {
@@ -195,7 +199,7 @@ fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// A name as a title: hyphens become spaces, words in small letters get a capital, versions and
+/// Formats a name as a title: hyphens become spaces, lowercase words are capitalized, versions and
 /// numbers stay.
 pub(super) fn title(id: &str) -> String {
     let words: Vec<String> = id
@@ -208,7 +212,8 @@ pub(super) fn title(id: &str) -> String {
             if !lower || version || word.starts_with(|c: char| c.is_ascii_digit()) {
                 return word.to_owned();
             }
-            // A capital wherever letters begin: "llama3x" is "Llama3X", as Python's title() has it.
+            // A capital where letters begin, also within a word: "llama3x" becomes "Llama3X", as
+            // with Python's title().
             let mut after_letter = false;
             let mut titled = String::with_capacity(word.len());
             for c in word.chars() {
@@ -224,8 +229,8 @@ pub(super) fn title(id: &str) -> String {
     words.join(" ")
 }
 
-/// The capital of a word's first letter. Where it is several letters (that of "ß" is "SS"), only
-/// the first of them stays one.
+/// The capital form of a word's first letter. If that is several letters ("SS" for "ß"), only the
+/// first of them stays a capital.
 fn capital(c: char) -> impl Iterator<Item = char> {
     let mut upper = c.to_uppercase();
     upper.next().into_iter().chain(upper.flat_map(char::to_lowercase))

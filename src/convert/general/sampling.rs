@@ -1,4 +1,4 @@
-//! `general.sampling.*`: how the makers of a model want it sampled.
+//! The keys `general.sampling.*`: the sampling settings that a model's makers recommend.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/metadata.py` (`load_generation_config`, `Metadata.load`).
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Metadata, Value};
 
-/// A key's value in the file.
+/// The type of a key's value in the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
@@ -17,8 +17,8 @@ enum Kind {
     Number,
 }
 
-/// Names in generation_config.json, in the order in which they are looked up; the key without
-/// `general.sampling.`; its kind. In the order in which keys are written.
+/// Names in generation_config.json, in order of precedence; the key without `general.sampling.`;
+/// its type. The rows are in the order of writing.
 const KEYS: &[(&[&str], &str, Kind)] = &[
     (&["sequence"], "sequence", Kind::Text),
     (&["top_k"], "top_k", Kind::Whole),
@@ -34,8 +34,8 @@ const KEYS: &[(&[&str], &str, Kind)] = &[
     (&["mirostat_eta"], "mirostat_eta", Kind::Number),
 ];
 
-/// Writes the keys: those of `file`, a metadata file, where it has them, otherwise those of the
-/// folder's generation_config.json.
+/// Writes the keys, from the metadata file `file` where it has them, otherwise from the folder's
+/// generation_config.json.
 pub(super) fn write(
     metadata: &mut Metadata,
     folder: &Path,
@@ -81,24 +81,24 @@ pub(super) fn write(
     Ok(())
 }
 
-/// The same settings as fields of a generation_config.json.
+/// Converts the keys back to fields of a generation_config.json.
 pub(crate) fn fields(metadata: &Metadata) -> Map<String, Json> {
     let mut fields = Map::new();
     for (names, key, _) in KEYS {
         let value = match metadata.get(&format!("general.sampling.{key}")) {
             Some(Value::String(text)) => String::from_utf8_lossy(text).into_owned().into(),
             Some(Value::I32(number)) => (*number).into(),
-            // The shortest decimal that gives the number back.
+            // The shortest decimal that parses to the same number.
             Some(Value::F32(number)) => number.to_string().parse::<f64>().map_or(Json::Null, Json::from),
             _ => continue,
         };
-        // The last name is transformers' own where there are two.
+        // Where a key has two names, the last is transformers' own.
         fields.insert(names.last().copied().unwrap_or_default().to_owned(), value);
     }
     fields
 }
 
-/// A file that isn't there, or isn't JSON, recommends nothing.
+/// A missing file, or one that isn't JSON, gives no settings.
 fn generation_config(path: &PathBuf, notes: &mut Vec<String>) -> Result<Map<String, Json>> {
     if !path.is_file() {
         return Ok(Map::default());

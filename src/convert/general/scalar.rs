@@ -1,10 +1,10 @@
-//! What scalars without quotes are in YAML 1.1: null, truth values, numbers, dates, or text.
+//! The meaning of unquoted scalars in YAML 1.1: null, booleans, numbers, dates, or text.
 //!
 //! Reference: PyYAML 6.0.3 `resolver.py` (the implicit resolvers) and `constructor.py`.
 
 use super::yaml::{Node, Typed};
 
-/// The value of a scalar without quotes or tag, by YAML 1.1.
+/// The value of an unquoted scalar without a tag, by YAML 1.1.
 pub(super) fn plain(text: &str) -> Result<Node, String> {
     let typed = match text {
         "" | "~" | "null" | "Null" | "NULL" => return Ok(Node::Null),
@@ -20,7 +20,7 @@ pub(super) fn plain(text: &str) -> Result<Node, String> {
     })
 }
 
-/// Sign and the rest.
+/// Splits off the sign.
 fn signed(text: &str) -> (f64, &str) {
     match text.strip_prefix('-') {
         Some(rest) => (-1.0, rest),
@@ -28,7 +28,7 @@ fn signed(text: &str) -> (f64, &str) {
     }
 }
 
-/// Digits and underscores, a digit first.
+/// Whether `text` is a digit, followed by digits and underscores.
 fn is_number(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_digit()) && is_digits(text)
 }
@@ -37,7 +37,8 @@ fn is_digits(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit() || b == b'_')
 }
 
-/// `0` to `59`, with one digit or two: what follows a colon in numbers to the base 60.
+/// Whether `text` is `0` to `59`, in one or two digits: such parts follow colons in base-60
+/// numbers.
 fn is_sixty(text: &str) -> bool {
     text.len() <= 2 && !text.is_empty() && text.parse::<u8>().is_ok_and(|n| n < 60) && !text.starts_with('+')
 }
@@ -58,7 +59,7 @@ fn float(text: &str) -> Option<f64> {
         None => (fraction, None),
     };
     let fits = match whole {
-        // Without digits before the point there is no sign, and a digit after it.
+        // A number that begins with the point has no sign, and a digit after the point.
         "" => rest.len() == text.len() && is_number(fraction),
         whole => is_number(whole) && is_digits(fraction),
     };
@@ -100,12 +101,12 @@ fn radix(digits: &str, without_bars: &str, base: u32) -> Option<f64> {
     fits.then(|| fold(without_bars.get(2..).unwrap_or_default(), base))
 }
 
-/// Exact up to 2^53, and far above any limit that matters beyond.
+/// The value of `digits`. It is exact up to 2^53, and precise enough above.
 fn fold(digits: &str, base: u32) -> f64 {
     digits.chars().fold(0.0, |sum, c| sum * f64::from(base) + f64::from(c.to_digit(base).unwrap_or(0)))
 }
 
-/// `2024-01-31`, and the same with a time.
+/// Recognizes `2024-01-31`, also with a time.
 fn date(text: &str) -> Option<Typed> {
     let digits = |text: &str, lens: std::ops::RangeInclusive<usize>| {
         lens.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())

@@ -1,4 +1,4 @@
-//! What a model or an adapter is for, in a sentence or two: from its card.
+//! A summary of what a model or an adapter is for, in a sentence or two, from its card.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,9 +8,9 @@ use super::card::{self, MAX_BYTES};
 use super::yaml::Node;
 use crate::error::{IoContext, Result};
 
-/// What the README.md in `folder` says of itself: `description` at its head, or else the first paragraph
-/// of text. Titles, lists, tables, pictures and comments are none, and nor is what Hugging Face's
-/// templates leave to be filled in. A head that can't be read leaves a note.
+/// The summary in the README.md of `folder`: the `description` in its front matter, or else the first paragraph of
+/// text. Titles, lists, tables, pictures, comments and unedited parts of Hugging Face's templates don't count as text.
+/// Front matter that can't be read gets a note.
 ///
 /// # Errors
 /// [`crate::Error::Io`].
@@ -29,7 +29,7 @@ pub fn summary(folder: &Path, notes: &mut Vec<String>) -> Result<Option<String>>
     Ok(first_paragraph(&String::from_utf8_lossy(&bytes)))
 }
 
-/// Beginnings of sentences that Hugging Face's and PEFT's templates of model cards have in them, whatever the model.
+/// Beginnings of sentences in the model card templates of Hugging Face and PEFT, which say nothing about the model.
 const BOILERPLATE: [&str; 5] = [
     "This modelcard aims to be a base template",
     "Users (both direct and downstream) should be made aware",
@@ -42,12 +42,12 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The first run of lines that are running text, on one line.
+/// The first run of lines with running text, joined into one line.
 fn first_paragraph(text: &str) -> Option<String> {
     let mut lines = text.lines().peekable();
     if lines.peek() == Some(&"---") {
         lines.next();
-        // The line of dashes that ends the head goes with it.
+        // Skip the line of dashes that ends the front matter.
         lines.by_ref().find(|line| *line == "---");
     }
     let (mut paragraph, mut comment, mut code) = (Vec::new(), false, false);
@@ -67,7 +67,7 @@ fn first_paragraph(text: &str) -> Option<String> {
     (!paragraph.is_empty()).then(|| one_line(&paragraph.join(" ")))
 }
 
-/// Whether a line begins like a sentence and isn't a place that a template leaves empty.
+/// Whether a line begins like a sentence and isn't a placeholder of a template.
 fn is_running_text(line: &str) -> bool {
     let marked = ["#", "-", "*", "+", ">", "|", "<", "!", "[!", "```", "~~~", "===", "---"];
     let of_template = |line: &str| {
@@ -80,7 +80,7 @@ fn is_running_text(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// What PEFT writes beside an adapter, as far as it has text.
+    /// The text of the card that PEFT saves with an adapter.
     const UNEDITED: &str = "---\nbase_model: some/base\nlibrary_name: peft\n---\n\n# Model Card for Model ID\n\n\
         <!-- Provide a quick summary of what the model is/does. -->\n\n\n\n## Model Details\n\n### Model Description\n\n\
         <!-- Provide a longer summary of what this model is. -->\n\n[More Information Needed]\n\n\

@@ -1,4 +1,5 @@
-//! `general.*` key by key against what llama.cpp's converter makes of the same cards and names.
+//! Compares the keys `general.*` with those that llama.cpp's converter writes for the same cards
+//! and names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,15 @@ use super::{GeneralOptions, TensorTotals, write};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, Value, ValueType};
 
-/// `fixtures/general/cases.json`, or the file of other cases of the same form that the environment
-/// names.
+/// The cases in `fixtures/general/cases.json`, or in another file of the same form, given by an
+/// environment variable.
 fn cases() -> serde_json::Map<String, Json> {
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/general/cases.json");
     let path = std::env::var_os("ATOMBANK_GENERAL_CASES").map_or(kept, PathBuf::from);
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Lays the case's folder and writes its keys: those, and the notes.
+/// Makes the case's folder and writes its keys. Returns these and the notes.
 fn run(case: &Json) -> Result<(Metadata, Vec<String>)> {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join(case["folder"].as_str().unwrap());
@@ -49,7 +50,7 @@ fn run(case: &Json) -> Result<(Metadata, Vec<String>)> {
     Ok((metadata, notes))
 }
 
-/// A value as the cases describe it; numbers as f64.
+/// A value in the form that the cases use, with numbers as f64.
 fn described(value: &Value) -> (Json, Json) {
     let text = |bytes: &[u8]| Json::from(std::str::from_utf8(bytes).unwrap());
     let name = |kind: ValueType| kind.to_string().to_uppercase();
@@ -88,7 +89,7 @@ fn keys_equal_the_reference_in_type_value_and_order() {
             })
             .collect();
         let noted = notes.iter().any(|note| note.contains("README.md: model card: expected YAML"));
-        // Where upstream ends with an exception, the card alone is left out, and that is said.
+        // Where the reference fails with an exception, only the card is left out, with a note.
         if Json::from(found.clone()) != case["keys"] || case["raises"].is_string() && !noted {
             wrong += 1;
             println!("{name}: {case:#}\nfound {:#}\nnotes {notes:?}", Json::from(found));
@@ -101,7 +102,7 @@ fn card(yaml: &str) -> Json {
     json!({"folder": "model", "readme": format!("---\n{yaml}---\n"), "totals": [0, 0, 0, 0]})
 }
 
-/// Keys but for architecture, type and name, and what the notes say after the file's name.
+/// All keys except architecture, type and name, and the notes without the file's name.
 fn shown(case: &Json) -> (Vec<String>, Vec<String>) {
     let (metadata, notes) = run(case).unwrap();
     let keys = metadata.iter().skip(3).map(|(key, value)| format!("{key} {value}")).collect();

@@ -1,4 +1,4 @@
-//! How large a model is: elements of all tensors, of experts and of the rest.
+//! Sizes of models: numbers of elements in all tensors, in experts and in the rest.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/gguf_writer.py` (`get_total_parameter_count`) and `utility.py`
 //! (`size_label`, `model_weight_count_rounded_notation`).
@@ -8,21 +8,21 @@ use crate::plan::Plan;
 /// Numbers of elements of an output's tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct TensorTotals {
-    /// Of all tensors; below zero for an adapter, which says little about its model.
+    /// Elements of all tensors; negative for an adapter, which says little about its model's size.
     pub(crate) total: i128,
-    /// Of all tensors that are not stacks of experts.
+    /// Elements of all tensors that aren't stacks of experts.
     pub(crate) shared: i128,
-    /// Of one expert, over all layers.
+    /// Elements of one expert, over all layers.
     pub(crate) expert: i128,
-    /// Experts a layer, on average and rounded down.
+    /// Experts per layer: the average, rounded down.
     pub(crate) experts: i128,
 }
 
 impl TensorTotals {
-    /// Counts the tensors of `plan`, whose names are those of GGUF.
+    /// Counts the tensors of `plan`, which have GGUF's names.
     ///
-    /// The two factors of a LoRA count as the weight that they change; where they don't follow each
-    /// other nothing is counted.
+    /// The two factors of a LoRA count as the weight that they change. If they don't follow each other, nothing is
+    /// counted.
     pub(crate) fn of(plan: &Plan) -> Self {
         Self::count(plan.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())))
     }
@@ -43,7 +43,7 @@ impl TensorTotals {
                 }
             }
             let size: i128 = dims.iter().product();
-            // Counted from the end: a stack has experts before rows and columns.
+            // Counted from the end: the dimension of experts comes before rows and columns.
             let from_end = if name.contains(".bias") { 2 } else { 3 };
             let stacked = dims.len().checked_sub(from_end).and_then(|at| dims.get(at)).filter(|&&count| count > 0);
             match stacked {
@@ -63,7 +63,7 @@ impl TensorTotals {
         totals
     }
 
-    /// The size for readers: `1.3M`, `8.0B`, `8x7.3B` for experts; `None` for an adapter or nothing.
+    /// The size for readers: `1.3M`, `8.0B`, `8x7.3B` with experts; `None` for an adapter and for no tensors.
     pub(super) fn label(&self) -> Option<String> {
         match self {
             Self { total: ..=0, .. } => None,
@@ -75,7 +75,7 @@ impl TensorTotals {
     }
 }
 
-/// A number of elements with two digits at least.
+/// A number of elements, rounded to at least two digits.
 fn rounded(elems: i128) -> String {
     let total = elems as f64;
     let (scaled, suffix) = match total {

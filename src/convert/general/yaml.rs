@@ -1,7 +1,7 @@
 //! YAML of model cards, with the types that PyYAML's safe loader gives it.
 //!
-//! saphyr-parser reads YAML 1.2 and hands out scalars as text. What a plain scalar means follows
-//! YAML 1.1 here, since that is what llama.cpp's converter sees: `no` is false, `1.10` a number,
+//! saphyr-parser reads YAML 1.2 and returns scalars as text. The meaning of a plain scalar follows
+//! YAML 1.1 here, because llama.cpp's converter reads that: `no` is false, `1.10` a number,
 //! `2024-01-31` a date.
 //!
 //! Reference: PyYAML 6.0.3 `resolver.py`, `constructor.py` (`SafeConstructor`).
@@ -14,36 +14,36 @@ use serde_json::Value as Json;
 use super::mend;
 use super::scalar::plain;
 
-/// Lists and mappings within each other: a card needs five.
+/// The deepest nesting of lists and mappings: a card needs five levels.
 const MAX_DEPTH: usize = 64;
 
-/// Values of a card, aliases counted as often as they stand. Cards with benchmark tables have tens
+/// The most values in a card, counting every use of an alias. Cards with benchmark tables have tens
 /// of thousands.
 const MAX_NODES: usize = 1 << 20;
 
-/// A value.
+/// A YAML value.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Node {
     Null,
     Text(String),
-    /// What isn't text to a YAML reader, and how it stands in the file.
+    /// A value that isn't text in YAML, and its spelling in the file.
     Typed(Typed, String),
     List(Vec<Node>),
     Map(Map),
 }
 
-/// What a plain scalar is, where it isn't text.
+/// The type and value of a plain scalar that isn't text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Typed {
     Bool(bool),
-    /// Cut off at the limits of 64 bits.
+    /// An integer, clamped to 64 bits.
     Int(i64),
     Float(f64),
     /// A date, or bytes.
     Other,
 }
 
-/// A mapping. Keys that aren't text are of no use here and are left out.
+/// A mapping. Keys that aren't text are left out, because nothing uses them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Map(Vec<(String, Node)>);
 
@@ -54,7 +54,7 @@ impl Map {
 }
 
 impl FromIterator<(String, Node)> for Map {
-    /// The last of several equal keys stands, at the first one's place.
+    /// Of several equal keys, the last value wins, at the position of the first.
     fn from_iter<I: IntoIterator<Item = (String, Node)>>(pairs: I) -> Self {
         let mut places: HashMap<String, usize> = HashMap::new();
         let mut entries: Vec<(String, Node)> = Vec::new();
@@ -72,7 +72,7 @@ impl FromIterator<(String, Node)> for Map {
 }
 
 impl Node {
-    /// What Python takes for false.
+    /// Whether Python treats it as false.
     pub(super) fn is_falsy(&self) -> bool {
         match self {
             Node::Null => true,
@@ -95,7 +95,7 @@ impl Node {
     }
 }
 
-/// A value of a JSON file, which has fewer types.
+/// Converts a value of a JSON file, which has fewer types.
 impl From<&Json> for Node {
     fn from(json: &Json) -> Self {
         match json {
@@ -115,7 +115,7 @@ impl From<&Json> for Node {
     }
 }
 
-/// The one document in `text`; what is wrong with it otherwise, in a few words.
+/// Parses the only document in `text`. The error says in a few words what is wrong.
 pub(super) fn parse(text: &str) -> Result<Node, String> {
     let straight = Loader::load(text);
     straight.or_else(|first| match mend::mended(text) {
@@ -154,7 +154,7 @@ impl<'a> Loader<'a> {
     fn next(&mut self) -> Result<Event<'a>, String> {
         match self.events.next_event() {
             Some(Ok((event, _))) => Ok(event),
-            // Lines are counted from the file's first, which is the one before the YAML.
+            // Line numbers count from the file's first line, which comes before the YAML.
             Some(Err(e)) => Err(format!("{} in line {}", e.info(), e.marker().line().saturating_add(1))),
             None => Ok(Event::StreamEnd),
         }
@@ -208,7 +208,7 @@ impl<'a> Loader<'a> {
             let merges = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "<<");
             let key = match event {
                 Event::MappingEnd => break,
-                // PyYAML's one use of it: a key like any other.
+                // PyYAML treats it as a key like any other.
                 Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "=" => {
                     self.spend(1)?;
                     Node::Text("=".to_owned())
@@ -220,7 +220,7 @@ impl<'a> Loader<'a> {
             match (merges, key, value) {
                 (true, _, Node::Map(map)) => merged.extend(map.0),
                 (true, _, Node::List(maps)) => {
-                    // The first of the list prevails: it comes last.
+                    // The first mapping of the list takes precedence, so it is applied last.
                     for map in maps.into_iter().rev() {
                         let Node::Map(map) = map else { return Err("a merge of what is no mapping".to_owned()) };
                         merged.extend(map.0);
@@ -236,7 +236,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Refuses tags of collections other than the plain ones.
+/// Refuses tags of collections, except the plain ones.
 fn collection(tag: Option<&Tag>, name: &str) -> Result<(), String> {
     match tag {
         Some(tag) if !(tag.is_yaml_core_schema() && tag.suffix == name || is_plain(tag)) => unknown(tag),
@@ -248,7 +248,7 @@ fn unknown<T>(tag: &Tag) -> Result<T, String> {
     Err(format!("the tag {}{}, which says nothing here", tag.handle, tag.suffix))
 }
 
-/// The tag `!`: no type in particular.
+/// Whether the tag is `!`, which specifies no type.
 fn is_plain(tag: &Tag) -> bool {
     tag.handle.is_empty() && tag.suffix == "!"
 }

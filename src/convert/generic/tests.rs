@@ -9,7 +9,7 @@ use crate::Error;
 use crate::formats::gguf::{self, GgufFile};
 use crate::formats::safetensors::SafetensorsFile;
 
-/// Every type of safetensors.
+/// All types of safetensors.
 const DTYPES: [&str; 19] = [
     "F32",
     "F16",
@@ -32,12 +32,12 @@ const DTYPES: [&str; 19] = [
     "F8_E5M2FNUZ",
 ];
 
-/// Name, type, shape, and a number that its bytes follow from.
+/// Name, type, shape, and a seed for the bytes.
 type Tensor = (String, &'static str, Vec<usize>, u8);
 
 fn bytes_of((_, dtype, shape, seed): &Tensor) -> Vec<u8> {
     let len = shape.iter().product::<usize>() * DType::from_safetensors(dtype).unwrap().block_bytes();
-    // Below 0x40: no float of these bytes is a NaN or an infinity.
+    // Bytes below 0x40, with which no float is a NaN or an infinity.
     (0..len).map(|i| (i as u8).wrapping_mul(37).wrapping_add(*seed) & 0x3f).collect()
 }
 
@@ -80,7 +80,7 @@ fn read_gguf(path: &Path) -> (Metadata, Plan) {
     (metadata, Plan::taking(&source))
 }
 
-/// From the folder to GGUF and to another folder.
+/// Converts the folder to GGUF, and that to another folder.
 fn round_trip(folder: &Path, outtype: Option<DType>) -> (tempfile::TempDir, Metadata, Plan) {
     let out = tempfile::tempdir().unwrap();
     let weights = opened(folder);
@@ -95,7 +95,7 @@ fn round_trip(folder: &Path, outtype: Option<DType>) -> (tempfile::TempDir, Meta
     (out, metadata, plan)
 }
 
-/// What a folder holds: name, type, shape and bytes of each tensor, by name.
+/// The content of a folder: name, type, shape and bytes of each tensor, sorted by name.
 fn contents(folder: &Path) -> Vec<(String, DType, Vec<usize>, Vec<u8>)> {
     let file = SafetensorsFile::open(&folder.join("model.safetensors")).unwrap();
     let mut tensors: Vec<_> = file

@@ -20,24 +20,24 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/lora")
 }
 
-/// The fixtures' base with these weights at hand, changed as asked.
+/// The fixtures' base with these weights available, and its config changed by `change`.
 fn base_with(weights: Plan, change: impl FnOnce(&mut Config)) -> LoraBase {
     let mut config = read_json_object(&fixtures().join("base/config.json")).unwrap();
     change(&mut config);
     LoraBase::new(&fixtures().join("base"), config, weights).unwrap()
 }
 
-/// The fixtures' base, as far as its config says what it is.
+/// The fixtures' base from its config alone, without weights.
 fn config() -> LoraBase {
     base_with(Plan::default(), |_| ())
 }
 
-/// The fixtures' base, with its embeddings at hand.
+/// The fixtures' base, with its embeddings available.
 fn base() -> LoraBase {
     base_with(taking(&fixtures().join("base/embeddings.safetensors")), |_| ())
 }
 
-/// What adapter_config.json says of a module: its rank, and its scale times that.
+/// A module's rank and alpha (its scale times its rank) by adapter_config.json.
 fn rank_and_alpha(folder: &Path, module: &str) -> (usize, f64) {
     let changes = AdapterFiles::find(folder).unwrap().changes(&config().base()).unwrap();
     let of = |(name, change): &(String, Change)| match change {
@@ -61,7 +61,7 @@ fn write_gguf(metadata: &Metadata, plan: &Plan, path: &Path) {
     staging.commit().unwrap();
 }
 
-/// The GGUF of a case, written and opened.
+/// The GGUF file of a case, written and opened again.
 fn converted(case: &str, outtype: OutType) -> (tempfile::TempDir, Metadata, Plan) {
     let dir = tempfile::tempdir().unwrap();
     let (metadata, plan, notes) = to_gguf(&fixtures().join(case), &base().base(), outtype).unwrap();
@@ -118,7 +118,7 @@ fn files_equal_the_reference_where_that_is_right() {
     }
 }
 
-/// `scale * (b @ a)` in f64.
+/// The update `scale * (b @ a)` in f64.
 fn update(scale: f64, b: &PlannedTensor, a: &PlannedTensor) -> Vec<f64> {
     let (rank, d_in) = (a.shape[0], a.shape[1]);
     let (b, a) = (b.read().unwrap(), a.read().unwrap());
@@ -147,7 +147,7 @@ fn llama_cpps_one_scale_gives_every_module_the_update_that_peft_computes() {
             let b = plan.get(&format!("{}.lora_b", weight.name)).unwrap();
             let rank = b.shape[1];
             let b = PlannedTensor { expr: weight.order.to_hf(b.expr.clone()), ..b.clone() };
-            // src/llama-adapter.h, get_scale.
+            // As in src/llama-adapter.h, get_scale.
             let scale = if alpha == 0.0 { 1.0 } else { alpha / rank as f64 };
             let (found, expected) = (update(scale, &b, a), delta.read().unwrap());
             let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -169,7 +169,8 @@ fn scales_that_one_alpha_can_say_leave_the_factors_as_they_are() {
     assert_eq!(bytes_of(plan.get("blk.1.attn_v.weight.lora_b").unwrap()), bytes_of(v));
 }
 
-/// Factors by name: type, shape and bytes; whole weights, which an adapter only repeats, left out.
+/// Type, shape and bytes of factors, by name. Whole weights are left out, because they repeat the
+/// base's.
 fn factors_of(plan: &Plan) -> BTreeMap<String, (DType, Vec<usize>, Vec<u8>)> {
     let factors = plan.tensors.iter().filter(|t| t.name.contains(".lora_"));
     factors.map(|t| (t.name.clone(), (t.dtype, t.shape.clone(), bytes_of(t)))).collect()
@@ -228,7 +229,7 @@ fn a_file_without_alpha_has_a_scale_of_one() {
     assert_eq!(unpacked.notes, ["key \"general.tags\" is left out: the folder has no place for it"]);
 }
 
-/// A copy of a case with tensors renamed, reshaped in their headers, or with other settings.
+/// A copy of a case with tensors renamed in its header, and with other settings.
 fn changed(case: &str, settings: Json, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let folder = fixtures().join(case);
@@ -291,7 +292,7 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
     }
 }
 
-/// A copy of the plain LoRA with other settings and more tensors of counted values.
+/// A copy of the plain LoRA with other settings and additional tensors.
 fn plain_with(settings: Json, more: &[(String, &[usize])]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let from = fixtures().join("plain");
@@ -361,7 +362,7 @@ fn changes_that_have_no_factors_are_refused_by_the_weight_that_they_change() {
         let error = to_gguf(&dir.path().join("adapter"), &base().base(), OutType::F32).unwrap_err().to_string();
         assert!(error.contains(expected), "{settings}: {error}");
     }
-    // A bias that the base has: PEFT replaces it, and a GGUF adapter has no place for that.
+    // PEFT replaces a bias that the base has; a GGUF adapter can't store that.
     let with_biases = base_with(Plan::default(), |config| drop(config.insert("attention_bias".into(), true.into())));
     let dir = plain_with(json!({"bias": "lora_only"}), &[(of_q("base_layer.bias"), &[32])]);
     let error = to_gguf(&dir.path().join("adapter"), &with_biases.base(), OutType::F32).unwrap_err().to_string();
@@ -395,7 +396,8 @@ fn settings_that_ask_for_more_than_factors_are_refused_by_the_field() {
         let error = converted(&settings).unwrap_err().to_string();
         assert!(error.contains(expected), "{settings}: {error}");
     }
-    // Biases are asked for and the file has none, as of a base without any; initial values that leave the base alone.
+    // These settings are accepted: biases that the file doesn't contain, because the base has none,
+    // and initialisations that leave the base unchanged.
     let (_, plain, _) = converted(&json!({})).unwrap();
     for settings in [
         json!({"bias": "all"}),
@@ -410,7 +412,7 @@ fn settings_that_ask_for_more_than_factors_are_refused_by_the_field() {
 
 #[test]
 fn a_factor_without_its_partner_is_named() {
-    // The other module of the base has one factor alone, and so has this one.
+    // Here another module also has only one of its two factors.
     for (factor, missing) in [("lora_A", "lm_head.lora_B"), ("lora_B", "layers.1.self_attn.q_proj.lora_B")] {
         let from = format!("model.layers.1.self_attn.q_proj.{factor}");
         let dir = changed("plain", json!({}), |name| name.replace(&from, &format!("lm_head.{factor}")));

@@ -1,7 +1,7 @@
-//! config.json out of metadata keys: [`crate::convert::keys`] read backwards.
+//! Makes config.json from metadata keys: the reverse of [`crate::convert::keys`].
 //!
-//! Fields that no key holds follow from the tensors that are there (biases, tied embeddings), from
-//! what llama.cpp computes for the architecture, or are left to transformers' defaults.
+//! Fields without a key are derived from the tensors (biases, tied embeddings), or get the value
+//! that llama.cpp assumes for the architecture, or are left to transformers' defaults.
 
 use std::collections::HashSet;
 
@@ -12,11 +12,11 @@ use crate::arch::{Assumed, Config, Extra, Family, GgufContents, Key, Presence};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 
-/// Keys of an architecture that change nothing in its config.
+/// Keys of an architecture that don't affect its config.
 const WITHOUT_FIELD: &[&str] = &["vocab_size", "rope.dimension_count", "tensor_data_layout"];
 
 /// The config of a model with these keys and tensors. `vocab_size` is the number of rows of its
-/// embedding, `rope_freqs` the divisors of its rotary frequencies where it has any.
+/// embeddings, `factors` the tensors that scale its rotary frequencies.
 pub(super) fn config(
     family: &Family,
     found: &GgufContents,
@@ -42,7 +42,7 @@ pub(super) fn config(
     Ok(writer.config)
 }
 
-/// The tensors that GGUF has instead of fields.
+/// Tensors that GGUF stores in place of config fields.
 #[derive(Default)]
 pub(super) struct RopeFactors {
     pub(super) freqs: Option<Vec<f32>>,
@@ -54,9 +54,9 @@ struct Writer<'a> {
     family: &'a Family,
     metadata: &'a Metadata,
     config: Config,
-    /// Keys that have been read, without the architecture before them.
+    /// Keys that were read, without the architecture prefix.
     taken: HashSet<String>,
-    /// What will be `rope_scaling`.
+    /// The future content of `rope_scaling`.
     scaling: Map<String, Json>,
 }
 
@@ -70,7 +70,7 @@ impl Writer<'_> {
         self.family.has_field(field)
     }
 
-    /// The field that the class calls the first of these.
+    /// The first of these names that is a field of the class.
     fn field(&self, names: &[&'static str]) -> Option<&'static str> {
         names.iter().copied().find(|name| self.has_field(name))
     }
@@ -124,7 +124,7 @@ impl Writer<'_> {
                 let value = self.truth(name)?.unwrap_or(default);
                 self.put(field, json!(value));
             }
-            // What is always the same says nothing.
+            // Constants don't affect the config.
             Key::Text(name, _) | Key::Const(name, _) | Key::Flag(name, _) => {
                 self.full(name);
             }
@@ -160,7 +160,7 @@ impl Writer<'_> {
                     self.put("head_dim", json!(width));
                 }
             }
-            // Needs the heads' width: see `rope`.
+            // `rope` handles this, because it needs the width of a head.
             Key::RopePart => {
                 self.full("rope.dimension_count");
             }
@@ -204,7 +204,7 @@ impl Writer<'_> {
                     self.put("is_causal", json!(false));
                 }
             }
-            // A folder of its own: see `restore`.
+            // Pooling becomes a separate folder: see `pooling` in `restore`.
             Key::Pooling => {
                 self.full("pooling_type");
             }
@@ -223,7 +223,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// What llama.cpp takes for counts that are not there.
+    /// Fills in the counts that llama.cpp derives where their keys are missing.
     fn heads(&mut self) -> Result<()> {
         let key = format!("{}.attention.head_count", self.family.gguf);
         let heads = self.metadata.u32(&key)?;
@@ -238,7 +238,7 @@ impl Writer<'_> {
         }
         let width = self.config.get("hidden_size").and_then(Json::as_u64);
         let defaults = self.family.default_fields();
-        // transformers takes a number of its own where llama.cpp divides.
+        // llama.cpp divides the hidden size by the heads; the class has a fixed default instead.
         let fixed = defaults.get("head_dim").is_some_and(Json::is_number);
         if let (true, false, Some(width)) = (fixed, self.config.contains_key("head_dim"), width) {
             self.put("head_dim", json!(width / u64::from(heads)));
@@ -246,7 +246,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Fields that follow from which tensors are there.
+    /// Sets the flags that follow from which tensors exist.
     fn flags(&mut self, found: &GgufContents) {
         let defaults = self.family.default_fields();
         let mut flags: Vec<(&str, bool)> = Vec::new();
@@ -262,7 +262,7 @@ impl Writer<'_> {
             }
             match tensor.presence {
                 Presence::If(field) => note(field, here("weight")),
-                // A key of its own says so where there is one.
+                // Unless a key has set the field already.
                 Presence::Unless(field) if !self.config.contains_key(field) => note(field, !here("weight")),
                 _ => {}
             }
@@ -272,7 +272,7 @@ impl Writer<'_> {
                 self.put(field, json!(value));
             }
         }
-        // Without an output head of its own a model can only use its embeddings.
+        // A model without a separate output head can only use its embeddings.
         if self.has_field("tie_word_embeddings") && !self.config.contains_key("tie_word_embeddings") {
             self.put("tie_word_embeddings", json!(true));
         }
@@ -307,7 +307,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Scaling of rotary frequencies, and the part of a head that is rotated.
+    /// Sets the scaling of rotary frequencies, and the part of a head that is rotated.
     fn rope(&mut self, factors: &RopeFactors, notes: &mut Vec<String>) -> Result<()> {
         let heads = u64::from(self.metadata.u32(&format!("{}.attention.head_count", self.family.gguf))?);
         let field = |config: &Config, name: &str| config.get(name).and_then(Json::as_u64);
@@ -353,7 +353,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Fields without a key whose default isn't what llama.cpp computes with.
+    /// Sets fields without a key whose default isn't the value that llama.cpp assumes.
     fn assumed(&mut self) {
         let defaults = self.family.default_fields();
         for Assumed { field, values, .. } in self.family.assumed {
@@ -366,11 +366,12 @@ impl Writer<'_> {
         }
     }
 
-    /// What single architectures have of their own.
+    /// Sets fields that only some architectures have.
     fn own(&mut self, found: &GgufContents) -> Result<()> {
         let number = |config: &Config, field: &str| config.get(field).and_then(Json::as_u64).unwrap_or_default();
         if self.has_field("query_pre_attn_scalar") {
-            // llama.cpp knows the 27B models by their layers; all others scale by a head's width.
+            // llama.cpp recognizes the 27B models by their number of layers; all others scale by a
+            // head's width.
             let layers = number(&self.config, "num_hidden_layers");
             let wide = matches!((self.family.gguf, layers), ("gemma2", 46) | ("gemma3", 62));
             let heads = number(&self.config, "num_attention_heads").max(1);
@@ -411,7 +412,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Refuses a key of the architecture that nothing has read: it may change what the model
+    /// Refuses a key of the architecture that wasn't read, because it may change what the model
     /// computes.
     fn refuse_unread(&self) -> Result<()> {
         let prefix = format!("{}.", self.family.gguf);
@@ -430,7 +431,7 @@ impl Writer<'_> {
     }
 }
 
-/// A float32 as the shortest decimal that gives it back: 1e-6, not 9.99999997e-7.
+/// A float32 as the shortest decimal that parses to it: 1e-6, not 9.99999997e-7.
 fn decimal(value: f32) -> Json {
     json!(value.to_string().parse::<f64>().unwrap_or(f64::from(value)))
 }

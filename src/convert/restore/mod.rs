@@ -1,7 +1,7 @@
-//! GGUF files back to Hugging Face folders: config, tensors, tokenizer, generation config.
+//! Converts GGUF files back to Hugging Face folders: config, tensors, tokenizer, generation config.
 //!
-//! The tables of [`crate::arch`] are read backwards. Whatever a file has and nothing reads is
-//! refused by name where it may change what the model computes, and named in a note otherwise.
+//! It applies the tables of [`crate::arch`] in reverse. Keys and tensors that nothing reads are refused by name if they
+//! may change what the model computes, and named in a note otherwise.
 
 mod config;
 mod tensors;
@@ -24,15 +24,15 @@ use crate::output::Output;
 use crate::plan::{Plan, PlannedTensor, TensorRef};
 use crate::tokenizer::{self, Vocab};
 
-/// The config of the folder that `model` goes back to, and that folder, in which it is config.json; `None` where this crate has no table for its architecture.
+/// The config and the folder to which `model` is converted back; the folder contains the config as config.json. `None`
+/// if this crate has no table for the architecture.
 ///
-/// Tensors get `outtype`, or, without one, the types that lose nothing: plain ones as they are,
-/// quantized ones as F16.
+/// Tensors get the type `outtype`. Without it, they get types that lose nothing: plain types stay, and quantized ones
+/// become F16.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for a key or a tensor that no table knows,
-/// [`crate::Error::Mismatch`] for tensors that don't fit the keys, [`crate::Error::Format`] for keys
-/// of the wrong type.
+/// [`crate::Error::Unsupported`] for an unknown key or tensor, [`crate::Error::Mismatch`] for tensors that don't fit
+/// the keys, [`crate::Error::Format`] for keys of the wrong type.
 pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Config, Output)>> {
     let metadata = model.metadata();
     let names = model.tensors().iter().map(|t| t.info().name.as_str());
@@ -82,9 +82,10 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     Ok(Some((config, output)))
 }
 
-/// The tensors of `model` where some of those that [`from_gguf`] gives have changed: `changed` are their
-/// names in `plan`, which has the config `config`. What hasn't changed stays as it is, and what has
-/// keeps its type; a tensor that the file doesn't have comes last, with the type of the embeddings.
+/// The tensors of `model`, of which some were changed after [`from_gguf`]. `plan` holds all of them under transformers'
+/// names, for the config `config`; `changed` are the names of the changed ones. Unchanged tensors are copied from the
+/// file, changed ones keep their type. A tensor that the file doesn't have is added at the end, with the type of the
+/// embeddings.
 ///
 /// # Errors
 /// As [`super::to_gguf`] for tensors that don't fit the config.
@@ -93,7 +94,7 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
     let origin = model.path();
     let folder = origin.parent().unwrap_or(origin);
     let Some(params) = Params::read(folder, config, &mut notes)? else { return Ok(Plan::default()) };
-    // Whatever its tokenizer, the file has the rows that it has.
+    // All rows are kept, whatever the tokenizer has.
     let all_rows = || Ok(usize::MAX);
     let new = super::tensors::plan(origin, &all_rows, &params, plan, Some(DType::F32), &mut notes)?;
     let touched: HashSet<String> = changed
@@ -114,7 +115,7 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
     Ok(tensors)
 }
 
-/// Phi-4 is Phi-3 with a byte-level vocabulary; the reference tells them apart by this name.
+/// Phi-4 is Phi-3 with a byte-level vocabulary; the reference recognizes it by this name.
 fn named_as_gpt2(files: &mut [(String, Vec<u8>)]) {
     let Some((_, content)) = files.iter_mut().find(|(name, _)| name == "tokenizer_config.json") else { return };
     if let Ok(mut config) = serde_json::from_slice::<Map<String, Json>>(content) {
@@ -123,14 +124,14 @@ fn named_as_gpt2(files: &mut [(String, Vec<u8>)]) {
     }
 }
 
-/// A small tensor's values.
+/// Reads the values of a small tensor.
 fn read(tensor: &TensorRef) -> Result<Vec<f32>> {
     let info = tensor.info();
     let expr = crate::plan::Expr::Take(tensor.clone());
     PlannedTensor { name: info.name.clone(), dtype: DType::F32, shape: info.shape.clone(), expr }.read()
 }
 
-/// generation_config.json: the ids that end a text, and what `general.sampling.*` recommends.
+/// Adds generation_config.json: the ids that end a text, and the settings from `general.sampling.*`.
 fn generation(metadata: &Metadata, config: &Config, files: &mut Vec<(String, Vec<u8>)>) {
     let mut fields = Map::new();
     for name in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -144,7 +145,7 @@ fn generation(metadata: &Metadata, config: &Config, files: &mut Vec<(String, Vec
     }
 }
 
-/// The files that make a sentence-transformers folder, where the model pools.
+/// Adds the files of a sentence-transformers folder, if the model pools.
 fn pooling(metadata: &Metadata, prefix: &str, config: &Config, files: &mut Vec<(String, Vec<u8>)>) {
     let kind = metadata.get(&format!("{prefix}.pooling_type")).and_then(Value::as_unsigned);
     let mode = match kind {
@@ -165,7 +166,7 @@ fn pooling(metadata: &Metadata, prefix: &str, config: &Config, files: &mut Vec<(
     files.push(("1_Pooling/config.json".to_owned(), pretty(&Json::Object(fields))));
 }
 
-/// Names the keys about the model's origin: a folder has no place for them that a program reads.
+/// Notes the keys about the model's origin: no program reads such facts from a folder.
 fn left_out(metadata: &Metadata, notes: &mut Vec<String>) {
     const READ: &[&str] =
         &["general.architecture", "general.type", "general.file_type", QUANTIZATION_VERSION_KEY, "general.alignment"];

@@ -1,4 +1,4 @@
-//! Tensors under transformers' names: what [`crate::convert::tensors`] did, undone.
+//! Restores tensors under transformers' names: the reverse of [`crate::convert::tensors`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::source::show_shape;
 /// Tensors that become fields of the config.
 pub(crate) const FIELDS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
-/// Every tensor that the config asks for, out of `stored`. Without an `outtype`, matrices keep their
-/// types (quantized ones become F16), and what GGUF always has in F32 goes back to the matrices'
-/// type where that changes no value; a `record` of the source's names and types goes before that.
+/// Every tensor that the config asks for, made from `stored`. Without an `outtype`, matrices keep their types
+/// (quantized ones become F16), and tensors that GGUF always stores in F32 get the matrices' type if that changes no
+/// value. A `record` of the source's names and types takes precedence.
 pub(super) fn plan(
     params: &Params,
     metadata: &Metadata,
@@ -50,7 +50,7 @@ pub(super) fn plan(
         };
         let expr = restored(params, source, transform, wanted.place, &wanted.shape)?;
         let own_name = record.map_or(wanted.name.as_str(), |record| record.name(&wanted.name)).to_owned();
-        // Rows past the tokenizer's vocabulary aren't in the file: its own number of rows stands.
+        // The file doesn't contain rows past the tokenizer's vocabulary, so its number of rows is accepted.
         let mut expected = wanted.shape;
         if transform == Transform::TrimVocab {
             expected[0] = expr.shape().first().copied().unwrap_or_default();
@@ -87,7 +87,7 @@ pub(super) fn plan(
     }
 }
 
-/// How many tensors of a checkpoint can be in `stored`, where experts and heads are stacked.
+/// The number of checkpoint tensors that `stored` can hold, given that experts and heads are stacked.
 fn parts(stored: &[TensorRef]) -> usize {
     let parts = |tensor: &TensorRef| match *tensor.info().shape.as_slice() {
         [count, _, _] => count,
@@ -97,7 +97,7 @@ fn parts(stored: &[TensorRef]) -> usize {
     stored.iter().map(parts).fold(0, usize::saturating_add)
 }
 
-/// The type that most elements of matrices have, as a checkpoint would have it.
+/// The type of most matrix elements, as a checkpoint would store it.
 pub(super) fn main_type(stored: &[TensorRef]) -> DType {
     let mut counts: HashMap<DType, usize> = HashMap::new();
     for info in stored.iter().map(TensorRef::info).filter(|info| info.shape.len() > 1) {
@@ -106,12 +106,12 @@ pub(super) fn main_type(stored: &[TensorRef]) -> DType {
     counts.into_iter().max_by_key(|(dtype, count)| (*count, *dtype)).map_or(DType::F32, |(dtype, _)| dtype)
 }
 
-/// The type of values that were quantized.
+/// The checkpoint type for a quantized type; plain types stay.
 fn plain(dtype: DType) -> DType {
     if dtype.is_plain() { dtype } else { DType::F16 }
 }
 
-/// A tensor's type where none was asked for.
+/// The type of a tensor where none was requested.
 fn own_type(tensor: &PlannedTensor, main: DType) -> Result<DType> {
     let dtype = plain(tensor.dtype);
     if dtype != DType::F32 || !matches!(main, DType::F16 | DType::BF16) {
@@ -119,12 +119,12 @@ fn own_type(tensor: &PlannedTensor, main: DType) -> Result<DType> {
     }
     let wide = PlannedTensor { dtype: DType::F32, ..tensor.clone() };
     let narrow = PlannedTensor { dtype: main, ..tensor.clone() };
-    // Values past the narrow type's range are an error of reading them, not of the tensor.
+    // A value that overflows the narrow type is an error of this read only: the tensor then stays F32.
     let unchanged = narrow.read().is_ok_and(|narrow| wide.read().is_ok_and(|wide| wide == narrow));
     Ok(if unchanged { main } else { DType::F32 })
 }
 
-/// The values as transformers has them; `shape` is theirs.
+/// The values in transformers' form; `shape` is their shape there.
 fn restored(
     params: &Params,
     source: &TensorRef,
@@ -135,7 +135,7 @@ fn restored(
     let of = Expr::Take(source.clone());
     let stored = source.info().shape.as_slice();
     Ok(match transform {
-        // The reference leaves out a first dimension of 1.
+        // The reference drops a leading dimension of 1.
         Transform::Same if shape.first() == Some(&1) && shape[1..] == *stored => {
             Expr::Reshape { of: Box::new(of), shape: shape.to_vec() }
         }
@@ -185,7 +185,7 @@ fn restored(
             if stored.len() != 2 || stored[1] != width {
                 return Ok(of);
             }
-            // Rows that aren't used come from a number of the file: there are no more of them than of the others.
+            // The number of unused rows comes from the file, so it is limited to the number of used ones.
             if start > stored[0] {
                 let finding = params.finding("pad_token_id").expected(format_args!("an id below {}", stored[0]));
                 return Err(finding.found(start - 1).mismatch());

@@ -14,7 +14,7 @@ use crate::convert::{ConvertOptions, OutType, to_gguf};
 use crate::formats::safetensors;
 use crate::plan::{self, Expr, Staging};
 
-/// Picks by a seed, so that a failure can be made again.
+/// Random choices from a seed, so that a failure can be reproduced.
 struct Dice(ChaCha8Rng);
 
 impl Dice {
@@ -27,7 +27,7 @@ impl Dice {
     }
 }
 
-/// A config of the table's class with small sizes and every flag that it may have either way.
+/// A config of the table's class with small sizes, and with every flag it may have set at random.
 fn random_config(arch: &Family, dice: &mut Dice) -> Config {
     let mut config: Config = serde_json::from_str(arch.defaults).unwrap();
     let has = |config: &Config, name: &str| config.contains_key(name);
@@ -51,7 +51,7 @@ fn random_config(arch: &Family, dice: &mut Dice) -> Config {
     ];
     for (names, size) in sizes {
         for name in names.iter().filter(|name| has(&config, name)).copied().collect::<Vec<_>>() {
-            // Encoders have the field only where a config brings it along.
+            // An encoder's config doesn't always have this field.
             if arch.gguf != "bert" || name != "num_key_value_heads" {
                 config.insert(name.to_owned(), json!(size));
             }
@@ -83,14 +83,14 @@ fn random_config(arch: &Family, dice: &mut Dice) -> Config {
     config
 }
 
-/// A folder of that config with random weights in `dtype`.
+/// A folder with that config and random weights in `dtype`.
 fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &mut Dice) -> Checkpoint {
     fs::write(folder.join("config.json"), serde_json::to_vec(config).unwrap()).unwrap();
     let params = Params::read(folder, config, &mut Vec::new()).unwrap().unwrap();
     let mut tensors = Vec::new();
     for wanted in expected(&params, 1 << 18, |_| false).unwrap() {
         let elems: usize = wanted.shape.iter().product();
-        // Numbers of either sign from tiny to large, all of which the type has.
+        // Finite numbers of both signs, from tiny to large, which `dtype` can represent.
         let values = (0..elems).map(|_| half::f16::from_bits((dice.0.next_u32() & 0xbbff) as u16).to_f32());
         let values: std::sync::Arc<[f32]> = values.map(|v| if v.is_finite() { v } else { 0.5 }).collect();
         let expr = Expr::Values { shape: wanted.shape.clone(), values };
@@ -119,14 +119,14 @@ fn contents(plan: &Plan) -> BTreeMap<&str, (DType, &[usize], Vec<u8>)> {
     plan.tensors.iter().map(|t| (t.name.as_str(), (t.dtype, t.shape.as_slice(), bytes(t)))).collect()
 }
 
-/// `output` as a GGUF file in `folder`.
+/// Writes `output` as a GGUF file in `folder`.
 fn written(folder: &std::path::Path, output: &Output) -> GgufModel {
     let destination = Destination { overwrite: true, ..Destination::new(folder.join("model.gguf")) };
     output.write(&destination, &|_| {}).unwrap();
     GgufModel::open(&destination.path).unwrap()
 }
 
-/// A random model of this class in a folder, and its GGUF of the source's types.
+/// A random model of this class in a folder, and its GGUF with the source's types.
 fn converted(class: &str, folder: &std::path::Path) -> (Checkpoint, Output) {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(7));
     let family = ALL.iter().find(|family| family.class == class).unwrap();
@@ -172,7 +172,7 @@ fn a_record_that_cannot_be_read_is_refused() {
         change(&mut record);
         record.to_string()
     };
-    // Files of earlier versions have no version.
+    // Records without a version are read as well.
     gguf.metadata_mut().unwrap().insert(key, with(&|record| drop(record.as_object_mut().unwrap().remove("version"))));
     assert!(from_gguf(&written(dir.path(), &gguf), None).unwrap().is_some());
     let cases = [

@@ -1,6 +1,6 @@
-//! The header's bytes and how far they are read: numbers, strings and counts in the file's byte order.
+//! Reads numbers, strings and counts of a header, in the file's byte order.
 //!
-//! Every count is held against the bytes left before anything is allocated for it.
+//! Every count is checked against the remaining bytes before anything is allocated for it.
 //!
 //! Reference: llama.cpp `ggml/src/gguf.cpp` (`gguf_reader`).
 
@@ -10,10 +10,10 @@ use std::path::Path;
 use crate::error::{Finding, Result};
 
 /// The longest string and the most elements of an array (`GGUF_MAX_STRING_LENGTH`,
-/// `GGUF_MAX_ARRAY_ELEMENTS`): a file of terabytes still can't ask for more memory than that.
+/// `GGUF_MAX_ARRAY_ELEMENTS`). Even a file of terabytes can't make the reader allocate more.
 pub(super) const MAX_LENGTH: u64 = 1 << 30;
 
-/// A header being read.
+/// A header that is being read.
 pub(super) struct Cursor<'a> {
     pub(super) path: &'a Path,
     /// Whether numbers have their most significant byte first.
@@ -23,12 +23,12 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    /// At the start of `bytes`, little-endian until the version says otherwise.
+    /// A cursor at the start of `bytes`, little-endian until the version shows otherwise.
     pub(super) fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
         Self { path, big_endian: false, rest: bytes, at: 0 }
     }
 
-    /// Bytes read so far.
+    /// The number of bytes read so far.
     pub(super) fn at(&self) -> u64 {
         self.at
     }
@@ -54,7 +54,7 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    /// The next `N` bytes, least significant first whatever the file's order is.
+    /// The next `N` bytes, least significant first whatever the file's byte order.
     pub(super) fn array<const N: usize>(&mut self, subject: &str) -> Result<[u8; N]> {
         let (array, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| self.cut_short(N, subject))?;
         self.rest = rest;
@@ -86,14 +86,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A length and as many bytes.
+    /// Reads a length and as many bytes.
     pub(super) fn string(&mut self, subject: &str) -> Result<&'a [u8]> {
         let len = self.u64(subject)?;
         self.at_most(len, "a string of at most", subject)?;
         self.take(len, subject)
     }
 
-    /// A count of things that take at least `min_bytes` each.
+    /// Reads a count of items that take at least `min_bytes` each.
     pub(super) fn count(&mut self, subject: &str, min_bytes: u64) -> Result<usize> {
         let count = self.u64(subject)?;
         let limit = self.left() / min_bytes.max(1);
@@ -108,7 +108,7 @@ impl<'a> Cursor<'a> {
         Ok(count as usize)
     }
 
-    /// Holds a length that fits into the file against what ggml allows.
+    /// Refuses a length above ggml's limit, even if it fits into the file.
     fn at_most(&self, len: u64, expected: &str, subject: &str) -> Result<()> {
         if len > MAX_LENGTH && len <= self.left() {
             let finding = Finding::new(self.path, subject).expected(format_args!("{expected} {MAX_LENGTH}"));
@@ -117,7 +117,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// A count and as many numbers of `N` bytes.
+    /// Reads a count and as many numbers of `N` bytes each.
     pub(super) fn numbers<T, const N: usize>(&mut self, subject: &str, read: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         let count = self.count(subject, N as u64)?;
         let bytes = self.take((count * N) as u64, subject)?;

@@ -1,26 +1,26 @@
-//! Byte order: which bytes of an element or a block change places in the files of big-endian machines.
+//! Byte order: which bytes of an element or a block are reversed in big-endian files.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/scripts/gguf_convert_endian.py`. It swaps the f16 scales of
 //! some block types and refuses the others, whose order isn't known.
 
 use crate::dtype::DType;
 
-/// The numbers of several bytes in one block: all of one width, and where each starts.
+/// The multi-byte numbers in one block: their width, which is the same for all, and their offsets.
 #[derive(Clone, Copy)]
 pub(super) struct Swapped {
     width: usize,
     starts: &'static [usize],
 }
 
-/// The numbers of a block of `dtype` whose bytes change places. No starts where all numbers are single bytes; `None`
-/// where the order isn't known.
+/// The numbers in a block of `dtype` whose bytes are reversed. There are no offsets if all numbers are single bytes;
+/// `None` if the byte order of the type isn't known.
 pub(super) fn swapped_fields(dtype: DType) -> Option<Swapped> {
     let (width, starts): (usize, &[usize]) = match dtype {
         DType::Q1_0 | DType::Q4_0 | DType::Q8_0 => (2, &[0]),
         DType::Q4_K => (2, &[0, 2]),
         DType::Q6_K => (2, &[208]),
         DType::TQ2_0 => (2, &[64]),
-        // Scales of one byte.
+        // Their scales are single bytes.
         DType::MXFP4 | DType::NVFP4 => (1, &[]),
         _ if dtype.is_plain() => match dtype.block_bytes() {
             1 => (1, &[]),
@@ -32,7 +32,7 @@ pub(super) fn swapped_fields(dtype: DType) -> Option<Swapped> {
 }
 
 impl Swapped {
-    /// Whether a block is the same in either order.
+    /// Whether a block is the same in either byte order.
     pub(super) fn is_nothing(self) -> bool {
         self.starts.is_empty()
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Array, Value};
 use crate::error::{Finding, Result};
 
-/// Keys and values, in order, and the file that messages name.
+/// Keys and values in order, and the file that messages name.
 #[derive(Debug, Clone, Default)]
 pub struct Metadata {
     file: PathBuf,
@@ -15,7 +15,7 @@ pub struct Metadata {
     places: HashMap<String, usize>,
 }
 
-/// Equal where keys, values and order are; the file doesn't matter.
+/// Equality of keys, values and order; the file doesn't matter.
 impl PartialEq for Metadata {
     fn eq(&self, other: &Self) -> bool {
         self.entries == other.entries
@@ -23,7 +23,7 @@ impl PartialEq for Metadata {
 }
 
 impl Metadata {
-    /// Empty metadata of `file`.
+    /// Makes empty metadata for `file`.
     pub fn new(file: impl AsRef<Path>) -> Self {
         Self { file: file.as_ref().to_owned(), ..Self::default() }
     }
@@ -43,12 +43,12 @@ impl Metadata {
         self.entries.is_empty()
     }
 
-    /// Keys and values in order.
+    /// Iterates over keys and values in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Sets `key`: at the end if it is new, else at its old place. Returns the old value.
+    /// Sets `key`: at its old position, or at the end if it is new. Returns the old value.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<Value>) -> Option<Value> {
         let (key, value) = (key.into(), value.into());
         if let Some(&place) = self.places.get(&key) {
@@ -71,7 +71,7 @@ impl Metadata {
         self.places.get(key).map(|&place| &self.entries[place].1)
     }
 
-    /// The value of `key`, which must be there.
+    /// The value of `key`, which must exist.
     ///
     /// # Errors
     /// [`crate::Error::Format`] naming file and key, as all getters below.

@@ -1,8 +1,9 @@
-//! GGUF: typed metadata, a list of tensors, aligned tensor data; versions 2 and 3, of either byte order.
+//! GGUF: typed metadata, a list of tensors, and aligned tensor data. Versions 2 and 3 in either
+//! byte order.
 //!
-//! The reader checks the rules that ggml enforces, and names the one that is broken; the
-//! writer lays out version 3, little-endian, as gguf-py does. A model may be split over several
-//! files: [`GgufModel`] joins them, [`split_layout`] makes them.
+//! The reader checks the rules that ggml enforces, and names the one that is broken. The writer
+//! lays out version 3, little-endian, as gguf-py does. A model may be split over several files:
+//! [`GgufModel`] joins them, [`split_layout`] makes them.
 //!
 //! Reference: llama.cpp `ggml/include/gguf.h`, `ggml/src/gguf.cpp`, `gguf-py/gguf/gguf_writer.py`.
 
@@ -32,7 +33,7 @@ const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is written; version 2 has the same layout and is read too.
 const VERSION: u32 = 3;
 
-/// Where tensor data may start when `general.alignment` doesn't say (`GGUF_DEFAULT_ALIGNMENT`).
+/// The alignment of tensor data in bytes, without `general.alignment` (`GGUF_DEFAULT_ALIGNMENT`).
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The key that overrides [`DEFAULT_ALIGNMENT`].
@@ -41,16 +42,16 @@ const ALIGNMENT_KEY: &str = "general.alignment";
 /// The key of [`QUANTIZATION_VERSION`].
 pub(crate) const QUANTIZATION_VERSION_KEY: &str = "general.quantization_version";
 
-/// `GGML_QUANT_VERSION`: the layout of quantized blocks.
+/// The version of quantized blocks' layout (`GGML_QUANT_VERSION`).
 pub(crate) const QUANTIZATION_VERSION: u32 = 2;
 
-/// Which shard of a split model a file is, counted from 0 (`LLM_KV_SPLIT_NO`).
+/// The number of a split model's shard, counted from 0 (`LLM_KV_SPLIT_NO`).
 const SPLIT_NO: &str = "split.no";
 
-/// How many shards there are (`LLM_KV_SPLIT_COUNT`).
+/// The count of shards (`LLM_KV_SPLIT_COUNT`).
 const SPLIT_COUNT: &str = "split.count";
 
-/// How many tensors all shards hold together (`LLM_KV_SPLIT_TENSORS_COUNT`).
+/// The count of tensors in all shards together (`LLM_KV_SPLIT_TENSORS_COUNT`).
 const SPLIT_TENSORS: &str = "split.tensors.count";
 
 /// The longest tensor name in bytes: ggml's `GGML_MAX_NAME` is 64 with the closing zero.
@@ -59,12 +60,12 @@ pub(crate) const MAX_NAME_BYTES: usize = 63;
 /// The most dimensions of a tensor (`GGML_MAX_DIMS`).
 pub(crate) const MAX_DIMS: usize = 4;
 
-/// How the name of shard `no`, counted from 0, of `count` ends (`llama_split_path`).
+/// The end of the name of shard `no`, counted from 0, of `count` (`llama_split_path`).
 fn shard_suffix(no: u64, count: u64) -> String {
     format!("-{:05}-of-{count:05}.gguf", no.saturating_add(1))
 }
 
-/// Multiples of which tensor data starts at, in bytes.
+/// The alignment of tensor data, in bytes.
 fn alignment_of(metadata: &Metadata) -> Result<u64> {
     match metadata.get(ALIGNMENT_KEY) {
         None => Ok(DEFAULT_ALIGNMENT),
@@ -76,7 +77,7 @@ fn alignment_of(metadata: &Metadata) -> Result<u64> {
     }
 }
 
-/// The ggml types that files once had and that no program reads any more.
+/// Names of ggml types that older files used and that ggml has removed.
 fn removed_type(id: u32) -> Option<&'static str> {
     Some(match id {
         4 => "Q4_2",

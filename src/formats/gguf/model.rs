@@ -1,4 +1,4 @@
-//! A model in one file or in several: shards are found by name, compared with each other and joined.
+//! A model in one file or several: shards are found by name, compared with each other and joined.
 //!
 //! Reference: llama.cpp `src/llama-model-loader.cpp` and `tools/gguf-split/gguf-split.cpp`. Keys
 //! are in the first shard; the others have `split.*` and their tensors.
@@ -14,10 +14,10 @@ use crate::error::{Error, Finding, Result};
 use crate::plan::TensorRef;
 use crate::source::Source;
 
-/// The keys that say how a model is split. A joined model doesn't have them.
+/// The keys that describe the split of a model. A joined model doesn't have them.
 const SPLIT_KEYS: [&str; 3] = [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS];
 
-/// An open model: its keys, and its tensors in whichever shard they are.
+/// An open model: its keys, and the tensors of all its shards.
 pub struct GgufModel {
     path: PathBuf,
     metadata: Metadata,
@@ -26,12 +26,13 @@ pub struct GgufModel {
 }
 
 impl GgufModel {
-    /// Opens the file at `path`. If it is any shard of several, the others in its folder are opened
-    /// too: `NAME-00001-of-00003.gguf` and so on.
+    /// Opens the file at `path`. If it is a shard, the others in its folder are opened too:
+    /// `NAME-00001-of-00003.gguf` and so on.
     ///
     /// # Errors
-    /// As [`GgufFile::open`] for each shard; [`Error::Mismatch`] for a shard that is missing, has
-    /// another number than its name, belongs to another model, or repeats a tensor.
+    /// As [`GgufFile::open`] for each shard; [`Error::Mismatch`] for a shard that is missing, whose
+    /// number differs from that in its name, that belongs to another model, or that repeats a
+    /// tensor.
     pub fn open(path: &Path) -> Result<Self> {
         let opened = Arc::new(GgufFile::open(path)?);
         let shards = match split_of(opened.metadata())? {
@@ -60,7 +61,7 @@ impl GgufModel {
         Ok(Self { path: path.to_owned(), metadata, shards, tensors })
     }
 
-    /// The path that was asked for.
+    /// The path with which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -70,7 +71,7 @@ impl GgufModel {
         &self.metadata
     }
 
-    /// The files, in order; one where the model isn't split.
+    /// The files, in order; a single one if the model isn't split.
     pub fn shards(&self) -> &[Arc<GgufFile>] {
         &self.shards
     }
@@ -86,14 +87,14 @@ impl GgufModel {
     }
 }
 
-/// What a shard says about itself.
+/// The number and count of a shard, by its keys.
 #[derive(Clone, Copy, PartialEq)]
 struct Split {
     no: u64,
     count: u64,
 }
 
-/// `None` for a whole model. Joining leaves the keys behind with a count of 0.
+/// `None` for a whole model. A model joined by gguf-split still has the keys, with a count of 0.
 fn split_of(metadata: &Metadata) -> Result<Option<Split>> {
     if metadata.get(SPLIT_COUNT).is_none() {
         return Ok(None);
@@ -107,12 +108,12 @@ fn split_of(metadata: &Metadata) -> Result<Option<Split>> {
         let expected = format_args!("a number below {count}, the count of shards").to_string();
         return Err(metadata.finding(SPLIT_NO).expected(expected).found(no).mismatch());
     }
-    // Every shard says how many tensors there are in all.
+    // Every shard must have the count of tensors.
     metadata.u32(SPLIT_TENSORS)?;
     Ok(Some(Split { no, count }))
 }
 
-/// All shards in the folder of `path`, which is `opened` already.
+/// Opens all shards in the folder of `path`, which is `opened` already.
 fn open_all(path: &Path, opened: Arc<GgufFile>, split: Split) -> Result<Vec<Arc<GgufFile>>> {
     let prefix = prefix_of(path, split)?;
     let total = opened.metadata().get(SPLIT_TENSORS).cloned();
@@ -160,7 +161,7 @@ fn open_all(path: &Path, opened: Arc<GgufFile>, split: Split) -> Result<Vec<Arc<
     Ok(shards)
 }
 
-/// The part of the file's name that all shards share. The rest is held against what the file says.
+/// The part of the file's name that all shards share. The rest must match the shard's keys.
 fn prefix_of(path: &Path, split: Split) -> Result<OsString> {
     let name = path.file_name().unwrap_or_default();
     let suffix = shard_suffix(split.no, split.count);
@@ -174,7 +175,7 @@ fn prefix_of(path: &Path, split: Split) -> Result<OsString> {
     })
 }
 
-/// The tensors of all shards; a name in two of them makes two models of one.
+/// The tensors of all shards. A name in two of them is an error.
 fn joined_tensors(shards: &[Arc<GgufFile>]) -> Result<Vec<TensorRef>> {
     let mut tensors: Vec<TensorRef> = Vec::new();
     let mut owners: HashMap<String, usize> = HashMap::new();
@@ -196,8 +197,8 @@ fn joined_tensors(shards: &[Arc<GgufFile>]) -> Result<Vec<TensorRef>> {
     Ok(tensors)
 }
 
-/// Keys of later shards must be the first one's: anything else belongs to another model, or would
-/// be lost. The alignment is each file's own.
+/// Checks that keys of later shards are in the first one, too: otherwise they belong to another
+/// model, or would be lost. The alignment is separate for each file.
 fn same_model(shards: &[Arc<GgufFile>]) -> Result<()> {
     let Some((first, rest)) = shards.split_first() else { return Ok(()) };
     for shard in rest {

@@ -1,8 +1,8 @@
-//! `--override-key`: single keys of a GGUF's metadata, set by hand after everything else.
+//! `--override-key`: sets single keys of a GGUF's metadata, after everything else.
 //!
-//! `KEY=VALUE` keeps the type that the key has; `KEY=TYPE:VALUE` gives it one. Types are those of
-//! llama.cpp's `--override-kv` (`int`, `float`, `bool`, `str`) and GGUF's own (`u8` to `f64`,
-//! `string`), followed by `[]` for arrays, whose values are written as JSON.
+//! `KEY=VALUE` keeps the key's type; `KEY=TYPE:VALUE` sets it. Types are those of llama.cpp's
+//! `--override-kv` (`int`, `float`, `bool`, `str`) and GGUF's own (`u8` to `f64`, `string`). With
+//! `[]` after it, a type means an array, whose value is JSON.
 //!
 //! Reference: llama.cpp `common/common.cpp` (`string_parse_kv_override`).
 
@@ -13,7 +13,8 @@ use serde_json::Value as Json;
 use super::{Array, Metadata, QUANTIZATION_VERSION_KEY, Value, ValueType};
 use crate::error::{Error, Finding, Result};
 
-/// Keys that say how the tensors are stored. With another value the file would be wrong about them.
+/// Keys that describe how the tensors are stored, and why they can't be set. With another value the
+/// file would be wrong.
 const FIXED: &[(&str, &str)] = &[
     (QUANTIZATION_VERSION_KEY, "blocks are written in the version that the file says"),
     ("split.no", "files are split by the options for it"),
@@ -21,10 +22,10 @@ const FIXED: &[(&str, &str)] = &[
     ("split.tensors.count", "files are split by the options for it"),
 ];
 
-/// The key that the layout of the file follows. It need not be there before.
+/// The alignment, which the file's layout follows. It can be set even if the file doesn't have it.
 const ALIGNMENT: &str = "general.alignment";
 
-/// The names of types, this crate's first.
+/// The names of types, in the order in which messages list them.
 const TYPES: &[(&str, Wanted)] = &[
     ("int", Wanted::Int),
     ("float", Wanted::Float),
@@ -43,32 +44,34 @@ const TYPES: &[(&str, Wanted)] = &[
     ("f64", Wanted::Exactly(ValueType::F64)),
 ];
 
-/// A type as it is asked for.
+/// A requested type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// The key's own type if that is a whole number, otherwise the first that fits of u32, i32, u64 and i64.
+    /// The key's own type if that is an integer type, otherwise the first of u32, i32, u64 and i64
+    /// that fits.
     Int,
-    /// The key's own type if that is floating, otherwise f32.
+    /// The key's own type if that is a floating-point type, otherwise f32.
     Float,
     Exactly(ValueType),
 }
 
-/// A key and the value that it gets.
+/// A key and its new value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Override {
     key: String,
-    /// The type, and whether it is an array of it; `None`: the key's own.
+    /// The type, and whether an array of it is meant; `None` keeps the key's type.
     wanted: Option<(Wanted, bool)>,
     text: String,
 }
 
 impl Override {
-    /// Reads `KEY=VALUE` or `KEY=TYPE:VALUE`. Whether the value fits is checked when it is set.
+    /// Parses `KEY=VALUE` or `KEY=TYPE:VALUE`. Whether the value fits the type is checked when it
+    /// is set.
     ///
-    /// A text that begins like a type is written with one: `str:int:3`.
+    /// A text that starts like a type needs an explicit type: `str:int:3`.
     ///
     /// # Errors
-    /// [`Error::Setting`] for another form, and for keys that can't be set.
+    /// [`Error::Setting`] for any other form, and for keys that can't be set.
     pub fn parse(argument: &str) -> Result<Self> {
         let Some((key, rest)) = argument.split_once('=').filter(|(key, _)| !key.is_empty()) else {
             let finding = Finding::new("", format!("override_key: {argument}")).expected("KEY=VALUE or KEY=TYPE:VALUE");
@@ -93,7 +96,7 @@ impl Override {
         &self.key
     }
 
-    /// Sets the key: at its old place where it is there already, at the end otherwise.
+    /// Sets the key: at its old position, or at the end if it is new.
     ///
     /// # Errors
     /// [`Error::Setting`] for a value that doesn't fit the type, and for a new key without one.
@@ -134,7 +137,7 @@ impl Override {
         finding.found(format_args!("{:?}", self.text)).setting()
     }
 
-    /// The text as the first of `kinds` that it fits. As a string any text fits as it is.
+    /// Parses the text as the first of `kinds` that fits. Any text fits as a string.
     fn single(&self, kinds: &[ValueType]) -> Result<Value> {
         if kinds == [ValueType::String] {
             return Ok(Value::from(self.text.as_str()));
@@ -143,7 +146,7 @@ impl Override {
         kinds.iter().find_map(|kind| element(*kind, &json)).ok_or_else(|| self.wrong("a value of type", kinds))
     }
 
-    /// The text, a JSON array, as the first of `kinds` that all elements fit.
+    /// Parses the text, a JSON array, as an array of the first of `kinds` that all elements fit.
     fn array(&self, kinds: &[ValueType]) -> Result<Array> {
         let items: Option<Vec<Json>> = serde_json::from_str(&self.text).ok();
         let array = items.and_then(|items| kinds.iter().find_map(|kind| elements(*kind, &items)));
@@ -152,7 +155,7 @@ impl Override {
 }
 
 impl Wanted {
-    /// The types that can be used, the best first, if the key's old value is `old`.
+    /// The possible types, in order of preference, where the key's old value has the type `old`.
     fn kinds(self, old: Option<ValueType>) -> Vec<ValueType> {
         use ValueType::{F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
         match (self, old) {
@@ -173,7 +176,8 @@ impl FromStr for Override {
     }
 }
 
-/// The text as a value of type `kind`, if it is one; floating numbers are rounded, but stay finite.
+/// The JSON value as type `kind`, if it fits. Floating-point numbers are rounded, but must stay
+/// finite.
 fn element(kind: ValueType, json: &Json) -> Option<Value> {
     Some(match elements(kind, std::slice::from_ref(json))? {
         Array::U8(v) => Value::U8(*v.first()?),
@@ -191,7 +195,7 @@ fn element(kind: ValueType, json: &Json) -> Option<Value> {
     })
 }
 
-/// An array of type `kind`, if all values are of it.
+/// An array of type `kind`, if all values fit.
 fn elements(kind: ValueType, items: &[Json]) -> Option<Array> {
     fn all<T>(items: &[Json], one: impl Fn(&Json) -> Option<T>) -> Option<Vec<T>> {
         items.iter().map(one).collect()

@@ -1,4 +1,4 @@
-//! Reading: the header is checked once, completely, and bytes are handed out of the map.
+//! Reading: the header is checked once, completely; rows are slices of the memory map.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -15,10 +15,10 @@ use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::source::{MappedFile, Source, TensorInfo, show_shape};
 
-/// The fewest bytes that a key with its value can take: two lengths, a type, one byte each.
+/// The fewest bytes of a key and value: a length, a one-byte key, a type, and a one-byte value.
 const MIN_ENTRY_BYTES: u64 = 8 + 1 + 4 + 1;
 
-/// The fewest bytes that a tensor's description can take: a one-byte name and no dimension.
+/// The fewest bytes of a tensor's description: a one-byte name and no dimension.
 const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 4 + 8;
 
 /// An open GGUF file.
@@ -32,7 +32,7 @@ pub struct GgufFile {
     ranges: Vec<Range<usize>>,
 }
 
-/// The header of a file alone: keys and tensors, of which no byte may be there.
+/// Keys and tensors from the header of a file. The tensors' data need not exist.
 #[derive(Debug, Clone)]
 pub struct GgufHeader {
     /// The file's keys and values.
@@ -42,11 +42,11 @@ pub struct GgufHeader {
 }
 
 impl GgufHeader {
-    /// Reads the header of the file at `path`; whatever follows it, or doesn't, is not looked at.
+    /// Reads the header of the file at `path`. Anything after it may be missing.
     ///
     /// # Errors
-    /// As [`GgufFile::open`] for the header; [`crate::Error::Mismatch`] for a shard, which has only some
-    /// of a model's tensors.
+    /// As [`GgufFile::open`] for the header; [`crate::Error::Mismatch`] for a shard, which has only some of a model's
+    /// tensors.
     pub fn read(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let header = read_header(&file)?;
@@ -60,15 +60,15 @@ impl GgufHeader {
     }
 }
 
-/// What comes before the tensors' data.
+/// The content of a header.
 struct Header {
     version: u32,
     big_endian: bool,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
-    /// From the start of the data.
+    /// Tensor offsets, from the start of the data.
     offsets: Vec<u64>,
-    /// Where it ends.
+    /// The offset at which the header ends.
     end: u64,
 }
 
@@ -94,15 +94,15 @@ fn read_header(file: &MappedFile) -> Result<Header> {
 }
 
 impl GgufFile {
-    /// Maps `path` and checks its header by ggml's rules: no name twice, known types, whole rows of
-    /// blocks, every tensor aligned and right after the one before it, all of them inside the file.
+    /// Maps `path` and checks its header by ggml's rules: no repeated names, known types, rows of whole blocks, every
+    /// tensor aligned and directly after the one before it, and all of them inside the file.
     ///
-    /// Bytes after the last tensor are left alone: files are padded to the alignment, or not.
+    /// Bytes after the last tensor are ignored: files may be padded to the alignment.
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] naming the file and the key or tensor;
-    /// [`crate::Error::Unsupported`] for version 1, later versions, removed types, and in big-endian
-    /// files the types whose byte order isn't known.
+    /// [`crate::Error::Unsupported`] for version 1, later versions, removed types and, in big-endian files, types whose
+    /// byte order isn't known.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let Header { version, big_endian, metadata, tensors, offsets, end } = read_header(&file)?;
@@ -116,13 +116,13 @@ impl GgufFile {
         self.version
     }
 
-    /// Whether the file is big-endian. Metadata and rows are returned as those of any other file;
-    /// [`GgufFile::range`] still is where the file's own bytes are.
+    /// Whether the file is big-endian. Metadata and rows are converted to the usual byte order; [`GgufFile::range`]
+    /// gives the position of the file's unconverted bytes.
     pub fn big_endian(&self) -> bool {
         self.big_endian
     }
 
-    /// Multiples of which tensor data starts at, in bytes.
+    /// The alignment of tensor data, in bytes.
     pub fn alignment(&self) -> u64 {
         self.alignment
     }
@@ -132,10 +132,10 @@ impl GgufFile {
         &self.metadata
     }
 
-    /// Where tensor number `index` is, in bytes from the file's start.
+    /// The position of tensor number `index`, in bytes from the file's start.
     ///
     /// # Panics
-    /// Where `index` is not below the number of tensors.
+    /// If `index` is not below the number of tensors.
     pub fn range(&self, index: usize) -> Range<usize> {
         self.ranges[index].clone()
     }
@@ -164,7 +164,7 @@ impl Source for GgufFile {
     }
 }
 
-/// The magic and the version.
+/// Reads the magic number and the version.
 fn read_version(cursor: &mut Cursor) -> Result<u32> {
     let finding = |path| Finding::new(path, "GGUF header");
     let magic = cursor.take(4, "GGUF header")?;
@@ -176,7 +176,7 @@ fn read_version(cursor: &mut Cursor) -> Result<u32> {
             .format());
     }
     let mut version = cursor.u32("GGUF header")?;
-    // A small number in the other byte order has its low half empty.
+    // In the other byte order, the low half of a small number is zero.
     if version != 0 && version & 0xffff == 0 {
         cursor.big_endian = true;
         version = version.swap_bytes();
@@ -191,7 +191,7 @@ fn read_version(cursor: &mut Cursor) -> Result<u32> {
     }
 }
 
-/// `count` keys with their values.
+/// Reads `count` keys with their values.
 fn read_metadata(cursor: &mut Cursor, count: usize) -> Result<Metadata> {
     let mut metadata = Metadata::new(cursor.path);
     for number in 0..count {
@@ -272,7 +272,7 @@ fn read_type(cursor: &mut Cursor, subject: &str) -> Result<ValueType> {
         .ok_or_else(|| Finding::new(cursor.path, subject).expected("a value type from 0 to 12").found(id).format())
 }
 
-/// One tensor's description: name, type and shape, and its offset from the start of the data.
+/// Reads one tensor's description: name, type and shape, and its offset from the start of the data.
 fn read_tensor(cursor: &mut Cursor, number: usize) -> Result<(TensorInfo, u64)> {
     let subject = format!("tensor {number}");
     let name = cursor.string(&subject)?;
@@ -329,8 +329,8 @@ fn read_tensor(cursor: &mut Cursor, number: usize) -> Result<(TensorInfo, u64)> 
     Ok((TensorInfo { name: name.to_owned(), dtype, shape }, offset))
 }
 
-/// Every tensor's range in the file. ggml asks that each starts at the padded end of the one
-/// before it: nothing can overlap, and nothing can hide between.
+/// Every tensor's range in the file. ggml requires that each one starts at the padded end of the one before, so tensors
+/// can't overlap and nothing can hide between them.
 fn place(
     path: &Path,
     tensors: &[TensorInfo],
@@ -340,7 +340,7 @@ fn place(
     file_len: u64,
 ) -> Result<Vec<Range<usize>>> {
     let mut ranges = Vec::with_capacity(tensors.len());
-    // Neither overflows: a file is below 2^63 bytes and an alignment below 2^32.
+    // Neither sum overflows: a file is below 2^63 bytes and an alignment below 2^32.
     let start = header_end.next_multiple_of(alignment);
     let mut next = 0u64;
     for (info, &offset) in tensors.iter().zip(offsets) {
@@ -378,9 +378,9 @@ fn place(
     Ok(ranges)
 }
 
-/// Rows of a big-endian file as a little-endian file would have them.
+/// Converts rows of a big-endian file to little-endian.
 fn swapped(dtype: DType, bytes: &[u8]) -> Cow<'_, [u8]> {
-    // Types that aren't known were refused when the file was opened.
+    // Types of unknown byte order were refused when the file was opened.
     let Some(fields) = swapped_fields(dtype).filter(|fields| !fields.is_nothing()) else {
         return Cow::Borrowed(bytes);
     };

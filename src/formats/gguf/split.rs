@@ -1,4 +1,4 @@
-//! Laying out a model over several files: which tensors and keys go into which shard.
+//! Lays out a model over several files: which tensors and keys go into which shard.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/gguf_writer.py` (`add_tensor_info`, `add_shard_kv_data`,
 //! `format_shard_names`), which `convert_hf_to_gguf.py` splits with.
@@ -12,23 +12,23 @@ use super::{ALIGNMENT_KEY, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, shard
 use crate::error::{Finding, Result};
 use crate::plan::{Layout, Place, PlannedTensor};
 
-/// When a new shard begins. Without any limit, a model stays whole.
+/// Limits after which a new shard begins. Without any, a model isn't split.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SplitLimits {
     /// The most tensors in one shard.
     pub max_tensors: Option<usize>,
-    /// The most bytes of tensors in one shard, padding and header not counted. A larger tensor gets
-    /// a shard of its own.
+    /// The most bytes of tensors in one shard, not counting padding and header. A larger tensor
+    /// gets its own shard.
     pub max_bytes: Option<u64>,
-    /// Whether the first shard holds the keys alone, so that it can be fetched by itself.
+    /// Whether the first shard holds only the keys, so that these can be downloaded separately.
     pub no_tensor_first: bool,
 }
 
-/// Lays out `metadata` and `tensors`, in their order, over as many files as `limits` ask for:
-/// `{stem}.gguf` where one is enough, `{stem}-00001-of-00003.gguf` and so on otherwise.
+/// Lays out `metadata` and `tensors`, in their order, over as many files as `limits` require:
+/// `{stem}.gguf` if one is enough, `{stem}-00001-of-00003.gguf` and so on otherwise.
 ///
-/// The first shard has all keys, the others `split.no`, `split.count` and `split.tensors.count`
-/// alone, and `general.alignment` where the model has it.
+/// The first shard has all keys. The others have only `split.no`, `split.count` and
+/// `split.tensors.count`, and `general.alignment` if the model has it.
 ///
 /// # Errors
 /// As [`super::layout`]; [`crate::Error::Mismatch`] for limits of 0 and for more than 65535 shards.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A metadata value, with the type that the file gives it.
+/// A metadata value with its type in the file.
 ///
 /// Strings are byte strings, as in the file: tokens need not be valid UTF-8.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,7 @@ pub enum Array {
     F64(Vec<f64>),
 }
 
-/// A value's type: the number that files have for it.
+/// A value's type, which files give as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // The names are the format's own.
 #[repr(u32)]
@@ -96,7 +96,7 @@ impl fmt::Display for ValueType {
 }
 
 impl Value {
-    /// The type that the file gives it.
+    /// The value's type.
     pub fn kind(&self) -> ValueType {
         match self {
             Value::U8(_) => ValueType::U8,
@@ -187,7 +187,7 @@ impl Array {
     }
 }
 
-/// For messages: type and value, long ones by their size.
+/// For messages: the type and the value, or its size if the value is long.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN_BYTES: usize = 60;

@@ -1,4 +1,4 @@
-//! Laying out: the header's bytes and every tensor's place, before a byte of data is written.
+//! Layout: the header's bytes and every tensor's offset, before any data is written.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -10,8 +10,8 @@ use crate::source::show_shape;
 
 /// Lays out one version 3 file that holds `metadata` and `tensors`, in their order.
 ///
-/// Every tensor starts at a multiple of `general.alignment` (32 bytes where the key is absent);
-/// the file's end is padded to it too, as gguf-py and ggml write it.
+/// Every tensor starts at a multiple of `general.alignment` (32 bytes without that key). The file's
+/// end is padded to it too, as gguf-py and ggml do.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that GGUF has no number for; [`crate::Error::Format`]
@@ -23,7 +23,7 @@ pub fn layout(metadata: &Metadata, tensors: &[PlannedTensor]) -> Result<Layout> 
     Ok(Layout { files: vec![file], places })
 }
 
-/// One file called `name`, and where each of its tensors starts.
+/// Lays out one file called `name`. Also returns the offset of each tensor.
 pub(super) fn one_file(
     metadata: &Metadata,
     tensors: &[PlannedTensor],
@@ -87,7 +87,8 @@ pub(super) fn one_file(
                     .format()
             })?;
     }
-    // The padding is left to the file's length: an alignment may be gigabytes.
+    // The padding isn't part of `head`, because an alignment can be gigabytes; the file's length
+    // includes it.
     let start = (head.len() as u64).next_multiple_of(alignment);
     for offset in &mut offsets {
         *offset += start;

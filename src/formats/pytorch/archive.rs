@@ -11,10 +11,10 @@ use super::storages::{Place, check_size, inflate_one, referred};
 use super::zip::{Entry, read_directory};
 use crate::error::{Finding, Result};
 
-/// Records that say how the file was made, and nothing about what it holds.
+/// Records about how the file was made, which don't affect its content.
 const INERT: [&str; 4] = ["version", ".format_version", ".storage_alignment", ".data/serialization_id"];
 
-/// Whether `bytes` begin as torch's zip files do.
+/// Whether `bytes` start like torch's zip files.
 pub(super) fn is_archive(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04")
 }
@@ -22,7 +22,7 @@ pub(super) fn is_archive(bytes: &[u8]) -> bool {
 /// A checkpoint in a zip.
 pub(super) struct Archive<'a> {
     path: &'a Path,
-    /// Records by their name without the archive's own name, in the directory's order.
+    /// Records by name without the archive's own folder, in the directory's order.
     records: Vec<(&'a str, Entry<'a>)>,
     program: Entry<'a>,
     big_endian: bool,
@@ -63,13 +63,13 @@ impl<'a> Archive<'a> {
         Ok(archive)
     }
 
-    /// Whether numbers in storages have their highest byte first.
+    /// Whether numbers in storages have their most significant byte first.
     pub(super) fn big_endian(&self) -> bool {
         self.big_endian
     }
 
     fn read_byteorder(&self, bytes: &[u8]) -> Result<bool> {
-        // torch before 2.1 wrote no record; it ran on little-endian machines.
+        // torch before 2.1 didn't write this record, and ran on little-endian machines.
         let Some((_, entry)) = self.records.iter().find(|(name, _)| *name == "byteorder") else { return Ok(false) };
         match &*self.content(entry, bytes, 16)? {
             b"little" => Ok(false),
@@ -107,7 +107,7 @@ impl<'a> Archive<'a> {
         Ok(Cow::Owned(content))
     }
 
-    /// Where each storage is that the pickle refers to.
+    /// The position of each storage to which the pickle refers.
     pub(super) fn places<'p>(&self, pickle: &'p Pickle<'_>) -> Result<HashMap<&'p str, Place>> {
         let data: HashMap<&str, &Entry<'_>> =
             self.records.iter().filter_map(|(name, entry)| Some((name.strip_prefix("data/")?, entry))).collect();
@@ -129,7 +129,7 @@ impl<'a> Archive<'a> {
         Ok(places)
     }
 
-    /// Entries that neither the pickle refers to nor torch puts in every file.
+    /// Entries to which the pickle doesn't refer and that aren't in every file of torch.
     pub(super) fn left_out(&self, pickle: &Pickle<'_>) -> Vec<(String, String)> {
         let used: HashSet<&str> = referred(pickle).map(|storage| storage.key).collect();
         let known = |name: &str| {

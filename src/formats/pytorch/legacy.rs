@@ -1,9 +1,9 @@
-//! The form before zip (torch before 1.6): pickles one after the other, then the storages.
+//! The form used before zip (torch before 1.6): pickles one after the other, then the storages.
 //!
-//! Reference: torch `serialization.py` (`_legacy_save`, `_legacy_load`). The file is a magic number, a
-//! protocol version, a description of the machine, the checkpoint, the storages' keys (each of these
-//! a pickle), and for every key the number of its elements in eight bytes and the elements. Numbers
-//! are little-endian whatever machine wrote them.
+//! Reference: torch `serialization.py` (`_legacy_save`, `_legacy_load`). A file consists of five pickles: a magic
+//! number, a protocol version, a description of the machine, the checkpoint, and the storages' keys. Then, for every
+//! key, it has the number of elements in eight bytes, and the elements. Numbers are little-endian, whatever machine
+//! wrote them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,14 +12,14 @@ use super::pickle::{Object, Pickle, Storage, Value};
 use super::storages::{Place, check_size, referred};
 use crate::error::{Finding, Result};
 
-/// `MAGIC_NUMBER`, 0x1950a86a20f9469cfc6c.
+/// The magic number 0x1950a86a20f9469cfc6c (`MAGIC_NUMBER`).
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
-/// The same in protocols 0 and 1.
+/// The magic number in protocols 0 and 1.
 const MAGIC_DIGITS: &[u8] = b"119547037146038801333356";
-/// `PROTOCOL_VERSION`.
+/// torch's `PROTOCOL_VERSION`.
 const PROTOCOL: i64 = 1001;
 
-/// Reads the pickles, and finds where each storage is.
+/// Reads the pickles and finds the position of each storage.
 pub(super) fn read<'a>(path: &Path, bytes: &'a [u8]) -> Result<(Pickle<'a>, HashMap<&'a str, Place>)> {
     let mut reader = Reader { path, bytes, at: 0 };
     if !reader.has_magic() {
@@ -62,7 +62,7 @@ impl<'a> Reader<'_, 'a> {
         }
     }
 
-    /// The next pickle.
+    /// Reads the next pickle.
     fn pickle(&mut self) -> Result<Pickle<'a>> {
         let pickle = Pickle::read(self.path, self.bytes.get(self.at..).unwrap_or_default())?;
         self.at += pickle.byte_len;
@@ -108,7 +108,7 @@ impl<'a> Reader<'_, 'a> {
         Ok(places)
     }
 
-    /// The number of elements and the elements.
+    /// Reads the number of elements and finds the elements.
     fn storage(&mut self, storage: &Storage<'_>) -> Result<Place> {
         let cut = || {
             Finding::new(self.path, format!("storage {:?}", storage.key))
@@ -128,7 +128,7 @@ impl<'a> Reader<'_, 'a> {
     }
 }
 
-/// What the file probably is instead, by its first bytes.
+/// An error that says what the file probably is instead, by its first bytes.
 fn not_torch(path: &Path, bytes: &[u8]) -> crate::Error {
     let finding = Finding::new(path, "").expected("a file of torch.save");
     if bytes.get(257..262) == Some(b"ustar") {

@@ -1,12 +1,12 @@
-//! PyTorch files: what `torch.save` writes (`.bin`, `.pt`, `.pth`, `.ckpt`), read as data.
+//! PyTorch files: the output of `torch.save` (`.bin`, `.pt`, `.pth`, `.ckpt`), read as data.
 //!
 //! Reference: torch `serialization.py`, `_weights_only_unpickler.py`, and
 //! `caffe2/serialize/inline_container.cc` for the zip around them.
 //!
-//! A checkpoint is a pickle, which is a program, and the raw bytes of storages. No program is run
-//! here: the `pickle` room builds a description of values, `archive` and `legacy` find the storages
-//! in the two containers that torch has had, `tree` gives tensors their dotted names, and `view`
-//! checks each against its storage.
+//! A checkpoint consists of a pickle, which is a program, and the raw bytes of storages. The
+//! program isn't run here: `pickle` builds a description of its values, `archive` and `legacy` find
+//! the storages in torch's two containers, `tree` gives tensors their dotted names, and `view`
+//! checks each tensor against its storage.
 
 mod archive;
 mod legacy;
@@ -36,7 +36,7 @@ use crate::source::{MappedFile, Source, TensorInfo};
 /// An open PyTorch file.
 pub struct PytorchFile {
     file: MappedFile,
-    /// Storages that the file has deflated, inflated.
+    /// A temporary file with the inflated content of deflated storages.
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
     views: Vec<View>,
@@ -45,15 +45,15 @@ pub struct PytorchFile {
 
 impl PytorchFile {
     /// Maps `path` and reads its pickle as data. Nested dictionaries and lists become dotted names;
-    /// with `key`, itself a dotted path, only the values under it count.
+    /// with `key`, itself a dotted path, only the values under it are read.
     ///
-    /// Storages are used where they are in the file. Those that a zip has deflated are inflated
-    /// into an unnamed temporary file.
+    /// Storages are used in place. Those that a zip has deflated are inflated into an unnamed
+    /// temporary file.
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] for damage; [`crate::Error::Unsupported`] for
-    /// names that no checkpoint needs (a pickle that would run code) and tensors of kinds that are
-    /// not read; [`crate::Error::Mismatch`] where there is nothing under `key`.
+    /// names that no checkpoint needs (a pickle that would run code) and for kinds of tensors that
+    /// can't be read; [`crate::Error::Mismatch`] if there is nothing under `key`.
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let bytes = file.bytes();
@@ -79,8 +79,8 @@ impl PytorchFile {
         Ok(Self { file, inflated, tensors, views, others })
     }
 
-    /// What the file (or the subtree under `key`) contains besides tensors, in its order: a dotted path
-    /// and a short description. None of it is part of [`Source::tensors`].
+    /// Values in the file (or in the subtree under `key`) that aren't tensors, in its order: a
+    /// dotted path and a short description. They aren't part of [`Source::tensors`].
     pub fn others(&self) -> &[(String, String)] {
         &self.others
     }
@@ -109,7 +109,7 @@ impl Source for PytorchFile {
     }
 }
 
-/// The tensors of a file, without the file's map.
+/// The tensors of a file, without the file's memory map.
 struct Contents {
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
@@ -118,7 +118,7 @@ struct Contents {
 }
 
 impl Contents {
-    /// Names the tensors, checks each against its storage, and inflates what has to be.
+    /// Names the tensors, checks each against its storage, and inflates deflated storages.
     fn of(
         path: &Path,
         bytes: &[u8],

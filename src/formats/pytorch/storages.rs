@@ -1,4 +1,4 @@
-//! Storages: where the bytes of each are, and how those that a zip has deflated are inflated.
+//! Storages: the position of each one's bytes, and inflating those that a zip has deflated.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -11,17 +11,17 @@ use super::pickle::{Object, Pickle, Storage};
 use crate::error::{Finding, Result};
 use crate::source::MappedFile;
 
-/// Bytes that are inflated at once.
+/// How many bytes are inflated at a time.
 const CHUNK_BYTES: usize = 1 << 16;
 
-/// Where a storage is in its file.
+/// The position of a storage in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Its bytes, or the deflated ones.
+    /// The range of its bytes, deflated or not.
     pub data: Range<usize>,
-    /// Its bytes in full.
+    /// Its size in bytes when inflated.
     pub size: usize,
-    /// The CRC-32 of its content, where it is deflated.
+    /// If it is deflated, the CRC-32 of its content.
     pub deflated: Option<u32>,
 }
 
@@ -46,10 +46,10 @@ pub(super) fn check_size(path: &Path, storage: &Storage<'_>, size: u64) -> Resul
         .format())
 }
 
-/// Inflates storages into one unnamed temporary file. Also returns where each starts in it.
+/// Inflates storages into one unnamed temporary file. Also returns the offset of each in that file.
 ///
-/// Each is read to the size that the pickle asks for and not a byte further, so that a few deflated
-/// bytes can't fill the disk.
+/// No storage is inflated beyond the size that the pickle gives, so a few deflated bytes can't fill
+/// the disk.
 pub(super) fn inflate<'k>(
     path: &Path,
     bytes: &[u8],
@@ -69,10 +69,10 @@ pub(super) fn inflate<'k>(
     Ok((file, starts))
 }
 
-/// Inflates one entry and hands out its content in chunks.
+/// Inflates one entry and passes its content to `write` in chunks.
 ///
 /// # Errors
-/// [`crate::Error::Format`] where the content isn't of the size and sum that were promised.
+/// [`crate::Error::Format`] if the content doesn't have the expected size and checksum.
 pub(super) fn inflate_one(
     path: &Path,
     key: &str,

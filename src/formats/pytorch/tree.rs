@@ -1,5 +1,5 @@
-//! The tree of a checkpoint: dictionaries and lists become dotted names. Values that aren't tensors are
-//! listed, so that nothing is lost in silence.
+//! The tree of a checkpoint: dictionaries and lists become dotted names. Values that aren't tensors are listed too, so
+//! that none is dropped silently.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,21 +7,21 @@ use std::path::Path;
 use super::pickle::{Id, Object, Pickle, Value};
 use crate::error::{Finding, Result};
 
-/// The most containers inside each other.
+/// The deepest nesting of containers.
 const MAX_DEPTH: usize = 100;
-/// The most places visited. One container may be at many places: a few bytes can name more of them than
-/// a disk can hold.
+/// The most places visited. The same container can be at many places, so a few bytes can give more names than a disk
+/// can hold.
 const MAX_PLACES: usize = 1 << 20;
-/// The most bytes of all names together.
+/// The most bytes in all names together.
 const MAX_NAME_BYTES: usize = 128 << 20;
-/// Entries of a dictionary without tensors that are still listed one by one.
+/// The most entries that are listed one by one for a dictionary without tensors.
 const LISTED_ENTRIES: usize = 64;
-/// Characters of a text that a description quotes.
+/// How many characters of a text a description quotes.
 const QUOTED_CHARS: usize = 40;
-/// The name of a tensor that is the whole checkpoint, and the name of any other value that is.
+/// The name of a tensor that is the whole checkpoint, and of any other such value.
 const ALONE: [&str; 2] = ["tensor", "value"];
 
-/// A checkpoint as a flat list.
+/// A checkpoint as flat lists.
 pub(super) struct Flat {
     /// Names and objects of tensors, in the file's order.
     pub tensors: Vec<(String, Id)>,
@@ -50,7 +50,7 @@ pub(super) fn flatten(path: &Path, pickle: &Pickle<'_>, key: Option<&str>) -> Re
     Ok(walk.flat)
 }
 
-/// Which objects are tensors, or lead to one.
+/// For each object, whether it is a tensor or contains one.
 fn reaching_tensors(pickle: &Pickle<'_>) -> Vec<bool> {
     let mut holders: Vec<Vec<Id>> = vec![Vec::new(); pickle.objects.len()];
     let mut reaches = vec![false; pickle.objects.len()];
@@ -97,7 +97,7 @@ struct Walk<'w, 'a> {
     pickle: &'w Pickle<'a>,
     reaches: Vec<bool>,
     flat: Flat,
-    /// Names in use, and whether a tensor has them.
+    /// Used names, and whether a tensor has them.
     taken: HashMap<String, bool>,
     places: usize,
     name_bytes: usize,
@@ -115,7 +115,7 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    /// Lists the value at `name`.
+    /// Adds the value at `name` and its parts to the lists.
     fn visit(&mut self, name: &mut String, value: Value<'a>, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             let finding = self.named(name).expected(format_args!("at most {MAX_DEPTH} containers inside each other"));
@@ -165,7 +165,7 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    /// One entry of a dictionary.
+    /// Adds one entry of a dictionary.
     fn entry(&mut self, name: &mut String, key: Value<'a>, value: Value<'a>, depth: usize) -> Result<()> {
         match key {
             Value::Str(key) => self.child(name, key, value, depth),
@@ -190,7 +190,7 @@ impl<'a> Walk<'_, 'a> {
         Ok(())
     }
 
-    /// Attributes of a dictionary: torch keeps the versions of modules there, as `_metadata`.
+    /// Adds the attributes of a dictionary: torch stores the versions of modules there, as `_metadata`.
     fn attributes(&mut self, name: &str, attributes: Value<'a>) -> Result<()> {
         if self.reaches(attributes) {
             let finding = self.named(name).expected("tensors in dictionaries and lists");
@@ -208,14 +208,14 @@ impl<'a> Walk<'_, 'a> {
         Ok(())
     }
 
-    /// Lists a value that isn't a tensor.
+    /// Adds a value that isn't a tensor.
     fn describe(&mut self, name: &str, value: Value<'a>) -> Result<()> {
         self.take(name, false)?;
         self.flat.others.push((name.to_owned(), describe(self.pickle, value)));
         Ok(())
     }
 
-    /// Refuses a second value with the name of a tensor: readers would differ in which one they keep.
+    /// Refuses a second value with the name of a tensor: programs would differ in which one they read.
     fn take(&mut self, name: &str, tensor: bool) -> Result<()> {
         match self.taken.insert(name.to_owned(), tensor) {
             Some(before) if before || tensor => {
@@ -243,8 +243,8 @@ impl<'a> Walk<'_, 'a> {
         Err(finding.found(found).mismatch())
     }
 
-    /// The value under `rest` of a dotted path. Keys may contain dots themselves, so every key that the
-    /// path begins with is tried.
+    /// The value under `rest`, the remainder of a dotted path. Keys may contain dots, so every key with which the path
+    /// begins is tried.
     fn find(&self, value: Value<'a>, rest: &str) -> Result<Option<Value<'a>>> {
         let text = |key: &Value<'a>| match key {
             Value::Str(text) => Some((*text).to_owned()),
@@ -287,7 +287,7 @@ fn describe_key(pickle: &Pickle<'_>, key: Value<'_>) -> String {
     }
 }
 
-/// A value in a few words.
+/// Describes a value in a few words.
 fn describe(pickle: &Pickle<'_>, value: Value<'_>) -> String {
     let object = match value {
         Value::None => return "None".to_owned(),

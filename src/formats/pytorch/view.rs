@@ -1,4 +1,5 @@
-//! Views: a tensor over its storage, checked when the file is opened, and its rows in order.
+//! Views: a tensor's position in its storage, checked when the file is opened, and its rows in
+//! order.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,21 +12,21 @@ use crate::error::{Finding, Result};
 use crate::source::{TensorInfo, show_shape};
 
 /// The most bytes of a tensor that repeats elements of a smaller storage. Real ones are masks and
-/// position tables; a hostile file could make a tensor of any size from a single byte.
+/// position tables; a hostile file could describe a tensor of any size with a single byte.
 const MAX_EXPANDED_BYTES: usize = 1 << 30;
 
-/// Where a tensor's elements are. Every index is inside its storage.
+/// The position of a tensor's elements. Every index is checked to be inside the storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct View {
     /// Whether the storage is in the inflated file.
     pub inflated: bool,
-    /// The byte of the first element.
+    /// The offset of the first element in bytes.
     pub start: usize,
-    /// Bytes from one index to the next, by dimension.
+    /// The distance between neighbours along each dimension, in bytes.
     strides: Vec<usize>,
-    /// Whether the elements are in order without gaps.
+    /// Whether the elements are in row-major order without gaps.
     dense: bool,
-    /// Bytes to be reversed together: 1 for none.
+    /// The width of numbers whose bytes must be reversed; 1 if none.
     swap: usize,
 }
 
@@ -45,7 +46,7 @@ impl View {
             .dtype
             .ok_or_else(|| subject().expected("a type this version reads").found(tensor.element.name).unsupported())?;
         let bytes = tensor.element.bytes;
-        // Zeros count as ones: no product of dimensions may overflow, whatever their order.
+        // Zeros count as ones, so that no product of some of the dimensions can overflow.
         let limit = isize::MAX as usize / bytes;
         let extent = tensor.shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)).filter(|n| *n <= limit));
         let extent = extent.ok_or_else(|| {
@@ -53,7 +54,7 @@ impl View {
             subject().expected("a size below 2^63 bytes").found(found).format()
         })?;
         let empty = tensor.shape.contains(&0);
-        // A view of the older form is a part of its storage with numbers of its own.
+        // In the older form, a view is a part of a storage, within which offsets are counted.
         let whole = (place.size / storage.element.bytes) as u64;
         let (first, elems) = storage.view.unwrap_or((0, whole));
         let outside = |what: &str, last: String| {
@@ -86,7 +87,7 @@ impl View {
         }
         let offset = first as usize * storage.element.bytes + tensor.offset as usize * bytes;
         let start = if place.deflated.is_some() { offset } else { place.data.start + offset };
-        // Steps along a dimension of one element are never taken; they may be anything.
+        // The stride of a dimension of one element is never used, so it can have any value.
         let strides = tensor.shape.iter().zip(&tensor.strides);
         let strides = strides.map(|(d, stride)| if *d > 1 && !empty { *stride as usize * bytes } else { 0 }).collect();
         let component = if dtype == DType::C64 { 4 } else { bytes };
@@ -110,7 +111,7 @@ impl View {
         })
     }
 
-    /// The bytes of rows `rows` out of the mapped file: borrowed where the file has exactly these bytes.
+    /// The bytes of rows `rows` in the mapped file, borrowed if the file has exactly these bytes.
     pub(super) fn rows<'a>(&self, info: &TensorInfo, file: &'a [u8], rows: Range<usize>) -> Cow<'a, [u8]> {
         let size = info.dtype.block_bytes();
         let (from, to) = (rows.start * info.row_len(), rows.end * info.row_len());
@@ -138,13 +139,14 @@ impl View {
         Cow::Owned(made)
     }
 
-    /// Appends elements `elems`, counted in the tensor's order, each of `N` bytes.
+    /// Appends elements `elems`, counted in row-major order, of `N` bytes each.
     fn gather<const N: usize>(&self, shape: &[usize], file: &[u8], elems: Range<usize>, out: &mut Vec<u8>) {
         let Some((width, leading)) = shape.split_last() else { return };
         let step = self.strides[leading.len()];
         let mut at = elems.start;
         while at < elems.end {
-            // Where the run along the last dimension starts: the index split from the inside out.
+            // Find the start of a run along the last dimension: split the index from the innermost
+            // dimension out.
             let (mut rest, column) = (at / width, at % width);
             let mut start = self.start + column * step;
             for (d, stride) in leading.iter().zip(&self.strides).rev() {

@@ -1,4 +1,4 @@
-//! Writing: the pickle and the zip that torch.save would make of the same tensors.
+//! Writing: the pickle and zip that torch.save would make of the same tensors.
 //!
 //! Reference: torch `serialization.py` (`_save`), `_tensor.py` (`_reduce_ex_internal`).
 
@@ -9,20 +9,20 @@ use crate::plan::{Layout, Place, PlannedTensor};
 
 use super::zip::ZipLayout;
 
-/// The name of the file that says which shard holds which tensor.
+/// The name of the index file, which says in which shard each tensor is.
 pub const SHARD_INDEX: &str = "pytorch_model.bin.index.json";
 
-/// The folder inside the zip, as torch has it for files without a name.
+/// The folder in the zip, as torch calls it for files without a name.
 const FOLDER: &str = "archive";
-/// The version of the zip form that torch's record `version` gives.
+/// The content of torch's record `version`: the version of the zip form.
 const VERSION: &[u8] = b"3\n";
 
-/// Lays out `tensors` as one `{stem}.bin`, or, where they exceed `shard_bytes`, as shards with an
-/// index, split in the tensors' order as transformers splits. A file holds one dictionary of
-/// tensors, in their order, each with a storage of its own.
+/// Lays out `tensors` as one `{stem}.bin` or, if they exceed `shard_bytes`, as shards with an index, split in the
+/// tensors' order as in transformers. A file holds one dictionary of tensors, in their order, each with its own
+/// storage.
 ///
 /// # Errors
-/// [`crate::Error::Unsupported`] for a type that torch has not.
+/// [`crate::Error::Unsupported`] for a type that torch doesn't have.
 pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result<Layout> {
     let shards = split(tensors, shard_bytes);
     let mut places = vec![Place { file: 0, offset: 0 }; tensors.len()];
@@ -58,12 +58,12 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
     Ok(Layout { files, places })
 }
 
-/// How torch names a type.
+/// How a pickle names a type.
 #[derive(Clone, Copy)]
 enum Class {
     /// By a class of storages.
     Storage(&'static str),
-    /// By the type itself, over an untyped storage: types that are younger than those classes.
+    /// By the type itself, with an untyped storage: newer types have no class of storages.
     Dtype(&'static str),
 }
 
@@ -92,10 +92,10 @@ fn class_of(dtype: DType) -> Option<Class> {
     })
 }
 
-/// A pickle of protocol 2 being written: `OrderedDict` of tensors.
+/// A pickle of protocol 2 that is being written: an `OrderedDict` of tensors.
 struct Program {
     out: Vec<u8>,
-    /// Names written so far; a name's number in the memo is its place here.
+    /// Names written so far. The index of a name is its number in the memo.
     names: Vec<(&'static str, &'static str)>,
 }
 
@@ -112,7 +112,7 @@ impl Program {
         self.out
     }
 
-    /// `name: _rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())`, or `v3` with the type.
+    /// Writes `name: _rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())`, or `v3` with the type.
     fn tensor(&mut self, tensor: &PlannedTensor, class: Class, key: &str) {
         self.text(&tensor.name);
         let (function, storage, elems) = match class {
@@ -144,9 +144,9 @@ impl Program {
         self.out.extend(b")R");
     }
 
-    /// A name: written in full the first time, by its number in the memo after that.
+    /// Writes a name: in full the first time, by its number in the memo after that.
     fn global(&mut self, module: &'static str, name: &'static str) {
-        // There are fewer names than a byte can number.
+        // The number fits into a byte, because there are only a few names.
         if let Some(number) = self.names.iter().position(|known| *known == (module, name)) {
             self.out.extend([b'h', number as u8]);
         } else {
@@ -168,7 +168,7 @@ impl Program {
         self.out.push(b't');
     }
 
-    /// A whole number in the shortest form of protocol 2.
+    /// Writes an integer in the shortest form of protocol 2.
     fn number(&mut self, number: u64) {
         if let Ok(number) = u8::try_from(number) {
             self.out.extend([b'K', number]);
@@ -179,7 +179,7 @@ impl Program {
             self.out.push(b'J');
             self.out.extend(number.to_le_bytes());
         } else {
-            // A ninth byte keeps the sign plus.
+            // A ninth byte of zeros keeps the number positive.
             self.out.extend([0x8a, 9]);
             self.out.extend(number.to_le_bytes());
             self.out.push(0);
@@ -187,8 +187,8 @@ impl Program {
     }
 }
 
-/// Strides of a tensor whose elements are in order, as torch counts them. Only a tensor without elements
-/// can have strides that are too large, and its strides don't matter.
+/// The strides of a row-major tensor, in elements. They can overflow only for a tensor without elements, for which they
+/// don't matter.
 fn row_major(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {

@@ -1,4 +1,4 @@
-//! safetensors: an 8-byte length, a JSON header, the tensors' bytes.
+//! The safetensors format: an 8-byte length, a JSON header, and the tensors' bytes.
 //!
 //! Reference: huggingface/safetensors, README "Format" and `safetensors/src/tensor.rs`.
 

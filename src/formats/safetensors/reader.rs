@@ -1,4 +1,4 @@
-//! Reading: the header is checked once, completely; bytes are slices of the memory map.
+//! Reading: the header is checked once, completely; rows are slices of the memory map.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -15,7 +15,7 @@ use crate::error::{Error, Finding, Result};
 use crate::json;
 use crate::source::{MappedFile, Source, TensorInfo, show_shape};
 
-/// The entry of the header that isn't a tensor.
+/// The header's only entry that isn't a tensor.
 const METADATA: &str = "__metadata__";
 
 /// An open safetensors file.
@@ -27,8 +27,8 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Maps `path` and checks its header: every tensor is inside the file and has the size of its type
-    /// and shape, tensors don't overlap, every byte belongs to one, and no name occurs twice.
+    /// Maps `path` and checks its header: every tensor is inside the file and has the size of its type and shape,
+    /// tensors don't overlap, every byte belongs to a tensor, and no name occurs twice.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Format`] naming the file and the tensor.
@@ -94,7 +94,7 @@ impl Source for SafetensorsFile {
     }
 }
 
-/// Type, shape and place of one tensor, checked against each other and the file's length.
+/// Type, shape and range of one tensor, checked against each other and the file's length.
 fn check(path: &Path, name: String, raw: &RawInfo, data_len: usize) -> Result<(TensorInfo, Range<usize>)> {
     let subject = || Finding::new(path, format!("tensor {name:?}"));
     let dtype =
@@ -126,8 +126,7 @@ fn check(path: &Path, name: String, raw: &RawInfo, data_len: usize) -> Result<(T
     }
 }
 
-/// Checks that tensors fill the data without holes, as the format requires: nothing can hide between
-/// them.
+/// Checks that tensors fill the data without gaps, as the format requires, so that nothing can hide between them.
 fn no_gap_or_overlap(path: &Path, tensors: &[TensorInfo], ranges: &[Range<usize>], data_len: usize) -> Result<()> {
     let mut order: Vec<usize> = (0..ranges.len()).collect();
     order.sort_by_key(|&i| (ranges[i].start, ranges[i].end));
@@ -150,7 +149,7 @@ fn no_gap_or_overlap(path: &Path, tensors: &[TensorInfo], ranges: &[Range<usize>
     Ok(())
 }
 
-/// Types of the format that no model here has: several elements in a byte, and AMD's own floats.
+/// Types of the format that this crate can't read: several elements in a byte, and AMD's own floats.
 const UNREAD_TYPES: [&str; 3] = ["F4", "F6_E2M3", "F6_E3M2"];
 
 /// One tensor as the header describes it.
@@ -162,8 +161,8 @@ struct RawInfo {
     data_offsets: (usize, usize),
 }
 
-/// The header as written: tensors in the file's order, with repetitions kept so that they can be
-/// refused (a plain map would let the last one win).
+/// The header as written: tensors in the file's order, including repeated names, so that these can be refused (in a
+/// map, the last one would win).
 struct Header {
     metadata: BTreeMap<String, String>,
     tensors: Vec<(String, RawInfo)>,
@@ -201,13 +200,13 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Names the entry of the header in which the JSON is wrong.
+/// Adds to the error the name of the header's entry with the wrong JSON.
 fn named<E: serde::de::Error>(name: &str, error: E) -> E {
     E::custom(format_args!("in {name:?}: {error}"))
 }
 
 impl Error {
-    /// Adds what to try to an error that carries a finding.
+    /// Sets the hint of an error that has a finding.
     fn with_hint(mut self, hint: &str) -> Self {
         if let Error::Format(finding) = &mut self {
             finding.hint = hint.to_owned();

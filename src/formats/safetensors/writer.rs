@@ -1,4 +1,4 @@
-//! Laying out: which shard and which offset every tensor gets, before a byte of data is written.
+//! Layout: the shard and offset of every tensor, before any data is written.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use crate::error::{Finding, Result};
 use crate::formats::shards::{index, shard_name, split};
 use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
 
-/// The name of the file that says which shard holds which tensor.
+/// The name of the index file, which says in which shard each tensor is.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 
-/// Lays out `tensors` as one `{stem}.safetensors`, or, where they exceed `shard_bytes`, as shards
-/// with an index, split in the tensors' order as transformers splits.
+/// Lays out `tensors` as one `{stem}.safetensors` or, if they exceed `shard_bytes`, as shards with
+/// an index, split in the tensors' order as in transformers.
 ///
-/// Inside a file the wider types come first and names are sorted, as in the reference writer, so that
-/// every tensor is aligned to its own size.
+/// Within a file, wider types come first and names are sorted, as in the reference writer, so that
+/// every tensor is aligned to the size of its elements.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that safetensors can't hold.
@@ -25,7 +25,7 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
     layout_with_metadata(tensors, stem, shard_bytes, &metadata)
 }
 
-/// As [`layout`], with this `__metadata__` in every file; without one where it is empty.
+/// Like [`layout`], with this `__metadata__` in every file, unless it is empty.
 ///
 /// # Errors
 /// As [`layout`].

@@ -1,4 +1,5 @@
-//! Against what llama-imatrix measured on the same model and text, and against itself.
+//! Compares with the measurement of llama-imatrix on the same model and text, and checks
+//! consistency.
 
 use crate::output::Destination;
 use std::path::PathBuf;
@@ -12,15 +13,17 @@ use crate::imatrix::tests::saved;
 use crate::imatrix::{Form, ImportanceMatrix};
 use crate::model::{Residence, TextEncoder};
 
-/// How far a single number of ours may be from llama-imatrix's, relative to it. It keeps keys and
-/// values in F16, which makes differences of up to 9e-4; with those rounded here they are below 1.2e-4.
+/// The largest relative difference of a single number from llama-imatrix's. llama-imatrix keeps
+/// keys and values in F16, which causes differences of up to 9e-4; if they are rounded like that
+/// here, differences are below 1.2e-4.
 const TOLERANCE: f32 = 2e-3;
 
-/// The same for all numbers of a tensor together: the sum of differences by the sum of numbers.
+/// The limit for all numbers of a tensor together: the sum of differences divided by the sum of
+/// numbers.
 const TENSOR_TOLERANCE: f32 = 5e-4;
 
-/// The same for single numbers that enter the first attention, which has no part in them: only the
-/// order of f32 sums is different.
+/// The limit for single numbers that are inputs of the first attention. F16 doesn't affect them;
+/// only the order of f32 sums differs.
 const FIRST_TOLERANCE: f32 = 1e-5;
 
 fn fixtures() -> PathBuf {
@@ -45,7 +48,7 @@ fn measured(base: &LanguageModel, text: &str, settings: &Settings) -> Measuremen
 
 const SETTINGS: Settings = Settings { chunk_size: 128, chunks: Some(8), process_output: false };
 
-/// Holds every tensor against its tolerances.
+/// Checks every tensor against its tolerances.
 fn assert_close(found: &ImportanceMatrix, expected: &ImportanceMatrix) {
     assert!(found.names().eq(expected.names()));
     for name in found.names() {
@@ -62,7 +65,8 @@ fn assert_close(found: &ImportanceMatrix, expected: &ImportanceMatrix) {
 
 #[test]
 fn measures_what_llama_imatrix_measures() {
-    // Another model, text and matrix: MODEL:TEXT:MATRIX, measured with -c 128 --chunks 8.
+    // Another model, text and matrix can be given as MODEL:TEXT:MATRIX, measured with -c 128
+    // --chunks 8.
     let given = std::env::var("ATOMBANK_IMATRIX_MODEL").ok();
     let given: Option<Vec<PathBuf>> = given.map(|paths| paths.split(':').map(PathBuf::from).collect());
     let [model, text, expected] = match given.as_deref() {
@@ -103,7 +107,7 @@ fn chunks_are_texts_of_their_own() {
     let count = u64::from(all.chunk_count) * 32;
     assert!(all.entries.values().all(|sums| sums.counts == [count]));
     assert_eq!(all.entries[OUTPUT].squares.len(), 256);
-    // What a chunk adds doesn't depend on the chunks before it.
+    // A chunk's contribution doesn't depend on the chunks before it.
     let (one, two) = (measured(&base, &text, &settings(Some(1))), measured(&base, &text, &settings(Some(2))));
     let ids = base.encoder.encode(&text, false).unwrap();
     let rest = base.encoder.decode(&ids[32..64]).unwrap();
@@ -209,7 +213,7 @@ fn activations_that_are_not_finite_are_refused_where_they_are() {
         sums.delta(site, &x).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(message(&[1.0, 2.0]), Ok(()));
-    // A sum that f32 has no room for counts, too.
+    // A sum that overflows f32 is refused, too.
     let expected = "m: activations entering \"blk.1.ffn_gate.weight\": expected finite numbers, \
         found a sum of squares of inf in column 1";
     assert_eq!(message(&[1.0, 3e19]).unwrap_err(), expected);

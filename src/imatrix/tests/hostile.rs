@@ -1,10 +1,10 @@
-//! Hostile files of both forms, each refused by the message that fits.
+//! Tests of hostile files in both forms: each is refused with the right message.
 
 use super::*;
 use crate::Error;
 use crate::imatrix::read::COUNT_LIMIT;
 
-/// Bytes of the older form, piece by piece.
+/// The bytes of a file of the older form, built piece by piece.
 #[derive(Clone, Default)]
 struct Raw(Vec<u8>);
 
@@ -23,7 +23,7 @@ impl Raw {
         self
     }
 
-    /// An entry as it should be.
+    /// Adds a valid entry.
     fn entry(self, name: &str, calls: i32, values: &[f32]) -> Self {
         let raw = self.number(name.len() as i32).raw(name.as_bytes()).number(calls).number(values.len() as i32);
         values.iter().fold(raw, |raw, value| raw.raw(&value.to_le_bytes()))

@@ -102,7 +102,7 @@ impl<T> Combined<T> {
     }
 }
 
-/// The functions that are not computed yet.
+/// Functions that aren't computed yet.
 #[derive(Debug, Default)]
 pub(super) struct Pending(Vec<Arc<Lazy>>);
 

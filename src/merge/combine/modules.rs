@@ -2,9 +2,9 @@
 
 use crate::adapter::peft::WeightLayout;
 
-/// Words that PEFT draws for the new adapter before it combines the others: the factors are made and
-/// initialised like those of any new adapter. `torch.manual_seed` before `add_weighted_adapter` then gives
-/// what the same seed gives here.
+/// The number of random words that PEFT draws before it combines adapters: it makes and initialises the new adapter's
+/// factors like those of any new adapter. Skipping as many words gives the same result as `torch.manual_seed` before
+/// `add_weighted_adapter` with the same seed.
 ///
 /// Reference: huggingface/peft `src/peft/tuners/lora/layer.py` (`update_layer`, `reset_lora_parameters`),
 /// 0.21.2, with `init_lora_weights=True`.
@@ -15,10 +15,10 @@ impl Prelude {
     /// Adds the draws of one module.
     pub(super) fn add(&mut self, d_in: u64, d_out: u64, rank: u64, layout: WeightLayout) {
         self.0 += if layout == WeightLayout::Embedding {
-            // A and B are made by randn, then B is drawn once more.
+            // A and B are drawn by randn, then B is drawn again.
             normal(rank * d_in) + 2 * normal(d_out * rank)
         } else {
-            // nn.Linear initialises itself, and A is initialised again.
+            // nn.Linear initialises both, then A is initialised again.
             2 * rank * d_in + d_out * rank
         };
     }
@@ -28,8 +28,8 @@ impl Prelude {
     }
 }
 
-/// Words that `count` normally distributed numbers take: 16 at a time, the last 16 once more where they
-/// are not full; fewer than 16 are made in pairs of doubles.
+/// The number of words for `count` normally distributed numbers. They are drawn 16 at a time, and the last 16 again if
+/// they aren't full; fewer than 16 are drawn as pairs of doubles.
 fn normal(count: u64) -> u64 {
     match count {
         0..16 => count.div_ceil(2) * 4,

@@ -1,9 +1,9 @@
 //! Random numbers as torch draws them on the CPU.
 //!
-//! torch.manual_seed seeds a 32-bit Mersenne twister with the seed's lower half; every float32 number in
-//! [0, 1) takes one word of it, whose lower 24 bits count. torch.bernoulli of a tensor of probabilities
-//! draws one such number an element, in the tensor's logical order, for float32 and bfloat16 alike, whatever
-//! the size and the vector width. (`Tensor.bernoulli_(p)` with a number takes another way, through MKL.)
+//! torch.manual_seed seeds a 32-bit Mersenne twister with the lower half of the seed. Every float32 number in [0, 1)
+//! uses the lower 24 bits of one word. torch.bernoulli of a tensor of probabilities draws one such number per element,
+//! in the tensor's logical order, for both float32 and bfloat16, and independently of size and vector width.
+//! (`Tensor.bernoulli_(p)` with a number draws differently, through MKL.)
 //!
 //! Reference: pytorch `aten/src/ATen/core/MT19937RNGEngine.h`, `TransformationHelper.h`
 //! (`uniform_real`), `native/cpu/DistributionTemplates.h` (`bernoulli_kernel`); measured on torch 2.15.
@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 const N: usize = 624;
 const M: usize = 397;
 
-/// A word of the state as it is given out.
+/// Converts a word of the state to a word of output.
 fn temper(mut y: u32) -> u32 {
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c_5680;
@@ -22,7 +22,7 @@ fn temper(mut y: u32) -> u32 {
     y ^ (y >> 18)
 }
 
-/// A word as a number in [0, 1).
+/// Converts a word to a number in [0, 1).
 fn unit(word: u32) -> f32 {
     (word & 0xff_ffff) as f32 / (1 << 24) as f32
 }
@@ -35,7 +35,7 @@ pub struct Mt19937 {
 }
 
 impl Mt19937 {
-    /// The generator behind `torch.manual_seed(seed)`.
+    /// The generator after `torch.manual_seed(seed)`.
     pub fn new(seed: u64) -> Self {
         let mut state = [0; N];
         state[0] = seed as u32;
@@ -55,12 +55,12 @@ impl Mt19937 {
         temper(self.state[self.next - 1])
     }
 
-    /// The next number in [0, 1): `torch.rand` of a float32 tensor, an element at a time.
+    /// The next number in [0, 1): one element of `torch.rand` of a float32 tensor.
     pub fn uniform(&mut self) -> f32 {
         unit(self.word())
     }
 
-    /// The next numbers of [`Mt19937::uniform`], as many as `out` has room for.
+    /// Fills `out` with the next numbers of [`Mt19937::uniform`].
     pub fn fill(&mut self, mut out: &mut [f32]) {
         while !out.is_empty() {
             if self.next == N {
@@ -74,7 +74,7 @@ impl Mt19937 {
         }
     }
 
-    /// Passes over `words` words.
+    /// Skips `words` words.
     pub fn skip(&mut self, mut words: u64) {
         while words > (N - self.next) as u64 {
             words -= (N - self.next) as u64;
@@ -100,22 +100,22 @@ impl Mt19937 {
     }
 }
 
-/// A sequence of draws that can be entered anywhere: the states along it are kept, so that any rows of a
-/// tensor can be masked without those before them.
+/// A sequence of draws that can be entered anywhere. States along the sequence are kept, so that any rows of a tensor
+/// can be masked without those before them.
 pub struct Stream {
     seed: u64,
     total: u64,
     states: OnceLock<Vec<Mt19937>>,
 }
 
-/// Words between two kept states where there are few: a few milliseconds to skip.
+/// The smallest number of words between two kept states: skipping as many takes a few milliseconds.
 const SPACING: u64 = 1 << 20;
 
-/// States kept at most, of 2.5 KB each.
+/// The largest number of kept states, of 2.5 KB each.
 const STATES: u64 = 8192;
 
 impl Stream {
-    /// `total` draws behind `torch.manual_seed(seed)`.
+    /// The first `total` draws after `torch.manual_seed(seed)`.
     pub fn new(seed: u64, total: u64) -> Self {
         Self { seed, total, states: OnceLock::new() }
     }
@@ -127,7 +127,8 @@ impl Stream {
     /// The generator after `position` draws.
     pub fn at(&self, position: u64) -> Mt19937 {
         let spacing = self.spacing();
-        // In order, on this thread: another one that waits here waits for a thread that works.
+        // In order, on this thread. Another thread that waits here waits for one that is working, so this can't
+        // deadlock.
         let states = self.states.get_or_init(|| {
             let mut generator = Mt19937::new(self.seed);
             let mut states = vec![generator.clone()];
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn words_are_those_of_the_mersenne_twister() {
-        // torch.manual_seed(7), torch.manual_seed(5489); the words of numpy's RandomState, too.
+        // torch.manual_seed(7) and torch.manual_seed(5489); numpy's RandomState gives the same words.
         let mut generator = Mt19937::new(7);
         assert_eq!([(); 4].map(|()| generator.word()), [327741615, 976413892, 3349725721, 1369975286]);
         let mut generator = Mt19937::new(5489);

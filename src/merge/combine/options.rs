@@ -23,8 +23,8 @@ impl Weights {
     /// `PATTERN=W` or, with one for each, `PATTERN=W,W`. The first pattern that matches counts.
     ///
     /// # Errors
-    /// [`Error::Setting`] for what isn't of that form, [`Error::Unsupported`] for an expression with
-    /// look-around or references.
+    /// [`Error::Setting`] for any other form, [`Error::Unsupported`] for an expression with look-around or back
+    /// references.
     pub fn with_pattern(mut self, setting: &str) -> Result<Self> {
         let finding = || Finding::new("", "weights");
         let numbers = |text: &str| text.split(',').map(|w| w.trim().parse().ok()).collect::<Option<Vec<f64>>>();
@@ -129,8 +129,8 @@ pub struct CombineOptions {
     pub tol: f64,
     /// Model stock: an angle for each row instead of one for the tensor.
     pub filter_wise: bool,
-    /// NuSLERP: what the models change in the base is interpolated, as mergekit does where it is given a base. The
-    /// models themselves otherwise.
+    /// NuSLERP: interpolates the models' differences from the base, as mergekit does if it has a base. Otherwise, the
+    /// models themselves are interpolated.
     pub nuslerp_updates: bool,
     /// NuSLERP: one angle for the tensor.
     pub nuslerp_flatten: bool,
@@ -139,7 +139,7 @@ pub struct CombineOptions {
     pub nuslerp_row_wise: bool,
     /// How PEFT's TIES elects signs.
     pub majority_sign: MajoritySign,
-    /// The rank of combined adapters; the largest of theirs where not given.
+    /// The rank of the combined adapter; the largest of the adapters' ranks if not given.
     pub rank: Option<usize>,
 }
 
@@ -190,7 +190,7 @@ impl Default for CombineOptions {
 }
 
 impl CombineOptions {
-    /// The density of each of `count`; `None` where none is given.
+    /// The density of each of `count` models or adapters; `None` if no density is given.
     pub(super) fn densities(&self, count: usize) -> Result<Option<Vec<f64>>> {
         let finding = || Finding::new("", "density");
         if let Some(bad) = self.density.iter().find(|d| !(0.0..=1.0).contains(*d)) {

@@ -249,8 +249,8 @@ pub(super) fn sign(value: f32) -> f32 {
     }
 }
 
-/// `magnitude_outliers` of mergekit 0.1.5: keeps as many values as `density` says, the largest of those that are left
-/// without the outliers. Where that many aren't left, fewer outliers go.
+/// `magnitude_outliers` of mergekit 0.1.5: drops outliers and keeps the largest of the remaining values, as many as
+/// `density` says. If not enough values remain, fewer outliers are dropped.
 fn band(of: &Expr, density: f64, gamma: f64) -> Result<Mask> {
     let count = elems(of);
     let (kept, outliers) = (share(density, count), share(gamma, count));

@@ -1,4 +1,4 @@
-//! The tensors of two models side by side: which changed, and what a LoRA can hold of each.
+//! Compares the tensors of two models: which ones changed, and which form a LoRA can store them in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,42 +17,42 @@ use crate::source::show_shape;
 /// A linear layer's weight in both models.
 #[derive(Debug)]
 pub struct Module {
-    /// The weight by the class's own name.
+    /// The weight's name in the class.
     pub name: String,
-    /// The finetuned model's.
+    /// The finetuned model's weight.
     pub of: PlannedTensor,
-    /// The base's.
+    /// The base's weight.
     pub less: PlannedTensor,
     /// Whether it is `[d_in, d_out]`: a Conv1D.
     pub transposed: bool,
 }
 
-/// Base and finetuned model, tensor by tensor.
+/// The tensors of the base and of the finetuned model, in pairs.
 #[derive(Debug)]
 pub struct Pairs {
     /// Every linear layer, changed or not, in the model's order.
     pub modules: Vec<Module>,
-    /// Tensors of the finetuned model that replace the base's: all those of a module that is saved whole
-    /// because one of them changed, and biases of linear layers that changed.
+    /// Tensors of the finetuned model that replace the base's: all tensors of a module that is saved whole because one
+    /// of them changed, and changed biases of linear layers.
     pub saved: Vec<PlannedTensor>,
-    /// A line for everything that no LoRA holds and that isn't a tensor.
+    /// A line for each difference that isn't in a tensor, which no LoRA can store.
     pub notes: Vec<String>,
     pub(super) base: PathBuf,
     pub(super) finetuned: PathBuf,
     pub(super) base_values: u64,
-    /// Whether the embeddings changed, and are the output head before and after.
+    /// Whether the embeddings changed, and are tied to the output head in both models.
     pub(super) keeps_tie: bool,
 }
 
-/// What becomes of a tensor that changed.
+/// How a changed tensor is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     LowRank,
     /// Its module is saved whole.
     Whole,
-    /// A bias: whole where its module is, by itself otherwise.
+    /// It is a bias: saved with its module if that is saved whole, otherwise alone.
     Bias,
-    /// PEFT has nothing for it.
+    /// PEFT can't save it.
     Refused,
 }
 
@@ -64,11 +64,11 @@ struct Pair<'a> {
 }
 
 impl Pairs {
-    /// Holds the two models against each other. Values of all that can't be of low rank are compared here.
+    /// Compares the two models. This reads the values of all tensors that can't be low-rank.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] for tensors that only one of them has or that have another shape,
-    /// [`crate::Error::Unsupported`] for changed ones that a LoRA has no place for, naming file and tensor.
+    /// [`crate::Error::Mismatch`] for tensors that only one of the models has, or that differ in shape;
+    /// [`crate::Error::Unsupported`] for changed tensors that a LoRA can't store, naming file and tensor.
     pub fn new(base: &Base, finetuned: &Base) -> Result<Self> {
         let pairs = paired(base, finetuned)?;
         let naming = Naming::of(base.config());
@@ -114,12 +114,12 @@ impl Pairs {
     }
 }
 
-/// The path of a tensor's module: a parameter of no module has none.
+/// The path of a tensor's module, or "" for a parameter that belongs to no module.
 fn path_of(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(path, _)| path)
 }
 
-/// Both models' tensors by the class's own names, in the model's order; buffers are left out.
+/// Both models' tensors under the class's own names, in the model's order, without buffers.
 fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     let tensors = |model: &'a Base| -> BTreeMap<String, &'a PlannedTensor> {
         model.named().filter(|(_, tensor)| !is_made_by_class(&tensor.name)).collect()
@@ -176,7 +176,7 @@ fn refusal(pair: &Pair) -> crate::Error {
         .unsupported()
 }
 
-/// Whether a value differs. Types that can't be decoded count by their bytes.
+/// Whether any value differs. Types that can't be decoded are compared by their bytes.
 fn differ(of: &PlannedTensor, less: &PlannedTensor) -> Result<bool> {
     let rows = of.rows();
     if !quant::can_decode(of.dtype) || !quant::can_decode(less.dtype) {

@@ -64,7 +64,7 @@ impl Model {
         Base::new(Path::new(path), &self.config, &self.plan)
     }
 
-    /// This model with tensor `name` changed by `change`, a function of rows and columns.
+    /// This model with tensor `name` changed by `change`, a function of row and column.
     fn changed(&self, name: &str, change: impl Fn(usize, usize) -> f32) -> Self {
         let mut plan = self.plan.clone();
         let tensor = plan.tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
@@ -92,7 +92,7 @@ fn extract(base: &Model, finetuned: &Model, options: &ExtractOptions) -> Result<
     Pairs::new(&base.base("base"), &finetuned.base("finetuned"))?.extract(options, &|| ())
 }
 
-/// A change of rank 2 with singular values of very different size.
+/// A change of rank 2 with singular values of very different sizes.
 fn rank_two(i: usize, j: usize) -> f32 {
     let (i, j) = (i as f32, j as f32);
     i.sin() * j.cos() + 0.01 * (2.0 * i).cos() * (3.0 * j).sin()
@@ -248,7 +248,7 @@ fn ties_are_kept_or_come_apart_as_the_finetuned_model_has_them() {
     let both = vec![embeddings.to_owned(), "lm_head.weight".to_owned()];
     assert_eq!(saved(&tied, &tied.changed(embeddings, rank_two)), (both.clone(), true));
     assert_eq!(saved(&untied, &untied.changed(embeddings, rank_two)), (both[..1].to_vec(), false));
-    // A head of its own where the base had none, and none where it had one.
+    // An untied head where the base's is tied, and the other way round.
     assert_eq!(saved(&tied, &untied), (both[1..].to_vec(), false));
     assert_eq!(saved(&untied, &tied), (both[1..].to_vec(), false));
     assert_eq!(saved(&untied, &tied.changed(embeddings, rank_two)), (both, false));

@@ -102,7 +102,7 @@ fn kronecker_products_repeat_the_right_factor() {
     assert_eq!(tensor.read_rows(2..5).unwrap(), all[2..5].concat());
 }
 
-/// The one tensor of a file with this header and data.
+/// The one tensor of a safetensors file with this header and data.
 fn taken(dtype: &str, shape: &str, data: &[u8]) -> (tempfile::NamedTempFile, TensorRef) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let header = format!(r#"{{"ids":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{}]}}}}"#, data.len());
@@ -134,7 +134,7 @@ fn what_cannot_be_decoded_is_an_error_wherever_values_are_read() {
     let mut bytes = Vec::new();
     integers.encode_rows(0..2, &mut Vec::new(), &mut bytes).unwrap();
     assert_eq!(bytes, [0; 16]);
-    // Nor does a type that can't be written stop the program.
+    // A type that can't be written is an error, not a panic.
     let to = |dtype| PlannedTensor { dtype, ..planned(&[1, 256], counting(&[1, 256])) };
     let error = to(DType::I8).read_rows(0..1).unwrap_err().to_string();
     assert!(error.contains("expected a type this version can write, found I8"), "{error}");

@@ -5,12 +5,12 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::plan::{FileLayout, Layout, Options, Plan, execute};
 
-/// Writes all of one file of an output.
+/// Writes the whole content of one file of an output.
 fn put(staging: &Staging, name: &str, content: &[u8]) {
     staging.create(Path::new(name)).unwrap().0.write_all(content).unwrap();
 }
 
-/// Names in a folder, in order.
+/// The names in a folder, sorted.
 fn names_in(folder: &Path) -> Vec<String> {
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(name).collect();
@@ -18,7 +18,7 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Whether files without a name can be made where tests write.
+/// Whether the file system of the tests can make files without a name.
 fn unnamed_files_can_be_made() -> bool {
     unnamed_file(&std::env::temp_dir()).is_some()
 }
@@ -126,7 +126,7 @@ fn a_shard_that_cannot_get_its_name_is_an_error_and_leaves_no_temporary_file() {
     let names = ["a", "b", "c"].map(Path::new);
     let staging = Staging::files(dir.path(), names, false).unwrap().named();
     names.iter().for_each(|name| put(&staging, name.to_str().unwrap(), b"new"));
-    // Something that can't be replaced appears meanwhile.
+    // A folder, which can't be replaced, appears under the name after staging began.
     fs::create_dir(dir.path().join("b")).unwrap();
     let error = staging.commit().unwrap_err().to_string();
     assert!(error.contains("b: cannot write"), "{error}");
@@ -192,7 +192,7 @@ fn a_link_stays_and_what_it_points_to_is_replaced() {
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(fs::read(&old).unwrap(), b"new");
     assert_eq!(names_in(&real), ["old"]);
-    // Of several files, too.
+    // The same for several files.
     let staging = Staging::files(dir.path(), ["out", "other"].map(Path::new), true).unwrap();
     put(&staging, "out", b"newer");
     put(&staging, "other", b"beside");
@@ -200,7 +200,7 @@ fn a_link_stays_and_what_it_points_to_is_replaced() {
     assert_eq!(fs::read(&old).unwrap(), b"newer");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
 
-    // A folder by way of a link.
+    // The same for a folder behind a link.
     let (folder, folder_link) = (dir.path().join("model"), dir.path().join("latest"));
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("config.json"), b"{}").unwrap();
@@ -211,7 +211,7 @@ fn a_link_stays_and_what_it_points_to_is_replaced() {
     assert_eq!(fs::read(folder.join("config.json")).unwrap(), b"[]");
     assert!(fs::symlink_metadata(&folder_link).unwrap().is_symlink());
 
-    // One that leads nowhere counts as being there; its target is made.
+    // A link to nothing counts as existing; its target is made.
     let dangling = dir.path().join("dangling");
     symlink(dir.path().join("nothing"), &dangling).unwrap();
     assert!(matches!(Staging::file(&dangling, false), Err(Error::Exists(_))));
@@ -240,7 +240,7 @@ fn pipes_and_sockets_are_never_replaced() {
         let error = Staging::folder(path, true).err().unwrap().to_string();
         assert!(error.ends_with(&format!("output: expected a folder, found {is}")), "{error}");
     }
-    // A device is looked at and left alone.
+    // A device is not replaced.
     let found = fs::metadata("/dev/null").unwrap();
     let error = check_replaceable(Path::new("/dev/null"), &found, false).unwrap_err().to_string();
     assert!(error.ends_with("found a device"), "{error}");
@@ -274,7 +274,7 @@ fn temporaries_of_dead_processes_go_and_those_of_living_ones_stay() {
     assert!(!dead.exists(), "nobody writes it any more");
     assert!(locked.exists(), "its writer holds it");
     assert!(dir.path().join(".other.1.partial").exists());
-    // A folder as well.
+    // The same for a folder.
     drop(held);
     fs::remove_file(&locked).unwrap();
     fs::create_dir(&dead).unwrap();

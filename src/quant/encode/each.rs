@@ -1,12 +1,12 @@
-//! Types quantized without a search: every block by itself, in plain loops that compilers vectorize.
+//! Types that are quantized without a search: one block at a time, in plain loops that compilers vectorize.
 
 use std::marker::PhantomData;
 
 use crate::kernel::{Kernel, Routine};
 
-/// How one block of `ELEMS` values becomes `BYTES` bytes.
+/// Encodes one block of `ELEMS` values in `BYTES` bytes.
 pub(super) trait EncodeBlock<const BYTES: usize, const ELEMS: usize> {
-    /// `#[inline(always)]`, to be compiled for the width that it is called from.
+    /// Mark it `#[inline(always)]`, so that it is compiled for the caller's vector width.
     fn encode(values: &[f32; ELEMS], out: &mut [u8; BYTES]);
 }
 
@@ -39,15 +39,15 @@ impl<E: EncodeBlock<BYTES, ELEMS>, const BYTES: usize, const ELEMS: usize> Routi
     }
 }
 
-/// The largest magnitude. Bits of magnitudes are in the order of their values, and the largest of
-/// integers can be found in any order, which that of floats can't.
+/// The largest magnitude. The bits of magnitudes have the same order as their values. Unlike floats, integers may be
+/// compared in any order, so this can be vectorized.
 #[inline(always)]
 pub(super) fn largest_magnitude(values: &[f32]) -> f32 {
     f32::from_bits(values.iter().fold(0, |largest, v| largest.max(v.to_bits() & 0x7fff_ffff)))
 }
 
-/// What values are multiplied by to be counted in steps of `step`; `None` where that is too large for
-/// f32 because the step is subnormal.
+/// The factor that expresses values in steps of `step`. `None` if it is too large for f32 because the step is
+/// subnormal.
 #[inline(always)]
 pub(super) fn inverse_of_step(step: f32) -> Option<f32> {
     let inverse = if step == 0.0 { 0.0 } else { 1.0 / step };

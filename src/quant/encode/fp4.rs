@@ -1,6 +1,6 @@
-//! Quantizing to MXFP4 and NVFP4: four-bit floats (E2M1) under scales that are eight-bit floats.
+//! Quantizes to MXFP4 and NVFP4: four-bit floats (E2M1) with scales that are eight-bit floats.
 //!
-//! ggml takes no importance for these types, and their blocks don't know of row ends.
+//! ggml doesn't use importance for these types, and their blocks don't depend on where rows end.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_mxfp4_ref`, `quantize_row_nvfp4_ref`,
 //! `best_index_mxfp4`; `ggml-impl.h`, `ggml_fp32_to_ue4m3`.
@@ -9,17 +9,17 @@ use super::each::{EncodeBlock, each_block, largest_magnitude};
 use crate::kernel::Kernel;
 use crate::quant::fp4::{DOUBLED, half_of_e8m0, half_of_ue4m3};
 
-/// One or more rows as MXFP4.
+/// Encodes one or more rows as MXFP4.
 pub(super) fn mxfp4(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(Mxfp4, row, out, kernel);
 }
 
-/// One or more rows as NVFP4.
+/// Encodes one or more rows as NVFP4.
 pub(super) fn nvfp4(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(Nvfp4, row, out, kernel);
 }
 
-/// The middles of neighbouring magnitudes, which belong to the lower one.
+/// The midpoints of neighbouring magnitudes, which round to the lower one.
 const EDGES: [f32; 7] = {
     let mut edges = [0.0; 7];
     let mut i = 0;
@@ -30,20 +30,20 @@ const EDGES: [f32; 7] = {
     edges
 };
 
-/// The nibbles nearest to `values` under a scale, whose half is `unit`. `largest` is their largest
-/// magnitude.
+/// The nibbles nearest to `values` for a scale whose half is `unit`. `largest` is the largest magnitude among the
+/// values.
 #[inline(always)]
 fn nibbles<const N: usize>(values: &[f32; N], largest: f32, unit: f32) -> [u8; N] {
     let mut nibbles = [0; N];
-    // Up to here differences to the levels are different numbers. Past it rounding makes some the same,
-    // and a unit of zero makes all the same, of which the reference takes the first.
+    // Below this limit, the distances to different levels are different numbers. Above it, rounding makes some of them
+    // equal, and a unit of zero makes all of them equal; then the reference takes the first level.
     if largest < unit * 1e6 {
         for (nibble, value) in nibbles.iter_mut().zip(values) {
             let mut level = 0;
             for edge in EDGES {
                 level += u32::from(value.abs() > edge * unit);
             }
-            // No level is minus zero.
+            // There is no level for minus zero.
             *nibble = (level | u32::from(*value < 0.0 && level > 0) << 3) as u8;
         }
     } else {
@@ -59,7 +59,7 @@ fn first_nearest(value: f32, unit: f32) -> u8 {
     (1..16).fold(0, |best, level| if distance(level) < distance(best) { level } else { best })
 }
 
-/// The first half of the nibbles in the low bits of bytes, the second in the high ones.
+/// Packs nibbles: the first half in the low bits of bytes, the second in the high bits.
 #[inline(always)]
 fn pack<const N: usize, const BYTES: usize>(nibbles: &[u8; N]) -> [u8; BYTES] {
     let mut out = [0; BYTES];
@@ -69,16 +69,16 @@ fn pack<const N: usize, const BYTES: usize>(nibbles: &[u8; N]) -> [u8; BYTES] {
     out
 }
 
-/// The exponent of the power of two at or below `v`, as `floorf(log2f(v))` has it: magnitudes so near
-/// to the next power that their logarithm rounds to it get that one.
+/// `floorf(log2f(v))`: the exponent of the power of two at or below `v`, except that a magnitude so close to the next
+/// power that its logarithm rounds up gets the exponent of that.
 #[inline(always)]
 fn exponent(v: f32) -> i32 {
-    // Subnormal numbers get bits for a fraction of 23 bits by a power of two.
+    // Scale subnormal numbers up by a power of two, so that they have a fraction of 23 bits.
     let (v, shift) = if v < f32::MIN_POSITIVE { (v * 16_777_216.0, 24) } else { (v, 0) };
     let exponent = (v.to_bits() >> 23) as i32 - 127 - shift;
     let steps_to_next = (1 << 23) - (v.to_bits() & 0x007f_ffff);
-    // The larger a logarithm, the larger the steps of f32 around it: for one of 8 bits, half a step is
-    // as far as 88.7 steps of `v` below the power take the logarithm.
+    // The larger a logarithm, the coarser is f32 around it. For a logarithm with 8 bits before the point, it rounds up
+    // if `v` is at most 88 steps below the power; for fewer bits, correspondingly less.
     let magnitude = (exponent ^ (exponent >> 31)) as u32;
     let rounding_up = 88 >> (magnitude.leading_zeros() - 24);
     exponent + i32::from(steps_to_next <= rounding_up)
@@ -90,8 +90,8 @@ impl EncodeBlock<17, 32> for Mxfp4 {
     #[inline(always)]
     fn encode(values: &[f32; 32], out: &mut [u8; 17]) {
         let largest = largest_magnitude(values);
-        // Biased, and 2 less, because the largest level is 1.5 * 2^2. Of a negative number the
-        // reference keeps the low byte.
+        // The exponent is biased, minus 2 because the largest level is 1.5 * 2^2. The reference keeps the low byte of a
+        // negative number.
         let e = if largest > 0.0 { (exponent(largest) - 2 + 127) as u8 } else { 0 };
         out[0] = e;
         out[1..].copy_from_slice(&pack::<_, 16>(&nibbles(values, largest, half_of_e8m0(e))));
@@ -100,7 +100,7 @@ impl EncodeBlock<17, 32> for Mxfp4 {
 
 struct Nvfp4;
 
-/// E4M3 without sign, halves up. What reaches 256 becomes 448, as what is larger.
+/// Unsigned E4M3, rounding halves up. Values from 256 on become 448.
 #[inline(always)]
 fn ue4m3(v: f32) -> u8 {
     const LARGEST: u32 = 0x7e;
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn exponents_are_those_of_the_rounded_logarithm() {
         let check = |v: f32| {
-            // The logarithm in twice the precision, rounded once.
+            // The logarithm in double precision, rounded once.
             assert_eq!(exponent(v), (f64::from(v).log2() as f32).floor() as i32, "{v:e}");
         };
         for power in -149..128 {

@@ -1,8 +1,7 @@
-//! Grids as encoders look at them: which points have a pattern, and which patterns are near a point
-//! that has none.
+//! Grids for encoders: which points have a pattern, and which patterns are near a point without one.
 //!
-//! A point is written as its key: the levels of its values (0, 1, 2 or 0 to 7), the first in the
-//! lowest bits. Level `l` stands for the number `2 l + 1`.
+//! A point is a list of levels, one for each value (0, 1, 2 or 0 to 7). Its key packs them, with the first level in the
+//! lowest bits. Level `l` stands for the number `2 l + 1`. A place is the index of a pattern in the format's grid.
 //!
 //! Reference: ggml `ggml-quants.c`, `iq2xs_init_impl`, `iq3xs_init_impl`,
 //! `iq2_find_best_neighbour`, `iq3_find_best_neighbour`, `iq1_find_best_neighbour2`.
@@ -12,47 +11,47 @@ use std::sync::LazyLock;
 
 use super::super::grids;
 
-/// Patterns looked at together.
+/// Number of patterns that are compared at a time.
 const WIDE: usize = 8;
 
-/// Points of `W` values; `ROWS` is the number of levels, rounded up to a power of two.
+/// A grid over points of `W` values. `ROWS` is the number of levels, rounded up to a power of two.
 pub(super) struct Grid<const W: usize, const ROWS: usize> {
-    /// By key.
+    /// All points, by key.
     cells: Vec<Cell<W>>,
     /// Keys of the patterns, by place.
     patterns: Vec<u16>,
-    /// Lists of neighbours, which cells point to.
+    /// Lists of neighbours, to which cells refer.
     neighbours: Vec<u16>,
-    /// Lists of those neighbours that count but for rare targets: see [`undominated`].
+    /// Shorter lists, with those neighbours that suffice for all but rare targets: see [`undominated`].
     few: Vec<Bundle>,
 }
 
-/// What is known of one point.
+/// Facts about one point.
 #[derive(Clone, Copy)]
 struct Cell<const W: usize> {
-    /// The place of the pattern there; where there is none, the start of its neighbours.
+    /// The place of the point's pattern, or the start of its neighbours if it has none.
     at: u32,
-    /// The start of the bundles of the few.
+    /// The start of its bundles in `few`.
     few_at: u32,
-    /// How many neighbours it has, nearest first: none for a point with a pattern.
+    /// The number of neighbours, which are sorted nearest first; 0 for a point with a pattern.
     len: u16,
-    /// How many bundles there are.
+    /// The number of its bundles in `few`.
     few_len: u16,
-    /// The numbers that its levels stand for.
+    /// The numbers for which its levels stand.
     numbers: [u8; W],
 }
 
-/// Keys of patterns side by side. The last one fills up what is left.
+/// Keys of patterns that are compared together. The last key is repeated to fill a bundle.
 type Bundle = [u16; WIDE];
 
-/// Values that a pattern under a scale is to be near to.
+/// The values that a pattern, multiplied by a scale, should approximate.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a, const W: usize, N> {
     pub(super) values: &'a [f32; W],
-    /// By what the squares of differences count: none is negative.
+    /// Weights of the squared differences, none negative.
     pub(super) weights: &'a [f32; W],
     pub(super) scale: f32,
-    /// What a number of the grid stands for.
+    /// Maps a number of the grid to the number that it encodes.
     pub(super) number: N,
 }
 
@@ -94,7 +93,7 @@ impl<const W: usize, const ROWS: usize> Grid<W, ROWS> {
         levels.iter().rev().fold(0, |key, level| key << Self::BITS | u16::from(*level))
     }
 
-    /// The grid of `patterns`. Near a point are those at the `distances` smallest distances.
+    /// The grid of `patterns`. The neighbours of a point are the patterns at its `distances` smallest distances.
     fn new<const LEN: usize>(patterns: &[[i8; W]; LEN], distances: usize) -> Self {
         let mut values = patterns.as_flattened().to_vec();
         values.sort_unstable();
@@ -127,7 +126,7 @@ impl<const W: usize, const ROWS: usize> Grid<W, ROWS> {
         Self { cells, patterns: patterns.map(Self::key).to_vec(), neighbours, few }
     }
 
-    /// These patterns, at least one, side by side.
+    /// A bundle of these patterns, of which there is at least one.
     fn bundle(patterns: &[[u8; W]]) -> Bundle {
         let pattern = |lane: usize| patterns[lane.min(patterns.len() - 1)];
         from_fn(|lane| Self::key(pattern(lane)))
@@ -150,18 +149,18 @@ impl<const W: usize, const ROWS: usize> Grid<W, ROWS> {
         self.cells[usize::from(key)].len == 0
     }
 
-    /// The pattern near `key` with the smallest weighted sum of squares of differences from `target`,
-    /// the first of equals. `None` where no sum is a finite number: there ggml stops the program, or
-    /// reads what isn't its own.
+    /// The pattern near `key` with the smallest weighted sum of squared differences from `target`; the first of equal
+    /// ones. `None` where no sum is finite: there ggml stops the program, or reads out of bounds.
     #[inline(always)]
     pub(super) fn nearest<N: Fn(f32) -> f32 + Copy>(&self, key: u16, target: Target<W, N>) -> Option<u16> {
         let cell = &self.cells[usize::from(key)];
-        // Whether no level is nearer to the target than the point's: differences grow from there on.
+        // Whether the point's own levels are the nearest to the target: then differences grow with the distance from
+        // them.
         let mut point_is_nearest = true;
         for (i, number) in cell.numbers.iter().enumerate() {
             let [below, here, above] =
                 [-2.0, 0.0, 2.0].map(|step| target.difference(i, f32::from(*number) + step).abs());
-            // NaN is in no order, so it takes the long way.
+            // A comparison with NaN is false, so NaN leads to the full search.
             point_is_nearest &= (here <= below) | (*number == 1);
             point_is_nearest &= (here <= above) | (usize::from(*number) == 2 * Self::TOP + 1);
         }
@@ -169,11 +168,11 @@ impl<const W: usize, const ROWS: usize> Grid<W, ROWS> {
             return self.nearest_of_all(cell, target);
         }
         let few = &self.few[cell.few_at as usize..][..usize::from(cell.few_len)];
-        // Distances aren't negative, so their bits are in their order, and NaN is above all.
+        // Distances aren't negative, so their bits have the same order, with NaN above all.
         let mut least = [f32::MAX.to_bits().cast_signed(); WIDE];
         let mut found = [i32::MAX; WIDE];
         for (b, bundle) in few.iter().enumerate() {
-            // Summed in order of the values, as ggml does, which decides the last bit.
+            // Summed in the order of the values, as in ggml, which determines the last bit.
             let mut distances = [0.0; WIDE];
             for i in 0..W {
                 for lane in 0..WIDE {
@@ -184,19 +183,19 @@ impl<const W: usize, const ROWS: usize> Grid<W, ROWS> {
             }
             for lane in 0..WIDE {
                 let distance = f32::abs(distances[lane]).to_bits().cast_signed();
-                // All ones or all zeros: a branch here would be guessed wrong too often.
+                // A mask of ones or zeros, because a branch here would often be mispredicted.
                 let less = -i32::from(distance < least[lane]);
                 least[lane] = distance & less | least[lane] & !less;
                 found[lane] = (WIDE * b + lane) as i32 & less | found[lane] & !less;
             }
         }
-        // Of equals the first counts.
+        // Of equal distances, the first pattern wins.
         let first = (0..WIDE).map(|lane| (i64::from(least[lane]) << 32) | i64::from(found[lane])).min();
         let at = first? as u32 as usize;
         few.get(at / WIDE).map(|bundle| bundle[at % WIDE])
     }
 
-    /// As [`Self::nearest`], with all neighbours looked at.
+    /// Like [`Self::nearest`], but compares all neighbours.
     #[cold]
     #[inline(never)]
     fn nearest_of_all<N: Fn(f32) -> f32 + Copy>(&self, cell: &Cell<W>, target: Target<W, N>) -> Option<u16> {
@@ -217,7 +216,7 @@ impl<const W: usize, const ROWS: usize> Grid<W, ROWS> {
     }
 }
 
-/// The patterns at the `distances` smallest distances from `point`: by distance, then by place.
+/// The patterns at the `distances` smallest distances from `point`, sorted by distance, then by place.
 fn near<const W: usize>(patterns: &[[u8; W]], point: [u8; W], distances: usize) -> Vec<[u8; W]> {
     let distance = |pattern: &[u8; W]| (0..W).map(|i| u32::from(pattern[i].abs_diff(point[i])).pow(2)).sum::<u32>();
     let all: Vec<u32> = patterns.iter().map(distance).collect();
@@ -231,10 +230,11 @@ fn near<const W: usize>(patterns: &[[u8; W]], point: [u8; W], distances: usize) 
     order
 }
 
-/// Those of `all` that can be the best while no level is nearer than that of `point`, for any value.
+/// Those of `all` that can be the best pattern for some target, provided that no level is nearer to the target than
+/// that of `point`.
 ///
-/// A pattern that agrees with another one wherever it differs from the point is at most as far away,
-/// term by term, so also after each rounding. It is also the first of the two in `all`.
+/// If a pattern has the same level as another one wherever it differs from the point, it is at most as far away: term
+/// by term, and so also after each rounding. It also comes first of the two in `all`.
 fn undominated<const W: usize>(all: &[[u8; W]], point: [u8; W]) -> Vec<[u8; W]> {
     let dominates = |a: &[u8; W], b: &[u8; W]| a != b && (0..W).all(|i| a[i] == b[i] || a[i] == point[i]);
     all.iter().filter(|b| !all.iter().any(|a| dominates(a, b))).copied().collect()
@@ -287,7 +287,7 @@ mod tests {
         };
         let mut seen = 0;
         while seen < 2000 {
-            // Halves and zero weights make equal distances.
+            // Half-integers and zero weights give equal distances.
             let values: [f32; W] = from_fn(|_| next(4 * Grid::<W, ROWS>::TOP as u32 + 8) as f32 * 0.5);
             let weights: [f32; W] = from_fn(|_| next(4) as f32);
             let nearest =

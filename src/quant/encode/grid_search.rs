@@ -1,8 +1,8 @@
-//! What IQ2 and IQ3 have in common: a run of sizes under one scale, and the search for the scale under
-//! which the nearest patterns of a grid fit best.
+//! Helpers for IQ2 and IQ3: a run of values with one scale, and the search for the scale with which the nearest
+//! patterns of a grid fit best.
 //!
-//! ggml tries a handful of scales one by one. Here each lane tries one: the sums of each scale keep
-//! their order, so their bits are the same.
+//! ggml tries a few scales one after the other. Here each lane tries one. The sums for each scale keep their order, so
+//! their bits are the same.
 //!
 //! Reference: ggml `ggml-quants.c`, the loops over `is` in `quantize_row_iq2_xxs_impl`,
 //! `quantize_row_iq2_xs_impl`, `quantize_row_iq2_s_impl`, `quantize_row_iq3_xxs_impl`,
@@ -13,37 +13,37 @@ use std::array::from_fn;
 use super::grid::{Grid, Target};
 use super::lanes::{Ints, Lanes};
 
-/// Scales tried at a time: any number gives the same bits, as each has its own sums.
+/// Number of scales tried at a time. It doesn't affect the bits, because each scale has its own sums.
 const WIDE: usize = 8;
 
-/// What is to be encoded under one scale: `GROUPS` patterns of `W` values.
+/// Values that are encoded with one scale: `GROUPS` patterns of `W` values.
 pub(super) struct Run<const W: usize, const GROUPS: usize> {
-    /// The values without their signs. Where signs must be even in number, some are negative.
+    /// The values without their signs. If the number of signs must be even, some are negative.
     pub(super) sizes: [[f32; W]; GROUPS],
-    /// How much the square of each value's error counts.
+    /// The weight of each value's squared error.
     pub(super) weights: [[f32; W]; GROUPS],
 }
 
-/// A scale, and the keys of the patterns under it.
+/// A scale, and the keys of the patterns for it.
 #[derive(Clone, Copy)]
 pub(super) struct Fit<const GROUPS: usize> {
     pub(super) scale: f32,
     pub(super) keys: [u16; GROUPS],
-    /// Which of them are patterns by themselves, not neighbours of points without a pattern.
+    /// Which of these are the points themselves, not neighbours of points without a pattern.
     pub(super) exact: [bool; GROUPS],
 }
 
-/// Which signs patterns can have.
+/// The possible signs of patterns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signs {
-    /// Any.
+    /// Any signs.
     Free,
-    /// An even number of minus signs in eight values, so that seven bits are enough.
+    /// An even number of minus signs in eight values, so that seven bits suffice.
     Even,
 }
 
 impl Signs {
-    /// All signs turned round.
+    /// Inverts all signs.
     #[inline(always)]
     fn turned(self, signs: u8) -> u8 {
         match self {
@@ -54,7 +54,7 @@ impl Signs {
 }
 
 impl<const W: usize, const GROUPS: usize> Run<W, GROUPS> {
-    /// The run of `values`, and the signs of each eight of them, a bit each.
+    /// Makes the run of `values`, and the signs of each eight of them, one bit each.
     #[inline(always)]
     pub(super) fn new<const BYTES: usize>(
         values: [[f32; W]; GROUPS],
@@ -70,15 +70,15 @@ impl<const W: usize, const GROUPS: usize> Run<W, GROUPS> {
         (Self { sizes, weights }, signs)
     }
 
-    /// The largest size.
+    /// The largest value without sign.
     #[inline(always)]
     pub(super) fn largest(&self) -> f32 {
         let sizes = self.sizes.as_flattened();
         sizes.iter().fold(sizes[0], |largest, size| if largest > *size { largest } else { *size })
     }
 
-    /// The best of `start` and the scales `1 / inverses`, each with its nearest patterns. `None` where
-    /// a group has no nearest pattern.
+    /// The best of `start` and the scales `1 / inverses`, each with its nearest patterns. `None` where a group has no
+    /// nearest pattern.
     #[inline(always)]
     pub(super) fn best_of<const ROWS: usize, const TRIED: usize>(
         &self,
@@ -124,8 +124,8 @@ impl<const W: usize, const GROUPS: usize> Run<W, GROUPS> {
         Some(best)
     }
 
-    /// Chooses the patterns again, for the scale found, of the groups that `which` names, then the
-    /// scale for those patterns.
+    /// Selects the patterns of the groups in `which` again, for the fitted scale, then computes the best scale for
+    /// these patterns.
     #[inline(always)]
     pub(super) fn refine<const ROWS: usize>(
         &self,
@@ -160,13 +160,13 @@ impl<const W: usize, const GROUPS: usize> Run<W, GROUPS> {
     }
 }
 
-/// Takes the signs off eight values.
+/// Removes the signs of eight values and returns them.
 #[inline(always)]
 fn take_signs(values: &mut [f32; 8], weights: &[f32; 8], kind: Signs) -> u8 {
     let signed = *values;
     let mut signs = 0;
     for (i, value) in values.iter_mut().enumerate() {
-        // Minus zero is no negative number, and stays.
+        // Minus zero counts as positive and stays.
         let minus = *value < 0.0;
         *value = if minus { -*value } else { *value };
         signs |= u8::from(minus) << i;
@@ -175,7 +175,7 @@ fn take_signs(values: &mut [f32; 8], weights: &[f32; 8], kind: Signs) -> u8 {
         return signs;
     }
     if signs.count_ones() % 2 == 1 {
-        // One sign too many: the value that counts least gets the wrong one.
+        // The number of signs is odd: the value with the smallest weight gets the wrong sign.
         let counts: [f32; 8] = from_fn(|i| weights[i] * signed[i] * signed[i]);
         let least = (1..8).fold(0, |least, i| if counts[i] < counts[least] { i } else { least });
         values[least] = -values[least];
@@ -184,7 +184,7 @@ fn take_signs(values: &mut [f32; 8], weights: &[f32; 8], kind: Signs) -> u8 {
     signs & 127
 }
 
-/// A scale that isn't negative, with `signs` turned round where it was. `None` for NaN.
+/// The scale without its sign; if it was negative, `signs` are inverted. `None` for NaN.
 #[inline(always)]
 pub(super) fn not_negative<const BYTES: usize>(scale: f32, signs: &mut [u8; BYTES], kind: Signs) -> Option<f32> {
     if scale < 0.0 {
@@ -194,14 +194,13 @@ pub(super) fn not_negative<const BYTES: usize>(scale: f32, signs: &mut [u8; BYTE
     (!scale.is_nan()).then_some(scale)
 }
 
-/// By how much the highest level is moved to get the scales tried: `TRIED` shifts around zero, `step`
-/// apart.
+/// The shifts of the highest level that give the tried scales: `TRIED` shifts around zero, `step` apart.
 #[inline(always)]
 pub(super) fn tries<const TRIED: usize>(step: f32) -> [f32; TRIED] {
     from_fn(|t| (t as i32 - TRIED as i32 / 2) as f32 * step)
 }
 
-/// The keys of the points nearest to `sizes` under each scale.
+/// The keys of the points nearest to `sizes`, for each scale.
 #[inline(always)]
 fn points<const W: usize, const ROWS: usize>(id: Lanes<WIDE>, sizes: &[f32; W]) -> [u16; WIDE] {
     let (half, one) = (Lanes::splat(0.5), Lanes::splat(1.0));
@@ -215,7 +214,7 @@ fn points<const W: usize, const ROWS: usize>(id: Lanes<WIDE>, sizes: &[f32; W]) 
     keys.map(|key| key as u16)
 }
 
-/// The key of the point nearest to `sizes` under one scale.
+/// The key of the point nearest to `sizes`, for one scale.
 #[inline(always)]
 fn point<const W: usize, const ROWS: usize>(id: f32, sizes: &[f32; W]) -> u16 {
     let (half, one) = (Lanes::splat(0.5), Lanes::splat(1.0));
@@ -223,7 +222,7 @@ fn point<const W: usize, const ROWS: usize>(id: f32, sizes: &[f32; W]) -> u16 {
     Grid::<W, ROWS>::key(levels.0.map(|level| level as u8))
 }
 
-/// The numbers that the levels of value `i` stand for.
+/// The numbers for which the levels of value `i` stand.
 #[inline(always)]
 fn odd_numbers<const W: usize, const ROWS: usize>(keys: &[u16; WIDE], i: usize) -> Lanes<WIDE> {
     let level = |key: u16| i32::from(key) >> (Grid::<W, ROWS>::BITS as usize * i) & (ROWS as i32 - 1);

@@ -1,4 +1,4 @@
-//! Encoding IQ1_S and IQ1_M: patterns of eight levels -1, 0, 1, moved by an eighth up or down.
+//! Encodes IQ1_S and IQ1_M: patterns of eight levels -1, 0, 1, shifted by an eighth up or down.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_iq1_s_impl`, `quantize_row_iq1_m_impl`.
 
@@ -10,7 +10,7 @@ use super::grid::{self, Grid, Target};
 use super::iq_block::{scale_levels, sum_of_squares, unfit, weighted};
 use super::split::{DOWN, Split, UP, ascending, in_one_way, in_two_halves};
 
-/// Encodes a row of whole blocks as IQ1_S. The type needs importance: callers see to it.
+/// Encodes a row of whole blocks as IQ1_S. The type needs importance, which callers must provide.
 #[inline(always)]
 pub(super) fn iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]) {
     let blocks = row.as_chunks().0.iter().zip(importance.as_chunks().0);
@@ -19,8 +19,8 @@ pub(super) fn iq1_s(row: &[f32], importance: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Encodes a row of whole blocks as IQ1_M. The type needs importance for any use; ggml's quantizer
-/// itself does without.
+/// Encodes a row of whole blocks as IQ1_M. The type is only useful with importance, but ggml's
+/// quantizer works without it.
 #[inline(always)]
 pub(super) fn iq1_m(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     for (b, (out, values)) in out.as_chunks_mut().0.iter_mut().zip(row.as_chunks().0).enumerate() {
@@ -32,7 +32,7 @@ pub(super) fn iq1_m(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-/// A run as patterns of eight.
+/// A run, encoded as patterns of eight.
 struct Fit<const GROUPS: usize> {
     /// Keys of the patterns.
     keys: [u16; GROUPS],
@@ -40,8 +40,8 @@ struct Fit<const GROUPS: usize> {
 }
 
 impl<const GROUPS: usize> Fit<GROUPS> {
-    /// The patterns nearest to what `split` makes of values in `order`; `moved` has the three levels of
-    /// each group. `None` where there are none.
+    /// The patterns nearest to the levels that `split` gives to the values, sorted by `order`.
+    /// `moved` has the three level values of each group. `None` if there is no nearest pattern.
     #[inline(always)]
     fn new<const N: usize>(
         values: &[[f32; 8]; GROUPS],
@@ -64,7 +64,8 @@ impl<const GROUPS: usize> Fit<GROUPS> {
                 key
             } else {
                 exact = false;
-                // From the grid's 1, 3, 5: exact, as all are multiples of an eighth.
+                // Maps the grid's 1, 3, 5 to level values. This is exact, because all are multiples
+                // of an eighth.
                 let number = |n| 0.5 * n + (moved[g][0] - 0.5);
                 let target = Target { values: &values[g], weights: &weights[g], scale: fit.scale, number };
                 grid::IQ1.nearest(key, target)?
@@ -83,14 +84,14 @@ impl<const GROUPS: usize> Fit<GROUPS> {
     }
 }
 
-/// The numbers that the levels of a key stand for.
+/// The numbers for which the levels of a key stand.
 #[inline(always)]
 fn numbers(key: u16, moved: &[f32; 3]) -> [f32; 8] {
     let [low, middle, high] = *moved;
     Grid::<8, 4>::levels(key).map(|level| [low, middle, high, 0.0][level])
 }
 
-/// Adds the products of weights, numbers and values, and of weights and squares of numbers.
+/// Adds the products of weights, numbers and values, and of weights and squared numbers.
 #[inline(always)]
 fn add_products(sum_qx: &mut f32, sum_q2: &mut f32, numbers: [f32; 8], values: &[f32; 8], weights: &[f32; 8]) {
     for (q, (value, weight)) in numbers.iter().zip(values.iter().zip(weights)) {
@@ -99,13 +100,13 @@ fn add_products(sum_qx: &mut f32, sum_q2: &mut f32, numbers: [f32; 8], values: &
     }
 }
 
-/// Whether the largest size of `values` is below `limit`.
+/// Whether the magnitudes of all `values` are below `limit`.
 #[inline(always)]
 fn below(limit: f32, values: &[f32]) -> bool {
     values.iter().all(|v| v.abs() < limit)
 }
 
-/// The way of the levels once the order is turned round, of `ways` ways.
+/// The way of shifting levels (of `ways`), after a negative scale has inverted the levels.
 #[inline(always)]
 fn way_of(split: &Split, ways: usize) -> usize {
     if split.scale < 0.0 { ways - 1 - split.way } else { split.way }
@@ -141,7 +142,7 @@ fn iq1_s_block(values: &[f32; 256], importance: &[f32; 256]) -> Option<[u8; 50]>
         levels = found;
         block[..2].copy_from_slice(&f16::from_f32(d * 1.125).to_le_bytes());
     } else {
-        // Directions are written with the levels.
+        // If all scales are zero, the direction bits stay zero, too.
         words = words.map(|word| word & 0x7fff);
     }
     for ((out, word), level) in block[34..].as_chunks_mut().0.iter_mut().zip(words).zip(levels) {
@@ -156,7 +157,7 @@ fn iq1_m_block(values: &[f32; 256], importance: Option<&[f32]>) -> Option<[u8; 5
     let mut block = [0; 56];
     let mut scales = [0.0; 16];
     let mut weights = [[[0.0; 8]; 2]; 16];
-    // What a run has that nothing was found for: the first pattern.
+    // A run without a fit gets the first pattern.
     let first = grid::IQ1.key_at(0);
     let mut keys = [[first; 2]; 16];
     let mut ways = [0; 16];
@@ -202,13 +203,13 @@ fn iq1_m_block(values: &[f32; 256], importance: Option<&[f32]>) -> Option<[u8; 5
     Some(block)
 }
 
-/// The values of the levels in both halves of a run of IQ1_M.
+/// The level values in both halves of a run of IQ1_M.
 #[inline(always)]
 fn moved_halves(way: usize) -> [[f32; 3]; 2] {
     [[UP, DOWN][way / 2], [UP, DOWN][way % 2]]
 }
 
-/// Puts the four bits of `d` above the levels in each of four words.
+/// Writes four bits of `d` above the levels in each of four words.
 fn put_iq1_m_scale(words: &mut [u8], d: f16) {
     for (k, word) in words.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         word[1] |= ((d.to_bits() >> (4 * k) & 15) << 4) as u8;

@@ -1,5 +1,5 @@
-//! Encoding IQ2_XXS, IQ2_XS and IQ2_S: patterns of eight values, signs apart from them, a scale for each
-//! 16 or 32 values.
+//! Encodes IQ2_XXS, IQ2_XS and IQ2_S: patterns of eight values, separate signs, and a scale for
+//! each 16 or 32 values.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_iq2_xxs_impl`, `quantize_row_iq2_xs_impl`,
 //! `quantize_row_iq2_s_impl`.
@@ -13,10 +13,10 @@ use super::grid_search::{Fit, Run, Signs, not_negative, tries};
 use super::iq_block::{pack_nibbles, scale_levels, sum_of_squares, unfit, weighted};
 use super::positive::scale_from_zero;
 
-/// The number that the highest level stands for.
+/// The number for which the highest level stands.
 const HIGHEST: f32 = 5.0;
 
-/// Encodes a row of whole blocks as IQ2_XXS. The type needs importance: callers see to it.
+/// Encodes a row of whole blocks as IQ2_XXS. The type needs importance, which callers must provide.
 #[inline(always)]
 pub(super) fn iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]) {
     let blocks = row.as_chunks().0.iter().zip(importance.as_chunks().0);
@@ -25,7 +25,7 @@ pub(super) fn iq2_xxs(row: &[f32], importance: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Encodes a row of whole blocks as IQ2_XS. The type needs importance: callers see to it.
+/// Encodes a row of whole blocks as IQ2_XS. The type needs importance, which callers must provide.
 #[inline(always)]
 pub(super) fn iq2_xs(row: &[f32], importance: &[f32], out: &mut [u8]) {
     let blocks = row.as_chunks().0.iter().zip(importance.as_chunks().0);
@@ -83,7 +83,7 @@ fn iq2_xxs_block(values: &[f32; 256], importance: &[f32; 256]) -> Option<[u8; 66
     Some(block)
 }
 
-/// The best fit of 16 values whose largest size is `largest`.
+/// The best fit of 16 values, the largest of which is `largest`.
 #[inline(always)]
 fn fit_of_16(run: &Run<8, 2>, grid: &grid::Grid<8, 4>, largest: f32) -> Option<Fit<2>> {
     let inverses = tries::<19>(0.1).map(|shift| (HIGHEST + shift) / largest);

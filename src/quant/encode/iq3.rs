@@ -1,5 +1,4 @@
-//! Encoding IQ3_XXS and IQ3_S: patterns of four values, signs apart from them, a scale for each 32
-//! values.
+//! Encodes IQ3_XXS and IQ3_S: patterns of four values, separate signs, and a scale for each 32 values.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_iq3_xxs_impl`, `quantize_row_iq3_s_impl`.
 
@@ -9,7 +8,7 @@ use super::grid::{self, Grid};
 use super::grid_search::{Fit, Run, Signs, not_negative, tries};
 use super::iq_block::{pack_nibbles, scale_levels, sum_of_squares, unfit, weighted};
 
-/// The number that the highest level stands for.
+/// The number for which the highest level stands.
 const HIGHEST: f32 = 15.0;
 
 /// Encodes a row of whole blocks as IQ3_XXS.
@@ -28,7 +27,7 @@ pub(super) fn iq3_s(row: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     }
 }
 
-/// How much errors of the 32 values of run `r` count.
+/// Weights of errors for the 32 values of run `r`.
 #[inline(always)]
 fn weights(values: &[[f32; 4]; 8], importance: Option<&[f32]>, r: usize, sigma2: f32) -> [[f32; 4]; 8] {
     match importance {
@@ -37,7 +36,7 @@ fn weights(values: &[[f32; 4]; 8], importance: Option<&[f32]>, r: usize, sigma2:
     }
 }
 
-/// The best of `TRIED` scales around the one that makes `largest` the highest level.
+/// The best of `TRIED` scales around the one that maps `largest` to the highest level.
 #[inline(always)]
 fn best_of<const TRIED: usize>(run: &Run<4, 8>, grid: &Grid<4, 8>, largest: f32, exact: bool) -> Option<Fit<8>> {
     let inverses = tries::<TRIED>(0.2).map(|shift| (HIGHEST + shift) / largest);
@@ -87,14 +86,14 @@ fn iq3_s_block(values: &[f32; 256], importance: Option<&[f32]>) -> Option<[u8; 1
     let (places, rest) = block[2..].split_at_mut(64);
     let (high, rest) = rest.split_at_mut(8);
     let (all_signs, scale_bytes) = rest.split_at_mut(32);
-    // Where the next run's low bits and signs go. ggml leaves no gap for those of a run of zeros, though
-    // readers expect one, so that all after such a run is read wrong. Bytes are to be ggml's all the same.
+    // The position of the next run's low bits and signs. For a run of zeros ggml leaves no gap, although readers expect
+    // one, so everything after such a run is decoded wrongly. The bytes here are the same as ggml's.
     let mut next = 0;
     let runs = values.as_chunks::<4>().0.as_chunks::<8>().0;
     for (r, values) in runs.iter().enumerate() {
         let (run, mut signs) = Run::new::<4>(*values, weights(values, importance, r, sigma2), Signs::Free);
         let largest = run.largest();
-        // Even the smallest number above zero counts here.
+        // A run counts as zero only if every value is exactly zero.
         if largest == 0.0 {
             continue;
         }
@@ -139,7 +138,7 @@ mod tests {
 
     #[test]
     fn runs_of_zeros_leave_no_gap() {
-        // Not what a reader makes of it, but ggml's bytes.
+        // Decoders misread these bytes, but they are ggml's.
         let mut values = [0.0; 256];
         values[32..64].copy_from_slice(&sample().0[..32]);
         let mut out = vec![0; 110];

@@ -1,10 +1,9 @@
-//! Quantizing to IQ4_NL and IQ4_XS: a search for the scale of each run of 32 values.
+//! Quantizes to IQ4_NL and IQ4_XS: a search for the scale of each run of 32 values.
 //!
-//! Sixteen scales are tried for a run. The first puts the value of largest magnitude at the positive
-//! end of the table; the other fifteen put it near the negative end, where the table reaches furthest.
-//! Those fifteen differ by less than any two neighbouring edges between levels do, so a value meets
-//! at most one edge on the way from the first to the last: its two candidate levels are found once,
-//! and a try only has to pick between them.
+//! Sixteen scales are tried for a run. The first maps the value of largest magnitude to the positive end of the table;
+//! the other fifteen map it near the negative end, where the table reaches furthest. These fifteen differ by less than
+//! the distance between two neighbouring edges of levels. So a value crosses at most one edge between the first and the
+//! last of them: its two candidate levels are found once, and each try only selects one of them.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_iq4_nl_impl`, `best_index_int8`, `quantize_iq4_nl`,
 //! `quantize_iq4_xs`.
@@ -15,27 +14,27 @@ use super::lanes::{Lanes, Runs};
 use crate::kernel::{Kernel, Routine};
 use crate::quant::iq4::VALUES;
 
-/// Values under one scale.
+/// Number of values with one scale.
 const RUN: usize = 32;
 
-/// Runs of an IQ4_XS block.
+/// Number of runs in an IQ4_XS block.
 const RUNS: usize = 8;
 
-/// Runs whose scales are searched before their bytes are written: enough blocks of IQ4_XS for their
-/// sums, each of which has to be taken in order, to run side by side.
+/// Number of runs whose scales are searched before their bytes are written. These are enough blocks of IQ4_XS that the
+/// sums of several blocks, each taken in order, can run side by side.
 const SPAN: usize = 8 * RUNS;
 
-/// Scales tried after the first one.
+/// Number of scales tried after the first one.
 const TRIES: usize = 15;
 
-/// Tries summed up together: as many as leave registers for the terms.
+/// Number of tries that are summed up together. More would leave too few registers for the terms.
 const TOGETHER: usize = 3;
 const _: () = assert!(TRIES.is_multiple_of(TOGETHER));
 
-/// Runs of less than this are all zero.
+/// Runs with all magnitudes below this are encoded as zeros.
 const TOO_SMALL: f32 = 1e-15;
 
-/// What the levels stand for.
+/// The values for which the levels stand.
 const LEVELS: [f32; 16] = {
     let mut levels = [0.0; 16];
     let mut i = 0;
@@ -46,11 +45,11 @@ const LEVELS: [f32; 16] = {
     levels
 };
 
-/// The levels themselves.
+/// The levels as numbers.
 const INDICES: [f32; 16] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// `EDGES[i]` is the middle of levels `i` and `i + 1`, and belongs to the upper one. Near an edge the
-/// reference's distances to both levels are exact, so comparing with the edge is the same comparison.
+/// `EDGES[i]` is the midpoint of levels `i` and `i + 1`, and rounds to the upper one. Near an edge, the reference's
+/// distances to both levels are exact, so comparing with the edge gives the same result.
 const EDGES: [f32; 15] = {
     let mut edges = [0.0; 15];
     let mut i = 0;
@@ -61,12 +60,12 @@ const EDGES: [f32; 15] = {
     edges
 };
 
-/// One row as IQ4_NL, or several rows as one, also with `importance` for all of their values.
+/// Encodes one row as IQ4_NL, or several rows as one. `importance` is given for all of these values.
 pub(super) fn iq4_nl(row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
     kernel.run(Nonlinear { row, importance, out });
 }
 
-/// As [`iq4_nl`], for IQ4_XS.
+/// Like [`iq4_nl`], for IQ4_XS.
 pub(super) fn iq4_xs(row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
     kernel.run(SuperBlocks { row, importance, out });
 }
@@ -115,7 +114,7 @@ impl Routine for SuperBlocks<'_> {
     }
 }
 
-/// Writes a block of IQ4_XS: the scales of the runs become multiples of a 32nd of the largest.
+/// Writes a block of IQ4_XS. The scales of runs become multiples of a 32nd of the largest.
 #[inline(always)]
 fn super_block<const L: usize>(values: &[f32; RUNS * RUN], scales: &[f32; RUNS], out: &mut [u8; 136]) {
     let mut largest = 0f32;
@@ -146,10 +145,10 @@ fn inverse_or_zero(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// The levels nearest to `inverse * values`; the first half of a run has the low nibbles.
+/// The levels nearest to `inverse * values`, packed: the first half of a run is in the low nibbles.
 #[inline(always)]
 fn nibbles<const L: usize>(values: &[f32; RUN], inverse: f32) -> [u8; RUN / 2] {
-    // To a float that is a whole number, this leaves the number in the lowest bits.
+    // Adding this to a whole number leaves the number in the float's lowest bits.
     const SHIFT: f32 = 8_388_608.0;
     let mut levels = [0; RUN];
     for (levels, values) in levels.as_chunks_mut::<L>().0.iter_mut().zip(values.as_chunks::<L>().0) {
@@ -165,7 +164,7 @@ fn nibbles<const L: usize>(values: &[f32; RUN], inverse: f32) -> [u8; RUN / 2] {
     out
 }
 
-/// The best scale of each run of `row`, whose blocks are of `RUNS` runs.
+/// The best scale of each run of `row`. A block has `RUNS` runs.
 #[inline(always)]
 fn find_scales<const L: usize, const RUNS: usize>(row: &[f32], importance: Option<&[f32]>, scales: &mut [f32; SPAN]) {
     let mut spread = [0.0; SPAN];
@@ -185,7 +184,7 @@ fn find_scales<const L: usize, const RUNS: usize>(row: &[f32], importance: Optio
     }
 }
 
-/// Twice the mean square of each block, for each of its runs: its values in order, the blocks side by side.
+/// Twice the mean square of each block, for each of its runs. Each sum is in order, with several blocks side by side.
 #[inline(always)]
 fn spread_of_blocks<const RUNS: usize>(row: &[f32], spread: &mut [f32; SPAN]) {
     const SIDE_BY_SIDE: usize = 8;
@@ -209,13 +208,13 @@ fn spread_of_blocks<const RUNS: usize>(row: &[f32], spread: &mut [f32; SPAN]) {
     }
 }
 
-/// What a value adds to the sums of a try: of `weight * level * value` and `weight * level * level`.
+/// The terms that a value adds to the sums of a try: `weight * level * value` and `weight * level * level`.
 #[derive(Clone, Copy)]
 struct Term<const L: usize> {
     value: Lanes<L>,
-    /// In the first try.
+    /// The terms of the first try.
     first: [Lanes<L>; 2],
-    /// The edge between the two levels of the other tries.
+    /// The edge between the two candidate levels of the other tries.
     edge: Lanes<L>,
     lower: [Lanes<L>; 2],
     upper: [Lanes<L>; 2],
@@ -225,8 +224,8 @@ impl<const L: usize> Term<L> {
     #[inline(always)]
     fn new(value: Lanes<L>, weight: Lanes<L>, first: Lanes<L>, [second, last]: [Lanes<L>; 2]) -> Self {
         let level = nearest(first * value, &LEVELS);
-        // The edge that may be met is the last one up to the largest of the scaled values. Values
-        // below all edges get the first one, and stay below it.
+        // The edge that may be crossed is the last one below the largest of the scaled values. Values below all edges
+        // get the first edge, and stay below it.
         let largest = (second * value).max(last * value);
         let (mut lower, mut upper) = (Lanes::splat(LEVELS[0]), Lanes::splat(LEVELS[1]));
         for i in 1..EDGES.len() {
@@ -244,11 +243,11 @@ impl<const L: usize> Term<L> {
     }
 }
 
-/// The scale of `L` runs that leaves the least weighted error. Where `IMPORTANT`, a value's weight is of
-/// its importance and the spread of its block.
+/// The scales of `L` runs with the smallest weighted error. With `IMPORTANT`, a value's weight is computed from its
+/// importance and the spread of its block.
 ///
-/// Loops over the values either make vectors or sum them up: those that do both, or hardly anything,
-/// compilers take apart.
+/// Each loop over the values either builds vectors or sums them. If a loop did both, or very little, compilers would
+/// split it up.
 #[inline(always)]
 fn best_scales<const L: usize, const IMPORTANT: bool>(
     values: &Runs<L, RUN>,
@@ -306,8 +305,8 @@ fn best_scales<const L: usize, const IMPORTANT: bool>(
     Lanes::splat(TOO_SMALL).above(magnitude).pick(zero, scale)
 }
 
-/// What `table` has for the level nearest to `x`. NaN isn't below an edge, and gets the last one, as
-/// it does in the reference.
+/// The entry of `table` for the level nearest to `x`. NaN isn't below any edge and gets the last entry, as in the
+/// reference.
 #[inline(always)]
 fn nearest<const L: usize>(x: Lanes<L>, table: &[f32; 16]) -> Lanes<L> {
     let mut found = Lanes::splat(table[0]);
@@ -325,7 +324,7 @@ mod tests {
         Kernel::NAMES.into_iter().filter_map(Kernel::named)
     }
 
-    /// Values of all sizes, no two runs alike.
+    /// Values of many sizes, with no two runs alike.
     fn row(len: usize) -> Vec<f32> {
         let mut state = 1u32;
         let mut next = || {
@@ -365,7 +364,7 @@ mod tests {
                 let encode = |kernel| {
                     let mut xs = vec![0xaa; blocks * 136];
                     iq4_xs(&row, importance, &mut xs, kernel);
-                    // A number of runs that no width divides.
+                    // A number of runs that isn't a multiple of any vector width.
                     let len = row.len() - 32;
                     let mut nl = vec![0xaa; len / 32 * 18];
                     iq4_nl(&row[..len], importance.map(|i| &i[..len]), &mut nl, kernel);
@@ -385,7 +384,8 @@ mod tests {
             assert_eq!((&out[..2], &out[2..]), (&[0; 2][..], &[0x88; 16][..]));
             let mut out = [0xaa; 136];
             iq4_xs(&[0.0; 256], Some(&[1.0; 256]), &mut out, kernel);
-            // Minus zero, from the negated largest scale; scales of runs are 32 for none.
+            // The scale is minus zero, from the negated largest scale; the scales of runs are stored as 32, which means
+            // 0.
             assert_eq!((&out[..8], &out[8..]), (&[0, 0x80, 0xaa, 0xaa, 0, 0, 0, 0][..], &[0x88; 128][..]));
         }
     }

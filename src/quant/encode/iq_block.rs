@@ -1,5 +1,4 @@
-//! What the encoders of IQ blocks have in common: how much errors count, and the scales of runs as
-//! small multiples of one scale.
+//! Helpers for the encoders of IQ blocks: weights of errors, and the scales of runs as small multiples of one scale.
 //!
 //! Reference: ggml `ggml-quants.c`, the beginnings and ends of `quantize_row_iq2_xxs_impl` and so on.
 
@@ -9,9 +8,8 @@ use half::f16;
 
 use super::lanes::Lanes;
 
-/// The block for values or weights so large (values from about 1e13 on) that f32 has no numbers for their
-/// distances. ggml stops the program there; here the block's scale is NaN, so that whoever looks for
-/// such blocks finds it.
+/// A block for values or weights so large (values from about 1e13 on) that their distances overflow f32. ggml stops the
+/// program there; here the block's scale is NaN, so that checks for NaN find the block.
 pub(super) fn unfit<const BYTES: usize>() -> [u8; BYTES] {
     let mut block = [0; BYTES];
     block[..2].copy_from_slice(&f16::NAN.to_le_bytes());
@@ -24,8 +22,8 @@ pub(super) fn sum_of_squares(values: &[f32; 256]) -> f32 {
     values.iter().fold(0.0, |sum, v| sum + v * v)
 }
 
-/// How much errors of values count that have some importance: large values more than small ones,
-/// with `sigma2` to keep the small ones in.
+/// Weights of errors for values with importance. Large values weigh more than small ones; `sigma2` keeps the weight of
+/// small values above zero.
 #[inline(always)]
 pub(super) fn weighted<const W: usize, const GROUPS: usize>(
     values: &[[f32; W]; GROUPS],
@@ -36,8 +34,8 @@ pub(super) fn weighted<const W: usize, const GROUPS: usize>(
     from_fn(|g| from_fn(|i| importance[W * g + i] * (sigma2 + values[g][i] * values[g][i]).sqrt()))
 }
 
-/// The scale of a block, and the level of each run's scale: `2 * level + 1` times the block's. The
-/// largest of `scales` is to be `parts` times the block's. `None` where all scales are zero.
+/// The scale `d` of a block, and the level of each run's scale, which is about `(2 * level + 1) * d`. The largest of
+/// `scales` becomes `parts * d`. `None` if all scales are zero.
 #[inline(always)]
 pub(super) fn scale_levels<const RUNS: usize>(scales: [f32; RUNS], parts: f32, top: i32) -> Option<(f32, [u8; RUNS])> {
     let largest = scales.iter().fold(0.0, |largest, scale| if largest > *scale { largest } else { *scale });
@@ -50,7 +48,7 @@ pub(super) fn scale_levels<const RUNS: usize>(scales: [f32; RUNS], parts: f32, t
     Some((d, levels.0.map(|level| level as u8)))
 }
 
-/// Two levels a byte, the first in the low bits.
+/// Packs two levels per byte, the first in the low bits.
 #[inline(always)]
 pub(super) fn pack_nibbles(levels: &[u8], out: &mut [u8]) {
     for (out, [low, high]) in out.iter_mut().zip(levels.as_chunks().0) {
@@ -62,7 +60,7 @@ pub(super) fn pack_nibbles(levels: &[u8], out: &mut [u8]) {
 pub(super) mod samples {
     use crate::dtype::DType;
 
-    /// Two blocks of values, and importance for them.
+    /// Two blocks of values, and their importance.
     pub(in super::super) fn sample() -> (Vec<f32>, Vec<f32>) {
         let mut state = 1_u32;
         let mut unit = || {
@@ -73,8 +71,8 @@ pub(super) mod samples {
         (values, (0..512).map(|_| 0.5 + unit()).collect())
     }
 
-    /// Fails if decoding `bytes` gives something else than the values of [`sample`], but for errors of
-    /// `relative` in their size.
+    /// Fails if the values that `bytes` decode to differ from those of [`sample`] by more than the share `relative` of
+    /// their size.
     pub(in super::super) fn sample_is_near(dtype: DType, bytes: &[u8], relative: f32) {
         let values = sample().0;
         let mut back = vec![0.0; values.len()];

@@ -1,7 +1,7 @@
-//! Q2_K to Q6_K: 256 values in runs of 16 or 32, whose scales are quantized themselves.
+//! Q2_K to Q6_K: 256 values in runs of 16 or 32, whose scales are quantized as well.
 //!
-//! Runs are searched for their scales, the scales become small integers under one or two f16 of the
-//! block, and the values are rounded again under what those say.
+//! First, the scale of each run is searched. Then the scales are rounded to small integers times one or two f16 of the
+//! block. Finally, the values are rounded again with these scales.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_q2_K_ref` and `_impl`, and so on to Q6_K.
 
@@ -16,7 +16,7 @@ use super::strip::{
 };
 use crate::kernel::{Kernel, Routine};
 
-/// A row, the importance of its columns, and where its blocks go.
+/// A row, the importance of its columns, and the blocks to write.
 struct Job<'a, const BYTES: usize, B> {
     row: &'a [f32],
     importance: Option<&'a [f32]>,
@@ -24,9 +24,9 @@ struct Job<'a, const BYTES: usize, B> {
     encode: std::marker::PhantomData<B>,
 }
 
-/// How the super-blocks of one type are made.
+/// Encodes the super-blocks of one type.
 trait Strips<const BYTES: usize> {
-    /// Encodes at most a strip of super-blocks.
+    /// Encodes up to one strip of super-blocks.
     fn encode<const L: usize, const PAIR: usize>(values: &[f32], importance: Option<&[f32]>, out: &mut [[u8; BYTES]]);
 }
 
@@ -50,31 +50,31 @@ macro_rules! encoders {
     )*};
 }
 encoders! {
-    /// Q2_K: levels of two bits, scales and minima of four.
+    /// Q2_K: levels of two bits, scales and minima of four bits.
     q2_k: Q2, 84;
-    /// Q3_K: levels of three bits around zero, scales of six.
+    /// Q3_K: levels of three bits around zero, scales of six bits.
     q3_k: Q3, 110;
-    /// Q4_K: levels of four bits, scales and minima of six.
+    /// Q4_K: levels of four bits, scales and minima of six bits.
     q4_k: Q4, 144;
-    /// Q5_K: levels of five bits, scales and minima of six.
+    /// Q5_K: levels of five bits, scales and minima of six bits.
     q5_k: Q5, 176;
-    /// Q6_K: levels of six bits around zero, scales of eight.
+    /// Q6_K: levels of six bits around zero, scales of eight bits.
     q6_k: Q6, 210;
 }
 
-/// The nearest whole number, as the reference has it.
+/// The nearest integer, rounded as in the reference.
 #[inline(always)]
 fn nearest(value: f32) -> i32 {
     Lanes([value]).nearest().0[0]
 }
 
-/// C's `if (max < v) max = v` from zero on.
+/// The result of C's `if (max < v) max = v`, starting from zero.
 #[inline(always)]
 fn highest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |max, &v| if v > max { v } else { max })
 }
 
-/// The first value with the largest magnitude; zero among none but zeros and NaN.
+/// The first value with the largest magnitude; zero if all values are zero or NaN.
 #[inline(always)]
 fn largest(values: &[f32]) -> f32 {
     let larger =
@@ -82,8 +82,8 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold((0.0, 0.0), larger).0
 }
 
-/// The levels of one block: rounded under the integer scales, or as they were found where those
-/// came out as zero.
+/// The levels of one block: rounded with the quantized scales, or as found by the search where the quantized scale is
+/// zero.
 #[inline(always)]
 fn block_levels<const N: usize>(
     values: &[f32; SUPER],
@@ -146,8 +146,8 @@ impl Strips<84> for Q2 {
     }
 }
 
-/// Finds scales and minima for the eight runs of Q4_K and Q5_K blocks, and writes the blocks' heads:
-/// `d`, `dmin` and twelve bytes of six-bit scales and minima. `finish` gets each block's levels.
+/// Finds scales and minima for the eight runs of Q4_K and Q5_K blocks, and writes the blocks' heads: `d`, `dmin` and
+/// twelve bytes of six-bit scales and minima. `finish` gets each block's levels.
 #[inline(always)]
 fn with_six_bit_scales<const PAIR: usize, const BYTES: usize>(
     values: &[f32],
@@ -193,7 +193,7 @@ fn with_six_bit_scales<const PAIR: usize, const BYTES: usize>(
     }
 }
 
-/// Scales and minima of eight runs in twelve bytes; see the decoder for their places.
+/// Packs scales and minima of eight runs into twelve bytes, in the positions that the decoder describes.
 #[inline(always)]
 fn six_bit_pairs(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; 12] {
     std::array::from_fn(|i| match i / 4 {
@@ -203,7 +203,7 @@ fn six_bit_pairs(scales: &[u8; 8], minima: &[u8; 8]) -> [u8; 12] {
     })
 }
 
-/// [`six_bit_pairs`] backwards: levels above 63, which the reference can make, lose bits on the way.
+/// The reverse of [`six_bit_pairs`]. Levels above 63, which the reference can produce, lose bits on the way.
 #[inline(always)]
 fn six_bit_values(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let scale = |j: usize| if j < 4 { packed[j] & 63 } else { packed[j + 4] & 15 | packed[j - 4] >> 6 << 4 };
@@ -253,11 +253,11 @@ impl Strips<110> for Q3 {
                 let of_scales = search::centred(&x, &w, 32);
                 let inverse = of_scales.inverse.0[0];
                 let level = |x: Lanes<1>| ((Lanes([inverse]) * x).nearest().clamp(-32, 31).0[0] + 32) as u8;
-                // Where all scales are zero, the reference's levels are zero, not the middle.
+                // If all scales are zero, the reference stores the level 0, which isn't the middle.
                 (of_scales.scale.0[0], x.0.map(|x| if inverse == 0.0 { 0 } else { level(x) }))
             } else {
                 let top = largest(scales);
-                // Kept in a signed byte before it is cut to size.
+                // The reference converts to a signed byte before it clamps.
                 let level = |s: f32| (i32::from(nearest(-32.0 / top * s) as i8).clamp(-32, 31) + 32) as u8;
                 let levels = std::array::from_fn(|j| if top != 0.0 { level(scales[j]) } else { 0 });
                 (if top != 0.0 { 1.0 / (-32.0 / top) } else { 0.0 }, levels)
@@ -265,7 +265,7 @@ impl Strips<110> for Q3 {
             let d = f16::from_f32(d);
             let under = |j: usize| (d.to_f32() * (f32::from(sixes[j]) - 32.0), 0.0);
             let kept = |j: usize, x: &[f32; 16]| match importance {
-                // A run of zeros has levels of zero, the lowest.
+                // The reference stores the level 0 for a run of zeros, which is the lowest one.
                 Some(_) if found.inverse[first + j] == 0.0 => [-4; 16],
                 Some(_) => found_levels(x, found.inverse[first + j], 0.0, -4, 3),
                 None => {

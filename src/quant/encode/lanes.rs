@@ -1,19 +1,19 @@
-//! Numbers side by side: plain loops over arrays, which compilers turn into vector instructions.
+//! Vectors of numbers: plain loops over arrays, which compilers turn into vector instructions.
 //!
-//! Everything here is `#[inline(always)]` and does without closures: a function that isn't inlined
-//! is compiled for the least processor, whatever its caller is compiled for.
+//! Everything here is `#[inline(always)]` and uses no closures: a function that isn't inlined is
+//! compiled for the most basic processor, whatever its caller is compiled for.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// `L` numbers, one of each run that is worked on.
+/// `L` numbers, one from each of `L` runs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lanes<const L: usize>(pub(super) [f32; L]);
 
-/// `L` whole numbers.
+/// `L` integers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ints<const L: usize>(pub(super) [i32; L]);
 
-/// All ones or all zeros in each lane: which lanes a condition holds in.
+/// All ones or all zeros in each lane: the lanes in which a condition holds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mask<const L: usize>(pub(super) [u32; L]);
 
@@ -52,7 +52,7 @@ impl<const L: usize> Lanes<L> {
         Self([value; L])
     }
 
-    /// C's `if (self < other) self = other`: NaN of `other` is passed over.
+    /// The result of C's `if (self < other) self = other`: a NaN in `other` is ignored.
     #[inline(always)]
     pub(super) fn max(self, other: Self) -> Self {
         let mut out = self;
@@ -62,7 +62,7 @@ impl<const L: usize> Lanes<L> {
         out
     }
 
-    /// C's `if (self > other) self = other`.
+    /// The result of C's `if (self > other) self = other`.
     #[inline(always)]
     pub(super) fn min(self, other: Self) -> Self {
         let mut out = self;
@@ -90,11 +90,11 @@ impl<const L: usize> Lanes<L> {
         out
     }
 
-    /// To the nearest whole number, halves to even: ggml's `nearest_int`, bit by bit, also for what
-    /// is too large for it (infinities, NaN).
+    /// Rounds to the nearest integer, halves to even: the bits of ggml's `nearest_int`, even for
+    /// inputs that are too large for it (infinities, NaN).
     #[inline(always)]
     pub(super) fn nearest(self) -> Ints<L> {
-        // Adding 1.5 * 2^23 leaves no bits below one; the sum rounds as all sums do.
+        // Adding 1.5 * 2^23 leaves no bits below one, so the sum is rounded to an integer.
         const SHIFT: f32 = 12_582_912.0;
         let mut out = [0; L];
         for i in 0..L {
@@ -103,7 +103,7 @@ impl<const L: usize> Lanes<L> {
         Ints(out)
     }
 
-    /// As [`Lanes::nearest`], for |values| up to 2^22, without a way through integers.
+    /// Like [`Lanes::nearest`], for |values| up to 2^22, without a conversion to integers.
     #[inline(always)]
     pub(super) fn nearest_small(self) -> Self {
         const SHIFT: f32 = 12_582_912.0;
@@ -114,7 +114,7 @@ impl<const L: usize> Lanes<L> {
         out
     }
 
-    /// Whole numbers as such.
+    /// Converts whole numbers to integers.
     #[inline(always)]
     pub(super) fn to_ints(self) -> Ints<L> {
         let mut out = [0; L];
@@ -202,12 +202,12 @@ impl<const L: usize> Mask<L> {
     }
 }
 
-/// `ELEMS` values of each of `L` runs, the runs side by side.
+/// `ELEMS` values of each of `L` runs, with one run per lane.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Runs<const L: usize, const ELEMS: usize>(pub(super) [Lanes<L>; ELEMS]);
 
 impl<const L: usize, const ELEMS: usize> Runs<L, ELEMS> {
-    /// Runs from number `first` on of `values`; runs past the end are zero.
+    /// Loads runs from number `first` on; runs past the end of `values` are zero.
     #[inline(always)]
     pub(super) fn load(values: &[f32], first: usize) -> Self {
         const { assert!(ELEMS.is_multiple_of(L)) }
@@ -224,13 +224,13 @@ impl<const L: usize, const ELEMS: usize> Runs<L, ELEMS> {
         runs
     }
 
-    /// The same number everywhere.
+    /// The same number in all positions.
     #[inline(always)]
     pub(super) fn of(value: f32) -> Self {
         Self([Lanes::splat(value); ELEMS])
     }
 
-    /// The sums of the runs, each in order.
+    /// The sum of each run, taken in order.
     #[inline(always)]
     pub(super) fn sum(&self) -> Lanes<L> {
         let mut sum = Lanes::splat(0.0);
@@ -241,7 +241,8 @@ impl<const L: usize, const ELEMS: usize> Runs<L, ELEMS> {
     }
 }
 
-/// Interleaves the first half of the rows with the second, as often as rows can be halved.
+/// Transposes by interleaving the first half of the rows with the second, as often as rows can be
+/// halved.
 #[inline(always)]
 fn transposed<const L: usize>(mut rows: [[f32; L]; L]) -> [[f32; L]; L] {
     let half = L / 2;

@@ -1,6 +1,7 @@
-//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 values under one f16 scale, some with an f16 shift.
+//! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: 32 values with one f16 scale, some with an f16 shift.
 //!
-//! Without importance the largest value, or lowest and highest, decide the scale; with it a search.
+//! Without importance, the scale follows from the largest value, or from the lowest and highest. With importance, it is
+//! searched.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_q4_0_ref` and `_impl`, and so on.
 #![allow(non_camel_case_types)] // The name is ggml's.
@@ -14,11 +15,11 @@ use super::search::{self, Steps};
 use super::strip::found_levels;
 use crate::kernel::{Kernel, Routine};
 
-/// Values of a block.
+/// Number of values in a block.
 const N: usize = 32;
 
-/// A row, the importance of its columns, and where its blocks go: levels of `BITS` bits, around zero
-/// or, where `SHIFTED`, from a minimum on.
+/// A row, the importance of its columns, and the blocks to write. Levels have `BITS` bits, and are around zero or, if
+/// `SHIFTED`, above a minimum.
 struct Job<'a, const BITS: usize, const SHIFTED: bool, const BYTES: usize> {
     row: &'a [f32],
     importance: Option<&'a [f32]>,
@@ -82,7 +83,7 @@ impl<const BITS: usize, const SHIFTED: bool, const BYTES: usize> Routine for Job
                 let found = search::centred(&x, &w, half);
                 for l in 0..L.min(blocks.len() - first) {
                     let levels = match found.inverse.0[l] {
-                        // A run of zeros has levels of zero, the lowest.
+                        // The reference stores the level 0 for a run of zeros, which is the lowest one.
                         0.0 => [-half; N],
                         inverse => found_levels(&blocks[first + l], inverse, 0.0, -half, half - 1),
                     };
@@ -103,11 +104,11 @@ fn bytes(levels: &[i32; N], zero: i32) -> [u8; N] {
     out
 }
 
-/// Scale and levels by the value with the largest magnitude, which gets the lowest level.
+/// Scale and levels from the value with the largest magnitude, which gets the lowest level.
 #[inline(always)]
 fn around_zero<const BITS: usize>(x: &[f32; N]) -> (f32, f32, [u8; N]) {
     let half = (1 << (BITS - 1)) as f32;
-    // The first of the largest: of 5 and -5 the one that stands before the other. Zeros have no sign.
+    // The first value of largest magnitude: of 5 and -5, the one that comes first. Zeros count as positive.
     let magnitude = largest_magnitude(x);
     let mut largest = 0.0;
     for &v in x.iter().rev() {
@@ -122,7 +123,7 @@ fn around_zero<const BITS: usize>(x: &[f32; N]) -> (f32, f32, [u8; N]) {
     (scale, 0.0, levels)
 }
 
-/// Scale, minimum and levels by the lowest and the highest value.
+/// Scale, minimum and levels from the lowest and the highest value.
 #[inline(always)]
 fn from_minimum<const BITS: usize>(x: &[f32; N]) -> (f32, f32, [u8; N]) {
     let (mut lowest, mut highest) = (f32::MAX, -f32::MAX);
@@ -140,15 +141,15 @@ fn from_minimum<const BITS: usize>(x: &[f32; N]) -> (f32, f32, [u8; N]) {
     (scale, lowest, levels)
 }
 
-/// Added to a number below 2^22 this leaves its nearest whole number, halves to even, in the low bits:
-/// a conversion to integers has no vector form that a compiler may use.
+/// Added to a number below 2^22, this leaves the nearest integer, halves to even, in the low bits. Compilers can't
+/// vectorize a plain conversion to integers.
 const WHOLE: f32 = 8_388_608.0;
 
-/// Numbers from here on are none of levels. Scales that overflow because all values are subnormal make
-/// infinities and NaN, of which the reference's conversion leaves the byte 0.
+/// Numbers from here on can't be levels. They occur if all values are subnormal, so that the inverse of the scale
+/// overflows to an infinity or NaN; the reference's conversion then gives the byte 0.
 const TOO_LARGE: f32 = 4_194_304.0;
 
-/// A number from zero up cut to a whole one, at most the highest level.
+/// Truncates a non-negative number to an integer, and limits it to the highest level.
 #[inline(always)]
 fn cut<const BITS: usize>(value: f32) -> u8 {
     let nearest = value + WHOLE;
@@ -181,7 +182,7 @@ fn finish<const BITS: usize, const SHIFTED: bool, const BYTES: usize>(
     pack::<4, 16, N>(levels, &mut out[at..]);
 }
 
-/// Q8_0: levels from -127 to 127, rounded with halves away from zero. Importance is not used.
+/// Q8_0: levels from -127 to 127, rounding halves away from zero. Importance isn't used.
 pub(super) fn q8_0(row: &[f32], _: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
     each_block(Q8_0, row, out, kernel);
 }
@@ -200,12 +201,12 @@ impl EncodeBlock<34, N> for Q8_0 {
     }
 }
 
-/// The nearest whole number as a byte, halves away from zero.
+/// The nearest integer as a byte, rounding halves away from zero.
 #[inline(always)]
 fn half_away(value: f32) -> u8 {
     let magnitude = value.abs();
     let nearest = magnitude + WHOLE;
-    // Where a half went to the even number below.
+    // Add one where a half was rounded to the even number below.
     let whole = (nearest.to_bits() as u8).wrapping_add(u8::from(magnitude - (nearest - WHOLE) == 0.5));
     let whole = if magnitude < TOO_LARGE { whole } else { 0 };
     if value < 0.0 { whole.wrapping_neg() } else { whole }

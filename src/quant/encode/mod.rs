@@ -1,6 +1,6 @@
-//! Quantizing: what ggml's `ggml_quantize_chunk` makes of rows, bit by bit.
+//! Quantization: encodes rows with the same bits as ggml's `ggml_quantize_chunk`.
 
-// Loops over lanes and elements of several arrays at once read best by index, and compile to vectors.
+// Loops over lanes and elements of several arrays are most readable with indices, and are vectorized.
 #![allow(clippy::needless_range_loop)]
 
 mod each;
@@ -26,10 +26,10 @@ mod ternary;
 use crate::dtype::DType;
 use crate::kernel::{Kernel, Routine};
 
-/// Encodes one row of whole blocks with the importance of its columns, or any number of rows without.
+/// Encodes one row of whole blocks with the importance of its columns, or any number of rows without importance.
 pub(super) type Encode = fn(row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel);
 
-/// The encoder of a block type; `None` for types whose elements stand for themselves.
+/// The encoder of a block type; `None` for plain types.
 pub(super) fn encoder(dtype: DType) -> Option<Encode> {
     Some(match dtype {
         DType::Q4_0 => legacy::q4_0,
@@ -47,7 +47,7 @@ pub(super) fn encoder(dtype: DType) -> Option<Encode> {
         DType::IQ2_S => iq2_s,
         DType::IQ3_XXS => iq3_xxs,
         DType::IQ3_S => iq3_s,
-        // Wider instructions don't help these.
+        // Wider vectors don't help these types.
         DType::IQ1_S => |row, importance, out, _| iq1::iq1_s(row, known(importance), out),
         DType::IQ1_M => |row, importance, out, _| iq1::iq1_m(row, importance, out),
         DType::Q8_1 => |row, _, out, kernel| q8::q8_1(row, out, kernel),
@@ -64,7 +64,7 @@ pub(super) fn encoder(dtype: DType) -> Option<Encode> {
     })
 }
 
-/// Encoders that work on one run at a time, compiled for each kernel all the same.
+/// Defines encoders that work on one run at a time, compiled for each kernel.
 macro_rules! compiled_for_kernels {
     ($($name:ident: |$row:ident, $importance:ident, $out:ident| $encode:expr;)*) => {$(
         fn $name(row: &[f32], importance: Option<&[f32]>, out: &mut [u8], kernel: Kernel) {
@@ -88,7 +88,7 @@ compiled_for_kernels! {
     iq3_s: |row, importance, out| iq3::iq3_s(row, importance, out);
 }
 
-/// Importance of a type that needs it.
+/// The importance of a type that needs it.
 fn known(importance: Option<&[f32]>) -> &[f32] {
     match importance {
         Some(importance) => importance,
@@ -96,8 +96,8 @@ fn known(importance: Option<&[f32]>) -> &[f32] {
     }
 }
 
-/// Whether a type is so coarse that it is only made with importance: ggml's
-/// `ggml_quantize_requires_imatrix`. Recipes ask for it in more cases.
+/// Whether a type is so coarse that it is only encoded with importance: ggml's `ggml_quantize_requires_imatrix`.
+/// Recipes require importance in more cases.
 pub fn needs_importance(dtype: DType) -> bool {
     matches!(dtype, DType::IQ1_S | DType::IQ2_XXS | DType::IQ2_XS)
 }

@@ -1,7 +1,7 @@
-//! Levels as bits, the way blocks keep them: the reverse of decoding.
+//! Packs levels into the bits of blocks: the reverse of decoding.
 
-/// Packs levels of `BITS` bits into runs of `RUN` bytes: the first `RUN` levels in the lowest bits of
-/// all bytes of a run, the next in the bits above them. Bits of a level above `BITS` are cut off.
+/// Packs levels of `BITS` bits into runs of `RUN` bytes: the first `RUN` levels into the lowest
+/// bits of a run's bytes, the next into the bits above them. Higher bits of a level are cut off.
 #[inline(always)]
 pub(super) fn pack<const BITS: usize, const RUN: usize, const LEVELS: usize>(levels: &[u8; LEVELS], out: &mut [u8]) {
     let mask = u8::MAX >> (8 - BITS);
@@ -16,7 +16,7 @@ pub(super) fn pack<const BITS: usize, const RUN: usize, const LEVELS: usize>(lev
     }
 }
 
-/// Bits `from..` of each level.
+/// The bits of each level from bit `from` on.
 #[inline(always)]
 pub(super) fn above<const LEVELS: usize>(levels: &[u8; LEVELS], from: usize) -> [u8; LEVELS] {
     let mut out = *levels;

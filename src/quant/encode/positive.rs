@@ -1,5 +1,5 @@
-//! A first scale for values that are mostly not negative: the one under which levels from zero up come
-//! nearest to them.
+//! The scale for values that are mostly not negative, with levels from zero up. It is used for the scales and minima of
+//! runs.
 //!
 //! Reference: ggml `ggml-quants.c`, `make_qp_quants`.
 
@@ -8,11 +8,11 @@ use std::array::from_fn;
 use super::lanes::{Ints, Lanes};
 use super::search::NOTHING;
 
-/// The scale under which `weights` times the squared errors of levels 0 to `top` is small, and the levels;
-/// zeros where all values are (next to) zero.
+/// A scale for which the weighted squared error of levels 0 to `top` is small, and the levels; zeros if all values are
+/// (nearly) zero.
 ///
-/// A negative value can get a negative level. ggml keeps levels in bytes, where -1 is 255, and we with
-/// it: the scale depends on that.
+/// A negative value can get a negative level. Like ggml, this keeps levels in bytes, where -1 is 255: the scale depends
+/// on that.
 #[inline(always)]
 pub(super) fn scale_from_zero<const N: usize>(values: &[f32; N], weights: &[f32; N], top: i32) -> (f32, [u8; N]) {
     let largest = values.iter().fold(0.0, |largest, v| if largest > *v { largest } else { *v });
@@ -50,13 +50,13 @@ pub(super) fn scale_from_zero<const N: usize>(values: &[f32; N], weights: &[f32;
     Levels::new(values, weights, inverse, top).improve()
 }
 
-/// Levels under a scale that follows from them.
+/// Levels, and the sums that determine their best scale.
 struct Levels<'a, const N: usize> {
     values: &'a [f32; N],
     weights: &'a [f32; N],
     top: i32,
     levels: [u8; N],
-    /// Sums of weight * value * level, and of weight * level * level: their quotient is the scale.
+    /// Sums of weight * value * level, and of weight * level * level; their quotient is the scale.
     sum_vl: f32,
     sum_l2: f32,
 }
@@ -74,7 +74,7 @@ impl<'a, const N: usize> Levels<'a, N> {
         Self { values, weights, top, levels: levels.map(|level| level as u8), sum_vl, sum_l2 }
     }
 
-    /// Moves single levels as long as that helps, five times at most; returns scale and levels.
+    /// Changes single levels as long as that helps, in at most five rounds. Returns scale and levels.
     #[inline(always)]
     fn improve(mut self) -> (f32, [u8; N]) {
         for _ in 0..5 {
@@ -89,7 +89,7 @@ impl<'a, const N: usize> Levels<'a, N> {
         (if self.sum_l2 > 0.0 { self.sum_vl / self.sum_l2 } else { 0.0 }, self.levels)
     }
 
-    /// Gives value `i` the level it would have under the scale of the others, if that is better.
+    /// Gives value `i` the level that follows from the scale of all others, if that is better.
     #[inline(always)]
     fn try_to_move(&mut self, i: usize) -> bool {
         let (value, weight) = (self.values[i], self.weights[i]);

@@ -1,4 +1,4 @@
-//! Quantizing to Q8_1 and Q8_K: bytes and their sums, which ggml keeps of activations.
+//! Quantizes to Q8_1 and Q8_K: bytes and their sums, which ggml uses for activations.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_q8_1_ref`, `quantize_row_q8_K_ref`.
 #![allow(non_camel_case_types)] // The names are ggml's.
@@ -9,20 +9,21 @@ use super::each::{EncodeBlock, each_block, inverse_of_step, largest_magnitude};
 use super::lanes::Lanes;
 use crate::kernel::Kernel;
 
-/// One or more rows as Q8_1.
+/// Encodes one or more rows as Q8_1.
 pub(super) fn q8_1(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(Q8_1, row, out, kernel);
 }
 
-/// One or more rows as Q8_K. The sums of blocks of zeros, which ggml does not write, are zero.
+/// Encodes one or more rows as Q8_K. For blocks of zeros ggml doesn't write the sums; here they are
+/// zero.
 pub(super) fn q8_k(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(Q8_K, row, out, kernel);
 }
 
 struct Q8_1;
 
-/// To the nearest whole number, halves away from zero. The float below a half, added, carries exactly
-/// the halves and what is above them.
+/// Rounds to the nearest integer, halves away from zero. Adding the float just below a half carries
+/// exactly for fractions of a half and above.
 #[inline(always)]
 fn round(v: f32) -> i32 {
     (v + 0.499_999_97_f32.copysign(v)) as i32
@@ -32,7 +33,7 @@ impl EncodeBlock<36, 32> for Q8_1 {
     #[inline(always)]
     fn encode(values: &[f32; 32], out: &mut [u8; 36]) {
         let d = largest_magnitude(values) / 127.0;
-        // What isn't finite overflows the reference's integers, whose low bits are zero.
+        // Numbers that aren't finite overflow the reference's integers, whose low bits are zero.
         let inverse = inverse_of_step(d).unwrap_or(0.0);
         let mut levels = [0; 32];
         for (level, v) in levels.iter_mut().zip(values) {
@@ -58,7 +59,8 @@ impl EncodeBlock<292, 256> for Q8_K {
             return;
         };
         let scale = -127.0 / largest;
-        // Bytes, not clamped numbers: a scale that is infinite takes values out of any range.
+        // Converted to bytes without a lower limit, as in the reference: an infinite scale gives
+        // numbers outside any range.
         let levels = Lanes(values.map(|v| scale * v)).nearest().0.map(|level| level.min(127) as i8);
         out[..4].copy_from_slice(&(1.0 / scale).to_le_bytes());
         let (bytes, sums) = out[4..].split_at_mut(256);

@@ -1,16 +1,16 @@
-//! Searches for the scale, and the minimum where there is one, under which a run of values is
-//! nearest to whole levels.
+//! Searches for the scale, and in some cases the minimum, with which the values of a run are
+//! nearest to integer levels.
 //!
-//! Each tries scales around the one that the largest value asks for; the levels that a scale gives
-//! determine the best scale for them, which counts where it lowers the weighted error.
+//! Each search tries scales around the one that follows from the largest value. The levels for a
+//! tried scale determine the best scale for these levels, which is accepted if it lowers the
+//! weighted error.
 //!
 //! Reference: ggml `ggml-quants.c`, `make_qx_quants`, `make_q3_quants`, `make_qkx2_quants`,
-//! `make_qkx3_quants`. Every sum is taken in their order, so that the results have
-//! their bits.
+//! `make_qkx3_quants`. Every sum is taken in their order, so that the results have the same bits.
 
 use super::lanes::{Ints, Lanes, Runs};
 
-/// Runs whose values are all smaller are zero (`GROUP_MAX_EPS`).
+/// Runs in which all values are smaller are zero (`GROUP_MAX_EPS`).
 pub(super) const NOTHING: f32 = 1e-15;
 
 /// Which scales a search with a minimum tries, and how it measures errors.
@@ -18,18 +18,18 @@ pub(super) const NOTHING: f32 = 1e-15;
 pub(super) struct Steps {
     /// The highest level.
     pub(super) top: i32,
-    /// Added to the highest level in the first step.
+    /// Added to the highest level at the first step.
     pub(super) first: f32,
-    /// Added from step to step.
+    /// Added at each further step.
     pub(super) step: f32,
-    /// The last step's number.
+    /// The number of the last step.
     pub(super) last: i32,
-    /// Whether errors count by their absolute value, not their square.
+    /// Whether errors are measured by their absolute value instead of their square.
     pub(super) absolute: bool,
 }
 
 impl Steps {
-    /// The steps of all searches that are weighted by importance.
+    /// The steps of all searches with importance.
     pub(super) const fn by_importance(top: i32) -> Self {
         Self { top, first: -0.9, step: 0.05, last: 36, absolute: false }
     }
@@ -40,7 +40,7 @@ impl Steps {
     }
 }
 
-/// `value = scale * level - minimum`, for each run, and how its levels were found.
+/// The model `value = scale * level - minimum` for each run, and how its levels were found.
 #[derive(Clone, Copy)]
 pub(super) struct Shifted<const L: usize> {
     pub(super) scale: Lanes<L>,
@@ -50,7 +50,7 @@ pub(super) struct Shifted<const L: usize> {
     pub(super) base: Lanes<L>,
 }
 
-/// Scale and minimum of runs of values with weights.
+/// Searches scale and minimum of runs of weighted values.
 #[inline(always)]
 pub(super) fn shifted<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L, N>, steps: Steps) -> Shifted<L> {
     let zero = Lanes::splat(0.0);
@@ -75,7 +75,7 @@ pub(super) fn shifted<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L
         let level = (inverse * (x.0[e] - lowest)).nearest().clamp(0, steps.top).to_f32();
         best = best + w.0[e] * steps.error(scale * level + lowest - x.0[e]);
     }
-    // What the search subtracts before it rounds is the minimum that was last accepted.
+    // Before it rounds, the search subtracts the minimum that was last accepted.
     let mut minimum = lowest;
     let mut base = lowest;
     for step in 0..=steps.last {
@@ -115,7 +115,7 @@ pub(super) fn shifted<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L
     }
 }
 
-/// `value = scale * level` around zero, for each run, and how its levels were found.
+/// The model `value = scale * level` around zero for each run, and how its levels were found.
 #[derive(Clone, Copy)]
 pub(super) struct Centred<const L: usize> {
     pub(super) scale: Lanes<L>,
@@ -123,7 +123,7 @@ pub(super) struct Centred<const L: usize> {
     pub(super) inverse: Lanes<L>,
 }
 
-/// The scale of runs of values with weights, for levels from `-half` to `half - 1`.
+/// Searches the scale of runs of weighted values, for levels from `-half` to `half - 1`.
 #[inline(always)]
 pub(super) fn centred<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L, N>, half: i32) -> Centred<L> {
     let zero = Lanes::splat(0.0);
@@ -134,10 +134,10 @@ pub(super) fn centred<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L
     }
     let mut inverse = Lanes::splat(-(half as f32)) / largest;
     let ([sum_lx], [sum_l2]) = level_sums(x, w, &wx, [inverse], half);
-    // A sum of squares that is NaN does not count as zero.
+    // A NaN doesn't count as zero.
     let mut scale = sum_l2.equals(zero).pick(zero, sum_lx / sum_l2);
     let mut best = scale * sum_lx;
-    // Three tries at a time: one has to wait for its own sums, not for the others'.
+    // Three tries at a time, because each has to wait for its own sums.
     for steps in [[-9, -8, -7], [-6, -5, -4], [-3, -2, -1], [1, 2, 3], [4, 5, 6], [7, 8, 9]] {
         let mut tried = [zero; 3];
         for t in 0..3 {
@@ -156,8 +156,9 @@ pub(super) fn centred<const L: usize, const N: usize>(x: &Runs<L, N>, w: &Runs<L
     Centred { scale: nothing.pick(zero, scale), inverse: nothing.pick(zero, inverse) }
 }
 
-/// The sums of `w * x * level` and `w * level * level` for the levels that each `inverse` gives. A function,
-/// because closures are compiled for the width of the function that they stand in.
+/// The sums of `w * x * level` and `w * level * level` for the levels from each `inverse`. This is
+/// a function and not a closure, because a closure might not be compiled for the caller's vector
+/// width.
 #[inline(always)]
 fn level_sums<const L: usize, const N: usize, const TRIES: usize>(
     x: &Runs<L, N>,
@@ -166,7 +167,8 @@ fn level_sums<const L: usize, const N: usize, const TRIES: usize>(
     inverse: [Lanes<L>; TRIES],
     half: i32,
 ) -> ([Lanes<L>; TRIES], [Lanes<L>; TRIES]) {
-    // Runs that are not zero have values of no more than half steps and a little.
+    // In runs that aren't zero, values are at most a little more than `half` steps, so
+    // `nearest_small` suffices.
     let (lowest, highest) = (Lanes::splat(-(half as f32)), Lanes::splat((half - 1) as f32));
     let (mut sum_lx, mut sum_l2) = ([Lanes::splat(0.0); TRIES], [Lanes::splat(0.0); TRIES]);
     for e in 0..N {
@@ -179,7 +181,7 @@ fn level_sums<const L: usize, const N: usize, const TRIES: usize>(
     (sum_lx, sum_l2)
 }
 
-/// The first value of each run with the largest magnitude, and which runs are zero.
+/// The first value with the largest magnitude in each run, and which runs are zero.
 #[inline(always)]
 fn largest<const L: usize, const N: usize>(x: &Runs<L, N>) -> (Lanes<L>, super::lanes::Mask<L>) {
     let (mut largest, mut magnitude) = (Lanes::splat(0.0), Lanes::splat(0.0));
@@ -191,8 +193,8 @@ fn largest<const L: usize, const N: usize>(x: &Runs<L, N>) -> (Lanes<L>, super::
     (largest, Lanes::splat(NOTHING).above(magnitude))
 }
 
-/// Scale and levels (from `-half` to `half - 1`) of runs, each level moved while that lowers the
-/// error, weighted by the values' squares. Levels of runs of zeros are `-half`.
+/// Scale and levels (from `-half` to `half - 1`) of runs. Each level is changed as long as that
+/// lowers the error, weighted by the squares of values. Levels of runs of zeros are `-half`.
 #[inline(always)]
 pub(super) fn refined<const L: usize, const N: usize>(x: &Runs<L, N>, half: i32) -> (Lanes<L>, [Ints<L>; N]) {
     let zero = Lanes::splat(0.0);

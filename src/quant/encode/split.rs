@@ -1,7 +1,7 @@
-//! The best way to make a run of values into three levels: which of them, in ascending order, become
-//! low, middle and high, and under which scale. All ways are tried.
+//! The best way to encode a run of values with three levels: which values, in ascending order, become low, middle and
+//! high, and with which scale. All splits are tried.
 //!
-//! The levels are -1, 0 and 1, moved by an eighth up or down.
+//! The levels are -1, 0 and 1, shifted by an eighth up or down.
 //!
 //! Reference: ggml `ggml-quants.c`, the loops over `i1` and `i2` in `quantize_row_iq1_s_impl`,
 //! `quantize_row_iq1_m_impl`.
@@ -10,31 +10,30 @@ use std::array::from_fn;
 
 use super::lanes::Lanes;
 
-/// The values of the levels, moved up.
+/// The level values when shifted up.
 pub(super) const UP: [f32; 3] = [-0.875, 0.125, 1.125];
-/// The values of the levels, moved down.
+/// The level values when shifted down.
 pub(super) const DOWN: [f32; 3] = [-1.125, -0.125, 0.875];
 
-/// Ends of the middle level tried at a time.
+/// Number of ends of the middle level that are tried at a time.
 const WIDE: usize = 8;
-/// Room for prefix sums of up to 32 values and, after them, for lanes that have nothing to try.
+/// Room for prefix sums of up to 32 values, and after them for lanes that have nothing to try.
 const ROOM: usize = 33 + WIDE - 1;
 
 /// The best split found.
 pub(super) struct Split {
-    /// Where in ascending order the middle level starts, and the high one.
+    /// Where, in ascending order, the middle level and the high level start.
     pub(super) starts: [usize; 2],
-    /// Negative where the order is to be turned round.
+    /// Negative if the levels must be inverted.
     pub(super) scale: f32,
-    /// Which of the ways to move levels: see the functions.
+    /// The way in which levels are shifted: see the functions.
     pub(super) way: usize,
 }
 
-/// Sums over the first values: none, one, two and so on. NaN after the last.
+/// Sums over the first 0, 1, 2, ... values, and NaN after the last.
 type PrefixSums = [f32; ROOM];
 
-/// Where values belong in ascending order: `order[rank]` is the place of a value. Equal values keep
-/// their order.
+/// The indices of values in ascending order: `order[rank]` is the index of a value. Equal values keep their order.
 #[inline(always)]
 pub(super) fn ascending<const N: usize>(values: &[f32; N]) -> [usize; N] {
     let mut ranks = [0_u32; N];
@@ -50,8 +49,7 @@ pub(super) fn ascending<const N: usize>(values: &[f32; N]) -> [usize; N] {
     order
 }
 
-/// The best split of 32 values with all levels moved up (way 0) or all moved down (way 1). `None`
-/// where all weights are zero.
+/// The best split of 32 values with all levels shifted up (way 0) or down (way 1). `None` if all weights are zero.
 #[inline(always)]
 pub(super) fn in_one_way(values: &[f32; 32], weights: &[f32; 32], order: &[usize; 32]) -> Option<Split> {
     let (mut sum_x, mut sum_w) = ([f32::NAN; ROOM], [f32::NAN; ROOM]);
@@ -60,7 +58,7 @@ pub(super) fn in_one_way(values: &[f32; 32], weights: &[f32; 32], order: &[usize
         sum_x[j + 1] = sum_x[j] + weights[*i] * values[*i];
         sum_w[j + 1] = sum_w[j] + weights[*i];
     }
-    // What the high level adds to both sums by its start.
+    // What the high level adds to both sums, by where it starts.
     let (mut high_x, mut high_w) = ([[f32::NAN; ROOM]; 2], [[f32::NAN; ROOM]; 2]);
     for (way, v) in [UP, DOWN].iter().enumerate() {
         for j in 0..=32 {
@@ -86,8 +84,8 @@ pub(super) fn in_one_way(values: &[f32; 32], weights: &[f32; 32], order: &[usize
     best.split()
 }
 
-/// The best split of 16 values with levels moved up in both halves (way 0), up and down (1), down and
-/// up (2), down in both (3). `None` where all weights are zero.
+/// The best split of 16 values with levels shifted up in both halves (way 0), up and down (1), down and up (2), down in
+/// both (3). `None` if all weights are zero.
 #[inline(always)]
 pub(super) fn in_two_halves(values: &[f32; 16], weights: &[f32; 16], order: &[usize; 16]) -> Option<Split> {
     let (mut sum_x, mut sum_w) = ([[f32::NAN; ROOM]; 2], [[f32::NAN; ROOM]; 2]);
@@ -105,7 +103,7 @@ pub(super) fn in_two_halves(values: &[f32; 16], weights: &[f32; 16], order: &[us
         for last in (first..=16).step_by(WIDE) {
             let mut of_half = [[Tried::nothing(); 2]; 2];
             for half in 0..2 {
-                // With levels one apart, all sums follow from that of all values as high ones.
+                // Levels are one apart, so every sum is the sum with all values at the high level, minus differences.
                 let moved_x = Lanes::splat(sum_x[half][first]) + lanes(&sum_x[half], last);
                 let middle_w = lanes(&sum_w[half], last);
                 for (way, v) in [UP, DOWN].iter().enumerate() {
@@ -129,8 +127,7 @@ pub(super) fn in_two_halves(values: &[f32; 16], weights: &[f32; 16], order: &[us
     best.split()
 }
 
-/// Splits tried side by side: their sums of weight * level's value * value, and of weight * square of
-/// the level's value.
+/// Splits that are tried side by side: their sums of weight * level value * value, and of weight * squared level value.
 #[derive(Clone, Copy)]
 struct Tried {
     qx: Lanes<WIDE>,
@@ -149,7 +146,7 @@ fn lanes(sums: &PrefixSums, at: usize) -> Lanes<WIDE> {
     Lanes(from_fn(|lane| sums[at + lane]))
 }
 
-/// The best split so far.
+/// The best split found so far.
 struct Best {
     split: Split,
     score: f32,
@@ -167,8 +164,8 @@ impl Best {
         self.found.then_some(self.split)
     }
 
-    /// Takes splits that are better, of those with the middle level from `first` to `last` and the
-    /// places after it, in that order and that of the ways.
+    /// Accepts better splits. Those offered have the middle level from `first` to `last` and the positions after it,
+    /// and are compared in this order, then by way.
     #[inline(always)]
     fn offer<const WAYS: usize>(&mut self, first: usize, last: usize, tried: &[Tried; WAYS]) {
         let mut any = 0;

@@ -1,27 +1,27 @@
-//! A strip of super-blocks: their runs are searched side by side, then each block is put together.
+//! A strip of super-blocks: their runs are searched side by side, then each block is written.
 
 use super::lanes::{Lanes, Runs};
 use super::search::{self, Steps};
 
-/// Super-blocks worked on at a time: enough runs for any number of lanes, in little memory.
+/// Number of super-blocks in a strip: enough runs for any number of lanes, in little memory.
 pub(super) const STRIP: usize = 4;
 
-/// Values of a super-block.
+/// Number of values in a super-block.
 pub(super) const SUPER: usize = 256;
 
-/// The most runs that a strip can have.
+/// The largest number of runs in a strip.
 const RUNS: usize = STRIP * SUPER / 16;
 
 /// One number for each run of a strip.
 pub(super) type PerRun = [f32; RUNS];
 
-/// What the searches found for the runs of a strip.
+/// The results of the searches for the runs of a strip.
 pub(super) struct Found {
     pub(super) scale: PerRun,
     pub(super) minimum: PerRun,
     pub(super) inverse: PerRun,
     pub(super) base: PerRun,
-    /// The runs' sums of weights.
+    /// The sums of weights in each run.
     pub(super) weight: PerRun,
 }
 
@@ -32,20 +32,20 @@ impl Found {
     }
 }
 
-/// Stores the lanes of runs `first..`, as many as there are.
+/// Stores the lanes for runs from `first` on, but none past the last run.
 #[inline(always)]
 fn store<const L: usize>(lanes: Lanes<L>, first: usize, runs: usize, out: &mut PerRun) {
     let count = L.min(runs - first);
     out[first..first + count].copy_from_slice(&lanes.0[..count]);
 }
 
-/// How much each value of a run counts.
+/// The weight of each value in a run.
 pub(super) trait Weights<const L: usize, const N: usize> {
-    /// The weights of runs `first..` of a strip, whose values are `x`.
+    /// The weights for `L` runs of a strip from `first` on, whose values are `x`.
     fn of(&self, x: &Runs<L, N>, first: usize) -> Runs<L, N>;
 }
 
-/// By the value's magnitude.
+/// Weights values by magnitude.
 pub(super) struct Magnitude;
 
 impl<const L: usize, const N: usize> Weights<L, N> for Magnitude {
@@ -59,7 +59,7 @@ impl<const L: usize, const N: usize> Weights<L, N> for Magnitude {
     }
 }
 
-/// By the value's magnitude and the root of the run's mean square.
+/// Weights values by their magnitude and the root mean square of the run.
 pub(super) struct MagnitudeInRun;
 
 impl<const L: usize, const N: usize> Weights<L, N> for MagnitudeInRun {
@@ -77,7 +77,7 @@ impl<const L: usize, const N: usize> Weights<L, N> for MagnitudeInRun {
     }
 }
 
-/// By the value's square.
+/// Weights values by their square.
 pub(super) struct Square;
 
 impl<const L: usize, const N: usize> Weights<L, N> for Square {
@@ -91,7 +91,7 @@ impl<const L: usize, const N: usize> Weights<L, N> for Square {
     }
 }
 
-/// By the columns' importance, as long as the strip.
+/// Weights values by the columns' importance, which is as long as the strip.
 pub(super) struct Importance<'a>(pub(super) &'a [f32]);
 
 impl<const L: usize, const N: usize> Weights<L, N> for Importance<'_> {
@@ -101,16 +101,16 @@ impl<const L: usize, const N: usize> Weights<L, N> for Importance<'_> {
     }
 }
 
-/// By importance and magnitude: importance times the root of spread and square.
+/// Weights values by importance and magnitude: importance times the root of the sum of spread and square.
 pub(super) struct Led<'a> {
     /// The columns' importance, as long as the strip.
     pub(super) importance: &'a [f32],
-    /// What is added to a value's square, of each super-block.
+    /// The spread of each super-block, which is added to squares.
     pub(super) spread: [f32; STRIP],
 }
 
 impl<'a> Led<'a> {
-    /// The spread is the mean square of each super-block, summed in order, times `factor`.
+    /// Computes the spread: the mean square of each super-block, summed in order, times `factor`.
     #[inline(always)]
     pub(super) fn new(values: &[f32], importance: &'a [f32], factor: f32) -> Self {
         let mut spread = [0.0; STRIP];
@@ -141,7 +141,7 @@ impl<const L: usize, const N: usize> Weights<L, N> for Led<'_> {
     }
 }
 
-/// Searches the runs of `values`, at most a strip, for scale and minimum.
+/// Searches scale and minimum for the runs of `values`, up to one strip.
 #[inline(always)]
 pub(super) fn shifted<const L: usize, const N: usize>(
     values: &[f32],
@@ -163,7 +163,7 @@ pub(super) fn shifted<const L: usize, const N: usize>(
     found
 }
 
-/// Searches the runs of `values`, at most a strip, for a scale around zero.
+/// Searches a scale around zero for the runs of `values`, up to one strip.
 #[inline(always)]
 pub(super) fn centred<const L: usize, const N: usize>(values: &[f32], half: i32, weights: impl Weights<L, N>) -> Found {
     let mut found = Found::new();
@@ -179,8 +179,8 @@ pub(super) fn centred<const L: usize, const N: usize>(values: &[f32], half: i32,
     found
 }
 
-/// Scales of the runs of `values`, at most a strip, around zero, with levels refined one by one, which
-/// go to `levels` counted from the lowest.
+/// Finds scales around zero for the runs of `values`, up to one strip, and refines levels one by one. Writes them to
+/// `levels`, counted from the lowest level.
 #[inline(always)]
 pub(super) fn refined<const L: usize, const N: usize>(values: &[f32], half: i32, levels: &mut [u8]) -> Found {
     let mut found = Found::new();
@@ -197,14 +197,14 @@ pub(super) fn refined<const L: usize, const N: usize>(values: &[f32], half: i32,
     found
 }
 
-/// `(value + shift) / divisor` to the nearest whole number from `low` to `high`.
+/// `(value + shift) / divisor`, rounded to an integer from `low` to `high`.
 #[inline(always)]
 pub(super) fn levels<const N: usize>(x: &[f32; N], shift: f32, divisor: f32, low: i32, high: i32) -> [i32; N] {
     let shifted = Lanes(*x) + Lanes::splat(shift);
     (shifted / Lanes::splat(divisor)).nearest().clamp(low, high).0
 }
 
-/// `inverse * (value - base)` to the nearest whole number from `low` to `high`: as searches have it.
+/// `inverse * (value - base)`, rounded to an integer from `low` to `high`, as in the searches.
 #[inline(always)]
 pub(super) fn found_levels<const N: usize>(x: &[f32; N], inverse: f32, base: f32, low: i32, high: i32) -> [i32; N] {
     let shifted = Lanes(*x) - Lanes::splat(base);

@@ -1,7 +1,6 @@
-//! Quantizing to TQ1_0, TQ2_0, Q1_0 and Q2_0: levels of one or two bits, or of a base-three digit,
-//! under one f16 scale.
+//! Quantizes to TQ1_0, TQ2_0, Q1_0 and Q2_0: levels of one or two bits, or base-three digits, with one f16 scale.
 //!
-//! ggml takes no importance for these types, and their blocks don't know of row ends.
+//! ggml doesn't use importance for these types, and their blocks don't depend on where rows end.
 //!
 //! Reference: ggml `ggml-quants.c`, `quantize_row_tq1_0_ref`, `quantize_row_tq2_0_ref`,
 //! `quantize_row_q1_0_ref`, `quantize_row_q2_0_ref`.
@@ -12,34 +11,34 @@ use half::f16;
 use super::each::{EncodeBlock, each_block, inverse_of_step, largest_magnitude};
 use crate::kernel::{Kernel, Routine};
 
-/// One or more rows as TQ1_0.
+/// Encodes one or more rows as TQ1_0.
 pub(super) fn tq1_0(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(TQ1_0, row, out, kernel);
 }
 
-/// One or more rows as TQ2_0.
+/// Encodes one or more rows as TQ2_0.
 pub(super) fn tq2_0(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(TQ2_0, row, out, kernel);
 }
 
-/// One or more rows as Q2_0.
+/// Encodes one or more rows as Q2_0.
 pub(super) fn q2_0(row: &[f32], out: &mut [u8], kernel: Kernel) {
     each_block(Q2_0, row, out, kernel);
 }
 
-/// One or more rows as Q1_0.
+/// Encodes one or more rows as Q1_0.
 pub(super) fn q1_0(row: &[f32], out: &mut [u8], kernel: Kernel) {
     kernel.run(Q1_0 { blocks: row.as_chunks().0, out: out.as_chunks_mut().0 });
 }
 
-/// 0, 1 or 2 for what `scaled` rounds to, halves away from zero; it is within the rounding of -1 to 1.
+/// `scaled`, rounded with halves away from zero, plus 1: 0, 1 or 2. Apart from rounding, `scaled` is from -1 to 1.
 #[inline(always)]
 fn digit(scaled: f32) -> u8 {
     1 + u8::from(scaled >= 0.5) - u8::from(scaled <= -0.5)
 }
 
-/// The digits of a block and the scale. Where a value divided by the scale isn't a finite number, the
-/// reference takes the low bits of an overflowed integer: zero, which has the digit 1.
+/// The digits and the scale of a block. If a value divided by the scale isn't finite, the reference gets zero from the
+/// low bits of an overflowed integer, which has the digit 1.
 #[inline(always)]
 fn digits(values: &[f32; 256]) -> ([u8; 256], [u8; 2]) {
     let d = largest_magnitude(values);
@@ -49,8 +48,8 @@ fn digits(values: &[f32; 256]) -> ([u8; 256], [u8; 2]) {
 
 struct TQ1_0;
 
-/// Bytes of five digits of runs of `RUN`, the first digits of all bytes before the second. The digits are
-/// those of a fraction: `q` of 243 becomes the next higher of 256.
+/// Packs five digits per byte in runs of `RUN` bytes: first the first digits of all bytes, then the second ones, and so
+/// on. The byte is a fraction: a number `q` out of 243 is rounded up to one out of 256.
 #[inline(always)]
 fn pack_digits<const RUN: usize>(digits: &[u8], out: &mut [u8]) {
     let mut numbers = [0u16; RUN];
@@ -99,14 +98,14 @@ impl EncodeBlock<18, 64> for Q2_0 {
     #[inline(always)]
     fn encode(values: &[f32; 64], out: &mut [u8; 18]) {
         let d = largest_magnitude(values);
-        // Of an overflowed integer, the reference takes the least here, which has the level 0.
+        // The reference gets the smallest integer from an overflow here, which has the level 0.
         let levels = match inverse_of_step(d) {
             Some(inverse) => values.map(|v| digit(v * inverse)),
             None => [0; 64],
         };
         out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
         for (out, levels) in out[2..].iter_mut().zip(levels.as_chunks().0) {
-            // Moves the four levels next to each other, into the highest byte.
+            // This factor moves the four levels next to each other, into the highest byte.
             const GATHER: u32 = 1 << 24 | 1 << 18 | 1 << 12 | 1 << 6;
             *out = (u32::from_le_bytes(*levels).wrapping_mul(GATHER) >> 24) as u8;
         }
@@ -119,8 +118,8 @@ struct Q1_0<'a> {
 }
 
 impl Routine for Q1_0<'_> {
-    /// The scale is a mean, whose sum is taken in order: some blocks side by side, not to wait for
-    /// each addition.
+    /// The scale is a mean, whose sum must be taken in order. Several blocks run side by side, so that additions don't
+    /// wait for each other.
     #[inline(always)]
     fn run<const L: usize, const PAIR: usize>(self) {
         let (groups, rest) = self.blocks.as_chunks::<8>();
@@ -146,7 +145,7 @@ fn signs_and_means<const N: usize>(blocks: &[[f32; 128]; N], out: &mut [[u8; 18]
         out[..2].copy_from_slice(&f16::from_f32(sum / 128.0).to_le_bytes());
         let bits = block.map(|v| u8::from(v >= 0.0));
         for (out, bits) in out[2..].iter_mut().zip(bits.as_chunks().0) {
-            // Moves the eight bits next to each other, into the highest byte.
+            // This factor moves the eight bits next to each other, into the highest byte.
             const GATHER: u64 = 0x0102_0408_1020_4080;
             *out = (u64::from_le_bytes(*bits).wrapping_mul(GATHER) >> 56) as u8;
         }
@@ -196,7 +195,7 @@ mod tests {
         };
         for value in [0.0, 1e-40] {
             let tq1_0 = bytes(tq1_0, value, 54);
-            // Five digits of 1 are 121 of 243, four and a zero 120.
+            // Five digits of 1 make 121 of 243, four of them and a zero make 120.
             assert_eq!((&tq1_0[..48], &tq1_0[48..]), (&[128; 48][..], &[127, 127, 127, 127, 0, 0][..]));
             let tq2_0 = bytes(tq2_0, value, 66);
             assert_eq!((&tq2_0[..64], &tq2_0[64..]), (&[0x55; 64][..], &[0; 2][..]));

@@ -1,4 +1,5 @@
-//! Recipes on models: real ones by llama.cpp's snapshots, and small ones for what the options do.
+//! Tests of recipes: on real models, against llama.cpp's snapshots, and on small models for the
+//! effects of options.
 
 mod options;
 mod snapshots;
@@ -8,7 +9,7 @@ use crate::DType;
 use crate::formats::gguf::Metadata;
 use crate::source::TensorInfo;
 
-/// Keys of a model that recipes read.
+/// The keys of a model that recipes read.
 fn metadata(architecture: &str, blocks: u32, heads: u32, kv_heads: u32, experts: u32) -> Metadata {
     let mut metadata = Metadata::new("m.gguf");
     metadata.insert("general.architecture", architecture);

@@ -1,8 +1,8 @@
-//! What each option changes on a model of two blocks, and what is refused.
+//! Tests of what each option changes on a model of two blocks, and of what is refused.
 
 use super::*;
 
-/// Rows of 512 and 1024 everywhere, tensors in no order.
+/// Tensors with rows of 512 and 1024, not in file order.
 fn small(output: bool) -> Vec<TensorInfo> {
     let f32 = |name: &str, shape: &[usize]| tensor(name, DType::F32, shape);
     let mut tensors = vec![f32("token_embd.weight", &[64, 512]), f32("output_norm.weight", &[512])];
@@ -33,7 +33,7 @@ fn rules(arguments: &[&str]) -> Vec<TensorTypeRule> {
     arguments.iter().map(|argument| TensorTypeRule::parse(argument).unwrap()).collect()
 }
 
-/// The types that aren't `usual`, by name, in the file's order.
+/// The types that differ from `usual`, by name, in the file's order.
 fn types_of(recipe: &Recipe, tensors: &[TensorInfo], usual: DType) -> Vec<String> {
     let chosen = recipe.types(&metadata("llama", 2, 8, 4, 0), tensors, None).unwrap();
     let in_order = file_order(tensors).into_iter().filter_map(|place| chosen[place].clone());
@@ -100,7 +100,8 @@ fn the_table_beside_the_embeddings_follows_them_unless_named() {
 
 #[test]
 fn a_rule_keeps_a_tensor_out_of_the_count() {
-    // The second of the values isn't the second that the mixture sees, but their number is the same.
+    // A tensor with a rule isn't counted as one of the mixture's value tensors, but still counts in
+    // their total.
     let mut tensors = small(true);
     tensors.extend((2..8).map(|block| tensor(format!("blk.{block}.attn_v.weight"), DType::F32, &[128, 512])));
     let values = |recipe: &Recipe| {
@@ -249,7 +250,7 @@ fn importance_changes_some_mixtures() {
     }
 }
 
-/// File types that the snapshots leave out.
+/// File types that aren't in the snapshots.
 #[test]
 fn the_smallest_blocks_have_larger_embeddings_and_output() {
     let types = |file_type, usual| types_of(&Recipe::from(file_type), &small(true), usual);
@@ -257,7 +258,7 @@ fn the_smallest_blocks_have_larger_embeddings_and_output() {
     assert_eq!(types(FileType::Q2_0, DType::Q2_0), ["output Q6_K", "token_embd Q4_K"]);
 }
 
-/// Rules that no snapshot has.
+/// Rules that no snapshot covers.
 #[test]
 fn falcon_and_models_of_eight_experts_have_rules_of_their_own() {
     let types = |architecture: &str, experts, file_type| {
@@ -279,7 +280,7 @@ fn falcon_and_models_of_eight_experts_have_rules_of_their_own() {
     assert_eq!(types("llama", 8, FileType::Q2_K), "Q8_0 Q8_0 Q5_K Q3_K Q3_K Q3_K Q6_K");
 }
 
-/// Further such rules.
+/// More rules that no snapshot covers.
 #[test]
 fn new_architectures_have_rules_of_their_own() {
     let types = |architecture: &str, file_type, name: &str| {

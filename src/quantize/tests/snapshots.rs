@@ -1,4 +1,5 @@
-//! The types of every tensor of real models in every file type, as llama.cpp's own test has them.
+//! Compares the types of all tensors of real models, for every file type, with the snapshots of
+//! llama.cpp's own test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
-/// A model and its types: a file of `fixtures/quant/recipes`.
+/// A model and its types, from a file in `fixtures/quant/recipes`.
 struct Snapshot {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -15,14 +16,14 @@ struct Snapshot {
     sections: Vec<Section>,
 }
 
-/// One file type: the base, and the tensors that have others.
+/// One file type: the base type, and the tensors that have other types.
 struct Section {
     file_type: FileType,
     base: DType,
     others: BTreeMap<String, DType>,
 }
 
-/// Of `fixtures/quant/recipes`, or of the folder that the environment names.
+/// The snapshots in `fixtures/quant/recipes`, or in the folder that an environment variable names.
 fn snapshots() -> Vec<(PathBuf, Snapshot)> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quant/recipes");
     let folder = std::env::var_os("ATOMBANK_RECIPES").map_or(fixtures, PathBuf::from);
@@ -32,7 +33,7 @@ fn snapshots() -> Vec<(PathBuf, Snapshot)> {
     paths.into_iter().map(|path| (path.clone(), read(&fs::read_to_string(path).unwrap()))).collect()
 }
 
-/// The form: see README.md beside the files.
+/// Parses a snapshot; the form is described in README.md next to the files.
 fn read(text: &str) -> Snapshot {
     let mut lines = text.lines().filter(|line| !line.is_empty()).map(|line| line.split(' ').collect::<Vec<_>>());
     let first = lines.next().unwrap();
@@ -73,7 +74,7 @@ fn of_block(name: &str, block: u32) -> String {
     name.replace('*', &block.to_string())
 }
 
-/// `0-2,5` as 0, 1, 2, 5.
+/// Parses ranges: `0-2,5` is 0, 1, 2, 5.
 fn ranges(text: &str) -> Vec<u32> {
     let range = |range: &str| {
         let (from, to) = range.split_once('-').unwrap_or((range, range));
@@ -87,7 +88,7 @@ fn every_tensor_has_the_type_that_llama_quantize_gives_it() {
     let mut checked = BTreeMap::new();
     for (path, mut snapshot) in snapshots() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        // The order of the file must not matter.
+        // The order of tensors in the file must not matter.
         snapshot.tensors.reverse();
         for section in &mut snapshot.sections {
             assert_eq!(section.file_type.base(), Some(section.base));

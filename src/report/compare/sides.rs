@@ -1,4 +1,4 @@
-//! The two sides of a comparison: what stands at each path, under names that both have.
+//! Opens the two sides of a comparison, and gives their tensors common names.
 
 use std::path::Path;
 
@@ -12,23 +12,23 @@ use crate::formats::gguf::{GgufModel, Value};
 use crate::output::Output;
 use crate::plan::Plan;
 
-/// What stands at a path, by the names that its tensors go by.
+/// What a path contains, by the kind of names that its tensors have.
 enum Side {
-    /// GGUF's names.
+    /// A GGUF, with GGUF's names.
     Gguf(GgufModel),
-    /// Hugging Face's, or whatever the files have; config.json where there is one.
+    /// Hugging Face's names, or whatever names the files have, with config.json if there is one.
     Named(Plan, Option<Map<String, Json>>),
 }
 
-/// The tensors of the models at `a` and `b`, each as [`Input::open`] opens it, under names that they
-/// have in common: those of GGUF for two GGUFs, else those of Hugging Face, to which a GGUF is
-/// brought back. A generic GGUF has the names of what it was made of. Tensors of a GGUF that a
-/// folder has no place for keep their names. Where a GGUF has kept source values beside its own
-/// tensors (`--type source`), those are what it is brought back to.
+/// The tensors of the models at `a` and `b`, each opened by [`Input::open`], under common names.
+/// For two GGUFs these are GGUF's names, otherwise Hugging Face's, to which a GGUF is converted
+/// back. A generic GGUF has the names of its source. Tensors of a GGUF that have no place in a
+/// folder keep their names. If a GGUF also stores the source's values (`--type source`), those are
+/// restored.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for an adapter; what opening them meets, and for a GGUF against something
-/// else what [`from_gguf`] meets.
+/// [`Error::Unsupported`] for an adapter; errors of opening the inputs, and those of [`from_gguf`]
+/// if only one of them is a GGUF.
 pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
     Ok(match (open(a)?, open(b)?) {
         (Side::Gguf(a), Side::Gguf(b)) => (taken(&a), taken(&b)),
@@ -81,10 +81,10 @@ fn taken(model: &GgufModel) -> Plan {
     model.tensors().iter().cloned().collect()
 }
 
-/// The tensors of `model` under the names that `other` has for them; `config` is the other's.
+/// The tensors of `model` under the names in `other`; `config` is the other's.
 fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>) -> Result<Plan> {
     const HINT: &str = "a GGUF goes by Hugging Face's names against what is none; two GGUFs go by their own";
-    // In F32 every stored value stays what it is.
+    // F32 keeps every stored value.
     let found = from_gguf(model, Some(DType::F32)).map_err(|error| match error {
         Error::Unsupported(finding) if finding.hint.is_empty() => finding.hint(HINT).unsupported(),
         Error::Mismatch(finding) if finding.hint.is_empty() => finding.hint(HINT).mismatch(),

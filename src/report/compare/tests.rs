@@ -149,7 +149,8 @@ fn nan_and_names_that_stand_twice_are_errors() {
     }
 }
 
-/// A quantized matrix stored transposed is compared along its own rows: the numbers stay the same.
+/// A quantized matrix that is stored transposed is compared along its own rows, with the same
+/// results.
 #[test]
 fn turning_both_sides_changes_nothing() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert/gpt2/model/model.safetensors");

@@ -1,4 +1,4 @@
-//! Shards that don't make a model, each refused by the message that fits.
+//! Tests of shards that don't make up a model: each is refused with the right message.
 
 use std::fs;
 use std::sync::Arc;
@@ -36,7 +36,8 @@ fn split(no: u16, count: u16, total: i32) -> [(&'static str, Value); 3] {
 const FIRST: &str = "m-00001-of-00002.gguf";
 const SECOND: &str = "m-00002-of-00002.gguf";
 
-/// Opens a model of two shards with tensors `a` and `b`; the second one as given.
+/// Opens a model of two shards with tensors `a` and `b`. The second shard has these keys and
+/// tensors.
 fn with_second(keys: Keys, tensors: &[&str]) -> Result<GgufModel> {
     let dir = tempfile::tempdir().unwrap();
     let mut first = vec![("general.architecture", Value::from("llama")), ("general.name", "m".into())];
@@ -100,7 +101,7 @@ fn a_missing_shard_is_named() {
     let missing = dir.path().join(FIRST);
     let expected = "shard 1 of 2: expected every shard in one folder, found no such file; is the download complete?";
     assert_eq!(message, format!("{}: {expected}", missing.display()));
-    // A folder in its place is no shard either.
+    // A folder with the shard's name isn't a shard.
     fs::create_dir(&missing).unwrap();
     assert!(refusal(GgufModel::open(&path)).ends_with("cannot open: not a regular file"));
     fs::remove_dir(&missing).unwrap();
@@ -116,7 +117,7 @@ fn the_name_of_a_shard_has_to_say_which_it_is() {
         let expected = "shard 1 of 2: expected a name that ends in \"-00001-of-00002.gguf\", found ";
         assert!(message.contains(expected) && message.contains(&format!("found {name:?}")), "{message}");
     }
-    // A count that no folder holds ends at the first file that isn't there.
+    // A huge count of shards ends at the first missing file.
     let keys = [("split.no", 0u32.into()), ("split.count", u32::MAX.into()), ("split.tensors.count", 1i32.into())];
     let message = refusal(GgufModel::open(&put(dir.path(), "m-00001-of-4294967295.gguf", &keys, &["a"])));
     assert!(message.contains("m-00002-of-4294967295.gguf: shard 2 of 4294967295: expected every shard"), "{message}");
@@ -125,7 +126,7 @@ fn the_name_of_a_shard_has_to_say_which_it_is() {
 #[test]
 fn a_whole_model_needs_no_others_whatever_its_name() {
     let dir = tempfile::tempdir().unwrap();
-    // What gguf-split leaves when it joins, and what a count of one says.
+    // No keys, the keys that gguf-split leaves when it joins, and a count of one.
     for keys in [vec![], split(0, 0, 1).to_vec(), split(0, 1, 1).to_vec()] {
         let model = GgufModel::open(&put(dir.path(), FIRST, &keys, &["a"])).unwrap();
         assert_eq!((model.shards().len(), model.tensors().len()), (1, 1));

@@ -1,4 +1,4 @@
-//! Round trips through the writer; files that are refused are in `hostile`.
+//! Round trips through the writer. Tests of refused files are in `hostile`.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn planned(name: &str, dtype: DType, shape: &[usize]) -> PlannedTensor {
     }
 }
 
-/// A file as the executor would write it, with bytes that count up for data.
+/// The bytes of a file as the executor would write it. Its data are bytes that count up.
 fn written(metadata: &Metadata, tensors: &[PlannedTensor]) -> Vec<u8> {
     let layout = layout(metadata, tensors).unwrap();
     let mut bytes = layout.files[0].head.clone();
@@ -158,7 +158,7 @@ fn the_writer_refuses_what_the_reader_would() {
 }
 
 proptest! {
-    /// Whatever happens to a file on its way, opening it ends in a value or an error.
+    /// Opening a damaged file gives a value or an error, never a panic.
     #[test]
     fn damage_never_panics(cut in 0.0..1.0f64, flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6)) {
         let tensors = [planned("first", DType::F32, &[3]), planned("second", DType::Q8_0, &[2, 32])];

@@ -1,4 +1,4 @@
-//! Limits and refusals; bytes are held against the reference's in tests/gguf.rs.
+//! Tests of limits and refusals; tests/gguf.rs compares the bytes with the reference's.
 
 use std::sync::Arc;
 

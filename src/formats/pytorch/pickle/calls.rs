@@ -1,7 +1,7 @@
-//! Calls as data: what a class or function of the table would have made of its arguments.
+//! Calls as data: a description of the value that a class or function of the table would return.
 //!
-//! Reference: torch `_utils.py` (`_rebuild_tensor_v2` and its kin) and `serialization.py`
-//! (`persistent_load`). No argument is trusted: each is of the kind asked for, or refused.
+//! Reference: torch `_utils.py` (`_rebuild_tensor_v2` and related functions) and `serialization.py`
+//! (`persistent_load`). Arguments aren't trusted: each must be of the expected kind.
 
 use super::globals::{AllowedName, Role};
 use super::machine::Machine;
@@ -54,8 +54,8 @@ impl<'a> Machine<'_, 'a> {
         Ok(())
     }
 
-    /// The storage that a persistent id names: `("storage", class, key, location, elements)`, in the
-    /// older form with a view after them.
+    /// The storage that a persistent id names: `("storage", class, key, location, elements)`, followed by a view in the
+    /// older form.
     pub(super) fn persistent(&mut self, id: Value<'a>) -> Result<Storage<'a>> {
         let parts = self.tuple(id)?;
         if parts.first() == Some(&Value::Str("module")) {
@@ -110,7 +110,7 @@ impl<'a> Machine<'_, 'a> {
             };
         }
         let metadata = rest.get(if known.role == Role::TensorV3 { 3 } else { 2 });
-        // torch keeps a conjugation or a change of sign as a flag and leaves the values as they are.
+        // torch stores a conjugation or a negation as a flag, and leaves the values unchanged.
         if let Some(Object::Dict { entries, .. }) = metadata.and_then(|m| self.object(*m))
             && entries.iter().any(|(_, value)| *value == Value::Bool(true))
         {
@@ -131,7 +131,7 @@ impl<'a> Machine<'_, 'a> {
         self.add(Object::Tensor(tensor))
     }
 
-    /// A parameter is its tensor. Whether it needs a gradient isn't part of a checkpoint.
+    /// A parameter is read as its tensor. Whether it requires a gradient isn't part of a checkpoint.
     fn parameter(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let Some(inner @ Value::Object(id)) = arguments.first() else {
             return Err(self.breach(format_args!("a tensor for {}", known.name), "something else"));
@@ -150,7 +150,7 @@ impl<'a> Machine<'_, 'a> {
         }
     }
 
-    /// A tensor of another device, kept as one of the CPU; only one of the same type is its own values.
+    /// A tensor of another device that was saved as a CPU tensor. Its values are usable only if the type is the same.
     fn on_cpu(&mut self, inner: Value<'a>, dtype: Option<&Value<'a>>) -> Result<Value<'a>> {
         match (self.object(inner), dtype) {
             (Some(Object::Tensor(tensor)), Some(Value::Global(AllowedName { role: Role::Dtype(element), .. }))) => {
@@ -164,14 +164,14 @@ impl<'a> Machine<'_, 'a> {
         }
     }
 
-    /// A tensor of a subclass, or with attributes: it wraps another function's result.
+    /// A tensor of a subclass, or with attributes: the call wraps another function's result.
     fn wrapped(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
         let [function @ Value::Global(inner), Value::Global(_), inner_arguments, state] = arguments else {
             return Err(
                 self.breach(format_args!("function, class, arguments and state for {}", known.name), "something else")
             );
         };
-        // Only one level: wrappers could be nested without end.
+        // Only one level, because wrappers could be nested without limit.
         if !matches!(inner.role, Role::Tensor | Role::TensorV2 | Role::TensorV3 | Role::Parameter | Role::Unread(_)) {
             return Err(self.breach("a function that makes a tensor", format_args!("{}.{}", inner.module, inner.name)));
         }
@@ -216,7 +216,7 @@ impl<'a> Machine<'_, 'a> {
         }
     }
 
-    /// Numbers of a tuple, none negative.
+    /// The numbers in a tuple, none of which may be negative.
     fn whole_numbers(&mut self, value: Value<'a>) -> Result<Vec<u64>> {
         let parts = match self.object(value) {
             Some(Object::Tuple(parts) | Object::List(parts)) if parts.len() <= MAX_DIMS => parts,
@@ -242,7 +242,7 @@ impl<'a> Machine<'_, 'a> {
             state => match self.object(state) {
                 Some(Object::Dict { entries, attributes }) => !entries.is_empty() || attributes.is_some(),
                 Some(Object::Tuple(parts) | Object::List(parts)) => {
-                    // (dictionary, slots): one level down, never further.
+                    // The state may be (dictionary, slots): look one level down, but no further.
                     parts.iter().any(|part| match self.object(*part) {
                         Some(Object::Dict { entries, .. }) => !entries.is_empty(),
                         Some(Object::Tuple(parts) | Object::List(parts)) => !parts.is_empty(),

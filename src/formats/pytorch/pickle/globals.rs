@@ -1,19 +1,20 @@
-//! The table of names that a pickle may use, and what each one makes.
+//! The table of names that a pickle may use, and the kind of value that each one makes.
 //!
 //! Reference: torch `_weights_only_unpickler.py` (`_get_allowed_globals`) and the classes that
-//! checkpoints of Lightning, transformers and numpy contain besides tensors. A file that uses any other
+//! checkpoints of Lightning, transformers and numpy contain in addition to tensors. A file that
+//! uses any other name is refused; names are never looked up anywhere else.
 //! name is refused; nothing is looked up anywhere else.
 
 use crate::dtype::DType;
 
-/// The type of elements, as torch names it.
+/// The type of elements in torch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::formats::pytorch) struct Element {
-    /// torch's name: `float32`.
+    /// The name in torch, such as `float32`.
     pub name: &'static str,
     /// Bytes of one element.
     pub bytes: usize,
-    /// The type in this crate; `None` for types that are not read.
+    /// The type in this crate; `None` for types that can't be read.
     pub dtype: Option<DType>,
 }
 
@@ -28,11 +29,11 @@ pub(in crate::formats::pytorch) struct AllowedName {
     pub module: &'static str,
     /// The name in it.
     pub name: &'static str,
-    /// What it makes.
+    /// What a call of it makes.
     pub role: Role,
 }
 
-/// What a call of a name makes.
+/// The kind of value that a call of a name makes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::formats::pytorch) enum Role {
     /// `_rebuild_tensor(storage, offset, size, stride)`.
@@ -41,15 +42,15 @@ pub(in crate::formats::pytorch) enum Role {
     TensorV2,
     /// The same with `requires_grad, hooks, dtype, metadata` after them.
     TensorV3,
-    /// A parameter: its tensor is the first argument, the last one may be a state.
+    /// A parameter: its tensor is the first argument, and the last one may be a state.
     Parameter,
     /// `_rebuild_from_type_v2(function, class, arguments, state)`.
     FromType,
-    /// A tensor of a kind that is not read.
+    /// A kind of tensor that can't be read.
     Unread(&'static str),
     /// A class of storages.
     Storage(Element),
-    /// A type of elements; never called.
+    /// A type of elements, which is never called.
     Dtype(Element),
     /// `torch.Size`: a tuple.
     Size,
@@ -57,7 +58,7 @@ pub(in crate::formats::pytorch) enum Role {
     Dict,
     /// `collections.defaultdict`: a factory comes before the entries.
     DefaultDict,
-    /// `copyreg._reconstructor(class, base, state)`: protocols 0 and 1 make instances with it.
+    /// `copyreg._reconstructor(class, base, state)`, which makes instances in protocols 0 and 1.
     Instance,
     /// A class or function whose results are only described.
     Data,
@@ -75,7 +76,7 @@ macro_rules! table {
 
 /// The entry of `module.name`.
 pub(super) fn find(module: &str, name: &str) -> Option<&'static AllowedName> {
-    // Names of Python 2, which protocol 2 still writes.
+    // Names of Python 2, which protocol 2 still uses.
     let module = match module {
         "__builtin__" => "builtins",
         "copy_reg" => "copyreg",

@@ -1,4 +1,4 @@
-//! The bytes from which the machine reads opcodes, operands and plain values, and its findings about them.
+//! Reads opcodes, operands and plain values from the pickle's bytes, and makes findings about them.
 
 use std::fmt::Display;
 
@@ -71,11 +71,9 @@ impl<'a> Machine<'_, 'a> {
         self.breach(format_args!("at most {limit} {what}"), "more")
     }
 
-    // Plain values.
-
     pub(super) fn long(&mut self, length: u64) -> Result<()> {
         let bytes = self.take(length)?;
-        // Numbers below 2^63 may be written with more bytes than they need.
+        // Numbers below 2^63 may have more bytes than necessary.
         let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
         let filler = if negative { 0xff } else { 0 };
         let (low, high) = bytes.split_at(bytes.len().min(8));
@@ -106,7 +104,7 @@ impl<'a> Machine<'_, 'a> {
         self.push(Value::Str(text))
     }
 
-    /// A text of Python 2, which did not tell texts from bytes.
+    /// A text of Python 2, which didn't distinguish texts from bytes.
     pub(super) fn old_text(&mut self, length: u64) -> Result<()> {
         let bytes = self.take(length)?;
         self.push(std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str))
@@ -119,7 +117,7 @@ impl<'a> Machine<'_, 'a> {
 }
 
 impl<'a> Value<'a> {
-    /// A text of protocol 0. Escapes are not undone: such a text can't be a name.
+    /// A text of protocol 0. Escapes aren't decoded, so a text with escapes can't be a name.
     pub(super) fn plain_text(text: &'a str) -> Self {
         if text.contains('\\') { Value::Bytes(text.as_bytes()) } else { Value::Str(text) }
     }

@@ -1,8 +1,8 @@
-//! The machine: opcodes of protocols 0 to 5, one after the other, over a stack and a memo.
+//! The machine: executes opcodes of protocols 0 to 5 one after the other, with a stack and a memo.
 //!
-//! Every length is checked against the bytes that are left, and every count against a limit, before
-//! anything is allocated for it. Opcodes that refer to something outside the pickle (extension codes,
-//! out-of-band buffers, persistent names of protocol 0) are refused: torch writes none.
+//! Before anything is allocated, lengths are checked against the remaining bytes, and counts against a limit. Opcodes
+//! that refer to something outside the pickle (extension codes, out-of-band buffers, persistent names of protocol 0)
+//! are refused: torch doesn't write them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,14 +11,14 @@ use super::globals::{self, AllowedName};
 use super::{Id, MAX_CELLS, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object, Pickle, Value};
 use crate::error::Result;
 
-/// A pickle being run.
+/// A pickle that is being run.
 pub(super) struct Machine<'p, 'a> {
     pub(super) path: &'p Path,
     pub(super) bytes: &'a [u8],
     /// The next byte to read.
     pub(super) at: usize,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack at the beginnings of open containers.
+    /// The stack's height at the start of each open container.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     pub(super) objects: Vec<Object<'a>>,
@@ -75,7 +75,7 @@ impl<'p, 'a> Machine<'p, 'a> {
                 Ok(())
             }
             b'0' => {
-                // Python lets POP take a mark off as well.
+                // Python lets POP remove a mark, too.
                 if self.marks.last() == Some(&self.stack.len()) {
                     self.marks.pop();
                     return Ok(());
@@ -276,7 +276,7 @@ impl<'p, 'a> Machine<'p, 'a> {
                 let arguments = self.pop()?;
                 let mut arguments = self.tuple(arguments)?;
                 let class = self.pop()?;
-                // Python calls with keywords only where there are some.
+                // Like Python, ignore an empty dictionary of keywords.
                 if !matches!(keywords, Value::Object(id) if matches!(&self.objects[id as usize], Object::Dict { entries, .. } if entries.is_empty()))
                 {
                     arguments.push(keywords);
@@ -331,7 +331,7 @@ impl<'p, 'a> Machine<'p, 'a> {
         Ok(())
     }
 
-    /// Where the innermost open container begins: nothing below may be taken.
+    /// The stack's height at the start of the innermost open container. Nothing below may be taken.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -401,7 +401,7 @@ impl<'p, 'a> Machine<'p, 'a> {
         Ok(Value::Object(id))
     }
 
-    /// Checks the size of all containers together against the limit.
+    /// Adds to the total size of all containers, and checks it against the limit.
     pub(super) fn count(&mut self, cells: usize) -> Result<()> {
         self.cells = self.cells.saturating_add(cells);
         if self.cells > MAX_CELLS {
@@ -410,7 +410,7 @@ impl<'p, 'a> Machine<'p, 'a> {
         Ok(())
     }
 
-    /// The object that `value` is.
+    /// The object to which `value` refers.
     pub(super) fn object(&self, value: Value<'a>) -> Option<&Object<'a>> {
         match value {
             Value::Object(id) => self.objects.get(id as usize),
@@ -424,7 +424,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             return Err(self.breach("a tuple", "something else"));
         };
         let parts = parts.clone();
-        // A copy grows like a container does: a tuple called with a thousand times counts each time.
+        // A copy counts like a container: otherwise a tuple used in a thousand calls would take memory without limit.
         self.count(parts.len())?;
         Ok(parts)
     }

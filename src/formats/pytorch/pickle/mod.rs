@@ -1,11 +1,12 @@
 //! Pickles as data: a machine that builds a tree of values and calls nothing.
 //!
-//! Reference: CPython `Lib/pickletools.py` (what each opcode does) and torch
-//! `_weights_only_unpickler.py` (what a checkpoint may ask for).
+//! Reference: CPython `Lib/pickletools.py` (the meaning of opcodes) and torch
+//! `_weights_only_unpickler.py` (what a checkpoint may contain).
 //!
-//! A pickle is a program. Its calls name Python classes and functions; here every name has to be
-//! in a fixed table ([`globals`]), and a call makes a value that only describes its result. Values
-//! live in one list and refer to each other by number, so that cycles and deep nesting do no harm.
+//! A pickle is a program, whose calls name Python classes and functions. Here every name must be in
+//! a fixed table ([`globals`]), and a call only makes a value that describes its result. All
+//! objects are in one list and refer to each other by number, so cycles and deep nesting are
+//! harmless.
 
 mod calls;
 mod globals;
@@ -18,18 +19,18 @@ pub(super) use globals::{AllowedName, Element};
 
 use crate::error::Result;
 
-/// The longest pickle that is read: the largest real ones, with optimizer states of huge models,
+/// The longest pickle that is read. The largest real ones, with optimizer states of huge models,
 /// have some ten million bytes.
 pub(super) const MAX_PICKLE_BYTES: usize = 128 << 20;
-/// Objects of one pickle: containers, tensors, storages.
+/// The most objects of one pickle: containers, tensors, storages.
 const MAX_OBJECTS: usize = 1 << 22;
-/// Values that all containers of one pickle hold together.
+/// The most values in all containers of one pickle together.
 const MAX_CELLS: usize = 1 << 24;
-/// Values on the stack.
+/// The most values on the stack.
 const MAX_STACK: usize = 1 << 22;
-/// Open marks: containers being built inside each other.
+/// The most open marks: containers that are being built inside each other.
 const MAX_MARKS: usize = 1 << 16;
-/// Remembered values.
+/// The most values in the memo.
 const MAX_MEMO: usize = 1 << 22;
 /// The longest line of a text opcode: a name or a number.
 const MAX_LINE_BYTES: usize = 1024;
@@ -42,21 +43,21 @@ pub(super) type Id = u32;
 pub(super) enum Value<'a> {
     /// Python's `None`.
     None,
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
     /// A whole number.
     Int(i64),
-    /// A whole number past 64 bits: its bytes (two's complement, little-endian) or its digits.
+    /// An integer past 64 bits: its bytes (two's complement, little-endian) or its digits.
     Long(&'a [u8]),
-    /// A number.
+    /// A floating-point number.
     Float(f64),
     /// A text.
     Str(&'a str),
-    /// Bytes, or a text that is not plain enough to be a name.
+    /// Bytes, or a text that can't be a name.
     Bytes(&'a [u8]),
     /// A class, function or constant of the table.
     Global(&'static AllowedName),
-    /// One of the objects.
+    /// A reference to an object.
     Object(Id),
 }
 
@@ -69,20 +70,20 @@ pub(super) enum Object<'a> {
     List(Vec<Value<'a>>),
     /// A set.
     Set(Vec<Value<'a>>),
-    /// A dictionary of any class, in its order; a key may occur twice.
+    /// A dictionary of any class, in order; a key may occur twice.
     Dict {
         /// Key and value.
         entries: Vec<(Value<'a>, Value<'a>)>,
-        /// Attributes of the dictionary object: torch keeps `_metadata` there.
+        /// Attributes of the dictionary object, where torch stores `_metadata`.
         attributes: Option<Value<'a>>,
     },
-    /// Bytes of the file by key.
+    /// Bytes of the file, found by key.
     Storage(Storage<'a>),
     /// A tensor over a storage.
     Tensor(Tensor),
-    /// A tensor of a kind that is not read, by the name of that kind.
+    /// A kind of tensor that can't be read, described in words.
     Unread(&'static str),
-    /// An instance of a class that is only described, or what a function would have made.
+    /// An instance of a class that is only described, or the result of a function.
     Opaque {
         /// The class or function.
         class: &'static AllowedName,
@@ -91,7 +92,7 @@ pub(super) enum Object<'a> {
     },
 }
 
-/// A storage as the pickle refers to it.
+/// A pickle's reference to a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Storage<'a> {
     /// Its name: the part after `data/` in a zip, a number in the older form.
@@ -100,30 +101,30 @@ pub(super) struct Storage<'a> {
     pub element: Element,
     /// How many elements the whole storage has.
     pub elems: u64,
-    /// First element and number of elements, where this is a part of it.
+    /// First element and number of elements, if it refers only to a part of the storage.
     pub view: Option<(u64, u64)>,
 }
 
-/// A tensor as the pickle describes it; nothing is checked against the storage yet.
+/// A tensor as described by the pickle, not yet checked against the storage.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
     /// The storage's object.
     pub storage: Id,
     /// The type of the elements.
     pub element: Element,
-    /// First element.
+    /// The index of the first element in the storage.
     pub offset: u64,
-    /// Elements by dimension.
+    /// The shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Elements from one index to the next, by dimension.
+    /// The distance between neighbours along each dimension, in elements.
     pub strides: Vec<u64>,
     /// Whether it has Python attributes, which no other format can hold.
     pub attributes: bool,
 }
 
-/// What one pickle built.
+/// The result of running a pickle.
 pub(super) struct Pickle<'a> {
-    /// Every object, in the order of their making.
+    /// All objects, in the order in which they were made.
     pub objects: Vec<Object<'a>>,
     /// The result.
     pub root: Value<'a>,
@@ -141,7 +142,7 @@ impl<'a> Pickle<'a> {
         machine::Machine::new(path, bytes).run()
     }
 
-    /// The object that `value` is, if it is one.
+    /// The object to which `value` refers, if it does.
     pub(super) fn object(&self, value: Value<'a>) -> Option<&Object<'a>> {
         match value {
             Value::Object(id) => self.objects.get(id as usize),

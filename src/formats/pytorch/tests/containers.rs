@@ -1,4 +1,4 @@
-//! Hostile archives.
+//! Tests of hostile archives.
 
 use std::io::Write as _;
 
@@ -7,7 +7,7 @@ use flate2::write::DeflateEncoder;
 
 use super::*;
 
-/// An entry with every field that may lie.
+/// An entry of which every field can be set wrongly.
 #[derive(Clone)]
 struct Raw {
     name: &'static str,
@@ -28,7 +28,7 @@ fn deflated(name: &'static str, data: &[u8]) -> Raw {
     Raw { method: 8, data: encoder.finish().unwrap(), ..stored(name, data) }
 }
 
-/// The parts of a header that an entry has in both places.
+/// The header fields that an entry has in both places.
 fn common(raw: &Raw) -> Vec<u8> {
     let mut out = Vec::new();
     for short in [20, raw.flags, raw.method, 0, 0] {
@@ -109,7 +109,7 @@ fn records_that_are_missing_double_or_misnamed_are_refused() {
         let message = refusal(&with(1, |raw| raw.name = name));
         assert!(message.contains("expected a plain relative path"), "{message}");
     }
-    // The storage's key leads elsewhere: it is looked for by name, and nowhere else.
+    // A storage's key that looks like a path: it is only looked for among the entries.
     let pickle = checkpoint().remove(0).data;
     let at = pickle.windows(6).position(|w| w == b"X\x01\0\0\x000").unwrap();
     let elsewhere = [&pickle[..at], b"X\x0b\0\0\0/etc/passwd", &pickle[at + 6..]].concat();
@@ -133,7 +133,7 @@ fn zip_bombs_stop_at_the_size_that_the_pickle_asks_for() {
     let bomb = |content: &[u8], size: u32| with(2, |raw| *raw = Raw { size, ..deflated("a/data/0", content) });
     refused(&bomb(&vec![0; 1 << 24], 24), "expected 24 bytes when inflated, found more");
     refused(&bomb(&[0; 23], 24), "expected 24 bytes when inflated, found 1 less");
-    // A size that no deflated data can reach.
+    // A size that the deflated data can't reach.
     let claim = with(2, |raw| *raw = Raw { size: 1 << 30, ..deflated("a/data/0", &[0; 24]) });
     refused(&claim, "expected a size that deflated data can have, found 1073741824 bytes out of");
     refused(
@@ -168,21 +168,21 @@ fn headers_that_disagree_or_overlap_are_refused() {
     };
     let directory = find(b"PK\x01\x02");
     let end = find(b"PK\x05\x06");
-    // The local name of the first entry, its size, its method, its signature.
+    // A wrong local name, size, method and signature of the first entry.
     refused(&edited(30, b"b"), "zip entry \"a/data.pkl\": expected a header that agrees with the directory");
     refused(&edited(18, &[9]), "expected a header that agrees with the directory");
     refused(&edited(8, &[8]), "expected a header that agrees with the directory");
-    // The second entry's place: on the first, past the end.
+    // A wrong offset of the second entry: at the first one, and past the end.
     let second = directory + 46 + "a/data.pkl".len() + 42;
     refused(&edited(second, &[0; 4]), "expected a header that agrees with the directory");
     refused(&edited(second, &[0xff, 0xff, 0xff, 0x7f]), "expected a place inside the file");
-    // The directory's end: one entry more, another place, another disk.
+    // A wrong end of the directory: one entry more or fewer, another offset, another disk.
     refused(&edited(end + 8, &[4, 0, 4, 0]), "found 4 entries in 167 bytes");
     refused(&edited(end + 8, &[2, 0, 2, 0]), "expected 2 entries in the directory, found more bytes behind them");
     refused(&edited(end + 8, &[0xff, 0xff, 0xff, 0xff]), "expected a directory that ends at");
     refused(&edited(end + 16, &[1]), "expected a directory that ends at");
     refused(&edited(end + 4, &[1]), "expected an archive in one file");
-    // Bytes shared by two entries: the second's header lies in the first one's data.
+    // Bytes shared by two entries: the header of the second is inside the data of the first.
     let inner = zip(&[stored("a/x", b"12")]);
     let outer = stored("a/data.pkl", &inner[..35]);
     let mut file = zip(&[outer, stored("a/x", b"12")]);

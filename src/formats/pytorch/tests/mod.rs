@@ -1,4 +1,4 @@
-//! Files made to do harm: each is refused in one line, and none makes the reader panic.
+//! Tests of hostile files: each is refused with one line, and none makes the reader panic.
 
 mod containers;
 mod pickles;
@@ -24,7 +24,7 @@ fn open_under(bytes: &[u8], key: Option<&str>) -> Result<PytorchFile> {
     PytorchFile::open(file.path(), key)
 }
 
-/// The message without the file's name.
+/// The error's message without the file's name.
 fn refusal(bytes: &[u8]) -> String {
     match open(bytes) {
         Err(Error::Format(finding) | Error::Unsupported(finding)) => {
@@ -40,7 +40,8 @@ fn legacy(pickle: &[u8]) -> Vec<u8> {
     [LEGACY_HEAD, pickle, b"\x80\x02]."].concat()
 }
 
-/// The older form with one storage, `"0"`, of `elems` elements in its header and the bytes `data`.
+/// A file of the older form with one storage, `"0"`: its header says `elems` elements, and its
+/// bytes are `data`.
 fn legacy_with(pickle: &[u8], elems: u64, data: &[u8]) -> Vec<u8> {
     [LEGACY_HEAD, pickle, b"\x80\x02]X\x01\0\0\x000a.", &elems.to_le_bytes(), data].concat()
 }
@@ -51,7 +52,7 @@ fn numbers(numbers: &[i64]) -> Vec<u8> {
     [&b"("[..], &each.collect::<Vec<u8>>(), b"t"].concat()
 }
 
-/// `_rebuild_tensor_v2` over storage `"0"` of class `class` with `elems` elements.
+/// A call of `_rebuild_tensor_v2` on storage `"0"`, of class `class` with `elems` elements.
 fn tensor(class: &str, elems: i64, offset: i64, shape: &[i64], strides: &[i64]) -> Vec<u8> {
     let number = |number: i64| [&[0x8a, 8][..], &number.to_le_bytes()].concat();
     [
@@ -68,7 +69,7 @@ fn tensor(class: &str, elems: i64, offset: i64, shape: &[i64], strides: &[i64]) 
     .concat()
 }
 
-/// `{"w": tensor}`.
+/// A dictionary `{"w": tensor}`.
 fn named(tensor: &[u8]) -> Vec<u8> {
     [b"\x80\x02}X\x01\0\0\0w", tensor, b"s."].concat()
 }
@@ -78,7 +79,7 @@ fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(folder.join(name)).unwrap()
 }
 
-/// Reads everything that a file holds, as a conversion would.
+/// Reads all tensors of a file, as a conversion would.
 fn read_all(file: &PytorchFile) {
     for (i, tensor) in file.tensors().iter().enumerate() {
         let bytes = tensor.dtype.bytes_of(tensor.elems() as u64, 1).unwrap();

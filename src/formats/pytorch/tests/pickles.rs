@@ -1,4 +1,4 @@
-//! Hostile pickles, in the older form.
+//! Tests of hostile pickles, in the older form.
 
 use super::*;
 
@@ -124,7 +124,7 @@ fn counts_stop_at_their_limits() {
     }
 }
 
-/// `{"w": levels of (x, x) around a tensor}`: 2^levels names out of a few bytes.
+/// A dictionary `{"w": levels of (x, x) around a tensor}`: a few bytes give 2^levels names.
 fn doubled(levels: usize, open: &[u8], close: &[u8]) -> Vec<u8> {
     let mut inner = tensor("ByteStorage", 1, 0, &[], &[]);
     inner.extend(b"q\0");
@@ -145,11 +145,12 @@ fn names_are_counted_however_few_bytes_make_them() {
     let small = open(&legacy_with(&doubled(3, b"0", b"\x86"), 1, &[7])).unwrap();
     assert_eq!(small.tensors().len(), 8);
     assert_eq!(small.tensors()[7].name, "w.1.1.1");
-    // Without a tensor inside, nested tuples are one line whatever they would unfold to.
+    // Without a tensor inside, nested tuples are described in one line, however many values they
+    // contain.
     let nested = [b"\x80\x02N\x85q\0".to_vec(), b"0h\0h\0\x86q\0".repeat(1000), b".".to_vec()].concat();
     let file = open(&legacy(&nested)).unwrap();
     assert_eq!(file.others(), [("value".to_owned(), "a tuple of 2".to_owned())]);
-    // Long names count by their bytes.
+    // The limit on names counts their bytes.
     let key = [&b"X\0\0\x10\0"[..], &vec![b'k'; 1 << 20], b"q\x01"].concat();
     let mut long = [b"\x80\x02", &key[..], b"0", &tensor("ByteStorage", 1, 0, &[], &[]), b"q\0"].concat();
     for _ in 0..9 {
@@ -167,7 +168,7 @@ fn nesting_without_end_costs_nothing_and_is_refused_around_tensors() {
     assert_eq!(file.others().len(), 1);
     let around = deep(&tensor("ByteStorage", 1, 0, &[], &[]));
     assert!(refusal(&legacy_with(&around, 1, &[7])).contains("expected at most 100 containers inside each other"));
-    // A list that holds itself, alone and beside a tensor.
+    // A list that contains itself, alone and next to a tensor.
     assert!(open(&legacy(b"\x80\x02]q\0h\0a.")).is_ok());
     let itself = [b"\x80\x02]q\0h\0a", &tensor("ByteStorage", 1, 0, &[], &[])[..], b"a."].concat();
     assert!(refusal(&legacy_with(&itself, 1, &[7])).contains("more, or one inside itself"));
@@ -182,7 +183,7 @@ fn names_that_stand_twice_are_refused() {
     assert!(refusal(&legacy_with(&twice, 1, &[7])).contains("tensor \"w\": expected each name once, found it twice"));
     let none = [b"\x80\x02}(X\x01\0\0\0w", &one[..], b"X\x01\0\0\0wNu."].concat();
     assert!(refusal(&legacy_with(&none, 1, &[7])).contains("expected each name once"));
-    // A key with a dot, and a dictionary in a dictionary.
+    // A key with a dot has the same name as a nested key.
     let dotted = [b"\x80\x02}(X\x03\0\0\0a.b", &one[..], b"X\x01\0\0\0a}X\x01\0\0\0b", &one, b"su."].concat();
     assert!(refusal(&legacy_with(&dotted, 1, &[7])).contains("tensor \"a.b\": expected each name once"));
 }
@@ -228,7 +229,7 @@ fn tensors_outside_their_storage_are_refused_by_name() {
         let message = refusal(&legacy_with(&pickle, 6, &[0; 24]));
         assert!(message.contains(expected), "{shape:?} {strides:?}\n{message}");
     }
-    // What fits exactly is read.
+    // Views that just fit into the storage are read.
     for (offset, shape, strides) in
         [(0, &[2, 3][..], &[3, 1][..]), (5, &[], &[]), (6, &[0, 2], &[9, 9]), (0, &[1, 6], &[999, 1]), (3, &[4], &[0])]
     {

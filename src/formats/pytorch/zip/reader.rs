@@ -1,4 +1,4 @@
-//! Reading a zip's directory: every entry inside the file, none over another, each name once.
+//! Reads a zip's directory: every entry must be inside the file, no two may overlap, and each name must occur once.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -8,34 +8,33 @@ use std::path::Path;
 use super::{CENTRAL, DESCRIPTOR, ENCRYPTED, END, END_64, EXTRA_64, FULL, LOCAL, LOCATOR_64};
 use crate::error::{Error, Finding, Result};
 
-/// Length of the directory's end without its comment.
+/// Length of the end of the directory without its comment.
 const END_BYTES: usize = 22;
-/// Length of the pointer to a 64-bit end.
+/// Length of the locator of a 64-bit end.
 const LOCATOR_BYTES: usize = 20;
 /// Length of an entry's local header without name and extra field.
 const LOCAL_BYTES: usize = 30;
 /// Length of an entry in the directory without name, extra field and comment.
 const CENTRAL_BYTES: usize = 46;
-/// A deflated byte becomes at most this many bytes: two bits can repeat 258 bytes, and there is some
-/// room.
+/// The most bytes to which a deflated byte can inflate: two bits can repeat 258 bytes, plus some margin.
 const MAX_DEFLATE_RATIO: u64 = 1040;
 
 /// One file of the archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::formats::pytorch) struct Entry<'a> {
-    /// The name with its folders.
+    /// The name, including folders.
     pub name: &'a str,
-    /// Whether the data is deflated; stored otherwise.
+    /// Whether the data is deflated; otherwise it is stored.
     pub deflated: bool,
-    /// The CRC-32 that the directory gives.
+    /// The CRC-32 from the directory.
     pub crc: u32,
-    /// Bytes of the content.
+    /// The size of the content in bytes.
     pub size: u64,
-    /// Where the data is in the archive.
+    /// The range of the data in the archive.
     pub data: Range<usize>,
 }
 
-/// The numbers of an entry that may have 64 bits.
+/// The numbers of an entry that can have 64 bits.
 struct Sizes {
     packed: u64,
     size: u64,
@@ -122,17 +121,17 @@ impl<'a> Zip<'_, 'a> {
         here.map(|b| u64::from_le_bytes(*b)).ok_or_else(|| self.cut_short("a number of 8 bytes"))
     }
 
-    /// `length` bytes from `at`, not past `limit`.
+    /// The `length` bytes from `at`, which must end before `limit`.
     fn slice(&self, at: usize, length: usize, limit: usize, what: &str) -> Result<&'a [u8]> {
         let end = at.checked_add(length).filter(|end| *end <= limit);
         end.and_then(|end| self.bytes.get(at..end)).ok_or_else(|| self.cut_short(what))
     }
 
-    /// The number of entries and where the directory is.
+    /// The number of entries, and the range of the directory.
     fn find_directory(&self) -> Result<(u64, Range<usize>)> {
         let last = self.bytes.len().checked_sub(END_BYTES).ok_or_else(|| self.cut_short("a directory"))?;
         let first = last.saturating_sub(usize::from(u16::MAX));
-        // The end carries a comment of any length: the right one reaches to the file's end exactly.
+        // The end has a comment of any length, which must reach exactly to the file's end.
         let end = (first..=last).rev().find(|&at| {
             self.u32(at).is_ok_and(|n| n == END)
                 && self.u16(at + 20).is_ok_and(|comment| at + END_BYTES + usize::from(comment) == self.bytes.len())
@@ -146,7 +145,7 @@ impl<'a> Zip<'_, 'a> {
         let locator = end.checked_sub(LOCATOR_BYTES).filter(|at| self.u32(*at).is_ok_and(|n| n == LOCATOR_64));
         if let Some(locator) = locator {
             let at = usize::try_from(self.u64(locator + 8)?).unwrap_or(usize::MAX);
-            // The 64-bit end is directly before its pointer: 12 bytes and the length that it gives.
+            // The 64-bit end must be directly before its locator: its length is 12 bytes and the length that it gives.
             let reaches = (at < locator && self.u32(at)? == END_64)
                 && usize::try_from(self.u64(at + 4)?).ok().and_then(|n| n.checked_add(at + 12)) == Some(locator);
             if !reaches || locator - at < 56 {
@@ -177,8 +176,7 @@ impl<'a> Zip<'_, 'a> {
         }
     }
 
-    /// Entry `number`, which is at `at` in the directory; also where its data begins and where the next
-    /// entry is.
+    /// Reads entry `number`, at `at` in the directory. Also returns where its local header and the next entry start.
     fn entry(&self, number: u64, at: usize, limit: usize) -> Result<(Entry<'a>, usize, usize)> {
         let what = "an entry of the directory";
         self.slice(at, CENTRAL_BYTES, limit, what)?;
@@ -222,8 +220,8 @@ impl<'a> Zip<'_, 'a> {
         Ok((Entry { name, deflated, crc, size: sizes.size, data }, start, next + lengths[2]))
     }
 
-    /// Content size, packed size and offset; those that don't fit are in the extra field instead,
-    /// in this order (4.5.3).
+    /// Content size, packed size and offset. Those that don't fit into 32 bits are in the extra field, in this order
+    /// (4.5.3).
     fn wide(&self, name: &str, narrow: [u32; 3], extra: &[u8]) -> Result<Sizes> {
         let bad = || self.named(name).expected("64-bit sizes in the extra field").found("none").format();
         let mut wide = None;
@@ -252,7 +250,7 @@ impl<'a> Zip<'_, 'a> {
         Ok(Sizes { packed, size, offset })
     }
 
-    /// Where the data of an entry is. Its own header at `start` has to agree with the directory.
+    /// The range of an entry's data. Its local header at `start` must agree with the directory.
     fn local(&self, name: &str, start: usize, flags: u16, method: u16, sizes: &Sizes) -> Result<Range<usize>> {
         let what = "an entry's header";
         let limit = self.bytes.len();
@@ -268,7 +266,7 @@ impl<'a> Zip<'_, 'a> {
         if own_name != name.as_bytes() || self.u16(start + 8)? != method || own_flags & ENCRYPTED != flags & ENCRYPTED {
             return Err(disagrees());
         }
-        // Writers that stream leave the sizes to a descriptor behind the data, and zeros here.
+        // Writers that stream set the sizes to zero here, and add a descriptor after the data.
         if own_flags & DESCRIPTOR == 0 {
             let narrow = |size: u64| u32::try_from(size).unwrap_or(FULL);
             for (at, size) in [(start + 18, sizes.packed), (start + 22, sizes.size)] {
@@ -291,8 +289,8 @@ impl<'a> Zip<'_, 'a> {
     }
 }
 
-/// Nothing is ever written under an archive's names. One that leads elsewhere still says that the
-/// archive was made to do harm.
+/// Refuses names that lead out of a folder. Nothing is written under an archive's names, but such a name shows that the
+/// archive is hostile.
 fn plain_name(name: &str) -> std::result::Result<(), &'static str> {
     if name.starts_with('/') || name.contains('\\') {
         return Err("an absolute one, or one with backslashes");

@@ -1,28 +1,28 @@
-//! Laying out a zip of stored entries before any of their content is there.
+//! Lays out a zip of stored entries before any of their content exists.
 
 use crate::plan::{Checksum, FileLayout};
 
 use super::{CENTRAL, END, END_64, EXTRA_64, FULL, LOCAL, LOCATOR_64, UTF8};
 
-/// Content starts at multiples of this, as torch has it, so that it can be mapped.
+/// Content starts at multiples of this, as in torch, so that it can be mapped.
 const ALIGNMENT: u64 = 64;
-/// The extra field that torch pads with.
+/// The extra field with which torch pads.
 const EXTRA_PADDING: u16 = u16::from_le_bytes(*b"FB");
 /// 4.4.3: the version of the format that an entry needs; 4.5 brought 64-bit sizes.
 const VERSION: u16 = 20;
 const VERSION_64: u16 = 45;
-/// 4.4.6, MS-DOS: the first of January 1980. Outputs don't depend on the clock.
+/// 4.4.6, in MS-DOS format: 1 January 1980. Outputs must not depend on the clock.
 const DATE: u16 = 1 << 5 | 1;
-/// The CRC-32 in an entry's local header and in the directory.
+/// Offsets of the CRC-32 in an entry's local header and in its directory entry.
 const LOCAL_CRC: u64 = 14;
 const CENTRAL_CRC: u64 = 16;
 
-/// An archive being laid out, entry by entry.
+/// An archive that is being laid out, entry by entry.
 pub(in crate::formats::pytorch) struct ZipLayout {
-    /// Bytes known by now: where each piece starts, and what it holds. The last one grows.
+    /// The bytes known so far, as pieces: the offset and content of each. The last one grows.
     pieces: Vec<(u64, Vec<u8>)>,
     entries: Vec<EntryLayout>,
-    /// Where the next entry starts.
+    /// The offset of the next entry.
     end: u64,
 }
 
@@ -31,7 +31,7 @@ struct EntryLayout {
     start: u64,
     data: u64,
     size: u64,
-    /// `None` where the content is yet to be written.
+    /// `None` if the content is written later.
     crc: Option<u32>,
 }
 
@@ -47,7 +47,7 @@ impl ZipLayout {
         self.write(content);
     }
 
-    /// Adds an entry whose `size` bytes are written later; says where they go.
+    /// Adds an entry whose `size` bytes are written later. Returns their offset.
     pub(in crate::formats::pytorch) fn add_space(&mut self, name: String, size: u64) -> u64 {
         self.header(name, size, None);
         let data = self.end;
@@ -85,7 +85,7 @@ impl ZipLayout {
         self.end += bytes.len() as u64;
     }
 
-    /// 4.3.7: the local header, with padding that brings the content to its alignment.
+    /// 4.3.7: writes the local header, with padding that aligns the content.
     fn header(&mut self, name: String, size: u64, crc: Option<u32>) {
         let start = self.end;
         let mut extra = Vec::new();
@@ -111,7 +111,7 @@ impl ZipLayout {
 }
 
 impl EntryLayout {
-    /// 4.3.12: the entry in the directory.
+    /// 4.3.12: the bytes of the entry in the directory.
     fn central(&self) -> Vec<u8> {
         let size = u32::try_from(self.size).unwrap_or(FULL);
         let start = u32::try_from(self.start).unwrap_or(FULL);
@@ -132,7 +132,7 @@ impl EntryLayout {
         put_u32(&mut out, &[CENTRAL]);
         put_u16(&mut out, &[version, version, UTF8, 0, 0, DATE]);
         put_u32(&mut out, &[self.crc.unwrap_or(0), size, size]);
-        // Lengths of name, extra field and comment; the disk; inner and outer attributes.
+        // Lengths of name, extra field and comment; disk number; internal and external attributes.
         put_u16(&mut out, &[self.name.len() as u16, extra.len() as u16, 0, 0, 0]);
         put_u32(&mut out, &[0, start]);
         out.extend(self.name.as_bytes());
@@ -141,8 +141,8 @@ impl EntryLayout {
     }
 }
 
-/// 4.3.14 to 4.3.16: the end of a directory from `start` to `end`, with 64-bit numbers where 32 are
-/// not enough.
+/// 4.3.14 to 4.3.16: the end of a directory from `start` to `end`, with 64-bit numbers if 32 bits
+/// aren't enough.
 fn directory_end(count: u64, start: u64, end: u64) -> Vec<u8> {
     let size = end - start;
     let mut out = Vec::new();
@@ -181,7 +181,7 @@ mod tests {
     use super::super::read_directory;
     use super::*;
 
-    /// The archive's bytes, sparse content left at zero.
+    /// The archive's bytes, with zeros for content that is written later.
     fn bytes_of(file: &FileLayout) -> Vec<u8> {
         let mut bytes = vec![0; file.byte_len as usize];
         for (start, piece) in std::iter::once(&(0, file.head.clone())).chain(&file.pieces) {
@@ -216,7 +216,7 @@ mod tests {
         let after = zip.add_space("a/data/1".into(), 4);
         assert!(after > 5 << 30);
         let file = zip.finish("f".into());
-        // What stands before and behind the five gigabytes.
+        // The local header before the five gigabytes, and the directory after them.
         let wide =
             |n: u64| [&EXTRA_64.to_le_bytes()[..], &16u16.to_le_bytes(), &n.to_le_bytes(), &n.to_le_bytes()].concat();
         let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);

@@ -1,5 +1,5 @@
-//! What is read, and the abuse that the format's own repository thought of (`attacks/README.md`,
-//! the tests of `tensor.rs`): each refused by the message that fits.
+//! Tests of valid files, and of the attacks that the format's own repository describes
+//! (`attacks/README.md`, the tests of `tensor.rs`): each is refused with the right message.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ fn open(header: &str, data: &[u8]) -> Result<SafetensorsFile> {
     SafetensorsFile::open(raw(header.len() as u64, &[header.as_bytes(), data]).path())
 }
 
-/// What a file is refused with, after its name.
+/// The error's message without the file's name.
 fn message(result: Result<SafetensorsFile>) -> String {
     match result {
         Err(Error::Format(finding) | Error::Unsupported(finding)) => {
@@ -208,7 +208,7 @@ fn refuses_a_header_length_past_the_file_without_allocating_it() {
         short(b"version https://git-lfs.github.com/spec/v1\n")
             .contains("expected the file itself, found a pointer of git-lfs")
     );
-    // Longer than any reader takes, in a file that is long enough: all of it a hole.
+    // A header longer than any reader accepts, in a sparse file that is long enough for it.
     let file = raw(MAX_HEADER_BYTES + 1, &[]);
     file.as_file().set_len(MAX_HEADER_BYTES + 1000).unwrap();
     let message = message(SafetensorsFile::open(file.path()));
@@ -216,8 +216,8 @@ fn refuses_a_header_length_past_the_file_without_allocating_it() {
 }
 
 proptest! {
-    /// Whatever happens to a file on its way, opening it ends in a value or an error, and what is
-    /// read is what the format's own reader reads.
+    /// Opening a damaged file gives a value or an error, never a panic. A file that is read gives
+    /// the same as with the format's own reader.
     #[test]
     fn damage_never_panics(
         cut in 0.0..2.0f64,

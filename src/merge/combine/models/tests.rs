@@ -57,7 +57,7 @@ fn nuslerp_is_of_the_models_unless_it_is_told_to_be_of_their_updates() {
     let root = 2f32.sqrt();
     near(combined(None, &[&a, &b], "nuslerp", &options), [root, root]);
     near(combined(Some(&base), &[&a, &b], "nuslerp", &options), [root, root]);
-    // Of opposite updates there is no angle: half of each.
+    // Opposite updates have no angle: half of each is taken.
     let updates = CombineOptions { nuslerp_updates: true, ..options };
     near(combined(Some(&base), &[&a, &b], "nuslerp", &updates), [1.0, 1.0]);
 }
@@ -93,9 +93,9 @@ fn ties_elects_signs_of_the_largest() {
     let base = vector(&[0.0; 4]);
     let (a, b) = (vector(&[4.0, 1.0, -3.0, 0.5]), vector(&[-1.0, 2.0, 5.0, 0.5]));
     let options = CombineOptions { density: vec![0.5], ..weighing(&[1.0, 1.0]) };
-    // Kept are 4, -3 and 2, 5: where both have a value, plus is elected.
+    // Kept are 4, -3 and 2, 5: where both have a value, the positive sign is elected.
     assert_eq!(combined(Some(&base), &[&a, &b], "ties", &options), [4.0, 2.0, 5.0, 0.0]);
-    // Less than one value is one, and a share of nothing is nothing.
+    // A share of less than one value keeps one value; a share of no values keeps none.
     let few = CombineOptions { density: vec![0.1], ..options };
     assert_eq!(combined(Some(&base), &[&a, &b], "ties", &few), [4.0, 0.0, 5.0, 0.0]);
     let none = CombineOptions { density: vec![0.0], ..few };

@@ -1,9 +1,9 @@
-//! Hostile files, byte by byte: each refused by the message that fits.
+//! Hostile files, written byte by byte: each is refused with the right message.
 
 use super::*;
 use crate::Error;
 
-/// Bytes of a file, piece by piece.
+/// The bytes of a file, built piece by piece.
 #[derive(Clone)]
 struct Raw(Vec<u8>);
 
@@ -36,7 +36,7 @@ impl Raw {
         dims.iter().fold(head, |raw, dim| raw.u64(*dim)).u32(kind).u64(offset)
     }
 
-    /// Padded to 32 bytes, and `len` bytes of data.
+    /// Pads to 32 bytes and adds `len` bytes of data.
     fn data(mut self, len: usize) -> Self {
         let start = self.0.len().next_multiple_of(32);
         self.0.resize(start + len, 0);
@@ -111,7 +111,7 @@ fn refuses_what_the_format_forbids_by_name() {
             Ok(_) => panic!("accepted: {expected}"),
         }
     }
-    // What the cases are made of is right by itself.
+    // Without their defects, the cases are valid.
     assert!(open(&two("v", 32).0).is_ok());
     assert!(open(&alignment(64).0).is_ok());
 }
@@ -128,7 +128,7 @@ fn refused(cases: Vec<(&str, Raw, &str)>) {
     }
 }
 
-/// The broken kinds of llama.cpp's `tests/test-gguf.cpp` by their names there.
+/// The defects in llama.cpp's `tests/test-gguf.cpp`, by their names there.
 #[test]
 fn every_broken_kind_of_llama_cpp_is_refused_by_name() {
     let keys = |n: u64| Raw::new(3, 0, n);
@@ -234,7 +234,7 @@ fn every_broken_kind_of_llama_cpp_is_refused_by_name() {
             "expected 9223372036854775744 bytes for I8 [9223372036854775744], found 32 bytes until the file's end",
         ),
     ]);
-    // Two kinds there are no mistakes, and neither are they here.
+    // llama.cpp accepts two of the kinds, and so does this reader.
     let empty = open(&Raw::new(3, 1, 0).tensor("my_tensor_0", &[4, 0], 0, 0).data(0).0).unwrap();
     assert_eq!(empty.tensors()[0].shape, [0, 4], "TENSORS_ZERO_DIM");
     let aligned = aligned(4, 1).tensor("my_tensor_0", &[3], 24, 0).data(3);
@@ -257,7 +257,8 @@ fn lengths_of_gigabytes_are_refused_before_memory_is_taken() {
         ("string in array", key().u32(9).u32(8).u64(1).u64(TEN_GB).data(64), "key \"k\": expected 10000000000 bytes"),
         ("name", Raw::new(3, 1, 0).u64(TEN_GB).data(64), "tensor 0: expected 10000000000 bytes at offset 32"),
     ]);
-    // A file that long exists in no time, with holes: what ggml doesn't read isn't read either.
+    // A sparse file can have that length at once. Strings above ggml's limit are refused although
+    // they fit into the file.
     let holed = |raw: Raw| {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&raw.0).unwrap();
