@@ -138,6 +138,9 @@ fn one_prompt_baked_in_f32_is_the_routed_model() {
     args.extend(request);
     let json: Value = serde_json::from_str(&done(&args)).unwrap();
     assert!(json["verified"]["max_logit_difference"].as_f64().unwrap() < 1e-3, "{json}");
+    let card = fs::read_to_string(baked.join("README.md")).unwrap();
+    assert!(card.contains("base_model_relation: merge") && card.contains(text(&p.bank)), "{card}");
+    assert!(card.contains("\n\n    Use capital letters.\n") && card.contains("\n\n    word\n"), "{card}");
     let generate = |model: &Path, adapter: &[&str]| {
         let mut args = vec!["generate", text(model), "--json", "--max-tokens", "16", "--ignore-eos"];
         args.extend(request);

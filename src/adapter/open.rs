@@ -178,9 +178,9 @@ impl AdapterFiles {
 
 /// The changes of a LoRA in a GGUF.
 fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Changes> {
-    let unpacked = gguf::from_gguf(metadata, tensors, base)?;
-    let mut changes = peft::changes(path, &unpacked.config, path, unpacked.tensors, base)?;
-    changes.notes.extend(unpacked.notes);
+    let folder = gguf::from_gguf(metadata, tensors, base)?;
+    let mut changes = peft::changes(path, &folder.config, path, folder.tensors, base)?;
+    changes.notes.extend(folder.notes);
     Ok(changes)
 }
 

@@ -31,12 +31,11 @@ const OTHER_FIELDS: &str = "atombank.other_fields";
 /// The prefix of the names of the bank's own tensors.
 const BANK_PREFIX: &str = "atom_bank.";
 
-/// Metadata and tensors of a GGUF file for the bank in `folder`, and notes on what is left out.
-/// Tensors are taken unchanged from the bank's file.
+/// The GGUF file of the bank in `folder`, with notes on what is left out. Tensors are taken unchanged from the bank's file.
 ///
 /// # Errors
 /// Those of [`AtomBank::open`]; [`crate::Error::Mismatch`] for a plain LoRA.
-pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
+pub fn to_gguf(folder: &Path) -> Result<Output> {
     let json = read_json_object(&folder.join(CONFIG_FILE))?;
     let file = folder.join(WEIGHTS_FILE);
     let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
@@ -71,7 +70,7 @@ pub fn to_gguf(folder: &Path) -> Result<(Metadata, Plan, Vec<String>)> {
         metadata.insert(OTHER_FIELDS, json_text(&others));
     }
     beside.put(&mut metadata, PREFIX);
-    Ok((metadata, plan, notes))
+    Ok(Output::gguf(metadata, plan, notes))
 }
 
 /// A setting as a GGUF value: counts as uint32, other numbers as float64.
@@ -95,27 +94,12 @@ fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
     })
 }
 
-/// A bank read from a GGUF file.
-#[derive(Debug, Clone)]
-pub struct Unpacked {
-    /// The bank itself, its tensors in f32.
-    pub bank: AtomBank,
-    /// The content of adapter_config.json.
-    pub config: Map<String, Json>,
-    /// The tensors under PEFT's names, in the file's types.
-    pub tensors: Plan,
-    /// Other files and notes of the bank's folder.
-    pub beside: Sidecars,
-    /// Notes on content of the GGUF file that has no place in the folder.
-    pub notes: Vec<String>,
-}
-
-/// Reads the bank that [`to_gguf`] stored in a GGUF file. `metadata` and `tensors` are the file's,
-/// the tensors unchanged (see [`Plan::taking`]).
+/// The folder of the bank that [`to_gguf`] stored in a GGUF file. `metadata` and `tensors` are the file's, the tensors
+/// unchanged (see [`Plan::taking`]). They keep the file's types.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for a file of another kind; otherwise as [`AtomBank::open`].
-pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
+pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
     for (key, expected) in
         [("general.type", "adapter"), ("adapter.type", ARCHITECTURE), ("general.architecture", ARCHITECTURE)]
     {
@@ -151,9 +135,13 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Unpacked> {
     });
     let tensors = Plan { tensors: tensors.collect() };
     // The same checks as for a folder.
-    let bank = AtomBank::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
-    let notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
-    Ok(Unpacked { bank, config, tensors, beside, notes })
+    AtomBank::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
+    let mut output = Output::adapter(&config, tensors);
+    output.sidecars.safetensors_metadata = beside.safetensors_metadata;
+    let config = std::mem::replace(&mut output.sidecars.files, beside.files);
+    output.sidecars.files.extend(config);
+    output.notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
+    Ok(output)
 }
 
 /// Converts a setting to JSON.
@@ -173,18 +161,6 @@ fn field_value(metadata: &Metadata, key: &str, value: &Value) -> Result<Json> {
         let expected = "a uint32, a finite float64, a bool, UTF-8 text or an array of texts";
         metadata.finding(key).expected(expected).found(value).format()
     })
-}
-
-impl Unpacked {
-    /// The bank's folder, with tensors in the GGUF file's types.
-    pub fn output(&self) -> Output {
-        let mut output = Output::adapter(&self.config, self.tensors.clone());
-        output.sidecars.safetensors_metadata = self.beside.safetensors_metadata.clone();
-        let config = std::mem::replace(&mut output.sidecars.files, self.beside.files.clone());
-        output.sidecars.files.extend(config);
-        output.notes = self.notes.clone();
-        output
-    }
 }
 
 #[cfg(test)]

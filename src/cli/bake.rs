@@ -33,9 +33,13 @@ pub(crate) struct BakeArgs {
 
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
+    let (base, base_id) = found(&args.base, Need::Model, common)?;
+    let (bank, bank_id) = found(&args.bank, Need::Adapter, common)?;
     let settings = BakeSettings {
-        base: found(&args.base, Need::Model, common)?.0,
-        bank: found(&args.bank, Need::Adapter, common)?.0,
+        base,
+        base_id,
+        bank,
+        bank_id,
         instruction: args.request.instruction.clone(),
         prompts: args.request.prompt.clone(),
         routing: args.request.by(),

@@ -10,7 +10,7 @@ use serde_json::Map;
 use super::OutType;
 use super::general::{self, GeneralOptions, TensorTotals};
 use crate::adapter::gguf::{ALORA_KEY, ALPHA_KEY, with_expected};
-pub use crate::adapter::gguf::{RowOrder, Unpacked, from_gguf};
+pub use crate::adapter::gguf::{PeftFolder, RowOrder, from_gguf};
 use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, gguf};
 use crate::arch::Config;
@@ -18,6 +18,7 @@ use crate::checkpoint::{Checkpoint, has_weights};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
+use crate::output::Output;
 use crate::plan::Plan;
 
 /// A LoRA's base: a model's folder, or its config.json alone.
@@ -55,13 +56,13 @@ impl LoraBase {
     }
 }
 
-/// Metadata and tensors of a GGUF file for the LoRA at `path`, trained on `base`, and notes on what is left out.
+/// The GGUF file of the LoRA at `path`, trained on `base`, with notes on what is left out.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] for what llama.cpp's adapters can't hold: DoRA, whole weights, biases, modules for
 /// which the base's GGUF has no weight; [`crate::Error::Mismatch`] for factors that don't fit each other, the config or
 /// the base.
-pub fn to_gguf(path: &Path, base: &Base, outtype: OutType) -> Result<(Metadata, Plan, Vec<String>)> {
+pub fn to_gguf(path: &Path, base: &Base, outtype: OutType) -> Result<Output> {
     let files = AdapterFiles::find(path)?;
     let gguf::GgufLora { architecture, alpha, invocation_tokens, plan, mut notes } =
         gguf::to_gguf(&files, base, outtype.dtype(files.tensors()))?;
@@ -79,7 +80,7 @@ pub fn to_gguf(path: &Path, base: &Base, outtype: OutType) -> Result<(Metadata, 
         metadata.insert(ALORA_KEY, Value::Array(Array::U32(invocation_tokens)));
     }
     metadata.insert(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION);
-    Ok((metadata, plan, notes))
+    Ok(Output::gguf(metadata, plan, notes))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-use super::settings::setting;
+use super::settings::{name_of, setting};
 use super::{OutputKind, OutputSettings};
 use crate::adapter::peft::Base;
 use crate::arch::HfFolder;
@@ -13,7 +13,7 @@ use crate::bank::{Agreement, AtomBank, LoadedBank, Request, RoutedBy, Routes, co
 use crate::convert::gguf_name;
 use crate::error::Result;
 use crate::merge::combine::Weights as Shares;
-use crate::merge::with_adapters;
+use crate::merge::{card, with_adapters};
 use crate::model::{Decoder, Hook, LoadedAdapter, LoraHook, ModelWeights, NoAdapter, Residence, TextEncoder};
 use crate::output::Output;
 use crate::plan::{Expr, Plan};
@@ -24,8 +24,14 @@ use crate::plan::{Expr, Plan};
 pub struct BakeSettings {
     /// The base model's folder.
     pub base: PathBuf,
+    /// The base model's name, if that is not its path: on the hub.
+    #[serde(default)]
+    pub base_id: Option<String>,
     /// The atom bank's folder.
     pub bank: PathBuf,
+    /// The bank's name, if that is not its path: on the hub.
+    #[serde(default)]
+    pub bank_id: Option<String>,
     /// The instruction to fix. It may be empty, but must be given if there are no prompts.
     #[serde(default)]
     pub instruction: Option<String>,
@@ -56,7 +62,9 @@ impl BakeSettings {
     ) -> Self {
         Self {
             base: base.into(),
+            base_id: None,
             bank: bank.into(),
+            bank_id: None,
             instruction: Some(instruction.to_owned()),
             prompts: Vec::new(),
             routing: RoutedBy::default(),
@@ -80,6 +88,23 @@ impl BakeSettings {
             return Err(finding.found(found).hint("pass `verify=false`").setting());
         }
         Ok(())
+    }
+}
+
+impl BakeSettings {
+    /// The model card of the baked model, because the base's card describes another model.
+    fn card(&self) -> String {
+        let (base, bank) = (name_of(self.base_id.as_deref(), &self.base), name_of(self.bank_id.as_deref(), &self.bank));
+        let quoted = |text: &str| format!("    {}\n", text.replace('\n', "\n    "));
+        let instruction = self.instruction.as_deref().filter(|text| !text.is_empty());
+        let instruction =
+            instruction.map(|text| format!("\nThe routing is fixed for the instruction\n\n{}", quoted(text)));
+        let prompts = match self.prompts.len() {
+            0 => String::new(),
+            1 => format!("\nIt is fixed for the prompt\n\n{}", quoted(&self.prompts[0])),
+            count => format!("\nIt is the mean of the routings of {count} prompts.\n"),
+        };
+        [card(&base, &[(&bank, 1.0)]), instruction.unwrap_or_default(), prompts].concat()
     }
 }
 
@@ -128,6 +153,9 @@ pub fn bake(settings: &BakeSettings) -> Result<Baked> {
     };
     let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
     output.notes.extend(decoder.length_note(longest));
+    if settings.output.kind() == OutputKind::Hf {
+        output.sidecars.files.insert("README.md".to_owned(), settings.card().into_bytes());
+    }
     let verified = match settings.verify && !settings.output.dry_run {
         true => Some(agreement(settings, &folder, &decoder, &bank, &routes, &plan, &output)?),
         false => None,

@@ -263,7 +263,7 @@ impl ConvertSettings {
                     false => Ok(unpacked.sharded(self.output.shard_size)),
                 }
             }
-            bank::ARCHITECTURE => Ok(bank::from_gguf(metadata, &taken)?.output()),
+            bank::ARCHITECTURE => bank::from_gguf(metadata, &taken),
             other => {
                 let finding = metadata.finding("general.architecture");
                 let expected = "an architecture that this version has a table for, or generic";
@@ -282,7 +282,7 @@ impl ConvertSettings {
         let config = read_json_object(&self.input.join("adapter_config.json"))?;
         let is_bank = config.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA");
         let mut notes = Vec::new();
-        let (metadata, plan, more) = match (is_bank, &self.output.r#type) {
+        let mut output = match (is_bank, &self.output.r#type) {
             (true, _) => bank::to_gguf(&self.input)?,
             // An adapter's factors are small, and the reference writes them in F32.
             (false, None) => lora::to_gguf(&self.input, &self.lora_base(&config, &mut notes)?.base(), OutType::F32)?,
@@ -291,8 +291,8 @@ impl ConvertSettings {
                 lora::to_gguf(&self.input, &base.base(), self.output.outtype()?)?
             }
         };
-        notes.extend(more);
-        self.with_keys(Output::gguf(metadata, plan, notes))
+        output.notes.splice(0..0, notes);
+        self.with_keys(output)
     }
 
     /// Refuses mixtures, which need a model that llama.cpp knows: they go by its tensors' names.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::method::Combined as Kinds;
-use super::settings::setting;
+use super::settings::{name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
@@ -142,11 +142,6 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     };
     output.notes = [job.notes, output.notes].concat();
     Ok(Adapted { output: settings.output.split(output), truncations })
-}
-
-/// What the user calls an input.
-fn name_of(id: Option<&str>, path: &Path) -> String {
-    id.map_or_else(|| path.display().to_string(), str::to_owned)
 }
 
 /// A note for combining a single model, where the method ignores its weight, which the user may not expect.

@@ -290,6 +290,11 @@ impl OutputSettings {
     }
 }
 
+/// What the user calls an input: its name on the hub, or its path.
+pub(super) fn name_of(id: Option<&str>, path: &Path) -> String {
+    id.map_or_else(|| path.display().to_string(), str::to_owned)
+}
+
 /// A finding about the setting `field`.
 pub(super) fn setting(field: &str) -> Finding {
     Finding::new("", field)

@@ -9,7 +9,7 @@ mod write;
 
 pub use names::RowOrder;
 pub(crate) use names::{GgufNames, GgufWeight, with_expected};
-pub use read::{Unpacked, from_gguf};
+pub use read::{PeftFolder, from_gguf};
 pub(crate) use write::{GgufLora, to_gguf};
 
 /// The key of the file's single alpha: llama.cpp multiplies every update by alpha over its rank.

@@ -16,9 +16,9 @@ use crate::source::show_shape;
 /// The prefix of `general.base_model.0.repo_url`.
 const HUB: &str = "https://huggingface.co/";
 
-/// A LoRA read from a GGUF file.
+/// PEFT's folder of a LoRA that was read from a GGUF file.
 #[derive(Debug, Clone)]
-pub struct Unpacked {
+pub struct PeftFolder {
     /// The content of adapter_config.json.
     pub config: Map<String, Json>,
     /// The factors by PEFT's names.
@@ -45,7 +45,7 @@ struct Update {
 /// # Errors
 /// [`crate::Error::Unsupported`] for another kind of file; [`crate::Error::Mismatch`] for tensors
 /// that don't fit each other or the base, naming the tensor.
-pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Unpacked> {
+pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<PeftFolder> {
     for (key, expected) in [("general.type", "adapter"), ("adapter.type", "lora")] {
         let found = metadata.text(key)?;
         if found != expected {
@@ -93,7 +93,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan, base: &Base) -> Result<Unp
     }
     let used =
         |key: &str| ["adapter.type", ALPHA_KEY, ALORA_KEY].contains(&key) || key.starts_with("general.base_model.");
-    Ok(Unpacked { config, tensors, notes: left_out_keys(metadata, used) })
+    Ok(PeftFolder { config, tensors, notes: left_out_keys(metadata, used) })
 }
 
 /// The pairs of factors by module, in the file's order, each checked against the base.
@@ -230,8 +230,8 @@ fn target_modules(names: &GgufNames, updates: &[Update]) -> Vec<String> {
     }
 }
 
-impl Unpacked {
-    /// The adapter's folder, in PEFT's layout.
+impl PeftFolder {
+    /// The folder to be written.
     pub fn output(&self) -> Output {
         Output { notes: self.notes.clone(), ..Output::adapter(&self.config, self.tensors.clone()) }
     }

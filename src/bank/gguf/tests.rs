@@ -8,17 +8,10 @@ use serde_json::json;
 
 use super::*;
 use crate::dtype::DType;
-use crate::formats::gguf::{self, GgufFile};
+use crate::formats::gguf::GgufFile;
 
 fn fixture(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/routing").join(case).join("adapter")
-}
-
-fn write_gguf(metadata: &Metadata, plan: &Plan, path: &Path) {
-    let layout = gguf::layout(metadata, &plan.tensors).unwrap();
-    let staging = Staging::file(path, false).unwrap();
-    plan::execute(plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
 }
 
 fn read_gguf(path: &Path) -> (Metadata, Plan) {
@@ -66,18 +59,18 @@ fn every_bank_comes_back_bit_by_bit_with_every_field() {
     ] {
         let dir = copied(case, dtype);
         let folder = dir.path().join("a bank");
-        let (metadata, plan, notes) = to_gguf(&folder).unwrap();
-        assert_eq!(notes, [""; 0]);
+        let made = to_gguf(&folder).unwrap();
+        assert_eq!(made.notes, [""; 0]);
         let path = dir.path().join("bank.gguf");
-        write_gguf(&metadata, &plan, &path);
+        made.write(&Destination::new(&path), &|_| {}).unwrap();
         let (metadata, plan) = read_gguf(&path);
-        let unpacked = from_gguf(&metadata, &plan).unwrap();
-        assert_eq!(unpacked.notes, [""; 0]);
-        let opened = AtomBank::open(&folder).unwrap();
-        assert_eq!(unpacked.bank.config, opened.config, "{case}");
-        assert_eq!(unpacked.bank.tensors, opened.tensors, "{case}");
+        let restored = from_gguf(&metadata, &plan).unwrap();
+        assert_eq!(restored.notes, [""; 0]);
         let back = dir.path().join("back");
-        unpacked.output().write(&Destination::new(&back), &|_| {}).unwrap();
+        restored.write(&Destination::new(&back), &|_| {}).unwrap();
+        let (opened, again) = (AtomBank::open(&folder).unwrap(), AtomBank::open(&back).unwrap());
+        assert_eq!(again.config, opened.config, "{case}");
+        assert_eq!(again.tensors, opened.tensors, "{case}");
         assert_eq!(contents(&back), contents(&folder), "{case}");
         let json = |folder: &Path| read_json_object(&folder.join(CONFIG_FILE)).unwrap();
         assert_eq!(json(&back), json(&folder), "{case}");
@@ -87,7 +80,8 @@ fn every_bank_comes_back_bit_by_bit_with_every_field() {
 
 #[test]
 fn settings_are_typed_keys_and_names_are_short() {
-    let (metadata, plan, _) = to_gguf(&fixture("llama-token")).unwrap();
+    let made = to_gguf(&fixture("llama-token")).unwrap();
+    let (metadata, plan) = (made.metadata().unwrap().clone(), made.plan);
     for (key, value) in [
         ("general.architecture", Value::from("atombank")),
         ("general.type", Value::from("adapter")),
@@ -108,7 +102,8 @@ fn settings_are_typed_keys_and_names_are_short() {
 
 #[test]
 fn refuses_other_files_and_settings_that_no_bank_has() {
-    let (good, plan, _) = to_gguf(&fixture("llama-token")).unwrap();
+    let made = to_gguf(&fixture("llama-token")).unwrap();
+    let (good, plan) = (made.metadata().unwrap().clone(), made.plan);
     let cases: [(&str, Value, &str); 9] = [
         ("adapter.type", "lora".into(), "key \"adapter.type\": expected atombank, found \"lora\""),
         ("general.type", "model".into(), "key \"general.type\": expected adapter, found \"model\""),

@@ -11,9 +11,9 @@ use crate::adapter;
 use crate::adapter::gguf::GgufNames;
 use crate::adapter::peft::{Change, PREFIX};
 use crate::dtype::DType;
-use crate::formats::gguf::{self, GgufFile};
+use crate::formats::gguf::GgufFile;
 use crate::formats::safetensors::SafetensorsFile;
-use crate::plan::{self, PlannedTensor, Staging};
+use crate::plan::PlannedTensor;
 use crate::source::{Source, rows};
 
 fn fixtures() -> PathBuf {
@@ -54,20 +54,13 @@ fn taking(path: &Path) -> Plan {
     Plan::taking(&source)
 }
 
-fn write_gguf(metadata: &Metadata, plan: &Plan, path: &Path) {
-    let layout = gguf::layout(metadata, &plan.tensors).unwrap();
-    let staging = Staging::file(path, false).unwrap();
-    plan::execute(plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
-    staging.commit().unwrap();
-}
-
 /// The GGUF file of a case, written and opened again.
 fn converted(case: &str, outtype: OutType) -> (tempfile::TempDir, Metadata, Plan) {
     let dir = tempfile::tempdir().unwrap();
-    let (metadata, plan, notes) = to_gguf(&fixtures().join(case), &base().base(), outtype).unwrap();
-    assert_eq!(notes, [""; 0], "{case}");
+    let made = to_gguf(&fixtures().join(case), &base().base(), outtype).unwrap();
+    assert_eq!(made.notes, [""; 0], "{case}");
     let path = dir.path().join("adapter.gguf");
-    write_gguf(&metadata, &plan, &path);
+    made.write(&Destination::new(&path), &|_| {}).unwrap();
     let file = Arc::new(GgufFile::open(&path).unwrap());
     let metadata = file.metadata().clone();
     let source: Arc<dyn Source> = file;
@@ -182,10 +175,10 @@ fn adapters_come_back_with_every_factor_and_the_same_scales() {
         [("plain", OutType::F32), ("bf16", OutType::BF16), ("embeddings", OutType::F32), ("ranks", OutType::F32)]
     {
         let (dir, metadata, plan) = converted(case, outtype);
-        let unpacked = from_gguf(&metadata, &plan, &config().base()).unwrap();
-        assert_eq!(unpacked.notes, [""; 0]);
+        let folder = from_gguf(&metadata, &plan, &config().base()).unwrap();
+        assert_eq!(folder.notes, [""; 0]);
         let back = dir.path().join("back");
-        unpacked.output().write(&Destination::new(&back), &|_| {}).unwrap();
+        folder.output().write(&Destination::new(&back), &|_| {}).unwrap();
         let source = taking(&fixtures().join(case).join("adapter_model.safetensors"));
         assert_eq!(factors_of(&taking(&back.join("adapter_model.safetensors"))), factors_of(&source), "{case}");
         for name in factors_of(&source).keys() {
@@ -213,9 +206,9 @@ fn a_file_without_alpha_has_a_scale_of_one() {
     metadata.insert(ALORA_KEY, Value::Array(Array::U32(vec![3, 4])));
     metadata.insert("general.base_model.0.repo_url", "https://huggingface.co/org/base");
     metadata.insert("general.tags", "x");
-    let unpacked = from_gguf(&metadata, &plan, &config().base()).unwrap();
+    let folder = from_gguf(&metadata, &plan, &config().base()).unwrap();
     let back = dir.path().join("back");
-    unpacked.output().write(&Destination::new(&back), &|_| {}).unwrap();
+    folder.output().write(&Destination::new(&back), &|_| {}).unwrap();
     for module in
         ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"]
     {
@@ -225,8 +218,8 @@ fn a_file_without_alpha_has_a_scale_of_one() {
     let changes = AdapterFiles::find(&back).unwrap().changes(&config().base()).unwrap();
     assert_eq!(changes.invocation_tokens, [3, 4]);
     assert!(adapter::open(&back, &config().base()).unwrap_err().to_string().contains("alora_invocation_tokens"));
-    assert_eq!(unpacked.config["base_model_name_or_path"], "org/base");
-    assert_eq!(unpacked.notes, ["key \"general.tags\" is left out: the folder has no place for it"]);
+    assert_eq!(folder.config["base_model_name_or_path"], "org/base");
+    assert_eq!(folder.notes, ["key \"general.tags\" is left out: the folder has no place for it"]);
 }
 
 /// A copy of a case with tensors renamed in its header, and with other settings.
@@ -398,14 +391,14 @@ fn settings_that_ask_for_more_than_factors_are_refused_by_the_field() {
     }
     // These settings are accepted: biases that the file doesn't contain, because the base has none,
     // and initialisations that leave the base unchanged.
-    let (_, plain, _) = converted(&json!({})).unwrap();
+    let plain = converted(&json!({})).unwrap().plan;
     for settings in [
         json!({"bias": "all"}),
         json!({"bias": "lora_only"}),
         json!({"init_lora_weights": "orthogonal"}),
         json!({"init_lora_weights": false}),
     ] {
-        let (_, taken, notes) = converted(&settings).unwrap();
+        let Output { plan: taken, notes, .. } = converted(&settings).unwrap();
         assert_eq!((factors_of(&taken), notes.len()), (factors_of(&plain), 0), "{settings}");
     }
 }
@@ -425,7 +418,7 @@ fn a_factor_without_its_partner_is_named() {
 #[test]
 fn embeddings_that_cannot_be_compared_are_noted_and_other_ones_refused() {
     let folder = fixtures().join("embeddings");
-    let (_, _, notes) = to_gguf(&folder, &config().base(), OutType::F32).unwrap();
+    let notes = to_gguf(&folder, &config().base(), OutType::F32).unwrap().notes;
     assert_eq!(notes.len(), 2);
     assert!(notes[0].contains("lm_head.base_layer.weight\" is left out: it is taken for the base's own"), "{notes:?}");
     let mut other = taking(&fixtures().join("base/embeddings.safetensors"));
