@@ -44,7 +44,7 @@ fn dtype(name: &str) -> DType {
     }
 }
 
-/// 64 MiB of weights through the executor, with and without an update of rank 16 added.
+/// The executor on 64 MiB of weights, with and without an added update of rank 16.
 #[divan::bench(args = [0, 16], sample_count = 10)]
 fn execute(bencher: Bencher, rank: usize) {
     let (rows, cols) = (4096, 4096);

@@ -1,4 +1,5 @@
-//! Quantizers in values a second, scalar and wide: `cargo bench --bench quantize`.
+//! Throughput of the quantizers, in values per second, scalar and wide:
+//! `cargo bench --bench quantize`.
 
 use atombank::DType;
 use atombank::kernel::Kernel;
@@ -6,7 +7,7 @@ use atombank::quant::encode_row;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-/// Values of a row, and rows.
+/// The number of values in a row. `ROWS` is the number of rows.
 const ROW: usize = 4096;
 const ROWS: usize = 16;
 
@@ -14,7 +15,7 @@ fn main() {
     divan::main();
 }
 
-/// Sums of uniform numbers: near enough to the normal ones that weights are.
+/// Sums of uniform numbers, which are nearly normally distributed, as weights are.
 fn values() -> Vec<f32> {
     let mut state = 1u64;
     let mut uniform = || {

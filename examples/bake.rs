@@ -1,4 +1,4 @@
-//! An atom bank fixed for one instruction, as plain weights:
+//! Fixes an atom bank for one instruction and writes the result as plain weights:
 //! `cargo run --example bake -- MODEL BANK INSTRUCTION OUT`.
 
 use atombank::jobs::{BakeSettings, bake};

@@ -1,4 +1,5 @@
-//! A Hugging Face folder becomes a GGUF: `cargo run --example convert -- MODEL OUT.gguf [TYPE]`.
+//! Converts a Hugging Face folder to a GGUF:
+//! `cargo run --example convert -- MODEL OUT.gguf [TYPE]`.
 //! TYPE is `f16`, `bf16`, `q8_0`, or a mixture of llama-quantize like `Q4_K_M`.
 
 use atombank::jobs::{ConvertSettings, convert};

@@ -1,4 +1,4 @@
-//! What is in a model, a file of tensors, a GGUF, an adapter or a bank, as JSON:
+//! Prints as JSON what is in a model, a file of tensors, a GGUF, an adapter or a bank:
 //! `cargo run --example inspect -- PATH`.
 
 use std::path::Path;

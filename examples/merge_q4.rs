@@ -1,4 +1,4 @@
-//! An adapter merged into its base, straight into a quantized GGUF, in one pass over the base:
+//! Merges an adapter into its base and writes a quantized GGUF, in one pass over the base:
 //! `cargo run --example merge_q4 -- MODEL ADAPTER OUT.gguf`.
 
 use atombank::jobs::{MergeSettings, merge};

@@ -79,7 +79,7 @@ fn a_head_that_is_the_embeddings_stays_that_when_they_are_extracted() {
     let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
     assert_ne!(tied, config);
     fs::write(base.join("config.json"), tied).unwrap();
-    // Rows of the embeddings: they and the head change, and stay one.
+    // Some rows of the embeddings change, and the head with them: the two stay tied.
     let finetuned = finetuned(&base, "tokens", &at("finetuned"));
     let (lora, back) = (at("lora"), at("back"));
     done(&["extract", text(&base), text(&finetuned), "-o", text(&lora), "--quiet"]);

@@ -1,4 +1,4 @@
-//! Which tokenizer a merged model gets: trainers save one beside the adapter.
+//! Tests which tokenizer a merged model gets: trainers save one in the adapter's folder.
 
 #[path = "common/program.rs"]
 mod program;
@@ -23,7 +23,7 @@ impl Bench {
         self.dir.path().join(name)
     }
 
-    /// An adapter with the base's tokenizer beside it.
+    /// Copies the adapter, and the base's tokenizer into its folder.
     fn lora(&self, name: &str) -> PathBuf {
         let lora = copy(&fixture("demo/lora"), &self.at(name));
         for file in ["tokenizer.json", "tokenizer_config.json"] {
@@ -32,7 +32,7 @@ impl Bench {
         lora
     }
 
-    /// The output, and what was said on the way.
+    /// The output folder, and the text on stderr.
     fn merged(&self, loras: &[&Path], out: &str, options: &[&str]) -> (PathBuf, String) {
         let target = self.at(out);
         let mut args = vec!["merge", text(&self.base)];
@@ -84,7 +84,7 @@ const TEMPLATE: &str = "tokenizer.chat_template";
 fn a_changed_tokenizer_of_the_adapter_goes_into_the_result() {
     let b = Bench::new();
     let lora = b.lora("lora");
-    // Written anew, with fields that change nothing.
+    // Saved again, with fields that change nothing.
     edit(&lora.join("tokenizer.json"), |json| json["truncation"] = serde_json::json!({"max_length": 7}));
     edit(&lora.join("tokenizer_config.json"), |json| json["name_or_path"] = "elsewhere".into());
     let (same, said) = b.merged(&[&lora], "same", &[]);

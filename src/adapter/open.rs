@@ -165,10 +165,10 @@ impl AdapterFiles {
         Ok(changes)
     }
 
-    /// What the adapter changes in `base`, for every token.
+    /// The changes that the adapter makes to `base`, for every token.
     ///
     /// # Errors
-    /// As [`AdapterFiles::changes`]; [`crate::Error::Unsupported`] for an adapter that is on behind certain tokens only.
+    /// As [`AdapterFiles::changes`]; [`crate::Error::Unsupported`] for an adapter that acts only after certain tokens.
     pub fn merged_changes(&self, base: &Base) -> Result<Changes> {
         let changes = self.changes(base)?;
         changes.check_always_on()?;

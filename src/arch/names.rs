@@ -18,13 +18,13 @@ pub(crate) struct Naming {
     family: Option<&'static Family>,
     /// The module of the text model, if the class wraps one. The table's tensors are inside it.
     module: Option<&'static str>,
-    /// Prefixes that the class renames when it loads a checkpoint.
+    /// Prefixes that transformers renames when it loads a checkpoint of the class.
     prefixes: Prefixes,
-    /// Modules of the class that are Conv1D; `None` where the class is not one of transformers'.
+    /// Ends of the paths of the class's Conv1D modules; `None` where the class isn't part of transformers.
     conv1d: Option<&'static [&'static str]>,
 }
 
-/// transformers' classes, by `model_type`, that have layers of transformers' Conv1D, and the ends of their paths.
+/// The classes of transformers with Conv1D layers: their `model_type`, and the ends of the paths of these layers.
 const CONV1D: &[(&str, &[&str])] = &[
     ("clvp", &["c_fc", "c_proj"]),
     ("decision_transformer", &["c_attn", "q_attn", "c_fc", "c_proj"]),
@@ -33,7 +33,8 @@ const CONV1D: &[(&str, &[&str])] = &[
     ("openai-gpt", &["c_attn", "c_fc", "c_proj"]),
 ];
 
-/// The modules of a class that are Conv1D; `None` for a class with code of its own, of which nothing is known.
+/// Ends of the paths of the class's Conv1D modules; `None` for a class with code of its own (`auto_map`), about which
+/// nothing is known.
 fn conv1d(config: &Config) -> Option<&'static [&'static str]> {
     let kind = config.get("model_type")?.as_str()?;
     match config.get("auto_map").is_some_and(|map| !map.is_null()) {
@@ -71,22 +72,22 @@ impl Naming {
         (!matches!(row.tensor.transform, Transform::Stack(_))).then(|| row.gguf_name())
     }
 
-    /// The name that the model's class itself has for the tensor called `name`: checkpoints may have it
-    /// with or without a prefix. `None` if neither a table nor a list of renames has it.
+    /// The name in the model's class of the tensor called `name` in a checkpoint, which may lack the prefix or have
+    /// another. `None` if neither a table nor a list of renames has the tensor.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
         let Some(row) = self.row(name) else { return renames::renamed(self.prefixes, name) };
         let name = row.hf_name();
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
     }
 
-    /// The name of the tensor called `name` that all spellings have in common: with a table, the one that the text
-    /// model alone has.
+    /// A name for the tensor called `name` that is the same for all its spellings: with a table, the name in the text
+    /// model.
     fn common_name(self, name: &str) -> Option<String> {
         self.row(name).map(|row| row.hf_name()).or_else(|| renames::renamed(self.prefixes, name))
     }
 
-    /// Gives the tensors of `plan` the names that the same tensors have in `other`, a model that may have another
-    /// spelling of them or be the text model of this one.
+    /// Renames the tensors of `plan` to the names that they have in `other`. That model may spell names differently, or
+    /// be the text model of this one.
     pub(crate) fn spelled_as(self, plan: &mut Plan, other: &Plan, naming: Self) {
         let common = |naming: Self, name: &str| naming.common_name(name).unwrap_or_else(|| name.to_owned());
         let theirs: HashMap<String, &str> =
@@ -99,13 +100,13 @@ impl Naming {
         }
     }
 
-    /// Whether the class's own names of its tensors are known, by a table or a list of renames.
+    /// Whether a table or a list of renames gives the class's own names of the tensors.
     pub(crate) fn knows_names(self) -> bool {
         self.family.is_some() || !self.prefixes.is_empty()
     }
 
-    /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None` where
-    /// the class has no table and is not one of transformers'.
+    /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None` where the
+    /// class has no table and isn't part of transformers.
     pub(crate) fn keeps_transposed(self, name: &str) -> Option<bool> {
         if let Some(row) = self.row(name) {
             return Some(row.tensor.transform == Transform::Transposed);
@@ -169,15 +170,16 @@ pub(crate) fn is_of_experts(name: &str) -> bool {
     name.contains(".experts.") || name.contains(".block_sparse_moe.")
 }
 
-/// Whether PEFT takes the experts of this class as `[experts, d_in, d_out]`: where the class says so (`is_transposed`).
-/// Llama 4 stores them that way too but doesn't say so, and PEFT takes them as `[experts, d_out, d_in]`.
+/// Whether PEFT reads the experts of this class as `[experts, d_in, d_out]`. It does so for classes with the attribute
+/// `is_transposed`. Llama 4 also stores experts that way but lacks the attribute, so PEFT reads them as `[experts,
+/// d_out, d_in]`.
 pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
     let kind = config.get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
     matches!(kind, "gpt_oss" | "openai_privacy_filter" | "aria" | "aria_text")
 }
 
-/// Whether transformers leaves the tensor called `name` unread when it loads the model: layers of multi-token
-/// prediction, which come behind the model's own or stand in a module `mtp`.
+/// Whether transformers ignores the tensor called `name` when it loads the model. It ignores layers for multi-token
+/// prediction, which come after the model's own layers or are in a module `mtp`.
 pub(crate) fn is_unread_layer(config: &Config, name: &str) -> bool {
     let config = wrapper::text_config(config);
     let is_mtp = name.split('.').take(2).any(|part| part == "mtp");

@@ -228,7 +228,7 @@ impl Params {
 
     /// Refuses a field that no class is known to have and that could change what the model computes. A number, a
     /// boolean and a single word, which may name a method, could. A text of several words can't, nor can objects and
-    /// lists of such texts: they get a note.
+    /// lists of such texts.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`], naming the field.

@@ -1,11 +1,11 @@
-//! Names of classes that hold a text model and others, for images or sound. Their checkpoints don't have the class's
-//! names: transformers renames the tensors when it loads them. PEFT knows modules by the class's names.
+//! Tensor names of classes that combine a text model with models for images or sound. Their checkpoints have other
+//! names than the class, and transformers renames the tensors when it loads them. PEFT uses the class's names.
 //!
 //! Reference: transformers 5.23 `conversion_mapping.py`.
 
 use super::Config;
 
-/// Pairs of prefixes: the checkpoint's, and the class's. The first that matches a name is used.
+/// Pairs of prefixes: the one in the checkpoint, and the one in the class. The first pair that matches a name is used.
 pub(super) type Prefixes = &'static [(&'static str, &'static str)];
 
 /// Qwen2-VL and Qwen2.5-VL.
@@ -16,8 +16,8 @@ const QWEN_VL: Prefixes = &[
     ("model.", "model.language_model."),
 ];
 
-/// LLaVA, and the classes that are built like it. Earlier versions of transformers had a module `vision_model` in
-/// the towers of CLIP and SigLIP.
+/// LLaVA and classes with the same structure. Earlier versions of transformers had a module `vision_model` in the
+/// towers of CLIP and SigLIP.
 const LLAVA: Prefixes = &[
     ("language_model.lm_head.", "lm_head."),
     ("language_model.model.", "model.language_model."),
@@ -29,7 +29,7 @@ const LLAVA: Prefixes = &[
     ("image_newline", "model.image_newline"),
 ];
 
-/// The classes with renames, by their `model_type`.
+/// The classes whose tensors are renamed, by `model_type`.
 const KINDS: &[(&[&str], Prefixes)] = &[
     (&["qwen2_vl", "qwen2_5_vl"], QWEN_VL),
     (
@@ -56,16 +56,16 @@ const KINDS: &[(&[&str], Prefixes)] = &[
     ),
 ];
 
-/// The prefixes that the class of `config` renames; none for classes whose checkpoints have the class's names.
+/// The prefixes to rename for the class of `config`; none for classes whose checkpoints have the class's own names.
 pub(super) fn prefixes(config: &Config, class: Option<&str>) -> Prefixes {
     let kind = config.get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
-    // Classes of the same `model_type` for text alone have other names.
+    // Text-only classes with the same `model_type` have other names.
     let is_whole = class.is_some_and(|class| class.ends_with("ForConditionalGeneration"));
     let found = KINDS.iter().find(|(kinds, _)| is_whole && kinds.contains(&kind));
     found.map(|(_, prefixes)| *prefixes).unwrap_or_default()
 }
 
-/// The class's name of the tensor that the checkpoint calls `name`.
+/// The class's name of the tensor that the checkpoint calls `name`; `None` if no prefix matches.
 pub(super) fn renamed(prefixes: Prefixes, name: &str) -> Option<String> {
     prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
 }

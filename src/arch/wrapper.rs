@@ -76,7 +76,7 @@ pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
     let own = |(name, _): &(&String, &Value)| family.has_field(name) || INERT.contains(&name.as_str());
     let mut whole: Config = config.iter().filter(own).map(|(name, value)| (name.clone(), value.clone())).collect();
     whole.extend(text.iter().map(|(name, value)| (name.clone(), value.clone())));
-    // The head is the wrapper's, and so is the answer to whether it is the embeddings.
+    // The output head belongs to the wrapper, so the wrapper's config says whether it is tied to the embeddings.
     if let Some(tied) = config.get(TIED).filter(|value| !value.is_null()) {
         whole.insert(TIED.to_owned(), tied.clone());
     }

@@ -36,11 +36,11 @@ pub(crate) struct ConvertArgs {
     /// Write a GGUF with only the vocabulary
     #[arg(long)]
     vocab_only: bool,
-    /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a
-    /// config. It becomes the folder again; llama.cpp can't run it
+    /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a config.
+    /// It can be converted back to the same folder; llama.cpp can't run it
     #[arg(long)]
     generic: bool,
-    /// What a folder is taken for that has a model and adapter_config.json: model or adapter [default: model]
+    /// How to read a folder that has both a model and adapter_config.json: model or adapter [default: model]
     #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
     content: Option<Content>,
     /// Print JSON: what was written, or, with --dry-run, what would be

@@ -44,7 +44,7 @@ pub(crate) fn looked_at<T>(
     Ok((look(path, name)?, None))
 }
 
-/// A value of `--as`.
+/// Parses a value of `--as`.
 pub(crate) fn parse_content(text: &str) -> Result<Content, String> {
     match text {
         "model" => Ok(Content::Model),
@@ -53,7 +53,7 @@ pub(crate) fn parse_content(text: &str) -> Result<Content, String> {
     }
 }
 
-/// The name on the hub that an input is.
+/// The name on the hub, if `input` is one.
 fn hub_name(input: &str) -> Option<String> {
     match hub::is_hub_name(input) {
         true => Some(input.to_owned()),

@@ -19,7 +19,7 @@ pub(crate) struct InspectArgs {
     /// The part of a PyTorch file to inspect, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// What a folder is taken for that has a model and adapter_config.json: model or adapter [default: model]
+    /// How to read a folder that has both a model and adapter_config.json: model or adapter [default: model]
     #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
     content: Option<Content>,
     /// List every tensor

@@ -28,14 +28,15 @@ pub(crate) struct MergeArgs {
     /// Refuse a quantized base, because weights that the adapter changes would be rounded again
     #[arg(long)]
     keep_base: bool,
-    /// What a folder among the others is taken for that has a model and adapter_config.json: model or adapter [default: model]
+    /// How to read one of the other folders that has both a model and adapter_config.json: model or adapter [default:
+    /// model]
     #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
     content: Option<Content>,
-    /// Which tokenizer and chat template the result gets: base, adapter, or a folder that has one [default: the
-    /// adapter's where it has one that differs from the base's and fits the model]
+    /// The source of the result's tokenizer and chat template: base, adapter, or a folder with a tokenizer [default:
+    /// adapter if its tokenizer differs from the base's and fits the model, otherwise base]
     #[arg(long, value_name = "base|adapter|FOLDER", value_parser = parse_tokenizer)]
     tokenizer: Option<TokenizerChoice>,
-    /// Print JSON: what was written and what cutting to a rank has lost, or, with --dry-run, what would be written
+    /// Print JSON: what was written and the error of truncating to a rank, or, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -33,30 +33,33 @@ pub enum Input {
     Adapter,
 }
 
-/// What a folder is taken for that has a model and adapter_config.json.
+/// How to read a folder that has both a model and adapter_config.json.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Content {
-    /// A model: the default, as the settings of a merged adapter are often left over.
+    /// As a model. This is the default, because a merged model's folder often still has the
+    /// adapter's settings.
     Model,
-    /// An adapter or an atom bank.
+    /// As an adapter or an atom bank.
     Adapter,
 }
 
-/// How an input is opened.
+/// Options for opening an input.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Opening<'a> {
     /// The part of a PyTorch file, such as `state_dict`.
     pub key: Option<&'a str>,
-    /// What a folder is taken for that could be both.
+    /// How to read a folder that has both a model and adapter_config.json; `None` is as
+    /// [`Content::Model`].
     pub content: Option<Content>,
 }
 
-/// Names that PyTorch files go by.
+/// Extensions of PyTorch files.
 pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
-/// Whether the folder `path` is an adapter. A model and adapter_config.json in one folder are a model, unless `content`
-/// says otherwise: the settings are often left over from an adapter that was merged.
+/// Whether to read the folder `path` as an adapter. A folder with both a model and
+/// adapter_config.json is read as a model, unless `content` says otherwise: the settings are often
+/// left over from an adapter that was merged.
 pub(crate) fn is_adapter(path: &Path, content: Option<Content>) -> bool {
     let is_model = || path.join("config.json").is_file() && has_weights(path);
     path.join(CONFIG_FILE).is_file() && content != Some(Content::Model) && (content.is_some() || !is_model())
@@ -66,7 +69,7 @@ impl Input {
     /// Opens what is at `path`.
     ///
     /// # Errors
-    /// What opening it meets; [`crate::Error::Unsupported`] for something else.
+    /// Errors of opening it; [`crate::Error::Unsupported`] if it is none of the forms of [`Input`].
     pub fn open(path: &Path, opening: Opening) -> Result<Self> {
         match Self::open_stored(path, opening)? {
             Input::Model(folder) => Ok(Input::Model(folder.unpacked()?)),
@@ -77,7 +80,7 @@ impl Input {
     /// Like [`Input::open`], but packed weights of a model folder stay packed.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Input::open`].
     pub fn open_stored(path: &Path, opening: Opening) -> Result<Self> {
         let Opening { key, content } = opening;
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();

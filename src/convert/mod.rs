@@ -143,7 +143,7 @@ impl Default for ConvertOptions {
     }
 }
 
-/// What can be done where no table has the class.
+/// A hint for classes without a table.
 pub(crate) const GENERIC: &str =
     "`generic` keeps names and files in a GGUF that llama.cpp can't run, and that becomes the folder again";
 
@@ -195,7 +195,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     Ok(Output::gguf(metadata, plan, notes))
 }
 
-/// The class of `folder` has no table.
+/// The error for a folder whose class has no table.
 fn no_table(folder: &Checkpoint) -> Error {
     let class = class(folder);
     let classes: Vec<&str> = ALL.iter().map(|family| family.class).collect();

@@ -48,11 +48,12 @@ pub struct ConvertSettings {
     /// Whether the GGUF only gets keys and the vocabulary, without tensors.
     #[serde(default)]
     pub vocab_only: bool,
-    /// What a folder is taken for that has a model and adapter_config.json.
+    /// How to read a folder that has both a model and adapter_config.json.
     #[serde(default)]
     pub r#as: Option<Content>,
-    /// Whether the GGUF keeps names and files as they are, which llama.cpp can't run: for classes without a table and
-    /// tensors without a config, and for whoever wants everything back as it was.
+    /// Whether the GGUF keeps names and files as they are, so that the same folder can be restored.
+    /// llama.cpp can't run it. This is for classes without a table and for tensors without a
+    /// config.
     #[serde(default)]
     pub generic: bool,
 }
@@ -197,7 +198,7 @@ impl ConvertSettings {
         }
     }
 
-    /// A GGUF that keeps names and files as they are.
+    /// Makes a GGUF that keeps names and files as they are.
     fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
         self.check_plain("a type that a generic GGUF can have")?;
         let (mut beside, mut notes) = match from.is_dir() {

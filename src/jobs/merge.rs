@@ -64,7 +64,7 @@ pub struct MergeSettings {
     /// Whether to refuse a quantized base. Otherwise, the weights that the adapter changes are rounded again.
     #[serde(default)]
     pub keep_base: bool,
-    /// What a folder among the others is taken for that has a model and adapter_config.json.
+    /// How to read a folder among the others that has both a model and adapter_config.json.
     #[serde(default)]
     pub others_as: Option<Content>,
     /// Which tokenizer and chat template the result gets.
@@ -163,18 +163,18 @@ fn of_one_model(settings: &MergeSettings, method: ModelMethod, options: &Combine
     })
 }
 
-/// The adapters as the choice of a tokenizer looks at them.
+/// The adapters, as candidates for the tokenizer.
 fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidate<'a>> {
     let names = others.iter().map(|other| name_of(other.id.as_deref(), &other.path));
     names.zip(folders).map(|(name, path)| Candidate { name, path }).collect()
 }
 
-/// A merge on its way.
+/// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
     watch: Watch<'a>,
     notes: Vec<String>,
-    /// The folders or files of the adapters, once they have been found.
+    /// The folders or files of the adapters; empty until they are found.
     folders: Vec<PathBuf>,
 }
 
@@ -289,7 +289,7 @@ impl Job<'_> {
         Ok(all)
     }
 
-    /// Gives the model the tokenizer that the settings choose. `rows`: those of its embedding.
+    /// Gives the model the tokenizer that the settings choose. `rows` is the number of rows of its embeddings.
     fn choose_tokenizer(&mut self, folder: &mut Checkpoint, rows: Option<usize>) -> Result<()> {
         let adapters = candidates(&self.settings.others, &self.folders);
         let choice = &self.settings.tokenizer;
@@ -405,7 +405,7 @@ impl Job<'_> {
         let (plan, _) = self.measured(combined)?;
         let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
         self.choose_tokenizer(&mut folder, rows)?;
-        // What cutting to a rank has lost is a LoRA's to say.
+        // The list of truncations stays empty: only a LoRA reports the errors of truncating to a rank.
         let output = self.output().model(&folder, &plan)?;
         Ok((self.with_card(output), Vec::new()))
     }

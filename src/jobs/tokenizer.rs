@@ -1,7 +1,7 @@
-//! Which tokenizer a merged model gets, and what else lies in an adapter's folder.
+//! Chooses the tokenizer of a merged model, and finds other files in an adapter's folder.
 //!
-//! Trainers save the tokenizer and the chat template that they trained with beside the adapter. The merged model needs
-//! these where they were changed.
+//! Trainers save the tokenizer and the chat template that they trained with in the adapter's folder. If training
+//! changed them, the merged model needs the changed ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,11 +15,12 @@ use crate::error::{Finding, Result};
 use crate::json::read_json_object;
 use crate::tokenizer::rows_needed;
 
-/// Weights that some trainers save beside the adapter: scripts of DeepSpeed and LLaVA, LongLoRA, vLLM's extra embeddings.
+/// Weights that some trainers save in the adapter's folder: scripts of DeepSpeed and LLaVA, LongLoRA, vLLM's extra
+/// embeddings.
 const WEIGHTS: &[&str] =
     &["new_embeddings.bin", "new_embeddings.safetensors", "non_lora_trainables.bin", "trainable_params.bin"];
 
-/// Fields that say nothing about what a tokenizer does.
+/// Fields that don't change what a tokenizer does.
 const INERT: &[&str] = &[
     "is_local",
     "name_or_path",
@@ -35,29 +36,30 @@ const INERT: &[&str] = &[
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenizerChoice {
-    /// The adapter's where it has one that differs from the base's and fits the model; else the base's.
+    /// The adapter's, if it differs from the base's and fits the model; otherwise the base's.
     #[default]
     Auto,
     /// The base's.
     Base,
     /// The adapter's.
     Adapter,
-    /// That of a folder.
+    /// The tokenizer in this folder.
     Folder(PathBuf),
 }
 
-/// An adapter, as the choice looks at it.
+/// An adapter whose folder may have the tokenizer.
 pub(super) struct Candidate<'a> {
-    /// What the user calls it.
+    /// The user's name of the adapter.
     pub(super) name: String,
     pub(super) path: &'a Path,
 }
 
-/// The folder of the tokenizer for a model with `rows` rows in its embedding; `None` for the base's. Decisions are told in
-/// `notes`.
+/// The folder of the chosen tokenizer, for a model with `rows` rows in its embeddings; `None` for the base's. Adds
+/// decisions that the user may not expect to `notes`.
 ///
 /// # Errors
-/// [`crate::Error::Setting`] where what was chosen isn't there, isn't one, or doesn't fit.
+/// [`crate::Error::Setting`] if the chosen place has no tokenizer, or the adapters have different ones;
+/// [`crate::Error::Mismatch`] if the chosen tokenizer doesn't fit the model; errors of reading it.
 pub(super) fn chosen(
     choice: &TokenizerChoice,
     adapters: &[Candidate],
@@ -116,10 +118,10 @@ pub(super) fn chosen(
     }
 }
 
-/// Checks the choice for a base that is a GGUF, whose tokenizer is in its keys and stays there.
+/// Checks the choice for a base that is a GGUF. The tokenizer is in its keys and stays as it is.
 ///
 /// # Errors
-/// [`crate::Error::Setting`] for the choice of another.
+/// [`crate::Error::Setting`] if another tokenizer than the base's is chosen.
 pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], notes: &mut Vec<String>) -> Result<()> {
     match choice {
         TokenizerChoice::Base => Ok(()),
@@ -137,7 +139,7 @@ pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], no
     }
 }
 
-/// Names the weights in the adapter's folder that no merge reads.
+/// A note that names the weights in the adapter's folder that aren't merged.
 pub(super) fn unread_weights(adapter: &str, folder: &Path) -> Option<String> {
     let names: Vec<&str> = WEIGHTS.iter().copied().filter(|name| folder.join(name).is_file()).collect();
     let what = "weights beside the adapter, which are not merged";
@@ -148,19 +150,19 @@ fn refused(folder: &Path, why: &str) -> crate::Error {
     Finding::new(folder, "its tokenizer").expected("one that fits the model").found(why).mismatch()
 }
 
-/// Why the tokenizer of `folder` doesn't fit a model with `rows` rows in its embedding.
+/// The reason why the tokenizer of `folder` doesn't fit a model with `rows` rows in its embeddings; `None` if it fits.
 fn misfit(folder: &Path, rows: Option<usize>) -> Result<Option<String>> {
     let needed = rows_needed(folder)?;
     Ok(rows.filter(|rows| *rows < needed).map(|rows| format!("{needed} tokens for an embedding of {rows} rows")))
 }
 
-/// The tokenizer's files of `folder` that `other` doesn't have, or has with another content.
+/// The tokenizer files of `folder` that `other` lacks or has with other content.
 fn differing(folder: &Path, other: &Path) -> Vec<&'static str> {
     let same = |name: &&str| same_content(&folder.join(name), &other.join(name));
     tokenizer_files(folder).into_iter().filter(|name| !same(name)).collect()
 }
 
-/// Whether two files say the same: JSON by its values, but for fields that change nothing.
+/// Whether two files have the same content. JSON is compared by its values, without fields that change nothing.
 fn same_content(one: &Path, other: &Path) -> bool {
     if one.extension().is_some_and(|extension| extension == "json") {
         let read = |path: &Path| {

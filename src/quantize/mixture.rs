@@ -237,7 +237,7 @@ impl<'a> Mixture<'a> {
             Q4_K_M if falcon => self.base,
             Q4_K_M | Q5_K_M if place.more_bits() => DType::Q6_K,
             IQ4_NL | IQ4_XS if place.in_first(8) && !self.importance => DType::Q5_K,
-            // llama.cpp gives the first tensors more bits here, with importance only for Q4_0 and Q5_0.
+            // In the first of these tensors, Q4_0 and Q5_0 can fail with importance, and Q4_1 and Q5_1 without it.
             Q4_0 if place.in_first(8) && self.importance => DType::Q4_1,
             Q5_0 if place.in_first(8) && self.importance => DType::Q5_1,
             _ => self.base,

@@ -68,13 +68,13 @@ pub enum Report {
 }
 
 impl Report {
-    /// Looks at `path` and reports what it is.
+    /// Reports what is at `path`.
     ///
     /// # Errors
-    /// What opening it meets; [`crate::Error::Unsupported`] for something else.
+    /// Errors of opening it; [`crate::Error::Unsupported`] if it is none of these forms.
     pub fn of(path: &Path, opening: Opening) -> Result<Self> {
         let input = match Input::open_stored(path, opening) {
-            // A folder may have nothing itself, and an adapter in a folder below.
+            // The folder itself may have nothing, and a subfolder an adapter.
             Err(error) if path.is_dir() => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
             found => found?,
         };
@@ -105,7 +105,7 @@ impl Report {
             Ok(None) => {
                 (None, Some("no table for this class: only a generic GGUF can be written (`generic`)".to_owned()))
             }
-            // A config that can't be converted can be looked at all the same.
+            // A config that can't be converted is still reported.
             Err(error) => (None, Some(error.to_string())),
         };
         Report::HfFolder { class, model, problem, others, tensors }

@@ -154,9 +154,9 @@ impl<'a> Base<'a> {
         tensors.chain(&self.tied_head).map(|tensor| (self.own_name(&tensor.name), tensor))
     }
 
-    /// The weight of the linear layer `module`, `[d_out, d_in]` or the other way round; `entry` is the
-    /// adapter's tensor that asks for it. `fan_in_fan_out` decides for classes that aren't transformers' own, as in
-    /// PEFT, which goes by the module and corrects the field.
+    /// The weight of the linear layer `module`, `[d_out, d_in]` or, if transposed, `[d_in, d_out]`; `entry` is the
+    /// adapter's tensor that needs it. Like PEFT, this decides by the kind of the module whether the weight is
+    /// transposed. `fan_in_fan_out` decides only for classes that aren't transformers' own.
     pub(super) fn linear(
         &self,
         entries: &Entries,

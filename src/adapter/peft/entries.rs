@@ -35,7 +35,7 @@ impl Entries {
         self.left.remove(name)
     }
 
-    /// How many columns the matrix called `name` has.
+    /// The number of columns of the untaken matrix called `name`; `None` if there is no such matrix.
     pub(super) fn row_len(&self, name: &str) -> Option<usize> {
         match *self.left.get(name)?.shape.as_slice() {
             [_, columns] => Some(columns),
@@ -43,7 +43,7 @@ impl Entries {
         }
     }
 
-    /// The tensor called `name`, which must be there.
+    /// Takes the tensor called `name`, which must exist.
     pub(super) fn need(&mut self, name: &str) -> Result<PlannedTensor> {
         self.take(name).ok_or_else(|| self.finding(name).expected(ABSENT).found("none").format())
     }

@@ -118,8 +118,9 @@ fn one(
             entries.finding(&name_a).expected("a parameter of two or three dimensions, alike for all experts");
         return Err(finding.found("another").unsupported());
     };
-    // Some classes keep inputs in the rows, where their experts stand in one tensor. Earlier versions of PEFT took
-    // those of all classes so: the adapter shows it, unless inputs and outputs are as many.
+    // Some classes store all experts in one tensor with the inputs in rows. Earlier versions of PEFT assumed this for
+    // every class. The shape of the adapter's factor A tells which is the case, unless there are as many inputs as
+    // outputs.
     let whole = matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3);
     let transposed = whole
         && match entries.row_len(&name_a) {

@@ -19,8 +19,8 @@ const TUNED: &str = ".ln_tuning_layers";
 /// The path of a module within its wrapper in PEFT.
 const WRAPPED: &str = ".base_layer";
 
-/// The whole tensors: first of all, as PEFT loads them before it merges. `tied`: what the adapter had of the head has
-/// gone, for the head stays the embeddings.
+/// The changes that replace whole tensors. They come first, because PEFT loads such tensors before it merges. `tied`:
+/// whether [`drop_tied`] has removed the adapter's tensors of the head, so that a missing head is no error.
 pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, tied: bool) -> Result<Vec<Named>> {
     let modules: Vec<String> = fields.get("modules_to_save")?.unwrap_or_default();
     let biases = match fields.get::<String>("bias")?.as_deref() {

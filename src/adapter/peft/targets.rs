@@ -101,14 +101,14 @@ impl Targets {
         adapted: &HashSet<String>,
         missing: &str,
     ) -> Result<()> {
-        // An adapter of the text model alone knows nothing of the other parts.
+        // An adapter that was trained on the text model alone has no tensors for the other parts.
         let is_whole = adapted.iter().any(|name| other_part(name).is_some());
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
             if is_unread_layer(base.config(), &name) || !is_whole && other_part(&name).is_some() {
                 continue;
             }
-            // transformers keeps a layer's experts in one tensor, and knows no modules of theirs.
+            // transformers keeps a layer's experts in one tensor, so target_modules doesn't select single experts.
             if tensor.shape.len() != 2 || module.contains(".experts.") || self.wants(module) != Some(true) {
                 continue;
             }

@@ -1,7 +1,7 @@
-//! BitNet: four ternary digits a byte, each from another quarter of the rows, and one scale for the matrix.
+//! BitNet: each byte holds four ternary digits, one from each quarter of the rows. The matrix has one scale.
 //!
-//! transformers' `BitLinear` divides by the scale, and its `AutoBitLinear` multiplies with it (`integrations/bitnet.py`).
-//! config.json says which in `linear_class`. llama.cpp (`dequant_bitnet`) always divides.
+//! transformers' `BitLinear` divides by the scale; its `AutoBitLinear` multiplies by it (`integrations/bitnet.py`). The
+//! field `linear_class` says which of the two applies. llama.cpp (`dequant_bitnet`) always divides.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
 
-/// `bitnet`.
+/// Unpacks the method `bitnet`.
 pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weight>> {
     let multiplies = match settings.text("linear_class")?.as_deref() {
         None | Some("bitlinear") => false,
@@ -44,12 +44,12 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
     Ok(weights)
 }
 
-/// The packing of a weight, whose parts are digits and the scale.
+/// The packing of a weight, whose parts are the digits and the scale.
 #[derive(Debug)]
 struct Bitnet {
     /// Number of rows in a quarter.
     quarter: usize,
-    /// Whether digits are multiplied with the scale, not divided by it.
+    /// Whether digits are multiplied by the scale. Otherwise they are divided by it.
     multiplies: bool,
 }
 

@@ -8,7 +8,7 @@ use super::parts::{Parts, is_eight_bit_float};
 use super::settings::Settings;
 use crate::error::{Finding, Result};
 
-/// The names of scales; without them, that of the weight.
+/// Ends of the names of scales, each with the end that the weight's name has instead.
 const SUFFIXES: [(&str, &str); 4] = [
     ("_scale_inv", ""),
     (".weight_scale", ".weight"),
@@ -17,7 +17,7 @@ const SUFFIXES: [(&str, &str); 4] = [
     ("_proj_scale", "_proj"),
 ];
 
-/// transformers' default of the block size.
+/// transformers' default block size.
 const BLOCK: [usize; 2] = [128, 128];
 
 /// Unpacks the methods `fp8` and `fbgemm_fp8`.
@@ -33,7 +33,8 @@ pub(super) fn scaled(parts: &mut Parts, block: Option<&[usize]>, certain: bool) 
     for (suffix, end) in SUFFIXES {
         for (scale, stem) in parts.ending(suffix) {
             let name = format!("{stem}{end}");
-            // A scale beside a plain weight is refused later, or a parameter of the model itself.
+            // A scale of an unquantized weight is skipped here: it is either a parameter of the
+            // model itself, or refused later.
             if suffix != "_scale_inv" && !parts.peek(&name).is_none_or(|weight| is_eight_bit_float(weight.dtype)) {
                 continue;
             }

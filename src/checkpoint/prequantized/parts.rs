@@ -24,7 +24,7 @@ const OF_ACTIVATIONS: [&str; 11] = [
     ".qscale_act",
 ];
 
-/// How names of parts end that no other tensor's name ends like.
+/// Ends of names that only parts of packed weights have.
 const PARTS: [&str; 13] = [
     ".weight_g_idx",
     ".qweight",
@@ -108,7 +108,8 @@ impl<'a> Parts<'a> {
 
     /// Takes the scales of activations, which no weight needs, and adds a note.
     pub(super) fn leave_out_activations(&mut self, notes: &mut Vec<String>) {
-        // A model may have a parameter of its own called so: that is no single number.
+        // Only a single number is a scale of activations: a model may have a larger parameter with
+        // such a name.
         let is_one = |tensor: &PlannedTensor| {
             tensor.elems() == 1 && OF_ACTIVATIONS.iter().any(|suffix| tensor.name.ends_with(suffix))
         };

@@ -31,7 +31,7 @@ static METHODS: [Method; 9] = [
 /// Fields of config.json, or of its text_config, that hold the settings.
 const FIELDS: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// Parts of config.json that have such fields of their own.
+/// Objects in config.json that can have such fields themselves.
 fn inner() -> impl Iterator<Item = &'static str> {
     TEXT_CONFIGS.into_iter().chain(["thinker_config"])
 }

@@ -115,14 +115,14 @@ impl Changed {
         self
     }
 
-    /// With another name of a tensor.
+    /// Renames a tensor.
     fn renamed(mut self, end: &str, new: &str) -> Self {
         let entry = self.header.remove(&format!("layers.0.up_proj{end}")).unwrap();
         self.header.insert(format!("layers.0.up_proj{new}"), entry);
         self
     }
 
-    /// With one more tensor, of zeros.
+    /// Adds a tensor of zeros.
     fn added(mut self, end: &str, dtype: &str, shape: &[usize], bytes: usize) -> Self {
         let offsets = [self.data.len(), self.data.len() + bytes];
         let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
@@ -131,13 +131,13 @@ impl Changed {
         self
     }
 
-    /// Without settings of quantization.
+    /// Removes the settings of the quantization.
     fn unsaid(mut self) -> Self {
         self.config.as_object_mut().unwrap().remove("quantization_config");
         self
     }
 
-    /// With other bytes at the start of a tensor.
+    /// Replaces the first bytes of a tensor.
     fn overwritten(mut self, end: &str, bytes: &[u8]) -> Self {
         let start = self.header[&format!("layers.0.up_proj{end}")]["data_offsets"][0].as_u64().unwrap() as usize;
         self.data[start..start + bytes.len()].copy_from_slice(bytes);

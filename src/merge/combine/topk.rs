@@ -66,7 +66,8 @@ impl Topk {
         }
     }
 
-    /// Sets the values of elements that aren't chosen by their `keys` to 0; the first is element `start`.
+    /// Sets `values` of elements that aren't chosen to 0; the first value is element `start`. `keys` are the values by
+    /// which the elements were chosen.
     pub(super) fn keep_by(&self, start: u64, keys: &[f32], values: &mut [f32]) {
         let (Some(tied), Some(edge)) = (&self.tied, self.leading.divided()) else {
             return self.leading.keep_by(start, keys, values);

@@ -190,8 +190,8 @@ fn differ(of: &PlannedTensor, less: &PlannedTensor) -> Result<bool> {
     Ok(!of.same_values(less)?)
 }
 
-/// What is said of a class that wraps a model of text and whose own names aren't known: PEFT goes by those, and passes over
-/// what it doesn't find.
+/// A note for a class that wraps a text model and whose own names aren't known. PEFT finds modules by the class's
+/// names, and skips names that it doesn't find.
 fn name_note(base: &Base, naming: Naming, pairs: &[Pair]) -> Option<String> {
     let wraps = base.config().get("text_config").is_some_and(Value::is_object);
     if !wraps || naming.knows_names() || pairs.iter().any(|pair| pair.own.starts_with("model.language_model.")) {
@@ -204,7 +204,7 @@ fn name_note(base: &Base, naming: Naming, pairs: &[Pair]) -> Option<String> {
     ))
 }
 
-/// Settings of the models that differ: a LoRA has no place for them.
+/// A note on the config fields that differ between the models, which a LoRA can't store.
 fn config_notes(base: &Base, finetuned: &Base) -> Vec<String> {
     let (theirs, ours) = (base.config(), finetuned.config());
     let keys: BTreeSet<&String> = theirs.keys().chain(ours.keys()).collect();

@@ -1,5 +1,5 @@
-//! The scale for values that are mostly not negative, with levels from zero up. It is used for the scales and minima of
-//! runs.
+//! A scale, with levels from zero up, for values that are mostly not negative. The K-quants use it for the scales and
+//! minima of runs, and IQ2_XXS as its first scale.
 //!
 //! Reference: ggml `ggml-quants.c`, `make_qp_quants`.
 

@@ -100,7 +100,7 @@ fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>)
             .unsupported());
     };
     Naming::of(&own).spelled_as(&mut plan, other, Naming::of(config.unwrap_or(&own)));
-    // What became a field of the config is a tensor of the file all the same.
+    // Tensors that the conversion turns into config fields are compared as well.
     let fields = model.tensors().iter().filter(|t| FIELDS.contains(&t.info().name.as_str()));
     plan.tensors.extend(fields.cloned().collect::<Plan>().tensors);
     Ok(plan)
