@@ -10,7 +10,7 @@ use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, ex
 use atombank::bank::{AtomBank, BASE_EMBEDDINGS, InstructionEncoder};
 use atombank::checkpoint::hub::Need;
 use atombank::convert::summary;
-use atombank::error::{Error, Finding};
+use atombank::error::Finding;
 use atombank::linalg::{Matrix, from_rows};
 use atombank::model::{Decoder, Residence, Sequence, TextEncoder};
 use atombank::output::Destination;
@@ -114,13 +114,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let names = names(&args.loras);
     let mut notes = Vec::new();
     let texts = texts(args, &paths, &names, &mut notes)?;
-    let fit = fit(&loras, &folder.config, args.rank).map_err(|error| match error {
-        // The library names its field; the program names its option.
-        Error::Mismatch(finding) if finding.subject == "rank" => {
-            Error::Mismatch(Box::new(Finding { subject: "--rank".to_owned(), ..*finding }))
-        }
-        other => other,
-    })?;
+    let fit = fit(&loras, &folder.config, args.rank)?;
     let (router, shares) = route(args, &folder, &names, &texts)?;
     notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));
     let rows: Vec<AtomRow> = (names.iter().enumerate())
