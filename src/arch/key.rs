@@ -29,6 +29,8 @@ pub(crate) enum Key {
     RopePart,
     /// Type, factor and yarn's numbers of rotary scaling.
     RopeScaling,
+    /// A number among the rotary parameters.
+    Rope(&'static str, &'static str),
     /// `rope.freq_base`.
     RopeBase,
     /// `rope.freq_base_swa`, for architectures with another base in local layers.

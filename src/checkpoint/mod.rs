@@ -2,6 +2,7 @@
 
 #[cfg(feature = "hub")]
 pub mod hub;
+mod mistral;
 mod prequantized;
 mod shards;
 mod weights;
@@ -25,12 +26,19 @@ use crate::plan::Plan;
 /// Weights that were quantized before they were saved are plain tensors here: see [`Checkpoint::open`].
 pub struct Checkpoint {
     path: PathBuf,
-    /// config.json as it stands in the file, less what it says of packed weights.
+    /// config.json as it stands in the file, less what it says of packed weights. Of a folder in Mistral's own format,
+    /// what config.json would say.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
     rounded: Option<Plan>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
+    mistral: Option<mistral::Own>,
+}
+
+/// Whether a folder says what model it is: by config.json, or by params.json of Mistral's own format.
+pub(crate) fn is_model(folder: &Path) -> bool {
+    folder.join("config.json").is_file() || mistral::is_own(folder)
 }
 
 impl Checkpoint {
@@ -45,15 +53,20 @@ impl Checkpoint {
     }
 
     /// Opens the folder with its tensors as they are stored, packed ones too: to be looked at. `key` chooses one part
-    /// of PyTorch files: `state_dict`. What programs that wrap a model put before its names is taken off.
+    /// of PyTorch files: `state_dict`. What programs that wrap a model put before its names is taken off; names of
+    /// Mistral's own format are those of transformers here, but rows stand as they are stored.
     ///
     /// # Errors
     /// Missing or malformed files, an index that does not fit its shards.
     pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
         let mut folder = Self::without_weights(path)?;
         let FolderWeights { plan, others, notes } = open_weights(path, key)?;
-        (folder.weights, folder.others, folder.notes) = (plan, others, notes);
+        (folder.weights, folder.others) = (plan, others);
+        folder.notes.extend(notes);
         wrapped::unwrap_names(path, &mut folder.weights, &mut folder.notes)?;
+        if let Some(own) = &mut folder.mistral {
+            own.rename(path, &mut folder.weights, &mut folder.notes)?;
+        }
         Ok(folder)
     }
 
@@ -69,12 +82,16 @@ impl Checkpoint {
                 .found(if path.exists() { "a file" } else { "nothing" })
                 .mismatch());
         }
-        let config_json = read_json_object(&path.join("config.json"))?;
+        let mut notes = Vec::new();
+        let (mistral, config_json) = match mistral::is_own(path) {
+            true => mistral::Own::read(path, &mut notes).map(|(own, config)| (Some(own), config))?,
+            false => (None, read_json_object(&path.join("config.json"))?),
+        };
         let (weights, others) = (Plan::default(), Vec::new());
-        Ok(Self { path: path.to_owned(), config_json, weights, rounded: None, others, notes: Vec::new() })
+        Ok(Self { path: path.to_owned(), config_json, weights, rounded: None, others, notes, mistral })
     }
 
-    /// With plain tensors for those that are packed.
+    /// With plain tensors for those that are packed, and every row where transformers has it.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -82,6 +99,10 @@ impl Checkpoint {
         if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
             (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
             self.notes.extend(unpacked.notes);
+        }
+        if let Some(own) = &self.mistral {
+            own.regroup(&mut self.weights)?;
+            self.rounded.as_mut().map_or(Ok(()), |rounded| own.regroup(rounded))?;
         }
         Ok(self)
     }
@@ -103,6 +124,16 @@ impl Checkpoint {
         self.rounded.as_ref().unwrap_or(&self.weights)
     }
 
+    /// The name that the files have for the tensor that transformers calls `name`.
+    pub(crate) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.mistral.as_ref().map_or(name, |own| own.stored_name(name))
+    }
+
+    /// Whether the folder is in Mistral's own format: params.json and consolidated files.
+    pub(crate) fn is_mistral_format(&self) -> bool {
+        self.mistral.is_some()
+    }
+
     pub(crate) fn note(&mut self, note: String) {
         self.notes.push(note);
     }
@@ -115,11 +146,12 @@ impl Checkpoint {
     /// Whether `file`, which stands beside the weights, says of them what is true no longer.
     fn is_outdated(&self, file: &str) -> bool {
         self.rounded.is_some() && prequantized::FILES.contains(&file)
+            || self.mistral.is_some() && file == mistral::CONFIG
     }
 
     /// Makes the files beside the weights those of a model with these weights.
     pub(crate) fn bring_up_to_date(&self, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
-        if self.rounded.is_some() {
+        if self.rounded.is_some() || self.mistral.is_some() {
             files.retain(|name, _| !self.is_outdated(name));
             files.insert("config.json".to_owned(), (json_text(&self.config_json) + "\n").into_bytes());
         }

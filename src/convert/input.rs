@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::adapter::CONFIG_FILE;
-use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, open_weights};
+use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, is_model, open_weights};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
 use crate::formats::pytorch::PytorchFile;
@@ -14,7 +14,7 @@ use crate::source::Source;
 
 /// Something that can be converted, open.
 pub enum Input {
-    /// A folder with config.json.
+    /// A folder with config.json, or with params.json of Mistral's own format.
     Model(Checkpoint),
     /// Tensors without a config: one file, or a folder of shards.
     Weights {
@@ -37,7 +37,7 @@ pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// Whether the folder `path` is an adapter. PEFT's settings are often left over beside a model that the adapter was
 /// merged into: then it is a model.
 pub(crate) fn is_adapter(path: &Path) -> bool {
-    path.join(CONFIG_FILE).is_file() && !(path.join("config.json").is_file() && has_weights(path))
+    path.join(CONFIG_FILE).is_file() && !(is_model(path) && has_weights(path))
 }
 
 impl Input {
@@ -69,7 +69,7 @@ impl Input {
             if is_adapter(path) {
                 return Ok(Input::Adapter);
             }
-            if path.join("config.json").is_file() {
+            if is_model(path) {
                 let mut folder = Checkpoint::open_stored(path, key)?;
                 if path.join(CONFIG_FILE).is_file() {
                     folder.note(format!("the folder holds a model and {CONFIG_FILE}: the model is taken"));

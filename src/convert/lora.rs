@@ -13,10 +13,9 @@ pub use crate::adapter::gguf::{RowOrder, Unpacked, from_gguf};
 use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, gguf};
 use crate::arch::Config;
-use crate::checkpoint::{Checkpoint, has_weights};
+use crate::checkpoint::{Checkpoint, has_weights, is_model};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
-use crate::json::read_json_object;
 use crate::plan::Plan;
 
 /// A LoRA's base: a model's folder, or its config.json alone.
@@ -32,11 +31,11 @@ impl LoraBase {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open(folder: &Path) -> Result<Self> {
-        if has_weights(folder) || !folder.join("config.json").is_file() {
-            let folder = Checkpoint::open(folder)?;
-            return Self::new(folder.path(), folder.config_json.clone(), folder.weights().clone());
-        }
-        Self::new(folder, read_json_object(&folder.join("config.json"))?, Plan::default())
+        let opened = match has_weights(folder) || !is_model(folder) {
+            true => Checkpoint::open(folder)?,
+            false => Checkpoint::without_weights(folder)?,
+        };
+        Self::new(folder, opened.config_json.clone(), opened.weights().clone())
     }
 
     /// The base of this config and of what is at hand of its weights; errors name `path`.

@@ -127,7 +127,7 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
 }
 
 fn is_model(path: &Path) -> bool {
-    path.join("config.json").is_file() && !is_adapter(path)
+    crate::checkpoint::is_model(path) && !is_adapter(path)
 }
 
 /// What the user calls an input.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
 
@@ -11,7 +12,7 @@ pub(super) type Object = Map<String, Json>;
 
 /// The most tokens that a vocabulary may have, several times as many as the largest models have. The
 /// number comes from config.json and decides how many placeholders are made.
-const MAX_TOKENS: usize = 1 << 22;
+pub(super) const MAX_TOKENS: usize = 1 << 22;
 
 /// The tokenizer's files, as JSON.
 pub(super) struct Files {
@@ -22,6 +23,8 @@ pub(super) struct Files {
     pub(super) tokenizer: Option<Object>,
     /// tokenizer_config.json, where it is there and not empty.
     pub(super) config: Option<Object>,
+    /// Whether the folder is in Mistral's own format.
+    pub(super) is_mistral_format: bool,
 }
 
 impl Files {
@@ -33,7 +36,13 @@ impl Files {
         };
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
-        Ok(Self { model_config, tokenizer, config, folder: folder.to_owned() })
+        Ok(Self { model_config, tokenizer, config, folder: folder.to_owned(), is_mistral_format: false })
+    }
+
+    /// Those of a model's folder.
+    pub(super) fn of(folder: &Checkpoint) -> Result<Self> {
+        let files = Self::open(folder.path(), folder.config_json.clone())?;
+        Ok(Self { is_mistral_format: folder.is_mistral_format(), ..files })
     }
 
     /// A finding about `subject` in the file `name`.
@@ -158,6 +167,7 @@ impl Files {
             model_config: object(model_config).unwrap_or_default(),
             tokenizer: object(tokenizer),
             config: object(config),
+            is_mistral_format: false,
         }
     }
 }
