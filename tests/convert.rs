@@ -85,6 +85,24 @@ fn folders_of_mistrals_own_format_become_what_the_reference_makes_of_them() {
     }
 }
 
+#[test]
+fn ministral3_goes_back_to_its_class() {
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("model.gguf");
+    convert(&mistral().join("ministral3/model"), &ConvertOptions::default(), &target).unwrap();
+    let model = GgufModel::open(&target).unwrap();
+    let (config, folder) = atombank::convert::from_gguf(&model, None).unwrap().unwrap();
+    assert_eq!(config["architectures"], json!(["Ministral3ForCausalLM"]));
+    let expected = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1});
+    assert_eq!(config["rope_parameters"], expected);
+    let original = Checkpoint::open(&mistral().join("ministral3/model")).unwrap();
+    for tensor in &original.weights().tensors {
+        let back = folder.plan.get(&tensor.name).unwrap();
+        assert_eq!(back.read().unwrap(), tensor.read().unwrap(), "{}", tensor.name);
+    }
+}
+
 /// A mixture, which the reference reads in the format of transformers alone: its tensors are those of that file.
 #[test]
 fn a_mixture_of_mistrals_own_format_has_the_tensors_of_its_twin() {
