@@ -170,6 +170,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// What nothing has asked for.
+    pub(crate) fn left(&self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.map.iter().map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !self.taken.contains(name))
+    }
+
+    /// The file that the fields stand in.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// A finding about field `name`.
     pub(crate) fn finding(&self, name: &str) -> Finding {
         Finding::new(&self.path, format!("{}{name}", self.prefix))

@@ -57,6 +57,73 @@ fn files_equal_the_reference_key_by_key_and_byte_by_byte() {
     assert!(failed.is_empty(), "differ: {}", failed.join(", "));
 }
 
+/// The folders of Mistral's own format.
+fn mistral() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mistral")
+}
+
+/// As `convert_hf_to_gguf.py --mistral-format` makes them, but for the order of keys.
+#[test]
+fn folders_of_mistrals_own_format_become_what_the_reference_makes_of_them() {
+    for case in ["tekken", "fp8", "ministral3", "spm"] {
+        for outtype in OUTTYPES {
+            let out = tempfile::tempdir().unwrap();
+            let target = out.path().join("model.gguf");
+            let options = ConvertOptions { outtype, ..ConvertOptions::default() };
+            convert(&mistral().join(case).join("model"), &options, &target).unwrap();
+            let expected = mistral().join(case).join(format!("expected/{outtype}.json"));
+            let mut expected: Json = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
+            let file = GgufFile::open(&target).unwrap();
+            let keys = expected["keys"].as_object_mut().unwrap();
+            let ours = file.metadata().iter().filter_map(|(key, _)| Some((key.to_owned(), keys.remove(key)?)));
+            let sorted: serde_json::Map<String, Json> = ours.collect();
+            assert!(keys.is_empty(), "{case} {outtype}: not written: {keys:?}");
+            *keys = sorted;
+            compare(&format!("{case} {outtype}"), &file, &expected);
+            readers::another_reader_agrees(&target, &file);
+        }
+    }
+}
+
+#[test]
+fn ministral3_goes_back_to_its_class() {
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("model.gguf");
+    convert(&mistral().join("ministral3/model"), &ConvertOptions::default(), &target).unwrap();
+    let model = GgufModel::open(&target).unwrap();
+    let (config, folder) = atombank::convert::from_gguf(&model, None).unwrap().unwrap();
+    assert_eq!(config["architectures"], json!(["Ministral3ForCausalLM"]));
+    let expected = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1});
+    assert_eq!(config["rope_parameters"], expected);
+    let original = Checkpoint::open(&mistral().join("ministral3/model")).unwrap();
+    for tensor in &original.weights().tensors {
+        let back = folder.plan.get(&tensor.name).unwrap();
+        assert_eq!(back.read().unwrap(), tensor.read().unwrap(), "{}", tensor.name);
+    }
+}
+
+/// A mixture, which the reference reads in the format of transformers alone: its tensors are those of that file.
+#[test]
+fn a_mixture_of_mistrals_own_format_has_the_tensors_of_its_twin() {
+    for outtype in OUTTYPES {
+        let out = tempfile::tempdir().unwrap();
+        let target = out.path().join("model.gguf");
+        let options = ConvertOptions { outtype, ..ConvertOptions::default() };
+        convert(&mistral().join("mixtral/model"), &options, &target).unwrap();
+        let expected = mistral().join(format!("mixtral/expected/tensors-{outtype}.json"));
+        let expected: Json = serde_json::from_slice(&fs::read(expected).unwrap()).unwrap();
+        let file = GgufFile::open(&target).unwrap();
+        let tensors = file.tensors().iter().enumerate().map(|(i, info)| {
+            let shape: Vec<usize> = info.shape.iter().rev().copied().collect();
+            let described = json!({"shape": shape, "type": info.dtype.name(), "sha256": sha256(&file.bytes(i))});
+            (info.name.clone(), described)
+        });
+        assert_eq!(Json::Object(tensors.collect()), expected["tensors"], "{outtype}");
+        assert_eq!(file.metadata().u32("llama.expert_used_count").unwrap(), 2);
+    }
+}
+
 /// Folders as users have them, each against the reference's one file.
 #[test]
 fn folders_of_users_become_what_the_reference_makes_of_them() {

@@ -233,7 +233,7 @@ fn below(folder: &Path, notes: &mut Vec<String>) -> Result<PathBuf> {
     };
     let chosen = match found.as_slice() {
         [] => {
-            let model = folder.join("config.json").is_file();
+            let model = crate::checkpoint::is_model(folder);
             let finding = finding().expected("an adapter: this file here, or in one of its folders");
             return Err(finding.found(if model { "a model" } else { "none" }).mismatch());
         }

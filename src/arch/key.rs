@@ -29,6 +29,8 @@ pub(crate) enum Key {
     RopePart,
     /// Type and factor of rotary scaling, and the parameters of yarn.
     RopeScaling,
+    /// A number among the rotary parameters.
+    Rope(&'static str, &'static str),
     /// `rope.freq_base`.
     RopeBase,
     /// `rope.freq_base_swa`, for architectures whose local layers have another base.

@@ -125,6 +125,7 @@ pub(crate) const ALL: &[&Family] = &[
     &families::llama::MIXTRAL,
     &families::llama::LLAMA,
     &families::llama::MISTRAL,
+    &families::llama::MINISTRAL3,
     &families::llama::GRANITE,
     &families::llama::SMOLLM3,
     &families::llama::OLMO2,

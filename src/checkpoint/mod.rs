@@ -2,6 +2,7 @@
 
 #[cfg(feature = "hub")]
 pub mod hub;
+mod mistral;
 mod prequantized;
 mod shards;
 mod tokenizer_files;
@@ -31,7 +32,8 @@ pub(crate) const TEXT_CONFIGS: [&str; 4] = ["text_config", "llm_config", "lm_con
 /// Weights that were quantized before they were saved are plain tensors here: see [`Checkpoint::open`].
 pub struct Checkpoint {
     path: PathBuf,
-    /// config.json as it stands in the file, less what it says of packed weights.
+    /// config.json as it stands in the file, less what it says of packed weights. Of a folder in Mistral's own format,
+    /// what config.json would say.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
     rounded: Option<Plan>,
@@ -39,6 +41,13 @@ pub struct Checkpoint {
     notes: Vec<String>,
     /// The folder of the tokenizer's files, if it is another.
     tokenizer: Option<PathBuf>,
+    /// What is known of a folder in Mistral's own format.
+    mistral: Option<mistral::Own>,
+}
+
+/// Whether a folder says which model it is: in config.json, or in params.json of Mistral's own format.
+pub(crate) fn is_model(folder: &Path) -> bool {
+    folder.join("config.json").is_file() || mistral::is_own(folder)
 }
 
 impl Checkpoint {
@@ -53,15 +62,20 @@ impl Checkpoint {
     }
 
     /// Opens the folder with its tensors as they are stored, packed ones too: to be looked at. `key` chooses one part
-    /// of PyTorch files: `state_dict`. What programs that wrap a model put before its names is taken off.
+    /// of PyTorch files: `state_dict`. What programs that wrap a model put before its names is taken off; names of
+    /// Mistral's own format are those of transformers here, but rows stand as they are stored.
     ///
     /// # Errors
     /// Missing or malformed files, an index that does not fit its shards.
     pub fn open_stored(path: &Path, key: Option<&str>) -> Result<Self> {
         let mut folder = Self::without_weights(path)?;
         let FolderWeights { plan, others, notes } = open_weights(path, key)?;
-        (folder.weights, folder.others, folder.notes) = (plan, others, notes);
+        (folder.weights, folder.others) = (plan, others);
+        folder.notes.extend(notes);
         wrapped::unwrap_names(path, &mut folder.weights, &mut folder.notes)?;
+        if let Some(own) = &mut folder.mistral {
+            own.rename(path, &mut folder.weights, &mut folder.notes)?;
+        }
         Ok(folder)
     }
 
@@ -77,13 +91,17 @@ impl Checkpoint {
                 .found(if path.exists() { "a file" } else { "nothing" })
                 .mismatch());
         }
-        let config_json = read_json_object(&path.join("config.json"))?;
+        let mut notes = Vec::new();
+        let (mistral, config_json) = match mistral::is_own(path) {
+            true => mistral::Own::read(path, &mut notes).map(|(own, config)| (Some(own), config))?,
+            false => (None, read_json_object(&path.join("config.json"))?),
+        };
         let (weights, others) = (Plan::default(), Vec::new());
-        let (path, notes) = (path.to_owned(), Vec::new());
-        Ok(Self { path, config_json, weights, rounded: None, others, notes, tokenizer: None })
+        let path = path.to_owned();
+        Ok(Self { path, config_json, weights, rounded: None, others, notes, tokenizer: None, mistral })
     }
 
-    /// With plain tensors for those that are packed.
+    /// With plain tensors for those that are packed, and every row where transformers has it.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
@@ -91,6 +109,10 @@ impl Checkpoint {
         if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
             (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
             self.notes.extend(unpacked.notes);
+        }
+        if let Some(own) = &self.mistral {
+            own.regroup(&mut self.weights)?;
+            self.rounded.as_mut().map_or(Ok(()), |rounded| own.regroup(rounded))?;
         }
         Ok(self)
     }
@@ -112,6 +134,16 @@ impl Checkpoint {
         self.rounded.as_ref().unwrap_or(&self.weights)
     }
 
+    /// The name that the files have for the tensor that transformers calls `name`.
+    pub(crate) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.mistral.as_ref().map_or(name, |own| own.stored_name(name))
+    }
+
+    /// Whether the folder is in Mistral's own format: params.json and consolidated files.
+    pub(crate) fn is_mistral_format(&self) -> bool {
+        self.mistral.is_some()
+    }
+
     pub(crate) fn note(&mut self, note: String) {
         self.notes.push(note);
     }
@@ -124,11 +156,12 @@ impl Checkpoint {
     /// Whether `file`, which stands beside the weights, says of them what is true no longer.
     fn is_outdated(&self, file: &str) -> bool {
         self.rounded.is_some() && prequantized::FILES.contains(&file)
+            || self.mistral.is_some() && file == mistral::CONFIG
     }
 
     /// Makes the files beside the weights those of a model with these weights.
     pub(crate) fn bring_up_to_date(&self, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
-        if self.rounded.is_some() {
+        if self.rounded.is_some() || self.mistral.is_some() {
             files.retain(|name, _| !self.is_outdated(name));
             files.insert("config.json".to_owned(), (json_text(&self.config_json) + "\n").into_bytes());
         }

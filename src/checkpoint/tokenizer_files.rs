@@ -6,7 +6,16 @@ use std::path::{Path, PathBuf};
 use super::Checkpoint;
 
 /// Files that hold a vocabulary. Every folder with a tokenizer has at least one of them.
-const VOCABULARIES: &[&str] = &["tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt"];
+const VOCABULARIES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+    "qwen.tiktoken",
+];
 
 /// Files that belong to a vocabulary: merges, settings, special tokens, the chat template.
 const SETTINGS: &[&str] = &[

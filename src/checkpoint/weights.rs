@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::shards;
+use super::{mistral, shards};
 use crate::error::{Finding, Result};
 use crate::formats::pytorch::{self, PytorchFile};
 use crate::formats::safetensors::{self, SafetensorsFile};
@@ -33,6 +33,7 @@ pub(crate) struct FolderWeights {
 struct Form {
     stem: &'static str,
     extension: &'static str,
+    /// Empty where there is none.
     index: &'static str,
     /// Opens a file; of a PyTorch file the part that is asked for.
     open: fn(&Path, Option<&str>) -> Result<Opened>,
@@ -40,33 +41,79 @@ struct Form {
     has_parts: bool,
 }
 
-/// In the order of preference.
+fn open_safetensors(path: &Path, _: Option<&str>) -> Result<Opened> {
+    Ok((Arc::new(SafetensorsFile::open(path)?), Others::new()))
+}
+
+fn open_pytorch(path: &Path, key: Option<&str>) -> Result<Opened> {
+    let file = PytorchFile::open(path, key)?;
+    let others = file.others().to_vec();
+    Ok((Arc::new(file), others))
+}
+
+/// The forms of transformers, in the order of preference.
 const FORMS: [Form; 2] = [
     Form {
         stem: "model",
         extension: "safetensors",
         index: safetensors::SHARD_INDEX,
-        open: |path, _| Ok((Arc::new(SafetensorsFile::open(path)?), Others::new())),
+        open: open_safetensors,
+        has_parts: false,
+    },
+    Form { stem: "pytorch_model", extension: "bin", index: pytorch::SHARD_INDEX, open: open_pytorch, has_parts: true },
+];
+
+/// Those of Mistral's own format.
+const OWN: [Form; 2] = [
+    Form {
+        stem: "consolidated",
+        extension: "safetensors",
+        index: "consolidated.safetensors.index.json",
+        open: open_safetensors,
         has_parts: false,
     },
     Form {
-        stem: "pytorch_model",
-        extension: "bin",
-        index: pytorch::SHARD_INDEX,
+        stem: "consolidated.00",
+        extension: "pth",
+        index: "",
         open: |path, key| {
-            let file = PytorchFile::open(path, key)?;
-            let others = file.others().to_vec();
-            Ok((Arc::new(file), others))
+            let second = path.with_file_name("consolidated.01.pth");
+            if second.exists() {
+                return Err(Finding::new(path, "weights")
+                    .expected("one file")
+                    .found(format_args!("{} beside it: parts of every tensor, for several devices", second.display()))
+                    .hint("use the model's folder in the format of transformers")
+                    .unsupported());
+            }
+            open_pytorch(path, key)
         },
         has_parts: true,
     },
 ];
 
-/// Whether a folder has a model's weights, whole or in part.
+fn forms(folder: &Path) -> &'static [Form] {
+    if mistral::is_own(folder) { &OWN } else { &FORMS }
+}
+
+/// Whether a folder has a model's weights, whole or in part, in the format that it is read in.
 pub(crate) fn has_weights(folder: &Path) -> bool {
-    FORMS.iter().any(|form| {
+    has_some(folder, forms(folder))
+}
+
+/// Whether it has some in the format of transformers.
+pub(super) fn has_usual(folder: &Path) -> bool {
+    has_some(folder, &FORMS)
+}
+
+/// Whether it has some in Mistral's own format.
+pub(super) fn has_own(folder: &Path) -> bool {
+    has_some(folder, &OWN)
+}
+
+fn has_some(folder: &Path, forms: &[Form]) -> bool {
+    forms.iter().any(|form| {
         let named = [format!("{}.{}", form.stem, form.extension), form.index.to_owned()];
-        named.iter().any(|name| folder.join(name).is_file())
+        named.iter().any(|name| !name.is_empty() && folder.join(name).is_file())
             || !matches!(shards::by_number(folder, form.stem, form.extension), Ok(None))
     })
 }
@@ -74,7 +121,8 @@ pub(crate) fn has_weights(folder: &Path) -> bool {
 /// The folder's weights. One whole file comes before an index, which may be left over from an earlier save; an index
 /// before shards that only their names tell. `key` chooses one part of PyTorch files: `state_dict`.
 pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWeights> {
-    for form in &FORMS {
+    let forms = forms(folder);
+    for form in forms {
         let (single, index) = (format!("{}.{}", form.stem, form.extension), folder.join(form.index));
         let mut notes = Vec::new();
         let (files, map) = if folder.join(&single).is_file() {
@@ -101,8 +149,12 @@ pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWei
         }
         return Ok(FolderWeights { plan, others, notes });
     }
+    let mut names: Vec<String> =
+        forms.iter().flat_map(|form| [format!("{}.{}", form.stem, form.extension), form.index.to_owned()]).collect();
+    names.retain(|name| !name.is_empty());
+    let last = names.pop().unwrap_or_default();
     Err(Finding::new(folder, "weights")
-        .expected(format_args!("model.safetensors, {}, pytorch_model.bin or {}", FORMS[0].index, FORMS[1].index))
+        .expected(format_args!("{} or {last}", names.join(", ")))
         .found("none of them")
         .hint("is the download complete?")
         .mismatch())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::CONFIG_FILE;
-use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, open_weights};
+use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, is_model, open_weights};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
 use crate::formats::pytorch::PytorchFile;
@@ -16,7 +16,7 @@ use crate::source::Source;
 
 /// An open input for a conversion.
 pub enum Input {
-    /// A folder with config.json.
+    /// A folder with config.json, or with params.json of Mistral's own format.
     Model(Checkpoint),
     /// Tensors without a config: one file, or a folder of shards.
     Weights {
@@ -61,7 +61,7 @@ pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// adapter_config.json is read as a model, unless `content` says otherwise: the settings are often
 /// left over from an adapter that was merged.
 pub(crate) fn is_adapter(path: &Path, content: Option<Content>) -> bool {
-    let is_model = || path.join("config.json").is_file() && has_weights(path);
+    let is_model = || is_model(path) && has_weights(path);
     path.join(CONFIG_FILE).is_file() && content != Some(Content::Model) && (content.is_some() || !is_model())
 }
 
@@ -99,7 +99,7 @@ impl Input {
                 let finding = Finding::new(path, "").expected(format_args!("an adapter: a folder with {CONFIG_FILE}"));
                 return Err(finding.found("none").mismatch());
             }
-            if path.join("config.json").is_file() {
+            if is_model(path) {
                 let mut folder = Checkpoint::open_stored(path, key)?;
                 if path.join(CONFIG_FILE).is_file() && content.is_none() {
                     folder

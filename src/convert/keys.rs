@@ -67,6 +67,11 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
         }
         Key::RopePart => put("rope.dimension_count", u32(params, "head_dim", rope::rotated(params)?)?.into()),
         Key::RopeScaling => rope::write_scaling(metadata, params)?,
+        Key::Rope(name, field) => {
+            if let Some(value) = rope::number(params, &[field])? {
+                put(name, (value as f32).into());
+            }
+        }
         Key::RopeBase => rope::write_base(metadata, params)?,
         Key::RopeBaseLocal => {
             if let Some(theta) = params.rope_local {

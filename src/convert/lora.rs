@@ -14,10 +14,9 @@ pub use crate::adapter::gguf::{PeftFolder, RowOrder, from_gguf};
 use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, gguf};
 use crate::arch::Config;
-use crate::checkpoint::{Checkpoint, has_weights};
+use crate::checkpoint::{Checkpoint, has_weights, is_model};
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
-use crate::json::read_json_object;
 use crate::output::Output;
 use crate::plan::Plan;
 
@@ -34,11 +33,11 @@ impl LoraBase {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open(folder: &Path) -> Result<Self> {
-        if has_weights(folder) || !folder.join("config.json").is_file() {
-            let folder = Checkpoint::open(folder)?;
-            return Self::new(folder.path(), folder.config_json.clone(), folder.weights().clone());
-        }
-        Self::new(folder, read_json_object(&folder.join("config.json"))?, Plan::default())
+        let opened = match has_weights(folder) || !is_model(folder) {
+            true => Checkpoint::open(folder)?,
+            false => Checkpoint::without_weights(folder)?,
+        };
+        Self::new(folder, opened.config_json.clone(), opened.weights().clone())
     }
 
     /// A base with this config and the available part of its weights; errors name `path`.

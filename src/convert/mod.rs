@@ -169,7 +169,15 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let plan = match options.vocab_only {
         false => {
             let vocab_rows = || tokenizer::gemma3_rows(folder);
-            tensors::plan(folder.path(), &vocab_rows, &params, weights, matrices, &mut notes)?
+            tensors::plan(
+                folder.path(),
+                &|name| folder.stored_name(name),
+                &vocab_rows,
+                &params,
+                weights,
+                matrices,
+                &mut notes,
+            )?
         }
         true => Plan::default(),
     };

@@ -17,13 +17,15 @@ use crate::source::show_shape;
 /// The output's tensors: first those computed from the config, then the weights in the reference's order, file by file
 /// and by name within each. Tensors that are left out are added to `notes`.
 ///
-/// `origin` is the model's path, for messages. `vocab_rows` returns for how many rows of the embeddings the tokenizer
-/// has tokens; it is called only for classes that leave the other rows out.
-pub(super) fn plan(
+/// `origin` is the model's path, for messages. `stored_name` returns the names that tensors have in their files, which
+/// determine their order. `vocab_rows` returns for how many rows of the embeddings the tokenizer has tokens; it is called
+/// only for classes that leave the other rows out.
+pub(super) fn plan<'a>(
     origin: &Path,
+    stored_name: &dyn Fn(&'a str) -> &'a str,
     vocab_rows: &dyn Fn() -> Result<usize>,
     params: &Params,
-    weights: &Plan,
+    weights: &'a Plan,
     outtype: Option<DType>,
     notes: &mut Vec<String>,
 ) -> Result<Plan> {
@@ -33,7 +35,7 @@ pub(super) fn plan(
     let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
     let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
     let (mut head, mut others) = (None, BTreeMap::<&str, usize>::new());
-    for (place, tensor) in in_reference_order(weights).into_iter().enumerate() {
+    for (place, tensor) in in_reference_order(weights, stored_name).into_iter().enumerate() {
         match find(params.family, &tensor.name) {
             Lookup::Dropped => {
                 head = Some(tensor).filter(|tensor| tensor.name.ends_with(HEAD)).or(head);
@@ -95,13 +97,14 @@ fn check_tied(origin: &Path, params: &Params, head: &PlannedTensor, weights: &Pl
 /// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
 /// order. Weights that were unpacked from tensors with other names come last, sorted by those names. Buffers that
 /// follow from the config are left out.
-fn in_reference_order(weights: &Plan) -> Vec<&PlannedTensor> {
+fn in_reference_order<'a>(weights: &'a Plan, stored_name: &dyn Fn(&'a str) -> &'a str) -> Vec<&'a PlannedTensor> {
     let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
     kept.sort_by_cached_key(|tensor| {
         let path = tensor.expr.source_path();
         let by_name = path.extension().is_none_or(|e| e == "safetensors");
-        let packed = tensor.expr.packed_in().map(|part| &part.info().name).filter(|name| **name != tensor.name);
-        (packed.is_some(), path, by_name.then(|| packed.unwrap_or(&tensor.name).clone()))
+        let name = stored_name(&tensor.name);
+        let packed = tensor.expr.packed_in().map(|part| part.info().name.as_str()).filter(|packed| *packed != name);
+        (packed.is_some(), path, by_name.then(|| packed.unwrap_or(name).to_owned()))
     });
     kept
 }

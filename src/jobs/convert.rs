@@ -8,7 +8,7 @@ use super::settings::setting;
 use super::{OutputKind, OutputSettings};
 use crate::arch::Config;
 use crate::bank::gguf as bank;
-use crate::checkpoint::{Checkpoint, has_weights};
+use crate::checkpoint::{Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
     Content, ConvertOptions, GENERIC, GeneralOptions, Input, Opening, OutType, from_gguf, generic, to_gguf,
@@ -150,7 +150,7 @@ impl ConvertSettings {
     /// Opens the input. Weights may be missing if only the vocabulary is needed.
     fn open(&self) -> Result<Input> {
         let input = &self.input;
-        if self.vocab_only && input.join("config.json").is_file() && !has_weights(input) {
+        if self.vocab_only && is_model(input) && !has_weights(input) {
             return Ok(Input::Model(Checkpoint::without_weights(input)?));
         }
         Input::open(input, Opening { key: self.key.as_deref(), content: self.r#as })
@@ -314,7 +314,7 @@ impl ConvertSettings {
             return LoraBase::open(folder);
         }
         let named = config.get("base_model_name_or_path").and_then(|name| name.as_str()).unwrap_or_default();
-        if Path::new(named).join("config.json").is_file() {
+        if is_model(Path::new(named)) {
             notes.push(format!("the base is {named}, which adapter_config.json names"));
             return LoraBase::open(Path::new(named));
         }

@@ -12,7 +12,7 @@ use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::arch::Naming;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -122,7 +122,7 @@ pub struct Adapted {
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
     let paths: Vec<&Path> = settings.others.iter().map(|other| other.path.as_path()).collect();
-    let is_model = |path: &&Path| path.join("config.json").is_file() && !is_adapter(path, settings.others_as);
+    let is_model = |path: &&Path| is_model(path) && !is_adapter(path, settings.others_as);
     if is_adapter(&settings.base, None) && paths.iter().any(is_model) {
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());

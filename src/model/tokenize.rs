@@ -1,12 +1,15 @@
-//! Converts texts to tokens and back, with the model's tokenizer.json.
+//! Converts texts to tokens and back, with the model's tokenizer.json or one that is made of its other files.
 
 use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
 use super::Sequence;
+use crate::arch::wrapper;
+use crate::checkpoint::{Checkpoint, is_model};
 use crate::error::{Finding, IoContext, Result};
-use crate::tokenizer::library;
+use crate::formats::gguf::Metadata;
+use crate::tokenizer::{self, Vocab, VocabOptions, library};
 
 /// A model's tokenizer.
 pub struct TextEncoder {
@@ -15,17 +18,36 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Reads `tokenizer.json` of a model folder.
+    /// Reads `tokenizer.json` of a model folder. Where there is none, one is made of the tokenizer's other files, as a
+    /// conversion to GGUF and back makes it: of tekken.json, of SentencePiece's model.
     ///
     /// # Errors
-    /// [`crate::Error::Format`] where it is missing or malformed.
+    /// [`crate::Error::Format`] where it is malformed, and what reading the other files meets.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
+        if !path.is_file() && is_model(folder) {
+            return Self::of_other_files(folder);
+        }
         let json = std::fs::read(&path).at(&path, "read")?;
         Self::from_json(&path, &json)
     }
 
-    /// Reads `json`, the content of a tokenizer.json. `path` is the file from which it was made.
+    fn of_other_files(folder: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::without_weights(folder)?;
+        let (mut metadata, notes) = (Metadata::new(folder), &mut Vec::new());
+        let vocab = wrapper::family(&checkpoint.config_json).map_or(Vocab::Bpe, |family| family.vocab);
+        tokenizer::to_gguf(&mut metadata, &checkpoint, vocab, &VocabOptions::default(), notes)?;
+        let files = tokenizer::to_hf(&metadata, notes)?;
+        match files.iter().find(|(name, _)| name == "tokenizer.json") {
+            Some((_, json)) => Self::from_json(folder, json),
+            None => Err(Finding::new(folder, "tokenizer")
+                .expected("one that a tokenizer.json can be made of")
+                .found("none")
+                .mismatch()),
+        }
+    }
+
+    /// Reads `json`, the content of a tokenizer.json that was made of `path`.
     ///
     /// # Errors
     /// [`crate::Error::Format`] where it is malformed.
@@ -98,5 +120,25 @@ impl TextEncoder {
             return Err(Finding::new(&self.path, "prompt").expected("at least one token").found("none").mismatch());
         }
         Ok(Sequence { routed: ids.len(), ids, instruction: Vec::new() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What mistral_common makes of the same file.
+    #[test]
+    fn a_folder_with_tekken_alone_has_mistrals_tokens() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/mistral/tekken/model");
+        let encoder = TextEncoder::open(&folder).unwrap();
+        let text = "def main(self):\n    return 'caf\u{e9}' + 12";
+        let expected = [
+            286, 123, 53, 130, 118, 282, 61, 284, 129, 123, 62, 79, 31, 279, 325, 137, 138, 135, 131, 304, 120, 118,
+            123, 216, 190, 60, 53, 64, 53, 70, 71,
+        ];
+        assert_eq!(encoder.encode(text, false).unwrap(), expected);
+        assert_eq!(encoder.encode(text, true).unwrap()[..2], [1, 286]);
+        assert_eq!(encoder.decode(&expected).unwrap(), text);
     }
 }

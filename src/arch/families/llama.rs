@@ -107,6 +107,31 @@ pub(in crate::arch) const MISTRAL: Family = Family {
     ..LLAMA
 };
 
+/// Ministral 3: yarn, and queries that grow with their position.
+pub(in crate::arch) const MINISTRAL3: Family = Family {
+    class: "Ministral3ForCausalLM",
+    also: &[],
+    // Mistral Small 3.1, which is Mistral, has the same architecture in GGUF.
+    fits: |gguf| gguf.key("mistral3.attention.temperature_scale"),
+    model_type: "ministral3",
+    gguf: "mistral3",
+    defaults: r#"{"vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 34,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu",
+        "max_position_embeddings": 262144, "rms_norm_eps": 1e-05, "tie_word_embeddings": false,
+        "rope_theta": null, "rope_scaling": null, "rope_parameters": {"type": "yarn", "rope_theta": 1000000.0,
+        "factor": 16.0, "original_max_position_embeddings": 16384, "beta_fast": 32.0, "beta_slow": 1.0,
+        "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1}, "sliding_window": null,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 11, "attention_bias": false, "mlp_bias": false}"#,
+    assumed: &[must("hidden_act", "\"silu\""), must("attention_bias", "false"), should("sliding_window", "null")],
+    keys: &[
+        Key::Group(LLAMA_KEYS),
+        Key::Rope("rope.scaling.yarn_log_multiplier", "mscale_all_dim"),
+        Key::Rope("attention.temperature_scale", "llama_4_scaling_beta"),
+    ],
+    extra: Extra::Nothing,
+    ..LLAMA
+};
+
 pub(in crate::arch) const MIXTRAL: Family = Family {
     class: "MixtralForCausalLM",
     also: &[],

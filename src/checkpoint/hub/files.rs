@@ -11,7 +11,10 @@ use crate::formats::safetensors::SHARD_INDEX;
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Ends of names of files without weights: configs and tokenizers, templates, the model card.
-const COMPANIONS: &[&str] = &[".json", ".txt", ".jinja", ".model"];
+const COMPANIONS: &[&str] = &[".json", ".txt", ".jinja", ".model", ".tiktoken"];
+
+/// What stands in the names of Mistral's SentencePiece models before their version.
+const VERSIONED: &str = ".model.v";
 
 /// The folder of further chat templates.
 pub(super) const TEMPLATES: &str = "additional_chat_templates";
@@ -66,7 +69,8 @@ pub(super) fn companions(names: &[String]) -> Vec<&str> {
     let wanted = |name: &&str| {
         let hidden = name.split('/').any(|part| part.starts_with('.'));
         // Indexes go with the weights that they are of.
-        let companion = !name.ends_with(".index.json") && COMPANIONS.iter().any(|end| name.ends_with(end));
+        let known = COMPANIONS.iter().any(|end| name.ends_with(end)) || name.contains(VERSIONED);
+        let companion = known && !name.ends_with(".index.json");
         let wanted = match name.split_once('/') {
             None => *name == "README.md" || companion,
             Some((TEMPLATES, template)) => template.ends_with(".jinja") && !template.contains('/'),
@@ -110,7 +114,7 @@ pub(super) fn weights(names: &[String], need: Need) -> Vec<Weights> {
     let either =
         |found: Option<Weights>, other: &dyn Fn() -> Option<Weights>| found.or_else(other).into_iter().collect();
     let found: Vec<Weights> = match need {
-        Need::Vocabulary if has("config.json") => return Vec::new(),
+        Need::Vocabulary if has("config.json") || has("params.json") => return Vec::new(),
         Need::Model => either(model(), &adapter),
         Need::Adapter => either(adapter(), &model),
         Need::Everything | Need::Vocabulary => model().into_iter().chain(adapter()).collect(),
@@ -258,7 +262,9 @@ mod tests {
             "onnx/model.onnx",
             "model.safetensors",
             "tf_model.h5",
+            "qwen.tiktoken",
             "tokenizer.model",
+            "tokenizer.model.v3",
             "training_args.bin",
         ]);
         let expected = [
@@ -269,7 +275,9 @@ mod tests {
             "config.json",
             "merges.txt",
             "odd name.json",
+            "qwen.tiktoken",
             "tokenizer.model",
+            "tokenizer.model.v3",
         ];
         assert_eq!(companions(&all), expected);
     }

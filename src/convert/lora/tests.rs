@@ -13,6 +13,7 @@ use crate::adapter::peft::{Change, PREFIX};
 use crate::dtype::DType;
 use crate::formats::gguf::GgufFile;
 use crate::formats::safetensors::SafetensorsFile;
+use crate::json::read_json_object;
 use crate::plan::PlannedTensor;
 use crate::source::{Source, rows};
 

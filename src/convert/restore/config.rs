@@ -165,6 +165,11 @@ impl Writer<'_> {
                 self.full("rope.dimension_count");
             }
             Key::RopeScaling => self.rope_scaling()?,
+            Key::Rope(name, field) => {
+                if let Some(value) = self.number(name)? {
+                    self.scaling.insert(field.to_owned(), value);
+                }
+            }
             Key::RopeBase => {
                 if let Some(theta) = self.number("rope.freq_base")? {
                     self.put("rope_theta", theta);
@@ -347,8 +352,18 @@ impl Writer<'_> {
             _ => {}
         }
         if !self.scaling.is_empty() {
-            let scaling = std::mem::take(&mut self.scaling);
-            self.put("rope_scaling", Json::Object(scaling));
+            let mut scaling = std::mem::take(&mut self.scaling);
+            // A class with rotary parameters of its own takes those, unless they stand in this field.
+            match self.family.default_fields().get("rope_parameters") {
+                Some(Json::Object(defaults)) => {
+                    for (name, value) in defaults.iter().filter(|(name, _)| *name == "mscale") {
+                        scaling.insert(name.clone(), value.clone());
+                    }
+                    scaling.extend(self.config.remove("rope_theta").map(|theta| ("rope_theta".to_owned(), theta)));
+                    self.put("rope_parameters", Json::Object(scaling));
+                }
+                _ => self.put("rope_scaling", Json::Object(scaling)),
+            }
         }
         Ok(())
     }

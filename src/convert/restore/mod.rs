@@ -96,7 +96,7 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
     let Some(params) = Params::read(folder, config, &mut notes)? else { return Ok(Plan::default()) };
     // All rows are kept, whatever the tokenizer has.
     let all_rows = || Ok(usize::MAX);
-    let new = super::tensors::plan(origin, &all_rows, &params, plan, Some(DType::F32), &mut notes)?;
+    let new = super::tensors::plan(origin, &|name| name, &all_rows, &params, plan, Some(DType::F32), &mut notes)?;
     let touched: HashSet<String> = changed
         .iter()
         .filter_map(|name| match find(params.family, name) {

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::auto::{Auto, ModelKind, merge_lines};
 use super::files::{Files, read_text, shortened};
-use super::{VocabWriter, pre, vocabulary};
+use super::{VocabWriter, pre, tiktoken, vocabulary};
 use crate::error::Result;
 use crate::formats::gguf::Array;
 use crate::tokenizer::keys;
@@ -16,6 +16,9 @@ impl VocabWriter<'_> {
     /// Byte-level BPE (`_set_vocab_gpt2`).
     pub(super) fn bpe(&mut self) -> Result<()> {
         let files = self.files;
+        if let Some(name) = tiktoken::file(files)? {
+            return self.tiktoken(&name);
+        }
         let auto = Auto::load(files)?;
         if auto.model != ModelKind::Bpe {
             return Err(files

@@ -12,7 +12,7 @@ pub(super) type Object = Map<String, Json>;
 
 /// The most tokens that a vocabulary may have, several times as many as the largest models have. The
 /// number comes from config.json and decides how many placeholders are made.
-const MAX_TOKENS: usize = 1 << 22;
+pub(super) const MAX_TOKENS: usize = 1 << 22;
 
 /// The tokenizer's files, as JSON.
 pub(super) struct Files {
@@ -25,13 +25,16 @@ pub(super) struct Files {
     pub(super) tokenizer: Option<Object>,
     /// tokenizer_config.json, where it is there and not empty.
     pub(super) config: Option<Object>,
+    /// Whether the folder is in Mistral's own format.
+    pub(super) is_mistral_format: bool,
 }
 
 impl Files {
     /// The tokenizer's files of a model.
     pub(super) fn of(model: &Checkpoint) -> Result<Self> {
         let files = Self::open(model.tokenizer_folder(), model.config_json.clone())?;
-        Ok(Self { model_folder: model.path().to_owned(), ..files })
+        let is_mistral_format = model.is_mistral_format() && model.tokenizer_folder() == model.path();
+        Ok(Self { model_folder: model.path().to_owned(), is_mistral_format, ..files })
     }
 
     /// The files of `folder`, whose config.json is `model_config`.
@@ -42,7 +45,8 @@ impl Files {
         };
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
-        Ok(Self { model_config, tokenizer, config, folder: folder.to_owned(), model_folder: folder.to_owned() })
+        let (folder, model_folder) = (folder.to_owned(), folder.to_owned());
+        Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false })
     }
 
     /// A finding about `subject` in the file `name`.
@@ -169,6 +173,7 @@ impl Files {
             model_config: object(model_config).unwrap_or_default(),
             tokenizer: object(tokenizer),
             config: object(config),
+            is_mistral_format: false,
         }
     }
 }

@@ -12,10 +12,14 @@ mod bpe;
 mod files;
 #[cfg(feature = "convert")]
 mod hash;
+mod mistral;
 mod pre;
+mod ranks;
 mod sentencepiece;
 mod special;
+mod spm_json;
 mod template;
+mod tiktoken;
 mod unigram;
 mod vocabulary;
 mod wordpiece;
@@ -92,8 +96,7 @@ pub(crate) fn to_gguf(
         metadata.insert(keys::MODEL, "none");
         return Ok(());
     }
-    let files = Files::of(folder)?;
-    write_completed(metadata, &files, vocab, options, notes)
+    write_completed(metadata, &Files::of(folder)?, vocab, options, notes)
 }
 
 /// The keys of the files, completed by the record of an earlier conversion from GGUF.
@@ -126,11 +129,11 @@ fn write_files(
         Vocab::Bpe => writer.bpe(),
         Vocab::Llama => writer.llama(),
         Vocab::Gemma => writer.gemma(),
-        Vocab::Gemma2 => match writer.sentencepiece(Reading::Usual)? {
+        Vocab::Gemma2 => match writer.sentencepiece_or_json(Reading::Usual)? {
             true => writer.no_space_prefix(),
             false => Err(sentencepiece::missing(files)),
         },
-        Vocab::Gemma3 => match writer.sentencepiece(Reading::Usual)? {
+        Vocab::Gemma3 => match writer.sentencepiece_or_json(Reading::Usual)? {
             true => writer.no_space_prefix(),
             false => writer.bpe(),
         },
@@ -192,6 +195,14 @@ struct VocabWriter<'a> {
 }
 
 impl VocabWriter<'_> {
+    /// As [`Self::sentencepiece`], but for a tokenizer.json that was made of a SentencePiece model, which counts as one.
+    fn sentencepiece_or_json(&mut self, reading: Reading) -> Result<bool> {
+        match sentencepiece::of_model_or_json(self.files, reading, self.notes)? {
+            Some(tokens) => self.llama_tokens(tokens).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     /// SentencePiece (`_set_vocab_sentencepiece`); false where there is no tokenizer.model.
     fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
         match sentencepiece::tokens(self.files, reading, self.notes)? {
@@ -209,8 +220,10 @@ impl VocabWriter<'_> {
 
     fn llama(&mut self) -> Result<()> {
         let files = self.files;
-        if files.folder.join("tekken.json").is_file() && files.tokenizer.is_none() {
-            return Err(unreadable(files, "tekken.json", "Mistral's own format"));
+        if files.is_mistral_format || files.tokenizer.is_none() && !files.folder.join("tokenizer.model").is_file() {
+            if let Some(name) = mistral::file(files)? {
+                return self.mistral(&name);
+            }
         }
         if files.setting("tokenizer_class") == Some(&json!("HybridDNATokenizer")) {
             return Err(unreadable(files, "tokenizer_config.json", "a HybridDNATokenizer"));
@@ -240,7 +253,7 @@ impl VocabWriter<'_> {
     }
 
     fn gemma(&mut self) -> Result<()> {
-        if !self.sentencepiece(Reading::Usual)? {
+        if !self.sentencepiece_or_json(Reading::Usual)? {
             return Err(sentencepiece::missing(self.files));
         }
         self.infill(&[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)], false)?;
@@ -273,7 +286,7 @@ impl VocabWriter<'_> {
         if self.files.setting("tokenizer_class") == Some(&json!("GPT2Tokenizer")) {
             return self.bpe();
         }
-        match self.sentencepiece(Reading::Phi3)? {
+        match self.sentencepiece_or_json(Reading::Phi3)? {
             true => Ok(()),
             false => Err(sentencepiece::missing(self.files)),
         }

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::auto::Auto;
 use super::files::{Files, id_of, shortened};
+use super::spm_json::{self, is_byte};
 use crate::error::{Finding, Result};
 use crate::tokenizer::sentencepiece::SentencePieceModel;
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, looks_special, placeholder};
@@ -80,8 +81,7 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
         }
         notes.push(format!("{NAME}: the tokens from {size} on are left out, vocab_size of config.json is {size}"));
     }
-    let mut added =
-        AddedTokens { files, reading, tokens: ScoredTokens::unused(size), replaced: Vec::new(), left_out: Vec::new() };
+    let mut added = AddedTokens::over(files, reading, ScoredTokens::unused(size));
     added.tokens.set_pieces(&model);
     added.read_added_tokens()?;
     added.read_config()?;
@@ -90,6 +90,19 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
     }
     added.report(notes);
     Ok(Some(added.tokens))
+}
+
+/// The tokens of tokenizer.model; without it those of a tokenizer.json that was made of one; `None` for other
+/// tokenizers.
+pub(super) fn of_model_or_json(
+    files: &Files,
+    reading: Reading,
+    notes: &mut Vec<String>,
+) -> Result<Option<ScoredTokens>> {
+    match tokens(files, reading, notes)? {
+        Some(tokens) => Ok(Some(tokens)),
+        None => spm_json::tokens(files, reading, notes),
+    }
 }
 
 fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::Display, size: usize) -> crate::Error {
@@ -102,19 +115,23 @@ fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::
 }
 
 /// The tokens while added tokens replace some of the pieces.
-struct AddedTokens<'a> {
+pub(super) struct AddedTokens<'a> {
     files: &'a Files,
     reading: Reading,
-    tokens: ScoredTokens,
+    pub(super) tokens: ScoredTokens,
     /// Ids whose token was replaced by another text, for a note.
     replaced: Vec<String>,
     /// Tokens past the end, for a note.
     left_out: Vec<String>,
 }
 
-impl AddedTokens<'_> {
+impl<'a> AddedTokens<'a> {
+    pub(super) fn over(files: &'a Files, reading: Reading, tokens: ScoredTokens) -> Self {
+        Self { files, reading, tokens, replaced: Vec::new(), left_out: Vec::new() }
+    }
+
     /// Reads added_tokens.json: ids by text.
-    fn read_added_tokens(&mut self) -> Result<()> {
+    pub(super) fn read_added_tokens(&mut self) -> Result<()> {
         const NAME: &str = "added_tokens.json";
         for (text, id) in self.files.json(NAME)?.unwrap_or_default() {
             let number = id_of(&id).ok_or_else(|| {
@@ -132,7 +149,7 @@ impl AddedTokens<'_> {
     }
 
     /// Reads `added_tokens_decoder` of tokenizer_config.json: tokens by id.
-    fn read_config(&mut self) -> Result<()> {
+    pub(super) fn read_config(&mut self) -> Result<()> {
         const NAME: &str = "tokenizer_config.json";
         let Some(Json::Object(decoder)) = self.files.setting("added_tokens_decoder") else { return Ok(()) };
         for (id, token) in decoder {
@@ -142,7 +159,7 @@ impl AddedTokens<'_> {
     }
 
     /// Reads `added_tokens` of tokenizer.json.
-    fn read_tokenizer(&mut self) -> Result<()> {
+    pub(super) fn read_tokenizer(&mut self) -> Result<()> {
         let listed = self.files.tokenizer.as_ref().and_then(|json| json.get("added_tokens")).and_then(Json::as_array);
         for token in listed.into_iter().flatten() {
             self.place("tokenizer.json", "added_tokens", token.get("id").and_then(id_of), token)?;
@@ -181,7 +198,7 @@ impl AddedTokens<'_> {
         Ok(())
     }
 
-    fn report(&self, notes: &mut Vec<String>) {
+    pub(super) fn report(&self, notes: &mut Vec<String>) {
         note_some(notes, "tokens of the model replaced by added ones", &self.replaced);
         note_some(notes, "added tokens past the end of the vocabulary left out", &self.left_out);
     }
@@ -203,10 +220,7 @@ pub(super) fn note_some(notes: &mut Vec<String>, what: &str, items: &[String]) {
 /// bytes. `None` for any other tokenizer.json.
 pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<ScoredTokens>> {
     let Some(tokenizer) = &files.tokenizer else { return Ok(None) };
-    let type_of = |name: &str| tokenizer.get(name).and_then(|part| part.get("type")).and_then(Json::as_str);
-    let flag = |name: &str| tokenizer.get("model").and_then(|model| model.get(name)).and_then(Json::as_bool);
-    let is_bpe = type_of("model") == Some("BPE");
-    if !is_bpe || flag("byte_fallback") != Some(true) || type_of("decoder") != Some("Sequence") {
+    if !spm_json::is_spm(tokenizer) {
         return Ok(None);
     }
     let auto = Auto::load(files)?;
@@ -214,7 +228,11 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
     let special = auto.special_ids();
     let base = auto.vocab.len();
     let mut tokens = ScoredTokens::default();
-    for (text, id) in auto.ids() {
+    let ids = auto.ids();
+    let pieces: Vec<&str> = ids.iter().map(|(text, _)| *text).take(base).collect();
+    // The reference gives all tokens one score, by which llama.cpp can't tell merges apart.
+    let scores = spm_json::scores(tokenizer, &pieces, notes);
+    for (text, id) in ids {
         if id != tokens.texts.len() {
             // The reference fails here, or gives every later token a wrong id.
             return Err(files
@@ -230,7 +248,7 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
             () if id < base => TokenKind::Normal,
             () => TokenKind::UserDefined,
         };
-        tokens.push(text, ADDED_SCORE, kind);
+        tokens.push(text, scores.get(&id).copied().unwrap_or(ADDED_SCORE), kind);
     }
     if let Some(size) = files.vocab_size()?
         && size != tokens.texts.len()
@@ -243,17 +261,12 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
     Ok(Some(tokens))
 }
 
-/// Whether a token is one byte: `<0x0A>`.
-fn is_byte(text: &str) -> bool {
-    let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
-    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
 /// How many rows of the embedding Gemma 3 keeps: one for each token that its tokenizer has.
 ///
 /// Reference: `conversion/gemma.py` (`Gemma3Model.modify_tensors`).
 pub(super) fn gemma3_rows(files: &Files) -> Result<usize> {
-    if let Some(tokens) = tokens(files, Reading::Usual, &mut Vec::new())? {
+    let notes = &mut Vec::new();
+    if let Some(tokens) = of_model_or_json(files, Reading::Usual, notes)? {
         return Ok(tokens.texts.len());
     }
     let Some(tokenizer) = &files.tokenizer else {
@@ -274,8 +287,8 @@ pub(super) fn gemma3_rows(files: &Files) -> Result<usize> {
 /// The error for a model that needs tokenizer.model and has none.
 pub(super) fn missing(files: &Files) -> crate::Error {
     Finding::new(&files.folder, "tokenizer")
-        .expected("tokenizer.model")
-        .found("no such file")
+        .expected("tokenizer.model, or a tokenizer.json that was made of it")
+        .found("neither")
         .hint("this architecture's vocabulary is made of its SentencePiece model: copy it from the original model")
         .mismatch()
 }

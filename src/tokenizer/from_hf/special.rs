@@ -18,7 +18,7 @@ pub(super) const USUAL: &[&str] = &["bos", "eos", "unk", "sep", "pad", "cls", "m
 const AFTER_EOS: [&str; 2] = ["eot", "eom"];
 
 /// The key of a kind's id. The reference writes none for the other kinds, nor for `cls`.
-fn id_key(kind: &str) -> Option<&'static str> {
+pub(super) fn id_key(kind: &str) -> Option<&'static str> {
     let known = SpecialToken::ALL.iter().find(|(_, name, _)| *name == kind);
     known.filter(|(token, _, _)| *token != SpecialToken::Cls).map(|(_, _, key)| *key)
 }
@@ -77,6 +77,11 @@ impl SpecialTokens {
             }
         }
         Ok(specials)
+    }
+
+    /// Whether no id has been found.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
     }
 
     /// Writes ids, the flags `add_*_token`, and the chat template.

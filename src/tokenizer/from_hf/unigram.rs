@@ -151,7 +151,7 @@ fn charsmap(files: &Files, normalizer: &Json) -> Result<Vec<u8>> {
 
 /// The bytes of base64 text (RFC 4648, section 4); `None` for anything else. As in Python, bits that
 /// are left over after the last byte don't matter.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     const CONFIG: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
     GeneralPurpose::new(&alphabet::STANDARD, CONFIG).decode(text).ok()
 }

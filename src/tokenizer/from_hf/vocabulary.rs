@@ -109,6 +109,17 @@ fn decoded(text: &str, decoder: &Json) -> String {
     }
 }
 
+/// The character that byte-level BPE has for a byte: [`byte_of`] backwards.
+pub(super) fn char_of(byte: u8) -> char {
+    let other = match byte {
+        0x00..=0x20 => u32::from(byte),
+        0x7f..=0xa0 => u32::from(byte) - 0x7f + 0x21,
+        0xad => 0x43,
+        _ => return char::from(byte),
+    };
+    char::from_u32(0x100 + other).unwrap_or_default()
+}
+
 /// The byte that a character of byte-level BPE represents. Printable bytes are their own characters,
 /// the others are U+0100 and what follows, in order.
 fn byte_of(c: char) -> Option<u8> {
@@ -225,6 +236,7 @@ mod tests {
             [Some(0x21), Some(0x7e), Some(0), Some(0x20), Some(0x0a), Some(0xad)]
         );
         assert_eq!([of(' '), of('\u{ad}'), of('\u{144}'), of('\u{ff5c}')], [None; 4]);
+        assert!((0..=u8::MAX).all(|byte| byte_of(char_of(byte)) == Some(byte)));
         let all: std::collections::BTreeSet<u8> = ('\0'..='\u{200}').filter_map(byte_of).collect();
         assert_eq!(all.len(), 256);
     }

@@ -1,0 +1,59 @@
+//! Names of tensors in Mistral's own format, and those of transformers.
+//!
+//! Reference: llama.cpp `gguf-py/gguf/tensor_mapping.py` ("llama-pth", "mixtral").
+
+/// Modules that a model has once.
+const ENDS: [(&str, &str); 3] =
+    [("tok_embeddings", "model.embed_tokens"), ("norm", "model.norm"), ("output", "lm_head")];
+
+/// Modules of a layer.
+const LAYER: [(&str, &str); 10] = [
+    ("attention.wq", "self_attn.q_proj"),
+    ("attention.wk", "self_attn.k_proj"),
+    ("attention.wv", "self_attn.v_proj"),
+    ("attention.wo", "self_attn.o_proj"),
+    ("attention_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("feed_forward.w1", "mlp.gate_proj"),
+    ("feed_forward.w2", "mlp.down_proj"),
+    ("feed_forward.w3", "mlp.up_proj"),
+    ("feed_forward.gate", "block_sparse_moe.gate"),
+];
+
+/// Modules of the parts for images and sound.
+const OTHERS: [&str; 7] = [
+    "vision_encoder",
+    "vision_language_adapter",
+    "pre_mm_projector_norm",
+    "patch_merger",
+    "whisper_encoder",
+    "audio_language_projection",
+    "audio_language_adapter",
+];
+
+/// What Voxtral has before the names of its embeddings, of text and of sound.
+const BEFORE: &str = "mm_whisper_embeddings.";
+
+/// The name that transformers has for the tensor `name`; `None` for one that no class is known to have.
+pub(super) fn of_transformers(name: &str) -> Option<String> {
+    let name = name.strip_prefix(BEFORE).unwrap_or(name);
+    let (module, suffix) = name.rsplit_once('.')?;
+    let of = |names: &[(&'static str, &'static str)], module: &str| {
+        names.iter().find(|(own, _)| *own == module).map(|(_, theirs)| *theirs)
+    };
+    if let Some(theirs) = of(&ENDS, module) {
+        return Some(format!("{theirs}.{suffix}"));
+    }
+    let (layer, module) = module.strip_prefix("layers.")?.split_once('.')?;
+    if let Some(theirs) = of(&LAYER, module) {
+        return Some(format!("model.layers.{layer}.{theirs}.{suffix}"));
+    }
+    let expert = module.strip_prefix("feed_forward.experts.")?;
+    Some(format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{suffix}"))
+}
+
+/// The module of another part that the tensor called `name` is of.
+pub(super) fn other_part(name: &str) -> Option<&str> {
+    let module = name.strip_prefix(BEFORE).unwrap_or(name).split('.').next()?;
+    OTHERS.contains(&module).then_some(module)
+}

@@ -1,0 +1,200 @@
+//! params.json as the config of a class of transformers.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::Result;
+use crate::json::{Fields, is_off};
+
+/// What params.json says.
+pub(super) struct Read {
+    /// As config.json would say it.
+    pub(super) config: Map<String, Value>,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+}
+
+/// Fields of other models that Mistral's code reads, and what they are of.
+const REFUSED: [(&[&str], &str, &str); 3] = [
+    (
+        &["q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"],
+        "attention with keys and values of full rank",
+        "that of a model with latent attention (Mistral Large 3)",
+    ),
+    (&["lora"], "a whole model", "that of an adapter"),
+    (&["multiple_of", "ffn_dim_multiplier", "use_scaled_rope"], "Mistral's own format", "Meta's own format of Llama"),
+];
+
+/// The context that a model was trained for, where params.json doesn't say it: that of most of Mistral's models.
+const CONTEXT: usize = 32_768;
+
+/// Reads the fields of params.json at `path`. What had to be decided goes to `notes`.
+pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Read> {
+    let mut fields = Fields::new(path, params);
+    for (names, expected, found) in REFUSED {
+        if let Some(name) = names.iter().find(|name| fields.switched_on(name).is_some()) {
+            let finding = fields.finding(name).expected(expected).found(found);
+            return Err(finding.hint("use the model's folder in the format of transformers").unsupported());
+        }
+    }
+    let mut config = Map::new();
+    let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
+    let heads = fields.count("n_heads")?;
+    let kv_heads = fields.count_or("n_kv_heads", heads)?;
+    put("hidden_size", json!(fields.count("dim")?));
+    put("intermediate_size", json!(fields.count("hidden_dim")?));
+    put("num_hidden_layers", json!(fields.count("n_layers")?));
+    put("num_attention_heads", json!(heads));
+    put("num_key_value_heads", json!(kv_heads));
+    put("vocab_size", json!(fields.count("vocab_size")?));
+    if let Some(width) = fields.get::<u64>("head_dim")? {
+        put("head_dim", json!(width));
+    }
+    put("rms_norm_eps", json!(fields.need::<f64>("norm_eps")?));
+    put("hidden_act", json!(fields.get::<String>("activation")?.unwrap_or_else(|| "silu".to_owned())));
+    put("tie_word_embeddings", json!(fields.get::<bool>("tied_embeddings")?.unwrap_or(false)));
+    let window = fields.get::<u64>("sliding_window")?;
+    put("sliding_window", json!(window));
+    put("max_position_embeddings", json!(context(&mut fields, path, notes)?));
+    let theta = theta(&mut fields, window.is_some(), path, notes)?;
+    let rope = rope(&mut fields, theta)?;
+    let moe = moe(&mut fields)?;
+    if let Some(value) = fields.switched_on("quantization") {
+        put("quantization_config", quantization(&fields, value)?);
+    }
+    // Every tokenizer of Mistral's has these two there.
+    put("bos_token_id", json!(1));
+    put("eos_token_id", json!(2));
+    let (class, model_type) = match (&rope, &moe) {
+        (Some(_), Some(_)) => {
+            let finding = fields.finding("moe").expected("none in a model with yarn or llama_4_scaling");
+            return Err(finding
+                .found("one")
+                .hint("use the model's folder in the format of transformers")
+                .unsupported());
+        }
+        (Some(_), None) => ("Ministral3ForCausalLM", "ministral3"),
+        (None, Some(_)) => ("MixtralForCausalLM", "mixtral"),
+        (None, None) => ("MistralForCausalLM", "mistral"),
+    };
+    put("architectures", json!([class]));
+    put("model_type", json!(model_type));
+    match rope {
+        Some(rope) => put("rope_parameters", rope),
+        None => put("rope_theta", json!(theta)),
+    };
+    if let Some((experts, used)) = moe {
+        put("num_local_experts", json!(experts));
+        put("num_experts_per_tok", json!(used));
+    }
+    // What these say is of other parts, of a program that runs the model, or said by the class.
+    const WITHOUT_WEIGHT: [&str; 9] = [
+        "vision_encoder",
+        "multimodal",
+        "audio",
+        "model_type",
+        "max_batch_size",
+        "max_seq_len",
+        "model_parallel",
+        "q_norm",
+        "causal",
+    ];
+    // Others go on: who reads the config names what it doesn't know.
+    for (name, value) in fields.left().filter(|(name, value)| !is_off(value) && !WITHOUT_WEIGHT.contains(name)) {
+        config.entry(name).or_insert_with(|| value.clone());
+    }
+    Ok(Read { config, heads, kv_heads })
+}
+
+/// How many positions the model was trained for.
+fn context(fields: &mut Fields, path: &Path, notes: &mut Vec<String>) -> Result<usize> {
+    for name in ["max_position_embeddings", "max_seq_len"] {
+        if fields.get::<u64>(name)?.is_some() {
+            return fields.count(name);
+        }
+    }
+    notes.push(format!(
+        "{} has no max_position_embeddings: a context of {CONTEXT} is taken; the model may have been trained for another",
+        path.display()
+    ));
+    Ok(CONTEXT)
+}
+
+/// The base of the rotary frequencies. Where it is left out, Mistral's code takes the one that models of the time had.
+fn theta(fields: &mut Fields, has_window: bool, path: &Path, notes: &mut Vec<String>) -> Result<f64> {
+    if let Some(theta) = fields.get::<f64>("rope_theta")? {
+        return Ok(theta);
+    }
+    let theta = if has_window { 10_000.0 } else { 1_000_000.0 };
+    notes.push(format!("{} has no rope_theta: {theta} is taken, as Mistral's own code does", path.display()));
+    Ok(theta)
+}
+
+/// `rope_parameters` of a model whose rotary frequencies are stretched, or whose queries grow with their position.
+fn rope(fields: &mut Fields, theta: f64) -> Result<Option<Value>> {
+    const FIELDS: [&str; 2] = ["yarn", "llama_4_scaling"];
+    let [yarn, growth] = FIELDS.map(|name| fields.switched_on(name));
+    let object = |fields: &Fields, name: &str, value: &Value| match value {
+        Value::Object(map) => Ok(map.clone()),
+        other => Err(fields.finding(name).expected("an object").found(other).format()),
+    };
+    let Some(yarn) = yarn else {
+        return match growth {
+            None => Ok(None),
+            Some(_) => Err(fields.finding("llama_4_scaling").expected("yarn beside it").found("none").unsupported()),
+        };
+    };
+    let path = fields.path().to_owned();
+    let yarn = object(fields, "yarn", yarn)?;
+    let mut of_yarn = Fields::inside(&path, "yarn", &yarn);
+    let original = of_yarn.count("original_max_position_embeddings")?;
+    // Without `apply_scale` the logits aren't made larger: in transformers' words, the two scales cancel each other.
+    let is_scaled = of_yarn.need::<bool>("apply_scale")?;
+    let mut rope = json!({
+        "rope_type": "yarn", "rope_theta": theta, "factor": of_yarn.need::<f64>("factor")?,
+        "original_max_position_embeddings": original,
+        "beta_fast": of_yarn.need::<f64>("beta")?, "beta_slow": of_yarn.need::<f64>("alpha")?,
+        "mscale": 1.0, "mscale_all_dim": if is_scaled { 0.0 } else { 1.0 }, "llama_4_scaling_beta": 0.0,
+    });
+    of_yarn.finish()?;
+    if let Some(growth) = growth {
+        let growth = object(fields, "llama_4_scaling", growth)?;
+        let mut of_growth = Fields::inside(&path, "llama_4_scaling", &growth);
+        let from = of_growth.count("original_max_position_embeddings")?;
+        if from != original {
+            let finding = of_growth.finding("original_max_position_embeddings");
+            return Err(finding.expected(format_args!("{original}, as in yarn")).found(from).unsupported());
+        }
+        rope["llama_4_scaling_beta"] = json!(of_growth.need::<f64>("beta")?);
+        of_growth.finish()?;
+    }
+    Ok(Some(rope))
+}
+
+/// How many experts there are, and how many a token takes, of Mixtral's kind of mixture.
+fn moe(fields: &mut Fields) -> Result<Option<(usize, usize)>> {
+    let Some(value) = fields.switched_on("moe") else { return Ok(None) };
+    let Value::Object(moe) = value else {
+        return Err(fields.finding("moe").expected("an object").found(value).format());
+    };
+    let path = fields.path().to_owned();
+    let mut of_moe = Fields::inside(&path, "moe", moe);
+    let counts = (of_moe.count("num_experts")?, of_moe.count("num_experts_per_tok")?);
+    of_moe.finish()?;
+    Ok(Some(counts))
+}
+
+/// `quantization_config` of weights in 8-bit floats, each tensor with one scale.
+fn quantization(fields: &Fields, value: &Value) -> Result<Value> {
+    match value.get("qformat_weight").and_then(Value::as_str) {
+        Some("fp8_e4m3") => {
+            Ok(json!({"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null}))
+        }
+        other => {
+            let finding = fields.finding("quantization.qformat_weight").expected("\"fp8_e4m3\"");
+            let found = other.map_or_else(|| value.to_string(), |name| format!("{name:?}"));
+            Err(finding.found(found).unsupported())
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Vocabularies of tiktoken: a file of tokens in base64 with their ranks, as Qwen's first models and Kimi's have it.
+//!
+//! The special tokens are in the tokenizer's Python code, which isn't run: those of the classes that are known here are
+//! listed, others come from tokenizer_config.json.
+//!
+//! Reference: llama.cpp `conversion/base.py` (`_set_vocab_qwen`), `conversion/deepseek.py` and `kimi_linear.py`
+//! (`set_vocab`).
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value as Json;
+
+use super::VocabWriter;
+use super::files::{Files, MAX_TOKENS, read_text, shortened};
+use super::ranks::Ranks;
+use super::sentencepiece::note_some;
+use super::special::{SpecialTokens, USUAL, id_key};
+use super::vocabulary::Token;
+use crate::error::{IoContext, Result};
+use crate::formats::gguf::Array;
+use crate::tokenizer::keys;
+use crate::tokenizer::token::{TokenKind, placeholder};
+
+/// Classes of tokenizers that keep their vocabulary in such a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Qwen,
+    Kimi,
+    Other,
+}
+
+/// The file of a folder that has no tokenizer.json and no vocab.json.
+pub(super) fn file(files: &Files) -> Result<Option<String>> {
+    if files.tokenizer.is_some() || !files.folder.is_dir() || files.folder.join("vocab.json").is_file() {
+        return Ok(None);
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&files.folder).at(&files.folder, "read")? {
+        let path = entry.at(&files.folder, "read")?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_file() && (name.ends_with(".tiktoken") || name == "tiktoken.model") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    match names.as_slice() {
+        [one, other, ..] => {
+            let finding = files.finding_in("", "tokenizer").expected("one vocabulary of tiktoken");
+            Err(finding.found(format_args!("{one} and {other}")).mismatch())
+        }
+        names => Ok(names.first().cloned()),
+    }
+}
+
+impl VocabWriter<'_> {
+    /// The vocabulary of tiktoken in the file `name`.
+    pub(super) fn tiktoken(&mut self, name: &str) -> Result<()> {
+        let files = self.files;
+        let class = match files.setting("tokenizer_class").and_then(Json::as_str) {
+            Some("QWenTokenizer") => Class::Qwen,
+            Some("TikTokenTokenizer") => Class::Kimi,
+            _ => Class::Other,
+        };
+        let pre = match (self.pre, class) {
+            (Some(pre), _) => pre,
+            (None, Class::Qwen) => "qwen2",
+            (None, Class::Kimi) => "kimi-k2",
+            (None, Class::Other) => {
+                return Err(files
+                    .finding_in("tokenizer_config.json", "tokenizer_class")
+                    .expected("QWenTokenizer or TikTokenTokenizer, whose code is known")
+                    .found(files.setting("tokenizer_class").map_or("none".to_owned(), Json::to_string))
+                    .hint("name the pre-tokenizer of llama.cpp that splits text in the same way with `pre`")
+                    .unsupported());
+            }
+        };
+        let tokens = read(files, name)?;
+        let count = tokens.len();
+        let ranks = Ranks::new(tokens).map_err(|twice| {
+            let finding = files.finding_in(name, "tokens").expected("each token once");
+            finding.found(format_args!("{:?} twice", String::from_utf8_lossy(&twice))).format()
+        })?;
+        let special = special(files, class, count)?;
+        let size = match files.vocab_size()? {
+            Some(size) => size,
+            None => special.keys().next_back().map_or(count, |last| count.max(last.saturating_add(1))),
+        };
+        let (merges, never_made) = ranks.last_merges();
+        note_some(self.notes, "tokens that no merge makes, so that text never becomes one", &never_made);
+        self.metadata.insert(keys::MODEL, "gpt2");
+        self.metadata.insert(keys::PRE, pre);
+        self.tokens(by_id(files, name, &ranks, &special, size)?);
+        self.metadata.insert(keys::MERGES, Array::texts(merges));
+        let mut specials = SpecialTokens::load(files, USUAL, None, self.notes)?;
+        let id = |text: &str| special.iter().find(|(_, other)| *other == text).map(|(id, _)| Json::from(*id));
+        if class == Class::Qwen
+            && let Some(end) = id("<|endoftext|>")
+        {
+            if specials.is_empty() {
+                specials.set(files, "bos", &end, self.notes)?;
+                specials.set(files, "eos", &end, self.notes)?;
+            }
+            specials.set(files, "unk", &end, self.notes)?;
+        }
+        specials.write(self.metadata);
+        // Kimi's config.json names another one than its tokenizer ends texts with.
+        let eos =
+            files.setting("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
+        let eos = eos.filter(|_| class == Class::Kimi).and_then(id).and_then(|id| u32::try_from(id.as_u64()?).ok());
+        if let (Some(eos), Some(key)) = (eos, id_key("eos")) {
+            self.metadata.insert(key, eos);
+        }
+        Ok(())
+    }
+}
+
+/// The tokens of the file, one a line: base64, a space, the rank.
+fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
+    let text = read_text(&files.folder.join(name))?;
+    let mut tokens = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        let parsed = line.split_once(' ').and_then(|(token, rank)| {
+            let rank: u32 = rank.trim_end().parse().ok()?;
+            let bytes = super::unigram::decode_base64(token).filter(|bytes| !bytes.is_empty())?;
+            usize::try_from(rank).is_ok_and(|rank| rank < MAX_TOKENS).then_some((bytes, rank))
+        });
+        let Some(token) = parsed else {
+            return Err(files
+                .finding_in(name, format!("line {}", number.saturating_add(1)))
+                .expected(format_args!("bytes in base64, a space, and a rank below {MAX_TOKENS}"))
+                .found(shortened(line))
+                .format());
+        };
+        tokens.push(token);
+    }
+    if tokens.is_empty() {
+        return Err(files.finding_in(name, "tokens").expected("one on each line").found("none").format());
+    }
+    Ok(tokens)
+}
+
+/// The special tokens by id.
+fn special(files: &Files, class: Class, first: usize) -> Result<BTreeMap<usize, String>> {
+    let mut special = BTreeMap::new();
+    match class {
+        // tokenization_qwen.py: three, then 205 that nothing uses.
+        Class::Qwen => {
+            let named = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned);
+            let texts = named.into_iter().chain((0..205).map(|number| format!("<|extra_{number}|>")));
+            special.extend((first..).zip(texts));
+        }
+        // tokenization_kimi.py: 256, of which tokenizer_config.json names some.
+        Class::Kimi => special.extend((first..first + 256).map(|id| (id, format!("<|reserved_token_{id}|>")))),
+        Class::Other => {}
+    }
+    if let Some(Json::Object(decoder)) = files.setting("added_tokens_decoder") {
+        for (id, token) in decoder {
+            let (Ok(id), Some(text)) = (id.parse(), token.get("content").and_then(Json::as_str)) else {
+                let finding = files.finding_in("tokenizer_config.json", format!("added_tokens_decoder.{id}"));
+                return Err(finding.expected("a token by its id").found(shortened(&token.to_string())).format());
+            };
+            special.insert(id, text.to_owned());
+        }
+    }
+    Ok(special)
+}
+
+/// All tokens by id; special ones go before others.
+fn by_id(
+    files: &Files,
+    name: &str,
+    ranks: &Ranks,
+    special: &BTreeMap<usize, String>,
+    size: usize,
+) -> Result<Vec<Token>> {
+    let mut tokens: Vec<Token> = (0..size).map(|id| Token { text: placeholder(id), kind: TokenKind::Unused }).collect();
+    for (text, rank) in ranks.texts() {
+        let id = usize::try_from(rank).unwrap_or(usize::MAX);
+        let Some(place) = tokens.get_mut(id) else {
+            return Err(files
+                .finding_in(name, format!("token {text:?}"))
+                .expected(format_args!("a rank below vocab_size {size} of config.json"))
+                .found(rank)
+                .hint("the tokenizer may be of another model")
+                .mismatch());
+        };
+        if place.kind == TokenKind::Normal {
+            let finding = files.finding_in(name, format!("token {text:?}")).expected("a rank of its own");
+            return Err(finding.found(format_args!("{rank}, which {:?} has too", place.text)).format());
+        }
+        *place = Token { text, kind: TokenKind::Normal };
+    }
+    for (id, text) in special {
+        // Those that a class reserves may reach past the embedding.
+        if let Some(place) = tokens.get_mut(*id) {
+            *place = Token { text: text.clone(), kind: TokenKind::Control };
+        }
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::tokenizer::from_hf::{Vocab, keys_of};
+
+    fn refusal(text: &str, config: &Json, size: usize) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("qwen.tiktoken"), text).unwrap();
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let model = json!({"vocab_size": size}).as_object().unwrap().clone();
+        keys_of(dir.path(), model, Vocab::Bpe).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn lines_that_are_no_tokens_are_refused() {
+        let qwen = json!({"tokenizer_class": "QWenTokenizer"});
+        for (text, expected) in [
+            ("YQ== 0\nYg==\n", "line 2: expected bytes in base64, a space, and a rank below 4194304, found Yg=="),
+            ("YQ== 4194304\n", "line 1: expected bytes in base64, a space, and a rank below 4194304"),
+            ("Y 0\n", "line 1: expected bytes in base64"),
+            ("YQ== 0\nYQ== 1\n", "tokens: expected each token once, found \"a\" twice"),
+            ("YQ== 0\nYg== 0\n", "token \"b\": expected a rank of its own, found 0, which \"a\" has too"),
+            ("YQ== 9\n", "token \"a\": expected a rank below vocab_size 4 of config.json, found 9"),
+            ("\n", "tokens: expected one on each line, found none"),
+        ] {
+            let message = refusal(text, &qwen, 4);
+            assert!(message.contains(expected), "{message}");
+        }
+        let message = refusal("YQ== 0\n", &json!({"tokenizer_class": "OtherTokenizer"}), 4);
+        assert!(message.contains("tokenizer_class: expected QWenTokenizer or TikTokenTokenizer"), "{message}");
+    }
+}
