@@ -20,7 +20,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::Common;
-use super::input::{found, found_path};
+use super::input::{Found, Input, with_inputs};
 use super::output::{planned, print_description, print_notes, print_written};
 
 /// The relative error of a LoRA from which on a note says so.
@@ -93,24 +93,9 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     if !args.dry_run {
         to.check()?;
     }
-    let (path, id) = match args.base.to_str() {
-        Some(text) => found(text, Need::Model, common)?,
-        None => (args.base.clone(), None),
-    };
-    let folder = HfFolder::open(&path)?;
-    let tensors = Base::of(&folder);
-    let open = |path: &PathBuf| {
-        if AtomBank::is_in(path).unwrap_or(false) {
-            let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
-            return Err(finding
-                .found("an atom bank")
-                .hint("atombank bake with --to lora makes a LoRA of it")
-                .mismatch());
-        }
-        LinearUpdates::open(path, &tensors, &folder.config)
-    };
-    let paths = args.loras.iter().map(|lora| found_path(lora, Need::Adapter, common)).collect::<Result<Vec<_>>>()?;
-    let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
+    let loras = args.loras.iter().map(|lora| Input::new(lora, Need::Adapter));
+    let inputs: Vec<Input<'_>> = [Input::new(&args.base, Need::Model)].into_iter().chain(loras).collect();
+    let Opened { folder, id, paths, loras } = with_inputs(&inputs, common, open)?.made;
     let names = names(&args.loras);
     let mut notes = Vec::new();
     let texts = texts(args, &paths, &names, &mut notes)?;
@@ -157,6 +142,34 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     }
     print_written(written.as_ref(), args.json, common);
     Ok(())
+}
+
+/// Base and LoRAs, open.
+struct Opened {
+    folder: HfFolder,
+    /// The base's name on the hub.
+    id: Option<String>,
+    paths: Vec<PathBuf>,
+    loras: Vec<LinearUpdates>,
+}
+
+/// Opens the base, which comes first, and its LoRAs.
+fn open(found: &[Found]) -> Result<Opened> {
+    let folder = HfFolder::open(&found[0].path)?;
+    let tensors = Base::of(&folder);
+    let open = |path: &PathBuf| {
+        if AtomBank::is_in(path).unwrap_or(false) {
+            let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
+            return Err(finding
+                .found("an atom bank")
+                .hint("atombank bake with --to lora makes a LoRA of it")
+                .mismatch());
+        }
+        LinearUpdates::open(path, &tensors, &folder.config)
+    };
+    let paths: Vec<PathBuf> = found[1..].iter().map(|lora| lora.path.clone()).collect();
+    let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
+    Ok(Opened { id: found[0].id.clone(), folder, paths, loras })
 }
 
 /// What each LoRA is called: its folder's name, or its path where two folders have one name.

@@ -99,6 +99,13 @@ impl OutputArgs {
         }
     }
 
+    /// `output`, where it can be written as far as its plan says.
+    pub(crate) fn checked(&self, output: Output) -> Result<Output> {
+        self.check_sizes(&output)?;
+        output.describe(&self.output)?;
+        Ok(output)
+    }
+
     /// Writes what a job has made, and says so, or prints what would be written. Nothing but JSON is printed with
     /// `json`.
     pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {

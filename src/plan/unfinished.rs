@@ -14,14 +14,14 @@ static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 const MIN_AGE: Duration = Duration::from_secs(10);
 
 /// A temporary file or folder: in the list of this process, and locked, for as long as this lives.
-pub(super) struct Unfinished {
+pub(crate) struct Unfinished {
     path: PathBuf,
     _lock: Option<File>,
 }
 
 impl Unfinished {
     /// Makes the temporary `path` by `make`, in the list: no signal comes between the two.
-    pub(super) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
+    pub(crate) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
         let mut list = lock();
         let made = make(path)?;
         list.insert(path.to_owned());

@@ -68,6 +68,15 @@ pub enum Report {
 }
 
 impl Report {
+    /// What can't be done with it, and why: it may name files.
+    pub fn problem_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Report::HfFolder { problem, .. } => problem.as_mut(),
+            Report::Lora(adapter) | Report::Adapter(adapter) => adapter.problem.as_mut(),
+            _ => None,
+        }
+    }
+
     /// Looks at `path` and reports what it is; `key` chooses a part of a PyTorch file.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What a hub says of a model and of a file, and what of it is believed: nothing becomes a path unchecked.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::Read;
 
 use serde::Deserialize;
@@ -22,6 +24,8 @@ pub(super) struct ModelInfo {
     pub(super) commit: String,
     /// Every file, none of them outside the folder.
     pub(super) names: Vec<String>,
+    /// What the hub has said of some of them.
+    pub(super) files: RefCell<HashMap<String, FileInfo>>,
 }
 
 /// What a file is: the hub's one answer about it, which alone is used.
@@ -96,7 +100,7 @@ pub(super) fn model(
     }
     names.sort_unstable();
     names.dedup();
-    Ok(ModelInfo { commit: info.sha, names })
+    Ok(ModelInfo { commit: info.sha, names, files: RefCell::default() })
 }
 
 /// What `file` is at `commit`.

@@ -99,13 +99,17 @@ impl Source for PytorchFile {
         let view = &self.views[index];
         let bytes = match &self.inflated {
             Some(inflated) if view.inflated => inflated.bytes(),
-            _ => self.file.bytes(),
+            _ => self.file.values(0..self.file.bytes().len()),
         };
         view.rows(&self.tensors[index], bytes, rows)
     }
 
     fn check_unchanged(&self) -> Result<()> {
         self.file.check_unchanged()
+    }
+
+    fn check_values(&self) -> Result<()> {
+        self.file.check_values()
     }
 }
 
