@@ -110,12 +110,7 @@ impl Fetch<'_> {
     }
 
     /// The names of the files that hold weights; of shards, those that the index says, which is fetched for that.
-    fn weights(
-        &self,
-        info: &ModelInfo,
-        snapshot: &Snapshot,
-        forms: Vec<Weights>,
-    ) -> Result<Vec<String>, Failed> {
+    fn weights(&self, info: &ModelInfo, snapshot: &Snapshot, forms: Vec<Weights>) -> Result<Vec<String>, Failed> {
         let mut wanted: Vec<String> = Vec::new();
         for form in forms {
             match form {

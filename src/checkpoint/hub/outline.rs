@@ -146,16 +146,12 @@ impl Fetch<'_> {
     }
 
     /// A temporary folder with a snapshot's files, and headers for the weights that it lacks.
-    fn headers(
-        &self,
-        info: &ModelInfo,
-        snapshot: &Snapshot,
-        chosen: &Chosen,
-    ) -> Result<(Folder, ValuesRead), Failed> {
+    fn headers(&self, info: &ModelInfo, snapshot: &Snapshot, chosen: &Chosen) -> Result<(Folder, ValuesRead), Failed> {
         let folder = Folder::new()?;
         // Named as in the cache: a model may be called by its folder's name.
         let path = folder.path().join(&info.commit);
-        let is_outlined = |name: &String| chosen.weights.contains(name) && (self.settings.refresh || !snapshot.has(name));
+        let is_outlined =
+            |name: &String| chosen.weights.contains(name) && (self.settings.refresh || !snapshot.has(name));
         let mut linked = snapshot.names();
         linked.retain(|name| info.names.contains(name) && !is_outlined(name));
         for name in &linked {

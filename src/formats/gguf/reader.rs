@@ -118,7 +118,8 @@ impl GgufFile {
     /// files the types whose byte order isn't known.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
-        let Header { version, big_endian, metadata, tensors, offsets, end } = read_header(&mut Cursor::new(path, file.bytes()))?;
+        let Header { version, big_endian, metadata, tensors, offsets, end } =
+            read_header(&mut Cursor::new(path, file.bytes()))?;
         let alignment = alignment_of(&metadata)?;
         let ranges = place(path, &tensors, &offsets, end, alignment, file.bytes().len() as u64)?;
         Ok(Self { file, version, big_endian, alignment, metadata, tensors, ranges })
