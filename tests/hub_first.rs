@@ -8,7 +8,8 @@ mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use hub::{Act, Asked, Hub, Phase};
 use program::{copy, done, fixture, text};
@@ -46,12 +47,17 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_atombank"));
         command.args(args).current_dir(self.dir.path()).env("HF_HOME", self.at("home")).env("TMPDIR", self.at("tmp"));
         for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"] {
             command.env_remove(name);
         }
-        command.env("HF_ENDPOINT", &self.hub.endpoint).output().unwrap()
+        command.env("HF_ENDPOINT", &self.hub.endpoint);
+        command
     }
 
     #[track_caller]
@@ -222,6 +228,31 @@ fn a_header_that_was_damaged_on_its_way_is_no_reason_to_refuse() {
     place.file(weights, b"no safetensors".to_vec());
     let message = place.refused(&["convert", NAME, "-o", "x.gguf"]);
     assert!(message.contains("/snapshots/") && message.contains("safetensors header"), "{message}");
+}
+
+#[test]
+fn a_process_that_was_killed_leaves_what_the_next_one_goes_on_with() {
+    let (place, weights) = (Place::model(), "model.safetensors");
+    place.hub.acts(Phase::Large, weights, &[Act::Well, Act::Slow(20_000, Duration::from_millis(50))]);
+    let mut killed = place.command(&["convert", NAME, "-o", "x.gguf"]).stderr(Stdio::null()).spawn().unwrap();
+    let part = || {
+        let blobs = fs::read_dir(place.at("home/hub/models--org--model/blobs")).into_iter().flatten().flatten();
+        let mut parts = blobs.filter(|entry| entry.path().extension().is_some_and(|end| end == "incomplete"));
+        parts.next().map_or(0, |part| part.metadata().unwrap().len())
+    };
+    while part() < 300_000 {
+        std::thread::sleep(Duration::from_millis(10));
+        assert!(killed.try_wait().unwrap().is_none(), "it has ended");
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let left = part();
+    place.hub.asked();
+    place.hub.acts(Phase::Large, weights, &[Act::Well]);
+    // Its lock is gone with it, and so are its headers: they aren't kept while weights are fetched.
+    place.done(&["convert", NAME, "-o", "x.gguf"]);
+    let asked = place.values();
+    assert_eq!(asked.iter().map(|asked| asked.range.clone()).collect::<Vec<_>>(), [Some(format!("bytes={left}-"))]);
 }
 
 #[test]

@@ -76,7 +76,7 @@ pub enum Event<'a> {
 /// # Errors
 /// [`crate::Error::Mismatch`] for another form of name, for a model that isn't there or not everybody's,
 /// and for one that isn't in the cache when the hub is not to be asked; [`crate::Error::Format`] for answers that no hub
-/// gives, and contents that aren't what their marks say; [`crate::Error::Io`] where the network or the disk fails.
+/// gives, and contents without the hash that their ETag gives; [`crate::Error::Io`] where the network or the disk fails.
 pub fn resolve(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<HubModel> {
     let fetched = |fetch: &Fetch<'_>, revision: &str, tries: bool| fetch.run(revision, tries);
     let name = Name::parse(name)?;
@@ -127,10 +127,10 @@ fn from_cache_or<T>(
     match (found, commit) {
         (Some(found), _) if found.unknown.is_empty() && !settings.refresh => Ok(there(found.path)),
         // What is missing belongs to the commit that the rest is of. A hub that isn't there, or no longer has it, leaves
-        // what the cache has.
+        // what the cache has. A file that the hub does list can't be done without.
         (Some(found), Some(commit)) if !settings.refresh => match fetched(&fetch, &commit, false) {
             Ok(made) => Ok(made),
-            Err(Failed { fault, .. }) if !matches!(fault, Fault::Odd { .. }) => {
+            Err(Failed { fault, file }) if file.is_empty() && !matches!(fault, Fault::Odd { .. } | Fault::Own(_)) => {
                 client.note(&format!(
                     "{}: not known whether the model has {}: {fault}; what the cache has is used",
                     name.text,

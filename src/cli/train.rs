@@ -34,6 +34,7 @@ pub(crate) struct TrainArgs {
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let config = TrainConfig::open(&args.config, &args.overrides)?;
+    warn(&config, common);
     // The first signal finishes the step and saves; a second one means it.
     let stop = signals::stop_flag();
     let run = |found: &[Found]| {
@@ -60,6 +61,13 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
+/// Says what the user may not mean.
+pub(crate) fn warn(config: &TrainConfig, common: &Common) {
+    if let Some(warning) = config.warning().filter(|_| !common.quiet) {
+        eprintln!("warning: {warning}");
+    }
+}
+
 /// Trains with a bar of loss, speed and time left.
 pub(crate) fn train_with_bar(
     config: &TrainConfig,
@@ -68,9 +76,6 @@ pub(crate) fn train_with_bar(
     stop: &AtomicBool,
     common: &Common,
 ) -> Result<Outcome> {
-    if let Some(warning) = config.warning().filter(|_| !common.quiet) {
-        eprintln!("warning: {warning}");
-    }
     let steps = config.training.steps as u64;
     let bar = progress::bar(steps, "[{bar:30}] {pos}/{len} {msg} left {eta}", common.quiet);
     let outcome = train(config, resume, device, stop, &mut |event| match event {

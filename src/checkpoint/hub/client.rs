@@ -220,7 +220,7 @@ impl std::fmt::Display for Shown {
     }
 }
 
-/// Whether a redirect has the hub's marks of a file, so that the file's place is all that is left to find. A redirect
+/// Whether a redirect has the hub's headers about a file, so that the file's place is all that is left to find. A redirect
 /// within the hub is followed unless it names the file behind it.
 fn says_what_it_is(answer: &Answer, within: bool) -> bool {
     let has = |name: &str| answer.header(name).is_some();

@@ -1,6 +1,7 @@
 //! One content into the cache. It is collected in a part beside the contents, goes on where an earlier try ended, and
 //! gets its name when its hash is right: what stands under a hash is what the hash says, for every program.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -31,6 +32,8 @@ pub(super) struct Wanted<'a> {
     pub(super) title: String,
     /// How long a download may stand still.
     pub(super) timeout: Duration,
+    /// Its first bytes, as far as they have come already: used where no more of it is in the cache.
+    pub(super) start: Cell<Vec<u8>>,
 }
 
 /// The file that collects a content, and what is known of it so far.
@@ -39,7 +42,7 @@ struct Part {
     file: File,
     len: u64,
     digest: Digest,
-    /// Whether bytes of an earlier run are in it.
+    /// Whether bytes are in it that came earlier.
     resumed: bool,
 }
 
@@ -61,7 +64,7 @@ impl Wanted<'_> {
             return Ok(blob);
         }
         if fs::symlink_metadata(&blob).is_ok() {
-            note("what the cache has under its mark is another content: fetched anew");
+            note("the cache has another content under its ETag: fetched again");
         }
         // Without a lock another process may write to the same part.
         let part = match lock.holds() {
@@ -97,7 +100,7 @@ impl Wanted<'_> {
                 Verdict::Unknown => {
                     let etag = &self.info.etag;
                     client.note(&format!(
-                        "{}: its mark {etag:?} is no hash, so that only the length of the content was compared",
+                        "{}: its ETag {etag:?} is no hash: only the length of the content was compared",
                         self.title
                     ));
                     return Ok(());
@@ -138,6 +141,12 @@ impl Wanted<'_> {
             part.restart(&self.info.etag, self.info.size)?;
         } else if len > 0 {
             part.digest.read(&mut part.file).map_err(own)?;
+        }
+        // Taken: where the hash isn't right in the end, they don't come back.
+        let start = self.start.take();
+        if part.len == 0 && !start.is_empty() && self.info.size.is_some_and(|size| size >= start.len() as u64) {
+            part.write(&start)?;
+            part.resumed = true;
         }
         Ok(part)
     }

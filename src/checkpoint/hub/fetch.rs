@@ -1,5 +1,6 @@
 //! A model into the cache: which files, in which order, and what is remembered of them.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use super::address::quoted;
@@ -191,6 +192,7 @@ impl Fetch<'_> {
             file,
             title: format!("{}: {file}", self.name.text),
             timeout: self.settings.download_timeout,
+            start: Cell::new(info.starts.borrow_mut().remove(file).unwrap_or_default()),
         };
         let blob = wanted.fetch(self.client).map_err(failed)?;
         snapshot.link(file, &blob).map_err(|error| failed(Fault::Own(error)))

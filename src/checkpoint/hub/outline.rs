@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::address::shown;
 use super::cache::{Snapshot, Store, make_parent};
-use super::client::{Client, Question, broken_io};
+use super::client::{Client, Question, Tries, broken_io};
 use super::fault::{Again, Fault};
 use super::fetch::{Chosen, Failed, Fetch};
 use super::files::Need;
@@ -24,14 +24,17 @@ use crate::formats::safetensors::{MAX_HEADER_BYTES, SafetensorsFile};
 use crate::plan::Unfinished;
 use crate::source::ValuesRead;
 
-/// How much of a large file is asked for before the length of its header is known. Most headers are shorter.
+/// The most that is asked for before the length of a header is known, and the share of a file that may be. Most headers are
+/// shorter.
 const FIRST: u64 = 1 << 17;
-/// From how many bytes on a file is large.
-const LARGE: u64 = 1 << 20;
-/// How much of a small GGUF is asked for first. Nothing at its beginning says how long its header is.
-const FIRST_OF_SMALL_GGUF: u64 = 1 << 12;
+const FIRST_SHARE: u64 = 64;
+/// The least that is asked for of a GGUF, nothing at whose beginning says how long its header is.
+const LEAST_OF_GGUF: u64 = 1 << 12;
 /// The longest header of a GGUF that is fetched by itself. A vocabulary of a million words needs less.
 const MAX_GGUF_HEADER: u64 = 1 << 28;
+
+/// How much of a file's beginning is kept in memory until the file is fetched.
+const MAX_KEPT: usize = 1 << 20;
 
 /// A model whose weights are headers alone, until it is dropped.
 pub struct Outline {
@@ -177,19 +180,23 @@ impl Fetch<'_> {
         }
         let is_gguf = name.ends_with(".gguf");
         let title = format!("{}: {name}", self.name.text);
-        let mut head = Vec::new();
+        let (mut head, mut tries) = (Vec::new(), Tries::default());
         loop {
             let wanted = match is_gguf {
                 true => gguf_head(&known, size, &head)?,
                 false => safetensors_head(&known, size, &head)?,
             };
-            let start = head.len() as u64;
-            if wanted <= start {
+            if wanted <= head.len() as u64 {
+                // What came with the header isn't asked for again.
+                if head.len() <= MAX_KEPT {
+                    info.starts.borrow_mut().insert(name.to_owned(), head.clone());
+                }
                 head.truncate(wanted as usize);
                 break;
             }
-            let more = self.client.with_tries(&title, || self.part(&known, &info.commit, start, wanted))?;
-            head.extend_from_slice(&more);
+            if let Err(fault) = self.more(&known, &info.commit, wanted, &mut head) {
+                self.client.pause(&title, fault, &mut tries)?;
+            }
         }
         let written = || -> Result<()> {
             make_parent(path)?;
@@ -205,8 +212,9 @@ impl Fetch<'_> {
         written().map_err(Fault::Own)
     }
 
-    /// The bytes of a file from `start` to before `end`.
-    fn part(&self, known: &FileInfo, commit: &str, start: u64, end: u64) -> Result<Vec<u8>, Fault> {
+    /// Appends to the beginning of a file what is missing of its first `end` bytes.
+    fn more(&self, known: &FileInfo, commit: &str, end: u64, head: &mut Vec<u8>) -> Result<(), Fault> {
+        let start = head.len() as u64;
         let range = format!("bytes={start}-{}", end - 1);
         let answer = self.client.ask(Question::Content, &known.address, Some(&range))?;
         agrees(&answer, known, commit)?;
@@ -219,13 +227,12 @@ impl Fetch<'_> {
             return Err(Fault::odd(&known.address, format_args!("the file from byte {start}"), "another part of it"));
         };
         let (address, mut body) = answer.into_body();
-        let mut bytes = Vec::new();
         let came = io::copy(&mut body.by_ref().take(skipped), &mut io::sink())
-            .and_then(|_| body.take(end - start).read_to_end(&mut bytes));
+            .and_then(|_| body.take(end - start).read_to_end(head));
         came.map_err(|error| broken_io(&address, &error, self.settings.download_timeout))?;
-        match bytes.len() as u64 == end - start {
-            true => Ok(bytes),
-            false => Err(Fault::transfer(&address, format_args!("it ended after {} bytes", bytes.len()), Again::Often)),
+        match head.len() as u64 == end {
+            true => Ok(()),
+            false => Err(Fault::transfer(&address, format_args!("it ended after {} bytes", head.len()), Again::Often)),
         }
     }
 }
@@ -233,7 +240,7 @@ impl Fetch<'_> {
 /// How much of a safetensors file is its header, or has to be known to say that.
 fn safetensors_head(known: &FileInfo, size: u64, head: &[u8]) -> Result<u64, Fault> {
     let Some(length) = head.first_chunk().map(|length| u64::from_le_bytes(*length)) else {
-        return Ok(if size >= LARGE { FIRST } else { 8 });
+        return Ok((size / FIRST_SHARE).clamp(8, FIRST));
     };
     let most = MAX_HEADER_BYTES.min(size.saturating_sub(8));
     if length > most {
@@ -248,11 +255,15 @@ fn gguf_head(known: &FileInfo, size: u64, head: &[u8]) -> Result<u64, Fault> {
     let most = size.min(MAX_GGUF_HEADER);
     let have = head.len() as u64;
     if have == 0 {
-        return Ok(most.min(if size >= LARGE { FIRST } else { FIRST_OF_SMALL_GGUF }));
+        return Ok(most.min((size / FIRST_SHARE).clamp(LEAST_OF_GGUF, FIRST)));
     }
     match gguf::header_end(Path::new(&known.address), head).map_err(Fault::Own)? {
         Some(end) => Ok(end),
-        None if have < most => Ok(most.min(have.saturating_mul(4))),
+        // Four times as much, but little of the values behind it.
+        None if have < most => {
+            let more = (have * 3).min((most - have) / 4).max(LEAST_OF_GGUF);
+            Ok(most.min(have + more))
+        }
         None => Err(Fault::odd(&known.address, format_args!("a header of at most {most} bytes"), "a longer one")),
     }
 }

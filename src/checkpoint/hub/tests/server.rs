@@ -136,7 +136,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The mark of a file, as the hub gives it.
+/// The ETag of a file, as the hub gives it.
 pub(crate) fn etag(name: &str, bytes: &[u8]) -> String {
     match is_large(name) {
         true => hex(&Sha256::digest(bytes)),

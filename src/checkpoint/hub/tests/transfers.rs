@@ -264,14 +264,14 @@ fn redirects_are_followed_ten_times_and_no_further() {
 }
 
 #[test]
-fn weak_marks_are_marks_and_those_that_are_no_hash_are_said() {
+fn weak_etags_are_etags_and_those_that_are_no_hash_are_said() {
     let (hub, cache, _) = model();
     hub.acts(Phase::Meta, "config.json", &[Act::Header("ETag", "W/\"abc\"")]);
     hub.acts(Phase::Get, "config.json", &[Act::Header("ETag", "\"abc\"")]);
     let run = run("hf:org/model", &hub.settings(&cache));
     assert_eq!(fs::read_to_string(run.path().join("config.json")).unwrap(), "{}");
     assert!(cache.path().join("hub/models--org--model/blobs/abc").is_file());
-    assert!(run.noted("its mark \"abc\" is no hash"), "{:?}", run.notes);
+    assert!(run.noted("its ETag \"abc\" is no hash"), "{:?}", run.notes);
 }
 
 #[test]
