@@ -95,10 +95,8 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     }
     let loras = args.loras.iter().map(|lora| Input::new(lora, Need::Adapter));
     let inputs: Vec<Input<'_>> = [Input::new(&args.base, Need::Model)].into_iter().chain(loras).collect();
-    let Opened { folder, id, paths, loras } = with_inputs(&inputs, common, open)?.made;
-    let names = names(&args.loras);
-    let mut notes = Vec::new();
-    let texts = texts(args, &paths, &names, &mut notes)?;
+    let Opened { folder, id, names, texts, loras, mut notes } =
+        with_inputs(&inputs, common, |found| open(args, found))?.made;
     let fit = fit(&loras, &folder.config, args.rank).map_err(|error| match error {
         // The library names its field, the program its option.
         Error::Mismatch(finding) if finding.subject == "rank" => {
@@ -144,17 +142,19 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Base and LoRAs, open.
+/// Base and LoRAs, open, and what picks each LoRA.
 struct Opened {
     folder: HfFolder,
     /// The base's name on the hub.
     id: Option<String>,
-    paths: Vec<PathBuf>,
+    names: Vec<String>,
+    texts: Vec<Text>,
     loras: Vec<LinearUpdates>,
+    notes: Vec<String>,
 }
 
 /// Opens the base, which comes first, and its LoRAs.
-fn open(found: &[Found]) -> Result<Opened> {
+fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
     let folder = HfFolder::open(&found[0].path)?;
     let tensors = Base::of(&folder);
     let open = |path: &PathBuf| {
@@ -168,8 +168,10 @@ fn open(found: &[Found]) -> Result<Opened> {
         LinearUpdates::open(path, &tensors, &folder.config)
     };
     let paths: Vec<PathBuf> = found[1..].iter().map(|lora| lora.path.clone()).collect();
+    let (names, mut notes) = (names(&args.loras), Vec::new());
+    let texts = texts(args, &paths, &names, &mut notes)?;
     let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
-    Ok(Opened { id: found[0].id.clone(), folder, paths, loras })
+    Ok(Opened { id: found[0].id.clone(), folder, names, texts, loras, notes })
 }
 
 /// What each LoRA is called: its folder's name, or its path where two folders have one name.

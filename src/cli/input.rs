@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::checkpoint::hub::{self, Event, HubSettings, Looked, Need, Outline};
 
-use super::{Common, progress};
+use super::{Common, progress, signals};
 
 /// An input of a job.
 pub(crate) struct Input<'a> {
@@ -154,14 +154,16 @@ fn watched<T>(
 ) -> Result<T> {
     let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
     let settings = HubSettings { refresh: common.refresh, ..HubSettings::from_env()? };
-    let done = work(&settings, &|event| match event {
-        Event::Download(download) => {
-            bar.set_message(download.file.to_owned());
-            bar.set_length(download.total);
-            bar.set_position(download.done);
-        }
-        Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
-        Event::Note(_) => {}
+    let done = signals::ending_at_once(|| {
+        work(&settings, &|event| match event {
+            Event::Download(download) => {
+                bar.set_message(download.file.to_owned());
+                bar.set_length(download.total);
+                bar.set_position(download.done);
+            }
+            Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
+            Event::Note(_) => {}
+        })
     });
     bar.finish_and_clear();
     Ok(done?)
