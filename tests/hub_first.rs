@@ -91,8 +91,9 @@ impl Place {
         let short = |asked: &Asked| {
             let range = asked.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
             let size = self.hub.state.lock().unwrap().files[&asked.file].len();
-            let end = range.and_then(|(_, end)| end.parse::<usize>().ok());
-            end.is_some_and(|end| end + 1 < size)
+            let number = |text: &str| text.parse::<usize>().ok();
+            let len = range.and_then(|(start, end)| Some(number(end)? - number(start)?));
+            len.is_some_and(|len| len < size / 2)
         };
         self.hub.asked().into_iter().filter(|asked| asked.phase == Phase::Large && !short(asked)).collect()
     }
@@ -212,6 +213,30 @@ fn of_a_gguf_that_is_looked_at_the_header_is_fetched() {
     assert_eq!(place.values().len(), 1);
     done(&["quantize", text(&gguf), "-o", text(&place.at("local.gguf")), "--type", "Q8_0"]);
     assert_eq!(fs::read(place.at("x.gguf")).unwrap(), fs::read(place.at("local.gguf")).unwrap());
+}
+
+#[test]
+fn of_a_pytorch_file_its_directory_and_its_pickle_are_fetched() {
+    let local = tempfile::tempdir().unwrap();
+    let folder = local.path().join("pytorch");
+    done(&["convert", text(&fixture("demo/base")), "-o", text(&folder), "--to", "pytorch"]);
+    let place = Place::with(&folder);
+    let looked_at = ["inspect", NAME, "--json", "--tensors"];
+    let shown = place.done(&looked_at);
+    assert!(shown.contains("model.layers.0.self_attn.q_proj.weight"), "{shown}");
+    place.refused(&["merge", NAME, text(&fixture("lora/plain")), "-o", "merged"]);
+    place.done(&["merge", NAME, text(&fixture("demo/lora")), "-o", "merged", "--dry-run"]);
+    assert_eq!(place.values(), []);
+    place.done(&["convert", NAME, "-o", "x.gguf", "--model-name", "x"]);
+    assert_eq!(place.values().len(), 1);
+    assert_eq!(place.done(&looked_at), shown);
+    let base = Place::model();
+    base.done(&["convert", NAME, "-o", "x.gguf", "--model-name", "x"]);
+    assert_eq!(fs::read(place.at("x.gguf")).unwrap(), fs::read(base.at("x.gguf")).unwrap());
+    // Before torch had zips, a file had no directory.
+    let old = Place::with(&folder);
+    old.file("pytorch_model.bin", fs::read(fixture("pytorch/legacy.bin")).unwrap());
+    assert!(old.done(&["inspect", NAME]).contains("tensors"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod download;
 mod fault;
 mod fetch;
 mod files;
+mod header;
 mod lock;
 mod metadata;
 mod name;
@@ -93,7 +94,7 @@ pub enum Looked {
 }
 
 /// The model `name`, to be looked at before its weights are fetched. What the cache has all of is the model itself, and so
-/// is what has no headers that could be fetched alone: PyTorch's files.
+/// is what has no headers that could be fetched alone: PyTorch files that are no zips.
 ///
 /// # Errors
 /// As [`resolve`].
