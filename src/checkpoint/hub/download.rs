@@ -113,7 +113,7 @@ impl Wanted<'_> {
                 return Err(Fault::odd(&self.info.address, expected, format_args!("{len} bytes with {found}")));
             }
             client.note(&format!(
-                "{}: with the part of an earlier download its {kind} is not right: fetched anew",
+                "{}: with the part that was there already its {kind} is wrong: fetched again",
                 self.title
             ));
         }
@@ -135,7 +135,7 @@ impl Wanted<'_> {
         let mut part = Part { path: path.to_owned(), file, len, digest, resumed: len > 0 };
         if let Some(size) = self.info.size.filter(|size| len > *size) {
             client.note(&format!(
-                "{}: the part of an earlier download has {len} bytes, the file {size}: fetched anew",
+                "{}: the part of an earlier download has {len} bytes, the file {size}: fetched again",
                 self.title
             ));
             part.restart(&self.info.etag, self.info.size)?;

@@ -50,8 +50,8 @@ fn a_download_goes_on_where_it_broke_off() {
 fn a_part_that_cannot_be_right_is_thrown_away() {
     for (left, note) in [
         ("x".repeat(200_000), "the part of an earlier download has 200000 bytes"),
-        ("x".repeat(1000), "with the part of an earlier download its sha256 is not right"),
-        ("x".repeat(long_text().len()), "with the part of an earlier download its sha256 is not right"),
+        ("x".repeat(1000), "with the part that was there already its sha256 is wrong"),
+        ("x".repeat(long_text().len()), "with the part that was there already its sha256 is wrong"),
     ] {
         let (hub, cache, text) = model();
         let path = part(&cache, &text);
