@@ -90,7 +90,7 @@ pub enum Looked {
     /// All of it.
     Whole(HubModel),
     /// All but its weights, of which the headers are there.
-    Outline(Outline),
+    Outline(Box<Outline>),
 }
 
 /// The model `name`, to be looked at before its weights are fetched. What the cache has all of is the model itself, and so

@@ -79,7 +79,7 @@ impl Outlines {
 /// What there is of an input so far.
 enum Given {
     Whole(Found),
-    Outline(Outline),
+    Outline(Box<Outline>),
 }
 
 impl Given {
@@ -124,7 +124,7 @@ pub(crate) fn with_inputs<T>(
             if missing.is_empty() {
                 let outlines = given.into_iter().filter_map(|given| match given {
                     Given::Whole(_) => None,
-                    Given::Outline(outline) => Some(outline),
+                    Given::Outline(outline) => Some(*outline),
                 });
                 return Ok(Made { made, outlines: Outlines(outlines.collect()) });
             }

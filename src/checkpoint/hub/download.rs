@@ -42,6 +42,8 @@ struct Part {
     file: File,
     len: u64,
     digest: Digest,
+    /// Whether ranges were asked for and not given: the content is then asked for from its beginning.
+    from_start: bool,
     /// Whether bytes are in it that came earlier.
     resumed: bool,
 }
@@ -132,7 +134,7 @@ impl Wanted<'_> {
             .map_err(own)?;
         let len = file.metadata().map_err(own)?.len();
         let digest = Digest::new(&self.info.etag, self.info.size);
-        let mut part = Part { path: path.to_owned(), file, len, digest, resumed: len > 0 };
+        let mut part = Part { path: path.to_owned(), file, len, digest, from_start: false, resumed: len > 0 };
         if let Some(size) = self.info.size.filter(|size| len > *size) {
             client.note(&format!(
                 "{}: the part of an earlier download has {len} bytes, the file {size}: fetched again",
@@ -154,8 +156,8 @@ impl Wanted<'_> {
     /// Asks for what is missing until all of it is there.
     fn fill(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
         let mut tries = Tries::default();
+        let mut most = part.len;
         while self.info.size != Some(part.len) {
-            let before = part.len;
             self.tell(client, part.len);
             match self.transfer(client, part) {
                 // Where the length isn't known, the answer's end is the file's.
@@ -163,9 +165,9 @@ impl Wanted<'_> {
                 Ok(()) => {
                     let what = format!("it ended after {} of {} bytes", part.len, self.info.size.unwrap_or_default());
                     let fault = Fault::transfer(&self.info.address, what, Again::Often);
-                    self.pause(client, part, before, fault, &mut tries)?;
+                    self.pause(client, part, &mut most, fault, &mut tries)?;
                 }
-                Err(fault) => self.pause(client, part, before, fault, &mut tries)?,
+                Err(fault) => self.pause(client, part, &mut most, fault, &mut tries)?,
             }
         }
         self.tell(client, part.len);
@@ -176,15 +178,16 @@ impl Wanted<'_> {
         &self,
         client: &Client<'_>,
         part: &mut Part,
-        before: u64,
+        most: &mut u64,
         fault: Fault,
         tries: &mut Tries,
     ) -> Result<(), Fault> {
         // What came counts: a line that breaks off now and then still gets there. A few bytes don't: a server that
-        // stalls after each handful would be asked for ever.
-        if part.len >= before + GETS_ON {
+        // stalls after each handful would be asked for ever. Nor does what had come before, and was thrown away.
+        if part.len >= *most + GETS_ON {
             tries.done = 0;
         }
+        *most = part.len.max(*most);
         if self.info.size.is_none() && part.len > 0 {
             // Nothing says where it would go on.
             part.restart(&self.info.etag, None)?;
@@ -198,6 +201,9 @@ impl Wanted<'_> {
 
     /// Asks once for the rest of the content, and takes in what comes.
     fn transfer(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
+        if part.from_start && part.len > 0 {
+            part.restart(&self.info.etag, self.info.size)?;
+        }
         let range = (part.len > 0).then(|| format!("bytes={}-", part.len));
         let address = &self.info.address;
         let mut answer = match client.ask(Question::Content, address, range.as_deref()) {
@@ -216,6 +222,7 @@ impl Wanted<'_> {
             _ => Some(0),
         };
         if part.len > 0 && starts(&answer) != Some(part.len) {
+            part.from_start = true;
             part.restart(&self.info.etag, self.info.size)?;
             if starts(&answer) != Some(0) {
                 answer = client.ask(Question::Content, address, None)?;

@@ -113,7 +113,7 @@ impl Fetch<'_> {
                 Ok((folder, read)) => {
                     self.remember(&info, &snapshot)?;
                     let temporary = folder.path().join(&info.commit);
-                    return Ok(Looked::Outline(Outline {
+                    return Ok(Looked::Outline(Box::new(Outline {
                         model: HubModel { path: chosen.path_in(&temporary), id: self.name.id.clone() },
                         name: self.name.clone(),
                         need,
@@ -121,7 +121,7 @@ impl Fetch<'_> {
                         info,
                         read,
                         folder: Some(folder),
-                    }));
+                    })));
                 }
                 Err(failed) if failed.fault.tries() > 0 => return Err(failed),
                 // Only what is whole is held against a hash: that says whether the file or its way is at fault.

@@ -37,7 +37,7 @@ fn sharded() -> Hub {
 fn outlined(settings: &HubSettings) -> Result<Option<Outline>> {
     Ok(match look("hf:org/model", settings, Need::Everything, &|_| ())? {
         Looked::Whole(_) => None,
-        Looked::Outline(outline) => Some(outline),
+        Looked::Outline(outline) => Some(*outline),
     })
 }
 

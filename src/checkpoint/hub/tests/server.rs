@@ -55,6 +55,8 @@ pub(crate) enum Act {
     Gzip,
     Chunked,
     Body(String),
+    /// The part that was asked for, said to be the whole file, and packed.
+    GzipOfPart,
     Raw(&'static str),
 }
 
@@ -320,9 +322,10 @@ fn perform(
             headers.retain(|(name, _)| *name != "Location");
             write(stream, "302 Found", &headers, b"");
         }
-        Act::Gzip => {
+        Act::Gzip | Act::GzipOfPart => {
             let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            packed.write_all(bytes).unwrap();
+            let part = if let Act::GzipOfPart = act { &bytes[from..to] } else { bytes };
+            packed.write_all(part).unwrap();
             headers.push(("Content-Encoding", "gzip".to_owned()));
             write(stream, "200 OK", &headers, &packed.finish().unwrap());
         }

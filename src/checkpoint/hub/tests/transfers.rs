@@ -124,6 +124,22 @@ fn packed_and_piecewise_answers_are_read() {
 }
 
 #[test]
+fn a_part_that_is_given_out_for_the_file_is_no_reason_to_ask_for_ever() {
+    let (hub, cache, text) = model();
+    hub.acts(Phase::Large, WEIGHTS, &[Act::Truncate(40_000), Act::GzipOfPart]);
+    let whole = run("hf:org/model", &hub.settings(&cache));
+    assert_eq!(fs::read_to_string(whole.path().join(WEIGHTS)).unwrap(), text);
+    // A server that breaks off at other places each time.
+    let hub = Hub::with(&[("config.json", "{}"), (WEIGHTS, &"x".repeat(1_000_000))]);
+    let cut = |length: usize| Act::Body("x".repeat(length));
+    let acts = (0..12).map(|i| cut(600_000 + i % 2 * 100_000));
+    hub.acts(Phase::Large, WEIGHTS, &[Act::Truncate(300_000)].into_iter().chain(acts).collect::<Vec<_>>());
+    let cache = tempfile::tempdir().unwrap();
+    let message = run("hf:org/model", &hub.settings(&cache)).message();
+    assert!(message.contains("it ended after"), "{message}");
+}
+
+#[test]
 fn an_empty_file_is_an_empty_file() {
     let hub = Hub::with(&[("config.json", "{}"), ("merges.txt", ""), (WEIGHTS, "x"), ("spiece.model", "")]);
     let cache = tempfile::tempdir().unwrap();
