@@ -61,8 +61,31 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// Limits in characters: for a text in quotes, for a part of a message, and for the list of what was expected. Names in
-/// files can have any length, but a message must stay one readable line.
+#[cfg(feature = "hub")]
+impl Error {
+    /// The same error with other texts: `change` is given each path and each part of the message.
+    pub(crate) fn map_texts(self, change: &dyn Fn(&str) -> String) -> Self {
+        let path = |path: PathBuf| path.to_str().map(|text| PathBuf::from(change(text))).unwrap_or(path);
+        let finding = |found: Box<Finding>| {
+            let Finding { file, subject, expected, found, hint } = *found;
+            let [subject, expected, found, hint] = [subject, expected, found, hint].map(|text| change(&text));
+            Box::new(Finding { file: path(file), subject, expected, found, hint })
+        };
+        match self {
+            Error::Io { path: place, action, error } => Error::Io { path: path(place), action, error },
+            Error::Format(found) => Error::Format(finding(found)),
+            Error::Mismatch(found) => Error::Mismatch(finding(found)),
+            Error::Setting(found) => Error::Setting(finding(found)),
+            Error::Unsupported(found) => Error::Unsupported(finding(found)),
+            Error::NotFinite(found) => Error::NotFinite(finding(found)),
+            other => other,
+        }
+    }
+}
+
+/// The longest text in quotes, the longest part of a message, and the longest of what was expected, which
+/// may list everything there is; in characters. Names in files can be of any length; a message stays one
+/// line that can be read.
 const MAX_QUOTED: usize = 80;
 /// The longest path that is shown whole, in characters. Paths can come from files, too.
 const MAX_PATH: usize = 1000;

@@ -15,6 +15,7 @@ mod download;
 mod fault;
 mod fetch;
 mod files;
+mod header;
 mod lock;
 mod metadata;
 mod name;
@@ -76,68 +77,72 @@ pub enum Event<'a> {
 /// # Errors
 /// [`crate::Error::Mismatch`] for another form of name, for a model that isn't there or not everybody's,
 /// and for one that isn't in the cache when the hub is not to be asked; [`crate::Error::Format`] for answers that no hub
-/// gives, and contents that aren't what their marks say; [`crate::Error::Io`] where the network or the disk fails.
+/// gives, and contents without the hash that their ETag gives; [`crate::Error::Io`] where the network or the disk fails.
 pub fn resolve(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<HubModel> {
-    let wanted = Name::parse(name)?;
-    let id = wanted.id.clone();
-    settings.notes.iter().for_each(|note| tell(Event::Note(note)));
-    let store = Store::new(&settings.cache, &wanted);
-    let commit = store.commit(&wanted.revision);
-    let found = commit.as_deref().and_then(|commit| cached(&wanted, &store.snapshot(commit), need));
-    if let Some(variable) = settings.offline {
-        return offline(&wanted, settings, variable, found, tell).map(|path| HubModel { path, id });
-    }
-    let endpoint = &settings.endpoint;
-    let client = Client::new(settings, tell).ok_or_else(|| {
-        let finding = Finding::new("the hub's address", "").expected("an address of http or https");
-        finding.found(format_args!("{endpoint:?}")).mismatch()
-    })?;
-    let fetch = Fetch { name: &wanted, settings, client: &client, store: &store, need };
-    let error = |failed: Failed| failed.fault.into_error(&wanted, settings, &failed.file);
-    let path = match (found, commit) {
-        (Some(found), _) if found.unknown.is_empty() && !settings.refresh => found.path,
-        // What is missing belongs to the commit that the rest is of. A hub that isn't there, or no longer has it, leaves
-        // what the cache has.
-        (Some(found), Some(commit)) if !settings.refresh => match fetch.run(&commit, false) {
-            Ok(path) => path,
-            Err(Failed { fault, .. }) if !matches!(fault, Fault::Odd { .. }) => {
-                client.note(&format!(
-                    "{}: not known whether the model has {}: {fault}; what the cache has is used",
-                    wanted.text,
-                    some_of(&found.unknown)
-                ));
-                found.path
-            }
-            Err(failed) => return Err(error(failed)),
-        },
-        _ => fetch.run(&wanted.revision, true).map_err(error)?,
-    };
-    Ok(HubModel { path, id })
+    let fetched = |fetch: &Fetch<'_>, revision: &str, tries: bool| fetch.run(revision, tries);
+    let name = Name::parse(name)?;
+    let path = from_cache_or(&name, settings, need, tell, &|path| path, &fetched)?;
+    Ok(HubModel { path, id: name.id })
 }
 
-/// The model `name` to be looked at: a folder with its config and tokenizer, and weights that are headers alone. `None`
-/// where [`resolve`] has nothing to fetch, or the model can't be looked at in this way.
+/// A model of the hub as far as a job needs it to be planned.
+pub enum Looked {
+    /// All of it.
+    Whole(HubModel),
+    /// All but its weights, of which the headers are there.
+    Outline(Box<Outline>),
+}
+
+/// The model `name`, to be looked at before its weights are fetched. What the cache has all of is the model itself, and so
+/// is what has no headers that could be fetched alone: PyTorch files that are no zips.
 ///
 /// # Errors
 /// As [`resolve`].
-pub fn outline(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<Option<Outline>> {
-    let wanted = Name::parse(name)?;
-    let store = Store::new(&settings.cache, &wanted);
-    let commit = store.commit(&wanted.revision);
+pub fn look(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<Looked> {
+    let name = Name::parse(name)?;
     // Of a vocabulary alone, too, the types of the weights may be asked for.
-    let need = if need == Need::Vocabulary { Need::Model } else { need };
-    let found = commit.as_deref().and_then(|commit| cached(&wanted, &store.snapshot(commit), need));
-    if found.is_some() && !settings.refresh || settings.offline.is_some() || wanted.file.is_some() {
-        return Ok(None);
+    let seen = if need == Need::Vocabulary && settings.offline.is_none() { Need::Model } else { need };
+    let whole = |path| Looked::Whole(HubModel { path, id: name.id.clone() });
+    from_cache_or(&name, settings, seen, tell, &whole, &|fetch, revision, tries| fetch.look(revision, tries, need))
+}
+
+/// What the cache has of a model, or what `fetched` makes of a revision. It is told, too, whether a hub that doesn't answer
+/// is asked again.
+fn from_cache_or<T>(
+    name: &Name,
+    settings: &HubSettings,
+    need: Need,
+    tell: &dyn Fn(Event<'_>),
+    there: &dyn Fn(PathBuf) -> T,
+    fetched: &dyn Fn(&Fetch<'_>, &str, bool) -> Result<T, Failed>,
+) -> Result<T> {
+    settings.notes.iter().for_each(|note| tell(Event::Note(note)));
+    let store = Store::new(&settings.cache, name);
+    let commit = store.commit(&name.revision);
+    let found = commit.as_deref().and_then(|commit| cached(name, &store.snapshot(commit), need));
+    if let Some(variable) = settings.offline {
+        return offline(name, settings, variable, found, tell).map(there);
     }
-    let Some(client) = Client::new(settings, tell) else { return Ok(None) };
-    let fetch = Fetch { name: &wanted, settings, client: &client, store: &store, need };
-    let error = |failed: Failed| failed.fault.into_error(&wanted, settings, &failed.file);
-    let made = fetch.outline(&wanted.revision).map_err(error)?;
-    if made.is_some() {
-        settings.notes.iter().for_each(|note| tell(Event::Note(note)));
+    let client = Client::new(settings, tell)?;
+    let fetch = Fetch { name, settings, client: &client, store: &store, need };
+    match (found, commit) {
+        (Some(found), _) if found.unknown.is_empty() && !settings.refresh => Ok(there(found.path)),
+        // What is missing belongs to the commit that the rest is of. A hub that isn't there, or no longer has it, leaves
+        // what the cache has. A file that the hub does list can't be done without.
+        (Some(found), Some(commit)) if !settings.refresh => match fetched(&fetch, &commit, false) {
+            Ok(made) => Ok(made),
+            Err(Failed { fault, file }) if file.is_empty() && !matches!(fault, Fault::Odd { .. } | Fault::Own(_)) => {
+                client.note(&format!(
+                    "{}: not known whether the model has {}: {fault}; what the cache has is used",
+                    name.text,
+                    some_of(&found.unknown)
+                ));
+                Ok(there(found.path))
+            }
+            Err(failed) => Err(failed.into_error(name, settings)),
+        },
+        _ => fetched(&fetch, &name.revision, true).map_err(|failed| failed.into_error(name, settings)),
     }
-    Ok(made)
 }
 
 /// What the cache alone has of a model.

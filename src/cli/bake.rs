@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Map, json};
 
 use super::Common;
-use super::input::found;
+use super::input::{Found, Input, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::route::{RequestArgs, print_mean, to_json};
 
@@ -33,20 +33,22 @@ pub(crate) struct BakeArgs {
 
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
-    let (base, base_id) = found(&args.base, Need::Model, common)?;
-    let (bank, bank_id) = found(&args.bank, Need::Adapter, common)?;
-    let settings = BakeSettings {
-        base,
-        base_id,
-        bank,
-        bank_id,
-        instruction: args.request.instruction.clone(),
-        prompts: args.request.prompt.clone(),
-        routing: args.request.by(),
-        output: args.output.settings(),
-        verify: !args.no_verify,
+    let bake = |found: &[Found]| {
+        let settings = BakeSettings {
+            base: found[0].path.clone(),
+            base_id: found[0].id.clone(),
+            bank: found[1].path.clone(),
+            bank_id: found[1].id.clone(),
+            instruction: args.request.instruction.clone(),
+            prompts: args.request.prompt.clone(),
+            routing: args.request.by(),
+            output: args.output.settings(),
+            verify: !args.no_verify,
+        };
+        Ok(jobs::bake(&settings)?)
     };
-    let made = jobs::bake(&settings)?;
+    let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
+    let made = with_inputs(&inputs, common, bake)?.made;
     if args.json {
         let (planned, written) = match args.output.dry_run {
             true => (args.output.planned(&made.output, common)?, None),

@@ -20,7 +20,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::Common;
-use super::input::{found, found_path};
+use super::input::{Found, Input, with_inputs};
 use super::output::{planned, print_description, print_notes, print_written};
 
 /// A LoRA with at least this relative error gets a note.
@@ -93,27 +93,10 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     if !args.dry_run {
         to.check()?;
     }
-    let (path, id) = match args.base.to_str() {
-        Some(text) => found(text, Need::Model, common)?,
-        None => (args.base.clone(), None),
-    };
-    let folder = HfFolder::open(&path)?;
-    let tensors = Base::of(&folder);
-    let open = |path: &PathBuf| {
-        if AtomBank::is_in(path).unwrap_or(false) {
-            let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
-            return Err(finding
-                .found("an atom bank")
-                .hint("atombank bake with --to lora makes a LoRA of it")
-                .mismatch());
-        }
-        LinearUpdates::open(path, &tensors, &folder.config)
-    };
-    let paths = args.loras.iter().map(|lora| found_path(lora, Need::Adapter, common)).collect::<Result<Vec<_>>>()?;
-    let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
-    let names = names(&args.loras);
-    let mut notes = Vec::new();
-    let texts = texts(args, &paths, &names, &mut notes)?;
+    let loras = args.loras.iter().map(|lora| Input::new(lora, Need::Adapter));
+    let inputs: Vec<Input<'_>> = [Input::new(&args.base, Need::Model)].into_iter().chain(loras).collect();
+    let Opened { folder, id, names, texts, loras, mut notes } =
+        with_inputs(&inputs, common, |found| open(args, found))?.made;
     let fit = fit(&loras, &folder.config, args.rank)?;
     let (router, shares) = route(args, &folder, &names, &texts)?;
     notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));
@@ -153,7 +136,39 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// The name of each LoRA: its folder's name, or its path if two folders have the same name.
+/// Base and LoRAs, open, and what picks each LoRA.
+struct Opened {
+    folder: HfFolder,
+    /// The base's name on the hub.
+    id: Option<String>,
+    names: Vec<String>,
+    texts: Vec<Text>,
+    loras: Vec<LinearUpdates>,
+    notes: Vec<String>,
+}
+
+/// Opens the base, which comes first, and its LoRAs.
+fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
+    let folder = HfFolder::open(&found[0].path)?;
+    let tensors = Base::of(&folder);
+    let open = |path: &PathBuf| {
+        if AtomBank::is_in(path).unwrap_or(false) {
+            let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
+            return Err(finding
+                .found("an atom bank")
+                .hint("atombank bake with --to lora makes a LoRA of it")
+                .mismatch());
+        }
+        LinearUpdates::open(path, &tensors, &folder.config)
+    };
+    let paths: Vec<PathBuf> = found[1..].iter().map(|lora| lora.path.clone()).collect();
+    let (names, mut notes) = (names(&args.loras), Vec::new());
+    let texts = texts(args, &paths, &names, &mut notes)?;
+    let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
+    Ok(Opened { id: found[0].id.clone(), folder, names, texts, loras, notes })
+}
+
+/// What each LoRA is called: its folder's name, or its path where two folders have one name.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short = |path: &Path| {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());

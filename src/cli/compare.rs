@@ -6,7 +6,7 @@ use atombank::report::Comparison;
 use atombank::report::compare::{Difference, Form, Outcome, TensorComparison, sides};
 use clap::Args;
 
-use super::input::found;
+use super::input::{Found, Input, with_inputs};
 use super::{Common, progress};
 
 /// Number of tensors in the table of the worst ones.
@@ -34,7 +34,8 @@ pub(crate) struct CompareArgs {
 }
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
-    let (a, b) = sides(&found(&args.a, Need::Everything, common)?.0, &found(&args.b, Need::Everything, common)?.0)?;
+    let inputs = [&args.a, &args.b].map(|input| Input::new(input, Need::Everything));
+    let (a, b) = with_inputs(&inputs, common, |found: &[Found]| Ok(sides(&found[0].path, &found[1].path)?))?.made;
     let bar = progress::bar(0, "comparing [{bar:30}] {percent}% {eta}", common.quiet);
     let comparison = Comparison::watched(&a, &b, &|done, total| {
         bar.set_length(total);

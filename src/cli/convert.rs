@@ -9,7 +9,7 @@ use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 
 use super::Common;
-use super::input::{found, found_path, looked_at, parse_content};
+use super::input::{Found, Input, Made, parse_content, with_inputs};
 use super::output::{OutputArgs, print_written};
 
 /// Arguments of `convert`.
@@ -53,30 +53,29 @@ pub(crate) struct ConvertArgs {
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
     let need = if args.vocab_only { Need::Vocabulary } else { Need::Everything };
-    let base = args.base.as_deref().map(|base| found_path(base, Need::Model, common)).transpose()?;
-    let make = |input: PathBuf, model_id: Option<String>| {
+    let values = !args.output.dry_run && !args.vocab_only;
+    let mut inputs = vec![Input::new(&args.input, need).values(values)];
+    // A LoRA takes names and shapes from its base.
+    inputs.extend(args.base.as_deref().map(|base| Input::new(base, Need::Model).values(false)));
+    let convert = |found: &[Found]| {
         let settings = ConvertSettings {
-            input,
+            input: found[0].path.clone(),
             output: args.output.settings(),
             key: args.key.clone(),
-            base: base.clone(),
+            base: found.get(1).map(|base| base.path.clone()),
             metadata: args.metadata.clone(),
             model_name: args.model_name.clone(),
-            model_id,
+            model_id: found[0].id.clone(),
             override_key: args.override_key.clone(),
             vocab_only: args.vocab_only,
             r#as: args.content,
             generic: args.generic,
         };
-        Ok(jobs::convert(&settings)?)
+        args.output.checked(jobs::convert(&settings)?)
     };
-    let (made, _outline) = if args.output.dry_run || args.vocab_only {
-        looked_at(&args.input, need, common, make)?
-    } else {
-        let (input, model_id) = found(&args.input, need, common)?;
-        (make(input, model_id)?, None)
-    };
-    let written = args.output.write(&made, args.json, common)?;
+    let Made { made: mut output, outlines } = with_inputs(&inputs, common, convert)?;
+    outlines.put_real_paths(&mut output.notes);
+    let written = args.output.write(&output, args.json, common)?;
     print_written(written.as_ref(), args.json, common);
     if let Some(written) = written.filter(|_| args.json) {
         println!("{}", serde_json::to_string_pretty(&written)?);

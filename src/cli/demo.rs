@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 
 use super::Common;
 use super::route::show;
-use super::train::train_with_bar;
+use super::train::{train_with_bar, warn};
 
 /// Arguments of `demo`.
 #[derive(Args)]
@@ -182,6 +182,7 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     config.data.train = dir.join("train.jsonl");
     config.data.eval = Some(dir.join("heldout.jsonl"));
     let started = Instant::now();
+    warn(&config, common);
     let outcome = train_with_bar(&config, false, &Device::Cpu, &AtomicBool::new(false), common)?;
     args.say(format_args!(
         "   {kind}: {} trainable values, {} steps in {:.0} s, held-out loss {:.4}",

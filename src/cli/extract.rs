@@ -9,7 +9,7 @@ use atombank::merge::extract::Extraction;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::input::found;
+use super::input::{Found, Input, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 
@@ -52,19 +52,23 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
     let mut output = args.output.settings();
     output.to.get_or_insert(OutputKind::Lora);
     output.check()?;
-    let (base, base_id) = found(&args.base, Need::Model, common)?;
-    let settings = ExtractSettings {
-        base,
-        finetuned: found(&args.finetuned, Need::Model, common)?.0,
-        output,
-        base_id,
-        rank: args.rank,
-        energy: args.energy,
-        seed: args.seed,
+    let extract = |found: &[Found]| {
+        let settings = ExtractSettings {
+            base: found[0].path.clone(),
+            finetuned: found[1].path.clone(),
+            output: output.clone(),
+            base_id: found[0].id.clone(),
+            rank: args.rank,
+            energy: args.energy,
+            seed: args.seed,
+        };
+        let (bar, watch) = progress::steps(common.quiet);
+        let made = jobs::extract(&settings, &watch);
+        bar.finish_and_clear();
+        Ok(made?)
     };
-    let (bar, watch) = progress::steps(common.quiet);
-    let made = jobs::extract(&settings, &watch)?;
-    bar.finish_and_clear();
+    let inputs = [&args.base, &args.finetuned].map(|input| Input::new(input, Need::Model));
+    let made = with_inputs(&inputs, common, extract)?.made;
     let written = match args.json {
         true => {
             let (planned, written) = match args.output.dry_run {

@@ -20,6 +20,7 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 
+use super::input::{Found, Input, with_inputs};
 use super::output::print_notes;
 
 /// Arguments of `generate`.
@@ -55,11 +56,15 @@ pub(crate) struct GenerateArgs {
 }
 
 pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
-    let model = super::input::found_path(&args.model, Need::Model, common)?;
-    let LanguageModel { decoder, encoder } = LanguageModel::open(&model, Residence::Memory, &Device::Cpu)?;
-    let adapter =
-        args.adapter.as_deref().map(|path| super::input::found_path(path, Need::Adapter, common)).transpose()?;
-    let adapter = adapter.map(|path| Adapter::open(&path, &model, decoder.config())).transpose()?;
+    let mut inputs = vec![Input::new(&args.model, Need::Model)];
+    inputs.extend(args.adapter.as_deref().map(|adapter| Input::new(adapter, Need::Adapter)));
+    let open = |found: &[Found]| {
+        let model = &found[0].path;
+        let opened = LanguageModel::open(model, Residence::Memory, &Device::Cpu)?;
+        let adapter = found.get(1).map(|adapter| Adapter::open(&adapter.path, model, opened.decoder.config()));
+        Ok((opened, adapter.transpose()?))
+    };
+    let (LanguageModel { decoder, encoder }, adapter) = with_inputs(&inputs, common, open)?.made;
     let sequence = match &adapter {
         Some(Adapter::Bank(bank)) => {
             bank.encoder().routed(&encoder, &bank.config().prompt_template, &args.instruction, &args.prompt)?

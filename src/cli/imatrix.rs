@@ -10,6 +10,7 @@ use atombank::output::Destination;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
+use super::input::{Found, Input, with_inputs};
 use super::output::{self, print_notes, print_written};
 use super::train::parse_device;
 use super::{Common, progress};
@@ -79,8 +80,8 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         to.check()?;
     }
     let text = read_text(&args.text)?;
-    let path = super::input::found_path(&args.base, Need::Model, common)?;
-    let base = LanguageModel::open(&path, Residence::Streamed, &args.device)?.with_special_as_text();
+    let open = |found: &[Found]| Ok(LanguageModel::open(&found[0].path, Residence::Streamed, &args.device)?);
+    let base = with_inputs(&[Input::new(&args.base, Need::Model)], common, open)?.made.with_special_as_text();
     let trained = base.decoder.config().max_position_embeddings;
     if args.ctx as usize > trained {
         print_notes(&[format!("the model knows texts of {trained} tokens, and chunks have {}", args.ctx)], common);

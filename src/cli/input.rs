@@ -1,47 +1,55 @@
-//! Inputs as users give them: a path, or a model on the hub.
+//! Inputs as users name them: a path, or a model on the hub.
+//!
+//! A job is run on what is at hand of its inputs: of a model on the hub that is everything but the values of its weights.
+//! What can be refused is refused then, and a job that wants no values is done. Only for the others weights are fetched.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::checkpoint::hub::{self, Event, HubSettings, Need, Outline};
+use atombank::checkpoint::hub::{self, Event, HubSettings, Looked, Need, Outline};
 
 use atombank::convert::Content;
 
-use super::{Common, progress};
+use super::{Common, progress, signals};
 
-/// Like [`found`], but returns only the path.
-pub(crate) fn found_path(input: &Path, need: Need, common: &Common) -> Result<PathBuf> {
-    match input.to_str() {
-        Some(text) => Ok(found(text, need, common)?.0),
-        None => Ok(input.to_owned()),
-    }
-}
-
-/// The path of an input, and its name on the hub if it is from there. Needed parts that are missing are downloaded.
-pub(crate) fn found(input: &str, need: Need, common: &Common) -> Result<(PathBuf, Option<String>)> {
-    let Some(name) = hub_name(input) else { return Ok((PathBuf::from(input), None)) };
-    let model = watched(common, |settings, tell| hub::resolve(&name, settings, need, tell))?;
-    Ok((model.path, Some(model.id)))
-}
-
-/// The result of `look` for an input that is only inspected. For a model on the hub, headers of its weights are enough,
-/// unless `look` reads values; then the model is downloaded. The outline must outlive the result.
-pub(crate) fn looked_at<T>(
-    input: &str,
+/// An input of a job.
+pub(crate) struct Input<'a> {
+    /// A path, or a name on the hub.
+    name: &'a OsStr,
     need: Need,
-    common: &Common,
-    look: impl Fn(PathBuf, Option<String>) -> Result<T>,
-) -> Result<(T, Option<Outline>)> {
-    if let Some(name) = hub_name(input)
-        && let Some(outline) = watched(common, |settings, tell| hub::outline(&name, settings, need, tell))?
-    {
-        let made = look(outline.model.path.clone(), Some(outline.model.id.clone()));
-        if !outline.values_were_read() {
-            return Ok((made?, Some(outline)));
+    /// Whether the job needs its values, sooner or later.
+    values: bool,
+}
+
+impl<'a> Input<'a> {
+    /// An input whose values are used.
+    pub(crate) fn new(name: &'a (impl AsRef<OsStr> + ?Sized), need: Need) -> Self {
+        Self { name: name.as_ref(), need, values: true }
+    }
+
+    /// With `values` false: one of which names and shapes of tensors are enough, unless the job asks for values after all.
+    pub(crate) fn values(self, values: bool) -> Self {
+        Self { values, ..self }
+    }
+
+    /// The name on the hub that it is.
+    fn hub_name(&self) -> Option<String> {
+        let name = self.name.to_str()?;
+        match hub::is_hub_name(name) {
+            true => Some(name.to_owned()),
+            false => can_only_be_a_hub_name(name).then(|| format!("hf:{name}")),
         }
     }
-    let (path, name) = found(input, need, common)?;
-    Ok((look(path, name)?, None))
+
+    /// What of it comes before its weights, where those can be fetched later; else all of it.
+    fn look(&self, common: &Common) -> Result<Given> {
+        let Some(name) = self.hub_name() else { return Ok(Given::Whole(Found { path: self.name.into(), id: None })) };
+        Ok(match watched(common, |settings, tell| hub::look(&name, settings, self.need, tell))? {
+            Looked::Whole(model) => Given::Whole(Found { path: model.path, id: Some(model.id) }),
+            Looked::Outline(outline) => Given::Outline(outline),
+        })
+    }
 }
 
 /// Parses a value of `--as`.
@@ -53,11 +61,100 @@ pub(crate) fn parse_content(text: &str) -> Result<Content, String> {
     }
 }
 
-/// The name on the hub, if `input` is one.
-fn hub_name(input: &str) -> Option<String> {
-    match hub::is_hub_name(input) {
-        true => Some(input.to_owned()),
-        false => can_only_be_a_hub_name(input).then(|| format!("hf:{input}")),
+/// What a job gets of an input.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    /// Its name on the hub, where it is from there.
+    pub(crate) id: Option<String>,
+}
+
+/// What a job has made, and the outlines that it still refers to.
+pub(crate) struct Made<T> {
+    pub(crate) made: T,
+    pub(crate) outlines: Outlines,
+}
+
+/// Inputs of which only the headers were needed. They have to outlive what was made of them.
+pub(crate) struct Outlines(Vec<Outline>);
+
+impl Outlines {
+    /// Puts the places of files in the cache into texts that name those of an outline.
+    pub(crate) fn put_real_paths<'t>(&self, texts: impl IntoIterator<Item = &'t mut String>) {
+        for text in texts {
+            self.0.iter().for_each(|outline| *text = outline.with_real_paths(text));
+        }
+    }
+}
+
+/// What there is of an input so far.
+enum Given {
+    Whole(Found),
+    Outline(Box<Outline>),
+}
+
+impl Given {
+    fn found(&self) -> Found {
+        match self {
+            Given::Whole(found) => found.clone(),
+            Given::Outline(outline) => Found { path: outline.model.path.clone(), id: Some(outline.model.id.clone()) },
+        }
+    }
+
+    /// With its values.
+    fn whole(self, common: &Common) -> Result<Self> {
+        let Given::Outline(outline) = self else { return Ok(self) };
+        let model = watched(common, |settings, tell| outline.fetch(settings, tell))?;
+        Ok(Given::Whole(Found { path: model.path, id: Some(model.id) }))
+    }
+
+    fn outline(&self) -> Option<&Outline> {
+        match self {
+            Given::Whole(_) => None,
+            Given::Outline(outline) => Some(outline),
+        }
+    }
+}
+
+/// What `job` makes of `inputs`. It is run again when weights had to be fetched for it. So it may not leave anything
+/// behind before it has read values of all its inputs.
+pub(crate) fn with_inputs<T>(
+    inputs: &[Input<'_>],
+    common: &Common,
+    job: impl Fn(&[Found]) -> Result<T>,
+) -> Result<Made<T>> {
+    let mut given = inputs.iter().map(|input| input.look(common)).collect::<Result<Vec<_>>>()?;
+    loop {
+        let made = job(&given.iter().map(Given::found).collect::<Vec<_>>());
+        // Whoever wanted values that aren't there has made nothing, or something wrong.
+        let wanted = |given: &Given| given.outline().is_some_and(Outline::values_were_wanted);
+        let mut missing: Vec<usize> = (0..given.len()).filter(|at| wanted(&given[*at])).collect();
+        if missing.is_empty() {
+            let made = made.map_err(|error| with_real_paths(error, &given))?;
+            missing = (0..given.len()).filter(|at| inputs[*at].values && given[*at].outline().is_some()).collect();
+            if missing.is_empty() {
+                let outlines = given.into_iter().filter_map(|given| match given {
+                    Given::Whole(_) => None,
+                    Given::Outline(outline) => Some(*outline),
+                });
+                return Ok(Made { made, outlines: Outlines(outlines.collect()) });
+            }
+        }
+        for at in missing {
+            let whole = given.remove(at).whole(common)?;
+            given.insert(at, whole);
+        }
+    }
+}
+
+/// An error that names files of the cache, and none of an outline.
+fn with_real_paths(error: anyhow::Error, given: &[Given]) -> anyhow::Error {
+    match error.downcast::<atombank::Error>() {
+        Ok(error) => {
+            let outlines = given.iter().filter_map(Given::outline);
+            outlines.fold(error, |error, outline| outline.error_with_real_paths(error)).into()
+        }
+        Err(other) => other,
     }
 }
 
@@ -68,14 +165,16 @@ fn watched<T>(
 ) -> Result<T> {
     let bar = progress::bar(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}", common.quiet);
     let settings = HubSettings { refresh: common.refresh, ..HubSettings::from_env()? };
-    let done = work(&settings, &|event| match event {
-        Event::Download(download) => {
-            bar.set_message(download.file.to_owned());
-            bar.set_length(download.total);
-            bar.set_position(download.done);
-        }
-        Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
-        Event::Note(_) => {}
+    let done = signals::ending_at_once(|| {
+        work(&settings, &|event| match event {
+            Event::Download(download) => {
+                bar.set_message(download.file.to_owned());
+                bar.set_length(download.total);
+                bar.set_position(download.done);
+            }
+            Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
+            Event::Note(_) => {}
+        })
     });
     bar.finish_and_clear();
     Ok(done?)

@@ -8,7 +8,7 @@ use atombank::report::{AdapterReport, Report, TensorsReport};
 use clap::Args;
 
 use super::Common;
-use super::input::{looked_at, parse_content};
+use super::input::{Found, Input, Made, parse_content, with_inputs};
 
 /// Arguments of `inspect`.
 #[derive(Args)]
@@ -31,9 +31,11 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
+    let input = Input::new(&args.input, Need::Everything).values(false);
     let opening = Opening { key: args.key.as_deref(), content: args.content };
-    let look = |path: std::path::PathBuf, _| Ok(Report::of(&path, opening)?);
-    let (report, _outline) = looked_at(&args.input, Need::Everything, common, look)?;
+    let look = |found: &[Found]| Ok(Report::of(&found[0].path, opening)?);
+    let Made { made: mut report, outlines } = with_inputs(&[input], common, look)?;
+    outlines.put_real_paths(report.problem_mut());
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());

@@ -7,11 +7,11 @@ use std::path::Path;
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
-use atombank::jobs::{self, MergeInput, MergeSettings, TokenizerChoice};
+use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice};
 use atombank::merge::Truncation;
 use clap::Args;
 
-use super::input::{found, parse_content};
+use super::input::{Found, Input, Made, parse_content, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 use method::MethodArgs;
@@ -87,24 +87,34 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
-    let (base, base_id) = found(&args.base, Need::Model, common)?;
-    let other = |other: &Weighted| {
-        let (path, id) = found(&other.name, Need::Everything, common)?;
-        Ok(MergeInput { path, id, weight: other.weight })
+    let values = !args.output.dry_run;
+    let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
+    let inputs = [Input::new(&args.base, Need::Model)].into_iter().chain(others);
+    let inputs: Vec<Input<'_>> = inputs.map(|input| input.values(values)).collect();
+    let merge = |found: &[Found]| {
+        let other = |(found, other): (&Found, &Weighted)| MergeInput {
+            path: found.path.clone(),
+            id: found.id.clone(),
+            weight: other.weight,
+        };
+        let settings = MergeSettings {
+            base: found[0].path.clone(),
+            base_id: found[0].id.clone(),
+            others: found[1..].iter().zip(&args.others).map(other).collect(),
+            output: args.output.settings(),
+            combine: args.method.settings(),
+            keep_base: args.keep_base,
+            others_as: args.content,
+            tokenizer: args.tokenizer.clone().unwrap_or_default(),
+        };
+        let (bar, watch) = progress::steps(common.quiet);
+        let made = jobs::merge(&settings, &watch);
+        bar.finish_and_clear();
+        let Adapted { output, truncations } = made?;
+        Ok(Adapted { output: args.output.checked(output)?, truncations })
     };
-    let settings = MergeSettings {
-        base,
-        base_id,
-        others: args.others.iter().map(other).collect::<Result<_>>()?,
-        output: args.output.settings(),
-        combine: args.method.settings(),
-        keep_base: args.keep_base,
-        others_as: args.content,
-        tokenizer: args.tokenizer.clone().unwrap_or_default(),
-    };
-    let (bar, watch) = progress::steps(common.quiet);
-    let made = jobs::merge(&settings, &watch)?;
-    bar.finish_and_clear();
+    let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
+    outlines.put_real_paths(&mut made.output.notes);
     let written = args.output.write(&made.output, args.json, common)?;
     if args.json {
         if let Some(written) = &written {

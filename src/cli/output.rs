@@ -99,7 +99,15 @@ impl OutputArgs {
         }
     }
 
-    /// Writes a job's output and prints a summary, or prints what would be written. With `json`, only JSON is printed.
+    /// `output`, where it can be written as far as its plan says.
+    pub(crate) fn checked(&self, output: Output) -> Result<Output> {
+        self.check_sizes(&output)?;
+        output.describe(&self.output)?;
+        Ok(output)
+    }
+
+    /// Writes what a job has made, and says so, or prints what would be written. Nothing but JSON is printed with
+    /// `json`.
     pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {
         if self.dry_run {
             match json {

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Common;
-use super::input::found;
+use super::input::{Found, Input, with_inputs};
 use super::output::{OutputArgs, print_written};
 
 /// Arguments of `quantize`.
@@ -27,15 +27,20 @@ pub(crate) struct QuantizeArgs {
 }
 
 pub(crate) fn run(args: &QuantizeArgs, common: &Common) -> Result<()> {
-    let settings = QuantizeSettings {
-        input: found(&args.input, Need::Model, common)?.0,
+    let settings = |found: &[Found]| QuantizeSettings {
+        input: found[0].path.clone(),
         output: args.output.settings(),
         override_key: args.override_key.clone(),
     };
+    let input = Input::new(&args.input, Need::Model);
     if args.output.dry_run {
-        return print_outcomes(&settings, &jobs::quantize_outcomes(&settings)?, args.json);
+        let outcomes = |found: &[Found]| Ok(jobs::quantize_outcomes(&settings(found))?);
+        let outcomes = with_inputs(&[input.values(false)], common, outcomes)?.made;
+        return print_outcomes(args.output.r#type.as_deref(), &outcomes, args.json);
     }
-    let made = jobs::quantize(&settings)?;
+    args.output.settings().destination.check()?;
+    let quantize = |found: &[Found]| args.output.checked(jobs::quantize(&settings(found))?);
+    let made = with_inputs(&[input], common, quantize)?.made;
     let written = args.output.write(&made, args.json, common)?;
     print_written(written.as_ref(), args.json, common);
     if let Some(written) = written.filter(|_| args.json) {
@@ -67,11 +72,11 @@ impl Total {
     }
 }
 
-/// Prints the type and size that each tensor would have.
-fn print_outcomes(settings: &QuantizeSettings, outcomes: &[TensorOutcome], json: bool) -> Result<()> {
+/// Prints what would become of each tensor.
+fn print_outcomes(file_type: Option<&str>, outcomes: &[TensorOutcome], json: bool) -> Result<()> {
     let total = Total::of(outcomes);
     if json {
-        let file_type: FileType = settings.output.r#type.as_deref().unwrap_or_default().parse()?;
+        let file_type: FileType = file_type.unwrap_or_default().parse()?;
         let json = json!({ "type": file_type.name(), "tensors": outcomes, "elements": total.elements,
             "bytes_before": total.before, "bytes": total.after, "bits_per_weight": total.bits_per_weight(),
             "needs_importance": total.needs_importance });

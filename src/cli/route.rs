@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::Common;
+use super::input::{Found, Input, with_inputs};
 
 /// Arguments that describe a routing.
 #[derive(Args)]
@@ -74,12 +75,16 @@ pub(crate) struct RouteArgs {
 }
 
 pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
-    let base = super::input::found_path(&args.base, Need::Model, common)?;
-    let folder = HfFolder::open(&base)?;
-    let bank = AtomBank::open(&super::input::found_path(&args.bank, Need::Adapter, common)?)?;
-    let encoder = TextEncoder::open(&base)?;
-    let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
-    let routes = args.request.route(&decoder, &bank, &encoder)?;
+    let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
+    let route = |found: &[Found]| {
+        let (base, bank) = (&found[0].path, &found[1].path);
+        let folder = HfFolder::open(base)?;
+        let encoder = TextEncoder::open(base)?;
+        let bank = AtomBank::open(bank)?;
+        let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
+        Ok((args.request.route(&decoder, &bank, &encoder)?, decoder))
+    };
+    let (routes, decoder) = with_inputs(&inputs, common, route)?.made;
     let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
     super::output::print_notes(&decoder.length_note(longest).into_iter().collect::<Vec<_>>(), common);
     if args.json {

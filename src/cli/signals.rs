@@ -14,10 +14,22 @@ const INTERRUPTED: i32 = 130;
 /// Set when the running command should stop.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Starts to watch for signals.
+/// Whether a signal ends the program although its command could stop in order.
+static AT_ONCE: AtomicBool = AtomicBool::new(false);
+
+/// Does `work` that has nothing to save: a signal meanwhile ends the program.
+pub(crate) fn ending_at_once<T>(work: impl FnOnce() -> T) -> T {
+    AT_ONCE.store(true, Ordering::Relaxed);
+    let done = work();
+    AT_ONCE.store(false, Ordering::Relaxed);
+    done
+}
+
+/// Watches for signals from now on.
 pub(crate) fn watch() -> Result<()> {
     Ok(ctrlc::set_handler(|| {
         if let Some(stop) = STOP.get()
+            && !AT_ONCE.load(Ordering::Relaxed)
             && !stop.swap(true, Ordering::Relaxed)
         {
             return;

@@ -10,6 +10,7 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 
+use super::input::{Found, Input, with_inputs};
 use super::{Common, progress, signals};
 
 /// Arguments of `train`.
@@ -32,18 +33,21 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
-    let mut config = TrainConfig::open(&args.config, &args.overrides)?;
-    if let Some(base) = config.base.to_str() {
-        let (folder, id) = super::input::found(base, Need::Model, common)?;
-        // The output names the model, not its folder in this machine's cache.
-        if let Some(id) = id {
-            config.base = format!("hf:{id}").into();
-            config.hub_base = Some(HubBase { folder, id });
-        }
-    }
-    // The first signal finishes the step and saves; a second one ends the program.
+    let config = TrainConfig::open(&args.config, &args.overrides)?;
+    warn(&config, common);
+    // The first signal finishes the step and saves; a second one means it.
     let stop = signals::stop_flag();
-    let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
+    let run = |found: &[Found]| {
+        let mut config = config.clone();
+        // What is written names the model, not its place in this machine's cache.
+        if let [Found { path, id: Some(id) }] = found {
+            config.base = format!("hf:{id}").into();
+            config.hub_base = Some(HubBase { folder: path.clone(), id: id.clone() });
+        }
+        let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
+        Ok((config, outcome))
+    };
+    let (config, outcome) = with_inputs(&[Input::new(&config.base, Need::Model)], common, run)?.made;
     if args.json {
         let json = json!({ "output": config.output, "base": config.base, "steps": config.training.steps,
             "loss": outcome.loss, "eval_loss": outcome.eval_loss, "parameters": outcome.parameters });
@@ -57,7 +61,14 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Trains with a progress bar that shows loss, speed and remaining time.
+/// Says what the user may not mean.
+pub(crate) fn warn(config: &TrainConfig, common: &Common) {
+    if let Some(warning) = config.warning().filter(|_| !common.quiet) {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// Trains with a bar of loss, speed and time left.
 pub(crate) fn train_with_bar(
     config: &TrainConfig,
     resume: bool,
@@ -65,9 +76,6 @@ pub(crate) fn train_with_bar(
     stop: &AtomicBool,
     common: &Common,
 ) -> Result<Outcome> {
-    if let Some(warning) = config.warning().filter(|_| !common.quiet) {
-        eprintln!("warning: {warning}");
-    }
     let steps = config.training.steps as u64;
     let bar = progress::bar(steps, "[{bar:30}] {pos}/{len} {msg} left {eta}", common.quiet);
     let outcome = train(config, resume, device, stop, &mut |event| match event {

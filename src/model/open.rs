@@ -30,7 +30,9 @@ impl LanguageModel {
             return Self::of_gguf(path, residence, device);
         }
         let folder = HfFolder::open(path)?;
-        Ok(Self { decoder: Decoder::open(&folder, residence, device)?, encoder: TextEncoder::open(path)? })
+        // What reads little comes first: a tokenizer that can't be used is known before any weights are read.
+        let encoder = TextEncoder::open(path)?;
+        Ok(Self { decoder: Decoder::open(&folder, residence, device)?, encoder })
     }
 
     /// Treats special tokens that are spelled out in a text as text.

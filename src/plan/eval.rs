@@ -11,7 +11,7 @@ use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::kernel::Kernel;
 use crate::quant;
-use crate::source::{row_len, rows};
+use crate::source::{any_outlines, row_len, rows};
 
 /// Elements that one task makes where a whole tensor is read.
 const READ_ELEMS: usize = 1 << 18;
@@ -24,6 +24,7 @@ impl PlannedTensor {
     pub fn encode_rows(&self, rows: Range<usize>, scratch: &mut Vec<f32>, out: &mut Vec<u8>) -> Result<()> {
         let elems = rows.len() * self.row_len();
         let bytes = elems / self.dtype.block_elems() * self.dtype.block_bytes();
+        self.check_values()?;
         if self.expr.raw_dtype() == Some(self.dtype) {
             out.clear();
             out.reserve(bytes);
@@ -77,6 +78,7 @@ impl PlannedTensor {
 
     /// Like [`PlannedTensor::read_rows`], into a buffer that the caller reuses.
     pub(crate) fn read_rows_into(&self, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
+        self.check_values()?;
         self.check_readable(&rows)?;
         // The buffer is not cleared first: every value in it is overwritten.
         values.resize(rows.len() * self.row_len(), 0.0);
@@ -99,6 +101,7 @@ impl PlannedTensor {
     /// # Errors
     /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read(&self) -> Result<Vec<f32>> {
+        self.check_values()?;
         self.check_readable(&(0..self.rows()))?;
         let row_len = self.row_len();
         let step = (READ_ELEMS / row_len.max(1)).max(1);
@@ -149,6 +152,9 @@ impl PlannedTensor {
         if self.expr.raw_dtype() != Some(self.dtype) {
             return None;
         }
+        if let Err(missing) = self.check_values() {
+            return Some(Err(missing));
+        }
         let bytes = self.expr.borrow_rows(rows)?;
         Some(match quant::has_non_finite(self.dtype, bytes) {
             true => Err(self.not_finite("a NaN or an infinity")),
@@ -156,8 +162,16 @@ impl PlannedTensor {
         })
     }
 
-    /// Checks that rows `rows` can be read as values. [`super::Plan::check`] is not enough: it accepts tensors of any
-    /// type as long as they are only copied.
+    /// That the values are here that it is made of: see [`crate::source::Source::check_values`].
+    fn check_values(&self) -> Result<()> {
+        match any_outlines() {
+            true => self.expr.sources().iter().try_for_each(|source| source.check_values()),
+            false => Ok(()),
+        }
+    }
+
+    /// That rows `rows` can be read as values, whether [`super::Plan::check`] has run or not. It lets
+    /// through what is only copied, and that can be of any type.
     fn check_readable(&self, rows: &Range<usize>) -> Result<()> {
         self.check_types()?;
         if self.expr.raw_dtype() == Some(self.dtype) && !quant::can_decode(self.dtype) {

@@ -50,7 +50,12 @@ impl TensorRef {
         self.source.check_unchanged()
     }
 
-    /// Whether its values contain a NaN or an infinity.
+    /// That its values are here: see [`Source::check_values`].
+    pub(super) fn check_values(&self) -> Result<()> {
+        self.source.check_values()
+    }
+
+    /// Whether a NaN or an infinity is among its values.
     pub(super) fn has_non_finite(&self) -> bool {
         const ROWS: usize = 1024;
         let info = self.info();

@@ -22,6 +22,8 @@ pub use expr::{Expr, Pick, RowMap, TensorRef};
 pub use packed::Packing;
 pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
+#[cfg(feature = "hub")]
+pub(crate) use unfinished::Unfinished;
 
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};

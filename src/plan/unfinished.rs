@@ -13,15 +13,15 @@ static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 /// A younger temporary of another process may not be locked yet.
 const MIN_AGE: Duration = Duration::from_secs(10);
 
-/// A temporary file or folder. While this value lives, it is locked and in the list of this process.
-pub(super) struct Unfinished {
+/// A temporary file or folder: in the list of this process, and locked, for as long as this lives.
+pub(crate) struct Unfinished {
     path: PathBuf,
     _lock: Option<File>,
 }
 
 impl Unfinished {
-    /// Makes the temporary `path` with `make` and lists it in one step, so that a signal can't come between the two.
-    pub(super) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
+    /// Makes the temporary `path` by `make`, in the list: no signal comes between the two.
+    pub(crate) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
         let mut list = lock();
         let made = make(path)?;
         list.insert(path.to_owned());

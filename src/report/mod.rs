@@ -68,6 +68,15 @@ pub enum Report {
 }
 
 impl Report {
+    /// Why it can't be used, if it can't; the text may name files.
+    pub fn problem_mut(&mut self) -> Option<&mut String> {
+        match self {
+            Report::HfFolder { problem, .. } => problem.as_mut(),
+            Report::Lora(adapter) | Report::Adapter(adapter) => adapter.problem.as_mut(),
+            _ => None,
+        }
+    }
+
     /// Reports what is at `path`.
     ///
     /// # Errors

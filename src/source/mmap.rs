@@ -72,6 +72,14 @@ impl MappedFile {
         Ok(())
     }
 
+    /// As [`super::Source::check_values`].
+    pub(crate) fn check_values(&self) -> Result<()> {
+        let Some(outline) = &self.outline else { return Ok(()) };
+        outline.note();
+        let finding = Finding::new(&self.path, "").expected("the values of its tensors");
+        Err(finding.found("its header alone, which was fetched without them").mismatch())
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

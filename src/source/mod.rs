@@ -14,6 +14,7 @@ use std::path::Path;
 pub(crate) use mmap::MappedFile;
 #[cfg(feature = "hub")]
 pub(crate) use outline::ValuesRead;
+pub(crate) use outline::any_outlines;
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -100,6 +101,14 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`crate::Error::Mismatch`] for a file that has changed; [`crate::Error::Io`].
     fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// That the file's values are here, for whoever is about to read them: of some files on the hub only the header is.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where they aren't.
+    fn check_values(&self) -> Result<()> {
         Ok(())
     }
 

@@ -1,13 +1,13 @@
 //! Outlines: files of which only the header is available, for inspecting a model on the hub without downloading it.
 //!
-//! An outline has its file's length and header; its tensor data reads as zeros. Reads of tensor data are noted, and
-//! results that depend on them must be discarded.
+//! An outline has its file's length, its header, and zeros where the values are. Whoever wants values is told that they
+//! aren't there, or reads zeros; either way it is noticed, and what was made of them has to be thrown away.
 #![cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only models on the hub have outlines"))]
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::error::{IoContext, Result};
@@ -18,7 +18,15 @@ type Inode = (u64, u64);
 /// The outlines of this process.
 static OUTLINES: LazyLock<Mutex<HashMap<Inode, Arc<AtomicBool>>>> = LazyLock::new(Mutex::default);
 
-/// Whether values of outlines were read.
+/// How many outlines there are: usually none, which is known without the lock.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether there are any outlines. Where there are none, nobody has to ask for each file.
+pub(crate) fn any_outlines() -> bool {
+    COUNT.load(Ordering::SeqCst) > 0
+}
+
+/// Whether values of outlines were wanted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ValuesRead(Arc<AtomicBool>);
 
@@ -26,7 +34,9 @@ impl ValuesRead {
     /// Registers `file`, at `path`, as an outline.
     pub(crate) fn watch(&self, file: &File, path: &std::path::Path) -> Result<()> {
         let inode = inode(&file.metadata().at(path, "read")?);
-        OUTLINES.lock().unwrap_or_else(PoisonError::into_inner).insert(inode, self.0.clone());
+        let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
+        outlines.insert(inode, self.0.clone());
+        COUNT.store(outlines.len(), Ordering::SeqCst);
         Ok(())
     }
 
@@ -38,6 +48,7 @@ impl ValuesRead {
     pub(crate) fn forget(&self) {
         let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.retain(|_, read| !Arc::ptr_eq(read, &self.0));
+        COUNT.store(outlines.len(), Ordering::SeqCst);
     }
 
     /// The registration of the file, if it is an outline.
@@ -46,7 +57,7 @@ impl ValuesRead {
         outlines.get(&inode(found)).cloned().map(Self)
     }
 
-    /// Notes that tensor data was read.
+    /// Says that values were wanted.
     pub(super) fn note(&self) {
         self.0.store(true, Ordering::SeqCst);
     }

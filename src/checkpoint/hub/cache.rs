@@ -1,4 +1,4 @@
-//! The cache that all of Hugging Face's programs share: `models--org--name/` with contents by their marks (`blobs/`),
+//! The cache that all of Hugging Face's programs share: `models--org--name/` with contents by their ETags (`blobs/`),
 //! the commits that branches and tags stand for (`refs/`), a folder of links for each commit (`snapshots/`), and the
 //! names that a commit is known not to have (`.no_exist/`).
 //!
@@ -36,7 +36,7 @@ impl Store {
         Self { locks: cache.join(".locks").join(&folder), folder: cache.join(folder) }
     }
 
-    /// The content with this mark.
+    /// The content with this ETag.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(etag)
     }

@@ -12,6 +12,7 @@ use ureq::http::Response;
 use super::address::{Origin, joined, shown};
 use super::fault::{Again, Fault};
 use super::{Event, HubSettings};
+use crate::error::Finding;
 
 /// How many redirects are followed.
 const MAX_REDIRECTS: usize = 10;
@@ -85,7 +86,11 @@ impl Answer {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(settings: &'a HubSettings, tell: &'a dyn Fn(Event<'_>)) -> Option<Self> {
+    pub(super) fn new(settings: &'a HubSettings, tell: &'a dyn Fn(Event<'_>)) -> crate::error::Result<Self> {
+        let Some(home) = Origin::of(&settings.endpoint) else {
+            let finding = Finding::new("the hub's address", "").expected("an address of http or https");
+            return Err(finding.found(format_args!("{:?}", settings.endpoint)).mismatch());
+        };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -94,7 +99,7 @@ impl<'a> Client<'a> {
             // What is packed on the way has no length to be resumed by.
             .accept_encoding("identity")
             .build();
-        Some(Self { agent: config.into(), home: Origin::of(&settings.endpoint)?, settings, tell })
+        Ok(Self { agent: config.into(), home, settings, tell })
     }
 
     /// Tells the user something while the work goes on.
@@ -215,7 +220,7 @@ impl std::fmt::Display for Shown {
     }
 }
 
-/// Whether a redirect has the hub's marks of a file, so that the file's place is all that is left to find. A redirect
+/// Whether a redirect has the hub's headers about a file, so that the file's place is all that is left to find. A redirect
 /// within the hub is followed unless it names the file behind it.
 fn says_what_it_is(answer: &Answer, within: bool) -> bool {
     let has = |name: &str| answer.header(name).is_some();
@@ -278,7 +283,7 @@ fn broken(address: &str, error: ureq::Error, timeout: Duration) -> Fault {
         ureq::Error::HostNotFound => ("no such host is known".to_owned(), Again::Few),
         ureq::Error::ConnectionFailed => ("no connection".to_owned(), Again::Few),
         ureq::Error::Io(error) => return broken_io(address, &error, timeout),
-        ureq::Error::Protocol(error) => (format!("no answer of http: {error}"), Again::Often),
+        ureq::Error::Protocol(error) => (format!("not an HTTP answer: {error}"), Again::Often),
         error => (error.to_string(), Again::No),
     };
     Fault::transfer(address, what, again)

@@ -1,4 +1,4 @@
-//! The hash of a content, as its mark has it: SHA-256 of what is stored as a large file, SHA-1 of a blob in git for all
+//! The hash of a content, as its ETag gives it: SHA-256 of what is stored as a large file, SHA-1 of a blob in git for all
 //! else. Some mirrors give the SHA-1 of the file itself.
 
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ enum State {
         git: Option<Sha1>,
         plain: Sha1,
     },
-    /// The mark is no hash.
+    /// The ETag is no hash.
     None,
 }
 
@@ -28,7 +28,7 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Right,
-    /// The mark says nothing about the content.
+    /// The ETag says nothing about the content.
     Unknown,
     Wrong {
         kind: &'static str,
@@ -37,7 +37,7 @@ pub(super) enum Verdict {
 }
 
 impl Digest {
-    /// For the mark of a content of `size` bytes.
+    /// For the ETag of a content of `size` bytes.
     pub(super) fn new(etag: &str, size: Option<u64>) -> Self {
         let is_hash = etag.bytes().all(|b| b.is_ascii_hexdigit());
         let state = match etag.len() {
@@ -61,18 +61,10 @@ impl Digest {
 
     /// Takes in what is in `reader`.
     pub(super) fn read(&mut self, reader: &mut dyn Read) -> io::Result<()> {
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            match reader.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(n) => self.update(&buffer[..n]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        each_piece(reader, &mut |bytes| self.update(bytes))
     }
 
-    /// Whether all of it was what the mark says. `path` has the content, for a length that is known only now.
+    /// Whether all of it was what the ETag says. `path` has the content, for a length that is known only now.
     pub(super) fn verdict(self, path: &Path) -> io::Result<Verdict> {
         let (kind, found) = match self.state {
             State::None => return Ok(Verdict::Unknown),
@@ -82,16 +74,9 @@ impl Digest {
                     Some(git) => git,
                     None => {
                         let mut file = std::fs::File::open(path)?;
-                        let git = git_start(file.metadata()?.len());
-                        let mut again = Digest {
-                            expected: String::new(),
-                            state: State::Sha1 { git: Some(git), plain: Sha1::new() },
-                        };
-                        again.read(&mut file)?;
-                        match again.state {
-                            State::Sha1 { git: Some(git), .. } => git,
-                            _ => Sha1::new(),
-                        }
+                        let mut git = git_start(file.metadata()?.len());
+                        each_piece(&mut file, &mut |bytes| git.update(bytes))?;
+                        git
                     }
                 };
                 if hex(&plain.finalize()) == self.expected {
@@ -101,6 +86,19 @@ impl Digest {
             }
         };
         Ok(if found == self.expected { Verdict::Right } else { Verdict::Wrong { kind, found } })
+    }
+}
+
+/// Gives everything in `reader` to `take`, piece by piece.
+fn each_piece(reader: &mut dyn Read, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => take(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -118,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_the_hashes_of_git_and_of_large_files() {
+    fn etags_are_the_hashes_of_git_and_of_large_files() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "abc").unwrap();
         let verdict = |etag: &str, size| {

@@ -1,6 +1,7 @@
 //! One content into the cache. It is collected in a part beside the contents, goes on where an earlier try ended, and
 //! gets its name when its hash is right: what stands under a hash is what the hash says, for every program.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -31,6 +32,8 @@ pub(super) struct Wanted<'a> {
     pub(super) title: String,
     /// How long a download may stand still.
     pub(super) timeout: Duration,
+    /// Its first bytes, as far as they have come already: used where no more of it is in the cache.
+    pub(super) start: Cell<Vec<u8>>,
 }
 
 /// The file that collects a content, and what is known of it so far.
@@ -39,7 +42,9 @@ struct Part {
     file: File,
     len: u64,
     digest: Digest,
-    /// Whether bytes of an earlier run are in it.
+    /// Whether ranges were asked for and not given: the content is then asked for from its beginning.
+    from_start: bool,
+    /// Whether bytes are in it that came earlier.
     resumed: bool,
 }
 
@@ -61,7 +66,7 @@ impl Wanted<'_> {
             return Ok(blob);
         }
         if fs::symlink_metadata(&blob).is_ok() {
-            note("what the cache has under its mark is another content: fetched anew");
+            note("the cache has another content under its ETag: fetched again");
         }
         // Without a lock another process may write to the same part.
         let part = match lock.holds() {
@@ -97,7 +102,7 @@ impl Wanted<'_> {
                 Verdict::Unknown => {
                     let etag = &self.info.etag;
                     client.note(&format!(
-                        "{}: its mark {etag:?} is no hash, so that only the length of the content was compared",
+                        "{}: its ETag {etag:?} is no hash: only the length of the content was compared",
                         self.title
                     ));
                     return Ok(());
@@ -110,7 +115,7 @@ impl Wanted<'_> {
                 return Err(Fault::odd(&self.info.address, expected, format_args!("{len} bytes with {found}")));
             }
             client.note(&format!(
-                "{}: with the part of an earlier download its {kind} is not right: fetched anew",
+                "{}: with the part that was there already its {kind} is wrong: fetched again",
                 self.title
             ));
         }
@@ -129,15 +134,21 @@ impl Wanted<'_> {
             .map_err(own)?;
         let len = file.metadata().map_err(own)?.len();
         let digest = Digest::new(&self.info.etag, self.info.size);
-        let mut part = Part { path: path.to_owned(), file, len, digest, resumed: len > 0 };
+        let mut part = Part { path: path.to_owned(), file, len, digest, from_start: false, resumed: len > 0 };
         if let Some(size) = self.info.size.filter(|size| len > *size) {
             client.note(&format!(
-                "{}: the part of an earlier download has {len} bytes, the file {size}: fetched anew",
+                "{}: the part of an earlier download has {len} bytes, the file {size}: fetched again",
                 self.title
             ));
             part.restart(&self.info.etag, self.info.size)?;
         } else if len > 0 {
             part.digest.read(&mut part.file).map_err(own)?;
+        }
+        // Taken: where the hash isn't right in the end, they don't come back.
+        let start = self.start.take();
+        if part.len == 0 && !start.is_empty() && self.info.size.is_some_and(|size| size >= start.len() as u64) {
+            part.write(&start)?;
+            part.resumed = true;
         }
         Ok(part)
     }
@@ -145,8 +156,8 @@ impl Wanted<'_> {
     /// Asks for what is missing until all of it is there.
     fn fill(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
         let mut tries = Tries::default();
+        let mut most = part.len;
         while self.info.size != Some(part.len) {
-            let before = part.len;
             self.tell(client, part.len);
             match self.transfer(client, part) {
                 // Where the length isn't known, the answer's end is the file's.
@@ -154,9 +165,9 @@ impl Wanted<'_> {
                 Ok(()) => {
                     let what = format!("it ended after {} of {} bytes", part.len, self.info.size.unwrap_or_default());
                     let fault = Fault::transfer(&self.info.address, what, Again::Often);
-                    self.pause(client, part, before, fault, &mut tries)?;
+                    self.pause(client, part, &mut most, fault, &mut tries)?;
                 }
-                Err(fault) => self.pause(client, part, before, fault, &mut tries)?,
+                Err(fault) => self.pause(client, part, &mut most, fault, &mut tries)?,
             }
         }
         self.tell(client, part.len);
@@ -167,15 +178,16 @@ impl Wanted<'_> {
         &self,
         client: &Client<'_>,
         part: &mut Part,
-        before: u64,
+        most: &mut u64,
         fault: Fault,
         tries: &mut Tries,
     ) -> Result<(), Fault> {
         // What came counts: a line that breaks off now and then still gets there. A few bytes don't: a server that
-        // stalls after each handful would be asked for ever.
-        if part.len >= before + GETS_ON {
+        // stalls after each handful would be asked for ever. Nor does what had come before, and was thrown away.
+        if part.len >= *most + GETS_ON {
             tries.done = 0;
         }
+        *most = part.len.max(*most);
         if self.info.size.is_none() && part.len > 0 {
             // Nothing says where it would go on.
             part.restart(&self.info.etag, None)?;
@@ -189,6 +201,9 @@ impl Wanted<'_> {
 
     /// Asks once for the rest of the content, and takes in what comes.
     fn transfer(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
+        if part.from_start && part.len > 0 {
+            part.restart(&self.info.etag, self.info.size)?;
+        }
         let range = (part.len > 0).then(|| format!("bytes={}-", part.len));
         let address = &self.info.address;
         let mut answer = match client.ask(Question::Content, address, range.as_deref()) {
@@ -207,6 +222,7 @@ impl Wanted<'_> {
             _ => Some(0),
         };
         if part.len > 0 && starts(&answer) != Some(part.len) {
+            part.from_start = true;
             part.restart(&self.info.etag, self.info.size)?;
             if starts(&answer) != Some(0) {
                 answer = client.ask(Question::Content, address, None)?;

@@ -1,6 +1,7 @@
 //! A model into the cache: which files, in which order, and what is remembered of them.
 
-use std::path::PathBuf;
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
 
 use super::address::quoted;
 use super::cache::{Snapshot, Store};
@@ -8,12 +9,13 @@ use super::client::Client;
 use super::download::Wanted;
 use super::fault::Fault;
 use super::files::{self, Need, Weights};
-use super::metadata::{self, ModelInfo};
+use super::metadata::{self, FileInfo, ModelInfo};
 use super::name::Name;
 use super::{super::read_index, HubSettings};
 use crate::error::{Error, Finding};
 
 /// A model that is being fetched.
+#[derive(Clone, Copy)]
 pub(super) struct Fetch<'a> {
     pub(super) name: &'a Name,
     pub(super) settings: &'a HubSettings,
@@ -22,10 +24,31 @@ pub(super) struct Fetch<'a> {
     pub(super) need: Need,
 }
 
+/// The weights that a command takes of a model.
+pub(super) struct Chosen {
+    pub(super) weights: Vec<String>,
+    /// The GGUF, or its first part, where that is the model; else the folder is.
+    gguf: Option<String>,
+}
+
+impl Chosen {
+    /// The model's path, where its files are in `folder`.
+    pub(super) fn path_in(&self, folder: &Path) -> PathBuf {
+        self.gguf.as_ref().map_or_else(|| folder.to_owned(), |file| folder.join(file))
+    }
+}
+
 /// What ended a fetch, and the file that it ended at.
 pub(super) struct Failed {
     pub(super) fault: Fault,
     pub(super) file: String,
+}
+
+impl Failed {
+    /// The error for a user who asked for `name`.
+    pub(super) fn into_error(self, name: &Name, settings: &HubSettings) -> Error {
+        self.fault.into_error(name, settings, &self.file)
+    }
 }
 
 impl From<Fault> for Failed {
@@ -44,51 +67,51 @@ impl Fetch<'_> {
     /// Fetches what is missing of `revision`; the folder or the GGUF. `tries` is whether a hub that doesn't say what the
     /// model has is asked again.
     pub(super) fn run(&self, revision: &str, tries: bool) -> Result<PathBuf, Failed> {
-        let info = metadata::model(self.client, self.settings, self.name, revision, tries)?;
-        let snapshot = self.store.snapshot(&info.commit);
-        let path = match &self.name.file {
-            Some(file) => {
-                let parts = files::parts(file, &info.names);
-                if !info.names.contains(file) || parts.len() != files::part_count(file) {
-                    return Err(self.choose(&info, file).into());
-                }
-                self.files(&info, &snapshot, parts.iter().map(String::as_str))?;
-                snapshot.file(file)
-            }
-            None => self.model(&info, &snapshot)?,
-        };
-        self.store.keep_commit(&self.name.revision, &info.commit)?;
-        if self.name.file.is_none() {
-            snapshot.keep_absences(&info.names);
-        }
-        Ok(path)
+        self.whole(&metadata::model(self.client, self.settings, self.name, revision, tries)?)
     }
 
-    /// Everything that is needed of a model whose file isn't named.
-    fn model(&self, info: &ModelInfo, snapshot: &Snapshot) -> Result<PathBuf, Failed> {
-        let weights = files::weights(&info.names, self.need);
-        if let [Weights::Gguf(found)] = weights.as_slice() {
+    /// The same of a commit whose files are known.
+    pub(super) fn whole(&self, info: &ModelInfo) -> Result<PathBuf, Failed> {
+        let snapshot = self.store.snapshot(&info.commit);
+        let chosen = self.chosen(info, &snapshot)?;
+        // Weights come last: whoever finds them finds the rest.
+        self.files(info, &snapshot, chosen.weights.iter().map(String::as_str))?;
+        self.remember(info, &snapshot)?;
+        Ok(chosen.path_in(&snapshot.path()))
+    }
+
+    /// Which weights are to be fetched. What stands beside them is fetched for that: an index names its shards.
+    pub(super) fn chosen(&self, info: &ModelInfo, snapshot: &Snapshot) -> Result<Chosen, Failed> {
+        if let Some(file) = &self.name.file {
+            let weights = files::parts(file, &info.names);
+            if !info.names.contains(file) || weights.len() != files::part_count(file) {
+                return Err(self.choose(info, file).into());
+            }
+            return Ok(Chosen { weights, gguf: Some(file.clone()) });
+        }
+        let forms = files::weights(&info.names, self.need);
+        if let [Weights::Gguf(found)] = forms.as_slice() {
             let [only] = found.as_slice() else { return Err(self.choose(info, "weights").into()) };
             if only.len() != files::part_count(&only[0]) {
                 return Err(self.choose(info, &only[0]).into());
             }
-            self.files(info, snapshot, only.iter().map(String::as_str))?;
-            return Ok(snapshot.file(&only[0]));
+            return Ok(Chosen { weights: only.clone(), gguf: Some(only[0].clone()) });
         }
-        // Weights come last: whoever finds them finds the rest. What an index says is known before any of them.
         self.files(info, snapshot, files::companions(&info.names))?;
-        let wanted = self.weights(info, snapshot, weights)?;
-        self.files(info, snapshot, wanted.iter().map(String::as_str))?;
-        Ok(snapshot.path())
+        Ok(Chosen { weights: self.weights(info, snapshot, forms)?, gguf: None })
+    }
+
+    /// Remembers which commit the revision is, and which of the usual files it hasn't.
+    pub(super) fn remember(&self, info: &ModelInfo, snapshot: &Snapshot) -> Result<(), Failed> {
+        self.store.keep_commit(&self.name.revision, &info.commit)?;
+        if self.name.file.is_none() {
+            snapshot.keep_absences(&info.names);
+        }
+        Ok(())
     }
 
     /// The names of the files that hold weights; of shards, those that the index says, which is fetched for that.
-    pub(super) fn weights(
-        &self,
-        info: &ModelInfo,
-        snapshot: &Snapshot,
-        forms: Vec<Weights>,
-    ) -> Result<Vec<String>, Failed> {
+    fn weights(&self, info: &ModelInfo, snapshot: &Snapshot, forms: Vec<Weights>) -> Result<Vec<String>, Failed> {
         let mut wanted: Vec<String> = Vec::new();
         for form in forms {
             match form {
@@ -130,13 +153,25 @@ impl Fetch<'_> {
         }
     }
 
-    pub(super) fn files<'n>(
+    fn files<'n>(
         &self,
         info: &ModelInfo,
         snapshot: &Snapshot,
         names: impl IntoIterator<Item = &'n str>,
     ) -> Result<(), Failed> {
         names.into_iter().try_for_each(|name| self.file(info, snapshot, name))
+    }
+
+    /// What the hub says of a file. It is asked once.
+    pub(super) fn known(&self, info: &ModelInfo, file: &str) -> Result<FileInfo, Fault> {
+        if let Some(known) = info.files.borrow().get(file) {
+            return Ok(known.clone());
+        }
+        let Self { name, settings, .. } = self;
+        let address = format!("{}/{}/resolve/{}/{}", settings.endpoint, name.id, info.commit, quoted(file, b"/"));
+        let known = metadata::file(self.client, name, &address, &info.commit, file)?;
+        info.files.borrow_mut().insert(file.to_owned(), known.clone());
+        Ok(known)
     }
 
     /// Brings one file into the snapshot, unless it is there. When everything is looked at again, so is what the file's
@@ -146,19 +181,18 @@ impl Fetch<'_> {
             return Ok(());
         }
         let failed = |fault| Failed { fault, file: file.to_owned() };
-        let commit = &info.commit;
-        let address = format!("{}/{}/resolve/{commit}/{}", self.settings.endpoint, self.name.id, quoted(file, b"/"));
-        let known = metadata::file(self.client, self.name, &address, commit, file).map_err(failed)?;
+        let known = self.known(info, file).map_err(failed)?;
         if snapshot.is_copy(file, known.size) {
             return Ok(());
         }
         let wanted = Wanted {
             store: self.store,
             info: &known,
-            commit,
+            commit: &info.commit,
             file,
             title: format!("{}: {file}", self.name.text),
             timeout: self.settings.download_timeout,
+            start: Cell::new(info.starts.borrow_mut().remove(file).unwrap_or_default()),
         };
         let blob = wanted.fetch(self.client).map_err(failed)?;
         snapshot.link(file, &blob).map_err(|error| failed(Fault::Own(error)))

@@ -1,5 +1,7 @@
 //! What a hub says of a model and of a file, and what of it is believed: nothing becomes a path unchecked.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io::Read;
 
 use serde::Deserialize;
@@ -13,7 +15,7 @@ use super::name::{Name, is_commit};
 
 /// The longest answer about a model. A repository of a million files needs less.
 const MAX_ANSWER: u64 = 256 << 20;
-/// The longest mark of a file. A file name has at most 255 bytes, and the cache puts an ending behind it.
+/// The longest ETag of a file. A file name has at most 255 bytes, and the cache puts an ending behind it.
 const MAX_ETAG: usize = 200;
 
 /// What a model is at one commit.
@@ -22,12 +24,16 @@ pub(super) struct ModelInfo {
     pub(super) commit: String,
     /// Every file, none of them outside the folder.
     pub(super) names: Vec<String>,
+    /// What the hub has said of some of them.
+    pub(super) files: RefCell<HashMap<String, FileInfo>>,
+    /// The beginnings of some of them, which came with their headers.
+    pub(super) starts: RefCell<HashMap<String, Vec<u8>>>,
 }
 
 /// What a file is: the hub's one answer about it, which alone is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileInfo {
-    /// Its mark, which is its name in the cache.
+    /// Its ETag without quotes, which is its name in the cache.
     pub(super) etag: String,
     /// Its length, where the hub says it.
     pub(super) size: Option<u64>,
@@ -96,7 +102,7 @@ pub(super) fn model(
     }
     names.sort_unstable();
     names.dedup();
-    Ok(ModelInfo { commit: info.sha, names })
+    Ok(ModelInfo { commit: info.sha, names, files: RefCell::default(), starts: RefCell::default() })
 }
 
 /// What `file` is at `commit`.
@@ -132,10 +138,10 @@ fn read_file(answer: &Answer, asked: &str, commit: &str) -> Result<FileInfo, Fau
         Some(_) => {}
     }
     let linked = answer.header("x-linked-etag");
-    let Some(mark) = linked.or_else(|| answer.header("etag")) else {
+    let Some(quoted) = linked.or_else(|| answer.header("etag")) else {
         return Err(Fault::odd(&answer.address, "an ETag", "none"));
     };
-    let Some(etag) = plain_etag(mark) else { return odd("an ETag of letters and digits", mark) };
+    let Some(etag) = plain_etag(quoted) else { return odd("an ETag of letters and digits", quoted) };
     let number = |name: &str| answer.header(name).and_then(|text| text.trim().parse::<u64>().ok());
     let size = match number("x-linked-size") {
         Some(size) => Some(size),
@@ -149,7 +155,7 @@ fn read_file(answer: &Answer, asked: &str, commit: &str) -> Result<FileInfo, Fau
     Ok(FileInfo { etag, size, address: asked.to_owned() })
 }
 
-/// An ETag without its quotes and the mark of a weak one; `None` for what can't be a file's name.
+/// An ETag without its quotes and the W/ of a weak one; `None` for what can't be a file's name.
 fn plain_etag(text: &str) -> Option<String> {
     let text = text.trim();
     let text = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
@@ -161,7 +167,7 @@ fn plain_etag(text: &str) -> Option<String> {
 /// That an answer with content is about the same file as the one that said what it is.
 pub(super) fn agrees(answer: &Answer, known: &FileInfo, commit: &str) -> Result<(), Fault> {
     let Some(other) = answer.header("x-repo-commit") else {
-        // Not the hub itself: a server that only stores contents, and marks them as it likes.
+        // Not the hub itself: a server that only stores contents, and gives them ETags of its own.
         return match answer.is_page() {
             true => Err(Fault::page(&answer.address)),
             false => Ok(()),
@@ -174,10 +180,10 @@ pub(super) fn agrees(answer: &Answer, known: &FileInfo, commit: &str) -> Result<
             format_args!("{other:?}"),
         ));
     }
-    let mark = answer.header("x-linked-etag").or_else(|| answer.header("etag"));
-    match mark.map(plain_etag) {
+    let quoted = answer.header("x-linked-etag").or_else(|| answer.header("etag"));
+    match quoted.map(plain_etag) {
         Some(etag) if etag.as_deref() != Some(&known.etag) => {
-            let found = format!("{:?}", mark.unwrap_or_default());
+            let found = format!("{:?}", quoted.unwrap_or_default());
             Err(Fault::odd(&answer.address, format_args!("the ETag {:?} that it gave before", known.etag), found))
         }
         _ => Ok(()),

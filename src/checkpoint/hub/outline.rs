@@ -1,142 +1,162 @@
-//! A model to be looked at: all that stands beside its weights, and of the weights their headers alone, by ranges.
+//! A model before its weights: all that stands beside them, and of the weights their headers alone, by ranges. It is
+//! enough to say what a model is and to plan what becomes of it, and so to refuse what can't be done before gigabytes
+//! are fetched.
 //!
 //! The folder is a temporary one. The cache gets nothing but whole files.
 
-use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::HubModel;
-use super::address::quoted;
-use super::cache::make_parent;
-use super::client::{Question, broken_io};
-use super::fault::{Again, Fault};
-use super::fetch::{Failed, Fetch};
-use super::files::{self, Weights};
-use super::metadata::{self, FileInfo, ModelInfo, agrees};
-use crate::error::IoContext;
-use crate::formats::safetensors::MAX_HEADER_BYTES;
+use super::cache::{Snapshot, Store, make_parent};
+use super::client::Client;
+use super::fetch::{Chosen, Failed, Fetch};
+use super::files::Need;
+use super::header::Form;
+use super::metadata::{self, ModelInfo};
+use super::name::Name;
+use super::{Event, HubModel, HubSettings, Looked};
+use crate::error::{Error, IoContext, Result};
+use crate::plan::Unfinished;
 use crate::source::ValuesRead;
 
-/// How much of a large file is asked for before the length of its header is known. Most headers are shorter.
-const FIRST: u64 = 1 << 17;
-/// From how many bytes on a file is large.
-const LARGE: u64 = 1 << 20;
-
 /// A model whose weights are headers alone, until it is dropped.
-#[derive(Debug)]
 pub struct Outline {
-    /// The folder to look at.
+    /// The folder, or the GGUF, to look at.
     pub model: HubModel,
+    name: Name,
+    need: Need,
+    info: ModelInfo,
+    /// The temporary folder, and the one of the cache that it stands for.
+    places: (PathBuf, PathBuf),
     read: ValuesRead,
-    /// Deleted with the outline.
-    _folder: tempfile::TempDir,
+    folder: Option<Folder>,
+}
+
+/// A temporary folder: deleted with this, and when a signal ends the program.
+struct Folder {
+    folder: tempfile::TempDir,
+    _listed: Unfinished,
+}
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let place = std::env::temp_dir();
+        // As others may name it, too.
+        let place = fs::canonicalize(&place).unwrap_or(place);
+        let folder = tempfile::Builder::new().prefix("atombank-").tempdir_in(&place).at(&place, "make a folder in")?;
+        let (listed, ()) = Unfinished::make(folder.path(), |_| Ok(())).at(folder.path(), "open")?;
+        Ok(Self { folder, _listed: listed })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
 }
 
 impl Outline {
     /// Whether somebody wanted values, which aren't there. What was made of them is wrong.
-    pub fn values_were_read(&self) -> bool {
+    pub fn values_were_wanted(&self) -> bool {
         self.read.get()
+    }
+
+    /// Fetches what is missing of the model, at the commit of the outline, whose files are deleted.
+    ///
+    /// # Errors
+    /// As [`super::resolve`].
+    pub fn fetch(mut self, settings: &HubSettings, tell: &dyn Fn(Event<'_>)) -> Result<HubModel> {
+        // Before a download that may be ended from outside.
+        self.close();
+        let client = Client::new(settings, tell)?;
+        let store = Store::new(&settings.cache, &self.name);
+        let fetch = Fetch { name: &self.name, settings, client: &client, store: &store, need: self.need };
+        let path = fetch.whole(&self.info).map_err(|failed| failed.into_error(&self.name, settings))?;
+        Ok(HubModel { path, id: self.name.id.clone() })
+    }
+
+    /// `text` with the model's place in the cache where it names the temporary folder.
+    pub fn with_real_paths(&self, text: &str) -> String {
+        let (temporary, real) = &self.places;
+        text.replace(&*temporary.to_string_lossy(), &real.to_string_lossy())
+    }
+
+    /// The same of an error.
+    pub fn error_with_real_paths(&self, error: Error) -> Error {
+        error.map_texts(&|text| self.with_real_paths(text))
+    }
+}
+
+impl Outline {
+    fn close(&mut self) {
+        self.read.forget();
+        self.folder = None;
     }
 }
 
 impl Drop for Outline {
     fn drop(&mut self) {
-        self.read.forget();
+        self.close();
     }
 }
 
 impl Fetch<'_> {
-    /// The outline of `revision`; `None` for models that have to be read whole, because they aren't in safetensors or are
-    /// adapters, which are small.
-    pub(super) fn outline(&self, revision: &str) -> Result<Option<Outline>, Failed> {
-        let info = metadata::model(self.client, self.settings, self.name, revision, true)?;
+    /// The outline of `revision`. What has no headers that could be fetched by themselves is fetched whole, as far as
+    /// `need` asks for it. `tries` is as in [`Fetch::run`].
+    pub(super) fn look(&self, revision: &str, tries: bool, need: Need) -> Result<Looked, Failed> {
+        let info = metadata::model(self.client, self.settings, self.name, revision, tries)?;
         let snapshot = self.store.snapshot(&info.commit);
-        let has = |name: &str| info.names.iter().any(|other| other == name);
-        let in_safetensors = |form: &Weights| match form {
-            Weights::Files(names) => names.iter().all(|name| name.ends_with(".safetensors")),
-            Weights::Indexed(index) => index.ends_with(".safetensors.index.json"),
-            Weights::Gguf(_) => false,
-        };
-        let forms = files::weights(&info.names, self.need);
-        if !has("config.json") || has(files::ADAPTER_CONFIG) || forms.is_empty() || !forms.iter().all(in_safetensors) {
-            return Ok(None);
+        let chosen = self.chosen(&info, &snapshot)?;
+        let has_header = |name: &String| Form::of(name).is_some();
+        let is_missing = |name: &String| !snapshot.has(name) || self.settings.refresh;
+        if chosen.weights.iter().any(is_missing) && chosen.weights.iter().all(has_header) {
+            match self.headers(&info, &snapshot, &chosen) {
+                Ok((folder, read)) => {
+                    self.remember(&info, &snapshot)?;
+                    let temporary = folder.path().join(&info.commit);
+                    return Ok(Looked::Outline(Box::new(Outline {
+                        model: HubModel { path: chosen.path_in(&temporary), id: self.name.id.clone() },
+                        name: self.name.clone(),
+                        need,
+                        places: (temporary, snapshot.path()),
+                        info,
+                        read,
+                        folder: Some(folder),
+                    })));
+                }
+                Err(failed) if failed.fault.tries() > 0 => return Err(failed),
+                // Only what is whole is held against a hash: that says whether the file or its way is at fault.
+                Err(_) => {}
+            }
         }
-        self.files(&info, &snapshot, files::companions(&info.names))?;
-        let weights = self.weights(&info, &snapshot, forms)?;
-        self.store.keep_commit(&self.name.revision, &info.commit)?;
-        snapshot.keep_absences(&info.names);
+        let path = Fetch { need, ..*self }.whole(&info)?;
+        Ok(Looked::Whole(HubModel { path, id: self.name.id.clone() }))
+    }
 
-        let temporary = tempfile::Builder::new().prefix("atombank-").tempdir();
-        let folder = temporary.at(std::env::temp_dir(), "make a folder in")?;
-        // Named as in the cache, so that messages name the model.
-        let path = folder.path().join(self.store.folder.file_name().unwrap_or_default());
-        let (read, mut linked) = (ValuesRead::default(), snapshot.names());
-        linked.retain(|name| info.names.contains(name));
+    /// A temporary folder with a snapshot's files, and headers for the weights that it lacks.
+    fn headers(&self, info: &ModelInfo, snapshot: &Snapshot, chosen: &Chosen) -> Result<(Folder, ValuesRead), Failed> {
+        let folder = Folder::new()?;
+        // Named as in the cache: a model may be called by its folder's name.
+        let path = folder.path().join(&info.commit);
+        let is_outlined =
+            |name: &String| chosen.weights.contains(name) && (self.settings.refresh || !snapshot.has(name));
+        let mut linked = snapshot.names();
+        linked.retain(|name| info.names.contains(name) && !is_outlined(name));
         for name in &linked {
-            let to = path.join(name);
-            make_parent(&to)?;
-            let from = snapshot.file(name);
-            let from = fs::canonicalize(&from).at(&from, "open")?;
-            symlink(from, &to).at(&to, "make the link")?;
+            link(&snapshot.file(name), &path.join(name))?;
         }
-        for name in weights.iter().filter(|name| !linked.contains(name)) {
+        let read = ValuesRead::default();
+        for name in chosen.weights.iter().filter(|name| is_outlined(name)) {
+            let Some(form) = Form::of(name) else { continue };
             let failed = |fault| Failed { fault, file: name.clone() };
-            self.header(&info, name, &path.join(name), &read).map_err(failed)?;
+            self.header(info, (name, form), &path.join(name), &read).map_err(failed)?;
         }
-        let model = HubModel { path, id: self.name.id.clone() };
-        Ok(Some(Outline { model, read, _folder: folder }))
+        Ok((folder, read))
     }
+}
 
-    /// Writes the outline of one file.
-    fn header(&self, info: &ModelInfo, name: &str, path: &Path, read: &ValuesRead) -> Result<(), Fault> {
-        let address =
-            format!("{}/{}/resolve/{}/{}", self.settings.endpoint, self.name.id, info.commit, quoted(name, b"/"));
-        let known = metadata::file(self.client, self.name, &address, &info.commit, name)?;
-        let Some(size) = known.size else {
-            return Err(Fault::odd(&address, "the file's length", "none"));
-        };
-        let blob = self.store.blob(&known.etag);
-        if fs::metadata(&blob).is_ok_and(|found| found.len() == size) {
-            return symlink(fs::canonicalize(&blob).unwrap_or(blob), path)
-                .at(path, "make the link")
-                .map_err(Fault::Own);
-        }
-        let title = format!("{}: {name}", self.name.text);
-        let first = if size >= LARGE { FIRST } else { size.min(8) };
-        let mut head = self.client.with_tries(&title, || self.start(&known, &info.commit, first))?;
-        let length = head.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
-        if length > MAX_HEADER_BYTES || length.saturating_add(8) > size {
-            let expected = format!("a header of at most {} bytes", MAX_HEADER_BYTES.min(size.saturating_sub(8)));
-            return Err(Fault::odd(&address, expected, format_args!("one of {length}")));
-        }
-        if length + 8 > head.len() as u64 {
-            head = self.client.with_tries(&title, || self.start(&known, &info.commit, length + 8))?;
-        }
-        head.truncate(length as usize + 8);
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).open(path).at(path, "create").map_err(Fault::Own)?;
-        let written = file.write_all(&head).and_then(|()| file.set_len(size));
-        written.at(path, "write").map_err(Fault::Own)?;
-        read.watch(&file, path).map_err(Fault::Own)
-    }
-
-    /// The first `length` bytes of a file.
-    fn start(&self, known: &FileInfo, commit: &str, length: u64) -> Result<Vec<u8>, Fault> {
-        let range = format!("bytes=0-{}", length.max(1) - 1);
-        let answer = self.client.ask(Question::Content, &known.address, Some(&range))?;
-        agrees(&answer, known, commit)?;
-        if answer.status() == 206 && !matches!(answer.range(), Some((0, _))) {
-            return Err(Fault::odd(&known.address, "the file from its first byte", "another part of it"));
-        }
-        let (address, body) = answer.into_body();
-        let mut bytes = Vec::new();
-        let came = body.take(length).read_to_end(&mut bytes);
-        came.map_err(|error| broken_io(&address, &error, self.settings.download_timeout))?;
-        match bytes.len() as u64 == length {
-            true => Ok(bytes),
-            false => Err(Fault::transfer(&address, format_args!("it ended after {} bytes", bytes.len()), Again::Often)),
-        }
-    }
+/// A link to the file at `from`, wherever that is.
+pub(super) fn link(from: &Path, to: &Path) -> Result<()> {
+    make_parent(to)?;
+    let from = fs::canonicalize(from).at(from, "open")?;
+    symlink(from, to).at(to, "make the link")
 }

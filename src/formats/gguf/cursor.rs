@@ -4,6 +4,7 @@
 //!
 //! Reference: llama.cpp `ggml/src/gguf.cpp` (`gguf_reader`).
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::Path;
 
@@ -20,12 +21,14 @@ pub(super) struct Cursor<'a> {
     pub(super) big_endian: bool,
     rest: &'a [u8],
     at: u64,
+    /// Whether more bytes were asked for than there are.
+    ran_out: Cell<bool>,
 }
 
 impl<'a> Cursor<'a> {
     /// A cursor at the start of `bytes`, little-endian until the version shows otherwise.
     pub(super) fn new(path: &'a Path, bytes: &'a [u8]) -> Self {
-        Self { path, big_endian: false, rest: bytes, at: 0 }
+        Self { path, big_endian: false, rest: bytes, at: 0, ran_out: Cell::new(false) }
     }
 
     /// The number of bytes read so far.
@@ -33,11 +36,17 @@ impl<'a> Cursor<'a> {
         self.at
     }
 
+    /// Whether reading ended because there are no more bytes.
+    pub(super) fn has_run_out(&self) -> bool {
+        self.ran_out.get()
+    }
+
     fn left(&self) -> u64 {
         self.rest.len() as u64
     }
 
     fn cut_short(&self, needed: impl fmt::Display, subject: &str) -> crate::Error {
+        self.ran_out.set(true);
         Finding::new(self.path, subject)
             .expected(format_args!("{needed} bytes at offset {}", self.at))
             .found(format_args!("{} until the file's end", self.left()))
@@ -98,6 +107,7 @@ impl<'a> Cursor<'a> {
         let count = self.u64(subject)?;
         let limit = self.left() / min_bytes.max(1);
         if count > limit {
+            self.ran_out.set(true);
             return Err(Finding::new(self.path, subject)
                 .expected(format_args!("a count of at most {limit}, as many as fit into the file"))
                 .found(count)

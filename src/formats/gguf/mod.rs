@@ -20,6 +20,8 @@ mod writer;
 pub use metadata::Metadata;
 pub use model::GgufModel;
 pub use overrides::Override;
+#[cfg(feature = "hub")]
+pub(crate) use reader::header_end;
 pub use reader::{GgufFile, GgufHeader};
 pub use split::{SplitLimits, split_layout};
 pub use value::{Array, Value, ValueType};

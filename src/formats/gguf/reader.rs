@@ -49,7 +49,7 @@ impl GgufHeader {
     /// tensors.
     pub fn read(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
-        let header = read_header(&file)?;
+        let header = read_header(&mut Cursor::new(path, file.bytes()))?;
         if header.metadata.get(SPLIT_COUNT).and_then(Value::as_unsigned).is_some_and(|count| count > 1) {
             let finding = header.metadata.finding(SPLIT_COUNT).expected("the header of a whole model");
             return Err(finding.found("that of one shard").hint("fetch all shards, with their data").mismatch());
@@ -72,18 +72,31 @@ struct Header {
     end: u64,
 }
 
-fn read_header(file: &MappedFile) -> Result<Header> {
-    let path = file.path();
-    let mut cursor = Cursor::new(path, file.bytes());
-    let version = read_version(&mut cursor)?;
+/// Where the header ends that `bytes`, the beginning of the file at `path`, begin with; `None` where they end before it.
+///
+/// # Errors
+/// As [`GgufFile::open`] for the header.
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only the hub gives files in parts"))]
+pub(crate) fn header_end(path: &Path, bytes: &[u8]) -> Result<Option<u64>> {
+    let mut cursor = Cursor::new(path, bytes);
+    match read_header(&mut cursor) {
+        Ok(header) => Ok(Some(header.end)),
+        Err(_) if cursor.has_run_out() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_header(cursor: &mut Cursor<'_>) -> Result<Header> {
+    let path = cursor.path;
+    let version = read_version(cursor)?;
     let tensor_count = cursor.count("tensor count", MIN_TENSOR_BYTES)?;
     let key_count = cursor.count("key count", MIN_ENTRY_BYTES)?;
-    let metadata = read_metadata(&mut cursor, key_count)?;
+    let metadata = read_metadata(cursor, key_count)?;
     let mut tensors = Vec::with_capacity(tensor_count);
     let mut offsets = Vec::with_capacity(tensor_count);
     let mut names = HashSet::with_capacity(tensor_count);
     for number in 0..tensor_count {
-        let (info, offset) = read_tensor(&mut cursor, number)?;
+        let (info, offset) = read_tensor(cursor, number)?;
         if !names.insert(info.name.clone()) {
             return Err(tensor_finding(path, &info.name).expected("each name once").found("it twice").format());
         }
@@ -105,7 +118,8 @@ impl GgufFile {
     /// byte order isn't known.
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
-        let Header { version, big_endian, metadata, tensors, offsets, end } = read_header(&file)?;
+        let Header { version, big_endian, metadata, tensors, offsets, end } =
+            read_header(&mut Cursor::new(path, file.bytes()))?;
         let alignment = alignment_of(&metadata)?;
         let ranges = place(path, &tensors, &offsets, end, alignment, file.bytes().len() as u64)?;
         Ok(Self { file, version, big_endian, alignment, metadata, tensors, ranges })
@@ -152,7 +166,7 @@ impl Source for GgufFile {
 
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
         let info = &self.tensors[index];
-        let bytes = info.slice(&self.file.bytes()[self.ranges[index].clone()], rows);
+        let bytes = info.slice(self.file.values(self.ranges[index].clone()), rows);
         match self.big_endian {
             true => swapped(info.dtype, bytes),
             false => Cow::Borrowed(bytes),
@@ -161,6 +175,10 @@ impl Source for GgufFile {
 
     fn check_unchanged(&self) -> Result<()> {
         self.file.check_unchanged()
+    }
+
+    fn check_values(&self) -> Result<()> {
+        self.file.check_values()
     }
 }
 

@@ -43,6 +43,30 @@ pub struct PytorchFile {
     others: Vec<(String, String)>,
 }
 
+/// A record of a file of which only the directory is there so far.
+#[cfg(feature = "hub")]
+pub(crate) struct Record {
+    /// The bytes of it that say what the file holds; else its data are values.
+    pub(crate) place: Range<u64>,
+    /// What can stand in the place of its own header where its data are values.
+    pub(crate) header: Option<Vec<u8>>,
+}
+
+/// The records of the zip at `path`, of which only the directory is there.
+///
+/// # Errors
+/// As [`PytorchFile::open`].
+#[cfg(feature = "hub")]
+pub(crate) fn records(path: &Path) -> Result<Vec<Record>> {
+    let file = MappedFile::open(path)?;
+    let record = |found: zip::Place<'_>| {
+        let is_small = found.span.end - found.span.start <= pickle::MAX_PICKLE_BYTES as u64;
+        let says = is_small && ["/data.pkl", "/byteorder"].iter().any(|end| found.name.ends_with(end));
+        Record { place: found.span, header: (!says).then_some(found.header) }
+    };
+    Ok(zip::read_places(path, file.bytes())?.into_iter().map(record).collect())
+}
+
 impl PytorchFile {
     /// Maps `path` and reads its pickle as data. Nested dictionaries and lists become dotted names;
     /// with `key`, itself a dotted path, only the values under it are read.
@@ -99,13 +123,17 @@ impl Source for PytorchFile {
         let view = &self.views[index];
         let bytes = match &self.inflated {
             Some(inflated) if view.inflated => inflated.bytes(),
-            _ => self.file.bytes(),
+            _ => self.file.values(0..self.file.bytes().len()),
         };
         view.rows(&self.tensors[index], bytes, rows)
     }
 
     fn check_unchanged(&self) -> Result<()> {
         self.file.check_unchanged()
+    }
+
+    fn check_values(&self) -> Result<()> {
+        self.file.check_values()
     }
 }
 

@@ -92,6 +92,10 @@ impl Source for SafetensorsFile {
     fn check_unchanged(&self) -> Result<()> {
         self.file.check_unchanged()
     }
+
+    fn check_values(&self) -> Result<()> {
+        self.file.check_values()
+    }
 }
 
 /// Type, shape and range of one tensor, checked against each other and the file's length.

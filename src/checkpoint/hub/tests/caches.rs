@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::server::{COMMIT, Hub, etag};
+use super::server::{Act, COMMIT, Hub, Phase, etag};
 use super::{files_below, run};
 use crate::checkpoint::hub::{HubSettings, Need};
 
@@ -139,7 +139,28 @@ fn a_hub_that_is_not_there_leaves_what_the_cache_has() {
 }
 
 #[test]
-fn links_that_lead_elsewhere_are_mended() {
+fn a_file_that_the_hub_lists_is_not_done_without() {
+    for act in [Act::Status(403, ""), Act::Flip, Act::Close] {
+        let hub = Hub::with(MODEL);
+        hub.acts(Phase::Get, "chat_template.jinja", &[act]);
+        let cache = tempfile::tempdir().unwrap();
+        let settings = hub.settings(&cache);
+        fill(&settings.cache, &["config.json", "model.safetensors", "tokenizer.json"]);
+        let message = run("hf:org/model", &settings).message();
+        assert!(message.starts_with("hf:org/model: chat_template.jinja: "), "{message}");
+    }
+    // Nor where the cache has no place for it.
+    let hub = Hub::with(MODEL);
+    let cache = tempfile::tempdir().unwrap();
+    let settings = hub.settings(&cache);
+    fill(&settings.cache, &["config.json", "model.safetensors", "tokenizer.json"]);
+    fs::write(settings.cache.join("models--org--model/blobs"), "a file").unwrap();
+    let message = run("hf:org/model", &settings).result.unwrap_err().to_string();
+    assert!(message.contains("models--org--model/blobs: cannot make the folder"), "{message}");
+}
+
+#[test]
+fn links_that_lead_elsewhere_are_replaced() {
     let hub = Hub::with(MODEL);
     let cache = tempfile::tempdir().unwrap();
     let mut settings = hub.settings(&cache);
@@ -174,7 +195,7 @@ fn a_content_of_another_length_than_its_file_is_fetched_anew() {
     fs::write(&blob, "something else").unwrap();
     let run = run("hf:org/model", &settings);
     assert_eq!(fs::read_to_string(run.path().join("model.safetensors")).unwrap(), "x");
-    assert!(run.noted("what the cache has under its mark is another content"), "{:?}", run.notes);
+    assert!(run.noted("the cache has another content under its ETag"), "{:?}", run.notes);
 }
 
 #[test]

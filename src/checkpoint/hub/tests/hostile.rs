@@ -9,7 +9,7 @@ use crate::error::Error;
 const FILES: &[(&str, &str)] = &[("config.json", "{}"), ("model.safetensors", "weights")];
 
 #[test]
-fn names_marks_and_commits_that_are_paths_are_refused_before_anything_is_written() {
+fn names_etags_and_commits_that_are_paths_are_refused_before_anything_is_written() {
     type Make = fn(&Hub);
     let cases: &[(Make, &str)] = &[
         (|hub| more(hub, "../evil.txt"), "expected names of files that stay in their folder"),

@@ -8,11 +8,25 @@ mod server;
 mod settings;
 mod transfers;
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
+use self::server::Hub;
 use super::*;
+
+impl Hub {
+    /// The settings of a user of this hub with an empty cache.
+    pub(super) fn settings(&self, cache: &tempfile::TempDir) -> HubSettings {
+        let home = cache.path().to_string_lossy().into_owned();
+        let variables = HashMap::from([("HF_HOME", home), ("HF_ENDPOINT", format!("{}/", self.endpoint))]);
+        let settings = HubSettings::from_variables(|name| variables.get(name).cloned()).unwrap();
+        let (pause, timeout) = (Duration::from_millis(5), Duration::from_secs(10));
+        HubSettings { pause, etag_timeout: timeout, download_timeout: timeout, ..settings }
+    }
+}
 
 /// What was told while `resolve` ran, and what came of it.
 struct Run {

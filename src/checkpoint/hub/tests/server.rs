@@ -1,4 +1,6 @@
-//! A hub on this machine that answers as well or as badly as it is told.
+//! A hub on this machine that answers as well or as badly as it is told: for the tests of the hub's client, and in
+//! `tests/hub_first.rs` for those of the program.
+#![allow(dead_code)] // The program's tests use a part of it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -9,13 +11,11 @@ use std::time::Duration;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::super::*;
-
-pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What a request asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// What the model has.
     Api,
     /// What a file is: its first byte is asked for.
@@ -28,7 +28,7 @@ pub(super) enum Phase {
 
 /// How a request is answered.
 #[derive(Debug, Clone)]
-pub(super) enum Act {
+pub(crate) enum Act {
     Well,
     Status(u16, &'static str),
     /// So many bytes of what was announced, then the end.
@@ -55,40 +55,42 @@ pub(super) enum Act {
     Gzip,
     Chunked,
     Body(String),
+    /// The part that was asked for, said to be the whole file, and packed.
+    GzipOfPart,
     Raw(&'static str),
 }
 
 /// A request, as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
-    pub(super) phase: Phase,
-    pub(super) file: String,
-    pub(super) range: Option<String>,
-    pub(super) token: Option<String>,
+pub(crate) struct Asked {
+    pub(crate) phase: Phase,
+    pub(crate) file: String,
+    pub(crate) range: Option<String>,
+    pub(crate) token: Option<String>,
 }
 
 #[derive(Default)]
-pub(super) struct State {
-    pub(super) files: BTreeMap<String, Vec<u8>>,
-    pub(super) acts: HashMap<(Phase, String), VecDeque<Act>>,
-    pub(super) asked: Vec<Asked>,
+pub(crate) struct State {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    pub(crate) acts: HashMap<(Phase, String), VecDeque<Act>>,
+    pub(crate) asked: Vec<Asked>,
     /// The token it wants.
-    pub(super) token: Option<&'static str>,
-    pub(super) commit: String,
+    pub(crate) token: Option<&'static str>,
+    pub(crate) commit: String,
     /// Names that it lists beside those of its files.
-    pub(super) more_names: Vec<String>,
+    pub(crate) more_names: Vec<String>,
     /// Where large files are, where not here.
-    pub(super) store: Option<String>,
+    pub(crate) store: Option<String>,
 }
 
 /// A hub with one model, `org/model`.
-pub(super) struct Hub {
-    pub(super) endpoint: String,
-    pub(super) state: Arc<Mutex<State>>,
+pub(crate) struct Hub {
+    pub(crate) endpoint: String,
+    pub(crate) state: Arc<Mutex<State>>,
 }
 
 impl Hub {
-    pub(super) fn with(files: &[(&str, &str)]) -> Self {
+    pub(crate) fn with(files: &[(&str, &str)]) -> Self {
         let files = files.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect();
         Self::start(State { files, commit: COMMIT.to_owned(), ..State::default() })
     }
@@ -109,25 +111,17 @@ impl Hub {
     }
 
     /// Answers of one kind from now on, one after the other; the last one stays.
-    pub(super) fn acts(&self, phase: Phase, file: &str, acts: &[Act]) {
+    pub(crate) fn acts(&self, phase: Phase, file: &str, acts: &[Act]) {
         self.state.lock().unwrap().acts.insert((phase, file.to_owned()), acts.iter().cloned().collect());
     }
 
-    pub(super) fn settings(&self, cache: &tempfile::TempDir) -> HubSettings {
-        let home = cache.path().to_string_lossy().into_owned();
-        let variables = HashMap::from([("HF_HOME", home), ("HF_ENDPOINT", format!("{}/", self.endpoint))]);
-        let settings = HubSettings::from_variables(|name| variables.get(name).cloned()).unwrap();
-        let (pause, timeout) = (Duration::from_millis(5), Duration::from_secs(10));
-        HubSettings { pause, etag_timeout: timeout, download_timeout: timeout, ..settings }
-    }
-
     /// What was asked since the last time.
-    pub(super) fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut self.state.lock().unwrap().asked)
     }
 
     /// Names of the files whose content was asked for since the last time.
-    pub(super) fn fetched(&self) -> Vec<String> {
+    pub(crate) fn fetched(&self) -> Vec<String> {
         let contents = |asked: &Asked| matches!(asked.phase, Phase::Get | Phase::Large);
         let mut names: Vec<String> = self.asked().into_iter().filter(contents).map(|asked| asked.file).collect();
         names.sort_unstable();
@@ -144,8 +138,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The mark of a file, as the hub gives it.
-pub(super) fn etag(name: &str, bytes: &[u8]) -> String {
+/// The ETag of a file, as the hub gives it.
+pub(crate) fn etag(name: &str, bytes: &[u8]) -> String {
     match is_large(name) {
         true => hex(&Sha256::digest(bytes)),
         false => hex(&Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes).finalize()),
@@ -328,9 +322,10 @@ fn perform(
             headers.retain(|(name, _)| *name != "Location");
             write(stream, "302 Found", &headers, b"");
         }
-        Act::Gzip => {
+        Act::Gzip | Act::GzipOfPart => {
             let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            packed.write_all(bytes).unwrap();
+            let part = if let Act::GzipOfPart = act { &bytes[from..to] } else { bytes };
+            packed.write_all(part).unwrap();
             headers.push(("Content-Encoding", "gzip".to_owned()));
             write(stream, "200 OK", &headers, &packed.finish().unwrap());
         }

@@ -225,3 +225,45 @@ fn directories_with_64_bit_numbers_are_read_and_have_to_agree() {
     refused(&wide(3, u64::MAX, start, 44, at, full), "expected a directory that ends at");
     refused(&wide(3, size, u64::MAX, 44, at, full), "expected a directory that ends at");
 }
+
+/// Where entry `number` stands in the directory.
+#[cfg(feature = "hub")]
+fn listed(file: &[u8], number: usize) -> usize {
+    file.windows(4).enumerate().filter(|(_, bytes)| bytes == b"PK\x01\x02").nth(number).unwrap().0
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn an_archive_without_its_values_is_put_together_from_directory_and_records() {
+    for name in ["plain.bin", "big-endian.bin", "protocol-5.bin"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/pytorch").join(name);
+        let whole = std::fs::read(&path).unwrap();
+        let mut outline = vec![0; whole.len()];
+        let directory = listed(&whole, 0);
+        outline[directory..].copy_from_slice(&whole[directory..]);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &outline).unwrap();
+        let mut values = 0;
+        for super::super::Record { place, header } in super::super::records(file.path()).unwrap() {
+            let place = place.start as usize..place.end as usize;
+            match header {
+                Some(header) => {
+                    outline[place.start..place.start + header.len()].copy_from_slice(&header);
+                    values += 1;
+                }
+                None => outline[place.clone()].copy_from_slice(&whole[place]),
+            }
+        }
+        assert!(values > 0, "{name}");
+        let (found, expected) = (open(&outline).unwrap(), PytorchFile::open(&path, None).unwrap());
+        assert_eq!((found.tensors(), found.others()), (expected.tensors(), expected.others()), "{name}");
+    }
+    // Entries that share bytes.
+    let mut file = zip(&checkpoint());
+    let offset = listed(&file, 1) + 42;
+    file[offset..offset + 4].fill(0);
+    let written = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(written.path(), &file).unwrap();
+    let message = super::super::records(written.path()).err().unwrap().to_string();
+    assert!(message.contains("zip archive: expected room for every entry, found none for \"a/"), "{message}");
+}

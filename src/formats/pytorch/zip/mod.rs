@@ -11,6 +11,8 @@ mod reader;
 mod writer;
 
 pub(super) use reader::{Entry, read_directory};
+#[cfg(feature = "hub")]
+pub(super) use reader::{Place, read_places};
 pub(super) use writer::ZipLayout;
 
 /// 4.3.7: the signature of an entry's local header.

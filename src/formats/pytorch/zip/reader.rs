@@ -16,7 +16,10 @@ const LOCATOR_BYTES: usize = 20;
 const LOCAL_BYTES: usize = 30;
 /// Length of an entry in the directory without name, extra field and comment.
 const CENTRAL_BYTES: usize = 46;
-/// The most bytes to which a deflated byte can inflate: two bits can repeat 258 bytes, plus some margin.
+/// The method of entries that are deflated (4.4.5).
+const DEFLATED: u16 = 8;
+/// A deflated byte becomes at most this many bytes: two bits can repeat 258 bytes, and there is some
+/// room.
 const MAX_DEFLATE_RATIO: u64 = 1040;
 
 /// One file of the archive.
@@ -34,7 +37,18 @@ pub(in crate::formats::pytorch) struct Entry<'a> {
     pub data: Range<usize>,
 }
 
-/// The numbers of an entry that can have 64 bits.
+/// An entry as the directory has it.
+struct Listed<'a> {
+    name: &'a str,
+    flags: u16,
+    method: u16,
+    crc: u32,
+    sizes: Sizes,
+    /// Where its own header is.
+    start: usize,
+}
+
+/// The numbers of an entry that may have 64 bits.
 struct Sizes {
     packed: u64,
     size: u64,
@@ -53,12 +67,14 @@ pub(in crate::formats::pytorch) fn read_directory<'a>(path: &Path, bytes: &'a [u
     let mut spans = Vec::new();
     let mut names = HashSet::new();
     for number in 0..count {
-        let (entry, start, next) = zip.entry(number, at, directory.end)?;
-        if !names.insert(entry.name) {
-            return Err(zip.named(entry.name).expected("each name once").found("it twice").format());
+        let (listed, next) = zip.listed(number, at, directory.end)?;
+        if !names.insert(listed.name) {
+            return Err(zip.named(listed.name).expected("each name once").found("it twice").format());
         }
-        spans.push((start, entry.data.end, entry.name));
-        entries.push(entry);
+        let data = zip.local(&listed)?;
+        spans.push((listed.start, data.end, listed.name));
+        let Listed { name, crc, sizes, .. } = listed;
+        entries.push(Entry { name, deflated: listed.method == DEFLATED, crc, size: sizes.size, data });
         at = next;
     }
     if at != directory.end {
@@ -76,6 +92,67 @@ pub(in crate::formats::pytorch) fn read_directory<'a>(path: &Path, bytes: &'a [u
         return Err(zip.breach("entries before the directory", "one that reaches into it"));
     }
     Ok(entries)
+}
+
+/// An entry of an archive of which only the directory is there.
+#[cfg(feature = "hub")]
+pub(in crate::formats::pytorch) struct Place<'a> {
+    pub name: &'a str,
+    /// From its own header to where the next entry, or the directory, begins.
+    pub span: Range<u64>,
+    /// A header that stands for its own, which may be longer.
+    pub header: Vec<u8>,
+}
+
+/// Reads the directory of the archive `bytes`, whose entries needn't be there.
+///
+/// # Errors
+/// As [`read_directory`].
+#[cfg(feature = "hub")]
+pub(in crate::formats::pytorch) fn read_places<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<Place<'a>>> {
+    let zip = Zip { path, bytes };
+    let (count, directory) = zip.find_directory()?;
+    let mut at = directory.start;
+    let mut found = Vec::new();
+    for number in 0..count {
+        let (listed, next) = zip.listed(number, at, directory.end)?;
+        found.push(listed);
+        at = next;
+    }
+    found.sort_unstable_by_key(|listed| listed.start);
+    let ends: Vec<usize> = found.iter().skip(1).map(|next| next.start).chain([directory.start]).collect();
+    let place = |(listed, end): (&Listed<'a>, usize)| {
+        let header = listed.header();
+        let room = end.checked_sub(listed.start).filter(|room| *room >= header.len());
+        let room =
+            room.ok_or_else(|| zip.breach("room for every entry", format_args!("none for {:?}", listed.name)))?;
+        let start = listed.start as u64;
+        Ok(Place { name: listed.name, span: start..start + room as u64, header })
+    };
+    found.iter().zip(ends).map(place).collect()
+}
+
+#[cfg(feature = "hub")]
+impl Listed<'_> {
+    /// The header that an entry with this name and these sizes has in front of it, without an extra field.
+    fn header(&self) -> Vec<u8> {
+        let narrow = |size: u64| u32::try_from(size).unwrap_or(FULL).to_le_bytes();
+        let mut header = LOCAL.to_le_bytes().to_vec();
+        // The version that is needed, which nobody looks at.
+        header.extend([0; 2]);
+        header.extend((self.flags & !DESCRIPTOR).to_le_bytes());
+        header.extend(self.method.to_le_bytes());
+        // Time and date.
+        header.extend([0; 4]);
+        header.extend(self.crc.to_le_bytes());
+        header.extend(narrow(self.sizes.packed));
+        header.extend(narrow(self.sizes.size));
+        // A name in the directory has a length of two bytes, too.
+        header.extend((self.name.len() as u16).to_le_bytes());
+        header.extend([0; 2]);
+        header.extend(self.name.as_bytes());
+        header
+    }
 }
 
 struct Zip<'p, 'a> {
@@ -176,8 +253,8 @@ impl<'a> Zip<'_, 'a> {
         }
     }
 
-    /// Reads entry `number`, at `at` in the directory. Also returns where its local header and the next entry start.
-    fn entry(&self, number: u64, at: usize, limit: usize) -> Result<(Entry<'a>, usize, usize)> {
+    /// Entry `number`, which is at `at` in the directory, and where the next one is.
+    fn listed(&self, number: u64, at: usize, limit: usize) -> Result<(Listed<'a>, usize)> {
         let what = "an entry of the directory";
         self.slice(at, CENTRAL_BYTES, limit, what)?;
         if self.u32(at)? != CENTRAL {
@@ -199,11 +276,11 @@ impl<'a> Zip<'_, 'a> {
         if flags & ENCRYPTED != 0 {
             return Err(self.named(name).expected("an entry in the clear").found("an encrypted one").unsupported());
         }
-        if !matches!(method, 0 | 8) || disk != 0 {
+        if !matches!(method, 0 | DEFLATED) || disk != 0 {
             let finding = self.named(name).expected("an entry that is stored or deflated");
             return Err(finding.found(format_args!("method {method} on disk {disk}")).unsupported());
         }
-        let deflated = method == 8;
+        let deflated = method == DEFLATED;
         if !deflated && sizes.packed != sizes.size {
             let finding = self.named(name).expected(format_args!("{} bytes, as it says", sizes.size));
             return Err(finding.found(format_args!("{}", sizes.packed)).format());
@@ -216,8 +293,7 @@ impl<'a> Zip<'_, 'a> {
         let start = start.ok_or_else(|| {
             self.named(name).expected("a place inside the file").found(format_args!("byte {}", sizes.offset)).format()
         })?;
-        let data = self.local(name, start, flags, method, &sizes)?;
-        Ok((Entry { name, deflated, crc, size: sizes.size, data }, start, next + lengths[2]))
+        Ok((Listed { name, flags, method, crc, sizes, start }, next + lengths[2]))
     }
 
     /// Content size, packed size and offset. Those that don't fit into 32 bits are in the extra field, in this order
@@ -250,8 +326,9 @@ impl<'a> Zip<'_, 'a> {
         Ok(Sizes { packed, size, offset })
     }
 
-    /// The range of an entry's data. Its local header at `start` must agree with the directory.
-    fn local(&self, name: &str, start: usize, flags: u16, method: u16, sizes: &Sizes) -> Result<Range<usize>> {
+    /// Where the data of an entry is. Its own header has to agree with the directory.
+    fn local(&self, listed: &Listed<'_>) -> Result<Range<usize>> {
+        let Listed { name, flags, method, ref sizes, start, .. } = *listed;
         let what = "an entry's header";
         let limit = self.bytes.len();
         self.slice(start, LOCAL_BYTES, limit, what)?;
