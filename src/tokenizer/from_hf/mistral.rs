@@ -89,6 +89,9 @@ pub(super) fn file(files: &Files) -> Result<Option<String>> {
     if files.folder.join(TEKKEN).is_file() {
         return Ok(Some(TEKKEN.to_owned()));
     }
+    if !files.folder.is_dir() {
+        return Ok(None);
+    }
     let mut models = Vec::new();
     for entry in fs::read_dir(&files.folder).at(&files.folder, "read")? {
         let path = entry.at(&files.folder, "read")?.path();

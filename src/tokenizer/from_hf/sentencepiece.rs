@@ -231,7 +231,7 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
     let ids = auto.ids();
     let pieces: Vec<&str> = ids.iter().map(|(text, _)| *text).take(base).collect();
     // The reference gives all tokens one score, by which llama.cpp can't tell merges apart.
-    let scores = spm_json::scores(tokenizer, &pieces, notes);
+    let scores = spm_json::scores(tokenizer, &pieces, &special, notes);
     for (text, id) in ids {
         if id != tokens.texts.len() {
             // The reference fails here, or gives every later token a wrong id.

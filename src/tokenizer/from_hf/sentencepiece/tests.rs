@@ -107,7 +107,7 @@ fn byte_fallback_in_a_sequence_is_sentencepiece() {
     let kinds: Vec<i32> = tokens.kinds.iter().map(|kind| kind.number()).collect();
     // Only a named token is one of control here, whatever its flag.
     assert_eq!(kinds, [3, 6, 1, 4, 3]);
-    assert_eq!(tokens.scores, [-1000.0; 5]);
+    assert_eq!(tokens.scores, [-1000.0, -1000.0, 0.0, -1000.0, -1000.0]);
     assert_eq!(notes, ["the tokenizer has 5 tokens, vocab_size of config.json is 6: llama.cpp may refuse the file"]);
 
     for (part, field, value) in [
@@ -132,7 +132,11 @@ fn gaps_between_ids_are_refused_where_tokens_are_counted() {
 #[test]
 fn gemma3_keeps_a_row_for_each_token() {
     let rows = |tokenizer: Json| gemma3_rows(&Files::for_test(tokenizer, json!({}), json!({})));
-    assert_eq!(rows(hf(json!({"a": 0, "b": 1}), json!([{"id": 0, "content": "a"}]))).unwrap(), 3);
+    let mut tokenizer = hf(json!({"a": 0, "b": 1}), json!([{"id": 0, "content": "a"}]));
+    assert_eq!(rows(tokenizer.clone()).unwrap(), 2);
+    // The reference counts a token twice that is added too.
+    tokenizer["model"]["byte_fallback"] = json!(false);
+    assert_eq!(rows(tokenizer).unwrap(), 3);
     assert!(
         rows(json!({})).unwrap_err().to_string().contains("expected tokenizer.model or tokenizer.json, found neither")
     );
