@@ -228,11 +228,7 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
     let special = auto.special_ids();
     let base = auto.vocab.len();
     let mut tokens = ScoredTokens::default();
-    let ids = auto.ids();
-    let pieces: Vec<&str> = ids.iter().map(|(text, _)| *text).take(base).collect();
-    // The reference gives all tokens one score, by which llama.cpp can't tell merges apart.
-    let scores = spm_json::scores(tokenizer, &pieces, &special, notes);
-    for (text, id) in ids {
+    for (text, id) in auto.ids() {
         if id != tokens.texts.len() {
             // The reference fails here, or gives every later token a wrong id.
             return Err(files
@@ -248,7 +244,7 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
             () if id < base => TokenKind::Normal,
             () => TokenKind::UserDefined,
         };
-        tokens.push(text, scores.get(&id).copied().unwrap_or(ADDED_SCORE), kind);
+        tokens.push(text, ADDED_SCORE, kind);
     }
     if let Some(size) = files.vocab_size()?
         && size != tokens.texts.len()
@@ -258,6 +254,11 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
             tokens.texts.len()
         ));
     }
+    notes.push(
+        "without tokenizer.model every token gets one score, as in llama.cpp's converter: llama.cpp may split texts \
+         differently from the model's tokenizer"
+            .to_owned(),
+    );
     Ok(Some(tokens))
 }
 

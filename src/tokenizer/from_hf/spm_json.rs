@@ -42,7 +42,7 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
             .mismatch());
     }
     let unknown = tokenizer.get("model").and_then(|model| model.get("unk_token")).and_then(Json::as_str);
-    let scores = scores(tokenizer, &pieces, &HashSet::new(), notes);
+    let scores = scores(tokenizer, &pieces, notes);
     let mut tokens = AddedTokens::over(files, reading, ScoredTokens::unused(size));
     for (id, text) in pieces.iter().enumerate() {
         // Gemma's first converter put the tab in the place of its byte.
@@ -93,21 +93,16 @@ fn listed(tokenizer: &Object) -> HashMap<&str, usize> {
     tokens.into_iter().flatten().filter_map(entry).collect()
 }
 
-/// The scores of pieces by id: those that training made. Others have none: bytes, added tokens, `special` ids.
+/// The scores of pieces by id: those that training made. Others have none: bytes and added tokens.
 ///
 /// Training numbers its pieces in their order, and so the merges of a tokenizer.json made of its model come in the
 /// order of ids. Where they don't, the order of merges counts: text is split in the same way, by other numbers.
-pub(super) fn scores(
-    tokenizer: &Object,
-    pieces: &[&str],
-    special: &HashSet<usize>,
-    notes: &mut Vec<String>,
-) -> HashMap<usize, f32> {
+pub(super) fn scores(tokenizer: &Object, pieces: &[&str], notes: &mut Vec<String>) -> HashMap<usize, f32> {
     let added = listed(tokenizer);
     let unknown = tokenizer.get("model").and_then(|model| model.get("unk_token")).and_then(Json::as_str);
     let is_trained = |id: usize| {
         let other = is_byte(pieces[id]) || is_byte_of_tab(pieces, id) || added.contains_key(pieces[id]);
-        !other && Some(pieces[id]) != unknown && !special.contains(&id)
+        !other && Some(pieces[id]) != unknown
     };
     let ids: HashMap<&str, usize> = pieces.iter().enumerate().map(|(id, text)| (*text, id)).collect();
     let merges = tokenizer.get("model").and_then(|model| model.get("merges")).and_then(Json::as_array);
