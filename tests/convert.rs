@@ -89,7 +89,8 @@ fn folders_of_mistrals_own_format_become_what_the_reference_makes_of_them() {
 fn ministral3_goes_back_to_its_class() {
     let out = tempfile::tempdir().unwrap();
     let target = out.path().join("model.gguf");
-    convert(&mistral().join("ministral3/model"), &ConvertOptions::default(), &target).unwrap();
+    let options = ConvertOptions { outtype: OutType::BF16, ..ConvertOptions::default() };
+    convert(&mistral().join("ministral3/model"), &options, &target).unwrap();
     let model = GgufModel::open(&target).unwrap();
     let (config, folder) = atombank::convert::from_gguf(&model, None).unwrap().unwrap();
     assert_eq!(config["architectures"], json!(["Ministral3ForCausalLM"]));
@@ -99,7 +100,7 @@ fn ministral3_goes_back_to_its_class() {
     let original = Checkpoint::open(&mistral().join("ministral3/model")).unwrap();
     for tensor in &original.weights().tensors {
         let back = folder.plan.get(&tensor.name).unwrap();
-        assert_eq!(back.read().unwrap(), tensor.read().unwrap(), "{}", tensor.name);
+        assert!(back.read().unwrap() == tensor.read().unwrap(), "{}", tensor.name);
     }
 }
 
@@ -245,7 +246,9 @@ fn compare(case: &str, file: &GgufFile, expected: &Json) {
     let ours: Vec<&str> = file.metadata().iter().map(|(key, _)| key).collect();
     let theirs: Vec<&str> = expected["keys"].as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(ours, theirs, "{case}: keys");
-    for (key, value) in file.metadata().iter() {
+    // The reference gives all tokens of a tokenizer.json made of SentencePiece one score: see docs/formats/vocabularies.md.
+    let one_score = |key: &str| key == "tokenizer.ggml.scores" && case.starts_with("llama-spm-json ");
+    for (key, value) in file.metadata().iter().filter(|(key, _)| !one_score(key)) {
         let expected = &expected["keys"][key];
         match value {
             // By number: 1e-7 and 1e-07 are one.

@@ -105,6 +105,10 @@ fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
             ));
         }
     }
+    if let Some(value) = number(params, &["mscale"])?.filter(|value| *value != 1.0 && params.family.gguf == "mistral3")
+    {
+        notes.push(format!("mscale {value}: GGUF has no key for it, and llama.cpp computes with 1"));
+    }
     Ok(())
 }
 
@@ -356,6 +360,17 @@ mod tests {
             "attention_factor 1.1: llama.cpp reads no key for it with llama and computes with 1.1386294\n\
              beta_fast 16: llama.cpp reads no key for it with llama and computes with 32"
         );
+    }
+
+    #[test]
+    fn ministral3_says_all_of_yarn_but_one_scale() {
+        let config = |mscale: f64| {
+            json!({"architectures": ["Ministral3ForCausalLM"], "rope_parameters": {"rope_type": "yarn", "factor": 4.0,
+                "original_max_position_embeddings": 128, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": mscale,
+                "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}})
+        };
+        assert_eq!(notes_of(config(1.0)), "");
+        assert_eq!(notes_of(config(0.7)), "mscale 0.7: GGUF has no key for it, and llama.cpp computes with 1");
     }
 
     #[test]
