@@ -202,10 +202,11 @@ impl VocabWriter<'_> {
 
     fn llama(&mut self) -> Result<()> {
         let files = self.files;
-        if files.is_mistral_format || files.tokenizer.is_none() && !files.folder.join("tokenizer.model").is_file() {
-            if let Some(name) = mistral::file(files)? {
-                return self.mistral(&name);
-            }
+        let has_no_other = || files.tokenizer.is_none() && !files.folder.join("tokenizer.model").is_file();
+        if (files.is_mistral_format || has_no_other())
+            && let Some(name) = mistral::file(files)?
+        {
+            return self.mistral(&name);
         }
         if files.setting("tokenizer_class") == Some(&json!("HybridDNATokenizer")) {
             return Err(unreadable(files, "tokenizer_config.json", "a HybridDNATokenizer"));
