@@ -328,7 +328,7 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
         (
             "missing tokenizer",
             |p| fs::remove_file(p.base.join("tokenizer.json")).unwrap(),
-            &["tokenizer.json: cannot read: No such file"],
+            &["base: tokenizer: expected tokenizer.json, vocab.json with merges.txt"],
         ),
         (
             "missing adapter",

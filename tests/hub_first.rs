@@ -116,7 +116,12 @@ fn what_can_be_refused_is_refused_before_weights_are_fetched() {
     let mut odd = tokenizer;
     odd["model"]["type"] = "Unheard".into();
     let cases: [(&str, Vec<u8>, &[&str], &str); 6] = [
-        ("config.json", unknown.clone(), &["convert", NAME, "-o", "x.gguf", "--type", "Q4_K_M"], "type Q4_K_M"),
+        (
+            "config.json",
+            unknown.clone(),
+            &["convert", NAME, "-o", "x.gguf", "--type", "Q4_K_M"],
+            "found NobodyForCausalLM",
+        ),
         ("config.json", wide, &["convert", NAME, "-o", "x.gguf"], "config.json"),
         ("config.json", b"{".to_vec(), &["convert", NAME, "-o", "x"], "config.json"),
         ("tokenizer.json", odd.to_string().into_bytes(), &["convert", NAME, "-o", "x.gguf"], "tokenizer.json"),

@@ -370,6 +370,8 @@ impl Params {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -396,5 +398,47 @@ mod tests {
         assert_eq!(notes_of("transformers.js_config", json!({"kv_cache_dtype": {"fp16": "float16"}})).unwrap(), "");
         // Packed weights were unpacked when the checkpoint was opened.
         assert_eq!(notes_of("quantization_config", json!({"bits": 4})).unwrap(), "");
+    }
+    /// Names of fields in config.json of published models; `a.b` is the field `b` of the object `a`.
+    #[test]
+    fn fields_of_published_models_are_taken_but_for_the_named_few() {
+        let table = include_str!("../../fixtures/published/fields.tsv");
+        let (mut refused, mut models) = (BTreeSet::new(), 0);
+        for line in table.lines() {
+            let [model, class, fields] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let mut config = json!({});
+            for field in fields.split(' ') {
+                match field.split_once('.') {
+                    // transformers.js_config has a dot in its name.
+                    Some((outer, inner)) if config[outer].is_object() => config[outer][inner] = 7.into(),
+                    _ => config[field] = if fields.contains(&format!(" {field}.")) { json!({}) } else { json!(7) },
+                }
+            }
+            config["architectures"] = json!([class]);
+            if config["text_config"].is_object() {
+                let kinds = [("Gemma3", "gemma3_text"), ("Qwen2Audio", "qwen2")];
+                let kind = kinds.iter().find(|(start, _)| class.starts_with(start)).map_or("llama", |(_, kind)| kind);
+                (config["text_config"]["architectures"], config["text_config"]["model_type"]) =
+                    (Json::Null, kind.into());
+            }
+            let config = config.as_object_mut().unwrap();
+            let family = wrapper::family(config).unwrap_or_else(|| panic!("{model}: no table"));
+            // A field of the class gets its default: the test is of names.
+            for (name, value) in family.default_fields() {
+                if let Some(found) = config.get_mut(name) {
+                    *found = value.clone();
+                }
+                if let Some(found) = config.get_mut("text_config").and_then(|text| text.get_mut(name)) {
+                    *found = value.clone();
+                }
+            }
+            models += 1;
+            match Params::read(Path::new(model), config, &mut Vec::new()) {
+                Ok(params) => assert!(params.is_some(), "{model}"),
+                Err(error) => drop(refused.insert(error.to_string())),
+            }
+        }
+        assert!(models >= 100, "{models}");
+        assert_eq!(refused, BTreeSet::new());
     }
 }

@@ -49,10 +49,11 @@ impl Files {
         Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false })
     }
 
-    /// A finding about `subject` in the file `name`.
+    /// A finding about `subject` in the file `name`, or in the folder if `name` is empty.
     pub(super) fn finding_in(&self, name: &str, subject: impl Into<String>) -> Finding {
         let folder = if name == "config.json" { &self.model_folder } else { &self.folder };
-        Finding::new(folder.join(name), subject)
+        let path = if name.is_empty() { folder.clone() } else { folder.join(name) };
+        Finding::new(path, subject)
     }
 
     /// A finding about `subject` in tokenizer.json.
