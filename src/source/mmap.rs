@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use memmap2::Mmap;
 
-use super::outline::ValuesRead;
+use super::outline::ValuesWanted;
 use crate::error::{Finding, IoContext, Result, no_lfs_pointer};
 
 /// A file mapped read-only.
@@ -19,7 +19,7 @@ pub(crate) struct MappedFile {
     /// The modification time of the file when it was mapped.
     modified: Option<SystemTime>,
     /// Set if only the file's header is available.
-    outline: Option<ValuesRead>,
+    outline: Option<ValuesWanted>,
 }
 
 impl MappedFile {
@@ -40,7 +40,7 @@ impl MappedFile {
         let map = unsafe { Mmap::map(file) }.at(path, "map")?;
         no_lfs_pointer(path, &map)?;
         let found = file.metadata().at(path, "read")?;
-        let (modified, outline) = (found.modified().ok(), ValuesRead::of(&found));
+        let (modified, outline) = (found.modified().ok(), ValuesWanted::of(&found));
         Ok(Self { path: path.to_owned(), map, file: file.try_clone().at(path, "open")?, modified, outline })
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 
 pub(crate) use mmap::MappedFile;
 #[cfg(feature = "hub")]
-pub(crate) use outline::ValuesRead;
+pub(crate) use outline::Watched;
 pub(crate) use outline::any_outlines;
 
 use crate::dtype::DType;

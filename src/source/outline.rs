@@ -26,13 +26,14 @@ pub(crate) fn any_outlines() -> bool {
     COUNT.load(Ordering::SeqCst) > 0
 }
 
-/// Whether values of outlines were wanted.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ValuesRead(Arc<AtomicBool>);
+/// Outlines whose files are deleted together, and whether values of them were wanted. Dropping this forgets them: it must
+/// be dropped before the files are deleted, because another file can then get the same inode.
+#[derive(Debug, Default)]
+pub(crate) struct Watched(Arc<AtomicBool>);
 
-impl ValuesRead {
+impl Watched {
     /// Registers `file`, at `path`, as an outline.
-    pub(crate) fn watch(&self, file: &File, path: &std::path::Path) -> Result<()> {
+    pub(crate) fn add(&self, file: &File, path: &std::path::Path) -> Result<()> {
         let inode = inode(&file.metadata().at(path, "read")?);
         let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.insert(inode, self.0.clone());
@@ -40,24 +41,37 @@ impl ValuesRead {
         Ok(())
     }
 
-    pub(crate) fn get(&self) -> bool {
+    /// Whether values were wanted.
+    pub(crate) fn values_were_wanted(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Forgets these outlines. To be called before their files are deleted.
+    /// Forgets the outlines, before their files are deleted.
     pub(crate) fn forget(&self) {
         let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
-        outlines.retain(|_, read| !Arc::ptr_eq(read, &self.0));
+        outlines.retain(|_, wanted| !Arc::ptr_eq(wanted, &self.0));
         COUNT.store(outlines.len(), Ordering::SeqCst);
     }
+}
 
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// The registration of one file that is an outline.
+#[derive(Debug, Clone)]
+pub(super) struct ValuesWanted(Arc<AtomicBool>);
+
+impl ValuesWanted {
     /// The registration of the file, if it is an outline.
     pub(super) fn of(found: &Metadata) -> Option<Self> {
         let outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.get(&inode(found)).cloned().map(Self)
     }
 
-    /// Says that values were wanted.
+    /// Records that values were wanted.
     pub(super) fn note(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -65,4 +79,23 @@ impl ValuesRead {
 
 fn inode(found: &Metadata) -> Inode {
     (found.dev(), found.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outlines_are_forgotten_with_what_watches_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::create(&path).unwrap();
+        let found = file.metadata().unwrap();
+        let watched = Watched::default();
+        watched.add(&file, &path).unwrap();
+        ValuesWanted::of(&found).unwrap().note();
+        assert!(watched.values_were_wanted());
+        drop(watched);
+        assert!(ValuesWanted::of(&found).is_none());
+    }
 }

@@ -16,7 +16,7 @@ use crate::error::{IoContext, Result};
 use crate::formats::gguf::{self, GgufFile};
 use crate::formats::pytorch::{self, PytorchFile};
 use crate::formats::safetensors::{MAX_HEADER_BYTES, SafetensorsFile};
-use crate::source::ValuesRead;
+use crate::source::Watched;
 
 /// The most that is asked for before the length of a header is known, and the share of a file that may be. Most headers are
 /// shorter.
@@ -66,7 +66,7 @@ impl Fetch<'_> {
         info: &ModelInfo,
         (name, form): (&str, Form),
         path: &Path,
-        read: &ValuesRead,
+        watched: &Watched,
     ) -> Result<(), Fault> {
         let known = self.known(info, name)?;
         let Some(size) = known.size else {
@@ -76,7 +76,7 @@ impl Fetch<'_> {
         if fs::metadata(&blob).is_ok_and(|found| found.len() == size) {
             return link(&blob, path).map_err(Fault::Own);
         }
-        let file = empty(path, size, read).map_err(Fault::Own)?;
+        let file = empty(path, size, watched).map_err(Fault::Own)?;
         let outlined = Outlined { fetch: self, info, name, known, size, path, file };
         match form {
             Form::Safetensors => outlined.beginning(safetensors_head)?,
@@ -94,11 +94,11 @@ impl Fetch<'_> {
 }
 
 /// A file of `size` zeros, which take no place on most disks.
-fn empty(path: &Path, size: u64, read: &ValuesRead) -> Result<File> {
+fn empty(path: &Path, size: u64, watched: &Watched) -> Result<File> {
     make_parent(path)?;
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).at(path, "create")?;
     file.set_len(size).at(path, "write")?;
-    read.watch(&file, path)?;
+    watched.add(&file, path)?;
     Ok(file)
 }
 

@@ -18,7 +18,7 @@ use super::name::Name;
 use super::{Event, HubModel, HubSettings, Looked};
 use crate::error::{Error, IoContext, Result};
 use crate::plan::Unfinished;
-use crate::source::ValuesRead;
+use crate::source::Watched;
 
 /// A model whose weights are headers alone, until it is dropped.
 pub struct Outline {
@@ -29,7 +29,7 @@ pub struct Outline {
     info: ModelInfo,
     /// The temporary folder, and the one of the cache that it stands for.
     places: (PathBuf, PathBuf),
-    read: ValuesRead,
+    watched: Watched,
     folder: Option<Folder>,
 }
 
@@ -57,7 +57,7 @@ impl Folder {
 impl Outline {
     /// Whether somebody wanted values, which aren't there. What was made of them is wrong.
     pub fn values_were_wanted(&self) -> bool {
-        self.read.get()
+        self.watched.values_were_wanted()
     }
 
     /// Fetches what is missing of the model, at the commit of the outline, whose files are deleted.
@@ -88,7 +88,7 @@ impl Outline {
 
 impl Outline {
     fn close(&mut self) {
-        self.read.forget();
+        self.watched.forget();
         self.folder = None;
     }
 }
@@ -110,7 +110,7 @@ impl Fetch<'_> {
         let is_missing = |name: &String| !snapshot.has(name) || self.settings.refresh;
         if chosen.weights.iter().any(is_missing) && chosen.weights.iter().all(has_header) {
             match self.headers(&info, &snapshot, &chosen) {
-                Ok((folder, read)) => {
+                Ok((folder, watched)) => {
                     self.remember(&info, &snapshot)?;
                     let temporary = folder.path().join(&info.commit);
                     return Ok(Looked::Outline(Box::new(Outline {
@@ -119,7 +119,7 @@ impl Fetch<'_> {
                         need,
                         places: (temporary, snapshot.path()),
                         info,
-                        read,
+                        watched,
                         folder: Some(folder),
                     })));
                 }
@@ -133,7 +133,7 @@ impl Fetch<'_> {
     }
 
     /// A temporary folder with a snapshot's files, and headers for the weights that it lacks.
-    fn headers(&self, info: &ModelInfo, snapshot: &Snapshot, chosen: &Chosen) -> Result<(Folder, ValuesRead), Failed> {
+    fn headers(&self, info: &ModelInfo, snapshot: &Snapshot, chosen: &Chosen) -> Result<(Folder, Watched), Failed> {
         let folder = Folder::new()?;
         // Named as in the cache: a model may be called by its folder's name.
         let path = folder.path().join(&info.commit);
@@ -144,13 +144,13 @@ impl Fetch<'_> {
         for name in &linked {
             link(&snapshot.file(name), &path.join(name))?;
         }
-        let read = ValuesRead::default();
+        let watched = Watched::default();
         for name in chosen.weights.iter().filter(|name| is_outlined(name)) {
             let Some(form) = Form::of(name) else { continue };
             let failed = |fault| Failed { fault, file: name.clone() };
-            self.header(info, (name, form), &path.join(name), &read).map_err(failed)?;
+            self.header(info, (name, form), &path.join(name), &watched).map_err(failed)?;
         }
-        Ok((folder, read))
+        Ok((folder, watched))
     }
 }
 
