@@ -1,8 +1,8 @@
-//! Web addresses: what a relative one means, and who is meant.
+//! Web addresses: resolving relative ones, and comparing origins.
 
 use ureq::http::Uri;
 
-/// Scheme, host and port: who an address belongs to.
+/// Scheme, host and port: these identify the server behind an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) scheme: String,
@@ -11,7 +11,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// The origin of an address of http or https; `None` for anything else.
+    /// Returns the origin of an http or https address; `None` for anything else.
     pub(super) fn of(address: &str) -> Option<Self> {
         let uri: Uri = address.parse().ok()?;
         let scheme = uri.scheme_str()?.to_ascii_lowercase();
@@ -25,8 +25,8 @@ impl Origin {
     }
 }
 
-/// Where `location` leads from `base`: a whole address, one of the same host, or one beside it. What may not stand in
-/// an address is escaped.
+/// Resolves `location` against `base`. It may be a whole address, a path on the same host, or a path relative to
+/// `base`. Characters that an address may not contain are escaped.
 pub(super) fn joined(base: &str, location: &str) -> Option<String> {
     let location = clean(location);
     let scheme = base.find("://")?;
@@ -42,7 +42,7 @@ pub(super) fn joined(base: &str, location: &str) -> Option<String> {
     } else if location.starts_with('?') {
         format!("{}{location}", &base[..path_end])
     } else if location.is_empty() || location.split(['/', '?']).next().is_some_and(|part| part.contains(':')) {
-        // Nothing, or an address of another scheme.
+        // It is empty, or an address of another scheme.
         return None;
     } else {
         let folder = base[host_end..path_end].rfind('/').map_or(host_end, |slash| host_end + slash);
@@ -52,7 +52,7 @@ pub(super) fn joined(base: &str, location: &str) -> Option<String> {
     Origin::of(&whole).map(|_| whole)
 }
 
-/// `text` with what may not stand in an address escaped; what is escaped already stays.
+/// Returns `text` with every character escaped that an address may not contain. Existing escapes stay.
 fn clean(text: &str) -> String {
     let mut out = String::new();
     for b in text.trim().bytes() {
@@ -64,7 +64,7 @@ fn clean(text: &str) -> String {
     out
 }
 
-/// A part of an address's path, escaped, but for the characters of `kept`.
+/// Returns `text` escaped for the path of an address, except for the characters in `kept`.
 pub(super) fn quoted(text: &str, kept: &[u8]) -> String {
     let mut out = String::new();
     for b in text.bytes() {
@@ -76,7 +76,7 @@ pub(super) fn quoted(text: &str, kept: &[u8]) -> String {
     out
 }
 
-/// An address as messages show it: without the query, which may hold a signature that opens a file to anybody.
+/// Returns an address for messages: without the query, which may hold a signature that gives anybody access to a file.
 pub(super) fn shown(address: &str) -> &str {
     address.split(['?', '#']).next().unwrap_or_default()
 }

@@ -1,6 +1,8 @@
-//! The cache that all of Hugging Face's programs share: `models--org--name/` with contents by their ETags (`blobs/`),
-//! the commits that branches and tags stand for (`refs/`), a folder of links for each commit (`snapshots/`), and the
-//! names that a commit is known not to have (`.no_exist/`).
+//! The cache that all of Hugging Face's programs share.
+//!
+//! A model's folder `models--org--name/` has the contents by their ETags (`blobs/`), the commits of branches and tags
+//! (`refs/`), a folder of links for each commit (`snapshots/`), and the names of files that a commit is known not to
+//! have (`.no_exist/`).
 //!
 //! Reference: huggingface_hub `file_download.py` (`_hf_hub_download_to_cache_dir`, `try_to_load_from_cache`) and
 //! `_tree_cache.py`.
@@ -17,9 +19,9 @@ use super::files;
 use super::name::{Name, is_commit};
 use crate::error::{IoContext, Result};
 
-/// What the format of a kept list of files is called by.
+/// The version of the format of a stored file list.
 const TREE_VERSION: u64 = 1;
-/// Marks, in `.no_exist`, a commit whose list of files was looked at for templates. No repository has a file of that name.
+/// Marks, in `.no_exist`, a commit whose file list was searched for templates. No repository has a file of that name.
 const TEMPLATES_LISTED: &str = "additional_chat_templates/.listed";
 
 /// The part of the cache that belongs to one model.
@@ -36,22 +38,22 @@ impl Store {
         Self { locks: cache.join(".locks").join(&folder), folder: cache.join(folder) }
     }
 
-    /// The content with this ETag.
+    /// Returns the path of the content with this ETag.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(etag)
     }
 
-    /// The part of a content that has come so far.
+    /// Returns the path of the partial file of a content.
     pub(super) fn part(&self, etag: &str) -> PathBuf {
         self.folder.join("blobs").join(format!("{etag}.incomplete"))
     }
 
-    /// The file whose lock a process holds while it fetches this content.
+    /// Returns the path of the file that a process locks while it fetches this content.
     pub(super) fn lock(&self, etag: &str) -> PathBuf {
         self.locks.join(format!("{etag}.lock"))
     }
 
-    /// The commit that a revision stands for, as far as the cache knows.
+    /// Returns the commit of a revision, if the cache knows it.
     pub(super) fn commit(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.to_owned());
@@ -60,7 +62,7 @@ impl Store {
         Some(text.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    /// Writes down which commit a revision stands for.
+    /// Stores the commit of a revision.
     pub(super) fn keep_commit(&self, revision: &str, commit: &str) -> Result<()> {
         if is_commit(revision) || self.commit(revision).as_deref() == Some(commit) {
             return Ok(());
@@ -76,7 +78,7 @@ impl Store {
     }
 }
 
-/// One commit of a model, as far as the cache has it.
+/// One commit of a model, with those of its files that the cache has.
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
     folder: PathBuf,
@@ -96,7 +98,7 @@ impl Snapshot {
         self.file(name).is_file()
     }
 
-    /// Whether the file is there as such, and no link, in the length that it has to have.
+    /// Returns whether the file is there itself, not as a link, and has the right length.
     pub(super) fn is_copy(&self, name: &str, size: Option<u64>) -> bool {
         fs::symlink_metadata(self.file(name)).is_ok_and(|data| data.is_file() && Some(data.len()) == size)
     }
@@ -105,12 +107,12 @@ impl Snapshot {
         self.folder.join(".no_exist").join(&self.commit).join(name)
     }
 
-    /// Whether the commit is known not to have this file.
+    /// Returns whether the commit is known not to have this file.
     pub(super) fn lacks(&self, name: &str) -> bool {
         self.absence(name).is_file()
     }
 
-    /// Names of files that are there, two folders deep.
+    /// Returns the names of the files that are there, at most two folders deep.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
         list(&self.path(), "", 2, &mut names);
@@ -118,7 +120,7 @@ impl Snapshot {
         names
     }
 
-    /// The names of all files of the commit, where another program has kept the list.
+    /// Returns the names of all files of the commit, if another program has stored the list.
     pub(super) fn listed(&self) -> Option<Vec<String>> {
         let text = fs::read(self.folder.join("trees").join(format!("{}.json", self.commit))).ok()?;
         let tree: Value = serde_json::from_slice(&text).ok()?;
@@ -128,12 +130,12 @@ impl Snapshot {
         Some(tree.get("files")?.as_object()?.keys().cloned().collect())
     }
 
-    /// Whether the list of the commit's files was looked at for all that a command may need.
+    /// Returns whether the commit's file list was searched for everything that a command may need.
     pub(super) fn was_listed(&self) -> bool {
         self.lacks(TEMPLATES_LISTED) || self.listed().is_some()
     }
 
-    /// Files beside the weights that the commit may have, and the cache doesn't.
+    /// Returns the names of files other than weights that the commit may have, and the cache doesn't.
     pub(super) fn unknown(&self) -> Vec<String> {
         if let Some(listed) = self.listed() {
             let wanted = files::companions(&listed).into_iter().filter(|name| !self.has(name));
@@ -149,20 +151,21 @@ impl Snapshot {
         unknown
     }
 
-    /// Remembers which of the usual files the commit hasn't, the way `huggingface_hub` does. `names` are all it has.
+    /// Stores which of the usual files the commit doesn't have, as `huggingface_hub` does. `names` are all files it
+    /// has.
     pub(super) fn keep_absences(&self, names: &[String]) {
         let usual = files::USUAL.iter().chain(files::USUAL_WEIGHTS).copied();
         let absent = usual.filter(|name| !names.iter().any(|other| other == name));
         for name in absent.chain([TEMPLATES_LISTED]) {
             let path = self.absence(name);
-            // Without it the hub is asked again; nothing is lost.
+            // If this fails, the hub is asked again, and nothing is lost.
             if !path.exists() && make_parent(&path).is_ok() {
                 let _ = fs::OpenOptions::new().create(true).append(true).open(&path);
             }
         }
     }
 
-    /// Gives the content `blob` its name in the snapshot; a link that led elsewhere is replaced.
+    /// Links the content `blob` under its name in the snapshot. A link that leads elsewhere is replaced.
     pub(super) fn link(&self, name: &str, blob: &Path) -> Result<()> {
         let path = self.file(name);
         let etag = blob.file_name().unwrap_or_default();
@@ -178,7 +181,7 @@ impl Snapshot {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(error).at(&staged, "make the link");
             }
-            // A file system without links.
+            // The file system has no links.
             Err(_) => {
                 fs::hard_link(blob, &staged).or_else(|_| fs::copy(blob, &staged).map(|_| ())).at(&path, "write")?
             }
@@ -187,7 +190,7 @@ impl Snapshot {
     }
 }
 
-/// A name beside `path` that nobody else uses, not in this process either.
+/// Returns a name beside `path` that nobody else uses, not even another thread of this process.
 fn beside(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -196,7 +199,7 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Makes the folder that `path` stands in.
+/// Makes the folder that contains `path`.
 pub(super) fn make_parent(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).at(folder, "make the folder")

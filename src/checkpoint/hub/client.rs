@@ -1,7 +1,7 @@
-//! Requests to a hub: redirects, the token, time-outs, and other tries.
+//! Requests to a hub: redirects, the token, timeouts and retries.
 //!
-//! Redirects are followed here and not by ureq, because the token may only go to the hub itself: to the scheme, host
-//! and port of its address. Reference: huggingface_hub `utils/_http.py`.
+//! This module follows redirects itself, rather than leaving them to ureq, because the token may only go to the hub
+//! itself: to the scheme, host and port of its address. Reference: huggingface_hub `utils/_http.py`.
 
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,12 +14,12 @@ use super::fault::{Again, Fault};
 use super::{Event, HubSettings};
 use crate::error::Finding;
 
-/// How many redirects are followed.
+/// The largest number of redirects that are followed.
 const MAX_REDIRECTS: usize = 10;
-/// How long a hub may ask to wait. One that asks for more is not waited for.
+/// The longest wait that a hub may ask for. If it asks for more, the request fails.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// One hub.
+/// A client for one hub.
 pub(super) struct Client<'a> {
     agent: Agent,
     home: Origin,
@@ -27,20 +27,20 @@ pub(super) struct Client<'a> {
     tell: &'a dyn Fn(Event<'_>),
 }
 
-/// What is asked for; the time-outs and the redirects that are followed go by it.
+/// The kind of a request. It decides the timeouts, and which redirects are followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
     /// Which files a model has.
     Model,
-    /// What stands behind a file's name.
+    /// The facts about a file, such as its hash and length.
     File,
     /// A file's content.
     Content,
 }
 
-/// An answer of status 200 or 206, or a redirect that says what a file is.
+/// An answer of status 200 or 206, or a redirect with the facts about a file.
 pub(super) struct Answer {
-    /// Where it came from, after redirects.
+    /// The address that it came from, after redirects.
     pub(super) address: String,
     response: Response<ureq::Body>,
 }
@@ -58,12 +58,12 @@ impl Answer {
         matches!(self.status(), 301 | 302 | 303 | 307 | 308)
     }
 
-    /// Whether it is a page for people.
+    /// Returns whether it is a web page.
     pub(super) fn is_page(&self) -> bool {
         self.header("content-type").is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
     }
 
-    /// Where the body's first byte stands in the file, and the file's length: of `Content-Range`.
+    /// Returns the position of the body's first byte in the file, and the file's length, from `Content-Range`.
     pub(super) fn range(&self) -> Option<(u64, Option<u64>)> {
         let (range, total) = self.header("content-range")?.trim().strip_prefix("bytes")?.trim().split_once('/')?;
         let start = range.split('-').next()?.trim().parse().ok()?;
@@ -73,13 +73,13 @@ impl Answer {
     pub(super) fn into_body(self) -> (String, Box<dyn Read>) {
         let gzip = self.header("content-encoding").is_some_and(|kind| kind.trim().eq_ignore_ascii_case("gzip"));
         let reader = self.response.into_body().into_reader();
-        // Nobody asked for it, but some proxies do it anyway.
+        // No request asks for compression, but some proxies use it anyway.
         let reader: Box<dyn Read> =
             if gzip { Box::new(flate2::read::MultiGzDecoder::new(reader)) } else { Box::new(reader) };
         (self.address, reader)
     }
 
-    /// Whether the bytes are the file's own, neither packed nor otherwise changed on their way.
+    /// Returns whether the bytes are the file's own, neither compressed nor otherwise changed on the way.
     pub(super) fn is_plain(&self) -> bool {
         self.header("content-encoding").is_none_or(|kind| kind.trim().eq_ignore_ascii_case("identity"))
     }
@@ -96,13 +96,13 @@ impl<'a> Client<'a> {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("atombank/", env!("CARGO_PKG_VERSION")))
-            // What is packed on the way has no length to be resumed by.
+            // A compressed answer has no length to resume by.
             .accept_encoding("identity")
             .build();
         Ok(Self { agent: config.into(), home, settings, tell })
     }
 
-    /// Tells the user something while the work goes on.
+    /// Sends the user a note while the work continues.
     pub(super) fn note(&self, text: &str) {
         (self.tell)(Event::Note(text));
     }
@@ -111,7 +111,7 @@ impl<'a> Client<'a> {
         (self.tell)(event);
     }
 
-    /// Asks once, following redirects.
+    /// Sends one request, and follows its redirects.
     pub(super) fn ask(&self, question: Question, address: &str, range: Option<&str>) -> Result<Answer, Fault> {
         let mut address = address.to_owned();
         for _ in 0..=MAX_REDIRECTS {
@@ -133,12 +133,13 @@ impl<'a> Client<'a> {
                 Fault::odd(&address, "a redirect to an address of http or https", format_args!("{location:?}"))
             })?;
             let (here, there) = (Origin::of(&address), Origin::of(&next));
-            // The hub says what a large file is where it sends its readers to another server.
+            // The redirect that leads to another server for a large file has the hub's facts about that file.
             if question == Question::File && says_what_it_is(&answer, here == there) {
                 return Ok(answer);
             }
             let scheme = |origin: &Option<Origin>| origin.as_ref().map(|origin| origin.scheme == "https");
-            // Content is held against its hash; what says which hash that is has to come safely.
+            // Content is checked against its hash, but the answer that gives the hash has to come over a secure
+            // connection.
             if question != Question::Content && scheme(&here) > scheme(&there) {
                 return Err(Fault::odd(&address, "a redirect to https", shown(&next)));
             }
@@ -173,7 +174,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Does `work` again, with growing pauses, as long as that may help. `what` is what is tried, for notes.
+    /// Repeats `work`, with growing pauses, while a retry may help. `what` names the work in notes.
     pub(super) fn with_tries<T>(&self, what: &str, mut work: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
         let mut tries = Tries::default();
         loop {
@@ -184,7 +185,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Waits before another try; an error where none is left.
+    /// Waits before a retry, or returns the fault if no retries are left.
     pub(super) fn pause(&self, what: &str, fault: Fault, tries: &mut Tries) -> Result<(), Fault> {
         tries.done += 1;
         if tries.done > fault.tries() {
@@ -202,13 +203,13 @@ impl<'a> Client<'a> {
     }
 }
 
-/// How often something was tried again.
+/// The number of retries so far.
 #[derive(Debug, Default)]
 pub(super) struct Tries {
     pub(super) done: u32,
 }
 
-/// Seconds, without decimals where there are none.
+/// Seconds for messages, without decimals if there are none.
 struct Shown(Duration);
 
 impl std::fmt::Display for Shown {
@@ -220,14 +221,14 @@ impl std::fmt::Display for Shown {
     }
 }
 
-/// Whether a redirect has the hub's headers about a file, so that the file's place is all that is left to find. A redirect
-/// within the hub is followed unless it names the file behind it.
+/// Returns whether a redirect has the hub's headers about a file, so that only the place of its content is left to
+/// find. A redirect within the hub is followed unless it has the ETag of the linked file.
 fn says_what_it_is(answer: &Answer, within: bool) -> bool {
     let has = |name: &str| answer.header(name).is_some();
     has("x-repo-commit") && (has("x-linked-etag") || !within && has("etag"))
 }
 
-/// The fault of an answer that is no success.
+/// Returns the fault for an answer without success.
 fn refusal(answer: &Answer, status: u16) -> Fault {
     Fault::Status {
         address: shown(&answer.address).to_owned(),
@@ -237,8 +238,8 @@ fn refusal(answer: &Answer, status: u16) -> Fault {
     }
 }
 
-/// How long an answer asks to wait: `Retry-After` in seconds or as a date, or the end of the time that a limit counts
-/// in (`RateLimit: ...;r=0;t=12`).
+/// Returns how long an answer asks to wait: `Retry-After` in seconds or as a date, or else the time until a rate limit
+/// resets (`RateLimit: ...;r=0;t=12`).
 fn retry_after(answer: &Answer) -> Option<Duration> {
     if let Some(text) = answer.header("retry-after") {
         let text = text.trim();
@@ -255,7 +256,7 @@ fn retry_after(answer: &Answer) -> Option<Duration> {
     (field("r")? == 0).then(|| field("t")).flatten().map(Duration::from_secs)
 }
 
-/// Seconds since 1970 of a date like `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Converts a date like `Sun, 06 Nov 1994 08:49:37 GMT` to seconds since 1970.
 fn http_date(text: &str) -> Option<u64> {
     let mut parts = text.split_once(", ")?.1.split(' ');
     let day: u64 = parts.next()?.parse().ok()?;
@@ -268,13 +269,13 @@ fn http_date(text: &str) -> Option<u64> {
     if !(1..=31).contains(&day) || hours > 23 || minutes > 59 || seconds > 60 {
         return None;
     }
-    // Years begin with March here, so that a leap day is the last one.
+    // Years begin with March here, so that a leap day is the last day.
     let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
     Some((days - 719_468) * 86_400 + hours * 3600 + minutes * 60 + seconds)
 }
 
-/// The fault of a request that brought no answer.
+/// Returns the fault for a request without an answer.
 fn broken(address: &str, error: ureq::Error, timeout: Duration) -> Fault {
     let waited = format!("nothing came for {} s", Shown(timeout));
     let (what, again) = match error {
@@ -289,7 +290,7 @@ fn broken(address: &str, error: ureq::Error, timeout: Duration) -> Fault {
     Fault::transfer(address, what, again)
 }
 
-/// The fault of a body that broke off.
+/// Returns the fault for a body that broke off.
 pub(super) fn broken_io(address: &str, error: &std::io::Error, timeout: Duration) -> Fault {
     use std::io::ErrorKind;
     if let Some(ureq::Error::Timeout(_)) = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>()) {

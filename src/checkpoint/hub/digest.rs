@@ -1,5 +1,5 @@
-//! The hash of a content, as its ETag gives it: SHA-256 of what is stored as a large file, SHA-1 of a blob in git for all
-//! else. Some mirrors give the SHA-1 of the file itself.
+//! Checks a content against the hash in its ETag. For large files the ETag is the SHA-256; for all others it is the
+//! SHA-1 of the file as a git blob. Some mirrors give the SHA-1 of the file itself.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-/// A hash that is being computed, and what it has to be.
+/// A hash that is being computed, and its expected value.
 pub(super) struct Digest {
     expected: String,
     state: State,
@@ -15,16 +15,16 @@ pub(super) struct Digest {
 
 enum State {
     Sha256(Sha256),
-    /// As git names the blob, where its length is known beforehand, and of the file alone.
+    /// Two SHA-1 hashes: as a git blob, if the length is known beforehand, and of the file alone.
     Sha1 {
         git: Option<Sha1>,
         plain: Sha1,
     },
-    /// The ETag is no hash.
+    /// The ETag is not a hash.
     None,
 }
 
-/// What a content turned out to be.
+/// The result of the check.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Right,
@@ -37,7 +37,7 @@ pub(super) enum Verdict {
 }
 
 impl Digest {
-    /// For the ETag of a content of `size` bytes.
+    /// Creates the digest for a content of `size` bytes with this ETag.
     pub(super) fn new(etag: &str, size: Option<u64>) -> Self {
         let is_hash = etag.bytes().all(|b| b.is_ascii_hexdigit());
         let state = match etag.len() {
@@ -59,12 +59,13 @@ impl Digest {
         }
     }
 
-    /// Takes in what is in `reader`.
+    /// Adds everything in `reader`.
     pub(super) fn read(&mut self, reader: &mut dyn Read) -> io::Result<()> {
         each_piece(reader, &mut |bytes| self.update(bytes))
     }
 
-    /// Whether all of it was what the ETag says. `path` has the content, for a length that is known only now.
+    /// Compares the hash with the ETag. If the length wasn't known beforehand, the git hash needs a second pass over
+    /// the content, which is in the file at `path`.
     pub(super) fn verdict(self, path: &Path) -> io::Result<Verdict> {
         let (kind, found) = match self.state {
             State::None => return Ok(Verdict::Unknown),
@@ -89,7 +90,7 @@ impl Digest {
     }
 }
 
-/// Gives everything in `reader` to `take`, piece by piece.
+/// Passes everything in `reader` to `take`, piece by piece.
 fn each_piece(reader: &mut dyn Read, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -102,7 +103,7 @@ fn each_piece(reader: &mut dyn Read, take: &mut dyn FnMut(&[u8])) -> io::Result<
     }
 }
 
-/// The SHA-1 of a blob of git, as far as its header.
+/// Starts the SHA-1 of a git blob with the blob's header.
 fn git_start(size: u64) -> Sha1 {
     Sha1::new_with_prefix(format!("blob {size}\0"))
 }

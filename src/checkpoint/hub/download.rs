@@ -1,5 +1,7 @@
-//! One content into the cache. It is collected in a part beside the contents, goes on where an earlier try ended, and
-//! gets its name when its hash is right: what stands under a hash is what the hash says, for every program.
+//! Downloads one content into the cache.
+//!
+//! The bytes are collected in a partial file beside the contents. A later try continues where an earlier one ended. The
+//! file gets its final name only when its hash is right, so every program can rely on the contents in the cache.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
@@ -17,39 +19,39 @@ use super::metadata::{FileInfo, agrees};
 use super::{Download, Event};
 use crate::error::{Error, IoContext};
 
-/// From how many bytes on a try that broke off has brought something.
+/// How many bytes a broken-off try must bring to count as progress.
 const GETS_ON: u64 = 1 << 18;
 
-/// A content that is wanted.
+/// A content to download.
 pub(super) struct Wanted<'a> {
     pub(super) store: &'a Store,
     pub(super) info: &'a FileInfo,
-    /// The commit that has it.
+    /// The commit that contains it.
     pub(super) commit: &'a str,
-    /// What the file is called in the repository.
+    /// The file's name in the repository.
     pub(super) file: &'a str,
-    /// The model and the file, for notes.
+    /// The names of the model and the file, for notes.
     pub(super) title: String,
-    /// How long a download may stand still.
+    /// How long a download may wait without receiving anything.
     pub(super) timeout: Duration,
-    /// Its first bytes, as far as they have come already: used where no more of it is in the cache.
+    /// The first bytes, if they have already been fetched. They are used if the cache has no part of the content.
     pub(super) start: Cell<Vec<u8>>,
 }
 
-/// The file that collects a content, and what is known of it so far.
+/// The file that collects a content, and its state so far.
 struct Part {
     path: PathBuf,
     file: File,
     len: u64,
     digest: Digest,
-    /// Whether ranges were asked for and not given: the content is then asked for from its beginning.
+    /// Whether the server ignored a range. If so, the content is requested from its beginning.
     from_start: bool,
-    /// Whether bytes are in it that came earlier.
+    /// Whether some of its bytes came from an earlier request.
     resumed: bool,
 }
 
 impl Wanted<'_> {
-    /// Brings the content into the cache, unless it is there; its path.
+    /// Downloads the content into the cache unless it is there, and returns its path.
     pub(super) fn fetch(&self, client: &Client<'_>) -> Result<PathBuf, Fault> {
         let etag = &self.info.etag;
         let blob = self.store.blob(etag);
@@ -58,7 +60,7 @@ impl Wanted<'_> {
         }
         let shared = self.store.part(etag);
         make_parent(&shared).map_err(Fault::Own)?;
-        // Downloads end by themselves when they stand still; their pauses are shorter than this.
+        // Downloads end by themselves when nothing arrives; their pauses are shorter than this.
         let patience = self.timeout * 60;
         let note = |text: &str| client.note(&format!("{}: {text}", self.title));
         let lock = Lock::wait(&self.store.lock(etag), &shared, patience, &note).map_err(Fault::Own)?;
@@ -68,7 +70,7 @@ impl Wanted<'_> {
         if fs::symlink_metadata(&blob).is_ok() {
             note("the cache has another content under its ETag: fetched again");
         }
-        // Without a lock another process may write to the same part.
+        // Without a lock, another process may write to the same partial file.
         let part = match lock.holds() {
             true => shared,
             false => shared.with_file_name(format!("{etag}.{:08x}.incomplete", std::process::id())),
@@ -83,12 +85,12 @@ impl Wanted<'_> {
         Ok(blob)
     }
 
-    /// Whether the content is in the cache, as far as its length says.
+    /// Returns whether the cache has the content, judged by its length.
     fn is_there(&self, blob: &Path) -> bool {
         fs::metadata(blob).is_ok_and(|found| found.is_file() && self.info.size.is_none_or(|size| found.len() == size))
     }
 
-    /// Fills the part at `path` until its hash is right.
+    /// Fills the partial file at `path` until its hash is right.
     fn collect(&self, client: &Client<'_>, path: &Path) -> Result<(), Fault> {
         loop {
             let mut part = self.open(client, path)?;
@@ -121,7 +123,7 @@ impl Wanted<'_> {
         }
     }
 
-    /// Opens the part, with what an earlier run has left where that can be a part of the content.
+    /// Opens the partial file, and keeps what an earlier run left in it if that can be part of the content.
     fn open(&self, client: &Client<'_>, path: &Path) -> Result<Part, Fault> {
         let own = |error| Fault::Own(Error::Io { path: path.to_owned(), action: "open", error });
         let file = OpenOptions::new()
@@ -144,7 +146,7 @@ impl Wanted<'_> {
         } else if len > 0 {
             part.digest.read(&mut part.file).map_err(own)?;
         }
-        // Taken: where the hash isn't right in the end, they don't come back.
+        // These bytes are taken out, so that they are not used again if the hash turns out wrong.
         let start = self.start.take();
         if part.len == 0 && !start.is_empty() && self.info.size.is_some_and(|size| size >= start.len() as u64) {
             part.write(&start)?;
@@ -153,14 +155,14 @@ impl Wanted<'_> {
         Ok(part)
     }
 
-    /// Asks for what is missing until all of it is there.
+    /// Requests the missing bytes until the content is complete.
     fn fill(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
         let mut tries = Tries::default();
         let mut most = part.len;
         while self.info.size != Some(part.len) {
             self.tell(client, part.len);
             match self.transfer(client, part) {
-                // Where the length isn't known, the answer's end is the file's.
+                // If the length isn't known, the end of the answer is the end of the file.
                 Ok(()) if self.info.size.is_none() || self.info.size == Some(part.len) => break,
                 Ok(()) => {
                     let what = format!("it ended after {} of {} bytes", part.len, self.info.size.unwrap_or_default());
@@ -182,14 +184,15 @@ impl Wanted<'_> {
         fault: Fault,
         tries: &mut Tries,
     ) -> Result<(), Fault> {
-        // What came counts: a line that breaks off now and then still gets there. A few bytes don't: a server that
-        // stalls after each handful would be asked for ever. Nor does what had come before, and was thrown away.
+        // A try that brought enough bytes resets the count, so a connection that breaks off now and then still
+        // finishes. A few bytes are not enough: otherwise a server that stalls after each handful would be asked
+        // forever. Bytes that had come before and were thrown away don't count either.
         if part.len >= *most + GETS_ON {
             tries.done = 0;
         }
         *most = part.len.max(*most);
         if self.info.size.is_none() && part.len > 0 {
-            // Nothing says where it would go on.
+            // Without a length, there is no way to resume.
             part.restart(&self.info.etag, None)?;
         }
         client.pause(&self.title, fault, tries)
@@ -199,7 +202,7 @@ impl Wanted<'_> {
         client.tell(Event::Download(Download { file: self.file, done, total: self.info.size.unwrap_or(done) }));
     }
 
-    /// Asks once for the rest of the content, and takes in what comes.
+    /// Requests the rest of the content once, and stores what arrives.
     fn transfer(&self, client: &Client<'_>, part: &mut Part) -> Result<(), Fault> {
         if part.from_start && part.len > 0 {
             part.restart(&self.info.etag, self.info.size)?;
@@ -207,7 +210,7 @@ impl Wanted<'_> {
         let range = (part.len > 0).then(|| format!("bytes={}-", part.len));
         let address = &self.info.address;
         let mut answer = match client.ask(Question::Content, address, range.as_deref()) {
-            // No such range: the part is not of this file.
+            // The range doesn't exist, so the partial file isn't from this file.
             Err(Fault::Status { status: 416, .. }) if part.len > 0 => {
                 part.restart(&self.info.etag, self.info.size)?;
                 client.ask(Question::Content, address, None)?
@@ -215,7 +218,7 @@ impl Wanted<'_> {
             answer => answer?,
         };
         agrees(&answer, self.info, self.commit)?;
-        // Only a plain answer of exactly the rest can be put behind the part. Any other begins anew.
+        // Only a plain answer with exactly the rest can be appended. After any other answer, the download starts again.
         let starts = |answer: &super::client::Answer| match (answer.status(), answer.range()) {
             (206, Some((start, _))) => Some(start).filter(|start| *start == 0 || answer.is_plain()),
             (206, None) => None,
@@ -261,7 +264,7 @@ impl Part {
         Ok(())
     }
 
-    /// Throws away what is there.
+    /// Throws away the bytes collected so far.
     fn restart(&mut self, etag: &str, size: Option<u64>) -> Result<(), Fault> {
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.at(&self.path, "write").map_err(Fault::Own)?;

@@ -1,4 +1,4 @@
-//! What can go wrong between this program and a hub, and the error that a user gets of it.
+//! The faults of requests to a hub, and the errors that users get for them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,44 +9,44 @@ use super::address::shown;
 use super::name::Name;
 use crate::error::{Error, Finding};
 
-/// Why a request brought nothing.
+/// The reason why a request failed.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The hub answered, but not with what was asked for.
+    /// The hub answered with an error status.
     Status {
         address: String,
         status: u16,
-        /// The hub's own word for it: `GatedRepo`, `RevisionNotFound`.
+        /// The hub's own error code: `GatedRepo`, `RevisionNotFound`.
         code: String,
-        /// How long it asks to wait.
+        /// How long the hub asks to wait.
         wait: Option<Duration>,
     },
-    /// No whole answer came. Whether another try may help is the last field.
+    /// No complete answer came. `again` says whether a retry may help.
     Transfer { address: String, what: String, again: Again },
-    /// A page for people in the place of an answer.
+    /// A web page came instead of an answer.
     Page { address: String },
-    /// An answer that no hub gives.
+    /// The answer is not one that a hub gives.
     Odd { address: String, expected: String, found: String },
-    /// Not the network: this computer.
+    /// The fault is on this computer, not in the network.
     Own(Error),
 }
 
-/// How often another try makes sense.
+/// How often a retry makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
     No,
-    /// Nobody was there: a few times.
+    /// A few times, because no server was reached.
     Few,
     Often,
 }
 
-/// How often a request is made again; as often as `huggingface_hub` does.
+/// The largest number of retries, the same as in `huggingface_hub`.
 const MOST_TRIES: u32 = 5;
-/// How often, where not even a connection came about.
+/// The number of retries if there wasn't even a connection.
 const FEW_TRIES: u32 = 2;
 
 impl Fault {
-    /// How often the request may be made again.
+    /// Returns how often the request may be retried.
     pub(super) fn tries(&self) -> u32 {
         match self {
             Fault::Status { status: 408 | 429 | 500 | 502 | 503 | 504, .. } => MOST_TRIES,
@@ -56,7 +56,7 @@ impl Fault {
         }
     }
 
-    /// How long the hub asks to wait before the next request.
+    /// Returns how long the hub asks to wait before the next request.
     pub(super) fn wait(&self) -> Option<Duration> {
         match self {
             Fault::Status { wait, .. } => *wait,
@@ -73,12 +73,12 @@ impl Fault {
         Fault::Odd { address: shown(address).to_owned(), expected, found }
     }
 
-    /// The fault of a page for people in the place of an answer.
+    /// Returns the fault for a web page that came instead of an answer.
     pub(super) fn page(address: &str) -> Self {
         Fault::Page { address: shown(address).to_owned() }
     }
 
-    /// The error for a user who asked for `name`, or for `file` of it.
+    /// Returns the error for a user who asked for `name`, or for its file `file`.
     pub(super) fn into_error(self, name: &Name, settings: &HubSettings, file: &str) -> Error {
         let finding = Finding::new(&name.text, file);
         match self {

@@ -1,4 +1,4 @@
-//! A model into the cache: which files, in which order, and what is remembered of them.
+//! Fetches a model into the cache: which files, in which order, and what the cache remembers about them.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::name::Name;
 use super::{super::read_index, HubSettings};
 use crate::error::{Error, Finding};
 
-/// A model that is being fetched.
+/// A model to fetch.
 #[derive(Clone, Copy)]
 pub(super) struct Fetch<'a> {
     pub(super) name: &'a Name,
@@ -24,28 +24,28 @@ pub(super) struct Fetch<'a> {
     pub(super) need: Need,
 }
 
-/// The weights that a command takes of a model.
+/// The weights of a model that a command uses.
 pub(super) struct Chosen {
     pub(super) weights: Vec<String>,
-    /// The GGUF, or its first part, where that is the model; else the folder is.
+    /// The GGUF, or its first part, if that is the model; otherwise the model is the folder.
     gguf: Option<String>,
 }
 
 impl Chosen {
-    /// The model's path, where its files are in `folder`.
+    /// Returns the model's path if its files are in `folder`.
     pub(super) fn path_in(&self, folder: &Path) -> PathBuf {
         self.gguf.as_ref().map_or_else(|| folder.to_owned(), |file| folder.join(file))
     }
 }
 
-/// What ended a fetch, and the file that it ended at.
+/// The fault that ended a fetch, and the file that caused it.
 pub(super) struct Failed {
     pub(super) fault: Fault,
     pub(super) file: String,
 }
 
 impl Failed {
-    /// The error for a user who asked for `name`.
+    /// Returns the error for a user who asked for `name`.
     pub(super) fn into_error(self, name: &Name, settings: &HubSettings) -> Error {
         self.fault.into_error(name, settings, &self.file)
     }
@@ -64,23 +64,23 @@ impl From<Error> for Failed {
 }
 
 impl Fetch<'_> {
-    /// Fetches what is missing of `revision`; the folder or the GGUF. `tries` is whether a hub that doesn't say what the
-    /// model has is asked again.
+    /// Fetches the missing files of `revision`, and returns the folder or the GGUF. `tries` says whether to ask again
+    /// if the hub doesn't list the model's files.
     pub(super) fn run(&self, revision: &str, tries: bool) -> Result<PathBuf, Failed> {
         self.whole(&metadata::model(self.client, self.settings, self.name, revision, tries)?)
     }
 
-    /// The same of a commit whose files are known.
+    /// Does the same for a commit whose files are known.
     pub(super) fn whole(&self, info: &ModelInfo) -> Result<PathBuf, Failed> {
         let snapshot = self.store.snapshot(&info.commit);
         let chosen = self.chosen(info, &snapshot)?;
-        // Weights come last: whoever finds them finds the rest.
+        // Weights come last: if they are there, all other files are there, too.
         self.files(info, &snapshot, chosen.weights.iter().map(String::as_str))?;
         self.remember(info, &snapshot)?;
         Ok(chosen.path_in(&snapshot.path()))
     }
 
-    /// Which weights are to be fetched. What stands beside them is fetched for that: an index names its shards.
+    /// Chooses the weights to fetch. This fetches the other files, because an index lists its shards.
     pub(super) fn chosen(&self, info: &ModelInfo, snapshot: &Snapshot) -> Result<Chosen, Failed> {
         if let Some(file) = &self.name.file {
             let weights = files::parts(file, &info.names);
@@ -101,7 +101,7 @@ impl Fetch<'_> {
         Ok(Chosen { weights: self.weights(info, snapshot, forms)?, gguf: None })
     }
 
-    /// Remembers which commit the revision is, and which of the usual files it hasn't.
+    /// Stores the commit of the revision, and which of the usual files it doesn't have.
     pub(super) fn remember(&self, info: &ModelInfo, snapshot: &Snapshot) -> Result<(), Failed> {
         self.store.keep_commit(&self.name.revision, &info.commit)?;
         if self.name.file.is_none() {
@@ -110,7 +110,8 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// The names of the files that hold weights; of shards, those that the index says, which is fetched for that.
+    /// Returns the names of the files that hold weights. For shards, this fetches their index and returns the names in
+    /// it.
     fn weights(&self, info: &ModelInfo, snapshot: &Snapshot, forms: Vec<Weights>) -> Result<Vec<String>, Failed> {
         let mut wanted: Vec<String> = Vec::new();
         for form in forms {
@@ -134,7 +135,7 @@ impl Fetch<'_> {
         Ok(wanted)
     }
 
-    /// The error that lists the repository's GGUF files.
+    /// Returns the error that lists the repository's GGUF files.
     fn choose(&self, info: &ModelInfo, subject: &str) -> Error {
         let ggufs: Vec<&str> = info.names.iter().map(String::as_str).filter(|name| name.ends_with(".gguf")).collect();
         let finding =
@@ -162,7 +163,7 @@ impl Fetch<'_> {
         names.into_iter().try_for_each(|name| self.file(info, snapshot, name))
     }
 
-    /// What the hub says of a file. It is asked once.
+    /// Returns the hub's facts about a file. The hub is asked only once.
     pub(super) fn known(&self, info: &ModelInfo, file: &str) -> Result<FileInfo, Fault> {
         if let Some(known) = info.files.borrow().get(file) {
             return Ok(known.clone());
@@ -174,8 +175,7 @@ impl Fetch<'_> {
         Ok(known)
     }
 
-    /// Brings one file into the snapshot, unless it is there. When everything is looked at again, so is what the file's
-    /// link leads to.
+    /// Brings one file into the snapshot unless it is there. With `refresh`, a file that is there is checked again.
     fn file(&self, info: &ModelInfo, snapshot: &Snapshot, file: &str) -> Result<(), Failed> {
         if snapshot.has(file) && !self.settings.refresh {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Which files of a repository a conversion needs.
+//! Chooses the files of a repository that a conversion needs.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use super::super::shards::numbered;
 pub(super) use crate::formats::pytorch::SHARD_INDEX as BIN_INDEX;
 use crate::formats::safetensors::SHARD_INDEX;
 
-/// What makes a folder an adapter.
+/// The file that makes a folder an adapter.
 pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
-/// Ends of names of files without weights: configs and tokenizers, templates, the model card.
+/// The endings of files without weights: configs, tokenizers and templates.
 const COMPANIONS: &[&str] = &[".json", ".txt", ".jinja", ".model", ".tiktoken"];
 
-/// What stands in the names of Mistral's SentencePiece models before their version.
+/// The part before the version in the names of Mistral's SentencePiece models.
 const VERSIONED: &str = ".model.v";
 
-/// The folder of further chat templates.
+/// The folder of additional chat templates.
 pub(super) const TEMPLATES: &str = "additional_chat_templates";
 
-/// What a model usually has beside its weights, and a conversion reads. A cache that doesn't have one of them says
-/// nothing about the model: the program that filled it may not have wanted it.
+/// The files that a model usually has beside its weights, and that a conversion reads. If a cache lacks one of them,
+/// the model may still have it: the program that filled the cache may not have needed it.
 pub(super) const USUAL: &[&str] = &[
     "README.md",
     "added_tokens.json",
@@ -37,10 +37,10 @@ pub(super) const USUAL: &[&str] = &[
     "vocab.json",
     "vocab.txt",
 ];
-/// The same of an adapter.
+/// The same for an adapter.
 pub(super) const USUAL_OF_ADAPTER: &[&str] = &["README.md"];
 
-/// Names of weights that a cache may know to be absent.
+/// The names of weights that a cache may record as absent.
 pub(super) const USUAL_WEIGHTS: &[&str] = &[
     ADAPTER_CONFIG,
     "adapter_model.bin",
@@ -51,30 +51,30 @@ pub(super) const USUAL_WEIGHTS: &[&str] = &[
     BIN_INDEX,
 ];
 
-/// Whether `name` is a relative path that stays in its folder.
+/// Returns whether `name` is a relative path that stays in its folder.
 pub(super) fn is_plain(name: &str) -> bool {
     let part = |part: &str| !part.is_empty() && part != "." && part != "..";
     name.split('/').all(part) && !name.contains(['\\', ':']) && !name.contains(char::is_control)
 }
 
-/// Whether a name was made to lead out of its folder, or to mislead: a hub that lists it is not to be trusted. Other
-/// odd names are left alone.
+/// Returns whether a name leads out of its folder or is misleading. A hub that lists such a name can't be trusted.
+/// Other odd names are ignored.
 pub(super) fn leads_out(name: &str) -> bool {
     let outside = |name: &str| name.starts_with('/') || name.split('/').any(|part| part == "..");
     name.is_empty() || outside(name) || outside(&name.replace('\\', "/")) || name.contains('\0')
 }
 
-/// The files to download before the weights.
+/// Returns the files to download before the weights.
 pub(super) fn companions(names: &[String]) -> Vec<&str> {
     let wanted = |name: &&str| {
         let hidden = name.split('/').any(|part| part.starts_with('.'));
-        // Indexes go with the weights that they are of.
+        // Indexes are downloaded together with their weights.
         let known = COMPANIONS.iter().any(|end| name.ends_with(end)) || name.contains(VERSIONED);
         let companion = known && !name.ends_with(".index.json");
         let wanted = match name.split_once('/') {
             None => *name == "README.md" || companion,
             Some((TEMPLATES, template)) => template.ends_with(".jinja") && !template.contains('/'),
-            // sentence-transformers keeps the pooling of a model in a folder of its own.
+            // sentence-transformers stores a model's pooling in a separate folder.
             Some((folder, file)) => folder.ends_with("_Pooling") && file == "config.json",
         };
         is_plain(name) && !hidden && wanted
@@ -82,31 +82,31 @@ pub(super) fn companions(names: &[String]) -> Vec<&str> {
     names.iter().map(String::as_str).filter(wanted).collect()
 }
 
-/// What a command needs of a model on the hub.
+/// The part of a model that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// What the repository holds: a model, an adapter, or both.
+    /// Whatever the repository has: a model, an adapter, or both.
     Everything,
-    /// The model, where there is an adapter beside it.
+    /// The model, if the repository also has an adapter.
     Model,
-    /// The adapter, where there is a model beside it.
+    /// The adapter, if the repository also has a model.
     Adapter,
-    /// Config and tokenizer: no weights.
+    /// The config and the tokenizer. Weights are only needed in a repository without a config, such as one with a GGUF.
     Vocabulary,
 }
 
-/// Files that hold weights.
+/// The files that hold weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Weights {
-    /// Files by their names.
+    /// Files with these names.
     Files(Vec<String>),
-    /// Shards that this index names.
+    /// The shards that this index lists.
     Indexed(&'static str),
-    /// GGUF files, each with all its parts, of which the user has to choose one.
+    /// GGUF files, each with all its parts. The user has to choose one of them.
     Gguf(Vec<Vec<String>>),
 }
 
-/// The weights among `names` that a command needs: of a model in one form, of an adapter, of both, or GGUF.
+/// Returns the weights among `names` that a command needs: of a model in one format, of an adapter, of both, or GGUF.
 pub(super) fn weights(names: &[String], need: Need) -> Vec<Weights> {
     let has = |name: &str| names.iter().any(|other| other == name);
     let model = || model(names);
@@ -125,8 +125,8 @@ pub(super) fn weights(names: &[String], need: Need) -> Vec<Weights> {
     }
 }
 
-/// A model's weights: safetensors, else PyTorch's; one file, else the shards of an index, else shards without one. That
-/// is transformers' order, and the order in which a folder is read.
+/// Returns a model's weights: safetensors first, then PyTorch's; a single file first, then the shards of an index, then
+/// shards without an index. transformers uses this order, and so does the code that reads a folder.
 pub(super) fn model(names: &[String]) -> Option<Weights> {
     let has = |name: &str| names.iter().any(|other| other == name);
     let forms = [("model", "safetensors", SHARD_INDEX), ("pytorch_model", "bin", BIN_INDEX)];
@@ -145,7 +145,7 @@ pub(super) fn model(names: &[String]) -> Option<Weights> {
     if has(ADAPTER_CONFIG) {
         return None;
     }
-    // Tensors under other names. Mistral's own form of the same weights comes last.
+    // Tensors under other names. Mistral's own format of the same weights comes last.
     let others = |foreign: bool| -> Vec<String> {
         let fits = |name: &&String| {
             let at_root = !name.contains('/') && name.ends_with(".safetensors") && !name.starts_with("adapter_");
@@ -156,14 +156,14 @@ pub(super) fn model(names: &[String]) -> Option<Weights> {
     [others(false), others(true)].into_iter().find(|found| !found.is_empty()).map(Weights::Files)
 }
 
-/// An adapter's weights.
+/// Returns an adapter's weights.
 pub(super) fn adapter(names: &[String]) -> Option<Weights> {
     let mut found = ["adapter_model.safetensors", "adapter_model.bin"].into_iter();
     let found = found.find(|name| names.iter().any(|other| other == name));
     found.map(|name| Weights::Files(vec![name.to_owned()]))
 }
 
-/// Sets of shards `STEM-00001-of-00003.EXTENSION` at the root of which every number is there.
+/// Returns the complete sets of shards `STEM-00001-of-00003.EXTENSION` at the root.
 fn whole_sets(names: &[String], stem: &str, extension: &str) -> Vec<Vec<String>> {
     let mut sets: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for name in names {
@@ -179,8 +179,8 @@ fn split(name: &str) -> Option<(&str, &str)> {
     numbered(name.strip_suffix(".gguf")?).map(|(stem, _, of)| (stem, of))
 }
 
-/// All GGUF models among `names`, each with its parts. Projectors of pictures and matrices of importance are no models,
-/// unless there is nothing else.
+/// Returns all GGUF models among `names`, each with its parts. Image projectors and importance matrices are not models,
+/// and only count if there is nothing else.
 fn ggufs(names: &[String]) -> Vec<Vec<String>> {
     let all: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf") && is_plain(name)).collect();
     let beside = |name: &str| {
@@ -201,7 +201,7 @@ fn ggufs(names: &[String]) -> Vec<Vec<String>> {
     found
 }
 
-/// All parts, among `names`, of the split GGUF that `name` is a part of; only `name` where it isn't split.
+/// Returns all parts, among `names`, of the split GGUF that `name` belongs to; only `name` if it isn't split.
 pub(super) fn parts(name: &str, names: &[String]) -> Vec<String> {
     match split(name) {
         None => vec![name.to_owned()],
@@ -209,7 +209,7 @@ pub(super) fn parts(name: &str, names: &[String]) -> Vec<String> {
     }
 }
 
-/// How many parts the GGUF `name` has.
+/// Returns the number of parts of the GGUF `name`.
 pub(super) fn part_count(name: &str) -> usize {
     split(name).and_then(|(_, of)| of.parse().ok()).unwrap_or(1)
 }

@@ -1,4 +1,5 @@
-//! The headers of weights, by ranges: a file of the same length that has its header, and zeros where its values are.
+//! Fetches the headers of weights by ranges. The result is a file of the same length, with its header, and zeros
+//! instead of values.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -18,26 +19,28 @@ use crate::formats::pytorch::{self, PytorchFile};
 use crate::formats::safetensors::{MAX_HEADER_BYTES, SafetensorsFile};
 use crate::source::Watched;
 
-/// The most that is asked for before the length of a header is known, and the share of a file that may be. Most headers are
-/// shorter.
+/// The first request, while the length of a header isn't known: this share of the file, but at most `FIRST` bytes. Most
+/// headers are shorter.
 const FIRST: u64 = 1 << 17;
 const FIRST_SHARE: u64 = 64;
-/// The least that is asked for of a GGUF, nothing at whose beginning says how long its header is.
+/// The smallest request for a GGUF. The beginning of a GGUF doesn't say how long its header is.
 const LEAST_OF_GGUF: u64 = 1 << 12;
-/// The longest header of a GGUF that is fetched by itself. A vocabulary of a million words needs less.
+/// The longest header of a GGUF that is fetched on its own. A vocabulary of a million words needs less.
 const MAX_GGUF_HEADER: u64 = 1 << 28;
-/// The same of the end of a PyTorch file, where its directory is: about 120 bytes for every tensor.
+/// The limits for the first request at the end of a PyTorch file. The zip directory there has about 120 bytes per
+/// tensor.
 const LEAST_OF_PYTORCH: u64 = 1 << 14;
 const MAX_OF_PYTORCH: u64 = 1 << 18;
-/// How much of a file's beginning is kept in memory until the file is fetched.
+/// How much of a file's beginning is kept in memory until the file itself is fetched.
 const MAX_KEPT: usize = 1 << 20;
 
-/// Forms of weights whose headers can be fetched by themselves.
+/// The formats of weights whose headers can be fetched on their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Safetensors,
     Gguf,
-    /// A zip of torch. What torch wrote before it had zips is found out when there is no directory at the end.
+    /// A zip file of PyTorch. Older PyTorch files have the same name, and are recognized by the missing directory at
+    /// the end.
     Pytorch,
 }
 
@@ -48,7 +51,7 @@ impl Form {
     }
 }
 
-/// A file on the hub, and the one with its header.
+/// A file on the hub, and the local file that gets its header.
 struct Outlined<'a> {
     fetch: &'a Fetch<'a>,
     info: &'a ModelInfo,
@@ -60,7 +63,7 @@ struct Outlined<'a> {
 }
 
 impl Fetch<'_> {
-    /// Writes the outline of one file, or a link to the file where the cache has it.
+    /// Writes the outline of one file, or a link to the file if the cache has it.
     pub(super) fn header(
         &self,
         info: &ModelInfo,
@@ -83,7 +86,7 @@ impl Fetch<'_> {
             Form::Gguf => outlined.beginning(gguf_head)?,
             Form::Pytorch => outlined.records()?,
         }
-        // Whether it is a header at all.
+        // Check that the header can be read.
         let opened = match form {
             Form::Safetensors => SafetensorsFile::open(path).map(|_| ()),
             Form::Gguf => GgufFile::open(path).map(|_| ()),
@@ -93,7 +96,7 @@ impl Fetch<'_> {
     }
 }
 
-/// A file of `size` zeros, which take no place on most disks.
+/// Creates a file of `size` zeros, which take no space on most disks.
 fn empty(path: &Path, size: u64, watched: &Watched) -> Result<File> {
     make_parent(path)?;
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).at(path, "create")?;
@@ -107,14 +110,14 @@ impl Outlined<'_> {
         self.file.write_all_at(bytes, at).at(self.path, "write").map_err(Fault::Own)
     }
 
-    /// Fetches a header that the file begins with. `wanted` is how much of the file is its header, or has to be known to
-    /// say that, by as much of its beginning as is there.
+    /// Fetches a header at the beginning of the file. Given the bytes fetched so far, `wanted` returns the length of
+    /// the header, or how many bytes it needs to find out.
     fn beginning(&self, wanted: impl Fn(&FileInfo, u64, &[u8]) -> Result<u64, Fault>) -> Result<(), Fault> {
         let mut head = Vec::new();
         loop {
             let wanted = wanted(&self.known, self.size, &head)?;
             if wanted <= head.len() as u64 {
-                // What came with the header isn't asked for again.
+                // Bytes that came with the header aren't requested again.
                 if head.len() <= MAX_KEPT {
                     self.info.starts.borrow_mut().insert(self.name.to_owned(), head.clone());
                 }
@@ -124,8 +127,8 @@ impl Outlined<'_> {
         }
     }
 
-    /// Fetches a zip's directory, which is at its end, and the records that say what its storages are. The headers that
-    /// stand in front of the storages themselves are made up of what the directory says.
+    /// Fetches a zip's directory, which is at its end, and the records that describe its storages. The local headers in
+    /// front of the storages themselves are built from the directory.
     fn records(&self) -> Result<(), Fault> {
         let share = (self.size / FIRST_SHARE).clamp(LEAST_OF_PYTORCH, MAX_OF_PYTORCH);
         let end = self.size.saturating_sub(share)..self.size;
@@ -139,14 +142,14 @@ impl Outlined<'_> {
         Ok(())
     }
 
-    /// The bytes of the file in `place`.
+    /// Returns the bytes of the file in `place`.
     fn piece(&self, place: Range<u64>) -> Result<Vec<u8>, Fault> {
         let mut bytes = Vec::new();
         self.append(place.end, place.start, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Appends to `bytes`, which are those of the file from `start` on, the ones up to `end`.
+    /// Appends the file's bytes up to `end` to `bytes`, which begin at `start` of the file.
     fn append(&self, end: u64, start: u64, bytes: &mut Vec<u8>) -> Result<(), Fault> {
         let title = format!("{}: {}", self.fetch.name.text, self.name);
         let mut tries = Tries::default();
@@ -158,13 +161,13 @@ impl Outlined<'_> {
         Ok(())
     }
 
-    /// Asks once for what is in `place`, and appends what comes of it.
+    /// Requests the bytes in `place` once, and appends those that arrive.
     fn transfer(&self, place: Range<u64>, bytes: &mut Vec<u8>) -> Result<(), Fault> {
         let Fetch { client, settings, .. } = self.fetch;
         let range = format!("bytes={}-{}", place.start, place.end - 1);
         let answer = client.ask(Question::Content, &self.known.address, Some(&range))?;
         agrees(&answer, &self.known, &self.info.commit)?;
-        // A server without ranges begins at the beginning.
+        // A server that doesn't support ranges sends the file from its beginning.
         let first = match answer.status() {
             206 => answer.range().map(|(first, _)| first),
             _ => Some(0),
@@ -184,7 +187,7 @@ impl Outlined<'_> {
     }
 }
 
-/// How much of a safetensors file is its header, or has to be known to say that.
+/// Returns the length of a safetensors file's header, or how many bytes are needed to find out.
 fn safetensors_head(known: &FileInfo, size: u64, head: &[u8]) -> Result<u64, Fault> {
     let most = MAX_HEADER_BYTES.min(size.saturating_sub(8));
     let length = match head.first_chunk() {
@@ -199,7 +202,7 @@ fn safetensors_head(known: &FileInfo, size: u64, head: &[u8]) -> Result<u64, Fau
     Ok(length + 8)
 }
 
-/// The same of a GGUF.
+/// Does the same for a GGUF.
 fn gguf_head(known: &FileInfo, size: u64, head: &[u8]) -> Result<u64, Fault> {
     let most = size.min(MAX_GGUF_HEADER);
     let have = head.len() as u64;
@@ -208,7 +211,7 @@ fn gguf_head(known: &FileInfo, size: u64, head: &[u8]) -> Result<u64, Fault> {
     }
     match gguf::header_end(Path::new(&known.address), head).map_err(Fault::Own)? {
         Some(end) => Ok(end),
-        // Four times as much, but little of the values behind it.
+        // Ask for four times as much, but for only a small part of the values after the header.
         None if have < most => {
             let more = (have * 3).min((most - have) / 4).max(LEAST_OF_GGUF);
             Ok(most.min(have + more))

@@ -1,6 +1,7 @@
-//! One process at a time fetches a content; the others wait, and use what it has fetched.
+//! Makes sure that only one process at a time fetches a content. The others wait, and then use the result.
 //!
-//! The lock is that of Python's `filelock`: flock on a file beside the cache, which may be deleted when it is let go.
+//! The lock works like that of Python's `filelock`: flock on a file beside the cache. That file may be deleted when the
+//! lock is released.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -10,24 +11,24 @@ use std::time::{Duration, Instant, SystemTime};
 use super::cache::make_parent;
 use crate::error::{Finding, IoContext, Result};
 
-/// How often a lock that another process holds is tried.
+/// How often this process tries a lock that another process holds.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// How long a lock is waited for before the user hears of it.
+/// How long this process waits for a lock before it tells the user.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// A lock that this process holds until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    /// `None` where the file system has no locks.
+    /// `None` if the file system has no locks.
     file: Option<File>,
 }
 
 impl Lock {
-    /// Waits for the lock at `path`. `part` is what its holder writes to: whether that grows says whether the holder gets
-    /// on, and after `patience` without it waiting ends. `note` is told about a wait.
+    /// Waits for the lock at `path`. `part` is the file that the holder writes to. As long as it changes, the holder is
+    /// making progress; without a change for `patience`, the wait ends. `note` receives a message about the wait.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where the holder stands still; [`crate::Error::Io`].
+    /// [`crate::Error::Mismatch`] if the holder makes no progress; [`crate::Error::Io`].
     pub(super) fn wait(path: &Path, part: &Path, patience: Duration, note: &dyn Fn(&str)) -> Result<Self> {
         make_parent(path)?;
         let started = Instant::now();
@@ -37,7 +38,7 @@ impl Lock {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o664).open(path);
             let file = file.at(path, "open")?;
             match file.try_lock() {
-                // Its last holder may have deleted it between opening and locking.
+                // The last holder may have deleted the file between our opening and locking it.
                 Ok(()) if is_at(&file, path) => return Ok(Self { file: Some(file) }),
                 Ok(()) => continue,
                 Err(TryLockError::Error(_)) => return Ok(Self { file: None }),
@@ -61,7 +62,7 @@ impl Lock {
         }
     }
 
-    /// Whether other processes are really kept out.
+    /// Returns whether the lock really excludes other processes.
     pub(super) fn holds(&self) -> bool {
         self.file.is_some()
     }
@@ -72,7 +73,8 @@ fn is_at(file: &File, path: &Path) -> bool {
     file.metadata().is_ok_and(|a| fs::metadata(path).is_ok_and(|b| same(a, b)))
 }
 
-/// Lengths and times of the parts of a content: `MARK.incomplete`, and `MARK.xxxxxxxx.incomplete` of newer programs.
+/// Returns the lengths and times of the partial files of a content: `MARK.incomplete`, and `MARK.xxxxxxxx.incomplete`
+/// of newer programs.
 fn progress(part: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
     let stem = part.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let folder = part.parent().unwrap_or(part);

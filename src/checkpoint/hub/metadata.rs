@@ -1,4 +1,4 @@
-//! What a hub says of a model and of a file, and what of it is believed: nothing becomes a path unchecked.
+//! The hub's answers about a model and its files, and the checks on them: no name becomes a path unchecked.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,31 +13,31 @@ use super::fault::Fault;
 use super::files::leads_out;
 use super::name::{Name, is_commit};
 
-/// The longest answer about a model. A repository of a million files needs less.
+/// The longest answer about a model in bytes. A repository of a million files needs less.
 const MAX_ANSWER: u64 = 256 << 20;
-/// The longest ETag of a file. A file name has at most 255 bytes, and the cache puts an ending behind it.
+/// The longest ETag of a file. File names have at most 255 bytes, and the cache appends a suffix to the ETag.
 const MAX_ETAG: usize = 200;
 
-/// What a model is at one commit.
+/// A model at one commit.
 #[derive(Debug)]
 pub(super) struct ModelInfo {
     pub(super) commit: String,
-    /// Every file, none of them outside the folder.
+    /// The names of all files, none of them outside the folder.
     pub(super) names: Vec<String>,
-    /// What the hub has said of some of them.
+    /// The hub's answers about some of the files.
     pub(super) files: RefCell<HashMap<String, FileInfo>>,
-    /// The beginnings of some of them, which came with their headers.
+    /// The beginnings of some of the files, which were fetched with their headers.
     pub(super) starts: RefCell<HashMap<String, Vec<u8>>>,
 }
 
-/// What a file is: the hub's one answer about it, which alone is used.
+/// The facts about a file. The hub is asked once, and only this answer is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FileInfo {
-    /// Its ETag without quotes, which is its name in the cache.
+    /// The ETag without quotes, which is the file's name in the cache.
     pub(super) etag: String,
-    /// Its length, where the hub says it.
+    /// The length, if the hub gives it.
     pub(super) size: Option<u64>,
-    /// Where its content is asked for.
+    /// The address to request the content from.
     pub(super) address: String,
 }
 
@@ -53,7 +53,7 @@ struct Sibling {
     rfilename: String,
 }
 
-/// What the model is at `revision`. `tries` is whether a hub that fails is asked again.
+/// Asks the hub about the model at `revision`. `tries` says whether to ask again if the hub fails.
 pub(super) fn model(
     client: &Client<'_>,
     settings: &HubSettings,
@@ -105,7 +105,7 @@ pub(super) fn model(
     Ok(ModelInfo { commit: info.sha, names, files: RefCell::default(), starts: RefCell::default() })
 }
 
-/// What `file` is at `commit`.
+/// Asks the hub about `file` at `commit`.
 pub(super) fn file(
     client: &Client<'_>,
     name: &Name,
@@ -114,7 +114,7 @@ pub(super) fn file(
     file: &str,
 ) -> Result<FileInfo, Fault> {
     client.with_tries(&format!("{}: {file}", name.text), || {
-        // One byte is asked for, so that a server which answers with the file itself sends little.
+        // The request is for one byte, so that a server that answers with the file itself sends little.
         let answer = match client.ask(Question::File, address, Some("bytes=0-0")) {
             // An empty file has no first byte.
             Err(Fault::Status { status: 416, .. }) => client.ask(Question::File, address, None)?,
@@ -122,7 +122,7 @@ pub(super) fn file(
         };
         let info = read_file(&answer, address, commit)?;
         if !answer.is_redirect() {
-            // A connection whose answer was read to its end serves the next question, too.
+            // After the answer is read to its end, its connection can serve the next request.
             let _ = std::io::copy(&mut answer.into_body().1.take(1 << 12), &mut std::io::sink());
         }
         Ok(info)
@@ -145,7 +145,7 @@ fn read_file(answer: &Answer, asked: &str, commit: &str) -> Result<FileInfo, Fau
     let number = |name: &str| answer.header(name).and_then(|text| text.trim().parse::<u64>().ok());
     let size = match number("x-linked-size") {
         Some(size) => Some(size),
-        // The length of what is packed says nothing, and a redirect's own length is that of its text.
+        // The length of a compressed answer says nothing, and a redirect's own length is that of its text.
         None if answer.is_redirect() || !answer.is_plain() => None,
         None => match (answer.status(), answer.range()) {
             (206, range) => range.and_then(|(_, total)| total),
@@ -155,7 +155,7 @@ fn read_file(answer: &Answer, asked: &str, commit: &str) -> Result<FileInfo, Fau
     Ok(FileInfo { etag, size, address: asked.to_owned() })
 }
 
-/// An ETag without its quotes and the W/ of a weak one; `None` for what can't be a file's name.
+/// Returns an ETag without its quotes and the `W/` of a weak one; `None` if it can't be the name of a file.
 fn plain_etag(text: &str) -> Option<String> {
     let text = text.trim();
     let text = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
@@ -164,10 +164,10 @@ fn plain_etag(text: &str) -> Option<String> {
     plain.then(|| text.to_owned())
 }
 
-/// That an answer with content is about the same file as the one that said what it is.
+/// Checks that an answer with content is about the same file as the earlier answer with its facts.
 pub(super) fn agrees(answer: &Answer, known: &FileInfo, commit: &str) -> Result<(), Fault> {
     let Some(other) = answer.header("x-repo-commit") else {
-        // Not the hub itself: a server that only stores contents, and gives them ETags of its own.
+        // This isn't the hub itself, but a server that only stores contents, and gives them its own ETags.
         return match answer.is_page() {
             true => Err(Fault::page(&answer.address)),
             false => Ok(()),

@@ -1,4 +1,4 @@
-//! A model's name on the hub, taken apart: `hf:org/name[@REVISION]`, `hf:org/name/FILE.gguf`.
+//! Parses a model's name on the hub: `hf:org/name[@REVISION]`, `hf:org/name/FILE.gguf`.
 
 use super::files;
 use crate::error::{Finding, Result};
@@ -6,13 +6,13 @@ use crate::error::{Finding, Result};
 /// The prefix of a model's name on the hub.
 const PREFIX: &str = "hf:";
 
-/// Whether `text` is the name of a model on the hub.
+/// Returns whether `text` is the name of a model on the hub.
 pub fn is_hub_name(text: &str) -> bool {
     text.starts_with(PREFIX)
 }
 
-/// A model as PEFT's settings name it: `org/name` for a name on the hub, whatever its revision and file; anything
-/// else as it is.
+/// Returns a model's name as PEFT's settings write it: `org/name` for a name on the hub, without revision and file. Any
+/// other text stays as it is.
 pub fn plain_name(text: &str) -> &str {
     let Some(name) = text.strip_prefix(PREFIX) else { return text };
     let name = name.split('@').next().unwrap_or(name);
@@ -22,14 +22,14 @@ pub fn plain_name(text: &str) -> &str {
     }
 }
 
-/// A name on the hub, taken apart.
+/// A parsed name on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Name {
     /// The name as the user wrote it, for messages.
     pub(super) text: String,
     /// `org/name`, or the name alone for the oldest models.
     pub(super) id: String,
-    /// The GGUF that is meant, where one is named.
+    /// The GGUF, if the name includes one.
     pub(super) file: Option<String>,
     /// A branch, a tag or a commit.
     pub(super) revision: String,
@@ -46,7 +46,7 @@ impl Name {
         let mut parts = path.splitn(3, '/');
         let id: Vec<&str> = parts.by_ref().take(2).collect();
         let file = parts.next();
-        // The hub's own rule: no double hyphens or dots, which have a meaning in the cache.
+        // This is the hub's own rule. Double hyphens and double dots have a meaning in the cache.
         let is_word = |text: &str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
             !text.is_empty() && text.bytes().all(plain) && !text.contains("--") && !text.contains("..")
@@ -66,7 +66,7 @@ impl Name {
     }
 }
 
-/// Whether a text is the name of a commit. Every snapshot is called by its commit.
+/// Returns whether a text is the name of a commit. Every snapshot is named by its commit.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }

@@ -1,8 +1,8 @@
-//! A model before its weights: all that stands beside them, and of the weights their headers alone, by ranges. It is
-//! enough to say what a model is and to plan what becomes of it, and so to refuse what can't be done before gigabytes
-//! are fetched.
+//! A model before its weights are downloaded: all other files, and only the headers of the weights, which are fetched
+//! by ranges. This is enough to describe a model and to plan its conversion, so a conversion that can't work is refused
+//! before gigabytes are fetched.
 //!
-//! The folder is a temporary one. The cache gets nothing but whole files.
+//! The folder is a temporary one. The cache only gets whole files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -20,20 +20,20 @@ use crate::error::{Error, IoContext, Result};
 use crate::plan::Unfinished;
 use crate::source::Watched;
 
-/// A model whose weights are headers alone, until it is dropped.
+/// A model whose weights consist of headers only. Its files are deleted on drop.
 pub struct Outline {
-    /// The folder, or the GGUF, to look at.
+    /// The folder or the GGUF file to read.
     pub model: HubModel,
     name: Name,
     need: Need,
     info: ModelInfo,
-    /// The temporary folder, and the one of the cache that it stands for.
+    /// The temporary folder, and the folder of the cache that it stands for.
     places: (PathBuf, PathBuf),
     watched: Watched,
     folder: Option<Folder>,
 }
 
-/// A temporary folder: deleted with this, and when a signal ends the program.
+/// A temporary folder. It is deleted on drop, and when a signal ends the program.
 struct Folder {
     folder: tempfile::TempDir,
     _listed: Unfinished,
@@ -42,7 +42,7 @@ struct Folder {
 impl Folder {
     fn new() -> Result<Self> {
         let place = std::env::temp_dir();
-        // As others may name it, too.
+        // The canonical path, because others may use that one.
         let place = fs::canonicalize(&place).unwrap_or(place);
         let folder = tempfile::Builder::new().prefix("atombank-").tempdir_in(&place).at(&place, "make a folder in")?;
         let (listed, ()) = Unfinished::make(folder.path(), |_| Ok(())).at(folder.path(), "open")?;
@@ -55,17 +55,17 @@ impl Folder {
 }
 
 impl Outline {
-    /// Whether somebody wanted values, which aren't there. What was made of them is wrong.
+    /// Returns whether any code read values, which an outline doesn't have. Results made from them are wrong.
     pub fn values_were_wanted(&self) -> bool {
         self.watched.values_were_wanted()
     }
 
-    /// Fetches what is missing of the model, at the commit of the outline, whose files are deleted.
+    /// Fetches the missing files of the model, at the commit of the outline. The files of the outline are deleted.
     ///
     /// # Errors
     /// As [`super::resolve`].
     pub fn fetch(mut self, settings: &HubSettings, tell: &dyn Fn(Event<'_>)) -> Result<HubModel> {
-        // Before a download that may be ended from outside.
+        // This must come before the download, because a signal may end the program during it.
         self.close();
         let client = Client::new(settings, tell)?;
         let store = Store::new(&settings.cache, &self.name);
@@ -74,13 +74,13 @@ impl Outline {
         Ok(HubModel { path, id: self.name.id.clone() })
     }
 
-    /// `text` with the model's place in the cache where it names the temporary folder.
+    /// Returns `text` with the path of the temporary folder replaced by the model's path in the cache.
     pub fn with_real_paths(&self, text: &str) -> String {
         let (temporary, real) = &self.places;
         text.replace(&*temporary.to_string_lossy(), &real.to_string_lossy())
     }
 
-    /// The same of an error.
+    /// Does the same in the texts of an error.
     pub fn error_with_real_paths(&self, error: Error) -> Error {
         error.map_texts(&|text| self.with_real_paths(text))
     }
@@ -100,8 +100,8 @@ impl Drop for Outline {
 }
 
 impl Fetch<'_> {
-    /// The outline of `revision`. What has no headers that could be fetched by themselves is fetched whole, as far as
-    /// `need` asks for it. `tries` is as in [`Fetch::run`].
+    /// Creates the outline of `revision`. If the weights have no headers that could be fetched on their own, the files
+    /// that `need` asks for are fetched whole. `tries` is as in [`Fetch::run`].
     pub(super) fn look(&self, revision: &str, tries: bool, need: Need) -> Result<Looked, Failed> {
         let info = metadata::model(self.client, self.settings, self.name, revision, tries)?;
         let snapshot = self.store.snapshot(&info.commit);
@@ -124,7 +124,8 @@ impl Fetch<'_> {
                     })));
                 }
                 Err(failed) if failed.fault.tries() > 0 => return Err(failed),
-                // Only what is whole is held against a hash: that says whether the file or its way is at fault.
+                // Only whole files can be checked against a hash. That check shows whether the file or the connection
+                // is at fault.
                 Err(_) => {}
             }
         }
@@ -132,10 +133,10 @@ impl Fetch<'_> {
         Ok(Looked::Whole(HubModel { path, id: self.name.id.clone() }))
     }
 
-    /// A temporary folder with a snapshot's files, and headers for the weights that it lacks.
+    /// Creates a temporary folder with the files of a snapshot, and with headers for the weights that it lacks.
     fn headers(&self, info: &ModelInfo, snapshot: &Snapshot, chosen: &Chosen) -> Result<(Folder, Watched), Failed> {
         let folder = Folder::new()?;
-        // Named as in the cache: a model may be called by its folder's name.
+        // It has the same name as in the cache, because a model's name may come from its folder.
         let path = folder.path().join(&info.commit);
         let is_outlined =
             |name: &String| chosen.weights.contains(name) && (self.settings.refresh || !snapshot.has(name));
@@ -154,7 +155,7 @@ impl Fetch<'_> {
     }
 }
 
-/// A link to the file at `from`, wherever that is.
+/// Makes a link at `to` that leads to the file at `from`.
 pub(super) fn link(from: &Path, to: &Path) -> Result<()> {
     make_parent(to)?;
     let from = fs::canonicalize(from).at(from, "open")?;

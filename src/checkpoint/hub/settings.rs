@@ -1,4 +1,4 @@
-//! The settings of the hub, as the variables of Python's `huggingface_hub` give them.
+//! The settings of the hub, from the environment variables of Python's `huggingface_hub`.
 //!
 //! Reference: huggingface_hub `constants.py` and `utils/_auth.py`.
 
@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use crate::error::{Finding, Result};
 
-/// How long an answer is waited for, unless a variable says otherwise.
+/// How long to wait for an answer, unless a variable says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The first pause before a request is made again.
+/// The pause before the first retry.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The hub and the cache that are used.
+/// The hub and the cache to use.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// The cache, with one folder for each model.
@@ -23,21 +23,21 @@ pub struct HubSettings {
     pub endpoint: String,
     /// The access token of the user's account, for models with restricted access.
     pub token: Option<String>,
-    /// The variable that says that only the cache is used, and the hub is never asked.
+    /// The variable that forbids requests to the hub, so that only the cache is used.
     pub offline: Option<&'static str>,
-    /// Whether the hub is asked even where the cache has all of a model: branches move.
+    /// Whether to ask the hub even if the cache has the whole model, because branches move.
     pub refresh: bool,
     /// How long the hub may take to answer a question about a model or a file.
     pub etag_timeout: Duration,
-    /// How long a download may stand still.
+    /// How long a download may wait without receiving anything.
     pub download_timeout: Duration,
-    /// The pause before a request is made again; it doubles with each time, up to eight times as long.
+    /// The pause before the first retry. It doubles with each retry, up to eight times its length.
     pub pause: Duration,
-    /// What the user should know about the variables.
+    /// Notes for the user about the variables.
     pub notes: Vec<String>,
 }
 
-/// Every variable that is looked at.
+/// Every variable that is read.
 const VARIABLES: [&str; 14] = [
     "HOME",
     "XDG_CACHE_HOME",
@@ -56,11 +56,12 @@ const VARIABLES: [&str; 14] = [
 ];
 
 impl HubSettings {
-    /// The settings of the environment: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`,
+    /// Reads the settings from the environment: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`,
     /// `HF_HUB_OFFLINE`, `HF_HUB_ETAG_TIMEOUT`, `HF_HUB_DOWNLOAD_TIMEOUT`.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where there is no home folder either, and for a variable that can't be right.
+    /// [`crate::Error::Mismatch`] for a variable with an invalid value, and if neither a variable nor a home folder
+    /// gives a place for the cache.
     pub fn from_env() -> Result<Self> {
         for name in VARIABLES {
             if let Err(std::env::VarError::NotUnicode(_)) = std::env::var(name) {
@@ -71,11 +72,11 @@ impl HubSettings {
         Self::from_variables(|name| std::env::var(name).ok())
     }
 
-    /// As [`HubSettings::from_env`], of any set of variables; the token may be in a file of the
+    /// Does the same as [`HubSettings::from_env`] for any set of variables. The token may come from a file in the
     /// folder that they name.
     ///
     /// # Errors
-    /// As there.
+    /// The same as for [`HubSettings::from_env`].
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let set = |name: &str| variable(name).filter(|text| !text.is_empty());
         let any = |names: &[&'static str]| names.iter().find_map(|name| Some((*name, set(name)?)));
@@ -133,8 +134,8 @@ fn is_false(text: &str) -> bool {
     ["0", "off", "no", "false"].iter().any(|no| text.eq_ignore_ascii_case(no))
 }
 
-/// `~` at the beginning, `$NAME` and `${NAME}`, as Python's `expanduser` and `expandvars` read them. What isn't set
-/// stays as it is.
+/// Expands `~` at the beginning, `$NAME` and `${NAME}`, as Python's `expanduser` and `expandvars` do. Variables that
+/// aren't set stay as they are.
 fn expanded(text: &str, set: &dyn Fn(&str) -> Option<String>) -> String {
     let home = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => set("HOME").map(|home| home + rest),
@@ -163,13 +164,13 @@ fn expanded(text: &str, set: &dyn Fn(&str) -> Option<String>) -> String {
     out + rest
 }
 
-/// A token without what it got on its way into a variable or a file: line breaks and spaces around it.
+/// Returns a token without the line breaks and spaces that a variable or a file may add.
 fn clean_token(place: &str, text: &str) -> Result<Option<String>> {
     let token: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
     let token = token.trim();
     match token.bytes().all(|b| b.is_ascii_graphic()) {
         true => Ok(Some(token.to_owned()).filter(|token| !token.is_empty())),
-        // Not quoted: it is a secret.
+        // The message doesn't quote the token, because it is secret.
         false => Err(Finding::new("the environment", place)
             .expected("a token of letters, digits and marks")
             .found("other characters in it")
@@ -177,7 +178,7 @@ fn clean_token(place: &str, text: &str) -> Result<Option<String>> {
     }
 }
 
-/// The hub's address without a slash at its end.
+/// Checks the hub's address, and returns it without a slash at its end.
 fn address(text: &str) -> Result<String> {
     let address = text.trim().trim_end_matches('/');
     let rest = ["https://", "http://"].iter().find_map(|scheme| {
@@ -198,7 +199,7 @@ fn address(text: &str) -> Result<String> {
     }
 }
 
-/// A number of seconds; 10 where there is none, or 0.
+/// Parses a number of seconds; 10 if there is none, or if it is 0.
 fn seconds(name: &str, text: Option<String>) -> Result<Duration> {
     let Some(text) = text else { return Ok(TIMEOUT) };
     match text.trim().parse::<u32>() {
