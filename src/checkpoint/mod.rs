@@ -1,4 +1,4 @@
-//! The Hugging Face folder: config.json, weights in safetensors or PyTorch files, tokenizer files.
+//! Hugging Face folders: config.json, weights in safetensors or PyTorch files, tokenizer files.
 
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -24,46 +24,46 @@ use crate::json::read_json_object;
 use crate::output::{WEIGHT_EXTENSIONS, json_text};
 use crate::plan::Plan;
 
-/// Fields of config.json that hold the config of the text model in a model of several parts.
+/// The fields of config.json that may hold the config of the text model, in a model of several parts.
 pub(crate) const TEXT_CONFIGS: [&str; 4] = ["text_config", "llm_config", "lm_config", "language_config"];
 
 /// An open Hugging Face model folder of any architecture. Weights stay in their files.
 ///
-/// Weights that were quantized before they were saved are plain tensors here: see [`Checkpoint::open`].
+/// Weights that were quantized before they were saved appear here as plain tensors: see [`Checkpoint::open`].
 pub struct Checkpoint {
     path: PathBuf,
-    /// config.json as it stands in the file, less what it says of packed weights. Of a folder in Mistral's own format,
-    /// what config.json would say.
+    /// The content of config.json, without its fields about packed weights. For a folder in Mistral's own format, the
+    /// equivalent config.json.
     pub config_json: serde_json::Map<String, serde_json::Value>,
     weights: Plan,
     rounded: Option<Plan>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
-    /// The folder of the tokenizer's files, if it is another.
+    /// The folder with the tokenizer files, if it is a different one.
     tokenizer: Option<PathBuf>,
-    /// What is known of a folder in Mistral's own format.
+    /// The facts about a folder in Mistral's own format.
     mistral: Option<mistral::Own>,
 }
 
-/// Whether a folder says which model it is: in config.json, or in params.json of Mistral's own format.
+/// Returns whether a folder describes a model: in config.json, or in params.json of Mistral's own format.
 pub(crate) fn is_model(folder: &Path) -> bool {
     folder.join("config.json").is_file() || mistral::is_own(folder)
 }
 
 impl Checkpoint {
-    /// Opens the folder: reads config.json, maps every weight file and checks its header. Weights that are quantized,
-    /// as config.json says (`quantization_config`), become plain tensors.
+    /// Opens the folder: reads config.json, maps every weight file and checks its header. Quantized weights, as
+    /// declared in `quantization_config` of config.json, become plain tensors.
     ///
     /// # Errors
-    /// Missing or malformed files, an index that does not fit its shards, weights that are quantized in a way that
-    /// this version doesn't know.
+    /// Missing or malformed files, an index that does not fit its shards, weights in a quantization that this version
+    /// doesn't know.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_stored(path, None)?.unpacked()
     }
 
-    /// Opens the folder with its tensors as they are stored, packed ones too: to be looked at. `key` chooses one part
-    /// of PyTorch files: `state_dict`. What programs that wrap a model put before its names is taken off; names of
-    /// Mistral's own format are those of transformers here, but rows stand as they are stored.
+    /// Opens the folder with its tensors as they are stored, including packed ones, for inspection. `key` chooses one
+    /// part of PyTorch files: `state_dict`. Prefixes that wrapper programs add to names are removed. Names of Mistral's
+    /// own format are translated to those of transformers, but the rows keep their stored order.
     ///
     /// # Errors
     /// Missing or malformed files, an index that does not fit its shards.
@@ -79,8 +79,7 @@ impl Checkpoint {
         Ok(folder)
     }
 
-    /// Opens the folder for what is in config.json and the tokenizer's files: its weights aren't looked at, and need
-    /// not be there.
+    /// Opens the folder for its config.json and tokenizer files only. Its weights aren't read, and may be missing.
     ///
     /// # Errors
     /// Missing or malformed files.
@@ -101,10 +100,10 @@ impl Checkpoint {
         Ok(Self { path, config_json, weights, rounded: None, others, notes, tokenizer: None, mistral })
     }
 
-    /// With plain tensors for those that are packed, and every row where transformers has it.
+    /// Converts packed tensors to plain ones, and puts all rows into the order of transformers.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
+    /// The same as for [`Checkpoint::open`].
     pub fn unpacked(mut self) -> Result<Self> {
         if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
             (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
@@ -117,29 +116,29 @@ impl Checkpoint {
         Ok(self)
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The plan that takes every tensor as it is, in the files' order: what other plans start from.
+    /// Returns the plan that takes every tensor as it is, in the files' order. Other plans start from this one.
     pub fn weights(&self) -> &Plan {
         &self.weights
     }
 
-    /// [`Checkpoint::weights`], but for weights that were packed: they are rounded to the type that they get by
-    /// default, as the model is when its library has unpacked it. That is what adapters and other models meet; a
-    /// conversion alone rounds what the method makes once, to the type of the output.
+    /// Returns [`Checkpoint::weights`], but with packed weights rounded to their default type, as when the model's
+    /// library unpacks them. Adapters and other models are combined with these values. Only a conversion skips this
+    /// step: it rounds the unpacked values once, to the type of the output.
     pub fn rounded(&self) -> &Plan {
         self.rounded.as_ref().unwrap_or(&self.weights)
     }
 
-    /// The name that the files have for the tensor that transformers calls `name`.
+    /// Returns the name in the files of the tensor that transformers calls `name`.
     pub(crate) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.mistral.as_ref().map_or(name, |own| own.stored_name(name))
     }
 
-    /// Whether the folder is in Mistral's own format: params.json and consolidated files.
+    /// Returns whether the folder is in Mistral's own format: params.json and consolidated files.
     pub(crate) fn is_mistral_format(&self) -> bool {
         self.mistral.is_some()
     }
@@ -148,18 +147,18 @@ impl Checkpoint {
         self.notes.push(note);
     }
 
-    /// What was done to open it, and what of it was left out: outputs say so.
+    /// Returns notes about how it was opened, and what was left out. They become notes of the outputs.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Whether `file`, which stands beside the weights, says of them what is true no longer.
+    /// Returns whether `file`, which isn't a weight file, describes the weights in a way that is no longer true.
     fn is_outdated(&self, file: &str) -> bool {
         self.rounded.is_some() && prequantized::FILES.contains(&file)
             || self.mistral.is_some() && file == mistral::CONFIG
     }
 
-    /// Makes the files beside the weights those of a model with these weights.
+    /// Updates the files other than weights so that they describe these weights.
     pub(crate) fn bring_up_to_date(&self, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
         if self.rounded.is_some() || self.mistral.is_some() {
             files.retain(|name, _| !self.is_outdated(name));
@@ -167,14 +166,14 @@ impl Checkpoint {
         }
     }
 
-    /// What the weight files hold beside tensors, as path and description: no output takes it along.
+    /// Returns the values in the weight files that aren't tensors, as path and description. No output contains them.
     /// Empty for safetensors.
     pub fn others(&self) -> &[(String, String)] {
         &self.others
     }
 
-    /// Everything in the folder that isn't weights: what a converted folder takes along. Weight
-    /// files of other frameworks, hidden files and subfolders stay behind.
+    /// Returns everything in the folder that isn't weights, for copying into a converted folder. Weight files of other
+    /// frameworks, hidden files and subfolders are left out.
     ///
     /// # Errors
     /// [`crate::Error::Io`].

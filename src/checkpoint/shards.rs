@@ -1,4 +1,4 @@
-//! Which files are the shards of a model: by its index, or by their numbers.
+//! Finds the shards of a model: by its index, or by the numbers in their names.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use crate::error::{Finding, IoContext, Result};
 use crate::json::{plain, read_json_object};
 
-/// The index's tensor -> shard map; shards are files in the index's folder or below it.
+/// Reads the map from tensors to shards in the index. Shards are files in the index's folder or below it.
 pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let json = read_json_object(path)?;
     let map = json.get("weight_map").cloned().unwrap_or_default();
@@ -16,7 +16,8 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     })?;
     for shard in map.values() {
         let mut parts = Path::new(shard).components();
-        // One spelling a file: no `.`, no doubled or trailing slash, nothing that leads out of the folder.
+        // Each file has only one valid spelling: no `.`, no doubled or trailing slash, nothing that leads out of the
+        // folder.
         let is_below = parts.clone().next().is_some() && parts.all(|part| matches!(part, Component::Normal(_)));
         let is_plain = shard.split('/').all(|part| !part.is_empty() && part != ".");
         if !is_below || !is_plain {
@@ -29,10 +30,10 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(map)
 }
 
-/// The shards that an index names, each once, in order.
+/// Returns the shards that an index lists, each once, in order.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for one that isn't there, naming the index.
+/// [`crate::Error::Mismatch`] if one of them is missing; the error names the index.
 pub(super) fn named_by(index: &Path, map: &BTreeMap<String, String>) -> Result<Vec<String>> {
     let mut names: Vec<String> = map.values().cloned().collect();
     names.sort_unstable();
@@ -48,10 +49,10 @@ pub(super) fn named_by(index: &Path, map: &BTreeMap<String, String>) -> Result<V
     }
 }
 
-/// The shards `STEM-00001-of-00003.EXTENSION` of a folder, in order; `None` where it has none.
+/// Returns the shards `STEM-00001-of-00003.EXTENSION` of a folder, in order; `None` if it has none.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] where one of them is missing, or those of several models stand there.
+/// [`crate::Error::Mismatch`] if one of them is missing, or if there are shards of several models.
 pub(super) fn by_number(folder: &Path, stem: &str, extension: &str) -> Result<Option<Vec<String>>> {
     let mut totals: Vec<usize> = Vec::new();
     for entry in fs::read_dir(folder).at(folder, "read")? {
@@ -65,7 +66,7 @@ pub(super) fn by_number(folder: &Path, stem: &str, extension: &str) -> Result<Op
         let expected = format!("shards of one model, or an index that names them: {}", name(1));
         return Err(finding(expected).found("shards of several").mismatch());
     }
-    // The names that are there bound how many are looked for.
+    // The number of existing files limits the search, because a name can claim any number of shards.
     match (1..=totals.len() + 1).take_while(|number| *number <= count).find(|n| !folder.join(name(*n)).is_file()) {
         None => Ok(Some((1..=count).map(name).collect())),
         Some(missing) => Err(finding(format!("the shard {}", name(missing)))
@@ -75,14 +76,14 @@ pub(super) fn by_number(folder: &Path, stem: &str, extension: &str) -> Result<Op
     }
 }
 
-/// How many shards there are, by the name of one.
+/// Returns the total number of shards, according to the name of one.
 fn total(name: &str, stem: &str, extension: &str) -> Option<usize> {
     let (found, number, count) = numbered(name.strip_suffix(extension)?.strip_suffix('.')?)?;
     let (number, count): (usize, usize) = (number.parse().ok()?, count.parse().ok()?);
     (found == stem && (1..=count).contains(&number)).then_some(count)
 }
 
-/// Takes `STEM-00001-of-00003` apart: stem, number, and how many there are.
+/// Splits `STEM-00001-of-00003` into stem, number and total.
 pub(super) fn numbered(name: &str) -> Option<(&str, &str, &str)> {
     let (rest, of) = name.rsplit_once("-of-")?;
     let (stem, part) = rest.rsplit_once('-')?;

@@ -1,4 +1,4 @@
-//! A folder's weight files as one plan: safetensors where there are some, else PyTorch files.
+//! Opens a folder's weight files as one plan: safetensors if there are any, otherwise PyTorch files.
 //!
 //! Reference: transformers `modeling_utils.py` (`_get_resolved_checkpoint_files`: which files, in which order).
 
@@ -14,28 +14,28 @@ use crate::formats::safetensors::{self, SafetensorsFile};
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use crate::source::Source;
 
-/// The values of a file that aren't tensors: path and description of each.
+/// The values in a file that aren't tensors: path and description of each.
 type Others = Vec<(String, String)>;
-/// One file, and what it holds beside tensors.
+/// One file, and its values that aren't tensors.
 type Opened = (Arc<dyn Source>, Others);
 
 /// The weights of a folder.
 pub(crate) struct FolderWeights {
     /// Every tensor as it is, in the files' order.
     pub(crate) plan: Plan,
-    /// What the files hold beside tensors.
+    /// The values in the files that aren't tensors.
     pub(crate) others: Others,
-    /// Which files were passed over, and what was made of their names.
+    /// Notes about ignored files, and about shards that were found without an index.
     pub(crate) notes: Vec<String>,
 }
 
-/// A form that weights come in: one file, or shards with or without an index.
+/// A format of a model's weights: one file, or shards with or without an index.
 struct Form {
     stem: &'static str,
     extension: &'static str,
-    /// Empty where there is none.
+    /// Empty if there is none.
     index: &'static str,
-    /// Opens a file; of a PyTorch file the part that is asked for.
+    /// Opens a file; for a PyTorch file, the requested part of it.
     open: fn(&Path, Option<&str>) -> Result<Opened>,
     /// Whether a file can hold several sets of tensors.
     has_parts: bool,
@@ -51,7 +51,7 @@ fn open_pytorch(path: &Path, key: Option<&str>) -> Result<Opened> {
     Ok((Arc::new(file), others))
 }
 
-/// The forms of transformers, in the order of preference.
+/// The formats of transformers, in order of preference.
 const FORMS: [Form; 2] = [
     Form {
         stem: "model",
@@ -63,7 +63,7 @@ const FORMS: [Form; 2] = [
     Form { stem: "pytorch_model", extension: "bin", index: pytorch::SHARD_INDEX, open: open_pytorch, has_parts: true },
 ];
 
-/// Those of Mistral's own format.
+/// The variants of Mistral's own format.
 const OWN: [Form; 2] = [
     Form {
         stem: "consolidated",
@@ -95,17 +95,17 @@ fn forms(folder: &Path) -> &'static [Form] {
     if mistral::is_own(folder) { &OWN } else { &FORMS }
 }
 
-/// Whether a folder has a model's weights, whole or in part, in the format that it is read in.
+/// Returns whether a folder has weights, complete or not, in the format in which it would be read.
 pub(crate) fn has_weights(folder: &Path) -> bool {
     has_some(folder, forms(folder))
 }
 
-/// Whether it has some in the format of transformers.
+/// Returns whether it has some in the format of transformers.
 pub(super) fn has_usual(folder: &Path) -> bool {
     has_some(folder, &FORMS)
 }
 
-/// Whether it has some in Mistral's own format.
+/// Returns whether it has some in Mistral's own format.
 pub(super) fn has_own(folder: &Path) -> bool {
     has_some(folder, &OWN)
 }
@@ -118,8 +118,9 @@ fn has_some(folder: &Path, forms: &[Form]) -> bool {
     })
 }
 
-/// The folder's weights. One whole file comes before an index, which may be left over from an earlier save; an index
-/// before shards that only their names tell. `key` chooses one part of PyTorch files: `state_dict`.
+/// Opens the folder's weights. A single complete file is preferred to an index, which may be left over from an earlier
+/// save. An index is preferred to shards that are found only by their names. `key` chooses one part of PyTorch files:
+/// `state_dict`.
 pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWeights> {
     let forms = forms(folder);
     for form in forms {
@@ -160,8 +161,8 @@ pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWei
         .mismatch())
 }
 
-/// Every tensor of `files`, and the file that holds each. A tensor may stand in several shards if it is the same in
-/// all; it is taken from the first, where the reference puts it.
+/// Returns every tensor of `files`, and the file that contains it. A tensor may be in several shards if it is the same
+/// in all of them. It is then taken from the first, and keeps its place in the reference's order.
 fn open_files(
     folder: &Path,
     form: &Form,
@@ -196,7 +197,7 @@ fn open_files(
     Ok((plan, others, found.into_iter().map(|(name, (_, file))| (name, file)).collect()))
 }
 
-/// That two shards hold the same values of a tensor.
+/// Checks that two shards have the same values for a tensor.
 fn same_in_both(folder: &Path, ours: (&PlannedTensor, &str), theirs: (&PlannedTensor, &str)) -> Result<()> {
     let ((one, file), (other, other_file)) = (ours, theirs);
     if one.dtype == other.dtype && one.shape == other.shape && same_bytes(one, other) {
@@ -208,7 +209,7 @@ fn same_in_both(folder: &Path, ours: (&PlannedTensor, &str), theirs: (&PlannedTe
         .format())
 }
 
-/// Whether two stored tensors of one type and shape have the same bytes: integers and NaN count, too.
+/// Returns whether two stored tensors of one type and shape have the same bytes. This also compares integers and NaN.
 fn same_bytes(one: &PlannedTensor, other: &PlannedTensor) -> bool {
     const ROWS: usize = 1024;
     let (ours, theirs) = (one.expr.sources(), other.expr.sources());
@@ -217,7 +218,7 @@ fn same_bytes(one: &PlannedTensor, other: &PlannedTensor) -> bool {
     ours.iter().zip(theirs).all(|(ours, theirs)| parts.clone().all(|rows| ours.rows(rows.clone()) == theirs.rows(rows)))
 }
 
-/// Every tensor of the index in its shard, and no other tensor in the shards.
+/// Checks that every tensor of the index is in its shard, and that the shards have no other tensors.
 fn agrees_with_index(index: &Path, map: &BTreeMap<String, String>, found: &HashMap<String, String>) -> Result<()> {
     for (tensor, shard) in map {
         if found.get(tensor) != Some(shard) {

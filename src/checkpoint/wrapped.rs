@@ -1,4 +1,4 @@
-//! Names of tensors as programs that wrap a model save them: torch.compile, FSDP, DataParallel, Lightning.
+//! Removes the prefixes that wrapper programs add to tensor names: torch.compile, FSDP, DataParallel, Lightning.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -6,16 +6,16 @@ use std::path::Path;
 use crate::error::{Finding, Result};
 use crate::plan::Plan;
 
-/// Parts of names that a wrapper puts in wherever it wraps a module. No class has modules of these names.
+/// Parts that a wrapper inserts into names wherever it wraps a module. No class has modules of these names.
 const ANYWHERE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// What stands before every name where the whole model, or a dictionary with it, was saved.
+/// Prefixes of all names in files where the wrapped model, or a dictionary with it, was saved.
 const BEFORE_ALL: [&str; 4] = ["state_dict", "model_state_dict", "module", "_forward_module"];
 
-/// Gives tensors the names that the model's class has for them. What was taken off is said in `notes`.
+/// Gives tensors the names of the model's class. `notes` gets the removed parts.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] where two tensors would have one name.
+/// [`crate::Error::Mismatch`] if two tensors would get the same name.
 pub(super) fn unwrap_names(folder: &Path, plan: &mut Plan, notes: &mut Vec<String>) -> Result<()> {
     let mut taken_off: Vec<&str> = Vec::new();
     for part in ANYWHERE {
@@ -51,7 +51,7 @@ pub(super) fn unwrap_names(folder: &Path, plan: &mut Plan, notes: &mut Vec<Strin
     Ok(())
 }
 
-/// Whether every name begins with `prefix` and a dot, and has something behind it.
+/// Returns whether every name begins with `prefix` and a dot, and continues after that.
 fn all_have(plan: &Plan, prefix: &str) -> bool {
     let has = |name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'));
     !plan.tensors.is_empty() && plan.tensors.iter().all(|tensor| has(&tensor.name))

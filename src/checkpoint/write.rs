@@ -1,4 +1,4 @@
-//! Writes a Hugging Face folder: tensors, config.json, and all other files of the folder from which it is made.
+//! Writes a Hugging Face folder: tensors, config.json, and all other files of the source folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::output::{Output, json_text};
 use crate::plan::Plan;
 
 impl Checkpoint {
-    /// `plan` with the type `dtype` for every floating-point tensor.
+    /// Returns `plan` with the type `dtype` for every floating-point tensor.
     pub fn retyped(plan: &Plan, dtype: DType) -> Plan {
         let mut plan = plan.clone();
         for tensor in plan.tensors.iter_mut().filter(|tensor| tensor.dtype.is_float()) {
@@ -19,8 +19,8 @@ impl Checkpoint {
         plan
     }
 
-    /// The files of a folder with the weights of `plan`, by name: config.json, with the weights' type, the tokenizer,
-    /// and all other files that aren't weights.
+    /// Returns the files, by name, of a folder with the weights of `plan`: config.json with the weights' type, the
+    /// tokenizer, and all other files that aren't weights.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -34,7 +34,8 @@ impl Checkpoint {
         }
         let mut config = self.config_json.clone();
         if let Some(name) = torch_name(plan) {
-            // transformers 5 calls it dtype, older versions torch_dtype: the existing field is updated.
+            // The field is called dtype in transformers 5, and torch_dtype in older versions. The existing field is
+            // updated.
             let keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
             for key in if keys.is_empty() { vec!["dtype"] } else { keys } {
                 config.insert(key.to_owned(), name.into());
@@ -44,10 +45,10 @@ impl Checkpoint {
         Ok(files)
     }
 
-    /// The folder with the weights of `plan` (in Hugging Face's names) and the files of this one.
+    /// Returns the output folder with the weights of `plan` (in Hugging Face's names) and the files of this folder.
     ///
     /// # Errors
-    /// As [`Checkpoint::files_for`].
+    /// The same as for [`Checkpoint::files_for`].
     pub fn output(&self, plan: Plan) -> Result<Output> {
         let files = self.files_for(&plan)?;
         let mut output = Output::folder("model", plan);
@@ -57,7 +58,7 @@ impl Checkpoint {
     }
 }
 
-/// torch's name of the type that most of the plan's values have.
+/// Returns torch's name for the most common type of the plan's values.
 fn torch_name(plan: &Plan) -> Option<&'static str> {
     let elems = |dtype| plan.tensors.iter().filter(|t| t.dtype == dtype).map(|t| t.elems()).sum::<usize>();
     let most = [DType::F32, DType::F16, DType::BF16].into_iter().max_by_key(|dtype| elems(*dtype))?;

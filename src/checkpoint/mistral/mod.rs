@@ -1,7 +1,8 @@
-//! Folders in Mistral's own format: params.json and consolidated files, where others have config.json and model files.
+//! Folders in Mistral's own format: params.json and consolidated files instead of config.json and model files.
 //!
-//! Such a folder is read as that of the class of transformers that computes the same: params.json becomes its config,
-//! tensors get its names, and the rows of queries and keys its order. What comes after knows nothing of it.
+//! Such a folder is read as that of the transformers class that computes the same. params.json becomes this class's
+//! config, the tensors get its names, and the rows of queries and keys get its order. All later code sees an ordinary
+//! folder.
 //!
 //! Reference: llama.cpp `convert_hf_to_gguf.py` (`--mistral-format`), `conversion/mistral.py`; mistral_inference
 //! `args.py` for the fields.
@@ -18,21 +19,21 @@ use crate::json::read_json_object;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// What stands in place of config.json.
+/// The file that replaces config.json.
 pub(super) const CONFIG: &str = "params.json";
 
 /// A folder in Mistral's own format.
 pub(super) struct Own {
-    /// How many heads the rows of the queries are of.
+    /// The number of heads in the rows of the queries.
     heads: usize,
-    /// How many heads the rows of the keys are of.
+    /// The number of heads in the rows of the keys.
     kv_heads: usize,
-    /// The names in the files, by those of transformers.
+    /// The tensor names in the files, by those of transformers.
     stored: HashMap<String, String>,
 }
 
-/// Whether a folder is to be read in Mistral's own format. Mistral publishes many models in both formats, in one
-/// folder: then that of transformers is taken.
+/// Returns whether to read a folder in Mistral's own format. Mistral publishes many models in both formats in one
+/// folder; then the format of transformers is used.
 pub(super) fn is_own(folder: &Path) -> bool {
     if !folder.join(CONFIG).is_file() {
         return false;
@@ -40,17 +41,18 @@ pub(super) fn is_own(folder: &Path) -> bool {
     let (usual, own) = (weights::has_usual(folder), weights::has_own(folder));
     match folder.join("config.json").is_file() {
         true => own && !usual,
-        // Other programs call files params.json, too.
+        // Other programs also use the file name params.json.
         false => own || !usual,
     }
 }
 
 impl Own {
-    /// Reads params.json: what config.json would say, and what the tensors need. What had to be decided goes to `notes`.
+    /// Reads params.json, and returns the equivalent config.json and the facts that the tensors need. Decisions on
+    /// unclear points are added to `notes`.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for models that no class of transformers is known for here,
-    /// [`crate::Error::Format`] for values of the wrong kind.
+    /// [`crate::Error::Unsupported`] for models without a known transformers class, [`crate::Error::Format`] for values
+    /// of the wrong kind.
     pub(super) fn read(
         folder: &Path,
         notes: &mut Vec<String>,
@@ -65,10 +67,10 @@ impl Own {
         Ok((Self { heads: read.heads, kv_heads: read.kv_heads, stored: HashMap::new() }, read.config))
     }
 
-    /// Gives tensors the names of transformers, and leaves out those of other parts than the text model.
+    /// Gives tensors the names of transformers, and leaves out those that aren't part of the text model.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where two tensors would have one name.
+    /// [`crate::Error::Mismatch`] if two tensors would get the same name.
     pub(super) fn rename(&mut self, folder: &Path, plan: &mut Plan, notes: &mut Vec<String>) -> Result<()> {
         let mut others: BTreeMap<String, usize> = BTreeMap::new();
         plan.tensors.retain(|tensor| match names::other_part(&tensor.name) {
@@ -97,11 +99,11 @@ impl Own {
         Ok(())
     }
 
-    /// Brings rows of queries and keys into the order of transformers, which rotates the two halves of a head against
-    /// each other. Mistral rotates neighbours, as llama.cpp does.
+    /// Puts the rows of queries and keys into the order of transformers, which rotates the two halves of a head against
+    /// each other. Mistral, like llama.cpp, rotates neighboring rows.
     ///
     /// # Errors
-    /// [`crate::Error::Mismatch`] where rows don't divide into heads.
+    /// [`crate::Error::Mismatch`] if the rows don't divide into heads.
     pub(super) fn regroup(&self, plan: &mut Plan) -> Result<()> {
         for tensor in &mut plan.tensors {
             let of = |module: &str| tensor.name.rsplit_once('.').is_some_and(|(own, _)| own.ends_with(module));
@@ -115,13 +117,13 @@ impl Own {
         Ok(())
     }
 
-    /// The name that a tensor has in the files.
+    /// Returns the name of a tensor in the files.
     pub(super) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.stored.get(name).map_or(name, String::as_str)
     }
 }
 
-/// Each of `heads` heads with its even rows first, then its odd ones.
+/// Reorders each of `heads` heads: its even rows first, then its odd ones.
 fn halves(tensor: &mut PlannedTensor, heads: usize) -> Result<()> {
     let rows = tensor.shape.first().copied().unwrap_or_default();
     if rows == 0 || !rows.is_multiple_of(2 * heads) {

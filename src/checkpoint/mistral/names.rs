@@ -1,12 +1,12 @@
-//! Names of tensors in Mistral's own format, and those of transformers.
+//! Translates tensor names of Mistral's own format to those of transformers.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/tensor_mapping.py` ("llama-pth", "mixtral").
 
-/// Modules that a model has once.
+/// Modules that occur once in a model.
 const ENDS: [(&str, &str); 3] =
     [("tok_embeddings", "model.embed_tokens"), ("norm", "model.norm"), ("output", "lm_head")];
 
-/// Modules of a layer.
+/// Modules that occur in each layer.
 const LAYER: [(&str, &str); 10] = [
     ("attention.wq", "self_attn.q_proj"),
     ("attention.wk", "self_attn.k_proj"),
@@ -20,7 +20,7 @@ const LAYER: [(&str, &str); 10] = [
     ("feed_forward.gate", "block_sparse_moe.gate"),
 ];
 
-/// Modules of the parts for images and sound.
+/// Modules for images and sound.
 const OTHERS: [&str; 7] = [
     "vision_encoder",
     "vision_language_adapter",
@@ -31,10 +31,10 @@ const OTHERS: [&str; 7] = [
     "audio_language_adapter",
 ];
 
-/// What Voxtral has before the names of its embeddings, of text and of sound.
+/// The prefix of the embeddings' names in Voxtral, for text and for sound.
 const BEFORE: &str = "mm_whisper_embeddings.";
 
-/// The name that transformers has for the tensor `name`; `None` for one that no class is known to have.
+/// Returns the name in transformers of the tensor `name`; `None` if no class is known to have it.
 pub(super) fn of_transformers(name: &str) -> Option<String> {
     let name = name.strip_prefix(BEFORE).unwrap_or(name);
     let (module, suffix) = name.rsplit_once('.')?;
@@ -52,7 +52,7 @@ pub(super) fn of_transformers(name: &str) -> Option<String> {
     Some(format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{suffix}"))
 }
 
-/// The module of another part that the tensor called `name` is of.
+/// Returns the module for images or sound that contains the tensor `name`.
 pub(super) fn other_part(name: &str) -> Option<&str> {
     let module = name.strip_prefix(BEFORE).unwrap_or(name).split('.').next()?;
     OTHERS.contains(&module).then_some(module)

@@ -1,4 +1,4 @@
-//! params.json as the config of a class of transformers.
+//! Converts params.json to the config of a transformers class.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use serde_json::{Map, Value, json};
 use crate::error::Result;
 use crate::json::{Fields, is_off};
 
-/// What params.json says.
+/// The content of params.json.
 pub(super) struct Read {
-    /// As config.json would say it.
+    /// The same as in config.json.
     pub(super) config: Map<String, Value>,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
 }
 
-/// Fields of other models that Mistral's code reads, and what they are of.
+/// Fields for other kinds of models that Mistral's code reads: their names, what is expected, and what they show.
 const REFUSED: [(&[&str], &str, &str); 3] = [
     (
         &["q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"],
@@ -26,10 +26,10 @@ const REFUSED: [(&[&str], &str, &str); 3] = [
     (&["multiple_of", "ffn_dim_multiplier", "use_scaled_rope"], "Mistral's own format", "Meta's own format of Llama"),
 ];
 
-/// The context that a model was trained for, where params.json doesn't say it: that of most of Mistral's models.
+/// The context length if params.json doesn't give one: that of most of Mistral's models.
 const CONTEXT: usize = 32_768;
 
-/// Reads the fields of params.json at `path`. What had to be decided goes to `notes`.
+/// Reads the fields of params.json at `path`. Decisions on unclear points are added to `notes`.
 pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Read> {
     let mut fields = Fields::new(path, params);
     for (names, expected, found) in REFUSED {
@@ -63,7 +63,7 @@ pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<Str
     if let Some(value) = fields.switched_on("quantization") {
         put("quantization_config", quantization(&fields, value)?);
     }
-    // Every tokenizer of Mistral's has these two there.
+    // All of Mistral's tokenizers have these two tokens at these ids.
     put("bos_token_id", json!(1));
     put("eos_token_id", json!(2));
     let (class, model_type) = match (&rope, &moe) {
@@ -88,7 +88,7 @@ pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<Str
         put("num_local_experts", json!(experts));
         put("num_experts_per_tok", json!(used));
     }
-    // What these say is of other parts, of a program that runs the model, or said by the class.
+    // These fields describe other parts of the model, or a program that runs it, or repeat what the class implies.
     const WITHOUT_WEIGHT: [&str; 9] = [
         "vision_encoder",
         "multimodal",
@@ -100,14 +100,14 @@ pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<Str
         "q_norm",
         "causal",
     ];
-    // Others go on: who reads the config names what it doesn't know.
+    // Other fields are passed on. The code that reads the config reports those it doesn't know.
     for (name, value) in fields.left().filter(|(name, value)| !is_off(value) && !WITHOUT_WEIGHT.contains(name)) {
         config.entry(name).or_insert_with(|| value.clone());
     }
     Ok(Read { config, heads, kv_heads })
 }
 
-/// How many positions the model was trained for.
+/// Returns the number of positions that the model was trained for.
 fn context(fields: &mut Fields, path: &Path, notes: &mut Vec<String>) -> Result<usize> {
     for name in ["max_position_embeddings", "max_seq_len"] {
         if fields.get::<u64>(name)?.is_some() {
@@ -121,7 +121,8 @@ fn context(fields: &mut Fields, path: &Path, notes: &mut Vec<String>) -> Result<
     Ok(CONTEXT)
 }
 
-/// The base of the rotary frequencies. Where it is left out, Mistral's code takes the one that models of the time had.
+/// Returns the base of the rotary frequencies. If it is missing, this is the default of Mistral's code, which depends
+/// on whether the model has a sliding window.
 fn theta(fields: &mut Fields, has_window: bool, path: &Path, notes: &mut Vec<String>) -> Result<f64> {
     if let Some(theta) = fields.get::<f64>("rope_theta")? {
         return Ok(theta);
@@ -131,7 +132,8 @@ fn theta(fields: &mut Fields, has_window: bool, path: &Path, notes: &mut Vec<Str
     Ok(theta)
 }
 
-/// `rope_parameters` of a model whose rotary frequencies are stretched, or whose queries grow with their position.
+/// Returns `rope_parameters` for a model whose rotary frequencies are stretched, or whose queries grow with their
+/// position.
 fn rope(fields: &mut Fields, theta: f64) -> Result<Option<Value>> {
     const FIELDS: [&str; 2] = ["yarn", "llama_4_scaling"];
     let [yarn, growth] = FIELDS.map(|name| fields.switched_on(name));
@@ -149,7 +151,8 @@ fn rope(fields: &mut Fields, theta: f64) -> Result<Option<Value>> {
     let yarn = object(fields, "yarn", yarn)?;
     let mut of_yarn = Fields::inside(&path, "yarn", &yarn);
     let original = of_yarn.count("original_max_position_embeddings")?;
-    // Without `apply_scale` the logits aren't made larger: in transformers' words, the two scales cancel each other.
+    // Without `apply_scale`, the logits aren't scaled up. In transformers' terms, the two scales then cancel each
+    // other.
     let is_scaled = of_yarn.need::<bool>("apply_scale")?;
     let mut rope = json!({
         "rope_type": "yarn", "rope_theta": theta, "factor": of_yarn.need::<f64>("factor")?,
@@ -172,7 +175,7 @@ fn rope(fields: &mut Fields, theta: f64) -> Result<Option<Value>> {
     Ok(Some(rope))
 }
 
-/// How many experts there are, and how many a token takes, of Mixtral's kind of mixture.
+/// Returns how many experts a Mixtral-like model has, and how many each token uses.
 fn moe(fields: &mut Fields) -> Result<Option<(usize, usize)>> {
     let Some(value) = fields.switched_on("moe") else { return Ok(None) };
     let Value::Object(moe) = value else {
@@ -185,7 +188,7 @@ fn moe(fields: &mut Fields) -> Result<Option<(usize, usize)>> {
     Ok(Some(counts))
 }
 
-/// `quantization_config` of weights in 8-bit floats, each tensor with one scale.
+/// Returns `quantization_config` for weights in 8-bit floats with one scale per tensor.
 fn quantization(fields: &Fields, value: &Value) -> Result<Value> {
     match value.get("qformat_weight").and_then(Value::as_str) {
         Some("fp8_e4m3") => {
