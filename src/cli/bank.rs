@@ -136,7 +136,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Base and LoRAs, open, and what picks each LoRA.
+/// The opened base and LoRAs, and the texts that select each LoRA.
 struct Opened {
     folder: HfFolder,
     /// The base's name on the hub.
@@ -147,7 +147,7 @@ struct Opened {
     notes: Vec<String>,
 }
 
-/// Opens the base, which comes first, and its LoRAs.
+/// Opens the base, which comes first in `found`, and its LoRAs.
 fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
     let folder = HfFolder::open(&found[0].path)?;
     let tensors = Base::of(&folder);
@@ -168,7 +168,7 @@ fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
     Ok(Opened { id: found[0].id.clone(), folder, names, texts, loras, notes })
 }
 
-/// What each LoRA is called: its folder's name, or its path where two folders have one name.
+/// Returns the name of each LoRA: that of its folder, or its path if two folders have the same name.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short = |path: &Path| {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -186,7 +186,7 @@ struct Text {
     text: String,
 }
 
-/// The texts that select each LoRA. No text may select two.
+/// Returns the texts that select each LoRA. No text may select two of them.
 fn texts(args: &BuildArgs, paths: &[PathBuf], names: &[String], notes: &mut Vec<String>) -> Result<Vec<Text>> {
     if let Some((unknown, _)) = args.describe.iter().find(|(name, _)| !names.contains(name)) {
         let finding = Finding::new(&args.output, "--describe").expected(format_args!("one of {}", names.join(", ")));
@@ -254,7 +254,7 @@ fn route(
     Ok((router, shares))
 }
 
-/// Notes on what the bank doesn't represent well, and possible reasons.
+/// Returns notes on what the bank doesn't represent well, and possible reasons.
 fn shortcomings(fit: &BankFit, names: &[String], exact: usize) -> Vec<String> {
     let mut notes = Vec::new();
     for (lora, name) in fit.loras.iter().zip(names).filter(|(lora, _)| lora.missing_sites > 0) {

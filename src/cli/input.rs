@@ -1,7 +1,7 @@
 //! Inputs as users name them: a path, or a model on the hub.
 //!
-//! A job is run on what is at hand of its inputs: of a model on the hub that is everything but the values of its weights.
-//! What can be refused is refused then, and a job that wants no values is done. Only for the others weights are fetched.
+//! A job first runs on an outline of a model on the hub, which has everything except the values of the weights. Errors
+//! are thus found early, and a job that needs no values is finished. Only for other jobs, the weights are downloaded.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -18,22 +18,22 @@ pub(crate) struct Input<'a> {
     /// A path, or a name on the hub.
     name: &'a OsStr,
     need: Need,
-    /// Whether the job needs its values, sooner or later.
+    /// Whether the job needs its values at some point.
     values: bool,
 }
 
 impl<'a> Input<'a> {
-    /// An input whose values are used.
+    /// Creates an input whose values are used.
     pub(crate) fn new(name: &'a (impl AsRef<OsStr> + ?Sized), need: Need) -> Self {
         Self { name: name.as_ref(), need, values: true }
     }
 
-    /// With `values` false: one of which names and shapes of tensors are enough, unless the job asks for values after all.
+    /// Sets `values`. If false, the names and shapes of the tensors are enough, unless the job still reads values.
     pub(crate) fn values(self, values: bool) -> Self {
         Self { values, ..self }
     }
 
-    /// The name on the hub that it is.
+    /// Returns the input's name on the hub, if it has one.
     fn hub_name(&self) -> Option<String> {
         let name = self.name.to_str()?;
         match hub::is_hub_name(name) {
@@ -42,7 +42,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// What of it comes before its weights, where those can be fetched later; else all of it.
+    /// Returns everything but the weights if those can be fetched later; otherwise the whole input.
     fn look(&self, common: &Common) -> Result<Given> {
         let Some(name) = self.hub_name() else { return Ok(Given::Whole(Found { path: self.name.into(), id: None })) };
         Ok(match watched(common, |settings, tell| hub::look(&name, settings, self.need, tell))? {
@@ -61,25 +61,25 @@ pub(crate) fn parse_content(text: &str) -> Result<Content, String> {
     }
 }
 
-/// What a job gets of an input.
+/// An input as a job receives it.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
     pub(crate) path: PathBuf,
-    /// Its name on the hub, where it is from there.
+    /// Its name on the hub, if it comes from there.
     pub(crate) id: Option<String>,
 }
 
-/// What a job has made, and the outlines that it still refers to.
+/// The result of a job, and the outlines that it still refers to.
 pub(crate) struct Made<T> {
     pub(crate) made: T,
     pub(crate) outlines: Outlines,
 }
 
-/// Inputs of which only the headers were needed. They have to outlive what was made of them.
+/// Inputs whose headers were enough. They have to outlive the results made from them.
 pub(crate) struct Outlines(Vec<Outline>);
 
 impl Outlines {
-    /// Puts the places of files in the cache into texts that name those of an outline.
+    /// Replaces paths of an outline in the texts by the paths of the files in the cache.
     pub(crate) fn put_real_paths<'t>(&self, texts: impl IntoIterator<Item = &'t mut String>) {
         for text in texts {
             self.0.iter().for_each(|outline| *text = outline.with_real_paths(text));
@@ -87,7 +87,7 @@ impl Outlines {
     }
 }
 
-/// What there is of an input so far.
+/// The part of an input that has been fetched so far.
 enum Given {
     Whole(Found),
     Outline(Box<Outline>),
@@ -101,7 +101,7 @@ impl Given {
         }
     }
 
-    /// With its values.
+    /// Fetches the values, too.
     fn whole(self, common: &Common) -> Result<Self> {
         let Given::Outline(outline) = self else { return Ok(self) };
         let model = watched(common, |settings, tell| outline.fetch(settings, tell))?;
@@ -116,8 +116,8 @@ impl Given {
     }
 }
 
-/// What `job` makes of `inputs`. It is run again when weights had to be fetched for it. So it may not leave anything
-/// behind before it has read values of all its inputs.
+/// Runs `job` on `inputs`. The job is run again if weights had to be fetched for it, so it must not write anything
+/// before it has read values of all its inputs.
 pub(crate) fn with_inputs<T>(
     inputs: &[Input<'_>],
     common: &Common,
@@ -126,7 +126,7 @@ pub(crate) fn with_inputs<T>(
     let mut given = inputs.iter().map(|input| input.look(common)).collect::<Result<Vec<_>>>()?;
     loop {
         let made = job(&given.iter().map(Given::found).collect::<Vec<_>>());
-        // Whoever wanted values that aren't there has made nothing, or something wrong.
+        // A job that read missing values has failed, or its result is wrong.
         let wanted = |given: &Given| given.outline().is_some_and(Outline::values_were_wanted);
         let mut missing: Vec<usize> = (0..given.len()).filter(|at| wanted(&given[*at])).collect();
         if missing.is_empty() {
@@ -147,7 +147,7 @@ pub(crate) fn with_inputs<T>(
     }
 }
 
-/// An error that names files of the cache, and none of an outline.
+/// Returns the error with the paths of an outline replaced by those in the cache.
 fn with_real_paths(error: anyhow::Error, given: &[Given]) -> anyhow::Error {
     match error.downcast::<atombank::Error>() {
         Ok(error) => {

@@ -40,7 +40,7 @@ impl From<Kind> for OutputKind {
     }
 }
 
-/// Where a checkpoint is written, and in which form.
+/// The place and the format of the written checkpoint.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
@@ -99,15 +99,15 @@ impl OutputArgs {
         }
     }
 
-    /// `output`, where it can be written as far as its plan says.
+    /// Returns `output` after checking that its plan can be written.
     pub(crate) fn checked(&self, output: Output) -> Result<Output> {
         self.check_sizes(&output)?;
         output.describe(&self.output)?;
         Ok(output)
     }
 
-    /// Writes what a job has made, and says so, or prints what would be written. Nothing but JSON is printed with
-    /// `json`.
+    /// Writes the result of a job and returns a summary. In a dry run, prints what would be written instead; with
+    /// `json`, stdout gets nothing but JSON.
     pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {
         if self.dry_run {
             match json {
@@ -128,14 +128,14 @@ impl OutputArgs {
         Ok(Some(written))
     }
 
-    /// A description of what would be written, for commands that print it together with their results.
+    /// Returns a description of what would be written, for commands that print it together with their results.
     pub(crate) fn planned(&self, output: &Output, common: &Common) -> Result<Map<String, Value>> {
         print_notes(&output.notes, common);
         self.check_sizes(output)?;
         planned(output, &self.output)
     }
 
-    /// Refuses a size without a unit that is smaller than any tensor: 4 isn't meant as 4 bytes.
+    /// Rejects a size without a unit that is smaller than the largest tensor, because 4 is not meant as 4 bytes.
     fn check_sizes(&self, output: &Output) -> Result<()> {
         let largest = output.plan.tensors.iter().map(|tensor| tensor.byte_len()).max().unwrap_or(0);
         let given = match &output.form {
@@ -152,7 +152,7 @@ impl OutputArgs {
     }
 }
 
-/// A description of what writing `output` to `target` would produce, as a JSON object.
+/// Returns a description of what writing `output` to `target` would produce, as a JSON object.
 pub(crate) fn planned(output: &Output, target: &Path) -> Result<Map<String, Value>> {
     match serde_json::to_value(output.describe(target)?)? {
         Value::Object(description) => Ok(description),

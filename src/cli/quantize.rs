@@ -72,7 +72,7 @@ impl Total {
     }
 }
 
-/// Prints what would become of each tensor.
+/// Prints the result of the quantization for each tensor.
 fn print_outcomes(file_type: Option<&str>, outcomes: &[TensorOutcome], json: bool) -> Result<()> {
     let total = Total::of(outcomes);
     if json {

@@ -35,11 +35,11 @@ pub(crate) struct TrainArgs {
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let config = TrainConfig::open(&args.config, &args.overrides)?;
     warn(&config, common);
-    // The first signal finishes the step and saves; a second one means it.
+    // The first signal finishes the step and saves; a second one ends the program at once.
     let stop = signals::stop_flag();
     let run = |found: &[Found]| {
         let mut config = config.clone();
-        // What is written names the model, not its place in this machine's cache.
+        // Written files have the model's name, not its path in this machine's cache.
         if let [Found { path, id: Some(id) }] = found {
             config.base = format!("hf:{id}").into();
             config.hub_base = Some(HubBase { folder: path.clone(), id: id.clone() });
@@ -61,14 +61,14 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Says what the user may not mean.
+/// Warns about settings that the user may not intend.
 pub(crate) fn warn(config: &TrainConfig, common: &Common) {
     if let Some(warning) = config.warning().filter(|_| !common.quiet) {
         eprintln!("warning: {warning}");
     }
 }
 
-/// Trains with a bar of loss, speed and time left.
+/// Trains with a progress bar that shows loss, speed and remaining time.
 pub(crate) fn train_with_bar(
     config: &TrainConfig,
     resume: bool,

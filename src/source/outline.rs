@@ -1,7 +1,7 @@
 //! Outlines: files of which only the header is available, for inspecting a model on the hub without downloading it.
 //!
-//! An outline has its file's length, its header, and zeros where the values are. Whoever wants values is told that they
-//! aren't there, or reads zeros; either way it is noticed, and what was made of them has to be thrown away.
+//! An outline has its file's length, its header, and zeros where the values are. Code that reads values gets an error
+//! or zeros. Either way the access is recorded, and results made from the values have to be thrown away.
 #![cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only models on the hub have outlines"))]
 
 use std::collections::HashMap;
@@ -15,19 +15,20 @@ use crate::error::{IoContext, Result};
 /// Device and inode number of a file.
 type Inode = (u64, u64);
 
-/// The outlines of this process.
+/// The registered outlines of this process.
 static OUTLINES: LazyLock<Mutex<HashMap<Inode, Arc<AtomicBool>>>> = LazyLock::new(Mutex::default);
 
-/// How many outlines there are: usually none, which is known without the lock.
+/// The number of outlines. It is usually zero, and reading it doesn't need the lock.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether there are any outlines. Where there are none, nobody has to ask for each file.
+/// Returns whether there are any outlines. If not, no file needs to be checked.
 pub(crate) fn any_outlines() -> bool {
     COUNT.load(Ordering::SeqCst) > 0
 }
 
-/// Outlines whose files are deleted together, and whether values of them were wanted. Dropping this forgets them: it must
-/// be dropped before the files are deleted, because another file can then get the same inode.
+/// Outlines whose files are deleted together, and a flag for whether their values were read. Dropping this removes
+/// their registrations. It must be dropped before the files are deleted, because another file can then get the same
+/// inode.
 #[derive(Debug, Default)]
 pub(crate) struct Watched(Arc<AtomicBool>);
 
@@ -41,12 +42,12 @@ impl Watched {
         Ok(())
     }
 
-    /// Whether values were wanted.
+    /// Returns whether any code tried to read values.
     pub(crate) fn values_were_wanted(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Forgets the outlines, before their files are deleted.
+    /// Removes the registrations. This must happen before the files are deleted.
     pub(crate) fn forget(&self) {
         let mut outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.retain(|_, wanted| !Arc::ptr_eq(wanted, &self.0));
@@ -60,18 +61,18 @@ impl Drop for Watched {
     }
 }
 
-/// The registration of one file that is an outline.
+/// The registration of a file that is an outline.
 #[derive(Debug, Clone)]
 pub(super) struct ValuesWanted(Arc<AtomicBool>);
 
 impl ValuesWanted {
-    /// The registration of the file, if it is an outline.
+    /// Returns the registration of the file, if it is an outline.
     pub(super) fn of(found: &Metadata) -> Option<Self> {
         let outlines = OUTLINES.lock().unwrap_or_else(PoisonError::into_inner);
         outlines.get(&inode(found)).cloned().map(Self)
     }
 
-    /// Records that values were wanted.
+    /// Records an attempt to read values.
     pub(super) fn note(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
