@@ -1,5 +1,5 @@
-//! The crate's errors. The variant says who is at fault; the message is one line with the place, what was expected,
-//! what was found and what to try.
+//! The crate's errors. The variant gives the kind of problem. The message is one line with the place, what was
+//! expected, what was found and what to try.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, grouped by whose fault it is.
+/// An error, grouped by its kind of cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write `path`.
-    // The system's error is part of the text, so it isn't a `source` as well: programs that print both would repeat it.
+    // The system's error is part of the message and therefore not a `source`: programs that print both would repeat it.
     #[error("{}: cannot {action}: {error}", Shown(.path))]
     Io {
         /// The file or folder concerned.
@@ -28,7 +28,7 @@ pub enum Error {
     /// Two inputs that are well-formed don't fit each other, or a setting doesn't fit them.
     #[error("{0}")]
     Mismatch(Box<Finding>),
-    /// A setting has a value that it can't have, or excludes another; the finding's subject is its field.
+    /// A setting has an invalid value, or excludes another setting. The finding's subject is the setting's field.
     #[error("{0}")]
     Setting(Box<Finding>),
     /// The input is well-formed, but this version doesn't support it.
@@ -63,7 +63,7 @@ impl From<candle_core::Error> for Error {
 
 #[cfg(feature = "hub")]
 impl Error {
-    /// The same error with other texts: `change` is given each path and each part of the message.
+    /// Returns the same error with other texts: `change` receives each path and each part of the message.
     pub(crate) fn map_texts(self, change: &dyn Fn(&str) -> String) -> Self {
         let path = |path: PathBuf| path.to_str().map(|text| PathBuf::from(change(text))).unwrap_or(path);
         let finding = |found: Box<Finding>| {
@@ -83,16 +83,17 @@ impl Error {
     }
 }
 
-/// The longest text in quotes, the longest part of a message, and the longest of what was expected, which
-/// may list everything there is; in characters. Names in files can be of any length; a message stays one
-/// line that can be read.
+/// The longest quoted text in a message, in characters. The limits keep a message readable on one line, because names
+/// in files can have any length.
 const MAX_QUOTED: usize = 80;
-/// The longest path that is shown whole, in characters. Paths can come from files, too.
+/// The longest path that is shown in full, in characters. Paths can come from files, too.
 const MAX_PATH: usize = 1000;
+/// The longest part of a message, in characters.
 const MAX_PART: usize = 400;
+/// The longest expected part, in characters. It may list everything that is available.
 const MAX_EXPECTED: usize = 1600;
 
-/// A path on one line: control characters are escaped.
+/// A path on one line, with control characters escaped.
 struct Shown<'a>(&'a Path);
 
 impl fmt::Display for Shown<'_> {
@@ -101,7 +102,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// `text` with control characters escaped, as Rust and JSON write them.
+/// Returns `text` with control characters escaped as in Rust and JSON.
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -113,19 +114,19 @@ fn one_line(text: &str) -> String {
     line
 }
 
-/// Whether a character is invisible but changes how others are shown: line ends, writing direction, spaces without
-/// width.
+/// Returns whether a character is invisible but changes how others are shown: line ends, writing direction, zero-width
+/// spaces.
 fn is_unseen(c: char) -> bool {
     matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// A part of a message: on one line, quotes of at most [`MAX_QUOTED`] characters, no longer than
-/// [`MAX_PART`] in all.
+/// Prepares a part of a message: one line, quotes of at most [`MAX_QUOTED`] characters, at most [`MAX_PART`] characters
+/// in total.
 fn part(text: &str) -> String {
     bounded(text, MAX_PART)
 }
 
-/// Like [`part`], with another length limit.
+/// Does the same as [`part`] with another length limit.
 fn bounded(text: &str, max: usize) -> String {
     let text = one_line(text);
     if text.len() <= MAX_QUOTED {
@@ -147,7 +148,7 @@ fn bounded(text: &str, max: usize) -> String {
     cut(&short, max)
 }
 
-/// The index at which the quoted text at the start of `quote` ends.
+/// Returns the index at which the quoted text at the start of `quote` ends.
 fn end_of_quote(quote: &str) -> usize {
     let mut escaped = false;
     for (i, c) in quote.char_indices() {
@@ -160,7 +161,7 @@ fn end_of_quote(quote: &str) -> usize {
     quote.len()
 }
 
-/// The first `max` characters of `text`, followed by "..." if there are more.
+/// Returns the first `max` characters of `text`, followed by "..." if there are more.
 fn cut(text: &str, max: usize) -> String {
     match text.char_indices().nth(max) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -179,7 +180,7 @@ pub struct Finding {
     pub expected: String,
     /// What was found instead.
     pub found: String,
-    /// What the user can try; empty where there is nothing.
+    /// What the user can try; empty if there is nothing.
     pub hint: String,
 }
 
@@ -250,7 +251,7 @@ impl Finding {
         Error::Setting(Box::new(self))
     }
 
-    /// Adds a hint at the entry of `known` that `text` was probably meant to be, if there is one.
+    /// Adds a hint with the entry of `known` that `text` was probably meant to be, if there is one.
     pub fn did_you_mean(self, text: &str, known: &[&str]) -> Self {
         match nearest(text, known) {
             Some(near) => self.hint(format_args!("did you mean {near}?")),
@@ -269,7 +270,7 @@ impl Finding {
     }
 }
 
-/// The entry of `known` that is most similar to `text`, ignoring case; `None` if none is similar enough.
+/// Returns the entry of `known` that is most similar to `text`, ignoring case; `None` if none is similar enough.
 pub fn nearest<'a>(text: &str, known: &[&'a str]) -> Option<&'a str> {
     let text = text.to_lowercase().replace('-', "_");
     // Names are short; a long text is not a misspelling of one.
@@ -279,7 +280,7 @@ pub fn nearest<'a>(text: &str, known: &[&'a str]) -> Option<&'a str> {
     near.min_by_key(|(far, _)| *far).filter(|_| text.len() <= 64).map(|(_, known)| known)
 }
 
-/// The edit distance: how many characters must be inserted, deleted or changed to turn one text into the other.
+/// Returns the edit distance: how many characters must be inserted, deleted or changed to turn one text into the other.
 pub(crate) fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -306,7 +307,7 @@ impl<T> IoContext<T> for std::io::Result<T> {
     }
 }
 
-/// Refuses a git-lfs pointer: a clone without git-lfs has a text of three lines in place of the content.
+/// Rejects a git-lfs pointer: a clone without git-lfs has a text of three lines instead of the content.
 pub(crate) fn no_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Evaluation: any range of rows of a planned tensor, as f32 values or as output bytes.
+//! Evaluation: computes any range of rows of a planned tensor, as f32 values or as output bytes.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,14 +13,14 @@ use crate::kernel::Kernel;
 use crate::quant;
 use crate::source::{any_outlines, row_len, rows};
 
-/// Elements that one task makes where a whole tensor is read.
+/// How many elements one task computes when a whole tensor is read.
 const READ_ELEMS: usize = 1 << 18;
 
 impl PlannedTensor {
-    /// Encodes rows `rows` as they are in the output: rounded to the output's type, little-endian.
+    /// Encodes rows `rows` for the output: rounded to the output's type, little-endian.
     ///
     /// # Errors
-    /// [`crate::Error::NotFinite`] where a source, or the rounded result, holds a NaN or an infinity.
+    /// [`crate::Error::NotFinite`] if a source, or the rounded result, has a NaN or an infinity.
     pub fn encode_rows(&self, rows: Range<usize>, scratch: &mut Vec<f32>, out: &mut Vec<u8>) -> Result<()> {
         let elems = rows.len() * self.row_len();
         let bytes = elems / self.dtype.block_elems() * self.dtype.block_bytes();
@@ -53,11 +53,11 @@ impl PlannedTensor {
         Ok(())
     }
 
-    /// Encodes rows from `first` on. The importance of the columns of a row's matrix weighs the errors of that row.
+    /// Encodes rows from `first` on. The errors of a row are weighted by the column importance of the row's matrix.
     fn encode_weighted(&self, importance: &[f32], first: usize, values: &[f32], out: &mut [u8]) {
         let row_len = self.row_len();
         let row_bytes = row_len / self.dtype.block_elems() * self.dtype.block_bytes();
-        // Plan::check has made sure that the rows divide evenly into the matrices of `importance`.
+        // Plan::check has ensured that the rows divide evenly into the matrices of `importance`.
         let kernel = Kernel::in_use();
         let rows_each = self.rows() * row_len / importance.len();
         for (i, (row, out)) in values.chunks_exact(row_len).zip(out.chunks_exact_mut(row_bytes)).enumerate() {
@@ -66,17 +66,18 @@ impl PlannedTensor {
         }
     }
 
-    /// Returns rows `rows` as f32 values, rounded to the output's type and back: what a reader of the output would see.
+    /// Returns rows `rows` as f32 values, rounded to the output's type and back, as a reader of the output would get
+    /// them.
     ///
     /// # Errors
-    /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
+    /// The same as for [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut values = Vec::new();
         self.read_rows_into(rows, &mut values)?;
         Ok(values)
     }
 
-    /// Like [`PlannedTensor::read_rows`], into a buffer that the caller reuses.
+    /// Does the same as [`PlannedTensor::read_rows`], into a buffer that the caller reuses.
     pub(crate) fn read_rows_into(&self, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
         self.check_values()?;
         self.check_readable(&rows)?;
@@ -96,10 +97,10 @@ impl PlannedTensor {
         self.decode(&bytes, values)
     }
 
-    /// All rows as [`PlannedTensor::read_rows`] gives them, made in parallel on rayon's current pool.
+    /// Returns all rows as [`PlannedTensor::read_rows`] does, computed in parallel on rayon's current pool.
     ///
     /// # Errors
-    /// As [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
+    /// The same as for [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read(&self) -> Result<Vec<f32>> {
         self.check_values()?;
         self.check_readable(&(0..self.rows()))?;
@@ -117,10 +118,10 @@ impl PlannedTensor {
         Ok(values)
     }
 
-    /// Whether two tensors have the same shape and the same values, as [`PlannedTensor::read_rows`] gives them.
+    /// Returns whether two tensors have the same shape and the same values, as [`PlannedTensor::read_rows`] gives them.
     ///
     /// # Errors
-    /// As [`PlannedTensor::read_rows`].
+    /// The same as for [`PlannedTensor::read_rows`].
     pub fn same_values(&self, other: &PlannedTensor) -> Result<bool> {
         if self.shape != other.shape {
             return Ok(false);
@@ -138,7 +139,7 @@ impl PlannedTensor {
         starts.par_iter().map(same).find_first(|same| !matches!(same, Ok(true))).unwrap_or(Ok(true))
     }
 
-    /// Decodes encoded rows to f32. A finite F64 can be too large for f32, which is an error.
+    /// Decodes encoded rows to f32. It is an error if a finite F64 is too large for f32.
     fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         quant::decode(self.dtype, bytes, out);
         match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
@@ -147,7 +148,7 @@ impl PlannedTensor {
         }
     }
 
-    /// The bytes of rows `rows` in the source's memory map, where they can be written unchanged.
+    /// Returns the bytes of rows `rows` in the source's memory map, if they can be written unchanged.
     pub(super) fn borrow_rows(&self, rows: Range<usize>) -> Option<Result<&[u8]>> {
         if self.expr.raw_dtype() != Some(self.dtype) {
             return None;
@@ -162,7 +163,7 @@ impl PlannedTensor {
         })
     }
 
-    /// That the values are here that it is made of: see [`crate::source::Source::check_values`].
+    /// Checks that the values of its sources are available: see [`crate::source::Source::check_values`].
     fn check_values(&self) -> Result<()> {
         match any_outlines() {
             true => self.expr.sources().iter().try_for_each(|source| source.check_values()),
@@ -170,8 +171,8 @@ impl PlannedTensor {
         }
     }
 
-    /// That rows `rows` can be read as values, whether [`super::Plan::check`] has run or not. It lets
-    /// through what is only copied, and that can be of any type.
+    /// Checks that rows `rows` can be read as values. This doesn't rely on [`super::Plan::check`], which accepts any
+    /// type for values that are only copied.
     fn check_readable(&self, rows: &Range<usize>) -> Result<()> {
         self.check_types()?;
         if self.expr.raw_dtype() == Some(self.dtype) && !quant::can_decode(self.dtype) {
@@ -188,8 +189,8 @@ impl PlannedTensor {
         self.check_blocks()
     }
 
-    /// The error for a value that isn't finite. It names the source that has such a value; where none has one,
-    /// `found` describes the result.
+    /// Returns the error for a value that isn't finite. It names the source that has such a value. If no source has
+    /// one, `found` describes the result.
     fn not_finite(&self, found: &str) -> crate::Error {
         let sources = self.expr.sources();
         if let Some(source) = sources.iter().find(|source| source.has_non_finite()) {
@@ -207,7 +208,7 @@ impl PlannedTensor {
 }
 
 impl Expr {
-    /// Elements in one row.
+    /// Returns the number of elements in one row.
     pub(super) fn row_len(&self) -> usize {
         match self {
             Expr::Take(tensor) => tensor.info().row_len(),
@@ -228,7 +229,7 @@ impl Expr {
         }
     }
 
-    /// The source's own bytes of rows `rows`, where its memory map has them in one piece.
+    /// Returns the source's own bytes of rows `rows`, if its memory map has them in one piece.
     fn borrow_rows(&self, rows: Range<usize>) -> Option<&[u8]> {
         match self {
             Expr::Take(tensor) => match tensor.rows(rows) {
@@ -372,13 +373,13 @@ impl Expr {
     }
 }
 
-/// Values made at a time where a product is added to other values, so that they stay in the cache.
+/// How many values are computed at a time when a product is added to other values, so that they stay in the cache.
 const BLOCK_ELEMS: usize = 1 << 15;
 
 /// Writes the values of some rows.
 type Rows<'a> = dyn Fn(Range<usize>, &mut [f32]) + 'a;
 
-/// Makes rows `rows` of an [`Expr::Product`]. With `base`, the product is added to the values that `base` writes.
+/// Computes rows `rows` of an [`Expr::Product`]. With `base`, the product is added to the values that `base` writes.
 fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32], base: Option<&Rows>) {
     let (k, cols) = (left.row_len(), right.row_len());
     let mut lefts = vec![0.0; rows.len() * k];
@@ -397,7 +398,7 @@ fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut 
     }
 }
 
-/// Makes rows `rows` of an [`Expr::Kronecker`], one row of `left` after the other.
+/// Computes rows `rows` of an [`Expr::Kronecker`], one row of `left` after another.
 fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
     let (height, width) = (crate::source::rows(&right.shape()), right.row_len());
     let mut factors = vec![0.0; left.row_len()];
@@ -418,7 +419,7 @@ fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
     }
 }
 
-/// The operands, and their rows, that make up rows `rows` of an [`Expr::Rows`].
+/// Returns the operands, and their rows, that make up rows `rows` of an [`Expr::Rows`].
 fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
     let mut first = 0;
     picks.iter().filter_map(move |pick| {
@@ -430,9 +431,9 @@ fn picked(picks: &[Pick], rows: Range<usize>) -> impl Iterator<Item = (usize, Ra
     })
 }
 
-/// The operand and its range of rows to compute in one go for rows `rows` of an [`Expr::Rows`]. That pays where all of
-/// them come from one operand, in another order but close together, and have to be computed: piece by piece, a product
-/// would decode its whole right side for each piece.
+/// Returns the operand, and its range of rows, to compute at once for rows `rows` of an [`Expr::Rows`]. This saves work
+/// if all rows come from one operand, in another order but close together, and have to be computed. Piece by piece, a
+/// product would decode its whole right side for each piece.
 fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(&'a Expr, Range<usize>)> {
     let count = rows.len();
     let mut found = picked(picks, rows);
@@ -449,8 +450,8 @@ fn scattered<'a>(of: &'a [Expr], picks: &[Pick], rows: Range<usize>) -> Option<(
     (pieces > 1 && computed && window.len() <= 2 * count).then_some((&of[operand], window))
 }
 
-/// The operand's rows that hold rows `rows` of an [`Expr::Reshape`], and the range of their elements that belongs to
-/// these: all of them, unless the operand's rows are longer.
+/// Returns the operand's rows that contain rows `rows` of an [`Expr::Reshape`], and the range of their elements that
+/// belongs to `rows`. This is all of them unless the operand's rows are longer.
 fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Range<usize>) {
     let (ours, theirs) = (row_len(shape), of.row_len().max(1));
     let elems = rows.start * ours..rows.end * ours;
@@ -459,8 +460,8 @@ fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Ra
     (covering, elems.start - skipped..elems.end - skipped)
 }
 
-/// Writes rows `columns` of the transpose of `of`, which are columns of `of`. Of a plain source tensor, only these
-/// columns are decoded.
+/// Writes rows `columns` of the transpose of `of`, which are columns of `of`. If `of` is a plain source tensor, only
+/// these columns are decoded.
 fn transpose(of: &Expr, columns: Range<usize>, out: &mut [f32]) {
     let width = of.row_len();
     let height = out.len() / columns.len().max(1);

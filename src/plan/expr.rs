@@ -1,4 +1,4 @@
-//! Expressions: how the values of an output tensor come from source tensors.
+//! Expressions: how the values of an output tensor are computed from source tensors.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,27 +20,27 @@ pub struct TensorRef {
 }
 
 impl TensorRef {
-    /// Every tensor of `source`, in its order.
+    /// Returns every tensor of `source`, in its order.
     pub fn all(source: &Arc<dyn Source>) -> impl Iterator<Item = TensorRef> {
         (0..source.tensors().len()).map(|index| TensorRef { source: source.clone(), index })
     }
 
-    /// Name, type and shape.
+    /// Returns name, type and shape.
     pub fn info(&self) -> &TensorInfo {
         &self.source.tensors()[self.index]
     }
 
-    /// The file that holds it.
+    /// Returns the path of the tensor's file.
     pub fn path(&self) -> &std::path::Path {
         self.source.path()
     }
 
-    /// The texts in its file's header: see [`Source::text_metadata`].
+    /// Returns the texts in its file's header: see [`Source::text_metadata`].
     pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
         self.source.text_metadata()
     }
 
-    /// Whether both belong to the same open file.
+    /// Returns whether both belong to the same open file.
     pub(super) fn is_of_file(&self, other: &TensorRef) -> bool {
         Arc::ptr_eq(&self.source, &other.source)
     }
@@ -50,12 +50,12 @@ impl TensorRef {
         self.source.check_unchanged()
     }
 
-    /// That its values are here: see [`Source::check_values`].
+    /// Checks that its values are available: see [`Source::check_values`].
     pub(super) fn check_values(&self) -> Result<()> {
         self.source.check_values()
     }
 
-    /// Whether a NaN or an infinity is among its values.
+    /// Returns whether its values include a NaN or an infinity.
     pub(super) fn has_non_finite(&self) -> bool {
         const ROWS: usize = 1024;
         let info = self.info();
@@ -66,12 +66,12 @@ impl TensorRef {
             .any(|start| quant::has_non_finite(info.dtype, &self.rows(start..(start + ROWS).min(total))))
     }
 
-    /// The bytes of rows `rows`: see [`Source::rows`].
+    /// Returns the bytes of rows `rows`: see [`Source::rows`].
     pub fn rows(&self, rows: Range<usize>) -> Cow<'_, [u8]> {
         self.source.rows(self.index, rows)
     }
 
-    /// The bytes of elements `elems`. Only for types that store each element by itself, not for blocks.
+    /// Returns the bytes of elements `elems`. Only for types that store each element separately, not in blocks.
     pub(crate) fn elements(&self, elems: Range<usize>) -> Cow<'_, [u8]> {
         let (row_len, size) = (self.info().row_len().max(1), self.info().dtype.block_bytes());
         let rows = elems.start / row_len..elems.end.div_ceil(row_len);
@@ -94,28 +94,28 @@ impl fmt::Debug for TensorRef {
 /// Some rows of one operand of [`Expr::Rows`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pick {
-    /// Index of the operand.
+    /// The index of the operand.
     pub of: usize,
-    /// Its first row.
+    /// The first row.
     pub start: usize,
-    /// How many rows.
+    /// The number of rows.
     pub len: usize,
 }
 
-/// A function of rows: makes rows of a result from the same rows of its operands.
+/// A function of rows: computes rows of a result from the same rows of its operands.
 pub trait RowMap: fmt::Debug + Send + Sync {
     /// Computes rows `rows` of the result, each of `row_len` values, into `out`. When it is called, `out` holds
     /// the first operand's values of these rows; `others` holds those of the other operands, each as long as `out`.
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
 
-    /// Says, for messages, which finite values of the operands give a NaN or an infinity.
+    /// Returns, for messages, which finite values of the operands result in a NaN or an infinity.
     fn not_finite(&self) -> Option<&str> {
         None
     }
 }
 
-/// Where values come from. All operations work row by row, so that any range of rows can be made
-/// without the rest: that keeps memory flat however large a tensor is.
+/// The origin of values. All operations work row by row, so any range of rows can be computed without the rest. Memory
+/// use therefore doesn't grow with the size of a tensor.
 #[derive(Debug, Clone)]
 pub enum Expr {
     /// A source tensor as it is.
@@ -127,72 +127,70 @@ pub enum Expr {
         /// The numbers, row by row.
         values: Arc<[f32]>,
     },
-    /// Rows of other tensors, one pick after the other: slices, concatenations, stacks and regroupings. No value is
-    /// changed.
+    /// Rows of other tensors, one pick after another: slices, concatenations, stacks, regroupings. No value changes.
     Rows {
         /// The shape of the result; its rows are as long as the operands'.
         shape: Vec<usize>,
         /// The operands.
         of: Vec<Expr>,
-        /// Which rows, in the result's order.
+        /// The chosen rows, in the result's order.
         picks: Arc<[Pick]>,
     },
-    /// The same values in another shape. Rows of one shape divide evenly into rows of the other.
+    /// The same values in another shape. The rows of one shape divide evenly into rows of the other.
     Reshape {
-        /// What is reshaped.
+        /// The values to reshape.
         of: Box<Expr>,
         /// The shape of the result.
         shape: Vec<usize>,
     },
-    /// The same bytes under another type of the same size. A type that a format has no number for is stored under one
-    /// that it has. Bytes are copied without a check.
+    /// The same bytes read as another type of the same size, for formats that lack a type. Bytes are copied unchecked.
     Bits {
         /// The tensor whose bytes are used; it has an [`Expr::raw_dtype`].
         of: Box<Expr>,
         /// The type under which the bytes are read.
         dtype: DType,
     },
-    /// A matrix with rows and columns exchanged.
+    /// A matrix with its rows and columns exchanged.
     Transpose(Box<Expr>),
     /// `of + constant`, in f32.
     AddConstant {
-        /// What is added to.
+        /// The first summand.
         of: Box<Expr>,
         /// The number that is added to every value.
         constant: f32,
     },
     /// `of * factor`, in f32.
     Scale {
-        /// What is multiplied.
+        /// The values to multiply.
         of: Box<Expr>,
-        /// The number by which every value is multiplied.
+        /// The factor of every value.
         factor: f32,
     },
-    /// `of` rounded to a type and back: for references that round midway.
+    /// `of` rounded to a type and back, for references that round midway.
     Round {
-        /// What is rounded.
+        /// The values to round.
         of: Box<Expr>,
         /// The type.
         dtype: DType,
     },
     /// `of + delta`, in f32.
     Add {
-        /// What is added to: the base weight.
+        /// The first summand: the base weight.
         of: Box<Expr>,
-        /// What is added, of the same shape.
+        /// The second summand, of the same shape.
         delta: Box<Expr>,
     },
-    /// `scale * (left @ right)`, summed in f32 and scaled after that: `left` is `[rows, k]`, `right` `[k, cols]`. Every
-    /// row needs all of `right`, so `right` should be the small one.
+    /// `scale * (left @ right)`, summed in f32 and then scaled: `left` is `[rows, k]`, `right` is `[k, cols]`. Every
+    /// row needs all of `right`, so `right` should be the smaller one.
     Product {
-        /// Dimensionless.
+        /// The factor of the product.
         scale: f32,
         /// `B`, or `B M` for a routed update.
         left: Box<Expr>,
         /// `A`.
         right: Box<Expr>,
     },
-    /// The Kronecker product of two matrices: every value of `left` times the whole of `right`.
+    /// The Kronecker product of two matrices: every value of `left` multiplied by the whole of `right`.
     Kronecker {
         /// `[a, c]`.
         left: Box<Expr>,
@@ -210,36 +208,35 @@ pub enum Expr {
     Packed {
         /// Its shape.
         shape: Vec<usize>,
-        /// The tensors that hold it: those that `packing` expects, the one with the values first.
+        /// The tensors that store it, as `packing` expects them: the one with the values comes first.
         parts: Vec<TensorRef>,
         /// How they are packed.
         packing: Arc<dyn Packing>,
     },
-    /// The same values, with a weight for the quantization error of each column. It has an effect only as the outermost
-    /// expression of a tensor.
+    /// The same values, with a weight for each column's quantization error. Only used if this is the outermost
+    /// expression.
     Weighted {
         /// The values.
         of: Box<Expr>,
-        /// One weight per column, for each of the tensor's matrices in turn. A tensor has one matrix, or one per
-        /// expert.
+        /// One weight per column, for each of the tensor's matrices in turn: one matrix, or one per expert.
         importance: Arc<[f32]>,
     },
 }
 
 impl Expr {
-    /// Rows `start..start + len` of `of`, in the shape `shape`.
+    /// Takes rows `start..start + len` of `of`, in the shape `shape`.
     pub fn slice(of: Expr, start: usize, len: usize, shape: Vec<usize>) -> Expr {
         Expr::Rows { shape, of: vec![of], picks: Arc::from([Pick { of: 0, start, len }]) }
     }
 
-    /// The rows of `of`, one tensor after the other, in the shape `shape`: a concatenation along the first dimension,
-    /// or a stack where the shape has one dimension more.
+    /// Joins the rows of the tensors `of`, in the shape `shape`: a concatenation along the first dimension, or a stack
+    /// if the shape has one dimension more.
     pub fn concat(of: Vec<Expr>, shape: Vec<usize>) -> Expr {
         let picks = of.iter().enumerate().map(|(i, e)| Pick { of: i, start: 0, len: rows(&e.shape()) }).collect();
         Expr::Rows { shape, of, picks }
     }
 
-    /// The rows of `of` in the order that `from` gives: row `i` of the result is row `from(i)` of `of`.
+    /// Puts the rows of `of` into the order that `from` gives: row `i` of the result is row `from(i)` of `of`.
     pub fn reordered(of: Expr, from: impl Fn(usize) -> usize) -> Expr {
         let shape = of.shape();
         let mut picks: Vec<Pick> = Vec::new();
@@ -253,7 +250,7 @@ impl Expr {
         Expr::Rows { shape, of: vec![of], picks: picks.into() }
     }
 
-    /// The shape of the values.
+    /// Returns the shape of the values.
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Expr::Take(tensor) => tensor.info().shape.clone(),
@@ -276,7 +273,7 @@ impl Expr {
         }
     }
 
-    /// The type of the bytes, where the values are a source's rows unchanged. Such rows can be copied without decoding.
+    /// Returns the type of the bytes if the values are unchanged source rows, which can be copied without decoding.
     pub fn raw_dtype(&self) -> Option<DType> {
         match self {
             Expr::Take(tensor) => Some(tensor.info().dtype),
@@ -299,11 +296,11 @@ impl Expr {
         }
     }
 
-    /// How many rows of f32 values are in memory at a time for each row that is computed.
+    /// Returns how many rows of f32 values are in memory at a time for each row that is computed.
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
-            // To change the order of rows, up to twice as many rows may be computed as are kept.
+            // To change the order of rows, up to twice as many rows may be computed as are used.
             Expr::Rows { of, .. } => {
                 of.iter().map(|of| if of.raw_dtype().is_some() { 1 } else { 2 + of.buffers() }).max().unwrap_or(1)
             }
@@ -319,7 +316,7 @@ impl Expr {
         }
     }
 
-    /// The operands, in order; none for source tensors and constants.
+    /// Returns the operands, in order; none for source tensors and constants.
     fn operands(&self) -> Vec<&Expr> {
         match self {
             Expr::Take(_) | Expr::Values { .. } | Expr::Packed { .. } => Vec::new(),
@@ -337,8 +334,8 @@ impl Expr {
         }
     }
 
-    /// A packed tensor with its last two dimensions exchanged, where its packing can be read in that order. Blocks that
-    /// GGUF has too are rows of the tensor only after this exchange.
+    /// Returns a packed tensor with its last two dimensions exchanged, if its packing can be read in that order. For
+    /// blocks that GGUF also has, this exchange is needed to make them rows of the tensor.
     pub fn turned(&self) -> Option<Expr> {
         let Expr::Packed { shape, parts, packing } = self else { return None };
         let (packing, mut shape) = (packing.turned()?, shape.clone());
@@ -347,7 +344,7 @@ impl Expr {
         Some(Expr::Packed { shape, parts: parts.clone(), packing })
     }
 
-    /// For a packed tensor, the part that holds the values.
+    /// Returns, for a packed tensor, the part with the values.
     pub(crate) fn packed_in(&self) -> Option<&TensorRef> {
         match self {
             Expr::Packed { parts, .. } => parts.first(),
@@ -356,7 +353,7 @@ impl Expr {
         }
     }
 
-    /// The source tensors that the values come from.
+    /// Returns the source tensors of the values.
     pub fn sources(&self) -> Vec<&TensorRef> {
         match self {
             Expr::Take(tensor) => vec![tensor],
@@ -365,13 +362,13 @@ impl Expr {
         }
     }
 
-    /// Which finite values give a NaN or an infinity, where the operation can tell.
+    /// Returns which finite values result in a NaN or an infinity, if the operation knows.
     pub(super) fn not_finite(&self) -> Option<&str> {
         let own = if let Expr::Map { map, .. } = self { map.not_finite() } else { None };
         own.or_else(|| self.operands().into_iter().find_map(Expr::not_finite))
     }
 
-    /// The types that have to be decoded.
+    /// Returns the types that have to be decoded.
     pub fn source_dtypes(&self) -> impl Iterator<Item = DType> {
         let mut dtypes = Vec::new();
         self.push_source_dtypes(&mut dtypes);
@@ -383,18 +380,18 @@ impl Expr {
             Expr::Take(tensor) => dtypes.push(tensor.info().dtype),
             // The packing knows the types of its parts.
             Expr::Packed { packing, .. } => dtypes.extend(packing.raw_dtype()),
-            // The bytes are decoded as this type, whatever the source calls them.
+            // The bytes are decoded as this type, whatever the type in the source.
             Expr::Bits { dtype, .. } => dtypes.push(*dtype),
             _ => self.operands().into_iter().for_each(|e| e.push_source_dtypes(dtypes)),
         }
     }
 
-    /// The file of the first source, for messages; empty where there is none.
+    /// Returns the file of the first source, for messages; empty if there is none.
     pub fn source_path(&self) -> PathBuf {
         self.sources().first().map(|t| t.path().to_owned()).unwrap_or_default()
     }
 
-    /// Checks that operands and results fit together, recursively. The error is what was expected and what was found.
+    /// Checks recursively that operands and results fit together. The error gives what was expected and what was found.
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         match self {
             Expr::Take(_) | Expr::Packed { .. } => Ok(()),

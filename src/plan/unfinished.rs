@@ -1,4 +1,4 @@
-//! Temporary files and folders of unfinished outputs: their names, and who deletes them.
+//! Temporary files and folders of unfinished outputs: their names, and their deletion.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The temporaries that this process is writing.
+/// The temporary files and folders that this process is writing.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// A younger temporary of another process may not be locked yet.
+/// A newer temporary file of another process may not be locked yet.
 const MIN_AGE: Duration = Duration::from_secs(10);
 
-/// A temporary file or folder: in the list of this process, and locked, for as long as this lives.
+/// A temporary file or folder. Until this is dropped, it is in the list of this process, and locked.
 pub(crate) struct Unfinished {
     path: PathBuf,
     _lock: Option<File>,
 }
 
 impl Unfinished {
-    /// Makes the temporary `path` by `make`, in the list: no signal comes between the two.
+    /// Creates the temporary `path` with `make` and adds it to the list. A signal can't come between the two steps.
     pub(crate) fn make<T>(path: &Path, make: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<(Self, T)> {
         let mut list = lock();
         let made = make(path)?;
@@ -39,13 +39,13 @@ impl Drop for Unfinished {
     }
 }
 
-/// The list of this process; while it is held, [`remove_unfinished`] waits.
+/// Locks the list of this process. While the list is locked, [`remove_unfinished`] waits.
 pub(super) fn lock() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Deletes all temporaries of this process. Call it right before a signal ends the process. It waits while an output
-/// gets its name. Afterwards, no temporary can be made any more.
+/// Deletes all temporary files and folders of this process. Call it right before a signal ends the process. It waits
+/// while an output is being renamed to its final name. Afterwards, no new ones can be created.
 pub fn remove_unfinished() {
     let list = lock();
     for path in list.iter() {
@@ -64,21 +64,21 @@ fn remove(path: &Path) {
     let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }
 
-/// The temporary name of this process for `target`; `None` for a path without a last part.
+/// Returns this process's temporary name for `target`; `None` for a path without a last part.
 pub(super) fn temporary(target: &Path) -> Option<PathBuf> {
     let name = target.file_name()?.to_string_lossy();
     Some(target.with_file_name(format!(".{name}.{}.partial", std::process::id())))
 }
 
-/// The id of the process that made a temporary of `target` with this name.
+/// Returns the id of the process that created the temporary file of `target` with this name.
 fn process_of(target: &Path, name: &str) -> Option<u32> {
     let stem = target.file_name()?.to_str()?;
     let process = name.strip_prefix('.')?.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".partial")?;
     process.parse().ok()
 }
 
-/// Deletes temporaries of `target` whose process has ended, which shows in that nobody holds their lock. A temporary
-/// that can't be locked for another reason stays.
+/// Deletes temporary files and folders of `target` whose process has ended, which shows because nobody holds their
+/// lock. If locking fails for another reason, they stay.
 pub(super) fn remove_abandoned(target: &Path) {
     let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -8,18 +8,17 @@ use std::path::Path;
 use super::{CENTRAL, DESCRIPTOR, ENCRYPTED, END, END_64, EXTRA_64, FULL, LOCAL, LOCATOR_64};
 use crate::error::{Error, Finding, Result};
 
-/// Length of the end of the directory without its comment.
+/// The length of the end of the directory without its comment.
 const END_BYTES: usize = 22;
-/// Length of the locator of a 64-bit end.
+/// The length of the locator of a 64-bit end.
 const LOCATOR_BYTES: usize = 20;
-/// Length of an entry's local header without name and extra field.
+/// The length of an entry's local header without name and extra field.
 const LOCAL_BYTES: usize = 30;
-/// Length of an entry in the directory without name, extra field and comment.
+/// The length of an entry in the directory without name, extra field and comment.
 const CENTRAL_BYTES: usize = 46;
-/// The method of entries that are deflated (4.4.5).
+/// The method of deflated entries (4.4.5).
 const DEFLATED: u16 = 8;
-/// A deflated byte becomes at most this many bytes: two bits can repeat 258 bytes, and there is some
-/// room.
+/// The largest number of bytes that one deflated byte can expand to: two bits can repeat 258 bytes, plus some margin.
 const MAX_DEFLATE_RATIO: u64 = 1040;
 
 /// One file of the archive.
@@ -37,18 +36,18 @@ pub(in crate::formats::pytorch) struct Entry<'a> {
     pub data: Range<usize>,
 }
 
-/// An entry as the directory has it.
+/// An entry of the directory.
 struct Listed<'a> {
     name: &'a str,
     flags: u16,
     method: u16,
     crc: u32,
     sizes: Sizes,
-    /// Where its own header is.
+    /// The position of its local header.
     start: usize,
 }
 
-/// The numbers of an entry that may have 64 bits.
+/// The numbers of an entry that may need 64 bits.
 struct Sizes {
     packed: u64,
     size: u64,
@@ -94,20 +93,20 @@ pub(in crate::formats::pytorch) fn read_directory<'a>(path: &Path, bytes: &'a [u
     Ok(entries)
 }
 
-/// An entry of an archive of which only the directory is there.
+/// An entry of an archive whose directory alone is available.
 #[cfg(feature = "hub")]
 pub(in crate::formats::pytorch) struct Place<'a> {
     pub name: &'a str,
-    /// From its own header to where the next entry, or the directory, begins.
+    /// From its local header to the next entry or the directory.
     pub span: Range<u64>,
-    /// A header that stands for its own, which may be longer.
+    /// A header to use instead of its local header, which may be longer.
     pub header: Vec<u8>,
 }
 
-/// Reads the directory of the archive `bytes`, whose entries needn't be there.
+/// Reads the directory of the archive `bytes`, in which the entries themselves may be missing.
 ///
 /// # Errors
-/// As [`read_directory`].
+/// The same as for [`read_directory`].
 #[cfg(feature = "hub")]
 pub(in crate::formats::pytorch) fn read_places<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<Place<'a>>> {
     let zip = Zip { path, bytes };
@@ -134,11 +133,11 @@ pub(in crate::formats::pytorch) fn read_places<'a>(path: &Path, bytes: &'a [u8])
 
 #[cfg(feature = "hub")]
 impl Listed<'_> {
-    /// The header that an entry with this name and these sizes has in front of it, without an extra field.
+    /// Returns the local header of an entry with this name and these sizes, without an extra field.
     fn header(&self) -> Vec<u8> {
         let narrow = |size: u64| u32::try_from(size).unwrap_or(FULL).to_le_bytes();
         let mut header = LOCAL.to_le_bytes().to_vec();
-        // The version that is needed, which nobody looks at.
+        // The required version, which no reader checks.
         header.extend([0; 2]);
         header.extend((self.flags & !DESCRIPTOR).to_le_bytes());
         header.extend(self.method.to_le_bytes());
@@ -147,7 +146,7 @@ impl Listed<'_> {
         header.extend(self.crc.to_le_bytes());
         header.extend(narrow(self.sizes.packed));
         header.extend(narrow(self.sizes.size));
-        // A name in the directory has a length of two bytes, too.
+        // The length fits, because in the directory it has two bytes, too.
         header.extend((self.name.len() as u16).to_le_bytes());
         header.extend([0; 2]);
         header.extend(self.name.as_bytes());
@@ -198,17 +197,17 @@ impl<'a> Zip<'_, 'a> {
         here.map(|b| u64::from_le_bytes(*b)).ok_or_else(|| self.cut_short("a number of 8 bytes"))
     }
 
-    /// The `length` bytes from `at`, which must end before `limit`.
+    /// Returns `length` bytes from `at`, which must not reach beyond `limit`.
     fn slice(&self, at: usize, length: usize, limit: usize, what: &str) -> Result<&'a [u8]> {
         let end = at.checked_add(length).filter(|end| *end <= limit);
         end.and_then(|end| self.bytes.get(at..end)).ok_or_else(|| self.cut_short(what))
     }
 
-    /// The number of entries, and the range of the directory.
+    /// Finds the number of entries, and the range of the directory.
     fn find_directory(&self) -> Result<(u64, Range<usize>)> {
         let last = self.bytes.len().checked_sub(END_BYTES).ok_or_else(|| self.cut_short("a directory"))?;
         let first = last.saturating_sub(usize::from(u16::MAX));
-        // The end has a comment of any length, which must reach exactly to the file's end.
+        // The end has a comment of any length, which must extend exactly to the file's end.
         let end = (first..=last).rev().find(|&at| {
             self.u32(at).is_ok_and(|n| n == END)
                 && self.u16(at + 20).is_ok_and(|comment| at + END_BYTES + usize::from(comment) == self.bytes.len())
@@ -222,7 +221,7 @@ impl<'a> Zip<'_, 'a> {
         let locator = end.checked_sub(LOCATOR_BYTES).filter(|at| self.u32(*at).is_ok_and(|n| n == LOCATOR_64));
         if let Some(locator) = locator {
             let at = usize::try_from(self.u64(locator + 8)?).unwrap_or(usize::MAX);
-            // The 64-bit end must be directly before its locator: its length is 12 bytes and the length that it gives.
+            // The 64-bit end must be directly before its locator: its length is 12 bytes plus the length that it gives.
             let reaches = (at < locator && self.u32(at)? == END_64)
                 && usize::try_from(self.u64(at + 4)?).ok().and_then(|n| n.checked_add(at + 12)) == Some(locator);
             if !reaches || locator - at < 56 {
@@ -253,7 +252,7 @@ impl<'a> Zip<'_, 'a> {
         }
     }
 
-    /// Entry `number`, which is at `at` in the directory, and where the next one is.
+    /// Reads entry `number`, which is at `at` in the directory, and returns the position of the next one, too.
     fn listed(&self, number: u64, at: usize, limit: usize) -> Result<(Listed<'a>, usize)> {
         let what = "an entry of the directory";
         self.slice(at, CENTRAL_BYTES, limit, what)?;
@@ -296,8 +295,8 @@ impl<'a> Zip<'_, 'a> {
         Ok((Listed { name, flags, method, crc, sizes, start }, next + lengths[2]))
     }
 
-    /// Content size, packed size and offset. Those that don't fit into 32 bits are in the extra field, in this order
-    /// (4.5.3).
+    /// Returns content size, packed size and offset. Those that don't fit into 32 bits are in the extra field, in this
+    /// order (4.5.3).
     fn wide(&self, name: &str, narrow: [u32; 3], extra: &[u8]) -> Result<Sizes> {
         let bad = || self.named(name).expected("64-bit sizes in the extra field").found("none").format();
         let mut wide = None;
@@ -326,7 +325,7 @@ impl<'a> Zip<'_, 'a> {
         Ok(Sizes { packed, size, offset })
     }
 
-    /// Where the data of an entry is. Its own header has to agree with the directory.
+    /// Returns the range of an entry's data. Its local header has to agree with the directory.
     fn local(&self, listed: &Listed<'_>) -> Result<Range<usize>> {
         let Listed { name, flags, method, ref sizes, start, .. } = *listed;
         let what = "an entry's header";
@@ -366,7 +365,7 @@ impl<'a> Zip<'_, 'a> {
     }
 }
 
-/// Refuses names that lead out of a folder. Nothing is written under an archive's names, but such a name shows that the
+/// Rejects names that lead out of a folder. No file is written under an archive's names, but such a name shows that the
 /// archive is hostile.
 fn plain_name(name: &str) -> std::result::Result<(), &'static str> {
     if name.starts_with('/') || name.contains('\\') {
