@@ -15,12 +15,12 @@ use crate::error::{Finding, Result};
 use crate::json::read_json_object;
 use crate::tokenizer::rows_needed;
 
-/// Weights that some trainers save in the adapter's folder: scripts of DeepSpeed and LLaVA, LongLoRA, vLLM's extra
-/// embeddings.
+/// The names of other weights that some trainers save in the adapter's folder: scripts of DeepSpeed and LLaVA,
+/// LongLoRA, vLLM's extra embeddings.
 const WEIGHTS: &[&str] =
     &["new_embeddings.bin", "new_embeddings.safetensors", "non_lora_trainables.bin", "trainable_params.bin"];
 
-/// Fields that don't change what a tokenizer does.
+/// Fields that don't change a tokenizer's behavior.
 const INERT: &[&str] = &[
     "is_local",
     "name_or_path",
@@ -54,8 +54,8 @@ pub(super) struct Candidate<'a> {
     pub(super) path: &'a Path,
 }
 
-/// The folder of the chosen tokenizer, for a model with `rows` rows in its embeddings; `None` for the base's. Adds
-/// decisions that the user may not expect to `notes`.
+/// Returns the folder of the chosen tokenizer for a model with `rows` rows in its embeddings; `None` for the base's.
+/// Decisions that the user may not expect are added to `notes`.
 ///
 /// # Errors
 /// [`crate::Error::Setting`] if the chosen place has no tokenizer, or the adapters have different ones;
@@ -118,10 +118,10 @@ pub(super) fn chosen(
     }
 }
 
-/// Checks the choice for a base that is a GGUF. The tokenizer is in its keys and stays as it is.
+/// Checks the choice if the base is a GGUF. Its tokenizer is in its keys and stays as it is.
 ///
 /// # Errors
-/// [`crate::Error::Setting`] if another tokenizer than the base's is chosen.
+/// [`crate::Error::Setting`] if the choice isn't the base's tokenizer.
 pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], notes: &mut Vec<String>) -> Result<()> {
     match choice {
         TokenizerChoice::Base => Ok(()),
@@ -139,7 +139,7 @@ pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], no
     }
 }
 
-/// A note that names the weights in the adapter's folder that aren't merged.
+/// Returns a note with the names of the weights in the adapter's folder that aren't merged.
 pub(super) fn unread_weights(adapter: &str, folder: &Path) -> Option<String> {
     let names: Vec<&str> = WEIGHTS.iter().copied().filter(|name| folder.join(name).is_file()).collect();
     let what = "weights beside the adapter, which are not merged";
@@ -150,19 +150,20 @@ fn refused(folder: &Path, why: &str) -> crate::Error {
     Finding::new(folder, "its tokenizer").expected("one that fits the model").found(why).mismatch()
 }
 
-/// The reason why the tokenizer of `folder` doesn't fit a model with `rows` rows in its embeddings; `None` if it fits.
+/// Returns the reason why the tokenizer of `folder` doesn't fit a model with `rows` rows in its embeddings; `None` if
+/// it fits.
 fn misfit(folder: &Path, rows: Option<usize>) -> Result<Option<String>> {
     let needed = rows_needed(folder)?;
     Ok(rows.filter(|rows| *rows < needed).map(|rows| format!("{needed} tokens for an embedding of {rows} rows")))
 }
 
-/// The tokenizer files of `folder` that `other` lacks or has with other content.
+/// Returns the tokenizer files of `folder` that `other` lacks or that have other content there.
 fn differing(folder: &Path, other: &Path) -> Vec<&'static str> {
     let same = |name: &&str| same_content(&folder.join(name), &other.join(name));
     tokenizer_files(folder).into_iter().filter(|name| !same(name)).collect()
 }
 
-/// Whether two files have the same content. JSON is compared by its values, without fields that change nothing.
+/// Returns whether two files have the same content. JSON is compared by its values, without fields that change nothing.
 fn same_content(one: &Path, other: &Path) -> bool {
     if one.extension().is_some_and(|extension| extension == "json") {
         let read = |path: &Path| {

@@ -229,8 +229,7 @@ impl Expr {
         Expr::Rows { shape, of: vec![of], picks: Arc::from([Pick { of: 0, start, len }]) }
     }
 
-    /// Joins the rows of the tensors `of`, in the shape `shape`: a concatenation along the first dimension, or a stack
-    /// if the shape has one dimension more.
+    /// Joins the rows of several tensors: a concatenation along the first dimension, or a stack, depending on `shape`.
     pub fn concat(of: Vec<Expr>, shape: Vec<usize>) -> Expr {
         let picks = of.iter().enumerate().map(|(i, e)| Pick { of: i, start: 0, len: rows(&e.shape()) }).collect();
         Expr::Rows { shape, of, picks }

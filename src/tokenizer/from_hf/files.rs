@@ -1,4 +1,4 @@
-//! The tokenizer's files of a folder, and findings about them.
+//! Reads the tokenizer files of a folder, and creates findings about them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,34 +10,34 @@ use crate::json::read_json_object;
 
 pub(super) type Object = Map<String, Json>;
 
-/// The most tokens that a vocabulary may have, several times as many as the largest models have. The
-/// number comes from config.json and decides how many placeholders are made.
+/// The largest number of tokens in a vocabulary, several times as many as in the largest models. config.json gives the
+/// number, and it decides how many placeholders are created.
 pub(super) const MAX_TOKENS: usize = 1 << 22;
 
-/// The tokenizer's files, as JSON.
+/// The tokenizer files, as JSON.
 pub(super) struct Files {
     pub(super) folder: PathBuf,
-    /// The model's folder, which has config.json. Usually the same.
+    /// The model's folder, which has config.json. It is usually the same folder.
     model_folder: PathBuf,
     /// config.json
     pub(super) model_config: Object,
-    /// tokenizer.json, where it is there.
+    /// tokenizer.json, if it exists.
     pub(super) tokenizer: Option<Object>,
-    /// tokenizer_config.json, where it is there and not empty.
+    /// tokenizer_config.json, if it exists and isn't empty.
     pub(super) config: Option<Object>,
     /// Whether the folder is in Mistral's own format.
     pub(super) is_mistral_format: bool,
 }
 
 impl Files {
-    /// The tokenizer's files of a model.
+    /// Opens the tokenizer files of a model.
     pub(super) fn of(model: &Checkpoint) -> Result<Self> {
         let files = Self::open(model.tokenizer_folder(), model.config_json.clone())?;
         let is_mistral_format = model.is_mistral_format() && model.tokenizer_folder() == model.path();
         Ok(Self { model_folder: model.path().to_owned(), is_mistral_format, ..files })
     }
 
-    /// The files of `folder`, whose config.json is `model_config`.
+    /// Opens the files of `folder`, whose config.json is `model_config`.
     pub(super) fn open(folder: &Path, model_config: Object) -> Result<Self> {
         let read = |name: &str| {
             let path = folder.join(name);
@@ -49,24 +49,24 @@ impl Files {
         Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false })
     }
 
-    /// A finding about `subject` in the file `name`, or in the folder if `name` is empty.
+    /// Creates a finding about `subject` in the file `name`, or in the folder if `name` is empty.
     pub(super) fn finding_in(&self, name: &str, subject: impl Into<String>) -> Finding {
         let folder = if name == "config.json" { &self.model_folder } else { &self.folder };
         let path = if name.is_empty() { folder.clone() } else { folder.join(name) };
         Finding::new(path, subject)
     }
 
-    /// A finding about `subject` in tokenizer.json.
+    /// Creates a finding about `subject` in tokenizer.json.
     pub(super) fn finding(&self, subject: impl Into<String>) -> Finding {
         self.finding_in("tokenizer.json", subject)
     }
 
-    /// The field `name` of tokenizer_config.json.
+    /// Returns the field `name` of tokenizer_config.json.
     pub(super) fn setting(&self, name: &str) -> Option<&Json> {
         self.config.as_ref().and_then(|config| config.get(name))
     }
 
-    /// The file `name`, where it is there.
+    /// Reads the file `name`, if it exists.
     pub(super) fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.folder.join(name);
         if !path.is_file() {
@@ -75,24 +75,24 @@ impl Files {
         std::fs::read(&path).at(&path, "read").map(Some)
     }
 
-    /// The JSON object in the file `name`, where it is there.
+    /// Reads the JSON object in the file `name`, if it exists.
     pub(super) fn json(&self, name: &str) -> Result<Option<Object>> {
         let path = self.folder.join(name);
         path.is_file().then(|| read_json_object(&path)).transpose()
     }
 
-    /// A field of config.json. The fields of a text model inside a larger model come first.
+    /// Returns a field of config.json. In a larger model, the fields of its text model come first.
     pub(super) fn hparam(&self, name: &str) -> Option<&Json> {
         let inner = self.model_config.get("text_config").and_then(|inner| inner.get(name));
         inner.or_else(|| self.model_config.get(name)).filter(|value| !value.is_null())
     }
 
-    /// The type of the text model that config.json names.
+    /// Returns the text model's type from config.json.
     pub(super) fn model_type(&self) -> &str {
         self.hparam("model_type").and_then(Json::as_str).unwrap_or_default()
     }
 
-    /// `vocab_size` of config.json, else the default for the type of model.
+    /// Returns `vocab_size` of config.json, otherwise the default for the type of model.
     pub(super) fn vocab_size(&self) -> Result<Option<usize>> {
         let Some(size) = self.hparam("vocab_size") else { return Ok(default_vocab_size(self.model_type())) };
         let number = size.as_u64().and_then(|size| usize::try_from(size).ok());
@@ -106,7 +106,7 @@ impl Files {
         }
     }
 
-    /// `type_vocab_size` of config.json: how many types of segments the model distinguishes.
+    /// Returns `type_vocab_size` of config.json: how many types of segments the model distinguishes.
     pub(super) fn type_vocab_size(&self) -> Result<u32> {
         let Some(size) = self.hparam("type_vocab_size") else {
             return Ok(if matches!(self.model_type(), "bert" | "roberta" | "xlm-roberta") { 2 } else { 1 });
@@ -120,8 +120,8 @@ impl Files {
     }
 }
 
-/// transformers' default of `vocab_size`, which config.json may leave out: the reference reads the
-/// config through transformers.
+/// Returns transformers' default for `vocab_size`, which config.json may omit. The reference reads the config through
+/// transformers and so gets this default.
 fn default_vocab_size(model_type: &str) -> Option<usize> {
     Some(match model_type {
         "llama" | "mistral" | "mixtral" | "granite" | "granitemoe" => 32000,
@@ -141,7 +141,7 @@ fn default_vocab_size(model_type: &str) -> Option<usize> {
     })
 }
 
-/// A text file with every line end as `\n`.
+/// Reads a text file, with every line ending converted to `\n`.
 pub(super) fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).at(path, "read")?;
     let text = String::from_utf8(bytes)
@@ -149,7 +149,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
     Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
 }
 
-/// Text for a message, shortened where it is long.
+/// Returns text for a message, shortened if it is long.
 pub(super) fn shortened(text: &str) -> String {
     const SHOWN_CHARS: usize = 200;
     match text.char_indices().nth(SHOWN_CHARS) {
@@ -158,14 +158,14 @@ pub(super) fn shortened(text: &str) -> String {
     }
 }
 
-/// The id that `json` is.
+/// Converts `json` to an id.
 pub(super) fn id_of(json: &Json) -> Option<usize> {
     json.as_u64().and_then(|id| usize::try_from(id).ok())
 }
 
 #[cfg(test)]
 impl Files {
-    /// Files as a test has them, without a folder.
+    /// Creates the files for a test, without a folder.
     pub(super) fn for_test(tokenizer: Json, config: Json, model_config: Json) -> Self {
         let object = |json: Json| json.as_object().cloned().filter(|fields| !fields.is_empty());
         Self {

@@ -21,7 +21,7 @@ use crate::tokenizer::token::TokenKind;
 
 pub(super) const TEKKEN: &str = "tekken.json";
 
-/// The special tokens of a tekken.json that lists none: those of the first versions.
+/// The special tokens if tekken.json lists none: those of the first versions.
 const FIRST_SPECIALS: [&str; 20] = [
     "<unk>",
     "<s>",
@@ -45,7 +45,7 @@ const FIRST_SPECIALS: [&str; 20] = [
     "[TOOL_CONTENT]",
 ];
 
-/// Names that llama.cpp has for templates that are built into it: version, whether it is tekken, name.
+/// Names of chat templates built into llama.cpp: version, whether it is tekken, name.
 const TEMPLATES: [(u32, bool, &str); 6] = [
     (1, false, "mistral-v1"),
     (1, true, "mistral-v1"),
@@ -55,7 +55,7 @@ const TEMPLATES: [(u32, bool, &str); 6] = [
     (7, true, "mistral-v7-tekken"),
 ];
 
-/// tekken.json, as far as a vocabulary needs it.
+/// The parts of tekken.json that a vocabulary needs.
 #[derive(Deserialize)]
 struct Tekken {
     config: TekkenConfig,
@@ -83,8 +83,8 @@ struct SpecialEntry {
     token_str: String,
 }
 
-/// The tokenizer's file: tekken.json, else the SentencePiece model of the last version. A model without a version is
-/// Mistral's only in its own format.
+/// Returns the tokenizer's file: tekken.json, otherwise the SentencePiece model with the last name. A model without a
+/// version in its name is Mistral's only in its own format.
 pub(super) fn file(files: &Files) -> Result<Option<String>> {
     if files.folder.join(TEKKEN).is_file() {
         return Ok(Some(TEKKEN.to_owned()));
@@ -104,7 +104,8 @@ pub(super) fn file(files: &Files) -> Result<Option<String>> {
     Ok(models.into_iter().max())
 }
 
-/// The version that a SentencePiece model's name ends in: 3 of `tokenizer.model.v3`, 7 of `tokenizer.model.v7m1`.
+/// Returns the version at the end of a SentencePiece model's name: 3 of `tokenizer.model.v3`, 7 of
+/// `tokenizer.model.v7m1`.
 fn version_of(name: &str) -> Option<u32> {
     let (_, version) = name.rsplit_once(".model")?;
     if version.is_empty() {
@@ -115,7 +116,7 @@ fn version_of(name: &str) -> Option<u32> {
 }
 
 impl VocabWriter<'_> {
-    /// Mistral's own tokenizer, which is in the file `name`.
+    /// Writes Mistral's own tokenizer from the file `name`.
     pub(super) fn mistral(&mut self, name: &str) -> Result<()> {
         if name == TEKKEN { self.tekken() } else { self.versioned(name) }
     }
@@ -155,14 +156,14 @@ impl VocabWriter<'_> {
         let kinds: Vec<i32> = kinds.map(TokenKind::number).collect();
         let texts: Vec<String> = specials.into_iter().chain(ranks.texts().map(|(text, _)| text)).collect();
         self.metadata.insert(keys::TOKENS, Array::texts(texts));
-        // As the reference writes them; nothing reads them.
+        // The reference writes these scores, but no program reads them.
         self.metadata.insert(keys::SCORES, Array::I32(vec![0; count]));
         self.metadata.insert(keys::TOKEN_TYPE, Array::I32(kinds));
         let version = read.config.version.strip_prefix('v').and_then(|version| version.parse().ok());
         self.finish(TEKKEN, count, version, true)
     }
 
-    /// A SentencePiece model, without the tokens that other files add.
+    /// Writes a SentencePiece model, without the added tokens of other files.
     fn versioned(&mut self, name: &str) -> Result<()> {
         let files = self.files;
         let bytes = files.bytes(name)?.unwrap_or_default();
@@ -189,7 +190,7 @@ impl VocabWriter<'_> {
         self.finish(name, count, version_of(name), false)
     }
 
-    /// The keys that follow the tokens.
+    /// Writes the keys that follow the tokens.
     fn finish(&mut self, name: &str, count: usize, version: Option<u32>, is_tekken: bool) -> Result<()> {
         let files = self.files;
         if let Some(size) = files.vocab_size()?.filter(|size| *size != count) {
@@ -213,7 +214,7 @@ impl VocabWriter<'_> {
     }
 }
 
-/// The special tokens by id: those that are listed, then fillers.
+/// Returns the special tokens by id: the listed ones, then fillers.
 fn specials(files: &Files, read: &Tekken) -> Result<Vec<String>> {
     let count = read.config.default_num_special_tokens;
     let finding = |what: &str| files.finding_in(TEKKEN, what);
@@ -244,7 +245,7 @@ fn specials(files: &Files, read: &Tekken) -> Result<Vec<String>> {
     }
 }
 
-/// The tokens of bytes, as many as the vocabulary has place for.
+/// Returns the tokens of bytes, as many as the vocabulary has room for.
 fn ranks(files: &Files, read: &Tekken, specials: usize) -> Result<Ranks> {
     let count = read.config.default_vocab_size;
     let finding = |what: String| files.finding_in(TEKKEN, what);

@@ -1,8 +1,8 @@
-//! From a tokenizer's files to the vocabulary of a GGUF: tokens with their scores, kinds and merges,
-//! special tokens and the chat template.
+//! Converts a tokenizer's files to the vocabulary of a GGUF: tokens with their scores, kinds and merges, special tokens
+//! and the chat template.
 //!
-//! In llama.cpp's converter each architecture makes the keys `tokenizer.*` in its own way. [`Vocab`]
-//! names these ways.
+//! In llama.cpp's converter, each architecture writes the keys `tokenizer.*` in its own way. [`Vocab`] lists these
+//! ways.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`_set_vocab_*`), and `set_vocab` of
 //! `conversion/llama.py`, `qwen.py`, `gemma.py`, `phi.py` and `bert.py`.
@@ -41,15 +41,14 @@ use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
 use crate::tokenizer::keys;
 
-/// How an architecture's vocabulary is made of the tokenizer's files.
+/// How an architecture's vocabulary is derived from the tokenizer's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vocab {
-    /// Byte-level BPE: GPT-2, GPT-NeoX, Falcon, StarCoder2, StableLM, OLMo 2, the mixtures of Qwen.
+    /// Byte-level BPE: GPT-2, GPT-NeoX, Falcon, StarCoder2, StableLM, OLMo 2, Qwen's mixture-of-experts models.
     Bpe,
-    /// SentencePiece, else a tokenizer.json made of it, else BPE: Llama, Mistral, Mixtral, Granite,
-    /// SmolLM3.
+    /// SentencePiece, else a tokenizer.json made from it, else BPE: Llama, Mistral, Mixtral, Granite, SmolLM3.
     Llama,
-    /// SentencePiece and the tokens of code completion: Gemma.
+    /// SentencePiece with tokens for code completion: Gemma.
     Gemma,
     /// SentencePiece: Gemma 2.
     Gemma2,
@@ -57,11 +56,11 @@ pub(crate) enum Vocab {
     Gemma3,
     /// SentencePiece, else BPE: Qwen2 and Qwen3.
     SpmOrBpe,
-    /// SentencePiece with every added token, or BPE where the tokenizer is GPT-2's: Phi-3, Phi-4.
+    /// SentencePiece with every added token, or BPE if the tokenizer is GPT-2's: Phi-3, Phi-4.
     Phi3,
     /// WordPiece: BERT, DistilBERT.
     WordPiece,
-    /// Byte-level BPE of an encoder: RoBERTa.
+    /// Byte-level BPE for an encoder: RoBERTa.
     Roberta,
     /// Unigram: XLM-RoBERTa.
     XlmRoberta,
@@ -69,22 +68,21 @@ pub(crate) enum Vocab {
     None,
 }
 
-/// What a user can choose about a vocabulary.
+/// The user's choices for a vocabulary.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VocabOptions {
-    /// llama.cpp's name of the pre-tokenizer, instead of the one that is found.
+    /// llama.cpp's name for the pre-tokenizer, instead of the detected one.
     pub(crate) pre: Option<String>,
 }
 
-/// Makes the keys `tokenizer.*` of the folder's tokenizer, in the reference's order. Decisions that a
-/// user should know of become lines of `notes`.
+/// Writes the keys `tokenizer.*` for the folder's tokenizer, in the reference's order. Decisions that the user should
+/// know about are added to `notes`.
 ///
-/// The number of tokens is `vocab_size` of config.json, where the reference asks for it.
+/// The number of tokens is `vocab_size` of config.json if the reference uses it.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] where a file is missing or doesn't fit config.json;
-/// [`crate::Error::Unsupported`] for a tokenizer that GGUF or this version can't represent;
-/// [`crate::Error::Format`] for malformed files.
+/// [`crate::Error::Mismatch`] if a file is missing or doesn't fit config.json; [`crate::Error::Unsupported`] for a
+/// tokenizer that GGUF or this version can't represent; [`crate::Error::Format`] for malformed files.
 pub(crate) fn to_gguf(
     metadata: &mut Metadata,
     folder: &Checkpoint,
@@ -99,7 +97,7 @@ pub(crate) fn to_gguf(
     write_completed(metadata, &Files::of(folder)?, vocab, options, notes)
 }
 
-/// The keys of the files, completed by the record of an earlier conversion from GGUF.
+/// Writes the keys of the files, completed by the record of an earlier conversion from GGUF.
 fn write_completed(
     metadata: &mut Metadata,
     files: &Files,
@@ -149,10 +147,10 @@ fn write_files(
     }
 }
 
-/// The keys of a folder that may have no weights.
+/// Returns the keys for a folder that may have no weights.
 ///
 /// # Errors
-/// As [`to_gguf`].
+/// The same as for [`to_gguf`].
 #[cfg(test)]
 pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
     let mut metadata = Metadata::new(folder);
@@ -161,18 +159,18 @@ pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) 
     Ok(metadata)
 }
 
-/// How many rows of its embedding Gemma 3 keeps: those that its tokenizer has tokens for.
+/// Returns how many rows of its embedding Gemma 3 keeps: those with a token in its tokenizer.
 ///
 /// # Errors
-/// As [`to_gguf`].
+/// The same as for [`to_gguf`].
 pub(crate) fn gemma3_rows(folder: &Checkpoint) -> Result<usize> {
     sentencepiece::gemma3_rows(&Files::of(folder)?)
 }
 
-/// How many rows an embedding needs for the tokenizer in `folder`: one more than its largest id.
+/// Returns how many rows an embedding needs for the tokenizer in `folder`: one more than its largest id.
 ///
 /// # Errors
-/// As [`to_gguf`].
+/// The same as for [`to_gguf`].
 pub(crate) fn rows_needed(folder: &Path) -> Result<usize> {
     let files = Files::open(folder, files::Object::new())?;
     if !["tokenizer.json", "vocab.json", "vocab.txt"].iter().any(|name| folder.join(name).is_file()) {
@@ -195,7 +193,7 @@ struct VocabWriter<'a> {
 }
 
 impl VocabWriter<'_> {
-    /// As [`Self::sentencepiece`], but for a tokenizer.json that was made of a SentencePiece model, which counts as one.
+    /// Does the same as [`Self::sentencepiece`], but also accepts a tokenizer.json made from a SentencePiece model.
     fn sentencepiece_or_json(&mut self, reading: Reading) -> Result<bool> {
         match sentencepiece::of_model_or_json(self.files, reading, self.notes)? {
             Some(tokens) => self.llama_tokens(tokens).map(|()| true),
@@ -203,7 +201,7 @@ impl VocabWriter<'_> {
         }
     }
 
-    /// SentencePiece (`_set_vocab_sentencepiece`); false where there is no tokenizer.model.
+    /// Writes a SentencePiece vocabulary (`_set_vocab_sentencepiece`). Returns false if there is no tokenizer.model.
     fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
         match sentencepiece::tokens(self.files, reading, self.notes)? {
             Some(tokens) => self.llama_tokens(tokens).map(|()| true),
@@ -211,7 +209,7 @@ impl VocabWriter<'_> {
         }
     }
 
-    /// Tokens of the kind that GGUF calls "llama", and special tokens.
+    /// Writes tokens of the kind that GGUF calls "llama", and the special tokens.
     fn llama_tokens(&mut self, tokens: ScoredTokens) -> Result<()> {
         let count = tokens.texts.len();
         self.scored("llama", tokens);
@@ -239,12 +237,12 @@ impl VocabWriter<'_> {
             }
         }
         match files.vocab_size()? {
-            // Code Llama's tokens of code completion. The reference has no keys for the first three.
+            // Code Llama's tokens for code completion. The reference has no keys for the first three.
             Some(32016) => {
                 let ids = [("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)];
                 self.infill(&ids, true)
             }
-            // Granite's small models.
+            // The small Granite models.
             Some(49152) => {
                 self.metadata.insert(keys::ADD_BOS, false);
                 Ok(())
@@ -261,10 +259,10 @@ impl VocabWriter<'_> {
         self.no_space_prefix()
     }
 
-    /// Special tokens of code completion, with the ids that they have unless a file gives others.
+    /// Writes the special tokens for code completion, with these ids unless a file gives others.
     fn infill(&mut self, ids: &[(&'static str, u32)], with_template: bool) -> Result<()> {
         let kinds: Vec<&'static str> = ids.iter().map(|(kind, _)| *kind).collect();
-        // The same notes were made when the usual kinds were looked up.
+        // The lookup of the usual kinds has already added the same notes.
         let said = &mut Vec::new();
         let mut specials = SpecialTokens::load(self.files, &kinds, None, said)?;
         for (kind, id) in ids {
@@ -283,7 +281,7 @@ impl VocabWriter<'_> {
     }
 
     fn phi3(&mut self) -> Result<()> {
-        // Phi-4's.
+        // Phi-4 has this class.
         if self.files.setting("tokenizer_class") == Some(&json!("GPT2Tokenizer")) {
             return self.bpe();
         }
@@ -296,7 +294,7 @@ impl VocabWriter<'_> {
     fn roberta(&mut self) -> Result<()> {
         let files = self.files;
         if files.tokenizer.is_none() {
-            // The reference treats such a folder as BERT's.
+            // The reference treats such a folder like BERT's.
             if files.folder.join("vocab.txt").is_file() {
                 return self.word_piece();
             }
@@ -312,14 +310,14 @@ impl VocabWriter<'_> {
         Ok(())
     }
 
-    /// Tokens without scores.
+    /// Writes tokens without scores.
     fn tokens(&mut self, tokens: Vec<Token>) {
         let (texts, kinds): (Vec<String>, Vec<i32>) = tokens.into_iter().map(|t| (t.text, t.kind.number())).unzip();
         self.metadata.insert(keys::TOKENS, Array::texts(texts));
         self.metadata.insert(keys::TOKEN_TYPE, Array::I32(kinds));
     }
 
-    /// Tokens with scores, of a model that has no pre-tokenizers.
+    /// Writes tokens with scores, for a model without a pre-tokenizer.
     fn scored(&mut self, model: &str, tokens: ScoredTokens) {
         self.metadata.insert(keys::MODEL, model);
         self.metadata.insert(keys::PRE, "default");
@@ -329,7 +327,7 @@ impl VocabWriter<'_> {
         self.metadata.insert(keys::TOKEN_TYPE, Array::I32(kinds));
     }
 
-    /// The usual special tokens.
+    /// Writes the usual special tokens.
     fn specials(&mut self, n_vocab: Option<usize>) -> Result<()> {
         SpecialTokens::load(self.files, USUAL, n_vocab, self.notes)?.write(self.metadata);
         Ok(())

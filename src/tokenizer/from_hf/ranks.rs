@@ -1,6 +1,7 @@
-//! Byte-level BPE without merges: tokens of bytes, of which the one of the lowest rank is made first (tiktoken).
+//! Byte-level BPE without merges, as in tiktoken: tokens are byte sequences, and the token of the lowest rank is formed
+//! first.
 //!
-//! GGUF has merges instead of ranks. They follow from the ranks, in one of two ways that the reference has.
+//! GGUF has merges instead of ranks. They are derived from the ranks in one of the reference's two ways.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/vocab.py` (`MistralVocab.extract_vocab_merges_from_model`),
 //! `conversion/qwen.py` (`QwenModel.bpe`).
@@ -11,13 +12,13 @@ use super::vocabulary::char_of;
 
 /// Tokens and their ranks.
 pub(super) struct Ranks {
-    /// By rank, or by place in the file.
+    /// Ordered by rank, or by position in the file.
     tokens: Vec<(Vec<u8>, u32)>,
     ranks: HashMap<Vec<u8>, u32>,
 }
 
 impl Ranks {
-    /// The tokens in an order that their merges keep; the token that stands there twice where one does.
+    /// Takes the tokens in an order that their merges will keep. Returns a token that occurs twice as the error.
     pub(super) fn new(tokens: Vec<(Vec<u8>, u32)>) -> Result<Self, Vec<u8>> {
         let mut ranks = HashMap::with_capacity(tokens.len());
         for (token, rank) in &tokens {
@@ -28,7 +29,7 @@ impl Ranks {
         Ok(Self { tokens, ranks })
     }
 
-    /// Each token as text, with its rank.
+    /// Returns each token as text, with its rank.
     pub(super) fn texts(&self) -> impl Iterator<Item = (String, u32)> {
         self.tokens.iter().map(|(token, rank)| (text(token), *rank))
     }
@@ -37,8 +38,8 @@ impl Ranks {
         self.ranks.get(token).copied()
     }
 
-    /// Every pair of tokens that makes a token, in order of that token's rank, then of the pair's own: Mistral's way.
-    /// The token from `first` on that no pair makes is the error.
+    /// Returns every pair of tokens that forms a token, ordered by that token's rank and then by the pair's own ranks,
+    /// as Mistral's converter does. If no pair forms a token of rank `first` or higher, that token is the error.
     pub(super) fn every_merge(&self, first: u32) -> Result<Vec<String>, (String, u32)> {
         let mut merges = Vec::new();
         for (token, rank) in self.tokens.iter().filter(|(_, rank)| *rank >= first) {
@@ -54,8 +55,8 @@ impl Ranks {
         Ok(merges)
     }
 
-    /// For each token the pair that is left of its bytes when all tokens of lower ranks are made: the way of tiktoken's
-    /// other models. Tokens of which more is left are the second list: no merge makes them.
+    /// Returns, for each token, the two parts that remain of its bytes after all tokens of lower ranks are formed, as
+    /// for tiktoken's other models. Tokens with more remaining parts are in the second list: no merge forms them.
     pub(super) fn last_merges(&self) -> (Vec<String>, Vec<String>) {
         let (mut merges, mut never_made) = (Vec::new(), Vec::new());
         for (token, rank) in self.tokens.iter().filter(|(token, _)| token.len() > 1) {
@@ -67,10 +68,11 @@ impl Ranks {
         (merges, never_made)
     }
 
-    /// Where the parts of `token` begin, and where the last one ends, when everything below `limit` is merged.
+    /// Returns the start of each part of `token`, and the end of the last one, after everything below `limit` is
+    /// merged.
     fn parts(&self, token: &[u8], limit: u32) -> Vec<usize> {
         let mut bounds: Vec<usize> = (0..=token.len()).collect();
-        // The rank of the pair that begins at each bound but the last two.
+        // The rank of the pair that begins at each bound except the last two.
         let pair = |bounds: &[usize], at: usize| {
             let (start, end) = (*bounds.get(at)?, *bounds.get(at + 2)?);
             self.rank(&token[start..end]).filter(|rank| *rank < limit)
@@ -89,7 +91,7 @@ impl Ranks {
     }
 }
 
-/// A token's bytes as the characters of byte-level BPE.
+/// Returns a token's bytes as the characters of byte-level BPE.
 fn text(token: &[u8]) -> String {
     token.iter().map(|byte| char_of(*byte)).collect()
 }

@@ -1,4 +1,4 @@
-//! Special tokens: their ids, whether a tokenizer adds them by itself, and the chat template.
+//! Special tokens: their ids, whether the tokenizer adds them to texts, and the chat template.
 //!
 //! Reference: llama.cpp `gguf-py/gguf/vocab.py` (`SpecialVocab`), whose order of keys is kept.
 
@@ -13,27 +13,27 @@ use crate::tokenizer::special::SpecialToken;
 /// The kinds of special tokens that most vocabularies have, in the order of their keys.
 pub(super) const USUAL: &[&str] = &["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// Where the template of tokenizer.json ends texts with another token than the config's `eos`, the
-/// config's token gets the first of these kinds that is free.
+/// Kinds for the `eos` token of the config. If the template of tokenizer.json ends texts with another token, the
+/// config's token gets the first free kind of these.
 const AFTER_EOS: [&str; 2] = ["eot", "eom"];
 
-/// The key of a kind's id. The reference writes none for the other kinds, nor for `cls`.
+/// Returns the key for a kind's id. The reference writes none for the other kinds, nor for `cls`.
 pub(super) fn id_key(kind: &str) -> Option<&'static str> {
     let known = SpecialToken::ALL.iter().find(|(_, name, _)| *name == kind);
     known.filter(|(token, _, _)| *token != SpecialToken::Cls).map(|(_, _, key)| *key)
 }
 
-/// What the tokenizer's files say about special tokens.
+/// The facts about special tokens from the tokenizer's files.
 pub(super) struct SpecialTokens {
-    /// tokenizer_config.json, with the tokens that the post-processor adds to it.
+    /// tokenizer_config.json, completed with the tokens of the post-processor.
     config: Option<Object>,
-    /// The kinds that are looked up.
+    /// The kinds to look up.
     kinds: Vec<&'static str>,
-    /// The number of tokens, where ids are checked against it.
+    /// The number of tokens, if ids are checked against it.
     n_vocab: Option<usize>,
-    /// Ids by kind: the first one found.
+    /// The first id found for each kind.
     ids: Vec<(&'static str, u32)>,
-    /// Whether a kind is added to every text.
+    /// Whether a kind's token is added to every text.
     adds: Vec<(&'static str, bool)>,
     /// The chat template, a text or a list.
     pub(super) template: Option<Json>,
@@ -41,7 +41,7 @@ pub(super) struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Looks up the tokens of `kinds`. Ids have to be below `n_vocab`, where there is one.
+    /// Looks up the tokens of `kinds`. If `n_vocab` is given, ids have to be below it.
     pub(super) fn load(
         files: &Files,
         kinds: &[&'static str],
@@ -79,12 +79,12 @@ impl SpecialTokens {
         Ok(specials)
     }
 
-    /// Whether no id has been found.
+    /// Returns whether no id has been found.
     pub(super) fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Writes ids, the flags `add_*_token`, and the chat template.
+    /// Writes the ids, the flags `add_*_token`, and the chat template.
     pub(super) fn write(&self, metadata: &mut Metadata) {
         for (kind, id) in &self.ids {
             if let Some(key) = id_key(kind) {
@@ -107,7 +107,7 @@ impl SpecialTokens {
         }
     }
 
-    /// Sets the id of a kind that has none yet. A value that isn't a number is ignored.
+    /// Sets the id of a kind that has none yet. Values that aren't numbers are ignored.
     pub(super) fn set(&mut self, files: &Files, kind: &'static str, id: &Json, notes: &mut Vec<String>) -> Result<()> {
         if !id.is_i64() && !id.is_u64() {
             return Ok(());
@@ -143,7 +143,7 @@ impl SpecialTokens {
         }
     }
 
-    /// Sets the flag of a kind that has none yet. Returns the flag that counts.
+    /// Sets the flag of a kind that has none yet. Returns the flag in effect.
     fn adds_by_default(&mut self, kind: &'static str, value: bool) -> bool {
         match self.adds.iter().find(|(known, _)| *known == kind) {
             Some((_, adds)) => *adds,
@@ -154,7 +154,7 @@ impl SpecialTokens {
         }
     }
 
-    /// Looks up the token of `kind` that tokenizer_config.json names, with the id in tokenizer.json.
+    /// Looks up the token of `kind` that tokenizer_config.json names, with its id in tokenizer.json.
     fn named(&mut self, files: &Files, config: &Object, kind: &'static str, notes: &mut Vec<String>) -> Result<()> {
         if let Some(Json::Bool(adds)) = config.get(&format!("add_{kind}_token")) {
             let stands = self.adds_by_default(kind, *adds);
@@ -178,7 +178,7 @@ impl SpecialTokens {
         }
     }
 
-    /// The token of `kind` that the config names; null where it names none.
+    /// Returns the token of `kind` that the config names; null if it names none.
     fn token(&self, kind: &str) -> Json {
         self.config.as_ref().and_then(|config| config.get(&format!("{kind}_token"))).cloned().unwrap_or_default()
     }
@@ -189,7 +189,7 @@ impl SpecialTokens {
         }
     }
 
-    /// Reads which tokens the post-processor adds to a text, and which kinds these tokens have.
+    /// Reads which tokens the post-processor adds to a text, and the kinds of these tokens.
     fn post_processor(&mut self, processor: Option<&Json>, notes: &mut Vec<String>) {
         let mut known = NamedTokens {
             bos: self.token("bos"),
@@ -262,7 +262,7 @@ impl SpecialTokens {
             if self.config.is_none() {
                 known.eos = last.clone();
             } else if *last != known.eos {
-                // The old end-of-text token becomes the end of a turn, or else of a message.
+                // The old end-of-text token becomes the end of a turn, or if that is taken, of a message.
                 match AFTER_EOS.into_iter().find(|kind| !self.kinds.contains(kind)) {
                     Some(kind) => {
                         self.set_token(kind, &known.eos);
@@ -309,7 +309,7 @@ impl SpecialTokens {
     }
 }
 
-/// The special tokens known so far: texts, or objects with a content.
+/// The special tokens known so far: texts, or objects with `content`.
 struct NamedTokens {
     bos: Json,
     cls: Json,
@@ -317,7 +317,7 @@ struct NamedTokens {
     sep: Json,
 }
 
-/// Whether Python takes a value for true: null, false, zero and empty values are false.
+/// Returns whether Python treats a value as true. Null, false, zero and empty values are false.
 fn truthy(json: &Json) -> bool {
     match json {
         Json::Null => false,
@@ -329,7 +329,7 @@ fn truthy(json: &Json) -> bool {
     }
 }
 
-/// The settings of a normalizer that GGUF has keys for.
+/// The settings of a normalizer for which GGUF has keys.
 #[derive(Default, Clone, Copy)]
 struct Normalizer {
     lowercase: Option<bool>,
@@ -342,7 +342,7 @@ impl Normalizer {
             Some("Lowercase") => self.lowercase = Some(true),
             Some("StripAccents") => self.strip_accents = Some(true),
             Some("BertNormalizer") => {
-                // A null removes what an earlier step has set.
+                // A null removes the value of an earlier step.
                 if let Some(flag) = json.get("lowercase") {
                     self.lowercase = flag.as_bool();
                 }

@@ -1,7 +1,8 @@
-//! Vocabularies of SentencePiece in a tokenizer.json alone, as transformers 5 saves them: BPE that falls back to bytes.
+//! SentencePiece vocabularies that exist only as a tokenizer.json, as transformers 5 saves them: BPE with byte
+//! fallback.
 //!
-//! The pieces and their ids are there; what SentencePiece's file says beside them is made again. A piece's score is
-//! minus its place among the pieces that training made, and merges stand in the order of the scores of their results.
+//! tokenizer.json has the pieces and their ids. The other content of SentencePiece's file is reconstructed. A piece's
+//! score is minus its position among the trained pieces, and the merges are ordered by the scores of their results.
 //!
 //! Reference: transformers `convert_slow_tokenizer.py` (`SpmConverter`, `GemmaConverter`, `generate_merges`), backwards;
 //! sentencepiece `src/bpe_model_trainer.cc` for the scores.
@@ -15,15 +16,15 @@ use super::sentencepiece::{AddedTokens, Reading, ScoredTokens};
 use crate::error::Result;
 use crate::tokenizer::token::TokenKind;
 
-/// Whether tokenizer.json was made of a SentencePiece model of BPE.
+/// Returns whether tokenizer.json was made from a SentencePiece model of BPE.
 pub(super) fn is_spm(tokenizer: &Object) -> bool {
     let type_of = |name: &str| tokenizer.get(name).and_then(|part| part.get("type")).and_then(Json::as_str);
     let falls_back = tokenizer.get("model").and_then(|model| model.get("byte_fallback")).and_then(Json::as_bool);
     type_of("model") == Some("BPE") && falls_back == Some(true) && type_of("decoder") == Some("Sequence")
 }
 
-/// The tokens that llama.cpp's converter makes of the tokenizer.model that tokenizer.json was made of, with the added
-/// tokens of all files; `None` for a tokenizer.json of another kind.
+/// Returns the tokens that llama.cpp's converter would read from the original tokenizer.model, with the added tokens of
+/// all files; `None` for a tokenizer.json of another kind.
 pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -> Result<Option<ScoredTokens>> {
     let Some(tokenizer) = files.tokenizer.as_ref().filter(|tokenizer| is_spm(tokenizer)) else { return Ok(None) };
     let pieces = pieces(files, tokenizer)?;
@@ -45,7 +46,7 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
     let scores = scores(tokenizer, &pieces, notes);
     let mut tokens = AddedTokens::over(files, reading, ScoredTokens::unused(size));
     for (id, text) in pieces.iter().enumerate() {
-        // Gemma's first converter put the tab in the place of its byte.
+        // Gemma's first converter replaced the byte token of the tab by the tab itself.
         let text = if *text == "\t" && is_byte_of_tab(&pieces, id) { "<0x09>" } else { *text };
         let kind = match () {
             () if is_byte(text) => TokenKind::Byte,
@@ -61,7 +62,7 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
     Ok(Some(tokens.tokens))
 }
 
-/// The pieces by id.
+/// Returns the pieces by id.
 fn pieces<'a>(files: &Files, tokenizer: &'a Object) -> Result<Vec<&'a str>> {
     let Some(vocab) = tokenizer.get("model").and_then(|model| model.get("vocab")).and_then(Json::as_object) else {
         return Err(files.finding("model.vocab").expected("an object of ids by token").found("none").format());
@@ -80,11 +81,11 @@ fn pieces<'a>(files: &Files, tokenizer: &'a Object) -> Result<Vec<&'a str>> {
             }
         }
     }
-    // As many as there are places, each in its own.
+    // There are as many pieces as positions, and each has its own, so none is missing.
     Ok(pieces.into_iter().flatten().collect())
 }
 
-/// The added tokens by text.
+/// Returns the ids of the added tokens by text.
 fn listed(tokenizer: &Object) -> HashMap<&str, usize> {
     fn entry(token: &Json) -> Option<(&str, usize)> {
         Some((token.get("content")?.as_str()?, token.get("id").and_then(id_of)?))
@@ -93,10 +94,11 @@ fn listed(tokenizer: &Object) -> HashMap<&str, usize> {
     tokens.into_iter().flatten().filter_map(entry).collect()
 }
 
-/// The scores of pieces by id: those that training made. Others have none: bytes and added tokens.
+/// Returns the scores of the trained pieces by id. Bytes and added tokens have none.
 ///
-/// Training numbers its pieces in their order, and so the merges of a tokenizer.json made of its model come in the
-/// order of ids. Where they don't, the order of merges counts: text is split in the same way, by other numbers.
+/// Training numbers its pieces in order, so the merges of a tokenizer.json made from its model are in the order of ids.
+/// If they aren't, the scores follow the order of the merges. Text is then split in the same way, although the scores
+/// may differ from the original ones.
 pub(super) fn scores(tokenizer: &Object, pieces: &[&str], notes: &mut Vec<String>) -> HashMap<usize, f32> {
     let added = listed(tokenizer);
     let unknown = tokenizer.get("model").and_then(|model| model.get("unk_token")).and_then(Json::as_str);
@@ -123,11 +125,11 @@ pub(super) fn scores(tokenizer: &Object, pieces: &[&str], notes: &mut Vec<String
         let unmerged = order.clone();
         order = results.into_iter().chain(unmerged).filter(|id| seen.insert(*id)).collect();
     }
-    // Minus zero for the first one, as SentencePiece has it.
+    // The first score is minus zero, as in SentencePiece.
     order.into_iter().enumerate().map(|(place, id)| (id, -(place as f32))).collect()
 }
 
-/// What a merge makes: it is "left right" or ["left", "right"].
+/// Returns the result of a merge, which is "left right" or ["left", "right"].
 fn result(merge: &Json) -> Option<String> {
     match merge {
         Json::String(text) => text.split_once(' ').map(|(left, right)| [left, right].concat()),
@@ -135,13 +137,13 @@ fn result(merge: &Json) -> Option<String> {
     }
 }
 
-/// Whether the piece stands between the bytes before and after the tab.
+/// Returns whether the piece is the tab, between the byte tokens before and after the tab's.
 fn is_byte_of_tab(pieces: &[&str], id: usize) -> bool {
     let is = |id: Option<usize>, text: &str| id.and_then(|id| pieces.get(id)) == Some(&text);
     is(Some(id), "\t") && is(id.checked_sub(1), "<0x08>") && is(id.checked_add(1), "<0x0A>")
 }
 
-/// Whether a token is one byte: `<0x0A>`.
+/// Returns whether a token is one byte: `<0x0A>`.
 pub(super) fn is_byte(text: &str) -> bool {
     let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -1,7 +1,7 @@
-//! Vocabularies of tiktoken: a file of tokens in base64 with their ranks, as Qwen's first models and Kimi's have it.
+//! Vocabularies of tiktoken: a file of tokens in base64 with their ranks, as in Qwen's first models and Kimi's.
 //!
-//! The special tokens are in the tokenizer's Python code, which isn't run: those of the classes that are known here are
-//! listed, others come from tokenizer_config.json.
+//! The special tokens are defined in the tokenizer's Python code, which isn't run. For known classes, this module lists
+//! them; for others, they come from tokenizer_config.json.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`_set_vocab_qwen`), `conversion/deepseek.py` and `kimi_linear.py`
 //! (`set_vocab`).
@@ -22,7 +22,7 @@ use crate::formats::gguf::Array;
 use crate::tokenizer::keys;
 use crate::tokenizer::token::{TokenKind, placeholder};
 
-/// Classes of tokenizers that keep their vocabulary in such a file.
+/// The classes of tokenizers that store their vocabulary in such a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Class {
     Qwen,
@@ -30,7 +30,7 @@ enum Class {
     Other,
 }
 
-/// The file of a folder that has no tokenizer.json and no vocab.json.
+/// Returns the vocabulary's file, in a folder without tokenizer.json and vocab.json.
 pub(super) fn file(files: &Files) -> Result<Option<String>> {
     if files.tokenizer.is_some() || !files.folder.is_dir() || files.folder.join("vocab.json").is_file() {
         return Ok(None);
@@ -54,7 +54,7 @@ pub(super) fn file(files: &Files) -> Result<Option<String>> {
 }
 
 impl VocabWriter<'_> {
-    /// The vocabulary of tiktoken in the file `name`.
+    /// Writes the vocabulary of tiktoken from the file `name`.
     pub(super) fn tiktoken(&mut self, name: &str) -> Result<()> {
         let files = self.files;
         let class = match files.setting("tokenizer_class").and_then(Json::as_str) {
@@ -104,7 +104,7 @@ impl VocabWriter<'_> {
             specials.set(files, "unk", &end, self.notes)?;
         }
         specials.write(self.metadata);
-        // Kimi's config.json names another one than its tokenizer ends texts with.
+        // Kimi's config.json names another token than the one that its tokenizer ends texts with.
         let eos =
             files.setting("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
         let eos = eos.filter(|_| class == Class::Kimi).and_then(id).and_then(|id| u32::try_from(id.as_u64()?).ok());
@@ -115,7 +115,7 @@ impl VocabWriter<'_> {
     }
 }
 
-/// The tokens of the file, one a line: base64, a space, the rank.
+/// Reads the tokens of the file, one per line: base64, a space, the rank.
 fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
     let text = read_text(&files.folder.join(name))?;
     let mut tokens = Vec::new();
@@ -140,17 +140,17 @@ fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
     Ok(tokens)
 }
 
-/// The special tokens by id.
+/// Returns the special tokens by id.
 fn special(files: &Files, class: Class, first: usize) -> Result<BTreeMap<usize, String>> {
     let mut special = BTreeMap::new();
     match class {
-        // tokenization_qwen.py: three, then 205 that nothing uses.
+        // tokenization_qwen.py has three, followed by 205 unused ones.
         Class::Qwen => {
             let named = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned);
             let texts = named.into_iter().chain((0..205).map(|number| format!("<|extra_{number}|>")));
             special.extend((first..).zip(texts));
         }
-        // tokenization_kimi.py: 256, of which tokenizer_config.json names some.
+        // tokenization_kimi.py has 256. tokenizer_config.json names some of them.
         Class::Kimi => special.extend((first..first + 256).map(|id| (id, format!("<|reserved_token_{id}|>")))),
         Class::Other => {}
     }
@@ -166,7 +166,7 @@ fn special(files: &Files, class: Class, first: usize) -> Result<BTreeMap<usize, 
     Ok(special)
 }
 
-/// All tokens by id; special ones go before others.
+/// Returns all tokens by id. Special tokens replace others with the same id.
 fn by_id(
     files: &Files,
     name: &str,
@@ -192,7 +192,7 @@ fn by_id(
         *place = Token { text, kind: TokenKind::Normal };
     }
     for (id, text) in special {
-        // Those that a class reserves may reach past the embedding.
+        // The reserved tokens of a class may have ids beyond the embedding.
         if let Some(place) = tokens.get_mut(*id) {
             *place = Token { text: text.clone(), kind: TokenKind::Control };
         }

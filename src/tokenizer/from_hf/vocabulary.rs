@@ -19,8 +19,7 @@ pub(super) struct Token {
     pub(super) kind: TokenKind,
 }
 
-/// Tokens by id, as many as config.json says. Ids without a token get a placeholder, as in the
-/// reference.
+/// Returns the tokens by id, as many as config.json gives. Ids without a token get a placeholder, as in the reference.
 pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Result<Vec<Token>> {
     note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
     let ids = auto.ids();
@@ -37,7 +36,7 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
         let (kind, text) = match auto.added.get(text) {
             None => (TokenKind::Normal, text.to_owned()),
             Some(added) => {
-                // llama.cpp searches for these in the original text, so they get the text that they have there.
+                // llama.cpp searches for these in the original text, so they need the text that they have there.
                 let plain = if added.normalized { text.to_owned() } else { decoded(text, decoder) };
                 match added.special || looks_special(&plain) {
                     true => (TokenKind::Control, plain),
@@ -46,8 +45,7 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
             }
         };
         let Some(place) = tokens.get_mut(id) else {
-            // A named token that no file gives an id: transformers would add it, but the embedding has
-            // no row for it.
+            // A named token without an id in any file. transformers would add it, but the embedding has no row for it.
             if named.contains(text.as_str()) && !listed.contains(text.as_str()) && !auto.vocab.contains_key(&text) {
                 left_out.push(text);
                 continue;
@@ -69,13 +67,13 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
     Ok(tokens.into_iter().enumerate().map(|(id, token)| token.unwrap_or_else(|| unused(id))).collect())
 }
 
-/// The added tokens that tokenizer.json lists.
+/// Returns the added tokens that tokenizer.json lists.
 fn listed(json: &Object) -> HashSet<&str> {
     let added = json.get("added_tokens").and_then(Json::as_array);
     added.into_iter().flatten().filter_map(|token| token.get("content")?.as_str()).collect()
 }
 
-/// One note about all special tokens without a row in the embedding.
+/// Adds one note about all special tokens without a row in the embedding.
 fn note_left_out(tokens: &[String], vocab_size: usize, notes: &mut Vec<String>) {
     let Some(first) = tokens.first() else { return };
     let more = match tokens.len().saturating_sub(1) {
@@ -85,12 +83,12 @@ fn note_left_out(tokens: &[String], vocab_size: usize, notes: &mut Vec<String>) 
     notes.push(format!("special token {first:?} has no id among the {vocab_size} of the model: left out{more}"));
 }
 
-/// The text that a token alone is decoded to.
+/// Returns the text that a single token is decoded to.
 fn decoded(text: &str, decoder: &Json) -> String {
     let field = |name: &str| decoder.get(name);
     match field("type").and_then(Json::as_str) {
         Some("ByteLevel") => {
-            // The token is one of bytes only if every character represents a byte.
+            // The token consists of bytes only if every character represents a byte.
             let bytes: Option<Vec<u8>> = text.chars().map(byte_of).collect();
             bytes.map_or_else(|| text.to_owned(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
         }
@@ -109,7 +107,7 @@ fn decoded(text: &str, decoder: &Json) -> String {
     }
 }
 
-/// The character that byte-level BPE has for a byte: [`byte_of`] backwards.
+/// Returns the character of byte-level BPE for a byte; the inverse of [`byte_of`].
 pub(super) fn char_of(byte: u8) -> char {
     let other = match byte {
         0x00..=0x20 => u32::from(byte),
@@ -120,8 +118,8 @@ pub(super) fn char_of(byte: u8) -> char {
     char::from_u32(0x100 + other).unwrap_or_default()
 }
 
-/// The byte that a character of byte-level BPE represents. Printable bytes are their own characters,
-/// the others are U+0100 and what follows, in order.
+/// Returns the byte that a character of byte-level BPE represents. Printable bytes are their own characters; the others
+/// are the characters from U+0100 on, in order.
 fn byte_of(c: char) -> Option<u8> {
     let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let code = u32::from(c);
