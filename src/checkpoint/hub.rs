@@ -1,11 +1,11 @@
 //! Models by their names on the Hugging Face hub: `hf:org/name`.
 //!
-//! A name resolves to a folder of the cache that all Hugging Face programs share. Files that are in the
-//! cache are used without asking the hub; missing ones are downloaded, but only those that a command needs.
+//! A name resolves to a folder of the cache that all Hugging Face programs share. Files in the cache are used without
+//! asking the hub. Missing files are downloaded, but only those that a command needs.
 //!
-//! A hub is a stranger. Nothing it says becomes a path unchecked, a content gets its name in the cache when its hash
-//! is right, and the token goes to nobody else. What can go wrong, and what is done then, stands in
-//! `docs/hub.md`.
+//! A hub is not trusted. No part of its answers becomes a path unchecked, a content gets its name in the cache only
+//! when its hash is right, and the token goes to no other server. `docs/hub.md` lists the possible failures and how
+//! they are handled.
 
 mod address;
 mod cache;
@@ -40,44 +40,45 @@ use self::name::Name;
 use super::read_index;
 use crate::error::{Finding, Result};
 
-/// A model of the hub on this computer.
+/// A model of the hub that is now on this computer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubModel {
-    /// The model's folder, or the GGUF file that was asked for.
+    /// The model's folder, or the requested GGUF file.
     pub path: PathBuf,
     /// The model's name, `org/name`.
     pub id: String,
 }
 
-/// How far a download is.
+/// The progress of a download.
 #[derive(Debug, Clone, Copy)]
 pub struct Download<'a> {
     /// The file's name in the repository.
     pub file: &'a str,
-    /// Bytes downloaded so far.
+    /// The number of bytes downloaded so far.
     pub done: u64,
-    /// Bytes of the file.
+    /// The number of bytes of the file.
     pub total: u64,
 }
 
-/// What happens while a model is fetched.
+/// An event while a model is fetched.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
-    /// A file gets on.
+    /// The progress of a file.
     Download(Download<'a>),
-    /// Something that the user should know: a wait, another try, what the cache may lack.
+    /// Information for the user: a wait, a retry, files that the cache may lack.
     Note(&'a str),
 }
 
-/// The folder of the model `name`: `hf:org/name`, `hf:org/name@REVISION`, or one GGUF file of it,
-/// `hf:org/name/FILE.gguf`. What the cache doesn't have, and `need` asks for, is fetched; `tell` is told about it.
+/// Finds the folder of the model `name`: `hf:org/name`, `hf:org/name@REVISION`, or one GGUF file of it,
+/// `hf:org/name/FILE.gguf`. Files that `need` asks for are fetched if the cache lacks them; `tell` receives the events.
 ///
 /// A revision is a branch, a tag or a commit.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`] for another form of name, for a model that isn't there or not everybody's,
-/// and for one that isn't in the cache when the hub is not to be asked; [`crate::Error::Format`] for answers that no hub
-/// gives, and contents without the hash that their ETag gives; [`crate::Error::Io`] where the network or the disk fails.
+/// [`crate::Error::Mismatch`] for another form of name, for a model that doesn't exist or has restricted access, and
+/// for one that isn't in the cache when the hub may not be asked; [`crate::Error::Format`] for answers that no hub
+/// gives, and for contents that don't match the hash in their ETag; [`crate::Error::Io`] if the network or the disk
+/// fails.
 pub fn resolve(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<HubModel> {
     let fetched = |fetch: &Fetch<'_>, revision: &str, tries: bool| fetch.run(revision, tries);
     let name = Name::parse(name)?;
@@ -85,29 +86,29 @@ pub fn resolve(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Eve
     Ok(HubModel { path, id: name.id })
 }
 
-/// A model of the hub as far as a job needs it to be planned.
+/// The files of a model on the hub that a job needs for planning.
 pub enum Looked {
-    /// All of it.
+    /// The whole model.
     Whole(HubModel),
-    /// All but its weights, of which the headers are there.
+    /// Everything but the weights, and their headers.
     Outline(Box<Outline>),
 }
 
-/// The model `name`, to be looked at before its weights are fetched. What the cache has all of is the model itself, and so
-/// is what has no headers that could be fetched alone: PyTorch files that are no zips.
+/// Opens the model `name` for inspection before its weights are fetched. The result is the whole model if the cache has
+/// it, or if the headers can't be fetched on their own, as in PyTorch files that aren't zips.
 ///
 /// # Errors
-/// As [`resolve`].
+/// The same as for [`resolve`].
 pub fn look(name: &str, settings: &HubSettings, need: Need, tell: &dyn Fn(Event<'_>)) -> Result<Looked> {
     let name = Name::parse(name)?;
-    // Of a vocabulary alone, too, the types of the weights may be asked for.
+    // Even a job that only needs a vocabulary may ask for the types of the weights.
     let seen = if need == Need::Vocabulary && settings.offline.is_none() { Need::Model } else { need };
     let whole = |path| Looked::Whole(HubModel { path, id: name.id.clone() });
     from_cache_or(&name, settings, seen, tell, &whole, &|fetch, revision, tries| fetch.look(revision, tries, need))
 }
 
-/// What the cache has of a model, or what `fetched` makes of a revision. It is told, too, whether a hub that doesn't answer
-/// is asked again.
+/// Returns the model in the cache, or the result of `fetched` for a revision. The last argument of `fetched` says
+/// whether to ask again if the hub doesn't answer.
 fn from_cache_or<T>(
     name: &Name,
     settings: &HubSettings,
@@ -127,8 +128,8 @@ fn from_cache_or<T>(
     let fetch = Fetch { name, settings, client: &client, store: &store, need };
     match (found, commit) {
         (Some(found), _) if found.unknown.is_empty() && !settings.refresh => Ok(there(found.path)),
-        // What is missing belongs to the commit that the rest is of. A hub that isn't there, or no longer has it, leaves
-        // what the cache has. A file that the hub does list can't be done without.
+        // The missing files are fetched for the same commit as the others. If the hub can't be reached or no longer has
+        // that commit, the cache's files are used. It is an error if a file fails that the hub does list.
         (Some(found), Some(commit)) if !settings.refresh => match fetched(&fetch, &commit, false) {
             Ok(made) => Ok(made),
             Err(Failed { fault, file }) if file.is_empty() && !matches!(fault, Fault::Odd { .. } | Fault::Own(_)) => {
@@ -145,7 +146,7 @@ fn from_cache_or<T>(
     }
 }
 
-/// What the cache alone has of a model.
+/// Returns a model from the cache alone.
 fn offline(
     name: &Name,
     settings: &HubSettings,
@@ -180,7 +181,7 @@ struct Found {
     unknown: Vec<String>,
 }
 
-/// The folder or file that was asked for, if the cache has all that can't be done without.
+/// Returns the requested folder or file, if the cache has all files that are required.
 fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
     let there = snapshot.names();
     let has = |name: &str| snapshot.has(name);
@@ -198,7 +199,7 @@ fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
                 named.values().all(|shard| has(shard)).then_some(())?;
             }
             Weights::Files(files) => files.iter().all(|name| has(name)).then_some(())?,
-            // A single one is the model, as far as the cache knows.
+            // A single GGUF is the model, as far as the cache knows.
             Weights::Gguf(found) => {
                 let [only] = found.as_slice() else { return None };
                 let complete = whole(only) && only.iter().all(|part| has(part));
@@ -207,7 +208,7 @@ fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
             }
         }
     }
-    // A config may be of weights that nobody has asked for so far.
+    // A config may belong to weights that no program has requested so far.
     let lacks_model = has("config.json") && files::model(&names).is_none() && !snapshot.lacks("model.safetensors");
     let lacks_adapter = has(files::ADAPTER_CONFIG) && files::adapter(&names).is_none();
     match need {
@@ -222,7 +223,7 @@ fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
     config.then(|| Found { path: snapshot.path(), unknown })
 }
 
-/// Names in a sentence.
+/// Returns names for use in a sentence.
 fn some_of(names: &[String]) -> String {
     match names {
         [one] => one.clone(),

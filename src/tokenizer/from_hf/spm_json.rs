@@ -4,7 +4,7 @@
 //! tokenizer.json has the pieces and their ids. The other content of SentencePiece's file is reconstructed. A piece's
 //! score is minus its position among the trained pieces, and the merges are ordered by the scores of their results.
 //!
-//! Reference: transformers `convert_slow_tokenizer.py` (`SpmConverter`, `GemmaConverter`, `generate_merges`), backwards;
+//! Reference: transformers `convert_slow_tokenizer.py` (`SpmConverter`, `GemmaConverter`, `generate_merges`), inverted;
 //! sentencepiece `src/bpe_model_trainer.cc` for the scores.
 
 use std::collections::{HashMap, HashSet};
