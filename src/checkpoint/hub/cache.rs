@@ -190,7 +190,7 @@ impl Snapshot {
     }
 }
 
-/// Returns a name beside `path` that nobody else uses, not even another thread of this process.
+/// Returns a name in the same folder as `path` that nobody else uses, not even another thread of this process.
 fn beside(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Makes sure that only one process at a time fetches a content. The others wait, and then use the result.
 //!
-//! The lock works like that of Python's `filelock`: flock on a file beside the cache. That file may be deleted when the
-//! lock is released.
+//! The lock works like that of Python's `filelock`: flock on a file in the cache's folder `.locks`. That file may be
+//! deleted when the lock is released.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
