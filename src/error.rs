@@ -17,7 +17,7 @@ pub enum Error {
     Io {
         /// The file or folder concerned.
         path: PathBuf,
-        /// What was tried, as a verb phrase: "open", "write".
+        /// The failed action, as a verb phrase: "open", "write".
         action: &'static str,
         /// The system's own error.
         error: std::io::Error,
@@ -176,11 +176,11 @@ pub struct Finding {
     pub file: PathBuf,
     /// The tensor, key or field concerned; empty if the whole file is.
     pub subject: String,
-    /// What would have been right; empty if nothing would have been.
+    /// The expected value; empty if no value is right.
     pub expected: String,
-    /// What was found instead.
+    /// The value that was found instead.
     pub found: String,
-    /// What the user can try; empty if there is nothing.
+    /// A suggestion for the user; empty if there is none.
     pub hint: String,
 }
 

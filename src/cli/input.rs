@@ -180,7 +180,7 @@ fn watched<T>(
     Ok(done?)
 }
 
-/// Whether `input` has the form `org/name` and can't be a path: neither it nor a folder `org` exists.
+/// Returns whether `input` has the form `org/name` and can't be a path: neither it nor a folder `org` exists.
 fn can_only_be_a_hub_name(input: &str) -> bool {
     let Some((org, name)) = input.split_once('/') else { return false };
     let plain = |part: &str| {

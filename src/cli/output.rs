@@ -237,7 +237,7 @@ pub(crate) fn print_description(description: &Description, target: &Path) {
     println!("{}: {tensors} tensors, {} files, {bytes} bytes", target.display(), files.len());
 }
 
-/// Like [`parse_size`]; also returns whether there was a unit.
+/// Does the same as [`parse_size`]; also returns whether there was a unit.
 fn parse_size_and_unit(text: &str) -> Result<(u64, bool), String> {
     Ok((parse_size(text)?, text.ends_with(|c: char| c.is_ascii_alphabetic())))
 }

@@ -77,8 +77,8 @@ fn process_of(target: &Path, name: &str) -> Option<u32> {
     process.parse().ok()
 }
 
-/// Deletes temporary files and folders of `target` whose process has ended, which shows because nobody holds their
-/// lock. If locking fails for another reason, they stay.
+/// Deletes temporary files and folders of `target` whose process has ended, so that nobody holds their lock any more.
+/// If locking fails for another reason, they stay.
 pub(super) fn remove_abandoned(target: &Path) {
     let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

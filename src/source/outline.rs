@@ -1,4 +1,4 @@
-//! Outlines: files of which only the header is available, for inspecting a model on the hub without downloading it.
+//! Outlines: files whose header alone is available, for inspecting a model on the hub without downloading it.
 //!
 //! An outline has its file's length, its header, and zeros where the values are. Code that reads values gets an error
 //! or zeros. Either way the access is recorded, and results made from the values have to be thrown away.

@@ -1,7 +1,8 @@
 //! Downloads one content into the cache.
 //!
-//! The bytes are collected in a partial file beside the contents. A later try continues where an earlier one ended. The
-//! file gets its final name only when its hash is right, so every program can rely on the contents in the cache.
+//! The bytes are collected in a partial file in the folder of the contents. A later try continues where an earlier one
+//! ended. The file gets its final name only when its hash is right, so every program can rely on the contents in the
+//! cache.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
