@@ -40,7 +40,7 @@ impl From<Kind> for OutputKind {
     }
 }
 
-/// The place and the format of the written checkpoint.
+/// Where a checkpoint is written, and in which form.
 #[derive(Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
