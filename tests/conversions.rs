@@ -292,3 +292,13 @@ fn a_folder_of_a_model_and_an_adapter_is_what_as_says() {
     let out = atombank(&["convert", text(&base), "-o", text(&at("x.gguf")), "--as", "bank"]);
     assert_eq!(out.status.code(), Some(USAGE));
 }
+
+#[test]
+fn settings_of_a_merged_adapter_are_not_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = copy(&fixture("demo/base"), &dir.path().join("model"));
+    fs::copy(fixture("demo/lora/adapter_config.json"), model.join("adapter_config.json")).unwrap();
+    let out = dir.path().join("out");
+    convert(&model, &out, &[]);
+    assert!(out.join("config.json").is_file() && !out.join("adapter_config.json").exists());
+}

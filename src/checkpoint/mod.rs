@@ -191,7 +191,8 @@ impl Checkpoint {
             let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
             let skipped =
                 name.starts_with('.') || name.ends_with(".index.json") || WEIGHT_EXTENSIONS.contains(&&*extension);
-            let skipped = skipped || self.is_outdated(&name);
+            // Left over from an adapter that was merged: transformers would look for the adapter's weights.
+            let skipped = skipped || self.is_outdated(&name) || name == "adapter_config.json";
             if path.is_file() && !skipped {
                 files.push(path);
             }

@@ -6,16 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Checkpoint;
 
 /// Files that hold a vocabulary. Every folder with a tokenizer has at least one of them.
-const VOCABULARIES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-    "tiktoken.model",
-    "qwen.tiktoken",
-];
+const VOCABULARIES: &[&str] = &["tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt"];
 
 /// Files that belong to a vocabulary: merges, settings, special tokens, the chat template.
 const SETTINGS: &[&str] = &[
