@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::tensors::{
-    self, CONFIG_FILE, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names,
-    check_factor_shapes, read_tensors,
+    self, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names, check_factor_shapes,
+    read_tensors,
 };
 use super::{HostTensor, LoraConfig, Tensors};
 use crate::arch::{LinearLayer, ModelConfig};
+use crate::checkpoint::ADAPTER_CONFIG;
 use crate::error::{Finding, Result};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
@@ -35,7 +36,7 @@ impl Lora {
     /// Missing or malformed files, another kind of adapter, a field this version doesn't know, tensors
     /// that are missing, surplus, or not finite.
     pub fn open(folder: &Path) -> Result<Self> {
-        let config_path = folder.join(CONFIG_FILE);
+        let config_path = folder.join(ADAPTER_CONFIG);
         let json = read_json_object(&config_path)?;
         let kind = json.get("peft_type").and_then(|v| v.as_str()).unwrap_or("none");
         if kind != "LORA" {

@@ -16,9 +16,11 @@ pub use lora::Lora;
 pub use open::{AdapterFiles, open};
 #[cfg(feature = "train")]
 pub(crate) use tensors::tensors_output;
-pub(crate) use tensors::{
-    CONFIG_FILE, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names,
-    check_factor_shapes, modules_and_layers, read_tensors, replace_adapter,
-};
 pub use tensors::{HostTensor, Tensors, save_tensors};
+pub(crate) use tensors::{
+    WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names, check_factor_shapes,
+    modules_and_layers, read_tensors, replace_adapter,
+};
 pub use updates::{LinearUpdate, LinearUpdates};
+
+pub(crate) use crate::checkpoint::ADAPTER_CONFIG;

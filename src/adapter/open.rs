@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::gguf;
 use super::kohya;
 use super::peft::{self, Base, Changes};
+use crate::checkpoint::ADAPTER_CONFIG;
 use crate::error::{Error, Finding, IoContext, Result};
 use crate::formats::gguf::{GgufModel, Metadata};
 use crate::formats::pytorch::PytorchFile;
@@ -20,8 +21,6 @@ use crate::json::read_json_object;
 use crate::plan::Plan;
 use crate::source::Source;
 
-/// PEFT's name of an adapter's settings.
-pub(crate) const CONFIG: &str = "adapter_config.json";
 /// PEFT's names of an adapter's weights, the preferred one first.
 const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 /// The prefix of a trainer's checkpoint folders. The step follows.
@@ -75,11 +74,11 @@ impl AdapterFiles {
                 .mismatch());
         }
         let mut notes = Vec::new();
-        let folder = match !path.join(CONFIG).is_file() {
-            true => below(path, &mut notes)?,
-            false => path.to_owned(),
+        let folder = match path.join(ADAPTER_CONFIG).is_file() {
+            true => path.to_owned(),
+            false => below(path, &mut notes)?,
         };
-        let config = read_json_object(&folder.join(CONFIG))?;
+        let config = read_json_object(&folder.join(ADAPTER_CONFIG))?;
         let (file, source) = weights(&folder)?;
         Ok(Self { path: folder, file, tensors: Plan::taking(&source), form: AdapterForm::Peft(config), notes })
     }
@@ -87,7 +86,7 @@ impl AdapterFiles {
     /// Opens an adapter of a single file.
     fn of_file(path: &Path) -> Result<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if path.file_name().is_some_and(|name| name == CONFIG) {
+        if path.file_name().is_some_and(|name| name == ADAPTER_CONFIG) {
             return Self::find(folder);
         }
         let (file, notes) = (path.to_owned(), Vec::new());
@@ -108,10 +107,10 @@ impl AdapterFiles {
         if !peft::names_are_pefts(&tensors) {
             return Ok(Self { path: file.clone(), file, tensors, form: AdapterForm::Kohya, notes });
         }
-        let config_path = folder.join(CONFIG);
+        let config_path = folder.join(ADAPTER_CONFIG);
         if !config_path.is_file() {
             return Err(Finding::new(path, "")
-                .expected(format_args!("{CONFIG} beside it, as its tensors are called as those of PEFT"))
+                .expected(format_args!("{ADAPTER_CONFIG} beside it, as its tensors are called as those of PEFT"))
                 .found("none")
                 .mismatch());
         }
@@ -145,7 +144,7 @@ impl AdapterFiles {
     /// The error if the adapter's settings alone show that no base can have it merged.
     pub fn refusal(&self) -> Option<Error> {
         let settings = self.settings()?;
-        peft::refusal(&self.path.join(CONFIG), settings).err()
+        peft::refusal(&self.path.join(ADAPTER_CONFIG), settings).err()
     }
 
     /// The changes that the adapter makes to `base`.
@@ -156,7 +155,9 @@ impl AdapterFiles {
     pub fn changes(&self, base: &Base) -> Result<Changes> {
         let tensors = self.tensors.clone();
         let mut changes = match &self.form {
-            AdapterForm::Peft(config) => peft::changes(&self.path.join(CONFIG), config, &self.file, tensors, base)?,
+            AdapterForm::Peft(config) => {
+                peft::changes(&self.path.join(ADAPTER_CONFIG), config, &self.file, tensors, base)?
+            }
             AdapterForm::Kohya => kohya::changes(&self.file, tensors, base)?,
             AdapterForm::Gguf(metadata) => gguf_changes(&self.file, metadata, &tensors, base)?,
         };
@@ -215,14 +216,14 @@ fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
 
 /// Finds the folder of the only adapter below `folder`, which is not an adapter itself.
 fn below(folder: &Path, notes: &mut Vec<String>) -> Result<PathBuf> {
-    let finding = || Finding::new(folder, CONFIG);
+    let finding = || Finding::new(folder, ADAPTER_CONFIG);
     let mut found: Vec<PathBuf> = Vec::new();
     for child in subfolders(folder)? {
-        match child.join(CONFIG).is_file() {
+        match child.join(ADAPTER_CONFIG).is_file() {
             true => found.push(child),
             // A checkpoint may hold its adapter, or several, one level further down.
             false if step(&child).is_some() => {
-                found.extend(subfolders(&child)?.into_iter().filter(|inner| inner.join(CONFIG).is_file()));
+                found.extend(subfolders(&child)?.into_iter().filter(|inner| inner.join(ADAPTER_CONFIG).is_file()));
             }
             false => {}
         }
@@ -302,7 +303,7 @@ mod tests {
     fn adapter(to: &Path) {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/adapters/lora");
         fs::create_dir_all(to).unwrap();
-        for name in [CONFIG, WEIGHTS[0]] {
+        for name in [ADAPTER_CONFIG, WEIGHTS[0]] {
             fs::copy(from.join(name), to.join(name)).unwrap();
         }
     }
@@ -359,7 +360,7 @@ mod tests {
         fs::create_dir_all(at("alone")).unwrap();
         fs::copy(at("two/first").join(WEIGHTS[0]), at("alone").join(WEIGHTS[0])).unwrap();
         assert!(error("alone/adapter_model.safetensors").contains("expected adapter_config.json beside it"));
-        fs::copy(at("two/first").join(CONFIG), at("alone").join(CONFIG)).unwrap();
+        fs::copy(at("two/first").join(ADAPTER_CONFIG), at("alone").join(ADAPTER_CONFIG)).unwrap();
         fs::remove_file(at("alone").join(WEIGHTS[0])).unwrap();
         assert!(
             error("alone").contains("weights: expected adapter_model.safetensors or adapter_model.bin, found neither")

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::checkpoint::ADAPTER_CONFIG;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::linalg::Random;
@@ -26,7 +27,6 @@ pub struct HostTensor {
 /// Tensors by their names in the adapter's file.
 pub type Tensors = BTreeMap<String, HostTensor>;
 
-pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Reads all tensors of `plan` in f32.
@@ -154,7 +154,7 @@ pub(crate) fn adapter_output(config: &Value, tensors: &Tensors) -> Output {
 pub(crate) fn replace_adapter(config: &Value, tensors: &Tensors, folder: &Path) -> Result<()> {
     let staging = Staging::folder(&folder.join("adapter"), false)?;
     adapter_output(config, tensors).write_into(&staging, plan::Options::default())?;
-    for name in [WEIGHTS_FILE, CONFIG_FILE] {
+    for name in [WEIGHTS_FILE, ADAPTER_CONFIG] {
         let target = folder.join(name);
         std::fs::rename(staging.path().join(name), &target).at(&target, "write")?;
     }

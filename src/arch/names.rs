@@ -89,11 +89,15 @@ impl Naming {
     /// Renames the tensors of `plan` to the names that they have in `other`. That model may spell names differently, or
     /// be the text model of this one.
     pub(crate) fn spelled_as(self, plan: &mut Plan, other: &Plan, naming: Self) {
+        let names: HashSet<&str> = other.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let mut renamed = plan.tensors.iter_mut().filter(|tensor| !names.contains(tensor.name.as_str())).peekable();
+        if renamed.peek().is_none() {
+            return;
+        }
         let common = |naming: Self, name: &str| naming.common_name(name).unwrap_or_else(|| name.to_owned());
         let theirs: HashMap<String, &str> =
             other.tensors.iter().map(|tensor| (common(naming, &tensor.name), tensor.name.as_str())).collect();
-        let names: HashSet<&str> = other.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-        for tensor in plan.tensors.iter_mut().filter(|tensor| !names.contains(tensor.name.as_str())) {
+        for tensor in renamed {
             if let Some(name) = theirs.get(&common(self, &tensor.name)) {
                 tensor.name = (*name).to_owned();
             }
@@ -178,12 +182,15 @@ pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
     matches!(kind, "gpt_oss" | "openai_privacy_filter" | "aria" | "aria_text")
 }
 
+/// How many layers of the model transformers reads.
+pub(crate) fn layers_read(config: &Config) -> Option<u64> {
+    wrapper::text_config(config).get("num_hidden_layers")?.as_u64()
+}
+
 /// Whether transformers ignores the tensor called `name` when it loads the model. It ignores layers for multi-token
 /// prediction, which come after the model's own layers or are in a module `mtp`.
-pub(crate) fn is_unread_layer(config: &Config, name: &str) -> bool {
-    let config = wrapper::text_config(config);
+pub(crate) fn is_unread_layer(layers: Option<u64>, name: &str) -> bool {
     let is_mtp = name.split('.').take(2).any(|part| part == "mtp");
-    let layers = config.get("num_hidden_layers").and_then(|layers| layers.as_u64());
     let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
     is_mtp || layer.zip(layers).is_some_and(|(layer, layers)| layer >= layers)
 }

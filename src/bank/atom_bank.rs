@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::BankConfig;
 use crate::adapter::{
-    CONFIG_FILE, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, adapter_output, check_factor_names,
+    ADAPTER_CONFIG, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, adapter_output, check_factor_names,
     check_factor_shapes, read_tensors, replace_adapter, scale,
 };
 use crate::arch::{LinearLayer, ModelConfig};
@@ -39,7 +39,7 @@ impl AtomBank {
     /// Missing or malformed files; [`crate::Error::Mismatch`] for a plain LoRA, which has no routing; a field this
     /// version doesn't know; tensors that are missing, surplus, of the wrong shape, or not finite.
     pub fn open(folder: &Path) -> Result<Self> {
-        let json = read_json_object(&folder.join(CONFIG_FILE))?;
+        let json = read_json_object(&folder.join(ADAPTER_CONFIG))?;
         let file = folder.join(WEIGHTS_FILE);
         let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
         Self::from_parts(folder, &file, &json, &Plan::taking(&source))
@@ -50,7 +50,7 @@ impl AtomBank {
     /// # Errors
     /// A missing or malformed `adapter_config.json`.
     pub fn is_in(folder: &Path) -> Result<bool> {
-        let json = read_json_object(&folder.join(CONFIG_FILE))?;
+        let json = read_json_object(&folder.join(ADAPTER_CONFIG))?;
         Ok(json.get("peft_type").and_then(Value::as_str) == Some(PEFT_TYPE))
     }
 
@@ -60,7 +60,7 @@ impl AtomBank {
     /// # Errors
     /// As [`AtomBank::open`].
     pub fn from_parts(folder: &Path, file: &Path, config: &Map<String, Value>, tensors: &Plan) -> Result<Self> {
-        let config_path = folder.join(CONFIG_FILE);
+        let config_path = folder.join(ADAPTER_CONFIG);
         match config.get("peft_type").and_then(Value::as_str).unwrap_or("none") {
             PEFT_TYPE => {}
             "LORA" => {
@@ -108,7 +108,7 @@ impl AtomBank {
 
     /// Applies the reader's checks, so that nothing is written that the reader would refuse.
     fn check(&self, folder: &Path) -> Result<()> {
-        self.config.check(&folder.join(CONFIG_FILE))?;
+        self.config.check(&folder.join(ADAPTER_CONFIG))?;
         self.check_tensors(&folder.join(WEIGHTS_FILE))
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Number, Value as Json};
 
 use super::AtomBank;
 use crate::adapter::peft::PREFIX as PEFT_PREFIX;
-use crate::adapter::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::adapter::{ADAPTER_CONFIG, WEIGHTS_FILE};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::formats::safetensors::SafetensorsFile;
@@ -36,13 +36,13 @@ const BANK_PREFIX: &str = "atom_bank.";
 /// # Errors
 /// Those of [`AtomBank::open`]; [`crate::Error::Mismatch`] for a plain LoRA.
 pub fn to_gguf(folder: &Path) -> Result<Output> {
-    let json = read_json_object(&folder.join(CONFIG_FILE))?;
+    let json = read_json_object(&folder.join(ADAPTER_CONFIG))?;
     let file = folder.join(WEIGHTS_FILE);
     let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
     let mut plan = Plan::taking(&source);
     let bank = AtomBank::from_parts(folder, &file, &json, &plan)?;
     let (mut beside, notes) = Sidecars::read(folder, &plan)?;
-    beside.files.remove(CONFIG_FILE);
+    beside.files.remove(ADAPTER_CONFIG);
     for tensor in &mut plan.tensors {
         // Without the prefix, names stay within GGUF's limit of 63 bytes in models of any depth.
         if let Some(short) = tensor.name.strip_prefix(PEFT_PREFIX) {
@@ -89,7 +89,7 @@ fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
         Json::Null | Json::Object(_) => None,
     };
     as_gguf.ok_or_else(|| {
-        let finding = Finding::new(folder.join(CONFIG_FILE), field);
+        let finding = Finding::new(folder.join(ADAPTER_CONFIG), field);
         finding.expected("a value that GGUF has a type for").found(value).unsupported()
     })
 }

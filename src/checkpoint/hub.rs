@@ -37,7 +37,7 @@ use self::fault::Fault;
 use self::fetch::{Failed, Fetch};
 use self::files::Weights;
 use self::name::Name;
-use super::read_index;
+use super::{ADAPTER_CONFIG, read_index};
 use crate::error::{Finding, Result};
 
 /// A model of the hub that is now on this computer.
@@ -210,7 +210,7 @@ fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
     }
     // A config may belong to weights that no program has requested so far.
     let lacks_model = has("config.json") && files::model(&names).is_none() && !snapshot.lacks("model.safetensors");
-    let lacks_adapter = has(files::ADAPTER_CONFIG) && files::adapter(&names).is_none();
+    let lacks_adapter = has(ADAPTER_CONFIG) && files::adapter(&names).is_none();
     match need {
         Need::Model if lacks_model => return None,
         Need::Adapter if lacks_adapter => return None,
@@ -219,7 +219,7 @@ fn cached(name: &Name, snapshot: &Snapshot, need: Need) -> Option<Found> {
         _ => {}
     }
     let is_config = |name: &String| name == "config.json";
-    let config = has("config.json") || has(files::ADAPTER_CONFIG) || !unknown.iter().any(is_config);
+    let config = has("config.json") || has(ADAPTER_CONFIG) || !unknown.iter().any(is_config);
     config.then(|| Found { path: snapshot.path(), unknown })
 }
 

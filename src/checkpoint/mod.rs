@@ -10,6 +10,8 @@ mod weights;
 mod wrapped;
 mod write;
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,17 @@ use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
 use crate::output::{WEIGHT_EXTENSIONS, json_text};
 use crate::plan::Plan;
+
+/// PEFT's name of the file with an adapter's settings.
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Lists the parts of a model that are left out, each with the number of its tensors, for a note.
+pub(crate) fn counted_parts<K: Display>(parts: &BTreeMap<K, usize>) -> String {
+    let tensors = |count: usize| if count == 1 { "tensor" } else { "tensors" };
+    let counted: Vec<String> =
+        parts.iter().map(|(part, &count)| format!("{part} ({count} {})", tensors(count))).collect();
+    counted.join(", ")
+}
 
 /// The fields of config.json that may hold the config of the text model, in a model of several parts.
 pub(crate) const TEXT_CONFIGS: [&str; 4] = ["text_config", "llm_config", "lm_config", "language_config"];
@@ -159,7 +172,7 @@ impl Checkpoint {
     }
 
     /// Updates the files other than weights so that they describe these weights.
-    pub(crate) fn bring_up_to_date(&self, files: &mut std::collections::BTreeMap<String, Vec<u8>>) {
+    pub(crate) fn bring_up_to_date(&self, files: &mut BTreeMap<String, Vec<u8>>) {
         if self.rounded.is_some() || self.mistral.is_some() {
             files.retain(|name, _| !self.is_outdated(name));
             files.insert("config.json".to_owned(), (json_text(&self.config_json) + "\n").into_bytes());
@@ -192,7 +205,7 @@ impl Checkpoint {
             let skipped =
                 name.starts_with('.') || name.ends_with(".index.json") || WEIGHT_EXTENSIONS.contains(&&*extension);
             // Left over from an adapter that was merged: transformers would look for the adapter's weights.
-            let skipped = skipped || self.is_outdated(&name) || name == "adapter_config.json";
+            let skipped = skipped || self.is_outdated(&name) || name == ADAPTER_CONFIG;
             if path.is_file() && !skipped {
                 files.push(path);
             }

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::hub::{self, Event, HubSettings, Looked, Need, Outline};
-
 use atombank::convert::Content;
 
 use super::{Common, progress, signals};

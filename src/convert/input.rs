@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::CONFIG_FILE;
+use crate::checkpoint::ADAPTER_CONFIG;
 use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, is_model, open_weights};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
@@ -62,7 +62,7 @@ pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// left over from an adapter that was merged.
 pub(crate) fn is_adapter(path: &Path, content: Option<Content>) -> bool {
     let is_model = || is_model(path) && has_weights(path);
-    path.join(CONFIG_FILE).is_file() && content != Some(Content::Model) && (content.is_some() || !is_model())
+    path.join(ADAPTER_CONFIG).is_file() && content != Some(Content::Model) && (content.is_some() || !is_model())
 }
 
 impl Input {
@@ -96,14 +96,16 @@ impl Input {
                 return Ok(Input::Adapter);
             }
             if content == Some(Content::Adapter) {
-                let finding = Finding::new(path, "").expected(format_args!("an adapter: a folder with {CONFIG_FILE}"));
+                let finding =
+                    Finding::new(path, "").expected(format_args!("an adapter: a folder with {ADAPTER_CONFIG}"));
                 return Err(finding.found("none").mismatch());
             }
             if is_model(path) {
                 let mut folder = Checkpoint::open_stored(path, key)?;
-                if path.join(CONFIG_FILE).is_file() && content.is_none() {
-                    folder
-                        .note(format!("the folder holds a model and {CONFIG_FILE}: the model is taken (`as` chooses)"));
+                if path.join(ADAPTER_CONFIG).is_file() && content.is_none() {
+                    folder.note(format!(
+                        "the folder holds a model and {ADAPTER_CONFIG}: the model is taken (`as` chooses)"
+                    ));
                 }
                 return Ok(Input::Model(folder));
             }

@@ -9,6 +9,7 @@ use crate::arch::lookup::{Lookup, Match, check_counts, expected, find, may_have,
 use crate::arch::names::HEAD;
 use crate::arch::params::Params;
 use crate::arch::{Role, Tensor, Transform, is_buffer, rope, wrapper};
+use crate::checkpoint::counted_parts;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -65,10 +66,7 @@ pub(super) fn plan<'a>(
         notes.push(format!("left out, because llama.cpp has no use for them: {}", dropped.join(", ")));
     }
     if !others.is_empty() {
-        let tensors = |count: usize| if count == 1 { "tensor" } else { "tensors" };
-        let counts: Vec<String> =
-            others.iter().map(|(part, &count)| format!("{part} ({count} {})", tensors(count))).collect();
-        notes.push(format!("left out, because the GGUF holds the text model alone: {}", counts.join(", ")));
+        notes.push(format!("left out, because the GGUF holds the text model alone: {}", counted_parts(&others)));
     }
     Ok(Plan { tensors })
 }

@@ -8,7 +8,7 @@ use super::settings::setting;
 use super::{OutputKind, OutputSettings};
 use crate::arch::Config;
 use crate::bank::gguf as bank;
-use crate::checkpoint::{Checkpoint, has_weights, is_model};
+use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
     Content, ConvertOptions, GENERIC, GeneralOptions, Input, Opening, OutType, from_gguf, generic, to_gguf,
@@ -280,7 +280,7 @@ impl ConvertSettings {
             return Err(finding.found("another output").mismatch());
         }
         self.check_plain("a model")?;
-        let config = read_json_object(&self.input.join("adapter_config.json"))?;
+        let config = read_json_object(&self.input.join(ADAPTER_CONFIG))?;
         let is_bank = config.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA");
         let mut notes = Vec::new();
         let mut output = match (is_bank, &self.output.r#type) {

@@ -74,7 +74,7 @@ pub(super) fn chosen(
                 let finding = setting("tokenizer").expected("base, adapter, or a folder that has a tokenizer");
                 return Err(finding.found(folder.display()).setting());
             }
-            misfit(folder, rows)?.map_or(Ok(Some(folder.clone())), |why| Err(refused(folder, &why)))
+            fitting(folder, rows)
         }
         TokenizerChoice::Adapter => {
             let with: Vec<&Candidate> = adapters.iter().filter(|adapter| has_tokenizer(adapter.path)).collect();
@@ -84,7 +84,7 @@ pub(super) fn chosen(
                 let found = format!("others in {} and {}", first.name, other.name);
                 return Err(finding().found(found).hint("name the folder of one of them").setting());
             }
-            misfit(first.path, rows)?.map_or(Ok(Some(first.path.to_owned())), |why| Err(refused(first.path, &why)))
+            fitting(first.path, rows)
         }
         TokenizerChoice::Auto => {
             let changed: Vec<(&Candidate, Vec<&str>)> = adapters
@@ -146,8 +146,15 @@ pub(super) fn unread_weights(adapter: &str, folder: &Path) -> Option<String> {
     (!names.is_empty()).then(|| format!("{adapter}: {what}: {}", names.join(", ")))
 }
 
-fn refused(folder: &Path, why: &str) -> crate::Error {
-    Finding::new(folder, "its tokenizer").expected("one that fits the model").found(why).mismatch()
+/// Returns `folder` if its tokenizer fits the model.
+fn fitting(folder: &Path, rows: Option<usize>) -> Result<Option<PathBuf>> {
+    match misfit(folder, rows)? {
+        None => Ok(Some(folder.to_owned())),
+        Some(why) => {
+            let finding = Finding::new(folder, "its tokenizer").expected("one that fits the model");
+            Err(finding.found(why).mismatch())
+        }
+    }
 }
 
 /// Returns the reason why the tokenizer of `folder` doesn't fit a model with `rows` rows in its embeddings; `None` if

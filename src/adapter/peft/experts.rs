@@ -123,9 +123,9 @@ fn one(
     // outputs.
     let whole = matches!(parts, ParameterTensors::Whole(tensor) if tensor.shape.len() == 3);
     let transposed = whole
-        && match entries.row_len(&name_a) {
-            Some(inputs) if rows != cols && inputs == rows => true,
-            Some(inputs) if rows != cols && inputs == cols => false,
+        && match entries.row_len(&name_a).filter(|_| rows != cols) {
+            Some(inputs) if inputs == rows => true,
+            Some(inputs) if inputs == cols => false,
             _ => keeps_experts_transposed(base.config()),
         };
     let (d_out, d_in) = if transposed { (cols, rows) } else { (rows, cols) };

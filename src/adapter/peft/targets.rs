@@ -11,7 +11,7 @@ use super::ABSENT;
 use super::base::Base;
 use super::entries::Entries;
 pub(super) use crate::arch::names::ends_path;
-use crate::arch::names::is_unread_layer;
+use crate::arch::names::{is_unread_layer, layers_read};
 use crate::arch::wrapper::other_part;
 use crate::error::Result;
 use crate::json::Fields;
@@ -103,9 +103,10 @@ impl Targets {
     ) -> Result<()> {
         // An adapter that was trained on the text model alone has no tensors for the other parts.
         let is_whole = adapted.iter().any(|name| other_part(name).is_some());
+        let layers = layers_read(base.config());
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
-            if is_unread_layer(base.config(), &name) || !is_whole && other_part(&name).is_some() {
+            if is_unread_layer(layers, &name) || !is_whole && other_part(&name).is_some() {
                 continue;
             }
             // transformers keeps a layer's experts in one tensor, so target_modules doesn't select single experts.

@@ -31,7 +31,7 @@ fn copied(case: &str, dtype: DType) -> tempfile::TempDir {
     let layout = safetensors::layout(&plan.tensors, "adapter_model", u64::MAX).unwrap();
     let staging = Staging::folder(&folder, false).unwrap();
     plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
-    staging.write(CONFIG_FILE, &fs::read(fixture(case).join(CONFIG_FILE)).unwrap()).unwrap();
+    staging.write(ADAPTER_CONFIG, &fs::read(fixture(case).join(ADAPTER_CONFIG)).unwrap()).unwrap();
     staging.write("README.md", b"# A bank\n").unwrap();
     staging.commit().unwrap();
     dir
@@ -72,7 +72,7 @@ fn every_bank_comes_back_bit_by_bit_with_every_field() {
         assert_eq!(again.config, opened.config, "{case}");
         assert_eq!(again.tensors, opened.tensors, "{case}");
         assert_eq!(contents(&back), contents(&folder), "{case}");
-        let json = |folder: &Path| read_json_object(&folder.join(CONFIG_FILE)).unwrap();
+        let json = |folder: &Path| read_json_object(&folder.join(ADAPTER_CONFIG)).unwrap();
         assert_eq!(json(&back), json(&folder), "{case}");
         assert_eq!(fs::read(back.join("README.md")).unwrap(), b"# A bank\n");
     }
@@ -129,7 +129,7 @@ fn refuses_other_files_and_settings_that_no_bank_has() {
     assert!(error.contains("up_proj.lora_B.weight\": expected a tensor of this name, found none"), "{error}");
     let lora = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16});
     let dir = copied("llama-token", DType::F32);
-    fs::write(dir.path().join("a bank").join(CONFIG_FILE), lora.to_string()).unwrap();
+    fs::write(dir.path().join("a bank").join(ADAPTER_CONFIG), lora.to_string()).unwrap();
     let error = to_gguf(&dir.path().join("a bank")).unwrap_err().to_string();
     assert!(error.contains("expected an atom bank, found a plain LoRA"), "{error}");
 }

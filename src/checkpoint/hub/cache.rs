@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 
+use super::super::ADAPTER_CONFIG;
 use super::files;
 use super::name::{Name, is_commit};
 use crate::error::{IoContext, Result};
@@ -141,7 +142,7 @@ impl Snapshot {
             let wanted = files::companions(&listed).into_iter().filter(|name| !self.has(name));
             return wanted.map(str::to_owned).collect();
         }
-        let is_adapter = self.has(files::ADAPTER_CONFIG) && !self.has("config.json");
+        let is_adapter = self.has(ADAPTER_CONFIG) && !self.has("config.json");
         let usual = if is_adapter { files::USUAL_OF_ADAPTER } else { files::USUAL };
         let unknown = usual.iter().filter(|name| !self.has(name) && !self.lacks(name));
         let mut unknown: Vec<String> = unknown.map(|name| (*name).to_owned()).collect();

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::super::ADAPTER_CONFIG;
 use super::super::shards::numbered;
 /// The index of PyTorch's shards.
 pub(super) use crate::formats::pytorch::SHARD_INDEX as BIN_INDEX;
 use crate::formats::safetensors::SHARD_INDEX;
-
-/// The file that makes a folder an adapter.
-pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// The endings of files without weights: configs, tokenizers and templates.
 const COMPANIONS: &[&str] = &[".json", ".txt", ".jinja", ".model", ".tiktoken"];

@@ -84,9 +84,7 @@ impl Outline {
     pub fn error_with_real_paths(&self, error: Error) -> Error {
         error.map_texts(&|text| self.with_real_paths(text))
     }
-}
 
-impl Outline {
     fn close(&mut self) {
         self.watched.forget();
         self.folder = None;

@@ -13,7 +13,7 @@ mod params;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use super::weights;
+use super::{counted_parts, weights};
 use crate::error::{Finding, Result};
 use crate::json::read_json_object;
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -91,10 +91,7 @@ impl Own {
             }
         }
         if !others.is_empty() {
-            let tensors = |count: usize| if count == 1 { "tensor" } else { "tensors" };
-            let counts: Vec<String> =
-                others.iter().map(|(part, &count)| format!("{part} ({count} {})", tensors(count))).collect();
-            notes.push(format!("left out, because the text model alone is read: {}", counts.join(", ")));
+            notes.push(format!("left out, because the text model alone is read: {}", counted_parts(&others)));
         }
         Ok(())
     }

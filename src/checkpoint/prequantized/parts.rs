@@ -150,9 +150,10 @@ impl<'a> Parts<'a> {
                 continue;
             }
             let stem = tensor.name.strip_suffix("weight").unwrap_or(&tensor.name);
-            let mut scales = vec![format!("{}_scale_inv", tensor.name), format!("{}_scale", tensor.name)];
-            scales.extend([format!("{stem}scale"), format!("{stem}qscale_weight")]);
-            if let Some(scale) = scales.into_iter().find(|name| unsaid && self.places.contains_key(name.as_str())) {
+            let scales =
+                [(&*tensor.name, "_scale_inv"), (&*tensor.name, "_scale"), (stem, "scale"), (stem, "qscale_weight")];
+            let mut scales = scales.iter().filter(|_| unsaid).map(|(start, end)| format!("{start}{end}"));
+            if let Some(scale) = scales.find(|name| self.places.contains_key(name.as_str())) {
                 return Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
                     .expected("a quantization_config in config.json that says how it is scaled")
                     .found(format_args!("none, and {scale:?}"))

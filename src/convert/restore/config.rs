@@ -356,9 +356,7 @@ impl Writer<'_> {
             // A class with rotary parameters of its own takes those, unless they stand in this field.
             match self.family.default_fields().get("rope_parameters") {
                 Some(Json::Object(defaults)) => {
-                    for (name, value) in defaults.iter().filter(|(name, _)| *name == "mscale") {
-                        scaling.insert(name.clone(), value.clone());
-                    }
+                    scaling.extend(defaults.get("mscale").map(|value| ("mscale".to_owned(), value.clone())));
                     scaling.extend(self.config.remove("rope_theta").map(|theta| ("rope_theta".to_owned(), theta)));
                     self.put("rope_parameters", Json::Object(scaling));
                 }

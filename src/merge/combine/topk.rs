@@ -57,32 +57,33 @@ impl Topk {
 
     /// Sets the values that aren't chosen to 0; the first value is element `start`.
     pub(super) fn keep(&self, start: u64, values: &mut [f32]) {
-        match self.tied {
+        match self.chooser(start) {
             None => self.leading.keep(start, values, true),
-            Some(_) => {
-                let keys = values.to_vec();
-                self.keep_by(start, &keys, values);
+            Some(mut is_chosen) => values.iter_mut().for_each(|v| *v = if is_chosen(*v) { *v } else { 0.0 }),
+        }
+    }
+
+    /// Sets the values of elements that aren't chosen by their `keys` to 0; the first is element `start`.
+    pub(super) fn keep_by(&self, start: u64, keys: &[f32], values: &mut [f32]) {
+        match self.chooser(start) {
+            None => self.leading.keep_by(start, keys, values),
+            Some(mut is_chosen) => {
+                values.iter_mut().zip(keys).for_each(|(v, key)| *v = if is_chosen(*key) { *v } else { 0.0 });
             }
         }
     }
 
-    /// Sets `values` of elements that aren't chosen to 0; the first value is element `start`. `keys` are the values by
-    /// which the elements were chosen.
-    pub(super) fn keep_by(&self, start: u64, keys: &[f32], values: &mut [f32]) {
-        let (Some(tied), Some(edge)) = (&self.tied, self.leading.divided()) else {
-            return self.leading.keep_by(start, keys, values);
-        };
-        let mut tied = tied[tied.partition_point(|index| u64::from(*index) < start)..].iter();
-        let mut next = tied.next();
-        for ((index, key), value) in (start..).zip(keys).zip(values) {
-            let is_next = next.is_some_and(|next| u64::from(*next) == index);
-            if is_next {
-                next = tied.next();
-            }
-            if magnitude(*key) <= edge && !is_next {
-                *value = 0.0;
-            }
-        }
+    /// Says of one element after the other, from element `start` on, whether it is chosen; `None` if the order of
+    /// elements with the magnitude at the edge doesn't matter.
+    fn chooser(&self, start: u64) -> Option<impl FnMut(f32) -> bool> {
+        let (tied, edge) = (self.tied.as_ref()?, self.leading.divided()?);
+        let mut tied = tied[tied.partition_point(|index| u64::from(*index) < start)..].iter().peekable();
+        let mut elements = start..;
+        Some(move |key: f32| {
+            let element = elements.next();
+            let is_tied = tied.next_if(|index| Some(u64::from(**index)) == element).is_some();
+            magnitude(key) > edge || is_tied
+        })
     }
 }
 

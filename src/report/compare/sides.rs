@@ -38,10 +38,9 @@ pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
             (a, b)
         }
         (Side::Named(a, a_config), Side::Named(mut b, b_config)) => {
-            let naming =
-                |own: Option<&Map<String, Json>>, other: Option<&Map<String, Json>>| own.or(other).map(Naming::of);
-            let of_a = naming(a_config.as_ref(), b_config.as_ref());
-            if let Some((of_a, of_b)) = of_a.zip(naming(b_config.as_ref(), a_config.as_ref())) {
+            // Tensors without a config are named as those of the other model.
+            if let Some(config) = a_config.as_ref().or(b_config.as_ref()) {
+                let [of_a, of_b] = [&a_config, &b_config].map(|own| Naming::of(own.as_ref().unwrap_or(config)));
                 of_b.spelled_as(&mut b, &a, of_a);
             }
             (a, b)

@@ -75,6 +75,21 @@ impl Files {
         std::fs::read(&path).at(&path, "read").map(Some)
     }
 
+    /// Returns the names of the folder's files, in order; none if there is no folder.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        if self.folder.is_dir() {
+            for entry in std::fs::read_dir(&self.folder).at(&self.folder, "read")? {
+                let path = entry.at(&self.folder, "read")?.path();
+                if path.is_file() {
+                    names.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+                }
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// Reads the JSON object in the file `name`, if it exists.
     pub(super) fn json(&self, name: &str) -> Result<Option<Object>> {
         let path = self.folder.join(name);

@@ -4,19 +4,18 @@
 //! (`get_community_chat_template`), `gguf-py/gguf/vocab.py` (`MistralVocab`); mistral_common
 //! `tokens/tokenizers/tekken.py` and `utils.py` (`get_one_valid_tokenizer_file`).
 
-use std::fs;
-
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::files::{Files, MAX_TOKENS, shortened};
 use super::ranks::Ranks;
+use super::sentencepiece::ScoredTokens;
+use super::special::id_key;
 use super::{VocabWriter, template};
-use crate::error::{IoContext, Result};
+use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
 use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::SentencePieceModel;
-use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
 pub(super) const TEKKEN: &str = "tekken.json";
@@ -89,19 +88,8 @@ pub(super) fn file(files: &Files) -> Result<Option<String>> {
     if files.folder.join(TEKKEN).is_file() {
         return Ok(Some(TEKKEN.to_owned()));
     }
-    if !files.folder.is_dir() {
-        return Ok(None);
-    }
-    let mut models = Vec::new();
-    for entry in fs::read_dir(&files.folder).at(&files.folder, "read")? {
-        let path = entry.at(&files.folder, "read")?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let known = version_of(&name).is_some_and(|_| files.is_mistral_format || !name.ends_with(".model"));
-        if known && path.is_file() {
-            models.push(name);
-        }
-    }
-    Ok(models.into_iter().max())
+    let known = |name: &String| version_of(name).is_some_and(|_| files.is_mistral_format || !name.ends_with(".model"));
+    Ok(files.names()?.into_iter().filter(known).max())
 }
 
 /// Returns the version at the end of a SentencePiece model's name: 3 of `tokenizer.model.v3`, 7 of
@@ -130,9 +118,8 @@ impl VocabWriter<'_> {
         let count = read.config.default_vocab_size;
         let specials = specials(files, &read)?;
         let ranks = ranks(files, &read, specials.len())?;
-        if read.config.pattern.replace("\\r", "\r").replace("\\n", "\n")
-            != crate::tokenizer::pre::rules::TEKKEN.replace("\\r", "\r").replace("\\n", "\n")
-        {
+        let unescaped = |pattern: &str| pattern.replace("\\r", "\r").replace("\\n", "\n");
+        if unescaped(&read.config.pattern) != unescaped(crate::tokenizer::pre::rules::TEKKEN) {
             self.notes.push(format!(
                 "{TEKKEN}: its pattern is not the one that llama.cpp splits text by under the name tekken: {}",
                 shortened(&read.config.pattern)
@@ -179,14 +166,9 @@ impl VocabWriter<'_> {
         let pad = model.pad_id.map_or(Ok(eos), |pad| id(Some(pad), "pad_id"))?;
         self.metadata.insert(keys::MODEL, "llama");
         write_ids(self.metadata, bos, eos, unk, pad);
-        let kind = |kind: TokenKind| match kind {
-            TokenKind::Undefined | TokenKind::UserDefined => TokenKind::Normal,
-            kind => kind,
-        };
-        self.metadata.insert(keys::TOKENS, Array::texts(model.pieces.iter().map(|piece| piece.text.clone())));
-        self.metadata.insert(keys::SCORES, Array::F32(model.pieces.iter().map(|piece| piece.score).collect()));
-        let kinds = model.pieces.iter().map(|piece| kind(piece.kind).number()).collect();
-        self.metadata.insert(keys::TOKEN_TYPE, Array::I32(kinds));
+        let mut tokens = ScoredTokens::unused(count);
+        tokens.set_pieces(&model);
+        self.scored_tokens(tokens);
         self.finish(name, count, version_of(name), false)
     }
 
@@ -273,11 +255,9 @@ fn ranks(files: &Files, read: &Tekken, specials: usize) -> Result<Ranks> {
 }
 
 fn write_ids(metadata: &mut Metadata, bos: u32, eos: u32, unk: u32, pad: u32) {
-    let wanted =
-        [(SpecialToken::Bos, bos), (SpecialToken::Eos, eos), (SpecialToken::Unk, unk), (SpecialToken::Pad, pad)];
-    for (wanted, id) in wanted {
-        if let Some((_, _, key)) = SpecialToken::ALL.iter().find(|(token, _, _)| *token == wanted) {
-            metadata.insert(*key, id);
+    for (kind, id) in [("bos", bos), ("eos", eos), ("unk", unk), ("pad", pad)] {
+        if let Some(key) = id_key(kind) {
+            metadata.insert(key, id);
         }
     }
 }

@@ -321,6 +321,10 @@ impl VocabWriter<'_> {
     fn scored(&mut self, model: &str, tokens: ScoredTokens) {
         self.metadata.insert(keys::MODEL, model);
         self.metadata.insert(keys::PRE, "default");
+        self.scored_tokens(tokens);
+    }
+
+    fn scored_tokens(&mut self, tokens: ScoredTokens) {
         self.metadata.insert(keys::TOKENS, Array::texts(tokens.texts));
         self.metadata.insert(keys::SCORES, Array::F32(tokens.scores));
         let kinds = tokens.kinds.into_iter().map(|kind| kind.number()).collect();

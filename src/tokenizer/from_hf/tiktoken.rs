@@ -7,7 +7,6 @@
 //! (`set_vocab`).
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use serde_json::Value as Json;
 
@@ -17,7 +16,7 @@ use super::ranks::Ranks;
 use super::sentencepiece::note_some;
 use super::special::{SpecialTokens, USUAL, id_key};
 use super::vocabulary::Token;
-use crate::error::{IoContext, Result};
+use crate::error::Result;
 use crate::formats::gguf::Array;
 use crate::tokenizer::keys;
 use crate::tokenizer::token::{TokenKind, placeholder};
@@ -32,18 +31,11 @@ enum Class {
 
 /// Returns the vocabulary's file, in a folder without tokenizer.json and vocab.json.
 pub(super) fn file(files: &Files) -> Result<Option<String>> {
-    if files.tokenizer.is_some() || !files.folder.is_dir() || files.folder.join("vocab.json").is_file() {
+    if files.tokenizer.is_some() || files.folder.join("vocab.json").is_file() {
         return Ok(None);
     }
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&files.folder).at(&files.folder, "read")? {
-        let path = entry.at(&files.folder, "read")?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if path.is_file() && (name.ends_with(".tiktoken") || name == "tiktoken.model") {
-            names.push(name);
-        }
-    }
-    names.sort();
+    let mut names = files.names()?;
+    names.retain(|name| name.ends_with(".tiktoken") || name == "tiktoken.model");
     match names.as_slice() {
         [one, other, ..] => {
             let finding = files.finding_in("", "tokenizer").expected("one vocabulary of tiktoken");
@@ -202,6 +194,8 @@ fn by_id(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use serde_json::json;
 
     use super::*;
