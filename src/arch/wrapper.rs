@@ -80,8 +80,8 @@ pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
     if let Some(tied) = config.get(TIED).filter(|value| !value.is_null()) {
         whole.insert(TIED.to_owned(), tied.clone());
     }
-    whole.insert("architectures".to_owned(), serde_json::json!([family.class]));
-    whole.insert("model_type".to_owned(), family.model_type.into());
+    whole.insert("architectures".to_owned(), serde_json::json!([family.class()]));
+    whole.insert("model_type".to_owned(), family.model_type().into());
     Cow::Owned(whole)
 }
 
@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn table(json: Value) -> Option<&'static str> {
-        family(&config(json)).map(|family| family.class)
+        family(&config(json)).map(|family| family.class())
     }
 
     #[test]

@@ -36,6 +36,15 @@ pub(crate) struct ConvertArgs {
     /// Write a GGUF with only the vocabulary
     #[arg(long)]
     vocab_only: bool,
+    /// Leave out the layers for multi-token prediction
+    #[arg(long, alias = "no-mtp", conflicts_with_all = ["mtp", "mmproj"])]
+    no_nextn: bool,
+    /// Write only the layers for multi-token prediction, with the embeddings and the head that they share with the model
+    #[arg(long, conflicts_with = "mmproj")]
+    mtp: bool,
+    /// Write the projector of a multimodal model, which turns images or sound into embeddings, and not its text model
+    #[arg(long, conflicts_with = "vocab_only")]
+    mmproj: bool,
     /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a config.
     /// It can be converted back to the same folder; llama.cpp can't run it
     #[arg(long)]
@@ -68,6 +77,9 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             model_id: found[0].id.clone(),
             override_key: args.override_key.clone(),
             vocab_only: args.vocab_only,
+            no_nextn: args.no_nextn,
+            mtp: args.mtp,
+            mmproj: args.mmproj,
             r#as: args.content,
             generic: args.generic,
         };

@@ -6,6 +6,7 @@
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
 mod describe;
+pub mod families;
 pub(crate) mod general;
 pub mod generic;
 mod input;
@@ -26,8 +27,8 @@ pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
 
-use crate::arch::params::Params;
-use crate::arch::{ALL, Naming, experts, rope, windows};
+use crate::arch::params::{Params, Parts};
+use crate::arch::{Naming, registry, rope, windows};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result, nearest};
@@ -113,6 +114,20 @@ impl FromStr for OutType {
     }
 }
 
+/// A part of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModelPart {
+    /// The text model, with its layers for multi-token prediction.
+    #[default]
+    Whole,
+    /// The text model without these layers.
+    WithoutNextn,
+    /// Only these layers, with the embeddings and the head that they share with the model.
+    Nextn,
+    /// The projector of a multimodal model: what turns images or sound into embeddings.
+    Projector,
+}
+
 /// The options of a conversion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConvertOptions {
@@ -124,6 +139,8 @@ pub struct ConvertOptions {
     pub vocab: bool,
     /// Whether the file gets only keys and vocabulary, without tensors.
     pub vocab_only: bool,
+    /// Which part of the model is converted.
+    pub part: ModelPart,
     /// What the user says about the model, which takes precedence over what its folder says.
     pub general: GeneralOptions,
     /// Keys whose values are replaced at the very end.
@@ -137,6 +154,7 @@ impl Default for ConvertOptions {
             pre: None,
             vocab: true,
             vocab_only: false,
+            part: ModelPart::default(),
             general: GeneralOptions::default(),
             overrides: Vec::new(),
         }
@@ -161,39 +179,56 @@ pub(crate) const GENERIC: &str =
 /// [`Error::Format`] for malformed files.
 pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
     let mut notes = folder.notes().to_vec();
-    let params = Params::read(folder.path(), &folder.config_json, &mut notes)?.ok_or_else(|| no_table(folder))?;
+    let is_projector = options.part == ModelPart::Projector;
+    let params = if is_projector {
+        Params::of_projector(folder.path(), &folder.config_json)?.ok_or_else(|| no_projector(folder))?
+    } else {
+        let parts = Parts {
+            no_nextn: options.part == ModelPart::WithoutNextn,
+            mtp_only: options.part == ModelPart::Nextn,
+        };
+        let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
+        params.ok_or_else(|| no_table(folder))?
+    };
+    if parts_without_layers(&params, options.part)? {
+        let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
+        return Err(finding.expected("at least one").found("none").mismatch());
+    }
     rope::check(&params, &mut notes)?;
     windows::check(&params, &mut notes)?;
-    let weights = &*experts::separated(&params, weights)?;
     let matrices = options.outtype.dtype(weights);
-    let plan = match options.vocab_only {
+    let (plan, params) = match options.vocab_only {
         false => {
-            let vocab_rows = || tokenizer::gemma3_rows(folder);
-            tensors::plan(
-                folder.path(),
-                &|name| folder.stored_name(name),
-                &vocab_rows,
-                &params,
-                weights,
-                matrices,
-                &mut notes,
-            )?
+            let request = tensors::Request {
+                origin: folder.path(),
+                stored_name: &|name| folder.stored_name(name),
+                vocab_rows: &|| tokenizer::gemma3_rows(folder),
+                outtype: matrices,
+            };
+            tensors::plan(&request, params, weights, &mut notes)?
         }
-        true => Plan::default(),
+        true => (Plan::default(), params),
     };
     let texts = safetensors_metadata(weights, &mut notes);
     notes.extend(metadata_left_out(&texts));
     let mut metadata = Metadata::new(folder.path());
-    metadata.insert("general.architecture", params.family.gguf);
+    metadata.insert("general.architecture", params.family.gguf.as_str());
     // The reference makes these tensors, and their key, before all other keys.
     rope::write_attention_factor(&mut metadata, &params)?;
     let totals = general::TensorTotals::of(&plan);
     let (path, config) = (folder.path(), &folder.config_json);
-    general::write(&mut metadata, path, config, params.family.gguf, totals, &options.general, &mut notes)?;
+    general::write(&mut metadata, path, config, &params.family.gguf, totals, &options.general, &mut notes)?;
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| plan.main_dtype())))?;
-    let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
+    let vocab = if is_projector {
+        Vocab::None
+    } else if options.vocab { params.family.vocab } else { Vocab::None };
     let vocab_options = VocabOptions { pre: options.pre.clone() };
+    if !is_projector {
     tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+    if vocab != Vocab::None {
+        keys::after_vocab(&mut metadata, folder.path(), &params)?;
+    }
+    }
     if options.outtype == OutType::Source {
         source_record::write(&mut metadata, &params, folder, weights)?;
     }
@@ -203,13 +238,29 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     Ok(Output::gguf(metadata, plan, notes))
 }
 
+/// Whether only the layers for multi-token prediction are wanted of a model that has none.
+fn parts_without_layers(params: &Params, part: ModelPart) -> Result<bool> {
+    Ok(part == ModelPart::Nextn && params.size("nextn")?.unwrap_or_default() == 0)
+}
+
+/// The error for a folder that has no projector.
+fn no_projector(folder: &Checkpoint) -> Error {
+    Finding::new(folder.path().join("config.json"), "architectures")
+        .expected("a class whose projector this version has a family for")
+        .found(class(folder))
+        .hint("a model without vision or audio has no projector; `families` lists those that have one")
+        .unsupported()
+}
+
 /// The error for a folder whose class has no table.
 fn no_table(folder: &Checkpoint) -> Error {
     let class = class(folder);
-    let classes: Vec<&str> = ALL.iter().map(|family| family.class).collect();
-    let near = nearest(&class, &classes).map(|near| format!("; the nearest with a table is {near}"));
+    let families = registry::all();
+    let classes: Vec<&str> =
+        families.iter().filter(|family| !family.is_projector).map(|family| family.class()).collect();
+    let near = nearest(&class, &classes).map(|near| format!("; the nearest with a family is {near}"));
     Finding::new(folder.path().join("config.json"), "architectures")
-        .expected("a class that this version has a table for")
+        .expected("a class that this version has a family for")
         .found(class)
         .hint(format_args!("{GENERIC}{}", near.unwrap_or_default()))
         .unsupported()

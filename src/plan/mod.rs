@@ -12,6 +12,7 @@ mod product;
 mod spill;
 mod staging;
 mod unfinished;
+mod value_map;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
+pub(crate) use value_map::{ValueMap, ternary};
 
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};

@@ -1,7 +1,38 @@
-//! The tables, family by family.
+//! The family files that are built in.
 
-pub(super) mod bert;
-pub(super) mod gemma;
-pub(super) mod gpt;
-pub(super) mod llama;
-pub(super) mod qwen;
+/// Names and texts, sorted by name.
+pub(super) const FILES: &[(&str, &str)] = &[
+    ("attention", include_str!("attention.family")),
+    ("base", include_str!("base.family")),
+    ("bert", include_str!("bert.family")),
+    ("core", include_str!("core.family")),
+    ("distilbert", include_str!("distilbert.family")),
+    ("ends", include_str!("ends.family")),
+    ("falcon-new", include_str!("falcon-new.family")),
+    ("falcon", include_str!("falcon.family")),
+    ("gated", include_str!("gated.family")),
+    ("gemma", include_str!("gemma.family")),
+    ("gemma2", include_str!("gemma2.family")),
+    ("gemma3", include_str!("gemma3.family")),
+    ("gpt-neox", include_str!("gpt-neox.family")),
+    ("gpt2", include_str!("gpt2.family")),
+    ("granite", include_str!("granite.family")),
+    ("llama", include_str!("llama.family")),
+    ("ministral3", include_str!("ministral3.family")),
+    ("mistral", include_str!("mistral.family")),
+    ("mixtral", include_str!("mixtral.family")),
+    ("mmproj", include_str!("mmproj.family")),
+    ("moe", include_str!("moe.family")),
+    ("norms", include_str!("norms.family")),
+    ("olmo2", include_str!("olmo2.family")),
+    ("phi3", include_str!("phi3.family")),
+    ("qwen2", include_str!("qwen2.family")),
+    ("qwen2moe", include_str!("qwen2moe.family")),
+    ("qwen3", include_str!("qwen3.family")),
+    ("qwen3moe", include_str!("qwen3moe.family")),
+    ("roberta", include_str!("roberta.family")),
+    ("smollm3", include_str!("smollm3.family")),
+    ("stablelm", include_str!("stablelm.family")),
+    ("starcoder2", include_str!("starcoder2.family")),
+    ("xlm-roberta", include_str!("xlm-roberta.family")),
+];
