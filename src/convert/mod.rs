@@ -192,7 +192,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     general::write(&mut metadata, path, config, params.family.gguf, totals, &options.general, &mut notes)?;
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| plan.main_dtype())))?;
     let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
-    let vocab_options = VocabOptions { pre: options.pre.clone() };
+    let vocab_options = VocabOptions { pre: options.pre.clone(), ..VocabOptions::default() };
     tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
     if options.outtype == OutType::Source {
         source_record::write(&mut metadata, &params, folder, weights)?;
