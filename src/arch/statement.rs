@@ -110,8 +110,11 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "vocab" => {
             let place = scanner.place();
             let name = one_word(scanner, "a kind of vocabulary")?;
-            let known = || format!("a kind of vocabulary: {}", Vocab::names().join(", "));
-            Statement::Vocab(Vocab::from_name(&name).ok_or_else(|| scanner.mistake_at(place, known(), name))?)
+            let names = || Vocab::names().collect::<Vec<_>>().join(", ");
+            let vocab = name.parse::<Vocab>();
+            Statement::Vocab(vocab.map_err(|_| {
+                scanner.mistake_at(place, format!("a kind of vocabulary: {}", names()), name)
+            })?)
         }
         "defaults" => {
             let place = scanner.place();

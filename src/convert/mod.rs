@@ -219,15 +219,13 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let (path, config) = (folder.path(), &folder.config_json);
     general::write(&mut metadata, path, config, &params.family.gguf, totals, &options.general, &mut notes)?;
     keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| plan.main_dtype())))?;
-    let vocab = if is_projector {
-        Vocab::None
-    } else if options.vocab { params.family.vocab } else { Vocab::None };
-    let vocab_options = VocabOptions { pre: options.pre.clone() };
     if !is_projector {
-    tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
-    if vocab != Vocab::None {
-        keys::after_vocab(&mut metadata, folder.path(), &params)?;
-    }
+        let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
+        let vocab_options = VocabOptions { pre: options.pre.clone(), vocab_size: tokens(&params)? };
+        tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+        if vocab != Vocab::None {
+            keys::after_vocab(&mut metadata, folder.path(), &params)?;
+        }
     }
     if options.outtype == OutType::Source {
         source_record::write(&mut metadata, &params, folder, weights)?;
@@ -236,6 +234,16 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         single.apply(&mut metadata)?;
     }
     Ok(Output::gguf(metadata, plan, notes))
+}
+
+/// The number of tokens, where the family says another one than config.json.
+fn tokens(params: &Params) -> Result<Option<usize>> {
+    let family = params.family;
+    match family.lets.contains_key("tokens") {
+        true => params.size("tokens"),
+        false if family.sets.iter().any(|(name, _)| name == "vocab_size") => params.size("vocab"),
+        false => Ok(None),
+    }
 }
 
 /// Whether only the layers for multi-token prediction are wanted of a model that has none.

@@ -27,6 +27,8 @@ pub(super) struct Files {
     pub(super) config: Option<Object>,
     /// Whether the folder is in Mistral's own format.
     pub(super) is_mistral_format: bool,
+    /// The number of tokens, if it isn't config.json's `vocab_size`.
+    pub(super) size: Option<usize>,
 }
 
 impl Files {
@@ -46,7 +48,7 @@ impl Files {
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
         let (folder, model_folder) = (folder.to_owned(), folder.to_owned());
-        Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false })
+        Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false, size: None })
     }
 
     /// Creates a finding about `subject` in the file `name`, or in the folder if `name` is empty.
@@ -107,8 +109,12 @@ impl Files {
         self.hparam("model_type").and_then(Json::as_str).unwrap_or_default()
     }
 
-    /// Returns `vocab_size` of config.json, otherwise the default for the type of model.
+    /// Returns the number of tokens: the given one, else `vocab_size` of config.json, else the default for the type of
+    /// model.
     pub(super) fn vocab_size(&self) -> Result<Option<usize>> {
+        if self.size.is_some() {
+            return Ok(self.size);
+        }
         let Some(size) = self.hparam("vocab_size") else { return Ok(default_vocab_size(self.model_type())) };
         let number = size.as_u64().and_then(|size| usize::try_from(size).ok());
         match number.filter(|size| (1..=MAX_TOKENS).contains(size)) {
@@ -190,6 +196,7 @@ impl Files {
             tokenizer: object(tokenizer),
             config: object(config),
             is_mistral_format: false,
+            size: None,
         }
     }
 }

@@ -12,6 +12,7 @@ mod bpe;
 mod files;
 #[cfg(feature = "convert")]
 mod hash;
+mod kinds;
 mod mistral;
 mod pre;
 mod ranks;
@@ -34,6 +35,8 @@ use sentencepiece::{Reading, ScoredTokens};
 use special::{SpecialTokens, USUAL};
 use vocabulary::Token;
 
+pub(crate) use kinds::Vocab;
+
 use super::record;
 use super::sentencepiece::SentencePieceModel;
 use crate::checkpoint::Checkpoint;
@@ -41,38 +44,13 @@ use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
 use crate::tokenizer::keys;
 
-/// How an architecture's vocabulary is derived from the tokenizer's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Vocab {
-    /// Byte-level BPE: GPT-2, GPT-NeoX, Falcon, StarCoder2, StableLM, OLMo 2, Qwen's mixture-of-experts models.
-    Bpe,
-    /// SentencePiece, else a tokenizer.json made from it, else BPE: Llama, Mistral, Mixtral, Granite, SmolLM3.
-    Llama,
-    /// SentencePiece with tokens for code completion: Gemma.
-    Gemma,
-    /// SentencePiece: Gemma 2.
-    Gemma2,
-    /// SentencePiece, else BPE: Gemma 3.
-    Gemma3,
-    /// SentencePiece, else BPE: Qwen2 and Qwen3.
-    SpmOrBpe,
-    /// SentencePiece with every added token, or BPE if the tokenizer is GPT-2's: Phi-3, Phi-4.
-    Phi3,
-    /// WordPiece: BERT, DistilBERT.
-    WordPiece,
-    /// Byte-level BPE for an encoder: RoBERTa.
-    Roberta,
-    /// Unigram: XLM-RoBERTa.
-    XlmRoberta,
-    /// No vocabulary.
-    None,
-}
-
 /// The user's choices for a vocabulary.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VocabOptions {
     /// llama.cpp's name for the pre-tokenizer, instead of the detected one.
     pub(crate) pre: Option<String>,
+    /// The number of tokens, instead of config.json's `vocab_size`.
+    pub(crate) vocab_size: Option<usize>,
 }
 
 /// Writes the keys `tokenizer.*` for the folder's tokenizer, in the reference's order. Decisions that the user should
@@ -94,7 +72,13 @@ pub(crate) fn to_gguf(
         metadata.insert(keys::MODEL, "none");
         return Ok(());
     }
-    write_completed(metadata, &Files::of(folder)?, vocab, options, notes)
+    let mut files = Files::of(folder)?;
+    files.size = options.vocab_size;
+    if let Some(size) = files.size.filter(|size| !(1..=files::MAX_TOKENS).contains(size)) {
+        let finding = files.finding_in("config.json", "the number of tokens");
+        return Err(finding.expected(format_args!("a count from 1 to {}", files::MAX_TOKENS)).found(size).format());
+    }
+    write_completed(metadata, &files, vocab, options, notes)
 }
 
 /// Writes the keys of the files, completed by the record of an earlier conversion from GGUF.
@@ -144,6 +128,11 @@ fn write_files(
         Vocab::Roberta => writer.roberta(),
         Vocab::XlmRoberta => writer.xlm_roberta(),
         Vocab::None => Ok(()),
+        other => Err(files
+            .finding_in("", "vocabulary")
+            .expected("a kind that is written already")
+            .found(other)
+            .unsupported()),
     }
 }
 

@@ -56,7 +56,7 @@ fn convert(model: &Path, pre: Option<String>) -> Result<(Metadata, Vec<String>)>
     let vocab = vocab_of(&config);
     let files = Files::open(model, config)?;
     let (mut metadata, mut notes) = (Metadata::new(model), Vec::new());
-    write_files(&mut metadata, &files, vocab, &VocabOptions { pre }, &mut notes)?;
+    write_files(&mut metadata, &files, vocab, &VocabOptions { pre, ..VocabOptions::default() }, &mut notes)?;
     Ok((metadata, notes))
 }
 
