@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use super::Config;
-use super::language::{Formula, Template, generalized};
+use super::language::{Formula, Function, Template, generalized};
 use super::row::{Role, Row};
 use crate::tokenizer::Vocab;
 
@@ -36,6 +36,8 @@ pub(crate) struct Family {
     pub(crate) lets: HashMap<String, Formula>,
     /// Fields of the config that are replaced before anything is read.
     pub(crate) sets: Vec<(String, Formula)>,
+    /// Metadata keys that are written right behind the architecture's name.
+    pub(crate) early_keys: Vec<Key>,
     /// Metadata keys, in the order in which they are written.
     pub(crate) keys: Vec<Key>,
     /// Metadata keys after the vocabulary.
@@ -115,13 +117,15 @@ pub(crate) enum KeyGroup {
 }
 
 /// Tensors that are computed from the config and not stored in the checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Extra {
     /// Llama 3's divisors of the rotary frequencies: `rope_freqs.weight`.
     RopeFreqs,
     /// Phi-3's factors for short and long contexts, `rope_factors_short.weight` and `rope_factors_long.weight`, with
     /// the key `rope.scaling.attn_factor`.
     LongFactors,
+    /// A vector of this name with these values; none where they are null.
+    Values(String, Formula),
 }
 
 /// Another spelling of tensor names.
@@ -130,9 +134,17 @@ pub(crate) struct Rename {
     /// The beginning of a name, or its end.
     pub(crate) from: Template,
     pub(crate) to: Template,
-    pub(crate) is_end: bool,
+    pub(crate) place: RenamePlace,
     /// Whether `from` is the class's own spelling.
     pub(crate) is_own: bool,
+}
+
+/// Where in a name a rename applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RenamePlace {
+    Start,
+    End,
+    Anywhere,
 }
 
 /// Tensors that GGUF has no place for.
@@ -214,30 +226,55 @@ impl Family {
         uses.get(&generalized(name)).map_or(&[], Vec::as_slice)
     }
 
+    /// Every formula of its keys, sizes and conditions.
+    fn formulas(&self) -> impl Iterator<Item = &Formula> {
+        let keys = self.early_keys.iter().chain(&self.keys).chain(&self.vocab_keys);
+        let of_keys = keys.flat_map(|key| match key {
+            Key::Value { value, when, .. } => [Some(value), when.as_ref()],
+            Key::Group(_) => [None, None],
+        });
+        let of_rows = self.rows.iter().flat_map(|row| {
+            let parts = row.forms.iter().flat_map(|form| &form.parts);
+            row.when.iter().chain(&row.over).chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
+        });
+        let sets = self.sets.iter().map(|(_, formula)| formula);
+        of_keys.flatten().chain(self.lets.values()).chain(sets).chain(of_rows)
+    }
+
+    /// Whether the function is called in one of its formulas.
+    pub(crate) fn calls(&self, function: Function) -> bool {
+        let mut found = false;
+        for formula in self.formulas() {
+            formula.visit(&mut |part| found |= matches!(part, Formula::Call(known, _) if *known == function));
+        }
+        found
+    }
+
+    /// The tensors whose values formulas read, in their general form.
+    pub(crate) fn value_names(&self) -> HashSet<String> {
+        let mut names = HashSet::new();
+        for formula in self.formulas() {
+            formula.visit(&mut |part| {
+                if let Formula::Call(Function::Values, arguments) = part
+                    && let Some(Formula::Literal(serde_json::Value::String(name))) = arguments.first()
+                {
+                    names.insert(generalized(&name.replace("{l}", "0")));
+                }
+            });
+        }
+        names
+    }
+
     /// The names in the file's formulas: fields of config.json, among others.
     pub(crate) fn reads(&self) -> &HashSet<String> {
         self.reads.get_or_init(|| {
             let mut names = HashSet::new();
-            let mut read = |formula: &Formula| {
+            for formula in self.formulas() {
                 formula.visit(&mut |part| {
                     if let Formula::Name(name) = part {
                         names.insert(name.clone());
                     }
                 });
-            };
-            self.lets.values().for_each(&mut read);
-            self.sets.iter().for_each(|(_, formula)| read(formula));
-            for key in self.keys.iter().chain(&self.vocab_keys) {
-                if let Key::Value { value, when, .. } = key {
-                    read(value);
-                    when.iter().for_each(&mut read);
-                }
-            }
-            for row in &self.rows {
-                row.when.iter().chain(&row.over).for_each(&mut read);
-                for part in row.forms.iter().flat_map(|form| &form.parts) {
-                    part.shape.iter().flatten().chain(&part.stack).for_each(&mut read);
-                }
             }
             names
         })

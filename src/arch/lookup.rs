@@ -4,6 +4,7 @@ use super::language::{Formula, Unary};
 use super::params::Params;
 use super::row::{Part, Row};
 use super::wrapper::text_name;
+use super::family::RenamePlace;
 use super::{DropCheck, Family, Role};
 use crate::error::Result;
 
@@ -35,11 +36,18 @@ pub(crate) enum Lookup {
 pub(crate) fn class_spelling(family: &Family, name: &str, main: Option<usize>) -> String {
     let mut name = text_name(name).into_owned();
     for rename in &family.renames {
-        if rename.is_end {
-            if let Some(start) = name.strip_suffix(rename.from.text()) {
-                name = format!("{start}{}", rename.to.text());
+        match rename.place {
+            RenamePlace::End => {
+                if let Some(start) = name.strip_suffix(rename.from.text()) {
+                    name = format!("{start}{}", rename.to.text());
+                }
+                continue;
             }
-            continue;
+            RenamePlace::Anywhere => {
+                name = name.replacen(rename.from.text(), rename.to.text(), 1);
+                continue;
+            }
+            RenamePlace::Start => {}
         }
         let Some(start) = rename.from.start_of(&name) else { continue };
         let compute = |formula: &Formula| computed(formula, start.place, main).ok_or(());
@@ -64,14 +72,23 @@ fn computed(formula: &Formula, place: Option<usize>, main: Option<usize>) -> Opt
 
 /// The spelling in the class of transformers of a name in the family's rows, where they differ.
 pub(crate) fn own_spelling(family: &Family, name: &str, main: Option<usize>) -> String {
-    for rename in family.renames.iter().filter(|rename| rename.is_own) {
-        if rename.is_end {
-            if let Some(start) = name.strip_suffix(rename.to.text()) {
-                return format!("{start}{}", rename.from.text());
+    let mut name = name.to_owned();
+    // The last rename is undone first.
+    for rename in family.renames.iter().rev().filter(|rename| rename.is_own) {
+        match rename.place {
+            RenamePlace::End => {
+                if let Some(start) = name.strip_suffix(rename.to.text()) {
+                    name = format!("{start}{}", rename.from.text());
+                }
+                continue;
             }
-            continue;
+            RenamePlace::Anywhere => {
+                name = name.replacen(rename.to.text(), rename.from.text(), 1);
+                continue;
+            }
+            RenamePlace::Start => {}
         }
-        let Some(start) = rename.to.start_of(name) else { continue };
+        let Some(start) = rename.to.start_of(&name) else { continue };
         // A computed number is the name's number and something that doesn't depend on it.
         let place = match (rename.to.computed(), start.computed) {
             (Some(formula), Some(found)) => {
@@ -84,10 +101,10 @@ pub(crate) fn own_spelling(family: &Family, name: &str, main: Option<usize>) -> 
             _ => start.place,
         };
         if let Ok(begin) = rename.from.filled::<()>(start.layer, place, &|_| Err(())) {
-            return format!("{begin}{}", start.rest);
+            name = format!("{begin}{}", start.rest);
         }
     }
-    name.to_owned()
+    name
 }
 
 /// Whether a name has the form of a pattern, in which `*` stands for any text.

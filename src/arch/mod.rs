@@ -21,6 +21,7 @@ mod linear_layer;
 pub(crate) mod lookup;
 pub(crate) mod names;
 pub(crate) mod params;
+mod procedures;
 pub(crate) mod registry;
 mod renames;
 pub(crate) mod rope;
@@ -59,7 +60,7 @@ pub(crate) struct GgufContents<'a> {
 }
 
 /// Beginnings of keys that have no architecture in front of them.
-const WHOLE_KEYS: [&str; 4] = ["general.", "tokenizer.", "clip.", "split."];
+const WHOLE_KEYS: [&str; 5] = ["general.", "tokenizer.", "clip.", "split.", "diffusion."];
 
 /// A key's whole name.
 pub(crate) fn whole_key(architecture: &str, name: &str) -> String {

@@ -18,6 +18,8 @@ use super::language::{Facts, Fault, Formula, Scope};
 use super::{Config, Family, INERT, registry, wrapper};
 use crate::error::{Finding, Result};
 use crate::json::{is_off, read_json_object};
+use crate::plan::PlannedTensor;
+use crate::tokenizer::Tokens;
 
 /// Which of a model's parts are converted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -47,8 +49,10 @@ pub(crate) struct Params {
     /// The wrapper's config, if the text model's was inside it.
     root: Option<Config>,
     pub(crate) parts: Parts,
-    /// The shapes of the checkpoint's tensors, by the class's names.
-    shapes: Arc<HashMap<String, Vec<usize>>>,
+    /// The tokenizer's tokens, if formulas ask for them.
+    tokens: Option<Arc<Tokens>>,
+    /// The checkpoint's tensors, by the class's names.
+    tensors: Arc<HashMap<String, PlannedTensor>>,
 }
 
 /// Whether `value` can't be a setting: all its texts have several words, and the rest is off or empty.
@@ -167,7 +171,8 @@ impl Params {
             rope_field: "rope_parameters",
             root: None,
             parts: Parts::default(),
-            shapes: Arc::default(),
+            tokens: None,
+            tensors: Arc::default(),
         };
         params.set_fields()?;
         params.derive()?;
@@ -436,9 +441,20 @@ impl Params {
         self.finding(&fault.subject).expected(fault.expected).found(fault.found).format()
     }
 
-    /// With the shapes of the checkpoint's tensors, for formulas that ask for them.
-    pub(crate) fn with_shapes(mut self, shapes: HashMap<String, Vec<usize>>) -> Self {
-        self.shapes = Arc::new(shapes);
+    /// The fields of the config with their defaults.
+    pub(crate) fn settings(&self) -> &Config {
+        &self.fields
+    }
+
+    /// With the tokenizer's tokens, for formulas that ask for them.
+    pub(crate) fn with_tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = Some(Arc::new(tokens));
+        self
+    }
+
+    /// With the checkpoint's tensors by the class's names, for formulas that ask for them.
+    pub(crate) fn with_tensors(mut self, tensors: HashMap<String, PlannedTensor>) -> Self {
+        self.tensors = Arc::new(tensors);
         self
     }
 
@@ -497,7 +513,12 @@ impl Facts for Params {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.shapes.get(name).cloned()
+        self.tensors.get(name).map(|tensor| tensor.shape.clone())
+    }
+
+    fn values(&self, name: &str) -> Result<Option<Vec<f32>>, Fault> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        tensor.read().map(Some).map_err(|error| Fault::new(name, "values that can be read", error))
     }
 
     fn file(&self, name: &str) -> Result<Option<Json>, Fault> {
@@ -512,6 +533,10 @@ impl Facts for Params {
 
     fn exists(&self, name: &str) -> bool {
         self.folder().join(name).is_file()
+    }
+
+    fn token(&self, text: &str) -> Result<Option<u32>, Fault> {
+        Ok(self.tokens.as_ref().and_then(|tokens| tokens.id(text)))
     }
 
     fn root(&self, name: &str) -> Option<Json> {

@@ -244,6 +244,16 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
             ]
         }
         Extra::RopeFreqs => Vec::new(),
+        Extra::Values(name, formula) => match params.value_of(formula, None)? {
+            Json::Null => Vec::new(),
+            Json::Array(list) => {
+                let number = |value: &Json| value.as_f64().map(|v| v as f32);
+                let wrong = || params.finding(name).expected("a list of numbers").found(Json::Array(list.clone()));
+                let numbers = list.iter().map(number).collect::<Option<Vec<f32>>>().ok_or_else(|| wrong().format())?;
+                vec![values(name, numbers)]
+            }
+            other => return Err(params.finding(name).expected("a list of numbers").found(other).format()),
+        },
         });
     }
     Ok(tensors)

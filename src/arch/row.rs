@@ -132,8 +132,10 @@ pub(crate) struct Row {
     pub(crate) when: Option<Formula>,
     /// Whether it may be missing where `when` holds.
     pub(crate) is_optional: bool,
-    /// The type that it always has.
-    pub(crate) kept_type: Option<KeptType>,
+    /// Whether it is left out on the way back, because another row has the same values.
+    pub(crate) is_copy: bool,
+    /// The type that it always has, and when.
+    pub(crate) kept_type: Option<(KeptType, Option<Formula>)>,
     /// How many layers there are of it, if not as many as the model has.
     pub(crate) over: Option<Formula>,
 }
@@ -145,6 +147,8 @@ pub(crate) enum KeptType {
     F16,
     /// F16 in an output of F16, otherwise F32.
     F16OrF32,
+    /// The output's type, even where other matrices of such a name are F32.
+    Output,
 }
 
 /// One way to make a GGUF tensor from tensors of the checkpoint.
@@ -196,8 +200,15 @@ pub(crate) enum Operation {
     Multiply(Formula),
     /// A function of every value.
     Each(Change),
+    /// `1 / x`
+    Reciprocal,
+    /// A dimension of size 1 put in, or left out.
+    Unsqueeze(i64),
+    Squeeze(i64),
     /// Zeros appended to a dimension up to a size.
     Pad(i64, Formula),
+    /// Zeros put before a dimension's values up to a size.
+    PadFront(i64, Formula),
     /// Rows past the tokenizer's vocabulary left out.
     TrimVocab,
     /// Values rounded to three, as BitNet computes them.

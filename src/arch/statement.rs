@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use super::Config;
-use super::family::{Assumed, Dropped, DropCheck, Extra, Family, Key, KeyGroup, KeyType, Rename};
+use super::family::{Assumed, Dropped, DropCheck, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace};
 use super::language::{Formula, Mistake, Scanner, Template, joined};
 use super::row::Row;
 use super::tensor_statement;
@@ -26,6 +26,7 @@ pub(crate) enum Statement {
     Set(String, Formula),
     Key(Key),
     VocabKey(Key),
+    EarlyKey(Key),
     Rows(Vec<Row>),
     Extra(Extra),
     Rename(Rename),
@@ -37,7 +38,7 @@ pub(crate) enum Statement {
 }
 
 /// What a `no` statement leaves out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Left {
     Key,
     Group(KeyGroup),
@@ -68,7 +69,7 @@ const KINDS: &[(&str, KeyType)] = &[
 ];
 
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
-                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, drop, drop_zero, \
+                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
                           same, nextn, rope_types, back";
 
 /// The statements of a file, in order.
@@ -139,13 +140,27 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             if word == "let" { Statement::Let(name, formula) } else { Statement::Set(name, formula) }
         }
         "nextn" => Statement::Let("nextn".to_owned(), Formula::read(scanner)?),
-        "key" => Statement::Key(key(scanner)?),
+        "key" => match scanner.takes_word("early") {
+            true => Statement::EarlyKey(key(scanner)?),
+            false => Statement::Key(key(scanner)?),
+        },
         "vocab_key" => Statement::VocabKey(key(scanner)?),
         "do" => Statement::Key(Key::Group(named(scanner, GROUPS, "a group of keys")?)),
-        "extra" => Statement::Extra(named(scanner, EXTRAS, "tensors made of the config")?),
+        "extra" => {
+            let name = one_word(scanner, "tensors made of the config")?;
+            if scanner.takes("=") {
+                return Ok(Statement::Extra(Extra::Values(name, Formula::read(scanner)?)));
+            }
+            let known = EXTRAS.iter().find(|(known, _)| *known == name).map(|(_, extra)| extra.clone());
+            let names: Vec<&str> = EXTRAS.iter().map(|(known, _)| *known).collect();
+            let expected = || format!("tensors made of the config: {}, or NAME = VALUES", names.join(", "));
+            Statement::Extra(known.ok_or_else(|| scanner.mistake_at(place, expected(), name))?)
+        }
         "no" => left_out(scanner)?,
         "tensor" => Statement::Rows(tensor_statement::rows(scanner)?),
-        "rename" | "rename_end" => rename(scanner, word == "rename_end")?,
+        "rename" => rename(scanner, RenamePlace::Start)?,
+        "rename_end" => rename(scanner, RenamePlace::End)?,
+        "rename_in" => rename(scanner, RenamePlace::Anywhere)?,
         "drop" | "drop_zero" | "same" => {
             let pattern = one_word(scanner, "a tensor's name")?;
             let unless = match word {
@@ -195,11 +210,11 @@ fn dotted(scanner: &mut Scanner, expected: &str) -> Result<String, Mistake> {
     Ok(path)
 }
 
-fn named<T: Copy>(scanner: &mut Scanner, known: &[(&str, T)], what: &str) -> Result<T, Mistake> {
+fn named<T: Clone>(scanner: &mut Scanner, known: &[(&str, T)], what: &str) -> Result<T, Mistake> {
     let place = scanner.place();
     let word = scanner.word().unwrap_or_default();
     let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let found = known.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
+    let found = known.iter().find(|(name, _)| *name == word).map(|(_, value)| value.clone());
     found.ok_or_else(|| scanner.mistake_at(place, format!("{what}: {}", names()), word))
 }
 
@@ -237,7 +252,7 @@ fn left_out(scanner: &mut Scanner) -> Result<Statement, Mistake> {
 }
 
 /// `FROM -> TO` or `FROM <-> TO`
-fn rename(scanner: &mut Scanner, is_end: bool) -> Result<Statement, Mistake> {
+fn rename(scanner: &mut Scanner, place_in_name: RenamePlace) -> Result<Statement, Mistake> {
     let place = scanner.place();
     let from = Template::read(scanner)?;
     let is_own = scanner.takes("<->");
@@ -250,7 +265,7 @@ fn rename(scanner: &mut Scanner, is_end: bool) -> Result<Statement, Mistake> {
         None => return Err(scanner.mistake("a name, or \"\"")),
     };
     let to = Template::parse(to).map_err(|_| scanner.mistake_at(place, "a whole-number expression in braces", to))?;
-    Ok(Statement::Rename(Rename { from, to, is_end, is_own }))
+    Ok(Statement::Rename(Rename { from, to, place: place_in_name, is_own }))
 }
 
 impl Family {
@@ -279,11 +294,12 @@ impl Family {
                 self.sets.push((name, formula));
             }
             Statement::Key(key) => self.keys.push(key),
+            Statement::EarlyKey(key) => self.early_keys.push(key),
             Statement::VocabKey(key) => self.vocab_keys.push(key),
             Statement::Rows(rows) => rows.into_iter().for_each(|row| self.put_row(row)),
             Statement::Extra(extra) => self.extras.push(extra),
             Statement::Rename(rename) => {
-                self.renames.retain(|known| known.is_end != rename.is_end || known.from.text() != rename.from.text());
+                self.renames.retain(|known| known.place != rename.place || known.from.text() != rename.from.text());
                 self.renames.push(rename);
             }
             Statement::Drop(dropped) => self.dropped.push(dropped),
@@ -309,6 +325,7 @@ impl Family {
             Left::Key => {
                 self.keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
                 self.vocab_keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
+                self.early_keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
             }
             Left::Group(group) => self.keys.retain(|key| !matches!(key, Key::Group(known) if *known == group)),
             Left::Tensor => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::language::Formula;
 use super::lookup::{Slot, sources};
 use super::params::Params;
+use super::procedures::Procedure;
 use super::row::{Change, Operation};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -33,10 +34,16 @@ pub(crate) enum Step {
     Each(Change),
     /// Zeros appended to a dimension of `from`.
     Pad { dim: usize, from: usize, to: usize },
+    /// Zeros put before a dimension of `from`.
+    PadFront { dim: usize, from: usize, to: usize },
+    /// `1 / x`
+    Reciprocal,
     /// Rows from `kept` on left out.
     Trim { from: usize, kept: usize },
     /// Values rounded to three.
     Ternary,
+    /// A procedure in code.
+    Procedure(Procedure),
 }
 
 /// Why operations can't be done: what was expected, and what was found.
@@ -149,14 +156,39 @@ pub(crate) fn steps(
                 }
                 Step::Pad { dim, from: shape[dim], to }
             }
+            Operation::PadFront(dim, to) => {
+                let dim = fit!(place(&shape, *dim));
+                let to = size(to)?.max(shape[dim]);
+                if to == shape[dim] {
+                    continue;
+                }
+                Step::PadFront { dim, from: shape[dim], to }
+            }
+            Operation::Reciprocal => Step::Reciprocal,
+            Operation::Unsqueeze(dim) => {
+                let rank = shape.len() as i64 + 1;
+                let at = usize::try_from(if *dim < 0 { dim + rank } else { *dim }).unwrap_or(usize::MAX);
+                fit!(fits(at <= shape.len(), || format!("room for a dimension {dim}"), &shape));
+                let mut to = shape.clone();
+                to.insert(at, 1);
+                Step::Reshape { from: shape.clone(), to }
+            }
+            Operation::Squeeze(dim) => {
+                let dim = fit!(place(&shape, *dim));
+                fit!(fits(shape[dim] == 1, || format!("1 in dimension {dim}"), &shape));
+                let mut to = shape.clone();
+                to.remove(dim);
+                Step::Reshape { from: shape.clone(), to }
+            }
             Operation::TrimVocab => {
                 let from = shape.first().copied().unwrap_or_default();
                 Step::Trim { from, kept: vocab_rows()?.min(from) }
             }
             Operation::Ternary => Step::Ternary,
-            Operation::Procedure(name) => {
-                return Ok(Err(("a procedure that this version has".to_owned(), name.clone())));
-            }
+            Operation::Procedure(name) => match Procedure::named(name) {
+                Some(procedure) => Step::Procedure(procedure),
+                None => return Ok(Err(("a procedure that this version has".to_owned(), name.clone()))),
+            },
         };
         shape = step.shape(&shape);
         steps.push(step);
@@ -205,16 +237,18 @@ impl Step {
             Step::Index { dim, index, .. } => shape[*dim] = index.len(),
             Step::Permute(order) => shape = order.iter().map(|dim| of[*dim]).collect(),
             Step::Reshape { to, .. } => shape = to.clone(),
-            Step::Pad { dim, to, .. } => shape[*dim] = *to,
+            Step::Pad { dim, to, .. } | Step::PadFront { dim, to, .. } => shape[*dim] = *to,
             Step::Trim { kept, .. } => shape[0] = *kept,
-            Step::Add(_) | Step::Multiply(_) | Step::Divide(_) | Step::Each(_) | Step::Undo(_) | Step::Ternary => {}
+            Step::Add(_) | Step::Multiply(_) | Step::Divide(_) | Step::Each(_) => {}
+            Step::Procedure(procedure) => shape = procedure.shape(of),
+            Step::Undo(_) | Step::Reciprocal | Step::Ternary => {}
         }
         shape
     }
 
     /// Whether the values stay as they are.
     pub(crate) fn keeps_values(&self) -> bool {
-        matches!(self, Step::Index { .. } | Step::Permute(_) | Step::Reshape { .. } | Step::Pad { .. } | Step::Trim { .. })
+        matches!(self, Step::Index { .. } | Step::Permute(_) | Step::Reshape { .. } | Step::Pad { .. } | Step::PadFront { .. } | Step::Trim { .. })
     }
 
     /// The expression after the step. `dtype` is the type in which torch computes: F16 for tensors of that type, F32
@@ -241,6 +275,13 @@ impl Step {
             Step::Each(Change::Exp) => rounded(mapped(of, ValueMap::Exp)),
             Step::Each(Change::NegativeExp) => rounded(mapped(of, ValueMap::NegativeExp)),
             Step::Each(Change::Softplus) => rounded(mapped(of, ValueMap::Softplus)),
+            Step::Reciprocal => rounded(mapped(of, ValueMap::Reciprocal)),
+            Step::PadFront { dim, from, to } => {
+                let mut shape = of.shape();
+                shape[*dim] = to - from;
+                let values = vec![0.0; shape.iter().product()].into();
+                joined(vec![Expr::Values { shape, values }, of], *dim)
+            }
             Step::Pad { dim, from, to } => {
                 let mut shape = of.shape();
                 shape[*dim] = to - from;
@@ -249,6 +290,7 @@ impl Step {
             }
             Step::Trim { kept, .. } => indexed(of, 0, &(0..*kept).collect::<Vec<_>>()),
             Step::Ternary => crate::plan::ternary(of)?,
+            Step::Procedure(procedure) => procedure.apply(of)?,
         })
     }
 
@@ -272,8 +314,11 @@ impl Step {
             Step::Add(number) => Step::Add(-number),
             Step::Pad { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (0..*from).collect() },
             Step::Multiply(factor) if *factor != 0.0 => Step::Divide(*factor),
+            Step::PadFront { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (to - from..*to).collect() },
+            Step::Reciprocal => Step::Reciprocal,
             Step::Each(change) => Step::Undo(*change),
-            Step::Trim { .. } | Step::Multiply(_) | Step::Divide(_) | Step::Undo(_) | Step::Ternary => return None,
+            Step::Trim { .. } | Step::Multiply(_) | Step::Divide(_) | Step::Undo(_) => return None,
+            Step::Ternary | Step::Procedure(_) => return None,
         })
     }
 
@@ -391,6 +436,11 @@ fn permuted(of: Expr, order: &[usize]) -> Expr {
     let rank = shape.len();
     if order.iter().copied().eq(0..rank) {
         return of;
+    }
+    // Blocks that GGUF has, too, are rows in this order.
+    let is_swap = rank > 1 && order[..rank - 2].iter().copied().eq(0..rank - 2) && order[rank - 1] == rank - 2;
+    if let Some(turned) = of.turned().filter(|turned| is_swap && turned.raw_dtype().is_some()) {
+        return turned;
     }
     let to: Vec<usize> = order.iter().map(|dim| shape[*dim]).collect();
     let last = order[rank - 1];

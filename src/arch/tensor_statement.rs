@@ -18,23 +18,29 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         forms.push(form(scanner)?);
     }
     let mut row =
-        Row { role: *role, gguf, forms, when: None, is_optional: false, kept_type: None, over: None };
+        Row { role: *role, gguf, forms, when: None, is_optional: false, is_copy: false, kept_type: None, over: None };
     let mut bias: Option<(Option<Formula>, bool)> = None;
     loop {
         if scanner.takes_word("when") {
             row.when = Some(Formula::read(scanner)?);
         } else if scanner.takes_word("maybe") {
             row.is_optional = true;
+        } else if scanner.takes_word("copy") {
+            row.is_copy = true;
         } else if scanner.takes_word("as") {
-            row.kept_type = Some(if scanner.takes_word("f32") {
+            let kept = if scanner.takes_word("f32") {
                 KeptType::F32
             } else if scanner.takes_word("f16_or_f32") {
                 KeptType::F16OrF32
             } else if scanner.takes_word("f16") {
                 KeptType::F16
+            } else if scanner.takes_word("any") {
+                KeptType::Output
             } else {
-                return Err(scanner.mistake("f32, f16 or f16_or_f32"));
-            });
+                return Err(scanner.mistake("f32, f16, f16_or_f32 or any"));
+            };
+            let condition = if scanner.takes_word("if") { Some(Formula::read(scanner)?) } else { None };
+            row.kept_type = Some((kept, condition));
         } else if scanner.takes_word("over") {
             row.over = Some(Formula::read(scanner)?);
         } else if scanner.takes_word("bias") {
@@ -50,7 +56,7 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         }
     }
     if !scanner.is_done() {
-        return Err(scanner.mistake("when, maybe, bias, as, over, or the end of the statement"));
+        return Err(scanner.mistake("when, maybe, bias, as, over, copy, or the end of the statement"));
     }
     let twin = match bias {
         None => None,
@@ -95,6 +101,7 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
         forms: forms.collect::<Option<_>>()?,
         when,
         is_optional: row.is_optional || is_optional,
+        is_copy: row.is_copy,
         kept_type: None,
         over: row.over.clone(),
     })
@@ -163,7 +170,7 @@ fn operations(scanner: &mut Scanner) -> Result<Vec<Operation>, Mistake> {
 }
 
 const OPERATIONS: &str = "an operation: take, swap, reshape, order, pairs, halves, qkv, permute, add, mul, neg, exp, \
-                          negexp, softplus, pad, trim_vocab, ternary, proc";
+                          negexp, softplus, recip, pad, pad_front, squeeze, unsqueeze, trim_vocab, ternary, proc";
 
 fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
     let place = scanner.place();
@@ -190,7 +197,7 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "pairs" | "halves" => {
             let heads = Formula::read_operand(scanner)?;
             let more = scanner.peek().is_some_and(|c| c == '(' || c.is_ascii_digit() || c.is_alphabetic());
-            let clause = ["or", "when", "maybe", "bias", "as", "over"].iter().any(|word| scanner.sees_word(word));
+            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy"].iter().any(|word| scanner.sees_word(word));
             let part = if more && !clause { Some(Formula::read_operand(scanner)?) } else { None };
             if name == "pairs" { Operation::Pairs(heads, part) } else { Operation::Halves(heads, part) }
         }
@@ -203,6 +210,10 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "negexp" => Operation::Each(Change::NegativeExp),
         "softplus" => Operation::Each(Change::Softplus),
         "pad" => Operation::Pad(dimension(scanner)?, Formula::read_operand(scanner)?),
+        "pad_front" => Operation::PadFront(dimension(scanner)?, Formula::read_operand(scanner)?),
+        "recip" => Operation::Reciprocal,
+        "unsqueeze" => Operation::Unsqueeze(dimension(scanner)?),
+        "squeeze" => Operation::Squeeze(dimension(scanner)?),
         "trim_vocab" => Operation::TrimVocab,
         "ternary" => Operation::Ternary,
         "proc" => {

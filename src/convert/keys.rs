@@ -22,6 +22,11 @@ pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, fil
     Ok(())
 }
 
+/// Writes the family's keys that come right behind the architecture's name.
+pub(super) fn early(metadata: &mut Metadata, folder: &Path, params: &Params) -> Result<()> {
+    params.family.early_keys.iter().try_for_each(|key| write(metadata, folder, params, 0, key))
+}
+
 /// Writes the family's keys that follow the vocabulary.
 pub(super) fn after_vocab(metadata: &mut Metadata, folder: &Path, params: &Params) -> Result<()> {
     params.family.vocab_keys.iter().try_for_each(|key| write(metadata, folder, params, 0, key))

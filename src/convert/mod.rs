@@ -27,6 +27,7 @@ pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
 
+use crate::arch::language::Function;
 use crate::arch::params::{Params, Parts};
 use crate::arch::{Naming, registry, rope, windows};
 use crate::checkpoint::Checkpoint;
@@ -35,7 +36,7 @@ use crate::error::{Error, Finding, Result, nearest};
 use crate::formats::gguf::{Metadata, Override};
 use crate::output::{Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
-use crate::tokenizer::{self, Vocab, VocabOptions};
+use crate::tokenizer::{self, Tokens, Vocab, VocabOptions};
 
 /// The type of matrices in the output; vectors and norms are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,6 +96,9 @@ fn file_type(dtype: DType) -> u32 {
         _ => 1,
     }
 }
+
+/// The value for a file with experts in blocks of MXFP4 (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`).
+const MXFP4_FILE_TYPE: u32 = 38;
 
 /// The name on the command line.
 impl fmt::Display for OutType {
@@ -190,6 +194,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
         params.ok_or_else(|| no_table(folder))?
     };
+    let params = if params.family.calls(Function::Token) { params.with_tokens(Tokens::of(folder)?) } else { params };
     if parts_without_layers(&params, options.part)? {
         let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
         return Err(finding.expected("at least one").found("none").mismatch());
@@ -215,13 +220,21 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     metadata.insert("general.architecture", params.family.gguf.as_str());
     // The reference makes these tensors, and their key, before all other keys.
     rope::write_attention_factor(&mut metadata, &params)?;
+    keys::early(&mut metadata, folder.path(), &params)?;
     let totals = general::TensorTotals::of(&plan);
     let (path, config) = (folder.path(), &folder.config_json);
     general::write(&mut metadata, path, config, &params.family.gguf, totals, &options.general, &mut notes)?;
-    keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| plan.main_dtype())))?;
+    let main = matrices.unwrap_or_else(|| plan.main_dtype());
+    let has_blocks = plan.tensors.iter().any(|tensor| tensor.dtype == DType::MXFP4);
+    let file_type = if has_blocks && main != DType::Q8_0 { MXFP4_FILE_TYPE } else { file_type(main) };
+    keys::model(&mut metadata, folder.path(), &params, file_type)?;
     if !is_projector {
         let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
-        let vocab_options = VocabOptions { pre: options.pre.clone(), vocab_size: tokens(&params)? };
+        let vocab_options = VocabOptions {
+            pre: options.pre.clone(),
+            vocab_size: tokens(&params)?,
+            settings: Some(params.settings().clone()),
+        };
         tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
         if vocab != Vocab::None {
             keys::after_vocab(&mut metadata, folder.path(), &params)?;

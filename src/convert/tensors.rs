@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use crate::arch::language::generalized;
 use crate::arch::lookup::{self, Expected, Slot, class_spelling, slots, sources};
 use crate::arch::params::Params;
 use crate::arch::steps::{Step, joined, reshaped, steps};
-use crate::arch::{DropCheck, KeptType, Role, Row, is_buffer, rope, wrapper};
+use crate::arch::{DropCheck, KeptType, Role, is_buffer, rope, wrapper};
 use crate::checkpoint::counted_parts;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -40,8 +41,8 @@ pub(super) fn plan<'a>(
     notes: &mut Vec<String>,
 ) -> Result<(Plan, Params)> {
     let found = Found::of(request, &params, weights)?;
-    let shapes = found.by_name.iter().map(|(name, (_, tensor))| (name.clone(), tensor.shape.clone())).collect();
-    let params = params.with_shapes(shapes);
+    let tensors = found.by_name.iter().map(|(name, (_, tensor))| (name.clone(), (*tensor).clone())).collect();
+    let params = params.with_tensors(tensors);
     let mut taken = Taken { request, params: &params, found: &found, used: HashSet::new(), groups: HashMap::new() };
     let mut made = Vec::new();
     for slot in slots(&params, weights.tensors.len())? {
@@ -53,7 +54,7 @@ pub(super) fn plan<'a>(
     let mut tensors = rope::extra_tensors(&params)?;
     made.sort_by_key(|made| {
         let last = made.group.as_ref().and_then(|group| groups.get(group)).copied().unwrap_or(made.last);
-        (last, made.number)
+        (!made.is_blocks, last, made.number)
     });
     tensors.extend(made.into_iter().map(|made| made.tensor));
     Ok((Plan { tensors }, params))
@@ -90,8 +91,13 @@ impl<'a> Found<'a> {
         let mut rest: Vec<_> =
             self.by_name.iter().filter(|(name, _)| !used.contains(name.as_str())).map(|(name, (place, t))| (place, name, *t)).collect();
         rest.sort_by_key(|(place, ..)| *place);
+        let values = params.family.value_names();
         let (mut left_out, mut others) = (self.buffers.clone(), BTreeMap::<&str, usize>::new());
         for (_, name, tensor) in rest {
+            // Its values are in keys.
+            if values.contains(&generalized(name)) {
+                continue;
+            }
             match lookup::dropped(params, name)? {
                 Some(check) => {
                     self.check_dropped(request, params, tensor, check)?;
@@ -186,6 +192,8 @@ fn in_reference_order<'a>(weights: &'a Plan, stored_name: &dyn Fn(&'a str) -> &'
 /// A tensor of the GGUF.
 struct Made {
     tensor: PlannedTensor,
+    /// Whether it is made of blocks that are copied.
+    is_blocks: bool,
     /// The row in the family.
     number: usize,
     /// The place of the last tensor that it is made of.
@@ -308,8 +316,18 @@ impl<'b> Taken<'_, 'b> {
         }
         let name = slot.gguf_name(self.params)?;
         let shape = expr.shape();
-        let dtype = output_dtype(slot.row, &name, &shape, self.request.outtype, dtype);
-        Ok(Made { tensor: PlannedTensor { name, dtype, shape, expr }, number: slot.number, last, group })
+        let kept = match &slot.row.kept_type {
+            Some((kept, when)) if self.params.holds(when.as_ref(), slot.layer)? => Some(*kept),
+            _ => None,
+        };
+        // The reference keeps blocks of MXFP4, whatever type is asked for, and writes them before all others.
+        let is_blocks = expr.raw_dtype() == Some(DType::MXFP4);
+        let dtype = match is_blocks {
+            true => DType::MXFP4,
+            false => output_dtype(kept, &name, &shape, self.request.outtype, dtype),
+        };
+        let tensor = PlannedTensor { name, dtype, shape, expr };
+        Ok(Made { tensor, is_blocks, number: slot.number, last, group })
     }
 
     /// The values after the operations.
@@ -390,17 +408,17 @@ fn always_f32(name: &str) -> bool {
 
 /// The type of an output tensor. Vectors, norms, routers and tensors not called `.weight` are F32; rows that don't
 /// divide into blocks become F16. Without an `outtype`, the source's type is kept if GGUF has it.
-fn output_dtype(row: &Row, name: &str, shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
+fn output_dtype(kept: Option<KeptType>, name: &str, shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
     if shape.len() < 2 || name.ends_with("_norm.weight") {
         return DType::F32;
     }
-    match row.kept_type {
+    match kept {
         Some(KeptType::F32) => return DType::F32,
         Some(KeptType::F16) => return DType::F16,
         Some(KeptType::F16OrF32) => return if outtype == Some(DType::F16) { DType::F16 } else { DType::F32 },
-        None => {}
+        Some(KeptType::Output) | None => {}
     }
-    if !name.ends_with(".weight") || always_f32(name) {
+    if kept.is_none() && (!name.ends_with(".weight") || always_f32(name)) {
         return DType::F32;
     }
     let dtype = match outtype {

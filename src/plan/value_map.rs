@@ -21,6 +21,8 @@ pub(crate) enum ValueMap {
         /// What every value is divided by.
         divisor: f32,
     },
+    /// `1 / x`
+    Reciprocal,
     /// `ln(sign * x)`: the reverse of `Exp` and `NegativeExp`.
     Logarithm {
         /// 1 or -1.
@@ -43,6 +45,7 @@ impl RowMap for ValueMap {
             ValueMap::NegativeExp => each(out, |v| -exp(v)),
             ValueMap::Softplus => each(out, |v| if v > 20.0 { v } else { f64::from(v).exp().ln_1p() as f32 }),
             ValueMap::Divide { divisor } => out.iter_mut().for_each(|v| *v /= divisor),
+            ValueMap::Reciprocal => out.iter_mut().for_each(|v| *v = 1.0 / *v),
             ValueMap::Logarithm { sign } => {
                 out.iter_mut().for_each(|v| *v = f64::from(sign * *v).ln() as f32);
             }

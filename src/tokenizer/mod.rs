@@ -11,13 +11,15 @@ mod keys;
 #[cfg(feature = "convert")]
 pub(crate) mod library;
 mod pre;
+mod python;
 mod record;
 mod sentencepiece;
 mod special;
+pub(crate) mod templates;
 mod to_hf;
 mod token;
 
-pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
+pub(crate) use from_hf::{Tokens, Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;
 pub use token::TokenKind;

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use serde_json::{Map, Number, Value as Json};
 
 use super::formula::{Binary, Formula, Function, Unary};
+use super::normal;
 
 /// Why a formula has no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,11 @@ pub(crate) trait Facts {
     /// The shape of a tensor, by its name in the checkpoint or, for the way back, in GGUF.
     fn shape(&self, _name: &str) -> Option<Vec<usize>> {
         None
+    }
+
+    /// The values of a small tensor of the checkpoint.
+    fn values(&self, _name: &str) -> Result<Option<Vec<f32>>, Fault> {
+        Ok(None)
     }
 
     /// A JSON file beside config.json.
@@ -104,6 +110,7 @@ impl<'a> Scope<'a> {
                     Json::String(name) => Ok(member(of, name)),
                     Json::Null => Ok(NULL),
                     index => match index.as_i64() {
+                        Some(index) if of.is_object() => Ok(numbered(of, index)),
                         Some(index) => Ok(element(of, index)),
                         None => Err(self.fault(formula, "a list's index", index)),
                     },
@@ -135,7 +142,11 @@ impl<'a> Scope<'a> {
                 let values = values.iter().map(|value| Ok(self.value(value)?.into_owned()));
                 Ok(Cow::Owned(Json::Array(values.collect::<Result<_, Fault>>()?)))
             }
-            Formula::Each(each, name, over) => {
+            Formula::Object(fields) => {
+                let fields = fields.iter().map(|(name, value)| Ok((name.clone(), self.value(value)?.into_owned())));
+                Ok(Cow::Owned(Json::Object(fields.collect::<Result<_, Fault>>()?)))
+            }
+            Formula::Each { each, name, over, condition } => {
                 let values = match self.value(over)?.into_owned() {
                     Json::Null => return Ok(NULL),
                     Json::Array(values) => values,
@@ -147,9 +158,15 @@ impl<'a> Scope<'a> {
                 let one = |value: Json| {
                     let mut inner = Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
                     inner.variables.push((name, value));
-                    Ok(inner.value(each)?.into_owned())
+                    if let Some(condition) = condition
+                        && !inner.holds(condition)?
+                    {
+                        return Ok(None);
+                    }
+                    Ok(Some(inner.value(each)?.into_owned()))
                 };
-                Ok(Cow::Owned(Json::Array(values.into_iter().map(one).collect::<Result<_, Fault>>()?)))
+                let values = values.into_iter().map(one).filter_map(Result::transpose);
+                Ok(Cow::Owned(Json::Array(values.collect::<Result<_, Fault>>()?)))
             }
             Formula::Call(function, arguments) => self.call(formula, *function, arguments),
         }
@@ -443,6 +460,59 @@ impl<'a> Scope<'a> {
             Function::Token => owned(self.facts.token(&text(0)?)?.map_or(Json::Null, Json::from)),
             Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
             Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
+            Function::Pow => match (float(0)?, float(1)?) {
+                (Some(base), Some(power)) => self.number(formula, base.powf(power)),
+                _ => Ok(NULL),
+            },
+            Function::Log2 => map(f64::log2),
+            Function::Floor | Function::Round => match float(0)? {
+                Some(number) if number.abs() < 9e15 => {
+                    let rounded = if function == Function::Floor { number.floor() } else { number.round_ties_even() };
+                    owned((rounded as i64).into())
+                }
+                Some(number) => Err(self.fault(formula, "a smaller number", number)),
+                None => Ok(NULL),
+            },
+            Function::Abs => match &*value(0)? {
+                number if number.as_i64().is_some() => {
+                    owned(number.as_i64().and_then(i64::checked_abs).map_or(Json::Null, Json::from))
+                }
+                _ => map(f64::abs),
+            },
+            Function::Split => match &*value(0)? {
+                Json::String(of) => owned(of.split(text(1)?.as_str()).map(Json::from).collect()),
+                _ => Ok(NULL),
+            },
+            Function::Join => match &*value(0)? {
+                Json::Array(parts) => {
+                    let shown = |part: &Json| part.as_str().map_or_else(|| part.to_string(), str::to_owned);
+                    owned(parts.iter().map(shown).collect::<Vec<_>>().join(&text(1)?).into())
+                }
+                _ => Ok(NULL),
+            },
+            Function::Str => match &*value(0)? {
+                Json::Null => Ok(NULL),
+                Json::String(of) => owned(of.as_str().into()),
+                other => owned(other.to_string().into()),
+            },
+            Function::NormalQuantile => map(normal::quantile),
+            Function::NormalPart => map(normal::part),
+            Function::Values => {
+                let values = self.facts.values(&self.filled(&text(0)?))?;
+                owned(values.map_or(Json::Null, |values| values.into_iter().map(|v| Json::from(f64::from(v))).collect()))
+            }
+            Function::Many => {
+                let name = text(0)?;
+                let count = (0..MAX_LIST)
+                    .take_while(|number| self.facts.shape(&name.replace("{l}", &number.to_string())).is_some())
+                    .count();
+                owned(count.into())
+            }
+            Function::Equal => {
+                let (a, b) = (self.filled(&text(0)?), self.filled(&text(1)?));
+                let (a, b) = (self.facts.values(&a)?, self.facts.values(&b)?);
+                owned((a.is_some() && a == b).into())
+            }
         }
     }
 
@@ -463,6 +533,15 @@ fn member<'a>(of: Cow<'a, Json>, name: &str) -> Cow<'a, Json> {
         Cow::Owned(Json::Object(mut fields)) => fields.remove(name).map_or(NULL, Cow::Owned),
         _ => NULL,
     }
+}
+
+/// The field of an object whose name is the number `index`, with leading zeros or without.
+fn numbered(of: Cow<Json>, index: i64) -> Cow<Json> {
+    let name = match &*of {
+        Json::Object(fields) => fields.keys().find(|name| name.parse() == Ok(index)).cloned(),
+        _ => None,
+    };
+    name.map_or(NULL, |name| member(of, &name))
 }
 
 fn element(of: Cow<Json>, index: i64) -> Cow<Json> {

@@ -27,8 +27,10 @@ pub(crate) enum Formula {
     Choice(Box<Formula>, Box<Formula>, Box<Formula>),
     /// `[a, b]`
     List(Vec<Formula>),
-    /// `[each for name in over]`
-    Each(Box<Formula>, String, Box<Formula>),
+    /// `{"name": value}`
+    Object(Vec<(String, Formula)>),
+    /// `[each for name in over if condition]`
+    Each { each: Box<Formula>, name: String, over: Box<Formula>, condition: Option<Box<Formula>> },
     /// `function(arguments)`
     Call(Function, Vec<Formula>),
 }
@@ -93,6 +95,19 @@ const FUNCTIONS: &[Signature] = &[
     ("token", Function::Token, 1, 1),
     ("gguf", Function::Gguf, 1, 1),
     ("root", Function::Root, 1, 1),
+    ("pow", Function::Pow, 2, 2),
+    ("log2", Function::Log2, 1, 1),
+    ("floor", Function::Floor, 1, 1),
+    ("round", Function::Round, 1, 1),
+    ("abs", Function::Abs, 1, 1),
+    ("split", Function::Split, 2, 2),
+    ("join", Function::Join, 2, 2),
+    ("str", Function::Str, 1, 1),
+    ("normal_quantile", Function::NormalQuantile, 1, 1),
+    ("normal_part", Function::NormalPart, 1, 1),
+    ("values", Function::Values, 1, 1),
+    ("many", Function::Many, 1, 1),
+    ("equal", Function::Equal, 2, 2),
 ];
 
 /// A function of the language.
@@ -125,6 +140,19 @@ pub(crate) enum Function {
     Token,
     Gguf,
     Root,
+    Pow,
+    Log2,
+    Floor,
+    Round,
+    Abs,
+    Split,
+    Join,
+    Str,
+    NormalQuantile,
+    NormalPart,
+    Values,
+    Many,
+    Equal,
 }
 
 /// The operators with two operands, from the loosest to the tightest, with their spellings.
@@ -171,13 +199,6 @@ impl Formula {
         found
     }
 
-    /// Whether the function is called in the formula.
-    pub(crate) fn calls(&self, function: Function) -> bool {
-        let mut found = false;
-        self.visit(&mut |formula| found |= matches!(formula, Formula::Call(known, _) if *known == function));
-        found
-    }
-
     /// The first name in the formula.
     pub(crate) fn first_name(&self) -> Option<&str> {
         match self {
@@ -187,7 +208,8 @@ impl Formula {
             }
             Formula::Binary(_, a, b) => a.first_name().or_else(|| b.first_name()),
             Formula::Choice(a, b, c) => a.first_name().or_else(|| b.first_name()).or_else(|| c.first_name()),
-            Formula::Each(each, _, over) => over.first_name().or_else(|| each.first_name()),
+            Formula::Each { each, over, .. } => over.first_name().or_else(|| each.first_name()),
+            Formula::Object(fields) => fields.iter().find_map(|(_, value)| value.first_name()),
             Formula::Coalesce(of) | Formula::List(of) | Formula::Call(_, of) => of.iter().find_map(Formula::first_name),
             Formula::Literal(_) => None,
         }
@@ -199,10 +221,14 @@ impl Formula {
         match self {
             Formula::Literal(_) | Formula::Name(_) => {}
             Formula::Member(of, _) | Formula::Required(of) | Formula::Unary(_, of) => of.visit(visit),
-            Formula::Index(a, b) | Formula::Binary(_, a, b) | Formula::Each(a, _, b) => {
+            Formula::Index(a, b) | Formula::Binary(_, a, b) => {
                 a.visit(visit);
                 b.visit(visit);
             }
+            Formula::Each { each, over, condition, .. } => {
+                [Some(each), Some(over), condition.as_ref()].into_iter().flatten().for_each(|of| of.visit(visit));
+            }
+            Formula::Object(fields) => fields.iter().for_each(|(_, value)| value.visit(visit)),
             Formula::Choice(a, b, c) => [a, b, c].into_iter().for_each(|of| of.visit(visit)),
             Formula::Coalesce(of) | Formula::List(of) | Formula::Call(_, of) => {
                 of.iter().for_each(|of| of.visit(visit));
@@ -301,6 +327,9 @@ fn operand(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
     if scanner.takes("[") {
         return list(scanner, depth);
     }
+    if scanner.takes("{") {
+        return object(scanner, depth);
+    }
     let place = scanner.place();
     let Some(name) = scanner.name() else { return Err(scanner.mistake("a value")) };
     match name {
@@ -330,6 +359,20 @@ fn operand(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
     Ok(Formula::Call(*function, arguments))
 }
 
+/// What follows `{`: `"name": value}`
+fn object(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
+    let mut fields = Vec::new();
+    while !scanner.takes("}") {
+        if !fields.is_empty() {
+            scanner.need(",")?;
+        }
+        let Some(name) = scanner.quoted()? else { return Err(scanner.mistake("a field's name in quotes")) };
+        scanner.need(":")?;
+        fields.push((name, choice(scanner, depth + 1)?));
+    }
+    Ok(Formula::Object(fields))
+}
+
 /// What follows `[`: `a, b]` or `each for name in over]`.
 fn list(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
     let mut values = Vec::new();
@@ -346,9 +389,11 @@ fn list(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
             if !scanner.takes_word("in") {
                 return Err(scanner.mistake("`in`"));
             }
-            let over = choice(scanner, depth + 1)?;
+            let over = choice(scanner, depth + 1)?.into();
+            let condition =
+                if scanner.takes_word("if") { Some(choice(scanner, depth + 1)?.into()) } else { None };
             scanner.need("]")?;
-            return Ok(Formula::Each(values.remove(0).into(), name.to_owned(), over.into()));
+            return Ok(Formula::Each { each: values.remove(0).into(), name: name.to_owned(), over, condition });
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod eval;
 mod formula;
+mod normal;
 mod scan;
 mod template;
 

@@ -31,7 +31,7 @@ pub(super) fn config(
         Writer { family, found, config: Map::new(), taken: HashSet::new(), scaling: Map::new(), late: Vec::new() };
     writer.put("architectures", json!([family.class()]));
     writer.put("model_type", json!(family.model_type()));
-    for key in &family.keys {
+    for key in family.early_keys.iter().chain(&family.keys).chain(&family.vocab_keys) {
         writer.read(key)?;
     }
     writer.put("vocab_size", json!(vocab_size));

@@ -113,7 +113,7 @@ impl Restored<'_> {
         let form = self.record.map_or(0, |record| record.form(slot.row));
         let finding = || Finding::new(self.metadata.file(), format!("tensor {name:?}"));
         let Some(source) = self.by_name.get(name.as_str()).copied() else {
-            if slot.is_optional {
+            if slot.is_optional || slot.row.is_copy {
                 return Ok(());
             }
             return Err(finding()
@@ -122,6 +122,10 @@ impl Restored<'_> {
                 .hint("the file may be of another architecture, or damaged")
                 .mismatch());
         };
+        if slot.row.is_copy {
+            self.used.insert(name);
+            return Ok(());
+        }
         let stored = source.info().shape.clone();
         let is_plain = |_: &str| Some(stored.clone());
         let chain = match chain(self.params, slot, form, self.most, &is_plain)? {

@@ -21,7 +21,7 @@ pub use metadata::Metadata;
 pub use model::GgufModel;
 pub use overrides::Override;
 #[cfg(feature = "hub")]
-pub(crate) use reader::header_end;
+pub(crate) use reader::{header_end, metadata_of};
 pub use reader::{GgufFile, GgufHeader};
 pub use split::{SplitLimits, split_layout};
 pub use value::{Array, Value, ValueType};
