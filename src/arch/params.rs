@@ -8,7 +8,7 @@
 //! `modeling_rope_utils.py` for the two spellings of the rotary fields.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,6 +53,8 @@ pub(crate) struct Params {
     tokens: Option<Arc<Tokens>>,
     /// The checkpoint's tensors, by the class's names.
     tensors: Arc<HashMap<String, PlannedTensor>>,
+    /// The names of a GGUF's tensors, on the way back.
+    stored: Option<Arc<HashSet<String>>>,
 }
 
 /// Whether `value` can't be a setting: all its texts have several words, and the rest is off or empty.
@@ -97,6 +99,7 @@ impl Params {
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>> {
         let root = config;
+        let config = &surrounded(folder, config);
         let config = &*wrapper::text_config(config);
         let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
         if named_class(config).is_none() {
@@ -141,7 +144,7 @@ impl Params {
     ) -> Result<Self> {
         let mut unknown = Vec::new();
         let mut fields: Config = family.defaults.clone();
-        for (name, value) in config {
+        for (name, value) in config.iter().filter(|(name, _)| !name.starts_with(HIDDEN)) {
             let inert = INERT.contains(&name.as_str());
             if fields.contains_key(name) || inert {
                 fields.insert(name.clone(), value.clone());
@@ -173,6 +176,7 @@ impl Params {
             parts: Parts::default(),
             tokens: None,
             tensors: Arc::default(),
+            stored: None,
         };
         params.set_fields()?;
         params.derive()?;
@@ -471,6 +475,12 @@ impl Params {
         all
     }
 
+    /// With the names of a GGUF's tensors, on the way back.
+    pub(crate) fn with_stored(mut self, names: HashSet<String>) -> Self {
+        self.stored = Some(Arc::new(names));
+        self
+    }
+
     /// The folder of config.json.
     pub(crate) fn folder(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new(""))
@@ -485,6 +495,21 @@ impl Params {
     pub(crate) fn finding(&self, field: &str) -> Finding {
         Finding::new(&self.path, field)
     }
+}
+
+/// The start of names in a config that are no fields of config.json.
+pub(crate) const HIDDEN: char = '\0';
+
+/// The config with what conditions may ask of the folder besides: `card`, the text of README.md in lower case, and
+/// `folder`, the folder's name in lower case.
+fn surrounded(folder: &Path, config: &Config) -> Config {
+    let mut config = config.clone();
+    let name = folder.file_name().map(|name| name.to_string_lossy().to_lowercase());
+    config.insert(format!("{HIDDEN}folder"), name.unwrap_or_default().into());
+    if let Ok(card) = std::fs::read_to_string(folder.join("README.md")) {
+        config.insert(format!("{HIDDEN}card"), card.to_lowercase().into());
+    }
+    config
 }
 
 /// The number of layers, for messages.
@@ -513,12 +538,20 @@ impl Facts for Params {
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.tensors.get(name).map(|tensor| tensor.shape.clone())
+        let Some(stored) = &self.stored else { return self.tensors.get(name).map(|tensor| tensor.shape.clone()) };
+        // On the way back, a tensor of the checkpoint is there if what it becomes is there.
+        let uses = super::lookup::matches(self.family, name, None);
+        let is_there = uses.iter().filter_map(|known| known.gguf_name()).any(|name| stored.contains(&name));
+        is_there.then(Vec::new)
     }
 
-    fn values(&self, name: &str) -> Result<Option<Vec<f32>>, Fault> {
+    fn values(&self, name: &str) -> Result<Option<Vec<Json>>, Fault> {
         let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
-        tensor.read().map(Some).map_err(|error| Fault::new(name, "values that can be read", error))
+        if let Some(whole) = tensor.whole_numbers() {
+            return Ok(Some(whole.into_iter().map(Json::from).collect()));
+        }
+        let values = tensor.read().map_err(|error| Fault::new(name, "values that can be read", error))?;
+        Ok(Some(values.into_iter().map(|value| Json::from(f64::from(value))).collect()))
     }
 
     fn file(&self, name: &str) -> Result<Option<Json>, Fault> {

@@ -1,5 +1,6 @@
 //! The families that are known: those that are built in, and files of the user.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{OnceLock, RwLock};
@@ -177,8 +178,37 @@ pub(crate) fn register(path: &Path) -> Result<&'static Family> {
     Ok(family)
 }
 
-fn holds(formula: &Option<Formula>, facts: &dyn Facts) -> bool {
-    formula.as_ref().is_none_or(|formula| Scope::new(facts).holds(formula).unwrap_or(false))
+fn holds(family: &Family, formula: &Option<Formula>, facts: &dyn Facts) -> bool {
+    let facts = WithLets { family, facts };
+    formula.as_ref().is_none_or(|formula| Scope::new(&facts).holds(formula).unwrap_or(false))
+}
+
+/// Facts of a config or a GGUF, with the values that a family names.
+struct WithLets<'a> {
+    family: &'a Family,
+    facts: &'a dyn Facts,
+}
+
+impl Facts for WithLets<'_> {
+    fn formula(&self, name: &str) -> Option<&Formula> {
+        self.family.lets.get(name)
+    }
+
+    fn field(&self, name: &str) -> Option<Cow<'_, serde_json::Value>> {
+        self.facts.field(name)
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.facts.shape(name)
+    }
+
+    fn gguf(&self, key: &str) -> Option<serde_json::Value> {
+        self.facts.gguf(key)
+    }
+
+    fn root(&self, name: &str) -> Option<serde_json::Value> {
+        self.facts.root(name)
+    }
 }
 
 /// The family of a class of transformers with this config.
@@ -192,7 +222,7 @@ pub(crate) fn projector_of(class: &str, config: &Config) -> Option<&'static Fami
 }
 
 fn of_class_and_kind(class: &str, config: &Config, is_projector: bool) -> Option<&'static Family> {
-    let fits = |family: &&&'static Family| family.is_projector == is_projector && holds(&family.when, config);
+    let fits = |family: &&&'static Family| family.is_projector == is_projector && holds(family, &family.when, config);
     let added = ADDED.read().ok().and_then(|added| {
         added.iter().filter(|family| family.classes.iter().any(|known| known == class)).find(fits).copied()
     });
@@ -202,7 +232,7 @@ fn of_class_and_kind(class: &str, config: &Config, is_projector: bool) -> Option
 /// The family of the class that transformers builds from a config of this `model_type`.
 pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static Family> {
     let fits = |family: &&'static Family| {
-        !family.is_projector && family.model_types.iter().any(|known| known == model_type) && holds(&family.when, config)
+        !family.is_projector && family.model_types.iter().any(|known| known == model_type) && holds(family, &family.when, config)
     };
     // A family whose first type this is goes before those that only know it.
     let mut found: Vec<&'static Family> = all().into_iter().filter(fits).collect();
@@ -213,7 +243,7 @@ pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'stati
 /// The family for converting a GGUF file back.
 pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'static Family> {
     let fits = |family: &&'static Family| {
-        !family.is_projector && family.gguf == architecture && holds(&family.fits, found)
+        !family.is_projector && family.gguf == architecture && holds(family, &family.fits, found)
     };
     let added = ADDED.read().ok().and_then(|added| added.iter().copied().find(fits));
     // One with a condition goes before one without, and one that bears the architecture's name before the others.

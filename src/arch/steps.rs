@@ -75,7 +75,9 @@ pub(crate) fn steps(
         let step = match operation {
             Operation::Take(dim, start, len) => {
                 let dim = fit!(place(&shape, *dim));
-                let start = params.number_of(start, layer)?.unwrap_or_default();
+                let Some(start) = params.number_of(start, layer)? else {
+                    return Ok(Err((format!("a start in dimension {dim}"), "none".to_owned())));
+                };
                 let len = size(len)?;
                 fit!(fits(start.checked_add(len).is_some_and(|end| end <= shape[dim]), || {
                     format!("at least {} in dimension {dim}", start.saturating_add(len))

@@ -88,7 +88,12 @@ fn typed(kind: KeyType, value: &Json) -> std::result::Result<Value, &'static str
                 let texts = values.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
                 Array::texts(texts.ok_or("a list of texts")?)
             }
-            KeyType::U32 | KeyType::I32 | KeyType::U64 => {
+            KeyType::U64 => {
+                let number = |v: &Json| v.as_u64().or_else(|| v.as_f64().filter(|v| *v >= 0.0).map(|v| v as u64));
+                let values = values.iter().map(number).collect::<Option<_>>();
+                Array::U64(values.ok_or("a list of counts")?)
+            }
+            KeyType::U32 | KeyType::I32 => {
                 let values = values.iter().map(|v| i32::try_from(whole(v)?).ok()).collect::<Option<_>>();
                 Array::I32(values.ok_or("a list of whole numbers below 2^31")?)
             }

@@ -11,6 +11,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("attention", include_str!("attention.family")),
     ("baichuan", include_str!("baichuan.family")),
     ("bailingmoe", include_str!("bailingmoe.family")),
+    ("bailingmoe-norm", include_str!("bailingmoe-norm.family")),
     ("bailingmoe2", include_str!("bailingmoe2.family")),
     ("bailingmoe3", include_str!("bailingmoe3.family")),
     ("bamba", include_str!("bamba.family")),

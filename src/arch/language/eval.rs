@@ -39,7 +39,7 @@ pub(crate) trait Facts {
     }
 
     /// The values of a small tensor of the checkpoint.
-    fn values(&self, _name: &str) -> Result<Option<Vec<f32>>, Fault> {
+    fn values(&self, _name: &str) -> Result<Option<Vec<Json>>, Fault> {
         Ok(None)
     }
 
@@ -499,7 +499,7 @@ impl<'a> Scope<'a> {
             Function::NormalPart => map(normal::part),
             Function::Values => {
                 let values = self.facts.values(&self.filled(&text(0)?))?;
-                owned(values.map_or(Json::Null, |values| values.into_iter().map(|v| Json::from(f64::from(v))).collect()))
+                owned(values.map_or(Json::Null, Json::Array))
             }
             Function::Many => {
                 let name = text(0)?;
@@ -607,7 +607,12 @@ impl Facts for Map<String, Json> {
     }
 
     fn field(&self, name: &str) -> Option<Cow<'_, Json>> {
-        self.get(name).map(Cow::Borrowed)
+        let hidden = || self.get(&format!("\0{name}"));
+        self.get(name).or_else(|| if matches!(name, "card" | "folder") { hidden() } else { None }).map(Cow::Borrowed)
+    }
+
+    fn root(&self, name: &str) -> Option<Json> {
+        self.get("\0root")?.get(name).cloned()
     }
 }
 

@@ -17,41 +17,32 @@ pub(super) fn part(value: f64) -> f64 {
     (high * 1e6).round() / 1e6
 }
 
-/// The inverse of the error function, with Giles' approximation refined by two steps of Newton's method, as torch does
-/// (`calc_erfinv` in `aten/src/ATen/native/Math.h`).
+/// The inverse of the error function, rounded once.
 fn erfinv(y: f32) -> f32 {
     if y.abs() >= 1.0 {
         return if y.abs() == 1.0 { f32::INFINITY.copysign(y) } else { f32::NAN };
     }
-    const A: [f32; 4] = [0.886_226_9, -1.645_349_6, 0.914_624_9, -0.140_543_33];
-    const B: [f32; 4] = [-2.118_377_7, 1.442_710_5, -0.329_097_5, 0.012_229_801];
-    const C: [f32; 4] = [-1.970_840_5, -1.624_906_5, 3.429_567_8, 1.641_345_3];
-    const D: [f32; 2] = [3.543_889_2, 1.637_067_8];
-    let mut x = if y.abs() <= 0.7 {
-        let z = y * y;
-        let above = ((A[3] * z + A[2]) * z + A[1]) * z + A[0];
-        let below = (((B[3] * z + B[2]) * z + B[1]) * z + B[0]) * z + 1.0;
-        y * above / below
-    } else {
-        let z = (-((1.0 - y.abs()) / 2.0).ln()).sqrt();
-        let above = ((C[3] * z + C[2]) * z + C[1]) * z + C[0];
-        let below = (D[1] * z + D[0]) * z + 1.0;
-        (above / below).copysign(y)
-    };
-    for _ in 0..2 {
-        x -= (erf(x) - y) / ((2.0 / std::f32::consts::PI.sqrt()) * (-x * x).exp());
+    let y = f64::from(y);
+    // The first terms of its series near 0 and its growth near 1, then Newton's method.
+    let tail = (-(1.0 - y.abs()).ln()).max(0.0).sqrt();
+    let mut x = if y.abs() < 0.5 { y * 0.886_226_925_452_758 } else { tail.min(5.5).copysign(y) * 0.8 };
+    for _ in 0..100 {
+        let step = (erf(x) - y) / (std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp());
+        x -= step.clamp(-0.5, 0.5);
+        if step.abs() < 1e-15 {
+            break;
+        }
     }
-    x
+    x as f32
 }
 
-/// The error function: in double precision by its series, and rounded once.
-fn erf(x: f32) -> f32 {
-    let x = f64::from(x);
+/// The error function by its series.
+fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
-        return 1f32.copysign(x as f32);
+        return 1f64.copysign(x);
     }
     let (mut term, mut sum) = (x, x);
-    for n in 1..200 {
+    for n in 1..300 {
         let n = f64::from(n);
         term *= -x * x / n;
         let next = term / (2.0 * n + 1.0);
@@ -60,7 +51,7 @@ fn erf(x: f32) -> f32 {
             break;
         }
     }
-    (sum * 2.0 / std::f64::consts::PI.sqrt()) as f32
+    sum * std::f64::consts::FRAC_2_SQRT_PI
 }
 
 #[cfg(test)]

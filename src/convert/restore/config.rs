@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -28,10 +29,11 @@ pub(super) fn config(
     notes: &mut Vec<String>,
 ) -> Result<Config> {
     let mut writer =
-        Writer { family, found, config: Map::new(), taken: HashSet::new(), scaling: Map::new(), late: Vec::new() };
+        Writer { family, found, config: Map::new(), taken: HashSet::new(), solved: HashSet::new(), scaling: Map::new(), late: Vec::new() };
     writer.put("architectures", json!([family.class()]));
     writer.put("model_type", json!(family.model_type()));
-    for key in family.early_keys.iter().chain(&family.keys).chain(&family.vocab_keys) {
+    // Of several statements for one key, the last one that isn't null is written, so it is solved first.
+    for key in family.early_keys.iter().chain(&family.keys).chain(&family.vocab_keys).rev() {
         writer.read(key)?;
     }
     writer.put("vocab_size", json!(vocab_size));
@@ -60,6 +62,8 @@ struct Writer<'a> {
     config: Config,
     /// Keys that were read.
     taken: HashSet<String>,
+    /// Keys from which a field followed.
+    solved: HashSet<String>,
     /// The future content of `rope_scaling`.
     scaling: Map<String, Json>,
     /// Fields with a value that other fields may imply: the field, the value, and what is implied.
@@ -88,6 +92,9 @@ impl Facts for Writer<'_> {
         self.found.gguf(key)
     }
 }
+
+/// The number of the model's own layers.
+static MAIN: LazyLock<Formula> = LazyLock::new(|| Formula::Name("main".to_owned()));
 
 /// The value of `absent` in a `back` statement.
 const ABSENT: &str = "\u{0}absent";
@@ -142,6 +149,9 @@ impl Writer<'_> {
         match key {
             Key::Value { name, value: formula, .. } => {
                 let key = self.full(name);
+                if self.solved.contains(&key) {
+                    return Ok(());
+                }
                 let Some(value) = self.metadata().get(&key) else { return Ok(()) };
                 let is_finite = match value {
                     Value::F32(v) => v.is_finite(),
@@ -191,7 +201,19 @@ impl Writer<'_> {
     fn solve(&mut self, key: &str, formula: &'static Formula, value: Json) -> Result<()> {
         let has_field = |name: &str| self.has_field(name);
         let inverse = Inverse { family: self.family, has_field: &has_field };
-        let found = inverse.solve(formula, value);
+        let layers = Formula::Name("layers".to_owned());
+        let found = match *formula == layers {
+            // Layers for multi-token prediction are counted, too.
+            true => {
+                let next = self.found.gguf("nextn_predict_layers").and_then(|count| count.as_u64()).unwrap_or(0);
+                let main = value.as_u64().map(|count| json!(count.saturating_sub(next)));
+                main.and_then(|main| inverse.solve(&MAIN, main))
+            }
+            false => inverse.solve(formula, value),
+        };
+        if found.is_some() {
+            self.solved.insert(key.to_owned());
+        }
         if let Some((field, value, implied)) = found {
             match implied {
                 Some(implied) => self.late.push((field, value, implied)),

@@ -61,6 +61,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     };
     let folder = model.path().parent().unwrap_or(model.path());
     let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
+    let params = params.with_stored(model.tensors().iter().map(|t| t.info().name.clone()).collect());
     let plan = tensors::plan(&params, metadata, model.tensors(), outtype, record.as_ref())?;
     let main = outtype.unwrap_or_else(|| tensors::main_type(model.tensors()));
     let name = main.torch_name().unwrap_or("float32");
