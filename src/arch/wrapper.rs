@@ -28,7 +28,9 @@ const TIED: &str = "tie_word_embeddings";
 const MODULES: [&str; 2] = ["language_model.", "text_model."];
 
 /// Names, or prefixes of names, of modules that belong to other parts.
-const OTHERS: [&str; 27] = [
+const OTHERS: [&str; 29] = [
+    "generation_",
+    "vqmodel",
     "vit",
     "vpm",
     "siglip2",
@@ -134,14 +136,14 @@ fn text_family(config: &Config, text: &Config, merged: &Config) -> Option<(Strin
     if let Some(class) = named(text).filter(|_| !is_own) {
         return of(&class, merged).map(|family| (class, family));
     }
-    // A family that lists the wrapper is taken, unless the text model is known to be of another kind.
+    // A family that lists the wrapper is taken. The wrappers of Llama may have another text model inside.
     let by_outer = outer.as_deref().and_then(|outer| of(outer, merged));
     let by_kind = kind(text).and_then(|kind| of_model_type(kind, merged));
-    let knows = |family: &Family| kind(text).is_none_or(|kind| family.model_types.iter().any(|known| known == kind));
     match (by_outer, by_kind, outer) {
-        (Some(family), by_kind, Some(outer)) if is_own || by_kind.is_none() || knows(family) => {
-            return Some((outer, family));
+        (Some(family), Some(inner), _) if family.gguf == "llama" && inner.gguf != family.gguf => {
+            return Some((inner.class().to_owned(), inner));
         }
+        (Some(family), _, Some(outer)) => return Some((outer, family)),
         (_, Some(family), _) => return Some((family.class().to_owned(), family)),
         _ => {}
     }

@@ -7,6 +7,7 @@
 
 mod describe;
 pub mod families;
+mod fuse;
 pub(crate) mod general;
 pub mod generic;
 mod input;
@@ -21,6 +22,7 @@ use std::str::FromStr;
 
 pub(crate) use describe::class;
 pub use describe::{Description, describe};
+pub use fuse::Fuse;
 pub use general::{GeneralOptions, summary};
 pub(crate) use input::is_adapter;
 pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
@@ -47,6 +49,9 @@ pub enum OutType {
     F16,
     BF16,
     Q8_0,
+    /// Ternary matrices; embeddings and the output head are F16.
+    TQ1_0,
+    TQ2_0,
     /// BF16 if the first matrix is BF16, otherwise F16, as the reference chooses.
     Auto,
     /// Every matrix keeps its type. What GGUF would otherwise lose is stored in keys of this crate.
@@ -55,8 +60,16 @@ pub enum OutType {
 
 impl OutType {
     /// All variants, in the order in which messages list them.
-    pub const ALL: [OutType; 6] =
-        [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0, OutType::Auto, OutType::Source];
+    pub const ALL: [OutType; 8] = [
+        OutType::F32,
+        OutType::F16,
+        OutType::BF16,
+        OutType::Q8_0,
+        OutType::TQ1_0,
+        OutType::TQ2_0,
+        OutType::Auto,
+        OutType::Source,
+    ];
 
     /// The element type of all matrices in `weights`, or `None` where each keeps its own.
     pub fn dtype(self, weights: &Plan) -> Option<DType> {
@@ -65,6 +78,8 @@ impl OutType {
             OutType::F16 => Some(DType::F16),
             OutType::BF16 => Some(DType::BF16),
             OutType::Q8_0 => Some(DType::Q8_0),
+            OutType::TQ1_0 => Some(DType::TQ1_0),
+            OutType::TQ2_0 => Some(DType::TQ2_0),
             OutType::Auto => {
                 let matrices = weights.tensors.iter().filter(|tensor| tensor.shape.len() > 1);
                 let halves = matrices.map(|tensor| tensor.dtype).find(|d| matches!(d, DType::F16 | DType::BF16));
@@ -80,6 +95,8 @@ impl OutType {
             OutType::F16 => "f16",
             OutType::BF16 => "bf16",
             OutType::Q8_0 => "q8_0",
+            OutType::TQ1_0 => "tq1_0",
+            OutType::TQ2_0 => "tq2_0",
             OutType::Auto => "auto",
             OutType::Source => "source",
         }
@@ -93,6 +110,8 @@ fn file_type(dtype: DType) -> u32 {
         DType::F32 => 0,
         DType::Q8_0 => 7,
         DType::BF16 => 32,
+        DType::TQ1_0 => 36,
+        DType::TQ2_0 => 37,
         _ => 1,
     }
 }
@@ -111,7 +130,10 @@ impl FromStr for OutType {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|outtype| outtype.to_string() == text.to_ascii_lowercase()).ok_or_else(|| {
+        // In capitals, TQ1_0 and TQ2_0 are mixtures as llama-quantize makes them.
+        let is_mixture = text.starts_with("TQ");
+        let named = |outtype: &Self| outtype.to_string() == text.to_ascii_lowercase() && !is_mixture;
+        Self::ALL.into_iter().find(named).ok_or_else(|| {
             let known = Self::ALL.map(|outtype| outtype.to_string()).join(", ");
             Finding::new("", "type").expected(known).found(text).setting()
         })
@@ -145,6 +167,8 @@ pub struct ConvertOptions {
     pub vocab_only: bool,
     /// Which part of the model is converted.
     pub part: ModelPart,
+    /// Which tensors are joined.
+    pub fuse: Fuse,
     /// What the user says about the model, which takes precedence over what its folder says.
     pub general: GeneralOptions,
     /// Keys whose values are replaced at the very end.
@@ -159,6 +183,7 @@ impl Default for ConvertOptions {
             vocab: true,
             vocab_only: false,
             part: ModelPart::default(),
+            fuse: Fuse::default(),
             general: GeneralOptions::default(),
             overrides: Vec::new(),
         }
@@ -195,10 +220,6 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         params.ok_or_else(|| no_table(folder))?
     };
     let params = if params.family.calls(Function::Token) { params.with_tokens(Tokens::of(folder)?) } else { params };
-    if parts_without_layers(&params, options.part)? {
-        let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
-        return Err(finding.expected("at least one").found("none").mismatch());
-    }
     rope::check(&params, &mut notes)?;
     windows::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
@@ -214,6 +235,11 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         }
         true => (Plan::default(), params),
     };
+    if parts_without_layers(&params, options.part)? {
+        let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
+        return Err(finding.expected("at least one").found("none").mismatch());
+    }
+    let plan = fuse::fused(plan, &params.family.gguf, options.fuse, folder.path())?;
     let texts = safetensors_metadata(weights, &mut notes);
     notes.extend(metadata_left_out(&texts));
     let mut metadata = Metadata::new(folder.path());
@@ -316,6 +342,6 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("type: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
+        assert!(error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"), "{error}");
     }
 }

@@ -422,12 +422,20 @@ fn output_dtype(kept: Option<KeptType>, name: &str, shape: &[usize], outtype: Op
         return DType::F32;
     }
     let dtype = match outtype {
+        // The reference keeps these in F16 where matrices are ternary.
+        Some(DType::TQ1_0 | DType::TQ2_0) if is_too_fine(name) => DType::F16,
         Some(dtype) => dtype,
         None if source.ggml_id().is_some() => source,
         None => DType::F32,
     };
     let row_len = shape.last().copied().unwrap_or(1);
     if row_len.is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
+}
+
+/// Whether the values of a tensor are too fine for ternary ones: embeddings, the output head, and small projections.
+fn is_too_fine(name: &str) -> bool {
+    ["token_embd.weight", "per_layer_token_embd.weight", "output.weight"].contains(&name)
+        || [".altup_router.weight", ".laurel_l.weight", ".laurel_r.weight"].iter().any(|end| name.ends_with(end))
 }
 
 fn finding(origin: &Path, tensor: &PlannedTensor) -> Finding {

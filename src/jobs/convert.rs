@@ -11,7 +11,7 @@ use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
-    Content, ConvertOptions, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
+    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
@@ -57,6 +57,9 @@ pub struct ConvertSettings {
     /// Whether the projector of a multimodal model is converted, and not its text model.
     #[serde(default)]
     pub mmproj: bool,
+    /// Which tensors of a layer are joined.
+    #[serde(default)]
+    pub fuse: Fuse,
     /// How to read a folder that has both a model and adapter_config.json.
     #[serde(default)]
     pub r#as: Option<Content>,
@@ -84,6 +87,7 @@ impl ConvertSettings {
             no_nextn: false,
             mtp: false,
             mmproj: false,
+            fuse: Fuse::default(),
             r#as: None,
             generic: false,
         }
@@ -104,6 +108,8 @@ impl ConvertSettings {
             (self.no_nextn, "no_nextn"),
             (self.mtp, "mtp"),
             (self.mmproj, "mmproj"),
+            (self.fuse.qkv, "fuse_qkv"),
+            (self.fuse.gate_up_experts, "fuse_gate_up_exps"),
             (self.generic, "generic"),
         ];
         if let Some((_, name)) = only_gguf.iter().find(|(given, _)| *given && !is_gguf) {
@@ -182,6 +188,7 @@ impl ConvertSettings {
             vocab: true,
             vocab_only: self.vocab_only,
             part: self.part(),
+            fuse: self.fuse,
             general: GeneralOptions {
                 metadata_file: self.metadata.clone(),
                 model_name: self.model_name.clone(),

@@ -90,6 +90,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("gpt-oss", include_str!("gpt-oss.family")),
     ("gpt2", include_str!("gpt2.family")),
     ("granite", include_str!("granite.family")),
+    ("granite4-vision", include_str!("granite4-vision.family")),
     ("granitehybrid", include_str!("granitehybrid.family")),
     ("granitehybrid-dense", include_str!("granitehybrid-dense.family")),
     ("granitehybrid-moe", include_str!("granitehybrid-moe.family")),
