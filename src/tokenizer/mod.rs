@@ -11,12 +11,16 @@ mod keys;
 #[cfg(feature = "convert")]
 pub(crate) mod library;
 mod pre;
+mod python;
 mod record;
 mod sentencepiece;
 mod special;
+pub(crate) mod templates;
 mod to_hf;
 mod token;
 
+#[allow(unused_imports, reason = "family files call it")]
+pub(crate) use from_hf::Tokens;
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;

@@ -28,6 +28,22 @@ pub(super) struct TypeException {
     pub(super) ids: Vec<(u32, u32)>,
 }
 
+impl TypeException {
+    /// Adds a token that would come back as `instead_of`, if that isn't its kind. Ids have to ascend.
+    pub(super) fn add(exceptions: &mut Vec<Self>, id: u32, kind: TokenKind, instead_of: TokenKind) {
+        if kind == instead_of {
+            return;
+        }
+        match exceptions.iter_mut().find(|known| known.kind == kind && known.instead_of == instead_of) {
+            None => exceptions.push(Self { kind, instead_of, ids: vec![(id, id)] }),
+            Some(known) => match known.ids.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
+                _ => known.ids.push((id, id)),
+            },
+        }
+    }
+}
+
 /// Makes the record of a GGUF file.
 pub(super) fn write(metadata: &Metadata, exceptions: Vec<TypeException>, notes: &mut Vec<String>) -> Json {
     let mut keys = Map::new();

@@ -64,6 +64,16 @@ pub(super) fn looks_special(text: &str) -> bool {
         || between("<unused", ">")
 }
 
+/// Returns whether a token is one byte: `<0x0A>`.
+pub(super) fn is_byte(text: &str) -> bool {
+    let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
+    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Tokens of Gemma 4 that llama.cpp has to show, because programs read tool calls by them.
+pub(super) const GEMMA4_SHOWN: [&str; 7] =
+    ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"];
+
 #[cfg(test)]
 mod tests {
     use super::*;

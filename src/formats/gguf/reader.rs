@@ -86,6 +86,14 @@ pub(crate) fn header_end(path: &Path, bytes: &[u8]) -> Result<Option<u64>> {
     }
 }
 
+/// Returns the keys and values of `bytes`, a file without tensors that messages call `name`.
+///
+/// # Errors
+/// As [`GgufFile::open`] for the header.
+pub(crate) fn metadata_of(name: &Path, bytes: &[u8]) -> Result<Metadata> {
+    Ok(read_header(&mut Cursor::new(name, bytes))?.metadata)
+}
+
 fn read_header(cursor: &mut Cursor<'_>) -> Result<Header> {
     let path = cursor.path;
     let version = read_version(cursor)?;

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value as Json, json};
 
+use super::classes::{class, class_tokens};
 use super::files::{Files, Object, id_of, read_text, shortened};
 use crate::error::Result;
 use crate::tokenizer::pre::rules;
@@ -242,54 +243,6 @@ fn content(token: &Json) -> Option<(&str, bool, bool)> {
 /// The text of a named token, which is a text or an object with a content.
 fn text_of(token: &Json) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str())
-}
-
-/// The class that loads the tokenizer, without "Fast"; empty for the plain one. tokenizer_config.json
-/// names it, except for types of models whose files are known to name a wrong one. Otherwise it
-/// follows from the type of model.
-///
-/// Reference: transformers `models/auto/tokenization_auto.py` (`AutoTokenizer.from_pretrained`).
-fn class(files: &Files) -> String {
-    let registered = match files.model_type() {
-        "gpt2" | "starcoder2" | "phi" => "GPT2Tokenizer",
-        "gpt_neox" | "olmo" => "GPTNeoXTokenizer",
-        "qwen2" | "qwen2_moe" | "qwen3" | "qwen3_moe" => "Qwen2Tokenizer",
-        "bert" | "distilbert" => "BertTokenizer",
-        "roberta" => "RobertaTokenizer",
-        "xlm-roberta" => "XLMRobertaTokenizer",
-        "llama" => "LlamaTokenizer",
-        "gemma" | "gemma2" | "gemma3" | "gemma3_text" => "GemmaTokenizer",
-        _ => "",
-    };
-    let Some(class) = files.setting("tokenizer_class").and_then(Json::as_str) else { return registered.to_owned() };
-    let class = class.strip_suffix("Fast").unwrap_or(class);
-    let decoder = files.tokenizer.as_ref().and_then(|json| json.get("decoder")).and_then(|decoder| decoder.get("type"));
-    let is_byte_level = decoder.and_then(Json::as_str) == Some("ByteLevel");
-    let class = match files.model_type() {
-        "qwen2" => registered,
-        "granite" | "stablelm" | "olmo2" | "phi3" | "gpt_bigcode" | "mistral" | "mixtral"
-            if files.tokenizer.is_some() =>
-        {
-            ""
-        }
-        _ if class == "LlamaTokenizer" && is_byte_level => "",
-        _ => class,
-    };
-    class.to_owned()
-}
-
-/// The named tokens that a class has by default, in the order of [`NAMED`].
-fn class_tokens(class: &str) -> [&'static str; 7] {
-    match class {
-        "GPT2Tokenizer" | "CodeGenTokenizer" => ["<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "", "", "", ""],
-        "GPTNeoXTokenizer" => ["<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "", "<|padding|>", "", ""],
-        "Qwen2Tokenizer" => ["", "<|endoftext|>", "<|endoftext|>", "", "<|endoftext|>", "", ""],
-        "BertTokenizer" | "DistilBertTokenizer" => ["", "", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"],
-        "RobertaTokenizer" | "XLMRobertaTokenizer" => ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"],
-        "LlamaTokenizer" | "CodeLlamaTokenizer" => ["<s>", "</s>", "<unk>", "", "", "", ""],
-        "GemmaTokenizer" => ["<bos>", "<eos>", "<unk>", "", "<pad>", "", "<mask>"],
-        _ => [""; 7],
-    }
 }
 
 /// The texts of the named tokens, each once: bos to mask, then the additional special tokens.

@@ -3,49 +3,90 @@
 //! Reference: llama.cpp `conversion/base.py` (`_set_vocab_gpt2`), `gguf-py/gguf/vocab.py`
 //! (`SpecialVocab`, merges).
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::auto::{Auto, ModelKind, merge_lines};
 use super::files::{Files, read_text, shortened};
+use super::kinds::{Special, SpecialId};
+use super::special::{SpecialTokens, USUAL};
+use super::tiktoken::Ends;
+use super::vocabulary::{AddedTexts, Token};
 use super::{VocabWriter, pre, tiktoken, vocabulary};
 use crate::error::Result;
 use crate::formats::gguf::Array;
 use crate::tokenizer::keys;
 
 impl VocabWriter<'_> {
-    /// Byte-level BPE (`_set_vocab_gpt2`).
+    /// Byte-level BPE (`_set_vocab_gpt2`), or a file of tiktoken.
     pub(super) fn bpe(&mut self) -> Result<()> {
+        match tiktoken::file(self.files)? {
+            Some(name) => self.tiktoken(&name, Ends::Configured),
+            None => self.bpe_with(AddedTexts::Usual, &[]),
+        }
+    }
+
+    /// Byte-level BPE, whose added tokens are written in one of the ways, and with further special tokens.
+    pub(super) fn bpe_with(&mut self, added_texts: AddedTexts, specials: &[Special]) -> Result<()> {
         let files = self.files;
-        if let Some(name) = tiktoken::file(files)? {
-            return self.tiktoken(&name);
+        let auto = tokenizer(files)?;
+        let tokens = vocabulary::tokens(files, &auto, added_texts, self.notes)?;
+        self.bpe_tokens(&auto, tokens)?;
+        let mut special_tokens = SpecialTokens::load(files, USUAL, None, self.notes)?;
+        for special in specials {
+            let id = match special.token {
+                SpecialId::Id(id) => json!(id),
+                SpecialId::Text(text) => json!(added_id(files, &auto, text)?),
+            };
+            special_tokens.set(files, special.role, &id, self.notes)?;
         }
-        let auto = Auto::load(files)?;
-        if auto.model != ModelKind::Bpe {
-            return Err(files
-                .finding("model.type")
-                .expected("BPE, as this architecture has it")
-                .found(format_args!("{:?}", auto.model))
-                .unsupported());
-        }
-        let tokens = vocabulary::tokens(files, &auto, self.notes)?;
-        let pre = pre::find(files, &auto, self.pre, self.notes)?;
+        special_tokens.write(self.metadata);
+        Ok(())
+    }
+
+    /// Writes the tokens and merges of BPE.
+    pub(super) fn bpe_tokens(&mut self, auto: &Auto, tokens: Vec<Token>) -> Result<()> {
+        let pre = pre::find(self.files, auto, self.pre, self.notes)?;
         self.metadata.insert(keys::MODEL, "gpt2");
         self.metadata.insert(keys::PRE, pre);
         self.tokens(tokens);
-        self.metadata.insert(keys::MERGES, Array::texts(merges(files, self.notes)?));
-        self.specials(None)
+        self.merges()
+    }
+
+    /// Writes the merges.
+    pub(super) fn merges(&mut self) -> Result<()> {
+        self.metadata.insert(keys::MERGES, Array::texts(merges(self.files, self.notes)?));
+        Ok(())
     }
 }
 
+/// Returns the tokenizer, which has to be BPE.
+pub(super) fn tokenizer(files: &Files) -> Result<Auto<'_>> {
+    let auto = Auto::load(files)?;
+    match auto.model {
+        ModelKind::Bpe => Ok(auto),
+        other => {
+            let finding = files.finding("model.type").expected("BPE, as this architecture has it");
+            Err(finding.found(format_args!("{other:?}")).unsupported())
+        }
+    }
+}
+
+/// Returns the id of the added token `text`, which has to exist.
+fn added_id(files: &Files, auto: &Auto, text: &str) -> Result<usize> {
+    auto.added.get(text).map(|added| added.id).ok_or_else(|| {
+        files
+            .finding("added_tokens")
+            .expected(format_args!("the token {text:?}, which this architecture has"))
+            .found("none")
+            .hint("the tokenizer may be of another model")
+            .mismatch()
+    })
+}
+
 /// The merges of tokenizer.json, else of merges.txt, as "left right" in order of rank. Spaces inside
-/// a part are written as U+0120.
+/// a part are written as U+0120. There have to be some.
 pub(super) fn merges(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
-    let model = files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("model"));
-    let listed = model.and_then(|model| model.get("merges")).and_then(Json::as_array);
-    let merges = match listed.filter(|merges| !merges.is_empty()) {
-        Some(merges) => merges.iter().map(|merge| read_merge(files, merge)).collect::<Result<_>>()?,
-        None => merges_of_text(files, notes)?,
-    };
+    let merges = listed_merges(files, notes)?;
     if merges.is_empty() {
         return Err(files
             .finding("model.merges")
@@ -55,6 +96,16 @@ pub(super) fn merges(files: &Files, notes: &mut Vec<String>) -> Result<Vec<Strin
             .format());
     }
     Ok(merges)
+}
+
+/// The same for tokenizers that may have none.
+pub(super) fn listed_merges(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
+    let model = files.tokenizer.as_ref().and_then(|tokenizer| tokenizer.get("model"));
+    let listed = model.and_then(|model| model.get("merges")).and_then(Json::as_array);
+    match listed.filter(|merges| !merges.is_empty()) {
+        Some(merges) => merges.iter().map(|merge| read_merge(files, merge)).collect(),
+        None => merges_of_text(files, notes),
+    }
 }
 
 fn merges_of_text(files: &Files, notes: &mut Vec<String>) -> Result<Vec<String>> {
@@ -91,8 +142,6 @@ fn read_merge(files: &Files, merge: &Json) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

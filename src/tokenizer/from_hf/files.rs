@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
+use super::{Vocab, VocabOptions};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
+use crate::tokenizer::{keys, record};
 
 pub(super) type Object = Map<String, Json>;
 
@@ -29,6 +31,8 @@ pub(super) struct Files {
     pub(super) is_mistral_format: bool,
     /// The number of tokens, if it isn't config.json's `vocab_size`.
     pub(super) size: Option<usize>,
+    /// The model's settings, if they aren't those of config.json alone.
+    pub(super) settings: Object,
 }
 
 impl Files {
@@ -48,7 +52,16 @@ impl Files {
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
         let (folder, model_folder) = (folder.to_owned(), folder.to_owned());
-        Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false, size: None })
+        Ok(Self {
+            model_config,
+            tokenizer,
+            config,
+            folder,
+            model_folder,
+            is_mistral_format: false,
+            size: None,
+            settings: Object::new(),
+        })
     }
 
     /// Creates a finding about `subject` in the file `name`, or in the folder if `name` is empty.
@@ -66,6 +79,11 @@ impl Files {
     /// Returns the field `name` of tokenizer_config.json.
     pub(super) fn setting(&self, name: &str) -> Option<&Json> {
         self.config.as_ref().and_then(|config| config.get(name))
+    }
+
+    /// Returns the kind of the vocabulary that the folder was made of, if it was made of a GGUF.
+    pub(super) fn recorded_model(&self) -> Option<&str> {
+        self.setting(record::FIELD)?.get("keys")?.get(keys::MODEL)?.as_str()
     }
 
     /// Reads the file `name`, if it exists.
@@ -98,8 +116,12 @@ impl Files {
         path.is_file().then(|| read_json_object(&path)).transpose()
     }
 
-    /// Returns a field of config.json. In a larger model, the fields of its text model come first.
+    /// Returns a field of config.json. In a larger model, the fields of its text model come first. Given settings come
+    /// before both.
     pub(super) fn hparam(&self, name: &str) -> Option<&Json> {
+        if let Some(value) = self.settings.get(name).filter(|value| !value.is_null()) {
+            return Some(value);
+        }
         let inner = self.model_config.get("text_config").and_then(|inner| inner.get(name));
         inner.or_else(|| self.model_config.get(name)).filter(|value| !value.is_null())
     }
@@ -109,22 +131,52 @@ impl Files {
         self.hparam("model_type").and_then(Json::as_str).unwrap_or_default()
     }
 
+    /// Sets the number of tokens and the settings that the caller gives, and pads the number for a kind that pads.
+    pub(super) fn fit(&mut self, vocab: Vocab, options: &VocabOptions) -> Result<()> {
+        self.settings = options.settings.clone().unwrap_or_default();
+        self.size = match options.vocab_size {
+            Some(size) => self.checked_size("vocab_size", &Json::from(size))?,
+            None => None,
+        };
+        if let Some(padded) = self.padded_size(vocab)? {
+            self.size = Some(padded);
+        }
+        Ok(())
+    }
+
     /// Returns the number of tokens: the given one, else `vocab_size` of config.json, else the default for the type of
     /// model.
     pub(super) fn vocab_size(&self) -> Result<Option<usize>> {
         if self.size.is_some() {
             return Ok(self.size);
         }
-        let Some(size) = self.hparam("vocab_size") else { return Ok(default_vocab_size(self.model_type())) };
+        match self.hparam("vocab_size") {
+            Some(size) => self.checked_size("vocab_size", size),
+            None => Ok(default_vocab_size(self.model_type())),
+        }
+    }
+
+    /// Returns the field `name` of config.json, which is a number of tokens, if it has one.
+    pub(super) fn size_of(&self, name: &str) -> Result<Option<usize>> {
+        self.hparam(name).map_or(Ok(None), |size| self.checked_size(name, size))
+    }
+
+    fn checked_size(&self, name: &str, size: &Json) -> Result<Option<usize>> {
         let number = size.as_u64().and_then(|size| usize::try_from(size).ok());
         match number.filter(|size| (1..=MAX_TOKENS).contains(size)) {
             Some(size) => Ok(Some(size)),
             None => Err(self
-                .finding_in("config.json", "vocab_size")
+                .finding_in("config.json", name)
                 .expected(format_args!("a count from 1 to {MAX_TOKENS}"))
                 .found(shortened(&size.to_string()))
                 .format()),
         }
+    }
+
+    /// Returns a number of tokens in `talker_config`, the part of Qwen3-TTS that speaks.
+    pub(super) fn talker_size(&self, name: &str) -> Result<Option<usize>> {
+        let size = self.model_config.get("talker_config").and_then(|talker| talker.get(name));
+        size.map_or(Ok(None), |size| self.checked_size(&format!("talker_config.{name}"), size))
     }
 
     /// Returns `type_vocab_size` of config.json: how many types of segments the model distinguishes.
@@ -197,6 +249,7 @@ impl Files {
             config: object(config),
             is_mistral_format: false,
             size: None,
+            settings: Object::new(),
         }
     }
 }

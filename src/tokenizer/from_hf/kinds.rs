@@ -47,16 +47,16 @@ pub(crate) enum Vocab {
     JinaBertV2,
     /// Unigram of spiece.model: T5.
     T5,
-    /// ChatGLM 3's SentencePiece, or BPE: ChatGLM 3, GLM 4.
-    ChatGlm,
+    /// ChatGLM 3's SentencePiece, or BPE with further special tokens: ChatGLM 3, GLM 4.
+    ChatGlm(&'static [Special]),
     /// BPE whose word for a finished turn is a control token: Laguna.
     Laguna,
     /// BPE whose added tokens keep their text: Dream, LLaDA.
     PlainBpe,
     /// SentencePiece, else BPE whose added tokens keep their text: Dream.
     Dream,
-    /// BPE whose user-defined tokens keep their text: Intern-S1.
-    InternS1,
+    /// BPE whose user-defined tokens keep their text, with further special tokens: Intern-S1.
+    InternS1(&'static [Special]),
     /// BPE with a chat template of its own file: MiniMax.
     MiniMax,
     /// BPE with tokens for code completion: Refact.
@@ -89,6 +89,8 @@ pub(crate) enum Vocab {
     Kimi,
     /// BPE, or a file of tiktoken: DeepSeek V2 and V3, Kimi K2.
     DeepSeek2,
+    /// The same whose end is config.json's, with a template that the model's code has: Kimi K3.
+    KimiK3,
     /// BPE that adds a token before every text: DeepSeek V3.2.
     DeepSeek32,
     /// SentencePiece whose added tokens replace pieces: Arctic.
@@ -143,6 +145,10 @@ const GLM4: &[Special] = &[
 /// Solar Open.
 const SOLAR_OPEN: &[Special] =
     &[text("eos", "<|endoftext|>"), text("eot", "<|endoftext|>"), text("unk", "<unk>"), text("bos", "<|startoftext|>")];
+/// ChatGLM and the first GLM 4: `ChatGLMModel.set_vocab`.
+const CHATGLM: &[Special] = &[text("eos", "<|endoftext|>"), text("eot", "<|user|>"), text("unk", "<|endoftext|>")];
+/// Intern-S1: `_set_vocab_interns1`.
+const INTERNS1: &[Special] = &[Special { role: "bos", token: SpecialId::Id(151_643) }];
 /// dots.note.
 const DOTS3: &[Special] = &[text("eot", "<|endofassistant|>")];
 
@@ -182,11 +188,11 @@ const NAMES: &[(&str, Vocab)] = &[
     ("glmedge", Vocab::BpeWith(GLM4)),
     ("solar_open", Vocab::BpeWith(SOLAR_OPEN)),
     ("dots3", Vocab::BpeWith(DOTS3)),
-    ("chatglm", Vocab::ChatGlm),
+    ("chatglm", Vocab::ChatGlm(CHATGLM)),
     ("laguna", Vocab::Laguna),
     ("plain_bpe", Vocab::PlainBpe),
     ("dream", Vocab::Dream),
-    ("interns1", Vocab::InternS1),
+    ("interns1", Vocab::InternS1(INTERNS1)),
     ("minimax", Vocab::MiniMax),
     ("refact", Vocab::Refact),
     ("jamba", Vocab::Jamba),
@@ -202,6 +208,7 @@ const NAMES: &[(&str, Vocab)] = &[
     ("hunyuan_moe", Vocab::HunYuanMoe),
     ("hunyuan", Vocab::HunYuan),
     ("kimi", Vocab::Kimi),
+    ("kimi_k3", Vocab::KimiK3),
     ("deepseek2", Vocab::DeepSeek2),
     ("deepseek32", Vocab::DeepSeek32),
     ("arctic", Vocab::Arctic),

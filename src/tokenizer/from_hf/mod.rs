@@ -9,16 +9,30 @@
 
 mod auto;
 mod bpe;
+mod bpe_kinds;
+mod builtin;
+mod chatglm;
+mod classes;
+mod encoders;
 mod files;
 #[cfg(feature = "convert")]
 mod hash;
+mod hybrid_dna;
+mod internlm;
 mod kinds;
+mod lookup;
 mod mistral;
+mod odd_pieces;
+mod padding;
+mod plamo;
 mod pre;
 mod ranks;
+mod rwkv;
 mod sentencepiece;
 mod special;
 mod spm_json;
+mod spm_kinds;
+mod t5;
 mod template;
 mod tiktoken;
 mod unigram;
@@ -27,15 +41,18 @@ mod wordpiece;
 
 use std::path::Path;
 
-use serde_json::json;
-
 use auto::Auto;
 use files::Files;
 use sentencepiece::{Reading, ScoredTokens};
 use special::{SpecialTokens, USUAL};
-use vocabulary::Token;
+use tiktoken::Ends;
+use unigram::Mask;
+use vocabulary::{AddedTexts, Token};
 
 pub(crate) use kinds::Vocab;
+pub(crate) use lookup::Tokens;
+pub(super) use plamo::PIECES as PLAMO_FILE;
+pub(super) use rwkv::FILE as RWKV_FILE;
 
 use super::record;
 use super::sentencepiece::SentencePieceModel;
@@ -49,8 +66,11 @@ use crate::tokenizer::keys;
 pub(crate) struct VocabOptions {
     /// llama.cpp's name for the pre-tokenizer, instead of the detected one.
     pub(crate) pre: Option<String>,
-    /// The number of tokens, instead of config.json's `vocab_size`.
+    /// The number of tokens, instead of config.json's `vocab_size`. Kinds that pad it still do.
     pub(crate) vocab_size: Option<usize>,
+    /// The model's settings with defaults filled in. Fields that they lack are those of config.json, and the ids of
+    /// special tokens always are.
+    pub(crate) settings: Option<files::Object>,
 }
 
 /// Writes the keys `tokenizer.*` for the folder's tokenizer, in the reference's order. Decisions that the user should
@@ -73,11 +93,7 @@ pub(crate) fn to_gguf(
         return Ok(());
     }
     let mut files = Files::of(folder)?;
-    files.size = options.vocab_size;
-    if let Some(size) = files.size.filter(|size| !(1..=files::MAX_TOKENS).contains(size)) {
-        let finding = files.finding_in("config.json", "the number of tokens");
-        return Err(finding.expected(format_args!("a count from 1 to {}", files::MAX_TOKENS)).found(size).format());
-    }
+    files.fit(vocab, options)?;
     write_completed(metadata, &files, vocab, options, notes)
 }
 
@@ -109,30 +125,54 @@ fn write_files(
     let mut writer = VocabWriter { metadata, files, pre: options.pre.as_deref(), notes };
     match vocab {
         Vocab::Bpe => writer.bpe(),
+        Vocab::BpeWith(specials) => writer.bpe_with(AddedTexts::Usual, specials),
+        Vocab::BpeAfter(flags) => writer.bpe_after(flags),
         Vocab::Llama => writer.llama(),
+        Vocab::Spm => writer.spm(Reading::Usual),
+        Vocab::SpmOrBpe => writer.spm_or_bpe(),
+        Vocab::SpmPrefix => writer.spm_with_prefix(),
+        Vocab::Nemotron => writer.nemotron(),
         Vocab::Gemma => writer.gemma(),
-        Vocab::Gemma2 => match writer.sentencepiece_or_json(Reading::Usual)? {
-            true => writer.no_space_prefix(),
-            false => Err(sentencepiece::missing(files)),
-        },
-        Vocab::Gemma3 => match writer.sentencepiece_or_json(Reading::Usual)? {
-            true => writer.no_space_prefix(),
-            false => writer.bpe(),
-        },
-        Vocab::SpmOrBpe => match writer.sentencepiece(Reading::Usual)? {
-            true => Ok(()),
-            false => writer.bpe(),
-        },
+        Vocab::Gemma2 => writer.gemma2(),
+        Vocab::Gemma3 => writer.gemma3(),
+        Vocab::Gemma4 => writer.gemma4(),
         Vocab::Phi3 => writer.phi3(),
         Vocab::WordPiece => writer.word_piece(),
         Vocab::Roberta => writer.roberta(),
-        Vocab::XlmRoberta => writer.xlm_roberta(),
+        Vocab::XlmRoberta => writer.unigram(Mask::Left),
+        Vocab::NomicBert => writer.nomic_bert(),
+        Vocab::JinaBertV2 => writer.jina_bert_v2(),
+        Vocab::T5 => writer.t5(),
+        Vocab::ChatGlm(specials) => writer.chatglm(specials),
+        Vocab::Laguna => writer.laguna(),
+        Vocab::PlainBpe => writer.bpe_with(AddedTexts::Plain, &[]),
+        Vocab::Dream => writer.dream(),
+        Vocab::InternS1(specials) => writer.bpe_with(AddedTexts::Marked, specials),
+        Vocab::MiniMax => writer.minimax(),
+        Vocab::Refact => writer.refact(),
+        Vocab::Jamba => writer.jamba(),
+        Vocab::Mpt => writer.mpt(),
+        Vocab::OpenElm => writer.openelm(),
+        Vocab::Deci => writer.deci(),
+        Vocab::Mamba => writer.mamba(),
+        Vocab::Mamba2 | Vocab::GraniteHybrid => writer.mamba2(),
+        Vocab::NemotronH => writer.bpe(),
+        Vocab::InternLm2 => writer.internlm2(),
+        Vocab::InternLm3 => writer.internlm3(),
+        Vocab::HunYuanMoe => writer.hunyuan_moe(),
+        Vocab::HunYuan => writer.hunyuan(),
+        Vocab::Kimi => writer.bpe_or_tiktoken(Ends::Tokenizer),
+        Vocab::DeepSeek2 => writer.bpe(),
+        Vocab::KimiK3 => writer.kimi_k3(),
+        Vocab::DeepSeek32 => writer.deepseek32(),
+        Vocab::Arctic => writer.arctic(),
+        Vocab::Xverse => writer.xverse(),
+        Vocab::Plamo2 => writer.plamo2(),
+        Vocab::Plamo3 => writer.plamo3(),
+        Vocab::RwkvWorld => writer.rwkv_world(),
+        Vocab::PocketTts => writer.pocket_tts(),
+        Vocab::Qwen3Tts => writer.qwen3_tts(),
         Vocab::None => Ok(()),
-        other => Err(files
-            .finding_in("", "vocabulary")
-            .expected("a kind that is written already")
-            .found(other)
-            .unsupported()),
     }
 }
 
@@ -143,8 +183,9 @@ fn write_files(
 #[cfg(test)]
 pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
     let mut metadata = Metadata::new(folder);
-    let files = Files::open(folder, model_config)?;
-    write_completed(&mut metadata, &files, vocab, &VocabOptions::default(), &mut Vec::new())?;
+    let (mut files, options) = (Files::open(folder, model_config)?, VocabOptions::default());
+    files.fit(vocab, &options)?;
+    write_completed(&mut metadata, &files, vocab, &options, &mut Vec::new())?;
     Ok(metadata)
 }
 
@@ -182,123 +223,6 @@ struct VocabWriter<'a> {
 }
 
 impl VocabWriter<'_> {
-    /// Does the same as [`Self::sentencepiece`], but also accepts a tokenizer.json made from a SentencePiece model.
-    fn sentencepiece_or_json(&mut self, reading: Reading) -> Result<bool> {
-        match sentencepiece::of_model_or_json(self.files, reading, self.notes)? {
-            Some(tokens) => self.llama_tokens(tokens).map(|()| true),
-            None => Ok(false),
-        }
-    }
-
-    /// Writes a SentencePiece vocabulary (`_set_vocab_sentencepiece`). Returns false if there is no tokenizer.model.
-    fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
-        match sentencepiece::tokens(self.files, reading, self.notes)? {
-            Some(tokens) => self.llama_tokens(tokens).map(|()| true),
-            None => Ok(false),
-        }
-    }
-
-    /// Writes tokens of the kind that GGUF calls "llama", and the special tokens.
-    fn llama_tokens(&mut self, tokens: ScoredTokens) -> Result<()> {
-        let count = tokens.texts.len();
-        self.scored("llama", tokens);
-        self.specials(Some(count))
-    }
-
-    fn llama(&mut self) -> Result<()> {
-        let files = self.files;
-        let has_no_other = || files.tokenizer.is_none() && !files.folder.join("tokenizer.model").is_file();
-        if (files.is_mistral_format || has_no_other())
-            && let Some(name) = mistral::file(files)?
-        {
-            return self.mistral(&name);
-        }
-        if files.setting("tokenizer_class") == Some(&json!("HybridDNATokenizer")) {
-            return Err(unreadable(files, "tokenizer_config.json", "a HybridDNATokenizer"));
-        }
-        if let Some(prefix) = files.setting("add_prefix_space").and_then(serde_json::Value::as_bool) {
-            self.metadata.insert(keys::ADD_SPACE_PREFIX, prefix);
-        }
-        if !self.sentencepiece(Reading::Usual)? {
-            match sentencepiece::llama_hf(files, self.notes)? {
-                Some(tokens) => self.llama_tokens(tokens)?,
-                None => self.bpe()?,
-            }
-        }
-        match files.vocab_size()? {
-            // Code Llama's tokens for code completion. The reference has no keys for the first three.
-            Some(32016) => {
-                let ids = [("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)];
-                self.infill(&ids, true)
-            }
-            // The small Granite models.
-            Some(49152) => {
-                self.metadata.insert(keys::ADD_BOS, false);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn gemma(&mut self) -> Result<()> {
-        if !self.sentencepiece_or_json(Reading::Usual)? {
-            return Err(sentencepiece::missing(self.files));
-        }
-        self.infill(&[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)], false)?;
-        self.no_space_prefix()
-    }
-
-    /// Writes the special tokens for code completion, with these ids unless a file gives others.
-    fn infill(&mut self, ids: &[(&'static str, u32)], with_template: bool) -> Result<()> {
-        let kinds: Vec<&'static str> = ids.iter().map(|(kind, _)| *kind).collect();
-        // The lookup of the usual kinds has already added the same notes.
-        let said = &mut Vec::new();
-        let mut specials = SpecialTokens::load(self.files, &kinds, None, said)?;
-        for (kind, id) in ids {
-            specials.set(self.files, kind, &json!(id), said)?;
-        }
-        if !with_template {
-            specials.template = None;
-        }
-        specials.write(self.metadata);
-        Ok(())
-    }
-
-    fn no_space_prefix(&mut self) -> Result<()> {
-        self.metadata.insert(keys::ADD_SPACE_PREFIX, false);
-        Ok(())
-    }
-
-    fn phi3(&mut self) -> Result<()> {
-        // Phi-4 has this class.
-        if self.files.setting("tokenizer_class") == Some(&json!("GPT2Tokenizer")) {
-            return self.bpe();
-        }
-        match self.sentencepiece_or_json(Reading::Phi3)? {
-            true => Ok(()),
-            false => Err(sentencepiece::missing(self.files)),
-        }
-    }
-
-    fn roberta(&mut self) -> Result<()> {
-        let files = self.files;
-        if files.tokenizer.is_none() {
-            // The reference treats such a folder like BERT's.
-            if files.folder.join("vocab.txt").is_file() {
-                return self.word_piece();
-            }
-            return Err(files
-                .finding_in("", "tokenizer")
-                .expected("tokenizer.json")
-                .found("no such file")
-                .hint("load the tokenizer with transformers and save it with save_pretrained")
-                .mismatch());
-        }
-        self.bpe()?;
-        self.metadata.insert(keys::TOKEN_TYPE_COUNT, files.type_vocab_size()?);
-        Ok(())
-    }
-
     /// Writes tokens without scores.
     fn tokens(&mut self, tokens: Vec<Token>) {
         let (texts, kinds): (Vec<String>, Vec<i32>) = tokens.into_iter().map(|t| (t.text, t.kind.number())).unzip();
@@ -325,15 +249,6 @@ impl VocabWriter<'_> {
         SpecialTokens::load(self.files, USUAL, n_vocab, self.notes)?.write(self.metadata);
         Ok(())
     }
-}
-
-fn unreadable(files: &Files, name: &str, found: &str) -> crate::Error {
-    files
-        .finding_in(name, "tokenizer")
-        .expected("tokenizer.model or tokenizer.json")
-        .found(format_args!("{found}, which this version can't convert"))
-        .hint("convert this model with llama.cpp's convert_hf_to_gguf.py")
-        .unsupported()
 }
 
 #[cfg(test)]

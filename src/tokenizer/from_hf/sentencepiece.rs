@@ -8,10 +8,10 @@ use serde_json::Value as Json;
 
 use super::auto::Auto;
 use super::files::{Files, id_of, shortened};
-use super::spm_json::{self, is_byte};
+use super::spm_json;
 use crate::error::{Finding, Result};
-use crate::tokenizer::sentencepiece::SentencePieceModel;
-use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, looks_special, placeholder};
+use crate::tokenizer::sentencepiece::{Piece, SentencePieceModel};
+use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, is_byte, looks_special, placeholder};
 
 /// Tokens by id, with scores and kinds.
 #[derive(Debug, Default, PartialEq)]
@@ -51,12 +51,16 @@ impl ScoredTokens {
     /// Sets the tokens of the first ids to the pieces of a model.
     pub(super) fn set_pieces(&mut self, model: &SentencePieceModel) {
         for (id, piece) in model.pieces.iter().enumerate().take(self.texts.len()) {
-            let kind = match piece.kind {
-                TokenKind::Undefined | TokenKind::UserDefined => TokenKind::Normal,
-                kind => kind,
-            };
-            self.set(id, &piece.text, piece.score, kind);
+            self.set(id, &piece.text, piece.score, kind_of(piece));
         }
+    }
+}
+
+/// Returns the kind that a piece of a model has in GGUF. The reference has no kind for pieces that were added by hand.
+pub(super) fn kind_of(piece: &Piece) -> TokenKind {
+    match piece.kind {
+        TokenKind::Undefined | TokenKind::UserDefined => TokenKind::Normal,
+        kind => kind,
     }
 }
 
@@ -105,7 +109,13 @@ pub(super) fn of_model_or_json(
     }
 }
 
-fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::Display, size: usize) -> crate::Error {
+pub(super) fn past_the_end(
+    files: &Files,
+    name: &str,
+    subject: &str,
+    found: impl std::fmt::Display,
+    size: usize,
+) -> crate::Error {
     files
         .finding_in(name, subject)
         .expected(format_args!("at most vocab_size {size} of config.json"))
@@ -254,11 +264,6 @@ pub(super) fn llama_hf(files: &Files, notes: &mut Vec<String>) -> Result<Option<
             tokens.texts.len()
         ));
     }
-    notes.push(
-        "without tokenizer.model every token gets one score, as in llama.cpp's converter: llama.cpp may split texts \
-         differently from the model's tokenizer"
-            .to_owned(),
-    );
     Ok(Some(tokens))
 }
 
@@ -283,6 +288,17 @@ pub(super) fn gemma3_rows(files: &Files) -> Result<usize> {
     let count = count.ok_or_else(|| files.finding("model.vocab").expected("tokens").found("none").format())?;
     let added = tokenizer.get("added_tokens").and_then(Json::as_array).map_or(0, Vec::len);
     Ok(count.saturating_add(added))
+}
+
+/// The error for a tokenizer.json that has to be BPE with a fallback to bytes, and isn't.
+pub(super) fn no_byte_fallback(files: &Files) -> crate::Error {
+    let kind = files.tokenizer.as_ref().and_then(|json| json.get("model")?.get("type")?.as_str());
+    files
+        .finding("model")
+        .expected("BPE that falls back to bytes, as this architecture has it")
+        .found(kind.unwrap_or("none"))
+        .hint("the tokenizer may be of another model")
+        .mismatch()
 }
 
 /// The error for a model that needs tokenizer.model and has none.

@@ -107,6 +107,19 @@ impl SpecialTokens {
         }
     }
 
+    /// Returns the id of a kind.
+    pub(super) fn id(&self, kind: &str) -> Option<u32> {
+        self.ids.iter().find(|(known, _)| *known == kind).map(|(_, id)| *id)
+    }
+
+    /// Sets the id of a kind, whatever it was. A kind keeps its place among the keys.
+    pub(super) fn replace(&mut self, kind: &'static str, id: u32) {
+        match self.ids.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, old)) => *old = id,
+            None => self.ids.push((kind, id)),
+        }
+    }
+
     /// Sets the id of a kind that has none yet. Values that aren't numbers are ignored.
     pub(super) fn set(&mut self, files: &Files, kind: &'static str, id: &Json, notes: &mut Vec<String>) -> Result<()> {
         if !id.is_i64() && !id.is_u64() {
@@ -130,7 +143,7 @@ impl SpecialTokens {
                     "special token {kind}: id {number} is past the {size} tokens of the vocabulary, left out"
                 ));
             }
-            _ if self.ids.iter().any(|(known, _)| *known == kind) => {}
+            _ if self.id(kind).is_some() => {}
             _ => self.ids.push((kind, number)),
         }
         Ok(())

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use super::files::{Files, Object, id_of, shortened};
 use super::sentencepiece::{AddedTokens, Reading, ScoredTokens};
 use crate::error::Result;
-use crate::tokenizer::token::TokenKind;
+use crate::tokenizer::token::{TokenKind, is_byte};
 
 /// Returns whether tokenizer.json was made from a SentencePiece model of BPE.
 pub(super) fn is_spm(tokenizer: &Object) -> bool {
@@ -141,12 +141,6 @@ fn result(merge: &Json) -> Option<String> {
 fn is_byte_of_tab(pieces: &[&str], id: usize) -> bool {
     let is = |id: Option<usize>, text: &str| id.and_then(|id| pieces.get(id)) == Some(&text);
     is(Some(id), "\t") && is(id.checked_sub(1), "<0x08>") && is(id.checked_add(1), "<0x0A>")
-}
-
-/// Returns whether a token is one byte: `<0x0A>`.
-pub(super) fn is_byte(text: &str) -> bool {
-    let digits = text.strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
-    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
-//! Vocabularies of tiktoken: a file of tokens in base64 with their ranks, as in Qwen's first models and Kimi's.
+//! Vocabularies of tiktoken: a file of tokens in base64 with their ranks, as in Qwen's first models,
+//! Kimi's and Hunyuan's.
 //!
 //! The special tokens are defined in the tokenizer's Python code, which isn't run. For known classes, this module lists
 //! them; for others, they come from tokenizer_config.json.
 //!
-//! Reference: llama.cpp `conversion/base.py` (`_set_vocab_qwen`), `conversion/deepseek.py` and `kimi_linear.py`
-//! (`set_vocab`).
+//! Reference: llama.cpp `conversion/base.py` (`_set_vocab_qwen`), `set_vocab` of `conversion/deepseek.py`,
+//! `kimi_linear.py` and `hunyuan.py`.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,28 @@ use crate::tokenizer::token::{TokenKind, placeholder};
 enum Class {
     Qwen,
     Kimi,
+    HunYuan,
     Other,
+}
+
+impl Class {
+    fn of(files: &Files) -> Self {
+        match files.setting("tokenizer_class").and_then(Json::as_str) {
+            Some("QWenTokenizer") => Self::Qwen,
+            Some("TikTokenTokenizer") => Self::Kimi,
+            Some("HYTokenizer") => Self::HunYuan,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Which token ends a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// The one that the files of the folder name.
+    Configured,
+    /// The one that tokenizer_config.json names. config.json of Kimi Linear names another one.
+    Tokenizer,
 }
 
 /// Returns the vocabulary's file, in a folder without tokenizer.json and vocab.json.
@@ -47,21 +69,18 @@ pub(super) fn file(files: &Files) -> Result<Option<String>> {
 
 impl VocabWriter<'_> {
     /// Writes the vocabulary of tiktoken from the file `name`.
-    pub(super) fn tiktoken(&mut self, name: &str) -> Result<()> {
+    pub(super) fn tiktoken(&mut self, name: &str, ends: Ends) -> Result<()> {
         let files = self.files;
-        let class = match files.setting("tokenizer_class").and_then(Json::as_str) {
-            Some("QWenTokenizer") => Class::Qwen,
-            Some("TikTokenTokenizer") => Class::Kimi,
-            _ => Class::Other,
-        };
+        let class = Class::of(files);
         let pre = match (self.pre, class) {
             (Some(pre), _) => pre,
             (None, Class::Qwen) => "qwen2",
             (None, Class::Kimi) => "kimi-k2",
+            (None, Class::HunYuan) => "hunyuan",
             (None, Class::Other) => {
                 return Err(files
                     .finding_in("tokenizer_config.json", "tokenizer_class")
-                    .expected("QWenTokenizer or TikTokenTokenizer, whose code is known")
+                    .expected("QWenTokenizer, TikTokenTokenizer or HYTokenizer, whose code is known")
                     .found(files.setting("tokenizer_class").map_or("none".to_owned(), Json::to_string))
                     .hint("name the pre-tokenizer of llama.cpp that splits text in the same way with `pre`")
                     .unsupported());
@@ -96,15 +115,25 @@ impl VocabWriter<'_> {
             specials.set(files, "unk", &end, self.notes)?;
         }
         specials.write(self.metadata);
-        // Kimi's config.json names another token than the one that its tokenizer ends texts with.
         let eos =
             files.setting("eos_token").and_then(|token| token.as_str().or_else(|| token.get("content")?.as_str()));
-        let eos = eos.filter(|_| class == Class::Kimi).and_then(id).and_then(|id| u32::try_from(id.as_u64()?).ok());
+        let eos = eos.filter(|_| ends == Ends::Tokenizer).and_then(id);
+        let eos = eos.and_then(|id| u32::try_from(id.as_u64()?).ok());
         if let (Some(eos), Some(key)) = (eos, id_key("eos")) {
             self.metadata.insert(key, eos);
         }
         Ok(())
     }
+}
+
+/// Returns the ids of the tokens of the file `name` and of the special ones, by text.
+#[allow(dead_code, reason = "family files call it")]
+pub(super) fn ids(files: &Files, name: &str) -> Result<Vec<(String, usize)>> {
+    let tokens = read(files, name)?;
+    let special = special(files, Class::of(files), tokens.len())?;
+    let text = |bytes: &[u8]| bytes.iter().map(|byte| super::vocabulary::char_of(*byte)).collect::<String>();
+    let tokens = tokens.iter().map(|(bytes, rank)| (text(bytes), usize::try_from(*rank).unwrap_or(usize::MAX)));
+    Ok(tokens.chain(special.into_iter().map(|(id, text)| (text, id))).collect())
 }
 
 /// Reads the tokens of the file, one per line: base64, a space, the rank.
@@ -144,6 +173,12 @@ fn special(files: &Files, class: Class, first: usize) -> Result<BTreeMap<usize, 
         }
         // tokenization_kimi.py has 256. tokenizer_config.json names some of them.
         Class::Kimi => special.extend((first..first + 256).map(|id| (id, format!("<|reserved_token_{id}|>")))),
+        // tokenization_hy.py has five, followed by unused ones up to the size of the embedding.
+        Class::HunYuan => {
+            let named = ["<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"].map(str::to_owned);
+            let texts = named.into_iter().chain((0..205).map(|number| format!("<|extra_{number}|>")));
+            special.extend((first..).zip(texts));
+        }
         Class::Other => {}
     }
     if let Some(Json::Object(decoder)) = files.setting("added_tokens_decoder") {
@@ -225,6 +260,9 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         }
         let message = refusal("YQ== 0\n", &json!({"tokenizer_class": "OtherTokenizer"}), 4);
-        assert!(message.contains("tokenizer_class: expected QWenTokenizer or TikTokenTokenizer"), "{message}");
+        assert!(
+            message.contains("tokenizer_class: expected QWenTokenizer, TikTokenTokenizer or HYTokenizer"),
+            "{message}"
+        );
     }
 }

@@ -17,7 +17,7 @@ use crate::tokenizer::sentencepiece::{self, SentencePieceModel};
 use crate::tokenizer::token::TokenKind;
 
 /// The model's file, in the folders that have one.
-const MODEL: &str = "sentencepiece.bpe.model";
+pub(super) const MODEL: &str = "sentencepiece.bpe.model";
 
 /// The first four tokens of these models. The SentencePiece model has three others there.
 const FIRST: [(&str, TokenKind); 4] = [
@@ -27,10 +27,29 @@ const FIRST: [(&str, TokenKind); 4] = [
     ("<unk>", TokenKind::Unknown),
 ];
 
+/// Whether the mask token, which the model's file lacks, is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mask {
+    /// No: its id, the last one, is unused.
+    Left,
+    /// At the id that Nomic's mixture of experts has for it.
+    Nomic,
+}
+
+/// The id of the mask token of Nomic's mixture of experts.
+const NOMIC_MASK: usize = 250_001;
+
 impl VocabWriter<'_> {
     /// Unigram (`_xlmroberta_set_vocab`).
-    pub(super) fn xlm_roberta(&mut self) -> Result<()> {
-        let unigram = read(self.files)?;
+    pub(super) fn unigram(&mut self, mask: Mask) -> Result<()> {
+        let mut unigram = read(self.files)?;
+        if mask == Mask::Nomic && self.files.folder.join(MODEL).is_file() {
+            let tokens = &mut unigram.tokens;
+            if !tokens.set(NOMIC_MASK, "<mask>", 0.0, TokenKind::Control) {
+                let count = tokens.texts.len();
+                self.notes.push(format!("<mask>: id {NOMIC_MASK} is past the {count} tokens, left out"));
+            }
+        }
         let count = unigram.tokens.texts.len();
         self.scored("t5", unigram.tokens);
         self.metadata.insert(keys::ADD_SPACE_PREFIX, unigram.add_space_prefix);

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use serde_json::Value as Json;
 
-use super::auto::Auto;
+use super::auto::{Added, Auto};
 use super::files::{Files, Object};
 use super::sentencepiece::note_some;
 use crate::error::Result;
@@ -19,8 +19,44 @@ pub(super) struct Token {
     pub(super) kind: TokenKind,
 }
 
+/// How the added tokens of byte-level BPE are written. The reference has four ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AddedTexts {
+    /// Most models: with the text that they have in the original text, and tokens that look special are control tokens.
+    Usual,
+    /// As usual, but U+2581 isn't made a space: Intern-S1.
+    Marked,
+    /// As they are, and tokens that look special are control tokens: HybridDNATokenizer.
+    Kept,
+    /// As they are, and the flag alone decides: Dream, LLaDA.
+    Plain,
+}
+
+impl AddedTexts {
+    /// Returns the kind and the text of an added token.
+    fn written(self, text: &str, added: &Added, decoder: &Json) -> (TokenKind, String) {
+        let kind = |special: bool| if special { TokenKind::Control } else { TokenKind::UserDefined };
+        match self {
+            Self::Plain => return (kind(added.special), text.to_owned()),
+            Self::Kept => return (kind(added.special || looks_special(text)), text.to_owned()),
+            Self::Usual | Self::Marked => {}
+        }
+        // llama.cpp searches for these in the original text, so they need the text that they have there.
+        let plain = if added.normalized { text.to_owned() } else { decoded(text, decoder) };
+        match kind(added.special || looks_special(&plain)) {
+            TokenKind::UserDefined if self == Self::Usual => (TokenKind::UserDefined, plain.replace('\u{2581}', " ")),
+            kind => (kind, plain),
+        }
+    }
+}
+
 /// Returns the tokens by id, as many as config.json gives. Ids without a token get a placeholder, as in the reference.
-pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Result<Vec<Token>> {
+pub(super) fn tokens(
+    files: &Files,
+    auto: &Auto,
+    added_texts: AddedTexts,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Token>> {
     note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
     let ids = auto.ids();
     let vocab_size = match files.vocab_size()? {
@@ -35,14 +71,7 @@ pub(super) fn tokens(files: &Files, auto: &Auto, notes: &mut Vec<String>) -> Res
         let finding = || files.finding(format!("token {text:?}"));
         let (kind, text) = match auto.added.get(text) {
             None => (TokenKind::Normal, text.to_owned()),
-            Some(added) => {
-                // llama.cpp searches for these in the original text, so they need the text that they have there.
-                let plain = if added.normalized { text.to_owned() } else { decoded(text, decoder) };
-                match added.special || looks_special(&plain) {
-                    true => (TokenKind::Control, plain),
-                    false => (TokenKind::UserDefined, plain.replace('\u{2581}', " ")),
-                }
-            }
+            Some(added) => added_texts.written(text, added, decoder),
         };
         let Some(place) = tokens.get_mut(id) else {
             // A named token without an id in any file. transformers would add it, but the embedding has no row for it.
@@ -146,7 +175,7 @@ mod tests {
     fn tokens_of(tokenizer: Json, config: Json, size: usize) -> Result<(Vec<String>, Vec<String>)> {
         let files = Files::for_test(tokenizer, config, json!({"vocab_size": size}));
         let mut notes = Vec::new();
-        let tokens = tokens(&files, &Auto::load(&files)?, &mut notes)?;
+        let tokens = tokens(&files, &Auto::load(&files)?, AddedTexts::Usual, &mut notes)?;
         Ok((tokens.iter().map(|t| format!("{}:{}", t.text, t.kind.number())).collect(), notes))
     }
 

@@ -3,7 +3,8 @@
 //! Reference: llama.cpp `conversion/bert.py` (`BertModel.set_vocab`).
 
 use super::auto::{Auto, ModelKind};
-use super::{VocabWriter, pre, vocabulary};
+use super::vocabulary::{self, AddedTexts};
+use super::{VocabWriter, pre};
 use crate::error::Result;
 use crate::tokenizer::keys;
 use crate::tokenizer::token::TokenKind;
@@ -21,7 +22,7 @@ impl VocabWriter<'_> {
                 .hint("the reference writes a vocabulary that llama.cpp can't use here")
                 .unsupported());
         }
-        let mut tokens = vocabulary::tokens(files, &auto, self.notes)?;
+        let mut tokens = vocabulary::tokens(files, &auto, AddedTexts::Usual, self.notes)?;
         let pre = pre::find(files, &auto, self.pre, self.notes)?;
         self.metadata.insert(keys::TOKEN_TYPE_COUNT, files.type_vocab_size()?);
         // llama.cpp marks tokens that begin a word, WordPiece marks tokens that continue one.

@@ -14,7 +14,9 @@ use crate::tokenizer::pre::Letters;
 /// The parts of tokenizer.json that are specific to BPE.
 pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
     let GgufTokenizer { metadata, vocabulary, specials, pre, .. } = parts;
-    if metadata.get(keys::MERGES).is_none() {
+    let has_merges = metadata.get(keys::MERGES).is_some();
+    // Whole words need none.
+    if !has_merges && pre.letters != Letters::Words {
         return Err(metadata
             .finding(keys::MERGES)
             .expected("merges")
@@ -26,7 +28,8 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
         notes.push(format!("{}: left out, byte-level BPE goes by its merges", keys::SCORES));
     }
     let byte_fallback = pre.letters != Letters::Bytes && vocabulary.has_all_bytes();
-    let merges: Vec<Json> = vocabulary.merges()?.into_iter().map(|(left, right)| json!([left, right])).collect();
+    let merges = if has_merges { vocabulary.merges()? } else { Vec::new() };
+    let merges: Vec<Json> = merges.into_iter().map(|(left, right)| json!([left, right])).collect();
     let model = json!({
         "type": "BPE",
         "dropout": null,

@@ -10,6 +10,7 @@
 
 mod bpe;
 mod config;
+mod lists;
 mod sentencepiece;
 mod special;
 mod template;
@@ -68,7 +69,8 @@ struct HfParts {
 
 /// The tokenizer's files, by name: `tokenizer.json`, `tokenizer_config.json`, and for some
 /// tokenizers `tokenizer.model`, `spiece.model`, `added_tokens.json` and `chat_template.jinja`. A
-/// GGUF file without a vocabulary gives no files and a note.
+/// vocabulary that tokenizer.json can't describe becomes a file of its model's own tokenizer, if there is one. A GGUF
+/// file without a vocabulary gives no files and a note.
 ///
 /// # Errors
 /// [`crate::Error::Format`] for keys that break the rules of a vocabulary, naming file and key;
@@ -91,10 +93,12 @@ pub(crate) fn to_hf(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<
         "llama" => (TokenizerKind::SentencePiece, Some("default")),
         "bert" => (TokenizerKind::WordPiece, Some("default")),
         "t5" => (TokenizerKind::Unigram, Some("default")),
+        "rwkv" => return lists::rwkv(metadata, notes),
+        "plamo2" => return lists::plamo(metadata, notes),
         other => {
             return Err(metadata
                 .finding(keys::MODEL)
-                .expected("gpt2, gemma4, whitespace, llama, bert or t5")
+                .expected("gpt2, gemma4, whitespace, llama, bert, t5, rwkv or plamo2")
                 .found(format!("{other:?}, which tokenizer.json can't describe"))
                 .hint("convert without a vocabulary, and take the tokenizer from the original model")
                 .unsupported());
@@ -158,11 +162,16 @@ fn assemble(parts: &GgufTokenizer, made: HfParts, notes: &mut Vec<String>) -> Re
     files.extend(config::fill(&mut settings, parts, made.settings)?);
     let kinds = token_types::exceptions(parts, &made.added);
     settings.insert(record::FIELD.to_owned(), record::write(parts.metadata, kinds, notes));
-    let mut text = serde_json::to_vec_pretty(&Json::Object(settings))
-        .map_err(|e| parts.metadata.finding("tokenizer").expected("settings").found(e).format())?;
-    text.push(b'\n');
-    files.push(("tokenizer_config.json".to_owned(), text));
+    files.push(("tokenizer_config.json".to_owned(), pretty(parts.metadata, settings)?));
     Ok(files)
+}
+
+/// The text of tokenizer_config.json.
+fn pretty(metadata: &Metadata, settings: Map<String, Json>) -> Result<Vec<u8>> {
+    let text = serde_json::to_vec_pretty(&Json::Object(settings));
+    let mut text = text.map_err(|e| metadata.finding("tokenizer").expected("settings").found(e).format())?;
+    text.push(b'\n');
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use super::sentencepiece::is_by_hand;
 use super::special::Added;
 use super::{GgufTokenizer, TokenizerKind, unigram};
+use crate::tokenizer::keys;
 use crate::tokenizer::record::TypeException;
 use crate::tokenizer::special::SpecialToken;
-use crate::tokenizer::token::{TokenKind, looks_special};
+use crate::tokenizer::token::{GEMMA4_SHOWN, TokenKind, is_byte, looks_special};
 
 /// The tokens that would come back with another kind.
 pub(super) fn exceptions(parts: &GgufTokenizer, added: &[Added]) -> Vec<TypeException> {
@@ -21,17 +22,7 @@ pub(super) fn exceptions(parts: &GgufTokenizer, added: &[Added]) -> Vec<TypeExce
     let mut exceptions: Vec<TypeException> = Vec::new();
     for (id, text, kind) in parts.vocabulary.iter() {
         let instead_of = expected(parts, added.get(&id).copied(), id, text, kind);
-        if instead_of == kind {
-            continue;
-        }
-        let known = exceptions.iter_mut().find(|known| known.kind == kind && known.instead_of == instead_of);
-        match known {
-            None => exceptions.push(TypeException { kind, instead_of, ids: vec![(id, id)] }),
-            Some(known) => match known.ids.last_mut() {
-                Some((_, last)) if last.checked_add(1) == Some(id) => *last = id,
-                _ => known.ids.push((id, id)),
-            },
-        }
+        TypeException::add(&mut exceptions, id, kind, instead_of);
     }
     exceptions
 }
@@ -47,16 +38,21 @@ fn expected(parts: &GgufTokenizer, added: Option<&Added>, id: u32, text: &str, k
         _ if placeholder => TokenKind::Unused,
         TokenKind::Unknown | TokenKind::Unused => TokenKind::Unused,
         TokenKind::Normal | TokenKind::Undefined | TokenKind::UserDefined => TokenKind::Normal,
-        TokenKind::Byte if !vocabulary.has_all_bytes() => TokenKind::Normal,
+        TokenKind::Byte if !vocabulary.has_all_bytes() || !is_byte(text) => TokenKind::Normal,
         TokenKind::Byte => TokenKind::Byte,
         TokenKind::Control => TokenKind::Control,
     };
+    if metadata.text(keys::MODEL).ok() == Some("gemma4") {
+        return of_gemma4(parts, id, text, placeholder);
+    }
     match (parts.kind, added) {
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, Some(token)) => as_it_looks(token),
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) if placeholder => TokenKind::Unused,
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) => TokenKind::Normal,
-        // Phi-3's converter reads the added tokens of tokenizer.json and uses their flag.
-        (TokenizerKind::SentencePiece, Some(token)) if metadata.text("general.architecture").ok() == Some("phi3") => {
+        // The converters of these read the added tokens of tokenizer.json and use their flag.
+        (TokenizerKind::SentencePiece, Some(token))
+            if matches!(metadata.text("general.architecture"), Ok("phi3" | "internlm2")) =>
+        {
             as_flagged(token)
         }
         (TokenizerKind::SentencePiece, Some(token)) if is_by_hand(vocabulary, id) => as_it_looks(token),
@@ -74,5 +70,19 @@ fn expected(parts: &GgufTokenizer, added: Option<&Added>, id: u32, text: &str, k
         (TokenizerKind::Unigram, Some(_)) => TokenKind::UserDefined,
         (TokenizerKind::Unigram, None) if placeholder => TokenKind::Unused,
         (TokenizerKind::Unigram, None) => TokenKind::Normal,
+    }
+}
+
+/// The kind that Gemma 4's converter gives a token: it knows special tokens by their names in tokenizer_config.json.
+fn of_gemma4(parts: &GgufTokenizer, id: u32, text: &str, placeholder: bool) -> TokenKind {
+    let nameless = [SpecialToken::Eot, SpecialToken::Eom];
+    let is_named =
+        |(role, _, _): &(SpecialToken, &str, &str)| !nameless.contains(role) && parts.specials.given(*role) == Some(id);
+    match () {
+        () if placeholder => TokenKind::Unused,
+        () if GEMMA4_SHOWN.contains(&text) => TokenKind::UserDefined,
+        () if is_byte(text) => TokenKind::Byte,
+        () if SpecialToken::ALL.iter().any(is_named) => TokenKind::Control,
+        () => TokenKind::Normal,
     }
 }

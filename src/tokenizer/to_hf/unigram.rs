@@ -18,7 +18,8 @@ use crate::tokenizer::sentencepiece;
 use crate::tokenizer::special::SpecialToken;
 use crate::tokenizer::token::TokenKind;
 
-/// The parts of tokenizer.json that are specific to Unigram, and for T5 its spiece.model.
+/// The parts of tokenizer.json that are specific to Unigram, and SentencePiece's model if the
+/// converter reads it.
 pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfParts> {
     let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
     let flag = |key: &str| match metadata.get(key) {
@@ -31,7 +32,14 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
     let prefix = flag(keys::ADD_SPACE_PREFIX)?;
     let merge_spaces = flag(keys::REMOVE_EXTRA_WHITESPACES)?;
     let charsmap = charsmap(metadata)?;
-    let Some(unknown) = specials.id(SpecialToken::Unk, vocabulary) else {
+    let unknown = match specials.given(SpecialToken::Unk) {
+        // Its converter writes no ids; the kind tells which token it is.
+        None if is_pocket_tts(metadata) => {
+            vocabulary.iter().find(|(_, _, kind)| *kind == TokenKind::Unknown).map(|(id, _, _)| id)
+        }
+        _ => specials.id(SpecialToken::Unk, vocabulary),
+    };
+    let Some(unknown) = unknown else {
         return Err(metadata
             .finding("tokenizer.ggml.unknown_token_id")
             .expected("an unknown token")
@@ -55,7 +63,7 @@ pub(super) fn make(parts: &GgufTokenizer, notes: &mut Vec<String>) -> Result<HfP
             "vocab": vocab(vocabulary, unknown),
             "byte_fallback": false,
         }),
-        files: files(parts, &charsmap, prefix, merge_spaces, &added, notes),
+        files: files(parts, unknown, &charsmap, prefix, merge_spaces, &added, notes),
         added,
         normalized: |_| false,
         settings,
@@ -111,28 +119,30 @@ fn vocab(vocabulary: &Vocabulary, unknown: u32) -> Vec<Json> {
     scored.map(|((_, text, _), place)| json!([text, f64::from(vocabulary.score(place))])).collect()
 }
 
-/// The model file of T5. Converters read the other models' vocabulary from tokenizer.json.
+/// The model file of T5 and Pocket TTS. Converters read the other models' vocabulary from tokenizer.json.
 fn files(
     parts: &GgufTokenizer,
+    unknown: u32,
     charsmap: &[u8],
     prefix: bool,
     merge_spaces: bool,
     added: &[Added],
     notes: &mut Vec<String>,
 ) -> Vec<(String, Vec<u8>)> {
-    let GgufTokenizer { metadata, vocabulary, specials, .. } = parts;
+    let GgufTokenizer { metadata, vocabulary, .. } = parts;
     if !is_t5(metadata) {
         return Vec::new();
     }
     let settings = Settings {
         model_type: sentencepiece::UNIGRAM,
         byte_fallback: false,
-        unknown: specials.id(SpecialToken::Unk, vocabulary),
+        unknown: Some(unknown),
         add_dummy_prefix: prefix,
         remove_extra_whitespaces: merge_spaces,
         precompiled_charsmap: charsmap.to_vec(),
     };
-    let mut files = vec![("spiece.model".to_owned(), model(parts, settings, notes).to_bytes())];
+    let name = if is_pocket_tts(metadata) { "tokenizer.model" } else { "spiece.model" };
+    let mut files = vec![(name.to_owned(), model(parts, settings, notes).to_bytes())];
     let by_hand = added.iter().filter(|token| is_by_hand(vocabulary, token.id));
     let by_hand: Map<String, Json> = by_hand.map(|token| (token.text.clone(), json!(token.id))).collect();
     if !by_hand.is_empty() {
@@ -141,7 +151,12 @@ fn files(
     files
 }
 
-/// Whether the model's converter reads spiece.model.
+/// Whether the model's converter reads SentencePiece's model.
 pub(super) fn is_t5(metadata: &Metadata) -> bool {
-    matches!(metadata.text("general.architecture"), Ok("t5" | "t5encoder"))
+    matches!(metadata.text("general.architecture"), Ok("t5" | "t5encoder")) || is_pocket_tts(metadata)
+}
+
+/// Whether the model is Pocket TTS, whose converter reads tokenizer.model.
+fn is_pocket_tts(metadata: &Metadata) -> bool {
+    metadata.text("general.architecture").is_ok_and(|name| name == "pockettts")
 }
