@@ -19,7 +19,9 @@ pub(crate) mod templates;
 mod to_hf;
 mod token;
 
-pub(crate) use from_hf::{Tokens, Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
+#[allow(unused_imports, reason = "family files call it")]
+pub(crate) use from_hf::Tokens;
+pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;
 pub use token::TokenKind;

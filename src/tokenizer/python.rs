@@ -101,8 +101,21 @@ mod tests {
         for (literal, expected) in cases {
             assert_eq!(super::literal(literal).as_deref(), Some(expected), "{literal}");
         }
-        let bad =
-            ["", "a", "'a", "a'", "'", "'a\"", "'a'b'", r"'\x0'", r"'\q'", r"b'\u00e9'", "b'\u{e9}'", r"'\ud800'", "'\\'"];
+        let bad = [
+            "",
+            "a",
+            "'a",
+            "a'",
+            "'",
+            "'a\"",
+            "'a'b'",
+            r"'\x0'",
+            r"'\q'",
+            r"b'\u00e9'",
+            "b'\u{e9}'",
+            r"'\ud800'",
+            "'\\'",
+        ];
         for literal in bad {
             assert_eq!(super::literal(literal), None, "{literal}");
         }

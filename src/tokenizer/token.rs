@@ -71,15 +71,8 @@ pub(super) fn is_byte(text: &str) -> bool {
 }
 
 /// Tokens of Gemma 4 that llama.cpp has to show, because programs read tool calls by them.
-pub(super) const GEMMA4_SHOWN: [&str; 7] = [
-    "<|channel>",
-    "<channel|>",
-    "<|tool_call>",
-    "<tool_call|>",
-    "<|tool_response>",
-    "<tool_response|>",
-    "<|\"|>",
-];
+pub(super) const GEMMA4_SHOWN: [&str; 7] =
+    ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", "<|\"|>"];
 
 #[cfg(test)]
 mod tests {

@@ -129,7 +129,8 @@ impl VocabWriter<'_> {
                 let tokens = vocabulary::tokens(files, &auto, AddedTexts::Usual, self.notes)?;
                 self.bpe_tokens(&auto, tokens)?;
                 let no_pad = files.hparam("pad_token_id").and_then(Json::as_i64).is_some_and(|id| id < 0);
-                let kinds: Vec<&'static str> = USUAL.iter().copied().filter(|kind| !(no_pad && *kind == "pad")).collect();
+                let kinds: Vec<&'static str> =
+                    USUAL.iter().copied().filter(|kind| !(no_pad && *kind == "pad")).collect();
                 SpecialTokens::load(files, &kinds, None, self.notes)?.write(self.metadata);
             }
         }
@@ -176,7 +177,9 @@ impl VocabWriter<'_> {
             files.finding_in("config.json", "talker_config.vocab_size").expected("a count").found("none").mismatch()
         })?;
         let mut names: Vec<String> = (0..count).map(|id| format!("<|codec_{id}|>")).collect();
-        let mut set = |id: &Json, name: String| match id.as_u64().and_then(|id| names.get_mut(usize::try_from(id).ok()?))
+        let mut set = |id: &Json, name: String| match id
+            .as_u64()
+            .and_then(|id| names.get_mut(usize::try_from(id).ok()?))
         {
             Some(place) => {
                 *place = name;
@@ -216,7 +219,11 @@ impl VocabWriter<'_> {
     /// Writes the id of a special token that a config gives in `field`.
     fn put_configured_id(&mut self, field: &str, kind: &str, id: &Json) -> Result<()> {
         let number = id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-            self.files.finding_in("config.json", field).expected("a token id").found(shortened(&id.to_string())).format()
+            self.files
+                .finding_in("config.json", field)
+                .expected("a token id")
+                .found(shortened(&id.to_string()))
+                .format()
         })?;
         self.put_ids(&[(kind, number)]);
         Ok(())

@@ -61,10 +61,10 @@ fn registered(model_type: &str) -> Option<&'static str> {
         "gemma" | "gemma2" | "gemma3" | "gemma3_text" | "gemma3n" | "gemma3n_text" => "GemmaTokenizer",
         "idefics" | "idefics2" => "LlamaTokenizer",
         "t5" | "mt5" => "T5Tokenizer",
-        "glm" | "glm4" | "glm4_moe" | "glm4_moe_lite" | "glm4v" | "glm4v_moe" | "glmasr" | "gpt_bigcode" | "granite"
-        | "granitemoe" | "granitemoehybrid" | "granitemoeshared" | "kimi_k25" | "kimi_linear" | "mimo_v2_flash"
-        | "minicpmv4_6" | "ministral" | "ministral3" | "mistral" | "mistral3" | "mixtral" | "olmo2" | "olmo3"
-        | "pixtral" | "pocket_tts" | "stablelm" | "umt5" | "voxtral" => "",
+        "glm" | "glm4" | "glm4_moe" | "glm4_moe_lite" | "glm4v" | "glm4v_moe" | "glmasr" | "gpt_bigcode"
+        | "granite" | "granitemoe" | "granitemoehybrid" | "granitemoeshared" | "kimi_k25" | "kimi_linear"
+        | "mimo_v2_flash" | "minicpmv4_6" | "ministral" | "ministral3" | "mistral" | "mistral3" | "mixtral"
+        | "olmo2" | "olmo3" | "pixtral" | "pocket_tts" | "stablelm" | "umt5" | "voxtral" => "",
         other if WRONGLY_NAMED.contains(&other) => "",
         _ => return None,
     })
@@ -123,9 +123,7 @@ pub(super) fn class_tokens(class: &str) -> [&'static str; 7] {
             ["<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<UNK>", "<SEP>", "<PAD>", "<CLS>", "<MASK_TOKEN>"]
         }
         "T5Tokenizer" => ["", "</s>", "<unk>", "", "<pad>", "", ""],
-        "DebertaTokenizer" | "DebertaV2Tokenizer" => {
-            ["[CLS]", "[SEP]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"]
-        }
+        "DebertaTokenizer" | "DebertaV2Tokenizer" => ["[CLS]", "[SEP]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"],
         _ => [""; 7],
     }
 }

@@ -52,7 +52,16 @@ impl Files {
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
         let (folder, model_folder) = (folder.to_owned(), folder.to_owned());
-        Ok(Self { model_config, tokenizer, config, folder, model_folder, is_mistral_format: false, size: None, settings: Object::new() })
+        Ok(Self {
+            model_config,
+            tokenizer,
+            config,
+            folder,
+            model_folder,
+            is_mistral_format: false,
+            size: None,
+            settings: Object::new(),
+        })
     }
 
     /// Creates a finding about `subject` in the file `name`, or in the folder if `name` is empty.

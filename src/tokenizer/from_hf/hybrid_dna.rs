@@ -44,7 +44,8 @@ impl VocabWriter<'_> {
         let words = (0..count).map(|word| (word_of(word, length), TokenKind::Normal));
         let named = ["<dna>", "</dna>", "<oov>"].map(|text| (text.to_owned(), TokenKind::Normal));
         let end = first.saturating_add(named.len()).saturating_add(count);
-        let unused = (0..end.next_multiple_of(128) - end).map(|number| (format!("<unused_{number}>"), TokenKind::Normal));
+        let unused =
+            (0..end.next_multiple_of(128) - end).map(|number| (format!("<unused_{number}>"), TokenKind::Normal));
         let mut left_out = 0_usize;
         for ((text, kind), id) in named.into_iter().chain(words).chain(unused).zip(first..) {
             match tokens.get_mut(id) {

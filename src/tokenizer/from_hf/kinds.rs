@@ -147,8 +147,7 @@ const GLM4: &[Special] = &[
 const SOLAR_OPEN: &[Special] =
     &[text("eos", "<|endoftext|>"), text("eot", "<|endoftext|>"), text("unk", "<unk>"), text("bos", "<|startoftext|>")];
 /// ChatGLM and the first GLM 4: `ChatGLMModel.set_vocab`.
-const CHATGLM: &[Special] =
-    &[text("eos", "<|endoftext|>"), text("eot", "<|user|>"), text("unk", "<|endoftext|>")];
+const CHATGLM: &[Special] = &[text("eos", "<|endoftext|>"), text("eot", "<|user|>"), text("unk", "<|endoftext|>")];
 /// Intern-S1: `_set_vocab_interns1`.
 const INTERNS1: &[Special] = &[Special { role: "bos", token: SpecialId::Id(151_643) }];
 /// dots.note.

@@ -8,11 +8,12 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
 /// The tokens of a folder, by text.
-#[derive(Debug)]
+#[allow(dead_code, reason = "family files call it")]
 pub(crate) struct Tokens {
     ids: std::collections::HashMap<String, usize>,
 }
 
+#[allow(dead_code, reason = "family files call it")]
 impl Tokens {
     /// Reads the tokens of a model: of tokenizer.json, or of the older files that a tokenizer.json is made of, or of a
     /// SentencePiece model. A folder without a tokenizer has none.
@@ -67,7 +68,10 @@ mod tests {
             "model": {"type": "BPE", "vocab": {"yes": 0, "no": 1}, "merges": []}}"#;
         let of_json = tokens(&[("tokenizer.json", json)]);
         assert_eq!((of_json.id("no"), of_json.id("<|user|>"), of_json.id("maybe")), (Some(1), Some(2), None));
-        let tiktoken = [("qwen.tiktoken", "YQ== 0\nYg== 1\n"), ("tokenizer_config.json", r#"{"tokenizer_class": "QWenTokenizer"}"#)];
+        let tiktoken = [
+            ("qwen.tiktoken", "YQ== 0\nYg== 1\n"),
+            ("tokenizer_config.json", r#"{"tokenizer_class": "QWenTokenizer"}"#),
+        ];
         let of_tiktoken = tokens(&tiktoken);
         assert_eq!((of_tiktoken.id("b"), of_tiktoken.id("<|im_start|>")), (Some(1), Some(3)));
         assert_eq!(tokens(&[]).id("a"), None);

@@ -45,11 +45,7 @@ impl VocabWriter<'_> {
                 left_out.push(format!("{text:?} ({id})"));
             }
         }
-        sentencepiece::note_some(
-            self.notes,
-            "added tokens past the end of the vocabulary left out",
-            &left_out,
-        );
+        sentencepiece::note_some(self.notes, "added tokens past the end of the vocabulary left out", &left_out);
         self.llama_tokens(tokens)
     }
 

@@ -69,8 +69,7 @@ fn pieces(files: &Files) -> Result<ScoredTokens> {
     let text = read_text(&path)?;
     for (number, line) in text.split('\n').enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let piece: Json = serde_json::from_str(line).unwrap_or_default();
-        let (Some(text), Some(score)) =
-            (piece.get(0).and_then(Json::as_str), piece.get(1).and_then(Json::as_f64))
+        let (Some(text), Some(score)) = (piece.get(0).and_then(Json::as_str), piece.get(1).and_then(Json::as_f64))
         else {
             let finding = files.finding_in(PIECES, format!("line {}", number.saturating_add(1)));
             return Err(finding.expected("a list of a text, a score and a kind").found(shortened(line)).format());

@@ -109,7 +109,13 @@ pub(super) fn of_model_or_json(
     }
 }
 
-pub(super) fn past_the_end(files: &Files, name: &str, subject: &str, found: impl std::fmt::Display, size: usize) -> crate::Error {
+pub(super) fn past_the_end(
+    files: &Files,
+    name: &str,
+    subject: &str,
+    found: impl std::fmt::Display,
+    size: usize,
+) -> crate::Error {
     files
         .finding_in(name, subject)
         .expected(format_args!("at most vocab_size {size} of config.json"))

@@ -5,11 +5,11 @@
 
 use serde_json::{Value as Json, json};
 
+use super::VocabWriter;
 use super::mistral;
 use super::sentencepiece::{self, Reading, ScoredTokens};
 use super::special::{SpecialTokens, id_key};
 use super::vocabulary::AddedTexts;
-use super::VocabWriter;
 use crate::error::Result;
 use crate::tokenizer::keys;
 use crate::tokenizer::token::{GEMMA4_SHOWN, TokenKind};

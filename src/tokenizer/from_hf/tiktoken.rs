@@ -127,6 +127,7 @@ impl VocabWriter<'_> {
 }
 
 /// Returns the ids of the tokens of the file `name` and of the special ones, by text.
+#[allow(dead_code, reason = "family files call it")]
 pub(super) fn ids(files: &Files, name: &str) -> Result<Vec<(String, usize)>> {
     let tokens = read(files, name)?;
     let special = special(files, Class::of(files), tokens.len())?;
@@ -259,6 +260,9 @@ mod tests {
             assert!(message.contains(expected), "{message}");
         }
         let message = refusal("YQ== 0\n", &json!({"tokenizer_class": "OtherTokenizer"}), 4);
-        assert!(message.contains("tokenizer_class: expected QWenTokenizer, TikTokenTokenizer or HYTokenizer"), "{message}");
+        assert!(
+            message.contains("tokenizer_class: expected QWenTokenizer, TikTokenTokenizer or HYTokenizer"),
+            "{message}"
+        );
     }
 }

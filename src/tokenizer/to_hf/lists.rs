@@ -22,7 +22,10 @@ pub(super) fn rwkv(metadata: &Metadata, notes: &mut Vec<String>) -> Result<Vec<(
     let vocabulary = Vocabulary::read(metadata)?;
     let unfit = |id: u32, text: &str| {
         let finding = vocabulary.finding(keys::TOKENS);
-        finding.expected("<s>, bytes as Python writes them, and placeholders").found(format!("{text:?} as {id}")).format()
+        finding
+            .expected("<s>, bytes as Python writes them, and placeholders")
+            .found(format!("{text:?} as {id}"))
+            .format()
     };
     let count = vocabulary.iter().filter(|(id, text, kind)| !vocabulary.is_placeholder(*id, text, *kind)).count();
     let mut lines = String::new();
@@ -101,10 +104,7 @@ fn literal(bytes: &[u8]) -> String {
 }
 
 /// Returns the tokens that would come back with another kind than they have.
-fn exceptions(
-    vocabulary: &Vocabulary,
-    expected: impl Fn(u32, &str, TokenKind) -> TokenKind,
-) -> Vec<TypeException> {
+fn exceptions(vocabulary: &Vocabulary, expected: impl Fn(u32, &str, TokenKind) -> TokenKind) -> Vec<TypeException> {
     let mut exceptions = Vec::new();
     for (id, text, kind) in vocabulary.iter() {
         TypeException::add(&mut exceptions, id, kind, expected(id, text, kind));

@@ -76,9 +76,8 @@ fn expected(parts: &GgufTokenizer, added: Option<&Added>, id: u32, text: &str, k
 /// The kind that Gemma 4's converter gives a token: it knows special tokens by their names in tokenizer_config.json.
 fn of_gemma4(parts: &GgufTokenizer, id: u32, text: &str, placeholder: bool) -> TokenKind {
     let nameless = [SpecialToken::Eot, SpecialToken::Eom];
-    let is_named = |(role, _, _): &(SpecialToken, &str, &str)| {
-        !nameless.contains(role) && parts.specials.given(*role) == Some(id)
-    };
+    let is_named =
+        |(role, _, _): &(SpecialToken, &str, &str)| !nameless.contains(role) && parts.specials.given(*role) == Some(id);
     match () {
         () if placeholder => TokenKind::Unused,
         () if GEMMA4_SHOWN.contains(&text) => TokenKind::UserDefined,
