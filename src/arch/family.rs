@@ -124,6 +124,8 @@ pub(crate) enum Extra {
     /// Phi-3's factors for short and long contexts, `rope_factors_short.weight` and `rope_factors_long.weight`, with
     /// the key `rope.scaling.attn_factor`.
     LongFactors,
+    /// Whisper's positions as sines and cosines: `a.position_embd.weight`, 1500 rows of the width `a_width`.
+    AudioPositions,
     /// A vector of this name with these values; none where they are null.
     Values(String, Formula),
 }

@@ -61,7 +61,7 @@ pub(crate) fn class_spelling(family: &Family, name: &str, main: Option<usize>) -
 /// The value of a formula in a rename, which has the variables `n` and `main`.
 fn computed(formula: &Formula, place: Option<usize>, main: Option<usize>) -> Option<i64> {
     let mut facts = serde_json::Map::new();
-    facts.insert("n".to_owned(), place?.into());
+    facts.insert("n".to_owned(), place.map_or(serde_json::Value::Null, Into::into));
     facts.insert("main".to_owned(), main.map_or(serde_json::Value::Null, Into::into));
     let scope = super::language::Scope::new(&facts);
     // The formula outlives the scope's facts, but not the other way round.

@@ -64,7 +64,8 @@ const WHOLE_KEYS: [&str; 5] = ["general.", "tokenizer.", "clip.", "split.", "dif
 
 /// A key's whole name.
 pub(crate) fn whole_key(architecture: &str, name: &str) -> String {
-    match WHOLE_KEYS.iter().any(|start| name.starts_with(start)) {
+    // The keys of projectors have their whole names.
+    match architecture == "clip" || WHOLE_KEYS.iter().any(|start| name.starts_with(start)) {
         true => name.to_owned(),
         false => format!("{architecture}.{name}"),
     }

@@ -75,7 +75,10 @@ impl Naming {
     /// The name in the model's class of the tensor called `name` in a checkpoint, which may lack the prefix or have
     /// another. `None` if neither a table nor a list of renames has the tensor.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
-        let Some(row) = self.row(name) else { return renames::renamed(self.prefixes, name) };
+        if let Some(renamed) = renames::renamed(self.prefixes, name) {
+            return Some(renamed);
+        }
+        let row = self.row(name)?;
         let name = lookup::own_spelling(self.family?, &row.name, self.main);
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
     }
@@ -314,7 +317,7 @@ mod tests {
         let conv = serde_json::json!({"model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]});
         assert_eq!(keeps(conv.clone(), "transformer.h.0.attn.c_attn.weight"), Some(true));
         assert_eq!(keeps(conv, "lm_head.weight"), Some(false));
-        let own = serde_json::json!({"model_type": "jais", "auto_map": {"AutoModelForCausalLM": "modeling_jais.Jais"}});
+        let own = serde_json::json!({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}});
         assert_eq!(keeps(own, "transformer.h.0.attn.c_attn.weight"), None);
     }
 

@@ -128,7 +128,11 @@ impl Params {
         let Some(family) = named.and_then(|class| registry::projector_of(class, config)) else { return Ok(None) };
         // The fields of all parts are in this config, most of them in objects: none is checked.
         let mut params = Self::complete(family, &folder.join("config.json"), config, &mut Vec::new())?;
-        params.fields.extend(config.clone());
+        for (name, value) in config {
+            if !params.fields.contains_key(name) {
+                params.fields.insert(name.clone(), value.clone());
+            }
+        }
         Ok(Some(params))
     }
 
@@ -147,7 +151,17 @@ impl Params {
         for (name, value) in config.iter().filter(|(name, _)| !name.starts_with(HIDDEN)) {
             let inert = INERT.contains(&name.as_str());
             if fields.contains_key(name) || inert {
-                fields.insert(name.clone(), value.clone());
+                let default = fields.get(name).and_then(Json::as_object).filter(|_| name.ends_with("_config"));
+                // The config of a part has defaults of its own.
+                let value = match (default, value) {
+                    (Some(default), Json::Object(given)) => {
+                        let mut whole = default.clone();
+                        whole.extend(given.clone());
+                        Json::Object(whole)
+                    }
+                    _ => value.clone(),
+                };
+                fields.insert(name.clone(), value);
             } else if registry::is_known_field(name) && !is_read(family, name) {
                 // A field of another class, which transformers ignores in this one.
                 notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class()));
@@ -197,7 +211,7 @@ impl Params {
             let heads = self.count("heads")?;
             self.fields.insert("num_key_value_heads".into(), heads.into());
         }
-        if is_auto(&self.fields, "head_dim") {
+        if is_auto(&self.fields, "head_dim") && self.count("hidden").and(self.count("heads"))? > 0 {
             self.fields.remove("head_dim");
             let width = self.count("head")?;
             self.fields.insert("head_dim".into(), width.into());

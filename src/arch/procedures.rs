@@ -57,6 +57,11 @@ impl Procedure {
         shape
     }
 
+    /// Whether the result stands for the tensor on the way back: it computes the same.
+    pub(crate) fn is_equivalent(self) -> bool {
+        matches!(self, Procedure::ZeroMean | Procedure::NormHead)
+    }
+
     /// The result as an expression.
     ///
     /// # Errors
@@ -91,15 +96,16 @@ impl Procedure {
 /// The columns' lengths are computed from a pass over the tensor; the tensor itself isn't kept.
 fn norm_head(whole: PlannedTensor) -> Result<Expr> {
     let width = whole.row_len();
-    let mut squares = vec![0f64; width];
+    // Summed row by row in f32, as torch does.
+    let mut squares = vec![0f32; width];
     let mut values = Vec::new();
     for start in (0..whole.rows()).step_by(256) {
         whole.read_rows_into(start..(start + 256).min(whole.rows()), &mut values)?;
         for row in values.chunks_exact(width.max(1)) {
-            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
+            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
         }
     }
-    let lengths: Vec<f32> = squares.into_iter().map(|sum| sum.sqrt() as f32 + 1e-7).collect();
+    let lengths: Vec<f32> = squares.into_iter().map(|sum| sum.sqrt() + 1e-7).collect();
     Ok(Expr::Map { of: vec![whole.expr], map: Arc::new(Columns(lengths.into())) })
 }
 

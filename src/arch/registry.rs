@@ -236,7 +236,7 @@ pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'stati
     };
     // A family whose first type this is goes before those that only know it.
     let mut found: Vec<&'static Family> = all().into_iter().filter(fits).collect();
-    found.sort_by_key(|family| family.model_type() != model_type);
+    found.sort_by_key(|family| (family.model_type() != model_type, !family.class().ends_with("ForCausalLM")));
     found.first().copied()
 }
 

@@ -59,8 +59,9 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
         "linear" | "yarn" => scaled,
         "llama3" => has(Extra::RopeFreqs),
         "longrope" | "su" => has(Extra::LongFactors),
-        other => family.rope_types.iter().any(|known| known == other),
+        _ => false,
     };
+    let sayable = sayable || family.rope_types.iter().any(|known| known == kind(params));
     if !sayable {
         // The reference drops such a scaling silently, and the model would compute something else.
         let known = match scaled {
@@ -244,6 +245,7 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
             ]
         }
         Extra::RopeFreqs => Vec::new(),
+        Extra::AudioPositions => vec![audio_positions(params.count("a_width")?)],
         Extra::Values(name, formula) => match params.value_of(formula, None)? {
             Json::Null => Vec::new(),
             Json::Array(list) => {
@@ -257,6 +259,27 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
         });
     }
     Ok(tensors)
+}
+
+/// How many positions Whisper's encoder has.
+const AUDIO_POSITIONS: usize = 1500;
+
+/// Whisper's positions: in every row the sines, then the cosines, of the position times a rate that falls from 1 to
+/// 1/10000. The reference computes them with Intel's MKL, whose last bit differs from the nearest value in one of 25
+/// and from machine to machine; these are the nearest ones.
+fn audio_positions(width: usize) -> PlannedTensor {
+    let half = width / 2;
+    let step = -(10000f64.ln() / (half.max(2) - 1) as f64) as f32;
+    let rates: Vec<f32> = (0..half).map(|j| f64::from(step * j as f32).exp() as f32).collect();
+    let mut values = Vec::with_capacity(AUDIO_POSITIONS * 2 * half);
+    for position in 0..AUDIO_POSITIONS {
+        let angles: Vec<f64> = rates.iter().map(|rate| f64::from(position as f32 * rate)).collect();
+        values.extend(angles.iter().map(|angle| angle.sin() as f32));
+        values.extend(angles.iter().map(|angle| angle.cos() as f32));
+    }
+    let shape = vec![AUDIO_POSITIONS, 2 * half];
+    let expr = Expr::Values { shape: shape.clone(), values: values.into() };
+    PlannedTensor { name: "a.position_embd.weight".to_owned(), dtype: DType::F32, shape, expr }
 }
 
 /// Llama 3's scaling of rotary frequencies: low ones are divided, high ones kept, with a smooth

@@ -57,7 +57,7 @@ const GROUPS: &[(&str, KeyGroup)] = &[
     ("local_window", KeyGroup::LocalWindow),
 ];
 
-const EXTRAS: &[(&str, Extra)] = &[("rope_freqs", Extra::RopeFreqs), ("long_factors", Extra::LongFactors)];
+const EXTRAS: &[(&str, Extra)] = &[("rope_freqs", Extra::RopeFreqs), ("long_factors", Extra::LongFactors), ("audio_positions", Extra::AudioPositions)];
 
 const KINDS: &[(&str, KeyType)] = &[
     ("u32", KeyType::U32),

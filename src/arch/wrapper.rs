@@ -68,8 +68,10 @@ pub(crate) fn family(config: &Config) -> Option<&'static Family> {
 
 /// The module of the text model, if the class wraps one.
 pub(super) fn module(config: &Config) -> Option<&'static str> {
-    let wrapped = matches!(text_config(config), Cow::Owned(_))
-        && class(config).is_none_or(|class| of_class(class, config).is_none());
+    let Cow::Owned(text) = text_config(config) else { return None };
+    // A class of text models may have a `text_config`, too.
+    let wrapped = class(config).is_none_or(|own| family(config).is_none_or(|family| family.class() != own))
+        || class(&text) != class(config);
     let has_text_model = matches!(kind(config), Some("smolvlm" | "idefics2" | "idefics3"));
     wrapped.then_some(MODULES[usize::from(has_text_model)])
 }

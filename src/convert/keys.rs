@@ -36,8 +36,11 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
     let prefix = params.family.gguf.as_str();
     match key {
         Key::Value { kind, name, value: formula, when } => {
+            if !params.holds(when.as_ref(), None)? {
+                return Ok(());
+            }
             let value = params.value_of(formula, None)?;
-            if value.is_null() || !params.holds(when.as_ref(), None)? {
+            if value.is_null() {
                 return Ok(());
             }
             let wrong = |expected: &str| {

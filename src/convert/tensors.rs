@@ -43,6 +43,7 @@ pub(super) fn plan<'a>(
     let found = Found::of(request, &params, weights)?;
     let tensors = found.by_name.iter().map(|(name, (_, tensor))| (name.clone(), (*tensor).clone())).collect();
     let params = params.with_tensors(tensors);
+    found.check_names(request, &params)?;
     let mut taken = Taken { request, params: &params, found: &found, used: HashSet::new(), groups: HashMap::new() };
     let mut made = Vec::new();
     for slot in slots(&params, weights.tensors.len())? {
@@ -80,6 +81,26 @@ impl<'a> Found<'a> {
         Ok(Self { by_name, buffers })
     }
 
+    /// Checks that the family knows every name, whatever the config asks for.
+    fn check_names(&self, request: &Request, params: &Params) -> Result<()> {
+        let values = params.family.value_names();
+        let mut unknown = Vec::new();
+        for (name, (place, tensor)) in &self.by_name {
+            let is_known = !lookup::matches(params.family, name, None).is_empty()
+                || values.contains(&generalized(name))
+                || lookup::dropped(params, name)?.is_some()
+                || wrapper::other_part(&tensor.name).is_some()
+                || params.family.is_projector && is_of_text(&tensor.name);
+            if !is_known {
+                unknown.push((place, *tensor));
+            }
+        }
+        match unknown.into_iter().min_by_key(|(place, _)| **place) {
+            Some((_, tensor)) => Err(surplus(request.origin, tensor)),
+            None => Ok(()),
+        }
+    }
+
     /// Checks that every tensor is used, or left out for a reason.
     fn check_rest(
         &self,
@@ -114,7 +135,7 @@ impl<'a> Found<'a> {
             }
         }
         if !left_out.is_empty() {
-            notes.push(format!("left out, because llama.cpp has no use for them: {}", left_out.join(", ")));
+            notes.push(format!("left out, because llama.cpp has no use for them: {}", in_groups(&left_out)));
         }
         if !others.is_empty() {
             let what = if params.family.is_projector { "the projector" } else { "the text model" };
@@ -366,6 +387,23 @@ fn stacked(parts: Vec<Expr>) -> Expr {
         false => part,
     });
     Expr::concat(of.collect(), shape)
+}
+
+/// Names in a list; those that differ in numbers alone are one entry with their count.
+fn in_groups(names: &[&str]) -> String {
+    let mut groups: Vec<(String, &str, usize)> = Vec::new();
+    for name in names {
+        let general = generalized(name);
+        match groups.iter_mut().find(|(known, ..)| *known == general) {
+            Some((_, _, count)) => *count += 1,
+            None => groups.push((general, name, 1)),
+        }
+    }
+    let shown = |(_, name, count): &(String, &str, usize)| match count {
+        1 => (*name).to_owned(),
+        _ => format!("{name} and {} like it", count - 1),
+    };
+    groups.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 /// A shape in which some sizes may be open.

@@ -7,6 +7,7 @@ use serde_json::{Map, Number, Value as Json};
 
 use super::formula::{Binary, Formula, Function, Unary};
 use super::normal;
+use super::template::Template;
 
 /// Why a formula has no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -516,11 +517,17 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// `name` with `{l}` replaced by the layer.
+    /// `name` with the numbers that it has in braces.
     fn filled(&self, name: &str) -> String {
-        match self.variables.iter().rev().find(|(known, _)| *known == "l") {
-            Some((_, layer)) => name.replace("{l}", &layer.to_string()),
-            None => name.to_owned(),
+        let Ok(template) = Template::parse(name) else { return name.to_owned() };
+        let layer = self.variables.iter().rev().find(|(known, _)| *known == "l").and_then(|(_, layer)| layer.as_u64());
+        let compute = |formula: &Formula| {
+            let inner = Scope { facts: self.facts, variables: self.variables.clone(), open: RefCell::default() };
+            inner.value(formula).ok().and_then(|value| whole(&value)).ok_or(())
+        };
+        match layer.is_none() && template.has_layer() {
+            true => name.to_owned(),
+            false => template.filled(layer.map(|layer| layer as usize), None, &compute).unwrap_or(name.to_owned()),
         }
     }
 }

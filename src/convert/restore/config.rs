@@ -211,7 +211,9 @@ impl Writer<'_> {
             }
             false => inverse.solve(formula, value),
         };
-        if found.is_some() {
+        // A computed value replaces what earlier statements for the key say.
+        let is_plain = matches!(formula, Formula::Name(_) | Formula::Member(..) | Formula::Coalesce(_));
+        if found.is_some() || !is_plain {
             self.solved.insert(key.to_owned());
         }
         if let Some((field, value, implied)) = found {
@@ -243,7 +245,11 @@ impl Writer<'_> {
                 let scope = Scope::new(&*self);
                 scope.value(implied).is_ok_and(|implied| crate::arch::language::equal(&implied, &value))
             };
-            if !same {
+            let default = self.family.defaults.get(&field);
+            let is_default = default.is_none_or(|default| {
+                default.is_null() || default == "auto" || crate::arch::language::equal(default, &value)
+            });
+            if !same || !is_default {
                 self.put(&field, value);
             }
         }

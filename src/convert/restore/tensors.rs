@@ -177,7 +177,8 @@ impl Restored<'_> {
         let mut expr = expr;
         for (number, step) in part.steps.iter().enumerate().rev() {
             // Rows past the vocabulary aren't in the file.
-            if matches!(step, Step::Trim { .. }) {
+            let is_kept = matches!(step, Step::Procedure(procedure) if procedure.is_equivalent());
+            if is_kept || matches!(step, Step::Trim { .. }) {
                 continue;
             }
             if step.is_part() {
