@@ -29,6 +29,13 @@ impl VocabWriter<'_> {
         self.bpe()
     }
 
+    /// BPE whose added tokens keep their text, with a token before every text: LLaDA.
+    pub(super) fn llada(&mut self) -> Result<()> {
+        self.bpe_with(AddedTexts::Plain, &[])?;
+        self.metadata.insert(keys::ADD_BOS, true);
+        Ok(())
+    }
+
     /// BPE whose word for a finished turn is a control token: Laguna.
     pub(super) fn laguna(&mut self) -> Result<()> {
         const TURN_END: &str = "</assistant>";

@@ -78,8 +78,10 @@ impl VocabWriter<'_> {
         }
     }
 
-    fn has_bpe(&self) -> bool {
-        self.files.tokenizer.is_some() || self.files.folder.join("vocab.json").is_file()
+    /// Returns whether the folder has files of BPE. One that was made of a GGUF has a tokenizer.json of SentencePiece.
+    pub(super) fn has_bpe(&self) -> bool {
+        let has = self.files.tokenizer.is_some() || self.files.folder.join("vocab.json").is_file();
+        has && self.files.recorded_model() != Some("llama")
     }
 
     fn bpe_or_builtin(&mut self) -> Result<()> {

@@ -65,8 +65,8 @@ impl VocabWriter<'_> {
         }
         let tokenizer = files.tokenizer.as_ref();
         let steps = tokenizer.and_then(|json| json.get("pre_tokenizer")?.get("type")?.as_str());
-        match steps {
-            Some("Whitespace") => self.whole_words()?,
+        match (steps, files.recorded_model()) {
+            (Some("Whitespace"), None) | (_, Some("whitespace")) => self.whole_words()?,
             _ => self.bpe()?,
         }
         self.metadata.insert(keys::TOKEN_TYPE_COUNT, 2_u32);

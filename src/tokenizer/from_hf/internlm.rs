@@ -89,6 +89,11 @@ fn replace_added(files: &Files, tokens: &mut ScoredTokens) -> Result<Option<u32>
         if text == TURN_END {
             turn_end = Some(number);
         }
+        // A folder made of a GGUF lists tokens here that tokenizer.model has with their scores.
+        let is_known = id.and_then(|id| tokens.texts.get(id)).is_some_and(|known| known == text);
+        if name == "tokenizer.json" && is_known && files.recorded_model().is_some() {
+            continue;
+        }
         let special = token.get("special").and_then(Json::as_bool) == Some(true);
         let kind = if special { TokenKind::Control } else { TokenKind::UserDefined };
         if !tokens.set(id.unwrap_or(usize::MAX), text, ADDED_SCORE, kind) {

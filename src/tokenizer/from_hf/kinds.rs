@@ -51,8 +51,10 @@ pub(crate) enum Vocab {
     ChatGlm(&'static [Special]),
     /// BPE whose word for a finished turn is a control token: Laguna.
     Laguna,
-    /// BPE whose added tokens keep their text: Dream, LLaDA.
+    /// BPE whose added tokens keep their text.
     PlainBpe,
+    /// The same with a token before every text: LLaDA.
+    LLaDA,
     /// SentencePiece, else BPE whose added tokens keep their text: Dream.
     Dream,
     /// BPE whose user-defined tokens keep their text, with further special tokens: Intern-S1.
@@ -191,6 +193,7 @@ const NAMES: &[(&str, Vocab)] = &[
     ("chatglm", Vocab::ChatGlm(CHATGLM)),
     ("laguna", Vocab::Laguna),
     ("plain_bpe", Vocab::PlainBpe),
+    ("llada", Vocab::LLaDA),
     ("dream", Vocab::Dream),
     ("interns1", Vocab::InternS1(INTERNS1)),
     ("minimax", Vocab::MiniMax),

@@ -146,6 +146,7 @@ fn write_files(
         Vocab::ChatGlm(specials) => writer.chatglm(specials),
         Vocab::Laguna => writer.laguna(),
         Vocab::PlainBpe => writer.bpe_with(AddedTexts::Plain, &[]),
+        Vocab::LLaDA => writer.llada(),
         Vocab::Dream => writer.dream(),
         Vocab::InternS1(specials) => writer.bpe_with(AddedTexts::Marked, specials),
         Vocab::MiniMax => writer.minimax(),

@@ -154,7 +154,7 @@ impl VocabWriter<'_> {
 
     /// BPE, else SentencePiece with ids of its own: MPT, SEA-LION.
     pub(super) fn mpt(&mut self) -> Result<()> {
-        if self.files.tokenizer.is_some() || !self.sentencepiece(Reading::Usual)? {
+        if self.has_bpe() || !self.sentencepiece(Reading::Usual)? {
             return self.bpe();
         }
         self.metadata.insert(keys::ADD_BOS, false);
@@ -205,6 +205,10 @@ impl VocabWriter<'_> {
     /// Writes the tokens of a tokenizer.json that was made of a SentencePiece model, each with the same score
     /// (`_set_vocab_llama_hf`). Returns false for any other tokenizer.json.
     fn of_tokenizer_json(&mut self) -> Result<bool> {
+        // A folder made of a GGUF has the kinds of its tokens in tokenizer.model.
+        if self.files.recorded_model() == Some("llama") && self.sentencepiece(Reading::Usual)? {
+            return Ok(true);
+        }
         let Some(tokens) = sentencepiece::llama_hf(self.files, self.notes)? else { return Ok(false) };
         self.notes.push(
             "without tokenizer.model every token gets one score, as in llama.cpp's converter: llama.cpp may split texts \
