@@ -6,6 +6,7 @@
 use serde_json::Value as Json;
 
 use super::VocabWriter;
+use super::auto::Auto;
 use super::bpe;
 use super::files::{read_text, shortened};
 use super::sentencepiece::{self, Reading};
@@ -55,6 +56,16 @@ impl VocabWriter<'_> {
             Some(end) => self.put_configured_id("eos_token_id", "eot", end),
             None => Ok(()),
         }
+    }
+
+    /// BPE whose end of a turn, if the tokenizer has it, is an added token: Muse Glimmer.
+    pub(super) fn muse_glimmer(&mut self) -> Result<()> {
+        self.bpe()?;
+        let id = Auto::load(self.files)?.id("<|eot|>").and_then(|id| u32::try_from(id).ok());
+        if let Some(id) = id {
+            self.put_ids(&[("eot", id)]);
+        }
+        Ok(())
     }
 
     /// BPE with the chat template of a file of its own, else the one that llama.cpp has for the model: MiniMax.
@@ -239,7 +250,7 @@ impl VocabWriter<'_> {
     /// Whole words, as the rules of tokenizer.json split them (`_set_vocab_whitespace`).
     pub(super) fn whole_words(&mut self) -> Result<()> {
         let files = self.files;
-        let auto = super::auto::Auto::load(files)?;
+        let auto = Auto::load(files)?;
         let tokens = vocabulary::tokens(files, &auto, AddedTexts::Usual, self.notes)?;
         self.metadata.insert(keys::MODEL, "whitespace");
         self.metadata.insert(keys::PRE, "whitespace");

@@ -59,6 +59,8 @@ pub(crate) enum Vocab {
     Dream,
     /// BPE whose user-defined tokens keep their text, with further special tokens: Intern-S1.
     InternS1(&'static [Special]),
+    /// BPE whose end of a turn is an added token: Muse Glimmer.
+    MuseGlimmer,
     /// BPE with a chat template of its own file: MiniMax.
     MiniMax,
     /// BPE with tokens for code completion: Refact.
@@ -196,6 +198,7 @@ const NAMES: &[(&str, Vocab)] = &[
     ("llada", Vocab::LLaDA),
     ("dream", Vocab::Dream),
     ("interns1", Vocab::InternS1(INTERNS1)),
+    ("muse_glimmer", Vocab::MuseGlimmer),
     ("minimax", Vocab::MiniMax),
     ("refact", Vocab::Refact),
     ("jamba", Vocab::Jamba),

@@ -71,6 +71,9 @@ pub(crate) struct VocabOptions {
     /// The model's settings with defaults filled in. Fields that they lack are those of config.json, and the ids of
     /// special tokens always are.
     pub(crate) settings: Option<files::Object>,
+    /// config.json of the model whose tokenizer it is, if it is another model's: a draft model has its target's. It
+    /// gives the ids of special tokens.
+    pub(crate) target: Option<files::Object>,
 }
 
 /// Writes the keys `tokenizer.*` for the folder's tokenizer, in the reference's order. Decisions that the user should
@@ -149,6 +152,7 @@ fn write_files(
         Vocab::LLaDA => writer.llada(),
         Vocab::Dream => writer.dream(),
         Vocab::InternS1(specials) => writer.bpe_with(AddedTexts::Marked, specials),
+        Vocab::MuseGlimmer => writer.muse_glimmer(),
         Vocab::MiniMax => writer.minimax(),
         Vocab::Refact => writer.refact(),
         Vocab::Jamba => writer.jamba(),
@@ -173,7 +177,10 @@ fn write_files(
         Vocab::RwkvWorld => writer.rwkv_world(),
         Vocab::PocketTts => writer.pocket_tts(),
         Vocab::Qwen3Tts => writer.qwen3_tts(),
-        Vocab::None => Ok(()),
+        Vocab::None => {
+            writer.metadata.insert(keys::MODEL, "none");
+            Ok(())
+        }
     }
 }
 
