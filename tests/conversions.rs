@@ -96,7 +96,7 @@ fn models_of_other_classes_and_bare_tensors_keep_everything() {
         refused_leaving(INPUT, dir.path(), &["convert", text(&at("model")), "-o", text(&at("fancy.gguf")), "--quiet"]);
     assert!(
         error.contains(
-            "model/config.json: architectures: expected a class that this version has a table for, found FancyModel"
+            "model/config.json: architectures: expected a class that this version has a family for, found FancyModel"
         ),
         "{error}"
     );

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 13] = [
+const OWN: [(&str, &[&str]); 14] = [
     ("demo", &["--output", "--overwrite", "--set", "--json"]),
     ("train", &["--set", "--resume", "--device", "--json"]),
     ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--json"]),
     ("bank build", &["--output", "--rank", "--describe", "--encoder", "--top-k", "--overwrite", "--dry-run", "--json"]),
     ("merge", &["--keep-base", "--as", "--tokenizer", "--json"]),
     ("extract", &["--rank", "--energy", "--seed", "--json"]),
+    ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--routing", "--json"]),
     (
         "generate",
@@ -52,6 +53,11 @@ const OWN: [(&str, &[&str]); 13] = [
             "--model-name",
             "--override-key",
             "--vocab-only",
+            "--no-nextn",
+            "--mtp",
+            "--mmproj",
+            "--fuse-qkv",
+            "--fuse-gate-up-exps",
             "--generic",
             "--as",
             "--json",
@@ -141,7 +147,7 @@ fn options_stand_below_headings_that_fit() {
     for (command, own) in OWN {
         let mut expected = BTreeMap::from([
             ("Options", own.to_vec()),
-            ("Common options", vec!["--quiet", "--threads", "--kernel", "--refresh"]),
+            ("Common options", vec!["--quiet", "--threads", "--kernel", "--family", "--refresh"]),
         ]);
         expected.get_mut("Options").unwrap().push("--help");
         if WRITERS.contains(&command) {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::lookup::must_have;
 use super::params::{Params, class};
-use super::{DECODERS, Dim, Presence, Role, Tensor, Windows};
+use super::{DECODERS, Family, Role, Row, Windows, registry};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
 
@@ -131,8 +130,9 @@ impl ModelConfig {
     /// [`crate::Error::Mismatch`] for values that contradict each other.
     pub fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
         let class = class(json);
-        let Some((family, windows)) = DECODERS.iter().find(|(family, _)| class == Some(family.class)) else {
-            let known: Vec<&str> = DECODERS.iter().map(|(family, _)| family.class).collect();
+        let decoders = DECODERS.iter().filter_map(|(name, windows)| Some((registry::by_name(name)?, windows)));
+        let Some((family, windows)) = decoders.clone().find(|(family, _)| class == Some(family.class())) else {
+            let known: Vec<&str> = decoders.map(|(family, _)| family.class()).collect();
             let finding = Finding::new(path, "architectures").expected(known.join(", "));
             return Err(finding.found(class.unwrap_or("none")).unsupported());
         };
@@ -146,10 +146,9 @@ impl ModelConfig {
 
     fn of(params: Params, windows: Windows) -> Result<Self> {
         let num_hidden_layers = params.layers()?;
-        let has = |role: Role, given: fn(&Tensor) -> Presence| {
-            params.family.row(role).is_some_and(|row| must_have(&params, given(row)))
-        };
-        let bias = |role: Role| has(role, |row| row.bias);
+        let has = |row: Option<&Row>| row.map_or(Ok(false), |row| params.holds(row.when.as_ref(), Some(0)));
+        let family: &'static Family = params.family;
+        let bias = |role: Role| has(family.bias_row(role));
         let ids = |name: &'static str| -> Result<Vec<u32>> {
             // Only from config.json itself: a class's default ids belong to another vocabulary.
             let values = match params.given(name) {
@@ -162,21 +161,21 @@ impl ModelConfig {
             values.iter().map(|value| id(value).ok_or_else(|| wrong(value))).collect()
         };
         let config = Self {
-            class: params.family.class,
-            vocab_size: params.count(Dim::Vocab)?,
-            hidden_size: params.count(Dim::Hidden)?,
-            intermediate_size: params.count(Dim::FeedForward)?,
+            class: family.class(),
+            vocab_size: params.count("vocab")?,
+            hidden_size: params.count("hidden")?,
+            intermediate_size: params.count("ff")?,
             num_hidden_layers,
-            num_attention_heads: params.count(Dim::Heads)?,
-            num_key_value_heads: params.count(Dim::KvHeads)?,
-            head_dim: params.count(Dim::Head)?,
+            num_attention_heads: params.count("heads")?,
+            num_key_value_heads: params.count("kv_heads")?,
+            head_dim: params.count("head")?,
             rms_norm_eps: params.number(&["rms_norm_eps"])?.unwrap_or(1e-6),
-            max_position_embeddings: params.count(Dim::Context)?,
+            max_position_embeddings: params.count("context")?,
             tie_word_embeddings: params.flag("tie_word_embeddings", false),
-            qkv_bias: bias(Role::Q),
-            o_bias: bias(Role::O),
-            mlp_bias: bias(Role::Gate),
-            qk_norm: has(Role::QNorm, |row| row.presence),
+            qkv_bias: bias(Role::Q)?,
+            o_bias: bias(Role::O)?,
+            mlp_bias: bias(Role::Gate)?,
+            qk_norm: has(family.row(Role::QNorm))?,
             rope: rope(&params)?,
             sliding_window: sliding_window(&params, windows, num_hidden_layers)?,
             bos_token_id: ids("bos_token_id")?.first().copied(),
@@ -214,7 +213,7 @@ fn rope(params: &Params) -> Result<Rope> {
             high_freq_factor: p.need("high_freq_factor")?,
             original_max_position_embeddings: match p.get("original_max_position_embeddings")? {
                 Some(context) => context,
-                None => params.count(Dim::Context)? as f64,
+                None => params.count("context")? as f64,
             },
         },
         other => return Err(p.finding("rope_type").expected("default, linear or llama3").found(other).unsupported()),

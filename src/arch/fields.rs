@@ -1,9 +1,4 @@
-//! Fields of config.json: those that every config may have, and those of a family's class.
-
-use std::collections::{HashMap, HashSet};
-use std::sync::OnceLock;
-
-use super::{ALL, Config, Family};
+//! Fields of config.json that every config may have.
 
 /// Fields that every config may have and that don't change what the weights compute. They concern
 /// training, generation or other programs, or how weights were packed, which is handled when a
@@ -76,39 +71,3 @@ pub(crate) const INERT: &[&str] = &[
     "use_cache",
     "use_flash_attn",
 ];
-
-/// The parsed defaults of all tables.
-struct Tables {
-    /// The parsed fields, by the text of [`Family::defaults`].
-    defaults: HashMap<&'static str, Config>,
-    /// Every field of any class.
-    known: HashSet<String>,
-}
-
-fn tables() -> &'static Tables {
-    static TABLES: OnceLock<Tables> = OnceLock::new();
-    TABLES.get_or_init(|| {
-        let parsed = |text: &str| -> Config { serde_json::from_str(text).expect("every table's defaults are tested") };
-        let defaults: HashMap<&str, Config> =
-            ALL.iter().map(|family| (family.defaults, parsed(family.defaults))).collect();
-        let known = defaults.values().flat_map(|fields| fields.keys().cloned()).collect();
-        Tables { defaults, known }
-    })
-}
-
-/// Whether any class has a field of this name.
-pub(super) fn is_known(name: &str) -> bool {
-    tables().known.contains(name)
-}
-
-impl Family {
-    /// The class's fields with transformers' defaults.
-    pub(crate) fn default_fields(&self) -> &'static Config {
-        &tables().defaults[self.defaults]
-    }
-
-    /// Whether the class has a field of this name.
-    pub(crate) fn has_field(&self, name: &str) -> bool {
-        self.default_fields().contains_key(name)
-    }
-}

@@ -16,8 +16,9 @@ use crate::source::show_shape;
 /// [`crate::Error::Mismatch`] where these would be more than `most`.
 pub fn expected_tensors(config: &ModelConfig, most: usize) -> Result<Vec<(String, Vec<usize>)>> {
     let mut all = lookup::expected(&config.origin.0, most, |_| false)?;
-    all.sort_by_key(|wanted| (wanted.tensor.role != Role::Embedding, wanted.layer.is_none(), wanted.layer));
-    Ok(all.into_iter().map(|wanted| (wanted.name, wanted.shape)).collect())
+    all.sort_by_key(|wanted| (wanted.row.role != Role::Embedding, wanted.layer.is_none(), wanted.layer));
+    // The decoders that this crate runs have no sizes left open.
+    Ok(all.into_iter().filter_map(|wanted| Some((wanted.whole_shape()?, wanted.name))).map(|(s, n)| (n, s)).collect())
 }
 
 /// Checks that `weights` holds every tensor that `config` asks for, in its shape. It may hold no

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::families::llama::LLAMA;
-use super::{ModelConfig, Role, Tensor};
+use super::{ModelConfig, Role, registry};
 
 /// A linear layer of a decoder layer, in the order in which a forward pass calls them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,17 +35,22 @@ impl Module {
         }
     }
 
-    /// Its row in Llama's table. All decoders that this crate runs use the same names, which a test
-    /// checks.
-    fn row(self) -> &'static Tensor {
-        static ROWS: OnceLock<[&Tensor; Module::ALL.len()]> = OnceLock::new();
-        let row = |module: Module| LLAMA.row(module.role()).expect("every linear layer of Llama has a row");
-        ROWS.get_or_init(|| Module::ALL.map(row))[self as usize]
+    /// The path of its module in transformers and the name of its weight in GGUF, in layer `{l}`. They are those of
+    /// Llama's family: all decoders that this crate runs use the same names, which a test checks.
+    fn paths(self) -> &'static [String; 2] {
+        static PATHS: OnceLock<[[String; 2]; Module::ALL.len()]> = OnceLock::new();
+        let paths = |module: Module| {
+            let row = registry::by_name("llama").and_then(|family| family.row(module.role()));
+            let row = row.expect("every linear layer of Llama has a row");
+            let path = row.source().name.text();
+            [path.strip_suffix(".weight").unwrap_or(path).to_owned(), row.gguf.text().to_owned()]
+        };
+        &PATHS.get_or_init(|| Module::ALL.map(paths))[self as usize]
     }
 
     /// The name in transformers, as `target_modules` has it.
     pub fn name(self) -> &'static str {
-        let path = self.row().hf;
+        let [path, _] = self.paths();
         path.rsplit_once('.').map_or(path, |(_, name)| name)
     }
 
@@ -82,7 +86,7 @@ pub struct LinearLayer {
 impl fmt::Display for LinearLayer {
     /// The module path in transformers: `model.layers.0.self_attn.q_proj`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.module.row().hf.replace("{}", &self.layer.to_string()))
+        f.write_str(&self.module.paths()[0].replace("{l}", &self.layer.to_string()))
     }
 }
 
@@ -101,7 +105,7 @@ impl LinearLayer {
     /// The name of its weight in GGUF.
     #[cfg(any(feature = "train", test))]
     pub(crate) fn gguf_name(self) -> String {
-        super::lookup::named(self.module.row().gguf, Some(self.layer), None, "weight")
+        self.module.paths()[1].replace("{l}", &self.layer.to_string())
     }
 
     /// The name of its `lora_A` or `lora_B` in an adapter file.

@@ -1,282 +1,365 @@
-//! What a tensor's name means in a family's table, and which tensors a config asks for.
+//! What a tensor's name means in a family, and which tensors a config asks for.
 
+use super::language::{Formula, Unary};
 use super::params::Params;
+use super::row::{Part, Row};
 use super::wrapper::text_name;
-use super::{Dim, Family, Presence, Tensor, Transform};
+use super::family::RenamePlace;
+use super::{DropCheck, Family, Role};
 use crate::error::Result;
 
-/// A parsed tensor name and the table's row for it.
+/// A tensor name and the row that uses it.
+#[derive(Debug, Clone)]
 pub(crate) struct Match {
-    pub(crate) tensor: &'static Tensor,
-    /// The index of the row in the table.
+    pub(crate) row: &'static Row,
+    /// The index of the row in the family.
     pub(crate) number: usize,
+    /// The form of the row, and the part of the form.
+    pub(crate) form: usize,
+    pub(crate) part: usize,
     pub(crate) layer: Option<usize>,
     /// The index in a stack.
     pub(crate) place: Option<usize>,
-    /// `weight` or `bias`.
-    pub(crate) suffix: &'static str,
+    /// The name in the class of transformers.
+    pub(crate) name: String,
 }
 
-/// What a table says about a name.
+/// What a family says about a name.
 pub(crate) enum Lookup {
     Row(Match),
     Dropped,
     Unknown,
 }
 
-/// Finds a name of transformers in the table. The name may include the module of a text model in a wrapper class.
-pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
-    let name = &*text_name(name);
-    let renamed = family.prefixes.iter().find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)));
-    let full = renamed.as_deref().unwrap_or(name);
-    let matches = |pattern: &str| match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
-        (Some(end), _) => full.ends_with(end),
-        (_, Some(start)) => full.starts_with(start),
-        _ => full == pattern,
-    };
-    if family.dropped.iter().any(|pattern| matches(pattern)) {
-        return Lookup::Dropped;
-    }
-    let Some((module, suffix)) = full.rsplit_once('.') else { return Lookup::Unknown };
-    let suffix = match suffix {
-        "weight" | "gamma" => "weight",
-        "bias" | "beta" => "bias",
-        _ => return Lookup::Unknown,
-    };
-    let mut numbers = Vec::new();
-    let parts: Vec<&str> = module
-        .split('.')
-        .map(|part| match part.parse::<usize>() {
-            // Only one spelling per number: no sign, no leading zeros.
-            Ok(number) if number.to_string() == part && numbers.len() < 2 => {
-                numbers.push(number);
-                if numbers.len() == 1 { "{}" } else { "{e}" }
+/// A name in the class's own spelling: without the module of a text model in a wrapper class, and with the family's
+/// renames. `main` is the number of the model's own layers, if it is known.
+pub(crate) fn class_spelling(family: &Family, name: &str, main: Option<usize>) -> String {
+    let mut name = text_name(name).into_owned();
+    for rename in &family.renames {
+        match rename.place {
+            RenamePlace::End => {
+                if let Some(start) = name.strip_suffix(rename.from.text()) {
+                    name = format!("{start}{}", rename.to.text());
+                }
+                continue;
             }
-            _ => part,
-        })
-        .collect();
-    let template = parts.join(".");
-    let mut tensors = family.tensors.iter().copied().flatten().enumerate();
-    // transformers 5 uses the same name for the block of Mixtral's experts as for other classes.
-    let is_row = |hf: &str| {
-        hf == template || hf.contains(".block_sparse_moe.") && hf.replace(".block_sparse_moe.", ".mlp.") == template
-    };
-    match tensors.find(|(_, tensor)| is_row(tensor.hf)) {
-        Some((number, tensor)) => Lookup::Row(Match {
-            tensor,
-            number,
-            layer: numbers.first().copied(),
-            place: numbers.get(1).copied(),
-            suffix,
-        }),
-        None => Lookup::Unknown,
+            RenamePlace::Anywhere => {
+                name = name.replacen(rename.from.text(), rename.to.text(), 1);
+                continue;
+            }
+            RenamePlace::Start => {}
+        }
+        let Some(start) = rename.from.start_of(&name) else { continue };
+        let compute = |formula: &Formula| computed(formula, start.place, main).ok_or(());
+        if let Ok(begin) = rename.to.filled(start.layer, start.place, &compute) {
+            name = format!("{begin}{}", start.rest);
+        }
     }
+    name
+}
+
+/// The value of a formula in a rename, which has the variables `n` and `main`.
+fn computed(formula: &Formula, place: Option<usize>, main: Option<usize>) -> Option<i64> {
+    let mut facts = serde_json::Map::new();
+    facts.insert("n".to_owned(), place.map_or(serde_json::Value::Null, Into::into));
+    facts.insert("main".to_owned(), main.map_or(serde_json::Value::Null, Into::into));
+    let scope = super::language::Scope::new(&facts);
+    // The formula outlives the scope's facts, but not the other way round.
+    let formula = formula.clone();
+    let value = scope.value(&formula).ok()?;
+    super::language::whole(&value).filter(|value| *value >= 0)
+}
+
+/// The spelling in the class of transformers of a name in the family's rows, where they differ.
+pub(crate) fn own_spelling(family: &Family, name: &str, main: Option<usize>) -> String {
+    let mut name = name.to_owned();
+    // The last rename is undone first.
+    for rename in family.renames.iter().rev().filter(|rename| rename.is_own) {
+        match rename.place {
+            RenamePlace::End => {
+                if let Some(start) = name.strip_suffix(rename.to.text()) {
+                    name = format!("{start}{}", rename.from.text());
+                }
+                continue;
+            }
+            RenamePlace::Anywhere => {
+                name = name.replacen(rename.to.text(), rename.from.text(), 1);
+                continue;
+            }
+            RenamePlace::Start => {}
+        }
+        let Some(start) = rename.to.start_of(&name) else { continue };
+        // A computed number is the name's number and something that doesn't depend on it.
+        let place = match (rename.to.computed(), start.computed) {
+            (Some(formula), Some(found)) => {
+                let zero = computed(formula, Some(0), main).and_then(|zero| usize::try_from(zero).ok());
+                match zero.and_then(|zero| found.checked_sub(zero)) {
+                    Some(place) => Some(place),
+                    None => continue,
+                }
+            }
+            _ => start.place,
+        };
+        if let Ok(begin) = rename.from.filled::<()>(start.layer, place, &|_| Err(())) {
+            name = format!("{begin}{}", start.rest);
+        }
+    }
+    name
+}
+
+/// Whether a name has the form of a pattern, in which `*` stands for any text.
+pub(crate) fn has_form(pattern: &str, name: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(start) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        match name.find(part) {
+            Some(at) => name = &name[at + part.len()..],
+            None => return false,
+        }
+    }
+    name.ends_with(end)
+}
+
+/// Finds a name of transformers in the family. The name may include the module of a text model in a wrapper class.
+pub(crate) fn find(family: &'static Family, name: &str) -> Lookup {
+    let mut found = matches(family, name, None);
+    if !found.is_empty() {
+        return Lookup::Row(found.swap_remove(0));
+    }
+    let full = class_spelling(family, name, None);
+    let is_dropped = family.dropped.iter().any(|dropped| dropped.when.is_none() && has_form(&dropped.pattern, &full));
+    if is_dropped { Lookup::Dropped } else { Lookup::Unknown }
+}
+
+/// All places where the tensor called `name` is used, in the order of the family's rows.
+pub(crate) fn matches(family: &'static Family, name: &str, main: Option<usize>) -> Vec<Match> {
+    let name = class_spelling(family, name, main);
+    let of_use = |place: &super::family::Use| {
+        let row = &family.rows[place.row];
+        let (layer, index) = row.forms[place.form].parts[place.part].name.matched(&name)?;
+        Some(Match {
+            row,
+            number: place.row,
+            form: place.form,
+            part: place.part,
+            layer,
+            place: index,
+            name: name.clone(),
+        })
+    };
+    family.uses(&name).iter().filter_map(of_use).collect()
 }
 
 impl Match {
-    /// The name in the class of transformers.
-    pub(crate) fn hf_name(&self) -> String {
-        named(self.tensor.hf, self.layer, self.place, self.suffix)
+    /// The part of a form that the name belongs to.
+    pub(crate) fn part(&self) -> &'static Part {
+        &self.row.forms[self.form].parts[self.part]
     }
 
-    /// The name in GGUF.
-    pub(crate) fn gguf_name(&self) -> String {
-        named(self.tensor.gguf, self.layer, None, self.suffix)
+    /// The name in GGUF, if it follows from this name alone.
+    pub(crate) fn gguf_name(&self) -> Option<String> {
+        self.row.gguf.filled(self.layer, None, &|_| Err(())).ok()
     }
-}
 
-/// Fills the numbers into a template.
-pub(crate) fn named(template: &str, layer: Option<usize>, place: Option<usize>, suffix: &str) -> String {
-    let mut name = template.to_owned();
-    for (mark, number) in [("{}", layer), ("{e}", place)] {
-        if let Some(number) = number {
-            name = name.replace(mark, &number.to_string());
-        }
-    }
-    format!("{name}.{suffix}")
-}
-
-/// Whether a tensor may exist. A checkpoint with tied embeddings may still store its head.
-pub(crate) fn may_have(params: &Params, presence: Presence) -> bool {
-    matches!(presence, Presence::Unless("tie_word_embeddings")) || must_have(params, presence)
-}
-
-/// Whether a tensor must exist.
-pub(crate) fn must_have(params: &Params, presence: Presence) -> bool {
-    match presence {
-        Presence::Never => false,
-        Presence::Always => true,
-        Presence::If(field) => params.flag(field, false),
-        Presence::Unless(field) => !params.flag(field, false),
+    /// Whether the tensor alone becomes one GGUF tensor.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.row.forms[self.form].parts.len() == 1 && self.part().stack.is_none()
     }
 }
 
-/// A tensor that a checkpoint of the model must have.
-pub(crate) struct Expected {
-    /// Its name in transformers.
-    pub(crate) name: String,
-    pub(crate) tensor: &'static Tensor,
+/// A GGUF tensor that the config asks for.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub(crate) row: &'static Row,
+    /// The index of the row in the family.
     pub(crate) number: usize,
     pub(crate) layer: Option<usize>,
-    /// The index in a stack.
-    pub(crate) place: Option<usize>,
-    pub(crate) is_bias: bool,
-    /// Its shape in transformers.
-    pub(crate) shape: Vec<usize>,
+    /// Whether it may be missing.
+    pub(crate) is_optional: bool,
 }
 
-/// Refuses a number of layers, heads or experts that would need more tensors than the `most` that exist. These counts
-/// come from a file, so nothing may be allocated by a count that the tensors don't confirm.
+impl Slot {
+    /// The name in GGUF.
+    pub(crate) fn gguf_name(&self, params: &Params) -> Result<String> {
+        self.row.gguf.filled(self.layer, None, &|formula| params.whole_of(formula, self.layer))
+    }
+}
+
+/// The GGUF tensors that the config asks for, row by row and layer by layer. `most` is the number of tensors that there
+/// are: a count from a file that they don't confirm is refused before anything is made of it.
 ///
 /// # Errors
-/// [`crate::Error::Mismatch`], naming the field.
-pub(crate) fn check_counts(params: &Params, most: usize) -> Result<()> {
+/// [`crate::Error::Mismatch`] for counts that the tensors don't confirm; errors of the family's formulas.
+pub(crate) fn slots(params: &Params, most: usize) -> Result<Vec<Slot>> {
     check_heads(params)?;
     let layers = params.layers()?;
-    let expected = |what: &str| format!("{what} for at most the {most} tensors that there are");
-    for tensor in params.family.rows().filter(|tensor| must_have(params, tensor.presence)) {
-        let layers = if tensor.hf.contains("{}") { layers } else { 1 };
-        if layers > most {
-            let finding = params.finding("num_hidden_layers").expected(expected("layers"));
-            return Err(finding.found(layers).mismatch());
-        }
-        let Transform::Stack(dim) = tensor.transform else { continue };
-        let count = params.count(dim)?;
-        if count.checked_mul(layers).is_none_or(|count| count > most) {
-            let (field, what) = match dim {
-                Dim::Experts => ("num_experts", "experts"),
-                Dim::KvHeads => ("num_key_value_heads", "heads"),
-                _ => ("num_attention_heads", "heads"),
-            };
-            let field = if params.get(&["num_local_experts"]).is_some() && dim == Dim::Experts {
-                "num_local_experts"
-            } else {
-                field
-            };
-            return Err(params.finding(field).expected(expected(what)).found(count).mismatch());
-        }
-    }
-    Ok(())
-}
-
-/// Checks that the number of heads divides the hidden size (unless the config has `head_dim`), and that query heads
-/// divide evenly among key-value heads.
-fn check_heads(params: &Params) -> Result<()> {
-    let (heads, groups) = (params.count(Dim::Heads)?, params.count(Dim::KvHeads)?);
-    let hidden = params.count(Dim::Hidden)?;
-    let has_width = params.whole(&["head_dim"])?.is_some_and(|width| width > 0);
-    let none = params.whole(&["num_key_value_heads", "num_kv_heads"])? == Some(0);
-    if heads == 0 || heads > hidden || !has_width && !hidden.is_multiple_of(heads) {
-        let finding = params
-            .finding("num_attention_heads")
-            .expected(format_args!("a divisor of the width, {hidden}, by config.json"));
-        return Err(finding.found(heads).mismatch());
-    }
-    if none || !heads.is_multiple_of(groups) {
-        let field = if params.get(&["num_kv_heads"]).is_some() { "num_kv_heads" } else { "num_key_value_heads" };
-        let finding = params.finding(field).expected(format_args!("a divisor of {heads} heads"));
-        return Err(finding.found(if none { 0 } else { groups }).mismatch());
-    }
-    Ok(())
-}
-
-/// Every tensor that the table and the config require, and the optional ones that `also` selects. It is an error if
-/// they can't be among `most` tensors.
-///
-/// # Errors
-/// As [`check_counts`], and for sizes that config.json lacks.
-pub(crate) fn expected(params: &Params, most: usize, also: impl Fn(&Tensor) -> bool) -> Result<Vec<Expected>> {
-    check_counts(params, most)?;
-    let layers = params.layers()?;
+    let main = params.size("main")?.unwrap_or(layers);
     let mut all = Vec::new();
-    for (number, tensor) in params.family.tensors.iter().copied().flatten().enumerate() {
-        let wanted = must_have(params, tensor.presence) || may_have(params, tensor.presence) && also(tensor);
-        if !wanted {
+    // Whether a row is wanted, and whether it is optional.
+    let wanted = |row: &Row, layer: Option<usize>| -> Result<Option<bool>> {
+        let shared = matches!(row.role, Role::Embedding | Role::LastNorm | Role::OutputHead);
+        let kept = !params.parts.mtp_only || shared || layer.is_some_and(|layer| layer >= main && row.over.is_none());
+        if kept && params.holds(row.when.as_ref(), layer)? {
+            return Ok(Some(row.is_optional));
+        }
+        // A checkpoint with tied embeddings may still have its head.
+        let is_tied = row.role == Role::OutputHead && kept && row.when.as_ref().is_some_and(is_untied);
+        let is_kept = is_tied && dropped(params, row.source().name.text())?.is_none();
+        Ok(is_kept.then_some(true))
+    };
+    for (number, row) in params.family.rows.iter().enumerate() {
+        if !row.is_of_layers() {
+            if let Some(is_optional) = wanted(row, None)? {
+                all.push(Slot { row, number, layer: None, is_optional });
+            }
             continue;
         }
-        let of_layers: Vec<Option<usize>> =
-            if tensor.hf.contains("{}") { (0..layers).map(Some).collect() } else { vec![None] };
-        let places: Vec<Option<usize>> = match tensor.transform {
-            Transform::Stack(dim) => (0..params.count(dim)?).map(Some).collect(),
-            _ => vec![None],
+        let count = match &row.over {
+            Some(formula) => params.number_of(formula, None)?.unwrap_or_default(),
+            None => layers,
         };
-        for is_bias in [false, true] {
-            if is_bias && !must_have(params, tensor.bias) {
-                continue;
-            }
-            let shape = shape_of(params, tensor, is_bias)?;
-            let suffix = if is_bias { "bias" } else { "weight" };
-            for &layer in &of_layers {
-                for &place in &places {
-                    let name = named(tensor.hf, layer, place, suffix);
-                    all.push(Expected { name, tensor, number, layer, place, is_bias, shape: shape.clone() });
-                }
+        if count > most && !row.is_optional {
+            let subject = if row.over.is_some() { "layers" } else { "num_hidden_layers" };
+            let finding = params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
+            return Err(finding.found(count).mismatch());
+        }
+        for layer in 0..count.min(1 << 16) {
+            if let Some(is_optional) = wanted(row, Some(layer))? {
+                all.push(Slot { row, number, layer: Some(layer), is_optional });
             }
         }
     }
     Ok(all)
 }
 
-/// The shape in transformers. A bias has one value per output of its layer.
-pub(crate) fn shape_of(params: &Params, tensor: &Tensor, is_bias: bool) -> Result<Vec<usize>> {
-    let shape: Vec<usize> = tensor.shape.iter().map(|dim| params.count(*dim)).collect::<Result<_>>()?;
-    if !is_bias {
-        return Ok(shape);
-    }
-    let output = if tensor.transform == Transform::Transposed { shape.last() } else { shape.first() };
-    Ok(output.copied().into_iter().collect())
+/// Whether a condition is `not tie_word_embeddings`.
+fn is_untied(when: &Formula) -> bool {
+    matches!(when, Formula::Unary(Unary::Not, of) if **of == Formula::Name("tie_word_embeddings".to_owned()))
 }
 
-/// For every row of the fused projection in GGUF, its row in transformers.
-pub(crate) fn qkv_rows(params: &Params, transform: Transform) -> Result<Vec<usize>> {
-    let (heads, width) = (params.count(Dim::Heads)?, params.count(Dim::Head)?);
-    check_heads(params)?;
-    // A group has some query heads, one key head and one value head.
-    let groups = if transform == Transform::HeadwiseQkv { heads } else { params.count(Dim::KvHeads)? };
-    let queries = heads / groups;
-    let row = |group: usize, place: usize| {
-        let start = (group * (queries + 2) + place) * width;
-        start..start + width
-    };
-    let all_queries = (0..groups).flat_map(|group| (0..queries).flat_map(move |q| row(group, q)));
-    let keys = (0..groups).flat_map(|group| row(group, queries));
-    let values = (0..groups).flat_map(|group| row(group, queries + 1));
-    Ok(all_queries.chain(keys).chain(values).collect())
+/// Checks that the number of heads divides the hidden size (unless the config has `head_dim`), and that query heads
+/// divide evenly among key-value heads.
+fn check_heads(params: &Params) -> Result<()> {
+    let (Some(heads), Some(hidden)) = (params.size("heads")?, params.size("hidden")?) else { return Ok(()) };
+    let Some(groups) = params.size("kv_heads")? else { return Ok(()) };
+    let has_width = params.get(&["head_dim"]).is_some() || !params.family.lets["head"].uses("hidden");
+    if heads == 0 || !has_width && (heads > hidden || !hidden.is_multiple_of(heads)) {
+        let finding = params
+            .finding("num_attention_heads")
+            .expected(format_args!("a divisor of the width, {hidden}, by config.json"));
+        return Err(finding.found(heads).mismatch());
+    }
+    if groups == 0 || !heads.is_multiple_of(groups) {
+        let field = if params.get(&["num_kv_heads"]).is_some() { "num_kv_heads" } else { "num_key_value_heads" };
+        let finding = params.finding(field).expected(format_args!("a divisor of {heads} heads"));
+        return Err(finding.found(groups).mismatch());
+    }
+    Ok(())
+}
+
+/// A tensor of the checkpoint that a GGUF tensor is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    /// Its name in transformers.
+    pub(crate) name: String,
+    pub(crate) row: &'static Row,
+    pub(crate) number: usize,
+    pub(crate) part: usize,
+    pub(crate) layer: Option<usize>,
+    /// The index in a stack.
+    pub(crate) place: Option<usize>,
+    /// Its shape in transformers; `None` is any size.
+    pub(crate) shape: Vec<Option<usize>>,
+}
+
+impl Expected {
+    /// The shape, if every size is known.
+    pub(crate) fn whole_shape(&self) -> Option<Vec<usize>> {
+        self.shape.iter().copied().collect()
+    }
+}
+
+/// The tensors of one form of a slot. `most` limits the number of a stack's parts.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for a stack of more parts than there are tensors; errors of the family's formulas.
+pub(crate) fn sources(params: &Params, slot: &Slot, form: usize, most: usize) -> Result<Vec<Expected>> {
+    let mut all = Vec::new();
+    for (part, known) in slot.row.forms[form].parts.iter().enumerate() {
+        let size = |size: &Option<Formula>| size.as_ref().map(|size| params.size_of(size, slot.layer)).transpose();
+        let shape: Vec<Option<usize>> = known.shape.iter().map(size).collect::<Result<_>>()?;
+        let places: Vec<Option<usize>> = match &known.stack {
+            None => vec![None],
+            Some(count) => {
+                let number = params.size_of(count, slot.layer)?;
+                if number > most {
+                    let subject = params.subject(count, slot.layer);
+                    let what = if subject.contains("head") { "heads" } else { "experts" };
+                    let expected = format!("{what} for at most the {most} tensors that there are");
+                    return Err(params.finding(&subject).expected(expected).found(number).mismatch());
+                }
+                (0..number).map(Some).collect()
+            }
+        };
+        for place in places {
+            let name = known.name.filled(slot.layer, place, &|formula| params.whole_of(formula, slot.layer))?;
+            let (row, number, layer) = (slot.row, slot.number, slot.layer);
+            all.push(Expected { name, row, number, part, layer, place, shape: shape.clone() });
+        }
+    }
+    Ok(all)
+}
+
+/// Every tensor of the checkpoint that the config requires, and the optional ones that `also` selects, each once. It is
+/// an error if they can't be among `most` tensors.
+///
+/// # Errors
+/// As [`slots`] and [`sources`].
+pub(crate) fn expected(params: &Params, most: usize, also: impl Fn(&Row) -> bool) -> Result<Vec<Expected>> {
+    let mut all = Vec::new();
+    let mut seen = std::collections::HashSet::new();
+    for slot in slots(params, most)? {
+        if slot.is_optional && !also(slot.row) {
+            continue;
+        }
+        for wanted in sources(params, &slot, 0, most)? {
+            if seen.insert(wanted.name.clone()) {
+                all.push(wanted);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The check that a dropped tensor has to pass; `None` if the family doesn't drop it.
+pub(crate) fn dropped<'a>(params: &'a Params, name: &str) -> Result<Option<&'a DropCheck>> {
+    let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
+    for dropped in &params.family.dropped {
+        if has_form(&dropped.pattern, name) && params.holds(dropped.when.as_ref(), layer)? {
+            return Ok(Some(&dropped.unless));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use serde_json::json;
-
     use super::*;
 
-    fn rows(config: serde_json::Value, transform: Transform) -> Result<Vec<usize>> {
-        let params = Params::read(Path::new("folder"), config.as_object().unwrap(), &mut Vec::new())?;
-        qkv_rows(&params.unwrap(), transform)
-    }
-
-    fn falcon(heads: usize, groups: usize) -> Result<Vec<usize>> {
-        let config = json!({"architectures": ["FalconForCausalLM"], "new_decoder_architecture": true,
-            "hidden_size": 2 * heads, "num_attention_heads": heads, "num_kv_heads": groups});
-        rows(config, Transform::GroupedQkv)
-    }
-
     #[test]
-    fn fused_projections_are_queries_then_keys_then_values() {
-        // Two groups, each with two query heads, a key head and a value head. A head has two rows.
-        assert_eq!(falcon(4, 2).unwrap(), [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15]);
-        let neox = json!({"architectures": ["GPTNeoXForCausalLM"], "hidden_size": 4, "num_attention_heads": 2});
-        assert_eq!(rows(neox, Transform::HeadwiseQkv).unwrap(), [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
-    }
-
-    #[test]
-    fn heads_that_do_not_divide_into_groups_are_refused() {
-        for (heads, groups) in [(4, 3), (4, 8), (5, 2)] {
-            let error = falcon(heads, groups).unwrap_err().to_string();
-            let expected = format!("num_kv_heads: expected a divisor of {heads} heads, found {groups}");
-            assert!(error.contains(&expected), "{error}");
+    fn patterns_stand_for_any_text() {
+        for (pattern, name, expected) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b.c", true),
+            ("*.bias", "a.bias", true),
+            ("a.*.c.*.d", "a.1.c.2.d", true),
+            ("a.*.c.*.d", "a.1.c.d", false),
+            ("a.b", "a.b.c", false),
+            ("vocab_*", "model.vocab_x", false),
+        ] {
+            assert_eq!(has_form(pattern, name), expected, "{pattern} {name}");
         }
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::lookup::{Lookup, Match, find};
+use super::lookup::{self, Match};
 use super::params::class;
 use super::renames::{self, Prefixes};
-use super::{Config, Family, Role, Transform, wrapper};
+use super::{Config, Family, Role, wrapper};
 use crate::plan::Plan;
 
 /// The output head of classes that can tie it to the embeddings.
@@ -16,6 +16,8 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 #[derive(Clone, Copy)]
 pub(crate) struct Naming {
     family: Option<&'static Family>,
+    /// The number of the model's own layers.
+    main: Option<usize>,
     /// The module of the text model, if the class wraps one. The table's tensors are inside it.
     module: Option<&'static str>,
     /// Prefixes that transformers renames when it loads a checkpoint of the class.
@@ -51,6 +53,7 @@ impl Naming {
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             family: wrapper::family(config),
+            main: layers_read(config).and_then(|layers| usize::try_from(layers).ok()),
             module: wrapper::module(config),
             prefixes: renames::prefixes(config, class(config)),
             conv1d: conv1d(config),
@@ -59,31 +62,31 @@ impl Naming {
 
     /// The table's row for `name`, if there is one.
     fn row(self, name: &str) -> Option<Match> {
-        match find(self.family?, name) {
-            Lookup::Row(row) => Some(row),
-            Lookup::Dropped | Lookup::Unknown => None,
-        }
+        lookup::matches(self.family?, name, self.main).into_iter().next()
     }
 
     /// The name in GGUF of the tensor called `name`. `None` if the class's table doesn't have the tensor, or if it
     /// becomes a part of another.
     pub(crate) fn gguf_name(self, name: &str) -> Option<String> {
         let row = self.row(name)?;
-        (!matches!(row.tensor.transform, Transform::Stack(_))).then(|| row.gguf_name())
+        if row.is_whole() { row.gguf_name() } else { None }
     }
 
     /// The name in the model's class of the tensor called `name` in a checkpoint, which may lack the prefix or have
     /// another. `None` if neither a table nor a list of renames has the tensor.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
-        let Some(row) = self.row(name) else { return renames::renamed(self.prefixes, name) };
-        let name = row.hf_name();
+        if let Some(renamed) = renames::renamed(self.prefixes, name) {
+            return Some(renamed);
+        }
+        let row = self.row(name)?;
+        let name = lookup::own_spelling(self.family?, &row.name, self.main);
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
     }
 
     /// A name for the tensor called `name` that is the same for all its spellings: with a table, the name in the text
     /// model.
     fn common_name(self, name: &str) -> Option<String> {
-        self.row(name).map(|row| row.hf_name()).or_else(|| renames::renamed(self.prefixes, name))
+        self.row(name).map(|row| row.name).or_else(|| renames::renamed(self.prefixes, name))
     }
 
     /// Renames the tensors of `plan` to the names that they have in `other`. That model may spell names differently, or
@@ -113,7 +116,7 @@ impl Naming {
     /// class has no table and isn't part of transformers.
     pub(crate) fn keeps_transposed(self, name: &str) -> Option<bool> {
         if let Some(row) = self.row(name) {
-            return Some(row.tensor.transform == Transform::Transposed);
+            return Some(row.row.is_transposed());
         }
         let module = name.strip_suffix(".weight").unwrap_or(name);
         Some(self.conv1d?.iter().any(|end| ends_path(module, end)))
@@ -121,7 +124,7 @@ impl Naming {
 
     /// The role of the tensor called `name`, by the table or else by its name.
     pub(crate) fn role(self, name: &str) -> Option<Role> {
-        self.row(name).map(|row| row.tensor.role).or_else(|| role_by_name(name))
+        self.row(name).map(|row| row.row.role).or_else(|| role_by_name(name))
     }
 
     /// Whether the weight called `name` is that of a linear layer, on which a low-rank adapter can act. A tensor of
@@ -314,7 +317,7 @@ mod tests {
         let conv = serde_json::json!({"model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]});
         assert_eq!(keeps(conv.clone(), "transformer.h.0.attn.c_attn.weight"), Some(true));
         assert_eq!(keeps(conv, "lm_head.weight"), Some(false));
-        let own = serde_json::json!({"model_type": "jais", "auto_map": {"AutoModelForCausalLM": "modeling_jais.Jais"}});
+        let own = serde_json::json!({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}});
         assert_eq!(keeps(own, "transformer.h.0.attn.c_attn.weight"), None);
     }
 

@@ -7,13 +7,28 @@
 //! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel.__init__`); transformers
 //! `modeling_rope_utils.py` for the two spellings of the rotary fields.
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::{Config, Dim, Family, INERT, fields, wrapper};
+use super::language::{Facts, Fault, Formula, Scope};
+use super::{Config, Family, INERT, registry, wrapper};
 use crate::error::{Finding, Result};
-use crate::json::is_off;
+use crate::json::{is_off, read_json_object};
+use crate::plan::PlannedTensor;
+use crate::tokenizer::Tokens;
+
+/// Which of a model's parts are converted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Parts {
+    /// Without the layers for multi-token prediction.
+    pub(crate) no_nextn: bool,
+    /// Only the layers for multi-token prediction, with what they share with the model.
+    pub(crate) mtp_only: bool,
+}
 
 /// The completed config of a model whose architecture has a table.
 #[derive(Debug)]
@@ -31,6 +46,15 @@ pub(crate) struct Params {
     pub(crate) rope_local: Option<f64>,
     /// The config field that holds the rotary parameters.
     pub(super) rope_field: &'static str,
+    /// The wrapper's config, if the text model's was inside it.
+    root: Option<Config>,
+    pub(crate) parts: Parts,
+    /// The tokenizer's tokens, if formulas ask for them.
+    tokens: Option<Arc<Tokens>>,
+    /// The checkpoint's tensors, by the class's names.
+    tensors: Arc<HashMap<String, PlannedTensor>>,
+    /// The names of a GGUF's tensors, on the way back.
+    stored: Option<Arc<HashSet<String>>>,
 }
 
 /// Whether `value` can't be a setting: all its texts have several words, and the rest is off or empty.
@@ -46,7 +70,7 @@ fn is_note(value: &Json) -> bool {
 /// The class that config.json names or, if it names none, the one of its `model_type`.
 pub(crate) fn class(config: &Config) -> Option<&str> {
     let by_type = || super::of_model_type(config.get("model_type")?.as_str()?, config);
-    named_class(config).or_else(|| by_type().map(|family| family.class))
+    named_class(config).or_else(|| by_type().map(Family::class))
 }
 
 fn named_class(config: &Config) -> Option<&str> {
@@ -61,18 +85,53 @@ impl Params {
     /// [`crate::Error::Unsupported`] for an unsupported field or value, [`crate::Error::Format`] for a value of the
     /// wrong kind.
     pub(crate) fn read(folder: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        Self::read_parts(folder, config, Parts::default(), notes)
+    }
+
+    /// As [`Params::read`], for some parts of the model.
+    ///
+    /// # Errors
+    /// As [`Params::read`].
+    pub(crate) fn read_parts(
+        folder: &Path,
+        config: &Config,
+        parts: Parts,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>> {
+        let root = config;
+        let config = &surrounded(folder, config);
         let config = &*wrapper::text_config(config);
         let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
         if named_class(config).is_none() {
-            notes.push(format!("config.json names no class: read as {} by its model_type", family.class));
+            notes.push(format!("config.json names no class: read as {} by its model_type", family.class()));
         }
-        let params = Self::complete(family, &folder.join("config.json"), config, notes)?;
+        let mut params = Self::complete(family, &folder.join("config.json"), config, notes)?;
+        params.root = Some(root.clone());
+        params.parts = parts;
         if !params.unknown.is_empty() {
             notes.push(format!(
                 "config.json has fields that this version does not know: {}; if one of them changes what the model \
                  computes, the GGUF does not say so",
                 params.unknown.join(", ")
             ));
+        }
+        Ok(Some(params))
+    }
+
+    /// The config of the projector of the multimodal model in `folder`; `None` where its class has no family.
+    ///
+    /// # Errors
+    /// As [`Params::read`].
+    pub(crate) fn of_projector(folder: &Path, config: &Config) -> Result<Option<Self>> {
+        let inner = config.get("vision_config").and_then(Json::as_object).and_then(named_class);
+        let named = inner.or_else(|| class(config));
+        let Some(family) = named.and_then(|class| registry::projector_of(class, config)) else { return Ok(None) };
+        // The fields of all parts are in this config, most of them in objects: none is checked.
+        let mut params = Self::complete(family, &folder.join("config.json"), config, &mut Vec::new())?;
+        for (name, value) in config {
+            if !params.fields.contains_key(name) {
+                params.fields.insert(name.clone(), value.clone());
+            }
         }
         Ok(Some(params))
     }
@@ -88,20 +147,34 @@ impl Params {
         notes: &mut Vec<String>,
     ) -> Result<Self> {
         let mut unknown = Vec::new();
-        let mut fields: Config = family.default_fields().clone();
-        for (name, value) in config {
+        let mut fields: Config = family.defaults.clone();
+        for (name, value) in config.iter().filter(|(name, _)| !name.starts_with(HIDDEN)) {
             let inert = INERT.contains(&name.as_str());
             if fields.contains_key(name) || inert {
-                fields.insert(name.clone(), value.clone());
-            } else if fields::is_known(name) {
+                let default = fields.get(name).and_then(Json::as_object).filter(|_| name.ends_with("_config"));
+                // The config of a part has defaults of its own.
+                let value = match (default, value) {
+                    (Some(default), Json::Object(given)) => {
+                        let mut whole = default.clone();
+                        whole.extend(given.clone());
+                        Json::Object(whole)
+                    }
+                    _ => value.clone(),
+                };
+                fields.insert(name.clone(), value);
+            } else if registry::is_known_field(name) && !is_read(family, name) {
                 // A field of another class, which transformers ignores in this one.
-                notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class));
-            } else if !is_off(value) {
-                unknown.push(name.clone());
+                notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class()));
+            } else {
+                if is_read(family, name) {
+                    fields.insert(name.clone(), value.clone());
+                } else if !is_off(value) {
+                    unknown.push(name.clone());
+                }
             }
         }
         // A model saved without its head (class `...Model`) has no `lm_head`.
-        if class(config).is_some_and(|class| class != family.class && class.ends_with("Model")) {
+        if class(config).is_some_and(|class| class != family.class() && class.ends_with("Model")) {
             fields.insert("tie_word_embeddings".to_owned(), true.into());
         }
         let mut params = Self {
@@ -113,7 +186,13 @@ impl Params {
             rope: Map::new(),
             rope_local: None,
             rope_field: "rope_parameters",
+            root: None,
+            parts: Parts::default(),
+            tokens: None,
+            tensors: Arc::default(),
+            stored: None,
         };
+        params.set_fields()?;
         params.derive()?;
         params.check_assumed(notes)?;
         params.read_rope()?;
@@ -123,52 +202,47 @@ impl Params {
     /// Fills in the fields that transformers derives from others.
     fn derive(&mut self) -> Result<()> {
         // transformers derives these also where config.json has null.
-        let defaults = self.family.default_fields();
+        let defaults = &self.family.defaults;
         let is_auto = |fields: &Config, name: &str| {
             defaults.get(name).is_some_and(|v| v == "auto")
                 && fields.get(name).is_some_and(|v| v.is_null() || v == "auto")
         };
         if is_auto(&self.fields, "num_key_value_heads") {
-            let heads = self.count(Dim::Heads)?;
+            let heads = self.count("heads")?;
             self.fields.insert("num_key_value_heads".into(), heads.into());
         }
-        if self.fields.contains_key("num_kv_heads") {
-            let new = self.flag("new_decoder_architecture", false);
-            let value = self.fields.get("n_head_kv").filter(|v| !v.is_null()).or(self.fields.get("num_kv_heads"));
-            let heads = match value.and_then(Json::as_u64) {
-                Some(heads) if new => heads as usize,
-                _ if !new && self.flag("multi_query", true) => 1,
-                _ => self.count(Dim::Heads)?,
-            };
-            self.fields.insert("num_kv_heads".into(), heads.into());
-        }
-        if is_auto(&self.fields, "head_dim") {
+        if is_auto(&self.fields, "head_dim") && self.count("hidden").and(self.count("heads"))? > 0 {
             self.fields.remove("head_dim");
-            let width = self.count(Dim::Head)?;
+            let width = self.count("head")?;
             self.fields.insert("head_dim".into(), width.into());
         }
         if is_auto(&self.fields, "n_ctx") {
-            let context = self.count(Dim::Context)?;
+            let context = self.count("context")?;
             self.fields.insert("n_ctx".into(), context.into());
         }
         Ok(())
     }
 
+    /// Replaces the fields that the family sets.
+    fn set_fields(&mut self) -> Result<()> {
+        for (name, formula) in &self.family.sets {
+            let value = self.value_of(formula, None)?;
+            self.fields.insert(name.clone(), value);
+        }
+        Ok(())
+    }
+
     fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
-        for assumed in self.family.assumed {
-            let value = self.fields.get(assumed.field).unwrap_or(&Json::Null);
+        for assumed in &self.family.assumed {
+            let value = self.fields.get(&assumed.field).unwrap_or(&Json::Null);
             // transformers has two names for this function.
             let value = if value == "swish" { &Json::from("silu") } else { value };
-            let allowed: Vec<&str> = assumed.values.split('|').collect();
-            let same = |text: &&str| match serde_json::from_str::<Json>(text) {
-                Ok(allowed) => allowed == *value || allowed.as_f64().is_some_and(|a| value.as_f64() == Some(a)),
-                Err(_) => false,
-            };
-            if allowed.iter().any(same) {
+            if assumed.values.iter().any(|allowed| super::language::equal(allowed, value)) {
                 continue;
             }
-            let finding = self.finding(assumed.field).expected(allowed.join(" or ")).found(value);
-            if assumed.refused {
+            let allowed: Vec<String> = assumed.values.iter().map(Json::to_string).collect();
+            let finding = self.finding(&assumed.field).expected(allowed.join(" or ")).found(value);
+            if assumed.is_refused {
                 return Err(finding.unsupported());
             }
             notes.push(format!("{finding}; GGUF has no key for it, so llama.cpp computes as if it were as expected"));
@@ -191,7 +265,13 @@ impl Params {
                 object(self, "rope_scaling")?.unwrap_or_default()
             }
         };
-        self.rope_local = self.number(&["rope_local_base_freq"])?;
+        self.rope_local = self.number(&[
+            "local_rope_theta",
+            "rope_local_theta",
+            "rope_theta_local",
+            "swa_rope_theta",
+            "rope_local_base_freq",
+        ])?;
         if let Some(local) = rope.get("sliding_attention").cloned() {
             self.rope_local = local.get("rope_theta").and_then(Json::as_f64).or(self.rope_local);
         }
@@ -204,8 +284,13 @@ impl Params {
                 rope.insert(name.to_owned(), value.clone());
             }
         };
-        fill(self, "rope_theta", &["rope_theta", "rotary_emb_base"]);
-        fill(self, "partial_rotary_factor", &["partial_rotary_factor", "rotary_pct", "rope_pct"]);
+        fill(
+            self,
+            "rope_theta",
+            &["global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base"],
+        );
+        let parts = ["partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent"];
+        fill(self, "partial_rotary_factor", &parts);
         fill(self, "original_max_position_embeddings", &["original_max_position_embeddings"]);
         if let (false, Some(kind)) = (rope.contains_key("rope_type"), rope.get("type").cloned()) {
             rope.insert("rope_type".to_owned(), kind);
@@ -254,11 +339,11 @@ impl Params {
     pub(super) fn refuse_nulls(&self) -> Result<()> {
         const NULLABLE: [&str; 5] =
             ["bos_token_id", "eos_token_id", "num_key_value_heads", "pretraining_tp", "sliding_window"];
-        let null = |(name, default): &(&String, &Json)| {
-            let has_value = !default.is_null() && *default != "auto";
-            has_value && self.given.get(*name).is_some_and(Json::is_null) && !NULLABLE.contains(&name.as_str())
+        let null = |&(name, default): &(&String, &Json)| {
+            let has_value = !default.is_null() && default != "auto";
+            has_value && self.given.get(name.as_str()).is_some_and(Json::is_null) && !NULLABLE.contains(&name.as_str())
         };
-        match self.family.default_fields().iter().find(null) {
+        match self.family.defaults.iter().find(null) {
             // transformers 5 stores the base of the frequencies in `rope_parameters`.
             Some((name, _)) if name == "rope_theta" && self.rope.get(name).is_some_and(|theta| !theta.is_null()) => {
                 Ok(())
@@ -298,63 +383,121 @@ impl Params {
 
     /// The number of layers. It is limited to 65,536, because each takes memory.
     pub(crate) fn layers(&self) -> Result<usize> {
-        let names = ["num_hidden_layers", "n_layer", "n_layers"];
-        match self.whole(&names)? {
+        let fault = |expected: &str, found: String| {
+            let name = self.scope(None).subject(&LAYERS);
+            Err(self.finding(&name).expected(expected).found(found).format())
+        };
+        match self.size("layers")? {
             Some(count @ 1..=65_536) => Ok(count),
-            Some(count) if count > 0 => Err(self.finding(names[0]).expected("at most 65536").found(count).format()),
+            Some(count) if count > 0 => fault("at most 65536", count.to_string()),
             other => {
                 let found = other.map_or("none".to_owned(), |count| count.to_string());
-                Err(self.finding(names[0]).expected("a count from 1 to 65536").found(found).format())
+                fault("a count from 1 to 65536", found)
             }
         }
     }
 
-    /// The number of positions in the embeddings before the first one that is used.
-    pub(crate) fn padding_positions(&self) -> Result<usize> {
-        Ok(self.whole(&["pad_token_id"])?.map_or(0, |id| id + 1))
+    /// The value of a `let` of the family as a size; `None` where it is null.
+    pub(crate) fn size(&self, name: &str) -> Result<Option<usize>> {
+        let formula = Formula::Name(name.to_owned());
+        let count = self.scope(None).count(&formula, 1 << 40);
+        count.map_err(|fault| self.fault(fault))
     }
 
-    /// The size of a dimension, from 1 to 2^31.
-    pub(crate) fn count(&self, dim: Dim) -> Result<usize> {
-        let need = |names: &[&str]| match self.whole(names)? {
+    /// The size of this name, at least 1. A single number may be up to 2^31, a product up to 2^40.
+    pub(crate) fn count(&self, name: &str) -> Result<usize> {
+        let formula = Formula::Name(name.to_owned());
+        self.size_of(&formula, None)
+    }
+
+    /// The size that a formula gives in a layer, at least 1.
+    pub(crate) fn size_of(&self, formula: &Formula, layer: Option<usize>) -> Result<usize> {
+        let scope = self.scope(layer);
+        match scope.count(formula, 1 << 40).map_err(|fault| self.fault(fault))? {
             Some(count) if count > 0 => Ok(count),
             other => {
                 let found = other.map_or("none".to_owned(), |count| count.to_string());
-                Err(self.finding(names[0]).expected("a count from 1 to 2^31").found(found).format())
+                let finding = self.finding(&scope.subject(formula)).expected("a count from 1 to 2^31");
+                Err(finding.found(found).format())
             }
-        };
-        let times = |a: usize, b: usize| {
-            a.checked_mul(b)
-                .filter(|n| *n <= 1 << 40)
-                .ok_or_else(|| Finding::new(&self.path, "sizes").expected("a product up to 2^40").found(a).format())
-        };
-        Ok(match dim {
-            Dim::One => 1,
-            Dim::Vocab => need(&["vocab_size"])?,
-            Dim::Hidden => need(&["hidden_size", "n_embd", "dim"])?,
-            Dim::FeedForward => match self.whole(&["intermediate_size", "n_inner", "ffn_hidden_size", "hidden_dim"])? {
-                Some(width) if width > 0 => width,
-                _ => times(4, self.count(Dim::Hidden)?)?,
-            },
-            Dim::GateUp => times(2, self.count(Dim::FeedForward)?)?,
-            Dim::Heads => need(&["num_attention_heads", "n_head", "n_heads"])?,
-            Dim::KvHeads => match self.whole(&["num_key_value_heads", "num_kv_heads"])? {
-                Some(heads) if heads > 0 => heads,
-                _ => self.count(Dim::Heads)?,
-            },
-            Dim::Head => match self.whole(&["head_dim"])? {
-                Some(width) if width > 0 => width,
-                _ => self.count(Dim::Hidden)? / self.count(Dim::Heads)?,
-            },
-            Dim::Queries => times(self.count(Dim::Heads)?, self.count(Dim::Head)?)?,
-            Dim::Keys => times(self.count(Dim::KvHeads)?, self.count(Dim::Head)?)?,
-            Dim::Qkv => self.count(Dim::Queries)? + 2 * self.count(Dim::Keys)?,
-            Dim::Experts => need(&["num_local_experts", "num_experts"])?,
-            Dim::ExpertFeedForward => need(&["moe_intermediate_size"])?,
-            Dim::SharedFeedForward => need(&["shared_expert_intermediate_size"])?,
-            Dim::Context => need(&["max_position_embeddings", "n_positions"])?,
-            Dim::TokenTypes => need(&["type_vocab_size"])?,
-        })
+        }
+    }
+
+    /// The number that a formula gives in a layer: zero or more; `None` where it is null.
+    pub(crate) fn number_of(&self, formula: &Formula, layer: Option<usize>) -> Result<Option<usize>> {
+        self.scope(layer).count(formula, 1 << 40).map_err(|fault| self.fault(fault))
+    }
+
+    /// The whole number that a formula gives in a layer.
+    pub(crate) fn whole_of(&self, formula: &Formula, layer: Option<usize>) -> Result<i64> {
+        let value = self.value_of(formula, layer)?;
+        let subject = || self.scope(layer).subject(formula);
+        let wrong = || self.finding(&subject()).expected("a whole number").found(&value).format();
+        super::language::whole(&value).ok_or_else(wrong)
+    }
+
+    /// The value that a formula has in a layer.
+    pub(crate) fn value_of(&self, formula: &Formula, layer: Option<usize>) -> Result<Json> {
+        self.scope(layer).value(formula).map(Cow::into_owned).map_err(|fault| self.fault(fault))
+    }
+
+    /// Whether a condition holds in a layer; no condition always does.
+    pub(crate) fn holds(&self, formula: Option<&Formula>, layer: Option<usize>) -> Result<bool> {
+        formula.map_or(Ok(true), |formula| self.scope(layer).holds(formula).map_err(|fault| self.fault(fault)))
+    }
+
+    /// The config's field that a formula is about.
+    pub(crate) fn subject(&self, formula: &Formula, layer: Option<usize>) -> String {
+        self.scope(layer).subject(formula)
+    }
+
+    fn scope<'a>(&'a self, layer: Option<usize>) -> Scope<'a> {
+        Scope::of_layer(self, layer)
+    }
+
+    fn fault(&self, fault: Fault) -> crate::Error {
+        self.finding(&fault.subject).expected(fault.expected).found(fault.found).format()
+    }
+
+    /// The fields of the config with their defaults.
+    pub(crate) fn settings(&self) -> &Config {
+        &self.fields
+    }
+
+    /// With the tokenizer's tokens, for formulas that ask for them.
+    pub(crate) fn with_tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = Some(Arc::new(tokens));
+        self
+    }
+
+    /// With the checkpoint's tensors by the class's names, for formulas that ask for them.
+    pub(crate) fn with_tensors(mut self, tensors: HashMap<String, PlannedTensor>) -> Self {
+        self.tensors = Arc::new(tensors);
+        self
+    }
+
+    /// The settings of the preprocessor: those of preprocessor_config.json, then those of processor_config.json, each
+    /// with its inner settings laid over the outer ones (conversion/base.py, `MmprojModel.__init__`).
+    fn preprocessor(&self) -> Config {
+        let mut all = Config::new();
+        for (file, inner) in [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")] {
+            let Ok(fields) = read_json_object(&self.folder().join(file)) else { continue };
+            let own = fields.get(inner).and_then(Json::as_object).cloned().unwrap_or_default();
+            all.extend(fields);
+            all.extend(own);
+        }
+        all
+    }
+
+    /// With the names of a GGUF's tensors, on the way back.
+    pub(crate) fn with_stored(mut self, names: HashSet<String>) -> Self {
+        self.stored = Some(Arc::new(names));
+        self
+    }
+
+    /// The folder of config.json.
+    pub(crate) fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new(""))
     }
 
     /// The path of config.json, for messages.
@@ -365,6 +508,86 @@ impl Params {
     /// A finding about a field of config.json.
     pub(crate) fn finding(&self, field: &str) -> Finding {
         Finding::new(&self.path, field)
+    }
+}
+
+/// The start of names in a config that are no fields of config.json.
+pub(crate) const HIDDEN: char = '\0';
+
+/// The config with what conditions may ask of the folder besides: `card`, the text of README.md in lower case, and
+/// `folder`, the folder's name in lower case.
+fn surrounded(folder: &Path, config: &Config) -> Config {
+    let mut config = config.clone();
+    let name = folder.file_name().map(|name| name.to_string_lossy().to_lowercase());
+    config.insert(format!("{HIDDEN}folder"), name.unwrap_or_default().into());
+    if let Ok(card) = std::fs::read_to_string(folder.join("README.md")) {
+        config.insert(format!("{HIDDEN}card"), card.to_lowercase().into());
+    }
+    config
+}
+
+/// The number of layers, for messages.
+static LAYERS: std::sync::LazyLock<Formula> = std::sync::LazyLock::new(|| Formula::Name("main".to_owned()));
+
+/// Whether the family's file reads the field, which its class may lack.
+fn is_read(family: &Family, name: &str) -> bool {
+    family.reads().contains(name)
+}
+
+impl Facts for Params {
+    fn formula(&self, name: &str) -> Option<&Formula> {
+        self.family.lets.get(name)
+    }
+
+    fn field(&self, name: &str) -> Option<Cow<'_, Json>> {
+        Some(match name {
+            "rope" => Cow::Owned(Json::Object(self.rope.clone())),
+            "rope_local" => Cow::Owned(self.rope_local.map_or(Json::Null, Json::from)),
+            "class" => Cow::Owned(self.given.get("architectures")?.get(0)?.clone()),
+            "no_nextn" => Cow::Owned(self.parts.no_nextn.into()),
+            "mtp_only" => Cow::Owned(self.parts.mtp_only.into()),
+            "pre" if self.family.is_projector => Cow::Owned(Json::Object(self.preprocessor())),
+            _ => Cow::Borrowed(self.fields.get(name).filter(|value| *value != "auto")?),
+        })
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let Some(stored) = &self.stored else { return self.tensors.get(name).map(|tensor| tensor.shape.clone()) };
+        // On the way back, a tensor of the checkpoint is there if what it becomes is there.
+        let uses = super::lookup::matches(self.family, name, None);
+        let is_there = uses.iter().filter_map(|known| known.gguf_name()).any(|name| stored.contains(&name));
+        is_there.then(Vec::new)
+    }
+
+    fn values(&self, name: &str) -> Result<Option<Vec<Json>>, Fault> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        if let Some(whole) = tensor.whole_numbers() {
+            return Ok(Some(whole.into_iter().map(Json::from).collect()));
+        }
+        let values = tensor.read().map_err(|error| Fault::new(name, "values that can be read", error))?;
+        Ok(Some(values.into_iter().map(|value| Json::from(f64::from(value))).collect()))
+    }
+
+    fn file(&self, name: &str) -> Result<Option<Json>, Fault> {
+        let path = self.folder().join(name);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        read_json_object(&path).map(|fields| Some(Json::Object(fields))).map_err(|error| {
+            Fault::new(name, "a JSON object", error)
+        })
+    }
+
+    fn exists(&self, name: &str) -> bool {
+        self.folder().join(name).is_file()
+    }
+
+    fn token(&self, text: &str) -> Result<Option<u32>, Fault> {
+        Ok(self.tokens.as_ref().and_then(|tokens| tokens.id(text)))
+    }
+
+    fn root(&self, name: &str) -> Option<Json> {
+        self.root.as_ref()?.get(name).cloned()
     }
 }
 
@@ -424,7 +647,7 @@ mod tests {
             let config = config.as_object_mut().unwrap();
             let family = wrapper::family(config).unwrap_or_else(|| panic!("{model}: no table"));
             // A field of the class gets its default: the test is of names.
-            for (name, value) in family.default_fields() {
+            for (name, value) in &family.defaults {
                 if let Some(found) = config.get_mut(name) {
                     *found = value.clone();
                 }

@@ -8,10 +8,10 @@ use std::f32::consts::PI;
 use serde_json::Value as Json;
 
 use super::params::Params;
-use super::{Dim, Extra, Key};
+use super::{Extra, Key, KeyGroup, whole_key};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::formats::gguf::Metadata;
+use crate::formats::gguf::{Array, Metadata};
 use crate::plan::{Expr, PlannedTensor};
 
 /// The parameters of yarn: the keys after `rope.scaling.` and the names in config.json.
@@ -47,8 +47,9 @@ pub(crate) fn kind(params: &Params) -> &str {
 
 /// Refuses a scaling that GGUF can't express for the architecture.
 pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
-    let has = |wanted: fn(&Key) -> bool| has_key(params.family.keys, wanted);
-    let scaled = has(|key| matches!(key, Key::RopeScaling));
+    let family = params.family;
+    let scaled = family.writes(KeyGroup::Rope) || family.writes(KeyGroup::RopeScaling);
+    let has = |extra: Extra| family.extras.contains(&extra);
     let sayable = match kind(params) {
         "default" => true,
         "dynamic" => {
@@ -56,17 +57,18 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
             true
         }
         "linear" | "yarn" => scaled,
-        "llama3" => params.family.extra == Extra::RopeFreqs,
-        "longrope" | "su" => params.family.extra == Extra::LongFactors,
+        "llama3" => has(Extra::RopeFreqs),
+        "longrope" | "su" => has(Extra::LongFactors),
         _ => false,
     };
+    let sayable = sayable || family.rope_types.iter().any(|known| known == kind(params));
     if !sayable {
         // The reference drops such a scaling silently, and the model would compute something else.
-        let known = match (scaled, params.family.extra) {
-            (true, Extra::RopeFreqs) => "default, linear, yarn or llama3",
-            (true, _) => "default, linear or yarn",
-            (_, Extra::LongFactors) => "default or longrope",
-            _ => "default",
+        let known = match scaled {
+            true if has(Extra::RopeFreqs) => "default, linear, yarn or llama3",
+            true => "default, linear or yarn",
+            false if has(Extra::LongFactors) => "default or longrope",
+            false => "default",
         };
         return Err(params
             .finding("rope_type")
@@ -75,7 +77,10 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
             .unsupported());
     }
     let theta = number(params, &["rope_theta"])?.unwrap_or(10000.0);
-    if !has(|key| matches!(key, Key::RopeBase)) && theta != 10000.0 {
+    let has_base = family.writes(KeyGroup::Rope)
+        || family.writes(KeyGroup::RopeBase)
+        || family.keys.iter().any(|key| matches!(key, Key::Value { name, .. } if name == "rope.freq_base"));
+    if !has_base && theta != 10000.0 {
         notes.push(format!(
             "rope_theta {theta}: the reference writes no key for it with {}, and llama.cpp computes with 10000",
             params.family.gguf
@@ -114,6 +119,9 @@ fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
 
 /// Notes layers without positions, if they aren't every fourth one: llama.cpp always assumes these.
 fn note_no_rope(params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    if params.family.name != "smollm3" {
+        return Ok(());
+    }
     let Some(Json::Array(layers)) = params.get(&["no_rope_layers"]) else { return Ok(()) };
     let every_fourth = (1..=params.layers()?).map(|layer| u64::from(layer % 4 != 0));
     if !layers.iter().map(Json::as_u64).eq(every_fourth.map(Some)) {
@@ -126,18 +134,33 @@ fn note_no_rope(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-fn has_key(keys: &[Key], wanted: fn(&Key) -> bool) -> bool {
-    keys.iter().any(|key| match key {
-        Key::Group(keys) => has_key(keys, wanted),
-        key => wanted(key),
-    })
+/// Writes [`KeyGroup::Rope`]: the scaling, sections for several kinds of positions, and the bases.
+pub(crate) fn write(metadata: &mut Metadata, params: &Params) -> Result<()> {
+    write_scaling(metadata, params)?;
+    if let Some(Json::Array(sections)) = params.rope.get("mrope_section") {
+        let wrong = || params.finding("mrope_section").expected("whole numbers").found(Json::Array(sections.clone()));
+        let section = |section: &Json| section.as_i64().and_then(|number| i32::try_from(number).ok());
+        let mut numbers: Vec<i32> =
+            sections.iter().map(section).collect::<Option<_>>().ok_or_else(|| wrong().format())?;
+        // llama.cpp has four kinds of positions.
+        numbers.resize(4, 0);
+        metadata.insert(whole_key(&params.family.gguf, "rope.dimension_sections"), Array::I32(numbers));
+    }
+    write_base(metadata, params)?;
+    if let Some(theta) = params.rope_local {
+        metadata.insert(whole_key(&params.family.gguf, "rope.freq_base_swa"), theta as f32);
+    }
+    Ok(())
 }
 
-/// Writes [`Key::RopeScaling`].
+/// Writes [`KeyGroup::RopeScaling`].
 pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let prefix = format!("{}.rope.scaling", params.family.gguf);
     let kind = kind(params);
-    if !matches!(kind, "linear" | "yarn") {
+    if matches!(kind, "longrope" | "su") {
+        metadata.insert(format!("{prefix}.type"), "longrope");
+    }
+    if !matches!(kind, "linear" | "yarn") || number(params, &["factor"])?.is_none() {
         return Ok(());
     }
     metadata.insert(format!("{prefix}.type"), kind);
@@ -154,7 +177,7 @@ pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<
     Ok(())
 }
 
-/// Writes [`Key::RopeBase`].
+/// Writes [`KeyGroup::RopeBase`].
 pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()> {
     if let Some(theta) = number(params, &["rope_theta"])? {
         metadata.insert(format!("{}.rope.freq_base", params.family.gguf), theta as f32);
@@ -162,21 +185,14 @@ pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()>
     Ok(())
 }
 
-/// Writes [`Key::OriginalContext`].
-pub(crate) fn write_original(metadata: &mut Metadata, params: &Params) -> Result<()> {
-    let original = need(params, "original_max_position_embeddings")?;
-    metadata.insert(format!("{}.rope.scaling.original_context_length", params.family.gguf), original as u32);
-    Ok(())
-}
-
 /// Writes the key that belongs to [`Extra::LongFactors`] (conversion/phi.py, `Phi3MiniModel`).
 pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -> Result<()> {
     let has_factors = params.rope.get("long_factor").is_some_and(|factors| !factors.is_null());
-    if params.family.extra != Extra::LongFactors || !has_factors {
+    if !params.family.extras.contains(&Extra::LongFactors) || !has_factors {
         return Ok(());
     }
     let original = need(params, "original_max_position_embeddings")?;
-    let scale = params.count(Dim::Context)? as f64 / original;
+    let scale = params.count("context")? as f64 / original;
     let factor = match kind(params) {
         _ if scale <= 1.0 => 1.0,
         "yarn" => 0.1 * scale.ln() + 1.0,
@@ -189,7 +205,7 @@ pub(crate) fn write_attention_factor(metadata: &mut Metadata, params: &Params) -
 /// The number of dimensions of a head that are rotated, by `partial_rotary_factor`.
 pub(crate) fn rotated(params: &Params) -> Result<usize> {
     let part = number(params, &["partial_rotary_factor"])?.unwrap_or(1.0);
-    Ok((part * params.count(Dim::Head)? as f64) as usize)
+    Ok((part * params.count("head")? as f64) as usize)
 }
 
 /// The tensors that are computed from the config.
@@ -200,14 +216,16 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
         shape: vec![values.len()],
         expr: Expr::Values { shape: vec![values.len()], values: values.into() },
     };
-    Ok(match params.family.extra {
+    let mut tensors = Vec::new();
+    for extra in &params.family.extras {
+        tensors.extend(match extra {
         Extra::RopeFreqs if kind(params) == "llama3" => {
-            vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count(Dim::Head)?))]
+            vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count("head")?))]
         }
         Extra::LongFactors => {
             let factors = |name: &str| params.rope.get(name).and_then(Json::as_array);
             let (Some(long), Some(short)) = (factors("long_factor"), factors("short_factor")) else {
-                return Ok(Vec::new());
+                continue;
             };
             let pairs = rotated(params)? / 2;
             let read = |list: &[Json], name: &str| -> Result<Vec<f32>> {
@@ -226,8 +244,42 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
                 values("rope_factors_short.weight", read(short, "short_factor")?),
             ]
         }
-        Extra::RopeFreqs | Extra::Nothing => Vec::new(),
-    })
+        Extra::RopeFreqs => Vec::new(),
+        Extra::AudioPositions => vec![audio_positions(params.count("a_width")?)],
+        Extra::Values(name, formula) => match params.value_of(formula, None)? {
+            Json::Null => Vec::new(),
+            Json::Array(list) => {
+                let number = |value: &Json| value.as_f64().map(|v| v as f32);
+                let wrong = || params.finding(name).expected("a list of numbers").found(Json::Array(list.clone()));
+                let numbers = list.iter().map(number).collect::<Option<Vec<f32>>>().ok_or_else(|| wrong().format())?;
+                vec![values(name, numbers)]
+            }
+            other => return Err(params.finding(name).expected("a list of numbers").found(other).format()),
+        },
+        });
+    }
+    Ok(tensors)
+}
+
+/// How many positions Whisper's encoder has.
+const AUDIO_POSITIONS: usize = 1500;
+
+/// Whisper's positions: in every row the sines, then the cosines, of the position times a rate that falls from 1 to
+/// 1/10000. The reference computes them with Intel's MKL, whose last bit differs from the nearest value in one of 25
+/// and from machine to machine; these are the nearest ones.
+fn audio_positions(width: usize) -> PlannedTensor {
+    let half = width / 2;
+    let step = -(10000f64.ln() / (half.max(2) - 1) as f64) as f32;
+    let rates: Vec<f32> = (0..half).map(|j| f64::from(step * j as f32).exp() as f32).collect();
+    let mut values = Vec::with_capacity(AUDIO_POSITIONS * 2 * half);
+    for position in 0..AUDIO_POSITIONS {
+        let angles: Vec<f64> = rates.iter().map(|rate| f64::from(position as f32 * rate)).collect();
+        values.extend(angles.iter().map(|angle| angle.sin() as f32));
+        values.extend(angles.iter().map(|angle| angle.cos() as f32));
+    }
+    let shape = vec![AUDIO_POSITIONS, 2 * half];
+    let expr = Expr::Values { shape: shape.clone(), values: values.into() };
+    PlannedTensor { name: "a.position_embd.weight".to_owned(), dtype: DType::F32, shape, expr }
 }
 
 /// Llama 3's scaling of rotary frequencies: low ones are divided, high ones kept, with a smooth

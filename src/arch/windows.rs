@@ -5,9 +5,12 @@
 
 use serde_json::Value;
 
-use super::Key;
+use super::KeyGroup;
 use super::params::Params;
 use crate::error::Result;
+
+/// In llama.cpp, each layer of this number has no window.
+const EVERY: usize = 6;
 
 /// For every layer, whether it has a window: by `layer_types`, or by the pattern, in which every
 /// n-th layer has none.
@@ -33,11 +36,10 @@ pub(crate) fn has_window(params: &Params) -> Result<bool> {
 /// # Errors
 /// Those of reading the config.
 pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
-    let every = params.family.keys.iter().find_map(|key| match key {
-        Key::LocalWindow { every } => Some(*every),
-        _ => None,
-    });
-    let (Some(every), Some(window)) = (every, params.whole(&["sliding_window"])?) else { return Ok(()) };
+    if !params.family.writes(KeyGroup::LocalWindow) {
+        return Ok(());
+    }
+    let (every, Some(window)) = (EVERY, params.whole(&["sliding_window"])?) else { return Ok(()) };
     if params.whole(&["max_position_embeddings"])?.is_some_and(|context| context <= window) {
         return Ok(());
     }

@@ -28,7 +28,21 @@ const TIED: &str = "tie_word_embeddings";
 const MODULES: [&str; 2] = ["language_model.", "text_model."];
 
 /// Names, or prefixes of names, of modules that belong to other parts.
-const OTHERS: [&str; 15] = [
+const OTHERS: [&str; 29] = [
+    "generation_",
+    "vqmodel",
+    "vit",
+    "vpm",
+    "siglip2",
+    "conformer",
+    "merger",
+    "pre_mm_projector_norm",
+    "patch_merge",
+    "code2wav",
+    "token2wav",
+    "aligner",
+    "layerwise_projectors",
+    "spatial_projectors",
     "vision",
     "visual",
     "audio",
@@ -54,8 +68,10 @@ pub(crate) fn family(config: &Config) -> Option<&'static Family> {
 
 /// The module of the text model, if the class wraps one.
 pub(super) fn module(config: &Config) -> Option<&'static str> {
-    let wrapped = matches!(text_config(config), Cow::Owned(_))
-        && class(config).is_none_or(|class| of_class(class, config).is_none());
+    let Cow::Owned(text) = text_config(config) else { return None };
+    // A class of text models may have a `text_config`, too.
+    let wrapped = class(config).is_none_or(|own| family(config).is_none_or(|family| family.class() != own))
+        || class(&text) != class(config);
     let has_text_model = matches!(kind(config), Some("smolvlm" | "idefics2" | "idefics3"));
     wrapped.then_some(MODULES[usize::from(has_text_model)])
 }
@@ -69,36 +85,77 @@ fn kind(config: &Config) -> Option<&str> {
 /// The text model's fields take precedence over the wrapper's. Of the wrapper's fields, only those are kept that the
 /// text model's class has too; the others concern the other parts.
 pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
-    let Some(text) = TEXT_CONFIGS.iter().find_map(|name| config.get(*name)?.as_object()) else {
+    let inner = |name: &str| config.get(name)?.as_object();
+    let text = TEXT_CONFIGS.iter().find_map(|name| inner(name));
+    let text = text.or_else(|| inner("thinker_config")?.get("text_config")?.as_object()).or_else(|| inner("lfm"))
+        .or_else(|| inner("talker_config"))
+        .or_else(|| inner("transformer_layer_config"));
+    let Some(text) = text else {
         return Cow::Borrowed(config);
     };
-    let Some(family) = text_family(config, text) else { return Cow::Borrowed(config) };
-    let own = |(name, _): &(&String, &Value)| family.has_field(name) || INERT.contains(&name.as_str());
-    let mut whole: Config = config.iter().filter(own).map(|(name, value)| (name.clone(), value.clone())).collect();
-    whole.extend(text.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let merged = |fields: &dyn Fn(&str) -> bool| {
+        let own = config.iter().filter(|(name, _)| fields(name));
+        let mut whole: Config = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+        whole.extend(text.iter().map(|(name, value)| (name.clone(), value.clone())));
+        whole
+    };
+    let mut asked = merged(&|_| true);
+    asked.insert("\0root".to_owned(), Value::Object(config.clone()));
+    let Some((chosen, family)) = text_family(config, text, &asked) else { return Cow::Borrowed(config) };
+    let mut whole =
+        merged(&|name| family.has_field(name) || family.reads().contains(name) || INERT.contains(&name));
     // The output head belongs to the wrapper, so the wrapper's config says whether it is tied to the embeddings.
     if let Some(tied) = config.get(TIED).filter(|value| !value.is_null()) {
         whole.insert(TIED.to_owned(), tied.clone());
     }
-    whole.insert("architectures".to_owned(), serde_json::json!([family.class]));
-    whole.insert("model_type".to_owned(), family.model_type.into());
+    whole.insert("architectures".to_owned(), serde_json::json!([chosen]));
+    if !family.model_types.iter().any(|known| kind(text) == Some(known)) {
+        whole.insert("model_type".to_owned(), family.model_type().into());
+    }
     Cow::Owned(whole)
 }
 
-fn text_family(config: &Config, text: &Config) -> Option<&'static Family> {
-    if let Some(class) = class(text) {
-        return of_class(class, text);
+/// Wrappers whose own class says what the text model is, whatever class the text model's config names (conversion/base.py,
+/// `get_model_architecture`).
+const OWN_CLASS: [&str; 5] = [
+    "StepVLForConditionalGeneration",
+    "Sarashina2VisionForCausalLM",
+    "Exaone4_5_ForConditionalGeneration",
+    "Step3p7ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+];
+
+/// The text model's family, and the class by which it is found. `merged` is the text model's config over the wrapper's.
+fn text_family(config: &Config, text: &Config, merged: &Config) -> Option<(String, &'static Family)> {
+    let named = |config: &Config| Some(config.get("architectures")?.get(0)?.as_str()?.to_owned());
+    let outer = named(config);
+    let of = |class: &str, config: &Config| {
+        let mut config = config.clone();
+        config.insert("architectures".to_owned(), serde_json::json!([class]));
+        of_class(class, &config)
+    };
+    let is_own = outer.as_deref().is_some_and(|outer| OWN_CLASS.contains(&outer));
+    if let Some(class) = named(text).filter(|_| !is_own) {
+        return of(&class, merged).map(|family| (class, family));
     }
-    let outer = class(config);
-    if let Some(family) = outer.and_then(|class| of_class(class, text)) {
-        return Some(family);
+    // A family that lists the wrapper is taken. The wrappers of Llama may have another text model inside.
+    let by_outer = outer.as_deref().and_then(|outer| of(outer, merged));
+    let by_kind = kind(text).and_then(|kind| of_model_type(kind, merged));
+    match (by_outer, by_kind, outer) {
+        (Some(family), Some(inner), _) if family.gguf == "llama" && inner.gguf != family.gguf => {
+            return Some((inner.class().to_owned(), inner));
+        }
+        (Some(family), _, Some(outer)) => return Some((outer, family)),
+        (_, Some(family), _) => return Some((family.class().to_owned(), family)),
+        _ => {}
     }
-    let (_, _, default) = WRAPPERS.iter().find(|(class, model_type, _)| match outer {
+    let (_, _, default) = WRAPPERS.iter().find(|(class, model_type, _)| match named(config) {
         Some(outer) => outer == *class,
         None => kind(config) == Some(*model_type),
     })?;
-    // If the text config named a `model_type` with a table, `class` above would have found it.
-    of_model_type(default, text).filter(|_| kind(text).is_none())
+    // If the text config named a `model_type` with a family, it would have been found above.
+    let family = of_model_type(default, text).filter(|_| kind(text).is_none())?;
+    Some((family.class().to_owned(), family))
 }
 
 /// `name` without the module of the text model.
@@ -138,7 +195,7 @@ mod tests {
     }
 
     fn table(json: Value) -> Option<&'static str> {
-        family(&config(json)).map(|family| family.class)
+        family(&config(json)).map(|family| family.class())
     }
 
     #[test]

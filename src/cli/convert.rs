@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
-use atombank::convert::Content;
+use atombank::convert::{Content, Fuse};
 use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 
@@ -36,6 +36,21 @@ pub(crate) struct ConvertArgs {
     /// Write a GGUF with only the vocabulary
     #[arg(long)]
     vocab_only: bool,
+    /// Leave out the layers for multi-token prediction
+    #[arg(long, alias = "no-mtp", conflicts_with_all = ["mtp", "mmproj"])]
+    no_nextn: bool,
+    /// Write only the layers for multi-token prediction, with the embeddings and the head that they share with the model
+    #[arg(long, conflicts_with = "mmproj")]
+    mtp: bool,
+    /// Write the projector of a multimodal model, which turns images or sound into embeddings, and not its text model
+    #[arg(long, conflicts_with = "vocab_only")]
+    mmproj: bool,
+    /// Join the queries, keys and values of each layer: attn_qkv in place of attn_q, attn_k and attn_v
+    #[arg(long)]
+    fuse_qkv: bool,
+    /// Join the gates and the projections up of each layer's experts: ffn_gate_up_exps
+    #[arg(long)]
+    fuse_gate_up_exps: bool,
     /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a config.
     /// It can be converted back to the same folder; llama.cpp can't run it
     #[arg(long)]
@@ -68,6 +83,10 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             model_id: found[0].id.clone(),
             override_key: args.override_key.clone(),
             vocab_only: args.vocab_only,
+            no_nextn: args.no_nextn,
+            mtp: args.mtp,
+            mmproj: args.mmproj,
+            fuse: Fuse { qkv: args.fuse_qkv, gate_up_experts: args.fuse_gate_up_exps },
             r#as: args.content,
             generic: args.generic,
         };

@@ -12,6 +12,7 @@ mod convert;
 #[cfg(feature = "train")]
 mod demo;
 mod extract;
+mod families;
 #[cfg(feature = "train")]
 mod generate;
 #[cfg(feature = "train")]
@@ -60,6 +61,9 @@ pub(crate) struct Common {
     /// Vector instructions to quantize with; results are the same [default: the widest available]
     #[arg(long, global = true, value_parser = parse_kernel)]
     pub(crate) kernel: Option<Kernel>,
+    /// A family file for models of a class, before those that are built in; may be repeated
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) family: Vec<std::path::PathBuf>,
     /// Ask the hub again about models in the cache, because branches can move
     #[arg(long, global = true)]
     pub(crate) refresh: bool,
@@ -103,6 +107,8 @@ enum Command {
     Quantize(Box<quantize::QuantizeArgs>),
     /// Show what is in a model, a file of tensors, a GGUF, a LoRA or an atom bank
     Inspect(inspect::InspectArgs),
+    /// List the model families that are known, show a family's file, or check one
+    Families(families::FamiliesArgs),
     /// Compare two models tensor by tensor: the error of quantization, or whether they are the same
     Compare(compare::CompareArgs),
 }
@@ -139,6 +145,9 @@ pub fn run(arguments: Arguments) -> Result<()> {
     if let Some(kernel) = common.kernel {
         kernel.choose();
     }
+    for file in &common.family {
+        atombank::convert::families::add(file)?;
+    }
     match arguments.command {
         #[cfg(feature = "train")]
         Command::Demo(args) => demo::run(&args, &common),
@@ -159,6 +168,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Convert(args) => convert::run(&args, &common),
         Command::Quantize(args) => quantize::run(&args, &common),
         Command::Inspect(args) => inspect::run(&args, &common),
+        Command::Families(args) => families::run(&args, &common),
         Command::Compare(args) => compare::run(&args, &common),
     }
 }

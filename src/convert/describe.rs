@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::arch::lookup::{Lookup, expected, find};
 use crate::arch::params::{self, Params};
-use crate::arch::{Dim, experts, is_buffer, wrapper};
+use crate::arch::{is_buffer, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
@@ -55,11 +55,11 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     let layers = params.layers()?;
     let mut there = BTreeSet::new();
     let mut surplus = Vec::new();
-    let weights = experts::separated(&params, folder.weights())?;
+    let weights = folder.weights();
     for tensor in &weights.tensors {
         match find(params.family, &tensor.name) {
             Lookup::Row(known) if known.layer.is_none_or(|layer| layer < layers) => {
-                there.insert(known.hf_name());
+                there.insert(known.name);
             }
             Lookup::Dropped => {}
             _ if is_buffer(&tensor.name) || wrapper::other_part(&tensor.name).is_some() => {}
@@ -68,15 +68,15 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     }
     let wanted = expected(&params, weights.tensors.len().max(MANY), |_| false)?.into_iter().map(|wanted| wanted.name);
     Ok(Some(Description {
-        gguf: params.family.gguf,
+        gguf: &params.family.gguf,
         layers,
-        hidden_size: params.count(Dim::Hidden)?,
-        feed_forward: params.count(Dim::FeedForward)?,
-        heads: params.count(Dim::Heads)?,
-        kv_heads: params.count(Dim::KvHeads)?,
-        head_dim: params.count(Dim::Head)?,
-        vocab_size: params.count(Dim::Vocab)?,
-        context_length: params.count(Dim::Context)?,
+        hidden_size: params.count("hidden")?,
+        feed_forward: params.count("ff")?,
+        heads: params.count("heads")?,
+        kv_heads: params.count("kv_heads")?,
+        head_dim: params.count("head")?,
+        vocab_size: params.count("vocab")?,
+        context_length: params.count("context")?,
         experts: params.whole(&["num_local_experts", "num_experts"])?,
         tied_embeddings: params.flag("tie_word_embeddings", false),
         missing: wanted.filter(|name| !there.contains(name)).collect(),

@@ -8,111 +8,117 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::arch::params::Params;
-use crate::arch::{Dim, Key, rope, windows};
+use crate::arch::{Key, KeyGroup, KeyType, rope, whole_key, windows};
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
 
 /// Writes the architecture's keys, the file type and the quantization version.
 pub(super) fn model(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32) -> Result<()> {
-    for key in params.family.keys {
+    for key in &params.family.keys {
         write(metadata, folder, params, file_type, key)?;
     }
     metadata.insert(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION);
     Ok(())
 }
 
+/// Writes the family's keys that come right behind the architecture's name.
+pub(super) fn early(metadata: &mut Metadata, folder: &Path, params: &Params) -> Result<()> {
+    params.family.early_keys.iter().try_for_each(|key| write(metadata, folder, params, 0, key))
+}
+
+/// Writes the family's keys that follow the vocabulary.
+pub(super) fn after_vocab(metadata: &mut Metadata, folder: &Path, params: &Params) -> Result<()> {
+    params.family.vocab_keys.iter().try_for_each(|key| write(metadata, folder, params, 0, key))
+}
+
 fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32, key: &Key) -> Result<()> {
-    let prefix = params.family.gguf;
-    let mut put = |name: &str, value: Value| {
-        metadata.insert(format!("{prefix}.{name}"), value);
-    };
-    match *key {
-        Key::Group(keys) => {
-            for key in keys {
-                write(metadata, folder, params, file_type, key)?;
+    let prefix = params.family.gguf.as_str();
+    match key {
+        Key::Value { kind, name, value: formula, when } => {
+            if !params.holds(when.as_ref(), None)? {
+                return Ok(());
             }
-        }
-        Key::U32(name, fields) => {
-            if let Some(value) = params.whole(fields)? {
-                put(name, u32(params, fields[0], value)?.into());
+            let value = params.value_of(formula, None)?;
+            if value.is_null() {
+                return Ok(());
             }
+            let wrong = |expected: &str| {
+                let subject = params.subject(formula, None);
+                let subject = if subject.is_empty() { name.clone() } else { subject };
+                params.finding(&subject).expected(expected).found(&value).format()
+            };
+            let value = typed(*kind, &value).map_err(wrong)?;
+            metadata.insert(whole_key(prefix, name), value);
         }
-        Key::F32(name, fields) => {
-            if let Some(value) = params.number(fields)? {
-                put(name, (value as f32).into());
-            }
-        }
-        Key::Scale(name, field) => {
-            if let Some(value) = params.number(&[field])?.filter(|value| *value != 0.0) {
-                put(name, (value as f32).into());
-            }
-        }
-        Key::Bool(name, field, default) => put(name, params.flag(field, default).into()),
-        Key::Text(name, text) => put(name, text.into()),
-        Key::Const(name, value) => put(name, value.into()),
-        Key::Flag(name, value) => put(name, value.into()),
-        Key::Epsilon(value) => put("attention.layer_norm_epsilon", value.into()),
-        Key::FeedForward(field) => {
-            put("feed_forward_length", u32(params, field, params.count(Dim::FeedForward)?)?.into());
-        }
-        Key::HeadDim => {
-            if let Some(width) = params.whole(&["head_dim"])? {
-                put("attention.key_length", u32(params, "head_dim", width)?.into());
-                put("attention.value_length", u32(params, "head_dim", width)?.into());
-            }
-        }
-        Key::RopeWholeHead => {
-            put("rope.dimension_count", u32(params, "head_dim", params.count(Dim::Head)?)?.into());
-        }
-        Key::RopePart => put("rope.dimension_count", u32(params, "head_dim", rope::rotated(params)?)?.into()),
-        Key::RopeScaling => rope::write_scaling(metadata, params)?,
-        Key::Rope(name, field) => {
-            if let Some(value) = rope::number(params, &[field])? {
-                put(name, (value as f32).into());
-            }
-        }
-        Key::RopeBase => rope::write_base(metadata, params)?,
-        Key::RopeBaseLocal => {
-            if let Some(theta) = params.rope_local {
-                put("rope.freq_base_swa", (theta as f32).into());
-            }
-        }
-        Key::OriginalContext => rope::write_original(metadata, params)?,
-        Key::WindowOrZero => {
-            let window = params.whole(&["sliding_window"])?.unwrap_or(0);
-            put("attention.sliding_window", u32(params, "sliding_window", window)?.into());
-        }
-        Key::LocalWindow { .. } => {
-            if let (Some(window), true) = (params.whole(&["sliding_window"])?, windows::has_window(params)?) {
-                put("attention.sliding_window", u32(params, "sliding_window", window)?.into());
-            }
-        }
-        Key::ContextAfterPadding => {
-            let (context, start) = (params.count(Dim::Context)?, params.padding_positions()?);
-            put("context_length", u32(params, "max_position_embeddings", context.saturating_sub(start))?.into());
-        }
-        Key::FileType => {
+        Key::Group(KeyGroup::Rope) => rope::write(metadata, params)?,
+        Key::Group(KeyGroup::RopeScaling) => rope::write_scaling(metadata, params)?,
+        Key::Group(KeyGroup::RopeBase) => rope::write_base(metadata, params)?,
+        Key::Group(KeyGroup::FileType) => {
             metadata.insert("general.file_type", file_type);
         }
-        Key::NotCausal => {
-            if params.get(&["is_causal"]).and_then(Json::as_bool) == Some(false) {
-                put("attention.causal", false.into());
+        Key::Group(KeyGroup::LocalWindow) => {
+            if let (Some(window), true) = (params.whole(&["sliding_window"])?, windows::has_window(params)?) {
+                metadata.insert(format!("{prefix}.attention.sliding_window"), window as u32);
             }
         }
-        Key::Pooling => pooling(metadata, folder, prefix)?,
-        Key::Labels => {
+        Key::Group(KeyGroup::Pooling) => pooling(metadata, folder, prefix)?,
+        Key::Group(KeyGroup::Labels) => {
             if let Some(labels) = labels(params) {
-                put("classifier.output_labels", Array::texts(labels).into());
+                metadata.insert(format!("{prefix}.classifier.output_labels"), Array::texts(labels));
             }
         }
     }
     Ok(())
 }
 
-/// Counts in configs are at most 2^31, but products of them can be larger.
-fn u32(params: &Params, field: &str, value: usize) -> Result<u32> {
-    u32::try_from(value).map_err(|_| params.finding(field).expected("a count below 2^32").found(value).mismatch())
+/// A value as the type that the key has, or as an array of it. The error is what was expected.
+fn typed(kind: KeyType, value: &Json) -> std::result::Result<Value, &'static str> {
+    // gguf-py makes arrays of 32 bits with a sign of all lists of whole numbers.
+    let whole = |value: &Json| value.as_i64().or_else(|| value.as_bool().map(i64::from));
+    let float = |value: &Json| value.as_f64().or_else(|| value.as_bool().map(|v| f64::from(u8::from(v))));
+    if let Json::Array(values) = value {
+        return Ok(Value::Array(match kind {
+            KeyType::F32 => {
+                let values = values.iter().map(|v| Some(float(v)? as f32)).collect::<Option<_>>();
+                Array::F32(values.ok_or("a list of numbers")?)
+            }
+            KeyType::Bool => {
+                let values = values.iter().map(Json::as_bool).collect::<Option<_>>();
+                Array::Bool(values.ok_or("a list of true and false")?)
+            }
+            KeyType::Text => {
+                let texts = values.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+                Array::texts(texts.ok_or("a list of texts")?)
+            }
+            KeyType::U64 => {
+                let number = |v: &Json| v.as_u64().or_else(|| v.as_f64().filter(|v| *v >= 0.0).map(|v| v as u64));
+                let values = values.iter().map(number).collect::<Option<_>>();
+                Array::U64(values.ok_or("a list of counts")?)
+            }
+            KeyType::U32 | KeyType::I32 => {
+                let values = values.iter().map(|v| i32::try_from(whole(v)?).ok()).collect::<Option<_>>();
+                Array::I32(values.ok_or("a list of whole numbers below 2^31")?)
+            }
+        }));
+    }
+    Ok(match kind {
+        KeyType::U32 => {
+            let number = whole(value).and_then(|value| u32::try_from(value).ok());
+            Value::U32(number.ok_or("a count below 2^32")?)
+        }
+        KeyType::I32 => {
+            let number = whole(value).and_then(|value| i32::try_from(value).ok());
+            Value::I32(number.ok_or("a whole number below 2^31")?)
+        }
+        KeyType::U64 => {
+            let number = whole(value).and_then(|value| u64::try_from(value).ok());
+            Value::U64(number.ok_or("a count")?)
+        }
+        KeyType::F32 => Value::F32(float(value).ok_or("a number")? as f32),
+        KeyType::Bool => Value::Bool(crate::arch::language::holds(value)),
+        KeyType::Text => Value::from(value.as_str().ok_or("a text")?),
+    })
 }
 
 /// The labels of a classifier, in order of their numbers; `None` if they are transformers' two

@@ -6,6 +6,8 @@
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
 mod describe;
+pub mod families;
+mod fuse;
 pub(crate) mod general;
 pub mod generic;
 mod input;
@@ -20,21 +22,23 @@ use std::str::FromStr;
 
 pub(crate) use describe::class;
 pub use describe::{Description, describe};
+pub use fuse::Fuse;
 pub use general::{GeneralOptions, summary};
 pub(crate) use input::is_adapter;
 pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
 
-use crate::arch::params::Params;
-use crate::arch::{ALL, Naming, experts, rope, windows};
+use crate::arch::language::Function;
+use crate::arch::params::{Params, Parts};
+use crate::arch::{Naming, registry, rope, windows};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result, nearest};
 use crate::formats::gguf::{Metadata, Override};
 use crate::output::{Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
-use crate::tokenizer::{self, Vocab, VocabOptions};
+use crate::tokenizer::{self, Tokens, Vocab, VocabOptions};
 
 /// The type of matrices in the output; vectors and norms are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,6 +49,9 @@ pub enum OutType {
     F16,
     BF16,
     Q8_0,
+    /// Ternary matrices; embeddings and the output head are F16.
+    TQ1_0,
+    TQ2_0,
     /// BF16 if the first matrix is BF16, otherwise F16, as the reference chooses.
     Auto,
     /// Every matrix keeps its type. What GGUF would otherwise lose is stored in keys of this crate.
@@ -53,8 +60,16 @@ pub enum OutType {
 
 impl OutType {
     /// All variants, in the order in which messages list them.
-    pub const ALL: [OutType; 6] =
-        [OutType::F32, OutType::F16, OutType::BF16, OutType::Q8_0, OutType::Auto, OutType::Source];
+    pub const ALL: [OutType; 8] = [
+        OutType::F32,
+        OutType::F16,
+        OutType::BF16,
+        OutType::Q8_0,
+        OutType::TQ1_0,
+        OutType::TQ2_0,
+        OutType::Auto,
+        OutType::Source,
+    ];
 
     /// The element type of all matrices in `weights`, or `None` where each keeps its own.
     pub fn dtype(self, weights: &Plan) -> Option<DType> {
@@ -63,6 +78,8 @@ impl OutType {
             OutType::F16 => Some(DType::F16),
             OutType::BF16 => Some(DType::BF16),
             OutType::Q8_0 => Some(DType::Q8_0),
+            OutType::TQ1_0 => Some(DType::TQ1_0),
+            OutType::TQ2_0 => Some(DType::TQ2_0),
             OutType::Auto => {
                 let matrices = weights.tensors.iter().filter(|tensor| tensor.shape.len() > 1);
                 let halves = matrices.map(|tensor| tensor.dtype).find(|d| matches!(d, DType::F16 | DType::BF16));
@@ -78,6 +95,8 @@ impl OutType {
             OutType::F16 => "f16",
             OutType::BF16 => "bf16",
             OutType::Q8_0 => "q8_0",
+            OutType::TQ1_0 => "tq1_0",
+            OutType::TQ2_0 => "tq2_0",
             OutType::Auto => "auto",
             OutType::Source => "source",
         }
@@ -91,9 +110,14 @@ fn file_type(dtype: DType) -> u32 {
         DType::F32 => 0,
         DType::Q8_0 => 7,
         DType::BF16 => 32,
+        DType::TQ1_0 => 36,
+        DType::TQ2_0 => 37,
         _ => 1,
     }
 }
+
+/// The value for a file with experts in blocks of MXFP4 (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`).
+const MXFP4_FILE_TYPE: u32 = 38;
 
 /// The name on the command line.
 impl fmt::Display for OutType {
@@ -106,11 +130,28 @@ impl FromStr for OutType {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|outtype| outtype.to_string() == text.to_ascii_lowercase()).ok_or_else(|| {
+        // In capitals, TQ1_0 and TQ2_0 are mixtures as llama-quantize makes them.
+        let is_mixture = text.starts_with("TQ");
+        let named = |outtype: &Self| outtype.to_string() == text.to_ascii_lowercase() && !is_mixture;
+        Self::ALL.into_iter().find(named).ok_or_else(|| {
             let known = Self::ALL.map(|outtype| outtype.to_string()).join(", ");
             Finding::new("", "type").expected(known).found(text).setting()
         })
     }
+}
+
+/// A part of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModelPart {
+    /// The text model, with its layers for multi-token prediction.
+    #[default]
+    Whole,
+    /// The text model without these layers.
+    WithoutNextn,
+    /// Only these layers, with the embeddings and the head that they share with the model.
+    Nextn,
+    /// The projector of a multimodal model: what turns images or sound into embeddings.
+    Projector,
 }
 
 /// The options of a conversion.
@@ -124,6 +165,10 @@ pub struct ConvertOptions {
     pub vocab: bool,
     /// Whether the file gets only keys and vocabulary, without tensors.
     pub vocab_only: bool,
+    /// Which part of the model is converted.
+    pub part: ModelPart,
+    /// Which tensors are joined.
+    pub fuse: Fuse,
     /// What the user says about the model, which takes precedence over what its folder says.
     pub general: GeneralOptions,
     /// Keys whose values are replaced at the very end.
@@ -137,6 +182,8 @@ impl Default for ConvertOptions {
             pre: None,
             vocab: true,
             vocab_only: false,
+            part: ModelPart::default(),
+            fuse: Fuse::default(),
             general: GeneralOptions::default(),
             overrides: Vec::new(),
         }
@@ -161,39 +208,64 @@ pub(crate) const GENERIC: &str =
 /// [`Error::Format`] for malformed files.
 pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
     let mut notes = folder.notes().to_vec();
-    let params = Params::read(folder.path(), &folder.config_json, &mut notes)?.ok_or_else(|| no_table(folder))?;
+    let is_projector = options.part == ModelPart::Projector;
+    let params = if is_projector {
+        Params::of_projector(folder.path(), &folder.config_json)?.ok_or_else(|| no_projector(folder))?
+    } else {
+        let parts = Parts {
+            no_nextn: options.part == ModelPart::WithoutNextn,
+            mtp_only: options.part == ModelPart::Nextn,
+        };
+        let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
+        params.ok_or_else(|| no_table(folder))?
+    };
+    let params = if params.family.calls(Function::Token) { params.with_tokens(Tokens::of(folder)?) } else { params };
     rope::check(&params, &mut notes)?;
     windows::check(&params, &mut notes)?;
-    let weights = &*experts::separated(&params, weights)?;
     let matrices = options.outtype.dtype(weights);
-    let plan = match options.vocab_only {
+    let (plan, params) = match options.vocab_only {
         false => {
-            let vocab_rows = || tokenizer::gemma3_rows(folder);
-            tensors::plan(
-                folder.path(),
-                &|name| folder.stored_name(name),
-                &vocab_rows,
-                &params,
-                weights,
-                matrices,
-                &mut notes,
-            )?
+            let request = tensors::Request {
+                origin: folder.path(),
+                stored_name: &|name| folder.stored_name(name),
+                vocab_rows: &|| tokenizer::gemma3_rows(folder),
+                outtype: matrices,
+            };
+            tensors::plan(&request, params, weights, &mut notes)?
         }
-        true => Plan::default(),
+        true => (Plan::default(), params),
     };
+    if parts_without_layers(&params, options.part)? {
+        let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
+        return Err(finding.expected("at least one").found("none").mismatch());
+    }
+    let plan = fuse::fused(plan, &params.family.gguf, options.fuse, folder.path())?;
     let texts = safetensors_metadata(weights, &mut notes);
     notes.extend(metadata_left_out(&texts));
     let mut metadata = Metadata::new(folder.path());
-    metadata.insert("general.architecture", params.family.gguf);
+    metadata.insert("general.architecture", params.family.gguf.as_str());
     // The reference makes these tensors, and their key, before all other keys.
     rope::write_attention_factor(&mut metadata, &params)?;
+    keys::early(&mut metadata, folder.path(), &params)?;
     let totals = general::TensorTotals::of(&plan);
     let (path, config) = (folder.path(), &folder.config_json);
-    general::write(&mut metadata, path, config, params.family.gguf, totals, &options.general, &mut notes)?;
-    keys::model(&mut metadata, folder.path(), &params, file_type(matrices.unwrap_or_else(|| plan.main_dtype())))?;
-    let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
-    let vocab_options = VocabOptions { pre: options.pre.clone(), ..VocabOptions::default() };
-    tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+    general::write(&mut metadata, path, config, &params.family.gguf, totals, &options.general, &mut notes)?;
+    let main = matrices.unwrap_or_else(|| plan.main_dtype());
+    let has_blocks = plan.tensors.iter().any(|tensor| tensor.dtype == DType::MXFP4);
+    let file_type = if has_blocks && main != DType::Q8_0 { MXFP4_FILE_TYPE } else { file_type(main) };
+    keys::model(&mut metadata, folder.path(), &params, file_type)?;
+    if !is_projector {
+        let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
+        let vocab_options = VocabOptions {
+            pre: options.pre.clone(),
+            vocab_size: tokens(&params)?,
+            settings: Some(params.settings().clone()),
+        };
+        tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+        if vocab != Vocab::None {
+            keys::after_vocab(&mut metadata, folder.path(), &params)?;
+        }
+    }
     if options.outtype == OutType::Source {
         source_record::write(&mut metadata, &params, folder, weights)?;
     }
@@ -203,13 +275,39 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     Ok(Output::gguf(metadata, plan, notes))
 }
 
+/// The number of tokens, where the family says another one than config.json.
+fn tokens(params: &Params) -> Result<Option<usize>> {
+    let family = params.family;
+    match family.lets.contains_key("tokens") {
+        true => params.size("tokens"),
+        false if family.sets.iter().any(|(name, _)| name == "vocab_size") => params.size("vocab"),
+        false => Ok(None),
+    }
+}
+
+/// Whether only the layers for multi-token prediction are wanted of a model that has none.
+fn parts_without_layers(params: &Params, part: ModelPart) -> Result<bool> {
+    Ok(part == ModelPart::Nextn && params.size("nextn")?.unwrap_or_default() == 0)
+}
+
+/// The error for a folder that has no projector.
+fn no_projector(folder: &Checkpoint) -> Error {
+    Finding::new(folder.path().join("config.json"), "architectures")
+        .expected("a class whose projector this version has a family for")
+        .found(class(folder))
+        .hint("a model without vision or audio has no projector; `families` lists those that have one")
+        .unsupported()
+}
+
 /// The error for a folder whose class has no table.
 fn no_table(folder: &Checkpoint) -> Error {
     let class = class(folder);
-    let classes: Vec<&str> = ALL.iter().map(|family| family.class).collect();
-    let near = nearest(&class, &classes).map(|near| format!("; the nearest with a table is {near}"));
+    let families = registry::all();
+    let classes: Vec<&str> =
+        families.iter().filter(|family| !family.is_projector).map(|family| family.class()).collect();
+    let near = nearest(&class, &classes).map(|near| format!("; the nearest with a family is {near}"));
     Finding::new(folder.path().join("config.json"), "architectures")
-        .expected("a class that this version has a table for")
+        .expected("a class that this version has a family for")
         .found(class)
         .hint(format_args!("{GENERIC}{}", near.unwrap_or_default()))
         .unsupported()
@@ -244,6 +342,6 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("type: expected f32, f16, bf16, q8_0, auto, source, found q4_k"), "{error}");
+        assert!(error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"), "{error}");
     }
 }

@@ -4,13 +4,13 @@
 //! The reference can't write such files, and llama.cpp ignores keys that it doesn't know. See docs/formats/gguf.md.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arch::lookup::{Lookup, Match, find};
+use crate::arch::lookup::{matches, own_spelling};
 use crate::arch::params::Params;
-use crate::arch::{Config, Transform};
+use crate::arch::steps::{Step, steps};
+use crate::arch::{Config, Row};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -44,6 +44,10 @@ pub(super) struct Record {
     types: BTreeMap<String, String>,
     /// Names in the checkpoint that differ from the class's names, by the class's name.
     names: BTreeMap<String, String>,
+    /// For rows of the family with several forms, the form that the checkpoint has, if it isn't the first. By the
+    /// row's name in GGUF.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    forms: BTreeMap<String, usize>,
 }
 
 /// Writes the record of `weights`, and the rows that can't be computed from the GGUF.
@@ -55,17 +59,22 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoin
         main: weights.main_dtype().name().into(),
         ..Record::default()
     };
+    let main = params.size("main")?;
     let mut rows = Vec::new();
     for tensor in &weights.tensors {
         if tensor.dtype.name() != record.main {
             record.types.insert(tensor.name.clone(), tensor.dtype.name().to_owned());
         }
-        let Lookup::Row(known) = find(params.family, &tensor.name) else { continue };
-        let name = known.hf_name();
+        let uses = matches(params.family, &tensor.name, main);
+        let Some(known) = uses.first() else { continue };
+        let name = own_spelling(params.family, &known.name, main);
         if name != tensor.name {
             record.names.insert(name, tensor.name.clone());
         }
-        if let Some(lost) = lost_rows(folder, params, tensor, &known)? {
+        for known in uses.iter().filter(|known| known.form > 0) {
+            record.forms.insert(known.row.gguf.text().to_owned(), known.form);
+        }
+        if let Some(lost) = lost_rows(folder, params, tensor, &uses)? {
             rows.push((format!("{ROWS}{}", tensor.name), lost));
         }
     }
@@ -77,30 +86,69 @@ pub(super) fn write(metadata: &mut Metadata, params: &Params, folder: &Checkpoin
     Ok(())
 }
 
-/// The rows that GGUF's form of the tensor loses, with their bytes in the checkpoint.
-fn lost_rows(folder: &Checkpoint, params: &Params, tensor: &PlannedTensor, known: &Match) -> Result<Option<Vec<u8>>> {
-    let bytes = |rows: std::ops::Range<usize>| -> Result<Option<Vec<u8>>> {
+/// The bytes in the checkpoint of what GGUF's form of the tensor loses: all of it if values don't come back, else the
+/// rows that no GGUF tensor takes.
+fn lost_rows(
+    folder: &Checkpoint,
+    params: &Params,
+    tensor: &PlannedTensor,
+    uses: &[crate::arch::lookup::Match],
+) -> Result<Option<Vec<u8>>> {
+    let bytes = |rows: std::ops::Range<usize>| -> Result<Vec<u8>> {
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
         tensor.encode_rows(rows, &mut scratch, &mut out)?;
-        Ok(Some(out))
+        Ok(out)
     };
-    match known.tensor.transform {
-        Transform::PlusOne => {
-            let original = tensor.read()?;
-            let there = |v: &f32| match tensor.dtype {
-                DType::F16 => half::f16::from_f32(v + 1.0).to_f32(),
-                _ => v + 1.0,
-            };
-            let returns = original.iter().all(|v| (there(v) - 1.0).to_bits() == v.to_bits());
-            if returns { Ok(None) } else { bytes(0..tensor.rows()) }
+    let mut kept = vec![false; tensor.rows()];
+    let mut is_cut = false;
+    for known in uses {
+        let part = known.part();
+        let form = &known.row.forms[known.form];
+        let operations = part.operations.iter().chain(&form.operations).cloned().collect::<Vec<_>>();
+        let vocab_rows = || tokenizer::gemma3_rows(folder);
+        // A stack's operations are of the whole stack, and take nothing away.
+        if !known.is_whole() {
+            return Ok(None);
         }
-        Transform::TrimVocab => {
-            let kept = tokenizer::gemma3_rows(folder)?.min(tensor.rows());
-            if kept == tensor.rows() { Ok(None) } else { bytes(kept..tensor.rows()) }
+        let Ok(steps) = steps(params, &operations, &tensor.shape, known.layer, &vocab_rows)? else { return Ok(None) };
+        let changing: Vec<&Step> = steps.iter().filter(|step| !step.keeps_values()).collect();
+        if !changing.is_empty() && !comes_back(tensor, &changing)? {
+            return Ok(Some(bytes(0..tensor.rows())?));
         }
-        Transform::FromPosition => bytes(0..params.padding_positions()?.min(tensor.rows())),
-        _ => Ok(None),
+        match steps.first() {
+            Some(Step::Trim { kept: rows, .. }) => {
+                is_cut = true;
+                kept[..*rows].fill(true);
+            }
+            Some(Step::Index { dim: 0, index, .. }) if tensor.shape.len() == 2 => {
+                is_cut = true;
+                index.iter().for_each(|row| kept[*row] = true);
+            }
+            _ => return Ok(None),
+        }
     }
+    if !is_cut || kept.iter().all(|kept| *kept) {
+        return Ok(None);
+    }
+    let mut lost = Vec::new();
+    for row in (0..kept.len()).filter(|row| !kept[*row]) {
+        lost.extend(bytes(row..row + 1)?);
+    }
+    Ok(Some(lost))
+}
+
+/// Whether changed values are the same after they have been turned back.
+fn comes_back(tensor: &PlannedTensor, changing: &[&Step]) -> Result<bool> {
+    let mut expr = tensor.expr.clone();
+    for step in changing {
+        expr = step.apply(expr, tensor.dtype)?;
+    }
+    for step in changing.iter().rev() {
+        let Some(back) = step.inverse() else { return Ok(false) };
+        expr = back.apply(expr, DType::F32)?;
+    }
+    let back = PlannedTensor { dtype: tensor.dtype, expr, ..tensor.clone() }.read()?;
+    Ok(tensor.read()?.iter().zip(&back).all(|(a, b)| a.to_bits() == b.to_bits()))
 }
 
 /// The record of a file, if it has one.
@@ -137,57 +185,87 @@ impl Record {
         DType::from_safetensors(self.types.get(name).unwrap_or(&self.main))
     }
 
-    /// Adds the lost rows to `expr`, the tensor as far as GGUF has it.
-    ///
-    /// # Errors
-    /// [`crate::Error::Format`] for rows that can't be part of the tensor, naming their key.
-    pub(super) fn completed(
-        &self,
-        metadata: &Metadata,
-        name: &str,
-        transform: Transform,
-        expr: Expr,
-        shape: &[usize],
-    ) -> Result<Expr> {
+    /// The form of a row that the checkpoint has.
+    pub(super) fn form(&self, row: &Row) -> usize {
+        self.forms.get(row.gguf.text()).copied().filter(|form| *form < row.forms.len()).unwrap_or_default()
+    }
+
+    /// The values that the file keeps of the tensor that the checkpoint calls `name`.
+    fn kept(&self, metadata: &Metadata, name: &str) -> Result<Option<Vec<f32>>> {
         let key = format!("{ROWS}{name}");
-        let Some(value) = metadata.get(&key) else { return Ok(expr) };
-        let wrong = |found: String| {
-            let expected = format!("rows of the tensor, {}, in its own type", show_shape(shape));
+        let Some(value) = metadata.get(&key) else { return Ok(None) };
+        let wrong = |found: &str| {
+            let expected = "rows of the tensor in its own type";
             metadata.finding(&key).expected(expected).found(found).format()
         };
-        let Value::Array(Array::U8(bytes)) = value else { return Err(wrong("another kind of value".to_owned())) };
+        let Value::Array(Array::U8(bytes)) = value else { return Err(wrong("another kind of value")) };
         let Some(dtype) = self.dtype(name).filter(|dtype| quant::can_decode(*dtype) && dtype.is_plain()) else {
-            return Err(wrong("a type that can't be read".to_owned()));
+            return Err(wrong("a type that can't be read"));
         };
         let elems = bytes.len() / dtype.block_bytes();
-        let width = row_len(shape).max(1);
-        let whole: usize = shape.iter().product();
-        let rows = elems / width;
-        let is_whole = elems * dtype.block_bytes() == bytes.len() && elems.is_multiple_of(width);
-        let fits = match transform {
-            Transform::PlusOne => elems == whole,
-            // There may be more rows after the vocabulary than in it.
-            Transform::TrimVocab => shape.len() == 2,
-            Transform::FromPosition => shape.len() == 2 && rows <= shape[0],
-            _ => false,
-        };
-        if !is_whole || !fits {
-            return Err(wrong(format!("{} bytes", bytes.len())));
+        if elems * dtype.block_bytes() != bytes.len() {
+            return Err(wrong(&format!("{} bytes", bytes.len())));
         }
         let mut values = vec![0.0; elems];
         quant::decode(dtype, bytes, &mut values);
-        let values: Arc<[f32]> = values.into();
-        Ok(match transform {
-            Transform::PlusOne => Expr::Values { shape: shape.to_vec(), values },
-            Transform::TrimVocab => {
-                let lost = Expr::Values { shape: vec![rows, width], values };
-                let rows = shape[0] + rows;
-                Expr::concat(vec![expr, lost], vec![rows, width])
-            }
-            _ => {
-                let rest = Expr::slice(expr, rows, shape[0] - rows, vec![shape[0] - rows, width]);
-                Expr::concat(vec![Expr::Values { shape: vec![rows, width], values }, rest], shape.to_vec())
-            }
-        })
+        Ok(Some(values))
+    }
+
+    /// Rows that no GGUF tensor holds, in the shape `shape`; `None` if the file doesn't keep them either.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] for others than these rows, naming their key.
+    pub(super) fn lost(
+        &self,
+        metadata: &Metadata,
+        params: &Params,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Expr>> {
+        let class_name = own_spelling(params.family, name, params.size("main")?);
+        let name = self.name(&class_name);
+        let Some(values) = self.kept(metadata, name)? else { return Ok(None) };
+        if values.len() != shape.iter().product::<usize>() {
+            let expected = format!("the values of {} of the tensor", show_shape(shape));
+            let finding = metadata.finding(&format!("{ROWS}{name}")).expected(expected);
+            return Err(finding.found(format!("{} values", values.len())).format());
+        }
+        Ok(Some(Expr::Values { shape: shape.to_vec(), values: values.into() }))
+    }
+
+    /// The tensor with what the file keeps of it: all values, or the rows past those of GGUF.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] for rows that can't be part of the tensor, naming their key.
+    pub(super) fn completed(&self, metadata: &Metadata, name: &str, expr: Expr) -> Result<Expr> {
+        let Some(values) = self.kept(metadata, name)? else { return Ok(expr) };
+        let shape = expr.shape();
+        let (whole, width) = (shape.iter().product::<usize>(), row_len(&shape).max(1));
+        if values.len() == whole {
+            return Ok(Expr::Values { shape, values: values.into() });
+        }
+        let rows = values.len() / width;
+        let is_rows = rows * width == values.len() && shape.len() == 2;
+        // Rows inside the tensor have their place already: see `lost`.
+        if is_rows && expr_has_values(&expr) {
+            return Ok(expr);
+        }
+        if !is_rows {
+            let expected = format!("rows of the tensor, {}, in its own type", show_shape(&shape));
+            let finding = metadata.finding(&format!("{ROWS}{name}")).expected(expected);
+            return Err(finding.found(format!("{} values", values.len())).format());
+        }
+        let lost = Expr::Values { shape: vec![rows, width], values: values.into() };
+        let total = shape[0] + rows;
+        Ok(Expr::concat(vec![expr, lost], vec![total, width]))
+    }
+}
+
+/// Whether some of the values are of the record, and not of a GGUF tensor.
+fn expr_has_values(expr: &Expr) -> bool {
+    match expr {
+        Expr::Values { .. } => true,
+        Expr::Rows { of, .. } => of.iter().any(expr_has_values),
+        _ => false,
     }
 }

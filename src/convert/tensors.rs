@@ -1,95 +1,198 @@
-//! Makes the tensors of a GGUF: every weight is checked against its architecture's table, named, typed and ordered.
+//! Makes the tensors of a GGUF: every weight is checked against its family, named, typed and ordered.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-use crate::arch::lookup::{Lookup, Match, check_counts, expected, find, may_have, named, qkv_rows, shape_of};
-use crate::arch::names::HEAD;
+use crate::arch::language::generalized;
+use crate::arch::lookup::{self, Expected, Slot, class_spelling, slots, sources};
 use crate::arch::params::Params;
-use crate::arch::{Role, Tensor, Transform, is_buffer, rope, wrapper};
+use crate::arch::steps::{Step, joined, reshaped, steps};
+use crate::arch::{DropCheck, KeptType, Role, is_buffer, rope, wrapper};
 use crate::checkpoint::counted_parts;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
+/// What a plan is made for.
+pub(super) struct Request<'a> {
+    /// The model's path, for messages.
+    pub(super) origin: &'a Path,
+    /// Returns the names that tensors have in their files, which determine their order.
+    pub(super) stored_name: &'a dyn Fn(&'a str) -> &'a str,
+    /// Returns for how many rows of the embeddings the tokenizer has tokens; it is called only for classes that leave
+    /// the other rows out.
+    pub(super) vocab_rows: &'a dyn Fn() -> Result<usize>,
+    /// The type of matrices; without one, each keeps its own.
+    pub(super) outtype: Option<DType>,
+}
+
 /// The output's tensors: first those computed from the config, then the weights in the reference's order, file by file
 /// and by name within each. Tensors that are left out are added to `notes`.
 ///
-/// `origin` is the model's path, for messages. `stored_name` returns the names that tensors have in their files, which
-/// determine their order. `vocab_rows` returns for how many rows of the embeddings the tokenizer has tokens; it is called
-/// only for classes that leave the other rows out.
+/// # Errors
+/// [`crate::Error::Mismatch`] where weights and config don't belong together.
 pub(super) fn plan<'a>(
-    origin: &Path,
-    stored_name: &dyn Fn(&'a str) -> &'a str,
-    vocab_rows: &dyn Fn() -> Result<usize>,
-    params: &Params,
+    request: &Request<'a>,
+    params: Params,
     weights: &'a Plan,
-    outtype: Option<DType>,
     notes: &mut Vec<String>,
-) -> Result<Plan> {
-    check_counts(params, weights.tensors.len())?;
-    let mut collected =
-        Collected { origin, vocab_rows, params, outtype, done: HashSet::new(), stacks: BTreeMap::new() };
-    let mut ordered: Vec<((usize, usize), PlannedTensor)> = Vec::new();
-    let mut dropped: Vec<&str> = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
-    let (mut head, mut others) = (None, BTreeMap::<&str, usize>::new());
-    for (place, tensor) in in_reference_order(weights, stored_name).into_iter().enumerate() {
-        match find(params.family, &tensor.name) {
-            Lookup::Dropped => {
-                head = Some(tensor).filter(|tensor| tensor.name.ends_with(HEAD)).or(head);
-                dropped.push(tensor.name.as_str());
+) -> Result<(Plan, Params)> {
+    let found = Found::of(request, &params, weights)?;
+    let tensors = found.by_name.iter().map(|(name, (_, tensor))| (name.clone(), (*tensor).clone())).collect();
+    let params = params.with_tensors(tensors);
+    found.check_names(request, &params)?;
+    let mut taken = Taken { request, params: &params, found: &found, used: HashSet::new(), groups: HashMap::new() };
+    let mut made = Vec::new();
+    for slot in slots(&params, weights.tensors.len())? {
+        made.extend(taken.make(&slot)?);
+    }
+    let Taken { used, groups, .. } = taken;
+    found.check_rest(request, &params, &used, notes)?;
+    // Only after the check have tensors confirmed the width of a head, which determines the size of these.
+    let mut tensors = rope::extra_tensors(&params)?;
+    made.sort_by_key(|made| {
+        let last = made.group.as_ref().and_then(|group| groups.get(group)).copied().unwrap_or(made.last);
+        (!made.is_blocks, last, made.number)
+    });
+    tensors.extend(made.into_iter().map(|made| made.tensor));
+    Ok((Plan { tensors }, params))
+}
+
+/// The checkpoint's tensors by the class's names, each with its place in the reference's order.
+struct Found<'a> {
+    by_name: HashMap<String, (usize, &'a PlannedTensor)>,
+    buffers: Vec<&'a str>,
+}
+
+impl<'a> Found<'a> {
+    fn of(request: &Request<'a>, params: &Params, weights: &'a Plan) -> Result<Self> {
+        let main = params.size("main")?;
+        let mut by_name = HashMap::with_capacity(weights.tensors.len());
+        for (place, tensor) in in_reference_order(weights, request.stored_name).into_iter().enumerate() {
+            let name = class_spelling(params.family, &tensor.name, main);
+            if by_name.insert(name, (place, tensor)).is_some() {
+                return Err(finding(request.origin, tensor).expected("each name once").found("it twice").mismatch());
             }
-            Lookup::Unknown => match wrapper::other_part(&tensor.name) {
-                Some(part) => *others.entry(part).or_default() += 1,
-                None => return Err(surplus(origin, tensor)),
-            },
-            Lookup::Row(known) => {
-                if let Some(planned) = collected.take(place, tensor, &known)? {
-                    ordered.push(((place, 0), planned));
+        }
+        let buffers = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
+        Ok(Self { by_name, buffers })
+    }
+
+    /// Checks that the family knows every name, whatever the config asks for.
+    fn check_names(&self, request: &Request, params: &Params) -> Result<()> {
+        let values = params.family.value_names();
+        let mut unknown = Vec::new();
+        for (name, (place, tensor)) in &self.by_name {
+            let is_known = !lookup::matches(params.family, name, None).is_empty()
+                || values.contains(&generalized(name))
+                || lookup::dropped(params, name)?.is_some()
+                || wrapper::other_part(&tensor.name).is_some()
+                || params.family.is_projector && is_of_text(&tensor.name);
+            if !is_known {
+                unknown.push((place, *tensor));
+            }
+        }
+        match unknown.into_iter().min_by_key(|(place, _)| **place) {
+            Some((_, tensor)) => Err(surplus(request.origin, tensor)),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that every tensor is used, or left out for a reason.
+    fn check_rest(
+        &self,
+        request: &Request,
+        params: &Params,
+        used: &HashSet<&str>,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        let mut rest: Vec<_> =
+            self.by_name.iter().filter(|(name, _)| !used.contains(name.as_str())).map(|(name, (place, t))| (place, name, *t)).collect();
+        rest.sort_by_key(|(place, ..)| *place);
+        let values = params.family.value_names();
+        let (mut left_out, mut others) = (self.buffers.clone(), BTreeMap::<&str, usize>::new());
+        for (_, name, tensor) in rest {
+            // Its values are in keys.
+            if values.contains(&generalized(name)) {
+                continue;
+            }
+            match lookup::dropped(params, name)? {
+                Some(check) => {
+                    self.check_dropped(request, params, tensor, check)?;
+                    left_out.push(tensor.name.as_str());
                 }
+                None if self.is_of_other_part(params, name)? => {
+                    left_out.push(tensor.name.as_str());
+                }
+                None => match wrapper::other_part(&tensor.name) {
+                    Some(part) if !params.family.is_projector => *others.entry(part).or_default() += 1,
+                    _ if params.family.is_projector && is_of_text(&tensor.name) => *others.entry("the text model").or_default() += 1,
+                    _ => return Err(surplus(request.origin, tensor)),
+                },
+            }
+        }
+        if !left_out.is_empty() {
+            notes.push(format!("left out, because llama.cpp has no use for them: {}", in_groups(&left_out)));
+        }
+        if !others.is_empty() {
+            let what = if params.family.is_projector { "the projector" } else { "the text model" };
+            notes.push(format!("left out, because the GGUF holds {what} alone: {}", counted_parts(&others)));
+        }
+        Ok(())
+    }
+
+    /// Whether the tensor is left out because only some of the model's layers are converted.
+    fn is_of_other_part(&self, params: &Params, name: &str) -> Result<bool> {
+        let main = params.size("main")?.unwrap_or(usize::MAX);
+        let is_next = |layer: Option<usize>| layer.is_some_and(|layer| layer >= main);
+        let matches = lookup::matches(params.family, name, Some(main));
+        let mut layers = matches.iter().map(|known| is_next(known.layer));
+        Ok(params.parts.no_nextn && layers.clone().any(|next| next) || params.parts.mtp_only && layers.any(|next| !next))
+    }
+
+    fn check_dropped(
+        &self,
+        request: &Request,
+        params: &Params,
+        tensor: &PlannedTensor,
+        check: &DropCheck,
+    ) -> Result<()> {
+        match check {
+            DropCheck::Nothing => Ok(()),
+            DropCheck::Zero => match tensor.read()?.iter().all(|value| *value == 0.0) {
+                true => Ok(()),
+                false => {
+                    let expected = format!("zeros, which llama.cpp computes {} with", params.family.gguf);
+                    Err(finding(request.origin, tensor).expected(expected).found("other values").unsupported())
+                }
+            },
+            DropCheck::Same(name) => {
+                let Some((_, other)) = self.by_name.get(name) else { return Ok(()) };
+                if tensor.shape == other.shape && tensor.same_values(other)? {
+                    return Ok(());
+                }
+                Err(finding(request.origin, tensor)
+                    .expected(format_args!(
+                        "the values of {:?}, which llama.cpp takes for {}'s head",
+                        other.name, params.family.gguf
+                    ))
+                    .found("others")
+                    .hint("GGUF has no place for a head of this architecture: tie it to the embeddings")
+                    .unsupported())
             }
         }
     }
-    collected.check_complete(weights.tensors.len())?;
-    if let Some(head) = head {
-        check_tied(origin, params, head, weights)?;
-    }
-    // Only after the check have tensors confirmed the width of a head, which determines the size of these.
-    let mut tensors = rope::extra_tensors(params)?;
-    ordered.extend(collected.stacked()?);
-    ordered.sort_by_key(|(place, _)| *place);
-    tensors.extend(ordered.into_iter().map(|(_, tensor)| tensor));
-    if !dropped.is_empty() {
-        notes.push(format!("left out, because llama.cpp has no use for them: {}", dropped.join(", ")));
-    }
-    if !others.is_empty() {
-        notes.push(format!("left out, because the GGUF holds the text model alone: {}", counted_parts(&others)));
-    }
-    Ok(Plan { tensors })
 }
 
-/// Refuses an output head that differs from the embeddings, for architectures in which llama.cpp uses the embeddings
-/// instead.
-fn check_tied(origin: &Path, params: &Params, head: &PlannedTensor, weights: &Plan) -> Result<()> {
-    let is_embedding = |tensor: &&PlannedTensor| match find(params.family, &tensor.name) {
-        Lookup::Row(known) => known.tensor.role == Role::Embedding,
-        _ => false,
-    };
-    let Some(embeddings) = weights.tensors.iter().find(is_embedding) else { return Ok(()) };
-    if head.shape == embeddings.shape && head.same_values(embeddings)? {
-        return Ok(());
-    }
-    Err(finding(origin, head)
-        .expected(format_args!(
-            "the values of {:?}, which llama.cpp takes for {}'s head",
-            embeddings.name, params.family.gguf
-        ))
-        .found("others")
-        .hint("GGUF has no place for a head of this architecture: tie it to the embeddings")
-        .unsupported())
+/// Whether a tensor of a multimodal model belongs to its text model.
+fn is_of_text(name: &str) -> bool {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    ["language_model.", "text_model.", "lm_head", "layers.", "embed_tokens", "norm.", "llm.", "thinker.model.", "thinker.lm_head"]
+        .iter()
+        .any(|start| name.starts_with(start))
 }
 
 /// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
@@ -107,186 +210,270 @@ fn in_reference_order<'a>(weights: &'a Plan, stored_name: &dyn Fn(&'a str) -> &'
     kept
 }
 
-/// The tensors of the table that were found so far.
-struct Collected<'a> {
-    origin: &'a Path,
-    vocab_rows: &'a dyn Fn() -> Result<usize>,
-    params: &'a Params,
-    outtype: Option<DType>,
-    done: HashSet<(usize, Option<usize>, Option<usize>, bool)>,
-    stacks: BTreeMap<(Option<usize>, usize, bool), Stack<'a>>,
-}
-
-/// The parts of one stack, by index.
-struct Stack<'a> {
-    known: &'static Tensor,
-    parts: BTreeMap<usize, &'a PlannedTensor>,
-    /// The position of the last part among all tensors.
+/// A tensor of the GGUF.
+struct Made {
+    tensor: PlannedTensor,
+    /// Whether it is made of blocks that are copied.
+    is_blocks: bool,
+    /// The row in the family.
+    number: usize,
+    /// The place of the last tensor that it is made of.
     last: usize,
+    /// What it belongs to, if it is a stack: the reference writes all stacks of a group when the group is complete.
+    group: Option<Group>,
 }
 
-impl<'a> Collected<'a> {
-    /// Checks one tensor and plans it. A part of a stack is kept for later.
-    fn take(&mut self, order: usize, tensor: &'a PlannedTensor, known: &Match) -> Result<Option<PlannedTensor>> {
-        let is_bias = known.suffix == "bias";
-        let layers = self.params.layers()?;
-        let wanted = known.layer.is_none_or(|layer| layer < layers)
-            && may_have(self.params, known.tensor.presence)
-            && (!is_bias || may_have(self.params, known.tensor.bias));
-        let stacked = match known.tensor.transform {
-            Transform::Stack(dim) => Some(self.params.count(dim)?),
-            _ => None,
-        };
-        if !wanted || known.place.zip(stacked).is_some_and(|(place, count)| place >= count) {
-            return Err(surplus(self.origin, tensor));
+/// The stacks of a layer whose names begin alike.
+type Group = (Option<usize>, String);
+
+/// The tensors of the checkpoint that are used so far.
+struct Taken<'a, 'b> {
+    request: &'b Request<'a>,
+    params: &'b Params,
+    found: &'b Found<'a>,
+    used: HashSet<&'b str>,
+    /// The last place of each group.
+    groups: HashMap<Group, usize>,
+}
+
+impl<'b> Taken<'_, 'b> {
+    /// Makes a GGUF tensor from the first form whose tensors are there; none if the tensor is optional and missing.
+    fn make(&mut self, slot: &Slot) -> Result<Option<Made>> {
+        let mut wrong = None;
+        for form in 0..slot.row.forms.len() {
+            if !self.begins(slot, form)? {
+                continue;
+            }
+            let wanted = sources(self.params, slot, form, self.found.by_name.len())?;
+            let Some(missing) = wanted.iter().find(|wanted| !self.found.by_name.contains_key(&wanted.name)) else {
+                match wanted.iter().find(|wanted| !self.has_shape(slot, wanted)) {
+                    None => return self.made(slot, form, &wanted).map(Some),
+                    Some(misfit) => wrong = wrong.or(Some(misfit.clone())),
+                }
+                continue;
+            };
+            return Err(self.missing(missing));
         }
-        let expected = shape_of(self.params, known.tensor, is_bias)?;
-        // Rows past the vocabulary are padding, which only some checkpoints have.
-        let padded = known.tensor.transform == Transform::TrimVocab
-            && tensor.shape.len() == 2
-            && tensor.shape[0] >= expected[0]
-            && tensor.shape[1] == expected[1];
-        if tensor.shape != expected && !padded {
-            return Err(finding(self.origin, tensor)
-                .expected(format_args!("{} by config.json", show_shape(&expected)))
+        if let Some(wanted) = wrong {
+            let (_, tensor) = self.found.by_name[&wanted.name];
+            return Err(finding(self.request.origin, tensor)
+                .expected(format_args!("{} by config.json", shown(&wanted.shape)))
                 .found(show_shape(&tensor.shape))
                 .mismatch());
         }
-        if !self.done.insert((known.number, known.layer, known.place, is_bias)) {
-            return Err(finding(self.origin, tensor).expected("each name once").found("it twice").mismatch());
-        }
-        if let (Some(place), Some(_)) = (known.place, stacked) {
-            let stack = self.stacks.entry((known.layer, known.number, is_bias)).or_insert_with(|| Stack {
-                known: known.tensor,
-                parts: BTreeMap::new(),
-                last: 0,
-            });
-            stack.parts.insert(place, tensor);
-            stack.last = order;
+        if slot.is_optional {
             return Ok(None);
         }
-        let expr = transformed(self.vocab_rows, self.params, tensor, known.tensor.transform, is_bias)?;
-        Ok(Some(self.planned(known.gguf_name(), expr, tensor.dtype)))
+        let wanted = sources(self.params, slot, 0, self.found.by_name.len())?;
+        let missing = wanted.iter().find(|wanted| !self.found.by_name.contains_key(&wanted.name));
+        Err(self.missing(missing.unwrap_or(&wanted[0])))
     }
 
-    fn planned(&self, name: String, expr: Expr, source: DType) -> PlannedTensor {
-        let shape = expr.shape();
-        PlannedTensor { dtype: output_dtype(&name, &shape, self.outtype, source), name, shape, expr }
-    }
-
-    /// Checks that every tensor that the table and the config ask for was found.
-    fn check_complete(&self, most: usize) -> Result<()> {
-        for wanted in expected(self.params, most, |_| false)? {
-            if !self.done.contains(&(wanted.number, wanted.layer, wanted.place, wanted.is_bias)) {
-                return Err(Finding::new(self.origin, format!("tensor {:?}", wanted.name))
-                    .expected(format_args!("{} by config.json", show_shape(&wanted.shape)))
-                    .found("none of that name")
-                    .hint(match wanted.tensor.role {
-                        Role::OutputHead => "a model whose embeddings are its head has `tie_word_embeddings` true",
-                        _ => "config.json and weights may be of different models",
-                    })
-                    .mismatch());
+    /// Whether the first tensor of every part is there.
+    fn begins(&self, slot: &Slot, form: usize) -> Result<bool> {
+        for part in &slot.row.forms[form].parts {
+            let place = part.stack.as_ref().map(|_| 0);
+            let name = part.name.filled(slot.layer, place, &|formula| self.params.whole_of(formula, slot.layer))?;
+            if !self.found.by_name.contains_key(&name) {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// The stacks, each at the position of the last tensor of its group: the reference writes a group when it is
-    /// complete.
-    fn stacked(&self) -> Result<Vec<((usize, usize), PlannedTensor)>> {
-        let group = |tensor: &Tensor| tensor.hf.split("{e}").next().unwrap_or_default().to_owned();
-        let mut last: HashMap<(Option<usize>, String), usize> = HashMap::new();
-        for ((layer, _, _), stack) in &self.stacks {
-            let last = last.entry((*layer, group(stack.known))).or_default();
-            *last = (*last).max(stack.last);
-        }
-        let mut planned = Vec::new();
-        for ((layer, number, is_bias), stack) in &self.stacks {
-            let parts: Vec<&PlannedTensor> = stack.parts.values().copied().collect();
-            let Some(first) = parts.first() else { continue };
-            let mut shape = first.shape.clone();
-            let as_rows = shape.len() == 1;
-            shape.insert(0, parts.len());
-            let of = parts.iter().map(|part| match as_rows {
-                true => Expr::Reshape { of: Box::new(part.expr.clone()), shape: vec![1, part.shape[0]] },
-                false => part.expr.clone(),
-            });
-            let expr = Expr::concat(of.collect(), shape);
-            let name = named(stack.known.gguf, *layer, None, if *is_bias { "bias" } else { "weight" });
-            let place = (last[&(*layer, group(stack.known))], number + 1);
-            planned.push((place, self.planned(name, expr, first.dtype)));
-        }
-        Ok(planned)
-    }
-}
-
-/// The values in GGUF's form.
-fn transformed(
-    vocab_rows: &dyn Fn() -> Result<usize>,
-    params: &Params,
-    tensor: &PlannedTensor,
-    transform: Transform,
-    is_bias: bool,
-) -> Result<Expr> {
-    let of = tensor.expr.clone();
-    let width = tensor.shape.get(1).copied();
-    let shaped = |rows: usize| std::iter::once(rows).chain(width).collect::<Vec<usize>>();
-    Ok(match transform {
-        Transform::Same | Transform::Stack(_) => of,
-        Transform::Pairs(heads) => {
-            let per_head = tensor.shape[0] / params.count(heads)?;
-            Expr::reordered(of, |row| {
-                let (head, within) = (row / per_head, row % per_head);
-                head * per_head + (within % 2) * (per_head / 2) + within / 2
+    fn missing(&self, wanted: &Expected) -> crate::Error {
+        Finding::new(self.request.origin, format!("tensor {:?}", wanted.name))
+            .expected(format_args!("{} by config.json", shown(&wanted.shape)))
+            .found("none of that name")
+            .hint(match wanted.row.role {
+                Role::OutputHead => "a model whose embeddings are its head has `tie_word_embeddings` true",
+                _ => "config.json and weights may be of different models",
             })
+            .mismatch()
+    }
+
+    fn has_shape(&self, slot: &Slot, wanted: &Expected) -> bool {
+        let (_, tensor) = self.found.by_name[&wanted.name];
+        // Rows past the vocabulary are padding, which only some checkpoints have.
+        let is_trimmed = slot.row.is_trimmed();
+        tensor.shape.len() == wanted.shape.len()
+            && tensor.shape.iter().zip(&wanted.shape).enumerate().all(|(dim, (found, wanted))| match wanted {
+                None => true,
+                Some(wanted) => found == wanted || is_trimmed && dim == 0 && found > wanted,
+            })
+    }
+
+    fn made(&mut self, slot: &Slot, form: usize, wanted: &[Expected]) -> Result<Made> {
+        let known = &slot.row.forms[form];
+        let (mut last, mut group) = (0, None);
+        let (mut joining, mut widest) = (Vec::new(), None);
+        for (number, part) in known.parts.iter().enumerate() {
+            let mut exprs = Vec::new();
+            let mut dtype = DType::F32;
+            for wanted in wanted.iter().filter(|wanted| wanted.part == number) {
+                let Some((name, (place, tensor))) = self.found.by_name.get_key_value(&wanted.name) else { continue };
+                self.used.insert(name.as_str());
+                last = last.max(*place);
+                dtype = tensor.dtype;
+                exprs.push(tensor.expr.clone());
+            }
+            if part.stack.is_some() {
+                group = group.or(Some((slot.layer, part.name.before_place().to_owned())));
+            }
+            let expr = match part.stack.is_some() {
+                true => stacked(exprs),
+                false => joined(exprs, 0),
+            };
+            let tensor = &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
+            joining.push(self.changed(slot, tensor, expr, &part.operations, dtype)?);
+            widest = widest.or(Some(dtype));
         }
-        Transform::PlusOne => {
-            let sum = Expr::AddConstant { of: Box::new(of), constant: 1.0 };
-            match tensor.dtype {
-                // torch adds in the tensor's own type; the reference has F16 here, and F32 for all other types.
-                DType::F16 => Expr::Round { of: Box::new(sum), dtype: DType::F16 },
-                _ => sum,
+        let dtype = widest.unwrap_or(DType::F32);
+        let expr = joined(joining, known.join);
+        let expr = self.changed(slot, &wanted[0].name, expr, &known.operations, dtype)?;
+        if let Some(group) = &group {
+            let end = self.groups.entry(group.clone()).or_default();
+            *end = (*end).max(last);
+        }
+        let name = slot.gguf_name(self.params)?;
+        let shape = expr.shape();
+        let kept = match &slot.row.kept_type {
+            Some((kept, when)) if self.params.holds(when.as_ref(), slot.layer)? => Some(*kept),
+            _ => None,
+        };
+        // The reference keeps blocks of MXFP4, whatever type is asked for, and writes them before all others.
+        let is_blocks = expr.raw_dtype() == Some(DType::MXFP4);
+        let dtype = match is_blocks {
+            true => DType::MXFP4,
+            false => output_dtype(kept, &name, &shape, self.request.outtype, dtype),
+        };
+        let tensor = PlannedTensor { name, dtype, shape, expr };
+        Ok(Made { tensor, is_blocks, number: slot.number, last, group })
+    }
+
+    /// The values after the operations.
+    fn changed(
+        &self,
+        slot: &Slot,
+        name: &str,
+        expr: Expr,
+        operations: &[crate::arch::Operation],
+        dtype: DType,
+    ) -> Result<Expr> {
+        if operations.is_empty() {
+            return Ok(expr);
+        }
+        let shape = expr.shape();
+        match steps(self.params, operations, &shape, slot.layer, self.request.vocab_rows)? {
+            Ok(steps) => steps.iter().try_fold(expr, |expr, step: &Step| step.apply(expr, dtype)),
+            Err((expected, found)) => {
+                let (_, tensor) = self.found.by_name[name];
+                Err(finding(self.request.origin, tensor).expected(expected).found(found).mismatch())
             }
         }
-        Transform::Transposed if is_bias => of,
-        Transform::Transposed => Expr::Transpose(Box::new(of)),
-        Transform::HeadwiseQkv | Transform::GroupedQkv => {
-            let order = qkv_rows(params, transform)?;
-            Expr::reordered(of, |row| order[row])
-        }
-        Transform::TrimVocab => {
-            let rows = vocab_rows()?.min(tensor.shape[0]);
-            Expr::slice(of, 0, rows, shaped(rows))
-        }
-        Transform::FromPosition => {
-            let start = params.padding_positions()?;
-            let rows = tensor.shape[0].checked_sub(start).filter(|rows| *rows > 0).ok_or_else(|| {
-                params.finding("pad_token_id").expected("an id below max_position_embeddings").found(start).mismatch()
-            })?;
-            Expr::slice(of, start, rows, shaped(rows))
-        }
-    })
+    }
 }
 
-/// Whether the reference keeps the tensor in F32 although it is a matrix: routers, positions and token types.
+/// Tensors as one, with a new first dimension.
+fn stacked(parts: Vec<Expr>) -> Expr {
+    let mut shape = parts.first().map(Expr::shape).unwrap_or_default();
+    let as_rows = shape.len() == 1;
+    shape.insert(0, parts.len());
+    let of = parts.into_iter().map(|part| match as_rows {
+        true => {
+            let width = part.shape()[0];
+            reshaped(part, vec![1, width])
+        }
+        false => part,
+    });
+    Expr::concat(of.collect(), shape)
+}
+
+/// Names in a list; those that differ in numbers alone are one entry with their count.
+fn in_groups(names: &[&str]) -> String {
+    let mut groups: Vec<(String, &str, usize)> = Vec::new();
+    for name in names {
+        let general = generalized(name);
+        match groups.iter_mut().find(|(known, ..)| *known == general) {
+            Some((_, _, count)) => *count += 1,
+            None => groups.push((general, name, 1)),
+        }
+    }
+    let shown = |(_, name, count): &(String, &str, usize)| match count {
+        1 => (*name).to_owned(),
+        _ => format!("{name} and {} like it", count - 1),
+    };
+    groups.iter().map(shown).collect::<Vec<_>>().join(", ")
+}
+
+/// A shape in which some sizes may be open.
+fn shown(shape: &[Option<usize>]) -> String {
+    let sizes: Vec<String> = shape.iter().map(|size| size.map_or("any".to_owned(), |size| size.to_string())).collect();
+    format!("[{}]", sizes.join(", "))
+}
+
+/// Ends of names of tensors that the reference keeps in F32 although they are matrices called `.weight`.
+const ALWAYS_F32: &[&str] = &[
+    ".ffn_gate_inp.weight",
+    ".ffn_gate_inp_shexp.weight",
+    ".ssm_conv1d.weight",
+    ".ssm_conv1d_q.weight",
+    ".ssm_conv1d_k.weight",
+    ".ssm_conv1d_v.weight",
+    ".shortconv.conv.weight",
+    ".time_mix_first.weight",
+    ".time_mix_w1.weight",
+    ".time_mix_w2.weight",
+    ".time_mix_decay_w1.weight",
+    ".time_mix_decay_w2.weight",
+    ".time_mix_lerp_fused.weight",
+    ".altup_correct_coef.weight",
+    ".altup_predict_coef.weight",
+    ".indexer.proj.weight",
+    ".norm1.weight",
+    ".norm2.weight",
+];
+
+/// Names of such tensors.
+const NAMES_F32: &[&str] =
+    &["position_embd.weight", "token_types.weight", "v.position_embd.weight", "a.position_embd.weight"];
+
+/// Whether the reference keeps the tensor in F32 although it is a matrix: routers, positions, token types, convolutions.
 fn always_f32(name: &str) -> bool {
-    [".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight"].iter().any(|end| name.ends_with(end))
-        || ["position_embd.weight", "token_types.weight"].contains(&name)
+    let is_posnet = |end: &&&str| !end.starts_with(".norm") || name.starts_with("posnet.");
+    ALWAYS_F32.iter().filter(is_posnet).any(|end| name.ends_with(end)) || NAMES_F32.contains(&name)
 }
 
 /// The type of an output tensor. Vectors, norms, routers and tensors not called `.weight` are F32; rows that don't
 /// divide into blocks become F16. Without an `outtype`, the source's type is kept if GGUF has it.
-fn output_dtype(name: &str, shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
-    if shape.len() < 2 || name.ends_with("_norm.weight") || !name.ends_with(".weight") || always_f32(name) {
+fn output_dtype(kept: Option<KeptType>, name: &str, shape: &[usize], outtype: Option<DType>, source: DType) -> DType {
+    if shape.len() < 2 || name.ends_with("_norm.weight") {
+        return DType::F32;
+    }
+    match kept {
+        Some(KeptType::F32) => return DType::F32,
+        Some(KeptType::F16) => return DType::F16,
+        Some(KeptType::F16OrF32) => return if outtype == Some(DType::F16) { DType::F16 } else { DType::F32 },
+        Some(KeptType::Output) | None => {}
+    }
+    if kept.is_none() && (!name.ends_with(".weight") || always_f32(name)) {
         return DType::F32;
     }
     let dtype = match outtype {
+        // The reference keeps these in F16 where matrices are ternary.
+        Some(DType::TQ1_0 | DType::TQ2_0) if is_too_fine(name) => DType::F16,
         Some(dtype) => dtype,
         None if source.ggml_id().is_some() => source,
         None => DType::F32,
     };
     let row_len = shape.last().copied().unwrap_or(1);
     if row_len.is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
+}
+
+/// Whether the values of a tensor are too fine for ternary ones: embeddings, the output head, and small projections.
+fn is_too_fine(name: &str) -> bool {
+    ["token_embd.weight", "per_layer_token_embd.weight", "output.weight"].contains(&name)
+        || [".altup_router.weight", ".laurel_l.weight", ".laurel_r.weight"].iter().any(|end| name.ends_with(end))
 }
 
 fn finding(origin: &Path, tensor: &PlannedTensor) -> Finding {
@@ -300,27 +487,4 @@ fn surplus(origin: &Path, tensor: &PlannedTensor) -> crate::Error {
         .found(format_args!("this one, {}", show_shape(&tensor.shape)))
         .hint("config.json and weights may be of different models")
         .mismatch()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_matrices_get_the_output_type() {
-        let cases = [
-            ("blk.0.attn_q.weight", &[64, 64][..], DType::Q8_0),
-            ("blk.0.attn_q.weight", &[64, 48], DType::F16),
-            ("blk.0.attn_q.bias", &[64], DType::F32),
-            ("blk.0.attn_norm.weight", &[64], DType::F32),
-            ("blk.0.attn_norm.weight", &[2, 64], DType::F32),
-            ("blk.0.ffn_gate_inp.weight", &[2, 64], DType::F32),
-            ("position_embd.weight", &[2, 64], DType::F32),
-            ("blk.0.scores", &[2, 64], DType::F32),
-        ];
-        for (name, shape, expected) in cases {
-            assert_eq!(output_dtype(name, shape, Some(DType::Q8_0), DType::BF16), expected, "{name}");
-        }
-        assert_eq!(output_dtype("blk.0.attn_q.weight", &[64, 64], None, DType::BF16), DType::BF16);
-    }
 }

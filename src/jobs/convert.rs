@@ -11,7 +11,7 @@ use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
-    Content, ConvertOptions, GENERIC, GeneralOptions, Input, Opening, OutType, from_gguf, generic, to_gguf,
+    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
@@ -48,6 +48,18 @@ pub struct ConvertSettings {
     /// Whether the GGUF only gets keys and the vocabulary, without tensors.
     #[serde(default)]
     pub vocab_only: bool,
+    /// Whether layers for multi-token prediction are left out.
+    #[serde(default)]
+    pub no_nextn: bool,
+    /// Whether only the layers for multi-token prediction are converted.
+    #[serde(default)]
+    pub mtp: bool,
+    /// Whether the projector of a multimodal model is converted, and not its text model.
+    #[serde(default)]
+    pub mmproj: bool,
+    /// Which tensors of a layer are joined.
+    #[serde(default)]
+    pub fuse: Fuse,
     /// How to read a folder that has both a model and adapter_config.json.
     #[serde(default)]
     pub r#as: Option<Content>,
@@ -72,6 +84,10 @@ impl ConvertSettings {
             model_id: None,
             override_key: Vec::new(),
             vocab_only: false,
+            no_nextn: false,
+            mtp: false,
+            mmproj: false,
+            fuse: Fuse::default(),
             r#as: None,
             generic: false,
         }
@@ -89,6 +105,11 @@ impl ConvertSettings {
             (self.model_name.is_some(), "model_name"),
             (!self.override_key.is_empty(), "override_key"),
             (self.vocab_only, "vocab_only"),
+            (self.no_nextn, "no_nextn"),
+            (self.mtp, "mtp"),
+            (self.mmproj, "mmproj"),
+            (self.fuse.qkv, "fuse_qkv"),
+            (self.fuse.gate_up_experts, "fuse_gate_up_exps"),
             (self.generic, "generic"),
         ];
         if let Some((_, name)) = only_gguf.iter().find(|(given, _)| *given && !is_gguf) {
@@ -166,6 +187,8 @@ impl ConvertSettings {
             pre: self.output.pre.clone(),
             vocab: true,
             vocab_only: self.vocab_only,
+            part: self.part(),
+            fuse: self.fuse,
             general: GeneralOptions {
                 metadata_file: self.metadata.clone(),
                 model_name: self.model_name.clone(),
@@ -177,6 +200,15 @@ impl ConvertSettings {
             return self.generic(folder.path(), folder.weights(), Some(folder));
         }
         self.output.quantize(to_gguf(folder, folder.weights(), &options)?, &options.overrides)
+    }
+
+    fn part(&self) -> ModelPart {
+        match (self.mmproj, self.no_nextn, self.mtp) {
+            (true, ..) => ModelPart::Projector,
+            (_, true, _) => ModelPart::WithoutNextn,
+            (.., true) => ModelPart::Nextn,
+            _ => ModelPart::Whole,
+        }
     }
 
     /// Converts tensors without a config.

@@ -217,6 +217,7 @@ impl Expr {
             | Expr::Reshape { shape, .. }
             | Expr::Packed { shape, .. } => row_len(shape),
             Expr::Transpose(of) => rows(&of.shape()),
+            Expr::Columns { index, .. } => index.len(),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
@@ -274,6 +275,7 @@ impl Expr {
             Expr::Bits { of, .. } | Expr::Weighted { of, .. } => of.copy_rows(rows, out),
             Expr::Packed { parts, packing, .. } => packing.copy(parts, rows, out),
             Expr::Values { .. }
+            | Expr::Columns { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
             | Expr::Scale { .. }
@@ -329,6 +331,14 @@ impl Expr {
                 quant::decode(*dtype, &bytes, out);
             }
             Expr::Transpose(of) => transpose(of, rows, out),
+            Expr::Columns { of, index } => {
+                let width = of.row_len();
+                let mut values = vec![0.0; rows.len() * width];
+                of.eval_rows(rows, &mut values);
+                for (out, values) in out.chunks_exact_mut(index.len().max(1)).zip(values.chunks_exact(width.max(1))) {
+                    out.iter_mut().zip(index.iter()).for_each(|(out, &column)| *out = values[column as usize]);
+                }
+            }
             Expr::Packed { parts, packing, shape } => packing.unpack(parts, rows, row_len(shape), out),
             Expr::Weighted { of, .. } => of.eval_rows(rows, out),
             Expr::AddConstant { of, constant } => {

@@ -150,6 +150,13 @@ pub enum Expr {
         /// The type under which the bytes are read.
         dtype: DType,
     },
+    /// Some columns of every row, in the order of `index`.
+    Columns {
+        /// The values.
+        of: Box<Expr>,
+        /// For each column of the result, its column in `of`.
+        index: Arc<[u32]>,
+    },
     /// A matrix with its rows and columns exchanged.
     Transpose(Box<Expr>),
     /// `of + constant`, in f32.
@@ -249,6 +256,27 @@ impl Expr {
         Expr::Rows { shape, of: vec![of], picks: picks.into() }
     }
 
+    /// Takes rows of `of` in the order of `ranges`, which are starts and lengths.
+    pub fn picked(of: Expr, ranges: impl Iterator<Item = (usize, usize)>, shape: Vec<usize>) -> Expr {
+        Self::picked_of(vec![of], ranges.map(|(start, len)| (0, start, len)), shape)
+    }
+
+    /// Takes rows of several tensors in the order of `ranges`, which are operands, starts and lengths.
+    pub fn picked_of(
+        of: Vec<Expr>,
+        ranges: impl IntoIterator<Item = (usize, usize, usize)>,
+        shape: Vec<usize>,
+    ) -> Expr {
+        let mut picks: Vec<Pick> = Vec::new();
+        for (operand, start, len) in ranges {
+            match picks.last_mut() {
+                Some(last) if last.of == operand && last.start + last.len == start => last.len += len,
+                _ => picks.push(Pick { of: operand, start, len }),
+            }
+        }
+        Expr::Rows { shape, of, picks: picks.into() }
+    }
+
     /// Returns the shape of the values.
     pub fn shape(&self) -> Vec<usize> {
         match self {
@@ -258,6 +286,13 @@ impl Expr {
             | Expr::Reshape { shape, .. }
             | Expr::Packed { shape, .. } => shape.clone(),
             Expr::Transpose(of) => of.shape().into_iter().rev().collect(),
+            Expr::Columns { of, index } => {
+                let mut shape = of.shape();
+                if let Some(last) = shape.last_mut() {
+                    *last = index.len();
+                }
+                shape
+            }
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
@@ -284,6 +319,7 @@ impl Expr {
             Expr::Bits { of, dtype } => of.raw_dtype().map(|_| *dtype),
             Expr::Packed { packing, .. } => packing.raw_dtype(),
             Expr::Values { .. }
+            | Expr::Columns { .. }
             | Expr::Transpose(_)
             | Expr::AddConstant { .. }
             | Expr::Scale { .. }
@@ -306,7 +342,7 @@ impl Expr {
             Expr::Map { of, .. } => of.len() + of.iter().map(Expr::buffers).max().unwrap_or(0),
             Expr::Add { of, delta } => of.buffers().max(1 + delta.buffers()),
             Expr::Product { .. } | Expr::Kronecker { .. } | Expr::Packed { .. } => 2,
-            Expr::Reshape { of, .. } | Expr::Transpose(of) => 1 + of.buffers(),
+            Expr::Reshape { of, .. } | Expr::Transpose(of) | Expr::Columns { of, .. } => 1 + of.buffers(),
             Expr::Bits { of, .. }
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
@@ -325,6 +361,7 @@ impl Expr {
             | Expr::Kronecker { left: of, right: other } => vec![of, other],
             Expr::Reshape { of, .. }
             | Expr::Bits { of, .. }
+            | Expr::Columns { of, .. }
             | Expr::Transpose(of)
             | Expr::AddConstant { of, .. }
             | Expr::Scale { of, .. }
@@ -432,6 +469,12 @@ impl Expr {
                     || format!("bytes of {dtype}'s size"),
                     || found.map_or("values that are computed".to_owned(), |raw| raw.to_string()),
                 )?;
+                of.check()
+            }
+            Expr::Columns { of, index } => {
+                let operand = of.shape();
+                let fits = operand.len() > 1 && index.iter().all(|column| (*column as usize) < row_len(&operand));
+                expect(fits, || "columns that there are".to_owned(), || show_shape(&operand))?;
                 of.check()
             }
             Expr::Transpose(of) => {

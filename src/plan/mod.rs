@@ -12,6 +12,7 @@ mod product;
 mod spill;
 mod staging;
 mod unfinished;
+mod value_map;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
+pub(crate) use value_map::{ValueMap, ternary};
 
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
@@ -48,6 +50,19 @@ impl PlannedTensor {
     /// Name, type and shape in the output.
     pub fn info(&self) -> TensorInfo {
         TensorInfo { name: self.name.clone(), dtype: self.dtype, shape: self.shape.clone() }
+    }
+
+    /// The values, if it is a tensor of whole numbers that is taken as it is.
+    pub(crate) fn whole_numbers(&self) -> Option<Vec<i64>> {
+        let Expr::Take(tensor) = &self.expr else { return None };
+        let bytes = tensor.rows(0..self.rows());
+        match tensor.info().dtype {
+            DType::I64 => Some(bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect()),
+            DType::I32 => Some(
+                bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap_or_default()).into()).collect(),
+            ),
+            _ => None,
+        }
     }
 
     /// The number of elements.

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::adapter::peft::Base;
-use crate::arch::lookup::{Lookup, expected, find, qkv_rows};
+use crate::arch::lookup::{Match, class_spelling, expected, matches};
 use crate::arch::params::Params;
-use crate::arch::{Config, Naming, Transform};
+use crate::arch::steps::{Step, steps};
+use crate::arch::{Config, Naming};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -72,6 +73,8 @@ pub(crate) struct GgufNames {
     params: Params,
     naming: Naming,
     layers: usize,
+    /// The number of the model's own layers.
+    main: Option<usize>,
 }
 
 /// A module's weight in GGUF.
@@ -97,13 +100,13 @@ impl GgufNames {
             let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
             return Err(finding.found("another").unsupported());
         };
-        let layers = params.layers()?;
-        Ok(Self { params, naming: Naming::of(base.config()), layers })
+        let (layers, main) = (params.layers()?, params.size("main")?);
+        Ok(Self { params, naming: Naming::of(base.config()), layers, main })
     }
 
     /// The architecture's name in GGUF.
     pub(crate) fn architecture(&self) -> &'static str {
-        self.params.family.gguf
+        &self.params.family.gguf
     }
 
     /// The number of layers.
@@ -118,18 +121,19 @@ impl GgufNames {
 
     /// The GGUF form of the base's weight `tensor`; `None` if no tensor in GGUF holds the same numbers.
     pub(crate) fn weight(&self, tensor: &PlannedTensor) -> Option<GgufWeight> {
-        let Lookup::Row(known) = find(self.params.family, &tensor.name) else { return None };
+        let uses = matches(self.params.family, &tensor.name, self.main);
+        let [known] = uses.as_slice() else { return None };
         if known.layer.is_some_and(|layer| layer >= self.layers) {
             return None;
         }
-        let transposed = known.tensor.transform == Transform::Transposed;
+        let transposed = known.row.is_transposed();
         let mut shape = tensor.shape.clone();
         if transposed {
             shape.reverse();
         }
         let own_name = self.naming.class_name(&tensor.name)?;
-        let (module, name) = (own_name.strip_suffix(".weight")?.to_owned(), known.gguf_name());
-        Some(GgufWeight { module, name, shape, order: self.order(known.tensor.transform)? })
+        let (module, name) = (own_name.strip_suffix(".weight")?.to_owned(), known.gguf_name()?);
+        Some(GgufWeight { module, name, shape, order: self.order(known, &tensor.shape)? })
     }
 
     /// The GGUF form of every weight of `base` that has one, by its name in GGUF.
@@ -139,14 +143,18 @@ impl GgufNames {
     }
 
     /// `None` where the weight becomes a part of another tensor, or its values change in the conversion.
-    fn order(&self, transform: Transform) -> Option<RowOrder> {
-        match transform {
-            Transform::Same | Transform::TrimVocab | Transform::Transposed => Some(RowOrder::Kept),
-            Transform::Pairs(heads) => Some(RowOrder::Pairs { heads: self.params.count(heads).ok()? }),
-            Transform::HeadwiseQkv | Transform::GroupedQkv => {
-                Some(RowOrder::Listed(qkv_rows(&self.params, transform).ok()?.into()))
-            }
-            Transform::Stack(_) | Transform::PlusOne | Transform::FromPosition => None,
+    fn order(&self, known: &Match, shape: &[usize]) -> Option<RowOrder> {
+        if !known.is_whole() {
+            return None;
+        }
+        let form = &known.row.forms[known.form];
+        let operations: Vec<_> = known.part().operations.iter().chain(&form.operations).cloned().collect();
+        let steps = steps(&self.params, &operations, shape, known.layer, &|| Ok(usize::MAX)).ok()?.ok()?;
+        match steps.as_slice() {
+            [] | [Step::Trim { .. }] => Some(RowOrder::Kept),
+            [Step::Permute(_)] if known.row.is_transposed() => Some(RowOrder::Kept),
+            [Step::Index { dim: 0, of, index }] if index.len() == *of => Some(RowOrder::Listed(index.clone())),
+            _ => None,
         }
     }
 }
@@ -161,18 +169,14 @@ const MANY: usize = 1 << 18;
 /// As [`GgufNames::of`].
 pub(crate) fn with_expected(path: &Path, config: &Config, mut weights: Plan) -> Result<Plan> {
     let Some(params) = Params::read(path, config, &mut Vec::new())? else { return Ok(weights) };
-    let there: HashSet<String> = weights
-        .tensors
-        .iter()
-        .filter_map(|tensor| match find(params.family, &tensor.name) {
-            Lookup::Row(known) => Some(known.hf_name()),
-            _ => None,
-        })
-        .collect();
+    let main = params.size("main")?;
+    let there: HashSet<String> =
+        weights.tensors.iter().map(|tensor| class_spelling(params.family, &tensor.name, main)).collect();
     for wanted in expected(&params, MANY, |_| false)? {
+        let Some(shape) = wanted.whole_shape() else { continue };
         if !there.contains(&wanted.name) {
-            let expr = Expr::Values { shape: wanted.shape.clone(), values: Arc::from([]) };
-            weights.tensors.push(PlannedTensor { name: wanted.name, dtype: DType::F32, shape: wanted.shape, expr });
+            let expr = Expr::Values { shape: shape.clone(), values: Arc::from([]) };
+            weights.tensors.push(PlannedTensor { name: wanted.name, dtype: DType::F32, shape, expr });
         }
     }
     Ok(weights)

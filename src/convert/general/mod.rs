@@ -66,7 +66,7 @@ pub(super) fn write(
     let file = file.as_ref().map(|(path, json)| (*path, json));
 
     metadata.insert("general.architecture", architecture);
-    metadata.insert("general.type", "model");
+    metadata.insert("general.type", if architecture == "clip" { "mmproj" } else { "model" });
     sampling::write(metadata, folder, file, notes)?;
 
     let mut authorship = Authorship::default();

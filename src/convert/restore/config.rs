@@ -3,12 +3,16 @@
 //! Fields without a key are derived from the tensors (biases, tied embeddings), or get the value
 //! that llama.cpp assumes for the architecture, or are left to transformers' defaults.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::fields::Inverse;
+use crate::arch::language::{Facts, Formula, Function, Scope, Unary};
 use crate::arch::rope::{Llama3, YARN};
-use crate::arch::{Assumed, Config, Extra, Family, GgufContents, Key, Presence};
+use crate::arch::{Config, Extra, Family, GgufContents, Key, KeyGroup, whole_key};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 
@@ -18,26 +22,28 @@ const WITHOUT_FIELD: &[&str] = &["vocab_size", "rope.dimension_count", "tensor_d
 /// The config of a model with these keys and tensors. `vocab_size` is the number of rows of its
 /// embeddings, `factors` the tensors that scale its rotary frequencies.
 pub(super) fn config(
-    family: &Family,
+    family: &'static Family,
     found: &GgufContents,
     vocab_size: usize,
     factors: &RopeFactors,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
-    let metadata = found.metadata;
-    let mut writer = Writer { family, metadata, config: Map::new(), taken: HashSet::new(), scaling: Map::new() };
-    writer.put("architectures", json!([family.class]));
-    writer.put("model_type", json!(family.model_type));
-    for key in family.keys {
+    let mut writer =
+        Writer { family, found, config: Map::new(), taken: HashSet::new(), solved: HashSet::new(), scaling: Map::new(), late: Vec::new() };
+    writer.put("architectures", json!([family.class()]));
+    writer.put("model_type", json!(family.model_type()));
+    // Of several statements for one key, the last one that isn't null is written, so it is solved first.
+    for key in family.early_keys.iter().chain(&family.keys).chain(&family.vocab_keys).rev() {
         writer.read(key)?;
     }
     writer.put("vocab_size", json!(vocab_size));
     writer.heads()?;
-    writer.flags(found);
+    writer.flags();
+    writer.derived()?;
     writer.rope(factors, notes)?;
     writer.assumed();
-    writer.own(found)?;
     writer.token_ids();
+    writer.own()?;
     writer.refuse_unread()?;
     Ok(writer.config)
 }
@@ -51,175 +57,138 @@ pub(super) struct RopeFactors {
 }
 
 struct Writer<'a> {
-    family: &'a Family,
-    metadata: &'a Metadata,
+    family: &'static Family,
+    found: &'a GgufContents<'a>,
     config: Config,
-    /// Keys that were read, without the architecture prefix.
+    /// Keys that were read.
     taken: HashSet<String>,
+    /// Keys from which a field followed.
+    solved: HashSet<String>,
     /// The future content of `rope_scaling`.
     scaling: Map<String, Json>,
+    /// Fields with a value that other fields may imply: the field, the value, and what is implied.
+    late: Vec<(String, Json, &'static Formula)>,
 }
 
+/// The config so far, with the GGUF: what formulas of `back` ask.
+impl Facts for Writer<'_> {
+    fn formula(&self, name: &str) -> Option<&Formula> {
+        self.family.lets.get(name)
+    }
+
+    fn field(&self, name: &str) -> Option<Cow<'_, Json>> {
+        match name {
+            "absent" => Some(Cow::Owned(json!(ABSENT))),
+            "rope" => Some(Cow::Owned(Json::Object(self.scaling.clone()))),
+            _ => self.config.get(name).map(Cow::Borrowed),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.found.shape(name)
+    }
+
+    fn gguf(&self, key: &str) -> Option<Json> {
+        self.found.gguf(key)
+    }
+}
+
+/// The number of the model's own layers.
+static MAIN: LazyLock<Formula> = LazyLock::new(|| Formula::Name("main".to_owned()));
+
+/// The value of `absent` in a `back` statement.
+const ABSENT: &str = "\u{0}absent";
+
 impl Writer<'_> {
+    fn metadata(&self) -> &Metadata {
+        self.found.metadata
+    }
+
     fn put(&mut self, field: &str, value: Json) {
-        self.config.insert(field.to_owned(), value);
+        match field.split_once('.') {
+            Some(("rope", inner)) => drop(self.scaling.insert(inner.to_owned(), value)),
+            Some((outer, inner)) => {
+                let fields = self.config.entry(outer).or_insert_with(|| json!({}));
+                if let Some(fields) = fields.as_object_mut() {
+                    fields.insert(inner.to_owned(), value);
+                }
+            }
+            None => drop(self.config.insert(field.to_owned(), value)),
+        }
     }
 
     /// Whether the class has this field.
     fn has_field(&self, field: &str) -> bool {
-        self.family.has_field(field)
-    }
-
-    /// The first of these names that is a field of the class.
-    fn field(&self, names: &[&'static str]) -> Option<&'static str> {
-        names.iter().copied().find(|name| self.has_field(name))
+        self.family.has_field(field.split('.').next().unwrap_or_default()) || field.starts_with("rope.")
     }
 
     fn full(&mut self, name: &str) -> String {
-        self.taken.insert(name.to_owned());
-        format!("{}.{name}", self.family.gguf)
+        let key = whole_key(&self.family.gguf, name);
+        self.taken.insert(key.clone());
+        key
     }
 
     fn count(&mut self, name: &str) -> Result<Option<u32>> {
         let key = self.full(name);
-        self.metadata.get(&key).is_some().then(|| self.metadata.u32(&key)).transpose()
+        self.metadata().get(&key).is_some().then(|| self.metadata().u32(&key)).transpose()
     }
 
     fn number(&mut self, name: &str) -> Result<Option<Json>> {
         let key = self.full(name);
-        if self.metadata.get(&key).is_none() {
+        if self.metadata().get(&key).is_none() {
             return Ok(None);
         }
-        let value = self.metadata.f64(&key)?;
+        let value = self.metadata().f64(&key)?;
         if !value.is_finite() {
-            return Err(self.metadata.finding(&key).expected("a finite number").found(value).format());
+            return Err(self.metadata().finding(&key).expected("a finite number").found(value).format());
         }
         Ok(Some(decimal(value as f32)))
     }
 
-    fn truth(&mut self, name: &str) -> Result<Option<bool>> {
-        let key = self.full(name);
-        self.metadata.get(&key).is_some().then(|| self.metadata.bool(&key)).transpose()
-    }
-
-    fn read(&mut self, key: &Key) -> Result<()> {
-        match *key {
-            Key::Group(keys) => keys.iter().try_for_each(|key| self.read(key))?,
-            Key::U32(name, fields) => {
-                if let (Some(value), Some(field)) = (self.count(name)?, self.field(fields)) {
-                    self.put(field, json!(value));
+    fn read(&mut self, key: &'static Key) -> Result<()> {
+        match key {
+            Key::Value { name, value: formula, .. } => {
+                let key = self.full(name);
+                if self.solved.contains(&key) {
+                    return Ok(());
+                }
+                let Some(value) = self.metadata().get(&key) else { return Ok(()) };
+                let is_finite = match value {
+                    Value::F32(v) => v.is_finite(),
+                    Value::F64(v) => v.is_finite(),
+                    _ => true,
+                };
+                if !is_finite {
+                    return Err(self.metadata().finding(&key).expected("a finite number").found(value).format());
+                }
+                let value = value.to_json();
+                self.solve(&key, formula, value)?;
+            }
+            Key::Group(KeyGroup::Rope) => {
+                self.rope_scaling()?;
+                self.rope_sections();
+                self.rope_bases()?;
+            }
+            Key::Group(KeyGroup::RopeScaling) => self.rope_scaling()?,
+            Key::Group(KeyGroup::RopeBase) => self.rope_bases()?,
+            Key::Group(KeyGroup::LocalWindow) => {
+                if let Some(window) = self.count("attention.sliding_window")?.filter(|window| *window > 0) {
+                    self.put("sliding_window", json!(window));
                 }
             }
-            Key::F32(name, fields) => {
-                if let (Some(value), Some(field)) = (self.number(name)?, self.field(fields)) {
-                    self.put(field, value);
-                }
-            }
-            Key::Scale(name, field) => {
-                if let Some(value) = self.number(name)? {
-                    self.put(field, value);
-                }
-            }
-            Key::Bool(name, field, default) => {
-                let value = self.truth(name)?.unwrap_or(default);
-                self.put(field, json!(value));
-            }
-            // Constants don't affect the config.
-            Key::Text(name, _) | Key::Const(name, _) | Key::Flag(name, _) => {
-                self.full(name);
-            }
-            Key::Epsilon(_) => {
-                self.full("attention.layer_norm_epsilon");
-            }
-            Key::FeedForward(field) => {
-                if let Some(value) = self.count("feed_forward_length")? {
-                    self.put(field, json!(value));
-                }
-            }
-            Key::HeadDim => {
-                let (width, values) = (self.count("attention.key_length")?, self.count("attention.value_length")?);
-                if width != values {
-                    let shown = |count: Option<_>| count.map_or("none".to_owned(), |count| format!("{count}"));
-                    return Err(self
-                        .metadata
-                        .finding(&self.full("attention.value_length"))
-                        .expected(format_args!("{}, as attention.key_length", shown(width)))
-                        .found(shown(values))
-                        .unsupported());
-                }
-                if let Some(width) = width {
-                    self.put("head_dim", json!(width));
-                }
-            }
-            Key::RopeWholeHead => {
-                let width = self.count("rope.dimension_count")?;
-                let of = |name: &str| self.config.get(name).and_then(Json::as_u64);
-                let divided = of("hidden_size").zip(of("num_attention_heads")).and_then(|(h, n)| h.checked_div(n));
-                let known = self.config.contains_key("head_dim") || !self.has_field("head_dim");
-                if let (Some(width), false) = (width, known || width.map(u64::from) == divided) {
-                    self.put("head_dim", json!(width));
-                }
-            }
-            // `rope` handles this, because it needs the width of a head.
-            Key::RopePart => {
-                self.full("rope.dimension_count");
-            }
-            Key::RopeScaling => self.rope_scaling()?,
-            Key::Rope(name, field) => {
-                if let Some(value) = self.number(name)? {
-                    self.scaling.insert(field.to_owned(), value);
-                }
-            }
-            Key::RopeBase => {
-                if let Some(theta) = self.number("rope.freq_base")? {
-                    self.put("rope_theta", theta);
-                }
-            }
-            Key::RopeBaseLocal => {
-                if let Some(theta) = self.number("rope.freq_base_swa")?
-                    && self.has_field("rope_local_base_freq")
-                {
-                    self.put("rope_local_base_freq", theta);
-                }
-            }
-            Key::OriginalContext => {
-                if let Some(context) = self.count("rope.scaling.original_context_length")? {
-                    self.put("original_max_position_embeddings", json!(context));
-                }
-            }
-            Key::WindowOrZero => {
-                let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
-                self.put("sliding_window", json!(window));
-            }
-            Key::LocalWindow { .. } => match self.count("attention.sliding_window")?.filter(|window| *window > 0) {
-                Some(window) => self.put("sliding_window", json!(window)),
-                None => self.put("sliding_window_pattern", json!(1)),
-            },
-            Key::ContextAfterPadding => {
-                let padding = self.metadata.get("tokenizer.ggml.padding_token_id").and_then(Value::as_unsigned);
-                let padding = padding.filter(|id| *id < 1 << 31).unwrap_or(1);
-                if let Some(context) = self.count("context_length")? {
-                    self.put("max_position_embeddings", json!(u64::from(context) + padding + 1));
-                }
-            }
-            Key::FileType => {}
-            Key::NotCausal => {
-                let always = self.family.keys.iter().any(|key| matches!(key, Key::Flag("attention.causal", _)));
-                if self.truth("attention.causal")? == Some(false) && !always && self.family.gguf != "bert" {
-                    self.put("is_causal", json!(false));
-                }
-            }
+            Key::Group(KeyGroup::FileType) => {}
             // Pooling becomes a separate folder: see `pooling` in `restore`.
-            Key::Pooling => {
+            Key::Group(KeyGroup::Pooling) => {
                 self.full("pooling_type");
             }
-            Key::Labels => {
+            Key::Group(KeyGroup::Labels) => {
                 let key = self.full("classifier.output_labels");
-                if let Some(Value::Array(Array::String(labels))) = self.metadata.get(&key) {
+                if let Some(Value::Array(Array::String(labels))) = self.metadata().get(&key) {
                     let texts = labels.iter().map(|label| String::from_utf8_lossy(label).into_owned());
                     let labels: Vec<String> = texts.collect();
                     let by_number = labels.iter().enumerate().map(|(i, label)| (i.to_string(), json!(label)));
-                    self.put("id2label", Json::Object(by_number.collect()));
+                    let by_number = by_number.collect();
+                    self.put("id2label", Json::Object(by_number));
                     let by_label = labels.iter().enumerate().map(|(i, label)| (label.clone(), json!(i)));
                     self.put("label2id", Json::Object(by_label.collect()));
                 }
@@ -228,48 +197,112 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Sets the fields that make `formula` have this value.
+    fn solve(&mut self, key: &str, formula: &'static Formula, value: Json) -> Result<()> {
+        let has_field = |name: &str| self.has_field(name);
+        let inverse = Inverse { family: self.family, has_field: &has_field };
+        let layers = Formula::Name("layers".to_owned());
+        let found = match *formula == layers {
+            // Layers for multi-token prediction are counted, too.
+            true => {
+                let next = self.found.gguf("nextn_predict_layers").and_then(|count| count.as_u64()).unwrap_or(0);
+                let main = value.as_u64().map(|count| json!(count.saturating_sub(next)));
+                main.and_then(|main| inverse.solve(&MAIN, main))
+            }
+            false => inverse.solve(formula, value),
+        };
+        // A computed value replaces what earlier statements for the key say.
+        let is_plain = matches!(formula, Formula::Name(_) | Formula::Member(..) | Formula::Coalesce(_));
+        if found.is_some() || !is_plain {
+            self.solved.insert(key.to_owned());
+        }
+        if let Some((field, value, implied)) = found {
+            match implied {
+                Some(implied) => self.late.push((field, value, implied)),
+                None => match self.config.get(&field) {
+                    Some(known) if !crate::arch::language::equal(known, &value) => {
+                        return Err(self
+                            .metadata()
+                            .finding(key)
+                            .expected(format_args!("{known}, as another key says of {field}"))
+                            .found(value)
+                            .unsupported());
+                    }
+                    _ => self.put(&field, value),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the fields whose value other fields don't imply.
+    fn derived(&mut self) -> Result<()> {
+        for (field, value, implied) in std::mem::take(&mut self.late) {
+            if self.config.contains_key(&field) {
+                continue;
+            }
+            let same = {
+                let scope = Scope::new(&*self);
+                scope.value(implied).is_ok_and(|implied| crate::arch::language::equal(&implied, &value))
+            };
+            let default = self.family.defaults.get(&field);
+            let is_default = default.is_none_or(|default| {
+                default.is_null() || default == "auto" || crate::arch::language::equal(default, &value)
+            });
+            if !same || !is_default {
+                self.put(&field, value);
+            }
+        }
+        Ok(())
+    }
+
     /// Fills in the counts that llama.cpp derives where their keys are missing.
     fn heads(&mut self) -> Result<()> {
         let key = format!("{}.attention.head_count", self.family.gguf);
-        let heads = self.metadata.u32(&key)?;
-        if heads == 0 {
-            return Err(self.metadata.finding(&key).expected("at least 1").found(heads).format());
+        let Some(heads) = self.metadata().get(&key).and_then(Value::as_unsigned) else { return Ok(()) };
+        let is_recurrent = self.metadata().get(&format!("{}.ssm.conv_kernel", self.family.gguf)).is_some();
+        if heads == 0 && !is_recurrent {
+            return Err(self.metadata().finding(&key).expected("at least 1").found(heads).format());
         }
-        if self.has_field("num_key_value_heads") && !self.config.contains_key("num_key_value_heads") {
-            let encoder = self.family.gguf == "bert";
-            if !encoder {
-                self.put("num_key_value_heads", json!(heads));
-            }
+        if heads > 0
+            && self.has_field("num_key_value_heads")
+            && !self.config.contains_key("num_key_value_heads")
+            && self.family.gguf != "bert"
+        {
+            self.put("num_key_value_heads", json!(heads));
         }
         let width = self.config.get("hidden_size").and_then(Json::as_u64);
-        let defaults = self.family.default_fields();
         // llama.cpp divides the hidden size by the heads; the class has a fixed default instead.
-        let fixed = defaults.get("head_dim").is_some_and(Json::is_number);
-        if let (true, false, Some(width)) = (fixed, self.config.contains_key("head_dim"), width) {
-            self.put("head_dim", json!(width / u64::from(heads)));
+        let fixed = self.family.defaults.get("head_dim").is_some_and(Json::is_number);
+        if let (true, false, Some(width)) = (fixed && heads > 0, self.config.contains_key("head_dim"), width) {
+            self.put("head_dim", json!(width / heads));
         }
         Ok(())
     }
 
     /// Sets the flags that follow from which tensors exist.
-    fn flags(&mut self, found: &GgufContents) {
-        let defaults = self.family.default_fields();
+    fn flags(&mut self) {
+        let defaults = &self.family.defaults;
         let mut flags: Vec<(&str, bool)> = Vec::new();
-        let mut note = |field: &'static str, value: bool| match flags.iter_mut().find(|(known, _)| *known == field) {
-            Some((_, known)) => *known |= value,
-            None => flags.push((field, value)),
-        };
-        for tensor in self.family.tensors.iter().copied().flatten() {
-            let here =
-                |suffix: &str| found.tensors.contains(format!("{}.{suffix}", tensor.gguf.replace("{}", "0")).as_str());
-            if let Presence::If(field) = tensor.bias {
-                note(field, here("bias"));
-            }
-            match tensor.presence {
-                Presence::If(field) => note(field, here("weight")),
-                // Unless a key has set the field already.
-                Presence::Unless(field) if !self.config.contains_key(field) => note(field, !here("weight")),
-                _ => {}
+        for row in &self.family.rows {
+            let here = self.found.tensors.contains_key(row.gguf.text().replace("{l}", "0").as_str());
+            let (field, value) = match &row.when {
+                Some(Formula::Name(field)) => (field, here),
+                Some(Formula::Unary(Unary::Not, of)) => match &**of {
+                    // Unless a key has set the field already.
+                    Formula::Name(field) if !self.config.contains_key(field) => (field, !here),
+                    _ => continue,
+                },
+                _ => continue,
+            };
+            let field = match self.family.lets.get(field) {
+                Some(Formula::Name(field)) => field,
+                Some(_) => continue,
+                None => field,
+            };
+            match flags.iter_mut().find(|(known, _)| known == field) {
+                Some((_, known)) => *known |= value,
+                None => flags.push((field, value)),
             }
         }
         for (field, value) in flags {
@@ -283,15 +316,38 @@ impl Writer<'_> {
         }
     }
 
+    fn rope_sections(&mut self) {
+        let key = self.full("rope.dimension_sections");
+        if let Some(Value::Array(Array::I32(sections))) = self.metadata().get(&key) {
+            // llama.cpp pads them to four.
+            let sections: Vec<i32> = sections.iter().copied().take(3).collect();
+            self.scaling.insert("mrope_section".to_owned(), json!(sections));
+        }
+    }
+
+    fn rope_bases(&mut self) -> Result<()> {
+        if let Some(theta) = self.number("rope.freq_base")? {
+            self.put("rope_theta", theta);
+        }
+        if let Some(theta) = self.number("rope.freq_base_swa")? {
+            let names = ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+            match names.iter().find(|name| self.has_field(name)) {
+                Some(name) => self.put(name, theta),
+                None => drop(self.scaling.insert("sliding_attention".to_owned(), json!({"rope_theta": theta}))),
+            }
+        }
+        Ok(())
+    }
+
     fn rope_scaling(&mut self) -> Result<()> {
         let key = self.full("rope.scaling.type");
-        let Some(kind) = self.metadata.get(&key) else { return Ok(()) };
+        let Some(kind) = self.metadata().get(&key) else { return Ok(()) };
         let kind = kind.as_text().unwrap_or_default().to_owned();
         match kind.as_str() {
             "none" => return Ok(()),
             "linear" | "yarn" => {}
             _ => {
-                let finding = self.metadata.finding(&key);
+                let finding = self.metadata().finding(&key);
                 return Err(finding.expected("none, linear or yarn").found(kind).unsupported());
             }
         }
@@ -314,23 +370,14 @@ impl Writer<'_> {
 
     /// Sets the scaling of rotary frequencies, and the part of a head that is rotated.
     fn rope(&mut self, factors: &RopeFactors, notes: &mut Vec<String>) -> Result<()> {
-        let heads = u64::from(self.metadata.u32(&format!("{}.attention.head_count", self.family.gguf))?);
         let field = |config: &Config, name: &str| config.get(name).and_then(Json::as_u64);
-        let width = field(&self.config, "head_dim")
-            .or(field(&self.config, "hidden_size").map(|hidden| hidden / heads))
-            .unwrap_or_default();
-        if self.family.keys.iter().any(|key| matches!(key, Key::RopePart))
-            && let Some(rotated) = self.count("rope.dimension_count")?
-        {
-            let name = if self.has_field("rotary_pct") { "rotary_pct" } else { "partial_rotary_factor" };
-            self.put(name, json!(f64::from(rotated) / width.max(1) as f64));
-        }
-        match (self.family.extra, factors) {
-            (Extra::RopeFreqs, RopeFactors { freqs: Some(freqs), .. }) => {
+        let has = |extra: Extra| self.family.extras.contains(&extra);
+        match factors {
+            RopeFactors { freqs: Some(freqs), .. } if has(Extra::RopeFreqs) => {
                 let theta = self.config.get("rope_theta").and_then(Json::as_f64).unwrap_or(10000.0);
                 let context = field(&self.config, "max_position_embeddings").unwrap_or(8192);
                 let llama3 = Llama3::from_factors(freqs, theta, context).ok_or_else(|| {
-                    Finding::new(self.metadata.file(), "tensor \"rope_freqs.weight\"")
+                    Finding::new(self.metadata().file(), "tensor \"rope_freqs.weight\"")
                         .expected("divisors as Llama 3's scaling makes them")
                         .found("others")
                         .unsupported()
@@ -342,7 +389,7 @@ impl Writer<'_> {
                 ));
                 self.scaling = llama3.fields();
             }
-            (Extra::LongFactors, RopeFactors { long: Some(long), short: Some(short), .. }) => {
+            RopeFactors { long: Some(long), short: Some(short), .. } if has(Extra::LongFactors) => {
                 self.full("rope.scaling.attn_factor");
                 let list = |values: &[f32]| values.iter().map(|v| decimal(*v)).collect::<Vec<_>>();
                 self.scaling.insert("rope_type".into(), json!("longrope"));
@@ -354,7 +401,7 @@ impl Writer<'_> {
         if !self.scaling.is_empty() {
             let mut scaling = std::mem::take(&mut self.scaling);
             // A class with rotary parameters of its own takes those, unless they stand in this field.
-            match self.family.default_fields().get("rope_parameters") {
+            match self.family.defaults.get("rope_parameters") {
                 Some(Json::Object(defaults)) => {
                     scaling.extend(defaults.get("mscale").map(|value| ("mscale".to_owned(), value.clone())));
                     scaling.extend(self.config.remove("rope_theta").map(|theta| ("rope_theta".to_owned(), theta)));
@@ -368,50 +415,37 @@ impl Writer<'_> {
 
     /// Sets fields without a key whose default isn't the value that llama.cpp assumes.
     fn assumed(&mut self) {
-        let defaults = self.family.default_fields();
-        for Assumed { field, values, .. } in self.family.assumed {
-            let value = values.split('|').next().and_then(|text| serde_json::from_str::<Json>(text).ok());
-            if let (Some(value), false) = (value, self.config.contains_key(*field))
-                && defaults.get(*field) != Some(&value)
+        for assumed in &self.family.assumed {
+            if let (Some(value), false) = (assumed.values.first(), self.config.contains_key(&assumed.field))
+                && self.family.defaults.get(&assumed.field) != Some(value)
+                && self.has_field(&assumed.field)
             {
-                self.put(field, value);
+                self.put(&assumed.field, value.clone());
             }
         }
     }
 
-    /// Sets fields that only some architectures have.
-    fn own(&mut self, found: &GgufContents) -> Result<()> {
-        let number = |config: &Config, field: &str| config.get(field).and_then(Json::as_u64).unwrap_or_default();
-        if self.has_field("query_pre_attn_scalar") {
-            // llama.cpp recognizes the 27B models by their number of layers; all others scale by a
-            // head's width.
-            let layers = number(&self.config, "num_hidden_layers");
-            let wide = matches!((self.family.gguf, layers), ("gemma2", 46) | ("gemma3", 62));
-            let heads = number(&self.config, "num_attention_heads").max(1);
-            let hidden = number(&self.config, "hidden_size");
-            let scalar = if wide { hidden / heads } else { number(&self.config, "head_dim") };
-            self.put("query_pre_attn_scalar", json!(scalar));
-        }
-        if self.family.gguf == "falcon" {
-            let heads = number(&self.config, "num_attention_heads");
-            let groups = number(&self.config, "num_kv_heads");
-            if groups == 0 {
-                let finding = self.metadata.finding("falcon.attention.head_count_kv").expected("a count");
-                return Err(finding.found(groups).mismatch());
-            }
-            let two_norms = found.tensors.contains("blk.0.attn_norm_2.weight");
-            let new = two_norms || (groups > 1 && groups != heads);
-            self.put("new_decoder_architecture", json!(new));
-            self.put("multi_query", json!(groups == 1));
-            if new && !two_norms {
-                self.put("num_ln_in_parallel_attn", json!(1));
-            }
-        }
-        if self.family.tensors.iter().copied().flatten().any(|tensor| tensor.gguf == "token_types") {
-            let key = "tokenizer.ggml.token_type_count";
-            if self.metadata.get(key).is_some() {
-                let types = self.metadata.u32(key)?;
-                self.put("type_vocab_size", json!(types));
+    /// Sets the fields for which the family has formulas.
+    fn own(&mut self) -> Result<()> {
+        for (field, formula) in &self.family.back {
+            formula.visit(&mut |part| {
+                if let Formula::Call(Function::Gguf, arguments) = part
+                    && let Some(Formula::Literal(Json::String(key))) = arguments.first()
+                {
+                    self.taken.insert(whole_key(&self.family.gguf, key));
+                }
+            });
+            let value = {
+                let scope = Scope::new(&*self);
+                scope.value(formula).map(Cow::into_owned)
+            };
+            let value = value.map_err(|fault| {
+                let finding = Finding::new(self.metadata().file(), fault.subject).expected(fault.expected);
+                finding.found(fault.found).mismatch()
+            })?;
+            match value {
+                Json::String(text) if text == ABSENT => drop(self.config.remove(field)),
+                value => self.put(field, value),
             }
         }
         Ok(())
@@ -420,7 +454,7 @@ impl Writer<'_> {
     fn token_ids(&mut self) {
         let ids = [("bos", "bos"), ("eos", "eos"), ("pad", "padding")];
         for (name, key) in ids {
-            let id = self.metadata.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_unsigned);
+            let id = self.metadata().get(&format!("tokenizer.ggml.{key}_token_id")).and_then(Value::as_unsigned);
             self.put(&format!("{name}_token_id"), json!(id));
         }
     }
@@ -429,13 +463,13 @@ impl Writer<'_> {
     /// computes.
     fn refuse_unread(&self) -> Result<()> {
         let prefix = format!("{}.", self.family.gguf);
-        for (key, value) in self.metadata.iter() {
+        for (key, value) in self.metadata().iter() {
             let Some(name) = key.strip_prefix(&prefix) else { continue };
-            if !self.taken.contains(name) && !WITHOUT_FIELD.contains(&name) {
+            if !self.taken.contains(key) && !WITHOUT_FIELD.contains(&name) {
                 return Err(self
-                    .metadata
+                    .metadata()
                     .finding(key)
-                    .expected(format_args!("a key that {} has a field for", self.family.class))
+                    .expected(format_args!("a key that {} has a field for", self.family.class()))
                     .found(value)
                     .unsupported());
             }

@@ -4,6 +4,7 @@
 //! may change what the model computes, and named in a note otherwise.
 
 mod config;
+mod fields;
 mod tensors;
 
 use std::collections::HashSet;
@@ -14,7 +15,7 @@ use self::config::RopeFactors;
 pub(crate) use self::tensors::FIELDS;
 use super::general::sampling_fields;
 use super::source_record;
-use crate::arch::lookup::{Lookup, find};
+use crate::arch::lookup::matches;
 use crate::arch::params::Params;
 use crate::arch::{self, Config, GgufContents};
 use crate::dtype::DType;
@@ -35,8 +36,8 @@ use crate::tokenizer::{self, Vocab};
 /// the keys, [`crate::Error::Format`] for keys of the wrong type.
 pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Config, Output)>> {
     let metadata = model.metadata();
-    let names = model.tensors().iter().map(|t| t.info().name.as_str());
-    let found = GgufContents { metadata, tensors: names.collect::<HashSet<_>>() };
+    let shapes = model.tensors().iter().map(|t| (t.info().name.as_str(), t.info().shape.as_slice()));
+    let found = GgufContents { metadata, tensors: shapes.collect() };
     let Some(family) = arch::of_gguf(metadata.text("general.architecture")?, &found) else { return Ok(None) };
     if model.tensors().is_empty() {
         return Err(Finding::new(model.path(), "tensors")
@@ -60,6 +61,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     };
     let folder = model.path().parent().unwrap_or(model.path());
     let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
+    let params = params.with_stored(model.tensors().iter().map(|t| t.info().name.clone()).collect());
     let plan = tensors::plan(&params, metadata, model.tensors(), outtype, record.as_ref())?;
     let main = outtype.unwrap_or_else(|| tensors::main_type(model.tensors()));
     let name = main.torch_name().unwrap_or("float32");
@@ -71,7 +73,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     if family.vocab == Vocab::Phi3 && metadata.text("tokenizer.ggml.model").is_ok_and(|model| model == "gpt2") {
         named_as_gpt2(&mut files);
     }
-    pooling(metadata, family.gguf, &config, &mut files);
+    pooling(metadata, &family.gguf, &config, &mut files);
     if family.gguf != "bert" {
         generation(metadata, &config, &mut files);
     }
@@ -95,14 +97,18 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
     let folder = origin.parent().unwrap_or(origin);
     let Some(params) = Params::read(folder, config, &mut notes)? else { return Ok(Plan::default()) };
     // All rows are kept, whatever the tokenizer has.
-    let all_rows = || Ok(usize::MAX);
-    let new = super::tensors::plan(origin, &|name| name, &all_rows, &params, plan, Some(DType::F32), &mut notes)?;
+    let request = super::tensors::Request {
+        origin,
+        stored_name: &|name| name,
+        vocab_rows: &|| Ok(usize::MAX),
+        outtype: Some(DType::F32),
+    };
+    let (new, params) = super::tensors::plan(&request, params, plan, &mut notes)?;
+    let main = params.size("main")?;
     let touched: HashSet<String> = changed
         .iter()
-        .filter_map(|name| match find(params.family, name) {
-            Lookup::Row(known) => Some(known.gguf_name()),
-            _ => None,
-        })
+        .flat_map(|name| matches(params.family, name, main))
+        .filter_map(|known| known.gguf_name())
         .collect();
     let mut tensors: Plan = model.tensors().iter().cloned().collect();
     let embeddings = tensors.get("token_embd.weight").map_or(DType::F32, |tensor| tensor.dtype);

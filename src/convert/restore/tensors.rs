@@ -1,11 +1,10 @@
 //! Restores tensors under transformers' names: the reverse of [`crate::convert::tensors`].
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::arch::lookup::{expected, named, qkv_rows};
+use crate::arch::lookup::{Slot, own_spelling, slots};
 use crate::arch::params::Params;
-use crate::arch::{Dim, Tensor, Transform};
+use crate::arch::steps::{Chain, PartChain, Step, chain, indexed, joined, reshaped};
 use crate::convert::source_record::Record;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -26,49 +25,44 @@ pub(super) fn plan(
     outtype: Option<DType>,
     record: Option<&Record>,
 ) -> Result<Plan> {
-    let file = metadata.file();
-    let by_name: HashMap<&str, &TensorRef> = stored.iter().map(|t| (t.info().name.as_str(), t)).collect();
     let main = main_type(stored);
-    let mut used: HashSet<String> = FIELDS.iter().map(|name| (*name).to_owned()).collect();
+    let mut restored = Restored {
+        params,
+        metadata,
+        record,
+        by_name: stored.iter().map(|t| (t.info().name.as_str(), t)).collect(),
+        used: FIELDS.iter().map(|name| (*name).to_owned()).collect(),
+        most: parts(stored),
+        whole: Vec::new(),
+        pieces: BTreeMap::new(),
+    };
+    for slot in slots(params, restored.most)? {
+        restored.take(&slot)?;
+    }
+    restored.join_pieces()?;
+    let Restored { used, whole, .. } = restored;
+    if let Some(tensor) = stored.iter().find(|tensor| !used.contains(&tensor.info().name)) {
+        return Err(Finding::new(metadata.file(), format!("tensor {:?}", tensor.info().name))
+            .expected(format_args!("only tensors that {} has", params.family.class()))
+            .found(format_args!("this one, {}", show_shape(&tensor.info().shape)))
+            .unsupported());
+    }
+    let model_layers = params.size("main")?;
     let mut tensors = Vec::new();
-    let weight_of = |tensor: &Tensor| format!("{}.weight", tensor.gguf);
-    for wanted in expected(params, parts(stored), |tensor| by_name.contains_key(weight_of(tensor).as_str()))? {
-        let suffix = if wanted.is_bias { "bias" } else { "weight" };
-        let name = named(wanted.tensor.gguf, wanted.layer, None, suffix);
-        let finding = || Finding::new(file, format!("tensor {name:?}"));
-        let Some(source) = by_name.get(name.as_str()) else {
-            return Err(finding()
-                .expected(format_args!("it, for {} {}", wanted.name, show_shape(&wanted.shape)))
-                .found("none of that name")
-                .hint("the file may be of another architecture, or damaged")
-                .mismatch());
-        };
-        let transform = if wanted.is_bias && wanted.tensor.transform == Transform::Transposed {
-            Transform::Same
-        } else {
-            wanted.tensor.transform
-        };
-        let expr = restored(params, source, transform, wanted.place, &wanted.shape)?;
-        let own_name = record.map_or(wanted.name.as_str(), |record| record.name(&wanted.name)).to_owned();
-        // The file doesn't contain rows past the tokenizer's vocabulary, so its number of rows is accepted.
-        let mut expected = wanted.shape;
-        if transform == Transform::TrimVocab {
-            expected[0] = expr.shape().first().copied().unwrap_or_default();
+    let mut seen = HashSet::new();
+    for Source { name, dtype, expr } in whole {
+        // Two rows may copy the same tensor.
+        if !seen.insert(name.clone()) {
+            continue;
         }
-        let fits = expr.shape() == expected;
+        let class_name = own_spelling(params.family, &name, model_layers);
+        let name = record.map_or(class_name.as_str(), |record| record.name(&class_name)).to_owned();
         let expr = match record {
-            Some(record) if fits => record.completed(metadata, &own_name, transform, expr, &expected)?,
-            _ => expr,
+            Some(record) => record.completed(metadata, &name, expr)?,
+            None => expr,
         };
         let shape = expr.shape();
-        if !fits {
-            return Err(finding()
-                .expected(format_args!("the values of {} {}", wanted.name, show_shape(&expected)))
-                .found(format_args!("shape {}", show_shape(&source.info().shape)))
-                .mismatch());
-        }
-        used.insert(name);
-        let mut tensor = PlannedTensor { name: own_name, dtype: source.info().dtype, shape, expr };
+        let mut tensor = PlannedTensor { name, dtype, shape, expr };
         tensor.dtype = match outtype {
             Some(dtype) => dtype,
             None => match record.and_then(|record| record.dtype(&tensor.name)) {
@@ -78,13 +72,222 @@ pub(super) fn plan(
         };
         tensors.push(tensor);
     }
-    match stored.iter().find(|tensor| !used.contains(&tensor.info().name)) {
-        None => Ok(Plan { tensors }),
-        Some(tensor) => Err(Finding::new(file, format!("tensor {:?}", tensor.info().name))
-            .expected(format_args!("only tensors that {} has", params.family.class))
-            .found(format_args!("this one, {}", show_shape(&tensor.info().shape)))
-            .unsupported()),
+    Ok(Plan { tensors })
+}
+
+/// A tensor of the checkpoint, under the class's name.
+struct Source {
+    name: String,
+    /// The type in GGUF.
+    dtype: DType,
+    expr: Expr,
+}
+
+/// A part of a tensor of the checkpoint: some indices of a dimension, after the steps before.
+struct Piece {
+    part: PartChain,
+    /// The number of steps before the part is taken.
+    before: usize,
+    expr: Expr,
+    dtype: DType,
+    gguf_name: String,
+}
+
+struct Restored<'a> {
+    params: &'a Params,
+    metadata: &'a Metadata,
+    record: Option<&'a Record>,
+    by_name: HashMap<&'a str, &'a TensorRef>,
+    used: HashSet<String>,
+    /// The number of checkpoint tensors that there can be.
+    most: usize,
+    whole: Vec<Source>,
+    /// By the name of the first tensor that they are part of.
+    pieces: BTreeMap<String, Vec<Piece>>,
+}
+
+impl Restored<'_> {
+    /// Undoes what made one GGUF tensor.
+    fn take(&mut self, slot: &Slot) -> Result<()> {
+        let name = slot.gguf_name(self.params)?;
+        let form = self.record.map_or(0, |record| record.form(slot.row));
+        let finding = || Finding::new(self.metadata.file(), format!("tensor {name:?}"));
+        let Some(source) = self.by_name.get(name.as_str()).copied() else {
+            if slot.is_optional || slot.row.is_copy {
+                return Ok(());
+            }
+            return Err(finding()
+                .expected(format_args!("it, for {}", slot.row.forms[form].parts[0].name.text()))
+                .found("none of that name")
+                .hint("the file may be of another architecture, or damaged")
+                .mismatch());
+        };
+        if slot.row.is_copy {
+            self.used.insert(name);
+            return Ok(());
+        }
+        let stored = source.info().shape.clone();
+        let is_plain = |_: &str| Some(stored.clone());
+        let chain = match chain(self.params, slot, form, self.most, &is_plain)? {
+            Ok(chain) => chain,
+            Err((expected, found)) => return Err(finding().expected(expected).found(found).mismatch()),
+        };
+        let Some(expr) = fitting(Expr::Take(source.clone()), &chain, slot.row.is_trimmed()) else {
+            return Err(finding()
+                .expected(format_args!("the values of {} {}", chain.parts[0].names[0], show_shape(&chain.shape)))
+                .found(format_args!("shape {}", show_shape(&stored)))
+                .mismatch());
+        };
+        let dtype = source.info().dtype;
+        self.used.insert(name.clone());
+        let undone = |step: &Step| {
+            Finding::new(self.metadata.file(), format!("tensor {name:?}"))
+                .expected("a tensor whose values can be turned back")
+                .found(format!("values changed by {step:?}"))
+                .unsupported()
+        };
+        let Chain { mut parts, join, steps, .. } = chain;
+        if let [part] = parts.as_mut_slice() {
+            // The operations of a single part and those of the whole follow each other.
+            for step in steps {
+                let shape = step.shape(part.shapes.last().map_or(&[], Vec::as_slice));
+                part.shapes.push(shape);
+                part.steps.push(step);
+            }
+            let part = parts.remove(0);
+            return self.undo(part, expr, dtype, &name);
+        }
+        let mut expr = expr;
+        for step in steps.iter().rev() {
+            let back = step.inverse().filter(|_| !step.is_part()).ok_or_else(|| undone(step))?;
+            expr = back.apply(expr, DType::F32)?;
+        }
+        let mut start = 0;
+        for part in parts {
+            let size = part.shapes.last().map_or(0, |shape| shape[join]);
+            let range: Vec<usize> = (start..start + size).collect();
+            start += size;
+            self.undo(part, indexed(expr.clone(), join, &range), dtype, &name)?;
+        }
+        Ok(())
     }
+
+    /// Undoes the steps of a part, up to the step that takes some of it.
+    fn undo(&mut self, part: PartChain, expr: Expr, dtype: DType, gguf_name: &str) -> Result<()> {
+        let mut expr = expr;
+        for (number, step) in part.steps.iter().enumerate().rev() {
+            // Rows past the vocabulary aren't in the file.
+            let is_kept = matches!(step, Step::Procedure(procedure) if procedure.is_equivalent());
+            if is_kept || matches!(step, Step::Trim { .. }) {
+                continue;
+            }
+            if step.is_part() {
+                let piece = Piece { before: number, expr, dtype, gguf_name: gguf_name.to_owned(), part };
+                self.pieces.entry(piece.part.names[0].clone()).or_default().push(piece);
+                return Ok(());
+            }
+            let Some(back) = step.inverse() else {
+                return Err(Finding::new(self.metadata.file(), format!("tensor {gguf_name:?}"))
+                    .expected("a tensor whose values can be turned back")
+                    .found(format!("values changed by {step:?}"))
+                    .unsupported());
+            };
+            expr = back.apply(expr, DType::F32)?;
+        }
+        self.unstack(&part, expr, dtype);
+        Ok(())
+    }
+
+    /// Adds a part's tensors.
+    fn unstack(&mut self, part: &PartChain, expr: Expr, dtype: DType) {
+        if !part.is_stack {
+            self.whole.push(Source { name: part.names[0].clone(), dtype, expr });
+            return;
+        }
+        let rows: usize = match part.each.as_slice() {
+            [_] => 1,
+            shape => crate::source::rows(shape),
+        };
+        for (place, name) in part.names.iter().enumerate() {
+            let one = match part.each.as_slice() {
+                [width] => reshaped(Expr::slice(expr.clone(), place, 1, vec![1, *width]), vec![*width]),
+                shape => Expr::slice(expr.clone(), place * rows, rows, shape.to_vec()),
+            };
+            self.whole.push(Source { name: name.clone(), dtype, expr: one });
+        }
+    }
+
+    /// Joins the parts of each tensor. What no GGUF tensor holds are zeros, if the record doesn't have it.
+    fn join_pieces(&mut self) -> Result<()> {
+        for (name, mut pieces) in std::mem::take(&mut self.pieces) {
+            let finding =
+                |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
+            let first = pieces.remove(0);
+            let Step::Index { dim, of, index } = first.part.steps[first.before].clone() else { continue };
+            let mut from = index.to_vec();
+            let mut exprs = vec![first.expr.clone()];
+            for piece in &pieces {
+                let same = piece.before == first.before && piece.part.steps[..piece.before] == first.part.steps[..first.before];
+                match &piece.part.steps[piece.before] {
+                    Step::Index { dim: other, of: size, index } if same && *other == dim && *size == of => {
+                        from.extend(index.iter());
+                        exprs.push(piece.expr.clone());
+                    }
+                    _ => {
+                        return Err(finding(piece).expected("parts that fit each other").found(name).unsupported());
+                    }
+                }
+            }
+            let mut place = vec![usize::MAX; of];
+            for (there, &here) in from.iter().enumerate() {
+                place[here] = there;
+            }
+            let lacking: Vec<usize> = (0..of).filter(|here| place[*here] == usize::MAX).collect();
+            if lacking.len() > from.len() {
+                // The number comes from the file, so it is limited to the number of those that are there.
+                let expected = format!("at most {} places that the file lacks", from.len());
+                return Err(finding(&first).expected(expected).found(lacking.len()).mismatch());
+            }
+            if !lacking.is_empty() {
+                let mut shape = first.part.shapes[first.before].clone();
+                shape[dim] = lacking.len();
+                let lost = match self.record {
+                    Some(record) => record.lost(self.metadata, self.params, &name, &shape)?,
+                    None => None,
+                };
+                let zeros = || Expr::Values { shape: shape.clone(), values: vec![0.0; shape.iter().product()].into() };
+                exprs.push(lost.unwrap_or_else(zeros));
+                for (number, here) in lacking.iter().enumerate() {
+                    place[*here] = from.len() + number;
+                }
+            }
+            let mut expr = indexed(joined(exprs, dim), dim, &place);
+            for step in first.part.steps[..first.before].iter().rev() {
+                let Some(back) = step.inverse() else {
+                    let found = format!("values changed by {step:?}");
+                    return Err(finding(&first).expected("a tensor whose values can be turned back").found(found).unsupported());
+                };
+                expr = back.apply(expr, DType::F32)?;
+            }
+            self.unstack(&first.part, expr, first.dtype);
+        }
+        Ok(())
+    }
+}
+
+/// The GGUF tensor in the shape that the steps give. A file may lack a leading dimension of 1, and rows past the
+/// vocabulary.
+fn fitting(of: Expr, chain: &Chain, is_trimmed: bool) -> Option<Expr> {
+    let stored = of.shape();
+    let wanted = &chain.shape;
+    if stored == *wanted {
+        return Some(of);
+    }
+    if wanted.first() == Some(&1) && wanted[1..] == *stored || stored.first() == Some(&1) && stored[1..] == **wanted {
+        return Some(reshaped(of, wanted.clone()));
+    }
+    let same_rest = !stored.is_empty() && stored.len() == wanted.len() && stored[1..] == wanted[1..];
+    (is_trimmed && same_rest).then_some(of)
 }
 
 /// The number of checkpoint tensors that `stored` can hold, given that experts and heads are stacked.
@@ -122,78 +325,4 @@ fn own_type(tensor: &PlannedTensor, main: DType) -> Result<DType> {
     // A value that overflows the narrow type is an error of this read only: the tensor then stays F32.
     let unchanged = narrow.read().is_ok_and(|narrow| wide.read().is_ok_and(|wide| wide == narrow));
     Ok(if unchanged { main } else { DType::F32 })
-}
-
-/// The values in transformers' form; `shape` is their shape there.
-fn restored(
-    params: &Params,
-    source: &TensorRef,
-    transform: Transform,
-    place: Option<usize>,
-    shape: &[usize],
-) -> Result<Expr> {
-    let of = Expr::Take(source.clone());
-    let stored = source.info().shape.as_slice();
-    Ok(match transform {
-        // The reference drops a leading dimension of 1.
-        Transform::Same if shape.first() == Some(&1) && shape[1..] == *stored => {
-            Expr::Reshape { of: Box::new(of), shape: shape.to_vec() }
-        }
-        Transform::Same | Transform::TrimVocab => of,
-        Transform::Pairs(heads) => {
-            let per_head = (stored[0] / params.count(heads)?).max(2);
-            Expr::reordered(of, |row| {
-                let (head, within) = (row / per_head, row % per_head);
-                let (half, pair) = (within / (per_head / 2), within % (per_head / 2));
-                head * per_head + 2 * pair + half
-            })
-        }
-        Transform::PlusOne => Expr::AddConstant { of: Box::new(of), constant: -1.0 },
-        Transform::Transposed if stored.len() == 2 => Expr::Transpose(Box::new(of)),
-        Transform::Transposed => of,
-        Transform::Stack(count) => {
-            let count = params.count(count)?;
-            if stored.first() != Some(&count) || stored[1..] != *shape {
-                return Ok(of);
-            }
-            let rows = crate::source::rows(stored) / count;
-            let start = place.unwrap_or_default() * rows;
-            match shape {
-                [width] => Expr::Reshape {
-                    of: Box::new(Expr::slice(of, start, rows, vec![rows, *width])),
-                    shape: shape.to_vec(),
-                },
-                _ => Expr::slice(of, start, rows, shape.to_vec()),
-            }
-        }
-        Transform::HeadwiseQkv | Transform::GroupedQkv => {
-            if stored.first() != Some(&params.count(Dim::Qkv)?) {
-                return Ok(of);
-            }
-            let order = qkv_rows(params, transform)?;
-            if crate::source::rows(stored) != order.len() {
-                return Ok(of);
-            }
-            let mut back = vec![0; order.len()];
-            for (row, from) in order.iter().enumerate() {
-                back[*from] = row;
-            }
-            Expr::reordered(of, |row| back[row])
-        }
-        Transform::FromPosition => {
-            let (start, width) = (params.padding_positions()?, params.count(Dim::Hidden)?);
-            if stored.len() != 2 || stored[1] != width {
-                return Ok(of);
-            }
-            // The number of unused rows comes from the file, so it is limited to the number of used ones.
-            if start > stored[0] {
-                let finding = params.finding("pad_token_id").expected(format_args!("an id below {}", stored[0]));
-                return Err(finding.found(start - 1).mismatch());
-            }
-            let zeros: Arc<[f32]> = vec![0.0; start * width].into();
-            let head = Expr::Values { shape: vec![start, width], values: zeros };
-            let rows = start + stored[0];
-            Expr::concat(vec![head, of], vec![rows, width])
-        }
-    })
 }

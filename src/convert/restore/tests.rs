@@ -7,8 +7,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
-use crate::arch::lookup::expected;
-use crate::arch::{ALL, Family, Presence, Transform};
+use crate::arch::lookup::{expected, own_spelling};
+use crate::arch::language::{Formula, Unary};
+use crate::arch::{Family, registry};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{ConvertOptions, OutType, to_gguf};
 use crate::formats::safetensors;
@@ -29,7 +30,7 @@ impl Dice {
 
 /// A config of the table's class with small sizes, and with every flag it may have set at random.
 fn random_config(arch: &Family, dice: &mut Dice) -> Config {
-    let mut config: Config = serde_json::from_str(arch.defaults).unwrap();
+    let mut config: Config = arch.defaults.clone();
     let has = |config: &Config, name: &str| config.contains_key(name);
     let heads = dice.of(&[2, 4]);
     let groups = dice.of(if heads == 4 { &[1, 2, 4] } else { &[1, 2] });
@@ -57,31 +58,65 @@ fn random_config(arch: &Family, dice: &mut Dice) -> Config {
             }
         }
     }
-    for tensor in arch.tensors.iter().copied().flatten() {
-        for given in [tensor.presence, tensor.bias] {
-            let (Presence::If(field) | Presence::Unless(field)) = given else { continue };
-            if !arch.assumed.iter().any(|assumed| assumed.field == field)
-                && config.get(field).is_some_and(Json::is_boolean)
-            {
-                config.insert(field.to_owned(), json!(dice.flip()));
-            }
+    for row in &arch.rows {
+        let field = match &row.when {
+            Some(Formula::Name(field)) => field,
+            Some(Formula::Unary(Unary::Not, of)) => match &**of {
+                Formula::Name(field) => field,
+                _ => continue,
+            },
+            _ => continue,
+        };
+        if !arch.assumed.iter().any(|assumed| assumed.field == *field)
+            && config.get(field).is_some_and(Json::is_boolean)
+        {
+            config.insert(field.to_owned(), json!(dice.flip()));
         }
     }
     if arch.gguf == "falcon" {
-        let new = !(arch.when)(&config) || groups > 1;
+        let new = arch.name == "falcon-new" || groups > 1;
         config.insert("new_decoder_architecture".into(), json!(new));
         config.insert("multi_query".into(), json!(groups == 1));
-        if new && arch.tensors.iter().copied().flatten().all(|tensor| tensor.gguf != "blk.{}.attn_norm_2") {
+        if new && arch.name == "falcon" {
             config.insert("num_ln_in_parallel_attn".into(), json!(1));
         }
     }
     for name in config.iter().filter(|(_, value)| *value == "auto").map(|(name, _)| name.clone()).collect::<Vec<_>>() {
         config.remove(&name);
     }
-    config.insert("architectures".into(), json!([arch.class]));
-    config.insert("model_type".into(), json!(arch.model_type));
+    config.insert("architectures".into(), json!([arch.class()]));
+    config.insert("model_type".into(), json!(arch.model_type()));
     config
 }
+
+/// Families whose configs [`random_config`] can make.
+const NAMES: [&str; 25] = [
+    "mixtral",
+    "llama",
+    "mistral",
+    "ministral3",
+    "granite",
+    "smollm3",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gpt-neox",
+    "falcon-new",
+    "falcon",
+    "stablelm",
+    "starcoder2",
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "distilbert",
+];
 
 /// A folder with that config and random weights in `dtype`.
 fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &mut Dice) -> Checkpoint {
@@ -89,19 +124,21 @@ fn random_model(folder: &std::path::Path, config: &Config, dtype: DType, dice: &
     let params = Params::read(folder, config, &mut Vec::new()).unwrap().unwrap();
     let mut tensors = Vec::new();
     for wanted in expected(&params, 1 << 18, |_| false).unwrap() {
-        let elems: usize = wanted.shape.iter().product();
+        let shape = wanted.whole_shape().unwrap();
+        let elems: usize = shape.iter().product();
         // Finite numbers of both signs, from tiny to large, which `dtype` can represent.
         let values = (0..elems).map(|_| half::f16::from_bits((dice.0.next_u32() & 0xbbff) as u16).to_f32());
         let values: std::sync::Arc<[f32]> = values.map(|v| if v.is_finite() { v } else { 0.5 }).collect();
-        let expr = Expr::Values { shape: wanted.shape.clone(), values };
-        tensors.push(PlannedTensor { name: wanted.name, dtype, shape: wanted.shape, expr });
+        let expr = Expr::Values { shape: shape.clone(), values };
+        let name = own_spelling(params.family, &wanted.name, None);
+        tensors.push(PlannedTensor { name, dtype, shape, expr });
     }
     let plan = Plan { tensors };
     let layout = safetensors::layout(&plan.tensors, "model", u64::MAX).unwrap();
     let staging = Staging::file(&folder.join("model.safetensors"), false).unwrap();
     plan::execute(&plan, &layout, &staging, plan::Options::default(), &|_| {}).unwrap();
     staging.commit().unwrap();
-    if params.family.tensors.iter().copied().flatten().any(|tensor| tensor.transform == Transform::TrimVocab) {
+    if params.family.rows.iter().any(|row| row.is_trimmed()) {
         let tokens = config["vocab_size"].as_u64().unwrap() - dice.of(&[0, 3]) as u64;
         let vocab: Map<String, Json> = (0..tokens).map(|id| (format!("t{id}"), json!(id))).collect();
         let tokenizer = json!({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}});
@@ -129,7 +166,7 @@ fn written(folder: &std::path::Path, output: &Output) -> GgufModel {
 /// A random model of this class in a folder, and its GGUF with the source's types.
 fn converted(class: &str, folder: &std::path::Path) -> (Checkpoint, Output) {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(7));
-    let family = ALL.iter().find(|family| family.class == class).unwrap();
+    let family = registry::of_class(class, &Config::new()).unwrap();
     let config = random_config(family, &mut dice);
     let model = random_model(folder, &config, DType::F32, &mut dice);
     let options = ConvertOptions { outtype: OutType::Source, vocab: false, ..ConvertOptions::default() };
@@ -201,23 +238,23 @@ proptest! {
     #[test]
     fn random_models_of_every_architecture_come_back_bit_by_bit(seed: u64) {
         let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
-        for arch in ALL {
+        for arch in NAMES.map(|name| registry::by_name(name).unwrap()) {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let dir = tempfile::tempdir().unwrap();
                 let config = random_config(arch, &mut dice);
                 let model = random_model(dir.path(), &config, dtype, &mut dice);
                 let options = ConvertOptions { outtype: OutType::Source, vocab: false, ..ConvertOptions::default() };
                 let converted = to_gguf(&model, model.weights(), &options)
-                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class));
+                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class()));
                 let target = dir.path().join("model.gguf");
                 converted.write(&Destination::new(&target), &|_| {}).unwrap();
                 let (config_after, restored) = from_gguf(&GgufModel::open(&target).unwrap(), None)
-                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class))
+                    .unwrap_or_else(|e| panic!("{} {dtype}: {e}", arch.class()))
                     .unwrap();
                 let (before, after) = (contents(model.weights()), contents(&restored.plan));
-                prop_assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "{}", arch.class);
+                prop_assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "{}", arch.class());
                 for (name, tensor) in &before {
-                    prop_assert!(tensor == &after[name], "{} {dtype}: {name}", arch.class);
+                    prop_assert!(tensor == &after[name], "{} {dtype}: {name}", arch.class());
                 }
                 prop_assert_eq!(&config_after, &config);
             }

@@ -123,6 +123,47 @@ impl Value {
         }
     }
 
+    /// The value as JSON. Bytes that aren't UTF-8 become replacement characters, and numbers that aren't finite null.
+    pub fn to_json(&self) -> serde_json::Value {
+        use serde_json::json;
+        fn list<T: Copy + serde::Serialize>(values: &[T]) -> serde_json::Value {
+            values.iter().map(|value| json!(value)).collect()
+        }
+        // A float32 as the shortest decimal that parses to it: 1e-6, not 9.99999997e-7.
+        fn decimal(value: f32) -> serde_json::Value {
+            json!(value.to_string().parse::<f64>().unwrap_or(f64::from(value)))
+        }
+        let text = |bytes: &[u8]| json!(String::from_utf8_lossy(bytes));
+        match self {
+            Value::U8(v) => json!(v),
+            Value::I8(v) => json!(v),
+            Value::U16(v) => json!(v),
+            Value::I16(v) => json!(v),
+            Value::U32(v) => json!(v),
+            Value::I32(v) => json!(v),
+            Value::U64(v) => json!(v),
+            Value::I64(v) => json!(v),
+            Value::F64(v) => json!(v),
+            Value::F32(v) => decimal(*v),
+            Value::Bool(v) => json!(v),
+            Value::String(bytes) => text(bytes),
+            Value::Array(array) => match array {
+                Array::U8(v) => list(v),
+                Array::I8(v) => list(v),
+                Array::U16(v) => list(v),
+                Array::I16(v) => list(v),
+                Array::U32(v) => list(v),
+                Array::I32(v) => list(v),
+                Array::U64(v) => list(v),
+                Array::I64(v) => list(v),
+                Array::F64(v) => list(v),
+                Array::Bool(v) => list(v),
+                Array::F32(v) => v.iter().map(|v| decimal(*v)).collect(),
+                Array::String(v) => v.iter().map(|v| text(v)).collect(),
+            },
+        }
+    }
+
     /// The value of any integer type that is not negative.
     pub fn as_unsigned(&self) -> Option<u64> {
         match *self {

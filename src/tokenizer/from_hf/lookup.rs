@@ -9,6 +9,7 @@ use crate::error::Result;
 
 /// The tokens of a folder, by text.
 #[allow(dead_code, reason = "family files call it")]
+#[derive(Debug)]
 pub(crate) struct Tokens {
     ids: std::collections::HashMap<String, usize>,
 }

@@ -31,7 +31,7 @@ pub(in crate::tokenizer) use plamo::PIECES as PLAMO_FILE;
 pub(in crate::tokenizer) use rwkv::FILE as RWKV_FILE;
 
 /// How an architecture's vocabulary is derived from the tokenizer's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Vocab {
     /// Byte-level BPE, from tokenizer.json, vocab.json with merges.txt, or a file of tiktoken.
     Bpe,
@@ -136,6 +136,7 @@ pub(crate) enum Vocab {
     /// SentencePiece, else BPE, with the sounds behind it: Qwen3-TTS.
     Qwen3Tts,
     /// No vocabulary.
+    #[default]
     None,
 }
 

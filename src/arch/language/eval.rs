@@ -1,0 +1,681 @@
+//! Computes formulas.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+
+use serde_json::{Map, Number, Value as Json};
+
+use super::formula::{Binary, Formula, Function, Unary};
+use super::normal;
+use super::template::Template;
+
+/// Why a formula has no value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// The config's field, or what else is concerned.
+    pub(crate) subject: String,
+    pub(crate) expected: String,
+    pub(crate) found: String,
+}
+
+impl Fault {
+    pub(crate) fn new(subject: impl Into<String>, expected: impl Into<String>, found: impl ToString) -> Self {
+        Self { subject: subject.into(), expected: expected.into(), found: found.to_string() }
+    }
+}
+
+type Computed<'a> = Result<Cow<'a, Json>, Fault>;
+
+/// What formulas ask about the model. Each question has an answer that means "unknown".
+pub(crate) trait Facts {
+    /// The family's `let` of this name.
+    fn formula(&self, name: &str) -> Option<&Formula>;
+
+    /// A field of config.json, or a value that every family has: `rope`, `class`, `no_nextn`.
+    fn field(&self, name: &str) -> Option<Cow<'_, Json>>;
+
+    /// The shape of a tensor, by its name in the checkpoint or, for the way back, in GGUF.
+    fn shape(&self, _name: &str) -> Option<Vec<usize>> {
+        None
+    }
+
+    /// The values of a small tensor of the checkpoint.
+    fn values(&self, _name: &str) -> Result<Option<Vec<Json>>, Fault> {
+        Ok(None)
+    }
+
+    /// A JSON file beside config.json.
+    fn file(&self, _name: &str) -> Result<Option<Json>, Fault> {
+        Ok(None)
+    }
+
+    /// Whether there is such a file.
+    fn exists(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// The id of a token.
+    fn token(&self, _text: &str) -> Result<Option<u32>, Fault> {
+        Ok(None)
+    }
+
+    /// A key of the GGUF, for the way back.
+    fn gguf(&self, _key: &str) -> Option<Json> {
+        None
+    }
+
+    /// A field of the wrapper's config.
+    fn root(&self, _name: &str) -> Option<Json> {
+        None
+    }
+}
+
+/// How deep `let`s may use each other.
+const MAX_LETS: usize = 32;
+
+/// A list longer than this isn't computed.
+const MAX_LIST: usize = 1 << 20;
+
+/// Where formulas are computed: the facts, and variables.
+pub(crate) struct Scope<'a> {
+    facts: &'a dyn Facts,
+    variables: Vec<(&'a str, Json)>,
+    /// The `let`s that are being computed. Inside its own formula, a name is the config's field.
+    open: RefCell<Vec<&'a str>>,
+}
+
+impl<'a> Scope<'a> {
+    /// Without variables.
+    pub(crate) fn new(facts: &'a dyn Facts) -> Self {
+        Self { facts, variables: Vec::new(), open: RefCell::default() }
+    }
+
+    /// In a layer.
+    pub(crate) fn of_layer(facts: &'a dyn Facts, layer: Option<usize>) -> Self {
+        let mut scope = Self::new(facts);
+        if let Some(layer) = layer {
+            scope.variables.push(("l", layer.into()));
+        }
+        scope
+    }
+
+    /// The formula's value; null where nothing is known.
+    pub(crate) fn value(&self, formula: &'a Formula) -> Computed<'a> {
+        match formula {
+            Formula::Literal(value) => Ok(Cow::Borrowed(value)),
+            Formula::Name(name) => self.named(name),
+            Formula::Member(of, name) => Ok(member(self.value(of)?, name)),
+            Formula::Index(of, index) => {
+                let (of, index) = (self.value(of)?, self.value(index)?);
+                match &*index {
+                    Json::String(name) => Ok(member(of, name)),
+                    Json::Null => Ok(NULL),
+                    index => match index.as_i64() {
+                        Some(index) if of.is_object() => Ok(numbered(of, index)),
+                        Some(index) => Ok(element(of, index)),
+                        None => Err(self.fault(formula, "a list's index", index)),
+                    },
+                }
+            }
+            Formula::Required(of) => {
+                let value = self.value(of)?;
+                if value.is_null() { Err(self.fault(of, "a value", "none")) } else { Ok(value) }
+            }
+            Formula::Unary(Unary::Not, of) => Ok(Cow::Owned((!holds(&*self.value(of)?)).into())),
+            Formula::Unary(Unary::Negative, of) => {
+                let zero = Cow::Owned(Json::from(0));
+                self.arithmetic(formula, Binary::Subtract, zero, self.value(of)?)
+            }
+            Formula::Binary(operator, left, right) => self.binary(formula, *operator, left, right),
+            Formula::Coalesce(parts) => {
+                for part in parts {
+                    let value = self.value(part)?;
+                    if !value.is_null() {
+                        return Ok(value);
+                    }
+                }
+                Ok(NULL)
+            }
+            Formula::Choice(condition, then, otherwise) => {
+                if holds(&*self.value(condition)?) { self.value(then) } else { self.value(otherwise) }
+            }
+            Formula::List(values) => {
+                let values = values.iter().map(|value| Ok(self.value(value)?.into_owned()));
+                Ok(Cow::Owned(Json::Array(values.collect::<Result<_, Fault>>()?)))
+            }
+            Formula::Object(fields) => {
+                let fields = fields.iter().map(|(name, value)| Ok((name.clone(), self.value(value)?.into_owned())));
+                Ok(Cow::Owned(Json::Object(fields.collect::<Result<_, Fault>>()?)))
+            }
+            Formula::Each { each, name, over, condition } => {
+                let values = match self.value(over)?.into_owned() {
+                    Json::Null => return Ok(NULL),
+                    Json::Array(values) => values,
+                    count => match count.as_u64() {
+                        Some(count) if count as usize <= MAX_LIST => (0..count).map(Json::from).collect(),
+                        _ => return Err(self.fault(over, "a list, or a count up to 1048576", count)),
+                    },
+                };
+                let one = |value: Json| {
+                    let mut inner = Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
+                    inner.variables.push((name, value));
+                    if let Some(condition) = condition
+                        && !inner.holds(condition)?
+                    {
+                        return Ok(None);
+                    }
+                    Ok(Some(inner.value(each)?.into_owned()))
+                };
+                let values = values.into_iter().map(one).filter_map(Result::transpose);
+                Ok(Cow::Owned(Json::Array(values.collect::<Result<_, Fault>>()?)))
+            }
+            Formula::Call(function, arguments) => self.call(formula, *function, arguments),
+        }
+    }
+
+    /// Whether the condition holds.
+    pub(crate) fn holds(&self, formula: &'a Formula) -> Result<bool, Fault> {
+        Ok(holds(&*self.value(formula)?))
+    }
+
+    /// A whole number from 0 to `most`; `None` for null.
+    pub(crate) fn count(&self, formula: &'a Formula, most: u64) -> Result<Option<usize>, Fault> {
+        let value = self.value(formula)?;
+        if value.is_null() {
+            return Ok(None);
+        }
+        match whole(&value).and_then(|value| u64::try_from(value).ok()).filter(|value| *value <= most) {
+            Some(count) => Ok(Some(count as usize)),
+            None => {
+                let most = if most == 1 << 31 { "2^31".to_owned() } else { most.to_string() };
+                Err(self.fault(formula, format!("a count up to {most}"), &*value))
+            }
+        }
+    }
+
+    /// The name of the config's field that the formula is about, for messages.
+    pub(crate) fn subject(&self, formula: &Formula) -> String {
+        fn name_of(facts: &dyn Facts, formula: &Formula, depth: usize) -> Option<String> {
+            match formula {
+                Formula::Member(of, name) => Some(format!("{}.{name}", name_of(facts, of, depth)?)),
+                Formula::Name(name) if depth < MAX_LETS => match facts.formula(name) {
+                    Some(formula) if !formula.uses(name) => name_of(facts, formula, depth + 1),
+                    Some(Formula::Coalesce(parts)) => name_of(facts, parts.first()?, MAX_LETS),
+                    _ => Some(name.clone()),
+                },
+                Formula::Coalesce(parts) | Formula::Call(_, parts) => {
+                    parts.iter().find_map(|part| name_of(facts, part, depth))
+                }
+                _ => match formula.first_name() {
+                    Some(name) if depth < MAX_LETS => name_of(facts, &Formula::Name(name.to_owned()), depth + 1),
+                    name => name.map(str::to_owned),
+                },
+            }
+        }
+        name_of(self.facts, formula, 0).unwrap_or_default()
+    }
+
+    fn fault(&self, formula: &Formula, expected: impl Into<String>, found: impl ToString) -> Fault {
+        Fault::new(self.subject(formula), expected, found)
+    }
+
+    fn named(&self, name: &'a str) -> Computed<'a> {
+        if let Some((_, value)) = self.variables.iter().rev().find(|(known, _)| *known == name) {
+            return Ok(Cow::Owned(value.clone()));
+        }
+        let is_open = self.open.borrow().contains(&name);
+        if let Some(formula) = self.facts.formula(name).filter(|_| !is_open) {
+            if self.open.borrow().len() >= MAX_LETS {
+                return Err(Fault::new(name, "formulas that do not use each other in a circle", name));
+            }
+            self.open.borrow_mut().push(name);
+            let value = self.value(formula);
+            self.open.borrow_mut().pop();
+            return value;
+        }
+        Ok(self.facts.field(name).unwrap_or(NULL))
+    }
+
+    fn binary(&self, whole: &'a Formula, operator: Binary, left: &'a Formula, right: &'a Formula) -> Computed<'a> {
+        let truth = |value: bool| Ok(Cow::Owned(Json::Bool(value)));
+        match operator {
+            Binary::Or => {
+                let left = self.value(left)?;
+                if holds(&left) { Ok(left) } else { self.value(right) }
+            }
+            Binary::And => {
+                let left = self.value(left)?;
+                if holds(&left) { self.value(right) } else { Ok(left) }
+            }
+            _ => {
+                let (left, right) = (self.value(left)?, self.value(right)?);
+                match operator {
+                    Binary::Equal => truth(equal(&left, &right)),
+                    Binary::Unequal => truth(!equal(&left, &right)),
+                    Binary::In => match &*right {
+                        Json::Array(values) => truth(values.iter().any(|value| equal(value, &left))),
+                        Json::Object(fields) => truth(left.as_str().is_some_and(|name| fields.contains_key(name))),
+                        Json::String(text) => truth(left.as_str().is_some_and(|part| text.contains(part))),
+                        _ => truth(false),
+                    },
+                    Binary::Less | Binary::LessEqual | Binary::Greater | Binary::GreaterEqual => {
+                        let (Some(left), Some(right)) = (left.as_f64(), right.as_f64()) else { return truth(false) };
+                        truth(match operator {
+                            Binary::Less => left < right,
+                            Binary::LessEqual => left <= right,
+                            Binary::Greater => left > right,
+                            _ => left >= right,
+                        })
+                    }
+                    _ => self.arithmetic(whole, operator, left, right),
+                }
+            }
+        }
+    }
+
+    fn arithmetic(&self, formula: &Formula, operator: Binary, left: Cow<Json>, right: Cow<Json>) -> Computed<'a> {
+        if left.is_null() || right.is_null() {
+            return Ok(NULL);
+        }
+        if let (Binary::Add, Json::Array(left), Json::Array(right)) = (operator, &*left, &*right) {
+            return Ok(Cow::Owned(Json::Array([left.as_slice(), right].concat())));
+        }
+        // Python counts true as 1.
+        let number = |value: &Json| match value {
+            Json::Bool(value) => Json::from(i64::from(*value)),
+            other => other.clone(),
+        };
+        let (left, right) = (number(&left), number(&right));
+        if let (Some(left), Some(right)) = (left.as_i64(), right.as_i64()) {
+            let whole = match operator {
+                Binary::Add => left.checked_add(right),
+                Binary::Subtract => left.checked_sub(right),
+                Binary::Multiply => left.checked_mul(right),
+                Binary::Divide if right != 0 && left % right == 0 => left.checked_div(right),
+                Binary::DivideWhole if right != 0 => Some(left.div_euclid(right) - i64::from(right < 0 && left.rem_euclid(right) != 0)),
+                Binary::Remainder if right != 0 => Some(left.rem_euclid(right)),
+                _ => None,
+            };
+            let is_division = matches!(operator, Binary::Divide) && right != 0;
+            match whole {
+                Some(whole) => return Ok(Cow::Owned(whole.into())),
+                None if !is_division => {
+                    return Err(self.fault(formula, "numbers that can be computed", format!("{left} and {right}")));
+                }
+                None => {}
+            }
+        }
+        let (Some(left), Some(right)) = (left.as_f64(), right.as_f64()) else {
+            let found = if left.as_f64().is_none() { left } else { right };
+            return Err(self.fault(formula, "a number", found));
+        };
+        let value = match operator {
+            Binary::Add => left + right,
+            Binary::Subtract => left - right,
+            Binary::Multiply => left * right,
+            Binary::Divide => left / right,
+            Binary::DivideWhole => (left / right).floor(),
+            _ => left.rem_euclid(right),
+        };
+        self.number(formula, value)
+    }
+
+    fn number(&self, formula: &Formula, value: f64) -> Computed<'a> {
+        match Number::from_f64(value) {
+            Some(number) => Ok(Cow::Owned(Json::Number(number))),
+            None => Err(self.fault(formula, "numbers with a finite result", value)),
+        }
+    }
+
+    fn call(&self, formula: &'a Formula, function: Function, arguments: &'a [Formula]) -> Computed<'a> {
+        let value = |index: usize| self.value(&arguments[index]);
+        let float = |index: usize| -> Result<Option<f64>, Fault> {
+            let value = value(index)?;
+            match value.as_f64() {
+                _ if value.is_null() => Ok(None),
+                Some(number) => Ok(Some(number)),
+                None => Err(self.fault(formula, "a number", &*value)),
+            }
+        };
+        let whole_of = |index: usize| -> Result<Option<i64>, Fault> {
+            let value = value(index)?;
+            match whole(&value) {
+                _ if value.is_null() => Ok(None),
+                Some(number) => Ok(Some(number)),
+                None => Err(self.fault(formula, "a whole number", &*value)),
+            }
+        };
+        let text = |index: usize| Ok(value(index)?.as_str().unwrap_or_default().to_owned());
+        let map = |change: fn(f64) -> f64| match float(0)? {
+            Some(number) => self.number(formula, change(number)),
+            None => Ok(NULL),
+        };
+        let owned = |value: Json| Ok(Cow::Owned(value));
+        match function {
+            Function::Set => owned((!value(0)?.is_null()).into()),
+            Function::Len => match &*value(0)? {
+                Json::Array(values) => owned(values.len().into()),
+                Json::Object(fields) => owned(fields.len().into()),
+                Json::String(text) => owned(text.chars().count().into()),
+                _ => Ok(NULL),
+            },
+            Function::Sum => {
+                let values = value(0)?.into_owned();
+                let Json::Array(values) = values else { return Ok(NULL) };
+                values.into_iter().try_fold(Cow::Owned(Json::from(0)), |sum, value| {
+                    self.arithmetic(formula, Binary::Add, sum, Cow::Owned(value))
+                })
+            }
+            Function::Max | Function::Min => {
+                let mut values = Vec::new();
+                for index in 0..arguments.len() {
+                    match value(index)?.into_owned() {
+                        Json::Array(list) => values.extend(list),
+                        Json::Null => {}
+                        other => values.push(other),
+                    }
+                }
+                let key = |value: &Json| value.as_f64().unwrap_or_default();
+                let order = |a: &Json, b: &Json| key(a).total_cmp(&key(b));
+                let mut values = values.into_iter();
+                let found = match function {
+                    Function::Max => values.max_by(order),
+                    _ => values.next().map(|first| values.fold(first, |a, b| if order(&b, &a).is_lt() { b } else { a })),
+                };
+                owned(found.unwrap_or(Json::Null))
+            }
+            Function::Int => {
+                let value = value(0)?;
+                match (value.as_i64(), value.as_f64(), &*value) {
+                    (Some(_), ..) => Ok(value),
+                    (_, Some(number), _) if number.abs() < 9e15 => owned((number.trunc() as i64).into()),
+                    (.., Json::Bool(truth)) => owned(i64::from(*truth).into()),
+                    (.., Json::String(text)) if text.trim().parse::<i64>().is_ok() => {
+                        owned(text.trim().parse::<i64>().unwrap_or_default().into())
+                    }
+                    (.., Json::Null) => Ok(NULL),
+                    _ => Err(self.fault(formula, "a number", &*value)),
+                }
+            }
+            Function::Float => map(|v| v),
+            Function::F32 => map(|v| f64::from(v as f32)),
+            Function::Sqrt => map(f64::sqrt),
+            Function::Ln => map(f64::ln),
+            Function::Exp => map(f64::exp),
+            Function::RoundUp | Function::CeilDiv => {
+                let (Some(number), Some(step)) = (whole_of(0)?, whole_of(1)?) else { return Ok(NULL) };
+                if step <= 0 || number < 0 {
+                    return Err(self.fault(&arguments[1], "a positive number", step));
+                }
+                let parts = number / step + i64::from(number % step != 0);
+                let result = if function == Function::CeilDiv { Some(parts) } else { parts.checked_mul(step) };
+                result.map_or_else(|| Err(self.fault(formula, "a smaller number", number)), |result| owned(result.into()))
+            }
+            Function::Count | Function::IndexOf => {
+                let (list, wanted) = (value(0)?, value(1)?);
+                let Json::Array(values) = &*list else { return Ok(NULL) };
+                let mut found = values.iter().enumerate().filter(|(_, value)| equal(value, &wanted)).map(|(i, _)| i);
+                owned(match function {
+                    Function::Count => found.count().into(),
+                    _ => found.next().map_or(Json::Null, Json::from),
+                })
+            }
+            Function::Contains => {
+                let (of, part) = (value(0)?, value(1)?);
+                owned(match &*of {
+                    Json::Array(values) => values.iter().any(|value| equal(value, &part)).into(),
+                    Json::String(text) => part.as_str().is_some_and(|part| text.contains(part)).into(),
+                    _ => false.into(),
+                })
+            }
+            Function::Starts => owned(text(0)?.starts_with(&text(1)?).into()),
+            Function::Ends => owned(text(0)?.ends_with(&text(1)?).into()),
+            Function::Lower => match &*value(0)? {
+                Json::String(text) => owned(text.to_lowercase().into()),
+                _ => Ok(NULL),
+            },
+            Function::Choose => {
+                let chosen = value(0)?;
+                if chosen.is_null() {
+                    return Ok(NULL);
+                }
+                for pair in arguments[1..].chunks_exact(2) {
+                    if equal(&*self.value(&pair[0])?, &chosen) {
+                        return self.value(&pair[1]);
+                    }
+                }
+                let mut known = Vec::new();
+                for pair in arguments[1..].chunks_exact(2) {
+                    known.push(self.value(&pair[0])?.to_string());
+                }
+                Err(self.fault(formula, known.join(" or "), &*chosen))
+            }
+            Function::Tensor => owned(self.facts.shape(&self.filled(&text(0)?)).is_some().into()),
+            Function::Dim => {
+                let (shape, index) = (self.facts.shape(&self.filled(&text(0)?)), whole_of(1)?);
+                let size = shape.zip(index).and_then(|(shape, index)| shape.get(usize::try_from(index).ok()?).copied());
+                owned(size.map_or(Json::Null, Json::from))
+            }
+            Function::File => owned(self.facts.file(&text(0)?)?.unwrap_or_default()),
+            Function::Exists => owned(self.facts.exists(&text(0)?).into()),
+            Function::Token => owned(self.facts.token(&text(0)?)?.map_or(Json::Null, Json::from)),
+            Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
+            Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
+            Function::Pow => match (float(0)?, float(1)?) {
+                (Some(base), Some(power)) => self.number(formula, base.powf(power)),
+                _ => Ok(NULL),
+            },
+            Function::Log2 => map(f64::log2),
+            Function::Floor | Function::Round => match float(0)? {
+                Some(number) if number.abs() < 9e15 => {
+                    let rounded = if function == Function::Floor { number.floor() } else { number.round_ties_even() };
+                    owned((rounded as i64).into())
+                }
+                Some(number) => Err(self.fault(formula, "a smaller number", number)),
+                None => Ok(NULL),
+            },
+            Function::Abs => match &*value(0)? {
+                number if number.as_i64().is_some() => {
+                    owned(number.as_i64().and_then(i64::checked_abs).map_or(Json::Null, Json::from))
+                }
+                _ => map(f64::abs),
+            },
+            Function::Split => match &*value(0)? {
+                Json::String(of) => owned(of.split(text(1)?.as_str()).map(Json::from).collect()),
+                _ => Ok(NULL),
+            },
+            Function::Join => match &*value(0)? {
+                Json::Array(parts) => {
+                    let shown = |part: &Json| part.as_str().map_or_else(|| part.to_string(), str::to_owned);
+                    owned(parts.iter().map(shown).collect::<Vec<_>>().join(&text(1)?).into())
+                }
+                _ => Ok(NULL),
+            },
+            Function::Str => match &*value(0)? {
+                Json::Null => Ok(NULL),
+                Json::String(of) => owned(of.as_str().into()),
+                other => owned(other.to_string().into()),
+            },
+            Function::NormalQuantile => map(normal::quantile),
+            Function::NormalPart => map(normal::part),
+            Function::Values => {
+                let values = self.facts.values(&self.filled(&text(0)?))?;
+                owned(values.map_or(Json::Null, Json::Array))
+            }
+            Function::Many => {
+                let name = text(0)?;
+                let count = (0..MAX_LIST)
+                    .take_while(|number| self.facts.shape(&name.replace("{l}", &number.to_string())).is_some())
+                    .count();
+                owned(count.into())
+            }
+            Function::Equal => {
+                let (a, b) = (self.filled(&text(0)?), self.filled(&text(1)?));
+                let (a, b) = (self.facts.values(&a)?, self.facts.values(&b)?);
+                owned((a.is_some() && a == b).into())
+            }
+        }
+    }
+
+    /// `name` with the numbers that it has in braces.
+    fn filled(&self, name: &str) -> String {
+        let Ok(template) = Template::parse(name) else { return name.to_owned() };
+        let layer = self.variables.iter().rev().find(|(known, _)| *known == "l").and_then(|(_, layer)| layer.as_u64());
+        let compute = |formula: &Formula| {
+            let inner = Scope { facts: self.facts, variables: self.variables.clone(), open: RefCell::default() };
+            inner.value(formula).ok().and_then(|value| whole(&value)).ok_or(())
+        };
+        match layer.is_none() && template.has_layer() {
+            true => name.to_owned(),
+            false => template.filled(layer.map(|layer| layer as usize), None, &compute).unwrap_or(name.to_owned()),
+        }
+    }
+}
+
+const NULL: Cow<'static, Json> = Cow::Owned(Json::Null);
+
+fn member<'a>(of: Cow<'a, Json>, name: &str) -> Cow<'a, Json> {
+    match of {
+        Cow::Borrowed(Json::Object(fields)) => fields.get(name).map_or(NULL, Cow::Borrowed),
+        Cow::Owned(Json::Object(mut fields)) => fields.remove(name).map_or(NULL, Cow::Owned),
+        _ => NULL,
+    }
+}
+
+/// The field of an object whose name is the number `index`, with leading zeros or without.
+fn numbered(of: Cow<Json>, index: i64) -> Cow<Json> {
+    let name = match &*of {
+        Json::Object(fields) => fields.keys().find(|name| name.parse() == Ok(index)).cloned(),
+        _ => None,
+    };
+    name.map_or(NULL, |name| member(of, &name))
+}
+
+fn element(of: Cow<Json>, index: i64) -> Cow<Json> {
+    let place = |len: usize| usize::try_from(if index < 0 { index + len as i64 } else { index }).ok();
+    match of {
+        Cow::Borrowed(Json::Array(values)) => {
+            place(values.len()).and_then(|index| values.get(index)).map_or(NULL, Cow::Borrowed)
+        }
+        Cow::Owned(Json::Array(mut values)) => {
+            let found = place(values.len()).filter(|index| *index < values.len());
+            found.map_or(NULL, |index| Cow::Owned(values.swap_remove(index)))
+        }
+        Cow::Borrowed(Json::String(text)) => letter(text, place(text.chars().count())),
+        Cow::Owned(Json::String(text)) => letter(&text, place(text.chars().count())),
+        _ => NULL,
+    }
+}
+
+/// One character of a text, as Python indexes texts.
+fn letter(text: &str, index: Option<usize>) -> Cow<'static, Json> {
+    index.and_then(|index| text.chars().nth(index)).map_or(NULL, |c| Cow::Owned(c.to_string().into()))
+}
+
+/// Python's truth of a value.
+pub(crate) fn holds(value: &Json) -> bool {
+    match value {
+        Json::Null => false,
+        Json::Bool(truth) => *truth,
+        Json::Number(number) => number.as_f64() != Some(0.0),
+        Json::String(text) => !text.is_empty(),
+        Json::Array(values) => !values.is_empty(),
+        Json::Object(fields) => !fields.is_empty(),
+    }
+}
+
+/// Whether two values are equal; numbers are compared as numbers.
+pub(crate) fn equal(a: &Json, b: &Json) -> bool {
+    match (a, b) {
+        (Json::Number(a), Json::Number(b)) => match (a.as_i64(), b.as_i64()) {
+            (Some(a), Some(b)) => a == b,
+            _ => a.as_f64() == b.as_f64(),
+        },
+        (Json::Array(a), Json::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b)),
+        (Json::Object(a), Json::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(name, value)| b.get(name).is_some_and(|other| equal(value, other)))
+        }
+        _ => a == b,
+    }
+}
+
+/// A value as a whole number, if it is one.
+pub(crate) fn whole(value: &Json) -> Option<i64> {
+    match value {
+        Json::Number(number) => number.as_i64(),
+        _ => None,
+    }
+}
+
+/// Facts of a config alone.
+impl Facts for Map<String, Json> {
+    fn formula(&self, _: &str) -> Option<&Formula> {
+        None
+    }
+
+    fn field(&self, name: &str) -> Option<Cow<'_, Json>> {
+        let hidden = || self.get(&format!("\0{name}"));
+        self.get(name).or_else(|| if matches!(name, "card" | "folder") { hidden() } else { None }).map(Cow::Borrowed)
+    }
+
+    fn root(&self, name: &str) -> Option<Json> {
+        self.get("\0root")?.get(name).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::scan::Scanner;
+    use super::*;
+
+    fn value(text: &str) -> Result<Json, String> {
+        let config = json!({"a": 7, "b": 2, "list": [1, 2, 3], "kinds": ["x", "y", "x"], "inner": {"c": 0.5}, "t": "M-M",
+            "off": null, "yes": true});
+        let formula = Formula::read(&mut Scanner::of(text)).map_err(|e| e.to_string())?;
+        let scope = Scope::of_layer(config.as_object().unwrap(), Some(1));
+        let value = scope.value(&formula).map(Cow::into_owned);
+        value.map_err(|fault| format!("{}: expected {}, found {}", fault.subject, fault.expected, fault.found))
+    }
+
+    #[test]
+    fn formulas_have_the_values_of_python() {
+        for (text, expected) in [
+            ("a // b + a % b", json!(4)),
+            ("-a // b", json!(-4)),
+            ("a / b", json!(3.5)),
+            ("6 / b", json!(3)),
+            ("off + 1", json!(null)),
+            ("off ?? none ?? a", json!(7)),
+            ("a > b and not off ? \"yes\" : \"no\"", json!("yes")),
+            ("kinds[l] == \"y\"", json!(true)),
+            ("t[1]", json!("-")),
+            ("list[-1]", json!(3)),
+            ("inner.c * 2", json!(1.0)),
+            ("[x * 2 for x in list]", json!([2, 4, 6])),
+            ("[l for l in 3]", json!([0, 1, 2])),
+            ("[k == \"x\" for k in kinds]", json!([true, false, true])),
+            ("count(kinds, \"x\") + index(kinds, \"y\")", json!(3)),
+            ("int(2.9) + ceil_div(7, 2) + round_up(5, 4)", json!(14)),
+            ("choose(t, \"M\", 1, \"M-M\", 2)", json!(2)),
+            ("\"M\" in t and 2 in list", json!(true)),
+            ("max(1, b, list)", json!(3)),
+            ("yes + 1", json!(2)),
+            ("off < 3", json!(false)),
+            ("1 == 1.0", json!(true)),
+            ("len(list) + sum(list)", json!(9)),
+        ] {
+            assert!(equal(&value(text).unwrap(), &expected), "{text}: {:?}", value(text));
+        }
+    }
+
+    #[test]
+    fn faults_name_the_field() {
+        assert_eq!(value("t * 2").unwrap_err(), "t: expected a number, found \"M-M\"");
+        assert_eq!(value("off!").unwrap_err(), "off: expected a value, found none");
+        assert_eq!(value("a // 0").unwrap_err(), "a: expected numbers that can be computed, found 7 and 0");
+        assert_eq!(value("choose(t, \"M\", 1, \"x\", 2)").unwrap_err(), "t: expected \"M\" or \"x\", found \"M-M\"");
+        assert!(value("a * 9223372036854775807").is_err());
+    }
+}

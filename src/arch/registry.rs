@@ -1,0 +1,276 @@
+//! The families that are known: those that are built in, and files of the user.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::{OnceLock, RwLock};
+
+use super::families::FILES;
+use super::family::Family;
+use super::language::{Facts, Formula, Mistake, Scope};
+use super::statement::{Statement, statements};
+use super::{Config, GgufContents};
+use crate::error::{Error, Finding, IoContext, Result};
+
+/// The ending of family files.
+pub(crate) const EXTENSION: &str = "family";
+
+/// The family whose statements all others have.
+const CORE: &str = "core";
+
+/// Why a family file can't be used.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    Mistake(Mistake),
+    /// `from` names no family.
+    NoFamily(String),
+    /// `from` leads back to the file itself.
+    Circle(String),
+}
+
+/// The statements of a file by the family's name.
+type Lookup<'a> = dyn Fn(&str) -> Option<Result<Vec<Statement>, Unusable>> + 'a;
+
+/// The families, in the order in which they are asked.
+struct Families {
+    all: Vec<&'static Family>,
+    by_class: HashMap<&'static str, Vec<&'static Family>>,
+    /// Every field of any class.
+    fields: HashSet<&'static str>,
+}
+
+/// What the user has added, in front of those built in.
+static ADDED: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
+
+fn built_in() -> &'static Families {
+    static FAMILIES: OnceLock<Families> = OnceLock::new();
+    FAMILIES.get_or_init(|| {
+        let lookup = |name: &str| built_in_statements(name);
+        // A test reads every file, so none is left out here.
+        let made = FILES.iter().filter_map(|(name, _)| made(name, &lookup).ok());
+        let mut all: Vec<&'static Family> = Vec::new();
+        for family in made.filter(|family| !family.classes.is_empty()) {
+            all.push(Box::leak(Box::new(family)));
+        }
+        // A family with a condition goes before one without.
+        all.sort_by_key(|family| (family.when.is_none(), family.name.as_str()));
+        let mut by_class: HashMap<&str, Vec<&Family>> = HashMap::new();
+        for &family in &all {
+            for class in &family.classes {
+                by_class.entry(class).or_default().push(family);
+            }
+        }
+        let fields = all.iter().flat_map(|family| family.defaults.keys().map(String::as_str)).collect();
+        Families { all, by_class, fields }
+    })
+}
+
+fn built_in_statements(name: &str) -> Option<Result<Vec<Statement>, Unusable>> {
+    let (_, text) = FILES.iter().find(|(known, _)| *known == name)?;
+    Some(statements(text).map_err(Unusable::Mistake))
+}
+
+/// The family of this name, with everything it takes over.
+fn made(name: &str, lookup: &Lookup) -> Result<Family, Unusable> {
+    let mut family = Family::default();
+    family.name = name.to_owned();
+    let mut open = Vec::new();
+    if name != CORE {
+        add(&mut family, CORE, lookup, &mut open)?;
+    }
+    add(&mut family, name, lookup, &mut open)?;
+    Ok(family)
+}
+
+fn add(family: &mut Family, name: &str, lookup: &Lookup, open: &mut Vec<String>) -> Result<(), Unusable> {
+    if open.iter().any(|known| known == name) {
+        return Err(Unusable::Circle(name.to_owned()));
+    }
+    let statements = lookup(name).ok_or_else(|| Unusable::NoFamily(name.to_owned()))??;
+    open.push(name.to_owned());
+    for statement in statements {
+        for from in family.apply(statement) {
+            add(family, &from, lookup, open)?;
+        }
+    }
+    open.pop();
+    Ok(())
+}
+
+/// All families, those of the user first.
+pub(crate) fn all() -> Vec<&'static Family> {
+    let added = ADDED.read().map(|added| added.clone()).unwrap_or_default();
+    added.into_iter().chain(built_in().all.iter().copied()).collect()
+}
+
+/// The family of this name.
+pub(crate) fn by_name(name: &str) -> Option<&'static Family> {
+    all().into_iter().find(|family| family.name == name)
+}
+
+/// The text of a family that is built in.
+pub(crate) fn text(name: &str) -> Option<&'static str> {
+    FILES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
+
+/// Whether any class has a field of this name.
+pub(super) fn is_known_field(name: &str) -> bool {
+    let added = ADDED.read().is_ok_and(|added| added.iter().any(|family| family.has_field(name)));
+    added || built_in().fields.contains(name)
+}
+
+/// Reads a family file. Families that it builds on are files beside it, or built in.
+///
+/// # Errors
+/// [`Error::Format`], naming line and column; errors of reading the file.
+pub(crate) fn read(path: &Path) -> Result<Family> {
+    let text = std::fs::read_to_string(path).at(path, "read")?;
+    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let wrong = |mistake: &Mistake, path: &Path| {
+        let place = format!("line {}, column {}", mistake.line, mistake.column);
+        Finding::new(path, place).expected(&mistake.expected).found(&mistake.found).format()
+    };
+    if let Err(mistake) = statements(&text) {
+        return Err(wrong(&mistake, path));
+    }
+    let beside = |other: &str| folder.join(format!("{other}.{EXTENSION}"));
+    let lookup = |other: &str| {
+        if other == name {
+            return Some(statements(&text).map_err(Unusable::Mistake));
+        }
+        match std::fs::read_to_string(beside(other)) {
+            Ok(text) if other != CORE => Some(statements(&text).map_err(Unusable::Mistake)),
+            _ => built_in_statements(other),
+        }
+    };
+    let family = made(&name, &lookup).map_err(|error| match error {
+        Unusable::Mistake(mistake) => {
+            let finding = Finding::new(path, "from").expected("families without mistakes");
+            finding.found(mistake.to_string()).format()
+        }
+        Unusable::NoFamily(other) => {
+            let file = format!("a family that is built in, or a file {other}.{EXTENSION} beside this one");
+            Finding::new(path, "from").expected(file).found(other).format()
+        }
+        Unusable::Circle(other) => {
+            let finding = Finding::new(path, "from").expected("families that do not build on each other in a circle");
+            finding.found(other).format()
+        }
+    })?;
+    for (what, is_missing) in [("class", family.classes.is_empty()), ("gguf", family.gguf.is_empty()), ("tensor", family.rows.is_empty())] {
+        if is_missing {
+            return Err(Finding::new(path, what).expected(format!("at least one statement `{what}`")).found("none").format());
+        }
+    }
+    Ok(family)
+}
+
+/// Adds a family of the user, which goes before all others.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn register(path: &Path) -> Result<&'static Family> {
+    let family: &'static Family = Box::leak(Box::new(read(path)?));
+    if let Ok(mut added) = ADDED.write() {
+        added.insert(0, family);
+    }
+    Ok(family)
+}
+
+fn holds(family: &Family, formula: &Option<Formula>, facts: &dyn Facts) -> bool {
+    let facts = WithLets { family, facts };
+    formula.as_ref().is_none_or(|formula| Scope::new(&facts).holds(formula).unwrap_or(false))
+}
+
+/// Facts of a config or a GGUF, with the values that a family names.
+struct WithLets<'a> {
+    family: &'a Family,
+    facts: &'a dyn Facts,
+}
+
+impl Facts for WithLets<'_> {
+    fn formula(&self, name: &str) -> Option<&Formula> {
+        self.family.lets.get(name)
+    }
+
+    fn field(&self, name: &str) -> Option<Cow<'_, serde_json::Value>> {
+        self.facts.field(name)
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.facts.shape(name)
+    }
+
+    fn gguf(&self, key: &str) -> Option<serde_json::Value> {
+        self.facts.gguf(key)
+    }
+
+    fn root(&self, name: &str) -> Option<serde_json::Value> {
+        self.facts.root(name)
+    }
+}
+
+/// The family of a class of transformers with this config.
+pub(crate) fn of_class(class: &str, config: &Config) -> Option<&'static Family> {
+    of_class_and_kind(class, config, false)
+}
+
+/// The family of a class's projector.
+pub(crate) fn projector_of(class: &str, config: &Config) -> Option<&'static Family> {
+    of_class_and_kind(class, config, true)
+}
+
+fn of_class_and_kind(class: &str, config: &Config, is_projector: bool) -> Option<&'static Family> {
+    let fits = |family: &&&'static Family| family.is_projector == is_projector && holds(family, &family.when, config);
+    let added = ADDED.read().ok().and_then(|added| {
+        added.iter().filter(|family| family.classes.iter().any(|known| known == class)).find(fits).copied()
+    });
+    added.or_else(|| built_in().by_class.get(class)?.iter().find(fits).copied())
+}
+
+/// The family of the class that transformers builds from a config of this `model_type`.
+pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static Family> {
+    let fits = |family: &&'static Family| {
+        !family.is_projector && family.model_types.iter().any(|known| known == model_type) && holds(family, &family.when, config)
+    };
+    // A family whose first type this is goes before those that only know it.
+    let mut found: Vec<&'static Family> = all().into_iter().filter(fits).collect();
+    found.sort_by_key(|family| (family.model_type() != model_type, !family.class().ends_with("ForCausalLM")));
+    found.first().copied()
+}
+
+/// The family for converting a GGUF file back.
+pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'static Family> {
+    let fits = |family: &&'static Family| {
+        !family.is_projector && family.gguf == architecture && holds(family, &family.fits, found)
+    };
+    let added = ADDED.read().ok().and_then(|added| added.iter().copied().find(fits));
+    // One with a condition goes before one without, and one that bears the architecture's name before the others.
+    let order = |family: &&'static Family| (family.fits.is_none(), family.name != architecture);
+    added.or_else(|| built_in().all.iter().copied().filter(fits).min_by_key(order))
+}
+
+/// The error for a name that is no family.
+pub(crate) fn unknown(name: &str) -> Error {
+    let names: Vec<&str> = all().iter().map(|family| family.name.as_str()).collect();
+    let near = crate::error::nearest(name, &names).map(|near| format!("did you mean {near}?"));
+    let finding = Finding::new("", "family").expected("the name of a family, as `families` lists them").found(name);
+    finding.hint(near.unwrap_or_default()).setting()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_that_is_built_in_is_read() {
+        let lookup = |name: &str| built_in_statements(name);
+        let mistakes = FILES.iter().filter_map(|(name, _)| {
+            let error = made(name, &lookup).err()?;
+            Some(format!("{name}.{EXTENSION}: {error:?}"))
+        });
+        let mistakes: Vec<String> = mistakes.collect();
+        assert!(mistakes.is_empty(), "{}", mistakes.join("\n"));
+    }
+}

@@ -1,0 +1,339 @@
+//! Reads the statements of a family file.
+
+use serde_json::Value as Json;
+
+use super::Config;
+use super::family::{Assumed, Dropped, DropCheck, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace};
+use super::language::{Formula, Mistake, Scanner, Template, joined};
+use super::row::Row;
+use super::tensor_statement;
+use crate::tokenizer::Vocab;
+
+/// A statement of a family file.
+#[derive(Debug)]
+pub(crate) enum Statement {
+    From(Vec<String>),
+    Projector,
+    Class(Vec<String>),
+    ModelType(Vec<String>),
+    Gguf(String),
+    When(Formula),
+    Fits(Formula),
+    Vocab(Vocab),
+    Defaults(Config),
+    Assumed(Assumed),
+    Let(String, Formula),
+    Set(String, Formula),
+    Key(Key),
+    VocabKey(Key),
+    EarlyKey(Key),
+    Rows(Vec<Row>),
+    Extra(Extra),
+    Rename(Rename),
+    Drop(Dropped),
+    Back(String, Formula),
+    RopeTypes(Vec<String>),
+    /// Leaves out what was inherited: the kind of statement, and a name.
+    No(Left, String),
+}
+
+/// What a `no` statement leaves out.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Left {
+    Key,
+    Group(KeyGroup),
+    Tensor,
+    Extra(Extra),
+    Assumed,
+}
+
+const GROUPS: &[(&str, KeyGroup)] = &[
+    ("rope", KeyGroup::Rope),
+    ("rope_scaling", KeyGroup::RopeScaling),
+    ("rope_base", KeyGroup::RopeBase),
+    ("file_type", KeyGroup::FileType),
+    ("pooling", KeyGroup::Pooling),
+    ("labels", KeyGroup::Labels),
+    ("local_window", KeyGroup::LocalWindow),
+];
+
+const EXTRAS: &[(&str, Extra)] = &[("rope_freqs", Extra::RopeFreqs), ("long_factors", Extra::LongFactors), ("audio_positions", Extra::AudioPositions)];
+
+const KINDS: &[(&str, KeyType)] = &[
+    ("u32", KeyType::U32),
+    ("i32", KeyType::I32),
+    ("u64", KeyType::U64),
+    ("f32", KeyType::F32),
+    ("bool", KeyType::Bool),
+    ("str", KeyType::Text),
+];
+
+const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
+                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
+                          same, nextn, rope_types, back";
+
+/// The statements of a file, in order.
+///
+/// # Errors
+/// The first mistake.
+pub(crate) fn statements(file: &str) -> Result<Vec<Statement>, Mistake> {
+    let text = joined(file);
+    let mut all = Vec::new();
+    let mut start = 0;
+    for line in text.split('\n') {
+        let end = start + line.len();
+        let mut scanner = Scanner::new(file, &text, start, end);
+        if !scanner.is_done() {
+            all.push(statement(&mut scanner)?);
+            if !scanner.is_done() {
+                return Err(scanner.mistake("the end of the statement"));
+            }
+        }
+        start = end + 1;
+    }
+    Ok(all)
+}
+
+fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
+    let place = scanner.place();
+    let Some(word) = scanner.word() else { return Err(scanner.mistake(STATEMENTS)) };
+    Ok(match word {
+        "from" => Statement::From(words(scanner, "the name of a family")?),
+        "kind" => match scanner.word() {
+            Some("projector") => Statement::Projector,
+            _ => return Err(scanner.mistake_at(place, "kind projector", "another kind")),
+        },
+        "class" => Statement::Class(words(scanner, "a class")?),
+        "model_type" => Statement::ModelType(words(scanner, "a model_type")?),
+        "gguf" => Statement::Gguf(one_word(scanner, "the name of an architecture")?),
+        "when" => Statement::When(Formula::read(scanner)?),
+        "fits" => Statement::Fits(Formula::read(scanner)?),
+        "vocab" => {
+            let place = scanner.place();
+            let name = one_word(scanner, "a kind of vocabulary")?;
+            let names = || Vocab::names().collect::<Vec<_>>().join(", ");
+            let vocab = name.parse::<Vocab>();
+            Statement::Vocab(vocab.map_err(|_| {
+                scanner.mistake_at(place, format!("a kind of vocabulary: {}", names()), name)
+            })?)
+        }
+        "defaults" => {
+            let place = scanner.place();
+            let text = scanner.all();
+            let fields = serde_json::from_str(text).map_err(|error| {
+                let at = place + error.column().saturating_sub(1);
+                scanner.mistake_at(at, "a JSON object", crate::json::plain(&error))
+            })?;
+            Statement::Defaults(fields)
+        }
+        "assume" | "expect" => {
+            let field = dotted(scanner, "a field of config.json")?;
+            scanner.need("=")?;
+            let values = json_values(scanner)?;
+            Statement::Assumed(Assumed { field, values, is_refused: word == "assume" })
+        }
+        "let" | "set" => {
+            let name = scanner.name().map(str::to_owned);
+            let name = name.ok_or_else(|| scanner.mistake("a name"))?;
+            scanner.need("=")?;
+            let formula = Formula::read(scanner)?;
+            if word == "let" { Statement::Let(name, formula) } else { Statement::Set(name, formula) }
+        }
+        "nextn" => Statement::Let("nextn".to_owned(), Formula::read(scanner)?),
+        "key" => match scanner.takes_word("early") {
+            true => Statement::EarlyKey(key(scanner)?),
+            false => Statement::Key(key(scanner)?),
+        },
+        "vocab_key" => Statement::VocabKey(key(scanner)?),
+        "do" => Statement::Key(Key::Group(named(scanner, GROUPS, "a group of keys")?)),
+        "extra" => {
+            let name = one_word(scanner, "tensors made of the config")?;
+            if scanner.takes("=") {
+                return Ok(Statement::Extra(Extra::Values(name, Formula::read(scanner)?)));
+            }
+            let known = EXTRAS.iter().find(|(known, _)| *known == name).map(|(_, extra)| extra.clone());
+            let names: Vec<&str> = EXTRAS.iter().map(|(known, _)| *known).collect();
+            let expected = || format!("tensors made of the config: {}, or NAME = VALUES", names.join(", "));
+            Statement::Extra(known.ok_or_else(|| scanner.mistake_at(place, expected(), name))?)
+        }
+        "no" => left_out(scanner)?,
+        "tensor" => Statement::Rows(tensor_statement::rows(scanner)?),
+        "rename" => rename(scanner, RenamePlace::Start)?,
+        "rename_end" => rename(scanner, RenamePlace::End)?,
+        "rename_in" => rename(scanner, RenamePlace::Anywhere)?,
+        "drop" | "drop_zero" | "same" => {
+            let pattern = one_word(scanner, "a tensor's name")?;
+            let unless = match word {
+                "drop" => DropCheck::Nothing,
+                "drop_zero" => DropCheck::Zero,
+                _ => {
+                    scanner.need("=")?;
+                    DropCheck::Same(one_word(scanner, "a tensor's name")?)
+                }
+            };
+            let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
+            Statement::Drop(Dropped { pattern, when, unless })
+        }
+        "rope_types" => Statement::RopeTypes(words(scanner, "a rope_type")?),
+        "back" => {
+            let field = dotted(scanner, "a field of config.json")?;
+            scanner.need("=")?;
+            Statement::Back(field, Formula::read(scanner)?)
+        }
+        _ => return Err(scanner.mistake_at(place, STATEMENTS, word)),
+    })
+}
+
+fn words(scanner: &mut Scanner, expected: &str) -> Result<Vec<String>, Mistake> {
+    let mut words = vec![one_word(scanner, expected)?];
+    while let Some(word) = scanner.word() {
+        words.push(word.to_owned());
+    }
+    Ok(words)
+}
+
+fn one_word(scanner: &mut Scanner, expected: &str) -> Result<String, Mistake> {
+    match scanner.word() {
+        Some("\"\"") => Ok(String::new()),
+        Some(word) => Ok(word.to_owned()),
+        None => Err(scanner.mistake(expected)),
+    }
+}
+
+/// A field's name, which may be inside objects: `a.b`.
+fn dotted(scanner: &mut Scanner, expected: &str) -> Result<String, Mistake> {
+    let mut path = scanner.name().ok_or_else(|| scanner.mistake(expected))?.to_owned();
+    while scanner.takes_directly(".") {
+        let part = scanner.name().ok_or_else(|| scanner.mistake(expected))?;
+        path = format!("{path}.{part}");
+    }
+    Ok(path)
+}
+
+fn named<T: Clone>(scanner: &mut Scanner, known: &[(&str, T)], what: &str) -> Result<T, Mistake> {
+    let place = scanner.place();
+    let word = scanner.word().unwrap_or_default();
+    let names = || known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let found = known.iter().find(|(name, _)| *name == word).map(|(_, value)| value.clone());
+    found.ok_or_else(|| scanner.mistake_at(place, format!("{what}: {}", names()), word))
+}
+
+/// JSON values with bars between them.
+fn json_values(scanner: &mut Scanner) -> Result<Vec<Json>, Mistake> {
+    let place = scanner.place();
+    let text = scanner.all();
+    let mut values = Vec::new();
+    for part in text.split('|') {
+        let value = serde_json::from_str(part.trim());
+        values.push(value.map_err(|_| scanner.mistake_at(place, "JSON values with bars between them", part.trim()))?);
+    }
+    Ok(values)
+}
+
+/// `TYPE NAME = FORMULA [when FORMULA]`
+fn key(scanner: &mut Scanner) -> Result<Key, Mistake> {
+    let kind = named(scanner, KINDS, "the type of a key")?;
+    let name = one_word(scanner, "a key's name")?;
+    scanner.need("=")?;
+    let value = Formula::read(scanner)?;
+    let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
+    Ok(Key::Value { kind, name, value, when })
+}
+
+fn left_out(scanner: &mut Scanner) -> Result<Statement, Mistake> {
+    let kinds = [("key", 0), ("do", 1), ("tensor", 2), ("extra", 3), ("assume", 4), ("expect", 4)];
+    Ok(match named(scanner, &kinds, "a kind of statement")? {
+        0 => Statement::No(Left::Key, one_word(scanner, "a key's name")?),
+        1 => Statement::No(Left::Group(named(scanner, GROUPS, "a group of keys")?), String::new()),
+        2 => Statement::No(Left::Tensor, one_word(scanner, "a tensor's name in GGUF")?),
+        3 => Statement::No(Left::Extra(named(scanner, EXTRAS, "tensors made of the config")?), String::new()),
+        _ => Statement::No(Left::Assumed, one_word(scanner, "a field of config.json")?),
+    })
+}
+
+/// `FROM -> TO` or `FROM <-> TO`
+fn rename(scanner: &mut Scanner, place_in_name: RenamePlace) -> Result<Statement, Mistake> {
+    let place = scanner.place();
+    let from = Template::read(scanner)?;
+    let is_own = scanner.takes("<->");
+    if !is_own {
+        scanner.need("->")?;
+    }
+    let to = match scanner.word() {
+        Some("\"\"") => "",
+        Some(word) => word,
+        None => return Err(scanner.mistake("a name, or \"\"")),
+    };
+    let to = Template::parse(to).map_err(|_| scanner.mistake_at(place, "a whole-number expression in braces", to))?;
+    Ok(Statement::Rename(Rename { from, to, place: place_in_name, is_own }))
+}
+
+impl Family {
+    /// Adds a statement. Statements replace what they name; keys follow each other, since a later value replaces an
+    /// earlier one when they are written.
+    ///
+    /// Returns the families to be taken over, for `from`.
+    pub(super) fn apply(&mut self, statement: Statement) -> Vec<String> {
+        match statement {
+            Statement::From(names) => return names,
+            Statement::Projector => self.is_projector = true,
+            Statement::Class(names) => self.classes = names,
+            Statement::ModelType(names) => self.model_types = names,
+            Statement::Gguf(name) => self.gguf = name,
+            Statement::When(formula) => self.when = Some(formula),
+            Statement::Fits(formula) => self.fits = Some(formula),
+            Statement::Vocab(vocab) => self.vocab = vocab,
+            Statement::Defaults(fields) => self.defaults = fields,
+            Statement::Assumed(assumed) => {
+                self.assumed.retain(|known| known.field != assumed.field);
+                self.assumed.push(assumed);
+            }
+            Statement::Let(name, formula) => drop(self.lets.insert(name, formula)),
+            Statement::Set(name, formula) => {
+                self.sets.retain(|(known, _)| *known != name);
+                self.sets.push((name, formula));
+            }
+            Statement::Key(key) => self.keys.push(key),
+            Statement::EarlyKey(key) => self.early_keys.push(key),
+            Statement::VocabKey(key) => self.vocab_keys.push(key),
+            Statement::Rows(rows) => rows.into_iter().for_each(|row| self.put_row(row)),
+            Statement::Extra(extra) => self.extras.push(extra),
+            Statement::Rename(rename) => {
+                self.renames.retain(|known| known.place != rename.place || known.from.text() != rename.from.text());
+                self.renames.push(rename);
+            }
+            Statement::Drop(dropped) => self.dropped.push(dropped),
+            Statement::Back(field, formula) => {
+                self.back.retain(|(known, _)| *known != field);
+                self.back.push((field, formula));
+            }
+            Statement::RopeTypes(names) => self.rope_types.extend(names),
+            Statement::No(left, name) => self.leave_out(left, &name),
+        }
+        Vec::new()
+    }
+
+    fn put_row(&mut self, row: Row) {
+        match self.rows.iter_mut().find(|known| known.gguf.text() == row.gguf.text()) {
+            Some(known) => *known = row,
+            None => self.rows.push(row),
+        }
+    }
+
+    fn leave_out(&mut self, left: Left, name: &str) {
+        match left {
+            Left::Key => {
+                self.keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
+                self.vocab_keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
+                self.early_keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
+            }
+            Left::Group(group) => self.keys.retain(|key| !matches!(key, Key::Group(known) if *known == group)),
+            Left::Tensor => {
+                let bias = name.strip_suffix(".weight").map(|name| format!("{name}.bias"));
+                self.rows.retain(|row| row.gguf.text() != name && Some(row.gguf.text()) != bias.as_deref());
+            }
+            Left::Extra(extra) => self.extras.retain(|known| *known != extra),
+            Left::Assumed => self.assumed.retain(|known| known.field != name),
+        }
+    }
+}

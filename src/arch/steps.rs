@@ -1,0 +1,518 @@
+//! The operations of a family's rows with their numbers, and what they do to an expression: forwards, to GGUF, and
+//! backwards, to the checkpoint.
+
+use std::sync::Arc;
+
+use super::language::Formula;
+use super::lookup::{Slot, sources};
+use super::params::Params;
+use super::procedures::Procedure;
+use super::row::{Change, Operation};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::plan::{Expr, ValueMap};
+use crate::source::show_shape;
+
+/// An operation with its numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Step {
+    /// Indices of a dimension, in this order: some of them, or all.
+    Index { dim: usize, of: usize, index: Arc<[usize]> },
+    /// All dimensions in another order.
+    Permute(Vec<usize>),
+    /// Another shape, from this one.
+    Reshape { from: Vec<usize>, to: Vec<usize> },
+    /// A number added to every value.
+    Add(f32),
+    /// Every value multiplied.
+    Multiply(f32),
+    /// Every value divided.
+    Divide(f32),
+    /// The reverse of a function of every value.
+    Undo(Change),
+    /// A function of every value.
+    Each(Change),
+    /// Zeros appended to a dimension of `from`.
+    Pad { dim: usize, from: usize, to: usize },
+    /// Zeros put before a dimension of `from`.
+    PadFront { dim: usize, from: usize, to: usize },
+    /// `1 / x`
+    Reciprocal,
+    /// Rows from `kept` on left out.
+    Trim { from: usize, kept: usize },
+    /// Values rounded to three.
+    Ternary,
+    /// A procedure in code.
+    Procedure(Procedure),
+}
+
+/// Why operations can't be done: what was expected, and what was found.
+pub(crate) type Misfit = (String, String);
+
+/// The steps of `operations` for a tensor of shape `shape` in a layer.
+///
+/// # Errors
+/// Errors of the formulas; `Ok(Err(..))` if an operation doesn't fit the shape.
+pub(crate) fn steps(
+    params: &Params,
+    operations: &[Operation],
+    shape: &[usize],
+    layer: Option<usize>,
+    vocab_rows: &dyn Fn() -> Result<usize>,
+) -> Result<std::result::Result<Vec<Step>, Misfit>> {
+    let mut shape = shape.to_vec();
+    let mut steps = Vec::new();
+    let size = |formula: &Formula| params.size_of(formula, layer);
+    macro_rules! fit {
+        ($value:expr) => {
+            match $value {
+                Ok(value) => value,
+                Err(misfit) => return Ok(Err(misfit)),
+            }
+        };
+    }
+    for operation in operations {
+        let step = match operation {
+            Operation::Take(dim, start, len) => {
+                let dim = fit!(place(&shape, *dim));
+                let Some(start) = params.number_of(start, layer)? else {
+                    return Ok(Err((format!("a start in dimension {dim}"), "none".to_owned())));
+                };
+                let len = size(len)?;
+                fit!(fits(start.checked_add(len).is_some_and(|end| end <= shape[dim]), || {
+                    format!("at least {} in dimension {dim}", start.saturating_add(len))
+                }, &shape));
+                Step::Index { dim, of: shape[dim], index: (start..start + len).collect() }
+            }
+            Operation::Swap(a, b) => {
+                let (a, b) = (fit!(place(&shape, *a)), fit!(place(&shape, *b)));
+                let mut order: Vec<usize> = (0..shape.len()).collect();
+                order.swap(a, b);
+                Step::Permute(order)
+            }
+            Operation::Permute(order) => {
+                fit!(fits(order.len() == shape.len(), || format!("{} dimensions", order.len()), &shape));
+                Step::Permute(order.clone())
+            }
+            Operation::Reshape(sizes) => {
+                let to: Vec<usize> = sizes.iter().map(size).collect::<Result<_>>()?;
+                fit!(fits(product(&to) == product(&shape), || format!("as many values as {}", show_shape(&to)), &shape));
+                Step::Reshape { from: shape.clone(), to }
+            }
+            Operation::Order(dim, sizes, order) => {
+                let dim = fit!(place(&shape, *dim));
+                let sizes: Vec<usize> = sizes.iter().map(size).collect::<Result<_>>()?;
+                fit!(fits(product(&sizes) == Some(shape[dim]), || {
+                    format!("{} in dimension {dim}", sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x "))
+                }, &shape));
+                Step::Index { dim, of: shape[dim], index: ordered(&sizes, order).into() }
+            }
+            Operation::Pairs(heads, part) | Operation::Halves(heads, part) => {
+                let heads = size(heads)?;
+                let rows = shape.first().copied().unwrap_or(1);
+                let part = part.as_ref().map(size).transpose()?;
+                let per_head = rows / heads;
+                let rotated = part.unwrap_or(per_head);
+                let divides = per_head * heads == rows && rotated <= per_head && rotated.is_multiple_of(2);
+                fit!(fits(divides, || format!("{heads} heads of an even number of rows"), &shape));
+                let half = rotated / 2;
+                let is_pairs = matches!(operation, Operation::Pairs(..));
+                let from = |within: usize| match within {
+                    _ if within >= rotated => within,
+                    _ if is_pairs => within % 2 * half + within / 2,
+                    _ => within % half * 2 + within / half,
+                };
+                let index = (0..rows).map(|row| row / per_head * per_head + from(row % per_head)).collect();
+                Step::Index { dim: 0, of: rows, index }
+            }
+            Operation::Qkv(groups) => {
+                let (groups, heads) = (size(groups)?, params.count("heads")?);
+                let rows = shape.first().copied().unwrap_or(1);
+                let queries = heads / groups;
+                let width = rows / (groups * (queries + 2));
+                let divides = queries * groups == heads && width * groups * (queries + 2) == rows;
+                fit!(fits(divides, || format!("{groups} groups of {queries} queries, a key and a value"), &shape));
+                let row = |group: usize, place: usize| {
+                    let start = (group * (queries + 2) + place) * width;
+                    start..start + width
+                };
+                let all_queries = (0..groups).flat_map(|group| (0..queries).flat_map(move |q| row(group, q)));
+                let keys = (0..groups).flat_map(|group| row(group, queries));
+                let values = (0..groups).flat_map(|group| row(group, queries + 1));
+                Step::Index { dim: 0, of: rows, index: all_queries.chain(keys).chain(values).collect() }
+            }
+            Operation::Add(number) | Operation::Multiply(number) => {
+                let value = params.value_of(number, layer)?;
+                let Some(number) = value.as_f64() else {
+                    return Ok(Err(("a number".to_owned(), value.to_string())));
+                };
+                // The reference multiplies with numbers of double precision, which torch rounds to f32.
+                if matches!(operation, Operation::Add(_)) { Step::Add(number as f32) } else { Step::Multiply(number as f32) }
+            }
+            Operation::Each(change) => Step::Each(*change),
+            Operation::Pad(dim, to) => {
+                let dim = fit!(place(&shape, *dim));
+                let to = size(to)?.max(shape[dim]);
+                if to == shape[dim] {
+                    continue;
+                }
+                Step::Pad { dim, from: shape[dim], to }
+            }
+            Operation::PadFront(dim, to) => {
+                let dim = fit!(place(&shape, *dim));
+                let to = size(to)?.max(shape[dim]);
+                if to == shape[dim] {
+                    continue;
+                }
+                Step::PadFront { dim, from: shape[dim], to }
+            }
+            Operation::Reciprocal => Step::Reciprocal,
+            Operation::Unsqueeze(dim) => {
+                let rank = shape.len() as i64 + 1;
+                let at = usize::try_from(if *dim < 0 { dim + rank } else { *dim }).unwrap_or(usize::MAX);
+                fit!(fits(at <= shape.len(), || format!("room for a dimension {dim}"), &shape));
+                let mut to = shape.clone();
+                to.insert(at, 1);
+                Step::Reshape { from: shape.clone(), to }
+            }
+            Operation::Squeeze(dim) => {
+                let dim = fit!(place(&shape, *dim));
+                fit!(fits(shape[dim] == 1, || format!("1 in dimension {dim}"), &shape));
+                let mut to = shape.clone();
+                to.remove(dim);
+                Step::Reshape { from: shape.clone(), to }
+            }
+            Operation::TrimVocab => {
+                let from = shape.first().copied().unwrap_or_default();
+                Step::Trim { from, kept: vocab_rows()?.min(from) }
+            }
+            Operation::Ternary => Step::Ternary,
+            Operation::Procedure(name) => match Procedure::named(name) {
+                Some(procedure) => Step::Procedure(procedure),
+                None => return Ok(Err(("a procedure that this version has".to_owned(), name.clone()))),
+            },
+        };
+        shape = step.shape(&shape);
+        steps.push(step);
+    }
+    Ok(Ok(steps))
+}
+
+fn place(shape: &[usize], dim: i64) -> Result<usize, Misfit> {
+    let place = if dim < 0 { dim + shape.len() as i64 } else { dim };
+    let place = usize::try_from(place).ok().filter(|place| *place < shape.len());
+    place.ok_or_else(|| (format!("a dimension {dim}"), show_shape(shape)))
+}
+
+fn fits(holds: bool, expected: impl Fn() -> String, shape: &[usize]) -> Result<(), Misfit> {
+    if holds { Ok(()) } else { Err((expected(), show_shape(shape))) }
+}
+
+fn product(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))
+}
+
+/// For every index of a dimension that is seen as `sizes` and put in the order `order`, the index where it comes from.
+fn ordered(sizes: &[usize], order: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; sizes.len()];
+    for dim in (0..sizes.len().saturating_sub(1)).rev() {
+        strides[dim] = strides[dim + 1] * sizes[dim + 1];
+    }
+    let total: usize = sizes.iter().product();
+    (0..total)
+        .map(|mut position| {
+            let mut from = 0;
+            for &dim in order.iter().rev() {
+                from += position % sizes[dim] * strides[dim];
+                position /= sizes[dim];
+            }
+            from
+        })
+        .collect()
+}
+
+impl Step {
+    /// The shape after the step.
+    pub(crate) fn shape(&self, of: &[usize]) -> Vec<usize> {
+        let mut shape = of.to_vec();
+        match self {
+            Step::Index { dim, index, .. } => shape[*dim] = index.len(),
+            Step::Permute(order) => shape = order.iter().map(|dim| of[*dim]).collect(),
+            Step::Reshape { to, .. } => shape = to.clone(),
+            Step::Pad { dim, to, .. } | Step::PadFront { dim, to, .. } => shape[*dim] = *to,
+            Step::Trim { kept, .. } => shape[0] = *kept,
+            Step::Add(_) | Step::Multiply(_) | Step::Divide(_) | Step::Each(_) => {}
+            Step::Procedure(procedure) => shape = procedure.shape(of),
+            Step::Undo(_) | Step::Reciprocal | Step::Ternary => {}
+        }
+        shape
+    }
+
+    /// Whether the values stay as they are.
+    pub(crate) fn keeps_values(&self) -> bool {
+        matches!(self, Step::Index { .. } | Step::Permute(_) | Step::Reshape { .. } | Step::Pad { .. } | Step::PadFront { .. } | Step::Trim { .. })
+    }
+
+    /// The expression after the step. `dtype` is the type in which torch computes: F16 for tensors of that type, F32
+    /// for all others.
+    pub(crate) fn apply(&self, of: Expr, dtype: DType) -> Result<Expr> {
+        let rounded = |of: Expr| match dtype {
+            DType::F16 => Expr::Round { of: Box::new(of), dtype: DType::F16 },
+            _ => of,
+        };
+        let mapped = |of: Expr, map: ValueMap| Expr::Map { of: vec![of], map: Arc::new(map) };
+        Ok(match self {
+            Step::Index { dim, index, .. } => indexed(of, *dim, index),
+            Step::Permute(order) => permuted(of, order),
+            Step::Reshape { to, .. } => reshaped(of, to.clone()),
+            Step::Add(constant) => rounded(Expr::AddConstant { of: Box::new(of), constant: *constant }),
+            Step::Multiply(factor) => rounded(Expr::Scale { of: Box::new(of), factor: *factor }),
+            Step::Divide(divisor) => mapped(of, ValueMap::Divide { divisor: *divisor }),
+            Step::Undo(Change::Exp) => mapped(of, ValueMap::Logarithm { sign: 1.0 }),
+            Step::Undo(Change::NegativeExp) => mapped(of, ValueMap::Logarithm { sign: -1.0 }),
+            Step::Undo(Change::Softplus) => mapped(of, ValueMap::InverseSoftplus),
+            Step::Each(Change::Negative) | Step::Undo(Change::Negative) => {
+                Expr::Scale { of: Box::new(of), factor: -1.0 }
+            }
+            Step::Each(Change::Exp) => rounded(mapped(of, ValueMap::Exp)),
+            Step::Each(Change::NegativeExp) => rounded(mapped(of, ValueMap::NegativeExp)),
+            Step::Each(Change::Softplus) => rounded(mapped(of, ValueMap::Softplus)),
+            Step::Reciprocal => rounded(mapped(of, ValueMap::Reciprocal)),
+            Step::PadFront { dim, from, to } => {
+                let mut shape = of.shape();
+                shape[*dim] = to - from;
+                let values = vec![0.0; shape.iter().product()].into();
+                joined(vec![Expr::Values { shape, values }, of], *dim)
+            }
+            Step::Pad { dim, from, to } => {
+                let mut shape = of.shape();
+                shape[*dim] = to - from;
+                let values = vec![0.0; shape.iter().product()].into();
+                joined(vec![of, Expr::Values { shape, values }], *dim)
+            }
+            Step::Trim { kept, .. } => indexed(of, 0, &(0..*kept).collect::<Vec<_>>()),
+            Step::Ternary => crate::plan::ternary(of)?,
+            Step::Procedure(procedure) => procedure.apply(of)?,
+        })
+    }
+
+    /// The step that undoes this one, where it takes nothing away; `None` for what can't be undone.
+    pub(crate) fn inverse(&self) -> Option<Step> {
+        Some(match self {
+            Step::Index { dim, of, index } => {
+                if index.len() != *of {
+                    return None;
+                }
+                let mut back = vec![0; *of];
+                index.iter().enumerate().for_each(|(there, &here)| back[here] = there);
+                Step::Index { dim: *dim, of: *of, index: back.into() }
+            }
+            Step::Permute(order) => {
+                let mut back = vec![0; order.len()];
+                order.iter().enumerate().for_each(|(there, &here)| back[here] = there);
+                Step::Permute(back)
+            }
+            Step::Reshape { from, to } => Step::Reshape { from: to.clone(), to: from.clone() },
+            Step::Add(number) => Step::Add(-number),
+            Step::Pad { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (0..*from).collect() },
+            Step::Multiply(factor) if *factor != 0.0 => Step::Divide(*factor),
+            Step::PadFront { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (to - from..*to).collect() },
+            Step::Reciprocal => Step::Reciprocal,
+            Step::Each(change) => Step::Undo(*change),
+            Step::Trim { .. } | Step::Multiply(_) | Step::Divide(_) | Step::Undo(_) => return None,
+            Step::Ternary | Step::Procedure(_) => return None,
+        })
+    }
+
+    /// Whether the step takes a part of the tensor.
+    pub(crate) fn is_part(&self) -> bool {
+        matches!(self, Step::Index { of, index, .. } if index.len() != *of)
+    }
+}
+
+/// The steps from one form of a row's tensors to GGUF, for a layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain {
+    pub(crate) parts: Vec<PartChain>,
+    pub(crate) join: usize,
+    /// What is done to the joined parts.
+    pub(crate) steps: Vec<Step>,
+    /// The shape in GGUF.
+    pub(crate) shape: Vec<usize>,
+}
+
+/// The steps of one part.
+#[derive(Debug, Clone)]
+pub(crate) struct PartChain {
+    /// The names of its tensors: several for a stack.
+    pub(crate) names: Vec<String>,
+    pub(crate) is_stack: bool,
+    /// The shape of each tensor.
+    pub(crate) each: Vec<usize>,
+    /// The shape after stacking, and after each of the steps.
+    pub(crate) shapes: Vec<Vec<usize>>,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// The steps of a form, with the shapes in between. `shape_of` gives the shapes of tensors whose size the family
+/// leaves open.
+///
+/// # Errors
+/// Errors of the formulas; `Ok(Err(..))` if operations don't fit, or a shape isn't known.
+pub(crate) fn chain(
+    params: &Params,
+    slot: &Slot,
+    form: usize,
+    most: usize,
+    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+) -> Result<std::result::Result<Chain, Misfit>> {
+    let known = &slot.row.forms[form];
+    let wanted = sources(params, slot, form, most)?;
+    let mut parts = Vec::new();
+    for (number, part) in known.parts.iter().enumerate() {
+        let of_part: Vec<_> = wanted.iter().filter(|wanted| wanted.part == number).collect();
+        let Some(first) = of_part.first() else { continue };
+        let Some(each) = first.whole_shape().or_else(|| shape_of(&first.name)) else {
+            return Ok(Err(("a size".to_owned(), format!("none for {}", first.name))));
+        };
+        let mut shape = each.clone();
+        if part.stack.is_some() {
+            shape.insert(0, of_part.len());
+        }
+        let steps = match steps(params, &part.operations, &shape, slot.layer, &|| Ok(usize::MAX))? {
+            Ok(steps) => steps,
+            Err(misfit) => return Ok(Err(misfit)),
+        };
+        let mut shapes = vec![shape];
+        for step in &steps {
+            let shape = step.shape(shapes.last().map_or(&[], Vec::as_slice));
+            shapes.push(shape);
+        }
+        let names = of_part.iter().map(|wanted| wanted.name.clone()).collect();
+        parts.push(PartChain { names, is_stack: part.stack.is_some(), each, shapes, steps });
+    }
+    let ends: Vec<&Vec<usize>> = parts.iter().filter_map(|part| part.shapes.last()).collect();
+    let Some(mut shape) = ends.first().map(|shape| (*shape).clone()) else {
+        return Ok(Err(("a tensor".to_owned(), "none".to_owned())));
+    };
+    if parts.len() > 1 {
+        let Some(size) = ends.iter().map(|shape| shape.get(known.join)).sum::<Option<usize>>() else {
+            return Ok(Err((format!("a dimension {}", known.join), show_shape(&shape))));
+        };
+        shape[known.join] = size;
+    }
+    let steps = match steps(params, &known.operations, &shape, slot.layer, &|| Ok(usize::MAX))? {
+        Ok(steps) => steps,
+        Err(misfit) => return Ok(Err(misfit)),
+    };
+    let shape = steps.iter().fold(shape, |shape, step| step.shape(&shape));
+    Ok(Ok(Chain { parts, join: known.join, steps, shape }))
+}
+
+/// Indices of a dimension.
+pub(crate) fn indexed(of: Expr, dim: usize, index: &[usize]) -> Expr {
+    let shape = of.shape();
+    if shape[dim] == index.len() && index.iter().copied().eq(0..index.len()) {
+        return of;
+    }
+    let mut to = shape.clone();
+    to[dim] = index.len();
+    if dim + 1 == shape.len() && dim > 0 {
+        return Expr::Columns { of: Box::new(of), index: index.iter().map(|column| *column as u32).collect() };
+    }
+    let inner: usize = match shape.len() {
+        0 | 1 => 1,
+        len => shape[dim + 1..len - 1].iter().product(),
+    };
+    let outer: usize = shape[..dim].iter().product();
+    let picks = (0..outer).flat_map(|above| {
+        let shape = &shape;
+        index.iter().map(move |&row| ((above * shape[dim] + row) * inner, inner))
+    });
+    Expr::picked(of, picks, to)
+}
+
+/// All dimensions in another order.
+fn permuted(of: Expr, order: &[usize]) -> Expr {
+    let shape = of.shape();
+    let rank = shape.len();
+    if order.iter().copied().eq(0..rank) {
+        return of;
+    }
+    // Blocks that GGUF has, too, are rows in this order.
+    let is_swap = rank > 1 && order[..rank - 2].iter().copied().eq(0..rank - 2) && order[rank - 1] == rank - 2;
+    if let Some(turned) = of.turned().filter(|turned| is_swap && turned.raw_dtype().is_some()) {
+        return turned;
+    }
+    let to: Vec<usize> = order.iter().map(|dim| shape[*dim]).collect();
+    let last = order[rank - 1];
+    // First the dimension that becomes the last: matrices of it and all that follow it are transposed.
+    let (of, dims) = if last + 1 == rank {
+        (of, (0..rank).collect::<Vec<_>>())
+    } else {
+        let (outer, height) = (shape[..last].iter().product::<usize>(), shape[last]);
+        let width: usize = shape[last + 1..].iter().product();
+        let flat = reshaped(of, vec![outer * height, width]);
+        let turned = (0..outer).map(|matrix| {
+            Expr::Transpose(Box::new(Expr::slice(flat.clone(), matrix * height, height, vec![height, width])))
+        });
+        let turned = Expr::concat(turned.collect(), vec![outer * width, height]);
+        let dims: Vec<usize> = (0..rank).filter(|dim| *dim != last).chain([last]).collect();
+        let shape = dims.iter().map(|dim| shape[*dim]).collect();
+        (reshaped(turned, shape), dims)
+    };
+    // Then the others, row by row.
+    let sizes: Vec<usize> = dims[..rank - 1].iter().map(|dim| shape[*dim]).collect();
+    let places: Vec<usize> =
+        order[..rank - 1].iter().map(|dim| dims.iter().position(|known| known == dim).unwrap_or_default()).collect();
+    if places.iter().copied().eq(0..rank - 1) {
+        return reshaped(of, to);
+    }
+    let rows = ordered(&sizes, &places);
+    Expr::picked(of, rows.into_iter().map(|row| (row, 1)), to)
+}
+
+/// The same values in another shape.
+pub(crate) fn reshaped(of: Expr, to: Vec<usize>) -> Expr {
+    let from = of.shape();
+    if from == to {
+        return of;
+    }
+    let (ours, theirs) = (crate::source::row_len(&from).max(1), crate::source::row_len(&to).max(1));
+    if ours.is_multiple_of(theirs) || theirs.is_multiple_of(ours) {
+        return Expr::Reshape { of: Box::new(of), shape: to };
+    }
+    // Rows of neither shape divide into rows of the other: by way of single values.
+    let whole: usize = from.iter().product();
+    let flat = Expr::Reshape { of: Box::new(of), shape: vec![whole, 1] };
+    Expr::Reshape { of: Box::new(flat), shape: to }
+}
+
+/// Tensors joined along a dimension.
+pub(crate) fn joined(of: Vec<Expr>, dim: usize) -> Expr {
+    if of.len() == 1 {
+        return of.into_iter().next().unwrap_or(Expr::Values { shape: Vec::new(), values: Arc::from([]) });
+    }
+    let shapes: Vec<Vec<usize>> = of.iter().map(Expr::shape).collect();
+    let mut to = shapes[0].clone();
+    to[dim] = shapes.iter().map(|shape| shape[dim]).sum();
+    if dim == 0 {
+        return Expr::concat(of, to);
+    }
+    if dim + 1 == to.len() {
+        // The columns of several matrices: their transposes' rows.
+        let rank = to.len();
+        let order: Vec<usize> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
+        let turned: Vec<Expr> = of.into_iter().map(|of| permuted(of, &order)).collect();
+        return permuted(joined(turned, dim - 1), &order);
+    }
+    let (outer, last): (usize, usize) = (to[..dim].iter().product(), to.len() - 1);
+    let inner = |shape: &[usize]| shape[dim..last].iter().product::<usize>();
+    let picks: Vec<(usize, usize, usize)> = (0..outer)
+        .flat_map(|above| {
+            let part = |(part, shape): (usize, &Vec<usize>)| (part, above * inner(shape), inner(shape));
+            shapes.iter().enumerate().map(part).collect::<Vec<_>>()
+        })
+        .collect();
+    Expr::picked_of(of, picks, to)
+}

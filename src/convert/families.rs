@@ -1,0 +1,104 @@
+//! The model families that are known, as data: for listing, showing and checking them.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::arch::params::{Params, Parts};
+use crate::arch::{Family, registry};
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+
+/// A family, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FamilyInfo {
+    /// The name of its file.
+    pub name: String,
+    /// The architecture's name in GGUF.
+    pub gguf: String,
+    /// The classes in config.json's `architectures`.
+    pub classes: Vec<String>,
+    /// Whether it describes a projector and not a text model.
+    pub projector: bool,
+}
+
+fn info(family: &Family) -> FamilyInfo {
+    FamilyInfo {
+        name: family.name.clone(),
+        gguf: family.gguf.clone(),
+        classes: family.classes.clone(),
+        projector: family.is_projector,
+    }
+}
+
+/// Every family that is known, by name.
+pub fn list() -> Vec<FamilyInfo> {
+    let mut all: Vec<FamilyInfo> = registry::all().into_iter().map(info).collect();
+    all.sort_by(|a, b| (a.projector, &a.name).cmp(&(b.projector, &b.name)));
+    all
+}
+
+/// The file of a family that is built in.
+///
+/// # Errors
+/// [`crate::Error::Setting`] for a name that is no family.
+pub fn text(name: &str) -> Result<&'static str> {
+    registry::text(name).ok_or_else(|| registry::unknown(name))
+}
+
+/// Reads a family file and adds it before the families that are built in, for the rest of the program.
+///
+/// # Errors
+/// [`crate::Error::Format`] for a mistake in it, naming line and column; errors of reading it.
+pub fn add(path: &Path) -> Result<FamilyInfo> {
+    registry::register(path).map(info)
+}
+
+/// What a family would do with a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FamilyCheck {
+    /// The family.
+    pub family: FamilyInfo,
+    /// For every GGUF tensor, its name, shape and what it is made of. Empty without a model.
+    pub tensors: Vec<String>,
+}
+
+/// Reads a family file and, with a model, says what it would do.
+///
+/// # Errors
+/// As [`add`]; errors of converting the model.
+pub fn check(path: &Path, model: Option<&Path>) -> Result<FamilyCheck> {
+    let family = registry::register(path)?;
+    let mut tensors = Vec::new();
+    if let Some(model) = model {
+        let folder = Checkpoint::open(model)?;
+        let options = super::ConvertOptions {
+            vocab: false,
+            part: if family.is_projector { super::ModelPart::Projector } else { super::ModelPart::Whole },
+            ..super::ConvertOptions::default()
+        };
+        let read = match family.is_projector {
+            true => Params::of_projector(folder.path(), &folder.config_json)?,
+            false => Params::read_parts(folder.path(), &folder.config_json, Parts::default(), &mut Vec::new())?,
+        };
+        if read.is_none_or(|params| params.family != family) {
+            let finding = crate::error::Finding::new(model.join("config.json"), "architectures");
+            let expected = format!("a class of the family: {}", family.classes.join(", "));
+            return Err(finding.expected(expected).found(super::class(&folder)).mismatch());
+        }
+        let made = super::to_gguf(&folder, folder.weights(), &options)?;
+        for tensor in &made.plan.tensors {
+            let mut sources: Vec<&str> = tensor.expr.sources().iter().map(|source| source.info().name.as_str()).collect();
+            sources.dedup();
+            let count = sources.len();
+            let shown = match sources.as_slice() {
+                [] => "config.json".to_owned(),
+                [one] => (*one).to_owned(),
+                [first, ..] => format!("{first} and {} more", count - 1),
+            };
+            let shape = crate::source::show_shape(&tensor.shape);
+            tensors.push(format!("{} {shape} {} = {shown}", tensor.name, tensor.dtype));
+        }
+    }
+    Ok(FamilyCheck { family: info(family), tensors })
+}

@@ -1,0 +1,143 @@
+//! Functions of every value, with the bits that torch computes.
+
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+use super::{Expr, PlannedTensor, RowMap};
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// A function of every value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum ValueMap {
+    /// `exp(x)`
+    Exp,
+    /// `-exp(x)`
+    NegativeExp,
+    /// `ln(1 + exp(x))`, or `x` above 20, as torch has it.
+    Softplus,
+    /// `x / divisor`
+    Divide {
+        /// What every value is divided by.
+        divisor: f32,
+    },
+    /// `1 / x`
+    Reciprocal,
+    /// `ln(sign * x)`: the reverse of `Exp` and `NegativeExp`.
+    Logarithm {
+        /// 1 or -1.
+        sign: f32,
+    },
+    /// `ln(exp(x) - 1)`: the reverse of `Softplus`.
+    InverseSoftplus,
+    /// `-1`, `0` or `1` times `scale`, whichever is nearest; `inverse` is `1 / scale`.
+    Ternary {
+        /// The reciprocal of the mean of all absolute values.
+        inverse: f32,
+    },
+}
+
+impl RowMap for ValueMap {
+    fn apply(&self, _: Range<usize>, _: usize, _: &[Vec<f32>], out: &mut [f32]) {
+        let each = |out: &mut [f32], map: fn(f32) -> f32| out.iter_mut().for_each(|v| *v = map(*v));
+        match *self {
+            ValueMap::Exp => each(out, exp),
+            ValueMap::NegativeExp => each(out, |v| -exp(v)),
+            ValueMap::Softplus => each(out, |v| if v > 20.0 { v } else { f64::from(v).exp().ln_1p() as f32 }),
+            ValueMap::Divide { divisor } => out.iter_mut().for_each(|v| *v /= divisor),
+            ValueMap::Reciprocal => out.iter_mut().for_each(|v| *v = 1.0 / *v),
+            ValueMap::Logarithm { sign } => {
+                out.iter_mut().for_each(|v| *v = logarithm(sign * *v));
+            }
+            ValueMap::InverseSoftplus => each(out, |v| if v > 20.0 { v } else { f64::from(v).exp_m1().ln() as f32 }),
+            ValueMap::Ternary { inverse } => {
+                out.iter_mut().for_each(|v| *v = (*v * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse);
+            }
+        }
+    }
+}
+
+/// Powers of two of the 128th parts of 1, each as a float32 and what that lacks.
+static POWERS: LazyLock<[(f32, f32); 128]> = LazyLock::new(|| {
+    std::array::from_fn(|part| {
+        let power = (part as f64 / 128.0).exp2();
+        (power as f32, (power - f64::from(power as f32)) as f32)
+    })
+});
+
+/// `exp(x)` with the bits that torch has by way of Intel's MKL with `MKL_CBWR=COMPATIBLE`, in which the reference files
+/// are made: `2^k * 2^(j/128) * (1 + r + r^2 / 2)` in float32, with the summands from small to large. The rest `r` is
+/// at most `ln 2 / 256`. Its bits differ from those of other libraries in one of a hundred values.
+fn exp(value: f32) -> f32 {
+    // ln 2 / 128 in two parts, of which multiples of the first are exact.
+    const HIGH: f32 = 0.005_416_870_117_187_5;
+    const LOW: f32 = (std::f64::consts::LN_2 / 128.0 - HIGH as f64) as f32;
+    // Adding this rounds to a whole number.
+    const ROUNDING: f32 = 12_582_912.0;
+    match value {
+        _ if value > 89.0 => return f32::INFINITY,
+        _ if value < -104.0 => return 0.0,
+        _ => {}
+    }
+    let steps = (value * (128.0 / std::f64::consts::LN_2) as f32 + ROUNDING) - ROUNDING;
+    let rest = (value - steps * HIGH) - steps * LOW;
+    let sum = rest + rest * rest * 0.5;
+    let steps = steps as i32;
+    let (high, low) = POWERS[steps.rem_euclid(128) as usize];
+    let result = high + (low + high * sum);
+    let power = steps.div_euclid(128);
+    // 2^power in two factors, because it can exceed the range by itself.
+    let two = |power: i32| f32::from_bits(((power + 127) as u32) << 23);
+    result * two(power >> 1) * two(power - (power >> 1))
+}
+
+/// The value whose [`exp`] is `power`. A checkpoint's values have few bits as a rule: those with fewer go first.
+fn logarithm(power: f32) -> f32 {
+    let value = f64::from(power).ln() as f32;
+    let short = [half::bf16::from_f32(value).to_f32(), half::f16::from_f32(value).to_f32(), value];
+    let near = |steps: i32| f32::from_bits((value.to_bits() as i32).wrapping_add(steps) as u32);
+    let candidates = short.into_iter().chain([1, -1, 2, -2, 3, -3].map(near));
+    candidates.into_iter().find(|candidate| exp(*candidate) == power).unwrap_or(value)
+}
+
+/// `of` with every value rounded to -1, 0 or 1 times the mean of the absolute values, as BitNet computes its weights
+/// (llama.cpp `conversion/bitnet.py`).
+///
+/// # Errors
+/// Errors of reading the values.
+pub(crate) fn ternary(of: Expr) -> Result<Expr> {
+    let shape = of.shape();
+    let tensor = PlannedTensor { name: String::new(), dtype: DType::F32, shape, expr: of };
+    let values = tensor.read()?;
+    let sum: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
+    let mean = ((sum / values.len().max(1) as f64) as f32).max(1e-5);
+    Ok(Expr::Map { of: vec![tensor.expr], map: Arc::new(ValueMap::Ternary { inverse: 1.0 / mean }) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logarithms_come_back() {
+        for i in 1..2000 {
+            let value = half::bf16::from_f32(i as f32 / 300.0 - 3.0).to_f32();
+            assert_eq!(logarithm(exp(value)), value);
+        }
+    }
+
+    #[test]
+    fn exp_is_within_one_unit_of_the_exact_value() {
+        for i in -1000..=1000 {
+            let value = i as f32 / 17.0;
+            let exact = f64::from(value).exp();
+            let error = (f64::from(exp(value)) - exact).abs();
+            assert!(error <= exact * f64::from(f32::EPSILON), "{value}");
+        }
+        assert_eq!((exp(0.0), exp(-200.0), exp(200.0)), (1.0, 0.0, f32::INFINITY));
+        // Values of which MKL's bits are not the nearest ones.
+        for (value, expected) in [(0.263_650_45f32, 1.301_673_2f32), (-0.515_724_6, 0.597_067_83), (2.0, 7.389_056)] {
+            assert_eq!(exp(value), expected);
+        }
+    }
+}
