@@ -14,10 +14,11 @@ use super::files::{Files, Object};
 /// name, it follows from the type of model.
 pub(super) fn class(files: &Files) -> String {
     // Of a larger model, the whole model's type counts, not that of its text model.
-    let model_type = files.model_config.get("model_type").and_then(Json::as_str);
+    let config = files.tokenizer_model();
+    let model_type = config.get("model_type").and_then(Json::as_str);
     let model_type = model_type.unwrap_or_else(|| files.model_type());
     let registered = registered(model_type);
-    let named = files.setting("tokenizer_class").or_else(|| files.model_config.get("tokenizer_class"));
+    let named = files.setting("tokenizer_class").or_else(|| config.get("tokenizer_class"));
     let Some(named) = named.and_then(Json::as_str) else { return registered.unwrap_or_default().to_owned() };
     let named = named.strip_suffix("Fast").unwrap_or(named);
     let is_wrong = WRONGLY_NAMED.contains(&model_type);

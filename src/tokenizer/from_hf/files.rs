@@ -33,6 +33,8 @@ pub(super) struct Files {
     pub(super) size: Option<usize>,
     /// The model's settings, if they aren't those of config.json alone.
     pub(super) settings: Object,
+    /// config.json of the model whose tokenizer it is, if it is another model's.
+    target: Option<Object>,
 }
 
 impl Files {
@@ -61,6 +63,7 @@ impl Files {
             is_mistral_format: false,
             size: None,
             settings: Object::new(),
+            target: None,
         })
     }
 
@@ -126,6 +129,11 @@ impl Files {
         inner.or_else(|| self.model_config.get(name)).filter(|value| !value.is_null())
     }
 
+    /// Returns config.json of the model whose tokenizer it is.
+    pub(super) fn tokenizer_model(&self) -> &Object {
+        self.target.as_ref().unwrap_or(&self.model_config)
+    }
+
     /// Returns the text model's type from config.json.
     pub(super) fn model_type(&self) -> &str {
         self.hparam("model_type").and_then(Json::as_str).unwrap_or_default()
@@ -134,6 +142,7 @@ impl Files {
     /// Sets the number of tokens and the settings that the caller gives, and pads the number for a kind that pads.
     pub(super) fn fit(&mut self, vocab: Vocab, options: &VocabOptions) -> Result<()> {
         self.settings = options.settings.clone().unwrap_or_default();
+        self.target = options.target.clone();
         self.size = match options.vocab_size {
             Some(size) => self.checked_size("vocab_size", &Json::from(size))?,
             None => None,
@@ -250,6 +259,7 @@ impl Files {
             is_mistral_format: false,
             size: None,
             settings: Object::new(),
+            target: None,
         }
     }
 }

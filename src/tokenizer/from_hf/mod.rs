@@ -9,30 +9,18 @@
 
 mod auto;
 mod bpe;
-mod bpe_kinds;
-mod builtin;
-mod chatglm;
 mod classes;
-mod encoders;
 mod files;
 #[cfg(feature = "convert")]
 mod hash;
-mod hybrid_dna;
-mod internlm;
 mod kinds;
 mod lookup;
 mod mistral;
-mod odd_pieces;
-mod padding;
-mod plamo;
 mod pre;
 mod ranks;
-mod rwkv;
 mod sentencepiece;
 mod special;
 mod spm_json;
-mod spm_kinds;
-mod t5;
 mod template;
 mod tiktoken;
 mod unigram;
@@ -43,16 +31,13 @@ use std::path::Path;
 
 use auto::Auto;
 use files::Files;
-use sentencepiece::{Reading, ScoredTokens};
+use sentencepiece::ScoredTokens;
 use special::{SpecialTokens, USUAL};
-use tiktoken::Ends;
-use unigram::Mask;
-use vocabulary::{AddedTexts, Token};
+use vocabulary::Token;
 
 pub(crate) use kinds::Vocab;
+pub(super) use kinds::{PLAMO_FILE, RWKV_FILE};
 pub(crate) use lookup::Tokens;
-pub(super) use plamo::PIECES as PLAMO_FILE;
-pub(super) use rwkv::FILE as RWKV_FILE;
 
 use super::record;
 use super::sentencepiece::SentencePieceModel;
@@ -71,6 +56,9 @@ pub(crate) struct VocabOptions {
     /// The model's settings with defaults filled in. Fields that they lack are those of config.json, and the ids of
     /// special tokens always are.
     pub(crate) settings: Option<files::Object>,
+    /// config.json of the model whose tokenizer it is, if it is another model's: a draft model has its target's. It
+    /// gives the ids of special tokens.
+    pub(crate) target: Option<files::Object>,
 }
 
 /// Writes the keys `tokenizer.*` for the folder's tokenizer, in the reference's order. Decisions that the user should
@@ -122,58 +110,7 @@ fn write_files(
     options: &VocabOptions,
     notes: &mut Vec<String>,
 ) -> Result<()> {
-    let mut writer = VocabWriter { metadata, files, pre: options.pre.as_deref(), notes };
-    match vocab {
-        Vocab::Bpe => writer.bpe(),
-        Vocab::BpeWith(specials) => writer.bpe_with(AddedTexts::Usual, specials),
-        Vocab::BpeAfter(flags) => writer.bpe_after(flags),
-        Vocab::Llama => writer.llama(),
-        Vocab::Spm => writer.spm(Reading::Usual),
-        Vocab::SpmOrBpe => writer.spm_or_bpe(),
-        Vocab::SpmPrefix => writer.spm_with_prefix(),
-        Vocab::Nemotron => writer.nemotron(),
-        Vocab::Gemma => writer.gemma(),
-        Vocab::Gemma2 => writer.gemma2(),
-        Vocab::Gemma3 => writer.gemma3(),
-        Vocab::Gemma4 => writer.gemma4(),
-        Vocab::Phi3 => writer.phi3(),
-        Vocab::WordPiece => writer.word_piece(),
-        Vocab::Roberta => writer.roberta(),
-        Vocab::XlmRoberta => writer.unigram(Mask::Left),
-        Vocab::NomicBert => writer.nomic_bert(),
-        Vocab::JinaBertV2 => writer.jina_bert_v2(),
-        Vocab::T5 => writer.t5(),
-        Vocab::ChatGlm(specials) => writer.chatglm(specials),
-        Vocab::Laguna => writer.laguna(),
-        Vocab::PlainBpe => writer.bpe_with(AddedTexts::Plain, &[]),
-        Vocab::Dream => writer.dream(),
-        Vocab::InternS1(specials) => writer.bpe_with(AddedTexts::Marked, specials),
-        Vocab::MiniMax => writer.minimax(),
-        Vocab::Refact => writer.refact(),
-        Vocab::Jamba => writer.jamba(),
-        Vocab::Mpt => writer.mpt(),
-        Vocab::OpenElm => writer.openelm(),
-        Vocab::Deci => writer.deci(),
-        Vocab::Mamba => writer.mamba(),
-        Vocab::Mamba2 | Vocab::GraniteHybrid => writer.mamba2(),
-        Vocab::NemotronH => writer.bpe(),
-        Vocab::InternLm2 => writer.internlm2(),
-        Vocab::InternLm3 => writer.internlm3(),
-        Vocab::HunYuanMoe => writer.hunyuan_moe(),
-        Vocab::HunYuan => writer.hunyuan(),
-        Vocab::Kimi => writer.bpe_or_tiktoken(Ends::Tokenizer),
-        Vocab::DeepSeek2 => writer.bpe(),
-        Vocab::KimiK3 => writer.kimi_k3(),
-        Vocab::DeepSeek32 => writer.deepseek32(),
-        Vocab::Arctic => writer.arctic(),
-        Vocab::Xverse => writer.xverse(),
-        Vocab::Plamo2 => writer.plamo2(),
-        Vocab::Plamo3 => writer.plamo3(),
-        Vocab::RwkvWorld => writer.rwkv_world(),
-        Vocab::PocketTts => writer.pocket_tts(),
-        Vocab::Qwen3Tts => writer.qwen3_tts(),
-        Vocab::None => Ok(()),
-    }
+    VocabWriter { metadata, files, pre: options.pre.as_deref(), notes }.write(vocab)
 }
 
 /// Returns the keys for a folder that may have no weights.

@@ -70,8 +70,9 @@ impl SpecialTokens {
         }
         for kind in kinds {
             let name = format!("{kind}_token_id");
-            let inner = || files.model_config.get("text_config").and_then(|inner| inner.get(&name));
-            let id = files.model_config.get(&name).filter(|id| !id.is_null()).or_else(inner);
+            let config = files.tokenizer_model();
+            let inner = || config.get("text_config").and_then(|inner| inner.get(&name));
+            let id = config.get(&name).filter(|id| !id.is_null()).or_else(inner);
             if let Some(id) = id {
                 specials.set(files, kind, id, notes)?;
             }

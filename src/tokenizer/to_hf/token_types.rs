@@ -49,9 +49,10 @@ fn expected(parts: &GgufTokenizer, added: Option<&Added>, id: u32, text: &str, k
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, Some(token)) => as_it_looks(token),
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) if placeholder => TokenKind::Unused,
         (TokenizerKind::Bpe | TokenizerKind::WordPiece, None) => TokenKind::Normal,
-        // The converters of these read the added tokens of tokenizer.json and use their flag.
+        // The converters of these go by the flag alone.
         (TokenizerKind::SentencePiece, Some(token))
-            if matches!(metadata.text("general.architecture"), Ok("phi3" | "internlm2")) =>
+            if is_by_hand(vocabulary, id)
+                && matches!(metadata.text("general.architecture"), Ok("phi3" | "internlm2")) =>
         {
             as_flagged(token)
         }

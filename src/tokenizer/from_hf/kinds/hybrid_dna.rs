@@ -5,12 +5,12 @@
 //!
 //! Reference: llama.cpp `conversion/base.py` (`_set_vocab_hybriddna`).
 
-use super::VocabWriter;
-use super::bpe;
-use super::files::MAX_TOKENS;
-use super::vocabulary::{self, AddedTexts, Token};
-use super::{pre, special};
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::bpe;
+use crate::tokenizer::from_hf::files::MAX_TOKENS;
+use crate::tokenizer::from_hf::vocabulary::{self, AddedTexts, Token};
+use crate::tokenizer::from_hf::{pre, special};
 use crate::tokenizer::keys;
 use crate::tokenizer::token::TokenKind;
 
@@ -25,12 +25,12 @@ const MAX_LENGTH: usize = 10;
 const MARK: char = '\u{e000}';
 
 impl VocabWriter<'_> {
-    pub(super) fn hybrid_dna(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn hybrid_dna(&mut self) -> Result<()> {
         let files = self.files;
         let auto = bpe::tokenizer(files)?;
         let mut tokens = vocabulary::tokens(files, &auto, AddedTexts::Kept, self.notes)?;
         let config = files.json(CONFIG)?.unwrap_or_default();
-        let number = |name: &str| config.get(name).and_then(super::files::id_of);
+        let number = |name: &str| config.get(name).and_then(crate::tokenizer::from_hf::files::id_of);
         let first = number("dna_start_id").unwrap_or_else(|| auto.ids().len());
         let length = number("k").unwrap_or(LENGTH);
         if !(1..=MAX_LENGTH).contains(&length) || first > MAX_TOKENS {

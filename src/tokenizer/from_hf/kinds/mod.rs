@@ -3,8 +3,32 @@
 //! In llama.cpp's converter, each architecture writes the keys `tokenizer.*` in its own way (`set_vocab`). Each way
 //! that differs has a kind here. Kinds that differ only in further special tokens share [`Vocab::BpeWith`].
 
+mod bpe;
+mod builtin;
+mod chatglm;
+mod encoders;
+mod hybrid_dna;
+mod internlm;
+mod odd_pieces;
+mod padding;
+mod plamo;
+mod rwkv;
+mod spm;
+mod t5;
+
 use std::fmt;
 use std::str::FromStr;
+
+use super::VocabWriter;
+use super::sentencepiece::Reading;
+use super::tiktoken::Ends;
+use super::unigram::Mask;
+use super::vocabulary::AddedTexts;
+use crate::error;
+use crate::tokenizer::keys;
+
+pub(in crate::tokenizer) use plamo::PIECES as PLAMO_FILE;
+pub(in crate::tokenizer) use rwkv::FILE as RWKV_FILE;
 
 /// How an architecture's vocabulary is derived from the tokenizer's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,12 +75,16 @@ pub(crate) enum Vocab {
     ChatGlm(&'static [Special]),
     /// BPE whose word for a finished turn is a control token: Laguna.
     Laguna,
-    /// BPE whose added tokens keep their text: Dream, LLaDA.
+    /// BPE whose added tokens keep their text.
     PlainBpe,
+    /// The same with a token before every text: LLaDA.
+    LLaDA,
     /// SentencePiece, else BPE whose added tokens keep their text: Dream.
     Dream,
     /// BPE whose user-defined tokens keep their text, with further special tokens: Intern-S1.
     InternS1(&'static [Special]),
+    /// BPE whose end of a turn is an added token: Muse Glimmer.
+    MuseGlimmer,
     /// BPE with a chat template of its own file: MiniMax.
     MiniMax,
     /// BPE with tokens for code completion: Refact.
@@ -192,8 +220,10 @@ const NAMES: &[(&str, Vocab)] = &[
     ("chatglm", Vocab::ChatGlm(CHATGLM)),
     ("laguna", Vocab::Laguna),
     ("plain_bpe", Vocab::PlainBpe),
+    ("llada", Vocab::LLaDA),
     ("dream", Vocab::Dream),
     ("interns1", Vocab::InternS1(INTERNS1)),
+    ("muse_glimmer", Vocab::MuseGlimmer),
     ("minimax", Vocab::MiniMax),
     ("refact", Vocab::Refact),
     ("jamba", Vocab::Jamba),
@@ -249,6 +279,68 @@ impl FromStr for Vocab {
             let names: Vec<&str> = Self::names().collect();
             format!("expected one of {}, found {name}", names.join(", "))
         })
+    }
+}
+
+impl VocabWriter<'_> {
+    /// Writes the vocabulary.
+    pub(super) fn write(&mut self, vocab: Vocab) -> error::Result<()> {
+        match vocab {
+            Vocab::Bpe => self.bpe(),
+            Vocab::BpeWith(specials) => self.bpe_with(AddedTexts::Usual, specials),
+            Vocab::BpeAfter(flags) => self.bpe_after(flags),
+            Vocab::Llama => self.llama(),
+            Vocab::Spm => self.spm(Reading::Usual),
+            Vocab::SpmOrBpe => self.spm_or_bpe(),
+            Vocab::SpmPrefix => self.spm_with_prefix(),
+            Vocab::Nemotron => self.nemotron(),
+            Vocab::Gemma => self.gemma(),
+            Vocab::Gemma2 => self.gemma2(),
+            Vocab::Gemma3 => self.gemma3(),
+            Vocab::Gemma4 => self.gemma4(),
+            Vocab::Phi3 => self.phi3(),
+            Vocab::WordPiece => self.word_piece(),
+            Vocab::Roberta => self.roberta(),
+            Vocab::XlmRoberta => self.unigram(Mask::Left),
+            Vocab::NomicBert => self.nomic_bert(),
+            Vocab::JinaBertV2 => self.jina_bert_v2(),
+            Vocab::T5 => self.t5(),
+            Vocab::ChatGlm(specials) => self.chatglm(specials),
+            Vocab::Laguna => self.laguna(),
+            Vocab::PlainBpe => self.bpe_with(AddedTexts::Plain, &[]),
+            Vocab::LLaDA => self.llada(),
+            Vocab::Dream => self.dream(),
+            Vocab::InternS1(specials) => self.bpe_with(AddedTexts::Marked, specials),
+            Vocab::MuseGlimmer => self.muse_glimmer(),
+            Vocab::MiniMax => self.minimax(),
+            Vocab::Refact => self.refact(),
+            Vocab::Jamba => self.jamba(),
+            Vocab::Mpt => self.mpt(),
+            Vocab::OpenElm => self.openelm(),
+            Vocab::Deci => self.deci(),
+            Vocab::Mamba => self.mamba(),
+            Vocab::Mamba2 | Vocab::GraniteHybrid => self.mamba2(),
+            Vocab::NemotronH => self.bpe(),
+            Vocab::InternLm2 => self.internlm2(),
+            Vocab::InternLm3 => self.internlm3(),
+            Vocab::HunYuanMoe => self.hunyuan_moe(),
+            Vocab::HunYuan => self.hunyuan(),
+            Vocab::Kimi => self.bpe_or_tiktoken(Ends::Tokenizer),
+            Vocab::DeepSeek2 => self.bpe(),
+            Vocab::KimiK3 => self.kimi_k3(),
+            Vocab::DeepSeek32 => self.deepseek32(),
+            Vocab::Arctic => self.arctic(),
+            Vocab::Xverse => self.xverse(),
+            Vocab::Plamo2 => self.plamo2(),
+            Vocab::Plamo3 => self.plamo3(),
+            Vocab::RwkvWorld => self.rwkv_world(),
+            Vocab::PocketTts => self.pocket_tts(),
+            Vocab::Qwen3Tts => self.qwen3_tts(),
+            Vocab::None => {
+                self.metadata.insert(keys::MODEL, "none");
+                Ok(())
+            }
+        }
     }
 }
 

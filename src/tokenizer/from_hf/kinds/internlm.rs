@@ -4,11 +4,11 @@
 
 use serde_json::Value as Json;
 
-use super::VocabWriter;
-use super::files::{Files, id_of, shortened};
-use super::sentencepiece::{self, Reading, ScoredTokens, kind_of};
-use super::special::{SpecialTokens, USUAL};
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::files::{Files, id_of, shortened};
+use crate::tokenizer::from_hf::sentencepiece::{self, Reading, ScoredTokens, kind_of};
+use crate::tokenizer::from_hf::special::{SpecialTokens, USUAL};
 use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::SentencePieceModel;
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, UNUSED_SCORE, placeholder};
@@ -21,7 +21,7 @@ const TURN_END: &str = "<|im_end|>";
 const NUL: &str = "\u{1f409}";
 
 impl VocabWriter<'_> {
-    pub(super) fn internlm2(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn internlm2(&mut self) -> Result<()> {
         let files = self.files;
         let Some(bytes) = files.bytes(MODEL)? else { return Err(sentencepiece::missing(files)) };
         let model = SentencePieceModel::parse(&files.folder.join(MODEL), &bytes)?;
@@ -51,7 +51,7 @@ impl VocabWriter<'_> {
         Ok(())
     }
 
-    pub(super) fn internlm3(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn internlm3(&mut self) -> Result<()> {
         let files = self.files;
         let Some(tokens) = sentencepiece::of_model_or_json(files, Reading::Usual, self.notes)? else {
             return Err(sentencepiece::missing(files));
@@ -88,6 +88,11 @@ fn replace_added(files: &Files, tokens: &mut ScoredTokens) -> Result<Option<u32>
         let text = token.get("content").and_then(Json::as_str).unwrap_or_default();
         if text == TURN_END {
             turn_end = Some(number);
+        }
+        // A folder made of a GGUF lists tokens here that tokenizer.model has with their scores.
+        let is_known = id.and_then(|id| tokens.texts.get(id)).is_some_and(|known| known == text);
+        if name == "tokenizer.json" && is_known && files.recorded_model().is_some() {
+            continue;
         }
         let special = token.get("special").and_then(Json::as_bool) == Some(true);
         let kind = if special { TokenKind::Control } else { TokenKind::UserDefined };

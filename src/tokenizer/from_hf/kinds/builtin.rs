@@ -11,11 +11,11 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 
-use super::VocabWriter;
-use super::sentencepiece::Reading;
-use super::special::id_key;
 use crate::error::{IoContext, Result};
 use crate::formats::gguf::{self, Array, Metadata, Value};
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::sentencepiece::Reading;
+use crate::tokenizer::from_hf::special::id_key;
 use crate::tokenizer::keys;
 
 /// A vocabulary of llama.cpp.
@@ -49,7 +49,7 @@ impl Builtin {
 
 impl VocabWriter<'_> {
     /// BPE, else SentencePiece, else GPT-NeoX's vocabulary: Mamba.
-    pub(super) fn mamba(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn mamba(&mut self) -> Result<()> {
         match self.has_bpe() || !self.sentencepiece(Reading::Usual)? {
             true => self.bpe_or_builtin(),
             false => Ok(()),
@@ -57,7 +57,7 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, else BPE, else GPT-NeoX's vocabulary: Mamba 2.
-    pub(super) fn mamba2(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn mamba2(&mut self) -> Result<()> {
         if self.sentencepiece(Reading::Usual)? {
             return Ok(());
         }
@@ -71,15 +71,17 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, else Llama 2's vocabulary: OpenELM.
-    pub(super) fn openelm(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn openelm(&mut self) -> Result<()> {
         match self.sentencepiece(Reading::Usual)? {
             true => Ok(()),
             false => self.builtin(Builtin::LlamaSpm),
         }
     }
 
-    fn has_bpe(&self) -> bool {
-        self.files.tokenizer.is_some() || self.files.folder.join("vocab.json").is_file()
+    /// Returns whether the folder has files of BPE. One that was made of a GGUF has a tokenizer.json of SentencePiece.
+    pub(in crate::tokenizer::from_hf) fn has_bpe(&self) -> bool {
+        let has = self.files.tokenizer.is_some() || self.files.folder.join("vocab.json").is_file();
+        has && self.files.recorded_model() != Some("llama")
     }
 
     fn bpe_or_builtin(&mut self) -> Result<()> {

@@ -4,15 +4,15 @@
 
 use serde_json::Value as Json;
 
-use super::VocabWriter;
-use super::auto::{Auto, ModelKind};
-use super::files::shortened;
-use super::unigram::{self, Mask};
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::auto::{Auto, ModelKind};
+use crate::tokenizer::from_hf::files::shortened;
+use crate::tokenizer::from_hf::unigram::{self, Mask};
 use crate::tokenizer::keys;
 
 impl VocabWriter<'_> {
-    pub(super) fn roberta(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn roberta(&mut self) -> Result<()> {
         let files = self.files;
         if files.tokenizer.is_none() {
             // The reference treats such a folder like BERT's.
@@ -32,7 +32,7 @@ impl VocabWriter<'_> {
     }
 
     /// Unigram if the tokenizer is XLM-RoBERTa's, else WordPiece: Nomic's encoders.
-    pub(super) fn nomic_bert(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn nomic_bert(&mut self) -> Result<()> {
         let files = self.files;
         let is_unigram = match &files.tokenizer {
             Some(_) => Auto::load(files)?.model == ModelKind::Unigram,
@@ -49,7 +49,7 @@ impl VocabWriter<'_> {
     }
 
     /// The tokenizer's class decides: WordPiece, or BPE, or whole words: Jina's second encoders.
-    pub(super) fn jina_bert_v2(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn jina_bert_v2(&mut self) -> Result<()> {
         let files = self.files;
         let class = files.setting("tokenizer_class").and_then(Json::as_str).unwrap_or_default();
         match (class.strip_suffix("Fast").unwrap_or(class), files.recorded_model()) {
@@ -65,8 +65,8 @@ impl VocabWriter<'_> {
         }
         let tokenizer = files.tokenizer.as_ref();
         let steps = tokenizer.and_then(|json| json.get("pre_tokenizer")?.get("type")?.as_str());
-        match steps {
-            Some("Whitespace") => self.whole_words()?,
+        match (steps, files.recorded_model()) {
+            (Some("Whitespace"), None) | (_, Some("whitespace")) => self.whole_words()?,
             _ => self.bpe()?,
         }
         self.metadata.insert(keys::TOKEN_TYPE_COUNT, 2_u32);

@@ -5,14 +5,15 @@
 
 use serde_json::Value as Json;
 
-use super::VocabWriter;
-use super::bpe;
-use super::files::{read_text, shortened};
-use super::sentencepiece::{self, Reading};
-use super::special::{SpecialTokens, USUAL};
-use super::tiktoken::{self, Ends};
-use super::vocabulary::{self, AddedTexts, Token};
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::auto::Auto;
+use crate::tokenizer::from_hf::bpe;
+use crate::tokenizer::from_hf::files::{read_text, shortened};
+use crate::tokenizer::from_hf::sentencepiece::{self, Reading};
+use crate::tokenizer::from_hf::special::{SpecialTokens, USUAL};
+use crate::tokenizer::from_hf::tiktoken::{self, Ends};
+use crate::tokenizer::from_hf::vocabulary::{self, AddedTexts, Token};
 use crate::tokenizer::keys;
 use crate::tokenizer::templates;
 use crate::tokenizer::token::TokenKind;
@@ -22,15 +23,22 @@ const TEMPLATE: &str = "chat_template.jinja";
 
 impl VocabWriter<'_> {
     /// BPE with flags before all other keys: encoders.
-    pub(super) fn bpe_after(&mut self, flags: &[(&str, bool)]) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn bpe_after(&mut self, flags: &[(&str, bool)]) -> Result<()> {
         for (key, flag) in flags {
             self.metadata.insert(*key, *flag);
         }
         self.bpe()
     }
 
+    /// BPE whose added tokens keep their text, with a token before every text: LLaDA.
+    pub(in crate::tokenizer::from_hf) fn llada(&mut self) -> Result<()> {
+        self.bpe_with(AddedTexts::Plain, &[])?;
+        self.metadata.insert(keys::ADD_BOS, true);
+        Ok(())
+    }
+
     /// BPE whose word for a finished turn is a control token: Laguna.
-    pub(super) fn laguna(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn laguna(&mut self) -> Result<()> {
         const TURN_END: &str = "</assistant>";
         let files = self.files;
         let auto = bpe::tokenizer(files)?;
@@ -50,8 +58,18 @@ impl VocabWriter<'_> {
         }
     }
 
+    /// BPE whose end of a turn, if the tokenizer has it, is an added token: Muse Glimmer.
+    pub(in crate::tokenizer::from_hf) fn muse_glimmer(&mut self) -> Result<()> {
+        self.bpe()?;
+        let id = Auto::load(self.files)?.id("<|eot|>").and_then(|id| u32::try_from(id).ok());
+        if let Some(id) = id {
+            self.put_ids(&[("eot", id)]);
+        }
+        Ok(())
+    }
+
     /// BPE with the chat template of a file of its own, else the one that llama.cpp has for the model: MiniMax.
-    pub(super) fn minimax(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn minimax(&mut self) -> Result<()> {
         self.bpe()?;
         if !self.template_of_file()? {
             self.metadata.insert(keys::CHAT_TEMPLATE, templates::MINIMAX_M1);
@@ -61,7 +79,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE with the tokens for code completion that the files name: Refact.
-    pub(super) fn refact(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn refact(&mut self) -> Result<()> {
         self.bpe()?;
         let kinds = ["prefix", "suffix", "middle", "eot"];
         let mut specials = SpecialTokens::load(self.files, &kinds, None, &mut Vec::new())?;
@@ -71,7 +89,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE, or a file of tiktoken: DeepSeek V2 and Kimi.
-    pub(super) fn bpe_or_tiktoken(&mut self, ends: Ends) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn bpe_or_tiktoken(&mut self, ends: Ends) -> Result<()> {
         match tiktoken::file(self.files)? {
             Some(name) => self.tiktoken(&name, ends),
             None => self.bpe(),
@@ -79,7 +97,7 @@ impl VocabWriter<'_> {
     }
 
     /// The same as Kimi Linear's, but config.json's end counts, and the template is the model's code: Kimi K3.
-    pub(super) fn kimi_k3(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn kimi_k3(&mut self) -> Result<()> {
         self.bpe_or_tiktoken(Ends::Tokenizer)?;
         if let Some(end) = self.files.hparam("eos_token_id") {
             self.put_configured_id("eos_token_id", "eos", end)?;
@@ -92,7 +110,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE that adds a token before every text: DeepSeek V3.2.
-    pub(super) fn deepseek32(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn deepseek32(&mut self) -> Result<()> {
         let adds = self.files.setting("add_bos_token");
         if adds != Some(&Json::Bool(true)) {
             let finding = self.files.finding_in("tokenizer_config.json", "add_bos_token");
@@ -106,7 +124,7 @@ impl VocabWriter<'_> {
     }
 
     /// A file of tiktoken whose texts begin with a token of a fixed id: Hunyuan's mixture of experts.
-    pub(super) fn hunyuan_moe(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn hunyuan_moe(&mut self) -> Result<()> {
         self.bpe_or_tiktoken(Ends::Configured)?;
         // <|bos|>
         self.put_ids(&[("bos", 127_959)]);
@@ -114,7 +132,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE, or a file of tiktoken: Hunyuan. config.json and generation_config.json name the ends.
-    pub(super) fn hunyuan(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn hunyuan(&mut self) -> Result<()> {
         let files = self.files;
         match tiktoken::file(files)? {
             Some(name) => {
@@ -145,7 +163,7 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, else BPE, with tokens for sounds behind it: Qwen3-TTS.
-    pub(super) fn qwen3_tts(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn qwen3_tts(&mut self) -> Result<()> {
         let sounds = self.sounds()?;
         if let Some(mut tokens) = sentencepiece::tokens(self.files, Reading::Usual, self.notes)? {
             for text in sounds {
@@ -207,7 +225,7 @@ impl VocabWriter<'_> {
     }
 
     /// Writes the template in a file of its own, whatever other files say. Returns whether there is one.
-    pub(super) fn template_of_file(&mut self) -> Result<bool> {
+    pub(in crate::tokenizer::from_hf) fn template_of_file(&mut self) -> Result<bool> {
         let path = self.files.folder.join(TEMPLATE);
         if !path.is_file() {
             return Ok(false);
@@ -230,9 +248,9 @@ impl VocabWriter<'_> {
     }
 
     /// Whole words, as the rules of tokenizer.json split them (`_set_vocab_whitespace`).
-    pub(super) fn whole_words(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn whole_words(&mut self) -> Result<()> {
         let files = self.files;
-        let auto = super::auto::Auto::load(files)?;
+        let auto = Auto::load(files)?;
         let tokens = vocabulary::tokens(files, &auto, AddedTexts::Usual, self.notes)?;
         self.metadata.insert(keys::MODEL, "whitespace");
         self.metadata.insert(keys::PRE, "whitespace");

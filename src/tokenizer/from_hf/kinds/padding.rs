@@ -4,16 +4,16 @@
 
 use serde_json::Value as Json;
 
-use super::files::{Files, MAX_TOKENS};
-use super::kinds::Vocab;
+use super::Vocab;
 use crate::error::Result;
+use crate::tokenizer::from_hf::files::{Files, MAX_TOKENS};
 
 /// What the number of tokens is a multiple of, in config.json.
 const FIELD: &str = "pad_vocab_size_multiple";
 
 impl Files {
     /// Returns the number of tokens of a kind that pads, or has it elsewhere; `None` for all other kinds.
-    pub(super) fn padded_size(&self, vocab: Vocab) -> Result<Option<usize>> {
+    pub(in crate::tokenizer::from_hf) fn padded_size(&self, vocab: Vocab) -> Result<Option<usize>> {
         let multiple = match vocab {
             Vocab::Mamba => self.multiple(8)?,
             Vocab::Mamba2 => self.multiple(16)?,

@@ -5,17 +5,17 @@
 
 use serde_json::{Value as Json, json};
 
-use super::VocabWriter;
-use super::mistral;
-use super::sentencepiece::{self, Reading, ScoredTokens};
-use super::special::{SpecialTokens, id_key};
-use super::vocabulary::AddedTexts;
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::mistral;
+use crate::tokenizer::from_hf::sentencepiece::{self, Reading, ScoredTokens};
+use crate::tokenizer::from_hf::special::{SpecialTokens, id_key};
+use crate::tokenizer::from_hf::vocabulary::AddedTexts;
 use crate::tokenizer::keys;
 use crate::tokenizer::token::{GEMMA4_SHOWN, TokenKind};
 
 impl VocabWriter<'_> {
-    pub(super) fn llama(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn llama(&mut self) -> Result<()> {
         let files = self.files;
         let has_no_other = || files.tokenizer.is_none() && !files.folder.join("tokenizer.model").is_file();
         if (files.is_mistral_format || has_no_other())
@@ -51,7 +51,7 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, which has to be there.
-    pub(super) fn spm(&mut self, reading: Reading) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn spm(&mut self, reading: Reading) -> Result<()> {
         match self.sentencepiece_or_json(reading)? {
             true => Ok(()),
             false => Err(sentencepiece::missing(self.files)),
@@ -59,7 +59,7 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, else BPE.
-    pub(super) fn spm_or_bpe(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn spm_or_bpe(&mut self) -> Result<()> {
         match self.sentencepiece(Reading::Usual)? {
             true => Ok(()),
             false => self.bpe(),
@@ -67,31 +67,31 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, with the flag of tokenizer_config.json: ERNIE 4.5, Pangu.
-    pub(super) fn spm_with_prefix(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn spm_with_prefix(&mut self) -> Result<()> {
         self.spm(Reading::Usual)?;
         self.configured_prefix();
         Ok(())
     }
 
     /// Writes whether a space is put before texts, if tokenizer_config.json says so.
-    pub(super) fn configured_prefix(&mut self) {
+    pub(in crate::tokenizer::from_hf) fn configured_prefix(&mut self) {
         if let Some(prefix) = self.files.setting("add_prefix_space") {
             self.metadata.insert(keys::ADD_SPACE_PREFIX, prefix.as_bool().unwrap_or_default());
         }
     }
 
-    pub(super) fn gemma(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn gemma(&mut self) -> Result<()> {
         self.spm(Reading::Usual)?;
         self.infill(&[("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)], false)?;
         self.no_space_prefix()
     }
 
-    pub(super) fn gemma2(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn gemma2(&mut self) -> Result<()> {
         self.spm(Reading::Usual)?;
         self.no_space_prefix()
     }
 
-    pub(super) fn gemma3(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn gemma3(&mut self) -> Result<()> {
         match self.sentencepiece_or_json(Reading::Usual)? {
             true => self.no_space_prefix(),
             false => self.bpe(),
@@ -99,7 +99,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE that falls back to bytes, with merges: Gemma 4.
-    pub(super) fn gemma4(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn gemma4(&mut self) -> Result<()> {
         let Some(mut tokens) = sentencepiece::llama_hf(self.files, self.notes)? else {
             return Err(sentencepiece::no_byte_fallback(self.files));
         };
@@ -117,12 +117,12 @@ impl VocabWriter<'_> {
         Ok(())
     }
 
-    pub(super) fn no_space_prefix(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn no_space_prefix(&mut self) -> Result<()> {
         self.metadata.insert(keys::ADD_SPACE_PREFIX, false);
         Ok(())
     }
 
-    pub(super) fn phi3(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn phi3(&mut self) -> Result<()> {
         // Phi-4 has this class.
         if self.files.setting("tokenizer_class") == Some(&json!("GPT2Tokenizer")) {
             return self.bpe();
@@ -131,7 +131,7 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, else a tokenizer.json that was made of it: Jamba.
-    pub(super) fn jamba(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn jamba(&mut self) -> Result<()> {
         if self.sentencepiece(Reading::Usual)? {
             return Ok(());
         }
@@ -142,7 +142,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE if there are as many tokens as Llama 3 has: DeciLM.
-    pub(super) fn deci(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn deci(&mut self) -> Result<()> {
         if self.files.vocab_size()?.is_none_or(|size| size == 128_256) {
             return self.bpe();
         }
@@ -153,8 +153,8 @@ impl VocabWriter<'_> {
     }
 
     /// BPE, else SentencePiece with ids of its own: MPT, SEA-LION.
-    pub(super) fn mpt(&mut self) -> Result<()> {
-        if self.files.tokenizer.is_some() || !self.sentencepiece(Reading::Usual)? {
+    pub(in crate::tokenizer::from_hf) fn mpt(&mut self) -> Result<()> {
+        if self.has_bpe() || !self.sentencepiece(Reading::Usual)? {
             return self.bpe();
         }
         self.metadata.insert(keys::ADD_BOS, false);
@@ -163,14 +163,14 @@ impl VocabWriter<'_> {
     }
 
     /// SentencePiece, with ids for padding and unknown text: Nemotron.
-    pub(super) fn nemotron(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn nemotron(&mut self) -> Result<()> {
         self.spm(Reading::Usual)?;
         self.put_ids(&[("pad", 0), ("unk", 1)]);
         Ok(())
     }
 
     /// SentencePiece, else BPE whose added tokens keep their text: Dream.
-    pub(super) fn dream(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn dream(&mut self) -> Result<()> {
         match self.sentencepiece(Reading::Usual)? {
             true => Ok(()),
             false => self.bpe_with(AddedTexts::Plain, &[]),
@@ -178,7 +178,7 @@ impl VocabWriter<'_> {
     }
 
     /// Writes ids of special tokens, whatever they were.
-    pub(super) fn put_ids(&mut self, ids: &[(&str, u32)]) {
+    pub(in crate::tokenizer::from_hf) fn put_ids(&mut self, ids: &[(&str, u32)]) {
         for (kind, id) in ids {
             if let Some(key) = id_key(kind) {
                 self.metadata.insert(key, *id);
@@ -187,7 +187,7 @@ impl VocabWriter<'_> {
     }
 
     /// Does the same as [`Self::sentencepiece`], but also accepts a tokenizer.json made from a SentencePiece model.
-    pub(super) fn sentencepiece_or_json(&mut self, reading: Reading) -> Result<bool> {
+    pub(in crate::tokenizer::from_hf) fn sentencepiece_or_json(&mut self, reading: Reading) -> Result<bool> {
         match sentencepiece::of_model_or_json(self.files, reading, self.notes)? {
             Some(tokens) => self.llama_tokens(tokens).map(|()| true),
             None => Ok(false),
@@ -195,7 +195,7 @@ impl VocabWriter<'_> {
     }
 
     /// Writes a SentencePiece vocabulary (`_set_vocab_sentencepiece`). Returns false if there is no tokenizer.model.
-    pub(super) fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
+    pub(in crate::tokenizer::from_hf) fn sentencepiece(&mut self, reading: Reading) -> Result<bool> {
         match sentencepiece::tokens(self.files, reading, self.notes)? {
             Some(tokens) => self.llama_tokens(tokens).map(|()| true),
             None => Ok(false),
@@ -205,6 +205,10 @@ impl VocabWriter<'_> {
     /// Writes the tokens of a tokenizer.json that was made of a SentencePiece model, each with the same score
     /// (`_set_vocab_llama_hf`). Returns false for any other tokenizer.json.
     fn of_tokenizer_json(&mut self) -> Result<bool> {
+        // A folder made of a GGUF has the kinds of its tokens in tokenizer.model.
+        if self.files.recorded_model() == Some("llama") && self.sentencepiece(Reading::Usual)? {
+            return Ok(true);
+        }
         let Some(tokens) = sentencepiece::llama_hf(self.files, self.notes)? else { return Ok(false) };
         self.notes.push(
             "without tokenizer.model every token gets one score, as in llama.cpp's converter: llama.cpp may split texts \
@@ -215,7 +219,7 @@ impl VocabWriter<'_> {
     }
 
     /// Writes tokens of the kind that GGUF calls "llama", and the special tokens.
-    pub(super) fn llama_tokens(&mut self, tokens: ScoredTokens) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn llama_tokens(&mut self, tokens: ScoredTokens) -> Result<()> {
         let count = tokens.texts.len();
         self.scored("llama", tokens);
         self.specials(Some(count))

@@ -5,11 +5,11 @@
 
 use serde_json::json;
 
-use super::VocabWriter;
-use super::files::{Files, read_text, shortened};
-use super::special::{SpecialTokens, USUAL};
-use super::vocabulary::Token;
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::files::{Files, read_text, shortened};
+use crate::tokenizer::from_hf::special::{SpecialTokens, USUAL};
+use crate::tokenizer::from_hf::vocabulary::Token;
 use crate::tokenizer::keys;
 use crate::tokenizer::python;
 use crate::tokenizer::templates;
@@ -22,7 +22,7 @@ const SIZE: usize = 1 << 16;
 const TURN_END: u32 = 261;
 
 impl VocabWriter<'_> {
-    pub(super) fn rwkv_world(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn rwkv_world(&mut self) -> Result<()> {
         let files = self.files;
         let size = files.vocab_size()?.unwrap_or(SIZE);
         let mut tokens = vec![Token { text: "<s>".to_owned(), kind: TokenKind::Control }];

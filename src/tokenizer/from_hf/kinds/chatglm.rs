@@ -4,11 +4,11 @@
 
 use serde_json::Value as Json;
 
-use super::VocabWriter;
-use super::kinds::Special;
-use super::sentencepiece::{self, Reading, ScoredTokens, kind_of};
-use super::vocabulary::AddedTexts;
+use super::Special;
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::sentencepiece::{self, Reading, ScoredTokens, kind_of};
+use crate::tokenizer::from_hf::vocabulary::AddedTexts;
 use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::SentencePieceModel;
 use crate::tokenizer::token::{TokenKind, placeholder};
@@ -23,7 +23,7 @@ const ADDED: [&str; 9] =
     ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"];
 
 impl VocabWriter<'_> {
-    pub(super) fn chatglm(&mut self, specials: &[Special]) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn chatglm(&mut self, specials: &[Special]) -> Result<()> {
         let name = self.files.hparam("_name_or_path").and_then(Json::as_str).unwrap_or_default();
         match self.files.recorded_model() {
             // The special tokens are in the files.

@@ -4,11 +4,11 @@
 
 use serde_json::Value as Json;
 
-use super::VocabWriter;
-use super::files::Files;
-use super::sentencepiece::{self, AddedTokens, Reading, ScoredTokens};
 use crate::error::Result;
 use crate::formats::gguf::Array;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::files::Files;
+use crate::tokenizer::from_hf::sentencepiece::{self, AddedTokens, Reading, ScoredTokens};
 use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::{self as models, SentencePieceModel};
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind};
@@ -18,7 +18,7 @@ const NAMES: [&str; 2] = ["tokenizer.model", "spiece.model"];
 
 impl VocabWriter<'_> {
     /// Unigram of a SentencePiece model, or BPE, as Pile-T5 has it: T5.
-    pub(super) fn t5(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn t5(&mut self) -> Result<()> {
         let files = self.files;
         let Some((name, model)) = model(files)? else { return Err(missing(files)) };
         match model.model_type {
@@ -39,7 +39,7 @@ impl VocabWriter<'_> {
     }
 
     /// Unigram with tokens for rows of the embedding that are no text: Pocket TTS.
-    pub(super) fn pocket_tts(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn pocket_tts(&mut self) -> Result<()> {
         let files = self.files;
         let Some((name, model)) = model(files)? else { return Err(missing(files)) };
         if model.model_type != models::UNIGRAM {

@@ -4,12 +4,12 @@
 
 use serde_json::Value as Json;
 
-use super::VocabWriter;
-use super::auto::Auto;
-use super::files::shortened;
-use super::sentencepiece::{self, ScoredTokens};
-use super::vocabulary::Token;
 use crate::error::Result;
+use crate::tokenizer::from_hf::VocabWriter;
+use crate::tokenizer::from_hf::auto::Auto;
+use crate::tokenizer::from_hf::files::shortened;
+use crate::tokenizer::from_hf::sentencepiece::{self, ScoredTokens};
+use crate::tokenizer::from_hf::vocabulary::Token;
 use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::SentencePieceModel;
 use crate::tokenizer::token::{TokenKind, UNUSED_SCORE, is_byte};
@@ -18,7 +18,7 @@ const MODEL: &str = "tokenizer.model";
 
 impl VocabWriter<'_> {
     /// SentencePiece. tokenizer_config.json makes the model's last pieces the beginning and the end of texts: Arctic.
-    pub(super) fn arctic(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn arctic(&mut self) -> Result<()> {
         let files = self.files;
         let Some(bytes) = files.bytes(MODEL)? else { return Err(sentencepiece::missing(files)) };
         let model = SentencePieceModel::parse(&files.folder.join(MODEL), &bytes)?;
@@ -50,7 +50,7 @@ impl VocabWriter<'_> {
     }
 
     /// BPE that falls back to bytes, written without scores: Xverse.
-    pub(super) fn xverse(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn xverse(&mut self) -> Result<()> {
         let files = self.files;
         let auto = Auto::load(files)?;
         let size = match files.vocab_size()? {

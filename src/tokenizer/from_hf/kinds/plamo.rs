@@ -4,11 +4,11 @@
 
 use serde_json::Value as Json;
 
-use super::files::{Files, read_text, shortened};
-use super::sentencepiece::ScoredTokens;
-use super::special::id_key;
-use super::{VocabWriter, template};
 use crate::error::Result;
+use crate::tokenizer::from_hf::files::{Files, read_text, shortened};
+use crate::tokenizer::from_hf::sentencepiece::ScoredTokens;
+use crate::tokenizer::from_hf::special::id_key;
+use crate::tokenizer::from_hf::{VocabWriter, template};
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, placeholder};
 
 pub(in crate::tokenizer) const PIECES: &str = "tokenizer.jsonl";
@@ -16,7 +16,7 @@ pub(in crate::tokenizer) const PIECES: &str = "tokenizer.jsonl";
 const TURN_END: u32 = 4;
 
 impl VocabWriter<'_> {
-    pub(super) fn plamo2(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn plamo2(&mut self) -> Result<()> {
         let files = self.files;
         let mut tokens = pieces(files)?;
         let size = files.vocab_size()?.unwrap_or_default();
@@ -48,7 +48,7 @@ impl VocabWriter<'_> {
     }
 
     /// The same with the chat template of a file of its own, else of tokenizer_config.json.
-    pub(super) fn plamo3(&mut self) -> Result<()> {
+    pub(in crate::tokenizer::from_hf) fn plamo3(&mut self) -> Result<()> {
         self.plamo2()?;
         if !self.template_of_file()?
             && let Some(template) = self.files.setting("chat_template")
