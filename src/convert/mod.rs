@@ -260,6 +260,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
             pre: options.pre.clone(),
             vocab_size: tokens(&params)?,
             settings: Some(params.settings().clone()),
+            target: None,
         };
         tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
         if vocab != Vocab::None {
