@@ -57,6 +57,12 @@ pub struct ConvertSettings {
     /// Whether the projector of a multimodal model is converted, and not its text model.
     #[serde(default)]
     pub mmproj: bool,
+    /// The folder of the model that this one makes drafts for, whose vocabulary it gets.
+    #[serde(default)]
+    pub target_model_dir: Option<PathBuf>,
+    /// Whether the dense layers that sentence-transformers puts behind the model are converted, too.
+    #[serde(default)]
+    pub sentence_transformers_dense_modules: bool,
     /// Which tensors of a layer are joined.
     #[serde(default)]
     pub fuse: Fuse,
@@ -87,6 +93,8 @@ impl ConvertSettings {
             no_nextn: false,
             mtp: false,
             mmproj: false,
+            target_model_dir: None,
+            sentence_transformers_dense_modules: false,
             fuse: Fuse::default(),
             r#as: None,
             generic: false,
@@ -108,6 +116,8 @@ impl ConvertSettings {
             (self.no_nextn, "no_nextn"),
             (self.mtp, "mtp"),
             (self.mmproj, "mmproj"),
+            (self.target_model_dir.is_some(), "target_model_dir"),
+            (self.sentence_transformers_dense_modules, "sentence_transformers_dense_modules"),
             (self.fuse.qkv, "fuse_qkv"),
             (self.fuse.gate_up_experts, "fuse_gate_up_exps"),
             (self.generic, "generic"),
@@ -189,6 +199,8 @@ impl ConvertSettings {
             vocab_only: self.vocab_only,
             part: self.part(),
             fuse: self.fuse,
+            target: self.target_model_dir.clone(),
+            dense_modules: self.sentence_transformers_dense_modules,
             general: GeneralOptions {
                 metadata_file: self.metadata.clone(),
                 model_name: self.model_name.clone(),

@@ -64,6 +64,16 @@ pub(crate) trait Facts {
         None
     }
 
+    /// A field of the config of the model that drafts are made for.
+    fn target(&self, _name: &str) -> Option<Json> {
+        None
+    }
+
+    /// The rows of a matrix of embeddings that are all zero, from the first one behind the tokenizer's own tokens on.
+    fn zero_rows(&self, _name: &str) -> Result<Vec<usize>, Fault> {
+        Ok(Vec::new())
+    }
+
     /// A field of the wrapper's config.
     fn root(&self, _name: &str) -> Option<Json> {
         None
@@ -461,6 +471,11 @@ impl<'a> Scope<'a> {
             Function::Token => owned(self.facts.token(&text(0)?)?.map_or(Json::Null, Json::from)),
             Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
             Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
+            Function::Target => owned(self.facts.target(&text(0)?).unwrap_or_default()),
+            Function::ZeroRows => {
+                let rows = self.facts.zero_rows(&text(0)?)?;
+                owned(if rows.is_empty() { Json::Null } else { Json::from(rows) })
+            }
             Function::Pow => match (float(0)?, float(1)?) {
                 (Some(base), Some(power)) => self.number(formula, base.powf(power)),
                 _ => Ok(NULL),

@@ -261,7 +261,10 @@ impl Writer<'_> {
         let key = format!("{}.attention.head_count", self.family.gguf);
         let Some(heads) = self.metadata().get(&key).and_then(Value::as_unsigned) else { return Ok(()) };
         let is_recurrent = self.metadata().get(&format!("{}.ssm.conv_kernel", self.family.gguf)).is_some();
-        if heads == 0 && !is_recurrent {
+        let is_fixed = self.family.keys.iter().any(|key| {
+            matches!(key, Key::Value { name, value: Formula::Literal(_), .. } if name == "attention.head_count")
+        });
+        if heads == 0 && !is_recurrent && !is_fixed {
             return Err(self.metadata().finding(&key).expected("at least 1").found(heads).format());
         }
         if heads > 0
