@@ -32,6 +32,8 @@ pub(crate) struct Family {
     pub(crate) defaults: Config,
     /// Whether the vocabulary is that of another model, for which this one makes drafts.
     pub(crate) takes_target: bool,
+    /// Whether matrices keep the types of the checkpoint: 8-bit floats become Q8_0.
+    pub(crate) keeps_types: bool,
     /// Folders inside the model's, with more tensors.
     pub(crate) folders: Vec<(String, Option<Formula>)>,
     /// What isn't converted, and when it is there.

@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::language::{Facts, Fault, Formula, Scope};
+use super::language::{Facts, Fault, Formula, Function, Scope};
 use super::{Config, Family, INERT, registry, wrapper};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::json::{is_off, read_json_object};
@@ -479,10 +480,15 @@ impl Params {
         &self.fields
     }
 
-    /// With the tokenizer's tokens, for formulas that ask for them.
-    pub(crate) fn with_tokens(mut self, tokens: Tokens) -> Self {
-        self.tokens = Some(Arc::new(tokens));
-        self
+    /// With the tokens of the tokenizer in `folder`, if formulas ask for them.
+    ///
+    /// # Errors
+    /// Errors of reading the tokenizer.
+    pub(crate) fn with_tokens_of(mut self, folder: &Checkpoint) -> Result<Self> {
+        if self.family.calls(Function::Token) || self.family.calls(Function::ZeroRows) {
+            self.tokens = Some(Arc::new(Tokens::of(folder)?));
+        }
+        Ok(self)
     }
 
     /// With the config of the model that drafts are made for.
@@ -567,6 +573,7 @@ impl Facts for Params {
             "class" => Cow::Owned(self.given.get("architectures")?.get(0)?.clone()),
             "no_nextn" => Cow::Owned(self.parts.no_nextn.into()),
             "mtp_only" => Cow::Owned(self.parts.mtp_only.into()),
+            "folder" => Cow::Owned(self.folder().file_name()?.to_string_lossy().to_lowercase().into()),
             "dense_modules" => Cow::Owned(self.parts.dense_modules.into()),
             "pre" if self.family.is_projector => Cow::Owned(Json::Object(self.preprocessor())),
             _ => Cow::Borrowed(self.fields.get(name).filter(|value| *value != "auto")?),

@@ -137,10 +137,17 @@ pub(crate) struct Row {
     pub(crate) is_copy: bool,
     /// The type that it always has, and when.
     pub(crate) kept_type: Option<(KeptType, Option<Formula>)>,
-    /// Whether it comes behind all other tensors.
-    pub(crate) is_last: bool,
+    /// Whether it comes before or behind the other tensors.
+    pub(crate) end: Option<End>,
     /// How many layers there are of it, if not as many as the model has.
     pub(crate) over: Option<Formula>,
+}
+
+/// A place before or behind the other tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    First,
+    Last,
 }
 
 /// A type that a tensor has whatever type the output has.
@@ -152,6 +159,7 @@ pub(crate) enum KeptType {
     F16OrF32,
     /// The output's type, even where other matrices of such a name are F32.
     Output,
+    Q8_0,
     /// Whole numbers of 32 or 64 bits.
     I32,
     I64,
@@ -166,6 +174,8 @@ pub(crate) struct Form {
     pub(crate) join: usize,
     /// What is done to the joined parts.
     pub(crate) operations: Vec<Operation>,
+    /// When it may be taken; always, without a condition.
+    pub(crate) when: Option<Formula>,
 }
 
 /// A tensor of the checkpoint, or a stack of them.

@@ -35,6 +35,7 @@ pub(crate) enum Statement {
     RopeTypes(Vec<String>),
     Restore(Restore),
     TargetVocab,
+    KeepTypes,
     Folder(String, Option<Formula>),
     Refuse(String, Formula),
     /// Leaves out what was inherited: the kind of statement, and a name.
@@ -74,7 +75,7 @@ const KINDS: &[(&str, KeyType)] = &[
 
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
                           assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
-                          same, nextn, rope_types, back, restore, folder, refuse";
+                          same, nextn, rope_types, back, restore, folder, refuse, keep_types";
 
 /// The statements of a file, in order.
 ///
@@ -182,6 +183,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             Statement::Drop(Dropped { pattern, when, unless })
         }
         "rope_types" => Statement::RopeTypes(words(scanner, "a rope_type")?),
+        "keep_types" => Statement::KeepTypes,
         "folder" => {
             let name = one_word(scanner, "the name of a folder")?;
             let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
@@ -309,6 +311,7 @@ impl Family {
             Statement::When(formula) => self.when = Some(formula),
             Statement::Fits(formula) => self.fits = Some(formula),
             Statement::Vocab(vocab) => (self.vocab, self.takes_target) = (vocab, false),
+            Statement::KeepTypes => self.keeps_types = true,
             Statement::TargetVocab => self.takes_target = true,
             Statement::Folder(name, when) => self.folders.push((name, when)),
             Statement::Refuse(what, when) => self.refusals.push((what, when)),

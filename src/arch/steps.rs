@@ -322,7 +322,7 @@ impl Step {
                 rounded(sum.unwrap_or(Expr::Values { shape, values: Arc::from([]) }))
             }
             Step::Grid { from, side } => super::procedures::grid(of, *from, *side)?,
-            Step::Ternary => crate::plan::ternary(of)?,
+            Step::Ternary => crate::plan::ternary(of.as_llama_cpp().unwrap_or(of))?,
             Step::Procedure(procedure) => procedure.apply(of)?,
         })
     }

@@ -1,7 +1,7 @@
 //! Reads the `tensor` statements of family files.
 
 use super::language::{Formula, Mistake, Scanner, Template};
-use super::row::{Change, Form, KeptType, Operation, Part, ROLES, Row};
+use super::row::{Change, End, Form, KeptType, Operation, Part, ROLES, Row};
 
 /// The rows of `ROLE NAME = FORM or FORM CLAUSES`: one, or two where there is a bias.
 pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
@@ -24,7 +24,7 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         when: None,
         is_optional: false,
         is_copy: false,
-        is_last: false,
+        end: None,
         kept_type: None,
         over: None,
     };
@@ -37,7 +37,9 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         } else if scanner.takes_word("copy") {
             row.is_copy = true;
         } else if scanner.takes_word("last") {
-            row.is_last = true;
+            row.end = Some(End::Last);
+        } else if scanner.takes_word("first") {
+            row.end = Some(End::First);
         } else if scanner.takes_word("as") {
             let kept = if scanner.takes_word("f32") {
                 KeptType::F32
@@ -47,12 +49,14 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
                 KeptType::F16
             } else if scanner.takes_word("any") {
                 KeptType::Output
+            } else if scanner.takes_word("q8_0") {
+                KeptType::Q8_0
             } else if scanner.takes_word("i32") {
                 KeptType::I32
             } else if scanner.takes_word("i64") {
                 KeptType::I64
             } else {
-                return Err(scanner.mistake("f32, f16, f16_or_f32, i32, i64 or any"));
+                return Err(scanner.mistake("f32, f16, f16_or_f32, q8_0, i32, i64 or any"));
             };
             let condition = if scanner.takes_word("if") { Some(Formula::read(scanner)?) } else { None };
             row.kept_type = Some((kept, condition));
@@ -71,7 +75,7 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         }
     }
     if !scanner.is_done() {
-        return Err(scanner.mistake("when, maybe, bias, as, over, copy, last, or the end of the statement"));
+        return Err(scanner.mistake("when, maybe, bias, as, over, copy, first, last, or the end of the statement"));
     }
     let twin = match bias {
         None => None,
@@ -105,7 +109,12 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
                 operations: rows_only(&part.operations),
             })
         });
-        Some(Form { parts: parts.collect::<Option<_>>()?, join: form.join, operations: rows_only(&form.operations) })
+        Some(Form {
+            parts: parts.collect::<Option<_>>()?,
+            join: form.join,
+            operations: rows_only(&form.operations),
+            when: form.when.clone(),
+        })
     });
     let when = match (row.when.clone(), when) {
         (Some(a), Some(b)) => Some(Formula::Binary(super::language::Binary::And, a.into(), b.into())),
@@ -118,13 +127,13 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
         when,
         is_optional: row.is_optional || is_optional,
         is_copy: row.is_copy,
-        is_last: row.is_last,
+        end: row.end,
         kept_type: None,
         over: row.over.clone(),
     })
 }
 
-/// `PART + PART | OPERATION`, or `join DIM ( FORM, FORM ) | OPERATION`
+/// `PART + PART | OPERATION`, or `join DIM ( FORM, FORM ) | OPERATION`; either may end in `if CONDITION`.
 fn form(scanner: &mut Scanner) -> Result<Form, Mistake> {
     let (parts, join) = if scanner.takes_word("join") {
         let join = dimension(scanner)?;
@@ -143,7 +152,9 @@ fn form(scanner: &mut Scanner) -> Result<Form, Mistake> {
         }
         (parts, 0)
     };
-    Ok(Form { parts, join, operations: operations(scanner)? })
+    let operations = operations(scanner)?;
+    let when = if scanner.takes_word("if") { Some(Formula::read_operand(scanner)?) } else { None };
+    Ok(Form { parts, join, operations, when })
 }
 
 /// A part with operations of its own.
@@ -221,7 +232,7 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "pairs" | "halves" => {
             let heads = Formula::read_operand(scanner)?;
             let more = scanner.peek().is_some_and(|c| c == '(' || c.is_ascii_digit() || c.is_alphabetic());
-            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "last"].iter().any(|word| scanner.sees_word(word));
+            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "first", "last", "if"].iter().any(|word| scanner.sees_word(word));
             let part = if more && !clause { Some(Formula::read_operand(scanner)?) } else { None };
             if name == "pairs" { Operation::Pairs(heads, part) } else { Operation::Halves(heads, part) }
         }

@@ -4,11 +4,10 @@
 use std::path::Path;
 
 use crate::arch::params::Params;
-use crate::arch::{self, Config};
+use crate::arch;
 use crate::checkpoint::{Checkpoint, open_weights};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
-use crate::tokenizer::Vocab;
 
 /// The tensors of the folders that the family names, as `FOLDER/NAME`, in the order of their data.
 ///
@@ -27,10 +26,12 @@ pub(super) fn tensors(params: &Params) -> Result<Plan> {
     Ok(Plan { tensors })
 }
 
-/// The model that drafts are made for: its folder, without weights, and how its tokenizer becomes a vocabulary.
+/// The model that drafts are made for.
 pub(super) struct Target {
+    /// Its folder, without weights.
     pub(super) folder: Checkpoint,
-    pub(super) vocab: Vocab,
+    /// Its config. Its family says how the tokenizer becomes a vocabulary.
+    pub(super) params: Params,
 }
 
 impl Target {
@@ -53,20 +54,15 @@ impl Target {
                 .setting()),
             (Some(path), true) => {
                 let folder = Checkpoint::without_weights(path)?;
-                let vocab = vocab(path, &folder.config_json)?;
-                Ok(Some(Self { folder, vocab }))
+                let params = Params::read(path, &folder.config_json, &mut Vec::new())?.ok_or_else(|| {
+                    Finding::new(path.join("config.json"), "architectures")
+                        .expected("a class that this version has a family for")
+                        .found(arch::params::class(&folder.config_json).unwrap_or("none"))
+                        .unsupported()
+                })?;
+                let params = params.with_tokens_of(&folder)?;
+                Ok(Some(Self { folder, params }))
             }
         }
     }
-}
-
-/// How the tokenizer of a model with this config becomes a vocabulary.
-fn vocab(path: &Path, config: &Config) -> Result<Vocab> {
-    let family = arch::wrapper::family(config).ok_or_else(|| {
-        Finding::new(path.join("config.json"), "architectures")
-            .expected("a class that this version has a family for")
-            .found(arch::params::class(config).unwrap_or("none"))
-            .unsupported()
-    })?;
-    Ok(family.vocab)
 }

@@ -33,7 +33,6 @@ pub use restore::{from_gguf, with_changed};
 
 use companions::Target;
 
-use crate::arch::language::Function;
 use crate::arch::params::{Params, Parts};
 use crate::arch::{Naming, registry, rope, windows};
 use crate::checkpoint::Checkpoint;
@@ -42,7 +41,7 @@ use crate::error::{Error, Finding, Result, nearest};
 use crate::formats::gguf::{Metadata, Override};
 use crate::output::{Output, metadata_left_out, safetensors_metadata};
 use crate::plan::Plan;
-use crate::tokenizer::{self, Tokens, Vocab, VocabOptions};
+use crate::tokenizer::{self, Vocab, VocabOptions};
 
 /// The type of matrices in the output; vectors and norms are always F32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -230,8 +229,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
         params.ok_or_else(|| no_table(folder))?
     };
-    let asks_tokens = params.family.calls(Function::Token) || params.family.calls(Function::ZeroRows);
-    let mut params = if asks_tokens { params.with_tokens(Tokens::of(folder)?) } else { params };
+    let mut params = params.with_tokens_of(folder)?;
     let target = Target::open(&params, options.target.as_deref())?;
     if let Some(target) = &target {
         params = params.with_target(target.folder.config_json.clone());
@@ -275,7 +273,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     if !is_projector {
         let vocab = match &target {
             _ if !options.vocab => Vocab::None,
-            Some(target) => target.vocab,
+            Some(target) => target.params.family.vocab,
             None => params.family.vocab,
         };
         let vocab_options = VocabOptions {
@@ -285,13 +283,18 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
             target: target.as_ref().map(|target| target.folder.config_json.clone()),
         };
         // The target's files, with the settings of this model.
-        let files = target.map(|target| {
-            let mut files = target.folder;
-            files.config_json = folder.config_json.clone();
-            files
-        });
+        let (files, target) = match target {
+            None => (None, None),
+            Some(mut target) => {
+                target.folder.config_json = folder.config_json.clone();
+                (Some(target.folder), Some(target.params))
+            }
+        };
         tokenizer::to_gguf(&mut metadata, files.as_ref().unwrap_or(folder), vocab, &vocab_options, &mut notes)?;
         if vocab != Vocab::None {
+            if let Some(target) = &target {
+                keys::after_vocab(&mut metadata, target.folder(), target)?;
+            }
             keys::after_vocab(&mut metadata, folder.path(), &params)?;
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use crate::arch::language::generalized;
 use crate::arch::lookup::{self, Expected, Slot, class_spelling, slots, sources};
 use crate::arch::params::Params;
 use crate::arch::steps::{Step, joined, reshaped, steps};
-use crate::arch::{DropCheck, KeptType, Operation, Role, is_buffer, rope, wrapper};
+use crate::arch::{DropCheck, End, KeptType, Operation, Role, is_buffer, rope, wrapper};
 use crate::checkpoint::counted_parts;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -46,10 +47,20 @@ pub(super) fn plan<'a>(
     let tensors = found.by_name.iter().map(|(name, (_, tensor))| (name.clone(), (*tensor).clone())).collect();
     let params = params.with_tensors(tensors);
     found.check_names(request, &params)?;
-    let mut taken = Taken { request, params: &params, found: &found, used: HashSet::new(), groups: HashMap::new() };
+    let mut taken = Taken {
+        request,
+        params: &params,
+        found: &found,
+        used: HashSet::new(),
+        groups: HashMap::new(),
+        as_llama_cpp: Cell::default(),
+    };
     let mut made = Vec::new();
     for slot in slots(&params, weights.tensors.len())? {
         made.extend(taken.make(&slot)?);
+    }
+    if taken.as_llama_cpp.get() {
+        notes.push(PACKED_AS_LLAMA_CPP.to_owned());
     }
     let Taken { used, groups, .. } = taken;
     found.check_rest(request, &params, &used, notes)?;
@@ -57,11 +68,16 @@ pub(super) fn plan<'a>(
     let mut tensors = rope::extra_tensors(&params)?;
     made.sort_by_key(|made| {
         let last = made.group.as_ref().and_then(|group| groups.get(group)).copied().unwrap_or(made.last);
-        (made.is_last, !made.is_blocks, last, made.number)
+        (made.rank, last, made.number)
     });
     tensors.extend(made.into_iter().map(|made| made.tensor));
     Ok((Plan { tensors }, params))
 }
+
+/// A note on packed BitNet weights with `linear_class` "autobitlinear".
+const PACKED_AS_LLAMA_CPP: &str = "packed weights are divided by their scales, as llama.cpp's converter does, while \
+                                   transformers multiplies them: the GGUF is the reference's, but not the model that \
+                                   transformers runs; for that one, convert the weights that were packed";
 
 /// The checkpoint's tensors by the class's names, each with its place in the reference's order.
 struct Found<'a> {
@@ -221,10 +237,8 @@ fn in_reference_order<'a>(weights: &'a Plan, stored_name: &dyn Fn(&'a str) -> &'
 /// A tensor of the GGUF.
 struct Made {
     tensor: PlannedTensor,
-    /// Whether it is made of blocks that are copied.
-    is_blocks: bool,
-    /// Whether it comes behind all others.
-    is_last: bool,
+    /// Ranks are written one after the other.
+    rank: usize,
     /// The row in the family.
     number: usize,
     /// The place of the last tensor that it is made of.
@@ -244,6 +258,8 @@ struct Taken<'a, 'b> {
     used: HashSet<&'b str>,
     /// The last place of each group.
     groups: HashMap<Group, usize>,
+    /// Whether a tensor was read as llama.cpp's converter reads it, where that differs.
+    as_llama_cpp: Cell<bool>,
 }
 
 impl<'b> Taken<'_, 'b> {
@@ -251,7 +267,7 @@ impl<'b> Taken<'_, 'b> {
     fn make(&mut self, slot: &Slot) -> Result<Option<Made>> {
         let mut wrong = None;
         for form in 0..slot.row.forms.len() {
-            if !self.begins(slot, form)? {
+            if !self.params.holds(slot.row.forms[form].when.as_ref(), slot.layer)? || !self.begins(slot, form)? {
                 continue;
             }
             let wanted = sources(self.params, slot, form, self.found.by_name.len())?;
@@ -356,15 +372,31 @@ impl<'b> Taken<'_, 'b> {
         };
         // The reference keeps blocks of MXFP4, whatever type is asked for, and writes them before all others.
         let is_blocks = expr.raw_dtype() == Some(DType::MXFP4);
+        let outtype = match self.params.family.keeps_types {
+            true => Some(stored_type(&expr, self.request.outtype.unwrap_or(dtype), dtype)),
+            false => self.request.outtype,
+        };
         let dtype = match is_blocks {
             true => DType::MXFP4,
-            false => output_dtype(kept, &name, &shape, self.request.outtype, dtype),
+            false => output_dtype(kept, &name, &shape, outtype, dtype),
+        };
+        // A layer's experts that are stacked from blocks come in the order of the layers.
+        if let (true, Some((Some(layer), _))) = (is_blocks, &group) {
+            last = *layer;
+            group = None;
+        }
+        let rank = match slot.row.end {
+            Some(End::First) if kept.is_some_and(|kept| kept.whole().is_some()) => 0,
+            _ if is_blocks => 1,
+            Some(End::First) => 2,
+            None => 3,
+            Some(End::Last) => 4,
         };
         let mut tensor = PlannedTensor { name, dtype, shape, expr };
         if let Some(dtype) = kept.and_then(KeptType::whole) {
             (tensor.dtype, tensor.expr) = (dtype, Expr::Take(self.whole_numbers(slot, &wanted[0].name, dtype)?));
         }
-        Ok(Made { tensor, is_blocks, is_last: slot.row.is_last, number: slot.number, last, group })
+        Ok(Made { tensor, rank, number: slot.number, last, group })
     }
 
     /// The whole numbers of a tensor, after the row's operations.
@@ -391,10 +423,14 @@ impl<'b> Taken<'_, 'b> {
         operations: &[Operation],
         dtype: DType,
     ) -> Result<Expr> {
-        if operations.is_empty() {
+        let is_whole = slot.row.kept_type.as_ref().is_some_and(|(kept, _)| kept.whole().is_some());
+        if operations.is_empty() || is_whole {
             return Ok(expr);
         }
         let shape = expr.shape();
+        if expr.as_llama_cpp().is_some() {
+            self.as_llama_cpp.set(true);
+        }
         match steps(self.params, operations, &shape, slot.layer, self.request.vocab_rows)? {
             Ok(steps) => steps.iter().try_fold(expr, |expr, step: &Step| step.apply(expr, dtype)),
             Err((expected, found)) => {
@@ -484,6 +520,7 @@ fn output_dtype(kept: Option<KeptType>, name: &str, shape: &[usize], outtype: Op
     match kept {
         Some(KeptType::F32) => return DType::F32,
         Some(KeptType::F16) => return DType::F16,
+        Some(KeptType::Q8_0) => return DType::Q8_0,
         Some(KeptType::F16OrF32) => return if outtype == Some(DType::F16) { DType::F16 } else { DType::F32 },
         Some(KeptType::I32 | KeptType::I64 | KeptType::Output) | None => {}
     }
@@ -499,6 +536,15 @@ fn output_dtype(kept: Option<KeptType>, name: &str, shape: &[usize], outtype: Op
     };
     let row_len = shape.last().copied().unwrap_or(1);
     if row_len.is_multiple_of(dtype.block_elems()) { dtype } else { DType::F16 }
+}
+
+/// The type of a matrix that keeps the checkpoint's: 8-bit floats become Q8_0, other floats stay.
+fn stored_type(expr: &Expr, asked: DType, dtype: DType) -> DType {
+    match expr.packed_in().map(|part| part.info().dtype) {
+        Some(DType::F8_E4M3 | DType::F8_E5M2) => DType::Q8_0,
+        None if matches!(dtype, DType::F32 | DType::BF16) => dtype,
+        _ => asked,
+    }
 }
 
 /// Whether the values of a tensor are too fine for ternary ones: embeddings, the output head, and small projections.

@@ -389,6 +389,17 @@ impl Expr {
         }
     }
 
+    /// Returns a packed tensor as llama.cpp's converter reads it, where that differs.
+    pub(crate) fn as_llama_cpp(&self) -> Option<Expr> {
+        match self {
+            Expr::Packed { shape, parts, packing } => {
+                let packing = packing.as_llama_cpp()?;
+                Some(Expr::Packed { shape: shape.clone(), parts: parts.clone(), packing })
+            }
+            _ => None,
+        }
+    }
+
     /// Returns the source tensors of the values.
     pub fn sources(&self) -> Vec<&TensorRef> {
         match self {

@@ -24,6 +24,11 @@ pub trait Packing: fmt::Debug + Send + Sync {
         unreachable!("no blocks of its own: raw_dtype is None")
     }
 
+    /// The packing as llama.cpp's converter reads it, where that differs from the library that packs so.
+    fn as_llama_cpp(&self) -> Option<Arc<dyn Packing>> {
+        None
+    }
+
     /// The same tensor with its last two dimensions exchanged, if it can be read in that order too.
     fn turned(&self) -> Option<Arc<dyn Packing>> {
         None

@@ -472,6 +472,13 @@ impl<'a> Scope<'a> {
             Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
             Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
             Function::Target => owned(self.facts.target(&text(0)?).unwrap_or_default()),
+            Function::Template => {
+                let name = text(0)?;
+                match crate::tokenizer::templates::builtin(&name) {
+                    Some(template) => owned(template.into()),
+                    None => Err(self.fault(formula, "the name of a chat template that is built in", name)),
+                }
+            }
             Function::ZeroRows => {
                 let rows = self.facts.zero_rows(&text(0)?)?;
                 owned(if rows.is_empty() { Json::Null } else { Json::from(rows) })

@@ -45,7 +45,7 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
 }
 
 /// The packing of a weight, whose parts are the digits and the scale.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Bitnet {
     /// Number of rows in a quarter.
     quarter: usize,
@@ -54,6 +54,10 @@ struct Bitnet {
 }
 
 impl Packing for Bitnet {
+    fn as_llama_cpp(&self) -> Option<Arc<dyn Packing>> {
+        self.multiplies.then(|| Arc::new(Bitnet { multiplies: false, ..*self }) as Arc<dyn Packing>)
+    }
+
     fn unpack(&self, parts: &[TensorRef], rows: Range<usize>, row_len: usize, out: &mut [f32]) {
         let [digits, scale] = parts else { return };
         let mut scales = [1.0];

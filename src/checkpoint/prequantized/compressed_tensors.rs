@@ -58,8 +58,12 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
             DType::U8 => {
                 let global = parts.take(&format!("{stem}.weight_global_scale"));
                 let expr = Fp4::of(codes, scales, global, Second::Divides)?;
-                // The library unpacks to BF16.
-                Expr::Round { of: Box::new(expr), dtype: DType::BF16 }
+                match expr.raw_dtype() {
+                    // BF16 holds these values as they are.
+                    Some(_) => expr,
+                    // The library unpacks to BF16.
+                    None => Expr::Round { of: Box::new(expr), dtype: DType::BF16 },
+                }
             }
             _ => packed(settings, parts, args_of(settings, &all, stem)?, stem, codes, scales)?,
         };

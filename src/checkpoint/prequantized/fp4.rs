@@ -12,7 +12,7 @@ use super::parts::{Parts, check_shape, check_type, finding, numbers};
 use super::settings::Settings;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::plan::{Expr, Packing, TensorRef};
+use crate::plan::{Expr, Packing, PlannedTensor, TensorRef};
 use crate::quant;
 use crate::source::show_shape;
 
@@ -60,7 +60,7 @@ pub(super) struct Fp4 {
 impl Fp4 {
     /// The values of a weight. Groups have 16 columns if their scales are E4M3, and 32 if the scales are powers of two.
     pub(super) fn of(codes: TensorRef, scales: TensorRef, whole: Option<TensorRef>, second: Second) -> Result<Expr> {
-        check_type(&codes, &[DType::U8])?;
+        check_type(&codes, &[DType::U8, DType::I8])?;
         check_type(&scales, &[DType::F8_E4M3, DType::U8, DType::F8_E8M0])?;
         let group = if scales.info().dtype == DType::F8_E4M3 { 16 } else { 32 };
         let mut shape = codes.info().shape.clone();
@@ -79,6 +79,12 @@ impl Fp4 {
             *last = columns / group;
         }
         check_shape(&scales, &cells, "for the scales of each group")?;
+        if group == 32 && whole.is_none() {
+            // Blocks that GGUF has, too.
+            let outputs = crate::source::rows(&shape);
+            let packing = Arc::new(Mxfp4 { outputs, groups: columns / 32, turned: false });
+            return Ok(Expr::Packed { shape, parts: vec![codes, scales], packing });
+        }
         let mut of = vec![codes, scales];
         if let Some(whole) = whole {
             check_type(&whole, &[DType::F32])?;
@@ -124,6 +130,13 @@ impl Packing for Fp4 {
             }
         }
     }
+}
+
+/// Whether a tensor has codes of four bits, and the other a power of two for each 32 of them.
+pub(super) fn is_mxfp4(codes: Option<&PlannedTensor>, scales: Option<&PlannedTensor>) -> bool {
+    let (Some(codes), Some(scales)) = (codes, scales) else { return false };
+    let is_scale = matches!(scales.dtype, DType::U8 | DType::F8_E8M0);
+    is_scale && matches!(codes.dtype, DType::U8 | DType::I8) && scales.shape.len() == codes.shape.len()
 }
 
 /// Unpacks the method `mxfp4`.

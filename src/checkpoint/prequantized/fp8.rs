@@ -3,16 +3,19 @@
 //! The product is computed in f32.
 
 use super::Weight;
+use super::fp4;
 use super::grid::Scaled;
 use super::parts::{Parts, is_eight_bit_float};
 use super::settings::Settings;
 use crate::error::{Finding, Result};
 
 /// Ends of the names of scales, each with the end that the weight's name has instead.
-const SUFFIXES: [(&str, &str); 4] = [
+const SUFFIXES: [(&str, &str); 5] = [
     ("_scale_inv", ""),
     (".weight_scale", ".weight"),
     (".qscale_weight", ".weight"),
+    // DeepSeek V4.
+    (".scale", ".weight"),
     // Experts of fbgemm_fp8: `gate_up_proj_scale`.
     ("_proj_scale", "_proj"),
 ];
@@ -33,6 +36,13 @@ pub(super) fn scaled(parts: &mut Parts, block: Option<&[usize]>, certain: bool) 
     for (suffix, end) in SUFFIXES {
         for (scale, stem) in parts.ending(suffix) {
             let name = format!("{stem}{end}");
+            // Experts in four bits beside others in eight, as DeepSeek V4 and MiMo have them.
+            if fp4::is_mxfp4(parts.peek(&name), parts.peek(scale)) {
+                let (codes, scales) = (parts.need(scale, &name)?, parts.need(&name, scale)?);
+                let place = parts.place(&name).unwrap_or_default();
+                weights.push(Weight { name, expr: fp4::Fp4::of(codes, scales, None, fp4::Second::Multiplies)?, place });
+                continue;
+            }
             // A scale of an unquantized weight is skipped here: it is either a parameter of the
             // model itself, or refused later.
             if suffix != "_scale_inv" && !parts.peek(&name).is_none_or(|weight| is_eight_bit_float(weight.dtype)) {

@@ -114,7 +114,10 @@ impl Restored<'_> {
     /// Undoes what made one GGUF tensor.
     fn take(&mut self, slot: &Slot) -> Result<()> {
         let name = slot.gguf_name(self.params)?;
-        let form = self.record.map_or(0, |record| record.form(slot.row));
+        let form = match self.record {
+            Some(record) => record.form(slot.row),
+            None => self.form(slot)?,
+        };
         let finding = || Finding::new(self.metadata.file(), format!("tensor {name:?}"));
         let Some(source) = self.by_name.get(name.as_str()).copied() else {
             if slot.is_optional || slot.row.is_copy {
@@ -179,6 +182,16 @@ impl Restored<'_> {
             self.undo(part, indexed(expr.clone(), join, &range), dtype, &name)?;
         }
         Ok(())
+    }
+
+    /// The first form of a row that may be taken.
+    fn form(&self, slot: &Slot) -> Result<usize> {
+        for (number, form) in slot.row.forms.iter().enumerate() {
+            if self.params.holds(form.when.as_ref(), slot.layer)? {
+                return Ok(number);
+            }
+        }
+        Ok(0)
     }
 
     /// Adds the tensors whose values are in keys.
