@@ -237,7 +237,10 @@ impl Family {
         });
         let of_rows = self.rows.iter().flat_map(|row| {
             let parts = row.forms.iter().flat_map(|form| &form.parts);
-            row.when.iter().chain(&row.over).chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
+            row.when
+                .iter()
+                .chain(&row.over)
+                .chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
         });
         let sets = self.sets.iter().map(|(_, formula)| formula);
         of_keys.flatten().chain(self.lets.values()).chain(sets).chain(of_rows)

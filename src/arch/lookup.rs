@@ -1,10 +1,10 @@
 //! What a tensor's name means in a family, and which tensors a config asks for.
 
+use super::family::RenamePlace;
 use super::language::{Formula, Unary};
 use super::params::Params;
 use super::row::{Part, Row};
 use super::wrapper::text_name;
-use super::family::RenamePlace;
 use super::{DropCheck, Family, Role};
 use crate::error::Result;
 
@@ -222,7 +222,8 @@ pub(crate) fn slots(params: &Params, most: usize) -> Result<Vec<Slot>> {
         };
         if count > most && !row.is_optional {
             let subject = if row.over.is_some() { "layers" } else { "num_hidden_layers" };
-            let finding = params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
+            let finding =
+                params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
             return Err(finding.found(count).mismatch());
         }
         for layer in 0..count.min(1 << 16) {

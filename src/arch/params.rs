@@ -480,7 +480,9 @@ impl Params {
     /// with its inner settings laid over the outer ones (conversion/base.py, `MmprojModel.__init__`).
     fn preprocessor(&self) -> Config {
         let mut all = Config::new();
-        for (file, inner) in [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")] {
+        for (file, inner) in
+            [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")]
+        {
             let Ok(fields) = read_json_object(&self.folder().join(file)) else { continue };
             let own = fields.get(inner).and_then(Json::as_object).cloned().unwrap_or_default();
             all.extend(fields);
@@ -573,9 +575,9 @@ impl Facts for Params {
         if !path.is_file() {
             return Ok(None);
         }
-        read_json_object(&path).map(|fields| Some(Json::Object(fields))).map_err(|error| {
-            Fault::new(name, "a JSON object", error)
-        })
+        read_json_object(&path)
+            .map(|fields| Some(Json::Object(fields)))
+            .map_err(|error| Fault::new(name, "a JSON object", error))
     }
 
     fn exists(&self, name: &str) -> bool {

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use super::Config;
-use super::family::{Assumed, Dropped, DropCheck, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace};
+use super::family::{Assumed, DropCheck, Dropped, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace};
 use super::language::{Formula, Mistake, Scanner, Template, joined};
 use super::row::Row;
 use super::tensor_statement;
@@ -57,7 +57,11 @@ const GROUPS: &[(&str, KeyGroup)] = &[
     ("local_window", KeyGroup::LocalWindow),
 ];
 
-const EXTRAS: &[(&str, Extra)] = &[("rope_freqs", Extra::RopeFreqs), ("long_factors", Extra::LongFactors), ("audio_positions", Extra::AudioPositions)];
+const EXTRAS: &[(&str, Extra)] = &[
+    ("rope_freqs", Extra::RopeFreqs),
+    ("long_factors", Extra::LongFactors),
+    ("audio_positions", Extra::AudioPositions),
+];
 
 const KINDS: &[(&str, KeyType)] = &[
     ("u32", KeyType::U32),
@@ -113,9 +117,9 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             let name = one_word(scanner, "a kind of vocabulary")?;
             let names = || Vocab::names().collect::<Vec<_>>().join(", ");
             let vocab = name.parse::<Vocab>();
-            Statement::Vocab(vocab.map_err(|_| {
-                scanner.mistake_at(place, format!("a kind of vocabulary: {}", names()), name)
-            })?)
+            Statement::Vocab(
+                vocab.map_err(|_| scanner.mistake_at(place, format!("a kind of vocabulary: {}", names()), name))?,
+            )
         }
         "defaults" => {
             let place = scanner.place();

@@ -212,10 +212,8 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let params = if is_projector {
         Params::of_projector(folder.path(), &folder.config_json)?.ok_or_else(|| no_projector(folder))?
     } else {
-        let parts = Parts {
-            no_nextn: options.part == ModelPart::WithoutNextn,
-            mtp_only: options.part == ModelPart::Nextn,
-        };
+        let parts =
+            Parts { no_nextn: options.part == ModelPart::WithoutNextn, mtp_only: options.part == ModelPart::Nextn };
         let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
         params.ok_or_else(|| no_table(folder))?
     };
@@ -260,6 +258,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
             pre: options.pre.clone(),
             vocab_size: tokens(&params)?,
             settings: Some(params.settings().clone()),
+            target: None,
         };
         tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
         if vocab != Vocab::None {
@@ -342,6 +341,9 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"), "{error}");
+        assert!(
+            error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"),
+            "{error}"
+        );
     }
 }

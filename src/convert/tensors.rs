@@ -109,8 +109,12 @@ impl<'a> Found<'a> {
         used: &HashSet<&str>,
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        let mut rest: Vec<_> =
-            self.by_name.iter().filter(|(name, _)| !used.contains(name.as_str())).map(|(name, (place, t))| (place, name, *t)).collect();
+        let mut rest: Vec<_> = self
+            .by_name
+            .iter()
+            .filter(|(name, _)| !used.contains(name.as_str()))
+            .map(|(name, (place, t))| (place, name, *t))
+            .collect();
         rest.sort_by_key(|(place, ..)| *place);
         let values = params.family.value_names();
         let (mut left_out, mut others) = (self.buffers.clone(), BTreeMap::<&str, usize>::new());
@@ -129,7 +133,9 @@ impl<'a> Found<'a> {
                 }
                 None => match wrapper::other_part(&tensor.name) {
                     Some(part) if !params.family.is_projector => *others.entry(part).or_default() += 1,
-                    _ if params.family.is_projector && is_of_text(&tensor.name) => *others.entry("the text model").or_default() += 1,
+                    _ if params.family.is_projector && is_of_text(&tensor.name) => {
+                        *others.entry("the text model").or_default() += 1
+                    }
                     _ => return Err(surplus(request.origin, tensor)),
                 },
             }
@@ -150,7 +156,8 @@ impl<'a> Found<'a> {
         let is_next = |layer: Option<usize>| layer.is_some_and(|layer| layer >= main);
         let matches = lookup::matches(params.family, name, Some(main));
         let mut layers = matches.iter().map(|known| is_next(known.layer));
-        Ok(params.parts.no_nextn && layers.clone().any(|next| next) || params.parts.mtp_only && layers.any(|next| !next))
+        Ok(params.parts.no_nextn && layers.clone().any(|next| next)
+            || params.parts.mtp_only && layers.any(|next| !next))
     }
 
     fn check_dropped(
@@ -190,9 +197,19 @@ impl<'a> Found<'a> {
 /// Whether a tensor of a multimodal model belongs to its text model.
 fn is_of_text(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    ["language_model.", "text_model.", "lm_head", "layers.", "embed_tokens", "norm.", "llm.", "thinker.model.", "thinker.lm_head"]
-        .iter()
-        .any(|start| name.starts_with(start))
+    [
+        "language_model.",
+        "text_model.",
+        "lm_head",
+        "layers.",
+        "embed_tokens",
+        "norm.",
+        "llm.",
+        "thinker.model.",
+        "thinker.lm_head",
+    ]
+    .iter()
+    .any(|start| name.starts_with(start))
 }
 
 /// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
@@ -324,7 +341,8 @@ impl<'b> Taken<'_, 'b> {
                 true => stacked(exprs),
                 false => joined(exprs, 0),
             };
-            let tensor = &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
+            let tensor =
+                &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
             joining.push(self.changed(slot, tensor, expr, &part.operations, dtype)?);
             widest = widest.or(Some(dtype));
         }

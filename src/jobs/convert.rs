@@ -11,7 +11,8 @@ use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
-    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
+    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
+    to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};

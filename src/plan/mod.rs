@@ -57,7 +57,9 @@ impl PlannedTensor {
         let Expr::Take(tensor) = &self.expr else { return None };
         let bytes = tensor.rows(0..self.rows());
         match tensor.info().dtype {
-            DType::I64 => Some(bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect()),
+            DType::I64 => {
+                Some(bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect())
+            }
             DType::I32 => Some(
                 bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap_or_default()).into()).collect(),
             ),

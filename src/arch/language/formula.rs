@@ -390,8 +390,7 @@ fn list(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
                 return Err(scanner.mistake("`in`"));
             }
             let over = choice(scanner, depth + 1)?.into();
-            let condition =
-                if scanner.takes_word("if") { Some(choice(scanner, depth + 1)?.into()) } else { None };
+            let condition = if scanner.takes_word("if") { Some(choice(scanner, depth + 1)?.into()) } else { None };
             scanner.need("]")?;
             return Ok(Formula::Each { each: values.remove(0).into(), name: name.to_owned(), over, condition });
         }

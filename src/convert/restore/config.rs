@@ -28,8 +28,15 @@ pub(super) fn config(
     factors: &RopeFactors,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
-    let mut writer =
-        Writer { family, found, config: Map::new(), taken: HashSet::new(), solved: HashSet::new(), scaling: Map::new(), late: Vec::new() };
+    let mut writer = Writer {
+        family,
+        found,
+        config: Map::new(),
+        taken: HashSet::new(),
+        solved: HashSet::new(),
+        scaling: Map::new(),
+        late: Vec::new(),
+    };
     writer.put("architectures", json!([family.class()]));
     writer.put("model_type", json!(family.model_type()));
     // Of several statements for one key, the last one that isn't null is written, so it is solved first.
@@ -330,7 +337,8 @@ impl Writer<'_> {
             self.put("rope_theta", theta);
         }
         if let Some(theta) = self.number("rope.freq_base_swa")? {
-            let names = ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+            let names =
+                ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
             match names.iter().find(|name| self.has_field(name)) {
                 Some(name) => self.put(name, theta),
                 None => drop(self.scaling.insert("sliding_attention".to_owned(), json!({"rope_theta": theta}))),

@@ -220,14 +220,14 @@ impl Restored<'_> {
     /// Joins the parts of each tensor. What no GGUF tensor holds are zeros, if the record doesn't have it.
     fn join_pieces(&mut self) -> Result<()> {
         for (name, mut pieces) in std::mem::take(&mut self.pieces) {
-            let finding =
-                |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
+            let finding = |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
             let first = pieces.remove(0);
             let Step::Index { dim, of, index } = first.part.steps[first.before].clone() else { continue };
             let mut from = index.to_vec();
             let mut exprs = vec![first.expr.clone()];
             for piece in &pieces {
-                let same = piece.before == first.before && piece.part.steps[..piece.before] == first.part.steps[..first.before];
+                let same = piece.before == first.before
+                    && piece.part.steps[..piece.before] == first.part.steps[..first.before];
                 match &piece.part.steps[piece.before] {
                     Step::Index { dim: other, of: size, index } if same && *other == dim && *size == of => {
                         from.extend(index.iter());
@@ -265,7 +265,10 @@ impl Restored<'_> {
             for step in first.part.steps[..first.before].iter().rev() {
                 let Some(back) = step.inverse() else {
                     let found = format!("values changed by {step:?}");
-                    return Err(finding(&first).expected("a tensor whose values can be turned back").found(found).unsupported());
+                    return Err(finding(&first)
+                        .expected("a tensor whose values can be turned back")
+                        .found(found)
+                        .unsupported());
                 };
                 expr = back.apply(expr, DType::F32)?;
             }

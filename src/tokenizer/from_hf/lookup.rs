@@ -8,13 +8,11 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
 /// The tokens of a folder, by text.
-#[allow(dead_code, reason = "family files call it")]
 #[derive(Debug)]
 pub(crate) struct Tokens {
     ids: std::collections::HashMap<String, usize>,
 }
 
-#[allow(dead_code, reason = "family files call it")]
 impl Tokens {
     /// Reads the tokens of a model: of tokenizer.json, or of the older files that a tokenizer.json is made of, or of a
     /// SentencePiece model. A folder without a tokenizer has none.
