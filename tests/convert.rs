@@ -329,7 +329,7 @@ fn counts_that_the_tensors_do_not_bear_out_are_refused() {
     let cases = [
         ("mixtral", "num_local_experts", (1u64 << 31) - 1, "expected [2147483647, 64] by config.json, found [8, 64]"),
         ("llama", "num_hidden_layers", 65_536, "num_hidden_layers: expected layers for at most the"),
-        ("llama", "num_attention_heads", (1 << 31) - 1, "by config.json, found 2147483647"),
+        ("llama", "num_attention_heads", (1 << 31) - 1, "num_key_value_heads: expected a divisor of 2147483647 heads"),
         ("llama-rope-llama3", "head_dim", 1 << 30, "by config.json, found"),
         ("gpt-neox", "num_attention_heads", (1 << 31) - 1, "by config.json, found"),
     ];

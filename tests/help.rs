@@ -187,7 +187,7 @@ fn what_the_readme_says_of_options_is_so() {
     for (command, _) in OWN {
         assert!(has(command, "--json"), "{command}");
         // `generate` and `train` always write new files.
-        let writes = !["train", "route", "generate", "inspect", "compare"].contains(&command);
+        let writes = !["train", "route", "generate", "inspect", "compare", "families"].contains(&command);
         assert_eq!(has(command, "--overwrite"), writes, "{command}");
         assert_eq!(has(command, "--dry-run"), writes && command != "demo", "{command}");
     }

@@ -158,6 +158,7 @@ fn heads_that_do_not_divide_into_groups_are_refused_in_both_directions() {
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     config["num_kv_heads"] = groups.into();
     config["new_decoder_architecture"] = true.into();
+    config["num_ln_in_parallel_attn"] = 1.into();
     fs::write(model.join("config.json"), config.to_string()).unwrap();
     let error = written(&Checkpoint::open(&model).unwrap(), &options, &dir.path().join("x.gguf")).unwrap_err();
     assert!(error.to_string().contains("num_kv_heads: expected a divisor of"), "{error}");

@@ -206,11 +206,12 @@ mod tests {
         assert_eq!(table(gemma3(json!({}))), Some("Gemma3ForCausalLM"));
         assert_eq!(table(json!({"model_type": "gemma3", "text_config": {}})), Some("Gemma3ForCausalLM"));
         let llava = |text: Value| json!({"architectures": ["LlavaForConditionalGeneration"], "text_config": text});
-        assert_eq!(table(llava(json!({"model_type": "mistral"}))), Some("MistralForCausalLM"));
+        assert_eq!(table(llava(json!({"model_type": "mistral"}))), Some("LlavaForConditionalGeneration"));
         assert_eq!(table(llava(json!({"model_type": "qwen2"}))), Some("Qwen2ForCausalLM"));
         assert_eq!(table(llava(json!({"model_type": "unknown"}))), None);
         assert_eq!(table(llava(json!({"architectures": ["Qwen2ForCausalLM"]}))), Some("Qwen2ForCausalLM"));
-        assert_eq!(table(json!({"architectures": ["Qwen2_5_VLForConditionalGeneration"], "text_config": {}})), None);
+        let qwen = json!({"architectures": ["Qwen2_5_VLForConditionalGeneration"], "text_config": {}});
+        assert_eq!(table(qwen), Some("Qwen2VLForConditionalGeneration"));
         let intern =
             json!({"architectures": ["InternVLChatModel"], "llm_config": {"architectures": ["Qwen3ForCausalLM"]}});
         assert_eq!(table(intern), Some("Qwen3ForCausalLM"));

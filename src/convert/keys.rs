@@ -32,6 +32,19 @@ pub(super) fn after_vocab(metadata: &mut Metadata, folder: &Path, params: &Param
     params.family.vocab_keys.iter().try_for_each(|key| write(metadata, folder, params, 0, key))
 }
 
+/// The keys that `params` give by themselves, without those of other files. A key whose formula asks for more than a
+/// config is left out.
+pub(super) fn of_config(params: &Params) -> Metadata {
+    let mut metadata = Metadata::new(Path::new(""));
+    for key in params.family.early_keys.iter().chain(&params.family.keys) {
+        if !matches!(key, Key::Group(KeyGroup::Pooling | KeyGroup::FileType)) {
+            // An error is found where the config is used.
+            let _ = write(&mut metadata, Path::new(""), params, 0, key);
+        }
+    }
+    metadata
+}
+
 fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32, key: &Key) -> Result<()> {
     let prefix = params.family.gguf.as_str();
     match key {

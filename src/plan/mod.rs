@@ -12,6 +12,7 @@ mod product;
 mod spill;
 mod staging;
 mod unfinished;
+mod torch_sum;
 mod value_map;
 
 use std::path::PathBuf;

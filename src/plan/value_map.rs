@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
+use super::torch_sum::torch_sum;
 use super::{Expr, PlannedTensor, RowMap};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -108,9 +109,9 @@ fn logarithm(power: f32) -> f32 {
 pub(crate) fn ternary(of: Expr) -> Result<Expr> {
     let shape = of.shape();
     let tensor = PlannedTensor { name: String::new(), dtype: DType::F32, shape, expr: of };
-    let values = tensor.read()?;
-    let sum: f64 = values.iter().map(|v| f64::from(v.abs())).sum();
-    let mean = ((sum / values.len().max(1) as f64) as f32).max(1e-5);
+    let mut values = tensor.read()?;
+    values.iter_mut().for_each(|value| *value = value.abs());
+    let mean = (torch_sum(&values) / values.len().max(1) as f32).max(1e-5);
     Ok(Expr::Map { of: vec![tensor.expr], map: Arc::new(ValueMap::Ternary { inverse: 1.0 / mean }) })
 }
 

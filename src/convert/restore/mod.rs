@@ -62,6 +62,9 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     let folder = model.path().parent().unwrap_or(model.path());
     let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
     let params = params.with_stored(model.tensors().iter().map(|t| t.info().name.clone()).collect());
+    if record.is_none() {
+        compare_keys(metadata, &params, &mut notes)?;
+    }
     let plan = tensors::plan(&params, metadata, model.tensors(), outtype, record.as_ref())?;
     let main = outtype.unwrap_or_else(|| tensors::main_type(model.tensors()));
     let name = main.torch_name().unwrap_or("float32");
@@ -119,6 +122,42 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
         }
     }
     Ok(tensors)
+}
+
+/// Compares the architecture's keys with those that the restored config gives: what config.json can't say isn't lost
+/// without a word.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] where a count of the model differs.
+fn compare_keys(metadata: &Metadata, params: &Params, notes: &mut Vec<String>) -> Result<()> {
+    let given = super::keys::of_config(params);
+    let prefix = format!("{}.", params.family.gguf);
+    let mut others = Vec::new();
+    for (key, value) in metadata.iter().filter(|(key, _)| key.starts_with(&prefix)) {
+        let Some(other) = given.get(key).filter(|other| !same(value, other)) else { continue };
+        if key.ends_with("_count") || key.ends_with("_count_kv") {
+            let expected = format!("{other}, as the other keys and the tensors have it");
+            return Err(metadata.finding(key).expected(expected).found(value).unsupported());
+        }
+        others.push(format!("{key} ({value}, config.json says {other})"));
+    }
+    if !others.is_empty() {
+        notes.push(format!("keys whose values {} has no field for: {}", params.family.class(), others.join(", ")));
+    }
+    Ok(())
+}
+
+/// Whether two values say the same: floats to their last bits, and a list of one value over and over like the value alone.
+fn same(a: &Value, b: &Value) -> bool {
+    let flat = |value: &Value| match value.to_json() {
+        Json::Array(values) if values.windows(2).all(|pair| pair[0] == pair[1]) => {
+            values.into_iter().next().unwrap_or(Json::Null)
+        }
+        value => value,
+    };
+    let (a, b) = (flat(a), flat(b));
+    let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
+    a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| near(a, b))
 }
 
 /// Phi-4 is Phi-3 with a byte-level vocabulary; the reference recognizes it by this name.
