@@ -11,8 +11,8 @@ mod packed;
 mod product;
 mod spill;
 mod staging;
-mod unfinished;
 mod torch_sum;
+mod unfinished;
 mod value_map;
 
 use std::path::PathBuf;
