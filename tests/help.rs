@@ -55,7 +55,7 @@ const OWN: [(&str, &[&str]); 14] = [
             "--vocab-only",
             "--no-nextn",
             "--mtp",
-            "--mmproj",
+            "--mmproj", "--target-model-dir", "--sentence-transformers-dense-modules",
             "--fuse-qkv",
             "--fuse-gate-up-exps",
             "--generic",

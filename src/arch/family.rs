@@ -30,6 +30,12 @@ pub(crate) struct Family {
     /// Every field of the class's config with transformers' default. `"auto"` marks a value that transformers derives
     /// from other fields.
     pub(crate) defaults: Config,
+    /// Whether the vocabulary is that of another model, for which this one makes drafts.
+    pub(crate) takes_target: bool,
+    /// Folders inside the model's, with more tensors.
+    pub(crate) folders: Vec<(String, Option<Formula>)>,
+    /// What isn't converted, and when it is there.
+    pub(crate) refusals: Vec<(String, Formula)>,
     /// Field values that the GGUF format assumes.
     pub(crate) assumed: Vec<Assumed>,
     /// Values by name.
@@ -52,6 +58,8 @@ pub(crate) struct Family {
     pub(crate) dropped: Vec<Dropped>,
     /// Fields of config.json on the way back from GGUF.
     pub(crate) back: Vec<(String, Formula)>,
+    /// Tensors of the checkpoint that are made of keys on the way back from GGUF.
+    pub(crate) restores: Vec<Restore>,
     /// Kinds of rotary scaling that the family takes besides those that its keys express.
     pub(crate) rope_types: Vec<String>,
     /// For every general form of a checkpoint name, where it is used.
@@ -139,6 +147,16 @@ pub(crate) struct Rename {
     pub(crate) place: RenamePlace,
     /// Whether `from` is the class's own spelling.
     pub(crate) is_own: bool,
+}
+
+/// A tensor of the checkpoint that is made of keys on the way back.
+#[derive(Debug, Clone)]
+pub(crate) struct Restore {
+    /// Its name; `{l}` is the layer.
+    pub(crate) name: Template,
+    pub(crate) shape: Vec<Formula>,
+    /// Its values: a number, or a list.
+    pub(crate) values: Formula,
 }
 
 /// Where in a name a rename applies.
@@ -237,10 +255,7 @@ impl Family {
         });
         let of_rows = self.rows.iter().flat_map(|row| {
             let parts = row.forms.iter().flat_map(|form| &form.parts);
-            row.when
-                .iter()
-                .chain(&row.over)
-                .chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
+            row.when.iter().chain(&row.over).chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
         });
         let sets = self.sets.iter().map(|(_, formula)| formula);
         of_keys.flatten().chain(self.lets.values()).chain(sets).chain(of_rows)

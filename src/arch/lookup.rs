@@ -1,10 +1,10 @@
 //! What a tensor's name means in a family, and which tensors a config asks for.
 
-use super::family::RenamePlace;
 use super::language::{Formula, Unary};
 use super::params::Params;
 use super::row::{Part, Row};
 use super::wrapper::text_name;
+use super::family::RenamePlace;
 use super::{DropCheck, Family, Role};
 use crate::error::Result;
 
@@ -12,14 +12,10 @@ use crate::error::Result;
 #[derive(Debug, Clone)]
 pub(crate) struct Match {
     pub(crate) row: &'static Row,
-    /// The index of the row in the family.
-    pub(crate) number: usize,
     /// The form of the row, and the part of the form.
     pub(crate) form: usize,
     pub(crate) part: usize,
     pub(crate) layer: Option<usize>,
-    /// The index in a stack.
-    pub(crate) place: Option<usize>,
     /// The name in the class of transformers.
     pub(crate) name: String,
 }
@@ -138,14 +134,12 @@ pub(crate) fn matches(family: &'static Family, name: &str, main: Option<usize>) 
     let name = class_spelling(family, name, main);
     let of_use = |place: &super::family::Use| {
         let row = &family.rows[place.row];
-        let (layer, index) = row.forms[place.form].parts[place.part].name.matched(&name)?;
+        let (layer, _) = row.forms[place.form].parts[place.part].name.matched(&name)?;
         Some(Match {
             row,
-            number: place.row,
             form: place.form,
             part: place.part,
             layer,
-            place: index,
             name: name.clone(),
         })
     };
@@ -222,8 +216,7 @@ pub(crate) fn slots(params: &Params, most: usize) -> Result<Vec<Slot>> {
         };
         if count > most && !row.is_optional {
             let subject = if row.over.is_some() { "layers" } else { "num_hidden_layers" };
-            let finding =
-                params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
+            let finding = params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
             return Err(finding.found(count).mismatch());
         }
         for layer in 0..count.min(1 << 16) {
@@ -266,11 +259,8 @@ pub(crate) struct Expected {
     /// Its name in transformers.
     pub(crate) name: String,
     pub(crate) row: &'static Row,
-    pub(crate) number: usize,
     pub(crate) part: usize,
     pub(crate) layer: Option<usize>,
-    /// The index in a stack.
-    pub(crate) place: Option<usize>,
     /// Its shape in transformers; `None` is any size.
     pub(crate) shape: Vec<Option<usize>>,
 }
@@ -306,8 +296,7 @@ pub(crate) fn sources(params: &Params, slot: &Slot, form: usize, most: usize) ->
         };
         for place in places {
             let name = known.name.filled(slot.layer, place, &|formula| params.whole_of(formula, slot.layer))?;
-            let (row, number, layer) = (slot.row, slot.number, slot.layer);
-            all.push(Expected { name, row, number, part, layer, place, shape: shape.clone() });
+            all.push(Expected { name, row: slot.row, part, layer: slot.layer, shape: shape.clone() });
         }
     }
     Ok(all)

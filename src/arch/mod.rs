@@ -60,7 +60,7 @@ pub(crate) struct GgufContents<'a> {
 }
 
 /// Beginnings of keys that have no architecture in front of them.
-const WHOLE_KEYS: [&str; 5] = ["general.", "tokenizer.", "clip.", "split.", "diffusion."];
+const WHOLE_KEYS: [&str; 6] = ["general.", "tokenizer.", "clip.", "split.", "diffusion.", "xielu."];
 
 /// A key's whole name.
 pub(crate) fn whole_key(architecture: &str, name: &str) -> String {

@@ -17,6 +17,7 @@ use serde_json::{Map, Value as Json};
 use super::language::{Facts, Fault, Formula, Scope};
 use super::{Config, Family, INERT, registry, wrapper};
 use crate::error::{Finding, Result};
+use crate::formats::gguf::{Metadata, Value};
 use crate::json::{is_off, read_json_object};
 use crate::plan::PlannedTensor;
 use crate::tokenizer::Tokens;
@@ -28,6 +29,8 @@ pub(crate) struct Parts {
     pub(crate) no_nextn: bool,
     /// Only the layers for multi-token prediction, with what they share with the model.
     pub(crate) mtp_only: bool,
+    /// With the dense layers that sentence-transformers puts behind the model.
+    pub(crate) dense_modules: bool,
 }
 
 /// The completed config of a model whose architecture has a table.
@@ -49,12 +52,14 @@ pub(crate) struct Params {
     /// The wrapper's config, if the text model's was inside it.
     root: Option<Config>,
     pub(crate) parts: Parts,
+    /// The config of the model that drafts are made for.
+    target: Option<Config>,
     /// The tokenizer's tokens, if formulas ask for them.
     tokens: Option<Arc<Tokens>>,
     /// The checkpoint's tensors, by the class's names.
     tensors: Arc<HashMap<String, PlannedTensor>>,
-    /// The names of a GGUF's tensors, on the way back.
-    stored: Option<Arc<HashSet<String>>>,
+    /// The names of a GGUF's tensors, and its keys, on the way back.
+    stored: Option<Arc<(HashSet<String>, Metadata)>>,
 }
 
 /// Whether `value` can't be a setting: all its texts have several words, and the rest is off or empty.
@@ -101,7 +106,10 @@ impl Params {
         let root = config;
         let config = &surrounded(folder, config);
         let config = &*wrapper::text_config(config);
-        let Some(family) = class(config).and_then(|class| super::of_class(class, config)) else { return Ok(None) };
+        // Conditions of families may ask for the wrapper's fields.
+        let mut asked = config.clone();
+        asked.insert(format!("{HIDDEN}root"), Json::Object(root.clone()));
+        let Some(family) = class(config).and_then(|class| super::of_class(class, &asked)) else { return Ok(None) };
         if named_class(config).is_none() {
             notes.push(format!("config.json names no class: read as {} by its model_type", family.class()));
         }
@@ -188,6 +196,7 @@ impl Params {
             rope_field: "rope_parameters",
             root: None,
             parts: Parts::default(),
+            target: None,
             tokens: None,
             tensors: Arc::default(),
             stored: None,
@@ -233,6 +242,12 @@ impl Params {
     }
 
     fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
+        for (what, when) in &self.family.refusals {
+            if self.holds(Some(when), None)? {
+                let finding = Finding::new(self.folder(), "").expected("what this version can convert").found(what);
+                return Err(finding.unsupported());
+            }
+        }
         for assumed in &self.family.assumed {
             let value = self.fields.get(&assumed.field).unwrap_or(&Json::Null);
             // transformers has two names for this function.
@@ -470,6 +485,12 @@ impl Params {
         self
     }
 
+    /// With the config of the model that drafts are made for.
+    pub(crate) fn with_target(mut self, target: Config) -> Self {
+        self.target = Some(target);
+        self
+    }
+
     /// With the checkpoint's tensors by the class's names, for formulas that ask for them.
     pub(crate) fn with_tensors(mut self, tensors: HashMap<String, PlannedTensor>) -> Self {
         self.tensors = Arc::new(tensors);
@@ -480,9 +501,7 @@ impl Params {
     /// with its inner settings laid over the outer ones (conversion/base.py, `MmprojModel.__init__`).
     fn preprocessor(&self) -> Config {
         let mut all = Config::new();
-        for (file, inner) in
-            [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")]
-        {
+        for (file, inner) in [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")] {
             let Ok(fields) = read_json_object(&self.folder().join(file)) else { continue };
             let own = fields.get(inner).and_then(Json::as_object).cloned().unwrap_or_default();
             all.extend(fields);
@@ -491,9 +510,9 @@ impl Params {
         all
     }
 
-    /// With the names of a GGUF's tensors, on the way back.
-    pub(crate) fn with_stored(mut self, names: HashSet<String>) -> Self {
-        self.stored = Some(Arc::new(names));
+    /// With the names of a GGUF's tensors and its keys, on the way back.
+    pub(crate) fn with_stored(mut self, names: HashSet<String>, keys: Metadata) -> Self {
+        self.stored = Some(Arc::new((names, keys)));
         self
     }
 
@@ -548,6 +567,7 @@ impl Facts for Params {
             "class" => Cow::Owned(self.given.get("architectures")?.get(0)?.clone()),
             "no_nextn" => Cow::Owned(self.parts.no_nextn.into()),
             "mtp_only" => Cow::Owned(self.parts.mtp_only.into()),
+            "dense_modules" => Cow::Owned(self.parts.dense_modules.into()),
             "pre" if self.family.is_projector => Cow::Owned(Json::Object(self.preprocessor())),
             _ => Cow::Borrowed(self.fields.get(name).filter(|value| *value != "auto")?),
         })
@@ -557,7 +577,7 @@ impl Facts for Params {
         let Some(stored) = &self.stored else { return self.tensors.get(name).map(|tensor| tensor.shape.clone()) };
         // On the way back, a tensor of the checkpoint is there if what it becomes is there.
         let uses = super::lookup::matches(self.family, name, None);
-        let is_there = uses.iter().filter_map(|known| known.gguf_name()).any(|name| stored.contains(&name));
+        let is_there = uses.iter().filter_map(|known| known.gguf_name()).any(|name| stored.0.contains(&name));
         is_there.then(Vec::new)
     }
 
@@ -575,9 +595,9 @@ impl Facts for Params {
         if !path.is_file() {
             return Ok(None);
         }
-        read_json_object(&path)
-            .map(|fields| Some(Json::Object(fields)))
-            .map_err(|error| Fault::new(name, "a JSON object", error))
+        read_json_object(&path).map(|fields| Some(Json::Object(fields))).map_err(|error| {
+            Fault::new(name, "a JSON object", error)
+        })
     }
 
     fn exists(&self, name: &str) -> bool {
@@ -586,6 +606,31 @@ impl Facts for Params {
 
     fn token(&self, text: &str) -> Result<Option<u32>, Fault> {
         Ok(self.tokens.as_ref().and_then(|tokens| tokens.id(text)))
+    }
+
+    fn gguf(&self, key: &str) -> Option<Json> {
+        let (_, keys) = &**self.stored.as_ref()?;
+        keys.get(&super::whole_key(&self.family.gguf, key)).map(Value::to_json)
+    }
+
+    fn target(&self, name: &str) -> Option<Json> {
+        let target = self.target.as_ref()?;
+        let inner = target.get("text_config").and_then(|inner| inner.get(name));
+        inner.or_else(|| target.get(name)).cloned()
+    }
+
+    fn zero_rows(&self, name: &str) -> Result<Vec<usize>, Fault> {
+        let (Some(tensor), Some(tokens)) = (self.tensors.get(name), &self.tokens) else { return Ok(Vec::new()) };
+        let mut zeros = Vec::new();
+        let (mut values, width) = (Vec::new(), tensor.row_len().max(1));
+        for start in (tokens.own()..tensor.rows()).step_by(256) {
+            let rows = start..(start + 256).min(tensor.rows());
+            let read = tensor.read_rows_into(rows, &mut values);
+            read.map_err(|error| Fault::new(name, "values that can be read", error))?;
+            let is_zero = |row: &[f32]| row.iter().all(|value| *value == 0.0);
+            zeros.extend(values.chunks_exact(width).zip(start..).filter(|(row, _)| is_zero(row)).map(|(_, row)| row));
+        }
+        Ok(zeros)
     }
 
     fn root(&self, name: &str) -> Option<Json> {

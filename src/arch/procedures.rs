@@ -18,6 +18,8 @@ pub(crate) enum Procedure {
     NormHead,
     /// The first half of the values times the second.
     Product,
+    /// Each value plus its place: distances to the tokens of another vocabulary become their ids.
+    AbsoluteIds,
     /// A batch norm as a factor: `weight / sqrt(variance + 1e-5)`, of both joined.
     BatchNormWeight,
     /// A batch norm as a summand: `bias - mean * weight / sqrt(variance + 1e-5)`, of bias, mean, weight and variance
@@ -30,6 +32,7 @@ const NAMES: &[(&str, Procedure)] = &[
     ("zero_mean", Procedure::ZeroMean),
     ("norm_head", Procedure::NormHead),
     ("product", Procedure::Product),
+    ("absolute_ids", Procedure::AbsoluteIds),
     ("batch_norm_weight", Procedure::BatchNormWeight),
     ("batch_norm_bias", Procedure::BatchNormBias),
 ];
@@ -46,7 +49,7 @@ impl Procedure {
     /// The shape of the result.
     pub(crate) fn shape(self, of: &[usize]) -> Vec<usize> {
         let parts = match self {
-            Procedure::ZeroMean | Procedure::NormHead => 1,
+            Procedure::ZeroMean | Procedure::NormHead | Procedure::AbsoluteIds => 1,
             Procedure::Product | Procedure::BatchNormWeight => 2,
             Procedure::BatchNormBias => 4,
         };
@@ -83,6 +86,7 @@ impl Procedure {
                 let mean = values.iter().sum::<f32>() / values.len().max(1) as f32;
                 values.iter().map(|value| value - mean).collect()
             }
+            Procedure::AbsoluteIds => values.iter().zip(0u32..).map(|(value, place)| value + place as f32).collect(),
             Procedure::Product => part(0, 2).iter().zip(part(1, 2)).map(|(a, b)| a * b).collect(),
             Procedure::BatchNormWeight => part(0, 2).iter().zip(part(1, 2)).map(|(w, v)| factor(*w, *v)).collect(),
             Procedure::BatchNormBias | Procedure::NormHead => (0..part(0, 4).len())
@@ -91,6 +95,35 @@ impl Procedure {
         };
         Ok(Expr::Values { shape, values: result.into() })
     }
+}
+
+/// A square grid of `from * from` vectors, brought to `side * side`: each is made of the four around its place, in
+/// proportion, and the corners stay (torch's `interpolate`, bilinear, with `align_corners`), in f32 and with its roundings.
+pub(crate) fn grid(of: Expr, from: usize, side: usize) -> Result<Expr> {
+    let whole = PlannedTensor { name: String::new(), dtype: DType::F32, shape: of.shape(), expr: of };
+    let (values, width) = (whole.read()?, whole.row_len());
+    let scale = if side > 1 { (from - 1) as f32 / (side - 1) as f32 } else { 0.0 };
+    // For a place: the vectors before and behind it, and the share of the one behind.
+    let around = |place: usize| {
+        let at = scale * place as f32;
+        let before = (at as usize).min(from - 1);
+        (before, (before + 1).min(from - 1), at - before as f32)
+    };
+    let mut result = Vec::with_capacity(side * side * width);
+    for (top, bottom, down) in (0..side).map(around) {
+        for (left, right, across) in (0..side).map(around) {
+            let (up, back) = (1.0 - down, 1.0 - across);
+            let shares = [up * back, up * across, down * across, down * back];
+            let value = |row: usize, column: usize, k: usize| values[(row * from + column) * width + k];
+            result.extend((0..width).map(|k| {
+                let last = value(bottom, left, k) * shares[3];
+                let sum = value(bottom, right, k).mul_add(shares[2], last);
+                let sum = value(top, right, k).mul_add(shares[1], sum);
+                value(top, left, k).mul_add(shares[0], sum)
+            }));
+        }
+    }
+    Ok(Expr::Values { shape: vec![1, side * side, width], values: result.into() })
 }
 
 /// The columns' lengths are computed from a pass over the tensor; the tensor itself isn't kept.

@@ -1,6 +1,7 @@
 //! A row of a family file: a GGUF tensor, what it is made of, and when it is there.
 
 use super::language::{Formula, Template};
+use crate::dtype::DType;
 
 /// The role of a tensor in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -136,6 +137,8 @@ pub(crate) struct Row {
     pub(crate) is_copy: bool,
     /// The type that it always has, and when.
     pub(crate) kept_type: Option<(KeptType, Option<Formula>)>,
+    /// Whether it comes behind all other tensors.
+    pub(crate) is_last: bool,
     /// How many layers there are of it, if not as many as the model has.
     pub(crate) over: Option<Formula>,
 }
@@ -149,6 +152,9 @@ pub(crate) enum KeptType {
     F16OrF32,
     /// The output's type, even where other matrices of such a name are F32.
     Output,
+    /// Whole numbers of 32 or 64 bits.
+    I32,
+    I64,
 }
 
 /// One way to make a GGUF tensor from tensors of the checkpoint.
@@ -171,7 +177,9 @@ pub(crate) struct Part {
     pub(crate) stack: Option<Formula>,
     /// The shape of each tensor; `None` is any size.
     pub(crate) shape: Vec<Option<Formula>>,
-    /// What is done to the part alone.
+    /// What is done to each tensor before they are stacked.
+    pub(crate) each: Vec<Operation>,
+    /// What is done to the part alone, as a stack where it is one.
     pub(crate) operations: Vec<Operation>,
 }
 
@@ -209,6 +217,10 @@ pub(crate) enum Operation {
     Pad(i64, Formula),
     /// Zeros put before a dimension's values up to a size.
     PadFront(i64, Formula),
+    /// The sum over a dimension, which goes.
+    Sum(i64),
+    /// A square grid of vectors brought to another number of vectors on a side, between them in proportion.
+    Grid(Formula),
     /// Rows past the tokenizer's vocabulary left out.
     TrimVocab,
     /// Values rounded to three, as BitNet computes them.
@@ -226,6 +238,17 @@ pub(crate) enum Change {
     NegativeExp,
     /// `ln(1 + exp(x))`
     Softplus,
+}
+
+impl KeptType {
+    /// The type, if it is one of whole numbers.
+    pub(crate) fn whole(self) -> Option<DType> {
+        match self {
+            KeptType::I32 => Some(DType::I32),
+            KeptType::I64 => Some(DType::I64),
+            _ => None,
+        }
+    }
 }
 
 impl Row {

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use super::Config;
-use super::family::{Assumed, DropCheck, Dropped, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace};
+use super::family::{Assumed, Dropped, DropCheck, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace, Restore};
 use super::language::{Formula, Mistake, Scanner, Template, joined};
 use super::row::Row;
 use super::tensor_statement;
@@ -33,6 +33,10 @@ pub(crate) enum Statement {
     Drop(Dropped),
     Back(String, Formula),
     RopeTypes(Vec<String>),
+    Restore(Restore),
+    TargetVocab,
+    Folder(String, Option<Formula>),
+    Refuse(String, Formula),
     /// Leaves out what was inherited: the kind of statement, and a name.
     No(Left, String),
 }
@@ -57,11 +61,7 @@ const GROUPS: &[(&str, KeyGroup)] = &[
     ("local_window", KeyGroup::LocalWindow),
 ];
 
-const EXTRAS: &[(&str, Extra)] = &[
-    ("rope_freqs", Extra::RopeFreqs),
-    ("long_factors", Extra::LongFactors),
-    ("audio_positions", Extra::AudioPositions),
-];
+const EXTRAS: &[(&str, Extra)] = &[("rope_freqs", Extra::RopeFreqs), ("long_factors", Extra::LongFactors), ("audio_positions", Extra::AudioPositions)];
 
 const KINDS: &[(&str, KeyType)] = &[
     ("u32", KeyType::U32),
@@ -74,7 +74,7 @@ const KINDS: &[(&str, KeyType)] = &[
 
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
                           assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
-                          same, nextn, rope_types, back";
+                          same, nextn, rope_types, back, restore, folder, refuse";
 
 /// The statements of a file, in order.
 ///
@@ -115,11 +115,14 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "vocab" => {
             let place = scanner.place();
             let name = one_word(scanner, "a kind of vocabulary")?;
+            if name == "target" {
+                return Ok(Statement::TargetVocab);
+            }
             let names = || Vocab::names().collect::<Vec<_>>().join(", ");
             let vocab = name.parse::<Vocab>();
-            Statement::Vocab(
-                vocab.map_err(|_| scanner.mistake_at(place, format!("a kind of vocabulary: {}", names()), name))?,
-            )
+            Statement::Vocab(vocab.map_err(|_| {
+                scanner.mistake_at(place, format!("a kind of vocabulary: target, {}", names()), name)
+            })?)
         }
         "defaults" => {
             let place = scanner.place();
@@ -179,6 +182,25 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             Statement::Drop(Dropped { pattern, when, unless })
         }
         "rope_types" => Statement::RopeTypes(words(scanner, "a rope_type")?),
+        "folder" => {
+            let name = one_word(scanner, "the name of a folder")?;
+            let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
+            Statement::Folder(name, when)
+        }
+        "refuse" => {
+            let place = scanner.place();
+            let Formula::Literal(Json::String(text)) = Formula::read_operand(scanner)? else {
+                return Err(scanner.mistake_at(place, "a text in quotes: what isn't converted", "another value"));
+            };
+            scanner.need("when")?;
+            Statement::Refuse(text, Formula::read(scanner)?)
+        }
+        "restore" => {
+            let name = Template::read(scanner)?;
+            let shape = tensor_statement::sizes(scanner)?;
+            scanner.need("=")?;
+            Statement::Restore(Restore { name, shape, values: Formula::read(scanner)? })
+        }
         "back" => {
             let field = dotted(scanner, "a field of config.json")?;
             scanner.need("=")?;
@@ -286,7 +308,10 @@ impl Family {
             Statement::Gguf(name) => self.gguf = name,
             Statement::When(formula) => self.when = Some(formula),
             Statement::Fits(formula) => self.fits = Some(formula),
-            Statement::Vocab(vocab) => self.vocab = vocab,
+            Statement::Vocab(vocab) => (self.vocab, self.takes_target) = (vocab, false),
+            Statement::TargetVocab => self.takes_target = true,
+            Statement::Folder(name, when) => self.folders.push((name, when)),
+            Statement::Refuse(what, when) => self.refusals.push((what, when)),
             Statement::Defaults(fields) => self.defaults = fields,
             Statement::Assumed(assumed) => {
                 self.assumed.retain(|known| known.field != assumed.field);
@@ -311,6 +336,7 @@ impl Family {
                 self.back.retain(|(known, _)| *known != field);
                 self.back.push((field, formula));
             }
+            Statement::Restore(restore) => self.restores.push(restore),
             Statement::RopeTypes(names) => self.rope_types.extend(names),
             Statement::No(left, name) => self.leave_out(left, &name),
         }

@@ -26,8 +26,10 @@ pub(crate) enum Step {
     Add(f32),
     /// Every value multiplied.
     Multiply(f32),
-    /// Every value divided.
-    Divide(f32),
+    /// The reverse of `Multiply`.
+    Unscale(f32),
+    /// The reverse of `Add`.
+    Subtract(f32),
     /// The reverse of a function of every value.
     Undo(Change),
     /// A function of every value.
@@ -38,6 +40,10 @@ pub(crate) enum Step {
     PadFront { dim: usize, from: usize, to: usize },
     /// `1 / x`
     Reciprocal,
+    /// The sum over a dimension.
+    Sum { dim: usize, of: usize },
+    /// A square grid of vectors brought to `side` vectors on a side.
+    Grid { from: usize, side: usize },
     /// Rows from `kept` on left out.
     Trim { from: usize, kept: usize },
     /// Values rounded to three.
@@ -79,11 +85,9 @@ pub(crate) fn steps(
                     return Ok(Err((format!("a start in dimension {dim}"), "none".to_owned())));
                 };
                 let len = size(len)?;
-                fit!(fits(
-                    start.checked_add(len).is_some_and(|end| end <= shape[dim]),
-                    || { format!("at least {} in dimension {dim}", start.saturating_add(len)) },
-                    &shape
-                ));
+                fit!(fits(start.checked_add(len).is_some_and(|end| end <= shape[dim]), || {
+                    format!("at least {} in dimension {dim}", start.saturating_add(len))
+                }, &shape));
                 Step::Index { dim, of: shape[dim], index: (start..start + len).collect() }
             }
             Operation::Swap(a, b) => {
@@ -98,26 +102,15 @@ pub(crate) fn steps(
             }
             Operation::Reshape(sizes) => {
                 let to: Vec<usize> = sizes.iter().map(size).collect::<Result<_>>()?;
-                fit!(fits(
-                    product(&to) == product(&shape),
-                    || format!("as many values as {}", show_shape(&to)),
-                    &shape
-                ));
+                fit!(fits(product(&to) == product(&shape), || format!("as many values as {}", show_shape(&to)), &shape));
                 Step::Reshape { from: shape.clone(), to }
             }
             Operation::Order(dim, sizes, order) => {
                 let dim = fit!(place(&shape, *dim));
                 let sizes: Vec<usize> = sizes.iter().map(size).collect::<Result<_>>()?;
-                fit!(fits(
-                    product(&sizes) == Some(shape[dim]),
-                    || {
-                        format!(
-                            "{} in dimension {dim}",
-                            sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
-                        )
-                    },
-                    &shape
-                ));
+                fit!(fits(product(&sizes) == Some(shape[dim]), || {
+                    format!("{} in dimension {dim}", sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x "))
+                }, &shape));
                 Step::Index { dim, of: shape[dim], index: ordered(&sizes, order).into() }
             }
             Operation::Pairs(heads, part) | Operation::Halves(heads, part) => {
@@ -160,11 +153,7 @@ pub(crate) fn steps(
                     return Ok(Err(("a number".to_owned(), value.to_string())));
                 };
                 // The reference multiplies with numbers of double precision, which torch rounds to f32.
-                if matches!(operation, Operation::Add(_)) {
-                    Step::Add(number as f32)
-                } else {
-                    Step::Multiply(number as f32)
-                }
+                if matches!(operation, Operation::Add(_)) { Step::Add(number as f32) } else { Step::Multiply(number as f32) }
             }
             Operation::Each(change) => Step::Each(*change),
             Operation::Pad(dim, to) => {
@@ -198,6 +187,20 @@ pub(crate) fn steps(
                 let mut to = shape.clone();
                 to.remove(dim);
                 Step::Reshape { from: shape.clone(), to }
+            }
+            Operation::Sum(dim) => {
+                let dim = fit!(place(&shape, *dim));
+                Step::Sum { dim, of: shape[dim] }
+            }
+            Operation::Grid(side) => {
+                let side = size(side)?;
+                let from = shape.get(1).map_or(0, |count| count.isqrt());
+                let is_square = shape.len() == 3 && shape[0] == 1 && from * from == shape[1] && from > 1;
+                fit!(fits(is_square, || "[1, a square number, the width]".to_owned(), &shape));
+                if side == from {
+                    continue;
+                }
+                Step::Grid { from, side }
             }
             Operation::TrimVocab => {
                 let from = shape.first().copied().unwrap_or_default();
@@ -258,7 +261,9 @@ impl Step {
             Step::Reshape { to, .. } => shape = to.clone(),
             Step::Pad { dim, to, .. } | Step::PadFront { dim, to, .. } => shape[*dim] = *to,
             Step::Trim { kept, .. } => shape[0] = *kept,
-            Step::Add(_) | Step::Multiply(_) | Step::Divide(_) | Step::Each(_) => {}
+            Step::Sum { dim, .. } => drop(shape.remove(*dim)),
+            Step::Grid { side, .. } => shape[1] = side * side,
+            Step::Add(_) | Step::Subtract(_) | Step::Multiply(_) | Step::Unscale(_) | Step::Each(_) => {}
             Step::Procedure(procedure) => shape = procedure.shape(of),
             Step::Undo(_) | Step::Reciprocal | Step::Ternary => {}
         }
@@ -267,15 +272,7 @@ impl Step {
 
     /// Whether the values stay as they are.
     pub(crate) fn keeps_values(&self) -> bool {
-        matches!(
-            self,
-            Step::Index { .. }
-                | Step::Permute(_)
-                | Step::Reshape { .. }
-                | Step::Pad { .. }
-                | Step::PadFront { .. }
-                | Step::Trim { .. }
-        )
+        matches!(self, Step::Index { .. } | Step::Permute(_) | Step::Reshape { .. } | Step::Pad { .. } | Step::PadFront { .. } | Step::Trim { .. })
     }
 
     /// The expression after the step. `dtype` is the type in which torch computes: F16 for tensors of that type, F32
@@ -292,7 +289,8 @@ impl Step {
             Step::Reshape { to, .. } => reshaped(of, to.clone()),
             Step::Add(constant) => rounded(Expr::AddConstant { of: Box::new(of), constant: *constant }),
             Step::Multiply(factor) => rounded(Expr::Scale { of: Box::new(of), factor: *factor }),
-            Step::Divide(divisor) => mapped(of, ValueMap::Divide { divisor: *divisor }),
+            Step::Unscale(factor) => mapped(of, ValueMap::Unscale { factor: *factor }),
+            Step::Subtract(summand) => mapped(of, ValueMap::Subtract { summand: *summand }),
             Step::Undo(Change::Exp) => mapped(of, ValueMap::Logarithm { sign: 1.0 }),
             Step::Undo(Change::NegativeExp) => mapped(of, ValueMap::Logarithm { sign: -1.0 }),
             Step::Undo(Change::Softplus) => mapped(of, ValueMap::InverseSoftplus),
@@ -316,6 +314,14 @@ impl Step {
                 joined(vec![of, Expr::Values { shape, values }], *dim)
             }
             Step::Trim { kept, .. } => indexed(of, 0, &(0..*kept).collect::<Vec<_>>()),
+            Step::Sum { dim, of: count } => {
+                let mut shape = of.shape();
+                shape.remove(*dim);
+                let parts = (0..*count).map(|place| reshaped(indexed(of.clone(), *dim, &[place]), shape.clone()));
+                let sum = parts.reduce(|sum, part| Expr::Add { of: Box::new(sum), delta: Box::new(part) });
+                rounded(sum.unwrap_or(Expr::Values { shape, values: Arc::from([]) }))
+            }
+            Step::Grid { from, side } => super::procedures::grid(of, *from, *side)?,
             Step::Ternary => crate::plan::ternary(of)?,
             Step::Procedure(procedure) => procedure.apply(of)?,
         })
@@ -338,14 +344,14 @@ impl Step {
                 Step::Permute(back)
             }
             Step::Reshape { from, to } => Step::Reshape { from: to.clone(), to: from.clone() },
-            Step::Add(number) => Step::Add(-number),
+            Step::Add(number) => Step::Subtract(*number),
             Step::Pad { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (0..*from).collect() },
-            Step::Multiply(factor) if *factor != 0.0 => Step::Divide(*factor),
+            Step::Multiply(factor) if *factor != 0.0 => Step::Unscale(*factor),
             Step::PadFront { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (to - from..*to).collect() },
             Step::Reciprocal => Step::Reciprocal,
             Step::Each(change) => Step::Undo(*change),
-            Step::Trim { .. } | Step::Multiply(_) | Step::Divide(_) | Step::Undo(_) => return None,
-            Step::Ternary | Step::Procedure(_) => return None,
+            Step::Trim { .. } | Step::Multiply(_) | Step::Unscale(_) | Step::Subtract(_) | Step::Undo(_) => return None,
+            Step::Sum { .. } | Step::Grid { .. } | Step::Ternary | Step::Procedure(_) => return None,
         })
     }
 
@@ -374,6 +380,8 @@ pub(crate) struct PartChain {
     pub(crate) is_stack: bool,
     /// The shape of each tensor.
     pub(crate) each: Vec<usize>,
+    /// The steps of each tensor before they are stacked.
+    pub(crate) each_steps: Vec<Step>,
     /// The shape after stacking, and after each of the steps.
     pub(crate) shapes: Vec<Vec<usize>>,
     pub(crate) steps: Vec<Step>,
@@ -400,7 +408,11 @@ pub(crate) fn chain(
         let Some(each) = first.whole_shape().or_else(|| shape_of(&first.name)) else {
             return Ok(Err(("a size".to_owned(), format!("none for {}", first.name))));
         };
-        let mut shape = each.clone();
+        let each_steps = match steps(params, &part.each, &each, slot.layer, &|| Ok(usize::MAX))? {
+            Ok(steps) => steps,
+            Err(misfit) => return Ok(Err(misfit)),
+        };
+        let mut shape = each_steps.iter().fold(each.clone(), |shape, step| step.shape(&shape));
         if part.stack.is_some() {
             shape.insert(0, of_part.len());
         }
@@ -414,7 +426,7 @@ pub(crate) fn chain(
             shapes.push(shape);
         }
         let names = of_part.iter().map(|wanted| wanted.name.clone()).collect();
-        parts.push(PartChain { names, is_stack: part.stack.is_some(), each, shapes, steps });
+        parts.push(PartChain { names, is_stack: part.stack.is_some(), each, each_steps, shapes, steps });
     }
     let ends: Vec<&Vec<usize>> = parts.iter().filter_map(|part| part.shapes.last()).collect();
     let Some(mut shape) = ends.first().map(|shape| (*shape).clone()) else {

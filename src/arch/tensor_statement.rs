@@ -17,8 +17,17 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
     while scanner.takes_word("or") {
         forms.push(form(scanner)?);
     }
-    let mut row =
-        Row { role: *role, gguf, forms, when: None, is_optional: false, is_copy: false, kept_type: None, over: None };
+    let mut row = Row {
+        role: *role,
+        gguf,
+        forms,
+        when: None,
+        is_optional: false,
+        is_copy: false,
+        is_last: false,
+        kept_type: None,
+        over: None,
+    };
     let mut bias: Option<(Option<Formula>, bool)> = None;
     loop {
         if scanner.takes_word("when") {
@@ -27,6 +36,8 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
             row.is_optional = true;
         } else if scanner.takes_word("copy") {
             row.is_copy = true;
+        } else if scanner.takes_word("last") {
+            row.is_last = true;
         } else if scanner.takes_word("as") {
             let kept = if scanner.takes_word("f32") {
                 KeptType::F32
@@ -36,8 +47,12 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
                 KeptType::F16
             } else if scanner.takes_word("any") {
                 KeptType::Output
+            } else if scanner.takes_word("i32") {
+                KeptType::I32
+            } else if scanner.takes_word("i64") {
+                KeptType::I64
             } else {
-                return Err(scanner.mistake("f32, f16, f16_or_f32 or any"));
+                return Err(scanner.mistake("f32, f16, f16_or_f32, i32, i64 or any"));
             };
             let condition = if scanner.takes_word("if") { Some(Formula::read(scanner)?) } else { None };
             row.kept_type = Some((kept, condition));
@@ -56,14 +71,13 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         }
     }
     if !scanner.is_done() {
-        return Err(scanner.mistake("when, maybe, bias, as, over, copy, or the end of the statement"));
+        return Err(scanner.mistake("when, maybe, bias, as, over, copy, last, or the end of the statement"));
     }
     let twin = match bias {
         None => None,
-        Some((when, maybe)) => Some(
-            bias_of(&row, when, maybe)
-                .ok_or_else(|| scanner.mistake_at(place, "names that end in .weight, for a bias", row.gguf.text()))?,
-        ),
+        Some((when, maybe)) => Some(bias_of(&row, when, maybe).ok_or_else(|| {
+            scanner.mistake_at(place, "names that end in .weight, for a bias", row.gguf.text())
+        })?),
     };
     Ok(std::iter::once(row).chain(twin).collect())
 }
@@ -82,15 +96,12 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
     let forms = row.forms.iter().map(|form| {
         let parts = form.parts.iter().map(|part| {
             let turned = |of: &[Operation]| matches!(of.first(), Some(Operation::Swap(..)));
-            let output = if turned(&part.operations) || turned(&form.operations) {
-                part.shape.last()
-            } else {
-                part.shape.first()
-            };
+            let output = if turned(&part.operations) || turned(&form.operations) { part.shape.last() } else { part.shape.first() };
             Some(Part {
                 name: name(&part.name)?,
                 stack: part.stack.clone(),
                 shape: output.cloned().into_iter().collect(),
+                each: rows_only(&part.each),
                 operations: rows_only(&part.operations),
             })
         });
@@ -107,6 +118,7 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
         when,
         is_optional: row.is_optional || is_optional,
         is_copy: row.is_copy,
+        is_last: row.is_last,
         kept_type: None,
         over: row.over.clone(),
     })
@@ -141,7 +153,8 @@ fn changed_part(scanner: &mut Scanner) -> Result<Part, Mistake> {
     Ok(part)
 }
 
-/// `NAME [SHAPE]`, `stack COUNT NAME [SHAPE]`, or a part with operations in parentheses.
+/// `NAME [SHAPE]`, `stack COUNT NAME [SHAPE]`, or a part with operations in parentheses. `stack COUNT (NAME [SHAPE] |
+/// OPERATION)` changes each tensor before they are stacked.
 fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
     if scanner.takes("(") {
         let part = changed_part(scanner)?;
@@ -149,14 +162,11 @@ fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
         return Ok(part);
     }
     let stack = if scanner.takes_word("stack") { Some(Formula::read_operand(scanner)?) } else { None };
+    let changes_each = stack.is_some() && scanner.takes("(");
     let place = scanner.place();
     let name = Template::read(scanner)?;
     if stack.is_some() != name.has_place() {
-        let expected = if stack.is_some() {
-            "`{e}` in the name of a stack's part"
-        } else {
-            "`stack COUNT` before a name with `{e}`"
-        };
+        let expected = if stack.is_some() { "`{e}` in the name of a stack's part" } else { "`stack COUNT` before a name with `{e}`" };
         return Err(scanner.mistake_at(place, expected, name.text()));
     }
     scanner.need("[")?;
@@ -167,7 +177,12 @@ fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
         }
         shape.push(if scanner.takes_word("_") { None } else { Some(Formula::read(scanner)?) });
     }
-    Ok(Part { name, stack, shape, operations: Vec::new() })
+    let mut each = Vec::new();
+    if changes_each {
+        each = operations(scanner)?;
+        scanner.need(")")?;
+    }
+    Ok(Part { name, stack, shape, each, operations: Vec::new() })
 }
 
 fn operations(scanner: &mut Scanner) -> Result<Vec<Operation>, Mistake> {
@@ -179,7 +194,7 @@ fn operations(scanner: &mut Scanner) -> Result<Vec<Operation>, Mistake> {
 }
 
 const OPERATIONS: &str = "an operation: take, swap, reshape, order, pairs, halves, qkv, permute, add, mul, neg, exp, \
-                          negexp, softplus, recip, pad, pad_front, squeeze, unsqueeze, trim_vocab, ternary, proc";
+                          negexp, softplus, recip, pad, pad_front, squeeze, unsqueeze, sum, grid, trim_vocab, ternary, proc";
 
 fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
     let place = scanner.place();
@@ -206,8 +221,7 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "pairs" | "halves" => {
             let heads = Formula::read_operand(scanner)?;
             let more = scanner.peek().is_some_and(|c| c == '(' || c.is_ascii_digit() || c.is_alphabetic());
-            let clause =
-                ["or", "when", "maybe", "bias", "as", "over", "copy"].iter().any(|word| scanner.sees_word(word));
+            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "last"].iter().any(|word| scanner.sees_word(word));
             let part = if more && !clause { Some(Formula::read_operand(scanner)?) } else { None };
             if name == "pairs" { Operation::Pairs(heads, part) } else { Operation::Halves(heads, part) }
         }
@@ -224,6 +238,8 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "recip" => Operation::Reciprocal,
         "unsqueeze" => Operation::Unsqueeze(dimension(scanner)?),
         "squeeze" => Operation::Squeeze(dimension(scanner)?),
+        "sum" => Operation::Sum(dimension(scanner)?),
+        "grid" => Operation::Grid(Formula::read_operand(scanner)?),
         "trim_vocab" => Operation::TrimVocab,
         "ternary" => Operation::Ternary,
         "proc" => {
@@ -251,7 +267,7 @@ fn dimension(scanner: &mut Scanner) -> Result<i64, Mistake> {
 }
 
 /// `[A, B, C]`
-fn sizes(scanner: &mut Scanner) -> Result<Vec<Formula>, Mistake> {
+pub(super) fn sizes(scanner: &mut Scanner) -> Result<Vec<Formula>, Mistake> {
     scanner.need("[")?;
     let mut all = Vec::new();
     while !scanner.takes("]") {

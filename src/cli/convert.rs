@@ -45,6 +45,12 @@ pub(crate) struct ConvertArgs {
     /// Write the projector of a multimodal model, which turns images or sound into embeddings, and not its text model
     #[arg(long, conflicts_with = "vocab_only")]
     mmproj: bool,
+    /// For a model that makes drafts for another: that model's folder, whose vocabulary is taken; it needs no weights
+    #[arg(long, value_name = "FOLDER")]
+    target_model_dir: Option<PathBuf>,
+    /// Convert the dense layers that sentence-transformers puts behind the model, too
+    #[arg(long)]
+    sentence_transformers_dense_modules: bool,
     /// Join the queries, keys and values of each layer: attn_qkv in place of attn_q, attn_k and attn_v
     #[arg(long)]
     fuse_qkv: bool,
@@ -72,12 +78,17 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     let mut inputs = vec![Input::new(&args.input, need).values(values)];
     // A LoRA takes names and shapes from its base.
     inputs.extend(args.base.as_deref().map(|base| Input::new(base, Need::Model).values(false)));
+    // A model that makes drafts takes the vocabulary of the model they are for.
+    inputs.extend(args.target_model_dir.as_deref().map(|target| Input::new(target, Need::Vocabulary).values(false)));
     let convert = |found: &[Found]| {
+        let mut others = found[1..].iter().map(|other| other.path.clone());
         let settings = ConvertSettings {
             input: found[0].path.clone(),
             output: args.output.settings(),
             key: args.key.clone(),
-            base: found.get(1).map(|base| base.path.clone()),
+            base: args.base.as_ref().and_then(|_| others.next()),
+            target_model_dir: args.target_model_dir.as_ref().and_then(|_| others.next()),
+            sentence_transformers_dense_modules: args.sentence_transformers_dense_modules,
             metadata: args.metadata.clone(),
             model_name: args.model_name.clone(),
             model_id: found[0].id.clone(),

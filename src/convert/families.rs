@@ -88,8 +88,7 @@ pub fn check(path: &Path, model: Option<&Path>) -> Result<FamilyCheck> {
         }
         let made = super::to_gguf(&folder, folder.weights(), &options)?;
         for tensor in &made.plan.tensors {
-            let mut sources: Vec<&str> =
-                tensor.expr.sources().iter().map(|source| source.info().name.as_str()).collect();
+            let mut sources: Vec<&str> = tensor.expr.sources().iter().map(|source| source.info().name.as_str()).collect();
             sources.dedup();
             let count = sources.len();
             let shown = match sources.as_slice() {

@@ -5,6 +5,7 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
+mod companions;
 mod describe;
 pub mod families;
 mod fuse;
@@ -18,6 +19,7 @@ mod source_record;
 mod tensors;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 pub(crate) use describe::class;
@@ -28,6 +30,8 @@ pub(crate) use input::is_adapter;
 pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
+
+use companions::Target;
 
 use crate::arch::language::Function;
 use crate::arch::params::{Params, Parts};
@@ -169,6 +173,10 @@ pub struct ConvertOptions {
     pub part: ModelPart,
     /// Which tensors are joined.
     pub fuse: Fuse,
+    /// The folder of the model that this one makes drafts for, whose vocabulary it gets.
+    pub target: Option<PathBuf>,
+    /// Whether the dense layers that sentence-transformers puts behind the model are converted, too.
+    pub dense_modules: bool,
     /// What the user says about the model, which takes precedence over what its folder says.
     pub general: GeneralOptions,
     /// Keys whose values are replaced at the very end.
@@ -184,6 +192,8 @@ impl Default for ConvertOptions {
             vocab_only: false,
             part: ModelPart::default(),
             fuse: Fuse::default(),
+            target: None,
+            dense_modules: false,
             general: GeneralOptions::default(),
             overrides: Vec::new(),
         }
@@ -212,12 +222,21 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let params = if is_projector {
         Params::of_projector(folder.path(), &folder.config_json)?.ok_or_else(|| no_projector(folder))?
     } else {
-        let parts =
-            Parts { no_nextn: options.part == ModelPart::WithoutNextn, mtp_only: options.part == ModelPart::Nextn };
+        let parts = Parts {
+            no_nextn: options.part == ModelPart::WithoutNextn,
+            mtp_only: options.part == ModelPart::Nextn,
+            dense_modules: options.dense_modules,
+        };
         let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
         params.ok_or_else(|| no_table(folder))?
     };
-    let params = if params.family.calls(Function::Token) { params.with_tokens(Tokens::of(folder)?) } else { params };
+    let asks_tokens = params.family.calls(Function::Token) || params.family.calls(Function::ZeroRows);
+    let mut params = if asks_tokens { params.with_tokens(Tokens::of(folder)?) } else { params };
+    let target = Target::open(&params, options.target.as_deref())?;
+    if let Some(target) = &target {
+        params = params.with_target(target.folder.config_json.clone());
+    }
+    let companions = companions::tensors(&params)?;
     rope::check(&params, &mut notes)?;
     windows::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
@@ -228,6 +247,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
                 stored_name: &|name| folder.stored_name(name),
                 vocab_rows: &|| tokenizer::gemma3_rows(folder),
                 outtype: matrices,
+                companions: &companions,
             };
             tensors::plan(&request, params, weights, &mut notes)?
         }
@@ -253,14 +273,24 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     let file_type = if has_blocks && main != DType::Q8_0 { MXFP4_FILE_TYPE } else { file_type(main) };
     keys::model(&mut metadata, folder.path(), &params, file_type)?;
     if !is_projector {
-        let vocab = if options.vocab { params.family.vocab } else { Vocab::None };
+        let vocab = match &target {
+            _ if !options.vocab => Vocab::None,
+            Some(target) => target.vocab,
+            None => params.family.vocab,
+        };
         let vocab_options = VocabOptions {
             pre: options.pre.clone(),
             vocab_size: tokens(&params)?,
             settings: Some(params.settings().clone()),
-            target: None,
+            target: target.as_ref().map(|target| target.folder.config_json.clone()),
         };
-        tokenizer::to_gguf(&mut metadata, folder, vocab, &vocab_options, &mut notes)?;
+        // The target's files, with the settings of this model.
+        let files = target.map(|target| {
+            let mut files = target.folder;
+            files.config_json = folder.config_json.clone();
+            files
+        });
+        tokenizer::to_gguf(&mut metadata, files.as_ref().unwrap_or(folder), vocab, &vocab_options, &mut notes)?;
         if vocab != Vocab::None {
             keys::after_vocab(&mut metadata, folder.path(), &params)?;
         }
@@ -341,9 +371,6 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(
-            error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"),
-            "{error}"
-        );
+        assert!(error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"), "{error}");
     }
 }

@@ -9,11 +9,11 @@ use crate::arch::language::generalized;
 use crate::arch::lookup::{self, Expected, Slot, class_spelling, slots, sources};
 use crate::arch::params::Params;
 use crate::arch::steps::{Step, joined, reshaped, steps};
-use crate::arch::{DropCheck, KeptType, Role, is_buffer, rope, wrapper};
+use crate::arch::{DropCheck, KeptType, Operation, Role, is_buffer, rope, wrapper};
 use crate::checkpoint::counted_parts;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
 use crate::source::show_shape;
 
 /// What a plan is made for.
@@ -27,6 +27,8 @@ pub(super) struct Request<'a> {
     pub(super) vocab_rows: &'a dyn Fn() -> Result<usize>,
     /// The type of matrices; without one, each keeps its own.
     pub(super) outtype: Option<DType>,
+    /// Tensors of folders inside the model's, which come before all others.
+    pub(super) companions: &'a Plan,
 }
 
 /// The output's tensors: first those computed from the config, then the weights in the reference's order, file by file
@@ -55,7 +57,7 @@ pub(super) fn plan<'a>(
     let mut tensors = rope::extra_tensors(&params)?;
     made.sort_by_key(|made| {
         let last = made.group.as_ref().and_then(|group| groups.get(group)).copied().unwrap_or(made.last);
-        (!made.is_blocks, last, made.number)
+        (made.is_last, !made.is_blocks, last, made.number)
     });
     tensors.extend(made.into_iter().map(|made| made.tensor));
     Ok((Plan { tensors }, params))
@@ -64,6 +66,8 @@ pub(super) fn plan<'a>(
 /// The checkpoint's tensors by the class's names, each with its place in the reference's order.
 struct Found<'a> {
     by_name: HashMap<String, (usize, &'a PlannedTensor)>,
+    /// How many of them are companions, which have the first places.
+    companions: usize,
     buffers: Vec<&'a str>,
 }
 
@@ -71,14 +75,18 @@ impl<'a> Found<'a> {
     fn of(request: &Request<'a>, params: &Params, weights: &'a Plan) -> Result<Self> {
         let main = params.size("main")?;
         let mut by_name = HashMap::with_capacity(weights.tensors.len());
-        for (place, tensor) in in_reference_order(weights, request.stored_name).into_iter().enumerate() {
+        let companions = request.companions.tensors.len();
+        let ordered = in_reference_order(weights, request.stored_name);
+        // The place behind the companions is for their stacks.
+        let ordered = request.companions.tensors.iter().zip(0..).chain(ordered.into_iter().zip(companions + 1..));
+        for (tensor, place) in ordered {
             let name = class_spelling(params.family, &tensor.name, main);
             if by_name.insert(name, (place, tensor)).is_some() {
                 return Err(finding(request.origin, tensor).expected("each name once").found("it twice").mismatch());
             }
         }
         let buffers = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
-        Ok(Self { by_name, buffers })
+        Ok(Self { by_name, companions, buffers })
     }
 
     /// Checks that the family knows every name, whatever the config asks for.
@@ -109,12 +117,8 @@ impl<'a> Found<'a> {
         used: &HashSet<&str>,
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        let mut rest: Vec<_> = self
-            .by_name
-            .iter()
-            .filter(|(name, _)| !used.contains(name.as_str()))
-            .map(|(name, (place, t))| (place, name, *t))
-            .collect();
+        let mut rest: Vec<_> =
+            self.by_name.iter().filter(|(name, _)| !used.contains(name.as_str())).map(|(name, (place, t))| (place, name, *t)).collect();
         rest.sort_by_key(|(place, ..)| *place);
         let values = params.family.value_names();
         let (mut left_out, mut others) = (self.buffers.clone(), BTreeMap::<&str, usize>::new());
@@ -133,9 +137,7 @@ impl<'a> Found<'a> {
                 }
                 None => match wrapper::other_part(&tensor.name) {
                     Some(part) if !params.family.is_projector => *others.entry(part).or_default() += 1,
-                    _ if params.family.is_projector && is_of_text(&tensor.name) => {
-                        *others.entry("the text model").or_default() += 1
-                    }
+                    _ if params.family.is_projector && is_of_text(&tensor.name) => *others.entry("the text model").or_default() += 1,
                     _ => return Err(surplus(request.origin, tensor)),
                 },
             }
@@ -156,8 +158,7 @@ impl<'a> Found<'a> {
         let is_next = |layer: Option<usize>| layer.is_some_and(|layer| layer >= main);
         let matches = lookup::matches(params.family, name, Some(main));
         let mut layers = matches.iter().map(|known| is_next(known.layer));
-        Ok(params.parts.no_nextn && layers.clone().any(|next| next)
-            || params.parts.mtp_only && layers.any(|next| !next))
+        Ok(params.parts.no_nextn && layers.clone().any(|next| next) || params.parts.mtp_only && layers.any(|next| !next))
     }
 
     fn check_dropped(
@@ -197,19 +198,9 @@ impl<'a> Found<'a> {
 /// Whether a tensor of a multimodal model belongs to its text model.
 fn is_of_text(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    [
-        "language_model.",
-        "text_model.",
-        "lm_head",
-        "layers.",
-        "embed_tokens",
-        "norm.",
-        "llm.",
-        "thinker.model.",
-        "thinker.lm_head",
-    ]
-    .iter()
-    .any(|start| name.starts_with(start))
+    ["language_model.", "text_model.", "lm_head", "layers.", "embed_tokens", "norm.", "llm.", "thinker.model.", "thinker.lm_head"]
+        .iter()
+        .any(|start| name.starts_with(start))
 }
 
 /// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
@@ -232,6 +223,8 @@ struct Made {
     tensor: PlannedTensor,
     /// Whether it is made of blocks that are copied.
     is_blocks: bool,
+    /// Whether it comes behind all others.
+    is_last: bool,
     /// The row in the family.
     number: usize,
     /// The place of the last tensor that it is made of.
@@ -332,7 +325,10 @@ impl<'b> Taken<'_, 'b> {
                 self.used.insert(name.as_str());
                 last = last.max(*place);
                 dtype = tensor.dtype;
-                exprs.push(tensor.expr.clone());
+                exprs.push(self.changed(slot, &wanted.name, tensor.expr.clone(), &part.each, dtype)?);
+            }
+            if part.stack.is_some() && last < self.found.companions {
+                last = self.found.companions;
             }
             if part.stack.is_some() {
                 group = group.or(Some((slot.layer, part.name.before_place().to_owned())));
@@ -341,8 +337,7 @@ impl<'b> Taken<'_, 'b> {
                 true => stacked(exprs),
                 false => joined(exprs, 0),
             };
-            let tensor =
-                &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
+            let tensor = &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
             joining.push(self.changed(slot, tensor, expr, &part.operations, dtype)?);
             widest = widest.or(Some(dtype));
         }
@@ -365,8 +360,26 @@ impl<'b> Taken<'_, 'b> {
             true => DType::MXFP4,
             false => output_dtype(kept, &name, &shape, self.request.outtype, dtype),
         };
-        let tensor = PlannedTensor { name, dtype, shape, expr };
-        Ok(Made { tensor, is_blocks, number: slot.number, last, group })
+        let mut tensor = PlannedTensor { name, dtype, shape, expr };
+        if let Some(dtype) = kept.and_then(KeptType::whole) {
+            (tensor.dtype, tensor.expr) = (dtype, Expr::Take(self.whole_numbers(slot, &wanted[0].name, dtype)?));
+        }
+        Ok(Made { tensor, is_blocks, is_last: slot.row.is_last, number: slot.number, last, group })
+    }
+
+    /// The whole numbers of a tensor, after the row's operations.
+    fn whole_numbers(&self, slot: &Slot, name: &str, dtype: DType) -> Result<TensorRef> {
+        let (_, tensor) = self.found.by_name[name];
+        let is_ids = |operation: &Operation| matches!(operation, Operation::Procedure(name) if name == "absolute_ids");
+        let numbers = tensor.whole_numbers().map(|numbers| match slot.row.forms[0].operations.iter().any(is_ids) {
+            true => numbers.into_iter().zip(0..).map(|(number, place)| number + place).collect(),
+            false => numbers,
+        });
+        let made = numbers.and_then(|numbers| TensorRef::of_whole_numbers(dtype, tensor.shape.clone(), &numbers));
+        made.ok_or_else(|| {
+            let expected = format!("whole numbers that {dtype} can hold");
+            finding(self.request.origin, tensor).expected(expected).found(tensor.dtype).mismatch()
+        })
     }
 
     /// The values after the operations.
@@ -375,7 +388,7 @@ impl<'b> Taken<'_, 'b> {
         slot: &Slot,
         name: &str,
         expr: Expr,
-        operations: &[crate::arch::Operation],
+        operations: &[Operation],
         dtype: DType,
     ) -> Result<Expr> {
         if operations.is_empty() {
@@ -472,7 +485,7 @@ fn output_dtype(kept: Option<KeptType>, name: &str, shape: &[usize], outtype: Op
         Some(KeptType::F32) => return DType::F32,
         Some(KeptType::F16) => return DType::F16,
         Some(KeptType::F16OrF32) => return if outtype == Some(DType::F16) { DType::F16 } else { DType::F32 },
-        Some(KeptType::Output) | None => {}
+        Some(KeptType::I32 | KeptType::I64 | KeptType::Output) | None => {}
     }
     if kept.is_none() && (!name.ends_with(".weight") || always_f32(name)) {
         return DType::F32;

@@ -11,8 +11,7 @@ use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
-    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
-    to_gguf,
+    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
@@ -58,6 +57,12 @@ pub struct ConvertSettings {
     /// Whether the projector of a multimodal model is converted, and not its text model.
     #[serde(default)]
     pub mmproj: bool,
+    /// The folder of the model that this one makes drafts for, whose vocabulary it gets.
+    #[serde(default)]
+    pub target_model_dir: Option<PathBuf>,
+    /// Whether the dense layers that sentence-transformers puts behind the model are converted, too.
+    #[serde(default)]
+    pub sentence_transformers_dense_modules: bool,
     /// Which tensors of a layer are joined.
     #[serde(default)]
     pub fuse: Fuse,
@@ -88,6 +93,8 @@ impl ConvertSettings {
             no_nextn: false,
             mtp: false,
             mmproj: false,
+            target_model_dir: None,
+            sentence_transformers_dense_modules: false,
             fuse: Fuse::default(),
             r#as: None,
             generic: false,
@@ -109,6 +116,8 @@ impl ConvertSettings {
             (self.no_nextn, "no_nextn"),
             (self.mtp, "mtp"),
             (self.mmproj, "mmproj"),
+            (self.target_model_dir.is_some(), "target_model_dir"),
+            (self.sentence_transformers_dense_modules, "sentence_transformers_dense_modules"),
             (self.fuse.qkv, "fuse_qkv"),
             (self.fuse.gate_up_experts, "fuse_gate_up_exps"),
             (self.generic, "generic"),
@@ -190,6 +199,8 @@ impl ConvertSettings {
             vocab_only: self.vocab_only,
             part: self.part(),
             fuse: self.fuse,
+            target: self.target_model_dir.clone(),
+            dense_modules: self.sentence_transformers_dense_modules,
             general: GeneralOptions {
                 metadata_file: self.metadata.clone(),
                 model_name: self.model_name.clone(),

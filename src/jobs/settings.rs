@@ -181,8 +181,7 @@ impl OutputSettings {
         }
         name.parse().map(Some).map_err(|_| {
             let mixtures = FileType::all().map(FileType::name).collect::<Vec<_>>();
-            let expected =
-                format!("f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, or a mixture: {}", mixtures.join(", "));
+            let expected = format!("f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, or a mixture: {}", mixtures.join(", "));
             let known = OutType::ALL.map(|outtype| outtype.to_string());
             let all: Vec<&str> = known.iter().map(String::as_str).chain(mixtures).collect();
             setting("type").expected(expected).found(name).did_you_mean(name, &all).setting()

@@ -11,8 +11,9 @@ mod packed;
 mod product;
 mod spill;
 mod staging;
-mod torch_sum;
 mod unfinished;
+mod torch_sum;
+mod whole_numbers;
 mod value_map;
 
 use std::path::PathBuf;
@@ -56,16 +57,7 @@ impl PlannedTensor {
     /// The values, if it is a tensor of whole numbers that is taken as it is.
     pub(crate) fn whole_numbers(&self) -> Option<Vec<i64>> {
         let Expr::Take(tensor) = &self.expr else { return None };
-        let bytes = tensor.rows(0..self.rows());
-        match tensor.info().dtype {
-            DType::I64 => {
-                Some(bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect())
-            }
-            DType::I32 => Some(
-                bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap_or_default()).into()).collect(),
-            ),
-            _ => None,
-        }
+        tensor.whole_numbers()
     }
 
     /// The number of elements.

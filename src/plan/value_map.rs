@@ -17,10 +17,15 @@ pub(crate) enum ValueMap {
     NegativeExp,
     /// `ln(1 + exp(x))`, or `x` above 20, as torch has it.
     Softplus,
-    /// `x / divisor`
-    Divide {
-        /// What every value is divided by.
-        divisor: f32,
+    /// The value that gives `x` when it is multiplied with `factor`.
+    Unscale {
+        /// The factor.
+        factor: f32,
+    },
+    /// The value that gives `x` when `summand` is added.
+    Subtract {
+        /// The summand.
+        summand: f32,
     },
     /// `1 / x`
     Reciprocal,
@@ -45,7 +50,12 @@ impl RowMap for ValueMap {
             ValueMap::Exp => each(out, exp),
             ValueMap::NegativeExp => each(out, |v| -exp(v)),
             ValueMap::Softplus => each(out, |v| if v > 20.0 { v } else { f64::from(v).exp().ln_1p() as f32 }),
-            ValueMap::Divide { divisor } => out.iter_mut().for_each(|v| *v /= divisor),
+            ValueMap::Unscale { factor } => {
+                out.iter_mut().for_each(|v| *v = preimage(*v, *v / factor, |value| value * factor));
+            }
+            ValueMap::Subtract { summand } => {
+                out.iter_mut().for_each(|v| *v = preimage(*v, *v - summand, |value| value + summand));
+            }
             ValueMap::Reciprocal => out.iter_mut().for_each(|v| *v = 1.0 / *v),
             ValueMap::Logarithm { sign } => {
                 out.iter_mut().for_each(|v| *v = logarithm(sign * *v));
@@ -92,13 +102,18 @@ fn exp(value: f32) -> f32 {
     result * two(power >> 1) * two(power - (power >> 1))
 }
 
-/// The value whose [`exp`] is `power`. A checkpoint's values have few bits as a rule: those with fewer go first.
+/// The value whose [`exp`] is `power`.
 fn logarithm(power: f32) -> f32 {
-    let value = f64::from(power).ln() as f32;
+    preimage(power, f64::from(power).ln() as f32, exp)
+}
+
+/// The value near `value` whose `function` is `result`. A checkpoint's values have few bits as a rule: those with fewer
+/// go first.
+fn preimage(result: f32, value: f32, function: impl Fn(f32) -> f32) -> f32 {
     let short = [half::bf16::from_f32(value).to_f32(), half::f16::from_f32(value).to_f32(), value];
     let near = |steps: i32| f32::from_bits((value.to_bits() as i32).wrapping_add(steps) as u32);
-    let candidates = short.into_iter().chain([1, -1, 2, -2, 3, -3].map(near));
-    candidates.into_iter().find(|candidate| exp(*candidate) == power).unwrap_or(value)
+    let mut candidates = short.into_iter().chain([1, -1, 2, -2, 3, -3].map(near));
+    candidates.find(|candidate| function(*candidate) == result).unwrap_or(value)
 }
 
 /// `of` with every value rounded to -1, 0 or 1 times the mean of the absolute values, as BitNet computes its weights

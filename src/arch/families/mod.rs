@@ -193,6 +193,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("mmproj-lightonocr", include_str!("mmproj-lightonocr.family")),
     ("mmproj-llama4", include_str!("mmproj-llama4.family")),
     ("mmproj-meralion", include_str!("mmproj-meralion.family")),
+    ("mmproj-mimo", include_str!("mmproj-mimo.family")),
     ("mmproj-minicpmv46", include_str!("mmproj-minicpmv46.family")),
     ("mmproj-minimax-m3", include_str!("mmproj-minimax-m3.family")),
     ("mmproj-mistral3", include_str!("mmproj-mistral3.family")),

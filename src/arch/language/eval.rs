@@ -65,6 +65,16 @@ pub(crate) trait Facts {
         None
     }
 
+    /// A field of the config of the model that drafts are made for.
+    fn target(&self, _name: &str) -> Option<Json> {
+        None
+    }
+
+    /// The rows of a matrix of embeddings that are all zero, from the first one behind the tokenizer's own tokens on.
+    fn zero_rows(&self, _name: &str) -> Result<Vec<usize>, Fault> {
+        Ok(Vec::new())
+    }
+
     /// A field of the wrapper's config.
     fn root(&self, _name: &str) -> Option<Json> {
         None
@@ -138,11 +148,7 @@ impl<'a> Scope<'a> {
                 Ok(NULL)
             }
             Formula::Choice(condition, then, otherwise) => {
-                if holds(&*self.value(condition)?) {
-                    self.value(then)
-                } else {
-                    self.value(otherwise)
-                }
+                if holds(&*self.value(condition)?) { self.value(then) } else { self.value(otherwise) }
             }
             Formula::List(values) => {
                 let values = values.iter().map(|value| Ok(self.value(value)?.into_owned()));
@@ -162,8 +168,7 @@ impl<'a> Scope<'a> {
                     },
                 };
                 let one = |value: Json| {
-                    let mut inner =
-                        Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
+                    let mut inner = Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
                     inner.variables.push((name, value));
                     if let Some(condition) = condition
                         && !inner.holds(condition)?
@@ -298,9 +303,7 @@ impl<'a> Scope<'a> {
                 Binary::Subtract => left.checked_sub(right),
                 Binary::Multiply => left.checked_mul(right),
                 Binary::Divide if right != 0 && left % right == 0 => left.checked_div(right),
-                Binary::DivideWhole if right != 0 => {
-                    Some(left.div_euclid(right) - i64::from(right < 0 && left.rem_euclid(right) != 0))
-                }
+                Binary::DivideWhole if right != 0 => Some(left.div_euclid(right) - i64::from(right < 0 && left.rem_euclid(right) != 0)),
                 Binary::Remainder if right != 0 => Some(left.rem_euclid(right)),
                 _ => None,
             };
@@ -388,9 +391,7 @@ impl<'a> Scope<'a> {
                 let mut values = values.into_iter();
                 let found = match function {
                     Function::Max => values.max_by(order),
-                    _ => {
-                        values.next().map(|first| values.fold(first, |a, b| if order(&b, &a).is_lt() { b } else { a }))
-                    }
+                    _ => values.next().map(|first| values.fold(first, |a, b| if order(&b, &a).is_lt() { b } else { a })),
                 };
                 owned(found.unwrap_or(Json::Null))
             }
@@ -419,8 +420,7 @@ impl<'a> Scope<'a> {
                 }
                 let parts = number / step + i64::from(number % step != 0);
                 let result = if function == Function::CeilDiv { Some(parts) } else { parts.checked_mul(step) };
-                result
-                    .map_or_else(|| Err(self.fault(formula, "a smaller number", number)), |result| owned(result.into()))
+                result.map_or_else(|| Err(self.fault(formula, "a smaller number", number)), |result| owned(result.into()))
             }
             Function::Count | Function::IndexOf => {
                 let (list, wanted) = (value(0)?, value(1)?);
@@ -472,12 +472,18 @@ impl<'a> Scope<'a> {
             Function::Token => owned(self.facts.token(&text(0)?)?.map_or(Json::Null, Json::from)),
             Function::Template => {
                 let name = text(0)?;
-                let known = templates::builtin(&name)
-                    .ok_or_else(|| Fault::new("template", "the name of a chat template that llama.cpp has", &name))?;
+                let known = templates::builtin(&name).ok_or_else(|| {
+                    Fault::new("template", "the name of a chat template that llama.cpp has", &name)
+                })?;
                 owned(known.into())
             }
             Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
             Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
+            Function::Target => owned(self.facts.target(&text(0)?).unwrap_or_default()),
+            Function::ZeroRows => {
+                let rows = self.facts.zero_rows(&text(0)?)?;
+                owned(if rows.is_empty() { Json::Null } else { Json::from(rows) })
+            }
             Function::Pow => match (float(0)?, float(1)?) {
                 (Some(base), Some(power)) => self.number(formula, base.powf(power)),
                 _ => Ok(NULL),

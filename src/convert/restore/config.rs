@@ -28,15 +28,8 @@ pub(super) fn config(
     factors: &RopeFactors,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
-    let mut writer = Writer {
-        family,
-        found,
-        config: Map::new(),
-        taken: HashSet::new(),
-        solved: HashSet::new(),
-        scaling: Map::new(),
-        late: Vec::new(),
-    };
+    let mut writer =
+        Writer { family, found, config: Map::new(), taken: HashSet::new(), solved: HashSet::new(), scaling: Map::new(), late: Vec::new() };
     writer.put("architectures", json!([family.class()]));
     writer.put("model_type", json!(family.model_type()));
     // Of several statements for one key, the last one that isn't null is written, so it is solved first.
@@ -268,7 +261,10 @@ impl Writer<'_> {
         let key = format!("{}.attention.head_count", self.family.gguf);
         let Some(heads) = self.metadata().get(&key).and_then(Value::as_unsigned) else { return Ok(()) };
         let is_recurrent = self.metadata().get(&format!("{}.ssm.conv_kernel", self.family.gguf)).is_some();
-        if heads == 0 && !is_recurrent {
+        let is_fixed = self.family.keys.iter().any(|key| {
+            matches!(key, Key::Value { name, value: Formula::Literal(_), .. } if name == "attention.head_count")
+        });
+        if heads == 0 && !is_recurrent && !is_fixed {
             return Err(self.metadata().finding(&key).expected("at least 1").found(heads).format());
         }
         if heads > 0
@@ -337,8 +333,7 @@ impl Writer<'_> {
             self.put("rope_theta", theta);
         }
         if let Some(theta) = self.number("rope.freq_base_swa")? {
-            let names =
-                ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+            let names = ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
             match names.iter().find(|name| self.has_field(name)) {
                 Some(name) => self.put(name, theta),
                 None => drop(self.scaling.insert("sliding_attention".to_owned(), json!({"rope_theta": theta}))),

@@ -61,7 +61,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
     };
     let folder = model.path().parent().unwrap_or(model.path());
     let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
-    let params = params.with_stored(model.tensors().iter().map(|t| t.info().name.clone()).collect());
+    let params = params.with_stored(model.tensors().iter().map(|t| t.info().name.clone()).collect(), metadata.clone());
     if record.is_none() {
         compare_keys(metadata, &params, &mut notes)?;
     }
@@ -105,6 +105,7 @@ pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &H
         stored_name: &|name| name,
         vocab_rows: &|| Ok(usize::MAX),
         outtype: Some(DType::F32),
+        companions: &Plan::default(),
     };
     let (new, params) = super::tensors::plan(&request, params, plan, &mut notes)?;
     let main = params.size("main")?;

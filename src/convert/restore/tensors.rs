@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde_json::Value as Json;
+
 use crate::arch::lookup::{Slot, own_spelling, slots};
 use crate::arch::params::Params;
+use crate::arch::Operation;
 use crate::arch::steps::{Chain, PartChain, Step, chain, indexed, joined, reshaped};
 use crate::convert::source_record::Record;
 use crate::dtype::DType;
@@ -40,6 +43,7 @@ pub(super) fn plan(
         restored.take(&slot)?;
     }
     restored.join_pieces()?;
+    restored.made_of_keys()?;
     let Restored { used, whole, .. } = restored;
     if let Some(tensor) = stored.iter().find(|tensor| !used.contains(&tensor.info().name)) {
         return Err(Finding::new(metadata.file(), format!("tensor {:?}", tensor.info().name))
@@ -126,6 +130,11 @@ impl Restored<'_> {
             self.used.insert(name);
             return Ok(());
         }
+        if let Some((kept, _)) = &slot.row.kept_type
+            && kept.whole().is_some()
+        {
+            return self.take_whole_numbers(slot, &name, source);
+        }
         let stored = source.info().shape.clone();
         let is_plain = |_: &str| Some(stored.clone());
         let chain = match chain(self.params, slot, form, self.most, &is_plain)? {
@@ -172,6 +181,50 @@ impl Restored<'_> {
         Ok(())
     }
 
+    /// Adds the tensors whose values are in keys.
+    fn made_of_keys(&mut self) -> Result<()> {
+        let layers = self.params.layers()?;
+        for restore in &self.params.family.restores {
+            let places = if restore.name.has_layer() { (0..layers).map(Some).collect() } else { vec![None] };
+            for layer in places {
+                let sizes = restore.shape.iter().map(|size| self.params.size_of(size, layer));
+                let shape = sizes.collect::<Result<Vec<usize>>>()?;
+                let value = self.params.value_of(&restore.values, layer)?;
+                let values: Option<Vec<f32>> = match &value {
+                    Json::Array(values) => values.iter().map(|value| Some(value.as_f64()? as f32)).collect(),
+                    value => value.as_f64().map(|value| vec![value as f32]),
+                };
+                let name = restore.name.filled(layer, None, &|formula| self.params.whole_of(formula, layer))?;
+                let values = values.filter(|values| values.len() == shape.iter().product::<usize>()).ok_or_else(|| {
+                    let expected = format!("keys for the values of {name} {}", show_shape(&shape));
+                    Finding::new(self.metadata.file(), "keys").expected(expected).found(&value).mismatch()
+                })?;
+                let expr = Expr::Values { shape, values: values.into() };
+                self.whole.push(Source { name, dtype: DType::F32, expr });
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes what made a tensor of whole numbers.
+    fn take_whole_numbers(&mut self, slot: &Slot, name: &str, source: &TensorRef) -> Result<()> {
+        let info = source.info();
+        let finding = || Finding::new(self.metadata.file(), format!("tensor {name:?}"));
+        let numbers = source.whole_numbers();
+        let mut numbers = numbers.ok_or_else(|| finding().expected("whole numbers").found(info.dtype).mismatch())?;
+        let form = &slot.row.forms[0];
+        if form.operations.iter().any(|operation| matches!(operation, Operation::Procedure(name) if name == "absolute_ids")) {
+            numbers.iter_mut().zip(0..).for_each(|(number, place)| *number = number.wrapping_sub(place));
+        }
+        let part = slot.row.source();
+        let source_name = part.name.filled(slot.layer, None, &|formula| self.params.whole_of(formula, slot.layer))?;
+        if let Some(tensor) = TensorRef::of_whole_numbers(DType::I64, info.shape.clone(), &numbers) {
+            self.whole.push(Source { name: source_name, dtype: DType::I64, expr: Expr::Take(tensor) });
+        }
+        self.used.insert(name.to_owned());
+        Ok(())
+    }
+
     /// Undoes the steps of a part, up to the step that takes some of it.
     fn undo(&mut self, part: PartChain, expr: Expr, dtype: DType, gguf_name: &str) -> Result<()> {
         let mut expr = expr;
@@ -194,40 +247,50 @@ impl Restored<'_> {
             };
             expr = back.apply(expr, DType::F32)?;
         }
-        self.unstack(&part, expr, dtype);
-        Ok(())
+        self.unstack(&part, expr, dtype, gguf_name)
     }
 
     /// Adds a part's tensors.
-    fn unstack(&mut self, part: &PartChain, expr: Expr, dtype: DType) {
+    fn unstack(&mut self, part: &PartChain, expr: Expr, dtype: DType, gguf_name: &str) -> Result<()> {
+        let undone = |step: &Step| {
+            Finding::new(self.metadata.file(), format!("tensor {gguf_name:?}"))
+                .expected("a tensor whose values can be turned back")
+                .found(format!("values changed by {step:?}"))
+                .unsupported()
+        };
         if !part.is_stack {
             self.whole.push(Source { name: part.names[0].clone(), dtype, expr });
-            return;
+            return Ok(());
         }
-        let rows: usize = match part.each.as_slice() {
+        let each = part.each_steps.iter().fold(part.each.clone(), |shape, step| step.shape(&shape));
+        let rows: usize = match each.as_slice() {
             [_] => 1,
             shape => crate::source::rows(shape),
         };
         for (place, name) in part.names.iter().enumerate() {
-            let one = match part.each.as_slice() {
+            let mut one = match each.as_slice() {
                 [width] => reshaped(Expr::slice(expr.clone(), place, 1, vec![1, *width]), vec![*width]),
                 shape => Expr::slice(expr.clone(), place * rows, rows, shape.to_vec()),
             };
+            for step in part.each_steps.iter().rev() {
+                one = step.inverse().ok_or_else(|| undone(step))?.apply(one, DType::F32)?;
+            }
             self.whole.push(Source { name: name.clone(), dtype, expr: one });
         }
+        Ok(())
     }
 
     /// Joins the parts of each tensor. What no GGUF tensor holds are zeros, if the record doesn't have it.
     fn join_pieces(&mut self) -> Result<()> {
         for (name, mut pieces) in std::mem::take(&mut self.pieces) {
-            let finding = |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
+            let finding =
+                |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
             let first = pieces.remove(0);
             let Step::Index { dim, of, index } = first.part.steps[first.before].clone() else { continue };
             let mut from = index.to_vec();
             let mut exprs = vec![first.expr.clone()];
             for piece in &pieces {
-                let same = piece.before == first.before
-                    && piece.part.steps[..piece.before] == first.part.steps[..first.before];
+                let same = piece.before == first.before && piece.part.steps[..piece.before] == first.part.steps[..first.before];
                 match &piece.part.steps[piece.before] {
                     Step::Index { dim: other, of: size, index } if same && *other == dim && *size == of => {
                         from.extend(index.iter());
@@ -265,14 +328,11 @@ impl Restored<'_> {
             for step in first.part.steps[..first.before].iter().rev() {
                 let Some(back) = step.inverse() else {
                     let found = format!("values changed by {step:?}");
-                    return Err(finding(&first)
-                        .expected("a tensor whose values can be turned back")
-                        .found(found)
-                        .unsupported());
+                    return Err(finding(&first).expected("a tensor whose values can be turned back").found(found).unsupported());
                 };
                 expr = back.apply(expr, DType::F32)?;
             }
-            self.unstack(&first.part, expr, first.dtype);
+            self.unstack(&first.part, expr, first.dtype, &first.gguf_name)?;
         }
         Ok(())
     }

@@ -11,6 +11,8 @@ use crate::error::Result;
 #[derive(Debug)]
 pub(crate) struct Tokens {
     ids: std::collections::HashMap<String, usize>,
+    /// How many there are without those that were added to the model's vocabulary.
+    own: usize,
 }
 
 impl Tokens {
@@ -27,7 +29,8 @@ impl Tokens {
             // A token of the model comes before an added one with the same text.
             let added = auto.added.iter().map(|(text, added)| (text.clone(), added.id));
             let vocab = auto.vocab.iter().map(|(text, id)| (text.clone(), *id));
-            return Ok(Self { ids: added.chain(vocab).collect() });
+            let own = auto.vocab.len();
+            return Ok(Self { ids: added.chain(vocab).collect(), own });
         }
         let mut ids = std::collections::HashMap::new();
         if let Some(tokens) = sentencepiece::tokens(&files, Reading::Usual, &mut Vec::new())? {
@@ -37,7 +40,13 @@ impl Tokens {
         } else if let Some(name) = tiktoken::file(&files)? {
             ids.extend(tiktoken::ids(&files, &name)?);
         }
-        Ok(Self { ids })
+        let own = ids.len();
+        Ok(Self { ids, own })
+    }
+
+    /// Returns how many tokens there are without those that were added to the model's vocabulary.
+    pub(crate) fn own(&self) -> usize {
+        self.own
     }
 
     /// Returns the id of the token `text`.
