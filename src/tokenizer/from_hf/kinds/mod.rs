@@ -135,8 +135,6 @@ pub(crate) enum Vocab {
     PocketTts,
     /// SentencePiece, else BPE, with the sounds behind it: Qwen3-TTS.
     Qwen3Tts,
-    /// That of the model that a draft model is for: its class's kind takes this one's place before it is written.
-    Target,
     /// No vocabulary.
     #[default]
     None,
@@ -193,7 +191,6 @@ const MODERN_BERT: &[(&str, bool)] = &[
 /// Every kind with its name. A kind may have several names; the first one is its own.
 const NAMES: &[(&str, Vocab)] = &[
     ("none", Vocab::None),
-    ("target", Vocab::Target),
     ("bpe", Vocab::Bpe),
     ("qwen", Vocab::Bpe),
     ("stablelm", Vocab::Bpe),
@@ -339,11 +336,6 @@ impl VocabWriter<'_> {
             Vocab::RwkvWorld => self.rwkv_world(),
             Vocab::PocketTts => self.pocket_tts(),
             Vocab::Qwen3Tts => self.qwen3_tts(),
-            Vocab::Target => {
-                let finding =
-                    self.files.finding_in("", "vocabulary").expected("that of the model that this draft is for");
-                Err(finding.found("none").hint("name that model's folder").mismatch())
-            }
             Vocab::None => {
                 self.metadata.insert(keys::MODEL, "none");
                 Ok(())
@@ -363,10 +355,7 @@ mod tests {
             assert_eq!(vocab.name().parse(), Ok(*vocab));
         }
         let message = "gpt5".parse::<Vocab>().unwrap_err();
-        assert!(
-            message.starts_with("expected one of none, target, bpe, ") && message.ends_with(", found gpt5"),
-            "{message}"
-        );
+        assert!(message.starts_with("expected one of none, bpe, ") && message.ends_with(", found gpt5"), "{message}");
     }
 
     #[test]
