@@ -6,7 +6,15 @@ use std::path::{Path, PathBuf};
 use super::Checkpoint;
 
 /// Files that hold a vocabulary. Every folder with a tokenizer has at least one of them.
-const VOCABULARIES: &[&str] = &["tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt"];
+const VOCABULARIES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.jsonl",
+    "rwkv_vocab_v20230424.txt",
+];
 
 /// Files that belong to a vocabulary: merges, settings, special tokens, the chat template.
 const SETTINGS: &[&str] = &[

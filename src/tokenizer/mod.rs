@@ -19,7 +19,6 @@ pub(crate) mod templates;
 mod to_hf;
 mod token;
 
-#[allow(unused_imports, reason = "family files call it")]
 pub(crate) use from_hf::Tokens;
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};

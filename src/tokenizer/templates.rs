@@ -11,7 +11,6 @@ pub(super) const MINIMAX_M1: &str = include_str!("templates/minimax-m1.jinja");
 pub(super) const KIMI_K3: &str = include_str!("templates/kimi-k3.jinja");
 
 /// Returns the template that family files know by `name`. `None` for an unknown name.
-#[allow(dead_code, reason = "family files call it")]
 pub(crate) fn builtin(name: &str) -> Option<&'static str> {
     Some(match name {
         "rwkv-world" => RWKV_WORLD,

@@ -8,6 +8,7 @@ use serde_json::{Map, Number, Value as Json};
 use super::formula::{Binary, Formula, Function, Unary};
 use super::normal;
 use super::template::Template;
+use crate::tokenizer::templates;
 
 /// Why a formula has no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -469,6 +470,13 @@ impl<'a> Scope<'a> {
             Function::File => owned(self.facts.file(&text(0)?)?.unwrap_or_default()),
             Function::Exists => owned(self.facts.exists(&text(0)?).into()),
             Function::Token => owned(self.facts.token(&text(0)?)?.map_or(Json::Null, Json::from)),
+            Function::Template => {
+                let name = text(0)?;
+                let known = templates::builtin(&name).ok_or_else(|| {
+                    Fault::new("template", "the name of a chat template that llama.cpp has", &name)
+                })?;
+                owned(known.into())
+            }
             Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
             Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
             Function::Target => owned(self.facts.target(&text(0)?).unwrap_or_default()),
@@ -681,6 +689,7 @@ mod tests {
             ("count(kinds, \"x\") + index(kinds, \"y\")", json!(3)),
             ("int(2.9) + ceil_div(7, 2) + round_up(5, 4)", json!(14)),
             ("choose(t, \"M\", 1, \"M-M\", 2)", json!(2)),
+            ("starts(template(\"qwen3-rerank\"), \"<|im_start|>system\")", json!(true)),
             ("\"M\" in t and 2 in list", json!(true)),
             ("max(1, b, list)", json!(3)),
             ("yes + 1", json!(2)),
@@ -697,6 +706,10 @@ mod tests {
         assert_eq!(value("t * 2").unwrap_err(), "t: expected a number, found \"M-M\"");
         assert_eq!(value("off!").unwrap_err(), "off: expected a value, found none");
         assert_eq!(value("a // 0").unwrap_err(), "a: expected numbers that can be computed, found 7 and 0");
+        assert_eq!(
+            value("template(t)").unwrap_err(),
+            "template: expected the name of a chat template that llama.cpp has, found M-M"
+        );
         assert_eq!(value("choose(t, \"M\", 1, \"x\", 2)").unwrap_err(), "t: expected \"M\" or \"x\", found \"M-M\"");
         assert!(value("a * 9223372036854775807").is_err());
     }

@@ -93,6 +93,7 @@ const FUNCTIONS: &[Signature] = &[
     ("file", Function::File, 1, 1),
     ("exists", Function::Exists, 1, 1),
     ("token", Function::Token, 1, 1),
+    ("template", Function::Template, 1, 1),
     ("gguf", Function::Gguf, 1, 1),
     ("root", Function::Root, 1, 1),
     ("target", Function::Target, 1, 1),
@@ -141,6 +142,8 @@ pub(crate) enum Function {
     File,
     Exists,
     Token,
+    /// A chat template that llama.cpp has.
+    Template,
     Gguf,
     Root,
     Target,

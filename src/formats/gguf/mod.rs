@@ -20,9 +20,10 @@ mod writer;
 pub use metadata::Metadata;
 pub use model::GgufModel;
 pub use overrides::Override;
-pub use reader::{GgufFile, GgufHeader};
 #[cfg(feature = "hub")]
-pub(crate) use reader::{header_end, metadata_of};
+pub(crate) use reader::header_end;
+pub(crate) use reader::metadata_of;
+pub use reader::{GgufFile, GgufHeader};
 pub use split::{SplitLimits, split_layout};
 pub use value::{Array, Value, ValueType};
 pub use writer::layout;

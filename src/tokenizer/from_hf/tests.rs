@@ -40,7 +40,7 @@ fn classes() -> Vec<(String, String)> {
     text.lines().map(line).collect()
 }
 
-/// The kind of a model's class, or of its text model's.
+/// The kind of a model's class, or of its text model's; `None` for a draft model, which has its target's.
 fn vocab_of(config: &files::Object) -> Option<Vocab> {
     let inner = config.get("text_config").and_then(Json::as_object);
     let class = |config: &files::Object| Some(config.get("architectures")?.get(0)?.as_str()?.to_owned());
@@ -54,7 +54,6 @@ fn convert(model: &Path, pre: Option<String>) -> Result<(Metadata, Vec<String>)>
     let (mut folder, mut options) = (model.to_owned(), VocabOptions { pre, ..VocabOptions::default() });
     // A draft model has the tokenizer of its target, which stands beside it.
     let vocab = match vocab_of(&config) {
-        Some(vocab) => vocab,
         None => {
             folder = model.with_file_name("target");
             let target = read_json_object(&folder.join("config.json"))?;
@@ -62,6 +61,7 @@ fn convert(model: &Path, pre: Option<String>) -> Result<(Metadata, Vec<String>)>
             options.target = Some(target);
             vocab
         }
+        Some(vocab) => vocab,
     };
     let mut files = Files::open(&folder, config)?;
     let (mut metadata, mut notes) = (Metadata::new(model), Vec::new());
@@ -128,6 +128,11 @@ fn refusal(vocab: Vocab, tokenizer: Json, config: Json) -> String {
 #[test]
 fn vocabularies_of_another_kind_are_refused() {
     let of = |kind: &str, vocab: Json| json!({"model": {"type": kind, "vocab": vocab}});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false});
+    let bpe = || {
+        let model = json!({"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]});
+        json!({"pre_tokenizer": byte_level, "model": model})
+    };
     let cases = [
         (Vocab::Bpe, of("Unigram", json!([])), "expected BPE, as this architecture has it, found Unigram"),
         (Vocab::Llama, of("WordPiece", json!({})), "expected BPE, as this architecture has it, found WordPiece"),
@@ -137,6 +142,21 @@ fn vocabularies_of_another_kind_are_refused() {
         (Vocab::Gemma2, of("BPE", json!({})), "expected tokenizer.model, or a tokenizer.json that was made of it"),
         (Vocab::Phi3, of("BPE", json!({})), "expected tokenizer.model, or a tokenizer.json that was made of it"),
         (Vocab::Roberta, json!({}), "tokenizer: expected tokenizer.json, found no such file"),
+        (Vocab::Spm, of("BPE", json!({})), "expected tokenizer.model, or a tokenizer.json that was made of it"),
+        (Vocab::Jamba, of("BPE", json!({})), "expected tokenizer.model, or a tokenizer.json that was made of it"),
+        (Vocab::InternLm2, of("BPE", json!({})), "expected tokenizer.model, or a tokenizer.json that was made of it"),
+        (Vocab::Arctic, of("BPE", json!({})), "expected tokenizer.model, or a tokenizer.json that was made of it"),
+        (Vocab::Gemma4, of("Unigram", json!([])), "model: expected BPE that falls back to bytes, as this"),
+        (Vocab::T5, of("BPE", json!({})), "tokenizer: expected tokenizer.model or spiece.model, found neither"),
+        (Vocab::JinaBertV2, of("BPE", json!({})), "tokenizer_class: expected BertTokenizer or RobertaTokenizer, as"),
+        (Vocab::DeepSeek32, of("BPE", json!({})), "add_bos_token: expected true: the model needs a token before"),
+        (Vocab::Xverse, of("BPE", json!({"a": 1})), "token \"a\": expected the next id, 0, of 1, found 1"),
+        (Vocab::Qwen3Tts, of("BPE", json!({})), "talker_config.vocab_size: expected a count, found none"),
+        (
+            "glm4".parse().unwrap(),
+            bpe(),
+            "expected the token \"<|endoftext|>\", which this architecture has, found none",
+        ),
         (Vocab::XlmRoberta, json!({}), "expected sentencepiece.bpe.model or tokenizer.json, found neither"),
     ];
     for (vocab, tokenizer, expected) in cases {

@@ -127,7 +127,6 @@ impl VocabWriter<'_> {
 }
 
 /// Returns the ids of the tokens of the file `name` and of the special ones, by text.
-#[allow(dead_code, reason = "family files call it")]
 pub(super) fn ids(files: &Files, name: &str) -> Result<Vec<(String, usize)>> {
     let tokens = read(files, name)?;
     let special = special(files, Class::of(files), tokens.len())?;

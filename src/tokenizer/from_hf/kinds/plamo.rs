@@ -85,3 +85,31 @@ fn pieces(files: &Files) -> Result<ScoredTokens> {
     }
     Ok(tokens)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::tokenizer::from_hf::{Vocab, keys_of};
+
+    fn refusal(pieces: &str, config: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(super::PIECES), pieces).unwrap();
+        fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        let model = serde_json::json!({"vocab_size": 4}).as_object().unwrap().clone();
+        keys_of(folder.path(), model, Vocab::Plamo2).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn lines_and_names_that_fit_nothing_are_refused() {
+        for bad in ["{}", "[1, 2]", "[\"a\"]", "[\"a\", \"b\"]", "a"] {
+            let message = refusal(&format!("[\"a\", 0.5]\n{bad}\n"), "{}");
+            assert!(message.contains("tokenizer.jsonl: line 2: expected a list of a text, a score"), "{message}");
+        }
+        let message = refusal("[\"a\", 0.5]\n", r#"{"eos_token": "b"}"#);
+        assert!(message.contains("eos_token: expected a token of tokenizer.jsonl, found \"b\""), "{message}");
+        let none = tempfile::tempdir().unwrap();
+        let message = keys_of(none.path(), serde_json::Map::new(), Vocab::Plamo2).unwrap_err().to_string();
+        assert!(message.contains("tokenizer: expected tokenizer.jsonl, found no such file"), "{message}");
+    }
+}

@@ -88,7 +88,25 @@ fn token(line: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::tokenizer::from_hf::{Vocab, keys_of};
+
+    #[test]
+    fn files_that_fit_nothing_are_refused() {
+        let refusal = |text: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(FILE), text).unwrap();
+            let model = json!({"vocab_size": 2}).as_object().unwrap().clone();
+            keys_of(folder.path(), model, Vocab::RwkvWorld).unwrap_err().to_string()
+        };
+        assert!(refusal("1 'a' 1\n2 a 1\n").contains("line 2: expected a number, a token as a Python literal"));
+        assert!(refusal("1 'a' 1\n2 'b' 1\n").contains("expected at most vocab_size 2 of config.json, found 3"));
+        let none = tempfile::tempdir().unwrap();
+        let message = keys_of(none.path(), serde_json::Map::new(), Vocab::RwkvWorld).unwrap_err().to_string();
+        assert!(message.contains("tokenizer: expected rwkv_vocab_v20230424.txt, found no such file"), "{message}");
+    }
 
     #[test]
     fn a_line_is_a_number_a_literal_and_a_length() {
