@@ -497,7 +497,11 @@ fn a_type_that_the_output_cannot_have_is_refused() {
     for (to, kind, expected) in [
         ("lora", "bf16", "--type: expected none for a LoRA, which is written in f32, found bf16"),
         ("hf", "q8_0", "--type: expected f32, f16, bf16, auto or source for a Hugging Face folder, found q8_0"),
-        ("gguf", "q9", "--type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, or a mixture: F32, F16, BF16, Q1_0,"),
+        (
+            "gguf",
+            "q9",
+            "--type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, or a mixture: F32, F16, BF16, Q1_0,",
+        ),
     ] {
         let line = refused(
             USAGE,

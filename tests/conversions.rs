@@ -193,7 +193,7 @@ fn everything_that_can_be_converted_can_be_inspected() {
     let table = inspect(&at("model"), &[]);
     assert!(table.contains("as GGUF") && table.contains("quantization_config.quant_method: expected fp8,"), "{table}");
     fs::write(at("model/config.json"), config.replace("Qwen2ForCausalLM", "FancyModel")).unwrap();
-    assert!(inspect(&at("model"), &[]).contains("no table for this class"));
+    assert!(inspect(&at("model"), &[]).contains("no family for this class"));
 }
 
 #[test]

@@ -83,16 +83,30 @@ fn big_endian_files_hold_what_their_little_endian_twins_hold() {
     assert_eq!(*big.bytes(7), 2.5f32.to_le_bytes());
 }
 
-/// Files written from a big-endian file are little-endian, for every type.
+/// Files become their twins of the other byte order, for every type.
 #[test]
-fn big_endian_files_are_copied_into_little_endian_ones() {
+fn files_are_copied_into_the_other_byte_order() {
     for name in ["plain", "blocks"] {
-        let big = GgufModel::open(&fixture(&format!("gguf/{name}-big.gguf"))).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let plan = take(big.tensors().iter().cloned());
-        let path = write(dir.path(), big.metadata(), &plan, SplitLimits::default()).unwrap();
-        assert_eq!(fs::read(path).unwrap(), fs::read(fixture(&format!("gguf/{name}-little.gguf"))).unwrap());
+        for (from, to) in [("big", "little"), ("little", "big"), ("big", "big")] {
+            let model = GgufModel::open(&fixture(&format!("gguf/{name}-{from}.gguf"))).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let plan = take(model.tensors().iter().cloned());
+            let order = SplitLimits { big_endian: to == "big", ..SplitLimits::default() };
+            let path = write(dir.path(), model.metadata(), &plan, order).unwrap();
+            assert_eq!(fs::read(path).unwrap(), fs::read(fixture(&format!("gguf/{name}-{to}.gguf"))).unwrap());
+        }
     }
+}
+
+/// llama.cpp's scripts don't say where the numbers of this type are.
+#[test]
+fn a_type_of_unknown_byte_order_is_refused_in_big_endian_files() {
+    let plan = Plan { tensors: vec![values("blk.0.weight", DType::Q5_K, &[1, 256], vec![1.0; 256])] };
+    let dir = tempfile::tempdir().unwrap();
+    let order = SplitLimits { big_endian: true, ..SplitLimits::default() };
+    let error = write(dir.path(), &Metadata::new("m.gguf"), &plan, order).unwrap_err().to_string();
+    assert!(error.contains("expected a type whose byte order is known, for a big-endian file, found Q5_K"), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 fn limits(json: &Json) -> SplitLimits {
@@ -101,6 +115,7 @@ fn limits(json: &Json) -> SplitLimits {
         max_tensors: number("max_tensors").map(|n| n as usize),
         max_bytes: number("max_bytes"),
         no_tensor_first: json.get("no_tensor_first").is_some_and(|n| n.as_bool().unwrap()),
+        big_endian: false,
     }
 }
 
@@ -224,10 +239,12 @@ fn tensors() -> impl Strategy<Value = Plan> {
 fn some_limits() -> impl Strategy<Value = SplitLimits> {
     let max_tensors = proptest::option::of(1usize..5);
     let max_bytes = proptest::option::of(1u64..600);
-    (max_tensors, max_bytes, any::<bool>()).prop_map(|(max_tensors, max_bytes, no_tensor_first)| SplitLimits {
+    let all = (max_tensors, max_bytes, any::<bool>(), any::<bool>());
+    all.prop_map(|(max_tensors, max_bytes, no_tensor_first, big_endian)| SplitLimits {
         max_tensors,
         max_bytes,
         no_tensor_first,
+        big_endian,
     })
 }
 

@@ -55,7 +55,9 @@ const OWN: [(&str, &[&str]); 14] = [
             "--vocab-only",
             "--no-nextn",
             "--mtp",
-            "--mmproj", "--target-model-dir", "--sentence-transformers-dense-modules",
+            "--mmproj",
+            "--target-model-dir",
+            "--sentence-transformers-dense-modules",
             "--fuse-qkv",
             "--fuse-gate-up-exps",
             "--generic",
@@ -69,13 +71,14 @@ const OWN: [(&str, &[&str]); 14] = [
 ];
 
 /// Options about the output, of every command that writes a checkpoint.
-const OUTPUT: [&str; 11] = [
+const OUTPUT: [&str; 12] = [
     "--output",
     "--to",
     "--type",
     "--shard-size",
     "--split-max-size",
     "--split-max-tensors",
+    "--bigendian",
     "--pre",
     "--max-memory",
     "--overwrite",

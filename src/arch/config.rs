@@ -121,7 +121,7 @@ impl Rope {
 }
 
 impl ModelConfig {
-    /// Checks `json`, read from the file at `path`, against the table of its class. Fields that it leaves out have
+    /// Checks `json`, read from the file at `path`, against the family of its class. Fields that it leaves out have
     /// transformers' defaults.
     ///
     /// # Errors

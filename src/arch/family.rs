@@ -34,6 +34,8 @@ pub(crate) struct Family {
     pub(crate) takes_target: bool,
     /// Whether matrices keep the types of the checkpoint: 8-bit floats become Q8_0.
     pub(crate) keeps_types: bool,
+    /// The object of config.json that has the text model's fields on the way back, and its `model_type`.
+    pub(crate) inside: Option<(String, String)>,
     /// Folders inside the model's, with more tensors.
     pub(crate) folders: Vec<(String, Option<Formula>)>,
     /// What isn't converted, and when it is there.
@@ -83,6 +85,8 @@ pub(crate) struct Use {
 pub(crate) struct Assumed {
     pub(crate) field: String,
     pub(crate) values: Vec<serde_json::Value>,
+    /// When it matters; always, without a condition.
+    pub(crate) when: Option<Formula>,
     /// Whether another value is refused. If not, it gets a note, because the reference converts such a model too.
     pub(crate) is_refused: bool,
 }
@@ -257,7 +261,10 @@ impl Family {
         });
         let of_rows = self.rows.iter().flat_map(|row| {
             let parts = row.forms.iter().flat_map(|form| &form.parts);
-            row.when.iter().chain(&row.over).chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
+            row.when
+                .iter()
+                .chain(&row.over)
+                .chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
         });
         let sets = self.sets.iter().map(|(_, formula)| formula);
         of_keys.flatten().chain(self.lets.values()).chain(sets).chain(of_rows)

@@ -1,10 +1,10 @@
 //! What a tensor's name means in a family, and which tensors a config asks for.
 
+use super::family::RenamePlace;
 use super::language::{Formula, Unary};
 use super::params::Params;
 use super::row::{Part, Row};
 use super::wrapper::text_name;
-use super::family::RenamePlace;
 use super::{DropCheck, Family, Role};
 use crate::error::Result;
 
@@ -135,13 +135,7 @@ pub(crate) fn matches(family: &'static Family, name: &str, main: Option<usize>) 
     let of_use = |place: &super::family::Use| {
         let row = &family.rows[place.row];
         let (layer, _) = row.forms[place.form].parts[place.part].name.matched(&name)?;
-        Some(Match {
-            row,
-            form: place.form,
-            part: place.part,
-            layer,
-            name: name.clone(),
-        })
+        Some(Match { row, form: place.form, part: place.part, layer, name: name.clone() })
     };
     family.uses(&name).iter().filter_map(of_use).collect()
 }
@@ -194,7 +188,11 @@ pub(crate) fn slots(params: &Params, most: usize) -> Result<Vec<Slot>> {
     // Whether a row is wanted, and whether it is optional.
     let wanted = |row: &Row, layer: Option<usize>| -> Result<Option<bool>> {
         let shared = matches!(row.role, Role::Embedding | Role::LastNorm | Role::OutputHead);
-        let kept = !params.parts.mtp_only || shared || layer.is_some_and(|layer| layer >= main && row.over.is_none());
+        let has_own = row.forms.iter().any(|form| form.when.is_some());
+        let kept = !params.parts.mtp_only
+            || shared
+            || has_own
+            || layer.is_some_and(|layer| layer >= main && row.over.is_none());
         if kept && params.holds(row.when.as_ref(), layer)? {
             return Ok(Some(row.is_optional));
         }
@@ -216,7 +214,8 @@ pub(crate) fn slots(params: &Params, most: usize) -> Result<Vec<Slot>> {
         };
         if count > most && !row.is_optional {
             let subject = if row.over.is_some() { "layers" } else { "num_hidden_layers" };
-            let finding = params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
+            let finding =
+                params.finding(subject).expected(format!("layers for at most the {most} tensors that there are"));
             return Err(finding.found(count).mismatch());
         }
         for layer in 0..count.min(1 << 16) {

@@ -1,4 +1,4 @@
-//! What a tensor's name says about the tensor, in any checkpoint: by the table of its class or, without a table, by the
+//! What a tensor's name says about the tensor, in any checkpoint: by the family of its class or, without a family, by the
 //! names that most classes of transformers use.
 
 use std::collections::{HashMap, HashSet};
@@ -73,7 +73,7 @@ impl Naming {
     }
 
     /// The name in the model's class of the tensor called `name` in a checkpoint, which may lack the prefix or have
-    /// another. `None` if neither a table nor a list of renames has the tensor.
+    /// another. `None` if neither a family nor a list of renames has the tensor.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
         if let Some(renamed) = renames::renamed(self.prefixes, name) {
             return Some(renamed);
@@ -83,7 +83,7 @@ impl Naming {
         Some(self.module.map_or_else(|| name.clone(), |module| wrapper::wrapped_name(module, &name)))
     }
 
-    /// A name for the tensor called `name` that is the same for all its spellings: with a table, the name in the text
+    /// A name for the tensor called `name` that is the same for all its spellings: with a family, the name in the text
     /// model.
     fn common_name(self, name: &str) -> Option<String> {
         self.row(name).map(|row| row.name).or_else(|| renames::renamed(self.prefixes, name))
@@ -107,13 +107,13 @@ impl Naming {
         }
     }
 
-    /// Whether a table or a list of renames gives the class's own names of the tensors.
+    /// Whether a family or a list of renames gives the class's own names of the tensors.
     pub(crate) fn knows_names(self) -> bool {
         self.family.is_some() || !self.prefixes.is_empty()
     }
 
     /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None` where the
-    /// class has no table and isn't part of transformers.
+    /// class has no family and isn't part of transformers.
     pub(crate) fn keeps_transposed(self, name: &str) -> Option<bool> {
         if let Some(row) = self.row(name) {
             return Some(row.row.is_transposed());
@@ -160,7 +160,7 @@ pub(crate) fn ends_path(path: &str, end: &str) -> bool {
     path.strip_suffix(end).is_some_and(|start| start.is_empty() || start.ends_with('.'))
 }
 
-/// The role of a weight with this name in classes without a table, where the name tells it.
+/// The role of a weight with this name in classes without a family, where the name tells it.
 pub(crate) fn role_by_name(name: &str) -> Option<Role> {
     let module = name.strip_suffix(".weight")?;
     ROLES.iter().find(|(end, _)| ends_path(module, end)).map(|(_, role)| *role)

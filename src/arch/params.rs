@@ -1,7 +1,7 @@
 //! A model's config, read by its architecture's table: defaults filled in, every field known.
 //!
 //! The reference reads configs through transformers, which completes them; here the families' tables hold the defaults.
-//! A field that no table lists gets a note where the model is converted. Where the model is run, it is refused if it
+//! A field that no family lists gets a note where the model is converted. Where the model is run, it is refused if it
 //! could change what is computed.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`load_hparams`, `TextModel.__init__`); transformers
@@ -34,7 +34,7 @@ pub(crate) struct Parts {
     pub(crate) dense_modules: bool,
 }
 
-/// The completed config of a model whose architecture has a table.
+/// The completed config of a model whose class has a family.
 #[derive(Debug)]
 pub(crate) struct Params {
     pub(crate) family: &'static Family,
@@ -84,7 +84,7 @@ fn named_class(config: &Config) -> Option<&str> {
 }
 
 impl Params {
-    /// Completes and checks the config of `folder` for a conversion; `None` where its class has no table. Adds to
+    /// Completes and checks the config of `folder` for a conversion; `None` where its class has no family. Adds to
     /// `notes` what GGUF can't express but the reference converts anyway, and fields that no class is known to have.
     ///
     /// # Errors
@@ -254,6 +254,9 @@ impl Params {
             // transformers has two names for this function.
             let value = if value == "swish" { &Json::from("silu") } else { value };
             if assumed.values.iter().any(|allowed| super::language::equal(allowed, value)) {
+                continue;
+            }
+            if !self.holds(assumed.when.as_ref(), None)? {
                 continue;
             }
             let allowed: Vec<String> = assumed.values.iter().map(Json::to_string).collect();
@@ -507,7 +510,9 @@ impl Params {
     /// with its inner settings laid over the outer ones (conversion/base.py, `MmprojModel.__init__`).
     fn preprocessor(&self) -> Config {
         let mut all = Config::new();
-        for (file, inner) in [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")] {
+        for (file, inner) in
+            [("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor")]
+        {
             let Ok(fields) = read_json_object(&self.folder().join(file)) else { continue };
             let own = fields.get(inner).and_then(Json::as_object).cloned().unwrap_or_default();
             all.extend(fields);
@@ -602,9 +607,9 @@ impl Facts for Params {
         if !path.is_file() {
             return Ok(None);
         }
-        read_json_object(&path).map(|fields| Some(Json::Object(fields))).map_err(|error| {
-            Fault::new(name, "a JSON object", error)
-        })
+        read_json_object(&path)
+            .map(|fields| Some(Json::Object(fields)))
+            .map_err(|error| Fault::new(name, "a JSON object", error))
     }
 
     fn exists(&self, name: &str) -> bool {

@@ -158,9 +158,14 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
             finding.found(other).format()
         }
     })?;
-    for (what, is_missing) in [("class", family.classes.is_empty()), ("gguf", family.gguf.is_empty()), ("tensor", family.rows.is_empty())] {
+    for (what, is_missing) in
+        [("class", family.classes.is_empty()), ("gguf", family.gguf.is_empty()), ("tensor", family.rows.is_empty())]
+    {
         if is_missing {
-            return Err(Finding::new(path, what).expected(format!("at least one statement `{what}`")).found("none").format());
+            return Err(Finding::new(path, what)
+                .expected(format!("at least one statement `{what}`"))
+                .found("none")
+                .format());
         }
     }
     Ok(family)
@@ -176,6 +181,13 @@ pub(crate) fn register(path: &Path) -> Result<&'static Family> {
         added.insert(0, family);
     }
     Ok(family)
+}
+
+/// Takes a family out again that [`register`] has added.
+pub(crate) fn remove(family: &'static Family) {
+    if let Ok(mut added) = ADDED.write() {
+        added.retain(|known| !std::ptr::eq(*known, family));
+    }
 }
 
 fn holds(family: &Family, formula: &Option<Formula>, facts: &dyn Facts) -> bool {
@@ -232,7 +244,9 @@ fn of_class_and_kind(class: &str, config: &Config, is_projector: bool) -> Option
 /// The family of the class that transformers builds from a config of this `model_type`.
 pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'static Family> {
     let fits = |family: &&'static Family| {
-        !family.is_projector && family.model_types.iter().any(|known| known == model_type) && holds(family, &family.when, config)
+        !family.is_projector
+            && family.model_types.iter().any(|known| known == model_type)
+            && holds(family, &family.when, config)
     };
     // A family whose first type this is goes before those that only know it.
     let mut found: Vec<&'static Family> = all().into_iter().filter(fits).collect();

@@ -219,43 +219,44 @@ pub(crate) fn extra_tensors(params: &Params) -> Result<Vec<PlannedTensor>> {
     let mut tensors = Vec::new();
     for extra in &params.family.extras {
         tensors.extend(match extra {
-        Extra::RopeFreqs if kind(params) == "llama3" => {
-            vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count("head")?))]
-        }
-        Extra::LongFactors => {
-            let factors = |name: &str| params.rope.get(name).and_then(Json::as_array);
-            let (Some(long), Some(short)) = (factors("long_factor"), factors("short_factor")) else {
-                continue;
-            };
-            let pairs = rotated(params)? / 2;
-            let read = |list: &[Json], name: &str| -> Result<Vec<f32>> {
-                if list.len() != pairs {
-                    let finding = params.finding(name).expected(format_args!("{pairs} numbers"));
-                    return Err(finding.found(list.len()).mismatch());
-                }
-                let number = |value: &Json| {
-                    let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
-                    number.ok_or_else(|| params.finding(name).expected("numbers alone").found(value).format())
-                };
-                list.iter().map(number).collect()
-            };
-            vec![
-                values("rope_factors_long.weight", read(long, "long_factor")?),
-                values("rope_factors_short.weight", read(short, "short_factor")?),
-            ]
-        }
-        Extra::RopeFreqs => Vec::new(),
-        Extra::AudioPositions => vec![audio_positions(params.count("a_width")?)],
-        Extra::Values(name, formula) => match params.value_of(formula, None)? {
-            Json::Null => Vec::new(),
-            Json::Array(list) => {
-                let number = |value: &Json| value.as_f64().map(|v| v as f32);
-                let wrong = || params.finding(name).expected("a list of numbers").found(Json::Array(list.clone()));
-                let numbers = list.iter().map(number).collect::<Option<Vec<f32>>>().ok_or_else(|| wrong().format())?;
-                vec![values(name, numbers)]
+            Extra::RopeFreqs if kind(params) == "llama3" => {
+                vec![values("rope_freqs.weight", Llama3::of(params)?.factors(params.count("head")?))]
             }
-            other => return Err(params.finding(name).expected("a list of numbers").found(other).format()),
-        },
+            Extra::LongFactors => {
+                let factors = |name: &str| params.rope.get(name).and_then(Json::as_array);
+                let (Some(long), Some(short)) = (factors("long_factor"), factors("short_factor")) else {
+                    continue;
+                };
+                let pairs = rotated(params)? / 2;
+                let read = |list: &[Json], name: &str| -> Result<Vec<f32>> {
+                    if list.len() != pairs {
+                        let finding = params.finding(name).expected(format_args!("{pairs} numbers"));
+                        return Err(finding.found(list.len()).mismatch());
+                    }
+                    let number = |value: &Json| {
+                        let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite());
+                        number.ok_or_else(|| params.finding(name).expected("numbers alone").found(value).format())
+                    };
+                    list.iter().map(number).collect()
+                };
+                vec![
+                    values("rope_factors_long.weight", read(long, "long_factor")?),
+                    values("rope_factors_short.weight", read(short, "short_factor")?),
+                ]
+            }
+            Extra::RopeFreqs => Vec::new(),
+            Extra::AudioPositions => vec![audio_positions(params.count("a_width")?)],
+            Extra::Values(name, formula) => match params.value_of(formula, None)? {
+                Json::Null => Vec::new(),
+                Json::Array(list) => {
+                    let number = |value: &Json| value.as_f64().map(|v| v as f32);
+                    let wrong = || params.finding(name).expected("a list of numbers").found(Json::Array(list.clone()));
+                    let numbers =
+                        list.iter().map(number).collect::<Option<Vec<f32>>>().ok_or_else(|| wrong().format())?;
+                    vec![values(name, numbers)]
+                }
+                other => return Err(params.finding(name).expected("a list of numbers").found(other).format()),
+            },
         });
     }
     Ok(tensors)

@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use super::Config;
-use super::family::{Assumed, Dropped, DropCheck, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace, Restore};
+use super::family::{Assumed, DropCheck, Dropped, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace, Restore};
 use super::language::{Formula, Mistake, Scanner, Template, joined};
 use super::row::Row;
 use super::tensor_statement;
@@ -36,6 +36,7 @@ pub(crate) enum Statement {
     Restore(Restore),
     TargetVocab,
     KeepTypes,
+    Inside(String, String),
     Folder(String, Option<Formula>),
     Refuse(String, Formula),
     /// Leaves out what was inherited: the kind of statement, and a name.
@@ -62,7 +63,11 @@ const GROUPS: &[(&str, KeyGroup)] = &[
     ("local_window", KeyGroup::LocalWindow),
 ];
 
-const EXTRAS: &[(&str, Extra)] = &[("rope_freqs", Extra::RopeFreqs), ("long_factors", Extra::LongFactors), ("audio_positions", Extra::AudioPositions)];
+const EXTRAS: &[(&str, Extra)] = &[
+    ("rope_freqs", Extra::RopeFreqs),
+    ("long_factors", Extra::LongFactors),
+    ("audio_positions", Extra::AudioPositions),
+];
 
 const KINDS: &[(&str, KeyType)] = &[
     ("u32", KeyType::U32),
@@ -75,7 +80,8 @@ const KINDS: &[(&str, KeyType)] = &[
 
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
                           assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
-                          same, nextn, rope_types, back, restore, folder, refuse, keep_types";
+                          same, nextn, rope_types, back, restore, folder, refuse, keep_types, \
+                          inside";
 
 /// The statements of a file, in order.
 ///
@@ -121,9 +127,11 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             }
             let names = || Vocab::names().collect::<Vec<_>>().join(", ");
             let vocab = name.parse::<Vocab>();
-            Statement::Vocab(vocab.map_err(|_| {
-                scanner.mistake_at(place, format!("a kind of vocabulary: target, {}", names()), name)
-            })?)
+            Statement::Vocab(
+                vocab.map_err(|_| {
+                    scanner.mistake_at(place, format!("a kind of vocabulary: target, {}", names()), name)
+                })?,
+            )
         }
         "defaults" => {
             let place = scanner.place();
@@ -138,7 +146,8 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             let field = dotted(scanner, "a field of config.json")?;
             scanner.need("=")?;
             let values = json_values(scanner)?;
-            Statement::Assumed(Assumed { field, values, is_refused: word == "assume" })
+            let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
+            Statement::Assumed(Assumed { field, values, when, is_refused: word == "assume" })
         }
         "let" | "set" => {
             let name = scanner.name().map(str::to_owned);
@@ -184,6 +193,10 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         }
         "rope_types" => Statement::RopeTypes(words(scanner, "a rope_type")?),
         "keep_types" => Statement::KeepTypes,
+        "inside" => {
+            let field = one_word(scanner, "a field of config.json")?;
+            Statement::Inside(field, one_word(scanner, "the model_type inside it")?)
+        }
         "folder" => {
             let name = one_word(scanner, "the name of a folder")?;
             let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
@@ -248,12 +261,9 @@ fn named<T: Clone>(scanner: &mut Scanner, known: &[(&str, T)], what: &str) -> Re
 
 /// JSON values with bars between them.
 fn json_values(scanner: &mut Scanner) -> Result<Vec<Json>, Mistake> {
-    let place = scanner.place();
-    let text = scanner.all();
-    let mut values = Vec::new();
-    for part in text.split('|') {
-        let value = serde_json::from_str(part.trim());
-        values.push(value.map_err(|_| scanner.mistake_at(place, "JSON values with bars between them", part.trim()))?);
+    let mut values = vec![scanner.json()?];
+    while scanner.takes("|") {
+        values.push(scanner.json()?);
     }
     Ok(values)
 }
@@ -312,6 +322,7 @@ impl Family {
             Statement::Fits(formula) => self.fits = Some(formula),
             Statement::Vocab(vocab) => (self.vocab, self.takes_target) = (vocab, false),
             Statement::KeepTypes => self.keeps_types = true,
+            Statement::Inside(field, model_type) => self.inside = Some((field, model_type)),
             Statement::TargetVocab => self.takes_target = true,
             Statement::Folder(name, when) => self.folders.push((name, when)),
             Statement::Refuse(what, when) => self.refusals.push((what, when)),

@@ -85,9 +85,11 @@ pub(crate) fn steps(
                     return Ok(Err((format!("a start in dimension {dim}"), "none".to_owned())));
                 };
                 let len = size(len)?;
-                fit!(fits(start.checked_add(len).is_some_and(|end| end <= shape[dim]), || {
-                    format!("at least {} in dimension {dim}", start.saturating_add(len))
-                }, &shape));
+                fit!(fits(
+                    start.checked_add(len).is_some_and(|end| end <= shape[dim]),
+                    || { format!("at least {} in dimension {dim}", start.saturating_add(len)) },
+                    &shape
+                ));
                 Step::Index { dim, of: shape[dim], index: (start..start + len).collect() }
             }
             Operation::Swap(a, b) => {
@@ -102,15 +104,26 @@ pub(crate) fn steps(
             }
             Operation::Reshape(sizes) => {
                 let to: Vec<usize> = sizes.iter().map(size).collect::<Result<_>>()?;
-                fit!(fits(product(&to) == product(&shape), || format!("as many values as {}", show_shape(&to)), &shape));
+                fit!(fits(
+                    product(&to) == product(&shape),
+                    || format!("as many values as {}", show_shape(&to)),
+                    &shape
+                ));
                 Step::Reshape { from: shape.clone(), to }
             }
             Operation::Order(dim, sizes, order) => {
                 let dim = fit!(place(&shape, *dim));
                 let sizes: Vec<usize> = sizes.iter().map(size).collect::<Result<_>>()?;
-                fit!(fits(product(&sizes) == Some(shape[dim]), || {
-                    format!("{} in dimension {dim}", sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x "))
-                }, &shape));
+                fit!(fits(
+                    product(&sizes) == Some(shape[dim]),
+                    || {
+                        format!(
+                            "{} in dimension {dim}",
+                            sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+                        )
+                    },
+                    &shape
+                ));
                 Step::Index { dim, of: shape[dim], index: ordered(&sizes, order).into() }
             }
             Operation::Pairs(heads, part) | Operation::Halves(heads, part) => {
@@ -153,7 +166,11 @@ pub(crate) fn steps(
                     return Ok(Err(("a number".to_owned(), value.to_string())));
                 };
                 // The reference multiplies with numbers of double precision, which torch rounds to f32.
-                if matches!(operation, Operation::Add(_)) { Step::Add(number as f32) } else { Step::Multiply(number as f32) }
+                if matches!(operation, Operation::Add(_)) {
+                    Step::Add(number as f32)
+                } else {
+                    Step::Multiply(number as f32)
+                }
             }
             Operation::Each(change) => Step::Each(*change),
             Operation::Pad(dim, to) => {
@@ -272,7 +289,15 @@ impl Step {
 
     /// Whether the values stay as they are.
     pub(crate) fn keeps_values(&self) -> bool {
-        matches!(self, Step::Index { .. } | Step::Permute(_) | Step::Reshape { .. } | Step::Pad { .. } | Step::PadFront { .. } | Step::Trim { .. })
+        matches!(
+            self,
+            Step::Index { .. }
+                | Step::Permute(_)
+                | Step::Reshape { .. }
+                | Step::Pad { .. }
+                | Step::PadFront { .. }
+                | Step::Trim { .. }
+        )
     }
 
     /// The expression after the step. `dtype` is the type in which torch computes: F16 for tensors of that type, F32
@@ -350,7 +375,9 @@ impl Step {
             Step::PadFront { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (to - from..*to).collect() },
             Step::Reciprocal => Step::Reciprocal,
             Step::Each(change) => Step::Undo(*change),
-            Step::Trim { .. } | Step::Multiply(_) | Step::Unscale(_) | Step::Subtract(_) | Step::Undo(_) => return None,
+            Step::Trim { .. } | Step::Multiply(_) | Step::Unscale(_) | Step::Subtract(_) | Step::Undo(_) => {
+                return None;
+            }
             Step::Sum { .. } | Step::Grid { .. } | Step::Ternary | Step::Procedure(_) => return None,
         })
     }

@@ -79,9 +79,10 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
     }
     let twin = match bias {
         None => None,
-        Some((when, maybe)) => Some(bias_of(&row, when, maybe).ok_or_else(|| {
-            scanner.mistake_at(place, "names that end in .weight, for a bias", row.gguf.text())
-        })?),
+        Some((when, maybe)) => Some(
+            bias_of(&row, when, maybe)
+                .ok_or_else(|| scanner.mistake_at(place, "names that end in .weight, for a bias", row.gguf.text()))?,
+        ),
     };
     Ok(std::iter::once(row).chain(twin).collect())
 }
@@ -100,7 +101,11 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
     let forms = row.forms.iter().map(|form| {
         let parts = form.parts.iter().map(|part| {
             let turned = |of: &[Operation]| matches!(of.first(), Some(Operation::Swap(..)));
-            let output = if turned(&part.operations) || turned(&form.operations) { part.shape.last() } else { part.shape.first() };
+            let output = if turned(&part.operations) || turned(&form.operations) {
+                part.shape.last()
+            } else {
+                part.shape.first()
+            };
             Some(Part {
                 name: name(&part.name)?,
                 stack: part.stack.clone(),
@@ -177,7 +182,11 @@ fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
     let place = scanner.place();
     let name = Template::read(scanner)?;
     if stack.is_some() != name.has_place() {
-        let expected = if stack.is_some() { "`{e}` in the name of a stack's part" } else { "`stack COUNT` before a name with `{e}`" };
+        let expected = if stack.is_some() {
+            "`{e}` in the name of a stack's part"
+        } else {
+            "`stack COUNT` before a name with `{e}`"
+        };
         return Err(scanner.mistake_at(place, expected, name.text()));
     }
     scanner.need("[")?;
@@ -232,7 +241,9 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "pairs" | "halves" => {
             let heads = Formula::read_operand(scanner)?;
             let more = scanner.peek().is_some_and(|c| c == '(' || c.is_ascii_digit() || c.is_alphabetic());
-            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "first", "last", "if"].iter().any(|word| scanner.sees_word(word));
+            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "first", "last", "if"]
+                .iter()
+                .any(|word| scanner.sees_word(word));
             let part = if more && !clause { Some(Formula::read_operand(scanner)?) } else { None };
             if name == "pairs" { Operation::Pairs(heads, part) } else { Operation::Halves(heads, part) }
         }

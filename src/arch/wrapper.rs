@@ -60,7 +60,7 @@ const OTHERS: [&str; 29] = [
     "mlp1",
 ];
 
-/// The table of the text model that `config` describes or contains.
+/// The family of the text model that `config` describes or contains.
 pub(crate) fn family(config: &Config) -> Option<&'static Family> {
     let config = text_config(config);
     of_class(class(&config)?, &config)
@@ -80,14 +80,16 @@ fn kind(config: &Config) -> Option<&str> {
     config.get("model_type")?.as_str()
 }
 
-/// The config of the text model: `config` itself if nothing is wrapped or the text model's class has no table.
+/// The config of the text model: `config` itself if nothing is wrapped or the text model's class has no family.
 ///
 /// The text model's fields take precedence over the wrapper's. Of the wrapper's fields, only those are kept that the
 /// text model's class has too; the others concern the other parts.
 pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
     let inner = |name: &str| config.get(name)?.as_object();
     let text = TEXT_CONFIGS.iter().find_map(|name| inner(name));
-    let text = text.or_else(|| inner("thinker_config")?.get("text_config")?.as_object()).or_else(|| inner("lfm"))
+    let text = text
+        .or_else(|| inner("thinker_config")?.get("text_config")?.as_object())
+        .or_else(|| inner("lfm"))
         .or_else(|| inner("talker_config"))
         .or_else(|| inner("transformer_layer_config"));
     let Some(text) = text else {
@@ -102,8 +104,7 @@ pub(crate) fn text_config(config: &Config) -> Cow<'_, Config> {
     let mut asked = merged(&|_| true);
     asked.insert("\0root".to_owned(), Value::Object(config.clone()));
     let Some((chosen, family)) = text_family(config, text, &asked) else { return Cow::Borrowed(config) };
-    let mut whole =
-        merged(&|name| family.has_field(name) || family.reads().contains(name) || INERT.contains(&name));
+    let mut whole = merged(&|name| family.has_field(name) || family.reads().contains(name) || INERT.contains(&name));
     // The output head belongs to the wrapper, so the wrapper's config says whether it is tied to the embeddings.
     if let Some(tied) = config.get(TIED).filter(|value| !value.is_null()) {
         whole.insert(TIED.to_owned(), tied.clone());

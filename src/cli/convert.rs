@@ -57,7 +57,7 @@ pub(crate) struct ConvertArgs {
     /// Join the gates and the projections up of each layer's experts: ffn_gate_up_exps
     #[arg(long)]
     fuse_gate_up_exps: bool,
-    /// Write a GGUF that keeps names and files as they are: for classes without a table and tensors without a config.
+    /// Write a GGUF that keeps names and files as they are: for classes without a family and tensors without a config.
     /// It can be converted back to the same folder; llama.cpp can't run it
     #[arg(long)]
     generic: bool,

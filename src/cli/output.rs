@@ -63,6 +63,9 @@ pub(crate) struct OutputArgs {
     /// Split a GGUF into files of at most this many tensors
     #[arg(long, value_name = "N")]
     pub(crate) split_max_tensors: Option<usize>,
+    /// Write a GGUF for big-endian machines
+    #[arg(long)]
+    pub(crate) bigendian: bool,
     /// The pre-tokenizer's name in GGUF, in place of the detected one
     #[arg(long, value_name = "NAME")]
     pub(crate) pre: Option<String>,
@@ -93,6 +96,7 @@ impl OutputArgs {
             shard_size: self.shard_size,
             split_max_size: self.split_max_size.map(|(bytes, _)| bytes),
             split_max_tensors: self.split_max_tensors,
+            bigendian: self.bigendian,
             pre: self.pre.clone(),
             recipe: self.recipe.settings(),
             dry_run: self.dry_run,

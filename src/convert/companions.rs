@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use crate::arch::params::Params;
 use crate::arch;
+use crate::arch::params::Params;
 use crate::checkpoint::{Checkpoint, open_weights};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};

@@ -11,7 +11,7 @@ use crate::arch::{is_buffer, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
-/// The description of a model whose class has a table.
+/// The description of a model whose class has a family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Description {
     /// The architecture's name in GGUF.
@@ -45,7 +45,7 @@ pub struct Description {
 /// More tensors than any model has. If a config asks for more, they aren't listed.
 const MANY: usize = 1 << 18;
 
-/// Describes the model in `folder`; `None` where its class has no table.
+/// Describes the model in `folder`; `None` where its class has no family.
 ///
 /// # Errors
 /// [`crate::Error::Unsupported`] and [`crate::Error::Format`] for a config that couldn't be

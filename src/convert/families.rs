@@ -68,37 +68,45 @@ pub struct FamilyCheck {
 /// # Errors
 /// As [`add`]; errors of converting the model.
 pub fn check(path: &Path, model: Option<&Path>) -> Result<FamilyCheck> {
+    let Some(model) = model else {
+        return Ok(FamilyCheck { family: info(&registry::read(path)?), tensors: Vec::new() });
+    };
     let family = registry::register(path)?;
+    let tensors = made_of(model, family);
+    registry::remove(family);
+    Ok(FamilyCheck { family: info(family), tensors: tensors? })
+}
+
+/// The tensors that a registered family makes of a model.
+fn made_of(model: &Path, family: &'static Family) -> Result<Vec<String>> {
     let mut tensors = Vec::new();
-    if let Some(model) = model {
-        let folder = Checkpoint::open(model)?;
-        let options = super::ConvertOptions {
-            vocab: false,
-            part: if family.is_projector { super::ModelPart::Projector } else { super::ModelPart::Whole },
-            ..super::ConvertOptions::default()
-        };
-        let read = match family.is_projector {
-            true => Params::of_projector(folder.path(), &folder.config_json)?,
-            false => Params::read_parts(folder.path(), &folder.config_json, Parts::default(), &mut Vec::new())?,
-        };
-        if read.is_none_or(|params| params.family != family) {
-            let finding = crate::error::Finding::new(model.join("config.json"), "architectures");
-            let expected = format!("a class of the family: {}", family.classes.join(", "));
-            return Err(finding.expected(expected).found(super::class(&folder)).mismatch());
-        }
-        let made = super::to_gguf(&folder, folder.weights(), &options)?;
-        for tensor in &made.plan.tensors {
-            let mut sources: Vec<&str> = tensor.expr.sources().iter().map(|source| source.info().name.as_str()).collect();
-            sources.dedup();
-            let count = sources.len();
-            let shown = match sources.as_slice() {
-                [] => "config.json".to_owned(),
-                [one] => (*one).to_owned(),
-                [first, ..] => format!("{first} and {} more", count - 1),
-            };
-            let shape = crate::source::show_shape(&tensor.shape);
-            tensors.push(format!("{} {shape} {} = {shown}", tensor.name, tensor.dtype));
-        }
+    let folder = Checkpoint::open(model)?;
+    let options = super::ConvertOptions {
+        vocab: false,
+        part: if family.is_projector { super::ModelPart::Projector } else { super::ModelPart::Whole },
+        ..super::ConvertOptions::default()
+    };
+    let read = match family.is_projector {
+        true => Params::of_projector(folder.path(), &folder.config_json)?,
+        false => Params::read_parts(folder.path(), &folder.config_json, Parts::default(), &mut Vec::new())?,
+    };
+    if read.is_none_or(|params| params.family != family) {
+        let finding = crate::error::Finding::new(model.join("config.json"), "architectures");
+        let expected = format!("a class of the family: {}", family.classes.join(", "));
+        return Err(finding.expected(expected).found(super::class(&folder)).mismatch());
     }
-    Ok(FamilyCheck { family: info(family), tensors })
+    let made = super::to_gguf(&folder, folder.weights(), &options)?;
+    for tensor in &made.plan.tensors {
+        let mut sources: Vec<&str> = tensor.expr.sources().iter().map(|source| source.info().name.as_str()).collect();
+        sources.dedup();
+        let count = sources.len();
+        let shown = match sources.as_slice() {
+            [] => "config.json".to_owned(),
+            [one] => (*one).to_owned(),
+            [first, ..] => format!("{first} and {} more", count - 1),
+        };
+        let shape = crate::source::show_shape(&tensor.shape);
+        tensors.push(format!("{} {shape} {} = {shown}", tensor.name, tensor.dtype));
+    }
+    Ok(tensors)
 }

@@ -1,4 +1,4 @@
-//! Writes an architecture's keys from the config, by the table of [`crate::arch`].
+//! Writes an architecture's keys from the config, by the family.
 //!
 //! Reference: llama.cpp `conversion/base.py` (`set_gguf_parameters`, `_try_set_pooling_type`) and the
 //! same method of each model.

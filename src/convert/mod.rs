@@ -199,7 +199,7 @@ impl Default for ConvertOptions {
     }
 }
 
-/// A hint for classes without a table.
+/// A hint for classes without a family.
 pub(crate) const GENERIC: &str =
     "`generic` keeps names and files in a GGUF that llama.cpp can't run, and that becomes the folder again";
 
@@ -212,7 +212,7 @@ pub(crate) const GENERIC: &str =
 ///
 /// # Errors
 /// [`Error::Mismatch`] where weights and config don't belong together, naming file and tensor;
-/// [`Error::Unsupported`] for a class without a table, and for a config field or a tokenizer that this version can't
+/// [`Error::Unsupported`] for a class without a family, and for a config field or a tokenizer that this version can't
 /// describe;
 /// [`Error::Format`] for malformed files.
 pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
@@ -331,7 +331,7 @@ fn no_projector(folder: &Checkpoint) -> Error {
         .unsupported()
 }
 
-/// The error for a folder whose class has no table.
+/// The error for a folder whose class has no family.
 fn no_table(folder: &Checkpoint) -> Error {
     let class = class(folder);
     let families = registry::all();
@@ -374,6 +374,9 @@ mod tests {
         }
         assert_eq!("Q8_0".parse::<OutType>().unwrap(), OutType::Q8_0);
         let error = "q4_k".parse::<OutType>().unwrap_err().to_string();
-        assert!(error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"), "{error}");
+        assert!(
+            error.contains("type: expected f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, found q4_k"),
+            "{error}"
+        );
     }
 }

@@ -133,8 +133,12 @@ impl<'a> Found<'a> {
         used: &HashSet<&str>,
         notes: &mut Vec<String>,
     ) -> Result<()> {
-        let mut rest: Vec<_> =
-            self.by_name.iter().filter(|(name, _)| !used.contains(name.as_str())).map(|(name, (place, t))| (place, name, *t)).collect();
+        let mut rest: Vec<_> = self
+            .by_name
+            .iter()
+            .filter(|(name, _)| !used.contains(name.as_str()))
+            .map(|(name, (place, t))| (place, name, *t))
+            .collect();
         rest.sort_by_key(|(place, ..)| *place);
         let values = params.family.value_names();
         let (mut left_out, mut others) = (self.buffers.clone(), BTreeMap::<&str, usize>::new());
@@ -153,7 +157,9 @@ impl<'a> Found<'a> {
                 }
                 None => match wrapper::other_part(&tensor.name) {
                     Some(part) if !params.family.is_projector => *others.entry(part).or_default() += 1,
-                    _ if params.family.is_projector && is_of_text(&tensor.name) => *others.entry("the text model").or_default() += 1,
+                    _ if params.family.is_projector && is_of_text(&tensor.name) => {
+                        *others.entry("the text model").or_default() += 1
+                    }
                     _ => return Err(surplus(request.origin, tensor)),
                 },
             }
@@ -174,7 +180,8 @@ impl<'a> Found<'a> {
         let is_next = |layer: Option<usize>| layer.is_some_and(|layer| layer >= main);
         let matches = lookup::matches(params.family, name, Some(main));
         let mut layers = matches.iter().map(|known| is_next(known.layer));
-        Ok(params.parts.no_nextn && layers.clone().any(|next| next) || params.parts.mtp_only && layers.any(|next| !next))
+        Ok(params.parts.no_nextn && layers.clone().any(|next| next)
+            || params.parts.mtp_only && layers.any(|next| !next))
     }
 
     fn check_dropped(
@@ -214,9 +221,19 @@ impl<'a> Found<'a> {
 /// Whether a tensor of a multimodal model belongs to its text model.
 fn is_of_text(name: &str) -> bool {
     let name = name.strip_prefix("model.").unwrap_or(name);
-    ["language_model.", "text_model.", "lm_head", "layers.", "embed_tokens", "norm.", "llm.", "thinker.model.", "thinker.lm_head"]
-        .iter()
-        .any(|start| name.starts_with(start))
+    [
+        "language_model.",
+        "text_model.",
+        "lm_head",
+        "layers.",
+        "embed_tokens",
+        "norm.",
+        "llm.",
+        "thinker.model.",
+        "thinker.lm_head",
+    ]
+    .iter()
+    .any(|start| name.starts_with(start))
 }
 
 /// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
@@ -353,7 +370,8 @@ impl<'b> Taken<'_, 'b> {
                 true => stacked(exprs),
                 false => joined(exprs, 0),
             };
-            let tensor = &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
+            let tensor =
+                &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
             joining.push(self.changed(slot, tensor, expr, &part.operations, dtype)?);
             widest = widest.or(Some(dtype));
         }
@@ -372,9 +390,12 @@ impl<'b> Taken<'_, 'b> {
         };
         // The reference keeps blocks of MXFP4, whatever type is asked for, and writes them before all others.
         let is_blocks = expr.raw_dtype() == Some(DType::MXFP4);
-        let outtype = match self.params.family.keeps_types {
-            true => Some(stored_type(&expr, self.request.outtype.unwrap_or(dtype), dtype)),
-            false => self.request.outtype,
+        let (kept, outtype) = match self.params.family.keeps_types {
+            true => {
+                let stored = stored_type(&expr, self.request.outtype.unwrap_or(dtype), dtype);
+                (kept.or(Some(KeptType::Output)), Some(stored))
+            }
+            false => (kept, self.request.outtype),
         };
         let dtype = match is_blocks {
             true => DType::MXFP4,
@@ -415,14 +436,7 @@ impl<'b> Taken<'_, 'b> {
     }
 
     /// The values after the operations.
-    fn changed(
-        &self,
-        slot: &Slot,
-        name: &str,
-        expr: Expr,
-        operations: &[Operation],
-        dtype: DType,
-    ) -> Result<Expr> {
+    fn changed(&self, slot: &Slot, name: &str, expr: Expr, operations: &[Operation], dtype: DType) -> Result<Expr> {
         let is_whole = slot.row.kept_type.as_ref().is_some_and(|(kept, _)| kept.whole().is_some());
         if operations.is_empty() || is_whole {
             return Ok(expr);

@@ -11,7 +11,8 @@ use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
-    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic, to_gguf,
+    Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
+    to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
@@ -70,7 +71,7 @@ pub struct ConvertSettings {
     #[serde(default)]
     pub r#as: Option<Content>,
     /// Whether the GGUF keeps names and files as they are, so that the same folder can be restored.
-    /// llama.cpp can't run it. This is for classes without a table and for tensors without a
+    /// llama.cpp can't run it. This is for classes without a family and for tensors without a
     /// config.
     #[serde(default)]
     pub generic: bool,
@@ -311,7 +312,7 @@ impl ConvertSettings {
             bank::ARCHITECTURE => bank::from_gguf(metadata, &taken),
             other => {
                 let finding = metadata.finding("general.architecture");
-                let expected = "an architecture that this version has a table for, or generic";
+                let expected = "an architecture that this version has a family for, or generic";
                 Err(finding.expected(expected).found(format!("{other:?}")).unsupported())
             }
         }

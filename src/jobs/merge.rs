@@ -220,7 +220,7 @@ impl Job<'_> {
         let outtype = if to_gguf { Some(DType::F32) } else { self.output().outtype()?.dtype(&taken) };
         let Some((mut config, restored)) = from_gguf(model, outtype)? else {
             let finding =
-                metadata.finding("general.architecture").expected("an architecture this version has a table for");
+                metadata.finding("general.architecture").expected("an architecture this version has a family for");
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported());
         };
         let base = Base::new(model.path(), &config, &restored.plan).retyped();

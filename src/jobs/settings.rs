@@ -52,6 +52,9 @@ pub struct OutputSettings {
     /// The largest number of tensors in a file of a split GGUF.
     #[serde(default)]
     pub split_max_tensors: Option<usize>,
+    /// Whether a GGUF is big-endian.
+    #[serde(default)]
+    pub bigendian: bool,
     /// The pre-tokenizer's name in GGUF, in place of the detected one.
     #[serde(default)]
     pub pre: Option<String>,
@@ -77,6 +80,7 @@ impl OutputSettings {
             shard_size: shard_size(),
             split_max_size: None,
             split_max_tensors: None,
+            bigendian: false,
             pre: None,
             recipe: RecipeSettings::default(),
             dry_run: false,
@@ -144,6 +148,9 @@ impl OutputSettings {
                 return Err(finding.hint("`shard_size` splits folders").setting());
             }
         }
+        if self.bigendian && kind != OutputKind::Gguf {
+            return Err(setting("bigendian").expected("a GGUF").found("another output").setting());
+        }
         let quantized = self.quantized()?;
         if let (Some(field), None) = (self.recipe.first_given(), quantized) {
             if kind != OutputKind::Gguf {
@@ -181,7 +188,8 @@ impl OutputSettings {
         }
         name.parse().map(Some).map_err(|_| {
             let mixtures = FileType::all().map(FileType::name).collect::<Vec<_>>();
-            let expected = format!("f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, or a mixture: {}", mixtures.join(", "));
+            let expected =
+                format!("f32, f16, bf16, q8_0, tq1_0, tq2_0, auto, source, or a mixture: {}", mixtures.join(", "));
             let known = OutType::ALL.map(|outtype| outtype.to_string());
             let all: Vec<&str> = known.iter().map(String::as_str).chain(mixtures).collect();
             setting("type").expected(expected).found(name).did_you_mean(name, &all).setting()
@@ -236,7 +244,7 @@ impl OutputSettings {
         }
     }
 
-    /// The GGUF of a model, if its class has a table.
+    /// The GGUF of a model, if its class has a family.
     pub(super) fn gguf(&self, folder: &Checkpoint, plan: &Plan) -> Result<Output> {
         let options = ConvertOptions { outtype: self.outtype()?, pre: self.pre.clone(), ..ConvertOptions::default() };
         self.quantize(to_gguf(folder, plan, &options)?, &[])
@@ -255,6 +263,7 @@ impl OutputSettings {
     pub(super) fn split(&self, mut output: Output) -> Output {
         if let Form::Gguf { split, .. } = &mut output.form {
             (split.max_tensors, split.max_bytes) = (self.split_max_tensors, self.split_max_size);
+            split.big_endian = self.bigendian;
         }
         output
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::adapter::peft::{Base, Change, Changes};
+use crate::adapter::peft::{Base, Change, Changes, stack_delta};
 use crate::error::{Finding, Result};
 use crate::merge::combine::Weights;
 use crate::plan::{Expr, Plan, PlannedTensor, RowMap};
@@ -97,13 +97,15 @@ fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<Plan
 /// `sum` plus `weight` times the difference that `changes` make to `base`.
 fn added(sum: Expr, base: &Expr, changes: &[Change], weight: f32) -> Expr {
     let add = |of: Expr, delta: Expr| Expr::Add { of: Box::new(of), delta: Box::new(delta) };
-    let additive = changes.iter().all(|change| matches!(change, Change::LowRank(_) | Change::Add(_)));
+    let additive =
+        changes.iter().all(|change| matches!(change, Change::LowRank(_) | Change::Stack(_) | Change::Add(_)));
     if !additive {
         let after = changes.iter().fold(base.clone(), |expr, change| change.apply(expr));
         return Expr::Map { of: vec![sum, after, base.clone()], map: Arc::new(Toward { weight }) };
     }
     changes.iter().fold(sum, |sum, change| match change {
         Change::LowRank(update) => add(sum, update.weighted(weight).delta()),
+        Change::Stack(updates) => add(sum, Expr::Scale { of: Box::new(stack_delta(updates)), factor: weight }),
         Change::Add(delta) => add(sum, Expr::Scale { of: Box::new(delta.clone()), factor: weight }),
         _ => sum,
     })

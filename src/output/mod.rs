@@ -226,7 +226,7 @@ impl Output {
             Form::File(Container::Pytorch) => pytorch::layout(tensors, "pytorch_model", u64::MAX),
             Form::Bytes(bytes) => {
                 let file = FileLayout::new("", bytes.clone(), bytes.len() as u64);
-                Ok(Layout { files: vec![file], places: Vec::new() })
+                Ok(Layout { files: vec![file], places: Vec::new(), recode: None })
             }
         }
     }

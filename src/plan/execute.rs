@@ -92,10 +92,17 @@ pub fn execute(
             |(scratch, out), (i, rows)| -> Result<()> {
                 let tensor = &plan.tensors[*i];
                 check_unchanged(&files_of[*i])?;
-                let bytes = match tensor.borrow_rows(rows.clone()) {
-                    Some(bytes) => bytes?,
-                    None => {
-                        tensor.encode_rows(rows.clone(), scratch, out)?;
+                let borrowed = tensor.borrow_rows(rows.clone()).transpose()?;
+                let bytes = match (borrowed, layout.recode) {
+                    (Some(bytes), None) => bytes,
+                    (borrowed, recode) => {
+                        match borrowed {
+                            Some(bytes) => bytes.clone_into(out),
+                            None => tensor.encode_rows(rows.clone(), scratch, out)?,
+                        }
+                        if let Some(recode) = recode {
+                            recode(tensor.dtype, out);
+                        }
                         &*out
                     }
                 };

@@ -11,10 +11,10 @@ mod packed;
 mod product;
 mod spill;
 mod staging;
-mod unfinished;
 mod torch_sum;
-mod whole_numbers;
+mod unfinished;
 mod value_map;
+mod whole_numbers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -220,6 +220,8 @@ pub struct Layout {
     pub files: Vec<FileLayout>,
     /// For every tensor of the plan, in its order, its file and offset.
     pub places: Vec<Place>,
+    /// Turns encoded rows of a type into their form in the files, where that isn't the usual one.
+    pub recode: Option<fn(DType, &mut [u8])>,
 }
 
 /// One output file: its length, and all bytes that don't belong to tensors.

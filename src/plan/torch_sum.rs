@@ -12,6 +12,9 @@ type Register = [f32; LANES];
 /// The sum of all values as `torch.sum` has it on one thread (ATen `SumKernel.cpp`, `cascade_sum`). With more threads,
 /// torch cuts tensors of more than 32768 values into parts, and its last bits depend on the machine.
 pub(crate) fn torch_sum(values: &[f32]) -> f32 {
+    if values.len() < LANES {
+        return few(values);
+    }
     let (rows, rest) = values.as_chunks::<{ LANES * REGISTERS }>();
     // A level takes over a sum of this many rows of the level below.
     let bits = ((rows.len().max(2) - 1).ilog2() as usize + 1) / LEVELS;
@@ -40,6 +43,15 @@ pub(crate) fn torch_sum(values: &[f32]) -> f32 {
     registers.iter().chain(&others).for_each(|register| add(&mut sum, register));
     let last = rest.iter().fold(0.0, |sum, value| sum + value);
     sum.iter().fold(last, |sum, value| sum + value)
+}
+
+/// The sum of fewer values than a register has: four sums side by side, the rest added to the first.
+fn few(values: &[f32]) -> f32 {
+    let (rows, rest) = values.as_chunks::<REGISTERS>();
+    let mut sums = rows.first().copied().unwrap_or_default();
+    rest.iter().for_each(|value| sums[0] += value);
+    let [first, others @ ..] = sums;
+    others.iter().fold(first, |sum, value| sum + value)
 }
 
 fn add(sum: &mut Register, values: &Register) {

@@ -81,7 +81,7 @@ static POWERS: LazyLock<[(f32, f32); 128]> = LazyLock::new(|| {
 /// at most `ln 2 / 256`. Its bits differ from those of other libraries in one of a hundred values.
 fn exp(value: f32) -> f32 {
     // ln 2 / 128 in two parts, of which multiples of the first are exact.
-    const HIGH: f32 = 0.005_416_870_117_187_5;
+    const HIGH: f32 = 0.005_416_87;
     const LOW: f32 = (std::f64::consts::LN_2 / 128.0 - HIGH as f64) as f32;
     // Adding this rounds to a whole number.
     const ROUNDING: f32 = 12_582_912.0;
@@ -119,13 +119,20 @@ fn preimage(result: f32, value: f32, function: impl Fn(f32) -> f32) -> f32 {
 /// `of` with every value rounded to -1, 0 or 1 times the mean of the absolute values, as BitNet computes its weights
 /// (llama.cpp `conversion/bitnet.py`).
 ///
+/// Plain weights that have three values already stay as they are.
+///
 /// # Errors
 /// Errors of reading the values.
 pub(crate) fn ternary(of: Expr) -> Result<Expr> {
+    let is_packed = of.packed_in().is_some();
     let shape = of.shape();
     let tensor = PlannedTensor { name: String::new(), dtype: DType::F32, shape, expr: of };
     let mut values = tensor.read()?;
     values.iter_mut().for_each(|value| *value = value.abs());
+    let largest = values.iter().copied().fold(0.0, f32::max);
+    if !is_packed && values.iter().all(|value| *value == 0.0 || *value == largest) {
+        return Ok(tensor.expr);
+    }
     let mean = (torch_sum(&values) / values.len().max(1) as f32).max(1e-5);
     Ok(Expr::Map { of: vec![tensor.expr], map: Arc::new(ValueMap::Ternary { inverse: 1.0 / mean }) })
 }

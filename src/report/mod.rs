@@ -112,7 +112,7 @@ impl Report {
         let (model, problem) = match folder.unpacked().and_then(|folder| describe(&folder)) {
             Ok(Some(model)) => (Some(model), None),
             Ok(None) => {
-                (None, Some("no table for this class: only a generic GGUF can be written (`generic`)".to_owned()))
+                (None, Some("no family for this class: only a generic GGUF can be written (`generic`)".to_owned()))
             }
             // A config that can't be converted is still reported.
             Err(error) => (None, Some(error.to_string())),

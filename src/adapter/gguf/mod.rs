@@ -3,8 +3,10 @@
 //! Reference: llama.cpp `convert_lora_to_gguf.py` and `src/llama-adapter.cpp`. The reference writes only alpha and
 //! ignores use_rslora, rank_pattern and alpha_pattern; this crate stores the true scale of each update: see [`write`].
 
+mod factors;
 mod names;
 mod read;
+mod updates;
 mod write;
 
 pub use names::RowOrder;

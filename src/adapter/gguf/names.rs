@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::updates::MANY;
 use crate::adapter::peft::Base;
 use crate::arch::lookup::{Match, class_spelling, expected, matches};
 use crate::arch::params::Params;
@@ -29,6 +30,7 @@ pub enum RowOrder {
 
 impl RowOrder {
     /// Reorders the rows of `of` from transformers' order to GGUF's.
+    #[cfg(test)]
     pub(crate) fn to_gguf(&self, of: Expr) -> Expr {
         match self {
             RowOrder::Kept => of,
@@ -68,13 +70,13 @@ fn in_heads(heads: usize, of: Expr, from: impl Fn(usize, usize) -> usize) -> Exp
     Expr::reordered(of, |row| row / per_head * per_head + from(row % per_head, per_head / 2))
 }
 
-/// The names in GGUF of a base's weights, by the table of its class.
+/// The names in GGUF of a base's weights, by the family of its class.
 pub(crate) struct GgufNames {
-    params: Params,
+    pub(super) params: Params,
     naming: Naming,
     layers: usize,
     /// The number of the model's own layers.
-    main: Option<usize>,
+    pub(super) main: Option<usize>,
 }
 
 /// A module's weight in GGUF.
@@ -94,13 +96,18 @@ impl GgufNames {
     /// Makes the names for `base`.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] where its class has no table; errors of reading its config.
+    /// [`crate::Error::Unsupported`] where its class has no family; errors of reading its config.
     pub(crate) fn of(base: &Base) -> Result<Self> {
         let Some(params) = Params::read(base.path(), base.config(), &mut Vec::new())? else {
             let finding = Finding::new(base.path(), "architectures").expected("a class with a counterpart in GGUF");
             return Err(finding.found("another").unsupported());
         };
-        let (layers, main) = (params.layers()?, params.size("main")?);
+        let main = params.size("main")?;
+        let tensors =
+            base.named().map(|(_, tensor)| (class_spelling(params.family, &tensor.name, main), tensor.clone()));
+        let tensors = tensors.collect();
+        let params = params.with_tensors(tensors);
+        let layers = params.layers()?;
         Ok(Self { params, naming: Naming::of(base.config()), layers, main })
     }
 
@@ -158,9 +165,6 @@ impl GgufNames {
         }
     }
 }
-
-/// More tensors than any model has: the limit for the tensors that a config may ask for without weights.
-const MANY: usize = 1 << 18;
 
 /// Adds to `weights` the tensors that the config asks for and that are missing, with name and shape but without values.
 /// That describes a base of which only config.json is available.

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 
+use super::factors::turned;
+use super::updates::{GgufUpdate, Update, low_rank, of_gguf};
 use super::{EMBEDDINGS, GgufNames};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, LowRank, WeightLayout};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
-use crate::source::{row_len, rows, show_shape};
+use crate::source::row_len;
 
 /// The content of a LoRA's GGUF file.
 pub(crate) struct GgufLora {
@@ -44,8 +46,11 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
     let mut updates = Vec::new();
     for (name, change) in &changes.changes {
         match change {
-            // Sorted by where modules first occur in the adapter's file.
-            Change::LowRank(update) => updates.push((place(&update.a).min(place(&update.b)), name, update)),
+            Change::LowRank(_) | Change::Stack(_) => {
+                let factors = low_rank(change).unwrap_or_default().first();
+                let place = factors.and_then(|first| place(&first.a).min(place(&first.b)));
+                updates.push(Update { name, place, change });
+            }
             Change::Replace(tensor) => whole_weight(files, base, name, tensor, &mut notes)?,
             Change::Rows { .. } => return Err(not_carried(files, name, "rows of the embeddings")),
             Change::Add(_) => return Err(not_carried(files, name, "a bias, or an update without factors")),
@@ -54,15 +59,31 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
             }
         }
     }
-    updates.sort_by_key(|(place, ..)| *place);
+    // Sorted by where modules first occur in the adapter's file.
+    updates.sort_by_key(|update| update.place);
     let alpha = changes.alpha.unwrap_or(0.0) as f32;
     if !alpha.is_finite() {
         let finding = Finding::new(&changes.path, "lora_alpha").expected("a finite float32");
         return Err(finding.found(changes.alpha.unwrap_or(0.0)).mismatch());
     }
+    for update in &updates {
+        if is_of_embedding(update) != base.embeddings().is_some_and(|tensor| tensor.name == update.name) {
+            let expected = "lora_embedding of embed_tokens and lora_A of linear layers";
+            let finding = of_factors(files, update).expected(expected).found("them mixed up");
+            return Err(finding.hint("merge the adapter into its base").unsupported());
+        }
+    }
+    let made = match of_gguf(&names, base, &updates)? {
+        Ok(made) => made,
+        Err((id, found)) => {
+            let expected = "a module whose weight the base's GGUF has";
+            let finding = of_factors(files, &updates[id]).expected(expected).found(found);
+            return Err(finding.hint("merge the adapter into its base").unsupported());
+        }
+    };
     let mut plan = Plan::default();
-    for (_, name, update) in updates {
-        factors(files, base, &names, alpha, outtype, (name, update), &mut plan)?;
+    for update in &made {
+        factors(files, &names, alpha, outtype, update, &updates, &mut plan)?;
     }
     if plan.tensors.is_empty() {
         return Err(Finding::new(files.file(), "").expected("lora_A and lora_B tensors").found("none").format());
@@ -113,46 +134,45 @@ fn is_at_hand(tensor: &PlannedTensor) -> bool {
     !matches!(&tensor.expr, Expr::Values { values, .. } if values.is_empty() && tensor.elems() > 0)
 }
 
+/// A finding about the factors of an update.
+fn of_factors(files: &AdapterFiles, update: &Update) -> Finding {
+    let factor = low_rank(update.change).and_then(<[_]>::first).map(|update| &update.a);
+    let source = factor.and_then(|factor| factor.sources().first().map(|source| source.info().name.clone()));
+    Finding::new(files.file(), format!("tensor {:?}", source.unwrap_or_else(|| update.name.to_owned())))
+}
+
+/// Whether it is the update of an embedding layer.
+fn is_of_embedding(update: &Update) -> bool {
+    matches!(update.change, Change::LowRank(LowRank { layout: WeightLayout::Embedding, .. }))
+}
+
 /// Adds the two factors of one update to `plan`.
 fn factors(
     files: &AdapterFiles,
-    base: &Base,
     names: &GgufNames,
     file_alpha: f32,
     outtype: Option<DType>,
-    (of, update): (&str, &LowRank),
+    update: &GgufUpdate,
+    updates: &[Update],
     plan: &mut Plan,
 ) -> Result<()> {
-    let finding = |factor: &Expr| {
-        let name = factor.sources().first().map_or_else(|| of.to_owned(), |source| source.info().name.clone());
-        Finding::new(files.file(), format!("tensor {name:?}"))
-    };
+    let (name, source) = (update.name.as_str(), &updates[update.source]);
     let unsupported = |expected: &str, found: &str| {
-        Err(finding(&update.a).expected(expected).found(found).hint("merge the adapter into its base").unsupported())
+        let finding = of_factors(files, source).expected(expected).found(found);
+        Err(finding.hint("merge the adapter into its base").unsupported())
     };
-    let Some(weight) = base.tensor(of).and_then(|tensor| names.weight(tensor)) else {
-        return unsupported("a module whose weight the base's GGUF has", "one that it hasn't");
-    };
-    let name = weight.name.as_str();
-    let embedding = update.layout == WeightLayout::Embedding;
+    let embedding = is_of_embedding(source);
     if names.tied() && (embedding || name == "output.weight" || name == EMBEDDINGS) {
         let found = "embeddings that are the output head too, where llama.cpp would change both or neither";
         return unsupported("modules of their own", found);
     }
-    if embedding != (name == EMBEDDINGS) {
-        return unsupported("lora_embedding of embed_tokens and lora_A of linear layers", "them mixed up");
-    }
-    if !weight.order.fits(rows(&update.b.shape())) {
-        return Err(finding(&update.b)
-            .expected("rows that divide into the base's heads")
-            .found(show_shape(&update.b.shape()))
-            .mismatch());
-    }
-    let rank = rows(&update.a.shape());
-    let source = update.a.raw_dtype().unwrap_or(DType::F32);
-    let a = if embedding { Expr::Transpose(Box::new(update.a.clone())) } else { update.a.clone() };
-    let mut b = weight.order.to_gguf(update.b.clone());
-    let alpha = update.alpha.unwrap_or(f64::from(update.scale) * rank as f64);
+    let made = &update.factors;
+    let (a, mut b) = match embedding {
+        false => (made.a.clone(), made.b.clone()),
+        // llama.cpp takes rows of the second factor.
+        true => (made.b.clone(), turned(made.a.clone())),
+    };
+    let (alpha, rank) = (made.alpha(), made.rank());
     if alpha as f32 != file_alpha {
         // llama.cpp treats an alpha of 0 as none and multiplies by 1 instead of alpha / rank.
         let applied = if file_alpha == 0.0 { rank as f64 } else { f64::from(file_alpha) };
@@ -160,9 +180,11 @@ fn factors(
     } else if file_alpha == 0.0 {
         b = Expr::Scale { of: Box::new(b), factor: 0.0 };
     }
+    let types = |expr: &Expr| expr.sources().first().map(|source| source.info().dtype);
+    let stored = types(&made.a).unwrap_or(DType::F32);
     for (end, expr) in [("lora_a", a), ("lora_b", b)] {
         let shape = expr.shape();
-        let dtype = output_dtype(&shape, outtype, source);
+        let dtype = output_dtype(&shape, outtype, stored);
         plan.tensors.push(PlannedTensor { name: format!("{name}.{end}"), dtype, shape, expr });
     }
     Ok(())

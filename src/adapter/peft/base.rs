@@ -119,7 +119,7 @@ impl<'a> Base<'a> {
         self.embeddings.map(|place| &self.weights.tensors[place])
     }
 
-    /// The class's own name of the tensor that is called `name` in the file, or `name` where the class has no table.
+    /// The class's own name of the tensor that is called `name` in the file, or `name` where the class has no family.
     pub(crate) fn own_name(&self, name: &str) -> String {
         self.naming.class_name(name).unwrap_or_else(|| name.to_owned())
     }

@@ -13,6 +13,8 @@ use crate::quant;
 pub enum Change {
     /// `W + s B A`.
     LowRank(LowRank),
+    /// The same for each matrix of a stack, such as the experts of a layer.
+    Stack(Vec<LowRank>),
     /// `W + delta`, where `delta` has the tensor's shape.
     Add(Expr),
     /// Another tensor in place of `W`, or a tensor that the base doesn't have.
@@ -117,12 +119,24 @@ pub(super) fn no_numbers(of: &Expr) -> Option<Error> {
     Some(finding.expected("floating-point numbers").found(source.info().dtype).unsupported())
 }
 
+/// The updates of the matrices of a stack as one tensor.
+pub(crate) fn stack_delta(updates: &[LowRank]) -> Expr {
+    let deltas: Vec<Expr> = updates.iter().map(LowRank::delta).collect();
+    let shape = deltas.first().map(Expr::shape).unwrap_or_default();
+    let shape = [vec![deltas.len()], shape].concat();
+    Expr::concat(deltas, shape)
+}
+
 impl Change {
     /// Refuses tensors of the adapter that don't hold floating-point numbers, and scales that aren't finite. `finding`
     /// makes a finding about the adapter's settings.
     pub(in crate::adapter) fn check_numbers(&self, finding: impl FnOnce() -> Finding) -> Result<()> {
         let (exprs, scale): (Vec<&Expr>, f32) = match self {
             Change::LowRank(update) => return update.check_numbers(finding),
+            Change::Stack(updates) => {
+                let exprs = updates.iter().flat_map(|update| [&update.a, &update.b]).collect();
+                (exprs, updates.first().map_or(1.0, |update| update.scale))
+            }
             Change::Add(Expr::Scale { of, factor }) => (vec![of], *factor),
             Change::Add(delta) | Change::Rows { delta, .. } => (vec![delta], 1.0),
             // A copied tensor can have any type.
@@ -138,6 +152,7 @@ impl Change {
         let add = |base, delta| Expr::Add { of: Box::new(base), delta: Box::new(delta) };
         match self {
             Change::LowRank(update) => add(base, update.delta()),
+            Change::Stack(updates) => add(base, stack_delta(updates)),
             Change::Add(delta) => add(base, delta.clone()),
             Change::Replace(tensor) => tensor.expr.clone(),
             Change::Rows { rows, delta } => with_rows(base, rows, delta.clone()),

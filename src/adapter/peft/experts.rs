@@ -154,10 +154,7 @@ fn one(
             };
             let change = match tensor.shape.len() {
                 2 => Change::LowRank(update(0)),
-                _ => {
-                    let deltas = (0..experts).map(|expert| update(expert).delta()).collect();
-                    Change::Add(Expr::concat(deltas, tensor.shape.clone()))
-                }
+                _ => Change::Stack((0..experts).map(update).collect()),
             };
             changes.push((tensor.name.clone(), change));
         }

@@ -31,6 +31,7 @@ mod vera;
 use std::path::{Path, PathBuf};
 
 pub use base::Base;
+pub(crate) use change::stack_delta;
 pub use change::{Change, LowRank, WeightLayout};
 pub(super) use dora::rescale;
 pub(super) use loha::delta as hadamard;

@@ -103,6 +103,7 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("grok", include_str!("grok.family")),
     ("grok1", include_str!("grok1.family")),
     ("grovemoe", include_str!("grovemoe.family")),
+    ("helium", include_str!("helium.family")),
     ("hrm_text", include_str!("hrm_text.family")),
     ("hunyuan-dense", include_str!("hunyuan-dense.family")),
     ("hunyuan-moe", include_str!("hunyuan-moe.family")),

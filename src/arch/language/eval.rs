@@ -148,7 +148,11 @@ impl<'a> Scope<'a> {
                 Ok(NULL)
             }
             Formula::Choice(condition, then, otherwise) => {
-                if holds(&*self.value(condition)?) { self.value(then) } else { self.value(otherwise) }
+                if holds(&*self.value(condition)?) {
+                    self.value(then)
+                } else {
+                    self.value(otherwise)
+                }
             }
             Formula::List(values) => {
                 let values = values.iter().map(|value| Ok(self.value(value)?.into_owned()));
@@ -168,7 +172,8 @@ impl<'a> Scope<'a> {
                     },
                 };
                 let one = |value: Json| {
-                    let mut inner = Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
+                    let mut inner =
+                        Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
                     inner.variables.push((name, value));
                     if let Some(condition) = condition
                         && !inner.holds(condition)?
@@ -303,7 +308,9 @@ impl<'a> Scope<'a> {
                 Binary::Subtract => left.checked_sub(right),
                 Binary::Multiply => left.checked_mul(right),
                 Binary::Divide if right != 0 && left % right == 0 => left.checked_div(right),
-                Binary::DivideWhole if right != 0 => Some(left.div_euclid(right) - i64::from(right < 0 && left.rem_euclid(right) != 0)),
+                Binary::DivideWhole if right != 0 => {
+                    Some(left.div_euclid(right) - i64::from(right < 0 && left.rem_euclid(right) != 0))
+                }
                 Binary::Remainder if right != 0 => Some(left.rem_euclid(right)),
                 _ => None,
             };
@@ -391,7 +398,9 @@ impl<'a> Scope<'a> {
                 let mut values = values.into_iter();
                 let found = match function {
                     Function::Max => values.max_by(order),
-                    _ => values.next().map(|first| values.fold(first, |a, b| if order(&b, &a).is_lt() { b } else { a })),
+                    _ => {
+                        values.next().map(|first| values.fold(first, |a, b| if order(&b, &a).is_lt() { b } else { a }))
+                    }
                 };
                 owned(found.unwrap_or(Json::Null))
             }
@@ -420,7 +429,8 @@ impl<'a> Scope<'a> {
                 }
                 let parts = number / step + i64::from(number % step != 0);
                 let result = if function == Function::CeilDiv { Some(parts) } else { parts.checked_mul(step) };
-                result.map_or_else(|| Err(self.fault(formula, "a smaller number", number)), |result| owned(result.into()))
+                result
+                    .map_or_else(|| Err(self.fault(formula, "a smaller number", number)), |result| owned(result.into()))
             }
             Function::Count | Function::IndexOf => {
                 let (list, wanted) = (value(0)?, value(1)?);
@@ -472,21 +482,13 @@ impl<'a> Scope<'a> {
             Function::Token => owned(self.facts.token(&text(0)?)?.map_or(Json::Null, Json::from)),
             Function::Template => {
                 let name = text(0)?;
-                let known = templates::builtin(&name).ok_or_else(|| {
-                    Fault::new("template", "the name of a chat template that llama.cpp has", &name)
-                })?;
+                let known = templates::builtin(&name)
+                    .ok_or_else(|| Fault::new("template", "the name of a chat template that llama.cpp has", &name))?;
                 owned(known.into())
             }
             Function::Gguf => owned(self.facts.gguf(&text(0)?).unwrap_or_default()),
             Function::Root => owned(self.facts.root(&text(0)?).unwrap_or_default()),
             Function::Target => owned(self.facts.target(&text(0)?).unwrap_or_default()),
-            Function::Template => {
-                let name = text(0)?;
-                match crate::tokenizer::templates::builtin(&name) {
-                    Some(template) => owned(template.into()),
-                    None => Err(self.fault(formula, "the name of a chat template that is built in", name)),
-                }
-            }
             Function::ZeroRows => {
                 let rows = self.facts.zero_rows(&text(0)?)?;
                 owned(if rows.is_empty() { Json::Null } else { Json::from(rows) })

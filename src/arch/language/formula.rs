@@ -98,7 +98,6 @@ const FUNCTIONS: &[Signature] = &[
     ("root", Function::Root, 1, 1),
     ("target", Function::Target, 1, 1),
     ("zero_rows", Function::ZeroRows, 1, 1),
-    ("template", Function::Template, 1, 1),
     ("pow", Function::Pow, 2, 2),
     ("log2", Function::Log2, 1, 1),
     ("floor", Function::Floor, 1, 1),
@@ -148,7 +147,6 @@ pub(crate) enum Function {
     Root,
     Target,
     ZeroRows,
-    Template,
     Pow,
     Log2,
     Floor,
@@ -399,8 +397,7 @@ fn list(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
                 return Err(scanner.mistake("`in`"));
             }
             let over = choice(scanner, depth + 1)?.into();
-            let condition =
-                if scanner.takes_word("if") { Some(choice(scanner, depth + 1)?.into()) } else { None };
+            let condition = if scanner.takes_word("if") { Some(choice(scanner, depth + 1)?.into()) } else { None };
             scanner.need("]")?;
             return Ok(Formula::Each { each: values.remove(0).into(), name: name.to_owned(), over, condition });
         }

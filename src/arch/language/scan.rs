@@ -103,7 +103,9 @@ impl<'a> Scanner<'a> {
             Some(c) if is_word(c) => rest.chars().take_while(|c| is_word(*c)).collect(),
             Some(c) => c.to_string(),
         };
-        self.mistake_at(self.at, expected, word)
+        // The end is behind the last word, not behind the blanks and comments that follow it.
+        let at = if rest.is_empty() { self.text[..self.at].trim_end().len() } else { self.at };
+        self.mistake_at(at, expected, word)
     }
 
     /// The mistake of finding `found` at the place `at`.
@@ -122,6 +124,15 @@ impl<'a> Scanner<'a> {
     pub(crate) fn place(&mut self) -> usize {
         self.skip();
         self.at
+    }
+
+    /// Takes a JSON value.
+    pub(crate) fn json(&mut self) -> Result<serde_json::Value, Mistake> {
+        self.skip();
+        let mut values = serde_json::Deserializer::from_str(self.rest()).into_iter();
+        let Some(Ok(value)) = values.next() else { return Err(self.mistake("a JSON value")) };
+        self.at += values.byte_offset();
+        Ok(value)
     }
 
     /// Takes `symbol` if it follows.

@@ -36,9 +36,8 @@ impl Template {
     pub(crate) fn read(scanner: &mut Scanner) -> Result<Self, Mistake> {
         let start = scanner.place();
         let Some(text) = scanner.word() else { return Err(scanner.mistake("a tensor's name")) };
-        Self::parse(text).map_err(|at| {
-            scanner.mistake_at(start + at, "a whole-number expression in braces", text[at..].to_owned())
-        })
+        Self::parse(text)
+            .map_err(|at| scanner.mistake_at(start + at, "a whole-number expression in braces", text[at..].to_owned()))
     }
 
     /// Parses `text`; the error is the place in it.

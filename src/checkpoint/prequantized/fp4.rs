@@ -184,12 +184,18 @@ struct Mxfp4 {
 
 impl Packing for Mxfp4 {
     fn unpack(&self, parts: &[TensorRef], rows: Range<usize>, row_len: usize, out: &mut [f32]) {
-        if !self.turned {
-            let mut bytes = Vec::new();
-            self.copy(parts, rows, &mut bytes);
-            return quant::decode(DType::MXFP4, &bytes, out);
-        }
         let [blocks, scales] = parts else { return };
+        if !self.turned {
+            let mut scale = [0.0];
+            for (block, out) in (rows.start * self.groups..).zip(out.as_chunks_mut::<32>().0) {
+                quant::decode(DType::F8_E8M0, &scales.elements(block..block + 1), &mut scale);
+                let bytes = blocks.elements(block * 16..(block + 1) * 16);
+                for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(&*bytes) {
+                    *pair = [byte & 15, byte >> 4].map(|code| VALUES[usize::from(code)] * scale[0]);
+                }
+            }
+            return;
+        }
         let inputs = self.groups * 32;
         let (mut row, mut rest) = (rows.start, out);
         while row < rows.end {

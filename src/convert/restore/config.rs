@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value as Json, json};
 
 use super::fields::Inverse;
-use crate::arch::language::{Facts, Formula, Function, Scope, Unary};
+use crate::arch::language::{Facts, Fault, Formula, Function, Scope, Unary};
 use crate::arch::rope::{Llama3, YARN};
 use crate::arch::{Config, Extra, Family, GgufContents, Key, KeyGroup, whole_key};
 use crate::error::{Finding, Result};
@@ -28,8 +28,16 @@ pub(super) fn config(
     factors: &RopeFactors,
     notes: &mut Vec<String>,
 ) -> Result<Config> {
-    let mut writer =
-        Writer { family, found, config: Map::new(), taken: HashSet::new(), solved: HashSet::new(), scaling: Map::new(), late: Vec::new() };
+    let mut writer = Writer {
+        family,
+        found,
+        factors,
+        config: Map::new(),
+        taken: HashSet::new(),
+        solved: HashSet::new(),
+        scaling: Map::new(),
+        late: Vec::new(),
+    };
     writer.put("architectures", json!([family.class()]));
     writer.put("model_type", json!(family.model_type()));
     // Of several statements for one key, the last one that isn't null is written, so it is solved first.
@@ -40,12 +48,12 @@ pub(super) fn config(
     writer.heads()?;
     writer.flags();
     writer.derived()?;
-    writer.rope(factors, notes)?;
+    writer.rope(notes)?;
     writer.assumed();
     writer.token_ids();
     writer.own()?;
     writer.refuse_unread()?;
-    Ok(writer.config)
+    Ok(writer.whole())
 }
 
 /// Tensors that GGUF stores in place of config fields.
@@ -56,9 +64,23 @@ pub(super) struct RopeFactors {
     pub(super) short: Option<Vec<f32>>,
 }
 
+impl RopeFactors {
+    /// The values of a tensor.
+    fn named(&self, name: &str) -> Option<&[f32]> {
+        let values = match name {
+            "rope_freqs.weight" => &self.freqs,
+            "rope_factors_long.weight" => &self.long,
+            "rope_factors_short.weight" => &self.short,
+            _ => return None,
+        };
+        values.as_deref()
+    }
+}
+
 struct Writer<'a> {
     family: &'static Family,
     found: &'a GgufContents<'a>,
+    factors: &'a RopeFactors,
     config: Config,
     /// Keys that were read.
     taken: HashSet<String>,
@@ -91,6 +113,11 @@ impl Facts for Writer<'_> {
     fn gguf(&self, key: &str) -> Option<Json> {
         self.found.gguf(key)
     }
+
+    fn values(&self, name: &str) -> std::result::Result<Option<Vec<Json>>, Fault> {
+        let values = self.factors.named(name);
+        Ok(values.map(|values| values.iter().map(|value| decimal(*value)).collect()))
+    }
 }
 
 /// The number of the model's own layers.
@@ -115,6 +142,21 @@ impl Writer<'_> {
             }
             None => drop(self.config.insert(field.to_owned(), value)),
         }
+    }
+
+    /// The config, with the text model's fields where the class has them.
+    fn whole(self) -> Config {
+        let Some((field, model_type)) = &self.family.inside else { return self.config };
+        let is_of_whole = |name: &str| {
+            let of_others = self.family.back.iter().filter_map(|(field, _)| field.split_once('.'));
+            matches!(name, "architectures" | "model_type") || of_others.into_iter().any(|(outer, _)| outer == name)
+        };
+        let (mut whole, mut text): (Config, Config) = self.config.into_iter().partition(|(name, _)| is_of_whole(name));
+        // The output head belongs to the whole, and so does what says whether there is one.
+        whole.extend(text.get("tie_word_embeddings").map(|tied| ("tie_word_embeddings".to_owned(), tied.clone())));
+        text.insert("model_type".to_owned(), json!(model_type));
+        whole.insert(field.clone(), Json::Object(text));
+        whole
     }
 
     /// Whether the class has this field.
@@ -261,9 +303,9 @@ impl Writer<'_> {
         let key = format!("{}.attention.head_count", self.family.gguf);
         let Some(heads) = self.metadata().get(&key).and_then(Value::as_unsigned) else { return Ok(()) };
         let is_recurrent = self.metadata().get(&format!("{}.ssm.conv_kernel", self.family.gguf)).is_some();
-        let is_fixed = self.family.keys.iter().any(|key| {
-            matches!(key, Key::Value { name, value: Formula::Literal(_), .. } if name == "attention.head_count")
-        });
+        let is_fixed = self.family.keys.iter().any(
+            |key| matches!(key, Key::Value { name, value: Formula::Literal(_), .. } if name == "attention.head_count"),
+        );
         if heads == 0 && !is_recurrent && !is_fixed {
             return Err(self.metadata().finding(&key).expected("at least 1").found(heads).format());
         }
@@ -315,7 +357,7 @@ impl Writer<'_> {
         }
         // A model without a separate output head can only use its embeddings.
         if self.has_field("tie_word_embeddings") && !self.config.contains_key("tie_word_embeddings") {
-            self.put("tie_word_embeddings", json!(true));
+            self.put("tie_word_embeddings", json!(!self.found.tensors.contains_key("output.weight")));
         }
     }
 
@@ -333,7 +375,8 @@ impl Writer<'_> {
             self.put("rope_theta", theta);
         }
         if let Some(theta) = self.number("rope.freq_base_swa")? {
-            let names = ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
+            let names =
+                ["local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq"];
             match names.iter().find(|name| self.has_field(name)) {
                 Some(name) => self.put(name, theta),
                 None => drop(self.scaling.insert("sliding_attention".to_owned(), json!({"rope_theta": theta}))),
@@ -372,7 +415,8 @@ impl Writer<'_> {
     }
 
     /// Sets the scaling of rotary frequencies, and the part of a head that is rotated.
-    fn rope(&mut self, factors: &RopeFactors, notes: &mut Vec<String>) -> Result<()> {
+    fn rope(&mut self, notes: &mut Vec<String>) -> Result<()> {
+        let factors = self.factors;
         let field = |config: &Config, name: &str| config.get(name).and_then(Json::as_u64);
         let has = |extra: Extra| self.family.extras.contains(&extra);
         match factors {
@@ -399,7 +443,7 @@ impl Writer<'_> {
                 self.scaling.insert("long_factor".into(), json!(list(long)));
                 self.scaling.insert("short_factor".into(), json!(list(short)));
             }
-            _ => {}
+            _ => self.check_factors()?,
         }
         if !self.scaling.is_empty() {
             let mut scaling = std::mem::take(&mut self.scaling);
@@ -411,6 +455,25 @@ impl Writer<'_> {
                     self.put("rope_parameters", Json::Object(scaling));
                 }
                 _ => self.put("rope_scaling", Json::Object(scaling)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses factors of rotary frequencies that the family has no field for.
+    fn check_factors(&self) -> Result<()> {
+        for name in super::tensors::FIELDS.into_iter().filter(|name| self.factors.named(name).is_some()) {
+            let mut is_read = false;
+            for (_, formula) in &self.family.back {
+                formula.visit(&mut |part| {
+                    is_read |= matches!(part, Formula::Call(Function::Values, arguments)
+                        if matches!(arguments.first(), Some(Formula::Literal(Json::String(of))) if of == name));
+                });
+            }
+            if !is_read {
+                let finding = Finding::new(self.metadata().file(), format!("tensor {name:?}"));
+                let expected = format!("a tensor that {} has a field for", self.family.class());
+                return Err(finding.expected(expected).found("this one").unsupported());
             }
         }
         Ok(())

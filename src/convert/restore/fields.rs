@@ -65,9 +65,7 @@ impl Inverse<'_> {
                 self.within(of, number(back, &value)?, open)
             }
             Formula::Call(Function::Choose, arguments) => {
-                let is_this = |pair: &&[Formula]| {
-                    matches!(&pair[1], Formula::Literal(known) if crate::arch::language::equal(known, &value))
-                };
+                let is_this = |pair: &&[Formula]| matches!(&pair[1], Formula::Literal(known) if crate::arch::language::equal(known, &value));
                 let pair = arguments[1..].chunks_exact(2).find(is_this)?;
                 match &pair[0] {
                     Formula::Literal(text) => self.within(&arguments[0], text.clone(), open),

@@ -26,7 +26,7 @@ use crate::plan::{Plan, PlannedTensor, TensorRef};
 use crate::tokenizer::{self, Vocab};
 
 /// The config and the folder to which `model` is converted back; the folder contains the config as config.json. `None`
-/// if this crate has no table for the architecture.
+/// if this crate has no family for the architecture.
 ///
 /// Tensors get the type `outtype`. Without it, they get types that lose nothing: plain types stay, and quantized ones
 /// become F16.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value as Json;
 
+use crate::arch::Operation;
 use crate::arch::lookup::{Slot, own_spelling, slots};
 use crate::arch::params::Params;
-use crate::arch::Operation;
 use crate::arch::steps::{Chain, PartChain, Step, chain, indexed, joined, reshaped};
 use crate::convert::source_record::Record;
 use crate::dtype::DType;
@@ -208,10 +208,11 @@ impl Restored<'_> {
                     value => value.as_f64().map(|value| vec![value as f32]),
                 };
                 let name = restore.name.filled(layer, None, &|formula| self.params.whole_of(formula, layer))?;
-                let values = values.filter(|values| values.len() == shape.iter().product::<usize>()).ok_or_else(|| {
-                    let expected = format!("keys for the values of {name} {}", show_shape(&shape));
-                    Finding::new(self.metadata.file(), "keys").expected(expected).found(&value).mismatch()
-                })?;
+                let values =
+                    values.filter(|values| values.len() == shape.iter().product::<usize>()).ok_or_else(|| {
+                        let expected = format!("keys for the values of {name} {}", show_shape(&shape));
+                        Finding::new(self.metadata.file(), "keys").expected(expected).found(&value).mismatch()
+                    })?;
                 let expr = Expr::Values { shape, values: values.into() };
                 self.whole.push(Source { name, dtype: DType::F32, expr });
             }
@@ -226,7 +227,11 @@ impl Restored<'_> {
         let numbers = source.whole_numbers();
         let mut numbers = numbers.ok_or_else(|| finding().expected("whole numbers").found(info.dtype).mismatch())?;
         let form = &slot.row.forms[0];
-        if form.operations.iter().any(|operation| matches!(operation, Operation::Procedure(name) if name == "absolute_ids")) {
+        if form
+            .operations
+            .iter()
+            .any(|operation| matches!(operation, Operation::Procedure(name) if name == "absolute_ids"))
+        {
             numbers.iter_mut().zip(0..).for_each(|(number, place)| *number = number.wrapping_sub(place));
         }
         let part = slot.row.source();
@@ -243,7 +248,8 @@ impl Restored<'_> {
         let mut expr = expr;
         for (number, step) in part.steps.iter().enumerate().rev() {
             // Rows past the vocabulary aren't in the file.
-            let is_kept = matches!(step, Step::Procedure(procedure) if procedure.is_equivalent());
+            let is_kept = matches!(step, Step::Ternary)
+                || matches!(step, Step::Procedure(procedure) if procedure.is_equivalent());
             if is_kept || matches!(step, Step::Trim { .. }) {
                 continue;
             }
@@ -296,14 +302,14 @@ impl Restored<'_> {
     /// Joins the parts of each tensor. What no GGUF tensor holds are zeros, if the record doesn't have it.
     fn join_pieces(&mut self) -> Result<()> {
         for (name, mut pieces) in std::mem::take(&mut self.pieces) {
-            let finding =
-                |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
+            let finding = |piece: &Piece| Finding::new(self.metadata.file(), format!("tensor {:?}", piece.gguf_name));
             let first = pieces.remove(0);
             let Step::Index { dim, of, index } = first.part.steps[first.before].clone() else { continue };
             let mut from = index.to_vec();
             let mut exprs = vec![first.expr.clone()];
             for piece in &pieces {
-                let same = piece.before == first.before && piece.part.steps[..piece.before] == first.part.steps[..first.before];
+                let same = piece.before == first.before
+                    && piece.part.steps[..piece.before] == first.part.steps[..first.before];
                 match &piece.part.steps[piece.before] {
                     Step::Index { dim: other, of: size, index } if same && *other == dim && *size == of => {
                         from.extend(index.iter());
@@ -341,7 +347,10 @@ impl Restored<'_> {
             for step in first.part.steps[..first.before].iter().rev() {
                 let Some(back) = step.inverse() else {
                     let found = format!("values changed by {step:?}");
-                    return Err(finding(&first).expected("a tensor whose values can be turned back").found(found).unsupported());
+                    return Err(finding(&first)
+                        .expected("a tensor whose values can be turned back")
+                        .found(found)
+                        .unsupported());
                 };
                 expr = back.apply(expr, DType::F32)?;
             }

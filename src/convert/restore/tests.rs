@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::*;
-use crate::arch::lookup::{expected, own_spelling};
 use crate::arch::language::{Formula, Unary};
+use crate::arch::lookup::{expected, own_spelling};
 use crate::arch::{Family, registry};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{ConvertOptions, OutType, to_gguf};

@@ -5,6 +5,26 @@
 
 use crate::dtype::DType;
 
+/// The order of the bytes of a number in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByteOrder {
+    Little,
+    Big,
+}
+
+impl ByteOrder {
+    /// Turns little-endian rows into rows in this order; `None` if nothing is to be done.
+    pub(super) fn recode(self) -> Option<fn(DType, &mut [u8])> {
+        (self == Self::Big).then_some(swap)
+    }
+}
+
+/// Reverses the bytes of every number of whole blocks. Types of unknown byte order are refused before.
+pub(super) fn swap(dtype: DType, rows: &mut [u8]) {
+    let Some(fields) = swapped_fields(dtype).filter(|fields| !fields.is_nothing()) else { return };
+    rows.chunks_exact_mut(dtype.block_bytes()).for_each(|block| fields.apply(block));
+}
+
 /// The multi-byte numbers in one block: their width, which is the same for all, and their offsets.
 #[derive(Clone, Copy)]
 pub(super) struct Swapped {

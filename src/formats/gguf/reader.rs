@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::cursor::Cursor;
-use super::endian::swapped_fields;
+use super::endian::{swap, swapped_fields};
 use super::{
     Array, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, SPLIT_COUNT, VERSION, Value, ValueType, alignment_of,
     removed_type,
@@ -406,12 +406,11 @@ fn place(
 
 /// Converts rows of a big-endian file to little-endian.
 fn swapped(dtype: DType, bytes: &[u8]) -> Cow<'_, [u8]> {
-    // Types of unknown byte order were refused when the file was opened.
-    let Some(fields) = swapped_fields(dtype).filter(|fields| !fields.is_nothing()) else {
+    if swapped_fields(dtype).is_none_or(|fields| fields.is_nothing()) {
         return Cow::Borrowed(bytes);
-    };
+    }
     let mut bytes = bytes.to_vec();
-    bytes.chunks_exact_mut(dtype.block_bytes()).for_each(|block| fields.apply(block));
+    swap(dtype, &mut bytes);
     Cow::Owned(bytes)
 }
 

@@ -7,12 +7,13 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::endian::ByteOrder;
 use super::writer::one_file;
 use super::{ALIGNMENT_KEY, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, shard_suffix};
 use crate::error::{Finding, Result};
 use crate::plan::{Layout, Place, PlannedTensor};
 
-/// Limits after which a new shard begins. Without any, a model isn't split.
+/// Limits after which a new shard begins, and the byte order. Without limits, a model isn't split.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SplitLimits {
     /// The most tensors in one shard.
@@ -22,6 +23,8 @@ pub struct SplitLimits {
     pub max_bytes: Option<u64>,
     /// Whether the first shard holds only the keys, so that these can be downloaded separately.
     pub no_tensor_first: bool,
+    /// Whether the files are big-endian.
+    pub big_endian: bool,
 }
 
 /// Lays out `metadata` and `tensors`, in their order, over as many files as `limits` require:
@@ -38,10 +41,11 @@ pub fn split_layout(metadata: &Metadata, tensors: &[PlannedTensor], stem: &str, 
         let finding = Finding::new(&whole, "limit of a shard").expected("a number above 0");
         return Err(finding.found(0).mismatch());
     }
+    let order = if limits.big_endian { ByteOrder::Big } else { ByteOrder::Little };
     let ranges = shards(tensors, limits);
     if ranges.len() == 1 {
-        let (file, offsets) = one_file(metadata, tensors, whole)?;
-        return Ok(Layout { files: vec![file], places: places(0, offsets).collect() });
+        let (file, offsets) = one_file(metadata, tensors, whole, order)?;
+        return Ok(Layout { files: vec![file], places: places(0, offsets).collect(), recode: order.recode() });
     }
     let mut names = HashSet::with_capacity(tensors.len());
     if let Some(tensor) = tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
@@ -59,14 +63,18 @@ pub fn split_layout(metadata: &Metadata, tensors: &[PlannedTensor], stem: &str, 
     if let Some(alignment) = metadata.get(ALIGNMENT_KEY) {
         alone.insert(ALIGNMENT_KEY, alignment.clone());
     }
-    let mut layout = Layout { files: Vec::with_capacity(ranges.len()), places: Vec::with_capacity(tensors.len()) };
+    let mut layout = Layout {
+        files: Vec::with_capacity(ranges.len()),
+        places: Vec::with_capacity(tensors.len()),
+        recode: order.recode(),
+    };
     for (no, range) in (0..count).zip(ranges) {
         let mut keys = if no == 0 { metadata.clone() } else { alone.clone() };
         keys.insert(SPLIT_NO, no);
         keys.insert(SPLIT_COUNT, count);
         keys.insert(SPLIT_TENSORS, total);
         let name = PathBuf::from(format!("{stem}{}", shard_suffix(no.into(), count.into())));
-        let (file, offsets) = one_file(&keys, &tensors[range], name)?;
+        let (file, offsets) = one_file(&keys, &tensors[range], name, order)?;
         layout.places.extend(places(layout.files.len(), offsets));
         layout.files.push(file);
     }

@@ -55,7 +55,7 @@ pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result
     if shards.len() > 1 {
         files.push(index(format!("{stem}.bin.index.json"), tensors, weight_map));
     }
-    Ok(Layout { files, places })
+    Ok(Layout { files, places, recode: None })
 }
 
 /// How a pickle names a type.

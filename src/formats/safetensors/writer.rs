@@ -76,7 +76,7 @@ pub fn layout_with_metadata(
     if shards.len() > 1 {
         files.push(index(format!("{stem}.safetensors.index.json"), tensors, weight_map));
     }
-    Ok(Layout { files, places })
+    Ok(Layout { files, places, recode: None })
 }
 
 fn alignment(dtype: DType) -> usize {

@@ -292,7 +292,7 @@ fn what_is_planted_under_the_temporary_name_is_not_written_through() {
     let plan = Plan::default();
     let file = |name: &str| FileLayout::text(name, "new".to_owned());
     let run = |staging: &Staging, name: &str| {
-        let layout = Layout { files: vec![file(name)], places: vec![] };
+        let layout = Layout { files: vec![file(name)], places: vec![], recode: None };
         execute(&plan, &layout, staging, Options::default(), &|_| {})
     };
     let staging = Staging::file(&target, false).unwrap().named();

@@ -93,7 +93,7 @@ fn restored(model: &GgufModel, other: &Plan, config: Option<&Map<String, Json>>)
         let metadata = model.metadata();
         return Err(metadata
             .finding("general.architecture")
-            .expected("an architecture that this version has a table for")
+            .expected("an architecture that this version has a family for")
             .found(format!("{:?}", metadata.text("general.architecture")?))
             .hint(HINT)
             .unsupported());

@@ -1,0 +1,132 @@
+//! The updates of a base's tensors as updates of the tensors of its GGUF, by the forms of the family.
+
+use std::collections::{HashMap, HashSet};
+
+use super::GgufNames;
+use super::factors::Factors;
+use crate::adapter::peft::{Base, Change, LowRank};
+use crate::arch::Role;
+use crate::arch::lookup::{class_spelling, slots, sources};
+use crate::arch::steps::{Chain, Step, chain};
+use crate::error::Result;
+
+/// More tensors than any model has: the limit for the tensors that a config may ask for.
+pub(super) const MANY: usize = 1 << 18;
+
+/// An update of a base's tensor.
+pub(super) struct Update<'a> {
+    /// The name of the tensor in the base's files.
+    pub(super) name: &'a str,
+    /// Its place in the adapter's file, by which updates are sorted.
+    pub(super) place: Option<usize>,
+    pub(super) change: &'a Change,
+}
+
+/// An update of a GGUF tensor.
+pub(super) struct GgufUpdate {
+    /// The tensor.
+    pub(super) name: String,
+    pub(super) factors: Factors,
+    /// The index of the first update that it is made of.
+    pub(super) source: usize,
+    /// The place of the last update that it is made of.
+    place: Option<usize>,
+}
+
+/// Why there is no update for the GGUF of an update: the index of the update, and what was found.
+pub(super) type Refused = (usize, &'static str);
+
+/// The updates of GGUF tensors, in the order of the adapter's file.
+///
+/// # Errors
+/// Errors of the family's formulas; `Ok(Err(..))` for an update that no GGUF tensor can have.
+pub(super) fn of_gguf(
+    names: &GgufNames,
+    base: &Base,
+    updates: &[Update],
+) -> Result<std::result::Result<Vec<GgufUpdate>, Refused>> {
+    let spelled = |name: &str| class_spelling(names.params.family, name, names.main);
+    let by_name: HashMap<String, usize> =
+        updates.iter().enumerate().map(|(id, update)| (spelled(update.name), id)).collect();
+    let shapes: HashMap<String, &[usize]> =
+        base.named().map(|(_, tensor)| (spelled(&tensor.name), tensor.shape.as_slice())).collect();
+    let shape_of = |name: &str| shapes.get(name).map(|shape| shape.to_vec());
+    let (mut made, mut used) = (Vec::new(), HashSet::new());
+    for slot in slots(&names.params, MANY)? {
+        for (number, form) in slot.row.forms.iter().enumerate() {
+            if !names.params.holds(form.when.as_ref(), slot.layer)? {
+                continue;
+            }
+            let wanted = sources(&names.params, &slot, number, MANY)?;
+            if !wanted.iter().all(|wanted| shapes.contains_key(&wanted.name)) {
+                continue;
+            }
+            let ids: Vec<usize> = wanted.iter().filter_map(|wanted| by_name.get(&wanted.name)).copied().collect();
+            let Some(&id) = ids.first() else { break };
+            let factors = match chain(&names.params, &slot, number, MANY, &shape_of)? {
+                Ok(chain) => of_chain(&chain, &by_name, updates),
+                Err(_) => None,
+            };
+            // Of numbers of the config, which have a weight's shape alone.
+            if factors.is_none() && slot.row.is_copy && matches!(slot.row.role, Role::QNorm | Role::KNorm) {
+                break;
+            }
+            let Some(factors) = factors else {
+                return Ok(Err((id, "one whose update is no product of two factors in the GGUF")));
+            };
+            let place = ids.iter().filter_map(|id| updates[*id].place).max();
+            used.extend(ids);
+            made.push(GgufUpdate { name: slot.gguf_name(&names.params)?, factors, source: id, place });
+            break;
+        }
+    }
+    if let Some(id) = (0..updates.len()).find(|id| !used.contains(id)) {
+        return Ok(Err((id, "one that it hasn't")));
+    }
+    made.sort_by_key(|made| made.place);
+    Ok(Ok(made))
+}
+
+/// The factors of the tensor that the chain's tensors become.
+fn of_chain(chain: &Chain, by_name: &HashMap<String, usize>, updates: &[Update]) -> Option<Factors> {
+    let after = |factors: Factors, steps: &[Step]| steps.iter().try_fold(factors, Factors::after);
+    let mut parts = Vec::new();
+    for part in &chain.parts {
+        let mut each = Vec::new();
+        for name in &part.names {
+            let factors = match by_name.get(name) {
+                None => None,
+                Some(id) => Some(after(of_change(updates[*id].change, *id)?, &part.each_steps)?),
+            };
+            each.push(factors);
+        }
+        let factors = match part.is_stack {
+            _ if each.iter().all(Option::is_none) => None,
+            true => Some(Factors::stacked(each)?),
+            false => each.pop()?,
+        };
+        let factors = match factors {
+            Some(factors) => Some(after(factors, &part.steps)?),
+            None => None,
+        };
+        parts.push((factors, part.shapes.last()?.clone()));
+    }
+    after(Factors::joined(parts, chain.join)?, &chain.steps)
+}
+
+fn of_change(change: &Change, id: usize) -> Option<Factors> {
+    match change {
+        Change::LowRank(update) => Some(Factors::of(update, id)),
+        Change::Stack(updates) => Factors::of_stack(updates, id),
+        _ => None,
+    }
+}
+
+/// The low-rank updates of a change, if it consists of them.
+pub(super) fn low_rank(change: &Change) -> Option<&[LowRank]> {
+    match change {
+        Change::LowRank(update) => Some(std::slice::from_ref(update)),
+        Change::Stack(updates) => Some(updates),
+        _ => None,
+    }
+}
