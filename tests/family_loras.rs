@@ -60,6 +60,47 @@ fn every_familys_updates_are_those_of_the_merged_model() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// PEFT's LoRAs of parameters that hold all experts of a layer.
+#[test]
+fn updates_of_all_experts_at_once_are_those_of_the_merged_model() {
+    // The case, the parameter, and its experts, inputs and outputs.
+    for (name, module, [experts, d_in, d_out]) in [
+        ("gpt-oss", "model.layers.0.mlp.experts", [4, 96, 64]),
+        ("llama4", "model.layers.0.feed_forward.experts", [4, 96, 64]),
+        ("qwen3moe-fused", "model.layers.0.mlp.experts", [4, 32, 64]),
+    ] {
+        let case = cases().into_iter().find(|case| case.name == name).unwrap();
+        let dir = case.model();
+        let folder = Checkpoint::open(&dir.path().join("model")).unwrap();
+        let base = Base::of(&folder);
+        let path = dir.path().join("lora");
+        let config = json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "bias": "none",
+            "target_modules": [], "target_parameters": ["experts.down_proj"],
+        });
+        let factors = [("lora_A", [experts * RANK, d_in]), ("lora_B", [d_out, experts * RANK])];
+        let factors = factors.map(|(end, shape)| random(&format!("base_model.model.{module}.{end}.weight"), &shape));
+        Output::adapter(&config, Plan { tensors: factors.into() }).write(&Destination::new(&path), &|_| {}).unwrap();
+        let changes = atombank::adapter::open(&path, &base).unwrap().changes;
+        assert_eq!(changes.len(), 1);
+        let merged = |tensor: &PlannedTensor| {
+            let changed = changes.iter().find(|(of, _)| *of == tensor.name);
+            let expr = changed.map_or(tensor.expr.clone(), |(_, change)| change.apply(tensor.expr.clone()));
+            PlannedTensor { dtype: DType::F32, expr, ..tensor.clone() }
+        };
+        let converted = |change: &dyn Fn(&PlannedTensor) -> PlannedTensor| {
+            let weights = Plan { tensors: folder.weights().tensors.iter().map(change).collect() };
+            to_gguf(&folder, &weights, &case.options("f32", OutType::F32)).unwrap().plan
+        };
+        let before = converted(&|tensor| PlannedTensor { dtype: DType::F32, ..tensor.clone() });
+        let made = lora::to_gguf(&path, &base, OutType::F32).unwrap().plan;
+        let names: Vec<&str> = made.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["blk.0.ffn_down_exps.weight.lora_a", "blk.0.ffn_down_exps.weight.lora_b"]);
+        // PEFT rounds updates of experts to their type, BF16.
+        equal_updates(name, &made, &before, &converted(&merged), 0.004);
+    }
+}
+
 /// Checks a LoRA of all matrices of a case, but for those that are refused, and returns these.
 fn check(case: &Case) -> Vec<String> {
     let dir = case.model();
@@ -105,10 +146,17 @@ fn check(case: &Case) -> Vec<String> {
         refused.push(format!("{}: {error}", lora.targets.remove(place).name));
     };
     let merged = Plan { tensors: folder.weights().tensors.iter().map(|tensor| lora.merged(tensor)).collect() };
+    equal_updates(&case.name, &made.plan, &before, &converted(&merged), 0.0);
+    refused
+}
+
+/// Checks that each tensor of `after` is that of `before` and the update that llama.cpp adds to it. `rounding` is the
+/// relative error that merging makes in an update.
+fn equal_updates(case: &str, lora: &Plan, before: &Plan, after: &Plan, rounding: f32) {
     let factors: HashMap<&str, &PlannedTensor> =
-        made.plan.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+        lora.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let mut used = 0;
-    for (after, before) in converted(&merged).tensors.iter().zip(&before.tensors) {
+    for (after, before) in after.tensors.iter().zip(&before.tensors) {
         assert_eq!(after.name, before.name);
         let change = match factors.get(format!("{}.lora_a", after.name).as_str()) {
             Some(a) => {
@@ -121,15 +169,21 @@ fn check(case: &Case) -> Vec<String> {
         for ((after_value, before_value), change) in after_values.iter().zip(&before_values).zip(&change) {
             let difference = (after_value - before_value - change).abs();
             // Sums of a weight and its update are rounded to F32.
-            assert!(difference <= 4e-7 * after_value.abs().max(1.0), "{} {}: {difference}", case.name, after.name);
+            assert!(difference <= 4e-7 * after_value.abs().max(1.0) + rounding * change.abs(), "{} {}: {difference}", case, after.name);
         }
     }
-    assert_eq!(used, made.plan.tensors.len(), "{}: every factor belongs to a tensor", case.name);
-    refused
+    assert_eq!(used, lora.tensors.len(), "{}: every factor belongs to a tensor", case);
 }
 
 fn module(tensor: &PlannedTensor) -> &str {
     tensor.name.strip_suffix(".weight").unwrap()
+}
+
+/// A tensor whose values follow from its name.
+fn random(name: &str, shape: &[usize]) -> PlannedTensor {
+    let values = numbers(name).take(shape.iter().product()).map(|u| (u - 0.5) * 0.25).collect::<Vec<f32>>();
+    let expr = Expr::Values { shape: shape.to_vec(), values: Arc::from(values) };
+    PlannedTensor { name: name.to_owned(), dtype: DType::F32, shape: shape.to_vec(), expr }
 }
 
 /// The updates of a case's tensors.
@@ -143,10 +197,7 @@ impl Lora<'_> {
         let is_input = (end == "lora_A") != (self.is_conv1d && tensor.name.contains(".c_"));
         let size = tensor.shape[usize::from(is_input)];
         let shape = if end == "lora_A" { vec![RANK, size] } else { vec![size, RANK] };
-        let name = format!("base_model.model.{}.{end}.weight", module(tensor));
-        let values = numbers(&name).take(shape.iter().product()).map(|u| (u - 0.5) * 0.25).collect::<Vec<f32>>();
-        let expr = Expr::Values { shape: shape.clone(), values: Arc::from(values) };
-        PlannedTensor { name, dtype: DType::F32, shape, expr }
+        random(&format!("base_model.model.{}.{end}.weight", module(tensor)), &shape)
     }
 
     fn write(&self, path: &Path) {

@@ -80,8 +80,11 @@ impl Factors {
             Step::Permute(order) if order[last] == last && order[last - 1] == last - 1 => {
                 Some(Self { a: apply(self.a)?, b: apply(self.b)?, whole: None, ..self })
             }
-            // Of stacks, llama.cpp applies no such update.
-            Step::Permute(order) if last == 1 && order == &[1, 0] => {
+            // Where all matrices have the same A (the heads of latent attention), llama.cpp applies no update.
+            Step::Permute(order) if last > 1 && !are_shared && swaps_last(order) => {
+                Some(Self { a: apply(self.b)?, b: apply(self.a)?, whole: None, ..self })
+            }
+            Step::Permute(order) if last == 1 && swaps_last(order) => {
                 Some(Self { a: turned(self.b), b: turned(self.a), whole: None, ..self })
             }
             Step::Reshape { to, .. } if to.len() > 1 && to.last() == self.a.shape().last() && are_shared => {
@@ -237,6 +240,12 @@ impl Factors {
         let a = step.apply(self.a.clone(), DType::F32).unwrap_or(self.a);
         Self { a, b: in_columns(self.b, place, total), whole: None, ..self }
     }
+}
+
+/// Whether nothing but the last two dimensions are exchanged.
+fn swaps_last(order: &[usize]) -> bool {
+    let last = order.len() - 1;
+    order[last] == last - 1 && order[last - 1] == last && order[..last - 1].iter().copied().eq(0..last - 1)
 }
 
 /// A factor transposed.
