@@ -208,7 +208,7 @@ fn banks_and_adapters_have_forms_in_gguf() {
     let lora = fixture("lora/plain");
     let lora = if lora.join("adapter_config.json").is_file() { lora } else { lora.join("adapter") };
     let refused = refusal(INPUT, &lora, &at("lora.gguf"), &[]);
-    assert!(refused.contains("--base: expected the folder of the base model, found none"), "{refused}");
+    assert!(refused.contains("--base: expected the folder or the GGUF of the base model, found none"), "{refused}");
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use atombank::adapter::peft::Base;
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::{OutType, lora, to_gguf};
+use atombank::convert::lora::{self, LoraBase};
+use atombank::convert::{OutType, to_gguf};
 use atombank::dtype::DType;
 use atombank::output::{Destination, Output};
 use atombank::plan::{Expr, Plan, PlannedTensor};
@@ -21,6 +22,9 @@ const ALPHA: f32 = 3.0;
 
 /// Cases whose linear layers store their weights transposed (Conv1D).
 const CONV1D: [&str; 1] = ["jais"];
+
+/// Cases whose GGUF is taken for the base, too.
+const WITH_GGUF: [&str; 6] = ["falcon-7b", "gemma3-vl", "glm4", "gptneox", "olmoe", "qwen2moe"];
 
 /// Modules whose updates no GGUF can hold, by case.
 const REFUSED: [(&str, &str); 14] = [
@@ -145,6 +149,23 @@ fn check(case: &Case) -> Vec<String> {
         let Some(place) = lora.targets.iter().position(named) else { panic!("{}: {error}", case.name) };
         refused.push(format!("{}: {error}", lora.targets.remove(place).name));
     };
+    if WITH_GGUF.contains(&case.name.as_str()) {
+        let gguf = dir.path().join("base.gguf");
+        let written = to_gguf(&folder, folder.weights(), &case.options("f32", OutType::F32)).unwrap();
+        written.write(&Destination::new(&gguf), &|_| {}).unwrap();
+        let base = LoraBase::open(&gguf).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let other = lora::to_gguf(&dir.path().join("lora"), &base.base(), OutType::F32);
+        let other = other.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        assert_eq!(other.plan.tensors.len(), made.plan.tensors.len());
+        for (other, made) in other.plan.tensors.iter().zip(&made.plan.tensors) {
+            assert!(
+                other.name == made.name && other.read().unwrap() == made.read().unwrap(),
+                "{}: {}",
+                case.name,
+                made.name
+            );
+        }
+    }
     let merged = Plan { tensors: folder.weights().tensors.iter().map(|tensor| lora.merged(tensor)).collect() };
     equal_updates(&case.name, &made.plan, &before, &converted(&merged), 0.0);
     refused
@@ -169,7 +190,12 @@ fn equal_updates(case: &str, lora: &Plan, before: &Plan, after: &Plan, rounding:
         for ((after_value, before_value), change) in after_values.iter().zip(&before_values).zip(&change) {
             let difference = (after_value - before_value - change).abs();
             // Sums of a weight and its update are rounded to F32.
-            assert!(difference <= 4e-7 * after_value.abs().max(1.0) + rounding * change.abs(), "{} {}: {difference}", case, after.name);
+            assert!(
+                difference <= 4e-7 * after_value.abs().max(1.0) + rounding * change.abs(),
+                "{} {}: {difference}",
+                case,
+                after.name
+            );
         }
     }
     assert_eq!(used, lora.tensors.len(), "{}: every factor belongs to a tensor", case);

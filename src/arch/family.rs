@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use super::Config;
 use super::language::{Formula, Function, Template, generalized};
-use super::row::{Role, Row};
+use super::row::{Operation, Role, Row};
 use crate::tokenizer::Vocab;
 
 /// A class of transformers and its counterpart in GGUF.
@@ -40,6 +40,8 @@ pub(crate) struct Family {
     pub(crate) folders: Vec<(String, Option<Formula>)>,
     /// What isn't converted, and when it is there.
     pub(crate) refusals: Vec<(String, Formula)>,
+    /// What the user is told, and when.
+    pub(crate) notes: Vec<(String, Formula)>,
     /// Field values that the GGUF format assumes.
     pub(crate) assumed: Vec<Assumed>,
     /// Values by name.
@@ -209,6 +211,16 @@ impl Family {
     /// The class that a GGUF becomes.
     pub(crate) fn class(&self) -> &str {
         self.classes.first().map_or("", String::as_str)
+    }
+
+    /// Whether a tensor is a weight of the checkpoint times a factor.
+    pub(crate) fn multiplies(&self) -> bool {
+        let forms = self.rows.iter().flat_map(|row| &row.forms);
+        let operations = forms.flat_map(|form| {
+            let parts = form.parts.iter().flat_map(|part| part.each.iter().chain(&part.operations));
+            parts.chain(&form.operations)
+        });
+        operations.into_iter().any(|operation| matches!(operation, Operation::Multiply(_)))
     }
 
     /// config.json's `model_type`.

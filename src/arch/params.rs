@@ -249,6 +249,11 @@ impl Params {
                 return Err(finding.unsupported());
             }
         }
+        for (text, when) in &self.family.notes {
+            if self.holds(Some(when), None)? {
+                notes.push(text.clone());
+            }
+        }
         for assumed in &self.family.assumed {
             let value = self.fields.get(&assumed.field).unwrap_or(&Json::Null);
             // transformers has two names for this function.

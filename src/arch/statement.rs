@@ -39,6 +39,7 @@ pub(crate) enum Statement {
     Inside(String, String),
     Folder(String, Option<Formula>),
     Refuse(String, Formula),
+    Note(String, Formula),
     /// Leaves out what was inherited: the kind of statement, and a name.
     No(Left, String),
 }
@@ -81,7 +82,7 @@ const KINDS: &[(&str, KeyType)] = &[
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
                           assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
                           same, nextn, rope_types, back, restore, folder, refuse, keep_types, \
-                          inside";
+                          inside, note";
 
 /// The statements of a file, in order.
 ///
@@ -202,13 +203,14 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
             Statement::Folder(name, when)
         }
-        "refuse" => {
+        "refuse" | "note" => {
             let place = scanner.place();
             let Formula::Literal(Json::String(text)) = Formula::read_operand(scanner)? else {
-                return Err(scanner.mistake_at(place, "a text in quotes: what isn't converted", "another value"));
+                return Err(scanner.mistake_at(place, "a text in quotes", "another value"));
             };
             scanner.need("when")?;
-            Statement::Refuse(text, Formula::read(scanner)?)
+            let when = Formula::read(scanner)?;
+            if word == "refuse" { Statement::Refuse(text, when) } else { Statement::Note(text, when) }
         }
         "restore" => {
             let name = Template::read(scanner)?;
@@ -326,6 +328,7 @@ impl Family {
             Statement::TargetVocab => self.takes_target = true,
             Statement::Folder(name, when) => self.folders.push((name, when)),
             Statement::Refuse(what, when) => self.refusals.push((what, when)),
+            Statement::Note(text, when) => self.notes.push((text, when)),
             Statement::Defaults(fields) => self.defaults = fields,
             Statement::Assumed(assumed) => {
                 self.assumed.retain(|known| known.field != assumed.field);

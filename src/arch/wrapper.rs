@@ -24,8 +24,11 @@ const WRAPPERS: &[(&str, &str, &str)] = &[
 
 const TIED: &str = "tie_word_embeddings";
 
+/// The usual name of the text model's module in classes of transformers.
+pub(crate) const LANGUAGE_MODEL: &str = "language_model.";
+
 /// Names of the text model's module in classes of transformers.
-const MODULES: [&str; 2] = ["language_model.", "text_model."];
+const MODULES: [&str; 2] = [LANGUAGE_MODEL, "text_model."];
 
 /// Names, or prefixes of names, of modules that belong to other parts.
 const OTHERS: [&str; 29] = [
@@ -169,7 +172,7 @@ pub(super) fn text_name(name: &str) -> Cow<'_, str> {
 }
 
 /// The name that a class whose text model is `module` has for the tensor `name` of the text model.
-pub(super) fn wrapped_name(module: &str, name: &str) -> String {
+pub(crate) fn wrapped_name(module: &str, name: &str) -> String {
     match name.strip_prefix("model.") {
         Some(rest) => format!("model.{module}{rest}"),
         None => name.to_owned(),

@@ -21,8 +21,9 @@ pub(crate) struct ConvertArgs {
     /// The part of a PyTorch file to convert, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// The base model's folder, for a LoRA: names and shapes of the weights that it changes
-    #[arg(long, value_name = "FOLDER")]
+    /// The base model, for a LoRA: names and shapes of the weights that it changes. A folder, of which config.json is
+    /// enough, or a GGUF
+    #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     /// JSON with general.* keys for the GGUF, which take precedence over the model card
     #[arg(long, value_name = "FILE")]

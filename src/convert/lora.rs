@@ -7,20 +7,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Map;
 
-use super::OutType;
 use super::general::{self, GeneralOptions, TensorTotals};
+use super::{OutType, from_gguf as restored};
 use crate::adapter::gguf::{ALORA_KEY, ALPHA_KEY, with_expected};
 pub use crate::adapter::gguf::{PeftFolder, RowOrder, from_gguf};
 use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, gguf};
-use crate::arch::Config;
+use crate::arch::wrapper::family;
+use crate::arch::{Config, Family};
 use crate::checkpoint::{Checkpoint, has_weights, is_model};
-use crate::error::Result;
-use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
+use crate::error::{Finding, Result};
+use crate::formats::gguf::{Array, GgufModel, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::output::Output;
 use crate::plan::Plan;
 
-/// A LoRA's base: a model's folder, or its config.json alone.
+/// A LoRA's base: a model's folder, its config.json alone, or its GGUF.
 pub struct LoraBase {
     path: PathBuf,
     config: Config,
@@ -28,11 +29,26 @@ pub struct LoraBase {
 }
 
 impl LoraBase {
-    /// Opens the base in `folder`. Without weight files, names and shapes come from config.json.
+    /// Opens the base at `path`: a folder or a GGUF. Without weight files, names and shapes come from config.json.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`].
-    pub fn open(folder: &Path) -> Result<Self> {
+    /// As [`Checkpoint::open`]; for a GGUF, those of [`GgufModel::open`] and of converting it back.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            let model = GgufModel::open(path)?;
+            let Some((config, output)) = restored(&model, None)? else {
+                let finding = model.metadata().finding("general.architecture");
+                let found = model.metadata().text("general.architecture")?;
+                return Err(finding.expected("the base model's, which has a family").found(found).unsupported());
+            };
+            if family(&config).is_some_and(Family::multiplies) {
+                let expected =
+                    "the folder of the base model: its config.json has factors of weights that a GGUF doesn't say";
+                return Err(Finding::new(path, "base").expected(expected).found("its GGUF").unsupported());
+            }
+            return Self::new(path, config, output.plan);
+        }
+        let folder = path;
         let opened = match has_weights(folder) || !is_model(folder) {
             true => Checkpoint::open(folder)?,
             false => Checkpoint::without_weights(folder)?,

@@ -31,7 +31,7 @@ pub struct ConvertSettings {
     /// The part of a PyTorch file to convert, such as `state_dict`.
     #[serde(default)]
     pub key: Option<String>,
-    /// The base model's folder, for a LoRA.
+    /// The base model, for a LoRA: a folder or a GGUF.
     #[serde(default)]
     pub base: Option<PathBuf>,
     /// A JSON file with `general.*` keys for the GGUF, which take precedence over the model card.
@@ -363,7 +363,8 @@ impl ConvertSettings {
             notes.push(format!("the base is {named}, which adapter_config.json names"));
             return LoraBase::open(Path::new(named));
         }
-        let finding = Finding::new(&self.input, "base").expected("the folder of the base model").found("none");
+        let finding =
+            Finding::new(&self.input, "base").expected("the folder or the GGUF of the base model").found("none");
         Err(match named {
             "" => finding.hint("a LoRA takes names and shapes from it"),
             named => {

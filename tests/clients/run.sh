@@ -18,10 +18,10 @@ if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
 fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
-rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/quantize" "$work/hub" "$work/prequantized"
+rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/families" "$work/quantize" "$work/hub" "$work/prequantized"
 failed=0
 lines=()
-for script in check:files lora:lora merge:merge kohya:kohya combine:combine extract:extract architectures:architectures quantize:quantize hub:hub prequantized:prequantized; do
+for script in check:files lora:lora merge:merge kohya:kohya combine:combine extract:extract architectures:architectures families:families quantize:quantize hub:hub prequantized:prequantized; do
     "$work/venv/bin/python" "tests/clients/${script%:*}.py" "$binary" "$work/${script#*:}" | tee "$work/lines.txt" || failed=1
     lines+=("$(tail -n 1 "$work/lines.txt")")
 done

@@ -48,10 +48,11 @@ pub(super) fn config(
     writer.heads()?;
     writer.flags();
     writer.derived()?;
+    writer.own(|field| field.starts_with(ROPE))?;
     writer.rope(notes)?;
     writer.assumed();
     writer.token_ids();
-    writer.own()?;
+    writer.own(|field| !field.starts_with(ROPE))?;
     writer.refuse_unread()?;
     Ok(writer.whole())
 }
@@ -123,6 +124,9 @@ impl Facts for Writer<'_> {
 /// The number of the model's own layers.
 static MAIN: LazyLock<Formula> = LazyLock::new(|| Formula::Name("main".to_owned()));
 
+/// The start of the names of rotary fields.
+const ROPE: &str = "rope.";
+
 /// The value of `absent` in a `back` statement.
 const ABSENT: &str = "\u{0}absent";
 
@@ -145,7 +149,14 @@ impl Writer<'_> {
     }
 
     /// The config, with the text model's fields where the class has them.
-    fn whole(self) -> Config {
+    fn whole(mut self) -> Config {
+        // transformers refuses whole numbers where a class has a number with a point.
+        for (field, value) in &mut self.config {
+            let is_float = self.family.defaults.get(field).is_some_and(Json::is_f64);
+            if let (true, false, Some(number)) = (is_float, value.is_f64(), value.as_f64()) {
+                *value = json!(number);
+            }
+        }
         let Some((field, model_type)) = &self.family.inside else { return self.config };
         let is_of_whole = |name: &str| {
             let of_others = self.family.back.iter().filter_map(|(field, _)| field.split_once('.'));
@@ -491,9 +502,9 @@ impl Writer<'_> {
         }
     }
 
-    /// Sets the fields for which the family has formulas.
-    fn own(&mut self) -> Result<()> {
-        for (field, formula) in &self.family.back {
+    /// Sets those of the fields for which the family has formulas that `is_wanted` selects.
+    fn own(&mut self, is_wanted: impl Fn(&str) -> bool) -> Result<()> {
+        for (field, formula) in self.family.back.iter().filter(|(field, _)| is_wanted(field)) {
             formula.visit(&mut |part| {
                 if let Formula::Call(Function::Gguf, arguments) = part
                     && let Some(Formula::Literal(Json::String(key))) = arguments.first()
@@ -511,6 +522,8 @@ impl Writer<'_> {
             })?;
             match value {
                 Json::String(text) if text == ABSENT => drop(self.config.remove(field)),
+                // Where nothing is scaled, there is nothing to add to.
+                _ if field.starts_with(ROPE) && self.scaling.is_empty() && self.factors.long.is_none() => {}
                 value => self.put(field, value),
             }
         }

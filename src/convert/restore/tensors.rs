@@ -8,6 +8,7 @@ use crate::arch::Operation;
 use crate::arch::lookup::{Slot, own_spelling, slots};
 use crate::arch::params::Params;
 use crate::arch::steps::{Chain, PartChain, Step, chain, indexed, joined, reshaped};
+use crate::arch::wrapper::{LANGUAGE_MODEL, wrapped_name};
 use crate::convert::source_record::Record;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
@@ -60,7 +61,11 @@ pub(super) fn plan(
             continue;
         }
         let class_name = own_spelling(params.family, &name, model_layers);
-        let name = record.map_or(class_name.as_str(), |record| record.name(&class_name)).to_owned();
+        let name = match (record, &params.family.inside) {
+            (Some(record), _) => record.name(&class_name).to_owned(),
+            (None, Some(_)) => wrapped_name(LANGUAGE_MODEL, &class_name),
+            (None, None) => class_name,
+        };
         let expr = match record {
             Some(record) => record.completed(metadata, &name, expr)?,
             None => expr,
