@@ -56,6 +56,7 @@ const OWN: [(&str, &[&str]); 14] = [
             "--no-nextn",
             "--mtp",
             "--mmproj",
+            "--with-mmproj",
             "--target-model-dir",
             "--sentence-transformers-dense-modules",
             "--fuse-qkv",

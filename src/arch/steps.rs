@@ -414,8 +414,15 @@ pub(crate) struct PartChain {
     pub(crate) steps: Vec<Step>,
 }
 
-/// The steps of a form, with the shapes in between. `shape_of` gives the shapes of tensors whose size the family
-/// leaves open.
+/// What there is to make tensors of.
+pub(crate) trait Stock {
+    /// The shape of a tensor whose size the family leaves open.
+    fn shape_of(&self, name: &str) -> Option<Vec<usize>>;
+    /// Whether there can be a tensor of this shape. A config may say any size, and steps take memory for every row.
+    fn can_have(&self, shape: &[usize]) -> bool;
+}
+
+/// The steps of a form, with the shapes in between.
 ///
 /// # Errors
 /// Errors of the formulas; `Ok(Err(..))` if operations don't fit, or a shape isn't known.
@@ -424,7 +431,7 @@ pub(crate) fn chain(
     slot: &Slot,
     form: usize,
     most: usize,
-    shape_of: &dyn Fn(&str) -> Option<Vec<usize>>,
+    stock: &dyn Stock,
 ) -> Result<std::result::Result<Chain, Misfit>> {
     let known = &slot.row.forms[form];
     let wanted = sources(params, slot, form, most)?;
@@ -432,9 +439,13 @@ pub(crate) fn chain(
     for (number, part) in known.parts.iter().enumerate() {
         let of_part: Vec<_> = wanted.iter().filter(|wanted| wanted.part == number).collect();
         let Some(first) = of_part.first() else { continue };
-        let Some(each) = first.whole_shape().or_else(|| shape_of(&first.name)) else {
+        let Some(each) = first.whole_shape().or_else(|| stock.shape_of(&first.name)) else {
             return Ok(Err(("a size".to_owned(), format!("none for {}", first.name))));
         };
+        if !stock.can_have(&each) {
+            let found = format!("{} {}", first.name, show_shape(&each));
+            return Ok(Err(("sizes that the tensors bear out".to_owned(), found)));
+        }
         let each_steps = match steps(params, &part.each, &each, slot.layer, &|| Ok(usize::MAX))? {
             Ok(steps) => steps,
             Err(misfit) => return Ok(Err(misfit)),

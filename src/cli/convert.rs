@@ -7,10 +7,11 @@ use atombank::checkpoint::hub::Need;
 use atombank::convert::{Content, Fuse};
 use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
+use serde_json::{Map, Value};
 
 use super::Common;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
-use super::output::{OutputArgs, print_written};
+use super::output::{OutputArgs, planned, print_written};
 
 /// Arguments of `convert`.
 #[derive(Args)]
@@ -46,6 +47,9 @@ pub(crate) struct ConvertArgs {
     /// Write the projector of a multimodal model, which turns images or sound into embeddings, and not its text model
     #[arg(long, conflicts_with = "vocab_only")]
     mmproj: bool,
+    /// Write the projector of a multimodal model, too, to this file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mmproj", "mtp", "vocab_only", "generic"])]
+    with_mmproj: Option<PathBuf>,
     /// For a model that makes drafts for another: that model's folder, whose vocabulary is taken; it needs no weights
     #[arg(long, value_name = "FOLDER")]
     target_model_dir: Option<PathBuf>,
@@ -102,14 +106,31 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             r#as: args.content,
             generic: args.generic,
         };
-        args.output.checked(jobs::convert(&settings)?)
+        let mut made = vec![(settings.output.destination.clone(), args.output.checked(jobs::convert(&settings)?)?)];
+        if let Some(path) = &args.with_mmproj {
+            let settings = settings.of_projector(path);
+            made.push((settings.output.destination.clone(), jobs::convert(&settings)?));
+        }
+        Ok(made)
     };
-    let Made { made: mut output, outlines } = with_inputs(&inputs, common, convert)?;
-    outlines.put_real_paths(&mut output.notes);
-    let written = args.output.write(&output, args.json, common)?;
-    print_written(written.as_ref(), args.json, common);
-    if let Some(written) = written.filter(|_| args.json) {
-        println!("{}", serde_json::to_string_pretty(&written)?);
+    let Made { mut made, outlines } = with_inputs(&inputs, common, convert)?;
+    made.iter_mut().for_each(|(_, output)| outlines.put_real_paths(&mut output.notes));
+    // With --json, the projector is a part of the model's description.
+    let mut printed = Map::new();
+    for (number, (to, output)) in made.iter().enumerate() {
+        let written = args.output.write_to(to, output, args.json, common)?;
+        print_written(written.as_ref(), args.json, common);
+        let described = match written {
+            Some(written) => serde_json::to_value(written)?,
+            None => Value::Object(planned(output, &to.path)?),
+        };
+        match (number, described) {
+            (0, Value::Object(described)) => printed = described,
+            (_, described) => drop(printed.insert("mmproj".to_owned(), described)),
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&printed)?);
     }
     Ok(())
 }

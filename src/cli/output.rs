@@ -113,21 +113,31 @@ impl OutputArgs {
     /// Writes the result of a job and returns a summary. In a dry run, prints what would be written instead; with
     /// `json`, stdout gets nothing but JSON.
     pub(crate) fn write(&self, output: &Output, json: bool, common: &Common) -> Result<Option<Written>> {
+        let written = self.write_to(&self.settings().destination, output, json, common)?;
+        if self.dry_run && json {
+            println!("{}", serde_json::to_string_pretty(&planned(output, &self.output)?)?);
+        }
+        Ok(written)
+    }
+
+    /// Like [`OutputArgs::write`], to another place; prints no JSON.
+    pub(crate) fn write_to(
+        &self,
+        to: &Destination,
+        output: &Output,
+        json: bool,
+        common: &Common,
+    ) -> Result<Option<Written>> {
+        print_notes(&output.notes, common);
+        self.check_sizes(output)?;
         if self.dry_run {
-            match json {
-                true => println!("{}", serde_json::to_string_pretty(&self.planned(output, common)?)?),
-                false => {
-                    print_notes(&output.notes, common);
-                    self.check_sizes(output)?;
-                    print_description(&output.describe(&self.output)?, &self.output);
-                }
+            if !json {
+                print_description(&output.describe(&to.path)?, &to.path);
             }
             return Ok(None);
         }
-        print_notes(&output.notes, common);
-        self.check_sizes(output)?;
         let (bar, report) = progress::writing(common.quiet);
-        let written = output.write(&self.settings().destination, &report)?;
+        let written = output.write(to, &report)?;
         bar.finish_and_clear();
         Ok(Some(written))
     }

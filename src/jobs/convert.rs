@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::settings::setting;
-use super::{OutputKind, OutputSettings};
+use super::{OutputKind, OutputSettings, RecipeSettings};
 use crate::arch::Config;
 use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
@@ -102,6 +102,22 @@ impl ConvertSettings {
         }
     }
 
+    /// The settings that write the projector of the same model to the file `path`. Its matrices get the same type, but
+    /// none of llama-quantize's mixtures: these are for text models.
+    pub fn of_projector(&self, path: &Path) -> Self {
+        let mut settings = self.clone();
+        settings.output.destination.path = path.to_owned();
+        settings.output.to = Some(OutputKind::Gguf);
+        settings.output.recipe = RecipeSettings::default();
+        (settings.output.split_max_size, settings.output.split_max_tensors) = (None, None);
+        if self.output.quantized().is_ok_and(|mixture| mixture.is_some()) {
+            settings.output.r#type = None;
+        }
+        (settings.mmproj, settings.no_nextn, settings.fuse) = (true, false, Fuse::default());
+        (settings.sentence_transformers_dense_modules, settings.target_model_dir) = (false, None);
+        settings
+    }
+
     fn check(&self) -> Result<()> {
         let is_gguf = self.output.kind() == OutputKind::Gguf;
         if self.output.kind() == OutputKind::Lora && self.input.extension().is_none_or(|e| e != "gguf") {
@@ -114,16 +130,10 @@ impl ConvertSettings {
             (self.model_name.is_some(), "model_name"),
             (!self.override_key.is_empty(), "override_key"),
             (self.vocab_only, "vocab_only"),
-            (self.no_nextn, "no_nextn"),
-            (self.mtp, "mtp"),
-            (self.mmproj, "mmproj"),
-            (self.target_model_dir.is_some(), "target_model_dir"),
-            (self.sentence_transformers_dense_modules, "sentence_transformers_dense_modules"),
-            (self.fuse.qkv, "fuse_qkv"),
-            (self.fuse.gate_up_experts, "fuse_gate_up_exps"),
             (self.generic, "generic"),
         ];
-        if let Some((_, name)) = only_gguf.iter().find(|(given, _)| *given && !is_gguf) {
+        let mut only_gguf = only_gguf.into_iter().chain(self.of_families());
+        if let Some((_, name)) = only_gguf.find(|(given, _)| *given && !is_gguf) {
             return Err(setting(name).expected("a GGUF").found("another output").setting());
         }
         let not_generic = [
@@ -136,6 +146,19 @@ impl ConvertSettings {
             None => Ok(()),
             Some((_, name)) => Err(setting(name).expected("none with `generic`").found("both").setting()),
         }
+    }
+
+    /// Settings of the conversion of a model's folder by its family, and whether they are given.
+    fn of_families(&self) -> [(bool, &'static str); 7] {
+        [
+            (self.no_nextn, "no_nextn"),
+            (self.mtp, "mtp"),
+            (self.mmproj, "mmproj"),
+            (self.target_model_dir.is_some(), "target_model_dir"),
+            (self.sentence_transformers_dense_modules, "sentence_transformers_dense_modules"),
+            (self.fuse.qkv, "fuse_qkv"),
+            (self.fuse.gate_up_experts, "fuse_gate_up_exps"),
+        ]
     }
 
     fn overrides(&self) -> Result<Vec<Override>> {
@@ -167,6 +190,12 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     if settings.generic && matches!(input, Input::Gguf(_) | Input::Adapter) {
         let expected = "a model's folder or tensors alone, which names and files are kept of";
         return Err(setting("generic").expected(expected).found("another input").setting());
+    }
+    let is_by_family = matches!(input, Input::Model(_)) && !settings.generic;
+    if let Some((_, name)) = settings.of_families().into_iter().find(|(given, _)| *given && !is_by_family) {
+        let expected = if settings.generic { "none with `generic`" } else { "a model's folder as input" };
+        let found = if settings.generic { "both" } else { "another input" };
+        return Err(setting(name).expected(expected).found(found).setting());
     }
     let (mut notes, made) = match input {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),

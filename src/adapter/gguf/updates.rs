@@ -7,7 +7,7 @@ use super::factors::Factors;
 use crate::adapter::peft::{Base, Change, LowRank};
 use crate::arch::Role;
 use crate::arch::lookup::{class_spelling, slots, sources};
-use crate::arch::steps::{Chain, Step, chain};
+use crate::arch::steps::{Chain, Step, Stock, chain};
 use crate::error::Result;
 
 /// More tensors than any model has: the limit for the tensors that a config may ask for.
@@ -50,7 +50,9 @@ pub(super) fn of_gguf(
         updates.iter().enumerate().map(|(id, update)| (spelled(update.name), id)).collect();
     let shapes: HashMap<String, &[usize]> =
         base.named().map(|(_, tensor)| (spelled(&tensor.name), tensor.shape.as_slice())).collect();
-    let shape_of = |name: &str| shapes.get(name).map(|shape| shape.to_vec());
+    let largest = updates.iter().flat_map(|update| low_rank(update.change).unwrap_or_default());
+    let largest = largest.flat_map(|update| [&update.a, &update.b].map(|factor| factor.shape())).flatten().max();
+    let stock = Weights { shapes, largest: largest.unwrap_or_default() };
     let (mut made, mut used) = (Vec::new(), HashSet::new());
     for slot in slots(&names.params, MANY)? {
         for (number, form) in slot.row.forms.iter().enumerate() {
@@ -58,12 +60,12 @@ pub(super) fn of_gguf(
                 continue;
             }
             let wanted = sources(&names.params, &slot, number, MANY)?;
-            if !wanted.iter().all(|wanted| shapes.contains_key(&wanted.name)) {
+            if !wanted.iter().all(|wanted| stock.shapes.contains_key(&wanted.name)) {
                 continue;
             }
             let ids: Vec<usize> = wanted.iter().filter_map(|wanted| by_name.get(&wanted.name)).copied().collect();
             let Some(&id) = ids.first() else { break };
-            let factors = match chain(&names.params, &slot, number, MANY, &shape_of)? {
+            let factors = match chain(&names.params, &slot, number, MANY, &stock)? {
                 Ok(chain) => of_chain(&chain, &by_name, updates),
                 Err(_) => None,
             };
@@ -76,15 +78,42 @@ pub(super) fn of_gguf(
             };
             let place = ids.iter().filter_map(|id| updates[*id].place).max();
             used.extend(ids);
-            made.push(GgufUpdate { name: slot.gguf_name(&names.params)?, factors, source: id, place });
+            let stack = form.parts.iter().find(|part| part.stack.is_some());
+            let group = stack.map(|part| (slot.layer, part.name.before_place()));
+            made.push((group, GgufUpdate { name: slot.gguf_name(&names.params)?, factors, source: id, place }));
             break;
         }
     }
     if let Some(id) = (0..updates.len()).find(|id| !used.contains(id)) {
         return Ok(Err((id, "one that it hasn't")));
     }
-    made.sort_by_key(|made| made.place);
-    Ok(Ok(made))
+    // The reference writes the stacks of a layer when all are complete.
+    let mut ends: HashMap<_, Option<usize>> = HashMap::new();
+    for (group, update) in made.iter().filter(|(group, _)| group.is_some()) {
+        let end = ends.entry(*group).or_default();
+        *end = (*end).max(update.place);
+    }
+    made.sort_by_key(|(group, update)| ends.get(group).copied().unwrap_or(update.place));
+    Ok(Ok(made.into_iter().map(|(_, update)| update).collect()))
+}
+
+/// The base's weights.
+struct Weights<'a> {
+    /// By the names in the family's rows.
+    shapes: HashMap<String, &'a [usize]>,
+    /// The largest size in an update.
+    largest: usize,
+}
+
+impl Stock for Weights<'_> {
+    fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
+        self.shapes.get(name).map(|shape| shape.to_vec())
+    }
+
+    fn can_have(&self, shape: &[usize]) -> bool {
+        // Of a base without weights, only the adapter's own sizes are certain; what they are joined with is alike.
+        shape.iter().all(|size| *size <= self.largest.saturating_mul(64))
+    }
 }
 
 /// The factors of the tensor that the chain's tensors become.

@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn mistakes_say_where_and_what() {
         for (text, expected) in [
-            ("a + ", "line 1, column 5: expected a value, found the end of the statement"),
+            ("a + ", "line 1, column 4: expected a value, found the end of the statement"),
             ("len(a", "line 1, column 6: expected `,`, found the end of the statement"),
             ("len()", "line 1, column 1: expected 1 arguments of len, found 0"),
             ("width(a)", "line 1, column 1: expected a function: set, len"),

@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use crate::arch::Operation;
 use crate::arch::lookup::{Slot, own_spelling, slots};
 use crate::arch::params::Params;
-use crate::arch::steps::{Chain, PartChain, Step, chain, indexed, joined, reshaped};
+use crate::arch::steps::{Chain, PartChain, Step, Stock, chain, indexed, joined, reshaped};
 use crate::arch::wrapper::{LANGUAGE_MODEL, wrapped_name};
 use crate::convert::source_record::Record;
 use crate::dtype::DType;
@@ -37,6 +37,7 @@ pub(super) fn plan(
         by_name: stored.iter().map(|t| (t.info().name.as_str(), t)).collect(),
         used: FIELDS.iter().map(|name| (*name).to_owned()).collect(),
         most: parts(stored),
+        values: stored.iter().map(|tensor| tensor.info().shape.iter().product::<usize>()).sum(),
         whole: Vec::new(),
         pieces: BTreeMap::new(),
     };
@@ -110,9 +111,30 @@ struct Restored<'a> {
     used: HashSet<String>,
     /// The number of checkpoint tensors that there can be.
     most: usize,
+    /// The number of values in all tensors.
+    values: usize,
     whole: Vec<Source>,
     /// By the name of the first tensor that they are part of.
     pieces: BTreeMap<String, Vec<Piece>>,
+}
+
+/// What a GGUF tensor can be a part of.
+struct Stored<'a> {
+    shape: &'a [usize],
+    /// The number of values in all tensors.
+    values: usize,
+}
+
+impl Stock for Stored<'_> {
+    fn shape_of(&self, _: &str) -> Option<Vec<usize>> {
+        Some(self.shape.to_vec())
+    }
+
+    fn can_have(&self, shape: &[usize]) -> bool {
+        // Parts that no GGUF tensor holds become zeros, so a tensor may be larger than what is stored of it.
+        let values = shape.iter().try_fold(1usize, |values, size| values.checked_mul(*size));
+        values.is_some_and(|values| values <= self.values.saturating_mul(8))
+    }
 }
 
 impl Restored<'_> {
@@ -144,8 +166,8 @@ impl Restored<'_> {
             return self.take_whole_numbers(slot, &name, source);
         }
         let stored = source.info().shape.clone();
-        let is_plain = |_: &str| Some(stored.clone());
-        let chain = match chain(self.params, slot, form, self.most, &is_plain)? {
+        let stock = Stored { shape: &stored, values: self.values };
+        let chain = match chain(self.params, slot, form, self.most, &stock)? {
             Ok(chain) => chain,
             Err((expected, found)) => return Err(finding().expected(expected).found(found).mismatch()),
         };

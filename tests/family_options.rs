@@ -1,0 +1,183 @@
+//! The program's options about families: those of users, projectors, layers for multi-token prediction, joined tensors.
+
+#[path = "common/cases.rs"]
+mod cases;
+#[path = "common/program.rs"]
+mod program;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use atombank::formats::gguf::GgufFile;
+use atombank::source::Source;
+use cases::{Case, cases};
+use program::{atombank, done, refused, text};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The folder of a case's model.
+fn model(name: &str) -> (TempDir, PathBuf) {
+    let case: Case = cases().into_iter().find(|case| case.name == name).unwrap();
+    let dir = case.model();
+    let path = dir.path().join("model");
+    (dir, path)
+}
+
+fn names(path: &Path) -> Vec<String> {
+    GgufFile::open(path).unwrap().tensors().iter().map(|tensor| tensor.name.clone()).collect()
+}
+
+fn edit_config(folder: &Path, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(config.as_object_mut().unwrap());
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_projector_is_written_alone_or_beside_its_text_model() {
+    let (dir, model) = model("gemma4-vl");
+    let at = |name: &str| dir.path().join(name);
+    let convert = |output: &Path, options: &[&str]| {
+        done(&[&["convert", text(&model), "-o", text(output), "--type", "f32"], options].concat())
+    };
+    convert(&at("text.gguf"), &[]);
+    convert(&at("alone.gguf"), &["--mmproj"]);
+    let json = convert(&at("both.gguf"), &["--with-mmproj", text(&at("beside.gguf")), "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["mmproj"]["path"], text(&at("beside.gguf")));
+    assert_eq!(json["path"], text(&at("both.gguf")));
+    for (one, other) in [("text.gguf", "both.gguf"), ("alone.gguf", "beside.gguf")] {
+        assert!(fs::read(at(one)).unwrap() == fs::read(at(other)).unwrap(), "{other}");
+    }
+    assert!(names(&at("alone.gguf")).iter().all(|name| !name.starts_with("blk.")));
+    // Mixtures are for text models.
+    let options = ["--with-mmproj", text(&at("mixed.gguf")), "--overwrite", "--dry-run", "--json"];
+    let out = done(&[&["convert", text(&model), "-o", text(&at("q.gguf")), "--type", "Q4_K_M"], &options[..]].concat());
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert!(json["mmproj"]["tensors"].as_array().unwrap().iter().all(|tensor| tensor["dtype"] != "Q4_K"));
+    assert!(!at("q.gguf").exists() && !at("mixed.gguf").exists());
+}
+
+#[test]
+fn what_a_model_has_not_is_refused_in_one_line() {
+    let (dir, model) = model("qwen3-embedding");
+    let at = |name: &str| dir.path().join(name);
+    let out = at("out.gguf");
+    let refuse = |input: &Path, options: &[&str], expected: &str| {
+        let line = refused(1, &[&["convert", text(input), "-o", text(&out)], options].concat());
+        assert!(line.contains(expected), "{line}");
+        assert!(!out.exists());
+    };
+    refuse(&model, &["--mmproj"], "a model without vision or audio has no projector");
+    refuse(&model, &["--with-mmproj", text(&at("p.gguf"))], "a model without vision or audio has no projector");
+    refuse(&model, &["--fuse-gate-up-exps"], "--fuse-gate-up-exps: expected layers with tensors to join, found none");
+    // A GGUF is past all of this.
+    done(&["convert", text(&model), "-o", text(&at("model.gguf"))]);
+    for option in ["--mmproj", "--no-nextn", "--mtp", "--fuse-qkv", "--fuse-gate-up-exps"] {
+        refuse(&at("model.gguf"), &[option], &format!("{option}: expected a model's folder as input, found another"));
+    }
+    refuse(&model, &["--generic", "--fuse-qkv"], "--fuse-qkv: expected none with `--generic`, found both");
+    edit_config(&model, |config| drop(config.insert("num_hidden_layers".into(), json!(7))));
+    refuse(&model, &[], "expected [");
+    edit_config(&model, |config| drop(config.insert("num_hidden_layers".into(), json!(1))));
+    refuse(&model, &[], "expected only tensors that config.json asks for, found this one");
+    edit_config(&model, |config| drop(config.insert("architectures".into(), json!(["Qwen3ForCausalLMX"]))));
+    refuse(&model, &[], "the nearest with a family is Qwen3ForCausalLM");
+    refuse(&model, &[], "`--generic` keeps names and files");
+}
+
+#[test]
+fn joined_tensors_are_those_that_they_are_made_of() {
+    let (dir, model) = model("qwen2moe");
+    let at = |name: &str| dir.path().join(name);
+    done(&["convert", text(&model), "-o", text(&at("plain.gguf")), "--type", "f32"]);
+    let options = ["--fuse-qkv", "--fuse-gate-up-exps"];
+    done(&[&["convert", text(&model), "-o", text(&at("fused.gguf")), "--type", "f32"], &options[..]].concat());
+    let (plain, fused) = (GgufFile::open(&at("plain.gguf")).unwrap(), GgufFile::open(&at("fused.gguf")).unwrap());
+    let bytes = |file: &GgufFile, name: &str| {
+        let place = file.tensors().iter().position(|tensor| tensor.name == name).unwrap_or_else(|| panic!("{name}"));
+        (file.tensors()[place].shape.clone(), file.bytes(place).to_vec())
+    };
+    for end in ["weight", "bias"] {
+        let parts = ["q", "k", "v"].map(|part| bytes(&plain, &format!("blk.1.attn_{part}.{end}")).1);
+        assert!(bytes(&fused, &format!("blk.1.attn_qkv.{end}")).1 == parts.concat(), "{end}");
+    }
+    // Within each expert, the gate comes first.
+    let (shape, gate) = bytes(&plain, "blk.1.ffn_gate_exps.weight");
+    let (_, up) = bytes(&plain, "blk.1.ffn_up_exps.weight");
+    let (joined_shape, joined) = bytes(&fused, "blk.1.ffn_gate_up_exps.weight");
+    assert_eq!(joined_shape, [shape[0], 2 * shape[1], shape[2]]);
+    let each = gate.len() / shape[0];
+    let expected: Vec<u8> = gate.chunks(each).zip(up.chunks(each)).flat_map(|(gate, up)| [gate, up].concat()).collect();
+    assert!(joined == expected);
+    let left =
+        |file: &GgufFile| file.tensors().iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>();
+    assert_eq!(left(&plain), left(&fused), "nothing is left out");
+}
+
+#[test]
+fn layers_for_more_tokens_are_left_out_or_written_alone() {
+    let (dir, model) = model("qwen35");
+    let at = |name: &str| dir.path().join(name);
+    let convert = |name: &str, options: &[&str]| {
+        done(&[&["convert", text(&model), "-o", text(&at(name)), "--type", "f32"], options].concat());
+        names(&at(name))
+    };
+    let (whole, without, alone) =
+        (convert("whole.gguf", &[]), convert("without.gguf", &["--no-nextn"]), convert("alone.gguf", &["--mtp"]));
+    let is_next = |name: &&String| name.contains(".nextn.");
+    assert!(whole.iter().any(|name| is_next(&name)) && !without.iter().any(|name| is_next(&name)));
+    assert!(alone.iter().any(|name| is_next(&name)) && alone.len() < whole.len());
+    assert!(without.iter().all(|name| whole.contains(name)) && alone.iter().all(|name| whole.contains(name)));
+    assert_eq!(convert("alias.gguf", &["--no-mtp"]), without);
+}
+
+#[test]
+fn a_big_endian_gguf_has_the_same_content() {
+    let (dir, model) = model("qwen3-embedding");
+    let at = |name: &str| dir.path().join(name);
+    for (name, options) in [("little.gguf", &[][..]), ("big.gguf", &["--bigendian"])] {
+        done(&[&["convert", text(&model), "-o", text(&at(name)), "--type", "q8_0"], options].concat());
+    }
+    let (little, big) = (GgufFile::open(&at("little.gguf")).unwrap(), GgufFile::open(&at("big.gguf")).unwrap());
+    assert!(big.big_endian() && !little.big_endian());
+    assert_eq!((big.metadata(), big.tensors()), (little.metadata(), little.tensors()));
+    assert!((0..big.tensors().len()).all(|place| big.bytes(place) == little.bytes(place)));
+    let line = refused(1, &["convert", text(&model), "-o", text(&at("folder")), "--bigendian"]);
+    assert!(line.contains("--bigendian: expected a GGUF, found another output"), "{line}");
+}
+
+#[test]
+fn families_are_listed_shown_and_checked() {
+    let listed = done(&["families"]);
+    assert!(listed.contains("qwen3moe") && listed.contains("mmproj-gemma3"), "{listed}");
+    let json: Value = serde_json::from_str(&done(&["families", "--json"])).unwrap();
+    let all = json.as_array().unwrap();
+    let of = |name: &str| all.iter().find(|family| family["name"] == name).unwrap();
+    assert_eq!(of("helium")["classes"], json!(["HeliumForCausalLM", "HeliumModel"]));
+    assert_eq!(of("mmproj-gemma3")["projector"], true);
+    let shown = done(&["families", "show", "helium"]);
+    assert!(shown.contains("class HeliumForCausalLM HeliumModel\n"));
+    let line = refused(1, &["families", "show", "heliun"]);
+    assert!(line.contains("did you mean helium?"), "{line}");
+    // What is shown can be taken back, and changed.
+    let (dir, model) = model("qwen3-embedding");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("helium.family"), shown).unwrap();
+    assert!(done(&["families", "check", text(&at("helium.family"))]).contains("HeliumForCausalLM"));
+    fs::write(at("new.family"), "from qwen3\nclass NewForCausalLM\nmodel_type new\n").unwrap();
+    edit_config(&model, |config| drop(config.insert("architectures".into(), json!(["NewForCausalLM"]))));
+    let checked = done(&["families", "check", text(&at("new.family")), text(&model)]);
+    assert!(checked.contains("blk.0.attn_q.weight [") && checked.contains("self_attn.q_proj.weight"), "{checked}");
+    let out = at("new.gguf");
+    let line = refused(1, &["convert", text(&model), "-o", text(&out)]);
+    assert!(line.contains("NewForCausalLM") && !out.exists(), "{line}");
+    done(&["convert", text(&model), "-o", text(&out), "--family", text(&at("new.family"))]);
+    assert_eq!(GgufFile::open(&out).unwrap().metadata().text("general.architecture").unwrap(), "qwen3");
+    fs::write(at("new.family"), "from qwen3\nclass NewForCausalLM\nkey u32 a = (1\n").unwrap();
+    let failed = atombank(&["convert", text(&model), "-o", text(&at("x.gguf")), "--family", text(&at("new.family"))]);
+    let line = String::from_utf8(failed.stderr).unwrap();
+    assert!(line.contains("new.family: line 3, column 15: expected") && line.lines().count() == 1, "{line}");
+    assert_eq!((failed.status.code(), at("x.gguf").exists()), (Some(1), false));
+}
