@@ -36,7 +36,7 @@ const OTHER_BITS: [(&str, &str); 5] = [
 ];
 
 /// Cases whose folder has other values than the original, with which it computes the same.
-const OTHER_VALUES: [&str; 4] = [
+const OTHER_VALUES: [&str; 5] = [
     // Its weights are rounded to three values.
     "bitnet",
     // Multipliers of config.json are in the weights.
@@ -44,6 +44,8 @@ const OTHER_VALUES: [&str; 4] = [
     "jais",
     // Adding 1 to norms in F32 rounds.
     "qwen35",
+    // A vector has four dimensions in the original, and one in transformers' class.
+    "glm5next",
 ];
 
 /// Cases that don't come back from GGUF, and why.

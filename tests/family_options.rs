@@ -52,11 +52,12 @@ fn a_projector_is_written_alone_or_beside_its_text_model() {
     }
     assert!(names(&at("alone.gguf")).iter().all(|name| !name.starts_with("blk.")));
     // Mixtures are for text models.
-    let options = ["--with-mmproj", text(&at("mixed.gguf")), "--overwrite", "--dry-run", "--json"];
-    let out = done(&[&["convert", text(&model), "-o", text(&at("q.gguf")), "--type", "Q4_K_M"], &options[..]].concat());
+    let (mixed, q) = (at("mixed.gguf"), at("q.gguf"));
+    let options = ["--type", "Q4_K_M", "--with-mmproj", text(&mixed), "--dry-run", "--json"];
+    let out = done(&[&["convert", text(&model), "-o", text(&q)], &options[..]].concat());
     let json: Value = serde_json::from_str(&out).unwrap();
     assert!(json["mmproj"]["tensors"].as_array().unwrap().iter().all(|tensor| tensor["dtype"] != "Q4_K"));
-    assert!(!at("q.gguf").exists() && !at("mixed.gguf").exists());
+    assert!(!q.exists() && !mixed.exists());
 }
 
 #[test]
@@ -64,27 +65,32 @@ fn what_a_model_has_not_is_refused_in_one_line() {
     let (dir, model) = model("qwen3-embedding");
     let at = |name: &str| dir.path().join(name);
     let out = at("out.gguf");
-    let refuse = |input: &Path, options: &[&str], expected: &str| {
-        let line = refused(1, &[&["convert", text(input), "-o", text(&out)], options].concat());
+    let refuse = |exit: i32, input: &Path, options: &[&str], expected: &str| {
+        let line = refused(exit, &[&["convert", text(input), "-o", text(&out)], options].concat());
         assert!(line.contains(expected), "{line}");
         assert!(!out.exists());
     };
-    refuse(&model, &["--mmproj"], "a model without vision or audio has no projector");
-    refuse(&model, &["--with-mmproj", text(&at("p.gguf"))], "a model without vision or audio has no projector");
-    refuse(&model, &["--fuse-gate-up-exps"], "--fuse-gate-up-exps: expected layers with tensors to join, found none");
+    refuse(1, &model, &["--mmproj"], "a model without vision or audio has no projector");
+    refuse(1, &model, &["--with-mmproj", text(&at("p.gguf"))], "a model without vision or audio has no projector");
+    refuse(1, &model, &["--fuse-gate-up-exps"], "fuse_gate_up_exps: expected layers with tensors to join, found none");
     // A GGUF is past all of this.
     done(&["convert", text(&model), "-o", text(&at("model.gguf"))]);
     for option in ["--mmproj", "--no-nextn", "--mtp", "--fuse-qkv", "--fuse-gate-up-exps"] {
-        refuse(&at("model.gguf"), &[option], &format!("{option}: expected a model's folder as input, found another"));
+        refuse(
+            2,
+            &at("model.gguf"),
+            &[option],
+            &format!("{option}: expected a model's folder as input, found another"),
+        );
     }
-    refuse(&model, &["--generic", "--fuse-qkv"], "--fuse-qkv: expected none with `--generic`, found both");
+    refuse(2, &model, &["--generic", "--fuse-qkv"], "--fuse-qkv: expected none with --generic, found both");
     edit_config(&model, |config| drop(config.insert("num_hidden_layers".into(), json!(7))));
-    refuse(&model, &[], "expected [");
+    refuse(1, &model, &[], "expected [");
     edit_config(&model, |config| drop(config.insert("num_hidden_layers".into(), json!(1))));
-    refuse(&model, &[], "expected only tensors that config.json asks for, found this one");
+    refuse(1, &model, &[], "expected only tensors that config.json asks for, found this one");
     edit_config(&model, |config| drop(config.insert("architectures".into(), json!(["Qwen3ForCausalLMX"]))));
-    refuse(&model, &[], "the nearest with a family is Qwen3ForCausalLM");
-    refuse(&model, &[], "`--generic` keeps names and files");
+    refuse(1, &model, &[], "the nearest with a family is Qwen3ForCausalLM");
+    refuse(1, &model, &[], "--generic keeps names and files");
 }
 
 #[test]
@@ -144,7 +150,7 @@ fn a_big_endian_gguf_has_the_same_content() {
     assert!(big.big_endian() && !little.big_endian());
     assert_eq!((big.metadata(), big.tensors()), (little.metadata(), little.tensors()));
     assert!((0..big.tensors().len()).all(|place| big.bytes(place) == little.bytes(place)));
-    let line = refused(1, &["convert", text(&model), "-o", text(&at("folder")), "--bigendian"]);
+    let line = refused(2, &["convert", text(&model), "-o", text(&at("folder")), "--bigendian"]);
     assert!(line.contains("--bigendian: expected a GGUF, found another output"), "{line}");
 }
 
@@ -159,7 +165,7 @@ fn families_are_listed_shown_and_checked() {
     assert_eq!(of("mmproj-gemma3")["projector"], true);
     let shown = done(&["families", "show", "helium"]);
     assert!(shown.contains("class HeliumForCausalLM HeliumModel\n"));
-    let line = refused(1, &["families", "show", "heliun"]);
+    let line = refused(2, &["families", "show", "heliun"]);
     assert!(line.contains("did you mean helium?"), "{line}");
     // What is shown can be taken back, and changed.
     let (dir, model) = model("qwen3-embedding");

@@ -269,7 +269,7 @@ pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'stat
 pub(crate) fn unknown(name: &str) -> Error {
     let names: Vec<&str> = all().iter().map(|family| family.name.as_str()).collect();
     let near = crate::error::nearest(name, &names).map(|near| format!("did you mean {near}?"));
-    let finding = Finding::new("", "family").expected("the name of a family, as `families` lists them").found(name);
+    let finding = Finding::new("", "name").expected("the name of a family, as `families` lists them").found(name);
     finding.hint(near.unwrap_or_default()).setting()
 }
 

@@ -227,7 +227,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
             dense_modules: options.dense_modules,
         };
         let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
-        params.ok_or_else(|| no_table(folder))?
+        params.ok_or_else(|| no_family(folder))?
     };
     let mut params = params.with_tokens_of(folder)?;
     let target = Target::open(&params, options.target.as_deref())?;
@@ -254,6 +254,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     if parts_without_layers(&params, options.part)? {
         let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
         return Err(finding.expected("at least one").found("none").mismatch());
+    }
+    if let (Some(main), false, false) = (params.size("main")?, is_projector, options.vocab_only) {
+        notes.extend(missing_nextn(&plan, main, params.layers()?));
     }
     let plan = fuse::fused(plan, &params.family.gguf, options.fuse, folder.path())?;
     let texts = safetensors_metadata(weights, &mut notes);
@@ -322,6 +325,20 @@ fn parts_without_layers(params: &Params, part: ModelPart) -> Result<bool> {
     Ok(part == ModelPart::Nextn && params.size("nextn")?.unwrap_or_default() == 0)
 }
 
+/// A note on layers for multi-token prediction that config.json counts and the folder hasn't. The reference counts them,
+/// too.
+fn missing_nextn(plan: &Plan, main: usize, layers: usize) -> Option<String> {
+    let layer = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    let is_there = plan.tensors.iter().any(|tensor| layer(&tensor.name).is_some_and(|layer| layer >= main));
+    (layers > main && !is_there).then(|| {
+        format!(
+            "config.json counts {} layers for multi-token prediction, of which there are no tensors: llama.cpp may not load \
+             the GGUF; `no_nextn` leaves them out",
+            layers - main
+        )
+    })
+}
+
 /// The error for a folder that has no projector.
 fn no_projector(folder: &Checkpoint) -> Error {
     Finding::new(folder.path().join("config.json"), "architectures")
@@ -332,7 +349,7 @@ fn no_projector(folder: &Checkpoint) -> Error {
 }
 
 /// The error for a folder whose class has no family.
-fn no_table(folder: &Checkpoint) -> Error {
+fn no_family(folder: &Checkpoint) -> Error {
     let class = class(folder);
     let families = registry::all();
     let classes: Vec<&str> =

@@ -83,6 +83,8 @@ LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rop
           "head_dim": 16, "num_key_value_heads": 4}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 128,
         "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+OSS_ROPE = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "original_max_position_embeddings": 128,
+            "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 # Vision and audio models stay small: the classes make them, nothing looks at them.
 QWEN3_VISION = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64,
@@ -100,6 +102,8 @@ PIXTRAL = {"model_type": "pixtral", "hidden_size": 64, "intermediate_size": 128,
            "num_attention_heads": 2, "image_size": 56, "patch_size": 14, "head_dim": 32}
 GLM_VISION = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64,
               "patch_size": 14, "image_size": 56, "spatial_merge_size": 2, "temporal_patch_size": 2}
+GLM5_VISION = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+               "patch_size": 14, "image_size": 56}
 SIGLIP = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
           "image_size": 56, "patch_size": 14}
 
@@ -172,9 +176,14 @@ CASES = {
                   vision_config=GLM_VISION, text_config={**USUAL, "vocab_size": 323,
                   "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
                   "mrope_section": [1, 1, 2]}}),
+    # llama.cpp has four streams only; for the indexer see deepseek32. The class saves no layer for more tokens.
+    "glm5-next": fixture("glm5next", made="Glm5NextForConditionalGeneration", back={"vision_config": GLM5_VISION},
+                         fields={"vision_config": GLM5_VISION, "text_config": {"hc_mult": 4, "index_head_dim": 128,
+                         "index_topk": 512, "pad_token_id": 0, "mlp_layer_types": ["dense", "sparse"],
+                         "num_nextn_predict_layers": 0}}),
     "gpt-bigcode": fixture(),
-    # llama.cpp rounds the bounds of yarn's ramp, and the config asks for that here.
-    "gpt-oss": fixture(fields={"rope_parameters": {"truncate": True}}),
+    # llama.cpp rounds the bounds of yarn's ramp, for which published configs don't ask.
+    "gpt-oss": fixture(fields={"rope_parameters": OSS_ROPE}, back={"rope_parameters": OSS_ROPE}),
     "granite-hybrid": fixture(),
     # The class doesn't scale logits.
     "granite-speech": fixture(fields={"text_config": {"logits_scaling": 1.0}}),

@@ -1,5 +1,8 @@
 //! The cases of `fixtures/families`: small models without weights, whose values follow from the names of the tensors.
 
+// No test uses all of it.
+#![allow(dead_code)]
+
 use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
