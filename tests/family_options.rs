@@ -154,6 +154,82 @@ fn a_big_endian_gguf_has_the_same_content() {
     assert!(line.contains("--bigendian: expected a GGUF, found another output"), "{line}");
 }
 
+/// The second family that docs/families.md teaches by.
+#[test]
+fn the_documented_family_converts_in_both_directions() {
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/families.md")).unwrap();
+    let family = docs.split("```family\n").nth(2).unwrap().split("```").next().unwrap();
+    let (dir, model) = model("qwen3-embedding");
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("example.family"), family).unwrap();
+    let vocab = serde_json::from_slice::<Value>(&fs::read(model.join("config.json")).unwrap()).unwrap()["vocab_size"]
+        .as_u64()
+        .unwrap();
+    let config = json!({
+        "architectures": ["ExampleMlaForCausalLM"], "model_type": "example_mla", "vocab_size": vocab, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "scoring_func": "sigmoid",
+    });
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocab as usize, 32]),
+        ("model.norm.weight".to_owned(), vec![32]),
+        ("lm_head.weight".to_owned(), vec![vocab as usize, 32]),
+    ];
+    for l in 0..2 {
+        let mut add =
+            |name: String, shape: &[usize]| tensors.push((format!("model.layers.{l}.{name}"), shape.to_vec()));
+        add("input_layernorm.weight".into(), &[32]);
+        add("post_attention_layernorm.weight".into(), &[32]);
+        add("self_attn.q_proj.weight".into(), &[24, 32]);
+        add("self_attn.kv_a_proj_with_mqa.weight".into(), &[20, 32]);
+        add("self_attn.kv_a_layernorm.weight".into(), &[16]);
+        add("self_attn.kv_b_proj.weight".into(), &[32, 16]);
+        add("self_attn.o_proj.weight".into(), &[32, 16]);
+        let parts = [("gate_proj", true), ("up_proj", true), ("down_proj", false)];
+        for (part, is_first) in parts {
+            let shape = |width: usize| if is_first { [width, 32] } else { [32, width] };
+            match l {
+                0 => add(format!("mlp.{part}.weight"), &shape(64)),
+                _ => (0..4).for_each(|e| add(format!("mlp.experts.{e}.{part}.weight"), &shape(16))),
+            }
+        }
+        if l == 1 {
+            add("mlp.gate.weight".into(), &[4, 32]);
+            add("mlp.gate.e_score_correction_bias".into(), &[4]);
+        }
+    }
+    let described: Vec<Value> = (tensors.iter())
+        .map(|(name, shape)| json!({"name": name, "dtype": "F32", "shape": shape, "values": "random"}))
+        .collect();
+    fs::write(model.join("model.safetensors"), cases::safetensors_of(&json!(described))).unwrap();
+    let family = at("example.family");
+    let options = ["--family", text(&family), "--type", "f32"];
+    let convert = |from: &Path, to: &Path| {
+        done(&[&["convert", text(from), "-o", text(to)], &options[..]].concat());
+    };
+    convert(&model, &at("model.gguf"));
+    convert(&at("model.gguf"), &at("back"));
+    let values = |folder: &Path| -> Vec<(String, Vec<f32>)> {
+        let folder = atombank::checkpoint::Checkpoint::open(folder).unwrap();
+        let mut all: Vec<_> =
+            folder.weights().tensors.iter().map(|tensor| (tensor.name.clone(), tensor.read().unwrap())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    };
+    let (original, back) = (values(&model), values(&at("back")));
+    for ((name, values), (back_name, back_values)) in original.iter().zip(&back) {
+        assert!(name == back_name && values == back_values, "{name}, {back_name}");
+    }
+    assert_eq!(original.len(), back.len());
+    convert(&at("back"), &at("again.gguf"));
+    assert_eq!(
+        GgufFile::open(&at("model.gguf")).unwrap().metadata().u32("deepseek2.expert_gating_func").unwrap(),
+        GgufFile::open(&at("again.gguf")).unwrap().metadata().u32("deepseek2.expert_gating_func").unwrap(),
+    );
+}
+
 #[test]
 fn families_are_listed_shown_and_checked() {
     let listed = done(&["families"]);

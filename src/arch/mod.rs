@@ -10,6 +10,7 @@
 //! Reference: llama.cpp `conversion/*.py`, `gguf-py/gguf/tensor_mapping.py` and `constants.py`;
 //! transformers `models/*/configuration_*.py` for the defaults.
 
+pub(crate) mod chain;
 mod config;
 mod families;
 mod family;

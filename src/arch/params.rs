@@ -171,6 +171,8 @@ impl Params {
                     _ => value.clone(),
                 };
                 fields.insert(name.clone(), value);
+            } else if TOKEN_IDS.contains(&name.as_str()) {
+                fields.insert(name.clone(), value.clone());
             } else if registry::is_known_field(name) && !is_read(family, name) {
                 // A field of another class, which transformers ignores in this one.
                 notes.push(format!("{}: {name}: no field of {}, ignored", path.display(), family.class()));
@@ -564,6 +566,9 @@ fn surrounded(folder: &Path, config: &Config) -> Config {
 }
 
 /// The number of layers, for messages.
+/// Fields that the vocabulary's keys are made of, for every class.
+const TOKEN_IDS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+
 static LAYERS: std::sync::LazyLock<Formula> = std::sync::LazyLock::new(|| Formula::Name("main".to_owned()));
 
 /// Whether the family's file reads the field, which its class may lack.

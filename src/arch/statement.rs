@@ -180,7 +180,11 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "rename_end" => rename(scanner, RenamePlace::End)?,
         "rename_in" => rename(scanner, RenamePlace::Anywhere)?,
         "drop" | "drop_zero" | "same" => {
+            let place = scanner.place();
             let pattern = one_word(scanner, "a tensor's name")?;
+            if pattern.contains('{') {
+                return Err(scanner.mistake_at(place, "a name with `*` for numbers", pattern));
+            }
             let unless = match word {
                 "drop" => DropCheck::Nothing,
                 "drop_zero" => DropCheck::Zero,

@@ -83,6 +83,7 @@ fn made_of(model: &Path, family: &'static Family) -> Result<Vec<String>> {
     let folder = Checkpoint::open(model)?;
     let options = super::ConvertOptions {
         vocab: false,
+        outtype: super::OutType::Auto,
         part: if family.is_projector { super::ModelPart::Projector } else { super::ModelPart::Whole },
         ..super::ConvertOptions::default()
     };

@@ -17,6 +17,7 @@ pub mod lora;
 mod restore;
 mod source_record;
 mod tensors;
+mod types;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -244,8 +244,10 @@ CASES = {
     "olmoe": fixture(),
     # llama.cpp's Phi-2 has as many keys as queries, and the converter a feed-forward size of four times the width.
     "phi": fixture(made="PhiForCausalLM", fields={"num_key_value_heads": 4, "intermediate_size": 256}),
-    # transformers' router weighs experts in another way (sparsemixer) than llama.cpp's softmax.
-    "phimoe": fixture("phimoe-long", without=["llama.cpp"]),
+    # transformers' router weighs experts in another way (sparsemixer) than llama.cpp's softmax. The file has no place for
+    # the factor of short and long contexts; this one follows from their lengths.
+    "phimoe": fixture("phimoe-long", without=["llama.cpp"], fields={"rope_parameters": {"short_mscale": 1.25 ** 0.5,
+                      "long_mscale": 1.25 ** 0.5}}),
     "qwen2-audio": fixture(made="Qwen2AudioForConditionalGeneration", projector={}),
     # llama.cpp of this version reads no epsilon for the architecture qwen2vl and takes 0.
     "qwen2-vl": made("Qwen2VLForConditionalGeneration", projector={}, back={"vision_config": QWEN2_VISION},

@@ -134,6 +134,11 @@ enum Values {
     Kept(Vec<u8>),
 }
 
+/// A safetensors file of tensors described as in tensors.json.
+pub fn safetensors_of(tensors: &serde_json::Value) -> Vec<u8> {
+    safetensors(&serde_json::from_value::<Vec<Tensor>>(tensors.clone()).unwrap())
+}
+
 /// A safetensors file.
 fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
     let mut header = serde_json::Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);

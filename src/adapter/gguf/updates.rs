@@ -6,8 +6,9 @@ use super::GgufNames;
 use super::factors::Factors;
 use crate::adapter::peft::{Base, Change, LowRank};
 use crate::arch::Role;
+use crate::arch::chain::{Chain, Stock, chain};
 use crate::arch::lookup::{class_spelling, slots, sources};
-use crate::arch::steps::{Chain, Step, Stock, chain};
+use crate::arch::steps::Step;
 use crate::error::Result;
 
 /// More tensors than any model has: the limit for the tensors that a config may ask for.

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::Value as Json;
 
 use crate::arch::Operation;
+use crate::arch::chain::{Chain, PartChain, Stock, chain};
 use crate::arch::lookup::{Slot, own_spelling, slots};
 use crate::arch::params::Params;
-use crate::arch::steps::{Chain, PartChain, Step, Stock, chain, indexed, joined, reshaped};
+use crate::arch::steps::{Step, indexed, joined, reshaped};
 use crate::arch::wrapper::{LANGUAGE_MODEL, wrapped_name};
 use crate::convert::source_record::Record;
 use crate::dtype::DType;
@@ -179,12 +180,6 @@ impl Restored<'_> {
         };
         let dtype = source.info().dtype;
         self.used.insert(name.clone());
-        let undone = |step: &Step| {
-            Finding::new(self.metadata.file(), format!("tensor {name:?}"))
-                .expected("a tensor whose values can be turned back")
-                .found(format!("values changed by {step:?}"))
-                .unsupported()
-        };
         let Chain { mut parts, join, steps, .. } = chain;
         if let [part] = parts.as_mut_slice() {
             // The operations of a single part and those of the whole follow each other.
@@ -198,7 +193,7 @@ impl Restored<'_> {
         }
         let mut expr = expr;
         for step in steps.iter().rev() {
-            let back = step.inverse().filter(|_| !step.is_part()).ok_or_else(|| undone(step))?;
+            let back = step.inverse().filter(|_| !step.is_part()).ok_or_else(|| self.undone(&name, step))?;
             expr = back.apply(expr, DType::F32)?;
         }
         let mut start = 0;
@@ -286,10 +281,7 @@ impl Restored<'_> {
                 return Ok(());
             }
             let Some(back) = step.inverse() else {
-                return Err(Finding::new(self.metadata.file(), format!("tensor {gguf_name:?}"))
-                    .expected("a tensor whose values can be turned back")
-                    .found(format!("values changed by {step:?}"))
-                    .unsupported());
+                return Err(self.undone(gguf_name, step));
             };
             expr = back.apply(expr, DType::F32)?;
         }
@@ -298,12 +290,6 @@ impl Restored<'_> {
 
     /// Adds a part's tensors.
     fn unstack(&mut self, part: &PartChain, expr: Expr, dtype: DType, gguf_name: &str) -> Result<()> {
-        let undone = |step: &Step| {
-            Finding::new(self.metadata.file(), format!("tensor {gguf_name:?}"))
-                .expected("a tensor whose values can be turned back")
-                .found(format!("values changed by {step:?}"))
-                .unsupported()
-        };
         if !part.is_stack {
             self.whole.push(Source { name: part.names[0].clone(), dtype, expr });
             return Ok(());
@@ -314,16 +300,21 @@ impl Restored<'_> {
             shape => crate::source::rows(shape),
         };
         for (place, name) in part.names.iter().enumerate() {
-            let mut one = match each.as_slice() {
+            let one = match each.as_slice() {
                 [width] => reshaped(Expr::slice(expr.clone(), place, 1, vec![1, *width]), vec![*width]),
                 shape => Expr::slice(expr.clone(), place * rows, rows, shape.to_vec()),
             };
-            for step in part.each_steps.iter().rev() {
-                one = step.inverse().ok_or_else(|| undone(step))?.apply(one, DType::F32)?;
-            }
-            self.whole.push(Source { name: name.clone(), dtype, expr: one });
+            self.undo(part.single(name), one, dtype, gguf_name)?;
         }
         Ok(())
+    }
+
+    /// The error for a tensor that a step has changed for good.
+    fn undone(&self, gguf_name: &str, step: &Step) -> crate::Error {
+        Finding::new(self.metadata.file(), format!("tensor {gguf_name:?}"))
+            .expected("a tensor whose values can be turned back")
+            .found(format_args!("values changed by `{}`", step.name()))
+            .unsupported()
     }
 
     /// Joins the parts of each tensor. What no GGUF tensor holds are zeros, if the record doesn't have it.
