@@ -49,14 +49,13 @@ const OTHER_VALUES: [&str; 5] = [
 ];
 
 /// Cases that don't come back from GGUF, and why.
-const NOT_BACK: [(&str, &str); 8] = [
+const NOT_BACK: [(&str, &str); 7] = [
     ("bailingmoe-normhead", "the head's columns are scaled to a length of 1, which rounds"),
     ("sarvam-moe", "the mean of the experts' biases is taken off, which rounds"),
     ("kimik3", "two vectors are stored as their product"),
     ("eurobert", "the case's mask token is beyond its small vocabulary"),
     ("hunyuan-moe", "the case's first token is beyond its small vocabulary"),
     ("llada-moe", "the case's mask token is beyond its small vocabulary"),
-    ("jina-bert-v2-code", "the biases of its further norms aren't taken on the way back"),
     ("qwen4exp", "the tables of n-grams aren't taken on the way back"),
 ];
 

@@ -313,7 +313,19 @@ pub(crate) fn expected(params: &Params, most: usize, also: impl Fn(&Row) -> bool
         if slot.is_optional && !also(slot.row) {
             continue;
         }
-        for wanted in sources(params, &slot, 0, most)? {
+        // Any form will do that is there.
+        let mut form = 0;
+        for other in 1..slot.row.forms.len() {
+            if params.holds(slot.row.forms[other].when.as_ref(), slot.layer)?
+                && sources(params, &slot, other, most)?.iter().all(|wanted| params.has_tensor(&wanted.name))
+            {
+                form = other;
+                break;
+            }
+        }
+        let first = sources(params, &slot, 0, most)?;
+        let is_there = form == 0 || first.iter().all(|wanted| params.has_tensor(&wanted.name));
+        for wanted in if is_there { first } else { sources(params, &slot, form, most)? } {
             if seen.insert(wanted.name.clone()) {
                 all.push(wanted);
             }

@@ -16,6 +16,7 @@ mod families;
 mod family;
 mod fields;
 mod folder;
+mod index;
 pub(crate) mod language;
 mod layout;
 mod linear_layer;

@@ -507,6 +507,11 @@ impl Params {
         self
     }
 
+    /// Whether the checkpoint has a tensor of this name in the family's rows.
+    pub(crate) fn has_tensor(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// With the checkpoint's tensors by the class's names, for formulas that ask for them.
     pub(crate) fn with_tensors(mut self, tensors: HashMap<String, PlannedTensor>) -> Self {
         self.tensors = Arc::new(tensors);

@@ -1,12 +1,12 @@
 //! The families that are known: those that are built in, and files of the user.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::{OnceLock, RwLock};
+use std::sync::RwLock;
 
 use super::families::FILES;
 use super::family::Family;
+use super::index::{self, About, Entry};
 use super::language::{Facts, Formula, Mistake, Scope};
 use super::statement::{Statement, statements};
 use super::{Config, GgufContents};
@@ -31,38 +31,20 @@ pub(crate) enum Unusable {
 /// The statements of a file by the family's name.
 type Lookup<'a> = dyn Fn(&str) -> Option<Result<Vec<Statement>, Unusable>> + 'a;
 
-/// The families, in the order in which they are asked.
-struct Families {
-    all: Vec<&'static Family>,
-    by_class: HashMap<&'static str, Vec<&'static Family>>,
-    /// Every field of any class.
-    fields: HashSet<&'static str>,
-}
-
 /// What the user has added, in front of those built in.
 static ADDED: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
 
-fn built_in() -> &'static Families {
-    static FAMILIES: OnceLock<Families> = OnceLock::new();
-    FAMILIES.get_or_init(|| {
-        let lookup = |name: &str| built_in_statements(name);
-        // A test reads every file, so none is left out here.
-        let made = FILES.iter().filter_map(|(name, _)| made(name, &lookup).ok());
-        let mut all: Vec<&'static Family> = Vec::new();
-        for family in made.filter(|family| !family.classes.is_empty()) {
-            all.push(Box::leak(Box::new(family)));
-        }
-        // A family with a condition goes before one without.
-        all.sort_by_key(|family| (family.when.is_none(), family.name.as_str()));
-        let mut by_class: HashMap<&str, Vec<&Family>> = HashMap::new();
-        for &family in &all {
-            for class in &family.classes {
-                by_class.entry(class).or_default().push(family);
-            }
-        }
-        let fields = all.iter().flat_map(|family| family.defaults.keys().map(String::as_str)).collect();
-        Families { all, by_class, fields }
+/// The family of a built-in file; a test reads every file, so there is always one.
+pub(super) fn read_built_in(entry: &Entry) -> Option<&'static Family> {
+    *entry.family.get_or_init(|| {
+        let family = made(entry.name, &|name| built_in_statements(name)).ok()?;
+        Some(Box::leak(Box::new(family)))
     })
+}
+
+/// The built-in families that `is_wanted` selects, in the order in which they are asked.
+fn built_in(is_wanted: impl Fn(&About) -> bool) -> impl Iterator<Item = &'static Family> {
+    index::entries().iter().filter(move |entry| is_wanted(&entry.about)).filter_map(read_built_in)
 }
 
 fn built_in_statements(name: &str) -> Option<Result<Vec<Statement>, Unusable>> {
@@ -97,15 +79,37 @@ fn add(family: &mut Family, name: &str, lookup: &Lookup, open: &mut Vec<String>)
     Ok(())
 }
 
+/// A family, in short.
+pub(crate) struct Short {
+    pub(crate) name: String,
+    pub(crate) gguf: String,
+    pub(crate) classes: Vec<String>,
+    pub(crate) is_projector: bool,
+}
+
+impl From<&Family> for Short {
+    fn from(family: &Family) -> Self {
+        let Family { name, gguf, classes, is_projector, .. } = family;
+        Self { name: name.clone(), gguf: gguf.clone(), classes: classes.clone(), is_projector: *is_projector }
+    }
+}
+
 /// All families, those of the user first.
-pub(crate) fn all() -> Vec<&'static Family> {
+pub(crate) fn all() -> Vec<Short> {
     let added = ADDED.read().map(|added| added.clone()).unwrap_or_default();
-    added.into_iter().chain(built_in().all.iter().copied()).collect()
+    let of_entry = |entry: &Entry| Short {
+        name: entry.name.to_owned(),
+        gguf: entry.about.gguf.to_owned(),
+        classes: entry.about.classes.iter().map(|class| (*class).to_owned()).collect(),
+        is_projector: entry.about.is_projector,
+    };
+    added.into_iter().map(Short::from).chain(index::entries().iter().map(of_entry)).collect()
 }
 
 /// The family of this name.
 pub(crate) fn by_name(name: &str) -> Option<&'static Family> {
-    all().into_iter().find(|family| family.name == name)
+    let added = ADDED.read().ok().and_then(|added| added.iter().find(|family| family.name == name).copied());
+    added.or_else(|| index::entries().iter().find(|entry| entry.name == name).and_then(read_built_in))
 }
 
 /// The text of a family that is built in.
@@ -116,7 +120,7 @@ pub(crate) fn text(name: &str) -> Option<&'static str> {
 /// Whether any class has a field of this name.
 pub(super) fn is_known_field(name: &str) -> bool {
     let added = ADDED.read().is_ok_and(|added| added.iter().any(|family| family.has_field(name)));
-    added || built_in().fields.contains(name)
+    added || index::fields().contains(name)
 }
 
 /// Reads a family file. Families that it builds on are files beside it, or built in.
@@ -234,11 +238,11 @@ pub(crate) fn projector_of(class: &str, config: &Config) -> Option<&'static Fami
 }
 
 fn of_class_and_kind(class: &str, config: &Config, is_projector: bool) -> Option<&'static Family> {
-    let fits = |family: &&&'static Family| family.is_projector == is_projector && holds(family, &family.when, config);
+    let fits = |family: &&'static Family| family.is_projector == is_projector && holds(family, &family.when, config);
     let added = ADDED.read().ok().and_then(|added| {
-        added.iter().filter(|family| family.classes.iter().any(|known| known == class)).find(fits).copied()
+        added.iter().copied().filter(|family| family.classes.iter().any(|known| known == class)).find(fits)
     });
-    added.or_else(|| built_in().by_class.get(class)?.iter().find(fits).copied())
+    added.or_else(|| built_in(|about| about.classes.contains(&class)).find(fits))
 }
 
 /// The family of the class that transformers builds from a config of this `model_type`.
@@ -249,7 +253,9 @@ pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'stati
             && holds(family, &family.when, config)
     };
     // A family whose first type this is goes before those that only know it.
-    let mut found: Vec<&'static Family> = all().into_iter().filter(fits).collect();
+    let added = ADDED.read().map(|added| added.clone()).unwrap_or_default();
+    let built_in = built_in(|about| about.model_types.contains(&model_type));
+    let mut found: Vec<&'static Family> = added.into_iter().chain(built_in).filter(fits).collect();
     found.sort_by_key(|family| (family.model_type() != model_type, !family.class().ends_with("ForCausalLM")));
     found.first().copied()
 }
@@ -262,12 +268,13 @@ pub(crate) fn of_gguf(architecture: &str, found: &GgufContents) -> Option<&'stat
     let added = ADDED.read().ok().and_then(|added| added.iter().copied().find(fits));
     // One with a condition goes before one without, and one that bears the architecture's name before the others.
     let order = |family: &&'static Family| (family.fits.is_none(), family.name != architecture);
-    added.or_else(|| built_in().all.iter().copied().filter(fits).min_by_key(order))
+    added.or_else(|| built_in(|about| about.gguf == architecture).filter(fits).min_by_key(order))
 }
 
 /// The error for a name that is no family.
 pub(crate) fn unknown(name: &str) -> Error {
-    let names: Vec<&str> = all().iter().map(|family| family.name.as_str()).collect();
+    let all = all();
+    let names: Vec<&str> = all.iter().map(|family| family.name.as_str()).collect();
     let near = crate::error::nearest(name, &names).map(|near| format!("did you mean {near}?"));
     let finding = Finding::new("", "name").expected("the name of a family, as `families` lists them").found(name);
     finding.hint(near.unwrap_or_default()).setting()

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::arch::lookup::{Lookup, expected, find};
+use crate::arch::lookup::{Lookup, class_spelling, expected, find};
 use crate::arch::params::{self, Params};
 use crate::arch::{is_buffer, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
+use crate::plan::PlannedTensor;
 
 /// The description of a model whose class has a family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -52,10 +53,14 @@ const MANY: usize = 1 << 18;
 /// converted either.
 pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut Vec::new())? else { return Ok(None) };
+    let weights = folder.weights();
+    let main = params.size("main")?;
+    let spelled = |tensor: &PlannedTensor| (class_spelling(params.family, &tensor.name, main), tensor.clone());
+    let tensors = weights.tensors.iter().map(spelled).collect();
+    let params = params.with_tensors(tensors);
     let layers = params.layers()?;
     let mut there = BTreeSet::new();
     let mut surplus = Vec::new();
-    let weights = folder.weights();
     for tensor in &weights.tensors {
         match find(params.family, &tensor.name) {
             Lookup::Row(known) if known.layer.is_none_or(|layer| layer < layers) => {
@@ -77,7 +82,7 @@ pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
         head_dim: params.count("head")?,
         vocab_size: params.count("vocab")?,
         context_length: params.count("context")?,
-        experts: params.whole(&["num_local_experts", "num_experts"])?,
+        experts: params.size("experts")?,
         tied_embeddings: params.flag("tie_word_embeddings", false),
         missing: wanted.filter(|name| !there.contains(name)).collect(),
         surplus,

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::arch::Family;
 use crate::arch::params::{Params, Parts};
-use crate::arch::{Family, registry};
+use crate::arch::registry::{self, Short};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
@@ -22,18 +23,20 @@ pub struct FamilyInfo {
     pub projector: bool,
 }
 
-fn info(family: &Family) -> FamilyInfo {
-    FamilyInfo {
-        name: family.name.clone(),
-        gguf: family.gguf.clone(),
-        classes: family.classes.clone(),
-        projector: family.is_projector,
+impl From<Short> for FamilyInfo {
+    fn from(family: Short) -> Self {
+        let Short { name, gguf, classes, is_projector } = family;
+        Self { name, gguf, classes, projector: is_projector }
     }
+}
+
+fn info(family: &Family) -> FamilyInfo {
+    Short::from(family).into()
 }
 
 /// Every family that is known, by name.
 pub fn list() -> Vec<FamilyInfo> {
-    let mut all: Vec<FamilyInfo> = registry::all().into_iter().map(info).collect();
+    let mut all: Vec<FamilyInfo> = registry::all().into_iter().map(FamilyInfo::from).collect();
     all.sort_by(|a, b| (a.projector, &a.name).cmp(&(b.projector, &b.name)));
     all
 }

@@ -353,8 +353,8 @@ fn no_projector(folder: &Checkpoint) -> Error {
 fn no_family(folder: &Checkpoint) -> Error {
     let class = class(folder);
     let families = registry::all();
-    let classes: Vec<&str> =
-        families.iter().filter(|family| !family.is_projector).map(|family| family.class()).collect();
+    let models = families.iter().filter(|family| !family.is_projector);
+    let classes: Vec<&str> = models.flat_map(|family| family.classes.first()).map(String::as_str).collect();
     let near = nearest(&class, &classes).map(|near| format!("; the nearest with a family is {near}"));
     Finding::new(folder.path().join("config.json"), "architectures")
         .expected("a class that this version has a family for")

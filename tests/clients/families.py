@@ -29,6 +29,7 @@ from common import (FIXTURES, WORK, atombank, check, finish, gap, llama_cpp, lla
 
 FAMILIES = FIXTURES / "families"
 STEPS, CONTEXT, LIMIT, SECONDS = 4, 128, 1e-3, 300
+SERVERS = []
 BPE, GLM = "5e66dc70", "57ce202a"       # folders of FAMILIES/tokenizers
 
 
@@ -244,8 +245,8 @@ CASES = {
     "olmoe": fixture(),
     # llama.cpp's Phi-2 has as many keys as queries, and the converter a feed-forward size of four times the width.
     "phi": fixture(made="PhiForCausalLM", fields={"num_key_value_heads": 4, "intermediate_size": 256}),
-    # transformers' router weighs experts in another way (sparsemixer) than llama.cpp's softmax. The file has no place for
-    # the factor of short and long contexts; this one follows from their lengths.
+    # transformers' router weighs experts in another way (sparsemixer) than llama.cpp's softmax. The file has no place
+    # for the factor of short and long contexts; this one follows from their lengths.
     "phimoe": fixture("phimoe-long", without=["llama.cpp"], fields={"rope_parameters": {"short_mscale": 1.25 ** 0.5,
                       "long_mscale": 1.25 ** 0.5}}),
     "qwen2-audio": fixture(made="Qwen2AudioForConditionalGeneration", projector={}),
@@ -454,7 +455,9 @@ def with_projector(path, projector):
     """Has llama.cpp load both. It refuses the model where it can't take the projector."""
     params = xllamacpp.CommonParams()
     params.mmproj.path = str(projector)
-    return llama_cpp(path, CONTEXT, **one_thread(), mmproj=params.mmproj, mmproj_use_gpu=False)
+    # It is kept until the process ends: a server that goes before its first request may wait for itself for ever.
+    SERVERS.append(llama_cpp(path, CONTEXT, **one_thread(), mmproj=params.mmproj, mmproj_use_gpu=False))
+    return SERVERS[-1].handle_completions({"prompt": "x", "n_predict": 1})
 
 
 # --- running a case -------------------------------------------------------------------------------------------------
@@ -489,8 +492,9 @@ def run(name, report):
         (folder / "preprocessor_config.json").write_text(json.dumps({
             "image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.26, 0.27], "feature_size": 80, **case["projector"]}))
         atombank("convert", folder, "-o", projector, "--mmproj", "--type", "f32")
-        with_projector(path, projector)
-        report(f"{name}: llama.cpp takes the projector", True, f"{len(gguf.GGUFReader(projector).tensors)} tensors")
+        answer = with_projector(path, projector)
+        count = len(gguf.GGUFReader(projector).tensors)
+        report(f"{name}: llama.cpp takes the projector", "choices" in answer, f"{count} tensors")
     steps = [("comes back", comes_back), ("llama.cpp", runs)] + [("llama.cpp takes the projector",
     loads_projector)] * ("projector" in case)
     for title, step in steps:

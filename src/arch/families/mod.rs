@@ -121,7 +121,6 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("jamba", include_str!("jamba.family")),
     ("janus", include_str!("janus.family")),
     ("jina-bert-v2", include_str!("jina-bert-v2.family")),
-    ("jina-bert-v2-code", include_str!("jina-bert-v2-code.family")),
     ("jina-bert-v3", include_str!("jina-bert-v3.family")),
     ("kimi-k3", include_str!("kimi-k3.family")),
     ("kimi-linear", include_str!("kimi-linear.family")),
