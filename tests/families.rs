@@ -205,6 +205,8 @@ fn families_of_the_documentation_have_no_mistake() {
 fn a_mistake_in_a_family_file_is_named_with_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.family");
+    fs::write(dir.path().join("round.family"), "from new\n").unwrap();
+    let deep = format!("let a = 1{}", " + 1".repeat(10_000));
     let start = "from llama\nclass NewForCausalLM\nmodel_type new\n";
     for (line, expected) in [
         ("key u33 a = 1", "line 4, column 5: expected the type of a key"),
@@ -213,7 +215,13 @@ fn a_mistake_in_a_family_file_is_named_with_its_place() {
         ("let a = (1 +", "line 4, column 13: expected"),
         ("lett a = 1", "line 4, column 1: expected a statement"),
         ("from nobody", "from: expected a family that is built in, or a file nobody.family beside this one"),
-        ("from new", "in a circle"),
+        ("from round", "in a circle"),
+        // A file may build on the built-in one of its name, which there isn't.
+        ("from new", "from: expected a family that is built in"),
+        ("no key nothing", "no: expected something that was taken over by `from`, found nothing"),
+        ("key str general.architecture = \"x\"", "line 4, column 9: expected another key"),
+        ("drop model.{l}.x", "line 4, column 6: expected a name with `*` for numbers"),
+        (deep.as_str(), "at most 1000 operators in a statement"),
     ] {
         fs::write(&path, format!("{start}{line}\n")).unwrap();
         let error = known::check(&path, None).err().map(|error| error.to_string()).unwrap_or_default();

@@ -51,6 +51,15 @@ fn a_projector_is_written_alone_or_beside_its_text_model() {
         assert!(fs::read(at(one)).unwrap() == fs::read(at(other)).unwrap(), "{other}");
     }
     assert!(names(&at("alone.gguf")).iter().all(|name| !name.starts_with("blk.")));
+    // Never over the text model.
+    let both = at("both.gguf");
+    for options in [&["--overwrite"][..], &[]] {
+        let same = ["convert", text(&model), "-o", text(&both), "--with-mmproj", text(&both)];
+        let line = refused(2, &[&same, options].concat());
+        assert!(line.contains("--with-mmproj: expected a name of its own that ends in .gguf"), "{line}");
+    }
+    let line = refused(2, &["convert", text(&model), "-o", text(&at("new.gguf")), "--with-mmproj", text(&both)]);
+    assert!(line.contains("already exists") && !at("new.gguf").exists(), "{line}");
     // Mixtures are for text models.
     let (mixed, q) = (at("mixed.gguf"), at("q.gguf"));
     let options = ["--type", "Q4_K_M", "--with-mmproj", text(&mixed), "--dry-run", "--json"];
@@ -83,6 +92,15 @@ fn what_a_model_has_not_is_refused_in_one_line() {
             &format!("{option}: expected a model's folder as input, found another"),
         );
     }
+    for option in ["--model-name", "--metadata", "--pre"] {
+        refuse(2, &at("model.gguf"), &[option, "x"], &format!("{option}: expected a model's folder as input"));
+    }
+    refuse(2, &model, &["--base", text(&model)], "--base: expected a LoRA as input");
+    let wrong = at("wrong.gguf");
+    let key = ["--override-key", "qwen3.attention.layer_norm_rms_epsilon=str:x"];
+    done(&[&["convert", text(&at("model.gguf")), "-o", text(&wrong)], &key[..]].concat());
+    let line = refused(1, &["convert", text(&wrong), "-o", text(&at("wrong"))]);
+    assert!(line.contains("layer_norm_rms_epsilon\": expected a number"), "{line}");
     refuse(2, &model, &["--generic", "--fuse-qkv"], "--fuse-qkv: expected none with --generic, found both");
     edit_config(&model, |config| drop(config.insert("num_hidden_layers".into(), json!(7))));
     refuse(1, &model, &[], "expected [");
@@ -262,4 +280,28 @@ fn families_are_listed_shown_and_checked() {
     let line = String::from_utf8(failed.stderr).unwrap();
     assert!(line.contains("new.family: line 3, column 15: expected") && line.lines().count() == 1, "{line}");
     assert_eq!((failed.status.code(), at("x.gguf").exists()), (Some(1), false));
+}
+
+/// Formulas that would take all time or memory are mistakes, too.
+#[test]
+fn formulas_without_end_are_refused() {
+    let (dir, model) = model("qwen3-embedding");
+    let path = dir.path().join("hostile.family");
+    let doubling: String = (0..28).map(|i| format!("let x{i} = x{} + x{}\n", i + 1, i + 1)).collect();
+    for (statements, expected) in [
+        (format!("{doubling}let x28 = 1\nkey u32 a = x0\n"), "a value in at most 2000000 steps"),
+        ("key u32 a = len([[j for j in 60000] for i in 60000])\n".to_owned(), "a value in at most 2000000 steps"),
+        ("key u32 a = (-9223372036854775807 - 1) // -1\n".to_owned(), "numbers that can be computed"),
+        ("key u32 a = (-9223372036854775807 - 1) % -1\n".to_owned(), "numbers that can be computed"),
+        (
+            "tensor o blk.{l}.attn_output.weight = model.layers.{l}.self_attn.o_proj.weight [hidden, heads * head]\n    \
+             | pad 0 1000000000000\n"
+                .to_owned(),
+            "a dimension 0 nearer to 1000000000000, to be padded",
+        ),
+    ] {
+        fs::write(&path, format!("from qwen3\nclass Qwen3Model Qwen3ForCausalLM\nmodel_type qwen3\n{statements}")).unwrap();
+        let line = refused(1, &["families", "check", text(&path), text(&model)]);
+        assert!(line.contains(expected), "{statements}: {line}");
+    }
 }

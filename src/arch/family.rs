@@ -40,6 +40,8 @@ pub(crate) struct Family {
     pub(crate) folders: Vec<(String, Option<Formula>)>,
     /// What isn't converted, and when it is there.
     pub(crate) refusals: Vec<(String, Formula)>,
+    /// What a statement `no` names and no family before has.
+    pub(crate) left_nothing_out: Vec<String>,
     /// What the user is told, and when.
     pub(crate) notes: Vec<(String, Formula)>,
     /// Field values that the GGUF format assumes.

@@ -9,7 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
@@ -618,17 +618,19 @@ impl Facts for Params {
     }
 
     fn file(&self, name: &str) -> Result<Option<Json>, Fault> {
-        let path = self.folder().join(name);
-        if !path.is_file() {
+        if !self.exists(name) {
             return Ok(None);
         }
+        let path = self.folder().join(name);
         read_json_object(&path)
             .map(|fields| Some(Json::Object(fields)))
             .map_err(|error| Fault::new(name, "a JSON object", error))
     }
 
     fn exists(&self, name: &str) -> bool {
-        self.folder().join(name).is_file()
+        // Files of the model alone.
+        let is_inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        is_inside && self.folder().join(name).is_file()
     }
 
     fn token(&self, text: &str) -> Result<Option<u32>, Fault> {

@@ -28,8 +28,11 @@ pub(crate) enum Unusable {
     Circle(String),
 }
 
-/// The statements of a file by the family's name.
-type Lookup<'a> = dyn Fn(&str) -> Option<Result<Vec<Statement>, Unusable>> + 'a;
+/// A file's statements, and whether it is the user's.
+type Found = (Result<Vec<Statement>, Unusable>, bool);
+
+/// The file of a family, by its name and by whether the file that builds on it is the user's.
+type Lookup<'a> = dyn Fn(&str, bool) -> Option<Found> + 'a;
 
 /// What the user has added, in front of those built in.
 static ADDED: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
@@ -37,7 +40,7 @@ static ADDED: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
 /// The family of a built-in file; a test reads every file, so there is always one.
 pub(super) fn read_built_in(entry: &Entry) -> Option<&'static Family> {
     *entry.family.get_or_init(|| {
-        let family = made(entry.name, &|name| built_in_statements(name)).ok()?;
+        let family = made(entry.name, &built_in_only, false).ok()?;
         Some(Box::leak(Box::new(family)))
     })
 }
@@ -52,27 +55,40 @@ fn built_in_statements(name: &str) -> Option<Result<Vec<Statement>, Unusable>> {
     Some(statements(text).map_err(Unusable::Mistake))
 }
 
+fn built_in_only(name: &str, _: bool) -> Option<Found> {
+    built_in_statements(name).map(|statements| (statements, false))
+}
+
 /// The family of this name, with everything it takes over.
-fn made(name: &str, lookup: &Lookup) -> Result<Family, Unusable> {
+fn made(name: &str, lookup: &Lookup, is_users: bool) -> Result<Family, Unusable> {
     let mut family = Family::default();
     family.name = name.to_owned();
     let mut open = Vec::new();
     if name != CORE {
-        add(&mut family, CORE, lookup, &mut open)?;
+        add(&mut family, CORE, false, lookup, &mut open)?;
     }
-    add(&mut family, name, lookup, &mut open)?;
+    add(&mut family, name, is_users, lookup, &mut open)?;
     Ok(family)
 }
 
-fn add(family: &mut Family, name: &str, lookup: &Lookup, open: &mut Vec<String>) -> Result<(), Unusable> {
-    if open.iter().any(|known| known == name) {
+/// Adds the statements of the file `name` to a family. `for_users` is whether the user's files are asked first.
+fn add(
+    family: &mut Family,
+    name: &str,
+    for_users: bool,
+    lookup: &Lookup,
+    open: &mut Vec<(String, bool)>,
+) -> Result<(), Unusable> {
+    let (statements, is_users) = lookup(name, for_users).ok_or_else(|| Unusable::NoFamily(name.to_owned()))?;
+    let file = (name.to_owned(), is_users);
+    if open.contains(&file) {
         return Err(Unusable::Circle(name.to_owned()));
     }
-    let statements = lookup(name).ok_or_else(|| Unusable::NoFamily(name.to_owned()))??;
-    open.push(name.to_owned());
-    for statement in statements {
+    open.push(file);
+    for statement in statements? {
         for from in family.apply(statement) {
-            add(family, &from, lookup, open)?;
+            // A file of the same name as one that is built in may build on that one.
+            add(family, &from, is_users && from != name, lookup, open)?;
         }
     }
     open.pop();
@@ -128,7 +144,7 @@ pub(super) fn is_known_field(name: &str) -> bool {
 /// # Errors
 /// [`Error::Format`], naming line and column; errors of reading the file.
 pub(crate) fn read(path: &Path) -> Result<Family> {
-    let text = std::fs::read_to_string(path).at(path, "read")?;
+    let text = file_text(path)?;
     let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
     let folder = path.parent().unwrap_or(Path::new(""));
     let wrong = |mistake: &Mistake, path: &Path| {
@@ -139,16 +155,17 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
         return Err(wrong(&mistake, path));
     }
     let beside = |other: &str| folder.join(format!("{other}.{EXTENSION}"));
-    let lookup = |other: &str| {
-        if other == name {
-            return Some(statements(&text).map_err(Unusable::Mistake));
-        }
-        match std::fs::read_to_string(beside(other)) {
-            Ok(text) if other != CORE => Some(statements(&text).map_err(Unusable::Mistake)),
-            _ => built_in_statements(other),
+    let lookup = |other: &str, for_users: bool| {
+        let text = match other == name {
+            true => Some(text.clone()),
+            false => file_text(&beside(other)).ok().filter(|_| other != CORE),
+        };
+        match text.filter(|_| for_users) {
+            Some(text) => Some((statements(&text).map_err(Unusable::Mistake), true)),
+            None => built_in_only(other, false),
         }
     };
-    let family = made(&name, &lookup).map_err(|error| match error {
+    let family = made(&name, &lookup, true).map_err(|error| match error {
         Unusable::Mistake(mistake) => {
             let finding = Finding::new(path, "from").expected("families without mistakes");
             finding.found(mistake.to_string()).format()
@@ -162,6 +179,10 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
             finding.found(other).format()
         }
     })?;
+    if let Some(name) = family.left_nothing_out.first() {
+        let finding = Finding::new(path, "no").expected("something that was taken over by `from`");
+        return Err(finding.found(name).format());
+    }
     for (what, is_missing) in
         [("class", family.classes.is_empty()), ("gguf", family.gguf.is_empty()), ("tensor", family.rows.is_empty())]
     {
@@ -173,6 +194,20 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
         }
     }
     Ok(family)
+}
+
+/// The largest family file, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The text of a family file.
+fn file_text(path: &Path) -> Result<String> {
+    let about = std::fs::metadata(path).at(path, "read")?;
+    if !about.is_file() || about.len() > MAX_BYTES {
+        let finding = Finding::new(path, "").expected(format!("a family file of at most {MAX_BYTES} bytes"));
+        return Err(finding.found(if about.is_file() { "a larger one" } else { "no file" }).format());
+    }
+    let text = std::fs::read_to_string(path).at(path, "read")?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// Adds a family of the user, which goes before all others.
@@ -286,10 +321,11 @@ mod tests {
 
     #[test]
     fn every_file_that_is_built_in_is_read() {
-        let lookup = |name: &str| built_in_statements(name);
-        let mistakes = FILES.iter().filter_map(|(name, _)| {
-            let error = made(name, &lookup).err()?;
-            Some(format!("{name}.{EXTENSION}: {error:?}"))
+        let mistakes = FILES.iter().filter_map(|(name, _)| match made(name, &built_in_only, false) {
+            // What others build on leaves out what they have.
+            Ok(family) if family.left_nothing_out.is_empty() || family.classes.is_empty() => None,
+            Ok(family) => Some(format!("{name}.{EXTENSION}: no {}", family.left_nothing_out.join(", "))),
+            Err(error) => Some(format!("{name}.{EXTENSION}: {error:?}")),
         });
         let mistakes: Vec<String> = mistakes.collect();
         assert!(mistakes.is_empty(), "{}", mistakes.join("\n"));

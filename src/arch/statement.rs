@@ -277,7 +277,11 @@ fn json_values(scanner: &mut Scanner) -> Result<Vec<Json>, Mistake> {
 /// `TYPE NAME = FORMULA [when FORMULA]`
 fn key(scanner: &mut Scanner) -> Result<Key, Mistake> {
     let kind = named(scanner, KINDS, "the type of a key")?;
+    let place = scanner.place();
     let name = one_word(scanner, "a key's name")?;
+    if name == "general.architecture" {
+        return Err(scanner.mistake_at(place, "another key: `gguf` says the architecture", name));
+    }
     scanner.need("=")?;
     let value = Formula::read(scanner)?;
     let when = if scanner.takes_word("when") { Some(Formula::read(scanner)?) } else { None };
@@ -372,6 +376,13 @@ impl Family {
     }
 
     fn leave_out(&mut self, left: Left, name: &str) {
+        let count = |family: &Self| {
+            [&family.keys, &family.vocab_keys, &family.early_keys].map(Vec::len).iter().sum::<usize>()
+                + family.rows.len()
+                + family.extras.len()
+                + family.assumed.len()
+        };
+        let before = count(self);
         match left {
             Left::Key => {
                 self.keys.retain(|key| !matches!(key, Key::Value { name: known, .. } if known == name));
@@ -385,6 +396,9 @@ impl Family {
             }
             Left::Extra(extra) => self.extras.retain(|known| *known != extra),
             Left::Assumed => self.assumed.retain(|known| known.field != name),
+        }
+        if count(self) == before {
+            self.left_nothing_out.push(name.to_owned());
         }
     }
 }

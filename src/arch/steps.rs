@@ -178,6 +178,11 @@ pub(crate) fn steps(
                 if to == shape[dim] {
                     continue;
                 }
+                fit!(fits(
+                    is_near(&shape, dim, to),
+                    || format!("a dimension {dim} nearer to {to}, to be padded"),
+                    &shape
+                ));
                 Step::Pad { dim, from: shape[dim], to }
             }
             Operation::PadFront(dim, to) => {
@@ -186,6 +191,11 @@ pub(crate) fn steps(
                 if to == shape[dim] {
                     continue;
                 }
+                fit!(fits(
+                    is_near(&shape, dim, to),
+                    || format!("a dimension {dim} nearer to {to}, to be padded"),
+                    &shape
+                ));
                 Step::PadFront { dim, from: shape[dim], to }
             }
             Operation::Reciprocal => Step::Reciprocal,
@@ -242,6 +252,14 @@ fn place(shape: &[usize], dim: i64) -> Result<usize, Misfit> {
 
 fn fits(holds: bool, expected: impl Fn() -> String, shape: &[usize]) -> Result<(), Misfit> {
     if holds { Ok(()) } else { Err((expected(), show_shape(shape))) }
+}
+
+/// Whether padding a dimension makes no more than some times as many values: a number in a file may be any.
+fn is_near(shape: &[usize], dim: usize, to: usize) -> bool {
+    let mut padded = shape.to_vec();
+    padded[dim] = to;
+    let most = product(shape).and_then(|values| values.checked_mul(16)?.checked_add(1 << 20));
+    product(&padded).is_some_and(|values| Some(values) <= most)
 }
 
 fn product(shape: &[usize]) -> Option<usize> {

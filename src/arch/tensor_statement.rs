@@ -173,6 +173,7 @@ fn changed_part(scanner: &mut Scanner) -> Result<Part, Mistake> {
 /// OPERATION)` changes each tensor before they are stacked.
 fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
     if scanner.takes("(") {
+        scanner.count()?;
         let part = changed_part(scanner)?;
         scanner.need(")")?;
         return Ok(part);

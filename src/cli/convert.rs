@@ -1,10 +1,11 @@
 //! `atombank convert`: converts models, tensors, adapters and banks between all forms.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf, absolute};
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::{Content, Fuse};
+use atombank::error::Finding;
 use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 use serde_json::{Map, Value};
@@ -78,6 +79,14 @@ pub(crate) struct ConvertArgs {
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
+    if let Some(path) = &args.with_mmproj {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path).unwrap_or_default());
+        if real(path) == real(&args.output.output) || path.extension().is_none_or(|ending| ending != "gguf") {
+            let finding = Finding::new("", "with_mmproj").expected("a name of its own that ends in .gguf");
+            return Err(finding.found(format_args!("{:?}", path.display().to_string())).setting().into());
+        }
+        args.output.settings().beside(path).check()?;
+    }
     let need = if args.vocab_only { Need::Vocabulary } else { Need::Everything };
     let values = !args.output.dry_run && !args.vocab_only;
     let mut inputs = vec![Input::new(&args.input, need).values(values)];

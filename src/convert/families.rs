@@ -100,6 +100,8 @@ fn made_of(model: &Path, family: &'static Family) -> Result<Vec<String>> {
         return Err(finding.expected(expected).found(super::class(&folder)).mismatch());
     }
     let made = super::to_gguf(&folder, folder.weights(), &options)?;
+    // Names, shapes and types are checked like those of a file.
+    made.describe(Path::new("model.gguf"))?;
     for tensor in &made.plan.tensors {
         let mut sources: Vec<&str> = tensor.expr.sources().iter().map(|source| source.info().name.as_str()).collect();
         sources.dedup();

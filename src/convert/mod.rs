@@ -257,7 +257,8 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         return Err(finding.expected("at least one").found("none").mismatch());
     }
     if let (Some(main), false, false) = (params.size("main")?, is_projector, options.vocab_only) {
-        notes.extend(missing_nextn(&plan, main, params.layers()?));
+        let next = if options.part == ModelPart::WithoutNextn { None } else { params.size("nextn")? };
+        notes.extend(missing_nextn(&plan, main, next.unwrap_or_default()));
     }
     let plan = fuse::fused(plan, &params.family.gguf, options.fuse, folder.path())?;
     let texts = safetensors_metadata(weights, &mut notes);
@@ -328,14 +329,14 @@ fn parts_without_layers(params: &Params, part: ModelPart) -> Result<bool> {
 
 /// A note on layers for multi-token prediction that config.json counts and the folder hasn't. The reference counts them,
 /// too.
-fn missing_nextn(plan: &Plan, main: usize, layers: usize) -> Option<String> {
+fn missing_nextn(plan: &Plan, main: usize, next: usize) -> Option<String> {
     let layer = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
     let is_there = plan.tensors.iter().any(|tensor| layer(&tensor.name).is_some_and(|layer| layer >= main));
-    (layers > main && !is_there).then(|| {
+    (next > 0 && !is_there).then(|| {
         format!(
             "config.json counts {} layers for multi-token prediction, of which there are no tensors: llama.cpp may not load \
              the GGUF; `no_nextn` leaves them out",
-            layers - main
+            next
         )
     })
 }

@@ -106,8 +106,7 @@ impl ConvertSettings {
     /// none of llama-quantize's mixtures: these are for text models.
     pub fn of_projector(&self, path: &Path) -> Self {
         let mut settings = self.clone();
-        settings.output.destination.path = path.to_owned();
-        settings.output.to = Some(OutputKind::Gguf);
+        settings.output = self.output.beside(path);
         settings.output.recipe = RecipeSettings::default();
         (settings.output.split_max_size, settings.output.split_max_tensors) = (None, None);
         if self.output.quantized().is_ok_and(|mixture| mixture.is_some()) {
@@ -196,6 +195,19 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
         let expected = if settings.generic { "none with `generic`" } else { "a model's folder as input" };
         let found = if settings.generic { "both" } else { "another input" };
         return Err(setting(name).expected(expected).found(found).setting());
+    }
+    let ignored = [
+        (settings.metadata.is_some() && !is_by_family, "metadata", "a model's folder as input"),
+        (settings.model_name.is_some() && !is_by_family, "model_name", "a model's folder as input"),
+        (settings.output.pre.is_some() && matches!(input, Input::Gguf(_)), "pre", "a model's folder as input"),
+        (
+            settings.base.is_some() && matches!(input, Input::Model(_) | Input::Weights { .. }),
+            "base",
+            "a LoRA as input",
+        ),
+    ];
+    if let Some((_, name, expected)) = ignored.into_iter().find(|(is_given, ..)| *is_given) {
+        return Err(setting(name).expected(expected).found("another input").setting());
     }
     let (mut notes, made) = match input {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),

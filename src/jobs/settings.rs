@@ -108,6 +108,14 @@ impl OutputSettings {
         matches!(extension.as_str(), "gguf" | "safetensors") || PYTORCH_EXTENSIONS.contains(&extension.as_str())
     }
 
+    /// The same settings for a GGUF at another path.
+    pub fn beside(&self, path: &Path) -> Self {
+        let mut settings = self.clone();
+        settings.destination.path = path.to_owned();
+        settings.to = Some(OutputKind::Gguf);
+        settings
+    }
+
     /// Checks everything that needs no input: nothing is in the way, the parent folder exists, the output can have the
     /// type, and settings fit together.
     ///

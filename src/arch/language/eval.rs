@@ -1,7 +1,8 @@
 //! Computes formulas.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use serde_json::{Map, Number, Value as Json};
 
@@ -84,6 +85,9 @@ pub(crate) trait Facts {
 /// How deep `let`s may use each other.
 const MAX_LETS: usize = 32;
 
+/// How many parts of formulas are computed for one value.
+const MAX_STEPS: u32 = 2_000_000;
+
 /// A list longer than this isn't computed.
 const MAX_LIST: usize = 1 << 20;
 
@@ -93,12 +97,14 @@ pub(crate) struct Scope<'a> {
     variables: Vec<(&'a str, Json)>,
     /// The `let`s that are being computed. Inside its own formula, a name is the config's field.
     open: RefCell<Vec<&'a str>>,
+    /// The parts of formulas that were computed.
+    steps: Rc<Cell<u32>>,
 }
 
 impl<'a> Scope<'a> {
     /// Without variables.
     pub(crate) fn new(facts: &'a dyn Facts) -> Self {
-        Self { facts, variables: Vec::new(), open: RefCell::default() }
+        Self { facts, variables: Vec::new(), open: RefCell::default(), steps: Rc::default() }
     }
 
     /// In a layer.
@@ -112,6 +118,10 @@ impl<'a> Scope<'a> {
 
     /// The formula's value; null where nothing is known.
     pub(crate) fn value(&self, formula: &'a Formula) -> Computed<'a> {
+        self.steps.set(self.steps.get() + 1);
+        if self.steps.get() > MAX_STEPS {
+            return Err(self.fault(formula, format!("a value in at most {MAX_STEPS} steps"), "more"));
+        }
         match formula {
             Formula::Literal(value) => Ok(Cow::Borrowed(value)),
             Formula::Name(name) => self.named(name),
@@ -172,8 +182,12 @@ impl<'a> Scope<'a> {
                     },
                 };
                 let one = |value: Json| {
-                    let mut inner =
-                        Scope { facts: self.facts, variables: self.variables.clone(), open: self.open.clone() };
+                    let mut inner = Scope {
+                        facts: self.facts,
+                        variables: self.variables.clone(),
+                        open: self.open.clone(),
+                        steps: self.steps.clone(),
+                    };
                     inner.variables.push((name, value));
                     if let Some(condition) = condition
                         && !inner.holds(condition)?
@@ -242,7 +256,7 @@ impl<'a> Scope<'a> {
         let is_open = self.open.borrow().contains(&name);
         if let Some(formula) = self.facts.formula(name).filter(|_| !is_open) {
             if self.open.borrow().len() >= MAX_LETS {
-                return Err(Fault::new(name, "formulas that do not use each other in a circle", name));
+                return Err(Fault::new(name, format!("at most {MAX_LETS} formulas that use each other"), name));
             }
             self.open.borrow_mut().push(name);
             let value = self.value(formula);
@@ -307,11 +321,11 @@ impl<'a> Scope<'a> {
                 Binary::Add => left.checked_add(right),
                 Binary::Subtract => left.checked_sub(right),
                 Binary::Multiply => left.checked_mul(right),
-                Binary::Divide if right != 0 && left % right == 0 => left.checked_div(right),
-                Binary::DivideWhole if right != 0 => {
-                    Some(left.div_euclid(right) - i64::from(right < 0 && left.rem_euclid(right) != 0))
-                }
-                Binary::Remainder if right != 0 => Some(left.rem_euclid(right)),
+                Binary::Divide if left.checked_rem(right) == Some(0) => left.checked_div(right),
+                Binary::DivideWhole => left
+                    .checked_div_euclid(right)
+                    .map(|whole| whole - i64::from(right < 0 && left.checked_rem_euclid(right) != Some(0))),
+                Binary::Remainder => left.checked_rem_euclid(right),
                 _ => None,
             };
             let is_division = matches!(operator, Binary::Divide) && right != 0;
@@ -554,7 +568,12 @@ impl<'a> Scope<'a> {
         let Ok(template) = Template::parse(name) else { return name.to_owned() };
         let layer = self.variables.iter().rev().find(|(known, _)| *known == "l").and_then(|(_, layer)| layer.as_u64());
         let compute = |formula: &Formula| {
-            let inner = Scope { facts: self.facts, variables: self.variables.clone(), open: RefCell::default() };
+            let inner = Scope {
+                facts: self.facts,
+                variables: self.variables.clone(),
+                open: RefCell::default(),
+                steps: self.steps.clone(),
+            };
             inner.value(formula).ok().and_then(|value| whole(&value)).ok_or(())
         };
         match layer.is_none() && template.has_layer() {

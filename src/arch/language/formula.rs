@@ -282,6 +282,7 @@ fn binary(scanner: &mut Scanner, level: usize, depth: usize) -> Result<Formula, 
         let Some((_, operator)) = operators.iter().find(|(spelling, _)| takes(scanner, spelling)) else {
             return Ok(left);
         };
+        scanner.count()?;
         let right = binary(scanner, level + 1, depth)?;
         left = Formula::Binary(*operator, left.into(), right.into());
     }
@@ -316,6 +317,7 @@ fn postfix(scanner: &mut Scanner, depth: usize) -> Result<Formula, Mistake> {
         } else {
             return Ok(of);
         }
+        scanner.count()?;
     }
 }
 

@@ -60,12 +60,17 @@ pub(crate) struct Scanner<'a> {
     text: &'a str,
     at: usize,
     end: usize,
+    /// The operators and parentheses so far.
+    operators: usize,
 }
+
+/// The most operators and parentheses in a statement. Formulas are computed to their full depth.
+const MAX_OPERATORS: usize = 1000;
 
 impl<'a> Scanner<'a> {
     /// Reads the statement `text[start..end]` of `file`; `text` is what [`joined`] makes of it.
     pub(crate) fn new(file: &'a str, text: &'a str, start: usize, end: usize) -> Self {
-        Self { file, text, at: start, end }
+        Self { file, text, at: start, end, operators: 0 }
     }
 
     /// Reads a formula or a statement that is no part of a file.
@@ -117,6 +122,15 @@ impl<'a> Scanner<'a> {
             column: before[start..].chars().count() + 1,
             expected: expected.into(),
             found: found.into(),
+        }
+    }
+
+    /// Counts an operator or a parenthesis.
+    pub(crate) fn count(&mut self) -> Result<(), Mistake> {
+        self.operators += 1;
+        match self.operators > MAX_OPERATORS {
+            true => Err(self.mistake(format!("at most {MAX_OPERATORS} operators in a statement"))),
+            false => Ok(()),
         }
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::fields::Inverse;
 use crate::arch::language::{Facts, Fault, Formula, Function, Scope, Unary};
-use crate::arch::{Config, Family, GgufContents, Key, KeyGroup, whole_key};
+use crate::arch::{Config, Family, GgufContents, Key, KeyGroup, KeyType, whole_key};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 
@@ -201,7 +201,7 @@ impl Writer<'_> {
 
     fn read(&mut self, key: &'static Key) -> Result<()> {
         match key {
-            Key::Value { name, value: formula, .. } => {
+            Key::Value { name, value: formula, kind, .. } => {
                 let key = self.full(name);
                 if self.solved.contains(&key) {
                     return Ok(());
@@ -215,8 +215,16 @@ impl Writer<'_> {
                 if !is_finite {
                     return Err(self.metadata().finding(&key).expected("a finite number").found(value).format());
                 }
-                let value = value.to_json();
-                self.solve(&key, formula, value)?;
+                let json = value.to_json();
+                if !is_of_kind(*kind, &json) {
+                    let expected = match kind {
+                        KeyType::Text => "a text",
+                        KeyType::Bool => "true or false",
+                        _ => "a number",
+                    };
+                    return Err(self.metadata().finding(&key).expected(expected).found(value).format());
+                }
+                self.solve(&key, formula, json)?;
             }
             Key::Group(KeyGroup::Rope) => {
                 self.rope_scaling()?;
@@ -437,6 +445,17 @@ impl Writer<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a key of this type can have the value, or a list of such values.
+fn is_of_kind(kind: KeyType, value: &Json) -> bool {
+    match (kind, value) {
+        (_, Json::Array(values)) => values.iter().all(|value| is_of_kind(kind, value)),
+        (KeyType::Text, value) => value.is_string(),
+        (KeyType::Bool, value) => value.is_boolean(),
+        // Infinity is null in JSON.
+        (_, value) => value.is_number() || value.is_null(),
     }
 }
 
