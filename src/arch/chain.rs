@@ -35,20 +35,24 @@ pub(crate) struct PartChain {
 impl PartChain {
     /// The steps of one tensor of a stack, before it is stacked.
     pub(crate) fn single(&self, name: &str) -> Self {
-        let mut shapes = vec![self.each.clone()];
-        for step in &self.each_steps {
-            let shape = step.shape(shapes.last().map_or(&[], Vec::as_slice));
-            shapes.push(shape);
-        }
         Self {
             names: vec![name.to_owned()],
             is_stack: false,
             each: self.each.clone(),
             each_steps: Vec::new(),
-            shapes,
+            shapes: shapes_after(self.each.clone(), &self.each_steps),
             steps: self.each_steps.clone(),
         }
     }
+}
+
+/// A shape, and the shape after each of the steps.
+fn shapes_after(shape: Vec<usize>, steps: &[Step]) -> Vec<Vec<usize>> {
+    let mut shapes = vec![shape];
+    for step in steps {
+        shapes.push(step.shape(&shapes[shapes.len() - 1]));
+    }
+    shapes
 }
 
 /// What there is to make tensors of.
@@ -95,11 +99,7 @@ pub(crate) fn chain(
             Ok(steps) => steps,
             Err(misfit) => return Ok(Err(misfit)),
         };
-        let mut shapes = vec![shape];
-        for step in &steps {
-            let shape = step.shape(shapes.last().map_or(&[], Vec::as_slice));
-            shapes.push(shape);
-        }
+        let shapes = shapes_after(shape, &steps);
         let names = of_part.iter().map(|wanted| wanted.name.clone()).collect();
         parts.push(PartChain { names, is_stack: part.stack.is_some(), each, each_steps, shapes, steps });
     }

@@ -301,6 +301,23 @@ pub(crate) fn sources(params: &Params, slot: &Slot, form: usize, most: usize) ->
     Ok(all)
 }
 
+/// The first form of a slot all of whose tensors the checkpoint has, and these tensors.
+///
+/// # Errors
+/// As [`sources`].
+pub(crate) fn available(params: &Params, slot: &Slot, most: usize) -> Result<Option<(usize, Vec<Expected>)>> {
+    for (number, form) in slot.row.forms.iter().enumerate() {
+        if !params.holds(form.when.as_ref(), slot.layer)? {
+            continue;
+        }
+        let wanted = sources(params, slot, number, most)?;
+        if wanted.iter().all(|wanted| params.has_tensor(&wanted.name)) {
+            return Ok(Some((number, wanted)));
+        }
+    }
+    Ok(None)
+}
+
 /// Every tensor of the checkpoint that the config requires, and the optional ones that `also` selects, each once. It is
 /// an error if they can't be among `most` tensors.
 ///
@@ -313,19 +330,11 @@ pub(crate) fn expected(params: &Params, most: usize, also: impl Fn(&Row) -> bool
         if slot.is_optional && !also(slot.row) {
             continue;
         }
-        // Any form will do that is there.
-        let mut form = 0;
-        for other in 1..slot.row.forms.len() {
-            if params.holds(slot.row.forms[other].when.as_ref(), slot.layer)?
-                && sources(params, &slot, other, most)?.iter().all(|wanted| params.has_tensor(&wanted.name))
-            {
-                form = other;
-                break;
-            }
-        }
-        let first = sources(params, &slot, 0, most)?;
-        let is_there = form == 0 || first.iter().all(|wanted| params.has_tensor(&wanted.name));
-        for wanted in if is_there { first } else { sources(params, &slot, form, most)? } {
+        let wanted = match available(params, &slot, most)? {
+            Some((_, there)) => there,
+            None => sources(params, &slot, 0, most)?,
+        };
+        for wanted in wanted {
             if seen.insert(wanted.name.clone()) {
                 all.push(wanted);
             }

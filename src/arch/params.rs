@@ -15,6 +15,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 use super::language::{Facts, Fault, Formula, Function, Scope};
+use super::lookup::class_spelling;
 use super::{Config, Family, INERT, registry, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, Result};
@@ -531,6 +532,17 @@ impl Params {
             all.extend(own);
         }
         all
+    }
+
+    /// With the tensors of a checkpoint under their names there, as [`Params::with_tensors`].
+    ///
+    /// # Errors
+    /// Errors of the family's formulas.
+    pub(crate) fn with_weights<'a>(self, weights: impl Iterator<Item = &'a PlannedTensor>) -> Result<Self> {
+        let main = self.size("main")?;
+        let spelled = |tensor: &PlannedTensor| (class_spelling(self.family, &tensor.name, main), tensor.clone());
+        let tensors = weights.map(spelled).collect();
+        Ok(self.with_tensors(tensors))
     }
 
     /// With the names of a GGUF's tensors and its keys, on the way back.

@@ -172,7 +172,7 @@ pub(crate) fn steps(
                 }
             }
             Operation::Each(change) => Step::Each(*change),
-            Operation::Pad(dim, to) => {
+            Operation::Pad(dim, to) | Operation::PadFront(dim, to) => {
                 let dim = fit!(place(&shape, *dim));
                 let to = size(to)?.max(shape[dim]);
                 if to == shape[dim] {
@@ -183,20 +183,10 @@ pub(crate) fn steps(
                     || format!("a dimension {dim} nearer to {to}, to be padded"),
                     &shape
                 ));
-                Step::Pad { dim, from: shape[dim], to }
-            }
-            Operation::PadFront(dim, to) => {
-                let dim = fit!(place(&shape, *dim));
-                let to = size(to)?.max(shape[dim]);
-                if to == shape[dim] {
-                    continue;
+                match operation {
+                    Operation::Pad(..) => Step::Pad { dim, from: shape[dim], to },
+                    _ => Step::PadFront { dim, from: shape[dim], to },
                 }
-                fit!(fits(
-                    is_near(&shape, dim, to),
-                    || format!("a dimension {dim} nearer to {to}, to be padded"),
-                    &shape
-                ));
-                Step::PadFront { dim, from: shape[dim], to }
             }
             Operation::Reciprocal => Step::Reciprocal,
             Operation::Unsqueeze(dim) => {

@@ -5,12 +5,11 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::arch::lookup::{Lookup, class_spelling, expected, find};
+use crate::arch::lookup::{Lookup, expected, find};
 use crate::arch::params::{self, Params};
 use crate::arch::{is_buffer, wrapper};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::plan::PlannedTensor;
 
 /// The description of a model whose class has a family.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,10 +53,7 @@ const MANY: usize = 1 << 18;
 pub fn describe(folder: &Checkpoint) -> Result<Option<Description>> {
     let Some(params) = Params::read(folder.path(), &folder.config_json, &mut Vec::new())? else { return Ok(None) };
     let weights = folder.weights();
-    let main = params.size("main")?;
-    let spelled = |tensor: &PlannedTensor| (class_spelling(params.family, &tensor.name, main), tensor.clone());
-    let tensors = weights.tensors.iter().map(spelled).collect();
-    let params = params.with_tensors(tensors);
+    let params = params.with_weights(weights.tensors.iter())?;
     let layers = params.layers()?;
     let mut there = BTreeSet::new();
     let mut surplus = Vec::new();

@@ -48,12 +48,11 @@ impl LoraBase {
             }
             return Self::new(path, config, output.plan);
         }
-        let folder = path;
-        let opened = match has_weights(folder) || !is_model(folder) {
-            true => Checkpoint::open(folder)?,
-            false => Checkpoint::without_weights(folder)?,
+        let opened = match has_weights(path) || !is_model(path) {
+            true => Checkpoint::open(path)?,
+            false => Checkpoint::without_weights(path)?,
         };
-        Self::new(folder, opened.config_json.clone(), opened.weights().clone())
+        Self::new(path, opened.config_json.clone(), opened.weights().clone())
     }
 
     /// A base with this config and the available part of its weights; errors name `path`.

@@ -141,7 +141,7 @@ impl ConvertSettings {
             (self.vocab_only, "vocab_only"),
             (self.output.pre.is_some(), "pre"),
         ];
-        match not_generic.iter().find(|(given, _)| *given && self.generic) {
+        match not_generic.into_iter().chain(self.of_families()).find(|(given, _)| *given && self.generic) {
             None => Ok(()),
             Some((_, name)) => Err(setting(name).expected("none with `generic`").found("both").setting()),
         }
@@ -190,24 +190,18 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
         let expected = "a model's folder or tensors alone, which names and files are kept of";
         return Err(setting("generic").expected(expected).found("another input").setting());
     }
-    let is_by_family = matches!(input, Input::Model(_)) && !settings.generic;
-    if let Some((_, name)) = settings.of_families().into_iter().find(|(given, _)| *given && !is_by_family) {
-        let expected = if settings.generic { "none with `generic`" } else { "a model's folder as input" };
-        let found = if settings.generic { "both" } else { "another input" };
-        return Err(setting(name).expected(expected).found(found).setting());
-    }
-    let ignored = [
-        (settings.metadata.is_some() && !is_by_family, "metadata", "a model's folder as input"),
-        (settings.model_name.is_some() && !is_by_family, "model_name", "a model's folder as input"),
-        (settings.output.pre.is_some() && matches!(input, Input::Gguf(_)), "pre", "a model's folder as input"),
-        (
-            settings.base.is_some() && matches!(input, Input::Model(_) | Input::Weights { .. }),
-            "base",
-            "a LoRA as input",
-        ),
+    let is_model = matches!(input, Input::Model(_));
+    let of_folders = [
+        (settings.metadata.is_some(), "metadata"),
+        (settings.model_name.is_some(), "model_name"),
+        (settings.output.pre.is_some() && matches!(input, Input::Gguf(_)), "pre"),
     ];
-    if let Some((_, name, expected)) = ignored.into_iter().find(|(is_given, ..)| *is_given) {
-        return Err(setting(name).expected(expected).found("another input").setting());
+    let mut of_folders = settings.of_families().into_iter().chain(of_folders);
+    if let Some((_, name)) = of_folders.find(|(given, _)| *given && !is_model) {
+        return Err(setting(name).expected("a model's folder as input").found("another input").setting());
+    }
+    if settings.base.is_some() && (is_model || matches!(input, Input::Weights { .. })) {
+        return Err(setting("base").expected("a LoRA as input").found("another input").setting());
     }
     let (mut notes, made) = match input {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),

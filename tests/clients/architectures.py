@@ -16,7 +16,7 @@ import xllamacpp
 from safetensors.torch import load_file
 
 from common import (FIXTURES, WORK, atombank, check, finish, gap, hf_logits, llama_cpp, llama_cpp_logprobs, load_hf, log_softmax,
-                    prompt_of, readable)
+                    prompt_of, readable, with_ggml_gelu)
 
 MODELS = FIXTURES / "convert"
 DECODERS = ["llama", "llama-rope-llama3", "llama-spm", "llama-spm-json", "llama-pytorch", "mistral", "mixtral", "qwen2",
@@ -56,22 +56,6 @@ LLAMA_CPP_OTHERWISE = {
     "llama-spm-json": CORPUS[0:1],
 }
 STEPS, CONTEXT = 4, 128
-
-
-class Gelu(torch.nn.Module):
-    """ggml's GELU on a CPU: the tanh approximation whatever the model asks for, out of a table of f16."""
-
-    def forward(self, x):
-        rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-        return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, rounded))
-
-
-def with_ggml_gelu(model):
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if "gelu" in type(child).__name__.lower():
-                setattr(module, name, Gelu())
-    return model
 
 
 def with_norms_of_f16(model):

@@ -35,6 +35,22 @@ def atombank(*args):
     return run.stdout
 
 
+class Gelu(torch.nn.Module):
+    """ggml's GELU on a CPU: the tanh approximation whatever the model asks for, out of a table of f16."""
+
+    def forward(self, x):
+        rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, rounded))
+
+
+def with_ggml_gelu(model):
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if "gelu" in type(child).__name__.lower():
+                setattr(module, name, Gelu())
+    return model
+
+
 def llama_cpp(path, n_ctx, **params):
     """A server with the file loaded, one sequence at a time."""
     p = xllamacpp.CommonParams()

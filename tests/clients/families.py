@@ -25,7 +25,7 @@ import xllamacpp
 from safetensors.torch import save_file
 
 from common import (FIXTURES, WORK, atombank, check, finish, gap, llama_cpp, llama_cpp_logprobs, log_softmax, prompt_of,
-                    readable)
+                    readable, with_ggml_gelu)
 
 FAMILIES = FIXTURES / "families"
 STEPS, CONTEXT, LIMIT, SECONDS = 4, 128, 1e-3, 300
@@ -382,22 +382,6 @@ def value_of(tensor, others):
 
 
 # --- what computes it -----------------------------------------------------------------------------------------------
-
-class Gelu(torch.nn.Module):
-    """ggml's GELU on a CPU: the tanh approximation whatever the model asks for, out of a table of f16."""
-
-    def forward(self, x):
-        rounded = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
-        return torch.where(x <= -10, 0.0, torch.where(x >= 10, x, rounded))
-
-
-def with_ggml_gelu(model):
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if "gelu" in type(child).__name__.lower():
-                setattr(module, name, Gelu())
-    return model
-
 
 def class_of(folder):
     """The class that config.json names. Some names are those of code that comes with a model."""

@@ -119,7 +119,7 @@ impl Factors {
             let (a, b) = match part {
                 None => (zeros(&shape_a)?, zeros(&shape_b)?),
                 Some(part) => {
-                    let part = part.clone().at_scale_of(&first).padded(0, rank);
+                    let part = part.clone().at_scale_of(&first).padded(rank)?;
                     (part.a, part.b)
                 }
             };
@@ -184,7 +184,7 @@ impl Factors {
             }
             all_a.push(part.a.clone());
             let rank = part.rank();
-            all_b.push(in_columns(part.b, place, total));
+            all_b.push(padded(part.b, last, place, total)?);
             place += rank;
         }
         Some(Self { a: joined(all_a, last - 1), b: joined(all_b, dim), whole: None, ..first })
@@ -202,7 +202,7 @@ impl Factors {
                     (zeros(&shape_a)?, zeros(&[&shape[..last], &[rank]].concat())?)
                 }
                 Some(part) if part.a.shape()[..last - 1] == part.b.shape()[..last - 1] => {
-                    let part = part.padded(0, rank);
+                    let part = part.padded(rank)?;
                     (part.a, part.b)
                 }
                 Some(_) => return None,
@@ -229,16 +229,11 @@ impl Factors {
         Self { b, alpha: other.alpha, rank: other.rank, ..self }
     }
 
-    /// Zeros around the ranks, up to `total` of them.
-    fn padded(self, place: usize, total: usize) -> Self {
-        let rank = self.rank();
-        if rank == total {
-            return self;
-        }
-        let dim = self.a.shape().len() - 2;
-        let step = Step::Pad { dim, from: rank, to: total };
-        let a = step.apply(self.a.clone(), DType::F32).unwrap_or(self.a);
-        Self { a, b: in_columns(self.b, place, total), whole: None, ..self }
+    /// Zeros behind the ranks, up to `total` of them.
+    fn padded(self, total: usize) -> Option<Self> {
+        let last = self.b.shape().len() - 1;
+        let a = padded(self.a, last - 1, 0, total)?;
+        Some(Self { a, b: padded(self.b, last, 0, total)?, whole: None, ..self })
     }
 }
 
@@ -256,24 +251,14 @@ pub(super) fn turned(of: Expr) -> Expr {
     }
 }
 
-/// `of` as columns from `place` on of a matrix with `total` columns, which are zero elsewhere.
-fn in_columns(of: Expr, place: usize, total: usize) -> Expr {
-    let shape = of.shape();
-    let (dim, rank) = (shape.len() - 1, shape[shape.len() - 1]);
-    let with = |width: usize| {
-        let mut shape = shape.clone();
-        shape[dim] = width;
-        Expr::Values { values: vec![0.0; shape.iter().product()].into(), shape }
-    };
-    let mut parts = Vec::new();
-    if place > 0 {
-        parts.push(with(place));
-    }
-    parts.push(of);
-    if place + rank < total {
-        parts.push(with(total - place - rank));
-    }
-    joined(parts, dim)
+/// A dimension with `before` zeros before its values and zeros behind them, up to `total`.
+fn padded(of: Expr, dim: usize, before: usize, total: usize) -> Option<Expr> {
+    let from = of.shape()[dim];
+    let to = before + from;
+    let steps = [Step::PadFront { dim, from, to }, Step::Pad { dim, from: to, to: total }];
+    let needed = [before > 0, to < total];
+    let mut steps = steps.iter().zip(needed).filter(|(_, is_needed)| *is_needed);
+    steps.try_fold(of, |of, (step, _)| step.apply(of, DType::F32).ok())
 }
 
 /// Zeros, unless there are too many.

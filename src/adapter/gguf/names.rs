@@ -103,10 +103,7 @@ impl GgufNames {
             return Err(finding.found("another").unsupported());
         };
         let main = params.size("main")?;
-        let tensors =
-            base.named().map(|(_, tensor)| (class_spelling(params.family, &tensor.name, main), tensor.clone()));
-        let tensors = tensors.collect();
-        let params = params.with_tensors(tensors);
+        let params = params.with_weights(base.named().map(|(_, tensor)| tensor))?;
         let layers = params.layers()?;
         Ok(Self { params, naming: Naming::of(base.config()), layers, main })
     }

@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use super::GgufNames;
 use super::factors::Factors;
-use crate::adapter::peft::{Base, Change, LowRank};
+use crate::adapter::peft::{Change, LowRank};
 use crate::arch::Role;
 use crate::arch::chain::{Chain, Stock, chain};
-use crate::arch::lookup::{class_spelling, slots, sources};
+use crate::arch::language::Facts;
+use crate::arch::lookup::{available, class_spelling, slots};
+use crate::arch::params::Params;
 use crate::arch::steps::Step;
 use crate::error::Result;
 
@@ -41,49 +43,34 @@ pub(super) type Refused = (usize, &'static str);
 ///
 /// # Errors
 /// Errors of the family's formulas; `Ok(Err(..))` for an update that no GGUF tensor can have.
-pub(super) fn of_gguf(
-    names: &GgufNames,
-    base: &Base,
-    updates: &[Update],
-) -> Result<std::result::Result<Vec<GgufUpdate>, Refused>> {
+pub(super) fn of_gguf(names: &GgufNames, updates: &[Update]) -> Result<std::result::Result<Vec<GgufUpdate>, Refused>> {
     let spelled = |name: &str| class_spelling(names.params.family, name, names.main);
     let by_name: HashMap<String, usize> =
         updates.iter().enumerate().map(|(id, update)| (spelled(update.name), id)).collect();
-    let shapes: HashMap<String, &[usize]> =
-        base.named().map(|(_, tensor)| (spelled(&tensor.name), tensor.shape.as_slice())).collect();
     let largest = updates.iter().flat_map(|update| low_rank(update.change).unwrap_or_default());
     let largest = largest.flat_map(|update| [&update.a, &update.b].map(|factor| factor.shape())).flatten().max();
-    let stock = Weights { shapes, largest: largest.unwrap_or_default() };
+    let stock = Weights { params: &names.params, largest: largest.unwrap_or_default() };
     let (mut made, mut used) = (Vec::new(), HashSet::new());
     for slot in slots(&names.params, MANY)? {
-        for (number, form) in slot.row.forms.iter().enumerate() {
-            if !names.params.holds(form.when.as_ref(), slot.layer)? {
+        let Some((form, there)) = available(&names.params, &slot, MANY)? else { continue };
+        let ids: Vec<usize> = there.iter().filter_map(|tensor| by_name.get(&tensor.name)).copied().collect();
+        let Some(&id) = ids.first() else { continue };
+        let factors = match chain(&names.params, &slot, form, MANY, &stock)? {
+            Ok(chain) => of_chain(&chain, &by_name, updates),
+            Err(_) => None,
+        };
+        let Some(factors) = factors else {
+            // Numbers of the config, which have a weight's shape alone.
+            if slot.row.is_copy && matches!(slot.row.role, Role::QNorm | Role::KNorm) {
                 continue;
             }
-            let wanted = sources(&names.params, &slot, number, MANY)?;
-            if !wanted.iter().all(|wanted| stock.shapes.contains_key(&wanted.name)) {
-                continue;
-            }
-            let ids: Vec<usize> = wanted.iter().filter_map(|wanted| by_name.get(&wanted.name)).copied().collect();
-            let Some(&id) = ids.first() else { break };
-            let factors = match chain(&names.params, &slot, number, MANY, &stock)? {
-                Ok(chain) => of_chain(&chain, &by_name, updates),
-                Err(_) => None,
-            };
-            // Of numbers of the config, which have a weight's shape alone.
-            if factors.is_none() && slot.row.is_copy && matches!(slot.row.role, Role::QNorm | Role::KNorm) {
-                break;
-            }
-            let Some(factors) = factors else {
-                return Ok(Err((id, "one whose update is no product of two factors in the GGUF")));
-            };
-            let place = ids.iter().filter_map(|id| updates[*id].place).max();
-            used.extend(ids);
-            let stack = form.parts.iter().find(|part| part.stack.is_some());
-            let group = stack.map(|part| (slot.layer, part.name.before_place()));
-            made.push((group, GgufUpdate { name: slot.gguf_name(&names.params)?, factors, source: id, place }));
-            break;
-        }
+            return Ok(Err((id, "one whose update is no product of two factors in the GGUF")));
+        };
+        let place = ids.iter().filter_map(|id| updates[*id].place).max();
+        used.extend(ids);
+        let stack = slot.row.forms[form].parts.iter().find(|part| part.stack.is_some());
+        let group = stack.map(|part| (slot.layer, part.name.before_place()));
+        made.push((group, GgufUpdate { name: slot.gguf_name(&names.params)?, factors, source: id, place }));
     }
     if let Some(id) = (0..updates.len()).find(|id| !used.contains(id)) {
         return Ok(Err((id, "one that it hasn't")));
@@ -100,15 +87,14 @@ pub(super) fn of_gguf(
 
 /// The base's weights.
 struct Weights<'a> {
-    /// By the names in the family's rows.
-    shapes: HashMap<String, &'a [usize]>,
+    params: &'a Params,
     /// The largest size in an update.
     largest: usize,
 }
 
 impl Stock for Weights<'_> {
     fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
-        self.shapes.get(name).map(|shape| shape.to_vec())
+        self.params.shape(name)
     }
 
     fn can_have(&self, shape: &[usize]) -> bool {

@@ -73,7 +73,7 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
             return Err(finding.hint("merge the adapter into its base").unsupported());
         }
     }
-    let made = match of_gguf(&names, base, &updates)? {
+    let made = match of_gguf(&names, &updates)? {
         Ok(made) => made,
         Err((id, found)) => {
             let expected = "a module whose weight the base's GGUF has";
