@@ -121,10 +121,8 @@ fn piece(mut message: MessageReader, id: usize) -> Result<Piece> {
             }
             (field::piece::KIND, Wire::Varint(number)) => match kind_of(number) {
                 Some(kind) => piece.kind = kind,
-                None => {
-                    piece.kind = TokenKind::Normal;
-                    piece.other_fields.extend_from_slice(read.raw);
-                }
+                // A kind that was given before stays, as in protobuf.
+                None => piece.other_fields.extend_from_slice(read.raw),
             },
             _ => piece.other_fields.extend_from_slice(read.raw),
         }

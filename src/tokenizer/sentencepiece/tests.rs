@@ -227,6 +227,16 @@ fn models() -> impl Strategy<Value = SentencePieceModel> {
     )
 }
 
+#[test]
+fn a_kind_without_a_name_changes_no_kind() {
+    for (first, second) in [(0, 2), (2, 0), (2, 99)] {
+        let fields = [bytes(1, b"<unk>"), number(3, first), number(3, second)].concat();
+        let model = parse(&bytes(1, &fields)).unwrap();
+        assert_eq!(model.pieces[0].kind, TokenKind::Unknown);
+        assert_eq!(parse(&model.to_bytes()).unwrap(), model);
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
