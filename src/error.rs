@@ -61,6 +61,19 @@ impl From<candle_core::Error> for Error {
     }
 }
 
+impl Error {
+    /// Adds a hint where there is none.
+    pub(crate) fn or_hint(mut self, hint: impl FnOnce() -> String) -> Self {
+        if let Error::Format(finding) | Error::Mismatch(finding) | Error::Setting(finding) | Error::Unsupported(finding) =
+            &mut self
+            && finding.hint.is_empty()
+        {
+            finding.hint = hint();
+        }
+        self
+    }
+}
+
 #[cfg(feature = "hub")]
 impl Error {
     /// Returns the same error with other texts: `change` receives each path and each part of the message.

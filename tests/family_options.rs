@@ -297,9 +297,43 @@ fn formulas_without_end_are_refused() {
                 .to_owned(),
             "a dimension 0 nearer to 1000000000000, to be padded",
         ),
+        ("let a = b\nlet b = a\nkey u32 c = a\n".to_owned(), "formulas that don't use each other, found a, b"),
+        ("key u32 c = hidden_size // 0\n".to_owned(), "asked for by `key c` of "),
+        (
+            "tensor o blk.{l}.attn_output.weight = model.layers.{l}.self_attn.o_proj.weight [hidden // 0, 1]\n".to_owned(),
+            "asked for by `tensor blk.{l}.attn_output.weight` of ",
+        ),
     ] {
         fs::write(&path, format!("from qwen3\nclass Qwen3Model Qwen3ForCausalLM\nmodel_type qwen3\n{statements}")).unwrap();
         let line = refused(1, &["families", "check", text(&path), text(&model)]);
         assert!(line.contains(expected), "{statements}: {line}");
+    }
+}
+
+#[test]
+fn values_with_which_no_model_computes_are_refused() {
+    let (dir, model) = model("qwen3-embedding");
+    let original = fs::read(model.join("config.json")).unwrap();
+    let out = dir.path().join("out.gguf");
+    for (field, value, expected) in [
+        ("rms_norm_eps", json!(null), "expected a number, found null"),
+        ("rms_norm_eps", json!(1e300), "expected a number that 32 bits can hold, found 1e+300"),
+        ("rms_norm_eps", json!(-1), "expected a number from 0 to 1, found -1"),
+        ("max_position_embeddings", json!(0), "expected a count from 1 on, found 0"),
+        ("max_position_embeddings", json!(true), "expected a number, found true"),
+        ("max_position_embeddings", json!([64]), "expected a number, found [64]"),
+        ("rope_theta", json!(0), "expected a number above 0, found 0"),
+        ("rope_theta", json!(-5.0), "expected a number above 0, found -5"),
+    ] {
+        fs::write(model.join("config.json"), &original).unwrap();
+        edit_config(&model, |config| {
+            if field == "rope_theta" {
+                config.remove("rope_parameters");
+            }
+            config.insert(field.to_owned(), value.clone());
+        });
+        let line = refused(1, &["convert", text(&model), "-o", text(&out)]);
+        assert!(line.contains(&format!("config.json: {field}: {expected}")), "{line}");
+        assert!(!out.exists());
     }
 }

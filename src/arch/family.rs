@@ -1,6 +1,7 @@
 //! A model family: a class of transformers and its counterpart in GGUF, as a family file describes them.
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use super::Config;
@@ -13,6 +14,8 @@ use crate::tokenizer::Vocab;
 pub(crate) struct Family {
     /// The file's name without its ending.
     pub(crate) name: String,
+    /// The user's file, if it isn't built in.
+    pub(crate) file: Option<PathBuf>,
     /// Whether it describes the projector of a multimodal model and not a text model.
     pub(crate) is_projector: bool,
     /// Names in config.json's `architectures`. A GGUF becomes the first.
@@ -130,8 +133,6 @@ pub(crate) enum KeyGroup {
     Pooling,
     /// `classifier.output_labels`, from `id2label` if its labels aren't the default ones.
     Labels,
-    /// `attention.sliding_window`, if some layers have a window; in llama.cpp, each sixth layer has none.
-    LocalWindow,
 }
 
 /// Tensors that are computed from the config and not stored in the checkpoint.

@@ -276,6 +276,11 @@ impl Expected {
 /// # Errors
 /// [`crate::Error::Mismatch`] for a stack of more parts than there are tensors; errors of the family's formulas.
 pub(crate) fn sources(params: &Params, slot: &Slot, form: usize, most: usize) -> Result<Vec<Expected>> {
+    let found = sources_of(params, slot, form, most);
+    params.of_statement(|| format!("tensor {}", slot.row.gguf.text()), found)
+}
+
+fn sources_of(params: &Params, slot: &Slot, form: usize, most: usize) -> Result<Vec<Expected>> {
     let mut all = Vec::new();
     for (part, known) in slot.row.forms[form].parts.iter().enumerate() {
         let size = |size: &Option<Formula>| size.as_ref().map(|size| params.size_of(size, slot.layer)).transpose();

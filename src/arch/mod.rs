@@ -31,7 +31,6 @@ mod row;
 mod statement;
 pub(crate) mod steps;
 mod tensor_statement;
-pub(crate) mod windows;
 pub(crate) mod wrapper;
 
 use std::borrow::Cow;

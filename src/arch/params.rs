@@ -105,8 +105,20 @@ impl Params {
         parts: Parts,
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>> {
+        Self::read_file(&folder.join("config.json"), config, parts, notes)
+    }
+
+    /// As [`Params::read`], for the config that the GGUF at `path` becomes. Messages name the GGUF.
+    ///
+    /// # Errors
+    /// As [`Params::read`].
+    pub(crate) fn of_gguf(path: &Path, config: &Config, notes: &mut Vec<String>) -> Result<Option<Self>> {
+        Self::read_file(path, config, Parts::default(), notes)
+    }
+
+    fn read_file(path: &Path, config: &Config, parts: Parts, notes: &mut Vec<String>) -> Result<Option<Self>> {
         let root = config;
-        let config = &surrounded(folder, config);
+        let config = &surrounded(path.parent().unwrap_or(Path::new("")), config);
         let config = &*wrapper::text_config(config);
         // Conditions of families may ask for the wrapper's fields.
         let mut asked = config.clone();
@@ -115,7 +127,7 @@ impl Params {
         if named_class(config).is_none() {
             notes.push(format!("config.json names no class: read as {} by its model_type", family.class()));
         }
-        let mut params = Self::complete(family, &folder.join("config.json"), config, notes)?;
+        let mut params = Self::complete(family, path, config, notes)?;
         params.root = Some(root.clone());
         params.parts = parts;
         if !params.unknown.is_empty() {
@@ -480,6 +492,14 @@ impl Params {
 
     fn scope<'a>(&'a self, layer: Option<usize>) -> Scope<'a> {
         Scope::of_layer(self, layer)
+    }
+
+    /// Says which statement of the user's family file an error comes from.
+    pub(crate) fn of_statement<T>(&self, statement: impl FnOnce() -> String, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match &self.family.file {
+            Some(file) => error.or_hint(|| format!("asked for by `{}` of {}", statement(), file.display())),
+            None => error,
+        })
     }
 
     fn fault(&self, fault: Fault) -> crate::Error {

@@ -165,7 +165,7 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
             None => built_in_only(other, false),
         }
     };
-    let family = made(&name, &lookup, true).map_err(|error| match error {
+    let mut family = made(&name, &lookup, true).map_err(|error| match error {
         Unusable::Mistake(mistake) => {
             let finding = Finding::new(path, "from").expected("families without mistakes");
             finding.found(mistake.to_string()).format()
@@ -193,6 +193,7 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
                 .format());
         }
     }
+    family.file = Some(path.to_owned());
     Ok(family)
 }
 

@@ -89,7 +89,7 @@ pub(crate) fn check(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     if kind(params) == "yarn" && scaled {
         note_yarn(params, notes)?;
     }
-    note_no_rope(params, notes)
+    Ok(())
 }
 
 /// Notes parameters of yarn with which llama.cpp doesn't compute: it reads their keys for almost none of
@@ -117,23 +117,6 @@ fn note_yarn(params: &Params, notes: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Notes layers without positions, if they aren't every fourth one: llama.cpp always assumes these.
-fn note_no_rope(params: &Params, notes: &mut Vec<String>) -> Result<()> {
-    if params.family.name != "smollm3" {
-        return Ok(());
-    }
-    let Some(Json::Array(layers)) = params.get(&["no_rope_layers"]) else { return Ok(()) };
-    let every_fourth = (1..=params.layers()?).map(|layer| u64::from(layer % 4 != 0));
-    if !layers.iter().map(Json::as_u64).eq(every_fourth.map(Some)) {
-        notes.push(
-            "no_rope_layers: GGUF has no key for it, so llama.cpp computes every fourth layer without positions, and no \
-             other"
-                .to_owned(),
-        );
-    }
-    Ok(())
-}
-
 /// Writes [`KeyGroup::Rope`]: the scaling, sections for several kinds of positions, and the bases.
 pub(crate) fn write(metadata: &mut Metadata, params: &Params) -> Result<()> {
     write_scaling(metadata, params)?;
@@ -148,6 +131,7 @@ pub(crate) fn write(metadata: &mut Metadata, params: &Params) -> Result<()> {
     }
     write_base(metadata, params)?;
     if let Some(theta) = params.rope_local {
+        check_base(params, "rope_theta of layers with a window", theta)?;
         metadata.insert(whole_key(&params.family.gguf, "rope.freq_base_swa"), theta as f32);
     }
     Ok(())
@@ -180,9 +164,17 @@ pub(crate) fn write_scaling(metadata: &mut Metadata, params: &Params) -> Result<
 /// Writes [`KeyGroup::RopeBase`].
 pub(crate) fn write_base(metadata: &mut Metadata, params: &Params) -> Result<()> {
     if let Some(theta) = number(params, &["rope_theta"])? {
+        check_base(params, "rope_theta", theta)?;
         metadata.insert(format!("{}.rope.freq_base", params.family.gguf), theta as f32);
     }
     Ok(())
+}
+
+fn check_base(params: &Params, field: &str, base: f64) -> Result<()> {
+    match base > 0.0 && (base as f32).is_finite() {
+        true => Ok(()),
+        false => Err(params.finding(field).expected("a number above 0").found(base).format()),
+    }
 }
 
 /// Writes the key that belongs to [`Extra::LongFactors`] (conversion/phi.py, `Phi3MiniModel`).
@@ -449,13 +441,5 @@ mod tests {
             let error = error(json!(long)).unwrap_err();
             assert!(error.ends_with(&format!("long_factor: expected numbers alone, found {odd}")), "{error}");
         }
-    }
-
-    #[test]
-    fn names_layers_without_positions_that_llama_cpp_has_elsewhere() {
-        let config = |layers: &[u32]| json!({"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 5, "no_rope_layers": layers});
-        assert_eq!(notes_of(config(&[1, 1, 1, 0, 1])), "");
-        assert!(notes_of(config(&[1, 0, 1, 0, 1])).contains("every fourth layer"));
-        assert!(notes_of(config(&[1, 1, 1, 0])).contains("every fourth layer"));
     }
 }

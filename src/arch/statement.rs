@@ -61,7 +61,6 @@ const GROUPS: &[(&str, KeyGroup)] = &[
     ("file_type", KeyGroup::FileType),
     ("pooling", KeyGroup::Pooling),
     ("labels", KeyGroup::Labels),
-    ("local_window", KeyGroup::LocalWindow),
 ];
 
 const EXTRAS: &[(&str, Extra)] = &[

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::arch::params::Params;
-use crate::arch::{Key, KeyGroup, KeyType, rope, whole_key, windows};
+use crate::arch::{Key, KeyGroup, KeyType, rope, whole_key};
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, QUANTIZATION_VERSION, QUANTIZATION_VERSION_KEY, Value};
 use crate::json::read_json_object;
@@ -46,6 +46,14 @@ pub(super) fn of_config(params: &Params) -> Metadata {
 }
 
 fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32, key: &Key) -> Result<()> {
+    let written = write_value(metadata, folder, params, file_type, key);
+    match key {
+        Key::Value { name, .. } => params.of_statement(|| format!("key {name}"), written),
+        Key::Group(_) => written,
+    }
+}
+
+fn write_value(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32, key: &Key) -> Result<()> {
     let prefix = params.family.gguf.as_str();
     match key {
         Key::Value { kind, name, value: formula, when } => {
@@ -53,15 +61,22 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
                 return Ok(());
             }
             let value = params.value_of(formula, None)?;
+            let subject = params.subject(formula, None);
+            let subject = if subject.is_empty() { name.clone() } else { subject };
+            let wrong = |expected: &str| params.finding(&subject).expected(expected).found(&value).format();
             if value.is_null() {
-                return Ok(());
+                // llama.cpp loads no model without it.
+                return if name.ends_with("epsilon") && is_number_by_default(params, &subject) {
+                    Err(wrong("a number"))
+                } else {
+                    Ok(())
+                };
             }
-            let wrong = |expected: &str| {
-                let subject = params.subject(formula, None);
-                let subject = if subject.is_empty() { name.clone() } else { subject };
-                params.finding(&subject).expected(expected).found(&value).format()
-            };
-            let value = typed(*kind, &value).map_err(wrong)?;
+            let is_field = params.settings().get(&subject) == Some(&value) && is_number_by_default(params, &subject);
+            if is_field && !value.is_number() && !(value.is_array() && BY_LAYER.contains(&name.as_str())) {
+                return Err(wrong("a number"));
+            }
+            let value = typed(*kind, &value).and_then(|value| in_range(name, value)).map_err(wrong)?;
             metadata.insert(whole_key(prefix, name), value);
         }
         Key::Group(KeyGroup::Rope) => rope::write(metadata, params)?,
@@ -69,11 +84,6 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
         Key::Group(KeyGroup::RopeBase) => rope::write_base(metadata, params)?,
         Key::Group(KeyGroup::FileType) => {
             metadata.insert("general.file_type", file_type);
-        }
-        Key::Group(KeyGroup::LocalWindow) => {
-            if let (Some(window), true) = (params.whole(&["sliding_window"])?, windows::has_window(params)?) {
-                metadata.insert(format!("{prefix}.attention.sliding_window"), window as u32);
-            }
         }
         Key::Group(KeyGroup::Pooling) => pooling(metadata, folder, prefix)?,
         Key::Group(KeyGroup::Labels) => {
@@ -83,6 +93,26 @@ fn write(metadata: &mut Metadata, folder: &Path, params: &Params, file_type: u32
         }
     }
     Ok(())
+}
+
+/// Keys whose value llama.cpp takes as one number or as one for each layer.
+const BY_LAYER: [&str; 4] =
+    ["attention.head_count", "attention.head_count_kv", "feed_forward_length", "attention.sliding_window_pattern"];
+
+/// Whether the class's config has a number in this field where config.json has none.
+fn is_number_by_default(params: &Params, field: &str) -> bool {
+    params.family.defaults.get(field).is_some_and(Json::is_number)
+}
+
+/// Refuses numbers with which no model computes. The error is what was expected.
+fn in_range(name: &str, value: Value) -> std::result::Result<Value, &'static str> {
+    match value {
+        Value::F32(number) if !number.is_finite() => Err("a number that 32 bits can hold"),
+        Value::F32(number) if name.ends_with("epsilon") && !(0.0..=1.0).contains(&number) => Err("a number from 0 to 1"),
+        Value::F32(number) if name.starts_with("rope.freq_base") && number <= 0.0 => Err("a number above 0"),
+        Value::U32(0) if name == "context_length" => Err("a count from 1 on"),
+        value => Ok(value),
+    }
 }
 
 /// A value as the type that the key has, or as an array of it. The error is what was expected.

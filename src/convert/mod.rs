@@ -35,7 +35,7 @@ pub use restore::{from_gguf, with_changed};
 use companions::Target;
 
 use crate::arch::params::{Params, Parts};
-use crate::arch::{Naming, registry, rope, windows};
+use crate::arch::{Naming, registry, rope};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result, nearest};
@@ -237,7 +237,6 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     }
     let companions = companions::tensors(&params)?;
     rope::check(&params, &mut notes)?;
-    windows::check(&params, &mut notes)?;
     let matrices = options.outtype.dtype(weights);
     let (plan, params) = match options.vocab_only {
         false => {

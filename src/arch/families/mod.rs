@@ -318,3 +318,6 @@ pub(super) const FILES: &[(&str, &str)] = &[
     ("xverse", include_str!("xverse.family")),
     ("youtu", include_str!("youtu.family")),
 ];
+
+#[cfg(test)]
+mod tests;

@@ -217,7 +217,7 @@ impl<'a> Scope<'a> {
         match whole(&value).and_then(|value| u64::try_from(value).ok()).filter(|value| *value <= most) {
             Some(count) => Ok(Some(count as usize)),
             None => {
-                let most = if most == 1 << 31 { "2^31".to_owned() } else { most.to_string() };
+                let most = if most.is_power_of_two() { format!("2^{}", most.ilog2()) } else { most.to_string() };
                 Err(self.fault(formula, format!("a count up to {most}"), &*value))
             }
         }
@@ -253,8 +253,12 @@ impl<'a> Scope<'a> {
         if let Some((_, value)) = self.variables.iter().rev().find(|(known, _)| *known == name) {
             return Ok(Cow::Owned(value.clone()));
         }
-        let is_open = self.open.borrow().contains(&name);
-        if let Some(formula) = self.facts.formula(name).filter(|_| !is_open) {
+        let (is_own, is_open) = (self.open.borrow().last() == Some(&name), self.open.borrow().contains(&name));
+        if let Some(formula) = self.facts.formula(name).filter(|_| !is_own) {
+            if is_open {
+                let names = self.open.borrow().join(", ");
+                return Err(Fault::new(name, "formulas that don't use each other", names));
+            }
             if self.open.borrow().len() >= MAX_LETS {
                 return Err(Fault::new(name, format!("at most {MAX_LETS} formulas that use each other"), name));
             }

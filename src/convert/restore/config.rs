@@ -233,11 +233,6 @@ impl Writer<'_> {
             }
             Key::Group(KeyGroup::RopeScaling) => self.rope_scaling()?,
             Key::Group(KeyGroup::RopeBase) => self.rope_bases()?,
-            Key::Group(KeyGroup::LocalWindow) => {
-                if let Some(window) = self.count("attention.sliding_window")?.filter(|window| *window > 0) {
-                    self.put("sliding_window", json!(window));
-                }
-            }
             Key::Group(KeyGroup::FileType) => {}
             // Pooling becomes a separate folder: see `pooling` in `restore`.
             Key::Group(KeyGroup::Pooling) => {

@@ -59,8 +59,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
         Some(record) => record.config.clone(),
         None => config::config(family, &found, vocab_size, &factors, &mut notes)?,
     };
-    let folder = model.path().parent().unwrap_or(model.path());
-    let Some(params) = Params::read(folder, &config, &mut notes)? else { return Ok(None) };
+    let Some(params) = Params::of_gguf(model.path(), &config, &mut notes)? else { return Ok(None) };
     let params = params.with_stored(model.tensors().iter().map(|t| t.info().name.clone()).collect(), metadata.clone());
     if record.is_none() {
         compare_keys(metadata, &params, &mut notes)?;
@@ -97,8 +96,7 @@ pub fn from_gguf(model: &GgufModel, outtype: Option<DType>) -> Result<Option<(Co
 pub fn with_changed(model: &GgufModel, config: &Config, plan: &Plan, changed: &HashSet<String>) -> Result<Plan> {
     let mut notes = Vec::new();
     let origin = model.path();
-    let folder = origin.parent().unwrap_or(origin);
-    let Some(params) = Params::read(folder, config, &mut notes)? else { return Ok(Plan::default()) };
+    let Some(params) = Params::of_gguf(origin, config, &mut notes)? else { return Ok(Plan::default()) };
     // All rows are kept, whatever the tokenizer has.
     let request = super::tensors::Request {
         origin,
