@@ -94,6 +94,15 @@ fn what_a_model_has_not_is_refused_in_one_line() {
         refuse(2, &at("model.gguf"), &[option, "x"], &format!("{option}: expected a model's folder as input"));
     }
     refuse(2, &model, &["--base", text(&model)], "--base: expected a LoRA as input");
+    refuse(2, &model, &["--shard-size", "1MB"], "--shard-size: expected a folder, found a GGUF");
+    let dense = "--sentence-transformers-dense-modules";
+    refuse(2, &model, &[dense], &format!("{dense}: expected a class whose GGUF has a place for them"));
+    for name in ["q8_0", "tq1_0", "tq2_0"] {
+        let line = refused(2, &["convert", text(&model), "-o", text(&at("folder")), "--type", name]);
+        assert!(line.contains("or source for a Hugging Face folder"), "{line}");
+    }
+    let out = atombank(&["convert", text(&model), "-o", text(&at("plain.gguf")), "--no-nextn"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("--no-nextn changes nothing"));
     let wrong = at("wrong.gguf");
     let key = ["--override-key", "qwen3.attention.layer_norm_rms_epsilon=str:x"];
     done(&[&["convert", text(&at("model.gguf")), "-o", text(&wrong)], &key[..]].concat());

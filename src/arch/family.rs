@@ -37,6 +37,8 @@ pub(crate) struct Family {
     pub(crate) takes_target: bool,
     /// Whether matrices keep the types of the checkpoint: 8-bit floats become Q8_0.
     pub(crate) keeps_types: bool,
+    /// Whether blocks of MXFP4 stay blocks, whatever type is asked for.
+    pub(crate) keeps_blocks: bool,
     /// The object of config.json that has the text model's fields on the way back, and its `model_type`.
     pub(crate) inside: Option<(String, String)>,
     /// Folders inside the model's, with more tensors.

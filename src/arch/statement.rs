@@ -36,6 +36,7 @@ pub(crate) enum Statement {
     Restore(Restore),
     TargetVocab,
     KeepTypes,
+    KeepBlocks,
     Inside(String, String),
     Folder(String, Option<Formula>),
     Refuse(String, Formula),
@@ -80,7 +81,7 @@ const KINDS: &[(&str, KeyType)] = &[
 
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
                           assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
-                          same, nextn, rope_types, back, restore, folder, refuse, keep_types, \
+                          same, nextn, rope_types, back, restore, folder, refuse, keep_types, keep_blocks, \
                           inside, note";
 
 /// The statements of a file, in order.
@@ -197,6 +198,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         }
         "rope_types" => Statement::RopeTypes(words(scanner, "a rope_type")?),
         "keep_types" => Statement::KeepTypes,
+        "keep_blocks" => Statement::KeepBlocks,
         "inside" => {
             let field = one_word(scanner, "a field of config.json")?;
             Statement::Inside(field, one_word(scanner, "the model_type inside it")?)
@@ -331,6 +333,7 @@ impl Family {
             Statement::Fits(formula) => self.fits = Some(formula),
             Statement::Vocab(vocab) => (self.vocab, self.takes_target) = (vocab, false),
             Statement::KeepTypes => self.keeps_types = true,
+            Statement::KeepBlocks => self.keeps_blocks = true,
             Statement::Inside(field, model_type) => self.inside = Some((field, model_type)),
             Statement::TargetVocab => self.takes_target = true,
             Statement::Folder(name, when) => self.folders.push((name, when)),

@@ -36,6 +36,10 @@ impl LoraBase {
     pub fn open(path: &Path) -> Result<Self> {
         if path.extension().is_some_and(|extension| extension == "gguf") {
             let model = GgufModel::open(path)?;
+            if model.metadata().get("adapter.type").is_some() {
+                let finding = Finding::new(path, "general.type").expected("the GGUF of a model, as the base");
+                return Err(finding.found("one of an adapter").mismatch());
+            }
             let Some((config, output)) = restored(&model, None)? else {
                 let finding = model.metadata().finding("general.architecture");
                 let found = model.metadata().text("general.architecture")?;

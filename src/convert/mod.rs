@@ -93,6 +93,11 @@ impl OutType {
         }
     }
 
+    /// Whether matrices become blocks, which only GGUF has.
+    pub(crate) fn is_in_blocks(self) -> bool {
+        matches!(self, OutType::Q8_0 | OutType::TQ1_0 | OutType::TQ2_0)
+    }
+
     fn name(self) -> &'static str {
         match self {
             OutType::F32 => "f32",
@@ -230,6 +235,11 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         let params = Params::read_parts(folder.path(), &folder.config_json, parts, &mut notes)?;
         params.ok_or_else(|| no_family(folder))?
     };
+    if options.dense_modules && !params.family.reads().contains("dense_modules") {
+        let finding = Finding::new("", "sentence_transformers_dense_modules");
+        let expected = format!("a class whose GGUF has a place for them, which {} is not", params.family.class());
+        return Err(finding.expected(expected).found("the setting").setting());
+    }
     let mut params = params.with_tokens_of(folder)?;
     let target = Target::open(&params, options.target.as_deref())?;
     if let Some(target) = &target {
@@ -254,6 +264,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     if parts_without_layers(&params, options.part)? {
         let finding = Finding::new(folder.path().join("config.json"), "layers for multi-token prediction");
         return Err(finding.expected("at least one").found("none").mismatch());
+    }
+    if options.part == ModelPart::WithoutNextn && params.size("nextn")?.unwrap_or_default() == 0 {
+        notes.push("no layers for multi-token prediction are there to be left out: `no_nextn` changes nothing".to_owned());
     }
     if let (Some(main), false, false) = (params.size("main")?, is_projector, options.vocab_only) {
         let next = if options.part == ModelPart::WithoutNextn { None } else { params.size("nextn")? };
@@ -333,9 +346,8 @@ fn missing_nextn(plan: &Plan, main: usize, next: usize) -> Option<String> {
     let is_there = plan.tensors.iter().any(|tensor| layer(&tensor.name).is_some_and(|layer| layer >= main));
     (next > 0 && !is_there).then(|| {
         format!(
-            "config.json counts {} layers for multi-token prediction, of which there are no tensors: llama.cpp may not load \
-             the GGUF; `no_nextn` leaves them out",
-            next
+            "config.json counts layers for multi-token prediction ({next}), of which there are no tensors: llama.cpp may \
+             not load the GGUF; `no_nextn` leaves them out"
         )
     })
 }

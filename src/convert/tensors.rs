@@ -166,7 +166,11 @@ impl<'a> Found<'a> {
             }
         }
         if !left_out.is_empty() {
-            notes.push(format!("left out, because llama.cpp has no use for them: {}", in_groups(&left_out)));
+            notes.push(match (params.parts.no_nextn, params.parts.mtp_only) {
+                (true, _) => format!("left out, because of `no_nextn`: {}", in_groups(&left_out)),
+                (_, true) => format!("left out, because of `mtp`: all other {} tensors", left_out.len()),
+                _ => format!("left out, because llama.cpp has no use for them: {}", in_groups(&left_out)),
+            });
         }
         if !others.is_empty() {
             let what = if params.family.is_projector { "the projector" } else { "the text model" };
@@ -389,8 +393,8 @@ impl<'b> Taken<'_, 'b> {
             Some((kept, when)) if self.params.holds(when.as_ref(), slot.layer)? => Some(*kept),
             _ => None,
         };
-        // The reference keeps blocks of MXFP4, whatever type is asked for, and writes them before all others.
-        let is_blocks = expr.raw_dtype() == Some(DType::MXFP4);
+        // The reference writes blocks that stay blocks before all other tensors.
+        let is_blocks = self.params.family.keeps_blocks && expr.raw_dtype() == Some(DType::MXFP4);
         let (kept, outtype) = match self.params.family.keeps_types {
             true => {
                 let stored = stored_type(&expr, self.request.outtype.unwrap_or(dtype), dtype);

@@ -200,6 +200,9 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     if let Some((_, name)) = of_folders.find(|(given, _)| *given && !is_model) {
         return Err(setting(name).expected("a model's folder as input").found("another input").setting());
     }
+    if settings.vocab_only && matches!(input, Input::Adapter) {
+        return Err(setting("vocab_only").expected("a model as input").found("an adapter").setting());
+    }
     if settings.base.is_some() && (is_model || matches!(input, Input::Weights { .. })) {
         return Err(setting("base").expected("a LoRA as input").found("another input").setting());
     }

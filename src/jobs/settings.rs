@@ -156,6 +156,10 @@ impl OutputSettings {
                 return Err(finding.hint("`shard_size` splits folders").setting());
             }
         }
+        if self.shard_size != shard_size() && kind == OutputKind::Gguf {
+            let finding = setting("shard_size").expected("a folder").found("a GGUF");
+            return Err(finding.hint("`split_max_size` splits a GGUF").setting());
+        }
         if self.bigendian && kind != OutputKind::Gguf {
             return Err(setting("bigendian").expected("a GGUF").found("another output").setting());
         }
@@ -177,9 +181,7 @@ impl OutputSettings {
         match (kind, name.parse::<OutType>().ok()) {
             (OutputKind::Gguf, None) if quantized.is_some() => Ok(()),
             (OutputKind::Gguf, Some(_)) => Ok(()),
-            (OutputKind::Hf | OutputKind::Safetensors | OutputKind::Pytorch, Some(known)) if known != OutType::Q8_0 => {
-                Ok(())
-            }
+            (OutputKind::Hf | OutputKind::Safetensors | OutputKind::Pytorch, Some(known)) if !known.is_in_blocks() => Ok(()),
             (OutputKind::Lora, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
             _ => Err(setting("type").expected(expected).found(name).setting()),
         }

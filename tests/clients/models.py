@@ -67,8 +67,29 @@ def same_bits(found, expected):
     return found.view(kind) == expected.view(kind)
 
 
+def sums_in_runs(length):
+    """Whether torch adds the terms of an f32 product in runs of at most this length, as it does on most processors."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((16, 512), (512, 16)))
+    total = torch.zeros(16, 16)
+    for start in range(0, 512, length):
+        run = torch.zeros(16, 16, dtype=torch.float64)
+        for i in range(start, min(start + length, 512)):
+            # A multiplication and an addition with one rounding.
+            run = (run + a[:, i, None].double() * b[None, i].double()).float().double()
+        total += run.float()
+    return torch.equal(a @ b, total)
+
+
+# How far sums may be off on other processors, in units of f32 and of 16-bit types: 0 where torch's sums are atombank's.
+OTHER_SUMS = {4: 0, 2: 0} if sums_in_runs(192) else {4: 128, 2: 8}
+if OTHER_SUMS[4]:
+    print(f"torch's products on this processor are summed in other runs: elements may be off by {OTHER_SUMS} units, by the type's bytes")
+
+
 def same_weights(units, base, found, expected):
     """Whether all are as near as they have to be, and a line for the check."""
+    units = max(units, *(OTHER_SUMS[value.element_size()] for value in expected.values()))
     written, found, expected = found, with_head(found), with_head(expected)
     if set(found) != set(expected):
         return False, f"missing {sorted(set(expected) - set(found))[:3]}, surplus {sorted(set(found) - set(expected))[:3]}"

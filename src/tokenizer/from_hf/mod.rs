@@ -96,6 +96,11 @@ fn write_completed(
     let mut derived = Metadata::new(metadata.file());
     write_files(&mut derived, files, vocab, options, notes)?;
     let asked_for_pre = options.pre.is_some();
+    if let Some(pre) = &options.pre
+        && derived.text(keys::PRE).is_ok_and(|used| used != pre)
+    {
+        notes.push(format!("pre-tokenizer {pre}: not used, a vocabulary of this kind has none to choose (`pre`)"));
+    }
     let completed = record::complete(derived, files.config.as_ref(), &files.model_config, asked_for_pre);
     for (key, value) in completed.iter() {
         metadata.insert(key, value.clone());
