@@ -59,6 +59,9 @@ def llama_cpp(path, n_ctx, **params):
     p.n_parallel = 1
     p.n_gpu_layers = 0
     p.warmup = False
+    # ggml's threads wait for each other without a pause, which takes long where others use the cores.
+    p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 1
+    p.fit_params = False
     # By default keys and values are kept in f16, which decides near ties: not a matter of the file.
     p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -414,24 +414,17 @@ def computed(model, kind, ids):
     return (answer.last_hidden_state if kind == "encoder" else answer.logits)[0].float().numpy()
 
 
-def one_thread():
-    """ggml's threads wait for each other without a pause, which takes long where others use the cores."""
-    params = xllamacpp.CommonParams()
-    params.cpuparams.n_threads = 1
-    return {"cpuparams": params.cpuparams, "cpuparams_batch": params.cpuparams, "fit_params": False}
-
-
 def in_llama_cpp(path, model, case, tokenizer, prompt, vocab):
     """How far llama.cpp is off."""
     model = with_ggml_gelu(model)
     case.get("adapt", lambda model: None)(model)
     if case.get("kind") == "encoder":
-        server = llama_cpp(path, CONTEXT, **one_thread(), embedding=True,
+        server = llama_cpp(path, CONTEXT, embedding=True,
                            pooling_type=xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN)
         found = np.array(server.handle_embeddings({"input": prompt})["data"][0]["embedding"])
         mean = computed(model, "encoder", prompt).mean(0)
         return gap(found, mean / np.linalg.norm(mean))
-    server, token = llama_cpp(path, CONTEXT, **one_thread()), readable(tokenizer, vocab)
+    server, token = llama_cpp(path, CONTEXT), readable(tokenizer, vocab)
     found, _ = llama_cpp_logprobs(server, prompt, token, STEPS, vocab)
     return gap(found, log_softmax(computed(model, "decoder", prompt + [token] * (STEPS - 1))[-STEPS:, :vocab]))
 
@@ -441,7 +434,7 @@ def with_projector(path, projector):
     params = xllamacpp.CommonParams()
     params.mmproj.path = str(projector)
     # It is kept until the process ends: a server that goes before its first request may wait for itself for ever.
-    SERVERS.append(llama_cpp(path, CONTEXT, **one_thread(), mmproj=params.mmproj, mmproj_use_gpu=False))
+    SERVERS.append(llama_cpp(path, CONTEXT, mmproj=params.mmproj, mmproj_use_gpu=False))
     return SERVERS[-1].handle_completions({"prompt": "x", "n_predict": 1})
 
 

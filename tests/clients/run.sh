@@ -19,11 +19,21 @@ fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
 rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/families" "$work/quantize" "$work/hub" "$work/prequantized"
+# One script on each core, those that take longest first. Each prints its lines when it ends.
+run() {
+    local script=${1%:*} folder=${1#*:} status=0
+    "$work/venv/bin/python" "tests/clients/$script.py" "$binary" "$work/$folder" >"$work/$folder.txt" 2>"$work/$folder.err" || status=1
+    cat "$work/$folder.txt"
+    [ "$status" = 0 ] || tail -n 20 "$work/$folder.err"
+    return "$status"
+}
+export -f run
+export work binary
 failed=0
-lines=()
-for script in check:files lora:lora merge:merge kohya:kohya combine:combine extract:extract architectures:architectures families:families quantize:quantize hub:hub prequantized:prequantized; do
-    "$work/venv/bin/python" "tests/clients/${script%:*}.py" "$binary" "$work/${script#*:}" | tee "$work/lines.txt" || failed=1
-    lines+=("$(tail -n 1 "$work/lines.txt")")
+scripts=(families:families quantize:quantize merge:merge combine:combine lora:lora check:files prequantized:prequantized
+    kohya:kohya architectures:architectures extract:extract hub:hub)
+printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1
+for script in "${scripts[@]}"; do
+    tail -n 1 "$work/${script#*:}.txt"
 done
-printf '%s\n' "${lines[@]}"
 exit "$failed"
