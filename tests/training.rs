@@ -26,14 +26,13 @@ fn rows(json: &serde_json::Value) -> Vec<Sequence> {
     json["rows"].as_array().unwrap().iter().map(row).collect()
 }
 
-/// The numbers of steps for which the reference reproduces its own gradient norms and its own
-/// losses to 1e-3 when its start changes by one rounding error (fixtures/routing/sensitivity.py).
-/// Beyond them, no other implementation can be compared. All other cases are reproducible for all
-/// ten steps.
-fn reproducible_steps(name: &str) -> (usize, usize) {
+/// The numbers of steps for which the reference reproduces its own gradient norms, its own losses, and its losses with
+/// regularizers to 5e-4 when its start changes by one rounding error (fixtures/routing/sensitivity.py). Beyond them, no
+/// other implementation can be held to 1e-3. All other cases are reproducible for all ten steps.
+fn reproducible_steps(name: &str) -> (usize, usize, usize) {
     match name {
-        "llama-all-linear-rslora" => (4, 7),
-        _ => (10, 10),
+        "llama-all-linear-rslora" => (4, 7, 5),
+        _ => (10, 10, 10),
     }
 }
 
@@ -59,7 +58,8 @@ fn gradients_losses_and_ten_steps_are_torchs() {
             let trainable = Trainable::bank(&case.bank, &Device::Cpu).unwrap();
             let objective = Objective { decoder: &decoder, trainable: &trainable, regularizer };
             let mut optimizer = AdamW::new(trainable.vars()).unwrap();
-            let (norm_steps, loss_steps) = reproducible_steps(name);
+            let (norm_steps, loss_steps, regularized_steps) = reproducible_steps(name);
+            let loss_steps = if list == "losses" { loss_steps } else { regularized_steps };
             for step in 0..loss_steps {
                 let gradients = objective.gradients(&sequences, sequences.len()).unwrap();
                 let norm = global_norm(&gradients).unwrap();

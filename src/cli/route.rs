@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::arch::HfFolder;
 use atombank::bank::{AtomBank, Request, RoutedBy, Routes, route};
 use atombank::checkpoint::hub::Need;
 use atombank::error::Error;
-use atombank::model::{Decoder, Residence, TextEncoder};
+use atombank::model::{Decoder, LanguageModel, Residence, TextEncoder};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -63,7 +62,7 @@ impl RequestArgs {
 /// Arguments of `route`.
 #[derive(Args)]
 pub(crate) struct RouteArgs {
-    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    /// The base model: a Hugging Face folder or a GGUF, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
     /// The atom bank's folder
     bank: PathBuf,
@@ -78,10 +77,8 @@ pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
     let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
     let route = |found: &[Found]| {
         let (base, bank) = (&found[0].path, &found[1].path);
-        let folder = HfFolder::open(base)?;
-        let encoder = TextEncoder::open(base)?;
         let bank = AtomBank::open(bank)?;
-        let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
+        let LanguageModel { decoder, encoder } = LanguageModel::open(base, Residence::Streamed, &Device::Cpu)?;
         Ok((args.request.route(&decoder, &bank, &encoder)?, decoder))
     };
     let (routes, decoder) = with_inputs(&inputs, common, route)?.made;

@@ -2,11 +2,12 @@
 //!
 //! Reference: transformers `models/{llama,mistral,qwen2,qwen3}/modeling_*.py`, eager attention.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
-use super::batch::NEVER;
 use super::hooks::Hook;
-use super::ops;
+use super::ops::{self, Heads, Sight};
 use super::weights::{Layer, ModelWeights};
 use super::{Batch, Residence, Sequence};
 use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
@@ -24,7 +25,7 @@ pub struct Decoder {
 /// Cached keys and values of earlier tokens.
 #[derive(Default)]
 pub struct KvCache {
-    /// Keys and values by layer, `[B, kv_heads, T, head_dim]`.
+    /// Keys and values by layer, `[B, T, kv_heads * head_dim]`.
     layers: Vec<(Tensor, Tensor)>,
     /// The position of each cached key, by row.
     positions: Vec<Vec<u32>>,
@@ -34,11 +35,11 @@ pub struct KvCache {
 struct Pass {
     rows: usize,
     width: usize,
+    /// The angles of all positions, `[B, T, head_dim / 2]`.
     cos: Tensor,
     sin: Tensor,
-    /// Masks by window, `None` for full attention: `[B, 1, T, T_keys]`, 0 where a query attends to a key, and a large
-    /// negative number elsewhere.
-    masks: Vec<(Option<usize>, Tensor)>,
+    /// Who sees whom, by window.
+    sights: Vec<Arc<Sight>>,
 }
 
 impl Decoder {
@@ -141,7 +142,7 @@ impl Decoder {
 
     /// Applies the final norm.
     fn normed(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x, self.config().rms_norm_eps)?.broadcast_mul(self.weights.norm())?)
+        Ok(ops::rms_norm_times(x, self.weights.norm(), self.config().rms_norm_eps)?)
     }
 
     /// Logits at selected tokens, `[places.len(), vocab_size]`: `hidden` is `[B, T, hidden_size]`, `places` are indices
@@ -150,8 +151,21 @@ impl Decoder {
     /// # Errors
     /// A failed computation.
     pub fn logits_at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor> {
+        Ok(ops::frozen_linear(&self.at(hidden, places)?, self.weights.head(), None)?)
+    }
+
+    /// The sum of -log p of `targets`, `[]`, which are predicted at `places`; as in [`Decoder::logits_at`]. Gradients are
+    /// computed if `with_gradient`.
+    ///
+    /// # Errors
+    /// A failed computation.
+    pub fn loss_at(&self, hidden: &Tensor, places: &[u32], targets: &[u32], with_gradient: bool) -> Result<Tensor> {
+        Ok(ops::cross_entropy(&self.at(hidden, places)?, self.weights.head(), targets, with_gradient)?)
+    }
+
+    fn at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor> {
         let flat = hidden.reshape(((), self.config().hidden_size))?;
-        self.weights.head(&flat.index_select(&Tensor::new(places, hidden.device())?, 0)?)
+        Ok(flat.index_select(&Tensor::new(places, hidden.device())?, 0)?)
     }
 
     fn pass(&self, batch: &Batch, keys: &[Vec<u32>]) -> Result<Pass> {
@@ -159,15 +173,14 @@ impl Decoder {
         let device = self.weights.device();
         let angles: Vec<f32> =
             batch.positions.iter().flat_map(|p| self.frequencies.iter().map(move |f| *p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (rows, 1, width, self.frequencies.len()), device)?;
+        let angles = Tensor::from_vec(angles, (rows, width, self.frequencies.len()), device)?;
         let mut windows = self.config().sliding_window.clone();
         windows.sort();
         windows.dedup();
-        let mut masks = Vec::with_capacity(windows.len());
-        for window in windows {
-            masks.push((window, mask(batch, keys, window, device)?));
-        }
-        Ok(Pass { rows, width, cos: angles.cos()?, sin: angles.sin()?, masks })
+        let keys = keys.concat();
+        let sight = |window| Arc::new(Sight { queries: batch.positions.clone(), keys: keys.clone(), window });
+        let sights = windows.into_iter().map(sight).collect();
+        Ok(Pass { rows, width, cos: angles.cos()?, sin: angles.sin()?, sights })
     }
 
     fn layer(
@@ -182,19 +195,22 @@ impl Decoder {
         let eps = self.config().rms_norm_eps;
         let mut linear = |module: Module, x: &Tensor| -> Result<Tensor> {
             let (weight, bias) = &layer.linears[&module];
+            let site = LinearLayer { layer: index, module };
+            if let Some((a, b, scale)) = hook.low_rank(site) {
+                return Ok(ops::low_rank_linear(x, weight, bias.as_ref(), (&a, &b, scale))?);
+            }
             let y = ops::frozen_linear(x, weight, bias.as_ref())?;
-            match hook.delta(LinearLayer { layer: index, module }, x)? {
+            match hook.delta(site, x)? {
                 Some(delta) => Ok((y + delta)?),
                 None => Ok(y),
             }
         };
-        let normed = ops::rms_norm(x, eps)?.broadcast_mul(&layer.input_norm)?;
+        let normed = ops::rms_norm_times(x, &layer.input_norm, eps)?;
         let attended = self.attention(index, layer, &normed, pass, cache, &mut linear)?;
         let x = (x + linear(Module::O, &attended)?)?;
-        let normed = ops::rms_norm(&x, eps)?.broadcast_mul(&layer.post_attention_norm)?;
-        let gate = linear(Module::Gate, &normed)?.silu()?;
-        let up = linear(Module::Up, &normed)?;
-        Ok((x + linear(Module::Down, &(gate * up)?)?)?)
+        let normed = ops::rms_norm_times(&x, &layer.post_attention_norm, eps)?;
+        let (gate, up) = (linear(Module::Gate, &normed)?, linear(Module::Up, &normed)?);
+        Ok((x + linear(Module::Down, &ops::swiglu(&gate, &up)?)?)?)
     }
 
     /// Grouped-query attention, without the output projection: `[B, T, heads * head_dim]`.
@@ -211,58 +227,34 @@ impl Decoder {
         let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let (rows, width) = (pass.rows, pass.width);
         let mut project = |module: Module, heads: usize, norm: Option<&Tensor>| -> Result<Tensor> {
-            let mut y = linear(module, x)?.reshape((rows, width, heads, d))?;
-            if let Some(norm) = norm {
-                y = ops::rms_norm(&y, config.rms_norm_eps)?.broadcast_mul(norm)?;
-            }
-            Ok(y.transpose(1, 2)?.contiguous()?)
+            let y = linear(module, x)?.reshape((rows, width, heads, d))?;
+            Ok(match norm {
+                Some(norm) => ops::rms_norm_times(&y, norm, config.rms_norm_eps)?,
+                None => y,
+            })
         };
-        let q = ops::rope(&project(Module::Q, heads, layer.q_norm.as_ref())?, &pass.cos, &pass.sin)?;
-        let mut k = ops::rope(&project(Module::K, kv_heads, layer.k_norm.as_ref())?, &pass.cos, &pass.sin)?;
-        let mut v = project(Module::V, kv_heads, None)?;
+        let rotated = |x: Tensor| ops::rope(&x, &pass.cos, &pass.sin)?.reshape((rows, width, ()));
+        let q = rotated(project(Module::Q, heads, layer.q_norm.as_ref())?)?;
+        let mut k = rotated(project(Module::K, kv_heads, layer.k_norm.as_ref())?)?;
+        let mut v = project(Module::V, kv_heads, None)?.reshape((rows, width, kv_heads * d))?;
         if let Some(cache) = cache {
             if let Some((old_k, old_v)) = cache.layers.get(index) {
-                (k, v) = (Tensor::cat(&[old_k, &k], 2)?, Tensor::cat(&[old_v, &v], 2)?);
+                (k, v) = (Tensor::cat(&[old_k, &k], 1)?, Tensor::cat(&[old_v, &v], 1)?);
                 cache.layers[index] = (k.clone(), v.clone());
             } else {
                 cache.layers.push((k.clone(), v.clone()));
             }
         }
-        let keys = k.dim(2)?;
-        let per_key = heads / kv_heads;
-        // Query heads that share a key head are adjacent, so keys and values need no copies.
-        let q = q.reshape((rows, kv_heads, per_key * width, d))?;
-        let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (1.0 / (d as f64).sqrt()))?;
         let window = config.sliding_window[index];
-        let mask = pass.masks.iter().find(|(w, _)| *w == window).map(|(_, mask)| mask);
-        let scores = scores.reshape((rows, heads, width, keys))?;
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
+        let Some(sight) = pass.sights.iter().find(|sight| sight.window == window) else {
+            unreachable!("a pass has every window of the config")
         };
-        let weights = ops::softmax_last(&scores)?.reshape((rows, kv_heads, per_key * width, keys))?;
-        let mixed = weights.matmul(&v)?.reshape((rows, heads, width, d))?;
-        Ok(mixed.transpose(1, 2)?.reshape((rows, width, heads * d))?)
+        let scale = 1.0 / (d as f32).sqrt();
+        Ok(ops::attention(&q, &k, &v, Heads { count: heads, of_keys: kv_heads, width: d, scale }, sight)?)
     }
 }
 
 /// The position of each token as a key, by row.
 fn key_positions(batch: &Batch) -> Vec<Vec<u32>> {
     (0..batch.rows()).map(|row| batch.key_positions(row).collect()).collect()
-}
-
-/// The mask of attention, which is added to the scores.
-fn mask(batch: &Batch, keys: &[Vec<u32>], window: Option<usize>, device: &Device) -> Result<Tensor> {
-    let count = keys.first().map_or(0, Vec::len);
-    let mut mask = Vec::with_capacity(batch.ids.len() * count);
-    for (row, keys) in keys.iter().enumerate() {
-        for query in &batch.positions[row * batch.width..(row + 1) * batch.width] {
-            mask.extend(keys.iter().map(|key| {
-                let seen = *key != NEVER && key <= query && window.is_none_or(|w| ((query - key) as usize) < w);
-                // Not -inf, because its gradient is NaN. e^-1e30 is zero as well.
-                if seen { 0f32 } else { -1e30 }
-            }));
-        }
-    }
-    Ok(Tensor::from_vec(mask, (batch.rows(), 1, batch.width, count), device)?)
 }

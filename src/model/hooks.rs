@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{Batch, ops};
+use super::Batch;
 use crate::adapter::{HostTensor, LinearUpdates, Tensors, adapted_layers};
 use crate::arch::LinearLayer;
 use crate::error::Result;
@@ -17,6 +17,12 @@ pub trait Hook {
     /// # Errors
     /// Those of the computation.
     fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>>;
+
+    /// `A` `[rank, d_in]`, `B` `[d_out, rank]` and the scale of a low-rank update of `site`, for hooks that add nothing
+    /// else there. Then [`Hook::delta`] isn't asked.
+    fn low_rank(&self, _site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
+        None
+    }
 
     /// Prepares for `batch`, which continues the sequences of the last pass with further tokens.
     ///
@@ -127,10 +133,12 @@ impl LoadedUpdates {
 }
 
 impl Hook for &LoadedUpdates {
-    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some((a, b, scale)) = self.0.get(&site) else { return Ok(None) };
-        let update = ops::linear(&ops::linear(x, a)?, b)?;
-        Ok(Some((update * *scale)?))
+    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
+        self.0.get(&site).cloned()
     }
 }
 
@@ -144,9 +152,11 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
 pub struct LoraHook<'a>(pub &'a LoadedAdapter);
 
 impl Hook for LoraHook<'_> {
-    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some((a, b)) = self.0.factors(site) else { return Ok(None) };
-        let update = ops::linear(&ops::linear(x, a)?, b)?;
-        Ok(Some((update * self.0.scale())?))
+    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
+        self.0.factors(site).map(|(a, b)| (a.clone(), b.clone(), self.0.scale()))
     }
 }

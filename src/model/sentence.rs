@@ -8,6 +8,7 @@ use std::path::Path;
 use candle_core::{D, Device, Tensor};
 use serde_json::json;
 
+use super::ops::FrozenMatrix;
 use super::{TextEncoder, ops, softmax_last};
 use crate::arch::INERT;
 use crate::checkpoint::open_weights;
@@ -127,7 +128,7 @@ impl SentenceEncoder {
 
     fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (&self.tensors[&format!("{name}.weight")], &self.tensors[&format!("{name}.bias")]);
-        Ok(ops::frozen_linear(x, weight, Some(bias))?)
+        Ok(ops::frozen_linear(x, &FrozenMatrix::Held(weight.clone()), Some(bias))?)
     }
 
     fn layer_norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {

@@ -1,12 +1,14 @@
 //! A decoder's weights, from a plan with Hugging Face's names: kept in memory, or read from the file whenever a layer
 //! runs.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::ops;
+use super::ops::FrozenMatrix;
 use crate::arch::{LinearLayer, ModelConfig, Module, check_tensors};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
@@ -14,16 +16,19 @@ use crate::plan::{Plan, PlannedTensor};
 /// Where a decoder's weights are while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residence {
-    /// In memory, in f32: for training and generation.
+    /// In memory, in f32.
     Memory,
     /// In the file, with one layer at a time in memory: for a pass or two over a model of any size.
     Streamed,
+    /// In the file. A matrix is decoded some rows at a time wherever it is used, in the backward pass too: training takes
+    /// no memory for the base, whatever its size and type. On the CPU; on other devices as [`Residence::Memory`].
+    Mapped,
 }
 
 /// One decoder layer's weights, in f32.
 #[derive(Clone)]
 pub(super) struct Layer {
-    pub(super) linears: HashMap<Module, (Tensor, Option<Tensor>)>,
+    pub(super) linears: HashMap<Module, (FrozenMatrix, Option<Tensor>)>,
     pub(super) input_norm: Tensor,
     pub(super) post_attention_norm: Tensor,
     /// The norm of queries over each head's dimensions, if the architecture has one.
@@ -37,18 +42,14 @@ pub struct ModelWeights {
     config: ModelConfig,
     device: Device,
     tensors: HashMap<String, PlannedTensor>,
-    resident: Option<Resident>,
+    /// All layers; empty where each is read when it runs.
+    layers: Vec<Layer>,
+    /// The input embeddings, if they are in memory.
+    embedding: Option<Tensor>,
+    /// The output head, `[vocab_size, hidden_size]`.
+    head: FrozenMatrix,
     norm: Tensor,
 }
-
-struct Resident {
-    layers: Vec<Layer>,
-    embedding: Tensor,
-    head: Tensor,
-}
-
-/// Number of rows of the output head that a streamed pass holds at a time: 32 MiB at a hidden size of 4096.
-const HEAD_ROWS: usize = 2048;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
@@ -62,23 +63,28 @@ impl ModelWeights {
         plan.check()?;
         check_tensors(path, config, plan)?;
         let tensors: HashMap<_, _> = plan.tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
+        let head_name = if config.tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
         let mut weights = Self {
             path: path.to_owned(),
             config: config.clone(),
             device: device.clone(),
+            head: FrozenMatrix::Mapped(Arc::new(tensors[head_name].clone())),
             tensors,
-            resident: None,
+            layers: Vec::new(),
+            embedding: None,
             norm: Tensor::zeros(1, candle_core::DType::F32, device)?,
         };
         weights.norm = weights.load("model.norm.weight")?;
-        if residence == Residence::Memory {
-            let layers = (0..config.num_hidden_layers).map(|i| weights.load_layer(i)).collect::<Result<_>>()?;
+        let is_held = residence == Residence::Memory || !device.is_cpu();
+        if residence != Residence::Streamed {
+            let layers = 0..config.num_hidden_layers;
+            weights.layers = layers.map(|index| weights.load_layer(index, is_held)).collect::<Result<_>>()?;
+        }
+        if is_held {
             let embedding = weights.load(EMBEDDING)?;
-            let head = match weights.head_name() {
-                EMBEDDING => embedding.clone(),
-                name => weights.load(name)?,
-            };
-            weights.resident = Some(Resident { layers, embedding, head });
+            let is_tied = config.tie_word_embeddings;
+            weights.head = FrozenMatrix::Held(if is_tied { embedding.clone() } else { weights.load(head_name)? });
+            weights.embedding = Some(embedding);
         }
         Ok(weights)
     }
@@ -110,9 +116,8 @@ impl ModelWeights {
                 .hint("the tokenizer belongs to another model")
                 .mismatch());
         }
-        if let Some(resident) = &self.resident {
-            let ids = Tensor::new(ids, &self.device)?;
-            return Ok(resident.embedding.index_select(&ids, 0)?);
+        if let Some(embedding) = &self.embedding {
+            return Ok(embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?);
         }
         let table = &self.tensors[EMBEDDING];
         let mut rows = Vec::with_capacity(ids.len() * self.config.hidden_size);
@@ -127,35 +132,17 @@ impl ModelWeights {
         &self.norm
     }
 
-    /// The weights of layer `index`: from memory if resident, read from the file if streamed.
-    pub(super) fn layer(&self, index: usize) -> Result<Layer> {
-        match &self.resident {
-            Some(resident) => Ok(resident.layers[index].clone()),
-            None => self.load_layer(index),
+    /// The weights of layer `index`, read from the file if they are streamed.
+    pub(super) fn layer(&self, index: usize) -> Result<Cow<'_, Layer>> {
+        match self.layers.get(index) {
+            Some(layer) => Ok(Cow::Borrowed(layer)),
+            None => self.load_layer(index, true).map(Cow::Owned),
         }
     }
 
-    /// Logits of normed hidden states `[n, hidden_size]`: `[n, vocab_size]`.
-    pub(super) fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        if let Some(resident) = &self.resident {
-            return Ok(ops::frozen_linear(hidden, &resident.head, None)?);
-        }
-        let table = &self.tensors[self.head_name()];
-        let mut logits = Vec::new();
-        for start in (0..self.config.vocab_size).step_by(HEAD_ROWS) {
-            let rows = start..(start + HEAD_ROWS).min(self.config.vocab_size);
-            let shape = (rows.len(), self.config.hidden_size);
-            let weight = Tensor::from_vec(table.read_rows(rows)?, shape, &self.device)?;
-            logits.push(ops::frozen_linear(hidden, &weight, None)?);
-        }
-        Ok(Tensor::cat(&logits, 1)?)
-    }
-
-    fn head_name(&self) -> &'static str {
-        match self.config.tie_word_embeddings {
-            true => EMBEDDING,
-            false => "lm_head.weight",
-        }
+    /// The output head.
+    pub(super) fn head(&self) -> &FrozenMatrix {
+        &self.head
     }
 
     fn load(&self, name: &str) -> Result<Tensor> {
@@ -164,12 +151,19 @@ impl ModelWeights {
         Ok(Tensor::from_vec(values, planned.shape.as_slice(), &self.device)?)
     }
 
-    fn load_layer(&self, layer: usize) -> Result<Layer> {
+    /// The weights of layer `index`: its matrices in memory if `is_held`, else in the file.
+    fn load_layer(&self, layer: usize, is_held: bool) -> Result<Layer> {
         let optional = |name: String| self.tensors.contains_key(&name).then(|| self.load(&name)).transpose();
+        let matrix = |name: String| -> Result<FrozenMatrix> {
+            Ok(match is_held {
+                true => FrozenMatrix::Held(self.load(&name)?),
+                false => FrozenMatrix::Mapped(Arc::new(self.tensors[&name].clone())),
+            })
+        };
         let mut linears = HashMap::new();
         for module in Module::ALL {
             let site = LinearLayer { layer, module };
-            linears.insert(module, (self.load(&site.weight_name())?, optional(format!("{site}.bias"))?));
+            linears.insert(module, (matrix(site.weight_name())?, optional(format!("{site}.bias"))?));
         }
         let norm = |name: &str| format!("model.layers.{layer}.{name}.weight");
         Ok(Layer {

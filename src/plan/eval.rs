@@ -102,20 +102,29 @@ impl PlannedTensor {
     /// # Errors
     /// The same as for [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn read(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.elems()];
+        self.fill(0..self.rows(), &mut values)?;
+        Ok(values)
+    }
+
+    /// Writes rows to `values`, computed in parallel on rayon's current pool.
+    ///
+    /// # Errors
+    /// As [`PlannedTensor::read`].
+    pub(crate) fn fill(&self, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
         self.check_values()?;
-        self.check_readable(&(0..self.rows()))?;
+        self.check_readable(&rows)?;
         let row_len = self.row_len();
         let step = (READ_ELEMS / row_len.max(1)).max(1);
-        let mut values = vec![0.0; self.elems()];
         values.par_chunks_mut((step * row_len).max(1)).enumerate().try_for_each_init(
             || (Vec::new(), Vec::new()),
             |(scratch, bytes), (i, out)| -> Result<()> {
-                let rows = i * step..i * step + out.len() / row_len.max(1);
+                let start = rows.start + i * step;
+                let rows = start..start + out.len() / row_len.max(1);
                 self.encode_rows(rows, scratch, bytes)?;
                 self.decode(bytes, out)
             },
-        )?;
-        Ok(values)
+        )
     }
 
     /// Returns whether two tensors have the same shape and the same values, as [`PlannedTensor::read_rows`] gives them.

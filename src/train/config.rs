@@ -172,6 +172,9 @@ pub struct TrainingSettings {
     pub checkpoint_every: usize,
     /// How many checkpoints are kept; older ones are deleted.
     pub keep_checkpoints: usize,
+    /// Whether the base's matrices are kept in memory in f32. If not, they stay in their file, and are decoded wherever
+    /// they are used.
+    pub resident: bool,
 }
 
 impl Default for TrainingSettings {
@@ -191,6 +194,7 @@ impl Default for TrainingSettings {
             eval_every: 100,
             checkpoint_every: 200,
             keep_checkpoints: 2,
+            resident: false,
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::Trainable;
 use super::adapter::TrainedHook;
 use crate::bank::Regularizer;
 use crate::error::Result;
-use crate::model::{Batch, Decoder, Sequence, log_softmax_last};
+use crate::model::{Batch, Decoder, Sequence};
 
 /// The training objective: cross-entropy over completion tokens, plus the routing regularizers.
 pub struct Objective<'a> {
@@ -65,13 +65,13 @@ impl Objective<'_> {
         let tokens = completion_tokens(sequences);
         let mut sum = 0.0;
         for part in sequences.chunks(micro_batch) {
-            sum += f64::from(self.cross_entropy(part, tokens)?.0.detach().to_scalar::<f32>()?);
+            sum += f64::from(self.cross_entropy(part, tokens, false)?.0.detach().to_scalar::<f32>()?);
         }
         Ok((sum, tokens))
     }
 
     fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64) -> Result<Tensor> {
-        let (loss, hook) = self.cross_entropy(sequences, tokens)?;
+        let (loss, hook) = self.cross_entropy(sequences, tokens, true)?;
         match hook.regularization(self.regularizer)? {
             Some(regularization) => Ok((loss + (regularization * share)?)?),
             None => Ok(loss),
@@ -79,15 +79,18 @@ impl Objective<'_> {
     }
 
     /// The sum of -log p over the completions of `sequences`, divided by `tokens`, and the hook of the pass.
-    fn cross_entropy(&self, sequences: &[Sequence], tokens: usize) -> Result<(Tensor, TrainedHook<'_>)> {
+    fn cross_entropy(
+        &self,
+        sequences: &[Sequence],
+        tokens: usize,
+        with_gradient: bool,
+    ) -> Result<(Tensor, TrainedHook<'_>)> {
         let batch = Batch::new(sequences);
         let mut hook = self.trainable.hook(self.decoder.weights(), sequences)?;
         let hidden = self.decoder.hidden(&batch, None, hook.as_hook())?;
         let (places, targets) = batch.completion();
-        let log_p = log_softmax_last(&self.decoder.logits_at(&hidden, &places)?)?;
-        let targets = Tensor::new(targets, log_p.device())?.unsqueeze(1)?;
-        let sum = log_p.gather(&targets, D::Minus1)?.sum_all()?;
-        Ok(((sum * (-1.0 / tokens as f64))?, hook))
+        let sum = self.decoder.loss_at(&hidden, &places, &targets, with_gradient)?;
+        Ok(((sum * (1.0 / tokens as f64))?, hook))
     }
 }
 

@@ -13,10 +13,9 @@ use super::adapter::TrainedAdapter;
 use super::checkpoint::{self, State};
 use super::step::completion_tokens;
 use super::{AdamW, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
-use crate::arch::{HfFolder, check_tensors};
 use crate::bank::{InstructionEncoder, Regularizer};
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::{Decoder, Residence, TextEncoder};
+use crate::model::{Decoder, LanguageModel, Residence, TextEncoder};
 
 /// An event in a run, reported as it happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,12 +83,11 @@ pub fn train(
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
     config.check()?;
-    let folder = HfFolder::open(config.base_folder())?;
-    // Check that the config's sizes are those of the tensors before anything is allocated by them.
-    check_tensors(folder.path(), &folder.config, folder.weights())?;
+    let residence = if config.training.resident { Residence::Memory } else { Residence::Mapped };
+    let LanguageModel { decoder, encoder } = LanguageModel::open(config.base_folder(), residence, device)?;
     let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
-    let (data, eval) = load_data(config, &folder, &instructions)?;
-    config.check_size(&folder.config, instructions.dim(), data.sequences().len())?;
+    let (data, eval) = load_data(config, &decoder, &encoder, &instructions)?;
+    config.check_size(decoder.config(), instructions.dim(), data.sequences().len())?;
     let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
     let output = &config.output;
     let last = match (resume, output.exists()) {
@@ -103,18 +101,17 @@ pub fn train(
         Some(path) => {
             let (adapter, optimizer, state) = checkpoint::load(path, device)?;
             state.check(path, config, size)?;
-            adapter.check_base(&folder.config)?;
+            adapter.check_base(decoder.config())?;
             (adapter, Some(optimizer), state.step)
         }
         None if resume => {
             return Err(Finding::new(output, "checkpoint").expected("one to resume from").found("none").mismatch());
         }
         None => {
-            let adapter = TrainedAdapter::fresh(output, config, &folder.config, instructions.dim())?;
+            let adapter = TrainedAdapter::fresh(output, config, decoder.config(), instructions.dim())?;
             (adapter, None, 0)
         }
     };
-    let decoder = Decoder::open(&folder, Residence::Memory, device)?;
     let trainable = adapter.trainable(device)?;
     let optimizer = match optimizer {
         Some(optimizer) => optimizer,
@@ -227,18 +224,20 @@ impl Run<'_> {
 /// Loads and tokenizes training and evaluation rows.
 fn load_data(
     config: &TrainConfig,
-    folder: &HfFolder,
+    decoder: &Decoder,
+    encoder: &TextEncoder,
     instructions: &InstructionEncoder,
 ) -> Result<(Dataset, Option<Dataset>)> {
-    let encoder = TextEncoder::open(folder.path())?;
-    let eos = *folder.config.eos_token_ids.first().ok_or_else(|| {
-        let finding = Finding::new(folder.path().join("config.json"), "eos_token_id");
+    let eos = *decoder.config().eos_token_ids.first().ok_or_else(|| {
+        let path = decoder.weights().path();
+        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+        let finding = Finding::new(file, "eos_token_id");
         finding.expected("the token that ends a completion").found("none").mismatch()
     })?;
     let template = &config.adapter.prompt_template;
-    let limit = config.data.max_length.min(folder.config.max_position_embeddings);
+    let limit = config.data.max_length.min(decoder.config().max_position_embeddings);
     let load = |path: &Path| {
-        Dataset::tokenize(path, &TrainingRow::read_all(path)?, (&encoder, instructions), template, eos, limit)
+        Dataset::tokenize(path, &TrainingRow::read_all(path)?, (encoder, instructions), template, eos, limit)
     };
     let data = load(&config.data.train)?;
     match &config.data.eval {

@@ -1,0 +1,326 @@
+//! Attention in blocks of queries: the scores of all queries and keys never exist at once.
+//!
+//! For a block, the scores with the keys that its queries see are computed, become weights, and mix the values. The
+//! backward pass computes the weights again, from the logarithm of each query's sum that the forward pass leaves.
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::exp::{exp, vectorized};
+use super::product::{Matrix, multiply_alone};
+use super::rows::dot;
+use super::slices::{slice, values};
+use crate::model::batch::NEVER;
+
+/// The queries whose scores are computed together.
+const BLOCK: usize = 64;
+
+/// Who sees whom: a query at position `q` sees the keys at positions up to `q`, and with a window `w` only those above
+/// `q - w`.
+pub(crate) struct Sight {
+    /// The positions of the queries, `[B * T]`.
+    pub(crate) queries: Vec<u32>,
+    /// The positions of the keys, `[B * S]`; [`NEVER`] for padding.
+    pub(crate) keys: Vec<u32>,
+    /// How many positions a query sees, its own included.
+    pub(crate) window: Option<usize>,
+}
+
+impl Sight {
+    fn window(&self) -> u32 {
+        self.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(NEVER)
+    }
+
+    /// The places of the first and behind the last of `keys` that one of `queries` sees.
+    fn span(&self, queries: &[u32], keys: &[u32]) -> Range<usize> {
+        let (last, first) = (queries.iter().max().copied(), queries.iter().min().copied());
+        let (Some(last), Some(first)) = (last, first) else { return 0..0 };
+        let oldest = first.saturating_sub(self.window().saturating_sub(1));
+        let is_seen = |key: &u32| *key <= last && *key >= oldest;
+        let start = keys.iter().position(is_seen);
+        start.map_or(0..0, |start| start..keys.iter().rposition(is_seen).map_or(start, |end| end + 1))
+    }
+}
+
+/// The sizes of attention.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) count: usize,
+    /// The heads of keys and values. Query heads that share one are adjacent.
+    pub(crate) of_keys: usize,
+    /// The width of a head.
+    pub(crate) width: usize,
+    /// The factor of the scores.
+    pub(crate) scale: f32,
+}
+
+struct Attention {
+    heads: Heads,
+    sight: Arc<Sight>,
+    /// The logarithm of the sum of each query's exponentials, `[B * T * heads]`.
+    sums: OnceLock<Vec<f32>>,
+}
+
+/// One row of a batch: its keys, its values, and the positions of both.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    positions: &'a [u32],
+    /// The values of a key in all heads.
+    stride: usize,
+}
+
+impl<'a> Keys<'a> {
+    /// The part of one head in some keys, or in their values.
+    fn head(&self, of: &'a [f32], head: usize, width: usize, span: &Range<usize>) -> Matrix<'a> {
+        let values = &of[(span.start * self.stride + head * width).min(of.len())..];
+        Matrix::strided(values, span.len(), width, self.stride)
+    }
+}
+
+/// The scores of a block of queries with the keys of `span`, masked: minus infinity where a query doesn't see a key.
+fn scores(
+    out: &mut Vec<f32>,
+    q: Matrix,
+    keys: Matrix,
+    (queries, positions, window): (&[u32], &[u32], u32),
+    scale: f32,
+) {
+    let span = positions.len();
+    out.resize(queries.len() * span, 0.0);
+    multiply_alone(out, span, q, keys.transposed(), scale, false);
+    vectorized(|| {
+        for (row, query) in out.chunks_exact_mut(span.max(1)).zip(queries) {
+            for (score, key) in row.iter_mut().zip(positions) {
+                let sees = *key <= *query && query.wrapping_sub(*key) < window;
+                *score = if sees { *score } else { f32::NEG_INFINITY };
+            }
+        }
+    });
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((_, tokens, width), (_, keys, stride)) = (q_layout.shape().dims3()?, k_layout.shape().dims3()?);
+        let (q, k, v) = (slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
+        let (heads, sight) = (self.heads, &*self.sight);
+        let (d, shared, window) = (heads.width, heads.count / heads.of_keys, sight.window());
+        let mut out = vec![0f32; q.len()];
+        let mut sums = vec![0f32; q.len() / d];
+        let rows = out.par_chunks_mut(tokens * width).zip(sums.par_chunks_mut(tokens * heads.count)).enumerate();
+        rows.for_each(|(row, (out, sums))| {
+            let of_row = keys * row..keys * (row + 1);
+            let of_values = of_row.start * stride..of_row.end * stride;
+            let keys =
+                Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row], stride };
+            let blocks = out.par_chunks_mut(BLOCK * width).zip(sums.par_chunks_mut(BLOCK * heads.count)).enumerate();
+            blocks.for_each_init(Vec::new, |weights, (block, (out, sums))| {
+                let count = out.len() / width;
+                let first = row * tokens + block * BLOCK;
+                let queries = &sight.queries[first..first + count];
+                let span = sight.span(queries, keys.positions);
+                let seen = &keys.positions[span.clone()];
+                for head in 0..heads.count {
+                    let q = Matrix::strided(&q[first * width + head * d..], count, d, width);
+                    let of_keys = keys.head(keys.k, head / shared, d, &span);
+                    scores(weights, q, of_keys, (queries, seen, window), heads.scale);
+                    vectorized(|| {
+                        for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
+                            sums[i * heads.count + head] = softmax(row);
+                        }
+                    });
+                    let weights = Matrix::new(weights, count, span.len());
+                    let of_values = keys.head(keys.v, head / shared, d, &span);
+                    multiply_alone(&mut out[head * d..], width, weights, of_values, 1.0, false);
+                }
+            });
+        });
+        let _ = self.sums.set(sums);
+        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        out: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let ((rows, tokens, width), (_, keys, stride)) = (q.dims3()?, k.dims3()?);
+        let (q_shape, k_shape, gradient) = (q.shape(), k.shape(), gradient.contiguous()?);
+        let (q, k, v) = (values(q)?, values(k)?, values(v)?);
+        let (q, k, v, out, gradient) = (&*q, &*k, &*v, &*values(out)?, &*values(&gradient)?);
+        let Some(sums) = self.sums.get() else { candle_core::bail!("attention: backward before forward") };
+        let (heads, sight) = (self.heads, &*self.sight);
+        let (d, shared, window) = (heads.width, heads.count / heads.of_keys, sight.window());
+        // Each task has the heads that share keys and values, in one row of the batch.
+        let one = |task: usize| {
+            let (row, key_head) = (task / heads.of_keys, task % heads.of_keys);
+            let of_row = keys * row..keys * (row + 1);
+            let of_values = of_row.start * stride..of_row.end * stride;
+            let keys =
+                Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row.clone()], stride };
+            let mut dq = vec![0f32; tokens * shared * d];
+            let (mut dk, mut dv) = (vec![0f32; of_row.len() * d], vec![0f32; of_row.len() * d]);
+            let (mut weights, mut of_weights) = (Vec::new(), Vec::new());
+            for start in (0..tokens).step_by(BLOCK) {
+                let count = BLOCK.min(tokens - start);
+                let first = row * tokens + start;
+                let queries = &sight.queries[first..first + count];
+                let span = sight.span(queries, keys.positions);
+                let seen = &keys.positions[span.clone()];
+                let (of_keys, of_values) =
+                    (keys.head(keys.k, key_head, d, &span), keys.head(keys.v, key_head, d, &span));
+                for near in 0..shared {
+                    let head = key_head * shared + near;
+                    let of_head = |all: &'_ [f32]| first * width + head * d..all.len();
+                    let (q, g) = (&q[of_head(q)], &gradient[of_head(gradient)]);
+                    let (q_block, g_block) =
+                        (Matrix::strided(q, count, d, width), Matrix::strided(g, count, d, width));
+                    scores(&mut weights, q_block, of_keys, (queries, seen, window), heads.scale);
+                    of_weights.resize(weights.len(), 0.0);
+                    multiply_alone(&mut of_weights, span.len(), g_block, of_values.transposed(), 1.0, false);
+                    let o = &out[of_head(out)];
+                    vectorized(|| {
+                        let both = weights.chunks_exact_mut(span.len().max(1)).zip(of_weights.chunks_exact_mut(span.len().max(1)));
+                        for (i, (weights, of_scores)) in both.enumerate() {
+                            let sum = sums[(first + i) * heads.count + head];
+                            let mean = dot(&g[i * width..i * width + d], &o[i * width..i * width + d]);
+                            for (weight, of_score) in weights.iter_mut().zip(of_scores) {
+                                *weight = exp(*weight - sum);
+                                *of_score = *weight * (*of_score - mean) * heads.scale;
+                            }
+                        }
+                    });
+                    let (weights, of_scores) =
+                        (Matrix::new(&weights, count, span.len()), Matrix::new(&of_weights, count, span.len()));
+                    multiply_alone(&mut dq[(start * shared + near) * d..], shared * d, of_scores, of_keys, 1.0, false);
+                    let (dk, dv) = (&mut dk[span.start * d..], &mut dv[span.start * d..]);
+                    multiply_alone(dk, d, of_scores.transposed(), q_block, 1.0, true);
+                    multiply_alone(dv, d, weights.transposed(), g_block, 1.0, true);
+                }
+            }
+            (dq, dk, dv)
+        };
+        let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = (0..rows * heads.of_keys).into_par_iter().map(one).collect();
+        // A task's heads stand side by side in each token.
+        let joined = |of: &dyn Fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> &Vec<f32>, tokens: usize, width: usize| {
+            let mut all = Vec::with_capacity(rows * tokens * width * heads.of_keys);
+            for row in parts.chunks(heads.of_keys) {
+                for token in 0..tokens {
+                    row.iter().for_each(|part| all.extend_from_slice(&of(part)[token * width..(token + 1) * width]));
+                }
+            }
+            all
+        };
+        let on_cpu = |values, shape: &Shape| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
+        Ok((
+            Some(on_cpu(joined(&|part| &part.0, tokens, shared * d), q_shape)?),
+            Some(on_cpu(joined(&|part| &part.1, keys, d), k_shape)?),
+            Some(on_cpu(joined(&|part| &part.2, keys, d), k_shape)?),
+        ))
+    }
+}
+
+/// Makes scores weights whose sum is 1, and returns the logarithm of the sum of their exponentials. Without any key that
+/// is seen, all weights are 0.
+#[inline(always)]
+fn softmax(row: &mut [f32]) -> f32 {
+    let most = row.iter().fold(f32::NEG_INFINITY, |most, score| if *score > most { *score } else { most });
+    if most == f32::NEG_INFINITY {
+        row.fill(0.0);
+        return f32::INFINITY;
+    }
+    let mut sum = 0f32;
+    for score in row.iter_mut() {
+        *score = exp(*score - most);
+        sum += *score;
+    }
+    let factor = 1.0 / sum;
+    row.iter_mut().for_each(|weight| *weight *= factor);
+    most + sum.ln()
+}
+
+/// Grouped-query attention: `q` `[B, T, heads * d]`, `k` and `v` `[B, S, kv_heads * d]` -> `[B, T, heads * d]`.
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, sight: &Arc<Sight>) -> Result<Tensor> {
+    if !q.device().is_cpu() {
+        return plain_attention(q, k, v, heads, sight);
+    }
+    let attention = Attention { heads, sight: sight.clone(), sums: OnceLock::new() };
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, attention)
+}
+
+/// The same as [`attention`], composed of candle's operations.
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, sight: &Sight) -> Result<Tensor> {
+    let ((rows, tokens, width), keys, d) = (q.dims3()?, k.dim(1)?, heads.width);
+    let split = |x: &Tensor, tokens, heads| x.reshape((rows, tokens, heads, d))?.transpose(1, 2)?.contiguous();
+    let shared = heads.count / heads.of_keys;
+    let q = split(q, tokens, heads.count)?.reshape((rows, heads.of_keys, shared * tokens, d))?;
+    let (k, v) = (split(k, keys, heads.of_keys)?, split(v, keys, heads.of_keys)?);
+    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(heads.scale))?;
+    let window = sight.window();
+    let mut mask = Vec::with_capacity(rows * tokens * keys);
+    for (queries, keys) in sight.queries.chunks(tokens.max(1)).zip(sight.keys.chunks(keys.max(1))) {
+        for query in queries {
+            // Not -inf, because its gradient is NaN. e^-1e30 is zero as well.
+            mask.extend(keys.iter().map(|key| if *key <= *query && query - key < window { 0f32 } else { -1e30 }));
+        }
+    }
+    let mask = Tensor::from_vec(mask, (rows, 1, tokens, keys), q.device())?;
+    let scores = scores.reshape((rows, heads.count, tokens, keys))?.broadcast_add(&mask)?;
+    let weights = super::softmax_last(&scores)?.reshape((rows, heads.of_keys, shared * tokens, keys))?;
+    let mixed = weights.matmul(&v)?.reshape((rows, heads.count, tokens, d))?;
+    mixed.transpose(1, 2)?.reshape((rows, tokens, width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{agree, random};
+    use super::*;
+
+    #[test]
+    fn attention_in_blocks_is_the_composition_with_its_gradients() {
+        let heads = Heads { count: 6, of_keys: 2, width: 8, scale: 0.35 };
+        // Rows of 150 and 120 tokens, padded to 150; then two more queries behind cached keys, of which some are padding.
+        let padded = |length: u32| (0..150).map(move |key| if key < length { key } else { NEVER });
+        let (whole, next) = ((0..150).collect::<Vec<u32>>(), [[150, 151], [120, 121]].concat());
+        let short = padded(150).chain(padded(120)).collect::<Vec<_>>();
+        let cached = [padded(150).chain(150..152).collect::<Vec<_>>(), padded(120).chain(120..122).collect()].concat();
+        let twice = [whole.clone(), whole].concat();
+        for (queries, keys, window) in [
+            (&twice, &short, None),
+            (&twice, &short, Some(40)),
+            (&twice, &short, Some(1000)),
+            (&twice, &twice, Some(1)),
+            (&next, &cached, None),
+            (&next, &cached, Some(1)),
+            (&next, &cached, Some(40)),
+        ] {
+            let (tokens, count) = (queries.len() / 2, keys.len() / 2);
+            let sight = Arc::new(Sight { queries: queries.clone(), keys: keys.clone(), window });
+            let (q, kv) = ([2, tokens, 48], [2, count, 16]);
+            agree(
+                &[random(&q, 1), random(&kv, 2), random(&kv, 3)],
+                |x| attention(&x[0], &x[1], &x[2], heads, &sight),
+                |x| plain_attention(&x[0], &x[1], &x[2], heads, &sight),
+            );
+        }
+    }
+}
