@@ -61,7 +61,6 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-#[cfg(feature = "hub")]
 impl Error {
     /// Returns the same error with other texts: `change` receives each path and each part of the message.
     pub(crate) fn map_texts(self, change: &dyn Fn(&str) -> String) -> Self {

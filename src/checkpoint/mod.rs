@@ -118,13 +118,15 @@ impl Checkpoint {
     /// # Errors
     /// The same as for [`Checkpoint::open`].
     pub fn unpacked(mut self) -> Result<Self> {
-        if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
+        let unpacked = prequantized::unpack(&self.path, &mut self.config_json, &self.weights);
+        if let Some(unpacked) = self.in_own_words(unpacked)? {
             (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
             self.notes.extend(unpacked.notes);
         }
         if let Some(own) = &self.mistral {
-            own.regroup(&mut self.weights)?;
-            self.rounded.as_mut().map_or(Ok(()), |rounded| own.regroup(rounded))?;
+            let regrouped = own.regroup(&mut self.weights);
+            let rounded = self.rounded.as_mut().map_or(Ok(()), |rounded| own.regroup(rounded));
+            self.in_own_words(regrouped.and(rounded))?;
         }
         Ok(self)
     }
@@ -154,6 +156,19 @@ impl Checkpoint {
     /// Returns whether the folder is in Mistral's own format: params.json and consolidated files.
     pub(crate) fn is_mistral_format(&self) -> bool {
         self.mistral.is_some()
+    }
+
+    /// Returns the result, whose error names files, fields and tensors as the folder has them.
+    pub(crate) fn in_own_words<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match &self.mistral {
+            Some(own) => error.map_texts(&|text| own.own_words(text)),
+            None => error,
+        })
+    }
+
+    /// Does the same for a note.
+    pub(crate) fn note_in_own_words(&self, note: String) -> String {
+        self.mistral.as_ref().map_or_else(|| note.clone(), |own| own.own_words(&note))
     }
 
     pub(crate) fn note(&mut self, note: String) {

@@ -217,6 +217,13 @@ pub(crate) const GENERIC: &str =
 /// describe;
 /// [`Error::Format`] for malformed files.
 pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
+    let mut output = folder.in_own_words(gguf_of(folder, weights, options))?;
+    output.notes = output.notes.into_iter().map(|note| folder.note_in_own_words(note)).collect();
+    Ok(output)
+}
+
+/// The same, with the names of transformers in messages.
+fn gguf_of(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
     let mut notes = folder.notes().to_vec();
     let is_projector = options.part == ModelPart::Projector;
     let params = if is_projector {
