@@ -10,6 +10,7 @@
 mod auto;
 mod bpe;
 mod classes;
+mod faults;
 mod files;
 #[cfg(feature = "convert")]
 mod hash;
