@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "hub")]
 pub(crate) use shards::read_index;
-use tokenizer_files::is_tokenizer_file;
-pub(crate) use tokenizer_files::{has_tokenizer, tokenizer_files};
+use tokenizer_files::OtherTokenizer;
+pub(crate) use tokenizer_files::{
+    PLAMO_FILE, RWKV_FILE, TEKKEN_FILE, VocabularyForm, has_tokenizer, tokenizer_files, vocabulary_file,
+};
 pub(crate) use weights::{FolderWeights, has_weights, open_weights};
 
 use crate::error::{Finding, IoContext, Result};
@@ -52,8 +54,8 @@ pub struct Checkpoint {
     rounded: Option<Plan>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
-    /// The folder with the tokenizer files, if it is a different one.
-    tokenizer: Option<PathBuf>,
+    /// The tokenizer of another folder, if it has that.
+    tokenizer: Option<OtherTokenizer>,
     /// The facts about a folder in Mistral's own format.
     mistral: Option<mistral::Own>,
 }
@@ -207,13 +209,11 @@ impl Checkpoint {
     /// [`crate::Error::Io`].
     pub fn companion_files(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        if let Some(folder) = &self.tokenizer {
-            files.extend(tokenizer_files(folder).into_iter().map(|name| folder.join(name)));
-        }
+        files.extend(self.tokenizer.iter().flat_map(OtherTokenizer::files));
         for entry in fs::read_dir(&self.path).at(&self.path, "read")? {
             let path = entry.at(&self.path, "read")?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if self.tokenizer.is_some() && is_tokenizer_file(&name) {
+            if self.tokenizer.as_ref().is_some_and(|other| other.replaces(&name)) {
                 continue;
             }
             let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();

@@ -294,7 +294,10 @@ impl Job<'_> {
         let adapters = candidates(&self.settings.others, &self.folders);
         let choice = &self.settings.tokenizer;
         if let Some(chosen) = tokenizer::chosen(choice, &adapters, folder.path(), rows, &mut self.notes)? {
-            folder.take_tokenizer_of(chosen);
+            let from = chosen.display().to_string();
+            if folder.take_tokenizer_of(chosen)? {
+                self.notes.push(format!("{from}: its tokenizer has no chat template: the base's is kept"));
+            }
         }
         Ok(())
     }

@@ -136,7 +136,7 @@ pub(super) fn ids(files: &Files, name: &str) -> Result<Vec<(String, usize)>> {
 }
 
 /// Reads the tokens of the file, one per line: base64, a space, the rank.
-fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
+pub(super) fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
     let text = read_text(&files.folder.join(name))?;
     let mut tokens = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
