@@ -197,7 +197,7 @@ fn settings_that_change_nothing_are_taken() {
     let folder = Folder::new();
     folder.config(|config| config["pad_token_id"] = json!(-1));
     let (_, notes) = folder.gguf(&folder.settings());
-    assert!(notes.iter().any(|note| note.contains("pad: id -1 stands for none")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("pad: id -1 means that there is none")), "{notes:?}");
 }
 
 #[test]
