@@ -145,8 +145,8 @@ fn option_name(field: &str) -> String {
     renamed.unwrap_or(field).replace('_', "-")
 }
 
-/// `text` without the parts that name an option which only other commands have: a text in parentheses, or what follows
-/// a semicolon.
+/// `text` without the parts that name an option which only other commands have: a text in parentheses, the last of
+/// several alternatives, or what follows a semicolon.
 fn without_foreign(text: &str, options: &Options) -> String {
     let is_foreign =
         |part: &str| part.split('`').skip(1).step_by(2).any(|quoted| options.is_of_another(&option_name(quoted)));
@@ -155,6 +155,9 @@ fn without_foreign(text: &str, options: &Options) -> String {
         while let Some(start) = part.rfind(" (").filter(|start| is_foreign(&part[*start..])) {
             let end = part[start..].find(')').map_or(part.len(), |end| start + end + 1);
             part.replace_range(start..end, "");
+        }
+        if let Some(or) = part.rfind(" or ").filter(|or| is_foreign(&part[*or..]) && !is_foreign(&part[..*or])) {
+            part.truncate(or);
         }
     }
     let mut place = 0;
@@ -209,6 +212,9 @@ mod tests {
         assert_eq!(shown("`jobs::convert` with `generic` keeps names"), "atombank convert with --generic keeps names");
         assert_eq!(shown("the model is taken (`others_as` chooses)"), "the model is taken (--as chooses)");
         assert_eq!(shown("written; `resume` continues; or `overwrite`"), "written; or --overwrite");
+        let exists = "m: already exists; choose another name or pass `overwrite`";
+        assert_eq!(shown(exists), "m: already exists; choose another name or pass --overwrite");
+        assert_eq!(with_options(exists, &Options::of("train")), "m: already exists; choose another name");
         let options = Options::of("quantize");
         assert_eq!(with_options("the model is taken (`as` chooses)", &options), "the model is taken");
         assert_eq!(Options::of("bank build").own.iter().filter(|name| *name == "top-k").count(), 1);
