@@ -74,7 +74,6 @@ impl Error {
     }
 }
 
-#[cfg(feature = "hub")]
 impl Error {
     /// Returns the same error with other texts: `change` receives each path and each part of the message.
     pub(crate) fn map_texts(self, change: &dyn Fn(&str) -> String) -> Self {

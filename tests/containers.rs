@@ -63,7 +63,7 @@ fn an_index_that_leads_elsewhere_is_refused() {
     for map in [json!(["one.safetensors"]), json!({"a": 1}), json!({"a": null}), json!({"a": {"b": "c"}}), json!(null)]
     {
         let message = refusal(sharded(map).path());
-        assert!(message.contains("weight_map: expected file names by tensor name, found invalid type"), "{message}");
+        assert!(message.contains(&format!("{INDEX}: weight_map")) && !message.contains("invalid"), "{message}");
     }
 }
 
@@ -147,7 +147,10 @@ fn deep_nesting_in_json_ends_in_an_error() {
         let dir = sharded(json!({"a": "one.safetensors", "b": "two.safetensors"}));
         fs::write(dir.path().join(name), &deep).unwrap();
         let message = refusal(dir.path());
-        assert!(message.contains(name) && message.contains("found recursion limit exceeded"), "{message}");
+        assert!(
+            message.contains(name) && message.contains("found too many lists or objects inside each other"),
+            "{message}"
+        );
     }
 }
 

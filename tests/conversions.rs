@@ -100,7 +100,7 @@ fn models_of_other_classes_and_bare_tensors_keep_everything() {
         ),
         "{error}"
     );
-    assert!(error.contains("--generic keeps names and files"), "{error}");
+    assert!(error.contains("atombank convert with --generic keeps names and files"), "{error}");
     let notes = convert(&at("model"), &at("fancy.gguf"), &["--generic"]);
     assert!(notes.contains("written as a generic GGUF"), "{notes}");
     convert(&at("fancy.gguf"), &at("back"), &[]);
@@ -111,7 +111,10 @@ fn models_of_other_classes_and_bare_tensors_keep_everything() {
         dir.path(),
         &["convert", text(&at("model/model.safetensors")), "-o", text(&at("bare.gguf"))],
     );
-    assert!(error.contains("expected the config of a model's folder, found tensors alone; --generic"), "{error}");
+    assert!(
+        error.contains("expected the config of a model's folder, found tensors alone; atombank convert with --generic"),
+        "{error}"
+    );
     convert(&at("model/model.safetensors"), &at("bare.gguf"), &["--generic"]);
     convert(&at("bare.gguf"), &at("bare.safetensors"), &[]);
     assert_eq!(safetensors(&at("bare.safetensors")), safetensors(&at("model/model.safetensors")));

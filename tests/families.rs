@@ -218,7 +218,7 @@ fn a_mistake_in_a_family_file_is_named_with_its_place() {
         ("from round", "in a circle"),
         // A file may build on the built-in one of its name, which there isn't.
         ("from new", "from: expected a family that is built in"),
-        ("no key nothing", "no: expected something that was taken over by `from`, found nothing"),
+        ("no key nothing", "no: expected a line of the family that `from` names, found nothing"),
         ("key str general.architecture = \"x\"", "line 4, column 9: expected another key"),
         ("drop model.{l}.x", "line 4, column 6: expected a name with `*` for numbers"),
         (deep.as_str(), "at most 1000 operators in a statement"),

@@ -115,7 +115,7 @@ fn what_a_model_has_not_is_refused_in_one_line() {
     refuse(1, &model, &[], "expected only tensors that config.json asks for, found this one");
     edit_config(&model, |config| drop(config.insert("architectures".into(), json!(["Qwen3ForCausalLMX"]))));
     refuse(1, &model, &[], "the nearest with a family is Qwen3ForCausalLM");
-    refuse(1, &model, &[], "--generic keeps names and files");
+    refuse(1, &model, &[], "atombank convert with --generic keeps names and files");
 }
 
 #[test]

@@ -200,6 +200,22 @@ fn adapters_are_planned_on_names_and_shapes_of_their_base() {
 }
 
 #[test]
+fn headers_that_a_killed_process_left_go_with_the_next_run() {
+    let place = Place::model();
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    let [dead, living] = [child.id(), std::process::id()].map(|id| place.at(&format!("tmp/atombank-hub-{id}.left")));
+    for folder in [&dead, &living] {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("model.safetensors"), "header").unwrap();
+    }
+    place.command(&["inspect", NAME]).status().unwrap();
+    assert!(!dead.exists() && living.exists());
+    fs::remove_dir_all(living).unwrap();
+    place.nothing_is_left();
+}
+
+#[test]
 fn of_a_gguf_that_is_looked_at_the_header_is_fetched() {
     let local = tempfile::tempdir().unwrap();
     let gguf = local.path().join("model.gguf");

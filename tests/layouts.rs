@@ -144,7 +144,7 @@ fn shards_may_stand_in_a_folder_and_hold_a_tensor_twice() {
 fn a_whole_file_comes_before_an_index_that_is_left_over() {
     let folder = Folder::new();
     fs::write(folder.model(INDEX), json!({"weight_map": {"a": SHARDS[0]}}).to_string()).unwrap();
-    folder.is_plain("is passed over: model.safetensors holds the whole model");
+    folder.is_plain("is ignored: model.safetensors holds the whole model");
     // The index alone needs the missing shard.
     fs::remove_file(folder.model("model.safetensors")).unwrap();
     let error = folder.refusal();
@@ -197,7 +197,7 @@ fn settings_that_change_nothing_are_taken() {
     let folder = Folder::new();
     folder.config(|config| config["pad_token_id"] = json!(-1));
     let (_, notes) = folder.gguf(&folder.settings());
-    assert!(notes.iter().any(|note| note.contains("pad: id -1 stands for none")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("pad: id -1 means that there is none")), "{notes:?}");
 }
 
 #[test]

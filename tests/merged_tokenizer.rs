@@ -111,6 +111,84 @@ fn a_changed_tokenizer_of_the_adapter_goes_into_the_result() {
     assert_eq!(said, "", "a LoRA has no tokenizer");
 }
 
+/// Takes the template out of a tokenizer_config.json.
+fn take_template(folder: &Path) -> serde_json::Value {
+    let mut taken = serde_json::Value::Null;
+    edit(&folder.join("tokenizer_config.json"), |json| {
+        taken = json.as_object_mut().unwrap().remove("chat_template").unwrap_or_default();
+    });
+    taken
+}
+
+#[test]
+fn the_bases_chat_template_stays_where_the_adapters_tokenizer_has_none() {
+    let mut b = Bench::new();
+    b.base = copy(&fixture("demo/base"), &b.at("base"));
+    set_template(&b.base, "of the base");
+    let lora = b.lora("lora");
+    take_template(&lora);
+    edit(&lora.join("tokenizer_config.json"), |json| json["padding_side"] = "left".into());
+    let note = "lora: its tokenizer has no chat template: the base's is kept";
+    let read = |file: PathBuf| serde_json::from_slice::<serde_json::Value>(&fs::read(file).unwrap()).unwrap();
+    for options in [&[][..], &["--tokenizer", "adapter"]] {
+        let (folder, said) = b.merged(&[&lora], "folder", options);
+        assert!(said.contains(note), "{said}");
+        let config = read(folder.join("tokenizer_config.json"));
+        assert_eq!((&config["chat_template"], &config["padding_side"]), (&"of the base".into(), &"left".into()));
+        let (gguf, _) = b.merged(&[&lora], "out.gguf", options);
+        assert_eq!(key(&gguf, TEMPLATE).as_deref(), Some("of the base"));
+    }
+    // In a file of its own, also where the adapter's settings have null.
+    take_template(&b.base);
+    fs::write(b.base.join("chat_template.jinja"), "of a file").unwrap();
+    edit(&lora.join("tokenizer_config.json"), |json| json["chat_template"] = serde_json::Value::Null);
+    let (folder, said) = b.merged(&[&lora], "folder", &[]);
+    assert!(said.contains(note), "{said}");
+    assert_eq!(fs::read_to_string(folder.join("chat_template.jinja")).unwrap(), "of a file");
+    assert_eq!(read(folder.join("tokenizer_config.json"))["padding_side"], "left");
+    let (gguf, _) = b.merged(&[&lora], "out.gguf", &[]);
+    assert_eq!(key(&gguf, TEMPLATE).as_deref(), Some("of a file"));
+    // The adapter's own counts, in any of its places.
+    for (name, content) in [("chat_template.jinja", "mine"), ("chat_template.json", r#"{"chat_template": "mine"}"#)] {
+        take_template(&lora);
+        fs::write(lora.join(name), content).unwrap();
+        let (folder, said) = b.merged(&[&lora], "folder", &[]);
+        assert!(!said.contains("has no chat template"), "{said}");
+        assert_eq!(folder.join("chat_template.jinja").exists(), name == "chat_template.jinja");
+        let (gguf, _) = b.merged(&[&lora], "out.gguf", &[]);
+        assert_eq!(key(&gguf, TEMPLATE).as_deref(), Some("mine"));
+        fs::remove_file(lora.join(name)).unwrap();
+    }
+}
+
+#[test]
+fn a_broken_tokenizer_is_called_one() {
+    let b = Bench::new();
+    let (one, other) = (b.lora("one"), b.lora("other"));
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        for lora in [&one, &other] {
+            fs::copy(b.base.join("tokenizer.json"), lora.join("tokenizer.json")).unwrap();
+            fs::write(lora.join(name), r#"{"model": {"#).unwrap();
+        }
+        for options in [&[][..], &["--tokenizer", "adapter"]] {
+            let error = b.refused(INPUT, &[&one, &other], options);
+            let expected = format!("{name}: expected a JSON object, found a text that breaks off in line 1");
+            assert!(error.contains(&expected), "{error}");
+            assert!(error.contains("--tokenizer base keeps the base's tokenizer"), "{error}");
+        }
+        b.merged(&[&one, &other], "of-base", &["--tokenizer", "base"]);
+    }
+}
+
+#[test]
+fn vocabularies_of_every_form_are_found() {
+    let b = Bench::new();
+    let lora = copy(&fixture("demo/lora"), &b.at("lora"));
+    fs::write(lora.join("qwen.tiktoken"), (0..400).map(|rank| format!("YQ== {rank}\n")).collect::<String>()).unwrap();
+    let (_, said) = b.merged(&[&lora], "out", &[]);
+    assert!(said.contains("qwen.tiktoken; the base's are kept: 400 tokens for an embedding of 384 rows"), "{said}");
+}
+
 #[test]
 fn the_bases_tokenizer_stays_where_the_adapters_is_in_doubt() {
     let b = Bench::new();
@@ -132,10 +210,10 @@ fn the_bases_tokenizer_stays_where_the_adapters_is_in_doubt() {
     let part = copy(&fixture("demo/lora"), &b.at("part"));
     fs::write(part.join("chat_template.jinja"), "mine").unwrap();
     let (folder, said) = b.merged(&[&part], "part-out", &[]);
-    assert!(said.contains("chat_template.jinja; the base's are kept: the adapter has no whole tokenizer"), "{said}");
+    assert!(said.contains("chat_template.jinja; the base's are kept: the adapter has no vocabulary"), "{said}");
     assert!(!folder.join("chat_template.jinja").exists());
     let error = b.refused(USAGE, &[&part], &["--tokenizer", "adapter"]);
-    assert!(error.contains("found none that has any"), "{error}");
+    assert!(error.contains("found none with a tokenizer"), "{error}");
     let error = b.refused(USAGE, &[&part], &["--tokenizer", text(&part)]);
     assert!(error.contains("a folder that has a tokenizer"), "{error}");
     let error = b.refused(USAGE, &[&part], &["--to", "lora", "--tokenizer", "adapter"]);

@@ -222,7 +222,7 @@ fn what_cannot_be_quantized_is_refused_in_one_line() {
         (INPUT, &["--type", "IQ1_S"], "expected importance, as IQ"),
         (USAGE, &["--type", "Q4_K_M", "--tensor-type", "attn_q"], "--tensor-type"),
         (USAGE, &["--type", "Q4_K_M", "--tensor-type", "attn_x=q8_0"], "expected a part of a tensor's name"),
-        (USAGE, &["--type", "Q4_K_M", "--pre", "gpt-2"], "--pre: expected to be without it"),
+        (USAGE, &["--type", "Q4_K_M", "--pre", "gpt-2"], "--pre: expected none"),
         (INPUT, &["--type", "Q4_K_M", "--prune-layers", "0,1"], "prune"),
         (INPUT, &["--type", "Q4_K_M", "--imatrix", text(&m.gguf)], "imatrix"),
         (INPUT, &["--type", "Q4_K_M", "--imatrix", text(&imatrix)], "the importance matrix is another model's"),

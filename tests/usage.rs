@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use program::{atombank, done, fixture, text};
+use program::{atombank, copy, done, fixture, text};
 use serde_json::Value;
 
 fn llama() -> PathBuf {
@@ -78,6 +78,79 @@ fn what_was_mixed_up_is_named() {
     fs::write(adapter.join("adapter_config.json"), "{}").unwrap();
     let line = refused(1, &["merge", text(&adapter), text(&model), "-o", &at("m")]);
     assert!(line.contains("found an adapter; name the model first, then its adapters"), "{line}");
+}
+
+#[test]
+fn a_folder_that_can_be_either_is_asked_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, lora) = (fixture("demo/base"), fixture("demo/lora"));
+    let both = copy(&base, &dir.path().join("both"));
+    copy(&lora, &both);
+    let line = refused(2, &["merge", text(&base), text(&both), "-o", &at("m")]);
+    let expected =
+        format!("--as: expected adapter or model, with a --method for models, found none for {}", text(&both));
+    assert!(line.contains(&expected), "{line}");
+    done(&["merge", text(&base), text(&both), "-o", &at("m"), "--as", "adapter"]);
+    let line = refused(2, &["merge", text(&base), text(&both), "-o", &at("n"), "--as", "model"]);
+    assert!(line.contains("--method: expected a way to make one model of several"), "{line}");
+}
+
+#[test]
+fn choices_that_can_have_no_effect_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, lora) = (fixture("demo/base"), fixture("demo/lora"));
+    let weights = base.join("model.safetensors");
+    let merge = |other: &std::path::Path, out: &str, options: &[&str], code: i32| {
+        refused(code, &[&["merge", text(&base), text(other), "-o", &at(out)], options].concat())
+    };
+    let line = refused(2, &["convert", text(&weights), "-o", &at("x.bin"), "--as", "model"]);
+    assert!(line.contains("--as: expected a folder, which can hold a model and an adapter, found the file"), "{line}");
+    let line = refused(2, &["inspect", text(&weights), "--as", "adapter"]);
+    assert!(line.contains("--as: expected a folder"), "{line}");
+    let line = merge(&weights, "x", &["--as", "adapter"], 2);
+    assert!(line.contains("--as: expected a folder to merge") && line.contains("found files alone"), "{line}");
+    let line = merge(&lora, "x", &["--as", "model"], 1);
+    assert!(line.contains("expected a model: a folder with config.json, found none; --as says what it is"), "{line}");
+    let line = merge(&base, "x", &["--as", "adapter"], 1);
+    assert!(line.contains("expected an adapter: a folder with adapter_config.json, found a model alone"), "{line}");
+    let line = merge(&lora, "x.safetensors", &["--tokenizer", "base"], 2);
+    assert!(line.contains("--tokenizer: expected a folder or a GGUF as output"), "{line}");
+    let line = refused(2, &["convert", text(&base), "-o", &at("x.gguf"), "--generic", "--type", "q8_0"]);
+    assert!(line.contains("--type: expected f32, f16, bf16, auto or source with --generic, found q8_0"), "{line}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn hints_name_options_that_the_command_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = copy(&fixture("demo/base"), &dir.path().join("base"));
+    let config = fs::read_to_string(base.join("config.json")).unwrap();
+    fs::write(base.join("config.json"), config.replace("LlamaForCausalLM", "OtherForCausalLM")).unwrap();
+    let out = dir.path().join("m.gguf");
+    let line = refused(1, &["merge", text(&base), text(&fixture("demo/lora")), "-o", text(&out)]);
+    assert!(line.contains("architectures: expected a class that this version has a family for"), "{line}");
+    assert!(line.contains("; atombank convert with --generic keeps names and files in a GGUF"), "{line}");
+    let table = done(&["inspect", text(&base)]);
+    assert!(table.contains("only a generic GGUF can be written (atombank convert with --generic)"), "{table}");
+}
+
+#[test]
+fn models_that_have_nothing_in_common_are_not_compared() {
+    let line = refused(1, &["compare", text(&llama()), text(&fixture("demo/lora").join("adapter_model.safetensors"))]);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(line.contains("tensors: expected tensors with the names of those of"), "{line}");
+}
+
+#[test]
+fn broken_json_is_told_in_plain_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = copy(&fixture("demo/base"), &dir.path().join("base"));
+    fs::write(base.join("config.json"), "{\n  \"hidden_size\": 64,\n").unwrap();
+    let out = dir.path().join("m.gguf");
+    let line = refused(1, &["convert", text(&base), "-o", text(&out)]);
+    assert!(line.ends_with("config.json: expected a JSON object, found a text that breaks off in line 3\n"), "{line}");
 }
 
 #[test]

@@ -22,7 +22,8 @@ impl HfFolder {
     /// As [`Checkpoint::open`]; also for an unknown architecture or config field.
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
-        let config = ModelConfig::from_json(&path.join("config.json"), &checkpoint.config_json)?;
+        let config = ModelConfig::from_json(&path.join("config.json"), &checkpoint.config_json);
+        let config = checkpoint.in_own_words(config)?;
         Ok(Self { checkpoint, config })
     }
 }

@@ -177,6 +177,30 @@ pub(crate) fn is_of_experts(name: &str) -> bool {
     name.contains(".experts.") || name.contains(".block_sparse_moe.")
 }
 
+/// A parameter of transformers that holds all experts of a layer, and the names of its parts in checkpoints, after the
+/// expert's number.
+///
+/// Reference: transformers `conversion_mapping.py`.
+pub(crate) struct FusedExperts {
+    pub(crate) parameter: &'static str,
+    /// The parts follow each other as rows, each with the same number of rows. A part can have several names.
+    parts: &'static [&'static [&'static str]],
+}
+
+/// In the order of the module's parameters. Checkpoints of Mixtral have other names for the parts and for the module.
+pub(crate) const FUSED_EXPERTS: [FusedExperts; 2] = [
+    FusedExperts { parameter: "gate_up_proj", parts: &[&["gate_proj", "w1"], &["up_proj", "w3"]] },
+    FusedExperts { parameter: "down_proj", parts: &[&["down_proj", "w2"]] },
+];
+
+impl FusedExperts {
+    /// The names that the weights of one expert can have in checkpoints: for each part, in the order of the rows.
+    pub(crate) fn weights<'a>(&'a self, module: &'a str, expert: usize) -> impl Iterator<Item = Vec<String>> + use<'a> {
+        let named = move |name: &&str| format!("{module}.{expert}.{name}.weight");
+        self.parts.iter().map(move |names| names.iter().map(named).collect())
+    }
+}
+
 /// Whether PEFT reads the experts of this class as `[experts, d_in, d_out]`. It does so for classes with the attribute
 /// `is_transposed`. Llama 4 also stores experts that way but lacks the attribute, so PEFT reads them as `[experts,
 /// d_out, d_in]`.
@@ -193,6 +217,7 @@ pub(crate) fn layers_read(config: &Config) -> Option<u64> {
 /// Whether transformers ignores the tensor called `name` when it loads the model. It ignores layers for multi-token
 /// prediction, which come after the model's own layers or are in a module `mtp`.
 pub(crate) fn is_unread_layer(layers: Option<u64>, name: &str) -> bool {
+    let name = wrapper::text_name(name);
     let is_mtp = name.split('.').take(2).any(|part| part == "mtp");
     let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
     is_mtp || layer.zip(layers).is_some_and(|(layer, layers)| layer >= layers)
@@ -319,6 +344,27 @@ mod tests {
         assert_eq!(keeps(conv, "lm_head.weight"), Some(false));
         let own = serde_json::json!({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}});
         assert_eq!(keeps(own, "transformer.h.0.attn.c_attn.weight"), None);
+    }
+
+    #[test]
+    fn the_parts_of_a_fused_parameter_are_found_under_every_name() {
+        let weights = |fused: &FusedExperts| fused.weights("m.experts", 3).collect::<Vec<_>>();
+        let expected = [
+            ["m.experts.3.gate_proj.weight", "m.experts.3.w1.weight"],
+            ["m.experts.3.up_proj.weight", "m.experts.3.w3.weight"],
+        ];
+        assert_eq!(weights(&FUSED_EXPERTS[0]), expected);
+        assert_eq!(weights(&FUSED_EXPERTS[1]), [["m.experts.3.down_proj.weight", "m.experts.3.w2.weight"]]);
+    }
+
+    #[test]
+    fn layers_behind_the_last_one_are_not_read() {
+        let unread = |name: &str| is_unread_layer(Some(2), name);
+        for module in ["model.", "model.language_model.", "language_model.model."] {
+            let named = |layer: &str| format!("{module}{layer}.self_attn.q_proj.weight");
+            assert!(!unread(&named("layers.1")) && unread(&named("layers.2")) && unread(&named("mtp")), "{module}");
+        }
+        assert!(unread("mtp.fc.weight") && !unread("lm_head.weight"));
     }
 
     #[test]

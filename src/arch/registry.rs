@@ -180,7 +180,7 @@ pub(crate) fn read(path: &Path) -> Result<Family> {
         }
     })?;
     if let Some(name) = family.left_nothing_out.first() {
-        let finding = Finding::new(path, "no").expected("something that was taken over by `from`");
+        let finding = Finding::new(path, "no").expected("a line of the family that `from` names");
         return Err(finding.found(name).format());
     }
     for (what, is_missing) in

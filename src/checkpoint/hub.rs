@@ -168,7 +168,7 @@ fn offline(
     found.map(|found| found.path).ok_or_else(|| {
         Finding::new(&name.text, "")
             .expected(format_args!("all of it in the cache {}", settings.cache.display()))
-            .found("nothing, or a part")
+            .found("nothing, or only a part")
             .hint(format_args!("{variable} is set: fetch it without that first"))
             .mismatch()
     })

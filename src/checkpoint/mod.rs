@@ -17,8 +17,10 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "hub")]
 pub(crate) use shards::read_index;
-use tokenizer_files::is_tokenizer_file;
-pub(crate) use tokenizer_files::{has_tokenizer, tokenizer_files};
+use tokenizer_files::OtherTokenizer;
+pub(crate) use tokenizer_files::{
+    PLAMO_FILE, RWKV_FILE, TEKKEN_FILE, VocabularyForm, has_tokenizer, tokenizer_files, vocabulary_file,
+};
 pub(crate) use weights::{FolderWeights, has_weights, open_weights};
 
 use crate::error::{Finding, IoContext, Result};
@@ -52,8 +54,8 @@ pub struct Checkpoint {
     rounded: Option<Plan>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
-    /// The folder with the tokenizer files, if it is a different one.
-    tokenizer: Option<PathBuf>,
+    /// The tokenizer of another folder, if it has that.
+    tokenizer: Option<OtherTokenizer>,
     /// The facts about a folder in Mistral's own format.
     mistral: Option<mistral::Own>,
 }
@@ -118,13 +120,15 @@ impl Checkpoint {
     /// # Errors
     /// The same as for [`Checkpoint::open`].
     pub fn unpacked(mut self) -> Result<Self> {
-        if let Some(unpacked) = prequantized::unpack(&self.path, &mut self.config_json, &self.weights)? {
+        let unpacked = prequantized::unpack(&self.path, &mut self.config_json, &self.weights);
+        if let Some(unpacked) = self.in_own_words(unpacked)? {
             (self.weights, self.rounded) = (unpacked.weights, Some(unpacked.rounded));
             self.notes.extend(unpacked.notes);
         }
         if let Some(own) = &self.mistral {
-            own.regroup(&mut self.weights)?;
-            self.rounded.as_mut().map_or(Ok(()), |rounded| own.regroup(rounded))?;
+            let regrouped = own.regroup(&mut self.weights);
+            let rounded = self.rounded.as_mut().map_or(Ok(()), |rounded| own.regroup(rounded));
+            self.in_own_words(regrouped.and(rounded))?;
         }
         Ok(self)
     }
@@ -154,6 +158,19 @@ impl Checkpoint {
     /// Returns whether the folder is in Mistral's own format: params.json and consolidated files.
     pub(crate) fn is_mistral_format(&self) -> bool {
         self.mistral.is_some()
+    }
+
+    /// Returns the result, whose error names files, fields and tensors as the folder has them.
+    pub(crate) fn in_own_words<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| match &self.mistral {
+            Some(own) => error.map_texts(&|text| own.own_words(text)),
+            None => error,
+        })
+    }
+
+    /// Does the same for a note.
+    pub(crate) fn note_in_own_words(&self, note: String) -> String {
+        self.mistral.as_ref().map_or_else(|| note.clone(), |own| own.own_words(&note))
     }
 
     pub(crate) fn note(&mut self, note: String) {
@@ -192,13 +209,11 @@ impl Checkpoint {
     /// [`crate::Error::Io`].
     pub fn companion_files(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
-        if let Some(folder) = &self.tokenizer {
-            files.extend(tokenizer_files(folder).into_iter().map(|name| folder.join(name)));
-        }
+        files.extend(self.tokenizer.iter().flat_map(OtherTokenizer::files));
         for entry in fs::read_dir(&self.path).at(&self.path, "read")? {
             let path = entry.at(&self.path, "read")?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if self.tokenizer.is_some() && is_tokenizer_file(&name) {
+            if self.tokenizer.as_ref().is_some_and(|other| other.replaces(&name)) {
                 continue;
             }
             let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();

@@ -5,15 +5,14 @@ use std::fs;
 use std::path::{Component, Path};
 
 use crate::error::{Finding, IoContext, Result};
-use crate::json::{plain, read_json_object};
+use crate::json::{read_json_object, read_value};
 
 /// Reads the map from tensors to shards in the index. Shards are files in the index's folder or below it.
 pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let json = read_json_object(path)?;
     let map = json.get("weight_map").cloned().unwrap_or_default();
-    let map: BTreeMap<String, String> = serde_json::from_value(map).map_err(|e| {
-        Finding::new(path, "weight_map").expected("file names by tensor name").found(plain(&e)).format()
-    })?;
+    let map: BTreeMap<String, String> =
+        read_value(map, || Finding::new(path, "weight_map").expected("file names by tensor name"))?;
     for shard in map.values() {
         let mut parts = Path::new(shard).components();
         // Each file has only one valid spelling: no `.`, no doubled or trailing slash, nothing that leads out of the

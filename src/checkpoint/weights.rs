@@ -4,7 +4,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{mistral, shards};
@@ -111,34 +111,60 @@ pub(super) fn has_own(folder: &Path) -> bool {
 }
 
 fn has_some(folder: &Path, forms: &[Form]) -> bool {
-    forms.iter().any(|form| {
-        let named = [format!("{}.{}", form.stem, form.extension), form.index.to_owned()];
-        named.iter().any(|name| !name.is_empty() && folder.join(name).is_file())
-            || !matches!(shards::by_number(folder, form.stem, form.extension), Ok(None))
-    })
+    forms.iter().any(|form| !matches!(form.files(folder), Ok(None)))
 }
 
-/// Opens the folder's weights. A single complete file is preferred to an index, which may be left over from an earlier
-/// save. An index is preferred to shards that are found only by their names. `key` chooses one part of PyTorch files:
-/// `state_dict`.
+/// The files of a form that a folder has.
+enum Files {
+    /// One file with the whole model.
+    Single(String),
+    /// Shards that the index at this path names.
+    Index(PathBuf),
+    /// Shards with numbers in their names.
+    Numbered(Vec<String>),
+}
+
+impl Form {
+    /// Returns the files of this form in `folder`. A single complete file is preferred to an index, which may be left
+    /// over from an earlier save. An index is preferred to shards that are found only by their names.
+    fn files(&self, folder: &Path) -> Result<Option<Files>> {
+        let single = format!("{}.{}", self.stem, self.extension);
+        if folder.join(&single).is_file() {
+            return Ok(Some(Files::Single(single)));
+        }
+        if let Some(index) = self.index_in(folder) {
+            return Ok(Some(Files::Index(index)));
+        }
+        Ok(shards::by_number(folder, self.stem, self.extension)?.map(Files::Numbered))
+    }
+
+    fn index_in(&self, folder: &Path) -> Option<PathBuf> {
+        Some(folder.join(self.index)).filter(|index| !self.index.is_empty() && index.is_file())
+    }
+}
+
+/// Opens the folder's weights, in the first form that it has. `key` chooses one part of PyTorch files: `state_dict`.
 pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWeights> {
     let forms = forms(folder);
     for form in forms {
-        let (single, index) = (format!("{}.{}", form.stem, form.extension), folder.join(form.index));
         let mut notes = Vec::new();
-        let (files, map) = if folder.join(&single).is_file() {
-            if index.is_file() {
-                notes.push(format!("{} is passed over: {single} holds the whole model", index.display()));
+        let (files, map) = match form.files(folder)? {
+            Some(Files::Single(single)) => {
+                let index = form.index_in(folder);
+                notes.extend(
+                    index.map(|index| format!("{} is ignored: {single} holds the whole model", index.display())),
+                );
+                (vec![single], None)
             }
-            (vec![single], None)
-        } else if index.is_file() {
-            let map = shards::read_index(&index)?;
-            (shards::named_by(&index, &map)?, Some((index, map)))
-        } else if let Some(files) = shards::by_number(folder, form.stem, form.extension)? {
-            notes.push(format!("{}: no {}: the shards are taken by their numbers", folder.display(), form.index));
-            (files, None)
-        } else {
-            continue;
+            Some(Files::Index(index)) => {
+                let map = shards::read_index(&index)?;
+                (shards::named_by(&index, &map)?, Some((index, map)))
+            }
+            Some(Files::Numbered(files)) => {
+                notes.push(format!("{}: no {}: the shards are taken by their numbers", folder.display(), form.index));
+                (files, None)
+            }
+            None => continue,
         };
         if key.is_some() && !form.has_parts {
             let finding = Finding::new("", "key").expected("PyTorch files to choose a part of");

@@ -32,6 +32,7 @@ impl Checkpoint {
                 files.insert(name, fs::read(&file).at(&file, "read")?);
             }
         }
+        self.keep_template_in(&mut files)?;
         let mut config = self.config_json.clone();
         if let Some(name) = torch_name(plan) {
             // The field is called dtype in transformers 5, and torch_dtype in older versions. The existing field is

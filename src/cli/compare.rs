@@ -17,7 +17,7 @@ const WORST: usize = 10;
 #[command(
     after_help = "Tensors are matched by name: two GGUFs by their own names, a GGUF and anything else by Hugging \
     Face's. Values are compared decoded, as f32. The exit code is 0 whenever the comparison was made, whatever it \
-    found; --json tells programs what that is."
+    found; --json tells programs what that is. Models without a tensor of the same name can't be compared: exit code 1."
 )]
 pub(crate) struct CompareArgs {
     /// What to compare with, like the original: a model folder, a .gguf, .safetensors, .bin, .pt,
@@ -84,8 +84,10 @@ fn print_totals(args: &CompareArgs, comparison: &Comparison) {
     row("tensors compared", totals.compared);
     row("identical", totals.identical);
     row("elements", totals.elements);
-    row("relative error", relative(totals.relative_error));
-    row("max |difference|", number(totals.max_difference));
+    if totals.compared > 0 {
+        row("relative error", relative(totals.relative_error));
+        row("max |difference|", number(totals.max_difference));
+    }
     if let Some(worst) = &totals.worst {
         row("worst tensor", worst);
     }

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::Common;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
+use super::print::{options, with_options};
 
 /// Arguments of `inspect`.
 #[derive(Args)]
@@ -36,6 +37,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     let look = |found: &[Found]| Ok(Report::of(&found[0].path, opening)?);
     let Made { made: mut report, outlines } = with_inputs(&[input], common, look)?;
     outlines.put_real_paths(report.problem_mut());
+    report.problem_mut().into_iter().for_each(|problem| *problem = with_options(problem, &options()));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
         return Ok(());

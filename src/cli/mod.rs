@@ -36,7 +36,7 @@ mod truncation;
 use anyhow::Result;
 use atombank::kernel::Kernel;
 use clap::{Args, Parser, Subcommand};
-pub use print::report;
+pub use print::{parse, report};
 
 /// Train atom banks (Queryable LoRA), bake them for a fixed instruction, convert checkpoints.
 #[derive(Parser)]

@@ -54,7 +54,7 @@ struct Record {
 /// name.
 pub fn to_gguf(model: &Path, weights: &Plan, beside: &Sidecars, outtype: Option<DType>) -> Result<Output> {
     if let Some(dtype) = outtype.filter(|dtype| dtype.torch_name().is_none()) {
-        return Err(Finding::new(model, "outtype").expected("f32, f16 or bf16").found(dtype).mismatch());
+        return Err(Finding::new(model, "type").expected("f32, f16 or bf16").found(dtype).mismatch());
     }
     let mut taken: HashSet<&str> = HashSet::new();
     for tensor in &weights.tensors {

@@ -57,12 +57,20 @@ pub struct Opening<'a> {
 /// Extensions of PyTorch files.
 pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
+/// Whether the folder `path` holds both a model and the settings of an adapter.
+pub(crate) fn can_be_either(path: &Path) -> bool {
+    path.join(ADAPTER_CONFIG).is_file() && is_model(path) && has_weights(path)
+}
+
 /// Whether to read the folder `path` as an adapter. A folder with both a model and
 /// adapter_config.json is read as a model, unless `content` says otherwise: the settings are often
 /// left over from an adapter that was merged.
 pub(crate) fn is_adapter(path: &Path, content: Option<Content>) -> bool {
-    let is_model = || is_model(path) && has_weights(path);
-    path.join(ADAPTER_CONFIG).is_file() && content != Some(Content::Model) && (content.is_some() || !is_model())
+    match content {
+        Some(Content::Model) => false,
+        Some(Content::Adapter) => path.join(ADAPTER_CONFIG).is_file(),
+        None => path.join(ADAPTER_CONFIG).is_file() && !can_be_either(path),
+    }
 }
 
 impl Input {
@@ -91,7 +99,15 @@ impl Input {
                 .found(format_args!("{:?}", path))
                 .setting());
         }
+        if content.is_some() && path.is_file() {
+            let finding = Finding::new("", "as").expected("a folder, which can hold a model and an adapter");
+            return Err(finding.found(format_args!("the file {}", path.display())).setting());
+        }
         if path.is_dir() {
+            if content == Some(Content::Model) && path.join(ADAPTER_CONFIG).is_file() && !is_model(path) {
+                let finding = Finding::new(path, "").expected("a model: a folder with config.json");
+                return Err(finding.found("an adapter alone").mismatch());
+            }
             if is_adapter(path, content) {
                 return Ok(Input::Adapter);
             }

@@ -186,9 +186,8 @@ fn pooling(metadata: &mut Metadata, folder: &Path, prefix: &str) -> Result<()> {
         return Ok(());
     }
     let text = std::fs::read(&path).at(&path, "read")?;
-    let modules: Vec<Map<String, Json>> = serde_json::from_slice(&text).map_err(|e| {
-        Finding::new(&path, "").expected("a JSON array of modules").found(crate::json::plain(&e)).format()
-    })?;
+    let modules: Vec<Map<String, Json>> =
+        crate::json::read(&text, || Finding::new(&path, "").expected("a list of modules"))?;
     let text = |module: &Map<String, Json>, name: &str| module.get(name).and_then(Json::as_str).map(str::to_owned);
     let module = modules.iter().find(|module| text(module, "type").is_some_and(|kind| kind.ends_with("Pooling")));
     let Some(module) = module else { return Ok(()) };

@@ -27,8 +27,8 @@ pub(crate) use describe::class;
 pub use describe::{Description, describe};
 pub use fuse::Fuse;
 pub use general::{GeneralOptions, summary};
-pub(crate) use input::is_adapter;
 pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
+pub(crate) use input::{can_be_either, is_adapter};
 pub(crate) use restore::FIELDS;
 pub use restore::{from_gguf, with_changed};
 
@@ -206,8 +206,8 @@ impl Default for ConvertOptions {
 }
 
 /// A hint for classes without a family.
-pub(crate) const GENERIC: &str =
-    "`generic` keeps names and files in a GGUF that llama.cpp can't run, and that becomes the folder again";
+pub(crate) const GENERIC: &str = "`jobs::convert` with `generic` keeps names and files in a GGUF that llama.cpp can't run, and that becomes the \
+     folder again";
 
 /// The GGUF file that holds `weights` with the config and the tokenizer of `folder`.
 ///
@@ -222,6 +222,13 @@ pub(crate) const GENERIC: &str =
 /// describe;
 /// [`Error::Format`] for malformed files.
 pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
+    let mut output = folder.in_own_words(gguf_of(folder, weights, options))?;
+    output.notes = output.notes.into_iter().map(|note| folder.note_in_own_words(note)).collect();
+    Ok(output)
+}
+
+/// The same, with the names of transformers in messages.
+fn gguf_of(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Result<Output> {
     let mut notes = folder.notes().to_vec();
     let is_projector = options.part == ModelPart::Projector;
     let params = if is_projector {
@@ -357,7 +364,7 @@ fn no_projector(folder: &Checkpoint) -> Error {
     Finding::new(folder.path().join("config.json"), "architectures")
         .expected("a class whose projector this version has a family for")
         .found(class(folder))
-        .hint("a model without vision or audio has no projector; `families` lists those that have one")
+        .hint("a model without vision or audio has no projector; `convert::families` lists those that have one")
         .unsupported()
 }
 

@@ -15,7 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::json::plain;
+use crate::json::read_value;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::quant;
 use crate::source::{row_len, show_shape};
@@ -161,12 +161,12 @@ pub(super) fn read(metadata: &Metadata) -> Result<Option<Record>> {
     let finding = || metadata.finding(KEY).expected("the record of a checkpoint as JSON");
     let Some(text) = value.as_text() else { return Err(finding().found(value).format()) };
     // Check the version first, because another version may have other fields.
-    let json: serde_json::Value = serde_json::from_str(text).map_err(|e| finding().found(plain(&e)).format())?;
+    let json: serde_json::Value = crate::json::read(text.as_bytes(), finding)?;
     if let Some(version) = json.get("version").filter(|version| version.as_u64() != Some(u64::from(VERSION))) {
         let finding = metadata.finding(KEY).expected(format_args!("version {VERSION} of the record"));
         return Err(finding.found(version).hint("a newer atombank may have written the file").unsupported());
     }
-    let record: Record = serde_json::from_value(json).map_err(|e| finding().found(plain(&e)).format())?;
+    let record: Record = read_value(json, finding)?;
     let is_unknown = |name: &&String| DType::from_safetensors(name).is_none();
     if let Some(name) = record.types.values().chain([&record.main]).find(is_unknown) {
         return Err(metadata.finding(KEY).expected("types of safetensors").found(format!("{name:?}")).format());

@@ -83,8 +83,8 @@ impl BakeSettings {
             return Err(setting("type").expected("none for a LoRA, which is written in f32").found(name).setting());
         }
         if self.output.recipe.prune_layers.is_some() && self.verify {
-            let finding = setting("prune_layers").expected("to be without it");
-            let found = "a comparison with the routed model, which has all layers";
+            let finding = setting("prune_layers").expected("none");
+            let found = "one, with a comparison with the routed model, which has all layers";
             return Err(finding.found(found).hint("pass `verify=false`").setting());
         }
         Ok(())

@@ -142,8 +142,20 @@ impl ConvertSettings {
             (self.output.pre.is_some(), "pre"),
         ];
         match not_generic.into_iter().chain(self.of_families()).find(|(given, _)| *given && self.generic) {
-            None => Ok(()),
+            None => self.check_generic_type(),
             Some((_, name)) => Err(setting(name).expected("none with `generic`").found("both").setting()),
+        }
+    }
+
+    /// A generic GGUF becomes the folder again, so it has types that a folder can have.
+    fn check_generic_type(&self) -> Result<()> {
+        let Some(name) = self.output.r#type.as_deref().filter(|_| self.generic) else { return Ok(()) };
+        match name.parse() {
+            Ok(OutType::F32 | OutType::F16 | OutType::BF16 | OutType::Auto | OutType::Source) => Ok(()),
+            _ => {
+                let finding = setting("type").expected("f32, f16, bf16, auto or source with `generic`");
+                Err(finding.found(name).setting())
+            }
         }
     }
 
@@ -283,7 +295,6 @@ impl ConvertSettings {
 
     /// Makes a GGUF that keeps names and files as they are.
     fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
-        self.check_plain("a type that a generic GGUF can have")?;
         let (mut beside, mut notes) = match from.is_dir() {
             true => Sidecars::read(from, plan)?,
             false => {

@@ -12,8 +12,8 @@ use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::arch::Naming;
-use crate::checkpoint::{Checkpoint, is_model};
-use crate::convert::{Content, Input, Opening, from_gguf, is_adapter, with_changed};
+use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
+use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::GgufModel;
@@ -121,6 +121,7 @@ pub struct Adapted {
 /// the base.
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
+    check_choices(settings)?;
     let paths: Vec<&Path> = settings.others.iter().map(|other| other.path.as_path()).collect();
     let is_model = |path: &&Path| is_model(path) && !is_adapter(path, settings.others_as);
     if is_adapter(&settings.base, None) && paths.iter().any(is_model) {
@@ -142,6 +143,32 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     };
     output.notes = [job.notes, output.notes].concat();
     Ok(Adapted { output: settings.output.split(output), truncations })
+}
+
+/// Refuses choices of what an input is and of a tokenizer where nothing can be chosen.
+fn check_choices(settings: &MergeSettings) -> Result<()> {
+    let output = &settings.output;
+    let is_tensors_alone = output.is_file() && matches!(output.kind(), OutputKind::Safetensors | OutputKind::Pytorch);
+    if settings.tokenizer != TokenizerChoice::Auto && is_tensors_alone {
+        let finding = setting("tokenizer").expected("a folder or a GGUF as output, which holds one");
+        return Err(finding.found("a file of tensors alone").setting());
+    }
+    let Some(content) = settings.others_as else { return Ok(()) };
+    let folders: Vec<&Path> = settings.others.iter().map(|other| other.path.as_path()).filter(|p| p.is_dir()).collect();
+    if folders.is_empty() {
+        let finding = setting("others_as").expected("a folder to merge, which can hold a model and an adapter");
+        return Err(finding.found("files alone").setting());
+    }
+    let holds = |path: &&&Path| match content {
+        Content::Model => is_model(path),
+        Content::Adapter => path.join(ADAPTER_CONFIG).is_file() || !is_model(path),
+    };
+    let Some(other) = folders.iter().find(|path| !holds(path)) else { return Ok(()) };
+    let (expected, found) = match content {
+        Content::Model => ("a model: a folder with config.json", "none"),
+        Content::Adapter => ("an adapter: a folder with adapter_config.json", "a model alone"),
+    };
+    Err(Finding::new(other, "").expected(expected).found(found).hint("`others_as` says what it is").mismatch())
 }
 
 /// A note for combining a single model, where the method ignores its weight, which the user may not expect.
@@ -294,7 +321,10 @@ impl Job<'_> {
         let adapters = candidates(&self.settings.others, &self.folders);
         let choice = &self.settings.tokenizer;
         if let Some(chosen) = tokenizer::chosen(choice, &adapters, folder.path(), rows, &mut self.notes)? {
-            folder.take_tokenizer_of(chosen);
+            let from = chosen.display().to_string();
+            if folder.take_tokenizer_of(chosen)? {
+                self.notes.push(format!("{from}: its tokenizer has no chat template: the base's is kept"));
+            }
         }
         Ok(())
     }
@@ -370,6 +400,12 @@ impl Job<'_> {
     fn models(&mut self) -> Result<(Output, Vec<Truncation>)> {
         let combine = &self.settings.combine;
         let Some(name) = &combine.method else {
+            let either = self.settings.others.iter().find(|other| can_be_either(&other.path));
+            if let Some(other) = either.filter(|_| self.settings.others_as.is_none()) {
+                let finding = setting("others_as").expected("adapter or model, with a `method` for models");
+                let found = format!("none for {}, which has both a model and {ADAPTER_CONFIG}", other.path.display());
+                return Err(finding.found(found).setting());
+            }
             let names = ModelMethod::names().collect::<Vec<_>>().join(", ");
             let finding = setting("method").expected(format_args!("a way to make one model of several: {names}"));
             return Err(finding.found("none").setting());

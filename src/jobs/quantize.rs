@@ -40,7 +40,7 @@ impl QuantizeSettings {
             return Err(finding.found("another").hint("or `to` gguf").setting());
         }
         if self.output.pre.is_some() {
-            return Err(setting("pre").expected("to be without it: the vocabulary stays").found("it").setting());
+            return Err(setting("pre").expected("none, because the vocabulary stays as it is").found("one").setting());
         }
         match &self.output.r#type {
             Some(name) => name.parse(),

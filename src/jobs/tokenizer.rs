@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::settings::setting;
 use crate::checkpoint::{has_tokenizer, tokenizer_files};
-use crate::error::{Finding, Result};
+use crate::error::{Error, Finding, Result};
 use crate::json::read_json_object;
 use crate::tokenizer::rows_needed;
 
@@ -79,7 +79,8 @@ pub(super) fn chosen(
         TokenizerChoice::Adapter => {
             let with: Vec<&Candidate> = adapters.iter().filter(|adapter| has_tokenizer(adapter.path)).collect();
             let finding = || setting("tokenizer").expected("adapters with one tokenizer");
-            let Some(first) = with.first() else { return Err(finding().found("none that has any").setting()) };
+            let Some(first) = with.first() else { return Err(finding().found("none with a tokenizer").setting()) };
+            with.iter().try_for_each(|adapter| check_files(adapter.path))?;
             if let Some(other) = with.iter().find(|other| !differing(other.path, first.path).is_empty()) {
                 let found = format!("others in {} and {}", first.name, other.name);
                 return Err(finding().found(found).hint("name the folder of one of them").setting());
@@ -87,17 +88,19 @@ pub(super) fn chosen(
             fitting(first.path, rows)
         }
         TokenizerChoice::Auto => {
-            let changed: Vec<(&Candidate, Vec<&str>)> = adapters
+            let changed: Vec<(&Candidate, Vec<String>)> = adapters
                 .iter()
                 .map(|adapter| (adapter, differing(adapter.path, base)))
                 .filter(|(_, files)| !files.is_empty())
                 .collect();
             let Some((first, files)) = changed.first() else { return Ok(None) };
+            let whole = changed.iter().filter(|(adapter, _)| has_tokenizer(adapter.path));
+            whole.map(|(adapter, _)| adapter).try_for_each(|adapter| check_files(adapter.path))?;
             let names = || files.join(", ");
             let keeps =
                 |why: &str| format!("{}: not those of the base: {}; the base's are kept: {why}", first.name, names());
             let note = if !has_tokenizer(first.path) {
-                keeps("the adapter has no whole tokenizer")
+                keeps("the adapter has no vocabulary")
             } else if let Some((other, _)) =
                 changed.iter().find(|(other, _)| !differing(other.path, first.path).is_empty())
             {
@@ -165,13 +168,29 @@ fn misfit(folder: &Path, rows: Option<usize>) -> Result<Option<String>> {
 }
 
 /// Returns the tokenizer files of `folder` that `other` lacks or that have other content there.
-fn differing(folder: &Path, other: &Path) -> Vec<&'static str> {
-    let same = |name: &&str| same_content(&folder.join(name), &other.join(name));
+fn differing(folder: &Path, other: &Path) -> Vec<String> {
+    let same = |name: &String| same_content(&folder.join(name), &other.join(name));
     tokenizer_files(folder).into_iter().filter(|name| !same(name)).collect()
+}
+
+/// Refuses a tokenizer whose JSON files can't be read: they would only seem to be others than the base's.
+fn check_files(folder: &Path) -> Result<()> {
+    let hint = "`tokenizer` base keeps the base's tokenizer";
+    let is_json = |name: &String| name.ends_with(".json");
+    tokenizer_files(folder).into_iter().filter(is_json).try_for_each(|name| {
+        read_json_object(&folder.join(name)).map(drop).map_err(|error| match error {
+            Error::Format(finding) if finding.hint.is_empty() => finding.hint(hint).format(),
+            other => other,
+        })
+    })
 }
 
 /// Returns whether two files have the same content. JSON is compared by its values, without fields that change nothing.
 fn same_content(one: &Path, other: &Path) -> bool {
+    let (Ok(bytes), Ok(others)) = (fs::read(one), fs::read(other)) else { return false };
+    if bytes == others {
+        return true;
+    }
     if one.extension().is_some_and(|extension| extension == "json") {
         let read = |path: &Path| {
             let mut fields = read_json_object(path).ok()?;
@@ -180,5 +199,5 @@ fn same_content(one: &Path, other: &Path) -> bool {
         };
         return read(one).is_some_and(|json| Some(json) == read(other));
     }
-    fs::read(one).ok().is_some_and(|bytes| fs::read(other).is_ok_and(|others| bytes == others))
+    false
 }

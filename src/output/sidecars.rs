@@ -158,7 +158,7 @@ pub fn safetensors_metadata(weights: &Plan, notes: &mut Vec<String>) -> BTreeMap
             let kept = metadata.entry(key.clone()).or_insert_with(|| text.clone());
             if kept != text {
                 let path = path.display();
-                notes.push(format!("{path}: __metadata__ {key:?} is left out: another shard says otherwise"));
+                notes.push(format!("{path}: __metadata__ {key:?} is left out: another shard has another value"));
             }
         }
     }
@@ -189,10 +189,8 @@ pub(crate) fn parsed<T: DeserializeOwned>(metadata: &Metadata, key: &str) -> Res
     if metadata.get(key).is_none() {
         return Ok(None);
     }
-    let parsed = serde_json::from_str(metadata.text(key)?);
-    parsed.map(Some).map_err(|e| {
-        metadata.finding(key).expected("JSON as this crate writes it").found(crate::json::plain(&e)).format()
-    })
+    let text = metadata.text(key)?;
+    crate::json::read(text.as_bytes(), || metadata.finding(key).expected("JSON as this crate writes it")).map(Some)
 }
 
 #[cfg(test)]

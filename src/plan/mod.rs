@@ -27,6 +27,8 @@ pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
+#[cfg(feature = "hub")]
+pub(crate) use unfinished::{folder_start, remove_abandoned_folders};
 pub(crate) use value_map::{ValueMap, ternary};
 
 use crate::dtype::DType;

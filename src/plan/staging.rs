@@ -310,7 +310,10 @@ fn followed(link: &Path) -> Result<PathBuf> {
             _ => return Ok(path),
         }
     }
-    Err(Finding::new(link, "output").expected("a link that leads somewhere").found("a circle of links").mismatch())
+    Err(Finding::new(link, "output")
+        .expected("a link to a file or a folder")
+        .found("links that lead back to themselves")
+        .mismatch())
 }
 
 /// The path to which an output called `asked` is written, and what exists there now. Links are followed. The folder for

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -83,18 +84,43 @@ pub(super) fn remove_abandoned(target: &Path) {
     let folder = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let Some(process) = entry.file_name().to_str().and_then(|name| process_of(target, name)) else { continue };
-        if process == std::process::id() {
-            continue;
-        }
-        let path = entry.path();
-        let Ok(found) = fs::symlink_metadata(&path) else { continue };
-        let old = found.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > MIN_AGE);
-        let gone = !Path::new("/proc").join(process.to_string()).exists();
-        if found.is_symlink() || !(old || gone) {
-            continue;
-        }
-        if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
-            remove(&path);
+        remove_if_abandoned(&entry.path(), process);
+    }
+}
+
+/// Deletes the temporary file or folder `path` of `process`, if that has ended.
+fn remove_if_abandoned(path: &Path, process: u32) {
+    if process == std::process::id() {
+        return;
+    }
+    let Ok(found) = fs::symlink_metadata(path) else { return };
+    let old = found.modified().ok().and_then(|time| time.elapsed().ok()).is_some_and(|age| age > MIN_AGE);
+    let gone = !Path::new("/proc").join(process.to_string()).exists();
+    if found.is_symlink() || !(old || gone) {
+        return;
+    }
+    if File::open(path).is_ok_and(|file| file.try_lock().is_ok()) {
+        remove(path);
+    }
+}
+
+/// The start of the names of this process's temporary folders of one kind. Others may be beside them.
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only models on the hub have such folders"))]
+pub(crate) fn folder_start(kind: &str) -> String {
+    format!("{kind}{}.", std::process::id())
+}
+
+/// Deletes the temporary folders of this kind beside `own`, one of this process, whose processes have ended. Those of
+/// other users stay.
+#[cfg_attr(not(feature = "hub"), allow(dead_code, reason = "only models on the hub have such folders"))]
+pub(crate) fn remove_abandoned_folders(own: &Path, kind: &str) {
+    let user = |path: &Path| fs::symlink_metadata(path).ok().map(|found| (found.is_dir(), found.uid()));
+    let (Some(place), Some(expected)) = (own.parent(), user(own)) else { return };
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(kind)?.split_once('.')?.0.parse().ok());
+        if let Some(process) = process.filter(|_| user(&entry.path()) == Some(expected)) {
+            remove_if_abandoned(&entry.path(), process);
         }
     }
 }
@@ -102,6 +128,34 @@ pub(super) fn remove_abandoned(target: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_dead_processes_go_and_all_others_stay() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: String| {
+            let path = place.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("model.safetensors"), b"header").unwrap();
+            path
+        };
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let own = make(format!("{}abc", folder_start("kind-")));
+        let dead = make(format!("kind-{}.xyz", child.id()));
+        // A process of another namespace, which holds the lock.
+        let locked = make(format!("kind-{}.held", child.id()));
+        let lock = File::open(&locked).unwrap();
+        lock.try_lock().unwrap();
+        let others = ["kind-xyz", "kind-12", "other-1.xyz"].map(|name| make(name.to_owned()));
+        let link = place.path().join(format!("kind-{}.link", child.id()));
+        std::os::unix::fs::symlink(&others[0], &link).unwrap();
+        remove_abandoned_folders(&own, "kind-");
+        assert!(!dead.exists());
+        assert!(own.exists() && locked.exists() && others.iter().all(|path| path.exists()) && link.is_symlink());
+        drop(lock);
+        remove_abandoned_folders(&own, "kind-");
+        assert!(!locked.exists());
+    }
 
     #[test]
     fn names_of_temporaries_say_whose_they_are() {

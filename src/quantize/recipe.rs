@@ -275,7 +275,7 @@ impl Recipe {
             ("leave_output_tensor", self.leave_output_tensor),
         ];
         let refuse = |option: &str, with: &dyn std::fmt::Display| -> Error {
-            Finding::new("", option).expected("to be without it").found(with).setting()
+            Finding::new("", option).expected("none").found(format_args!("one, with {with}")).setting()
         };
         match self.file_type.base() {
             None => {

@@ -130,7 +130,8 @@ impl Comparison {
     ///
     /// # Errors
     /// [`crate::Error::NotFinite`] for a NaN or an infinity in either, naming the tensor;
-    /// [`crate::Error::Mismatch`] for a repeated name in one of them.
+    /// [`crate::Error::Mismatch`] for a repeated name in one of them, and if they have no tensor of the same
+    /// name.
     pub fn of(a: &Plan, b: &Plan) -> Result<Self> {
         Self::watched(a, b, &|_, _| {})
     }
@@ -143,6 +144,7 @@ impl Comparison {
         by_name(a)?;
         let in_b = by_name(b)?;
         let pairs: Vec<Pair> = a.tensors.iter().map(|t| Pair::of(t, in_b.get(t.name.as_str()).copied())).collect();
+        check_related(a, b, &pairs)?;
         let tasks: Vec<(usize, Range<usize>)> =
             pairs.iter().enumerate().flat_map(|(i, pair)| pair.chunks().map(move |rows| (i, rows))).collect();
         let total: u64 = pairs.iter().map(Pair::elems).sum();
@@ -217,6 +219,18 @@ impl Form {
         let dtype = tensor.expr.raw_dtype().or(single).unwrap_or(tensor.dtype);
         Self { dtype: dtype.name().to_owned(), shape: tensor.shape.clone() }
     }
+}
+
+/// Refuses models without a tensor of the same name: there is nothing to compare.
+fn check_related(a: &Plan, b: &Plan, pairs: &[Pair<'_>]) -> Result<()> {
+    if pairs.iter().any(|pair| pair.b.is_some()) || a.tensors.is_empty() && b.tensors.is_empty() {
+        return Ok(());
+    }
+    let path = |plan: &Plan| plan.tensors.first().map(|t| t.expr.source_path().to_owned()).unwrap_or_default();
+    let expected = format!("tensors with the names of those of {}", path(a).display());
+    let hint = "compare a model with a converted, merged or finetuned form of it";
+    let found = format!("none among its {}", b.tensors.len());
+    Err(Finding::new(path(b), "tensors").expected(expected).found(found).hint(hint).mismatch())
 }
 
 /// The tensors of `plan` by name.

@@ -111,9 +111,13 @@ impl Report {
         let tensors = TensorsReport::of_plan(folder.weights());
         let (model, problem) = match folder.unpacked().and_then(|folder| describe(&folder)) {
             Ok(Some(model)) => (Some(model), None),
-            Ok(None) => {
-                (None, Some("no family for this class: only a generic GGUF can be written (`generic`)".to_owned()))
-            }
+            Ok(None) => (
+                None,
+                Some(
+                    "no family for this class: only a generic GGUF can be written (`jobs::convert` with `generic`)"
+                        .to_owned(),
+                ),
+            ),
             // A config that can't be converted is still reported.
             Err(error) => (None, Some(error.to_string())),
         };

@@ -13,7 +13,7 @@ use crate::adapter::tensors_output;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::safetensors::SafetensorsFile;
-use crate::json::read_json_object;
+use crate::json::{read_json_object, read_value};
 use crate::model::hooks::to_host;
 use crate::plan::{self, Staging};
 use crate::source::Source;
@@ -140,8 +140,9 @@ pub(super) fn list(output: &Path) -> Result<Vec<PathBuf>> {
 /// Reads a checkpoint: the adapter, the optimizer's moments, the state.
 pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, AdamW, State)> {
     let path = folder.join(STATE);
-    let state: State = serde_json::from_value(serde_json::Value::Object(read_json_object(&path)?))
-        .map_err(|e| Finding::new(&path, "").expected("a trainer's state").found(crate::json::plain(&e)).format())?;
+    let state: State = read_value(serde_json::Value::Object(read_json_object(&path)?), || {
+        Finding::new(&path, "").expected("a trainer's state")
+    })?;
     let adapter = TrainedAdapter::open(folder)?;
     let path = folder.join("optimizer.safetensors");
     let file = SafetensorsFile::open(&path)?;

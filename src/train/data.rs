@@ -39,12 +39,8 @@ impl TrainingRow {
                 continue;
             }
             let finding = || Finding::new(path, format!("line {}", number + 1));
-            let row: TrainingRow = serde_json::from_str(&line).map_err(|e| {
-                finding()
-                    .expected("{\"instruction\", \"prompt\", \"completion\"}")
-                    .found(crate::json::plain(&e))
-                    .format()
-            })?;
+            let expected = "{\"instruction\", \"prompt\", \"completion\"}";
+            let row: TrainingRow = crate::json::read(line.as_bytes(), || finding().expected(expected))?;
             if row.completion.is_empty() {
                 return Err(finding().expected("a completion").found("an empty one").format());
             }

@@ -69,7 +69,7 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
     for update in &updates {
         if is_of_embedding(update) != base.embeddings().is_some_and(|tensor| tensor.name == update.name) {
             let expected = "lora_embedding of embed_tokens and lora_A of linear layers";
-            let finding = of_factors(files, update).expected(expected).found("them mixed up");
+            let finding = of_factors(files, update).expected(expected).found("one in the place of the other");
             return Err(finding.hint("merge the adapter into its base").unsupported());
         }
     }

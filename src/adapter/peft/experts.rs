@@ -9,27 +9,13 @@ use super::base::Base;
 use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
 use super::targets::ends_path;
-use crate::arch::names::keeps_experts_transposed;
+use crate::arch::names::{FUSED_EXPERTS, keeps_experts_transposed};
 use crate::error::Result;
 use crate::plan::{Expr, Pick, PlannedTensor};
 
 /// The path of a wrapped module within its wrapper. A module with several adapted parameters has several nested
 /// wrappers.
 const WRAPPER: &str = ".base_layer";
-
-/// A parameter of transformers, and the names of its parts in checkpoints, after the expert's number.
-struct Fused {
-    parameter: &'static str,
-    /// The parts follow each other as rows, each with the same number of rows. A part can have several names.
-    parts: &'static [&'static [&'static str]],
-}
-
-/// In the order of the module's parameters, in which PEFT wraps them. Checkpoints of Mixtral have other names for the
-/// parts and for the module.
-const FUSED: [Fused; 2] = [
-    Fused { parameter: "gate_up_proj", parts: &[&["gate_proj", "w1"], &["up_proj", "w3"]] },
-    Fused { parameter: "down_proj", parts: &[&["down_proj", "w2"]] },
-];
 
 /// The tensors of the base that make up one parameter.
 enum ParameterTensors<'a> {
@@ -72,7 +58,7 @@ pub(super) fn changes(
     modules.dedup();
     let mut changes = Vec::new();
     for module in modules {
-        let parameters: Vec<(&str, ParameterTensors)> = FUSED
+        let parameters: Vec<(&str, ParameterTensors)> = FUSED_EXPERTS
             .iter()
             .map(|fused| fused.parameter)
             .filter(|parameter| wanted(&format!("{module}.{parameter}")))
@@ -93,11 +79,9 @@ fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<ParameterT
     if let Some(tensor) = base.tensor(&format!("{module}.{parameter}")) {
         return Some(ParameterTensors::Whole(tensor));
     }
-    let fused = FUSED.iter().find(|fused| fused.parameter == parameter)?;
-    let part = |expert: usize, names: &[&str]| {
-        names.iter().find_map(|name| base.tensor(&format!("{module}.{expert}.{name}.weight")))
-    };
-    let expert = |number| fused.parts.iter().map(|names| part(number, names)).collect::<Option<Vec<_>>>();
+    let fused = FUSED_EXPERTS.iter().find(|fused| fused.parameter == parameter)?;
+    let part = |names: Vec<String>| names.iter().find_map(|name| base.tensor(name));
+    let expert = |number| fused.weights(module, number).map(part).collect::<Option<Vec<_>>>();
     let experts: Vec<_> = (0..).map_while(expert).collect();
     (!experts.is_empty()).then_some(ParameterTensors::Single(experts))
 }

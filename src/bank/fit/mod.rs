@@ -78,7 +78,7 @@ pub fn fit(loras: &[LinearUpdates], base: &ModelConfig, rank: Option<usize>) -> 
     let rank = rank.unwrap_or_else(|| ranks().max().unwrap_or(1));
     if !(1..=sum).contains(&rank) {
         let finding = Finding::new(first, "rank").expected(format_args!("1 to {sum}, the sum of the LoRAs' ranks"));
-        return Err(finding.found(rank).hint("at that sum every LoRA is held exactly").setting());
+        return Err(finding.found(rank).hint("with a rank of that sum, every LoRA is kept exactly").setting());
     }
 
     let acts = |module: Module| loras.iter().any(|lora| lora.layers().any(|site| site.module == module));

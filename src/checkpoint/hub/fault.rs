@@ -94,7 +94,7 @@ impl Fault {
             Fault::Page { address } => finding
                 .expected(format_args!("a hub's answer at {address}"))
                 .found("a web page")
-                .hint("is there a portal or a proxy between, or is HF_ENDPOINT no hub?")
+                .hint("a login page or a proxy may have answered, or HF_ENDPOINT is not the address of a hub")
                 .format(),
             Fault::Odd { address, expected, found } => {
                 finding.expected(format_args!("{expected} at {address}")).found(found).format()
@@ -137,7 +137,7 @@ impl fmt::Display for Fault {
         match self {
             Fault::Status { address, status, .. } => write!(f, "{address}: status {status}"),
             Fault::Transfer { address, what, .. } => write!(f, "{address}: {what}"),
-            Fault::Page { address } => write!(f, "{address}: a web page in the place of an answer"),
+            Fault::Page { address } => write!(f, "{address}: a web page instead of an answer"),
             Fault::Odd { address, expected, found } => write!(f, "{address}: expected {expected}, found {found}"),
             Fault::Own(error) => write!(f, "{error}"),
         }

@@ -17,7 +17,7 @@ use super::metadata::{self, ModelInfo};
 use super::name::Name;
 use super::{Event, HubModel, HubSettings, Looked};
 use crate::error::{Error, IoContext, Result};
-use crate::plan::Unfinished;
+use crate::plan::{Unfinished, folder_start, remove_abandoned_folders};
 use crate::source::Watched;
 
 /// A model whose weights consist of headers only. Its files are deleted on drop.
@@ -33,6 +33,9 @@ pub struct Outline {
     folder: Option<Folder>,
 }
 
+/// The start of the names of temporary folders.
+const KIND: &str = "atombank-hub-";
+
 /// A temporary folder. It is deleted on drop, and when a signal ends the program.
 struct Folder {
     folder: tempfile::TempDir,
@@ -44,8 +47,11 @@ impl Folder {
         let place = std::env::temp_dir();
         // The canonical path, because others may use that one.
         let place = fs::canonicalize(&place).unwrap_or(place);
-        let folder = tempfile::Builder::new().prefix("atombank-").tempdir_in(&place).at(&place, "make a folder in")?;
+        let folder = tempfile::Builder::new().prefix(&folder_start(KIND)).tempdir_in(&place);
+        let folder = folder.at(&place, "make a folder in")?;
         let (listed, ()) = Unfinished::make(folder.path(), |_| Ok(())).at(folder.path(), "open")?;
+        // A process that was killed couldn't delete its own.
+        remove_abandoned_folders(folder.path(), KIND);
         Ok(Self { folder, _listed: listed })
     }
 

@@ -114,6 +114,32 @@ impl Own {
         Ok(())
     }
 
+    /// Returns `text` with the names of files, fields and tensors that a folder in this format has.
+    pub(super) fn own_words(&self, text: &str) -> String {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while !rest.is_empty() {
+            let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
+            let (word, after) = rest.split_at(end);
+            let bare = word.trim_end_matches('.');
+            out.push_str(&self.own_word(bare).unwrap_or_else(|| bare.to_owned()));
+            out.push_str(&word[bare.len()..]);
+            let next = after.find(is_part).unwrap_or(after.len());
+            out.push_str(&after[..next]);
+            rest = &after[next..];
+        }
+        out
+    }
+
+    fn own_word(&self, word: &str) -> Option<String> {
+        if word == "config.json" {
+            return Some(CONFIG.to_owned());
+        }
+        let field = names::FIELDS.iter().find(|(theirs, _)| *theirs == word).map(|(_, own)| (*own).to_owned());
+        field.or_else(|| self.stored.get(word).cloned()).or_else(|| names::of_mistral(word))
+    }
+
     /// Returns the name of a tensor in the files.
     pub(super) fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
         self.stored.get(name).map_or(name, String::as_str)

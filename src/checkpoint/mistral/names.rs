@@ -52,6 +52,37 @@ pub(super) fn of_transformers(name: &str) -> Option<String> {
     Some(format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{suffix}"))
 }
 
+/// Returns the name in Mistral's own format of the tensor that transformers calls `name`.
+pub(super) fn of_mistral(name: &str) -> Option<String> {
+    let (module, suffix) = name.rsplit_once('.')?;
+    let of = |names: &[(&'static str, &'static str)], module: &str| {
+        names.iter().find(|(_, theirs)| *theirs == module).map(|(own, _)| *own)
+    };
+    if let Some(own) = of(&ENDS, module) {
+        return Some(format!("{own}.{suffix}"));
+    }
+    let (layer, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    if let Some(own) = of(&LAYER, module) {
+        return Some(format!("layers.{layer}.{own}.{suffix}"));
+    }
+    let expert = module.strip_prefix("block_sparse_moe.experts.")?;
+    Some(format!("layers.{layer}.feed_forward.experts.{expert}.{suffix}"))
+}
+
+/// Fields of config.json with their names in params.json, where these differ.
+pub(super) const FIELDS: [(&str, &str); 10] = [
+    ("hidden_size", "dim"),
+    ("intermediate_size", "hidden_dim"),
+    ("num_hidden_layers", "n_layers"),
+    ("num_attention_heads", "n_heads"),
+    ("num_key_value_heads", "n_kv_heads"),
+    ("rms_norm_eps", "norm_eps"),
+    ("hidden_act", "activation"),
+    ("tie_word_embeddings", "tied_embeddings"),
+    ("num_local_experts", "moe.num_experts"),
+    ("num_experts_per_tok", "moe.num_experts_per_tok"),
+];
+
 /// Returns the module for images or sound that contains the tensor `name`.
 pub(super) fn other_part(name: &str) -> Option<&str> {
     let module = name.strip_prefix(BEFORE).unwrap_or(name).split('.').next()?;

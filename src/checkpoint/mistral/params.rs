@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::CONFIG;
+use super::names::FIELDS;
 use crate::error::Result;
 use crate::json::{Fields, is_off};
 
@@ -48,13 +50,20 @@ pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<Str
     put("num_attention_heads", json!(heads));
     put("num_key_value_heads", json!(kv_heads));
     put("vocab_size", json!(fields.count("vocab_size")?));
-    if let Some(width) = fields.get::<u64>("head_dim")? {
-        put("head_dim", json!(width));
+    if fields.get::<u64>("head_dim")?.is_some() {
+        put("head_dim", json!(fields.count("head_dim")?));
     }
-    put("rms_norm_eps", json!(fields.need::<f64>("norm_eps")?));
-    put("hidden_act", json!(fields.get::<String>("activation")?.unwrap_or_else(|| "silu".to_owned())));
+    put("rms_norm_eps", json!(positive(&mut fields, "norm_eps")?));
+    // Mistral's code has no other activation, no other model under this name, and no text model that sees what follows.
+    fields.only("activation", &[json!("silu")])?;
+    fields.only("model_type", &[json!("transformer")])?;
+    fields.only("causal", &[json!(true)])?;
+    put("hidden_act", json!("silu"));
     put("tie_word_embeddings", json!(fields.get::<bool>("tied_embeddings")?.unwrap_or(false)));
-    let window = fields.get::<u64>("sliding_window")?;
+    let window = match fields.get::<u64>("sliding_window")? {
+        Some(_) => Some(fields.count("sliding_window")?),
+        None => None,
+    };
     put("sliding_window", json!(window));
     put("max_position_embeddings", json!(context(&mut fields, path, notes)?));
     let theta = theta(&mut fields, window.is_some(), path, notes)?;
@@ -89,22 +98,29 @@ pub(super) fn read(path: &Path, params: &Map<String, Value>, notes: &mut Vec<Str
         put("num_experts_per_tok", json!(used));
     }
     // These fields describe other parts of the model, or a program that runs it, or repeat what the class implies.
-    const WITHOUT_WEIGHT: [&str; 9] = [
-        "vision_encoder",
-        "multimodal",
-        "audio",
-        "model_type",
-        "max_batch_size",
-        "max_seq_len",
-        "model_parallel",
-        "q_norm",
-        "causal",
-    ];
+    const WITHOUT_WEIGHT: [&str; 7] =
+        ["vision_encoder", "multimodal", "audio", "max_batch_size", "max_seq_len", "model_parallel", "q_norm"];
     // Other fields are passed on. The code that reads the config reports those it doesn't know.
-    for (name, value) in fields.left().filter(|(name, value)| !is_off(value) && !WITHOUT_WEIGHT.contains(name)) {
-        config.entry(name).or_insert_with(|| value.clone());
+    let left = fields.left().filter(|(name, value)| !is_off(value) && !WITHOUT_WEIGHT.contains(name));
+    for (name, value) in left.collect::<Vec<_>>() {
+        let known = config.entry(name).or_insert_with(|| value.clone());
+        if known != value {
+            // Its name is one of transformers, whose config.json says the same in other words.
+            let own = FIELDS.iter().find(|(theirs, _)| *theirs == name).map_or(name, |(_, own)| *own);
+            let finding = fields.finding(name).expected(format_args!("{known}, as {own} says or {CONFIG} leaves out"));
+            return Err(finding.found(value).unsupported());
+        }
     }
     Ok(Read { config, heads, kv_heads })
+}
+
+/// Returns the number in field `name`, which has to be above 0.
+fn positive(fields: &mut Fields, name: &'static str) -> Result<f64> {
+    let value = fields.need::<f64>(name)?;
+    match value > 0.0 && value.is_finite() {
+        true => Ok(value),
+        false => Err(fields.finding(name).expected("a number above 0").found(value).format()),
+    }
 }
 
 /// Returns the number of positions that the model was trained for.
@@ -124,8 +140,8 @@ fn context(fields: &mut Fields, path: &Path, notes: &mut Vec<String>) -> Result<
 /// Returns the base of the rotary frequencies. If it is missing, this is the default of Mistral's code, which depends
 /// on whether the model has a sliding window.
 fn theta(fields: &mut Fields, has_window: bool, path: &Path, notes: &mut Vec<String>) -> Result<f64> {
-    if let Some(theta) = fields.get::<f64>("rope_theta")? {
-        return Ok(theta);
+    if fields.get::<f64>("rope_theta")?.is_some() {
+        return positive(fields, "rope_theta");
     }
     let theta = if has_window { 10_000.0 } else { 1_000_000.0 };
     notes.push(format!("{} has no rope_theta: {theta} is taken, as Mistral's own code does", path.display()));
@@ -155,9 +171,9 @@ fn rope(fields: &mut Fields, theta: f64) -> Result<Option<Value>> {
     // other.
     let is_scaled = of_yarn.need::<bool>("apply_scale")?;
     let mut rope = json!({
-        "rope_type": "yarn", "rope_theta": theta, "factor": of_yarn.need::<f64>("factor")?,
+        "rope_type": "yarn", "rope_theta": theta, "factor": positive(&mut of_yarn, "factor")?,
         "original_max_position_embeddings": original,
-        "beta_fast": of_yarn.need::<f64>("beta")?, "beta_slow": of_yarn.need::<f64>("alpha")?,
+        "beta_fast": positive(&mut of_yarn, "beta")?, "beta_slow": positive(&mut of_yarn, "alpha")?,
         "mscale": 1.0, "mscale_all_dim": if is_scaled { 0.0 } else { 1.0 }, "llama_4_scaling_beta": 0.0,
     });
     of_yarn.finish()?;

@@ -108,6 +108,20 @@ fn other_models_are_refused_by_name() {
             "moe.num_shared_experts: expected a field",
         ),
         (json!({"llama_4_scaling": {"beta": 0.1}}), "llama_4_scaling: expected yarn beside it, found none"),
+        (json!({"norm_eps": -1e-5}), "norm_eps: expected a number above 0, found -0.00001"),
+        (json!({"rope_theta": 0}), "rope_theta: expected a number above 0, found 0"),
+        (json!({"head_dim": 0}), "head_dim: expected a count from 1 to 2^31, found 0"),
+        (json!({"sliding_window": 0}), "sliding_window: expected a count from 1 to 2^31, found 0"),
+        (json!({"causal": false}), "causal: expected true, found false"),
+        (json!({"activation": "gelu"}), "activation: expected \"silu\", found \"gelu\""),
+        (json!({"model_type": "mamba"}), "model_type: expected \"transformer\", found \"mamba\""),
+        (json!({"hidden_act": "gelu"}), "hidden_act: expected \"silu\", as activation says or params.json leaves out"),
+        (json!({"hidden_size": 9}), "hidden_size: expected 8, as dim says or params.json leaves out, found 9"),
+        (
+            json!({"yarn": {"original_max_position_embeddings": 16, "factor": -4, "apply_scale": true, "beta": 32,
+                "alpha": 1}}),
+            "yarn.factor: expected a number above 0, found -4",
+        ),
         (
             json!({"quantization": {"qformat_weight": "int4"}}),
             "quantization.qformat_weight: expected \"fp8_e4m3\", found \"int4\"",
@@ -116,6 +130,30 @@ fn other_models_are_refused_by_name() {
         let message = read(params).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");
     }
+}
+
+#[test]
+fn messages_have_the_names_of_the_folder() {
+    let folder = Checkpoint::open(&fixture("tekken")).unwrap();
+    let said = |text: &str| {
+        let error = crate::error::Finding::new("m/config.json", text).found("nothing").mismatch();
+        folder.in_own_words::<()>(Err(error)).unwrap_err().to_string()
+    };
+    assert_eq!(said("hidden_size"), "m/params.json: dim: nothing");
+    let tensor = "tensor \"model.layers.1.self_attn.v_proj.weight\" by config.json.";
+    assert_eq!(said(tensor), "m/params.json: tensor \"layers.1.attention.wv.weight\" by params.json.: nothing");
+    // Also where the folder lacks the tensor; other files keep their names.
+    assert_eq!(said("model.layers.9.mlp.up_proj.weight"), "m/params.json: layers.9.feed_forward.w3.weight: nothing");
+    assert_eq!(said("adapter_config.json, x"), "m/params.json: adapter_config.json, x: nothing");
+    for (own, theirs) in [
+        ("norm.weight", "model.norm.weight"),
+        ("layers.2.feed_forward.experts.3.w1.weight", "model.layers.2.block_sparse_moe.experts.3.w1.weight"),
+    ] {
+        assert_eq!(names::of_mistral(theirs).as_deref(), Some(own));
+        assert_eq!(names::of_transformers(own).as_deref(), Some(theirs));
+    }
+    let vllm = folder.note_in_own_words("config.json has fields".to_owned());
+    assert_eq!(vllm, "params.json has fields");
 }
 
 #[test]

@@ -10,7 +10,6 @@ use super::Weight;
 use super::parts::{Parts, SCALES, check_shape, check_type, finding, matrix, numbers};
 use super::settings::Settings;
 use super::words::{check_words, words};
-use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Expr, Packing, TensorRef};
 use crate::source::show_shape;
@@ -52,14 +51,10 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
         }
         check_shape(&zeros, &[inputs / size, width], "for the zero points of each group")?;
         check_shape(&scales, &[inputs / size, outputs], "for the scales of each group")?;
-        let rounding = scales.info().dtype;
+        let dtype = scales.info().dtype;
         let packing = Arc::new(Awq { inputs, outputs, size });
-        let mut expr = Expr::Packed { shape: vec![outputs, inputs], parts: vec![codes, zeros, scales], packing };
-        if rounding != DType::F32 {
-            expr = Expr::Round { of: Box::new(expr), dtype: rounding };
-        }
-        let place = parts.place(name).unwrap_or_default();
-        weights.push(Weight { name: format!("{stem}.weight"), expr, place });
+        let expr = Expr::Packed { shape: vec![outputs, inputs], parts: vec![codes, zeros, scales], packing };
+        weights.push(Weight::rounded(parts, (name, stem), expr, dtype));
     }
     Ok(weights)
 }

@@ -79,8 +79,9 @@ impl State {
         let wrong = |what: &str, found: String| {
             finding(tensor).expected(format_args!("a quantization state as JSON, with {what}")).found(found).format()
         };
-        let state: Map<String, Value> =
-            serde_json::from_slice(&bytes).map_err(|e| wrong("shape and blocksize", crate::json::plain(&e)))?;
+        let state: Map<String, Value> = crate::json::read(&bytes, || {
+            finding(tensor).expected("a quantization state as JSON, with shape and blocksize")
+        })?;
         let found = |name: &str| state.get(name).map_or_else(|| "none".to_owned(), Value::to_string);
         let count = |name: &str| state.get(name).and_then(Value::as_u64).filter(|count| (1..=1 << 31).contains(count));
         let text = |name: &str| state.get(name).and_then(Value::as_str);

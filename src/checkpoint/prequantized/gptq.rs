@@ -69,15 +69,11 @@ pub(super) fn unpack(settings: &Settings, parts: &mut Parts) -> Result<Vec<Weigh
             return Err(finding(&scales).expected(expected).found(count).mismatch());
         }
         let size = if dynamic { inputs / count } else { size };
-        let rounding = scales.info().dtype;
+        let dtype = if bits == 3 { scales.info().dtype } else { DType::F32 };
         let of = [codes, zeros, scales].into_iter().chain(groups).collect();
         let packing = Arc::new(Gptq { bits, inputs, outputs, count, size, offset });
-        let mut expr = Expr::Packed { shape: vec![outputs, inputs], parts: of, packing };
-        if bits == 3 && rounding != DType::F32 {
-            expr = Expr::Round { of: Box::new(expr), dtype: rounding };
-        }
-        let place = parts.place(name).unwrap_or_default();
-        weights.push(Weight { name: format!("{stem}.weight"), expr, place });
+        let expr = Expr::Packed { shape: vec![outputs, inputs], parts: of, packing };
+        weights.push(Weight::rounded(parts, (name, stem), expr, dtype));
     }
     Ok(weights)
 }

@@ -53,6 +53,17 @@ struct Weight {
     place: usize,
 }
 
+impl Weight {
+    /// The weight of module `stem`, whose values are in the part `codes`. Its library computes it in the type `dtype`.
+    fn rounded(parts: &Parts, (codes, stem): (&str, &str), expr: Expr, dtype: DType) -> Self {
+        let expr = match dtype {
+            DType::F32 => expr,
+            _ => Expr::Round { of: Box::new(expr), dtype },
+        };
+        Self { name: format!("{stem}.weight"), expr, place: parts.place(codes).unwrap_or_default() }
+    }
+}
+
 /// Replaces packed tensors in `stored` by one plain tensor per weight; `None` if no weight is packed. The fields about
 /// quantization are removed from `config`, the folder's config.json.
 ///

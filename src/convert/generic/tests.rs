@@ -196,7 +196,7 @@ fn casting_changes_floating_point_tensors_and_the_config_only() {
     let config: Json = serde_json::from_slice(&fs::read(back.join("config.json")).unwrap()).unwrap();
     assert_eq!(config, serde_json::json!({ "model_type": "odd", "torch_dtype": "bfloat16" }));
     let error = to_gguf(folder.path(), &opened(folder.path()), &Sidecars::default(), Some(DType::Q8_0)).unwrap_err();
-    assert!(error.to_string().contains("outtype: expected f32, f16 or bf16, found Q8_0"), "{error}");
+    assert!(error.to_string().contains("type: expected f32, f16 or bf16, found Q8_0"), "{error}");
 }
 
 #[test]

@@ -272,7 +272,7 @@ fn refuses_what_a_gguf_adapter_cannot_carry_by_tensor() {
             "lm_head.lora",
             "model.embed_tokens.lora",
             false,
-            "found them mixed up",
+            "found one in the place of the other",
         ),
     ];
     for (case, settings, from, to, is_tied, expected) in cases {

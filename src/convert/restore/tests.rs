@@ -213,16 +213,16 @@ fn a_record_that_cannot_be_read_is_refused() {
     gguf.metadata_mut().unwrap().insert(key, with(&|record| drop(record.as_object_mut().unwrap().remove("version"))));
     assert!(from_gguf(&written(dir.path(), &gguf), None).unwrap().is_some());
     let cases = [
-        ("null".to_owned(), "as JSON, found invalid type: null, expected an object"),
+        ("null".to_owned(), "as JSON, found null"),
         ("{\"config\":".to_owned(), "expected the record of a checkpoint as JSON"),
-        (with(&|record| record["types"] = json!(3)), "expected the record of a checkpoint as JSON"),
+        (with(&|record| record["types"] = json!(3)), ".types: expected an object, found 3"),
         (with(&|record| record["version"] = json!(2)), "expected version 1 of the record, found 2"),
         (with(&|record| record["main"] = json!("F33")), "expected types of safetensors, found \"F33\""),
     ];
     for (text, expected) in cases {
         gguf.metadata_mut().unwrap().insert(key, text);
         let error = from_gguf(&written(dir.path(), &gguf), None).unwrap_err().to_string();
-        assert!(error.contains("model.gguf: key \"atombank.source\": ") && error.contains(expected), "{error}");
+        assert!(error.contains("model.gguf: key \"atombank.source\"") && error.contains(expected), "{error}");
     }
     gguf.metadata_mut().unwrap().insert(key, record.to_string());
     let rows = "atombank.source.rows.embeddings.position_embeddings.weight";

@@ -52,7 +52,7 @@ impl GgufHeader {
         let header = read_header(&mut Cursor::new(path, file.bytes()))?;
         if header.metadata.get(SPLIT_COUNT).and_then(Value::as_unsigned).is_some_and(|count| count > 1) {
             let finding = header.metadata.finding(SPLIT_COUNT).expected("the header of a whole model");
-            return Err(finding.found("that of one shard").hint("fetch all shards, with their data").mismatch());
+            return Err(finding.found("the header of one shard").hint("fetch all shards, with their data").mismatch());
         }
         let missing = i64::MAX as u64;
         place(path, &header.tensors, &header.offsets, header.end, alignment_of(&header.metadata)?, missing)?;

@@ -56,7 +56,7 @@ pub fn split_layout(metadata: &Metadata, tensors: &[PlannedTensor], stem: &str, 
         return Err(Finding::new(&whole, "shards")
             .expected(format_args!("at most {}", u16::MAX))
             .found(ranges.len())
-            .hint("allow more in each")
+            .hint("allow more tensors or bytes in each shard")
             .mismatch());
     };
     let mut alone = Metadata::new(metadata.file());

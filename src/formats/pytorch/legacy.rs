@@ -96,7 +96,7 @@ impl<'a> Reader<'_, 'a> {
         for storage in referred(pickle) {
             let place = places.get(storage.key).ok_or_else(|| {
                 let finding = Finding::new(self.path, format!("storage {:?}", storage.key));
-                finding.expected("its key in the list of storages").found("other keys only").format()
+                finding.expected("its key in the list of storages").found("only other keys").format()
             })?;
             check_size(self.path, storage, place.size as u64)?;
         }

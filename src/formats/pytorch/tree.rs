@@ -119,7 +119,7 @@ impl<'a> Walk<'_, 'a> {
     fn visit(&mut self, name: &mut String, value: Value<'a>, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             let finding = self.named(name).expected(format_args!("at most {MAX_DEPTH} containers inside each other"));
-            return Err(finding.found("more, or one inside itself").format());
+            return Err(finding.found("more, or one that contains itself").format());
         }
         self.places += 1;
         self.name_bytes += name.len();

@@ -222,7 +222,7 @@ fn a_link_stays_and_what_it_points_to_is_replaced() {
     let circle = dir.path().join("circle");
     symlink(&circle, &circle).unwrap();
     let error = Staging::file(&circle, true).err().unwrap().to_string();
-    assert!(error.ends_with("found a circle of links"), "{error}");
+    assert!(error.ends_with("found links that lead back to themselves"), "{error}");
 }
 
 #[test]

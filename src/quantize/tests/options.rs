@@ -305,17 +305,17 @@ fn new_architectures_have_rules_of_their_own() {
 fn options_that_would_do_nothing_are_refused() {
     type Change = fn(&mut Recipe);
     let cases: [(FileType, bool, Change, &str); 14] = [
-        (FileType::COPY, true, |r| r.pure = true, "pure: expected to be without it, found file type COPY"),
-        (FileType::COPY, true, |r| r.leave_output_tensor = true, "leave_output_tensor: expected to be without it"),
-        (FileType::COPY, true, |r| r.output_tensor_type = Some(DType::F16), "output_tensor_type: expected to be"),
-        (FileType::COPY, true, |r| r.token_embedding_type = Some(DType::F16), "token_embedding_type: expected to"),
-        (FileType::COPY, true, |r| r.tensor_types = rules(&["a=f16"]), "tensor_type: expected to be without it"),
-        (FileType::BF16, true, |r| r.tensor_types = rules(&["a=f16"]), "found file type BF16, which has no exceptions"),
+        (FileType::COPY, true, |r| r.pure = true, "pure: expected none, found one, with file type COPY"),
+        (FileType::COPY, true, |r| r.leave_output_tensor = true, "leave_output_tensor: expected none"),
+        (FileType::COPY, true, |r| r.output_tensor_type = Some(DType::F16), "output_tensor_type: expected none"),
+        (FileType::COPY, true, |r| r.token_embedding_type = Some(DType::F16), "token_embedding_type: expected none"),
+        (FileType::COPY, true, |r| r.tensor_types = rules(&["a=f16"]), "tensor_type: expected none"),
+        (FileType::BF16, true, |r| r.tensor_types = rules(&["a=f16"]), "with file type BF16, which has no exceptions"),
         (
             FileType::Q8_0,
             true,
             |r| (r.leave_output_tensor, r.output_tensor_type) = (true, Some(DType::F16)),
-            "output_tensor_type: expected to be without it, found `leave_output_tensor`",
+            "output_tensor_type: expected none, found one, with `leave_output_tensor`",
         ),
         (FileType::Q8_0, true, |r| r.output_tensor_type = Some(DType::Q8_K), "to, found Q8_K"),
         (FileType::Q8_0, true, |r| r.token_embedding_type = Some(DType::I64), "to, found I64"),

@@ -64,6 +64,18 @@ fn zeros_have_no_relative_error_and_a_sign() {
 }
 
 #[test]
+fn models_without_a_tensor_in_common_are_refused() {
+    let a = plan([values("x", &[2], &[0.0, 0.0])]);
+    let refusal = |b: &Plan| Comparison::of(&a, b).unwrap_err().to_string();
+    let other = plan([values("y", &[2], &[0.0, 0.0]), values("z", &[1], &[1.0])]);
+    assert!(refusal(&other).contains("found none among its 2"), "{}", refusal(&other));
+    assert!(refusal(&Plan::default()).contains("found none among its 0"));
+    // One is enough, of whatever shape.
+    let other = plan([values("x", &[1], &[0.0]), values("z", &[1], &[1.0])]);
+    assert_eq!(Comparison::of(&a, &other).unwrap().totals.other_shape, 1);
+}
+
+#[test]
 fn tensors_longer_than_a_chunk_are_compared_whole_on_any_number_of_threads() {
     let count = 3 * CHUNK_ELEMS + 5;
     let long: Vec<f32> = (0..count).map(|i| (i % 1000) as f32 / 7.0 - 50.0).collect();

@@ -19,6 +19,8 @@ pub(super) const MAX_TOKENS: usize = 1 << 22;
 /// The tokenizer files, as JSON.
 pub(super) struct Files {
     pub(super) folder: PathBuf,
+    /// The folder whose files hold the chat template. It is usually the same folder.
+    pub(super) template_folder: PathBuf,
     /// The model's folder, which has config.json. It is usually the same folder.
     model_folder: PathBuf,
     /// config.json
@@ -40,7 +42,11 @@ pub(super) struct Files {
 impl Files {
     /// Opens the tokenizer files of a model.
     pub(super) fn of(model: &Checkpoint) -> Result<Self> {
-        let files = Self::open(model.tokenizer_folder(), model.config_json.clone())?;
+        let mut files = Self::open(model.tokenizer_folder(), model.config_json.clone())?;
+        let mut config = files.config.take().unwrap_or_default();
+        model.keep_template(&mut config)?;
+        files.config = Some(config).filter(|fields| !fields.is_empty());
+        files.template_folder = model.template_folder().to_owned();
         let is_mistral_format = model.is_mistral_format() && model.tokenizer_folder() == model.path();
         Ok(Self { model_folder: model.path().to_owned(), is_mistral_format, ..files })
     }
@@ -53,12 +59,13 @@ impl Files {
         };
         let (tokenizer, config) = (read("tokenizer.json")?, read("tokenizer_config.json")?);
         let config = config.filter(|fields| !fields.is_empty());
-        let (folder, model_folder) = (folder.to_owned(), folder.to_owned());
+        let [folder, template_folder, model_folder] = [(); 3].map(|()| folder.to_owned());
         Ok(Self {
             model_config,
             tokenizer,
             config,
             folder,
+            template_folder,
             model_folder,
             is_mistral_format: false,
             size: None,
@@ -252,6 +259,7 @@ impl Files {
         let object = |json: Json| json.as_object().cloned().filter(|fields| !fields.is_empty());
         Self {
             folder: PathBuf::from("m"),
+            template_folder: PathBuf::from("m"),
             model_folder: PathBuf::from("m"),
             model_config: object(model_config).unwrap_or_default(),
             tokenizer: object(tokenizer),

@@ -4,7 +4,7 @@ use super::auto::Auto;
 use super::files::Files;
 use super::sentencepiece::{self, Reading};
 use super::tiktoken;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, VocabularyForm, vocabulary_file};
 use crate::error::Result;
 
 /// The tokens of a folder, by text.
@@ -23,8 +23,7 @@ impl Tokens {
     /// [`crate::Error::Format`] for malformed files, and what reading them meets.
     pub(crate) fn of(folder: &Checkpoint) -> Result<Self> {
         let files = Files::of(folder)?;
-        let has = |name: &str| files.folder.join(name).is_file();
-        if has("tokenizer.json") || has("vocab.json") || has("vocab.txt") {
+        if vocabulary_file(&files.folder).is_some_and(|(_, form)| form == VocabularyForm::Tokenizer) {
             let auto = Auto::load(&files)?;
             // A token of the model comes before an added one with the same text.
             let added = auto.added.iter().map(|(text, added)| (text.clone(), added.id));

@@ -12,13 +12,12 @@ use super::ranks::Ranks;
 use super::sentencepiece::ScoredTokens;
 use super::special::id_key;
 use super::{VocabWriter, template};
+use crate::checkpoint::TEKKEN_FILE as TEKKEN;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
 use crate::tokenizer::keys;
 use crate::tokenizer::sentencepiece::SentencePieceModel;
 use crate::tokenizer::token::TokenKind;
-
-pub(super) const TEKKEN: &str = "tekken.json";
 
 /// The special tokens if tekken.json lists none: those of the first versions.
 const FIRST_SPECIALS: [&str; 20] = [
@@ -111,10 +110,7 @@ impl VocabWriter<'_> {
 
     fn tekken(&mut self) -> Result<()> {
         let files = self.files;
-        let bytes = files.bytes(TEKKEN)?.unwrap_or_default();
-        let read: Tekken = serde_json::from_slice(&bytes).map_err(|e| {
-            files.finding_in(TEKKEN, "").expected("Mistral's tokenizer").found(crate::json::plain(&e)).format()
-        })?;
+        let read = read_tekken(files)?;
         let count = read.config.default_vocab_size;
         let specials = specials(files, &read)?;
         let ranks = ranks(files, &read, specials.len())?;
@@ -182,7 +178,8 @@ impl VocabWriter<'_> {
         }
         self.metadata.insert(keys::ADD_BOS, true);
         self.metadata.insert(keys::ADD_EOS, false);
-        let own = template::find(&files.folder, files.config.as_ref().unwrap_or(&Default::default()), self.notes)?;
+        let own =
+            template::find(&files.template_folder, files.config.as_ref().unwrap_or(&Default::default()), self.notes)?;
         let named = TEMPLATES.iter().find(|(number, tekken, _)| Some(*number) == version && *tekken == is_tekken);
         match (own, named) {
             (Some(own), _) => template::write(self.metadata, &own),
@@ -194,6 +191,16 @@ impl VocabWriter<'_> {
         }
         Ok(())
     }
+}
+
+fn read_tekken(files: &Files) -> Result<Tekken> {
+    let bytes = files.bytes(TEKKEN)?.unwrap_or_default();
+    crate::json::read(&bytes, || files.finding_in(TEKKEN, "").expected("Mistral's tokenizer"))
+}
+
+/// Returns how many tokens tekken.json has.
+pub(super) fn tekken_size(files: &Files) -> Result<usize> {
+    Ok(read_tekken(files)?.config.default_vocab_size)
 }
 
 /// Returns the special tokens by id: the listed ones, then fillers.

@@ -10,6 +10,7 @@
 mod auto;
 mod bpe;
 mod classes;
+mod faults;
 mod files;
 #[cfg(feature = "convert")]
 mod hash;
@@ -18,6 +19,7 @@ mod lookup;
 mod mistral;
 mod pre;
 mod ranks;
+mod rows;
 mod sentencepiece;
 mod special;
 mod spm_json;
@@ -27,20 +29,16 @@ mod unigram;
 mod vocabulary;
 mod wordpiece;
 
-use std::path::Path;
-
-use auto::Auto;
 use files::Files;
 use sentencepiece::ScoredTokens;
 use special::{SpecialTokens, USUAL};
 use vocabulary::Token;
 
 pub(crate) use kinds::Vocab;
-pub(super) use kinds::{PLAMO_FILE, RWKV_FILE};
 pub(crate) use lookup::Tokens;
+pub(crate) use rows::rows_needed;
 
 use super::record;
-use super::sentencepiece::SentencePieceModel;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::formats::gguf::{Array, Metadata};
@@ -123,7 +121,7 @@ fn write_files(
 /// # Errors
 /// The same as for [`to_gguf`].
 #[cfg(test)]
-pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
+pub(crate) fn keys_of(folder: &std::path::Path, model_config: files::Object, vocab: Vocab) -> Result<Metadata> {
     let mut metadata = Metadata::new(folder);
     let (mut files, options) = (Files::open(folder, model_config)?, VocabOptions::default());
     files.fit(vocab, &options)?;
@@ -137,23 +135,6 @@ pub(crate) fn keys_of(folder: &Path, model_config: files::Object, vocab: Vocab) 
 /// The same as for [`to_gguf`].
 pub(crate) fn gemma3_rows(folder: &Checkpoint) -> Result<usize> {
     sentencepiece::gemma3_rows(&Files::of(folder)?)
-}
-
-/// Returns how many rows an embedding needs for the tokenizer in `folder`: one more than its largest id.
-///
-/// # Errors
-/// The same as for [`to_gguf`].
-pub(crate) fn rows_needed(folder: &Path) -> Result<usize> {
-    let files = Files::open(folder, files::Object::new())?;
-    if !["tokenizer.json", "vocab.json", "vocab.txt"].iter().any(|name| folder.join(name).is_file()) {
-        for name in ["tokenizer.model", "spiece.model"] {
-            if let Some(bytes) = files.bytes(name)? {
-                return Ok(SentencePieceModel::parse(&folder.join(name), &bytes)?.pieces.len());
-            }
-        }
-    }
-    let largest = Auto::load(&files)?.ids().iter().map(|(_, id)| *id).max();
-    Ok(largest.map_or(0, |id| id.saturating_add(1)))
 }
 
 /// A vocabulary being written.

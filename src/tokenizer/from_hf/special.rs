@@ -63,7 +63,7 @@ impl SpecialTokens {
         }
         let kinds = specials.kinds.clone();
         if let Some(config) = specials.config.take() {
-            specials.template = template::find(&files.folder, &config, notes)?;
+            specials.template = template::find(&files.template_folder, &config, notes)?;
             for kind in &kinds {
                 specials.named(files, &config, kind, notes)?;
             }
@@ -127,7 +127,7 @@ impl SpecialTokens {
             return Ok(());
         }
         if id.as_i64() == Some(-1) {
-            notes.push(format!("special token {kind}: id -1 stands for none, left out"));
+            notes.push(format!("special token {kind}: id -1 means that there is none: left out"));
             return Ok(());
         }
         let number = id.as_u64().and_then(|id| u32::try_from(id).ok());

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value as Json;
 
+use super::faults;
 use super::files::{Files, Object, id_of, shortened};
 use super::sentencepiece::{AddedTokens, Reading, ScoredTokens};
 use crate::error::Result;
@@ -41,6 +42,9 @@ pub(super) fn tokens(files: &Files, reading: Reading, notes: &mut Vec<String>) -
             .found(pieces.len())
             .hint("the tokenizer may be of another model")
             .mismatch());
+    }
+    if let Some(Json::Object(model)) = tokenizer.get("model") {
+        faults::check_merges(files, model, pieces.iter().copied().filter(|piece| !added.contains_key(piece)))?;
     }
     let unknown = tokenizer.get("model").and_then(|model| model.get("unk_token")).and_then(Json::as_str);
     let scores = scores(tokenizer, &pieces, notes);

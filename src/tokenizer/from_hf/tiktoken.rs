@@ -136,7 +136,7 @@ pub(super) fn ids(files: &Files, name: &str) -> Result<Vec<(String, usize)>> {
 }
 
 /// Reads the tokens of the file, one per line: base64, a space, the rank.
-fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
+pub(super) fn read(files: &Files, name: &str) -> Result<Vec<(Vec<u8>, u32)>> {
     let text = read_text(&files.folder.join(name))?;
     let mut tokens = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
@@ -217,6 +217,13 @@ fn by_id(
         }
         *place = Token { text, kind: TokenKind::Normal };
     }
+    // The special tokens are numbered after the others, and tiktoken refuses a vocabulary with a gap.
+    let count = ranks.texts().count();
+    let missing = (0..count).find(|rank| tokens.get(*rank).is_none_or(|token| token.kind != TokenKind::Normal));
+    if let Some(rank) = missing {
+        let finding = files.finding_in(name, format!("rank {rank}"));
+        return Err(finding.expected(format_args!("a token, as the file has {count}")).found("none").format());
+    }
     for (id, text) in special {
         // The reserved tokens of a class may have ids beyond the embedding.
         if let Some(place) = tokens.get_mut(*id) {
@@ -252,6 +259,7 @@ mod tests {
             ("Y 0\n", "line 1: expected bytes in base64"),
             ("YQ== 0\nYQ== 1\n", "tokens: expected each token once, found \"a\" twice"),
             ("YQ== 0\nYg== 0\n", "token \"b\": expected a rank of its own, found 0, which \"a\" has too"),
+            ("YQ== 0\nYg== 2\n", "rank 1: expected a token, as the file has 2, found none"),
             ("YQ== 9\n", "token \"a\": expected a rank below vocab_size 4 of config.json, found 9"),
             ("\n", "tokens: expected one on each line, found none"),
         ] {

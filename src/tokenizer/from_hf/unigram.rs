@@ -125,6 +125,10 @@ fn of_tokenizer(files: &Files) -> Result<Unigram> {
     let added = |text: &str| auto.added.get(text).map(|added| added.id);
     let unknown = files.setting("unk_token").and_then(Json::as_str).and_then(added);
     let unknown = unknown.or_else(|| model.get("unk_id").map_or(Some(3), id_of));
+    if let Some(id) = model.get("unk_id").filter(|id| !id.is_null() && id_of(id).is_none_or(|id| id >= pieces.len())) {
+        let finding = files.finding("model.unk_id").expected(format_args!("an id below {}", pieces.len()));
+        return Err(finding.found(shortened(&id.to_string())).format());
+    }
     let special = auto.special_ids();
     let mut tokens = ScoredTokens::unused(size);
     for (id, piece) in pieces.iter().enumerate() {

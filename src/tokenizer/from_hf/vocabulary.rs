@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use serde_json::Value as Json;
 
 use super::auto::{Added, Auto};
+use super::faults;
 use super::files::{Files, Object};
 use super::sentencepiece::note_some;
 use crate::error::Result;
@@ -58,6 +59,7 @@ pub(super) fn tokens(
     notes: &mut Vec<String>,
 ) -> Result<Vec<Token>> {
     note_some(notes, "added tokens with other ids than listed, as transformers has them", &auto.moved);
+    faults::note_unknown(&auto.json, |text| auto.vocab.contains_key(text), notes);
     let ids = auto.ids();
     let vocab_size = match files.vocab_size()? {
         Some(size) => size,

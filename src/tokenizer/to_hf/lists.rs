@@ -8,9 +8,9 @@ use serde_json::{Map, Value as Json, json};
 
 use super::template;
 use super::vocabulary::Vocabulary;
+use crate::checkpoint::{PLAMO_FILE, RWKV_FILE};
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
-use crate::tokenizer::from_hf::{PLAMO_FILE, RWKV_FILE};
 use crate::tokenizer::keys;
 use crate::tokenizer::python;
 use crate::tokenizer::record::{self, TypeException};

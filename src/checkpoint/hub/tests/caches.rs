@@ -83,7 +83,7 @@ fn what_is_not_in_the_cache_is_said_in_one_line_when_offline() {
     for files in incomplete {
         let (cache, settings) = python_cache(files);
         let expected = format!(
-            "hf:org/model: expected all of it in the cache {}, found nothing, or a part; HF_HUB_OFFLINE is set: fetch \
+            "hf:org/model: expected all of it in the cache {}, found nothing, or only a part; HF_HUB_OFFLINE is set: fetch \
              it without that first",
             cache.path().display()
         );

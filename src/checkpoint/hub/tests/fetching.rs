@@ -64,7 +64,7 @@ fn what_a_broken_off_download_left_out_is_fetched_later() {
     hub.asked();
     let offline = HubSettings { offline: Some("HF_HUB_OFFLINE"), ..settings.clone() };
     let message = run("hf:org/model", &offline).message();
-    assert!(message.contains("found nothing, or a part; HF_HUB_OFFLINE is set"), "{message}");
+    assert!(message.contains("found nothing, or only a part; HF_HUB_OFFLINE is set"), "{message}");
     assert_eq!(hub.asked(), []);
     assert!(run("hf:org/model", &settings).result.is_ok());
     assert_eq!(fs::read_to_string(path.join("model-2.safetensors")).unwrap(), "second");

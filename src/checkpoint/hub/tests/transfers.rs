@@ -298,7 +298,7 @@ fn a_page_in_the_place_of_an_answer_is_called_one() {
         let (hub, cache, _) = model();
         hub.acts(phase, file, &[Act::Page]);
         let message = run("hf:org/model", &hub.settings(&cache)).message();
-        assert!(message.contains("found a web page; is there a portal"), "{phase:?}: {message}");
+        assert!(message.contains("found a web page; a login page or a proxy"), "{phase:?}: {message}");
         assert!(message.contains(&hub.endpoint), "{message}");
     }
 }

@@ -50,5 +50,8 @@ fn refuses_limits_of_nothing_repeated_names_and_too_many_shards() {
     let twice = refusal(&[planned("a", 1), planned("a", 1)], one);
     assert_eq!(twice, "in.gguf: tensor \"a\": expected each name once, found it twice");
     let many: Vec<PlannedTensor> = (0..65536).map(|i| planned(&format!("t{i}"), 1)).collect();
-    assert_eq!(refusal(&many, one), "out.gguf: shards: expected at most 65535, found 65536; allow more in each");
+    assert_eq!(
+        refusal(&many, one),
+        "out.gguf: shards: expected at most 65535, found 65536; allow more tensors or bytes in each shard"
+    );
 }

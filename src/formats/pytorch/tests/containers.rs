@@ -150,7 +150,7 @@ fn zip_bombs_stop_at_the_size_that_the_pickle_asks_for() {
 
 #[test]
 fn other_kinds_of_archives_are_refused_by_name() {
-    refused(&with(2, |raw| raw.flags = 1), "expected an entry in the clear, found an encrypted one");
+    refused(&with(2, |raw| raw.flags = 1), "expected an entry that is not encrypted, found an encrypted one");
     refused(&with(2, |raw| raw.method = 12), "expected an entry that is stored or deflated, found method 12");
     let mut entries = checkpoint();
     entries.push(stored("a/constants.pkl", b""));

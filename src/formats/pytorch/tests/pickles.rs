@@ -171,9 +171,9 @@ fn nesting_without_end_costs_nothing_and_is_refused_around_tensors() {
     // A list that contains itself, alone and next to a tensor.
     assert!(open(&legacy(b"\x80\x02]q\0h\0a.")).is_ok());
     let itself = [b"\x80\x02]q\0h\0a", &tensor("ByteStorage", 1, 0, &[], &[])[..], b"a."].concat();
-    assert!(refusal(&legacy_with(&itself, 1, &[7])).contains("more, or one inside itself"));
+    assert!(refusal(&legacy_with(&itself, 1, &[7])).contains("more, or one that contains itself"));
     let dictionary = b"\x80\x02}q\0X\x01\0\0\0ah\0s.";
-    assert!(refusal(&legacy(dictionary)).contains("more, or one inside itself"));
+    assert!(refusal(&legacy(dictionary)).contains("more, or one that contains itself"));
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn storages_that_disagree_with_their_file_are_refused() {
         (legacy_with(&pickle, u64::MAX / 4, &[0; 24]), "found the file's end"),
         (legacy_with(&pickle, 6, &[0; 25]), "found 1 bytes more"),
         (legacy_with(&negative, 6, &[0; 24]), "expected a number of elements, found -6"),
-        (missing, "expected its key in the list of storages, found other keys only"),
+        (missing, "expected its key in the list of storages, found only other keys"),
         (unknown, "expected storages that the checkpoint refers to"),
         (no_list, "expected a list of storages"),
         (twice, "expected each storage once, found it twice"),

@@ -273,7 +273,11 @@ impl<'a> Zip<'_, 'a> {
         let sizes = self.wide(name, narrow, extra)?;
         let disk = self.u16(at + 34)?;
         if flags & ENCRYPTED != 0 {
-            return Err(self.named(name).expected("an entry in the clear").found("an encrypted one").unsupported());
+            return Err(self
+                .named(name)
+                .expected("an entry that is not encrypted")
+                .found("an encrypted one")
+                .unsupported());
         }
         if !matches!(method, 0 | DEFLATED) || disk != 0 {
             let finding = self.named(name).expected("an entry that is stored or deflated");

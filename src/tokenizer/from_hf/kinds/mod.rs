@@ -27,8 +27,8 @@ use super::vocabulary::AddedTexts;
 use crate::error;
 use crate::tokenizer::keys;
 
-pub(in crate::tokenizer) use plamo::PIECES as PLAMO_FILE;
-pub(in crate::tokenizer) use rwkv::FILE as RWKV_FILE;
+pub(super) use plamo::size as plamo_size;
+pub(super) use rwkv::size as rwkv_size;
 
 /// How an architecture's vocabulary is derived from the tokenizer's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

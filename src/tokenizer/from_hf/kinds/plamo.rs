@@ -4,6 +4,7 @@
 
 use serde_json::Value as Json;
 
+use crate::checkpoint::PLAMO_FILE as PIECES;
 use crate::error::Result;
 use crate::tokenizer::from_hf::files::{Files, read_text, shortened};
 use crate::tokenizer::from_hf::sentencepiece::ScoredTokens;
@@ -11,7 +12,6 @@ use crate::tokenizer::from_hf::special::id_key;
 use crate::tokenizer::from_hf::{VocabWriter, template};
 use crate::tokenizer::token::{ADDED_SCORE, TokenKind, placeholder};
 
-pub(in crate::tokenizer) const PIECES: &str = "tokenizer.jsonl";
 /// The id of `<|plamo:op|>`, which begins the next turn.
 const TURN_END: u32 = 4;
 
@@ -57,6 +57,11 @@ impl VocabWriter<'_> {
         }
         Ok(())
     }
+}
+
+/// Returns how many pieces there are.
+pub(in crate::tokenizer::from_hf) fn size(files: &Files) -> Result<usize> {
+    Ok(pieces(files)?.texts.len())
 }
 
 /// Reads the pieces: each is a list of a text, a score and a kind.

@@ -5,6 +5,7 @@
 
 use serde_json::json;
 
+use crate::checkpoint::RWKV_FILE as FILE;
 use crate::error::Result;
 use crate::tokenizer::from_hf::VocabWriter;
 use crate::tokenizer::from_hf::files::{Files, read_text, shortened};
@@ -15,7 +16,6 @@ use crate::tokenizer::python;
 use crate::tokenizer::templates;
 use crate::tokenizer::token::{TokenKind, placeholder};
 
-pub(in crate::tokenizer) const FILE: &str = "rwkv_vocab_v20230424.txt";
 /// The number of tokens where config.json names none.
 const SIZE: usize = 1 << 16;
 /// The token "\n\n", which ends a turn.
@@ -50,6 +50,11 @@ impl VocabWriter<'_> {
         specials.write(self.metadata);
         Ok(())
     }
+}
+
+/// Returns how many tokens there are.
+pub(in crate::tokenizer::from_hf) fn size(files: &Files) -> Result<usize> {
+    Ok(listed(files)?.len().saturating_add(1))
 }
 
 /// Returns the tokens of the file, as Python writes their bytes.
