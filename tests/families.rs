@@ -14,7 +14,7 @@ use std::path::Path;
 
 use atombank::Result;
 use atombank::checkpoint::Checkpoint;
-use atombank::convert::{OutType, families as known, from_gguf, to_gguf};
+use atombank::convert::{Input, Opening, OutType, families as known, from_gguf, to_gguf};
 use atombank::dtype::DType;
 use atombank::formats::gguf::{Array, GgufFile, GgufModel, Value, ValueType, layout};
 use atombank::output::Destination;
@@ -60,7 +60,16 @@ const NOT_BACK: [(&str, &str); 7] = [
 ];
 
 /// What a case expects: files of this name, `mmproj-` for the projector.
-const EXPECTED: [(&str, OutType); 3] = [("f32", OutType::F32), ("q8_0", OutType::Q8_0), ("mmproj-f32", OutType::F32)];
+const EXPECTED: [(&str, OutType); 8] = [
+    ("f32", OutType::F32),
+    ("f16", OutType::F16),
+    ("bf16", OutType::BF16),
+    ("q8_0", OutType::Q8_0),
+    ("mmproj-f32", OutType::F32),
+    ("mmproj-f16", OutType::F16),
+    ("mmproj-bf16", OutType::BF16),
+    ("mmproj-q8_0", OutType::Q8_0),
+];
 
 #[test]
 fn every_family_becomes_what_the_reference_makes_of_it() {
@@ -94,8 +103,16 @@ fn every_family_comes_back_with_its_values() {
     assert_eq!(unknown.count(), 0, "all cases exist");
 }
 
+/// A model's folder; two classes have no config.json.
+fn opened(model: &Path) -> Result<Checkpoint> {
+    match Input::open(model, Opening::default())? {
+        Input::Model(folder) => Ok(folder),
+        _ => panic!("{}: no model", model.display()),
+    }
+}
+
 fn convert(case: &Case, model: &Path, name: &str, outtype: OutType, target: &Path) -> Result<()> {
-    let folder = Checkpoint::open(model)?;
+    let folder = opened(model)?;
     let made = to_gguf(&folder, folder.weights(), &case.options(name, outtype))?;
     let layout = layout(made.metadata().unwrap(), &made.plan.tensors)?;
     let staging = Staging::file(target, false)?;
@@ -121,7 +138,7 @@ fn comes_back(case: &Case) {
         .unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let back = from_gguf(&GgufModel::open(&first).unwrap(), None).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let (_, back) = back.unwrap_or_else(|| panic!("{}: no family of that architecture", case.name));
-    let folder = Checkpoint::open(&model.path().join("model")).unwrap();
+    let folder = opened(&model.path().join("model")).unwrap();
     let is_float = |dtype: DType| matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16);
     let floats = folder.weights().tensors.iter().filter(|tensor| is_float(tensor.dtype));
     let pairs: Vec<(&PlannedTensor, &PlannedTensor)> =

@@ -21,6 +21,8 @@ pub(crate) struct Family {
     pub(crate) model_types: Vec<String>,
     /// `general.architecture`.
     pub(crate) gguf: String,
+    /// The tensor by which a folder without config.json is known to hold a model of the class.
+    pub(crate) detect: Option<String>,
     /// Selects configs of the class, where it has several families.
     pub(crate) when: Option<Formula>,
     /// Selects the GGUF files of the architecture that turn back into this class.

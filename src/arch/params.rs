@@ -21,7 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::json::{is_off, read_json_object};
-use crate::plan::PlannedTensor;
+use crate::plan::{Plan, PlannedTensor};
 use crate::tokenizer::Tokens;
 
 /// Which of a model's parts are converted.
@@ -545,6 +545,18 @@ impl Params {
         Ok(self.with_tensors(tensors))
     }
 
+    /// With the sizes that follow from a checkpoint's tensors, for a model without config.json.
+    ///
+    /// # Errors
+    /// Errors of the family's formulas.
+    pub(crate) fn with_sizes_of(self, weights: &Plan) -> Result<Self> {
+        let mut params = self.with_weights(weights.tensors.iter())?;
+        params.set_fields()?;
+        params.derive()?;
+        params.read_rope()?;
+        Ok(params)
+    }
+
     /// With the names of a GGUF's tensors and its keys, on the way back.
     pub(crate) fn with_stored(mut self, names: HashSet<String>, keys: Metadata) -> Self {
         self.stored = Some(Arc::new((names, keys)));
@@ -605,6 +617,7 @@ impl Facts for Params {
             "class" => Cow::Owned(self.given.get("architectures")?.get(0)?.clone()),
             "no_nextn" => Cow::Owned(self.parts.no_nextn.into()),
             "mtp_only" => Cow::Owned(self.parts.mtp_only.into()),
+            "folder_name" => Cow::Owned(self.folder().file_name()?.to_string_lossy().into()),
             "folder" => Cow::Owned(self.folder().file_name()?.to_string_lossy().to_lowercase().into()),
             "dense_modules" => Cow::Owned(self.parts.dense_modules.into()),
             "pre" if self.family.is_projector => Cow::Owned(Json::Object(self.preprocessor())),

@@ -8,6 +8,7 @@
 mod companions;
 mod describe;
 pub mod families;
+mod found;
 mod fuse;
 pub(crate) mod general;
 pub mod generic;
@@ -231,6 +232,9 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
         params.ok_or_else(|| no_family(folder))?
     };
     let mut params = params.with_tokens_of(folder)?;
+    if params.family.detect.is_some() {
+        params = params.with_sizes_of(weights)?;
+    }
     let target = Target::open(&params, options.target.as_deref())?;
     if let Some(target) = &target {
         params = params.with_target(target.folder.config_json.clone());

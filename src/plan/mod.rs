@@ -27,7 +27,7 @@ pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
-pub(crate) use value_map::{ValueMap, ternary};
+pub(crate) use value_map::{ValueMap, erf, ternary};
 
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
