@@ -196,6 +196,8 @@ pub(crate) enum DropCheck {
     Zero,
     /// It equals the tensor of this name.
     Same(String),
+    /// It belongs to this other part of the model: a note counts such tensors.
+    OfPart(String),
 }
 
 impl std::fmt::Debug for Family {

@@ -21,7 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::json::{is_off, read_json_object};
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::PlannedTensor;
 use crate::tokenizer::Tokens;
 
 /// Which of a model's parts are converted.
@@ -534,7 +534,8 @@ impl Params {
         all
     }
 
-    /// With the tensors of a checkpoint under their names there, as [`Params::with_tensors`].
+    /// With the tensors of a checkpoint under their names there, as [`Params::with_tensors`]. Fields that a family sets for a
+    /// model without config.json follow from these tensors.
     ///
     /// # Errors
     /// Errors of the family's formulas.
@@ -542,18 +543,12 @@ impl Params {
         let main = self.size("main")?;
         let spelled = |tensor: &PlannedTensor| (class_spelling(self.family, &tensor.name, main), tensor.clone());
         let tensors = weights.map(spelled).collect();
-        Ok(self.with_tensors(tensors))
-    }
-
-    /// With the sizes that follow from a checkpoint's tensors, for a model without config.json.
-    ///
-    /// # Errors
-    /// Errors of the family's formulas.
-    pub(crate) fn with_sizes_of(self, weights: &Plan) -> Result<Self> {
-        let mut params = self.with_weights(weights.tensors.iter())?;
-        params.set_fields()?;
-        params.derive()?;
-        params.read_rope()?;
+        let mut params = self.with_tensors(tensors);
+        if params.family.detect.is_some() {
+            params.set_fields()?;
+            params.derive()?;
+            params.read_rope()?;
+        }
         Ok(params)
     }
 

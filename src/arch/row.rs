@@ -244,7 +244,10 @@ pub(crate) enum Operation {
     /// The activation function of this name.
     Activation(Formula),
     /// A linear layer: the products with the rows of a weight, plus a bias. Both are numbers of the form's operands.
-    Linear { weight: usize, bias: Option<usize> },
+    Linear {
+        weight: usize,
+        bias: Option<usize>,
+    },
     /// Every row divided by its value of an operand.
     Divide(usize),
     /// A procedure in code.

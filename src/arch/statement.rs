@@ -81,7 +81,7 @@ const KINDS: &[(&str, KeyType)] = &[
 ];
 
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, detect, when, fits, vocab, vocab_key, defaults, \
-                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
+                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, other, \
                           same, nextn, rope_types, back, restore, folder, refuse, keep_types, \
                           inside, note";
 
@@ -181,7 +181,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "rename" => rename(scanner, RenamePlace::Start)?,
         "rename_end" => rename(scanner, RenamePlace::End)?,
         "rename_in" => rename(scanner, RenamePlace::Anywhere)?,
-        "drop" | "drop_zero" | "same" => {
+        "drop" | "drop_zero" | "same" | "other" => {
             let place = scanner.place();
             let pattern = one_word(scanner, "a tensor's name")?;
             if pattern.contains('{') {
@@ -190,6 +190,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             let unless = match word {
                 "drop" => DropCheck::Nothing,
                 "drop_zero" => DropCheck::Zero,
+                "other" => DropCheck::OfPart(pattern.trim_end_matches(['*', '.']).to_owned()),
                 _ => {
                     scanner.need("=")?;
                     DropCheck::Same(one_word(scanner, "a tensor's name")?)

@@ -77,7 +77,9 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         }
     }
     if !scanner.is_done() {
-        return Err(scanner.mistake("when, maybe, bias, as, over, copy, first, last, listed, or the end of the statement"));
+        return Err(
+            scanner.mistake("when, maybe, bias, as, over, copy, first, last, listed, or the end of the statement")
+        );
     }
     let twin = match bias {
         None => None,
@@ -260,11 +262,7 @@ const OPERATIONS: &str = "an operation: take, swap, reshape, order, pairs, halve
                           negexp, softplus, silu, gelu, relu, act, at_least, recip, pad, pad_front, squeeze, unsqueeze, \
                           sum, grid, trim_vocab, ternary, linear, divide, proc";
 
-fn operation(
-    scanner: &mut Scanner,
-    stack: Option<&Formula>,
-    operands: &mut Vec<Part>,
-) -> Result<Operation, Mistake> {
+fn operation(scanner: &mut Scanner, stack: Option<&Formula>, operands: &mut Vec<Part>) -> Result<Operation, Mistake> {
     let place = scanner.place();
     let Some(name) = scanner.name() else { return Err(scanner.mistake(OPERATIONS)) };
     Ok(match name {

@@ -82,6 +82,7 @@ impl<'a> Found<'a> {
                 continue;
             }
             match lookup::dropped(params, name)? {
+                Some(DropCheck::OfPart(part)) => *others.entry(part.as_str()).or_default() += 1,
                 Some(check) => {
                     self.check_dropped(request, params, tensor, check)?;
                     left_out.push(tensor.name.as_str());
@@ -126,7 +127,7 @@ impl<'a> Found<'a> {
         check: &DropCheck,
     ) -> Result<()> {
         match check {
-            DropCheck::Nothing => Ok(()),
+            DropCheck::Nothing | DropCheck::OfPart(_) => Ok(()),
             DropCheck::Zero => match tensor.read()?.iter().all(|value| *value == 0.0) {
                 true => Ok(()),
                 false => {

@@ -233,7 +233,7 @@ pub fn to_gguf(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) ->
     };
     let mut params = params.with_tokens_of(folder)?;
     if params.family.detect.is_some() {
-        params = params.with_sizes_of(weights)?;
+        params = params.with_weights(weights.tensors.iter())?;
     }
     let target = Target::open(&params, options.target.as_deref())?;
     if let Some(target) = &target {

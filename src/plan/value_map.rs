@@ -202,6 +202,33 @@ mod tests {
     }
 
     #[test]
+    fn silu_has_the_bits_of_torch() {
+        let mut values = [-100.0, -9.3, -3.0, -0.7, -0.1, 0.1, 0.37, 2.7, 11.0, 20.0];
+        ValueMap::Silu.apply(0..1, values.len(), &[], &mut values);
+        let expected = [
+            0x8000_0000,
+            0xba5e_ddc6,
+            0xbe11_b139,
+            0xbe6d_d7cf,
+            0xbd42_918b,
+            0x3d57_080f,
+            0x3e60_178c,
+            0x4021_eb0f,
+            0x412f_ff40,
+            0x41a0_0000,
+        ];
+        assert_eq!(values.map(f32::to_bits), expected);
+    }
+
+    #[test]
+    fn gelu_is_near_torchs() {
+        let mut values = [-9.3, -3.0, -0.7, 0.37, 11.0];
+        ValueMap::Gelu.apply(0..1, values.len(), &[], &mut values);
+        let expected = [0.0, -0.004_050_225, -0.169_374_55, 0.238_394_25, 11.0];
+        assert!(values.iter().zip(expected).all(|(value, expected)| (value - expected).abs() <= 1e-7), "{values:?}");
+    }
+
+    #[test]
     fn exp_is_within_one_unit_of_the_exact_value() {
         for i in -1000..=1000 {
             let value = i as f32 / 17.0;
