@@ -49,8 +49,8 @@ const REFUSED: [(&str, &[&str]); 18] = [
     // It is the embeddings, too.
     ("t5-shared", &["lm_head"]),
     // They go through linear layers into the embeddings.
-    ("pockettts", &["input_linear"]),
-    ("pockettts-plain", &["input_linear"]),
+    ("pockettts", &["input_linear", "conditioner.embed"]),
+    ("pockettts-plain", &["input_linear", "conditioner.embed"]),
     ("qwen3tts", &["text_projection", "text_embedding", "codec_embedding"]),
     ("qwen3tts-relu", &["text_projection", "text_embedding", "codec_embedding"]),
 ];

@@ -319,8 +319,8 @@ impl<'b> Taken<'_, 'b> {
             self.as_llama_cpp.set(true);
         }
         let is_alone = |operation: &Operation| operation.of_several().is_none();
-        let runs = operations.chunk_by(|a, b| is_alone(a) && is_alone(b));
-        runs.into_iter().try_fold(expr, |expr, run| {
+        let mut runs = operations.chunk_by(|a, b| is_alone(a) && is_alone(b));
+        runs.try_fold(expr, |expr, run| {
             let made = match run {
                 [Operation::Linear { weight, bias }] => {
                     let bias = bias.map(|bias| change.operand(bias));
