@@ -75,6 +75,12 @@ pub(crate) fn chain(
     stock: &dyn Stock,
 ) -> Result<std::result::Result<Chain, Misfit>> {
     let known = &slot.row.forms[form];
+    if let Some(name) = known.of_several() {
+        return Ok(Err((
+            "values that can be turned back".to_owned(),
+            format!("values made of several tensors by `{name}`"),
+        )));
+    }
     let wanted = sources(params, slot, form, most)?;
     let mut parts = Vec::new();
     for (number, part) in known.parts.iter().enumerate() {

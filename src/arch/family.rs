@@ -24,6 +24,8 @@ pub(crate) struct Family {
     pub(crate) model_types: Vec<String>,
     /// `general.architecture`.
     pub(crate) gguf: String,
+    /// The tensor by which a folder without config.json is known to hold a model of the class.
+    pub(crate) detect: Option<String>,
     /// Selects configs of the class, where it has several families.
     pub(crate) when: Option<Formula>,
     /// Selects the GGUF files of the architecture that turn back into this class.
@@ -197,6 +199,8 @@ pub(crate) enum DropCheck {
     Zero,
     /// It equals the tensor of this name.
     Same(String),
+    /// It belongs to this other part of the model: a note counts such tensors.
+    OfPart(String),
 }
 
 impl std::fmt::Debug for Family {

@@ -18,13 +18,15 @@ pub(super) struct Entry {
     pub(super) family: OnceLock<Option<&'static Family>>,
 }
 
-/// What a file says in its statements `class`, `model_type`, `gguf` and `kind`, or takes over from others.
+/// What a file says in its statements `class`, `model_type`, `gguf`, `kind` and `detect`, or takes over from others.
 #[derive(Debug, Default, Clone)]
 pub(super) struct About {
     pub(super) classes: Vec<&'static str>,
     pub(super) model_types: Vec<&'static str>,
     pub(super) gguf: &'static str,
     pub(super) is_projector: bool,
+    /// The tensor by which a folder without config.json is known.
+    pub(super) detect: Option<&'static str>,
     /// Whether it is only for some of the class's configs.
     pub(super) has_condition: bool,
 }
@@ -72,6 +74,7 @@ fn about(name: &str, known: &mut HashMap<String, About>, depth: usize) -> About 
             "model_type" => all.model_types = words().collect(),
             "gguf" => all.gguf = words().next().unwrap_or_default(),
             "kind" => all.is_projector = true,
+            "detect" => all.detect = words().next(),
             "when" => all.has_condition = true,
             _ => {}
         }
@@ -92,6 +95,7 @@ impl About {
             self.gguf = other.gguf;
         }
         self.is_projector |= other.is_projector;
+        self.detect = other.detect.or(self.detect);
         self.has_condition |= other.has_condition;
     }
 }
@@ -134,6 +138,7 @@ mod tests {
             assert_eq!(about.classes, family.classes, "{}", entry.name);
             assert_eq!(about.model_types, family.model_types, "{}", entry.name);
             assert_eq!((about.gguf, about.is_projector), (family.gguf.as_str(), family.is_projector), "{}", entry.name);
+            assert_eq!(about.detect, family.detect.as_deref(), "{}", entry.name);
             assert_eq!(about.has_condition, family.when.is_some(), "{}", entry.name);
             assert!(family.defaults.keys().all(|field| fields().contains(field)), "{}", entry.name);
         }

@@ -554,7 +554,8 @@ impl Params {
         all
     }
 
-    /// With the tensors of a checkpoint under their names there, as [`Params::with_tensors`].
+    /// With the tensors of a checkpoint under their names there, as [`Params::with_tensors`]. Fields that a family sets for a
+    /// model without config.json follow from these tensors.
     ///
     /// # Errors
     /// Errors of the family's formulas.
@@ -562,7 +563,13 @@ impl Params {
         let main = self.size("main")?;
         let spelled = |tensor: &PlannedTensor| (class_spelling(self.family, &tensor.name, main), tensor.clone());
         let tensors = weights.map(spelled).collect();
-        Ok(self.with_tensors(tensors))
+        let mut params = self.with_tensors(tensors);
+        if params.family.detect.is_some() {
+            params.set_fields()?;
+            params.derive()?;
+            params.read_rope()?;
+        }
+        Ok(params)
     }
 
     /// With the names of a GGUF's tensors and its keys, on the way back.
@@ -625,6 +632,7 @@ impl Facts for Params {
             "class" => Cow::Owned(self.given.get("architectures")?.get(0)?.clone()),
             "no_nextn" => Cow::Owned(self.parts.no_nextn.into()),
             "mtp_only" => Cow::Owned(self.parts.mtp_only.into()),
+            "folder_name" => Cow::Owned(self.folder().file_name()?.to_string_lossy().into()),
             "folder" => Cow::Owned(self.folder().file_name()?.to_string_lossy().to_lowercase().into()),
             "dense_modules" => Cow::Owned(self.parts.dense_modules.into()),
             "pre" if self.family.is_projector => Cow::Owned(Json::Object(self.preprocessor())),

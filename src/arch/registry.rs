@@ -1,8 +1,11 @@
 //! The families that are known: those that are built in, and files of the user.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::RwLock;
+
+use serde_json::json;
 
 use super::families::FILES;
 use super::family::Family;
@@ -11,6 +14,7 @@ use super::language::{Facts, Formula, Mistake, Scope};
 use super::statement::{Statement, statements};
 use super::{Config, GgufContents};
 use crate::error::{Error, Finding, IoContext, Result};
+use crate::plan::Plan;
 
 /// The ending of family files.
 pub(crate) const EXTENSION: &str = "family";
@@ -294,6 +298,20 @@ pub(crate) fn of_model_type(model_type: &str, config: &Config) -> Option<&'stati
     let mut found: Vec<&'static Family> = added.into_iter().chain(built_in).filter(fits).collect();
     found.sort_by_key(|family| (family.model_type() != model_type, !family.class().ends_with("ForCausalLM")));
     found.first().copied()
+}
+
+/// The config of a folder without config.json, if a family knows it by a tensor: class and `model_type`. Its sizes are
+/// those of tensors.
+pub(crate) fn config_by_tensors(weights: &Plan) -> Option<Config> {
+    let names: HashSet<&str> = weights.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let added = ADDED.read().ok().and_then(|added| {
+        let is_known = |family: &&'static Family| family.detect.as_deref().is_some_and(|name| names.contains(name));
+        added.iter().copied().find(is_known)
+    });
+    let built_in = || built_in(|about| about.detect.is_some_and(|name| names.contains(name))).next();
+    let family = added.or_else(built_in)?;
+    let config = json!({"architectures": [family.class()], "model_type": family.model_type()});
+    config.as_object().cloned()
 }
 
 /// The family for converting a GGUF file back.

@@ -148,6 +148,8 @@ pub(crate) struct Row {
 pub(crate) enum End {
     First,
     Last,
+    /// Before the others, too, but in the order of the family's rows; rows of the same layers come layer by layer.
+    Listed,
 }
 
 /// A type that a tensor has whatever type the output has.
@@ -191,6 +193,8 @@ pub(crate) struct Part {
     pub(crate) each: Vec<Operation>,
     /// What is done to the part alone, as a stack where it is one.
     pub(crate) operations: Vec<Operation>,
+    /// Whether an operation of another part uses it, instead of being joined.
+    pub(crate) is_operand: bool,
 }
 
 /// An operation, with formulas for its numbers. Dimensions are in PyTorch's order; negative ones count from the last.
@@ -235,6 +239,17 @@ pub(crate) enum Operation {
     TrimVocab,
     /// Values rounded to three, as BitNet computes them.
     Ternary,
+    /// Smaller values replaced by this one.
+    AtLeast(Formula),
+    /// The activation function of this name.
+    Activation(Formula),
+    /// A linear layer: the products with the rows of a weight, plus a bias. Both are numbers of the form's operands.
+    Linear {
+        weight: usize,
+        bias: Option<usize>,
+    },
+    /// Every row divided by its value of an operand.
+    Divide(usize),
     /// A procedure in code.
     Procedure(String),
 }
@@ -248,6 +263,43 @@ pub(crate) enum Change {
     NegativeExp,
     /// `ln(1 + exp(x))`
     Softplus,
+    /// `x / (1 + exp(-x))`
+    Silu,
+    /// `x` times the standard normal distribution's part below it.
+    Gelu,
+    /// Negative values become 0.
+    Relu,
+}
+
+impl Change {
+    /// The activation function that config.json calls so.
+    pub(crate) fn activation(name: &str) -> Option<Self> {
+        match name {
+            "silu" | "swish" => Some(Change::Silu),
+            "gelu" => Some(Change::Gelu),
+            "relu" => Some(Change::Relu),
+            _ => None,
+        }
+    }
+}
+
+impl Operation {
+    /// The name of an operation that uses other tensors, too.
+    pub(crate) fn of_several(&self) -> Option<&'static str> {
+        match self {
+            Operation::Linear { .. } => Some("linear"),
+            Operation::Divide(_) => Some("divide"),
+            _ => None,
+        }
+    }
+}
+
+impl Form {
+    /// The name of the first operation that uses other tensors, too: what it makes can't be turned back.
+    pub(crate) fn of_several(&self) -> Option<&'static str> {
+        let of_parts = self.parts.iter().flat_map(|part| part.each.iter().chain(&part.operations));
+        of_parts.chain(&self.operations).find_map(Operation::of_several)
+    }
 }
 
 impl KeptType {

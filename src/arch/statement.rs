@@ -17,6 +17,7 @@ pub(crate) enum Statement {
     Class(Vec<String>),
     ModelType(Vec<String>),
     Gguf(String),
+    Detect(String),
     When(Formula),
     Fits(Formula),
     Vocab(Vocab),
@@ -79,8 +80,8 @@ const KINDS: &[(&str, KeyType)] = &[
     ("str", KeyType::Text),
 ];
 
-const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, when, fits, vocab, vocab_key, defaults, \
-                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, \
+const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, detect, when, fits, vocab, vocab_key, defaults, \
+                          assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, other, \
                           same, nextn, rope_types, back, restore, folder, refuse, keep_types, keep_blocks, \
                           inside, note";
 
@@ -118,6 +119,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "class" => Statement::Class(words(scanner, "a class")?),
         "model_type" => Statement::ModelType(words(scanner, "a model_type")?),
         "gguf" => Statement::Gguf(one_word(scanner, "the name of an architecture")?),
+        "detect" => Statement::Detect(one_word(scanner, "a tensor's name")?),
         "when" => Statement::When(Formula::read(scanner)?),
         "fits" => Statement::Fits(Formula::read(scanner)?),
         "vocab" => {
@@ -179,7 +181,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "rename" => rename(scanner, RenamePlace::Start)?,
         "rename_end" => rename(scanner, RenamePlace::End)?,
         "rename_in" => rename(scanner, RenamePlace::Anywhere)?,
-        "drop" | "drop_zero" | "same" => {
+        "drop" | "drop_zero" | "same" | "other" => {
             let place = scanner.place();
             let pattern = one_word(scanner, "a tensor's name")?;
             if pattern.contains('{') {
@@ -188,6 +190,7 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
             let unless = match word {
                 "drop" => DropCheck::Nothing,
                 "drop_zero" => DropCheck::Zero,
+                "other" => DropCheck::OfPart(pattern.trim_end_matches(['*', '.']).to_owned()),
                 _ => {
                     scanner.need("=")?;
                     DropCheck::Same(one_word(scanner, "a tensor's name")?)
@@ -329,6 +332,7 @@ impl Family {
             Statement::Class(names) => self.classes = names,
             Statement::ModelType(names) => self.model_types = names,
             Statement::Gguf(name) => self.gguf = name,
+            Statement::Detect(name) => self.detect = Some(name),
             Statement::When(formula) => self.when = Some(formula),
             Statement::Fits(formula) => self.fits = Some(formula),
             Statement::Vocab(vocab) => (self.vocab, self.takes_target) = (vocab, false),

@@ -7,6 +7,8 @@ use super::language::Formula;
 use super::params::Params;
 use super::procedures::Procedure;
 use super::row::{Change, Operation};
+pub(crate) use super::shaping::{indexed, joined, reshaped};
+use super::shaping::{ordered, permuted};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::plan::{Expr, ValueMap};
@@ -47,8 +49,28 @@ pub(crate) enum Step {
     Trim { from: usize, kept: usize },
     /// Values rounded to three.
     Ternary,
+    /// Smaller values replaced by this one.
+    AtLeast(f32),
     /// A procedure in code.
     Procedure(Procedure),
+}
+
+/// The type in which the reference computes with a tensor: F16 for tensors of that type, F32 for all others. Tensors of a
+/// folder inside the model's aren't made F32 before.
+pub(crate) fn computed_in(dtype: DType, is_of_folder: bool) -> DType {
+    match dtype {
+        DType::F16 => DType::F16,
+        DType::BF16 if is_of_folder => DType::BF16,
+        _ => DType::F32,
+    }
+}
+
+/// Values rounded to the type in which they are computed.
+pub(super) fn rounded(of: Expr, dtype: DType) -> Expr {
+    match dtype {
+        DType::F16 | DType::BF16 => Expr::Round { of: Box::new(of), dtype },
+        _ => of,
+    }
 }
 
 /// Why operations can't be done: what was expected, and what was found.
@@ -172,6 +194,24 @@ pub(crate) fn steps(
                 }
             }
             Operation::Each(change) => Step::Each(*change),
+            Operation::AtLeast(number) => {
+                let value = params.value_of(number, layer)?;
+                match value.as_f64() {
+                    Some(number) => Step::AtLeast(number as f32),
+                    None => return Ok(Err(("a number".to_owned(), value.to_string()))),
+                }
+            }
+            Operation::Activation(name) => {
+                let value = params.value_of(name, layer)?;
+                match value.as_str().and_then(Change::activation) {
+                    Some(change) => Step::Each(change),
+                    None => return Ok(Err(("the activation silu, gelu or relu".to_owned(), value.to_string()))),
+                }
+            }
+            Operation::Linear { .. } | Operation::Divide(_) => {
+                let name = operation.of_several().unwrap_or_default();
+                return Ok(Err(("an operation of one tensor".to_owned(), name.to_owned())));
+            }
             Operation::Pad(dim, to) | Operation::PadFront(dim, to) => {
                 let dim = fit!(place(&shape, *dim));
                 let to = size(to)?.max(shape[dim]);
@@ -256,25 +296,6 @@ fn product(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))
 }
 
-/// For every index of a dimension that is seen as `sizes` and put in the order `order`, the index where it comes from.
-fn ordered(sizes: &[usize], order: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; sizes.len()];
-    for dim in (0..sizes.len().saturating_sub(1)).rev() {
-        strides[dim] = strides[dim + 1] * sizes[dim + 1];
-    }
-    let total: usize = sizes.iter().product();
-    (0..total)
-        .map(|mut position| {
-            let mut from = 0;
-            for &dim in order.iter().rev() {
-                from += position % sizes[dim] * strides[dim];
-                position /= sizes[dim];
-            }
-            from
-        })
-        .collect()
-}
-
 impl Step {
     /// The shape after the step.
     pub(crate) fn shape(&self, of: &[usize]) -> Vec<usize> {
@@ -289,7 +310,7 @@ impl Step {
             Step::Grid { side, .. } => shape[1] = side * side,
             Step::Add(_) | Step::Subtract(_) | Step::Multiply(_) | Step::Unscale(_) | Step::Each(_) => {}
             Step::Procedure(procedure) => shape = procedure.shape(of),
-            Step::Undo(_) | Step::Reciprocal | Step::Ternary => {}
+            Step::Undo(_) | Step::Reciprocal | Step::Ternary | Step::AtLeast(_) => {}
         }
         shape
     }
@@ -307,13 +328,9 @@ impl Step {
         )
     }
 
-    /// The expression after the step. `dtype` is the type in which torch computes: F16 for tensors of that type, F32
-    /// for all others.
+    /// The expression after the step. `dtype` is the type in which torch computes: see [`computed_in`].
     pub(crate) fn apply(&self, of: Expr, dtype: DType) -> Result<Expr> {
-        let rounded = |of: Expr| match dtype {
-            DType::F16 => Expr::Round { of: Box::new(of), dtype: DType::F16 },
-            _ => of,
-        };
+        let rounded = |of: Expr| rounded(of, dtype);
         let mapped = |of: Expr, map: ValueMap| Expr::Map { of: vec![of], map: Arc::new(map) };
         Ok(match self {
             Step::Index { dim, index, .. } => indexed(of, *dim, index),
@@ -326,6 +343,12 @@ impl Step {
             Step::Undo(Change::Exp) => mapped(of, ValueMap::Logarithm { sign: 1.0 }),
             Step::Undo(Change::NegativeExp) => mapped(of, ValueMap::Logarithm { sign: -1.0 }),
             Step::Undo(Change::Softplus) => mapped(of, ValueMap::InverseSoftplus),
+            // Nothing undoes these.
+            Step::Undo(Change::Silu | Change::Gelu | Change::Relu) => of,
+            Step::Each(Change::Silu) => rounded(mapped(of, ValueMap::Silu)),
+            Step::Each(Change::Gelu) => rounded(mapped(of, ValueMap::Gelu)),
+            Step::Each(Change::Relu) => mapped(of, ValueMap::AtLeast { least: 0.0 }),
+            Step::AtLeast(least) => rounded(mapped(of, ValueMap::AtLeast { least: *least })),
             Step::Each(Change::Negative) | Step::Undo(Change::Negative) => {
                 Expr::Scale { of: Box::new(of), factor: -1.0 }
             }
@@ -381,6 +404,7 @@ impl Step {
             Step::Multiply(factor) if *factor != 0.0 => Step::Unscale(*factor),
             Step::PadFront { dim, from, to } => Step::Index { dim: *dim, of: *to, index: (to - from..*to).collect() },
             Step::Reciprocal => Step::Reciprocal,
+            Step::Each(Change::Silu | Change::Gelu | Change::Relu) | Step::AtLeast(_) => return None,
             Step::Each(change) => Step::Undo(*change),
             Step::Trim { .. } | Step::Multiply(_) | Step::Unscale(_) | Step::Subtract(_) | Step::Undo(_) => {
                 return None;
@@ -403,6 +427,9 @@ impl Step {
                 Change::Exp => "exp",
                 Change::NegativeExp => "negexp",
                 Change::Softplus => "softplus",
+                Change::Silu => "silu",
+                Change::Gelu => "gelu",
+                Change::Relu => "relu",
             },
             Step::Pad { .. } => "pad",
             Step::PadFront { .. } => "pad_front",
@@ -411,6 +438,7 @@ impl Step {
             Step::Grid { .. } => "grid",
             Step::Trim { .. } => "trim_vocab",
             Step::Ternary => "ternary",
+            Step::AtLeast(_) => "at_least",
             Step::Procedure(_) => "proc",
         }
     }
@@ -419,112 +447,4 @@ impl Step {
     pub(crate) fn is_part(&self) -> bool {
         matches!(self, Step::Index { of, index, .. } if index.len() != *of)
     }
-}
-
-/// Indices of a dimension.
-pub(crate) fn indexed(of: Expr, dim: usize, index: &[usize]) -> Expr {
-    let shape = of.shape();
-    if shape[dim] == index.len() && index.iter().copied().eq(0..index.len()) {
-        return of;
-    }
-    let mut to = shape.clone();
-    to[dim] = index.len();
-    if dim + 1 == shape.len() && dim > 0 {
-        return Expr::Columns { of: Box::new(of), index: index.iter().map(|column| *column as u32).collect() };
-    }
-    let inner: usize = match shape.len() {
-        0 | 1 => 1,
-        len => shape[dim + 1..len - 1].iter().product(),
-    };
-    let outer: usize = shape[..dim].iter().product();
-    let picks = (0..outer).flat_map(|above| {
-        let shape = &shape;
-        index.iter().map(move |&row| ((above * shape[dim] + row) * inner, inner))
-    });
-    Expr::picked(of, picks, to)
-}
-
-/// All dimensions in another order.
-fn permuted(of: Expr, order: &[usize]) -> Expr {
-    let shape = of.shape();
-    let rank = shape.len();
-    if order.iter().copied().eq(0..rank) {
-        return of;
-    }
-    // Blocks that GGUF has, too, are rows in this order.
-    let is_swap = rank > 1 && order[..rank - 2].iter().copied().eq(0..rank - 2) && order[rank - 1] == rank - 2;
-    if let Some(turned) = of.turned().filter(|turned| is_swap && turned.raw_dtype().is_some()) {
-        return turned;
-    }
-    let to: Vec<usize> = order.iter().map(|dim| shape[*dim]).collect();
-    let last = order[rank - 1];
-    // First the dimension that becomes the last: matrices of it and all that follow it are transposed.
-    let (of, dims) = if last + 1 == rank {
-        (of, (0..rank).collect::<Vec<_>>())
-    } else {
-        let (outer, height) = (shape[..last].iter().product::<usize>(), shape[last]);
-        let width: usize = shape[last + 1..].iter().product();
-        let flat = reshaped(of, vec![outer * height, width]);
-        let turned = (0..outer).map(|matrix| {
-            Expr::Transpose(Box::new(Expr::slice(flat.clone(), matrix * height, height, vec![height, width])))
-        });
-        let turned = Expr::concat(turned.collect(), vec![outer * width, height]);
-        let dims: Vec<usize> = (0..rank).filter(|dim| *dim != last).chain([last]).collect();
-        let shape = dims.iter().map(|dim| shape[*dim]).collect();
-        (reshaped(turned, shape), dims)
-    };
-    // Then the others, row by row.
-    let sizes: Vec<usize> = dims[..rank - 1].iter().map(|dim| shape[*dim]).collect();
-    let places: Vec<usize> =
-        order[..rank - 1].iter().map(|dim| dims.iter().position(|known| known == dim).unwrap_or_default()).collect();
-    if places.iter().copied().eq(0..rank - 1) {
-        return reshaped(of, to);
-    }
-    let rows = ordered(&sizes, &places);
-    Expr::picked(of, rows.into_iter().map(|row| (row, 1)), to)
-}
-
-/// The same values in another shape.
-pub(crate) fn reshaped(of: Expr, to: Vec<usize>) -> Expr {
-    let from = of.shape();
-    if from == to {
-        return of;
-    }
-    let (ours, theirs) = (crate::source::row_len(&from).max(1), crate::source::row_len(&to).max(1));
-    if ours.is_multiple_of(theirs) || theirs.is_multiple_of(ours) {
-        return Expr::Reshape { of: Box::new(of), shape: to };
-    }
-    // Rows of neither shape divide into rows of the other: by way of single values.
-    let whole: usize = from.iter().product();
-    let flat = Expr::Reshape { of: Box::new(of), shape: vec![whole, 1] };
-    Expr::Reshape { of: Box::new(flat), shape: to }
-}
-
-/// Tensors joined along a dimension.
-pub(crate) fn joined(of: Vec<Expr>, dim: usize) -> Expr {
-    if of.len() == 1 {
-        return of.into_iter().next().unwrap_or(Expr::Values { shape: Vec::new(), values: Arc::from([]) });
-    }
-    let shapes: Vec<Vec<usize>> = of.iter().map(Expr::shape).collect();
-    let mut to = shapes[0].clone();
-    to[dim] = shapes.iter().map(|shape| shape[dim]).sum();
-    if dim == 0 {
-        return Expr::concat(of, to);
-    }
-    if dim + 1 == to.len() {
-        // The columns of several matrices: their transposes' rows.
-        let rank = to.len();
-        let order: Vec<usize> = (0..rank - 2).chain([rank - 1, rank - 2]).collect();
-        let turned: Vec<Expr> = of.into_iter().map(|of| permuted(of, &order)).collect();
-        return permuted(joined(turned, dim - 1), &order);
-    }
-    let (outer, last): (usize, usize) = (to[..dim].iter().product(), to.len() - 1);
-    let inner = |shape: &[usize]| shape[dim..last].iter().product::<usize>();
-    let picks: Vec<(usize, usize, usize)> = (0..outer)
-        .flat_map(|above| {
-            let part = |(part, shape): (usize, &Vec<usize>)| (part, above * inner(shape), inner(shape));
-            shapes.iter().enumerate().map(part).collect::<Vec<_>>()
-        })
-        .collect();
-    Expr::picked_of(of, picks, to)
 }

@@ -38,6 +38,8 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
             row.is_copy = true;
         } else if scanner.takes_word("last") {
             row.end = Some(End::Last);
+        } else if scanner.takes_word("listed") {
+            row.end = Some(End::Listed);
         } else if scanner.takes_word("first") {
             row.end = Some(End::First);
         } else if scanner.takes_word("as") {
@@ -75,7 +77,9 @@ pub(super) fn rows(scanner: &mut Scanner) -> Result<Vec<Row>, Mistake> {
         }
     }
     if !scanner.is_done() {
-        return Err(scanner.mistake("when, maybe, bias, as, over, copy, first, last, or the end of the statement"));
+        return Err(
+            scanner.mistake("when, maybe, bias, as, over, copy, first, last, listed, or the end of the statement")
+        );
     }
     let twin = match bias {
         None => None,
@@ -112,6 +116,7 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
                 shape: output.cloned().into_iter().collect(),
                 each: rows_only(&part.each),
                 operations: rows_only(&part.operations),
+                is_operand: part.is_operand,
             })
         });
         Some(Form {
@@ -140,41 +145,43 @@ fn bias_of(row: &Row, when: Option<Formula>, is_optional: bool) -> Option<Row> {
 
 /// `PART + PART | OPERATION`, or `join DIM ( FORM, FORM ) | OPERATION`; either may end in `if CONDITION`.
 fn form(scanner: &mut Scanner) -> Result<Form, Mistake> {
-    let (parts, join) = if scanner.takes_word("join") {
+    let mut operands = Vec::new();
+    let (mut parts, join) = if scanner.takes_word("join") {
         let join = dimension(scanner)?;
         let join = usize::try_from(join).map_err(|_| scanner.mistake("a dimension from 0"))?;
         scanner.need("(")?;
-        let mut parts = vec![changed_part(scanner)?];
+        let mut parts = vec![changed_part(scanner, &mut operands)?];
         while scanner.takes(",") {
-            parts.push(changed_part(scanner)?);
+            parts.push(changed_part(scanner, &mut operands)?);
         }
         scanner.need(")")?;
         (parts, join)
     } else {
-        let mut parts = vec![part(scanner)?];
+        let mut parts = vec![part(scanner, &mut operands)?];
         while scanner.takes("+") {
-            parts.push(part(scanner)?);
+            parts.push(part(scanner, &mut operands)?);
         }
         (parts, 0)
     };
-    let operations = operations(scanner)?;
+    let operations = operations(scanner, None, &mut operands)?;
+    parts.extend(operands);
     let when = if scanner.takes_word("if") { Some(Formula::read_operand(scanner)?) } else { None };
     Ok(Form { parts, join, operations, when })
 }
 
 /// A part with operations of its own.
-fn changed_part(scanner: &mut Scanner) -> Result<Part, Mistake> {
-    let mut part = part(scanner)?;
-    part.operations.extend(operations(scanner)?);
+fn changed_part(scanner: &mut Scanner, operands: &mut Vec<Part>) -> Result<Part, Mistake> {
+    let mut part = part(scanner, operands)?;
+    part.operations.extend(operations(scanner, None, operands)?);
     Ok(part)
 }
 
 /// `NAME [SHAPE]`, `stack COUNT NAME [SHAPE]`, or a part with operations in parentheses. `stack COUNT (NAME [SHAPE] |
 /// OPERATION)` changes each tensor before they are stacked.
-fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
+fn part(scanner: &mut Scanner, operands: &mut Vec<Part>) -> Result<Part, Mistake> {
     if scanner.takes("(") {
         scanner.count()?;
-        let part = changed_part(scanner)?;
+        let part = changed_part(scanner, operands)?;
         scanner.need(")")?;
         return Ok(part);
     }
@@ -190,6 +197,17 @@ fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
         };
         return Err(scanner.mistake_at(place, expected, name.text()));
     }
+    let shape = open_sizes(scanner)?;
+    let mut each = Vec::new();
+    if changes_each {
+        each = operations(scanner, stack.as_ref(), operands)?;
+        scanner.need(")")?;
+    }
+    Ok(Part { name, stack, shape, each, operations: Vec::new(), is_operand: false })
+}
+
+/// `[A, _]`: sizes, of which some may be any.
+fn open_sizes(scanner: &mut Scanner) -> Result<Vec<Option<Formula>>, Mistake> {
     scanner.need("[")?;
     let mut shape = Vec::new();
     while !scanner.takes("]") {
@@ -198,26 +216,53 @@ fn part(scanner: &mut Scanner) -> Result<Part, Mistake> {
         }
         shape.push(if scanner.takes_word("_") { None } else { Some(Formula::read(scanner)?) });
     }
-    let mut each = Vec::new();
-    if changes_each {
-        each = operations(scanner)?;
-        scanner.need(")")?;
-    }
-    Ok(Part { name, stack, shape, each, operations: Vec::new() })
+    Ok(shape)
 }
 
-fn operations(scanner: &mut Scanner) -> Result<Vec<Operation>, Mistake> {
+/// Operations one after the other. `stack` is the number of tensors, where they change each tensor of a stack.
+fn operations(
+    scanner: &mut Scanner,
+    stack: Option<&Formula>,
+    operands: &mut Vec<Part>,
+) -> Result<Vec<Operation>, Mistake> {
     let mut all = Vec::new();
     while scanner.takes("|") {
-        all.push(operation(scanner)?);
+        all.push(operation(scanner, stack, operands)?);
     }
     Ok(all)
 }
 
-const OPERATIONS: &str = "an operation: take, swap, reshape, order, pairs, halves, qkv, permute, add, mul, neg, exp, \
-                          negexp, softplus, recip, pad, pad_front, squeeze, unsqueeze, sum, grid, trim_vocab, ternary, proc";
+/// An operand of an operation: `NAME [SHAPE]`, or `(NAME [SHAPE] | OPERATION)`. Returns its number. In a stack, `{e}` in
+/// its name is the number of the tensor that is changed.
+fn operand(scanner: &mut Scanner, stack: Option<&Formula>, operands: &mut Vec<Part>) -> Result<usize, Mistake> {
+    let is_changed = scanner.takes("(");
+    let place = scanner.place();
+    let name = Template::read(scanner)?;
+    if name.has_place() && stack.is_none() {
+        return Err(scanner.mistake_at(place, "a name without `{e}`, outside of a stack", name.text()));
+    }
+    let stack = stack.filter(|_| name.has_place()).cloned();
+    let shape = open_sizes(scanner)?;
+    let mut each = Vec::new();
+    if is_changed {
+        while scanner.takes("|") {
+            let place = scanner.place();
+            each.push(operation(scanner, None, &mut Vec::new())?);
+            if let Some(name) = each.last().and_then(Operation::of_several) {
+                return Err(scanner.mistake_at(place, "an operation of one tensor", name));
+            }
+        }
+        scanner.need(")")?;
+    }
+    operands.push(Part { name, stack, shape, each, operations: Vec::new(), is_operand: true });
+    Ok(operands.len() - 1)
+}
 
-fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
+const OPERATIONS: &str = "an operation: take, swap, reshape, order, pairs, halves, qkv, permute, add, mul, neg, exp, \
+                          negexp, softplus, silu, gelu, relu, act, at_least, recip, pad, pad_front, squeeze, unsqueeze, \
+                          sum, grid, trim_vocab, ternary, linear, divide, proc";
+
+fn operation(scanner: &mut Scanner, stack: Option<&Formula>, operands: &mut Vec<Part>) -> Result<Operation, Mistake> {
     let place = scanner.place();
     let Some(name) = scanner.name() else { return Err(scanner.mistake(OPERATIONS)) };
     Ok(match name {
@@ -242,7 +287,7 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "pairs" | "halves" => {
             let heads = Formula::read_operand(scanner)?;
             let more = scanner.peek().is_some_and(|c| c == '(' || c.is_ascii_digit() || c.is_alphabetic());
-            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "first", "last", "if"]
+            let clause = ["or", "when", "maybe", "bias", "as", "over", "copy", "first", "last", "listed", "if"]
                 .iter()
                 .any(|word| scanner.sees_word(word));
             let part = if more && !clause { Some(Formula::read_operand(scanner)?) } else { None };
@@ -256,6 +301,17 @@ fn operation(scanner: &mut Scanner) -> Result<Operation, Mistake> {
         "exp" => Operation::Each(Change::Exp),
         "negexp" => Operation::Each(Change::NegativeExp),
         "softplus" => Operation::Each(Change::Softplus),
+        "silu" => Operation::Each(Change::Silu),
+        "gelu" => Operation::Each(Change::Gelu),
+        "relu" => Operation::Each(Change::Relu),
+        "act" => Operation::Activation(Formula::read_operand(scanner)?),
+        "at_least" => Operation::AtLeast(signed(scanner)?),
+        "linear" => {
+            let weight = operand(scanner, stack, operands)?;
+            let bias = if scanner.takes("+") { Some(operand(scanner, stack, operands)?) } else { None };
+            Operation::Linear { weight, bias }
+        }
+        "divide" => Operation::Divide(operand(scanner, stack, operands)?),
         "pad" => Operation::Pad(dimension(scanner)?, Formula::read_operand(scanner)?),
         "pad_front" => Operation::PadFront(dimension(scanner)?, Formula::read_operand(scanner)?),
         "recip" => Operation::Reciprocal,

@@ -115,6 +115,19 @@ impl Checkpoint {
         Ok(Self { path, config_json, weights, rounded: None, others, notes, tokenizer: None, mistral })
     }
 
+    /// The folder of a model without config.json, which is known by its tensors.
+    pub(crate) fn described(
+        path: &Path,
+        config_json: serde_json::Map<String, serde_json::Value>,
+        weights: FolderWeights,
+    ) -> Self {
+        let FolderWeights { plan, others, mut notes } = weights;
+        let class = config_json.get("architectures").and_then(|classes| classes.get(0)?.as_str()).unwrap_or_default();
+        notes.push(format!("{}: no config.json: read as {class} by the names of its tensors", path.display()));
+        let (path, tokenizer, rounded, mistral) = (path.to_owned(), None, None, None);
+        Self { path, config_json, weights: plan, rounded, others, notes, tokenizer, mistral }
+    }
+
     /// Converts packed tensors to plain ones, and puts all rows into the order of transformers.
     ///
     /// # Errors

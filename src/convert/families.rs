@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::{Input, Opening};
 use crate::arch::Family;
 use crate::arch::params::{Params, Parts};
 use crate::arch::registry::{self, Short};
-use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
 /// A family, in short.
@@ -83,7 +83,10 @@ pub fn check(path: &Path, model: Option<&Path>) -> Result<FamilyCheck> {
 /// The tensors that a registered family makes of a model.
 fn made_of(model: &Path, family: &'static Family) -> Result<Vec<String>> {
     let mut tensors = Vec::new();
-    let folder = Checkpoint::open(model)?;
+    let Input::Model(folder) = Input::open(model, Opening::default())? else {
+        let finding = crate::error::Finding::new(model.join("config.json"), "");
+        return Err(finding.expected("the config of a model's folder").found("none").mismatch());
+    };
     let options = super::ConvertOptions {
         vocab: false,
         outtype: super::OutType::Auto,

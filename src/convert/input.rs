@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::registry;
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, is_model, open_weights};
 use crate::error::{Finding, Result};
@@ -16,7 +17,7 @@ use crate::source::Source;
 
 /// An open input for a conversion.
 pub enum Input {
-    /// A folder with config.json, or with params.json of Mistral's own format.
+    /// A folder with config.json, with params.json of Mistral's own format, or with tensors by which a family knows it.
     Model(Checkpoint),
     /// Tensors without a config: one file, or a folder of shards.
     Weights {
@@ -125,7 +126,11 @@ impl Input {
                 }
                 return Ok(Input::Model(folder));
             }
-            let FolderWeights { plan, others, notes } = open_weights(path, key)?;
+            let weights = open_weights(path, key)?;
+            if let Some(config) = registry::config_by_tensors(&weights.plan) {
+                return Ok(Input::Model(Checkpoint::described(path, config, weights)));
+            }
+            let FolderWeights { plan, others, notes } = weights;
             return Ok(Input::Weights { plan, others, notes });
         }
         match extension.as_str() {

@@ -8,6 +8,7 @@
 mod companions;
 mod describe;
 pub mod families;
+mod found;
 mod fuse;
 pub(crate) mod general;
 pub mod generic;
@@ -248,6 +249,9 @@ fn gguf_of(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Res
         return Err(finding.expected(expected).found("the setting").setting());
     }
     let mut params = params.with_tokens_of(folder)?;
+    if params.family.detect.is_some() {
+        params = params.with_weights(weights.tensors.iter())?;
+    }
     let target = Target::open(&params, options.target.as_deref())?;
     if let Some(target) = &target {
         params = params.with_target(target.folder.config_json.clone());

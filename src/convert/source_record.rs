@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::lookup::{matches, own_spelling};
 use crate::arch::params::Params;
-use crate::arch::steps::{Step, steps};
+use crate::arch::steps::{Step, computed_in, steps};
 use crate::arch::{Config, Row};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
@@ -141,7 +141,7 @@ fn lost_rows(
 fn comes_back(tensor: &PlannedTensor, changing: &[&Step]) -> Result<bool> {
     let mut expr = tensor.expr.clone();
     for step in changing {
-        expr = step.apply(expr, tensor.dtype)?;
+        expr = step.apply(expr, computed_in(tensor.dtype, false))?;
     }
     for step in changing.iter().rev() {
         let Some(back) = step.inverse() else { return Ok(false) };

@@ -3,16 +3,15 @@
 //! Reference: llama.cpp `conversion/base.py` (`prepare_tensors`) and `modify_tensors` of each model.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use super::found::{Found, finding, of_different_models, source_of_sizes};
 use super::types::{output_dtype, stored_type};
-use crate::arch::language::generalized;
-use crate::arch::lookup::{self, Expected, Slot, class_spelling, slots, sources};
+use crate::arch::lookup::{Expected, Slot, slots, sources};
 use crate::arch::params::Params;
-use crate::arch::steps::{Step, joined, reshaped, steps};
-use crate::arch::{DropCheck, End, KeptType, Operation, Role, is_buffer, rope, wrapper};
-use crate::checkpoint::counted_parts;
+use crate::arch::steps::{Step, computed_in, joined, reshaped, steps};
+use crate::arch::{End, KeptType, Operation, Role, Row, operands, rope};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor, TensorRef};
@@ -69,7 +68,7 @@ pub(super) fn plan<'a>(
     let mut tensors = rope::extra_tensors(&params)?;
     made.sort_by_key(|made| {
         let last = made.group.as_ref().and_then(|group| groups.get(group)).copied().unwrap_or(made.last);
-        (made.rank, last, made.number)
+        (made.rank, last, made.layer, made.number)
     });
     tensors.extend(made.into_iter().map(|made| made.tensor));
     Ok((Plan { tensors }, params))
@@ -80,182 +79,6 @@ const PACKED_AS_LLAMA_CPP: &str = "packed weights are divided by their scales, a
                                    transformers multiplies them: the GGUF is the reference's, but not the model that \
                                    transformers runs; for that one, convert the weights that were packed";
 
-/// The checkpoint's tensors by the class's names, each with its place in the reference's order.
-struct Found<'a> {
-    by_name: HashMap<String, (usize, &'a PlannedTensor)>,
-    /// How many of them are companions, which have the first places.
-    companions: usize,
-    buffers: Vec<&'a str>,
-}
-
-impl<'a> Found<'a> {
-    fn of(request: &Request<'a>, params: &Params, weights: &'a Plan) -> Result<Self> {
-        let main = params.size("main")?;
-        let mut by_name = HashMap::with_capacity(weights.tensors.len());
-        let companions = request.companions.tensors.len();
-        let ordered = in_reference_order(weights, request.stored_name);
-        // The place behind the companions is for their stacks.
-        let ordered = request.companions.tensors.iter().zip(0..).chain(ordered.into_iter().zip(companions + 1..));
-        for (tensor, place) in ordered {
-            let name = class_spelling(params.family, &tensor.name, main);
-            if by_name.insert(name, (place, tensor)).is_some() {
-                return Err(finding(request.origin, tensor).expected("each name once").found("it twice").mismatch());
-            }
-        }
-        let buffers = weights.tensors.iter().map(|t| t.name.as_str()).filter(|n| is_buffer(n)).collect();
-        Ok(Self { by_name, companions, buffers })
-    }
-
-    /// Checks that the family knows every name, whatever the config asks for.
-    fn check_names(&self, request: &Request, params: &Params) -> Result<()> {
-        let values = params.family.value_names();
-        let mut unknown = Vec::new();
-        for (name, (place, tensor)) in &self.by_name {
-            let is_known = !lookup::matches(params.family, name, None).is_empty()
-                || values.contains(&generalized(name))
-                || lookup::dropped(params, name)?.is_some()
-                || wrapper::other_part(&tensor.name).is_some()
-                || params.family.is_projector && is_of_text(&tensor.name);
-            if !is_known {
-                unknown.push((place, *tensor));
-            }
-        }
-        match unknown.into_iter().min_by_key(|(place, _)| **place) {
-            Some((_, tensor)) => Err(surplus(request.origin, tensor)),
-            None => Ok(()),
-        }
-    }
-
-    /// Checks that every tensor is used, or left out for a reason.
-    fn check_rest(
-        &self,
-        request: &Request,
-        params: &Params,
-        used: &HashSet<&str>,
-        notes: &mut Vec<String>,
-    ) -> Result<()> {
-        let mut rest: Vec<_> = self
-            .by_name
-            .iter()
-            .filter(|(name, _)| !used.contains(name.as_str()))
-            .map(|(name, (place, t))| (place, name, *t))
-            .collect();
-        rest.sort_by_key(|(place, ..)| *place);
-        let values = params.family.value_names();
-        let (mut left_out, mut others) = (self.buffers.clone(), BTreeMap::<&str, usize>::new());
-        for (_, name, tensor) in rest {
-            // Its values are in keys.
-            if values.contains(&generalized(name)) {
-                continue;
-            }
-            match lookup::dropped(params, name)? {
-                Some(check) => {
-                    self.check_dropped(request, params, tensor, check)?;
-                    left_out.push(tensor.name.as_str());
-                }
-                None if self.is_of_other_part(params, name)? => {
-                    left_out.push(tensor.name.as_str());
-                }
-                None => match wrapper::other_part(&tensor.name) {
-                    Some(part) if !params.family.is_projector => *others.entry(part).or_default() += 1,
-                    _ if params.family.is_projector && is_of_text(&tensor.name) => {
-                        *others.entry("the text model").or_default() += 1
-                    }
-                    _ => return Err(surplus(request.origin, tensor)),
-                },
-            }
-        }
-        if !left_out.is_empty() {
-            notes.push(match (params.parts.no_nextn, params.parts.mtp_only) {
-                (true, _) => format!("left out, because of `no_nextn`: {}", in_groups(&left_out)),
-                (_, true) => format!("left out, because of `mtp`: all other {} tensors", left_out.len()),
-                _ => format!("left out, because llama.cpp has no use for them: {}", in_groups(&left_out)),
-            });
-        }
-        if !others.is_empty() {
-            let what = if params.family.is_projector { "the projector" } else { "the text model" };
-            notes.push(format!("left out, because the GGUF holds {what} alone: {}", counted_parts(&others)));
-        }
-        Ok(())
-    }
-
-    /// Whether the tensor is left out because only some of the model's layers are converted.
-    fn is_of_other_part(&self, params: &Params, name: &str) -> Result<bool> {
-        let main = params.size("main")?.unwrap_or(usize::MAX);
-        let is_next = |layer: Option<usize>| layer.is_some_and(|layer| layer >= main);
-        let matches = lookup::matches(params.family, name, Some(main));
-        let mut layers = matches.iter().map(|known| is_next(known.layer));
-        Ok(params.parts.no_nextn && layers.clone().any(|next| next)
-            || params.parts.mtp_only && layers.any(|next| !next))
-    }
-
-    fn check_dropped(
-        &self,
-        request: &Request,
-        params: &Params,
-        tensor: &PlannedTensor,
-        check: &DropCheck,
-    ) -> Result<()> {
-        match check {
-            DropCheck::Nothing => Ok(()),
-            DropCheck::Zero => match tensor.read()?.iter().all(|value| *value == 0.0) {
-                true => Ok(()),
-                false => {
-                    let expected = format!("zeros, which llama.cpp computes {} with", params.family.gguf);
-                    Err(finding(request.origin, tensor).expected(expected).found("other values").unsupported())
-                }
-            },
-            DropCheck::Same(name) => {
-                let Some((_, other)) = self.by_name.get(name) else { return Ok(()) };
-                if tensor.shape == other.shape && tensor.same_values(other)? {
-                    return Ok(());
-                }
-                Err(finding(request.origin, tensor)
-                    .expected(format_args!(
-                        "the values of {:?}, which llama.cpp takes for {}'s head",
-                        other.name, params.family.gguf
-                    ))
-                    .found("others")
-                    .hint("GGUF has no place for a head of this architecture: tie it to the embeddings")
-                    .unsupported())
-            }
-        }
-    }
-}
-
-/// Whether a tensor of a multimodal model belongs to its text model.
-fn is_of_text(name: &str) -> bool {
-    let name = name.strip_prefix("model.").unwrap_or(name);
-    [
-        "language_model.",
-        "text_model.",
-        "lm_head",
-        "layers.",
-        "embed_tokens",
-        "norm.",
-        "llm.",
-        "thinker.model.",
-        "thinker.lm_head",
-    ]
-    .iter()
-    .any(|start| name.starts_with(start))
-}
-
-/// The weights in the reference's order: tensors of safetensors files by name, those of other files in the file's
-/// order. Weights that were unpacked from tensors with other names come last, sorted by those names. Buffers that
-/// follow from the config are left out.
-fn in_reference_order<'a>(weights: &'a Plan, stored_name: &dyn Fn(&'a str) -> &'a str) -> Vec<&'a PlannedTensor> {
-    let mut kept: Vec<&PlannedTensor> = weights.tensors.iter().filter(|t| !is_buffer(&t.name)).collect();
-    kept.sort_by_cached_key(|tensor| {
-        let path = tensor.expr.source_path();
-        let by_name = path.extension().is_none_or(|e| e == "safetensors");
-        let name = stored_name(&tensor.name);
-        let packed = tensor.expr.packed_in().map(|part| part.info().name.as_str()).filter(|packed| *packed != name);
-        (packed.is_some(), path, by_name.then(|| packed.unwrap_or(name).to_owned()))
-    });
-    kept
-}
-
 /// A tensor of the GGUF.
 struct Made {
     tensor: PlannedTensor,
@@ -263,8 +86,10 @@ struct Made {
     rank: usize,
     /// The row in the family.
     number: usize,
-    /// The place of the last tensor that it is made of.
+    /// The place of the last tensor that it is made of; for a row that is listed, the first row of its run.
     last: usize,
+    /// The layer, for a row that is listed.
+    layer: Option<usize>,
     /// What it belongs to, if it is a stack: the reference writes all stacks of a group when the group is complete.
     group: Option<Group>,
 }
@@ -305,14 +130,21 @@ impl<'b> Taken<'_, 'b> {
         if let Some(wanted) = wrong {
             let (_, tensor) = self.found.by_name[&wanted.name];
             return Err(finding(self.request.origin, tensor)
-                .expected(format_args!("{} by config.json", shown(&wanted.shape)))
+                .expected(format_args!("{} by {}", shown(&wanted.shape), source_of_sizes(self.params)))
                 .found(show_shape(&tensor.shape))
                 .mismatch());
         }
         if slot.is_optional {
             return Ok(None);
         }
-        let wanted = sources(self.params, slot, 0, self.found.by_name.len())?;
+        // The first form that the config allows is the one that is expected.
+        let mut form = 0;
+        for (number, known) in slot.row.forms.iter().enumerate().rev() {
+            if self.params.holds(known.when.as_ref(), slot.layer)? {
+                form = number;
+            }
+        }
+        let wanted = sources(self.params, slot, form, self.found.by_name.len())?;
         let missing = wanted.iter().find(|wanted| !self.found.by_name.contains_key(&wanted.name));
         Err(self.missing(missing.unwrap_or(&wanted[0])))
     }
@@ -331,11 +163,11 @@ impl<'b> Taken<'_, 'b> {
 
     fn missing(&self, wanted: &Expected) -> crate::Error {
         Finding::new(self.request.origin, format!("tensor {:?}", wanted.name))
-            .expected(format_args!("{} by config.json", shown(&wanted.shape)))
+            .expected(format_args!("{} by {}", shown(&wanted.shape), source_of_sizes(self.params)))
             .found("none of that name")
             .hint(match wanted.row.role {
                 Role::OutputHead => "a model whose embeddings are its head has `tie_word_embeddings` true",
-                _ => "config.json and weights may be of different models",
+                _ => of_different_models(self.params),
             })
             .mismatch()
     }
@@ -355,18 +187,25 @@ impl<'b> Taken<'_, 'b> {
         let known = &slot.row.forms[form];
         let (mut last, mut group) = (0, None);
         let (mut joining, mut widest) = (Vec::new(), None);
+        let operands = self.operands(slot, form, wanted)?;
         for (number, part) in known.parts.iter().enumerate() {
             let mut exprs = Vec::new();
             let mut dtype = DType::F32;
-            for wanted in wanted.iter().filter(|wanted| wanted.part == number) {
+            let mut computed = DType::F32;
+            for (index, wanted) in wanted.iter().filter(|wanted| wanted.part == number).enumerate() {
                 let Some((name, (place, tensor))) = self.found.by_name.get_key_value(&wanted.name) else { continue };
                 self.used.insert(name.as_str());
                 last = last.max(*place);
                 dtype = tensor.dtype;
-                exprs.push(self.changed(slot, &wanted.name, tensor.expr.clone(), &part.each, dtype)?);
+                computed = computed_in(dtype, *place < self.found.companions);
+                let change = Change { slot, name: &wanted.name, dtype: computed, operands: &operands, index };
+                exprs.push(self.changed(&change, tensor.expr.clone(), &part.each)?);
             }
             if part.stack.is_some() && last < self.found.companions {
                 last = self.found.companions;
+            }
+            if part.is_operand {
+                continue;
             }
             if part.stack.is_some() {
                 group = group.or(Some((slot.layer, part.name.before_place().to_owned())));
@@ -375,14 +214,15 @@ impl<'b> Taken<'_, 'b> {
                 true => stacked(exprs),
                 false => joined(exprs, 0),
             };
-            let tensor =
-                &wanted.iter().find(|wanted| wanted.part == number).map(|w| w.name.clone()).unwrap_or_default();
-            joining.push(self.changed(slot, tensor, expr, &part.operations, dtype)?);
-            widest = widest.or(Some(dtype));
+            let name = wanted.iter().find(|wanted| wanted.part == number).map_or("", |wanted| &wanted.name);
+            let change = Change { slot, name, dtype: computed, operands: &operands, index: 0 };
+            joining.push(self.changed(&change, expr, &part.operations)?);
+            widest = widest.or(Some((dtype, computed)));
         }
-        let dtype = widest.unwrap_or(DType::F32);
+        let (dtype, computed) = widest.unwrap_or((DType::F32, DType::F32));
         let expr = joined(joining, known.join);
-        let expr = self.changed(slot, &wanted[0].name, expr, &known.operations, dtype)?;
+        let change = Change { slot, name: &wanted[0].name, dtype: computed, operands: &operands, index: 0 };
+        let expr = self.changed(&change, expr, &known.operations)?;
         if let Some(group) = &group {
             let end = self.groups.entry(group.clone()).or_default();
             *end = (*end).max(last);
@@ -411,18 +251,46 @@ impl<'b> Taken<'_, 'b> {
             last = *layer;
             group = None;
         }
+        let listed = slot.row.end == Some(End::Listed);
+        if listed {
+            (last, group) = (self.run_of(slot), None);
+        }
         let rank = match slot.row.end {
             Some(End::First) if kept.is_some_and(|kept| kept.whole().is_some()) => 0,
             _ if is_blocks => 1,
-            Some(End::First) => 2,
-            None => 3,
-            Some(End::Last) => 4,
+            Some(End::Listed) => 2,
+            Some(End::First) => 3,
+            None => 4,
+            Some(End::Last) => 5,
         };
         let mut tensor = PlannedTensor { name, dtype, shape, expr };
         if let Some(dtype) = kept.and_then(KeptType::whole) {
             (tensor.dtype, tensor.expr) = (dtype, Expr::Take(self.whole_numbers(slot, &wanted[0].name, dtype)?));
         }
-        Ok(Made { tensor, rank, number: slot.number, last, group })
+        Ok(Made { tensor, rank, number: slot.number, last, layer: slot.layer.filter(|_| listed), group })
+    }
+
+    /// The first of the neighbouring rows that there are as often as this one.
+    fn run_of(&self, slot: &Slot) -> usize {
+        let rows = &self.params.family.rows;
+        let is_like = |row: &&Row| slot.layer.is_some() && row.is_of_layers() && row.over == slot.row.over;
+        slot.number - rows[..slot.number].iter().rev().take_while(is_like).count()
+    }
+
+    /// The tensors that operations of a form use besides those that are joined: several for one of a stack.
+    fn operands(&self, slot: &Slot, form: usize, wanted: &[Expected]) -> Result<Vec<Vec<Expr>>> {
+        let parts = slot.row.forms[form].parts.iter().enumerate().filter(|(_, part)| part.is_operand);
+        let made = parts.map(|(number, part)| {
+            let tensors = wanted.iter().filter(|wanted| wanted.part == number);
+            let changed = tensors.map(|wanted| {
+                let (place, tensor) = self.found.by_name[&wanted.name];
+                let dtype = computed_in(tensor.dtype, place < self.found.companions);
+                let change = Change { slot, name: &wanted.name, dtype, operands: &[], index: 0 };
+                self.changed(&change, tensor.expr.clone(), &part.each)
+            });
+            changed.collect()
+        });
+        made.collect()
     }
 
     /// The whole numbers of a tensor, after the row's operations.
@@ -441,22 +309,55 @@ impl<'b> Taken<'_, 'b> {
     }
 
     /// The values after the operations.
-    fn changed(&self, slot: &Slot, name: &str, expr: Expr, operations: &[Operation], dtype: DType) -> Result<Expr> {
+    fn changed(&self, change: &Change, expr: Expr, operations: &[Operation]) -> Result<Expr> {
+        let Change { slot, dtype, .. } = *change;
         let is_whole = slot.row.kept_type.as_ref().is_some_and(|(kept, _)| kept.whole().is_some());
         if operations.is_empty() || is_whole {
             return Ok(expr);
         }
-        let shape = expr.shape();
         if expr.as_llama_cpp().is_some() {
             self.as_llama_cpp.set(true);
         }
-        match steps(self.params, operations, &shape, slot.layer, self.request.vocab_rows)? {
-            Ok(steps) => steps.iter().try_fold(expr, |expr, step: &Step| step.apply(expr, dtype)),
-            Err((expected, found)) => {
-                let (_, tensor) = self.found.by_name[name];
-                Err(finding(self.request.origin, tensor).expected(expected).found(found).mismatch())
-            }
-        }
+        let is_alone = |operation: &Operation| operation.of_several().is_none();
+        let mut runs = operations.chunk_by(|a, b| is_alone(a) && is_alone(b));
+        runs.try_fold(expr, |expr, run| {
+            let made = match run {
+                [Operation::Linear { weight, bias }] => {
+                    let bias = bias.map(|bias| change.operand(bias));
+                    operands::linear(expr, change.operand(*weight), bias, dtype)
+                }
+                [Operation::Divide(by)] => operands::divided(expr, change.operand(*by), dtype),
+                run => match steps(self.params, run, &expr.shape(), slot.layer, self.request.vocab_rows)? {
+                    Ok(steps) => return steps.iter().try_fold(expr, |expr, step: &Step| step.apply(expr, dtype)),
+                    Err(misfit) => Err(misfit),
+                },
+            };
+            made.map_err(|(expected, found)| {
+                let (_, tensor) = self.found.by_name[change.name];
+                finding(self.request.origin, tensor).expected(expected).found(found).mismatch()
+            })
+        })
+    }
+}
+
+/// What operations are done to.
+struct Change<'a> {
+    slot: &'a Slot,
+    /// The tensor, for messages.
+    name: &'a str,
+    /// The type in which the reference computes.
+    dtype: DType,
+    /// The operands of the form.
+    operands: &'a [Vec<Expr>],
+    /// The number of the tensor in its stack.
+    index: usize,
+}
+
+impl Change<'_> {
+    /// An operand: the one for this tensor of the stack, or the one for all.
+    fn operand(&self, number: usize) -> Expr {
+        let of_stack = &self.operands[number];
+        of_stack[self.index.min(of_stack.len() - 1)].clone()
     }
 }
 
@@ -475,38 +376,8 @@ fn stacked(parts: Vec<Expr>) -> Expr {
     Expr::concat(of.collect(), shape)
 }
 
-/// Names in a list; those that differ in numbers alone are one entry with their count.
-fn in_groups(names: &[&str]) -> String {
-    let mut groups: Vec<(String, &str, usize)> = Vec::new();
-    for name in names {
-        let general = generalized(name);
-        match groups.iter_mut().find(|(known, ..)| *known == general) {
-            Some((_, _, count)) => *count += 1,
-            None => groups.push((general, name, 1)),
-        }
-    }
-    let shown = |(_, name, count): &(String, &str, usize)| match count {
-        1 => (*name).to_owned(),
-        _ => format!("{name} and {} like it", count - 1),
-    };
-    groups.iter().map(shown).collect::<Vec<_>>().join(", ")
-}
-
 /// A shape in which some sizes may be open.
 fn shown(shape: &[Option<usize>]) -> String {
     let sizes: Vec<String> = shape.iter().map(|size| size.map_or("any".to_owned(), |size| size.to_string())).collect();
     format!("[{}]", sizes.join(", "))
-}
-
-fn finding(origin: &Path, tensor: &PlannedTensor) -> Finding {
-    let file = tensor.expr.sources().first().map_or(origin, |source| source.path()).to_owned();
-    Finding::new(file, format!("tensor {:?}", tensor.name))
-}
-
-fn surplus(origin: &Path, tensor: &PlannedTensor) -> crate::Error {
-    finding(origin, tensor)
-        .expected("only tensors that config.json asks for")
-        .found(format_args!("this one, {}", show_shape(&tensor.shape)))
-        .hint("config.json and weights may be of different models")
-        .mismatch()
 }

@@ -29,7 +29,7 @@ pub use staging::{Staging, remove_unfinished};
 pub(crate) use unfinished::Unfinished;
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::{folder_start, remove_abandoned_folders};
-pub(crate) use value_map::{ValueMap, ternary};
+pub(crate) use value_map::{ValueMap, erf, ternary};
 
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};

@@ -1,5 +1,6 @@
 //! Functions of every value, with the bits that torch computes.
 
+use std::f32::consts::FRAC_1_SQRT_2;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
@@ -36,6 +37,15 @@ pub(crate) enum ValueMap {
     },
     /// `ln(exp(x) - 1)`: the reverse of `Softplus`.
     InverseSoftplus,
+    /// Smaller values replaced by this one.
+    AtLeast {
+        /// The smallest value.
+        least: f32,
+    },
+    /// `x / (1 + exp(-x))`
+    Silu,
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`
+    Gelu,
     /// `-1`, `0` or `1` times `scale`, whichever is nearest; `inverse` is `1 / scale`.
     Ternary {
         /// The reciprocal of the mean of all absolute values.
@@ -61,6 +71,9 @@ impl RowMap for ValueMap {
                 out.iter_mut().for_each(|v| *v = logarithm(sign * *v));
             }
             ValueMap::InverseSoftplus => each(out, |v| if v > 20.0 { v } else { f64::from(v).exp_m1().ln() as f32 }),
+            ValueMap::AtLeast { least } => out.iter_mut().for_each(|v| *v = v.max(least)),
+            ValueMap::Silu => each(out, |v| v / (1.0 + sleef_exp(-v))),
+            ValueMap::Gelu => each(out, |v| v * 0.5 * (1.0 + erf(f64::from(v * FRAC_1_SQRT_2)) as f32)),
             ValueMap::Ternary { inverse } => {
                 out.iter_mut().for_each(|v| *v = (*v * inverse).round_ties_even().clamp(-1.0, 1.0) / inverse);
             }
@@ -100,6 +113,45 @@ fn exp(value: f32) -> f32 {
     // 2^power in two factors, because it can exceed the range by itself.
     let two = |power: i32| f32::from_bits(((power + 127) as u32) << 23);
     result * two(power >> 1) * two(power - (power >> 1))
+}
+
+/// `exp(x)` with the bits that torch's activation functions have by way of Sleef: a polynomial in float32 with fused
+/// multiply-adds.
+fn sleef_exp(value: f32) -> f32 {
+    // ln 2 in two parts.
+    const HIGH: f32 = 0.693_145_75;
+    const LOW: f32 = 1.428_606_8e-6;
+    const FACTORS: [f32; 6] = [0.000_198_527_62, 0.001_393_043_6, 0.008_333_361, 0.041_666_485, 0.166_666_67, 0.5];
+    match value {
+        _ if value > 100.0 => return f32::INFINITY,
+        _ if value < -104.0 => return 0.0,
+        _ => {}
+    }
+    let steps = (value * std::f32::consts::LOG2_E).round_ties_even();
+    let rest = steps.mul_add(-LOW, steps.mul_add(-HIGH, value));
+    let sum = FACTORS[1..].iter().fold(FACTORS[0], |sum, factor| sum.mul_add(rest, *factor));
+    let result = 1.0 + (rest * rest).mul_add(sum, rest);
+    let steps = steps as i32;
+    let two = |power: i32| f32::from_bits(((power + 127) as u32) << 23);
+    result * two(steps >> 1) * two(steps - (steps >> 1))
+}
+
+/// The error function: its series, which is exact to a float32's bits.
+pub(crate) fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return 1f64.copysign(x);
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..300 {
+        let n = f64::from(n);
+        term *= -x * x / n;
+        let next = term / (2.0 * n + 1.0);
+        sum += next;
+        if next.abs() < 1e-18 {
+            break;
+        }
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
 }
 
 /// The value whose [`exp`] is `power`.
@@ -147,6 +199,33 @@ mod tests {
             let value = half::bf16::from_f32(i as f32 / 300.0 - 3.0).to_f32();
             assert_eq!(logarithm(exp(value)), value);
         }
+    }
+
+    #[test]
+    fn silu_has_the_bits_of_torch() {
+        let mut values = [-100.0, -9.3, -3.0, -0.7, -0.1, 0.1, 0.37, 2.7, 11.0, 20.0];
+        ValueMap::Silu.apply(0..1, values.len(), &[], &mut values);
+        let expected = [
+            0x8000_0000,
+            0xba5e_ddc6,
+            0xbe11_b139,
+            0xbe6d_d7cf,
+            0xbd42_918b,
+            0x3d57_080f,
+            0x3e60_178c,
+            0x4021_eb0f,
+            0x412f_ff40,
+            0x41a0_0000,
+        ];
+        assert_eq!(values.map(f32::to_bits), expected);
+    }
+
+    #[test]
+    fn gelu_is_near_torchs() {
+        let mut values = [-9.3, -3.0, -0.7, 0.37, 11.0];
+        ValueMap::Gelu.apply(0..1, values.len(), &[], &mut values);
+        let expected = [0.0, -0.004_050_225, -0.169_374_55, 0.238_394_25, 11.0];
+        assert!(values.iter().zip(expected).all(|(value, expected)| (value - expected).abs() <= 1e-7), "{values:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The standard normal distribution, as Gemma 3n's sparsity needs it.
 
+use crate::plan::erf;
+
 /// The quantile of a part, in f32 as torch's `Normal(0, 1).icdf` computes it: `sqrt(2) * erfinv(2 p - 1)`.
 pub(super) fn quantile(part: f64) -> f64 {
     let part = part as f32;
@@ -34,24 +36,6 @@ fn erfinv(y: f32) -> f32 {
         }
     }
     x as f32
-}
-
-/// The error function by its series.
-fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return 1f64.copysign(x);
-    }
-    let (mut term, mut sum) = (x, x);
-    for n in 1..300 {
-        let n = f64::from(n);
-        term *= -x * x / n;
-        let next = term / (2.0 * n + 1.0);
-        sum += next;
-        if next.abs() < 1e-18 {
-            break;
-        }
-    }
-    sum * std::f64::consts::FRAC_2_SQRT_PI
 }
 
 #[cfg(test)]
