@@ -57,12 +57,12 @@ def atombank(args, base):
     """Tokens per second of each step, and the peak RSS."""
     out = args.work / "trained"
     subprocess.run(["rm", "-rf", out], check=True)
-    # A letter is a token here; the loss begins behind the prompt, and a row ends with one more token.
+    # A letter with its space is a token here; the loss begins behind the prompt, and a row ends with one more token.
     prompt = max(1, int(args.tokens * args.loss_from))
     rows = []
     for i in range(args.rows):
-        text = "".join("abcdefghij"[(i * 7 + t * t + t // 3) % 10] + " " for t in range(args.tokens))
-        rows.append({"instruction": "", "prompt": text[:prompt], "completion": text[prompt:args.tokens - 1]})
+        letters = ["abcdefghij"[(i * 7 + t * t + t // 3) % 10] + " " for t in range(args.tokens - 1)]
+        rows.append({"instruction": "", "prompt": "".join(letters[:prompt]), "completion": "".join(letters[prompt:])})
     data = args.work / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = args.work / "train.toml"

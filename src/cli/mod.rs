@@ -134,7 +134,7 @@ impl Command {
 pub fn run(arguments: Arguments) -> Result<()> {
     #[cfg(feature = "train")]
     if arguments.command.computes() {
-        threads::one_for_elementwise_operations();
+        threads::settings_for_training();
     }
     let common = arguments.common;
     signals::watch()?;

@@ -108,7 +108,9 @@ fn is_number_by_default(params: &Params, field: &str) -> bool {
 fn in_range(name: &str, value: Value) -> std::result::Result<Value, &'static str> {
     match value {
         Value::F32(number) if !number.is_finite() => Err("a number that 32 bits can hold"),
-        Value::F32(number) if name.ends_with("epsilon") && !(0.0..=1.0).contains(&number) => Err("a number from 0 to 1"),
+        Value::F32(number) if name.ends_with("epsilon") && !(0.0..=1.0).contains(&number) => {
+            Err("a number from 0 to 1")
+        }
         Value::F32(number) if name.starts_with("rope.freq_base") && number <= 0.0 => Err("a number above 0"),
         Value::U32(0) if name == "context_length" => Err("a count from 1 on"),
         value => Ok(value),

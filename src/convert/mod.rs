@@ -277,7 +277,9 @@ fn gguf_of(folder: &Checkpoint, weights: &Plan, options: &ConvertOptions) -> Res
         return Err(finding.expected("at least one").found("none").mismatch());
     }
     if options.part == ModelPart::WithoutNextn && params.size("nextn")?.unwrap_or_default() == 0 {
-        notes.push("no layers for multi-token prediction are there to be left out: `no_nextn` changes nothing".to_owned());
+        notes.push(
+            "no layers for multi-token prediction are there to be left out: `no_nextn` changes nothing".to_owned(),
+        );
     }
     if let (Some(main), false, false) = (params.size("main")?, is_projector, options.vocab_only) {
         let next = if options.part == ModelPart::WithoutNextn { None } else { params.size("nextn")? };

@@ -181,7 +181,9 @@ impl OutputSettings {
         match (kind, name.parse::<OutType>().ok()) {
             (OutputKind::Gguf, None) if quantized.is_some() => Ok(()),
             (OutputKind::Gguf, Some(_)) => Ok(()),
-            (OutputKind::Hf | OutputKind::Safetensors | OutputKind::Pytorch, Some(known)) if !known.is_in_blocks() => Ok(()),
+            (OutputKind::Hf | OutputKind::Safetensors | OutputKind::Pytorch, Some(known)) if !known.is_in_blocks() => {
+                Ok(())
+            }
             (OutputKind::Lora, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
             _ => Err(setting("type").expected(expected).found(name).setting()),
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::exp::{exp, vectorized};
+use super::exp::{exp, softmax, vectorized};
 use super::product::{Matrix, multiply_alone};
 use super::rows::dot;
 use super::slices::{slice, values};
@@ -93,14 +93,37 @@ fn scores(
     let span = positions.len();
     out.resize(queries.len() * span, 0.0);
     multiply_alone(out, span, q, keys.transposed(), scale, false);
-    vectorized(|| {
-        for (row, query) in out.chunks_exact_mut(span.max(1)).zip(queries) {
-            for (score, key) in row.iter_mut().zip(positions) {
+    mask(out, queries, positions, window);
+}
+
+vectorized! {
+    fn mask<'a>(scores: &'a mut [f32], queries: &'a [u32], keys: &'a [u32], window: u32) {
+        for (row, query) in scores.chunks_exact_mut(keys.len().max(1)).zip(queries) {
+            for (score, key) in row.iter_mut().zip(keys) {
                 let sees = *key <= *query && query.wrapping_sub(*key) < window;
                 *score = if sees { *score } else { f32::NEG_INFINITY };
             }
         }
-    });
+    }
+}
+
+vectorized! {
+    /// Makes a row of scores weights, by the logarithm of their sum, and the weights' gradients the scores'. `out` is
+    /// what the weights gave, `g` its gradient.
+    fn of_softmax<'a>(
+        scores: &'a mut [f32],
+        gradients: &'a mut [f32],
+        out: &'a [f32],
+        g: &'a [f32],
+        sum: f32,
+        scale: f32,
+    ) {
+        let mean = dot(out, g);
+        for (weight, gradient) in scores.iter_mut().zip(gradients) {
+            *weight = exp(*weight - sum);
+            *gradient = *weight * (*gradient - mean) * scale;
+        }
+    }
 }
 
 impl CustomOp3 for Attention {
@@ -127,8 +150,7 @@ impl CustomOp3 for Attention {
         rows.for_each(|(row, (out, sums))| {
             let of_row = keys * row..keys * (row + 1);
             let of_values = of_row.start * stride..of_row.end * stride;
-            let keys =
-                Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row], stride };
+            let keys = Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row], stride };
             let blocks = out.par_chunks_mut(BLOCK * width).zip(sums.par_chunks_mut(BLOCK * heads.count)).enumerate();
             blocks.for_each_init(Vec::new, |weights, (block, (out, sums))| {
                 let count = out.len() / width;
@@ -140,11 +162,9 @@ impl CustomOp3 for Attention {
                     let q = Matrix::strided(&q[first * width + head * d..], count, d, width);
                     let of_keys = keys.head(keys.k, head / shared, d, &span);
                     scores(weights, q, of_keys, (queries, seen, window), heads.scale);
-                    vectorized(|| {
-                        for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
-                            sums[i * heads.count + head] = softmax(row);
-                        }
-                    });
+                    for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
+                        sums[i * heads.count + head] = softmax(row);
+                    }
                     let weights = Matrix::new(weights, count, span.len());
                     let of_values = keys.head(keys.v, head / shared, d, &span);
                     multiply_alone(&mut out[head * d..], width, weights, of_values, 1.0, false);
@@ -192,23 +212,17 @@ impl CustomOp3 for Attention {
                     let head = key_head * shared + near;
                     let of_head = |all: &'_ [f32]| first * width + head * d..all.len();
                     let (q, g) = (&q[of_head(q)], &gradient[of_head(gradient)]);
-                    let (q_block, g_block) =
-                        (Matrix::strided(q, count, d, width), Matrix::strided(g, count, d, width));
+                    let (q_block, g_block) = (Matrix::strided(q, count, d, width), Matrix::strided(g, count, d, width));
                     scores(&mut weights, q_block, of_keys, (queries, seen, window), heads.scale);
                     of_weights.resize(weights.len(), 0.0);
                     multiply_alone(&mut of_weights, span.len(), g_block, of_values.transposed(), 1.0, false);
                     let o = &out[of_head(out)];
-                    vectorized(|| {
-                        let both = weights.chunks_exact_mut(span.len().max(1)).zip(of_weights.chunks_exact_mut(span.len().max(1)));
-                        for (i, (weights, of_scores)) in both.enumerate() {
-                            let sum = sums[(first + i) * heads.count + head];
-                            let mean = dot(&g[i * width..i * width + d], &o[i * width..i * width + d]);
-                            for (weight, of_score) in weights.iter_mut().zip(of_scores) {
-                                *weight = exp(*weight - sum);
-                                *of_score = *weight * (*of_score - mean) * heads.scale;
-                            }
-                        }
-                    });
+                    let width_of_row = span.len().max(1);
+                    let both = weights.chunks_exact_mut(width_of_row).zip(of_weights.chunks_exact_mut(width_of_row));
+                    for (i, (scores, gradients)) in both.enumerate() {
+                        let (o, g) = (&o[i * width..i * width + d], &g[i * width..i * width + d]);
+                        of_softmax(scores, gradients, o, g, sums[(first + i) * heads.count + head], heads.scale);
+                    }
                     let (weights, of_scores) =
                         (Matrix::new(&weights, count, span.len()), Matrix::new(&of_weights, count, span.len()));
                     multiply_alone(&mut dq[(start * shared + near) * d..], shared * d, of_scores, of_keys, 1.0, false);
@@ -237,25 +251,6 @@ impl CustomOp3 for Attention {
             Some(on_cpu(joined(&|part| &part.2, keys, d), k_shape)?),
         ))
     }
-}
-
-/// Makes scores weights whose sum is 1, and returns the logarithm of the sum of their exponentials. Without any key that
-/// is seen, all weights are 0.
-#[inline(always)]
-fn softmax(row: &mut [f32]) -> f32 {
-    let most = row.iter().fold(f32::NEG_INFINITY, |most, score| if *score > most { *score } else { most });
-    if most == f32::NEG_INFINITY {
-        row.fill(0.0);
-        return f32::INFINITY;
-    }
-    let mut sum = 0f32;
-    for score in row.iter_mut() {
-        *score = exp(*score - most);
-        sum += *score;
-    }
-    let factor = 1.0 / sum;
-    row.iter_mut().for_each(|weight| *weight *= factor);
-    most + sum.ln()
 }
 
 /// Grouped-query attention: `q` `[B, T, heads * d]`, `k` and `v` `[B, S, kv_heads * d]` -> `[B, T, heads * d]`.

@@ -220,7 +220,8 @@ mod tests {
     /// A matrix in memory, and the same one in a file.
     fn both(rows: usize, width: usize) -> (tempfile::TempDir, [FrozenMatrix; 2]) {
         let weight = random(&[rows, width], 7);
-        let bytes: Vec<u8> = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes: Vec<u8> =
+            weight.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
         let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![rows, width], &bytes).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
@@ -238,7 +239,11 @@ mod tests {
             let (_dir, matrices) = both(rows, width);
             let FrozenMatrix::Held(held) = &matrices[0] else { panic!() };
             for matrix in &matrices {
-                agree(&[random(&[2, 3, width], 1)], |x| frozen_linear(&x[0], matrix, None), |x| super::super::linear(&x[0], held));
+                agree(
+                    &[random(&[2, 3, width], 1)],
+                    |x| frozen_linear(&x[0], matrix, None),
+                    |x| super::super::linear(&x[0], held),
+                );
                 let bias = random(&[rows], 5);
                 agree(
                     &[random(&[2, 3, width], 1), random(&[4, width], 2), random(&[rows, 4], 3)],

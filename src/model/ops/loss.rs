@@ -5,12 +5,15 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::exp::{exp, vectorized};
+use super::exp::softmax;
 use super::frozen::{FrozenMatrix, frozen_linear};
 use super::slices::slice;
 
-/// The logits that exist at a time: 64 MiB.
-const LOGITS: usize = 1 << 24;
+/// The logits that exist at a time: 28 MiB.
+const LOGITS: usize = 7 << 20;
+
+/// The fewest tokens whose logits are computed together, so that a large vocabulary's head isn't read too often.
+const TOKENS: usize = 64;
 
 /// The sum of -log p of the targets, by normed hidden states.
 struct CrossEntropy {
@@ -27,14 +30,15 @@ impl CustomOp1 for CrossEntropy {
 
     fn cpu_fwd(&self, hidden: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (hidden, (vocabulary, width)) = (slice(hidden, layout)?, self.head.size()?);
-        let count = (LOGITS / vocabulary.max(1)).max(1);
+        let count = (LOGITS / vocabulary.max(1)).max(TOKENS);
         let mut gradient = vec![0f32; if self.gradient.is_some() { hidden.len() } else { 0 }];
         let mut sum = 0f64;
         for (number, hidden) in hidden.chunks(count * width).enumerate() {
             let mut logits = self.head.applied(hidden)?;
             let targets = &self.targets[number * count..][..hidden.len() / width];
             // Added in order: the sum has the same bits in every run.
-            let losses: Vec<f32> = logits.par_chunks_mut(vocabulary).zip(targets).map(|(row, id)| loss(row, *id)).collect();
+            let losses: Vec<f32> =
+                logits.par_chunks_mut(vocabulary).zip(targets).map(|(row, id)| loss(row, *id)).collect();
             sum += losses.into_iter().map(f64::from).sum::<f64>();
             if self.gradient.is_some() {
                 self.head.add_turned(&logits, &mut gradient[number * count * width..][..hidden.len()])?;
@@ -59,25 +63,7 @@ impl CustomOp1 for CrossEntropy {
 /// -log p of the target, by its row of logits, which becomes the gradient of the loss.
 fn loss(row: &mut [f32], target: u32) -> f32 {
     let own = row.get(target as usize).copied().unwrap_or(f32::NAN);
-    let sum = vectorized(|| {
-        let most = row.iter().fold(f32::NEG_INFINITY, |most, logit| if *logit > most { *logit } else { most });
-        let mut sums = [0f32; 16];
-        let (chunks, rest) = row.as_chunks_mut::<16>();
-        for chunk in chunks {
-            for (sum, logit) in sums.iter_mut().zip(chunk) {
-                *logit = exp(*logit - most);
-                *sum += *logit;
-            }
-        }
-        for logit in rest {
-            *logit = exp(*logit - most);
-            sums[0] += *logit;
-        }
-        let total: f32 = sums.iter().sum();
-        let factor = 1.0 / total;
-        row.iter_mut().for_each(|logit| *logit *= factor);
-        most + total.ln()
-    });
+    let sum = softmax(row);
     if let Some(logit) = row.get_mut(target as usize) {
         *logit -= 1.0;
     }
@@ -86,7 +72,12 @@ fn loss(row: &mut [f32], target: u32) -> f32 {
 
 /// The sum of -log p of `targets`, `[]`: `hidden` `[n, d]` are normed hidden states, `head` `[vocabulary, d]`. Gradients
 /// are computed if `with_gradient`.
-pub(crate) fn cross_entropy(hidden: &Tensor, head: &FrozenMatrix, targets: &[u32], with_gradient: bool) -> Result<Tensor> {
+pub(crate) fn cross_entropy(
+    hidden: &Tensor,
+    head: &FrozenMatrix,
+    targets: &[u32],
+    with_gradient: bool,
+) -> Result<Tensor> {
     if hidden.device().is_cpu() {
         let gradient = with_gradient.then(OnceLock::new);
         let loss = CrossEntropy { head: head.clone(), targets: targets.to_vec(), gradient };

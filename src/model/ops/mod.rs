@@ -55,7 +55,8 @@ mod tests {
     pub(super) fn random(shape: &[usize], seed: u64) -> Tensor {
         let count = shape.iter().product::<usize>() as u64;
         let value = |i: u64| {
-            let mixed = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed.wrapping_mul(0xbf58_476d_1ce4_e5b9));
+            let mixed =
+                (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(seed.wrapping_mul(0xbf58_476d_1ce4_e5b9));
             ((mixed ^ (mixed >> 29)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
         Tensor::from_vec((0..count).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu).unwrap()
@@ -79,7 +80,8 @@ mod tests {
         };
         for (number, (found, expected)) in run(&f).iter().zip(run(&plain)).enumerate() {
             assert_eq!(found.dims(), expected.dims(), "{number}");
-            let largest = |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+            let largest =
+                |x: &Tensor| x.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
             let (off, size) = (largest(&(found - &expected).unwrap()), largest(&expected));
             assert!(off <= 2e-5 * size + 1e-6, "{number}: off by {off} of {size}");
         }

@@ -24,7 +24,10 @@ impl<'a> Matrix<'a> {
 
     /// A matrix whose rows begin `stride` values after each other.
     pub(crate) fn strided(values: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(stride >= cols && (rows == 0 || values.len() >= (rows - 1) * stride + cols), "a matrix outside its slice");
+        assert!(
+            stride >= cols && (rows == 0 || values.len() >= (rows - 1) * stride + cols),
+            "a matrix outside its slice"
+        );
         Self { values, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
@@ -79,8 +82,9 @@ fn multiply_on(threads: usize, out: &mut [f32], stride: usize, a: Matrix, b: Mat
     if threads == 1 {
         return block(&target, 0, 0, a, b, scale, adds);
     }
-    // Parts of the longer side; some more than threads, for threads that are slower than others.
-    let by_rows = m >= n;
+    // Some more parts than threads, for threads that are slower than others. Parts of columns are faster, where there are
+    // enough: the kernels read the rows of `a` in order.
+    let by_rows = n < threads * 2 * PART && m > n;
     let (side, b_turned) = if by_rows { (m, b) } else { (n, b.transposed()) };
     let part = side.div_ceil(threads * 3).max(PART).next_multiple_of(16);
     (0..side.div_ceil(part)).into_par_iter().for_each(|number| {
@@ -145,8 +149,7 @@ mod tests {
         for (m, n, k) in [(1, 1, 1), (3, 5, 7), (1, 300, 64), (130, 70, 33), (70, 500, 40), (400, 9, 100), (0, 4, 4)] {
             let (a, b) = (values(m * k, 1), values(k * n, 5));
             let turned = values(n * k, 9);
-            for (b, name) in
-                [(Matrix::new(&b, k, n), "plain"), (Matrix::new(&turned, n, k).transposed(), "transposed")]
+            for (b, name) in [(Matrix::new(&b, k, n), "plain"), (Matrix::new(&turned, n, k).transposed(), "transposed")]
             {
                 let a = Matrix::new(&a, m, k);
                 let stride = n + 3;
@@ -158,7 +161,10 @@ mod tests {
                     assert_eq!(out[row * stride + n..(row + 1) * stride], [7.0; 3], "nothing is written beside");
                     for col in 0..n {
                         let (found, expected) = (f64::from(out[row * stride + col]), 2.5 * expected[row * n + col]);
-                        assert!((found - expected).abs() < 1e-4 * (1.0 + k as f64), "{m} {n} {k} {name}: {found} {expected}");
+                        assert!(
+                            (found - expected).abs() < 1e-4 * (1.0 + k as f64),
+                            "{m} {n} {k} {name}: {found} {expected}"
+                        );
                     }
                 }
             }

@@ -41,6 +41,35 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
+vectorized! {
+    fn norm<'a>(out: &'a mut [f32], x: &'a [f32], weight: &'a [f32], eps: f32) {
+        let width = weight.len();
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            let factor = inverse_root(x, eps);
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * factor * weight;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// With `h = g * weight`, the gradient is `factor * (h - x * factor^2 * mean(h x))`.
+    fn of_norm<'a>(out: &'a mut [f32], x: &'a [f32], g: &'a [f32], weight: &'a [f32], eps: f32) {
+        let width = weight.len();
+        for ((out, x), g) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(width)) {
+            let factor = inverse_root(x, eps);
+            for ((out, g), weight) in out.iter_mut().zip(g).zip(weight) {
+                *out = g * weight;
+            }
+            let mean = dot(out, x) / width as f32 * factor * factor;
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = factor * (*out - x * mean);
+            }
+        }
+    }
+}
+
 impl CustomOp1 for RmsNorm {
     fn name(&self) -> &'static str {
         "rms-norm"
@@ -51,16 +80,7 @@ impl CustomOp1 for RmsNorm {
         let (width, weight) = (weight.len(), &*weight);
         let mut out = vec![0f32; x.len()];
         let part = rows_at_once(width) * width;
-        out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| {
-            vectorized(|| {
-                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let factor = inverse_root(x, self.eps);
-                    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                        *out = x * factor * weight;
-                    }
-                }
-            });
-        });
+        out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| norm(out, x, weight, self.eps));
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -70,21 +90,8 @@ impl CustomOp1 for RmsNorm {
         let (width, weight) = (weight.len(), &*weight);
         let mut out = vec![0f32; x.len()];
         let part = rows_at_once(width) * width;
-        out.par_chunks_mut(part).zip(x.par_chunks(part)).zip(gradient.par_chunks(part)).for_each(|((out, x), g)| {
-            vectorized(|| {
-                for ((out, x), g) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(width)) {
-                    let factor = inverse_root(x, self.eps);
-                    // With h = g * weight: dx = factor * (h - x * factor^2 * mean(h x)).
-                    for ((out, g), weight) in out.iter_mut().zip(g).zip(weight) {
-                        *out = g * weight;
-                    }
-                    let mean = dot(out, x) / width as f32 * factor * factor;
-                    for (out, x) in out.iter_mut().zip(x) {
-                        *out = factor * (*out - x * mean);
-                    }
-                }
-            });
-        });
+        let parts = out.par_chunks_mut(part).zip(x.par_chunks(part)).zip(gradient.par_chunks(part));
+        parts.for_each(|((out, x), g)| of_norm(out, x, g, weight, self.eps));
         Ok(Some(Tensor::from_vec(out, shape, &candle_core::Device::Cpu)?))
     }
 }
@@ -111,6 +118,23 @@ struct Rope {
     direction: f32,
 }
 
+vectorized! {
+    fn turn<'a>(out: &'a mut [f32], x: &'a [f32], cos: &'a [f32], sin: &'a [f32], sizes: (usize, usize), direction: f32) {
+        let (heads, half) = sizes;
+        let rows = out.chunks_exact_mut(heads * 2 * half).zip(x.chunks_exact(heads * 2 * half));
+        for ((out, x), (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
+            for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                let ((low, high), (a, b)) = (out.split_at_mut(half), x.split_at(half));
+                for i in 0..half {
+                    let sin = sin[i] * direction;
+                    low[i] = a[i] * cos[i] - b[i] * sin;
+                    high[i] = b[i] * cos[i] + a[i] * sin;
+                }
+            }
+        }
+    }
+}
+
 impl Rope {
     /// `x` is `[.., heads, d]`, the angles `[.., d / 2]`.
     fn turned(&self, x: &[f32], heads: usize, d: usize) -> Result<Vec<f32>> {
@@ -118,24 +142,9 @@ impl Rope {
         let (cos, sin, half, width) = (&*cos, &*sin, d / 2, heads * d);
         let mut out = vec![0f32; x.len()];
         let rows = rows_at_once(width);
-        out.par_chunks_mut(rows * width).enumerate().for_each(|(number, out)| {
-            vectorized(|| {
-                let first = number * rows;
-                for (row, out) in out.chunks_exact_mut(width).enumerate() {
-                    let row = first + row;
-                    let (cos, sin) = (&cos[row * half..(row + 1) * half], &sin[row * half..(row + 1) * half]);
-                    let x = &x[row * width..(row + 1) * width];
-                    for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                        let ((low, high), (a, b)) = (out.split_at_mut(half), x.split_at(half));
-                        for i in 0..half {
-                            let sin = sin[i] * self.direction;
-                            low[i] = a[i] * cos[i] - b[i] * sin;
-                            high[i] = b[i] * cos[i] + a[i] * sin;
-                        }
-                    }
-                }
-            });
-        });
+        let parts = out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width));
+        let angles = cos.par_chunks((rows * half).max(1)).zip(sin.par_chunks((rows * half).max(1)));
+        parts.zip(angles).for_each(|((out, x), (cos, sin))| turn(out, x, cos, sin, (heads, half), self.direction));
         Ok(out)
     }
 }
@@ -180,6 +189,26 @@ fn plain_rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 /// `silu(gate) * up`.
 struct SwiGlu;
 
+vectorized! {
+    fn gated<'a>(out: &'a mut [f32], gate: &'a [f32], up: &'a [f32]) {
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate / (1.0 + exp(-gate)) * up;
+        }
+    }
+}
+
+vectorized! {
+    fn of_gated<'a>(of_gate: &'a mut [f32], of_up: &'a mut [f32], gate: &'a [f32], up: &'a [f32], g: &'a [f32]) {
+        let given = gate.iter().zip(up).zip(g);
+        for ((of_gate, of_up), ((gate, up), g)) in of_gate.iter_mut().zip(of_up).zip(given) {
+            let share = 1.0 / (1.0 + exp(-gate));
+            let silu = gate * share;
+            *of_up = g * silu;
+            *of_gate = g * up * (share + silu * (1.0 - share));
+        }
+    }
+}
+
 impl CustomOp2 for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -194,13 +223,8 @@ impl CustomOp2 for SwiGlu {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (slice(gate, gate_layout)?, slice(up, up_layout)?);
         let mut out = vec![0f32; gate.len()];
-        out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((out, gate), up)| {
-            vectorized(|| {
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + exp(-gate)) * up;
-                }
-            });
-        });
+        let parts = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
+        parts.for_each(|((out, gate), up)| gated(out, gate, up));
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
 
@@ -216,16 +240,7 @@ impl CustomOp2 for SwiGlu {
         let (mut of_gate, mut of_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
         let parts = of_gate.par_chunks_mut(CHUNK).zip(of_up.par_chunks_mut(CHUNK));
         let given = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(gradient.par_chunks(CHUNK));
-        parts.zip(given).for_each(|((of_gate, of_up), ((gate, up), g))| {
-            vectorized(|| {
-                for i in 0..gate.len() {
-                    let share = 1.0 / (1.0 + exp(-gate[i]));
-                    let silu = gate[i] * share;
-                    of_up[i] = g[i] * silu;
-                    of_gate[i] = g[i] * up[i] * (share + silu * (1.0 - share));
-                }
-            });
-        });
+        parts.zip(given).for_each(|((of_gate, of_up), ((gate, up), g))| of_gated(of_gate, of_up, gate, up, g));
         let on_cpu = |values| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
         Ok((Some(on_cpu(of_gate)?), Some(on_cpu(of_up)?)))
     }
@@ -247,9 +262,11 @@ mod tests {
     #[test]
     fn operations_on_rows_are_their_compositions_with_their_gradients() {
         let weight = random(&[48], 1);
-        agree(&[random(&[2, 5, 48], 2)], |x| rms_norm_times(&x[0], &weight, 1e-5), |x| {
-            rms_norm(&x[0], 1e-5)?.broadcast_mul(&weight)
-        });
+        agree(
+            &[random(&[2, 5, 48], 2)],
+            |x| rms_norm_times(&x[0], &weight, 1e-5),
+            |x| rms_norm(&x[0], 1e-5)?.broadcast_mul(&weight),
+        );
         let angles = random(&[2, 5, 8], 3);
         let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
         agree(&[random(&[2, 5, 3, 16], 4)], |x| rope(&x[0], &cos, &sin), |x| plain_rope(&x[0], &cos, &sin));
