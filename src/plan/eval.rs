@@ -3,18 +3,12 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::product::{Sink, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor};
-use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::kernel::Kernel;
 use crate::quant;
 use crate::source::{any_outlines, row_len, rows};
-
-/// How many elements one task computes when a whole tensor is read.
-const READ_ELEMS: usize = 1 << 18;
 
 impl PlannedTensor {
     /// Encodes rows `rows` for the output: rounded to the output's type, little-endian.
@@ -66,90 +60,8 @@ impl PlannedTensor {
         }
     }
 
-    /// Returns rows `rows` as f32 values, rounded to the output's type and back, as a reader of the output would get
-    /// them.
-    ///
-    /// # Errors
-    /// The same as for [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
-    pub fn read_rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        let mut values = Vec::new();
-        self.read_rows_into(rows, &mut values)?;
-        Ok(values)
-    }
-
-    /// Does the same as [`PlannedTensor::read_rows`], into a buffer that the caller reuses.
-    pub(crate) fn read_rows_into(&self, rows: Range<usize>, values: &mut Vec<f32>) -> Result<()> {
-        self.check_values()?;
-        self.check_readable(&rows)?;
-        // The buffer is not cleared first: every value in it is overwritten.
-        values.resize(rows.len() * self.row_len(), 0.0);
-        if self.dtype == DType::F32 {
-            // F32 output needs no rounding, so no encoding either.
-            self.expr.eval_rows(rows, values);
-            return match values.iter().fold(false, |bad, v| bad | !v.is_finite()) {
-                true => Err(self.not_finite("a NaN or an infinity")),
-                false => Ok(()),
-            };
-        }
-        let mut bytes = Vec::new();
-        self.encode_rows(rows.clone(), values, &mut bytes)?;
-        values.resize(rows.len() * self.row_len(), 0.0);
-        self.decode(&bytes, values)
-    }
-
-    /// Returns all rows as [`PlannedTensor::read_rows`] does, computed in parallel on rayon's current pool.
-    ///
-    /// # Errors
-    /// The same as for [`PlannedTensor::encode_rows`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
-    pub fn read(&self) -> Result<Vec<f32>> {
-        let mut values = vec![0.0; self.elems()];
-        self.fill(0..self.rows(), &mut values)?;
-        Ok(values)
-    }
-
-    /// Writes rows to `values`, computed in parallel on rayon's current pool.
-    ///
-    /// # Errors
-    /// As [`PlannedTensor::read`].
-    pub(crate) fn fill(&self, rows: Range<usize>, values: &mut [f32]) -> Result<()> {
-        self.check_values()?;
-        self.check_readable(&rows)?;
-        let row_len = self.row_len();
-        let step = (READ_ELEMS / row_len.max(1)).max(1);
-        values.par_chunks_mut((step * row_len).max(1)).enumerate().try_for_each_init(
-            || (Vec::new(), Vec::new()),
-            |(scratch, bytes), (i, out)| -> Result<()> {
-                let start = rows.start + i * step;
-                let rows = start..start + out.len() / row_len.max(1);
-                self.encode_rows(rows, scratch, bytes)?;
-                self.decode(bytes, out)
-            },
-        )
-    }
-
-    /// Returns whether two tensors have the same shape and the same values, as [`PlannedTensor::read_rows`] gives them.
-    ///
-    /// # Errors
-    /// The same as for [`PlannedTensor::read_rows`].
-    pub fn same_values(&self, other: &PlannedTensor) -> Result<bool> {
-        if self.shape != other.shape {
-            return Ok(false);
-        }
-        // A shape without elements can still have a huge number of rows.
-        if self.elems() == 0 {
-            return Ok(true);
-        }
-        let (total, step) = (self.rows(), (READ_ELEMS / self.row_len().max(1)).max(1));
-        let starts: Vec<usize> = (0..total).step_by(step).collect();
-        let same = |start: &usize| {
-            let rows = *start..(start + step).min(total);
-            Ok(self.read_rows(rows.clone())? == other.read_rows(rows)?)
-        };
-        starts.par_iter().map(same).find_first(|same| !matches!(same, Ok(true))).unwrap_or(Ok(true))
-    }
-
     /// Decodes encoded rows to f32. It is an error if a finite F64 is too large for f32.
-    fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+    pub(super) fn decode(&self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         quant::decode(self.dtype, bytes, out);
         match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
             true => Err(self.not_finite("a value too large for F32")),
@@ -173,7 +85,7 @@ impl PlannedTensor {
     }
 
     /// Checks that the values of its sources are available: see [`crate::source::Source::check_values`].
-    fn check_values(&self) -> Result<()> {
+    pub(super) fn check_values(&self) -> Result<()> {
         match any_outlines() {
             true => self.expr.sources().iter().try_for_each(|source| source.check_values()),
             false => Ok(()),
@@ -182,7 +94,7 @@ impl PlannedTensor {
 
     /// Checks that rows `rows` can be read as values. This doesn't rely on [`super::Plan::check`], which accepts any
     /// type for values that are only copied.
-    fn check_readable(&self, rows: &Range<usize>) -> Result<()> {
+    pub(super) fn check_readable(&self, rows: &Range<usize>) -> Result<()> {
         self.check_types()?;
         if self.expr.raw_dtype() == Some(self.dtype) && !quant::can_decode(self.dtype) {
             return Err(self.undecodable(self.dtype));
@@ -200,7 +112,7 @@ impl PlannedTensor {
 
     /// Returns the error for a value that isn't finite. It names the source that has such a value. If no source has
     /// one, `found` describes the result.
-    fn not_finite(&self, found: &str) -> crate::Error {
+    pub(super) fn not_finite(&self, found: &str) -> crate::Error {
         let sources = self.expr.sources();
         if let Some(source) = sources.iter().find(|source| source.has_non_finite()) {
             return Finding::new(source.path(), format!("tensor {:?}", source.info().name))
@@ -297,7 +209,7 @@ impl Expr {
     }
 
     /// Writes the f32 values of rows `rows` to `out`.
-    fn eval_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+    pub(super) fn eval_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         match self {
             Expr::Take(tensor) => quant::decode(tensor.info().dtype, &tensor.rows(rows), out),
             Expr::Values { values, shape } => {

@@ -9,8 +9,10 @@ mod execute;
 mod expr;
 mod packed;
 mod product;
+mod read;
 mod spill;
 mod staging;
+mod tensor_ref;
 mod torch_sum;
 mod unfinished;
 mod value_map;
@@ -21,10 +23,11 @@ use std::sync::Arc;
 
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, execute};
-pub use expr::{Expr, Pick, RowMap, TensorRef};
+pub use expr::{Expr, Pick, RowMap};
 pub use packed::Packing;
 pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
+pub use tensor_ref::TensorRef;
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
 #[cfg(feature = "hub")]

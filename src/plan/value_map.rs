@@ -225,7 +225,8 @@ mod tests {
         let mut values = [-9.3, -3.0, -0.7, 0.37, 11.0];
         ValueMap::Gelu.apply(0..1, values.len(), &[], &mut values);
         let expected = [0.0, -0.004_050_225, -0.169_374_55, 0.238_394_25, 11.0];
-        assert!(values.iter().zip(expected).all(|(value, expected)| (value - expected).abs() <= 1e-7), "{values:?}");
+        // torch adds 1 and the error function in f32 before it multiplies, which is 5e-7 off at -3.
+        assert!(values.iter().zip(expected).all(|(value, expected)| (value - expected).abs() <= 1e-6), "{values:?}");
     }
 
     #[test]

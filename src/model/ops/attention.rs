@@ -231,24 +231,25 @@ impl CustomOp3 for Attention {
                     multiply_alone(dv, d, weights.transposed(), g_block, 1.0, true);
                 }
             }
-            (dq, dk, dv)
+            [dq, dk, dv]
         };
-        let parts: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> = (0..rows * heads.of_keys).into_par_iter().map(one).collect();
+        let parts: Vec<[Vec<f32>; 3]> = (0..rows * heads.of_keys).into_par_iter().map(one).collect();
         // A task's heads stand side by side in each token.
-        let joined = |of: &dyn Fn(&(Vec<f32>, Vec<f32>, Vec<f32>)) -> &Vec<f32>, tokens: usize, width: usize| {
+        let joined = |number: usize, tokens: usize, width: usize| {
             let mut all = Vec::with_capacity(rows * tokens * width * heads.of_keys);
             for row in parts.chunks(heads.of_keys) {
                 for token in 0..tokens {
-                    row.iter().for_each(|part| all.extend_from_slice(&of(part)[token * width..(token + 1) * width]));
+                    row.iter()
+                        .for_each(|part| all.extend_from_slice(&part[number][token * width..(token + 1) * width]));
                 }
             }
             all
         };
         let on_cpu = |values, shape: &Shape| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
         Ok((
-            Some(on_cpu(joined(&|part| &part.0, tokens, shared * d), q_shape)?),
-            Some(on_cpu(joined(&|part| &part.1, keys, d), k_shape)?),
-            Some(on_cpu(joined(&|part| &part.2, keys, d), k_shape)?),
+            Some(on_cpu(joined(0, tokens, shared * d), q_shape)?),
+            Some(on_cpu(joined(1, keys, d), k_shape)?),
+            Some(on_cpu(joined(2, keys, d), k_shape)?),
         ))
     }
 }
