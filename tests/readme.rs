@@ -57,7 +57,7 @@ fn without_numbers(line: &str) -> String {
         in_number = digit;
     }
     let mut words: Vec<&str> = text.split_whitespace().collect();
-    words.dedup_by(|word, before| *word == "#0" && *before == "0" || *word == "0" && *before == "0");
+    words.dedup_by(|word, before| *before == "0" && (*word == "#0" || *word == "0"));
     words.join(" ")
 }
 
