@@ -92,10 +92,14 @@ pub(super) fn unpack(folder: &Path, config: &mut Map<String, Value>, stored: &Pl
             "config.json says that weights are quantized ({kind}), but none is packed: they are taken as they are, and \
              quantization_config is left out"
         )),
-        (Some(kind), _) => notes.push(format!(
-            "{packed} weights are unpacked ({kind}) and go on as plain numbers, {dtype} where no other type is asked \
-             for; quantization_config is left out"
-        )),
+        (Some(kind), _) => {
+            let blocks =
+                if kind == "mxfp4" { "or as the blocks they are, where a GGUF of the class keeps these, " } else { "" };
+            notes.push(format!(
+                "{packed} weights are unpacked ({kind}) and go on as plain numbers, {dtype} where no other type is asked \
+                 for, {blocks}and quantization_config is left out"
+            ));
+        }
         (None, _) if casts.is_empty() => return Ok(None),
         (None, _) => {}
     }
