@@ -67,8 +67,13 @@ impl PlannedTensor {
             |(scratch, bytes), (i, out)| -> Result<()> {
                 let start = rows.start + i * step;
                 let rows = start..start + out.len() / row_len.max(1);
-                self.encode_rows(rows, scratch, bytes)?;
-                self.decode(bytes, out)
+                match self.borrow_rows(rows.clone()) {
+                    Some(stored) => self.decode(stored?, out),
+                    None => {
+                        self.encode_rows(rows, scratch, bytes)?;
+                        self.decode(bytes, out)
+                    }
+                }
             },
         )
     }
