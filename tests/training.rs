@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use atombank::Error;
 use atombank::adapter::Lora;
 use atombank::bank::{AtomBank, Regularizer};
+use atombank::jobs::{ConvertSettings, convert};
 use atombank::model::{Residence, Sequence};
 use atombank::train::{AdamW, Event, Objective, Outcome, TrainConfig, Trainable, clip_factor, global_norm, train};
 use candle_core::Device;
@@ -201,6 +202,30 @@ fn an_interrupted_run_leaves_a_usable_bank_and_resumes_to_the_same_bits() {
         assert_eq!(losses(&straight), losses(&broken));
         assert!(!broken.join("checkpoint-000002").exists(), "only the last two checkpoints are kept");
     }
+}
+
+#[test]
+fn a_base_is_the_same_in_memory_in_its_folder_and_in_a_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = |name: &str, kind: &str| {
+        let path = dir.path().join(name);
+        let mut settings = ConvertSettings::new(fixtures().join("demo/base"), &path);
+        settings.output.r#type = Some(kind.to_owned());
+        convert(&settings).unwrap().write(&settings.output.destination, &|_| ()).unwrap();
+        path
+    };
+    let (plain, quantized) = (gguf("f32.gguf", "f32"), gguf("q8.gguf", "q8_0"));
+    let loss = |name: &str, settings: &[&str], base: Option<std::path::PathBuf>| {
+        let mut config = short_run(&dir.path().join(name), &[&["kind=lora"], settings].concat());
+        config.base = base.unwrap_or(config.base);
+        run(&config, false, usize::MAX).unwrap().loss.unwrap()
+    };
+    let expected = loss("folder", &[], None);
+    assert!((loss("memory", &["training.resident=true"], None) - expected).abs() < 1e-5 * expected);
+    assert!((loss("gguf", &[], Some(plain)) - expected).abs() < 1e-5 * expected);
+    // Rounding to 8 bits changes the base, and so the loss, a little.
+    let of_q8 = loss("q8", &[], Some(quantized));
+    assert!((of_q8 - expected).abs() < 0.02 * expected && of_q8 != expected, "{of_q8} {expected}");
 }
 
 #[test]
