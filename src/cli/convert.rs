@@ -67,6 +67,9 @@ pub(crate) struct ConvertArgs {
     /// It can be converted back to the same folder; llama.cpp can't run it
     #[arg(long)]
     generic: bool,
+    /// Without effect: for commands that were written for convert_hf_to_gguf.py, where it is about memory
+    #[arg(long, hide = true)]
+    no_lazy: bool,
     /// How to read a folder that has both a model and adapter_config.json: model or adapter [default: model]
     #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
     content: Option<Content>,
