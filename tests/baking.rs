@@ -23,7 +23,8 @@ fn with_plan(model: &HfFolder, plan: &atombank::plan::Plan) -> Decoder {
 /// The base with the bank's update for fixed alphas.
 fn baked(model: &HfFolder, bank: &AtomBank, alphas: &[Vec<f32>]) -> atombank::plan::Plan {
     let one = combine::Weights::new([1.0]);
-    with_adapters(&Base::of(model), model.weights(), &[bank.changes(alphas)], &one).unwrap().plan
+    let base = Base::of(model);
+    with_adapters(&base, model.weights(), &[bank.changes(alphas, &base, &model.config)], &one).unwrap().plan
 }
 
 /// The alphas of one sequence, by block; with token routing, the mean over the routed tokens.

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use atombank::adapter::{HostTensor, Lora, LoraConfig};
-use atombank::arch::{HfFolder, LinearLayer, Module};
+use atombank::arch::{HfFolder, LinearLayer};
 use atombank::linalg::{Matrix, to_rows};
 use program::{atombank, copy, done, fixture, text};
 use serde_json::Value;
@@ -49,12 +49,12 @@ fn case(common: bool) -> Case {
     let base = copy(&fixture("demo/base"), &dir.path().join("base"));
     let config = HfFolder::open(&base).unwrap().config.clone();
     let mut numbers = Numbers(1);
-    let sites: Vec<LinearLayer> = (0..config.num_hidden_layers)
-        .flat_map(|layer| [Module::Q, Module::O, Module::Up].map(|module| LinearLayer { layer, module }))
-        .collect();
+    let targets = ["q_proj", "o_proj", "up_proj"].map(str::to_owned);
+    let sites: Vec<LinearLayer> = config.selected(&targets).map(|linear| linear.site).collect();
     let factors = |r: usize, numbers: &mut Numbers| -> Vec<(Matrix, Matrix)> {
         let pair = |site: &LinearLayer| {
-            let (d_out, d_in) = site.module.shape(&config);
+            let linear = config.linear(*site).unwrap();
+            let (d_out, d_in) = (linear.d_out, linear.d_in);
             (numbers.matrix(r, d_in, 0.1), numbers.matrix(d_out, r, 0.1))
         };
         sites.iter().map(pair).collect()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::arch::{Linear, LinearLayer, ModelConfig, Module};
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
@@ -56,7 +56,9 @@ pub(crate) fn modules_and_layers(layers: &[LinearLayer]) -> (Vec<String>, Vec<us
     modules.dedup();
     let mut numbers: Vec<usize> = layers.iter().map(|layer| layer.layer).collect();
     numbers.dedup();
-    (modules.into_iter().map(|module| module.name().to_owned()).collect(), numbers)
+    let mut names: Vec<String> = modules.into_iter().map(|module| module.name().to_owned()).collect();
+    names.dedup();
+    (names, numbers)
 }
 
 /// Checks that every tensor of `file` is a factor that has its partner, or one of the adapter's
@@ -82,7 +84,7 @@ pub(crate) fn check_factor_names(
         if !tensors.contains_key(&layer.factor_name(partner)) {
             return Err(finding(&layer.factor_name(partner)).expected("a tensor of this name").found("none").format());
         }
-        if let Some(targets) = targets.filter(|targets| !targets.iter().any(|t| t == layer.module.name())) {
+        if let Some(targets) = targets.filter(|targets| !targets.iter().any(|t| layer.module.is_selected_by(t))) {
             return Err(finding(name)
                 .expected(format_args!("only target_modules {targets:?}"))
                 .found(layer.module.name())
@@ -106,7 +108,13 @@ pub(crate) fn check_factor_shapes(file: &Path, tensors: &Tensors, r: usize, base
                 .hint("this adapter belongs to another base model")
                 .mismatch());
         }
-        let (d_out, d_in) = layer.module.shape(base);
+        let Some(Linear { d_out, d_in, .. }) = base.linear(layer) else {
+            return Err(finding(&layer.factor_name('A'))
+                .expected("a linear layer of the base model")
+                .found("none of this name")
+                .hint("this adapter belongs to another base model")
+                .mismatch());
+        };
         for (which, shape) in [('A', [r, d_in]), ('B', [d_out, r])] {
             let name = layer.factor_name(which);
             let found = &tensors[&name].shape;
@@ -131,17 +139,13 @@ pub(crate) fn add_fresh_factors(
     base: &ModelConfig,
     random: &mut Random,
 ) {
-    for layer in 0..base.num_hidden_layers {
-        for module in Module::ALL.into_iter().filter(|m| targets.iter().any(|t| t == m.name())) {
-            let layer = LinearLayer { layer, module };
-            let (d_out, d_in) = module.shape(base);
-            // Kaiming-uniform with a = sqrt 5 has the bound 1 / sqrt(fan-in).
-            let bound = 1.0 / (d_in as f32).sqrt();
-            let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
-            tensors.insert(layer.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
-            let b = HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() };
-            tensors.insert(layer.factor_name('B'), b);
-        }
+    for Linear { site, d_out, d_in, .. } in base.selected(targets) {
+        // Kaiming-uniform with a = sqrt 5 has the bound 1 / sqrt(fan-in).
+        let bound = 1.0 / (d_in as f32).sqrt();
+        let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
+        tensors.insert(site.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
+        let b = HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() };
+        tensors.insert(site.factor_name('B'), b);
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::peft::{Base, Change, Changes};
 use super::{HostTensor, Lora};
-use crate::arch::{LinearLayer, ModelConfig};
+use crate::arch::{Linear, LinearLayer, ModelConfig};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, PlannedTensor};
@@ -44,16 +44,16 @@ impl LinearUpdates {
     /// # Errors
     /// As [`super::open`]; [`crate::Error::Unsupported`] for an adapter that changes anything else, naming it.
     pub fn open(path: &Path, base: &Base, config: &ModelConfig) -> Result<Self> {
-        let updates = Self::of(&super::open(path, base)?.without_copies(base)?)?;
+        let updates = Self::of(&super::open(path, base)?.without_copies(base)?, base)?;
         updates.check_base(config)?;
         Ok(Self { path: path.to_owned(), ..updates })
     }
 
-    /// Reads `changes` as updates of linear layers.
+    /// Reads `changes` as updates of linear layers of `base`.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for a change of another kind, or of a tensor that isn't a linear layer's weight.
-    pub fn of(changes: &Changes) -> Result<Self> {
+    pub fn of(changes: &Changes, base: &Base) -> Result<Self> {
         let mut updates = BTreeMap::new();
         for (name, change) in &changes.changes {
             let refused = |found: &str| {
@@ -64,7 +64,7 @@ impl LinearUpdates {
                     .unsupported()
             };
             let Change::LowRank(update) = change else { return Err(refused("another kind of change")) };
-            let Some(layer) = LinearLayer::of_weight(name).filter(|_| !update.layout.is_transposed()) else {
+            let Some(layer) = LinearLayer::of_weight(&base.own_name(name)) else {
                 return Err(refused("another tensor"));
             };
             let update = LinearUpdate { scale: update.scale, a: read(name, &update.a)?, b: read(name, &update.b)? };
@@ -102,7 +102,13 @@ impl LinearUpdates {
                     .hint("this adapter belongs to another base model")
                     .mismatch());
             }
-            let (d_out, d_in) = layer.module.shape(base);
+            let Some(Linear { d_out, d_in, .. }) = base.linear(*layer) else {
+                return Err(finding()
+                    .expected("a linear layer of the base model")
+                    .found("none of this name")
+                    .hint("this adapter belongs to another base model")
+                    .mismatch());
+            };
             let rank = update.rank();
             for (factor, shape) in [(&update.a, [rank, d_in]), (&update.b, [d_out, rank])] {
                 if factor.shape != shape {

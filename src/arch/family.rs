@@ -41,6 +41,12 @@ pub(crate) struct Family {
     pub(crate) keeps_types: bool,
     /// Whether blocks of MXFP4 stay blocks, whatever type is asked for.
     pub(crate) keeps_blocks: bool,
+    /// The classes whose models run: those of the file, or of one that it builds on.
+    pub(crate) runs: Vec<String>,
+    /// Fields that llama.cpp assumes values of, and with any of which its models run.
+    pub(crate) runs_any: Vec<String>,
+    /// How its models compute, by the names of `computation::SWITCHES`.
+    pub(crate) run: HashMap<&'static str, Formula>,
     /// The object of config.json that has the text model's fields on the way back, and its `model_type`.
     pub(crate) inside: Option<(String, String)>,
     /// Folders inside the model's, with more tensors.
@@ -222,6 +228,11 @@ impl Family {
         self.classes.first().map_or("", String::as_str)
     }
 
+    /// Whether models of one of its classes run. What a file takes over may run while its own classes don't.
+    pub(super) fn is_run(&self) -> bool {
+        self.classes.iter().any(|class| self.runs.contains(class))
+    }
+
     /// Whether a tensor is a weight of the checkpoint times a factor.
     pub(crate) fn multiplies(&self) -> bool {
         let forms = self.rows.iter().flat_map(|row| &row.forms);
@@ -240,11 +251,6 @@ impl Family {
     /// The first row with this role that isn't a bias.
     pub(crate) fn row(&self, role: Role) -> Option<&Row> {
         self.rows.iter().find(|row| row.role == role && !row.is_bias())
-    }
-
-    /// The row of the bias that belongs to the first row with this role.
-    pub(crate) fn bias_row(&self, role: Role) -> Option<&Row> {
-        self.rows.iter().find(|row| row.role == role && row.is_bias())
     }
 
     /// Whether the class has a field of this name.

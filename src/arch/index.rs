@@ -29,6 +29,8 @@ pub(super) struct About {
     pub(super) detect: Option<&'static str>,
     /// Whether it is only for some of the class's configs.
     pub(super) has_condition: bool,
+    /// The classes whose models run.
+    pub(super) runs: Vec<&'static str>,
 }
 
 /// The entries of all files that have a class, in the order in which they are asked: one with a condition goes before
@@ -76,6 +78,7 @@ fn about(name: &str, known: &mut HashMap<String, About>, depth: usize) -> About 
             "kind" => all.is_projector = true,
             "detect" => all.detect = words().next(),
             "when" => all.has_condition = true,
+            "runs" => all.runs = words().collect(),
             _ => {}
         }
     }
@@ -84,6 +87,11 @@ fn about(name: &str, known: &mut HashMap<String, About>, depth: usize) -> About 
 }
 
 impl About {
+    /// Whether models of one of its classes run.
+    pub(super) fn is_run(&self) -> bool {
+        self.classes.iter().any(|class| self.runs.contains(class))
+    }
+
     fn take_over(&mut self, other: About) {
         if !other.classes.is_empty() {
             self.classes = other.classes;
@@ -97,6 +105,9 @@ impl About {
         self.is_projector |= other.is_projector;
         self.detect = other.detect.or(self.detect);
         self.has_condition |= other.has_condition;
+        if !other.runs.is_empty() {
+            self.runs = other.runs;
+        }
     }
 }
 
@@ -140,6 +151,7 @@ mod tests {
             assert_eq!((about.gguf, about.is_projector), (family.gguf.as_str(), family.is_projector), "{}", entry.name);
             assert_eq!(about.detect, family.detect.as_deref(), "{}", entry.name);
             assert_eq!(about.has_condition, family.when.is_some(), "{}", entry.name);
+            assert_eq!(about.runs, family.runs, "{}", entry.name);
             assert!(family.defaults.keys().all(|field| fields().contains(field)), "{}", entry.name);
         }
     }

@@ -1,76 +1,119 @@
 //! The linear layers of a decoder, on which adapters act.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
-use super::{ModelConfig, Role, registry};
+use super::lookup::own_spelling;
+use super::parts::Part;
+use super::{Family, Row, registry};
 
-/// A linear layer of a decoder layer, in the order in which a forward pass calls them.
+/// A linear layer of a decoder layer: its module's path in the class of transformers. Values sort in the order in which
+/// a forward pass calls them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)] // The names are transformers', without "_proj".
-pub enum Module {
-    Q,
-    K,
-    V,
-    O,
-    Gate,
-    Up,
-    Down,
+pub struct Module(u16);
+
+/// What is known about a module.
+struct Known {
+    /// The path, with `{l}` for the layer.
+    path: String,
+    /// The name of its weight in GGUF, with `{l}` for the layer.
+    #[cfg_attr(not(feature = "train"), allow(dead_code))] // For importance matrices.
+    gguf: String,
+    part: Option<Part>,
+}
+
+/// The modules of all families that run, in execution order.
+struct Modules {
+    all: Vec<Known>,
+    by_path: HashMap<String, Module>,
+}
+
+static MODULES: LazyLock<Modules> = LazyLock::new(|| {
+    let mut all: Vec<Known> = Vec::new();
+    for family in registry::decoders() {
+        for row in family.rows.iter().filter(|row| is_module(row)) {
+            let path = path(family, row);
+            if all.iter().all(|known| known.path != path) {
+                all.push(Known { path, gguf: row.gguf.text().to_owned(), part: Part::of(row) });
+            }
+        }
+    }
+    all.sort_by(|known, other| (known.part, &known.path).cmp(&(other.part, &other.path)));
+    let by_path = all.iter().zip(0..).map(|(known, number)| (known.path.clone(), Module(number))).collect();
+    Modules { all, by_path }
+});
+
+/// Whether a row is the weight of a linear layer in every decoder layer.
+fn is_module(row: &Row) -> bool {
+    row.role.is_linear() && !row.is_bias() && row.gguf.has_layer()
+}
+
+/// The path of a row's module in the class of transformers.
+fn path(family: &Family, row: &Row) -> String {
+    // Renames are of names with numbers.
+    const LAYER: &str = ".7.";
+    let name = row.source().name.text().replace(".{l}.", LAYER);
+    let name = own_spelling(family, &name, None).replace(LAYER, ".{l}.");
+    name.strip_suffix(".weight").map(str::to_owned).unwrap_or(name)
 }
 
 impl Module {
-    /// All of them, in execution order.
-    pub const ALL: [Module; 7] = [Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
-
-    /// The role of its weight in a family's table.
-    pub(crate) fn role(self) -> Role {
-        match self {
-            Module::Q => Role::Q,
-            Module::K => Role::K,
-            Module::V => Role::V,
-            Module::O => Role::O,
-            Module::Gate => Role::Gate,
-            Module::Up => Role::Up,
-            Module::Down => Role::Down,
+    /// The module of a row; `None` for one that isn't a linear layer of a decoder that runs.
+    pub(crate) fn of_row(family: &Family, row: &Row) -> Option<Self> {
+        if !is_module(row) {
+            return None;
         }
+        MODULES.by_path.get(&path(family, row)).copied()
     }
 
-    /// The path of its module in transformers and the name of its weight in GGUF, in layer `{l}`. They are those of
-    /// Llama's family: all decoders that this crate runs use the same names, which a test checks.
-    fn paths(self) -> &'static [String; 2] {
-        static PATHS: OnceLock<[[String; 2]; Module::ALL.len()]> = OnceLock::new();
-        let paths = |module: Module| {
-            let row = registry::by_name("llama").and_then(|family| family.row(module.role()));
-            let row = row.expect("every linear layer of Llama has a row");
-            let path = row.source().name.text();
-            [path.strip_suffix(".weight").unwrap_or(path).to_owned(), row.gguf.text().to_owned()]
-        };
-        &PATHS.get_or_init(|| Module::ALL.map(paths))[self as usize]
+    /// The module with this path, in which `{l}` stands for the layer.
+    pub fn of_path(path: &str) -> Option<Self> {
+        MODULES.by_path.get(path).copied()
     }
 
-    /// The name in transformers, as `target_modules` has it.
+    fn known(self) -> &'static Known {
+        &MODULES.all[usize::from(self.0)]
+    }
+
+    /// Whether it makes keys and values of latent ones.
+    #[cfg(feature = "train")]
+    pub(crate) fn is_of_latent(self) -> bool {
+        self.known().part == Some(Part::KvB)
+    }
+
+    /// The last part of its path, as `target_modules` mostly has it: `q_proj`.
     pub fn name(self) -> &'static str {
-        let [path, _] = self.paths();
+        let path = &self.known().path;
         path.rsplit_once('.').map_or(path, |(_, name)| name)
     }
 
-    /// The module with this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|m| m.name() == name)
+    /// Whether an entry of `target_modules` selects it: the end of its path, as in PEFT.
+    pub fn is_selected_by(self, target: &str) -> bool {
+        let path = &self.known().path;
+        path.strip_suffix(target).is_some_and(|start| start.is_empty() || start.ends_with('.'))
     }
 
-    /// The shape `(d_out, d_in)` in a decoder with this config.
-    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        let hidden = config.hidden_size;
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        match self {
-            Module::Q => (queries, hidden),
-            Module::K | Module::V => (keys, hidden),
-            Module::O => (hidden, queries),
-            Module::Gate | Module::Up => (config.intermediate_size, hidden),
-            Module::Down => (hidden, config.intermediate_size),
+    /// The place of the first module with this name in the order of a forward pass.
+    pub(crate) fn place_of(name: &str) -> Option<usize> {
+        (0..MODULES.all.len()).find(|number| Module(*number as u16).name() == name)
+    }
+
+    /// Whether `target`, an entry of `target_modules`, selects a linear layer of any decoder that runs.
+    pub fn is_target(target: &str) -> bool {
+        (0..MODULES.all.len()).any(|number| Module(number as u16).is_selected_by(target))
+    }
+
+    /// The names of all modules, each once, in the order of a forward pass.
+    pub(crate) fn names() -> Vec<&'static str> {
+        let mut names: Vec<&str> = Vec::new();
+        for number in 0..MODULES.all.len() {
+            let name = Module(number as u16).name();
+            if !names.contains(&name) {
+                names.push(name);
+            }
         }
+        names
     }
 }
 
@@ -86,7 +129,7 @@ pub struct LinearLayer {
 impl fmt::Display for LinearLayer {
     /// The module path in transformers: `model.layers.0.self_attn.q_proj`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.module.paths()[0].replace("{l}", &self.layer.to_string()))
+        f.write_str(&self.module.known().path.replace("{l}", &self.layer.to_string()))
     }
 }
 
@@ -96,16 +139,24 @@ impl LinearLayer {
         format!("{self}.weight")
     }
 
+    /// The linear layer of this path.
+    fn of_path(path: &str) -> Option<LinearLayer> {
+        let number = path.split('.').find(|part| part.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let module = Module::of_path(&path.replacen(&format!(".{number}."), ".{l}.", 1))?;
+        let site = LinearLayer { layer: number.parse().ok()?, module };
+        // Comparing the whole path refuses spellings like "00" that would not be written back.
+        (site.to_string() == path).then_some(site)
+    }
+
     /// The linear layer whose weight is called `name`.
     pub(crate) fn of_weight(name: &str) -> Option<LinearLayer> {
-        let path = name.strip_suffix(".weight")?;
-        Self::of_factor(&format!("base_model.model.{path}.lora_A.weight"), 'A')
+        Self::of_path(name.strip_suffix(".weight")?)
     }
 
     /// The name of its weight in GGUF.
-    #[cfg(any(feature = "train", test))]
+    #[cfg(feature = "train")]
     pub(crate) fn gguf_name(self) -> String {
-        self.module.paths()[1].replace("{l}", &self.layer.to_string())
+        self.module.known().gguf.replace("{l}", &self.layer.to_string())
     }
 
     /// The name of its `lora_A` or `lora_B` in an adapter file.
@@ -115,13 +166,7 @@ impl LinearLayer {
 
     /// The linear layer whose `lora_A` or `lora_B` is called `name`.
     pub(crate) fn of_factor(name: &str, which: char) -> Option<LinearLayer> {
-        let path = name.strip_prefix("base_model.model.model.layers.")?;
-        let path = path.strip_suffix(&format!(".lora_{which}.weight"))?;
-        let mut parts = path.split('.');
-        let layer = parts.next()?.parse().ok()?;
-        let (_, module) = (parts.next()?, Module::from_name(parts.next()?)?);
-        let site = LinearLayer { layer, module };
-        // Comparing the whole name refuses spellings like "00" that would not be written back.
-        (parts.next().is_none() && site.factor_name(which) == name).then_some(site)
+        let path = name.strip_prefix("base_model.model.")?;
+        Self::of_path(path.strip_suffix(&format!(".lora_{which}.weight"))?)
     }
 }

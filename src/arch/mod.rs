@@ -11,6 +11,7 @@
 //! transformers `models/*/configuration_*.py` for the defaults.
 
 pub(crate) mod chain;
+pub(crate) mod computation;
 mod config;
 mod families;
 mod family;
@@ -18,16 +19,18 @@ mod fields;
 mod folder;
 mod index;
 pub(crate) mod language;
-mod layout;
+pub(crate) mod layout;
 mod linear_layer;
 pub(crate) mod lookup;
 pub(crate) mod names;
 pub(crate) mod operands;
 pub(crate) mod params;
+pub(crate) mod parts;
 mod procedures;
 pub(crate) mod registry;
 mod renames;
 pub(crate) mod rope;
+mod rotary;
 mod row;
 mod shaping;
 mod statement;
@@ -38,7 +41,7 @@ pub(crate) mod wrapper;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-pub use config::{ModelConfig, Rope, RopeScaling};
+pub use config::{Linear, ModelConfig};
 pub(crate) use family::{DropCheck, Extra, Family, Key, KeyGroup, KeyType};
 pub(crate) use fields::INERT;
 pub use folder::HfFolder;
@@ -48,6 +51,7 @@ pub use linear_layer::{LinearLayer, Module};
 pub(crate) use names::Naming;
 pub use names::is_buffer;
 pub(crate) use registry::{of_class, of_gguf, of_model_type};
+pub use rotary::{Rope, RopeScaling};
 pub(crate) use row::{Change, End, KeptType, Operation, Role, Row};
 
 use crate::formats::gguf::{Metadata, Value};
@@ -90,44 +94,5 @@ impl Facts for GgufContents<'_> {
     fn gguf(&self, key: &str) -> Option<serde_json::Value> {
         let architecture = self.metadata.get("general.architecture").and_then(Value::as_text).unwrap_or_default();
         self.metadata.get(&whole_key(architecture, key)).map(Value::to_json)
-    }
-}
-
-/// Which layers of a decoder have an attention window, where the config gives one but no `layer_types`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Windows {
-    /// The class has no windows.
-    Never,
-    /// Every layer, unless `use_sliding_window` says otherwise.
-    EveryLayer,
-    /// Layers from `max_window_layers` on, if `use_sliding_window` is true.
-    UpperLayers,
-}
-
-/// The families that this crate can run and train, by name. Whether they have biases, and norms of queries and keys,
-/// follows from their files.
-pub(crate) const DECODERS: &[(&str, Windows)] = &[
-    ("llama", Windows::Never),
-    ("mistral", Windows::EveryLayer),
-    ("qwen2", Windows::UpperLayers),
-    ("qwen3", Windows::UpperLayers),
-];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn decoders_call_their_linear_layers_alike() {
-        for (name, _) in DECODERS {
-            let family = registry::by_name(name).unwrap();
-            for module in Module::ALL {
-                let row = family.row(module.role()).unwrap();
-                let layer = LinearLayer { layer: 3, module };
-                assert_eq!(row.source().name.text().replace("{l}", "3"), layer.weight_name(), "{name}");
-                assert_eq!(row.gguf.text().replace("{l}", "3"), layer.gguf_name(), "{name}");
-                assert!(row.role.is_linear());
-            }
-        }
     }
 }

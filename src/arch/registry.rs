@@ -127,9 +127,16 @@ pub(crate) fn all() -> Vec<Short> {
 }
 
 /// The family of this name.
+#[cfg(test)]
 pub(crate) fn by_name(name: &str) -> Option<&'static Family> {
     let added = ADDED.read().ok().and_then(|added| added.iter().find(|family| family.name == name).copied());
     added.or_else(|| index::entries().iter().find(|entry| entry.name == name).and_then(read_built_in))
+}
+
+/// The families whose models run, those of the user first.
+pub(super) fn decoders() -> impl Iterator<Item = &'static Family> {
+    let added = ADDED.read().map(|added| added.clone()).unwrap_or_default();
+    added.into_iter().filter(|family| family.is_run()).chain(built_in(About::is_run))
 }
 
 /// The text of a family that is built in.

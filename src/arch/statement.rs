@@ -3,6 +3,7 @@
 use serde_json::Value as Json;
 
 use super::Config;
+use super::computation::SWITCHES;
 use super::family::{Assumed, DropCheck, Dropped, Extra, Family, Key, KeyGroup, KeyType, Rename, RenamePlace, Restore};
 use super::language::{Formula, Mistake, Scanner, Template, joined};
 use super::row::Row;
@@ -38,6 +39,10 @@ pub(crate) enum Statement {
     TargetVocab,
     KeepTypes,
     KeepBlocks,
+    /// The classes of the file whose models run.
+    Runs(Vec<String>),
+    RunsAny(Vec<String>),
+    Run(&'static str, Formula),
     Inside(String, String),
     Folder(String, Option<Formula>),
     Refuse(String, Formula),
@@ -83,7 +88,7 @@ const KINDS: &[(&str, KeyType)] = &[
 const STATEMENTS: &str = "a statement: from, kind, class, model_type, gguf, detect, when, fits, vocab, vocab_key, defaults, \
                           assume, expect, let, set, key, do, no, tensor, extra, rename, rename_end, rename_in, drop, drop_zero, other, \
                           same, nextn, rope_types, back, restore, folder, refuse, keep_types, keep_blocks, \
-                          inside, note";
+                          inside, note, runs, runs_any, run";
 
 /// The statements of a file, in order.
 ///
@@ -202,6 +207,13 @@ fn statement(scanner: &mut Scanner) -> Result<Statement, Mistake> {
         "rope_types" => Statement::RopeTypes(words(scanner, "a rope_type")?),
         "keep_types" => Statement::KeepTypes,
         "keep_blocks" => Statement::KeepBlocks,
+        "runs" => Statement::Runs(words(scanner, "a class")?),
+        "runs_any" => Statement::RunsAny(words(scanner, "a field of config.json")?),
+        "run" => {
+            let switch = named(scanner, &SWITCHES.map(|name| (name, name)), "how a decoder computes")?;
+            scanner.need("=")?;
+            Statement::Run(switch, Formula::read(scanner)?)
+        }
         "inside" => {
             let field = one_word(scanner, "a field of config.json")?;
             Statement::Inside(field, one_word(scanner, "the model_type inside it")?)
@@ -338,6 +350,9 @@ impl Family {
             Statement::Vocab(vocab) => (self.vocab, self.takes_target) = (vocab, false),
             Statement::KeepTypes => self.keeps_types = true,
             Statement::KeepBlocks => self.keeps_blocks = true,
+            Statement::Runs(classes) => self.runs = classes,
+            Statement::RunsAny(fields) => self.runs_any.extend(fields),
+            Statement::Run(switch, formula) => drop(self.run.insert(switch, formula)),
             Statement::Inside(field, model_type) => self.inside = Some((field, model_type)),
             Statement::TargetVocab => self.takes_target = true,
             Statement::Folder(name, when) => self.folders.push((name, when)),

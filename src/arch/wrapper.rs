@@ -232,7 +232,7 @@ mod tests {
             "text_config": {"model_type": "gemma3_text", "hidden_size": 16, "num_hidden_layers": 3}});
         let mut notes = Vec::new();
         let params = Params::read(Path::new("m"), &config(json), &mut notes).unwrap().unwrap();
-        assert_eq!((params.whole(&["hidden_size"]).unwrap(), params.layers().unwrap()), (Some(16), 3));
+        assert_eq!((params.count("hidden").unwrap(), params.layers().unwrap()), (16, 3));
         assert_eq!(params.get(&["eos_token_id"]), Some(&json!([1, 106])));
         assert!(notes.is_empty(), "{notes:?}");
     }

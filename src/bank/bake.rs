@@ -1,17 +1,18 @@
 //! The fixed update that a bank makes to its base once the weights of its atoms are fixed.
 
 use super::AtomBank;
-use crate::adapter::peft::{Change, Changes, LowRank, WeightLayout};
+use crate::adapter::peft::{Base, Change, Changes, LowRank, WeightLayout};
 use crate::adapter::{HostTensor, Lora, LoraConfig, Tensors};
+use crate::arch::ModelConfig;
 use crate::plan::Expr;
 
 impl AtomBank {
-    /// The update `s B_l M_b A_l` of every linear layer that the bank adapts, as changes to the base's weights.
-    /// `alphas` are the weights of the atoms by block, each `[K]`.
+    /// The update `s B_l M_b A_l` of every linear layer that the bank adapts, as changes to the weights of `base`, whose
+    /// typed config is `config`. `alphas` are the weights of the atoms by block, each `[K]`.
     ///
     /// # Panics
     /// If there are fewer alphas than blocks.
-    pub fn changes(&self, alphas: &[Vec<f32>]) -> Changes {
+    pub fn changes(&self, alphas: &[Vec<f32>], base: &Base, config: &ModelConfig) -> Changes {
         let operators: Vec<Vec<f32>> = alphas.iter().map(|alpha| self.operator(alpha)).collect();
         let values = |shape: &[usize], values| Expr::Values { shape: shape.to_vec(), values };
         let mut changes = Changes::default();
@@ -23,10 +24,12 @@ impl AtomBank {
                 alpha: None,
                 a: values(&a.shape, a.values.clone()),
                 b: values(&b.shape, left.into()),
-                layout: WeightLayout::OutputsFirst,
+                layout: WeightLayout::of_linear(config.linear(layer).is_some_and(|linear| linear.is_transposed)),
                 rounded: None,
             };
-            changes.changes.push((layer.weight_name(), Change::LowRank(update)));
+            let name = layer.weight_name();
+            let name = base.tensor(&name).map_or(name, |tensor| tensor.name.clone());
+            changes.changes.push((name, Change::LowRank(update)));
         }
         changes
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::adapter::{Tensors, scale};
-use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::arch::{Linear, LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::json::Fields;
 
@@ -129,8 +129,8 @@ impl BankConfig {
             }
         }
         for module in &self.target_modules {
-            if Module::from_name(module).is_none() {
-                let known = Module::ALL.map(Module::name).join(", ");
+            if !Module::is_target(module) {
+                let known = Module::names().join(", ");
                 return Err(finding("target_modules").expected(known).found(module).unsupported());
             }
         }
@@ -219,15 +219,12 @@ impl BankConfig {
                 .hint("this bank belongs to another base model")
                 .mismatch());
         }
-        for layer in 0..base.num_hidden_layers {
-            for module in Module::ALL.into_iter().filter(|m| self.target_modules.iter().any(|t| t == m.name())) {
-                let layer = LinearLayer { layer, module };
-                if layers.binary_search(&layer).is_err() {
-                    return Err(Finding::new(file, format!("tensor {:?}", layer.factor_name('A')))
-                        .expected("a tensor of this name, by target_modules")
-                        .found("nothing")
-                        .mismatch());
-                }
+        for Linear { site, .. } in base.selected(&self.target_modules) {
+            if layers.binary_search(&site).is_err() {
+                return Err(Finding::new(file, format!("tensor {:?}", site.factor_name('A')))
+                    .expected("a tensor of this name, by target_modules")
+                    .found("nothing")
+                    .mismatch());
             }
         }
         Ok(())
@@ -236,7 +233,7 @@ impl BankConfig {
 
 /// Checks that factors of rank `r` are no larger than the largest linear layer of `base`.
 pub(crate) fn check_rank(path: &Path, prefix: &str, r: usize, base: &ModelConfig) -> Result<()> {
-    let widest = Module::ALL.into_iter().map(|module| module.shape(base)).map(|(d_out, d_in)| d_out.max(d_in)).max();
+    let widest = base.linears().iter().map(|linear| linear.d_out.max(linear.d_in)).max();
     match widest {
         Some(widest) if r > widest => Err(Finding::new(path, format!("{prefix}r"))
             .expected(format_args!("at most {widest}, the width of the base's widest linear layer"))
@@ -248,9 +245,9 @@ pub(crate) fn check_rank(path: &Path, prefix: &str, r: usize, base: &ModelConfig
 
 /// The number of values in the weights of `base`, without biases and norms.
 fn base_values(base: &ModelConfig) -> u128 {
-    let matrix = |(rows, cols): (usize, usize)| rows as u128 * cols as u128;
-    let layer: u128 = Module::ALL.into_iter().map(|module| matrix(module.shape(base))).sum();
-    layer * base.num_hidden_layers as u128 + matrix((base.vocab_size, base.hidden_size))
+    let matrix = |rows: usize, cols: usize| rows as u128 * cols as u128;
+    let layers: u128 = base.linears().iter().map(|linear| matrix(linear.d_out, linear.d_in)).sum();
+    layers + matrix(base.vocab_size, base.hidden_size)
 }
 
 /// Fills `{instruction}` and `{prompt}` into `template`. Placeholders inside the filled-in texts are not replaced.

@@ -261,9 +261,9 @@ impl<'a> Demo<'a> {
     fn bake_all(&self, baked: &[Vec<Vec<f32>>]) -> Result<Vec<PathBuf>> {
         let mut folders = Vec::new();
         for (i, alphas) in baked.iter().enumerate() {
-            let changes = [self.bank.changes(alphas)];
-            let plan =
-                with_adapters(&Base::of(&self.folder), self.folder.rounded(), &changes, &Weights::new([1.0]))?.plan;
+            let base = Base::of(&self.folder);
+            let changes = [self.bank.changes(alphas, &base, &self.folder.config)];
+            let plan = with_adapters(&base, self.folder.rounded(), &changes, &Weights::new([1.0]))?.plan;
             let folder = self.dir.join(format!("baked-{i}"));
             self.folder.output(plan.clone())?.write(&Destination::new(&folder), &|_| ())?;
             if i < AS_GGUF {

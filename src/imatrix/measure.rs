@@ -13,9 +13,9 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use super::{Measurement, Sums};
-use crate::arch::{LinearLayer, ModelConfig, Module};
+use crate::arch::{LinearLayer, ModelConfig};
 use crate::error::{Finding, IoContext, Result};
-use crate::model::{Batch, Hook, LanguageModel, Sequence};
+use crate::model::{Batch, ExpertMatrix, Hook, LanguageModel, Sequence};
 
 /// Memory for hidden states and masks of the chunks that go through the layers together, in bytes.
 const MAX_STATE_BYTES: usize = 512 << 20;
@@ -72,8 +72,8 @@ pub fn measure(
     let chunks = chunks(base, text, dataset, settings)?;
     let mut sums = SquareSums {
         path: base.decoder.weights().path(),
-        layers: vec![Default::default(); config.num_hidden_layers],
-        output: Vec::new(),
+        experts: config.experts(),
+        entries: BTreeMap::new(),
         done: 0,
         total: (chunks.len() * config.num_hidden_layers) as u64,
         progress,
@@ -82,8 +82,7 @@ pub fn measure(
         let batches: Vec<Batch> = group.iter().map(|ids| batch(ids)).collect();
         for hidden in base.decoder.hidden_by_layer(&batches, &mut sums)? {
             if settings.process_output && !config.tie_word_embeddings {
-                add_squares(&mut sums.output, &hidden)?;
-                sums.check(OUTPUT, &sums.output)?;
+                sums.add(OUTPUT, &hidden)?;
             }
         }
     }
@@ -100,10 +99,13 @@ pub fn planned(base: &LanguageModel, text: &str, dataset: &Path, settings: &Sett
     let chunks = chunks(base, text, dataset, settings)?;
     let count = chunks.len() as u64 * u64::from(settings.chunk_size);
     let zeros = |columns: usize| Sums { squares: vec![0.0; columns], counts: vec![count] };
-    let layers =
-        (0..config.num_hidden_layers).flat_map(|layer| Module::ALL.map(|module| LinearLayer { layer, module }));
+    let linears = config.linears().iter().filter(|linear| !linear.site.module.is_of_latent());
     let mut entries: BTreeMap<String, Sums> =
-        layers.map(|linear| (linear.gguf_name(), zeros(linear.module.shape(config).1))).collect();
+        linears.map(|linear| (linear.site.gguf_name(), zeros(linear.d_in))).collect();
+    for (name, experts, columns) in config.expert_inputs()? {
+        // How many tokens an expert gets is known afterwards.
+        entries.insert(name, Sums { squares: vec![0.0; experts * columns], counts: vec![count; experts] });
+    }
     if settings.process_output && !config.tie_word_embeddings {
         entries.insert(OUTPUT.to_owned(), zeros(config.hidden_size));
     }
@@ -158,12 +160,21 @@ fn group_len(config: &ModelConfig, chunk_size: u32) -> usize {
     (MAX_STATE_BYTES / numbers.saturating_mul(4).max(1)).max(1)
 }
 
-/// A hook that sums squares by layer and linear layer, and adds nothing to the outputs.
+/// Sums over the inputs of one weight, of several for a stack of experts.
+#[derive(Default)]
+struct Entry {
+    squares: Vec<f64>,
+    /// The tokens of each matrix; for linear layers outside experts, all tokens are counted at the end.
+    counts: Vec<u64>,
+}
+
+/// A hook that sums squares by weight, and adds nothing to the outputs.
 struct SquareSums<'a> {
     /// The model's path, for messages.
     path: &'a Path,
-    layers: Vec<[Vec<f64>; Module::ALL.len()]>,
-    output: Vec<f64>,
+    /// The number of experts in a layer with experts.
+    experts: usize,
+    entries: BTreeMap<String, Entry>,
     done: u64,
     total: u64,
     progress: &'a dyn Fn(u64, u64),
@@ -172,41 +183,82 @@ struct SquareSums<'a> {
 impl SquareSums<'_> {
     /// The sums as entries, over `count` tokens.
     fn entries(self, count: u64) -> BTreeMap<String, Sums> {
-        let layers = self.layers.into_iter().enumerate().flat_map(|(layer, modules)| {
-            let names = Module::ALL.map(|module| LinearLayer { layer, module }.gguf_name());
-            names.into_iter().zip(modules)
-        });
-        let entries = layers.chain([(OUTPUT.to_owned(), self.output)]).filter(|(_, squares)| !squares.is_empty());
         let rounded = |squares: Vec<f64>| squares.into_iter().map(|sum| sum as f32).collect();
-        entries.map(|(name, squares)| (name, Sums { squares: rounded(squares), counts: vec![count] })).collect()
+        let sums = |entry: Entry| Sums {
+            squares: rounded(entry.squares),
+            counts: if entry.counts.is_empty() { vec![count] } else { entry.counts },
+        };
+        self.entries.into_iter().map(|(name, entry)| (name, sums(entry))).collect()
     }
 
-    /// Refuses sums that aren't finite, at the first place where they occur.
-    fn check(&self, name: &str, squares: &[f64]) -> Result<()> {
-        let Some(place) = squares.iter().position(|sum| !(*sum as f32).is_finite()) else { return Ok(()) };
-        let finding = Finding::new(self.path, format!("activations entering {name:?}")).expected("finite numbers");
-        let found = format_args!("a sum of squares of {} in column {place}", squares[place] as f32).to_string();
-        Err(finding.found(found).not_finite())
+    /// Adds the inputs `x` of a weight.
+    fn add(&mut self, name: &str, x: &Tensor) -> Result<()> {
+        let entry = self.entries.entry(name.to_owned()).or_default();
+        add_squares(&mut entry.squares, x)?;
+        check(self.path, name, &entry.squares)
     }
+}
+
+/// Refuses sums that aren't finite, at the first place where they occur.
+fn check(path: &Path, name: &str, squares: &[f64]) -> Result<()> {
+    let Some(place) = squares.iter().position(|sum| !(*sum as f32).is_finite()) else { return Ok(()) };
+    let finding = Finding::new(path, format!("activations entering {name:?}")).expected("finite numbers");
+    let found = format_args!("a sum of squares of {} in column {place}", squares[place] as f32).to_string();
+    Err(finding.found(found).not_finite())
+}
+
+/// The names of the weights in layer `layer` that have the inputs of a matrix of experts.
+fn expert_names(layer: usize, matrix: ExpertMatrix) -> Vec<String> {
+    let names: &[&str] = match matrix {
+        ExpertMatrix::Router => &["ffn_gate_inp"],
+        ExpertMatrix::Inner => &["ffn_gate_exps", "ffn_up_exps"],
+        ExpertMatrix::Down => &["ffn_down_exps"],
+    };
+    names.iter().map(|name| format!("blk.{layer}.{name}.weight")).collect()
 }
 
 impl Hook for SquareSums<'_> {
     fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
-        add_squares(&mut self.layers[site.layer][site.module as usize], x)?;
-        self.check(&site.gguf_name(), &self.layers[site.layer][site.module as usize])?;
-        if site.module == Module::Down {
-            self.done += 1;
-            (self.progress)(self.done, self.total);
+        // llama.cpp computes with two weights in place of this one.
+        if !site.module.is_of_latent() {
+            self.add(&site.gguf_name(), x)?;
         }
         Ok(None)
+    }
+
+    fn expert(&mut self, layer: usize, matrix: ExpertMatrix, expert: usize, x: &Tensor) -> Result<()> {
+        if matrix == ExpertMatrix::Router {
+            return self.add(&expert_names(layer, matrix)[0], x);
+        }
+        let (tokens, columns) = x.dims2()?;
+        for name in expert_names(layer, matrix) {
+            let entry = self.entries.entry(name.clone()).or_default();
+            entry.squares.resize(self.experts * columns, 0.0);
+            entry.counts.resize(self.experts, 0);
+            entry.counts[expert] += tokens as u64;
+            let squares = &mut entry.squares[expert * columns..(expert + 1) * columns];
+            add_to(squares, x)?;
+            check(self.path, &name, squares)?;
+        }
+        Ok(())
+    }
+
+    fn after_layer(&mut self, _layer: usize) -> Result<()> {
+        self.done += 1;
+        (self.progress)(self.done, self.total);
+        Ok(())
     }
 }
 
 /// Adds the squares of `x`, `[.., d]`, to the sums of columns.
 fn add_squares(sums: &mut Vec<f64>, x: &Tensor) -> Result<()> {
-    let columns = x.dims().last().copied().unwrap_or(1);
-    sums.resize(columns, 0.0);
-    for row in x.flatten_all()?.to_vec1::<f32>()?.chunks_exact(columns.max(1)) {
+    sums.resize(x.dims().last().copied().unwrap_or(1), 0.0);
+    add_to(sums, x)
+}
+
+/// As [`add_squares`], for as many sums as there are columns.
+fn add_to(sums: &mut [f64], x: &Tensor) -> Result<()> {
+    for row in x.flatten_all()?.to_vec1::<f32>()?.chunks_exact(sums.len().max(1)) {
         for (sum, value) in sums.iter_mut().zip(row) {
             *sum += f64::from(*value) * f64::from(*value);
         }

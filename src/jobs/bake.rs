@@ -146,7 +146,9 @@ pub fn bake(settings: &BakeSettings) -> Result<Baked> {
     let routes = route(&decoder, &bank, &encoder, &request, settings.routing)?;
     let alphas = routes.mean();
     let base = Base::of(&folder);
-    let plan = with_adapters(&base, folder.rounded(), &[bank.changes(&alphas)], &Shares::new([1.0]))?.plan;
+    let plan =
+        with_adapters(&base, folder.rounded(), &[bank.changes(&alphas, &base, &folder.config)], &Shares::new([1.0]))?
+            .plan;
     let mut output = match settings.output.kind() {
         OutputKind::Lora => bank.static_lora(&alphas).output(),
         _ => settings.output.model(&folder, &plan)?,

@@ -1,16 +1,21 @@
-//! The decoder: Llama, Mistral, Qwen2 and Qwen3 are one computation with options.
+//! The decoder: all families that run are one computation with switches, which `arch::computation` takes from the
+//! family's file.
 //!
-//! Reference: transformers `models/{llama,mistral,qwen2,qwen3}/modeling_*.py`, eager attention.
+//! Reference: transformers `models/*/modeling_*.py`, each family's class with eager attention.
 
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::attention::{Angles, Attention, normed};
+use super::feed_forward::{ExpertMatrix, feed_forward};
 use super::hooks::Hook;
-use super::ops::{self, Heads, Sight};
-use super::weights::{Layer, ModelWeights};
+use super::layer::{Layer, LinearWeights, NormWeights};
+use super::ops::{self, LogitForm, Sight};
+use super::weights::ModelWeights;
 use super::{Batch, Residence, Sequence};
-use crate::arch::{HfFolder, LinearLayer, ModelConfig, Module};
+use crate::arch::computation::Computation;
+use crate::arch::{HfFolder, ModelConfig};
 use crate::error::{Finding, Result};
 
 /// The number of tokens that a text may have even if the model's context is larger.
@@ -19,7 +24,6 @@ const MAX_TOKENS: usize = 4096;
 /// A decoder-only language model.
 pub struct Decoder {
     weights: ModelWeights,
-    frequencies: Vec<f32>,
 }
 
 /// Cached keys and values of earlier tokens.
@@ -35,9 +39,8 @@ pub struct KvCache {
 struct Pass {
     rows: usize,
     width: usize,
-    /// The angles of all positions, `[B, T, head_dim / 2]`.
-    cos: Tensor,
-    sin: Tensor,
+    /// The angles of all positions, by the numbers of the config's rotary embeddings.
+    angles: Vec<Angles>,
     /// Who sees whom, by window.
     sights: Vec<Arc<Sight>>,
 }
@@ -45,9 +48,7 @@ struct Pass {
 impl Decoder {
     /// Makes a decoder with these weights.
     pub fn new(weights: ModelWeights) -> Self {
-        let config = weights.config();
-        let frequencies = config.rope.frequencies(config.head_dim);
-        Self { weights, frequencies }
+        Self { weights }
     }
 
     /// Opens the model of a Hugging Face folder.
@@ -136,13 +137,51 @@ impl Decoder {
 
     /// Computes input embeddings, `[B, T, hidden_size]`.
     fn embedded(&self, batch: &Batch) -> Result<Tensor> {
-        let shape = (batch.rows(), batch.width(), self.config().hidden_size);
-        Ok(self.weights.embed(&batch.ids)?.reshape(shape)?)
+        let computation = self.computation();
+        let mut x = self.weights.embed(&batch.ids)?;
+        if computation.embed_scale != 1.0 {
+            x = (x * computation.embed_scale)?;
+        }
+        if let Some(table) = self.weights.positions() {
+            let most = table.dim(0)? as u32;
+            if let Some(position) = batch.positions.iter().find(|position| **position >= most) {
+                return Err(Finding::new(self.weights.path(), "prompt")
+                    .expected(format_args!("at most {most} tokens, for which the model has positions"))
+                    .found(position + 1)
+                    .mismatch());
+            }
+            x = (x + table.index_select(&Tensor::new(batch.positions.as_slice(), self.weights.device())?, 0)?)?;
+        }
+        let x = self.after(&x, self.weights.embedding_norm())?;
+        Ok(x.reshape((batch.rows(), batch.width(), self.config().hidden_size))?)
+    }
+
+    fn computation(&self) -> &Computation {
+        &self.config().computation
     }
 
     /// Applies the final norm.
     fn normed(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm_times(x, self.weights.norm(), self.config().rms_norm_eps)?)
+        self.after(x, self.weights.last_norm())
+    }
+
+    /// `x` after a norm, if there is one.
+    fn after(&self, x: &Tensor, norm: Option<&NormWeights>) -> Result<Tensor> {
+        Ok(match norm {
+            Some(norm) => normed(x, norm, self.computation())?,
+            None => x.clone(),
+        })
+    }
+
+    /// What is done to the products with the head.
+    fn logit_form(&self) -> LogitForm {
+        let computation = self.computation();
+        let (_, bias) = self.weights.head();
+        LogitForm {
+            bias: bias.cloned(),
+            scale: computation.logit_scale as f32,
+            softcap: computation.logit_softcap.map(|limit| limit as f32),
+        }
     }
 
     /// Logits at selected tokens, `[places.len(), vocab_size]`: `hidden` is `[B, T, hidden_size]`, `places` are indices
@@ -151,7 +190,8 @@ impl Decoder {
     /// # Errors
     /// A failed computation.
     pub fn logits_at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor> {
-        Ok(ops::frozen_linear(&self.at(hidden, places)?, self.weights.head(), None)?)
+        let (head, _) = self.weights.head();
+        Ok(self.logit_form().of(&ops::frozen_linear(&self.at(hidden, places)?, head, None)?)?)
     }
 
     /// The sum of -log p of `targets`, `[]`, which are predicted at `places`; as in [`Decoder::logits_at`]. Gradients are
@@ -160,7 +200,8 @@ impl Decoder {
     /// # Errors
     /// A failed computation.
     pub fn loss_at(&self, hidden: &Tensor, places: &[u32], targets: &[u32], with_gradient: bool) -> Result<Tensor> {
-        Ok(ops::cross_entropy(&self.at(hidden, places)?, self.weights.head(), targets, with_gradient)?)
+        let (head, _) = self.weights.head();
+        Ok(ops::cross_entropy(&self.at(hidden, places)?, head, &self.logit_form(), targets, with_gradient)?)
     }
 
     fn at(&self, hidden: &Tensor, places: &[u32]) -> Result<Tensor> {
@@ -171,16 +212,25 @@ impl Decoder {
     fn pass(&self, batch: &Batch, keys: &[Vec<u32>]) -> Result<Pass> {
         let (rows, width) = (batch.rows(), batch.width());
         let device = self.weights.device();
-        let angles: Vec<f32> =
-            batch.positions.iter().flat_map(|p| self.frequencies.iter().map(move |f| *p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (rows, width, self.frequencies.len()), device)?;
-        let mut windows = self.config().sliding_window.clone();
+        let length = batch.positions.iter().max().map_or(0, |position| *position as usize + 1);
+        let angles = self.computation().ropes.iter().map(|rope| -> Result<Angles> {
+            let frequencies = rope.frequencies(length);
+            let of_position =
+                |position: &u32| frequencies.iter().map(move |f| *position as f32 * f).collect::<Vec<_>>();
+            let angles: Vec<f32> = batch.positions.iter().flat_map(of_position).collect();
+            let angles = Tensor::from_vec(angles, (rows, width, frequencies.len()), device)?;
+            let factor = f64::from(rope.attention_factor());
+            let scaled = |x: Tensor| if factor == 1.0 { Ok(x) } else { x * factor };
+            Ok(Angles { cos: scaled(angles.cos()?)?, sin: scaled(angles.sin()?)? })
+        });
+        let angles = angles.collect::<Result<_>>()?;
+        let mut windows: Vec<Option<usize>> = self.computation().layers.iter().map(|layer| layer.window).collect();
         windows.sort();
         windows.dedup();
         let keys = keys.concat();
         let sight = |window| Arc::new(Sight { queries: batch.positions.clone(), keys: keys.clone(), window });
         let sights = windows.into_iter().map(sight).collect();
-        Ok(Pass { rows, width, cos: angles.cos()?, sin: angles.sin()?, sights })
+        Ok(Pass { rows, width, angles, sights })
     }
 
     fn layer(
@@ -192,28 +242,39 @@ impl Decoder {
         cache: Option<&mut KvCache>,
         hook: &mut dyn Hook,
     ) -> Result<Tensor> {
-        let eps = self.config().rms_norm_eps;
-        let mut linear = |module: Module, x: &Tensor| -> Result<Tensor> {
-            let (weight, bias) = &layer.linears[&module];
-            let site = LinearLayer { layer: index, module };
-            if let Some((a, b, scale)) = hook.low_rank(site) {
-                return Ok(ops::low_rank_linear(x, weight, bias.as_ref(), (&a, &b, scale))?);
-            }
-            let y = ops::frozen_linear(x, weight, bias.as_ref())?;
-            match hook.delta(site, x)? {
-                Some(delta) => Ok((y + delta)?),
-                None => Ok(y),
-            }
+        debug_assert_eq!(x.dims()[..2], [pass.rows, pass.width]);
+        let computation = self.computation();
+        let first = self.after(x, layer.attention_norm.as_ref())?;
+        let attended = self.attention(index, layer, &first, pass, cache, hook)?;
+        let attended = self.after(&attended, layer.after_attention.as_ref())?;
+        let add = |x: &Tensor, y: Tensor| match computation.residual_scale {
+            1.0 => x + y,
+            scale => x + (y * scale)?,
         };
-        let normed = ops::rms_norm_times(x, &layer.input_norm, eps)?;
-        let attended = self.attention(index, layer, &normed, pass, cache, &mut linear)?;
-        let x = (x + linear(Module::O, &attended)?)?;
-        let normed = ops::rms_norm_times(&x, &layer.post_attention_norm, eps)?;
-        let (gate, up) = (linear(Module::Gate, &normed)?, linear(Module::Up, &normed)?);
-        Ok((x + linear(Module::Down, &ops::swiglu(&gate, &up)?)?)?)
+        let start = if computation.adds_to_normed { &first } else { x };
+        let added = add(start, attended)?;
+        // A parallel layer's feed-forward block starts from the layer's input, too.
+        let second = match (&layer.feed_forward_norm, computation.is_parallel) {
+            (Some(norm), true) => normed(x, norm, computation)?,
+            (None, true) => first.clone(),
+            (norm, false) => self.after(&added, norm.as_ref())?,
+        };
+        let hook = std::cell::RefCell::new(hook);
+        let fed = feed_forward(
+            &layer.feed_forward,
+            &second,
+            layer.activation,
+            computation,
+            &mut |linear, x| apply(&mut **hook.borrow_mut(), linear, x),
+            &mut |matrix: ExpertMatrix, expert, x| hook.borrow_mut().expert(index, matrix, expert, x),
+        )?;
+        let fed = self.after(&fed, layer.after_feed_forward.as_ref())?;
+        let x = add(if computation.adds_to_normed { &second } else { &added }, fed)?;
+        hook.borrow_mut().after_layer(index)?;
+        Ok(x)
     }
 
-    /// Grouped-query attention, without the output projection: `[B, T, heads * head_dim]`.
+    /// The attention block of normed states `x`.
     fn attention(
         &self,
         index: usize,
@@ -221,36 +282,44 @@ impl Decoder {
         x: &Tensor,
         pass: &Pass,
         cache: Option<&mut KvCache>,
-        linear: &mut dyn FnMut(Module, &Tensor) -> Result<Tensor>,
+        hook: &mut dyn Hook,
     ) -> Result<Tensor> {
-        let config = self.config();
-        let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let (rows, width) = (pass.rows, pass.width);
-        let mut project = |module: Module, heads: usize, norm: Option<&Tensor>| -> Result<Tensor> {
-            let y = linear(module, x)?.reshape((rows, width, heads, d))?;
-            Ok(match norm {
-                Some(norm) => ops::rms_norm_times(&y, norm, config.rms_norm_eps)?,
-                None => y,
-            })
+        let of_layer = self.computation().layers[index];
+        let attention = Attention {
+            config: self.config(),
+            layer: of_layer,
+            angles: of_layer.rope.map(|number| &pass.angles[number]),
+            q_norm: layer.q_norm.as_ref(),
+            k_norm: layer.k_norm.as_ref(),
         };
-        let rotated = |x: Tensor| ops::rope(&x, &pass.cos, &pass.sin)?.reshape((rows, width, ()));
-        let q = rotated(project(Module::Q, heads, layer.q_norm.as_ref())?)?;
-        let mut k = rotated(project(Module::K, kv_heads, layer.k_norm.as_ref())?)?;
-        let mut v = project(Module::V, kv_heads, None)?.reshape((rows, width, kv_heads * d))?;
+        let mut qkv = attention.qkv(&layer.qkv, x, &mut |linear, x| apply(hook, linear, x))?;
         if let Some(cache) = cache {
+            let [_, k, v] = &mut qkv;
             if let Some((old_k, old_v)) = cache.layers.get(index) {
-                (k, v) = (Tensor::cat(&[old_k, &k], 1)?, Tensor::cat(&[old_v, &v], 1)?);
+                (*k, *v) = (Tensor::cat(&[old_k, k], 1)?, Tensor::cat(&[old_v, v], 1)?);
                 cache.layers[index] = (k.clone(), v.clone());
             } else {
                 cache.layers.push((k.clone(), v.clone()));
             }
         }
-        let window = config.sliding_window[index];
-        let Some(sight) = pass.sights.iter().find(|sight| sight.window == window) else {
+        let Some(sight) = pass.sights.iter().find(|sight| sight.window == of_layer.window) else {
             unreachable!("a pass has every window of the config")
         };
-        let scale = 1.0 / (d as f32).sqrt();
-        Ok(ops::attention(&q, &k, &v, Heads { count: heads, of_keys: kv_heads, width: d, scale }, sight)?)
+        let mixed = attention.mixed(&qkv, layer.sinks.as_ref(), sight)?;
+        apply(hook, &layer.o, &mixed)
+    }
+}
+
+/// Applies a linear layer with what the hook adds to it.
+fn apply(hook: &mut dyn Hook, linear: &LinearWeights, x: &Tensor) -> Result<Tensor> {
+    let LinearWeights { site, weight, bias } = linear;
+    if let Some((a, b, scale)) = hook.low_rank(*site) {
+        return Ok(ops::low_rank_linear(x, weight, bias.as_ref(), (&a, &b, scale))?);
+    }
+    let y = ops::frozen_linear(x, weight, bias.as_ref())?;
+    match hook.delta(*site, x)? {
+        Some(delta) => Ok((y + delta)?),
+        None => Ok(y),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor, Var};
 
-use super::Batch;
+use super::{Batch, ExpertMatrix};
 use crate::adapter::{HostTensor, LinearUpdates, Tensors, adapted_layers};
 use crate::arch::LinearLayer;
 use crate::error::Result;
@@ -16,7 +16,25 @@ pub trait Hook {
     ///
     /// # Errors
     /// Those of the computation.
-    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>>;
+    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// Sees the inputs of a matrix of an expert, `[n, d_in]`, in a layer with experts.
+    ///
+    /// # Errors
+    /// Those of the computation.
+    fn expert(&mut self, _layer: usize, _matrix: ExpertMatrix, _expert: usize, _x: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
+    /// Is called after every layer.
+    ///
+    /// # Errors
+    /// Those of the computation.
+    fn after_layer(&mut self, _layer: usize) -> Result<()> {
+        Ok(())
+    }
 
     /// `A` `[rank, d_in]`, `B` `[d_out, rank]` and the scale of a low-rank update of `site`, for hooks that add nothing
     /// else there. Then [`Hook::delta`] isn't asked.
@@ -36,11 +54,7 @@ pub trait Hook {
 /// The base model alone.
 pub struct NoAdapter;
 
-impl Hook for NoAdapter {
-    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-}
+impl Hook for NoAdapter {}
 
 /// An adapter's tensors on a device, including the factors of linear layers.
 ///
@@ -133,10 +147,6 @@ impl LoadedUpdates {
 }
 
 impl Hook for &LoadedUpdates {
-    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-
     fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
         self.0.get(&site).cloned()
     }
@@ -152,10 +162,6 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
 pub struct LoraHook<'a>(pub &'a LoadedAdapter);
 
 impl Hook for LoraHook<'_> {
-    fn delta(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<Tensor>> {
-        Ok(None)
-    }
-
     fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
         self.0.factors(site).map(|(a, b)| (a.clone(), b.clone(), self.0.scale()))
     }

@@ -1,9 +1,12 @@
 //! Decoders in candle, with hooks for adapters, and a correct backward pass for every operation.
 
+mod attention;
 mod batch;
 mod decoder;
+mod feed_forward;
 mod generate;
 pub(crate) mod hooks;
+mod layer;
 mod open;
 pub(crate) mod ops;
 mod sentence;
@@ -12,6 +15,7 @@ mod weights;
 
 pub use batch::{Batch, Sequence};
 pub use decoder::{Decoder, KvCache};
+pub use feed_forward::ExpertMatrix;
 pub use generate::{Generation, greedy, prompt_logits};
 pub use hooks::{Hook, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter};
 pub use open::LanguageModel;

@@ -128,7 +128,7 @@ impl SentenceEncoder {
 
     fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (&self.tensors[&format!("{name}.weight")], &self.tensors[&format!("{name}.bias")]);
-        Ok(ops::frozen_linear(x, &FrozenMatrix::Held(weight.clone()), Some(bias))?)
+        Ok(ops::frozen_linear(x, &FrozenMatrix::held(weight.clone()), Some(bias))?)
     }
 
     fn layer_norm(&self, name: &str, x: &Tensor) -> Result<Tensor> {

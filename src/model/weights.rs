@@ -2,14 +2,17 @@
 //! runs.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use super::layer::{Layer, LayerReader, NormWeights, Parts};
 use super::ops::FrozenMatrix;
-use crate::arch::{LinearLayer, ModelConfig, Module, check_tensors};
+use crate::arch::ModelConfig;
+use crate::arch::layout::{ByName, Found, Needed, needed};
+use crate::arch::params::Params;
+use crate::arch::parts::Part;
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -25,33 +28,34 @@ pub enum Residence {
     Mapped,
 }
 
-/// One decoder layer's weights, in f32.
-#[derive(Clone)]
-pub(super) struct Layer {
-    pub(super) linears: HashMap<Module, (FrozenMatrix, Option<Tensor>)>,
-    pub(super) input_norm: Tensor,
-    pub(super) post_attention_norm: Tensor,
-    /// The norm of queries over each head's dimensions, if the architecture has one.
-    pub(super) q_norm: Option<Tensor>,
-    pub(super) k_norm: Option<Tensor>,
-}
-
 /// The weights of a decoder.
 pub struct ModelWeights {
     path: PathBuf,
     config: ModelConfig,
     device: Device,
-    tensors: HashMap<String, PlannedTensor>,
+    tensors: ByName,
+    /// The config, which knows the tensors.
+    params: Params,
+    /// What the tensors of each layer are to it, and those outside layers.
+    parts: Vec<Parts>,
+    outside: Parts,
     /// All layers; empty where each is read when it runs.
     layers: Vec<Layer>,
-    /// The input embeddings, if they are in memory.
-    embedding: Option<Tensor>,
-    /// The output head, `[vocab_size, hidden_size]`.
-    head: FrozenMatrix,
-    norm: Tensor,
+    ends: Ends,
 }
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
+/// What comes before and behind the layers.
+struct Ends {
+    /// The input embeddings, `[vocab_size, hidden_size]`.
+    embedding: FrozenMatrix,
+    /// Embeddings of positions, `[positions, hidden_size]`.
+    positions: Option<Tensor>,
+    embedding_norm: Option<NormWeights>,
+    norm: Option<NormWeights>,
+    /// The output head, `[vocab_size, hidden_size]`.
+    head: FrozenMatrix,
+    head_bias: Option<Tensor>,
+}
 
 impl ModelWeights {
     /// Opens the weights of `plan` for a decoder with `config`. Errors name `path`.
@@ -61,32 +65,63 @@ impl ModelWeights {
     /// [`crate::Error::NotFinite`]; [`crate::Error::Unsupported`] for a type that can't be decoded.
     pub fn open(path: &Path, config: &ModelConfig, plan: &Plan, residence: Residence, device: &Device) -> Result<Self> {
         plan.check()?;
-        check_tensors(path, config, plan)?;
-        let tensors: HashMap<_, _> = plan.tensors.iter().map(|t| (t.name.clone(), t.clone())).collect();
-        let head_name = if config.tie_word_embeddings { EMBEDDING } else { "lm_head.weight" };
+        let Found { needed: all, tensors, params } = needed(path, config, plan)?;
+        let mut parts: Vec<Parts> = (0..config.num_hidden_layers).map(|_| Parts::new()).collect();
+        let mut outside = Parts::new();
+        for needed in all {
+            let of = needed.slot.layer.map_or(&mut outside, |layer| &mut parts[layer]);
+            of.entry((needed.part, needed.is_bias())).or_insert(needed);
+        }
+        let none = FrozenMatrix::held(Tensor::zeros((1, 1), candle_core::DType::F32, device)?);
+        let ends = Ends {
+            embedding: none.clone(),
+            positions: None,
+            embedding_norm: None,
+            norm: None,
+            head: none,
+            head_bias: None,
+        };
         let mut weights = Self {
             path: path.to_owned(),
             config: config.clone(),
             device: device.clone(),
-            head: FrozenMatrix::Mapped(Arc::new(tensors[head_name].clone())),
             tensors,
+            params,
+            parts,
+            outside,
             layers: Vec::new(),
-            embedding: None,
-            norm: Tensor::zeros(1, candle_core::DType::F32, device)?,
+            ends,
         };
-        weights.norm = weights.load("model.norm.weight")?;
         let is_held = residence == Residence::Memory || !device.is_cpu();
+        weights.ends = weights.read_ends(is_held)?;
         if residence != Residence::Streamed {
             let layers = 0..config.num_hidden_layers;
-            weights.layers = layers.map(|index| weights.load_layer(index, is_held)).collect::<Result<_>>()?;
-        }
-        if is_held {
-            let embedding = weights.load(EMBEDDING)?;
-            let is_tied = config.tie_word_embeddings;
-            weights.head = FrozenMatrix::Held(if is_tied { embedding.clone() } else { weights.load(head_name)? });
-            weights.embedding = Some(embedding);
+            weights.layers = layers.map(|index| weights.read_layer(index, is_held)).collect::<Result<_>>()?;
         }
         Ok(weights)
+    }
+
+    fn read_ends(&self, is_held: bool) -> Result<Ends> {
+        let table = |part: Part| -> Result<FrozenMatrix> {
+            let needed = self.outside.get(&(part, false)).ok_or_else(|| {
+                let finding = Finding::new(&self.path, format!("{part:?}")).expected("a tensor for it");
+                finding.found("none").unsupported()
+            })?;
+            self.matrix(&needed.sources[0].name, is_held, false)
+        };
+        let values = |part: Part, is_bias: bool| {
+            self.outside.get(&(part, is_bias)).map(|needed| self.values_of(needed)).transpose()
+        };
+        let embedding = table(Part::Embedding)?;
+        let is_tied = self.config.tie_word_embeddings;
+        Ok(Ends {
+            positions: values(Part::Positions, false)?,
+            embedding_norm: self.norm_of(&self.outside, Part::EmbeddingNorm)?,
+            norm: self.norm_of(&self.outside, Part::LastNorm)?,
+            head: if is_tied { embedding.clone() } else { table(Part::Head)? },
+            head_bias: if is_tied { None } else { values(Part::Head, true)? },
+            embedding,
+        })
     }
 
     /// The device on which values are computed.
@@ -116,62 +151,105 @@ impl ModelWeights {
                 .hint("the tokenizer belongs to another model")
                 .mismatch());
         }
-        if let Some(embedding) = &self.embedding {
-            return Ok(embedding.index_select(&Tensor::new(ids, &self.device)?, 0)?);
-        }
-        let table = &self.tensors[EMBEDDING];
-        let mut rows = Vec::with_capacity(ids.len() * self.config.hidden_size);
-        for id in ids {
-            rows.extend(table.read_rows(*id as usize..*id as usize + 1)?);
-        }
-        Ok(Tensor::from_vec(rows, (ids.len(), self.config.hidden_size), &self.device)?)
+        self.ends.embedding.rows_at(ids, &self.device)
     }
 
-    /// The final norm's weight, `[hidden_size]`.
-    pub(super) fn norm(&self) -> &Tensor {
-        &self.norm
+    /// Embeddings of positions, `[positions, hidden_size]`, if the model has them.
+    pub(super) fn positions(&self) -> Option<&Tensor> {
+        self.ends.positions.as_ref()
+    }
+
+    /// The norm of the input embeddings, if there is one.
+    pub(super) fn embedding_norm(&self) -> Option<&NormWeights> {
+        self.ends.embedding_norm.as_ref()
+    }
+
+    /// The norm behind the last layer.
+    pub(super) fn last_norm(&self) -> Option<&NormWeights> {
+        self.ends.norm.as_ref()
     }
 
     /// The weights of layer `index`, read from the file if they are streamed.
     pub(super) fn layer(&self, index: usize) -> Result<Cow<'_, Layer>> {
         match self.layers.get(index) {
             Some(layer) => Ok(Cow::Borrowed(layer)),
-            None => self.load_layer(index, true).map(Cow::Owned),
+            None => self.read_layer(index, true).map(Cow::Owned),
         }
     }
 
     /// The output head.
-    pub(super) fn head(&self) -> &FrozenMatrix {
-        &self.head
-    }
-
-    fn load(&self, name: &str) -> Result<Tensor> {
-        let planned = &self.tensors[name];
-        let values = planned.read()?;
-        Ok(Tensor::from_vec(values, planned.shape.as_slice(), &self.device)?)
+    pub(super) fn head(&self) -> (&FrozenMatrix, Option<&Tensor>) {
+        (&self.ends.head, self.ends.head_bias.as_ref())
     }
 
     /// The weights of layer `index`: its matrices in memory if `is_held`, else in the file.
-    fn load_layer(&self, layer: usize, is_held: bool) -> Result<Layer> {
-        let optional = |name: String| self.tensors.contains_key(&name).then(|| self.load(&name)).transpose();
-        let matrix = |name: String| -> Result<FrozenMatrix> {
-            Ok(match is_held {
-                true => FrozenMatrix::Held(self.load(&name)?),
-                false => FrozenMatrix::Mapped(Arc::new(self.tensors[&name].clone())),
-            })
-        };
-        let mut linears = HashMap::new();
-        for module in Module::ALL {
-            let site = LinearLayer { layer, module };
-            linears.insert(module, (matrix(site.weight_name())?, optional(format!("{site}.bias"))?));
-        }
-        let norm = |name: &str| format!("model.layers.{layer}.{name}.weight");
-        Ok(Layer {
-            linears,
-            input_norm: self.load(&norm("input_layernorm"))?,
-            post_attention_norm: self.load(&norm("post_attention_layernorm"))?,
-            q_norm: optional(norm("self_attn.q_norm"))?,
-            k_norm: optional(norm("self_attn.k_norm"))?,
+    fn read_layer(&self, layer: usize, is_held: bool) -> Result<Layer> {
+        LayerReader { weights: self, parts: &self.parts[layer], layer, is_held }.layer()
+    }
+
+    /// The config, which knows the tensors.
+    pub(super) fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The tensor of this name in the family's file, which [`needed`] has found.
+    fn tensor(&self, name: &str) -> Result<&PlannedTensor> {
+        self.tensors.get(name).ok_or_else(|| {
+            let finding = Finding::new(&self.path, format!("tensor {name:?}")).expected("one of that name");
+            finding.found("none").mismatch()
         })
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor> {
+        let planned = self.tensor(name)?;
+        Ok(Tensor::from_vec(planned.read()?, planned.shape.as_slice(), &self.device)?)
+    }
+
+    /// A matrix, which the file has transposed if `is_turned`.
+    pub(super) fn matrix(&self, name: &str, is_held: bool, is_turned: bool) -> Result<FrozenMatrix> {
+        match (is_held, is_turned) {
+            (true, true) => Ok(FrozenMatrix::held(self.load(name)?.t()?.contiguous()?)),
+            (true, false) => Ok(FrozenMatrix::held(self.load(name)?)),
+            (false, _) => Ok(FrozenMatrix::mapped(Arc::new(self.tensor(name)?.clone()), is_turned)),
+        }
+    }
+
+    /// The matrices of a stack, each transposed if `is_turned`.
+    pub(super) fn stack(&self, name: &str, is_held: bool, is_turned: bool) -> Result<Vec<FrozenMatrix>> {
+        let planned = self.tensor(name)?;
+        let [count, rows, _] = planned.shape[..] else { return Ok(Vec::new()) };
+        if !is_held {
+            let planned = Arc::new(planned.clone());
+            let part = |number: usize| FrozenMatrix::part(&planned, number * rows..(number + 1) * rows, is_turned);
+            return Ok((0..count).map(part).collect());
+        }
+        let all = self.load(name)?;
+        let part = |number: usize| -> Result<FrozenMatrix> {
+            let matrix = all.get(number)?;
+            Ok(FrozenMatrix::held(if is_turned { matrix.t()?.contiguous()? } else { matrix }))
+        };
+        (0..count).map(part).collect()
+    }
+
+    /// The values of a small tensor, stacked where it is made of several.
+    pub(super) fn values_of(&self, needed: &Needed) -> Result<Tensor> {
+        let all: Vec<Tensor> = needed.sources.iter().map(|source| self.load(&source.name)).collect::<Result<_>>()?;
+        match &all[..] {
+            [one] => Ok(one.clone()),
+            all => Ok(Tensor::stack(all, 0)?),
+        }
+    }
+
+    /// A norm's weights, with what is added to them.
+    pub(super) fn norm_of(&self, parts: &Parts, part: Part) -> Result<Option<NormWeights>> {
+        let values = |is_bias: bool| parts.get(&(part, is_bias)).map(|needed| self.values_of(needed)).transpose();
+        let computation = &self.config.computation;
+        let Some(weight) = values(false)? else {
+            let is_there = matches!(part, Part::AttentionNorm | Part::FeedForwardNorm | Part::LastNorm);
+            return Ok((computation.has_bare_norms && is_there).then_some(NormWeights { weight: None, bias: None }));
+        };
+        let shift = f64::from(computation.norm_shift);
+        let weight = if shift == 0.0 { weight } else { (weight + shift)? };
+        Ok(Some(NormWeights { weight: Some(weight), bias: values(true)? }))
     }
 }

@@ -124,7 +124,7 @@ impl AdapterReport {
             report.layers.extend(layer);
         }
         // Linear layers of a decoder are in the order of the forward pass, others in that of the file.
-        let place = |name: &String| Module::from_name(name).map_or(Module::ALL.len(), |module| module as usize);
+        let place = |name: &String| Module::place_of(name).unwrap_or(usize::MAX);
         report.modules.sort_by_key(place);
         report.layers.sort_unstable();
         report.layers.dedup();

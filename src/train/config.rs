@@ -279,8 +279,8 @@ impl TrainConfig {
         if self.adapter.target_modules.is_empty() {
             return Err(finding("adapter.target_modules").expected("at least one module").found("none").mismatch());
         }
-        if let Some(module) = self.adapter.target_modules.iter().find(|m| crate::arch::Module::from_name(m).is_none()) {
-            let known = crate::arch::Module::ALL.map(crate::arch::Module::name).join(", ");
+        if let Some(module) = self.adapter.target_modules.iter().find(|m| !crate::arch::Module::is_target(m)) {
+            let known = crate::arch::Module::names().join(", ");
             return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
         }
         match self.kind {

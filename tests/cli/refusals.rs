@@ -90,7 +90,7 @@ fn bad_input_gets_one_line_and_leaves_nothing() {
         (
             "an unknown architecture",
             |p| edit(&p.base.join("config.json"), |c| c["architectures"] = json!(["FancyForCausalLM"])),
-            &["config.json: architectures: expected LlamaForCausalLM", "found FancyForCausalLM"],
+            &["config.json: architectures: expected a class that this version runs, found FancyForCausalLM"],
         ),
         (
             "a quantization that isn't named",

@@ -13,8 +13,19 @@ use atombank::model::{Decoder, Residence, Sequence};
 use atombank::source::Source;
 use candle_core::Device;
 
-pub const CASES: [&str; 6] =
-    ["llama-prompt", "llama-token", "llama-no-instruction", "llama-all-linear-rslora", "qwen2-prompt", "qwen3-prompt"];
+pub const CASES: [&str; 11] = [
+    "llama-prompt",
+    "llama-token",
+    "llama-no-instruction",
+    "llama-all-linear-rslora",
+    "qwen2-prompt",
+    "qwen3-prompt",
+    "gemma3-prompt",
+    "gpt2-prompt",
+    "olmo2-prompt",
+    "phi3-token",
+    "qwen3moe-token",
+];
 
 pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -22,7 +33,7 @@ pub fn fixtures() -> PathBuf {
 
 /// A case of fixtures/routing.
 pub struct Case {
-    pub name: &'static str,
+    pub name: String,
     pub folder: PathBuf,
     pub model: HfFolder,
     pub bank: AtomBank,
@@ -31,14 +42,14 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn open(name: &'static str) -> Self {
+    pub fn open(name: &str) -> Self {
         let folder = fixtures().join("routing").join(name);
         let model = HfFolder::open(&folder.join("model")).unwrap();
         let bank = AtomBank::open(&folder.join("adapter")).unwrap();
         bank.check_base(&model.config).unwrap();
         let json = serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
         let expected = read_tensors(&folder.join("expected.safetensors"));
-        Self { name, folder, model, bank, json, expected }
+        Self { name: name.to_owned(), folder, model, bank, json, expected }
     }
 
     pub fn decoder(&self, residence: Residence) -> Decoder {

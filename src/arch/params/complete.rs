@@ -10,6 +10,15 @@ use crate::arch::{Config, Family, INERT, language, registry};
 use crate::error::{Finding, Result};
 use crate::json::is_off;
 
+/// What a config is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::arch) enum Purpose {
+    /// To convert the model to GGUF, which can't say everything.
+    Convert,
+    /// To run it.
+    Run,
+}
+
 impl Params {
     /// Completes and checks `config`, which was read from the file at `path`.
     ///
@@ -20,6 +29,7 @@ impl Params {
         path: &Path,
         config: &Config,
         notes: &mut Vec<String>,
+        purpose: Purpose,
     ) -> Result<Self> {
         let mut unknown = Vec::new();
         let mut fields: Config = family.defaults.clone();
@@ -70,9 +80,9 @@ impl Params {
             tensors: Arc::default(),
             stored: None,
         };
-        params.set_fields()?;
+        params.set_fields(purpose)?;
         params.derive()?;
-        params.check_assumed(notes)?;
+        params.check_assumed(notes, purpose)?;
         params.read_rope()?;
         Ok(params)
     }
@@ -101,16 +111,18 @@ impl Params {
         Ok(())
     }
 
-    /// Replaces the fields that the family sets.
-    pub(super) fn set_fields(&mut self) -> Result<()> {
-        for (name, formula) in &self.family.sets {
+    /// Replaces the fields that the family sets. A model runs with its own value of a field that may have any.
+    pub(super) fn set_fields(&mut self, purpose: Purpose) -> Result<()> {
+        let family = self.family;
+        let is_own = |name: &String| purpose == Purpose::Run && family.runs_any.contains(name);
+        for (name, formula) in family.sets.iter().filter(|(name, _)| !is_own(name)) {
             let value = self.value_of(formula, None)?;
             self.fields.insert(name.clone(), value);
         }
         Ok(())
     }
 
-    fn check_assumed(&self, notes: &mut Vec<String>) -> Result<()> {
+    fn check_assumed(&self, notes: &mut Vec<String>, purpose: Purpose) -> Result<()> {
         for (what, when) in &self.family.refusals {
             if self.holds(Some(when), None)? {
                 let finding = Finding::new(self.folder(), "").expected("what this version can convert").found(what);
@@ -122,7 +134,8 @@ impl Params {
                 notes.push(text.clone());
             }
         }
-        for assumed in &self.family.assumed {
+        let is_run = |field: &String| purpose == Purpose::Run && self.family.runs_any.contains(field);
+        for assumed in self.family.assumed.iter().filter(|assumed| !is_run(&assumed.field)) {
             let value = self.fields.get(&assumed.field).unwrap_or(&Json::Null);
             // transformers has two names for this function.
             let value = if value == "swish" { &Json::from("silu") } else { value };

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
+pub(super) use complete::Purpose;
+
 use super::language::Function;
 use super::lookup::class_spelling;
 use super::{Config, Family, registry, wrapper};
@@ -39,7 +41,7 @@ pub(crate) struct Parts {
 }
 
 /// The completed config of a model whose class has a family.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Params {
     pub(crate) family: &'static Family,
     path: PathBuf,
@@ -130,7 +132,7 @@ impl Params {
         if named_class(config).is_none() {
             notes.push(format!("config.json names no class: read as {} by its model_type", family.class()));
         }
-        let mut params = Self::complete(family, path, config, notes)?;
+        let mut params = Self::complete(family, path, config, notes, Purpose::Convert)?;
         params.root = Some(root.clone());
         params.parts = parts;
         if !params.unknown.is_empty() {
@@ -152,7 +154,8 @@ impl Params {
         let named = inner.or_else(|| class(config));
         let Some(family) = named.and_then(|class| registry::projector_of(class, config)) else { return Ok(None) };
         // The fields of all parts are in this config, most of them in objects: none is checked.
-        let mut params = Self::complete(family, &folder.join("config.json"), config, &mut Vec::new())?;
+        let mut params =
+            Self::complete(family, &folder.join("config.json"), config, &mut Vec::new(), Purpose::Convert)?;
         for (name, value) in config {
             if !params.fields.contains_key(name) {
                 params.fields.insert(name.clone(), value.clone());
@@ -199,8 +202,19 @@ impl Params {
     /// # Errors
     /// [`crate::Error::Format`], naming the field.
     pub(super) fn refuse_nulls(&self) -> Result<()> {
-        const NULLABLE: [&str; 5] =
-            ["bos_token_id", "eos_token_id", "num_key_value_heads", "pretraining_tp", "sliding_window"];
+        const NULLABLE: [&str; 11] = [
+            "attn_logit_softcapping",
+            "bos_token_id",
+            "eos_token_id",
+            "final_logit_softcapping",
+            "n_group",
+            "num_key_value_heads",
+            "pad_token_id",
+            "pretraining_tp",
+            "q_lora_rank",
+            "sliding_window",
+            "topk_group",
+        ];
         let null = |&(name, default): &(&String, &Json)| {
             let has_value = !default.is_null() && default != "auto";
             has_value && self.given.get(name.as_str()).is_some_and(Json::is_null) && !NULLABLE.contains(&name.as_str())
@@ -229,13 +243,6 @@ impl Params {
         let Some(value) = self.get(names) else { return Ok(None) };
         let number = value.as_f64().filter(|v| v.is_finite());
         number.map(Some).ok_or_else(|| self.finding(names[0]).expected("a number").found(value).format())
-    }
-
-    /// The count in the first of these fields that has a value; counts go up to 2^31.
-    pub(crate) fn whole(&self, names: &[&str]) -> Result<Option<usize>> {
-        let Some(value) = self.get(names) else { return Ok(None) };
-        let count = value.as_u64().filter(|v| *v <= 1 << 31).map(|v| v as usize);
-        count.map(Some).ok_or_else(|| self.finding(names[0]).expected("a count up to 2^31").found(value).format())
     }
 
     /// A boolean, `default` where the config has none.
@@ -287,7 +294,7 @@ impl Params {
         let tensors = weights.map(spelled).collect();
         let mut params = self.with_tensors(tensors);
         if params.family.detect.is_some() {
-            params.set_fields()?;
+            params.set_fields(Purpose::Convert)?;
             params.derive()?;
             params.read_rope()?;
         }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::adapter::{HostTensor, LinearUpdates};
+use crate::adapter::{HostTensor, LinearUpdates, modules_and_layers};
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::bank::{AtomBank, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 use crate::error::{Finding, Result};
@@ -37,7 +37,7 @@ pub struct BankFit {
     pub relative_error: f64,
     /// How many rounds of alternating least squares were run.
     pub rounds: usize,
-    modules: Vec<Module>,
+    modules: Vec<String>,
     /// A, `[r, d_in]`, and B, `[d_out, r]`.
     factors: BTreeMap<LinearLayer, (Matrix, Matrix)>,
     atoms: Vec<Matrix>,
@@ -82,10 +82,9 @@ pub fn fit(loras: &[LinearUpdates], base: &ModelConfig, rank: Option<usize>) -> 
     }
 
     let acts = |module: Module| loras.iter().any(|lora| lora.layers().any(|site| site.module == module));
-    let modules: Vec<Module> = Module::ALL.into_iter().filter(|module| acts(*module)).collect();
-    let sites: Vec<LinearLayer> = (0..base.num_hidden_layers)
-        .flat_map(|layer| modules.iter().map(move |module| LinearLayer { layer, module: *module }))
-        .collect();
+    let sites: Vec<LinearLayer> =
+        base.linears().iter().map(|linear| linear.site).filter(|site| acts(site.module)).collect();
+    let (modules, _) = modules_and_layers(&sites);
     let cores: Vec<SiteCore> = sites.par_iter().map(|site| site::reduce(loras, *site, base).0).collect();
     let norms_sqr: Vec<f64> = (0..loras.len()).map(|i| cores.iter().map(|core| core.norm_sqr(i)).sum()).collect();
     let (model, errors, rounds) = best(&cores, &norms_sqr, rank);
@@ -160,7 +159,7 @@ impl BankFit {
             // The scale is 1, because the scale of each LoRA is in its atom.
             lora_alpha: r as f64,
             use_rslora: false,
-            target_modules: self.modules.iter().map(|module| module.name().to_owned()).collect(),
+            target_modules: self.modules,
             num_atoms: atoms,
             top_k: settings.top_k.unwrap_or(atoms),
             block_size: base.num_hidden_layers,

@@ -41,7 +41,7 @@ pub(super) struct Bases {
 /// The core of `site` and its bases. The bases are as large as the adapters themselves, so they are computed again when
 /// needed and not kept for all sites.
 pub(super) fn reduce(loras: &[LinearUpdates], site: LinearLayer, base: &ModelConfig) -> (SiteCore, Bases) {
-    let (d_out, d_in) = site.module.shape(base);
+    let (d_out, d_in) = base.linear(site).map_or((0, 0), |linear| (linear.d_out, linear.d_in));
     let (mut lefts, mut rights) = (Vec::new(), Vec::new());
     for lora in loras {
         let Some(update) = lora.get(site) else {

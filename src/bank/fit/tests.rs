@@ -10,8 +10,15 @@ use crate::checkpoint::Checkpoint;
 use crate::linalg::{Random, from_rows};
 
 fn base() -> ModelConfig {
+    deeper(0)
+}
+
+/// The demo's base with some layers more.
+fn deeper(layers: u64) -> ModelConfig {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/demo/base");
-    let json = Checkpoint::open(&folder).unwrap().config_json;
+    let mut json = Checkpoint::open(&folder).unwrap().config_json;
+    let count = json["num_hidden_layers"].as_u64().unwrap();
+    json["num_hidden_layers"] = (count + layers).into();
     ModelConfig::from_json(&folder.join("config.json"), &json).unwrap()
 }
 
@@ -19,7 +26,16 @@ fn random(rows: usize, cols: usize, random: &mut Random) -> Matrix {
     Matrix::from_fn(rows, cols, |_, _| f64::from(random.normal()))
 }
 
-const MODULES: [Module; 3] = [Module::Q, Module::V, Module::Down];
+/// Llama's modules for queries, values and down.
+fn modules() -> [Module; 3] {
+    ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
+        .map(|name| Module::of_path(&format!("model.layers.{{l}}.{name}")).unwrap())
+}
+
+fn size(base: &ModelConfig, site: LinearLayer) -> (usize, usize) {
+    let linear = base.linear(site).unwrap();
+    (linear.d_out, linear.d_in)
+}
 
 /// A LoRA with the given factors by site. Alpha and rslora depend on `number`; B is divided by the scale.
 fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Lora {
@@ -44,18 +60,18 @@ fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Lora
 fn loras(ranks: &[usize], common: Option<usize>, base: &ModelConfig, seed: u64) -> Vec<Lora> {
     let mut rng = Random::new(seed);
     let sites: Vec<LinearLayer> =
-        (0..base.num_hidden_layers).flat_map(|layer| MODULES.map(|module| LinearLayer { layer, module })).collect();
+        (0..base.num_hidden_layers).flat_map(|layer| modules().map(|module| LinearLayer { layer, module })).collect();
     let shared: Vec<(Matrix, Matrix)> = sites
         .iter()
         .map(|site| {
-            let ((d_out, d_in), r) = (site.module.shape(base), common.unwrap_or(1));
+            let ((d_out, d_in), r) = (size(base, *site), common.unwrap_or(1));
             (random(d_out, r, &mut rng), random(r, d_in, &mut rng))
         })
         .collect();
     let make = |(number, r): (usize, &usize)| {
         let atom = common.map(|common| (random(common, *r, &mut rng), random(*r, common, &mut rng)));
         let factors = sites.iter().zip(&shared).map(|(site, (left, right))| {
-            let (d_out, d_in) = site.module.shape(base);
+            let (d_out, d_in) = size(base, *site);
             let factors = match &atom {
                 Some((c_left, c_right)) => (c_right * right, left * c_left),
                 None => (random(*r, d_in, &mut rng), random(d_out, *r, &mut rng)),
@@ -153,7 +169,7 @@ fn noise_is_all_that_is_lost() {
 fn sites_that_a_lora_lacks_count_as_zero() {
     let base = base();
     let mut loras = loras(&[4, 4], Some(4), &base, 2);
-    let lacked = LinearLayer { layer: 1, module: Module::V };
+    let lacked = LinearLayer { layer: 1, module: modules()[1] };
     let norm = |lora: &Lora, site| {
         let (a, b) = lora.factors(site);
         let [b, a] = [b, a].map(|t| from_rows(t.shape[0], t.shape[1], &t.values));
@@ -201,7 +217,7 @@ fn what_makes_no_bank_is_refused() {
     let message = |loras: &[Lora], rank| fit(loras, &base, rank).err().unwrap().to_string();
     assert!(message(&some[..1], None).contains("LoRAs for a bank: expected two or more, found 1"));
     assert!(message(&some, Some(9)).contains("rank: expected 1 to 8, the sum of the LoRAs' ranks, found 9"));
-    let deep = ModelConfig { num_hidden_layers: base.num_hidden_layers + 1, ..base.clone() };
+    let deep = deeper(1);
     let other = [some[0].clone(), loras(&[4], Some(4), &deep, 0).remove(0)];
     assert!(message(&other, None).contains("this adapter belongs to another base model"));
 }

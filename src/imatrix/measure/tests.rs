@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 
 use super::*;
+use crate::arch::Module;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{ConvertOptions, OutType, to_gguf};
 use crate::imatrix::tests::saved;
@@ -201,13 +202,13 @@ fn large_chunks_go_one_by_one() {
 fn activations_that_are_not_finite_are_refused_where_they_are() {
     let mut sums = SquareSums {
         path: Path::new("m"),
-        layers: vec![Default::default(); 2],
-        output: Vec::new(),
+        experts: 0,
+        entries: BTreeMap::new(),
         done: 0,
         total: 0,
         progress: &|_, _| {},
     };
-    let site = LinearLayer { layer: 1, module: Module::Gate };
+    let site = LinearLayer { layer: 1, module: Module::of_path("model.layers.{l}.mlp.gate_proj").unwrap() };
     let mut message = |values: &[f32]| {
         let x = Tensor::from_slice(values, (1, 1, 2), &Device::Cpu).unwrap();
         sums.delta(site, &x).map(|_| ()).map_err(|error| error.to_string())

@@ -57,8 +57,23 @@ pub(crate) struct Heads {
     pub(crate) scale: f32,
 }
 
+/// What is done to the scores of queries and keys.
+#[derive(Clone, Default)]
+pub(crate) struct Scores {
+    /// `limit * tanh(score / limit)`
+    pub(crate) softcap: Option<f32>,
+    /// What each head's scores gain for every position of the key, `[heads]`. Compared with the loss for every token
+    /// between query and key, that is the same number more for all keys of a query, which the softmax takes away.
+    pub(crate) slopes: Option<Arc<[f32]>>,
+    /// A factor of these gains, which are rounded to bf16 before it is applied, as Falcon's are.
+    pub(crate) rounded_slopes: Option<f32>,
+    /// A score of each head that no key has, which takes its part of the softmax, `[heads]`.
+    pub(crate) sinks: Option<Arc<[f32]>>,
+}
+
 struct Attention {
     heads: Heads,
+    form: Scores,
     sight: Arc<Sight>,
     /// The logarithm of the sum of each query's exponentials, `[B * T * heads]`.
     sums: OnceLock<Vec<f32>>,
@@ -82,18 +97,62 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The scores of a block of queries with the keys of `span`, masked: minus infinity where a query doesn't see a key.
-fn scores(
-    out: &mut Vec<f32>,
-    q: Matrix,
-    keys: Matrix,
-    (queries, positions, window): (&[u32], &[u32], u32),
-    scale: f32,
-) {
-    let span = positions.len();
-    out.resize(queries.len() * span, 0.0);
+/// What one block of queries sees: positions of queries and keys, the window, and the head's form of scores.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    queries: &'a [u32],
+    keys: &'a [u32],
+    window: u32,
+    softcap: Option<f32>,
+    slope: Option<f32>,
+    rounded: Option<f32>,
+}
+
+impl Scores {
+    fn seen<'a>(&self, head: usize, (queries, keys, window): (&'a [u32], &'a [u32], u32)) -> Seen<'a> {
+        let slope = self.slopes.as_ref().and_then(|slopes| slopes.get(head)).copied();
+        Seen { queries, keys, window, softcap: self.softcap, slope, rounded: self.rounded_slopes }
+    }
+}
+
+/// What a head's score gains by the position of the key.
+fn gain(slope: f32, rounded: Option<f32>, key: u32) -> f32 {
+    // Padding is masked later.
+    let key = if key == NEVER { 0.0 } else { key as f32 };
+    let round = |value: f32| half::bf16::from_f32(value).to_f32();
+    rounded.map_or(slope * key, |factor| round(round(slope) * round(key)) * factor)
+}
+
+/// The scores of a block of queries with the keys that they may see, masked: minus infinity where a query doesn't see a
+/// key. `slopes_of_limit` gets the slope of each score's limit, where there is one.
+fn scores(out: &mut Vec<f32>, slopes_of_limit: &mut Vec<f32>, q: Matrix, keys: Matrix, seen: Seen, scale: f32) {
+    let span = seen.keys.len();
+    out.resize(seen.queries.len() * span, 0.0);
     multiply_alone(out, span, q, keys.transposed(), scale, false);
-    mask(out, queries, positions, window);
+    if let Some(limit) = seen.softcap {
+        slopes_of_limit.resize(out.len(), 0.0);
+        for (score, slope) in out.iter_mut().zip(slopes_of_limit) {
+            // tanh(x) = 1 - 2 / (e^2x + 1)
+            let share = 1.0 - 2.0 / (exp(2.0 * *score / limit) + 1.0);
+            (*score, *slope) = (limit * share, 1.0 - share * share);
+        }
+    }
+    if let Some(slope) = seen.slope {
+        let gains: Vec<f32> = seen.keys.iter().map(|key| gain(slope, seen.rounded, *key)).collect();
+        for row in out.chunks_exact_mut(span.max(1)) {
+            row.iter_mut().zip(&gains).for_each(|(score, gain)| *score += gain);
+        }
+    }
+    mask(out, seen.queries, seen.keys, seen.window);
+}
+
+/// Takes the part of a score that no key has from a row of weights: the logarithm of the sum with it.
+fn with_sink(weights: &mut [f32], sum: f32, sink: f32) -> f32 {
+    let most = sum.max(sink);
+    let whole = if sum == f32::INFINITY { sink } else { most + ((sum - most).exp() + (sink - most).exp()).ln() };
+    let factor = (sum - whole).exp();
+    weights.iter_mut().for_each(|weight| *weight *= factor);
+    whole
 }
 
 vectorized! {
@@ -152,24 +211,30 @@ impl CustomOp3 for Attention {
             let of_values = of_row.start * stride..of_row.end * stride;
             let keys = Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row], stride };
             let blocks = out.par_chunks_mut(BLOCK * width).zip(sums.par_chunks_mut(BLOCK * heads.count)).enumerate();
-            blocks.for_each_init(Vec::new, |weights, (block, (out, sums))| {
-                let count = out.len() / width;
-                let first = row * tokens + block * BLOCK;
-                let queries = &sight.queries[first..first + count];
-                let span = sight.span(queries, keys.positions);
-                let seen = &keys.positions[span.clone()];
-                for head in 0..heads.count {
-                    let q = Matrix::strided(&q[first * width + head * d..], count, d, width);
-                    let of_keys = keys.head(keys.k, head / shared, d, &span);
-                    scores(weights, q, of_keys, (queries, seen, window), heads.scale);
-                    for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
-                        sums[i * heads.count + head] = softmax(row);
+            blocks.for_each_init(
+                Default::default,
+                |(weights, slopes): &mut (Vec<f32>, Vec<f32>), (block, (out, sums))| {
+                    let count = out.len() / width;
+                    let first = row * tokens + block * BLOCK;
+                    let queries = &sight.queries[first..first + count];
+                    let span = sight.span(queries, keys.positions);
+                    let seen = &keys.positions[span.clone()];
+                    for head in 0..heads.count {
+                        let q = Matrix::strided(&q[first * width + head * d..], count, d, width);
+                        let of_keys = keys.head(keys.k, head / shared, d, &span);
+                        let seen = self.form.seen(head, (queries, seen, window));
+                        scores(weights, slopes, q, of_keys, seen, heads.scale);
+                        for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
+                            let sum = softmax(row);
+                            let sink = self.form.sinks.as_ref().map(|sinks| sinks[head]);
+                            sums[i * heads.count + head] = sink.map_or(sum, |sink| with_sink(row, sum, sink));
+                        }
+                        let weights = Matrix::new(weights, count, span.len());
+                        let of_values = keys.head(keys.v, head / shared, d, &span);
+                        multiply_alone(&mut out[head * d..], width, weights, of_values, 1.0, false);
                     }
-                    let weights = Matrix::new(weights, count, span.len());
-                    let of_values = keys.head(keys.v, head / shared, d, &span);
-                    multiply_alone(&mut out[head * d..], width, weights, of_values, 1.0, false);
-                }
-            });
+                },
+            );
         });
         let _ = self.sums.set(sums);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
@@ -199,7 +264,7 @@ impl CustomOp3 for Attention {
                 Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row.clone()], stride };
             let mut dq = vec![0f32; tokens * shared * d];
             let (mut dk, mut dv) = (vec![0f32; of_row.len() * d], vec![0f32; of_row.len() * d]);
-            let (mut weights, mut of_weights) = (Vec::new(), Vec::new());
+            let (mut weights, mut of_weights, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
             for start in (0..tokens).step_by(BLOCK) {
                 let count = BLOCK.min(tokens - start);
                 let first = row * tokens + start;
@@ -213,7 +278,8 @@ impl CustomOp3 for Attention {
                     let of_head = |all: &'_ [f32]| first * width + head * d..all.len();
                     let (q, g) = (&q[of_head(q)], &gradient[of_head(gradient)]);
                     let (q_block, g_block) = (Matrix::strided(q, count, d, width), Matrix::strided(g, count, d, width));
-                    scores(&mut weights, q_block, of_keys, (queries, seen, window), heads.scale);
+                    let seen = self.form.seen(head, (queries, seen, window));
+                    scores(&mut weights, &mut slopes, q_block, of_keys, seen, heads.scale);
                     of_weights.resize(weights.len(), 0.0);
                     multiply_alone(&mut of_weights, span.len(), g_block, of_values.transposed(), 1.0, false);
                     let o = &out[of_head(out)];
@@ -222,6 +288,9 @@ impl CustomOp3 for Attention {
                     for (i, (scores, gradients)) in both.enumerate() {
                         let (o, g) = (&o[i * width..i * width + d], &g[i * width..i * width + d]);
                         of_softmax(scores, gradients, o, g, sums[(first + i) * heads.count + head], heads.scale);
+                    }
+                    if self.form.softcap.is_some() {
+                        of_weights.iter_mut().zip(&slopes).for_each(|(gradient, slope)| *gradient *= slope);
                     }
                     let (weights, of_scores) =
                         (Matrix::new(&weights, count, span.len()), Matrix::new(&of_weights, count, span.len()));
@@ -255,22 +324,34 @@ impl CustomOp3 for Attention {
 }
 
 /// Grouped-query attention: `q` `[B, T, heads * d]`, `k` and `v` `[B, S, kv_heads * d]` -> `[B, T, heads * d]`.
-pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, sight: &Arc<Sight>) -> Result<Tensor> {
+pub(crate) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    form: &Scores,
+    sight: &Arc<Sight>,
+) -> Result<Tensor> {
     if !q.device().is_cpu() {
-        return plain_attention(q, k, v, heads, sight);
+        return plain_attention(q, k, v, heads, form, sight);
     }
-    let attention = Attention { heads, sight: sight.clone(), sums: OnceLock::new() };
+    let attention = Attention { heads, form: form.clone(), sight: sight.clone(), sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, attention)
 }
 
 /// The same as [`attention`], composed of candle's operations.
-fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, sight: &Sight) -> Result<Tensor> {
+fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, form: &Scores, sight: &Sight) -> Result<Tensor> {
     let ((rows, tokens, width), keys, d) = (q.dims3()?, k.dim(1)?, heads.width);
     let split = |x: &Tensor, tokens, heads| x.reshape((rows, tokens, heads, d))?.transpose(1, 2)?.contiguous();
     let shared = heads.count / heads.of_keys;
     let q = split(q, tokens, heads.count)?.reshape((rows, heads.of_keys, shared * tokens, d))?;
     let (k, v) = (split(k, keys, heads.of_keys)?, split(v, keys, heads.of_keys)?);
-    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(heads.scale))?;
+    let mut scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(heads.scale))?;
+    if let Some(limit) = form.softcap.map(f64::from) {
+        scores = ((scores / limit)?.tanh()? * limit)?;
+    }
+    let mut scores = scores.reshape((rows, heads.count, tokens, keys))?;
+    let of_heads = |values: &Arc<[f32]>| Tensor::from_slice(values, (1, heads.count, 1, 1), q.device());
     let window = sight.window();
     let mut mask = Vec::with_capacity(rows * tokens * keys);
     for (queries, keys) in sight.queries.chunks(tokens.max(1)).zip(sight.keys.chunks(keys.max(1))) {
@@ -279,9 +360,20 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, sight: &Sig
             mask.extend(keys.iter().map(|key| if *key <= *query && query - key < window { 0f32 } else { -1e30 }));
         }
     }
+    if let Some(slopes) = &form.slopes {
+        let of_head = |slope: &f32| sight.keys.iter().map(|key| gain(*slope, form.rounded_slopes, *key)).collect();
+        let gains: Vec<Vec<f32>> = slopes.iter().map(of_head).collect();
+        let gains = Tensor::from_vec(gains.concat(), (heads.count, rows, 1, keys), q.device())?;
+        scores = scores.broadcast_add(&gains.transpose(0, 1)?)?;
+    }
     let mask = Tensor::from_vec(mask, (rows, 1, tokens, keys), q.device())?;
-    let scores = scores.reshape((rows, heads.count, tokens, keys))?.broadcast_add(&mask)?;
-    let weights = super::softmax_last(&scores)?.reshape((rows, heads.of_keys, shared * tokens, keys))?;
+    let mut scores = scores.broadcast_add(&mask)?;
+    if let Some(sinks) = &form.sinks {
+        let sinks = of_heads(sinks)?.broadcast_as((rows, heads.count, tokens, 1))?;
+        scores = Tensor::cat(&[scores, sinks.contiguous()?], 3)?;
+    }
+    let weights = super::softmax_last(&scores)?.narrow(3, 0, keys)?.contiguous()?;
+    let weights = weights.reshape((rows, heads.of_keys, shared * tokens, keys))?;
     let mixed = weights.matmul(&v)?.reshape((rows, heads.count, tokens, d))?;
     mixed.transpose(1, 2)?.reshape((rows, tokens, width))
 }
@@ -312,11 +404,16 @@ mod tests {
             let (tokens, count) = (queries.len() / 2, keys.len() / 2);
             let sight = Arc::new(Sight { queries: queries.clone(), keys: keys.clone(), window });
             let (q, kv) = ([2, tokens, 48], [2, count, 16]);
-            agree(
-                &[random(&q, 1), random(&kv, 2), random(&kv, 3)],
-                |x| attention(&x[0], &x[1], &x[2], heads, &sight),
-                |x| plain_attention(&x[0], &x[1], &x[2], heads, &sight),
-            );
+            let list = |factor: f32| Some((0..6).map(|head| factor * head as f32).collect::<Vec<_>>().into());
+            let whole = Scores { softcap: Some(0.5), slopes: list(0.03), rounded_slopes: None, sinks: list(0.2) };
+            let rounded = Scores { slopes: list(0.03), rounded_slopes: Some(0.3), ..Scores::default() };
+            for form in [Scores::default(), whole, rounded] {
+                agree(
+                    &[random(&q, 1), random(&kv, 2), random(&kv, 3)],
+                    |x| attention(&x[0], &x[1], &x[2], heads, &form, &sight),
+                    |x| plain_attention(&x[0], &x[1], &x[2], heads, &form, &sight),
+                );
+            }
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Products with frozen weights, which have no gradient of their own, and with the low-rank updates of adapters.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
 
 use super::product::{Matrix, multiply};
 use super::slices::{slice, values};
@@ -11,36 +12,65 @@ use crate::plan::PlannedTensor;
 
 /// A matrix of the base, `[d_out, d_in]`.
 #[derive(Clone)]
-pub(crate) enum FrozenMatrix {
-    /// Its values in f32, on the device.
+pub(crate) struct FrozenMatrix {
+    values: Stored,
+    /// Whether the file has it as `[d_in, d_out]`.
+    is_turned: bool,
+}
+
+#[derive(Clone)]
+enum Stored {
+    /// Its values in f32, on the device, `[d_out, d_in]`.
     Held(Tensor),
-    /// In its file: rows are decoded when they are used, some at a time. On the CPU.
-    Mapped(Arc<PlannedTensor>),
+    /// In its file, some rows of a tensor: they are decoded when they are used, some at a time. On the CPU.
+    Mapped(Arc<PlannedTensor>, Range<usize>),
 }
 
 /// The values of a mapped matrix that are decoded at a time: 8 MiB.
 const DECODED: usize = 1 << 21;
 
 impl FrozenMatrix {
-    /// Rows and columns.
+    /// A matrix in memory.
+    pub(crate) fn held(values: Tensor) -> Self {
+        Self { values: Stored::Held(values), is_turned: false }
+    }
+
+    /// A matrix in its file, which has it as `[d_in, d_out]` if `is_turned`.
+    pub(crate) fn mapped(tensor: Arc<PlannedTensor>, is_turned: bool) -> Self {
+        let rows = 0..tensor.rows();
+        Self { values: Stored::Mapped(tensor, rows), is_turned }
+    }
+
+    /// Some rows of a tensor as a matrix in its file.
+    pub(crate) fn part(tensor: &Arc<PlannedTensor>, rows: Range<usize>, is_turned: bool) -> Self {
+        Self { values: Stored::Mapped(tensor.clone(), rows), is_turned }
+    }
+
+    /// `d_out` and `d_in`.
     pub(crate) fn size(&self) -> Result<(usize, usize)> {
-        match self {
-            FrozenMatrix::Held(tensor) => tensor.dims2(),
-            FrozenMatrix::Mapped(tensor) => Ok((tensor.rows(), tensor.row_len())),
+        let (rows, width) = self.stored_size()?;
+        Ok(if self.is_turned { (width, rows) } else { (rows, width) })
+    }
+
+    fn stored_size(&self) -> Result<(usize, usize)> {
+        match &self.values {
+            Stored::Held(tensor) => tensor.dims2(),
+            Stored::Mapped(tensor, rows) => Ok((rows.len(), tensor.row_len())),
         }
     }
 
-    /// Calls `use_rows` with the first of some rows and their values, until all had their turn.
+    /// Calls `use_rows` with the first of some stored rows and their values, until all had their turn.
     fn parts(&self, mut use_rows: impl FnMut(usize, &[f32])) -> Result<()> {
-        match self {
-            FrozenMatrix::Held(tensor) => use_rows(0, &values(tensor)?),
-            FrozenMatrix::Mapped(tensor) => {
-                let (rows, width) = (tensor.rows(), tensor.row_len().max(1));
-                let count = (DECODED / width).clamp(1, rows.max(1));
+        match &self.values {
+            Stored::Held(tensor) => use_rows(0, &values(tensor)?),
+            Stored::Mapped(tensor, rows) => {
+                let width = tensor.row_len().max(1);
+                let count = (DECODED / width).clamp(1, rows.len().max(1));
                 let mut decoded = vec![0f32; count * width];
-                for start in (0..rows).step_by(count) {
-                    let decoded = &mut decoded[..count.min(rows - start) * width];
-                    let filled = tensor.fill(start..start + decoded.len() / width, decoded);
+                for start in (0..rows.len()).step_by(count) {
+                    let decoded = &mut decoded[..count.min(rows.len() - start) * width];
+                    let first = rows.start + start;
+                    let filled = tensor.fill(first..first + decoded.len() / width, decoded);
                     filled.map_err(|error| candle_core::Error::Msg(error.to_string()))?;
                     use_rows(start, decoded);
                 }
@@ -51,25 +81,53 @@ impl FrozenMatrix {
 
     /// `x W^T`, `[m, d_in]` -> `[m, d_out]`, on the CPU.
     pub(super) fn applied(&self, x: &[f32]) -> Result<Vec<f32>> {
-        let (rows, width) = self.size()?;
-        let m = x.len() / width.max(1);
-        let mut out = vec![0f32; m * rows];
-        self.parts(|start, part| {
-            let part = Matrix::new(part, part.len() / width, width);
-            multiply(&mut out[start..], rows, Matrix::new(x, m, width), part.transposed(), 1.0, false);
+        let (d_out, d_in) = self.size()?;
+        let m = x.len() / d_in.max(1);
+        let mut out = vec![0f32; m * d_out];
+        self.parts(|start, part| match self.is_turned {
+            false => {
+                let part = Matrix::new(part, part.len() / d_in, d_in);
+                multiply(&mut out[start..], d_out, Matrix::new(x, m, d_in), part.transposed(), 1.0, false);
+            }
+            true => {
+                let count = part.len() / d_out;
+                let x = Matrix::strided(&x[start..], m, count, d_in);
+                multiply(&mut out, d_out, x, Matrix::new(part, count, d_out), 1.0, start > 0);
+            }
         })?;
         Ok(out)
     }
 
     /// Adds `g W` to `out`: `[m, d_out]` -> `[m, d_in]`, on the CPU.
     pub(super) fn add_turned(&self, g: &[f32], out: &mut [f32]) -> Result<()> {
-        let (rows, width) = self.size()?;
-        let m = g.len() / rows.max(1);
-        self.parts(|start, part| {
-            let count = part.len() / width;
-            let g = Matrix::strided(&g[start..], m, count, rows);
-            multiply(out, width, g, Matrix::new(part, count, width), 1.0, true);
+        let (d_out, d_in) = self.size()?;
+        let m = g.len() / d_out.max(1);
+        self.parts(|start, part| match self.is_turned {
+            false => {
+                let count = part.len() / d_in;
+                let g = Matrix::strided(&g[start..], m, count, d_out);
+                multiply(out, d_in, g, Matrix::new(part, count, d_in), 1.0, true);
+            }
+            true => {
+                let part = Matrix::new(part, part.len() / d_out, d_out);
+                multiply(&mut out[start..], d_in, Matrix::new(g, m, d_out), part.transposed(), 1.0, true);
+            }
         })
+    }
+
+    /// Rows of a matrix that isn't transposed, `[rows.len(), d_in]`.
+    pub(crate) fn rows_at(&self, rows: &[u32], device: &Device) -> crate::Result<Tensor> {
+        match &self.values {
+            Stored::Held(tensor) => Ok(tensor.index_select(&Tensor::new(rows, device)?, 0)?),
+            Stored::Mapped(tensor, all) => {
+                let mut values = Vec::with_capacity(rows.len() * tensor.row_len());
+                for row in rows {
+                    let row = all.start + *row as usize;
+                    values.extend(tensor.read_rows(row..row + 1)?);
+                }
+                Ok(Tensor::from_vec(values, (rows.len(), tensor.row_len()), device)?)
+            }
+        }
     }
 }
 
@@ -91,7 +149,7 @@ impl CustomOp1 for FrozenProduct {
 
     fn cuda_fwd(&self, input: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let (m, k) = layout.shape().dims2()?;
-        let FrozenMatrix::Held(weight) = &self.0 else { candle_core::bail!("a mapped weight on a GPU") };
+        let Stored::Held(weight) = &self.0.values else { candle_core::bail!("a mapped weight on a GPU") };
         let (storage, weight_layout) = weight.storage_and_layout();
         let Storage::Cuda(on_device) = &*storage else { candle_core::bail!("a weight on another device") };
         let n = weight.dim(0)?;
@@ -100,7 +158,7 @@ impl CustomOp1 for FrozenProduct {
 
     fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let gradient = gradient.contiguous()?;
-        if let (FrozenMatrix::Held(weight), false) = (&self.0, input.device().is_cpu()) {
+        if let (Stored::Held(weight), false) = (&self.0.values, input.device().is_cpu()) {
             return Ok(Some(gradient.matmul(weight)?));
         }
         let mut out = vec![0f32; input.elem_count()];
@@ -217,32 +275,42 @@ mod tests {
     use crate::plan::Plan;
     use crate::source::Source;
 
-    /// A matrix in memory, and the same one in a file.
-    fn both(rows: usize, width: usize) -> (tempfile::TempDir, [FrozenMatrix; 2]) {
+    /// A matrix of `rows` rows in memory, in a file, and there as `[d_in, d_out]`.
+    fn all(rows: usize, width: usize) -> (tempfile::TempDir, Tensor, [FrozenMatrix; 3]) {
         let weight = random(&[rows, width], 7);
-        let bytes: Vec<u8> =
-            weight.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![rows, width], &bytes).unwrap();
+        let bytes = |weight: &Tensor| -> Vec<u8> {
+            let values = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.iter().flat_map(|v| v.to_le_bytes()).collect()
+        };
+        let (plain, turned) = (bytes(&weight), bytes(&weight.t().unwrap()));
+        let view = |shape: [usize; 2], bytes| {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap()
+        };
+        let tensors = [("a", view([rows, width], &plain)), ("b", view([width, rows], &turned))];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("w.safetensors");
-        std::fs::write(&path, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+        std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
         let source: Arc<dyn Source> = Arc::new(crate::formats::safetensors::SafetensorsFile::open(&path).unwrap());
-        let planned = Plan::taking(&source).tensors.remove(0);
-        assert_eq!(planned.dtype, DType::F32);
-        (dir, [FrozenMatrix::Held(weight), FrozenMatrix::Mapped(Arc::new(planned))])
+        let plan = Plan::taking(&source);
+        let mapped = |name: &str, is_turned: bool| {
+            let planned = plan.get(name).unwrap();
+            assert_eq!(planned.dtype, DType::F32);
+            FrozenMatrix::mapped(Arc::new(planned.clone()), is_turned)
+        };
+        let matrices = [FrozenMatrix::held(weight.clone()), mapped("a", false), mapped("b", true)];
+        (dir, weight, matrices)
     }
 
     #[test]
     fn products_and_their_gradients_are_those_of_the_composition() {
-        // 2.1 million values, so that the mapped one is decoded in two parts.
+        // 2.1 million values, so that the mapped ones are decoded in two parts.
         for (rows, width) in [(12, 20), (700, 3000)] {
-            let (_dir, matrices) = both(rows, width);
-            let FrozenMatrix::Held(held) = &matrices[0] else { panic!() };
+            let (_dir, held, matrices) = all(rows, width);
             for matrix in &matrices {
                 agree(
                     &[random(&[2, 3, width], 1)],
                     |x| frozen_linear(&x[0], matrix, None),
-                    |x| super::super::linear(&x[0], held),
+                    |x| super::super::linear(&x[0], &held),
                 );
                 let bias = random(&[rows], 5);
                 agree(
@@ -250,7 +318,7 @@ mod tests {
                     |x| low_rank_linear(&x[0], matrix, Some(&bias), (&x[1], &x[2], 0.5)),
                     |x| {
                         let update = super::super::linear(&super::super::linear(&x[0], &x[1])?, &x[2])?;
-                        (super::super::linear(&x[0], held)? + (update * 0.5)?)?.broadcast_add(&bias)
+                        (super::super::linear(&x[0], &held)? + (update * 0.5)?)?.broadcast_add(&bias)
                     },
                 );
             }
@@ -261,7 +329,7 @@ mod tests {
     fn a_frozen_weight_gets_no_gradient_of_its_own() {
         let x = Var::ones((2, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
         let weight = Var::ones((3, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let y = frozen_linear(x.as_tensor(), &FrozenMatrix::Held(weight.as_tensor().clone()), None).unwrap();
+        let y = frozen_linear(x.as_tensor(), &FrozenMatrix::held(weight.as_tensor().clone()), None).unwrap();
         let grads = y.sum_all().unwrap().backward().unwrap();
         assert!(grads.get(&weight).is_none());
         assert_eq!(grads.get(&x).unwrap().to_vec2::<f32>().unwrap(), [[3.0; 4]; 2]);

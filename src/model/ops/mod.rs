@@ -5,20 +5,25 @@
 //! one pass, and keeps what its backward pass needs and no more. On other devices the compositions serve; on the CPU they
 //! are what the tests compare with.
 
+mod activation;
 mod attention;
 mod exp;
 mod frozen;
 mod loss;
+mod norm;
 mod product;
+mod rope;
 mod rows;
 mod slices;
 
 use candle_core::{D, Result, Tensor};
 
-pub(crate) use attention::{Heads, Sight, attention};
+pub(crate) use activation::{activated, gated};
+pub(crate) use attention::{Heads, Scores, Sight, attention};
 pub(crate) use frozen::{FrozenMatrix, frozen_linear, low_rank_linear};
-pub(crate) use loss::cross_entropy;
-pub(crate) use rows::{rms_norm, rms_norm_times, rope, swiglu};
+pub(crate) use loss::{LogitForm, cross_entropy};
+pub(crate) use norm::{layer_norm, rms_norm, rms_norm_times};
+pub(crate) use rope::rope;
 
 /// `x @ weight^T` over the last dimension, with gradients for both: `x` `[.., d_in]`, `weight` `[d_out, d_in]` ->
 /// `[.., d_out]`.
@@ -115,7 +120,7 @@ mod tests {
         let weight =
             Tensor::arange(0f32, 12., &Device::Cpu).unwrap().affine(0.1, -0.5).unwrap().reshape((3, 4)).unwrap();
         let scale = Tensor::new(&[0.5f32, 1.0, -2.0, 1.5, 0.1], &Device::Cpu).unwrap();
-        check_gradient(&[2, 3, 4], |x| frozen_linear(x, &FrozenMatrix::Held(weight.clone()), None));
+        check_gradient(&[2, 3, 4], |x| frozen_linear(x, &FrozenMatrix::held(weight.clone()), None));
         check_gradient(&[2, 3, 4], |x| linear(x, &weight));
         check_gradient(&[3, 4], |w| linear(&weight, w));
         check_gradient(&[2, 5], |x| rms_norm(x, 1e-6));
@@ -123,6 +128,6 @@ mod tests {
         check_gradient(&[2, 5], softmax_last);
         check_gradient(&[2, 5], log_softmax_last);
         let angle = Tensor::arange(0f32, 6., &Device::Cpu).unwrap().reshape((1, 3, 2)).unwrap();
-        check_gradient(&[1, 3, 2, 4], |x| rope(x, &angle.cos()?, &angle.sin()?));
+        check_gradient(&[1, 3, 2, 4], |x| rope(x, &angle.cos()?, &angle.sin()?, false));
     }
 }

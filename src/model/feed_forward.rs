@@ -1,0 +1,184 @@
+//! The feed-forward block of a decoder layer: dense, or experts that a router chooses.
+
+use candle_core::{D, Result, Tensor};
+
+use super::attention::Apply;
+use super::layer::{Experts, FeedForward, FeedForwardKind, InnerExperts, InnerWeights};
+use super::ops::{self, FrozenMatrix};
+use crate::arch::computation::{Activation, Computation, Gating, Routing};
+
+/// A matrix of a layer with experts, for hooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertMatrix {
+    /// The router.
+    Router,
+    /// Gate and up, which have the same inputs.
+    Inner,
+    /// Down.
+    Down,
+}
+
+/// Tells a hook the inputs of an expert's matrices: the matrix, the expert, its inputs `[n, d_in]`.
+pub(super) type Observe<'a> = dyn FnMut(ExpertMatrix, usize, &Tensor) -> crate::Result<()> + 'a;
+
+/// The block's outputs for normed states `x`, `[B, T, hidden_size]`.
+pub(super) fn feed_forward(
+    block: &FeedForwardKind,
+    x: &Tensor,
+    activation: Activation,
+    computation: &Computation,
+    apply: &mut Apply,
+    observe: &mut Observe,
+) -> crate::Result<Tensor> {
+    match block {
+        FeedForwardKind::Dense(block) => dense(block, x, activation, apply),
+        FeedForwardKind::Experts(block) => {
+            let Some(routing) = &computation.routing else {
+                return Err(candle_core::Error::Msg("experts without a routing".to_owned()).into());
+            };
+            let shared = match &block.shared {
+                None => None,
+                Some(shared) => {
+                    let y = dense(shared, x, activation, apply)?;
+                    Some(match &block.shared_gate {
+                        None => y,
+                        Some(gate) => y.broadcast_mul(&sigmoid(&apply(gate, x)?)?)?,
+                    })
+                }
+            };
+            let flat = x.reshape(((), x.dim(D::Minus1)?))?;
+            observe(ExpertMatrix::Router, 0, &flat)?;
+            let y = experts(block, &flat, routing, activation, observe)?.reshape(x.shape())?;
+            Ok(match shared {
+                Some(shared) => (y + shared)?,
+                None => y,
+            })
+        }
+    }
+}
+
+fn dense(block: &FeedForward, x: &Tensor, activation: Activation, apply: &mut Apply) -> crate::Result<Tensor> {
+    let inner = match &block.inner {
+        InnerWeights::Gated { gate, up } => ops::gated(&apply(gate, x)?, &apply(up, x)?, activation)?,
+        InnerWeights::Fused(both) => {
+            let both = apply(both, x)?;
+            let half = both.dim(D::Minus1)? / 2;
+            let part = |start: usize| both.narrow(D::Minus1, start, half)?.contiguous();
+            ops::gated(&part(0)?, &part(half)?, activation)?
+        }
+        InnerWeights::Plain(up) => ops::activated(&apply(up, x)?, activation)?,
+    };
+    apply(&block.down, &inner)
+}
+
+fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    ((x.neg()?.exp()? + 1.0)?).recip()
+}
+
+/// The weighted sum of the chosen experts' outputs for every token, `[n, hidden_size]`.
+fn experts(
+    block: &Experts,
+    x: &Tensor,
+    routing: &Routing,
+    activation: Activation,
+    observe: &mut Observe,
+) -> crate::Result<Tensor> {
+    let logits = ops::frozen_linear(x, &block.router, block.router_bias.as_ref())?;
+    let scores = match routing.gating {
+        Gating::Softmax => ops::softmax_last(&logits)?,
+        Gating::Sigmoid => sigmoid(&logits)?,
+        Gating::SoftmaxOfChosen => logits,
+    };
+    let chosen = chosen(&scores, block.choice_bias.as_ref(), routing)?;
+    let (tokens, used) = (x.dim(0)?, routing.used);
+    let indices = Tensor::from_vec(chosen.clone(), (tokens, used), x.device())?;
+    let mut weights = scores.gather(&indices, D::Minus1)?;
+    if routing.gating == Gating::SoftmaxOfChosen {
+        weights = ops::softmax_last(&weights)?;
+    }
+    if routing.is_normalized {
+        // What DeepSeek's classes add is too small to change a sum that isn't zero.
+        weights = weights.broadcast_div(&(weights.sum_keepdim(D::Minus1)? + 1e-20)?)?;
+    }
+    let weights = (weights * routing.scale)?.flatten_all()?;
+    let mut all = x.zeros_like()?;
+    for expert in 0..block.down.len() {
+        let places: Vec<u32> =
+            (0..chosen.len() as u32).filter(|place| chosen[*place as usize] == expert as u32).collect();
+        if places.is_empty() {
+            continue;
+        }
+        let of_tokens: Vec<u32> = places.iter().map(|place| place / used as u32).collect();
+        let (places, of_tokens) = (Tensor::new(places, x.device())?, Tensor::new(of_tokens, x.device())?);
+        let inputs = x.index_select(&of_tokens, 0)?;
+        observe(ExpertMatrix::Inner, expert, &inputs)?;
+        let inner = inner(&block.inner, expert, &inputs, activation)?;
+        observe(ExpertMatrix::Down, expert, &inner)?;
+        let y = biased(&block.down[expert], &inner, block.down_bias.as_ref(), expert)?;
+        let y = y.broadcast_mul(&weights.index_select(&places, 0)?.unsqueeze(1)?)?;
+        all = all.index_add(&of_tokens, &y, 0)?;
+    }
+    Ok(all)
+}
+
+/// `x W^T` plus the expert's row of `bias`.
+fn biased(weight: &FrozenMatrix, x: &Tensor, bias: Option<&Tensor>, expert: usize) -> Result<Tensor> {
+    let bias = bias.map(|bias| bias.get(expert)).transpose()?;
+    ops::frozen_linear(x, weight, bias.as_ref())
+}
+
+fn inner(inner: &InnerExperts, expert: usize, x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match inner {
+        InnerExperts::Separate { gate, up } => {
+            let (gate, up) = (biased(&gate[expert], x, None, expert)?, biased(&up[expert], x, None, expert)?);
+            ops::gated(&gate, &up, activation)
+        }
+        InnerExperts::Fused { both, in_turns, bias } => {
+            let both = biased(&both[expert], x, bias.as_ref(), expert)?;
+            let (rows, width) = both.dims2()?;
+            let (gate, up) = match in_turns {
+                true => {
+                    let both = both.reshape((rows, width / 2, 2))?;
+                    let part = |number: usize| both.narrow(2, number, 1)?.squeeze(2)?.contiguous();
+                    (part(0)?, part(1)?)
+                }
+                false => {
+                    let part = |start: usize| both.narrow(1, start, width / 2)?.contiguous();
+                    (part(0)?, part(width / 2)?)
+                }
+            };
+            ops::gated(&gate, &up, activation)
+        }
+    }
+}
+
+/// The experts of each token, best first: `tokens * used` numbers. Of equal scores, the lower number wins.
+fn chosen(scores: &Tensor, bias: Option<&Tensor>, routing: &Routing) -> Result<Vec<u32>> {
+    let scores = match bias {
+        Some(bias) => scores.broadcast_add(bias)?,
+        None => scores.clone(),
+    };
+    let mut all = Vec::new();
+    for mut row in scores.to_vec2::<f32>()? {
+        if let Some((groups, used, best)) = routing.groups {
+            let size = row.len() / groups;
+            let sums: Vec<f32> =
+                row.chunks_exact(size).map(|group| largest(group, best).map(|i| group[i]).sum()).collect();
+            let taken: Vec<usize> = largest(&sums, used).collect();
+            for (number, group) in row.chunks_exact_mut(size).enumerate() {
+                if !taken.contains(&number) {
+                    group.fill(f32::NEG_INFINITY);
+                }
+            }
+        }
+        all.extend(largest(&row, routing.used).map(|expert| expert as u32));
+    }
+    Ok(all)
+}
+
+/// The places of the `count` largest values, the largest first.
+fn largest(values: &[f32], count: usize) -> impl Iterator<Item = usize> {
+    let mut places: Vec<usize> = (0..values.len()).collect();
+    places.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
+    places.into_iter().take(count)
+}
