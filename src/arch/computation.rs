@@ -193,7 +193,8 @@ impl Switches<'_> {
     }
 
     fn wrong(&self, name: &str, expected: impl ToString, found: &Json) -> crate::Error {
-        let subject = self.formula(name).map_or_else(|| name.to_owned(), |formula| self.params.subject(formula, None));
+        let subject = self.formula(name).map(|formula| self.params.subject(formula, None)).unwrap_or_default();
+        let subject = if subject.is_empty() { format!("run {name}") } else { subject };
         self.params.finding(&subject).expected(expected.to_string()).found(found).unsupported()
     }
 

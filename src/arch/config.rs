@@ -78,7 +78,7 @@ impl ModelConfig {
             return Err(finding.found(class.unwrap_or("none")).hint("`families` lists them").unsupported());
         };
         if !class.is_some_and(|class| family.runs.iter().any(|runs| runs == class)) {
-            return Err(not_run(path, family));
+            return Err(not_run(path, family, class.unwrap_or_default()));
         }
         // The notes are about what GGUF can't express, which doesn't matter here.
         let mut params = Params::complete(family, path, json, &mut Vec::new(), Purpose::Run)?;
@@ -186,12 +186,12 @@ impl ModelConfig {
 }
 
 /// The error for a class that has a family but doesn't run, naming what it has that no decoder here computes with.
-fn not_run(path: &Path, family: &Family) -> Error {
+fn not_run(path: &Path, family: &Family, class: &str) -> Error {
     let finding = Finding::new(path, "architectures").expected("a class that this version runs");
     let strange = family.rows.iter().find(|row| Part::of(row).is_none());
     let found = match strange {
-        Some(row) => format!("{}, which has {}", family.class(), row.source().name.text()),
-        None => family.class().to_owned(),
+        Some(row) => format!("{class}, which has {}", row.source().name.text()),
+        None => class.to_owned(),
     };
     finding.found(found).hint("`families` lists them").unsupported()
 }

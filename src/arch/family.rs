@@ -294,7 +294,7 @@ impl Family {
                 .chain(parts.flat_map(|part| part.shape.iter().flatten().chain(&part.stack)))
         });
         let sets = self.sets.iter().map(|(_, formula)| formula);
-        of_keys.flatten().chain(self.lets.values()).chain(sets).chain(of_rows)
+        of_keys.flatten().chain(self.lets.values()).chain(sets).chain(self.run.values()).chain(of_rows)
     }
 
     /// Whether the function is called in one of its formulas.

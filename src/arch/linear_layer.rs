@@ -46,7 +46,7 @@ static MODULES: LazyLock<Modules> = LazyLock::new(|| {
 
 /// Whether a row is the weight of a linear layer in every decoder layer.
 fn is_module(row: &Row) -> bool {
-    row.role.is_linear() && !row.is_bias() && row.gguf.has_layer()
+    row.role.is_linear() && !row.is_bias() && row.gguf.has_layer() && Part::of(row).is_some()
 }
 
 /// The path of a row's module in the class of transformers.

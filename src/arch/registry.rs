@@ -104,13 +104,16 @@ pub(crate) struct Short {
     pub(crate) name: String,
     pub(crate) gguf: String,
     pub(crate) classes: Vec<String>,
+    /// Those of them whose models run.
+    pub(crate) runs: Vec<String>,
     pub(crate) is_projector: bool,
 }
 
 impl From<&Family> for Short {
     fn from(family: &Family) -> Self {
         let Family { name, gguf, classes, is_projector, .. } = family;
-        Self { name: name.clone(), gguf: gguf.clone(), classes: classes.clone(), is_projector: *is_projector }
+        let runs = classes.iter().filter(|class| family.runs.contains(class)).cloned().collect();
+        Self { name: name.clone(), gguf: gguf.clone(), classes: classes.clone(), runs, is_projector: *is_projector }
     }
 }
 
@@ -121,6 +124,13 @@ pub(crate) fn all() -> Vec<Short> {
         name: entry.name.to_owned(),
         gguf: entry.about.gguf.to_owned(),
         classes: entry.about.classes.iter().map(|class| (*class).to_owned()).collect(),
+        runs: entry
+            .about
+            .classes
+            .iter()
+            .filter(|class| entry.about.runs.contains(class))
+            .map(|c| (*c).to_owned())
+            .collect(),
         is_projector: entry.about.is_projector,
     };
     added.into_iter().map(Short::from).chain(index::entries().iter().map(of_entry)).collect()

@@ -248,18 +248,17 @@ impl<'a> BankHook<'a> {
 }
 
 impl Hook for BankHook<'_> {
-    fn delta(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<Tensor>> {
+    fn bottleneck(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<(Tensor, Tensor, f64)>> {
         let Some((a, b)) = self.bank.adapter().factors(site) else { return Ok(None) };
         let (a, b) = (a.clone(), b.clone());
-        let z = ops::linear(x, &a)?;
+        let z = ops::narrow_linear(x, &a)?;
         let block = site.layer / self.config.block_size;
         // Linear layers come in execution order, so at the first one of a block its decision is
         // still missing.
         if self.alphas.len() == block {
             self.route(block, &z)?;
         }
-        let update = ops::linear(&self.apply_operator(block, &z)?, &b)?;
-        Ok(Some((update * self.bank.adapter().scale())?))
+        Ok(Some((self.apply_operator(block, &z)?, b, self.bank.adapter().scale())))
     }
 
     /// With prompt routing, the decisions are kept; with token routing, every new token makes its

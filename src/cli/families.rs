@@ -46,6 +46,7 @@ pub(crate) fn run(args: &FamiliesArgs, _: &Common) -> Result<()> {
                 println!("{title}:");
                 all.iter().filter(|family| family.projector == projector).for_each(print);
             }
+            println!("* Models of this class run, too: generate, route, train, imatrix.");
         }
         Some(Action::Show { name }) => print!("{}", families::text(name)?),
         Some(Action::Check { file, model }) => {
@@ -63,5 +64,7 @@ pub(crate) fn run(args: &FamiliesArgs, _: &Common) -> Result<()> {
 }
 
 fn print(family: &FamilyInfo) {
-    println!("  {} ({}): {}", family.name, family.gguf, family.classes.join(" "));
+    let class = |class: &String| if family.runs.contains(class) { format!("{class}*") } else { class.clone() };
+    let classes: Vec<String> = family.classes.iter().map(class).collect();
+    println!("  {} ({}): {}", family.name, family.gguf, classes.join(" "));
 }

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
     inputs.extend(args.adapter.as_deref().map(|adapter| Input::new(adapter, Need::Adapter)));
     let open = |found: &[Found]| {
         let model = &found[0].path;
-        let opened = LanguageModel::open(model, Residence::Memory, &Device::Cpu)?;
+        let opened = LanguageModel::open(model, Residence::Mapped, &Device::Cpu)?;
         let adapter = found.get(1).map(|adapter| Adapter::open(&adapter.path, model, opened.decoder.config()));
         Ok((opened, adapter.transpose()?))
     };

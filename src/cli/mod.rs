@@ -138,37 +138,49 @@ pub fn run(arguments: Arguments) -> Result<()> {
     }
     let common = arguments.common;
     signals::watch()?;
-    if let Some(threads) = common.threads {
-        // candle's products and the executor share rayon's global pool.
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
-    }
+    // candle's products and the executor share rayon's global pool. 0 is as many threads as there are processors.
+    let threads = common.threads.map_or(0, usize::from);
+    rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK).build_global()?;
     if let Some(kernel) = common.kernel {
         kernel.choose();
     }
     for file in &common.family {
         atombank::convert::families::add(file)?;
     }
-    match arguments.command {
+    #[cfg(feature = "train")]
+    if arguments.command.computes() {
+        // One of the pool's threads runs the command, and works on every operation itself: a thread outside the pool would
+        // hand each one over and wait.
+        return rayon::scope(|_| dispatch(arguments.command, &common));
+    }
+    dispatch(arguments.command, &common)
+}
+
+/// The stack of a thread of the pool, in bytes: that of a program's first thread.
+const STACK: usize = 8 << 20;
+
+fn dispatch(command: Command, common: &Common) -> Result<()> {
+    match command {
         #[cfg(feature = "train")]
-        Command::Demo(args) => demo::run(&args, &common),
+        Command::Demo(args) => demo::run(&args, common),
         #[cfg(feature = "train")]
-        Command::Train(args) => train::run(&args, &common),
+        Command::Train(args) => train::run(&args, common),
         #[cfg(feature = "train")]
-        Command::Bake(args) => bake::run(&args, &common),
+        Command::Bake(args) => bake::run(&args, common),
         #[cfg(feature = "train")]
-        Command::Bank(args) => bank::run(&args, &common),
-        Command::Merge(args) => merge::run(&args, &common),
-        Command::Extract(args) => extract::run(&args, &common),
+        Command::Bank(args) => bank::run(&args, common),
+        Command::Merge(args) => merge::run(&args, common),
+        Command::Extract(args) => extract::run(&args, common),
         #[cfg(feature = "train")]
-        Command::Route(args) => route::run(&args, &common),
+        Command::Route(args) => route::run(&args, common),
         #[cfg(feature = "train")]
-        Command::Generate(args) => generate::run(&args, &common),
+        Command::Generate(args) => generate::run(&args, common),
         #[cfg(feature = "train")]
-        Command::Imatrix(args) => imatrix::run(&args, &common),
-        Command::Convert(args) => convert::run(&args, &common),
-        Command::Quantize(args) => quantize::run(&args, &common),
-        Command::Inspect(args) => inspect::run(&args, &common),
-        Command::Families(args) => families::run(&args, &common),
-        Command::Compare(args) => compare::run(&args, &common),
+        Command::Imatrix(args) => imatrix::run(&args, common),
+        Command::Convert(args) => convert::run(&args, common),
+        Command::Quantize(args) => quantize::run(&args, common),
+        Command::Inspect(args) => inspect::run(&args, common),
+        Command::Families(args) => families::run(&args, common),
+        Command::Compare(args) => compare::run(&args, common),
     }
 }

@@ -19,14 +19,16 @@ pub struct FamilyInfo {
     pub gguf: String,
     /// The classes in config.json's `architectures`.
     pub classes: Vec<String>,
+    /// Those of them whose models run: `generate`, `route`, `train`.
+    pub runs: Vec<String>,
     /// Whether it describes a projector and not a text model.
     pub projector: bool,
 }
 
 impl From<Short> for FamilyInfo {
     fn from(family: Short) -> Self {
-        let Short { name, gguf, classes, is_projector } = family;
-        Self { name, gguf, classes, projector: is_projector }
+        let Short { name, gguf, classes, runs, is_projector } = family;
+        Self { name, gguf, classes, runs, projector: is_projector }
     }
 }
 

@@ -15,8 +15,13 @@ pub(super) struct Angles {
     pub(super) sin: Tensor,
 }
 
-/// Applies a linear layer with its adapters.
-pub(super) type Apply<'a> = dyn FnMut(&LinearWeights, &Tensor) -> crate::Result<Tensor> + 'a;
+/// Applies linear layers with their adapters to the same input.
+pub(super) type Apply<'a> = dyn FnMut(&[&LinearWeights], &Tensor) -> crate::Result<Vec<Tensor>> + 'a;
+
+/// Applies one linear layer.
+pub(super) fn one(apply: &mut Apply, linear: &LinearWeights, x: &Tensor) -> crate::Result<Tensor> {
+    Ok(apply(&[linear], x)?.remove(0))
+}
 
 /// The epsilon of the norms of latent states, which no config changes.
 const LATENT_EPS: f64 = 1e-6;
@@ -56,25 +61,27 @@ impl Attention<'_> {
     pub(super) fn qkv(&self, weights: &QkvWeights, x: &Tensor, apply: &mut Apply) -> crate::Result<[Tensor; 3]> {
         match weights {
             QkvWeights::Separate { q, k, v } => {
-                let [q, k, v] = [apply(q, x)?, apply(k, x)?, apply(v, x)?];
+                let mut all = apply(&[q, k, v], x)?.into_iter();
+                let mut next = || all.next().unwrap_or_else(|| x.clone());
+                let (q, k, v) = (next(), next(), next());
                 Ok(self.turned(q, k, v)?)
             }
             QkvWeights::Fused(qkv, order) => {
-                let [q, k, v] = self.split(&apply(qkv, x)?, *order)?;
+                let [q, k, v] = self.split(&one(apply, qkv, x)?, *order)?;
                 Ok(self.turned(q, k, v)?)
             }
             QkvWeights::Latent { q, q_of_latent, kv, kv_norm, kv_of_latent } => {
-                let mut queries = apply(q, x)?;
+                let mut queries = one(apply, q, x)?;
                 if let Some((norm, second)) = q_of_latent {
-                    queries = apply(second, &normed_with(&queries, norm, NormKind::Rms, LATENT_EPS)?)?;
+                    queries = one(apply, second, &normed_with(&queries, norm, NormKind::Rms, LATENT_EPS)?)?;
                 }
-                let latent = apply(kv, x)?;
+                let latent = one(apply, kv, x)?;
                 let rotary = self.latent().1;
                 let width = latent.dim(D::Minus1)? - rotary;
                 let state = latent.narrow(D::Minus1, 0, width)?.contiguous()?;
                 let state = normed_with(&state, kv_norm, NormKind::Rms, LATENT_EPS)?;
                 let keys = latent.narrow(D::Minus1, width, rotary)?.contiguous()?;
-                let values = apply(kv_of_latent, &state)?;
+                let values = one(apply, kv_of_latent, &state)?;
                 Ok(self.of_latent(&queries, &keys, &values)?)
             }
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::attention::{Angles, Attention, normed};
+use super::cache::KvCache;
 use super::feed_forward::{ExpertMatrix, feed_forward};
 use super::hooks::Hook;
 use super::layer::{Layer, LinearWeights, NormWeights};
@@ -24,15 +25,6 @@ const MAX_TOKENS: usize = 4096;
 /// A decoder-only language model.
 pub struct Decoder {
     weights: ModelWeights,
-}
-
-/// Cached keys and values of earlier tokens.
-#[derive(Default)]
-pub struct KvCache {
-    /// Keys and values by layer, `[B, T, kv_heads * head_dim]`.
-    layers: Vec<(Tensor, Tensor)>,
-    /// The position of each cached key, by row.
-    positions: Vec<Vec<u32>>,
 }
 
 /// Values that all layers share in one pass.
@@ -103,12 +95,7 @@ impl Decoder {
         let mut x = self.embedded(batch)?;
         let mut keys = key_positions(batch);
         if let Some(cache) = cache.as_deref_mut() {
-            if cache.positions.is_empty() {
-                cache.positions = keys;
-            } else {
-                cache.positions.iter_mut().zip(keys).for_each(|(old, new)| old.extend(new));
-            }
-            keys = cache.positions.clone();
+            keys = cache.with_positions(keys);
         }
         let pass = self.pass(batch, &keys)?;
         for index in 0..self.config().num_hidden_layers {
@@ -265,7 +252,7 @@ impl Decoder {
             &second,
             layer.activation,
             computation,
-            &mut |linear, x| apply(&mut **hook.borrow_mut(), linear, x),
+            &mut |linears, x| apply_all(&mut **hook.borrow_mut(), linears, x),
             &mut |matrix: ExpertMatrix, expert, x| hook.borrow_mut().expert(index, matrix, expert, x),
         )?;
         let fed = self.after(&fed, layer.after_feed_forward.as_ref())?;
@@ -292,15 +279,10 @@ impl Decoder {
             q_norm: layer.q_norm.as_ref(),
             k_norm: layer.k_norm.as_ref(),
         };
-        let mut qkv = attention.qkv(&layer.qkv, x, &mut |linear, x| apply(hook, linear, x))?;
+        let mut qkv = attention.qkv(&layer.qkv, x, &mut |linears, x| apply_all(hook, linears, x))?;
         if let Some(cache) = cache {
             let [_, k, v] = &mut qkv;
-            if let Some((old_k, old_v)) = cache.layers.get(index) {
-                (*k, *v) = (Tensor::cat(&[old_k, k], 1)?, Tensor::cat(&[old_v, v], 1)?);
-                cache.layers[index] = (k.clone(), v.clone());
-            } else {
-                cache.layers.push((k.clone(), v.clone()));
-            }
+            (*k, *v) = cache.with(index, k, v)?;
         }
         let Some(sight) = pass.sights.iter().find(|sight| sight.window == of_layer.window) else {
             unreachable!("a pass has every window of the config")
@@ -310,11 +292,23 @@ impl Decoder {
     }
 }
 
+/// Applies linear layers to the same input, with what the hook adds to each.
+fn apply_all(hook: &mut dyn Hook, linears: &[&LinearWeights], x: &Tensor) -> Result<Vec<Tensor>> {
+    if hook.is_nothing() && linears.len() > 1 {
+        let all: Vec<_> = linears.iter().map(|linear| (&linear.weight, linear.bias.as_ref())).collect();
+        return ops::frozen_linears(x, &all);
+    }
+    linears.iter().map(|linear| apply(hook, linear, x)).collect()
+}
+
 /// Applies a linear layer with what the hook adds to it.
 fn apply(hook: &mut dyn Hook, linear: &LinearWeights, x: &Tensor) -> Result<Tensor> {
     let LinearWeights { site, weight, bias } = linear;
     if let Some((a, b, scale)) = hook.low_rank(*site) {
         return Ok(ops::low_rank_linear(x, weight, bias.as_ref(), (&a, &b, scale))?);
+    }
+    if let Some((state, b, scale)) = hook.bottleneck(*site, x)? {
+        return Ok(ops::bottleneck_linear(x, weight, bias.as_ref(), (&state, &b, scale))?);
     }
     let y = ops::frozen_linear(x, weight, bias.as_ref())?;
     match hook.delta(*site, x)? {

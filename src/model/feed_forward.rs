@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::attention::Apply;
+use super::attention::{Apply, one};
 use super::layer::{Experts, FeedForward, FeedForwardKind, InnerExperts, InnerWeights};
 use super::ops::{self, FrozenMatrix};
 use crate::arch::computation::{Activation, Computation, Gating, Routing};
@@ -42,7 +42,7 @@ pub(super) fn feed_forward(
                     let y = dense(shared, x, activation, apply)?;
                     Some(match &block.shared_gate {
                         None => y,
-                        Some(gate) => y.broadcast_mul(&sigmoid(&apply(gate, x)?)?)?,
+                        Some(gate) => y.broadcast_mul(&sigmoid(&one(apply, gate, x)?)?)?,
                     })
                 }
             };
@@ -59,16 +59,19 @@ pub(super) fn feed_forward(
 
 fn dense(block: &FeedForward, x: &Tensor, activation: Activation, apply: &mut Apply) -> crate::Result<Tensor> {
     let inner = match &block.inner {
-        InnerWeights::Gated { gate, up } => ops::gated(&apply(gate, x)?, &apply(up, x)?, activation)?,
+        InnerWeights::Gated { gate, up } => {
+            let both = apply(&[gate, up], x)?;
+            ops::gated(&both[0], &both[1], activation)?
+        }
         InnerWeights::Fused(both) => {
-            let both = apply(both, x)?;
+            let both = one(apply, both, x)?;
             let half = both.dim(D::Minus1)? / 2;
             let part = |start: usize| both.narrow(D::Minus1, start, half)?.contiguous();
             ops::gated(&part(0)?, &part(half)?, activation)?
         }
-        InnerWeights::Plain(up) => ops::activated(&apply(up, x)?, activation)?,
+        InnerWeights::Plain(up) => ops::activated(&one(apply, up, x)?, activation)?,
     };
-    apply(&block.down, &inner)
+    one(apply, &block.down, &inner)
 }
 
 fn sigmoid(x: &Tensor) -> Result<Tensor> {

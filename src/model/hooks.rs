@@ -20,6 +20,15 @@ pub trait Hook {
         Ok(None)
     }
 
+    /// The state inside the bottleneck of an update of `site` for its input `x`, `[B, T, rank]`, with the update's `B`
+    /// `[d_out, rank]` and its scale: it adds `scale * state B^T`. Then [`Hook::delta`] isn't asked.
+    ///
+    /// # Errors
+    /// Those of the computation.
+    fn bottleneck(&mut self, _site: LinearLayer, _x: &Tensor) -> Result<Option<(Tensor, Tensor, f64)>> {
+        Ok(None)
+    }
+
     /// Sees the inputs of a matrix of an expert, `[n, d_in]`, in a layer with experts.
     ///
     /// # Errors
@@ -34,6 +43,11 @@ pub trait Hook {
     /// Those of the computation.
     fn after_layer(&mut self, _layer: usize) -> Result<()> {
         Ok(())
+    }
+
+    /// Whether it adds nothing anywhere and sees no inputs.
+    fn is_nothing(&self) -> bool {
+        false
     }
 
     /// `A` `[rank, d_in]`, `B` `[d_out, rank]` and the scale of a low-rank update of `site`, for hooks that add nothing
@@ -54,7 +68,11 @@ pub trait Hook {
 /// The base model alone.
 pub struct NoAdapter;
 
-impl Hook for NoAdapter {}
+impl Hook for NoAdapter {
+    fn is_nothing(&self) -> bool {
+        true
+    }
+}
 
 /// An adapter's tensors on a device, including the factors of linear layers.
 ///

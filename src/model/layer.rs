@@ -242,6 +242,16 @@ impl LayerReader<'_> {
             let bias = self.optional(Part::ExpertGate)?;
             InnerExperts::Fused { both: self.matrices(gate)?, in_turns, bias }
         } else {
+            for part in [Part::ExpertGate, Part::ExpertUp] {
+                if let Some(bias) = self.parts.get(&(part, true)) {
+                    let name = bias.sources.first().map_or("", |source| &source.name);
+                    let finding = Finding::new(self.weights.path(), format!("tensor {name:?}"));
+                    return Err(finding
+                        .expected("experts of separate matrices without biases")
+                        .found("one")
+                        .unsupported());
+                }
+            }
             InnerExperts::Separate { gate: self.matrices(gate)?, up: self.matrices(up)? }
         };
         let shared = match self.has(Part::SharedUp) {

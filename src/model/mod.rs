@@ -2,6 +2,7 @@
 
 mod attention;
 mod batch;
+mod cache;
 mod decoder;
 mod feed_forward;
 mod generate;
@@ -14,7 +15,8 @@ mod tokenize;
 mod weights;
 
 pub use batch::{Batch, Sequence};
-pub use decoder::{Decoder, KvCache};
+pub use cache::KvCache;
+pub use decoder::Decoder;
 pub use feed_forward::ExpertMatrix;
 pub use generate::{Generation, greedy, prompt_logits};
 pub use hooks::{Hook, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter};

@@ -12,6 +12,8 @@ mod product;
 mod read;
 mod spill;
 mod staging;
+#[cfg(feature = "train")]
+mod stored_rows;
 mod tensor_ref;
 mod torch_sum;
 mod unfinished;
@@ -27,6 +29,8 @@ pub use expr::{Expr, Pick, RowMap};
 pub use packed::Packing;
 pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};
+#[cfg(feature = "train")]
+pub(crate) use stored_rows::{Run, StoredRows};
 pub use tensor_ref::TensorRef;
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;

@@ -42,6 +42,12 @@ impl TensorRef {
         Arc::ptr_eq(&self.source, &other.source)
     }
 
+    /// Whether both are the same tensor.
+    #[cfg(feature = "train")]
+    pub(super) fn is_same(&self, other: &TensorRef) -> bool {
+        self.is_of_file(other) && self.index == other.index
+    }
+
     /// Checks that its file hasn't changed: see [`Source::check_unchanged`].
     pub(super) fn check_unchanged(&self) -> Result<()> {
         self.source.check_unchanged()

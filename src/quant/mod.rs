@@ -5,6 +5,8 @@
 
 mod block;
 mod brain;
+#[cfg(feature = "train")]
+pub(crate) mod dot;
 mod encode;
 mod fp4;
 mod fp8;

@@ -303,6 +303,19 @@ impl TrainConfig {
     /// # Errors
     /// [`crate::Error::Mismatch`], naming the training file and the key.
     pub(super) fn check_size(&self, base: &ModelConfig, instruction_dim: Option<usize>, rows: usize) -> Result<()> {
+        if base.selected(&self.adapter.target_modules).next().is_none() {
+            let mut names: Vec<&str> = Vec::new();
+            for linear in base.linears() {
+                let name = linear.site.module.name();
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+            return Err(Finding::new(&self.file, "adapter.target_modules")
+                .expected(format_args!("linear layers of the base: {}", names.join(", ")))
+                .found(self.adapter.target_modules.join(", "))
+                .mismatch());
+        }
         match self.kind {
             AdapterKind::Bank => self.bank_config(base, instruction_dim).check_size(&self.file, "adapter.", base)?,
             AdapterKind::Lora => check_rank(&self.file, "adapter.", self.adapter.r, base)?,

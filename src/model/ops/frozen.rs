@@ -1,14 +1,16 @@
-//! Products with frozen weights, which have no gradient of their own, and with the low-rank updates of adapters.
+//! Products with frozen weights, which have no gradient of their own.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor};
+use rayon::prelude::*;
 
 use super::product::{Matrix, multiply};
 use super::slices::{slice, values};
-use crate::plan::PlannedTensor;
+use crate::plan::{PlannedTensor, Run, StoredRows};
+use crate::quant::dot::{Activations, can_multiply, multiply_rows};
 
 /// A matrix of the base, `[d_out, d_in]`.
 #[derive(Clone)]
@@ -23,8 +25,19 @@ enum Stored {
     /// Its values in f32, on the device, `[d_out, d_in]`.
     Held(Tensor),
     /// In its file, some rows of a tensor: they are decoded when they are used, some at a time. On the CPU.
-    Mapped(Arc<PlannedTensor>, Range<usize>),
+    Mapped(Arc<MappedRows>),
 }
+
+/// Rows of a tensor in its file.
+struct MappedRows {
+    tensor: Arc<PlannedTensor>,
+    rows: Range<usize>,
+    /// Where they are stored without a change of values.
+    stored: Option<StoredRows>,
+}
+
+/// The most rows of activations for which weights are expanded in registers and not decoded first.
+const FEW: usize = 4;
 
 /// The values of a mapped matrix that are decoded at a time: 8 MiB.
 const DECODED: usize = 1 << 21;
@@ -38,12 +51,14 @@ impl FrozenMatrix {
     /// A matrix in its file, which has it as `[d_in, d_out]` if `is_turned`.
     pub(crate) fn mapped(tensor: Arc<PlannedTensor>, is_turned: bool) -> Self {
         let rows = 0..tensor.rows();
-        Self { values: Stored::Mapped(tensor, rows), is_turned }
+        Self::part(&tensor, rows, is_turned)
     }
 
     /// Some rows of a tensor as a matrix in its file.
     pub(crate) fn part(tensor: &Arc<PlannedTensor>, rows: Range<usize>, is_turned: bool) -> Self {
-        Self { values: Stored::Mapped(tensor.clone(), rows), is_turned }
+        let stored = if is_turned { None } else { StoredRows::of(tensor, rows.clone()) };
+        let stored = stored.filter(|stored| can_multiply(stored.dtype, stored.row_len));
+        Self { values: Stored::Mapped(Arc::new(MappedRows { tensor: tensor.clone(), rows, stored })), is_turned }
     }
 
     /// `d_out` and `d_in`.
@@ -55,7 +70,7 @@ impl FrozenMatrix {
     fn stored_size(&self) -> Result<(usize, usize)> {
         match &self.values {
             Stored::Held(tensor) => tensor.dims2(),
-            Stored::Mapped(tensor, rows) => Ok((rows.len(), tensor.row_len())),
+            Stored::Mapped(mapped) => Ok((mapped.rows.len(), mapped.tensor.row_len())),
         }
     }
 
@@ -63,7 +78,8 @@ impl FrozenMatrix {
     fn parts(&self, mut use_rows: impl FnMut(usize, &[f32])) -> Result<()> {
         match &self.values {
             Stored::Held(tensor) => use_rows(0, &values(tensor)?),
-            Stored::Mapped(tensor, rows) => {
+            Stored::Mapped(mapped) => {
+                let MappedRows { tensor, rows, .. } = &**mapped;
                 let width = tensor.row_len().max(1);
                 let count = (DECODED / width).clamp(1, rows.len().max(1));
                 let mut decoded = vec![0f32; count * width];
@@ -79,10 +95,30 @@ impl FrozenMatrix {
         Ok(())
     }
 
+    /// The stored rows, if they are multiplied without decoding them for `m` rows of activations.
+    fn stored_for(&self, m: usize) -> Option<&StoredRows> {
+        match (&self.values, m) {
+            (Stored::Mapped(mapped), 1..=FEW) => mapped.stored.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Checks stored rows once, see [`StoredRows::check`].
+    fn check(&self) -> crate::Result<()> {
+        match &self.values {
+            Stored::Mapped(mapped) => mapped.stored.as_ref().map_or(Ok(()), |stored| stored.check(&mapped.tensor)),
+            Stored::Held(_) => Ok(()),
+        }
+    }
+
     /// `x W^T`, `[m, d_in]` -> `[m, d_out]`, on the CPU.
     pub(super) fn applied(&self, x: &[f32]) -> Result<Vec<f32>> {
         let (d_out, d_in) = self.size()?;
         let m = x.len() / d_in.max(1);
+        if let Some(stored) = self.stored_for(m) {
+            self.check().map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+            return Ok(applied_to_few(&[stored], x, m).remove(0));
+        }
         let mut out = vec![0f32; m * d_out];
         self.parts(|start, part| match self.is_turned {
             false => {
@@ -119,7 +155,8 @@ impl FrozenMatrix {
     pub(crate) fn rows_at(&self, rows: &[u32], device: &Device) -> crate::Result<Tensor> {
         match &self.values {
             Stored::Held(tensor) => Ok(tensor.index_select(&Tensor::new(rows, device)?, 0)?),
-            Stored::Mapped(tensor, all) => {
+            Stored::Mapped(mapped) => {
+                let MappedRows { tensor, rows: all, .. } = &**mapped;
                 let mut values = Vec::with_capacity(rows.len() * tensor.row_len());
                 for row in rows {
                     let row = all.start + *row as usize;
@@ -129,6 +166,56 @@ impl FrozenMatrix {
             }
         }
     }
+}
+
+/// `x W^T` of several weights for few rows of `x`, without decoded weights: `[m, d_out]` each. All in one round of the
+/// threads.
+fn applied_to_few(all: &[&StoredRows], x: &[f32], m: usize) -> Vec<Vec<f32>> {
+    let x = Activations::new(x, x.len() / m);
+    // By rows of the weight: a thread's part is contiguous.
+    let rows = |stored: &StoredRows| stored.parts.iter().map(|(count, _)| count).sum::<usize>();
+    let mut outs: Vec<Vec<f32>> = all.iter().map(|stored| vec![0f32; rows(stored) * m]).collect();
+    let mut tasks = Vec::new();
+    for (stored, out) in all.iter().zip(&mut outs) {
+        let mut rest = out.as_mut_slice();
+        for (count, runs) in &stored.parts {
+            let (part, others) = rest.split_at_mut(count * m);
+            tasks.push((stored.dtype, runs, part));
+            rest = others;
+        }
+    }
+    tasks.into_par_iter().for_each(|(dtype, runs, mut part)| {
+        for Run { tensor, rows } in runs {
+            let (of_run, others) = part.split_at_mut(rows.len() * m);
+            multiply_rows(dtype, &tensor.rows(rows.clone()), &x, of_run);
+            part = others;
+        }
+    });
+    let by_rows = |out: Vec<f32>| match m {
+        1 => out,
+        _ => (0..m).flat_map(|row| out[row..].iter().step_by(m).copied().collect::<Vec<_>>()).collect(),
+    };
+    outs.into_iter().map(by_rows).collect()
+}
+
+/// [`frozen_linear`] of several weights with the same input, without gradients: faster for few rows.
+pub(crate) fn frozen_linears(x: &Tensor, all: &[(&FrozenMatrix, Option<&Tensor>)]) -> crate::Result<Vec<Tensor>> {
+    let d_in = x.dims().last().copied().unwrap_or(1).max(1);
+    let m = x.elem_count() / d_in;
+    let stored: Option<Vec<&StoredRows>> = all.iter().map(|(weight, _)| weight.stored_for(m)).collect();
+    let Some(stored) = stored.filter(|_| x.device().is_cpu()) else {
+        return all.iter().map(|(weight, bias)| Ok(frozen_linear(x, weight, *bias)?)).collect();
+    };
+    for (weight, _) in all {
+        weight.check()?;
+    }
+    let x_values = x.contiguous()?;
+    let outs = applied_to_few(&stored, &values(&x_values)?, m);
+    let made = outs.into_iter().zip(all).map(|(out, (_, bias))| {
+        let width = out.len() / m.max(1);
+        Ok(shaped(&Tensor::from_vec(out, (m, width), x.device())?, x, width, *bias)?)
+    });
+    made.collect()
 }
 
 /// `x @ weight^T` for a frozen weight.
@@ -176,7 +263,7 @@ pub(crate) fn frozen_linear(x: &Tensor, weight: &FrozenMatrix, bias: Option<&Ten
 }
 
 /// The rows of `y` in the shape of `x`, with a bias.
-fn shaped(y: &Tensor, x: &Tensor, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
+pub(super) fn shaped(y: &Tensor, x: &Tensor, d_out: usize, bias: Option<&Tensor>) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
     dims.pop();
     dims.push(d_out);
@@ -187,88 +274,11 @@ fn shaped(y: &Tensor, x: &Tensor, d_out: usize, bias: Option<&Tensor>) -> Result
     }
 }
 
-/// `x W^T + scale * x A^T B^T`, with a frozen `W` and gradients of `x`, `A` and `B`.
-struct LowRankProduct {
-    weight: FrozenMatrix,
-    scale: f32,
-}
-
-impl CustomOp3 for LowRankProduct {
-    fn name(&self) -> &'static str {
-        "low-rank-product"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let ((m, d_in), (d_out, rank)) = (x_layout.shape().dims2()?, b_layout.shape().dims2()?);
-        let (x, a, b) = (slice(x, x_layout)?, slice(a, a_layout)?, slice(b, b_layout)?);
-        let mut out = self.weight.applied(x)?;
-        let mut z = vec![0f32; m * rank];
-        multiply(&mut z, rank, Matrix::new(x, m, d_in), Matrix::new(a, rank, d_in).transposed(), 1.0, false);
-        let b = Matrix::new(b, d_out, rank).transposed();
-        multiply(&mut out, d_out, Matrix::new(&z, m, rank), b, self.scale, true);
-        Ok((CpuStorage::F32(out), Shape::from((m, d_out))))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let ((m, d_in), (d_out, rank)) = (x.dims2()?, b.dims2()?);
-        let (shapes, gradient) = ([x.shape(), a.shape(), b.shape()], gradient.contiguous()?);
-        let (x, a, b, g) = (values(x)?, values(a)?, values(b)?, values(&gradient)?);
-        let (x, g) = (Matrix::new(&x, m, d_in), &*g);
-        let (a, b) = (Matrix::new(&a, rank, d_in), Matrix::new(&b, d_out, rank));
-        let g_rows = Matrix::new(g, m, d_out);
-        let (mut z, mut of_z) = (vec![0f32; m * rank], vec![0f32; m * rank]);
-        multiply(&mut z, rank, x, a.transposed(), 1.0, false);
-        multiply(&mut of_z, rank, g_rows, b, self.scale, false);
-        let (z, of_z) = (Matrix::new(&z, m, rank), Matrix::new(&of_z, m, rank));
-        let mut of_a = vec![0f32; rank * d_in];
-        multiply(&mut of_a, d_in, of_z.transposed(), x, 1.0, false);
-        let mut of_b = vec![0f32; d_out * rank];
-        multiply(&mut of_b, rank, g_rows.transposed(), z, self.scale, false);
-        let mut of_x = vec![0f32; m * d_in];
-        multiply(&mut of_x, d_in, of_z, a, 1.0, false);
-        self.weight.add_turned(g, &mut of_x)?;
-        let on_cpu = |values, shape: &Shape| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
-        Ok((Some(on_cpu(of_x, shapes[0])?), Some(on_cpu(of_a, shapes[1])?), Some(on_cpu(of_b, shapes[2])?)))
-    }
-}
-
-/// As [`frozen_linear`], plus the low-rank update `scale * x A^T B^T`: `a` `[rank, d_in]`, `b` `[d_out, rank]`, both
-/// with gradients.
-pub(crate) fn low_rank_linear(
-    x: &Tensor,
-    weight: &FrozenMatrix,
-    bias: Option<&Tensor>,
-    (a, b, scale): (&Tensor, &Tensor, f64),
-) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        let update = super::linear(&super::linear(x, a)?, b)?;
-        return frozen_linear(x, weight, bias)? + (update * scale)?;
-    }
-    let (d_out, d_in) = weight.size()?;
-    let product = LowRankProduct { weight: weight.clone(), scale: scale as f32 };
-    let y = x.reshape(((), d_in))?.contiguous()?.apply_op3(&a.contiguous()?, &b.contiguous()?, product)?;
-    shaped(&y, x, d_out, bias)
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
 
+    use super::super::low_rank::low_rank_linear;
     use super::super::tests::{agree, random};
     use super::*;
     use crate::dtype::DType;

@@ -7,9 +7,11 @@
 
 mod activation;
 mod attention;
+mod attention_kernel;
 mod exp;
 mod frozen;
 mod loss;
+mod low_rank;
 mod norm;
 mod product;
 mod rope;
@@ -19,9 +21,11 @@ mod slices;
 use candle_core::{D, Result, Tensor};
 
 pub(crate) use activation::{activated, gated};
-pub(crate) use attention::{Heads, Scores, Sight, attention};
-pub(crate) use frozen::{FrozenMatrix, frozen_linear, low_rank_linear};
+pub(crate) use attention::attention;
+pub(crate) use attention_kernel::{Heads, Scores, Sight};
+pub(crate) use frozen::{FrozenMatrix, frozen_linear, frozen_linears};
 pub(crate) use loss::{LogitForm, cross_entropy};
+pub(crate) use low_rank::{bottleneck_linear, low_rank_linear, narrow_linear};
 pub(crate) use norm::{layer_norm, rms_norm, rms_norm_times};
 pub(crate) use rope::rope;
 
