@@ -2,12 +2,13 @@
 
     python benches/training.py ATOMBANK_BINARY WORK_DIR [--layers 6] [--hidden 512] [--vocab 16000] [--rows 4]
         [--tokens 256] [--loss-from 0.0] [--steps 6] [--rounds 3] [--threads 2] [--kind lora|bank] [--resident]
-        [--type f32|bf16|q4_k_m] [--no-peft]
+        [--type f32|bf16|q4_k_m] [--checkpoint] [--no-peft]
 
 Needs torch, transformers and peft, but for --no-peft numpy alone. The model is that of make_model.py, in f32 (--type: in
 another type; then PEFT isn't run). A LoRA of rank 8 is trained on all linear layers; --loss-from 0.75 takes the loss of
 the last quarter of each row alone. Each round runs both programs anew; the first two steps of each are left out. Printed
-are the median of the tokens per second of all rounds and the largest peak RSS of each, in MiB.
+are the median of the tokens per second of all rounds and the largest peak of each, in MiB: of RSS, and for atombank of
+RssAnon, which leaves the mapped file out. --checkpoint computes activations again.
 """
 import argparse
 import json
@@ -32,6 +33,7 @@ def arguments():
     parser.add_argument("--loss-from", type=float, default=0.0)
     parser.add_argument("--kind", default="lora")
     parser.add_argument("--resident", action="store_true")
+    parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--type", default="f32")
     parser.add_argument("--no-peft", action="store_true")
     parser.add_argument("--peft-child", type=Path)
@@ -80,12 +82,21 @@ prompt_template = "{{prompt}}"
 steps = {args.steps + WARM}
 batch_size = {args.rows}
 resident = {str(args.resident).lower()}
+checkpoint_activations = {str(args.checkpoint).lower()}
 ''')
     env = {**os.environ, "RAYON_NUM_THREADS": str(args.threads), "CANDLE_NUM_THREADS": "1"}
     child = subprocess.Popen([args.binary, "train", config, "--quiet"], env=env)
-    _, status, usage = os.wait4(child.pid, 0)
+    anonymous = 0
+    while True:
+        done, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if done:
+            break
+        lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        anonymous = max([anonymous, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
+        time.sleep(0.02)
     if status:
         sys.exit("atombank failed")
+    print(f"RssAnon {anonymous / 1024:.0f} MiB")
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [step for step in steps if "tokens_per_second" in step]
     return [step["tokens_per_second"] for step in steps[WARM:]], usage.ru_maxrss / 1024, steps[0]["tokens"]

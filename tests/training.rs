@@ -57,7 +57,8 @@ fn gradients_losses_and_ten_steps_are_torchs() {
             ("losses_regularized", Regularizer { prior: 0.1, balance: 0.01 }),
         ] {
             let trainable = Trainable::bank(&case.bank, &Device::Cpu).unwrap();
-            let objective = Objective { decoder: &decoder, trainable: &trainable, regularizer };
+            let objective =
+                Objective { decoder: &decoder, trainable: &trainable, regularizer, checkpoint_activations: false };
             let mut optimizer = AdamW::new(trainable.vars()).unwrap();
             let (norm_steps, loss_steps, regularized_steps) = reproducible_steps(name);
             let loss_steps = if list == "losses" { loss_steps } else { regularized_steps };
@@ -131,7 +132,8 @@ fn padding_and_micro_batches_change_neither_loss_nor_gradients() {
         let decoder = case.decoder(Residence::Memory);
         let trainable = Trainable::bank(&case.bank, &Device::Cpu).unwrap();
         let regularizer = Regularizer { prior: 0.0, balance: 0.0 };
-        let objective = Objective { decoder: &decoder, trainable: &trainable, regularizer };
+        let objective =
+            Objective { decoder: &decoder, trainable: &trainable, regularizer, checkpoint_activations: false };
         let together = objective.gradients(&sequences, 3).unwrap();
         let alone = objective.gradients(&sequences, 1).unwrap();
         assert!(relative(together.loss, alone.loss) < 1e-5, "{name}");
@@ -141,6 +143,30 @@ fn padding_and_micro_batches_change_neither_loss_nor_gradients() {
             let scale = a.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
             let gap = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(gap < 1e-4 * scale.max(1e-2), "{name}: {tensor}: {gap} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn activations_that_are_computed_again_give_the_same_gradients() {
+    for name in CASES {
+        let case = Case::open(name);
+        let text = std::fs::read_to_string(case.folder.join("training.json")).unwrap();
+        let sequences = rows(&serde_json::from_str(&text).unwrap());
+        let decoder = case.decoder(Residence::Mapped);
+        let trainable = Trainable::bank(&case.bank, &Device::Cpu).unwrap();
+        let regularizer = Regularizer { prior: 0.1, balance: 0.01 };
+        let gradients = |checkpoint_activations| {
+            let objective = Objective { decoder: &decoder, trainable: &trainable, regularizer, checkpoint_activations };
+            objective.gradients(&sequences, 2).unwrap()
+        };
+        let (kept, again) = (gradients(false), gradients(true));
+        assert!(relative(kept.loss, again.loss) < 1e-6, "{name}: {} {}", kept.loss, again.loss);
+        assert_eq!(kept.by_name.keys().collect::<Vec<_>>(), again.by_name.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, gradient) in &kept.by_name {
+            let values = |g: &candle_core::Tensor| g.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let gap = distance(&values(&again.by_name[tensor]), &values(gradient));
+            assert!(gap < 1e-5, "{name}: gradient of {tensor}: {gap}");
         }
     }
 }

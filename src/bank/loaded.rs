@@ -78,6 +78,11 @@ impl LoadedBank {
         self.adapter.to_host()
     }
 
+    /// Chooses whether passes record their computation for the backward pass, as they do at first.
+    pub(crate) fn track(&self, is_tracked: bool) {
+        self.adapter.track(is_tracked);
+    }
+
     pub(super) fn adapter(&self) -> &LoadedAdapter {
         &self.adapter
     }

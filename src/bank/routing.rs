@@ -261,6 +261,23 @@ impl Hook for BankHook<'_> {
         Ok(Some((self.apply_operator(block, &z)?, b, self.bank.adapter().scale())))
     }
 
+    fn layers_together(&self) -> usize {
+        self.config.block_size
+    }
+
+    /// State and logits of every block.
+    fn kept(&self) -> Vec<Tensor> {
+        self.states.iter().zip(&self.logits).flat_map(|(state, logits)| [state.clone(), logits.clone()]).collect()
+    }
+
+    fn keep(&mut self, kept: &[Tensor]) {
+        let (pairs, _) = kept.as_chunks::<2>();
+        self.states = pairs.iter().map(|[state, _]| state.clone()).collect();
+        self.logits = pairs.iter().map(|[_, logits]| logits.clone()).collect();
+        // An earlier block's weights of atoms are used by its own layers alone.
+        self.alphas.truncate(pairs.len());
+    }
+
     /// With prompt routing, the decisions are kept; with token routing, every new token makes its
     /// own.
     fn continue_with(&mut self, batch: &Batch) -> Result<()> {

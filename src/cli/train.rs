@@ -24,6 +24,10 @@ pub(crate) struct TrainArgs {
     /// Resume from the run's last checkpoint
     #[arg(long)]
     resume: bool,
+    /// The most memory for the run besides the base's file: 3GiB. Activations are computed again if they don't fit
+    /// otherwise: training.max_memory
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<String>,
     /// Where to compute: cpu, or cuda:N in a build with --features cuda
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
@@ -33,7 +37,9 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
-    let config = TrainConfig::open(&args.config, &args.overrides)?;
+    let mut overrides = args.overrides.clone();
+    overrides.extend(args.max_memory.as_ref().map(|size| format!("training.max_memory={size:?}")));
+    let config = TrainConfig::open(&args.config, &overrides)?;
     warn(&config, common);
     // The first signal finishes the step and saves; a second one ends the program at once.
     let stop = signals::stop_flag();

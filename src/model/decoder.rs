@@ -3,6 +3,7 @@
 //!
 //! Reference: transformers `models/*/modeling_*.py`, each family's class with eager attention.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -28,7 +29,7 @@ pub struct Decoder {
 }
 
 /// Values that all layers share in one pass.
-struct Pass {
+pub(crate) struct Pass {
     rows: usize,
     width: usize,
     /// The angles of all positions, by the numbers of the config's rotary embeddings.
@@ -105,14 +106,28 @@ impl Decoder {
         self.normed(&x)
     }
 
+    /// What a pass over `batch` begins with: what its layers share, and the input embeddings.
+    pub(crate) fn start(&self, batch: &Batch) -> Result<(Pass, Tensor)> {
+        Ok((self.pass(batch, &key_positions(batch))?, self.embedded(batch)?))
+    }
+
+    /// Runs some layers, `[B, T, hidden_size]` each.
+    pub(crate) fn run(&self, layers: Range<usize>, x: &Tensor, pass: &Pass, hook: &mut dyn Hook) -> Result<Tensor> {
+        let mut x = x.clone();
+        for index in layers {
+            let layer = self.weights.layer(index)?;
+            x = self.layer(index, &layer, &x, pass, None, hook)?;
+        }
+        Ok(x)
+    }
+
     /// Like [`Decoder::hidden`], for several batches, layer by layer: streamed weights are read only once for all of
     /// them. The hook gets all batches at one layer, then all at the next.
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn hidden_by_layer(&self, batches: &[Batch], hook: &mut dyn Hook) -> Result<Vec<Tensor>> {
-        let start = |batch| Ok((self.pass(batch, &key_positions(batch))?, self.embedded(batch)?));
-        let mut states: Vec<(Pass, Tensor)> = batches.iter().map(start).collect::<Result<_>>()?;
+        let mut states: Vec<(Pass, Tensor)> = batches.iter().map(|batch| self.start(batch)).collect::<Result<_>>()?;
         for index in 0..self.config().num_hidden_layers {
             let layer = self.weights.layer(index)?;
             for (pass, x) in &mut states {
@@ -148,7 +163,7 @@ impl Decoder {
     }
 
     /// Applies the final norm.
-    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn normed(&self, x: &Tensor) -> Result<Tensor> {
         self.after(x, self.weights.last_norm())
     }
 

@@ -1,6 +1,7 @@
 //! Hooks, by which adapters join a forward pass, and plain LoRA as the simplest of them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, Tensor, Var};
 
@@ -56,6 +57,19 @@ pub trait Hook {
         None
     }
 
+    /// How many layers, from a multiple of this number on, share what the adapter makes at the first of them.
+    fn layers_together(&self) -> usize {
+        1
+    }
+
+    /// What later layers take from earlier ones besides their states, in the order in which it was made.
+    fn kept(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    /// Replaces it by other tensors of the same values, as many as there were at some point of the pass.
+    fn keep(&mut self, _kept: &[Tensor]) {}
+
     /// Prepares for `batch`, which continues the sequences of the last pass with further tokens.
     ///
     /// # Errors
@@ -82,6 +96,9 @@ pub struct LoadedAdapter {
     tensors: BTreeMap<String, Tensor>,
     /// The same tensors as variables, if they are trained.
     vars: BTreeMap<String, Var>,
+    /// The variables' values without their record.
+    untracked: BTreeMap<String, Tensor>,
+    is_tracked: AtomicBool,
     layers: HashMap<LinearLayer, (String, String)>,
     scale: f64,
 }
@@ -97,7 +114,14 @@ impl LoadedAdapter {
         let on_device = |t: &HostTensor| Tensor::from_slice(&t.values, t.shape.as_slice(), device);
         let tensors =
             tensors.iter().map(|(name, t)| Ok((name.clone(), on_device(t)?))).collect::<Result<BTreeMap<_, _>>>()?;
-        Ok(Self { tensors, vars: BTreeMap::new(), layers, scale: f64::from(scale) })
+        Ok(Self {
+            tensors,
+            vars: BTreeMap::new(),
+            untracked: BTreeMap::new(),
+            is_tracked: AtomicBool::new(true),
+            layers,
+            scale: f64::from(scale),
+        })
     }
 
     /// Like [`LoadedAdapter::frozen`], but as variables for which a backward pass computes
@@ -110,6 +134,7 @@ impl LoadedAdapter {
         for (name, tensor) in &mut loaded.tensors {
             let var = Var::from_tensor(tensor)?;
             *tensor = var.as_tensor().clone();
+            loaded.untracked.insert(name.clone(), var.as_detached_tensor());
             loaded.vars.insert(name.clone(), var);
         }
         Ok(loaded)
@@ -130,7 +155,15 @@ impl LoadedAdapter {
 
     /// The tensor called `name`, which must exist.
     pub(crate) fn get(&self, name: &str) -> &Tensor {
-        &self.tensors[name]
+        match self.untracked.get(name).filter(|_| !self.is_tracked.load(Ordering::Relaxed)) {
+            Some(tensor) => tensor,
+            None => &self.tensors[name],
+        }
+    }
+
+    /// Chooses whether passes record their computation for the backward pass, as they do at first.
+    pub(crate) fn track(&self, is_tracked: bool) {
+        self.is_tracked.store(is_tracked, Ordering::Relaxed);
     }
 
     /// A and B of a linear layer, if the adapter changes it.

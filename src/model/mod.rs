@@ -3,7 +3,7 @@
 mod attention;
 mod batch;
 mod cache;
-mod decoder;
+pub(crate) mod decoder;
 mod feed_forward;
 mod generate;
 pub(crate) mod hooks;

@@ -5,6 +5,7 @@
 //! name.
 
 mod sidecars;
+mod size;
 mod write;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 pub use sidecars::{MAX_FILE_BYTES, MAX_TOTAL_BYTES, Sidecars, metadata_left_out, safetensors_metadata};
 pub(crate) use sidecars::{WEIGHT_EXTENSIONS, json_text, left_out_keys, parsed};
+pub use size::parse_size;
 pub use write::{Destination, Written};
 
 use crate::dtype::DType;

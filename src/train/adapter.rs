@@ -141,6 +141,14 @@ impl Trainable {
         }
     }
 
+    /// Chooses whether passes record their computation for the backward pass, as they do at first.
+    pub(super) fn track(&self, is_tracked: bool) {
+        match self {
+            Self::Bank(bank) => bank.track(is_tracked),
+            Self::Lora(lora) => lora.track(is_tracked),
+        }
+    }
+
     /// Makes the hook for one pass over `sequences`.
     pub(super) fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<TrainedHook<'_>> {
         Ok(match self {

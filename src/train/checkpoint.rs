@@ -54,6 +54,8 @@ impl State {
             config.training.eval_every = 0;
             config.training.checkpoint_every = 0;
             config.training.keep_checkpoints = 0;
+            // Sums in another order, within the rounding of f32.
+            config.training.max_memory = None;
             if config.training.schedule == super::Schedule::Constant {
                 config.training.steps = 0;
             }

@@ -175,6 +175,12 @@ pub struct TrainingSettings {
     /// Whether the base's matrices are kept in memory in f32. If not, they stay in their file, and are decoded wherever
     /// they are used.
     pub resident: bool,
+    /// Whether the backward pass computes the activations of every layer again, which takes less memory and more time.
+    pub checkpoint_activations: bool,
+    /// The most memory of the run besides the base's file, such as 3GiB. Activations are computed
+    /// again if they don't fit otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_memory: Option<String>,
 }
 
 impl Default for TrainingSettings {
@@ -195,6 +201,8 @@ impl Default for TrainingSettings {
             checkpoint_every: 200,
             keep_checkpoints: 2,
             resident: false,
+            checkpoint_activations: false,
+            max_memory: None,
         }
     }
 }

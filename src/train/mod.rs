@@ -4,7 +4,9 @@ mod adapter;
 mod checkpoint;
 mod config;
 mod data;
+mod memory;
 mod optimizer;
+mod recompute;
 mod step;
 mod trainer;
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use candle_core::backprop::GradStore;
 
-use super::Trainable;
 use super::adapter::TrainedHook;
+use super::{Trainable, recompute};
 use crate::bank::Regularizer;
 use crate::error::Result;
 use crate::model::{Batch, Decoder, Sequence};
@@ -18,6 +19,8 @@ pub struct Objective<'a> {
     pub trainable: &'a Trainable,
     /// Weights of the regularizers, for banks only.
     pub regularizer: Regularizer,
+    /// Whether the backward pass computes the activations of every layer again, so that only the layers' inputs are kept.
+    pub checkpoint_activations: bool,
 }
 
 /// A loss and its gradients.
@@ -26,6 +29,21 @@ pub struct Gradients {
     pub loss: f64,
     /// Gradients by variable, without variables on which the loss doesn't depend.
     pub by_name: BTreeMap<String, Tensor>,
+}
+
+impl Gradients {
+    /// Adds the gradients of all variables that `store` has.
+    pub(super) fn add(&mut self, store: &mut GradStore, trainable: &Trainable) -> Result<()> {
+        for (name, var) in trainable.vars() {
+            let Some(gradient) = store.remove(var.as_tensor()) else { continue };
+            let sum = match self.by_name.remove(name) {
+                Some(sum) => (sum + gradient)?,
+                None => gradient,
+            };
+            self.by_name.insert(name.clone(), sum.detach());
+        }
+        Ok(())
+    }
 }
 
 impl Objective<'_> {
@@ -41,17 +59,13 @@ impl Objective<'_> {
         let mut total = Gradients { loss: 0.0, by_name: BTreeMap::new() };
         for part in sequences.chunks(micro_batch) {
             let share = part.len() as f64 / sequences.len() as f64;
+            if self.checkpoint_activations {
+                recompute::add_gradients(self, part, tokens, share, &mut total)?;
+                continue;
+            }
             let loss = self.loss(part, tokens, share)?;
             total.loss += f64::from(loss.to_scalar::<f32>()?);
-            let mut store = loss.backward()?;
-            for (name, var) in self.trainable.vars() {
-                let Some(gradient) = store.remove(var.as_tensor()) else { continue };
-                let sum = match total.by_name.remove(name) {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient,
-                };
-                total.by_name.insert(name.clone(), sum.detach());
-            }
+            total.add(&mut loss.backward()?, self.trainable)?;
         }
         Ok(total)
     }
@@ -63,11 +77,11 @@ impl Objective<'_> {
     /// As [`Decoder::hidden`].
     pub fn evaluate(&self, sequences: &[Sequence], micro_batch: usize) -> Result<(f64, usize)> {
         let tokens = completion_tokens(sequences);
-        let mut sum = 0.0;
-        for part in sequences.chunks(micro_batch) {
-            sum += f64::from(self.cross_entropy(part, tokens, false)?.0.detach().to_scalar::<f32>()?);
-        }
-        Ok((sum, tokens))
+        self.trainable.track(false);
+        let of_part = |part| Ok(f64::from(self.cross_entropy(part, tokens, false)?.0.to_scalar::<f32>()?));
+        let parts: Result<Vec<f64>> = sequences.chunks(micro_batch).map(of_part).collect();
+        self.trainable.track(true);
+        Ok((parts?.into_iter().sum(), tokens))
     }
 
     fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64) -> Result<Tensor> {

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::adapter::TrainedAdapter;
 use super::checkpoint::{self, State};
+use super::memory;
 use super::step::completion_tokens;
 use super::{AdamW, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
 use crate::bank::{InstructionEncoder, Regularizer};
@@ -112,6 +113,9 @@ pub fn train(
             (adapter, None, 0)
         }
     };
+    let longest = data.sequences().iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+    let tokens = longest * config.training.batch_size;
+    let checkpoint_activations = memory::computes_again(config, decoder.config(), adapter.parameters(), tokens)?;
     let trainable = adapter.trainable(device)?;
     let optimizer = match optimizer {
         Some(optimizer) => optimizer,
@@ -121,7 +125,8 @@ pub fn train(
     let metrics = Metrics::open(&output.join("metrics.jsonl"), step)?;
     let rows = (data.sequences().len(), eval.as_ref().map_or(0, |e| e.sequences().len()));
     events(Event::Started { parameters: adapter.parameters(), rows, resumed_at: step });
-    let run = Run { config, decoder: &decoder, trainable: &trainable, adapter, data, eval, size };
+    let run =
+        Run { config, decoder: &decoder, trainable: &trainable, adapter, data, eval, size, checkpoint_activations };
     run.steps(step, optimizer, metrics, stop, events)
 }
 
@@ -135,6 +140,7 @@ struct Run<'a> {
     data: Dataset,
     eval: Option<Dataset>,
     size: (usize, usize),
+    checkpoint_activations: bool,
 }
 
 impl Run<'_> {
@@ -148,7 +154,9 @@ impl Run<'_> {
     ) -> Result<Outcome> {
         let t = &self.config.training;
         let regularizer = Regularizer { prior: t.lambda_prior, balance: t.lambda_balance };
-        let objective = Objective { decoder: self.decoder, trainable: self.trainable, regularizer };
+        let checkpoint_activations = self.checkpoint_activations;
+        let objective =
+            Objective { decoder: self.decoder, trainable: self.trainable, regularizer, checkpoint_activations };
         let per_step = t.batch_size * t.gradient_accumulation;
         let mut outcome = Outcome { loss: None, eval_loss: None, parameters: self.adapter.parameters() };
         for step in done..t.steps {
