@@ -82,8 +82,7 @@ prompt_template = "{{prompt}}"
 steps = {args.steps + WARM}
 batch_size = {args.rows}
 resident = {str(args.resident).lower()}
-checkpoint_activations = {str(args.checkpoint).lower()}
-''')
+''' + ("checkpoint_activations = true\n" if args.checkpoint else ""))
     env = {**os.environ, "RAYON_NUM_THREADS": str(args.threads), "CANDLE_NUM_THREADS": "1"}
     child = subprocess.Popen([args.binary, "train", config, "--quiet"], env=env)
     anonymous = 0

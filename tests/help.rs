@@ -9,14 +9,17 @@ use program::done;
 
 /// Each command's own options, without `--help`.
 const OWN: [(&str, &[&str]); 14] = [
-    ("demo", &["--output", "--overwrite", "--set", "--json"]),
-    ("train", &["--set", "--resume", "--device", "--json"]),
-    ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--json"]),
-    ("bank build", &["--output", "--rank", "--describe", "--encoder", "--top-k", "--overwrite", "--dry-run", "--json"]),
+    ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
+    ("train", &["--set", "--resume", "--max-memory", "--device", "--json"]),
+    ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--device", "--json"]),
+    (
+        "bank build",
+        &["--output", "--rank", "--describe", "--encoder", "--top-k", "--device", "--overwrite", "--dry-run", "--json"],
+    ),
     ("merge", &["--keep-base", "--as", "--tokenizer", "--json"]),
     ("extract", &["--rank", "--energy", "--seed", "--json"]),
     ("families", &["--json"]),
-    ("route", &["--instruction", "--prompt", "--routing", "--json"]),
+    ("route", &["--instruction", "--prompt", "--routing", "--device", "--json"]),
     (
         "generate",
         &[
@@ -27,6 +30,7 @@ const OWN: [(&str, &[&str]); 14] = [
             "--max-tokens",
             "--ignore-eos",
             "--save-logits",
+            "--device",
             "--json",
         ],
     ),

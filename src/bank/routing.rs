@@ -9,7 +9,7 @@ use super::{BankConfig, LoadedBank, Routing};
 use crate::adapter::HostTensor;
 use crate::arch::LinearLayer;
 use crate::error::Result;
-use crate::model::hooks::to_host;
+use crate::model::hooks::{Factors, Input, to_host};
 use crate::model::{Batch, Hook, log_softmax_last, ops, softmax_last};
 
 /// The state of one routed forward pass.
@@ -226,6 +226,13 @@ impl<'a> BankHook<'a> {
         Ok(repeated.contiguous()?.reshape((self.rows * self.width, n))?)
     }
 
+    /// The operators `M_b` of all decisions of a block, `[N, r, r]`.
+    fn operators(&self, block: usize) -> Result<Tensor> {
+        let (r, k) = (self.config.r, self.config.num_atoms);
+        let atoms = self.bank.get("atom_bank.atoms").reshape((k, r * r))?;
+        Ok(self.alphas[block].matmul(&atoms)?.reshape(((), r, r))?)
+    }
+
     /// Step 7 within the rank-r bottleneck: `M_b z`, `[B, T, r]`.
     fn apply_operator(&self, block: usize, z: &Tensor) -> Result<Tensor> {
         let (r, k) = (self.config.r, self.config.num_atoms);
@@ -233,7 +240,7 @@ impl<'a> BankHook<'a> {
         let alpha = &self.alphas[block];
         match self.config.routing {
             Routing::Prompt => {
-                let m = alpha.matmul(&atoms.reshape((k, r * r))?)?.reshape((self.rows, r, r))?;
+                let m = self.operators(block)?;
                 Ok(z.matmul(&m.transpose(1, 2)?.contiguous()?)?)
             }
             Routing::Token => {
@@ -259,6 +266,21 @@ impl Hook for BankHook<'_> {
             self.route(block, &z)?;
         }
         Ok(Some((self.apply_operator(block, &z)?, b, self.bank.adapter().scale())))
+    }
+
+    fn factors(&mut self, sites: &[LinearLayer], count: usize, input: &mut Input) -> Result<Option<Factors>> {
+        let adapter = self.bank.adapter();
+        let factors = |site: &LinearLayer| adapter.factors(*site).map(|(a, b)| (a.clone(), b.clone(), adapter.scale()));
+        let of_sites: Vec<_> = sites.iter().map(factors).collect();
+        let Some(first) = of_sites.iter().position(Option::is_some) else { return Ok(Some(Factors::default())) };
+        let block = sites[first].layer / self.config.block_size;
+        if self.alphas.len() == block {
+            // The state that routes the block is that of its first linear layer.
+            let Some((a, ..)) = of_sites[first].as_ref().filter(|_| first < count) else { return Ok(None) };
+            let z = ops::narrow_linear(&input()?, a)?;
+            self.route(block, &z)?;
+        }
+        Ok(Some(Factors { of_sites, mix: Some(self.operators(block)?) }))
     }
 
     fn layers_together(&self) -> usize {

@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::{Map, json};
 
 use super::Common;
+use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::route::{RequestArgs, print_mean, to_json};
@@ -15,7 +16,7 @@ use super::route::{RequestArgs, print_mean, to_json};
 /// Arguments of `bake`.
 #[derive(Args)]
 pub(crate) struct BakeArgs {
-    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]; with --to lora a GGUF, too
     base: String,
     /// The atom bank's folder
     bank: String,
@@ -24,6 +25,8 @@ pub(crate) struct BakeArgs {
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print JSON: the routing, the error of fixing it, and, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
@@ -45,7 +48,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
             output: args.output.settings(),
             verify: !args.no_verify,
         };
-        Ok(jobs::bake(&settings)?)
+        Ok(jobs::bake_on(&settings, &args.device.device)?)
     };
     let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
     let made = with_inputs(&inputs, common, bake)?.made;

@@ -4,22 +4,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::adapter::LinearUpdates;
-use atombank::adapter::peft::Base;
-use atombank::arch::HfFolder;
 use atombank::bank::fit::{BankFit, BankSettings, InstructionRouter, TooClose, exact_rank, fit};
 use atombank::bank::{AtomBank, BASE_EMBEDDINGS, InstructionEncoder};
 use atombank::checkpoint::hub::Need;
 use atombank::convert::summary;
 use atombank::error::Finding;
 use atombank::linalg::{Matrix, from_rows};
-use atombank::model::{Decoder, Residence, Sequence, TextEncoder};
+use atombank::model::{LanguageModel, Residence, Sequence};
 use atombank::output::Destination;
-use candle_core::Device;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::Common;
+use super::adapted::updates;
+use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::{planned, print_description, print_notes, print_written};
 
@@ -42,7 +41,7 @@ enum BankCommand {
 /// Arguments of `bank build`.
 #[derive(Args)]
 struct BuildArgs {
-    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    /// The base model: a Hugging Face folder, a GGUF, or a name on the hub: hf:org/name[@revision]
     base: PathBuf,
     /// Two or more plain LoRAs of the base, as PEFT saves them
     #[arg(required = true, value_name = "LORA")]
@@ -63,6 +62,8 @@ struct BuildArgs {
     /// The largest number of atoms that a routing mixes [default: all]
     #[arg(long, value_name = "K", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     top_k: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Replace an existing bank
     #[arg(long)]
     overwrite: bool,
@@ -95,10 +96,10 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     }
     let loras = args.loras.iter().map(|lora| Input::new(lora, Need::Adapter));
     let inputs: Vec<Input<'_>> = [Input::new(&args.base, Need::Model)].into_iter().chain(loras).collect();
-    let Opened { folder, id, names, texts, loras, mut notes } =
+    let Opened { model, id, names, texts, loras, mut notes } =
         with_inputs(&inputs, common, |found| open(args, found))?.made;
-    let fit = fit(&loras, &folder.config, args.rank)?;
-    let (router, shares) = route(args, &folder, &names, &texts)?;
+    let fit = fit(&loras, model.decoder.config(), args.rank)?;
+    let (router, shares) = route(args, &model, &names, &texts)?;
     notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));
     let rows: Vec<AtomRow> = (names.iter().enumerate())
         .map(|(atom, name)| {
@@ -116,7 +117,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         top_k: args.top_k,
         base_model_name_or_path: id.unwrap_or_else(|| args.base.display().to_string()),
     };
-    let output = fit.into_bank(&args.output, &router, settings, &folder.config)?.output()?;
+    let output = fit.into_bank(&args.output, &router, settings, model.decoder.config())?.output()?;
     let written = if args.dry_run { None } else { Some(output.write(&to, &|_| ())?) };
     print_notes(&notes, common);
     match (args.json, args.dry_run) {
@@ -138,7 +139,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
 
 /// The opened base and LoRAs, and the texts that select each LoRA.
 struct Opened {
-    folder: HfFolder,
+    model: LanguageModel,
     /// The base's name on the hub.
     id: Option<String>,
     names: Vec<String>,
@@ -149,8 +150,8 @@ struct Opened {
 
 /// Opens the base, which comes first in `found`, and its LoRAs.
 fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
-    let folder = HfFolder::open(&found[0].path)?;
-    let tensors = Base::of(&folder);
+    let base = &found[0].path;
+    let model = LanguageModel::open(base, Residence::Streamed, &args.device.device)?;
     let open = |path: &PathBuf| {
         if AtomBank::is_in(path).unwrap_or(false) {
             let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
@@ -159,13 +160,13 @@ fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
                 .hint("atombank bake with --to lora makes a LoRA of it")
                 .mismatch());
         }
-        LinearUpdates::open(path, &tensors, &folder.config)
+        updates(path, base, model.decoder.config())
     };
     let paths: Vec<PathBuf> = found[1..].iter().map(|lora| lora.path.clone()).collect();
     let (names, mut notes) = (names(&args.loras), Vec::new());
     let texts = texts(args, &paths, &names, &mut notes)?;
     let loras = paths.iter().map(open).collect::<atombank::Result<Vec<_>>>()?;
-    Ok(Opened { id: found[0].id.clone(), folder, names, texts, loras, notes })
+    Ok(Opened { id: found[0].id.clone(), model, names, texts, loras, notes })
 }
 
 /// Returns the name of each LoRA: that of its folder, or its path if two folders have the same name.
@@ -218,24 +219,22 @@ fn texts(args: &BuildArgs, paths: &[PathBuf], names: &[String], notes: &mut Vec<
 /// Makes the router for `texts`. Also returns the weight that each text gives its own atom by the prior alone.
 fn route(
     args: &BuildArgs,
-    folder: &HfFolder,
+    model: &LanguageModel,
     names: &[String],
     texts: &[Text],
 ) -> Result<(InstructionRouter, Vec<f64>)> {
     let name = args.encoder.as_deref().unwrap_or(BASE_EMBEDDINGS);
-    let encoder = InstructionEncoder::open(name, &args.output, &Device::Cpu)?;
-    let tokenizer = TextEncoder::open(folder.path())?;
-    let decoder = Decoder::open(folder, Residence::Streamed, &Device::Cpu)?;
+    let encoder = InstructionEncoder::open(name, &args.output, &args.device.device)?;
     let mut sequences = Vec::new();
     for Text { atom, text } in texts {
-        let instruction = encoder.tokens(&tokenizer, text)?;
+        let instruction = encoder.tokens(&model.encoder, text)?;
         if instruction.is_empty() {
             let finding = Finding::new(&args.loras[*atom], "description").expected("a text with tokens");
             return Err(finding.found(format_args!("{text:?}")).mismatch().into());
         }
         sequences.push(Sequence { instruction, ..Sequence::default() });
     }
-    let embedded = encoder.embed(decoder.weights(), &sequences)?;
+    let embedded = encoder.embed(model.decoder.weights(), &sequences)?;
     let (count, dim) = embedded.dims2()?;
     let embeddings: Matrix = from_rows(count, dim, &embedded.flatten_all()?.to_vec1::<f32>()?);
     let atoms: Vec<usize> = texts.iter().map(|text| text.atom).collect();

@@ -21,11 +21,11 @@ use atombank::output::Destination;
 use atombank::plan::Plan;
 use atombank::source::Source;
 use atombank::train::{Outcome, TrainConfig, TrainingRow};
-use candle_core::Device;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::Common;
+use super::device::DeviceArgs;
 use super::route::show;
 use super::train::{train_with_bar, warn};
 
@@ -41,6 +41,8 @@ pub(crate) struct DemoArgs {
     /// Change a setting of both trainings: training.steps=50
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print JSON at the end: every number
     #[arg(long)]
     json: bool,
@@ -183,7 +185,7 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     config.data.eval = Some(dir.join("heldout.jsonl"));
     let started = Instant::now();
     warn(&config, common);
-    let outcome = train_with_bar(&config, false, &Device::Cpu, &AtomicBool::new(false), common)?;
+    let outcome = train_with_bar(&config, false, &args.device.device, &AtomicBool::new(false), common)?;
     args.say(format_args!(
         "   {kind}: {} trainable values, {} steps in {:.0} s, held-out loss {:.4}",
         outcome.parameters,
@@ -227,7 +229,7 @@ impl<'a> Demo<'a> {
         Ok(Self {
             args,
             encoder: TextEncoder::open(folder.path())?,
-            decoder: Decoder::open(&folder, Residence::Memory, &Device::Cpu)?,
+            decoder: Decoder::open(&folder, Residence::Memory, &args.device.device)?,
             bank: AtomBank::open(&dir.join("bank"))?,
             train_rows: TrainingRow::read_all(&dir.join("train.jsonl"))?,
             dir: dir.to_owned(),
@@ -322,14 +324,14 @@ impl<'a> Demo<'a> {
     /// For each instruction, the shares with the base, routed, baked, and with the LoRA.
     fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<Vec<[f64; 4]>> {
         let lora = Lora::open(&self.dir.join("lora"))?;
-        let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?);
-        let bank = Tried::Bank(LoadedBank::frozen(&self.bank, &Device::Cpu)?);
+        let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &self.args.device.device)?);
+        let bank = Tried::Bank(LoadedBank::frozen(&self.bank, &self.args.device.device)?);
         let base = self.accuracy(&self.decoder, &Tried::Nothing, None)?;
         let routed = self.accuracy(&self.decoder, &bank, None)?;
         let plain = self.accuracy(&self.decoder, &lora, None)?;
         let mut baked = Vec::new();
         for (instruction, folder) in self.instructions.iter().zip(folders) {
-            let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, &Device::Cpu)?;
+            let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, &self.args.device.device)?;
             baked.extend(self.accuracy(&decoder, &Tried::Nothing, Some(instruction))?);
         }
         let [a, b, c, d] = ["base", "routed", "baked", "LoRA"];

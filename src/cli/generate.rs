@@ -4,15 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use atombank::adapter::peft::Base;
-use atombank::adapter::{HostTensor, LinearUpdates};
+use atombank::adapter::HostTensor;
 use atombank::arch::ModelConfig;
 use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, fill_template};
-use atombank::checkpoint::Checkpoint;
 use atombank::checkpoint::hub::Need;
-use atombank::convert::from_gguf;
 use atombank::error::Finding;
-use atombank::formats::gguf::GgufModel;
 use atombank::model::{
     Hook, LanguageModel, LoadedUpdates, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };
@@ -20,6 +16,8 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 
+use super::adapted::updates;
+use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::print_notes;
 
@@ -50,6 +48,8 @@ pub(crate) struct GenerateArgs {
     /// Write the logits of the prompt's tokens, [tokens, vocab_size] in f32, as safetensors into this new folder
     #[arg(long, value_name = "FOLDER")]
     save_logits: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print JSON: the token ids and the text
     #[arg(long)]
     json: bool,
@@ -60,8 +60,10 @@ pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
     inputs.extend(args.adapter.as_deref().map(|adapter| Input::new(adapter, Need::Adapter)));
     let open = |found: &[Found]| {
         let model = &found[0].path;
-        let opened = LanguageModel::open(model, Residence::Mapped, &Device::Cpu)?;
-        let adapter = found.get(1).map(|adapter| Adapter::open(&adapter.path, model, opened.decoder.config()));
+        let opened = LanguageModel::open(model, Residence::Mapped, &args.device.device)?;
+        let adapter = found
+            .get(1)
+            .map(|adapter| Adapter::open(&adapter.path, model, opened.decoder.config(), &args.device.device));
         Ok((opened, adapter.transpose()?))
     };
     let (LanguageModel { decoder, encoder }, adapter) = with_inputs(&inputs, common, open)?.made;
@@ -111,26 +113,15 @@ enum Adapter {
 }
 
 impl Adapter {
-    fn open(path: &Path, model: &Path, base: &ModelConfig) -> Result<Self> {
+    fn open(path: &Path, model: &Path, base: &ModelConfig, device: &Device) -> Result<Self> {
         // A path without PEFT's settings isn't a bank, but may still be an adapter.
         if AtomBank::is_in(path).unwrap_or(false) {
             let bank = AtomBank::open(path)?;
             bank.check_base(base)?;
-            return Ok(Self::Bank(Box::new(LoadedBank::frozen(&bank, &Device::Cpu)?)));
+            return Ok(Self::Bank(Box::new(LoadedBank::frozen(&bank, device)?)));
         }
-        let updates = Self::updates(path, model, base)?;
-        Ok(Self::Updates(LoadedUpdates::new(&updates, &Device::Cpu)?))
-    }
-
-    /// The updates of an adapter of the model at `model`, a folder or a GGUF.
-    fn updates(path: &Path, model: &Path, config: &ModelConfig) -> Result<LinearUpdates> {
-        if model.is_file() {
-            let gguf = GgufModel::open(model)?;
-            if let Some((json, restored)) = from_gguf(&gguf, Some(atombank::DType::F32))? {
-                return Ok(LinearUpdates::open(path, &Base::new(model, &json, &restored.plan), config)?);
-            }
-        }
-        Ok(LinearUpdates::open(path, &Base::of(&Checkpoint::open(model)?), config)?)
+        let updates = updates(path, model, base)?;
+        Ok(Self::Updates(LoadedUpdates::new(&updates, device)?))
     }
 }
 

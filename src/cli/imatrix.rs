@@ -7,12 +7,11 @@ use atombank::checkpoint::hub::Need;
 use atombank::imatrix::{Form, Settings, measure, planned, read_text};
 use atombank::model::{LanguageModel, Residence};
 use atombank::output::Destination;
-use candle_core::Device;
 use clap::{Args, ValueEnum};
 
+use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::{self, print_notes, print_written};
-use super::train::parse_device;
 use super::{Common, progress};
 
 /// Arguments of `imatrix`.
@@ -37,9 +36,8 @@ pub(crate) struct ImatrixArgs {
     /// The file's form [default: dat if its name ends in .dat, else gguf]
     #[arg(long, value_enum)]
     output_format: Option<OutputFormat>,
-    /// Where to compute: cpu, or cuda:N in a build with --features cuda
-    #[arg(long, default_value = "cpu", value_parser = parse_device)]
-    device: Device,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Replace an existing output
     #[arg(long)]
     overwrite: bool,
@@ -80,7 +78,7 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         to.check()?;
     }
     let text = read_text(&args.text)?;
-    let open = |found: &[Found]| Ok(LanguageModel::open(&found[0].path, Residence::Streamed, &args.device)?);
+    let open = |found: &[Found]| Ok(LanguageModel::open(&found[0].path, Residence::Streamed, &args.device.device)?);
     let base = with_inputs(&[Input::new(&args.base, Need::Model)], common, open)?.made.with_special_as_text();
     let trained = base.decoder.config().max_position_embeddings;
     if args.ctx as usize > trained {

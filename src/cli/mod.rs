@@ -4,6 +4,8 @@
 mod print;
 
 #[cfg(feature = "train")]
+mod adapted;
+#[cfg(feature = "train")]
 mod bake;
 #[cfg(feature = "train")]
 mod bank;
@@ -11,6 +13,8 @@ mod compare;
 mod convert;
 #[cfg(feature = "train")]
 mod demo;
+#[cfg(feature = "train")]
+mod device;
 mod extract;
 mod families;
 #[cfg(feature = "train")]

@@ -7,11 +7,11 @@ use atombank::bank::{AtomBank, Request, RoutedBy, Routes, route};
 use atombank::checkpoint::hub::Need;
 use atombank::error::Error;
 use atombank::model::{Decoder, LanguageModel, Residence, TextEncoder};
-use candle_core::Device;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::Common;
+use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 
 /// Arguments that describe a routing.
@@ -68,6 +68,8 @@ pub(crate) struct RouteArgs {
     bank: PathBuf,
     #[command(flatten)]
     request: RequestArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -78,7 +80,7 @@ pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
     let route = |found: &[Found]| {
         let (base, bank) = (&found[0].path, &found[1].path);
         let bank = AtomBank::open(bank)?;
-        let LanguageModel { decoder, encoder } = LanguageModel::open(base, Residence::Streamed, &Device::Cpu)?;
+        let LanguageModel { decoder, encoder } = LanguageModel::open(base, Residence::Streamed, &args.device.device)?;
         Ok((args.request.route(&decoder, &bank, &encoder)?, decoder))
     };
     let (routes, decoder) = with_inputs(&inputs, common, route)?.made;

@@ -10,6 +10,7 @@ use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 
+use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::{Common, progress, signals};
 
@@ -28,9 +29,8 @@ pub(crate) struct TrainArgs {
     /// otherwise: training.max_memory
     #[arg(long, value_name = "SIZE")]
     max_memory: Option<String>,
-    /// Where to compute: cpu, or cuda:N in a build with --features cuda
-    #[arg(long, default_value = "cpu", value_parser = parse_device)]
-    device: Device,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print JSON: the last losses, and the number of trained values
     #[arg(long)]
     json: bool,
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
             config.base = format!("hf:{id}").into();
             config.hub_base = Some(HubBase { folder: path.clone(), id: id.clone() });
         }
-        let outcome = train_with_bar(&config, args.resume, &args.device, &stop, common)?;
+        let outcome = train_with_bar(&config, args.resume, &args.device.device, &stop, common)?;
         Ok((config, outcome))
     };
     let (config, outcome) = with_inputs(&[Input::new(&config.base, Need::Model)], common, run)?.made;
@@ -103,17 +103,4 @@ pub(crate) fn train_with_bar(
     })?;
     bar.finish_and_clear();
     Ok(outcome)
-}
-
-/// Parses the name of a device.
-pub(crate) fn parse_device(text: &str) -> Result<Device, String> {
-    match text.split_once(':') {
-        None if text == "cpu" => Ok(Device::Cpu),
-        None if text == "cuda" => Device::new_cuda(0).map_err(|e| e.to_string()),
-        Some(("cuda", n)) => {
-            let n = n.parse().map_err(|_| format!("no number: {n}"))?;
-            Device::new_cuda(n).map_err(|e| e.to_string())
-        }
-        _ => Err("expected cpu, cuda or cuda:N".to_owned()),
-    }
 }

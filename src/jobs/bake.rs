@@ -14,7 +14,9 @@ use crate::convert::gguf_name;
 use crate::error::Result;
 use crate::merge::combine::Weights as Shares;
 use crate::merge::{card, with_adapters};
-use crate::model::{Decoder, Hook, LoadedAdapter, LoraHook, ModelWeights, NoAdapter, Residence, TextEncoder};
+use crate::model::{
+    Decoder, Hook, LanguageModel, LoadedAdapter, LoraHook, ModelWeights, NoAdapter, Residence, TextEncoder,
+};
 use crate::output::Output;
 use crate::plan::{Expr, Plan};
 
@@ -136,11 +138,22 @@ pub struct Baked {
 /// # Errors
 /// [`crate::Error::Setting`]; errors of opening base and bank; those of [`route`].
 pub fn bake(settings: &BakeSettings) -> Result<Baked> {
+    bake_on(settings, &Device::Cpu)
+}
+
+/// As [`bake`], with the model on `device`.
+///
+/// # Errors
+/// As [`bake`].
+pub fn bake_on(settings: &BakeSettings, device: &Device) -> Result<Baked> {
     settings.check()?;
+    if settings.base.is_file() {
+        return lora_of_gguf(settings, device);
+    }
     let folder = HfFolder::open(&settings.base)?;
     let bank = AtomBank::open(&settings.bank)?;
     let encoder = TextEncoder::open(&settings.base)?;
-    let decoder = Decoder::open(&folder, Residence::Streamed, &Device::Cpu)?;
+    let decoder = Decoder::open(&folder, Residence::Streamed, device)?;
     let instruction = settings.instruction.clone().unwrap_or_default();
     let request = Request { instruction, prompts: settings.prompts.clone() };
     let routes = route(&decoder, &bank, &encoder, &request, settings.routing)?;
@@ -165,6 +178,37 @@ pub fn bake(settings: &BakeSettings) -> Result<Baked> {
     Ok(Baked { output, routes, verified })
 }
 
+/// Fixes the routing of a bank on a GGUF, as a LoRA: merged weights would have to be quantized again.
+fn lora_of_gguf(settings: &BakeSettings, device: &Device) -> Result<Baked> {
+    if settings.output.kind() != OutputKind::Lora {
+        let finding = setting("base").expected("a Hugging Face folder, for merged weights").found("a GGUF");
+        return Err(finding.hint("`to` lora makes a LoRA for the GGUF").setting());
+    }
+    let bank = AtomBank::open(&settings.bank)?;
+    let LanguageModel { decoder, encoder } = LanguageModel::open(&settings.base, Residence::Mapped, device)?;
+    let instruction = settings.instruction.clone().unwrap_or_default();
+    let request = Request { instruction, prompts: settings.prompts.clone() };
+    let routes = route(&decoder, &bank, &encoder, &request, settings.routing)?;
+    let mut output = bank.static_lora(&routes.mean()).output();
+    let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
+    output.notes.extend(decoder.length_note(longest));
+    let verified = match settings.verify && !settings.output.dry_run {
+        true => Some(lora_agreement(&decoder, &bank, &routes)?),
+        false => None,
+    };
+    Ok(Baked { output, routes, verified })
+}
+
+/// Compares the routed model with the base and the bank's update as a LoRA.
+fn lora_agreement(decoder: &Decoder, bank: &AtomBank, routes: &Routes) -> Result<Agreement> {
+    let device = decoder.weights().device();
+    let loaded = LoadedBank::frozen(bank, device)?;
+    let mut hook = loaded.hook(decoder.weights(), &routes.sequences)?;
+    let lora = bank.static_lora(&routes.mean());
+    let lora = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), device)?;
+    compare((decoder, &mut hook), (decoder, &mut LoraHook(&lora)), &routes.sequences)
+}
+
 /// Compares the routed model with the baked one, in the types that are written.
 fn agreement(
     settings: &BakeSettings,
@@ -175,14 +219,13 @@ fn agreement(
     plan: &Plan,
     output: &Output,
 ) -> Result<Agreement> {
-    let loaded = LoadedBank::frozen(bank, &Device::Cpu)?;
+    let device = decoder.weights().device();
+    let loaded = LoadedBank::frozen(bank, device)?;
     let mut hook = loaded.hook(decoder.weights(), &routes.sequences)?;
     let routed = (decoder, &mut hook as &mut dyn Hook);
     let written = match settings.output.kind() {
         OutputKind::Lora => {
-            let lora = bank.static_lora(&routes.mean());
-            let lora = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu)?;
-            return compare(routed, (decoder, &mut LoraHook(&lora)), &routes.sequences);
+            return lora_agreement(decoder, bank, routes);
         }
         OutputKind::Gguf => {
             // Use the GGUF's types under Hugging Face's names: the same rows, rounded the same way.
@@ -201,6 +244,6 @@ fn agreement(
         }
         _ => settings.output.typed(plan)?,
     };
-    let weights = ModelWeights::open(folder.path(), &folder.config, &written, Residence::Streamed, &Device::Cpu)?;
+    let weights = ModelWeights::open(folder.path(), &folder.config, &written, Residence::Streamed, device)?;
     compare(routed, (&Decoder::new(weights), &mut NoAdapter), &routes.sequences)
 }

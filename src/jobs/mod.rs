@@ -18,7 +18,7 @@ mod tokenizer;
 mod train;
 
 #[cfg(feature = "train")]
-pub use bake::{BakeSettings, Baked, bake};
+pub use bake::{BakeSettings, Baked, bake, bake_on};
 pub use convert::{ConvertSettings, convert};
 pub use extract::{ExtractSettings, Extracted, extract};
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};

@@ -182,6 +182,14 @@ impl Attention<'_> {
         Ok([flat(q)?, flat(k)?, flat(v)?])
     }
 
+    /// What is done to scores.
+    pub(super) fn scores(&self, sinks: Option<&Arc<[f32]>>) -> Scores {
+        let computation = &self.config.computation;
+        let slopes = computation.slopes.as_ref().map(|slopes| slopes.as_slice().into());
+        let rounded_slopes = computation.rounds_slopes.then_some(self.layer.scale);
+        Scores { softcap: computation.softcap, slopes, rounded_slopes, sinks: sinks.cloned() }
+    }
+
     /// Mixes values by the scores of queries and keys: the inputs of the output projection.
     pub(super) fn mixed(
         &self,
@@ -194,10 +202,7 @@ impl Attention<'_> {
         let latent = computation.latent;
         let (of_keys, width) = latent.map_or((kv_heads, d), |(nope, rotary, _)| (heads, nope + rotary));
         let sizes = Heads { count: heads, of_keys, width, scale: self.layer.scale };
-        let slopes = computation.slopes.as_ref().map(|slopes| slopes.as_slice().into());
-        let rounded_slopes = computation.rounds_slopes.then_some(self.layer.scale);
-        let scores = Scores { softcap: computation.softcap, slopes, rounded_slopes, sinks: sinks.cloned() };
-        let mixed = ops::attention(q, k, v, sizes, &scores, sight)?;
+        let mixed = ops::attention(q, k, v, sizes, &self.scores(sinks), sight)?;
         match latent {
             Some((_, _, values)) if values < width => {
                 let (rows, tokens, _) = mixed.dims3()?;

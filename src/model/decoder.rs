@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use super::attention::{Angles, Attention, normed};
 use super::cache::KvCache;
 use super::feed_forward::{ExpertMatrix, feed_forward};
+use super::fusing::Fusing;
 use super::hooks::Hook;
 use super::layer::{Layer, LinearWeights, NormWeights};
 use super::ops::{self, LogitForm, Sight};
@@ -36,6 +37,16 @@ pub(crate) struct Pass {
     angles: Vec<Angles>,
     /// Who sees whom, by window.
     sights: Vec<Arc<Sight>>,
+}
+
+impl Pass {
+    /// Who sees whom with this window.
+    fn sight(&self, window: Option<usize>) -> &Arc<Sight> {
+        let Some(sight) = self.sights.iter().find(|sight| sight.window == window) else {
+            unreachable!("a pass has every window of the config")
+        };
+        sight
+    }
 }
 
 impl Decoder {
@@ -246,34 +257,63 @@ impl Decoder {
     ) -> Result<Tensor> {
         debug_assert_eq!(x.dims()[..2], [pass.rows, pass.width]);
         let computation = self.computation();
-        let first = self.after(x, layer.attention_norm.as_ref())?;
-        let attended = self.attention(index, layer, &first, pass, cache, hook)?;
-        let attended = self.after(&attended, layer.after_attention.as_ref())?;
-        let add = |x: &Tensor, y: Tensor| match computation.residual_scale {
-            1.0 => x + y,
-            scale => x + (y * scale)?,
+        let of_layer = computation.layers[index];
+        let fusing = Fusing {
+            config: self.config(),
+            of_layer,
+            layer,
+            angles: of_layer.rope.map(|number| &pass.angles[number]),
+            sight: pass.sight(of_layer.window),
         };
-        let start = if computation.adds_to_normed { &first } else { x };
-        let added = add(start, attended)?;
-        // A parallel layer's feed-forward block starts from the layer's input, too.
-        let second = match (&layer.feed_forward_norm, computation.is_parallel) {
-            (Some(norm), true) => normed(x, norm, computation)?,
-            (None, true) => first.clone(),
-            (norm, false) => self.after(&added, norm.as_ref())?,
+        let can_fuse = cache.is_none() && !computation.adds_to_normed;
+        let fused = if can_fuse { fusing.attention(x, true, hook)? } else { None };
+        let mut first = None;
+        let added = match fused {
+            Some(added) => added,
+            None => {
+                let normed = first.insert(self.after(x, layer.attention_norm.as_ref())?);
+                let attended = self.attention(index, layer, normed, pass, cache, hook)?;
+                let attended = self.after(&attended, layer.after_attention.as_ref())?;
+                self.add(if computation.adds_to_normed { normed } else { x }, attended)?
+            }
         };
-        let hook = std::cell::RefCell::new(hook);
-        let fed = feed_forward(
-            &layer.feed_forward,
-            &second,
-            layer.activation,
-            computation,
-            &mut |linears, x| apply_all(&mut **hook.borrow_mut(), linears, x),
-            &mut |matrix: ExpertMatrix, expert, x| hook.borrow_mut().expert(index, matrix, expert, x),
-        )?;
-        let fed = self.after(&fed, layer.after_feed_forward.as_ref())?;
-        let x = add(if computation.adds_to_normed { &second } else { &added }, fed)?;
-        hook.borrow_mut().after_layer(index)?;
+        // A parallel layer's feed-forward block starts from the layer's input, too, and may share its norm.
+        let (start, norm) = match computation.is_parallel {
+            true => (x, layer.feed_forward_norm.as_ref().or(layer.attention_norm.as_ref())),
+            false => (&added, layer.feed_forward_norm.as_ref()),
+        };
+        let fused = if can_fuse { fusing.feed_forward(start, norm, !computation.is_parallel, hook)? } else { None };
+        let x = match (fused, computation.is_parallel) {
+            (Some(fed), true) => (&added + fed)?,
+            (Some(x), false) => x,
+            (None, _) => {
+                let second = match first.filter(|_| computation.is_parallel && layer.feed_forward_norm.is_none()) {
+                    Some(first) => first,
+                    None => self.after(start, norm)?,
+                };
+                let hook = std::cell::RefCell::new(&mut *hook);
+                let fed = feed_forward(
+                    &layer.feed_forward,
+                    &second,
+                    layer.activation,
+                    computation,
+                    &mut |linears, x| apply_all(&mut **hook.borrow_mut(), linears, x),
+                    &mut |matrix: ExpertMatrix, expert, x| hook.borrow_mut().expert(index, matrix, expert, x),
+                )?;
+                let fed = self.after(&fed, layer.after_feed_forward.as_ref())?;
+                self.add(if computation.adds_to_normed { &second } else { &added }, fed)?
+            }
+        };
+        hook.after_layer(index)?;
         Ok(x)
+    }
+
+    /// `x + y`, with the model's factor of `y`.
+    fn add(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {
+        Ok(match self.computation().residual_scale {
+            1.0 => (x + y)?,
+            scale => (x + (y * scale)?)?,
+        })
     }
 
     /// The attention block of normed states `x`.
@@ -299,10 +339,7 @@ impl Decoder {
             let [_, k, v] = &mut qkv;
             (*k, *v) = cache.with(index, k, v)?;
         }
-        let Some(sight) = pass.sights.iter().find(|sight| sight.window == of_layer.window) else {
-            unreachable!("a pass has every window of the config")
-        };
-        let mixed = attention.mixed(&qkv, layer.sinks.as_ref(), sight)?;
+        let mixed = attention.mixed(&qkv, layer.sinks.as_ref(), pass.sight(of_layer.window))?;
         apply(hook, &layer.o, &mixed)
     }
 }

@@ -10,6 +10,25 @@ use crate::adapter::{HostTensor, LinearUpdates, Tensors, adapted_layers};
 use crate::arch::LinearLayer;
 use crate::error::Result;
 
+/// An adapter's part of linear layers that run as one operation.
+#[derive(Default)]
+pub struct Factors {
+    /// For each, `A` `[rank, d_in]`, `B` `[d_out, rank]` and the scale of its update, if it has one.
+    pub of_sites: Vec<Option<(Tensor, Tensor, f64)>>,
+    /// What mixes states inside the bottleneck, `[N, r, r]`: a matrix for each sequence or each token.
+    pub mix: Option<Tensor>,
+}
+
+impl Factors {
+    /// The rank of mixed states; 0 where they aren't mixed.
+    pub(crate) fn mixed_rank(&self) -> candle_core::Result<usize> {
+        self.mix.as_ref().map_or(Ok(0), |mix| mix.dim(2))
+    }
+}
+
+/// Gives the input of linear layers.
+pub type Input<'a> = dyn FnMut() -> Result<Tensor> + 'a;
+
 /// Adds to the outputs of linear layers.
 pub trait Hook {
     /// What to add to the output of `site`, `[B, T, d_out]`, for its input `x`, `[B, T, d_in]`;
@@ -57,6 +76,15 @@ pub trait Hook {
         None
     }
 
+    /// The hook's part of linear layers that run as one operation. The first `count` of `sites` have the input that
+    /// `input` gives. `None` where the hook has to see the inputs of each: then they run one by one.
+    ///
+    /// # Errors
+    /// Those of the computation.
+    fn factors(&mut self, _sites: &[LinearLayer], _count: usize, _input: &mut Input) -> Result<Option<Factors>> {
+        Ok(None)
+    }
+
     /// How many layers, from a multiple of this number on, share what the adapter makes at the first of them.
     fn layers_together(&self) -> usize {
         1
@@ -83,6 +111,10 @@ pub trait Hook {
 pub struct NoAdapter;
 
 impl Hook for NoAdapter {
+    fn factors(&mut self, _sites: &[LinearLayer], _count: usize, _input: &mut Input) -> Result<Option<Factors>> {
+        Ok(Some(Factors::default()))
+    }
+
     fn is_nothing(&self) -> bool {
         true
     }
@@ -198,6 +230,10 @@ impl LoadedUpdates {
 }
 
 impl Hook for &LoadedUpdates {
+    fn factors(&mut self, sites: &[LinearLayer], _count: usize, _input: &mut Input) -> Result<Option<Factors>> {
+        Ok(Some(Factors { of_sites: sites.iter().map(|site| self.low_rank(*site)).collect(), mix: None }))
+    }
+
     fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
         self.0.get(&site).cloned()
     }
@@ -213,6 +249,10 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
 pub struct LoraHook<'a>(pub &'a LoadedAdapter);
 
 impl Hook for LoraHook<'_> {
+    fn factors(&mut self, sites: &[LinearLayer], _count: usize, _input: &mut Input) -> Result<Option<Factors>> {
+        Ok(Some(Factors { of_sites: sites.iter().map(|site| self.low_rank(*site)).collect(), mix: None }))
+    }
+
     fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
         self.0.factors(site).map(|(a, b)| (a.clone(), b.clone(), self.0.scale()))
     }

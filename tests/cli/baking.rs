@@ -133,3 +133,26 @@ fn a_baked_lora_merges_to_the_baked_model_bit_by_bit() {
     assert!(refused.contains("found QUERYABLE_LORA, an atom bank; fix an instruction with atombank bake"), "{refused}");
     assert!(!target.exists());
 }
+
+#[test]
+fn a_bank_on_a_gguf_is_baked_as_a_lora_of_it() {
+    let p = pair();
+    let [base, lora, model] = ["base.gguf", "lora", "model"].map(|name| p.dir.path().join(name));
+    done(&["convert", text(&p.base), "-o", text(&base), "--type", "q8_0"]);
+    let request = ["--instruction", "Reverse the letters.", "--prompt", "garden"];
+    let bake = |target: &Path, more: &[&str]| -> Vec<String> {
+        let args = [&["bake", text(&base), text(&p.bank), "-o", text(target)], &request[..], more].concat();
+        args.into_iter().map(str::to_owned).collect()
+    };
+    let args = bake(&lora, &["--to", "lora", "--json"]);
+    let said: Value = serde_json::from_str(&done(&args.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+    assert!(said["verified"]["max_logit_difference"].as_f64().unwrap() < 1e-4, "{said}");
+    let generated = |adapter: &Path| {
+        let args = ["generate", text(&base), "--adapter", text(adapter), "--json", "--max-tokens", "8"];
+        done(&[&args[..], &request[..]].concat())
+    };
+    assert_eq!(generated(&lora), generated(&p.bank));
+    let args = bake(&model, &[]);
+    let line = refused(USAGE, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(line.contains("expected a Hugging Face folder, for merged weights, found a GGUF"), "{line}");
+}

@@ -153,6 +153,34 @@ fn gradients(activation: Activation, of: (&mut [f32], &mut [f32]), gate: &[f32],
     }
 }
 
+/// `act(gate) * up`, shared among threads.
+pub(super) fn gated_values(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut out = vec![0f32; gate.len()];
+    let parts = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
+    parts.for_each(|((out, gate), up)| apply(activation, out, gate, up));
+    out
+}
+
+/// The gradients of gate and up.
+pub(super) fn of_gated(activation: Activation, gate: &[f32], up: &[f32], g: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut of_gate, mut of_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
+    let parts = of_gate.par_chunks_mut(CHUNK).zip(of_up.par_chunks_mut(CHUNK));
+    let given = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK));
+    parts.zip(given).for_each(|(of, ((gate, up), g))| gradients(activation, of, gate, up, g));
+    (of_gate, of_up)
+}
+
+/// `act(x)`, shared among threads.
+pub(super) fn activated_values(activation: Activation, x: &[f32]) -> Vec<f32> {
+    x.par_iter().with_min_len(CHUNK).map(|x| value_and_slope(activation, *x).0).collect()
+}
+
+/// The gradient of `x`.
+pub(super) fn of_activated(activation: Activation, x: &[f32], g: &[f32]) -> Vec<f32> {
+    let both = x.par_iter().zip(g.par_iter()).with_min_len(CHUNK);
+    both.map(|(x, g)| g * value_and_slope(activation, *x).1).collect()
+}
+
 /// `act(gate) * up`.
 struct Gated(Activation);
 
@@ -168,10 +196,7 @@ impl CustomOp2 for Gated {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (slice(gate, gate_layout)?, slice(up, up_layout)?);
-        let mut out = vec![0f32; gate.len()];
-        let parts = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
-        parts.for_each(|((out, gate), up)| apply(self.0, out, gate, up));
+        let out = gated_values(self.0, slice(gate, gate_layout)?, slice(up, up_layout)?);
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
 
@@ -183,11 +208,7 @@ impl CustomOp2 for Gated {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (shape, gradient) = (gate.shape(), gradient.contiguous()?);
-        let (gate, up, gradient) = (values(gate)?, values(up)?, values(&gradient)?);
-        let (mut of_gate, mut of_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
-        let parts = of_gate.par_chunks_mut(CHUNK).zip(of_up.par_chunks_mut(CHUNK));
-        let given = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(gradient.par_chunks(CHUNK));
-        parts.zip(given).for_each(|(of, ((gate, up), g))| gradients(self.0, of, gate, up, g));
+        let (of_gate, of_up) = of_gated(self.0, &values(gate)?, &values(up)?, &values(&gradient)?);
         let on_cpu = |values| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
         Ok((Some(on_cpu(of_gate)?), Some(on_cpu(of_up)?)))
     }
@@ -222,16 +243,12 @@ impl CustomOp1 for Activated {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(storage, layout)?;
-        let out = x.par_iter().with_min_len(CHUNK).map(|x| value_and_slope(self.0, *x).0).collect();
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        Ok((CpuStorage::F32(activated_values(self.0, slice(storage, layout)?)), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (shape, gradient) = (x.shape(), gradient.contiguous()?);
-        let (x, gradient) = (values(x)?, values(&gradient)?);
-        let both = x.par_iter().zip(gradient.par_iter()).with_min_len(CHUNK);
-        let out: Vec<f32> = both.map(|(x, g)| g * value_and_slope(self.0, *x).1).collect();
+        let out = of_activated(self.0, &values(x)?, &values(&gradient)?);
         Ok(Some(Tensor::from_vec(out, shape, &candle_core::Device::Cpu)?))
     }
 }

@@ -10,6 +10,7 @@ mod attention;
 mod attention_kernel;
 mod exp;
 mod frozen;
+pub(crate) mod fused;
 mod loss;
 mod low_rank;
 mod norm;
@@ -26,8 +27,8 @@ pub(crate) use attention_kernel::{Heads, Scores, Sight};
 pub(crate) use frozen::{FrozenMatrix, frozen_linear, frozen_linears};
 pub(crate) use loss::{LogitForm, cross_entropy};
 pub(crate) use low_rank::{bottleneck_linear, low_rank_linear, narrow_linear};
-pub(crate) use norm::{layer_norm, rms_norm, rms_norm_times};
-pub(crate) use rope::rope;
+pub(crate) use norm::{RowNorm, layer_norm, rms_norm, rms_norm_times};
+pub(crate) use rope::{Rope, rope};
 
 /// `x @ weight^T` over the last dimension, with gradients for both: `x` `[.., d_in]`, `weight` `[d_out, d_in]` ->
 /// `[.., d_out]`.

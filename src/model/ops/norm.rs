@@ -1,16 +1,21 @@
 //! Norms over the last dimension, with frozen weights. Each has the plain composition of candle's operations beside it,
 //! which serves on other devices and which the tests compare with.
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::exp::vectorized;
 use super::rows::{dot, rows_at_once};
 use super::slices::{slice, values};
+use crate::arch::computation::NormKind;
 
-/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, for a frozen weight.
-struct RmsNorm {
+/// A norm of rows on the CPU: `x / sqrt(mean(x^2) + eps) * weight`, or with the mean taken off first and a bias added.
+#[derive(Clone)]
+pub(crate) struct RowNorm {
+    kind: NormKind,
+    /// `[n]`
     weight: Tensor,
+    bias: Option<Tensor>,
     eps: f32,
 }
 
@@ -49,53 +54,6 @@ vectorized! {
     }
 }
 
-impl CustomOp1 for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms-norm"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (slice(storage, layout)?, values(&self.weight)?);
-        let (width, weight) = (weight.len(), &*weight);
-        let mut out = vec![0f32; x.len()];
-        let part = rows_at_once(width) * width;
-        out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| norm(out, x, weight, self.eps));
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (shape, gradient) = (x.shape(), gradient.contiguous()?);
-        let (x, weight, gradient) = (values(x)?, values(&self.weight)?, values(&gradient)?);
-        let (width, weight) = (weight.len(), &*weight);
-        let mut out = vec![0f32; x.len()];
-        let part = rows_at_once(width) * width;
-        let parts = out.par_chunks_mut(part).zip(x.par_chunks(part)).zip(gradient.par_chunks(part));
-        parts.for_each(|((out, x), g)| of_norm(out, x, g, weight, self.eps));
-        Ok(Some(Tensor::from_vec(out, shape, &candle_core::Device::Cpu)?))
-    }
-}
-
-/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, for a frozen `weight`.
-pub(crate) fn rms_norm_times(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        return x.contiguous()?.apply_op1(RmsNorm { weight: weight.contiguous()?, eps: eps as f32 });
-    }
-    rms_norm(x, eps)?.broadcast_mul(weight)
-}
-
-/// `x / sqrt(mean(x^2) + eps)` over the last dimension.
-pub(crate) fn rms_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
-    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
-    x.broadcast_div(&(mean + eps)?.sqrt()?)
-}
-
-/// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension.
-struct LayerNorm {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    eps: f32,
-}
-
 /// The mean of a row, and the inverse of its standard deviation.
 #[inline(always)]
 fn mean_and_inverse(row: &[f32], eps: f32) -> (f32, f32) {
@@ -120,48 +78,102 @@ fn of_layer_norm(out: &mut [f32], x: &[f32], g: &[f32], weight: &[f32], eps: f32
     }
 }
 
-impl CustomOp1 for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer-norm"
+impl RowNorm {
+    /// A norm of rows of `width` values; without weights, they are 1.
+    pub(crate) fn new(
+        kind: NormKind,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        (width, eps): (usize, f64),
+    ) -> Result<Self> {
+        let weight = match weight {
+            Some(weight) => weight.contiguous()?,
+            None => Tensor::ones(width, DType::F32, &candle_core::Device::Cpu)?,
+        };
+        Ok(Self { kind, weight, bias: bias.cloned(), eps: eps as f32 })
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, weight) = (slice(storage, layout)?, values(&self.weight)?);
+    pub(super) fn applied(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let weight = values(&self.weight)?;
         let bias = self.bias.as_ref().map(|bias| bias.to_vec1::<f32>()).transpose()?;
         let (width, weight) = (weight.len(), &*weight);
         let mut out = vec![0f32; x.len()];
-        let rows = out.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(rows_at_once(width));
-        rows.for_each(|(out, x)| {
-            let (mean, inverse) = mean_and_inverse(x, self.eps);
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                *out = (x - mean) * inverse * weight;
+        let part = rows_at_once(width) * width;
+        out.par_chunks_mut(part).zip(x.par_chunks(part)).for_each(|(out, x)| {
+            match self.kind {
+                NormKind::Rms => norm(out, x, weight, self.eps),
+                NormKind::Layer => {
+                    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let (mean, inverse) = mean_and_inverse(x, self.eps);
+                        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                            *out = (x - mean) * inverse * weight;
+                        }
+                    }
+                }
             }
             if let Some(bias) = &bias {
-                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+                for out in out.chunks_exact_mut(width) {
+                    out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+                }
             }
         });
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        Ok(out)
+    }
+
+    /// The gradient of `x`, by that of the result.
+    pub(super) fn gradient(&self, x: &[f32], g: &[f32]) -> Result<Vec<f32>> {
+        let weight = values(&self.weight)?;
+        let (width, weight) = (weight.len(), &*weight);
+        let mut out = vec![0f32; x.len()];
+        let part = rows_at_once(width) * width;
+        let parts = out.par_chunks_mut(part).zip(x.par_chunks(part)).zip(g.par_chunks(part));
+        parts.for_each(|((out, x), g)| match self.kind {
+            NormKind::Rms => of_norm(out, x, g, weight, self.eps),
+            NormKind::Layer => {
+                let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(g.chunks_exact(width));
+                rows.for_each(|((out, x), g)| of_layer_norm(out, x, g, weight, self.eps));
+            }
+        });
+        Ok(out)
+    }
+}
+
+impl CustomOp1 for RowNorm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.applied(slice(storage, layout)?)?), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (shape, gradient) = (x.shape(), gradient.contiguous()?);
-        let (x, weight, gradient) = (values(x)?, values(&self.weight)?, values(&gradient)?);
-        let (width, weight) = (weight.len(), &*weight);
-        let mut out = vec![0f32; x.len()];
-        let rows = out.par_chunks_mut(width).zip(x.par_chunks(width)).zip(gradient.par_chunks(width));
-        rows.with_min_len(rows_at_once(width)).for_each(|((out, x), g)| of_layer_norm(out, x, g, weight, self.eps));
+        let out = self.gradient(&values(x)?, &values(&gradient)?)?;
         Ok(Some(Tensor::from_vec(out, shape, &candle_core::Device::Cpu)?))
     }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension, for a frozen `weight`.
+pub(crate) fn rms_norm_times(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let norm = RowNorm::new(NormKind::Rms, Some(weight), None, (weight.elem_count(), eps))?;
+        return x.contiguous()?.apply_op1(norm);
+    }
+    rms_norm(x, eps)?.broadcast_mul(weight)
+}
+
+/// `x / sqrt(mean(x^2) + eps)` over the last dimension.
+pub(crate) fn rms_norm(x: &Tensor, eps: f64) -> Result<Tensor> {
+    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+    x.broadcast_div(&(mean + eps)?.sqrt()?)
 }
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension, with frozen `weight` and `bias`.
 pub(crate) fn layer_norm(x: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     if x.device().is_cpu() {
-        let weight = match weight {
-            Some(weight) => weight.contiguous()?,
-            None => Tensor::ones(x.dim(D::Minus1)?, candle_core::DType::F32, x.device())?,
-        };
-        return x.contiguous()?.apply_op1(LayerNorm { weight, bias: bias.cloned(), eps: eps as f32 });
+        let norm = RowNorm::new(NormKind::Layer, weight, bias, (x.dim(D::Minus1)?, eps))?;
+        return x.contiguous()?.apply_op1(norm);
     }
     plain_layer_norm(x, weight, bias, eps)
 }

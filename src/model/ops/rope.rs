@@ -8,7 +8,8 @@ use super::rows::rows_at_once;
 use super::slices::{slice, values};
 
 /// Turns pairs of a head's dimensions by the angles of its position.
-struct Rope {
+#[derive(Clone)]
+pub(crate) struct Rope {
     /// `[B, T, rotary / 2]`
     cos: Tensor,
     sin: Tensor,
@@ -68,8 +69,18 @@ fn turn_pairs(
 }
 
 impl Rope {
+    /// Turns by angles `[B, T, rotary / 2]`.
+    pub(crate) fn new(cos: &Tensor, sin: &Tensor, pairs: bool) -> Result<Self> {
+        Ok(Self { cos: cos.contiguous()?, sin: sin.contiguous()?, pairs, direction: 1.0 })
+    }
+
+    /// Turns back.
+    pub(super) fn back(&self) -> Self {
+        Self { direction: -self.direction, ..self.clone() }
+    }
+
     /// `x` is `[.., heads, d]`.
-    fn turned(&self, x: &[f32], heads: usize, d: usize) -> Result<Vec<f32>> {
+    pub(super) fn turned(&self, x: &[f32], heads: usize, d: usize) -> Result<Vec<f32>> {
         let half = self.cos.dim(D::Minus1)?;
         if 2 * half > d {
             candle_core::bail!("rope: {half} angles for heads of {d} dimensions");
@@ -100,9 +111,8 @@ impl CustomOp1 for Rope {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (_, _, heads, d) = x.dims4()?;
-        let back = Rope { direction: -self.direction, cos: self.cos.clone(), sin: self.sin.clone(), ..*self };
         let gradient = gradient.contiguous()?;
-        let turned = back.turned(&values(&gradient)?, heads, d)?;
+        let turned = self.back().turned(&values(&gradient)?, heads, d)?;
         Ok(Some(Tensor::from_vec(turned, x.shape(), x.device())?))
     }
 }
@@ -111,8 +121,7 @@ impl CustomOp1 for Rope {
 /// turn together if `pairs`, else the two halves of the `rotary` dimensions.
 pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: bool) -> Result<Tensor> {
     if x.device().is_cpu() {
-        let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
-        return x.contiguous()?.apply_op1(Rope { cos, sin, pairs, direction: 1.0 });
+        return x.contiguous()?.apply_op1(Rope::new(cos, sin, pairs)?);
     }
     plain_rope(x, cos, sin, pairs)
 }

@@ -1,0 +1,201 @@
+//! The halves of a decoder layer as one operation each, where layer, device and hook allow it.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{Result, Tensor};
+
+use super::attention::{Angles, Attention};
+use super::hooks::{Factors, Hook};
+use super::layer::{FeedForwardKind, InnerWeights, Layer, LinearWeights, NormWeights, QkvOrder, QkvWeights};
+use super::ops::fused::{AttentionHalf, FeedForwardHalf, Frame, Group, Inner, Linear, Order, unmixed};
+use super::ops::{Heads, Rope, RowNorm, Sight};
+use crate::arch::ModelConfig;
+use crate::arch::computation::{Computation, LayerComputation, QkNorm};
+
+/// One layer in one pass.
+pub(super) struct Fusing<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) of_layer: LayerComputation,
+    pub(super) layer: &'a Layer,
+    pub(super) angles: Option<&'a Angles>,
+    pub(super) sight: &'a Arc<Sight>,
+}
+
+/// The tensor of all factors, while it is made.
+struct Packing<'a> {
+    hook: &'a Factors,
+    parts: Vec<Tensor>,
+    end: usize,
+    next: usize,
+}
+
+impl Packing<'_> {
+    /// A group of linear layers with the same input.
+    fn group(&mut self, linears: &[&LinearWeights]) -> Result<Group> {
+        let mut made = Vec::new();
+        let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
+        for linear in linears {
+            let factors = self.hook.of_sites.get(self.next).cloned().flatten();
+            self.next += 1;
+            let (weight, bias) = (linear.weight.clone(), linear.bias.clone());
+            made.push(match factors {
+                None => Linear { weight, bias, rank: 0, scale: 0.0 },
+                Some((a, b, scale)) => {
+                    let rank = a.dim(0)?;
+                    of_a.push(a.flatten_all()?);
+                    of_b.push(b.flatten_all()?);
+                    Linear { weight, bias, rank, scale: scale as f32 }
+                }
+            });
+        }
+        let group = Group::new(made, self.end);
+        self.end = group.end()?;
+        self.parts.extend(of_a);
+        self.parts.extend(of_b);
+        Ok(group)
+    }
+
+    fn packed(self) -> Result<Tensor> {
+        match self.parts.len() {
+            0 => unmixed(),
+            _ => Tensor::cat(&self.parts, 0),
+        }
+    }
+}
+
+impl Fusing<'_> {
+    fn computation(&self) -> &Computation {
+        &self.config.computation
+    }
+
+    fn norm(&self, norm: Option<&NormWeights>, width: usize) -> Result<Option<RowNorm>> {
+        let (kind, eps) = (self.computation().norm, self.computation().norm_eps);
+        let made = |norm: &NormWeights| RowNorm::new(kind, norm.weight.as_ref(), norm.bias.as_ref(), (width, eps));
+        norm.map(made).transpose()
+    }
+
+    /// Whether a norm of queries or keys is one over each head, with the same weights for all.
+    fn is_by_heads(&self, norm: &Option<NormWeights>) -> bool {
+        let width = self.config.head_dim;
+        let is_of_head = |norm: &NormWeights| norm.weight.as_ref().is_some_and(|weight| weight.dims() == [width]);
+        norm.as_ref().is_none_or(is_of_head)
+    }
+
+    /// The norm of the input of `sites`, for a hook that routes by it.
+    fn factors(
+        &self,
+        hook: &mut dyn Hook,
+        first: &[&LinearWeights],
+        last: &LinearWeights,
+        norm: Option<&NormWeights>,
+        x: &Tensor,
+    ) -> crate::Result<Option<Factors>> {
+        let sites: Vec<_> = first.iter().map(|linear| linear.site).chain([last.site]).collect();
+        let mut normed = || -> crate::Result<Tensor> {
+            Ok(match norm {
+                Some(norm) => super::attention::normed(x, norm, self.computation())?,
+                None => x.clone(),
+            })
+        };
+        hook.factors(&sites, first.len(), &mut normed)
+    }
+
+    /// The attention half, `[B, T, hidden_size]`: with its input where `adds`. `None` where it has to be composed.
+    pub(super) fn attention(&self, x: &Tensor, adds: bool, hook: &mut dyn Hook) -> crate::Result<Option<Tensor>> {
+        let (layer, computation) = (self.layer, self.computation());
+        let (order, first): (Order, Vec<&LinearWeights>) = match &layer.qkv {
+            QkvWeights::Separate { q, k, v } => (Order::Separate, vec![q, k, v]),
+            QkvWeights::Fused(qkv, QkvOrder::Parts) => (Order::Parts, vec![qkv]),
+            QkvWeights::Fused(qkv, QkvOrder::Groups) => (Order::Groups, vec![qkv]),
+            QkvWeights::Latent { .. } => return Ok(None),
+        };
+        let is_plain = computation.clip_qkv.is_none() && computation.qk_norm == QkNorm::BeforeRope;
+        if !is_plain || !self.is_by_heads(&layer.q_norm) || !self.is_by_heads(&layer.k_norm) || !x.device().is_cpu() {
+            return Ok(None);
+        }
+        let Some(factors) = self.factors(hook, &first, &layer.o, layer.attention_norm.as_ref(), x)? else {
+            return Ok(None);
+        };
+        let (hidden, d) = (self.config.hidden_size, self.config.head_dim);
+        let mut packing = Packing { hook: &factors, parts: Vec::new(), end: 0, next: 0 };
+        let (qkv, o) = (packing.group(&first)?, packing.group(&[&layer.o])?);
+        let packed = packing.packed()?;
+        let attention = Attention {
+            config: self.config,
+            layer: self.of_layer,
+            angles: self.angles,
+            q_norm: layer.q_norm.as_ref(),
+            k_norm: layer.k_norm.as_ref(),
+        };
+        let pairs = self.of_layer.rope.is_some_and(|number| computation.ropes[number].pairs);
+        let half = AttentionHalf {
+            frame: Frame {
+                before: self.norm(layer.attention_norm.as_ref(), hidden)?,
+                after: self.norm(layer.after_attention.as_ref(), hidden)?,
+                scale: computation.residual_scale as f32,
+                adds,
+                has_gradient: x.track_op(),
+            },
+            order,
+            qkv,
+            q_norm: self.norm(layer.q_norm.as_ref(), d)?,
+            k_norm: self.norm(layer.k_norm.as_ref(), d)?,
+            rope: self.angles.map(|angles| Rope::new(&angles.cos, &angles.sin, pairs)).transpose()?,
+            heads: Heads {
+                count: self.config.num_attention_heads,
+                of_keys: self.config.num_key_value_heads,
+                width: d,
+                scale: self.of_layer.scale,
+            },
+            scores: attention.scores(layer.sinks.as_ref()),
+            sight: self.sight.clone(),
+            o,
+            mixed_rank: factors.mixed_rank()?,
+            kept: OnceLock::new(),
+        };
+        let mix = factors.mix.map_or_else(unmixed, |mix| mix.contiguous())?;
+        Ok(Some(x.contiguous()?.apply_op3(&packed, &mix, half)?))
+    }
+
+    /// The feed-forward half, as [`Fusing::attention`].
+    pub(super) fn feed_forward(
+        &self,
+        x: &Tensor,
+        norm: Option<&NormWeights>,
+        adds: bool,
+        hook: &mut dyn Hook,
+    ) -> crate::Result<Option<Tensor>> {
+        let (layer, computation) = (self.layer, self.computation());
+        let FeedForwardKind::Dense(block) = &layer.feed_forward else { return Ok(None) };
+        let (inner, first): (Inner, Vec<&LinearWeights>) = match &block.inner {
+            InnerWeights::Gated { gate, up } => (Inner::Gated, vec![gate, up]),
+            InnerWeights::Fused(both) => (Inner::Fused, vec![both]),
+            InnerWeights::Plain(up) => (Inner::Plain, vec![up]),
+        };
+        if !x.device().is_cpu() {
+            return Ok(None);
+        }
+        let Some(factors) = self.factors(hook, &first, &block.down, norm, x)? else { return Ok(None) };
+        let hidden = self.config.hidden_size;
+        let mut packing = Packing { hook: &factors, parts: Vec::new(), end: 0, next: 0 };
+        let (into, down) = (packing.group(&first)?, packing.group(&[&block.down])?);
+        let packed = packing.packed()?;
+        let half = FeedForwardHalf {
+            frame: Frame {
+                before: self.norm(norm, hidden)?,
+                after: self.norm(layer.after_feed_forward.as_ref(), hidden)?,
+                scale: computation.residual_scale as f32,
+                adds,
+                has_gradient: x.track_op(),
+            },
+            inner,
+            into,
+            down,
+            activation: layer.activation,
+            mixed_rank: factors.mixed_rank()?,
+            kept: OnceLock::new(),
+        };
+        let mix = factors.mix.map_or_else(unmixed, |mix| mix.contiguous())?;
+        Ok(Some(x.contiguous()?.apply_op3(&packed, &mix, half)?))
+    }
+}
