@@ -3,8 +3,8 @@
     python benches/generation.py ATOMBANK_BINARY MODEL.gguf [MODEL.gguf ..] [--tokens 64] [--rounds 5] [--threads 2]
 
 Needs xllamacpp, which is llama.cpp. Each round runs both programs anew, for one token and for --tokens more; the
-difference is the time of those, so that loading and the prompt don't count. Printed are the tokens per second of the best
-round of each, and their ratio.
+difference of the best times of both is the time of those, so that loading and the prompt don't count. Printed are the
+tokens per second of the best round of each, and their ratio.
 """
 import argparse
 import json
@@ -27,7 +27,7 @@ def arguments():
 
 
 def atombank(args, model):
-    """Seconds for the tokens behind the first."""
+    """Seconds for one token, and for --tokens more."""
     times = []
     for tokens in (1, args.tokens + 1):
         started = time.perf_counter()
@@ -35,7 +35,7 @@ def atombank(args, model):
                         "--json"], check=True, stdout=subprocess.DEVNULL,
                        env={**os.environ, "RAYON_NUM_THREADS": str(args.threads)})
         times.append(time.perf_counter() - started)
-    return times[1] - times[0]
+    return times
 
 
 def llama_cpp_child(args):
@@ -69,7 +69,8 @@ def main():
         for _ in range(args.rounds):
             ours.append(atombank(args, model))
             theirs.append(llama_cpp(args, model))
-        ours, theirs = args.tokens / min(ours), args.tokens / min(theirs)
+        one, more = (min(times) for times in zip(*ours))
+        ours, theirs = args.tokens / (more - one), args.tokens / min(theirs)
         print(f"{os.path.basename(model):<32}{ours:>10.1f}{theirs:>11.1f}{ours / theirs:>8.2f}", flush=True)
 
 

@@ -25,7 +25,8 @@ fn states_alphas_prior_and_logits_are_the_references() {
             let decoder = case.decoder(residence);
             let sequences = [case.sequence()];
             let batch = Batch::new(&sequences);
-            let e = InstructionEncoder::BaseEmbeddings.embed(decoder.weights(), &sequences).unwrap();
+            let loaded = LoadedBank::frozen(&case.bank, &Device::Cpu).unwrap();
+            let e = loaded.embed(decoder.weights(), &sequences).unwrap();
             if let Some(expected) = case.expected.get("instruction_embedding") {
                 let found: Vec<f32> = e.flatten_all().unwrap().to_vec1().unwrap();
                 case.assert_close("instruction embedding", &found, expected, 1e-6);
@@ -34,7 +35,6 @@ fn states_alphas_prior_and_logits_are_the_references() {
             let tolerance = case.tolerance("logits");
             case.assert_close("base logits", &all_logits(&decoder, &base), &case.expected["logits_base"], tolerance);
 
-            let loaded = LoadedBank::frozen(&case.bank, &Device::Cpu).unwrap();
             let mut hook = BankHook::new(&loaded, &batch, e).unwrap();
             let hidden = decoder.hidden(&batch, None, &mut hook).unwrap();
             let trace = hook.trace().unwrap();

@@ -179,21 +179,25 @@ impl AtomBank {
     /// Checks that every tensor is either a factor with its partner, or one of the bank's own tensors in its shape.
     fn check_tensors(&self, file: &Path) -> Result<()> {
         let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
-        let own = self.config.global_tensors();
+        let needed = self.config.global_tensors();
+        let optional = self.config.optional_tensors();
+        let own: Vec<_> = needed.iter().chain(&optional).collect();
         for (name, shape) in &own {
-            let found = self
-                .tensors
-                .get(*name)
-                .ok_or_else(|| finding(name).expected("a tensor of this name").found("none").format())?;
+            let Some(found) = self.tensors.get(*name) else {
+                if optional.iter().any(|(optional, _)| optional == name) {
+                    continue;
+                }
+                return Err(finding(name).expected("a tensor of this name").found("none").format());
+            };
             let fits = found.shape.len() == shape.len()
-                && found.shape.iter().zip(shape).all(|(found, wanted)| wanted.is_none_or(|w| w == *found));
+                && found.shape.iter().zip(shape.iter()).all(|(found, wanted)| wanted.is_none_or(|w| w == *found));
             if !fits {
                 let shape: Vec<String> = shape.iter().map(|d| d.map_or("any".into(), |d| d.to_string())).collect();
                 let expected = format!("[{}] by adapter_config.json", shape.join(", "));
                 return Err(finding(name).expected(expected).found(show_shape(&found.shape)).mismatch());
             }
         }
-        let is_own = |name: &str| own.iter().any(|(own, _)| *own == name);
+        let is_own = |name: &str| own.iter().any(|own| own.0 == name);
         check_factor_names(file, &self.tensors, Some(&self.config.target_modules), is_own)
     }
 }

@@ -46,6 +46,12 @@ pub struct BankConfig {
 /// The default of the text that is routed.
 pub const DEFAULT_PROMPT_TEMPLATE: &str = "{instruction}\n{prompt}\n";
 
+/// The mean of the embeddings of the training's instructions, which is taken off every instruction's, `[d_e]`.
+pub(crate) const INSTRUCTION_CENTER: &str = "atom_bank.instruction_center";
+
+/// What is added to the prior's scores of atoms, `[K]`.
+pub(crate) const PRIOR_BIAS: &str = "atom_bank.prior.bias";
+
 /// The name of the instruction encoder that averages the base model's input embeddings.
 pub const BASE_EMBEDDINGS: &str = "base-embeddings";
 
@@ -174,6 +180,11 @@ impl BankConfig {
             ("atom_bank.router.summary_init", vec![r]),
             ("atom_bank.prior.proj.weight", vec![d_p, d_e]),
         ]
+    }
+
+    /// Tensors that a bank may have besides, and their shapes. They stay as they are while the others are trained.
+    pub(crate) fn optional_tensors(&self) -> [(&'static str, Vec<Option<usize>>); 2] {
+        [(INSTRUCTION_CENTER, vec![Some(self.instruction_dim)]), (PRIOR_BIAS, vec![Some(self.num_atoms)])]
     }
 
     /// Checks, before any values are made, that a bank with these settings has no more values than `base`. Names of

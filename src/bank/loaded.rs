@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 
+use super::config::INSTRUCTION_CENTER;
 use super::{AtomBank, BankConfig, BankHook, InstructionEncoder};
 use crate::adapter::Tensors;
 use crate::error::{Finding, Result};
@@ -31,7 +32,8 @@ impl LoadedBank {
     /// # Errors
     /// As [`LoadedBank::frozen`].
     pub fn trainable(bank: &AtomBank, device: &Device) -> Result<Self> {
-        Self::new(bank, LoadedAdapter::trainable(&bank.tensors, bank.scale(), device)?, device)
+        let fixed = bank.config.optional_tensors().map(|(name, _)| name);
+        Self::new(bank, LoadedAdapter::trainable(&bank.tensors, &fixed, bank.scale(), device)?, device)
     }
 
     fn new(bank: &AtomBank, adapter: LoadedAdapter, device: &Device) -> Result<Self> {
@@ -61,8 +63,29 @@ impl LoadedBank {
     /// # Errors
     /// As [`InstructionEncoder::embed`]; [`crate::Error::Compute`].
     pub fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<BankHook<'_>> {
-        let e = self.encoder.embed(base, sequences)?;
-        BankHook::new(self, &Batch::new(sequences), e)
+        BankHook::new(self, &Batch::new(sequences), self.embed(base, sequences)?)
+    }
+
+    /// The instruction embeddings of `sequences`, `[B, d_e]`: unit vectors, zeros without an instruction.
+    ///
+    /// # Errors
+    /// As [`InstructionEncoder::embed`].
+    pub fn embed(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<Tensor> {
+        self.centered(self.encoder.embed(base, sequences)?)
+    }
+
+    /// Instruction embeddings, `[B, d_e]`, without the mean of those that the bank was trained with: unit vectors again.
+    fn centered(&self, e: Tensor) -> Result<Tensor> {
+        let Some(center) = self.adapter.find(INSTRUCTION_CENTER) else { return Ok(e) };
+        let moved = e.broadcast_sub(center)?;
+        let length = moved.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12)?;
+        // A sequence without an instruction stays zero.
+        let is_there = e.abs()?.sum_keepdim(1)?.gt(0.0)?.to_dtype(e.dtype())?;
+        Ok(moved.broadcast_div(&length)?.broadcast_mul(&is_there)?)
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<&Tensor> {
+        self.adapter.find(name)
     }
 
     /// Every variable by its tensor's name, sorted; empty if the bank is frozen.

@@ -5,6 +5,7 @@
 
 use candle_core::{D, Tensor};
 
+use super::config::PRIOR_BIAS;
 use super::{BankConfig, LoadedBank, Routing};
 use crate::adapter::HostTensor;
 use crate::arch::LinearLayer;
@@ -104,7 +105,13 @@ impl<'a> BankHook<'a> {
         let projected = ops::linear(&self.e, self.bank.get("atom_bank.prior.proj.weight"))?;
         let scores = ops::linear(&projected, self.bank.get("atom_bank.descriptors"))?;
         let scale = (self.config.descriptor_dim as f64).sqrt() * self.config.prior_temperature;
-        Ok(log_softmax_last(&(scores * (1.0 / scale))?)?)
+        let mut scores = (scores * (1.0 / scale))?;
+        if let Some(bias) = self.bank.find(PRIOR_BIAS) {
+            // Without an instruction, the prior is uniform.
+            let is_there = self.e.abs()?.sum_keepdim(1)?.gt(0.0)?.to_dtype(scores.dtype())?;
+            scores = (scores + is_there.broadcast_mul(&bias.unsqueeze(0)?)?)?;
+        }
+        Ok(log_softmax_last(&scores)?)
     }
 
     /// The weights of the atoms from the prior alone, without a forward pass: `[B, K]`.

@@ -199,3 +199,72 @@ impl Fusing<'_> {
         Ok(Some(x.contiguous()?.apply_op3(&packed, &mix, half)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::adapter::{HostTensor, Tensors};
+    use crate::arch::{HfFolder, LinearLayer};
+    use crate::model::hooks::{LoadedAdapter, LoraHook};
+    use crate::model::{Batch, Decoder, Residence, Sequence};
+
+    /// A hook whose linear layers run one by one.
+    struct OneByOne<'a>(LoraHook<'a>);
+
+    impl Hook for OneByOne<'_> {
+        fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
+            self.0.low_rank(site)
+        }
+    }
+
+    fn values(count: usize, seed: usize, factor: f32) -> Vec<f32> {
+        (0..count).map(|i| factor * (((i * 31 + seed * 17) * 2_654_435_761 % 1009) as f32 / 504.5 - 1.0)).collect()
+    }
+
+    /// A LoRA of rank 3 on every second linear layer of a model.
+    fn lora(config: &ModelConfig) -> Tensors {
+        let mut tensors = Tensors::new();
+        for (number, linear) in config.linears().iter().enumerate().filter(|(number, _)| number % 2 == 0) {
+            let (a, b) = (values(3 * linear.d_in, number, 0.3), values(linear.d_out * 3, number + 7, 0.3));
+            let a = HostTensor { shape: vec![3, linear.d_in], values: a.into() };
+            tensors.insert(linear.site.factor_name('A'), a);
+            let b = HostTensor { shape: vec![linear.d_out, 3], values: b.into() };
+            tensors.insert(linear.site.factor_name('B'), b);
+        }
+        tensors
+    }
+
+    #[test]
+    fn halves_are_their_compositions_with_their_gradients() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let sequence = |ids: &[u32]| Sequence { ids: ids.to_vec(), routed: ids.len(), instruction: Vec::new() };
+        let batch =
+            Batch::new(&[sequence(&[5, 9, 33, 71, 8, 2, 90, 41, 17, 3, 66, 25]), sequence(&[7, 12, 80, 4, 11])]);
+        let routing = ["llama-prompt", "qwen3-prompt", "gemma3-prompt", "gpt2-prompt", "olmo2-prompt", "phi3-token"];
+        let folders = routing.iter().map(|name| fixtures.join("routing").join(name).join("model"));
+        let convert = ["falcon", "gpt-neox", "stablelm", "starcoder2", "gemma2", "granite"];
+        for path in folders.chain(convert.iter().map(|name| fixtures.join("convert").join(name).join("model"))) {
+            let folder = HfFolder::open(&path).unwrap();
+            let decoder = Decoder::open(&folder, Residence::Memory, &Device::Cpu).unwrap();
+            let loaded = LoadedAdapter::trainable(&lora(&folder.config), &[], 0.7, &Device::Cpu).unwrap();
+            let run = |hook: &mut dyn Hook| {
+                let hidden = decoder.hidden(&batch, None, hook).unwrap();
+                let weights =
+                    Tensor::from_vec(values(hidden.elem_count(), 3, 1.0), hidden.shape(), &Device::Cpu).unwrap();
+                let grads = (&hidden * weights).unwrap().sum_all().unwrap().backward().unwrap();
+                let of_vars = loaded.vars().values().map(|var| grads.get(var).unwrap().clone());
+                std::iter::once(hidden.detach()).chain(of_vars).collect::<Vec<_>>()
+            };
+            let (fused, composed) = (run(&mut LoraHook(&loaded)), run(&mut OneByOne(LoraHook(&loaded))));
+            for (number, (found, expected)) in fused.iter().zip(&composed).enumerate() {
+                let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+                let (off, size) = (norm(&(found - expected).unwrap()), norm(expected));
+                assert!(off <= 2e-5 * size + 1e-6, "{}: {number}: off by {off} of {size}", path.display());
+            }
+        }
+    }
+}

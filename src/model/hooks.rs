@@ -157,13 +157,13 @@ impl LoadedAdapter {
     }
 
     /// Like [`LoadedAdapter::frozen`], but as variables for which a backward pass computes
-    /// gradients.
+    /// gradients, but for those of `fixed` names.
     ///
     /// # Errors
     /// As [`LoadedAdapter::frozen`].
-    pub fn trainable(tensors: &Tensors, scale: f32, device: &Device) -> Result<Self> {
+    pub fn trainable(tensors: &Tensors, fixed: &[&str], scale: f32, device: &Device) -> Result<Self> {
         let mut loaded = Self::frozen(tensors, scale, device)?;
-        for (name, tensor) in &mut loaded.tensors {
+        for (name, tensor) in loaded.tensors.iter_mut().filter(|(name, _)| !fixed.contains(&name.as_str())) {
             let var = Var::from_tensor(tensor)?;
             *tensor = var.as_tensor().clone();
             loaded.untracked.insert(name.clone(), var.as_detached_tensor());
@@ -191,6 +191,11 @@ impl LoadedAdapter {
             Some(tensor) => tensor,
             None => &self.tensors[name],
         }
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub(crate) fn find(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.contains_key(name).then(|| self.get(name))
     }
 
     /// Chooses whether passes record their computation for the backward pass, as they do at first.

@@ -13,8 +13,9 @@ use atombank::model::{Decoder, Residence, Sequence};
 use atombank::source::Source;
 use candle_core::Device;
 
-pub const CASES: [&str; 11] = [
+pub const CASES: [&str; 12] = [
     "llama-prompt",
+    "llama-centered",
     "llama-token",
     "llama-no-instruction",
     "llama-all-linear-rslora",
