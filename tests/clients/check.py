@@ -17,13 +17,13 @@ from common import FIXTURES, WORK, atombank, check, compare_logits, finish, hf_l
 
 BASE = FIXTURES / "demo" / "base"
 INSTRUCTION, PROMPT = "Reverse the letters.", "borata"
-TOKENS = 32
+TOKENS = 64
 
 
-def ours(model, *args, instruction=INSTRUCTION):
-    """Our own logits over the prompt and greedy continuation of 32 tokens."""
+def ours(model, *args, instruction=INSTRUCTION, tokens=TOKENS):
+    """Our own logits over the prompt and greedy continuation."""
     folder = WORK / f"logits-{len(list(WORK.glob('logits-*')))}"
-    out = json.loads(atombank("generate", model, "--instruction", instruction, "--prompt", PROMPT, "--max-tokens", TOKENS,
+    out = json.loads(atombank("generate", model, "--instruction", instruction, "--prompt", PROMPT, "--max-tokens", tokens,
                               "--ignore-eos", "--json", "--save-logits", folder, *args))
     return out["prompt_ids"], out["ids"], load_file(folder / "logits.safetensors")["logits"]
 
@@ -34,10 +34,10 @@ def same_tokens(name, path, prompt_ids, expected, tokenizer):
     Its server stops behind an end-of-text token, so it is asked to go on from there, as ours does; and it reports
     no token that is half of a character, so those are known by their number alone.
     """
-    server = llama_cpp(path, 256)
+    server, count = llama_cpp(path, 256), len(expected)
     seen, done = [], 0
-    while done < TOKENS:
-        answer = server.handle_completions({"prompt": prompt_ids + expected[:done], "n_predict": TOKENS - done, "temperature": 0,
+    while done < count:
+        answer = server.handle_completions({"prompt": prompt_ids + expected[:done], "n_predict": count - done, "temperature": 0,
                                             "n_probs": 1, "cache_prompt": False})
         seen += [t["id"] for t in (answer["choices"][0]["logprobs"] or {}).get("content") or []]
         new = answer["usage"]["completion_tokens"]
@@ -51,7 +51,7 @@ def same_tokens(name, path, prompt_ids, expected, tokenizer):
             at += 1
         else:                       # unreported: half of a character, or joined with such a half before it
             fits &= not whole[i] or (i > 0 and not whole[i - 1])
-    check(name, done == TOKENS and fits and at == len(seen), f"{TOKENS} greedy tokens, {len(seen)} of them reported"
+    check(name, done == count and fits and at == len(seen), f"{count} greedy tokens, {len(seen)} of them reported"
           if fits and at == len(seen) else f"ours {expected}, theirs {seen}")
 
 
@@ -70,7 +70,7 @@ def baked(bank):
     atombank("bake", BASE, bank, *request, "-o", static, "--to", "lora")
     prompt_ids, tokens, logits = ours(folder)
     routed_ids, routed_tokens, routed = ours(BASE, "--adapter", bank)
-    check("baked equals routed", prompt_ids == routed_ids and tokens == routed_tokens, "the same 32 greedy tokens")
+    check("baked equals routed", prompt_ids == routed_ids and tokens == routed_tokens, f"the same {TOKENS} greedy tokens")
     compare_logits("baked against routed", logits, routed)
     model = load_hf(folder)
     compare_logits("transformers loads the baked folder", hf_logits(model, prompt_ids), logits)
@@ -99,7 +99,7 @@ def plain_lora(lora):
 def architectures():
     for name in ["llama", "llama-rope-llama3", "mistral", "qwen2", "qwen3"]:
         model = FIXTURES / "convert" / name / "model"
-        prompt_ids, tokens, logits = ours(model, instruction="return the value of self")
+        prompt_ids, tokens, logits = ours(model, instruction="return the value of self", tokens=32)
         theirs = load_hf(model)
         compare_logits(f"{name}: transformers", hf_logits(theirs, prompt_ids), logits)
         path = WORK / f"{name}.gguf"

@@ -227,8 +227,9 @@ fn plain_gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Ten
         Activation::Clamped { limit, steepness } => {
             let limit = f64::from(limit);
             let (gate, up) = (gate.clamp(f64::NEG_INFINITY, limit)?, up.clamp(-limit, limit)?);
-            let share = ((&gate * -f64::from(steepness))?.exp()? + 1.0)?.recip()?;
-            (gate * share)? * (up + 1.0)?
+            // Of an exponential that overflows, candle's gradient would be NaN.
+            let steepness = f64::from(steepness);
+            ((gate * steepness)?.silu()? / steepness)? * (up + 1.0)?
         }
         other => plain_activated(gate, other)? * up,
     }
@@ -297,5 +298,9 @@ mod tests {
         for activation in named.into_iter().chain([Activation::Clamped { limit: 2.0, steepness: 1.7 }]) {
             agree(&both, |x| gated(&x[0], &x[1], activation), |x| plain_gated(&x[0], &x[1], activation));
         }
+        // Gates far below zero, whose exponentials overflow.
+        let (far, activation) = ((&both[0] * 20.0).unwrap(), Activation::Clamped { limit: 2.0, steepness: 1.7 });
+        let far = [far, both[1].clone()];
+        agree(&far, |x| gated(&x[0], &x[1], activation), |x| plain_gated(&x[0], &x[1], activation));
     }
 }

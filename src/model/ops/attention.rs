@@ -154,5 +154,13 @@ mod tests {
                 );
             }
         }
+        // Padding that sees no key: its part is the sink's alone.
+        let sight = Arc::new(Sight { queries: twice, keys: short, window: Some(10) });
+        let form = Scores { sinks: Some([0.3, 0.0, -1.0, 2.0, 0.5, 0.1].into()), ..Scores::default() };
+        agree(
+            &[random(&[2, 150, 48], 1), random(&[2, 150, 16], 2), random(&[2, 150, 16], 3)],
+            |x| attention(&x[0], &x[1], &x[2], heads, &form, &sight),
+            |x| plain_attention(&x[0], &x[1], &x[2], heads, &form, &sight),
+        );
     }
 }

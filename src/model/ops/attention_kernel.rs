@@ -148,8 +148,12 @@ fn scores(out: &mut Vec<f32>, slopes_of_limit: &mut Vec<f32>, q: Matrix, keys: M
 
 /// Takes the part of a score that no key has from a row of weights: the logarithm of the sum with it.
 fn with_sink(weights: &mut [f32], sum: f32, sink: f32) -> f32 {
+    // Padding behind a window sees no key, and its weights are zeros.
+    if sum == f32::INFINITY {
+        return sum;
+    }
     let most = sum.max(sink);
-    let whole = if sum == f32::INFINITY { sink } else { most + ((sum - most).exp() + (sink - most).exp()).ln() };
+    let whole = most + ((sum - most).exp() + (sink - most).exp()).ln();
     let factor = (sum - whole).exp();
     weights.iter_mut().for_each(|weight| *weight *= factor);
     whole
