@@ -200,7 +200,7 @@ CASES = {
                           rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, swiglu_limit=0.7,
                           swiglu_alpha=1.3, refused="swiglu"),
     "deepseek2": case("DeepseekV2ForCausalLM", **{**ROUTED, **GROUPS}, **LATENT, topk_method="group_limited_greedy",
-                      routed_scaling_factor=1.5, unsaid={"topk_method": "greedy"}),
+                      routed_scaling_factor=1.5),
     "deepseek2-lite": case("DeepseekV2ForCausalLM", **ROUTED, **{**LATENT, "q_lora_rank": None}, topk_method="greedy"),
     "deepseek2-yarn": case("DeepseekV2ForCausalLM", **ROUTED, **{**LATENT, "q_lora_rank": None}, topk_method="greedy",
                            rope_parameters=MSCALE, unsaid=ONE_SCALE),
