@@ -202,6 +202,20 @@ fn run(config: &TrainConfig, resume: bool, stop_after: usize) -> Result<Outcome,
 }
 
 #[test]
+fn memory_that_does_not_suffice_is_refused_before_the_first_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let error = run(&short_run(&output, &["training.max_memory='1MiB'"]), false, 9).unwrap_err().to_string();
+    assert!(error.contains("training.max_memory: expected at least"), "{error}");
+    assert!(error.contains("MiB for batches of") && error.contains("found 1MiB"), "{error}");
+    assert!(!output.exists());
+    let error = run(&short_run(&output, &["training.max_memory='much'"]), false, 9).unwrap_err().to_string();
+    assert!(error.contains("training.max_memory: expected a size like 5GB or 500MiB, found much"), "{error}");
+    let config = short_run(&output, &["training.max_memory='4GiB'", "training.steps=1"]);
+    assert!(run(&config, false, 9).unwrap().loss.is_some());
+}
+
+#[test]
 fn an_interrupted_run_leaves_a_usable_bank_and_resumes_to_the_same_bits() {
     for kind in ["bank", "lora"] {
         let dir = tempfile::tempdir().unwrap();

@@ -81,7 +81,7 @@ impl Fusing<'_> {
         norm.as_ref().is_none_or(is_of_head)
     }
 
-    /// The norm of the input of `sites`, for a hook that routes by it.
+    /// The hook's part of a half: of the projections `first`, whose input is the normed `x`, and of the last one.
     fn factors(
         &self,
         hook: &mut dyn Hook,

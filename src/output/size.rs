@@ -15,7 +15,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
-        other => return Err(format!("unknown unit {other:?}; use KB, MB, GB, KiB, MiB or GiB")),
+        other => return Err(format!("expected a size in B, KB, MB, GB, KiB, MiB or GiB, not in {other:?}")),
     };
     number.checked_mul(unit).filter(|n| *n > 0).ok_or_else(|| "expected a size above 0 and below 2^64".to_owned())
 }

@@ -54,7 +54,8 @@ pub(super) fn computes_again(
     let training = &config.training;
     let Some(text) = &training.max_memory else { return Ok(training.checkpoint_activations) };
     let finding = || Finding::new(&config.file, "training.max_memory");
-    let most = parse_size(text).map_err(|expected| finding().expected(expected).found(text).mismatch())?;
+    let most = parse_size(text)
+        .map_err(|expected| finding().expected(expected.trim_start_matches("expected ")).found(text).mismatch())?;
     let estimate = Estimate::of(config, base, parameters, tokens);
     if estimate.computed_again > most {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
