@@ -22,5 +22,7 @@ fn parse_device(text: &str) -> Result<Device, String> {
     if !cfg!(feature = "cuda") {
         return Err("this build computes on the CPU alone; build with --features cuda".to_owned());
     }
-    Device::new_cuda(number).map_err(|error| format!("no such GPU: {}", error.to_string().replace('\n', " ")))
+    // With RUST_BACKTRACE, candle's errors have more lines.
+    Device::new_cuda(number)
+        .map_err(|error| format!("no such GPU: {}", error.to_string().lines().next().unwrap_or_default()))
 }

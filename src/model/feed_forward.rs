@@ -74,8 +74,9 @@ fn dense(block: &FeedForward, x: &Tensor, activation: Activation, apply: &mut Ap
     one(apply, &block.down, &inner)
 }
 
+/// Below -87, where it is 1e-38, it stays there: the exponential would overflow, and candle's gradient of it be NaN.
 fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    ((x.neg()?.exp()? + 1.0)?).recip()
+    ((x.clamp(-87.0, f64::INFINITY)?.neg()?.exp()? + 1.0)?).recip()
 }
 
 /// The weighted sum of the chosen experts' outputs for every token, `[n, hidden_size]`.
@@ -184,4 +185,24 @@ fn largest(values: &[f32], count: usize) -> impl Iterator<Item = usize> {
     let mut places: Vec<usize> = (0..values.len()).collect();
     places.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
     places.into_iter().take(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn gates_far_below_0_have_a_gradient_of_0() {
+        let x = Var::new(&[-1000.0_f32, -89.0, 0.0, 1000.0], &Device::Cpu).unwrap();
+        let y = sigmoid(&x).unwrap();
+        let gradients = y.backward().unwrap();
+        let gradient = gradients.get(&x).unwrap().to_vec1::<f32>().unwrap();
+        for (found, expected) in
+            [(y.to_vec1::<f32>().unwrap(), [0.0, 0.0, 0.5, 1.0]), (gradient, [0.0, 0.0, 0.25, 0.0])]
+        {
+            assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-30), "{found:?}");
+        }
+    }
 }
