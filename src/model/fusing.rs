@@ -29,7 +29,14 @@ struct Packing<'a> {
     next: usize,
 }
 
-impl Packing<'_> {
+impl<'a> Packing<'a> {
+    /// The groups of a half's linear layers, and the tensor of their factors.
+    fn of(hook: &'a Factors, first: &[&LinearWeights], last: &LinearWeights) -> Result<(Group, Group, Tensor)> {
+        let mut packing = Self { hook, parts: Vec::new(), end: 0, next: 0 };
+        let (first, last) = (packing.group(first)?, packing.group(&[last])?);
+        Ok((first, last, packing.packed()?))
+    }
+
     /// A group of linear layers with the same input.
     fn group(&mut self, linears: &[&LinearWeights]) -> Result<Group> {
         let mut made = Vec::new();
@@ -74,6 +81,24 @@ impl Fusing<'_> {
         norm.map(made).transpose()
     }
 
+    /// What both halves have, of a half whose input is `x`.
+    fn frame(
+        &self,
+        before: Option<&NormWeights>,
+        after: Option<&NormWeights>,
+        adds: bool,
+        x: &Tensor,
+    ) -> Result<Frame> {
+        let hidden = self.config.hidden_size;
+        Ok(Frame {
+            before: self.norm(before, hidden)?,
+            after: self.norm(after, hidden)?,
+            scale: self.computation().residual_scale as f32,
+            adds,
+            has_gradient: x.track_op(),
+        })
+    }
+
     /// Whether a norm of queries or keys is one over each head, with the same weights for all.
     fn is_by_heads(&self, norm: &Option<NormWeights>) -> bool {
         let width = self.config.head_dim;
@@ -116,10 +141,8 @@ impl Fusing<'_> {
         let Some(factors) = self.factors(hook, &first, &layer.o, layer.attention_norm.as_ref(), x)? else {
             return Ok(None);
         };
-        let (hidden, d) = (self.config.hidden_size, self.config.head_dim);
-        let mut packing = Packing { hook: &factors, parts: Vec::new(), end: 0, next: 0 };
-        let (qkv, o) = (packing.group(&first)?, packing.group(&[&layer.o])?);
-        let packed = packing.packed()?;
+        let d = self.config.head_dim;
+        let (qkv, o, packed) = Packing::of(&factors, &first, &layer.o)?;
         let attention = Attention {
             config: self.config,
             layer: self.of_layer,
@@ -129,13 +152,7 @@ impl Fusing<'_> {
         };
         let pairs = self.of_layer.rope.is_some_and(|number| computation.ropes[number].pairs);
         let half = AttentionHalf {
-            frame: Frame {
-                before: self.norm(layer.attention_norm.as_ref(), hidden)?,
-                after: self.norm(layer.after_attention.as_ref(), hidden)?,
-                scale: computation.residual_scale as f32,
-                adds,
-                has_gradient: x.track_op(),
-            },
+            frame: self.frame(layer.attention_norm.as_ref(), layer.after_attention.as_ref(), adds, x)?,
             order,
             qkv,
             q_norm: self.norm(layer.q_norm.as_ref(), d)?,
@@ -165,7 +182,7 @@ impl Fusing<'_> {
         adds: bool,
         hook: &mut dyn Hook,
     ) -> crate::Result<Option<Tensor>> {
-        let (layer, computation) = (self.layer, self.computation());
+        let layer = self.layer;
         let FeedForwardKind::Dense(block) = &layer.feed_forward else { return Ok(None) };
         let (inner, first): (Inner, Vec<&LinearWeights>) = match &block.inner {
             InnerWeights::Gated { gate, up } => (Inner::Gated, vec![gate, up]),
@@ -176,18 +193,9 @@ impl Fusing<'_> {
             return Ok(None);
         }
         let Some(factors) = self.factors(hook, &first, &block.down, norm, x)? else { return Ok(None) };
-        let hidden = self.config.hidden_size;
-        let mut packing = Packing { hook: &factors, parts: Vec::new(), end: 0, next: 0 };
-        let (into, down) = (packing.group(&first)?, packing.group(&[&block.down])?);
-        let packed = packing.packed()?;
+        let (into, down, packed) = Packing::of(&factors, &first, &block.down)?;
         let half = FeedForwardHalf {
-            frame: Frame {
-                before: self.norm(norm, hidden)?,
-                after: self.norm(layer.after_feed_forward.as_ref(), hidden)?,
-                scale: computation.residual_scale as f32,
-                adds,
-                has_gradient: x.track_op(),
-            },
+            frame: self.frame(norm, layer.after_feed_forward.as_ref(), adds, x)?,
             inner,
             into,
             down,

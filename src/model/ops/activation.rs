@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::exp::{exp, vectorized};
 use super::rows::CHUNK;
-use super::slices::{slice, values};
+use super::slices::{on_cpu, slice, values};
 use crate::arch::computation::Activation;
 
 /// The square root of 2 / pi.
@@ -209,8 +209,7 @@ impl CustomOp2 for Gated {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (shape, gradient) = (gate.shape(), gradient.contiguous()?);
         let (of_gate, of_up) = of_gated(self.0, &values(gate)?, &values(up)?, &values(&gradient)?);
-        let on_cpu = |values| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
-        Ok((Some(on_cpu(of_gate)?), Some(on_cpu(of_up)?)))
+        Ok((on_cpu(of_gate, shape)?, on_cpu(of_up, shape)?))
     }
 }
 
@@ -250,7 +249,7 @@ impl CustomOp1 for Activated {
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (shape, gradient) = (x.shape(), gradient.contiguous()?);
         let out = of_activated(self.0, &values(x)?, &values(&gradient)?);
-        Ok(Some(Tensor::from_vec(out, shape, &candle_core::Device::Cpu)?))
+        on_cpu(out, shape)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::attention_kernel::{Heads, Kernel, Scores, Sight, gain};
-use super::slices::{slice, values};
+use super::slices::{on_cpu, slice, values};
 
 struct Attention {
     heads: Heads,
@@ -56,7 +56,6 @@ impl CustomOp3 for Attention {
         let Some(sums) = self.sums.get() else { candle_core::bail!("attention: backward before forward") };
         let kernel = self.kernel((rows, tokens, keys));
         let [dq, dk, dv] = kernel.backward([&q, &k, &v], (&out, sums), &gradient);
-        let on_cpu = |values, shape: &Shape| Tensor::from_vec(values, shape, &candle_core::Device::Cpu).map(Some);
         Ok((on_cpu(dq, shapes[0])?, on_cpu(dk, shapes[1])?, on_cpu(dv, shapes[2])?))
     }
 }

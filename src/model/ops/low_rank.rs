@@ -4,11 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::frozen::{FrozenMatrix, frozen_linear, shaped};
 use super::product::{Matrix, multiply};
-use super::slices::{slice, values};
-
-fn on_cpu(values: Vec<f32>, shape: &Shape) -> Result<Option<Tensor>> {
-    Tensor::from_vec(values, shape, &candle_core::Device::Cpu).map(Some)
-}
+use super::slices::{on_cpu, slice, values};
 
 /// `x A^T` for a narrow `A`, with gradients of both.
 struct NarrowProduct;

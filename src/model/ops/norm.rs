@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::exp::vectorized;
 use super::rows::{dot, rows_at_once};
-use super::slices::{slice, values};
+use super::slices::{on_cpu, slice, values};
 use crate::arch::computation::NormKind;
 
 /// A norm of rows on the CPU: `x / sqrt(mean(x^2) + eps) * weight`, or with the mean taken off first and a bias added.
@@ -150,7 +150,7 @@ impl CustomOp1 for RowNorm {
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (shape, gradient) = (x.shape(), gradient.contiguous()?);
         let out = self.gradient(&values(x)?, &values(&gradient)?)?;
-        Ok(Some(Tensor::from_vec(out, shape, &candle_core::Device::Cpu)?))
+        on_cpu(out, shape)
     }
 }
 

@@ -1,8 +1,8 @@
-//! The values of tensors on the CPU, as slices.
+//! The values of tensors on the CPU, as slices, and tensors of values.
 
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor};
 
 /// A tensor's values, which nobody changes while this exists.
 struct Values<G> {
@@ -28,6 +28,11 @@ pub(super) fn values(tensor: &Tensor) -> Result<impl Deref<Target = [f32]> + '_>
     slice(on_cpu, layout)?;
     let (start, end) = layout.contiguous_offsets().unwrap_or_default();
     Ok(Values { storage, range: start..end })
+}
+
+/// A gradient, as the backward pass of an operation gives it.
+pub(super) fn on_cpu(values: Vec<f32>, shape: &Shape) -> Result<Option<Tensor>> {
+    Tensor::from_vec(values, shape, &Device::Cpu).map(Some)
 }
 
 /// The values of an operation's argument, which has to be contiguous f32.

@@ -141,11 +141,6 @@ impl Weights<128, 32, 2> for F32 {
     const SCALED: bool = false;
 
     #[inline(always)]
-    fn scales<L: Lanes>(lanes: L, _: &[u8; 128]) -> (L::Floats, L::Floats) {
-        (lanes.splat(1.0), lanes.splat(0.0))
-    }
-
-    #[inline(always)]
     fn group<L: Lanes>(lanes: L, block: &[u8; 128], one: L::Floats, _: usize) -> ([L::Floats; 2], L::Floats) {
         ([lanes.singles(field::<0, 64, _>(block)), lanes.singles(field::<64, 64, _>(block))], one)
     }
@@ -157,11 +152,6 @@ impl Weights<64, 32, 2> for F16 {
     const SCALED: bool = false;
 
     #[inline(always)]
-    fn scales<L: Lanes>(lanes: L, _: &[u8; 64]) -> (L::Floats, L::Floats) {
-        (lanes.splat(1.0), lanes.splat(0.0))
-    }
-
-    #[inline(always)]
     fn group<L: Lanes>(lanes: L, block: &[u8; 64], one: L::Floats, _: usize) -> ([L::Floats; 2], L::Floats) {
         ([lanes.halfs(field::<0, 32, _>(block)), lanes.halfs(field::<32, 32, _>(block))], one)
     }
@@ -171,11 +161,6 @@ pub(super) struct BF16;
 
 impl Weights<64, 32, 2> for BF16 {
     const SCALED: bool = false;
-
-    #[inline(always)]
-    fn scales<L: Lanes>(lanes: L, _: &[u8; 64]) -> (L::Floats, L::Floats) {
-        (lanes.splat(1.0), lanes.splat(0.0))
-    }
 
     #[inline(always)]
     fn group<L: Lanes>(lanes: L, block: &[u8; 64], one: L::Floats, _: usize) -> ([L::Floats; 2], L::Floats) {

@@ -12,8 +12,12 @@ pub(super) trait Weights<const BYTES: usize, const ELEMS: usize, const VECTORS: 
     /// The activations whose sums the shifts are for.
     const SUMS: Sums = Sums::None;
 
-    /// What is computed once for each block: scales for [`Weights::group`], and a shift for each sum.
-    fn scales<L: Lanes>(lanes: L, block: &[u8; BYTES]) -> (L::Floats, L::Floats);
+    /// What is computed once for each block: scales for [`Weights::group`], and a shift for each sum. Plain numbers have 1
+    /// and 0.
+    #[inline(always)]
+    fn scales<L: Lanes>(lanes: L, _: &[u8; BYTES]) -> (L::Floats, L::Floats) {
+        (lanes.splat(1.0), lanes.splat(0.0))
+    }
 
     /// The numbers of a group, in the order of the activations, and their scales.
     fn group<L: Lanes>(

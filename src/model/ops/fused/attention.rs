@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use super::super::attention_kernel::{Heads, Kernel, Scores, Sight};
 use super::super::norm::RowNorm;
 use super::super::rope::Rope;
-use super::super::slices::{slice, values};
+use super::super::slices::{on_cpu, slice, values};
 use super::group::{Mix, States};
 use super::{Frame, Group};
 
@@ -219,11 +219,10 @@ impl CustomOp3 for AttentionHalf {
         let sums = (&mut of_factors[..], &mut of_mix[..]);
         let has_gradient = self.frame.has_gradient;
         let of_normed = self.qkv.backward((&normed, factors, mix), &kept.states, &of_outs, sums, has_gradient)?;
-        let on_cpu = |values, shape: &Shape| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
-        let of_x = match has_gradient {
-            true => Some(on_cpu(self.frame.of_input(x, of_normed, g)?, shapes[0])?),
-            false => None,
-        };
-        Ok((of_x, Some(on_cpu(of_factors, shapes[1])?), Some(on_cpu(of_mix, shapes[2])?)))
+        Ok((
+            self.frame.of_input(x, of_normed, g, shapes[0])?,
+            on_cpu(of_factors, shapes[1])?,
+            on_cpu(of_mix, shapes[2])?,
+        ))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::super::activation::{activated_values, gated_values, of_activated, of_gated};
-use super::super::slices::{slice, values};
+use super::super::slices::{on_cpu, slice, values};
 use super::attention::{halves, joined, mix_of};
 use super::group::States;
 use super::{Frame, Group};
@@ -124,11 +124,10 @@ impl CustomOp3 for FeedForwardHalf {
         let sums = (&mut of_factors[..], &mut of_mix[..]);
         let has_gradient = self.frame.has_gradient;
         let of_normed = self.into.backward((&normed, factors, mix), &kept.states, &of_outs, sums, has_gradient)?;
-        let on_cpu = |values, shape: &Shape| Tensor::from_vec(values, shape, &candle_core::Device::Cpu);
-        let of_x = match has_gradient {
-            true => Some(on_cpu(self.frame.of_input(x, of_normed, g)?, shapes[0])?),
-            false => None,
-        };
-        Ok((of_x, Some(on_cpu(of_factors, shapes[1])?), Some(on_cpu(of_mix, shapes[2])?)))
+        Ok((
+            self.frame.of_input(x, of_normed, g, shapes[0])?,
+            on_cpu(of_factors, shapes[1])?,
+            on_cpu(of_mix, shapes[2])?,
+        ))
     }
 }

@@ -12,13 +12,14 @@ mod attention;
 mod feed_forward;
 mod group;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Shape, Tensor};
 
 pub(crate) use attention::{AttentionHalf, Order};
 pub(crate) use feed_forward::{FeedForwardHalf, Inner};
 pub(crate) use group::{Group, Linear};
 
 use super::norm::RowNorm;
+use super::slices::on_cpu;
 
 /// What both halves have.
 pub(crate) struct Frame {
@@ -72,8 +73,11 @@ impl Frame {
         }
     }
 
-    /// The gradient of the input, by that of the normed input.
-    fn of_input(&self, x: &[f32], of_normed: Vec<f32>, g: &[f32]) -> Result<Vec<f32>> {
+    /// The gradient of the input, if it has one, by that of the normed input.
+    fn of_input(&self, x: &[f32], of_normed: Vec<f32>, g: &[f32], shape: &Shape) -> Result<Option<Tensor>> {
+        if !self.has_gradient {
+            return Ok(None);
+        }
         let mut of_x = match &self.before {
             Some(norm) => norm.gradient(x, &of_normed)?,
             None => of_normed,
@@ -81,6 +85,6 @@ impl Frame {
         if self.adds {
             of_x.iter_mut().zip(g).for_each(|(of_x, g)| *of_x += g);
         }
-        Ok(of_x)
+        on_cpu(of_x, shape)
     }
 }
