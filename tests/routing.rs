@@ -134,7 +134,7 @@ fn generation_with_a_cache_and_in_batches_gives_what_recomputing_gives() {
         let loaded = LoadedBank::frozen(&case.bank, &Device::Cpu).unwrap();
         let hook = |sequences: &[Sequence]| loaded.hook(decoder.weights(), sequences).unwrap();
         let long = case.sequence();
-        let short = Sequence { ids: long.ids[..9].to_vec(), routed: 9, instruction: long.instruction[..2].to_vec() };
+        let short = Sequence::completed(long.ids[..9].to_vec(), 9, long.instruction[..2].to_vec());
         let both = [short.clone(), long.clone()];
         let together = greedy(&decoder, &mut hook(&both), &both, 12, true).unwrap();
         for (sequence, cached) in [short, long].into_iter().zip(together) {

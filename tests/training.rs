@@ -22,7 +22,7 @@ fn rows(json: &serde_json::Value) -> Vec<Sequence> {
         let mut all = ids(&row["routed_ids"]);
         let routed = all.len();
         all.extend(ids(&row["completion_ids"]));
-        Sequence { ids: all, routed, instruction: ids(&row["instruction_ids"]) }
+        Sequence::completed(all, routed, ids(&row["instruction_ids"]))
     };
     json["rows"].as_array().unwrap().iter().map(row).collect()
 }

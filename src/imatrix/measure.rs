@@ -150,7 +150,7 @@ fn chunks(base: &LanguageModel, text: &str, dataset: &Path, settings: &Settings)
 
 /// A batch of one chunk.
 fn batch(ids: &[u32]) -> Batch {
-    Batch::new(&[Sequence { routed: ids.len(), ids: ids.to_vec(), instruction: Vec::new() }])
+    Batch::new(&[Sequence { routed: ids.len(), ids: ids.to_vec(), ..Sequence::default() }])
 }
 
 /// The number of chunks that go through the layers together.

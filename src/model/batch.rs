@@ -1,15 +1,31 @@
 //! Sequences of different lengths as one padded batch.
 
-/// One sequence, and how many of its tokens belong to the prompt.
+/// One sequence, which of its tokens route, and which of them carry loss.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sequence {
-    /// All tokens: instruction and prompt, then the completion.
+    /// All tokens: those of the prompt, then those of answers.
     pub ids: Vec<u32>,
     /// The number of leading tokens that belong to instruction and prompt. These are the tokens
     /// that route.
     pub routed: usize,
+    /// For each token whether it carries loss, `[ids.len()]`; empty if none does. The first token never does: there is
+    /// nothing before it to predict it from.
+    pub targets: Vec<bool>,
     /// The instruction's tokens, encoded alone; empty without an instruction.
     pub instruction: Vec<u32>,
+}
+
+impl Sequence {
+    /// A prompt of `routed` tokens and its completion, whose tokens carry loss.
+    pub fn completed(ids: Vec<u32>, routed: usize, instruction: Vec<u32>) -> Self {
+        let targets = (0..ids.len()).map(|t| t >= routed.max(1)).collect();
+        Self { ids, routed, targets, instruction }
+    }
+
+    /// The number of tokens that carry loss.
+    pub fn target_count(&self) -> usize {
+        self.targets.iter().skip(1).filter(|is_target| **is_target).count()
+    }
 }
 
 /// The position of a padding key: later than every query, so that no query attends to it.
@@ -27,6 +43,8 @@ pub struct Batch {
     pub(super) lengths: Vec<usize>,
     /// The number of tokens that route, `[rows]`.
     pub(crate) routed: Vec<usize>,
+    /// Indices into the flattened `[rows * width]` of the tokens that carry loss, in order.
+    targets: Vec<u32>,
     pub(super) width: usize,
 }
 
@@ -34,8 +52,17 @@ impl Batch {
     /// Pads `sequences`. Each must have at least one token.
     pub fn new(sequences: &[Sequence]) -> Self {
         let width = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-        let mut batch = Self { ids: Vec::new(), positions: Vec::new(), lengths: Vec::new(), routed: Vec::new(), width };
-        for sequence in sequences {
+        let mut batch = Self {
+            ids: Vec::new(),
+            positions: Vec::new(),
+            lengths: Vec::new(),
+            routed: Vec::new(),
+            targets: Vec::new(),
+            width,
+        };
+        for (row, sequence) in sequences.iter().enumerate() {
+            let targets = (1..sequence.ids.len()).filter(|t| sequence.targets.get(*t) == Some(&true));
+            batch.targets.extend(targets.map(|t| (row * width + t) as u32));
             batch.ids.extend(&sequence.ids);
             batch.ids.resize(batch.ids.len().next_multiple_of(width.max(1)), 0);
             batch.positions.extend(0..width as u32);
@@ -50,7 +77,7 @@ impl Batch {
     pub(crate) fn next(ids: Vec<u32>, lengths: &[usize]) -> Self {
         let rows = ids.len();
         let positions = lengths.iter().map(|n| *n as u32).collect();
-        Self { ids, positions, lengths: vec![1; rows], routed: vec![0; rows], width: 1 }
+        Self { ids, positions, lengths: vec![1; rows], routed: vec![0; rows], targets: Vec::new(), width: 1 }
     }
 
     /// The number of sequences.
@@ -87,19 +114,10 @@ impl Batch {
         })
     }
 
-    /// Two lists for the tokens of all completions, which start at token `routed` of their
-    /// sequences: indices into the flattened `[rows * width]` of the positions that predict them,
-    /// and the tokens.
-    pub fn completion(&self) -> (Vec<u32>, Vec<u32>) {
-        let mut from = Vec::new();
-        let mut targets = Vec::new();
-        for row in 0..self.rows() {
-            for t in self.routed[row].max(1)..self.lengths[row] {
-                from.push((row * self.width + t - 1) as u32);
-                targets.push(self.ids[row * self.width + t]);
-            }
-        }
-        (from, targets)
+    /// Two lists for all tokens that carry loss: indices into the flattened `[rows * width]` of the positions that
+    /// predict them, and the tokens.
+    pub fn targets(&self) -> (Vec<u32>, Vec<u32>) {
+        self.targets.iter().map(|t| (t - 1, self.ids[*t as usize])).unzip()
     }
 }
 
@@ -108,11 +126,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completions_are_predicted_from_the_token_before_them() {
-        let row = |ids: &[u32], routed| Sequence { ids: ids.to_vec(), routed, instruction: vec![] };
-        let batch = Batch::new(&[row(&[5, 6, 7, 8], 2), row(&[5, 9], 1)]);
+    fn targets_are_predicted_from_the_token_before_them() {
+        let row = |ids: &[u32], routed| Sequence::completed(ids.to_vec(), routed, vec![]);
+        let batch = Batch::new(&[row(&[5, 6, 7, 8], 2), row(&[5, 9], 0)]);
         assert_eq!(batch.ids, [5, 6, 7, 8, 5, 9, 0, 0]);
-        assert_eq!(batch.completion(), (vec![1, 2, 4], vec![7, 8, 9]));
+        assert_eq!(batch.targets(), (vec![1, 2, 4], vec![7, 8, 9]));
         assert_eq!(batch.key_positions(1).collect::<Vec<_>>(), [0, 1, NEVER, NEVER]);
     }
 }

@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn halves_are_their_compositions_with_their_gradients() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-        let sequence = |ids: &[u32]| Sequence { ids: ids.to_vec(), routed: ids.len(), instruction: Vec::new() };
+        let sequence = |ids: &[u32]| Sequence { ids: ids.to_vec(), routed: ids.len(), ..Sequence::default() };
         let batch =
             Batch::new(&[sequence(&[5, 9, 33, 71, 8, 2, 90, 41, 17, 3, 66, 25]), sequence(&[7, 12, 80, 4, 11])]);
         let routing = ["llama-prompt", "qwen3-prompt", "gemma3-prompt", "gpt2-prompt", "olmo2-prompt", "phi3-token"];

@@ -119,7 +119,7 @@ impl TextEncoder {
         if ids.is_empty() {
             return Err(Finding::new(&self.path, "prompt").expected("at least one token").found("none").mismatch());
         }
-        Ok(Sequence { routed: ids.len(), ids, instruction: Vec::new() })
+        Ok(Sequence { routed: ids.len(), ids, ..Sequence::default() })
     }
 }
 

@@ -85,7 +85,7 @@ impl Dataset {
                     .hint("shorten the row, or raise data.max_length where the model allows it")
                     .mismatch());
             }
-            sequences.push(sequence);
+            sequences.push(Sequence::completed(sequence.ids, sequence.routed, sequence.instruction));
         }
         Ok(Self { sequences })
     }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn dataset(n: u32) -> Dataset {
-        let sequences = (0..n).map(|i| Sequence { ids: vec![i], routed: 1, instruction: vec![] }).collect();
+        let sequences = (0..n).map(|i| Sequence::completed(vec![i], 1, vec![])).collect();
         Dataset { sequences }
     }
 

@@ -50,7 +50,7 @@ pub(super) fn add_gradients(
     let last = Var::from_tensor(&x)?;
     let vars = variables(&kept)?;
     hook.as_hook().keep(&tensors(&vars));
-    let (places, targets) = batch.completion();
+    let (places, targets) = batch.targets();
     let hidden = decoder.normed(last.as_tensor())?;
     let mut loss = (decoder.loss_at(&hidden, &places, &targets, true)? * (1.0 / tokens as f64))?;
     if let Some(regularization) = hook.regularization(objective.regularizer)? {

@@ -11,7 +11,7 @@ use crate::bank::Regularizer;
 use crate::error::Result;
 use crate::model::{Batch, Decoder, Sequence};
 
-/// The training objective: cross-entropy over completion tokens, plus the routing regularizers.
+/// The training objective: cross-entropy over the tokens that carry loss, plus the routing regularizers.
 pub struct Objective<'a> {
     /// The frozen base.
     pub decoder: &'a Decoder,
@@ -48,14 +48,14 @@ impl Gradients {
 
 impl Objective<'_> {
     /// Loss and gradients over `sequences`, computed `micro_batch` sequences at a time. The loss is the sum of -log p
-    /// over all completion tokens, divided by their number, however the sequences are split. The regularizers are means
+    /// over all tokens that carry loss, divided by their number, however the sequences are split. The regularizers are means
     /// over sequences; the load balance, a product of means, is computed for each part separately and weighted by the
     /// number of its sequences.
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn gradients(&self, sequences: &[Sequence], micro_batch: usize) -> Result<Gradients> {
-        let tokens = completion_tokens(sequences);
+        let tokens = target_tokens(sequences);
         let mut total = Gradients { loss: 0.0, by_name: BTreeMap::new() };
         for part in sequences.chunks(micro_batch) {
             let share = part.len() as f64 / sequences.len() as f64;
@@ -70,13 +70,13 @@ impl Objective<'_> {
         Ok(total)
     }
 
-    /// The mean of -log p over the completion tokens of `sequences`, without regularizers or
+    /// The mean of -log p over the tokens that carry loss of `sequences`, without regularizers or
     /// gradients, and the number of those tokens.
     ///
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn evaluate(&self, sequences: &[Sequence], micro_batch: usize) -> Result<(f64, usize)> {
-        let tokens = completion_tokens(sequences);
+        let tokens = target_tokens(sequences);
         self.trainable.track(false);
         let of_part = |part| Ok(f64::from(self.cross_entropy(part, tokens, false)?.0.to_scalar::<f32>()?));
         let parts: Result<Vec<f64>> = sequences.chunks(micro_batch).map(of_part).collect();
@@ -92,7 +92,7 @@ impl Objective<'_> {
         }
     }
 
-    /// The sum of -log p over the completions of `sequences`, divided by `tokens`, and the hook of the pass.
+    /// The sum of -log p over the targets of `sequences`, divided by `tokens`, and the hook of the pass.
     fn cross_entropy(
         &self,
         sequences: &[Sequence],
@@ -102,13 +102,13 @@ impl Objective<'_> {
         let batch = Batch::new(sequences);
         let mut hook = self.trainable.hook(self.decoder.weights(), sequences)?;
         let hidden = self.decoder.hidden(&batch, None, hook.as_hook())?;
-        let (places, targets) = batch.completion();
+        let (places, targets) = batch.targets();
         let sum = self.decoder.loss_at(&hidden, &places, &targets, with_gradient)?;
         Ok(((sum * (1.0 / tokens as f64))?, hook))
     }
 }
 
 /// The number of tokens over which the loss is taken.
-pub(super) fn completion_tokens(sequences: &[Sequence]) -> usize {
-    sequences.iter().map(|s| s.ids.len() - s.routed.max(1)).sum()
+pub(super) fn target_tokens(sequences: &[Sequence]) -> usize {
+    sequences.iter().map(Sequence::target_count).sum()
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::adapter::TrainedAdapter;
 use super::checkpoint::{self, State};
 use super::memory;
-use super::step::completion_tokens;
+use super::step::target_tokens;
 use super::{AdamW, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
 use crate::bank::{InstructionEncoder, Regularizer};
 use crate::error::{Error, Finding, IoContext, Result};
@@ -176,7 +176,7 @@ impl Run<'_> {
             let step = step + 1;
             metrics.write(&json!({
                 "step": step, "loss": gradients.loss, "gradient_norm": norm, "learning_rate": learning_rate,
-                "completion_tokens": completion_tokens(&sequences), "tokens": tokens,
+                "completion_tokens": target_tokens(&sequences), "tokens": tokens,
                 "tokens_per_second": tokens_per_second.round(),
             }))?;
             events(Event::Step { step, steps: t.steps, loss: gradients.loss, tokens_per_second });

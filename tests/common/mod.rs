@@ -64,7 +64,7 @@ impl Case {
         all.extend(ids(&self.json["prompt_ids"]));
         let routed = all.len();
         all.extend(ids(&self.json["completion_ids"]));
-        Sequence { ids: all, routed, instruction }
+        Sequence::completed(all, routed, instruction)
     }
 
     pub fn tolerance(&self, what: &str) -> f32 {

@@ -1,13 +1,20 @@
 //! The training file: TOML. Every key must be known, and every value is checked before anything is loaded.
 
+mod adapter;
+mod data;
+mod training;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::LoraConfig;
 use crate::arch::ModelConfig;
-use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, check_rank};
+use crate::bank::check_rank;
 use crate::error::{Finding, IoContext, Result};
+
+pub use adapter::{AdapterKind, AdapterSettings};
+pub use data::DataSettings;
+pub use training::{Schedule, TrainingSettings};
 
 /// The number of sequences in a forward pass that is allowed even if the data has fewer rows: larger batches would only
 /// repeat rows.
@@ -53,158 +60,6 @@ pub struct HubBase {
     pub folder: PathBuf,
     /// Its name on the hub: `org/name`.
     pub id: String,
-}
-
-/// The kind of adapter that is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdapterKind {
-    /// An atom bank.
-    #[default]
-    Bank,
-    /// A plain LoRA, saved in PEFT's layout.
-    Lora,
-}
-
-/// The data of a training run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSettings {
-    /// The training rows: lines of JSON with `instruction`, `prompt` and `completion`.
-    pub train: PathBuf,
-    /// The rows for evaluation, in the same form.
-    pub eval: Option<PathBuf>,
-    /// Without `eval`, the share of training rows that is held out for evaluation.
-    #[serde(default)]
-    pub eval_fraction: f64,
-    /// The longest row, in tokens; longer ones are an error.
-    #[serde(default = "default_max_length")]
-    pub max_length: usize,
-}
-
-fn default_max_length() -> usize {
-    2048
-}
-
-/// Settings of the adapter. Those of routing are for banks only.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(missing_docs)] // The names are those of adapter_config.json: docs/formats/bank.md.
-pub struct AdapterSettings {
-    pub r: usize,
-    pub lora_alpha: f64,
-    pub use_rslora: bool,
-    pub target_modules: Vec<String>,
-    pub num_atoms: usize,
-    pub top_k: usize,
-    pub block_size: usize,
-    pub key_dim: usize,
-    pub descriptor_dim: usize,
-    pub instruction_encoder: String,
-    pub routing: Routing,
-    pub temperature: f64,
-    pub prior_strength: f64,
-    pub prior_temperature: f64,
-    pub prompt_template: String,
-}
-
-impl Default for AdapterSettings {
-    fn default() -> Self {
-        Self {
-            r: 8,
-            lora_alpha: 16.0,
-            use_rslora: false,
-            target_modules: vec!["q_proj".into(), "v_proj".into()],
-            num_atoms: 8,
-            top_k: 2,
-            block_size: 2,
-            key_dim: 16,
-            descriptor_dim: 16,
-            instruction_encoder: BASE_EMBEDDINGS.into(),
-            routing: Routing::Prompt,
-            temperature: 1.0,
-            prior_strength: 1.0,
-            prior_temperature: 1.0,
-            prompt_template: DEFAULT_PROMPT_TEMPLATE.into(),
-        }
-    }
-}
-
-/// How the learning rate changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Warms up, then falls to `min_learning_rate` along half a cosine.
-    Cosine,
-    /// Warms up, then stays constant.
-    Constant,
-}
-
-/// Settings of the optimizer and the run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainingSettings {
-    /// The number of optimizer steps.
-    pub steps: usize,
-    /// The number of sequences in one forward pass.
-    pub batch_size: usize,
-    /// The number of forward passes in one optimizer step.
-    pub gradient_accumulation: usize,
-    /// The peak learning rate.
-    pub learning_rate: f64,
-    /// The final learning rate of a cosine schedule.
-    pub min_learning_rate: f64,
-    /// The number of steps over which the learning rate rises from zero.
-    pub warmup_steps: usize,
-    /// How the learning rate changes after that.
-    pub schedule: Schedule,
-    /// AdamW's decoupled weight decay.
-    pub weight_decay: f64,
-    /// Gradients are scaled down to this total L2 norm; 0 disables it.
-    pub clip_norm: f64,
-    /// Weight of the divergence of the routing from the language prior.
-    pub lambda_prior: f64,
-    /// Weight of the load balance over atoms.
-    pub lambda_balance: f64,
-    /// Number of steps between evaluations; 0 means only at the end.
-    pub eval_every: usize,
-    /// Number of steps between checkpoints; 0 means only at the end.
-    pub checkpoint_every: usize,
-    /// How many checkpoints are kept; older ones are deleted.
-    pub keep_checkpoints: usize,
-    /// Whether the base's matrices are kept in memory in f32. If not, they stay in their file, and are decoded wherever
-    /// they are used.
-    pub resident: bool,
-    /// Whether the backward pass computes the activations of every layer again, which takes less memory and more time.
-    pub checkpoint_activations: bool,
-    /// The most memory of the run besides the base's file, such as 3GiB. Activations are computed
-    /// again if they don't fit otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_memory: Option<String>,
-}
-
-impl Default for TrainingSettings {
-    fn default() -> Self {
-        Self {
-            steps: 1000,
-            batch_size: 8,
-            gradient_accumulation: 1,
-            learning_rate: 1e-3,
-            min_learning_rate: 0.0,
-            warmup_steps: 50,
-            schedule: Schedule::Cosine,
-            weight_decay: 0.0,
-            clip_norm: 1.0,
-            lambda_prior: 0.0,
-            lambda_balance: 0.0,
-            eval_every: 100,
-            checkpoint_every: 200,
-            keep_checkpoints: 2,
-            resident: false,
-            checkpoint_activations: false,
-            max_memory: None,
-        }
-    }
 }
 
 impl TrainConfig {
@@ -366,77 +221,19 @@ impl TrainConfig {
     fn base_name(&self) -> String {
         self.hub_base.as_ref().map_or_else(|| self.base.display().to_string(), |base| base.id.clone())
     }
-
-    /// The settings of a bank for `base`. `instruction_dim` is the instruction encoder's width if that differs from the
-    /// base's.
-    pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
-        self.bank_settings(instruction_dim.unwrap_or(base.hidden_size))
-    }
-
-    fn bank_settings(&self, instruction_dim: usize) -> BankConfig {
-        let a = self.adapter.clone();
-        BankConfig {
-            r: a.r,
-            lora_alpha: a.lora_alpha,
-            use_rslora: a.use_rslora,
-            target_modules: a.target_modules,
-            num_atoms: a.num_atoms,
-            top_k: a.top_k,
-            block_size: a.block_size,
-            key_dim: a.key_dim,
-            descriptor_dim: a.descriptor_dim,
-            instruction_dim,
-            instruction_encoder: a.instruction_encoder,
-            routing: a.routing,
-            temperature: a.temperature,
-            prior_strength: a.prior_strength,
-            prior_temperature: a.prior_temperature,
-            prompt_template: a.prompt_template,
-            base_model_name_or_path: self.base_name(),
-        }
-    }
-
-    /// The settings of a plain LoRA.
-    pub fn lora_config(&self) -> LoraConfig {
-        let a = self.adapter.clone();
-        LoraConfig {
-            r: a.r,
-            lora_alpha: a.lora_alpha,
-            use_rslora: a.use_rslora,
-            target_modules: Some(a.target_modules),
-            base_model_name_or_path: self.base_name(),
-        }
-    }
-
-    /// The learning rate of step `step`, counted from 0.
-    pub fn learning_rate(&self, step: usize) -> f64 {
-        let t = &self.training;
-        if step < t.warmup_steps {
-            return t.learning_rate * (step + 1) as f64 / t.warmup_steps as f64;
-        }
-        match t.schedule {
-            Schedule::Constant => t.learning_rate,
-            Schedule::Cosine => {
-                let span = t.steps.saturating_sub(t.warmup_steps).max(1) as f64;
-                let done = ((step - t.warmup_steps) as f64 / span).min(1.0);
-                let fall = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
-                t.min_learning_rate + (t.learning_rate - t.min_learning_rate) * fall
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn open(text: &str, overrides: &[&str]) -> Result<TrainConfig> {
+    pub(super) fn open(text: &str, overrides: &[&str]) -> Result<TrainConfig> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         TrainConfig::open(file.path(), &overrides.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
     }
 
-    const SHORT: &str = "base = 'b'\noutput = 'o'\n[data]\ntrain = 't.jsonl'\n";
+    pub(super) const SHORT: &str = "base = 'b'\noutput = 'o'\n[data]\ntrain = 't.jsonl'\n";
 
     #[test]
     fn overrides_reach_nested_keys_and_plain_texts() {
@@ -463,16 +260,6 @@ mod tests {
             let error = open(SHORT, &[change]).unwrap_err().to_string();
             assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
         }
-    }
-
-    #[test]
-    fn the_rate_warms_up_and_falls_to_its_end() {
-        let config =
-            open(SHORT, &["training.steps=110", "training.warmup_steps=10", "training.learning_rate=1.0"]).unwrap();
-        assert_eq!(config.learning_rate(0), 0.1);
-        assert_eq!(config.learning_rate(9), 1.0);
-        assert!((config.learning_rate(60) - 0.5).abs() < 1e-12);
-        assert!(config.learning_rate(110) < 1e-12);
     }
 
     #[test]
