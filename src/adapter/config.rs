@@ -17,6 +17,8 @@ pub struct LoraConfig {
     /// Names of linear layers. `None` where the config has a pattern: then the adapter's tensors
     /// decide.
     pub target_modules: Option<Vec<String>>,
+    /// Parameters with the experts of a layer, by the ends of their paths: `experts.down_proj`.
+    pub target_parameters: Vec<String>,
     pub base_model_name_or_path: String,
 }
 
@@ -58,6 +60,7 @@ impl LoraConfig {
                 Some(Value::Array(_)) => f.get("target_modules")?,
                 _ => None,
             },
+            target_parameters: f.get("target_parameters")?.unwrap_or_default(),
             base_model_name_or_path: f.get("base_model_name_or_path")?.unwrap_or_default(),
         };
         f.only("bias", &[json!("none")])?;
@@ -76,12 +79,16 @@ impl LoraConfig {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({
+        let mut json = json!({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.r, "lora_alpha": self.lora_alpha,
             "use_rslora": self.use_rslora, "target_modules": self.target_modules, "lora_dropout": 0.0,
             "bias": "none", "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
             "base_model_name_or_path": self.base_model_name_or_path,
-        })
+        });
+        if !self.target_parameters.is_empty() {
+            json["target_parameters"] = json!(self.target_parameters);
+        }
+        json
     }
 }
 

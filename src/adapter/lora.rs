@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::experts::{ExpertFactorNames, add_fresh_expert_factors, check_expert_factors, expert_factors};
 use super::tensors::{
     self, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names, check_factor_shapes,
     read_tensors,
@@ -63,7 +64,9 @@ impl Lora {
     pub fn fresh(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) -> Result<Self> {
         let mut tensors = Tensors::new();
         let targets = config.target_modules.clone().unwrap_or_default();
-        add_fresh_factors(&mut tensors, &targets, config.r, base, &mut Random::new(seed));
+        let random = &mut Random::new(seed);
+        add_fresh_factors(&mut tensors, &targets, config.r, base, random);
+        add_fresh_expert_factors(&mut tensors, &config.target_parameters, config.r, base, random);
         let lora = Self { path: path.to_owned(), config, tensors };
         lora.check_names(path)?;
         Ok(lora)
@@ -101,6 +104,11 @@ impl Lora {
         (&self.tensors[&layer.factor_name('A')], &self.tensors[&layer.factor_name('B')])
     }
 
+    /// The names of its factors for experts, by layer.
+    pub(crate) fn expert_factors(&self) -> Vec<ExpertFactorNames> {
+        expert_factors(&self.tensors, &self.config.target_parameters)
+    }
+
     /// The number of values in its factors.
     pub fn parameters(&self) -> usize {
         self.tensors.values().map(|t| t.values.len()).sum()
@@ -111,10 +119,14 @@ impl Lora {
     /// # Errors
     /// [`crate::Error::Mismatch`], naming the tensor and both shapes.
     pub fn check_base(&self, base: &ModelConfig) -> Result<()> {
-        check_factor_shapes(&self.path.join(WEIGHTS_FILE), &self.tensors, self.config.r, base)
+        let (file, config) = (self.path.join(WEIGHTS_FILE), &self.config);
+        check_factor_shapes(&file, &self.tensors, config.r, base)?;
+        check_expert_factors(&file, &self.tensors, &config.target_parameters, config.r, base)
     }
 
     fn check_names(&self, file: &Path) -> Result<()> {
-        check_factor_names(file, &self.tensors, self.config.target_modules.as_deref(), |_| false)
+        let experts = self.expert_factors();
+        let is_of_experts = |name: &str| experts.iter().any(|factors| factors.a == name || factors.b == name);
+        check_factor_names(file, &self.tensors, self.config.target_modules.as_deref(), is_of_experts)
     }
 }

@@ -2,6 +2,7 @@
 //! memory.
 
 mod config;
+mod experts;
 pub(crate) mod gguf;
 pub(crate) mod kohya;
 mod lora;
@@ -12,6 +13,9 @@ mod updates;
 
 pub use config::LoraConfig;
 pub(crate) use config::scale;
+pub(crate) use experts::WRAPPER;
+#[cfg(feature = "train")]
+pub(crate) use experts::{ExpertFactorNames, selected_parameters};
 pub use lora::Lora;
 pub use open::{AdapterFiles, open};
 #[cfg(feature = "train")]

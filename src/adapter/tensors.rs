@@ -91,7 +91,7 @@ pub(crate) fn check_factor_names(
                 .mismatch());
         }
     }
-    if adapted_layers(tensors).is_empty() {
+    if !tensors.keys().any(|name| name.ends_with(".lora_A.weight")) {
         return Err(Finding::new(file, "").expected("lora_A and lora_B tensors").found("none").format());
     }
     Ok(())

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::peft::{Base, Change, Changes};
+use super::experts::ExpertFactorNames;
+use super::peft::{Base, Change, Changes, LowRank};
 use super::{HostTensor, Lora};
-use crate::arch::{Linear, LinearLayer, ModelConfig};
+use crate::arch::{ExpertPart, Linear, LinearLayer, ModelConfig};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, PlannedTensor};
@@ -35,7 +36,13 @@ pub struct LinearUpdates {
     /// The adapter's path; errors name it.
     pub path: PathBuf,
     updates: BTreeMap<LinearLayer, LinearUpdate>,
+    /// Updates of the experts of a layer, with the number of experts: `a` is `[experts * r, d_in]`, the rows of an expert
+    /// follow each other; `b` is `[d_out, r * experts]`, the columns of all experts take turns.
+    experts: BTreeMap<(usize, ExpertPart), (LinearUpdate, usize)>,
 }
+
+/// The factors of one expert, and the number of the expert.
+type OfExpert = (usize, LinearUpdate);
 
 impl LinearUpdates {
     /// Reads the updates that the adapter at `path` makes to `base`, whose typed config is `config`. The adapter may be
@@ -44,33 +51,55 @@ impl LinearUpdates {
     /// # Errors
     /// As [`super::open`]; [`crate::Error::Unsupported`] for an adapter that changes anything else, naming it.
     pub fn open(path: &Path, base: &Base, config: &ModelConfig) -> Result<Self> {
-        let updates = Self::of(&super::open(path, base)?.without_copies(base)?, base)?;
+        let updates = Self::of(&super::open(path, base)?.without_copies(base)?, base, config)?;
         updates.check_base(config)?;
         Ok(Self { path: path.to_owned(), ..updates })
     }
 
-    /// Reads `changes` as updates of linear layers of `base`.
+    /// Reads `changes` as updates of linear layers and experts of `base`, whose typed config is `config`.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for a change of another kind, or of a tensor that isn't a linear layer's weight.
-    pub fn of(changes: &Changes, base: &Base) -> Result<Self> {
+    pub fn of(changes: &Changes, base: &Base, config: &ModelConfig) -> Result<Self> {
         let mut updates = BTreeMap::new();
+        let mut experts: BTreeMap<(usize, ExpertPart), Vec<OfExpert>> = BTreeMap::new();
         for (name, change) in &changes.changes {
             let refused = |found: &str| {
                 Finding::new(&changes.path, format!("the change of {name:?}"))
-                    .expected("a low-rank update of a decoder's linear layer, all that is run beside a model")
+                    .expected("a low-rank update of a decoder's linear layer or experts, all that runs beside a model")
                     .found(found)
                     .hint("merge the adapter into its base with `jobs::merge`")
                     .unsupported()
             };
-            let Change::LowRank(update) = change else { return Err(refused("another kind of change")) };
-            let Some(layer) = LinearLayer::of_weight(&base.own_name(name)) else {
+            let all = match change {
+                Change::LowRank(update) => std::slice::from_ref(update),
+                Change::Stack(updates) => updates.as_slice(),
+                _ => return Err(refused("another kind of change")),
+            };
+            let own_name = base.own_name(name);
+            let read = |update: &LowRank| -> Result<LinearUpdate> {
+                Ok(LinearUpdate { scale: update.scale, a: read(name, &update.a)?, b: read(name, &update.b)? })
+            };
+            if let (Some(layer), [update]) = (LinearLayer::of_weight(&own_name), all) {
+                updates.insert(layer, read(update)?);
+                continue;
+            }
+            let Some((layer, part, expert)) = config.of_experts(&own_name) else {
                 return Err(refused("another tensor"));
             };
-            let update = LinearUpdate { scale: update.scale, a: read(name, &update.a)?, b: read(name, &update.b)? };
-            updates.insert(layer, update);
+            let of_part = experts.entry((layer, part)).or_default();
+            for (place, update) in all.iter().enumerate() {
+                of_part.push((expert.unwrap_or(place), read(update)?));
+            }
         }
-        Ok(Self { path: changes.path.clone(), updates })
+        let count = config.expert_parameters().first().map_or(0, |parameter| parameter.experts);
+        let finding = || Finding::new(&changes.path, "the changes of experts").expected("factors that fit each other");
+        let joined = |(site, of_part)| {
+            let joined = joined(of_part, count).ok_or_else(|| finding().found("others").mismatch())?;
+            Ok((site, (joined, count)))
+        };
+        let experts = experts.into_iter().map(joined).collect::<Result<_>>()?;
+        Ok(Self { path: changes.path.clone(), updates, experts })
     }
 
     /// The changed linear layers, in the order in which a forward pass calls them.
@@ -81,6 +110,11 @@ impl LinearUpdates {
     /// The update of a linear layer, if there is one.
     pub fn get(&self, layer: LinearLayer) -> Option<&LinearUpdate> {
         self.updates.get(&layer)
+    }
+
+    /// The updates of experts, by layer and part, with the number of experts.
+    pub fn experts(&self) -> impl Iterator<Item = ((usize, ExpertPart), &LinearUpdate, usize)> {
+        self.experts.iter().map(|(site, (update, count))| (*site, update, *count))
     }
 
     /// The highest rank of an update.
@@ -120,8 +154,54 @@ impl LinearUpdates {
                 }
             }
         }
+        for ((layer, part), (update, experts)) in &self.experts {
+            let parameters = base.expert_parameters().iter().filter(|parameter| parameter.layer == *layer);
+            let size = |part: ExpertPart| {
+                let found = parameters.clone().find(|parameter| parameter.part == part)?;
+                Some((found.d_out, found.d_in))
+            };
+            let size = match part {
+                // Halves of one matrix.
+                ExpertPart::Gate | ExpertPart::Up => size(ExpertPart::GateUp).map(|(out, inputs)| (out / 2, inputs)),
+                part => size(*part),
+            };
+            let rank = update.b.shape.get(1).copied().unwrap_or_default();
+            let fits = size.is_some_and(|(d_out, d_in)| update.a.shape == [rank, d_in] && update.b.shape[0] == d_out);
+            if !fits || !rank.is_multiple_of((*experts).max(1)) {
+                return Err(Finding::new(&self.path, format!("the change of the experts of layer {layer}"))
+                    .expected("factors that fit the experts of the base model")
+                    .found(format_args!("{} and {}", show_shape(&update.a.shape), show_shape(&update.b.shape)))
+                    .hint("this adapter belongs to another base model")
+                    .mismatch());
+            }
+        }
         Ok(())
     }
+}
+
+/// The updates of `count` experts as one, of the scale of the first. Experts that have none, or one of a lower rank, get
+/// zeros. `None` for factors that don't fit each other.
+fn joined(all: Vec<OfExpert>, count: usize) -> Option<LinearUpdate> {
+    let (_, first) = all.first()?;
+    let rank = all.iter().map(|(_, update)| update.rank()).max()?;
+    let (d_in, d_out, scale) = (*first.a.shape.get(1)?, *first.b.shape.first()?, first.scale);
+    let (mut a, mut b) = (vec![0f32; count * rank * d_in], vec![0f32; d_out * rank * count]);
+    for (expert, update) in &all {
+        let own = update.rank();
+        if *expert >= count || update.a.shape != [own, d_in] || update.b.shape != [d_out, own] {
+            return None;
+        }
+        a[expert * rank * d_in..][..own * d_in].copy_from_slice(&update.a.values);
+        // Scales of one parameter are the same, but experts may have been adapted one by one.
+        let factor = if update.scale == scale { 1.0 } else { update.scale / scale };
+        for (row, values) in update.b.values.chunks_exact(own.max(1)).enumerate() {
+            for (k, value) in values.iter().enumerate() {
+                b[row * rank * count + k * count + expert] = value * factor;
+            }
+        }
+    }
+    let a = HostTensor { shape: vec![count * rank, d_in], values: a.into() };
+    Some(LinearUpdate { scale, a, b: HostTensor { shape: vec![d_out, rank * count], values: b.into() } })
 }
 
 /// Reads a factor of the update of `name`.
@@ -137,6 +217,15 @@ impl From<&Lora> for LinearUpdates {
             let (a, b) = lora.factors(layer);
             (layer, LinearUpdate { scale: lora.config.scale(), a: a.clone(), b: b.clone() })
         };
-        Self { path: lora.path.clone(), updates: lora.layers().into_iter().map(update).collect() }
+        let experts = lora.expert_factors().into_iter().map(|ExpertFactorNames { layer, part, a, b }| {
+            let (a, b) = (lora.tensors[&a].clone(), lora.tensors[&b].clone());
+            let count = a.shape[0] / lora.config.r.max(1);
+            ((layer, part), (LinearUpdate { scale: lora.config.scale(), a, b }, count))
+        });
+        Self {
+            path: lora.path.clone(),
+            updates: lora.layers().into_iter().map(update).collect(),
+            experts: experts.collect(),
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::Operation;
 use super::computation::Computation;
 use super::params::{Params, Purpose, class};
 use super::parts::Part;
-use super::{Family, LinearLayer, Module, Role, registry};
+use super::{ExpertParameter, Family, LinearLayer, Module, Role, experts, registry};
 use crate::error::{Error, Finding, Result};
 
 /// The part of a decoder's config that determines its weights and its computation.
@@ -35,6 +35,8 @@ pub struct ModelConfig {
     pub(crate) computation: Arc<Computation>,
     /// Its linear layers.
     linears: Arc<[Linear]>,
+    /// The parameters with its experts.
+    experts: Arc<[ExpertParameter]>,
     /// The config from which this was read.
     pub(crate) origin: Origin,
 }
@@ -128,6 +130,7 @@ impl ModelConfig {
             eos_token_ids: ids("eos_token_id")?,
             computation: Arc::new(Computation::of(&params, num_hidden_layers, heads, head_dim)?),
             linears: linears(&params, num_hidden_layers)?.into(),
+            experts: experts::parameters(&params, num_hidden_layers)?.into(),
             origin: Origin(Arc::new(params)),
         })
     }
@@ -170,6 +173,11 @@ impl ModelConfig {
     /// Its linear layers, in the order in which a forward pass calls them.
     pub fn linears(&self) -> &[Linear] {
         &self.linears
+    }
+
+    /// The parameters of its layers with experts, by layer; empty for a class that doesn't keep them so.
+    pub fn expert_parameters(&self) -> &[ExpertParameter] {
+        &self.experts
     }
 
     /// The linear layer at a site; `None` where it has none.

@@ -13,6 +13,7 @@
 pub(crate) mod chain;
 pub(crate) mod computation;
 mod config;
+mod experts;
 mod families;
 mod family;
 mod fields;
@@ -42,6 +43,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 pub use config::{Linear, ModelConfig};
+pub use experts::{ExpertParameter, ExpertPart};
 pub(crate) use family::{DropCheck, Extra, Family, Key, KeyGroup, KeyType};
 pub(crate) use fields::INERT;
 pub use folder::HfFolder;

@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 
 use super::attention::{Angles, Attention, normed};
 use super::cache::KvCache;
-use super::feed_forward::{ExpertMatrix, feed_forward};
+use super::feed_forward::{ExpertAdapter, ExpertMatrix, feed_forward};
 use super::fusing::Fusing;
 use super::hooks::Hook;
 use super::layer::{Layer, LinearWeights, NormWeights};
@@ -291,6 +291,7 @@ impl Decoder {
                     Some(first) => first,
                     None => self.after(start, norm)?,
                 };
+                let adapter = ExpertAdapter(hook.expert_factors(index));
                 let hook = std::cell::RefCell::new(&mut *hook);
                 let fed = feed_forward(
                     &layer.feed_forward,
@@ -298,6 +299,7 @@ impl Decoder {
                     layer.activation,
                     computation,
                     &mut |linears, x| apply_all(&mut **hook.borrow_mut(), linears, x),
+                    &adapter,
                     &mut |matrix: ExpertMatrix, expert, x| hook.borrow_mut().expert(index, matrix, expert, x),
                 )?;
                 let fed = self.after(&fed, layer.after_feed_forward.as_ref())?;

@@ -1,10 +1,13 @@
 //! The feed-forward block of a decoder layer: dense, or experts that a router chooses.
 
+use std::collections::HashMap;
+
 use candle_core::{D, Result, Tensor};
 
 use super::attention::{Apply, one};
 use super::layer::{Experts, FeedForward, FeedForwardKind, InnerExperts, InnerWeights};
-use super::ops::{self, FrozenMatrix};
+use super::ops::{self, ExpertFactors, RowsOfExperts};
+use crate::arch::ExpertPart;
 use crate::arch::computation::{Activation, Computation, Gating, Routing};
 
 /// A matrix of a layer with experts, for hooks.
@@ -21,6 +24,16 @@ pub enum ExpertMatrix {
 /// Tells a hook the inputs of an expert's matrices: the matrix, the expert, its inputs `[n, d_in]`.
 pub(super) type Observe<'a> = dyn FnMut(ExpertMatrix, usize, &Tensor) -> crate::Result<()> + 'a;
 
+/// An adapter's low-rank updates of the experts of one layer.
+#[derive(Default)]
+pub(super) struct ExpertAdapter(pub(super) HashMap<ExpertPart, ExpertFactors>);
+
+impl ExpertAdapter {
+    fn is_tracked(&self) -> bool {
+        self.0.values().any(|factors| factors.a.track_op() || factors.b.track_op())
+    }
+}
+
 /// The block's outputs for normed states `x`, `[B, T, hidden_size]`.
 pub(super) fn feed_forward(
     block: &FeedForwardKind,
@@ -28,6 +41,7 @@ pub(super) fn feed_forward(
     activation: Activation,
     computation: &Computation,
     apply: &mut Apply,
+    adapter: &ExpertAdapter,
     observe: &mut Observe,
 ) -> crate::Result<Tensor> {
     match block {
@@ -48,7 +62,7 @@ pub(super) fn feed_forward(
             };
             let flat = x.reshape(((), x.dim(D::Minus1)?))?;
             observe(ExpertMatrix::Router, 0, &flat)?;
-            let y = experts(block, &flat, routing, activation, observe)?.reshape(x.shape())?;
+            let y = experts(block, &flat, routing, activation, adapter, observe)?.reshape(x.shape())?;
             Ok(match shared {
                 Some(shared) => (y + shared)?,
                 None => y,
@@ -79,12 +93,16 @@ fn sigmoid(x: &Tensor) -> Result<Tensor> {
     ((x.clamp(-87.0, f64::INFINITY)?.neg()?.exp()? + 1.0)?).recip()
 }
 
+/// The most rows of experts that run together where no gradients are computed.
+const ROWS: usize = 4096;
+
 /// The weighted sum of the chosen experts' outputs for every token, `[n, hidden_size]`.
 fn experts(
     block: &Experts,
     x: &Tensor,
     routing: &Routing,
     activation: Activation,
+    adapter: &ExpertAdapter,
     observe: &mut Observe,
 ) -> crate::Result<Tensor> {
     let logits = ops::frozen_linear(x, &block.router, block.router_bias.as_ref())?;
@@ -105,42 +123,71 @@ fn experts(
         weights = weights.broadcast_div(&(weights.sum_keepdim(D::Minus1)? + 1e-20)?)?;
     }
     let weights = (weights * routing.scale)?.flatten_all()?;
+    // Sorted by expert; an expert's tokens stay in order.
+    let mut places: Vec<u32> = (0..chosen.len() as u32).collect();
+    places.sort_by_key(|place| chosen[*place as usize]);
+    let mut counts = vec![0; block.down.len()];
+    chosen.iter().for_each(|expert| counts[*expert as usize] += 1);
+    let is_tracked = x.track_op() || adapter.is_tracked();
     let mut all = x.zeros_like()?;
-    for expert in 0..block.down.len() {
-        let places: Vec<u32> =
-            (0..chosen.len() as u32).filter(|place| chosen[*place as usize] == expert as u32).collect();
-        if places.is_empty() {
-            continue;
+    let mut first = 0;
+    let mut rest = places.as_slice();
+    while first < counts.len() {
+        // Without gradients only some experts' states are in memory at a time.
+        let mut taken = counts[first];
+        let mut end = first + 1;
+        while end < counts.len() && (is_tracked || taken + counts[end] <= ROWS) {
+            taken += counts[end];
+            end += 1;
         }
-        let of_tokens: Vec<u32> = places.iter().map(|place| place / used as u32).collect();
-        let (places, of_tokens) = (Tensor::new(places, x.device())?, Tensor::new(of_tokens, x.device())?);
-        let inputs = x.index_select(&of_tokens, 0)?;
-        observe(ExpertMatrix::Inner, expert, &inputs)?;
-        let inner = inner(&block.inner, expert, &inputs, activation)?;
-        observe(ExpertMatrix::Down, expert, &inner)?;
-        let y = biased(&block.down[expert], &inner, block.down_bias.as_ref(), expert)?;
-        let y = y.broadcast_mul(&weights.index_select(&places, 0)?.unsqueeze(1)?)?;
-        all = all.index_add(&of_tokens, &y, 0)?;
+        let (now, later) = rest.split_at(taken);
+        if !now.is_empty() {
+            let rows = RowsOfExperts::new(first, &counts[first..end]);
+            let of_tokens: Vec<u32> = now.iter().map(|place| place / used as u32).collect();
+            let (places, of_tokens) = (Tensor::new(now, x.device())?, Tensor::new(of_tokens, x.device())?);
+            let y = of_rows(block, &x.index_select(&of_tokens, 0)?, activation, &rows, adapter, observe)?;
+            let y = y.broadcast_mul(&weights.index_select(&places, 0)?.unsqueeze(1)?)?;
+            all = all.index_add(&of_tokens, &y, 0)?;
+        }
+        (first, rest) = (end, later);
     }
     Ok(all)
 }
 
-/// `x W^T` plus the expert's row of `bias`.
-fn biased(weight: &FrozenMatrix, x: &Tensor, bias: Option<&Tensor>, expert: usize) -> Result<Tensor> {
-    let bias = bias.map(|bias| bias.get(expert)).transpose()?;
-    ops::frozen_linear(x, weight, bias.as_ref())
-}
-
-fn inner(inner: &InnerExperts, expert: usize, x: &Tensor, activation: Activation) -> Result<Tensor> {
-    match inner {
+/// The outputs of experts for rows that are sorted by expert, `[n, hidden_size]`.
+fn of_rows(
+    block: &Experts,
+    x: &Tensor,
+    activation: Activation,
+    rows: &RowsOfExperts,
+    adapter: &ExpertAdapter,
+    observe: &mut Observe,
+) -> crate::Result<Tensor> {
+    let mut see = |matrix: ExpertMatrix, x: &Tensor| -> crate::Result<()> {
+        rows.used().try_for_each(|(expert, rows)| observe(matrix, expert, &x.narrow(0, rows.start, rows.len())?))
+    };
+    let updated = |y: Tensor, x: &Tensor, part: ExpertPart| match adapter.0.get(&part) {
+        Some(factors) => y + ops::expert_update(x, factors, rows)?,
+        None => Ok(y),
+    };
+    see(ExpertMatrix::Inner, x)?;
+    let (gate, up) = match &block.inner {
         InnerExperts::Separate { gate, up } => {
-            let (gate, up) = (biased(&gate[expert], x, None, expert)?, biased(&up[expert], x, None, expert)?);
-            ops::gated(&gate, &up, activation)
+            let gate = ops::expert_linear(x, gate, None, rows)?;
+            let up = ops::expert_linear(x, up, None, rows)?;
+            match adapter.0.get(&ExpertPart::GateUp) {
+                Some(factors) => {
+                    let (update, width) = (ops::expert_update(x, factors, rows)?, gate.dim(1)?);
+                    ((gate + update.narrow(1, 0, width)?)?, (up + update.narrow(1, width, width)?)?)
+                }
+                None => (gate, up),
+            }
         }
         InnerExperts::Fused { both, in_turns, bias } => {
-            let both = biased(&both[expert], x, bias.as_ref(), expert)?;
+            let both = ops::expert_linear(x, both, bias.as_ref(), rows)?;
+            let both = updated(both, x, ExpertPart::GateUp)?;
             let (rows, width) = both.dims2()?;
-            let (gate, up) = match in_turns {
+            match in_turns {
                 true => {
                     let both = both.reshape((rows, width / 2, 2))?;
                     let part = |number: usize| both.narrow(2, number, 1)?.squeeze(2)?.contiguous();
@@ -150,10 +197,14 @@ fn inner(inner: &InnerExperts, expert: usize, x: &Tensor, activation: Activation
                     let part = |start: usize| both.narrow(1, start, width / 2)?.contiguous();
                     (part(0)?, part(width / 2)?)
                 }
-            };
-            ops::gated(&gate, &up, activation)
+            }
         }
-    }
+    };
+    let (gate, up) = (updated(gate, x, ExpertPart::Gate)?, updated(up, x, ExpertPart::Up)?);
+    let inner = ops::gated(&gate, &up, activation)?;
+    see(ExpertMatrix::Down, &inner)?;
+    let y = ops::expert_linear(&inner, &block.down, block.down_bias.as_ref(), rows)?;
+    Ok(updated(y, &inner, ExpertPart::Down)?)
 }
 
 /// The experts of each token, best first: `tokens * used` numbers. Of equal scores, the lower number wins.

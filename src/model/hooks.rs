@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, Tensor, Var};
 
-use super::{Batch, ExpertMatrix};
-use crate::adapter::{HostTensor, LinearUpdates, Tensors, adapted_layers};
-use crate::arch::LinearLayer;
+use super::{Batch, ExpertFactors, ExpertMatrix};
+use crate::adapter::{ExpertFactorNames, HostTensor, LinearUpdates, Lora, Tensors, adapted_layers};
+use crate::arch::{ExpertPart, LinearLayer};
 use crate::error::Result;
 
 /// An adapter's part of linear layers that run as one operation.
@@ -55,6 +55,11 @@ pub trait Hook {
     /// Those of the computation.
     fn expert(&mut self, _layer: usize, _matrix: ExpertMatrix, _expert: usize, _x: &Tensor) -> Result<()> {
         Ok(())
+    }
+
+    /// The low-rank updates of the experts of a layer, by what they are to the experts.
+    fn expert_factors(&self, _layer: usize) -> HashMap<ExpertPart, ExpertFactors> {
+        HashMap::new()
     }
 
     /// Is called after every layer.
@@ -132,6 +137,8 @@ pub struct LoadedAdapter {
     untracked: BTreeMap<String, Tensor>,
     is_tracked: AtomicBool,
     layers: HashMap<LinearLayer, (String, String)>,
+    /// By layer and part: the factors' names and the number of experts.
+    experts: HashMap<(usize, ExpertPart), (String, String, usize)>,
     scale: f64,
 }
 
@@ -152,8 +159,19 @@ impl LoadedAdapter {
             untracked: BTreeMap::new(),
             is_tracked: AtomicBool::new(true),
             layers,
+            experts: HashMap::new(),
             scale: f64::from(scale),
         })
+    }
+
+    /// With the factors that `lora`, of which this was made, has for experts.
+    #[must_use]
+    pub fn with_experts(mut self, lora: &Lora) -> Self {
+        for ExpertFactorNames { layer, part, a, b } in lora.expert_factors() {
+            let experts = lora.tensors[&a].shape[0] / lora.config.r.max(1);
+            self.experts.insert((layer, part), (a, b, experts));
+        }
+        self
     }
 
     /// Like [`LoadedAdapter::frozen`], but as variables for which a backward pass computes
@@ -208,6 +226,16 @@ impl LoadedAdapter {
         self.layers.get(&layer).map(|(a, b)| (self.get(a), self.get(b)))
     }
 
+    /// The factors for the experts of a layer.
+    fn expert_factors(&self, layer: usize) -> HashMap<ExpertPart, ExpertFactors> {
+        let of_layer = self.experts.iter().filter(|((of, _), _)| *of == layer);
+        let factors = |(key, (a, b, experts)): (&(usize, ExpertPart), &(String, String, usize))| {
+            let (a, b) = (self.get(a).clone(), self.get(b).clone());
+            (key.1, ExpertFactors { a, b, experts: *experts, scale: self.scale })
+        };
+        of_layer.map(factors).collect()
+    }
+
     /// The factor of every update. Dimensionless.
     pub(crate) fn scale(&self) -> f64 {
         self.scale
@@ -215,7 +243,10 @@ impl LoadedAdapter {
 }
 
 /// Low-rank updates on a device, each with its own scale: `scale * B A x`.
-pub struct LoadedUpdates(HashMap<LinearLayer, (Tensor, Tensor, f64)>);
+pub struct LoadedUpdates {
+    linears: HashMap<LinearLayer, (Tensor, Tensor, f64)>,
+    experts: HashMap<(usize, ExpertPart), ExpertFactors>,
+}
 
 impl LoadedUpdates {
     /// Copies `updates` to `device`.
@@ -224,13 +255,18 @@ impl LoadedUpdates {
     /// [`crate::Error::Compute`] where the device has no room.
     pub fn new(updates: &LinearUpdates, device: &Device) -> Result<Self> {
         let on_device = |t: &HostTensor| Tensor::from_slice(&t.values, t.shape.as_slice(), device);
-        let mut loaded = HashMap::new();
+        let mut linears = HashMap::new();
         for layer in updates.layers() {
             if let Some(update) = updates.get(layer) {
-                loaded.insert(layer, (on_device(&update.a)?, on_device(&update.b)?, f64::from(update.scale)));
+                linears.insert(layer, (on_device(&update.a)?, on_device(&update.b)?, f64::from(update.scale)));
             }
         }
-        Ok(Self(loaded))
+        let mut experts = HashMap::new();
+        for (site, update, count) in updates.experts() {
+            let (a, b, scale) = (on_device(&update.a)?, on_device(&update.b)?, f64::from(update.scale));
+            experts.insert(site, ExpertFactors { a, b, experts: count, scale });
+        }
+        Ok(Self { linears, experts })
     }
 }
 
@@ -240,7 +276,12 @@ impl Hook for &LoadedUpdates {
     }
 
     fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
-        self.0.get(&site).cloned()
+        self.linears.get(&site).cloned()
+    }
+
+    fn expert_factors(&self, layer: usize) -> HashMap<ExpertPart, ExpertFactors> {
+        let of_layer = self.experts.iter().filter(|((of, _), _)| *of == layer);
+        of_layer.map(|((_, part), factors)| (*part, factors.clone())).collect()
     }
 }
 
@@ -260,5 +301,9 @@ impl Hook for LoraHook<'_> {
 
     fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
         self.0.factors(site).map(|(a, b)| (a.clone(), b.clone(), self.0.scale()))
+    }
+
+    fn expert_factors(&self, layer: usize) -> HashMap<ExpertPart, ExpertFactors> {
+        self.0.expert_factors(layer)
     }
 }

@@ -22,7 +22,7 @@ pub use feed_forward::ExpertMatrix;
 pub use generate::{Generation, greedy, prompt_logits};
 pub use hooks::{Factors, Hook, Input, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter};
 pub use open::LanguageModel;
-pub use ops::{log_softmax_last, softmax_last};
+pub use ops::{ExpertFactors, log_softmax_last, softmax_last};
 pub use sentence::SentenceEncoder;
 pub use tokenize::TextEncoder;
 pub use weights::{ModelWeights, Residence};

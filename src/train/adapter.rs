@@ -119,7 +119,8 @@ impl Trainable {
     /// # Errors
     /// As [`LoadedAdapter::trainable`].
     pub fn lora(lora: &Lora, device: &Device) -> Result<Self> {
-        LoadedAdapter::trainable(&lora.tensors, &[], lora.config.scale(), device).map(Self::Lora)
+        LoadedAdapter::trainable(&lora.tensors, &[], lora.config.scale(), device)
+            .map(|adapter| Self::Lora(adapter.with_experts(lora)))
     }
 
     /// Every variable by its tensor's name, sorted.

@@ -8,6 +8,8 @@ mod memory;
 mod optimizer;
 mod recompute;
 mod step;
+#[cfg(test)]
+mod tests;
 mod trainer;
 
 pub use adapter::Trainable;

@@ -9,13 +9,10 @@ use super::base::Base;
 use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
 use super::targets::ends_path;
+use crate::adapter::WRAPPER;
 use crate::arch::names::{FUSED_EXPERTS, keeps_experts_transposed};
 use crate::error::Result;
 use crate::plan::{Expr, Pick, PlannedTensor};
-
-/// The path of a wrapped module within its wrapper. A module with several adapted parameters has several nested
-/// wrappers.
-const WRAPPER: &str = ".base_layer";
 
 /// The tensors of the base that make up one parameter.
 enum ParameterTensors<'a> {

@@ -72,6 +72,10 @@ pub fn fit(loras: &[LinearUpdates], base: &ModelConfig, rank: Option<usize>) -> 
     }
     for lora in loras {
         lora.check_base(base)?;
+        if lora.experts().next().is_some() {
+            let finding = Finding::new(&lora.path, "target_parameters").expected("updates of linear layers alone");
+            return Err(finding.found("updates of experts, on which atoms don't act").unsupported());
+        }
     }
     let ranks = || loras.iter().map(LinearUpdates::rank);
     let sum: usize = ranks().sum();

@@ -27,6 +27,7 @@ pub struct AdapterSettings {
     pub lora_alpha: f64,
     pub use_rslora: bool,
     pub target_modules: Vec<String>,
+    pub target_parameters: Vec<String>,
     pub num_atoms: usize,
     pub top_k: usize,
     pub block_size: usize,
@@ -47,6 +48,7 @@ impl Default for AdapterSettings {
             lora_alpha: 16.0,
             use_rslora: false,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
+            target_parameters: Vec::new(),
             num_atoms: 8,
             top_k: 2,
             block_size: 2,
@@ -100,6 +102,7 @@ impl TrainConfig {
             lora_alpha: a.lora_alpha,
             use_rslora: a.use_rslora,
             target_modules: Some(a.target_modules),
+            target_parameters: a.target_parameters,
             base_model_name_or_path: self.base_name(),
         }
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::selected_parameters;
 use crate::arch::ModelConfig;
 use crate::bank::check_rank;
 use crate::error::{Finding, IoContext, Result};
@@ -139,8 +140,15 @@ impl TrainConfig {
             let found = self.data.eval_fraction;
             return Err(finding("data.eval_fraction").expected("a share from 0 up to 1").found(found).mismatch());
         }
-        if self.adapter.target_modules.is_empty() {
+        if self.adapter.target_modules.is_empty() && self.adapter.target_parameters.is_empty() {
             return Err(finding("adapter.target_modules").expected("at least one module").found("none").mismatch());
+        }
+        if self.kind == AdapterKind::Bank && !self.adapter.target_parameters.is_empty() {
+            return Err(finding("adapter.target_parameters")
+                .expected("none: atoms act on linear layers")
+                .found(self.adapter.target_parameters.join(", "))
+                .hint("train a LoRA of experts with `kind = \"lora\"`")
+                .unsupported());
         }
         if let Some(module) = self.adapter.target_modules.iter().find(|m| !crate::arch::Module::is_target(m)) {
             let known = crate::arch::Module::names().join(", ");
@@ -166,7 +174,24 @@ impl TrainConfig {
     /// # Errors
     /// [`crate::Error::Mismatch`], naming the training file and the key.
     pub(super) fn check_size(&self, base: &ModelConfig, instruction_dim: Option<usize>, rows: usize) -> Result<()> {
-        if base.selected(&self.adapter.target_modules).next().is_none() {
+        let parameters = &self.adapter.target_parameters;
+        let is_missing = |target: &&String| selected_parameters(base, std::slice::from_ref(*target)).is_empty();
+        if let Some(missing) = parameters.iter().find(is_missing) {
+            let mut known: Vec<&str> = Vec::new();
+            for parameter in base.expert_parameters() {
+                let name = parameter.path.split_once(".mlp.").map_or(parameter.path.as_str(), |(_, name)| name);
+                if !known.contains(&name) {
+                    known.push(name);
+                }
+            }
+            let known = if known.is_empty() { "none, as the base has no experts".to_owned() } else { known.join(", ") };
+            return Err(Finding::new(&self.file, "adapter.target_parameters")
+                .expected(format_args!("parameters with experts of the base: {known}"))
+                .found(missing)
+                .mismatch());
+        }
+        let is_of_experts = !parameters.is_empty() && self.adapter.target_modules.is_empty();
+        if !is_of_experts && base.selected(&self.adapter.target_modules).next().is_none() {
             let mut names: Vec<&str> = Vec::new();
             for linear in base.linears() {
                 let name = linear.site.module.name();
