@@ -70,6 +70,7 @@ pub mod source;
 pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
+pub(crate) mod yaml;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::yaml::{Node, Typed};
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{Array, Metadata};
+use crate::yaml::{Node, Typed};
 
 /// Keys with a single text, without `general.`, in the order of writing.
 const TEXTS: &[&str] = &[

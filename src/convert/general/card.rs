@@ -8,8 +8,8 @@ use std::path::Path;
 
 use super::authorship::Authorship;
 use super::model_id::{self, ModelId};
-use super::yaml::{self, Map, Node};
 use crate::error::{Finding, IoContext, Result};
+use crate::yaml::{self, Map, Node};
 
 /// The part of README.md that is read. The largest cards contain benchmark tables of 1 MB.
 pub(super) const MAX_BYTES: u64 = 8 << 20;
@@ -58,7 +58,7 @@ pub(super) fn load(folder: &Path, notes: &mut Vec<String>) -> Result<Map> {
     File::open(&path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes)).at(&path, "read")?;
     let parsed = match front_matter(&bytes) {
         Ok(None) => return Ok(Map::default()),
-        Ok(Some(text)) => yaml::parse(&text),
+        Ok(Some(text)) => yaml::parse(&text, 2),
         Err(reason) => Err(reason),
     };
     let reason = match parsed {

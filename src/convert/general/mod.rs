@@ -8,15 +8,12 @@
 
 mod authorship;
 mod card;
-mod mend;
 mod model_id;
 mod sampling;
-mod scalar;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod totals;
-mod yaml;
 
 use std::path::{Path, PathBuf};
 
@@ -27,10 +24,10 @@ pub use summary::summary;
 pub(crate) use totals::TensorTotals;
 
 use self::authorship::Authorship;
-use self::yaml::Node;
 use crate::error::Result;
 use crate::formats::gguf::Metadata;
 use crate::json::read_json_object;
+use crate::yaml::Node;
 
 /// What the user says about a model. It takes precedence over what the folder says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -5,8 +5,8 @@ use std::io::Read;
 use std::path::Path;
 
 use super::card::{self, MAX_BYTES};
-use super::yaml::Node;
 use crate::error::{IoContext, Result};
+use crate::yaml::Node;
 
 /// The summary in the README.md of `folder`: the `description` in its front matter, or else the first paragraph of
 /// text. Titles, lists, tables, pictures, comments and unedited parts of Hugging Face's templates don't count as text.

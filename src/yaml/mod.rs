@@ -1,18 +1,20 @@
-//! YAML of model cards, with the types that PyYAML's safe loader gives it.
+//! YAML of model cards and training files, with the types that PyYAML's safe loader gives it.
 //!
 //! saphyr-parser reads YAML 1.2 and returns scalars as text. The meaning of a plain scalar follows
-//! YAML 1.1 here, because llama.cpp's converter reads that: `no` is false, `1.10` a number,
-//! `2024-01-31` a date.
+//! YAML 1.1 here, because the programs that such files are written for read that: `no` is false, `1.10` a number,
+//! `2024-01-31` a date. `1e-4` is a text in YAML 1.1; [`Node::json`] takes it for the number that is meant.
 //!
 //! Reference: PyYAML 6.0.3 `resolver.py`, `constructor.py` (`SafeConstructor`).
+
+mod mend;
+mod scalar;
 
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::Value as Json;
 
-use super::mend;
-use super::scalar::plain;
+use scalar::plain;
 
 /// The deepest nesting of lists and mappings: a card needs five levels.
 const MAX_DEPTH: usize = 64;
@@ -23,7 +25,7 @@ const MAX_NODES: usize = 1 << 20;
 
 /// A YAML value.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Node {
+pub(crate) enum Node {
     Null,
     Text(String),
     /// A value that isn't text in YAML, and its spelling in the file.
@@ -34,7 +36,7 @@ pub(super) enum Node {
 
 /// The type and value of a plain scalar that isn't text.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Typed {
+pub(crate) enum Typed {
     Bool(bool),
     /// An integer, clamped to 64 bits.
     Int(i64),
@@ -45,10 +47,10 @@ pub(super) enum Typed {
 
 /// A mapping. Keys that aren't text are left out, because nothing uses them.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Map(Vec<(String, Node)>);
+pub(crate) struct Map(Vec<(String, Node)>);
 
 impl Map {
-    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, node)| node)
     }
 }
@@ -73,7 +75,7 @@ impl FromIterator<(String, Node)> for Map {
 
 impl Node {
     /// Whether Python treats it as false.
-    pub(super) fn is_falsy(&self) -> bool {
+    pub(crate) fn is_falsy(&self) -> bool {
         match self {
             Node::Null => true,
             Node::Text(text) => text.is_empty(),
@@ -86,6 +88,29 @@ impl Node {
         }
     }
 
+    /// The same value in JSON, with dates and bytes as they are spelled. A text like `2e-4`, which is a number in YAML
+    /// 1.2 but not in 1.1, becomes a number. `None` for NaN and infinities.
+    #[cfg(feature = "train")]
+    pub(crate) fn json(&self) -> Option<Json> {
+        let number = |value: f64| serde_json::Number::from_f64(value).map(Json::Number);
+        match self {
+            Node::Null => Some(Json::Null),
+            Node::Text(text) => match has_exponent(text).then(|| text.parse().ok()).flatten() {
+                Some(value) => number(value),
+                None => Some(Json::String(text.clone())),
+            },
+            Node::Typed(Typed::Bool(value), _) => Some(Json::Bool(*value)),
+            Node::Typed(Typed::Int(value), _) => Some(Json::from(*value)),
+            Node::Typed(Typed::Float(value), _) => number(*value),
+            Node::Typed(Typed::Other, text) => Some(Json::String(text.clone())),
+            Node::List(items) => items.iter().map(Node::json).collect::<Option<Vec<_>>>().map(Json::Array),
+            Node::Map(map) => {
+                let entries = map.0.iter().map(|(name, node)| Some((name.clone(), node.json()?)));
+                entries.collect::<Option<_>>().map(Json::Object)
+            }
+        }
+    }
+
     fn count(&self) -> usize {
         1 + match self {
             Node::List(items) => items.iter().map(Node::count).sum(),
@@ -93,6 +118,19 @@ impl Node {
             _ => 0,
         }
     }
+}
+
+/// Whether a text is a number with an exponent: `1e-4`, `-2.5E3`.
+#[cfg(feature = "train")]
+fn has_exponent(text: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let unsigned = |text: &str| text.strip_prefix(['-', '+']).unwrap_or(text).to_owned();
+    let Some((mantissa, exponent)) = text.split_once(['e', 'E']) else { return false };
+    let mantissa = unsigned(mantissa);
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((&mantissa, "0"));
+    (digits(whole) || whole.is_empty() && digits(fraction))
+        && (fraction.is_empty() || digits(fraction))
+        && digits(&unsigned(exponent))
 }
 
 /// Converts a value of a JSON file, which has fewer types.
@@ -115,11 +153,12 @@ impl From<&Json> for Node {
     }
 }
 
-/// Parses the only document in `text`. The error says in a few words what is wrong.
-pub(super) fn parse(text: &str) -> Result<Node, String> {
-    let straight = Loader::load(text);
+/// Parses the only document in `text`, which begins in line `first_line` of its file. The error says in a few words
+/// what is wrong.
+pub(crate) fn parse(text: &str, first_line: usize) -> Result<Node, String> {
+    let straight = Loader::load(text, first_line);
     straight.or_else(|first| match mend::mended(text) {
-        Some(again) => Loader::load(&again).map_err(|_| first),
+        Some(again) => Loader::load(&again, first_line).map_err(|_| first),
         None => Err(first),
     })
 }
@@ -128,11 +167,13 @@ struct Loader<'a> {
     events: Parser<'a, saphyr_parser::StrInput<'a>>,
     anchors: HashMap<usize, Node>,
     nodes_left: usize,
+    first_line: usize,
 }
 
 impl<'a> Loader<'a> {
-    fn load(text: &'a str) -> Result<Node, String> {
-        let mut loader = Loader { events: Parser::new_from_str(text), anchors: HashMap::new(), nodes_left: MAX_NODES };
+    fn load(text: &'a str, first_line: usize) -> Result<Node, String> {
+        let events = Parser::new_from_str(text);
+        let mut loader = Loader { events, anchors: HashMap::new(), nodes_left: MAX_NODES, first_line };
         let mut document = Node::Null;
         let mut documents = 0;
         loop {
@@ -154,8 +195,10 @@ impl<'a> Loader<'a> {
     fn next(&mut self) -> Result<Event<'a>, String> {
         match self.events.next_event() {
             Some(Ok((event, _))) => Ok(event),
-            // Line numbers count from the file's first line, which comes before the YAML.
-            Some(Err(e)) => Err(format!("{} in line {}", e.info(), e.marker().line().saturating_add(1))),
+            Some(Err(e)) => {
+                let line = e.marker().line().saturating_add(self.first_line).saturating_sub(1);
+                Err(format!("{} in line {line}", e.info()))
+            }
             None => Ok(Event::StreamEnd),
         }
     }
@@ -285,7 +328,7 @@ mod tests {
     }
 
     fn map(text: &str) -> Map {
-        match parse(text) {
+        match parse(text, 2) {
             Ok(Node::Map(map)) => map,
             other => panic!("{text}: {other:?}"),
         }
@@ -329,30 +372,41 @@ mod tests {
             ("<<: x\n", "a merge of what is no mapping"),
         ];
         for (text, expected) in cases {
-            let message = parse(text).unwrap_err();
+            let message = parse(text, 2).unwrap_err();
             assert!(message.contains(expected), "{text:?}: {message}");
         }
+    }
+
+    #[cfg(feature = "train")]
+    #[test]
+    fn json_has_the_numbers_that_are_meant() {
+        let json = |text: &str| parse(text, 1).unwrap().json();
+        let values = "a: 2e-4\nb: 1.0e-4\nc: 3\nd: [no, x]\ne: 2024-01-31\nf: +.5E1\ng: e5\nh: 1e\n";
+        let expected = serde_json::json!({"a": 2e-4, "b": 1e-4, "c": 3, "d": [false, "x"], "e": "2024-01-31", "f": 5.0,
+            "g": "e5", "h": "1e"});
+        assert_eq!(json(values), Some(expected));
+        assert_eq!(json("a: .nan\n"), None);
     }
 
     #[test]
     fn deep_and_multiplying_documents_are_refused() {
         for (depth, expected) in [(100, "more than 64 values within each other"), (10_000, "recursion limit exceeded")]
         {
-            let message = parse(&format!("a: {}{}\n", "[".repeat(depth), "]".repeat(depth))).unwrap_err();
+            let message = parse(&format!("a: {}{}\n", "[".repeat(depth), "]".repeat(depth)), 2).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
         let mut text = "a0: &a0 [x, x]\n".to_owned();
         for i in 1..40 {
             text.push_str(&format!("a{i}: &a{i} [*a{}, *a{}]\n", i - 1, i - 1));
         }
-        let message = parse(&text).unwrap_err();
+        let message = parse(&text, 2).unwrap_err();
         assert!(message.contains("more than a million values"), "{message}");
     }
 
     proptest::proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "[-\\[\\]{}:,?!&*#|>@`'\"%=~<a0. \\n\\t\\\\é]{0,60}") {
-            let _ = parse(&text);
+            let _ = parse(&text, 2);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Reference: PyYAML 6.0.3 `resolver.py` (the implicit resolvers) and `constructor.py`.
 
-use super::yaml::{Node, Typed};
+use super::{Node, Typed};
 
 /// The value of an unquoted scalar without a tag, by YAML 1.1.
 pub(super) fn plain(text: &str) -> Result<Node, String> {
