@@ -48,7 +48,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
             output: args.output.settings(),
             verify: !args.no_verify,
         };
-        Ok(jobs::bake_on(&settings, &args.device.device)?)
+        Ok(jobs::bake_on(&settings, args.device.open()?)?)
     };
     let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
     let made = with_inputs(&inputs, common, bake)?.made;

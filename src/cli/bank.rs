@@ -151,7 +151,7 @@ struct Opened {
 /// Opens the base, which comes first in `found`, and its LoRAs.
 fn open(args: &BuildArgs, found: &[Found]) -> Result<Opened> {
     let base = &found[0].path;
-    let model = LanguageModel::open(base, Residence::Streamed, &args.device.device)?;
+    let model = LanguageModel::open(base, Residence::Streamed, args.device.open()?)?;
     let open = |path: &PathBuf| {
         if AtomBank::is_in(path).unwrap_or(false) {
             let finding = Finding::new(path.join("adapter_config.json"), "peft_type").expected("LORA");
@@ -224,7 +224,7 @@ fn route(
     texts: &[Text],
 ) -> Result<(InstructionRouter, Vec<f64>)> {
     let name = args.encoder.as_deref().unwrap_or(BASE_EMBEDDINGS);
-    let encoder = InstructionEncoder::open(name, &args.output, &args.device.device)?;
+    let encoder = InstructionEncoder::open(name, &args.output, args.device.open()?)?;
     let mut sequences = Vec::new();
     for Text { atom, text } in texts {
         let instruction = encoder.tokens(&model.encoder, text)?;

@@ -1,5 +1,9 @@
 //! The option `--device` of commands that run a model.
 
+use std::sync::OnceLock;
+
+use anyhow::Result;
+use atombank::error::Finding;
 use candle_core::Device;
 use clap::Args;
 
@@ -7,22 +11,47 @@ use clap::Args;
 #[derive(Args)]
 pub(crate) struct DeviceArgs {
     /// Where to compute: cpu, or cuda:N in a build with --features cuda
-    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
-    pub(crate) device: Device,
+    #[arg(long = "device", value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
+    named: Named,
+    #[arg(skip)]
+    opened: OnceLock<Device>,
+}
+
+/// A device by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+impl DeviceArgs {
+    /// The device. A GPU is opened at the first call: after settings are read, and once.
+    pub(crate) fn open(&self) -> Result<&Device> {
+        let device = match (self.opened.get(), self.named) {
+            (Some(device), _) => return Ok(device),
+            (None, Named::Cpu) => Device::Cpu,
+            (None, Named::Cuda(number)) => Device::new_cuda(number).map_err(|error| {
+                // With RUST_BACKTRACE, candle's errors have more lines.
+                let reason = error.to_string();
+                let reason = reason.lines().next().unwrap_or_default();
+                Finding::new("", "device").found(format_args!("no such GPU: {reason}")).setting()
+            })?,
+        };
+        Ok(self.opened.get_or_init(|| device))
+    }
 }
 
 /// Parses the name of a device.
-fn parse_device(text: &str) -> Result<Device, String> {
+fn parse_device(text: &str) -> Result<Named, String> {
     let number = match text.split_once(':') {
-        None if text == "cpu" => return Ok(Device::Cpu),
+        None if text == "cpu" => return Ok(Named::Cpu),
         None if text == "cuda" => 0,
         Some(("cuda", n)) => n.parse().map_err(|_| format!("no number: {n}"))?,
         _ => return Err("expected cpu, cuda or cuda:N".to_owned()),
     };
-    if !cfg!(feature = "cuda") {
-        return Err("this build computes on the CPU alone; build with --features cuda".to_owned());
+    match cfg!(feature = "cuda") {
+        true => Ok(Named::Cuda(number)),
+        false => Err("this build computes on the CPU alone; build with --features cuda".to_owned()),
     }
-    // With RUST_BACKTRACE, candle's errors have more lines.
-    Device::new_cuda(number)
-        .map_err(|error| format!("no such GPU: {}", error.to_string().lines().next().unwrap_or_default()))
 }

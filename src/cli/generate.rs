@@ -60,10 +60,9 @@ pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
     inputs.extend(args.adapter.as_deref().map(|adapter| Input::new(adapter, Need::Adapter)));
     let open = |found: &[Found]| {
         let model = &found[0].path;
-        let opened = LanguageModel::open(model, Residence::Mapped, &args.device.device)?;
-        let adapter = found
-            .get(1)
-            .map(|adapter| Adapter::open(&adapter.path, model, opened.decoder.config(), &args.device.device));
+        let opened = LanguageModel::open(model, Residence::Mapped, args.device.open()?)?;
+        let device = args.device.open()?;
+        let adapter = found.get(1).map(|adapter| Adapter::open(&adapter.path, model, opened.decoder.config(), device));
         Ok((opened, adapter.transpose()?))
     };
     let (LanguageModel { decoder, encoder }, adapter) = with_inputs(&inputs, common, open)?.made;

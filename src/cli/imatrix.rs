@@ -78,7 +78,7 @@ pub(crate) fn run(args: &ImatrixArgs, common: &Common) -> Result<()> {
         to.check()?;
     }
     let text = read_text(&args.text)?;
-    let open = |found: &[Found]| Ok(LanguageModel::open(&found[0].path, Residence::Streamed, &args.device.device)?);
+    let open = |found: &[Found]| Ok(LanguageModel::open(&found[0].path, Residence::Streamed, args.device.open()?)?);
     let base = with_inputs(&[Input::new(&args.base, Need::Model)], common, open)?.made.with_special_as_text();
     let trained = base.decoder.config().max_position_embeddings;
     if args.ctx as usize > trained {

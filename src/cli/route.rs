@@ -80,7 +80,7 @@ pub(crate) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
     let route = |found: &[Found]| {
         let (base, bank) = (&found[0].path, &found[1].path);
         let bank = AtomBank::open(bank)?;
-        let LanguageModel { decoder, encoder } = LanguageModel::open(base, Residence::Streamed, &args.device.device)?;
+        let LanguageModel { decoder, encoder } = LanguageModel::open(base, Residence::Streamed, args.device.open()?)?;
         Ok((args.request.route(&decoder, &bank, &encoder)?, decoder))
     };
     let (routes, decoder) = with_inputs(&inputs, common, route)?.made;
