@@ -17,7 +17,7 @@ fn main() -> atombank::Result<()> {
     let config = TrainConfig::open(Path::new(file), overrides)?;
     let output = config.output.clone();
     let mut events = |event: Event| {
-        if let Event::Evaluated { step, loss } = event {
+        if let Event::Evaluated { step, loss, .. } = event {
             println!("step {step}: evaluation loss {loss:.4}");
         }
     };

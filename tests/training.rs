@@ -2,6 +2,10 @@
 //! tests whole runs on the demo's base model.
 
 mod common;
+#[path = "train/losses.rs"]
+mod losses;
+#[path = "train/runs.rs"]
+mod runs;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -82,7 +86,7 @@ fn gradients_losses_and_ten_steps_are_torchs() {
                     }
                 }
                 let factor = clip_factor(norm, 1.0);
-                optimizer.step(trainable.vars(), &gradients, factor, LEARNING_RATE, WEIGHT_DECAY).unwrap();
+                optimizer.step(trainable.vars(), &gradients, factor, |_| LEARNING_RATE, WEIGHT_DECAY).unwrap();
             }
             if list == "losses" && loss_steps == 10 {
                 for (tensor, found) in trainable.to_host().unwrap() {
@@ -307,6 +311,9 @@ fn a_loss_that_is_not_finite_ends_the_run_by_name() {
         short_run(&output, &["training.learning_rate=1e38", "training.clip_norm=0", "training.warmup_steps=0"]);
     let error = run(&config, false, usize::MAX).unwrap_err();
     assert!(matches!(error, Error::NotFinite(_)), "{error}");
-    assert!(error.to_string().contains("of step 2: expected a finite number"), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("of step 2: expected a finite number, found "), "{text}");
+    assert!(text.contains(" in batch 1 of 2, ") && text.contains("train.jsonl: row"), "{text}");
+    assert!(text.contains("there is no checkpoint yet"), "{text}");
     assert!(!output.join("adapter_config.json").exists());
 }

@@ -185,11 +185,11 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     config.data.eval = Some(dir.join("heldout.jsonl"));
     let started = Instant::now();
     warn(&config, common);
-    let outcome = train_with_bar(&config, false, &args.device.device, &AtomicBool::new(false), common)?;
+    let outcome = train_with_bar(&config, false, args.device.open()?, &AtomicBool::new(false), common)?;
     args.say(format_args!(
         "   {kind}: {} trainable values, {} steps in {:.0} s, held-out loss {:.4}",
         outcome.parameters,
-        config.training.steps,
+        outcome.steps,
         started.elapsed().as_secs_f64(),
         outcome.eval_loss.unwrap_or(f64::NAN)
     ));
@@ -229,7 +229,7 @@ impl<'a> Demo<'a> {
         Ok(Self {
             args,
             encoder: TextEncoder::open(folder.path())?,
-            decoder: Decoder::open(&folder, Residence::Memory, &args.device.device)?,
+            decoder: Decoder::open(&folder, Residence::Memory, args.device.open()?)?,
             bank: AtomBank::open(&dir.join("bank"))?,
             train_rows: TrainingRow::read_all(&dir.join("train.jsonl"))?,
             dir: dir.to_owned(),
@@ -324,14 +324,14 @@ impl<'a> Demo<'a> {
     /// For each instruction, the shares with the base, routed, baked, and with the LoRA.
     fn table(&self, folders: &[PathBuf], (bank_parameters, lora_parameters): (usize, usize)) -> Result<Vec<[f64; 4]>> {
         let lora = Lora::open(&self.dir.join("lora"))?;
-        let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &self.args.device.device)?);
-        let bank = Tried::Bank(LoadedBank::frozen(&self.bank, &self.args.device.device)?);
+        let lora = Tried::Lora(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), self.args.device.open()?)?);
+        let bank = Tried::Bank(LoadedBank::frozen(&self.bank, self.args.device.open()?)?);
         let base = self.accuracy(&self.decoder, &Tried::Nothing, None)?;
         let routed = self.accuracy(&self.decoder, &bank, None)?;
         let plain = self.accuracy(&self.decoder, &lora, None)?;
         let mut baked = Vec::new();
         for (instruction, folder) in self.instructions.iter().zip(folders) {
-            let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, &self.args.device.device)?;
+            let decoder = Decoder::open(&HfFolder::open(folder)?, Residence::Memory, self.args.device.open()?)?;
             baked.extend(self.accuracy(&decoder, &Tried::Nothing, Some(instruction))?);
         }
         let [a, b, c, d] = ["base", "routed", "baked", "LoRA"];

@@ -188,7 +188,7 @@ pub(crate) fn print_written(written: Option<&Written>, json: bool, common: &Comm
 }
 
 /// Formats a number of bytes for readers.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} bytes"),
         1_000..1_000_000 => format!("{:.1} KB", bytes as f64 / 1e3),

@@ -57,7 +57,7 @@ pub(crate) fn about(finding: Finding, text: &[u8], error: &Error) -> Finding {
     let (path, expected, found) = match types(&message) {
         Some((found, expected)) => (path(text, end, false), Some(expected), found),
         // About an object: a field is missing, or there is one too many.
-        None => (path(text, end, true), None, reworded(&message)),
+        None => (path(text, end, !message.starts_with("unknown variant ")), None, reworded(&message)),
     };
     let subject = match (finding.subject.is_empty(), path.is_empty()) {
         (_, true) => finding.subject.clone(),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 
+use super::dropout::{Dropout, Dropped};
 use super::{AdapterKind, TrainConfig};
 use crate::adapter::{Lora, Tensors};
 use crate::arch::ModelConfig;
@@ -150,11 +151,17 @@ impl Trainable {
         }
     }
 
-    /// Makes the hook for one pass over `sequences`.
-    pub(super) fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<TrainedHook<'_>> {
-        Ok(match self {
-            Self::Bank(bank) => TrainedHook::Bank(Box::new(bank.hook(base, sequences)?)),
-            Self::Lora(lora) => TrainedHook::Lora(LoraHook(lora)),
+    /// Makes the hook for one pass over `sequences`, with dropout for LoRAs alone.
+    pub(super) fn hook(
+        &self,
+        base: &ModelWeights,
+        sequences: &[Sequence],
+        dropout: Option<Dropout>,
+    ) -> Result<TrainedHook<'_>> {
+        Ok(match (self, dropout) {
+            (Self::Bank(bank), _) => TrainedHook::Bank(Box::new(bank.hook(base, sequences)?)),
+            (Self::Lora(lora), None) => TrainedHook::Lora(LoraHook(lora)),
+            (Self::Lora(lora), Some(dropout)) => TrainedHook::Dropped(Dropped { hook: LoraHook(lora), dropout }),
         })
     }
 }
@@ -163,6 +170,7 @@ impl Trainable {
 pub(super) enum TrainedHook<'a> {
     Bank(Box<BankHook<'a>>),
     Lora(LoraHook<'a>),
+    Dropped(Dropped<LoraHook<'a>>),
 }
 
 impl TrainedHook<'_> {
@@ -170,6 +178,7 @@ impl TrainedHook<'_> {
         match self {
             Self::Bank(hook) => &mut **hook,
             Self::Lora(hook) => hook,
+            Self::Dropped(hook) => hook,
         }
     }
 

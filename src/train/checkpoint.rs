@@ -8,7 +8,8 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::TrainedAdapter;
-use super::{AdamW, TrainConfig};
+use super::progress::Progress;
+use super::{AdamW, MetricsForm, TrainConfig};
 use crate::adapter::tensors_output;
 use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
@@ -36,7 +37,17 @@ pub(super) struct State {
     /// weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) base_commit: Option<String>,
+    /// The best evaluation so far.
+    #[serde(default)]
+    pub(super) progress: Progress,
 }
+
+/// The start of the names of checkpoints.
+const NAME: &str = "checkpoint-";
+
+/// The start of the names of checkpoints that are being deleted. A run that is killed meanwhile leaves one, and the next
+/// run deletes it.
+const DELETED: &str = ".deleted-checkpoint-";
 
 /// The commit of a run's base: the name of its folder in the hub's cache.
 pub(super) fn base_commit(config: &TrainConfig) -> Option<String> {
@@ -45,19 +56,27 @@ pub(super) fn base_commit(config: &TrainConfig) -> Option<String> {
 
 impl State {
     /// Refuses to resume with other settings or data. The number of steps may change if the
-    /// schedule doesn't depend on it. The output folder and the intervals of evaluations and
-    /// checkpoints may change.
+    /// schedule doesn't depend on it. The output folder, and what doesn't touch the weights, may change.
     pub(super) fn check(&self, folder: &Path, config: &TrainConfig, data: (usize, usize)) -> Result<()> {
         let comparable = |config: &TrainConfig| {
             let mut config = config.clone();
             config.output = PathBuf::new();
-            config.training.eval_every = 0;
-            config.training.checkpoint_every = 0;
-            config.training.keep_checkpoints = 0;
+            let (t, default) = (&mut config.training, super::TrainingSettings::default());
+            t.eval_every = default.eval_every;
+            t.eval_exact_match = default.eval_exact_match;
+            t.eval_samples = default.eval_samples;
+            t.eval_max_tokens = default.eval_max_tokens;
+            t.checkpoint_every = default.checkpoint_every;
+            t.keep_checkpoints = default.keep_checkpoints;
+            t.load_best_at_end = default.load_best_at_end;
+            t.patience = default.patience;
+            t.min_delta = default.min_delta;
+            t.metrics = vec![MetricsForm::Jsonl];
             // Sums in another order, within the rounding of f32.
-            config.training.max_memory = None;
-            if config.training.schedule == super::Schedule::Constant {
-                config.training.steps = 0;
+            t.max_memory = None;
+            // A number of epochs can't change: their last step may have fewer rows.
+            if t.epochs > 0 || t.schedule == super::Schedule::Constant && t.warmup_ratio == 0.0 {
+                t.steps = default.steps;
             }
             serde_json::to_value(config).expect("plain values serialize")
         };
@@ -94,19 +113,27 @@ fn first_difference(
     at: &str,
 ) -> Option<(String, serde_json::Value, serde_json::Value)> {
     match (old, new) {
-        (serde_json::Value::Object(a), serde_json::Value::Object(b)) => a.iter().find_map(|(key, value)| {
-            let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
-            first_difference(value, b.get(key).unwrap_or(&serde_json::Value::Null), &at)
-        }),
+        (serde_json::Value::Object(a), serde_json::Value::Object(b)) => {
+            let of = |map: &serde_json::Map<String, serde_json::Value>, key| map.get(key).cloned().unwrap_or_default();
+            a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))).find_map(|key| {
+                let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                first_difference(&of(a, key), &of(b, key), &at)
+            })
+        }
         (a, b) if a == b => None,
         (a, b) => Some((at.to_owned(), a.clone(), b.clone())),
     }
 }
 
-/// Writes `output/checkpoint-NNNNNN`, and deletes the oldest checkpoints if there are more than
-/// `keep_checkpoints`.
+/// The folder of the checkpoint of a step.
+pub(super) fn folder(output: &Path, step: usize) -> PathBuf {
+    output.join(format!("{NAME}{step:06}"))
+}
+
+/// Writes `output/checkpoint-NNNNNN`, and deletes checkpoints if there are more than `keep_checkpoints`: the oldest ones,
+/// but not the best one if it is to be the run's result.
 pub(super) fn save(output: &Path, adapter: &TrainedAdapter, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
-    let folder = output.join(format!("checkpoint-{:06}", state.step));
+    let folder = folder(output, state.step);
     let staging = Staging::folder(&folder, true)?;
     adapter.output()?.write_into(&staging, plan::Options::default())?;
     let mut moments = BTreeMap::new();
@@ -118,25 +145,69 @@ pub(super) fn save(output: &Path, adapter: &TrainedAdapter, optimizer: &AdamW, s
     rest.put_json(STATE, state);
     rest.write_into(&staging, plan::Options::default())?;
     staging.commit()?;
+    let settings = &state.config.training;
+    let best = state.progress.best.filter(|_| settings.load_best_at_end).map(|best| best.step);
     let all = list(output)?;
-    for old in all.iter().rev().skip(state.config.training.keep_checkpoints) {
-        fs::remove_dir_all(old).at(old, "delete")?;
+    let steps: Vec<usize> = all.iter().map(|(step, _)| *step).collect();
+    let kept = kept(&steps, best, settings.keep_checkpoints);
+    for (_, old) in all.iter().filter(|(step, _)| !kept.contains(step)) {
+        delete(output, old)?;
     }
     Ok(folder)
 }
 
-/// The checkpoints of a run, oldest first.
-pub(super) fn list(output: &Path) -> Result<Vec<PathBuf>> {
+/// Which checkpoints are kept, of those after `steps` in ascending order: the newest and the best one, and the newest of
+/// the others as long as there are fewer than `count`.
+fn kept(steps: &[usize], best: Option<usize>, count: usize) -> Vec<usize> {
+    let newest = steps.last().copied();
+    let best = steps.iter().copied().find(|step| best == Some(*step) && newest != Some(*step));
+    let mut kept: Vec<usize> = newest.into_iter().chain(best).collect();
+    for step in steps.iter().rev() {
+        if kept.len() < count && !kept.contains(step) {
+            kept.push(*step);
+        }
+    }
+    kept
+}
+
+/// Deletes a checkpoint. Its name goes first, so that a killed run leaves no part of one under a checkpoint's name.
+fn delete(output: &Path, checkpoint: &Path) -> Result<()> {
+    let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().replacen(NAME, DELETED, 1);
+    let aside = output.join(name);
+    if aside.exists() {
+        fs::remove_dir_all(&aside).at(&aside, "delete")?;
+    }
+    fs::rename(checkpoint, &aside).at(checkpoint, "delete")?;
+    fs::remove_dir_all(&aside).at(&aside, "delete")
+}
+
+/// Deletes what a killed run has left of checkpoints that it was deleting.
+pub(super) fn delete_rest(output: &Path) -> Result<()> {
+    for entry in fs::read_dir(output).at(output, "read")? {
+        let path = entry.at(output, "read")?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(DELETED)) && path.is_dir() {
+            fs::remove_dir_all(&path).at(&path, "delete")?;
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a run, oldest first, each with its step.
+pub(super) fn list(output: &Path) -> Result<Vec<(usize, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(output).at(output, "read")? {
         let path = entry.at(output, "read")?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.strip_prefix("checkpoint-").is_some_and(|n| n.parse::<usize>().is_ok()) && path.join(STATE).is_file() {
-            found.push(path);
-        }
+        let step = name.strip_prefix(NAME).and_then(|number| number.parse::<usize>().ok());
+        found.extend(step.filter(|_| path.join(STATE).is_file()).map(|step| (step, path)));
     }
     found.sort();
     Ok(found)
+}
+
+/// Reads the adapter of a checkpoint.
+pub(super) fn open_adapter(folder: &Path) -> Result<TrainedAdapter> {
+    TrainedAdapter::open(folder)
 }
 
 /// Reads a checkpoint: the adapter, the optimizer's moments, the state.
@@ -145,7 +216,7 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, Ad
     let state: State = read_value(serde_json::Value::Object(read_json_object(&path)?), || {
         Finding::new(&path, "").expected("a trainer's state")
     })?;
-    let adapter = TrainedAdapter::open(folder)?;
+    let adapter = open_adapter(folder)?;
     let path = folder.join("optimizer.safetensors");
     let file = SafetensorsFile::open(&path)?;
     let mut found = BTreeMap::new();
@@ -169,4 +240,33 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, Ad
         moments.insert(name.clone(), (take("first")?, take("second")?));
     }
     Ok((adapter, AdamW { steps: state.step, moments }, state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::progress::Evaluation;
+
+    /// The tables of fixtures/train/best-checkpoint.json: after each step, the folders that are there.
+    #[test]
+    fn the_newest_and_the_best_checkpoint_are_kept() {
+        let text = include_str!("../../fixtures/train/best-checkpoint.json");
+        let cases: serde_json::Value = serde_json::from_str(text).unwrap();
+        for (name, table) in cases.as_object().unwrap() {
+            let count: usize = name.strip_prefix("keep_").unwrap().parse().unwrap();
+            let (mut progress, mut on_disk) = (Progress::default(), Vec::new());
+            for row in table.as_array().unwrap() {
+                let step = row["step"].as_u64().unwrap() as usize;
+                progress.record(Evaluation { step, loss: row["eval_loss"].as_f64().unwrap() }, 0.0);
+                let best = progress.best.unwrap().step;
+                assert_eq!(best as u64, row["best"].as_u64().unwrap(), "{name}: {row}");
+                on_disk.push(step);
+                let kept = kept(&on_disk, Some(best), count);
+                on_disk.retain(|step| kept.contains(step));
+                assert_eq!(serde_json::json!(on_disk), row["on_disk"], "{name}: {row}");
+            }
+        }
+        assert_eq!(kept(&[10, 20, 30], None, 2), [30, 20], "without a best one, the newest");
+        assert_eq!(kept(&[20, 30], Some(10), 1), [30], "a best one that somebody has deleted");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -57,6 +57,9 @@ impl TrainingRow {
 #[derive(Debug, Clone)]
 pub struct Dataset {
     sequences: Vec<Sequence>,
+    file: PathBuf,
+    /// The number of each row in its file, from 1.
+    numbers: Vec<usize>,
 }
 
 impl Dataset {
@@ -87,12 +90,31 @@ impl Dataset {
             }
             sequences.push(Sequence::completed(sequence.ids, sequence.routed, sequence.instruction));
         }
-        Ok(Self { sequences })
+        let numbers = (1..=sequences.len()).collect();
+        Ok(Self { sequences, file: path.to_owned(), numbers })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_sequences(sequences: Vec<Sequence>) -> Self {
+        let numbers = (1..=sequences.len()).collect();
+        Self { sequences, file: "rows".into(), numbers }
     }
 
     /// The rows as sequences, in the file's order.
     pub fn sequences(&self) -> &[Sequence] {
         &self.sequences
+    }
+
+    /// The number of sequences in an epoch.
+    pub fn epoch_len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Names some of the sequences by their rows in the file.
+    pub fn named(&self, indices: &[usize]) -> String {
+        let numbers: Vec<String> = indices.iter().map(|i| self.numbers[*i].to_string()).collect();
+        let what = if numbers.len() == 1 { "row" } else { "rows" };
+        format!("{}: {what} {}", self.file.display(), numbers.join(", "))
     }
 
     /// Splits off a share of the rows, chosen by `seed`. Returns the rest and the share.
@@ -103,14 +125,23 @@ impl Dataset {
         }
         // Training never reaches epoch u64::MAX, so the split has its own order.
         let order = order(seed, u64::MAX, self.sequences.len());
-        let pick = |indices: &[usize]| Self { sequences: indices.iter().map(|i| self.sequences[*i].clone()).collect() };
+        let pick = |indices: &[usize]| Self {
+            sequences: indices.iter().map(|i| self.sequences[*i].clone()).collect(),
+            file: self.file.clone(),
+            numbers: indices.iter().map(|i| self.numbers[*i]).collect(),
+        };
         (pick(&order[held_out..]), Some(pick(&order[..held_out])))
     }
 
     /// The `count` sequences of a step that starts after `start` sequences of the run. Every epoch
     /// has its own permutation. `start` is the run's whole position in the data.
     pub fn take(&self, seed: u64, start: usize, count: usize) -> Vec<Sequence> {
-        let n = self.sequences.len();
+        self.indices(seed, start, count).into_iter().map(|i| self.sequences[i].clone()).collect()
+    }
+
+    /// The indices of these sequences among all.
+    pub fn indices(&self, seed: u64, start: usize, count: usize) -> Vec<usize> {
+        let n = self.epoch_len();
         let mut taken = Vec::with_capacity(count);
         let mut current: Option<(usize, Vec<usize>)> = None;
         for i in start..start + count {
@@ -119,7 +150,7 @@ impl Dataset {
                 current = Some((epoch, order(seed, epoch as u64, n)));
             }
             if let Some((_, order)) = &current {
-                taken.push(self.sequences[order[within]].clone());
+                taken.push(order[within]);
             }
         }
         taken
@@ -127,7 +158,7 @@ impl Dataset {
 }
 
 /// A permutation of `0..n` that depends only on seed and epoch (Fisher-Yates shuffle).
-fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
+pub(super) fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch);
     let mut order: Vec<usize> = (0..n).collect();
@@ -143,8 +174,7 @@ mod tests {
     use super::*;
 
     fn dataset(n: u32) -> Dataset {
-        let sequences = (0..n).map(|i| Sequence::completed(vec![i], 1, vec![])).collect();
-        Dataset { sequences }
+        Dataset::of_sequences((0..n).map(|i| Sequence::completed(vec![i], 1, vec![])).collect())
     }
 
     #[test]
@@ -168,6 +198,8 @@ mod tests {
         ids.sort();
         assert_eq!(ids, (0..10).collect::<Vec<_>>());
         assert_eq!(train.sequences.len(), 7);
+        let number = train.sequences[0].ids[0] + 1;
+        assert_eq!(train.named(&[0]), format!("rows: row {number}"));
     }
 
     #[test]

@@ -67,3 +67,12 @@ pub(super) fn computes_again(
     }
     Ok(training.checkpoint_activations || estimate.with_all > most)
 }
+
+/// What the system says about the memory of this process, in bytes: `VmRSS`, what it has now, or `VmHWM`, the most that it
+/// had.
+pub(super) fn of_process(what: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}

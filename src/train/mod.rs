@@ -1,20 +1,35 @@
 //! Training adapters: data to batches, batches to gradients, gradients to a saved adapter.
 
 mod adapter;
+mod batches;
 mod checkpoint;
 mod config;
 mod data;
+mod dropout;
+mod evaluation;
+mod event;
+mod inputs;
+mod measure;
 mod memory;
+mod metrics;
 mod optimizer;
+mod progress;
 mod recompute;
 mod step;
+mod tensorboard;
 #[cfg(test)]
 mod tests;
 mod trainer;
 
 pub use adapter::Trainable;
-pub use config::{AdapterKind, AdapterSettings, DataSettings, HubBase, Schedule, TrainConfig, TrainingSettings};
+pub use config::{
+    AdapterKind, AdapterSettings, DataSettings, FromAxolotl, Group, HubBase, MetricsForm, Rates, Schedule, TEMPLATE,
+    TrainConfig, TrainingSettings, from_axolotl,
+};
 pub use data::{Dataset, TrainingRow};
+pub use event::{End, Event, Outcome};
+pub use measure::{Measured, measure};
 pub use optimizer::{AdamW, clip_factor, global_norm};
+pub use progress::Evaluation;
 pub use step::{Gradients, Objective};
-pub use trainer::{Event, Outcome, train};
+pub use trainer::train;

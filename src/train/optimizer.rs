@@ -34,9 +34,9 @@ impl AdamW {
         Ok(Self { steps: 0, moments })
     }
 
-    /// Takes one step: decays every variable by `learning_rate * weight_decay` and moves it against
+    /// Takes one step: decays every variable by its learning rate times `weight_decay` and moves it against
     /// its gradient times `factor`, which comes from clipping. Variables without a gradient decay
-    /// too, as in torch for a gradient of zero.
+    /// too, as in torch for a gradient of zero. `learning_rate` gives the rate of the variable of a name.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
@@ -45,7 +45,7 @@ impl AdamW {
         vars: &BTreeMap<String, Var>,
         gradients: &Gradients,
         factor: f64,
-        learning_rate: f64,
+        learning_rate: impl Fn(&str) -> f64,
         weight_decay: f64,
     ) -> Result<()> {
         self.steps += 1;
@@ -53,6 +53,7 @@ impl AdamW {
         let bias2 = 1.0 - BETA2.powi(self.steps as i32);
         for (name, var) in vars {
             let Some((m, v)) = self.moments.get_mut(name) else { continue };
+            let learning_rate = learning_rate(name);
             let value = (var.as_tensor() * (1.0 - learning_rate * weight_decay))?;
             if let Some(gradient) = gradients.by_name.get(name) {
                 let g = (gradient * factor)?;

@@ -8,6 +8,7 @@
 use candle_core::{Tensor, Var};
 
 use super::Objective;
+use super::dropout::Dropout;
 use super::step::Gradients;
 use crate::error::Result;
 use crate::model::decoder::Pass;
@@ -20,18 +21,19 @@ struct Part {
     kept: usize,
 }
 
-/// Adds loss and gradients of `sequences`, as [`Objective::gradients`] takes them for a micro-batch.
+/// Adds loss and gradients of `sequences`, as [`Objective::gradients`] takes them for a micro-batch: one of a step with
+/// `tokens` tokens that carry loss, of which it is a `share`.
 pub(super) fn add_gradients(
     objective: &Objective,
     sequences: &[Sequence],
-    tokens: usize,
-    share: f64,
+    (tokens, share): (usize, f64),
+    dropout: Option<Dropout>,
     total: &mut Gradients,
 ) -> Result<()> {
     let (decoder, trainable) = (objective.decoder, objective.trainable);
     let batch = Batch::new(sequences);
     let (pass, embedded) = decoder.start(&batch)?;
-    let mut hook = trainable.hook(decoder.weights(), sequences)?;
+    let mut hook = trainable.hook(decoder.weights(), sequences, dropout)?;
     let layers = decoder.config().num_hidden_layers;
     let together = hook.as_hook().layers_together().min(layers).max(1);
 

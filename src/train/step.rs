@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
 use super::adapter::TrainedHook;
+use super::dropout::Dropout;
 use super::{Trainable, recompute};
 use crate::bank::Regularizer;
 use crate::error::Result;
@@ -55,15 +56,30 @@ impl Objective<'_> {
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn gradients(&self, sequences: &[Sequence], micro_batch: usize) -> Result<Gradients> {
-        let tokens = target_tokens(sequences);
+        self.gradients_of(&sequences.chunks(micro_batch).collect::<Vec<_>>())
+    }
+
+    /// Does the same with parts of any size: the sequences of each forward pass.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn gradients_of(&self, parts: &[&[Sequence]]) -> Result<Gradients> {
+        self.gradients_dropping(parts, None)
+    }
+
+    /// Does the same with dropout, of which each part is a pass.
+    pub(super) fn gradients_dropping(&self, parts: &[&[Sequence]], dropout: Option<Dropout>) -> Result<Gradients> {
+        let tokens = parts.iter().map(|part| target_tokens(part)).sum();
+        let sequences: usize = parts.iter().map(|part| part.len()).sum();
         let mut total = Gradients { loss: 0.0, by_name: BTreeMap::new() };
-        for part in sequences.chunks(micro_batch) {
-            let share = part.len() as f64 / sequences.len() as f64;
+        for (pass, part) in parts.iter().enumerate() {
+            let dropout = dropout.map(|dropout| dropout.in_pass(pass));
+            let share = part.len() as f64 / sequences as f64;
             if self.checkpoint_activations {
-                recompute::add_gradients(self, part, tokens, share, &mut total)?;
+                recompute::add_gradients(self, part, (tokens, share), dropout, &mut total)?;
                 continue;
             }
-            let loss = self.loss(part, tokens, share)?;
+            let loss = self.loss(part, tokens, share, dropout)?;
             total.loss += f64::from(loss.to_scalar::<f32>()?);
             total.add(&mut loss.backward()?, self.trainable)?;
         }
@@ -76,16 +92,30 @@ impl Objective<'_> {
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn evaluate(&self, sequences: &[Sequence], micro_batch: usize) -> Result<(f64, usize)> {
-        let tokens = target_tokens(sequences);
-        self.trainable.track(false);
-        let of_part = |part| Ok(f64::from(self.cross_entropy(part, tokens, false)?.0.to_scalar::<f32>()?));
-        let parts: Result<Vec<f64>> = sequences.chunks(micro_batch).map(of_part).collect();
-        self.trainable.track(true);
-        Ok((parts?.into_iter().sum(), tokens))
+        self.evaluate_of(&sequences.chunks(micro_batch).collect::<Vec<_>>())
     }
 
-    fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64) -> Result<Tensor> {
-        let (loss, hook) = self.cross_entropy(sequences, tokens, true)?;
+    /// Does the same with parts of any size: the sequences of each forward pass.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`].
+    pub fn evaluate_of(&self, parts: &[&[Sequence]]) -> Result<(f64, usize)> {
+        let tokens = parts.iter().map(|part| target_tokens(part)).sum();
+        let of_part = |part: &&[Sequence]| Ok(f64::from(self.cross_entropy(part, tokens, false, None)?.0.to_scalar::<f32>()?));
+        let losses: Result<Vec<f64>> = self.without_record(|| parts.iter().map(of_part).collect());
+        Ok((losses?.into_iter().sum(), tokens))
+    }
+
+    /// Runs `work`, in which passes don't record their computation for a backward pass.
+    pub(super) fn without_record<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.trainable.track(false);
+        let made = work();
+        self.trainable.track(true);
+        made
+    }
+
+    fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64, dropout: Option<Dropout>) -> Result<Tensor> {
+        let (loss, hook) = self.cross_entropy(sequences, tokens, true, dropout)?;
         match hook.regularization(self.regularizer)? {
             Some(regularization) => Ok((loss + (regularization * share)?)?),
             None => Ok(loss),
@@ -98,9 +128,10 @@ impl Objective<'_> {
         sequences: &[Sequence],
         tokens: usize,
         with_gradient: bool,
+        dropout: Option<Dropout>,
     ) -> Result<(Tensor, TrainedHook<'_>)> {
         let batch = Batch::new(sequences);
-        let mut hook = self.trainable.hook(self.decoder.weights(), sequences)?;
+        let mut hook = self.trainable.hook(self.decoder.weights(), sequences, dropout)?;
         let hidden = self.decoder.hidden(&batch, None, hook.as_hook())?;
         let (places, targets) = batch.targets();
         let sum = self.decoder.loss_at(&hidden, &places, &targets, with_gradient)?;

@@ -1,73 +1,30 @@
 //! The training loop.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use candle_core::Device;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::adapter::TrainedAdapter;
+use super::batches::Batches;
 use super::checkpoint::{self, State};
-use super::memory;
+use super::config::{Group, Rates};
+use super::dropout::Dropout;
+use super::evaluation::evaluate;
+use super::event::{End, Event, Outcome};
+use super::inputs::Inputs;
+use super::metrics::Metrics;
+use super::progress::{Evaluation, Progress};
 use super::step::target_tokens;
-use super::{AdamW, Dataset, Objective, TrainConfig, Trainable, TrainingRow, clip_factor, global_norm};
-use crate::bank::{InstructionEncoder, Regularizer};
+use super::{AdamW, Dataset, Gradients, Objective, TrainConfig, clip_factor, global_norm, memory};
+use crate::bank::Regularizer;
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::{Decoder, LanguageModel, Residence, TextEncoder};
+use crate::model::Sequence;
 
-/// An event in a run, reported as it happens.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The run is about to take its first step.
-    Started {
-        /// The number of trained values.
-        parameters: usize,
-        /// The number of rows for training, and of rows held out.
-        rows: (usize, usize),
-        /// The number of steps that were done before the run was resumed.
-        resumed_at: usize,
-    },
-    /// An optimizer step.
-    Step {
-        /// The step's number, from 1.
-        step: usize,
-        /// The number of all steps.
-        steps: usize,
-        /// The objective's value before the step.
-        loss: f64,
-        /// Completion and prompt tokens per second, in this step.
-        tokens_per_second: f64,
-    },
-    /// An evaluation.
-    Evaluated {
-        /// The step after which it was done.
-        step: usize,
-        /// The mean of -log p over completion tokens.
-        loss: f64,
-    },
-    /// A checkpoint was written.
-    Saved {
-        /// Its folder.
-        folder: PathBuf,
-    },
-}
-
-/// The results of a finished run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// The objective of the last step; `None` if a resumed run had no steps left.
-    pub loss: Option<f64>,
-    /// The result of the last evaluation, if there are rows for it.
-    pub eval_loss: Option<f64>,
-    /// The number of trained values.
-    pub parameters: usize,
-}
-
-/// Trains according to `config`. The folder `output` gets the adapter, metrics.jsonl and
-/// checkpoints.
+/// Trains according to `config`. The folder `output` gets the adapter, metrics and checkpoints.
 ///
 /// With `resume`, the run continues from its last checkpoint, with the same bits as if it hadn't
 /// stopped. When `stop` is set, the current step is finished, a checkpoint and the adapter are
@@ -83,13 +40,8 @@ pub fn train(
     stop: &AtomicBool,
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
-    config.check()?;
-    let residence = if config.training.resident { Residence::Memory } else { Residence::Mapped };
-    let LanguageModel { decoder, encoder } = LanguageModel::open(config.base_folder(), residence, device)?;
-    let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
-    let (data, eval) = load_data(config, &decoder, &encoder, &instructions)?;
-    config.check_size(decoder.config(), instructions.dim(), data.sequences().len())?;
-    let size = (data.sequences().len(), data.sequences().iter().map(|s| s.ids.len()).sum());
+    let inputs = Inputs::open(config, device)?;
+    let mut batches = Batches::new(config, &inputs.data)?;
     let output = &config.output;
     let last = match (resume, output.exists()) {
         (true, true) => checkpoint::list(output)?.pop(),
@@ -98,186 +50,246 @@ pub fn train(
         }
         _ => None,
     };
-    let (adapter, optimizer, step) = match &last {
-        Some(path) => {
+    let (adapter, optimizer, step, progress) = match &last {
+        Some((_, path)) => {
             let (adapter, optimizer, state) = checkpoint::load(path, device)?;
-            state.check(path, config, size)?;
-            adapter.check_base(decoder.config())?;
-            (adapter, Some(optimizer), state.step)
+            state.check(path, config, inputs.size())?;
+            adapter.check_base(inputs.decoder.config())?;
+            (adapter, Some(optimizer), state.step, state.progress)
         }
         None if resume => {
             return Err(Finding::new(output, "checkpoint").expected("one to resume from").found("none").mismatch());
         }
-        None => {
-            let adapter = TrainedAdapter::fresh(output, config, decoder.config(), instructions.dim())?;
-            (adapter, None, 0)
-        }
+        None => (inputs.fresh(config)?, None, 0, Progress::default()),
     };
-    let longest = data.sequences().iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
-    let tokens = longest * config.training.batch_size;
-    let checkpoint_activations = memory::computes_again(config, decoder.config(), adapter.parameters(), tokens)?;
+    let checkpoint_activations = inputs.computes_again(config, &adapter)?;
     let trainable = adapter.trainable(device)?;
     let optimizer = match optimizer {
         Some(optimizer) => optimizer,
         None => AdamW::new(trainable.vars())?,
     };
     fs::create_dir_all(output).at(output, "create")?;
-    let metrics = Metrics::open(&output.join("metrics.jsonl"), step)?;
-    let rows = (data.sequences().len(), eval.as_ref().map_or(0, |e| e.sequences().len()));
-    events(Event::Started { parameters: adapter.parameters(), rows, resumed_at: step });
-    let run =
-        Run { config, decoder: &decoder, trainable: &trainable, adapter, data, eval, size, checkpoint_activations };
-    run.steps(step, optimizer, metrics, stop, events)
+    checkpoint::delete_rest(output)?;
+    let metrics = Metrics::open(output, &config.training.metrics, step)?;
+    let (parameters, steps) = (adapter.parameters(), batches.steps());
+    events(Event::Started { parameters, rows: inputs.rows(), resumed_at: step, steps });
+    let regularizer = config.regularizer();
+    let objective = Objective { decoder: &inputs.decoder, trainable: &trainable, regularizer, checkpoint_activations };
+    let run = Run { config, inputs: &inputs, objective, adapter, steps };
+    run.go(At { step, optimizer, progress }, batches, metrics, stop, events)
+}
+
+impl TrainConfig {
+    /// The dropout of a step, counted from 0.
+    pub(super) fn dropout(&self, step: usize) -> Option<Dropout> {
+        let (share, seed) = (self.adapter.lora_dropout, self.seed);
+        (share > 0.0).then_some(Dropout { share, seed, step, pass: 0 })
+    }
+
+    /// The weights of the routing's regularizers.
+    pub(super) fn regularizer(&self) -> Regularizer {
+        Regularizer { prior: self.training.lambda_prior, balance: self.training.lambda_balance }
+    }
 }
 
 /// The fixed parts of a run.
 struct Run<'a> {
     config: &'a TrainConfig,
-    decoder: &'a Decoder,
-    trainable: &'a Trainable,
+    inputs: &'a Inputs,
+    objective: Objective<'a>,
     /// The adapter's settings; its tensors are those with which the run began.
     adapter: TrainedAdapter,
-    data: Dataset,
-    eval: Option<Dataset>,
-    size: (usize, usize),
-    checkpoint_activations: bool,
+    /// The number of all steps.
+    steps: usize,
+}
+
+/// Where a run is.
+struct At {
+    /// The number of finished steps.
+    step: usize,
+    optimizer: AdamW,
+    progress: Progress,
 }
 
 impl Run<'_> {
-    fn steps(
+    fn go(
         &self,
-        done: usize,
-        mut optimizer: AdamW,
+        mut at: At,
+        mut batches: Batches,
         mut metrics: Metrics,
         stop: &AtomicBool,
         events: &mut dyn FnMut(Event),
     ) -> Result<Outcome> {
         let t = &self.config.training;
-        let regularizer = Regularizer { prior: t.lambda_prior, balance: t.lambda_balance };
-        let checkpoint_activations = self.checkpoint_activations;
-        let objective =
-            Objective { decoder: self.decoder, trainable: self.trainable, regularizer, checkpoint_activations };
-        let per_step = t.batch_size * t.gradient_accumulation;
-        let mut outcome = Outcome { loss: None, eval_loss: None, parameters: self.adapter.parameters() };
-        for step in done..t.steps {
+        let rates = self.config.rates(self.steps);
+        let (mut loss, mut eval) = (None, None);
+        while at.step < self.steps && !at.progress.is_exhausted(t.patience) {
             let started = Instant::now();
-            let sequences = self.data.take(self.config.seed, step * per_step, per_step);
-            let gradients = objective.gradients(&sequences, t.batch_size)?;
-            let norm = global_norm(&gradients)?;
-            self.check_finite(step + 1, "loss", gradients.loss)?;
-            self.check_finite(step + 1, "gradient norm", norm)?;
-            let learning_rate = self.config.learning_rate(step);
-            let factor = clip_factor(norm, t.clip_norm);
-            optimizer.step(self.trainable.vars(), &gradients, factor, learning_rate, t.weight_decay)?;
-            outcome.loss = Some(gradients.loss);
-
-            let tokens: usize = sequences.iter().map(|s| s.ids.len()).sum();
+            let parts = batches.step(at.step);
+            let (mut line, tokens) = self.step(&mut at, &parts, &rates)?;
             let tokens_per_second = tokens as f64 / started.elapsed().as_secs_f64();
-            let step = step + 1;
-            metrics.write(&json!({
-                "step": step, "loss": gradients.loss, "gradient_norm": norm, "learning_rate": learning_rate,
-                "completion_tokens": target_tokens(&sequences), "tokens": tokens,
-                "tokens_per_second": tokens_per_second.round(),
-            }))?;
-            events(Event::Step { step, steps: t.steps, loss: gradients.loss, tokens_per_second });
-            let stopping = stop.load(Ordering::Relaxed) && step < t.steps;
+            let (step, memory_bytes) = (at.step, memory::of_process("VmRSS"));
+            line["tokens_per_second"] = tokens_per_second.round().into();
+            line["epoch"] = batches.epochs_after(step).into();
+            line["memory_bytes"] = memory_bytes.into();
+            metrics.write(step, &line)?;
+            let of_step = line["loss"].as_f64().unwrap_or(f64::NAN);
+            loss = Some(of_step);
+            events(Event::Step { step, steps: self.steps, loss: of_step, tokens_per_second, memory_bytes });
+
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
-            if let Some(eval) = self.eval.as_ref().filter(|_| due(t.eval_every) || step == t.steps) {
-                let (loss, tokens) = objective.evaluate(eval.sequences(), t.batch_size)?;
-                self.check_finite(step, "evaluation loss", loss)?;
-                metrics.write(&json!({ "step": step, "eval_loss": loss, "eval_tokens": tokens }))?;
-                events(Event::Evaluated { step, loss });
-                outcome.eval_loss = Some(loss);
+            let mut is_best = false;
+            if let Some(rows) = self.inputs.eval.as_ref().filter(|_| due(t.eval_every) || step == self.steps) {
+                let results = evaluate(&self.objective, &self.inputs.encoder, rows, t)?;
+                if !results.loss.is_finite() {
+                    return Err(self.bad_evaluation(step, results.loss, rows));
+                }
+                metrics.write(step, &results.metrics())?;
+                let exact_match = results.exact_match.map(|(share, _)| share);
+                events(Event::Evaluated { step, loss: results.loss, exact_match });
+                is_best = at.progress.record(Evaluation { step, loss: results.loss }, t.min_delta);
+                eval = Some((results.loss, exact_match));
             }
-            if stopping || due(t.checkpoint_every) || step == t.steps {
-                events(Event::Saved { folder: self.save(step, &optimizer)? });
+            let ends = step == self.steps || at.progress.is_exhausted(t.patience);
+            let stopping = stop.load(Ordering::Relaxed) && !ends;
+            if stopping || ends || due(t.checkpoint_every) || is_best && t.load_best_at_end {
+                events(Event::Saved { folder: self.save(&at)? });
             }
             if stopping {
                 return Err(Error::Interrupted { folder: self.config.output.clone(), step });
             }
         }
-        if done >= t.steps {
-            // Resumed after its last step: write the adapter from the checkpoint again.
-            self.current()?.save_over(&self.config.output)?;
+        let adapter_step = self.finish(&at, loss.is_none(), events)?;
+        let end = if at.step < self.steps { End::Patience } else { End::Steps };
+        let best = at.progress.best;
+        metrics.write(
+            at.step,
+            &json!({ "end": end.name(), "adapter_step": adapter_step, "best_step": best.map(|best| best.step),
+                "best_eval_loss": best.map(|best| best.loss) }),
+        )?;
+        Ok(Outcome {
+            loss,
+            eval_loss: eval.map(|(loss, _)| loss),
+            exact_match: eval.and_then(|(_, exact_match)| exact_match),
+            parameters: self.adapter.parameters(),
+            steps: at.step,
+            end,
+            best,
+            adapter_step,
+        })
+    }
+
+    /// Takes one step over the rows of `parts`. Returns what the metrics say of it, and the number of its tokens.
+    fn step(&self, at: &mut At, parts: &[Vec<usize>], rates: &Rates) -> Result<(Value, usize)> {
+        let t = &self.config.training;
+        let sequences: Vec<Vec<Sequence>> = parts.iter().map(|rows| self.sequences(rows)).collect();
+        let slices: Vec<&[Sequence]> = sequences.iter().map(Vec::as_slice).collect();
+        let gradients: Gradients = self.objective.gradients_dropping(&slices, self.config.dropout(at.step))?;
+        let norm = global_norm(&gradients)?;
+        for (what, value) in [("loss", gradients.loss), ("gradient norm", norm)] {
+            if !value.is_finite() {
+                return Err(self.bad_step(at.step + 1, what, value, parts));
+            }
         }
-        Ok(outcome)
+        let (step, factor) = (at.step, clip_factor(norm, t.clip_norm));
+        let rate = |name: &str| rates.of(Group::of(name), step);
+        at.optimizer.step(self.objective.trainable.vars(), &gradients, factor, rate, t.weight_decay)?;
+        at.step += 1;
+        let tokens = sequences.iter().flatten().map(|sequence| sequence.ids.len()).sum();
+        let targets: usize = slices.iter().map(|part| target_tokens(part)).sum();
+        let mut line = json!({ "loss": gradients.loss, "gradient_norm": norm, "learning_rate": rates.at(step),
+            "completion_tokens": targets, "tokens": tokens });
+        if t.router_learning_rate.is_some() {
+            line["router_learning_rate"] = rates.of(Group::Router, step).into();
+        }
+        Ok((line, tokens))
+    }
+
+    fn sequences(&self, rows: &[usize]) -> Vec<Sequence> {
+        rows.iter().map(|row| self.inputs.data.sequences()[*row].clone()).collect()
     }
 
     fn current(&self) -> Result<TrainedAdapter> {
-        Ok(self.adapter.with_tensors(self.trainable.to_host()?))
+        Ok(self.adapter.with_tensors(self.objective.trainable.to_host()?))
     }
 
     /// Writes a checkpoint, and the adapter itself where users look for it.
-    fn save(&self, step: usize, optimizer: &AdamW) -> Result<PathBuf> {
+    fn save(&self, at: &At) -> Result<PathBuf> {
         let adapter = self.current()?;
-        let base_commit = checkpoint::base_commit(self.config);
-        let state = State { step, config: self.config.clone(), data: self.size, base_commit };
-        let folder = checkpoint::save(&self.config.output, &adapter, optimizer, &state)?;
+        let state = State {
+            step: at.step,
+            config: self.config.clone(),
+            data: self.inputs.size(),
+            base_commit: checkpoint::base_commit(self.config),
+            progress: at.progress.clone(),
+        };
+        let folder = checkpoint::save(&self.config.output, &adapter, &at.optimizer, &state)?;
         adapter.save_over(&self.config.output)?;
         Ok(folder)
     }
 
-    fn check_finite(&self, step: usize, what: &str, value: f64) -> Result<()> {
-        if value.is_finite() {
-            return Ok(());
+    /// Puts the run's result where users look for it, and returns the step that it is of. The last checkpoint is there
+    /// already, unless the run was `resumed` after its last step.
+    fn finish(&self, at: &At, resumed: bool, events: &mut dyn FnMut(Event)) -> Result<usize> {
+        let output = &self.config.output;
+        let best = at.progress.best.filter(|best| self.config.training.load_best_at_end && best.step != at.step);
+        if let Some(best) = best {
+            let folder = checkpoint::folder(output, best.step);
+            if folder.is_dir() {
+                checkpoint::open_adapter(&folder)?.save_over(output)?;
+                return Ok(best.step);
+            }
+            let missing = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let step = at.step;
+            events(Event::Note(format!("{missing}, the best one, is missing: the adapter is that of step {step}")));
         }
-        Err(Finding::new(&self.config.output, format!("{what} of step {step}"))
-            .expected("a finite number")
-            .found(value)
-            .hint("lower training.learning_rate; the last checkpoint is as it was")
-            .not_finite())
+        if resumed {
+            self.current()?.save_over(output)?;
+        }
+        Ok(at.step)
     }
-}
 
-/// Loads and tokenizes training and evaluation rows.
-fn load_data(
-    config: &TrainConfig,
-    decoder: &Decoder,
-    encoder: &TextEncoder,
-    instructions: &InstructionEncoder,
-) -> Result<(Dataset, Option<Dataset>)> {
-    let eos = *decoder.config().eos_token_ids.first().ok_or_else(|| {
-        let path = decoder.weights().path();
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let finding = Finding::new(file, "eos_token_id");
-        finding.expected("the token that ends a completion").found("none").mismatch()
-    })?;
-    let template = &config.adapter.prompt_template;
-    let limit = config.data.max_length.min(decoder.config().max_position_embeddings);
-    let load = |path: &Path| {
-        Dataset::tokenize(path, &TrainingRow::read_all(path)?, (encoder, instructions), template, eos, limit)
-    };
-    let data = load(&config.data.train)?;
-    match &config.data.eval {
-        Some(path) => Ok((data, Some(load(path)?))),
-        None => Ok(data.split(config.data.eval_fraction, config.seed)),
-    }
-}
-
-/// The file metrics.jsonl, with a line for each step and evaluation.
-struct Metrics {
-    path: PathBuf,
-    file: File,
-}
-
-impl Metrics {
-    /// Opens the file and drops lines of steps after `done`, which a resumed run takes again.
-    fn open(path: &Path, done: usize) -> Result<Self> {
-        let old = match done {
-            0 => String::new(),
-            _ => fs::read_to_string(path).unwrap_or_default(),
+    /// The error for a step whose loss or gradient isn't finite: it names the forward pass and the rows that are to blame.
+    fn bad_step(&self, step: usize, what: &str, value: f64, parts: &[Vec<usize>]) -> Error {
+        let is_bad = |rows: &[usize]| {
+            let gradients = self.objective.gradients_of(&[&self.sequences(rows)]);
+            let values = gradients.and_then(|gradients| Ok([gradients.loss, global_norm(&gradients)?]));
+            values.is_ok_and(|values| values.iter().any(|value| !value.is_finite()))
         };
-        let kept = old.lines().filter(|line| {
-            let step = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v["step"].as_u64());
-            step.is_some_and(|step| step <= done as u64)
-        });
-        let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
-        fs::write(path, kept).at(path, "write")?;
-        let file = File::options().append(true).open(path).at(path, "open")?;
-        Ok(Self { path: path.to_owned(), file })
+        let place = match parts.iter().position(|rows| is_bad(rows)) {
+            Some(part) => {
+                let mut rows: Vec<usize> = parts[part].iter().copied().filter(|row| is_bad(&[*row])).collect();
+                if rows.is_empty() {
+                    rows.clone_from(&parts[part]);
+                }
+                format!("batch {} of {}, {}", part + 1, parts.len(), self.inputs.data.named(&rows))
+            }
+            None => format!("the sum of {} batches, {}", parts.len(), self.inputs.data.named(&parts.concat())),
+        };
+        self.not_finite(format!("{what} of step {step}"), value, &place)
     }
 
-    fn write(&mut self, line: &serde_json::Value) -> Result<()> {
-        writeln!(self.file, "{line}").at(&self.path, "write")
+    /// The error for an evaluation whose loss isn't finite.
+    fn bad_evaluation(&self, step: usize, value: f64, rows: &Dataset) -> Error {
+        let is_bad = |row: &usize| {
+            let loss = self.objective.evaluate(&rows.sequences()[*row..row + 1], 1);
+            loss.is_ok_and(|(loss, _)| !loss.is_finite())
+        };
+        let bad: Vec<usize> = (0..rows.sequences().len()).filter(is_bad).collect();
+        let place = if bad.is_empty() { "the sum of all rows".to_owned() } else { rows.named(&bad) };
+        self.not_finite(format!("evaluation loss of step {step}"), value, &place)
+    }
+
+    fn not_finite(&self, subject: String, value: f64, place: &str) -> Error {
+        let last = checkpoint::list(&self.config.output).ok().and_then(|mut all| all.pop());
+        let last = match last {
+            Some((step, _)) => format!("the checkpoint of step {step} is as it was"),
+            None => "there is no checkpoint yet".to_owned(),
+        };
+        Finding::new(&self.config.output, subject)
+            .expected("a finite number")
+            .found(format_args!("{value} in {place}"))
+            .hint(format_args!("lower training.learning_rate, or look at the rows; {last}"))
+            .not_finite()
     }
 }

@@ -4,12 +4,14 @@
 mod baking;
 #[path = "../common/mod.rs"]
 mod common;
+mod killing;
 #[path = "../common/program.rs"]
 mod program;
 #[path = "../readers/mod.rs"]
 mod readers;
 mod refusals;
 mod running;
+mod training;
 
 use std::fs;
 use std::path::{Path, PathBuf};

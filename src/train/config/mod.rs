@@ -1,7 +1,11 @@
-//! The training file: TOML. Every key must be known, and every value is checked before anything is loaded.
+//! The training file: TOML or YAML. Every key must be known, and every value is checked before anything is loaded.
 
 mod adapter;
+mod axolotl;
 mod data;
+mod file;
+mod schedule;
+mod template;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -11,11 +15,14 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::selected_parameters;
 use crate::arch::ModelConfig;
 use crate::bank::check_rank;
-use crate::error::{Finding, IoContext, Result};
+use crate::error::{Finding, Result};
 
 pub use adapter::{AdapterKind, AdapterSettings};
+pub use axolotl::{FromAxolotl, from_axolotl};
 pub use data::DataSettings;
-pub use training::{Schedule, TrainingSettings};
+pub use schedule::{Group, Rates, Schedule};
+pub use template::TEMPLATE;
+pub use training::{MetricsForm, TrainingSettings};
 
 /// The number of sequences in a forward pass that is allowed even if the data has fewer rows: larger batches would only
 /// repeat rows.
@@ -64,38 +71,14 @@ pub struct HubBase {
 }
 
 impl TrainConfig {
-    /// Reads the file at `path`, with `overrides` ("training.steps=10") applied.
+    /// Reads the file at `path`, which is YAML if its name ends in `.yaml` or `.yml`, else TOML, with `overrides`
+    /// ("training.steps=10") applied.
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] for an unknown key or a value of the wrong kind; those of
     /// [`TrainConfig::check`].
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).at(path, "read")?;
-        let bad = |subject: &str, e: &dyn std::fmt::Display| {
-            let message = e.to_string();
-            Finding::new(path, subject)
-                .expected("a training file")
-                .found(crate::json::plain(&message.trim().replace('\n', " ")))
-                .format()
-        };
-        let mut table: toml::Table = text.parse().map_err(|e| bad("", &e))?;
-        for change in overrides {
-            let (key, value) = change.split_once('=').ok_or_else(|| bad(change, &"no '=' in the override"))?;
-            // A value that isn't valid TOML is a text: --set kind=lora.
-            let value = match format!("v = {value}").parse::<toml::Table>() {
-                Ok(mut parsed) => parsed.remove("v").unwrap_or(toml::Value::Boolean(true)),
-                Err(_) => toml::Value::String(value.to_owned()),
-            };
-            let mut at = &mut table;
-            let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
-            for parent in parents.split('.').filter(|p| !p.is_empty()) {
-                let entry = at.entry(parent).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-                at = entry.as_table_mut().ok_or_else(|| bad(change, &"not a table"))?;
-            }
-            at.insert(last.to_owned(), value);
-        }
-        let config: Self = table.try_into().map_err(|e| bad("", &e))?;
-        let config = Self { file: path.to_owned(), ..config };
+        let config = file::read(path, overrides)?;
         config.check()?;
         Ok(config)
     }
@@ -106,13 +89,9 @@ impl TrainConfig {
     /// [`crate::Error::Mismatch`] for an invalid value, [`crate::Error::Unsupported`] for an unknown module, naming the
     /// training file and the key.
     pub fn check(&self) -> Result<()> {
-        let t = &self.training;
+        self.check_training()?;
         let finding = |key: &str| Finding::new(&self.file, key);
         let counts = [
-            ("training.steps", t.steps),
-            ("training.batch_size", t.batch_size),
-            ("training.gradient_accumulation", t.gradient_accumulation),
-            ("training.keep_checkpoints", t.keep_checkpoints),
             ("data.max_length", self.data.max_length),
             ("adapter.r", self.adapter.r),
             ("adapter.num_atoms", self.adapter.num_atoms),
@@ -124,17 +103,21 @@ impl TrainConfig {
         if let Some((key, value)) = counts.into_iter().find(|(_, v)| *v == 0 || *v > 1 << 31) {
             return Err(finding(key).expected("a count from 1 to 2^31").found(value).mismatch());
         }
-        let amounts = [
-            ("training.learning_rate", t.learning_rate),
-            ("training.min_learning_rate", t.min_learning_rate),
-            ("training.weight_decay", t.weight_decay),
-            ("training.clip_norm", t.clip_norm),
-            ("training.lambda_prior", t.lambda_prior),
-            ("training.lambda_balance", t.lambda_balance),
-            ("adapter.lora_alpha", self.adapter.lora_alpha),
-        ];
-        if let Some((key, value)) = amounts.into_iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
-            return Err(finding(key).expected("a number from 0").found(value).mismatch());
+        let alpha = self.adapter.lora_alpha;
+        if !alpha.is_finite() || alpha < 0.0 {
+            return Err(finding("adapter.lora_alpha").expected("a number from 0").found(alpha).mismatch());
+        }
+        let dropout = self.adapter.lora_dropout;
+        if !(0.0..1.0).contains(&dropout) {
+            return Err(finding("adapter.lora_dropout").expected("a share from 0 up to 1").found(dropout).mismatch());
+        }
+        if dropout > 0.0 && !self.adapter.target_parameters.is_empty() {
+            let finding = finding("adapter.lora_dropout").expected("0 with adapter.target_parameters").found(dropout);
+            return Err(finding.unsupported());
+        }
+        if dropout > 0.0 && self.kind != AdapterKind::Lora {
+            let finding = finding("adapter.lora_dropout").expected("0, except for kind = \"lora\"").found(dropout);
+            return Err(finding.unsupported());
         }
         if !(0.0..1.0).contains(&self.data.eval_fraction) {
             let found = self.data.eval_fraction;
@@ -210,7 +193,9 @@ impl TrainConfig {
         }
         let t = &self.training;
         let most = rows.max(MAX_BATCH);
-        if t.batch_size > most {
+        // Without a number of rows, the number of tokens limits a batch.
+        let batch_size = if t.batch_tokens > 0 { 1 } else { t.batch_size };
+        if batch_size > most {
             return Err(Finding::new(&self.file, "training.batch_size")
                 .expected(format_args!("at most {most}: the data has {rows} rows"))
                 .found(t.batch_size)
@@ -218,11 +203,11 @@ impl TrainConfig {
                 .mismatch());
         }
         let most = rows.max(MAX_STEP_SEQUENCES);
-        match t.batch_size.checked_mul(t.gradient_accumulation) {
+        match batch_size.checked_mul(t.gradient_accumulation) {
             Some(sequences) if sequences <= most => Ok(()),
             _ => Err(Finding::new(&self.file, "training.batch_size, training.gradient_accumulation")
                 .expected(format_args!("at most {most} sequences in a step"))
-                .found(format_args!("{} * {}", t.batch_size, t.gradient_accumulation))
+                .found(format_args!("{batch_size} * {}", t.gradient_accumulation))
                 .mismatch()),
         }
     }
@@ -249,16 +234,16 @@ impl TrainConfig {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    pub(super) fn open(text: &str, overrides: &[&str]) -> Result<TrainConfig> {
+    pub(in crate::train) fn open(text: &str, overrides: &[&str]) -> Result<TrainConfig> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         TrainConfig::open(file.path(), &overrides.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
     }
 
-    pub(super) const SHORT: &str = "base = 'b'\noutput = 'o'\n[data]\ntrain = 't.jsonl'\n";
+    pub(in crate::train) const SHORT: &str = "base = 'b'\noutput = 'o'\n[data]\ntrain = 't.jsonl'\n";
 
     #[test]
     fn overrides_reach_nested_keys_and_plain_texts() {
@@ -270,12 +255,19 @@ mod tests {
     #[test]
     fn unknown_keys_and_senseless_values_are_named() {
         for (change, expected) in [
-            ("training.step=7", "unknown field `step`"),
+            ("training.step=7", "training: unknown field `step`; did you mean training.steps?"),
+            ("learning_rate=7", "unknown field `learning_rate`; did you mean training.learning_rate?"),
+            ("training.xyzzy=7", "training: expected one of steps, epochs"),
+            ("kind=lara", "kind: unknown variant `lara`; did you mean lora?"),
+            ("training.warmup_ratio=2", "training.warmup_ratio: expected a share of all steps from 0 to 1, found 2"),
+            ("training.patience=2", "training.patience: expected rows to evaluate on, found none; data.eval"),
             ("training.batch_size=0", "training.batch_size: expected a count"),
             ("training.learning_rate=nan", "training.learning_rate: expected a number"),
             ("adapter.target_modules=['x_proj']", "found x_proj"),
             ("data.eval_fraction=1.5", "data.eval_fraction"),
             ("adapter.top_k=9", "adapter.top_k: expected at most num_atoms, 8, found 9"),
+            ("adapter.lora_dropout=1", "adapter.lora_dropout: expected a share from 0 up to 1, found 1"),
+            ("adapter.lora_dropout=0.1", "adapter.lora_dropout: expected 0, except for kind = \"lora\", found 0.1"),
             ("adapter.top_k=0", "adapter.top_k: expected a count from 1 to 2^31, found 0"),
             ("adapter.prior_temperature=1e-320", "adapter.prior_temperature: expected a positive number whose inverse"),
             ("adapter.temperature=1e39", "adapter.temperature: expected a positive number whose inverse"),
@@ -285,6 +277,30 @@ mod tests {
             let error = open(SHORT, &[change]).unwrap_err().to_string();
             assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
         }
+    }
+
+    #[test]
+    fn yaml_says_the_same_as_toml() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.yaml");
+        let text = "base: b\noutput: o\nkind: lora\ndata: {train: t.jsonl}\ntraining:\n  learning_rate: 2e-4\n  resident: yes\n";
+        std::fs::write(&path, text).unwrap();
+        let found = TrainConfig::open(&path, &["training.steps=7".to_owned()]).unwrap();
+        let toml = format!("kind = 'lora'\n{SHORT}[training]\nlearning_rate = 2e-4\nresident = true\nsteps = 7\n");
+        let expected = open(&toml, &[]).unwrap();
+        assert_eq!(TrainConfig { file: expected.file.clone(), ..found }, expected);
+        std::fs::write(&path, "base: b\noutput: [\n").unwrap();
+        let error = TrainConfig::open(&path, &[]).unwrap_err().to_string();
+        assert!(error.contains("run.yaml: expected a training file") && error.lines().count() == 1, "{error}");
+    }
+
+    #[test]
+    fn of_two_ways_to_say_the_same_one_is_allowed() {
+        let both = format!("{SHORT}[training]\nsteps = 7\nepochs = 2\n");
+        let error = open(&both, &[]).unwrap_err().to_string();
+        assert!(error.contains("training.steps, training.epochs: expected one of the two, found both"), "{error}");
+        let steps = format!("{SHORT}[training]\nsteps = 7\n");
+        assert_eq!(open(&steps, &["training.epochs=2"]).unwrap().training.epochs, 2);
     }
 
     #[test]

@@ -1,0 +1,298 @@
+//! Reads the settings of axolotl, as far as they have a counterpart here.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::file::of_yaml;
+use crate::error::{Finding, IoContext, Result};
+
+/// What a file of axolotl says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FromAxolotl {
+    /// A training file with the settings that have a counterpart.
+    pub toml: String,
+    /// The fields without one, each as `field: value`, or with a reason.
+    pub left: Vec<String>,
+}
+
+/// Fields whose values are taken over, with the keys that they become.
+const SAME: [(&str, &str); 28] = [
+    ("base_model", "base"),
+    ("output_dir", "output"),
+    ("seed", "seed"),
+    ("val_set_size", "data.eval_fraction"),
+    ("sequence_len", "data.max_length"),
+    ("lora_r", "adapter.r"),
+    ("lora_alpha", "adapter.lora_alpha"),
+    ("peft_use_rslora", "adapter.use_rslora"),
+    ("lora_dropout", "adapter.lora_dropout"),
+    ("lora_target_modules", "adapter.target_modules"),
+    ("max_steps", "training.steps"),
+    ("num_epochs", "training.epochs"),
+    ("micro_batch_size", "training.batch_size"),
+    ("gradient_accumulation_steps", "training.gradient_accumulation"),
+    ("group_by_length", "training.group_by_length"),
+    ("learning_rate", "training.learning_rate"),
+    ("loraplus_lr_ratio", "training.loraplus_lr_ratio"),
+    ("warmup_steps", "training.warmup_steps"),
+    ("warmup_ratio", "training.warmup_ratio"),
+    ("weight_decay", "training.weight_decay"),
+    ("max_grad_norm", "training.clip_norm"),
+    ("eval_steps", "training.eval_every"),
+    ("save_steps", "training.checkpoint_every"),
+    ("save_total_limit", "training.keep_checkpoints"),
+    ("early_stopping_patience", "training.patience"),
+    ("load_best_model_at_end", "training.load_best_at_end"),
+    ("gradient_checkpointing", "training.checkpoint_activations"),
+    ("use_tensorboard", "training.metrics"),
+];
+
+/// Fields that say nothing about what is learned: where axolotl logs, caches and computes.
+const WITHOUT_EFFECT: [&str; 24] = [
+    "base_model_config",
+    "model_type",
+    "tokenizer_type",
+    "is_llama_derived_model",
+    "strict",
+    "dataset_prepared_path",
+    "dataset_processes",
+    "pad_to_sequence_len",
+    "wandb_project",
+    "wandb_entity",
+    "wandb_watch",
+    "wandb_name",
+    "wandb_run_id",
+    "wandb_log_model",
+    "logging_steps",
+    "flash_attention",
+    "xformers_attention",
+    "sdp_attention",
+    "local_rank",
+    "tf32",
+    "save_safetensors",
+    "debug",
+    "deepspeed",
+    "fsdp",
+];
+
+/// The values of a field under which nothing is lost.
+fn is_off(value: &Value) -> bool {
+    crate::json::is_off(value) || value.as_f64() == Some(0.0)
+}
+
+/// Reads the file at `path`, which is axolotl's YAML, and makes a training file of it.
+///
+/// # Errors
+/// [`crate::Error::Io`]; [`crate::Error::Format`] for a file that isn't YAML.
+pub fn from_axolotl(path: &Path) -> Result<FromAxolotl> {
+    let text = std::fs::read_to_string(path).at(path, "read")?;
+    let Value::Object(fields) = of_yaml(path, &text)? else { return Ok(Made::default().finish()) };
+    if !fields.contains_key("base_model") {
+        let finding = Finding::new(path, "base_model").expected("the base model, in a file of axolotl");
+        return Err(finding.found("none").format());
+    }
+    let mut made = Made { kind: "lora", ..Made::default() };
+    for (name, value) in &fields {
+        made.take(name, value, &fields);
+    }
+    Ok(made.finish())
+}
+
+/// A training file in the making.
+#[derive(Default)]
+struct Made {
+    kind: &'static str,
+    top: String,
+    tables: [String; 3],
+    left: Vec<String>,
+}
+
+const TABLES: [&str; 3] = ["data", "adapter", "training"];
+
+impl Made {
+    fn put(&mut self, key: &str, value: &Value) {
+        let Some(toml) = to_toml(value) else { return self.leave(key, value, "") };
+        match key.split_once('.') {
+            Some((table, key)) => {
+                let place = TABLES.iter().position(|name| *name == table).unwrap_or(2);
+                let _ = writeln!(self.tables[place], "{key} = {toml}");
+            }
+            None => {
+                let _ = writeln!(self.top, "{key} = {toml}");
+            }
+        }
+    }
+
+    fn leave(&mut self, name: &str, value: &Value, reason: &str) {
+        let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        self.left.push(format!("{name}: {value}{reason}"));
+    }
+
+    fn take(&mut self, name: &str, value: &Value, all: &Map<String, Value>) {
+        // axolotl's examples list fields without a value.
+        if value.is_null() || WITHOUT_EFFECT.contains(&name) {
+            return;
+        }
+        let whole = value.as_u64().or_else(|| value.as_f64().filter(|v| v.fract() == 0.0 && *v >= 0.0).map(|v| v as u64));
+        match name {
+            "adapter" if value == "lora" => {}
+            "adapter" if value == "qlora" => self.leave(name, value, "the base may have any type; nothing is quantized for training"),
+            "load_in_4bit" | "load_in_8bit" if value == true => {
+                self.leave(name, value, "quantize the base to a GGUF and train on that")
+            }
+            "datasets" | "test_datasets" => self.datasets(name, value),
+            "lr_scheduler" => match value.as_str() {
+                Some("cosine" | "linear" | "constant") => self.put("training.schedule", value),
+                Some("constant_with_warmup") => self.put("training.schedule", &"constant".into()),
+                Some("warmup_stable_decay") => self.put("training.schedule", &"wsd".into()),
+                _ => self.leave(name, value, ""),
+            },
+            "optimizer" if value.as_str().is_some_and(|text| text.starts_with("adamw")) => {
+                if value != "adamw_torch" {
+                    self.leave(name, value, "AdamW with both moments in f32");
+                }
+            }
+            "num_epochs" if all.get("max_steps").is_some_and(|steps| steps.as_i64().is_some_and(|n| n > 0)) => {
+                self.leave(name, value, "max_steps says how long the run is")
+            }
+            "num_epochs" | "early_stopping_patience" => match whole {
+                Some(count) => self.put(SAME.iter().find(|(same, _)| *same == name).map_or(name, |(_, key)| key), &count.into()),
+                None => self.leave(name, value, "a whole number here"),
+            },
+            "max_steps" if value.as_i64().is_some_and(|steps| steps <= 0) => {}
+            "warmup_ratio" if all.get("warmup_steps").is_some_and(|steps| !steps.is_null()) => {
+                self.leave(name, value, "warmup_steps says how long the warm-up is")
+            }
+            "eval_steps" | "save_steps" if value.as_u64().is_none() => self.leave(name, value, "a number of steps here"),
+            "val_set_size" if value.as_f64().is_none_or(|share| !(0.0..1.0).contains(&share)) => {
+                self.leave(name, value, "a share of the rows here")
+            }
+            "lora_target_modules" if !value.is_array() => self.leave(name, value, "a list of names here"),
+            "use_tensorboard" if value == true => {
+                self.put("training.metrics", &Value::from(vec!["jsonl", "tensorboard"]))
+            }
+            "train_on_inputs" | "sample_packing" | "eval_sample_packing" | "load_in_4bit"
+            | "load_in_8bit" | "use_tensorboard" | "lora_fan_in_fan_out"
+                if is_off(value) => {}
+            "bf16" | "fp16" | "float16" | "bfloat16" => {
+                if !is_off(value) {
+                    self.leave(name, value, "adapters are trained in f32");
+                }
+            }
+            _ => match SAME.iter().find(|(same, _)| *same == name) {
+                Some((_, key)) => self.put(key, value),
+                None => self.leave(name, value, ""),
+            },
+        }
+    }
+
+    /// Data in a file of this machine. Of several sets, the first.
+    fn datasets(&mut self, name: &str, value: &Value) {
+        let key = if name == "datasets" { "data.train" } else { "data.eval" };
+        let sets = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        for (place, set) in sets.iter().enumerate() {
+            let path = set.get("path").or_else(|| set.get("data_files")).and_then(Value::as_str);
+            match path.filter(|_| place == 0) {
+                Some(path) => {
+                    self.put(key, &path.into());
+                    for (field, value) in set.as_object().into_iter().flatten().filter(|(field, _)| *field != "path") {
+                        self.leave(&format!("{name}[0].{field}"), value, "");
+                    }
+                }
+                None => self.leave(&format!("{name}[{place}]"), set, "one file of rows here"),
+            }
+        }
+    }
+
+    fn finish(self) -> FromAxolotl {
+        let mut toml = format!("kind = {:?}\n{}", self.kind, self.top);
+        for (name, text) in TABLES.iter().zip(&self.tables).filter(|(_, text)| !text.is_empty()) {
+            let _ = write!(toml, "\n[{name}]\n{text}");
+        }
+        if !self.left.is_empty() {
+            toml.push_str("\n# Without a counterpart:\n");
+            self.left.iter().for_each(|line| {
+                let _ = writeln!(toml, "#   {}", line.replace(['\n', '\r'], " "));
+            });
+        }
+        FromAxolotl { toml, left: self.left }
+    }
+}
+
+/// The value as TOML; `None` for objects.
+fn to_toml(value: &Value) -> Option<String> {
+    match value {
+        Value::Array(items) => {
+            let items: Option<Vec<String>> = items.iter().map(to_toml).collect();
+            Some(format!("[{}]", items?.join(", ")))
+        }
+        Value::Object(_) | Value::Null => None,
+        // A text of JSON is one of TOML, with the same escapes.
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => Some(value.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TrainConfig;
+    use super::*;
+
+    const FILE: &str = "
+base_model: org/model
+model_type: AutoModelForCausalLM
+load_in_8bit: true
+datasets:
+  - path: data/train.jsonl
+    type: alpaca
+  - path: org/other
+val_set_size: 0.05
+output_dir: ./outputs/out
+adapter: lora
+lora_model_dir:
+sequence_len: 4096
+sample_packing: true
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_modules: [q_proj, v_proj]
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 2e-4
+train_on_inputs: false
+bf16: auto
+fp16:
+gradient_checkpointing: true
+warmup_steps: 10
+evals_per_epoch: 4
+weight_decay: 0.0
+special_tokens:
+  pad_token: <|end|>
+";
+
+    #[test]
+    fn fields_with_a_counterpart_are_read_and_others_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("axolotl.yml");
+        std::fs::write(&path, FILE).unwrap();
+        let made = from_axolotl(&path).unwrap();
+        let names: Vec<&str> = made.left.iter().map(|line| line.split(':').next().unwrap()).collect();
+        let expected = ["load_in_8bit", "datasets[0].type", "datasets[1]", "sample_packing", "optimizer"];
+        assert_eq!(names, [&expected[..], &["bf16", "evals_per_epoch", "special_tokens"]].concat());
+        let file = dir.path().join("run.toml");
+        std::fs::write(&file, &made.toml).unwrap();
+        let config = TrainConfig::open(&file, &[]).unwrap();
+        assert_eq!(config.base, Path::new("org/model"));
+        assert_eq!((config.adapter.r, config.adapter.lora_alpha), (32, 16.0));
+        assert_eq!((config.training.epochs, config.training.learning_rate), (4, 2e-4));
+        assert_eq!((config.training.batch_size, config.training.gradient_accumulation), (2, 4));
+        assert!(config.adapter.lora_dropout == 0.05 && config.training.checkpoint_activations && config.data.eval_fraction == 0.05);
+        std::fs::write(&path, "a: b\n").unwrap();
+        let error = from_axolotl(&path).unwrap_err().to_string();
+        assert!(error.contains("base_model: expected the base model, in a file of axolotl, found none"), "{error}");
+    }
+}

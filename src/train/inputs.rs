@@ -1,0 +1,90 @@
+//! What a run reads before its first step: the base, its tokenizer, what embeds instructions, and the rows.
+
+use std::path::Path;
+
+use candle_core::Device;
+
+use super::adapter::TrainedAdapter;
+use super::{Dataset, TrainConfig, TrainingRow, memory};
+use crate::bank::InstructionEncoder;
+use crate::error::{Finding, Result};
+use crate::model::{Decoder, LanguageModel, Residence, TextEncoder};
+
+/// The inputs of a run.
+pub(super) struct Inputs {
+    pub(super) decoder: Decoder,
+    pub(super) encoder: TextEncoder,
+    pub(super) instructions: InstructionEncoder,
+    pub(super) data: Dataset,
+    pub(super) eval: Option<Dataset>,
+}
+
+impl Inputs {
+    /// Opens what `config` names, and checks that its settings fit.
+    ///
+    /// # Errors
+    /// Errors in config, base or data.
+    pub(super) fn open(config: &TrainConfig, device: &Device) -> Result<Self> {
+        config.check()?;
+        let residence = if config.training.resident { Residence::Memory } else { Residence::Mapped };
+        let LanguageModel { decoder, encoder } = LanguageModel::open(config.base_folder(), residence, device)?;
+        let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
+        let (data, eval) = load_data(config, &decoder, &encoder, &instructions)?;
+        config.check_size(decoder.config(), instructions.dim(), data.sequences().len())?;
+        if let Some(key) = config.needs_evaluation().filter(|_| eval.is_none()) {
+            return Err(config.without_evaluation(key));
+        }
+        Ok(Self { decoder, encoder, instructions, data, eval })
+    }
+
+    /// The number of rows and tokens for training.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let sequences = self.data.sequences();
+        (sequences.len(), sequences.iter().map(|sequence| sequence.ids.len()).sum())
+    }
+
+    /// The number of rows for training, and of rows held out.
+    pub(super) fn rows(&self) -> (usize, usize) {
+        (self.data.sequences().len(), self.eval.as_ref().map_or(0, |eval| eval.sequences().len()))
+    }
+
+    /// The adapter that a run begins with.
+    pub(super) fn fresh(&self, config: &TrainConfig) -> Result<TrainedAdapter> {
+        TrainedAdapter::fresh(&config.output, config, self.decoder.config(), self.instructions.dim())
+    }
+
+    /// Whether activations are computed again, as in [`memory::computes_again`].
+    pub(super) fn computes_again(&self, config: &TrainConfig, adapter: &TrainedAdapter) -> Result<bool> {
+        let longest = self.data.sequences().iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
+        let tokens = match config.training.batch_tokens {
+            0 => longest * config.training.batch_size,
+            tokens => tokens,
+        };
+        memory::computes_again(config, self.decoder.config(), adapter.parameters(), tokens)
+    }
+}
+
+/// Loads and tokenizes training and evaluation rows.
+fn load_data(
+    config: &TrainConfig,
+    decoder: &Decoder,
+    encoder: &TextEncoder,
+    instructions: &InstructionEncoder,
+) -> Result<(Dataset, Option<Dataset>)> {
+    let eos = *decoder.config().eos_token_ids.first().ok_or_else(|| {
+        let path = decoder.weights().path();
+        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
+        let finding = Finding::new(file, "eos_token_id");
+        finding.expected("the token that ends a completion").found("none").mismatch()
+    })?;
+    let template = &config.adapter.prompt_template;
+    let limit = config.data.max_length.min(decoder.config().max_position_embeddings);
+    let load = |path: &Path| {
+        Dataset::tokenize(path, &TrainingRow::read_all(path)?, (encoder, instructions), template, eos, limit)
+    };
+    let data = load(&config.data.train)?;
+    match &config.data.eval {
+        Some(path) => Ok((data, Some(load(path)?))),
+        None => Ok(data.split(config.data.eval_fraction, config.seed)),
+    }
+}

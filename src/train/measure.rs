@@ -1,0 +1,96 @@
+//! What a run takes, measured: some of its steps, in memory, without writing anything.
+
+use std::time::Instant;
+
+use candle_core::Device;
+
+use super::batches::Batches;
+use super::config::Group;
+use super::inputs::Inputs;
+use super::{AdamW, Objective, TrainConfig, clip_factor, global_norm, memory};
+use crate::error::Result;
+use crate::model::Sequence;
+
+/// The most steps whose batches are looked at, for the largest one and for the mean size of a step.
+const LOOKED_AT: usize = 1000;
+
+/// What a run takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// The number of trained values.
+    pub parameters: usize,
+    /// The number of rows for training, and of rows held out.
+    pub rows: (usize, usize),
+    /// The number of steps.
+    pub steps: usize,
+    /// The mean number of tokens in a step, without padding.
+    pub tokens_per_step: f64,
+    /// The sequences and the padded length of the largest batch, with which memory was measured.
+    pub largest_batch: (usize, usize),
+    /// Whether activations are computed again in the backward pass.
+    pub checkpoint_activations: bool,
+    /// The time that a step of the mean size takes, in seconds.
+    pub seconds_per_step: f64,
+    /// The most memory that the process had, in bytes, if the system tells: the part of the base's file that is in
+    /// memory included, what a GPU holds not.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Takes the first two steps of the run that `config` describes, and computes the gradients of its largest batch. The
+/// second step is measured, because the first one reads the base from the disk.
+///
+/// # Errors
+/// As [`super::train()`].
+pub fn measure(config: &TrainConfig, device: &Device) -> Result<Measured> {
+    let inputs = Inputs::open(config, device)?;
+    let mut batches = Batches::new(config, &inputs.data)?;
+    let adapter = inputs.fresh(config)?;
+    let checkpoint_activations = inputs.computes_again(config, &adapter)?;
+    let trainable = adapter.trainable(device)?;
+    let regularizer = config.regularizer();
+    let objective = Objective { decoder: &inputs.decoder, trainable: &trainable, regularizer, checkpoint_activations };
+    let mut optimizer = AdamW::new(trainable.vars())?;
+    let all = inputs.data.sequences();
+    let steps = batches.steps();
+    let rates = config.rates(steps);
+
+    let (mut tokens, mut largest) = (0, Vec::new());
+    let looked_at = steps.min(LOOKED_AT);
+    let padded = |rows: &[usize]| rows.len() * rows.iter().map(|row| all[*row].ids.len()).max().unwrap_or(0);
+    for step in 0..looked_at {
+        for rows in batches.step(step) {
+            tokens += rows.iter().map(|row| all[*row].ids.len()).sum::<usize>();
+            if padded(&rows) > padded(&largest) {
+                largest = rows;
+            }
+        }
+    }
+    let tokens_per_step = tokens as f64 / looked_at as f64;
+
+    let mut seconds_per_step = 0.0;
+    for step in 0..2 {
+        let started = Instant::now();
+        let rows = batches.step(step.min(steps - 1));
+        let parts: Vec<Vec<Sequence>> =
+            rows.iter().map(|rows| rows.iter().map(|row| all[*row].clone()).collect()).collect();
+        let gradients = objective
+            .gradients_dropping(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), config.dropout(step))?;
+        let factor = clip_factor(global_norm(&gradients)?, config.training.clip_norm);
+        let rate = |name: &str| rates.of(Group::of(name), step);
+        optimizer.step(trainable.vars(), &gradients, factor, rate, config.training.weight_decay)?;
+        let taken: usize = parts.iter().flatten().map(|sequence| sequence.ids.len()).sum();
+        seconds_per_step = started.elapsed().as_secs_f64() * tokens_per_step / taken.max(1) as f64;
+    }
+    let sequences: Vec<Sequence> = largest.iter().map(|row| all[*row].clone()).collect();
+    objective.gradients_dropping(&[&sequences], config.dropout(0))?;
+    Ok(Measured {
+        parameters: adapter.parameters(),
+        rows: inputs.rows(),
+        steps,
+        tokens_per_step,
+        largest_batch: (largest.len(), padded(&largest) / largest.len().max(1)),
+        checkpoint_activations,
+        seconds_per_step,
+        memory_bytes: memory::of_process("VmHWM"),
+    })
+}
