@@ -10,10 +10,7 @@ use program::done;
 /// Each command's own options, without `--help`.
 const OWN: [(&str, &[&str]); 14] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
-    (
-        "train",
-        &["--set", "--resume", "--dry-run", "--init", "--from-axolotl", "--max-memory", "--device", "--json"],
-    ),
+    ("train", &["--set", "--resume", "--dry-run", "--init", "--from-axolotl", "--max-memory", "--device", "--json"]),
     ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--device", "--json"]),
     (
         "bank build",

@@ -20,7 +20,7 @@ use atombank::model::{Decoder, Hook, LoadedAdapter, LoraHook, NoAdapter, Residen
 use atombank::output::Destination;
 use atombank::plan::Plan;
 use atombank::source::Source;
-use atombank::train::{Outcome, TrainConfig, TrainingRow};
+use atombank::train::{Outcome, Ranks, TrainConfig, TrainingRow};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -185,7 +185,8 @@ fn train(dir: &Path, kind: &str, args: &DemoArgs, common: &Common) -> Result<Out
     config.data.eval = Some(dir.join("heldout.jsonl"));
     let started = Instant::now();
     warn(&config, common);
-    let outcome = train_with_bar(&config, false, args.device.open()?, &AtomicBool::new(false), common)?;
+    let outcome =
+        train_with_bar(&Ranks::alone(), &config, false, args.device.open()?, &AtomicBool::new(false), common)?;
     args.say(format_args!(
         "   {kind}: {} trainable values, {} steps in {:.0} s, held-out loss {:.4}",
         outcome.parameters,

@@ -46,7 +46,8 @@ impl DeviceArgs {
 fn parse_device(text: &str) -> Result<Named, String> {
     let number = match text.split_once(':') {
         None if text == "cpu" => return Ok(Named::Cpu),
-        None if text == "cuda" => 0,
+        // One GPU for each process of a run.
+        None if text == "cuda" => atombank::train::Ranks::on_this_machine(),
         Some(("cuda", n)) => n.parse().map_err(|_| format!("no number: {n}"))?,
         _ => return Err("expected cpu, cuda or cuda:N".to_owned()),
     };

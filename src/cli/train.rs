@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicBool;
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::plan::Staging;
-use atombank::train::{End, Event, HubBase, Measured, Outcome, TEMPLATE, TrainConfig, from_axolotl, measure, train};
+use atombank::train::{
+    End, Event, HubBase, Measured, Outcome, Ranks, TEMPLATE, TrainConfig, from_axolotl, measure, train_on,
+};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -71,14 +73,19 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
         let measured = with_inputs(&[Input::new(&config.base, Need::Model)], common, run)?.made;
         return print_measured(&measured, args.json);
     }
+    let ranks = Ranks::of_launcher()?;
     // The first signal finishes the step and saves; a second one ends the program at once.
     let stop = signals::stop_flag();
     let run = |found: &[Found]| {
         let config = with_base(&config, found);
-        let outcome = train_with_bar(&config, args.resume, args.device.open()?, &stop, common)?;
+        let outcome = train_with_bar(&ranks, &config, args.resume, args.device.open()?, &stop, common)?;
         Ok((config, outcome))
     };
-    let (config, outcome) = with_inputs(&[Input::new(&config.base, Need::Model)], common, run)?.made;
+    let ran = with_inputs(&[Input::new(&config.base, Need::Model)], common, run);
+    let (config, outcome) = ended(&ranks, ran)?.made;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     if args.json {
         let json = json!({ "output": config.output, "base": config.base, "steps": outcome.steps, "loss": outcome.loss,
             "eval_loss": outcome.eval_loss, "exact_match": outcome.exact_match, "end": outcome.end.name(),
@@ -95,10 +102,27 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let shown: Vec<String> = losses.iter().filter_map(|(name, loss)| Some(format!("{name} {:.4}", (*loss)?))).collect();
     let shown = if shown.is_empty() { "no step was left to take".to_owned() } else { shown.join(", ") };
     println!("{}: {shown}", config.output.display());
-    if let Some(best) = outcome.best.filter(|best| config.training.load_best_at_end && best.step == outcome.adapter_step) {
+    if let Some(best) =
+        outcome.best.filter(|best| config.training.load_best_at_end && best.step == outcome.adapter_step)
+    {
         println!("the adapter is the best one, of step {}: evaluation loss {:.4}", best.step, best.loss);
     }
     Ok(())
+}
+
+/// Ends all ranks where one has failed.
+fn ended<T>(ranks: &Ranks, ran: Result<T>) -> Result<T> {
+    let Err(error) = ran else { return ran };
+    let is_stopped = matches!(error.downcast_ref(), Some(atombank::Error::Interrupted { .. }));
+    if ranks.size() > 1 && !is_stopped {
+        if !ranks.is_first() {
+            // Most errors are those of all ranks: then the first one tells of them.
+            std::thread::sleep(std::time::Duration::from_secs(2));
+        }
+        super::report(&error);
+        ranks.abort(1);
+    }
+    Err(error)
 }
 
 /// Writes the commented training file.
@@ -157,20 +181,22 @@ pub(crate) fn warn(config: &TrainConfig, common: &Common) {
 
 /// Trains with a progress bar that shows loss, speed, memory and remaining time.
 pub(crate) fn train_with_bar(
+    ranks: &Ranks,
     config: &TrainConfig,
     resume: bool,
     device: &Device,
     stop: &AtomicBool,
     common: &Common,
 ) -> Result<Outcome> {
-    let bar = progress::bar(0, "[{bar:30}] {pos}/{len} {msg} left {eta}", common.quiet);
-    let outcome = train(config, resume, device, stop, &mut |event| match event {
-        Event::Note(note) if !common.quiet => bar.suspend(|| eprintln!("note: {note}")),
+    let quiet = common.quiet || !ranks.is_first();
+    let bar = progress::bar(0, "[{bar:30}] {pos}/{len} {msg} left {eta}", quiet);
+    let outcome = train_on(ranks, config, resume, device, stop, &mut |event| match event {
+        Event::Note(note) if !quiet => bar.suspend(|| eprintln!("note: {note}")),
         Event::Started { parameters, rows: (train, eval), resumed_at, steps } => {
             bar.set_length(steps as u64);
             bar.set_position(resumed_at as u64);
             bar.reset_eta();
-            if !common.quiet {
+            if !quiet {
                 bar.suspend(|| eprintln!("{parameters} trainable values, {train} rows, {eval} held out"));
             }
         }
@@ -179,7 +205,7 @@ pub(crate) fn train_with_bar(
             let memory = memory_bytes.map(|bytes| format!("{}, ", size(bytes))).unwrap_or_default();
             bar.set_message(format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s, {memory}"));
         }
-        Event::Evaluated { step, loss, exact_match } if !common.quiet => {
+        Event::Evaluated { step, loss, exact_match } if !quiet => {
             let exact = exact_match.map(|share| format!(", exact match {:.1}%", 100.0 * share)).unwrap_or_default();
             bar.suspend(|| eprintln!("step {step}: evaluation loss {loss:.4}{exact}"));
         }

@@ -19,6 +19,8 @@ pub(super) struct Batches<'a> {
     data: &'a Dataset,
     settings: &'a TrainingSettings,
     seed: u64,
+    /// The forward passes of a step: those of all ranks.
+    passes: usize,
     /// The number of parts, or of steps where those end with epochs, before each epoch; filled as far as needed.
     before: Vec<usize>,
     /// The last epoch that was needed, and its parts.
@@ -26,20 +28,22 @@ pub(super) struct Batches<'a> {
 }
 
 impl<'a> Batches<'a> {
-    /// The batches of the rows of `data`.
+    /// The batches of the rows of `data`, for a run of `ranks` processes.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for a row that has more tokens than a batch may have.
-    pub(super) fn new(config: &'a TrainConfig, data: &'a Dataset) -> Result<Self> {
+    pub(super) fn new(config: &'a TrainConfig, data: &'a Dataset, ranks: usize) -> Result<Self> {
         let settings = &config.training;
         let longest = (0..data.sequences().len()).max_by_key(|row| data.sequences()[*row].ids.len());
-        if let Some(row) = longest.filter(|row| settings.batch_tokens > 0 && length(data, *row) > settings.batch_tokens) {
+        if let Some(row) = longest.filter(|row| settings.batch_tokens > 0 && length(data, *row) > settings.batch_tokens)
+        {
             return Err(Finding::new(&config.file, "training.batch_tokens")
                 .expected(format_args!("at least {}, the tokens of {}", length(data, row), data.named(&[row])))
                 .found(settings.batch_tokens)
                 .mismatch());
         }
-        Ok(Self { data, settings, seed: config.seed, before: vec![0], made: None })
+        let passes = settings.gradient_accumulation * ranks;
+        Ok(Self { data, settings, seed: config.seed, passes, before: vec![0], made: None })
     }
 
     /// The number of steps of the run.
@@ -96,7 +100,7 @@ impl<'a> Batches<'a> {
 
     fn parts_of_step(&self) -> usize {
         let batch = if self.parts_are_rows() { self.settings.batch_size } else { 1 };
-        batch * self.settings.gradient_accumulation
+        batch * self.passes
     }
 
     /// The number of parts, or of steps where those end with epochs, before `epoch`.
@@ -216,12 +220,12 @@ mod tests {
     fn steps(rows: usize, settings: &[&str]) -> Vec<Vec<Vec<usize>>> {
         let config = open(SHORT, settings).unwrap();
         let data = data(rows);
-        let mut batches = Batches::new(&config, &data).unwrap();
+        let mut batches = Batches::new(&config, &data, 1).unwrap();
         let count = batches.steps();
         let straight: Vec<_> = (0..count).map(|step| batches.step(step)).collect();
         // Whichever step a run is resumed at, it takes the same rows.
         for step in (0..count).rev() {
-            let mut resumed = Batches::new(&config, &data).unwrap();
+            let mut resumed = Batches::new(&config, &data, 1).unwrap();
             assert_eq!(resumed.step(step), straight[step], "{settings:?}: step {step}");
         }
         straight
@@ -279,7 +283,7 @@ mod tests {
         let rows = taken.concat();
         assert!(rows.len() <= 6, "sorted rows waste little: {rows:?}");
         let config = open(SHORT, &["training.batch_tokens=11"]).unwrap();
-        let error = Batches::new(&config, &data(11)).err().unwrap().to_string();
+        let error = Batches::new(&config, &data(11), 1).err().unwrap().to_string();
         assert!(error.contains("training.batch_tokens: expected at least 12, the tokens of rows: row 11"), "{error}");
     }
 
@@ -287,7 +291,7 @@ mod tests {
     fn epochs_are_counted() {
         let config = open(SHORT, &["training.epochs=2", "training.batch_size=4"]).unwrap();
         let data = data(10);
-        let mut batches = Batches::new(&config, &data).unwrap();
+        let mut batches = Batches::new(&config, &data, 1).unwrap();
         let after: Vec<f64> = [0, 1, 3, 5].map(|steps| batches.epochs_after(steps)).to_vec();
         assert_eq!((after, batches.steps()), (vec![0.0, 0.4, 1.2, 2.0], 5));
     }

@@ -40,6 +40,18 @@ pub(super) struct State {
     /// The best evaluation so far.
     #[serde(default)]
     pub(super) progress: Progress,
+    /// The number of processes that the run began with, on which the size of a step depends.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) ranks: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature.
+fn is_one(ranks: &usize) -> bool {
+    *ranks == 1
 }
 
 /// The start of the names of checkpoints.

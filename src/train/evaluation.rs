@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::batches::Batches;
-use super::{Dataset, Objective, TrainingSettings};
+use super::{Dataset, Objective, Ranks, TrainingSettings};
 use crate::error::Result;
 use crate::model::{Generation, Sequence, TextEncoder, greedy};
 
@@ -75,12 +75,13 @@ impl Question {
     }
 }
 
-/// Evaluates on the rows of `data`.
+/// Evaluates on the rows of `data`: the loss on all ranks, answers on the first one alone.
 ///
 /// # Errors
 /// As [`crate::model::Decoder::hidden`].
 pub(super) fn evaluate(
     objective: &Objective,
+    ranks: &Ranks,
     encoder: &TextEncoder,
     data: &Dataset,
     settings: &TrainingSettings,
@@ -88,10 +89,10 @@ pub(super) fn evaluate(
     let all = data.sequences();
     let batches = Batches::in_order(settings, data);
     let parts: Vec<&[Sequence]> = batches.iter().map(|rows| &all[rows[0]..rows[0] + rows.len()]).collect();
-    let (loss, tokens) = objective.evaluate_of(&parts)?;
+    let (loss, tokens) = objective.evaluate_on(ranks, &parts)?;
     let mut results = Results { loss, tokens, exact_match: None, samples: Vec::new() };
     let (asked, shown) = (settings.eval_exact_match.min(all.len()), settings.eval_samples.min(all.len()));
-    if !loss.is_finite() || asked.max(shown) == 0 {
+    if !loss.is_finite() || asked.max(shown) == 0 || !ranks.is_first() {
         return Ok(results);
     }
     let eos = &objective.decoder.config().eos_token_ids;
@@ -138,7 +139,10 @@ mod tests {
 
     #[test]
     fn the_last_tokens_with_loss_are_the_answer() {
-        let row = |targets: &[bool]| Sequence { targets: targets.to_vec(), ..Sequence::completed((1..=6).collect(), 2, vec![]) };
+        let row = |targets: &[bool]| Sequence {
+            targets: targets.to_vec(),
+            ..Sequence::completed((1..=6).collect(), 2, vec![])
+        };
         let (yes, no) = (true, false);
         for (targets, asked, answer, ends) in [
             (&[no, no, yes, yes, yes, yes][..], &[1, 2][..], &[3, 4, 5][..], true),

@@ -7,7 +7,7 @@ use candle_core::Device;
 use super::batches::Batches;
 use super::config::Group;
 use super::inputs::Inputs;
-use super::{AdamW, Objective, TrainConfig, clip_factor, global_norm, memory};
+use super::{AdamW, Objective, Ranks, TrainConfig, clip_factor, global_norm, memory};
 use crate::error::Result;
 use crate::model::Sequence;
 
@@ -43,7 +43,7 @@ pub struct Measured {
 /// As [`super::train()`].
 pub fn measure(config: &TrainConfig, device: &Device) -> Result<Measured> {
     let inputs = Inputs::open(config, device)?;
-    let mut batches = Batches::new(config, &inputs.data)?;
+    let mut batches = Batches::new(config, &inputs.data, 1)?;
     let adapter = inputs.fresh(config)?;
     let checkpoint_activations = inputs.computes_again(config, &adapter)?;
     let trainable = adapter.trainable(device)?;
@@ -73,8 +73,11 @@ pub fn measure(config: &TrainConfig, device: &Device) -> Result<Measured> {
         let rows = batches.step(step.min(steps - 1));
         let parts: Vec<Vec<Sequence>> =
             rows.iter().map(|rows| rows.iter().map(|row| all[*row].clone()).collect()).collect();
-        let gradients = objective
-            .gradients_dropping(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>(), config.dropout(step))?;
+        let gradients = objective.gradients_on(
+            &Ranks::alone(),
+            &parts.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+            config.dropout(step),
+        )?;
         let factor = clip_factor(global_norm(&gradients)?, config.training.clip_norm);
         let rate = |name: &str| rates.of(Group::of(name), step);
         optimizer.step(trainable.vars(), &gradients, factor, rate, config.training.weight_decay)?;
@@ -82,7 +85,7 @@ pub fn measure(config: &TrainConfig, device: &Device) -> Result<Measured> {
         seconds_per_step = started.elapsed().as_secs_f64() * tokens_per_step / taken.max(1) as f64;
     }
     let sequences: Vec<Sequence> = largest.iter().map(|row| all[*row].clone()).collect();
-    objective.gradients_dropping(&[&sequences], config.dropout(0))?;
+    objective.gradients_on(&Ranks::alone(), &[&sequences], config.dropout(0))?;
     Ok(Measured {
         parameters: adapter.parameters(),
         rows: inputs.rows(),

@@ -74,7 +74,11 @@ mod tests {
                 // As a checkpoint keeps it.
                 progress = serde_json::from_str(&serde_json::to_string(&progress).unwrap()).unwrap();
                 assert_eq!(progress.best.unwrap().loss, row["best"].as_f64().unwrap(), "{name}: {row}");
-                assert_eq!(progress.without_progress as u64, row["without_progress"].as_u64().unwrap(), "{name}: {row}");
+                assert_eq!(
+                    progress.without_progress as u64,
+                    row["without_progress"].as_u64().unwrap(),
+                    "{name}: {row}"
+                );
                 assert_eq!(progress.is_exhausted(patience), row["stop"].as_bool().unwrap(), "{name}: {row}");
             }
         }

@@ -7,7 +7,8 @@ use candle_core::backprop::GradStore;
 
 use super::adapter::TrainedHook;
 use super::dropout::Dropout;
-use super::{Trainable, recompute};
+use super::exchange::{dealt_losses, exchanged};
+use super::{Ranks, Trainable, recompute};
 use crate::bank::Regularizer;
 use crate::error::Result;
 use crate::model::{Batch, Decoder, Sequence};
@@ -25,6 +26,7 @@ pub struct Objective<'a> {
 }
 
 /// A loss and its gradients.
+#[derive(Default)]
 pub struct Gradients {
     /// The objective's value.
     pub loss: f64,
@@ -36,13 +38,25 @@ impl Gradients {
     /// Adds the gradients of all variables that `store` has.
     pub(super) fn add(&mut self, store: &mut GradStore, trainable: &Trainable) -> Result<()> {
         for (name, var) in trainable.vars() {
-            let Some(gradient) = store.remove(var.as_tensor()) else { continue };
-            let sum = match self.by_name.remove(name) {
-                Some(sum) => (sum + gradient)?,
-                None => gradient,
-            };
-            self.by_name.insert(name.clone(), sum.detach());
+            if let Some(gradient) = store.remove(var.as_tensor()) {
+                self.add_one(name, gradient)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Adds the loss and gradients of other sequences.
+    fn add_all(&mut self, other: Gradients) -> Result<()> {
+        self.loss += other.loss;
+        other.by_name.into_iter().try_for_each(|(name, gradient)| self.add_one(&name, gradient))
+    }
+
+    fn add_one(&mut self, name: &str, gradient: Tensor) -> Result<()> {
+        let sum = match self.by_name.remove(name) {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        };
+        self.by_name.insert(name.to_owned(), sum.detach());
         Ok(())
     }
 }
@@ -64,26 +78,44 @@ impl Objective<'_> {
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn gradients_of(&self, parts: &[&[Sequence]]) -> Result<Gradients> {
-        self.gradients_dropping(parts, None)
+        self.gradients_on(&Ranks::alone(), parts, None)
     }
 
-    /// Does the same with dropout, of which each part is a pass.
-    pub(super) fn gradients_dropping(&self, parts: &[&[Sequence]], dropout: Option<Dropout>) -> Result<Gradients> {
+    /// Does the same with dropout, of which each part is a pass, and with the parts dealt out to `ranks` in turns. All
+    /// ranks give the same `parts` and get the same bits, which are those of one process.
+    pub(super) fn gradients_on(
+        &self,
+        ranks: &Ranks,
+        parts: &[&[Sequence]],
+        dropout: Option<Dropout>,
+    ) -> Result<Gradients> {
         let tokens = parts.iter().map(|part| target_tokens(part)).sum();
         let sequences: usize = parts.iter().map(|part| part.len()).sum();
-        let mut total = Gradients { loss: 0.0, by_name: BTreeMap::new() };
-        for (pass, part) in parts.iter().enumerate() {
-            let dropout = dropout.map(|dropout| dropout.in_pass(pass));
-            let share = part.len() as f64 / sequences as f64;
-            if self.checkpoint_activations {
-                recompute::add_gradients(self, part, (tokens, share), dropout, &mut total)?;
-                continue;
+        let mut total = Gradients::default();
+        for (round, all) in parts.chunks(ranks.size()).enumerate() {
+            let pass = round * ranks.size() + ranks.rank();
+            let own = all.get(ranks.rank()).map(|part| {
+                let share = part.len() as f64 / sequences as f64;
+                self.of_part(part, (tokens, share), dropout.map(|dropout| dropout.in_pass(pass)))
+            });
+            for gradients in exchanged(ranks, own.transpose()?, self.trainable.vars())? {
+                total.add_all(gradients)?;
             }
-            let loss = self.loss(part, tokens, share, dropout)?;
-            total.loss += f64::from(loss.to_scalar::<f32>()?);
-            total.add(&mut loss.backward()?, self.trainable)?;
         }
         Ok(total)
+    }
+
+    /// Loss and gradients of one forward pass: of a step with `tokens` tokens that carry loss, of which it is a `share`.
+    fn of_part(&self, part: &[Sequence], (tokens, share): (usize, f64), dropout: Option<Dropout>) -> Result<Gradients> {
+        let mut gradients = Gradients::default();
+        if self.checkpoint_activations {
+            recompute::add_gradients(self, part, (tokens, share), dropout, &mut gradients)?;
+        } else {
+            let loss = self.loss(part, tokens, share, dropout)?;
+            gradients.loss = f64::from(loss.to_scalar::<f32>()?);
+            gradients.add(&mut loss.backward()?, self.trainable)?;
+        }
+        Ok(gradients)
     }
 
     /// The mean of -log p over the tokens that carry loss of `sequences`, without regularizers or
@@ -100,10 +132,17 @@ impl Objective<'_> {
     /// # Errors
     /// As [`Decoder::hidden`].
     pub fn evaluate_of(&self, parts: &[&[Sequence]]) -> Result<(f64, usize)> {
+        self.evaluate_on(&Ranks::alone(), parts)
+    }
+
+    /// Does the same with the parts dealt out to `ranks` in turns. All ranks get the same bits.
+    pub(super) fn evaluate_on(&self, ranks: &Ranks, parts: &[&[Sequence]]) -> Result<(f64, usize)> {
         let tokens = parts.iter().map(|part| target_tokens(part)).sum();
-        let of_part = |part: &&[Sequence]| Ok(f64::from(self.cross_entropy(part, tokens, false, None)?.0.to_scalar::<f32>()?));
-        let losses: Result<Vec<f64>> = self.without_record(|| parts.iter().map(of_part).collect());
-        Ok((losses?.into_iter().sum(), tokens))
+        let of_part =
+            |part: &&[Sequence]| Ok(f64::from(self.cross_entropy(part, tokens, false, None)?.0.to_scalar::<f32>()?));
+        let own = || parts.iter().skip(ranks.rank()).step_by(ranks.size()).map(of_part).collect();
+        let own: Result<Vec<f64>> = self.without_record(own);
+        Ok((dealt_losses(ranks, &own?, parts.len()).into_iter().sum(), tokens))
     }
 
     /// Runs `work`, in which passes don't record their computation for a backward pass.

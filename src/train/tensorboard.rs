@@ -40,7 +40,12 @@ impl EventFile {
     pub(super) fn create(folder: &Path, done: usize) -> Result<Self> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // TensorBoard reads the files of a folder by their names' order.
-        let name = format!("events.out.tfevents.{:010}.{:09}.atombank.{}", since.as_secs(), since.subsec_nanos(), std::process::id());
+        let name = format!(
+            "events.out.tfevents.{:010}.{:09}.atombank.{}",
+            since.as_secs(),
+            since.subsec_nanos(),
+            std::process::id()
+        );
         let path = folder.join(name);
         let file = File::create_new(&path).at(&path, "create")?;
         let mut events = Self { path, file };

@@ -19,7 +19,7 @@ use super::inputs::Inputs;
 use super::metrics::Metrics;
 use super::progress::{Evaluation, Progress};
 use super::step::target_tokens;
-use super::{AdamW, Dataset, Gradients, Objective, TrainConfig, clip_factor, global_norm, memory};
+use super::{AdamW, Dataset, Gradients, Objective, Ranks, TrainConfig, clip_factor, global_norm, memory};
 use crate::bank::Regularizer;
 use crate::error::{Error, Finding, IoContext, Result};
 use crate::model::Sequence;
@@ -40,8 +40,23 @@ pub fn train(
     stop: &AtomicBool,
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
+    train_on(&Ranks::alone(), config, resume, device, stop, events)
+}
+
+/// As [`train()`], by all `ranks` together. A step has as many forward passes as `gradient_accumulation` says on each of the
+/// ranks that the run began with, and gives the bits that one process gives with as many. The first rank writes files.
+///
+/// # Errors
+/// As [`train()`], on all ranks; or on some, where the others wait until [`Ranks::abort`].
+pub fn train_on(
+    ranks: &Ranks,
+    config: &TrainConfig,
+    resume: bool,
+    device: &Device,
+    stop: &AtomicBool,
+    events: &mut dyn FnMut(Event),
+) -> Result<Outcome> {
     let inputs = Inputs::open(config, device)?;
-    let mut batches = Batches::new(config, &inputs.data)?;
     let output = &config.output;
     let last = match (resume, output.exists()) {
         (true, true) => checkpoint::list(output)?.pop(),
@@ -50,32 +65,44 @@ pub fn train(
         }
         _ => None,
     };
-    let (adapter, optimizer, step, progress) = match &last {
+    let (adapter, optimizer, step, progress, began_with) = match &last {
         Some((_, path)) => {
             let (adapter, optimizer, state) = checkpoint::load(path, device)?;
             state.check(path, config, inputs.size())?;
             adapter.check_base(inputs.decoder.config())?;
-            (adapter, Some(optimizer), state.step, state.progress)
+            (adapter, Some(optimizer), state.step, state.progress, state.ranks)
         }
         None if resume => {
             return Err(Finding::new(output, "checkpoint").expected("one to resume from").found("none").mismatch());
         }
-        None => (inputs.fresh(config)?, None, 0, Progress::default()),
+        None => (inputs.fresh(config)?, None, 0, Progress::default(), ranks.size()),
     };
+    if began_with != ranks.size() {
+        let (of, now) = (many(began_with), many(ranks.size()));
+        events(Event::Note(format!(
+            "the run began with {of} and goes on with {now}; its steps stay as large as they were"
+        )));
+    }
+    let mut batches = Batches::new(config, &inputs.data, began_with)?;
     let checkpoint_activations = inputs.computes_again(config, &adapter)?;
     let trainable = adapter.trainable(device)?;
     let optimizer = match optimizer {
         Some(optimizer) => optimizer,
         None => AdamW::new(trainable.vars())?,
     };
-    fs::create_dir_all(output).at(output, "create")?;
-    checkpoint::delete_rest(output)?;
-    let metrics = Metrics::open(output, &config.training.metrics, step)?;
+    let metrics = match ranks.is_first() {
+        true => {
+            fs::create_dir_all(output).at(output, "create")?;
+            checkpoint::delete_rest(output)?;
+            Some(Metrics::open(output, &config.training.metrics, step)?)
+        }
+        false => None,
+    };
     let (parameters, steps) = (adapter.parameters(), batches.steps());
     events(Event::Started { parameters, rows: inputs.rows(), resumed_at: step, steps });
     let regularizer = config.regularizer();
     let objective = Objective { decoder: &inputs.decoder, trainable: &trainable, regularizer, checkpoint_activations };
-    let run = Run { config, inputs: &inputs, objective, adapter, steps };
+    let run = Run { ranks, began_with, config, inputs: &inputs, objective, adapter, steps };
     run.go(At { step, optimizer, progress }, batches, metrics, stop, events)
 }
 
@@ -92,8 +119,15 @@ impl TrainConfig {
     }
 }
 
+fn many(ranks: usize) -> String {
+    if ranks == 1 { "one process".to_owned() } else { format!("{ranks} ranks") }
+}
+
 /// The fixed parts of a run.
 struct Run<'a> {
+    ranks: &'a Ranks,
+    /// The number of ranks that the run began with.
+    began_with: usize,
     config: &'a TrainConfig,
     inputs: &'a Inputs,
     objective: Objective<'a>,
@@ -116,12 +150,16 @@ impl Run<'_> {
         &self,
         mut at: At,
         mut batches: Batches,
-        mut metrics: Metrics,
+        mut metrics: Option<Metrics>,
         stop: &AtomicBool,
         events: &mut dyn FnMut(Event),
     ) -> Result<Outcome> {
         let t = &self.config.training;
         let rates = self.config.rates(self.steps);
+        let mut write = |step: usize, line: &Value| match &mut metrics {
+            Some(metrics) => metrics.write(step, line),
+            None => Ok(()),
+        };
         let (mut loss, mut eval) = (None, None);
         while at.step < self.steps && !at.progress.is_exhausted(t.patience) {
             let started = Instant::now();
@@ -132,7 +170,7 @@ impl Run<'_> {
             line["tokens_per_second"] = tokens_per_second.round().into();
             line["epoch"] = batches.epochs_after(step).into();
             line["memory_bytes"] = memory_bytes.into();
-            metrics.write(step, &line)?;
+            write(step, &line)?;
             let of_step = line["loss"].as_f64().unwrap_or(f64::NAN);
             loss = Some(of_step);
             events(Event::Step { step, steps: self.steps, loss: of_step, tokens_per_second, memory_bytes });
@@ -140,29 +178,34 @@ impl Run<'_> {
             let due = |every: usize| every > 0 && step.is_multiple_of(every);
             let mut is_best = false;
             if let Some(rows) = self.inputs.eval.as_ref().filter(|_| due(t.eval_every) || step == self.steps) {
-                let results = evaluate(&self.objective, &self.inputs.encoder, rows, t)?;
+                let results = evaluate(&self.objective, self.ranks, &self.inputs.encoder, rows, t)?;
                 if !results.loss.is_finite() {
                     return Err(self.bad_evaluation(step, results.loss, rows));
                 }
-                metrics.write(step, &results.metrics())?;
+                write(step, &results.metrics())?;
                 let exact_match = results.exact_match.map(|(share, _)| share);
                 events(Event::Evaluated { step, loss: results.loss, exact_match });
                 is_best = at.progress.record(Evaluation { step, loss: results.loss }, t.min_delta);
                 eval = Some((results.loss, exact_match));
             }
             let ends = step == self.steps || at.progress.is_exhausted(t.patience);
-            let stopping = stop.load(Ordering::Relaxed) && !ends;
+            let stopping = self.ranks.any(stop.load(Ordering::Relaxed)) && !ends;
             if stopping || ends || due(t.checkpoint_every) || is_best && t.load_best_at_end {
-                events(Event::Saved { folder: self.save(&at)? });
+                if self.ranks.is_first() {
+                    events(Event::Saved { folder: self.save(&at)? });
+                }
             }
             if stopping {
                 return Err(Error::Interrupted { folder: self.config.output.clone(), step });
             }
         }
-        let adapter_step = self.finish(&at, loss.is_none(), events)?;
+        let adapter_step = match self.ranks.is_first() {
+            true => self.finish(&at, loss.is_none(), events)?,
+            false => at.step,
+        };
         let end = if at.step < self.steps { End::Patience } else { End::Steps };
         let best = at.progress.best;
-        metrics.write(
+        write(
             at.step,
             &json!({ "end": end.name(), "adapter_step": adapter_step, "best_step": best.map(|best| best.step),
                 "best_eval_loss": best.map(|best| best.loss) }),
@@ -184,7 +227,7 @@ impl Run<'_> {
         let t = &self.config.training;
         let sequences: Vec<Vec<Sequence>> = parts.iter().map(|rows| self.sequences(rows)).collect();
         let slices: Vec<&[Sequence]> = sequences.iter().map(Vec::as_slice).collect();
-        let gradients: Gradients = self.objective.gradients_dropping(&slices, self.config.dropout(at.step))?;
+        let gradients: Gradients = self.objective.gradients_on(self.ranks, &slices, self.config.dropout(at.step))?;
         let norm = global_norm(&gradients)?;
         for (what, value) in [("loss", gradients.loss), ("gradient norm", norm)] {
             if !value.is_finite() {
@@ -222,6 +265,7 @@ impl Run<'_> {
             data: self.inputs.size(),
             base_commit: checkpoint::base_commit(self.config),
             progress: at.progress.clone(),
+            ranks: self.began_with,
         };
         let folder = checkpoint::save(&self.config.output, &adapter, &at.optimizer, &state)?;
         adapter.save_over(&self.config.output)?;

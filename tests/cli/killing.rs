@@ -100,7 +100,8 @@ fn killed_runs_lose_no_checkpoint() {
         text.lines().map(line).map(|line| (line["step"].clone(), line["loss"].clone())).collect::<Vec<_>>()
     };
     assert_eq!(losses(&straight), losses(&killed));
-    let left: Vec<String> = fs::read_dir(&killed).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let left: Vec<String> =
+        fs::read_dir(&killed).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert!(left.iter().all(|name| !name.starts_with(".deleted-")), "{left:?}");
     println!("{kills} kills, the last at step {newest} of {steps}");
 }

@@ -76,7 +76,10 @@ fn accumulated_passes_give_the_step_of_one() {
             }
             check(objective, &parts, &expected);
         }
-        assert_eq!(objective.gradients(&rows, 2).unwrap().loss, objective.gradients_of(&[&rows[..2], &rows[2..]]).unwrap().loss);
+        assert_eq!(
+            objective.gradients(&rows, 2).unwrap().loss,
+            objective.gradients_of(&[&rows[..2], &rows[2..]]).unwrap().loss
+        );
     });
 }
 

@@ -56,8 +56,18 @@ fn a_run_resumes_inside_an_epoch_with_the_rows_of_one_that_never_stopped() {
     let dir = tempfile::tempdir().unwrap();
     for (number, settings) in [
         &["training.steps=10", "adapter.lora_dropout=0.3"][..],
-        &["training.epochs=3", "training.batch_size=2", "training.step_ends_with_epoch=true", "training.loraplus_lr_ratio=4"],
-        &["training.steps=9", "training.group_by_length=true", "training.gradient_accumulation=2", "training.schedule=wsd"],
+        &[
+            "training.epochs=3",
+            "training.batch_size=2",
+            "training.step_ends_with_epoch=true",
+            "training.loraplus_lr_ratio=4",
+        ],
+        &[
+            "training.steps=9",
+            "training.group_by_length=true",
+            "training.gradient_accumulation=2",
+            "training.schedule=wsd",
+        ],
         &["training.epochs=3", "training.batch_tokens=40", "training.schedule=linear"],
         // A checkpoint exactly at the end of an epoch.
         &["training.epochs=3", "training.batch_size=5", "training.checkpoint_every=2"],
@@ -107,8 +117,13 @@ fn the_best_checkpoint_is_kept_and_is_the_result() {
     let dir = tempfile::tempdir().unwrap();
     let eval = format!("data.eval='{}'", fixtures().join("train/resume.jsonl").display());
     // A rate that first helps, then ruins the adapter.
-    let settings =
-        [&*eval, "training.steps=12", "training.schedule=constant", "training.learning_rate=0.5", "training.eval_every=2"];
+    let settings = [
+        &*eval,
+        "training.steps=12",
+        "training.schedule=constant",
+        "training.learning_rate=0.5",
+        "training.eval_every=2",
+    ];
     let more = ["training.checkpoint_every=2", "training.keep_checkpoints=1", "training.load_best_at_end=true"];
     let settings = [&settings[..], &more[..]].concat();
     let output = dir.path().join("run");
@@ -141,7 +156,8 @@ fn the_best_checkpoint_is_kept_and_is_the_result() {
 fn a_run_without_progress_stops_and_stays_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let eval = format!("data.eval='{}'", fixtures().join("train/resume.jsonl").display());
-    let settings = [&*eval, "training.steps=50", "training.learning_rate=0", "training.eval_every=2", "training.patience=2"];
+    let settings =
+        [&*eval, "training.steps=50", "training.learning_rate=0", "training.eval_every=2", "training.patience=2"];
     let output = dir.path().join("run");
     let outcome = run(&config(&output, &settings), false, usize::MAX).unwrap();
     // The first of three equal evaluations is the best one.
@@ -172,7 +188,11 @@ fn answers_are_compared_and_shown() {
     let output = dir.path().join("run");
     let outcome = run(&short_run(&output, &[&settings[..], &more[..]].concat()), false, usize::MAX).unwrap();
     let samples = &values(&output, "samples")[0][0];
-    assert_eq!((&samples["generated"], &samples["expected"]), (&"g-a-r-d-e-n".into(), &"g-a-r-d-e-n".into()), "{samples}");
+    assert_eq!(
+        (&samples["generated"], &samples["expected"]),
+        (&"g-a-r-d-e-n".into(), &"g-a-r-d-e-n".into()),
+        "{samples}"
+    );
     assert!(samples["row"].as_str().unwrap().ends_with("eval.jsonl: row 1"), "{samples}");
     assert_eq!(outcome.exact_match, Some(1.0 / 3.0));
     assert_eq!(values(&output, "exact_match_rows"), [3]);

@@ -135,10 +135,13 @@ impl Made {
         if value.is_null() || WITHOUT_EFFECT.contains(&name) {
             return;
         }
-        let whole = value.as_u64().or_else(|| value.as_f64().filter(|v| v.fract() == 0.0 && *v >= 0.0).map(|v| v as u64));
+        let whole =
+            value.as_u64().or_else(|| value.as_f64().filter(|v| v.fract() == 0.0 && *v >= 0.0).map(|v| v as u64));
         match name {
             "adapter" if value == "lora" => {}
-            "adapter" if value == "qlora" => self.leave(name, value, "the base may have any type; nothing is quantized for training"),
+            "adapter" if value == "qlora" => {
+                self.leave(name, value, "the base may have any type; nothing is quantized for training")
+            }
             "load_in_4bit" | "load_in_8bit" if value == true => {
                 self.leave(name, value, "quantize the base to a GGUF and train on that")
             }
@@ -158,14 +161,18 @@ impl Made {
                 self.leave(name, value, "max_steps says how long the run is")
             }
             "num_epochs" | "early_stopping_patience" => match whole {
-                Some(count) => self.put(SAME.iter().find(|(same, _)| *same == name).map_or(name, |(_, key)| key), &count.into()),
+                Some(count) => {
+                    self.put(SAME.iter().find(|(same, _)| *same == name).map_or(name, |(_, key)| key), &count.into())
+                }
                 None => self.leave(name, value, "a whole number here"),
             },
             "max_steps" if value.as_i64().is_some_and(|steps| steps <= 0) => {}
             "warmup_ratio" if all.get("warmup_steps").is_some_and(|steps| !steps.is_null()) => {
                 self.leave(name, value, "warmup_steps says how long the warm-up is")
             }
-            "eval_steps" | "save_steps" if value.as_u64().is_none() => self.leave(name, value, "a number of steps here"),
+            "eval_steps" | "save_steps" if value.as_u64().is_none() => {
+                self.leave(name, value, "a number of steps here")
+            }
             "val_set_size" if value.as_f64().is_none_or(|share| !(0.0..1.0).contains(&share)) => {
                 self.leave(name, value, "a share of the rows here")
             }
@@ -173,8 +180,13 @@ impl Made {
             "use_tensorboard" if value == true => {
                 self.put("training.metrics", &Value::from(vec!["jsonl", "tensorboard"]))
             }
-            "train_on_inputs" | "sample_packing" | "eval_sample_packing" | "load_in_4bit"
-            | "load_in_8bit" | "use_tensorboard" | "lora_fan_in_fan_out"
+            "train_on_inputs"
+            | "sample_packing"
+            | "eval_sample_packing"
+            | "load_in_4bit"
+            | "load_in_8bit"
+            | "use_tensorboard"
+            | "lora_fan_in_fan_out"
                 if is_off(value) => {}
             "bf16" | "fp16" | "float16" | "bfloat16" => {
                 if !is_off(value) {
@@ -290,7 +302,11 @@ special_tokens:
         assert_eq!((config.adapter.r, config.adapter.lora_alpha), (32, 16.0));
         assert_eq!((config.training.epochs, config.training.learning_rate), (4, 2e-4));
         assert_eq!((config.training.batch_size, config.training.gradient_accumulation), (2, 4));
-        assert!(config.adapter.lora_dropout == 0.05 && config.training.checkpoint_activations && config.data.eval_fraction == 0.05);
+        assert!(
+            config.adapter.lora_dropout == 0.05
+                && config.training.checkpoint_activations
+                && config.data.eval_fraction == 0.05
+        );
         std::fs::write(&path, "a: b\n").unwrap();
         let error = from_axolotl(&path).unwrap_err().to_string();
         assert!(error.contains("base_model: expected the base model, in a file of axolotl, found none"), "{error}");

@@ -144,7 +144,9 @@ fn named(finding: Finding) -> Finding {
     });
     let text = format!("{start}{found}`");
     match near {
-        Some(near) => Finding { expected: String::new(), found: text, hint: format!("did you mean {near}?"), ..finding },
+        Some(near) => {
+            Finding { expected: String::new(), found: text, hint: format!("did you mean {near}?"), ..finding }
+        }
         None => Finding { expected: format!("one of {}", known.join(", ")), found: text, ..finding },
     }
 }

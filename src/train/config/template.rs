@@ -50,7 +50,10 @@ mod tests {
         let least = "base = 'model'\noutput = 'runs/adapter'\n[data]\ntrain = 'train.jsonl'\n";
         assert_eq!(defaults(TEMPLATE), defaults(least));
         // Of two keys that exclude each other, one at a time.
-        for left_out in [["epochs", "batch_tokens", "warmup_ratio", "decay_steps"], ["steps", "batch_size", "warmup_steps", "decay_ratio"]] {
+        for left_out in [
+            ["epochs", "batch_tokens", "warmup_ratio", "decay_steps"],
+            ["steps", "batch_size", "warmup_steps", "decay_ratio"],
+        ] {
             let text = template(|key| !EXAMPLES.contains(&key) && !left_out.contains(&key));
             assert_eq!(defaults(&text), defaults(least));
         }
@@ -68,8 +71,7 @@ mod tests {
             let listed: BTreeSet<&str> = of_template.keys().map(String::as_str).collect();
             let known: Vec<String> = keys();
             assert!(known.len() > 2, "{name}: serde names the keys");
-            let known: BTreeSet<&str> =
-                known.iter().map(String::as_str).filter(|key| !ALIASES.contains(key)).collect();
+            let known: BTreeSet<&str> = known.iter().map(String::as_str).filter(|key| !ALIASES.contains(key)).collect();
             assert_eq!(listed, known, "[{name}] of the template, and the settings");
             for key in known.iter().filter(|key| !["data", "adapter", "training"].contains(*key)) {
                 let row = docs.lines().any(|line| line.starts_with('|') && line.contains(&format!("`{key}`")));

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Tensor};
 
-use super::{Objective, TrainConfig, Trainable, train};
 use crate::adapter::peft::Base;
 use crate::adapter::{HostTensor, LinearUpdates, Lora};
 use crate::arch::{ExpertPart, HfFolder};
@@ -13,6 +12,7 @@ use crate::bank::Regularizer;
 use crate::checkpoint::Checkpoint;
 use crate::jobs::{MergeSettings, merge};
 use crate::model::{Batch, Decoder, Hook, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter, Residence, Sequence};
+use crate::train::{Objective, TrainConfig, Trainable, train};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)

@@ -1,0 +1,4 @@
+//! Whole runs, on ranks and of LoRAs of experts.
+
+mod experts;
+mod ranks;
