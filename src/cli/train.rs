@@ -30,7 +30,7 @@ pub(crate) struct TrainArgs {
     /// Resume from the run's last checkpoint
     #[arg(long)]
     resume: bool,
-    /// Take two steps in memory, print what the run takes, and write nothing
+    /// Take a few steps in memory, print what the run takes, and write nothing
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
     /// Write a training file with every key, its meaning and its default, to a new FILE or to stdout

@@ -1,6 +1,6 @@
 //! What a run takes, measured: some of its steps, in memory, without writing anything.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 
@@ -13,6 +13,12 @@ use crate::model::Sequence;
 
 /// The most steps whose batches are looked at, for the largest one and for the mean size of a step.
 const LOOKED_AT: usize = 1000;
+
+/// The most steps that are taken; fewer where they take longer than [`LONGEST`], but at least two.
+const MEASURED: usize = 6;
+
+/// The time after which no further step is taken.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// What a run takes.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,8 +42,8 @@ pub struct Measured {
     pub memory_bytes: Option<u64>,
 }
 
-/// Takes the first two steps of the run that `config` describes, and computes the gradients of its largest batch. The
-/// second step is measured, because the first one reads the base from the disk.
+/// Takes some steps of the run that `config` describes, and computes the gradients of its largest batch. The first step
+/// isn't measured, because it reads the base from the disk; of the others, the median counts.
 ///
 /// # Errors
 /// As [`super::train()`].
@@ -67,23 +73,28 @@ pub fn measure(config: &TrainConfig, device: &Device) -> Result<Measured> {
     }
     let tokens_per_step = tokens as f64 / looked_at as f64;
 
-    let mut seconds_per_step = 0.0;
-    for step in 0..2 {
+    let began = Instant::now();
+    let mut times = Vec::new();
+    for step in 0..MEASURED {
         let started = Instant::now();
         let rows = batches.step(step.min(steps - 1));
         let parts: Vec<Vec<Sequence>> =
             rows.iter().map(|rows| rows.iter().map(|row| all[*row].clone()).collect()).collect();
-        let gradients = objective.gradients_on(
-            &Ranks::alone(),
-            &parts.iter().map(Vec::as_slice).collect::<Vec<_>>(),
-            config.dropout(step),
-        )?;
+        let slices: Vec<&[Sequence]> = parts.iter().map(Vec::as_slice).collect();
+        let gradients = objective.gradients_on(&Ranks::alone(), &slices, config.dropout(step))?;
         let factor = clip_factor(global_norm(&gradients)?, config.training.clip_norm);
         let rate = |name: &str| rates.of(Group::of(name), step);
         optimizer.step(trainable.vars(), &gradients, factor, rate, config.training.weight_decay)?;
         let taken: usize = parts.iter().flatten().map(|sequence| sequence.ids.len()).sum();
-        seconds_per_step = started.elapsed().as_secs_f64() * tokens_per_step / taken.max(1) as f64;
+        if step > 0 {
+            times.push(started.elapsed().as_secs_f64() * tokens_per_step / taken.max(1) as f64);
+        }
+        if step > 0 && began.elapsed() > LONGEST {
+            break;
+        }
     }
+    times.sort_by(f64::total_cmp);
+    let seconds_per_step = times[times.len() / 2];
     let sequences: Vec<Sequence> = largest.iter().map(|row| all[*row].clone()).collect();
     objective.gradients_on(&Ranks::alone(), &[&sequences], config.dropout(0))?;
     Ok(Measured {

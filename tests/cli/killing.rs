@@ -62,13 +62,13 @@ fn killed_runs_lose_no_checkpoint() {
     let rows = fixtures().join("train/resume.jsonl");
     let settings = format!(
         "kind = 'lora'\nbase = '{}'\noutput = ''\n[data]\ntrain = '{rows}'\neval = '{rows}'\n[adapter]\nr = 2\n\
-         [training]\nbatch_size = 2\ncheckpoint_every = 1\neval_every = 3\nload_best_at_end = true\n\
+         [training]\nbatch_size = 2\ncheckpoint_every = 2\neval_every = 3\nload_best_at_end = true\n\
          schedule = 'constant'\nlearning_rate = 0.01\n",
         fixtures().join("convert/llama/model").display(),
         rows = rows.display(),
     );
     fs::write(dir.path().join("run.toml"), settings).unwrap();
-    let steps = 12 + 8 * kills;
+    let steps = 12 + 4 * kills;
     let (straight, killed) = (dir.path().join("straight"), dir.path().join("killed"));
     let started = std::time::Instant::now();
     finish(start(dir.path(), &straight, steps));

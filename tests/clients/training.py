@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common import FIXTURES, WORK, atombank, check, finish
 
-STEPS, RATE, DECAY, ROWS = 50, 2e-3, 0.01, 10
+STEPS, RATE, DECAY, ROWS = 50, 5e-4, 0.01, 10
 BASE = FIXTURES / "convert/llama/model"
 DATA = FIXTURES / "train/resume.jsonl"
 

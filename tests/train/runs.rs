@@ -82,8 +82,9 @@ fn a_run_resumes_inside_an_epoch_with_the_rows_of_one_that_never_stopped() {
             // Each of three epochs has each row once: 65 tokens.
             assert_eq!(targets.iter().sum::<u64>(), 195, "{settings:?}");
         }
-        for stops in [&[2][..], &[5], &[1, 4]] {
-            let broken = dir.path().join(format!("broken-{number}-{}", stops.len() + stops[0]));
+        let all: [&[usize]; 3] = [&[1, 4], &[5], &[8]];
+        for stops in &all[..if number == 0 { 3 } else { 1 }] {
+            let broken = dir.path().join(format!("broken-{number}-{}", stops[0]));
             let config = config(&broken, settings);
             for (nth, stop) in stops.iter().enumerate() {
                 run(&config, nth > 0, *stop).unwrap_err();
@@ -115,13 +116,15 @@ fn dropout_is_the_same_where_activations_are_computed_again() {
 #[test]
 fn the_best_checkpoint_is_kept_and_is_the_result() {
     let dir = tempfile::tempdir().unwrap();
-    let eval = format!("data.eval='{}'", fixtures().join("train/resume.jsonl").display());
-    // A rate that first helps, then ruins the adapter.
+    // Other answers to the same prompts: they get worse while those of the training rows are learned.
+    let rows = dir.path().join("eval.jsonl");
+    std::fs::write(&rows, "{\"prompt\": \"a\\n\", \"completion\": \"code None str\"}\n").unwrap();
+    let eval = format!("data.eval='{}'", rows.display());
     let settings = [
         &*eval,
         "training.steps=12",
         "training.schedule=constant",
-        "training.learning_rate=0.5",
+        "training.learning_rate=0.05",
         "training.eval_every=2",
     ];
     let more = ["training.checkpoint_every=2", "training.keep_checkpoints=1", "training.load_best_at_end=true"];
@@ -180,13 +183,16 @@ fn answers_are_compared_and_shown() {
     let dir = tempfile::tempdir().unwrap();
     let rows = dir.path().join("eval.jsonl");
     // The demo's base spells every word.
-    let row = |completion: &str| format!("{{\"prompt\": \"garden\", \"completion\": \"{completion}\"}}\n");
+    let row = |answer: &str| {
+        format!("{{\"instruction\": \"Reverse the letters.\", \"prompt\": \"garden\", \"completion\": \"{answer}\"}}\n")
+    };
     std::fs::write(&rows, [row("g-a-r-d-e-n"), row("g-a-r-d-e"), row("nedrag")].concat()).unwrap();
-    let eval = format!("data.eval='{}'", rows.display());
-    let settings = [&*eval, "kind=lora", "training.learning_rate=0", "training.steps=1", "training.batch_size=2"];
+    let settings = ["kind=lora", "training.learning_rate=0", "training.steps=1", "training.batch_size=2"];
     let more = ["training.eval_exact_match=3", "training.eval_samples=1", "training.metrics=['jsonl', 'tensorboard']"];
     let output = dir.path().join("run");
-    let outcome = run(&short_run(&output, &[&settings[..], &more[..]].concat()), false, usize::MAX).unwrap();
+    let mut config = short_run(&output, &[&settings[..], &more[..]].concat());
+    config.data.eval = Some(rows.into());
+    let outcome = run(&config, false, usize::MAX).unwrap();
     let samples = &values(&output, "samples")[0][0];
     assert_eq!(
         (&samples["generated"], &samples["expected"]),
