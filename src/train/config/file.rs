@@ -151,8 +151,11 @@ fn named(finding: Finding) -> Finding {
     }
 }
 
+/// Lists the keys of a table.
+type Keys = fn() -> Vec<String>;
+
 /// The tables of a training file, each with its keys.
-pub(super) const KEYS: [(&str, fn() -> Vec<String>); 4] = [
+pub(super) const KEYS: [(&str, Keys); 4] = [
     ("", keys::<TrainConfig>),
     ("data", keys::<DataSettings>),
     ("adapter", keys::<AdapterSettings>),
