@@ -172,6 +172,7 @@ pub(super) mod threads {
     }
 
     /// Runs `work` on `size` ranks, and returns what each gives.
+    #[allow(clippy::needless_update, reason = "with the feature `mpi` there is another field")]
     pub(in crate::train) fn on<T: Send>(size: usize, work: impl Fn(&Ranks) -> T + Sync) -> Vec<T> {
         let meeting = Arc::new(Meeting { barrier: Barrier::new(size), values: Mutex::new(vec![Vec::new(); size]) });
         std::thread::scope(|scope| {

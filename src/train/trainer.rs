@@ -190,10 +190,9 @@ impl Run<'_> {
             }
             let ends = step == self.steps || at.progress.is_exhausted(t.patience);
             let stopping = self.ranks.any(stop.load(Ordering::Relaxed)) && !ends;
-            if stopping || ends || due(t.checkpoint_every) || is_best && t.load_best_at_end {
-                if self.ranks.is_first() {
-                    events(Event::Saved { folder: self.save(&at)? });
-                }
+            let saves = stopping || ends || due(t.checkpoint_every) || is_best && t.load_best_at_end;
+            if saves && self.ranks.is_first() {
+                events(Event::Saved { folder: self.save(&at)? });
             }
             if stopping {
                 return Err(Error::Interrupted { folder: self.config.output.clone(), step });
