@@ -130,6 +130,7 @@ fn any_bank() -> impl Strategy<Value = (BankConfig, u64, bool)> {
                 prior_temperature: 1.0,
                 prompt_template: "{instruction}\n{prompt}\n".into(),
                 base_model_name_or_path: String::new(),
+                growth: Vec::new(),
             };
             (config, seed, instruction)
         })

@@ -85,7 +85,7 @@ impl Lora {
     /// # Errors
     /// [`crate::Error::Io`], [`crate::Error::NotFinite`].
     pub fn save_over(&self, folder: &Path) -> Result<()> {
-        tensors::replace_adapter(&self.config.to_json(), &self.tensors, folder)
+        tensors::replace_adapter(&self.output(), folder)
     }
 
     /// The LoRA's folder, as [`Lora::save`] writes it.

@@ -155,9 +155,9 @@ pub(crate) fn adapter_output(config: &Value, tensors: &Tensors) -> Output {
 }
 
 /// Writes the two files of an adapter into `folder`, each by a rename; other files there stay.
-pub(crate) fn replace_adapter(config: &Value, tensors: &Tensors, folder: &Path) -> Result<()> {
+pub(crate) fn replace_adapter(adapter: &Output, folder: &Path) -> Result<()> {
     let staging = Staging::folder(&folder.join("adapter"), false)?;
-    adapter_output(config, tensors).write_into(&staging, plan::Options::default())?;
+    adapter.write_into(&staging, plan::Options::default())?;
     for name in [WEIGHTS_FILE, ADAPTER_CONFIG] {
         let target = folder.join(name);
         std::fs::rename(staging.path().join(name), &target).at(&target, "write")?;

@@ -1,20 +1,23 @@
 //! An atom bank in memory, and reading and writing its folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::BankConfig;
+use super::config::PRIOR_BIAS;
 use crate::adapter::{
     ADAPTER_CONFIG, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, adapter_output, check_factor_names,
     check_factor_shapes, read_tensors, replace_adapter, scale,
 };
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::error::{Finding, Result};
+use crate::formats::gguf::GgufModel;
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::read_json_object;
-use crate::output::{Destination, Output};
+use crate::output::{Destination, Output, json_text, safetensors_metadata};
 use crate::plan::Plan;
 use crate::source::{Source, show_shape};
 
@@ -30,26 +33,39 @@ pub struct AtomBank {
     pub config: BankConfig,
     /// Its tensors, in f32.
     pub tensors: Tensors,
+    /// The instructions that it was trained with, each once: growth leaves them as they are. Empty if they aren't known.
+    /// They are kept in the metadata of the file of weights.
+    pub instructions: Vec<String>,
 }
 
+/// The key of the instructions in the `__metadata__` of the file of weights: a JSON list of texts.
+const INSTRUCTIONS: &str = "atom_bank.instructions";
+
 impl AtomBank {
-    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors` as an atom bank.
+    /// Reads a folder with `adapter_config.json` and `adapter_model.safetensors`, or a GGUF, as an atom bank.
     ///
     /// # Errors
     /// Missing or malformed files; [`crate::Error::Mismatch`] for a plain LoRA, which has no routing; a field this
     /// version doesn't know; tensors that are missing, surplus, of the wrong shape, or not finite.
     pub fn open(folder: &Path) -> Result<Self> {
+        if folder.is_file() {
+            let gguf = GgufModel::open(folder)?;
+            return super::gguf::open(gguf.metadata(), &gguf.tensors().iter().cloned().collect());
+        }
         let json = read_json_object(&folder.join(ADAPTER_CONFIG))?;
         let file = folder.join(WEIGHTS_FILE);
         let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
         Self::from_parts(folder, &file, &json, &Plan::taking(&source))
     }
 
-    /// Whether the settings of the adapter in `folder` are those of an atom bank.
+    /// Whether the settings of the adapter in `folder` are those of an atom bank; for a file, whether it is a bank's GGUF.
     ///
     /// # Errors
-    /// A missing or malformed `adapter_config.json`.
+    /// A missing or malformed `adapter_config.json`; a malformed GGUF.
     pub fn is_in(folder: &Path) -> Result<bool> {
+        if folder.is_file() {
+            return Ok(GgufModel::open(folder)?.metadata().text("general.architecture")? == super::gguf::ARCHITECTURE);
+        }
         let json = read_json_object(&folder.join(ADAPTER_CONFIG))?;
         Ok(json.get("peft_type").and_then(Value::as_str) == Some(PEFT_TYPE))
     }
@@ -75,13 +91,23 @@ impl AtomBank {
             }
         }
         let config = BankConfig::from_json(&config_path, config)?;
-        let bank = Self { path: folder.to_owned(), config, tensors: read_tensors(tensors)? };
+        let texts = safetensors_metadata(tensors, &mut Vec::new());
+        let instructions = Self::instructions_in(file, &texts)?;
+        let bank = Self { path: folder.to_owned(), config, tensors: read_tensors(tensors)?, instructions };
         bank.check_tensors(file)?;
         Ok(bank)
     }
 
+    /// The bank's instructions, from the metadata of its file of weights.
+    pub(super) fn instructions_in(file: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<String>> {
+        let Some(text) = metadata.get(INSTRUCTIONS) else { return Ok(Vec::new()) };
+        let finding = || Finding::new(file, format!("__metadata__ {INSTRUCTIONS:?}")).expected("a JSON list of texts");
+        crate::json::read(text.as_bytes(), finding)
+    }
+
     /// Writes the bank as a folder in PEFT's layout, in f32.
     ///
+    /// # Errors
     /// Those of [`AtomBank::open`] for an invalid bank; [`crate::Error::Exists`], [`crate::Error::Io`],
     /// [`crate::Error::NotFinite`].
     pub fn save(&self, folder: &Path, overwrite: bool) -> Result<()> {
@@ -94,7 +120,16 @@ impl AtomBank {
     /// As [`AtomBank::save`].
     pub fn save_over(&self, folder: &Path) -> Result<()> {
         self.check(folder)?;
-        replace_adapter(&self.config.to_json(), &self.tensors, folder)
+        replace_adapter(&self.with_instructions(), folder)
+    }
+
+    fn with_instructions(&self) -> Output {
+        let mut output = adapter_output(&self.config.to_json(), &self.tensors);
+        if !self.instructions.is_empty() {
+            let text = json_text(&self.instructions);
+            output.sidecars.safetensors_metadata.insert(INSTRUCTIONS.to_owned(), text);
+        }
+        output
     }
 
     /// The bank's folder, as [`AtomBank::save`] writes it.
@@ -103,7 +138,7 @@ impl AtomBank {
     /// Those of [`AtomBank::open`] for an invalid bank.
     pub fn output(&self) -> Result<Output> {
         self.check(&self.path)?;
-        Ok(adapter_output(&self.config.to_json(), &self.tensors))
+        Ok(self.with_instructions())
     }
 
     /// Applies the reader's checks, so that nothing is written that the reader would refuse.
@@ -128,9 +163,14 @@ impl AtomBank {
         scale(self.config.r, self.config.lora_alpha, self.config.use_rslora)
     }
 
-    /// The number of values in its tensors.
+    /// The number of values that training changes: those of all tensors but the instructions' center and the prior's bias.
     pub fn parameters(&self) -> usize {
-        self.tensors.values().map(|t| t.values.len()).sum()
+        self.tensors.iter().filter(|(name, _)| self.is_trained(name)).map(|(_, tensor)| tensor.values.len()).sum()
+    }
+
+    /// Whether training changes the tensor called `name`.
+    pub(crate) fn is_trained(&self, name: &str) -> bool {
+        self.config.optional_tensors().iter().all(|(fixed, _)| *fixed != name)
     }
 
     /// The atoms `C_i`, `[K, r, r]`.
@@ -179,6 +219,10 @@ impl AtomBank {
     /// Checks that every tensor is either a factor with its partner, or one of the bank's own tensors in its shape.
     fn check_tensors(&self, file: &Path) -> Result<()> {
         let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
+        if !self.config.growth.is_empty() && !self.tensors.contains_key(PRIOR_BIAS) {
+            let expected = "a tensor of this name: a bank that has grown has one";
+            return Err(finding(PRIOR_BIAS).expected(expected).found("none").format());
+        }
         let needed = self.config.global_tensors();
         let optional = self.config.optional_tensors();
         let own: Vec<_> = needed.iter().chain(&optional).collect();

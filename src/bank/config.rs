@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::BankStage;
 use crate::adapter::{Tensors, scale};
 use crate::arch::{Linear, LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
@@ -41,6 +42,8 @@ pub struct BankConfig {
     pub prior_temperature: f64,
     pub prompt_template: String,
     pub base_model_name_or_path: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<BankStage>,
 }
 
 /// The default of the text that is routed.
@@ -76,6 +79,7 @@ impl BankConfig {
             prior_temperature: f.get("prior_temperature")?.unwrap_or(1.0),
             prompt_template: f.get("prompt_template")?.unwrap_or_else(|| DEFAULT_PROMPT_TEMPLATE.into()),
             base_model_name_or_path: f.get("base_model_name_or_path")?.unwrap_or_default(),
+            growth: f.get("growth")?.unwrap_or_default(),
         };
         f.only("format_version", &[1.into()])?;
         f.ignore(&["peft_type", "task_type", "inference_mode", "peft_version"]);
@@ -140,7 +144,7 @@ impl BankConfig {
                 return Err(finding("target_modules").expected(known).found(module).unsupported());
             }
         }
-        Ok(())
+        self.check_growth(path, prefix)
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -166,18 +170,20 @@ impl BankConfig {
     /// The bank's own tensors and their shapes. `None` stands for the number of blocks, which depends on the base.
     pub(crate) fn global_tensors(&self) -> Vec<(&'static str, Vec<Option<usize>>)> {
         let (k, r) = (Some(self.num_atoms), Some(self.r));
+        // A grown bank's states are those of its first rank, so its router keeps that width.
+        let state = Some(self.state_rank());
         let (d_k, d_p, d_e) = (Some(self.key_dim), Some(self.descriptor_dim), Some(self.instruction_dim));
         vec![
             ("atom_bank.atoms", vec![k, r, r]),
             ("atom_bank.keys", vec![k, d_k]),
             ("atom_bank.descriptors", vec![k, d_p]),
-            ("atom_bank.router.state_proj.weight", vec![d_k, r]),
-            ("atom_bank.router.summary_proj.weight", vec![d_k, r]),
-            ("atom_bank.router.summary_query.weight", vec![d_k, r]),
-            ("atom_bank.router.summary_key.weight", vec![d_k, r]),
+            ("atom_bank.router.state_proj.weight", vec![d_k, state]),
+            ("atom_bank.router.summary_proj.weight", vec![d_k, state]),
+            ("atom_bank.router.summary_query.weight", vec![d_k, state]),
+            ("atom_bank.router.summary_key.weight", vec![d_k, state]),
             ("atom_bank.router.instruction_proj.weight", vec![d_k, d_e]),
             ("atom_bank.router.block_bias", vec![None, d_k]),
-            ("atom_bank.router.summary_init", vec![r]),
+            ("atom_bank.router.summary_init", vec![state]),
             ("atom_bank.prior.proj.weight", vec![d_p, d_e]),
         ]
     }

@@ -28,6 +28,9 @@ const PREFIX: &str = "atombank.";
 /// Fields of adapter_config.json that aren't settings, as one JSON object.
 const OTHER_FIELDS: &str = "atombank.other_fields";
 
+/// The field of the sizes before growths.
+const GROWTH: &str = "growth";
+
 /// The prefix of the names of the bank's own tensors.
 const BANK_PREFIX: &str = "atom_bank.";
 
@@ -62,7 +65,8 @@ pub fn to_gguf(folder: &Path) -> Result<Output> {
     others.remove("peft_type");
     others.remove("format_version");
     let settings = serde_json::to_value(&bank.config).expect("plain values serialize");
-    for (field, value) in settings.as_object().into_iter().flatten() {
+    // Sizes before growths are objects, for which GGUF has no type: they stay among the other fields.
+    for (field, value) in settings.as_object().into_iter().flatten().filter(|(field, _)| *field != GROWTH) {
         others.remove(field);
         metadata.insert(format!("{PREFIX}{field}"), setting(folder, field, value)?);
     }
@@ -100,6 +104,30 @@ fn setting(folder: &Path, field: &str, value: &Json) -> Result<Value> {
 /// # Errors
 /// [`crate::Error::Unsupported`] for a file of another kind; otherwise as [`AtomBank::open`].
 pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
+    let (config, tensors, beside) = parts(metadata, tensors)?;
+    // The same checks as for a folder.
+    AtomBank::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
+    let mut output = Output::adapter(&config, tensors);
+    output.sidecars.safetensors_metadata = beside.safetensors_metadata;
+    let config = std::mem::replace(&mut output.sidecars.files, beside.files);
+    output.sidecars.files.extend(config);
+    output.notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
+    Ok(output)
+}
+
+/// The bank in a GGUF file with these keys and tensors.
+///
+/// # Errors
+/// As [`from_gguf`].
+pub(super) fn open(metadata: &Metadata, tensors: &Plan) -> Result<AtomBank> {
+    let (config, tensors, beside) = parts(metadata, tensors)?;
+    let file = metadata.file();
+    let instructions = AtomBank::instructions_in(file, &beside.safetensors_metadata)?;
+    Ok(AtomBank { instructions, ..AtomBank::from_parts(file, file, &config, &tensors)? })
+}
+
+/// The settings of a bank, its tensors under their names in a folder, and what is beside them.
+fn parts(metadata: &Metadata, tensors: &Plan) -> Result<(Map<String, Json>, Plan, Sidecars)> {
     for (key, expected) in
         [("general.type", "adapter"), ("adapter.type", ARCHITECTURE), ("general.architecture", ARCHITECTURE)]
     {
@@ -133,15 +161,7 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
         };
         PlannedTensor { name, ..tensor.clone() }
     });
-    let tensors = Plan { tensors: tensors.collect() };
-    // The same checks as for a folder.
-    AtomBank::from_parts(metadata.file(), metadata.file(), &config, &tensors)?;
-    let mut output = Output::adapter(&config, tensors);
-    output.sidecars.safetensors_metadata = beside.safetensors_metadata;
-    let config = std::mem::replace(&mut output.sidecars.files, beside.files);
-    output.sidecars.files.extend(config);
-    output.notes = left_out_keys(metadata, |key| key.starts_with(PREFIX) || key == "adapter.type");
-    Ok(output)
+    Ok((config, Plan { tensors: tensors.collect() }, beside))
 }
 
 /// Converts a setting to JSON.

@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::{BASE_EMBEDDINGS, fill_template};
+use crate::adapter::HostTensor;
 use crate::error::{Finding, Result};
 use crate::model::{ModelWeights, SentenceEncoder, Sequence, TextEncoder};
 
@@ -89,5 +90,25 @@ impl InstructionEncoder {
             rows.push(mean.broadcast_div(&norm)?);
         }
         Ok(Tensor::stack(&rows, 0)?)
+    }
+
+    /// The mean of the embeddings of distinct instructions, given by their tokens: `[d_e]`. `None` for fewer than two,
+    /// where the embedding itself would be left with nothing.
+    ///
+    /// # Errors
+    /// As [`InstructionEncoder::embed`].
+    pub fn mean(&self, weights: &ModelWeights, distinct: &[&[u32]]) -> Result<Option<HostTensor>> {
+        if distinct.len() < 2 {
+            return Ok(None);
+        }
+        let mut sum: Vec<f64> = Vec::new();
+        for tokens in distinct {
+            let sequence = Sequence { instruction: tokens.to_vec(), ..Sequence::default() };
+            let e = self.embed(weights, &[sequence])?.flatten_all()?.to_vec1::<f32>()?;
+            sum.resize(e.len(), 0.0);
+            sum.iter_mut().zip(e).for_each(|(sum, e)| *sum += f64::from(e));
+        }
+        let values: Vec<f32> = sum.iter().map(|sum| (sum / distinct.len() as f64) as f32).collect();
+        Ok(Some(HostTensor { shape: vec![values.len()], values: values.into() }))
     }
 }

@@ -5,9 +5,13 @@ mod bake;
 mod config;
 pub mod fit;
 pub mod gguf;
+#[cfg(feature = "train")]
+mod grow;
 mod init;
 #[cfg(feature = "train")]
 mod instruction;
+#[cfg(feature = "train")]
+mod lines;
 #[cfg(feature = "train")]
 mod loaded;
 mod report;
@@ -15,17 +19,27 @@ mod report;
 mod route;
 #[cfg(feature = "train")]
 mod routing;
+mod stage;
+#[cfg(feature = "train")]
+mod usage;
 
 pub use atom_bank::AtomBank;
 #[cfg(feature = "train")]
 pub(crate) use config::check_rank;
 pub use config::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
 #[cfg(feature = "train")]
+pub use grow::{Addition, GrowthCheck, check_growth, read_instructions};
+#[cfg(feature = "train")]
 pub use instruction::InstructionEncoder;
+#[cfg(feature = "train")]
+pub use lines::lines_of;
 #[cfg(feature = "train")]
 pub use loaded::LoadedBank;
 pub use report::{AtomReport, BankReport};
 #[cfg(feature = "train")]
-pub use route::{Agreement, Request, RoutedBy, Routes, compare, route};
+pub use route::{Agreement, Request, Routed, RoutedBy, Routes, compare, mixed, route, route_sequences};
 #[cfg(feature = "train")]
 pub use routing::{BankHook, Regularizer, RoutingTrace};
+pub use stage::BankStage;
+#[cfg(feature = "train")]
+pub use usage::{BlockUsage, InstructionUsage, LEAST_SHOWN, RowRouting, Usage};

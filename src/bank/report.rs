@@ -13,7 +13,7 @@ pub struct AtomReport {
     pub norm: f32,
     /// exp of the entropy of its normalised singular values: from 1 to r (Roy and Vetterli, 2007).
     pub effective_rank: f32,
-    /// Its distance in Frobenius norm from the identity, near which atoms start.
+    /// Its distance in Frobenius norm from the identity.
     pub from_identity: f32,
 }
 
@@ -26,6 +26,8 @@ pub struct BankReport {
     pub scale: f32,
     /// The number of blocks; the layers of a block share a routing.
     pub blocks: usize,
+    /// The instructions that it was trained with, if it keeps them.
+    pub instructions: Vec<String>,
     /// Names of the linear layers that it changes.
     pub modules: Vec<String>,
     /// Numbers of the decoder layers that it changes.
@@ -65,6 +67,7 @@ impl BankReport {
             config: config.clone(),
             scale: bank.scale(),
             blocks: bank.tensors["atom_bank.router.block_bias"].shape[0],
+            instructions: bank.instructions.clone(),
             modules,
             layers,
             parameters: bank.parameters(),

@@ -3,7 +3,7 @@
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{AtomBank, LoadedBank, Routing};
+use super::{AtomBank, BankConfig, LoadedBank, Routing};
 use crate::error::{Finding, Result};
 use crate::model::{Batch, Decoder, Hook, Sequence, TextEncoder, log_softmax_last, softmax_last};
 
@@ -72,16 +72,30 @@ pub fn route(
         .iter()
         .map(|prompt| loaded.encoder().routed(encoder, &bank.config.prompt_template, &request.instruction, prompt))
         .collect::<Result<Vec<_>>>()?;
-    decoder.check_lengths(&sequences)?;
     if by == RoutedBy::Prior && sequences[0].instruction.is_empty() {
         let finding = Finding::new(&bank.path, "routing by the prior").expected("an instruction");
         return Err(finding.found("none").mismatch());
     }
-    let batch = Batch::new(&sequences);
-    let mut hook = loaded.hook(decoder.weights(), &sequences)?;
-    let prior = hook.log_prior()?.exp()?.get(0)?.to_vec1::<f32>()?;
-    let blocks = bank.config.blocks(decoder.config().num_hidden_layers);
-    let by_prompt = match by {
+    let (by_prompt, mut priors) = route_sequences(decoder, &loaded, &sequences, by)?;
+    Ok(Routes { sequences, by_prompt, prior: priors.swap_remove(0) })
+}
+
+/// For each of several sequences the weights of the atoms by block, each `[K]`, and the prior, `[K]`.
+pub type Routed = (Vec<Vec<Vec<f32>>>, Vec<Vec<f32>>);
+
+/// Routes sequences, which may have different instructions, in one pass. With token routing, weights are the mean over
+/// the routed tokens.
+///
+/// # Errors
+/// As [`Decoder::hidden`]; [`crate::Error::NotFinite`].
+pub fn route_sequences(decoder: &Decoder, bank: &LoadedBank, sequences: &[Sequence], by: RoutedBy) -> Result<Routed> {
+    decoder.check_lengths(sequences)?;
+    let config = bank.config();
+    let batch = Batch::new(sequences);
+    let mut hook = bank.hook(decoder.weights(), sequences)?;
+    let priors = hook.log_prior()?.exp()?.to_vec2::<f32>()?;
+    let blocks = config.blocks(decoder.config().num_hidden_layers);
+    let routed: Vec<Vec<Vec<f32>>> = match by {
         RoutedBy::Prior => {
             let alphas = hook.prior_alphas()?.to_vec2::<f32>()?;
             alphas.into_iter().map(|alpha| vec![alpha; blocks]).collect()
@@ -89,22 +103,35 @@ pub fn route(
         RoutedBy::Model => {
             decoder.hidden(&batch, None, &mut hook)?;
             let trace = hook.trace()?;
-            let alphas = |row: usize| trace.alphas.iter().map(|a| fix(bank, &batch, row, &a.values)).collect();
+            let alphas = |row: usize| trace.alphas.iter().map(|a| fix(config, &batch, row, &a.values)).collect();
             (0..sequences.len()).map(alphas).collect()
         }
     };
-    let routes = Routes { sequences, by_prompt, prior };
-    if routes.by_prompt.iter().flatten().flatten().any(|a| !a.is_finite()) {
+    if routed.iter().flatten().flatten().any(|a| !a.is_finite()) {
         let finding = Finding::new(decoder.weights().path(), "routing weights");
         return Err(finding.expected("finite numbers").found("a NaN or an infinity").not_finite());
     }
-    Ok(routes)
+    Ok((routed, priors))
+}
+
+/// The mixture of several routings, by block, with the `shares` of each, which add up to 1. Each routing is on the simplex,
+/// so the mixture is too.
+pub fn mixed(routings: &[Vec<Vec<f32>>], shares: &[f64]) -> Vec<Vec<f32>> {
+    let mut mixture: Vec<Vec<f64>> = Vec::new();
+    for (routing, share) in routings.iter().zip(shares) {
+        mixture.resize(routing.len(), Vec::new());
+        for (sums, alphas) in mixture.iter_mut().zip(routing) {
+            sums.resize(alphas.len(), 0.0);
+            sums.iter_mut().zip(alphas).for_each(|(sum, alpha)| *sum += share * f64::from(*alpha));
+        }
+    }
+    mixture.iter().map(|sums| sums.iter().map(|sum| *sum as f32).collect()).collect()
 }
 
 /// The weights for one prompt in one block, from all its decisions.
-fn fix(bank: &AtomBank, batch: &Batch, row: usize, alphas: &[f32]) -> Vec<f32> {
-    let k = bank.config.num_atoms;
-    match bank.config.routing {
+fn fix(config: &BankConfig, batch: &Batch, row: usize, alphas: &[f32]) -> Vec<f32> {
+    let k = config.num_atoms;
+    match config.routing {
         Routing::Prompt => alphas[row * k..(row + 1) * k].to_vec(),
         Routing::Token => {
             let routed = batch.routed_len(row);

@@ -5,7 +5,8 @@
 
 use candle_core::{D, Tensor};
 
-use super::config::PRIOR_BIAS;
+use super::loaded::{LoadedStage, has_instruction};
+use super::stage::padded;
 use super::{BankConfig, LoadedBank, Routing};
 use crate::adapter::HostTensor;
 use crate::arch::LinearLayer;
@@ -15,8 +16,12 @@ use crate::model::{Batch, Hook, log_softmax_last, ops, softmax_last};
 
 /// The state of one routed forward pass.
 pub struct BankHook<'a> {
-    bank: &'a LoadedBank,
+    bank: &'a LoadedStage,
     config: &'a BankConfig,
+    /// The number of atoms of the bank, of which newer ones may take no part in this pass.
+    atoms: usize,
+    /// What keeps atoms that were grown from sequences without an instruction, `[B, K]`, where there are some.
+    absent: Option<Tensor>,
     /// The weights of the mean over routed tokens for prompt routing, `[B, 1, T]`; rows sum to 1.
     mean: Tensor,
     /// Which of the `B * T` tokens aren't padding.
@@ -56,11 +61,25 @@ impl<'a> BankHook<'a> {
     /// # Errors
     /// [`crate::Error::Compute`].
     pub fn new(bank: &'a LoadedBank, batch: &Batch, e: Tensor) -> Result<Self> {
-        let config = bank.config();
+        Self::of_stage(bank.stage(&e)?, bank.config().num_atoms, batch, e)
+    }
+
+    /// As [`BankHook::new`], computing with all atoms, even where the newer ones take no part.
+    ///
+    /// # Errors
+    /// [`crate::Error::Compute`].
+    pub fn with_all_atoms(bank: &'a LoadedBank, batch: &Batch, e: Tensor) -> Result<Self> {
+        Self::of_stage(bank.last_stage(), bank.config().num_atoms, batch, e)
+    }
+
+    fn of_stage(bank: &'a LoadedStage, atoms: usize, batch: &Batch, e: Tensor) -> Result<Self> {
+        let config = &bank.config;
         let has_instruction = e.abs()?.max_all()?.to_scalar::<f32>()? > 0.0;
         let mut hook = Self {
             bank,
             config,
+            atoms,
+            absent: absent(config, &e)?,
             mean: e.clone(),
             real: Vec::new(),
             e,
@@ -94,7 +113,9 @@ impl<'a> BankHook<'a> {
     /// [`crate::Error::Compute`].
     pub fn trace(&self) -> Result<RoutingTrace> {
         let host = |tensors: &[Tensor]| tensors.iter().map(to_host).collect::<Result<Vec<_>>>();
-        Ok(RoutingTrace { states: host(&self.states)?, alphas: host(&self.alphas)? })
+        // Atoms that take no part have weight 0.
+        let alphas = host(&self.alphas)?.iter().map(|a| padded(a, &[a.shape[0], self.atoms])).collect();
+        Ok(RoutingTrace { states: host(&self.states)?, alphas })
     }
 
     /// `log pi(e)`, `[B, K]` (step 4). Uniform where there is no instruction.
@@ -102,16 +123,15 @@ impl<'a> BankHook<'a> {
     /// # Errors
     /// [`crate::Error::Compute`].
     pub fn log_prior(&self) -> Result<Tensor> {
-        let projected = ops::linear(&self.e, self.bank.get("atom_bank.prior.proj.weight"))?;
-        let scores = ops::linear(&projected, self.bank.get("atom_bank.descriptors"))?;
-        let scale = (self.config.descriptor_dim as f64).sqrt() * self.config.prior_temperature;
-        let mut scores = (scores * (1.0 / scale))?;
-        if let Some(bias) = self.bank.find(PRIOR_BIAS) {
-            // Without an instruction, the prior is uniform.
-            let is_there = self.e.abs()?.sum_keepdim(1)?.gt(0.0)?.to_dtype(scores.dtype())?;
-            scores = (scores + is_there.broadcast_mul(&bias.unsqueeze(0)?)?)?;
+        self.with_newer(self.bank.log_prior(&self.e)?, f32::NEG_INFINITY)
+    }
+
+    /// `x`, `[B, K]` of the atoms that take part, with `value` for the newer ones.
+    fn with_newer(&self, x: Tensor, value: f32) -> Result<Tensor> {
+        match self.atoms - self.config.num_atoms {
+            0 => Ok(x),
+            newer => Ok(Tensor::cat(&[&x, &Tensor::full(value, (x.dim(0)?, newer), x.device())?], 1)?),
         }
-        Ok(log_softmax_last(&scores)?)
     }
 
     /// The weights of the atoms from the prior alone, without a forward pass: `[B, K]`.
@@ -119,7 +139,8 @@ impl<'a> BankHook<'a> {
     /// # Errors
     /// [`crate::Error::Compute`].
     pub fn prior_alphas(&self) -> Result<Tensor> {
-        self.top_k(&(self.log_prior()? * self.config.prior_strength)?)
+        let alphas = self.top_k(&(self.bank.log_prior(&self.e)? * self.config.prior_strength)?)?;
+        self.with_newer(alphas, 0.0)
     }
 
     /// The regularizers' part of the loss, a scalar. Call it after the pass.
@@ -128,7 +149,7 @@ impl<'a> BankHook<'a> {
     /// [`crate::Error::Compute`].
     pub fn regularization(&self, strength: Regularizer) -> Result<Tensor> {
         let atoms = self.config.num_atoms;
-        let mut log_pi = self.log_prior()?;
+        let mut log_pi = self.bank.log_prior(&self.e)?;
         let mut keep: Option<Tensor> = None;
         if self.config.routing == Routing::Token {
             log_pi = self.per_token(&log_pi)?;
@@ -163,10 +184,10 @@ impl<'a> BankHook<'a> {
         Ok((kl + balance)?)
     }
 
-    /// Steps 1 to 6 for block `block`, at its first linear layer. `z` is `A x`, `[B, T, r]`.
+    /// Steps 1 to 6 for block `block`, at its first linear layer. `z` is `A x`, `[B, T, state_rank]`.
     fn route(&mut self, block: usize, z: &Tensor) -> Result<()> {
         let router = |name: &str| self.bank.get(&format!("atom_bank.router.{name}"));
-        let (r, d_k) = (self.config.r, self.config.key_dim);
+        let (r, d_k) = (self.config.state_rank(), self.config.key_dim);
         let z = match self.config.routing {
             Routing::Prompt => self.mean.matmul(z)?.squeeze(1)?,
             Routing::Token => z.reshape((self.rows * self.width, r))?,
@@ -193,8 +214,11 @@ impl<'a> BankHook<'a> {
         if self.has_instruction {
             // For sequences without an instruction this adds a constant, which doesn't change the
             // softmax.
-            let prior = (self.per_decision(&self.log_prior()?)? * self.config.prior_strength)?;
+            let prior = (self.per_decision(&self.bank.log_prior(&self.e)?)? * self.config.prior_strength)?;
             logits = (logits + prior)?;
+        }
+        if let Some(absent) = &self.absent {
+            logits = (logits + self.per_decision(absent)?)?;
         }
         self.alphas.push(self.top_k(&logits)?);
         self.logits.push(logits);
@@ -216,6 +240,11 @@ impl<'a> BankHook<'a> {
             }
         }
         Ok(softmax_last(&(&scaled + Tensor::from_vec(mask, scaled.shape(), scaled.device())?)?)?)
+    }
+
+    /// The rows of `A` that make the state: those that were there before the bank grew.
+    fn of_state(&self, a: &Tensor) -> Result<Tensor> {
+        Ok(a.narrow(0, 0, self.config.state_rank())?)
     }
 
     /// Expands a value per sequence, `[B, n]`, to one per decision, `[N, n]`.
@@ -263,20 +292,23 @@ impl<'a> BankHook<'a> {
 
 impl Hook for BankHook<'_> {
     fn bottleneck(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<(Tensor, Tensor, f64)>> {
-        let Some((a, b)) = self.bank.adapter().factors(site) else { return Ok(None) };
+        let Some((a, b)) = self.bank.adapter.factors(site) else { return Ok(None) };
         let (a, b) = (a.clone(), b.clone());
         let z = ops::narrow_linear(x, &a)?;
         let block = site.layer / self.config.block_size;
         // Linear layers come in execution order, so at the first one of a block its decision is
         // still missing.
         if self.alphas.len() == block {
-            self.route(block, &z)?;
+            match self.config.growth.is_empty() {
+                true => self.route(block, &z)?,
+                false => self.route(block, &ops::narrow_linear(x, &self.of_state(&a)?)?)?,
+            }
         }
-        Ok(Some((self.apply_operator(block, &z)?, b, self.bank.adapter().scale())))
+        Ok(Some((self.apply_operator(block, &z)?, b, self.bank.adapter.scale())))
     }
 
     fn factors(&mut self, sites: &[LinearLayer], count: usize, input: &mut Input) -> Result<Option<Factors>> {
-        let adapter = self.bank.adapter();
+        let adapter = &self.bank.adapter;
         let factors = |site: &LinearLayer| adapter.factors(*site).map(|(a, b)| (a.clone(), b.clone(), adapter.scale()));
         let of_sites: Vec<_> = sites.iter().map(factors).collect();
         let Some(first) = of_sites.iter().position(Option::is_some) else { return Ok(Some(Factors::default())) };
@@ -284,7 +316,7 @@ impl Hook for BankHook<'_> {
         if self.alphas.len() == block {
             // The state that routes the block is that of its first linear layer.
             let Some((a, ..)) = of_sites[first].as_ref().filter(|_| first < count) else { return Ok(None) };
-            let z = ops::narrow_linear(&input()?, a)?;
+            let z = ops::narrow_linear(&input()?, &self.of_state(a)?)?;
             self.route(block, &z)?;
         }
         Ok(Some(Factors { of_sites, mix: Some(self.operators(block)?) }))
@@ -317,6 +349,20 @@ impl Hook for BankHook<'_> {
         }
         self.set_batch(batch)
     }
+}
+
+/// For a bank that has grown and a batch in which some sequences have no instruction: what is added to logits, `[B, K]`,
+/// so that atoms that were grown for instructions have no weight there.
+fn absent(config: &BankConfig, e: &Tensor) -> Result<Option<Tensor>> {
+    let Some(first) = config.growth.first() else { return Ok(None) };
+    let there = has_instruction(e)?.to_vec2::<u8>()?;
+    if there.iter().all(|row| row[0] == 1) {
+        return Ok(None);
+    }
+    let of_row =
+        |there: u8| (0..config.num_atoms).map(move |i| if there == 0 && i >= first.num_atoms { -1e30 } else { 0f32 });
+    let values: Vec<f32> = there.iter().flat_map(|row| of_row(row[0])).collect();
+    Ok(Some(Tensor::from_vec(values, (there.len(), config.num_atoms), e.device())?))
 }
 
 /// Indices sorted by value, largest first; the lower index wins a tie.

@@ -116,6 +116,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         instruction_encoder: args.encoder.clone().unwrap_or_else(|| BASE_EMBEDDINGS.to_owned()),
         top_k: args.top_k,
         base_model_name_or_path: id.unwrap_or_else(|| args.base.display().to_string()),
+        instructions: texts.iter().map(|text| text.text.clone()).collect(),
     };
     let output = fit.into_bank(&args.output, &router, settings, model.decoder.config())?.output()?;
     let written = if args.dry_run { None } else { Some(output.write(&to, &|_| ())?) };

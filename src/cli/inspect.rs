@@ -160,6 +160,14 @@ fn print_bank(bank: &BankReport) {
     row("rank, alpha, scale", format_args!("{}, {}, {}", c.r, c.lora_alpha, bank.scale));
     row("atoms", format_args!("{}, of which a block uses {}", c.num_atoms, c.top_k));
     row("blocks", format_args!("{} of {} layers", bank.blocks, c.block_size));
+    match bank.instructions.as_slice() {
+        [] => {}
+        [one] => row("instructions", one),
+        [first, rest @ ..] => row("instructions", format_args!("{first:?} and {} more", rest.len())),
+    }
+    if let Some(stage) = c.growth.first() {
+        row("growths", format_args!("{}, from {} atoms of rank {}", c.growth.len(), stage.num_atoms, stage.r));
+    }
     row("modules", bank.modules.join(", "));
     row("layers", show_range(&bank.layers));
     row("routing", format_args!("{:?}, temperature {}, prior strength {}", c.routing, c.temperature, c.prior_strength));

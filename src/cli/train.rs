@@ -209,7 +209,13 @@ pub(crate) fn train_with_bar(
             let exact = exact_match.map(|share| format!(", exact match {:.1}%", 100.0 * share)).unwrap_or_default();
             bar.suspend(|| eprintln!("step {step}: evaluation loss {loss:.4}{exact}"));
         }
-        Event::Note(_) | Event::Evaluated { .. } | Event::Saved { .. } => {}
+        Event::Kept { sequences, max_logit_difference } if !quiet => bar.suspend(|| {
+            eprintln!(
+                "the bank's earlier instructions are as they were: on {sequences} texts the same atoms bit for bit, \
+                 logits to {max_logit_difference:.0e}"
+            );
+        }),
+        Event::Note(_) | Event::Evaluated { .. } | Event::Saved { .. } | Event::Kept { .. } => {}
     })?;
     bar.finish_and_clear();
     Ok(outcome)

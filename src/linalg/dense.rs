@@ -1,6 +1,6 @@
 //! Factorizations of matrices in memory, and truncation.
 
-use super::{Matrix, to_rows};
+use super::{Matrix, Random, to_rows};
 
 /// The most sweeps of Jacobi rotations. Convergence is quadratic, so ten are rarely needed.
 const SWEEPS: usize = 40;
@@ -72,6 +72,18 @@ impl Svd {
 /// the smaller dimension. It uses Householder reflections, so `q` is orthonormal even for a singular `m`.
 pub fn thin_qr(m: Matrix) -> (Matrix, Matrix) {
     m.qr().unpack()
+}
+
+/// A random orthogonal matrix, `[n, n]`: Q of the QR decomposition of a matrix of independent normal numbers. The signs of
+/// its columns are those that make every orthogonal matrix equally likely.
+pub(crate) fn random_orthogonal(n: usize, random: &mut Random) -> Matrix {
+    let (mut q, r) = thin_qr(Matrix::from_fn(n, n, |_, _| f64::from(random.normal())));
+    for (mut column, diagonal) in q.column_iter_mut().zip(r.diagonal().iter()) {
+        if *diagonal < 0.0 {
+            column.neg_mut();
+        }
+    }
+    q
 }
 
 /// The full singular value decomposition of `m`. The time is cubic in the smaller dimension.
@@ -146,7 +158,6 @@ fn rotate(m: &mut Matrix, p: usize, q: usize, c: f64, s: f64) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Random;
     use super::*;
 
     fn random(rows: usize, cols: usize, seed: u64) -> Matrix {
@@ -170,6 +181,16 @@ mod tests {
             assert_orthonormal(&svd.vt.transpose());
             assert!(svd.s.is_sorted_by(|a, b| a >= b));
         }
+    }
+
+    #[test]
+    fn random_orthogonal_matrices_are_orthogonal_and_differ() {
+        let mut random = Random::new(2);
+        let all: Vec<Matrix> = (0..20).map(|_| random_orthogonal(5, &mut random)).collect();
+        all.iter().for_each(assert_orthonormal);
+        assert!(all.iter().skip(1).all(|other| (other - &all[0]).norm() > 0.5));
+        let signs: Vec<f64> = (0..20).map(|_| random_orthogonal(1, &mut random)[(0, 0)]).collect();
+        assert!(signs.contains(&1.0) && signs.contains(&-1.0), "both signs are as likely: {signs:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod products;
 mod random;
 mod sketch;
 
+pub(crate) use dense::random_orthogonal;
 pub use dense::{Svd, svd, thin_qr};
 pub use products::{Term, svd_of_products};
 pub(crate) use random::Random;

@@ -18,6 +18,8 @@ use crate::output::Output;
 #[derive(Debug, Clone)]
 pub(super) enum TrainedAdapter {
     Bank(AtomBank),
+    /// A bank of which only the newest part is trained.
+    Growing(AtomBank),
     Lora(Lora),
 }
 
@@ -30,7 +32,7 @@ impl TrainedAdapter {
         instruction_dim: Option<usize>,
     ) -> Result<Self> {
         match config.kind {
-            AdapterKind::Bank => {
+            AdapterKind::Bank | AdapterKind::Grow => {
                 let bank = config.bank_config(base, instruction_dim);
                 AtomBank::fresh(path, bank, base, config.seed).map(Self::Bank)
             }
@@ -46,24 +48,56 @@ impl TrainedAdapter {
         }
     }
 
+    /// The same adapter, as a run of this kind trains it.
+    pub(super) fn trained_as(self, kind: AdapterKind) -> Self {
+        match (self, kind) {
+            (Self::Bank(bank), AdapterKind::Grow) => Self::Growing(bank),
+            (adapter, _) => adapter,
+        }
+    }
+
     pub(super) fn check_base(&self, base: &ModelConfig) -> Result<()> {
         match self {
-            Self::Bank(bank) => bank.check_base(base),
+            Self::Bank(bank) | Self::Growing(bank) => bank.check_base(base),
             Self::Lora(lora) => lora.check_base(base),
         }
     }
 
     pub(super) fn tensors(&self) -> &Tensors {
         match self {
-            Self::Bank(bank) => &bank.tensors,
+            Self::Bank(bank) | Self::Growing(bank) => &bank.tensors,
             Self::Lora(lora) => &lora.tensors,
         }
+    }
+
+    /// `config`, with the sizes of a bank that it leaves to the data.
+    pub(super) fn sizes_in(&self, config: &TrainConfig) -> TrainConfig {
+        let mut config = config.clone();
+        if let Self::Bank(bank) = self {
+            let (sizes, bank) = (&mut config.adapter, &bank.config);
+            sizes.num_atoms = Some(bank.num_atoms);
+            sizes.top_k = Some(bank.top_k);
+            sizes.key_dim = Some(bank.key_dim);
+            sizes.descriptor_dim = Some(bank.descriptor_dim);
+        }
+        config
+    }
+
+    /// The names of the tensors that are trained, at least in part.
+    pub(super) fn trained_names(&self) -> Vec<&String> {
+        let is_trained = |name: &str| match self {
+            Self::Bank(bank) => bank.is_trained(name),
+            Self::Growing(_) => AtomBank::grows(name),
+            Self::Lora(_) => true,
+        };
+        self.tensors().keys().filter(|name| is_trained(name)).collect()
     }
 
     /// The same adapter with other values.
     pub(super) fn with_tensors(&self, tensors: Tensors) -> Self {
         match self.clone() {
             Self::Bank(bank) => Self::Bank(AtomBank { tensors, ..bank }),
+            Self::Growing(bank) => Self::Growing(AtomBank { tensors, ..bank }),
             Self::Lora(lora) => Self::Lora(Lora { tensors, ..lora }),
         }
     }
@@ -72,20 +106,21 @@ impl TrainedAdapter {
     pub(super) fn parameters(&self) -> usize {
         match self {
             Self::Bank(bank) => bank.parameters(),
+            Self::Growing(bank) => bank.grown_parameters(),
             Self::Lora(lora) => lora.parameters(),
         }
     }
 
     pub(super) fn save_over(&self, folder: &Path) -> Result<()> {
         match self {
-            Self::Bank(bank) => bank.save_over(folder),
+            Self::Bank(bank) | Self::Growing(bank) => bank.save_over(folder),
             Self::Lora(lora) => lora.save_over(folder),
         }
     }
 
     pub(super) fn output(&self) -> Result<Output> {
         match self {
-            Self::Bank(bank) => bank.output(),
+            Self::Bank(bank) | Self::Growing(bank) => bank.output(),
             Self::Lora(lora) => Ok(lora.output()),
         }
     }
@@ -93,6 +128,7 @@ impl TrainedAdapter {
     pub(super) fn trainable(&self, device: &Device) -> Result<Trainable> {
         match self {
             Self::Bank(bank) => Trainable::bank(bank, device),
+            Self::Growing(bank) => LoadedBank::growing(bank, device).map(Trainable::Bank),
             Self::Lora(lora) => Trainable::lora(lora, device),
         }
     }
@@ -129,6 +165,17 @@ impl Trainable {
         match self {
             Self::Bank(bank) => bank.vars(),
             Self::Lora(lora) => lora.vars(),
+        }
+    }
+
+    /// The part of a variable's gradient that counts.
+    pub(super) fn masked(&self, name: &str, gradient: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Bank(bank) => match bank.masks().get(name) {
+                Some(mask) => Ok((gradient * mask)?),
+                None => Ok(gradient),
+            },
+            Self::Lora(_) => Ok(gradient),
         }
     }
 

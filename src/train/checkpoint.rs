@@ -84,6 +84,12 @@ impl State {
             t.patience = default.patience;
             t.min_delta = default.min_delta;
             t.metrics = vec![MetricsForm::Jsonl];
+            // Sizes that the settings leave to the data are those of the adapter in the checkpoint.
+            let (unset, begun) = (&mut config.adapter, &self.config.adapter);
+            unset.num_atoms = unset.num_atoms.or(begun.num_atoms);
+            unset.top_k = unset.top_k.or(begun.top_k);
+            unset.key_dim = unset.key_dim.or(begun.key_dim);
+            unset.descriptor_dim = unset.descriptor_dim.or(begun.descriptor_dim);
             // Sums in another order, within the rounding of f32.
             t.max_memory = None;
             // A number of epochs can't change: their last step may have fewer rows.
@@ -154,7 +160,7 @@ pub(super) fn save(output: &Path, adapter: &TrainedAdapter, optimizer: &AdamW, s
         moments.insert(format!("second.{name}"), to_host(v)?);
     }
     let mut rest = tensors_output(&moments, "optimizer");
-    rest.put_json(STATE, state);
+    rest.put_json(STATE, &State { config: adapter.sizes_in(&state.config), ..state.clone() });
     rest.write_into(&staging, plan::Options::default())?;
     staging.commit()?;
     let settings = &state.config.training;
@@ -228,7 +234,7 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, Ad
     let state: State = read_value(serde_json::Value::Object(read_json_object(&path)?), || {
         Finding::new(&path, "").expected("a trainer's state")
     })?;
-    let adapter = open_adapter(folder)?;
+    let adapter = open_adapter(folder)?.trained_as(state.config.kind);
     let path = folder.join("optimizer.safetensors");
     let file = SafetensorsFile::open(&path)?;
     let mut found = BTreeMap::new();
@@ -242,7 +248,7 @@ pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, Ad
         found.insert(info.name.clone(), Tensor::from_vec(values, info.shape.as_slice(), device)?);
     }
     let mut moments = BTreeMap::new();
-    for name in adapter.tensors().keys() {
+    for name in adapter.trained_names() {
         let mut take = |which: &str| {
             let key = format!("{which}.{name}");
             found.remove(&key).ok_or_else(|| {

@@ -1,5 +1,6 @@
 //! Rows of instruction, prompt and completion, as token sequences in a seeded order.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -60,6 +61,8 @@ pub struct Dataset {
     file: PathBuf,
     /// The number of each row in its file, from 1.
     numbers: Vec<usize>,
+    /// The texts of the rows' instructions, each once, in the order of the rows; none for rows without one.
+    instructions: Vec<String>,
 }
 
 impl Dataset {
@@ -90,14 +93,23 @@ impl Dataset {
             }
             sequences.push(Sequence::completed(sequence.ids, sequence.routed, sequence.instruction));
         }
+        let mut seen = HashSet::new();
+        let texts = rows.iter().map(|row| row.instruction.as_str());
+        let instructions = texts.filter(|text| !text.is_empty() && seen.insert(*text)).map(str::to_owned).collect();
         let numbers = (1..=sequences.len()).collect();
-        Ok(Self { sequences, file: path.to_owned(), numbers })
+        Ok(Self { sequences, file: path.to_owned(), numbers, instructions })
     }
 
     #[cfg(test)]
     pub(super) fn of_sequences(sequences: Vec<Sequence>) -> Self {
         let numbers = (1..=sequences.len()).collect();
-        Self { sequences, file: "rows".into(), numbers }
+        Self { sequences, file: "rows".into(), numbers, instructions: Vec::new() }
+    }
+
+    /// The texts of the instructions of all rows of the file, those that are split off too: each once, in the order of
+    /// the rows.
+    pub fn instructions(&self) -> &[String] {
+        &self.instructions
     }
 
     /// The rows as sequences, in the file's order.
@@ -129,6 +141,7 @@ impl Dataset {
             sequences: indices.iter().map(|i| self.sequences[*i].clone()).collect(),
             file: self.file.clone(),
             numbers: indices.iter().map(|i| self.numbers[*i]).collect(),
+            instructions: self.instructions.clone(),
         };
         (pick(&order[held_out..]), Some(pick(&order[..held_out])))
     }

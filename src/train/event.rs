@@ -42,6 +42,13 @@ pub enum Event {
         /// The share of rows that were answered exactly, if any were asked.
         exact_match: Option<f64>,
     },
+    /// A bank that has grown was compared with the bank before, and does what that did for every earlier instruction.
+    Kept {
+        /// The number of sequences on which they were compared.
+        sequences: usize,
+        /// The largest difference of any logit.
+        max_logit_difference: f32,
+    },
     /// A checkpoint was written.
     Saved {
         /// Its folder.

@@ -5,8 +5,9 @@ use std::path::Path;
 use candle_core::Device;
 
 use super::adapter::TrainedAdapter;
+use super::start::Start;
 use super::{Dataset, TrainConfig, TrainingRow, memory};
-use crate::bank::InstructionEncoder;
+use crate::bank::{AtomBank, InstructionEncoder};
 use crate::error::{Finding, Result};
 use crate::model::{Decoder, LanguageModel, Residence, TextEncoder};
 
@@ -17,14 +18,17 @@ pub(super) struct Inputs {
     pub(super) instructions: InstructionEncoder,
     pub(super) data: Dataset,
     pub(super) eval: Option<Dataset>,
+    /// The bank that grows.
+    pub(super) from: Option<AtomBank>,
 }
 
 impl Inputs {
-    /// Opens what `config` names, and checks that its settings fit.
+    /// Opens what `config` names, and checks that its settings fit. Settings and the bank that grows are those of
+    /// [`super::start::settings`].
     ///
     /// # Errors
     /// Errors in config, base or data.
-    pub(super) fn open(config: &TrainConfig, device: &Device) -> Result<Self> {
+    pub(super) fn open(config: &TrainConfig, from: Option<AtomBank>, device: &Device) -> Result<Self> {
         config.check()?;
         let residence = if config.training.resident { Residence::Memory } else { Residence::Mapped };
         let LanguageModel { decoder, encoder } = LanguageModel::open(config.base_folder(), residence, device)?;
@@ -34,7 +38,7 @@ impl Inputs {
         if let Some(key) = config.needs_evaluation().filter(|_| eval.is_none()) {
             return Err(config.without_evaluation(key));
         }
-        Ok(Self { decoder, encoder, instructions, data, eval })
+        Ok(Self { decoder, encoder, instructions, data, eval, from })
     }
 
     /// The number of rows and tokens for training.
@@ -50,7 +54,7 @@ impl Inputs {
 
     /// The adapter that a run begins with.
     pub(super) fn fresh(&self, config: &TrainConfig) -> Result<TrainedAdapter> {
-        TrainedAdapter::fresh(&config.output, config, self.decoder.config(), self.instructions.dim())
+        Start { config, inputs: self }.adapter()
     }
 
     /// Whether activations are computed again, as in [`memory::computes_again`].

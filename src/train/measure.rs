@@ -7,7 +7,7 @@ use candle_core::Device;
 use super::batches::Batches;
 use super::config::Group;
 use super::inputs::Inputs;
-use super::{AdamW, Objective, Ranks, TrainConfig, clip_factor, global_norm, memory};
+use super::{AdamW, Objective, Ranks, TrainConfig, clip_factor, global_norm, memory, start};
 use crate::error::Result;
 use crate::model::Sequence;
 
@@ -48,7 +48,9 @@ pub struct Measured {
 /// # Errors
 /// As [`super::train()`].
 pub fn measure(config: &TrainConfig, device: &Device) -> Result<Measured> {
-    let inputs = Inputs::open(config, device)?;
+    let (config, from) = start::settings(config)?;
+    let config = &config;
+    let inputs = Inputs::open(config, from, device)?;
     let mut batches = Batches::new(config, &inputs.data, 1)?;
     let adapter = inputs.fresh(config)?;
     let checkpoint_activations = inputs.computes_again(config, &adapter)?;

@@ -17,6 +17,7 @@ mod optimizer;
 mod progress;
 mod ranks;
 mod recompute;
+mod start;
 mod step;
 mod tensorboard;
 #[cfg(test)]

@@ -39,7 +39,7 @@ impl Gradients {
     pub(super) fn add(&mut self, store: &mut GradStore, trainable: &Trainable) -> Result<()> {
         for (name, var) in trainable.vars() {
             if let Some(gradient) = store.remove(var.as_tensor()) {
-                self.add_one(name, gradient)?;
+                self.add_one(name, trainable.masked(name, gradient)?)?;
             }
         }
         Ok(())

@@ -18,6 +18,7 @@ use super::event::{End, Event, Outcome};
 use super::inputs::Inputs;
 use super::metrics::Metrics;
 use super::progress::{Evaluation, Progress};
+use super::start;
 use super::step::target_tokens;
 use super::{AdamW, Dataset, Gradients, Objective, Ranks, TrainConfig, clip_factor, global_norm, memory};
 use crate::bank::Regularizer;
@@ -56,7 +57,9 @@ pub fn train_on(
     stop: &AtomicBool,
     events: &mut dyn FnMut(Event),
 ) -> Result<Outcome> {
-    let inputs = Inputs::open(config, device)?;
+    let (config, from) = start::settings(config)?;
+    let config = &config;
+    let inputs = Inputs::open(config, from, device)?;
     let output = &config.output;
     let last = match (resume, output.exists()) {
         (true, true) => checkpoint::list(output)?.pop(),
@@ -70,6 +73,7 @@ pub fn train_on(
             let (adapter, optimizer, state) = checkpoint::load(path, device)?;
             state.check(path, config, inputs.size())?;
             adapter.check_base(inputs.decoder.config())?;
+            inputs.from.iter().try_for_each(|from| start::check_parts(path, &adapter, from))?;
             (adapter, Some(optimizer), state.step, state.progress, state.ranks)
         }
         None if resume => {
@@ -103,7 +107,12 @@ pub fn train_on(
     let regularizer = config.regularizer();
     let objective = Objective { decoder: &inputs.decoder, trainable: &trainable, regularizer, checkpoint_activations };
     let run = Run { ranks, began_with, config, inputs: &inputs, objective, adapter, steps };
-    run.go(At { step, optimizer, progress }, batches, metrics, stop, events)
+    let outcome = run.go(At { step, optimizer, progress }, batches, metrics, stop, events)?;
+    if let Some(from) = inputs.from.as_ref().filter(|_| ranks.is_first()) {
+        let kept = start::check_grown(config, from, &inputs)?;
+        events(Event::Kept { sequences: kept.sequences, max_logit_difference: kept.max_logit_difference });
+    }
+    Ok(outcome)
 }
 
 impl TrainConfig {

@@ -141,6 +141,8 @@ pub struct BankSettings {
     pub top_k: Option<usize>,
     /// The base's name or path.
     pub base_model_name_or_path: String,
+    /// The texts that select the atoms.
+    pub instructions: Vec<String>,
 }
 
 impl BankFit {
@@ -177,6 +179,7 @@ impl BankFit {
             prior_temperature: router.prior_temperature,
             prompt_template: DEFAULT_PROMPT_TEMPLATE.to_owned(),
             base_model_name_or_path: settings.base_model_name_or_path,
+            growth: Vec::new(),
         };
         config.check(path)?;
         let mut tensors = BTreeMap::new();
@@ -201,7 +204,7 @@ impl BankFit {
         }
         let zeros = HostTensor { shape: vec![r], values: vec![0.0; r].into() };
         tensors.insert("atom_bank.router.summary_init".to_owned(), zeros);
-        let bank = AtomBank { path: path.to_owned(), config, tensors };
+        let bank = AtomBank { path: path.to_owned(), config, tensors, instructions: settings.instructions };
         bank.check_base(base)?;
         Ok(bank)
     }

@@ -16,6 +16,8 @@ pub enum AdapterKind {
     Bank,
     /// A plain LoRA, saved in PEFT's layout.
     Lora,
+    /// An atom bank that gets an atom for one more instruction, and stays as it is for the others.
+    Grow,
 }
 
 /// Settings of the adapter. Those of routing are for banks only.
@@ -29,17 +31,49 @@ pub struct AdapterSettings {
     pub lora_dropout: f64,
     pub target_modules: Vec<String>,
     pub target_parameters: Vec<String>,
-    pub num_atoms: usize,
-    pub top_k: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_atoms: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
     pub block_size: usize,
-    pub key_dim: usize,
-    pub descriptor_dim: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_dim: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub descriptor_dim: Option<usize>,
     pub instruction_encoder: String,
     pub routing: Routing,
     pub temperature: f64,
     pub prior_strength: f64,
     pub prior_temperature: f64,
     pub prompt_template: String,
+    /// The columns of rank that a bank gets when it grows.
+    pub grow_rank: usize,
+}
+
+/// The fewest atoms of a bank whose settings don't say how many: the shared factors cost far more values.
+const FEWEST_ATOMS: usize = 8;
+
+/// The widths of keys and descriptors of a bank whose settings don't say which.
+const ROUTER_DIM: usize = 8;
+
+impl AdapterSettings {
+    /// The same settings with a number wherever they leave it to the data, which has `instructions` distinct instructions.
+    /// docs/training.md has the reason for each.
+    #[must_use]
+    pub fn sized(&self, instructions: usize) -> Self {
+        let atoms = self.num_atoms.unwrap_or_else(|| {
+            // More atoms than r x r matrices have entries are combinations of the others.
+            let directions = self.r.saturating_mul(self.r);
+            instructions.min(directions).max(FEWEST_ATOMS).max(self.top_k.unwrap_or(1))
+        });
+        Self {
+            num_atoms: Some(atoms),
+            top_k: Some(self.top_k.unwrap_or(atoms)),
+            key_dim: Some(self.key_dim.unwrap_or(ROUTER_DIM)),
+            descriptor_dim: Some(self.descriptor_dim.unwrap_or(ROUTER_DIM)),
+            ..self.clone()
+        }
+    }
 }
 
 impl Default for AdapterSettings {
@@ -51,40 +85,50 @@ impl Default for AdapterSettings {
             lora_dropout: 0.0,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
             target_parameters: Vec::new(),
-            num_atoms: 8,
-            top_k: 2,
+            num_atoms: None,
+            top_k: None,
             block_size: 2,
-            key_dim: 16,
-            descriptor_dim: 16,
+            key_dim: None,
+            descriptor_dim: None,
             instruction_encoder: BASE_EMBEDDINGS.into(),
             routing: Routing::Prompt,
             temperature: 1.0,
             prior_strength: 1.0,
             prior_temperature: 1.0,
             prompt_template: DEFAULT_PROMPT_TEMPLATE.into(),
+            grow_rank: 1,
         }
     }
 }
 
 impl TrainConfig {
+    /// The same run with the sizes of a bank for `instructions` distinct instructions, wherever its settings leave them to
+    /// the data.
+    #[must_use]
+    pub fn sized(&self, instructions: usize) -> Self {
+        Self { adapter: self.adapter.sized(instructions), ..self.clone() }
+    }
+
     /// The settings of a bank for `base`. `instruction_dim` is the instruction encoder's width if that differs from the
-    /// base's.
+    /// base's. Sizes that the settings leave to the data are those for no instruction: see [`TrainConfig::sized`].
     pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
         self.bank_settings(instruction_dim.unwrap_or(base.hidden_size))
     }
 
     pub(super) fn bank_settings(&self, instruction_dim: usize) -> BankConfig {
-        let a = self.adapter.clone();
+        let a = self.adapter.sized(0);
+        let [num_atoms, top_k, key_dim, descriptor_dim] =
+            [a.num_atoms, a.top_k, a.key_dim, a.descriptor_dim].map(Option::unwrap_or_default);
         BankConfig {
             r: a.r,
             lora_alpha: a.lora_alpha,
             use_rslora: a.use_rslora,
             target_modules: a.target_modules,
-            num_atoms: a.num_atoms,
-            top_k: a.top_k,
+            num_atoms,
+            top_k,
             block_size: a.block_size,
-            key_dim: a.key_dim,
-            descriptor_dim: a.descriptor_dim,
+            key_dim,
+            descriptor_dim,
             instruction_dim,
             instruction_encoder: a.instruction_encoder,
             routing: a.routing,
@@ -93,6 +137,7 @@ impl TrainConfig {
             prior_temperature: a.prior_temperature,
             prompt_template: a.prompt_template,
             base_model_name_or_path: self.base_name(),
+            growth: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@ mod adapter;
 mod axolotl;
 mod data;
 mod file;
+mod growth;
 mod schedule;
 mod template;
 mod training;
@@ -48,6 +49,12 @@ pub struct TrainConfig {
     /// The kind of adapter.
     #[serde(default)]
     pub kind: AdapterKind,
+    /// The bank that grows, for `kind = "grow"` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// A file with the instructions of the bank that grows, one a line, if the bank doesn't keep them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<PathBuf>,
     /// The seed for the adapter's initial values and the order of the data.
     #[serde(default)]
     pub seed: u64,
@@ -94,11 +101,11 @@ impl TrainConfig {
         let counts = [
             ("data.max_length", self.data.max_length),
             ("adapter.r", self.adapter.r),
-            ("adapter.num_atoms", self.adapter.num_atoms),
-            ("adapter.top_k", self.adapter.top_k),
+            ("adapter.num_atoms", self.adapter.num_atoms.unwrap_or(1)),
+            ("adapter.top_k", self.adapter.top_k.unwrap_or(1)),
             ("adapter.block_size", self.adapter.block_size),
-            ("adapter.key_dim", self.adapter.key_dim),
-            ("adapter.descriptor_dim", self.adapter.descriptor_dim),
+            ("adapter.key_dim", self.adapter.key_dim.unwrap_or(1)),
+            ("adapter.descriptor_dim", self.adapter.descriptor_dim.unwrap_or(1)),
         ];
         if let Some((key, value)) = counts.into_iter().find(|(_, v)| *v == 0 || *v > 1 << 31) {
             return Err(finding(key).expected("a count from 1 to 2^31").found(value).mismatch());
@@ -137,10 +144,12 @@ impl TrainConfig {
             let known = crate::arch::Module::names().join(", ");
             return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
         }
+        self.check_growth()?;
         match self.kind {
             // The dimension of instructions comes from the base or the encoder, which are checked separately.
             AdapterKind::Bank => self.bank_settings(1).check_as(&self.file, "adapter."),
             AdapterKind::Lora => self.check_scale(),
+            AdapterKind::Grow => Ok(()),
         }
     }
 
@@ -190,6 +199,8 @@ impl TrainConfig {
         match self.kind {
             AdapterKind::Bank => self.bank_config(base, instruction_dim).check_size(&self.file, "adapter.", base)?,
             AdapterKind::Lora => check_rank(&self.file, "adapter.", self.adapter.r, base)?,
+            // The bank has its sizes, and growth checks them.
+            AdapterKind::Grow => {}
         }
         let t = &self.training;
         let most = rows.max(MAX_BATCH);
@@ -214,7 +225,8 @@ impl TrainConfig {
 
     /// A warning to the user before training, if there is a reason for one.
     pub fn warning(&self) -> Option<&'static str> {
-        let routed = self.kind == AdapterKind::Bank && self.adapter.top_k == 1 && self.adapter.num_atoms > 1;
+        let routed =
+            self.kind == AdapterKind::Bank && self.adapter.top_k == Some(1) && self.adapter.num_atoms != Some(1);
         let regularized = self.training.lambda_prior > 0.0 || self.training.lambda_balance > 0.0;
         (routed && !regularized).then_some(
             "top_k = 1: the softmax over one logit is constant, so the loss gives the router no gradient; \
@@ -265,7 +277,7 @@ pub(super) mod tests {
             ("training.learning_rate=nan", "training.learning_rate: expected a number"),
             ("adapter.target_modules=['x_proj']", "found x_proj"),
             ("data.eval_fraction=1.5", "data.eval_fraction"),
-            ("adapter.top_k=9", "adapter.top_k: expected at most num_atoms, 8, found 9"),
+            ("adapter={num_atoms=8,top_k=9}", "adapter.top_k: expected at most num_atoms, 8, found 9"),
             ("adapter.lora_dropout=1", "adapter.lora_dropout: expected a share from 0 up to 1, found 1"),
             ("adapter.lora_dropout=0.1", "adapter.lora_dropout: expected 0, except for kind = \"lora\", found 0.1"),
             ("adapter.top_k=0", "adapter.top_k: expected a count from 1 to 2^31, found 0"),

@@ -13,7 +13,17 @@ mod tests {
     use crate::train::TrainConfig;
 
     /// Keys whose values in the template are examples, because they have no default.
-    const EXAMPLES: [&str; 3] = ["eval", "router_learning_rate", "max_memory"];
+    const EXAMPLES: [&str; 9] = [
+        "from",
+        "instructions",
+        "eval",
+        "num_atoms",
+        "top_k",
+        "key_dim",
+        "descriptor_dim",
+        "router_learning_rate",
+        "max_memory",
+    ];
 
     /// Other names of keys, which the template doesn't list.
     const ALIASES: [&str; 12] = [
