@@ -13,7 +13,7 @@ fn main() -> atombank::Result<()> {
     let baked = bake(&settings)?;
     let written = baked.output.write(&settings.output.destination, &|_| ())?;
     println!("{}: {} tensors, {} bytes", written.path.display(), written.tensors, written.bytes);
-    if let Some(agreement) = baked.verified {
+    if let Some(agreement) = baked.parts.first().and_then(|part| part.verified) {
         println!("against the routed model: mean KL {:.1e}, top-1 agreement {:.3}", agreement.mean_kl, agreement.top1);
     }
     Ok(())

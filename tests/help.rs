@@ -11,7 +11,7 @@ use program::done;
 const OWN: [(&str, &[&str]); 14] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     ("train", &["--set", "--resume", "--dry-run", "--init", "--from-axolotl", "--max-memory", "--device", "--json"]),
-    ("bake", &["--instruction", "--prompt", "--routing", "--no-verify", "--device", "--json"]),
+    ("bake", &["--instruction", "--prompt", "--routing", "--alphas", "--all", "--no-verify", "--device", "--json"]),
     (
         "bank build",
         &["--output", "--rank", "--describe", "--encoder", "--top-k", "--device", "--overwrite", "--dry-run", "--json"],
@@ -19,11 +19,12 @@ const OWN: [(&str, &[&str]); 14] = [
     ("merge", &["--keep-base", "--as", "--tokenizer", "--json"]),
     ("extract", &["--rank", "--energy", "--seed", "--json"]),
     ("families", &["--json"]),
-    ("route", &["--instruction", "--prompt", "--routing", "--device", "--json"]),
+    ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
     (
         "generate",
         &[
             "--adapter",
+            "--show-routing",
             "--instruction",
             "--prompt",
             "--template",

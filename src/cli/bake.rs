@@ -1,27 +1,45 @@
 //! `atombank bake`: fixes an instruction, writes plain weights, and reports the error.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
-use atombank::bank::RoutedBy;
+use atombank::bank::Agreement;
 use atombank::checkpoint::hub::Need;
-use atombank::jobs::{self, BakeSettings};
+use atombank::error::Finding;
+use atombank::jobs::{self, BakeSettings, Baked, BakedPart, BlockAlphas, Named, Share};
+use atombank::output::{Destination, Output};
 use clap::Args;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::Common;
 use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::{OutputArgs, print_written};
-use super::route::{RequestArgs, print_mean, to_json};
+use super::route::{By, print_blocks, routes_json, show};
 
 /// Arguments of `bake`.
 #[derive(Args)]
 pub(crate) struct BakeArgs {
     /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]; with --to lora a GGUF, too
     base: String,
-    /// The atom bank's folder
+    /// The atom bank's folder or GGUF
     bank: String,
-    #[command(flatten)]
-    request: RequestArgs,
+    /// The instruction to fix. Given several times, each with a weight, TEXT=WEIGHT, a mixture of their routings
+    #[arg(long, value_name = "TEXT")]
+    instruction: Vec<String>,
+    /// A prompt; if given several times, the mean of the routings is used
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// What determines the routing: the model's forward pass, or the language prior alone
+    #[arg(long, value_enum, default_value_t = By::Model)]
+    routing: By,
+    /// Weights of atoms in place of the bank's routing: 3=0.7,1=0.3 for all blocks, 0:3=0.7,1=0.3 for block 0
+    #[arg(long, value_name = "[BLOCK:]ATOM=WEIGHT,..", value_parser = parse_alphas)]
+    alphas: Vec<BlockAlphas>,
+    /// One output for each line of a file, in one pass over the base: an instruction, or a name, a tab and an
+    /// instruction. {name} in the output's path stands for the name
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["instruction", "alphas"])]
+    all: Option<PathBuf>,
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
@@ -34,22 +52,67 @@ pub(crate) struct BakeArgs {
     output: OutputArgs,
 }
 
-pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
-    args.output.settings().check()?;
-    let bake = |found: &[Found]| {
-        let settings = BakeSettings {
+/// Parses `[BLOCK:]ATOM=WEIGHT,..`.
+fn parse_alphas(text: &str) -> Result<BlockAlphas, String> {
+    let (block, weights) = match text.split_once(':') {
+        Some((block, weights)) => {
+            (Some(block.trim().parse().map_err(|_| format!("no number of a block: {block}"))?), weights)
+        }
+        None => (None, text),
+    };
+    let mut alphas = BlockAlphas { block, weights: Default::default() };
+    for part in weights.split(',') {
+        let parsed = part.split_once('=').and_then(|(atom, weight)| {
+            Some((atom.trim().trim_start_matches('#').parse().ok()?, weight.trim().parse().ok()?))
+        });
+        let (atom, weight) = parsed.ok_or_else(|| format!("expected ATOM=WEIGHT, like 3=0.7, found {part:?}"))?;
+        if alphas.weights.insert(atom, weight).is_some() {
+            return Err(format!("atom {atom} has two weights"));
+        }
+    }
+    Ok(alphas)
+}
+
+/// The instructions of a mixture: each text ends in `=WEIGHT`.
+fn parse_mixture(texts: &[String]) -> Result<Vec<Share>> {
+    let parse = |text: &String| {
+        let parsed = text.rsplit_once('=').and_then(|(text, weight)| Some((text, weight.trim().parse().ok()?)));
+        let Some((instruction, weight)) = parsed else {
+            let finding = Finding::new("", "instruction").expected("TEXT=WEIGHT for each of several instructions");
+            return Err(finding.found(format_args!("{text:?}")).setting().into());
+        };
+        Ok(Share { instruction: instruction.to_owned(), weight })
+    };
+    texts.iter().map(parse).collect()
+}
+
+impl BakeArgs {
+    fn settings(&self, found: &[Found]) -> Result<BakeSettings> {
+        // A single instruction may have any text; one of several has a weight.
+        let mixture = if self.instruction.len() > 1 { parse_mixture(&self.instruction)? } else { Vec::new() };
+        let instruction = self.instruction.first().filter(|_| mixture.is_empty()).cloned();
+        Ok(BakeSettings {
             base: found[0].path.clone(),
             base_id: found[0].id.clone(),
             bank: found[1].path.clone(),
             bank_id: found[1].id.clone(),
-            instruction: args.request.instruction.clone(),
-            prompts: args.request.prompt.clone(),
-            routing: args.request.by(),
-            output: args.output.settings(),
-            verify: !args.no_verify,
-        };
-        Ok(jobs::bake_on(&settings, args.device.open()?)?)
-    };
+            instruction,
+            mixture,
+            alphas: self.alphas.clone(),
+            prompts: self.prompt.clone(),
+            routing: self.routing.by(),
+            output: self.output.settings(),
+            verify: !self.no_verify,
+        })
+    }
+}
+
+pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
+    if args.all.is_some() {
+        return run_all(args, common);
+    }
+    args.output.settings().check()?;
+    let bake = |found: &[Found]| Ok(jobs::bake_on(&args.settings(found)?, args.device.open()?)?);
     let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
     let made = with_inputs(&inputs, common, bake)?.made;
     if args.json {
@@ -57,31 +120,133 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
             true => (args.output.planned(&made.output, common)?, None),
             false => (Map::new(), args.output.write(&made.output, true, common)?),
         };
-        let mut json = to_json(&made.routes);
+        let mut json = to_json(&made);
         json["output"] = json!(args.output.output);
-        json["verified"] = made.verified.map_or(serde_json::Value::Null, |a| {
-            json!({ "max_logit_difference": a.max_logit_difference, "mean_kl": a.mean_kl,
-                "top1_agreement": a.top1, "tokens": a.tokens })
-        });
         json.as_object_mut().expect("an object").extend(planned);
         println!("{}", serde_json::to_string_pretty(&json)?);
         print_written(written.as_ref(), true, common);
         return Ok(());
     }
     let written = args.output.write(&made.output, false, common)?;
-    print_mean(&made.routes);
-    if let Some(a) = made.verified {
+    print_routing(&made);
+    if matches!(args.routing, By::Prior) && args.alphas.is_empty() {
+        println!("routed by the prior alone: the difference above is to the model's own routing");
+    }
+    print_written(written.as_ref(), false, common);
+    Ok(())
+}
+
+/// Bakes one output for each line of a file.
+fn run_all(args: &BakeArgs, common: &Common) -> Result<()> {
+    let named = jobs::named_instructions(args.all.as_deref().unwrap_or(&args.output.output))?;
+    let paths = named.iter().map(|named| jobs::named_output(&args.output.output, &named.name));
+    let paths = paths.collect::<atombank::Result<Vec<PathBuf>>>()?;
+    let bake = |found: &[Found]| {
+        let settings = args.settings(found)?;
+        let of_line = |(named, path): (&Named, &PathBuf)| {
+            let mut settings = settings.clone();
+            settings.instruction = Some(named.instruction.clone());
+            settings.output.destination.path.clone_from(path);
+            settings
+        };
+        let all: Vec<BakeSettings> = named.iter().zip(&paths).map(of_line).collect();
+        Ok(jobs::bake_all(&all, args.device.open()?)?)
+    };
+    let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
+    let all = with_inputs(&inputs, common, bake)?.made;
+    let mut lines = Vec::new();
+    for ((named, path), made) in named.iter().zip(&paths).zip(&all) {
+        let mut json = to_json(made);
+        (json["name"], json["instruction"], json["output"]) =
+            (json!(named.name), json!(named.instruction), json!(path));
+        if args.output.dry_run && args.json {
+            json.as_object_mut().expect("an object").extend(super::output::planned(&made.output, path)?);
+        }
+        lines.push(json);
+        if !args.json {
+            println!("{}: {}", path.display(), named.instruction);
+            print_routing(made);
+        }
+    }
+    let settings = args.output.settings().destination;
+    let to: Vec<Destination> = paths.into_iter().map(|path| Destination { path, ..settings.clone() }).collect();
+    let outputs: Vec<(&Output, &Destination)> = all.iter().map(|made| &made.output).zip(&to).collect();
+    let written = args.output.write_all(&outputs, args.json, common)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&lines)?);
+    }
+    written.iter().for_each(|written| print_written(Some(written), args.json, common));
+    Ok(())
+}
+
+/// The routing that was baked, and what it costs.
+fn print_routing(made: &Baked) {
+    print_blocks(&made.alphas);
+    if let [part] = made.parts.as_slice() {
+        println!("prior     {}", show(&part.routes.prior));
+    }
+    for BakedPart { share, verified, .. } in &made.parts {
+        let Some(a) = verified else { continue };
+        let of =
+            if made.parts.len() == 1 { String::new() } else { format!("{:.2} {}: ", share.weight, share.instruction) };
         println!(
-            "routed against baked, {} tokens: max |logit difference| {:.2e}, mean KL {:.2e}, top-1 agreement {:.1}%",
+            "{of}routed against baked, {} tokens: max |logit difference| {:.2e}, mean KL {:.2e}, top-1 agreement {:.1}%",
             a.tokens,
             a.max_logit_difference,
             a.mean_kl.max(0.0),
             a.top1 * 100.0
         );
     }
-    if args.request.by() == RoutedBy::Prior {
-        println!("routed by the prior alone: the difference above is to the model's own routing");
+}
+
+fn to_json(made: &Baked) -> Value {
+    let verified = |agreement: Option<Agreement>| {
+        agreement.map_or(Value::Null, |a| {
+            json!({ "max_logit_difference": a.max_logit_difference, "mean_kl": a.mean_kl,
+                "top1_agreement": a.top1, "tokens": a.tokens })
+        })
+    };
+    let mut json = match made.parts.as_slice() {
+        [part] => {
+            let mut json = routes_json(&part.routes);
+            json["verified"] = verified(part.verified);
+            json
+        }
+        parts => {
+            let of_part = |part: &BakedPart| {
+                let mut json = routes_json(&part.routes);
+                json["instruction"] = json!(part.share.instruction);
+                json["weight"] = json!(part.share.weight);
+                json["verified"] = verified(part.verified);
+                json
+            };
+            json!({ "parts": parts.iter().map(of_part).collect::<Vec<_>>(), "verified": Value::Null })
+        }
+    };
+    json["alphas"] = json!(made.alphas);
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_by_hand_are_parsed_and_wrong_ones_named() {
+        let alphas = parse_alphas("0:3=0.7, #1=0.3").unwrap();
+        assert_eq!((alphas.block, alphas.weights.into_iter().collect()), (Some(0), vec![(1, 0.3), (3, 0.7)]));
+        assert_eq!(parse_alphas("2=1").unwrap().block, None);
+        for (text, expected) in [
+            ("", "expected ATOM=WEIGHT, like 3=0.7, found \"\""),
+            ("x:1=1", "no number of a block: x"),
+            ("1=0.5,1=0.5", "atom 1 has two weights"),
+            ("1:0.5", "expected ATOM=WEIGHT, like 3=0.7, found \"0.5\""),
+        ] {
+            assert_eq!(parse_alphas(text).unwrap_err(), expected);
+        }
+        let texts = ["Set a=b=0.7".to_owned(), "x=1".to_owned()];
+        let shares = parse_mixture(&texts).unwrap();
+        assert_eq!((shares[0].instruction.as_str(), shares[0].weight), ("Set a=b", 0.7));
+        assert!(parse_mixture(&["Set a=b".to_owned(), "x=1".to_owned()]).is_err());
     }
-    print_written(written.as_ref(), false, common);
-    Ok(())
 }

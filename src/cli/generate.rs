@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::adapter::HostTensor;
 use atombank::arch::ModelConfig;
-use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, fill_template};
+use atombank::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, LoadedBank, RoutedBy, fill_template, route_sequences};
 use atombank::checkpoint::hub::Need;
 use atombank::error::Finding;
 use atombank::model::{
-    Hook, LanguageModel, LoadedUpdates, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
+    Decoder, Hook, LanguageModel, LoadedUpdates, NoAdapter, Residence, Sequence, TextEncoder, greedy, prompt_logits,
 };
 use candle_core::Device;
 use clap::Args;
@@ -20,6 +20,7 @@ use super::adapted::updates;
 use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::print_notes;
+use super::route::{print_blocks, show};
 
 /// Arguments of `generate`.
 #[derive(Args)]
@@ -29,6 +30,9 @@ pub(crate) struct GenerateArgs {
     /// An atom bank or a LoRA on top of it
     #[arg(long, value_name = "FOLDER")]
     adapter: Option<PathBuf>,
+    /// Show which atoms of the bank the prompt picks, by block
+    #[arg(long, requires = "adapter")]
+    show_routing: bool,
     /// The instruction
     #[arg(long, default_value = "", hide_default_value = true)]
     instruction: String,
@@ -80,16 +84,31 @@ pub(crate) fn run(args: &GenerateArgs, common: &super::Common) -> Result<()> {
             Some(Adapter::Bank(bank)) => Box::new(bank.hook(decoder.weights(), sequences)?),
         })
     };
+    let routing = args.show_routing.then(|| args.routing(&decoder, adapter.as_ref(), sequences)).transpose()?;
     if let Some(path) = &args.save_logits {
         save(path, prompt_logits(&decoder, &mut *hook()?, &sequence)?)?;
     }
     let generated = greedy(&decoder, &mut *hook()?, sequences, args.max_tokens, args.ignore_eos)?;
     let note = decoder.length_note(sequence.ids.len() + generated[0].ids.len());
     print_notes(&note.into_iter().collect::<Vec<_>>(), common);
-    print(args, &encoder, &sequence, &generated[0].ids)
+    print(args, &encoder, &sequence, &generated[0].ids, routing)
 }
 
+/// The weights of a bank's atoms by block, each `[K]`, and the prior, `[K]`.
+type PromptRouting = (Vec<Vec<f32>>, Vec<f32>);
+
 impl GenerateArgs {
+    /// The routing of the prompt, which holds for all tokens after it with prompt routing.
+    fn routing(&self, decoder: &Decoder, adapter: Option<&Adapter>, prompt: &[Sequence]) -> Result<PromptRouting> {
+        let Some(Adapter::Bank(bank)) = adapter else {
+            let path = self.adapter.as_deref().unwrap_or(&self.model);
+            let finding = Finding::new(path, "--show-routing").expected("an atom bank");
+            return Err(finding.found("an adapter that doesn't route").mismatch().into());
+        };
+        let (mut routings, mut priors) = route_sequences(decoder, bank, prompt, RoutedBy::Model)?;
+        Ok((routings.swap_remove(0), priors.swap_remove(0)))
+    }
+
     /// The template for a model without a bank.
     fn template(&self) -> Result<&str> {
         let Some(template) = &self.template else {
@@ -124,11 +143,25 @@ impl Adapter {
     }
 }
 
-fn print(args: &GenerateArgs, encoder: &TextEncoder, sequence: &Sequence, ids: &[u32]) -> Result<()> {
+fn print(
+    args: &GenerateArgs,
+    encoder: &TextEncoder,
+    sequence: &Sequence,
+    ids: &[u32],
+    routing: Option<PromptRouting>,
+) -> Result<()> {
     let text = encoder.decode(ids)?;
     if args.json {
-        println!("{}", json!({ "prompt_ids": sequence.ids, "ids": ids, "text": text }));
+        let mut json = json!({ "prompt_ids": sequence.ids, "ids": ids, "text": text });
+        if let Some((alphas, prior)) = routing {
+            json["routing"] = json!({ "alphas": alphas, "prior": prior });
+        }
+        println!("{json}");
     } else {
+        if let Some((alphas, prior)) = routing {
+            print_blocks(&alphas);
+            println!("prior     {}", show(&prior));
+        }
         println!("{text}");
     }
     Ok(())

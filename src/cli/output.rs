@@ -142,6 +142,35 @@ impl OutputArgs {
         Ok(Some(written))
     }
 
+    /// Like [`OutputArgs::write_to`] for several outputs, which are written in one pass.
+    pub(crate) fn write_all(
+        &self,
+        outputs: &[(&Output, &Destination)],
+        json: bool,
+        common: &Common,
+    ) -> Result<Vec<Written>> {
+        let mut notes: Vec<String> = Vec::new();
+        for note in outputs.iter().flat_map(|(output, _)| &output.notes) {
+            if !notes.contains(note) {
+                notes.push(note.clone());
+            }
+        }
+        print_notes(&notes, common);
+        for (output, to) in outputs {
+            self.check_sizes(output)?;
+            if self.dry_run && !json {
+                print_description(&output.describe(&to.path)?, &to.path);
+            }
+        }
+        if self.dry_run {
+            return Ok(Vec::new());
+        }
+        let (bar, report) = progress::writing(common.quiet);
+        let written = Output::write_all(outputs, &report)?;
+        bar.finish_and_clear();
+        Ok(written)
+    }
+
     /// Returns a description of what would be written, for commands that print it together with their results.
     pub(crate) fn planned(&self, output: &Output, common: &Common) -> Result<Map<String, Value>> {
         print_notes(&output.notes, common);

@@ -127,8 +127,13 @@ impl Options {
 }
 
 /// Settings whose options have other names.
-const RENAMED: [(&str, &str); 4] =
-    [("prompts", "prompt"), ("chunk_size", "ctx"), ("verify=false", "no-verify"), ("others_as", "as")];
+const RENAMED: [(&str, &str); 5] = [
+    ("mixture", "instruction"),
+    ("prompts", "prompt"),
+    ("chunk_size", "ctx"),
+    ("verify=false", "no-verify"),
+    ("others_as", "as"),
+];
 
 /// Functions of the library with the names of their commands; functions in `jobs` have the same names.
 const CALLS: [(&str, &str); 3] =

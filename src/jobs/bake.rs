@@ -1,5 +1,8 @@
 //! Bakes an atom bank: fixes its routing, which gives plain weights, and measures the error.
 
+mod all;
+mod fixed;
+
 use std::path::PathBuf;
 
 use candle_core::Device;
@@ -20,6 +23,9 @@ use crate::model::{
 use crate::output::Output;
 use crate::plan::{Expr, Plan};
 
+pub use all::{Named, named_instructions, named_output};
+pub use fixed::{BlockAlphas, Share};
+
 /// Settings of [`bake`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,14 +35,20 @@ pub struct BakeSettings {
     /// The base model's name, if that is not its path: on the hub.
     #[serde(default)]
     pub base_id: Option<String>,
-    /// The atom bank's folder.
+    /// The atom bank's folder or GGUF.
     pub bank: PathBuf,
     /// The bank's name, if that is not its path: on the hub.
     #[serde(default)]
     pub bank_id: Option<String>,
-    /// The instruction to fix. It may be empty, but must be given if there are no prompts.
+    /// The instruction to fix. It may be empty, but must be given if there is nothing else that fixes the routing.
     #[serde(default)]
     pub instruction: Option<String>,
+    /// Several instructions in place of one, whose routings are mixed.
+    #[serde(default)]
+    pub mixture: Vec<Share>,
+    /// The weights of atoms, in place of those by which the bank routes.
+    #[serde(default)]
+    pub alphas: Vec<BlockAlphas>,
     /// Prompts. With several, the mean of their routings is baked.
     #[serde(default)]
     pub prompts: Vec<String>,
@@ -68,6 +80,8 @@ impl BakeSettings {
             bank: bank.into(),
             bank_id: None,
             instruction: Some(instruction.to_owned()),
+            mixture: Vec::new(),
+            alphas: Vec::new(),
             prompts: Vec::new(),
             routing: RoutedBy::default(),
             output: OutputSettings::new(output),
@@ -76,10 +90,7 @@ impl BakeSettings {
     }
 
     fn check(&self) -> Result<()> {
-        if self.instruction.is_none() && self.prompts.is_empty() {
-            let finding = setting("instruction").expected("an instruction, or `prompts`").found("neither");
-            return Err(finding.hint("an empty `instruction` bakes what the bank does without one").setting());
-        }
+        self.check_fixed()?;
         self.output.check()?;
         if let (OutputKind::Lora, Some(name)) = (self.output.kind(), &self.output.r#type) {
             return Err(setting("type").expected("none for a LoRA, which is written in f32").found(name).setting());
@@ -91,9 +102,7 @@ impl BakeSettings {
         }
         Ok(())
     }
-}
 
-impl BakeSettings {
     /// The model card of the baked model, because the base's card describes another model.
     fn card(&self) -> String {
         let (base, bank) = (name_of(self.base_id.as_deref(), &self.base), name_of(self.bank_id.as_deref(), &self.bank));
@@ -101,12 +110,24 @@ impl BakeSettings {
         let instruction = self.instruction.as_deref().filter(|text| !text.is_empty());
         let instruction =
             instruction.map(|text| format!("\nThe routing is fixed for the instruction\n\n{}", quoted(text)));
+        let mixture = match self.shares() {
+            shares if self.mixture.is_empty() || shares.is_empty() => String::new(),
+            shares => {
+                let line = |share: &Share| quoted(&format!("{:.3}  {}", share.weight, share.instruction));
+                let lines: String = shares.iter().map(line).collect();
+                format!("\nThe routing is a mixture of those for these instructions, with weights\n\n{lines}")
+            }
+        };
+        let by_hand = match self.alphas.is_empty() {
+            true => "",
+            false => "\nThe weights of the atoms were given by hand.\n",
+        };
         let prompts = match self.prompts.len() {
             0 => String::new(),
             1 => format!("\nIt is fixed for the prompt\n\n{}", quoted(&self.prompts[0])),
             count => format!("\nIt is the mean of the routings of {count} prompts.\n"),
         };
-        [card(&base, &[(&bank, 1.0)]), instruction.unwrap_or_default(), prompts].concat()
+        [card(&base, &[(&bank, 1.0)]), instruction.unwrap_or_default(), mixture, by_hand.to_owned(), prompts].concat()
     }
 }
 
@@ -114,9 +135,20 @@ impl BakeSettings {
 pub struct Baked {
     /// The output to write.
     pub output: Output,
-    /// The weights of the atoms.
+    /// The weights of the atoms that were baked, by block, each `[K]`.
+    pub alphas: Vec<Vec<f32>>,
+    /// The routing of each instruction, and what baking cost there. Empty where the weights are given by hand, without an
+    /// instruction or a prompt.
+    pub parts: Vec<BakedPart>,
+}
+
+/// The routing of one instruction that was baked.
+pub struct BakedPart {
+    /// The instruction, and its share of the weights that were baked; the shares add up to 1.
+    pub share: Share,
+    /// The weights of the atoms by which the bank routes.
     pub routes: Routes,
-    /// Comparison of the routed model with the baked one, in the types that are written.
+    /// Comparison of the model that routes this instruction with the baked one, in the types that are written.
     pub verified: Option<Agreement>,
 }
 
@@ -130,7 +162,7 @@ pub struct Baked {
 /// settings.output.r#type = Some("Q4_K_M".to_owned());
 /// let baked = bake(&settings)?;
 /// baked.output.write(&settings.output.destination, &|_| ())?;
-/// println!("mean KL to the routed model: {:?}", baked.verified.map(|agreement| agreement.mean_kl));
+/// println!("mean KL to the routed model: {:?}", baked.parts[0].verified.map(|agreement| agreement.mean_kl));
 /// # Ok(())
 /// # }
 /// ```
@@ -147,103 +179,135 @@ pub fn bake(settings: &BakeSettings) -> Result<Baked> {
 /// As [`bake`].
 pub fn bake_on(settings: &BakeSettings, device: &Device) -> Result<Baked> {
     settings.check()?;
-    if settings.base.is_file() {
-        return lora_of_gguf(settings, device);
-    }
-    let folder = HfFolder::open(&settings.base)?;
-    let bank = AtomBank::open(&settings.bank)?;
-    let encoder = TextEncoder::open(&settings.base)?;
-    let decoder = Decoder::open(&folder, Residence::Streamed, device)?;
-    let instruction = settings.instruction.clone().unwrap_or_default();
-    let request = Request { instruction, prompts: settings.prompts.clone() };
-    let routes = route(&decoder, &bank, &encoder, &request, settings.routing)?;
-    let alphas = routes.mean();
-    let base = Base::of(&folder);
-    let plan =
-        with_adapters(&base, folder.rounded(), &[bank.changes(&alphas, &base, &folder.config)], &Shares::new([1.0]))?
-            .plan;
-    let mut output = match settings.output.kind() {
-        OutputKind::Lora => bank.static_lora(&alphas).output(),
-        _ => settings.output.model(&folder, &plan)?,
-    };
-    let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
-    output.notes.extend(decoder.length_note(longest));
-    if settings.output.kind() == OutputKind::Hf {
-        output.sidecars.files.insert("README.md".to_owned(), settings.card().into_bytes());
-    }
-    let verified = match settings.verify && !settings.output.dry_run {
-        true => Some(agreement(settings, &folder, &decoder, &bank, &routes, &plan, &output)?),
-        false => None,
-    };
-    Ok(Baked { output, routes, verified })
+    Opened::new(settings, device)?.bake(settings)
 }
 
-/// Fixes the routing of a bank on a GGUF, as a LoRA: merged weights would have to be quantized again.
-fn lora_of_gguf(settings: &BakeSettings, device: &Device) -> Result<Baked> {
-    if settings.output.kind() != OutputKind::Lora {
-        let finding = setting("base").expected("a Hugging Face folder, for merged weights").found("a GGUF");
-        return Err(finding.hint("`to` lora makes a LoRA for the GGUF").setting());
-    }
-    let bank = AtomBank::open(&settings.bank)?;
-    let LanguageModel { decoder, encoder } = LanguageModel::open(&settings.base, Residence::Mapped, device)?;
-    let instruction = settings.instruction.clone().unwrap_or_default();
-    let request = Request { instruction, prompts: settings.prompts.clone() };
-    let routes = route(&decoder, &bank, &encoder, &request, settings.routing)?;
-    let mut output = bank.static_lora(&routes.mean()).output();
-    let longest = routes.sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
-    output.notes.extend(decoder.length_note(longest));
-    let verified = match settings.verify && !settings.output.dry_run {
-        true => Some(lora_agreement(&decoder, &bank, &routes)?),
-        false => None,
-    };
-    Ok(Baked { output, routes, verified })
+/// As [`bake_on`] for several outputs of one bank on one base, which are opened once: those of the first settings.
+///
+/// # Errors
+/// As [`bake`].
+pub fn bake_all(all: &[BakeSettings], device: &Device) -> Result<Vec<Baked>> {
+    all.iter().try_for_each(BakeSettings::check)?;
+    let Some(first) = all.first() else { return Ok(Vec::new()) };
+    let opened = Opened::new(first, device)?;
+    all.iter().map(|settings| opened.bake(settings)).collect()
 }
 
-/// Compares the routed model with the base and the bank's update as a LoRA.
-fn lora_agreement(decoder: &Decoder, bank: &AtomBank, routes: &Routes) -> Result<Agreement> {
-    let device = decoder.weights().device();
-    let loaded = LoadedBank::frozen(bank, device)?;
-    let mut hook = loaded.hook(decoder.weights(), &routes.sequences)?;
-    let lora = bank.static_lora(&routes.mean());
-    let lora = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), device)?;
-    compare((decoder, &mut hook), (decoder, &mut LoraHook(&lora)), &routes.sequences)
+/// A bank and the base on which it is baked.
+struct Opened {
+    bank: AtomBank,
+    decoder: Decoder,
+    encoder: TextEncoder,
+    /// The base's folder; none for a GGUF, on which a bank is baked as a LoRA.
+    folder: Option<HfFolder>,
 }
 
-/// Compares the routed model with the baked one, in the types that are written.
-fn agreement(
-    settings: &BakeSettings,
-    folder: &HfFolder,
-    decoder: &Decoder,
-    bank: &AtomBank,
-    routes: &Routes,
-    plan: &Plan,
-    output: &Output,
-) -> Result<Agreement> {
-    let device = decoder.weights().device();
-    let loaded = LoadedBank::frozen(bank, device)?;
-    let mut hook = loaded.hook(decoder.weights(), &routes.sequences)?;
-    let routed = (decoder, &mut hook as &mut dyn Hook);
-    let written = match settings.output.kind() {
-        OutputKind::Lora => {
-            return lora_agreement(decoder, bank, routes);
+impl Opened {
+    fn new(settings: &BakeSettings, device: &Device) -> Result<Self> {
+        if !settings.base.is_file() {
+            let folder = HfFolder::open(&settings.base)?;
+            let bank = AtomBank::open(&settings.bank)?;
+            let encoder = TextEncoder::open(&settings.base)?;
+            let decoder = Decoder::open(&folder, Residence::Streamed, device)?;
+            return Ok(Self { bank, decoder, encoder, folder: Some(folder) });
         }
-        OutputKind::Gguf => {
-            // Use the GGUF's types under Hugging Face's names: the same rows, rounded the same way.
-            let mut typed = plan.clone();
-            for tensor in &mut typed.tensors {
-                let name = gguf_name(&folder.config_json, &tensor.name);
-                let Some(written) = name.and_then(|name| output.plan.get(&name)) else { continue };
-                tensor.dtype = written.dtype;
-                // GGUF may reorder rows but not columns, so the importance stays the same.
-                if let Expr::Weighted { importance, .. } = &written.expr {
-                    let of = Box::new(tensor.expr.clone());
-                    tensor.expr = Expr::Weighted { of, importance: importance.clone() };
-                }
+        // Merged weights of a GGUF would have to be quantized again.
+        if settings.output.kind() != OutputKind::Lora {
+            let finding = setting("base").expected("a Hugging Face folder, for merged weights").found("a GGUF");
+            return Err(finding.hint("`to` lora makes a LoRA for the GGUF").setting());
+        }
+        let bank = AtomBank::open(&settings.bank)?;
+        let LanguageModel { decoder, encoder } = LanguageModel::open(&settings.base, Residence::Mapped, device)?;
+        Ok(Self { bank, decoder, encoder, folder: None })
+    }
+
+    fn bake(&self, settings: &BakeSettings) -> Result<Baked> {
+        self.bank.check_base(self.decoder.config())?;
+        let mut parts = Vec::new();
+        for share in settings.shares() {
+            let request = Request { instruction: share.instruction.clone(), prompts: settings.prompts.clone() };
+            let routes = route(&self.decoder, &self.bank, &self.encoder, &request, settings.routing)?;
+            parts.push(BakedPart { share, routes, verified: None });
+        }
+        let blocks = self.bank.config.blocks(self.decoder.config().num_hidden_layers);
+        let alphas = settings.fixed_alphas(&self.bank, blocks, &parts)?;
+        let (mut output, merged) = match (settings.output.kind(), &self.folder) {
+            (OutputKind::Lora, _) | (_, None) => (self.bank.static_lora(&alphas).output(), None),
+            (_, Some(folder)) => {
+                let base = Base::of(folder);
+                let changes = [self.bank.changes(&alphas, &base, &folder.config)];
+                let plan = with_adapters(&base, folder.rounded(), &changes, &Shares::new([1.0]))?.plan;
+                (settings.output.model(folder, &plan)?, Some((folder, plan)))
             }
-            typed
+        };
+        let lengths = parts.iter().flat_map(|part| &part.routes.sequences).map(|sequence| sequence.ids.len());
+        output.notes.extend(self.decoder.length_note(lengths.max().unwrap_or_default()));
+        output.notes.extend(settings.approximation());
+        if settings.output.kind() == OutputKind::Hf {
+            output.sidecars.files.insert("README.md".to_owned(), settings.card().into_bytes());
         }
-        _ => settings.output.typed(plan)?,
-    };
-    let weights = ModelWeights::open(folder.path(), &folder.config, &written, Residence::Streamed, device)?;
-    compare(routed, (&Decoder::new(weights), &mut NoAdapter), &routes.sequences)
+        if settings.verify && !settings.output.dry_run && !parts.is_empty() {
+            self.verify(settings, &mut parts, &alphas, merged.as_ref(), &output)?;
+        }
+        Ok(Baked { output, alphas, parts })
+    }
+
+    /// Compares the model that routes each instruction with the baked one, in the types that are written.
+    fn verify(
+        &self,
+        settings: &BakeSettings,
+        parts: &mut [BakedPart],
+        alphas: &[Vec<f32>],
+        merged: Option<&(&HfFolder, Plan)>,
+        output: &Output,
+    ) -> Result<()> {
+        let device = self.decoder.weights().device();
+        let loaded = LoadedBank::frozen(&self.bank, device)?;
+        let lora = match merged {
+            Some(_) => None,
+            None => {
+                let lora = self.bank.static_lora(alphas);
+                Some(LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), device)?)
+            }
+        };
+        let baked = match merged {
+            None => None,
+            Some((folder, plan)) => {
+                let written = written_types(settings, folder, plan, output)?;
+                let path = folder.path();
+                let weights = ModelWeights::open(path, &folder.config, &written, Residence::Streamed, device)?;
+                Some(Decoder::new(weights))
+            }
+        };
+        for BakedPart { routes, verified, .. } in parts {
+            let mut hook = loaded.hook(self.decoder.weights(), &routes.sequences)?;
+            let routed = (&self.decoder, &mut hook as &mut dyn Hook);
+            *verified = Some(match (&lora, &baked) {
+                (Some(lora), _) => compare(routed, (&self.decoder, &mut LoraHook(lora)), &routes.sequences)?,
+                (None, Some(baked)) => compare(routed, (baked, &mut NoAdapter), &routes.sequences)?,
+                (None, None) => continue,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The plan with the types that are written.
+fn written_types(settings: &BakeSettings, folder: &HfFolder, plan: &Plan, output: &Output) -> Result<Plan> {
+    if settings.output.kind() != OutputKind::Gguf {
+        return settings.output.typed(plan);
+    }
+    // Use the GGUF's types under Hugging Face's names: the same rows, rounded the same way.
+    let mut typed = plan.clone();
+    for tensor in &mut typed.tensors {
+        let name = gguf_name(&folder.config_json, &tensor.name);
+        let Some(written) = name.and_then(|name| output.plan.get(&name)) else { continue };
+        tensor.dtype = written.dtype;
+        // GGUF may reorder rows but not columns, so the importance stays the same.
+        if let Expr::Weighted { importance, .. } = &written.expr {
+            let of = Box::new(tensor.expr.clone());
+            tensor.expr = Expr::Weighted { of, importance: importance.clone() };
+        }
+    }
+    Ok(typed)
 }

@@ -18,7 +18,10 @@ mod tokenizer;
 mod train;
 
 #[cfg(feature = "train")]
-pub use bake::{BakeSettings, Baked, bake, bake_on};
+pub use bake::{
+    BakeSettings, Baked, BakedPart, BlockAlphas, Named, Share, bake, bake_all, bake_on, named_instructions,
+    named_output,
+};
 pub use convert::{ConvertSettings, convert};
 pub use extract::{ExtractSettings, Extracted, extract};
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};

@@ -77,11 +77,50 @@ impl Output {
     /// [`crate::Error::Exists`], errors for what the format can't hold, and those of [`plan::execute`]. Nothing is left
     /// behind then.
     pub fn write(&self, to: &Destination, progress: &(dyn Fn(Progress) + Sync)) -> Result<Written> {
+        Ok(Self::write_all(&[(self, to)], progress)?.remove(0))
+    }
+
+    /// Writes several outputs in one pass over their sources. Each appears whole, or not at all: none before the values of
+    /// all are made. The memory for values in flight is that of the first.
+    ///
+    /// # Errors
+    /// As [`Output::write`].
+    pub fn write_all(outputs: &[(&Self, &Destination)], progress: &(dyn Fn(Progress) + Sync)) -> Result<Vec<Written>> {
         let started = Instant::now();
-        let layout = self.layout(&to.path)?;
-        let staging = self.staging(&layout, to)?.sync(to.sync);
-        self.fill(&layout, &staging, to.options(), progress)?;
-        staging.commit()?;
+        let mut staged = Vec::with_capacity(outputs.len());
+        for (output, to) in outputs {
+            let layout = output.layout(&to.path)?;
+            let staging = output.staging(&layout, to)?.sync(to.sync);
+            staged.push((layout, staging));
+        }
+        let runs: Vec<plan::Work> = outputs
+            .iter()
+            .zip(&staged)
+            .map(|((output, _), (layout, staging))| plan::Work { plan: &output.plan, layout, staging })
+            .collect();
+        let options = outputs.first().map_or_else(plan::Options::default, |(_, to)| to.options());
+        plan::execute_all(&runs, options, progress)?;
+        drop(runs);
+        let mut written = Vec::with_capacity(outputs.len());
+        for ((output, _), (_, staging)) in outputs.iter().zip(&staged) {
+            output.write_beside(staging)?;
+        }
+        for ((output, to), (layout, staging)) in outputs.iter().zip(staged) {
+            staging.commit()?;
+            written.push(output.written(to, &layout, started));
+        }
+        Ok(written)
+    }
+
+    /// Writes the files beside the tensors.
+    fn write_beside(&self, staging: &Staging) -> Result<()> {
+        match self.is_folder() {
+            true => self.sidecars.files.iter().try_for_each(|(name, content)| staging.write(name, content)),
+            false => Ok(()),
+        }
+    }
+
+    fn written(&self, to: &Destination, layout: &Layout, started: Instant) -> Written {
         let beside = self.sidecars.files.values().filter(|_| self.is_folder());
         let sizes = layout.files.iter().map(|file| file.byte_len).chain(beside.map(|content| content.len() as u64));
         let (files, bytes) = sizes.fold((0, 0), |(files, bytes), size| (files + 1, bytes + size));
@@ -90,7 +129,7 @@ impl Output {
             _ => to.path.clone(),
         };
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Written { path, tensors: self.plan.tensors.len(), files, bytes, seconds })
+        Written { path, tensors: self.plan.tensors.len(), files, bytes, seconds }
     }
 
     /// Writes its files into a folder that is being staged, to which other files may be written as well.
@@ -98,21 +137,8 @@ impl Output {
     /// # Errors
     /// As [`Output::write`].
     pub fn write_into(&self, staging: &Staging, options: plan::Options) -> Result<()> {
-        self.fill(&self.layout(staging.path())?, staging, options, &|_| ())
-    }
-
-    fn fill(
-        &self,
-        layout: &Layout,
-        staging: &Staging,
-        options: plan::Options,
-        progress: &(dyn Fn(Progress) + Sync),
-    ) -> Result<()> {
-        plan::execute(&self.plan, layout, staging, options, progress)?;
-        if self.is_folder() {
-            self.sidecars.files.iter().try_for_each(|(name, content)| staging.write(name, content))?;
-        }
-        Ok(())
+        plan::execute(&self.plan, &self.layout(staging.path())?, staging, options, &|_| ())?;
+        self.write_beside(staging)
     }
 
     fn staging(&self, layout: &Layout, to: &Destination) -> Result<Staging> {

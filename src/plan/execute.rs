@@ -41,6 +41,16 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
+/// A plan, and where its tensors are written.
+pub struct Work<'a> {
+    /// What is written.
+    pub plan: &'a Plan,
+    /// The files, and the places of the tensors in them.
+    pub layout: &'a Layout,
+    /// Where the files are made.
+    pub staging: &'a Staging,
+}
+
 /// Runs `plan`, writing the files of `layout` into `staging`; the caller commits.
 ///
 /// Rows of tensors are evaluated in parallel on rayon's current pool; each chunk is written at its offset as soon as it
@@ -57,41 +67,62 @@ pub fn execute(
     options: Options,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<()> {
-    plan.check()?;
-    let mut files = Vec::with_capacity(layout.files.len());
-    for file in &layout.files {
-        let (handle, path) = staging.create(&file.name)?;
-        handle.set_len(file.byte_len).at(&path, "write")?;
-        handle.write_all_at(&file.head, 0).at(&path, "write")?;
-        for (offset, piece) in &file.pieces {
-            handle.write_all_at(piece, *offset).at(&path, "write")?;
+    execute_all(&[Work { plan, layout, staging }], options, progress)
+}
+
+/// Runs several plans in one pass: the same rows of each are made one after the other, so that plans over the same
+/// sources read them from the disk once. The caller commits.
+///
+/// # Errors
+/// As [`execute`].
+pub fn execute_all(runs: &[Work<'_>], options: Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<()> {
+    let mut files = Vec::new();
+    // Where the files of each run begin among all.
+    let mut first_file = Vec::with_capacity(runs.len());
+    for Work { plan, layout, staging } in runs {
+        plan.check()?;
+        first_file.push(files.len());
+        for file in &layout.files {
+            let (handle, path) = staging.create(&file.name)?;
+            handle.set_len(file.byte_len).at(&path, "write")?;
+            handle.write_all_at(&file.head, 0).at(&path, "write")?;
+            for (offset, piece) in &file.pieces {
+                handle.write_all_at(piece, *offset).at(&path, "write")?;
+            }
+            files.push((handle, path));
         }
-        files.push((handle, path));
     }
     let per_thread = options.max_memory_bytes / rayon::current_num_threads() as u64;
     // A value in flight takes 4 bytes in each of its buffers, and at most 4 more once it is encoded.
     let chunk_elems =
         |tensor: &PlannedTensor| (per_thread / (4 * tensor.expr.buffers() as u64 + 4)).clamp(1, 1 << 20) as usize;
-    let tasks: Vec<(usize, Range<usize>)> = plan
-        .tensors
-        .iter()
-        .enumerate()
-        .flat_map(|(i, tensor)| chunks(tensor, chunk_elems(tensor)).map(move |rows| (i, rows)))
-        .collect();
-    let files_of: Vec<Vec<&TensorRef>> = plan.tensors.iter().map(one_of_each_file).collect();
-    let total_bytes = plan.tensors.iter().map(PlannedTensor::byte_len).sum();
+    let mut tasks: Vec<(usize, Range<usize>, usize)> = Vec::new();
+    for (number, run) in runs.iter().enumerate() {
+        for (i, tensor) in run.plan.tensors.iter().enumerate() {
+            tasks.extend(chunks(tensor, chunk_elems(tensor)).map(|rows| (i, rows, number)));
+        }
+    }
+    if runs.len() > 1 {
+        tasks.sort_by_key(|(i, rows, number)| (*i, rows.start, *number));
+    }
+    let tensors = || runs.iter().flat_map(|run| &run.plan.tensors);
+    let files_of: Vec<Vec<Vec<&TensorRef>>> =
+        runs.iter().map(|run| run.plan.tensors.iter().map(one_of_each_file).collect()).collect();
+    let total_bytes = tensors().map(PlannedTensor::byte_len).sum();
+    let syncs = |run: &Work| run.staging.syncs();
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| -> Result<()> {
         // `running` is dropped however this scope ends, which stops the flushing.
         let (running, stopped) = channel::<()>();
         // If no thread can be started, the final sync does all the work.
         let flush = || Builder::new().spawn_scoped(scope, || flush_until(stopped, &files)).ok();
-        let flusher = if staging.syncs() { flush() } else { None };
+        let flusher = if runs.iter().any(syncs) { flush() } else { None };
         tasks.par_iter().try_for_each_init(
             || (Vec::new(), Vec::new()),
-            |(scratch, out), (i, rows)| -> Result<()> {
-                let tensor = &plan.tensors[*i];
-                check_unchanged(&files_of[*i])?;
+            |(scratch, out), (i, rows, number)| -> Result<()> {
+                let Work { plan, layout, .. } = &runs[*number];
+                let (tensor, sources) = (&plan.tensors[*i], &files_of[*number][*i]);
+                check_unchanged(sources)?;
                 let borrowed = tensor.borrow_rows(rows.clone()).transpose()?;
                 let bytes = match (borrowed, layout.recode) {
                     (Some(bytes), None) => bytes,
@@ -107,11 +138,11 @@ pub fn execute(
                     }
                 };
                 let place = layout.places[*i];
-                let (file, path) = &files[place.file];
+                let (file, path) = &files[first_file[*number] + place.file];
                 let row_bytes = tensor.byte_len() / tensor.rows().max(1) as u64;
                 if let Err(error) = file.write_all_at(bytes, place.offset + rows.start as u64 * row_bytes) {
                     // The kernel reads mapped bytes during the write, and fails where the source was truncated.
-                    check_unchanged(&files_of[*i])?;
+                    check_unchanged(sources)?;
                     return Err(error).at(path, "write");
                 }
                 let done_bytes = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
@@ -122,11 +153,13 @@ pub fn execute(
         drop(running);
         flusher.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })?;
-    files_of.iter().try_for_each(|files| check_unchanged(files))?;
-    for ((file, path), layout) in files.iter().zip(&layout.files) {
-        fill_checksums(file, path, &layout.checksums)?;
-        if staging.syncs() {
-            file.sync_all().at(path, "sync")?;
+    files_of.iter().flatten().try_for_each(|files| check_unchanged(files))?;
+    for (run, first) in runs.iter().zip(first_file) {
+        for ((file, path), layout) in files[first..].iter().zip(&run.layout.files) {
+            fill_checksums(file, path, &layout.checksums)?;
+            if syncs(run) {
+                file.sync_all().at(path, "sync")?;
+            }
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! One plan, one pass: a plan describes the output as data before any tensor data is read or written.
 //!
 //! A [`Plan`] lists output tensors; each says by an [`Expr`] how its numbers come from source
-//! tensors. Commands differ in the plans that they make; [`execute`] is the one way to run one.
+//! tensors. Commands differ in the plans that they make; [`execute_all`] is the one way to run them.
 
 mod checksum;
 mod eval;
@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use checksum::Checksum;
-pub use execute::{Options, Progress, execute};
+pub use execute::{Options, Progress, Work, execute, execute_all};
 pub use expr::{Expr, Pick, RowMap};
 pub use packed::Packing;
 pub(crate) use product::run_len;

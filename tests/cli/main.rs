@@ -4,7 +4,9 @@
 mod baking;
 #[path = "../common/mod.rs"]
 mod common;
+mod growth;
 mod killing;
+mod mixing;
 #[path = "../common/program.rs"]
 mod program;
 #[path = "../readers/mod.rs"]
