@@ -128,7 +128,7 @@ impl TrainedAdapter {
     pub(super) fn trainable(&self, device: &Device) -> Result<Trainable> {
         match self {
             Self::Bank(bank) => Trainable::bank(bank, device),
-            Self::Growing(bank) => LoadedBank::growing(bank, device).map(Trainable::Bank),
+            Self::Growing(bank) => LoadedBank::growing(bank, device).map(|bank| Trainable::Bank(Box::new(bank))),
             Self::Lora(lora) => Trainable::lora(lora, device),
         }
     }
@@ -137,7 +137,7 @@ impl TrainedAdapter {
 /// The variables of an adapter on a device.
 pub enum Trainable {
     /// Those of an atom bank.
-    Bank(LoadedBank),
+    Bank(Box<LoadedBank>),
     /// Those of a plain LoRA.
     Lora(LoadedAdapter),
 }
@@ -148,7 +148,7 @@ impl Trainable {
     /// # Errors
     /// As [`LoadedBank::trainable`].
     pub fn bank(bank: &AtomBank, device: &Device) -> Result<Self> {
-        LoadedBank::trainable(bank, device).map(Self::Bank)
+        LoadedBank::trainable(bank, device).map(|bank| Self::Bank(Box::new(bank)))
     }
 
     /// Copies `lora` to `device` as variables.

@@ -50,8 +50,17 @@ impl Start<'_> {
         let known: HashSet<&[u32]> = self.inputs.data.sequences().iter().map(|s| s.instruction.as_slice()).collect();
         let distinct = || known.iter().filter(|tokens| !tokens.is_empty());
         let config = self.config.sized(distinct().count());
-        config.check_size(self.inputs.decoder.config(), self.inputs.instructions.dim(), self.inputs.data.sequences().len())?;
-        let fresh = TrainedAdapter::fresh(&self.config.output, &config, self.inputs.decoder.config(), self.inputs.instructions.dim())?;
+        config.check_size(
+            self.inputs.decoder.config(),
+            self.inputs.instructions.dim(),
+            self.inputs.data.sequences().len(),
+        )?;
+        let fresh = TrainedAdapter::fresh(
+            &self.config.output,
+            &config,
+            self.inputs.decoder.config(),
+            self.inputs.instructions.dim(),
+        )?;
         let TrainedAdapter::Bank(mut bank) = fresh else { return Ok(fresh) };
         // In the order of the data, so that the sum has the same bits in every run.
         let mut seen = HashSet::new();
