@@ -149,7 +149,15 @@ impl LoadedBank {
     /// # Errors
     /// As [`InstructionEncoder::embed`]; [`crate::Error::Compute`].
     pub fn hook(&self, base: &ModelWeights, sequences: &[Sequence]) -> Result<BankHook<'_>> {
-        BankHook::new(self, &Batch::new(sequences), self.embed(base, sequences)?)
+        self.hook_on(base, sequences, &Batch::new(sequences))
+    }
+
+    /// As [`LoadedBank::hook`], for a pass over `batch`, in which `sequences` lie.
+    ///
+    /// # Errors
+    /// As [`LoadedBank::hook`].
+    pub fn hook_on(&self, base: &ModelWeights, sequences: &[Sequence], batch: &Batch) -> Result<BankHook<'_>> {
+        BankHook::new(self, batch, self.embed(base, sequences)?)
     }
 
     /// The stage that computes a pass with instruction embeddings `e`, `[B, d_e]`: the earliest that has every atom which

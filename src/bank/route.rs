@@ -135,7 +135,7 @@ fn fix(config: &BankConfig, batch: &Batch, row: usize, alphas: &[f32]) -> Vec<f3
         Routing::Prompt => alphas[row * k..(row + 1) * k].to_vec(),
         Routing::Token => {
             let routed = batch.routed_len(row);
-            let first = row * batch.width() * k;
+            let first = batch.sequences()[row].start * k;
             let mut mean = vec![0.0; k];
             for token in alphas[first..first + routed * k].chunks_exact(k) {
                 mean.iter_mut().zip(token).for_each(|(m, a)| *m += a / routed as f32);

@@ -3,6 +3,8 @@
 //! Symbols and step numbers are those of docs/formats/bank.md. `N` is the number of routing
 //! decisions per block: the number of sequences with prompt routing, of tokens with token routing.
 
+use std::sync::Arc;
+
 use candle_core::{D, Tensor};
 
 use super::loaded::{LoadedStage, has_instruction};
@@ -11,7 +13,8 @@ use super::{BankConfig, LoadedBank, Routing};
 use crate::adapter::HostTensor;
 use crate::arch::LinearLayer;
 use crate::error::Result;
-use crate::model::hooks::{Factors, Input, to_host};
+use crate::model::batch::Span;
+use crate::model::hooks::{Factors, Input, Mixing, to_host};
 use crate::model::{Batch, Hook, log_softmax_last, ops, softmax_last};
 
 /// The state of one routed forward pass.
@@ -22,12 +25,21 @@ pub struct BankHook<'a> {
     atoms: usize,
     /// What keeps atoms that were grown from sequences without an instruction, `[B, K]`, where there are some.
     absent: Option<Tensor>,
-    /// The weights of the mean over routed tokens for prompt routing, `[B, 1, T]`; rows sum to 1.
+    /// The weights of the means over routed tokens for prompt routing, `[rows, S, width]` for at most `S` sequences in a
+    /// row; each sequence's sum to 1.
     mean: Tensor,
-    /// Which of the `B * T` tokens aren't padding.
-    real: Vec<bool>,
+    /// Which of the `rows * S` means are those of sequences, `[B]`, in their order; `None` where all are.
+    means: Option<Tensor>,
+    /// The places of the tokens that aren't padding.
+    real: Vec<u32>,
+    /// The number of each token's sequence, `[rows * width]`.
+    sequence: Tensor,
+    /// The place behind the last token of each decision.
+    ends: Arc<[usize]>,
     /// The instruction embeddings, `[B, d_e]`.
     e: Tensor,
+    /// The sequences of the batch.
+    count: usize,
     rows: usize,
     width: usize,
     has_instruction: bool,
@@ -81,8 +93,12 @@ impl<'a> BankHook<'a> {
             atoms,
             absent: absent(config, &e)?,
             mean: e.clone(),
+            means: None,
             real: Vec::new(),
+            sequence: e.clone(),
+            ends: [].into(),
             e,
+            count: 0,
             rows: 0,
             width: 0,
             has_instruction,
@@ -95,15 +111,33 @@ impl<'a> BankHook<'a> {
     }
 
     fn set_batch(&mut self, batch: &Batch) -> Result<()> {
-        (self.rows, self.width) = (batch.rows(), batch.width());
-        let mut mean = Vec::with_capacity(self.rows * self.width);
-        self.real.clear();
-        for row in 0..self.rows {
-            let routed = batch.routed[row];
-            mean.extend((0..self.width).map(|t| if t < routed { 1.0 / routed as f32 } else { 0.0 }));
-            self.real.extend((0..self.width).map(|t| batch.is_real(row, t)));
+        let (rows, width, spans) = (batch.rows(), batch.width(), batch.sequences());
+        (self.rows, self.width, self.count) = (rows, width, spans.len());
+        // The number of each sequence in its row.
+        let mut of_row = vec![0; rows];
+        let number = |span: &Span| {
+            of_row[span.start / width] += 1;
+            of_row[span.start / width] - 1
+        };
+        let numbers: Vec<usize> = spans.iter().map(number).collect();
+        let most = of_row.into_iter().max().unwrap_or(1);
+        let mut mean = vec![0f32; rows * most * width];
+        let mut means = Vec::with_capacity(spans.len());
+        for (span, number) in spans.iter().zip(numbers) {
+            let of = span.start / width * most + number;
+            mean[of * width + span.start % width..][..span.routed].fill(1.0 / span.routed as f32);
+            means.push(of as u32);
         }
-        self.mean = Tensor::from_vec(mean, (self.rows, 1, self.width), self.e.device())?;
+        let device = self.e.device();
+        self.mean = Tensor::from_vec(mean, (rows, most, width), device)?;
+        self.means = if rows * most == spans.len() { None } else { Some(Tensor::new(means, device)?) };
+        self.sequence = Tensor::new(batch.sequence_of_places(), device)?;
+        self.real = batch.real_places();
+        self.ends = match self.config.routing {
+            // Padding goes with the sequence before it.
+            Routing::Prompt => spans.iter().skip(1).map(|span| span.start).chain([rows * width]).collect(),
+            Routing::Token => (1..=rows * width).collect(),
+        };
         Ok(())
     }
 
@@ -153,8 +187,7 @@ impl<'a> BankHook<'a> {
         let mut keep: Option<Tensor> = None;
         if self.config.routing == Routing::Token {
             log_pi = self.per_token(&log_pi)?;
-            let real: Vec<u32> = (0..self.real.len()).filter(|i| self.real[*i]).map(|i| i as u32).collect();
-            let real = Tensor::new(real, self.e.device())?;
+            let real = Tensor::new(self.real.as_slice(), self.e.device())?;
             log_pi = log_pi.index_select(&real, 0)?;
             keep = Some(real);
         }
@@ -189,7 +222,10 @@ impl<'a> BankHook<'a> {
         let router = |name: &str| self.bank.get(&format!("atom_bank.router.{name}"));
         let (r, d_k) = (self.config.state_rank(), self.config.key_dim);
         let z = match self.config.routing {
-            Routing::Prompt => self.mean.matmul(z)?.squeeze(1)?,
+            Routing::Prompt => {
+                let all = self.mean.matmul(z)?.reshape(((), r))?;
+                self.means.as_ref().map_or(Ok(all.clone()), |means| all.index_select(means, 0))?
+            }
             Routing::Token => z.reshape((self.rows * self.width, r))?,
         };
         let s = ops::rms_norm(&z, 1e-6)?;
@@ -255,11 +291,9 @@ impl<'a> BankHook<'a> {
         }
     }
 
-    /// Repeats `[B, n]` for each token: `[B * T, n]`.
+    /// Repeats `[B, n]` for each token: `[rows * width, n]`.
     fn per_token(&self, x: &Tensor) -> Result<Tensor> {
-        let n = x.dim(1)?;
-        let repeated = x.unsqueeze(1)?.broadcast_as((self.rows, self.width, n))?;
-        Ok(repeated.contiguous()?.reshape((self.rows * self.width, n))?)
+        Ok(x.contiguous()?.index_select(&self.sequence, 0)?)
     }
 
     /// The operators `M_b` of all decisions of a block, `[N, r, r]`.
@@ -269,24 +303,22 @@ impl<'a> BankHook<'a> {
         Ok(self.alphas[block].matmul(&atoms)?.reshape(((), r, r))?)
     }
 
-    /// Step 7 within the rank-r bottleneck: `M_b z`, `[B, T, r]`.
+    /// Step 7 within the rank-r bottleneck: `M_b z`, `[rows, width, r]`.
     fn apply_operator(&self, block: usize, z: &Tensor) -> Result<Tensor> {
         let (r, k) = (self.config.r, self.config.num_atoms);
-        let atoms = self.bank.get("atom_bank.atoms");
-        let alpha = &self.alphas[block];
-        match self.config.routing {
-            Routing::Prompt => {
-                let m = self.operators(block)?;
-                Ok(z.matmul(&m.transpose(1, 2)?.contiguous()?)?)
-            }
-            Routing::Token => {
-                // Multiply every atom by z, then mix: no [r, r] matrix per token is needed.
-                let tokens = self.rows * self.width;
-                let each =
-                    ops::linear(&z.reshape((tokens, r))?, &atoms.reshape((k * r, r))?)?.reshape((tokens, k, r))?;
-                Ok(alpha.unsqueeze(1)?.matmul(&each)?.reshape((self.rows, self.width, r))?)
-            }
+        if self.config.routing == Routing::Prompt && self.rows == self.count {
+            let m = self.operators(block)?;
+            return Ok(z.matmul(&m.transpose(1, 2)?.contiguous()?)?);
         }
+        // Multiply every atom by z, then mix: no [r, r] matrix per token is needed.
+        let alpha = match self.config.routing {
+            Routing::Prompt => self.per_token(&self.alphas[block])?,
+            Routing::Token => self.alphas[block].clone(),
+        };
+        let tokens = self.rows * self.width;
+        let atoms = self.bank.get("atom_bank.atoms").reshape((k * r, r))?;
+        let each = ops::linear(&z.reshape((tokens, r))?, &atoms)?.reshape((tokens, k, r))?;
+        Ok(alpha.unsqueeze(1)?.matmul(&each)?.reshape((self.rows, self.width, r))?)
     }
 }
 
@@ -319,7 +351,8 @@ impl Hook for BankHook<'_> {
             let z = ops::narrow_linear(&input()?, &self.of_state(a)?)?;
             self.route(block, &z)?;
         }
-        Ok(Some(Factors { of_sites, mix: Some(self.operators(block)?) }))
+        let mix = Mixing { matrices: self.operators(block)?, ends: self.ends.clone() };
+        Ok(Some(Factors { of_sites, mix: Some(mix) }))
     }
 
     fn layers_together(&self) -> usize {

@@ -1,4 +1,8 @@
-//! Sequences of different lengths as one padded batch.
+//! Sequences of different lengths as one batch.
+
+use std::ops::Range;
+
+use candle_core::Device;
 
 /// One sequence, which of its tokens route, and which of them carry loss.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,43 +35,93 @@ impl Sequence {
 /// The position of a padding key: later than every query, so that no query attends to it.
 pub(super) const NEVER: u32 = u32::MAX;
 
-/// Sequences, padded on the right to the same width. Padding doesn't affect results: it is never
-/// attended to, never routes and never counts in a loss.
+/// Sequences as one tensor of `[rows, width]` tokens. How they lie in it changes no result: no sequence attends to
+/// another, each has its own positions and routes alone, and padding is never attended to, never routes and never counts
+/// in a loss.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// Token ids, `[rows * width]`; padding is token 0.
     pub(super) ids: Vec<u32>,
     /// Positions of tokens in their sequences, `[rows * width]`.
     pub(super) positions: Vec<u32>,
-    /// The number of tokens that aren't padding, `[rows]`.
-    pub(super) lengths: Vec<usize>,
-    /// The number of tokens that route, `[rows]`.
-    pub(crate) routed: Vec<usize>,
+    rows: usize,
+    width: usize,
+    /// The sequences, by their places.
+    sequences: Vec<Span>,
     /// Indices into the flattened `[rows * width]` of the tokens that carry loss, in order.
     targets: Vec<u32>,
-    pub(super) width: usize,
+}
+
+/// A sequence in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// The place of its first token in the flattened `[rows * width]`.
+    pub(crate) start: usize,
+    /// The number of its tokens.
+    pub(crate) len: usize,
+    /// The number of its tokens that route.
+    pub(crate) routed: usize,
+}
+
+impl Span {
+    /// The places of its tokens.
+    pub(crate) fn places(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
 }
 
 impl Batch {
-    /// Pads `sequences`. Each must have at least one token.
+    /// Each sequence in a row of its own, padded on the right. Each must have at least one token.
     pub fn new(sequences: &[Sequence]) -> Self {
-        let width = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(0);
+        let width = longest(sequences);
+        Self::laid(sequences, sequences.len(), width, (0..).map(|row| row * width))
+    }
+
+    /// All sequences one after the other in a single row, without padding. Each must have at least one token.
+    pub fn joined(sequences: &[Sequence]) -> Self {
+        let mut end = 0;
+        let starts: Vec<usize> = sequences.iter().map(|sequence| advance(&mut end, sequence.ids.len())).collect();
+        Self::laid(sequences, 1, end, starts.into_iter())
+    }
+
+    /// Several sequences in each row, as many in their order as fit in the length of the longest, padded on the right.
+    /// Each must have at least one token.
+    pub fn packed(sequences: &[Sequence]) -> Self {
+        let width = longest(sequences);
+        let (mut row, mut end) = (0, 0);
+        let mut starts = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            if end + sequence.ids.len() > width {
+                (row, end) = (row + 1, 0);
+            }
+            starts.push(row * width + advance(&mut end, sequence.ids.len()));
+        }
+        Self::laid(sequences, row + 1, width, starts.into_iter())
+    }
+
+    /// In the layout that computes least on a device: without padding on the CPU, whose attention goes through the
+    /// sequences one by one; elsewhere packed, because attention is computed for whole rows there.
+    pub fn compact(sequences: &[Sequence], device: &Device) -> Self {
+        if device.is_cpu() { Self::joined(sequences) } else { Self::packed(sequences) }
+    }
+
+    /// Sequences that begin at ascending places.
+    fn laid(sequences: &[Sequence], rows: usize, width: usize, starts: impl Iterator<Item = usize>) -> Self {
         let mut batch = Self {
-            ids: Vec::new(),
-            positions: Vec::new(),
-            lengths: Vec::new(),
-            routed: Vec::new(),
-            targets: Vec::new(),
+            ids: vec![0; rows * width],
+            positions: vec![0; rows * width],
+            rows,
             width,
+            sequences: Vec::with_capacity(sequences.len()),
+            targets: Vec::new(),
         };
-        for (row, sequence) in sequences.iter().enumerate() {
-            let targets = (1..sequence.ids.len()).filter(|t| sequence.targets.get(*t) == Some(&true));
-            batch.targets.extend(targets.map(|t| (row * width + t) as u32));
-            batch.ids.extend(&sequence.ids);
-            batch.ids.resize(batch.ids.len().next_multiple_of(width.max(1)), 0);
-            batch.positions.extend(0..width as u32);
-            batch.lengths.push(sequence.ids.len());
-            batch.routed.push(sequence.routed);
+        for (sequence, start) in sequences.iter().zip(starts) {
+            let len = sequence.ids.len();
+            let targets = (1..len).filter(|t| sequence.targets.get(*t) == Some(&true));
+            batch.targets.extend(targets.map(|t| (start + t) as u32));
+            batch.ids[start..start + len].copy_from_slice(&sequence.ids);
+            batch.positions[start..start + len].iter_mut().zip(0..).for_each(|(position, t)| *position = t);
+            batch.sequences.push(Span { start, len, routed: sequence.routed });
         }
         batch
     }
@@ -77,41 +131,51 @@ impl Batch {
     pub(crate) fn next(ids: Vec<u32>, lengths: &[usize]) -> Self {
         let rows = ids.len();
         let positions = lengths.iter().map(|n| *n as u32).collect();
-        Self { ids, positions, lengths: vec![1; rows], routed: vec![0; rows], targets: Vec::new(), width: 1 }
+        let sequences = (0..rows).map(|start| Span { start, len: 1, routed: 0 }).collect();
+        Self { ids, positions, rows, width: 1, sequences, targets: Vec::new() }
     }
 
-    /// The number of sequences.
+    /// The number of rows of its tensors.
     pub fn rows(&self) -> usize {
-        self.lengths.len()
+        self.rows
     }
 
-    /// The padded length.
+    /// The number of tokens in a row, padding included.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Whether token `t` of sequence `row` isn't padding.
-    pub(crate) fn is_real(&self, row: usize, t: usize) -> bool {
-        t < self.lengths[row]
+    /// Its sequences, in their order.
+    pub(crate) fn sequences(&self) -> &[Span] {
+        &self.sequences
     }
 
-    /// How many tokens of sequence `row` route.
-    pub fn routed_len(&self, row: usize) -> usize {
-        self.routed[row]
+    /// How many tokens of a sequence route.
+    pub fn routed_len(&self, sequence: usize) -> usize {
+        self.sequences[sequence].routed
     }
 
     /// Indices into the flattened `[rows * width]` of all tokens that aren't padding.
     pub fn real_places(&self) -> Vec<u32> {
-        let places = (0..self.rows()).flat_map(|row| (0..self.lengths[row]).map(move |t| row * self.width + t));
-        places.map(|place| place as u32).collect()
+        self.sequences.iter().flat_map(Span::places).map(|place| place as u32).collect()
     }
 
-    /// The positions of the tokens of sequence `row`, as keys.
-    pub(crate) fn key_positions(&self, row: usize) -> impl Iterator<Item = u32> + '_ {
-        (0..self.width).map(move |t| match self.is_real(row, t) {
-            true => self.positions[row * self.width + t],
-            false => NEVER,
-        })
+    /// For every token of `[rows * width]` the number of its sequence; for padding that of some sequence.
+    pub(crate) fn sequence_of_places(&self) -> Vec<u32> {
+        let mut all = vec![0; self.rows * self.width];
+        for (number, span) in self.sequences.iter().enumerate() {
+            all[span.places()].fill(number as u32);
+        }
+        all
+    }
+
+    /// The positions of all tokens as keys, by row.
+    pub(crate) fn key_positions(&self) -> Vec<Vec<u32>> {
+        let mut all = vec![NEVER; self.rows * self.width];
+        for span in &self.sequences {
+            all[span.places()].copy_from_slice(&self.positions[span.places()]);
+        }
+        (0..self.rows).map(|row| all[row * self.width..(row + 1) * self.width].to_vec()).collect()
     }
 
     /// Two lists for all tokens that carry loss: indices into the flattened `[rows * width]` of the positions that
@@ -121,16 +185,45 @@ impl Batch {
     }
 }
 
+/// The length of the longest sequence.
+fn longest(sequences: &[Sequence]) -> usize {
+    sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0)
+}
+
+/// Moves `end` by `len` and returns where it was.
+fn advance(end: &mut usize, len: usize) -> usize {
+    *end += len;
+    *end - len
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn row(ids: &[u32], routed: usize) -> Sequence {
+        Sequence::completed(ids.to_vec(), routed, vec![])
+    }
+
     #[test]
     fn targets_are_predicted_from_the_token_before_them() {
-        let row = |ids: &[u32], routed| Sequence::completed(ids.to_vec(), routed, vec![]);
         let batch = Batch::new(&[row(&[5, 6, 7, 8], 2), row(&[5, 9], 0)]);
         assert_eq!(batch.ids, [5, 6, 7, 8, 5, 9, 0, 0]);
         assert_eq!(batch.targets(), (vec![1, 2, 4], vec![7, 8, 9]));
-        assert_eq!(batch.key_positions(1).collect::<Vec<_>>(), [0, 1, NEVER, NEVER]);
+        assert_eq!(batch.key_positions(), [[0, 1, 2, 3], [0, 1, NEVER, NEVER]]);
+    }
+
+    #[test]
+    fn sequences_that_share_a_row_keep_their_positions_and_their_targets() {
+        let sequences = [row(&[1, 2], 1), row(&[3, 4, 5, 6], 2), row(&[7], 0), row(&[8, 9, 10], 1)];
+        let joined = Batch::joined(&sequences);
+        assert_eq!((joined.rows(), joined.width()), (1, 10));
+        assert_eq!(joined.positions, [0, 1, 0, 1, 2, 3, 0, 0, 1, 2]);
+        assert_eq!(joined.targets(), (vec![0, 3, 4, 7, 8], vec![2, 5, 6, 9, 10]), "none across a border");
+        let packed = Batch::packed(&sequences);
+        assert_eq!((packed.rows(), packed.width()), (3, 4));
+        assert_eq!(packed.ids, [1, 2, 0, 0, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(packed.key_positions(), [[0, 1, NEVER, NEVER], [0, 1, 2, 3], [0, 0, 1, 2]]);
+        assert_eq!(packed.real_places(), [0, 1, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(packed.sequence_of_places(), [0, 0, 0, 0, 1, 1, 1, 1, 2, 3, 3, 3]);
     }
 }

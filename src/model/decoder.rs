@@ -16,6 +16,7 @@ use super::hooks::Hook;
 use super::layer::{Layer, LinearWeights, NormWeights};
 use super::ops::{self, LogitForm, Sight};
 use super::weights::ModelWeights;
+use super::batch::Span;
 use super::{Batch, Residence, Sequence};
 use crate::arch::computation::Computation;
 use crate::arch::{HfFolder, ModelConfig};
@@ -105,7 +106,7 @@ impl Decoder {
     /// A token outside the vocabulary, weights that can't be read, a failed computation.
     pub fn hidden(&self, batch: &Batch, mut cache: Option<&mut KvCache>, hook: &mut dyn Hook) -> Result<Tensor> {
         let mut x = self.embedded(batch)?;
-        let mut keys = key_positions(batch);
+        let mut keys = batch.key_positions();
         if let Some(cache) = cache.as_deref_mut() {
             keys = cache.with_positions(keys);
         }
@@ -119,7 +120,7 @@ impl Decoder {
 
     /// What a pass over `batch` begins with: what its layers share, and the input embeddings.
     pub(crate) fn start(&self, batch: &Batch) -> Result<(Pass, Tensor)> {
-        Ok((self.pass(batch, &key_positions(batch))?, self.embedded(batch)?))
+        Ok((self.pass(batch, &batch.key_positions())?, self.embedded(batch)?))
     }
 
     /// Runs some layers, `[B, T, hidden_size]` each.
@@ -240,8 +241,18 @@ impl Decoder {
         let mut windows: Vec<Option<usize>> = self.computation().layers.iter().map(|layer| layer.window).collect();
         windows.sort();
         windows.dedup();
+        // Behind cached keys, a row has one sequence.
+        let of_row = keys.first().map_or(0, Vec::len);
+        let sequence = |span: &Span| match of_row == width {
+            true => (span.places(), span.places()),
+            false => (span.places(), span.start / width * of_row..(span.start / width + 1) * of_row),
+        };
+        let sequences: Vec<_> = batch.sequences().iter().map(sequence).collect();
         let keys = keys.concat();
-        let sight = |window| Arc::new(Sight { queries: batch.positions.clone(), keys: keys.clone(), window });
+        let sight = |window| {
+            let (queries, keys, sequences) = (batch.positions.clone(), keys.clone(), sequences.clone());
+            Arc::new(Sight { queries, keys, sequences, window })
+        };
         let sights = windows.into_iter().map(sight).collect();
         Ok(Pass { rows, width, angles, sights })
     }
@@ -369,9 +380,4 @@ fn apply(hook: &mut dyn Hook, linear: &LinearWeights, x: &Tensor) -> Result<Tens
         Some(delta) => Ok((y + delta)?),
         None => Ok(y),
     }
-}
-
-/// The position of each token as a key, by row.
-fn key_positions(batch: &Batch) -> Vec<Vec<u32>> {
-    (0..batch.rows()).map(|row| batch.key_positions(row).collect()).collect()
 }

@@ -5,9 +5,9 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{Result, Tensor};
 
 use super::attention::{Angles, Attention};
-use super::hooks::{Factors, Hook};
+use super::hooks::{Factors, Hook, Mixing};
 use super::layer::{FeedForwardKind, InnerWeights, Layer, LinearWeights, NormWeights, QkvOrder, QkvWeights};
-use super::ops::fused::{AttentionHalf, FeedForwardHalf, Frame, Group, Inner, Linear, Order, unmixed};
+use super::ops::fused::{AttentionHalf, FeedForwardHalf, Frame, Group, Inner, Linear, MixedBy, Order, unmixed};
 use super::ops::{Heads, Rope, RowNorm, Sight};
 use crate::arch::ModelConfig;
 use crate::arch::computation::{Computation, LayerComputation, QkNorm};
@@ -68,6 +68,13 @@ impl<'a> Packing<'a> {
             _ => Tensor::cat(&self.parts, 0),
         }
     }
+}
+
+/// The third argument of a half: the matrices that mix states, and which tokens have which.
+fn mixing(mix: Option<Mixing>) -> Result<(Tensor, Option<MixedBy>)> {
+    let Some(Mixing { matrices, ends }) = mix else { return Ok((unmixed()?, None)) };
+    let rank = matrices.dim(2)?;
+    Ok((matrices.contiguous()?, Some(MixedBy { rank, ends })))
 }
 
 impl Fusing<'_> {
@@ -143,6 +150,7 @@ impl Fusing<'_> {
         };
         let d = self.config.head_dim;
         let (qkv, o, packed) = Packing::of(&factors, &first, &layer.o)?;
+        let (mix, mixing) = mixing(factors.mix)?;
         let attention = Attention {
             config: self.config,
             layer: self.of_layer,
@@ -167,10 +175,9 @@ impl Fusing<'_> {
             scores: attention.scores(layer.sinks.as_ref()),
             sight: self.sight.clone(),
             o,
-            mixed_rank: factors.mixed_rank()?,
+            mixing,
             kept: OnceLock::new(),
         };
-        let mix = factors.mix.map_or_else(unmixed, |mix| mix.contiguous())?;
         Ok(Some(x.contiguous()?.apply_op3(&packed, &mix, half)?))
     }
 
@@ -194,16 +201,16 @@ impl Fusing<'_> {
         }
         let Some(factors) = self.factors(hook, &first, &block.down, norm, x)? else { return Ok(None) };
         let (into, down, packed) = Packing::of(&factors, &first, &block.down)?;
+        let (mix, mixing) = mixing(factors.mix)?;
         let half = FeedForwardHalf {
             frame: self.frame(norm, layer.after_feed_forward.as_ref(), adds, x)?,
             inner,
             into,
             down,
             activation: layer.activation,
-            mixed_rank: factors.mixed_rank()?,
+            mixing,
             kept: OnceLock::new(),
         };
-        let mix = factors.mix.map_or_else(unmixed, |mix| mix.contiguous())?;
         Ok(Some(x.contiguous()?.apply_op3(&packed, &mix, half)?))
     }
 }

@@ -36,7 +36,7 @@ pub fn greedy(
     let eos = &decoder.config().eos_token_ids;
     for _ in 0..max_tokens {
         let hidden = decoder.hidden(&batch, Some(&mut cache), hook)?;
-        let last = batch.lengths.iter().enumerate().map(|(row, n)| (row * batch.width() + n - 1) as u32);
+        let last = batch.sequences().iter().map(|span| (span.places().end - 1) as u32);
         let logits = decoder.logits_at(&hidden, &last.collect::<Vec<_>>())?;
         let next = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
         for (generation, id) in done.iter_mut().zip(&next) {

@@ -1,6 +1,7 @@
 //! Hooks, by which adapters join a forward pass, and plain LoRA as the simplest of them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{Device, Tensor, Var};
@@ -15,15 +16,16 @@ use crate::error::Result;
 pub struct Factors {
     /// For each, `A` `[rank, d_in]`, `B` `[d_out, rank]` and the scale of its update, if it has one.
     pub of_sites: Vec<Option<(Tensor, Tensor, f64)>>,
-    /// What mixes states inside the bottleneck, `[N, r, r]`: a matrix for each sequence or each token.
-    pub mix: Option<Tensor>,
+    /// What mixes states inside the bottleneck, if anything does.
+    pub mix: Option<Mixing>,
 }
 
-impl Factors {
-    /// The rank of mixed states; 0 where they aren't mixed.
-    pub(crate) fn mixed_rank(&self) -> candle_core::Result<usize> {
-        self.mix.as_ref().map_or(Ok(0), |mix| mix.dim(2))
-    }
+/// Matrices that mix states inside the bottleneck.
+pub struct Mixing {
+    /// One for each sequence or each token, `[N, r, r]`.
+    pub matrices: Tensor,
+    /// For each, the place behind its last token among all tokens of the batch, `[N]`, ascending.
+    pub ends: Arc<[usize]>,
 }
 
 /// Gives the input of linear layers.

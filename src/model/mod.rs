@@ -1,7 +1,7 @@
 //! Decoders in candle, with hooks for adapters, and a correct backward pass for every operation.
 
 mod attention;
-mod batch;
+pub(crate) mod batch;
 mod cache;
 pub(crate) mod decoder;
 mod feed_forward;
@@ -20,7 +20,7 @@ pub use cache::KvCache;
 pub use decoder::Decoder;
 pub use feed_forward::ExpertMatrix;
 pub use generate::{Generation, greedy, prompt_logits};
-pub use hooks::{Factors, Hook, Input, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter};
+pub use hooks::{Factors, Hook, Input, LoadedAdapter, LoadedUpdates, LoraHook, Mixing, NoAdapter};
 pub use open::LanguageModel;
 pub use ops::{ExpertFactors, log_softmax_last, softmax_last};
 pub use sentence::SentenceEncoder;

@@ -11,7 +11,7 @@ use crate::adapter::{Lora, Tensors};
 use crate::arch::ModelConfig;
 use crate::bank::{AtomBank, BankHook, LoadedBank, Regularizer};
 use crate::error::Result;
-use crate::model::{Hook, LoadedAdapter, LoraHook, ModelWeights, Sequence};
+use crate::model::{Batch, Hook, LoadedAdapter, LoraHook, ModelWeights, Sequence};
 use crate::output::Output;
 
 /// An adapter that is trained, in memory.
@@ -198,15 +198,16 @@ impl Trainable {
         }
     }
 
-    /// Makes the hook for one pass over `sequences`, with dropout for LoRAs alone.
+    /// Makes the hook for one pass over `batch`, in which `sequences` lie, with dropout for LoRAs alone.
     pub(super) fn hook(
         &self,
         base: &ModelWeights,
         sequences: &[Sequence],
+        batch: &Batch,
         dropout: Option<Dropout>,
     ) -> Result<TrainedHook<'_>> {
         Ok(match (self, dropout) {
-            (Self::Bank(bank), _) => TrainedHook::Bank(Box::new(bank.hook(base, sequences)?)),
+            (Self::Bank(bank), _) => TrainedHook::Bank(Box::new(bank.hook_on(base, sequences, batch)?)),
             (Self::Lora(lora), None) => TrainedHook::Lora(LoraHook(lora)),
             (Self::Lora(lora), Some(dropout)) => TrainedHook::Dropped(Dropped { hook: LoraHook(lora), dropout }),
         })

@@ -4,6 +4,7 @@
 //! in the same order without any state.
 
 use super::data::{Dataset, order};
+use super::packing::packed;
 use super::{TrainConfig, TrainingSettings};
 use crate::error::{Finding, Result};
 
@@ -23,6 +24,8 @@ pub(super) struct Batches<'a> {
     passes: usize,
     /// The number of parts, or of steps where those end with epochs, before each epoch; filled as far as needed.
     before: Vec<usize>,
+    /// The most tokens of a sequence of several rows, if rows are packed.
+    packed_to: Option<usize>,
     /// The last epoch that was needed, and its parts.
     made: Option<(usize, Vec<Vec<usize>>)>,
 }
@@ -43,7 +46,8 @@ impl<'a> Batches<'a> {
                 .mismatch());
         }
         let passes = settings.gradient_accumulation * ranks;
-        Ok(Self { data, settings, seed: config.seed, passes, before: vec![0], made: None })
+        let packed_to = settings.packing.then_some(config.data.max_length);
+        Ok(Self { data, settings, seed: config.seed, passes, before: vec![0], packed_to, made: None })
     }
 
     /// The number of steps of the run.
@@ -95,7 +99,7 @@ impl<'a> Batches<'a> {
 
     /// Whether the parts of an epoch are rows rather than batches.
     fn parts_are_rows(&self) -> bool {
-        self.settings.batch_tokens == 0 && !self.settings.group_by_length
+        self.settings.batch_tokens == 0 && !self.settings.group_by_length && self.packed_to.is_none()
     }
 
     fn parts_of_step(&self) -> usize {
@@ -149,6 +153,10 @@ impl<'a> Batches<'a> {
         }
         if self.parts_are_rows() {
             return rows.into_iter().map(|row| vec![row]).collect();
+        }
+        if let Some(limit) = self.packed_to {
+            let sequences = packed(&rows, |row| length(self.data, row), limit);
+            return sequences.chunks(self.settings.batch_size).map(|sequences| sequences.concat()).collect();
         }
         if !self.settings.group_by_length {
             return cut(rows, self.settings, self.data);
@@ -285,6 +293,20 @@ mod tests {
         let config = open(SHORT, &["training.batch_tokens=11"]).unwrap();
         let error = Batches::new(&config, &data(11), 1).err().unwrap().to_string();
         assert!(error.contains("training.batch_tokens: expected at least 12, the tokens of rows: row 11"), "{error}");
+    }
+
+    #[test]
+    fn packed_sequences_have_their_rows_whole_and_few_tokens() {
+        let settings = ["training.epochs=3", "training.packing=true", "training.batch_size=2", "data.max_length=12"];
+        let steps = steps(9, &settings);
+        let passes = steps.concat();
+        let mut rows = passes.concat();
+        rows.sort_unstable();
+        assert_eq!(rows, (0..9).flat_map(|row| [row; 3]).collect::<Vec<_>>());
+        // Rows of 2 to 10 tokens, 54 together: five sequences of at most 12, two in a pass.
+        assert_eq!(passes.len(), 9);
+        assert!(passes.iter().all(|rows| rows.iter().map(|row| row + 2).sum::<usize>() <= 24), "{passes:?}");
+        assert_ne!(passes[..3], passes[3..6]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::batches::Batches;
 use super::{Dataset, Objective, Ranks, TrainingSettings};
 use crate::error::Result;
-use crate::model::{Generation, Sequence, TextEncoder, greedy};
+use crate::model::{Batch, Generation, Sequence, TextEncoder, greedy};
 
 /// The results of an evaluation.
 pub(super) struct Results {
@@ -128,7 +128,9 @@ fn answers(objective: &Objective, questions: &[Question], most: usize) -> Result
     let room = objective.decoder.config().max_position_embeddings.saturating_sub(longest);
     let wanted = questions.iter().map(Question::tokens).max().unwrap_or(0).max(most).min(room);
     objective.without_record(|| {
-        let mut hook = objective.trainable.hook(objective.decoder.weights(), &asked, None)?;
+        // As `greedy` lays them.
+        let batch = Batch::new(&asked);
+        let mut hook = objective.trainable.hook(objective.decoder.weights(), &asked, &batch, None)?;
         greedy(objective.decoder, hook.as_hook(), &asked, wanted, false)
     })
 }

@@ -61,6 +61,7 @@ impl Inputs {
     pub(super) fn computes_again(&self, config: &TrainConfig, adapter: &TrainedAdapter) -> Result<bool> {
         let longest = self.data.sequences().iter().map(|sequence| sequence.ids.len()).max().unwrap_or(0);
         let tokens = match config.training.batch_tokens {
+            0 if config.training.packing => config.data.max_length.min(self.size().1) * config.training.batch_size,
             0 => longest * config.training.batch_size,
             tokens => tokens,
         };

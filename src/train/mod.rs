@@ -14,6 +14,7 @@ mod measure;
 mod memory;
 mod metrics;
 mod optimizer;
+mod packing;
 mod progress;
 mod ranks;
 mod recompute;

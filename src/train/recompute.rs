@@ -11,8 +11,8 @@ use super::Objective;
 use super::dropout::Dropout;
 use super::step::Gradients;
 use crate::error::Result;
+use crate::model::Sequence;
 use crate::model::decoder::Pass;
-use crate::model::{Batch, Sequence};
 
 /// A part of the layers: where it begins, its input, and how many values were kept before it.
 struct Part {
@@ -31,9 +31,9 @@ pub(super) fn add_gradients(
     total: &mut Gradients,
 ) -> Result<()> {
     let (decoder, trainable) = (objective.decoder, objective.trainable);
-    let batch = Batch::new(sequences);
+    let batch = objective.batch(sequences);
     let (pass, embedded) = decoder.start(&batch)?;
-    let mut hook = trainable.hook(decoder.weights(), sequences, dropout)?;
+    let mut hook = trainable.hook(decoder.weights(), sequences, &batch, dropout)?;
     let layers = decoder.config().num_hidden_layers;
     let together = hook.as_hook().layers_together().min(layers).max(1);
 

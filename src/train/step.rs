@@ -153,6 +153,11 @@ impl Objective<'_> {
         made
     }
 
+    /// The batch of one pass.
+    pub(super) fn batch(&self, sequences: &[Sequence]) -> Batch {
+        Batch::compact(sequences, self.decoder.weights().device())
+    }
+
     fn loss(&self, sequences: &[Sequence], tokens: usize, share: f64, dropout: Option<Dropout>) -> Result<Tensor> {
         let (loss, hook) = self.cross_entropy(sequences, tokens, true, dropout)?;
         match hook.regularization(self.regularizer)? {
@@ -169,8 +174,8 @@ impl Objective<'_> {
         with_gradient: bool,
         dropout: Option<Dropout>,
     ) -> Result<(Tensor, TrainedHook<'_>)> {
-        let batch = Batch::new(sequences);
-        let mut hook = self.trainable.hook(self.decoder.weights(), sequences, dropout)?;
+        let batch = self.batch(sequences);
+        let mut hook = self.trainable.hook(self.decoder.weights(), sequences, &batch, dropout)?;
         let hidden = self.decoder.hidden(&batch, None, hook.as_hook())?;
         let (places, targets) = batch.targets();
         let sum = self.decoder.loss_at(&hidden, &places, &targets, with_gradient)?;

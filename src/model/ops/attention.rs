@@ -16,8 +16,8 @@ struct Attention {
 }
 
 impl Attention {
-    fn kernel(&self, sizes: (usize, usize, usize)) -> Kernel<'_> {
-        Kernel { heads: self.heads, form: &self.form, sight: &self.sight, sizes }
+    fn kernel(&self) -> Kernel<'_> {
+        Kernel { heads: self.heads, form: &self.form, sight: &self.sight }
     }
 }
 
@@ -35,9 +35,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let ((rows, tokens, _), keys) = (q_layout.shape().dims3()?, k_layout.shape().dims3()?.1);
-        let kernel = self.kernel((rows, tokens, keys));
-        let (out, sums) = kernel.forward(slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
+        let (out, sums) = self.kernel().forward(slice(q, q_layout)?, slice(k, k_layout)?, slice(v, v_layout)?);
         let _ = self.sums.set(sums);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
@@ -50,12 +48,10 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let ((rows, tokens, _), keys) = (q.dims3()?, k.dim(1)?);
         let (shapes, gradient) = ([q.shape(), k.shape(), v.shape()], gradient.contiguous()?);
         let (q, k, v, out, gradient) = (values(q)?, values(k)?, values(v)?, values(out)?, values(&gradient)?);
         let Some(sums) = self.sums.get() else { candle_core::bail!("attention: backward before forward") };
-        let kernel = self.kernel((rows, tokens, keys));
-        let [dq, dk, dv] = kernel.backward([&q, &k, &v], (&out, sums), &gradient);
+        let [dq, dk, dv] = self.kernel().backward([&q, &k, &v], (&out, sums), &gradient);
         Ok((on_cpu(dq, shapes[0])?, on_cpu(dk, shapes[1])?, on_cpu(dv, shapes[2])?))
     }
 }
@@ -90,11 +86,17 @@ fn plain_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, form: &Scor
     let mut scores = scores.reshape((rows, heads.count, tokens, keys))?;
     let of_heads = |values: &Arc<[f32]>| Tensor::from_slice(values, (1, heads.count, 1, 1), q.device());
     let window = sight.window();
-    let mut mask = Vec::with_capacity(rows * tokens * keys);
-    for (queries, keys) in sight.queries.chunks(tokens.max(1)).zip(sight.keys.chunks(keys.max(1))) {
-        for query in queries {
-            // Not -inf, because its gradient is NaN. e^-1e30 is zero as well.
-            mask.extend(keys.iter().map(|key| if *key <= *query && query - key < window { 0f32 } else { -1e30 }));
+    // Not -inf, because its gradient is NaN. e^-1e30 is zero as well.
+    let mut mask = vec![-1e30f32; rows * tokens * keys];
+    for (of_sequence, places) in &sight.sequences {
+        for place in of_sequence.clone() {
+            let (query, start) = (sight.queries[place], places.start % keys.max(1));
+            let seen = &mut mask[place * keys + start..][..places.len()];
+            for (mask, key) in seen.iter_mut().zip(&sight.keys[places.clone()]) {
+                if *key <= query && query - key < window {
+                    *mask = 0.0;
+                }
+            }
         }
     }
     if let Some(slopes) = &form.slopes {
@@ -140,7 +142,7 @@ mod tests {
             (&next, &cached, Some(40)),
         ] {
             let (tokens, count) = (queries.len() / 2, keys.len() / 2);
-            let sight = Arc::new(Sight { queries: queries.clone(), keys: keys.clone(), window });
+            let sight = Arc::new(Sight::of_rows(queries.clone(), keys.clone(), 2, window));
             let (q, kv) = ([2, tokens, 48], [2, count, 16]);
             let list = |factor: f32| Some((0..6).map(|head| factor * head as f32).collect::<Vec<_>>().into());
             let whole = Scores { softcap: Some(0.5), slopes: list(0.03), rounded_slopes: None, sinks: list(0.2) };
@@ -153,8 +155,37 @@ mod tests {
                 );
             }
         }
+        // Three sequences in one row: nobody sees another's keys.
+        let positions: Vec<u32> = (0..90).chain(0..3).chain(0..77).collect();
+        let sequences = [0..90, 90..93, 93..170].map(|places| (places.clone(), places)).to_vec();
+        for window in [None, Some(40)] {
+            let (queries, keys) = (positions.clone(), positions.clone());
+            let sight = Arc::new(Sight { queries, keys, sequences: sequences.clone(), window });
+            let (q, kv) = ([1, 170, 48], [1, 170, 16]);
+            agree(
+                &[random(&q, 1), random(&kv, 2), random(&kv, 3)],
+                |x| attention(&x[0], &x[1], &x[2], heads, &Scores::default(), &sight),
+                |x| {
+                    let of = |x: &Tensor, (places, _): &(std::ops::Range<usize>, _)| {
+                        x.narrow(1, places.start, places.len())?.contiguous()
+                    };
+                    let alone = sequences.iter().map(|part| {
+                        let positions: Vec<u32> = (0..part.0.len() as u32).collect();
+                        let sight = Sight::of_rows(positions.clone(), positions, 1, window);
+                        let (q, k, v) = (of(&x[0], part)?, of(&x[1], part)?, of(&x[2], part)?);
+                        plain_attention(&q, &k, &v, heads, &Scores::default(), &sight)
+                    });
+                    Tensor::cat(&alone.collect::<Result<Vec<_>>>()?, 1)
+                },
+            );
+            agree(
+                &[random(&q, 1), random(&kv, 2), random(&kv, 3)],
+                |x| attention(&x[0], &x[1], &x[2], heads, &Scores::default(), &sight),
+                |x| plain_attention(&x[0], &x[1], &x[2], heads, &Scores::default(), &sight),
+            );
+        }
         // Padding that sees no key: its part is the sink's alone.
-        let sight = Arc::new(Sight { queries: twice, keys: short, window: Some(10) });
+        let sight = Arc::new(Sight::of_rows(twice, short, 2, Some(10)));
         let form = Scores { sinks: Some([0.3, 0.0, -1.0, 2.0, 0.5, 0.1].into()), ..Scores::default() };
         agree(
             &[random(&[2, 150, 48], 1), random(&[2, 150, 16], 2), random(&[2, 150, 16], 3)],

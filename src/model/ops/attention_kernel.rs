@@ -16,13 +16,16 @@ use crate::model::batch::NEVER;
 /// The queries whose scores are computed together.
 const BLOCK: usize = 64;
 
-/// Who sees whom: a query at position `q` sees the keys at positions up to `q`, and with a window `w` only those above
-/// `q - w`.
+/// Who sees whom: a query at position `q` sees the keys of its own sequence at positions up to `q`, and with a window `w`
+/// only those above `q - w`.
 pub(crate) struct Sight {
     /// The positions of the queries, `[B * T]`.
     pub(crate) queries: Vec<u32>,
     /// The positions of the keys, `[B * S]`; [`NEVER`] for padding.
     pub(crate) keys: Vec<u32>,
+    /// By sequence: the places of its queries and of its keys in these lists. Places ascend, and no two sequences share
+    /// one. Queries of no sequence see nothing.
+    pub(crate) sequences: Vec<(Range<usize>, Range<usize>)>,
     /// How many positions a query sees, its own included.
     pub(crate) window: Option<usize>,
 }
@@ -30,6 +33,15 @@ pub(crate) struct Sight {
 impl Sight {
     pub(super) fn window(&self) -> u32 {
         self.window.and_then(|window| u32::try_from(window).ok()).unwrap_or(NEVER)
+    }
+
+    /// `rows` sequences of `tokens` queries and `keys` keys each.
+    #[cfg(test)]
+    pub(super) fn of_rows(queries: Vec<u32>, keys: Vec<u32>, rows: usize, window: Option<usize>) -> Self {
+        let (tokens, count) = (queries.len() / rows, keys.len() / rows);
+        let sequences =
+            (0..rows).map(|row| (row * tokens..(row + 1) * tokens, row * count..(row + 1) * count)).collect();
+        Self { queries, keys, sequences, window }
     }
 
     /// The places of the first and behind the last of `keys` that one of `queries` sees.
@@ -69,17 +81,27 @@ pub(crate) struct Scores {
     pub(crate) sinks: Option<Arc<[f32]>>,
 }
 
-/// Attention of a batch: sizes, the form of scores, and who sees whom.
+/// Attention of a batch: the form of scores, and who sees whom.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel<'a> {
     pub(super) heads: Heads,
     pub(super) form: &'a Scores,
     pub(super) sight: &'a Sight,
-    /// The rows of the batch, the queries of a row, the keys of a row.
-    pub(super) sizes: (usize, usize, usize),
 }
 
-/// One row of a batch: its keys, its values, and the positions of both.
+/// Some queries of one sequence, and where what they get belongs.
+struct Block<'a> {
+    /// The place of the first query.
+    first: usize,
+    /// The places of the sequence's keys.
+    keys: Range<usize>,
+    /// `[count, heads * d]`
+    out: &'a mut [f32],
+    /// `[count, heads]`
+    sums: &'a mut [f32],
+}
+
+/// One sequence of a batch: its keys, its values, and the positions of both.
 #[derive(Clone, Copy)]
 struct Keys<'a> {
     k: &'a [f32],
@@ -190,46 +212,66 @@ vectorized! {
 }
 
 impl Kernel<'_> {
-    /// What queries `[rows * queries, heads * d]` get of keys and values `[rows * keys, of_keys * d]`, and the logarithm
-    /// of the sum of each query's exponentials, `[rows * queries * heads]`.
+    /// The queries of all sequences in blocks, each with its part of `out` and `sums`.
+    fn blocks<'b>(&self, mut out: &'b mut [f32], mut sums: &'b mut [f32]) -> Vec<Block<'b>> {
+        let Heads { count: heads, width, .. } = self.heads;
+        let (mut blocks, mut place) = (Vec::new(), 0);
+        for (queries, keys) in &self.sight.sequences {
+            for first in queries.clone().step_by(BLOCK) {
+                let end = queries.end.min(first + BLOCK);
+                let part = |all: &mut &'b mut [f32], width: usize| {
+                    let rest = std::mem::take(all).split_at_mut((first - place) * width).1;
+                    let (part, rest) = rest.split_at_mut((end - first) * width);
+                    *all = rest;
+                    part
+                };
+                let (out, sums) = (part(&mut out, heads * width), part(&mut sums, heads));
+                blocks.push(Block { first, keys: keys.clone(), out, sums });
+                place = end;
+            }
+        }
+        blocks
+    }
+
+    /// The keys at `places`, and their values.
+    fn keys<'b>(&'b self, k: &'b [f32], v: &'b [f32], places: &Range<usize>) -> Keys<'b> {
+        let stride = self.heads.of_keys * self.heads.width;
+        let values = places.start * stride..places.end * stride;
+        Keys { k: &k[values.clone()], v: &v[values], positions: &self.sight.keys[places.clone()], stride }
+    }
+
+    /// What queries `[queries, heads * d]` get of keys and values `[keys, of_keys * d]`, and the logarithm of the sum of
+    /// each query's exponentials, `[queries * heads]`. Queries of no sequence get zeros.
     pub(super) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let (_, tokens, keys) = self.sizes;
         let (heads, sight) = (self.heads, self.sight);
-        let (width, stride) = (heads.count * heads.width, heads.of_keys * heads.width);
+        let width = heads.count * heads.width;
         let (d, shared, window) = (heads.width, heads.count / heads.of_keys, sight.window());
         let mut out = vec![0f32; q.len()];
         let mut sums = vec![0f32; q.len() / d];
-        let rows = out.par_chunks_mut(tokens * width).zip(sums.par_chunks_mut(tokens * heads.count)).enumerate();
-        rows.for_each(|(row, (out, sums))| {
-            let of_row = keys * row..keys * (row + 1);
-            let of_values = of_row.start * stride..of_row.end * stride;
-            let keys = Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row], stride };
-            let blocks = out.par_chunks_mut(BLOCK * width).zip(sums.par_chunks_mut(BLOCK * heads.count)).enumerate();
-            blocks.for_each_init(
-                Default::default,
-                |(weights, slopes): &mut (Vec<f32>, Vec<f32>), (block, (out, sums))| {
-                    let count = out.len() / width;
-                    let first = row * tokens + block * BLOCK;
-                    let queries = &sight.queries[first..first + count];
-                    let span = sight.span(queries, keys.positions);
-                    let seen = &keys.positions[span.clone()];
-                    for head in 0..heads.count {
-                        let q = Matrix::strided(&q[first * width + head * d..], count, d, width);
-                        let of_keys = keys.head(keys.k, head / shared, d, &span);
-                        let seen = self.form.seen(head, (queries, seen, window));
-                        scores(weights, slopes, q, of_keys, seen, heads.scale);
-                        for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
-                            let sum = softmax(row);
-                            let sink = self.form.sinks.as_ref().map(|sinks| sinks[head]);
-                            sums[i * heads.count + head] = sink.map_or(sum, |sink| with_sink(row, sum, sink));
-                        }
-                        let weights = Matrix::new(weights, count, span.len());
-                        let of_values = keys.head(keys.v, head / shared, d, &span);
-                        multiply_alone(&mut out[head * d..], width, weights, of_values, 1.0, false);
+        self.blocks(&mut out, &mut sums).into_par_iter().for_each_init(
+            Default::default,
+            |(weights, slopes): &mut (Vec<f32>, Vec<f32>), Block { first, keys, out, sums }| {
+                let keys = self.keys(k, v, &keys);
+                let count = out.len() / width;
+                let queries = &sight.queries[first..first + count];
+                let span = sight.span(queries, keys.positions);
+                let seen = &keys.positions[span.clone()];
+                for head in 0..heads.count {
+                    let q = Matrix::strided(&q[first * width + head * d..], count, d, width);
+                    let of_keys = keys.head(keys.k, head / shared, d, &span);
+                    let seen = self.form.seen(head, (queries, seen, window));
+                    scores(weights, slopes, q, of_keys, seen, heads.scale);
+                    for (i, row) in weights.chunks_exact_mut(span.len().max(1)).enumerate() {
+                        let sum = softmax(row);
+                        let sink = self.form.sinks.as_ref().map(|sinks| sinks[head]);
+                        sums[i * heads.count + head] = sink.map_or(sum, |sink| with_sink(row, sum, sink));
                     }
-                },
-            );
-        });
+                    let weights = Matrix::new(weights, count, span.len());
+                    let of_values = keys.head(keys.v, head / shared, d, &span);
+                    multiply_alone(&mut out[head * d..], width, weights, of_values, 1.0, false);
+                }
+            },
+        );
         (out, sums)
     }
 
@@ -241,23 +283,19 @@ impl Kernel<'_> {
         (out, sums): (&[f32], &[f32]),
         gradient: &[f32],
     ) -> [Vec<f32>; 3] {
-        let (rows, tokens, keys) = self.sizes;
         let (heads, sight) = (self.heads, self.sight);
-        let (width, stride) = (heads.count * heads.width, heads.of_keys * heads.width);
+        let width = heads.count * heads.width;
         let (d, shared, window) = (heads.width, heads.count / heads.of_keys, sight.window());
-        // Each task has the heads that share keys and values, in one row of the batch.
+        // Each task has the heads that share keys and values, in one sequence of the batch.
         let one = |task: usize| {
-            let (row, key_head) = (task / heads.of_keys, task % heads.of_keys);
-            let of_row = keys * row..keys * (row + 1);
-            let of_values = of_row.start * stride..of_row.end * stride;
-            let keys =
-                Keys { k: &k[of_values.clone()], v: &v[of_values], positions: &sight.keys[of_row.clone()], stride };
-            let mut dq = vec![0f32; tokens * shared * d];
-            let (mut dk, mut dv) = (vec![0f32; of_row.len() * d], vec![0f32; of_row.len() * d]);
+            let ((of_sequence, places), key_head) = (&sight.sequences[task / heads.of_keys], task % heads.of_keys);
+            let keys = self.keys(k, v, places);
+            let mut dq = vec![0f32; of_sequence.len() * shared * d];
+            let (mut dk, mut dv) = (vec![0f32; places.len() * d], vec![0f32; places.len() * d]);
             let (mut weights, mut of_weights, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
-            for start in (0..tokens).step_by(BLOCK) {
-                let count = BLOCK.min(tokens - start);
-                let first = row * tokens + start;
+            for start in (0..of_sequence.len()).step_by(BLOCK) {
+                let count = BLOCK.min(of_sequence.len() - start);
+                let first = of_sequence.start + start;
                 let queries = &sight.queries[first..first + count];
                 let span = sight.span(queries, keys.positions);
                 let seen = &keys.positions[span.clone()];
@@ -292,18 +330,23 @@ impl Kernel<'_> {
             }
             [dq, dk, dv]
         };
-        let parts: Vec<[Vec<f32>; 3]> = (0..rows * heads.of_keys).into_par_iter().map(one).collect();
+        let tasks = sight.sequences.len() * heads.of_keys;
+        let parts: Vec<[Vec<f32>; 3]> = (0..tasks).into_par_iter().map(one).collect();
         // A task's heads stand side by side in each token.
-        let joined = |number: usize, tokens: usize, width: usize| {
-            let mut all = Vec::with_capacity(rows * tokens * width * heads.of_keys);
-            for row in parts.chunks(heads.of_keys) {
-                for token in 0..tokens {
-                    row.iter()
-                        .for_each(|part| all.extend_from_slice(&part[number][token * width..(token + 1) * width]));
+        let joined = |number: usize, len: usize, width: usize| {
+            let mut all = vec![0f32; len];
+            let stride = width * heads.of_keys;
+            for ((queries, keys), parts) in sight.sequences.iter().zip(parts.chunks(heads.of_keys)) {
+                let places = if number == 0 { queries } else { keys };
+                let tokens = all[places.start * stride..places.end * stride].chunks_exact_mut(stride);
+                for (token, out) in tokens.enumerate() {
+                    for (part, out) in parts.iter().zip(out.chunks_exact_mut(width)) {
+                        out.copy_from_slice(&part[number][token * width..(token + 1) * width]);
+                    }
                 }
             }
             all
         };
-        [joined(0, tokens, shared * d), joined(1, keys, d), joined(2, keys, d)]
+        [joined(0, q.len(), shared * d), joined(1, k.len(), d), joined(2, v.len(), d)]
     }
 }

@@ -29,6 +29,8 @@ pub struct TrainingSettings {
     pub batch_size: usize,
     /// The most tokens in one forward pass, padding included; 0 where `batch_size` says how large it is.
     pub batch_tokens: usize,
+    /// Whether a sequence has as many rows as fit in `data.max_length` tokens, which don't see each other, and not one.
+    pub packing: bool,
     /// The number of forward passes in one optimizer step.
     #[serde(alias = "gradient_accumulation_steps")]
     pub gradient_accumulation: usize,
@@ -110,6 +112,7 @@ impl Default for TrainingSettings {
             epochs: 0,
             batch_size: 8,
             batch_tokens: 0,
+            packing: false,
             gradient_accumulation: 1,
             group_by_length: false,
             shuffle: true,
@@ -170,6 +173,13 @@ impl TrainConfig {
         ];
         if let Some((key, value)) = counts.into_iter().find(|(_, v)| *v == 0 || *v > 1 << 31) {
             return Err(finding(key).expected("a count from 1 to 2^31").found(value).mismatch());
+        }
+        let other = [("batch_tokens", t.batch_tokens > 0), ("group_by_length", t.group_by_length)];
+        if let Some((key, _)) = other.into_iter().find(|(_, is_set)| t.packing && *is_set) {
+            return Err(finding(key)
+                .expected("nothing beside training.packing, which fills sequences")
+                .found("a setting")
+                .mismatch());
         }
         if t.epochs > MAX_EPOCHS {
             return Err(finding("epochs").expected(format_args!("at most {MAX_EPOCHS}")).found(t.epochs).mismatch());

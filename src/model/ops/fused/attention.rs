@@ -8,7 +8,7 @@ use super::super::attention_kernel::{Heads, Kernel, Scores, Sight};
 use super::super::norm::RowNorm;
 use super::super::rope::Rope;
 use super::super::slices::{on_cpu, slice, values};
-use super::group::{Mix, States};
+use super::group::{Mix, MixedBy, States};
 use super::{Frame, Group};
 
 /// How queries, keys and values come out of the first projections.
@@ -35,8 +35,8 @@ pub(crate) struct AttentionHalf {
     pub(crate) scores: Scores,
     pub(crate) sight: Arc<Sight>,
     pub(crate) o: Group,
-    /// The rank of mixed states; 0 where they aren't mixed.
-    pub(crate) mixed_rank: usize,
+    /// Which tokens each matrix of the third argument mixes; `None` where states aren't mixed.
+    pub(crate) mixing: Option<MixedBy>,
     pub(crate) kept: OnceLock<Kept>,
 }
 
@@ -53,12 +53,6 @@ pub(crate) struct Kept {
     o_states: States,
     /// What the half gave, before the norm behind it.
     given: Option<Vec<f32>>,
-}
-
-/// The mixing matrices of `tokens` tokens.
-pub(super) fn mix_of(values: &[f32], rank: usize, tokens: usize) -> Option<Mix<'_>> {
-    let count = values.len().checked_div(rank * rank).filter(|count| *count > 0)?;
-    Some(Mix { values, rank, tokens: tokens / count })
 }
 
 /// The two halves of rows of `width` values.
@@ -132,8 +126,8 @@ impl AttentionHalf {
         vec![all]
     }
 
-    fn kernel(&self, rows: usize, tokens: usize) -> Kernel<'_> {
-        Kernel { heads: self.heads, form: &self.scores, sight: &self.sight, sizes: (rows, tokens, tokens) }
+    fn kernel(&self) -> Kernel<'_> {
+        Kernel { heads: self.heads, form: &self.scores, sight: &self.sight }
     }
 
     fn turned(&self, x: Vec<f32>, heads: usize) -> Result<Vec<f32>> {
@@ -166,15 +160,14 @@ impl CustomOp3 for AttentionHalf {
         mix_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, factors, mix) = (slice(x, x_layout)?, slice(factors, factors_layout)?, slice(mix, mix_layout)?);
-        let (rows, tokens, _) = x_layout.shape().dims3()?;
-        let mix = mix_of(mix, self.mixed_rank, rows * tokens);
+        let mix = Mix::of(mix, self.mixing.as_ref());
         let (outs, states) = self.qkv.forward(&self.frame.normed(x)?, factors, mix)?;
         let [q, k, v] = self.split(outs);
         let has_norms = self.q_norm.is_some() || self.k_norm.is_some();
         let before = has_norms.then(|| [q.clone(), k.clone()]);
         let q = self.turned(normed(&self.q_norm, q)?, self.heads.count)?;
         let k = self.turned(normed(&self.k_norm, k)?, self.heads.of_keys)?;
-        let (mixed, sums) = self.kernel(rows, tokens).forward(&q, &k, &v);
+        let (mixed, sums) = self.kernel().forward(&q, &k, &v);
         let (mut given, o_states) = self.o.forward(&mixed, factors, mix)?;
         let (y, given) = self.frame.ended(x, given.remove(0))?;
         let _ = self.kept.set(Kept { q, k, v, before, mixed, sums, states, o_states, given });
@@ -190,16 +183,15 @@ impl CustomOp3 for AttentionHalf {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Some(kept) = self.kept.get() else { candle_core::bail!("attention-half: backward before forward") };
-        let ((rows, tokens, _), shapes, gradient) =
-            (x.dims3()?, [x.shape(), factors.shape(), mix.shape()], gradient.contiguous()?);
+        let (shapes, gradient) = ([x.shape(), factors.shape(), mix.shape()], gradient.contiguous()?);
         let (x, factors, mix, g) = (&*values(x)?, &*values(factors)?, &*values(mix)?, &*values(&gradient)?);
         let (mut of_factors, mut of_mix) = (vec![0f32; factors.len()], vec![0f32; mix.len()]);
-        let mix = mix_of(mix, self.mixed_rank, rows * tokens);
+        let mix = Mix::of(mix, self.mixing.as_ref());
         let of_given = self.frame.of_given(kept.given.as_ref(), g)?;
         let sums = (&mut of_factors[..], &mut of_mix[..]);
         let of_mixed = self.o.backward((&kept.mixed, factors, mix), &kept.o_states, &[&of_given], sums, true)?;
-        let kernel = self.kernel(rows, tokens);
-        let [mut q, mut k, v] = kernel.backward([&kept.q, &kept.k, &kept.v], (&kept.mixed, &kept.sums), &of_mixed);
+        let [mut q, mut k, v] =
+            self.kernel().backward([&kept.q, &kept.k, &kept.v], (&kept.mixed, &kept.sums), &of_mixed);
         if let Some(rope) = &self.rope {
             let back = rope.back();
             let d = self.heads.width;

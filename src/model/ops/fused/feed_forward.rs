@@ -6,8 +6,8 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::super::activation::{activated_values, gated_values, of_activated, of_gated};
 use super::super::slices::{on_cpu, slice, values};
-use super::attention::{halves, joined, mix_of};
-use super::group::States;
+use super::attention::{halves, joined};
+use super::group::{Mix, MixedBy, States};
 use super::{Frame, Group};
 use crate::arch::computation::Activation;
 
@@ -29,8 +29,8 @@ pub(crate) struct FeedForwardHalf {
     pub(crate) into: Group,
     pub(crate) down: Group,
     pub(crate) activation: Activation,
-    /// The rank of mixed states; 0 where they aren't mixed.
-    pub(crate) mixed_rank: usize,
+    /// Which tokens each matrix of the third argument mixes; `None` where states aren't mixed.
+    pub(crate) mixing: Option<MixedBy>,
     pub(crate) kept: OnceLock<Kept>,
 }
 
@@ -77,8 +77,7 @@ impl CustomOp3 for FeedForwardHalf {
         mix_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, factors, mix) = (slice(x, x_layout)?, slice(factors, factors_layout)?, slice(mix, mix_layout)?);
-        let (rows, tokens, _) = x_layout.shape().dims3()?;
-        let mix = mix_of(mix, self.mixed_rank, rows * tokens);
+        let mix = Mix::of(mix, self.mixing.as_ref());
         let normed = self.frame.normed(x)?;
         let (outs, states) = self.into.forward(&normed, factors, mix)?;
         let (mut given, down_states) = self.down.forward(&self.activated(&outs), factors, mix)?;
@@ -96,11 +95,10 @@ impl CustomOp3 for FeedForwardHalf {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Some(kept) = self.kept.get() else { candle_core::bail!("feed-forward: backward before forward") };
-        let ((rows, tokens, _), shapes, gradient) =
-            (x.dims3()?, [x.shape(), factors.shape(), mix.shape()], gradient.contiguous()?);
+        let (shapes, gradient) = ([x.shape(), factors.shape(), mix.shape()], gradient.contiguous()?);
         let (x, factors, mix, g) = (&*values(x)?, &*values(factors)?, &*values(mix)?, &*values(&gradient)?);
         let (mut of_factors, mut of_mix) = (vec![0f32; factors.len()], vec![0f32; mix.len()]);
-        let mix = mix_of(mix, self.mixed_rank, rows * tokens);
+        let mix = Mix::of(mix, self.mixing.as_ref());
         let of_given = self.frame.of_given(kept.given.as_ref(), g)?;
         let activated = self.activated(&kept.outs);
         let sums = (&mut of_factors[..], &mut of_mix[..]);

@@ -1,5 +1,7 @@
 //! Linear layers with the same input: their products, and their low-rank updates in one.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
@@ -23,12 +25,27 @@ pub(crate) struct Group {
     start: usize,
 }
 
-/// The matrices that mix states inside the bottleneck, `[N, r, r]`, each for `tokens` tokens.
+/// Which tokens each of the matrices mixes that mix states inside the bottleneck.
+pub(crate) struct MixedBy {
+    /// The matrices are `[N, rank, rank]`.
+    pub(crate) rank: usize,
+    /// For each, the place behind its last token, `[N]`, ascending.
+    pub(crate) ends: Arc<[usize]>,
+}
+
+/// The matrices that mix states inside the bottleneck, `[N, r, r]`, and the place behind the last token of each.
 #[derive(Clone, Copy)]
 pub(super) struct Mix<'a> {
-    pub(super) values: &'a [f32],
-    pub(super) rank: usize,
-    pub(super) tokens: usize,
+    values: &'a [f32],
+    rank: usize,
+    ends: &'a [usize],
+}
+
+impl<'a> Mix<'a> {
+    /// With these values of all matrices.
+    pub(super) fn of(values: &'a [f32], by: Option<&'a MixedBy>) -> Option<Self> {
+        by.map(|by| Self { values, rank: by.rank, ends: &by.ends })
+    }
 }
 
 /// What the backward pass needs of a group: the states of all tokens, `[m, ranks]`, before they are mixed.
@@ -108,8 +125,12 @@ impl Group {
         let part = rows_at_once(ranks * r);
         mixed.par_chunks_mut(part * ranks).zip(states.par_chunks(part * ranks)).enumerate().for_each(
             |(number, (out, z))| {
+                let mut of = mix.ends.partition_point(|end| *end <= number * part);
                 for (i, (out, z)) in out.chunks_exact_mut(ranks).zip(z.chunks_exact(ranks)).enumerate() {
-                    let matrix = &mix.values[(number * part + i) / mix.tokens * r * r..][..r * r];
+                    while mix.ends[of] <= number * part + i {
+                        of += 1;
+                    }
+                    let matrix = &mix.values[of * r * r..][..r * r];
                     for (out, z) in out.chunks_exact_mut(r).zip(z.chunks_exact(r)) {
                         for (out, row) in out.iter_mut().zip(matrix.chunks_exact(r)) {
                             *out = row.iter().zip(z).map(|(m, z)| m * z).sum();
@@ -176,11 +197,17 @@ impl Group {
     fn unmixed(&self, states: &[f32], of_mixed: &[f32], mix: Mix, of_mix: &mut [f32]) -> Vec<f32> {
         let (ranks, r) = (self.ranks(), mix.rank);
         let mut of_states = vec![0f32; states.len()];
-        let size = mix.tokens * ranks;
-        let given = states.par_chunks(size).zip(of_mixed.par_chunks(size)).zip(mix.values.par_chunks(r * r));
-        let out = of_states.par_chunks_mut(size).zip(of_mix.par_chunks_mut(r * r));
-        out.zip(given).for_each(|((of_states, of_matrix), ((states, of_mixed), matrix))| {
-            let rows = of_states.chunks_exact_mut(r).zip(states.chunks_exact(r)).zip(of_mixed.chunks_exact(r));
+        // The tokens of each matrix.
+        let (mut parts, mut rest, mut start) = (Vec::with_capacity(mix.ends.len()), &mut of_states[..], 0);
+        for end in mix.ends {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut((end - start) * ranks);
+            parts.push((start * ranks..end * ranks, part));
+            (rest, start) = (others, *end);
+        }
+        let out = parts.into_par_iter().zip(of_mix.par_chunks_mut(r * r)).zip(mix.values.par_chunks(r * r));
+        out.for_each(|(((places, of_states), of_matrix), matrix)| {
+            let given = states[places.clone()].chunks_exact(r).zip(of_mixed[places].chunks_exact(r));
+            let rows = of_states.chunks_exact_mut(r).zip(given).map(|(of, (state, of_mixed))| ((of, state), of_mixed));
             for ((of_state, state), of_mixed) in rows {
                 for ((of_mixed, row), of_row) in
                     of_mixed.iter().zip(matrix.chunks_exact(r)).zip(of_matrix.chunks_exact_mut(r))

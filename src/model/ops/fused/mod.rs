@@ -16,7 +16,7 @@ use candle_core::{Result, Shape, Tensor};
 
 pub(crate) use attention::{AttentionHalf, Order};
 pub(crate) use feed_forward::{FeedForwardHalf, Inner};
-pub(crate) use group::{Group, Linear};
+pub(crate) use group::{Group, Linear, MixedBy};
 
 use super::norm::RowNorm;
 use super::slices::on_cpu;
