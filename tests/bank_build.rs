@@ -80,8 +80,8 @@ fn case(common: bool) -> Case {
             lora_alpha: 8.0,
             use_rslora: r == 4,
             target_modules: Some(["q_proj", "o_proj", "up_proj"].map(str::to_owned).to_vec()),
-            target_parameters: Vec::new(),
             base_model_name_or_path: String::new(),
+            ..LoraConfig::default()
         };
         let path = dir.path().join(name);
         Lora { path: path.clone(), config, tensors }.save(&path, false).unwrap();

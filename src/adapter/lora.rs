@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::experts::{ExpertFactorNames, add_fresh_expert_factors, check_expert_factors, expert_factors};
 use super::tensors::{
-    self, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factors, check_factor_names, check_factor_shapes,
+    self, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factor, check_factor_names, check_factor_shapes,
     read_tensors,
 };
 use super::{HostTensor, LoraConfig, Tensors};
@@ -54,18 +54,27 @@ impl Lora {
         let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
         let lora = Self { path: folder.to_owned(), config, tensors: read_tensors(&Plan::taking(&source))? };
         lora.check_names(&file)?;
-        Ok(lora)
+        let without = |site: &LinearLayer| !lora.tensors.contains_key(&site.magnitude_name());
+        match lora.layers().into_iter().find(without).filter(|_| lora.config.use_dora) {
+            Some(site) => Err(Finding::new(&file, format!("tensor {:?}", site.magnitude_name()))
+                .expected("the magnitudes that use_dora asks for")
+                .found("none")
+                .format()),
+            None => Ok(lora),
+        }
     }
 
-    /// Makes a LoRA for `base` with B = 0, which changes nothing until it is trained.
+    /// Makes a LoRA for `base` with B = 0, which changes nothing until it is trained. It has no magnitudes yet, which are
+    /// those of the base's weights.
     ///
     /// # Errors
     /// [`crate::Error::Format`] where the config selects no module.
     pub fn fresh(path: &Path, config: LoraConfig, base: &ModelConfig, seed: u64) -> Result<Self> {
         let mut tensors = Tensors::new();
-        let targets = config.target_modules.clone().unwrap_or_default();
         let random = &mut Random::new(seed);
-        add_fresh_factors(&mut tensors, &targets, config.r, base, random);
+        for linear in config.selected(base) {
+            add_fresh_factor(&mut tensors, linear, config.rank_of(linear.site), random);
+        }
         add_fresh_expert_factors(&mut tensors, &config.target_parameters, config.r, base, random);
         let lora = Self { path: path.to_owned(), config, tensors };
         lora.check_names(path)?;
@@ -120,13 +129,18 @@ impl Lora {
     /// [`crate::Error::Mismatch`], naming the tensor and both shapes.
     pub fn check_base(&self, base: &ModelConfig) -> Result<()> {
         let (file, config) = (self.path.join(WEIGHTS_FILE), &self.config);
-        check_factor_shapes(&file, &self.tensors, config.r, base)?;
+        check_factor_shapes(&file, &self.tensors, |site| config.rank_of(site), base)?;
         check_expert_factors(&file, &self.tensors, &config.target_parameters, config.r, base)
     }
 
     fn check_names(&self, file: &Path) -> Result<()> {
         let experts = self.expert_factors();
         let is_of_experts = |name: &str| experts.iter().any(|factors| factors.a == name || factors.b == name);
-        check_factor_names(file, &self.tensors, self.config.target_modules.as_deref(), is_of_experts)
+        let magnitude = |name: &str| LinearLayer::of_magnitude(name).filter(|_| self.config.use_dora);
+        let is_magnitude =
+            |name: &str| magnitude(name).is_some_and(|site| self.tensors.contains_key(&site.factor_name('A')));
+        check_factor_names(file, &self.tensors, self.config.target_modules.as_deref(), |name| {
+            is_of_experts(name) || is_magnitude(name)
+        })
     }
 }

@@ -18,6 +18,7 @@ pub(crate) use experts::WRAPPER;
 pub(crate) use experts::{ExpertFactorNames, selected_parameters};
 pub use lora::Lora;
 pub use open::{AdapterFiles, open};
+pub use peft::patterns::Patterns;
 #[cfg(feature = "train")]
 pub(crate) use tensors::tensors_output;
 pub use tensors::{HostTensor, Tensors, save_tensors};

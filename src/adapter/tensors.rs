@@ -84,7 +84,7 @@ pub(crate) fn check_factor_names(
         if !tensors.contains_key(&layer.factor_name(partner)) {
             return Err(finding(&layer.factor_name(partner)).expected("a tensor of this name").found("none").format());
         }
-        if let Some(targets) = targets.filter(|targets| !targets.iter().any(|t| layer.module.is_selected_by(t))) {
+        if let Some(targets) = targets.filter(|targets| !targets.iter().any(|t| layer.is_selected_by(t))) {
             return Err(finding(name)
                 .expected(format_args!("only target_modules {targets:?}"))
                 .found(layer.module.name())
@@ -97,8 +97,13 @@ pub(crate) fn check_factor_names(
     Ok(())
 }
 
-/// Checks that all factors have rank `r` and fit the linear layers of `base`.
-pub(crate) fn check_factor_shapes(file: &Path, tensors: &Tensors, r: usize, base: &ModelConfig) -> Result<()> {
+/// Checks that all factors have the ranks that `rank` gives and fit the linear layers of `base`, and that magnitudes do.
+pub(crate) fn check_factor_shapes(
+    file: &Path,
+    tensors: &Tensors,
+    rank: impl Fn(LinearLayer) -> usize,
+    base: &ModelConfig,
+) -> Result<()> {
     let finding = |name: &str| Finding::new(file, format!("tensor {name:?}"));
     for layer in adapted_layers(tensors) {
         if layer.layer >= base.num_hidden_layers {
@@ -115,9 +120,11 @@ pub(crate) fn check_factor_shapes(file: &Path, tensors: &Tensors, r: usize, base
                 .hint("this adapter belongs to another base model")
                 .mismatch());
         };
-        for (which, shape) in [('A', [r, d_in]), ('B', [d_out, r])] {
-            let name = layer.factor_name(which);
-            let found = &tensors[&name].shape;
+        let r = rank(layer);
+        let factors = [(layer.factor_name('A'), vec![r, d_in]), (layer.factor_name('B'), vec![d_out, r])];
+        let magnitude = (layer.magnitude_name(), vec![d_out]);
+        for (name, shape) in factors.into_iter().chain([magnitude]) {
+            let Some(found) = tensors.get(&name).map(|tensor| &tensor.shape) else { continue };
             if found != &shape {
                 return Err(finding(&name)
                     .expected(format_args!("{} for this base model", show_shape(&shape)))
@@ -139,14 +146,18 @@ pub(crate) fn add_fresh_factors(
     base: &ModelConfig,
     random: &mut Random,
 ) {
-    for Linear { site, d_out, d_in, .. } in base.selected(targets) {
-        // Kaiming-uniform with a = sqrt 5 has the bound 1 / sqrt(fan-in).
-        let bound = 1.0 / (d_in as f32).sqrt();
-        let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
-        tensors.insert(site.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
-        let b = HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() };
-        tensors.insert(site.factor_name('B'), b);
-    }
+    base.selected(targets).for_each(|linear| add_fresh_factor(tensors, linear, r, random));
+}
+
+/// Adds fresh factors of rank `r` for one linear layer, as [`add_fresh_factors`].
+pub(crate) fn add_fresh_factor(tensors: &mut Tensors, linear: Linear, r: usize, random: &mut Random) {
+    let Linear { site, d_out, d_in, .. } = linear;
+    // Kaiming-uniform with a = sqrt 5 has the bound 1 / sqrt(fan-in).
+    let bound = 1.0 / (d_in as f32).sqrt();
+    let a = (0..r * d_in).map(|_| bound * (2.0 * random.uniform() - 1.0)).collect();
+    tensors.insert(site.factor_name('A'), HostTensor { shape: vec![r, d_in], values: a });
+    let b = HostTensor { shape: vec![d_out, r], values: vec![0.0; d_out * r].into() };
+    tensors.insert(site.factor_name('B'), b);
 }
 
 /// The folder of an adapter with these settings and tensors, in f32.

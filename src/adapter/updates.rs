@@ -215,7 +215,7 @@ impl From<&Lora> for LinearUpdates {
     fn from(lora: &Lora) -> Self {
         let update = |layer: LinearLayer| {
             let (a, b) = lora.factors(layer);
-            (layer, LinearUpdate { scale: lora.config.scale(), a: a.clone(), b: b.clone() })
+            (layer, LinearUpdate { scale: lora.config.scale_of(layer), a: a.clone(), b: b.clone() })
         };
         let experts = lora.expert_factors().into_iter().map(|ExpertFactorNames { layer, part, a, b }| {
             let (a, b) = (lora.tensors[&a].clone(), lora.tensors[&b].clone());

@@ -188,7 +188,7 @@ impl ModelConfig {
 
     /// The linear layers that `target_modules` selects, in the order in which a forward pass calls them.
     pub fn selected(&self, targets: &[String]) -> impl Iterator<Item = Linear> {
-        let is_wanted = |linear: &&Linear| targets.iter().any(|target| linear.site.module.is_selected_by(target));
+        let is_wanted = |linear: &&Linear| targets.iter().any(|target| linear.site.is_selected_by(target));
         self.linears.iter().filter(is_wanted).copied()
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use super::lookup::own_spelling;
+use super::names::ends_path;
 use super::parts::Part;
 use super::{Family, Row, registry};
 
@@ -88,12 +89,6 @@ impl Module {
         path.rsplit_once('.').map_or(path, |(_, name)| name)
     }
 
-    /// Whether an entry of `target_modules` selects it: the end of its path, as in PEFT.
-    pub fn is_selected_by(self, target: &str) -> bool {
-        let path = &self.known().path;
-        path.strip_suffix(target).is_some_and(|start| start.is_empty() || start.ends_with('.'))
-    }
-
     /// The place of the first module with this name in the order of a forward pass.
     pub(crate) fn place_of(name: &str) -> Option<usize> {
         (0..MODULES.all.len()).find(|number| Module(*number as u16).name() == name)
@@ -101,7 +96,9 @@ impl Module {
 
     /// Whether `target`, an entry of `target_modules`, selects a linear layer of any decoder that runs.
     pub fn is_target(target: &str) -> bool {
-        (0..MODULES.all.len()).any(|number| Module(number as u16).is_selected_by(target))
+        let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let layer = target.split('.').find(is_number).unwrap_or("0");
+        MODULES.all.iter().any(|known| ends_path(&known.path.replace("{l}", layer), target))
     }
 
     /// The names of all modules, each once, in the order of a forward pass.
@@ -134,6 +131,11 @@ impl fmt::Display for LinearLayer {
 }
 
 impl LinearLayer {
+    /// Whether an entry of `target_modules` selects it: the end of its path, as in PEFT.
+    pub fn is_selected_by(self, target: &str) -> bool {
+        ends_path(&self.to_string(), target)
+    }
+
     /// The name of its weight in the base model.
     pub fn weight_name(self) -> String {
         format!("{self}.weight")
@@ -162,6 +164,16 @@ impl LinearLayer {
     /// The name of its `lora_A` or `lora_B` in an adapter file.
     pub(crate) fn factor_name(self, which: char) -> String {
         format!("base_model.model.{self}.lora_{which}.weight")
+    }
+
+    /// The name of its magnitudes (DoRA) in an adapter file.
+    pub(crate) fn magnitude_name(self) -> String {
+        format!("base_model.model.{self}.lora_magnitude_vector")
+    }
+
+    /// The linear layer whose magnitudes are called `name`.
+    pub(crate) fn of_magnitude(name: &str) -> Option<LinearLayer> {
+        Self::of_path(name.strip_prefix("base_model.model.")?.strip_suffix(".lora_magnitude_vector")?)
     }
 
     /// The linear layer whose `lora_A` or `lora_B` is called `name`.

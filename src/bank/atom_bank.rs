@@ -212,7 +212,7 @@ impl AtomBank {
     /// [`crate::Error::Mismatch`], naming the tensor and both shapes.
     pub fn check_base(&self, base: &ModelConfig) -> Result<()> {
         let file = self.path.join(WEIGHTS_FILE);
-        check_factor_shapes(&file, &self.tensors, self.config.r, base)?;
+        check_factor_shapes(&file, &self.tensors, |_| self.config.r, base)?;
         self.config.check_base(&file, base, &self.layers(), &self.tensors)
     }
 

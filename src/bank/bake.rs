@@ -44,8 +44,8 @@ impl AtomBank {
             lora_alpha: self.config.lora_alpha,
             use_rslora: self.config.use_rslora,
             target_modules: Some(self.config.target_modules.clone()),
-            target_parameters: Vec::new(),
             base_model_name_or_path: self.config.base_model_name_or_path.clone(),
+            ..LoraConfig::default()
         };
         let mut tensors = Tensors::new();
         for layer in self.layers() {

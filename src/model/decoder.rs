@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::attention::{Angles, Attention, normed};
+use super::batch::Span;
 use super::cache::KvCache;
 use super::feed_forward::{ExpertAdapter, ExpertMatrix, feed_forward};
 use super::fusing::Fusing;
@@ -16,7 +17,6 @@ use super::hooks::Hook;
 use super::layer::{Layer, LinearWeights, NormWeights};
 use super::ops::{self, LogitForm, Sight};
 use super::weights::ModelWeights;
-use super::batch::Span;
 use super::{Batch, Residence, Sequence};
 use crate::arch::computation::Computation;
 use crate::arch::{HfFolder, ModelConfig};
@@ -369,8 +369,12 @@ fn apply_all(hook: &mut dyn Hook, linears: &[&LinearWeights], x: &Tensor) -> Res
 /// Applies a linear layer with what the hook adds to it.
 fn apply(hook: &mut dyn Hook, linear: &LinearWeights, x: &Tensor) -> Result<Tensor> {
     let LinearWeights { site, weight, bias } = linear;
-    if let Some((a, b, scale)) = hook.low_rank(*site) {
-        return Ok(ops::low_rank_linear(x, weight, bias.as_ref(), (&a, &b, scale))?);
+    if let Some((a, b, scale)) = hook.low_rank(*site)? {
+        let update = (&a, &b, scale);
+        return Ok(match hook.magnitude(*site) {
+            Some(magnitude) => ops::dora_linear(x, weight, bias.as_ref(), update, &magnitude)?,
+            None => ops::low_rank_linear(x, weight, bias.as_ref(), update)?,
+        });
     }
     if let Some((state, b, scale)) = hook.bottleneck(*site, x)? {
         return Ok(ops::bottleneck_linear(x, weight, bias.as_ref(), (&state, &b, scale))?);

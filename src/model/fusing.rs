@@ -231,7 +231,7 @@ mod tests {
     struct OneByOne<'a>(LoraHook<'a>);
 
     impl Hook for OneByOne<'_> {
-        fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
+        fn low_rank(&self, site: LinearLayer) -> crate::error::Result<Option<(Tensor, Tensor, f64)>> {
             self.0.low_rank(site)
         }
     }

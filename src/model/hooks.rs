@@ -79,7 +79,16 @@ pub trait Hook {
 
     /// `A` `[rank, d_in]`, `B` `[d_out, rank]` and the scale of a low-rank update of `site`, for hooks that add nothing
     /// else there. Then [`Hook::delta`] isn't asked.
-    fn low_rank(&self, _site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
+    ///
+    /// # Errors
+    /// Those of the computation.
+    fn low_rank(&self, _site: LinearLayer) -> Result<Option<(Tensor, Tensor, f64)>> {
+        Ok(None)
+    }
+
+    /// The magnitudes of the outputs of `site`, `[d_out]`: the rows of the weight with its low-rank update are scaled to
+    /// these lengths (DoRA).
+    fn magnitude(&self, _site: LinearLayer) -> Option<Tensor> {
         None
     }
 
@@ -127,6 +136,18 @@ impl Hook for NoAdapter {
     }
 }
 
+/// What an adapter has for a linear layer.
+struct Site {
+    /// The names of `lora_A` and `lora_B`.
+    a: String,
+    b: String,
+    /// The name of its magnitudes, if it has some.
+    magnitude: Option<String>,
+    /// The factors of the update that the base has already, and that is taken away: `A`, and `B` with the other sign.
+    start: Option<(Tensor, Tensor)>,
+    scale: f64,
+}
+
 /// An adapter's tensors on a device, including the factors of linear layers.
 ///
 /// With trainable tensors, a pass records its computation for the backward pass, and keeps all
@@ -138,7 +159,7 @@ pub struct LoadedAdapter {
     /// The variables' values without their record.
     untracked: BTreeMap<String, Tensor>,
     is_tracked: AtomicBool,
-    layers: HashMap<LinearLayer, (String, String)>,
+    layers: HashMap<LinearLayer, Site>,
     /// By layer and part: the factors' names and the number of experts.
     experts: HashMap<(usize, ExpertPart), (String, String, usize)>,
     scale: f64,
@@ -150,8 +171,12 @@ impl LoadedAdapter {
     /// # Errors
     /// [`crate::Error::Compute`] where the device has no room.
     pub fn frozen(tensors: &Tensors, scale: f32, device: &Device) -> Result<Self> {
-        let layers =
-            adapted_layers(tensors).into_iter().map(|l| (l, (l.factor_name('A'), l.factor_name('B')))).collect();
+        let site = |layer: LinearLayer| {
+            let magnitude = Some(layer.magnitude_name()).filter(|name| tensors.contains_key(name));
+            let (a, b) = (layer.factor_name('A'), layer.factor_name('B'));
+            (layer, Site { a, b, magnitude, start: None, scale: f64::from(scale) })
+        };
+        let layers = adapted_layers(tensors).into_iter().map(site).collect();
         let on_device = |t: &HostTensor| Tensor::from_slice(&t.values, t.shape.as_slice(), device);
         let tensors =
             tensors.iter().map(|(name, t)| Ok((name.clone(), on_device(t)?))).collect::<Result<BTreeMap<_, _>>>()?;
@@ -166,9 +191,12 @@ impl LoadedAdapter {
         })
     }
 
-    /// With the factors that `lora`, of which this was made, has for experts.
+    /// With the scales that `lora`, of which this was made, gives single modules, and its factors for experts.
     #[must_use]
-    pub fn with_experts(mut self, lora: &Lora) -> Self {
+    pub fn with_settings(mut self, lora: &Lora) -> Self {
+        for (layer, site) in &mut self.layers {
+            site.scale = f64::from(lora.config.scale_of(*layer));
+        }
         for ExpertFactorNames { layer, part, a, b } in lora.expert_factors() {
             let experts = lora.tensors[&a].shape[0] / lora.config.r.max(1);
             self.experts.insert((layer, part), (a, b, experts));
@@ -190,6 +218,23 @@ impl LoadedAdapter {
             loaded.vars.insert(name.clone(), var);
         }
         Ok(loaded)
+    }
+
+    /// Takes an update away from that of every linear layer: the one whose factors have the same names in `start`, with
+    /// the same scale.
+    ///
+    /// # Errors
+    /// As [`LoadedAdapter::frozen`].
+    pub(crate) fn without(mut self, start: &Tensors) -> Result<Self> {
+        for site in self.layers.values_mut() {
+            if let (Some(a), Some(b)) = (start.get(&site.a), start.get(&site.b)) {
+                let on_device =
+                    |t: &HostTensor, like: &Tensor| Tensor::from_slice(&t.values, t.shape.as_slice(), like.device());
+                let (like_a, like_b) = (&self.tensors[&site.a], &self.tensors[&site.b]);
+                site.start = Some((on_device(a, like_a)?, on_device(b, like_b)?.neg()?));
+            }
+        }
+        Ok(self)
     }
 
     /// Every variable by its tensor's name, sorted; empty if the adapter is frozen.
@@ -225,7 +270,22 @@ impl LoadedAdapter {
 
     /// A and B of a linear layer, if the adapter changes it.
     pub(crate) fn factors(&self, layer: LinearLayer) -> Option<(&Tensor, &Tensor)> {
-        self.layers.get(&layer).map(|(a, b)| (self.get(a), self.get(b)))
+        self.layers.get(&layer).map(|site| (self.get(&site.a), self.get(&site.b)))
+    }
+
+    /// `A`, `B` and the scale of what the adapter adds to a linear layer.
+    fn low_rank(&self, layer: LinearLayer) -> Result<Option<(Tensor, Tensor, f64)>> {
+        let Some(Site { a, b, start, scale, .. }) = self.layers.get(&layer) else { return Ok(None) };
+        let (a, b) = (self.get(a), self.get(b));
+        Ok(Some(match start {
+            Some((first_a, first_b)) => (Tensor::cat(&[a, first_a], 0)?, Tensor::cat(&[b, first_b], 1)?, *scale),
+            None => (a.clone(), b.clone(), *scale),
+        }))
+    }
+
+    /// The magnitudes of a linear layer's outputs, if the adapter has some for it.
+    fn magnitude(&self, layer: LinearLayer) -> Option<&Tensor> {
+        self.layers.get(&layer)?.magnitude.as_ref().map(|name| self.get(name))
     }
 
     /// The factors for the experts of a layer.
@@ -274,11 +334,11 @@ impl LoadedUpdates {
 
 impl Hook for &LoadedUpdates {
     fn factors(&mut self, sites: &[LinearLayer], _count: usize, _input: &mut Input) -> Result<Option<Factors>> {
-        Ok(Some(Factors { of_sites: sites.iter().map(|site| self.low_rank(*site)).collect(), mix: None }))
+        Ok(Some(Factors { of_sites: sites.iter().map(|site| self.linears.get(site).cloned()).collect(), mix: None }))
     }
 
-    fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
-        self.linears.get(&site).cloned()
+    fn low_rank(&self, site: LinearLayer) -> Result<Option<(Tensor, Tensor, f64)>> {
+        Ok(self.linears.get(&site).cloned())
     }
 
     fn expert_factors(&self, layer: usize) -> HashMap<ExpertPart, ExpertFactors> {
@@ -293,16 +353,24 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<HostTensor> {
     Ok(HostTensor { shape: tensor.dims().to_vec(), values })
 }
 
-/// Plain LoRA: `scale * B A x`.
+/// Plain LoRA: `scale * B A x`; with magnitudes, DoRA.
 pub struct LoraHook<'a>(pub &'a LoadedAdapter);
 
 impl Hook for LoraHook<'_> {
     fn factors(&mut self, sites: &[LinearLayer], _count: usize, _input: &mut Input) -> Result<Option<Factors>> {
-        Ok(Some(Factors { of_sites: sites.iter().map(|site| self.low_rank(*site)).collect(), mix: None }))
+        if sites.iter().any(|site| self.0.magnitude(*site).is_some()) {
+            return Ok(None);
+        }
+        let of_sites = sites.iter().map(|site| self.low_rank(*site)).collect::<Result<_>>()?;
+        Ok(Some(Factors { of_sites, mix: None }))
     }
 
-    fn low_rank(&self, site: LinearLayer) -> Option<(Tensor, Tensor, f64)> {
-        self.0.factors(site).map(|(a, b)| (a.clone(), b.clone(), self.0.scale()))
+    fn low_rank(&self, site: LinearLayer) -> Result<Option<(Tensor, Tensor, f64)>> {
+        self.0.low_rank(site)
+    }
+
+    fn magnitude(&self, site: LinearLayer) -> Option<Tensor> {
+        self.0.magnitude(site).cloned()
     }
 
     fn expert_factors(&self, layer: usize) -> HashMap<ExpertPart, ExpertFactors> {

@@ -9,10 +9,10 @@ use candle_core::{Device, Tensor};
 
 use super::layer::{Layer, LayerReader, NormWeights, Parts};
 use super::ops::FrozenMatrix;
-use crate::arch::ModelConfig;
 use crate::arch::layout::{ByName, Found, Needed, needed};
 use crate::arch::params::Params;
 use crate::arch::parts::Part;
+use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 
@@ -198,6 +198,22 @@ impl ModelWeights {
             let finding = Finding::new(&self.path, format!("tensor {name:?}")).expected("one of that name");
             finding.found("none").mismatch()
         })
+    }
+
+    /// The weight of a linear layer as its file has it, and whether that is `[d_in, d_out]`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where the model has no such layer.
+    pub(crate) fn planned(&self, site: LinearLayer) -> Result<(&PlannedTensor, bool)> {
+        let is_weight = |((_, is_bias), needed): &(&(Part, bool), &Needed)| {
+            !is_bias && Module::of_row(self.params.family, needed.slot.row) == Some(site.module)
+        };
+        let of_layer = self.parts.get(site.layer).and_then(|parts| parts.iter().find(is_weight));
+        let Some((_, needed)) = of_layer else {
+            let finding = Finding::new(&self.path, format!("{site}")).expected("a linear layer of the model");
+            return Err(finding.found("none of this name").mismatch());
+        };
+        Ok((self.tensor(&needed.sources[0].name)?, needed.slot.row.is_transposed()))
     }
 
     fn load(&self, name: &str) -> Result<Tensor> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor, Var};
 
 use super::dropout::{Dropout, Dropped};
+use super::lora::TrainedLora;
 use super::{AdapterKind, TrainConfig};
 use crate::adapter::{Lora, Tensors};
 use crate::arch::ModelConfig;
@@ -20,7 +21,7 @@ pub(super) enum TrainedAdapter {
     Bank(AtomBank),
     /// A bank of which only the newest part is trained.
     Growing(AtomBank),
-    Lora(Lora),
+    Lora(TrainedLora),
 }
 
 impl TrainedAdapter {
@@ -36,15 +37,23 @@ impl TrainedAdapter {
                 let bank = config.bank_config(base, instruction_dim);
                 AtomBank::fresh(path, bank, base, config.seed).map(Self::Bank)
             }
-            AdapterKind::Lora => Lora::fresh(path, config.lora_config(), base, config.seed).map(Self::Lora),
+            AdapterKind::Lora => TrainedLora::fresh(path, config, base).map(Self::Lora),
         }
     }
 
-    /// Reads the adapter of a checkpoint.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    /// The same with what its start takes from the base's weights.
+    pub(super) fn started(self, config: &TrainConfig, weights: &ModelWeights) -> Result<Self> {
+        match self {
+            Self::Lora(lora) => lora.started(config, weights).map(Self::Lora),
+            bank => Ok(bank),
+        }
+    }
+
+    /// Reads the adapter of a checkpoint of a run with these settings.
+    pub(super) fn open(folder: &Path, config: &TrainConfig) -> Result<Self> {
         match AtomBank::is_in(folder)? {
             true => AtomBank::open(folder).map(Self::Bank),
-            false => Lora::open(folder).map(Self::Lora),
+            false => TrainedLora::open(folder, config).map(Self::Lora),
         }
     }
 
@@ -59,14 +68,14 @@ impl TrainedAdapter {
     pub(super) fn check_base(&self, base: &ModelConfig) -> Result<()> {
         match self {
             Self::Bank(bank) | Self::Growing(bank) => bank.check_base(base),
-            Self::Lora(lora) => lora.check_base(base),
+            Self::Lora(trained) => trained.lora.check_base(base),
         }
     }
 
     pub(super) fn tensors(&self) -> &Tensors {
         match self {
             Self::Bank(bank) | Self::Growing(bank) => &bank.tensors,
-            Self::Lora(lora) => &lora.tensors,
+            Self::Lora(trained) => &trained.lora.tensors,
         }
     }
 
@@ -98,7 +107,7 @@ impl TrainedAdapter {
         match self.clone() {
             Self::Bank(bank) => Self::Bank(AtomBank { tensors, ..bank }),
             Self::Growing(bank) => Self::Growing(AtomBank { tensors, ..bank }),
-            Self::Lora(lora) => Self::Lora(Lora { tensors, ..lora }),
+            Self::Lora(lora) => Self::Lora(lora.with_tensors(tensors)),
         }
     }
 
@@ -107,21 +116,21 @@ impl TrainedAdapter {
         match self {
             Self::Bank(bank) => bank.parameters(),
             Self::Growing(bank) => bank.grown_parameters(),
-            Self::Lora(lora) => lora.parameters(),
+            Self::Lora(trained) => trained.lora.parameters(),
         }
     }
 
     pub(super) fn save_over(&self, folder: &Path) -> Result<()> {
         match self {
             Self::Bank(bank) | Self::Growing(bank) => bank.save_over(folder),
-            Self::Lora(lora) => lora.save_over(folder),
+            Self::Lora(lora) => lora.saved().save_over(folder),
         }
     }
 
     pub(super) fn output(&self) -> Result<Output> {
         match self {
             Self::Bank(bank) | Self::Growing(bank) => bank.output(),
-            Self::Lora(lora) => Ok(lora.output()),
+            Self::Lora(lora) => Ok(lora.saved().output()),
         }
     }
 
@@ -129,7 +138,7 @@ impl TrainedAdapter {
         match self {
             Self::Bank(bank) => Trainable::bank(bank, device),
             Self::Growing(bank) => LoadedBank::growing(bank, device).map(|bank| Trainable::Bank(Box::new(bank))),
-            Self::Lora(lora) => Trainable::lora(lora, device),
+            Self::Lora(lora) => lora.trainable(device).map(Trainable::Lora),
         }
     }
 }
@@ -157,7 +166,7 @@ impl Trainable {
     /// As [`LoadedAdapter::trainable`].
     pub fn lora(lora: &Lora, device: &Device) -> Result<Self> {
         LoadedAdapter::trainable(&lora.tensors, &[], lora.config.scale(), device)
-            .map(|adapter| Self::Lora(adapter.with_experts(lora)))
+            .map(|adapter| Self::Lora(adapter.with_settings(lora)))
     }
 
     /// Every variable by its tensor's name, sorted.

@@ -223,18 +223,13 @@ pub(super) fn list(output: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// Reads the adapter of a checkpoint.
-pub(super) fn open_adapter(folder: &Path) -> Result<TrainedAdapter> {
-    TrainedAdapter::open(folder)
-}
-
 /// Reads a checkpoint: the adapter, the optimizer's moments, the state.
 pub(super) fn load(folder: &Path, device: &Device) -> Result<(TrainedAdapter, AdamW, State)> {
     let path = folder.join(STATE);
     let state: State = read_value(serde_json::Value::Object(read_json_object(&path)?), || {
         Finding::new(&path, "").expected("a trainer's state")
     })?;
-    let adapter = open_adapter(folder)?.trained_as(state.config.kind);
+    let adapter = TrainedAdapter::open(folder, &state.config)?.trained_as(state.config.kind);
     let path = folder.join("optimizer.safetensors");
     let file = SafetensorsFile::open(&path)?;
     let mut found = BTreeMap::new();

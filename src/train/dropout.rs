@@ -55,7 +55,7 @@ pub(super) struct Dropped<H> {
 
 impl<H: Hook> Hook for Dropped<H> {
     fn bottleneck(&mut self, site: LinearLayer, x: &Tensor) -> Result<Option<(Tensor, Tensor, f64)>> {
-        let Some((a, b, scale)) = self.hook.low_rank(site) else { return Ok(None) };
+        let Some((a, b, scale)) = self.hook.low_rank(site)? else { return Ok(None) };
         Ok(Some((ops::linear(&self.dropout.of(site, x)?, &a)?, b, scale)))
     }
 

@@ -54,7 +54,7 @@ impl Inputs {
 
     /// The adapter that a run begins with.
     pub(super) fn fresh(&self, config: &TrainConfig) -> Result<TrainedAdapter> {
-        Start { config, inputs: self }.adapter()
+        Start { config, inputs: self }.adapter()?.started(config, self.decoder.weights())
     }
 
     /// Whether activations are computed again, as in [`memory::computes_again`].

@@ -10,6 +10,7 @@ mod evaluation;
 mod event;
 mod exchange;
 mod inputs;
+mod lora;
 mod measure;
 mod memory;
 mod metrics;

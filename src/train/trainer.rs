@@ -288,7 +288,7 @@ impl Run<'_> {
         if let Some(best) = best {
             let folder = checkpoint::folder(output, best.step);
             if folder.is_dir() {
-                checkpoint::open_adapter(&folder)?.save_over(output)?;
+                TrainedAdapter::open(&folder, self.config)?.save_over(output)?;
                 return Ok(best.step);
             }
             let missing = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();

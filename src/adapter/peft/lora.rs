@@ -14,6 +14,7 @@ use super::entries::Entries;
 use super::patterns::{self, Patterns};
 use super::targets::{Targets, ends_path};
 use super::{Named, experts};
+use crate::adapter::scale;
 use crate::arch::names::is_parameter_router;
 use crate::error::Result;
 use crate::json::Fields;
@@ -90,8 +91,7 @@ impl Config {
 
     /// The factor of the update of `module`, of rank `rank`. Dimensionless.
     fn scale(&self, module: &str, rank: usize) -> f32 {
-        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        (self.lora_alpha(module) / divisor) as f32
+        scale(rank, self.lora_alpha(module), self.use_rslora)
     }
 
     /// The alpha that gives the scale when divided by the rank: with `use_rslora`, `alpha` times the root of the rank.

@@ -45,8 +45,8 @@ fn lora(number: usize, factors: BTreeMap<LinearLayer, (Matrix, Matrix)>) -> Lora
         lora_alpha: [8.0, 16.0, 3.0][number % 3],
         use_rslora: number % 2 == 1,
         target_modules: None,
-        target_parameters: Vec::new(),
         base_model_name_or_path: String::new(),
+        ..LoraConfig::default()
     };
     let scale = f64::from(config.scale());
     let mut tensors = BTreeMap::new();

@@ -61,6 +61,19 @@ impl FrozenMatrix {
         Self { values: Stored::Mapped(Arc::new(MappedRows { tensor: tensor.clone(), rows, stored })), is_turned }
     }
 
+    /// Whether [`FrozenMatrix::parts`] gives columns of the matrix, because the file has it as `[d_in, d_out]`.
+    pub(super) fn is_turned(&self) -> bool {
+        self.is_turned
+    }
+
+    /// The matrix on a device that isn't the CPU, `[d_out, d_in]`.
+    pub(super) fn on_device(&self) -> Option<&Tensor> {
+        match &self.values {
+            Stored::Held(tensor) if !tensor.device().is_cpu() => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// `d_out` and `d_in`.
     pub(crate) fn size(&self) -> Result<(usize, usize)> {
         let (rows, width) = self.stored_size()?;
@@ -75,7 +88,7 @@ impl FrozenMatrix {
     }
 
     /// Calls `use_rows` with the first of some stored rows and their values, until all had their turn.
-    fn parts(&self, mut use_rows: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub(super) fn parts(&self, mut use_rows: impl FnMut(usize, &[f32])) -> Result<()> {
         match &self.values {
             Stored::Held(tensor) => use_rows(0, &values(tensor)?),
             Stored::Mapped(mapped) => {
@@ -275,7 +288,7 @@ pub(super) fn shaped(y: &Tensor, x: &Tensor, d_out: usize, bias: Option<&Tensor>
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use candle_core::{Device, Var};
 
     use super::super::low_rank::low_rank_linear;
@@ -286,7 +299,7 @@ mod tests {
     use crate::source::Source;
 
     /// A matrix of `rows` rows in memory, in a file, and there as `[d_in, d_out]`.
-    fn all(rows: usize, width: usize) -> (tempfile::TempDir, Tensor, [FrozenMatrix; 3]) {
+    pub(in super::super) fn all(rows: usize, width: usize) -> (tempfile::TempDir, Tensor, [FrozenMatrix; 3]) {
         let weight = random(&[rows, width], 7);
         let bytes = |weight: &Tensor| -> Vec<u8> {
             let values = weight.flatten_all().unwrap().to_vec1::<f32>().unwrap();

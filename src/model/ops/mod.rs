@@ -8,6 +8,7 @@
 mod activation;
 mod attention;
 mod attention_kernel;
+mod dora;
 mod exp;
 mod experts;
 mod frozen;
@@ -25,6 +26,7 @@ use candle_core::{D, Result, Tensor};
 pub(crate) use activation::{activated, gated};
 pub(crate) use attention::attention;
 pub(crate) use attention_kernel::{Heads, Scores, Sight};
+pub(crate) use dora::{dora_linear, row_lengths};
 pub use experts::ExpertFactors;
 pub(crate) use experts::{RowsOfExperts, expert_linear, expert_update};
 pub(crate) use frozen::{FrozenMatrix, frozen_linear, frozen_linears};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainConfig;
-use crate::adapter::LoraConfig;
+use super::lora::{self, PatternSettings};
 use crate::arch::ModelConfig;
 use crate::bank::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 
@@ -29,8 +29,21 @@ pub struct AdapterSettings {
     pub lora_alpha: f64,
     pub use_rslora: bool,
     pub lora_dropout: f64,
+    pub use_dora: bool,
+    pub init_lora_weights: serde_json::Value,
+    #[serde(deserialize_with = "lora::names")]
     pub target_modules: Vec<String>,
+    pub exclude_modules: Vec<String>,
+    #[serde(deserialize_with = "lora::layers", skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<Vec<usize>>,
+    pub rank_pattern: PatternSettings,
+    pub alpha_pattern: PatternSettings,
     pub target_parameters: Vec<String>,
+    pub bias: String,
+    pub modules_to_save: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable_token_indices: Option<serde_json::Value>,
+    pub ensure_weight_tying: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_atoms: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,8 +96,18 @@ impl Default for AdapterSettings {
             lora_alpha: 16.0,
             use_rslora: false,
             lora_dropout: 0.0,
+            use_dora: false,
+            init_lora_weights: lora::kaiming(),
             target_modules: vec!["q_proj".into(), "v_proj".into()],
+            exclude_modules: Vec::new(),
+            layers_to_transform: None,
+            rank_pattern: PatternSettings::new(),
+            alpha_pattern: PatternSettings::new(),
             target_parameters: Vec::new(),
+            bias: "none".into(),
+            modules_to_save: Vec::new(),
+            trainable_token_indices: None,
+            ensure_weight_tying: false,
             num_atoms: None,
             top_k: None,
             block_size: 2,
@@ -112,7 +135,8 @@ impl TrainConfig {
     /// The settings of a bank for `base`. `instruction_dim` is the instruction encoder's width if that differs from the
     /// base's. Sizes that the settings leave to the data are those for no instruction: see [`TrainConfig::sized`].
     pub fn bank_config(&self, base: &ModelConfig, instruction_dim: Option<usize>) -> BankConfig {
-        self.bank_settings(instruction_dim.unwrap_or(base.hidden_size))
+        let config = self.bank_settings(instruction_dim.unwrap_or(base.hidden_size));
+        BankConfig { target_modules: self.targets(base), ..config }
     }
 
     pub(super) fn bank_settings(&self, instruction_dim: usize) -> BankConfig {
@@ -123,7 +147,7 @@ impl TrainConfig {
             r: a.r,
             lora_alpha: a.lora_alpha,
             use_rslora: a.use_rslora,
-            target_modules: a.target_modules,
+            target_modules: lora::without_a_base(a.target_modules),
             num_atoms,
             top_k,
             block_size: a.block_size,
@@ -138,19 +162,6 @@ impl TrainConfig {
             prompt_template: a.prompt_template,
             base_model_name_or_path: self.base_name(),
             growth: Vec::new(),
-        }
-    }
-
-    /// The settings of a plain LoRA.
-    pub fn lora_config(&self) -> LoraConfig {
-        let a = self.adapter.clone();
-        LoraConfig {
-            r: a.r,
-            lora_alpha: a.lora_alpha,
-            use_rslora: a.use_rslora,
-            target_modules: Some(a.target_modules),
-            target_parameters: a.target_parameters,
-            base_model_name_or_path: self.base_name(),
         }
     }
 }

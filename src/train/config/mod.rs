@@ -5,6 +5,7 @@ mod axolotl;
 mod data;
 mod file;
 mod growth;
+mod lora;
 mod schedule;
 mod template;
 mod training;
@@ -15,12 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::selected_parameters;
 use crate::arch::ModelConfig;
-use crate::bank::check_rank;
 use crate::error::{Finding, Result};
 
 pub use adapter::{AdapterKind, AdapterSettings};
 pub use axolotl::{FromAxolotl, from_axolotl};
 pub use data::DataSettings;
+pub(super) use lora::Start;
 pub use schedule::{Group, Rates, Schedule};
 pub use template::TEMPLATE;
 pub use training::{MetricsForm, TrainingSettings};
@@ -140,25 +141,17 @@ impl TrainConfig {
                 .hint("train a LoRA of experts with `kind = \"lora\"`")
                 .unsupported());
         }
-        if let Some(module) = self.adapter.target_modules.iter().find(|m| !crate::arch::Module::is_target(m)) {
-            let known = crate::arch::Module::names().join(", ");
-            return Err(finding("adapter.target_modules").expected(known).found(module).unsupported());
-        }
+        self.check_targets()?;
         self.check_growth()?;
         match self.kind {
             // The dimension of instructions comes from the base or the encoder, which are checked separately.
-            AdapterKind::Bank => self.bank_settings(1).check_as(&self.file, "adapter."),
-            AdapterKind::Lora => self.check_scale(),
-            AdapterKind::Grow => Ok(()),
+            AdapterKind::Bank => {
+                self.check_no_lora_keys()?;
+                self.bank_settings(1).check_as(&self.file, "adapter.")
+            }
+            AdapterKind::Lora => self.check_lora(),
+            AdapterKind::Grow => self.check_no_lora_keys(),
         }
-    }
-
-    fn check_scale(&self) -> Result<()> {
-        if self.lora_config().scale().is_finite() {
-            return Ok(());
-        }
-        let finding = Finding::new(&self.file, "adapter.lora_alpha").expected("a finite number, in float32 too");
-        Err(finding.found(format_args!("{:?}", self.adapter.lora_alpha)).mismatch())
     }
 
     /// Checks that the sizes in the settings are reasonable for `base` and the data, before anything is allocated.
@@ -183,7 +176,9 @@ impl TrainConfig {
                 .mismatch());
         }
         let is_of_experts = !parameters.is_empty() && self.adapter.target_modules.is_empty();
-        if !is_of_experts && base.selected(&self.adapter.target_modules).next().is_none() {
+        self.check_embeddings(base)?;
+        let targets = self.targets(base);
+        if !is_of_experts && base.selected(&targets).next().is_none() {
             let mut names: Vec<&str> = Vec::new();
             for linear in base.linears() {
                 let name = linear.site.module.name();
@@ -198,7 +193,7 @@ impl TrainConfig {
         }
         match self.kind {
             AdapterKind::Bank => self.bank_config(base, instruction_dim).check_size(&self.file, "adapter.", base)?,
-            AdapterKind::Lora => check_rank(&self.file, "adapter.", self.adapter.r, base)?,
+            AdapterKind::Lora => self.check_lora_on(base)?,
             // The bank has its sizes, and growth checks them.
             AdapterKind::Grow => {}
         }

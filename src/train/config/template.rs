@@ -13,7 +13,7 @@ mod tests {
     use crate::train::TrainConfig;
 
     /// Keys whose values in the template are examples, because they have no default.
-    const EXAMPLES: [&str; 9] = [
+    const EXAMPLES: [&str; 11] = [
         "from",
         "instructions",
         "eval",
@@ -21,6 +21,8 @@ mod tests {
         "top_k",
         "key_dim",
         "descriptor_dim",
+        "layers_to_transform",
+        "trainable_token_indices",
         "router_learning_rate",
         "max_memory",
     ];

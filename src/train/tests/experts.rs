@@ -14,11 +14,11 @@ use crate::jobs::{MergeSettings, merge};
 use crate::model::{Batch, Decoder, Hook, LoadedAdapter, LoadedUpdates, LoraHook, NoAdapter, Residence, Sequence};
 use crate::train::{Objective, TrainConfig, Trainable, train};
 
-fn fixture(name: &str) -> PathBuf {
+pub(super) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-fn config(dir: &Path, base: &Path, targets: &str, more: &[&str]) -> TrainConfig {
+pub(super) fn config(dir: &Path, base: &Path, targets: &str, more: &[&str]) -> TrainConfig {
     let file = dir.join("train.toml");
     let data = dir.join("rows.jsonl");
     let rows =
@@ -36,13 +36,13 @@ fn config(dir: &Path, base: &Path, targets: &str, more: &[&str]) -> TrainConfig 
     TrainConfig::open(&file, &more.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()).unwrap()
 }
 
-fn logits(decoder: &Decoder, hook: &mut dyn Hook) -> Vec<f32> {
+pub(super) fn logits(decoder: &Decoder, hook: &mut dyn Hook) -> Vec<f32> {
     let batch = Batch::new(&[Sequence { ids: vec![5, 9, 33, 12, 7, 40, 41, 8], routed: 8, ..Sequence::default() }]);
     let hidden = decoder.hidden(&batch, None, hook).unwrap();
     decoder.logits_at(&hidden, &[0, 3, 7]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
@@ -60,7 +60,7 @@ fn experts_that_were_trained_run_and_merge_to_the_same_model() {
         let lora = Lora::open(&config.output).unwrap();
         lora.check_base(&folder.config).unwrap();
         let trained = LoadedAdapter::frozen(&lora.tensors, lora.config.scale(), &Device::Cpu).unwrap();
-        let trained = logits(&decoder, &mut LoraHook(&trained.with_experts(&lora)));
+        let trained = logits(&decoder, &mut LoraHook(&trained.with_settings(&lora)));
         let plain = logits(&decoder, &mut NoAdapter);
         assert!(distance(&plain, &trained) > 1e-3, "nothing was learned");
 
@@ -86,7 +86,7 @@ fn every_factor_of_experts_that_are_used_gets_its_gradient() {
     let decoder = Decoder::open(&folder, Residence::Memory, &Device::Cpu).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path(), folder.path(), "['experts.gate_up_proj', 'experts.down_proj']", &[]);
-    let mut lora = Lora::fresh(dir.path(), config.lora_config(), &folder.config, 1).unwrap();
+    let mut lora = Lora::fresh(dir.path(), config.lora_config().unwrap(), &folder.config, 1).unwrap();
     // B is zero in a fresh LoRA, so that A would get no gradient.
     for (number, tensor) in lora.tensors.values_mut().enumerate() {
         let value = |i: usize| ((i * 37 + number * 11) % 19) as f32 / 95.0 - 0.1;

@@ -1,4 +1,6 @@
-//! Whole runs, on ranks and of LoRAs of experts.
+//! Whole runs: on ranks, packed, of LoRAs of every variant, and of experts.
 
 mod experts;
+mod packing;
 mod ranks;
+mod variants;
