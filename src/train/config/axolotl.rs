@@ -18,7 +18,7 @@ pub struct FromAxolotl {
 }
 
 /// Fields whose values are taken over, with the keys that they become.
-const SAME: [(&str, &str); 28] = [
+const SAME: [(&str, &str); 31] = [
     ("base_model", "base"),
     ("output_dir", "output"),
     ("seed", "seed"),
@@ -27,6 +27,9 @@ const SAME: [(&str, &str); 28] = [
     ("lora_r", "adapter.r"),
     ("lora_alpha", "adapter.lora_alpha"),
     ("peft_use_rslora", "adapter.use_rslora"),
+    ("peft_use_dora", "adapter.use_dora"),
+    ("peft_init_lora_weights", "adapter.init_lora_weights"),
+    ("peft_layers_to_transform", "adapter.layers_to_transform"),
     ("lora_dropout", "adapter.lora_dropout"),
     ("lora_target_modules", "adapter.target_modules"),
     ("max_steps", "training.steps"),
@@ -177,12 +180,17 @@ impl Made {
                 self.leave(name, value, "a share of the rows here")
             }
             "lora_target_modules" if !value.is_array() => self.leave(name, value, "a list of names here"),
+            "lora_target_linear" if value == true && all.get("lora_target_modules").is_none_or(is_off) => {
+                self.put("adapter.target_modules", &"all-linear".into())
+            }
+            "sample_packing" if value == true => self.put("training.packing", &true.into()),
             "use_tensorboard" if value == true => {
                 self.put("training.metrics", &Value::from(vec!["jsonl", "tensorboard"]))
             }
             "train_on_inputs"
             | "sample_packing"
             | "eval_sample_packing"
+            | "lora_target_linear"
             | "load_in_4bit"
             | "load_in_8bit"
             | "use_tensorboard"
@@ -293,7 +301,7 @@ special_tokens:
         std::fs::write(&path, FILE).unwrap();
         let made = from_axolotl(&path).unwrap();
         let names: Vec<&str> = made.left.iter().map(|line| line.split(':').next().unwrap()).collect();
-        let expected = ["load_in_8bit", "datasets[0].type", "datasets[1]", "sample_packing", "optimizer"];
+        let expected = ["load_in_8bit", "datasets[0].type", "datasets[1]", "optimizer"];
         assert_eq!(names, [&expected[..], &["bf16", "evals_per_epoch", "special_tokens"]].concat());
         let file = dir.path().join("run.toml");
         std::fs::write(&file, &made.toml).unwrap();
@@ -302,6 +310,7 @@ special_tokens:
         assert_eq!((config.adapter.r, config.adapter.lora_alpha), (32, 16.0));
         assert_eq!((config.training.epochs, config.training.learning_rate), (4, 2e-4));
         assert_eq!((config.training.batch_size, config.training.gradient_accumulation), (2, 4));
+        assert!(config.training.packing);
         assert!(
             config.adapter.lora_dropout == 0.05
                 && config.training.checkpoint_activations
