@@ -48,6 +48,8 @@
 pub mod adapter;
 pub mod arch;
 pub mod bank;
+#[cfg(feature = "train")]
+pub mod chat;
 pub mod checkpoint;
 pub mod convert;
 pub mod dtype;

@@ -20,6 +20,8 @@ mod to_hf;
 mod token;
 
 pub(crate) use from_hf::Tokens;
+#[cfg(feature = "train")]
+pub(crate) use from_hf::chat_templates;
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;

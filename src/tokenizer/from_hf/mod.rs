@@ -37,6 +37,8 @@ use vocabulary::Token;
 pub(crate) use kinds::Vocab;
 pub(crate) use lookup::Tokens;
 pub(crate) use rows::rows_needed;
+#[cfg(feature = "train")]
+pub(crate) use template::chat_templates;
 
 use super::record;
 use crate::checkpoint::Checkpoint;

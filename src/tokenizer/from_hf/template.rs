@@ -29,6 +29,14 @@ pub(super) fn find(folder: &Path, config: &Object, notes: &mut Vec<String>) -> R
     Ok(template.filter(usable))
 }
 
+/// The chat template as transformers takes it: of a file, else of tokenizer_config.json.
+///
+/// Reference: transformers `tokenization_utils_base.py` (`_from_pretrained`).
+#[cfg(feature = "train")]
+pub(crate) fn chat_templates(folder: &Path, config: &Object) -> Result<Option<Json>> {
+    Ok(beside(folder)?.or_else(|| config.get("chat_template").cloned()))
+}
+
 /// The template in a file beside tokenizer_config.json.
 fn beside(folder: &Path) -> Result<Option<Json>> {
     let jinja = folder.join("chat_template.jinja");
