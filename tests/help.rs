@@ -10,7 +10,20 @@ use program::done;
 /// Each command's own options, without `--help`.
 const OWN: [(&str, &[&str]); 14] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
-    ("train", &["--set", "--resume", "--dry-run", "--init", "--from-axolotl", "--max-memory", "--device", "--json"]),
+    (
+        "train",
+        &[
+            "--set",
+            "--preview",
+            "--resume",
+            "--dry-run",
+            "--init",
+            "--from-axolotl",
+            "--max-memory",
+            "--device",
+            "--json",
+        ],
+    ),
     ("bake", &["--instruction", "--prompt", "--routing", "--alphas", "--all", "--no-verify", "--device", "--json"]),
     (
         "bank build",

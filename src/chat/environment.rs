@@ -5,7 +5,7 @@ use std::fmt::Write;
 use chrono::Local;
 use chrono::format::{Item, StrftimeItems};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, from_args};
+use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Map;
@@ -138,7 +138,7 @@ fn to_json(value: Value, ensure_ascii: Option<Value>, indent: Option<Value>, kwa
 /// Python's methods of texts, lists and dictionaries. Those that minijinja's own collection lacks are here.
 fn method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(text) = value.as_str() else { return unknown_method_callback(state, value, method, args) };
-    let list = |parts: &[&str]| parts.iter().map(|part| Value::from(*part)).collect::<Value>();
+    let tuple = |parts: [&str; 3]| Value::from(Tuple::from(parts.map(Value::from)));
     Ok(match method {
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -150,11 +150,11 @@ fn method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]
         }
         "partition" => {
             let (separator,): (&str,) = from_args(args)?;
-            text.split_once(separator).map_or(list(&[text, "", ""]), |(a, b)| list(&[a, separator, b]))
+            text.split_once(separator).map_or(tuple([text, "", ""]), |(a, b)| tuple([a, separator, b]))
         }
         "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
-            text.rsplit_once(separator).map_or(list(&["", "", text]), |(a, b)| list(&[a, separator, b]))
+            text.rsplit_once(separator).map_or(tuple(["", "", text]), |(a, b)| tuple([a, separator, b]))
         }
         "rsplit" => {
             let (separator, most): (&str, Option<usize>) = from_args(args)?;
@@ -163,7 +163,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]
                 None => text.rsplit(separator).collect(),
             };
             parts.reverse();
-            list(&parts)
+            parts.into_iter().map(Value::from).collect()
         }
         "index" => {
             let (part,): (&str,) = from_args(args)?;

@@ -165,8 +165,8 @@ impl<'a> Demo<'a> {
         config.base = self.dir.join("base");
         config.output = self.dir.join(output);
         config.from = grows.then(|| self.dir.join("bank"));
-        config.data.train = if grows { path("") } else { path("train") };
-        config.data.eval = Some(if grows { path("-heldout") } else { path("heldout") });
+        config.data.train = if grows { path("") } else { path("train") }.into();
+        config.data.eval = Some(if grows { path("-heldout") } else { path("heldout") }.into());
         let started = Instant::now();
         warn(&config, self.common);
         let stop = AtomicBool::new(false);

@@ -25,6 +25,8 @@ mod input;
 mod inspect;
 mod merge;
 mod output;
+#[cfg(feature = "train")]
+mod preview;
 mod progress;
 mod quantize;
 mod recipe;

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
 use super::output::size;
-use super::{Common, progress, signals};
+use super::{Common, preview, progress, signals};
 
 /// Arguments of `train`.
 #[derive(Args)]
@@ -27,6 +27,9 @@ pub(crate) struct TrainArgs {
     /// Change a setting: training.steps=10
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Print the first N rows as tokens, with those that carry loss marked, and don't train
+    #[arg(long, value_name = "N", conflicts_with_all = ["resume", "dry_run"])]
+    preview: Option<usize>,
     /// Resume from the run's last checkpoint
     #[arg(long)]
     resume: bool,
@@ -35,11 +38,11 @@ pub(crate) struct TrainArgs {
     dry_run: bool,
     /// Write a training file with every key, its meaning and its default, to a new FILE or to stdout
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
-          conflicts_with_all = ["config", "from_axolotl", "overrides", "resume", "dry_run", "max_memory", "json"])]
+          conflicts_with_all = ["config", "from_axolotl", "overrides", "preview", "resume", "dry_run", "max_memory", "json"])]
     init: Option<PathBuf>,
     /// Print a training file with the settings of a file of axolotl, and those that have no counterpart
     #[arg(long, value_name = "FILE",
-          conflicts_with_all = ["config", "overrides", "resume", "dry_run", "max_memory", "json"])]
+          conflicts_with_all = ["config", "overrides", "preview", "resume", "dry_run", "max_memory", "json"])]
     from_axolotl: Option<PathBuf>,
     /// The most memory for the run besides the base's file: 3GiB. Activations are computed again if they don't fit
     /// otherwise: training.max_memory
@@ -47,7 +50,8 @@ pub(crate) struct TrainArgs {
     max_memory: Option<String>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print JSON: the last losses, and the number of trained values; with --dry-run, what was measured
+    /// Print JSON: the last losses, and the number of trained values; with --dry-run, what was measured; with --preview,
+    /// the rows
     #[arg(long)]
     json: bool,
 }
@@ -67,6 +71,9 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     let mut overrides = args.overrides.clone();
     overrides.extend(args.max_memory.as_ref().map(|size| format!("training.max_memory={size:?}")));
     let config = TrainConfig::open(args.config.as_deref().unwrap_or(Path::new("")), &overrides)?;
+    if let Some(count) = args.preview {
+        return preview::run(&config, count, args.json, common);
+    }
     warn(&config, common);
     if args.dry_run {
         let run = |found: &[Found]| Ok(measure(&with_base(&config, found), args.device.open()?)?);

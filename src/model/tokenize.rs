@@ -1,5 +1,6 @@
 //! Converts texts to tokens and back, with the model's tokenizer.json or one that is made of its other files.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
@@ -82,6 +83,52 @@ impl TextEncoder {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokens of `text` without special tokens around it, and for each the range of bytes of `text` that it stands
+    /// for. A character of several tokens is in the range of each.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::encode`].
+    pub fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = library::guarded(|| self.tokenizer.encode(text, false))
+            .map_err(|e| Finding::new(&self.path, "").expected("a text that can be encoded").found(e).format())?;
+        let ranges = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+        Ok((encoding.get_ids().to_vec(), ranges))
+    }
+
+    /// The tokens of a text that nothing was put around: with the tokenizer's special tokens. Where the text begins with
+    /// the text of the first of them, it doesn't get that one a second time.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::encode`].
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        if let [first, second, ..] = ids[..]
+            && first == second
+            && self.first_special()? == Some(first)
+        {
+            ids.remove(0);
+        }
+        Ok(ids)
+    }
+
+    /// The texts of special tokens, such as `<|im_end|>`.
+    pub fn special_texts(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let mut texts: Vec<String> =
+            added.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        texts.sort();
+        texts
+    }
+
+    /// The text of one token, special ones included.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`].
+    pub fn token_text(&self, id: u32) -> Result<String> {
+        library::guarded(|| self.tokenizer.decode(&[id], false))
+            .map_err(|e| Finding::new(&self.path, "").expected("an id that can be decoded").found(e).format())
+    }
+
     /// Treats special tokens that are spelled out in a text as text.
     #[must_use]
     pub fn with_special_as_text(mut self) -> Self {
@@ -115,7 +162,7 @@ impl TextEncoder {
     /// # Errors
     /// [`crate::Error::Format`]; [`crate::Error::Mismatch`] where there is no token.
     pub fn sequence(&self, text: &str) -> Result<Sequence> {
-        let ids = self.encode(text, true)?;
+        let ids = self.encode_whole(text)?;
         if ids.is_empty() {
             return Err(Finding::new(&self.path, "prompt").expected("at least one token").found("none").mismatch());
         }

@@ -1,14 +1,13 @@
 //! What a run reads before its first step: the base, its tokenizer, what embeds instructions, and the rows.
 
-use std::path::Path;
-
 use candle_core::Device;
 
 use super::adapter::TrainedAdapter;
+use super::data::{Loaded, Loader};
 use super::start::Start;
-use super::{Dataset, TrainConfig, TrainingRow, memory};
+use super::{Dataset, TrainConfig, memory};
 use crate::bank::{AtomBank, InstructionEncoder};
-use crate::error::{Finding, Result};
+use crate::error::Result;
 use crate::model::{Decoder, LanguageModel, Residence, TextEncoder};
 
 /// The inputs of a run.
@@ -18,6 +17,8 @@ pub(super) struct Inputs {
     pub(super) instructions: InstructionEncoder,
     pub(super) data: Dataset,
     pub(super) eval: Option<Dataset>,
+    /// What a user should know about the rows, a line each.
+    pub(super) notes: Vec<String>,
     /// The bank that grows.
     pub(super) from: Option<AtomBank>,
 }
@@ -33,12 +34,22 @@ impl Inputs {
         let residence = if config.training.resident { Residence::Memory } else { Residence::Mapped };
         let LanguageModel { decoder, encoder } = LanguageModel::open(config.base_folder(), residence, device)?;
         let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
-        let (data, eval) = load_data(config, &decoder, &encoder, &instructions)?;
+        let (settings, base) = (&config.data, config.base_folder());
+        let prompt_template = &config.adapter.prompt_template;
+        let loader = Loader {
+            settings,
+            base,
+            decoder: &decoder,
+            encoder: &encoder,
+            instructions: &instructions,
+            prompt_template,
+        };
+        let Loaded { train: data, eval, notes } = loader.load(config.seed)?;
         config.check_size(decoder.config(), instructions.dim(), data.sequences().len())?;
         if let Some(key) = config.needs_evaluation().filter(|_| eval.is_none()) {
             return Err(config.without_evaluation(key));
         }
-        Ok(Self { decoder, encoder, instructions, data, eval, from })
+        Ok(Self { decoder, encoder, instructions, data, eval, notes, from })
     }
 
     /// The number of rows and tokens for training.
@@ -66,30 +77,5 @@ impl Inputs {
             tokens => tokens,
         };
         memory::computes_again(config, self.decoder.config(), adapter.parameters(), tokens)
-    }
-}
-
-/// Loads and tokenizes training and evaluation rows.
-fn load_data(
-    config: &TrainConfig,
-    decoder: &Decoder,
-    encoder: &TextEncoder,
-    instructions: &InstructionEncoder,
-) -> Result<(Dataset, Option<Dataset>)> {
-    let eos = *decoder.config().eos_token_ids.first().ok_or_else(|| {
-        let path = decoder.weights().path();
-        let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
-        let finding = Finding::new(file, "eos_token_id");
-        finding.expected("the token that ends a completion").found("none").mismatch()
-    })?;
-    let template = &config.adapter.prompt_template;
-    let limit = config.data.max_length.min(decoder.config().max_position_embeddings);
-    let load = |path: &Path| {
-        Dataset::tokenize(path, &TrainingRow::read_all(path)?, (encoder, instructions), template, eos, limit)
-    };
-    let data = load(&config.data.train)?;
-    match &config.data.eval {
-        Some(path) => Ok((data, Some(load(path)?))),
-        None => Ok(data.split(config.data.eval_fraction, config.seed)),
     }
 }

@@ -28,10 +28,10 @@ mod trainer;
 
 pub use adapter::Trainable;
 pub use config::{
-    AdapterKind, AdapterSettings, DataSettings, FromAxolotl, Group, HubBase, MetricsForm, Rates, Schedule, TEMPLATE,
-    TrainConfig, TrainingSettings, from_axolotl,
+    AdapterKind, AdapterSettings, DataSettings, DataSource, DataSources, FromAxolotl, Group, HubBase, Loss,
+    MetricsForm, Rates, RowFormat, Schedule, TEMPLATE, TrainConfig, TrainingSettings, Truncate, from_axolotl,
 };
-pub use data::{Dataset, TrainingRow};
+pub use data::{Dataset, Place, Preview, PreviewRow, TrainingRow, Unit, preview};
 pub use event::{End, Event, Outcome};
 pub use measure::{Measured, measure};
 pub use optimizer::{AdamW, clip_factor, global_norm};

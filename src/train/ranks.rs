@@ -71,7 +71,7 @@ impl Ranks {
     fn started(size: usize) -> Result<Self> {
         let finding =
             crate::error::Finding::new("", "processes of MPI").expected("one: this program was built without MPI");
-        Err(finding.found(size).hint("build it with `--features mpi`").unsupported())
+        Err(finding.found(size).hint("build it with the feature mpi").unsupported())
     }
 
     #[cfg(feature = "mpi")]

@@ -60,6 +60,7 @@ pub fn train_on(
     let (config, from) = start::settings(config)?;
     let config = &config;
     let inputs = Inputs::open(config, from, device)?;
+    inputs.notes.iter().for_each(|note| events(Event::Note(note.clone())));
     let output = &config.output;
     let last = match (resume, output.exists()) {
         (true, true) => checkpoint::list(output)?.pop(),

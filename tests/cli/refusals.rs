@@ -187,7 +187,7 @@ fn bad_training_input_gets_one_line() {
         (
             "{\"completion\": \"y\"}\n",
             "data.max_length=2",
-            "rows.jsonl: row 1: expected at most 2 tokens, by data.max_length",
+            "rows.jsonl: line 1: expected at most 2 tokens, by data.max_length",
         ),
         ("{\"completion\": \"y\"}\n", "training.speed=9", "unknown field `speed`"),
         (

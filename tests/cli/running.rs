@@ -235,3 +235,30 @@ fn inspects_everything_as_table_and_json() {
     assert_eq!(json["lora_parameters"], 14336);
     assert_eq!(json["atoms"].as_array().unwrap().len(), 8);
 }
+
+#[test]
+fn rows_are_shown_as_tokens_before_they_are_trained_on() {
+    let case = fixtures().join("train/multi-turn-mask");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("train.toml");
+    let settings = format!(
+        "base = {:?}\noutput = {:?}\nkind = 'lora'\n[data]\ntrain = {:?}\nchat_template = {:?}\n",
+        fixtures().join("convert/llama/model"),
+        folder.path().join("run"),
+        case.join("rows.jsonl"),
+        case.join("chat_template.jinja"),
+    );
+    fs::write(&config, settings).unwrap();
+    let shown = done(&["train", text(&config), "--preview", "1"]);
+    assert!(shown.contains("rows.jsonl: line 1: 88 tokens, 11 carry loss, the first 51 route\n"), "{shown}");
+    let learned: Vec<&str> = shown.lines().filter(|line| line.starts_with("  > ")).collect();
+    assert_eq!(learned.len(), 2, "{shown}");
+    assert!(learned[0].starts_with("  > w|h|") && learned[0].ends_with("|e|<|im_end|>|"), "{shown}");
+    assert!(shown.ends_with("1 of 3 rows; tokens that carry loss are marked with >\n"), "{shown}");
+    let json: Value = serde_json::from_str(&done(&["train", text(&config), "--preview", "9", "--json"])).unwrap();
+    let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();
+    for (row, expected) in json["rows"].as_array().unwrap().iter().zip(expected["rows"].as_array().unwrap()) {
+        assert_eq!((&row["ids"], &row["mask"]), (&expected["input_ids"], &expected["mask"]));
+    }
+    assert!(!folder.path().join("run").exists());
+}

@@ -191,7 +191,7 @@ fn answers_are_compared_and_shown() {
     let more = ["training.eval_exact_match=3", "training.eval_samples=1", "training.metrics=['jsonl', 'tensorboard']"];
     let output = dir.path().join("run");
     let mut config = short_run(&output, &[&settings[..], &more[..]].concat());
-    config.data.eval = Some(rows);
+    config.data.eval = Some(rows.into());
     let outcome = run(&config, false, usize::MAX).unwrap();
     let samples = &values(&output, "samples")[0][0];
     assert_eq!(

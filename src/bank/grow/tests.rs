@@ -19,11 +19,12 @@ fn bank(descriptor_dim: usize, use_rslora: bool) -> AtomBank {
     AtomBank::fresh(Path::new("bank"), config, &base(), 1).unwrap()
 }
 
-/// `count` unit vectors whose sum is zero, as centred embeddings are linearly dependent.
+/// Unit vectors of `count` instructions and of a new one, after the mean of the `count` is taken off: those are linearly
+/// dependent then.
 fn embeddings(count: usize, seed: u64) -> Vec<f32> {
     let mut random = Random::new(seed);
-    let mut all = Matrix::from_fn(count, 16, |_, _| f64::from(random.normal()));
-    let mean = all.row_sum() / count as f64;
+    let mut all = Matrix::from_fn(count + 1, 16, |_, _| f64::from(random.normal()));
+    let mean = all.rows(0, count).row_sum() / count as f64;
     for mut row in all.row_iter_mut() {
         row -= &mean;
         row.normalize_mut();
@@ -32,7 +33,7 @@ fn embeddings(count: usize, seed: u64) -> Vec<f32> {
 }
 
 fn addition(count: usize, rank: usize) -> Addition {
-    let all = embeddings(count + 1, 3);
+    let all = embeddings(count, 3);
     Addition {
         instruction: "new".into(),
         embedding: all[count * 16..].to_vec(),

@@ -20,7 +20,7 @@ use crate::error::{Finding, Result};
 
 pub use adapter::{AdapterKind, AdapterSettings};
 pub use axolotl::{FromAxolotl, from_axolotl};
-pub use data::DataSettings;
+pub use data::{DataSettings, DataSource, DataSources, Loss, RowFormat, Truncate};
 pub(super) use lora::Start;
 pub use schedule::{Group, Rates, Schedule};
 pub use template::TEMPLATE;
@@ -127,10 +127,7 @@ impl TrainConfig {
             let finding = finding("adapter.lora_dropout").expected("0, except for kind = \"lora\"").found(dropout);
             return Err(finding.unsupported());
         }
-        if !(0.0..1.0).contains(&self.data.eval_fraction) {
-            let found = self.data.eval_fraction;
-            return Err(finding("data.eval_fraction").expected("a share from 0 up to 1").found(found).mismatch());
-        }
+        self.data.check(&self.file)?;
         if self.adapter.target_modules.is_empty() && self.adapter.target_parameters.is_empty() {
             return Err(finding("adapter.target_modules").expected("at least one module").found("none").mismatch());
         }

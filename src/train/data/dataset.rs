@@ -1,115 +1,97 @@
-//! Rows of instruction, prompt and completion, as token sequences in a seeded order.
+//! Sequences in a seeded order.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use serde::{Deserialize, Serialize};
 
-use crate::bank::InstructionEncoder;
-use crate::error::{Finding, IoContext, Result};
-use crate::model::{Sequence, TextEncoder};
+use super::encode::Encoded;
+use super::place::{Place, numbers};
+use crate::model::Sequence;
 
-/// One row of a data file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainingRow {
-    /// The instruction; may be empty.
-    #[serde(default)]
-    pub instruction: String,
-    /// The prompt, to which the instruction applies; may be empty.
-    #[serde(default)]
-    pub prompt: String,
-    /// The answer to be learned.
-    pub completion: String,
-}
-
-impl TrainingRow {
-    /// Reads a file of rows, one JSON object per line.
-    ///
-    /// # Errors
-    /// [`crate::Error::Format`] naming the line; [`crate::Error::Mismatch`] for a file without rows.
-    pub fn read_all(path: &Path) -> Result<Vec<TrainingRow>> {
-        let mut rows = Vec::new();
-        for (number, line) in BufReader::new(File::open(path).at(path, "open")?).lines().enumerate() {
-            let line = line.at(path, "read")?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let finding = || Finding::new(path, format!("line {}", number + 1));
-            let expected = "{\"instruction\", \"prompt\", \"completion\"}";
-            let row: TrainingRow = crate::json::read(line.as_bytes(), || finding().expected(expected))?;
-            if row.completion.is_empty() {
-                return Err(finding().expected("a completion").found("an empty one").format());
-            }
-            rows.push(row);
-        }
-        if rows.is_empty() {
-            return Err(Finding::new(path, "").expected("at least one row").found("none").mismatch());
-        }
-        Ok(rows)
-    }
-}
+/// The stream of the order in which the rows of the first source with a fraction as weight are taken; the next ones
+/// count down. Training doesn't reach epochs of these numbers.
+const FRACTIONS: u64 = u64::MAX - 1;
 
 /// Tokenized rows.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     sequences: Vec<Sequence>,
-    file: PathBuf,
-    /// The number of each row in its file, from 1.
-    numbers: Vec<usize>,
+    places: Vec<Place>,
+    shares: Vec<Share>,
     /// The texts of the rows' instructions, each once, in the order of the rows; none for rows without one.
     instructions: Vec<String>,
 }
 
-impl Dataset {
-    /// Tokenizes `rows` of the file `path`. The filled-in template routes; the completion follows
-    /// without special tokens, and `eos` ends it.
-    ///
-    /// # Errors
-    /// [`crate::Error::Mismatch`] for a row of more than `max_length` tokens.
-    pub fn tokenize(
-        path: &Path,
-        rows: &[TrainingRow],
-        (encoder, instructions): (&TextEncoder, &InstructionEncoder),
-        template: &str,
-        eos: u32,
-        max_length: usize,
-    ) -> Result<Self> {
-        let mut sequences = Vec::with_capacity(rows.len());
-        for (number, row) in rows.iter().enumerate() {
-            let mut sequence = instructions.routed(encoder, template, &row.instruction, &row.prompt)?;
-            sequence.ids.extend(encoder.encode(&row.completion, false)?);
-            sequence.ids.push(eos);
-            if sequence.ids.len() > max_length {
-                return Err(Finding::new(path, format!("row {}", number + 1))
-                    .expected(format_args!("at most {max_length} tokens, by data.max_length and the model's positions"))
-                    .found(sequence.ids.len())
-                    .hint("shorten the row, or raise data.max_length where the model allows it")
-                    .mismatch());
-            }
-            sequences.push(Sequence::completed(sequence.ids, sequence.routed, sequence.instruction));
+/// The rows of one source, and how often each is in an epoch.
+#[derive(Debug, Clone)]
+struct Share {
+    rows: Vec<usize>,
+    weight: f64,
+}
+
+impl Share {
+    /// How often every row is in an epoch, and how many rows are in it once more.
+    fn counts(&self) -> (usize, usize) {
+        let whole = self.weight.floor();
+        (whole as usize, ((self.weight - whole) * self.rows.len() as f64).round() as usize)
+    }
+
+    fn len(&self) -> usize {
+        let (whole, more) = self.counts();
+        whole * self.rows.len() + more
+    }
+
+    /// The rows of an epoch. Those that are in it once more follow each other in an order of the seed, epoch by epoch, so
+    /// that all have their turn before one has its second.
+    fn epoch(&self, seed: u64, stream: u64, epoch: u64) -> Vec<usize> {
+        let (whole, more) = self.counts();
+        let mut rows = self.rows.repeat(whole);
+        if more > 0 {
+            let order = order(seed, stream, self.rows.len());
+            let start = (u128::from(epoch) * more as u128 % order.len() as u128) as usize;
+            rows.extend((start..start + more).map(|i| self.rows[order[i % order.len()]]));
         }
+        rows
+    }
+}
+
+impl Dataset {
+    /// The sequences of `rows`. Each share is a range of them and the number of times that each is in an epoch.
+    pub(super) fn new(rows: Vec<Encoded>, shares: Vec<(Range<usize>, f64)>) -> Self {
         let mut seen = HashSet::new();
         let texts = rows.iter().map(|row| row.instruction.as_str());
         let instructions = texts.filter(|text| !text.is_empty() && seen.insert(*text)).map(str::to_owned).collect();
-        let numbers = (1..=sequences.len()).collect();
-        Ok(Self { sequences, file: path.to_owned(), numbers, instructions })
+        let (sequences, places) = rows.into_iter().map(|row| (row.sequence, row.place)).unzip();
+        let shares = shares.into_iter().map(|(rows, weight)| Share { rows: rows.collect(), weight }).collect();
+        Self { sequences, places, shares, instructions }
     }
 
     #[cfg(test)]
-    pub(super) fn of_sequences(sequences: Vec<Sequence>) -> Self {
-        let numbers = (1..=sequences.len()).collect();
-        Self { sequences, file: "rows".into(), numbers, instructions: Vec::new() }
+    pub(in crate::train) fn of_sequences(sequences: Vec<Sequence>) -> Self {
+        let row = |(i, sequence): (usize, Sequence)| Encoded {
+            place: Place { file: std::path::Path::new("rows").into(), unit: super::Unit::Row, number: i + 1 },
+            text: String::new(),
+            instruction: String::new(),
+            sequence,
+        };
+        let count = sequences.len();
+        Self::new(sequences.into_iter().enumerate().map(row).collect(), vec![(0..count, 1.0)])
     }
 
-    /// The texts of the instructions of all rows of the file, those that are split off too: each once, in the order of
-    /// the rows.
+    /// The texts of the instructions of all rows, those that are split off too: each once, in the order of the rows.
     pub fn instructions(&self) -> &[String] {
         &self.instructions
+    }
+
+    /// Names some of the sequences by their rows in the files.
+    pub fn named(&self, indices: &[usize]) -> String {
+        let places: Vec<Place> = indices.iter().map(|i| self.places[*i].clone()).collect();
+        match places.first() {
+            Some(first) => format!("{}: {}", first.file.display(), numbers(&places)),
+            None => "no row".to_owned(),
+        }
     }
 
     /// The rows as sequences, in the file's order.
@@ -117,16 +99,14 @@ impl Dataset {
         &self.sequences
     }
 
-    /// The number of sequences in an epoch.
-    pub fn epoch_len(&self) -> usize {
-        self.sequences.len()
+    /// Where each of the sequences comes from, in the same order.
+    pub fn places(&self) -> &[Place] {
+        &self.places
     }
 
-    /// Names some of the sequences by their rows in the file.
-    pub fn named(&self, indices: &[usize]) -> String {
-        let numbers: Vec<String> = indices.iter().map(|i| self.numbers[*i].to_string()).collect();
-        let what = if numbers.len() == 1 { "row" } else { "rows" };
-        format!("{}: {what} {}", self.file.display(), numbers.join(", "))
+    /// The number of sequences in an epoch: of all rows, or by the weights of their sources.
+    pub fn epoch_len(&self) -> usize {
+        self.shares.iter().map(Share::len).sum()
     }
 
     /// Splits off a share of the rows, chosen by `seed`. Returns the rest and the share.
@@ -137,13 +117,26 @@ impl Dataset {
         }
         // Training never reaches epoch u64::MAX, so the split has its own order.
         let order = order(seed, u64::MAX, self.sequences.len());
-        let pick = |indices: &[usize]| Self {
+        (self.pick(&order[held_out..]), Some(self.pick(&order[..held_out])))
+    }
+
+    /// The sequences at `indices`, which keep the weights of their sources.
+    fn pick(&self, indices: &[usize]) -> Self {
+        let mut share_of = vec![0; self.sequences.len()];
+        for (share, rows) in self.shares.iter().enumerate() {
+            rows.rows.iter().for_each(|row| share_of[*row] = share);
+        }
+        let mut shares: Vec<Share> =
+            self.shares.iter().map(|share| Share { rows: Vec::new(), weight: share.weight }).collect();
+        for (new, old) in indices.iter().enumerate() {
+            shares[share_of[*old]].rows.push(new);
+        }
+        Self {
             sequences: indices.iter().map(|i| self.sequences[*i].clone()).collect(),
-            file: self.file.clone(),
-            numbers: indices.iter().map(|i| self.numbers[*i]).collect(),
+            places: indices.iter().map(|i| self.places[*i].clone()).collect(),
+            shares,
             instructions: self.instructions.clone(),
-        };
-        (pick(&order[held_out..]), Some(pick(&order[..held_out])))
+        }
     }
 
     /// The `count` sequences of a step that starts after `start` sequences of the run. Every epoch
@@ -160,18 +153,25 @@ impl Dataset {
         for i in start..start + count {
             let (epoch, within) = (i / n, i % n);
             if current.as_ref().is_none_or(|(e, _)| *e != epoch) {
-                current = Some((epoch, order(seed, epoch as u64, n)));
+                current = Some((epoch, self.epoch(seed, epoch as u64)));
             }
-            if let Some((_, order)) = &current {
-                taken.push(order[within]);
+            if let Some((_, rows)) = &current {
+                taken.push(rows[within]);
             }
         }
         taken
     }
+
+    /// All indices of an epoch, in its order.
+    fn epoch(&self, seed: u64, epoch: u64) -> Vec<usize> {
+        let of_share = |(i, share): (usize, &Share)| share.epoch(seed, FRACTIONS - i as u64, epoch);
+        let rows: Vec<usize> = self.shares.iter().enumerate().flat_map(of_share).collect();
+        order(seed, epoch, rows.len()).into_iter().map(|i| rows[i]).collect()
+    }
 }
 
 /// A permutation of `0..n` that depends only on seed and epoch (Fisher-Yates shuffle).
-pub(super) fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
+pub(in crate::train) fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch);
     let mut order: Vec<usize> = (0..n).collect();
@@ -184,10 +184,30 @@ pub(super) fn order(seed: u64, epoch: u64, n: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::place::Unit;
     use super::*;
 
-    fn dataset(n: u32) -> Dataset {
-        Dataset::of_sequences((0..n).map(|i| Sequence::completed(vec![i], 1, vec![])).collect())
+    fn weighted(shares: &[(usize, f64)]) -> Dataset {
+        let place = |i| Place { file: Path::new("rows").into(), unit: Unit::Line, number: i + 1 };
+        let row = |i: usize| Encoded {
+            place: place(i),
+            text: String::new(),
+            instruction: format!("{}", i % 3),
+            sequence: Sequence::completed(vec![i as u32], 1, vec![]),
+        };
+        let (mut rows, mut ranges) = (Vec::new(), Vec::new());
+        for (count, weight) in shares {
+            let start = rows.len();
+            rows.extend((start..start + count).map(row));
+            ranges.push((start..rows.len(), *weight));
+        }
+        Dataset::new(rows, ranges)
+    }
+
+    fn dataset(n: usize) -> Dataset {
+        weighted(&[(n, 1.0)])
     }
 
     #[test]
@@ -211,23 +231,39 @@ mod tests {
         ids.sort();
         assert_eq!(ids, (0..10).collect::<Vec<_>>());
         assert_eq!(train.sequences.len(), 7);
-        let number = train.sequences[0].ids[0] + 1;
-        assert_eq!(train.named(&[0]), format!("rows: row {number}"));
+        for (sequence, place) in train.sequences.iter().zip(train.places()) {
+            assert_eq!(sequence.ids[0] as usize + 1, place.number);
+        }
+        assert_eq!(train.instructions(), ["0", "1", "2"]);
+        assert_eq!(train.named(&[0]), format!("rows: line {}", train.sequences[0].ids[0] + 1));
     }
 
     #[test]
-    fn bad_rows_are_named_by_line() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        for (text, expected) in [
-            ("", "expected at least one row"),
-            ("{\"prompt\": \"x\", \"completion\": \"y\"}\n\n{\"prompt\": \"x\"}", "line 3: expected"),
-            ("{\"prompt\": \"x\", \"completion\": \"\"}", "line 1: expected a completion, found an empty one"),
-            ("{\"completion\": \"y\", \"label\": 1}", "unknown field `label`"),
-            ("not json", "line 1"),
-        ] {
-            std::fs::write(file.path(), text).unwrap();
-            let error = TrainingRow::read_all(file.path()).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
+    fn weights_say_how_often_rows_are_in_an_epoch() {
+        let data = weighted(&[(4, 2.0), (6, 0.5), (2, 1.0)]);
+        assert_eq!(data.epoch_len(), 8 + 3 + 2);
+        let epoch = |number: usize| data.indices(7, number * 13, 13);
+        let mut halves = Vec::new();
+        for number in 0..4 {
+            let rows = epoch(number);
+            let count = |row: usize| rows.iter().filter(|i| **i == row).count();
+            assert!((0..4).all(|row| count(row) == 2) && (10..12).all(|row| count(row) == 1), "{rows:?}");
+            let mut half: Vec<usize> = rows.into_iter().filter(|row| (4..10).contains(row)).collect();
+            half.sort();
+            halves.push(half);
         }
+        // Two epochs see all rows of the source once.
+        for two in halves.chunks(2) {
+            let mut all = two.concat();
+            all.sort();
+            assert_eq!(all, (4..10).collect::<Vec<_>>());
+        }
+        assert_ne!(epoch(0), epoch(1));
+        // Weights stay with the rows when a part is held out.
+        let (train, _) = data.split(0.25, 1);
+        let doubled = (0..train.sequences.len()).filter(|i| train.sequences[*i].ids[0] < 4).count();
+        let once = (0..train.sequences.len()).filter(|i| train.sequences[*i].ids[0] >= 10).count();
+        let half = train.sequences.len() - doubled - once;
+        assert_eq!(train.epoch_len(), 2 * doubled + once + half.div_ceil(2));
     }
 }

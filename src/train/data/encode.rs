@@ -1,0 +1,339 @@
+//! Rows as sequences: the text that a row becomes, its tokens, and which of them carry loss.
+
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use super::place::Place;
+use super::row::{ChatRow, Row, TrainingRow};
+use crate::bank::{InstructionEncoder, fill_template};
+use crate::chat::{Chat, ChatTemplate, Rendered};
+use crate::error::{Finding, Result};
+use crate::model::{Sequence, TextEncoder};
+use crate::train::{DataSettings, Loss, Truncate};
+
+/// A row as the model sees it.
+pub(super) struct Encoded {
+    pub(super) place: Place,
+    /// The text of all tokens, without those that the tokenizer or this crate adds.
+    pub(super) text: String,
+    /// The text of the instruction that a bank routes by; empty without one.
+    pub(super) instruction: String,
+    pub(super) sequence: Sequence,
+}
+
+/// A text, the instruction in it, and what becomes of it.
+struct Made {
+    text: String,
+    instruction: String,
+    sequence: Sequence,
+}
+
+/// Rows that a user should know of.
+#[derive(Default)]
+pub(super) struct Noted {
+    /// Rows without a token that carries loss, which aren't trained on.
+    pub(super) without_loss: Vec<Place>,
+    /// Rows that were cut.
+    pub(super) cut: Vec<Place>,
+    /// Rows that were too long and are left out.
+    pub(super) too_long: Vec<Place>,
+    /// Rows with the texts of control tokens in their messages.
+    pub(super) control_tokens: Vec<Place>,
+    /// Rows of whose answers the template leaves a part out.
+    pub(super) shortened: Vec<Place>,
+}
+
+/// Makes sequences of rows.
+pub(super) struct RowEncoder<'a> {
+    pub(super) settings: &'a DataSettings,
+    pub(super) encoder: &'a TextEncoder,
+    pub(super) instructions: &'a InstructionEncoder,
+    /// The text before the completion of plain rows.
+    pub(super) prompt_template: &'a str,
+    pub(super) chat_template: Option<&'a ChatTemplate>,
+    /// The token that ends a completion.
+    pub(super) eos: Option<u32>,
+    /// The longest row, in tokens.
+    pub(super) limit: usize,
+    /// The texts of special tokens.
+    pub(super) special_texts: Vec<String>,
+}
+
+impl RowEncoder<'_> {
+    /// The sequences of a row: one, or none that can be learned from, or one for each answer.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] for a chat that the template refuses, one whose answers can't be told from the rest, and
+    /// a row that is too long; those of the tokenizer.
+    pub(super) fn encode(&self, place: &Place, row: &Row, noted: &mut Noted) -> Result<Vec<Encoded>> {
+        let made = match row {
+            Row::Plain(row) => vec![self.plain(place, row)?],
+            Row::Text { text, instruction } => vec![self.text(place, text, instruction)?],
+            Row::Chat(chat) => self.chat(place, chat, noted)?,
+        };
+        let mut kept = Vec::with_capacity(made.len());
+        for Made { text, instruction, sequence } in made {
+            let Some(sequence) = self.fit(place, sequence, noted)? else { continue };
+            match sequence.target_count() {
+                0 => noted.without_loss.push(place.clone()),
+                _ => kept.push(Encoded { place: place.clone(), text, instruction, sequence }),
+            }
+        }
+        if kept.is_empty() && noted.without_loss.last() != Some(place) && noted.too_long.last() != Some(place) {
+            // A chat without an answer to split off.
+            noted.without_loss.push(place.clone());
+        }
+        Ok(kept)
+    }
+
+    fn plain(&self, place: &Place, row: &TrainingRow) -> Result<Made> {
+        let prompt = self.instructions.routed(self.encoder, self.prompt_template, &row.instruction, &row.prompt)?;
+        let mut text = fill_template(self.prompt_template, &row.instruction, &row.prompt);
+        text += &row.completion;
+        let Sequence { mut ids, routed, instruction, .. } = prompt;
+        ids.extend(self.encoder.encode(&row.completion, false)?);
+        ids.extend(self.eos);
+        let sequence = match self.settings.loss {
+            Some(Loss::All) => Sequence { targets: all_but_first(ids.len()), ids, routed, instruction },
+            Some(Loss::Assistant | Loss::Last | Loss::Completion) | None => {
+                Sequence::completed(ids, routed, instruction)
+            }
+        };
+        Ok(Made { text, instruction: row.instruction.clone(), sequence: self.checked(place, sequence)? })
+    }
+
+    fn text(&self, place: &Place, text: &str, instruction: &str) -> Result<Made> {
+        if let Some(loss @ (Loss::Assistant | Loss::Last | Loss::Completion)) = self.settings.loss {
+            let loss = serde_json::to_value(loss).unwrap_or_default();
+            let finding = place.finding().expected(format_args!("answers, for data.loss = {loss}"));
+            return Err(finding.found("plain text").hint("data.loss = \"all\" learns all of a text").mismatch());
+        }
+        let mut ids = self.encoder.encode_whole(text)?;
+        if self.settings.end_of_text && ids.last().copied() != self.eos {
+            ids.extend(self.eos);
+        }
+        let tokens = self.instructions.tokens(self.encoder, instruction)?;
+        let routed = 1.min(ids.len());
+        let sequence = Sequence { targets: all_but_first(ids.len()), ids, routed, instruction: tokens };
+        let sequence = self.checked(place, sequence)?;
+        Ok(Made { text: text.to_owned(), instruction: instruction.to_owned(), sequence })
+    }
+
+    fn checked(&self, place: &Place, sequence: Sequence) -> Result<Sequence> {
+        match sequence.ids.is_empty() {
+            true => Err(place.finding().expected("at least one token").found("none").mismatch()),
+            false => Ok(sequence),
+        }
+    }
+
+    /// A chat, or with `split_turns` one for each answer that is learned.
+    fn chat(&self, place: &Place, chat: &ChatRow, noted: &mut Noted) -> Result<Vec<Made>> {
+        let texts = chat.messages.iter().map(|message| message.content());
+        if texts.clone().any(|text| self.special_texts.iter().any(|special| text.contains(special.as_str()))) {
+            noted.control_tokens.push(place.clone());
+        }
+        let answers: Vec<usize> = (0..chat.messages.len()).filter(|i| chat.messages[*i].is_learned).collect();
+        let last = answers.last().copied();
+        let wanted = match self.settings.loss {
+            Some(Loss::Last | Loss::Completion) => answers.into_iter().filter(|i| Some(*i) == last).collect(),
+            _ => answers,
+        };
+        if !self.settings.split_turns {
+            return Ok(vec![self.rendered(place, chat, chat.messages.len(), &wanted, noted)?]);
+        }
+        wanted.iter().map(|answer| self.rendered(place, chat, answer + 1, &[*answer], noted)).collect()
+    }
+
+    /// The first `count` messages of a chat, with loss on the answers `wanted`.
+    fn rendered(
+        &self,
+        place: &Place,
+        chat: &ChatRow,
+        count: usize,
+        wanted: &[usize],
+        noted: &mut Noted,
+    ) -> Result<Made> {
+        let Some(template) = self.chat_template else {
+            return Err(place.finding().expected("a chat template").found("none").mismatch());
+        };
+        let rendering = Rendering::new(self.settings, template, place, chat);
+        let whole = rendering.text(count, false)?;
+        let learned = match self.settings.loss {
+            Some(Loss::All) => std::iter::once(0..whole.text.len()).collect(),
+            Some(Loss::Completion) => rendering.completion(&whole, wanted)?,
+            Some(Loss::Assistant | Loss::Last) | None => rendering.answers(&whole, count, wanted)?,
+        };
+        if wanted.iter().any(|answer| !whole.text.contains(chat.messages[*answer].content().trim())) {
+            noted.shortened.push(place.clone());
+        }
+        let (ids, ranges) = self.encoder.encode_with_ranges(&whole.text)?;
+        let targets = targets(&ranges, &learned);
+        let first = targets.iter().position(|is_target| *is_target).unwrap_or(ids.len());
+        let system = chat.messages.first().filter(|message| message.is_system()).map(|message| message.content());
+        let instruction = chat.instruction.as_deref().or(system).unwrap_or_default();
+        let tokens = self.instructions.tokens(self.encoder, instruction)?;
+        let sequence = self.checked(place, Sequence { ids, routed: first, targets, instruction: tokens })?;
+        Ok(Made { text: whole.text, instruction: instruction.to_owned(), sequence })
+    }
+
+    /// The sequence, no longer than allowed; `None` for one that is left out.
+    fn fit(&self, place: &Place, sequence: Sequence, noted: &mut Noted) -> Result<Option<Sequence>> {
+        let length = sequence.ids.len();
+        let Some(surplus) = length.checked_sub(self.limit).filter(|surplus| *surplus > 0) else {
+            return Ok(Some(sequence));
+        };
+        let Sequence { mut ids, routed, mut targets, instruction } = sequence;
+        let routed = match self.settings.truncate {
+            Truncate::Error => {
+                return Err(place
+                    .finding()
+                    .expected(format_args!(
+                        "at most {} tokens, by data.max_length and the model's positions",
+                        self.limit
+                    ))
+                    .found(length)
+                    .hint("data.max_length can be raised as far as the model allows; data.truncate cuts or drops rows")
+                    .mismatch());
+            }
+            Truncate::Drop => {
+                noted.too_long.push(place.clone());
+                return Ok(None);
+            }
+            Truncate::Left => {
+                ids.drain(..surplus);
+                targets.drain(..surplus.min(targets.len()));
+                routed.saturating_sub(surplus)
+            }
+            Truncate::Right => {
+                ids.truncate(self.limit);
+                targets.truncate(self.limit);
+                routed.min(self.limit)
+            }
+        };
+        noted.cut.push(place.clone());
+        if let Some(first) = targets.first_mut() {
+            *first = false;
+        }
+        Ok(Some(Sequence { ids, routed: routed.max(1), targets, instruction }))
+    }
+}
+
+fn all_but_first(length: usize) -> Vec<bool> {
+    (0..length).map(|i| i > 0).collect()
+}
+
+/// For each token whether it stands for a part of a learned range of bytes. A token across the beginning of a range
+/// belongs to it. The first token has nothing before it to be predicted from.
+fn targets(tokens: &[Range<usize>], learned: &[Range<usize>]) -> Vec<bool> {
+    let is_inside = |token: &Range<usize>| {
+        token.start < token.end && learned.iter().any(|range| token.start < range.end && range.start < token.end)
+    };
+    tokens.iter().enumerate().map(|(i, token)| i > 0 && is_inside(token)).collect()
+}
+
+/// A chat and its template.
+struct Rendering<'a> {
+    template: &'a ChatTemplate,
+    place: &'a Place,
+    chat: &'a ChatRow,
+    messages: Vec<Value>,
+    options: Map<String, Value>,
+}
+
+impl<'a> Rendering<'a> {
+    fn new(settings: &DataSettings, template: &'a ChatTemplate, place: &'a Place, chat: &'a ChatRow) -> Self {
+        let messages = chat.messages.iter().map(|message| message.value.clone()).collect();
+        let mut options = settings.template_options.clone();
+        options.extend(chat.options.clone());
+        Self { template, place, chat, messages, options }
+    }
+
+    /// The first `count` messages.
+    fn text(&self, count: usize, add_generation_prompt: bool) -> Result<Rendered> {
+        let chat = Chat {
+            messages: &self.messages[..count],
+            tools: self.chat.tools.as_ref(),
+            documents: self.chat.documents.as_ref(),
+            add_generation_prompt,
+            options: &self.options,
+        };
+        self.template.render(&chat, || self.place.finding())
+    }
+
+    /// The ranges of the answers `wanted` in `whole`, the text of the first `count` messages.
+    fn answers(&self, whole: &Rendered, count: usize, wanted: &[usize]) -> Result<Vec<Range<usize>>> {
+        if !self.template.marks_answers(self.chat.tools.as_ref()) {
+            return wanted.iter().map(|answer| self.by_prefixes(whole, count, *answer)).collect();
+        }
+        let answers: Vec<usize> = (0..count).filter(|i| self.chat.messages[*i].is_answer).collect();
+        if answers == wanted {
+            return Ok(whole.answers.clone());
+        }
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        if answers.len() != whole.answers.len() {
+            let finding =
+                self.place.finding().expected("a {% generation %} block for each answer, to choose answers by");
+            let found = format!("{} blocks for {} answers", whole.answers.len(), answers.len());
+            return Err(finding.found(found).hint("data.split_turns makes a row of each answer").mismatch());
+        }
+        let of = |answer: &usize| answers.iter().position(|i| i == answer);
+        Ok(wanted.iter().filter_map(of).map(|place| whole.answers[place].clone()).collect())
+    }
+
+    /// The range of an answer: what the text up to and with it has, and the text before it, with the beginning of an
+    /// answer, doesn't have. Both must be beginnings of the whole text.
+    fn by_prefixes(&self, whole: &Rendered, count: usize, answer: usize) -> Result<Range<usize>> {
+        let start = self.start(whole, answer)?;
+        if answer + 1 == count {
+            return Ok(start..whole.text.len());
+        }
+        let with = self.text(answer + 1, false)?.text;
+        if !whole.text.starts_with(&with) || with.len() < start {
+            return Err(self.no_prefix(answer, "the text up to this answer to begin the text of the chat"));
+        }
+        Ok(start..with.len())
+    }
+
+    /// Where an answer begins.
+    fn start(&self, whole: &Rendered, answer: usize) -> Result<usize> {
+        let before = self.text(answer, true)?.text;
+        match whole.text.starts_with(&before) {
+            true => Ok(before.len()),
+            false => Err(self
+                .no_prefix(answer, "the text before this answer, with a generation prompt, to begin that of the chat")),
+        }
+    }
+
+    fn no_prefix(&self, answer: usize, expected: &str) -> crate::Error {
+        let finding: Finding = self.place.field(&format!("message {}", answer + 1)).expected(expected);
+        finding
+            .found(format_args!("a template that writes it otherwise, and has no {{% generation %}} ({})", self.template.path().display()))
+            .hint("data.split_turns makes a row of each answer; or give data.chat_template a template with {% generation %}")
+            .mismatch()
+    }
+
+    /// Everything behind the beginning of the answer: of a prompt and its completion, of the completion.
+    fn completion(&self, whole: &Rendered, wanted: &[usize]) -> Result<Vec<Range<usize>>> {
+        let Some(last) = wanted.last() else { return Ok(Vec::new()) };
+        let first = if self.chat.prompt > 0 { self.chat.prompt } else { *last };
+        let behind = self.start(whole, first)?..whole.text.len();
+        Ok(vec![behind])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_a_range_are_all_that_have_a_part_of_it() {
+        // A character of three tokens, a token across the beginning, one without text, and one behind.
+        let tokens = [0..2, 2..4, 4..7, 4..7, 4..7, 7..7, 7..9];
+        assert_eq!(targets(&tokens, &[3..7]), [false, true, true, true, true, false, false]);
+        assert_eq!(targets(&tokens, &[0..1, 8..9]), [false, false, false, false, false, false, true]);
+        assert_eq!(targets(&tokens, &[2..2]), [false; 7]);
+    }
+}
