@@ -112,7 +112,7 @@ fn a_bank_begins_with_orthogonal_atoms_and_takes_off_the_mean_of_its_instruction
     run(&rows.train("one", "new.jsonl", &["training.steps=1"]));
     let one = AtomBank::open(&rows.at("one")).unwrap();
     assert!(!one.tensors.contains_key("atom_bank.instruction_center"));
-    assert_eq!(one.instructions, [rows.new.clone()]);
+    assert_eq!(one.instructions, std::slice::from_ref(&rows.new));
 }
 
 #[test]

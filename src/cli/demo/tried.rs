@@ -13,7 +13,7 @@ use candle_core::Device;
 pub(super) enum Tried {
     Nothing,
     Lora(LoadedAdapter),
-    Bank(LoadedBank),
+    Bank(Box<LoadedBank>),
 }
 
 impl Tried {
@@ -22,7 +22,7 @@ impl Tried {
     }
 
     pub(super) fn bank(bank: &AtomBank, device: &Device) -> Result<Self> {
-        Ok(Self::Bank(LoadedBank::frozen(bank, device)?))
+        Ok(Self::Bank(Box::new(LoadedBank::frozen(bank, device)?)))
     }
 
     /// The share of `rows` that the model answers exactly, in percent.

@@ -13,10 +13,13 @@ mod tests {
     use crate::train::TrainConfig;
 
     /// Keys whose values in the template are examples, because they have no default.
-    const EXAMPLES: [&str; 11] = [
+    const EXAMPLES: [&str; 14] = [
         "from",
         "instructions",
         "eval",
+        "chat_template",
+        "loss",
+        "instruction_field",
         "num_atoms",
         "top_k",
         "key_dim",

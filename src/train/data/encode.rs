@@ -332,8 +332,8 @@ mod tests {
     fn tokens_of_a_range_are_all_that_have_a_part_of_it() {
         // A character of three tokens, a token across the beginning, one without text, and one behind.
         let tokens = [0..2, 2..4, 4..7, 4..7, 4..7, 7..7, 7..9];
-        assert_eq!(targets(&tokens, &[3..7]), [false, true, true, true, true, false, false]);
+        assert_eq!(targets(&tokens, std::slice::from_ref(&(3..7))), [false, true, true, true, true, false, false]);
         assert_eq!(targets(&tokens, &[0..1, 8..9]), [false, false, false, false, false, false, true]);
-        assert_eq!(targets(&tokens, &[2..2]), [false; 7]);
+        assert_eq!(targets(&tokens, std::slice::from_ref(&(2..2))), [false; 7]);
     }
 }

@@ -140,8 +140,8 @@ fn every_module_has_its_rank_and_its_scale_in_training_merging_and_what_is_writt
             for config in [&written.config, &resumed.lora.config] {
                 assert_eq!((config.rank_of(site), config.scale_of(site)), (rank, scale), "{module}");
             }
-            let mut hook = crate::model::LoraHook(&trained);
-            let low_rank = crate::model::Hook::low_rank(&mut hook, site).unwrap().unwrap();
+            let hook = crate::model::LoraHook(&trained);
+            let low_rank = crate::model::Hook::low_rank(&hook, site).unwrap().unwrap();
             assert_eq!((low_rank.0.dims()[0], low_rank.2 as f32), (rank, scale), "{module}");
             let change = changes.changes.iter().find(|(name, _)| *name == weight).unwrap();
             let Change::LowRank(update) = &change.1 else { panic!("{module}") };
