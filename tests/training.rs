@@ -313,7 +313,7 @@ fn a_loss_that_is_not_finite_ends_the_run_by_name() {
     assert!(matches!(error, Error::NotFinite(_)), "{error}");
     let text = error.to_string();
     assert!(text.contains("of step 2: expected a finite number, found "), "{text}");
-    assert!(text.contains(" in batch 1 of 2, ") && text.contains("train.jsonl: row"), "{text}");
+    assert!(text.contains(" in batch 1 of 2, ") && text.contains("train.jsonl: line"), "{text}");
     assert!(text.contains("there is no checkpoint yet"), "{text}");
     assert!(!output.join("adapter_config.json").exists());
 }

@@ -199,7 +199,7 @@ fn answers_are_compared_and_shown() {
         (&"g-a-r-d-e-n".into(), &"g-a-r-d-e-n".into()),
         "{samples}"
     );
-    assert!(samples["row"].as_str().unwrap().ends_with("eval.jsonl: row 1"), "{samples}");
+    assert!(samples["row"].as_str().unwrap().ends_with("eval.jsonl: line 1"), "{samples}");
     assert_eq!(outcome.exact_match, Some(1.0 / 3.0));
     assert_eq!(values(&output, "exact_match_rows"), [3]);
     let events: Vec<PathBuf> = std::fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().path()).collect();

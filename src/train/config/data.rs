@@ -315,14 +315,14 @@ mod tests {
     fn wrong_values_are_named() {
         for (text, expected) in [
             ("[]", "data.train: expected at least one file, found none"),
-            ("7", "found 7, where a path, a table with path and weight, or a list of them"),
+            ("7", "data.train: expected a path, a table with path and weight, or a list of them, found 7"),
             ("[['a']]", "a path, a table with path and weight"),
             ("{ path = 'a', weigth = 2 }", "unknown field `weigth`"),
             ("{ path = 'a', weight = 0 }", "data.train: expected a weight above 0, up to 1000, found 0 for a"),
-            ("{ path = 'a', weight = nan }", "found NaN for a"),
+            ("{ path = 'a', weight = nan }", "data.train.weight: expected a number that is finite, found NaN"),
             ("'a'\neval = { path = 'b', weight = 2 }", "data.eval: expected a source without weight"),
             ("'a'\nfields = { prmpt = 'q' }", "data.fields: expected completion, conversations"),
-            ("'a'\nloss = 'al'", "unknown variant `al`, expected one of `assistant`, `last`, `all`, `completion`"),
+            ("'a'\nloss = 'al'", "data.loss: expected one of assistant, last, all, completion, found unknown variant `al`"),
             ("'a'\nloss = 'all'\nsplit_turns = true", "data.loss: expected the answers alone"),
         ] {
             let error = sources(text).unwrap_err().to_string();
