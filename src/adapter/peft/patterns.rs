@@ -57,17 +57,20 @@ impl<T: Copy> Patterns<T> {
     }
 
     /// The keys of the patterns that match none of `modules`.
+    #[cfg(feature = "train")]
     pub(crate) fn unused<'a>(&'a self, modules: &'a [String]) -> impl Iterator<Item = &'a str> {
         let is_unused = |pattern: &&Pattern<T>| !modules.iter().any(|module| pattern.regex.is_match(module));
         self.0.iter().filter(is_unused).map(|pattern| pattern.key.as_str())
     }
 
     /// The values of all patterns.
+    #[cfg(feature = "train")]
     pub(crate) fn values(&self) -> impl Iterator<Item = T> + '_ {
         self.0.iter().map(|pattern| pattern.value)
     }
 
     /// The same patterns with other values.
+    #[cfg(feature = "train")]
     pub(crate) fn map(&self, value: impl Fn(T) -> T) -> Self {
         Self(self.0.iter().map(|pattern| Pattern { value: value(pattern.value), ..pattern.clone() }).collect())
     }

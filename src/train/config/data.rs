@@ -322,7 +322,10 @@ mod tests {
             ("{ path = 'a', weight = nan }", "data.train.weight: expected a number that is finite, found NaN"),
             ("'a'\neval = { path = 'b', weight = 2 }", "data.eval: expected a source without weight"),
             ("'a'\nfields = { prmpt = 'q' }", "data.fields: expected completion, conversations"),
-            ("'a'\nloss = 'al'", "data.loss: expected one of assistant, last, all, completion, found unknown variant `al`"),
+            (
+                "'a'\nloss = 'al'",
+                "data.loss: expected one of assistant, last, all, completion, found unknown variant `al`",
+            ),
             ("'a'\nloss = 'all'\nsplit_turns = true", "data.loss: expected the answers alone"),
         ] {
             let error = sources(text).unwrap_err().to_string();
