@@ -54,6 +54,8 @@ pub mod checkpoint;
 pub mod convert;
 pub mod dtype;
 pub mod error;
+#[cfg(feature = "train")]
+pub mod experiment;
 pub mod formats;
 pub mod imatrix;
 pub mod jobs;
