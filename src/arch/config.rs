@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-#[cfg(feature = "train")]
-use super::Operation;
 use super::computation::Computation;
 use super::params::{Params, Purpose, class};
 use super::parts::Part;
@@ -150,9 +148,8 @@ impl ModelConfig {
                 continue;
             }
             // The last dimension, or the one before it where the weight is transposed.
-            let is_turned = matches!(row.forms[0].operations.first(), Some(Operation::Swap(..)));
             let shape = &row.source().shape;
-            let inputs = shape.iter().rev().nth(usize::from(is_turned)).and_then(Option::as_ref);
+            let inputs = shape.iter().rev().nth(usize::from(row.forms[0].is_turned())).and_then(Option::as_ref);
             for layer in (0..self.num_hidden_layers).map(Some) {
                 if let (Some(inputs), true) = (inputs, params.holds(row.when.as_ref(), layer)?) {
                     let name = row.gguf.text().replace("{l}", &layer.unwrap_or(0).to_string());
@@ -178,6 +175,19 @@ impl ModelConfig {
     /// The parameters of its layers with experts, by layer; empty for a class that doesn't keep them so.
     pub fn expert_parameters(&self) -> &[ExpertParameter] {
         &self.experts
+    }
+
+    /// The names of their modules, each once, in the same order.
+    #[cfg(feature = "train")]
+    pub(crate) fn module_names(&self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = Vec::new();
+        for linear in self.linears.iter() {
+            let name = linear.site.module.name();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// The linear layer at a site; `None` where it has none.

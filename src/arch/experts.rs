@@ -6,7 +6,7 @@ use super::names::FUSED_EXPERTS;
 use super::params::Params;
 use super::parts::Part;
 use super::row::Form;
-use super::{Family, ModelConfig, Operation, Row};
+use super::{Family, ModelConfig, Row};
 use crate::error::Result;
 
 /// What a matrix is to an expert.
@@ -70,8 +70,7 @@ pub(super) fn parameters(params: &Params, layers: usize) -> Result<Vec<ExpertPar
                 formula.map_or(Ok(1), |formula| params.size_of(formula, Some(layer)))
             };
             let (experts, rows, columns) = (size(0)?, size(1)?, size(2)?);
-            let is_turned = matches!(form.operations.first(), Some(Operation::Swap(..)));
-            let (d_out, d_in) = if is_turned { (columns, rows) } else { (rows, columns) };
+            let (d_out, d_in) = if form.is_turned() { (columns, rows) } else { (rows, columns) };
             let name = form.parts[0].name.text().replace("{l}", &layer.to_string());
             all.push(ExpertParameter { layer, part, path: own_spelling(family, &name, None), experts, d_out, d_in });
         }

@@ -180,6 +180,13 @@ pub(crate) struct Form {
     pub(crate) when: Option<Formula>,
 }
 
+impl Form {
+    /// Whether the checkpoint has outputs and inputs the other way round.
+    pub(crate) fn is_turned(&self) -> bool {
+        matches!(self.operations.first(), Some(Operation::Swap(..)))
+    }
+}
+
 /// A tensor of the checkpoint, or a stack of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Part {
@@ -337,9 +344,6 @@ impl Row {
     /// Whether the checkpoint has the weight as `[d_in, d_out]`.
     pub(crate) fn is_transposed(&self) -> bool {
         let form = &self.forms[0];
-        form.parts.len() == 1
-            && form.parts[0].stack.is_none()
-            && form.parts[0].shape.len() == 2
-            && matches!(form.operations.first(), Some(Operation::Swap(..)))
+        form.parts.len() == 1 && form.parts[0].stack.is_none() && form.parts[0].shape.len() == 2 && form.is_turned()
     }
 }

@@ -74,6 +74,15 @@ pub(super) fn has_instruction(e: &Tensor) -> Result<Tensor> {
     Ok(e.abs()?.sum_keepdim(1)?.gt(0.0)?)
 }
 
+/// Instruction embeddings `e`, `[B, d_e]`, without `center`, `[d_e]`: unit vectors again. A sequence without an instruction
+/// stays zero.
+pub(crate) fn centered(e: &Tensor, center: &Tensor) -> Result<Tensor> {
+    let moved = e.broadcast_sub(center)?;
+    let length = moved.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12)?;
+    let is_there = has_instruction(e)?.to_dtype(e.dtype())?;
+    Ok(moved.broadcast_div(&length)?.broadcast_mul(&is_there)?)
+}
+
 impl LoadedBank {
     /// Copies the tensors of `bank` to `device`, without gradients.
     ///
@@ -189,11 +198,7 @@ impl LoadedBank {
     /// Instruction embeddings, `[B, d_e]`, without the mean of those that the bank was trained with: unit vectors again.
     fn centered(&self, e: Tensor) -> Result<Tensor> {
         let Some(center) = self.current.find(INSTRUCTION_CENTER) else { return Ok(e) };
-        let moved = e.broadcast_sub(center)?;
-        let length = moved.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12)?;
-        // A sequence without an instruction stays zero.
-        let is_there = has_instruction(&e)?.to_dtype(e.dtype())?;
-        Ok(moved.broadcast_div(&length)?.broadcast_mul(&is_there)?)
+        centered(&e, center)
     }
 
     /// Every variable by its tensor's name, sorted; empty if the bank is frozen.

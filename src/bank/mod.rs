@@ -35,6 +35,8 @@ pub use instruction::InstructionEncoder;
 pub use lines::lines_of;
 #[cfg(feature = "train")]
 pub use loaded::LoadedBank;
+#[cfg(feature = "train")]
+pub(crate) use loaded::centered;
 pub use report::{AtomReport, BankReport};
 #[cfg(feature = "train")]
 pub use route::{Agreement, Request, Routed, RoutedBy, Routes, compare, mixed, route, route_sequences};

@@ -301,7 +301,7 @@ impl LayerReader<'_> {
     /// The matrices of all experts: one tensor each, or one for all.
     fn matrices(&self, needed: &Needed) -> Result<Vec<FrozenMatrix>> {
         let form = &needed.slot.row.forms[needed.form];
-        let is_turned = matches!(form.operations.first(), Some(Operation::Swap(..)));
+        let is_turned = form.is_turned();
         match &needed.sources[..] {
             [stack] if stack.shape.len() == 3 => self.weights.stack(&stack.name, self.is_held, is_turned),
             all => all.iter().map(|source| self.weights.matrix(&source.name, self.is_held, is_turned)).collect(),

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::frozen::{FrozenMatrix, frozen_linear};
-use super::product::{Matrix, multiply};
+use super::low_rank::Update;
+use super::product::Matrix;
 use super::slices::{on_cpu, slice, values};
 
 /// Which rows belong to which expert.
@@ -128,9 +129,10 @@ struct ExpertUpdate {
 }
 
 impl ExpertUpdate {
-    /// The factor `B_e` of one expert, turned: `[r, d_out]`.
-    fn turned_b(&self, b: &[f32], expert: usize, rank: usize) -> Vec<f32> {
-        (0..rank).flat_map(|k| b[k * self.experts + expert..].iter().step_by(rank * self.experts).copied()).collect()
+    /// The places of the factor `B_e` of one expert among those of all, for its values `[d_out, r]` in their order.
+    fn places_in_b(&self, expert: usize, d_out: usize, rank: usize) -> impl Iterator<Item = usize> + use<> {
+        let experts = self.experts;
+        (0..d_out * rank).map(move |value| value * experts + expert)
     }
 }
 
@@ -153,14 +155,11 @@ impl CustomOp3 for ExpertUpdate {
         let (x, a, b) = (slice(x, x_layout)?, slice(a, a_layout)?, slice(b, b_layout)?);
         let mut out = vec![0f32; n * d_out];
         for (expert, rows) in self.rows.used() {
-            let m = rows.len();
-            let x = Matrix::new(&x[rows.start * d_in..], m, d_in);
+            let b: Vec<f32> = self.places_in_b(expert, d_out, rank).map(|place| b[place]).collect();
             let a = Matrix::new(&a[expert * rank * d_in..], rank, d_in);
-            let b = self.turned_b(b, expert, rank);
-            let mut z = vec![0f32; m * rank];
-            multiply(&mut z, rank, x, a.transposed(), 1.0, false);
-            let out = &mut out[rows.start * d_out..];
-            multiply(out, d_out, Matrix::new(&z, m, rank), Matrix::new(&b, rank, d_out), self.scale, false);
+            let update = Update { a, b: Matrix::new(&b, d_out, rank), scale: self.scale };
+            let x = Matrix::new(&x[rows.start * d_in..], rows.len(), d_in);
+            update.apply(x, &mut out[rows.start * d_out..], false);
         }
         Ok((CpuStorage::F32(out), Shape::from((n, d_out))))
     }
@@ -178,24 +177,15 @@ impl CustomOp3 for ExpertUpdate {
         let (x, a, b, g) = (values(x)?, values(a)?, values(b)?, values(&gradient)?);
         let (mut of_x, mut of_a, mut of_b) = (vec![0f32; x.len()], vec![0f32; a.len()], vec![0f32; b.len()]);
         for (expert, rows) in self.rows.used() {
-            let m = rows.len();
-            let x = Matrix::new(&x[rows.start * d_in..], m, d_in);
-            let g = Matrix::new(&g[rows.start * d_out..], m, d_out);
+            let own_b: Vec<f32> = self.places_in_b(expert, d_out, rank).map(|place| b[place]).collect();
             let a = Matrix::new(&a[expert * rank * d_in..], rank, d_in);
-            let b = self.turned_b(&b, expert, rank);
-            let b = Matrix::new(&b, rank, d_out);
-            let (mut z, mut of_z) = (vec![0f32; m * rank], vec![0f32; m * rank]);
-            multiply(&mut z, rank, x, a.transposed(), 1.0, false);
-            multiply(&mut of_z, rank, g, b.transposed(), self.scale, false);
-            let (z, of_z) = (Matrix::new(&z, m, rank), Matrix::new(&of_z, m, rank));
-            multiply(&mut of_x[rows.start * d_in..], d_in, of_z, a, 1.0, false);
-            multiply(&mut of_a[expert * rank * d_in..], d_in, of_z.transposed(), x, 1.0, false);
-            let mut turned = vec![0f32; rank * d_out];
-            multiply(&mut turned, d_out, z.transposed(), g, self.scale, false);
-            for (k, row) in turned.chunks_exact(d_out).enumerate() {
-                let column = of_b[k * self.experts + expert..].iter_mut().step_by(rank * self.experts);
-                column.zip(row).for_each(|(b, value)| *b = *value);
-            }
+            let update = Update { a, b: Matrix::new(&own_b, d_out, rank), scale: self.scale };
+            let x = Matrix::new(&x[rows.start * d_in..], rows.len(), d_in);
+            let g = Matrix::new(&g[rows.start * d_out..], rows.len(), d_out);
+            let mut of_own_b = vec![0f32; own_b.len()];
+            let (of_x, of_a) = (&mut of_x[rows.start * d_in..], &mut of_a[expert * rank * d_in..]);
+            update.gradients(x, g, [of_x, of_a, &mut of_own_b]);
+            self.places_in_b(expert, d_out, rank).zip(of_own_b).for_each(|(place, value)| of_b[place] = value);
         }
         Ok((on_cpu(of_x, shapes[0])?, on_cpu(of_a, shapes[1])?, on_cpu(of_b, shapes[2])?))
     }

@@ -116,6 +116,41 @@ pub(crate) fn bottleneck_linear(
     shaped(&rows.apply_op3(&state, &b.contiguous()?, product)?, x, d_out, bias)
 }
 
+/// A low-rank update `scale * B A`, on the CPU: `A` `[rank, d_in]`, `B` `[d_out, rank]`.
+#[derive(Clone, Copy)]
+pub(super) struct Update<'a> {
+    pub(super) a: Matrix<'a>,
+    pub(super) b: Matrix<'a>,
+    pub(super) scale: f32,
+}
+
+impl Update<'_> {
+    /// Writes `scale * x A^T B^T` to `out`, or adds it there: `x` `[m, d_in]`, `out` `[m, d_out]`.
+    pub(super) fn apply(self, x: Matrix, out: &mut [f32], adds: bool) {
+        let (m, rank, d_out) = (x.rows(), self.a.rows(), self.b.rows());
+        let z = self.state(x);
+        multiply(out, d_out, Matrix::new(&z, m, rank), self.b.transposed(), self.scale, adds);
+    }
+
+    /// Writes the gradients of `x`, `A` and `B` for the gradient `g` of the update's outputs, `[m, d_out]`.
+    pub(super) fn gradients(self, x: Matrix, g: Matrix, [of_x, of_a, of_b]: [&mut [f32]; 3]) {
+        let (m, d_in, rank) = (x.rows(), x.cols(), self.a.rows());
+        let (z, mut of_z) = (self.state(x), vec![0f32; m * rank]);
+        multiply(&mut of_z, rank, g, self.b, self.scale, false);
+        let (z, of_z) = (Matrix::new(&z, m, rank), Matrix::new(&of_z, m, rank));
+        multiply(of_a, d_in, of_z.transposed(), x, 1.0, false);
+        multiply(of_b, rank, g.transposed(), z, self.scale, false);
+        multiply(of_x, d_in, of_z, self.a, 1.0, false);
+    }
+
+    /// `x A^T`, `[m, rank]`.
+    fn state(self, x: Matrix) -> Vec<f32> {
+        let mut z = vec![0f32; x.rows() * self.a.rows()];
+        multiply(&mut z, self.a.rows(), x, self.a.transposed(), 1.0, false);
+        z
+    }
+}
+
 /// `x W^T + scale * x A^T B^T`, with a frozen `W` and gradients of `x`, `A` and `B`.
 struct LowRankProduct {
     weight: FrozenMatrix,
@@ -139,10 +174,8 @@ impl CustomOp3 for LowRankProduct {
         let ((m, d_in), (d_out, rank)) = (x_layout.shape().dims2()?, b_layout.shape().dims2()?);
         let (x, a, b) = (slice(x, x_layout)?, slice(a, a_layout)?, slice(b, b_layout)?);
         let mut out = self.weight.applied(x)?;
-        let mut z = vec![0f32; m * rank];
-        multiply(&mut z, rank, Matrix::new(x, m, d_in), Matrix::new(a, rank, d_in).transposed(), 1.0, false);
-        let b = Matrix::new(b, d_out, rank).transposed();
-        multiply(&mut out, d_out, Matrix::new(&z, m, rank), b, self.scale, true);
+        let (a, b) = (Matrix::new(a, rank, d_in), Matrix::new(b, d_out, rank));
+        Update { a, b, scale: self.scale }.apply(Matrix::new(x, m, d_in), &mut out, true);
         Ok((CpuStorage::F32(out), Shape::from((m, d_out))))
     }
 
@@ -157,20 +190,12 @@ impl CustomOp3 for LowRankProduct {
         let ((m, d_in), (d_out, rank)) = (x.dims2()?, b.dims2()?);
         let (shapes, gradient) = ([x.shape(), a.shape(), b.shape()], gradient.contiguous()?);
         let (x, a, b, g) = (values(x)?, values(a)?, values(b)?, values(&gradient)?);
-        let (x, g) = (Matrix::new(&x, m, d_in), &*g);
         let (a, b) = (Matrix::new(&a, rank, d_in), Matrix::new(&b, d_out, rank));
-        let g_rows = Matrix::new(g, m, d_out);
-        let (mut z, mut of_z) = (vec![0f32; m * rank], vec![0f32; m * rank]);
-        multiply(&mut z, rank, x, a.transposed(), 1.0, false);
-        multiply(&mut of_z, rank, g_rows, b, self.scale, false);
-        let (z, of_z) = (Matrix::new(&z, m, rank), Matrix::new(&of_z, m, rank));
-        let mut of_a = vec![0f32; rank * d_in];
-        multiply(&mut of_a, d_in, of_z.transposed(), x, 1.0, false);
-        let mut of_b = vec![0f32; d_out * rank];
-        multiply(&mut of_b, rank, g_rows.transposed(), z, self.scale, false);
-        let mut of_x = vec![0f32; m * d_in];
-        multiply(&mut of_x, d_in, of_z, a, 1.0, false);
-        self.weight.add_turned(g, &mut of_x)?;
+        let (mut of_x, mut of_a, mut of_b) = (vec![0f32; m * d_in], vec![0f32; rank * d_in], vec![0f32; d_out * rank]);
+        let update = Update { a, b, scale: self.scale };
+        let gradients = [&mut of_x[..], &mut of_a, &mut of_b];
+        update.gradients(Matrix::new(&x, m, d_in), Matrix::new(&g, m, d_out), gradients);
+        self.weight.add_turned(&g, &mut of_x)?;
         Ok((on_cpu(of_x, shapes[0])?, on_cpu(of_a, shapes[1])?, on_cpu(of_b, shapes[2])?))
     }
 }

@@ -31,6 +31,14 @@ impl<'a> Matrix<'a> {
         Self { values, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
+    pub(super) fn rows(self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn cols(self) -> usize {
+        self.cols
+    }
+
     /// The same values with rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         let Self { values, rows, cols, row_stride, col_stride } = self;

@@ -110,14 +110,7 @@ impl TrainConfig {
         if self.adapter.target_modules != [ALL_LINEAR] {
             return self.adapter.target_modules.clone();
         }
-        let mut names: Vec<String> = Vec::new();
-        for linear in base.linears() {
-            let name = linear.site.module.name();
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
-        }
-        names
+        base.module_names().into_iter().map(str::to_owned).collect()
     }
 
     /// Checks what can be known of the modules without a base.

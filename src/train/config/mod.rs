@@ -176,15 +176,8 @@ impl TrainConfig {
         self.check_embeddings(base)?;
         let targets = self.targets(base);
         if !is_of_experts && base.selected(&targets).next().is_none() {
-            let mut names: Vec<&str> = Vec::new();
-            for linear in base.linears() {
-                let name = linear.site.module.name();
-                if !names.contains(&name) {
-                    names.push(name);
-                }
-            }
             return Err(Finding::new(&self.file, "adapter.target_modules")
-                .expected(format_args!("linear layers of the base: {}", names.join(", ")))
+                .expected(format_args!("linear layers of the base: {}", base.module_names().join(", ")))
                 .found(self.adapter.target_modules.join(", "))
                 .mismatch());
         }

@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use super::Loader;
 use super::place::Place;
 use super::row::{ChatRow, Row, TrainingRow};
-use crate::bank::{InstructionEncoder, fill_template};
+use crate::bank::fill_template;
 use crate::chat::{Chat, ChatTemplate, Rendered};
 use crate::error::{Finding, Result};
-use crate::model::{Sequence, TextEncoder};
+use crate::model::Sequence;
 use crate::train::{DataSettings, Loss, Truncate};
 
 /// A row as the model sees it.
@@ -46,11 +47,7 @@ pub(super) struct Noted {
 
 /// Makes sequences of rows.
 pub(super) struct RowEncoder<'a> {
-    pub(super) settings: &'a DataSettings,
-    pub(super) encoder: &'a TextEncoder,
-    pub(super) instructions: &'a InstructionEncoder,
-    /// The text before the completion of plain rows.
-    pub(super) prompt_template: &'a str,
+    pub(super) loader: &'a Loader<'a>,
     pub(super) chat_template: Option<&'a ChatTemplate>,
     /// The token that ends a completion.
     pub(super) eos: Option<u32>,
@@ -88,13 +85,18 @@ impl RowEncoder<'_> {
     }
 
     fn plain(&self, place: &Place, row: &TrainingRow) -> Result<Made> {
-        let prompt = self.instructions.routed(self.encoder, self.prompt_template, &row.instruction, &row.prompt)?;
-        let mut text = fill_template(self.prompt_template, &row.instruction, &row.prompt);
+        let prompt = self.loader.instructions.routed(
+            self.loader.encoder,
+            self.loader.prompt_template,
+            &row.instruction,
+            &row.prompt,
+        )?;
+        let mut text = fill_template(self.loader.prompt_template, &row.instruction, &row.prompt);
         text += &row.completion;
         let Sequence { mut ids, routed, instruction, .. } = prompt;
-        ids.extend(self.encoder.encode(&row.completion, false)?);
+        ids.extend(self.loader.encoder.encode(&row.completion, false)?);
         ids.extend(self.eos);
-        let sequence = match self.settings.loss {
+        let sequence = match self.loader.settings.loss {
             Some(Loss::All) => Sequence { targets: all_but_first(ids.len()), ids, routed, instruction },
             Some(Loss::Assistant | Loss::Last | Loss::Completion) | None => {
                 Sequence::completed(ids, routed, instruction)
@@ -104,16 +106,16 @@ impl RowEncoder<'_> {
     }
 
     fn text(&self, place: &Place, text: &str, instruction: &str) -> Result<Made> {
-        if let Some(loss @ (Loss::Assistant | Loss::Last | Loss::Completion)) = self.settings.loss {
+        if let Some(loss @ (Loss::Assistant | Loss::Last | Loss::Completion)) = self.loader.settings.loss {
             let loss = serde_json::to_value(loss).unwrap_or_default();
             let finding = place.finding().expected(format_args!("answers, for data.loss = {loss}"));
             return Err(finding.found("plain text").hint("data.loss = \"all\" learns all of a text").mismatch());
         }
-        let mut ids = self.encoder.encode_whole(text)?;
-        if self.settings.end_of_text && ids.last().copied() != self.eos {
+        let mut ids = self.loader.encoder.encode_whole(text)?;
+        if self.loader.settings.end_of_text && ids.last().copied() != self.eos {
             ids.extend(self.eos);
         }
-        let tokens = self.instructions.tokens(self.encoder, instruction)?;
+        let tokens = self.loader.instructions.tokens(self.loader.encoder, instruction)?;
         let routed = 1.min(ids.len());
         let sequence = Sequence { targets: all_but_first(ids.len()), ids, routed, instruction: tokens };
         let sequence = self.checked(place, sequence)?;
@@ -135,11 +137,11 @@ impl RowEncoder<'_> {
         }
         let answers: Vec<usize> = (0..chat.messages.len()).filter(|i| chat.messages[*i].is_learned).collect();
         let last = answers.last().copied();
-        let wanted = match self.settings.loss {
+        let wanted = match self.loader.settings.loss {
             Some(Loss::Last | Loss::Completion) => answers.into_iter().filter(|i| Some(*i) == last).collect(),
             _ => answers,
         };
-        if !self.settings.split_turns {
+        if !self.loader.settings.split_turns {
             return Ok(vec![self.rendered(place, chat, chat.messages.len(), &wanted, noted)?]);
         }
         wanted.iter().map(|answer| self.rendered(place, chat, answer + 1, &[*answer], noted)).collect()
@@ -157,9 +159,9 @@ impl RowEncoder<'_> {
         let Some(template) = self.chat_template else {
             return Err(place.finding().expected("a chat template").found("none").mismatch());
         };
-        let rendering = Rendering::new(self.settings, template, place, chat);
+        let rendering = Rendering::new(self.loader.settings, template, place, chat);
         let whole = rendering.text(count, false)?;
-        let learned = match self.settings.loss {
+        let learned = match self.loader.settings.loss {
             Some(Loss::All) => std::iter::once(0..whole.text.len()).collect(),
             Some(Loss::Completion) => rendering.completion(&whole, wanted)?,
             Some(Loss::Assistant | Loss::Last) | None => rendering.answers(&whole, count, wanted)?,
@@ -167,12 +169,12 @@ impl RowEncoder<'_> {
         if wanted.iter().any(|answer| !whole.text.contains(chat.messages[*answer].content().trim())) {
             noted.shortened.push(place.clone());
         }
-        let (ids, ranges) = self.encoder.encode_with_ranges(&whole.text)?;
+        let (ids, ranges) = self.loader.encoder.encode_with_ranges(&whole.text)?;
         let targets = targets(&ranges, &learned);
         let first = targets.iter().position(|is_target| *is_target).unwrap_or(ids.len());
         let system = chat.messages.first().filter(|message| message.is_system()).map(|message| message.content());
         let instruction = chat.instruction.as_deref().or(system).unwrap_or_default();
-        let tokens = self.instructions.tokens(self.encoder, instruction)?;
+        let tokens = self.loader.instructions.tokens(self.loader.encoder, instruction)?;
         let sequence = self.checked(place, Sequence { ids, routed: first, targets, instruction: tokens })?;
         Ok(Made { text: whole.text, instruction: instruction.to_owned(), sequence })
     }
@@ -184,7 +186,7 @@ impl RowEncoder<'_> {
             return Ok(Some(sequence));
         };
         let Sequence { mut ids, routed, mut targets, instruction } = sequence;
-        let routed = match self.settings.truncate {
+        let routed = match self.loader.settings.truncate {
             Truncate::Error => {
                 return Err(place
                     .finding()

@@ -70,6 +70,7 @@ pub(super) struct Loader<'a> {
     pub(super) decoder: &'a Decoder,
     pub(super) encoder: &'a TextEncoder,
     pub(super) instructions: &'a InstructionEncoder,
+    /// The text before the completion of plain rows.
     pub(super) prompt_template: &'a str,
 }
 
@@ -128,10 +129,7 @@ impl Loader<'_> {
         let instructions = self.settings.instructions.as_deref().map(NamedInstructions::open).transpose()?;
         let reader = Reader { settings: self.settings, instructions, has_template: chat_template.is_some() };
         let encoder = RowEncoder {
-            settings: self.settings,
-            encoder: self.encoder,
-            instructions: self.instructions,
-            prompt_template: self.prompt_template,
+            loader: self,
             chat_template: chat_template.as_ref(),
             eos: self.decoder.config().eos_token_ids.first().copied(),
             limit: self.settings.max_length.min(self.decoder.config().max_position_embeddings),
