@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 14] = [
+const OWN: [(&str, &[&str]); 15] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     (
         "train",
@@ -81,6 +81,20 @@ const OWN: [(&str, &[&str]); 14] = [
             "--fuse-gate-up-exps",
             "--generic",
             "--as",
+            "--json",
+        ],
+    ),
+    (
+        "experiment",
+        &[
+            "--output",
+            "--overwrite",
+            "--seeds",
+            "--tuning-seeds",
+            "--hurry",
+            "--table",
+            "--without",
+            "--chosen",
             "--json",
         ],
     ),
@@ -211,6 +225,8 @@ fn what_the_readme_says_of_options_is_so() {
         // `generate` and `train` always write new files.
         let writes = !["train", "route", "generate", "inspect", "compare", "families"].contains(&command);
         assert_eq!(has(command, "--overwrite"), writes, "{command}");
-        assert_eq!(has(command, "--dry-run"), writes && command != "demo" || command == "train", "{command}");
+        // Demos and experiments write what they computed, and nothing that could be planned.
+        let planned = writes && !["demo", "experiment"].contains(&command);
+        assert_eq!(has(command, "--dry-run"), planned || command == "train", "{command}");
     }
 }

@@ -5,13 +5,14 @@
 
 use std::path::Path;
 
-use super::AtomBank;
 use super::config::{BankConfig, PRIOR_BIAS, check_rank};
 use super::stage::{BankStage, MAX_GROWTHS, padded};
+use super::{AtomBank, LoadedBank};
 use crate::adapter::{HostTensor, Tensors};
 use crate::arch::ModelConfig;
 use crate::error::{Finding, Result};
 use crate::linalg::{Matrix, Random, from_rows, svd};
+use crate::model::{ModelWeights, Sequence, TextEncoder};
 
 mod check;
 
@@ -40,6 +41,33 @@ pub struct Addition {
     pub rank: usize,
     /// The seed of the new rows of A.
     pub seed: u64,
+}
+
+impl Addition {
+    /// Adds `instruction` to `bank`, which is one for the base with these weights and tokenizer, with its embedding and
+    /// those of the `others`. `size` is the rank that is added, and the seed.
+    ///
+    /// # Errors
+    /// As [`LoadedBank::embed`], and errors of tokenizing.
+    pub fn new(
+        bank: &LoadedBank,
+        weights: &ModelWeights,
+        tokenizer: &TextEncoder,
+        instruction: String,
+        others: Vec<String>,
+        (rank, seed): (usize, u64),
+    ) -> Result<Self> {
+        let embed = |texts: &[String]| -> Result<Vec<f32>> {
+            let mut all = Vec::new();
+            for text in texts {
+                let sequence = Sequence { instruction: bank.encoder().tokens(tokenizer, text)?, ..Sequence::default() };
+                all.extend(bank.embed(weights, &[sequence])?.flatten_all()?.to_vec1::<f32>()?);
+            }
+            Ok(all)
+        };
+        let (embedding, other_embeddings) = (embed(std::slice::from_ref(&instruction))?, embed(&others)?);
+        Ok(Self { instruction, embedding, others, other_embeddings, rank, seed })
+    }
 }
 
 /// The new atom's routing.

@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use atombank::adapter::Lora;
 use atombank::bank::{AtomBank, Request, RoutedBy, route};
+use atombank::experiment::{Behaviour, Choices, FUNCTIONS};
 use atombank::jobs::{BakeSettings, bake_on};
 use atombank::model::{LanguageModel, Residence};
 use atombank::output::Destination;
@@ -24,8 +25,10 @@ use super::Common;
 use super::device::DeviceArgs;
 use super::route::show;
 use super::train::{train_with_bar, warn};
-use folder::{remove_demo, temporary, unpack};
-use task::{Behaviour, Choices, FUNCTIONS, NAMES, SEED, TRAIN_WORDS, TRIED_WORDS, words_of};
+use folder::remove_demo;
+pub(crate) use folder::{Temporary, unpack};
+pub(crate) use task::words_of;
+use task::{NAMES, SEED, TRAIN_WORDS, TRIED_WORDS};
 use tried::Tried;
 
 /// Arguments of `demo`.
@@ -61,7 +64,7 @@ const BAKED_PROMPTS: usize = 8;
 
 pub(crate) fn run(args: &DemoArgs, common: &Common) -> Result<()> {
     let started = Instant::now();
-    let kept = args.output.is_none().then(temporary);
+    let kept = args.output.is_none().then(|| Temporary::new("demo"));
     let dir = kept.as_ref().map_or_else(|| args.output.clone().unwrap_or_default(), |kept| kept.0.clone());
     if args.overwrite {
         remove_demo(&dir)?;
@@ -138,7 +141,7 @@ impl<'a> Demo<'a> {
     /// Makes the rows, and writes those of each training into the folder.
     fn new(args: &'a DemoArgs, common: &'a Common, dir: PathBuf) -> Result<Self> {
         let mut choices = Choices::new(SEED);
-        let mut behaviours = choices.behaviours(FUNCTIONS.len() * NAMES + 1);
+        let mut behaviours = choices.behaviours(FUNCTIONS.len() * NAMES + 1, NAMES);
         let added = behaviours.split_off(FUNCTIONS.len() * NAMES);
         let (words, unseen) = (words_of(&dir.join("train.jsonl"))?, words_of(&dir.join("heldout.jsonl"))?);
         let train_rows = choices.rows(&behaviours, &words, TRAIN_WORDS);

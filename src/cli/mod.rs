@@ -15,6 +15,8 @@ mod convert;
 mod demo;
 #[cfg(feature = "train")]
 mod device;
+#[cfg(feature = "train")]
+mod experiment;
 mod extract;
 mod families;
 #[cfg(feature = "train")]
@@ -107,6 +109,9 @@ enum Command {
     /// Measure how much each column of a model's weights matters: an importance matrix for quantization
     #[cfg(feature = "train")]
     Imatrix(imatrix::ImatrixArgs),
+    /// Measure what atom banks are good for, beside LoRAs of their size
+    #[cfg(feature = "train")]
+    Experiment(experiment::ExperimentArgs),
     /// Convert models, tensors, adapters and banks between folders, safetensors, PyTorch files and GGUF
     Convert(Box<convert::ConvertArgs>),
     /// Quantize a GGUF, as llama-quantize does
@@ -132,6 +137,7 @@ impl Command {
                 | Command::Route(_)
                 | Command::Generate(_)
                 | Command::Imatrix(_)
+                | Command::Experiment(_)
         )
     }
 }
@@ -183,6 +189,8 @@ fn dispatch(command: Command, common: &Common) -> Result<()> {
         Command::Generate(args) => generate::run(&args, common),
         #[cfg(feature = "train")]
         Command::Imatrix(args) => imatrix::run(&args, common),
+        #[cfg(feature = "train")]
+        Command::Experiment(args) => experiment::run(&args, common),
         Command::Convert(args) => convert::run(&args, common),
         Command::Quantize(args) => quantize::run(&args, common),
         Command::Inspect(args) => inspect::run(&args, common),

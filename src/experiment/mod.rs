@@ -5,15 +5,18 @@
 
 mod baselines;
 mod instructions;
+mod names;
 mod plot;
 mod regression;
 mod report;
 mod tuning;
 
-pub use instructions::{Lab, baking, instructions};
+pub use instructions::{Lab, Part, Selection, Topic, baking, growth, instructions};
+pub use names::{Behaviour, Choices, FUNCTIONS, Function, MOST_NAMES};
 pub use plot::{Curve, Plot};
 pub use regression::regression;
 pub use report::{Report, Row, Sample, Table};
+pub use tuning::Choice;
 
 /// How large an experiment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +32,13 @@ pub struct Size {
 impl Default for Size {
     fn default() -> Self {
         Self { seeds: 10, tuning_seeds: 3, hurry: 1 }
+    }
+}
+
+impl Size {
+    /// A number of steps, in a hurry fewer, and at least 1.
+    fn hurried(self, steps: usize) -> usize {
+        (steps / self.hurry.max(1)).max(1)
     }
 }
 

@@ -1,11 +1,13 @@
 //! The results of an experiment: tables and plots, as Markdown and JSON.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::plot::Plot;
-use crate::error::{IoContext, Result};
+use super::tuning::Choice;
+use crate::error::{Finding, IoContext, Result};
 use crate::output::Destination;
 use crate::plan::Staging;
 
@@ -43,13 +45,13 @@ impl Sample {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a - b).collect())
     }
 
-    /// `0.967 +- 0.013`, with the number of diverged runs if there are some.
+    /// `0.967 ± 0.013`, with the number of diverged runs if there are some.
     pub fn show(&self) -> String {
         let diverged = match self.diverged() {
             0 => String::new(),
             count => format!(", {count} diverged"),
         };
-        format!("{:.3} +- {:.3}{diverged}", self.mean(), self.deviation())
+        format!("{:.3} ± {:.3}{diverged}", self.mean(), self.deviation())
     }
 }
 
@@ -88,6 +90,8 @@ pub struct Report {
     pub about: String,
     /// The number of seeds.
     pub seeds: usize,
+    /// What was chosen for each method, by its name.
+    pub chosen: BTreeMap<String, Choice>,
     /// The tables.
     pub tables: Vec<Table>,
     /// The plots.
@@ -121,7 +125,25 @@ impl Report {
     }
 }
 
+/// The part of a report's JSON that later experiments take.
+#[derive(Deserialize)]
+struct Chosen {
+    chosen: BTreeMap<String, Choice>,
+}
+
 impl Report {
+    /// What was chosen for each method, from the JSON of a report.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; [`crate::Error::Format`] for a file of another kind.
+    pub fn read_chosen(path: &Path) -> Result<BTreeMap<String, Choice>> {
+        let text = std::fs::read_to_string(path).at(path, "read")?;
+        let chosen: Chosen = serde_json::from_str(&text).map_err(|error| {
+            Finding::new(path, "chosen").expected("the JSON of a report of an experiment").found(error).format()
+        })?;
+        Ok(chosen.chosen)
+    }
+
     /// Checks that a report can be written to `folder`.
     ///
     /// # Errors
@@ -162,9 +184,9 @@ mod tests {
     fn samples_are_summed_up_without_what_diverged() {
         let sample = Sample(vec![1.0, 3.0, f64::NAN, f64::INFINITY]);
         assert_eq!((sample.mean(), sample.diverged()), (2.0, 2));
-        assert_eq!(sample.show(), "2.000 +- 1.414, 2 diverged");
+        assert_eq!(sample.show(), "2.000 ± 1.414, 2 diverged");
         assert_eq!(Sample(vec![1.0, 2.0]).minus(&Sample(vec![0.5, 2.5])).0, [0.5, -0.5]);
-        assert_eq!(Sample(vec![4.0]).show(), "4.000 +- 0.000");
+        assert_eq!(Sample(vec![4.0]).show(), "4.000 ± 0.000");
     }
 
     #[test]
@@ -172,9 +194,10 @@ mod tests {
         let row = Row { name: "LoRA".into(), values: 8, settings: "lr 0.01".into(), samples: vec![Sample(vec![0.5])] };
         let table = Table { title: "t".into(), of: "method".into(), columns: vec!["error".into()], rows: vec![row] };
         let plots = vec![Plot { title: "p".into(), x: "steps".into(), y: "error".into(), curves: vec![] }];
-        let report = Report { name: "x".into(), about: "About.".into(), seeds: 1, tables: vec![table], plots };
+        let (name, about, chosen) = ("x".into(), "About.".into(), BTreeMap::new());
+        let report = Report { name, about, seeds: 1, chosen, tables: vec![table], plots };
         let expected = "## x\n\nAbout.\n\n### t\n\n| method | trained values | settings | error |\n|---|---|---|---|\n\
-                        | LoRA | 8 | lr 0.01 | 0.500 +- 0.000 |\n\n![p](x-1.svg)\n";
+                        | LoRA | 8 | lr 0.01 | 0.500 ± 0.000 |\n\n![p](x-1.svg)\n";
         assert_eq!(report.markdown(), expected);
     }
 }

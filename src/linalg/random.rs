@@ -16,6 +16,11 @@ impl Random {
         (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
     }
 
+    /// A whole number below `count`, which is at least 1.
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        (self.0.next_u64() % count.max(1) as u64) as usize
+    }
+
     /// Standard normal, by the Box-Muller transform.
     pub(crate) fn normal(&mut self) -> f32 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();

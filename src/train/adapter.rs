@@ -137,7 +137,7 @@ impl TrainedAdapter {
     pub(super) fn trainable(&self, device: &Device) -> Result<Trainable> {
         match self {
             Self::Bank(bank) => Trainable::bank(bank, device),
-            Self::Growing(bank) => LoadedBank::growing(bank, device).map(|bank| Trainable::Bank(Box::new(bank))),
+            Self::Growing(bank) => Trainable::growing(bank, device),
             Self::Lora(lora) => lora.trainable(device).map(Trainable::Lora),
         }
     }
@@ -158,6 +158,14 @@ impl Trainable {
     /// As [`LoadedBank::trainable`].
     pub fn bank(bank: &AtomBank, device: &Device) -> Result<Self> {
         LoadedBank::trainable(bank, device).map(|bank| Self::Bank(Box::new(bank)))
+    }
+
+    /// Copies `bank`, which has grown, to `device`: what its last growth added are variables.
+    ///
+    /// # Errors
+    /// As [`LoadedBank::growing`].
+    pub fn growing(bank: &AtomBank, device: &Device) -> Result<Self> {
+        LoadedBank::growing(bank, device).map(|bank| Self::Bank(Box::new(bank)))
     }
 
     /// Copies `lora` to `device` as variables.
@@ -200,7 +208,7 @@ impl Trainable {
     }
 
     /// Chooses whether passes record their computation for the backward pass, as they do at first.
-    pub(super) fn track(&self, is_tracked: bool) {
+    pub(crate) fn track(&self, is_tracked: bool) {
         match self {
             Self::Bank(bank) => bank.track(is_tracked),
             Self::Lora(lora) => lora.track(is_tracked),

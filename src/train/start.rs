@@ -9,7 +9,6 @@ use super::{AdapterKind, Dataset, TrainConfig};
 use crate::adapter::{ADAPTER_CONFIG, WEIGHTS_FILE};
 use crate::bank::{Addition, AtomBank, GrowthCheck, LoadedBank, check_growth, read_instructions};
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::model::Sequence;
 
 /// The most instructions that a bank keeps the texts of.
 const MOST_INSTRUCTIONS: usize = 4096;
@@ -91,24 +90,10 @@ impl Start<'_> {
         from.check_base(self.inputs.decoder.config())?;
         let others = known_instructions(self.config, from)?;
         let instruction = self.new_instruction(&others)?;
-        let loaded = LoadedBank::frozen(from, self.inputs.decoder.weights().device())?;
-        let embed = |texts: &[String]| -> Result<Vec<f32>> {
-            let mut all = Vec::new();
-            for text in texts {
-                let instruction = self.inputs.instructions.tokens(&self.inputs.encoder, text)?;
-                let sequence = Sequence { instruction, ..Sequence::default() };
-                all.extend(loaded.embed(self.inputs.decoder.weights(), &[sequence])?.flatten_all()?.to_vec1::<f32>()?);
-            }
-            Ok(all)
-        };
-        let addition = Addition {
-            embedding: embed(std::slice::from_ref(&instruction))?,
-            other_embeddings: embed(&others)?,
-            instruction,
-            others,
-            rank: self.config.adapter.grow_rank,
-            seed: self.config.seed,
-        };
+        let weights = self.inputs.decoder.weights();
+        let loaded = LoadedBank::frozen(from, weights.device())?;
+        let size = (self.config.adapter.grow_rank, self.config.seed);
+        let addition = Addition::new(&loaded, weights, &self.inputs.encoder, instruction, others, size)?;
         let bank = from.grown(&addition, self.inputs.decoder.config())?;
         Ok(AtomBank { path: self.config.output.clone(), ..bank })
     }

@@ -4,6 +4,7 @@
 mod baking;
 #[path = "../common/mod.rs"]
 mod common;
+mod experiments;
 mod growth;
 mod killing;
 mod mixing;

@@ -25,7 +25,14 @@ const FILES: [(&str, &[u8]); 10] = [
 const MADE: [&str; 6] = ["base", "bank", "lora", "grown", "baked-", "names-"];
 
 /// A folder that is deleted when it is dropped.
-pub(super) struct Temporary(pub(super) PathBuf);
+pub(crate) struct Temporary(pub(crate) PathBuf);
+
+impl Temporary {
+    /// A name for a folder of this process, which isn't made yet.
+    pub(crate) fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("atombank-{name}-{}", std::process::id())))
+    }
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -33,11 +40,8 @@ impl Drop for Temporary {
     }
 }
 
-pub(super) fn temporary() -> Temporary {
-    Temporary(std::env::temp_dir().join(format!("atombank-demo-{}", std::process::id())))
-}
-
-pub(super) fn unpack(dir: &Path) -> Result<()> {
+/// Writes the example's files into a new folder.
+pub(crate) fn unpack(dir: &Path) -> Result<()> {
     Destination::new(dir).check()?;
     fs::create_dir(dir).with_context(|| format!("{}: cannot create", dir.display()))?;
     fs::create_dir(dir.join("base")).with_context(|| format!("{}: cannot create", dir.join("base").display()))?;

@@ -1,20 +1,13 @@
 //! The adapters that are compared on named tasks.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
-
-use super::lab::{Lab, Rows, TEST_BATCH, TaskRows};
-use crate::adapter::{HostTensor, Lora, LoraConfig};
-use crate::bank::{
-    AtomBank, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder, LoadedBank, Routing,
-};
+use crate::adapter::HostTensor;
+use crate::arch::ModelConfig;
+use crate::bank::{AtomBank, BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing};
 use crate::error::Result;
-use crate::experiment::baselines::{Mixture, Site, Weighing};
 use crate::experiment::tuning::Choice;
 use crate::linalg::Random;
-use crate::model::{Hook, LoadedAdapter, LoraHook, Sequence};
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +46,12 @@ pub(super) enum Without {
     Summary,
     /// Neither the state nor the summary, which is made of states.
     State,
+    /// Atoms that all blocks share: each block has a part of them for itself.
+    Sharing,
 }
 
-const QV: [&str; 2] = ["q_proj", "v_proj"];
-const EVERYWHERE: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub(super) const QV: [&str; 2] = ["q_proj", "v_proj"];
+pub(super) const EVERYWHERE: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 impl Bank {
     /// The bank that is compared: 16 atoms of rank 4, all of which take part.
@@ -75,6 +70,7 @@ impl Method {
                     Some(Without::Prior) => ", no prior",
                     Some(Without::Summary) => ", no summary",
                     Some(Without::State) => ", no state",
+                    Some(Without::Sharing) => ", half of the atoms for each block",
                 };
                 let chosen = if top_k == atoms { String::new() } else { format!(", top {top_k}") };
                 let by_token = if routing == Routing::Token { ", routed by token" } else { "" };
@@ -88,130 +84,24 @@ impl Method {
     }
 }
 
-/// An adapter while it is trained.
-pub(super) struct Adapted<'a> {
-    lab: &'a Lab,
-    kind: Kind,
-    /// The bank as it was made.
-    made: Option<AtomBank>,
-    /// What is taken off instruction embeddings, for mixtures; banks have their own.
-    centre: Option<Tensor>,
-    /// The variables that are trained.
-    pub(super) vars: BTreeMap<String, Var>,
-}
-
-enum Kind {
-    Lora(LoadedAdapter),
-    Bank(Box<LoadedBank>),
-    Mixture(Mixture),
-}
-
-impl<'a> Adapted<'a> {
-    pub(super) fn fresh(lab: &'a Lab, method: Method, choice: Choice, rows: &TaskRows, seed: u64) -> Result<Self> {
-        let base = lab.model.decoder.config();
-        let (device, weights) = (Device::Cpu, lab.model.decoder.weights());
-        let distinct: Vec<&[u32]> = rows.instructions.iter().map(Vec::as_slice).collect();
-        let centre = InstructionEncoder::BaseEmbeddings.mean(weights, &distinct)?;
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let lora = |r: usize, targets: &[&str]| -> Result<Kind> {
-            let config = LoraConfig {
-                r,
-                lora_alpha: choice.scale * r as f64,
-                target_modules: Some(names(targets)),
-                ..LoraConfig::default()
-            };
-            let lora = Lora::fresh(Path::new("experiment"), config, base, seed)?;
-            Ok(Kind::Lora(LoadedAdapter::trainable(&lora.tensors, &[], lora.config.scale(), &device)?))
-        };
-        let mixture = |parts: (usize, usize), weighing: Weighing| -> Result<Kind> {
-            let site =
-                |linear: crate::arch::Linear| Site { layer: linear.site, d_out: linear.d_out, d_in: linear.d_in };
-            let sites: Vec<Site> = base.selected(&names(&QV)).map(site).collect();
-            let random = &mut Random::new(seed);
-            Ok(Kind::Mixture(Mixture::fresh(&sites, parts, weighing, choice.scale, base.hidden_size, random)?))
-        };
-        let mut bank_made = None;
-        let kind = match method {
-            Method::Lora(r) => lora(r, &QV)?,
-            Method::LoraEverywhere(r) => lora(r, &EVERYWHERE)?,
-            Method::Mixture(count) => mixture((count, 1), Weighing::Router)?,
-            Method::OneEach => mixture((rows.instructions.len(), 1), Weighing::Task)?,
-            Method::Bank(bank) => {
-                let mut made =
-                    AtomBank::fresh(Path::new("experiment"), bank.config(choice, base.hidden_size), base, seed)?;
-                if !matches!(bank.without, Some(Without::Centre | Without::Start)) {
-                    made.center_on(centre.clone());
-                }
-                bank.leave_out(&mut made, seed);
-                let loaded = LoadedBank::trainable(&made, &device)?;
-                bank_made = Some(made);
-                Kind::Bank(Box::new(loaded))
-            }
-        };
-        let mut vars = match &kind {
-            Kind::Lora(lora) => lora.vars().clone(),
-            Kind::Bank(bank) => bank.vars().clone(),
-            Kind::Mixture(mixture) => mixture.vars.clone(),
-        };
-        if let Method::Bank(bank) = method {
-            vars.retain(|name, _| !bank.left_out().contains(&name.as_str()));
-        }
-        let centre =
-            centre.map(|centre| Tensor::from_slice(&centre.values, centre.shape.as_slice(), &device)).transpose()?;
-        Ok(Self { lab, kind, made: bank_made, centre, vars })
-    }
-
-    pub(super) fn parameters(&self) -> usize {
-        self.vars.values().map(|var| var.elem_count()).sum()
-    }
-
-    /// The loss over some rows, a scalar.
-    pub(super) fn loss(&self, rows: &Rows, which: &[usize]) -> Result<Tensor> {
-        let sequences: Vec<Sequence> = which.iter().map(|row| rows.sequences[*row].clone()).collect();
-        let tasks: Vec<usize> = which.iter().map(|row| rows.tasks[*row]).collect();
-        self.with_hook(&sequences, &tasks, |hook| self.lab.loss(&sequences, hook))
-    }
-
-    /// The share of rows whose answer is right.
-    pub(super) fn exact_match(&self, rows: &Rows) -> Result<f64> {
-        let mut right = 0;
-        for (sequences, tasks) in rows.sequences.chunks(TEST_BATCH).zip(rows.tasks.chunks(TEST_BATCH)) {
-            right += self.with_hook(sequences, tasks, |hook| self.lab.right(sequences, hook))?;
-        }
-        Ok(right as f64 / rows.sequences.len().max(1) as f64)
-    }
-
-    /// The bank as it is now; `None` for another method.
-    pub(super) fn bank(&self) -> Result<Option<AtomBank>> {
-        let Kind::Bank(loaded) = &self.kind else { return Ok(None) };
-        let Some(made) = &self.made else { return Ok(None) };
-        Ok(Some(AtomBank { tensors: loaded.to_host()?, ..made.clone() }))
-    }
-
-    /// Calls `with` with the hook for rows of these tasks.
-    fn with_hook<T>(
-        &self,
-        sequences: &[Sequence],
-        tasks: &[usize],
-        with: impl FnOnce(&mut dyn Hook) -> Result<T>,
-    ) -> Result<T> {
-        let weights = self.lab.model.decoder.weights();
-        match &self.kind {
-            Kind::Lora(lora) => with(&mut LoraHook(lora)),
-            Kind::Bank(bank) => with(&mut bank.hook(weights, sequences)?),
-            Kind::Mixture(mixture) => {
-                let mut e = InstructionEncoder::BaseEmbeddings.embed(weights, sequences)?;
-                if let Some(centre) = &self.centre {
-                    e = e.broadcast_sub(centre)?;
-                    e = e.broadcast_div(&e.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12)?)?;
-                }
-                with(&mut mixture.hook(&e, tasks)?)
-            }
-        }
-    }
-}
-
 impl Bank {
+    /// A fresh bank of this kind for `base`. The mean of its instructions' embeddings is `centre`.
+    pub(super) fn fresh(
+        self,
+        choice: Choice,
+        base: &ModelConfig,
+        centre: Option<HostTensor>,
+        seed: u64,
+    ) -> Result<AtomBank> {
+        let config = self.config(choice, base.hidden_size);
+        let mut bank = AtomBank::fresh(Path::new("experiment"), config, base, seed)?;
+        if !matches!(self.without, Some(Without::Centre | Without::Start)) {
+            bank.center_on(centre);
+        }
+        self.leave_out(&mut bank, seed);
+        Ok(bank)
+    }
+
     fn config(self, choice: Choice, instruction_dim: usize) -> BankConfig {
         BankConfig {
             r: self.r,
@@ -221,7 +111,7 @@ impl Bank {
             num_atoms: self.atoms,
             top_k: self.top_k,
             block_size: 2,
-            key_dim: 4,
+            key_dim: KEY_DIM + usize::from(self.without == Some(Without::Sharing)),
             descriptor_dim: 8,
             instruction_dim,
             instruction_encoder: BASE_EMBEDDINGS.to_owned(),
@@ -235,25 +125,30 @@ impl Bank {
         }
     }
 
-    /// The tensors that stay at zero.
-    fn left_out(self) -> &'static [&'static str] {
+    /// The tensors that stay as they begin.
+    pub(super) fn fixed(self) -> &'static [&'static str] {
         match self.without {
-            Some(Without::Summary) => &["atom_bank.router.summary_proj.weight"],
-            Some(Without::State) => &["atom_bank.router.state_proj.weight", "atom_bank.router.summary_proj.weight"],
+            Some(Without::Summary) => &[SUMMARY],
+            Some(Without::State) => &[STATE, SUMMARY],
             _ => &[],
         }
     }
 
     fn leave_out(self, bank: &mut AtomBank, seed: u64) {
-        for name in self.left_out() {
+        for name in self.fixed() {
             if let Some(tensor) = bank.tensors.get_mut(*name) {
                 tensor.values = vec![0.0; tensor.values.len()].into();
             }
         }
-        if !matches!(self.without, Some(Without::OrthogonalAtoms | Without::Start)) {
-            return;
+        match self.without {
+            Some(Without::OrthogonalAtoms | Without::Start) => self.near_the_identity(bank, seed),
+            Some(Without::Sharing) => self.split_among_blocks(bank),
+            _ => (),
         }
-        // The identity and noise of a deviation of 0.5 / sqrt(r).
+    }
+
+    /// Atoms that are the identity and noise of a deviation of 0.5 / sqrt(r).
+    fn near_the_identity(self, bank: &mut AtomBank, seed: u64) {
         let (r, mut random) = (self.r, Random::new(seed ^ 0xa70a));
         let value = |place: usize| {
             let noise = 0.5 / (r as f32).sqrt() * random.normal();
@@ -262,5 +157,56 @@ impl Bank {
         let values: Vec<f32> = (0..self.atoms * r * r).map(value).collect();
         let atoms = HostTensor { shape: vec![self.atoms, r, r], values: values.into() };
         bank.tensors.insert("atom_bank.atoms".to_owned(), atoms);
+    }
+
+    /// The last dimension of keys and queries, which starts far from zero, parts the atoms: those of even numbers have
+    /// weight in even blocks alone, the others in odd ones. What training adds to it is too little to change that.
+    fn split_among_blocks(self, bank: &mut AtomBank) {
+        let sign = |number: usize| if number.is_multiple_of(2) { FAR } else { -FAR };
+        for (name, tensor) in &mut bank.tensors {
+            let mut values = tensor.values.to_vec();
+            match (name.as_str(), tensor.shape.as_slice()) {
+                ("atom_bank.keys" | "atom_bank.router.block_bias", [_, width]) => {
+                    values.chunks_mut(*width).enumerate().for_each(|(number, row)| row[width - 1] = sign(number));
+                }
+                (STATE | SUMMARY | "atom_bank.router.instruction_proj.weight", [height, width]) => {
+                    values[(height - 1) * width..].fill(0.0);
+                }
+                _ => continue,
+            }
+            tensor.values = values.into();
+        }
+    }
+}
+
+const STATE: &str = "atom_bank.router.state_proj.weight";
+const SUMMARY: &str = "atom_bank.router.summary_proj.weight";
+
+/// The dimensions of keys and queries.
+const KEY_DIM: usize = 4;
+
+/// A value whose square is so much larger than what routing adds to logits that softmax gives zero.
+const FAR: f32 = 40.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bank::{LoadedBank, RoutedBy, route_sequences};
+    use crate::experiment::instructions::lab::tests::lab;
+
+    #[test]
+    fn blocks_without_sharing_have_other_atoms() {
+        let lab = lab();
+        let base = lab.model.decoder.config();
+        let choice = Choice { learning_rate: 0.01, scale: 2.0 };
+        let bank = Bank { without: Some(Without::Sharing), ..Bank::DEFAULT }.fresh(choice, base, None, 0).unwrap();
+        let loaded = LoadedBank::frozen(&bank, &candle_core::Device::Cpu).unwrap();
+        let sequences = [lab.routed("Small show.", "garden").unwrap()];
+        let (routings, _) = route_sequences(&lab.model.decoder, &loaded, &sequences, RoutedBy::Model).unwrap();
+        for (block, alphas) in routings[0].iter().enumerate() {
+            let own: f32 = alphas.iter().skip(block % 2).step_by(2).sum();
+            assert!((own - 1.0).abs() < 1e-6, "block {block}: {alphas:?}");
+            assert!(alphas.iter().skip(1 - block % 2).step_by(2).all(|weight| *weight == 0.0), "{alphas:?}");
+        }
     }
 }

@@ -4,13 +4,15 @@ mod methods;
 mod net;
 mod tasks;
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 
 use self::methods::{Adapted, Method};
-use self::net::{Batch, Net, gradients};
+use self::net::{Batch, Net};
 use self::tasks::{Data, Task};
 use super::report::{Report, Row, Sample, Table};
-use super::tuning::{Choice, best, choices, over_seeds};
+use super::tuning::{Choice, best, choices, gradients, over_seeds};
 use super::{Say, Size};
 use crate::error::Result;
 use crate::linalg::Random;
@@ -19,6 +21,9 @@ use crate::train::AdamW;
 /// The steps of an adaptation, and the rows of each.
 const STEPS: usize = 600;
 const ROWS: usize = 64;
+
+/// The steps of pretraining.
+const PRETRAINING: usize = 1500;
 
 /// The error, in variances of the function, that counts for a run that diverged, and from which on a run counts as
 /// diverged: it does worse than the mean would.
@@ -41,7 +46,8 @@ pub fn regression(size: Size, say: Say) -> Result<Report> {
         }
         tables.push(table(task, rows));
     }
-    Ok(Report { name: "regression".to_owned(), about: about(size), seeds: size.seeds, tables, plots: Vec::new() })
+    let (name, about, chosen) = ("regression".to_owned(), about(size), BTreeMap::new());
+    Ok(Report { name, about, seeds: size.seeds, chosen, tables, plots: Vec::new() })
 }
 
 fn about(size: Size) -> String {
@@ -97,7 +103,7 @@ struct Seeded {
 impl Seeded {
     fn new(task: Task, seed: u64, size: Size) -> Result<Self> {
         let data = Data::new(task, seed, net::WIDTH);
-        let net = Net::pretrained(task, &data, seed, size.hurry)?;
+        let net = Net::pretrained(task, &data, seed, size.hurried(PRETRAINING))?;
         Ok(Self { seed, data, net })
     }
 
@@ -107,7 +113,7 @@ impl Seeded {
         let adapted = Adapted::fresh(task, method, choice, *seed)?;
         let mut optimizer = AdamW::new(adapted.vars())?;
         let mut random = Random::new(seed ^ 0xda7a);
-        let steps = (STEPS / size.hurry).max(1);
+        let steps = size.hurried(STEPS);
         for step in 0..steps {
             let rows: Vec<usize> = (0..ROWS).map(|_| (random.uniform() * data.train.y.len() as f32) as usize).collect();
             let batch = Batch::new(task, data, &data.train, &rows)?;

@@ -9,10 +9,11 @@ use serde_json::json;
 use super::tasks::{Data, Rows, Task};
 use crate::arch::{LinearLayer, ModelConfig, Module};
 use crate::error::Result;
+use crate::experiment::tuning::gradients;
 use crate::linalg::Random;
 use crate::model::hooks::Hook;
 use crate::model::ops;
-use crate::train::{AdamW, Gradients};
+use crate::train::AdamW;
 
 /// Values of a hidden layer.
 pub(super) const WIDTH: usize = 64;
@@ -20,8 +21,8 @@ pub(super) const WIDTH: usize = 64;
 /// Hidden layers.
 pub(super) const LAYERS: usize = 4;
 
-/// The steps and rows of pretraining.
-const PRETRAINING: (usize, usize) = (1500, 128);
+/// The rows of a step of pretraining.
+const ROWS: usize = 128;
 
 /// The site of a hidden layer, for adapters.
 pub(super) fn site(layer: usize) -> LinearLayer {
@@ -81,11 +82,11 @@ impl Batch {
 }
 
 impl Net {
-    /// A net that has learned the source of the task's data.
+    /// A net that has learned the source of the task's data in so many steps.
     ///
     /// # Errors
     /// [`crate::Error::Compute`].
-    pub(super) fn pretrained(task: Task, data: &Data, seed: u64, hurry: usize) -> Result<Self> {
+    pub(super) fn pretrained(task: Task, data: &Data, seed: u64, steps: usize) -> Result<Self> {
         let mut random = Random::new(seed ^ 0x5eed);
         let inputs = if task == Task::RegimesSeen { task.inputs() + WIDTH } else { task.inputs() };
         let mut vars = BTreeMap::new();
@@ -106,10 +107,8 @@ impl Net {
         };
         let net = Self { values: tensors(&vars) };
         let mut optimizer = AdamW::new(&vars)?;
-        let (steps, size) = PRETRAINING;
-        let steps = (steps / hurry).max(1);
         for step in 0..steps {
-            let rows: Vec<usize> = (0..size).map(|i| (step * size + i) % data.source.y.len()).collect();
+            let rows: Vec<usize> = (0..ROWS).map(|i| (step * ROWS + i) % data.source.y.len()).collect();
             let batch = Batch::new(task, data, &data.source, &rows)?;
             let loss = net.loss(&batch, &mut crate::model::NoAdapter)?;
             let rate = 3e-3 * (1.0 - step as f64 / steps as f64);
@@ -155,14 +154,4 @@ impl Net {
     pub(super) fn loss(&self, batch: &Batch, hook: &mut dyn Hook) -> Result<Tensor> {
         Ok((self.outputs(batch, hook)? - &batch.y)?.sqr()?.mean_all()?)
     }
-}
-
-/// The gradients of a scalar for all variables that it depends on.
-///
-/// # Errors
-/// [`crate::Error::Compute`].
-pub(super) fn gradients(loss: &Tensor, vars: &BTreeMap<String, Var>) -> Result<Gradients> {
-    let store = loss.backward()?;
-    let of_var = |(name, var): (&String, &Var)| Some((name.clone(), store.get(var.as_tensor())?.clone()));
-    Ok(Gradients { loss: f64::from(loss.to_scalar::<f32>()?), by_name: vars.iter().filter_map(of_var).collect() })
 }
