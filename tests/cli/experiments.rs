@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::program::{INPUT, USAGE, done, refused, text};
+use crate::program::{INPUT, USAGE, atombank, done, refused, text};
 
 const FEW: [&str; 6] = ["--seeds", "1", "--tuning-seeds", "1", "--hurry", "250"];
 
@@ -42,7 +42,6 @@ fn options_that_an_experiment_has_not_are_refused() {
         (&["growth", "--table", "steps"][..], "--table: expected the experiment instructions, found growth"),
         (&["baking", "--without", "prior"], "--without: expected the experiment instructions, found baking"),
         (&["regression", "--chosen", "x.json"], "--chosen: expected an experiment on text, found regression"),
-        (&["instructions", "--without", "everything"], "expected one of start, orthogonal-atoms, centre"),
     ] {
         let line = refused(USAGE, &[&["experiment"], args].concat());
         assert!(line.contains(expected), "{line}");

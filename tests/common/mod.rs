@@ -13,13 +13,14 @@ use atombank::model::{Decoder, Residence, Sequence};
 use atombank::source::Source;
 use candle_core::Device;
 
-pub const CASES: [&str; 12] = [
+pub const CASES: [&str; 13] = [
     "llama-prompt",
     "llama-centered",
     "llama-token",
     "llama-no-instruction",
     "llama-all-linear-rslora",
     "qwen2-prompt",
+    "qwen2-centered-token",
     "qwen3-prompt",
     "gemma3-prompt",
     "gpt2-prompt",
