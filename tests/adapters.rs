@@ -135,6 +135,13 @@ const SAME: &[(&str, &str)] = &[
     ("tokens", "qwen2"),
     ("norms", "qwen2"),
     ("vblora", "qwen2"),
+    ("conv-lora", "net"),
+    ("conv-dora", "net"),
+    ("conv-loha", "net"),
+    ("conv-lokr", "net"),
+    ("conv-lokr-whole", "net"),
+    ("conv-ia3", "net"),
+    ("conv-oft", "net"),
 ];
 
 /// Kinds with operations whose order of summation in torch depends on the shapes and the machine.
@@ -149,6 +156,38 @@ fn every_kind_is_merged_to_the_bits_of_peft() {
     }
     for (case, base) in NEAR {
         compare(&root, case, base, true);
+    }
+}
+
+#[test]
+fn a_lora_of_a_convolution_with_groups_is_refused_because_no_kernel_is_that_model() {
+    let folder = changed("conv-lora", serde_json::json!({"target_modules": ["grouped"]}), |tensors| {
+        tensors.clear();
+        let name = |factor: &str| format!("base_model.model.block.grouped.lora_{factor}.weight");
+        tensors.insert(name("A"), zeros(&[4, 8, 3, 1]));
+        tensors.insert(name("B"), zeros(&[24, 2, 1, 1]));
+    });
+    let error = merge(&folder.path().join("adapter"), &fixtures().join("base/net-float32")).unwrap_err().to_string();
+    let expected =
+        "grouped.lora_A.weight\": expected a convolution without groups, found 2 groups, and a LoRA that mixes";
+    assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn a_kernel_of_another_shape_is_refused_by_name() {
+    for (case, tensor, shape, expected) in [
+        ("conv-lora", "block.two.lora_A.weight", &[4, 4, 3, 2][..], "expected [4, 4, 3, 3] by adapter_config.json"),
+        ("conv-loha", "block.two.hada_t1", &[2, 2, 3, 2], "expected [2, 2, 3, 3] by adapter_config.json"),
+        ("conv-ia3", "block.two.ia3_l", &[1, 15, 1, 1], "expected [1, 16, 1, ..] by the base model"),
+        ("conv-lokr-whole", "block.two.lokr_w2", &[4, 2, 3, 4], "expected a matrix"),
+    ] {
+        let folder = changed(case, serde_json::json!({}), |tensors| {
+            let name = format!("base_model.model.{tensor}");
+            assert!(tensors.insert(name, zeros(shape)).is_some(), "{tensor}");
+        });
+        let error =
+            merge(&folder.path().join("adapter"), &fixtures().join("base/net-float32")).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains(tensor) && error.lines().count() == 1, "{error}");
     }
 }
 
@@ -276,7 +315,7 @@ fn kinds_for_linear_layers_only_are_refused_on_others() {
     let name = "base_model.model.transformer.h.0.attn.c_attn.hada_w1_a";
     let dir = changed("loha", serde_json::json!({}), |tensors| *tensors = [(name.to_owned(), zeros(&[48, 3]))].into());
     let error = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
-    assert!(error.contains("c_attn.hada_w1_a\": expected a linear layer: PEFT has LoHa for no other"), "{error}");
+    assert!(error.contains("c_attn.hada_w1_a\": expected a linear layer or a convolution: PEFT has LoHa for no other"), "{error}");
 }
 
 /// Merges one file of kohya's kind.

@@ -317,6 +317,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn fields_that_a_class_does_not_have_change_nothing() {
+        for name in ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "BloomForCausalLM"] {
+            let config = |more: &str| {
+                let text = format!(
+                    r#"{{"architectures": ["{name}"], "n_embd": 64, "hidden_size": 64, "n_layer": 2, "n_head": 4,
+                    "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320 {more}}}"#
+                );
+                let json: Value = serde_json::from_str(&text).unwrap();
+                ModelConfig::from_json(Path::new("config.json"), json.as_object().unwrap()).unwrap()
+            };
+            let (plain, stray) = (config(""), config(r#", "num_key_value_heads": 2, "head_dim": 8"#));
+            assert_eq!((stray.num_key_value_heads, stray.head_dim), (4, 16), "{name}");
+            assert_eq!((plain.num_key_value_heads, plain.head_dim), (4, 16), "{name}");
+        }
+    }
+
     /// What transformers 5.23 computes where a field is missing or null.
     #[test]
     fn fields_that_are_absent_or_null_are_as_in_transformers() {

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::product::{Sink, is_fused, product_rows};
-use super::{Expr, Pick, PlannedTensor};
+use super::product::{EINSUM, Sink, is_fused, product_rows};
+use super::{Expr, Pick, PlannedTensor, Sums};
 use crate::error::{Finding, Result};
 use crate::kernel::Kernel;
 use crate::quant;
@@ -277,8 +277,9 @@ impl Expr {
                 quant::decode(*dtype, &bytes, out);
             }
             Expr::Add { of, delta } => match &**delta {
-                Expr::Product { scale, left, right } => {
-                    product(*scale, left, right, rows, out, Some(&|rows, out: &mut [f32]| of.eval_rows(rows, out)));
+                Expr::Product { scale, left, right, sums } => {
+                    let base = |rows: Range<usize>, out: &mut [f32]| of.eval_rows(rows, out);
+                    product((*scale, *sums), left, right, rows, out, Some(&base));
                 }
                 delta => {
                     of.eval_rows(rows.clone(), out);
@@ -287,7 +288,7 @@ impl Expr {
                     out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
                 }
             },
-            Expr::Product { scale, left, right } => product(*scale, left, right, rows, out, None),
+            Expr::Product { scale, left, right, sums } => product((*scale, *sums), left, right, rows, out, None),
             Expr::Kronecker { left, right } => kronecker(left, right, rows, out),
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
@@ -311,13 +312,26 @@ const BLOCK_ELEMS: usize = 1 << 15;
 type Rows<'a> = dyn Fn(Range<usize>, &mut [f32]) + 'a;
 
 /// Computes rows `rows` of an [`Expr::Product`]. With `base`, the product is added to the values that `base` writes.
-fn product(scale: f32, left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32], base: Option<&Rows>) {
+fn product(
+    (scale, sums): (f32, Sums),
+    left: &Expr,
+    right: &Expr,
+    rows: Range<usize>,
+    out: &mut [f32],
+    base: Option<&Rows>,
+) {
     let (k, cols) = (left.row_len(), right.row_len());
     let mut lefts = vec![0.0; rows.len() * k];
     left.eval_rows(rows.clone(), &mut lefts);
     let mut rights = vec![0.0; k * cols];
     right.eval_rows(0..k, &mut rights);
-    let fused = is_fused(crate::source::rows(&left.shape()), cols);
+    let height = crate::source::rows(&left.shape());
+    let fused = match sums {
+        Sums::Product => is_fused(height, cols),
+        Sums::Einsum => k * height * cols >= EINSUM && is_fused(cols, height),
+        Sums::EinsumTurned => k * height * cols >= EINSUM && is_fused(height, cols),
+        Sums::Convolution => true,
+    };
     let sink = if base.is_some() { Sink::Add } else { Sink::Set };
     let step = (BLOCK_ELEMS / cols.max(1)).max(4);
     for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {

@@ -34,6 +34,19 @@ pub trait RowMap: fmt::Debug + Send + Sync {
     }
 }
 
+/// The operation of torch whose sums a product has. Large ones are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sums {
+    /// `left @ right`.
+    Product,
+    /// A product within an einsum.
+    Einsum,
+    /// The same, of a tensor that is summed over its first dimension.
+    EinsumTurned,
+    /// A convolution with one tap.
+    Convolution,
+}
+
 /// The origin of values. All operations work row by row, so any range of rows can be computed without the rest. Memory
 /// use therefore doesn't grow with the size of a tensor.
 #[derive(Debug, Clone)]
@@ -116,6 +129,8 @@ pub enum Expr {
         left: Box<Expr>,
         /// `A`.
         right: Box<Expr>,
+        /// The order of operations.
+        sums: Sums,
     },
     /// The Kronecker product of two matrices: every value of `left` multiplied by the whole of `right`.
     Kronecker {

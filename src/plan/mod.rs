@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, Work, execute, execute_all};
-pub use expr::{Expr, Pick, RowMap};
+pub use expr::{Expr, Pick, RowMap, Sums};
 pub use packed::Packing;
 pub(crate) use product::run_len;
 pub use staging::{Staging, remove_unfinished};

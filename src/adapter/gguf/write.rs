@@ -57,6 +57,7 @@ pub(crate) fn to_gguf(files: &AdapterFiles, base: &Base, outtype: Option<DType>)
             Change::Map { .. } => {
                 return Err(not_carried(files, name, "DoRA's magnitudes, or another factor of weights"));
             }
+            Change::Kernel { .. } => return Err(not_carried(files, name, "an update of a convolution")),
         }
     }
     // Sorted by where modules first occur in the adapter's file.

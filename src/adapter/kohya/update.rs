@@ -5,10 +5,13 @@
 //! rank, or 1 without an alpha. Saving multiplies the learned scalar into the factors, and the effect of `rs_lora` into
 //! alpha.
 
+mod kernel;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::kernel::Kernel;
 use super::super::peft::{
     ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, WeightLayout, hadamard, integers, kronecker,
     product, rescale,
@@ -45,13 +48,9 @@ const KINDS: [(UpdateKind, &[&str]); 7] = [
 ];
 
 /// Names of tensors of updates that this version can't merge, and the reasons.
-const REFUSED: [(&str, &str); 12] = [
-    ("lora_mid.weight", TUCKER),
-    ("hada_t1", TUCKER),
-    ("hada_t2", TUCKER),
-    ("lokr_t1", TUCKER),
-    ("lokr_t2", TUCKER),
-    ("bm.weight", TUCKER),
+const REFUSED: [(&str, &str); 8] = [
+    ("lokr_t1", CORE),
+    ("bm.weight", CORE),
     ("oft_blocks", ROTATION),
     ("oft_diag", ROTATION),
     ("lambda_layer", TIMESTEPS),
@@ -59,7 +58,11 @@ const REFUSED: [(&str, &str); 12] = [
     ("p_layer.weight", TIMESTEPS),
     ("scalar", "a factor that LyCORIS has in the other tensors when it saves them"),
 ];
-const TUCKER: &str = "part of a Tucker decomposition, which only convolutions have";
+
+/// Cores of kernels.
+const CORES: [&str; 4] = ["lora_mid.weight", "hada_t1", "hada_t2", "lokr_t2"];
+const CORE: &str = "part of a Tucker decomposition, which this version has no rule for";
+const TUCKER: &str = "part of a Tucker decomposition, which linear layers don't have";
 const ROTATION: &str = "a rotation of outputs (OFT, BOFT), which this version has no rule for";
 const TIMESTEPS: &str = "part of a T-LoRA, which changes with the time step and starts at what is not in the file";
 
@@ -118,7 +121,8 @@ impl Update {
         named: &HashMap<String, &PlannedTensor>,
     ) -> Result<Vec<Named>> {
         if let Some((part, why)) = REFUSED.iter().find(|(part, _)| self.parts.contains_key(*part)) {
-            let finding = self.finding(part).expected("a part of a fixed update of a linear layer or a norm");
+            let finding =
+                self.finding(part).expected("a part of a fixed update of a linear layer, a convolution or a norm");
             return Err(finding.found(why).hint(OTHER_PROGRAM).unsupported());
         }
         let has = |parts: &&[&str]| parts.iter().any(|part| self.parts.contains_key(*part));
@@ -128,8 +132,17 @@ impl Update {
         };
         let mut changes = Vec::new();
         if *kind != UpdateKind::Full || self.parts.contains_key("diff") {
-            let of_weight = self.weight(*kind, &name, weight, base)?;
-            changes.extend(of_weight.into_iter().map(|change| (weight.name.clone(), change)));
+            let of_kernel = match Kernel::of(weight) {
+                Some(kernel) => self.of_kernel(*kind, &kernel)?,
+                None => None,
+            };
+            match of_kernel {
+                Some(of_kernel) => changes.extend(of_kernel),
+                None => {
+                    let of_weight = self.weight(*kind, &name, weight, base)?;
+                    changes.extend(of_weight.into_iter().map(|change| (weight.name.clone(), change)));
+                }
+            }
         }
         let part = if *kind == UpdateKind::Norm { "b_norm" } else { "diff_b" };
         if let Some(tensor) = self.parts.remove(part) {
@@ -145,11 +158,12 @@ impl Update {
 
     fn unknown(&self) -> crate::Error {
         let part = self.parts.keys().next().map(String::as_str).unwrap_or_default();
+        let of_kernel = CORES.contains(&part).then_some(TUCKER);
         self.finding(part)
             .expected(
                 "a part of a LoRA, LoHa, LoKr, GLoRA, (IA)3, full or norm update that the others of its module ask for",
             )
-            .found("another")
+            .found(of_kernel.unwrap_or("another"))
             .hint(OTHER_PROGRAM)
             .unsupported()
     }
@@ -207,25 +221,35 @@ impl Update {
     fn kronecker(&mut self, Sizes { d_out, d_in, .. }: Sizes) -> Result<Expr> {
         let (left, left_rank) = self.factor("lokr_w1")?;
         let (right, right_rank) = self.factor("lokr_w2")?;
-        let scale = match (left_rank, right_rank) {
+        let scale = self.scale_of_factors(left_rank, right_rank)?;
+        self.check_factors(&left, left_rank, &right, &[d_out, d_in])?;
+        Ok(kronecker(left, right, scale))
+    }
+
+    /// The scale of a LoKr of two factors with these ranks, where they are products.
+    fn scale_of_factors(&mut self, left: Option<usize>, right: Option<usize>) -> Result<f32> {
+        match (left, right) {
             (Some(rank), Some(other)) if rank != other => {
                 let finding = self.finding("lokr_w2_b").expected(format_args!("rank {rank}, as lokr_w1 has"));
-                return Err(finding.found(format_args!("rank {other}")).mismatch());
+                Err(finding.found(format_args!("rank {other}")).mismatch())
             }
-            (Some(rank), _) | (None, Some(rank)) => self.scale(rank)?,
-            (None, None) => self.scale_of_whole_factors()?,
-        };
-        let shape = [d_out, d_in];
-        let fits = left.shape().iter().zip(right.shape()).map(|(l, r)| l.checked_mul(r)).eq(shape.map(Some));
-        if !fits {
-            return Err(self
-                .finding(if left_rank.is_some() { "lokr_w1_a" } else { "lokr_w1" })
-                .expected(format_args!("a factor of {}, as {} is", show_shape(&shape), show_shape(&right.shape())))
-                .found(show_shape(&left.shape()))
-                .hint(OTHER_BASE)
-                .mismatch());
+            (Some(rank), _) | (None, Some(rank)) => self.scale(rank),
+            (None, None) => self.scale_of_whole_factors(),
         }
-        Ok(kronecker(left, right, scale))
+    }
+
+    /// Checks that the Kronecker product of two factors has this shape.
+    fn check_factors(&self, left: &Expr, left_rank: Option<usize>, right: &Expr, shape: &[usize; 2]) -> Result<()> {
+        let fits = left.shape().iter().zip(right.shape()).map(|(l, r)| l.checked_mul(r)).eq(shape.map(Some));
+        if fits {
+            return Ok(());
+        }
+        Err(self
+            .finding(if left_rank.is_some() { "lokr_w1_a" } else { "lokr_w1" })
+            .expected(format_args!("a factor of {}, as {} is", show_shape(shape), show_shape(&right.shape())))
+            .found(show_shape(&left.shape()))
+            .hint(OTHER_BASE)
+            .mismatch())
     }
 
     /// A factor of a LoKr, and its rank if it is a product of two others.
@@ -347,7 +371,7 @@ impl Update {
         self.finding(part)
             .expected(format_args!("{} by the base model and the others of its module", show_shape(expected)))
             .found(show_shape(found))
-            .hint("this adapter belongs to another base model, or is of a convolution")
+            .hint(OTHER_BASE)
             .mismatch()
     }
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::change::WeightLayout;
+use super::Named;
+use super::change::{Change, WeightLayout};
 use super::entries::Entries;
 use crate::arch::names::{self, HEAD, role_by_name};
 use crate::arch::wrapper::text_config;
@@ -32,14 +33,14 @@ pub struct Base<'a> {
     tied_head: Option<PlannedTensor>,
 }
 
-/// A module's weight in the base.
+/// A module's weight in the base. The kernel of a convolution, `[d_out, inputs, taps..]`, is seen as a matrix.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Weight<'a> {
     /// The weight, under its name in the file.
     pub(super) tensor: &'a PlannedTensor,
     /// The number of outputs of the module, whether or not the weight is transposed.
     pub(super) d_out: usize,
-    /// The number of inputs.
+    /// The number of inputs; of a convolution, those of one group times the taps.
     pub(super) d_in: usize,
     /// Whether the weight is stored as `[d_in, d_out]`, as in a Conv1D.
     pub(super) transposed: bool,
@@ -49,6 +50,40 @@ impl Weight<'_> {
     /// The layout in which the base stores it.
     pub(super) fn layout(&self) -> WeightLayout {
         WeightLayout::of_linear(self.transposed)
+    }
+
+    /// The sizes of a convolution's kernel; empty for a linear layer.
+    pub(super) fn taps(&self) -> &[usize] {
+        &self.tensor.shape[2..]
+    }
+
+    /// Whether it is the kernel of a convolution.
+    pub(super) fn is_kernel(&self) -> bool {
+        !self.taps().is_empty()
+    }
+
+    /// The inputs of one group.
+    pub(super) fn inputs(&self) -> usize {
+        self.d_in / self.taps().iter().product::<usize>().max(1)
+    }
+
+    /// A change of the matrix as one of the tensor.
+    pub(super) fn change(&self, change: Change) -> Named {
+        let change = match self.is_kernel() {
+            true => Change::Kernel { matrix: [self.d_out, self.d_in], change: Box::new(change) },
+            false => change,
+        };
+        (self.tensor.name.clone(), change)
+    }
+
+    /// The weight as a matrix.
+    pub(super) fn matrix(&self) -> PlannedTensor {
+        let mut matrix = self.tensor.clone();
+        if self.is_kernel() {
+            matrix.shape = vec![self.d_out, self.d_in];
+            matrix.expr = Expr::Reshape { of: Box::new(matrix.expr), shape: matrix.shape.clone() };
+        }
+        matrix
     }
 }
 
@@ -172,15 +207,33 @@ impl<'a> Base<'a> {
         Ok(Weight { tensor, d_out, d_in, transposed })
     }
 
-    /// Like [`Base::linear`], for kinds of adapters that PEFT supports for `nn.Linear` only.
-    pub(super) fn linear_only(&self, entries: &Entries, entry: &str, module: &str, kind: &str) -> Result<Weight<'_>> {
-        let weight = self.linear(entries, entry, module, false)?;
+    /// Like [`Base::linear`], or the kernel of a convolution of one, two or three dimensions.
+    pub(super) fn linear_or_kernel(
+        &self,
+        entries: &Entries,
+        entry: &str,
+        module: &str,
+        fan_in_fan_out: bool,
+    ) -> Result<Weight<'_>> {
+        let name = format!("{module}.weight");
+        match self.tensor(&name) {
+            Some(tensor) if (3..=5).contains(&tensor.shape.len()) && !tensor.shape.contains(&0) => {
+                let (d_out, d_in) = (tensor.shape[0], tensor.shape[1..].iter().product());
+                Ok(Weight { tensor, d_out, d_in, transposed: false })
+            }
+            _ => self.linear(entries, entry, module, fan_in_fan_out),
+        }
+    }
+
+    /// Like [`Base::linear_or_kernel`], for kinds of adapters that PEFT doesn't support for transformers' Conv1D.
+    pub(super) fn not_turned(&self, entries: &Entries, entry: &str, module: &str, kind: &str) -> Result<Weight<'_>> {
+        let weight = self.linear_or_kernel(entries, entry, module, false)?;
         if !weight.transposed {
             return Ok(weight);
         }
         Err(entries
             .finding(entry)
-            .expected(format_args!("a linear layer: PEFT has {kind} for no other"))
+            .expected(format_args!("a linear layer or a convolution: PEFT has {kind} for no other"))
             .found("a Conv1D")
             .unsupported())
     }

@@ -24,16 +24,17 @@ const ROTATION: &str = "boft_R";
 /// The changes of a BOFT adapter.
 pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
     // The shapes determine the blocks and the number of factors, which is one where PEFT had no CUDA, whatever the
-    // config says. PEFT supports only nn.Linear.
+    // config says. The kernel of a convolution is rotated as a matrix.
     fields.ignore(&["boft_block_num", "boft_block_size", "boft_n_butterfly_factor", "fan_in_fan_out"]);
     fields.ignore(&["boft_dropout", "init_weights"]);
     let targets = Targets::read(fields)?;
     let (mut changes, mut adapted) = (Vec::new(), HashSet::new());
     for module in entries.modules(ROTATION) {
         let name = format!("{module}.{ROTATION}");
-        let weight = base.linear_only(entries, &name, &module, "BOFT")?;
+        let weight = base.not_turned(entries, &name, &module, "BOFT")?;
         let tensor = entries.need(&name)?;
-        let scale = entries.shaped(&format!("{module}.boft_s"), &[weight.d_out, 1])?.read()?;
+        let scale_shape = if weight.is_kernel() { [1, weight.d_out] } else { [weight.d_out, 1] };
+        let scale = entries.shaped(&format!("{module}.boft_s"), &scale_shape)?.read()?;
         let (factors, size) = match *tensor.shape {
             [factors, blocks, rows, cols] if rows == cols && blocks.checked_mul(rows) == Some(weight.d_in) => {
                 (factors, rows)
@@ -61,7 +62,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let maps: [Arc<dyn RowMap>; 2] = [Arc::new(rotate), Arc::new(ScaleRows(scale.into()))];
         for map in maps {
             let change = Change::Map { others: Vec::new(), map, transposed: false };
-            changes.push((weight.tensor.name.clone(), change));
+            changes.push(weight.change(change));
         }
         adapted.insert(weight.tensor.name.clone());
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::tokens::with_rows;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
-use crate::plan::{Expr, PlannedTensor, RowMap};
+use crate::plan::{Expr, PlannedTensor, RowMap, Sums};
 use crate::quant;
 
 /// A change to one tensor of the base. Values are f32 throughout and are rounded once, in the output.
@@ -35,6 +35,14 @@ pub enum Change {
         /// Whether the function expects the weight as `[d_out, d_in]` while the base stores it transposed.
         transposed: bool,
     },
+    /// A change of the kernel of a convolution, seen as a matrix of this many rows and columns: a row for each output, a
+    /// column for each tap of each input.
+    Kernel {
+        /// `[outputs, inputs * taps]`.
+        matrix: [usize; 2],
+        /// The change of the matrix.
+        change: Box<Change>,
+    },
 }
 
 /// The layout in which a layer stores its weight.
@@ -44,6 +52,8 @@ pub enum WeightLayout {
     OutputsFirst,
     /// `[d_in, d_out]`: Conv1D, and the experts of some classes.
     InputsFirst,
+    /// `[d_out, inputs * taps]`: the kernel of a convolution as a matrix, whose update PEFT computes as a convolution.
+    Kernel,
     /// `[vocab, hidden]`: an embedding, whose input is a token and whose output is the token's row.
     Embedding,
 }
@@ -56,7 +66,7 @@ impl WeightLayout {
 
     /// Whether the weight is the transpose of `B A`.
     pub fn is_transposed(self) -> bool {
-        self != Self::OutputsFirst
+        !matches!(self, Self::OutputsFirst | Self::Kernel)
     }
 }
 
@@ -99,10 +109,14 @@ impl LowRank {
     pub fn delta(&self) -> Expr {
         let (a, b) = (Box::new(self.a.clone()), Box::new(self.b.clone()));
         let product = match self.layout.is_transposed() {
-            false => Expr::Product { scale: self.scale, left: b, right: a },
+            false => {
+                let is_kernel = self.layout == WeightLayout::Kernel;
+                let sums = if is_kernel { Sums::Convolution } else { Sums::Product };
+                Expr::Product { scale: self.scale, left: b, right: a, sums }
+            }
             true => {
                 let transpose = |of: Box<Expr>| Box::new(Expr::Transpose(of));
-                Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b) }
+                Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b), sums: Sums::Product }
             }
         };
         match self.rounded {
@@ -143,6 +157,7 @@ impl Change {
             Change::Replace(tensor) if tensor.expr.raw_dtype() == Some(tensor.dtype) => (Vec::new(), 1.0),
             Change::Replace(tensor) => (vec![&tensor.expr], 1.0),
             Change::Map { others, .. } => (others.iter().collect(), 1.0),
+            Change::Kernel { change, .. } => return change.check_numbers(finding),
         };
         check(&exprs, scale, finding)
     }
@@ -160,6 +175,11 @@ impl Change {
                 let turned = |of: Expr| if *transposed { Expr::Transpose(Box::new(of)) } else { of };
                 let of = [turned(base)].into_iter().chain(others.iter().cloned()).collect();
                 turned(Expr::Map { of, map: map.clone() })
+            }
+            Change::Kernel { matrix, change } => {
+                let (of, shape) = (Box::new(base.clone()), base.shape());
+                let changed = change.apply(Expr::Reshape { of, shape: matrix.to_vec() });
+                Expr::Reshape { of: Box::new(changed), shape }
             }
         }
     }

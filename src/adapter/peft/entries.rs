@@ -43,6 +43,11 @@ impl Entries {
         }
     }
 
+    /// The shape of the untaken tensor called `name`.
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(self.left.get(name)?.shape.as_slice())
+    }
+
     /// Takes the tensor called `name`, which must exist.
     pub(super) fn need(&mut self, name: &str) -> Result<PlannedTensor> {
         self.take(name).ok_or_else(|| self.finding(name).expected(ABSENT).found("none").format())

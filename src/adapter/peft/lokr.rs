@@ -6,12 +6,14 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::Named;
-use super::base::Base;
+use super::base::{Base, Weight};
 use super::change::Change;
 use super::entries::Entries;
+use super::loha::core_shape;
 use super::lycoris::Settings;
 use super::rows::product;
 use super::targets::Targets;
+use super::tucker::{First, Tucker};
 use crate::error::Result;
 use crate::json::Fields;
 use crate::plan::Expr;
@@ -28,12 +30,13 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     modules.extend(entries.modules("lokr_w1_a"));
     for module in modules {
         let whole = format!("{module}.lokr_w1");
-        let weight = base.linear_only(entries, &whole, &module, "LoKr")?;
+        let weight = base.not_turned(entries, &whole, &module, "LoKr")?;
         let rank = settings.rank(&module);
         let left = factor(entries, &whole, rank)?;
-        let right = factor(entries, &format!("{module}.lokr_w2"), rank)?;
+        let right = right_factor(entries, &weight, &module, rank)?;
         let scale = settings.scale(&module, rank);
-        let (l, r, shape) = (left.shape(), right.shape(), [weight.d_out, weight.d_in]);
+        let shape = [weight.d_out, weight.d_in];
+        let (l, r) = (left.shape(), right.matrix_shape());
         if !(0..2).all(|i| l[i].checked_mul(r[i]) == Some(shape[i])) {
             return Err(entries
                 .finding(&whole)
@@ -46,11 +49,75 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
                 .hint("this adapter belongs to another base model")
                 .mismatch());
         }
-        changes.push((weight.tensor.name.clone(), Change::Add(delta(left, right, scale))));
+        changes.push(weight.change(Change::Add(right.product(left, scale, &shape))));
         adapted.insert(weight.tensor.name.clone());
     }
     targets.complete(entries, base, &adapted, "lokr_w1")?;
     Ok(changes)
+}
+
+/// The factor with a kernel's taps.
+enum Right {
+    /// `[rows, columns * taps]`
+    Matrix(Expr),
+    /// A kernel of one dimension as it is, `[rows, columns, taps]`. PEFT takes its rows for a further dimension in front,
+    /// and the product for the kernel all the same, in training and when it merges: so this does, too.
+    Rows(Expr),
+}
+
+impl Right {
+    fn matrix_shape(&self) -> [usize; 2] {
+        let shape = match self {
+            Right::Matrix(of) | Right::Rows(of) => of.shape(),
+        };
+        [shape[0], shape[1..].iter().product()]
+    }
+
+    /// `scale` times the Kronecker product with `left`, in `shape`.
+    fn product(self, left: Expr, scale: f32, shape: &[usize]) -> Expr {
+        let of = match self {
+            Right::Matrix(right) => return delta(left, right, scale),
+            Right::Rows(of) => of,
+        };
+        let (rows, columns, taps) = (of.shape()[0], of.shape()[1], of.shape()[2]);
+        let matrix = Expr::Reshape { of: Box::new(of), shape: vec![rows * columns, taps] };
+        let of_row = |row: usize| {
+            let right = Expr::slice(matrix.clone(), row * columns, columns, vec![columns, taps]);
+            delta(left.clone(), right, scale)
+        };
+        let joined: Vec<Expr> = (0..rows).map(of_row).collect();
+        let of_one = joined.first().map(Expr::shape).unwrap_or_default();
+        let joined = Expr::concat(joined, [&[rows], &*of_one].concat());
+        Expr::Reshape { of: Box::new(joined), shape: shape.to_vec() }
+    }
+}
+
+/// The factor of a kernel with its taps, or of a linear layer.
+fn right_factor(entries: &mut Entries, weight: &Weight, module: &str, rank: usize) -> Result<Right> {
+    let (name, core) = (format!("{module}.lokr_w2"), format!("{module}.lokr_t2"));
+    if !weight.is_kernel() {
+        return factor(entries, &name, rank).map(Right::Matrix);
+    }
+    if entries.shape(&core).is_some() {
+        let core = entries.shaped(&core, &core_shape(weight, rank))?.expr;
+        let mut side = |part: &str| {
+            let name = format!("{name}_{part}");
+            let sizes = entries.row_len(&name).unwrap_or_default();
+            Ok::<_, crate::Error>(entries.shaped(&name, &[rank, sizes])?.expr)
+        };
+        let (outputs, inputs) = (side("a")?, side("b")?);
+        return Ok(Right::Matrix(Tucker { core, outputs, inputs }.matrix(First::Outputs)));
+    }
+    let taps = weight.taps();
+    match entries.shape(&name) {
+        Some([rows, columns, own @ ..]) if own == taps && !own.is_empty() => {
+            let (rows, columns) = (*rows, *columns);
+            let of = entries.shaped(&name, &[&[rows, columns], taps].concat())?.expr;
+            let shape = vec![rows, columns * taps.iter().product::<usize>()];
+            Ok(if taps.len() == 1 { Right::Rows(of) } else { Right::Matrix(Expr::Reshape { of: Box::new(of), shape }) })
+        }
+        _ => factor(entries, &name, rank).map(Right::Matrix),
+    }
 }
 
 /// One of the two factors: the tensor called `name`, or a product of two tensors.
@@ -66,7 +133,7 @@ fn factor(entries: &mut Entries, name: &str, rank: usize) -> Result<Expr> {
                         .finding(name)
                         .expected(format_args!("a matrix of rank {rank} by adapter_config.json"))
                         .found(show_shape(&tensor.shape))
-                        .hint("its config is not its own, or it is of a convolution, which this version can't merge")
+                        .hint("its config is not its own")
                         .mismatch());
                 }
             }

@@ -173,19 +173,23 @@ fn linear(
     changes: &mut Vec<Named>,
 ) -> Result<String> {
     let name_a = format!("{module}.lora_A.weight");
-    let weight = base.linear(entries, &name_a, module, config.fan_in_fan_out)?;
-    let Weight { tensor, d_out, d_in, transposed } = weight;
+    let weight = base.linear_or_kernel(entries, &name_a, module, config.fan_in_fan_out)?;
+    let Weight { tensor, d_out, transposed, .. } = weight;
     let rank = config.rank(module);
-    let a = entries.shaped(&name_a, &[rank, d_in])?;
-    let b = entries.shaped(&format!("{module}.lora_B.weight"), &[d_out, rank])?;
+    let (a, b) = factors(entries, &weight, module, rank)?;
     let scale = config.scale(module, rank);
+    // PEFT multiplies the factors of two-dimensional convolutions with one tap.
+    let layout = match weight.taps() {
+        [] | [1, 1] => WeightLayout::of_linear(transposed),
+        _ => WeightLayout::Kernel,
+    };
     // In transformers, a router is a parameter and not a linear layer, so PEFT rounds its update.
     let router = is_parameter_router(module);
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
     let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
     let alpha = Some(config.over_rank(config.lora_alpha(module), rank));
-    let update = LowRank { scale, alpha, a: a.expr, b: b.expr, layout: WeightLayout::of_linear(transposed), rounded };
-    low_rank(config, entries, module, tensor, update, d_out, changes)?;
+    let update = LowRank { scale, alpha, a, b, layout, rounded };
+    low_rank(config, entries, module, &weight, update, d_out, changes)?;
     if config.lora_bias {
         let name = format!("{module}.lora_B.bias");
         let bias = entries.shaped(&name, &[d_out])?;
@@ -196,6 +200,36 @@ fn linear(
         changes.push((target.name.clone(), Change::Add(delta)));
     }
     Ok(tensor.name.clone())
+}
+
+/// `A` and `B` of a linear layer or, as matrices, of a convolution: there `A` has the base's taps, and `B` one.
+fn factors(entries: &mut Entries, weight: &Weight, module: &str, rank: usize) -> Result<(Expr, Expr)> {
+    let (name_a, name_b) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
+    if !weight.is_kernel() {
+        let a = entries.shaped(&name_a, &[rank, weight.d_in])?;
+        return Ok((a.expr, entries.shaped(&name_b, &[weight.d_out, rank])?.expr));
+    }
+    let shape_a = [&[rank, weight.inputs()], weight.taps()].concat();
+    let shape_b = [&[weight.d_out, rank][..], &vec![1; weight.taps().len()]].concat();
+    if let Some([found, inputs, taps @ ..]) = entries.shape(&name_a)
+        && *found == rank
+        && *inputs > weight.inputs()
+        && inputs.is_multiple_of(weight.inputs())
+        && taps == weight.taps()
+    {
+        return Err(entries
+            .finding(&name_a)
+            .expected("a convolution without groups")
+            .found(format_args!(
+                "{} groups, and a LoRA that mixes the inputs of all: no kernel with groups is that model, and PEFT doesn't \
+                 merge it either",
+                inputs / weight.inputs()
+            ))
+            .unsupported());
+    }
+    let (a, b) = (entries.shaped(&name_a, &shape_a)?, entries.shaped(&name_b, &shape_b)?);
+    let matrix = |of: PlannedTensor, shape: [usize; 2]| Expr::Reshape { of: Box::new(of.expr), shape: shape.to_vec() };
+    Ok((matrix(a, [rank, weight.d_in]), matrix(b, [weight.d_out, rank])))
 }
 
 /// The changes of an embedding, whose weight is `[vocab, hidden]`.
@@ -215,7 +249,8 @@ fn embedding(
     let rounded = base.rounding(tensor.dtype).filter(|_| !config.use_dora);
     let (scale, alpha) = (config.scale(module, rank), Some(config.over_rank(config.lora_alpha(module), rank)));
     let update = LowRank { scale, alpha, a: a.expr, b: b.expr, layout: WeightLayout::Embedding, rounded };
-    low_rank(config, entries, module, tensor, update, hidden, changes)?;
+    let weight = Weight { tensor, d_out: hidden, d_in: vocab, transposed: true };
+    low_rank(config, entries, module, &weight, update, hidden, changes)?;
     Ok(tensor.name.clone())
 }
 
@@ -224,17 +259,18 @@ fn low_rank(
     config: &Config,
     entries: &mut Entries,
     module: &str,
-    tensor: &PlannedTensor,
+    weight: &Weight,
     update: LowRank,
     outputs: usize,
     changes: &mut Vec<Named>,
 ) -> Result<()> {
     let outputs_are_columns = update.layout.is_transposed();
     let update = Change::LowRank(update);
-    changes.push((tensor.name.clone(), update.clone()));
+    changes.push(weight.change(update.clone()));
     if config.use_dora {
         let magnitude = magnitude(entries, module, outputs)?;
-        changes.push((tensor.name.clone(), dora::rescale(tensor, &update, &magnitude, outputs_are_columns, 0.0)?));
+        let rescale = dora::rescale(&weight.matrix(), &update, &magnitude, outputs_are_columns, 0.0)?;
+        changes.push(weight.change(rescale));
     }
     Ok(())
 }
@@ -245,7 +281,7 @@ fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f3
     let older = format!("{name}.weight");
     let name = if entries.names().any(|n| n == older) { older } else { name };
     let tensor = entries.need(&name)?;
-    // For embeddings, they are stored as a row.
+    // For embeddings, they are stored as a row; for convolutions with further dimensions of one.
     if tensor.elems() == d_out && tensor.shape.iter().all(|d| *d == 1 || *d == d_out) {
         return tensor.read();
     }

@@ -18,7 +18,7 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn read(fields: &mut Fields) -> Result<Self> {
-        // Only for convolutions, which have tensors of their own.
+        // The tensors show it.
         fields.ignore(&["use_effective_conv2d"]);
         fields.ignore(&["init_weights", "module_dropout", "rank_dropout", "rank_dropout_scale"]);
         Ok(Self {

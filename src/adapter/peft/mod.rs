@@ -25,6 +25,7 @@ mod save;
 mod saved;
 mod targets;
 mod tokens;
+mod tucker;
 mod vblora;
 mod vera;
 
@@ -33,11 +34,12 @@ use std::path::{Path, PathBuf};
 pub use base::Base;
 pub(crate) use change::stack_delta;
 pub use change::{Change, LowRank, WeightLayout};
-pub(super) use dora::rescale;
+pub(super) use dora::{input_factors, rescale};
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use rows::{ScaleColumns, ScaleRows, product};
 pub use save::NewLora;
+pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;
 
 use entries::Entries;

@@ -1,4 +1,4 @@
-//! OFT: inputs are rotated in blocks; for embeddings, the embedding vectors.
+//! OFT: inputs are rotated in blocks, with their taps in convolutions; for embeddings, the embedding vectors.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/oft/layer.py` (`OFTRotationModule`, `merge`). It multiplies by the
 //! whole block-diagonal matrix; multiplying by the blocks alone gives the same bits. Without `use_cayley_neumann`,
@@ -58,15 +58,16 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             .hint("this is the older form of OFT, which PEFT can't load either")
             .unsupported());
     }
-    // PEFT adjusts `r` and the block size to divisors of the inputs, so the shapes decide. It supports only nn.Linear.
+    // PEFT adjusts `r` and the block size to divisors of the inputs, so the shapes decide. The kernel of a
+    // convolution is rotated as a matrix.
     fields.ignore(&["r", "fan_in_fan_out", "init_weights", "module_dropout"]);
     let targets = Targets::read(fields)?;
     let (mut changes, mut adapted) = (Vec::new(), HashSet::new());
     for module in entries.modules(ROTATION) {
         let name = format!("{module}.{ROTATION}");
-        let weight = base.linear_only(entries, &name, &module, "OFT")?;
+        let weight = base.not_turned(entries, &name, &module, "OFT")?;
         let rotate = rotate(&config, entries, &name, weight.d_in, false)?;
-        changes.push((weight.tensor.name.clone(), rotated(rotate)));
+        changes.push(weight.change(rotated(rotate)));
         adapted.insert(weight.tensor.name.clone());
     }
     for module in entries.modules(EMBEDDING) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::plan::{Expr, Pick, RowMap};
+use crate::plan::{Expr, Pick, RowMap, Sums};
 
 /// Multiplies every row by its own number.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) fn map(of: Expr, map: impl RowMap + 'static) -> Expr {
 
 /// The product of two matrices, unscaled.
 pub(in crate::adapter) fn product(left: Expr, right: Expr) -> Expr {
-    Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right) }
+    Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right), sums: Sums::Product }
 }
 
 /// The first `rows` rows and `cols` columns of a tensor, seen as a matrix with rows of `width`. The

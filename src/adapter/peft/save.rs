@@ -47,7 +47,9 @@ impl NewLora {
         for module in &modules {
             let names = match module.update.layout {
                 WeightLayout::Embedding => ["lora_embedding_A", "lora_embedding_B"],
-                WeightLayout::OutputsFirst | WeightLayout::InputsFirst => ["lora_A.weight", "lora_B.weight"],
+                WeightLayout::OutputsFirst | WeightLayout::InputsFirst | WeightLayout::Kernel => {
+                    ["lora_A.weight", "lora_B.weight"]
+                }
             };
             for (name, expr) in names.into_iter().zip([&module.update.a, &module.update.b]) {
                 let (name, expr) = (format!("{PREFIX}{}.{name}", module.path), expr.clone());

@@ -15,6 +15,7 @@ use crate::arch::names::{is_unread_layer, layers_read};
 use crate::arch::wrapper::other_part;
 use crate::error::Result;
 use crate::json::Fields;
+use crate::plan::PlannedTensor;
 
 /// `target_modules`, `exclude_modules` and `layers_to_transform` of a config.
 pub(super) struct Targets {
@@ -103,6 +104,10 @@ impl Targets {
     ) -> Result<()> {
         // An adapter that was trained on the text model alone has no tensors for the other parts.
         let is_whole = adapted.iter().any(|name| other_part(name).is_some());
+        // A tensor of more dimensions needn't be the kernel of a convolution. Where the adapter has one, it is.
+        let is_kernel = |tensor: &PlannedTensor| tensor.shape.len() > 2 && adapted.contains(&tensor.name);
+        let with_kernels = base.named().any(|(_, tensor)| is_kernel(tensor));
+        let most = if with_kernels { 5 } else { 2 };
         let layers = layers_read(base.config());
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
@@ -110,7 +115,8 @@ impl Targets {
                 continue;
             }
             // transformers keeps a layer's experts in one tensor, so target_modules doesn't select single experts.
-            if tensor.shape.len() != 2 || module.contains(".experts.") || self.wants(module) != Some(true) {
+            let is_weight = (2..=most).contains(&tensor.shape.len());
+            if !is_weight || module.contains(".experts.") || self.wants(module) != Some(true) {
                 continue;
             }
             if !adapted.contains(&tensor.name) {

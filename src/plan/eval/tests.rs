@@ -4,7 +4,7 @@ use std::sync::Arc;
 use super::*;
 use crate::dtype::DType;
 use crate::formats::safetensors::SafetensorsFile;
-use crate::plan::{Plan, TensorRef};
+use crate::plan::{Plan, Sums, TensorRef};
 use crate::source::Source;
 
 fn planned(shape: &[usize], expr: Expr) -> PlannedTensor {
@@ -78,7 +78,7 @@ fn a_product_is_scaled_after_the_sum_and_rows_can_be_made_alone() {
     let values =
         |shape: &[usize], values: &[f32]| Box::new(Expr::Values { shape: shape.to_vec(), values: Arc::from(values) });
     let (left, right) = (values(&[2, 2], &[1., 2., 3., 4.]), values(&[2, 3], &[1., 0., 2., 1., 1., 1.]));
-    let tensor = planned(&[2, 3], Expr::Product { scale: 0.5, left, right });
+    let tensor = planned(&[2, 3], Expr::Product { scale: 0.5, left, right, sums: Sums::Product });
     assert_eq!(tensor.read_rows(0..2).unwrap(), [1.5, 1.0, 2.0, 3.5, 2.0, 5.0]);
     assert_eq!(tensor.read_rows(1..2).unwrap(), [3.5, 2.0, 5.0]);
 }
