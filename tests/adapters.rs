@@ -315,7 +315,10 @@ fn kinds_for_linear_layers_only_are_refused_on_others() {
     let name = "base_model.model.transformer.h.0.attn.c_attn.hada_w1_a";
     let dir = changed("loha", serde_json::json!({}), |tensors| *tensors = [(name.to_owned(), zeros(&[48, 3]))].into());
     let error = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
-    assert!(error.contains("c_attn.hada_w1_a\": expected a linear layer or a convolution: PEFT has LoHa for no other"), "{error}");
+    assert!(
+        error.contains("c_attn.hada_w1_a\": expected a linear layer or a convolution: PEFT has LoHa for no other"),
+        "{error}"
+    );
 }
 
 /// Merges one file of kohya's kind.

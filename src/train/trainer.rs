@@ -268,6 +268,13 @@ impl Run<'_> {
     /// Writes a checkpoint, and the adapter itself where users look for it.
     fn save(&self, at: &At) -> Result<PathBuf> {
         let adapter = self.current()?;
+        // What the step's update made not finite would show in the next step's loss.
+        let bad = adapter.tensors().iter().find_map(|(name, tensor)| {
+            tensor.values.iter().find(|value| !value.is_finite()).map(|value| (name, f64::from(*value)))
+        });
+        if let Some((name, value)) = bad {
+            return Err(self.not_finite(format!("weights after step {}", at.step), value, name));
+        }
         let state = State {
             step: at.step,
             config: self.config.clone(),

@@ -52,6 +52,23 @@ fn checkpoints(output: &Path) -> Vec<usize> {
 }
 
 #[test]
+fn weights_that_a_step_made_infinite_are_reported_with_the_step_and_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("run");
+    let settings = [
+        "training.steps=5",
+        "training.learning_rate=2e38",
+        "training.clip_norm=0",
+        "training.warmup_steps=0",
+        "training.checkpoint_every=1",
+    ];
+    let error = run(&config(&output, &settings), false, usize::MAX).unwrap_err().to_string();
+    assert!(error.contains("weights after step 1: expected a finite number, found"), "{error}");
+    assert!(error.contains("lora_") && error.contains("lower training.learning_rate"), "{error}");
+    assert_eq!((error.lines().count(), checkpoints(&output).len()), (1, 0));
+}
+
+#[test]
 fn a_run_resumes_inside_an_epoch_with_the_rows_of_one_that_never_stopped() {
     let dir = tempfile::tempdir().unwrap();
     for (number, settings) in [
