@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use atombank::DType;
 use atombank::formats::safetensors;
-use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging};
+use atombank::plan::{self, Expr, Plan, PlannedTensor, Staging, Sums};
 use atombank::quant;
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -55,7 +55,8 @@ fn execute(bencher: Bencher, rank: usize) {
             let values = vec![0.01; shape[0] * shape[1]].into();
             Box::new(Expr::Values { shape: shape.to_vec(), values })
         };
-        let delta = Expr::Product { scale: 2.0, left: factor([rows, rank]), right: factor([rank, cols]) };
+        let (left, right) = (factor([rows, rank]), factor([rank, cols]));
+        let delta = Expr::Product { scale: 2.0, left, right, sums: Sums::Product };
         expr = Expr::Add { of: Box::new(expr), delta: Box::new(delta) };
     }
     let tensor = PlannedTensor { name: "w".into(), dtype: DType::BF16, shape: vec![rows, cols], expr };

@@ -13,7 +13,7 @@ use atombank::convert::lora::{self, LoraBase};
 use atombank::convert::{Input, Opening, OutType, to_gguf};
 use atombank::dtype::DType;
 use atombank::output::{Destination, Output};
-use atombank::plan::{Expr, Plan, PlannedTensor};
+use atombank::plan::{Expr, Plan, PlannedTensor, Sums};
 use cases::{Case, cases, numbers};
 use serde_json::json;
 
@@ -252,7 +252,7 @@ impl Lora<'_> {
             true => {
                 let (a, b) = (self.factor(tensor, "lora_A").expr, self.factor(tensor, "lora_B").expr);
                 let (left, right) = (Box::new(b), Box::new(a));
-                let delta = Expr::Product { scale: ALPHA / RANK as f32, left, right };
+                let delta = Expr::Product { scale: ALPHA / RANK as f32, left, right, sums: Sums::Product };
                 let is_turned = self.is_conv1d && tensor.name.contains(".c_");
                 let delta = if is_turned { Expr::Transpose(Box::new(delta)) } else { delta };
                 Expr::Add { of: Box::new(tensor.expr.clone()), delta: Box::new(delta) }
