@@ -59,7 +59,8 @@ impl RowMap for ByRow {
 }
 
 /// The Euclidean norm of contiguous values as torch computes it on the CPU (`ReduceOpsKernel.cpp`,
-/// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order.
+/// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order. Of the values behind the last whole
+/// lanes, its compiler squares four at a time and adds them in order; the last ones are multiplied and added in one step.
 pub(super) fn norm(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
@@ -69,7 +70,9 @@ pub(super) fn norm(row: &[f32]) -> f32 {
         }
     }
     let sum = lanes[1..].iter().fold(lanes[0], |sum, lane| sum + lane);
-    rest.iter().fold(sum, |sum, v| sum + v * v).sqrt()
+    let (fours, last) = rest.as_chunks::<4>();
+    let sum = fours.iter().flatten().fold(sum, |sum, v| sum + v * v);
+    last.iter().fold(sum, |sum, v| v.mul_add(*v, sum)).sqrt()
 }
 
 /// `m / norm` of every column of `W + delta`. torch sums values that aren't contiguous in order.
