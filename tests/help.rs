@@ -29,8 +29,21 @@ const OWN: [(&str, &[&str]); 15] = [
         "bank build",
         &["--output", "--rank", "--describe", "--encoder", "--top-k", "--device", "--overwrite", "--dry-run", "--json"],
     ),
-    ("merge", &["--keep-base", "--as", "--tokenizer", "--json"]),
-    ("extract", &["--rank", "--energy", "--seed", "--json"]),
+    (
+        "merge",
+        &[
+            "--key",
+            "--strip-prefix",
+            "--expand-shared",
+            "--into",
+            "--into-key",
+            "--keep-base",
+            "--as",
+            "--tokenizer",
+            "--json",
+        ],
+    ),
+    ("extract", &["--key-a", "--key-b", "--strip-prefix", "--rank", "--energy", "--seed", "--json"]),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
     (
@@ -66,6 +79,10 @@ const OWN: [(&str, &[&str]); 15] = [
         "convert",
         &[
             "--key",
+            "--strip-prefix",
+            "--expand-shared",
+            "--into",
+            "--into-key",
             "--base",
             "--metadata",
             "--model-name",
@@ -99,8 +116,8 @@ const OWN: [(&str, &[&str]); 15] = [
         ],
     ),
     ("quantize", &["--override-key", "--json"]),
-    ("inspect", &["--key", "--as", "--tensors", "--json"]),
-    ("compare", &["--tensors", "--json"]),
+    ("inspect", &["--key", "--strip-prefix", "--as", "--tensors", "--json"]),
+    ("compare", &["--key-a", "--key-b", "--strip-prefix", "--tensors", "--json"]),
 ];
 
 /// Options about the output, of every command that writes a checkpoint.

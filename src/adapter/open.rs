@@ -3,7 +3,6 @@
 //! PEFT writes an adapter as a folder. Trainers write such folders into others: one for every checkpoint of a run, one
 //! for every named adapter. A path may name any of these folders, or a file in them.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use super::kohya;
 use super::peft::{self, Base, Changes};
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::error::{Error, Finding, IoContext, Result};
+use crate::formats::FileKind;
 use crate::formats::gguf::{GgufModel, Metadata};
 use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
@@ -90,18 +90,15 @@ impl AdapterFiles {
             return Self::find(folder);
         }
         let (file, notes) = (path.to_owned(), Vec::new());
-        let source: Arc<dyn Source> = match beginning(path)? {
-            [b'G', b'G', b'U', b'F', ..] => {
+        let source: Arc<dyn Source> = match FileKind::of(path)? {
+            Some(FileKind::Gguf) => {
                 let model = GgufModel::open(path)?;
                 let tensors = model.tensors().iter().cloned().collect();
                 let form = AdapterForm::Gguf(model.metadata().clone());
                 return Ok(Self { path: file.clone(), file, tensors, form, notes });
             }
-            // safetensors: a JSON header follows the header's length.
-            [.., b'{'] => Arc::new(SafetensorsFile::open(path)?),
-            // PyTorch: a zip or a pickle.
-            [b'P', b'K', ..] | [0x80, ..] => Arc::new(PytorchFile::open(path, None)?),
-            _ => Arc::new(SafetensorsFile::open(path)?),
+            Some(FileKind::Pytorch) => Arc::new(PytorchFile::open(path, None)?),
+            Some(FileKind::Safetensors) | None => Arc::new(SafetensorsFile::open(path)?),
         };
         let tensors = Plan::taking(&source);
         if !peft::names_are_pefts(&tensors) {
@@ -162,6 +159,7 @@ impl AdapterFiles {
             AdapterForm::Gguf(metadata) => gguf_changes(&self.file, metadata, &tensors, base)?,
         };
         changes.check_numbers()?;
+        changes = changes.on_main_names(base)?;
         changes.notes.splice(0..0, self.notes.iter().cloned());
         Ok(changes)
     }
@@ -183,16 +181,6 @@ fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -
     let mut changes = peft::changes(path, &folder.config, path, folder.tensors, base)?;
     changes.notes.extend(folder.notes);
     Ok(changes)
-}
-
-/// The first bytes of a file; zeros where it is shorter.
-fn beginning(path: &Path) -> Result<[u8; 9]> {
-    let mut bytes = [0; 9];
-    let file = std::fs::File::open(path).at(path, "open")?;
-    let mut read = Vec::new();
-    file.take(bytes.len() as u64).read_to_end(&mut read).at(path, "read")?;
-    bytes[..read.len()].copy_from_slice(&read);
-    Ok(bytes)
 }
 
 /// The weights in a folder of PEFT: safetensors if there are any, otherwise torch's file.

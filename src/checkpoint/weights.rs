@@ -16,8 +16,8 @@ use crate::source::Source;
 
 /// The values in a file that aren't tensors: path and description of each.
 type Others = Vec<(String, String)>;
-/// One file, and its values that aren't tensors.
-type Opened = (Arc<dyn Source>, Others);
+/// One file, its values that aren't tensors, and notes on how it was read.
+type Opened = (Arc<dyn Source>, Others, Vec<String>);
 
 /// The weights of a folder.
 pub(crate) struct FolderWeights {
@@ -42,13 +42,13 @@ struct Form {
 }
 
 fn open_safetensors(path: &Path, _: Option<&str>) -> Result<Opened> {
-    Ok((Arc::new(SafetensorsFile::open(path)?), Others::new()))
+    Ok((Arc::new(SafetensorsFile::open(path)?), Others::new(), Vec::new()))
 }
 
 fn open_pytorch(path: &Path, key: Option<&str>) -> Result<Opened> {
     let file = PytorchFile::open(path, key)?;
-    let others = file.others().to_vec();
-    Ok((Arc::new(file), others))
+    let (others, notes) = (file.others().to_vec(), file.notes().to_vec());
+    Ok((Arc::new(file), others, notes))
 }
 
 /// The formats of transformers, in order of preference.
@@ -170,11 +170,12 @@ pub(crate) fn open_weights(folder: &Path, key: Option<&str>) -> Result<FolderWei
             let finding = Finding::new("", "key").expected("PyTorch files to choose a part of");
             return Err(finding.found(format_args!("{:?}", folder.join(&files[0]))).setting());
         }
-        let (plan, others, found) = open_files(folder, form, key, &files, map.as_ref().map(|(_, map)| map))?;
+        let (mut weights, found) = open_files(folder, form, key, &files, map.as_ref().map(|(_, map)| map))?;
         if let Some((index, map)) = &map {
             agrees_with_index(index, map, &found)?;
         }
-        return Ok(FolderWeights { plan, others, notes });
+        weights.notes.splice(0..0, notes);
+        return Ok(weights);
     }
     let mut names: Vec<String> =
         forms.iter().flat_map(|form| [format!("{}.{}", form.stem, form.extension), form.index.to_owned()]).collect();
@@ -195,16 +196,24 @@ fn open_files(
     key: Option<&str>,
     files: &[String],
     index: Option<&BTreeMap<String, String>>,
-) -> Result<(Plan, Others, HashMap<String, String>)> {
+) -> Result<(FolderWeights, HashMap<String, String>)> {
     let mut plan = Plan::default();
     let mut others = Others::new();
+    let mut notes = Vec::new();
     let mut found: HashMap<String, (usize, String)> = HashMap::new();
     for name in files {
-        let (source, beside) = (form.open)(&folder.join(name), key)?;
+        let (source, beside, read) = (form.open)(&folder.join(name), key)?;
         others.extend(beside);
+        notes.extend(read.into_iter().map(|note| format!("{name}: {note}")));
         for tensor in TensorRef::all(&source) {
             let crate::source::TensorInfo { name: tensor_name, dtype, shape } = tensor.info().clone();
+            let is_second_name = tensor.is_second_name();
             let tensor = PlannedTensor { name: tensor_name, dtype, shape, expr: Expr::Take(tensor) };
+            // An index of safetensors files doesn't have the names that stand in their metadata.
+            if is_second_name && index.is_some_and(|map| !map.contains_key(&tensor.name)) {
+                plan.tensors.push(tensor);
+                continue;
+            }
             match found.entry(tensor.name.clone()) {
                 Entry::Vacant(entry) => {
                     entry.insert((plan.tensors.len(), name.clone()));
@@ -220,7 +229,8 @@ fn open_files(
             }
         }
     }
-    Ok((plan, others, found.into_iter().map(|(name, (_, file))| (name, file)).collect()))
+    let files = found.into_iter().map(|(name, (_, file))| (name, file)).collect();
+    Ok((FolderWeights { plan, others, notes }, files))
 }
 
 /// Checks that two shards have the same values for a tensor.

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
+use atombank::convert::Opening;
 use atombank::report::Comparison;
-use atombank::report::compare::{Difference, Form, Outcome, TensorComparison, sides};
+use atombank::report::compare::{Difference, Form, Outcome, TensorComparison, sides_of};
 use clap::Args;
 
 use super::input::{Found, Input, with_inputs};
@@ -25,6 +26,15 @@ pub(crate) struct CompareArgs {
     a: String,
     /// What to compare, like the quantized model: any of these, too
     b: String,
+    /// The part of A, if it is a PyTorch file, such as state_dict
+    #[arg(long, value_name = "NAME")]
+    key_a: Option<String>,
+    /// The part of B, if it is one
+    #[arg(long, value_name = "NAME")]
+    key_b: Option<String>,
+    /// What to take off the names of tensors alone that begin with it, such as module.
+    #[arg(long, value_name = "PREFIX")]
+    strip_prefix: Option<String>,
     /// List every tensor, not just the worst ten
     #[arg(long)]
     tensors: bool,
@@ -35,7 +45,12 @@ pub(crate) struct CompareArgs {
 
 pub(crate) fn run(args: &CompareArgs, common: &Common) -> Result<()> {
     let inputs = [&args.a, &args.b].map(|input| Input::new(input, Need::Everything));
-    let (a, b) = with_inputs(&inputs, common, |found: &[Found]| Ok(sides(&found[0].path, &found[1].path)?))?.made;
+    fn opening<'a>(key: &'a Option<String>, prefix: &'a Option<String>) -> Opening<'a> {
+        Opening { key: key.as_deref(), strip_prefix: prefix.as_deref(), ..Opening::default() }
+    }
+    let openings = [&args.key_a, &args.key_b].map(|key| opening(key, &args.strip_prefix));
+    let look = |found: &[Found]| Ok(sides_of((&found[0].path, openings[0]), (&found[1].path, openings[1]))?);
+    let (a, b) = with_inputs(&inputs, common, look)?.made;
     let bar = progress::bar(0, "comparing [{bar:30}] {percent}% {eta}", common.quiet);
     let comparison = Comparison::watched(&a, &b, &|done, total| {
         bar.set_length(total);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::{Content, Fuse};
 use atombank::error::Finding;
-use atombank::jobs::{self, ConvertSettings};
+use atombank::jobs::{self, ConvertSettings, OutputSettings};
 use clap::Args;
 use serde_json::{Map, Value};
 
@@ -23,6 +23,18 @@ pub(crate) struct ConvertArgs {
     /// The part of a PyTorch file to convert, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+    /// What to take off the names of tensors alone that begin with it, such as module.
+    #[arg(long, value_name = "PREFIX")]
+    strip_prefix: Option<String>,
+    /// Write a tensor for every name, where names share a storage
+    #[arg(long)]
+    expand_shared: bool,
+    /// Write this PyTorch file again, with the new values in place of its own; everything else in it stays
+    #[arg(long, value_name = "FILE")]
+    into: Option<PathBuf>,
+    /// The part of that file that gets the values, such as state_dict
+    #[arg(long, value_name = "NAME")]
+    into_key: Option<String>,
     /// The base model, for a LoRA: names and shapes of the weights that it changes. A folder, of which config.json is
     /// enough, or a GGUF
     #[arg(long, value_name = "MODEL")]
@@ -81,7 +93,13 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
-    args.output.settings().check()?;
+    let output = OutputSettings {
+        expand_shared: args.expand_shared,
+        into: args.into.clone(),
+        into_key: args.into_key.clone(),
+        ..args.output.settings()
+    };
+    output.check()?;
     if let Some(path) = &args.with_mmproj {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path).unwrap_or_default());
         if real(path) == real(&args.output.output) || path.extension().is_none_or(|ending| ending != "gguf") {
@@ -101,8 +119,9 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
         let mut others = found[1..].iter().map(|other| other.path.clone());
         let settings = ConvertSettings {
             input: found[0].path.clone(),
-            output: args.output.settings(),
+            output: output.clone(),
             key: args.key.clone(),
+            strip_prefix: args.strip_prefix.clone(),
             base: args.base.as_ref().and_then(|_| others.next()),
             target_model_dir: args.target_model_dir.as_ref().and_then(|_| others.next()),
             sentence_transformers_dense_modules: args.sentence_transformers_dense_modules,

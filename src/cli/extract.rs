@@ -19,10 +19,20 @@ use super::{Common, progress, truncation};
     change; energy is the share of the change's squared norm that the update's singular values hold. Embeddings, \
     output head and norms that changed are saved whole, biases with PEFT's bias: all.")]
 pub(crate) struct ExtractArgs {
-    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    /// The base model: a Hugging Face folder, a .safetensors or PyTorch file, or a name on the hub:
+    /// hf:org/name[@revision]
     base: String,
     /// The finetuned model, in one of the same forms
     finetuned: String,
+    /// The part of the base, if it is a PyTorch file, such as state_dict
+    #[arg(long, value_name = "NAME")]
+    key_a: Option<String>,
+    /// The part of the finetuned model, if it is one
+    #[arg(long, value_name = "NAME")]
+    key_b: Option<String>,
+    /// What to take off the names of tensors alone that begin with it, such as module.
+    #[arg(long, value_name = "PREFIX")]
+    strip_prefix: Option<String>,
     /// The largest rank of a module's update
     #[arg(long, value_name = "R", default_value_t = 32, value_parser = parse_rank)]
     rank: usize,
@@ -56,6 +66,9 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
         let settings = ExtractSettings {
             base: found[0].path.clone(),
             finetuned: found[1].path.clone(),
+            key_a: args.key_a.clone(),
+            key_b: args.key_b.clone(),
+            strip_prefix: args.strip_prefix.clone(),
             output: output.clone(),
             base_id: found[0].id.clone(),
             rank: args.rank,

@@ -186,7 +186,8 @@ fn can_only_be_a_hub_name(input: &str) -> bool {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    let file = [".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end));
+    let file =
+        [".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".pkl"].iter().any(|end| name.ends_with(end));
     plain(org) && plain(name) && !file && !Path::new(input).exists() && !Path::new(org).exists()
 }
 

@@ -20,6 +20,9 @@ pub(crate) struct InspectArgs {
     /// The part of a PyTorch file to inspect, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+    /// What to take off the names of tensors alone that begin with it, such as module.
+    #[arg(long, value_name = "PREFIX")]
+    strip_prefix: Option<String>,
     /// How to read a folder that has both a model and adapter_config.json: model or adapter [default: model]
     #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
     content: Option<Content>,
@@ -33,7 +36,8 @@ pub(crate) struct InspectArgs {
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     let input = Input::new(&args.input, Need::Everything).values(false);
-    let opening = Opening { key: args.key.as_deref(), content: args.content };
+    let opening =
+        Opening { key: args.key.as_deref(), content: args.content, strip_prefix: args.strip_prefix.as_deref() };
     let look = |found: &[Found]| Ok(Report::of(&found[0].path, opening)?);
     let Made { made: mut report, outlines } = with_inputs(&[input], common, look)?;
     outlines.put_real_paths(report.problem_mut());
@@ -54,7 +58,8 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
             print_others(others);
             print_tensors(tensors, args.tensors);
         }
-        Report::Weights { metadata, others, tensors } => {
+        Report::Weights { metadata, others, notes, tensors } => {
+            notes.iter().for_each(|note| row("note", note));
             for (key, value) in metadata {
                 row(key, value);
             }
@@ -103,7 +108,10 @@ fn print_others(others: &[(String, String)]) {
 }
 
 fn print_tensors(tensors: &TensorsReport, each: bool) {
-    row("tensors", tensors.list.len());
+    match tensors.list.len() {
+        all if all == tensors.storages => row("tensors", all),
+        all => row("tensors", format_args!("{all} tensors, {} storages", tensors.storages)),
+    }
     row("elements", tensors.elements);
     row("bytes", tensors.bytes);
     for t in &tensors.by_type {

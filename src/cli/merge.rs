@@ -2,12 +2,12 @@
 
 mod method;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
-use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice};
+use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, OutputSettings, TokenizerChoice};
 use atombank::merge::Truncation;
 use clap::Args;
 
@@ -19,12 +19,28 @@ use method::MethodArgs;
 /// Arguments of `merge`.
 #[derive(Args)]
 pub(crate) struct MergeArgs {
-    /// The base model: a Hugging Face folder, a .gguf, or a name on the hub: hf:org/name[@revision]
+    /// The base model: a Hugging Face folder, a .gguf, a .safetensors or PyTorch file of tensors alone, or a name on the
+    /// hub: hf:org/name[@revision]
     base: String,
     /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors. With --method,
     /// also other models of the base's shape. NAME=WEIGHT gives one a weight
     #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
     others: Vec<Weighted>,
+    /// The part of a PyTorch file that is the base, such as state_dict
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// What to take off the names of tensors alone that begin with it, such as module.
+    #[arg(long, value_name = "PREFIX")]
+    strip_prefix: Option<String>,
+    /// Write a tensor for every name, where names share a storage
+    #[arg(long)]
+    expand_shared: bool,
+    /// Write this PyTorch file again, with the new values in place of its own; everything else in it stays
+    #[arg(long, value_name = "FILE")]
+    into: Option<PathBuf>,
+    /// The part of that file that gets the values, such as state_dict
+    #[arg(long, value_name = "NAME")]
+    into_key: Option<String>,
     /// Refuse a quantized base, because weights that the adapter changes would be rounded again
     #[arg(long)]
     keep_base: bool,
@@ -86,7 +102,13 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
 }
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
-    args.output.settings().check()?;
+    let output = OutputSettings {
+        expand_shared: args.expand_shared,
+        into: args.into.clone(),
+        into_key: args.into_key.clone(),
+        ..args.output.settings()
+    };
+    output.check()?;
     let values = !args.output.dry_run;
     let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
     let inputs = [Input::new(&args.base, Need::Model)].into_iter().chain(others);
@@ -101,7 +123,9 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
             base: found[0].path.clone(),
             base_id: found[0].id.clone(),
             others: found[1..].iter().zip(&args.others).map(other).collect(),
-            output: args.output.settings(),
+            key: args.key.clone(),
+            strip_prefix: args.strip_prefix.clone(),
+            output: output.clone(),
             combine: args.method.settings(),
             keep_base: args.keep_base,
             others_as: args.content,

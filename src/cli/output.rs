@@ -99,6 +99,9 @@ impl OutputArgs {
             bigendian: self.bigendian,
             pre: self.pre.clone(),
             recipe: self.recipe.settings(),
+            expand_shared: false,
+            into: None,
+            into_key: None,
             dry_run: self.dry_run,
         }
     }

@@ -157,13 +157,22 @@ pub fn from_gguf(metadata: &Metadata, tensors: &Plan) -> Result<Output> {
     }
     let empty: Arc<dyn Source> = Arc::new(Empty { path: metadata.file().to_owned(), tensors: empty });
     plan.tensors.extend(Plan::taking(&empty).tensors);
+    let aliased = beside.aliases.first().map(|alias| alias.name.clone()).unwrap_or_default();
+    let plan = plan.with_every_name(&beside.aliases).ok_or_else(|| {
+        metadata
+            .finding(&format!("{PREFIX}aliases"))
+            .expected("other names of tensors in the file")
+            .found(format_args!("{aliased:?} and others, of which one is none"))
+            .format()
+    })?;
     let mut names = HashSet::new();
     if let Some(tensor) = plan.tensors.iter().find(|tensor| !names.insert(tensor.name.as_str())) {
         let finding = Finding::new(metadata.file(), format!("tensor {:?}", tensor.name));
         return Err(finding.expected("each name once").found("it twice").format());
     }
     let notes = notes(metadata)?;
-    Ok(Output { sidecars: beside, notes, ..Output::folder("model", plan) })
+    let sidecars = Sidecars { aliases: Vec::new(), ..beside };
+    Ok(Output { sidecars, notes, ..Output::folder("model", plan) })
 }
 
 /// Notes on keys that neither belong to the checkpoint nor are expected in every file.

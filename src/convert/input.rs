@@ -1,5 +1,6 @@
 //! Opens what a path names: a model folder, bare tensors, a GGUF, or an adapter.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use crate::arch::registry;
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, is_model, open_weights};
 use crate::error::{Finding, Result};
+use crate::formats::FileKind;
 use crate::formats::gguf::GgufModel;
 use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
@@ -53,10 +55,32 @@ pub struct Opening<'a> {
     /// How to read a folder that has both a model and adapter_config.json; `None` is as
     /// [`Content::Model`].
     pub content: Option<Content>,
+    /// What is taken off the names of tensors alone that begin with it, such as `module.`.
+    pub strip_prefix: Option<&'a str>,
 }
 
-/// Extensions of PyTorch files.
-pub const PYTORCH_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+/// Extensions of PyTorch files. What a file is follows from its first bytes; these are for files to be written, and for
+/// files that begin like nothing known.
+pub const PYTORCH_EXTENSIONS: [&str; 6] = ["bin", "pt", "pth", "ckpt", "tar", "pkl"];
+
+/// The kind that the name of a file claims.
+fn claimed_kind(path: &Path) -> Option<FileKind> {
+    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "gguf" => Some(FileKind::Gguf),
+        "safetensors" => Some(FileKind::Safetensors),
+        extension => PYTORCH_EXTENSIONS.contains(&extension).then_some(FileKind::Pytorch),
+    }
+}
+
+/// A note for a file whose name claims another kind than its first bytes have, which it is read as.
+///
+/// # Errors
+/// As [`FileKind::of`].
+pub(crate) fn note_of_name(path: &Path) -> Result<Option<String>> {
+    let (found, claimed) = (FileKind::of(path)?, claimed_kind(path));
+    let note = |kind: FileKind| format!("{}: by its first bytes it is {kind}, and is read as one", path.display());
+    Ok(found.filter(|found| claimed.is_some_and(|claimed| claimed != *found)).map(note))
+}
 
 /// Whether the folder `path` holds both a model and the settings of an adapter.
 pub(crate) fn can_be_either(path: &Path) -> bool {
@@ -91,10 +115,9 @@ impl Input {
     /// # Errors
     /// As [`Input::open`].
     pub fn open_stored(path: &Path, opening: Opening) -> Result<Self> {
-        let Opening { key, content } = opening;
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-        let is_pytorch = PYTORCH_EXTENSIONS.contains(&extension.as_str());
-        if key.is_some() && !is_pytorch && !path.is_dir() {
+        let Opening { key, content, strip_prefix } = opening;
+        let kind = FileKind::of(path)?.or(claimed_kind(path));
+        if key.is_some() && kind != Some(FileKind::Pytorch) && !path.is_dir() {
             return Err(Finding::new("", "key")
                 .expected("a PyTorch file to choose from")
                 .found(format_args!("{:?}", path))
@@ -110,6 +133,7 @@ impl Input {
                 return Err(finding.found("an adapter alone").mismatch());
             }
             if is_adapter(path, content) {
+                tensors_alone(path, strip_prefix, "an adapter")?;
                 return Ok(Input::Adapter);
             }
             if content == Some(Content::Adapter) {
@@ -118,6 +142,7 @@ impl Input {
                 return Err(finding.found("none").mismatch());
             }
             if is_model(path) {
+                tensors_alone(path, strip_prefix, "a model's folder")?;
                 let mut folder = Checkpoint::open_stored(path, key)?;
                 if path.join(ADAPTER_CONFIG).is_file() && content.is_none() {
                     folder.note(format!(
@@ -126,33 +151,72 @@ impl Input {
                 }
                 return Ok(Input::Model(folder));
             }
-            let weights = open_weights(path, key)?;
+            let mut weights = open_weights(path, key)?;
+            strip(path, strip_prefix, &mut weights.plan)?;
             if let Some(config) = registry::config_by_tensors(&weights.plan) {
                 return Ok(Input::Model(Checkpoint::described(path, config, weights)));
             }
             let FolderWeights { plan, others, notes } = weights;
             return Ok(Input::Weights { plan, others, notes });
         }
-        match extension.as_str() {
-            "gguf" => Ok(Input::Gguf(GgufModel::open(path)?)),
-            "safetensors" => {
-                let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(path)?);
-                Ok(Input::Weights { plan: Plan::taking(&source), others: Vec::new(), notes: Vec::new() })
+        let (mut others, mut notes) = (Vec::new(), Vec::from_iter(note_of_name(path)?));
+        let source: Arc<dyn Source> = match kind {
+            Some(FileKind::Gguf) => {
+                tensors_alone(path, strip_prefix, "a GGUF")?;
+                return Ok(Input::Gguf(GgufModel::open(path)?));
             }
-            _ if is_pytorch => {
+            Some(FileKind::Safetensors) => Arc::new(SafetensorsFile::open(path)?),
+            Some(FileKind::Pytorch) => {
                 let file = PytorchFile::open(path, key)?;
-                let others = file.others().to_vec();
-                if file.tensors().is_empty() {
-                    let finding = Finding::new(path, "").expected("tensors").found("none");
-                    return Err(finding.hint("`report::Report` shows what is in it").mismatch());
-                }
-                let source: Arc<dyn Source> = Arc::new(file);
-                Ok(Input::Weights { plan: Plan::taking(&source), others, notes: Vec::new() })
+                file.check_has_tensors()?;
+                others.extend_from_slice(file.others());
+                notes.extend_from_slice(file.notes());
+                Arc::new(file)
             }
-            _ => Err(Finding::new(path, "")
-                .expected("a model or adapter folder, or a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file")
-                .found(if path.exists() { "something else" } else { "nothing" })
-                .unsupported()),
+            None => {
+                return Err(Finding::new(path, "")
+                    .expected("a model or adapter folder, or a .gguf, .safetensors, .bin, .pt, .pth or .ckpt file")
+                    .found(if path.exists() { "something else" } else { "nothing" })
+                    .unsupported());
+            }
+        };
+        let mut plan = Plan::taking(&source);
+        strip(path, strip_prefix, &mut plan)?;
+        Ok(Input::Weights { plan, others, notes })
+    }
+}
+
+/// Refuses `strip_prefix` for what has names that are known.
+fn tensors_alone(path: &Path, strip_prefix: Option<&str>, found: &str) -> Result<()> {
+    match strip_prefix {
+        None => Ok(()),
+        Some(_) => Err(Finding::new("", "strip_prefix")
+            .expected("tensors alone, whose names begin with it")
+            .found(format_args!("{}: {found}", path.display()))
+            .setting()),
+    }
+}
+
+/// Takes `prefix` off the names that begin with it.
+fn strip(path: &Path, prefix: Option<&str>, plan: &mut Plan) -> Result<()> {
+    let Some(prefix) = prefix else { return Ok(()) };
+    let mut stripped = false;
+    for tensor in &mut plan.tensors {
+        if let Some(rest) = tensor.name.strip_prefix(prefix).filter(|rest| !rest.is_empty()) {
+            (tensor.name, stripped) = (rest.to_owned(), true);
         }
+    }
+    if !stripped {
+        let finding = Finding::new(path, "strip_prefix").expected(format_args!("names that begin with {prefix:?}"));
+        let first = plan.tensors.first().map(|tensor| format!("{:?} and others", tensor.name));
+        return Err(finding.found(first.unwrap_or_default()).mismatch());
+    }
+    let mut seen = HashSet::new();
+    match plan.tensors.iter().find(|tensor| !seen.insert(tensor.name.as_str())) {
+        None => Ok(()),
+        Some(twice) => Err(Finding::new(path, format!("tensor {:?}", twice.name))
+            .expected(format_args!("one of this name, without {prefix}"))
+            .found("two")
+            .mismatch()),
     }
 }

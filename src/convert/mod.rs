@@ -28,6 +28,7 @@ pub(crate) use describe::class;
 pub use describe::{Description, describe};
 pub use fuse::Fuse;
 pub use general::{GeneralOptions, summary};
+pub(crate) use input::note_of_name;
 pub use input::{Content, Input, Opening, PYTORCH_EXTENSIONS};
 pub(crate) use input::{can_be_either, is_adapter};
 pub(crate) use restore::FIELDS;

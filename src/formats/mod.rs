@@ -2,6 +2,9 @@
 //! layouts for writing files.
 
 pub mod gguf;
+mod kind;
 pub mod pytorch;
 pub mod safetensors;
 mod shards;
+
+pub use kind::FileKind;

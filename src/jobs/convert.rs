@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::setting;
+use super::into;
+use super::settings::{left_out, setting};
 use super::{OutputKind, OutputSettings, RecipeSettings};
 use crate::arch::Config;
 use crate::bank::gguf as bank;
@@ -12,7 +13,7 @@ use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
     Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
-    to_gguf,
+    note_of_name, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
@@ -31,6 +32,9 @@ pub struct ConvertSettings {
     /// The part of a PyTorch file to convert, such as `state_dict`.
     #[serde(default)]
     pub key: Option<String>,
+    /// What is taken off the names of tensors alone that begin with it, such as `module.`.
+    #[serde(default)]
+    pub strip_prefix: Option<String>,
     /// The base model, for a LoRA: a folder or a GGUF.
     #[serde(default)]
     pub base: Option<PathBuf>,
@@ -85,6 +89,7 @@ impl ConvertSettings {
             input: input.into(),
             output: OutputSettings::new(output),
             key: None,
+            strip_prefix: None,
             base: None,
             metadata: None,
             model_name: None,
@@ -194,9 +199,6 @@ impl ConvertSettings {
 /// [`crate::Error::Setting`]; errors of opening the input; errors for what the form can't hold.
 pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     settings.check()?;
-    let left_out = |others: &[(String, String)]| -> Vec<String> {
-        others.iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})")).collect()
-    };
     let input = settings.open()?;
     if settings.generic && matches!(input, Input::Gguf(_) | Input::Adapter) {
         let expected = "a model's folder or tensors alone, which names and files are kept of";
@@ -215,13 +217,19 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     if settings.vocab_only && matches!(input, Input::Adapter) {
         return Err(setting("vocab_only").expected("a model as input").found("an adapter").setting());
     }
+    if settings.output.into.is_some() && !matches!(input, Input::Weights { .. } | Input::Gguf(_)) {
+        return Err(setting("into").expected("tensors alone as input").found("another input").setting());
+    }
     if settings.base.is_some() && (is_model || matches!(input, Input::Weights { .. })) {
         return Err(setting("base").expected("a LoRA as input").found("another input").setting());
     }
     let (mut notes, made) = match input {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),
-        Input::Weights { plan, others, notes } => ([notes, left_out(&others)].concat(), settings.weights(&plan)?),
-        Input::Gguf(model) => (Vec::new(), settings.gguf(&model)?),
+        Input::Weights { plan, others, notes } => {
+            let others = if settings.output.into.is_some() { Vec::new() } else { left_out(&others) };
+            ([notes, others].concat(), settings.weights(&plan)?)
+        }
+        Input::Gguf(model) => (Vec::from_iter(note_of_name(&settings.input)?), settings.gguf(&model)?),
         Input::Adapter => (Vec::new(), settings.adapter()?),
     };
     notes.extend(made.notes);
@@ -235,7 +243,10 @@ impl ConvertSettings {
         if self.vocab_only && is_model(input) && !has_weights(input) {
             return Ok(Input::Model(Checkpoint::without_weights(input)?));
         }
-        Input::open(input, Opening { key: self.key.as_deref(), content: self.r#as })
+        Input::open(
+            input,
+            Opening { key: self.key.as_deref(), content: self.r#as, strip_prefix: self.strip_prefix.as_deref() },
+        )
     }
 
     /// Converts a model folder.
@@ -287,9 +298,18 @@ impl ConvertSettings {
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
                 Err(finding.found("tensors alone").hint(hint).mismatch())
             }
-            OutputKind::Safetensors | OutputKind::Pytorch => {
-                Ok(self.output.tensors(Output::folder("model", self.output.typed(plan)?)))
+            OutputKind::Safetensors | OutputKind::Pytorch => self.bare(plan),
+        }
+    }
+
+    /// Writes tensors alone: into another file, or as they are.
+    fn bare(&self, plan: &Plan) -> Result<Output> {
+        match &self.output.into {
+            Some(original) => {
+                let part = into::Part { key: self.output.into_key.as_deref(), prefix: self.strip_prefix.as_deref() };
+                into::output(original, part, plan, &plan.shared(), None)
             }
+            None => Ok(self.output.bare(self.output.typed(plan)?, plan)),
         }
     }
 
@@ -303,6 +323,15 @@ impl ConvertSettings {
                 (Sidecars { safetensors_metadata, ..Sidecars::default() }, notes)
             }
         };
+        let one_name_each = match folder {
+            None if !self.output.expand_shared => {
+                let (one, aliases) = plan.with_one_name_each(&plan.shared(), &|_| false);
+                beside.aliases = aliases;
+                Some(one)
+            }
+            _ => None,
+        };
+        let plan = one_name_each.as_ref().unwrap_or(plan);
         if let Some(folder) = folder {
             folder.bring_up_to_date(&mut beside.files);
             notes.extend_from_slice(folder.notes());
@@ -350,12 +379,17 @@ impl ConvertSettings {
         match metadata.text("general.architecture")? {
             generic::ARCHITECTURE => {
                 let unpacked = generic::from_gguf(metadata, &taken)?;
+                if self.output.into.is_some() {
+                    return self.bare(&unpacked.plan);
+                }
+                let base = unpacked.plan.clone();
                 match self.output.kind() == OutputKind::Pytorch || self.output.is_file() {
                     true => {
                         let plan = self.output.typed(&unpacked.plan)?;
-                        Ok(self.output.contained(Output { plan, ..unpacked }))
+                        let typed = Output { plan, ..unpacked };
+                        Ok(self.output.contained(self.output.with_one_name_each(typed, &base)))
                     }
-                    false => Ok(unpacked.sharded(self.output.shard_size)),
+                    false => Ok(self.output.with_one_name_each(unpacked, &base).sharded(self.output.shard_size)),
                 }
             }
             bank::ARCHITECTURE => bank::from_gguf(metadata, &taken),

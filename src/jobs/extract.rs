@@ -1,6 +1,6 @@
 //! Extracts a LoRA from a base and a model finetuned from it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -9,19 +9,30 @@ use super::settings::setting;
 use super::{OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::peft::Base;
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::convert::{Input, Opening};
+use crate::error::{Finding, Result};
 use crate::linalg::Sketch;
 use crate::merge::extract::{ExtractOptions, Extraction, Pairs};
 use crate::output::Output;
+use crate::plan::Plan;
 
 /// Settings of [`extract`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExtractSettings {
-    /// The base model's folder.
+    /// The base model's folder, or a PyTorch or safetensors file of tensors alone.
     pub base: PathBuf,
-    /// The finetuned model's folder.
+    /// The finetuned model, in one of the same forms.
     pub finetuned: PathBuf,
+    /// The part of the base's PyTorch file, such as `state_dict`.
+    #[serde(default)]
+    pub key_a: Option<String>,
+    /// The part of the finetuned model's PyTorch file.
+    #[serde(default)]
+    pub key_b: Option<String>,
+    /// What is taken off the names of tensors alone that begin with it, such as `module.`.
+    #[serde(default)]
+    pub strip_prefix: Option<String>,
     /// Where the LoRA is written.
     pub output: OutputSettings,
     /// The base's name on the hub, if it was downloaded from there. The LoRA names it as its base.
@@ -48,6 +59,9 @@ impl ExtractSettings {
         Self {
             base: base.into(),
             finetuned: finetuned.into(),
+            key_a: None,
+            key_b: None,
+            strip_prefix: None,
             output: OutputSettings { to: Some(OutputKind::Lora), ..OutputSettings::new(output) },
             base_id: None,
             rank: rank(),
@@ -66,6 +80,44 @@ pub struct Extracted {
     pub extraction: Extraction,
 }
 
+/// One of the two models.
+enum Side {
+    Model(Box<Checkpoint>),
+    Tensors { plan: Plan, notes: Vec<String> },
+}
+
+impl Side {
+    fn open(path: &Path, opening: Opening) -> Result<Self> {
+        // A folder is a model's, with the errors for what it lacks.
+        if !path.is_file() && opening.key.is_none() && opening.strip_prefix.is_none() {
+            return Ok(Side::Model(Box::new(Checkpoint::open(path)?)));
+        }
+        match Input::open(path, opening)? {
+            Input::Model(folder) => Ok(Side::Model(Box::new(folder))),
+            Input::Weights { plan, notes, .. } => Ok(Side::Tensors { plan, notes }),
+            Input::Gguf(_) | Input::Adapter => Err(Finding::new(path, "")
+                .expected("a model's folder, or a file of tensors in safetensors or PyTorch's form")
+                .found("another input")
+                .mismatch()),
+        }
+    }
+
+    fn base<'a>(&'a self, path: &Path) -> Base<'a> {
+        match self {
+            Side::Model(folder) => Base::of(folder),
+            Side::Tensors { plan, .. } => Base::of_tensors(path, plan),
+        }
+    }
+
+    /// Notes on how tensors alone were read.
+    fn notes(&self) -> &[String] {
+        match self {
+            Side::Model(_) => &[],
+            Side::Tensors { notes, .. } => notes,
+        }
+    }
+}
+
 /// Extracts the LoRA that approximately turns the base into the finetuned model.
 ///
 /// # Errors
@@ -81,8 +133,12 @@ pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
         return Err(setting("energy").expected("a share above 0, and 1 at most").found(energy).setting());
     }
     settings.output.check()?;
-    let (before, after) = (Checkpoint::open(&settings.base)?, Checkpoint::open(&settings.finetuned)?);
-    let (base, finetuned) = (Base::of(&before), Base::of(&after));
+    let strip_prefix = settings.strip_prefix.as_deref();
+    let open = |path: &Path, key: &Option<String>| {
+        Side::open(path, Opening { key: key.as_deref(), strip_prefix, ..Opening::default() })
+    };
+    let (before, after) = (open(&settings.base, &settings.key_a)?, open(&settings.finetuned, &settings.key_b)?);
+    let (base, finetuned) = (before.base(&settings.base), after.base(&settings.finetuned));
     let pairs = Pairs::new(&base, &finetuned)?;
     let options = ExtractOptions {
         rank: settings.rank,
@@ -99,5 +155,6 @@ pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
     let mut lora = extraction.lora(&base)?;
     let name = settings.base_id.clone().unwrap_or_else(|| settings.base.display().to_string());
     lora.config.insert("base_model_name_or_path".to_owned(), name.into());
-    Ok(Extracted { output: Output { notes: pairs.notes.clone(), ..lora.output() }, extraction })
+    let notes = [before.notes(), after.notes(), &pairs.notes].concat();
+    Ok(Extracted { output: Output { notes, ..lora.output() }, extraction })
 }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::into;
 use super::method::Combined as Kinds;
-use super::settings::{name_of, setting};
+use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
@@ -16,6 +17,7 @@ use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
+use crate::formats::FileKind;
 use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
@@ -49,8 +51,14 @@ fn whole() -> f64 {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeSettings {
-    /// The base model: a Hugging Face folder or a .gguf.
+    /// The base model: a Hugging Face folder, a .gguf, or tensors alone in a PyTorch or safetensors file.
     pub base: PathBuf,
+    /// The part of a PyTorch file that is the base, such as `state_dict`.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// What is taken off the names of tensors alone that begin with it, such as `module.`.
+    #[serde(default)]
+    pub strip_prefix: Option<String>,
     /// The base's name on the hub, if that isn't its path.
     #[serde(default)]
     pub base_id: Option<String>,
@@ -83,6 +91,8 @@ impl MergeSettings {
         let output = OutputSettings::new(output);
         Self {
             base: base.into(),
+            key: None,
+            strip_prefix: None,
             base_id: None,
             others,
             output,
@@ -122,6 +132,9 @@ pub struct Adapted {
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
     check_choices(settings)?;
+    if settings.output.into.is_some() && settings.base.is_dir() && is_model(&settings.base) {
+        return Err(setting("into").expected("tensors alone as base").found("a model's folder").setting());
+    }
     let paths: Vec<&Path> = settings.others.iter().map(|other| other.path.as_path()).collect();
     let is_model = |path: &&Path| is_model(path) && !is_adapter(path, settings.others_as);
     if is_adapter(&settings.base, None) && paths.iter().any(is_model) {
@@ -131,15 +144,22 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
     let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new() };
     let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
-        false => match Input::open(&settings.base, Opening::default())? {
-            Input::Model(folder) => job.folder(folder)?,
-            Input::Gguf(model) => job.gguf(&model)?,
-            Input::Adapter | Input::Weights { .. } => {
-                let finding = Finding::new(&settings.base, "base");
-                let expected = "a model: a folder with config.json, or a GGUF";
-                return Err(finding.expected(expected).found("something else").mismatch());
+        false => {
+            let (key, strip_prefix) = (settings.key.as_deref(), settings.strip_prefix.as_deref());
+            match Input::open(&settings.base, Opening { key, strip_prefix, ..Opening::default() })? {
+                Input::Model(folder) => job.folder(folder)?,
+                Input::Gguf(model) => job.gguf(&model)?,
+                Input::Weights { plan, others, notes } => {
+                    job.notes.extend(notes);
+                    job.tensors(&plan, &others)?
+                }
+                Input::Adapter => {
+                    let finding = Finding::new(&settings.base, "base");
+                    let expected = "a model: a folder with config.json, a GGUF, or tensors";
+                    return Err(finding.expected(expected).found("an adapter").mismatch());
+                }
             }
-        },
+        }
     };
     output.notes = [job.notes, output.notes].concat();
     Ok(Adapted { output: settings.output.split(output), truncations })
@@ -230,6 +250,50 @@ impl Job<'_> {
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
+    }
+
+    /// Merges adapters into tensors alone. A PyTorch file becomes the same file with other values in the storages that
+    /// change.
+    fn tensors(&mut self, weights: &Plan, others: &[(String, String)]) -> Result<(Output, Vec<Truncation>)> {
+        let settings = self.settings;
+        let base = Base::of_tensors(&settings.base, weights);
+        let base = match self.output().outtype()?.dtype(weights) {
+            Some(dtype) if dtype != weights.main_dtype() => base.retyped(),
+            _ => base,
+        };
+        if !matches!(settings.tokenizer, TokenizerChoice::Auto) {
+            let finding = setting("tokenizer").expected("a model's folder as base");
+            return Err(finding.found("tensors alone").setting());
+        }
+        match self.output().kind() {
+            OutputKind::Lora => return self.one_lora(&base),
+            OutputKind::Safetensors | OutputKind::Pytorch => {}
+            OutputKind::Hf | OutputKind::Gguf => {
+                let finding = Finding::new(&settings.base, "config.json").expected("the config of a model's folder");
+                let hint = "write the tensors alone: name the output .safetensors, .pt, .pth or .bin";
+                return Err(finding.found("tensors alone").hint(hint).mismatch());
+            }
+        }
+        let (Merged { plan, changed, .. }, truncations) = self.merged(&base, weights)?;
+        let (is_pytorch, output) = (FileKind::of(&settings.base)? == Some(FileKind::Pytorch), &settings.output);
+        let into_base = is_pytorch && output.kind() == OutputKind::Pytorch && output.is_file();
+        let into_base = into_base && output.r#type.is_none() && !output.expand_shared;
+        let (original, key) = match &output.into {
+            Some(original) => (Some(original), output.into_key.as_deref()),
+            None => (Some(&settings.base).filter(|_| into_base), settings.key.as_deref()),
+        };
+        let made = match original {
+            Some(original) => {
+                let part = into::Part { key, prefix: settings.strip_prefix.as_deref() };
+                let only = Some(&changed).filter(|_| output.into.is_none());
+                into::output(original, part, &plan, &weights.shared(), only)?
+            }
+            None => {
+                self.notes.extend(left_out(others));
+                output.bare(output.typed(&plan)?, weights)
+            }
+        };
+        Ok((made, truncations))
     }
 
     /// Merges adapters into the weights of a GGUF. Unchanged weights are copied; changed ones get their own type again.

@@ -8,6 +8,7 @@
 mod bake;
 mod convert;
 mod extract;
+mod into;
 mod merge;
 mod method;
 mod quantize;

@@ -1,5 +1,6 @@
 //! Settings of all jobs that write a checkpoint: where, in which form, and with which type.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,12 @@ use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::gguf::Override;
 use crate::output::{Container, Destination, Form, Output, metadata_left_out, safetensors_metadata};
-use crate::plan::Plan;
+use crate::plan::{Expr, Plan};
 use crate::quantize::FileType;
+use crate::source::Step;
+
+/// The most steps for which the nesting of a PyTorch file is kept.
+const MAX_STEPS: usize = 1 << 22;
 
 /// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +66,15 @@ pub struct OutputSettings {
     /// How a mixture is quantized.
     #[serde(default)]
     pub recipe: RecipeSettings,
+    /// Whether tensors that share a storage are each written, where the form could say that they share it.
+    #[serde(default)]
+    pub expand_shared: bool,
+    /// A PyTorch file that is written again with the new values in place of its own: everything else in it stays.
+    #[serde(default)]
+    pub into: Option<PathBuf>,
+    /// The part of that file that gets the values, such as `state_dict`.
+    #[serde(default)]
+    pub into_key: Option<String>,
     /// Whether the output is only described: then values that are only needed for writing aren't computed.
     #[serde(default)]
     pub dry_run: bool,
@@ -83,6 +97,9 @@ impl OutputSettings {
             bigendian: false,
             pre: None,
             recipe: RecipeSettings::default(),
+            expand_shared: false,
+            into: None,
+            into_key: None,
             dry_run: false,
         }
     }
@@ -92,7 +109,7 @@ impl OutputSettings {
         self.to.unwrap_or(match self.extension().as_str() {
             "gguf" => OutputKind::Gguf,
             "safetensors" => OutputKind::Safetensors,
-            extension if PYTORCH_EXTENSIONS.contains(&extension) => OutputKind::Pytorch,
+            extension if PYTORCH_EXTENSIONS.contains(&extension) || self.into.is_some() => OutputKind::Pytorch,
             _ => OutputKind::Hf,
         })
     }
@@ -105,7 +122,8 @@ impl OutputSettings {
     /// Whether the output is a file, judging by its name.
     pub fn is_file(&self) -> bool {
         let extension = self.extension();
-        matches!(extension.as_str(), "gguf" | "safetensors") || PYTORCH_EXTENSIONS.contains(&extension.as_str())
+        let is_known = matches!(extension.as_str(), "gguf" | "safetensors");
+        is_known || PYTORCH_EXTENSIONS.contains(&extension.as_str()) || self.into.is_some()
     }
 
     /// The same settings for a GGUF at another path.
@@ -113,6 +131,7 @@ impl OutputSettings {
         let mut settings = self.clone();
         settings.destination.path = path.to_owned();
         settings.to = Some(OutputKind::Gguf);
+        (settings.into, settings.into_key) = (None, None);
         settings
     }
 
@@ -123,7 +142,25 @@ impl OutputSettings {
     /// [`crate::Error::Setting`]; those of [`Destination::check`].
     pub fn check(&self) -> Result<()> {
         self.check_type()?;
+        self.check_into()?;
         self.check_place()
+    }
+
+    /// Checks the settings for writing into a PyTorch file.
+    fn check_into(&self) -> Result<()> {
+        let given = |field: &str| setting(field).expected("none with `into`, where the file decides").found("one");
+        match (&self.into, &self.into_key) {
+            (None, Some(_)) => {
+                Err(setting("into_key").expected("`into`, whose part it chooses").found("none").setting())
+            }
+            (None, None) => Ok(()),
+            (Some(_), _) if self.kind() != OutputKind::Pytorch => {
+                Err(setting("into").expected("a PyTorch file as output").found("another output").setting())
+            }
+            (Some(_), _) if self.r#type.as_deref().is_some_and(|name| name != "source") => Err(given("type").setting()),
+            (Some(_), _) if self.expand_shared => Err(given("expand_shared").setting()),
+            (Some(_), _) => Ok(()),
+        }
     }
 
     /// The part of [`OutputSettings::check`] that doesn't concern types.
@@ -289,6 +326,40 @@ impl OutputSettings {
         self.contained(output)
     }
 
+    /// The output for tensors alone, `plan`, which was made of those of `base`, in their order. Names that share a
+    /// storage there share one in the output, and dictionaries of PyTorch files are nested as they were.
+    pub(super) fn bare(&self, plan: Plan, base: &Plan) -> Output {
+        let mut notes = Vec::new();
+        let mut output = Output::folder("model", plan);
+        output.sidecars.safetensors_metadata = safetensors_metadata(base, &mut notes);
+        output.sidecars.steps = steps(base);
+        output.notes.extend(notes);
+        self.contained(self.with_one_name_each(output, base))
+    }
+
+    /// `output` with one tensor for each storage that tensors of `base` share, unless each is to be written.
+    pub(super) fn with_one_name_each(&self, mut output: Output, base: &Plan) -> Output {
+        if self.expand_shared {
+            return output;
+        }
+        let is_safetensors = self.kind() == OutputKind::Safetensors;
+        let texts = &output.sidecars.safetensors_metadata;
+        // The metadata of safetensors has no place for two texts of one name.
+        let keeps = |name: &str| is_safetensors && (name == "format" || texts.contains_key(name));
+        let (plan, aliases) = output.plan.with_one_name_each(&base.shared(), &keeps);
+        if is_safetensors && !aliases.is_empty() {
+            output.notes.push(format!(
+                "{} of {} names share the storage of another, and stand in the metadata (`expand_shared` writes a tensor \
+                 for each)",
+                aliases.len(),
+                output.plan.tensors.len(),
+            ));
+        }
+        output.plan = plan;
+        output.sidecars.aliases = aliases;
+        output
+    }
+
     /// Like [`OutputSettings::tensors`], with the `__metadata__` that the output already has.
     pub(super) fn contained(&self, mut output: Output) -> Output {
         let (container, stem) = match self.kind() {
@@ -309,6 +380,38 @@ impl OutputSettings {
         };
         output
     }
+}
+
+/// The steps that lead to tensors in their files, by name, for those to which there is more than one or that isn't by
+/// the name.
+fn steps(plan: &Plan) -> BTreeMap<String, Vec<Step>> {
+    let mut found = BTreeMap::new();
+    let mut total = 0;
+    for tensor in &plan.tensors {
+        let Expr::Take(source) = &tensor.expr else { continue };
+        let mut steps = source.steps();
+        // A prefix that was taken off the name is taken off the first key.
+        if let (Some(prefix), Some(Step::Key(first))) =
+            (source.info().name.strip_suffix(&tensor.name), steps.first_mut())
+            && let Some(rest) = first.strip_prefix(prefix)
+        {
+            *first = rest.to_owned();
+        }
+        let is_name = matches!(steps.as_slice(), [Step::Key(key)] if *key == tensor.name);
+        total += steps.len();
+        if total > MAX_STEPS {
+            return BTreeMap::new();
+        }
+        if !is_name && !steps.is_empty() {
+            found.insert(tensor.name.clone(), steps);
+        }
+    }
+    found
+}
+
+/// Notes on values that aren't tensors, which the output has no place for.
+pub(super) fn left_out(others: &[(String, String)]) -> Vec<String> {
+    others.iter().map(|(path, what)| format!("no tensor, left out: {path} ({what})")).collect()
 }
 
 /// What the user calls an input: its name on the hub, or its path.

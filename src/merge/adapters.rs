@@ -40,8 +40,9 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
     let mut plan = plan.clone();
     let mut names: HashSet<String> = by_tensor.keys().map(|name| (*name).to_owned()).collect();
     for tensor in &mut plan.tensors {
-        if let Some(changes) = by_tensor.get(tensor.name.as_str()) {
+        if let Some(changes) = by_tensor.get(base.main_name(&tensor.name)) {
             *tensor = changed(tensor, changes)?;
+            names.insert(tensor.name.clone());
         }
     }
     let Some(head) = base.tied_head() else { return Ok(Merged { plan, changed: names, untied: false }) };

@@ -10,6 +10,7 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -21,6 +22,7 @@ pub use write::{Destination, Written};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::formats::gguf::{self, Metadata, SplitLimits};
+use crate::formats::pytorch::PytorchFile;
 use crate::formats::{pytorch, safetensors};
 use crate::plan::{FileLayout, Layout, Plan, PlannedTensor};
 
@@ -59,6 +61,14 @@ pub enum Form {
     },
     /// One file of tensors.
     File(Container),
+    /// A PyTorch file with other values in some of its storages: the plan's tensors, each in place of the tensor with the
+    /// number in `places`.
+    Rewritten {
+        /// The file as it is.
+        original: Arc<PytorchFile>,
+        /// Numbers of its tensors, in the plan's order.
+        places: Vec<usize>,
+    },
     /// A finished file without tensors, with these bytes.
     Bytes(Vec<u8>),
 }
@@ -207,7 +217,7 @@ impl Output {
     /// The layout for an output called `target`.
     fn layout(&self, target: &Path) -> Result<Layout> {
         let tensors = &self.plan.tensors;
-        let texts = &self.sidecars.safetensors_metadata;
+        let Sidecars { safetensors_metadata: texts, aliases, .. } = &self.sidecars;
         match &self.form {
             Form::Gguf { metadata, split } => {
                 let stem = target.file_stem().unwrap_or_default().to_string_lossy();
@@ -219,13 +229,18 @@ impl Output {
                 Ok(layout)
             }
             Form::Folder { container: Container::Safetensors, stem, shard_bytes } => {
-                safetensors::layout_with_metadata(tensors, stem, *shard_bytes, texts)
+                safetensors::layout_with_metadata(tensors, stem, *shard_bytes, texts, aliases)
             }
             Form::Folder { container: Container::Pytorch, stem, shard_bytes } => {
-                pytorch::layout(tensors, stem, *shard_bytes)
+                pytorch::layout_with_names(tensors, stem, *shard_bytes, aliases, &BTreeMap::new())
             }
-            Form::File(Container::Safetensors) => safetensors::layout_with_metadata(tensors, "model", u64::MAX, texts),
-            Form::File(Container::Pytorch) => pytorch::layout(tensors, "pytorch_model", u64::MAX),
+            Form::File(Container::Safetensors) => {
+                safetensors::layout_with_metadata(tensors, "model", u64::MAX, texts, aliases)
+            }
+            Form::File(Container::Pytorch) => {
+                pytorch::layout_with_names(tensors, "pytorch_model", u64::MAX, aliases, &self.sidecars.steps)
+            }
+            Form::Rewritten { original, places } => original.rewritten(tensors, places),
             Form::Bytes(bytes) => {
                 let file = FileLayout::new("", bytes.clone(), bytes.len() as u64);
                 Ok(Layout { files: vec![file], places: Vec::new(), recode: None })

@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::plan::Plan;
+use crate::plan::{Alias, Plan};
+use crate::source::Step;
 
 /// Extensions of weight files, including those of other frameworks. Such files aren't copied.
 pub(crate) const WEIGHT_EXTENSIONS: &[&str] =
@@ -25,6 +26,9 @@ pub const MAX_TOTAL_BYTES: u64 = 256 << 20;
 /// Keys that follow from the GGUF file itself, or are only its title.
 const TECHNICAL: &[&str] = &["architecture", "type", "name", "alignment", "file_type", "quantization_version"];
 
+/// The key, after the prefix, of other names of tensors.
+const ALIASES: &str = "aliases";
+
 /// Everything that is written in addition to a checkpoint's tensors.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sidecars {
@@ -32,6 +36,10 @@ pub struct Sidecars {
     pub files: BTreeMap<String, Vec<u8>>,
     /// `__metadata__` of the safetensors files.
     pub safetensors_metadata: BTreeMap<String, String>,
+    /// Other names of the tensors.
+    pub aliases: Vec<Alias>,
+    /// For names in a PyTorch file, the steps that lead to them, if they are more than a key.
+    pub steps: BTreeMap<String, Vec<Step>>,
 }
 
 impl Sidecars {
@@ -92,6 +100,11 @@ impl Sidecars {
         if !self.safetensors_metadata.is_empty() {
             metadata.insert(format!("{prefix}safetensors_metadata"), json_text(&self.safetensors_metadata));
         }
+        if !self.aliases.is_empty() {
+            let pairs: BTreeMap<&str, &str> =
+                self.aliases.iter().map(|alias| (alias.name.as_str(), alias.of.as_str())).collect();
+            metadata.insert(format!("{prefix}{ALIASES}"), json_text(&pairs));
+        }
         self.put_files(metadata, &format!("{prefix}file."));
     }
 
@@ -102,13 +115,17 @@ impl Sidecars {
     /// weights, and for values of other types.
     pub(crate) fn take(metadata: &Metadata, prefix: &str) -> Result<Self> {
         let safetensors_metadata = parsed(metadata, &format!("{prefix}safetensors_metadata"))?.unwrap_or_default();
-        Ok(Self { files: files(metadata, &format!("{prefix}file."))?, safetensors_metadata })
+        let pairs: BTreeMap<String, String> = parsed(metadata, &format!("{prefix}{ALIASES}"))?.unwrap_or_default();
+        // The places among all names aren't kept: other names follow after the tensors.
+        let aliases = pairs.into_iter().map(|(name, of)| Alias { name, of, at: usize::MAX }).collect();
+        let files = files(metadata, &format!("{prefix}file."))?;
+        Ok(Self { files, safetensors_metadata, aliases, ..Self::default() })
     }
 
     /// Whether `key` is one of those that [`Sidecars::put`] writes.
     pub(crate) fn owns(key: &str, prefix: &str) -> bool {
         let rest = key.strip_prefix(prefix);
-        rest.is_some_and(|rest| rest == "safetensors_metadata" || rest.starts_with("file."))
+        rest.is_some_and(|rest| rest == "safetensors_metadata" || rest == ALIASES || rest.starts_with("file."))
     }
 
     /// Sets a key for each file: text as a string, other bytes as an array of uint8.

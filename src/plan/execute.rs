@@ -4,7 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::Builder;
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::checksum::fill_checksums;
 use super::{Layout, Plan, PlannedTensor, Staging, TensorRef};
-use crate::error::{IoContext, Result};
+use crate::error::{Finding, IoContext, Result};
 
 /// Time between two syncs of what was written meanwhile.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
@@ -84,6 +84,9 @@ pub fn execute_all(runs: &[Work<'_>], options: Options, progress: &(dyn Fn(Progr
         first_file.push(files.len());
         for file in &layout.files {
             let (handle, path) = staging.create(&file.name)?;
+            if let Some(original) = &file.copy_of {
+                copy(original, &handle, &path, file.byte_len)?;
+            }
             handle.set_len(file.byte_len).at(&path, "write")?;
             handle.write_all_at(&file.head, 0).at(&path, "write")?;
             for (offset, piece) in &file.pieces {
@@ -163,6 +166,19 @@ pub fn execute_all(runs: &[Work<'_>], options: Options, progress: &(dyn Fn(Progr
         }
     }
     Ok(())
+}
+
+/// Copies the file at `original`, which must have `byte_len` bytes, to the beginning of another.
+fn copy(original: &Path, mut to: &File, path: &Path, byte_len: u64) -> Result<()> {
+    let mut file = File::open(original).at(original, "open")?;
+    let copied = std::io::copy(&mut file, &mut to).at(path, "write")?;
+    if copied == byte_len {
+        return Ok(());
+    }
+    Err(Finding::new(original, "")
+        .expected(format_args!("{byte_len} bytes"))
+        .found(format_args!("{copied} now: it was written to while it was read"))
+        .mismatch())
 }
 
 /// One tensor from each file that `tensor` reads.

@@ -10,6 +10,7 @@ mod expr;
 mod packed;
 mod product;
 mod read;
+mod shared;
 mod spill;
 mod staging;
 #[cfg(feature = "train")]
@@ -28,6 +29,7 @@ pub use execute::{Options, Progress, Work, execute, execute_all};
 pub use expr::{Expr, Pick, RowMap, Sums};
 pub use packed::Packing;
 pub(crate) use product::run_len;
+pub use shared::Alias;
 pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "train")]
 pub(crate) use stored_rows::{Run, StoredRows};
@@ -244,6 +246,8 @@ pub struct FileLayout {
     pub pieces: Vec<(u64, Vec<u8>)>,
     /// Checksums of parts of the file, filled in when those parts are written.
     pub checksums: Vec<Checksum>,
+    /// A file of the same length, whose bytes this one has wherever nothing else is written.
+    pub copy_of: Option<PathBuf>,
     /// The whole file's length in bytes.
     pub byte_len: u64,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::quant;
-use crate::source::{Source, TensorInfo};
+use crate::source::{Source, Step, TensorInfo};
 
 /// A tensor of an open file.
 #[derive(Clone)]
@@ -35,6 +35,22 @@ impl TensorRef {
     /// Returns the texts in its file's header: see [`Source::text_metadata`].
     pub fn text_metadata(&self) -> Option<&std::collections::BTreeMap<String, String>> {
         self.source.text_metadata()
+    }
+
+    /// Returns its open file, by address, and the number of the first tensor in it that is the same: see
+    /// [`Source::first_of_same`].
+    pub(super) fn storage(&self) -> (usize, usize) {
+        (Arc::as_ptr(&self.source).cast::<()>() as usize, self.source.first_of_same(self.index))
+    }
+
+    /// Returns whether its file has the same tensor under a name before this one.
+    pub(crate) fn is_second_name(&self) -> bool {
+        self.source.first_of_same(self.index) != self.index
+    }
+
+    /// Returns the keys that lead to it in its file: see [`Source::steps`].
+    pub(crate) fn steps(&self) -> Vec<Step> {
+        self.source.steps(self.index)
     }
 
     /// Returns whether both belong to the same open file.

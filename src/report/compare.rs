@@ -17,7 +17,7 @@ use crate::quant;
 
 mod sides;
 
-pub use sides::sides;
+pub use sides::{sides, sides_of};
 
 /// Number of elements that one task compares.
 const CHUNK_ELEMS: usize = 1 << 18;

@@ -47,6 +47,8 @@ pub enum Report {
         metadata: BTreeMap<String, String>,
         /// Paths and descriptions of values that aren't tensors.
         others: Vec<(String, String)>,
+        /// How the files were read, where their names say otherwise, and classes that were only described.
+        notes: Vec<String>,
         /// The tensors in the files.
         tensors: TensorsReport,
     },
@@ -93,9 +95,9 @@ impl Report {
                 Self::of_adapter(&AdapterFiles::find(path)?)?
             }
             Input::Model(folder) => Self::of_folder(folder),
-            Input::Weights { plan, others, .. } => {
+            Input::Weights { plan, others, notes } => {
                 let metadata = safetensors_metadata(&plan, &mut Vec::new());
-                Report::Weights { metadata, others, tensors: TensorsReport::of_plan(&plan) }
+                Report::Weights { metadata, others, notes, tensors: TensorsReport::of_plan(&plan) }
             }
             Input::Gguf(model) => Report::Gguf {
                 shards: model.shards().iter().map(|shard| shard.path().to_owned()).collect(),

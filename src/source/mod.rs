@@ -58,6 +58,24 @@ impl TensorInfo {
     }
 }
 
+/// A step from a container to one of its values, in files whose dictionaries hold dictionaries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// By a text as key.
+    Key(String),
+    /// By a number as key.
+    Number(i64),
+    /// By the place in a list or a tuple.
+    Item {
+        /// The place.
+        index: usize,
+        /// The number of values in the list.
+        of: usize,
+        /// Whether it is a tuple.
+        tuple: bool,
+    },
+}
+
 /// Elements in one row of a tensor: the last dimension. For vectors and scalars it is 1, because their rows are
 /// elements.
 pub fn row_len(shape: &[usize]) -> usize {
@@ -85,6 +103,19 @@ pub trait Source: Send + Sync {
     /// without such texts, and for GGUF, whose metadata has types.
     fn text_metadata(&self) -> Option<&BTreeMap<String, String>> {
         None
+    }
+
+    /// The first tensor of the file that is the same values of the same storage as tensor number `index`: `index` itself
+    /// for tensors with one name. A change to one of them is a change to all.
+    fn first_of_same(&self, index: usize) -> usize {
+        index
+    }
+
+    /// The steps that lead to tensor number `index` from the file's outermost container. Empty for formats in which a
+    /// tensor has only its name.
+    fn steps(&self, index: usize) -> Vec<Step> {
+        let _ = index;
+        Vec::new()
     }
 
     /// The bytes of rows `rows` of tensor number `index`: row by row, little-endian, exactly as many as type and shape

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -17,7 +18,10 @@ use crate::error::Result;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
-/// A base model: config and tensors, under Hugging Face's names.
+/// The config of tensors alone.
+static NO_CONFIG: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+
+/// A base model: config and tensors, under Hugging Face's names; or tensors alone.
 pub struct Base<'a> {
     path: PathBuf,
     config: &'a Map<String, Value>,
@@ -31,6 +35,8 @@ pub struct Base<'a> {
     embeddings: Option<usize>,
     /// Where the output head is tied to the embeddings: the head as a separate tensor.
     tied_head: Option<PlannedTensor>,
+    /// For tensors alone: what shares a storage.
+    shared: Option<SharedNames>,
 }
 
 /// A module's weight in the base. The kernel of a convolution, `[d_out, inputs, taps..]`, is seen as a matrix.
@@ -101,7 +107,8 @@ impl<'a> Base<'a> {
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
         let embeddings = place_of_embeddings(naming, weights);
         let path = path.to_owned();
-        let mut base = Self { path, config, naming, weights, places, keeps_types: true, embeddings, tied_head: None };
+        let (tied_head, shared) = (None, None);
+        let mut base = Self { path, config, naming, weights, places, keeps_types: true, embeddings, tied_head, shared };
         let tied = match text_config(config).get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // The default differs between classes, but without a stored head the embeddings must be tied.
@@ -113,6 +120,34 @@ impl<'a> Base<'a> {
             .filter(|_| tied && base.has_head())
             .map(|t| PlannedTensor { name: HEAD.into(), ..t.clone() });
         base
+    }
+
+    /// Tensors without a config: modules are known by their names alone, and a storage can have several. `path` is for
+    /// messages.
+    pub fn of_tensors(path: &Path, weights: &'a Plan) -> Self {
+        let mut base = Self::new(path, &NO_CONFIG, weights);
+        (base.tied_head, base.shared) = (None, Some(SharedNames::of(weights)));
+        base
+    }
+
+    /// Whether these are tensors alone, about whose modules nothing is known but names and shapes.
+    pub(crate) fn is_tensors_alone(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// Of the names of the storage of the tensor called `name` in the file, the one that stands for all: the first that
+    /// is a module's without parts. A module that only keeps a part's weight, under a name of its own, has no linear
+    /// layer for PEFT to find.
+    pub(crate) fn main_name<'n>(&'n self, name: &'n str) -> &'n str {
+        match (&self.shared, self.places.get(name)) {
+            (Some(shared), Some(place)) => &self.weights.tensors[shared.main[*place]].name,
+            _ => name,
+        }
+    }
+
+    /// Whether any storage has several names.
+    pub(super) fn shares_storages(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.main.iter().enumerate().any(|(place, main)| place != *main))
     }
 
     /// The model in `folder`.
@@ -162,7 +197,7 @@ impl<'a> Base<'a> {
     /// Whether the model's class has an output head. The config can't tell: an encoder's may still say that the head is
     /// tied.
     pub(crate) fn has_head(&self) -> bool {
-        names::has_head(self.config)
+        self.shared.is_none() && names::has_head(self.config)
     }
 
     /// The output head as a separate tensor, where it is tied to the embeddings.
@@ -278,6 +313,47 @@ impl<'a> Base<'a> {
             .expected("a module of the base with a matrix for its weight")
             .found(show_shape(&tensor.shape))
             .unsupported())
+    }
+}
+
+/// Which tensors of a plan share a storage.
+struct SharedNames {
+    /// For every tensor, the place of the one that stands for its storage.
+    main: Vec<usize>,
+}
+
+impl SharedNames {
+    fn of(weights: &Plan) -> Self {
+        let first = weights.shared();
+        let names: Vec<&str> = weights.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        // A module has parts if there are tensors below its path: those next to its name in alphabetical order.
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        let has_parts = |name: &str| {
+            let Some((module, _)) = name.rsplit_once('.') else { return true };
+            let below = format!("{module}.");
+            let start = sorted.partition_point(|other| *other < below.as_str());
+            let rest = sorted[start..].iter().map_while(|other| other.strip_prefix(below.as_str()));
+            rest.into_iter().any(|rest| rest.contains('.'))
+        };
+        let mut is_shared = vec![false; first.len()];
+        first
+            .iter()
+            .enumerate()
+            .filter(|(place, first)| place != *first)
+            .for_each(|(_, first)| is_shared[*first] = true);
+        let mut main = first.clone();
+        // From the last to the first, so that the first without parts stays.
+        for place in (0..first.len()).rev() {
+            if is_shared[first[place]] && !has_parts(names[place]) {
+                main[first[place]] = place;
+            }
+        }
+        let of_first = main.clone();
+        for (place, first) in first.iter().enumerate() {
+            main[place] = of_first[*first];
+        }
+        Self { main }
     }
 }
 

@@ -92,6 +92,32 @@ impl Entries {
         Ok(())
     }
 
+    /// Drops the tensors for a module of the base that has another name, if the tensors for that name are the same: PEFT
+    /// saves those of a module that is registered twice under both names.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] if they aren't the same.
+    pub(super) fn drop_copies(&mut self, base: &Base) -> Result<()> {
+        if !base.shares_storages() {
+            return Ok(());
+        }
+        let mut first: BTreeMap<(String, String), String> = BTreeMap::new();
+        let mut copies = Vec::new();
+        for (name, tensor) in &self.left {
+            let Some((storage, rest)) = place_in(base, name) else { continue };
+            let Some(other) = first.get(&(storage.clone(), rest.clone())) else {
+                first.insert((storage, rest), name.clone());
+                continue;
+            };
+            if !self.left.get(other).map_or(Ok(false), |other| tensor.same_values(other))? {
+                return Err(two_changes(self.finding(name), &[PREFIX, other].concat()));
+            }
+            copies.push(name.clone());
+        }
+        copies.iter().for_each(|name| drop(self.left.remove(name)));
+        Ok(())
+    }
+
     /// The modules that have a tensor whose name ends in `.{suffix}`, sorted.
     pub(super) fn modules(&self, suffix: &str) -> Vec<String> {
         let module = |name: &String| Some(name.strip_suffix(suffix)?.strip_suffix('.')?.to_owned());
@@ -126,6 +152,28 @@ impl Entries {
         }
     }
 }
+
+/// The error for two different changes of one storage; `finding` is about the second, `first` is called the other.
+pub(super) fn two_changes(finding: Finding, first: &str) -> crate::Error {
+    finding
+        .expected(format_args!("what {first:?} has: in the base, both are names of one storage"))
+        .found("other values: two different changes of one storage")
+        .mismatch()
+}
+
+/// The storage in the base that the adapter's tensor `name` is for, by its main name, and what the tensor is to it.
+fn place_in(base: &Base, name: &str) -> Option<(String, String)> {
+    if let Some(tensor) = base.tensor(name) {
+        return Some((base.main_name(&tensor.name).to_owned(), String::new()));
+    }
+    // The longest path of a module with a weight.
+    let mut paths = name.rmatch_indices('.').map(|(end, _)| (&name[..end], &name[end + 1..]));
+    paths.find_map(|(module, rest)| {
+        let weight = base.tensor(&format!("{module}.weight"))?;
+        Some((base.main_name(&weight.name).to_owned(), rest.to_owned()))
+    })
+}
+
 /// The adapter's name, if all factors contain it, as in a model's own state dict (`lora_A.default.weight`). PEFT
 /// removes it when it saves.
 fn adapter_name(tensors: &Plan) -> Option<String> {

@@ -29,6 +29,7 @@ mod tucker;
 mod vblora;
 mod vera;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use base::Base;
@@ -42,7 +43,7 @@ pub use save::NewLora;
 pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;
 
-use entries::Entries;
+use entries::{Entries, two_changes};
 
 use crate::error::{Finding, Result};
 use crate::json::Fields;
@@ -81,6 +82,26 @@ impl Changes {
     pub(super) fn check_numbers(&self) -> Result<()> {
         let about = |name: &str| Finding::new(&self.path, format!("the change of {name:?}"));
         self.changes.iter().try_for_each(|(name, change)| change.check_numbers(|| about(name)))
+    }
+
+    /// Gives changes of storages with several names in `base` the name that stands for them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] if one storage is changed under two names.
+    pub(super) fn on_main_names(mut self, base: &Base) -> Result<Self> {
+        if !base.shares_storages() {
+            return Ok(self);
+        }
+        let mut changed: HashMap<String, String> = HashMap::new();
+        for (name, _) in &mut self.changes {
+            let main = base.main_name(name).to_owned();
+            let own = changed.entry(main.clone()).or_insert_with(|| name.clone());
+            if own != name {
+                return Err(two_changes(Finding::new(&self.path, format!("the change of {name:?}")), own));
+            }
+            *name = main;
+        }
+        Ok(self)
     }
 
     /// Refuses an adapter that acts only after certain tokens: it can't be expressed as one weight.
@@ -159,6 +180,7 @@ pub(super) fn changes(
     let mut fields = Fields::new(config_path, config);
     let mut entries = Entries::new(file, tensors);
     let kind = mergeable_kind(&mut fields)?;
+    entries.drop_copies(base)?;
     let invocation_tokens = match kind.as_str() {
         "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),
         _ => Vec::new(),

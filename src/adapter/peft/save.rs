@@ -142,7 +142,9 @@ fn target_modules(base: &Base, modules: &[Module]) -> Vec<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let adapted: HashSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
     let mut all: BTreeMap<String, bool> = BTreeMap::new();
-    for (name, tensor) in base.named().filter(|(_, tensor)| tensor.shape.len() == 2) {
+    let named =
+        base.named().filter(|(_, tensor)| tensor.shape.len() == 2 && base.main_name(&tensor.name) == tensor.name);
+    for (name, tensor) in named {
         let Some(path) = name.strip_suffix(".weight") else { continue };
         // A tied head isn't a separate module until it is adapted.
         let tied = base.tied_head().is_some_and(|head| head.name == tensor.name);

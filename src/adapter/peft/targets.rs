@@ -103,12 +103,14 @@ impl Targets {
         missing: &str,
     ) -> Result<()> {
         // An adapter that was trained on the text model alone has no tensors for the other parts.
-        let is_whole = adapted.iter().any(|name| other_part(name).is_some());
+        let is_whole = base.is_tensors_alone() || adapted.iter().any(|name| other_part(name).is_some());
         // A tensor of more dimensions needn't be the kernel of a convolution. Where the adapter has one, it is.
         let is_kernel = |tensor: &PlannedTensor| tensor.shape.len() > 2 && adapted.contains(&tensor.name);
         let with_kernels = base.named().any(|(_, tensor)| is_kernel(tensor));
         let most = if with_kernels { 5 } else { 2 };
         let layers = layers_read(base.config());
+        // Of a storage's names, any one is enough.
+        let adapted: HashSet<&str> = adapted.iter().map(|name| base.main_name(name)).collect();
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
             if is_unread_layer(layers, &name) || !is_whole && other_part(&name).is_some() {
@@ -119,7 +121,7 @@ impl Targets {
             if !is_weight || module.contains(".experts.") || self.wants(module) != Some(true) {
                 continue;
             }
-            if !adapted.contains(&tensor.name) {
+            if !adapted.contains(base.main_name(&tensor.name)) {
                 return Err(entries
                     .finding(&format!("{module}.{missing}"))
                     .expected(format_args!("{ABSENT}, as target_modules asks for"))

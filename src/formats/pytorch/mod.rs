@@ -10,7 +10,10 @@
 
 mod archive;
 mod legacy;
+mod nesting;
 mod pickle;
+mod program;
+mod rewrite;
 mod storages;
 #[cfg(test)]
 mod tests;
@@ -24,14 +27,15 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-pub use writer::{SHARD_INDEX, layout};
+pub use writer::{SHARD_INDEX, layout, layout_with_names};
 
 use self::archive::Archive;
 use self::pickle::{Object, Pickle};
 use self::storages::{Place, inflate};
+use self::tree::Nodes;
 use self::view::View;
 use crate::error::{Finding, Result};
-use crate::source::{MappedFile, Source, TensorInfo};
+use crate::source::{MappedFile, Source, Step, TensorInfo};
 
 /// An open PyTorch file.
 pub struct PytorchFile {
@@ -40,7 +44,20 @@ pub struct PytorchFile {
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
     views: Vec<View>,
+    /// For every tensor, the first that is the same view of the same storage.
+    first: Vec<usize>,
+    /// For every tensor, its node in `nodes`.
+    places: Vec<u32>,
+    nodes: Nodes,
     others: Vec<(String, String)>,
+    notes: Vec<String>,
+    out_of_reach: usize,
+}
+
+impl std::fmt::Debug for PytorchFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} with {} tensors", self.path().display(), self.tensors.len())
+    }
 }
 
 /// A record of a file of which only the directory is there so far.
@@ -76,7 +93,7 @@ impl PytorchFile {
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] for damage; [`crate::Error::Unsupported`] for
-    /// names that no checkpoint needs (a pickle that would run code) and for kinds of tensors that
+    /// names that reach the system (a pickle that would run code) and for kinds of tensors that
     /// can't be read; [`crate::Error::Mismatch`] if there is nothing under `key`.
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
         let file = MappedFile::open(path)?;
@@ -99,14 +116,39 @@ impl PytorchFile {
             let (pickle, places) = legacy::read(path, bytes)?;
             Contents::of(path, bytes, key, &pickle, &places, false)?
         };
-        let Contents { inflated, tensors, views, others } = contents;
-        Ok(Self { file, inflated, tensors, views, others })
+        let Contents { inflated, tensors, views, first, places, nodes, others, notes, out_of_reach } = contents;
+        Ok(Self { file, inflated, tensors, views, first, places, nodes, others, notes, out_of_reach })
     }
 
     /// Values in the file (or in the subtree under `key`) that aren't tensors, in its order: a
     /// dotted path and a short description. They aren't part of [`Source::tensors`].
     pub fn others(&self) -> &[(String, String)] {
         &self.others
+    }
+
+    /// One line for every class of the file that isn't one of torch's: its objects are described by the class, and
+    /// never made.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The error for a file in which no name leads to a tensor.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`] where there are no tensors.
+    pub fn check_has_tensors(&self) -> Result<()> {
+        if !self.tensors.is_empty() {
+            return Ok(());
+        }
+        let finding = Finding::new(self.path(), "");
+        Err(match self.out_of_reach {
+            0 => finding.expected("tensors").found("none").hint("`report::Report` shows what is in it"),
+            count => finding
+                .expected("tensors in dictionaries and lists")
+                .found(format_args!("none, and {count} inside other objects, which are out of reach"))
+                .hint("load it where its classes are, and save the state_dict() of what it holds"),
+        }
+        .mismatch())
     }
 }
 
@@ -117,6 +159,14 @@ impl Source for PytorchFile {
 
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
+    }
+
+    fn first_of_same(&self, index: usize) -> usize {
+        self.first[index]
+    }
+
+    fn steps(&self, index: usize) -> Vec<Step> {
+        self.nodes.steps(self.places[index])
     }
 
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {
@@ -142,7 +192,12 @@ struct Contents {
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
     views: Vec<View>,
+    first: Vec<usize>,
+    places: Vec<u32>,
+    nodes: Nodes,
     others: Vec<(String, String)>,
+    notes: Vec<String>,
+    out_of_reach: usize,
 }
 
 impl Contents {
@@ -155,12 +210,16 @@ impl Contents {
         places: &HashMap<&str, Place>,
         big_endian: bool,
     ) -> Result<Self> {
-        let tree::Flat { tensors: named, mut others } = tree::flatten(path, pickle, key)?;
+        let tree::Flat { tensors: named, nodes, mut others, out_of_reach } = tree::flatten(path, pickle, key)?;
+        let notes = tree::class_notes(pickle);
         let mut tensors = Vec::with_capacity(named.len());
         let mut views = Vec::with_capacity(named.len());
         let mut deflated: Vec<&str> = Vec::new();
         let mut storage_keys = Vec::with_capacity(named.len());
-        for (name, id) in named {
+        let mut first = Vec::with_capacity(named.len());
+        let mut nodes_of = Vec::with_capacity(named.len());
+        let mut same: HashMap<_, usize> = HashMap::with_capacity(named.len());
+        for (name, id, node) in named {
             let missing =
                 || Finding::new(path, format!("tensor {name:?}")).expected("a storage").found("none").format();
             let Some(Object::Tensor(tensor)) = pickle.objects.get(id as usize) else { return Err(missing()) };
@@ -175,6 +234,13 @@ impl Contents {
             if place.deflated.is_some() {
                 deflated.push(storage.key);
             }
+            // Tensors without elements have nothing to share.
+            let number = tensors.len();
+            first.push(match info.shape.contains(&0) {
+                true => number,
+                false => *same.entry((storage.key, view.clone(), info.dtype, info.shape.clone())).or_insert(number),
+            });
+            nodes_of.push(node);
             storage_keys.push(storage.key);
             tensors.push(info);
             views.push(view);
@@ -189,6 +255,6 @@ impl Contents {
             }
             inflated = Some(file);
         }
-        Ok(Self { inflated, tensors, views, others })
+        Ok(Self { inflated, tensors, views, first, places: nodes_of, nodes, others, notes, out_of_reach })
     }
 }

@@ -1,11 +1,12 @@
 //! The tree of a checkpoint: dictionaries and lists become dotted names. Values that aren't tensors are listed too, so
 //! that none is dropped silently.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::pickle::{Id, Object, Pickle, Value};
 use crate::error::{Finding, Result};
+use crate::source::Step;
 
 /// The deepest nesting of containers.
 const MAX_DEPTH: usize = 100;
@@ -23,10 +24,31 @@ const ALONE: [&str; 2] = ["tensor", "value"];
 
 /// A checkpoint as flat lists.
 pub(super) struct Flat {
-    /// Names and objects of tensors, in the file's order.
-    pub tensors: Vec<(String, Id)>,
+    /// Names and objects of tensors, in the file's order, and the node of each.
+    pub tensors: Vec<(String, Id, u32)>,
+    /// The containers and tensors that names lead through. The first is the outermost container.
+    pub nodes: Nodes,
     /// Paths and descriptions of everything else.
     pub others: Vec<(String, String)>,
+    /// How many tensors are inside objects, where no name can reach them.
+    pub out_of_reach: usize,
+}
+
+/// The ways to tensors: each node with the one before it, and the step between them.
+#[derive(Default)]
+pub(super) struct Nodes(Vec<(u32, Step)>);
+
+impl Nodes {
+    /// The steps that lead to a node, whose number counts from 1; 0 is the outermost container.
+    pub(super) fn steps(&self, mut node: u32) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while let Some((before, step)) = (node as usize).checked_sub(1).and_then(|place| self.0.get(place)) {
+            steps.push(step.clone());
+            node = *before;
+        }
+        steps.reverse();
+        steps
+    }
 }
 
 /// Names every tensor under `key`, or in the whole checkpoint.
@@ -35,7 +57,9 @@ pub(super) fn flatten(path: &Path, pickle: &Pickle<'_>, key: Option<&str>) -> Re
         path,
         pickle,
         reaches: reaching_tensors(pickle),
-        flat: Flat { tensors: Vec::new(), others: Vec::new() },
+        flat: Flat { tensors: Vec::new(), nodes: Nodes::default(), others: Vec::new(), out_of_reach: 0 },
+        node: 0,
+        counted: HashSet::new(),
         taken: HashMap::new(),
         places: 0,
         name_bytes: 0,
@@ -67,7 +91,7 @@ fn reaching_tensors(pickle: &Pickle<'_>) -> Vec<bool> {
             Object::Tuple(parts) | Object::List(parts) | Object::Set(parts) | Object::Opaque { parts, .. } => {
                 parts.iter().for_each(note);
             }
-            Object::Dict { entries, attributes } => {
+            Object::Dict { entries, attributes, .. } => {
                 for (key, value) in entries {
                     note(key);
                     note(value);
@@ -97,6 +121,10 @@ struct Walk<'w, 'a> {
     pickle: &'w Pickle<'a>,
     reaches: Vec<bool>,
     flat: Flat,
+    /// The node of the value that is visited.
+    node: u32,
+    /// The objects whose tensors were counted as out of reach.
+    counted: HashSet<Id>,
     /// Used names, and whether a tensor has them.
     taken: HashMap<String, bool>,
     places: usize,
@@ -133,14 +161,17 @@ impl<'a> Walk<'_, 'a> {
         match (value, pickle.object(value)) {
             (Value::Object(id), Some(Object::Tensor(_))) => {
                 self.take(name, true)?;
-                self.flat.tensors.push((name.clone(), id));
+                self.flat.tensors.push((name.clone(), id, self.node));
                 Ok(())
             }
             (_, Some(Object::Unread(what))) => {
                 let finding = Finding::new(self.path, format!("tensor {name:?}"));
                 Err(finding.expected("a plain tensor").found(what).unsupported())
             }
-            (_, Some(Object::Dict { entries, attributes })) if reaches || entries.len() <= LISTED_ENTRIES => {
+            (_, Some(Object::Dict { entries, attributes, settings: Some(_) })) => {
+                self.settings(name, value, entries, *attributes, depth)
+            }
+            (_, Some(Object::Dict { entries, attributes, .. })) if reaches || entries.len() <= LISTED_ENTRIES => {
                 for (key, value) in entries {
                     self.entry(name, *key, *value, depth)?;
                 }
@@ -149,58 +180,94 @@ impl<'a> Walk<'_, 'a> {
                 }
                 attributes.map_or(Ok(()), |attributes| self.attributes(name, attributes))
             }
-            (_, Some(Object::List(parts) | Object::Tuple(parts))) if reaches => {
-                for (number, part) in parts.iter().enumerate() {
-                    self.child(name, &number.to_string(), *part, depth)?;
+            (_, Some(object @ (Object::List(parts) | Object::Tuple(parts)))) if reaches => {
+                let (of, tuple) = (parts.len(), matches!(object, Object::Tuple(_)));
+                for (index, part) in parts.iter().enumerate() {
+                    self.child(name, &index.to_string(), Step::Item { index, of, tuple }, *part, depth)?;
                 }
                 Ok(())
             }
-            _ if reaches => Err(self
-                .named(name)
-                .expected("tensors in dictionaries and lists")
-                .found(format_args!("some in {}", describe(pickle, value)))
-                .hint("choose the part with the weights, often state_dict, with `key`")
-                .unsupported()),
             _ => self.describe(name, value),
         }
+    }
+
+    /// Adds an object of settings, and its entries.
+    fn settings(
+        &mut self,
+        name: &mut String,
+        value: Value<'a>,
+        entries: &[(Value<'a>, Value<'a>)],
+        attributes: Option<Value<'a>>,
+        depth: usize,
+    ) -> Result<()> {
+        // Classes of settings keep their entries twice, as items and as attributes, or as attributes alone.
+        let fields = match attributes.and_then(|attributes| self.pickle.object(attributes)) {
+            Some(Object::Dict { entries: state, .. }) if entries.is_empty() => {
+                let fields = state.iter().find(|(key, _)| *key == Value::Str("_fields"));
+                fields.and_then(|(_, fields)| self.pickle.object(*fields))
+            }
+            _ => None,
+        };
+        let entries = match fields {
+            Some(Object::Dict { entries, .. }) => entries,
+            _ => entries,
+        };
+        let reached = entries.iter().any(|(_, value)| self.reaches(*value));
+        if depth > 0 {
+            match reached {
+                true => self.flat.others.push((name.clone(), describe(self.pickle, value))),
+                false => self.describe(name, value)?,
+            }
+        }
+        if reached || entries.len() <= LISTED_ENTRIES {
+            for (key, value) in entries {
+                self.entry(name, *key, *value, depth)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds one entry of a dictionary.
     fn entry(&mut self, name: &mut String, key: Value<'a>, value: Value<'a>, depth: usize) -> Result<()> {
         match key {
-            Value::Str(key) => self.child(name, key, value, depth),
-            Value::Int(number) => self.child(name, &number.to_string(), value, depth),
+            Value::Str(key) => self.child(name, key, Step::Key(key.to_owned()), value, depth),
+            Value::Int(number) => self.child(name, &number.to_string(), Step::Number(number), value, depth),
             _ if self.reaches(value) || self.reaches(key) => Err(self
                 .named(name)
                 .expected("texts or numbers as keys")
                 .found(describe(self.pickle, key))
                 .unsupported()),
-            key => self.child(name, &format!("({})", describe(self.pickle, key)), value, depth),
+            key => {
+                let key = format!("({})", describe(self.pickle, key));
+                self.child(name, &key, Step::Key(key.clone()), value, depth)
+            }
         }
     }
 
-    fn child(&mut self, name: &mut String, key: &str, value: Value<'a>, depth: usize) -> Result<()> {
-        let length = name.len();
+    /// Visits the value under `key` of the container at `name`.
+    fn child(&mut self, name: &mut String, key: &str, step: Step, value: Value<'a>, depth: usize) -> Result<()> {
+        let (length, node) = (name.len(), self.node);
+        if self.reaches(value) {
+            self.flat.nodes.0.push((node, step));
+            self.node = self.flat.nodes.0.len() as u32;
+        }
         if depth > 0 {
             name.push('.');
         }
         name.push_str(key);
         self.visit(name, value, depth + 1)?;
+        self.node = node;
         name.truncate(length);
         Ok(())
     }
 
     /// Adds the attributes of a dictionary: torch stores the versions of modules there, as `_metadata`.
     fn attributes(&mut self, name: &str, attributes: Value<'a>) -> Result<()> {
-        if self.reaches(attributes) {
-            let finding = self.named(name).expected("tensors in dictionaries and lists");
-            return Err(finding.found("some in attributes of a dictionary").unsupported());
-        }
         if let Some(Object::Dict { entries, .. }) = self.pickle.object(attributes) {
             for (key, value) in entries {
                 let key = if let Value::Str(key) = key { *key } else { "attribute" };
                 let path = if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
-                let text = format!("attribute of the dictionary, {}", describe(self.pickle, *value));
+                let text = format!("attribute of the dictionary, {}", self.described(*value));
                 self.name_bytes += path.len();
                 self.flat.others.push((path, text));
             }
@@ -208,11 +275,47 @@ impl<'a> Walk<'_, 'a> {
         Ok(())
     }
 
-    /// Adds a value that isn't a tensor.
+    /// Adds a value that isn't a tensor. Tensors inside it are out of reach.
     fn describe(&mut self, name: &str, value: Value<'a>) -> Result<()> {
         self.take(name, false)?;
-        self.flat.others.push((name.to_owned(), describe(self.pickle, value)));
+        let text = self.described(value);
+        self.flat.others.push((name.to_owned(), text));
         Ok(())
+    }
+
+    /// Describes a value, and counts the tensors inside it.
+    fn described(&mut self, value: Value<'a>) -> String {
+        let mut text = describe(self.pickle, value);
+        if self.reaches(value) {
+            let count = self.count_inside(value);
+            self.flat.out_of_reach += count;
+            let tensors = if count == 1 { "tensor" } else { "tensors" };
+            text.push_str(&format!(", with {count} {tensors} out of reach"));
+        }
+        text
+    }
+
+    /// The number of tensors inside a value, without those inside values that were counted before.
+    fn count_inside(&mut self, value: Value<'a>) -> usize {
+        let (mut open, mut count) = (vec![value], 0);
+        while let Some(value) = open.pop() {
+            let Value::Object(id) = value else { continue };
+            if !self.reaches(value) || !self.counted.insert(id) {
+                continue;
+            }
+            match self.pickle.object(value) {
+                Some(Object::Tensor(_) | Object::Unread(_)) => count += 1,
+                Some(
+                    Object::Tuple(parts) | Object::List(parts) | Object::Set(parts) | Object::Opaque { parts, .. },
+                ) => open.extend(parts),
+                Some(Object::Dict { entries, attributes, .. }) => {
+                    open.extend(entries.iter().flat_map(|(key, value)| [*key, *value]));
+                    open.extend(attributes);
+                }
+                Some(Object::Storage(_)) | None => {}
+            }
+        }
+        count
     }
 
     /// Refuses a second value with the name of a tensor: programs would differ in which one they read.
@@ -287,6 +390,38 @@ fn describe_key(pickle: &Pickle<'_>, key: Value<'_>) -> String {
     }
 }
 
+/// A note for each class that isn't known, with the number of its objects. The first word of a class's note is the
+/// class.
+pub(super) fn class_notes(pickle: &Pickle<'_>) -> Vec<String> {
+    let mut counts = vec![0usize; pickle.classes.len()];
+    let mut settings: Vec<(String, usize)> = Vec::new();
+    for object in &pickle.objects {
+        match object {
+            Object::Opaque { class: Value::Other(number), .. } => {
+                counts.get_mut(*number as usize).into_iter().for_each(|count| *count += 1);
+            }
+            Object::Dict { settings: Some(class), .. } => {
+                let name = format!("{}.{}", class.module, class.name);
+                match settings.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, count)) => *count += 1,
+                    None => settings.push((name, 1)),
+                }
+            }
+            _ => {}
+        }
+    }
+    let objects = |count: usize| match count {
+        0 => "it is named and has no object".to_owned(),
+        1 => "its one object is described, and was not made".to_owned(),
+        count => format!("its {count} objects are described, and none was made"),
+    };
+    let of_settings = settings.iter().map(|(name, count)| format!("{name}: a class of settings: {}", objects(*count)));
+    let others = counts.iter().enumerate().map(|(number, count)| {
+        format!("{}: a class that torch does not have: {}", pickle.class_name(number as u32), objects(*count))
+    });
+    of_settings.chain(others).collect()
+}
+
 /// Describes a value in a few words.
 fn describe(pickle: &Pickle<'_>, value: Value<'_>) -> String {
     let object = match value {
@@ -299,22 +434,25 @@ fn describe(pickle: &Pickle<'_>, value: Value<'_>) -> String {
         Value::Str(text) => return quote(text),
         Value::Bytes(bytes) => return format!("{} bytes", bytes.len()),
         Value::Global(known) => return format!("{}.{}", known.module, known.name),
+        Value::Other(number) => return pickle.class_name(number),
         value @ Value::Object(_) => pickle.object(value),
     };
     match object {
         Some(Object::Tuple(parts)) => format!("a tuple of {}", parts.len()),
         Some(Object::List(parts)) => format!("a list of {}", parts.len()),
         Some(Object::Set(parts)) => format!("a set of {}", parts.len()),
+        Some(Object::Dict { settings: Some(class), .. }) => format!("{}.{}", class.module, class.name),
         Some(Object::Dict { entries, .. }) => format!("a dictionary of {}", entries.len()),
         Some(Object::Storage(storage)) => format!("a storage of {} {}", storage.elems, storage.element.name),
         Some(Object::Tensor(_)) => "a tensor".to_owned(),
         Some(Object::Unread(what)) => (*what).to_owned(),
-        Some(Object::Opaque { class, .. }) => match (class.module, class.name) {
+        Some(Object::Opaque { class: Value::Global(class), .. }) => match (class.module, class.name) {
             ("_codecs", _) => "bytes".to_owned(),
             (_, "_reconstruct" | "_frombuffer") => "a numpy array".to_owned(),
             (_, "scalar") => "a numpy number".to_owned(),
             (module, name) => format!("{module}.{name}"),
         },
+        Some(Object::Opaque { class, .. }) => describe(pickle, *class),
         None => "nothing".to_owned(),
     }
 }

@@ -16,7 +16,7 @@ use crate::source::{TensorInfo, show_shape};
 const MAX_EXPANDED_BYTES: usize = 1 << 30;
 
 /// The position of a tensor's elements. Every index is checked to be inside the storage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct View {
     /// Whether the storage is in the inflated file.
     pub inflated: bool,
@@ -100,6 +100,12 @@ impl View {
         };
         view.dense = empty || view.is_dense(&tensor.shape, bytes);
         Ok((TensorInfo { name, dtype, shape: tensor.shape.clone() }, view))
+    }
+
+    /// The bytes of the tensor in the mapped file, if they stand there in order.
+    pub(super) fn run(&self, info: &TensorInfo) -> Option<Range<usize>> {
+        let plain = self.dense && self.swap == 1 && !self.inflated;
+        plain.then(|| self.start..self.start + info.elems() * info.dtype.block_bytes())
     }
 
     fn is_dense(&self, shape: &[usize], bytes: usize) -> bool {

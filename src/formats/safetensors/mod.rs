@@ -8,5 +8,8 @@ mod writer;
 pub use reader::SafetensorsFile;
 pub use writer::{SHARD_INDEX, layout, layout_with_metadata};
 
+/// The entry of the metadata that says which program's tensors these are.
+pub(crate) const FORMAT: &str = "format";
+
 /// The longest header that readers of the format accept (`MAX_HEADER_SIZE` of the reference).
 pub(crate) const MAX_HEADER_BYTES: u64 = 100_000_000;

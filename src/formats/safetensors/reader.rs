@@ -1,7 +1,7 @@
 //! Reading: the header is checked once, completely; rows are slices of the memory map.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::MAX_HEADER_BYTES;
+use super::{FORMAT, MAX_HEADER_BYTES};
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::json;
@@ -23,12 +23,17 @@ pub struct SafetensorsFile {
     file: MappedFile,
     tensors: Vec<TensorInfo>,
     ranges: Vec<Range<usize>>,
+    /// For every tensor, the first with the same bytes: others are second names, which stand in the metadata.
+    first: Vec<usize>,
     metadata: BTreeMap<String, String>,
 }
 
 impl SafetensorsFile {
     /// Maps `path` and checks its header: every tensor is inside the file and has the size of its type and shape,
     /// tensors don't overlap, every byte belongs to a tensor, and no name occurs twice.
+    ///
+    /// Names of tensors that share a storage with another stand in the metadata, as `{name: other}`
+    /// (`safetensors.torch.save_model`). They are tensors like any others, and follow after them.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Format`] naming the file and the tensor.
@@ -67,7 +72,20 @@ impl SafetensorsFile {
         for range in &mut ranges {
             *range = range.start + start..range.end + start;
         }
-        Ok(Self { file, tensors, ranges, metadata: header.metadata })
+        let mut metadata = header.metadata;
+        let mut first: Vec<usize> = (0..tensors.len()).collect();
+        let places: HashMap<String, usize> =
+            tensors.iter().enumerate().map(|(place, info)| (info.name.clone(), place)).collect();
+        metadata.retain(|name, text| match places.get(text) {
+            Some(&place) if name != FORMAT && !places.contains_key(name) => {
+                tensors.push(TensorInfo { name: name.clone(), ..tensors[place].clone() });
+                ranges.push(ranges[place].clone());
+                first.push(place);
+                false
+            }
+            _ => true,
+        });
+        Ok(Self { file, tensors, ranges, first, metadata })
     }
 }
 
@@ -82,6 +100,10 @@ impl Source for SafetensorsFile {
 
     fn text_metadata(&self) -> Option<&BTreeMap<String, String>> {
         Some(&self.metadata)
+    }
+
+    fn first_of_same(&self, index: usize) -> usize {
+        self.first[index]
     }
 
     fn rows(&self, index: usize, rows: Range<usize>) -> Cow<'_, [u8]> {

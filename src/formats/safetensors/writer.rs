@@ -1,13 +1,14 @@
 //! Layout: the shard and offset of every tensor, before any data is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, json};
 
+use super::FORMAT;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::shards::{index, shard_name, split};
-use crate::plan::{FileLayout, Layout, Place, PlannedTensor};
+use crate::plan::{Alias, FileLayout, Layout, Place, PlannedTensor};
 
 /// The name of the index file, which says in which shard each tensor is.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
@@ -21,11 +22,12 @@ pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// [`crate::Error::Unsupported`] for a type that safetensors can't hold.
 pub fn layout(tensors: &[PlannedTensor], stem: &str, shard_bytes: u64) -> Result<Layout> {
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    layout_with_metadata(tensors, stem, shard_bytes, &metadata)
+    let metadata = BTreeMap::from([(FORMAT.to_owned(), "pt".to_owned())]);
+    layout_with_metadata(tensors, stem, shard_bytes, &metadata, &[])
 }
 
-/// Like [`layout`], with this `__metadata__` in every file, unless it is empty.
+/// Like [`layout`], with this `__metadata__` in every file, unless it is empty. Of `aliases`, those of a file's tensors
+/// stand in the file's `__metadata__`, as `safetensors.torch.save_model` writes them.
 ///
 /// # Errors
 /// As [`layout`].
@@ -34,6 +36,7 @@ pub fn layout_with_metadata(
     stem: &str,
     shard_bytes: u64,
     metadata: &BTreeMap<String, String>,
+    aliases: &[Alias],
 ) -> Result<Layout> {
     for tensor in tensors {
         if !tensor.dtype.in_safetensors() {
@@ -47,10 +50,20 @@ pub fn layout_with_metadata(
     let mut places = vec![Place { file: 0, offset: 0 }; tensors.len()];
     let mut files = Vec::with_capacity(shards.len() + 1);
     let mut weight_map: Vec<(&str, String)> = Vec::new();
+    let mut others: HashMap<&str, Vec<&str>> = HashMap::new();
+    for alias in aliases {
+        others.entry(&alias.of).or_default().push(&alias.name);
+    }
     for (number, mut shard) in shards.iter().cloned().enumerate() {
         let name = shard_name(stem, number, shards.len(), "safetensors");
         shard.sort_by_key(|&i| (std::cmp::Reverse(alignment(tensors[i].dtype)), &tensors[i].name));
         let mut header = Map::new();
+        let mut metadata = metadata.clone();
+        for tensor in shard.iter().map(|&i| &tensors[i]) {
+            for other in others.get(tensor.name.as_str()).into_iter().flatten() {
+                metadata.insert((*other).to_owned(), tensor.name.clone());
+            }
+        }
         if !metadata.is_empty() {
             header.insert("__metadata__".into(), json!(metadata));
         }

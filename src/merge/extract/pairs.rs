@@ -75,7 +75,7 @@ impl Pairs {
         let mut modules = Vec::new();
         let mut changed: Vec<(&Pair, Fate)> = Vec::new();
         for pair in &pairs {
-            let fate = fate(naming, pair);
+            let fate = fate(base, naming, pair);
             match fate {
                 Fate::LowRank => modules.push(Module {
                     name: pair.own.clone(),
@@ -147,6 +147,12 @@ fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
                 .hint("a LoRA keeps shapes: resize the base's vocabulary first, where that is what differs")
                 .mismatch());
         }
+        // A storage with several names has one change.
+        let main = base.main_name(&less.name);
+        if main != less.name {
+            same_change(finetuned, of, main)?;
+            continue;
+        }
         pairs.push(Pair { own: own.to_owned(), less, of });
     }
     match ours.into_values().next() {
@@ -155,8 +161,31 @@ fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     }
 }
 
-fn fate(naming: Naming, pair: &Pair) -> Fate {
+/// Checks that a tensor of the finetuned model has the values of another, as they share a storage in the base.
+fn same_change(finetuned: &Base, of: &PlannedTensor, main: &str) -> Result<()> {
+    match finetuned.tensor(main) {
+        Some(other) if finetuned.main_name(&of.name) != finetuned.main_name(main) && differ(of, other)? => {
+            Err(Finding::new(of.expr.source_path(), format!("tensor {:?}", of.name))
+                .expected(format_args!("the values of {main:?}: in the base, both are names of one storage"))
+                .found("others: two different changes of one storage")
+                .mismatch())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a matrix of tensors alone may be an embedding's: its module is called so, and has no bias.
+fn may_be_embedding(base: &Base, name: &str) -> bool {
+    let module = path_of(name);
+    let last = module.rsplit('.').next().unwrap_or(module);
+    base.is_tensors_alone() && last.contains("emb") && base.tensor(&format!("{module}.bias")).is_none()
+}
+
+fn fate(base: &Base, naming: Naming, pair: &Pair) -> Fate {
     let name = pair.own.as_str();
+    if may_be_embedding(base, name) && name.ends_with(".weight") {
+        return Fate::Whole;
+    }
     if is_of_experts(name) {
         return Fate::Refused;
     }

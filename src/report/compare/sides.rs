@@ -30,6 +30,14 @@ enum Side {
 /// [`Error::Unsupported`] for an adapter; errors of opening the inputs, and those of [`from_gguf`]
 /// if only one of them is a GGUF.
 pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
+    sides_of((a, Opening::default()), (b, Opening::default()))
+}
+
+/// Like [`sides`], each opened as its options say.
+///
+/// # Errors
+/// As [`sides`].
+pub fn sides_of(a: (&Path, Opening), b: (&Path, Opening)) -> Result<(Plan, Plan)> {
     Ok(match (open(a)?, open(b)?) {
         (Side::Gguf(a), Side::Gguf(b)) => (taken(&a), taken(&b)),
         (Side::Gguf(a), Side::Named(b, config)) => (restored(&a, &b, config.as_ref())?, b),
@@ -48,8 +56,8 @@ pub fn sides(a: &Path, b: &Path) -> Result<(Plan, Plan)> {
     })
 }
 
-fn open(path: &Path) -> Result<Side> {
-    match Input::open(path, Opening::default())? {
+fn open((path, opening): (&Path, Opening)) -> Result<Side> {
+    match Input::open(path, opening)? {
         Input::Adapter => Err(adapter(path)),
         Input::Model(folder) => Ok(Side::Named(folder.weights().clone(), Some(folder.config_json))),
         Input::Weights { plan, .. } => Ok(Side::Named(plan, None)),

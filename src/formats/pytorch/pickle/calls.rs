@@ -14,8 +14,10 @@ const MAX_DIMS: usize = 64;
 impl<'a> Machine<'_, 'a> {
     /// The value that describes `function(*arguments)`.
     pub(super) fn call(&mut self, function: Value<'a>, arguments: Vec<Value<'a>>) -> Result<Value<'a>> {
-        let Value::Global(known) = function else {
-            return Err(self.breach("a class or function to call", "something else"));
+        let known = match function {
+            Value::Global(known) => known,
+            Value::Other(_) => return self.add(Object::Opaque { class: function, parts: arguments }),
+            _ => return Err(self.breach("a class or function to call", "something else")),
         };
         match known.role {
             Role::Tensor | Role::TensorV2 | Role::TensorV3 => self.tensor(known, &arguments),
@@ -29,10 +31,20 @@ impl<'a> Machine<'_, 'a> {
                     _ => Err(self.breach("a tuple for torch.Size", "something else")),
                 },
             },
-            Role::Dict => self.dictionary(arguments.first().copied()),
-            Role::DefaultDict => self.dictionary(arguments.get(1).copied()),
+            Role::Dict => self.dictionary(arguments.first().copied(), None),
+            Role::DefaultDict => self.dictionary(arguments.get(1).copied(), None),
+            Role::Settings => self.settings(known, arguments),
             Role::Instance => self.instance(known, &arguments),
-            Role::Storage(_) | Role::Data => self.add(Object::Opaque { class: known, parts: arguments }),
+            Role::NewObject => match arguments.split_first() {
+                // Only one level, as below.
+                Some((
+                    class @ (Value::Global(AllowedName { role: Role::Settings | Role::Dict | Role::Data, .. })
+                    | Value::Other(_)),
+                    rest,
+                )) => self.call(*class, rest.to_vec()),
+                _ => Err(self.breach("a class of plain data", "something else")),
+            },
+            Role::Storage(_) | Role::Data => self.add(Object::Opaque { class: function, parts: arguments }),
             Role::Dtype(element) => Err(self.breach("a class or function to call", element.name)),
         }
     }
@@ -166,7 +178,8 @@ impl<'a> Machine<'_, 'a> {
 
     /// A tensor of a subclass, or with attributes: the call wraps another function's result.
     fn wrapped(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
-        let [function @ Value::Global(inner), Value::Global(_), inner_arguments, state] = arguments else {
+        let [function @ Value::Global(inner), Value::Global(_) | Value::Other(_), inner_arguments, state] = arguments
+        else {
             return Err(
                 self.breach(format_args!("function, class, arguments and state for {}", known.name), "something else")
             );
@@ -183,7 +196,17 @@ impl<'a> Machine<'_, 'a> {
         Ok(result)
     }
 
-    fn dictionary(&mut self, initial: Option<Value<'a>>) -> Result<Value<'a>> {
+    /// An object of a class of settings: a dictionary, if its arguments can be its entries.
+    fn settings(&mut self, class: &'static AllowedName, arguments: Vec<Value<'a>>) -> Result<Value<'a>> {
+        let entries = |initial: Value<'a>| matches!(self.object(initial), Some(Object::Dict { .. }));
+        match arguments.as_slice() {
+            [] => self.dictionary(None, Some(class)),
+            [initial] if entries(*initial) => self.dictionary(Some(*initial), Some(class)),
+            _ => self.add(Object::Opaque { class: Value::Global(class), parts: arguments }),
+        }
+    }
+
+    fn dictionary(&mut self, initial: Option<Value<'a>>, settings: Option<&'static AllowedName>) -> Result<Value<'a>> {
         let mut entries = Vec::new();
         match initial {
             None | Some(Value::None) => {}
@@ -202,16 +225,22 @@ impl<'a> Machine<'_, 'a> {
                 _ => return Err(self.breach("entries for a dictionary", "something else")),
             },
         }
-        self.add(Object::Dict { entries, attributes: None })
+        self.add(Object::Dict { entries, attributes: None, settings })
     }
 
     fn instance(&mut self, known: &'static AllowedName, arguments: &[Value<'a>]) -> Result<Value<'a>> {
-        let [Value::Global(class), _, state] = arguments else {
-            return Err(self.breach(format_args!("class, base and state for {}", known.name), "something else"));
+        let (named, class, state) = match arguments {
+            [named @ Value::Global(class), _, state] => (named, class, state),
+            [named @ Value::Other(_), _, state] => {
+                return self.add(Object::Opaque { class: *named, parts: vec![*state] });
+            }
+            _ => return Err(self.breach(format_args!("class, base and state for {}", known.name), "something else")),
         };
         match class.role {
-            Role::Dict | Role::DefaultDict => self.dictionary(Some(*state)),
-            Role::Data => self.add(Object::Opaque { class, parts: vec![*state] }),
+            Role::Dict | Role::DefaultDict => self.dictionary(Some(*state), None),
+            Role::Settings if *state == Value::None => self.dictionary(None, Some(class)),
+            Role::Settings => self.settings(class, vec![*state]),
+            Role::Data => self.add(Object::Opaque { class: *named, parts: vec![*state] }),
             _ => Err(self.breach("a class of plain data", format_args!("{}.{}", class.module, class.name))),
         }
     }
@@ -240,7 +269,7 @@ impl<'a> Machine<'_, 'a> {
         match state {
             Value::None | Value::Bool(false) => false,
             state => match self.object(state) {
-                Some(Object::Dict { entries, attributes }) => !entries.is_empty() || attributes.is_some(),
+                Some(Object::Dict { entries, attributes, .. }) => !entries.is_empty() || attributes.is_some(),
                 Some(Object::Tuple(parts) | Object::List(parts)) => {
                     // The state may be (dictionary, slots): look one level down, but no further.
                     parts.iter().any(|part| match self.object(*part) {

@@ -7,8 +7,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::globals::{self, AllowedName};
-use super::{Id, MAX_CELLS, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object, Pickle, Value};
+use super::globals;
+use super::system::reaches_system;
+use super::{
+    Id, MAX_CELLS, MAX_CLASSES, MAX_LINE_BYTES, MAX_MARKS, MAX_MEMO, MAX_OBJECTS, MAX_PICKLE_BYTES, MAX_STACK, Object,
+    Pickle, Value,
+};
 use crate::error::Result;
 
 /// A pickle that is being run.
@@ -22,6 +26,9 @@ pub(super) struct Machine<'p, 'a> {
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     pub(super) objects: Vec<Object<'a>>,
+    classes: Vec<(&'a str, &'a str)>,
+    /// The names that were used before.
+    names: HashMap<(&'a str, &'a str), Value<'a>>,
     cells: usize,
 }
 
@@ -36,6 +43,8 @@ impl<'p, 'a> Machine<'p, 'a> {
             marks: Vec::new(),
             memo: HashMap::new(),
             objects: Vec::new(),
+            classes: Vec::new(),
+            names: HashMap::new(),
             cells: 0,
         }
     }
@@ -45,7 +54,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             let opcode = self.byte()?;
             if opcode == b'.' {
                 let root = self.pop()?;
-                return Ok(Pickle { objects: self.objects, root, byte_len: self.at });
+                return Ok(Pickle { objects: self.objects, root, classes: self.classes, byte_len: self.at });
             }
             self.step(opcode)?;
         }
@@ -182,7 +191,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             // Containers.
             b')' => self.make(Object::Tuple(Vec::new())),
             b']' => self.make(Object::List(Vec::new())),
-            b'}' => self.make(Object::Dict { entries: Vec::new(), attributes: None }),
+            b'}' => self.make(Object::Dict { entries: Vec::new(), attributes: None, settings: None }),
             0x8f => self.make(Object::Set(Vec::new())),
             b't' => {
                 let parts = self.pop_mark()?;
@@ -203,7 +212,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             b'd' => {
                 let parts = self.pop_mark()?;
                 let entries = self.pairs(parts)?;
-                self.make(Object::Dict { entries, attributes: None })
+                self.make(Object::Dict { entries, attributes: None, settings: None })
             }
             b'a' => {
                 let item = self.pop()?;
@@ -253,16 +262,16 @@ impl<'p, 'a> Machine<'p, 'a> {
             // Names and calls.
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                let known = self.known(module, name)?;
-                self.push(Value::Global(known))
+                let named = self.named(module, name)?;
+                self.push(named)
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Value::Str(module), Value::Str(name)) = (module, name) else {
                     return Err(self.breach("two texts as a name", "something else"));
                 };
-                let known = self.known(module, name)?;
-                self.push(Value::Global(known))
+                let named = self.named(module, name)?;
+                self.push(named)
             }
             b'R' | 0x81 => {
                 let arguments = self.pop()?;
@@ -286,9 +295,9 @@ impl<'p, 'a> Machine<'p, 'a> {
             }
             b'i' => {
                 let (module, name) = (self.line()?, self.line()?);
-                let known = self.known(module, name)?;
+                let named = self.named(module, name)?;
                 let arguments = self.pop_mark()?;
-                let result = self.call(Value::Global(known), arguments)?;
+                let result = self.call(named, arguments)?;
                 self.push(result)
             }
             b'o' => {
@@ -464,14 +473,34 @@ impl<'p, 'a> Machine<'p, 'a> {
         }
     }
 
-    /// The table's entry for a name.
-    fn known(&self, module: &str, name: &str) -> Result<&'static AllowedName> {
-        globals::find(module, name).ok_or_else(|| {
-            self.finding()
-                .expected("only classes and functions that checkpoints need")
-                .found(format_args!("{}.{}", module.escape_default(), name.escape_default()))
-                .hint("loading this file with Python may run code; it was read as data only, and nothing was run")
-                .unsupported()
-        })
+    /// The class, function or constant of this name.
+    fn named(&mut self, module: &'a str, name: &'a str) -> Result<Value<'a>> {
+        if let Some(value) = self.names.get(&(module, name)) {
+            return Ok(*value);
+        }
+        let (of, own) = globals::in_python_3(module, name);
+        let value = match globals::find(of, own) {
+            Some(known) => Value::Global(known),
+            None if reaches_system(of, own) => {
+                return Err(self
+                    .finding()
+                    .expected("only classes and functions that checkpoints need")
+                    .found(format_args!("{}.{}", module.escape_default(), name.escape_default()))
+                    .hint("loading this file with Python may run code; it was read as data only, and nothing was run")
+                    .unsupported());
+            }
+            None if module.len().max(name.len()) > MAX_LINE_BYTES => {
+                return Err(self.breach(format_args!("a name of at most {MAX_LINE_BYTES} bytes"), "a longer one"));
+            }
+            None if self.classes.len() >= MAX_CLASSES => {
+                return Err(self.too_many("classes that aren't known", MAX_CLASSES));
+            }
+            None => {
+                self.classes.push((module, name));
+                Value::Other((self.classes.len() - 1) as u32)
+            }
+        };
+        self.names.insert((module, name), value);
+        Ok(value)
     }
 }

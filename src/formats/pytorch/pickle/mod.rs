@@ -3,15 +3,17 @@
 //! Reference: CPython `Lib/pickletools.py` (the meaning of opcodes) and torch
 //! `_weights_only_unpickler.py` (what a checkpoint may contain).
 //!
-//! A pickle is a program, whose calls name Python classes and functions. Here every name must be in
-//! a fixed table ([`globals`]), and a call only makes a value that describes its result. All
-//! objects are in one list and refer to each other by number, so cycles and deep nesting are
-//! harmless.
+//! A pickle is a program, whose calls name Python classes and functions. Here a call only makes a
+//! value that describes its result: a tensor or a dictionary, if the name is in a fixed table
+//! ([`globals`]), and otherwise an object of which only the class is known. A name that reaches the
+//! system ends the reading ([`system`]). All objects are in one list and refer to each other by
+//! number, so cycles and deep nesting are harmless.
 
 mod calls;
 mod globals;
 mod input;
 mod machine;
+mod system;
 
 use std::path::Path;
 
@@ -32,6 +34,10 @@ const MAX_STACK: usize = 1 << 22;
 const MAX_MARKS: usize = 1 << 16;
 /// The most values in the memo.
 const MAX_MEMO: usize = 1 << 22;
+/// The most classes of one pickle that aren't in the table.
+const MAX_CLASSES: usize = 4096;
+/// How many characters of a class's name a description has.
+const SHOWN_CHARS: usize = 100;
 /// The longest line of a text opcode: a name or a number.
 const MAX_LINE_BYTES: usize = 1024;
 
@@ -57,6 +63,8 @@ pub(super) enum Value<'a> {
     Bytes(&'a [u8]),
     /// A class, function or constant of the table.
     Global(&'static AllowedName),
+    /// Another class or function: its number in [`Pickle::classes`].
+    Other(u32),
     /// A reference to an object.
     Object(Id),
 }
@@ -76,6 +84,8 @@ pub(super) enum Object<'a> {
         entries: Vec<(Value<'a>, Value<'a>)>,
         /// Attributes of the dictionary object, where torch stores `_metadata`.
         attributes: Option<Value<'a>>,
+        /// Its class, if it is one of settings.
+        settings: Option<&'static AllowedName>,
     },
     /// Bytes of the file, found by key.
     Storage(Storage<'a>),
@@ -85,8 +95,8 @@ pub(super) enum Object<'a> {
     Unread(&'static str),
     /// An instance of a class that is only described, or the result of a function.
     Opaque {
-        /// The class or function.
-        class: &'static AllowedName,
+        /// The class or function: [`Value::Global`] or [`Value::Other`].
+        class: Value<'a>,
         /// Arguments, state, items.
         parts: Vec<Value<'a>>,
     },
@@ -128,6 +138,8 @@ pub(super) struct Pickle<'a> {
     pub objects: Vec<Object<'a>>,
     /// The result.
     pub root: Value<'a>,
+    /// Module and name of each class or function that isn't in the table.
+    pub classes: Vec<(&'a str, &'a str)>,
     /// The length of the pickle in bytes.
     pub byte_len: usize,
 }
@@ -137,9 +149,19 @@ impl<'a> Pickle<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Format`] where it breaks the rules or a limit, [`crate::Error::Unsupported`]
-    /// where it names a class or function that is not in the table.
+    /// where it names a class or function that reaches the system.
     pub(super) fn read(path: &Path, bytes: &'a [u8]) -> Result<Self> {
         machine::Machine::new(path, bytes).run()
+    }
+
+    /// The full name of a class that isn't in the table, for messages.
+    pub(super) fn class_name(&self, number: u32) -> String {
+        let (module, name) = self.classes.get(number as usize).copied().unwrap_or(("", "?"));
+        let full = format!("{}.{}", module.escape_debug(), name.escape_debug());
+        match full.char_indices().nth(SHOWN_CHARS) {
+            None => full,
+            Some((end, _)) => format!("{}...", full.get(..end).unwrap_or_default()),
+        }
     }
 
     /// The object to which `value` refers, if it does.

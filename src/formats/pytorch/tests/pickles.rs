@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn names_outside_the_table_are_refused_in_full() {
+fn names_that_reach_the_system_are_refused_in_full() {
     for (pickle, name) in [
         (&b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R."[..], "os.system"),
         (b"\x80\x02cposix\nsystem\n.", "posix.system"),
@@ -16,7 +16,7 @@ fn names_outside_the_table_are_refused_in_full() {
         (b"\x80\x02ctorch.hub\nload\n.", "torch.hub.load"),
         (b"\x80\x02ctorch\nload\n.", "torch.load"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "torch._utils._rebuild_tensor_v2.__globals__"),
-        (b"\x80\x02cos\x1b[2J\nsystem\n.", "os\\u{1b}[2J.system"),
+        (b"\x80\x02cos.\x1b[2J\nsystem\n.", "os.\\u{1b}[2J.system"),
     ] {
         let message = refusal(&legacy(pickle));
         let expected = format!("expected only classes and functions that checkpoints need, found {name}; loading");
@@ -189,14 +189,23 @@ fn names_that_stand_twice_are_refused() {
 }
 
 #[test]
-fn tensors_where_no_name_can_reach_them_are_refused() {
+fn tensors_where_no_name_can_reach_them_are_named() {
     let one = tensor("ByteStorage", 1, 0, &[], &[]);
     let set = [b"\x80\x02\x8f(", &one[..], b"\x90."].concat();
-    assert!(refusal(&legacy_with(&set, 1, &[7])).contains("found some in a set of 1"));
-    let namespace = [b"\x80\x02}X\x01\0\0\0acargparse\nNamespace\n)\x81}X\x01\0\0\0w", &one[..], b"sbs."].concat();
-    let message = refusal(&legacy_with(&namespace, 1, &[7]));
-    assert!(message.contains("\"a\": expected tensors in dictionaries and lists, found some in argparse.Namespace"));
-    assert!(message.contains("with `key`"), "{message}");
+    let described = |pickle: &[u8]| {
+        let file = open(&legacy_with(pickle, 1, &[7])).unwrap();
+        assert!(file.tensors().is_empty());
+        (file.others().to_vec(), file.check_has_tensors().unwrap_err().to_string())
+    };
+    let (others, error) = described(&set);
+    assert_eq!(others, [("value".to_owned(), "a set of 1, with 1 tensor out of reach".to_owned())]);
+    assert!(error.contains("found none, and 1 inside other objects, which are out of reach"), "{error}");
+    for class in ["argparse\nNamespace", "models.settings\nOptions"] {
+        let start = [b"\x80\x02}X\x01\0\0\0ac", class.as_bytes(), b"\n)\x81}X\x01\0\0\0w"].concat();
+        let (others, _) = described(&[&start[..], &one, b"sbs."].concat());
+        let expected = format!("{}, with 1 tensor out of reach", class.replace('\n', "."));
+        assert_eq!(others, [("a".to_owned(), expected)]);
+    }
     let key = [b"\x80\x02}", &one[..], b"Ns."].concat();
     assert!(refusal(&legacy_with(&key, 1, &[7])).contains("expected texts or numbers as keys, found a tensor"));
 }
@@ -290,4 +299,67 @@ fn a_wrapping_in_a_wrapping_is_refused() {
     let pickle = b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\nq\0(h\0ctorch\nTensor\n)NtR.";
     let message = refusal(&legacy(pickle));
     assert!(message.contains("expected a function that makes a tensor, found torch._tensor._rebuild_from_type_v2"));
+}
+
+/// The opcodes that make an object of `class`, given as `module\nname`, with the entries `a: 1`.
+fn settings(class: &str) -> Vec<u8> {
+    [b"c", class.as_bytes(), b"\n)\x81X\x01\0\0\0aK\x01s}X\x01\0\0\0aK\x01sb"].concat()
+}
+
+#[test]
+fn objects_of_classes_that_torch_does_not_have_are_described_and_noted_once() {
+    let one = tensor("ByteStorage", 1, 0, &[], &[]);
+    let dictionary = |class: &str| {
+        let (first, second) = (settings(class), settings(class));
+        let parts =
+            [b"\x80\x02}(X\x01\0\0\0c", &first[..], b"X\x01\0\0\0d", &second, b"X\x01\0\0\0w", &one, b"u."].concat();
+        legacy_with(&parts, 1, &[7])
+    };
+    let file = open(&dictionary("models.config\nOptions")).unwrap();
+    assert_eq!(file.tensors()[0].name, "w");
+    let all = |names: &[(&str, &str)]| -> Vec<(String, String)> {
+        names.iter().map(|(name, what)| ((*name).to_owned(), (*what).to_owned())).collect()
+    };
+    assert_eq!(file.others(), all(&[("c", "models.config.Options"), ("d", "models.config.Options")]));
+    let noted = ": a class that torch does not have: its 2 objects are described, and none was made";
+    assert_eq!(file.notes(), [format!("models.config.Options{noted}")]);
+    // Classes that are dictionaries by nature show their entries, too.
+    for class in ["easydict\nEasyDict", "yacs.config\nCfgNode", "addict.addict\nDict"] {
+        let file = open(&dictionary(class)).unwrap();
+        let shown = class.replace('\n', ".");
+        assert_eq!(file.others(), all(&[("c", &shown), ("c.a", "1"), ("d", &shown), ("d.a", "1")]));
+        assert_eq!(file.notes().len(), 1);
+        assert!(file.notes()[0].starts_with(&format!("{shown}: a class of settings: its 2 objects")), "{class}");
+    }
+}
+
+#[test]
+fn a_name_that_reaches_the_system_ends_the_reading_wherever_it_stands() {
+    let one = tensor("ByteStorage", 1, 0, &[], &[]);
+    for inside in [
+        // As a value, in settings, as a base class, and as what another call is given.
+        &b"cos\nsystem\n"[..],
+        b"ceasydict\nEasyDict\n)\x81X\x01\0\0\0acos\nsystem\ns",
+        b"ccopyreg\n_reconstructor\n(cmodels\nOptions\ncos\nsystem\nNtR",
+        b"cfunctools\npartial\ncsubprocess\nPopen\n\x85R",
+        b"cmodels\nOptions\n)\x81cbuiltins\ngetattr\nb",
+    ] {
+        let pickle = [b"\x80\x02}(X\x01\0\0\0w", &one[..], b"X\x01\0\0\0c", inside, b"u."].concat();
+        let bytes = legacy_with(&pickle, 1, &[7]);
+        assert!(refusal(&bytes).contains("expected only classes and functions that checkpoints need"), "{inside:?}");
+        assert!(open_under(&bytes, Some("w")).is_err());
+    }
+}
+
+#[test]
+fn classes_without_end_are_counted() {
+    let mut pickle = b"\x80\x02".to_vec();
+    for number in 0..5000 {
+        pickle.extend(format!("cmodels\nC{number}\n0").as_bytes());
+    }
+    pickle.extend(b"N.");
+    let message = refusal(&legacy(&pickle));
+    assert!(message.contains("expected at most 4096 classes that aren't known"), "{message}");
+    let long = [b"\x80\x04X\x01\0\0\0mX\0\x08\0\0".to_vec(), vec![b'x'; 2048], b"\x93.".to_vec()].concat();
+    assert!(refusal(&legacy(&long)).contains("expected a name of at most 1024 bytes, found a longer one"));
 }

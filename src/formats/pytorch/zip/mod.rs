@@ -10,7 +10,7 @@
 mod reader;
 mod writer;
 
-pub(super) use reader::{Entry, read_directory};
+pub(super) use reader::{Entry, Sums, read_directory, read_sums};
 #[cfg(feature = "hub")]
 pub(super) use reader::{Place, read_places};
 pub(super) use writer::ZipLayout;
@@ -33,5 +33,7 @@ const FULL: u32 = u32::MAX;
 const UTF8: u16 = 1 << 11;
 /// 4.4.4, bit 3: checksum and sizes follow the data.
 const DESCRIPTOR: u16 = 1 << 3;
+/// 4.3.9.3: the signature that a descriptor may begin with.
+const DESCRIPTOR_MARK: u32 = 0x0807_4b50;
 /// 4.4.4, bits 0, 6 and 13: the entry is encrypted.
 const ENCRYPTED: u16 = 1 | 1 << 6 | 1 << 13;

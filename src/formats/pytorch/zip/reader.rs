@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::path::Path;
 
-use super::{CENTRAL, DESCRIPTOR, ENCRYPTED, END, END_64, EXTRA_64, FULL, LOCAL, LOCATOR_64};
+use super::{CENTRAL, DESCRIPTOR, DESCRIPTOR_MARK, ENCRYPTED, END, END_64, EXTRA_64, FULL, LOCAL, LOCATOR_64};
 use crate::error::{Error, Finding, Result};
 
 /// The length of the end of the directory without its comment.
@@ -91,6 +91,48 @@ pub(in crate::formats::pytorch) fn read_directory<'a>(path: &Path, bytes: &'a [u
         return Err(zip.breach("entries before the directory", "one that reaches into it"));
     }
     Ok(entries)
+}
+
+/// Where the checksum of an entry stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::formats::pytorch) struct Sums {
+    /// The range of its data.
+    pub data: Range<usize>,
+    /// The positions of the CRC-32 of its content: in the directory, and in the local header or behind the data.
+    pub at: Vec<usize>,
+}
+
+/// Reads where the checksums of all entries of the archive `bytes` stand.
+///
+/// # Errors
+/// The same as for [`read_directory`].
+pub(in crate::formats::pytorch) fn read_sums(path: &Path, bytes: &[u8]) -> Result<Vec<Sums>> {
+    let zip = Zip { path, bytes };
+    let (count, directory) = zip.find_directory()?;
+    let mut at = directory.start;
+    let mut found = Vec::new();
+    for number in 0..count {
+        let (listed, next) = zip.listed(number, at, directory.end)?;
+        let data = zip.local(&listed)?;
+        let mut sums = vec![at + 16];
+        if zip.u16(listed.start + 6)? & DESCRIPTOR == 0 {
+            sums.push(listed.start + 14);
+        } else {
+            let is_mark = zip.u32(data.end).is_ok_and(|mark| mark == DESCRIPTOR_MARK);
+            let place = data.end + if is_mark { 4 } else { 0 };
+            // A descriptor that doesn't have the sum is none.
+            if place + 4 <= directory.start && zip.u32(place)? == listed.crc {
+                sums.push(place);
+            }
+            // Some writers leave the sum in the header, too.
+            if zip.u32(listed.start + 14)? == listed.crc && listed.crc != 0 {
+                sums.push(listed.start + 14);
+            }
+        }
+        found.push(Sums { data, at: sums });
+        at = next;
+    }
+    Ok(found)
 }
 
 /// An entry of an archive whose directory alone is available.

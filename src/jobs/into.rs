@@ -1,0 +1,110 @@
+//! Writes new values into a PyTorch file: the same archive, in which only the storages of these tensors change.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Finding, Result};
+use crate::formats::FileKind;
+use crate::formats::pytorch::PytorchFile;
+use crate::output::{Form, Output};
+use crate::plan::Plan;
+use crate::source::{Source, show_shape};
+
+/// The tensors of a file that get new values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// The dotted key of the dictionary that holds them.
+    pub(super) key: Option<&'a str>,
+    /// What is taken off their names.
+    pub(super) prefix: Option<&'a str>,
+}
+
+/// The file at `original` with the values of `plan` in place of those of the tensors of the same names. `shared` is what
+/// [`Plan::shared`] gives for the tensors that the plan was made of. With `changed`, only tensors of these names are
+/// written.
+///
+/// # Errors
+/// Errors of opening the file; [`crate::Error::Mismatch`] for a tensor that it doesn't have, or has in another type or
+/// shape, and for two different tensors for one storage.
+pub(super) fn output(
+    original: &Path,
+    part: Part,
+    plan: &Plan,
+    shared: &[usize],
+    changed: Option<&HashSet<String>>,
+) -> Result<Output> {
+    if let Some(kind) = FileKind::of(original)?.filter(|kind| *kind != FileKind::Pytorch) {
+        let finding = Finding::new(original, "into").expected("a PyTorch file, to write values into");
+        return Err(finding.found(kind).mismatch());
+    }
+    let file = PytorchFile::open(original, part.key)?;
+    let bare = |name: &str| {
+        let stripped = part.prefix.and_then(|prefix| name.strip_prefix(prefix)).filter(|rest| !rest.is_empty());
+        stripped.unwrap_or(name).to_owned()
+    };
+    let numbers: HashMap<String, usize> =
+        file.tensors().iter().enumerate().map(|(number, info)| (bare(&info.name), number)).collect();
+    let (mut written, mut places) = (Plan::default(), Vec::new());
+    // For every storage, the place in the plan of the tensor that it gets.
+    let mut taken: HashMap<usize, usize> = HashMap::new();
+    for (place, tensor) in plan.tensors.iter().enumerate() {
+        let finding = || Finding::new(original, format!("tensor {:?}", tensor.name));
+        let Some(&number) = numbers.get(&tensor.name) else {
+            let found = part.key.map_or_else(|| "none".to_owned(), |key| format!("none under {key:?}"));
+            return Err(finding()
+                .expected("a tensor of this name, to get the new values")
+                .found(found)
+                .hint("`into_key` chooses the part with the weights, and `strip_prefix` shortens names")
+                .mismatch());
+        };
+        let own = &file.tensors()[number];
+        if (own.dtype, &own.shape) != (tensor.dtype, &tensor.shape) {
+            return Err(finding()
+                .expected(format_args!("{} {}, which its storage has room for", own.dtype, show_shape(&own.shape)))
+                .found(format_args!("{} {}", tensor.dtype, show_shape(&tensor.shape)))
+                .mismatch());
+        }
+        if changed.is_some_and(|changed| !changed.contains(&tensor.name)) {
+            continue;
+        }
+        let storage = file.first_of_same(number);
+        let Some(&first) = taken.get(&storage) else {
+            taken.insert(storage, place);
+            written.tensors.push(tensor.clone());
+            places.push(number);
+            continue;
+        };
+        let other = &plan.tensors[first];
+        let of = |place: usize| shared.get(place).copied().unwrap_or(place);
+        if of(place) != of(first) && !same_bytes(tensor, other)? {
+            return Err(finding()
+                .expected(format_args!("the values of {:?}: both are names of one storage", other.name))
+                .found("others: two different changes of one storage")
+                .mismatch());
+        }
+    }
+    let mut output = Output::folder("model", written);
+    let kept = file.tensors().len() - plan.tensors.len().min(file.tensors().len());
+    if changed.is_none() && kept > 0 {
+        output.notes.push(format!("{}: {kept} of its tensors have no new values, and stay", original.display()));
+    }
+    output.form = Form::Rewritten { original: Arc::new(file), places };
+    Ok(output)
+}
+
+/// Whether two tensors of one type are written with the same bytes.
+fn same_bytes(one: &crate::plan::PlannedTensor, other: &crate::plan::PlannedTensor) -> Result<bool> {
+    const ELEMS: usize = 1 << 20;
+    let (rows, step) = (if one.elems() == 0 { 0 } else { one.rows() }, (ELEMS / one.row_len().max(1)).max(1));
+    let (mut scratch, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    for start in (0..rows).step_by(step) {
+        let part = start..(start + step).min(rows);
+        one.encode_rows(part.clone(), &mut scratch, &mut ours)?;
+        other.encode_rows(part, &mut scratch, &mut theirs)?;
+        if ours != theirs {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
