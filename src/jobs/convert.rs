@@ -287,14 +287,14 @@ impl ConvertSettings {
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
                 Err(finding.found("tensors alone").hint(hint).mismatch())
             }
-            OutputKind::Safetensors | OutputKind::Pytorch => {
+            OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => {
                 Ok(self.output.tensors(Output::folder("model", self.output.typed(plan)?)))
             }
         }
     }
 
     /// Makes a GGUF that keeps names and files as they are.
-    fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
+    pub(super) fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
         let (mut beside, mut notes) = match from.is_dir() {
             true => Sidecars::read(from, plan)?,
             false => {
