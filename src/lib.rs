@@ -56,6 +56,7 @@ pub mod dtype;
 pub mod error;
 #[cfg(feature = "train")]
 pub mod experiment;
+pub mod filter;
 pub mod formats;
 pub mod imatrix;
 pub mod jobs;

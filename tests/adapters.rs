@@ -201,7 +201,10 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
         ("PREFIX_TUNING", "found PREFIX_TUNING, which learns inputs beside the prompt: there is no weight to merge"),
         ("P_TUNING", "found P_TUNING, which learns inputs"),
         ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `jobs::bake`"),
-        ("HRA", "expected one of the kinds this version merges (ADALORA, BOFT, IA3, LN_TUNING, LOHA, LOKR, LORA"),
+        (
+            "HRA",
+            "expected one of the kinds this version merges (ADALORA, BOFT, FILTER_ATOMS, IA3, LN_TUNING, LOHA, LOKR, LORA",
+        ),
     ] {
         let dir = changed("loha", serde_json::json!({ "peft_type": kind }), |_| ());
         let error = merge(&dir.path().join("adapter"), &fixtures().join("base/qwen2-float32")).unwrap_err().to_string();

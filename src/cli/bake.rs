@@ -1,11 +1,15 @@
-//! `atombank bake`: fixes an instruction, writes plain weights, and reports the error.
+//! `atombank bake`: fixes an instruction, writes plain weights, and reports the error. Kernels of a bank of filter atoms
+//! become dense.
 
-use std::path::PathBuf;
+mod kernels;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::bank::Agreement;
 use atombank::checkpoint::hub::Need;
 use atombank::error::Finding;
+use atombank::filter::FilterBank;
 use atombank::jobs::{self, BakeSettings, Baked, BakedPart, BlockAlphas, Named, Share};
 use atombank::output::{Destination, Output};
 use clap::Args;
@@ -20,9 +24,10 @@ use super::route::{By, print_blocks, routes_json, show};
 /// Arguments of `bake`.
 #[derive(Args)]
 pub(crate) struct BakeArgs {
-    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]; with --to lora a GGUF, too
+    /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]; with --to lora a GGUF, too; for
+    /// filter atoms also a file of tensors (.safetensors, .pt, .pth, .pth.tar)
     base: String,
-    /// The atom bank's folder or GGUF
+    /// The atom bank's folder or GGUF, or the folder of a bank of filter atoms, which needs no instruction
     bank: String,
     /// The instruction to fix. Given several times, each with a weight, TEXT=WEIGHT, a mixture of their routings
     #[arg(long, value_name = "TEXT")]
@@ -40,6 +45,9 @@ pub(crate) struct BakeArgs {
     /// instruction. {name} in the output's path stands for the name
     #[arg(long, value_name = "FILE", conflicts_with_all = ["instruction", "alphas"])]
     all: Option<PathBuf>,
+    /// The part of a PyTorch file with the weights, such as state_dict; for filter atoms
+    #[arg(long, value_name = "PART")]
+    key: Option<String>,
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
@@ -108,6 +116,13 @@ impl BakeArgs {
 }
 
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
+    if FilterBank::is_in(Path::new(&args.bank)) {
+        return kernels::run(args, common);
+    }
+    if args.key.is_some() {
+        let finding = Finding::new("", "key").expected("a bank of filter atoms, which a file of tensors can have");
+        return Err(finding.found("another bank").setting().into());
+    }
     if args.all.is_some() {
         return run_all(args, common);
     }

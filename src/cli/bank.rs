@@ -1,4 +1,8 @@
-//! `atombank bank build`: makes an atom bank of plain LoRAs of one base, with one atom for each.
+//! `atombank bank`: makes atom banks of plain LoRAs of one base, with one atom for each (`build`), and banks of filter atoms
+//! of convolutions (`decompose`, `swap`).
+
+mod decompose;
+mod swap;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +40,10 @@ pub(crate) struct BankArgs {
 enum BankCommand {
     /// Make one atom for each of several plain LoRAs of one base, selected by its description
     Build(BuildArgs),
+    /// Make a bank of filter atoms of a model's convolutions: spatial and temporal atoms, and coefficients
+    Decompose(decompose::DecomposeArgs),
+    /// Exchange the atoms of a bank of filter atoms for dilated or resampled ones, or for those of another
+    Swap(swap::SwapArgs),
 }
 
 /// Arguments of `bank build`.
@@ -86,6 +94,8 @@ fn parse_description(text: &str) -> Result<(String, String), String> {
 pub(crate) fn run(args: &BankArgs, common: &Common) -> Result<()> {
     match &args.command {
         BankCommand::Build(args) => build(args, common),
+        BankCommand::Decompose(args) => decompose::run(args, common),
+        BankCommand::Swap(args) => swap::run(args, common),
     }
 }
 

@@ -1,5 +1,7 @@
 //! `atombank inspect`: reports what is at a path, as a table or JSON.
 
+mod filter_atoms;
+
 use anyhow::Result;
 use atombank::bank::BankReport;
 use atombank::checkpoint::hub::Need;
@@ -77,6 +79,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
         }
         Report::Lora(adapter) | Report::Adapter(adapter) => print_adapter(adapter, args.tensors),
         Report::Bank(bank) => print_bank(bank),
+        Report::FilterAtoms(bank) => filter_atoms::print(bank),
     }
     Ok(())
 }

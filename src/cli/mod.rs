@@ -90,10 +90,10 @@ enum Command {
     /// Train an atom bank, or a plain LoRA, on a base model
     #[cfg(feature = "train")]
     Train(train::TrainArgs),
-    /// Fix an instruction or prompt: write merged safetensors, GGUF, or an ordinary LoRA
+    /// Fix an instruction or prompt: write merged safetensors, GGUF, or an ordinary LoRA; make filter atoms dense kernels
     #[cfg(feature = "train")]
     Bake(Box<bake::BakeArgs>),
-    /// Make an atom bank of plain LoRAs, without training
+    /// Make an atom bank of plain LoRAs, or a bank of filter atoms of convolutions, without training
     #[cfg(feature = "train")]
     Bank(bank::BankArgs),
     /// Merge adapters into their base: folder or GGUF, quantized on the way if asked

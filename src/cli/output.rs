@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Pytorch,
     /// A PEFT LoRA folder
     Lora,
+    /// Only of a bank of filter atoms: the tensors, with three plain convolutions in the place of each layer
+    ThreeConvolutions,
 }
 
 impl From<Kind> for OutputKind {
@@ -36,6 +38,7 @@ impl From<Kind> for OutputKind {
             Kind::Safetensors => OutputKind::Safetensors,
             Kind::Pytorch => OutputKind::Pytorch,
             Kind::Lora => OutputKind::Lora,
+            Kind::ThreeConvolutions => OutputKind::ThreeConvolutions,
         }
     }
 }

@@ -298,7 +298,7 @@ impl ConvertSettings {
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
                 Err(finding.found("tensors alone").hint(hint).mismatch())
             }
-            OutputKind::Safetensors | OutputKind::Pytorch => self.bare(plan),
+            OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => self.bare(plan),
         }
     }
 
@@ -314,7 +314,7 @@ impl ConvertSettings {
     }
 
     /// Makes a GGUF that keeps names and files as they are.
-    fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
+    pub(super) fn generic(&self, from: &Path, plan: &Plan, folder: Option<&Checkpoint>) -> Result<Output> {
         let (mut beside, mut notes) = match from.is_dir() {
             true => Sidecars::read(from, plan)?,
             false => {

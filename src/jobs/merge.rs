@@ -267,7 +267,7 @@ impl Job<'_> {
         }
         match self.output().kind() {
             OutputKind::Lora => return self.one_lora(&base),
-            OutputKind::Safetensors | OutputKind::Pytorch => {}
+            OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => {}
             OutputKind::Hf | OutputKind::Gguf => {
                 let finding = Finding::new(&settings.base, "config.json").expected("the config of a model's folder");
                 let hint = "write the tensors alone: name the output .safetensors, .pt, .pth or .bin";

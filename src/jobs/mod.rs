@@ -8,6 +8,7 @@
 mod bake;
 mod convert;
 mod extract;
+mod filter;
 mod into;
 mod merge;
 mod method;
@@ -25,6 +26,10 @@ pub use bake::{
 };
 pub use convert::{ConvertSettings, convert};
 pub use extract::{ExtractSettings, Extracted, extract};
+pub use filter::{
+    BakeKernelsSettings, DecomposeSettings, Decomposed, LayerRow, SwapSettings, SwappedBank, bake_kernels, decompose,
+    swap,
+};
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};
 pub use method::CombineSettings;
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};

@@ -33,6 +33,9 @@ pub enum OutputKind {
     Pytorch,
     /// A PEFT LoRA folder.
     Lora,
+    /// Only the tensors, with three plain convolutions in the place of each that a bank of filter atoms has.
+    #[serde(rename = "three-convolutions")]
+    ThreeConvolutions,
 }
 
 /// Where a checkpoint is written, in which form and with which type.
@@ -185,6 +188,10 @@ impl OutputSettings {
 
     fn check_type(&self) -> Result<()> {
         let kind = self.kind();
+        if kind == OutputKind::ThreeConvolutions {
+            let finding = setting("to").expected("another form: this one is of banks of filter atoms alone");
+            return Err(finding.found("three-convolutions").hint("see `jobs::bake`").setting());
+        }
         for (field, given) in
             [("split_max_size", self.split_max_size.is_some()), ("split_max_tensors", self.split_max_tensors.is_some())]
         {
@@ -213,7 +220,7 @@ impl OutputSettings {
             OutputKind::Gguf => "f32, f16, bf16, q8_0, auto, source, or a mixture like Q4_K_M",
             OutputKind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
             OutputKind::Safetensors | OutputKind::Pytorch => "f32, f16, bf16, auto or source",
-            OutputKind::Lora => "f32, f16 or bf16 for a LoRA",
+            OutputKind::Lora | OutputKind::ThreeConvolutions => "f32, f16 or bf16 for a LoRA",
         };
         match (kind, name.parse::<OutType>().ok()) {
             (OutputKind::Gguf, None) if quantized.is_some() => Ok(()),

@@ -87,8 +87,10 @@ fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<Plan
     }
     let expr = match adapters {
         [(changes, 1.0)] => changes.iter().fold(tensor.expr.clone(), |expr, change| change.apply(expr)),
+        // What counts nothing is left out: adding its zeros would change the sign of zeros.
         _ => adapters
             .iter()
+            .filter(|(_, weight)| *weight != 0.0)
             .fold(tensor.expr.clone(), |sum, (changes, weight)| added(sum, &tensor.expr, changes, *weight)),
     };
     check_shape(tensor, &expr)?;

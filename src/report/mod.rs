@@ -17,9 +17,10 @@ pub use tensors::{TensorReport, TensorsReport, TypeReport};
 use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::is_kohya;
 use crate::bank::{AtomBank, BankReport};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint};
 use crate::convert::{Description, Input, Opening, class, describe};
 use crate::error::Result;
+use crate::filter::{FilterBank, FilterReport, PEFT_TYPE};
 use crate::output::safetensors_metadata;
 use crate::plan::TensorRef;
 use crate::source::Source;
@@ -67,6 +68,8 @@ pub enum Report {
     Adapter(Box<AdapterReport>),
     /// An atom bank.
     Bank(Box<BankReport>),
+    /// A bank of filter atoms.
+    FilterAtoms(Box<FilterReport>),
 }
 
 impl Report {
@@ -128,6 +131,11 @@ impl Report {
 
     fn of_adapter(files: &AdapterFiles) -> Result<Self> {
         let kind = files.settings().and_then(|settings| settings.get("peft_type")?.as_str());
+        if let (Some(PEFT_TYPE), Some(settings)) = (kind, files.settings()) {
+            let config = files.path().join(ADAPTER_CONFIG);
+            let bank = FilterBank::read(&config, settings, files.file(), files.tensors().clone())?;
+            return Ok(Report::FilterAtoms(Box::new(FilterReport::of(&bank)?)));
+        }
         if kind != Some("QUERYABLE_LORA") {
             let report = Box::new(AdapterReport::of(files)?);
             return Ok(if kind == Some("LORA") { Report::Lora(report) } else { Report::Adapter(report) });

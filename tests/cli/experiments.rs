@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::program::{INPUT, USAGE, atombank, done, refused, text};
+use crate::program::{INPUT, USAGE, done, refused, text};
 
 const FEW: [&str; 6] = ["--seeds", "1", "--tuning-seeds", "1", "--hurry", "250"];
 

@@ -10,6 +10,7 @@ mod change;
 mod dora;
 mod entries;
 mod experts;
+mod filter_atoms;
 mod ia3;
 mod loha;
 mod lokr;
@@ -151,6 +152,9 @@ pub(super) fn names_are_pefts(tensors: &Plan) -> bool {
 pub(super) fn refusal(path: &Path, config: &serde_json::Map<String, serde_json::Value>) -> Result<()> {
     let mut fields = Fields::new(path, config);
     let kind = mergeable_kind(&mut fields)?;
+    if kind == filter_atoms::KIND {
+        filter_atoms::refusal(path, config)?;
+    }
     if kind == "LORA" {
         lora::check_fields(&mut fields)?;
         let invocation_tokens = fields.get("alora_invocation_tokens")?.unwrap_or_default();
@@ -178,8 +182,11 @@ pub(super) fn changes(
     base: &Base,
 ) -> Result<Changes> {
     let mut fields = Fields::new(config_path, config);
-    let mut entries = Entries::new(file, tensors);
     let kind = mergeable_kind(&mut fields)?;
+    if kind == filter_atoms::KIND {
+        return filter_atoms::changes(config_path, config, file, tensors, base);
+    }
+    let mut entries = Entries::new(file, tensors);
     entries.drop_copies(base)?;
     let invocation_tokens = match kind.as_str() {
         "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),

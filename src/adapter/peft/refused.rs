@@ -8,6 +8,7 @@ use crate::json::Fields;
 pub(super) const MERGED: &[&str] = &[
     "ADALORA",
     "BOFT",
+    "FILTER_ATOMS",
     "IA3",
     "LN_TUNING",
     "LOHA",

@@ -1,0 +1,92 @@
+//! Filter atoms: decomposing the kernels of a model, exchanging atoms, and making dense kernels again.
+
+mod bake;
+mod decompose;
+mod swap;
+
+pub use bake::{BakeKernelsSettings, bake_kernels};
+pub use decompose::{DecomposeSettings, Decomposed, LayerRow, decompose};
+pub use swap::{SwapSettings, SwappedBank, swap};
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::adapter::AdapterFiles;
+use crate::checkpoint::Checkpoint;
+use crate::convert::{Input, Opening, from_gguf, generic};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::filter::{FilterBank, PEFT_TYPE, dense_kernels};
+use crate::formats::pytorch::PytorchFile;
+use crate::plan::Plan;
+use crate::source::Source;
+
+/// A model whose convolutions are read.
+struct Model {
+    /// Its tensors, with dense kernels.
+    plan: Plan,
+    /// Its folder, if it is one with a config.
+    folder: Option<Checkpoint>,
+    notes: Vec<String>,
+}
+
+/// Opens a model: a folder, or tensors alone. `key` chooses a part of a PyTorch file.
+fn open_model(path: &Path, key: Option<&str>) -> Result<Model> {
+    let (plan, folder, mut notes) = match opened(path, key)? {
+        Input::Model(folder) => (folder.rounded().clone(), Some(folder), Vec::new()),
+        Input::Weights { plan, notes, .. } => (plan, None, notes),
+        Input::Gguf(model) => {
+            let taken: Plan = model.tensors().iter().cloned().collect();
+            let architecture = model.metadata().text("general.architecture")?;
+            let plan = match from_gguf(&model, Some(DType::F32))? {
+                Some((_, restored)) => restored.plan,
+                None if architecture == generic::ARCHITECTURE => generic::from_gguf(model.metadata(), &taken)?.plan,
+                None => Checkpoint::retyped(&decoded(taken), DType::F32),
+            };
+            (plan, None, vec![format!("{}: the GGUF is decoded first", path.display())])
+        }
+        Input::Adapter => {
+            let finding = Finding::new(path, "").expected("a model: a folder with config.json, or a file of tensors");
+            return Err(finding.found("an adapter").mismatch());
+        }
+    };
+    let plan = match dense_kernels(&plan)? {
+        None => plan,
+        Some((dense, note)) => {
+            notes.push(format!("{}: {note}", path.display()));
+            dense
+        }
+    };
+    Ok(Model { plan, folder, notes })
+}
+
+fn opened(path: &Path, key: Option<&str>) -> Result<Input> {
+    // Programs of research name torch's files so, too.
+    if path.is_file() && path.extension().is_some_and(|extension| extension == "tar") {
+        let file = PytorchFile::open(path, key)?;
+        let others = file.others().to_vec();
+        let source: Arc<dyn Source> = Arc::new(file);
+        return Ok(Input::Weights { plan: Plan::taking(&source), others, notes: Vec::new() });
+    }
+    Input::open(path, Opening { key, ..Opening::default() })
+}
+
+/// The tensors with plain types in the place of blocks.
+fn decoded(mut plan: Plan) -> Plan {
+    for tensor in plan.tensors.iter_mut().filter(|tensor| !tensor.dtype.is_plain()) {
+        tensor.dtype = DType::F32;
+    }
+    plan
+}
+
+/// Opens a bank of filter atoms: its folder or a file of it.
+fn open_bank(path: &Path) -> Result<FilterBank> {
+    let files = AdapterFiles::find(path)?;
+    let config = files.path().join("adapter_config.json");
+    let Some(settings) = files.settings() else {
+        let finding = Finding::new(path, "")
+            .expected(format_args!("a bank of filter atoms: a folder with {PEFT_TYPE} in adapter_config.json"));
+        return Err(finding.found("another adapter").mismatch());
+    };
+    FilterBank::read(&config, settings, files.file(), files.tensors().clone())
+}
