@@ -442,7 +442,7 @@ fn files_of_kohya_that_do_not_fit_are_refused_by_tensor() {
         (&lora, other, Some(ones(&[24, 16])), "whose path is \"model_layers_1_mlp_up_proj\" with dots, found none"),
         (&lora, again, Some(ones(&[24, 16])), "expected one update of the base's \"model.layers.0.mlp.up_proj\""),
         (&lora, norm, Some(ones(&[16, 2])), "expected a module of the base with a matrix for its weight, found [16]"),
-        (&lora, "lora_mid.weight", Some(ones(&[2, 2])), "lora_mid.weight\": expected a part of a fixed update"),
+        (&lora, "lora_mid.weight", Some(ones(&[2, 2])), "found part of a Tucker decomposition, which linear layers"),
         (&lora, "lora_up.weight", Some(ones(&[24, 3])), "lora_up.weight\": expected [24, 2] by the base model"),
         (&lora, "lora_up.weight", None, "lora_up.weight\": expected a tensor of this name, found none"),
         (&lora, "lora_down.weight", None, "lora_down.weight\": expected a tensor of this name, found none"),
