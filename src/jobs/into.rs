@@ -85,7 +85,7 @@ pub(super) fn output(
         }
     }
     let mut output = Output::folder("model", written);
-    let kept = file.tensors().len() - plan.tensors.len().min(file.tensors().len());
+    let kept = (0..file.tensors().len()).filter(|number| !taken.contains_key(&file.first_of_same(*number))).count();
     if changed.is_none() && kept > 0 {
         output.notes.push(format!("{}: {kept} of its tensors have no new values, and stay", original.display()));
     }

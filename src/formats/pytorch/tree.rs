@@ -417,7 +417,7 @@ pub(super) fn class_notes(pickle: &Pickle<'_>) -> Vec<String> {
     };
     let of_settings = settings.iter().map(|(name, count)| format!("{name}: a class of settings: {}", objects(*count)));
     let others = counts.iter().enumerate().map(|(number, count)| {
-        format!("{}: a class that torch does not have: {}", pickle.class_name(number as u32), objects(*count))
+        format!("{}: a class that is not read: {}", pickle.class_name(number as u32), objects(*count))
     });
     of_settings.chain(others).collect()
 }

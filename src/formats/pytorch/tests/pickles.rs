@@ -307,7 +307,7 @@ fn settings(class: &str) -> Vec<u8> {
 }
 
 #[test]
-fn objects_of_classes_that_torch_does_not_have_are_described_and_noted_once() {
+fn objects_of_classes_that_are_not_read_are_described_and_noted_once() {
     let one = tensor("ByteStorage", 1, 0, &[], &[]);
     let dictionary = |class: &str| {
         let (first, second) = (settings(class), settings(class));
@@ -321,7 +321,7 @@ fn objects_of_classes_that_torch_does_not_have_are_described_and_noted_once() {
         names.iter().map(|(name, what)| ((*name).to_owned(), (*what).to_owned())).collect()
     };
     assert_eq!(file.others(), all(&[("c", "models.config.Options"), ("d", "models.config.Options")]));
-    let noted = ": a class that torch does not have: its 2 objects are described, and none was made";
+    let noted = ": a class that is not read: its 2 objects are described, and none was made";
     assert_eq!(file.notes(), [format!("models.config.Options{noted}")]);
     // Classes that are dictionaries by nature show their entries, too.
     for class in ["easydict\nEasyDict", "yacs.config\nCfgNode", "addict.addict\nDict"] {
