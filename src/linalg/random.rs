@@ -17,6 +17,7 @@ impl Random {
     }
 
     /// A whole number below `count`, which is at least 1.
+    #[cfg(feature = "train")]
     pub(crate) fn below(&mut self, count: usize) -> usize {
         (self.0.next_u64() % count.max(1) as u64) as usize
     }
