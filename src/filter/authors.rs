@@ -2,7 +2,7 @@
 //!
 //! | code | tensors of a module | kernel |
 //! |---|---|---|
-//! | convnet_finetune | `base_layer.weight`, `coeff`, `bases` | the base's, plus coefficients times atoms; atoms may be blocks of channels |
+//! | convnet_finetune | `base_layer.weight`, `coeff`, `bases` | the base's plus coefficients times atoms |
 //! | DCFNet-Pytorch | `bases`, `weight` | coefficients times atoms |
 //! | CL_Atom_Swapping | `coeff_list.N` for all tasks, `bases` of each | one for each task and member |
 
@@ -111,8 +111,8 @@ fn product(weight: &PlannedTensor, bases: &PlannedTensor) -> Option<PlannedTenso
     Some(PlannedTensor { name: weight.name.clone(), dtype: weight.dtype, shape, expr })
 }
 
-/// convnet_finetune's kernel: the base's plus coefficients times atoms. An atom can be a block of `p` outputs and `q` inputs,
-/// whose values are in the order output, height, input, width.
+/// convnet_finetune's kernel: the base's plus coefficients times atoms. An atom can be a block of `p` outputs and `q`
+/// inputs, whose values are in the order output, height, input, width.
 fn finetuned(
     module: &str,
     base: &PlannedTensor,

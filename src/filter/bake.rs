@@ -178,8 +178,8 @@ pub(super) fn weighted(left: Expr, right: Expr) -> Expr {
     Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right), sums: Sums::Product }
 }
 
-/// What has to be added to the kernel `weight` to put `new` atoms in the place of the `old` ones that its coefficients are
-/// taken over, times `scale`.
+/// What has to be added to the kernel `weight` to put `new` atoms in the place of the `old` ones that its coefficients
+/// are taken over, times `scale`.
 pub fn map_of_taps(weight: &PlannedTensor, old: &Atoms, new: &Atoms, scale: f32) -> Expr {
     let (taps, shape) = (old.size.taps(), weight.shape.clone());
     let rows = shape[..2].iter().product();
@@ -194,8 +194,8 @@ fn dense(layer: &BankLayer, old: &PlannedTensor) -> PlannedTensor {
     PlannedTensor { name: old.name.clone(), dtype: old.dtype, shape: expr.shape(), expr }
 }
 
-/// The weights of the convolutions in the place of `old`: of temporal atoms and of spatial atoms, each for every channel,
-/// and of coefficients. A set that kernels of these dimensions don't have is left out.
+/// The weights of the convolutions in the place of `old`: of temporal atoms and of spatial atoms, each for every
+/// channel, and of coefficients. A set that kernels of these dimensions don't have is left out.
 fn three(bank: &FilterBank, layer: &BankLayer, old: &PlannedTensor, module: &str) -> Result<Vec<PlannedTensor>> {
     let Some(coefficients) = &layer.coefficients else { return Ok(vec![old.clone()]) };
     let (atoms, size, dtype) = (&layer.atoms.atoms, layer.config.size, old.dtype);
@@ -281,7 +281,8 @@ impl Notes {
         }
         if self.ungrouped > 0 {
             lines.push(format!(
-                "{} layers have no `groups` in adapter_config.json and are taken to have one group: a state dict doesn't say",
+                "{} layers have no `groups` in adapter_config.json and are taken to have one group: a state dict doesn't \
+                 say",
                 self.ungrouped
             ));
         }

@@ -106,8 +106,8 @@ impl FilterBank {
     /// This bank with its atoms dilated or resampled.
     ///
     /// # Errors
-    /// [`crate::Error::Setting`] for an option that changes nothing on this bank; [`crate::Error::Mismatch`] for an adapter of
-    /// atoms alone, and for sizes that can't be.
+    /// [`crate::Error::Setting`] for an option that changes nothing on this bank; [`crate::Error::Mismatch`] for an
+    /// adapter of atoms alone, and for sizes that can't be.
     pub fn sampled(&self, how: Sampling) -> Result<Swapped> {
         self.check_replaces()?;
         let changes_space = |size: KernelSize| size.area() > 1;

@@ -248,8 +248,8 @@ fn swaps_say_what_becomes_of_padding() {
     let told = |before: KernelSize, after: KernelSize| SizeChange { module: "a".to_owned(), before, after }.to_string();
     assert_eq!(
         told(KernelSize::volume(3, 3, 3), KernelSize::volume(5, 3, 3)),
-        "a: kernel 3x3x3 -> 5x3x3; build the model with kernel_size (5, 3, 3), padding grows by (1, 0, 0) (sizes stay at stride 1 \
-         with padding (2, 1, 1))"
+        "a: kernel 3x3x3 -> 5x3x3; build the model with kernel_size (5, 3, 3), padding grows by (1, 0, 0) (sizes \
+         stay at stride 1 with padding (2, 1, 1))"
     );
     assert!(
         told(KernelSize::line(4), KernelSize::line(7))

@@ -30,6 +30,9 @@ struct Stored {
 
 type Tensors = BTreeMap<String, Stored>;
 
+/// A tensor to be written: name, shape, values.
+type Given<'a> = (&'a str, &'a [usize], Vec<f32>);
+
 fn tensors(path: &Path) -> Tensors {
     let file = SafetensorsFile::open(path).unwrap();
     let read = |(i, info): (usize, &atombank::source::TensorInfo)| {
@@ -43,7 +46,7 @@ fn tensors(path: &Path) -> Tensors {
 }
 
 /// Writes F32 tensors.
-fn write(path: &Path, tensors: &[(&str, &[usize], Vec<f32>)]) {
+fn write(path: &Path, tensors: &[Given]) {
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|(.., v)| v.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
         (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes).unwrap())
@@ -307,7 +310,7 @@ fn adapters_of_atoms_are_merged_as_by_the_reference() {
         // The base's own atoms change nothing, bit for bit.
         let same = copy(&folder.join("atoms"), &dir.path().join(format!("{name}-same")));
         let atoms = tensors(&same.join("adapter_model.safetensors"));
-        let list: Vec<(&str, &[usize], Vec<f32>)> = (atoms.iter())
+        let list: Vec<Given> = (atoms.iter())
             .map(|(name, stored)| {
                 let base = name
                     .replace(".filter_atoms.base_", ".filter_atoms.")

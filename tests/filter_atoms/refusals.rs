@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::program::{INPUT, USAGE, copy, done, refused_leaving, text};
-use super::{case, numbers, write};
+use super::{Given, case, numbers, write};
 
-/// Runs commands that must be refused: exit code, arguments, a part of the message. What a command would write is added.
+/// Runs commands that must be refused: exit code, arguments, a part of the message. The output is added.
 fn refuse(dir: &Path, command: &[&str], cases: &[(i32, &[&str], &str)]) {
     let out = dir.join("out");
     for (exit, args, expected) in cases {
@@ -42,8 +42,8 @@ fn what_cannot_be_decomposed_is_named() {
         (
             INPUT,
             &[plane, "--targets", "x"],
-            "plane.safetensors: --targets: expected a convolution of more than one tap that --targets \"x\" selects, found \
-             none; these would do: a, b.c",
+            "plane.safetensors: --targets: expected a convolution of more than one tap that --targets \"x\" selects, \
+             found none; these would do: a, b.c",
         ),
         (
             INPUT,
@@ -78,8 +78,8 @@ fn swaps_that_make_no_sense_are_named() {
     let (bank, line) = (resnet("bank"), case("conv1d").join("bank"));
     let (energy, atoms) = (resnet("bank-energy"), resnet("atoms"));
     let [bank, line, energy, atoms] = [&bank, &line, &energy, &atoms].map(|path| text(path));
-    let in_time = "--dilate-time: expected a bank with kernels of more than one tap in time, found none: the option changes \
-                   nothing";
+    let in_time = "--dilate-time: expected a bank with kernels of more than one tap in time, found none: the option \
+                   changes nothing";
     let cases: &[(i32, &[&str], &str)] = &[
         (INPUT, &[bank, "--dilate-time", "2"], in_time),
         (USAGE, &[bank, "--dilate-space", "0"], "--dilate-space: expected a number above 0, found 0"),
@@ -142,7 +142,7 @@ fn broken_banks_are_named_by_tensor() {
     let own = |end: &str| format!("base_model.model.a.filter_atoms.{end}");
     let (c, s, t) = (own("coefficients"), own("spatial"), own("temporal"));
     let (whole, atoms) = ((&*c, &[2, 2, 9][..], numbers(36, 1)), (&*s, &[9, 3, 3][..], numbers(81, 2)));
-    let cases: [(&str, Vec<(&str, &[usize], Vec<f32>)>, &str); 5] = [
+    let cases: [(&str, Vec<Given>, &str); 5] = [
         ("missing", vec![whole.clone()], "spatial\": expected a tensor of this name, found none"),
         (
             "surplus",

@@ -1,7 +1,7 @@
 //! Tests what models kernels are read from: the authors' own files, names of one storage, convolutions that stay dense.
 
 use super::program::{atombank, done, text};
-use super::{Stored, assert_close, case, numbers, parsed, tensors, write};
+use super::{Given, Stored, assert_close, case, numbers, parsed, tensors, write};
 
 #[test]
 fn the_authors_own_files_are_read_as_dense_kernels() {
@@ -23,21 +23,21 @@ fn the_authors_own_files_are_read_as_dense_kernels() {
         let (w, h, i, o) = (place % 3, place / 3 % 3, place / 9 % 3, place / 27);
         *value += blocks[o / 2 * 54 + ((o % 2 * 3 + h) * 3 + i) * 3 + w];
     }
-    let dcf = vec![numbers(4, 8)];
+    let bias = numbers(4, 8);
     let swapped: Vec<f32> = numbers(2 * 12 * 9, 6);
     let members = [sum(&coefficients, &swapped[..108], 12, 9), sum(&coefficients, &swapped[108..], 12, 9)];
     let k = &[4, 3, 3, 3][..];
-    type Case<'a> = (&'a str, Vec<(&'a str, &'a [usize], Vec<f32>)>, Vec<(&'a str, Vec<f32>)>);
+    type Case<'a> = (&'a str, Vec<Given<'a>>, Vec<(&'a str, Vec<f32>)>);
     let cases: Vec<Case> = vec![
         (
             "bases_l1",
             vec![
                 ("a.base_layer.weight", k, base.clone()),
-                ("a.base_layer.bias", &[4], dcf[0].clone()),
+                ("a.base_layer.bias", &[4], bias.clone()),
                 ("a.coeff", &[4, 3, 12], coefficients.clone()),
                 ("a.bases", &[12, 3, 3], bases.clone()),
             ],
-            vec![("a.weight", added), ("a.bias", dcf[0].clone())],
+            vec![("a.weight", added), ("a.bias", bias.clone())],
         ),
         (
             "coeff_l1",
@@ -63,12 +63,12 @@ fn the_authors_own_files_are_read_as_dense_kernels() {
             vec![
                 ("coeff_list.0", &[4, 36, 1, 1], coefficients),
                 ("branch_list.0.1.conv1.bases", &[2, 12, 3, 3], swapped),
-                ("heads.0.bias", &[4], dcf[0].clone()),
+                ("heads.0.bias", &[4], bias.clone()),
             ],
             vec![
                 ("branch_list.0.1.conv1.0.weight", members[0].clone()),
                 ("branch_list.0.1.conv1.1.weight", members[1].clone()),
-                ("heads.0.bias", dcf[0].clone()),
+                ("heads.0.bias", bias.clone()),
             ],
         ),
     ];

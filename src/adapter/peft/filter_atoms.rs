@@ -1,7 +1,7 @@
 //! Adapters of filter atoms: other atoms for the base's own coefficients.
 //!
-//! With `A` the coefficients of the base's kernel over the base atoms, by least squares, `s (A new - A base)` is added. As
-//! a row of taps is all that a coefficient needs, this is a product of the kernel's rows with one small matrix.
+//! With `A` the coefficients of the base's kernel over the base atoms, by least squares, `s (A new - A base)` is added.
+//! As a row of taps is all that a coefficient needs, this is a product of the kernel's rows with one small matrix.
 
 use std::path::Path;
 

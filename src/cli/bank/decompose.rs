@@ -25,7 +25,8 @@ pub(crate) struct DecomposeArgs {
     /// The bank's folder
     #[arg(short, long, value_name = "BANK")]
     output: PathBuf,
-    /// Spatial atoms of each layer; fewer than taps compress, and cost accuracy until the bank is trained [default: all]
+    /// Spatial atoms of each layer. Fewer than taps compress, and cost accuracy until the bank is trained [default:
+    /// all]
     #[arg(long, value_name = "M")]
     spatial_atoms: Option<usize>,
     /// Temporal atoms of each layer, for kernels of one or three dimensions [default: all]

@@ -142,8 +142,8 @@ pub struct Decomposed {
 /// Decomposes the kernels of a model. The errors are measured; the output has them up to the rounding to its type.
 ///
 /// # Errors
-/// [`crate::Error::Setting`], also where nothing is to be decomposed or an option changes nothing; errors of opening the
-/// model; [`crate::Error::NotFinite`] for a NaN or an infinity in a kernel.
+/// [`crate::Error::Setting`], also where nothing is to be decomposed or an option changes nothing; errors of opening
+/// the model; [`crate::Error::NotFinite`] for a NaN or an infinity in a kernel.
 pub fn decompose(settings: &DecomposeSettings, watch: Watch) -> Result<Decomposed> {
     let (counts, dtype) = (settings.counts()?, settings.dtype()?);
     let targets = Targets::new(settings.targets.as_deref(), settings.exclude.as_deref())?;

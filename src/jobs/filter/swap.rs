@@ -115,8 +115,8 @@ pub fn swap(settings: &SwapSettings) -> Result<SwappedBank> {
     output.notes = swapped.notes;
     if sampling.dilate_time.is_some() || sampling.dilate_space.is_some() {
         output.notes.push(
-            "dilation alone needs no swap: a model with this dilation, and padding times it, computes the same with the \
-             old kernels"
+            "dilation alone needs no swap: a model with this dilation, and padding times it, computes the same with \
+             the old kernels"
                 .to_owned(),
         );
     }
