@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::shaping::reshaped;
 use super::steps::{Misfit, rounded};
 use crate::dtype::DType;
-use crate::plan::{Expr, Pick, RowMap, Sums};
+use crate::plan::{Expr, Pick, RowMap};
 use crate::source::{row_len, rows, show_shape};
 
 /// A linear layer of torch: the products of the rows of `of` with those of `weight`, plus `bias`. `dtype` is the type in
@@ -20,12 +20,7 @@ pub(crate) fn linear(of: Expr, weight: Expr, bias: Option<Expr>, dtype: DType) -
     if !fits {
         return Err((format!("a matrix of rows as long as those of {}", show_shape(&weights)), show_shape(&shape)));
     }
-    let product = Expr::Product {
-        scale: 1.0,
-        left: Box::new(of),
-        right: Box::new(Expr::Transpose(Box::new(weight))),
-        sums: Sums::Product,
-    };
+    let product = Expr::product(of, Expr::Transpose(Box::new(weight)));
     let sum = match bias {
         None => product,
         Some(bias) if bias.shape() == [weights[0]] => {

@@ -2,6 +2,7 @@
 //! of convolutions (`decompose`, `swap`).
 
 mod decompose;
+mod finish;
 mod swap;
 
 use std::path::{Path, PathBuf};
@@ -20,11 +21,11 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
+use self::finish::Finish;
 use super::Common;
 use super::adapted::updates;
 use super::device::DeviceArgs;
 use super::input::{Found, Input, with_inputs};
-use super::output::{planned, print_description, print_notes, print_written};
 
 /// A LoRA with at least this relative error gets a note.
 const LARGE: f64 = 0.05;
@@ -121,7 +122,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
             }
         })
         .collect();
-    let (mut json, table) = (to_json(args, &fit, &rows), to_table(&fit, &rows));
+    let (json, table) = (to_json(args, &fit, &rows), to_table(&fit, &rows));
     let settings = BankSettings {
         instruction_encoder: args.encoder.clone().unwrap_or_else(|| BASE_EMBEDDINGS.to_owned()),
         top_k: args.top_k,
@@ -129,23 +130,8 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
         instructions: texts.iter().map(|text| text.text.clone()).collect(),
     };
     let output = fit.into_bank(&args.output, &router, settings, model.decoder.config())?.output()?;
-    let written = if args.dry_run { None } else { Some(output.write(&to, &|_| ())?) };
-    print_notes(&notes, common);
-    match (args.json, args.dry_run) {
-        (false, false) => println!("{table}"),
-        (false, true) => {
-            println!("{table}");
-            print_description(&output.describe(&args.output)?, &args.output);
-        }
-        (true, dry_run) => {
-            if dry_run {
-                json.extend(planned(&output, &args.output)?);
-            }
-            println!("{}", serde_json::to_string_pretty(&json)?);
-        }
-    }
-    print_written(written.as_ref(), args.json, common);
-    Ok(())
+    let finish = Finish { destination: &to, dry_run: args.dry_run, json: args.json, common };
+    finish.run(&output, &notes, json, || println!("{table}"))
 }
 
 /// The opened base and LoRAs, and the texts that select each LoRA.

@@ -6,11 +6,12 @@ use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::{Content, Fuse};
 use atombank::error::Finding;
-use atombank::jobs::{self, ConvertSettings, OutputSettings};
+use atombank::jobs::{self, ConvertSettings};
 use clap::Args;
 use serde_json::{Map, Value};
 
 use super::Common;
+use super::alone::AloneArgs;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
 use super::output::{OutputArgs, planned, print_written};
 
@@ -23,18 +24,8 @@ pub(crate) struct ConvertArgs {
     /// The part of a PyTorch file to convert, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// What to take off the names of tensors alone that begin with it, such as module.
-    #[arg(long, value_name = "PREFIX")]
-    strip_prefix: Option<String>,
-    /// Write a tensor for every name, where names share a storage
-    #[arg(long)]
-    expand_shared: bool,
-    /// Write this PyTorch file again, with the new values in place of its own; everything else in it stays
-    #[arg(long, value_name = "FILE")]
-    into: Option<PathBuf>,
-    /// The part of that file that gets the values, such as state_dict
-    #[arg(long, value_name = "NAME")]
-    into_key: Option<String>,
+    #[command(flatten)]
+    alone: AloneArgs,
     /// The base model, for a LoRA: names and shapes of the weights that it changes. A folder, of which config.json is
     /// enough, or a GGUF
     #[arg(long, value_name = "MODEL")]
@@ -93,12 +84,7 @@ pub(crate) struct ConvertArgs {
 }
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
-    let output = OutputSettings {
-        expand_shared: args.expand_shared,
-        into: args.into.clone(),
-        into_key: args.into_key.clone(),
-        ..args.output.settings()
-    };
+    let output = args.alone.applied_to(args.output.settings());
     output.check()?;
     if let Some(path) = &args.with_mmproj {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| absolute(path).unwrap_or_default());
@@ -121,7 +107,7 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             input: found[0].path.clone(),
             output: output.clone(),
             key: args.key.clone(),
-            strip_prefix: args.strip_prefix.clone(),
+            strip_prefix: args.alone.strip_prefix.clone(),
             base: args.base.as_ref().and_then(|_| others.next()),
             target_model_dir: args.target_model_dir.as_ref().and_then(|_| others.next()),
             sentence_transformers_dense_modules: args.sentence_transformers_dense_modules,

@@ -2,15 +2,16 @@
 
 mod method;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
-use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, OutputSettings, TokenizerChoice};
+use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice};
 use atombank::merge::Truncation;
 use clap::Args;
 
+use super::alone::AloneArgs;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
@@ -29,18 +30,8 @@ pub(crate) struct MergeArgs {
     /// The part of a PyTorch file that is the base, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// What to take off the names of tensors alone that begin with it, such as module.
-    #[arg(long, value_name = "PREFIX")]
-    strip_prefix: Option<String>,
-    /// Write a tensor for every name, where names share a storage
-    #[arg(long)]
-    expand_shared: bool,
-    /// Write this PyTorch file again, with the new values in place of its own; everything else in it stays
-    #[arg(long, value_name = "FILE")]
-    into: Option<PathBuf>,
-    /// The part of that file that gets the values, such as state_dict
-    #[arg(long, value_name = "NAME")]
-    into_key: Option<String>,
+    #[command(flatten)]
+    alone: AloneArgs,
     /// Refuse a quantized base, because weights that the adapter changes would be rounded again
     #[arg(long)]
     keep_base: bool,
@@ -102,12 +93,7 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
 }
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
-    let output = OutputSettings {
-        expand_shared: args.expand_shared,
-        into: args.into.clone(),
-        into_key: args.into_key.clone(),
-        ..args.output.settings()
-    };
+    let output = args.alone.applied_to(args.output.settings());
     output.check()?;
     let values = !args.output.dry_run;
     let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
@@ -124,7 +110,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
             base_id: found[0].id.clone(),
             others: found[1..].iter().zip(&args.others).map(other).collect(),
             key: args.key.clone(),
-            strip_prefix: args.strip_prefix.clone(),
+            strip_prefix: args.alone.strip_prefix.clone(),
             output: output.clone(),
             combine: args.method.settings(),
             keep_base: args.keep_base,

@@ -5,6 +5,7 @@ mod print;
 
 #[cfg(feature = "train")]
 mod adapted;
+mod alone;
 #[cfg(feature = "train")]
 mod bake;
 #[cfg(feature = "train")]

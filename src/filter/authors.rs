@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::bake::weighted;
 use super::size::KernelSize;
 use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
@@ -107,7 +106,7 @@ fn product(weight: &PlannedTensor, bases: &PlannedTensor) -> Option<PlannedTenso
     let (atoms, [height, width]) = matrix(bases)?;
     let (left, [outputs, inputs]) = rows(weight, bases.shape[0])?;
     let shape = vec![outputs, inputs, height, width];
-    let expr = Expr::Reshape { of: Box::new(weighted(left, atoms)), shape: shape.clone() };
+    let expr = Expr::Reshape { of: Box::new(Expr::product(left, atoms)), shape: shape.clone() };
     Some(PlannedTensor { name: weight.name.clone(), dtype: weight.dtype, shape, expr })
 }
 
@@ -136,7 +135,7 @@ fn finetuned(
         return Err(misshapen(bases, format_args!("{count} atoms of {} x {} taps", p * size.height, q * size.width)));
     };
     let left = Expr::Reshape { of: Box::new(coefficients.expr.clone()), shape: vec![blocks_out * blocks_in, count] };
-    let blocks = weighted(left, atoms);
+    let blocks = Expr::product(left, atoms);
     let delta = match (p, q) {
         (1, 1) => Expr::Reshape { of: Box::new(blocks), shape: base.shape.clone() },
         _ => {
@@ -207,7 +206,7 @@ impl<'a> Names<'a> {
                 );
                 let atoms = Expr::Reshape { of: Box::new(own), shape: vec![count, height * width] };
                 let shape = vec![outputs, inputs, height, width];
-                let expr = Expr::Reshape { of: Box::new(weighted(left.clone(), atoms)), shape: shape.clone() };
+                let expr = Expr::Reshape { of: Box::new(Expr::product(left.clone(), atoms)), shape: shape.clone() };
                 let name = if members == 1 { format!("{module}.weight") } else { format!("{module}.{member}.weight") };
                 PlannedTensor { name, dtype: bases.dtype, shape, expr }
             });

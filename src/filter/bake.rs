@@ -8,7 +8,6 @@ use super::bank::{BankLayer, FilterBank};
 use super::layer::Mode;
 use super::names::coefficients_name;
 use super::size::KernelSize;
-use super::twins::Twins;
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};
 use crate::linalg::to_rows;
@@ -53,22 +52,21 @@ impl FilterBank {
         }
         let places: HashMap<&str, usize> =
             plan.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.as_str(), place)).collect();
-        let twins = Twins::of(plan);
+        let shared = plan.shared();
         // The layer of each changed tensor, by the first name of its storage.
         let mut changed: HashMap<usize, &BankLayer> = HashMap::new();
         for layer in &self.layers {
             let place = places.get(format!("{}.weight", layer.module).as_str()).copied();
             let Some(place) = place else { return Err(self.absent(layer, plan, model)) };
             self.check_base(layer, &plan.tensors[place], model)?;
-            let first = twins.first(place);
-            if let Some(other) = changed.insert(first, layer).filter(|other| !other.same_kernel(layer)) {
+            if let Some(other) = changed.insert(shared[place], layer).filter(|other| !other.same_kernel(layer)) {
                 return Err(self.two_of_one(layer, other));
             }
         }
         let (mut tensors, mut notes) = (Vec::with_capacity(plan.tensors.len()), Notes::default());
         for (place, tensor) in plan.tensors.iter().enumerate() {
             let module = tensor.name.strip_suffix(".weight");
-            match (module, changed.get(&twins.first(place))) {
+            match (module, changed.get(&shared[place])) {
                 (Some(module), Some(layer)) => {
                     notes.watch(module, layer, tensor, form);
                     match form {
@@ -80,7 +78,8 @@ impl FilterBank {
             }
         }
         if form == Form::ThreeConvolutions {
-            move_biases(&mut tensors, &changed, plan);
+            let is_changed = |(place, _): &(usize, &PlannedTensor)| changed.contains_key(&shared[*place]);
+            move_biases(&mut tensors, plan.tensors.iter().enumerate().filter(is_changed).map(|(_, tensor)| tensor));
         }
         Ok(Baked { plan: Plan { tensors }, notes: notes.lines() })
     }
@@ -173,11 +172,6 @@ fn times(left: Expr, right: &[f64], columns: usize, scale: f32) -> Expr {
     }
 }
 
-/// `left @ right`.
-pub(super) fn weighted(left: Expr, right: Expr) -> Expr {
-    Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right), sums: Sums::Product }
-}
-
 /// What has to be added to the kernel `weight` to put `new` atoms in the place of the `old` ones that its coefficients
 /// are taken over, times `scale`.
 pub fn map_of_taps(weight: &PlannedTensor, old: &Atoms, new: &Atoms, scale: f32) -> Expr {
@@ -237,12 +231,8 @@ fn repeated(values: Vec<f32>, count: usize, times: usize, axes: &[usize]) -> Exp
 }
 
 /// Moves the biases of the changed layers to the last of their three convolutions.
-fn move_biases(tensors: &mut [PlannedTensor], changed: &HashMap<usize, &BankLayer>, plan: &Plan) {
-    let twins = Twins::of(plan);
-    let modules: Vec<&str> = (plan.tensors.iter().enumerate())
-        .filter(|(place, _)| changed.contains_key(&twins.first(*place)))
-        .filter_map(|(_, tensor)| tensor.name.strip_suffix(".weight"))
-        .collect();
+fn move_biases<'a>(tensors: &mut [PlannedTensor], changed: impl Iterator<Item = &'a PlannedTensor>) {
+    let modules: Vec<&str> = changed.filter_map(|tensor| tensor.name.strip_suffix(".weight")).collect();
     for tensor in tensors {
         if let Some(module) = tensor.name.strip_suffix(".bias").filter(|module| modules.contains(module)) {
             tensor.name = format!("{module}.2.bias");

@@ -12,7 +12,7 @@ use super::select::{Chosen, Selection};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::linalg::to_rows;
-use crate::plan::{Expr, Plan, PlannedTensor, Sums};
+use crate::plan::{Expr, Plan, PlannedTensor};
 
 /// How many atoms there are.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -185,8 +185,7 @@ fn coefficients(layer: &Fitted, dtype: DType) -> PlannedTensor {
     let transposed = (0..taps * n * m).map(|i| products[i % (n * m) * taps + i / (n * m)] as f32);
     let right = Expr::Values { shape: vec![taps, n * m], values: transposed.collect() };
     let rows = Expr::Reshape { of: Box::new(weight.expr.clone()), shape: vec![layer.of.taps().rows(), taps] };
-    let product = Expr::Product { scale: 1.0, left: Box::new(rows), right: Box::new(right), sums: Sums::Product };
     let shape = [weight.shape[..2].to_vec(), layer.of.size.coefficient_axes(n, m)].concat();
-    let expr = Expr::Reshape { of: Box::new(product), shape: shape.clone() };
+    let expr = Expr::Reshape { of: Box::new(Expr::product(rows, right)), shape: shape.clone() };
     PlannedTensor { name: coefficients_name(layer.of.module), dtype, shape, expr }
 }

@@ -22,7 +22,6 @@ mod report;
 mod select;
 mod size;
 mod swap;
-mod twins;
 
 pub use atoms::{Atoms, Search};
 pub use authors::dense_kernels;

@@ -7,7 +7,6 @@ use regex_lite::Regex;
 
 use super::moment::Taps;
 use super::size::{KernelSize, MAX_TAPS};
-use super::twins::Twins;
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::show_shape;
@@ -122,7 +121,7 @@ impl<'a> Selection<'a> {
     /// [`crate::Error::Setting`] where there is none; [`crate::Error::Unsupported`] for a kernel that holds no
     /// floating-point numbers or has too many taps.
     pub fn of(plan: &'a Plan, targets: &Targets, model: &Path) -> Result<Self> {
-        let twins = Twins::of(plan);
+        let shared = plan.shared();
         let mut seen: HashMap<usize, usize> = HashMap::new();
         let (mut layers, mut others, mut single, mut norms) = (Vec::new(), Vec::new(), 0, BTreeSet::new());
         for (place, tensor) in plan.tensors.iter().enumerate() {
@@ -139,8 +138,8 @@ impl<'a> Selection<'a> {
                 continue;
             }
             check(tensor, size)?;
-            let twin_of = seen.get(&twins.first(place)).copied();
-            seen.entry(twins.first(place)).or_insert(layers.len());
+            let twin_of = seen.get(&shared[place]).copied();
+            seen.entry(shared[place]).or_insert(layers.len());
             layers.push(Chosen { module, weight: tensor, size, twin_of });
         }
         if layers.is_empty() {

@@ -166,6 +166,11 @@ pub enum Expr {
 }
 
 impl Expr {
+    /// `left @ right`, summed as torch does it.
+    pub fn product(left: Expr, right: Expr) -> Expr {
+        Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right), sums: Sums::Product }
+    }
+
     /// Takes rows `start..start + len` of `of`, in the shape `shape`.
     pub fn slice(of: Expr, start: usize, len: usize, shape: Vec<usize>) -> Expr {
         Expr::Rows { shape, of: vec![of], picks: Arc::from([Pick { of: 0, start, len }]) }

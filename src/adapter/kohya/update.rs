@@ -11,10 +11,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::kernel::Kernel;
 use super::super::peft::{
-    ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, WeightLayout, hadamard, integers, kronecker,
-    product, rescale,
+    ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, Weight, WeightLayout, hadamard, integers, kronecker,
+    rescale,
 };
 use crate::arch::Naming;
 use crate::error::{Finding, Result};
@@ -132,17 +131,8 @@ impl Update {
         };
         let mut changes = Vec::new();
         if *kind != UpdateKind::Full || self.parts.contains_key("diff") {
-            let of_kernel = match Kernel::of(weight) {
-                Some(kernel) => self.of_kernel(*kind, &kernel)?,
-                None => None,
-            };
-            match of_kernel {
-                Some(of_kernel) => changes.extend(of_kernel),
-                None => {
-                    let of_weight = self.weight(*kind, &name, weight, base)?;
-                    changes.extend(of_weight.into_iter().map(|change| (weight.name.clone(), change)));
-                }
-            }
+            let of_weight = self.weight(*kind, &name, weight, base)?;
+            changes.extend(of_weight.into_iter().map(|change| (weight.name.clone(), change)));
         }
         let part = if *kind == UpdateKind::Norm { "b_norm" } else { "diff_b" };
         if let Some(tensor) = self.parts.remove(part) {
@@ -174,6 +164,11 @@ impl Update {
             UpdateKind::Full => return Ok(vec![Change::Add(self.shaped("diff", &weight.shape)?)]),
             UpdateKind::Norm => return Ok(vec![Change::Add(self.shaped("w_norm", &weight.shape)?)]),
             _ => {}
+        }
+        if let Some(kernel) = Weight::of_kernel(weight)
+            && let Some(changes) = self.of_kernel(kind, &kernel)?
+        {
+            return Ok(changes);
         }
         let Some(&[rows, cols]) = Some(weight.shape.as_slice()).filter(|shape| !shape.contains(&0)) else {
             let finding = self.finding(self.parts.keys().next().map(String::as_str).unwrap_or_default());
@@ -212,8 +207,8 @@ impl Update {
     /// The update of a LoHa.
     fn hadamard(&mut self, Sizes { d_out, d_in, .. }: Sizes) -> Result<Expr> {
         let rank = self.dimension("hada_w1_b", 0)?;
-        let first = product(self.shaped("hada_w1_a", &[d_out, rank])?, self.shaped("hada_w1_b", &[rank, d_in])?);
-        let second = product(self.shaped("hada_w2_a", &[d_out, rank])?, self.shaped("hada_w2_b", &[rank, d_in])?);
+        let first = Expr::product(self.shaped("hada_w1_a", &[d_out, rank])?, self.shaped("hada_w1_b", &[rank, d_in])?);
+        let second = Expr::product(self.shaped("hada_w2_a", &[d_out, rank])?, self.shaped("hada_w2_b", &[rank, d_in])?);
         Ok(hadamard(first, second, self.scale(rank)?))
     }
 
@@ -260,7 +255,7 @@ impl Update {
         }
         let (a, b) = (format!("{name}_a"), format!("{name}_b"));
         let (rows, rank, cols) = (self.dimension(&a, 0)?, self.dimension(&b, 0)?, self.dimension(&b, 1)?);
-        Ok((product(self.shaped(&a, &[rows, rank])?, self.shaped(&b, &[rank, cols])?), Some(rank)))
+        Ok((Expr::product(self.shaped(&a, &[rows, rank])?, self.shaped(&b, &[rank, cols])?), Some(rank)))
     }
 
     /// The update of a GLoRA, `s (B1 B2 + W A1 A2)`.
@@ -271,8 +266,8 @@ impl Update {
         let a2 = self.shaped("a2.weight", &[inner, d_in])?;
         let b1 = self.shaped("b1.weight", &[d_out, outer])?;
         let b2 = self.shaped("b2.weight", &[outer, d_in])?;
-        let of_weight = product(product(sizes.turned(weight.expr.clone()), a1), a2);
-        let sum = Expr::Add { of: Box::new(product(b1, b2)), delta: Box::new(of_weight) };
+        let of_weight = Expr::product(Expr::product(sizes.turned(weight.expr.clone()), a1), a2);
+        let sum = Expr::Add { of: Box::new(Expr::product(b1, b2)), delta: Box::new(of_weight) };
         Ok(Expr::Scale { of: Box::new(sum), factor: self.scale(inner)? })
     }
 

@@ -12,7 +12,7 @@ use super::Named;
 use super::base::Base;
 use super::change::Change;
 use super::entries::Entries;
-use super::rows::{ScaleRows, map, product};
+use super::rows::{ScaleRows, map};
 use super::targets::Targets;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -85,8 +85,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let e = PlannedTensor { dtype: DType::F32, name: e.name.clone(), shape: e.shape.clone(), expr: loaded(e) };
         let (a, b) = (map(loaded(a), ScaleRows(e.read()?.into())), loaded(b));
         let product = match weight.transposed {
-            false => product(b, a),
-            true => product(Expr::Transpose(Box::new(a)), Expr::Transpose(Box::new(b))),
+            false => Expr::product(b, a),
+            true => Expr::product(Expr::Transpose(Box::new(a)), Expr::Transpose(Box::new(b))),
         };
         let scale = if alpha > 0.0 { alpha as f32 } else { rank as f32 };
         let divided = Divided { scale, by: init_r as f32 + 1e-5 };

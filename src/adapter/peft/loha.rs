@@ -12,7 +12,7 @@ use super::base::{Base, Weight};
 use super::change::Change;
 use super::entries::Entries;
 use super::lycoris::Settings;
-use super::rows::{Multiply, product};
+use super::rows::Multiply;
 use super::targets::Targets;
 use super::tucker::{First, Tucker};
 use crate::error::Result;
@@ -46,13 +46,13 @@ fn side(entries: &mut Entries, weight: &Weight, module: &str, rank: usize, numbe
         let inputs = entries.shaped(&b, &[rank, weight.inputs()])?.expr;
         return Ok(Tucker { core, outputs, inputs }.matrix(First::Inputs));
     }
-    Ok(product(entries.shaped(&a, &[weight.d_out, rank])?.expr, entries.shaped(&b, &[rank, weight.d_in])?.expr))
+    Ok(Expr::product(entries.shaped(&a, &[weight.d_out, rank])?.expr, entries.shaped(&b, &[rank, weight.d_in])?.expr))
 }
 
 /// The shape of the core of a kernel. That of one dimension has another one of one.
 pub(super) fn core_shape(weight: &Weight, rank: usize) -> Vec<usize> {
     let one = if weight.taps().len() == 1 { &[1][..] } else { &[] };
-    [&[rank, rank], weight.taps(), one].concat()
+    [&weight.with_taps([rank, rank]), one].concat()
 }
 
 /// `(first * second) * scale`, elementwise, with the scale last.

@@ -11,7 +11,6 @@ use super::change::Change;
 use super::entries::Entries;
 use super::loha::core_shape;
 use super::lycoris::Settings;
-use super::rows::product;
 use super::targets::Targets;
 use super::tucker::{First, Tucker};
 use crate::error::Result;
@@ -112,7 +111,7 @@ fn right_factor(entries: &mut Entries, weight: &Weight, module: &str, rank: usiz
     match entries.shape(&name) {
         Some([rows, columns, own @ ..]) if own == taps && !own.is_empty() => {
             let (rows, columns) = (*rows, *columns);
-            let of = entries.shaped(&name, &[&[rows, columns], taps].concat())?.expr;
+            let of = entries.shaped(&name, &weight.with_taps([rows, columns]))?.expr;
             let shape = vec![rows, columns * taps.iter().product::<usize>()];
             Ok(if taps.len() == 1 { Right::Rows(of) } else { Right::Matrix(Expr::Reshape { of: Box::new(of), shape }) })
         }
@@ -137,7 +136,7 @@ fn factor(entries: &mut Entries, name: &str, rank: usize) -> Result<Expr> {
                         .mismatch());
                 }
             }
-            product(a.expr, b.expr)
+            Expr::product(a.expr, b.expr)
         }
     };
     match found.shape().len() {

@@ -209,8 +209,7 @@ fn factors(entries: &mut Entries, weight: &Weight, module: &str, rank: usize) ->
         let a = entries.shaped(&name_a, &[rank, weight.d_in])?;
         return Ok((a.expr, entries.shaped(&name_b, &[weight.d_out, rank])?.expr));
     }
-    let shape_a = [&[rank, weight.inputs()], weight.taps()].concat();
-    let shape_b = [&[weight.d_out, rank][..], &vec![1; weight.taps().len()]].concat();
+    let (shape_a, shape_b) = (weight.with_taps([rank, weight.inputs()]), weight.with_ones([weight.d_out, rank]));
     if let Some([found, inputs, taps @ ..]) = entries.shape(&name_a)
         && *found == rank
         && *inputs > weight.inputs()

@@ -34,12 +34,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use base::Base;
+pub(super) use base::Weight;
 pub(crate) use change::stack_delta;
 pub use change::{Change, LowRank, WeightLayout};
 pub(super) use dora::{input_factors, rescale};
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
-pub(super) use rows::{ScaleColumns, ScaleRows, product};
+pub(super) use rows::{ScaleColumns, ScaleRows};
 pub use save::NewLora;
 pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::plan::{Expr, Pick, RowMap, Sums};
+use crate::plan::{Expr, Pick, RowMap};
 
 /// Multiplies every row by its own number.
 #[derive(Debug)]
@@ -44,11 +44,6 @@ impl RowMap for Multiply {
 /// Applies a function of one operand to `of`.
 pub(super) fn map(of: Expr, map: impl RowMap + 'static) -> Expr {
     Expr::Map { of: vec![of], map: Arc::new(map) }
-}
-
-/// The product of two matrices, unscaled.
-pub(in crate::adapter) fn product(left: Expr, right: Expr) -> Expr {
-    Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right), sums: Sums::Product }
 }
 
 /// The first `rows` rows and `cols` columns of a tensor, seen as a matrix with rows of `width`. The

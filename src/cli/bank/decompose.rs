@@ -9,8 +9,8 @@ use atombank::output::Destination;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::finish::Finish;
 use crate::cli::input::{Found, Input, with_inputs};
-use crate::cli::output::{planned, print_description, print_notes, print_written};
 use crate::cli::{Common, progress};
 
 /// The width of the column of modules.
@@ -84,25 +84,8 @@ pub(crate) fn run(args: &DecomposeArgs, common: &Common) -> Result<()> {
         Ok(made?)
     };
     let made = with_inputs(&[Input::new(&args.model, Need::Model)], common, decompose)?.made;
-    let written = if args.dry_run { None } else { Some(made.output.write(&destination, &|_| ())?) };
-    print_notes(&made.output.notes, common);
-    match (args.json, args.dry_run) {
-        (true, dry_run) => {
-            let mut json = to_json(args, &made);
-            if dry_run {
-                json.extend(planned(&made.output, &args.output)?);
-            }
-            println!("{}", serde_json::to_string_pretty(&json)?);
-        }
-        (false, dry_run) => {
-            print_table(&made);
-            if dry_run {
-                print_description(&made.output.describe(&args.output)?, &args.output);
-            }
-        }
-    }
-    print_written(written.as_ref(), args.json, common);
-    Ok(())
+    let finish = Finish { destination: &destination, dry_run: args.dry_run, json: args.json, common };
+    finish.run(&made.output, &made.output.notes, to_json(args, &made), || print_table(&made))
 }
 
 fn print_table(made: &Decomposed) {

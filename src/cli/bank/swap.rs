@@ -8,8 +8,8 @@ use atombank::output::Destination;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::finish::Finish;
 use crate::cli::Common;
-use crate::cli::output::{planned, print_description, print_notes, print_written};
 
 /// Arguments of `bank swap`.
 #[derive(Args)]
@@ -65,25 +65,10 @@ pub(crate) fn run(args: &SwapArgs, common: &Common) -> Result<()> {
         ..SwapSettings::new(&args.bank, &args.output)
     };
     let made = jobs::swap(&settings)?;
-    let written = if args.dry_run { None } else { Some(made.output.write(&destination, &|_| ())?) };
-    print_notes(&made.output.notes, common);
-    match (args.json, args.dry_run) {
-        (true, dry_run) => {
-            let mut json = to_json(args, &made);
-            if dry_run {
-                json.extend(planned(&made.output, &args.output)?);
-            }
-            println!("{}", serde_json::to_string_pretty(&json)?);
-        }
-        (false, dry_run) => {
-            made.sizes.iter().for_each(|change| println!("{change}"));
-            if dry_run {
-                print_description(&made.output.describe(&args.output)?, &args.output);
-            }
-        }
-    }
-    print_written(written.as_ref(), args.json, common);
-    Ok(())
+    let finish = Finish { destination: &destination, dry_run: args.dry_run, json: args.json, common };
+    finish.run(&made.output, &made.output.notes, to_json(args, &made), || {
+        made.sizes.iter().for_each(|change| println!("{change}"))
+    })
 }
 
 fn to_json(args: &SwapArgs, made: &SwappedBank) -> Map<String, Value> {

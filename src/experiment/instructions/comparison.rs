@@ -1,7 +1,7 @@
 //! Many instructions in one adapter: exact match against steps, rows, tasks and trained values, and what decides.
 
 use super::lab::Lab;
-use super::methods::{Bank, Method, Without};
+use super::methods::{Bank, Method, Part};
 use super::runs::{Tested, seeded, tuned, values};
 use super::{BATCH, MAIN, Setting, TESTS};
 use crate::error::Result;
@@ -25,21 +25,6 @@ pub enum Topic {
     Parts,
 }
 
-/// A part that the bank is tried without.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)] // Its names say what is left out; docs/experiments.md describes them.
-pub enum Part {
-    Start,
-    OrthogonalAtoms,
-    Centre,
-    Prior,
-    Summary,
-    State,
-    Sharing,
-    /// All atoms in every mix: 1, 2 and 4 are tried.
-    TopK,
-}
-
 impl Topic {
     /// All tables, by their names on the command line.
     pub const ALL: [(&str, Topic); 5] = [
@@ -49,34 +34,6 @@ impl Topic {
         ("values", Topic::Values),
         ("parts", Topic::Parts),
     ];
-}
-
-impl Part {
-    /// All parts, by their names on the command line.
-    pub const ALL: [(&str, Part); 8] = [
-        ("start", Part::Start),
-        ("orthogonal-atoms", Part::OrthogonalAtoms),
-        ("centre", Part::Centre),
-        ("prior", Part::Prior),
-        ("summary", Part::Summary),
-        ("state", Part::State),
-        ("sharing", Part::Sharing),
-        ("top-k", Part::TopK),
-    ];
-
-    fn banks(self) -> Vec<Bank> {
-        let without = |without| vec![Bank { without: Some(without), ..Bank::DEFAULT }];
-        match self {
-            Part::Start => without(Without::Start),
-            Part::OrthogonalAtoms => without(Without::OrthogonalAtoms),
-            Part::Centre => without(Without::Centre),
-            Part::Prior => without(Without::Prior),
-            Part::Summary => without(Without::Summary),
-            Part::State => without(Without::State),
-            Part::Sharing => without(Without::Sharing),
-            Part::TopK => [1, 2, 4].map(|top_k| Bank { top_k, ..Bank::DEFAULT }).to_vec(),
-        }
-    }
 }
 
 /// What of the experiment is run.

@@ -30,24 +30,50 @@ pub(super) struct Bank {
     pub(super) atoms: usize,
     pub(super) top_k: usize,
     pub(super) routing: Routing,
-    pub(super) without: Option<Without>,
+    pub(super) without: Option<Part>,
 }
 
-/// A part that a bank is tried without.
+/// A part that the bank is tried without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Without {
-    /// Atoms near the identity in place of orthogonal ones.
-    OrthogonalAtoms,
-    /// Instruction embeddings as they are.
-    Centre,
-    /// Both of the above.
+pub enum Part {
+    /// Both of the following.
     Start,
+    /// Orthogonal atoms: in their place some near the identity.
+    OrthogonalAtoms,
+    /// Centred instruction embeddings: they are as the encoder makes them.
+    Centre,
+    /// The prior.
     Prior,
+    /// The summary of the blocks before.
     Summary,
-    /// Neither the state nor the summary, which is made of states.
+    /// The state, and with it the summary, which is made of states.
     State,
     /// Atoms that all blocks share: each block has a part of them for itself.
     Sharing,
+    /// All atoms in every mix: 1, 2 and 4 are tried.
+    TopK,
+}
+
+impl Part {
+    /// All parts, by their names on the command line.
+    pub const ALL: [(&str, Part); 8] = [
+        ("start", Part::Start),
+        ("orthogonal-atoms", Part::OrthogonalAtoms),
+        ("centre", Part::Centre),
+        ("prior", Part::Prior),
+        ("summary", Part::Summary),
+        ("state", Part::State),
+        ("sharing", Part::Sharing),
+        ("top-k", Part::TopK),
+    ];
+
+    /// The banks without it.
+    pub(super) fn banks(self) -> Vec<Bank> {
+        match self {
+            Part::TopK => [1, 2, 4].map(|top_k| Bank { top_k, ..Bank::DEFAULT }).to_vec(),
+            part => vec![Bank { without: Some(part), ..Bank::DEFAULT }],
+        }
+    }
 }
 
 pub(super) const QV: [&str; 2] = ["q_proj", "v_proj"];
@@ -63,14 +89,15 @@ impl Method {
         match self {
             Method::Bank(Bank { r, atoms, top_k, routing, without }) => {
                 let without = match without {
-                    None => "",
-                    Some(Without::OrthogonalAtoms) => ", atoms near the identity",
-                    Some(Without::Centre) => ", embeddings not centred",
-                    Some(Without::Start) => ", atoms near the identity, not centred",
-                    Some(Without::Prior) => ", no prior",
-                    Some(Without::Summary) => ", no summary",
-                    Some(Without::State) => ", no state",
-                    Some(Without::Sharing) => ", half of the atoms for each block",
+                    // Another `top_k` has its own words.
+                    None | Some(Part::TopK) => "",
+                    Some(Part::OrthogonalAtoms) => ", atoms near the identity",
+                    Some(Part::Centre) => ", embeddings not centred",
+                    Some(Part::Start) => ", atoms near the identity, not centred",
+                    Some(Part::Prior) => ", no prior",
+                    Some(Part::Summary) => ", no summary",
+                    Some(Part::State) => ", no state",
+                    Some(Part::Sharing) => ", half of the atoms for each block",
                 };
                 let chosen = if top_k == atoms { String::new() } else { format!(", top {top_k}") };
                 let by_token = if routing == Routing::Token { ", routed by token" } else { "" };
@@ -95,7 +122,7 @@ impl Bank {
     ) -> Result<AtomBank> {
         let config = self.config(choice, base.hidden_size);
         let mut bank = AtomBank::fresh(Path::new("experiment"), config, base, seed)?;
-        if !matches!(self.without, Some(Without::Centre | Without::Start)) {
+        if !matches!(self.without, Some(Part::Centre | Part::Start)) {
             bank.center_on(centre);
         }
         self.leave_out(&mut bank, seed);
@@ -111,13 +138,13 @@ impl Bank {
             num_atoms: self.atoms,
             top_k: self.top_k,
             block_size: 2,
-            key_dim: KEY_DIM + usize::from(self.without == Some(Without::Sharing)),
+            key_dim: KEY_DIM + usize::from(self.without == Some(Part::Sharing)),
             descriptor_dim: 8,
             instruction_dim,
             instruction_encoder: BASE_EMBEDDINGS.to_owned(),
             routing: self.routing,
             temperature: 1.0,
-            prior_strength: if self.without == Some(Without::Prior) { 0.0 } else { 1.0 },
+            prior_strength: if self.without == Some(Part::Prior) { 0.0 } else { 1.0 },
             prior_temperature: 1.0,
             prompt_template: DEFAULT_PROMPT_TEMPLATE.to_owned(),
             base_model_name_or_path: String::new(),
@@ -128,8 +155,8 @@ impl Bank {
     /// The tensors that stay as they begin.
     pub(super) fn fixed(self) -> &'static [&'static str] {
         match self.without {
-            Some(Without::Summary) => &[SUMMARY],
-            Some(Without::State) => &[STATE, SUMMARY],
+            Some(Part::Summary) => &[SUMMARY],
+            Some(Part::State) => &[STATE, SUMMARY],
             _ => &[],
         }
     }
@@ -141,8 +168,8 @@ impl Bank {
             }
         }
         match self.without {
-            Some(Without::OrthogonalAtoms | Without::Start) => self.near_the_identity(bank, seed),
-            Some(Without::Sharing) => self.split_among_blocks(bank),
+            Some(Part::OrthogonalAtoms | Part::Start) => self.near_the_identity(bank, seed),
+            Some(Part::Sharing) => self.split_among_blocks(bank),
             _ => (),
         }
     }
@@ -199,7 +226,7 @@ mod tests {
         let lab = lab();
         let base = lab.model.decoder.config();
         let choice = Choice { learning_rate: 0.01, scale: 2.0 };
-        let bank = Bank { without: Some(Without::Sharing), ..Bank::DEFAULT }.fresh(choice, base, None, 0).unwrap();
+        let bank = Bank { without: Some(Part::Sharing), ..Bank::DEFAULT }.fresh(choice, base, None, 0).unwrap();
         let loaded = LoadedBank::frozen(&bank, &candle_core::Device::Cpu).unwrap();
         let sequences = [lab.routed("Small show.", "garden").unwrap()];
         let (routings, _) = route_sequences(&lab.model.decoder, &loaded, &sequences, RoutedBy::Model).unwrap();

@@ -9,9 +9,10 @@ mod methods;
 mod runs;
 
 pub use self::baking::baking;
-pub use self::comparison::{Part, Selection, Topic, instructions};
+pub use self::comparison::{Selection, Topic, instructions};
 pub use self::growth::growth;
 pub use self::lab::Lab;
+pub use self::methods::Part;
 
 /// Rows of a step.
 const BATCH: usize = 32;

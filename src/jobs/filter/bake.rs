@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::super::convert::ConvertSettings;
-use super::super::settings::name_of;
+use super::super::settings::{name_of, setting};
 use super::super::{OutputKind, OutputSettings};
 use super::{Model, open_bank, open_model};
 use crate::convert::describe;
@@ -51,14 +51,13 @@ pub fn bake_kernels(settings: &BakeKernelsSettings) -> Result<Output> {
     if form == Form::ThreeConvolutions {
         output.to = None;
         if output.kind() == OutputKind::Gguf {
-            let finding = Finding::new("", "output")
-                .expected("a state dict: a name that ends in .safetensors or .pt, or a folder's");
+            let finding =
+                setting("output").expected("a state dict: a name that ends in .safetensors or .pt, or a folder's");
             return Err(finding.found("a GGUF").setting());
         }
     }
     if output.kind() == OutputKind::Lora {
-        let finding =
-            Finding::new("", "to").expected("hf, safetensors, pytorch, gguf or three-convolutions for filter atoms");
+        let finding = setting("to").expected("hf, safetensors, pytorch, gguf or three-convolutions for filter atoms");
         return Err(finding.found("lora").setting());
     }
     output.check()?;

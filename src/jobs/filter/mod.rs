@@ -9,7 +9,6 @@ pub use decompose::{DecomposeSettings, Decomposed, LayerRow, decompose};
 pub use swap::{SwapSettings, SwappedBank, swap};
 
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::adapter::AdapterFiles;
 use crate::checkpoint::Checkpoint;
@@ -17,9 +16,7 @@ use crate::convert::{Input, Opening, from_gguf, generic};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::filter::{FilterBank, PEFT_TYPE, dense_kernels};
-use crate::formats::pytorch::PytorchFile;
 use crate::plan::Plan;
-use crate::source::Source;
 
 /// A model whose convolutions are read.
 struct Model {
@@ -32,7 +29,7 @@ struct Model {
 
 /// Opens a model: a folder, or tensors alone. `key` chooses a part of a PyTorch file.
 fn open_model(path: &Path, key: Option<&str>) -> Result<Model> {
-    let (plan, folder, mut notes) = match opened(path, key)? {
+    let (plan, folder, mut notes) = match Input::open(path, Opening { key, ..Opening::default() })? {
         Input::Model(folder) => (folder.rounded().clone(), Some(folder), Vec::new()),
         Input::Weights { plan, notes, .. } => (plan, None, notes),
         Input::Gguf(model) => {
@@ -58,17 +55,6 @@ fn open_model(path: &Path, key: Option<&str>) -> Result<Model> {
         }
     };
     Ok(Model { plan, folder, notes })
-}
-
-fn opened(path: &Path, key: Option<&str>) -> Result<Input> {
-    // Programs of research name torch's files so, too.
-    if path.is_file() && path.extension().is_some_and(|extension| extension == "tar") {
-        let file = PytorchFile::open(path, key)?;
-        let others = file.others().to_vec();
-        let source: Arc<dyn Source> = Arc::new(file);
-        return Ok(Input::Weights { plan: Plan::taking(&source), others, notes: Vec::new() });
-    }
-    Input::open(path, Opening { key, ..Opening::default() })
 }
 
 /// The tensors with plain types in the place of blocks.

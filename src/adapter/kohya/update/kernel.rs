@@ -2,56 +2,15 @@
 //!
 //! Reference: LyCORIS `lycoris/functional/{locon,loha,lokr,general}.py`.
 
+use std::sync::Arc;
+
 use super::super::super::peft::{
-    Change, First, LowRank, Tucker, WeightLayout, hadamard, input_factors, kronecker, product,
+    Change, First, LowRank, ScaleColumns, Tucker, Weight, WeightLayout, hadamard, input_factors, kronecker, rescale,
 };
-use super::super::super::peft::{Named, ScaleColumns, rescale};
 use super::{OTHER_BASE, Update, UpdateKind};
 use crate::error::Result;
-use crate::plan::{Expr, PlannedTensor};
+use crate::plan::Expr;
 use crate::source::show_shape;
-
-/// The kernel of a convolution.
-pub(super) struct Kernel<'a> {
-    weight: &'a PlannedTensor,
-    d_out: usize,
-    /// Those of one group.
-    inputs: usize,
-    taps: &'a [usize],
-}
-
-impl<'a> Kernel<'a> {
-    /// `weight` as a kernel; `None` for a tensor of other dimensions.
-    pub(super) fn of(weight: &'a PlannedTensor) -> Option<Self> {
-        match weight.shape.as_slice() {
-            [d_out, inputs, taps @ ..] if (1..=3).contains(&taps.len()) && !weight.shape.contains(&0) => {
-                Some(Self { weight, d_out: *d_out, inputs: *inputs, taps })
-            }
-            _ => None,
-        }
-    }
-
-    /// The columns of the matrix.
-    fn d_in(&self) -> usize {
-        self.inputs * self.taps.iter().product::<usize>()
-    }
-
-    /// `sizes`, and a one for each dimension of the kernel.
-    fn with_ones(&self, sizes: [usize; 2]) -> Vec<usize> {
-        [&sizes[..], &vec![1; self.taps.len()]].concat()
-    }
-
-    fn with_taps(&self, sizes: [usize; 2]) -> Vec<usize> {
-        [&sizes[..], self.taps].concat()
-    }
-
-    /// The changes, for the tensor as it is.
-    fn of_tensor(&self, changes: impl IntoIterator<Item = Change>) -> Vec<Named> {
-        let matrix = [self.d_out, self.d_in()];
-        let of_one = |change| (self.weight.name.clone(), Change::Kernel { matrix, change: Box::new(change) });
-        changes.into_iter().map(of_one).collect()
-    }
-}
 
 fn matrix(of: Expr, shape: [usize; 2]) -> Expr {
     Expr::Reshape { of: Box::new(of), shape: shape.to_vec() }
@@ -59,7 +18,7 @@ fn matrix(of: Expr, shape: [usize; 2]) -> Expr {
 
 impl Update {
     /// The changes of a kernel, in the order of application; `None` for a kind that convolutions don't have.
-    pub(super) fn of_kernel(&mut self, kind: UpdateKind, kernel: &Kernel) -> Result<Option<Vec<Named>>> {
+    pub(super) fn of_kernel(&mut self, kind: UpdateKind, kernel: &Weight) -> Result<Option<Vec<Change>>> {
         let change = match kind {
             UpdateKind::Lora => self.locon(kernel)?,
             UpdateKind::Loha => {
@@ -71,43 +30,43 @@ impl Update {
             _ => return Ok(None),
         };
         let magnitudes = self.kernel_magnitudes(kernel, &change)?;
-        Ok(Some(kernel.of_tensor([change].into_iter().chain(magnitudes))))
+        Ok(Some([change].into_iter().chain(magnitudes).map(|change| kernel.of_tensor(change)).collect()))
     }
 
-    fn locon(&mut self, kernel: &Kernel) -> Result<Change> {
+    fn locon(&mut self, kernel: &Weight) -> Result<Change> {
         let (down, up, mid) = ("lora_down.weight", "lora_up.weight", "lora_mid.weight");
         let rank = self.first(down)?;
         let b = matrix(self.shaped(up, &kernel.with_ones([kernel.d_out, rank]))?, [kernel.d_out, rank]);
         if self.parts.contains_key(mid) {
             let core = self.shaped(mid, &kernel.with_taps([rank, rank]))?;
-            let inputs = self.shaped(down, &kernel.with_ones([rank, kernel.inputs]))?;
+            let inputs = self.shaped(down, &kernel.with_ones([rank, kernel.inputs()]))?;
             let tucker =
-                Tucker { core, outputs: Expr::Transpose(Box::new(b)), inputs: matrix(inputs, [rank, kernel.inputs]) };
+                Tucker { core, outputs: Expr::Transpose(Box::new(b)), inputs: matrix(inputs, [rank, kernel.inputs()]) };
             let factor = self.scale(rank)?;
             return Ok(Change::Add(Expr::Scale { of: Box::new(tucker.matrix(First::Outputs)), factor }));
         }
-        let a = matrix(self.shaped(down, &kernel.with_taps([rank, kernel.inputs]))?, [rank, kernel.d_in()]);
+        let a = matrix(self.shaped(down, &kernel.with_taps([rank, kernel.inputs()]))?, [rank, kernel.d_in]);
         let (scale, layout) = (self.scale(rank)?, WeightLayout::OutputsFirst);
         Ok(Change::LowRank(LowRank { scale, alpha: None, a, b, layout, rounded: None }))
     }
 
     /// One of the two updates of a LoHa, and its rank.
-    fn hadamard_side(&mut self, kernel: &Kernel, number: char) -> Result<(Expr, usize)> {
+    fn hadamard_side(&mut self, kernel: &Weight, number: char) -> Result<(Expr, usize)> {
         let [core, a, b] = [format!("hada_t{number}"), format!("hada_w{number}_a"), format!("hada_w{number}_b")];
         let rank = self.first(&b)?;
         if self.parts.contains_key(&core) {
             let tucker = Tucker {
                 core: self.shaped(&core, &kernel.with_taps([rank, rank]))?,
                 outputs: self.shaped(&a, &[rank, kernel.d_out])?,
-                inputs: self.shaped(&b, &[rank, kernel.inputs])?,
+                inputs: self.shaped(&b, &[rank, kernel.inputs()])?,
             };
             return Ok((tucker.matrix(First::Inputs), rank));
         }
-        let (a, b) = (self.shaped(&a, &[kernel.d_out, rank])?, self.shaped(&b, &[rank, kernel.d_in()])?);
-        Ok((product(a, b), rank))
+        let (a, b) = (self.shaped(&a, &[kernel.d_out, rank])?, self.shaped(&b, &[rank, kernel.d_in])?);
+        Ok((Expr::product(a, b), rank))
     }
 
-    fn kronecker_of_kernel(&mut self, kernel: &Kernel) -> Result<Change> {
+    fn kronecker_of_kernel(&mut self, kernel: &Weight) -> Result<Change> {
         let (core, whole) = ("lokr_t2", "lokr_w2");
         let (left, left_rank) = self.factor("lokr_w1")?;
         let (right, right_rank) = if self.parts.contains_key(core) {
@@ -120,37 +79,35 @@ impl Update {
             };
             (tucker.matrix(First::Outputs), Some(rank))
         } else if let Some([rows, columns, taps @ ..]) = self.parts.get(whole).map(|tensor| tensor.shape.as_slice())
-            && taps == kernel.taps
+            && taps == kernel.taps()
         {
             let sizes = [*rows, *columns];
             let of = self.shaped(whole, &kernel.with_taps(sizes))?;
-            (matrix(of, [sizes[0], sizes[1] * kernel.taps.iter().product::<usize>()]), None)
+            (matrix(of, [sizes[0], sizes[1] * kernel.taps().iter().product::<usize>()]), None)
         } else {
             self.factor(whole)?
         };
         let scale = self.scale_of_factors(left_rank, right_rank)?;
-        let shape = [kernel.d_out, kernel.d_in()];
+        let shape = [kernel.d_out, kernel.d_in];
         self.check_factors(&left, left_rank, &right, &shape)?;
         Ok(Change::Add(kronecker(left, right, scale)))
     }
 
     /// DoRA's magnitudes: one for each output, or one for each input, whose norm goes over all outputs and taps.
-    fn kernel_magnitudes(&mut self, kernel: &Kernel, change: &Change) -> Result<Option<Change>> {
+    fn kernel_magnitudes(&mut self, kernel: &Weight, change: &Change) -> Result<Option<Change>> {
         let Some(tensor) = self.parts.remove("dora_scale") else { return Ok(None) };
-        let mut of_matrix = kernel.weight.clone();
-        of_matrix.shape = vec![kernel.d_out, kernel.d_in()];
-        of_matrix.expr = Expr::Reshape { of: Box::new(of_matrix.expr), shape: of_matrix.shape.clone() };
+        let of_matrix = kernel.matrix();
         if tensor.shape == kernel.with_ones([kernel.d_out, 1]) {
             return rescale(&of_matrix, change, &tensor.read()?, false, f32::EPSILON).map(Some);
         }
-        if tensor.shape == kernel.with_ones([1, kernel.inputs]) {
+        if tensor.shape == kernel.with_ones([1, kernel.inputs()]) {
             let factors = input_factors(&of_matrix, change, &tensor.read()?, f32::EPSILON)?;
-            let map = std::sync::Arc::new(ScaleColumns(factors));
+            let map = Arc::new(ScaleColumns(factors));
             return Ok(Some(Change::Map { others: Vec::new(), map, transposed: false }));
         }
         Err(self
             .finding("dora_scale")
-            .expected(format_args!("[{}, 1, ..] or [1, {}, ..] by the base model", kernel.d_out, kernel.inputs))
+            .expected(format_args!("[{}, 1, ..] or [1, {}, ..] by the base model", kernel.d_out, kernel.inputs()))
             .found(show_shape(&tensor.shape))
             .hint(OTHER_BASE)
             .mismatch())
