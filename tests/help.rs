@@ -26,7 +26,21 @@ const OWN: [(&str, &[&str]); 17] = [
     ),
     (
         "bake",
-        &["--instruction", "--prompt", "--routing", "--alphas", "--all", "--key", "--no-verify", "--device", "--json"],
+        &[
+            "--instruction",
+            "--prompt",
+            "--routing",
+            "--alphas",
+            "--all",
+            "--key",
+            "--strip-prefix",
+            "--expand-shared",
+            "--into",
+            "--into-key",
+            "--no-verify",
+            "--device",
+            "--json",
+        ],
     ),
     (
         "bank build",

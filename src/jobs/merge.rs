@@ -13,6 +13,7 @@ use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::arch::Naming;
+use crate::bank::{BlockAlphas, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
@@ -130,6 +131,11 @@ pub struct Adapted {
 /// [`crate::Error::Setting`]; errors of opening base and adapters; [`crate::Error::Mismatch`] for inputs that don't fit
 /// the base.
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
+    merge_at_mix(settings, &[], watch)
+}
+
+/// As [`merge`], of banks with these weights of their atoms, if there are any.
+pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
     check_choices(settings)?;
     if settings.output.into.is_some() && settings.base.is_dir() && is_model(&settings.base) {
@@ -141,7 +147,7 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
-    let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new() };
+    let mut job = Job { settings, alphas, watch, notes: Vec::new(), folders: Vec::new() };
     let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
         false => {
@@ -219,6 +225,8 @@ fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidat
 /// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
+    /// The weights of the atoms of banks, in place of those in their settings.
+    alphas: &'a [BlockAlphas],
     watch: Watch<'a>,
     notes: Vec<String>,
     /// The folders or files of the adapters; empty until they are found.
@@ -370,7 +378,10 @@ impl Job<'_> {
         let combined = self.settings.combine.method.is_some() || self.output().kind() == OutputKind::Lora;
         let mut all = Vec::new();
         for other in &self.settings.others {
-            let files = AdapterFiles::find(&other.path)?;
+            let mut files = AdapterFiles::find(&other.path)?;
+            if let Some(bank) = FixedBank::of(&files, !self.alphas.is_empty())? {
+                files = bank.at_mix(self.alphas)?.lora;
+            }
             let changes = files.merged_changes(base)?;
             self.notes.extend(changes.notes.iter().cloned());
             self.notes.extend(tokenizer::unread_weights(&name_of(other.id.as_deref(), &other.path), files.path()));

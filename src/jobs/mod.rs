@@ -12,6 +12,7 @@ mod filter;
 mod into;
 mod merge;
 mod method;
+mod mix;
 mod quantize;
 mod recipe;
 mod settings;
@@ -19,10 +20,10 @@ mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
 
+pub use crate::bank::BlockAlphas;
 #[cfg(feature = "train")]
 pub use bake::{
-    BakeSettings, Baked, BakedPart, BlockAlphas, Named, Share, bake, bake_all, bake_on, named_instructions,
-    named_output,
+    BakeSettings, Baked, BakedPart, Named, Share, bake, bake_all, bake_on, named_instructions, named_output,
 };
 pub use convert::{ConvertSettings, convert};
 pub use extract::{ExtractSettings, Extracted, extract};
@@ -32,6 +33,7 @@ pub use filter::{
 };
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};
 pub use method::CombineSettings;
+pub use mix::{BakeMixSettings, BakedMix, bake_mix, needs_no_model};
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
