@@ -9,6 +9,7 @@ use super::into;
 use super::method::Combined as Kinds;
 use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
+use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
@@ -79,6 +80,12 @@ pub struct MergeSettings {
     /// Which tokenizer and chat template the result gets.
     #[serde(default)]
     pub tokenizer: TokenizerChoice,
+    /// How the vocabulary of several models is made one. Without it, they have to have the same number of rows.
+    #[serde(default)]
+    pub tokenizer_source: Option<VocabularyChoice>,
+    /// The number of rows of the embeddings is made a multiple of this. The added rows are the mean of the others.
+    #[serde(default)]
+    pub pad_to_multiple_of: Option<usize>,
 }
 
 impl MergeSettings {
@@ -101,6 +108,8 @@ impl MergeSettings {
             keep_base: false,
             others_as: None,
             tokenizer: TokenizerChoice::Auto,
+            tokenizer_source: None,
+            pad_to_multiple_of: None,
         }
     }
 }
@@ -505,17 +514,20 @@ impl Job<'_> {
             Naming::of(&model.config_json).spelled_as(&mut weights, folder.rounded(), naming);
             weights
         };
-        let weights: Vec<Plan> = models.iter().map(spelled).collect();
-        let weights: Vec<&Plan> = weights.iter().collect();
+        let mut weights: Vec<Plan> = [folder.rounded().clone()].into_iter().chain(models.iter().map(spelled)).collect();
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }
+        let tokenizer = vocabulary::aligned(self.settings, &mut folder, &models, &mut weights, &mut self.notes)?;
         let options = combine.options(self.shares())?;
-        let combined = combine_models(Some(folder.rounded()), &weights, method, &options)?;
+        let others: Vec<&Plan> = weights[1..].iter().collect();
+        let combined = combine_models(Some(&weights[0]), &others, method, &options)?;
         self.notes.extend(of_one_model(self.settings, method, &options));
         let (plan, _) = self.measured(combined)?;
-        let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
-        self.choose_tokenizer(&mut folder, rows)?;
+        if tokenizer.is_none() {
+            let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
+            self.choose_tokenizer(&mut folder, rows)?;
+        }
         // The list of truncations stays empty: only a LoRA reports the errors of truncating to a rank.
         let output = self.output().model(&folder, &plan)?;
         Ok((self.with_card(output), Vec::new()))
