@@ -169,6 +169,6 @@ for kind in [kind for kind in LYCORIS if not CHOSEN or f"LyCORIS-{kind}" in CHOS
             far, different = distance(found[name], tensor)
             most, off, values, checked = max(most, far), off + different, values + tensor.numel(), checked + 1
     # A whole update is saved as a difference, which rounds. MKL has an order of its own for GLoRA's products of rank 1.
-    check(f"LyCORIS {kind}", most <= 2 and (kind in ("full", "glora") or off <= values / 50),
+    check(f"LyCORIS {kind}", most <= 2 and (kind in ("full", "glora") or off <= values / 20),
           f"{checked} tensors of {SEEDS} nets, {off} of {values} values off, by {most:.2g} units in the last place at most")
 finish("convolutions")
