@@ -142,6 +142,7 @@ const SAME: &[(&str, &str)] = &[
     ("conv-lokr-whole", "net"),
     ("conv-ia3", "net"),
     ("conv-oft", "net"),
+    ("conv-adalora", "net"),
 ];
 
 /// Kinds with operations whose order of summation in torch depends on the shapes and the machine.

@@ -35,7 +35,9 @@ def in_use(lora):
     """The weight, and the bias where it changes, that the module multiplies with."""
     module = lora.org_module[0]
     own = getattr(module, "weight", None)
-    if own is not None and own.dim() > 2:
+    if isinstance(module, torch.nn.GroupNorm):
+        inputs = torch.randn(2, module.num_channels, 3)
+    elif own is not None and own.dim() > 2:
         inputs = torch.randn(1, module.in_channels, *[12] * (own.dim() - 2))
     else:
         inputs = torch.randn(2, 3, (lora.shape if own is None else own.shape)[-1])

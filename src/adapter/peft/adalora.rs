@@ -1,4 +1,5 @@
-//! AdaLoRA: a low-rank update in the form of a singular value decomposition. Training prunes its ranks.
+//! AdaLoRA: a low-rank update in the form of a singular value decomposition. Training prunes its ranks. The kernel of a
+//! convolution is seen as a matrix.
 //!
 //! Reference: huggingface/peft `src/peft/tuners/adalora/layer.py` (`get_delta_weight`) and `model.py`
 //! (`resize_modules_by_rank_pattern`): the product in f32, times alpha, over the initial rank. In modules that
@@ -54,7 +55,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
     let (mut changes, mut adapted) = (Vec::new(), HashSet::new());
     for module in entries.modules("lora_A") {
         let name = format!("{module}.lora_A");
-        let weight = base.linear(entries, &name, &module, fan_in_fan_out)?;
+        let weight = base.linear_or_kernel(entries, &name, &module, fan_in_fan_out)?;
         let a = entries.need(&name)?;
         let rank = match *a.shape {
             [rank, d_in] if d_in == weight.d_in && rank <= init_r => rank,
@@ -91,7 +92,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let scale = if alpha > 0.0 { alpha as f32 } else { rank as f32 };
         let divided = Divided { scale, by: init_r as f32 + 1e-5 };
         let delta = Expr::Map { of: vec![product], map: Arc::new(divided) };
-        changes.push((weight.tensor.name.clone(), Change::Add(delta)));
+        changes.push(weight.change(Change::Add(delta)));
     }
     targets.complete(entries, base, &adapted, "lora_A")?;
     Ok(changes)
