@@ -214,15 +214,6 @@ pub(crate) fn layers_read(config: &Config) -> Option<u64> {
     wrapper::text_config(config).get("num_hidden_layers")?.as_u64()
 }
 
-/// Whether transformers ignores the tensor called `name` when it loads the model. It ignores layers for multi-token
-/// prediction, which come after the model's own layers or are in a module `mtp`.
-pub(crate) fn is_unread_layer(layers: Option<u64>, name: &str) -> bool {
-    let name = wrapper::text_name(name);
-    let is_mtp = name.split('.').take(2).any(|part| part == "mtp");
-    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
-    is_mtp || layer.zip(layers).is_some_and(|(layer, layers)| layer >= layers)
-}
-
 /// Whether the model's class has an output head. The config can't tell: an encoder's may still say that the head is
 /// tied.
 pub(crate) fn has_head(config: &Config) -> bool {
@@ -355,16 +346,6 @@ mod tests {
         ];
         assert_eq!(weights(&FUSED_EXPERTS[0]), expected);
         assert_eq!(weights(&FUSED_EXPERTS[1]), [["m.experts.3.down_proj.weight", "m.experts.3.w2.weight"]]);
-    }
-
-    #[test]
-    fn layers_behind_the_last_one_are_not_read() {
-        let unread = |name: &str| is_unread_layer(Some(2), name);
-        for module in ["model.", "model.language_model.", "language_model.model."] {
-            let named = |layer: &str| format!("{module}{layer}.self_attn.q_proj.weight");
-            assert!(!unread(&named("layers.1")) && unread(&named("layers.2")) && unread(&named("mtp")), "{module}");
-        }
-        assert!(unread("mtp.fc.weight") && !unread("lm_head.weight"));
     }
 
     #[test]

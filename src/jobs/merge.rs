@@ -22,7 +22,9 @@ use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
 };
-use crate::merge::{Merged, Truncation, card, rounding, with_adapters};
+use crate::merge::{
+    BaseQuant, BaseQuantOptions, Merged, Truncation, card, rounding, with_adapters, with_quantized_base,
+};
 use crate::output::Output;
 use crate::plan::Plan;
 
@@ -72,6 +74,13 @@ pub struct MergeSettings {
     /// Whether to refuse a quantized base. Otherwise, the weights that the adapter changes are rounded again.
     #[serde(default)]
     pub keep_base: bool,
+    /// The type in which bitsandbytes had the base's weights while the adapters were trained (QLoRA). The updates are
+    /// added to weights that are rounded to it.
+    #[serde(default)]
+    pub base_quant: Option<BaseQuant>,
+    /// Whether the scales of these weights were quantized, too (`bnb_4bit_use_double_quant`).
+    #[serde(default)]
+    pub double_quant: bool,
     /// How to read a folder among the others that has both a model and adapter_config.json.
     #[serde(default)]
     pub others_as: Option<Content>,
@@ -98,6 +107,8 @@ impl MergeSettings {
             output,
             combine: CombineSettings::default(),
             keep_base: false,
+            base_quant: None,
+            double_quant: false,
             others_as: None,
             tokenizer: TokenizerChoice::Auto,
         }
@@ -168,6 +179,16 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
 /// Refuses choices of what an input is and of a tokenizer where nothing can be chosen.
 fn check_choices(settings: &MergeSettings) -> Result<()> {
     let output = &settings.output;
+    if settings.double_quant && !matches!(settings.base_quant, Some(BaseQuant::Nf4 | BaseQuant::Fp4)) {
+        let finding = setting("double_quant").expected("`base_quant` nf4 or fp4, whose scales are quantized");
+        return Err(finding.found(settings.base_quant.map_or("none", BaseQuant::name)).setting());
+    }
+    if settings.base_quant.is_some() && !(settings.base.is_dir() && is_model(&settings.base)) {
+        return Err(setting("base_quant").expected("a model's folder as base").found("another base").setting());
+    }
+    if settings.base_quant.is_some() && output.kind().is_lora() {
+        return Err(setting("base_quant").expected("a model as output").found("a LoRA").setting());
+    }
     let is_tensors_alone = output.is_file() && matches!(output.kind(), OutputKind::Safetensors | OutputKind::Pytorch);
     if settings.tokenizer != TokenizerChoice::Auto && is_tensors_alone {
         let finding = setting("tokenizer").expected("a folder or a GGUF as output, which holds one");
@@ -232,16 +253,18 @@ impl Job<'_> {
 
     /// Merges adapters into the weights of a folder.
     fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
-        let base = Base::of(&folder);
+        let quantized = self.quantized_base(&folder)?;
+        let weights = quantized.as_ref().unwrap_or(folder.rounded());
+        let base = Base::new(folder.path(), &folder.config_json, weights);
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
             None => true,
             Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
         };
         let base = if keeps_types { base } else { base.retyped() };
-        if self.output().kind() == OutputKind::Lora {
+        if self.output().kind().is_lora() {
             return self.one_lora(&base);
         }
-        let (merged, truncations) = self.merged(&base, folder.rounded())?;
+        let (merged, truncations) = self.merged(&base, weights)?;
         let embeddings = base.embeddings().and_then(|tensor| merged.plan.get(&tensor.name));
         let rows = embeddings.and_then(|tensor| tensor.shape.first().copied());
         if merged.untied {
@@ -250,6 +273,25 @@ impl Job<'_> {
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
+    }
+
+    /// The weights of `folder` as they were while the adapters were trained, if bitsandbytes had them then.
+    fn quantized_base(&mut self, folder: &Checkpoint) -> Result<Option<Plan>> {
+        let (settings, dry_run) = (self.settings, self.output().dry_run);
+        let Some(quant) = settings.base_quant else { return Ok(None) };
+        if folder.was_packed() {
+            let finding = setting("base_quant").expected("a base in 16 or 32 bits, to be rounded");
+            return Err(finding.found("one that is quantized already").setting());
+        }
+        let options = BaseQuantOptions { quant, double_quant: settings.double_quant, dry_run };
+        let (plan, count) = with_quantized_base(&Base::of(folder), folder.rounded(), options)?;
+        let scales = if settings.double_quant { ", their scales to 8 bits" } else { "" };
+        self.notes.push(format!(
+            "{}: the weights of {count} linear layers are rounded to {} of bitsandbytes{scales}, before adapters are added",
+            self.base_name(),
+            quant.name()
+        ));
+        Ok(Some(plan))
     }
 
     /// Merges adapters into tensors alone. A PyTorch file becomes the same file with other values in the storages that
@@ -266,7 +308,7 @@ impl Job<'_> {
             return Err(finding.found("tensors alone").setting());
         }
         match self.output().kind() {
-            OutputKind::Lora => return self.one_lora(&base),
+            OutputKind::Lora | OutputKind::Mlx => return self.one_lora(&base),
             OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => {}
             OutputKind::Hf | OutputKind::Gguf => {
                 let finding = Finding::new(&settings.base, "config.json").expected("the config of a model's folder");
@@ -315,7 +357,7 @@ impl Job<'_> {
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported());
         };
         let base = Base::new(model.path(), &config, &restored.plan).retyped();
-        if self.output().kind() == OutputKind::Lora {
+        if self.output().kind().is_lora() {
             return self.one_lora(&base);
         }
         let (merged, truncations) = self.merged(&base, &restored.plan)?;
@@ -367,13 +409,12 @@ impl Job<'_> {
     /// The changes of every adapter.
     fn adapters(&mut self, base: &Base) -> Result<Vec<Changes>> {
         // Methods combine only low-rank updates, so copies of the base's embeddings are dropped.
-        let combined = self.settings.combine.method.is_some() || self.output().kind() == OutputKind::Lora;
+        let combined = self.settings.combine.method.is_some() || self.output().kind().is_lora();
         let mut all = Vec::new();
         for other in &self.settings.others {
             let files = AdapterFiles::find(&other.path)?;
             let changes = files.merged_changes(base)?;
             self.notes.extend(changes.notes.iter().cloned());
-            self.notes.extend(tokenizer::unread_weights(&name_of(other.id.as_deref(), &other.path), files.path()));
             self.folders.push(files.path().to_owned());
             all.push(if combined { changes.without_copies(base)? } else { changes });
         }
@@ -438,7 +479,7 @@ impl Job<'_> {
         let mut lora = NewLora::new(base, &updates, Vec::new(), self.output().lora_type()?)?;
         // As in PEFT: the name with which the base was loaded.
         lora.config.insert("base_model_name_or_path".to_owned(), self.base_name().into());
-        Ok((lora.output(), truncations))
+        Ok((self.output().lora(&lora.config, &lora.tensors)?, truncations))
     }
 
     /// Combines all LoRAs into the updates of one.
@@ -463,6 +504,9 @@ impl Job<'_> {
     /// Combines whole models into one.
     fn models(&mut self) -> Result<(Output, Vec<Truncation>)> {
         let combine = &self.settings.combine;
+        if self.settings.base_quant.is_some() {
+            return Err(setting("base_quant").expected("adapters to merge").found("models").setting());
+        }
         let Some(name) = &combine.method else {
             let either = self.settings.others.iter().find(|other| can_be_either(&other.path));
             if let Some(other) = either.filter(|_| self.settings.others_as.is_none()) {
@@ -474,7 +518,7 @@ impl Job<'_> {
             let finding = setting("method").expected(format_args!("a way to make one model of several: {names}"));
             return Err(finding.found("none").setting());
         };
-        if self.output().kind() == OutputKind::Lora {
+        if self.output().kind().is_lora() {
             let finding = setting("to").expected("adapters, for a LoRA").found("models");
             return Err(finding.hint("`jobs::extract` makes a LoRA of a finetuned model").setting());
         }

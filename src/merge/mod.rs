@@ -2,6 +2,7 @@
 //! one.
 
 mod adapters;
+mod base_quant;
 mod card;
 pub mod combine;
 pub mod extract;
@@ -9,6 +10,7 @@ mod rounding;
 mod truncation;
 
 pub use adapters::{Merged, with_adapters};
+pub use base_quant::{BaseQuant, BaseQuantOptions, with_quantized_base};
 pub use card::card;
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;

@@ -34,6 +34,7 @@ pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "train")]
 pub(crate) use stored_rows::{Run, StoredRows};
 pub use tensor_ref::TensorRef;
+pub(crate) use torch_sum::torch_sum;
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
 #[cfg(feature = "hub")]

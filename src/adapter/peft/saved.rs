@@ -123,6 +123,18 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
     Ok((replaced.name.clone(), Change::Replace(tensor)))
 }
 
+/// The changes of an adapter that has nothing but whole tensors.
+pub(super) fn whole(entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+    let names: Vec<String> = entries.names().map(str::to_owned).collect();
+    let change = |name: &String| {
+        let tensor = entries.need(name)?;
+        let wrappers = [format!("{WRAPPED}."), ".modules_to_save.".to_owned()];
+        let in_base = wrappers.iter().fold(name.clone(), |name, wrapper| name.replace(wrapper, "."));
+        replacement(entries, base, name, &in_base, tensor)
+    };
+    names.iter().map(change).collect()
+}
+
 /// The changes of LN tuning: trained copies of norms or other modules.
 pub(super) fn tuned(fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
     // The tensors show which modules are tuned.
