@@ -36,6 +36,7 @@ mod row;
 mod shaping;
 mod statement;
 pub(crate) mod steps;
+pub(crate) mod tasks;
 mod tensor_statement;
 pub(crate) mod unread;
 pub(crate) mod wrapper;

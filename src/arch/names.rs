@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::lookup::{self, Match};
 use super::params::class;
-use super::renames::{self, Prefixes};
+use super::renames::Renames;
 use super::{Config, Family, Role, wrapper};
 use crate::plan::Plan;
 
@@ -20,8 +20,8 @@ pub(crate) struct Naming {
     main: Option<usize>,
     /// The module of the text model, if the class wraps one. The table's tensors are inside it.
     module: Option<&'static str>,
-    /// Prefixes that transformers renames when it loads a checkpoint of the class.
-    prefixes: Prefixes,
+    /// What transformers renames when it loads a checkpoint of the class.
+    renames: Renames,
     /// Ends of the paths of the class's Conv1D modules; `None` where the class isn't part of transformers.
     conv1d: Option<&'static [&'static str]>,
 }
@@ -55,7 +55,7 @@ impl Naming {
             family: wrapper::family(config),
             main: layers_read(config).and_then(|layers| usize::try_from(layers).ok()),
             module: wrapper::module(config),
-            prefixes: renames::prefixes(config, class(config)),
+            renames: Renames::of(config, class(config)),
             conv1d: conv1d(config),
         }
     }
@@ -75,7 +75,7 @@ impl Naming {
     /// The name in the model's class of the tensor called `name` in a checkpoint, which may lack the prefix or have
     /// another. `None` if neither a family nor a list of renames has the tensor.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
-        if let Some(renamed) = renames::renamed(self.prefixes, name) {
+        if let Some(renamed) = self.renames.renamed(name) {
             return Some(renamed);
         }
         let row = self.row(name)?;
@@ -86,7 +86,7 @@ impl Naming {
     /// A name for the tensor called `name` that is the same for all its spellings: with a family, the name in the text
     /// model.
     fn common_name(self, name: &str) -> Option<String> {
-        self.row(name).map(|row| row.name).or_else(|| renames::renamed(self.prefixes, name))
+        self.row(name).map(|row| row.name).or_else(|| self.renames.renamed(name))
     }
 
     /// Renames the tensors of `plan` to the names that they have in `other`. That model may spell names differently, or
@@ -109,7 +109,7 @@ impl Naming {
 
     /// Whether a family or a list of renames gives the class's own names of the tensors.
     pub(crate) fn knows_names(self) -> bool {
-        self.family.is_some() || !self.prefixes.is_empty()
+        self.family.is_some() || !self.renames.is_empty()
     }
 
     /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None` where the

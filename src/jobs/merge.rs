@@ -13,6 +13,7 @@ use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::arch::Naming;
+use crate::arch::tasks::TaskClass;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
@@ -152,7 +153,7 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
-    let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new() };
+    let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new(), files: Vec::new() };
     let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
         false => {
@@ -244,6 +245,8 @@ struct Job<'a> {
     notes: Vec<String>,
     /// The folders or files of the adapters; empty until they are found.
     folders: Vec<PathBuf>,
+    /// The adapters; empty until they are found.
+    files: Vec<AdapterFiles>,
 }
 
 impl Job<'_> {
@@ -253,9 +256,12 @@ impl Job<'_> {
 
     /// Merges adapters into the weights of a folder.
     fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
-        let quantized = self.quantized_base(&folder)?;
-        let weights = quantized.as_ref().unwrap_or(folder.rounded());
+        let task = self.task(&folder)?;
+        let body = task.as_ref().map(|task| self.without_head(task, folder.rounded()));
+        let quantized = self.quantized_base(&folder, body.as_ref().unwrap_or(folder.rounded()))?;
+        let weights = quantized.as_ref().or(body.as_ref()).unwrap_or(folder.rounded());
         let base = Base::new(folder.path(), &folder.config_json, weights);
+        let base = if task.is_some() { base.for_task() } else { base };
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
             None => true,
             Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
@@ -270,13 +276,55 @@ impl Job<'_> {
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
+        if let Some(task) = &task {
+            let labels = merged.plan.tensors.iter().find(|tensor| TaskClass::counts_labels(&tensor.name));
+            task.describe(&mut folder.config_json, labels.and_then(|tensor| tensor.shape.first().copied()));
+        }
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
     }
 
+    /// The class for a task that the model in `folder` becomes, if an adapter has the head of one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] if transformers has no such class.
+    fn task(&mut self, folder: &Checkpoint) -> Result<Option<TaskClass>> {
+        self.find_adapters()?;
+        for files in self.files.iter().filter(|_| !self.output().kind().is_lora()) {
+            let Some(settings) = files.settings() else { continue };
+            let saved = settings.get("modules_to_save").and_then(|modules| modules.as_array());
+            let has_head = saved.is_some_and(|modules| !modules.is_empty());
+            let task_type = settings.get("task_type").and_then(|task| task.as_str()).unwrap_or_default();
+            match TaskClass::of(&folder.config_json, task_type).filter(|_| has_head) {
+                None => {}
+                Some(Ok(class)) => return Ok(Some(class)),
+                Some(Err(class)) => {
+                    return Err(Finding::new(&files.path().join(ADAPTER_CONFIG), "task_type")
+                        .expected(format_args!(
+                            "a task for which transformers has a class of the base {}",
+                            self.base_name()
+                        ))
+                        .found(format_args!("{task_type}, which would need {class}"))
+                        .unsupported());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// `weights` without the heads that a class for a task doesn't have.
+    fn without_head(&mut self, task: &TaskClass, weights: &Plan) -> Plan {
+        let (left_out, kept): (Vec<_>, Vec<_>) =
+            weights.tensors.iter().cloned().partition(|tensor| TaskClass::leaves_out(&tensor.name));
+        let names: Vec<&str> = left_out.iter().map(|tensor| tensor.name.as_str()).collect();
+        let without = if names.is_empty() { String::new() } else { format!(", without {}", names.join(", ")) };
+        self.notes.push(format!("the result is a {}, with the adapter's head{without}", task.name));
+        Plan { tensors: kept }
+    }
+
     /// The weights of `folder` as they were while the adapters were trained, if bitsandbytes had them then.
-    fn quantized_base(&mut self, folder: &Checkpoint) -> Result<Option<Plan>> {
+    fn quantized_base(&mut self, folder: &Checkpoint, weights: &Plan) -> Result<Option<Plan>> {
         let (settings, dry_run) = (self.settings, self.output().dry_run);
         let Some(quant) = settings.base_quant else { return Ok(None) };
         if folder.was_packed() {
@@ -284,7 +332,8 @@ impl Job<'_> {
             return Err(finding.found("one that is quantized already").setting());
         }
         let options = BaseQuantOptions { quant, double_quant: settings.double_quant, dry_run };
-        let (plan, count) = with_quantized_base(&Base::of(folder), folder.rounded(), options)?;
+        let base = Base::new(folder.path(), &folder.config_json, weights);
+        let (plan, count) = with_quantized_base(&base, weights, options)?;
         let scales = if settings.double_quant { ", their scales to 8 bits" } else { "" };
         self.notes.push(format!(
             "{}: the weights of {count} linear layers are rounded to {} of bitsandbytes{scales}, before adapters are added",
@@ -411,14 +460,22 @@ impl Job<'_> {
         // Methods combine only low-rank updates, so copies of the base's embeddings are dropped.
         let combined = self.settings.combine.method.is_some() || self.output().kind().is_lora();
         let mut all = Vec::new();
-        for other in &self.settings.others {
-            let files = AdapterFiles::find(&other.path)?;
+        self.find_adapters()?;
+        for files in &self.files {
             let changes = files.merged_changes(base)?;
             self.notes.extend(changes.notes.iter().cloned());
             self.folders.push(files.path().to_owned());
             all.push(if combined { changes.without_copies(base)? } else { changes });
         }
         Ok(all)
+    }
+
+    /// Opens the adapters' files.
+    fn find_adapters(&mut self) -> Result<()> {
+        if self.files.is_empty() {
+            self.files = self.settings.others.iter().map(|o| AdapterFiles::find(&o.path)).collect::<Result<_>>()?;
+        }
+        Ok(())
     }
 
     /// Gives the model the tokenizer that the settings choose. `rows` is the number of rows of its embeddings.

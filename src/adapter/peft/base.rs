@@ -10,6 +10,7 @@ use super::Named;
 use super::change::{Change, WeightLayout};
 use super::entries::Entries;
 use crate::arch::names::{self, HEAD, role_by_name};
+use crate::arch::tasks::TaskClass;
 use crate::arch::wrapper::text_config;
 use crate::arch::{Naming, Role};
 use crate::checkpoint::Checkpoint;
@@ -39,6 +40,8 @@ pub struct Base<'a> {
     tied_head: Option<PlannedTensor>,
     /// For tensors alone: what shares a storage.
     shared: Option<SharedNames>,
+    /// Whether the model becomes one for a task, whose head is the adapter's.
+    takes_head: bool,
 }
 
 /// A module's weight in the base. The kernel of a convolution, `[d_out, inputs, taps..]`, is seen as a matrix.
@@ -144,6 +147,7 @@ impl<'a> Base<'a> {
             embeddings,
             tied_head: None,
             shared: None,
+            takes_head: false,
         };
         let tied = match text_config(config).get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
@@ -195,6 +199,16 @@ impl<'a> Base<'a> {
     /// type midway, nothing is rounded then.
     pub fn retyped(self) -> Self {
         Self { keeps_types: false, ..self }
+    }
+
+    /// Marks the model to become one for a task: it has no output head, and the adapter's head becomes its own.
+    pub fn for_task(self) -> Self {
+        Self { takes_head: true, tied_head: None, ..self }
+    }
+
+    /// The type of the tensor `name` of a head, if the adapter's head becomes the model's.
+    pub(super) fn type_of_new_head(&self, name: &str) -> Option<DType> {
+        (self.takes_head && TaskClass::has(name)).then(|| self.weights.main_dtype())
     }
 
     /// The type to which PEFT rounds midway for a weight of type `dtype`; `None` if there is no such rounding.

@@ -95,6 +95,11 @@ pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
 
 /// The adapter's replacement of the base's tensor `in_base`.
 fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor: PlannedTensor) -> Result<Named> {
+    if let (None, Some(dtype)) = (base.tensor(in_base), base.type_of_new_head(in_base)) {
+        let expr = if tensor.dtype == dtype { tensor.expr } else { base.rounded(tensor.expr, dtype) };
+        let head = PlannedTensor { name: in_base.to_owned(), dtype, shape: tensor.shape, expr };
+        return Ok((head.name.clone(), Change::Replace(head)));
+    }
     let Some(replaced) = base.tensor(in_base) else {
         return Err(entries
             .finding(name)
