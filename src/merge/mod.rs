@@ -4,11 +4,12 @@
 mod adapters;
 mod card;
 pub mod combine;
+pub mod config;
 pub mod extract;
 mod rounding;
 mod truncation;
 
 pub use adapters::{Merged, with_adapters};
-pub use card::card;
+pub use card::{card, config_card};
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;
