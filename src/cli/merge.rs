@@ -1,14 +1,16 @@
 //! `atombank merge`: merges adapters into their base, as a folder or a GGUF.
 
+mod config;
 mod method;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
 use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice, VocabularyChoice};
 use atombank::merge::{BaseQuant, Truncation};
+use atombank::output::Written;
 use clap::Args;
 
 use super::alone::AloneArgs;
@@ -22,11 +24,15 @@ use method::MethodArgs;
 pub(crate) struct MergeArgs {
     /// The base model: a Hugging Face folder, a .gguf, a .safetensors or PyTorch file of tensors alone, or a name on the
     /// hub: hf:org/name[@revision]
-    base: String,
+    #[arg(required_unless_present = "config")]
+    base: Option<String>,
     /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors. With --method,
     /// also other models of the base's shape. NAME=WEIGHT gives one a weight
-    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
+    #[arg(required_unless_present = "config", value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
     others: Vec<Weighted>,
+    /// Merge models as a configuration of mergekit says, in YAML; in place of BASE, ADAPTERs and --method
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "others", "key", "keep_base", "content", "tokenizer"])]
+    config: Option<PathBuf>,
     /// The part of a PyTorch file that is the base, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
@@ -121,7 +127,7 @@ fn parse_source(text: &str) -> Result<VocabularyChoice, String> {
 
 /// The source with the path of the input of that name, where it is one of the models.
 fn of_input(source: &VocabularyChoice, args: &MergeArgs, found: &[Found]) -> VocabularyChoice {
-    let names = std::iter::once(&args.base).chain(args.others.iter().map(|other| &other.name));
+    let names = args.base.iter().chain(args.others.iter().map(|other| &other.name));
     let named = |folder: &Path| names.zip(found).find(|(name, _)| Path::new(name) == folder).map(|(_, found)| found);
     match source {
         VocabularyChoice::Folder(folder) => {
@@ -133,10 +139,14 @@ fn of_input(source: &VocabularyChoice, args: &MergeArgs, found: &[Found]) -> Voc
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     let output = args.alone.applied_to(args.output.settings());
+    if let Some(file) = &args.config {
+        return config::run(file, args, output, common);
+    }
     output.check()?;
+    let base = args.base.as_deref().unwrap_or_default();
     let values = !args.output.dry_run;
     let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
-    let inputs = [Input::new(&args.base, Need::Model)].into_iter().chain(others);
+    let inputs = [Input::new(base, Need::Model)].into_iter().chain(others);
     let inputs: Vec<Input<'_>> = inputs.map(|input| input.values(values)).collect();
     let merge = |found: &[Found]| {
         let other = |(found, other): (&Found, &Weighted)| MergeInput {
@@ -170,10 +180,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     outlines.put_real_paths(&mut made.output.notes);
     let written = args.output.write(&made.output, args.json, common)?;
     if args.json {
-        if let Some(written) = &written {
-            let json = serde_json::json!({ "written": written, "truncations": made.truncations });
-            println!("{}", serde_json::to_string_pretty(&json)?);
-        }
+        print_json(written.as_ref(), &made.truncations)?;
     } else if !made.truncations.is_empty() {
         truncation::print_table(&made.truncations, &[]);
         let (output, together) =
@@ -181,5 +188,14 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         println!("{output}: {} modules cut to a rank{together}", made.truncations.len());
     }
     print_written(written.as_ref(), args.json, common);
+    Ok(())
+}
+
+/// Prints what was written as JSON.
+fn print_json(written: Option<&Written>, truncations: &[Truncation]) -> Result<()> {
+    if let Some(written) = written {
+        let json = serde_json::json!({ "written": written, "truncations": truncations });
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    }
     Ok(())
 }

@@ -6,11 +6,13 @@
 
 #[cfg(feature = "train")]
 mod bake;
+mod chat_template;
 mod convert;
 mod extract;
 mod filter;
 mod into;
 mod merge;
+mod merge_config;
 mod method;
 mod mix;
 mod quantize;
@@ -33,6 +35,7 @@ pub use filter::{
     swap,
 };
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};
+pub use merge_config::{MergeConfigSettings, merge_config};
 pub use method::CombineSettings;
 pub use mix::{BakeMixSettings, BakedMix, bake_mix, needs_no_model};
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};

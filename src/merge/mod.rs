@@ -5,6 +5,7 @@ mod adapters;
 mod base_quant;
 mod card;
 pub mod combine;
+pub mod config;
 pub mod extract;
 mod rounding;
 mod truncation;
@@ -12,6 +13,6 @@ pub mod vocabulary;
 
 pub use adapters::{Merged, with_adapters};
 pub use base_quant::{BaseQuant, BaseQuantOptions, with_quantized_base};
-pub use card::card;
+pub use card::{card, config_card};
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;
