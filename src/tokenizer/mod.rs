@@ -10,6 +10,8 @@ mod from_hf;
 mod keys;
 #[cfg(feature = "convert")]
 pub(crate) mod library;
+#[cfg(feature = "train")]
+mod llama_class;
 mod pre;
 mod python;
 mod record;
@@ -23,6 +25,8 @@ pub(crate) use from_hf::Tokens;
 #[cfg(feature = "train")]
 pub(crate) use from_hf::chat_templates;
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
+#[cfg(feature = "train")]
+pub(crate) use llama_class::as_in_transformers;
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;
 pub use token::TokenKind;
