@@ -1,6 +1,6 @@
 //! Instruction embeddings, by which a bank routes: from the base model's own embeddings, or from a sentence encoder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -19,7 +19,7 @@ pub enum InstructionEncoder {
 
 impl InstructionEncoder {
     /// Opens the encoder that a bank's settings call `name`: "base-embeddings", or a folder. The path is tried as it
-    /// is, then relative to the folder `beside`.
+    /// is, then as [`InstructionEncoder::folder_beside`] says.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] where there is no such folder; errors of opening it.
@@ -27,8 +27,8 @@ impl InstructionEncoder {
         if name == BASE_EMBEDDINGS {
             return Ok(Self::BaseEmbeddings);
         }
-        let found = [Path::new(name).to_owned(), beside.join(name)].into_iter().find(|folder| folder.is_dir());
-        let folder = found.ok_or_else(|| {
+        let as_it_is = Some(PathBuf::from(name)).filter(|folder| folder.is_dir());
+        let folder = as_it_is.or_else(|| Self::folder_beside(name, beside)).ok_or_else(|| {
             Finding::new(beside, "instruction_encoder")
                 .expected(format_args!("{BASE_EMBEDDINGS} or the folder of a sentence encoder"))
                 .found(name)
@@ -36,6 +36,13 @@ impl InstructionEncoder {
                 .mismatch()
         })?;
         Ok(Self::Sentence(Box::new(SentenceEncoder::open(&folder, device)?)))
+    }
+
+    /// The folder of an encoder that lies beside a bank: in the bank's folder `beside`, or in the folder that this one is
+    /// in, as for a checkpoint of a run and for a bank's file. `None` where there is no such folder.
+    pub fn folder_beside(name: &str, beside: &Path) -> Option<PathBuf> {
+        let folders = [Some(beside), beside.parent()];
+        folders.into_iter().flatten().map(|folder| folder.join(name)).find(|folder| folder.is_dir())
     }
 
     /// The length of its embeddings; `None` stands for the base model's hidden size.

@@ -30,7 +30,7 @@ impl TextEncoder {
             return Self::of_other_files(folder);
         }
         let json = std::fs::read(&path).at(&path, "read")?;
-        Self::from_json(&path, &json)
+        Self::from_json(&path, &tokenizer::as_in_transformers(folder, json, false)?)
     }
 
     fn of_other_files(folder: &Path) -> Result<Self> {
@@ -40,7 +40,7 @@ impl TextEncoder {
         tokenizer::to_gguf(&mut metadata, &checkpoint, vocab, &VocabOptions::default(), notes)?;
         let files = tokenizer::to_hf(&metadata, notes)?;
         match files.iter().find(|(name, _)| name == "tokenizer.json") {
-            Some((_, json)) => Self::from_json(folder, json),
+            Some((_, json)) => Self::from_json(folder, &tokenizer::as_in_transformers(folder, json.clone(), true)?),
             None => Err(Finding::new(folder, "tokenizer")
                 .expected("one that a tokenizer.json can be made of")
                 .found("none")
@@ -187,5 +187,38 @@ mod tests {
         assert_eq!(encoder.encode(text, false).unwrap(), expected);
         assert_eq!(encoder.encode(text, true).unwrap()[..2], [1, 286]);
         assert_eq!(encoder.decode(&expected).unwrap(), text);
+    }
+
+    /// What transformers' LlamaTokenizer makes of the same file, with `legacy` and without.
+    #[test]
+    fn a_space_is_put_before_texts_as_transformers_does() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/convert");
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", "tokenizer.model", "tokenizer_config.json"] {
+            std::fs::copy(fixtures.join("phi3/model").join(file), folder.path().join(file)).unwrap();
+        }
+        let config = folder.path().join("tokenizer_config.json");
+        let legacy = std::fs::read_to_string(&config).unwrap();
+        let check = |folder: &Path, behind: u32| {
+            let encoder = TextEncoder::open(folder).unwrap();
+            for (text, expected) in [
+                ("in", &[1, 295][..]),
+                (" in", &[1, 295]),
+                ("in</s> in", &[1, 295, 2, 295]),
+                ("in</s>in\n", &[1, 295, 2, behind, 14]),
+                ("  in</s>  in", &[1, 430, 295, 2, 430, 295]),
+            ] {
+                assert_eq!(encoder.encode(text, true).unwrap(), expected, "{text:?}");
+            }
+        };
+        check(folder.path(), 295);
+        std::fs::write(&config, legacy.replace("true\n}", "false\n}")).unwrap();
+        check(folder.path(), 261);
+        // The old form of tokenizer.json of the same vocabulary. A folder that names no class keeps what the file says.
+        std::fs::write(folder.path().join("config.json"), "{\"model_type\": \"llama\"}").unwrap();
+        let json = fixtures.join("llama-spm-json/model");
+        std::fs::copy(json.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+        let spaces = |folder: &Path| TextEncoder::open(folder).unwrap().encode(" in", false).unwrap().len();
+        assert_eq!(spaces(&json), 1 + spaces(folder.path()));
     }
 }

@@ -16,11 +16,13 @@ pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
 use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::is_kohya;
+use crate::bank::gguf::ARCHITECTURE;
 use crate::bank::{AtomBank, BankReport, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint};
 use crate::convert::{Description, Input, Opening, class, describe};
 use crate::error::Result;
 use crate::filter::{FilterBank, FilterReport, PEFT_TYPE};
+use crate::formats::gguf::GgufModel;
 use crate::output::safetensors_metadata;
 use crate::plan::TensorRef;
 use crate::source::Source;
@@ -102,6 +104,7 @@ impl Report {
                 let metadata = safetensors_metadata(&plan, &mut Vec::new());
                 Report::Weights { metadata, others, notes, tensors: TensorsReport::of_plan(&plan) }
             }
+            Input::Gguf(model) if is_bank(&model) => Report::Bank(Box::new(BankReport::of(&AtomBank::open(path)?))),
             Input::Gguf(model) => Report::Gguf {
                 shards: model.shards().iter().map(|shard| shard.path().to_owned()).collect(),
                 metadata: model.metadata().iter().map(|(k, v)| (k.to_owned(), v.to_string())).collect(),
@@ -148,4 +151,9 @@ impl Report {
         }
         Ok(Report::Bank(Box::new(BankReport::of(&AtomBank::open(files.path())?))))
     }
+}
+
+/// Whether a GGUF holds an atom bank: the same as its folder.
+fn is_bank(model: &GgufModel) -> bool {
+    model.metadata().text("general.architecture").is_ok_and(|name| name == ARCHITECTURE)
 }

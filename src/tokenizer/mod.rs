@@ -11,6 +11,8 @@ mod from_hf;
 mod keys;
 #[cfg(feature = "convert")]
 pub(crate) mod library;
+#[cfg(feature = "train")]
+mod llama_class;
 mod pre;
 mod python;
 mod record;
@@ -25,6 +27,8 @@ pub(crate) use edited::{EditedTokenizer, ids_differ};
 pub(crate) use from_hf::chat_templates;
 pub(crate) use from_hf::{ListedToken, Tokens};
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
+#[cfg(feature = "train")]
+pub(crate) use llama_class::as_in_transformers;
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;
 pub use token::TokenKind;

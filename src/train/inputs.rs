@@ -5,8 +5,8 @@ use candle_core::Device;
 use super::adapter::TrainedAdapter;
 use super::data::{Loaded, Loader};
 use super::start::Start;
-use super::{Dataset, TrainConfig, memory};
-use crate::bank::{AtomBank, InstructionEncoder};
+use super::{AdapterKind, Dataset, TrainConfig, memory};
+use crate::bank::{AtomBank, DEFAULT_PROMPT_TEMPLATE, InstructionEncoder};
 use crate::error::Result;
 use crate::model::{Decoder, LanguageModel, Residence, TextEncoder};
 
@@ -17,6 +17,8 @@ pub(super) struct Inputs {
     pub(super) instructions: InstructionEncoder,
     pub(super) data: Dataset,
     pub(super) eval: Option<Dataset>,
+    /// The prompt template of a fresh bank that learns from chats.
+    pub(super) prompt_template: Option<String>,
     /// What a user should know about the rows, a line each.
     pub(super) notes: Vec<String>,
     /// The bank that grows.
@@ -33,7 +35,9 @@ impl Inputs {
         config.check()?;
         let residence = if config.training.resident { Residence::Memory } else { Residence::Mapped };
         let LanguageModel { decoder, encoder } = LanguageModel::open(config.base_folder(), residence, device)?;
-        let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, &config.output, device)?;
+        // The encoder of a bank that grows may be in the bank's own folder.
+        let beside = from.as_ref().map_or(&config.output, |from| &from.path);
+        let instructions = InstructionEncoder::open(&config.adapter.instruction_encoder, beside, device)?;
         let (settings, base) = (&config.data, config.base_folder());
         let prompt_template = &config.adapter.prompt_template;
         let loader = Loader {
@@ -44,12 +48,19 @@ impl Inputs {
             instructions: &instructions,
             prompt_template,
         };
-        let Loaded { train: data, eval, notes } = loader.load(config.seed)?;
+        let Loaded { train: data, eval, prompt_template, mut notes } = loader.load(config.seed)?;
+        let is_default = config.kind == AdapterKind::Bank && config.adapter.prompt_template == DEFAULT_PROMPT_TEMPLATE;
+        let prompt_template = prompt_template.filter(|_| is_default);
+        notes.extend(
+            prompt_template.iter().map(|text| {
+                format!("the bank keeps the chats' text before an answer as its prompt_template: {text:?}")
+            }),
+        );
         config.check_size(decoder.config(), instructions.dim(), data.sequences().len())?;
         if let Some(key) = config.needs_evaluation().filter(|_| eval.is_none()) {
             return Err(config.without_evaluation(key));
         }
-        Ok(Self { decoder, encoder, instructions, data, eval, notes, from })
+        Ok(Self { decoder, encoder, instructions, data, eval, prompt_template, notes, from })
     }
 
     /// The number of rows and tokens for training.

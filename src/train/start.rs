@@ -1,14 +1,17 @@
 //! The adapter with which a run begins, and what is checked when a bank has grown.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::adapter::TrainedAdapter;
 use super::inputs::Inputs;
 use super::{AdapterKind, Dataset, TrainConfig};
 use crate::adapter::{ADAPTER_CONFIG, WEIGHTS_FILE};
-use crate::bank::{Addition, AtomBank, GrowthCheck, LoadedBank, check_growth, read_instructions};
+use crate::bank::{
+    Addition, AtomBank, BASE_EMBEDDINGS, GrowthCheck, InstructionEncoder, LoadedBank, check_growth, read_instructions,
+};
 use crate::error::{Error, Finding, IoContext, Result};
+use crate::plan::Staging;
 
 /// The most instructions that a bank keeps the texts of.
 const MOST_INSTRUCTIONS: usize = 4096;
@@ -66,6 +69,7 @@ impl Start<'_> {
         let tokens = self.inputs.data.sequences().iter().map(|s| s.instruction.as_slice());
         let tokens: Vec<&[u32]> = tokens.filter(|tokens| !tokens.is_empty() && seen.insert(*tokens)).collect();
         bank.center_on(self.inputs.instructions.mean(self.inputs.decoder.weights(), &tokens)?);
+        bank.config.prompt_template = self.inputs.prompt_template.clone().unwrap_or(bank.config.prompt_template);
         let texts = self.texts_of(&known)?;
         if texts.len() <= MOST_INSTRUCTIONS {
             bank.instructions = texts;
@@ -94,8 +98,8 @@ impl Start<'_> {
         let loaded = LoadedBank::frozen(from, weights.device())?;
         let size = (self.config.adapter.grow_rank, self.config.seed);
         let addition = Addition::new(&loaded, weights, &self.inputs.encoder, instruction, others, size)?;
-        let bank = from.grown(&addition, self.inputs.decoder.config())?;
-        Ok(AtomBank { path: self.config.output.clone(), ..bank })
+        // Its encoder is opened beside the bank that grows.
+        from.grown(&addition, self.inputs.decoder.config())
     }
 
     /// The one instruction of the data, which isn't among `others`.
@@ -118,6 +122,49 @@ impl Start<'_> {
             [] => Err(finding("none".to_owned())),
         }
     }
+}
+
+/// Copies the sentence encoder that lies in the folder of the bank `from` into the run's folder, where the grown bank
+/// looks for it.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Unsupported`] for an encoder outside the bank's folder.
+pub(super) fn keep_encoder(from: &AtomBank, output: &Path) -> Result<()> {
+    let name = Path::new(&from.config.instruction_encoder);
+    let target = output.join(name);
+    if from.config.instruction_encoder == BASE_EMBEDDINGS || name.is_dir() || target.is_dir() {
+        return Ok(());
+    }
+    let Some(folder) = InstructionEncoder::folder_beside(&from.config.instruction_encoder, &from.path) else {
+        return Ok(());
+    };
+    if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(Finding::new(&from.path, "instruction_encoder")
+            .expected("a folder in the bank's, or a path from here")
+            .found(name.display())
+            .unsupported());
+    }
+    if let Some(parent) = target.parent() {
+        std::fs::create_dir_all(parent).at(parent, "create")?;
+    }
+    let staging = Staging::folder(&target, false)?;
+    copy_folder(&folder, staging.path())?;
+    staging.commit()
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from).at(from, "read")? {
+        let entry = entry.at(from, "read")?;
+        let (source, copied) = (entry.path(), to.join(entry.file_name()));
+        match source.is_dir() {
+            true => {
+                std::fs::create_dir_all(&copied).at(&copied, "create")?;
+                copy_folder(&source, &copied)?;
+            }
+            false => _ = std::fs::copy(&source, &copied).at(&source, "copy")?,
+        }
+    }
+    Ok(())
 }
 
 /// The instructions of a bank that grows: those that it keeps, then those of the settings' file.

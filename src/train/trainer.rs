@@ -99,6 +99,7 @@ pub fn train_on(
         true => {
             fs::create_dir_all(output).at(output, "create")?;
             checkpoint::delete_rest(output)?;
+            inputs.from.iter().try_for_each(|from| start::keep_encoder(from, output))?;
             Some(Metrics::open(output, &config.training.metrics, step)?)
         }
         false => None,

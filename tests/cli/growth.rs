@@ -82,6 +82,28 @@ fn bits(alphas: &[f32]) -> Vec<u32> {
 }
 
 #[test]
+fn a_bank_with_its_encoder_in_its_folder_grows() {
+    let rows = Rows::new();
+    let encoder = fixtures().join("sentence/encoder");
+    let own = rows.at("bank").join("encoder");
+    fs::create_dir_all(&own).unwrap();
+    for file in fs::read_dir(&encoder).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), own.join(file.file_name())).unwrap();
+    }
+    run(&rows.train("bank", "old.jsonl", &["adapter.instruction_encoder='encoder'", "training.steps=2"]));
+    run(&rows.grow("bank", "grown", "new.jsonl", &["training.steps=2"]));
+    let grown = rows.at("grown");
+    assert_eq!(fs::read_dir(grown.join("encoder")).unwrap().count(), fs::read_dir(&encoder).unwrap().count());
+    // A resumed run, and the grown bank by itself, find it too.
+    let resumed = rows.grow("bank", "grown", "new.jsonl", &["training.steps=2"]);
+    run(&[resumed, vec!["--resume".to_owned()]].concat());
+    fs::remove_dir_all(rows.at("bank")).unwrap();
+    let base = fixtures().join("demo/base");
+    done(&["route", text(&base), text(&grown), "--instruction", &rows.new, "--routing", "prior"]);
+}
+
+#[test]
 fn a_bank_begins_with_orthogonal_atoms_and_takes_off_the_mean_of_its_instructions() {
     let rows = Rows::new();
     run(&rows.train("bank", "old.jsonl", &["training.steps=1", "training.learning_rate=0"]));

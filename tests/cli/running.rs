@@ -218,7 +218,10 @@ fn inspects_everything_as_table_and_json() {
         "--instruction",
         "",
     ]);
+    let bank = p.dir.path().join("bank.gguf");
+    done(&["convert", text(&p.bank), "-o", text(&bank), "--quiet"]);
     for (path, kind, expected) in [
+        (bank.clone(), "bank", "cosine with each atom"),
         (p.base.clone(), "hf-folder", "LlamaForCausalLM"),
         (p.base.join("model.safetensors"), "weights", "BF16"),
         (gguf, "gguf", "general.architecture"),
@@ -231,6 +234,8 @@ fn inspects_everything_as_table_and_json() {
         assert_eq!(json["kind"], kind);
     }
     let json: Value = serde_json::from_str(&done(&["inspect", text(&p.bank), "--json"])).unwrap();
+    let of_file: Value = serde_json::from_str(&done(&["inspect", text(&bank), "--json"])).unwrap();
+    assert_eq!(of_file, json, "the same as of the folder");
     assert_eq!(json["parameters"], 19752);
     assert_eq!(json["lora_parameters"], 14336);
     assert_eq!(json["atoms"].as_array().unwrap().len(), 8);

@@ -90,3 +90,51 @@ fn a_run_that_stops_early_says_so() {
     let found = [&json["end"], &json["steps"], &json["best_step"], &json["adapter_step"]];
     assert_eq!(found, [&Value::from("patience"), &3.into(), &1.into(), &1.into()], "{json}");
 }
+
+#[test]
+fn a_bank_of_chats_is_used_on_texts_of_their_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = fixtures().join("convert/llama/model");
+    let at = |name: &str| dir.path().join(name);
+    let chat = |system: &str, user: &str| {
+        let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        let turns = [turn("system", system), turn("user", user), turn("assistant", "ok")];
+        format!("{}\n", serde_json::json!({ "messages": turns }))
+    };
+    fs::write(at("chats.jsonl"), chat("Reverse.", "the end") + &chat("Shout.", "one two")).unwrap();
+    let alpaca = "{\"instruction\": \"Reverse.\", \"input\": \"the end\", \"output\": \"ok\"}\n";
+    fs::write(at("alpaca.jsonl"), alpaca).unwrap();
+    for (data, system, user) in [
+        ("chats.jsonl", "<|im_start|>system\n{instruction}<|im_end|>\n", "{prompt}"),
+        ("alpaca.jsonl", "", "{instruction}\n{prompt}"),
+    ] {
+        let (config, output) = (at("run.toml"), at(&data.replace(".jsonl", "")));
+        let settings = format!(
+            "base = {base:?}\noutput = {output:?}\n[data]\ntrain = {:?}\n[adapter]\nr = 2\n[training]\nsteps = 1\n",
+            at(data)
+        );
+        fs::write(&config, settings).unwrap();
+        let out = atombank(&["train", text(&config)]);
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(
+            said.contains("note: the bank keeps the chats' text before an answer as its prompt_template: "),
+            "{said}"
+        );
+        let bank = atombank::bank::AtomBank::open(&output).unwrap();
+        let expected = format!("{system}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(bank.config.prompt_template, expected);
+        // What is generated from and routed is what was trained on.
+        let json = |args: &[&str]| serde_json::from_str::<Value>(&done(&[args, &["--json"]].concat())).unwrap();
+        let row = json(&["train", text(&config), "--preview", "1"])["rows"][0].clone();
+        let routed = row["routed"].as_u64().unwrap() as usize;
+        let ask = ["--instruction", "Reverse.", "--prompt", "the end"];
+        let generated =
+            json(&[&["generate", text(&base), "--adapter", text(&output), "--max-tokens", "1"], &ask[..]].concat());
+        assert_eq!(generated["prompt_ids"].as_array().unwrap()[..], row["ids"].as_array().unwrap()[..routed], "{row}");
+        let one = json(&[&["route", text(&base), text(&output)], &ask[..]].concat());
+        let all = json(&["route", text(&base), text(&output), "--data", text(&at(data))]);
+        let first = |alphas: &Value| alphas[0][0].as_f64().unwrap();
+        assert!((first(&all["rows"][0]["alphas"]) - first(&one["alphas"])).abs() < 1e-5, "{all} {one}");
+        assert_eq!(all["rows"][0]["instruction"], "Reverse.");
+    }
+}

@@ -1,11 +1,13 @@
 //! `atombank route --data` and `--prompts`: which rows of a file pick which atoms.
 
+use std::path::Path;
+
 use anyhow::Result;
 use atombank::bank::{AtomBank, BlockUsage, LoadedBank, RoutedBy, RowRouting, Usage, lines_of, route_sequences};
 use atombank::checkpoint::hub::Need;
 use atombank::error::{Finding, counted};
 use atombank::model::{LanguageModel, Residence, Sequence};
-use atombank::train::TrainingRow;
+use atombank::train::{RoutedRow, routed_rows};
 use serde_json::json;
 
 use super::{RouteArgs, show, with_option};
@@ -20,11 +22,10 @@ const PASS: usize = 16;
 const LISTED: usize = 8;
 
 pub(super) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
-    let texts = texts(args)?;
     let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
-    let route = |found: &[Found]| routed(args, &texts, found);
-    let (rows, note) = with_inputs(&inputs, common, route)?.made;
-    print_notes(&note.into_iter().collect::<Vec<_>>(), common);
+    let route = |found: &[Found]| routed(args, found);
+    let (rows, notes) = with_inputs(&inputs, common, route)?.made;
+    print_notes(&notes, common);
     let usage = Usage::of(&rows);
     if args.json {
         let json = json!({ "rows": rows, "blocks": usage.blocks, "instructions": usage.instructions,
@@ -42,44 +43,52 @@ pub(super) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
     Ok(())
 }
 
-/// Instructions and prompts of the rows.
-fn texts(args: &RouteArgs) -> Result<Vec<(String, String)>> {
+/// The rows of `args`, those of a data file or a prompt a line, and notes on them.
+fn rows_of(
+    args: &RouteArgs,
+    base: &Path,
+    model: &LanguageModel,
+    bank: &LoadedBank,
+) -> Result<(Vec<RoutedRow>, Vec<String>)> {
+    let (encoder, template) = (bank.encoder(), &bank.config().prompt_template);
     if let Some(data) = &args.data {
-        let rows = TrainingRow::read_all(data)?;
-        return Ok(rows.into_iter().map(|row| (row.instruction, row.prompt)).collect());
+        return Ok(routed_rows(data, base, model, encoder, template)?);
     }
     let instruction = args.instruction.clone().unwrap_or_default();
     let prompts = args.prompts.as_deref().map(lines_of).transpose()?.unwrap_or_default();
-    Ok(prompts.into_iter().map(|prompt| (instruction.clone(), prompt)).collect())
+    let row = |prompt: String| {
+        let sequence = encoder.routed(&model.encoder, template, &instruction, &prompt)?;
+        Ok(RoutedRow { instruction: instruction.clone(), prompt, sequence })
+    };
+    Ok((prompts.into_iter().map(row).collect::<Result<_>>()?, Vec::new()))
 }
 
-/// The routings of the rows, and a note on rows that are longer than the model's context.
-fn routed(args: &RouteArgs, texts: &[(String, String)], found: &[Found]) -> Result<(Vec<RowRouting>, Option<String>)> {
+/// The routings of the rows, and notes on them: rows that are longer than the model's context among others.
+fn routed(args: &RouteArgs, found: &[Found]) -> Result<(Vec<RowRouting>, Vec<String>)> {
     let (base, bank) = (&found[0].path, AtomBank::open(&found[1].path)?);
-    let LanguageModel { decoder, encoder } = LanguageModel::open(base, Residence::Mapped, args.device.open()?)?;
+    let model = LanguageModel::open(base, Residence::Mapped, args.device.open()?)?;
+    let decoder = &model.decoder;
     bank.check_base(decoder.config())?;
     let loaded = LoadedBank::frozen(&bank, args.device.open()?)?;
-    let template = &bank.config.prompt_template;
-    let mut sequences: Vec<Sequence> = Vec::with_capacity(texts.len());
-    for (number, (instruction, prompt)) in texts.iter().enumerate() {
-        let sequence = loaded.encoder().routed(&encoder, template, instruction, prompt)?;
-        if args.routing.by() == RoutedBy::Prior && sequence.instruction.is_empty() {
-            let finding = Finding::new(&bank.path, super::PRIOR).expected("an instruction");
-            let error = finding.found(format_args!("none in row {}", number + 1)).mismatch();
-            return Err(if args.prompts.is_some() { with_option(error) } else { error }.into());
-        }
-        sequences.push(sequence);
+    let (texts, mut notes) = rows_of(args, base, &model, &loaded)?;
+    let without = texts.iter().position(|row| row.sequence.instruction.is_empty());
+    if let Some(number) = without.filter(|_| args.routing.by() == RoutedBy::Prior) {
+        let finding = Finding::new(&bank.path, super::PRIOR).expected("an instruction");
+        let error = finding.found(format_args!("none in row {}", number + 1)).mismatch();
+        return Err(if args.prompts.is_some() { with_option(error) } else { error }.into());
     }
     let mut rows = Vec::with_capacity(texts.len());
-    for (part, texts) in sequences.chunks(PASS).zip(texts.chunks(PASS)) {
-        let (routings, _) = route_sequences(&decoder, &loaded, part, args.routing.by())?;
-        for (alphas, (instruction, prompt)) in routings.into_iter().zip(texts) {
+    for part in texts.chunks(PASS) {
+        let sequences: Vec<Sequence> = part.iter().map(|row| row.sequence.clone()).collect();
+        let (routings, _) = route_sequences(decoder, &loaded, &sequences, args.routing.by())?;
+        for (alphas, RoutedRow { instruction, prompt, .. }) in routings.into_iter().zip(part) {
             let (instruction, prompt) = (instruction.clone(), prompt.clone());
             rows.push(RowRouting { row: rows.len() + 1, instruction, prompt, alphas });
         }
     }
-    let longest = sequences.iter().map(|sequence| sequence.ids.len()).max().unwrap_or_default();
-    Ok((rows, decoder.length_note(longest)))
+    let longest = texts.iter().map(|row| row.sequence.ids.len()).max().unwrap_or_default();
+    notes.extend(decoder.length_note(longest));
+    Ok((rows, notes))
 }
 
 /// Prints what the rows do in one block: by instruction the mean weights, by atom the rows that give it the largest one.

@@ -74,6 +74,7 @@ impl Dataset {
             place: Place { file: std::path::Path::new("rows").into(), unit: super::Unit::Row, number: i + 1 },
             text: String::new(),
             instruction: String::new(),
+            prompt: None,
             sequence,
         };
         let count = sequences.len();
@@ -195,6 +196,7 @@ mod tests {
             place: place(i),
             text: String::new(),
             instruction: format!("{}", i % 3),
+            prompt: None,
             sequence: Sequence::completed(vec![i as u32], 1, vec![]),
         };
         let (mut rows, mut ranges) = (Vec::new(), Vec::new());

@@ -20,6 +20,8 @@ pub(super) struct Encoded {
     pub(super) text: String,
     /// The text of the instruction that a bank routes by; empty without one.
     pub(super) instruction: String,
+    /// The prompt, of a row that has one by itself.
+    pub(super) prompt: Option<String>,
     pub(super) sequence: Sequence,
 }
 
@@ -64,6 +66,10 @@ impl RowEncoder<'_> {
     /// [`crate::Error::Mismatch`] for a chat that the template refuses, one whose answers can't be told from the rest, and
     /// a row that is too long; those of the tokenizer.
     pub(super) fn encode(&self, place: &Place, row: &Row, noted: &mut Noted) -> Result<Vec<Encoded>> {
+        let prompt = match row {
+            Row::Plain(row) => Some(row.prompt.clone()),
+            Row::Text { .. } | Row::Chat(_) => None,
+        };
         let made = match row {
             Row::Plain(row) => vec![self.plain(place, row)?],
             Row::Text { text, instruction } => vec![self.text(place, text, instruction)?],
@@ -74,7 +80,7 @@ impl RowEncoder<'_> {
             let Some(sequence) = self.fit(place, sequence, noted)? else { continue };
             match sequence.target_count() {
                 0 => noted.without_loss.push(place.clone()),
-                _ => kept.push(Encoded { place: place.clone(), text, instruction, sequence }),
+                _ => kept.push(Encoded { place: place.clone(), text, instruction, prompt: prompt.clone(), sequence }),
             }
         }
         if kept.is_empty() && noted.without_loss.last() != Some(place) && noted.too_long.last() != Some(place) {

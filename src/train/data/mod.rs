@@ -1,5 +1,6 @@
 //! The rows of a run: read from files, recognized by their fields, and made sequences of tokens with a loss on some.
 
+mod chat_prompt;
 mod dataset;
 mod encode;
 mod fields;
@@ -17,7 +18,8 @@ use super::config::{DataSettings, DataSource, DataSources};
 use crate::bank::InstructionEncoder;
 use crate::chat::ChatTemplate;
 use crate::error::{Finding, Result};
-use crate::model::{Decoder, TextEncoder};
+use crate::model::{Decoder, LanguageModel, Sequence, TextEncoder};
+use chat_prompt::Forms;
 use encode::{Encoded, Noted, RowEncoder};
 use instructions::NamedInstructions;
 use place::{Refusals, counted};
@@ -58,6 +60,8 @@ impl TrainingRow {
 pub(super) struct Loaded {
     pub(super) train: Dataset,
     pub(super) eval: Option<Dataset>,
+    /// The text before an answer where all rows for training are chats, with places for instruction and prompt.
+    pub(super) prompt_template: Option<String>,
     /// What a user should know about the rows, a line each.
     pub(super) notes: Vec<String>,
 }
@@ -79,7 +83,44 @@ struct Sequences {
     rows: Vec<Encoded>,
     /// The rows of each source, and its weight.
     shares: Vec<(Range<usize>, f64)>,
+    prompt_template: Option<String>,
     notes: Vec<String>,
+}
+
+/// A row of a file as a bank routes it.
+pub struct RoutedRow {
+    /// Its instruction; empty if it has none.
+    pub instruction: String,
+    /// Its prompt: of a chat, all of the text that routes.
+    pub prompt: String,
+    /// The tokens that route.
+    pub sequence: Sequence,
+}
+
+/// The rows of a file as training reads them, for routing: up to the first token that carries loss. With what a user should
+/// know about the rows, a line each.
+///
+/// # Errors
+/// As [`crate::train::train`], of what concerns rows.
+pub fn routed_rows(
+    path: &Path,
+    base: &Path,
+    model: &LanguageModel,
+    instructions: &InstructionEncoder,
+    prompt_template: &str,
+) -> Result<(Vec<RoutedRow>, Vec<String>)> {
+    let LanguageModel { decoder, encoder } = model;
+    let settings = &DataSettings { max_length: usize::MAX, ..DataSettings::of(path) };
+    let loader = Loader { settings, base, decoder, encoder, instructions, prompt_template };
+    let row = |row: Encoded| {
+        let Encoded { instruction, prompt, sequence, .. } = row;
+        let (ids, routed) = (sequence.ids[..sequence.routed].to_vec(), sequence.routed);
+        let prompt = prompt.map_or_else(|| encoder.decode(&ids), Ok)?;
+        let sequence = Sequence { ids, routed, instruction: sequence.instruction, ..Sequence::default() };
+        Ok(RoutedRow { instruction, prompt, sequence })
+    };
+    let Sequences { rows, notes, .. } = loader.sequences(&settings.train)?;
+    Ok((rows.into_iter().map(row).collect::<Result<_>>()?, notes))
 }
 
 impl Loader<'_> {
@@ -89,15 +130,15 @@ impl Loader<'_> {
     /// Those of the files, of rows that can't be used, together in one, and [`crate::Error::Mismatch`] where no row has a
     /// token that carries loss.
     pub(super) fn load(&self, seed: u64) -> Result<Loaded> {
-        let Sequences { rows, shares, mut notes } = self.sequences(&self.settings.train)?;
+        let Sequences { rows, shares, prompt_template, mut notes } = self.sequences(&self.settings.train)?;
         let train = self.full(Dataset::new(rows, shares))?;
         let Some(sources) = &self.settings.eval else {
             let (train, eval) = train.split(self.settings.eval_fraction, seed);
-            return Ok(Loaded { train: self.full(train)?, eval, notes });
+            return Ok(Loaded { train: self.full(train)?, eval, prompt_template, notes });
         };
-        let Sequences { rows, shares, notes: more } = self.sequences(sources)?;
+        let Sequences { rows, shares, notes: more, .. } = self.sequences(sources)?;
         notes.extend(more.into_iter().map(|note| format!("evaluation: {note}")));
-        Ok(Loaded { train, eval: Some(Dataset::new(rows, shares)), notes })
+        Ok(Loaded { train, eval: Some(Dataset::new(rows, shares)), prompt_template, notes })
     }
 
     /// The data, if its weights leave any row in an epoch.
@@ -135,14 +176,15 @@ impl Loader<'_> {
             limit: self.settings.max_length.min(self.decoder.config().max_position_embeddings),
             special_texts: self.encoder.special_texts(),
         };
-        let (mut rows, mut shares, mut noted, mut refusals) =
-            (Vec::new(), Vec::new(), Noted::default(), Refusals::default());
+        let (mut rows, mut shares, mut forms) = (Vec::new(), Vec::new(), Forms::default());
+        let (mut noted, mut refusals) = (Noted::default(), Refusals::default());
         for (raw, weight) in read {
             let start = rows.len();
             for RawRow { place, columns } in raw {
                 let row = columns.and_then(|columns| reader.row(&place, columns));
                 let Some(row) = refusals.keep(&place, row) else { continue };
                 self.check_base(&row, &encoder)?;
+                forms.add(&row);
                 let made = encoder.encode(&place, &row, &mut noted);
                 rows.extend(refusals.keep(&place, made).into_iter().flatten());
             }
@@ -157,7 +199,8 @@ impl Loader<'_> {
                 .found(format!("none: {}", noted.in_words(self.settings).join("; ")))
                 .mismatch());
         }
-        Ok(Sequences { rows, shares, notes: noted.in_words(self.settings) })
+        let prompt_template = forms.prompt_template(self.settings, chat_template.as_ref());
+        Ok(Sequences { rows, shares, prompt_template, notes: noted.in_words(self.settings) })
     }
 
     /// Refuses a base that lacks what the row needs.
