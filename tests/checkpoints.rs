@@ -203,6 +203,63 @@ fn values_are_written_into_a_file_of_which_everything_else_stays() {
 }
 
 #[test]
+fn averages_get_the_names_of_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let list = ["--key", "ema.shadow_params", "--names-from"];
+    let net = fixture("net.pt");
+    let convert = |part: &str, out: &Path| {
+        atombank(&[&["convert", text(&net)][..], &list, &[part, "--overwrite", "-o", text(out)]].concat())
+    };
+    for out in ["ema.safetensors", "ema.pt"] {
+        let notes = String::from_utf8(convert("model", &at(out)).stderr).unwrap();
+        assert!(notes.contains("2 names under \"model\" have no tensor in the list: buffers"), "{notes}");
+    }
+    // The averages are what the weights are, under every name but those of buffers.
+    let mut expected = pytorch(&net, Some("model"));
+    expected.retain(|name, _| name != "flag" && name != "empty");
+    assert_eq!(safetensors(&at("ema.safetensors")), expected);
+    assert_eq!(pytorch(&at("ema.pt"), None), expected);
+    assert!(done(&["inspect", text(&at("ema.pt"))]).contains("15 tensors, 8 storages"));
+    let line = String::from_utf8(convert("optimizers.0", &at("x.pt")).stderr).unwrap();
+    assert!(line.contains("fits in one way, found several ways among 24 parameters"), "{line}");
+    let line = String::from_utf8(convert("model.blocks.0.layers.0", &at("x.pt")).stderr).unwrap();
+    assert!(line.contains("expected something under"), "{line}");
+    let line = String::from_utf8(convert("ema.collected", &at("x.pt")).stderr).unwrap();
+    assert!(line.contains("\"ema.collected\": expected a list of its 0 parameters, in order and by shape"), "{line}");
+    let line =
+        refused(INPUT, &["convert", text(&net), "--key", "ema.shadow_params", "--names-from", "none", "-o", "z.pt"]);
+    assert!(line.contains("expected something under \"none\""), "{line}");
+}
+
+#[test]
+fn values_are_written_in_the_order_in_which_they_stand_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, new) = (dir.path().join("out.pt"), fixture("strided-new.safetensors"));
+    for name in ["strided.pt", "strided-big.pt"] {
+        let file = fixture(name);
+        run(&[&"convert", &new, &"--into", &file, &"--into-key", &"model", &"--overwrite", &"-o", &out]);
+        let (found, before, expected) =
+            (pytorch(&out, Some("model")), pytorch(&file, Some("model")), safetensors(&new));
+        for (tensor, value) in &found {
+            assert_eq!(value, expected.get(tensor).unwrap_or(&before[tensor]), "{name}: {tensor}");
+        }
+        assert_eq!(found.len(), 5);
+        assert_eq!(fs::metadata(&out).unwrap().len(), fs::metadata(&file).unwrap().len());
+        // The storage's other elements stay: those of a matrix of which all but the first line is a tensor.
+        let changed = fs::read(&out).unwrap().iter().zip(fs::read(&file).unwrap()).filter(|(a, b)| **a != *b).count();
+        assert!(changed < 4 * (24 + 48 + 10) + 2 * 6 + 64, "{changed}");
+    }
+    // A part of a storage with others between is no run of bytes.
+    let (one, file) = (dir.path().join("one.safetensors"), fixture("strided.pt"));
+    let header = r#"{"part":{"dtype":"F32","shape":[4,2],"data_offsets":[0,32]}}"#;
+    fs::write(&one, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 32]].concat()).unwrap();
+    let args = ["convert", text(&one), "--into", text(&file), "--into-key", "model", "--overwrite", "-o", text(&out)];
+    let line = refused(INPUT, &args);
+    assert!(line.contains("tensor \"part\": expected values that fill a run of bytes of the file"), "{line}");
+}
+
+#[test]
 fn what_does_not_fit_into_a_file_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.pt");

@@ -131,6 +131,8 @@ const OWN: [(&str, &[&str]); 17] = [
         "convert",
         &[
             "--key",
+            "--names-from",
+            "--dense-kernels",
             "--strip-prefix",
             "--expand-shared",
             "--into",

@@ -58,6 +58,7 @@ pub use names::is_buffer;
 pub(crate) use registry::{of_class, of_gguf, of_model_type};
 pub use rotary::{Rope, RopeScaling};
 pub(crate) use row::{Change, End, KeptType, Operation, Role, Row};
+pub(crate) use shaping::permuted;
 
 use crate::formats::gguf::{Metadata, Value};
 

@@ -47,7 +47,7 @@ pub(crate) fn indexed(of: Expr, dim: usize, index: &[usize]) -> Expr {
 }
 
 /// All dimensions in another order.
-pub(super) fn permuted(of: Expr, order: &[usize]) -> Expr {
+pub(crate) fn permuted(of: Expr, order: &[usize]) -> Expr {
     let shape = of.shape();
     let rank = shape.len();
     if order.iter().copied().eq(0..rank) {

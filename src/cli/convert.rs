@@ -24,6 +24,12 @@ pub(crate) struct ConvertArgs {
     /// The part of a PyTorch file to convert, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
+    /// The part of a PyTorch file whose names the tensors under --key get, where those are a list: averages of weights
+    #[arg(long, value_name = "NAME", requires = "key")]
+    names_from: Option<String>,
+    /// Write dense kernels in place of the coefficients and atoms of convnet_finetune, DCFNet-Pytorch and CL_Atom_Swapping
+    #[arg(long)]
+    dense_kernels: bool,
     #[command(flatten)]
     alone: AloneArgs,
     /// The base model, for a LoRA: names and shapes of the weights that it changes. A folder, of which config.json is
@@ -108,6 +114,8 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
             output: output.clone(),
             key: args.key.clone(),
             strip_prefix: args.alone.strip_prefix.clone(),
+            names_from: args.names_from.clone(),
+            dense_kernels: args.dense_kernels,
             base: args.base.as_ref().and_then(|_| others.next()),
             target_model_dir: args.target_model_dir.as_ref().and_then(|_| others.next()),
             sentence_transformers_dense_modules: args.sentence_transformers_dense_modules,

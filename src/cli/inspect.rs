@@ -38,8 +38,12 @@ pub(crate) struct InspectArgs {
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
     let input = Input::new(&args.input, Need::Everything).values(false);
-    let opening =
-        Opening { key: args.key.as_deref(), content: args.content, strip_prefix: args.strip_prefix.as_deref() };
+    let opening = Opening {
+        key: args.key.as_deref(),
+        content: args.content,
+        strip_prefix: args.strip_prefix.as_deref(),
+        ..Opening::default()
+    };
     let look = |found: &[Found]| Ok(Report::of(&found[0].path, opening)?);
     let Made { made: mut report, outlines } = with_inputs(&[input], common, look)?;
     outlines.put_real_paths(report.problem_mut());

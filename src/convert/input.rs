@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::averages;
 use crate::arch::registry;
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::checkpoint::{Checkpoint, FolderWeights, has_weights, is_model, open_weights};
@@ -57,6 +58,8 @@ pub struct Opening<'a> {
     pub content: Option<Content>,
     /// What is taken off the names of tensors alone that begin with it, such as `module.`.
     pub strip_prefix: Option<&'a str>,
+    /// The part of a PyTorch file whose names the tensors get, which are a list under `key`: averages of weights.
+    pub names_from: Option<&'a str>,
 }
 
 /// Extensions of PyTorch files. What a file is follows from its first bytes; these are for files to be written, and for
@@ -115,13 +118,17 @@ impl Input {
     /// # Errors
     /// As [`Input::open`].
     pub fn open_stored(path: &Path, opening: Opening) -> Result<Self> {
-        let Opening { key, content, strip_prefix } = opening;
+        let Opening { key, content, strip_prefix, names_from } = opening;
         let kind = FileKind::of(path)?.or(claimed_kind(path));
         if key.is_some() && kind != Some(FileKind::Pytorch) && !path.is_dir() {
             return Err(Finding::new("", "key")
                 .expected("a PyTorch file to choose from")
                 .found(format_args!("{:?}", path))
                 .setting());
+        }
+        if names_from.is_some() && (kind != Some(FileKind::Pytorch) || key.is_none() || path.is_dir()) {
+            let finding = Finding::new("", "names_from").expected("a list in a PyTorch file, chosen by `key`");
+            return Err(finding.found(format_args!("{path:?}")).setting());
         }
         if content.is_some() && path.is_file() {
             let finding = Finding::new("", "as").expected("a folder, which can hold a model and an adapter");
@@ -181,6 +188,11 @@ impl Input {
             }
         };
         let mut plan = Plan::taking(&source);
+        if let Some(part) = names_from {
+            let (named, note) = averages::named(path, &plan, part)?;
+            plan = named;
+            notes.extend(note);
+        }
         strip(path, strip_prefix, &mut plan)?;
         Ok(Input::Weights { plan, others, notes })
     }

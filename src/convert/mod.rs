@@ -5,6 +5,7 @@
 //!
 //! Reference: llama.cpp `conversion/base.py`, `conversion/llama.py`, `conversion/qwen.py`.
 
+mod averages;
 mod companions;
 mod describe;
 pub mod families;

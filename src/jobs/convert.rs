@@ -18,6 +18,7 @@ use crate::convert::{
     is_adapter, note_of_name, to_gguf,
 };
 use crate::error::{Finding, Result};
+use crate::filter::dense_kernels;
 use crate::formats::gguf::{GgufModel, Override};
 use crate::json::read_json_object;
 use crate::output::{Output, Sidecars, safetensors_metadata};
@@ -37,6 +38,13 @@ pub struct ConvertSettings {
     /// What is taken off the names of tensors alone that begin with it, such as `module.`.
     #[serde(default)]
     pub strip_prefix: Option<String>,
+    /// The part of the PyTorch file whose names the tensors under `key` get, which are a list: averages of weights.
+    #[serde(default)]
+    pub names_from: Option<String>,
+    /// Whether coefficients and atoms that research code keeps (convnet_finetune, DCFNet-Pytorch, CL_Atom_Swapping) become
+    /// dense kernels.
+    #[serde(default)]
+    pub dense_kernels: bool,
     /// The base model, for a LoRA: a folder or a GGUF.
     #[serde(default)]
     pub base: Option<PathBuf>,
@@ -92,6 +100,8 @@ impl ConvertSettings {
             output: OutputSettings::new(output),
             key: None,
             strip_prefix: None,
+            names_from: None,
+            dense_kernels: false,
             base: None,
             metadata: None,
             model_name: None,
@@ -225,6 +235,9 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
     if settings.output.into.is_some() && !matches!(input, Input::Weights { .. } | Input::Gguf(_)) {
         return Err(setting("into").expected("tensors alone as input").found("another input").setting());
     }
+    if settings.dense_kernels && !matches!(input, Input::Weights { .. }) {
+        return Err(setting("dense_kernels").expected("tensors alone as input").found("another input").setting());
+    }
     if settings.base.is_some() && (is_model || matches!(input, Input::Weights { .. })) {
         return Err(setting("base").expected("a LoRA as input").found("another input").setting());
     }
@@ -232,7 +245,13 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
         Input::Model(folder) => (left_out(folder.others()), settings.model(&folder)?),
         Input::Weights { plan, others, notes } => {
             let others = if settings.output.into.is_some() { Vec::new() } else { left_out(&others) };
-            ([notes, others].concat(), settings.weights(&plan)?)
+            match settings.dense_kernels {
+                false => ([notes, others].concat(), settings.weights(&plan, &plan)?),
+                true => {
+                    let (dense, note) = settings.dense(&plan)?;
+                    ([notes, vec![note], others].concat(), settings.weights(&dense, &plan)?)
+                }
+            }
         }
         Input::Gguf(model) => (Vec::from_iter(note_of_name(&settings.input)?), settings.gguf(&model)?),
         Input::Adapter => (Vec::new(), settings.adapter()?),
@@ -250,7 +269,12 @@ impl ConvertSettings {
         }
         Input::open(
             input,
-            Opening { key: self.key.as_deref(), content: self.r#as, strip_prefix: self.strip_prefix.as_deref() },
+            Opening {
+                key: self.key.as_deref(),
+                content: self.r#as,
+                strip_prefix: self.strip_prefix.as_deref(),
+                names_from: self.names_from.as_deref(),
+            },
         )
     }
 
@@ -290,8 +314,19 @@ impl ConvertSettings {
         }
     }
 
-    /// Converts tensors without a config.
-    fn weights(&self, plan: &Plan) -> Result<Output> {
+    /// The tensors with dense kernels in the place of coefficients and atoms, and a note on whose they were.
+    fn dense(&self, plan: &Plan) -> Result<(Plan, String)> {
+        dense_kernels(plan)?.ok_or_else(|| {
+            Finding::new(&self.input, "dense_kernels")
+                .expected("tensors of convnet_finetune, DCFNet-Pytorch or CL_Atom_Swapping: coefficients and `bases`")
+                .found("none")
+                .hint("`key` chooses the part that holds them, such as state_dict")
+                .mismatch()
+        })
+    }
+
+    /// Converts tensors without a config, which were made of those of `base`.
+    fn weights(&self, plan: &Plan, base: &Plan) -> Result<Output> {
         match self.output.kind() {
             OutputKind::Gguf if self.generic => self.generic(&self.input, plan, None),
             OutputKind::Gguf => {
@@ -303,18 +338,18 @@ impl ConvertSettings {
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
                 Err(finding.found("tensors alone").hint(hint).mismatch())
             }
-            OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => self.bare(plan),
+            OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => self.bare(plan, base),
         }
     }
 
     /// Writes tensors alone: into another file, or as they are.
-    fn bare(&self, plan: &Plan) -> Result<Output> {
+    fn bare(&self, plan: &Plan, base: &Plan) -> Result<Output> {
         match &self.output.into {
             Some(original) => {
                 let part = into::Part { key: self.output.into_key.as_deref(), prefix: self.strip_prefix.as_deref() };
                 into::output(original, part, plan, &plan.shared(), None)
             }
-            None => Ok(self.output.bare(self.output.typed(plan)?, plan)),
+            None => Ok(self.output.bare_of(self.output.typed(plan)?, base, &plan.shared())),
         }
     }
 
@@ -386,7 +421,7 @@ impl ConvertSettings {
             generic::ARCHITECTURE => {
                 let unpacked = generic::from_gguf(metadata, &taken)?;
                 if self.output.into.is_some() {
-                    return self.bare(&unpacked.plan);
+                    return self.bare(&unpacked.plan, &unpacked.plan);
                 }
                 let base = unpacked.plan.clone();
                 match self.output.kind() == OutputKind::Pytorch || self.output.is_file() {

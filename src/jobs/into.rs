@@ -4,11 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::arch::permuted;
+use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::formats::FileKind;
 use crate::formats::pytorch::PytorchFile;
 use crate::output::{Form, Output};
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedTensor};
 use crate::source::{Source, show_shape};
 
 /// The tensors of a file that get new values.
@@ -71,7 +73,7 @@ pub(super) fn output(
         let storage = file.first_of_same(number);
         let Some(&first) = taken.get(&storage) else {
             taken.insert(storage, place);
-            written.tensors.push(tensor.clone());
+            written.tensors.push(in_stored_order(tensor, &file.stored_order(number)?, original)?);
             places.push(number);
             continue;
         };
@@ -93,8 +95,27 @@ pub(super) fn output(
     Ok(output)
 }
 
+/// The tensor with its dimensions in the order in which they stand in a file: torch keeps transposed matrices, and kernels
+/// whose channels come last, as they are in memory.
+///
+/// # Errors
+/// [`crate::Error::Unsupported`] for types of which values are only carried.
+fn in_stored_order(tensor: &PlannedTensor, order: &[usize], original: &Path) -> Result<PlannedTensor> {
+    if order.is_sorted() {
+        return Ok(tensor.clone());
+    }
+    if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Err(Finding::new(original, format!("tensor {:?}", tensor.name))
+            .expected("F32, F16 or BF16, whose values are put into the order that its storage has")
+            .found(tensor.dtype)
+            .unsupported());
+    }
+    let expr = permuted(tensor.expr.clone(), order);
+    Ok(PlannedTensor { shape: expr.shape(), expr, ..tensor.clone() })
+}
+
 /// Whether two tensors of one type are written with the same bytes.
-fn same_bytes(one: &crate::plan::PlannedTensor, other: &crate::plan::PlannedTensor) -> Result<bool> {
+fn same_bytes(one: &PlannedTensor, other: &PlannedTensor) -> Result<bool> {
     const ELEMS: usize = 1 << 20;
     let (rows, step) = (if one.elems() == 0 { 0 } else { one.rows() }, (ELEMS / one.row_len().max(1)).max(1));
     let (mut scratch, mut ours, mut theirs) = (Vec::new(), Vec::new(), Vec::new());

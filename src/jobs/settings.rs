@@ -424,9 +424,15 @@ fn steps(base: &Plan, plan: &Plan) -> BTreeMap<String, Vec<Step>> {
     let mut found = BTreeMap::new();
     // The dictionaries in which there are tensors, by the beginnings of these tensors' names.
     let mut dictionaries: BTreeMap<String, Vec<Step>> = BTreeMap::new();
+    let mut known: HashSet<&str> = HashSet::new();
     let mut total = 0;
     for tensor in &base.tensors {
         let Expr::Take(source) = &tensor.expr else { continue };
+        known.insert(tensor.name.as_str());
+        // A tensor that got a name of its own is no longer where the steps lead.
+        if !source.info().name.ends_with(&tensor.name) {
+            continue;
+        }
         let mut steps = source.steps();
         // A prefix that was taken off the name is taken off the first key.
         if let (Some(prefix), Some(Step::Key(first))) =
@@ -453,7 +459,6 @@ fn steps(base: &Plan, plan: &Plan) -> BTreeMap<String, Vec<Step>> {
     if dictionaries.is_empty() {
         return found;
     }
-    let known: HashSet<&str> = base.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     for name in plan.tensors.iter().map(|tensor| &tensor.name).filter(|name| !known.contains(name.as_str())) {
         // Beginnings end in a dot, and the longest that fits is the innermost dictionary.
         let mut ends = name.rmatch_indices('.').map(|(dot, _)| name.split_at(dot + 1));

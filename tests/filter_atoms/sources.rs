@@ -5,7 +5,7 @@ use std::path::Path;
 use atombank::formats::pytorch::PytorchFile;
 use atombank::source::Source;
 
-use super::program::{atombank, done, text};
+use super::program::{INPUT, USAGE, atombank, done, refused, text};
 use super::{Given, Stored, assert_close, case, numbers, parsed, tensors, write};
 
 #[test]
@@ -83,12 +83,16 @@ fn the_authors_own_files_are_read_as_dense_kernels() {
         let (model, bank, out) = (at(".safetensors"), at("-bank"), at("-dense.safetensors"));
         done(&["bank", "decompose", text(&model), "-o", text(&bank), "--quiet"]);
         done(&["bake", text(&model), text(&bank), "-o", text(&out), "--quiet"]);
-        let found = tensors(&out);
-        let names: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| *name).collect();
-        assert!(found.keys().map(String::as_str).eq(names), "{name}: {:?}", found.keys());
-        for (tensor, values) in expected {
-            let expected = Stored { values, ..found[tensor].clone() };
-            assert_close(&format!("{name} {tensor}"), &found[tensor], &expected, 2e-6);
+        let dense = at("-converted.safetensors");
+        done(&["convert", text(&model), "--dense-kernels", "-o", text(&dense), "--quiet"]);
+        for (out, tolerance) in [(&out, 2e-6), (&dense, 5e-7)] {
+            let found = tensors(out);
+            let names: std::collections::BTreeSet<&str> = expected.iter().map(|(name, _)| *name).collect();
+            assert!(found.keys().map(String::as_str).eq(names), "{name}: {:?}", found.keys());
+            for (tensor, values) in &expected {
+                let expected = Stored { values: values.clone(), ..found[*tensor].clone() };
+                assert_close(&format!("{name} {tensor}"), &found[*tensor], &expected, tolerance);
+            }
         }
     }
 }
@@ -120,6 +124,17 @@ fn names_of_one_storage_are_changed_together() {
     decompose(&["--targets", "first", "--overwrite"]);
     let alone = bake();
     assert_eq!((&alone["first.weight"], &alone["second.weight"]), (&baked["first.weight"], &baked["second.weight"]));
+}
+
+#[test]
+fn what_has_no_coefficients_is_not_made_dense() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("m.safetensors"), dir.path().join("out.safetensors"));
+    write(&model, &[("a.weight", &[2, 2, 3, 3], numbers(36, 1))]);
+    let line = refused(INPUT, &["convert", text(&model), "--dense-kernels", "-o", text(&out)]);
+    assert!(line.contains("expected tensors of convnet_finetune, DCFNet-Pytorch or CL_Atom_Swapping"), "{line}");
+    let line = refused(USAGE, &["convert", text(&case("resnet2d/model")), "--dense-kernels", "-o", text(&out)]);
+    assert!(line.contains("dense_kernels: expected tensors alone as input"), "{line}");
 }
 
 #[test]

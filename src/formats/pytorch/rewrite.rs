@@ -6,23 +6,47 @@ use std::ops::Range;
 
 use super::PytorchFile;
 use super::archive::is_archive;
+use super::view::View;
 use super::zip::{Sums, read_sums};
+use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::plan::{Checksum, FileLayout, Layout, Place, PlannedTensor};
 use crate::source::{Source, show_shape};
 
+/// Reverses the bytes of numbers of this type, as files of big-endian machines have them.
+fn reverse(dtype: DType, rows: &mut [u8]) {
+    let width = if dtype == DType::C64 { 4 } else { dtype.block_bytes() };
+    rows.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+}
+
 impl PytorchFile {
-    /// The layout of this file with `tensors` in place of its tensors with the numbers `places`. Types and shapes are the
-    /// same.
+    /// The order in which the dimensions of tensor `number` stand in the file: the values that are written there have to be
+    /// in this order.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for values that don't stand in the file as they are written: deflated ones, those of
-    /// big-endian machines, and tensors that are no run of their storage; [`crate::Error::Mismatch`] for two tensors that
-    /// have bytes in common, and for other sizes.
+    /// [`crate::Error::Unsupported`] for values that don't fill a run of bytes of the file: deflated ones, and parts of a
+    /// storage with others between them.
+    pub(crate) fn stored_order(&self, number: usize) -> Result<Vec<usize>> {
+        Ok(self.run_of(number)?.1)
+    }
+
+    /// The layout of this file with `tensors` in place of its tensors with the numbers `places`. Types and sizes are the
+    /// same, and values are in the order in which they stand there.
+    ///
+    /// # Errors
+    /// As [`PytorchFile::stored_order`]; [`crate::Error::Mismatch`] for two tensors that have bytes in common, and for other
+    /// sizes.
     pub(crate) fn rewritten(&self, tensors: &[PlannedTensor], places: &[usize]) -> Result<Layout> {
         let (mut found, mut ranges) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
         for (tensor, &number) in tensors.iter().zip(places) {
-            let range = self.run_of(number, tensor)?;
+            let (own, (range, order)) = (&self.tensors[number], self.run_of(number)?);
+            let shape: Vec<usize> = order.iter().map(|dim| own.shape[*dim]).collect();
+            if (own.dtype, &shape) != (tensor.dtype, &tensor.shape) {
+                return Err(Finding::new(self.path(), format!("tensor {:?}", own.name))
+                    .expected(format_args!("{} {}", own.dtype, show_shape(&shape)))
+                    .found(format_args!("{} {}", tensor.dtype, show_shape(&tensor.shape)))
+                    .mismatch());
+            }
             found.push(Place { file: 0, offset: range.start as u64 });
             ranges.push((range, number));
         }
@@ -43,28 +67,21 @@ impl PytorchFile {
         if is_archive(bytes) {
             file.checksums = self.checksums(&ranges)?;
         }
-        Ok(Layout { files: vec![file], places: found, recode: None })
+        let is_swapped = self.views.iter().any(View::is_swapped);
+        let recode = is_swapped.then_some(reverse as fn(DType, &mut [u8]));
+        Ok(Layout { files: vec![file], places: found, recode })
     }
 
-    /// The bytes of tensor `number`, which `tensor` is to replace.
-    fn run_of(&self, number: usize, tensor: &PlannedTensor) -> Result<Range<usize>> {
-        let (own, view) = (&self.tensors[number], &self.views[number]);
-        let finding = || Finding::new(self.path(), format!("tensor {:?}", own.name));
-        if (own.dtype, &own.shape) != (tensor.dtype, &tensor.shape) {
-            return Err(finding()
-                .expected(format_args!("{} {}", own.dtype, show_shape(&own.shape)))
-                .found(format_args!("{} {}", tensor.dtype, show_shape(&tensor.shape)))
-                .mismatch());
-        }
-        let hint = "load the file and save it again with torch.save, or write a new one";
-        match view.run(own) {
-            Some(range) => Ok(range),
-            None => Err(finding()
-                .expected("values that stand in the file in their order, to be replaced there")
-                .found("deflated values, those of a big-endian machine, or a tensor that is no run of its storage")
-                .hint(hint)
-                .unsupported()),
-        }
+    /// The bytes of tensor `number`, and the order in which its dimensions stand there.
+    fn run_of(&self, number: usize) -> Result<(Range<usize>, Vec<usize>)> {
+        let own = &self.tensors[number];
+        self.views[number].run(own).ok_or_else(|| {
+            Finding::new(self.path(), format!("tensor {:?}", own.name))
+                .expected("values that fill a run of bytes of the file, to be replaced there")
+                .found("deflated values, or a part of a storage with others between")
+                .hint("load the file and save it again with torch.save, or write a new one")
+                .unsupported()
+        })
     }
 
     /// The checksums of the entries in which a range lies, at all places where they stand.

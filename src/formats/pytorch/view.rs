@@ -102,10 +102,27 @@ impl View {
         Ok((TensorInfo { name, dtype, shape: tensor.shape.clone() }, view))
     }
 
-    /// The bytes of the tensor in the mapped file, if they stand there in order.
-    pub(super) fn run(&self, info: &TensorInfo) -> Option<Range<usize>> {
-        let plain = self.dense && self.swap == 1 && !self.inflated;
-        plain.then(|| self.start..self.start + info.elems() * info.dtype.block_bytes())
+    /// The bytes of the tensor in the mapped file, if its values fill a run of bytes there, and the order in which its
+    /// dimensions stand in the run: with the first the slowest. A matrix that was transposed has [1, 0].
+    pub(super) fn run(&self, info: &TensorInfo) -> Option<(Range<usize>, Vec<usize>)> {
+        let mut order: Vec<usize> = (0..info.shape.len()).collect();
+        if !self.dense {
+            // Strides of dimensions of one element are never used, and are 0 here.
+            order.sort_by_key(|dim| std::cmp::Reverse((info.shape[*dim] > 1).then_some(self.strides[*dim])));
+            let mut expected = info.dtype.block_bytes();
+            for &dim in order.iter().rev().filter(|dim| info.shape[**dim] > 1) {
+                if self.strides[dim] != expected {
+                    return None;
+                }
+                expected *= info.shape[dim];
+            }
+        }
+        (!self.inflated).then(|| (self.start..self.start + info.elems() * info.dtype.block_bytes(), order))
+    }
+
+    /// Whether the bytes of its numbers stand in the opposite order.
+    pub(super) fn is_swapped(&self) -> bool {
+        self.swap > 1
     }
 
     fn is_dense(&self, shape: &[usize], bytes: usize) -> bool {
