@@ -75,6 +75,17 @@ impl Error {
 }
 
 impl Error {
+    /// Takes the hint out of the error; empty if there is none.
+    pub(crate) fn take_hint(&mut self) -> String {
+        match self {
+            Error::Format(finding)
+            | Error::Mismatch(finding)
+            | Error::Setting(finding)
+            | Error::Unsupported(finding) => std::mem::take(&mut finding.hint),
+            _ => String::new(),
+        }
+    }
+
     /// Returns the same error with other texts: `change` receives each path and each part of the message.
     pub(crate) fn map_texts(self, change: &dyn Fn(&str) -> String) -> Self {
         let path = |path: PathBuf| path.to_str().map(|text| PathBuf::from(change(text))).unwrap_or(path);
@@ -102,6 +113,8 @@ const MAX_QUOTED: usize = 80;
 const MAX_PATH: usize = 1000;
 /// The longest part of a message, in characters.
 const MAX_PART: usize = 400;
+/// The longest found part, in characters. It may be about several rows.
+const MAX_FOUND: usize = 640;
 /// The longest expected part, in characters. It may list everything that is available.
 const MAX_EXPECTED: usize = 1600;
 
@@ -205,10 +218,11 @@ impl fmt::Display for Finding {
         }
         match (self.expected.is_empty(), self.found.is_empty()) {
             (false, false) => {
-                write!(f, ": expected {}, found {}", bounded(&self.expected, MAX_EXPECTED), part(&self.found))?
+                let found = bounded(&self.found, MAX_FOUND);
+                write!(f, ": expected {}, found {found}", bounded(&self.expected, MAX_EXPECTED))?
             }
             (false, true) => write!(f, ": expected {}", bounded(&self.expected, MAX_EXPECTED))?,
-            (true, false) => write!(f, ": {}", part(&self.found))?,
+            (true, false) => write!(f, ": {}", bounded(&self.found, MAX_FOUND))?,
             (true, true) => {}
         }
         if !self.hint.is_empty() {
@@ -282,6 +296,11 @@ impl Finding {
     }
 }
 
+/// `1 row`, `2 rows`: a number of things.
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Returns the entry of `known` that is most similar to `text`, ignoring case; `None` if none is similar enough.
 pub fn nearest<'a>(text: &str, known: &[&'a str]) -> Option<&'a str> {
     let text = text.to_lowercase().replace('-', "_");
@@ -340,7 +359,7 @@ mod tests {
         let error = Finding::new("a\nb", format!("tensor {long:?}")).expected("one").found(&long).format().to_string();
         assert!(error.starts_with("a\\nb: tensor \"xxx"), "{}", &error[..40]);
         assert!(error.contains(&format!("{}...\": expected one", "x".repeat(80))), "{error}");
-        assert!(error.len() < 600, "{}", error.len());
+        assert!(error.len() < 840, "{}", error.len());
         let error = Finding::new("f", "key").found("\u{1b}[31mred\u{7}").format().to_string();
         assert_eq!(error, "f: key: \\u{1b}[31mred\\u{7}");
         let error = Finding::new("f", "\u{202e}gnp").expected(format_args!("data/{long}")).format().to_string();

@@ -346,6 +346,9 @@ const LYCORIS: &[(&str, &str)] = &[
     ("ia3-inputs", "qwen2"),
     ("glora", "qwen2"),
     ("norms", "gpt2"),
+    ("conv-glora", "net"),
+    ("conv-ia3", "net"),
+    ("conv-ia3-inputs", "net"),
 ];
 
 #[test]

@@ -135,6 +135,17 @@ impl AdapterFiles {
         Ok(Self { path: folder.to_owned(), file, tensors, form, notes })
     }
 
+    /// The same adapter in PEFT's form with other settings and tensors.
+    pub(crate) fn with(&self, settings: Map<String, Value>, tensors: Plan, notes: Vec<String>) -> Self {
+        let (path, file) = (self.path.clone(), self.file.clone());
+        Self { path, file, tensors, form: AdapterForm::Peft(settings), notes }
+    }
+
+    /// How it was found, where `path` didn't say.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The folder or file that was found.
     pub fn path(&self) -> &Path {
         &self.path

@@ -39,6 +39,7 @@ pub(crate) mod steps;
 pub(crate) mod tasks;
 mod tensor_statement;
 pub(crate) mod unread;
+pub(crate) mod vocabulary;
 pub(crate) mod wrapper;
 
 use std::borrow::Cow;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::BankConfig;
 use super::config::PRIOR_BIAS;
+use super::operator::{left_factor, mixed_atoms};
 use crate::adapter::{
     ADAPTER_CONFIG, HostTensor, Tensors, WEIGHTS_FILE, adapted_layers, adapter_output, check_factor_names,
     check_factor_shapes, read_tensors, replace_adapter, scale,
@@ -22,7 +23,7 @@ use crate::plan::Plan;
 use crate::source::{Source, show_shape};
 
 /// The `peft_type` of an atom bank.
-pub(super) const PEFT_TYPE: &str = "QUERYABLE_LORA";
+pub(crate) const PEFT_TYPE: &str = "QUERYABLE_LORA";
 
 /// An atom bank: its settings, and its tensors by name.
 #[derive(Debug, Clone)]
@@ -181,29 +182,12 @@ impl AtomBank {
     /// The operator of one block, `M_b = sum_i alpha_{b,i} C_i`, for the block's `alpha` (`[K]`): `[r, r]`, summed in
     /// f32 in the order of the atoms.
     pub fn operator(&self, alpha: &[f32]) -> Vec<f32> {
-        let size = self.config.r * self.config.r;
-        let mut m = vec![0.0; size];
-        for (weight, atom) in alpha.iter().zip(self.atoms().values.chunks_exact(size)) {
-            for (m, c) in m.iter_mut().zip(atom) {
-                *m += weight * c;
-            }
-        }
-        m
+        mixed_atoms(self.atoms(), alpha)
     }
 
     /// `B_l M_b`, `[d_out, r]`: the left factor of a linear layer's update for a fixed routing.
     pub fn left_factor(&self, layer: LinearLayer, operator: &[f32]) -> Vec<f32> {
-        let r = self.config.r;
-        let (_, b) = self.factors(layer);
-        let mut left = vec![0.0; b.values.len()];
-        for (out, b) in left.chunks_exact_mut(r).zip(b.values.chunks_exact(r)) {
-            for (weight, m) in b.iter().zip(operator.chunks_exact(r)) {
-                for (out, m) in out.iter_mut().zip(m) {
-                    *out += weight * m;
-                }
-            }
-        }
-        left
+        left_factor(&self.factors(layer).1.values, operator, self.config.r)
     }
 
     /// Checks that every factor fits the linear layers of `base`, and that the bank's number of blocks fits its depth.

@@ -1,9 +1,11 @@
 //! Atom banks: Queryable LoRA (arXiv:2605.08423), from settings to baked weights.
 
+mod alphas;
 mod atom_bank;
 mod bake;
 mod config;
 pub mod fit;
+mod fixed;
 pub mod gguf;
 #[cfg(feature = "train")]
 mod grow;
@@ -14,6 +16,7 @@ mod instruction;
 mod lines;
 #[cfg(feature = "train")]
 mod loaded;
+mod operator;
 mod report;
 #[cfg(feature = "train")]
 mod route;
@@ -23,10 +26,12 @@ mod stage;
 #[cfg(feature = "train")]
 mod usage;
 
+pub use alphas::BlockAlphas;
 pub use atom_bank::AtomBank;
 #[cfg(feature = "train")]
 pub(crate) use config::check_rank;
 pub use config::{BASE_EMBEDDINGS, BankConfig, DEFAULT_PROMPT_TEMPLATE, Routing, fill_template};
+pub use fixed::{AtMix, FixedBank};
 #[cfg(feature = "train")]
 pub use grow::{Addition, GrowthCheck, check_growth, read_instructions};
 #[cfg(feature = "train")]

@@ -23,6 +23,18 @@ pub(crate) struct AloneArgs {
 }
 
 impl AloneArgs {
+    /// The first option that is given.
+    #[cfg(feature = "train")]
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let options = [
+            ("strip_prefix", self.strip_prefix.is_some()),
+            ("expand_shared", self.expand_shared),
+            ("into", self.into.is_some()),
+            ("into_key", self.into_key.is_some()),
+        ];
+        options.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+    }
+
     /// `output` with these settings.
     pub(crate) fn applied_to(&self, output: OutputSettings) -> OutputSettings {
         OutputSettings {

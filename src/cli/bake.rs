@@ -2,22 +2,26 @@
 //! become dense.
 
 mod kernels;
+mod mix;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use atombank::bank::Agreement;
 use atombank::checkpoint::hub::Need;
 use atombank::error::Finding;
 use atombank::filter::FilterBank;
-use atombank::jobs::{self, BakeSettings, Baked, BakedPart, BlockAlphas, Named, Share};
+use atombank::jobs::{
+    self, BakeSettings, Baked, BakedMix, BakedPart, BlockAlphas, Named, OutputKind, OutputSettings, Share,
+};
 use atombank::output::{Destination, Output};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::Common;
+use super::alone::AloneArgs;
 use super::device::DeviceArgs;
-use super::input::{Found, Input, with_inputs};
+use super::input::{Found, Input, Made, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::route::{By, print_blocks, routes_json, show};
 
@@ -25,9 +29,10 @@ use super::route::{By, print_blocks, routes_json, show};
 #[derive(Args)]
 pub(crate) struct BakeArgs {
     /// The base model: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]; with --to lora a GGUF, too; for
-    /// filter atoms also a file of tensors (.safetensors, .pt, .pth, .pth.tar)
+    /// filter atoms and a fixed mix of atoms also a file of tensors (.safetensors, .pt, .pth, .pth.tar)
     base: String,
-    /// The atom bank's folder or GGUF, or the folder of a bank of filter atoms, which needs no instruction
+    /// The atom bank's folder or GGUF, or the folder of a bank of filter atoms or with a fixed mix, which needs no
+    /// instruction
     bank: String,
     /// The instruction to fix. Given several times, each with a weight, TEXT=WEIGHT, a mixture of their routings
     #[arg(long, value_name = "TEXT")]
@@ -45,9 +50,11 @@ pub(crate) struct BakeArgs {
     /// instruction. {name} in the output's path stands for the name
     #[arg(long, value_name = "FILE", conflicts_with_all = ["instruction", "alphas"])]
     all: Option<PathBuf>,
-    /// The part of a PyTorch file with the weights, such as state_dict; for filter atoms
+    /// The part of a PyTorch file with the weights, such as state_dict; for filter atoms and a fixed mix
     #[arg(long, value_name = "PART")]
     key: Option<String>,
+    #[command(flatten)]
+    alone: AloneArgs,
     /// Don't compare the baked model with the routed one
     #[arg(long)]
     no_verify: bool,
@@ -95,7 +102,13 @@ fn parse_mixture(texts: &[String]) -> Result<Vec<Share>> {
 }
 
 impl BakeArgs {
-    fn settings(&self, found: &[Found]) -> Result<BakeSettings> {
+    /// Where and how the output is written.
+    fn settings(&self) -> OutputSettings {
+        self.alone.applied_to(self.output.settings())
+    }
+
+    /// Settings to bake a bank that routes.
+    fn routed(&self, found: &[Found]) -> Result<BakeSettings> {
         // A single instruction may have any text; one of several has a weight.
         let mixture = if self.instruction.len() > 1 { parse_mixture(&self.instruction)? } else { Vec::new() };
         let instruction = self.instruction.first().filter(|_| mixture.is_empty()).cloned();
@@ -115,27 +128,63 @@ impl BakeArgs {
     }
 }
 
+/// What became of a bank, by its kind.
+enum OfKind {
+    Kernels(Output),
+    Mix(BakedMix),
+    Routed(Baked),
+}
+
 pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
-    if FilterBank::is_in(Path::new(&args.bank)) {
-        return kernels::run(args, common);
-    }
-    if args.key.is_some() {
-        let finding = Finding::new("", "key").expected("a bank of filter atoms, which a file of tensors can have");
-        return Err(finding.found("another bank").setting().into());
-    }
     if args.all.is_some() {
         return run_all(args, common);
     }
-    args.output.settings().check()?;
-    let bake = |found: &[Found]| Ok(jobs::bake_on(&args.settings(found)?, args.device.open()?)?);
-    let inputs = [Input::new(&args.base, Need::Model), Input::new(&args.bank, Need::Adapter)];
-    let made = with_inputs(&inputs, common, bake)?.made;
+    // Only a bank of filter atoms has this form, which its own job checks.
+    if args.settings().kind() != OutputKind::ThreeConvolutions {
+        args.settings().check()?;
+    }
+    let bake = |found: &[Found]| {
+        let (base, bank) = (&found[0].path, &found[1].path);
+        Ok(if FilterBank::is_in(bank) {
+            OfKind::Kernels(kernels::bake(args, found)?)
+        } else if jobs::needs_no_model(base, bank, !args.alphas.is_empty()) {
+            OfKind::Mix(mix::bake(args, found)?)
+        } else {
+            check_routed(args)?;
+            OfKind::Routed(jobs::bake_on(&args.routed(found)?, args.device.open()?)?)
+        })
+    };
+    let values = !args.output.dry_run;
+    let inputs = [Input::new(&args.base, Need::Model).values(values), Input::new(&args.bank, Need::Adapter)];
+    let Made { made, outlines } = with_inputs(&inputs, common, bake)?;
+    match made {
+        OfKind::Kernels(mut output) => {
+            outlines.put_real_paths(&mut output.notes);
+            kernels::write(args, &output, common)
+        }
+        OfKind::Mix(mut made) => {
+            outlines.put_real_paths(&mut made.output.notes);
+            mix::write(args, &made, common)
+        }
+        OfKind::Routed(made) => write_routed(args, &made, common),
+    }
+}
+
+/// Refuses options about tensors alone for a bank that routes, whose base is a model that runs.
+fn check_routed(args: &BakeArgs) -> Result<()> {
+    let given = args.key.is_some().then_some("key").or_else(|| args.alone.first_given());
+    let Some(option) = given else { return Ok(()) };
+    let finding = Finding::new("", option).expected("a bank of filter atoms, which a file of tensors can have");
+    Err(finding.found("another bank").setting().into())
+}
+
+fn write_routed(args: &BakeArgs, made: &Baked, common: &Common) -> Result<()> {
     if args.json {
         let (planned, written) = match args.output.dry_run {
             true => (args.output.planned(&made.output, common)?, None),
             false => (Map::new(), args.output.write(&made.output, true, common)?),
         };
-        let mut json = to_json(&made);
+        let mut json = to_json(made);
         json["output"] = json!(args.output.output);
         json.as_object_mut().expect("an object").extend(planned);
         println!("{}", serde_json::to_string_pretty(&json)?);
@@ -143,7 +192,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
         return Ok(());
     }
     let written = args.output.write(&made.output, false, common)?;
-    print_routing(&made);
+    print_routing(made);
     if matches!(args.routing, By::Prior) && args.alphas.is_empty() {
         println!("routed by the prior alone: the difference above is to the model's own routing");
     }
@@ -157,7 +206,14 @@ fn run_all(args: &BakeArgs, common: &Common) -> Result<()> {
     let paths = named.iter().map(|named| jobs::named_output(&args.output.output, &named.name));
     let paths = paths.collect::<atombank::Result<Vec<PathBuf>>>()?;
     let bake = |found: &[Found]| {
-        let settings = args.settings(found)?;
+        if FilterBank::is_in(&found[1].path) {
+            kernels::check_routing(args)?;
+        }
+        if jobs::needs_no_model(&found[0].path, &found[1].path, false) {
+            mix::check_routing(args)?;
+        }
+        check_routed(args)?;
+        let settings = args.routed(found)?;
         let of_line = |(named, path): (&Named, &PathBuf)| {
             let mut settings = settings.clone();
             settings.instruction = Some(named.instruction.clone());

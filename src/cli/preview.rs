@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
+use atombank::error::counted;
 use atombank::train::{PreviewRow, TrainConfig, preview};
 
 use super::Common;
@@ -22,7 +23,8 @@ pub(crate) fn run(config: &TrainConfig, count: usize, json: bool, common: &Commo
     for row in &preview.rows {
         print_row(row);
     }
-    println!("{} of {} rows; tokens that carry loss are marked with >", preview.rows.len(), preview.total);
+    let all = counted(preview.total, "row");
+    println!("{} of {all}; tokens that carry loss are marked with >", preview.rows.len());
     if !common.quiet {
         preview.notes.iter().for_each(|note| eprintln!("note: {note}"));
     }
@@ -31,7 +33,9 @@ pub(crate) fn run(config: &TrainConfig, count: usize, json: bool, common: &Commo
 
 fn print_row(row: &PreviewRow) {
     let with_loss = row.mask.iter().filter(|marked| **marked == 1).count();
-    println!("{}: {} tokens, {with_loss} carry loss, the first {} route", row.row, row.ids.len(), row.routed);
+    let (tokens, carry) = (counted(row.ids.len(), "token"), if with_loss == 1 { "carries" } else { "carry" });
+    let route = if row.routed == 1 { "routes" } else { "route" };
+    println!("{}: {tokens}, {with_loss} {carry} loss, the first {} {route}", row.row, row.routed);
     let mut start = 0;
     // A run of tokens with or without loss is on lines of its own.
     for run in row.mask.chunk_by(|a, b| a == b) {

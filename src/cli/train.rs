@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
+use atombank::error::counted;
 use atombank::plan::Staging;
 use atombank::train::{
     End, Event, HubBase, Measured, Outcome, Ranks, TEMPLATE, TrainConfig, from_axolotl, measure, train_on,
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     if args.dry_run {
         let run = |found: &[Found]| Ok(measure(&with_base(&config, found), args.device.open()?)?);
         let measured = with_inputs(&[Input::new(&config.base, Need::Model)], common, run)?.made;
-        return print_measured(&measured, args.json);
+        return print_measured(&config, &measured, args.json);
     }
     let ranks = Ranks::of_launcher()?;
     // The first signal finishes the step and saves; a second one ends the program at once.
@@ -103,7 +104,7 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<()> {
     }
     if outcome.end == End::Patience {
         let (step, patience) = (outcome.steps, config.training.patience);
-        println!("stopped after step {step}: no progress in {patience} evaluations");
+        println!("stopped after step {step}: no progress in {}", counted(patience, "evaluation"));
     }
     let losses = [("loss", outcome.loss), ("evaluation loss", outcome.eval_loss)];
     let shown: Vec<String> = losses.iter().filter_map(|(name, loss)| Some(format!("{name} {:.4}", (*loss)?))).collect();
@@ -154,7 +155,16 @@ pub(crate) fn with_base(config: &TrainConfig, found: &[Found]) -> TrainConfig {
     config
 }
 
-fn print_measured(measured: &Measured, json: bool) -> Result<()> {
+/// `, 240 held out`: the rows that a run is evaluated on, if there are any.
+fn evaluated(config: &TrainConfig, rows: usize) -> String {
+    match (rows, config.data.eval.is_some()) {
+        (0, _) => String::new(),
+        (_, true) => format!(", {rows} to evaluate on"),
+        (_, false) => format!(", {rows} held out"),
+    }
+}
+
+fn print_measured(config: &TrainConfig, measured: &Measured, json: bool) -> Result<()> {
     let Measured { parameters, rows: (train, eval), steps, tokens_per_step, .. } = measured;
     let (sequences, tokens) = measured.largest_batch;
     let seconds = measured.seconds_per_step * *steps as f64;
@@ -168,9 +178,9 @@ fn print_measured(measured: &Measured, json: bool) -> Result<()> {
     }
     let row = |name: &str, value: String| println!("{name:<20} {value}");
     row("trainable values", parameters.to_string());
-    row("rows", format!("{train}, {eval} held out"));
+    row("rows", format!("{train}{}", evaluated(config, *eval)));
     row("steps", format!("{steps}, of {tokens_per_step:.0} tokens in the mean"));
-    row("largest batch", format!("{sequences} sequences of {tokens} tokens"));
+    row("largest batch", format!("{} of {}", counted(sequences, "sequence"), counted(tokens, "token")));
     row("activations", if measured.checkpoint_activations { "computed again" } else { "kept" }.to_owned());
     row("time", format!("{:.3} s a step, {seconds:.0} s for all, without evaluations", measured.seconds_per_step));
     if let Some(bytes) = measured.memory_bytes {
@@ -204,7 +214,8 @@ pub(crate) fn train_with_bar(
             bar.set_position(resumed_at as u64);
             bar.reset_eta();
             if !quiet {
-                bar.suspend(|| eprintln!("{parameters} trainable values, {train} rows, {eval} held out"));
+                let rows = counted(train, "row") + &evaluated(config, eval);
+                bar.suspend(|| eprintln!("{parameters} trainable values, {rows}"));
             }
         }
         Event::Step { step, loss, tokens_per_second, memory_bytes, .. } => {

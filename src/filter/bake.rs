@@ -32,6 +32,8 @@ pub enum Form {
 pub struct Baked {
     /// The model's tensors, in its order. What the bank doesn't have is as it was.
     pub plan: Plan,
+    /// For every tensor, the place of the first that is the same values of the same storage, as in [`Plan::shared`].
+    pub shared: Vec<usize>,
     /// One line for everything that was assumed, or that the user has to do.
     pub notes: Vec<String>,
 }
@@ -64,8 +66,11 @@ impl FilterBank {
             }
         }
         let (mut tensors, mut notes) = (Vec::with_capacity(plan.tensors.len()), Notes::default());
+        // The first tensor that was made of each tensor of the model, and the storages of all.
+        let (mut starts, mut storages) = (Vec::with_capacity(plan.tensors.len()), Vec::new());
         for (place, tensor) in plan.tensors.iter().enumerate() {
             let module = tensor.name.strip_suffix(".weight");
+            starts.push(tensors.len());
             match (module, changed.get(&shared[place])) {
                 (Some(module), Some(layer)) => {
                     notes.watch(module, layer, tensor, form);
@@ -76,12 +81,14 @@ impl FilterBank {
                 }
                 _ => tensors.push(tensor.clone()),
             }
+            // What is made of two names of one storage is the same, part by part.
+            storages.extend((0..tensors.len() - starts[place]).map(|part| starts[shared[place]] + part));
         }
         if form == Form::ThreeConvolutions {
             let is_changed = |(place, _): &(usize, &PlannedTensor)| changed.contains_key(&shared[*place]);
             move_biases(&mut tensors, plan.tensors.iter().enumerate().filter(is_changed).map(|(_, tensor)| tensor));
         }
-        Ok(Baked { plan: Plan { tensors }, notes: notes.lines() })
+        Ok(Baked { plan: Plan { tensors }, shared: storages, notes: notes.lines() })
     }
 
     fn finding(&self, layer: &BankLayer) -> Finding {

@@ -12,9 +12,10 @@ use super::settings::{name_of, setting};
 use super::{OutputKind, OutputSettings};
 use crate::adapter::peft::Base;
 use crate::arch::HfFolder;
-use crate::bank::{Agreement, AtomBank, LoadedBank, Request, RoutedBy, Routes, compare, route};
+use crate::bank::{Agreement, AtomBank, BlockAlphas, LoadedBank, Request, RoutedBy, Routes, compare, route};
 use crate::convert::gguf_name;
-use crate::error::Result;
+use crate::error::{Finding, Result};
+use crate::formats::FileKind;
 use crate::merge::combine::Weights as Shares;
 use crate::merge::{card, with_adapters};
 use crate::model::{
@@ -24,7 +25,7 @@ use crate::output::Output;
 use crate::plan::{Expr, Plan};
 
 pub use all::{Named, named_instructions, named_output};
-pub use fixed::{BlockAlphas, Share};
+pub use fixed::Share;
 
 /// Settings of [`bake`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -210,6 +211,12 @@ impl Opened {
             let encoder = TextEncoder::open(&settings.base)?;
             let decoder = Decoder::open(&folder, Residence::Streamed, device)?;
             return Ok(Self { bank, decoder, encoder, folder: Some(folder) });
+        }
+        if let Some(kind) = FileKind::of(&settings.base)?.filter(|kind| *kind != FileKind::Gguf) {
+            let finding =
+                Finding::new(&settings.base, "").expected("a model that runs, to route: a Hugging Face folder");
+            let hint = "`alphas` gives the weights of atoms, which needs no model that runs";
+            return Err(finding.found(format_args!("{kind} alone")).hint(hint).mismatch());
         }
         // Merged weights of a GGUF would have to be quantized again.
         if !settings.output.kind().is_lora() {

@@ -9,11 +9,13 @@ use super::into;
 use super::method::Combined as Kinds;
 use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
+use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::arch::Naming;
 use crate::arch::tasks::TaskClass;
+use crate::bank::{BlockAlphas, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
@@ -88,6 +90,12 @@ pub struct MergeSettings {
     /// Which tokenizer and chat template the result gets.
     #[serde(default)]
     pub tokenizer: TokenizerChoice,
+    /// How the vocabulary of several models is made one. Without it, they have to have the same number of rows.
+    #[serde(default)]
+    pub tokenizer_source: Option<VocabularyChoice>,
+    /// The number of rows of the embeddings is made a multiple of this. The added rows are the mean of the others.
+    #[serde(default)]
+    pub pad_to_multiple_of: Option<usize>,
 }
 
 impl MergeSettings {
@@ -112,6 +120,8 @@ impl MergeSettings {
             double_quant: false,
             others_as: None,
             tokenizer: TokenizerChoice::Auto,
+            tokenizer_source: None,
+            pad_to_multiple_of: None,
         }
     }
 }
@@ -142,6 +152,11 @@ pub struct Adapted {
 /// [`crate::Error::Setting`]; errors of opening base and adapters; [`crate::Error::Mismatch`] for inputs that don't fit
 /// the base.
 pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
+    merge_at_mix(settings, &[], watch)
+}
+
+/// As [`merge`], of banks with these weights of their atoms, if there are any.
+pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], watch: Watch) -> Result<Adapted> {
     settings.output.check()?;
     check_choices(settings)?;
     if settings.output.into.is_some() && settings.base.is_dir() && is_model(&settings.base) {
@@ -153,7 +168,8 @@ pub fn merge(settings: &MergeSettings, watch: Watch) -> Result<Adapted> {
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
-    let mut job = Job { settings, watch, notes: Vec::new(), folders: Vec::new(), files: Vec::new() };
+    let (notes, folders, files) = (Vec::new(), Vec::new(), Vec::new());
+    let mut job = Job { settings, alphas, watch, notes, folders, files };
     let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
         false => {
@@ -241,6 +257,8 @@ fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidat
 /// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
+    /// The weights of the atoms of banks, in place of those in their settings.
+    alphas: &'a [BlockAlphas],
     watch: Watch<'a>,
     notes: Vec<String>,
     /// The folders or files of the adapters; empty until they are found.
@@ -472,8 +490,15 @@ impl Job<'_> {
 
     /// Opens the adapters' files.
     fn find_adapters(&mut self) -> Result<()> {
-        if self.files.is_empty() {
-            self.files = self.settings.others.iter().map(|o| AdapterFiles::find(&o.path)).collect::<Result<_>>()?;
+        if !self.files.is_empty() {
+            return Ok(());
+        }
+        for other in &self.settings.others {
+            let mut files = AdapterFiles::find(&other.path)?;
+            if let Some(bank) = FixedBank::of(&files, !self.alphas.is_empty())? {
+                files = bank.at_mix(self.alphas)?.lora;
+            }
+            self.files.push(files);
         }
         Ok(())
     }
@@ -595,17 +620,20 @@ impl Job<'_> {
             Naming::of(&model.config_json).spelled_as(&mut weights, folder.rounded(), naming);
             weights
         };
-        let weights: Vec<Plan> = models.iter().map(spelled).collect();
-        let weights: Vec<&Plan> = weights.iter().collect();
+        let mut weights: Vec<Plan> = [folder.rounded().clone()].into_iter().chain(models.iter().map(spelled)).collect();
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }
+        let tokenizer = vocabulary::aligned(self.settings, &mut folder, &models, &mut weights, &mut self.notes)?;
         let options = combine.options(self.shares())?;
-        let combined = combine_models(Some(folder.rounded()), &weights, method, &options)?;
+        let others: Vec<&Plan> = weights[1..].iter().collect();
+        let combined = combine_models(Some(&weights[0]), &others, method, &options)?;
         self.notes.extend(of_one_model(self.settings, method, &options));
         let (plan, _) = self.measured(combined)?;
-        let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
-        self.choose_tokenizer(&mut folder, rows)?;
+        if tokenizer.is_none() {
+            let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
+            self.choose_tokenizer(&mut folder, rows)?;
+        }
         // The list of truncations stays empty: only a LoRA reports the errors of truncating to a rank.
         let output = self.output().model(&folder, &plan)?;
         Ok((self.with_card(output), Vec::new()))

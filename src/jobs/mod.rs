@@ -12,17 +12,19 @@ mod filter;
 mod into;
 mod merge;
 mod method;
+mod mix;
 mod quantize;
 mod recipe;
 mod settings;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
+mod vocabulary;
 
+pub use crate::bank::BlockAlphas;
 #[cfg(feature = "train")]
 pub use bake::{
-    BakeSettings, Baked, BakedPart, BlockAlphas, Named, Share, bake, bake_all, bake_on, named_instructions,
-    named_output,
+    BakeSettings, Baked, BakedPart, Named, Share, bake, bake_all, bake_on, named_instructions, named_output,
 };
 pub use convert::{ConvertSettings, convert};
 pub use extract::{ExtractSettings, Extracted, extract};
@@ -32,12 +34,14 @@ pub use filter::{
 };
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};
 pub use method::CombineSettings;
+pub use mix::{BakeMixSettings, BakedMix, bake_mix, needs_no_model};
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
 pub use tokenizer::TokenizerChoice;
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
+pub use vocabulary::VocabularyChoice;
 
 /// The progress of a job's computations before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

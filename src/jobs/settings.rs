@@ -1,6 +1,6 @@
 //! Settings of all jobs that write a checkpoint: where, in which form, and with which type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -354,16 +354,27 @@ impl OutputSettings {
     /// The output for tensors alone, `plan`, which was made of those of `base`, in their order. Names that share a
     /// storage there share one in the output, and dictionaries of PyTorch files are nested as they were.
     pub(super) fn bare(&self, plan: Plan, base: &Plan) -> Output {
+        self.bare_of(plan, base, &base.shared())
+    }
+
+    /// Like [`OutputSettings::bare`] for a plan with tensors that the base doesn't have; `shared` says which of its own
+    /// tensors share a storage.
+    pub(super) fn bare_of(&self, plan: Plan, base: &Plan, shared: &[usize]) -> Output {
         let mut notes = Vec::new();
+        let steps = steps(base, &plan);
         let mut output = Output::folder("model", plan);
         output.sidecars.safetensors_metadata = safetensors_metadata(base, &mut notes);
-        output.sidecars.steps = steps(base);
+        output.sidecars.steps = steps;
         output.notes.extend(notes);
-        self.contained(self.with_one_name_each(output, base))
+        self.contained(self.one_name_each(output, shared))
     }
 
     /// `output` with one tensor for each storage that tensors of `base` share, unless each is to be written.
-    pub(super) fn with_one_name_each(&self, mut output: Output, base: &Plan) -> Output {
+    pub(super) fn with_one_name_each(&self, output: Output, base: &Plan) -> Output {
+        self.one_name_each(output, &base.shared())
+    }
+
+    fn one_name_each(&self, mut output: Output, shared: &[usize]) -> Output {
         if self.expand_shared {
             return output;
         }
@@ -371,7 +382,7 @@ impl OutputSettings {
         let texts = &output.sidecars.safetensors_metadata;
         // The metadata of safetensors has no place for two texts of one name.
         let keeps = |name: &str| is_safetensors && (name == "format" || texts.contains_key(name));
-        let (plan, aliases) = output.plan.with_one_name_each(&base.shared(), &keeps);
+        let (plan, aliases) = output.plan.with_one_name_each(shared, &keeps);
         if is_safetensors && !aliases.is_empty() {
             output.notes.push(format!(
                 "{} of {} names share the storage of another, and stand in the metadata (`expand_shared` writes a tensor \
@@ -407,12 +418,14 @@ impl OutputSettings {
     }
 }
 
-/// The steps that lead to tensors in their files, by name, for those to which there is more than one or that isn't by
-/// the name.
-fn steps(plan: &Plan) -> BTreeMap<String, Vec<Step>> {
+/// The steps that lead to the tensors of `base` in their files, by name, for those to which there is more than one or that
+/// isn't by the name. A tensor of `plan` that the base doesn't have goes into the dictionary with which its name begins.
+fn steps(base: &Plan, plan: &Plan) -> BTreeMap<String, Vec<Step>> {
     let mut found = BTreeMap::new();
+    // The dictionaries in which there are tensors, by the beginnings of these tensors' names.
+    let mut dictionaries: BTreeMap<String, Vec<Step>> = BTreeMap::new();
     let mut total = 0;
-    for tensor in &plan.tensors {
+    for tensor in &base.tensors {
         let Expr::Take(source) = &tensor.expr else { continue };
         let mut steps = source.steps();
         // A prefix that was taken off the name is taken off the first key.
@@ -428,7 +441,25 @@ fn steps(plan: &Plan) -> BTreeMap<String, Vec<Step>> {
             return BTreeMap::new();
         }
         if !is_name && !steps.is_empty() {
+            if let [within @ .., Step::Key(key)] = steps.as_slice()
+                && let Some(beginning) = tensor.name.strip_suffix(key).filter(|beginning| !beginning.is_empty())
+                && !dictionaries.contains_key(beginning)
+            {
+                dictionaries.insert(beginning.to_owned(), within.to_vec());
+            }
             found.insert(tensor.name.clone(), steps);
+        }
+    }
+    if dictionaries.is_empty() {
+        return found;
+    }
+    let known: HashSet<&str> = base.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    for name in plan.tensors.iter().map(|tensor| &tensor.name).filter(|name| !known.contains(name.as_str())) {
+        // Beginnings end in a dot, and the longest that fits is the innermost dictionary.
+        let mut ends = name.rmatch_indices('.').map(|(dot, _)| name.split_at(dot + 1));
+        let within = ends.find_map(|(beginning, key)| Some((dictionaries.get(beginning)?, key)));
+        if let Some((within, key)) = within {
+            found.insert(name.clone(), [within.as_slice(), &[Step::Key(key.to_owned())]].concat());
         }
     }
     found

@@ -21,8 +21,11 @@ const EXPECTED: [(&[&str], &str); 9] = [
     (&["any valid JSON value"], "a value"),
 ];
 
+/// What an escape is that stands for no character.
+const HALF_PAIR: &str = "\\u of half a surrogate pair, which is no character without its other half";
+
 /// Words for what breaks the rules of JSON, by the beginning of serde's own.
-const SYNTAX: [(&str, &str); 9] = [
+const SYNTAX: [(&str, &str); 12] = [
     ("expected value", "something that is no value"),
     ("expected ident", "something that is no value"),
     ("expected `:`", "a name without `:` after it"),
@@ -32,6 +35,9 @@ const SYNTAX: [(&str, &str); 9] = [
     ("trailing characters", "more text after the end"),
     ("recursion limit exceeded", "too many lists or objects inside each other"),
     ("number out of range", "a number that is too large"),
+    ("unexpected end of hex escape", HALF_PAIR),
+    ("invalid unicode code point", "bytes that aren't UTF-8"),
+    ("lone leading surrogate in hex escape", HALF_PAIR),
 ];
 
 /// Reads a `T` from the JSON `text`. An error is `finding` about the field with the fault. Where the text has no field

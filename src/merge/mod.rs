@@ -1,5 +1,5 @@
 //! Merging, as plans: merges adapters into their base, and combines several adapters or models into
-//! one.
+//! one; gives models of several vocabularies one.
 
 mod adapters;
 mod base_quant;
@@ -8,6 +8,7 @@ pub mod combine;
 pub mod extract;
 mod rounding;
 mod truncation;
+pub mod vocabulary;
 
 pub use adapters::{Merged, with_adapters};
 pub use base_quant::{BaseQuant, BaseQuantOptions, with_quantized_base};

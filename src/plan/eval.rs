@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::product::{EINSUM, Sink, is_fused, product_rows};
+use super::product::{Sink, fuses_einsum, is_fused, product_rows};
 use super::{Expr, Pick, PlannedTensor, Sums};
 use crate::error::{Finding, Result};
 use crate::kernel::Kernel;
@@ -328,8 +328,8 @@ fn product(
     let height = crate::source::rows(&left.shape());
     let fused = match sums {
         Sums::Product => is_fused(height, cols),
-        Sums::Einsum => k * height * cols >= EINSUM && is_fused(cols, height),
-        Sums::EinsumTurned => k * height * cols >= EINSUM && is_fused(height, cols),
+        Sums::Einsum => fuses_einsum(cols, k, height),
+        Sums::EinsumTurned => fuses_einsum(height, k, cols),
         Sums::Convolution => true,
     };
     let sink = if base.is_some() { Sink::Add } else { Sink::Set };

@@ -15,11 +15,16 @@ const BLOCK: usize = 192;
 
 /// The least number of multiplications in an einsum that torch gives to MKL; it rounds every product of a smaller one
 /// (`at::bmm`).
-pub(super) const EINSUM: usize = 400;
+const EINSUM: usize = 400;
 
 /// Whether torch sums a product of this shape with fused multiply-adds.
 pub(super) fn is_fused(rows: usize, cols: usize) -> bool {
     rows >= 4 && cols >= 12
+}
+
+/// Whether torch sums an einsum of this shape, `[rows, k]` by `[k, cols]`, with fused multiply-adds.
+pub(crate) fn fuses_einsum(rows: usize, k: usize, cols: usize) -> bool {
+    k * rows * cols >= EINSUM && is_fused(rows, cols)
 }
 
 /// What happens to a finished sum.

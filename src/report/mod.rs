@@ -16,7 +16,7 @@ pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
 use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::is_kohya;
-use crate::bank::{AtomBank, BankReport};
+use crate::bank::{AtomBank, BankReport, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint};
 use crate::convert::{Description, Input, Opening, class, describe};
 use crate::error::Result;
@@ -139,6 +139,12 @@ impl Report {
         if kind != Some("QUERYABLE_LORA") {
             let report = Box::new(AdapterReport::of(files)?);
             return Ok(if kind == Some("LORA") { Report::Lora(report) } else { Report::Adapter(report) });
+        }
+        if let Some(bank) = FixedBank::of(files, false)? {
+            let mut report = AdapterReport::of(files)?;
+            report.method = format!("a fixed mix of {} atoms", bank.atoms());
+            report.problem = bank.at_mix(&[]).err().map(|error| error.to_string());
+            return Ok(Report::Adapter(Box::new(report)));
         }
         Ok(Report::Bank(Box::new(BankReport::of(&AtomBank::open(files.path())?))))
     }

@@ -85,10 +85,15 @@ impl<'a> Batches<'a> {
 
     /// How often the run has gone through the rows after `steps` steps.
     pub(super) fn epochs_after(&mut self, steps: usize) -> f64 {
-        let units = if self.settings.step_ends_with_epoch { steps } else { steps * self.parts_of_step() };
+        let of_step = self.parts_of_step();
+        let units = if self.settings.step_ends_with_epoch { steps } else { steps * of_step };
         let (epoch, within) = self.find(units);
-        let all = self.before(epoch + 1) - self.before(epoch);
-        let passed = epoch as f64 + within as f64 / all.max(1) as f64;
+        let taken = if self.settings.step_ends_with_epoch { within * of_step } else { within };
+        let are_rows = self.parts_are_rows();
+        let rows = |parts: &[Vec<usize>]| if are_rows { parts.len() } else { parts.iter().map(Vec::len).sum() };
+        let parts = self.epoch(epoch);
+        let share = rows(parts.get(..taken).unwrap_or(parts)) as f64 / rows(parts).max(1) as f64;
+        let passed = epoch as f64 + share;
         if self.settings.epochs > 0 { passed.min(self.settings.epochs as f64) } else { passed }
     }
 
@@ -316,5 +321,15 @@ mod tests {
         let mut batches = Batches::new(&config, &data, 1).unwrap();
         let after: Vec<f64> = [0, 1, 3, 5].map(|steps| batches.epochs_after(steps)).to_vec();
         assert_eq!((after, batches.steps()), (vec![0.0, 0.4, 1.2, 2.0], 5));
+        // A share of the rows, also where the last step of an epoch or some passes have fewer of them.
+        let after = |settings: &[&str], steps: [usize; 4]| {
+            let config = open(SHORT, &[&["training.epochs=2"], settings].concat()).unwrap();
+            let mut batches = Batches::new(&config, &data, 1).unwrap();
+            steps.map(|steps| batches.epochs_after(steps))
+        };
+        let ends = ["training.batch_size=4", "training.step_ends_with_epoch=true"];
+        assert_eq!(after(&ends, [1, 2, 3, 4]), [0.4, 0.8, 1.0, 1.4]);
+        let batches = ["training.batch_size=4", "training.group_by_length=true", "training.shuffle=false"];
+        assert_eq!(after(&batches, [1, 2, 3, 4]), [0.4, 0.8, 1.0, 1.4]);
     }
 }

@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::{AdamW, MetricsForm, TrainConfig};
 use crate::adapter::tensors_output;
 use crate::dtype::DType;
-use crate::error::{Finding, IoContext, Result};
+use crate::error::{Finding, IoContext, Result, counted};
 use crate::formats::safetensors::SafetensorsFile;
 use crate::json::{read_json_object, read_value};
 use crate::model::hooks::to_host;
@@ -116,9 +116,11 @@ impl State {
                 .mismatch());
         }
         if self.data != data {
+            let of =
+                |(rows, tokens): (usize, usize)| format!("{} of {}", counted(rows, "row"), counted(tokens, "token"));
             return Err(Finding::new(folder.join(STATE), "training data")
-                .expected(format_args!("{} rows of {} tokens", self.data.0, self.data.1))
-                .found(format_args!("{} rows of {} tokens", data.0, data.1))
+                .expected(of(self.data))
+                .found(of(data))
                 .mismatch());
         }
         Ok(())

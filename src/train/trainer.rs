@@ -212,7 +212,7 @@ impl Run<'_> {
             true => self.finish(&at, loss.is_none(), events)?,
             false => at.step,
         };
-        let end = if at.step < self.steps { End::Patience } else { End::Steps };
+        let end = if at.progress.is_exhausted(t.patience) { End::Patience } else { End::Steps };
         let best = at.progress.best;
         write(
             at.step,

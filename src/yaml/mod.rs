@@ -6,6 +6,7 @@
 //!
 //! Reference: PyYAML 6.0.3 `resolver.py`, `constructor.py` (`SafeConstructor`).
 
+mod keys;
 mod mend;
 mod scalar;
 
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::Value as Json;
 
+pub(crate) use keys::{Keys, Value};
 use scalar::plain;
 
 /// The deepest nesting of lists and mappings: a card needs five levels.
@@ -45,31 +47,51 @@ pub(crate) enum Typed {
     Other,
 }
 
-/// A mapping. Keys that aren't text are left out, because nothing uses them.
+/// A key with its value, and the line in which the key stands; 0 if it is in no file.
+#[derive(Debug, Clone, PartialEq)]
+struct Entry {
+    name: String,
+    node: Node,
+    line: usize,
+}
+
+/// A mapping.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Map(Vec<(String, Node)>);
+pub(crate) struct Map {
+    entries: Vec<Entry>,
+    /// The line of the first key that isn't text, and its spelling. Such keys are left out.
+    other_key: Option<(usize, String)>,
+}
 
 impl Map {
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+        self.entries.iter().find(|entry| entry.name == key).map(|entry| &entry.node)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entries, of which the last of several equal keys has the value, at the position of the first.
+    fn of(all: impl IntoIterator<Item = Entry>) -> Self {
+        let mut places: HashMap<String, usize> = HashMap::new();
+        let mut entries: Vec<Entry> = Vec::new();
+        for entry in all {
+            match places.get(&entry.name).and_then(|&place| entries.get_mut(place)) {
+                Some(earlier) => *earlier = entry,
+                None => {
+                    places.insert(entry.name.clone(), entries.len());
+                    entries.push(entry);
+                }
+            }
+        }
+        Self { entries, other_key: None }
     }
 }
 
 impl FromIterator<(String, Node)> for Map {
-    /// Of several equal keys, the last value wins, at the position of the first.
     fn from_iter<I: IntoIterator<Item = (String, Node)>>(pairs: I) -> Self {
-        let mut places: HashMap<String, usize> = HashMap::new();
-        let mut entries: Vec<(String, Node)> = Vec::new();
-        for (name, node) in pairs {
-            match places.get(&name).and_then(|&place| entries.get_mut(place)) {
-                Some(entry) => entry.1 = node,
-                None => {
-                    places.insert(name.clone(), entries.len());
-                    entries.push((name, node));
-                }
-            }
-        }
-        Self(entries)
+        Self::of(pairs.into_iter().map(|(name, node)| Entry { name, node, line: 0 }))
     }
 }
 
@@ -84,7 +106,7 @@ impl Node {
             Node::Typed(Typed::Float(value), _) => *value == 0.0,
             Node::Typed(Typed::Other, _) => false,
             Node::List(items) => items.is_empty(),
-            Node::Map(map) => map.0.is_empty(),
+            Node::Map(map) => map.is_empty(),
         }
     }
 
@@ -105,7 +127,7 @@ impl Node {
             Node::Typed(Typed::Other, text) => Some(Json::String(text.clone())),
             Node::List(items) => items.iter().map(Node::json).collect::<Option<Vec<_>>>().map(Json::Array),
             Node::Map(map) => {
-                let entries = map.0.iter().map(|(name, node)| Some((name.clone(), node.json()?)));
+                let entries = map.entries.iter().map(|entry| Some((entry.name.clone(), entry.node.json()?)));
                 entries.collect::<Option<_>>().map(Json::Object)
             }
         }
@@ -114,7 +136,7 @@ impl Node {
     fn count(&self) -> usize {
         1 + match self {
             Node::List(items) => items.iter().map(Node::count).sum(),
-            Node::Map(map) => map.0.iter().map(|(_, node)| node.count()).sum(),
+            Node::Map(map) => map.entries.iter().map(|entry| entry.node.count()).sum(),
             _ => 0,
         }
     }
@@ -168,12 +190,15 @@ struct Loader<'a> {
     anchors: HashMap<usize, Node>,
     nodes_left: usize,
     first_line: usize,
+    /// The line in which the last event begins.
+    line: usize,
 }
 
 impl<'a> Loader<'a> {
     fn load(text: &'a str, first_line: usize) -> Result<Node, String> {
         let events = Parser::new_from_str(text);
-        let mut loader = Loader { events, anchors: HashMap::new(), nodes_left: MAX_NODES, first_line };
+        let mut loader =
+            Loader { events, anchors: HashMap::new(), nodes_left: MAX_NODES, first_line, line: first_line };
         let mut document = Node::Null;
         let mut documents = 0;
         loop {
@@ -193,12 +218,13 @@ impl<'a> Loader<'a> {
     }
 
     fn next(&mut self) -> Result<Event<'a>, String> {
+        let in_file = |line: usize| line.saturating_add(self.first_line).saturating_sub(1);
         match self.events.next_event() {
-            Some(Ok((event, _))) => Ok(event),
-            Some(Err(e)) => {
-                let line = e.marker().line().saturating_add(self.first_line).saturating_sub(1);
-                Err(format!("{} in line {line}", e.info()))
+            Some(Ok((event, span))) => {
+                self.line = in_file(span.start.line());
+                Ok(event)
             }
+            Some(Err(e)) => Err(format!("{} in line {}", e.info(), in_file(e.marker().line()))),
             None => Ok(Event::StreamEnd),
         }
     }
@@ -246,8 +272,10 @@ impl<'a> Loader<'a> {
     fn map(&mut self, depth: usize) -> Result<Map, String> {
         let mut own = Vec::new();
         let mut merged = Vec::new();
+        let mut other_key = None;
         loop {
             let event = self.next()?;
+            let line = self.line;
             let merges = matches!(&event, Event::Scalar(text, ScalarStyle::Plain, _, None) if text.as_ref() == "<<");
             let key = match event {
                 Event::MappingEnd => break,
@@ -261,21 +289,22 @@ impl<'a> Loader<'a> {
             let event = self.next()?;
             let value = self.node(event, depth + 1)?;
             match (merges, key, value) {
-                (true, _, Node::Map(map)) => merged.extend(map.0),
+                (true, _, Node::Map(map)) => merged.extend(map.entries),
                 (true, _, Node::List(maps)) => {
                     // The first mapping of the list takes precedence, so it is applied last.
                     for map in maps.into_iter().rev() {
                         let Node::Map(map) = map else { return Err("a merge of what is no mapping".to_owned()) };
-                        merged.extend(map.0);
+                        merged.extend(map.entries);
                     }
                 }
                 (true, ..) => return Err("a merge of what is no mapping".to_owned()),
-                (false, Node::Text(key), value) => own.push((key, value)),
+                (false, Node::Text(name), node) => own.push(Entry { name, node, line }),
                 (false, Node::List(_) | Node::Map(_), _) => return Err("a list or mapping as a key".to_owned()),
-                (false, ..) => {}
+                (false, Node::Typed(_, spelling), _) => other_key = other_key.or(Some((line, spelling))),
+                (false, Node::Null, _) => other_key = other_key.or_else(|| Some((line, "null".to_owned()))),
             }
         }
-        Ok(merged.into_iter().chain(own).collect())
+        Ok(Map { other_key, ..Map::of(merged.into_iter().chain(own)) })
     }
 }
 
@@ -355,7 +384,7 @@ mod tests {
         assert_eq!(get("b", "y"), Some(typed(Typed::Int(3), "3")));
         assert_eq!(get("b2", "x"), Some(typed(Typed::Int(4), "4")));
         assert_eq!(map.get("c"), Some(&Node::Text("two".to_owned())));
-        let keys: Vec<&str> = map.0.iter().map(|(key, _)| key.as_str()).collect();
+        let keys: Vec<&str> = map.entries.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(keys, ["a", "b", "b2", "c"]);
     }
 

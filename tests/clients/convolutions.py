@@ -1,6 +1,6 @@
 """Merges adapters on convolutions with atombank, and the same with PEFT and LyCORIS.
 
-    python convolutions.py ATOMBANK_BINARY WORK_DIR [SEEDS]
+    python convolutions.py ATOMBANK_BINARY WORK_DIR [SEEDS [KIND ...]]
 
 Nets of random convolutions of one, two and three dimensions, grouped, dilated and with strides, get adapters of every kind
 that PEFT merges on them, with random values and settings. The merged weights have to be those of `merge_and_unload`, bit by
@@ -16,12 +16,14 @@ import warnings
 import peft
 import torch
 from common import WORK, atombank, check, finish
-from lycoris_network import Multiplied, network_of
+from lycoris_network import in_use, network_of
 from safetensors.torch import load_file, save_file
 
 SEEDS = int(sys.argv[3]) if len(sys.argv) > 3 else 6
+# Kinds after the number of seeds: only these.
+CHOSEN = sys.argv[4:]
 KINDS = ["lora", "dora", "rslora", "loha", "loha-tucker", "lokr", "lokr-tucker", "ia3", "oft", "oft-solved", "boft"]
-LYCORIS = ["locon", "locon-tucker", "loha", "loha-tucker", "lokr", "lokr-tucker", "full"]
+LYCORIS = ["locon", "locon-tucker", "loha", "loha-tucker", "lokr", "lokr-tucker", "full", "glora", "ia3", "norms"]
 warnings.filterwarnings("ignore")
 
 
@@ -76,7 +78,7 @@ def distance(a, b):
 
 
 WORK.mkdir(parents=True)
-for kind in KINDS:
+for kind in [kind for kind in KINDS if not CHOSEN or kind in CHOSEN]:
     checked = values = off = failed = 0
     most = 0.0
     for seed in range(SEEDS):
@@ -114,39 +116,42 @@ def with_lycoris(kind, rng, model):
     algo, tucker = kind.removesuffix("-tucker"), kind.endswith("tucker")
     more = dict(lora_dim=rng.choice([1, 2, 4, 8]), alpha=rng.choice([1, 3, 8]), use_tucker=tucker)
     more |= dict(conv_lora_dim=rng.choice([1, 2, 4, 8]), conv_alpha=rng.choice([1, 3, 8]))
-    if algo != "full":
+    if algo not in ("full", "glora", "ia3", "norms"):
         more |= dict(weight_decompose=rng.random() < 0.4, wd_on_out=rng.random() < 0.5)
     if algo == "lokr":
         more |= dict(decompose_both=rng.random() < 0.5, factor=rng.choice([-1, 2, 4]), full_matrix=rng.random() < 0.3)
+    if algo == "ia3":
+        more = dict(train_on_input=rng.random() < 0.5)
     targets = [f"conv{n}" for n in range(4)] + ["linear"]
-    network = network_of(model, {"locon": "lora"}.get(algo, algo), targets, more).eval()
+    if algo == "norms":
+        targets, more["train_norm"] = ["norm0", "norm1", "conv0"], True
+    network = network_of(model, {"locon": "lora", "norms": "lora"}.get(algo, algo), targets, more).eval()
     paths = {module: path for path, module in model.named_modules()}
     with torch.no_grad():
         for name, value in network.named_parameters():
             noise = torch.randn(value.shape)
-            value.copy_(value * (1 + 0.1 * noise) if "dora_scale" in name else value + 0.1 * noise if algo == "full" else 0.3 * noise)
+            value.copy_(value * (1 + 0.1 * noise) if "dora_scale" in name else value + 0.1 * noise if algo in ("full", "ia3") else 0.3 * noise)
     expected = {}
     for lora in network.loras:
         module = lora.org_module[0]
         if algo == "full":
             expected |= {f"{paths[module]}.{part}": value.detach() for part in ("weight", "bias") if (value := getattr(lora, part)) is not None}
             continue
-        linear = isinstance(module, torch.nn.Linear)
-        inputs = torch.randn(2, module.in_features) if linear else torch.randn(1, module.in_channels, *[12] * (module.weight.dim() - 2))
-        with torch.no_grad(), Multiplied(module) as seen:
-            lora(inputs)
-        expected |= {f"{paths[module]}.{part}": value for part, value in seen.whole.items()}
+        expected |= {f"{paths[module]}.{part}": value for part, value in in_use(lora).items()}
     return network, expected
 
 
-for kind in LYCORIS:
+for kind in [kind for kind in LYCORIS if not CHOSEN or f"LyCORIS-{kind}" in CHOSEN]:
     checked = values = off = 0
     most = 0.0
     for seed in range(SEEDS):
         rng = random.Random(f"lycoris {kind} {seed}")
         torch.manual_seed(seed)
         base, adapter, out = WORK / f"ly-{kind}-{seed}-base", WORK / f"ly-{kind}-{seed}.safetensors", WORK / f"ly-{kind}-{seed}-merged"
-        model = net(rng, "lokr" if kind.startswith("lo") else "ia3")
+        model = net(rng, {"glora": "lora", "ia3": "dora"}.get(kind, "lokr" if kind.startswith("lo") else "ia3"))
+        if kind == "norms":
+            # LyCORIS tunes no batch norms; their buffers stay as they are.
+            model["block"].update({"norm0": torch.nn.GroupNorm(2, 8), "norm1": torch.nn.LayerNorm(7), "batch": torch.nn.BatchNorm2d(6)})
         base.mkdir()
         (base / "config.json").write_text(json.dumps({"architectures": ["Net"], "model_type": "net"}))
         whole = {name: value.clone() for name, value in model.state_dict().items()}
@@ -160,7 +165,7 @@ for kind in LYCORIS:
             assert found[name].shape == tensor.shape, name
             far, different = distance(found[name], tensor)
             most, off, values, checked = max(most, far), off + different, values + tensor.numel(), checked + 1
-    # A whole update is saved as a difference, which rounds.
-    check(f"LyCORIS {kind}", most <= 2 and (kind == "full" or off <= values / 50),
+    # A whole update is saved as a difference, which rounds. MKL has an order of its own for GLoRA's products of rank 1.
+    check(f"LyCORIS {kind}", most <= 2 and (kind in ("full", "glora") or off <= values / 50),
           f"{checked} tensors of {SEEDS} nets, {off} of {values} values off, by {most:.2g} units in the last place at most")
 finish("convolutions")

@@ -35,10 +35,13 @@ def in_use(lora):
     """The weight, and the bias where it changes, that the module multiplies with."""
     module = lora.org_module[0]
     own = getattr(module, "weight", None)
-    inputs = torch.randn(2, 3, (lora.shape if own is None else own.shape)[-1])
+    if own is not None and own.dim() > 2:
+        inputs = torch.randn(1, module.in_channels, *[12] * (own.dim() - 2))
+    else:
+        inputs = torch.randn(2, 3, (lora.shape if own is None else own.shape)[-1])
     with torch.no_grad(), Multiplied(module) as seen:
         lora(inputs)
     if own is None:                                         # a whole update, which takes the base's weight away
         return seen.linear
     # GLoRA multiplies with the difference alone.
-    return seen.whole or {"weight": own.detach() + seen.linear["weight"]}
+    return seen.whole or {"weight": (own + lora.get_diff_weight()[0]).detach()}

@@ -1,5 +1,10 @@
 //! Tests what models kernels are read from: the authors' own files, names of one storage, convolutions that stay dense.
 
+use std::path::Path;
+
+use atombank::formats::pytorch::PytorchFile;
+use atombank::source::Source;
+
 use super::program::{atombank, done, text};
 use super::{Given, Stored, assert_close, case, numbers, parsed, tensors, write};
 
@@ -115,6 +120,34 @@ fn names_of_one_storage_are_changed_together() {
     decompose(&["--targets", "first", "--overwrite"]);
     let alone = bake();
     assert_eq!((&alone["first.weight"], &alone["second.weight"]), (&baked["first.weight"], &baked["second.weight"]));
+}
+
+#[test]
+fn storages_and_nesting_of_tensors_alone_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, at) = (case("twins.pth.tar"), |name: &str| dir.path().join(name));
+    done(&["bank", "decompose", text(&model), "-o", text(&at("bank")), "--spatial-atoms", "3", "--quiet"]);
+    for (form, module) in [(&[][..], "first.weight"), (&["--to", "three-convolutions"], "first.2.weight")] {
+        for out in ["dense.pt", "dense.safetensors"] {
+            let (to, bank) = (at(out), at("bank"));
+            let bake = [&["bake", text(&model), text(&bank), "-o", text(&to), "--overwrite"][..], form].concat();
+            let notes = String::from_utf8(atombank(&bake).stderr).unwrap();
+            assert!(notes.contains("no tensor, left out: epoch"), "{notes}");
+            let shown = done(&["inspect", text(&to)]);
+            let (names, storages) = if form.is_empty() { (3, 2) } else { (5, 3) };
+            assert!(shown.contains(&format!("{names} tensors, {storages} storages")), "{shown}");
+        }
+        // The dictionary is where it was.
+        let file = PytorchFile::open(&at("dense.pt"), Some("state_dict")).unwrap();
+        assert!(file.tensors().iter().any(|tensor| tensor.name == module));
+    }
+    // Into the file that it came from, of which everything else stays.
+    let (written, bank) = (at("into.pth.tar"), at("bank"));
+    done(&["bake", text(&model), text(&bank), "--into", text(&model), "-o", text(&written), "--quiet"]);
+    let others = |path: &Path| PytorchFile::open(path, None).unwrap().others().to_vec();
+    assert_eq!(others(&written), others(&model));
+    assert_eq!(std::fs::metadata(&written).unwrap().len(), std::fs::metadata(&model).unwrap().len());
+    assert_ne!(std::fs::read(&written).unwrap(), std::fs::read(&model).unwrap());
 }
 
 #[test]

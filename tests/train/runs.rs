@@ -191,6 +191,10 @@ fn a_run_without_progress_stops_and_stays_stopped() {
     let broken = dir.path().join("broken");
     run(&config(&broken, &settings), false, 4).unwrap_err();
     assert_eq!(run(&config(&broken, &settings), true, usize::MAX).unwrap().steps, 6);
+    // At the very last step, too, the reason is that there was no progress.
+    let last = [&settings[..], &["training.steps=6"]].concat();
+    let outcome = run(&config(&dir.path().join("last"), &last), false, usize::MAX).unwrap();
+    assert_eq!((outcome.end, outcome.steps), (End::Patience, 6));
     let error = run(&config(&dir.path().join("no"), &["training.steps=3"]), false, 9).map(|_| ());
     assert!(error.is_ok(), "patience is off without the setting");
 }

@@ -271,18 +271,23 @@ impl Update {
         Ok(Expr::Scale { of: Box::new(sum), factor: self.scale(inner)? })
     }
 
-    /// The factors of an (IA)3, which are stored minus 1.
-    fn factors(&mut self, sizes: Sizes) -> Result<Change> {
+    /// Whether an (IA)3 multiplies inputs.
+    fn on_input(&mut self) -> Result<bool> {
         let on_input = self.need("on_input")?;
         let inputs = match on_input.elems() {
             1 => integers(&on_input).map_or_else(|| on_input.read(), |v| Ok(v.iter().map(|v| *v as f32).collect()))?,
             _ => Vec::new(),
         };
-        let inputs = match *inputs {
-            [0.0] => false,
-            [1.0] => true,
-            _ => return Err(self.finding("on_input").expected("0 or 1").found("another").format()),
-        };
+        match *inputs {
+            [0.0] => Ok(false),
+            [1.0] => Ok(true),
+            _ => Err(self.finding("on_input").expected("0 or 1").found("another").format()),
+        }
+    }
+
+    /// The factors of an (IA)3, which are stored minus 1.
+    fn factors(&mut self, sizes: Sizes) -> Result<Change> {
+        let inputs = self.on_input()?;
         let tensor = self.need("weight")?;
         let expected = [if inputs { sizes.d_in } else { sizes.d_out }];
         if tensor.shape != expected {

@@ -348,6 +348,20 @@ impl<'a> Base<'a> {
             .unsupported())
     }
 
+    /// Like [`Base::linear`], for kinds of adapters that PEFT supports for linear layers alone, not for transformers'
+    /// Conv1D.
+    pub(super) fn linear_alone(&self, entries: &Entries, entry: &str, module: &str, kind: &str) -> Result<Weight<'_>> {
+        let weight = self.linear(entries, entry, module, false)?;
+        if !weight.transposed {
+            return Ok(weight);
+        }
+        Err(entries
+            .finding(entry)
+            .expected(format_args!("a linear layer: PEFT has {kind} for no other"))
+            .found("a Conv1D")
+            .unsupported())
+    }
+
     /// A hint for when the base has no tensor called `name`. It says that the adapter belongs to another model only if
     /// just the layer number is wrong: otherwise the name may be misspelt, or include a module in which a trainer has
     /// wrapped the model.

@@ -5,26 +5,37 @@
 
 mod adalora;
 mod base;
+mod beft;
 mod boft;
+mod c3a;
 mod change;
+mod delora;
 mod dora;
 mod entries;
 mod experts;
 mod filter_atoms;
+mod glora;
+mod gralora;
+mod hira;
 mod ia3;
 mod loha;
 mod lokr;
 mod lora;
 mod lycoris;
+mod miss;
+mod modules;
 mod names;
 mod oft;
 pub(crate) mod patterns;
+mod pvera;
 mod randlora;
 mod refused;
+mod road;
 mod rotation;
 mod rows;
 mod save;
 mod saved;
+mod sparse;
 mod targets;
 mod tokens;
 mod tucker;
@@ -227,6 +238,18 @@ pub(super) fn changes(
         "OFT" => oft::changes(&mut fields, &mut entries, base)?,
         "RANDLORA" => randlora::changes(&mut fields, &mut entries, base)?,
         "VBLORA" => vblora::changes(&mut fields, &mut entries, base)?,
+        "BEFT" => beft::changes(&mut fields, &mut entries, base)?,
+        "BONE" => miss::changes(&mut fields, &mut entries, base, "bone_block")?,
+        "C3A" => c3a::changes(&mut fields, &mut entries, base)?,
+        "DELORA" => delora::changes(&mut fields, &mut entries, base)?,
+        "GLORA" => glora::changes(&mut fields, &mut entries, base)?,
+        "GRALORA" => gralora::changes(&mut fields, &mut entries, base)?,
+        "HIRA" => hira::changes(&mut fields, &mut entries, base)?,
+        "MISS" => miss::changes(&mut fields, &mut entries, base, "miss_block")?,
+        "PVERA" => pvera::changes(&mut fields, &mut entries, base)?,
+        "ROAD" => road::changes(&mut fields, &mut entries, base)?,
+        "SHIRA" => sparse::shira(&mut fields, &mut entries, base)?,
+        "SUPERTUNING" => sparse::supertuning(&mut fields, &mut entries, base)?,
         other => return Err(refused::kind(&fields, other)),
     });
     let (tokens, tokens_tied) = match kind.as_str() {

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::dtype::DType;
 use crate::plan::{Expr, Pick, RowMap};
+use crate::quant;
 
 /// Multiplies every row by its own number.
 #[derive(Debug)]
@@ -39,6 +41,32 @@ impl RowMap for Multiply {
             out.iter_mut().zip(other).for_each(|(value, factor)| *value *= factor);
         }
     }
+}
+
+/// Divides every value by a number.
+#[derive(Debug)]
+pub(super) struct Divide(pub(super) f32);
+
+impl RowMap for Divide {
+    fn apply(&self, _: Range<usize>, _: usize, _: &[Vec<f32>], out: &mut [f32]) {
+        out.iter_mut().for_each(|value| *value /= self.0);
+    }
+}
+
+/// Rounds every value to `dtype` and back, if there is one.
+pub(super) fn round(values: &mut [f32], dtype: Option<DType>) {
+    let Some(dtype) = dtype else { return };
+    let mut bytes = vec![0; values.len() / dtype.block_elems() * dtype.block_bytes()];
+    quant::encode(dtype, values, &mut bytes);
+    quant::decode(dtype, &bytes, values);
+}
+
+/// The matrix of `shape` whose rows `map` makes out of rows of zeros.
+pub(super) fn made(shape: [usize; 2], map: impl RowMap + 'static) -> Expr {
+    let zeros = Expr::Values { shape: vec![1, shape[1]], values: vec![0.0; shape[1]].into() };
+    let picks = vec![Pick { of: 0, start: 0, len: 1 }; shape[0]].into();
+    let rows = Expr::Rows { shape: shape.to_vec(), of: vec![zeros], picks };
+    Expr::Map { of: vec![rows], map: Arc::new(map) }
 }
 
 /// Applies a function of one operand to `of`.

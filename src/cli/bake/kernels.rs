@@ -1,33 +1,34 @@
 //! `atombank bake` of a bank of filter atoms: dense kernels, or three plain convolutions in the place of each.
 
 use anyhow::Result;
-use atombank::checkpoint::hub::Need;
 use atombank::error::Finding;
 use atombank::jobs::{self, BakeKernelsSettings};
+use atombank::output::Output;
 use serde_json::json;
 
 use super::BakeArgs;
 use crate::cli::Common;
-use crate::cli::input::{Found, Input, with_inputs};
+use crate::cli::input::Found;
 use crate::cli::output::print_written;
 use crate::cli::route::By;
 
-pub(super) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
+/// The model `found[0]` with the kernels of the bank `found[1]`.
+pub(super) fn bake(args: &BakeArgs, found: &[Found]) -> Result<Output> {
     check_routing(args)?;
-    let bake = |found: &[Found]| {
-        let settings = BakeKernelsSettings {
-            model_id: found[0].id.clone(),
-            key: args.key.clone(),
-            output: args.output.settings(),
-            ..BakeKernelsSettings::new(&found[0].path, &args.bank, &args.output.output)
-        };
-        args.output.checked(jobs::bake_kernels(&settings)?)
+    let settings = BakeKernelsSettings {
+        model_id: found[0].id.clone(),
+        key: args.key.clone(),
+        strip_prefix: args.alone.strip_prefix.clone(),
+        bank_id: found[1].id.clone(),
+        output: args.settings(),
+        ..BakeKernelsSettings::new(&found[0].path, &found[1].path, &args.output.output)
     };
-    let input = Input::new(&args.base, Need::Model).values(!args.output.dry_run);
-    let made = with_inputs(&[input], common, bake)?;
-    let mut output = made.made;
-    made.outlines.put_real_paths(&mut output.notes);
-    let written = args.output.write(&output, args.json, common)?;
+    args.output.checked(jobs::bake_kernels(&settings)?)
+}
+
+/// Writes the model.
+pub(super) fn write(args: &BakeArgs, output: &Output, common: &Common) -> Result<()> {
+    let written = args.output.write(output, args.json, common)?;
     if let (true, Some(written)) = (args.json, &written) {
         println!("{}", serde_json::to_string_pretty(&json!({ "written": written }))?);
     }
@@ -36,7 +37,7 @@ pub(super) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
 }
 
 /// Refuses options that choose a routing.
-fn check_routing(args: &BakeArgs) -> Result<()> {
+pub(super) fn check_routing(args: &BakeArgs) -> Result<()> {
     let options = [
         ("instruction", !args.instruction.is_empty()),
         ("prompts", !args.prompt.is_empty()),

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use atombank::bank::{AtomBank, BlockUsage, LoadedBank, RoutedBy, RowRouting, Usage, lines_of, route_sequences};
 use atombank::checkpoint::hub::Need;
-use atombank::error::Finding;
+use atombank::error::{Finding, counted};
 use atombank::model::{LanguageModel, Residence, Sequence};
 use atombank::train::TrainingRow;
 use serde_json::json;
@@ -32,7 +32,7 @@ pub(super) fn run(args: &RouteArgs, common: &Common) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&json)?);
         return Ok(());
     }
-    println!("{} rows, {} instructions", rows.len(), usage.instructions.len());
+    println!("{}, {}", counted(rows.len(), "row"), counted(usage.instructions.len(), "instruction"));
     for (block, of_block) in usage.blocks.iter().enumerate() {
         print_block(block, of_block, &usage);
     }
@@ -93,12 +93,13 @@ fn print_block(block: usize, of_block: &BlockUsage, usage: &Usage) {
     let names: Vec<String> = usage.instructions.iter().map(|of| name(&of.instruction)).collect();
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).min(40);
     for (name, of) in names.iter().zip(&usage.instructions) {
-        println!("  {name:<width$}  {:>5} rows  {}", of.rows, show(&of.alphas[block]));
+        let rows = if of.rows == 1 { "row " } else { "rows" };
+        println!("  {name:<width$}  {:>5} {rows}  {}", of.rows, show(&of.alphas[block]));
     }
     for (atom, rows) in of_block.picked_by.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
         let listed: Vec<String> = rows.iter().take(LISTED).map(ToString::to_string).collect();
         let more = if rows.len() > LISTED { ", ..." } else { "" };
-        println!("  #{atom} comes first in {} rows: {}{more}", rows.len(), listed.join(", "));
+        println!("  #{atom} comes first in {}: {}{more}", counted(rows.len(), "row"), listed.join(", "));
     }
     if !of_block.unused.is_empty() {
         println!("  used by no row: {}", atoms(&of_block.unused));

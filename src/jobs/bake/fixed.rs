@@ -1,12 +1,10 @@
 //! What fixes a routing: one instruction, a mixture of several, or weights of atoms by hand.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::super::settings::setting;
 use super::{BakeSettings, BakedPart};
-use crate::bank::{AtomBank, mixed};
+use crate::bank::{AtomBank, BlockAlphas, mixed};
 use crate::error::{Finding, Result};
 
 /// An instruction and its weight among several.
@@ -18,20 +16,6 @@ pub struct Share {
     /// A positive number. Weights are divided by their sum.
     pub weight: f64,
 }
-
-/// The weights of atoms in one block or in all, given by hand.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BlockAlphas {
-    /// The block; `None` stands for every block that has no weights of its own.
-    #[serde(default)]
-    pub block: Option<usize>,
-    /// The weight of each atom by its number. They are from 0 to 1 and add up to 1; atoms without a weight have 0.
-    pub weights: BTreeMap<usize, f64>,
-}
-
-/// How far a sum of weights may be from 1: as far as weights with three decimals are.
-const SUM: f64 = 2e-3;
 
 impl BakeSettings {
     /// Checks that one thing fixes the routing.
@@ -50,23 +34,7 @@ impl BakeSettings {
             let finding = setting("mixture").expected(format_args!("a weight above 0 for {:?}", share.instruction));
             return Err(finding.found(share.weight).setting());
         }
-        for (place, alphas) in self.alphas.iter().enumerate() {
-            if self.alphas[..place].iter().any(|earlier| earlier.block == alphas.block) {
-                let of = alphas.block.map_or("all blocks".to_owned(), |block| format!("block {block}"));
-                return Err(setting("alphas").expected(format_args!("weights for {of} once")).found("twice").setting());
-            }
-            let is_share = |weight: &f64| (0.0..=1.0).contains(weight);
-            if let Some((atom, weight)) = alphas.weights.iter().find(|(_, weight)| !is_share(weight)) {
-                let finding = setting("alphas").expected(format_args!("a weight from 0 to 1 for atom {atom}"));
-                return Err(finding.found(weight).setting());
-            }
-            let sum: f64 = alphas.weights.values().sum();
-            if (sum - 1.0).abs() > SUM {
-                let finding = setting("alphas").expected("weights that add up to 1");
-                return Err(finding.found(format_args!("{sum:.3}")).setting());
-            }
-        }
-        Ok(())
+        BlockAlphas::check(&self.alphas, || setting("alphas"), Finding::setting)
     }
 
     /// The instructions whose routing is computed, with shares that add up to 1. None where weights by hand are all that
@@ -85,7 +53,8 @@ impl BakeSettings {
     /// The weights that are baked, by block, each `[K]`, on the simplex.
     pub(super) fn fixed_alphas(&self, bank: &AtomBank, blocks: usize, parts: &[BakedPart]) -> Result<Vec<Vec<f32>>> {
         if !self.alphas.is_empty() {
-            return self.by_hand(bank, blocks);
+            let finding = || Finding::new(&bank.path, "alphas");
+            return BlockAlphas::by_block(&self.alphas, bank.config.num_atoms, 0..blocks, finding);
         }
         if let [part] = parts {
             return Ok(part.routes.mean());
@@ -93,34 +62,6 @@ impl BakeSettings {
         let routings: Vec<_> = parts.iter().map(|part| part.routes.mean()).collect();
         let shares: Vec<f64> = parts.iter().map(|part| part.share.weight).collect();
         Ok(mixed(&routings, &shares))
-    }
-
-    fn by_hand(&self, bank: &AtomBank, blocks: usize) -> Result<Vec<Vec<f32>>> {
-        let atoms = bank.config.num_atoms;
-        let finding = || Finding::new(&bank.path, "alphas");
-        for alphas in &self.alphas {
-            if let Some(block) = alphas.block.filter(|block| *block >= blocks) {
-                let finding = finding().expected(format_args!("blocks 0 to {}", blocks.saturating_sub(1)));
-                return Err(finding.found(format_args!("block {block}")).mismatch());
-            }
-            if let Some(atom) = alphas.weights.keys().find(|atom| **atom >= atoms) {
-                let finding = finding().expected(format_args!("atoms 0 to {}", atoms.saturating_sub(1)));
-                return Err(finding.found(format_args!("atom {atom}")).mismatch());
-            }
-        }
-        let of_block = |block: Option<usize>| self.alphas.iter().find(|alphas| alphas.block == block);
-        let mut all = Vec::with_capacity(blocks);
-        for block in 0..blocks {
-            let Some(given) = of_block(Some(block)).or_else(|| of_block(None)) else {
-                let finding = finding().expected("weights for every block");
-                return Err(finding.found(format_args!("none for block {block}")).mismatch());
-            };
-            let sum: f64 = given.weights.values().sum();
-            let mut alphas = vec![0.0; atoms];
-            given.weights.iter().for_each(|(atom, weight)| alphas[*atom] = (weight / sum) as f32);
-            all.push(alphas);
-        }
-        Ok(all)
     }
 
     /// A note on what isn't one routing of the bank.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::super::settings::{name_of, setting};
 use super::super::{Step, Watch};
 use super::open_model;
-use crate::convert::OutType;
+use crate::convert::{Opening, OutType};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::filter::{Counts, Decomposition, Missed, Selection, Targets};
@@ -150,7 +150,7 @@ pub fn decompose(settings: &DecomposeSettings, watch: Watch) -> Result<Decompose
     if !settings.dry_run {
         settings.destination.check()?;
     }
-    let model = open_model(&settings.model, settings.key.as_deref())?;
+    let model = open_model(&settings.model, Opening { key: settings.key.as_deref(), ..Opening::default() })?;
     let selection = Selection::of(&model.plan, &targets, &settings.model)?;
     check_changes(settings, &selection)?;
     let (total, steps) = (Decomposition::steps(&selection), AtomicU64::new(0));

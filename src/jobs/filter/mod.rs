@@ -24,14 +24,23 @@ struct Model {
     plan: Plan,
     /// Its folder, if it is one with a config.
     folder: Option<Checkpoint>,
+    /// Paths and descriptions of values that aren't tensors.
+    others: Vec<(String, String)>,
     notes: Vec<String>,
 }
 
-/// Opens a model: a folder, or tensors alone. `key` chooses a part of a PyTorch file.
-fn open_model(path: &Path, key: Option<&str>) -> Result<Model> {
-    let (plan, folder, mut notes) = match Input::open(path, Opening { key, ..Opening::default() })? {
-        Input::Model(folder) => (folder.rounded().clone(), Some(folder), Vec::new()),
-        Input::Weights { plan, notes, .. } => (plan, None, notes),
+/// Opens a model: a folder, or tensors alone.
+fn open_model(path: &Path, opening: Opening) -> Result<Model> {
+    let mut values = Vec::new();
+    let (plan, folder, mut notes) = match Input::open(path, opening)? {
+        Input::Model(folder) => {
+            values.extend_from_slice(folder.others());
+            (folder.rounded().clone(), Some(folder), Vec::new())
+        }
+        Input::Weights { plan, notes, others } => {
+            values = others;
+            (plan, None, notes)
+        }
         Input::Gguf(model) => {
             let taken: Plan = model.tensors().iter().cloned().collect();
             let architecture = model.metadata().text("general.architecture")?;
@@ -54,7 +63,7 @@ fn open_model(path: &Path, key: Option<&str>) -> Result<Model> {
             dense
         }
     };
-    Ok(Model { plan, folder, notes })
+    Ok(Model { plan, folder, others: values, notes })
 }
 
 /// The tensors with plain types in the place of blocks.

@@ -11,8 +11,9 @@ use super::lazy::{Measure, difference};
 use super::sparsity::{Choice, Rescale, SparsityMask, Walk};
 use super::statistics::{elems, scan_all, sum_of};
 use super::topk::Topk;
+use super::working::Working;
 use crate::error::Result;
-use crate::plan::{Expr, RowMap};
+use crate::plan::{Expr, RowMap, torch_sum};
 
 /// `base + lambda * sum(weight * mask(model - base))`. The operands are the base, then the models.
 #[derive(Debug)]
@@ -27,17 +28,20 @@ pub(super) struct Arithmetic {
     /// Whether a sum is divided by the sum of the weights that are in it.
     pub(super) normalize: bool,
     pub(super) lambda: f32,
+    /// The type of every intermediate result. The weights are of this type.
+    pub(super) working: Working,
 }
 
 impl Measure for Arithmetic {
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>> {
         let (base, models) = (&of[0], &of[1..]);
         let sieve = |(model, choice): (&Expr, &Choice)| {
-            SparsityMask::of(&difference(model.clone(), base.clone()), choice, self.rescale)
+            let update = self.working.rounded(difference(model.clone(), base.clone()));
+            SparsityMask::in_type(&update, choice, self.rescale, self.working)
         };
         let sieves = models.iter().zip(&self.choices).map(sieve).collect::<Result<_>>()?;
-        let Self { consensus, normalize, lambda, .. } = *self;
-        Ok(Arc::new(Sum { weights: self.weights.clone(), sieves, consensus, normalize, lambda }))
+        let Self { consensus, normalize, lambda, working, .. } = *self;
+        Ok(Arc::new(Sum { weights: self.weights.clone(), sieves, consensus, normalize, lambda, working }))
     }
 }
 
@@ -48,6 +52,7 @@ struct Sum {
     consensus: bool,
     normalize: bool,
     lambda: f32,
+    working: Working,
 }
 
 /// The number of elements that are summed at a time, so that they stay in the processor's cache.
@@ -62,32 +67,41 @@ impl RowMap for Sum {
         let mut weighted = vec![0.0; most * others.len()];
         let [mut sums, mut elected, mut divisors] = [(); 3].map(|()| vec![0.0f32; most]);
         let ones = vec![1.0; others.len()];
-        let total: f32 = self.weights.iter().sum();
+        let working = self.working;
+        // mergekit divides by 1 where the sum is about 0.
+        let total = working.round(torch_sum(&self.weights));
         let total = if total.abs() < 1e-8 { 1.0 } else { total };
         for (i, out) in out.chunks_mut(block).enumerate() {
             let mut updates: Vec<&mut [f32]> = weighted.chunks_mut(out.len()).take(others.len()).collect();
             for (((update, model), walk), weight) in updates.iter_mut().zip(others).zip(&mut walks).zip(&self.weights) {
                 let model = &model[i * block..][..out.len()];
                 update.iter_mut().zip(model).zip(&*out).for_each(|((update, x), base)| *update = x - base);
+                working.round_all(update);
                 walk.apply(row_len, update);
                 update.iter_mut().for_each(|v| *v *= weight);
+                working.round_all(update);
             }
             let [sums, elected, divisors] = [&mut sums, &mut elected, &mut divisors].map(|all| &mut all[..out.len()]);
             add_up(&updates, sums);
-            // mergekit divides by 1 where the sum is about 0.
-            divisors.fill(if total.abs() < 1e-8 { 1.0 } else { total });
+            working.round_all(sums);
+            divisors.fill(total);
             if self.consensus {
                 elected.copy_from_slice(sums);
                 add_up_elected(&updates, &ones, &self.weights, elected, sums, divisors);
+                working.round_all(sums);
+                working.round_all(divisors);
                 divisors.iter_mut().filter(|divisor| **divisor == 0.0).for_each(|divisor| *divisor = 1.0);
             }
             if self.normalize {
                 sums.iter_mut().zip(divisors).for_each(|(sum, divisor)| *sum /= *divisor);
+                working.round_all(sums);
             }
             if self.lambda != 1.0 {
                 sums.iter_mut().for_each(|sum| *sum *= self.lambda);
+                working.round_all(sums);
             }
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+            working.round_all(out);
         }
     }
 }

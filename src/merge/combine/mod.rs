@@ -18,9 +18,11 @@ mod spherical;
 mod statistics;
 mod svd;
 mod topk;
+mod working;
 
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
-pub use models::{ModelMethod, combine_models};
+pub use models::{Group, ModelMethod, combine_groups, combine_models};
 pub use mt19937::Mt19937;
-pub use options::{CombineOptions, MajoritySign, Weights};
+pub use options::{CombineOptions, Each, MajoritySign, Weights};
+pub use working::Working;

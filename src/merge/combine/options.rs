@@ -78,6 +78,34 @@ impl Weights {
     }
 }
 
+/// A number for each model or adapter: one for all, or one for each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Each(Vec<f64>);
+
+impl Each {
+    /// The number of the model or adapter at `place`.
+    pub(super) fn at(&self, place: usize) -> f64 {
+        self.0.get(place).or(self.0.last()).copied().unwrap_or_default()
+    }
+
+    /// The numbers that were given.
+    pub(super) fn all(&self) -> &[f64] {
+        &self.0
+    }
+}
+
+impl From<f64> for Each {
+    fn from(one: f64) -> Self {
+        Self(vec![one])
+    }
+}
+
+impl From<Vec<f64>> for Each {
+    fn from(each: Vec<f64>) -> Self {
+        Self(each)
+    }
+}
+
 /// How the sign of a value is elected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MajoritySign {
@@ -110,9 +138,9 @@ pub struct CombineOptions {
     /// The factor of the sum of updates.
     pub lambda: f64,
     /// DELLA: the distance from the density to the probability of the smallest and of the largest value.
-    pub epsilon: f64,
+    pub epsilon: Each,
     /// Breadcrumbs: the share of values, the largest ones, that is dropped.
-    pub gamma: f64,
+    pub gamma: Each,
     /// Whether sums are divided by the weights' sum; the method's own default where not given.
     pub normalize: Option<bool>,
     /// Whether kept values are scaled so that the sum of magnitudes stays; the method's default where not given.
@@ -149,13 +177,15 @@ impl CombineOptions {
     /// # Errors
     /// [`Error::Setting`] for one that is NaN or infinite, and for a share that isn't from 0 to 1.
     pub(in crate::merge) fn check_numbers(&self) -> Result<()> {
-        let shares = [("gamma", Some(self.gamma)), ("select_topk", Some(self.select_topk)), ("t", self.t)];
-        for (field, share) in shares.into_iter().filter_map(|(field, share)| Some((field, share?))) {
+        let gammas = self.gamma.all().iter().map(|gamma| ("gamma", *gamma));
+        let shares = self.t.map(|t| ("t", t)).into_iter().chain([("select_topk", self.select_topk)]);
+        for (field, share) in gammas.chain(shares) {
             if !(0.0..=1.0).contains(&share) {
                 return Err(Finding::new("", field).expected("a number from 0 to 1").found(share).setting());
             }
         }
-        for (field, number) in [("lambda", self.lambda), ("epsilon", self.epsilon), ("tol", self.tol)] {
+        let epsilons = self.epsilon.all().iter().map(|epsilon| ("epsilon", *epsilon));
+        for (field, number) in epsilons.chain([("lambda", self.lambda), ("tol", self.tol)]) {
             if !number.is_finite() {
                 return Err(Finding::new("", field).expected("a finite number").found(number).setting());
             }
@@ -170,8 +200,8 @@ impl Default for CombineOptions {
             weights: Weights::default(),
             density: Vec::new(),
             lambda: 1.0,
-            epsilon: 0.15,
-            gamma: 0.01,
+            epsilon: 0.15.into(),
+            gamma: 0.01.into(),
             normalize: None,
             rescale: None,
             seed: 0,

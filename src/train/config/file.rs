@@ -121,6 +121,34 @@ fn checked<T: DeserializeOwned>(path: &Path, table: Value) -> Result<T> {
     })
 }
 
+/// Settings of PEFT's LoRAs that have no counterpart here. Similar names mean something else.
+const OF_PEFT: [&str; 24] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "kasa_config",
+    "layer_replication",
+    "layers_pattern",
+    "loftq_config",
+    "lora_bias",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "monteclora_config",
+    "peft_type",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+];
+
 /// A finding about an unknown key or word, with the nearest known one in place of all of them.
 fn named(finding: Finding) -> Finding {
     let (start, is_key) = match finding.found.starts_with("unknown field `") {
@@ -130,6 +158,11 @@ fn named(finding: Finding) -> Finding {
     let Some((found, known)) = finding.found.strip_prefix(start).and_then(|rest| rest.split_once('`')) else {
         return finding;
     };
+    if is_key && finding.subject == "adapter" && OF_PEFT.contains(&found) {
+        let text = format!("{start}{found}`, which PEFT has and this trainer doesn't");
+        let (expected, hint) = (String::new(), "leave the key out".to_owned());
+        return Finding { expected, found: text, hint, ..finding };
+    }
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     let table = if finding.subject.is_empty() { String::new() } else { format!("{}.", finding.subject) };
     let other = KEYS.into_iter().filter(|_| is_key).flat_map(|(table, names)| {

@@ -143,10 +143,15 @@ impl TrainConfig {
             ("ensure_weight_tying", tying.into_iter().collect()),
         ];
         let Some((key, found)) = settings.into_iter().find(|(_, found)| !found.is_empty()) else { return Ok(()) };
-        let finding = Finding::new(&self.file, format!("adapter.{key}"))
-            .expected("nothing: only linear layers of decoder layers are trained")
-            .hint("leave the key out");
         let found = found.join(", ");
+        // Other names of the list may be right.
+        let (expected, hint) = match key {
+            "target_modules" => {
+                ("linear layers of decoder layers: others aren't trained", format!("leave out {found}"))
+            }
+            _ => ("nothing: only linear layers of decoder layers are trained", "leave the key out".to_owned()),
+        };
+        let finding = Finding::new(&self.file, format!("adapter.{key}")).expected(expected).hint(hint);
         Err(match base.tie_word_embeddings {
             true => finding.found(format_args!(
                 "{found}: the base has tied embeddings, and what is trained for one use would be lost or change the other"

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::selected_parameters;
 use crate::arch::ModelConfig;
-use crate::error::{Finding, Result};
+use crate::error::{Finding, Result, counted};
 
 pub use adapter::{AdapterKind, AdapterSettings};
 pub use axolotl::{FromAxolotl, from_axolotl};
@@ -193,7 +193,7 @@ impl TrainConfig {
         let batch_size = if t.batch_tokens > 0 { 1 } else { t.batch_size };
         if batch_size > most {
             return Err(Finding::new(&self.file, "training.batch_size")
-                .expected(format_args!("at most {most}: the data has {rows} rows"))
+                .expected(format_args!("at most {most}: the data has {}", counted(rows, "row")))
                 .found(t.batch_size)
                 .hint("`gradient_accumulation` makes a larger step without more memory")
                 .mismatch());
@@ -254,6 +254,10 @@ pub(super) mod tests {
         for (change, expected) in [
             ("training.step=7", "training: unknown field `step`; did you mean training.steps?"),
             ("learning_rate=7", "unknown field `learning_rate`; did you mean training.learning_rate?"),
+            (
+                "adapter.use_qalora=true",
+                "adapter: unknown field `use_qalora`, which PEFT has and this trainer doesn't; leave",
+            ),
             ("training.xyzzy=7", "training: expected one of steps, epochs"),
             ("kind=lara", "kind: unknown variant `lara`; did you mean lora?"),
             ("training.warmup_ratio=2", "training.warmup_ratio: expected a share of all steps from 0 to 1, found 2"),

@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::{Error, Finding, Result};
+use crate::error::{self, Error, Finding, Result};
 
 /// The number of rows that a message names.
 const NAMED: usize = 5;
-/// The number of characters that a message has for what is wrong with the rows.
-const CHARS: usize = 380;
+/// The number of characters that a message has for what is wrong with the rows, and for hints.
+const CHARS: usize = 600;
+const HINT_CHARS: usize = 380;
 
 /// The place of a row: its file, and its number there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,10 +61,10 @@ impl Place {
 
 /// `3 rows (rows.jsonl: lines 1, 2, 5)`: how many there are, and the first of them.
 pub(super) fn counted(places: &[Place]) -> String {
-    let what = if places.len() == 1 { "row" } else { "rows" };
+    let rows = error::counted(places.len(), "row");
     match places.first() {
-        None => format!("0 {what}"),
-        Some(first) => format!("{} {what} ({}: {})", places.len(), first.file.display(), numbers(places)),
+        None => rows,
+        Some(first) => format!("{rows} ({}: {})", first.file.display(), numbers(places)),
     }
 }
 
@@ -104,17 +105,44 @@ impl Refusals {
         let order: Vec<Arc<Path>> = self.0.iter().map(|(place, _)| place.file.clone()).collect();
         let rank = |file: &Arc<Path>| order.iter().position(|other| other == file);
         self.0.sort_by_key(|(place, _)| (rank(&place.file), place.number));
-        let (places, errors): (Vec<Place>, Vec<Error>) = self.0.into_iter().unzip();
+        let (places, mut errors): (Vec<Place>, Vec<Error>) = self.0.into_iter().unzip();
         let Some(first) = places.first() else { return Ok(()) };
-        let shown = errors.len().min(NAMED);
-        let texts = errors.iter().take(shown).map(|error| {
+        // Several rows mostly have the same fault: what to try is said once.
+        let hint = together(errors.iter_mut().map(Error::take_hint));
+        let file = format!("{}: ", first.file.display());
+        let texts = errors.iter().take(NAMED).map(|error| {
             let text = error.to_string();
-            let text = text.strip_prefix(&format!("{}: ", first.file.display())).unwrap_or(&text);
-            shortened(text, CHARS / shown)
+            text.strip_prefix(&file).unwrap_or(&text).to_owned()
         });
-        let found = texts.collect::<Vec<_>>().join("; ");
-        Err(Finding::new(&first.file, numbers(&places)).found(found).format())
+        let found = within(texts.collect(), CHARS).join("; ");
+        Err(Finding::new(&first.file, numbers(&places)).found(found).hint(hint).format())
     }
+}
+
+/// Different hints, each once and whole, as many as there is room for.
+fn together(hints: impl Iterator<Item = String>) -> String {
+    let mut all: Vec<String> = Vec::new();
+    let mut left = HINT_CHARS;
+    for hint in hints {
+        let length = hint.chars().count() + 2;
+        if !hint.is_empty() && !all.contains(&hint) && length <= left {
+            left -= length;
+            all.push(hint);
+        }
+    }
+    all.join("; ")
+}
+
+/// The texts, shortened so that all of them have at most `most` characters: what short ones leave goes to longer ones.
+fn within(texts: Vec<String>, most: usize) -> Vec<String> {
+    let mut lengths: Vec<usize> = texts.iter().map(|text| text.chars().count() + 2).collect();
+    lengths.sort_unstable();
+    let (mut left, mut share) = (most, most);
+    for (i, length) in lengths.iter().enumerate() {
+        share = left / (lengths.len() - i);
+        left = left.saturating_sub((*length).min(share));
+    }
+    texts.iter().map(|text| shortened(text, share.saturating_sub(2))).collect()
 }
 
 /// The first `most` characters.
@@ -154,5 +182,23 @@ mod tests {
         let text = refused(&many);
         assert!(text.starts_with("a: lines 1, 2, 3, 4, 5 and 4 more, and 1 in other files: line 1: output"), "{text}");
         assert_eq!(counted(&many[..2]), "2 rows (a: lines 1, 2)");
+    }
+
+    #[test]
+    fn what_to_try_is_said_once_and_whole() {
+        let mut refusals = Refusals::default();
+        for number in 1..=4 {
+            let place = place("a", number);
+            let found = "x".repeat(if number == 4 { 900 } else { 70 });
+            let error =
+                place.field("output").expected("a text").found(found).hint("data.json_values writes values as JSON");
+            refusals.keep::<()>(&place, Err(error.format()));
+        }
+        let text = refusals.finish().unwrap_err().to_string();
+        assert_eq!(text.matches("data.json_values").count(), 1, "{text}");
+        assert!(text.ends_with("; data.json_values writes values as JSON"), "{text}");
+        // Short texts stay whole, and the long one gets what they leave.
+        assert_eq!(text.matches(&"x".repeat(70)).count(), 6, "{text}");
+        assert_eq!(text.matches("...").count(), 1, "{text}");
     }
 }

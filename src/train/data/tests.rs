@@ -375,6 +375,23 @@ fn bad_rows_are_named_by_line_and_field() {
         ("{\"completion\": \"y\", \"output\": \"z\"}", "expected one field of this meaning, found both"),
         ("not json", "line 1: expected one JSON object, found something that is no value, at column 2"),
         ("[1]", "row 1: expected a JSON object, found 1"),
+        (
+            "[{\"completion\": \"y\"},\n {\"completion\": \"\\ud83d\"}]",
+            "row 2: expected a JSON object, found \\u of half a surrogate pair",
+        ),
+        (
+            "[{\"completion\": \"y\"}, {\"text\": \"y\", \"text\": \"z\"}]",
+            "row 2: expected a JSON object, found the field \"text\" twice",
+        ),
+        (
+            "[{\"completion\": \"y\"}, {\"completion\": NaN}]",
+            "row 2: expected a JSON object, found something that is no value",
+        ),
+        (
+            "[{\"completion\": \"y\"}]\n[1]",
+            "expected one list of JSON objects, found more text after the end, in line 2",
+        ),
+        ("{\"completion\": \"\\udc00\"}", "line 1: expected one JSON object, found \\u of half a surrogate pair"),
         ("{\"messages\": []}", "line 1: expected at least one message, found none"),
         ("{\"messages\": \"x\"}", "line 1: messages: expected a list, found \"x\""),
         (&format!("{{\"messages\": [{user}]}}"), "found none: 1 row ("),
@@ -417,6 +434,16 @@ fn csv_files_that_contradict_themselves_are_refused() {
         ("prompt,prompt\na,b\n", "line 1: expected each column once, found \"prompt\" twice"),
         ("prompt,\na,b\n", "line 1: expected a name for each column, found an empty one"),
         ("prompt,completion\n", "expected at least one row, found none"),
+        (
+            "prompt,completion\r\na,b\r\n\r\nc,\"d\"e\r\n",
+            "line 4: expected the end of a cell behind the quote that closes it, found \"e\"",
+        ),
+        ("prompt,completion\n\"a\nb\" ,c\nd\n", "lines 2, 4: line 2: expected the end of a cell"),
+        (
+            "prompt;completion\na;b\n",
+            "line 1: expected columns that are parted by commas, found \"prompt;completion\"; save it",
+        ),
+        ("prompt\tcompletion\na\tb\n", "a file with tabs is called .tsv"),
     ] {
         let file = tempfile::NamedTempFile::with_suffix(".csv").unwrap();
         fs::write(file.path(), text).unwrap();

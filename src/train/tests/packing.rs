@@ -166,6 +166,33 @@ fn packed_chats_have_the_loss_and_the_gradient_norm_of_the_chats_apart() {
     assert!(norm(&(found - &expected).unwrap()) < 1e-5 * norm(&expected));
 }
 
+/// Learned positions begin at 0 in each row: what transformers computes for the same chats on GPT-2, apart and packed.
+#[test]
+fn packed_chats_begin_at_the_first_position_of_a_table() {
+    let folder = fixture("train/packing");
+    let expected = json(&folder.join("expected.json"))["gpt2"].clone();
+    let base = fixture("convert/gpt2/model");
+    let dir = tempfile::tempdir().unwrap();
+    let data = format!("data.train='{}'", folder.join("rows.jsonl").display());
+    let template = format!("data.chat_template='{}'", folder.join("chat_template.jinja").display());
+    let losses = [("packed_loss", true, 1), ("loss", false, 3)].map(|(key, packing, rows)| {
+        let (output, packing) = (format!("output='{}'", dir.path().join(key).display()), packing);
+        let [packing, rows] = [format!("training.packing={packing}"), format!("training.batch_size={rows}")];
+        let more =
+            [&output, &data, &template, &packing, &rows, "training.steps=1", "adapter.target_modules=['c_attn']"];
+        let outcome =
+            train(&config(dir.path(), &base, "[]", &more), false, &Device::Cpu, &AtomicBool::new(false), &mut |_| ());
+        (key, outcome.unwrap().loss.unwrap())
+    });
+    for (key, loss) in losses {
+        let expected = expected[key].as_f64().unwrap();
+        assert!((loss / expected - 1.0).abs() < 1e-5, "{key}: {loss} {expected}");
+    }
+    // The loss of positions that go on counting is far away.
+    let wrong = expected["wrong_positions"].as_f64().unwrap();
+    assert!((losses[0].1 / wrong - 1.0).abs() > 1e-3);
+}
+
 #[test]
 fn a_packed_run_takes_every_row_and_resumes_to_the_same_bits() {
     let base = fixture("demo/base");

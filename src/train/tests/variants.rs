@@ -197,6 +197,8 @@ fn tied_embeddings_are_not_untied() {
             let error = run(&config, false, 9).unwrap_err().to_string();
             let key = setting.split_once('=').unwrap().0;
             assert!(error.contains(key) && error.lines().count() == 1, "{error}");
+            let leaves_a_name = setting.contains("'q_proj', 'lm_head'");
+            assert_eq!(error.ends_with("; leave out lm_head"), leaves_a_name, "{error}");
             error
         };
         assert!(error("convert/gemma2/model").contains("tied embeddings"), "{setting}");

@@ -1,24 +1,37 @@
-//! Updates of convolutions: LoCon, LoHa and LoKr, seen as matrices of outputs by inputs and taps.
+//! Updates of convolutions: LoCon, LoHa, LoKr, GLoRA and (IA)3, seen as matrices of outputs by inputs and taps.
 //!
-//! Reference: LyCORIS `lycoris/functional/{locon,loha,lokr,general}.py`.
+//! Reference: LyCORIS `lycoris/functional/{locon,loha,lokr,general}.py`, `lycoris/modules/{glora,ia3}.py`.
 
 use std::sync::Arc;
 
 use super::super::super::peft::{
-    Change, First, LowRank, ScaleColumns, Tucker, Weight, WeightLayout, hadamard, input_factors, kronecker, rescale,
+    Change, First, LowRank, ScaleColumns, ScaleRows, Tucker, Weight, WeightLayout, hadamard, input_factors, kronecker,
+    rescale,
 };
 use super::{OTHER_BASE, Update, UpdateKind};
 use crate::error::Result;
-use crate::plan::Expr;
+use crate::plan::{Expr, RowMap, Sums};
 use crate::source::show_shape;
 
 fn matrix(of: Expr, shape: [usize; 2]) -> Expr {
     Expr::Reshape { of: Box::new(of), shape: shape.to_vec() }
 }
 
+/// The columns of a matrix in the order that `from` gives.
+fn columns(of: Expr, from: impl Fn(usize) -> usize) -> Expr {
+    let index = (0..of.shape()[1]).map(|column| from(column) as u32).collect();
+    Expr::Columns { of: Box::new(of), index }
+}
+
+/// `left @ right` within an einsum.
+fn einsum(left: Expr, right: Expr) -> Expr {
+    Expr::Product { scale: 1.0, left: Box::new(left), right: Box::new(right), sums: Sums::Product }
+}
+
 impl Update {
-    /// The changes of a kernel, in the order of application; `None` for a kind that convolutions don't have.
+    /// The changes of a kernel, in the order of application; `None` for a kind that isn't one of matrices.
     pub(super) fn of_kernel(&mut self, kind: UpdateKind, kernel: &Weight) -> Result<Option<Vec<Change>>> {
+        let alone = |change: Change| Some(vec![kernel.of_tensor(change)]);
         let change = match kind {
             UpdateKind::Lora => self.locon(kernel)?,
             UpdateKind::Loha => {
@@ -27,6 +40,8 @@ impl Update {
                 Change::Add(hadamard(first, second, self.scale(rank)?))
             }
             UpdateKind::Lokr => self.kronecker_of_kernel(kernel)?,
+            UpdateKind::Glora => return self.both_sides_of_kernel(kernel).map(alone),
+            UpdateKind::Ia3 => return self.factors_of_kernel(kernel).map(alone),
             _ => return Ok(None),
         };
         let magnitudes = self.kernel_magnitudes(kernel, &change)?;
@@ -91,6 +106,41 @@ impl Update {
         let shape = [kernel.d_out, kernel.d_in];
         self.check_factors(&left, left_rank, &right, &shape)?;
         Ok(Change::Add(kronecker(left, right, scale)))
+    }
+
+    /// The update of a GLoRA, `s (B1 B2 + W A1 A2)`, where `A1 A2` mixes the inputs and leaves the taps.
+    fn both_sides_of_kernel(&mut self, kernel: &Weight) -> Result<Change> {
+        let (d_out, inputs, taps) = (kernel.d_out, kernel.inputs(), kernel.taps().iter().product::<usize>());
+        let (inner, outer) = (self.first("a2.weight")?, self.first("b2.weight")?);
+        let a1 = matrix(self.shaped("a1.weight", &kernel.with_ones([inputs, inner]))?, [inputs, inner]);
+        let a2 = matrix(self.shaped("a2.weight", &kernel.with_ones([inner, inputs]))?, [inner, inputs]);
+        let b1 = matrix(self.shaped("b1.weight", &kernel.with_ones([d_out, outer]))?, [d_out, outer]);
+        let b2 = matrix(self.shaped("b2.weight", &kernel.with_taps([outer, inputs]))?, [outer, kernel.d_in]);
+        // A row for each output and tap, a column for each input.
+        let turned = columns(kernel.matrix().expr, |column| column % inputs * taps + column / inputs);
+        let rows = matrix(turned, [d_out * taps, inputs]);
+        let mixed = matrix(einsum(einsum(rows, a1), a2), [d_out, kernel.d_in]);
+        let of_weight = columns(mixed, |column| column % taps * inputs + column / taps);
+        let sum = Expr::Add { of: Box::new(Expr::product(b1, b2)), delta: Box::new(of_weight) };
+        Ok(Change::Add(Expr::Scale { of: Box::new(sum), factor: self.scale(inner)? }))
+    }
+
+    /// The factors of an (IA)3, one for each output or for each input.
+    fn factors_of_kernel(&mut self, kernel: &Weight) -> Result<Change> {
+        let inputs = self.on_input()?;
+        let count = if inputs { kernel.inputs() } else { kernel.d_out };
+        let shape = kernel.with_ones([1, count]);
+        let tensor = self.need("weight")?;
+        if tensor.shape != shape {
+            return Err(self.misshapen("weight", &shape, &tensor.shape));
+        }
+        let factors = tensor.read()?.into_iter().map(|value| value + 1.0);
+        let taps: usize = kernel.taps().iter().product();
+        let map: Arc<dyn RowMap> = match inputs {
+            true => Arc::new(ScaleColumns(factors.flat_map(|factor| std::iter::repeat_n(factor, taps)).collect())),
+            false => Arc::new(ScaleRows(factors.collect())),
+        };
+        Ok(Change::Map { others: Vec::new(), map, transposed: false })
     }
 
     /// DoRA's magnitudes: one for each output, or one for each input, whose norm goes over all outputs and taps.

@@ -1,19 +1,20 @@
 //! JSON lines and JSON arrays. What is no JSON, and what another reader would read otherwise, is refused: a name that
 //! stands twice in an object, half a surrogate pair, NaN, several values on a line.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 use std::io::{BufRead, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::{Columns, RawRow, Unit, place, text};
 use crate::error::{Error, Finding, IoContext, Result};
-use crate::json::read;
+use crate::json::{plain, read};
 
 /// The rows of a file with an object on each line, or with a list of objects. Blank lines are skipped.
 pub(super) fn rows(path: &Path) -> Result<Vec<RawRow>> {
@@ -64,13 +65,16 @@ fn in_one_line(error: Error) -> Error {
     error.map_texts(&|text| text.replace(", in line 1, column ", ", at column ").replace(" in line 1", ""))
 }
 
-/// The rows of a list.
+/// The rows of a list. A fault is that of the row in which it is.
 fn array(file: &Arc<Path>, text: &[u8]) -> Result<Vec<RawRow>> {
-    let finding = || Finding::new(file, "").expected("a list of JSON objects");
-    let values = match parse(text, finding)? {
-        Value::Array(values) => values,
-        other => return Err(finding().found(other).format()),
-    };
+    let (good, mut deserializer) = (Cell::new(0), serde_json::Deserializer::from_slice(text));
+    CheckedRows(&good).deserialize(&mut deserializer).map_err(|error| {
+        let row = place(file, Unit::Row, good.get() + 1).finding();
+        row.expected("a JSON object").found(plain(&error)).format()
+    })?;
+    let whole = || Finding::new(file, "").expected("one list of JSON objects");
+    deserializer.end().map_err(|error| whole().found(plain(&error)).format())?;
+    let values: Vec<Value> = read(text, whole)?;
     let row = |(i, value): (usize, Value)| {
         let place = place(file, Unit::Row, i + 1);
         let columns = match value {
@@ -85,6 +89,32 @@ fn array(file: &Arc<Path>, text: &[u8]) -> Result<Vec<RawRow>> {
 /// The value of a JSON text that stands in a field. `None` for a text that isn't JSON.
 pub(in super::super) fn unique(text: &str) -> Option<Value> {
     parse(text.as_bytes(), || Finding::new("", "")).ok()
+}
+
+/// Counts the values of a list that can be read.
+struct CheckedRows<'a>(&'a Cell<usize>);
+
+impl<'de> DeserializeSeed<'de> for CheckedRows<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for CheckedRows<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of JSON objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<(), A::Error> {
+        while list.next_element::<Checked>()?.is_some() {
+            self.0.set(self.0.get() + 1);
+        }
+        Ok(())
+    }
 }
 
 /// A text without objects that have two fields of one name. The values are read apart from that: what a number is to a
