@@ -188,6 +188,12 @@ fn adapters_of_mlx_lm_are_read_and_written() {
     assert_same(&expected, &b.merge(&b.base, &mlx.join("adapters.safetensors"), "by-file", &[]).0);
     let inspected = done(&["inspect", text(&mlx)]);
     assert!(inspected.contains("LoRA of mlx-lm"), "{inspected}");
+    // A file of an adapter is the adapter.
+    assert_eq!(done(&["inspect", text(&mlx.join("adapters.safetensors"))]), inspected);
+    let files = ["adapter_model.safetensors", "adapter_config.json"].map(|name| b.plain().join(name));
+    for file in files {
+        assert_eq!(done(&["inspect", text(&file)]), done(&["inspect", text(&b.plain())]));
+    }
     // Written from PEFT's folder, it is the same file.
     let written = b.at("written");
     done(&["convert", text(&b.plain()), "--base", text(&b.base), "-o", text(&written), "--to", "mlx", "--quiet"]);
@@ -300,4 +306,51 @@ fn a_base_is_rounded_as_it_was_while_the_adapter_was_trained() {
     assert!(refused.contains("--double-quant: expected"), "{refused}");
     let refused = b.refusal(USAGE, &b.base, &b.plain(), &["--base-quant", "nf4", "--to", "lora"]);
     assert!(refused.contains("--base-quant: expected a model as output, found a LoRA"), "{refused}");
+}
+
+#[test]
+fn factors_of_experts_may_have_the_parameters_name() {
+    let b = Bench::new();
+    let base = fixture("convert/qwen3moe/model");
+    let config: Value = serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
+    let size = |name: &str| config[name].as_u64().unwrap() as usize;
+    let (experts, inner, hidden) = (size("num_local_experts"), size("moe_intermediate_size"), size("hidden_size"));
+    let mut tensors = Tensors::new();
+    tensors.insert("lora_A.weight".to_owned(), tensor(&[experts * 2, inner], 1));
+    tensors.insert("lora_B.weight".to_owned(), tensor(&[hidden, experts * 2], 2));
+    let module = format!("{PREFIX}model.layers.0.mlp.experts");
+    let settings = json!({"target_modules": [], "target_parameters": ["layers.0.mlp.experts.down_proj"]});
+    let pefts = b.adapter("pefts", &renamed(&tensors, |name| format!("{module}.{name}")), &settings);
+    let others = renamed(&tensors, |name| format!("{module}.down_proj.{name}"));
+    let others = b.adapter("others", &others, &json!({"target_modules": []}));
+    let (expected, _) = b.merge(&base, &pefts, "expected", &[]);
+    assert_same(&expected, &b.merge(&base, &others, "found", &[]).0);
+    assert!(compared(&base, &expected)["identical"] != compared(&base, &expected)["compared"]);
+}
+
+#[test]
+fn models_with_tied_and_untied_heads_and_buffers_are_combined() {
+    let b = Bench::new();
+    let base = fixture("convert/qwen2/model");
+    let (weights, _) = b.merge(&base, &whole_head(&b, &base), "untied", &[]);
+    let config: Value = serde_json::from_slice(&fs::read(weights.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    let target = b.at("mean");
+    let args = ["merge", text(&base), text(&base), text(&weights), "--method", "linear", "-o", text(&target)];
+    let ran = atombank(&args);
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert!(ran.status.success(), "{said}");
+    assert!(said.contains("there the embeddings are the head, and the result has both"), "{said}");
+    let config: Value = serde_json::from_slice(&fs::read(target.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    assert_eq!(compared(&weights, &target)["only_in_a"], 0);
+}
+
+/// An adapter that has another head for a tied base.
+fn whole_head(b: &Bench, base: &Path) -> PathBuf {
+    let config: Value = serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
+    let size = |name: &str| config[name].as_u64().unwrap() as usize;
+    let head = tensor(&[size("vocab_size"), size("hidden_size")], 4);
+    let tensors = Tensors::from([(format!("{PREFIX}lm_head.weight"), head)]);
+    b.adapter("head", &tensors, &json!({"target_modules": [], "modules_to_save": ["lm_head"]}))
 }

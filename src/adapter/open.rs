@@ -99,6 +99,13 @@ impl AdapterFiles {
         Ok(Self { path: folder.to_owned(), file, tensors, form: AdapterForm::Mlx(settings), notes })
     }
 
+    /// Whether the file at `path`, with these tensors, is that of an adapter.
+    pub(crate) fn is_file(path: &Path, tensors: &Plan) -> bool {
+        let has_config = || path.with_file_name(ADAPTER_CONFIG).is_file();
+        let has_names = || peft::names_are_pefts(tensors) || mlx::has_factors(tensors);
+        kohya::is_kohya(tensors) || has_names() && has_config()
+    }
+
     /// Opens an adapter of a single file.
     fn of_file(path: &Path) -> Result<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::into;
 use super::method::Combined as Kinds;
+use super::same_tensors::{self, Aligned};
 use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::vocabulary::{self, VocabularyChoice};
@@ -621,12 +622,17 @@ impl Job<'_> {
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }
+        let Aligned { buffers, untied } = same_tensors::aligned(&folder, &models, &mut weights, &mut self.notes);
+        if untied {
+            folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
+        }
         let tokenizer = vocabulary::aligned(self.settings, &mut folder, &models, &mut weights, &mut self.notes)?;
         let options = combine.options(self.shares())?;
         let others: Vec<&Plan> = weights[1..].iter().collect();
         let combined = combine_models(Some(&weights[0]), &others, method, &options)?;
         self.notes.extend(of_one_model(self.settings, method, &options));
-        let (plan, _) = self.measured(combined)?;
+        let (mut plan, _) = self.measured(combined)?;
+        plan.tensors.extend(buffers);
         if tokenizer.is_none() {
             let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
             self.choose_tokenizer(&mut folder, rows)?;

@@ -60,7 +60,7 @@ pub fn with_quantized_base(base: &Base, plan: &Plan, options: BaseQuantOptions) 
     let mut rounded = 0;
     let mut tensors = Vec::with_capacity(plan.tensors.len());
     for tensor in &plan.tensors {
-        let Some(transposed) = base.quantizable(tensor) else {
+        let Some(transposed) = base.quantizable(tensor).filter(|_| !stays(base, tensor)) else {
             tensors.push(tensor.clone());
             continue;
         };
@@ -76,6 +76,24 @@ pub fn with_quantized_base(base: &Base, plan: &Plan, options: BaseQuantOptions) 
             .mismatch());
     }
     Ok((Plan { tensors }, rounded))
+}
+
+/// Whether the weight of a linear layer, judging by its shape, isn't rounded: embeddings of classes without a family, and
+/// modules that transformers keeps in F32.
+///
+/// Reference: transformers 5.23, `_keep_in_fp32_modules` of all classes.
+fn stays(base: &Base, tensor: &PlannedTensor) -> bool {
+    /// Kinds of models, and modules of theirs that are kept in F32; no kind stands for all.
+    const KEPT: [(&[&str], &str); 3] =
+        [(&["t5", "mt5", "umt5", "pop2piano"], "wo"), (&["blip-2"], "qformer"), (&[], "weights_proj")];
+    let name = base.own_name(&tensor.name);
+    let parts: Vec<&str> = name.split('.').collect();
+    let module = parts.iter().rev().nth(1).copied().unwrap_or_default();
+    let is_embedding =
+        module.starts_with("embed_") || ["embedding", "embeddings", "embed"].iter().any(|end| module.ends_with(end));
+    let kind = base.config().get("model_type").and_then(|kind| kind.as_str()).unwrap_or_default();
+    let is_kept = |(kinds, part): &(&[&str], &str)| (kinds.is_empty() || kinds.contains(&kind)) && parts.contains(part);
+    is_embedding || KEPT.iter().any(is_kept)
 }
 
 /// The weight `of`, `[d_out, d_in]`, after rounding; `tensor` is its tensor in the base.

@@ -91,10 +91,13 @@ pub(crate) fn magnitude(block: &[f32]) -> f32 {
 /// Rounds a row to 8-bit whole numbers of the row's largest magnitude.
 pub(crate) fn round_to_int8(row: &mut [f32]) {
     let largest = row.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    let factor = INT8 / largest;
+    // torch divides a number by a tensor with the tensor's reciprocal.
+    let factor = (1.0 / largest) * INT8;
     // A row of zeros has no factor, and stays.
     for value in row.iter_mut().filter(|_| largest > 0.0) {
-        *value = (*value * factor).round_ties_even() * largest * INT8_SHARE;
+        // A whole number has no negative zero.
+        let code = (*value * factor).round_ties_even() + 0.0;
+        *value = code * largest * INT8_SHARE;
     }
 }
 
@@ -198,5 +201,11 @@ mod tests {
         let mut row = [0.5, -1.0, 0.25];
         round_to_int8(&mut row);
         assert_eq!(row, [64.0 * INT8_SHARE, -127.0 * INT8_SHARE, 32.0 * INT8_SHARE]);
+        // Halves, which the reciprocal moves to either side.
+        for (largest, value, code) in [(0.296_875f32, 0.148_437_5f32, 64.0), (0.376_953_13, -0.188_476_56, -63.0)] {
+            let mut row = [largest, value];
+            round_to_int8(&mut row);
+            assert_eq!(row[1], code * largest * INT8_SHARE);
+        }
     }
 }

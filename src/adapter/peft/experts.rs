@@ -54,6 +54,7 @@ pub(super) fn changes(
     modules.iter_mut().for_each(|module| module.truncate(module.trim_end_matches(WRAPPER).len()));
     modules.dedup();
     let mut changes = Vec::new();
+    by_own_names(entries, base, &rank, &scale, &mut changes)?;
     for module in modules {
         let parameters: Vec<(&str, ParameterTensors)> = FUSED_EXPERTS
             .iter()
@@ -69,6 +70,29 @@ pub(super) fn changes(
         }
     }
     Ok(changes)
+}
+
+/// The changes of parameters whose factors have the parameter's name in theirs, as other programs than PEFT save them.
+fn by_own_names(
+    entries: &mut Entries,
+    base: &Base,
+    rank: impl Fn(&str) -> usize,
+    scale: impl Fn(&str, usize) -> f32,
+    changes: &mut Vec<Named>,
+) -> Result<()> {
+    for path in entries.modules("lora_A.weight") {
+        let fused = FUSED_EXPERTS.iter().map(|fused| fused.parameter);
+        let Some((module, parameter)) = path.rsplit_once('.').filter(|(_, last)| fused.clone().any(|own| own == *last))
+        else {
+            continue;
+        };
+        let is_module = base.tensor(&format!("{path}.weight")).is_some();
+        if let Some(parts) = parts(base, module, parameter).filter(|_| !is_module) {
+            let rank = rank(&path);
+            one(entries, base, &path, &parts, rank, scale(&path, rank), changes)?;
+        }
+    }
+    Ok(())
 }
 
 /// The tensors of a parameter in the base's files.

@@ -141,10 +141,8 @@ pub(super) fn changes(
     let targets = Targets::read(fields)?;
     entries.check_pairs(base, &[("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")])?;
     let mut changes = Vec::new();
-    if !config.parameters.is_empty() {
-        let scale = |parameter: &str, rank| config.scale(parameter, rank);
-        changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
-    }
+    let scale = |parameter: &str, rank| config.scale(parameter, rank);
+    changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
     let mut adapted: HashSet<String> = HashSet::new();
     if tied {
         adapted.extend(base.tied_head().map(|head| head.name.clone()));
