@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::mlx;
 use super::peft::{self, Base, Named};
+use super::{mlx, new_tokens};
 use crate::checkpoint::is_model;
 use crate::error::{Error, IoContext, Result};
 use crate::formats::FileKind;
@@ -44,6 +44,10 @@ pub(super) fn read(folder: &Path, file: &Path, base: &Base) -> Result<Beside> {
     let mut beside = Beside::default();
     let mut unread = Vec::new();
     for name in names(folder, file)? {
+        // Rows of added tokens change the base's embeddings; tensors alone have no vocabulary.
+        if new_tokens::FILES.contains(&&*name) && !base.is_tensors_alone() {
+            continue;
+        }
         let stem = name.split('.').next().unwrap_or_default();
         if !TRAINED.contains(&stem) {
             unread.push(name);

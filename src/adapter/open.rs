@@ -210,6 +210,17 @@ impl AdapterFiles {
         Ok(changes)
     }
 
+    /// What the adapter says about the rows of embeddings and head.
+    pub(super) fn token_rows(&self, base: &Base) -> Result<Vec<peft::TokenRows>> {
+        let none = Map::new();
+        let config = match &self.form {
+            AdapterForm::Peft(config) | AdapterForm::Mlx(Some(config)) => config,
+            AdapterForm::Mlx(None) => &none,
+            AdapterForm::Kohya | AdapterForm::Gguf(_) => return Ok(Vec::new()),
+        };
+        peft::token_rows(&self.path.join(ADAPTER_CONFIG), config, &self.file, &self.tensors, base)
+    }
+
     /// The changes that the adapter makes to `base`, for every token.
     ///
     /// # Errors

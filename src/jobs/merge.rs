@@ -12,10 +12,11 @@ use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
-use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
+use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
 use crate::arch::tasks::TaskClass;
+use crate::arch::vocabulary::put_vocab_size;
 use crate::bank::{BlockAlphas, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
@@ -169,7 +170,7 @@ pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], wat
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
-    let mut job = Job { settings, alphas, watch, notes: Vec::new(), folders: Vec::new(), files: Vec::new() };
+    let mut job = Job { settings, alphas, watch, notes: Vec::new(), folders: Vec::new() };
     let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
         false => {
@@ -263,8 +264,6 @@ struct Job<'a> {
     notes: Vec<String>,
     /// The folders or files of the adapters; empty until they are found.
     folders: Vec<PathBuf>,
-    /// The adapters; empty until they are found.
-    files: Vec<AdapterFiles>,
 }
 
 impl Job<'_> {
@@ -274,11 +273,26 @@ impl Job<'_> {
 
     /// Merges adapters into the weights of a folder.
     fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
-        let task = self.task(&folder)?;
-        let body = task.as_ref().map(|task| self.without_head(task, folder.rounded()));
-        let quantized = self.quantized_base(&folder, body.as_ref().unwrap_or(folder.rounded()))?;
-        let weights = quantized.as_ref().or(body.as_ref()).unwrap_or(folder.rounded());
-        let base = Base::new(folder.path(), &folder.config_json, weights);
+        let adapters = self.found()?;
+        let task = self.task(&folder, &adapters)?;
+        let mut weights = folder.rounded().clone();
+        if let Some(task) = &task {
+            weights = self.without_head(task, weights);
+        }
+        if let Some(quantized) = self.quantized_base(&folder, &weights)? {
+            weights = quantized;
+        }
+        let unresized = Base::new(folder.path(), &folder.config_json, &weights);
+        if let Some(resized) = resized(&unresized, &weights, &adapters)? {
+            if self.output().kind().is_lora() {
+                let finding = setting("to").expected("a model: the adapters have rows that the base lacks, or fewer");
+                return Err(finding.found("a LoRA, which has no rows").setting());
+            }
+            weights = resized.weights;
+            put_vocab_size(&mut folder.config_json, resized.rows);
+            self.notes.push(resized.note);
+        }
+        let base = Base::new(folder.path(), &folder.config_json, &weights);
         let base = if task.is_some() { base.for_task() } else { base };
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
             None => true,
@@ -286,11 +300,10 @@ impl Job<'_> {
         };
         let base = if keeps_types { base } else { base.retyped() };
         if self.output().kind().is_lora() {
-            return self.one_lora(&base);
+            return self.one_lora(&base, &adapters);
         }
-        let (merged, truncations) = self.merged(&base, weights)?;
-        let embeddings = base.embeddings().and_then(|tensor| merged.plan.get(&tensor.name));
-        let rows = embeddings.and_then(|tensor| tensor.shape.first().copied());
+        let (mut merged, truncations) = self.merged(&base, &weights, &adapters)?;
+        let embeddings = base.embeddings().map(|tensor| tensor.name.clone());
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
@@ -298,6 +311,8 @@ impl Job<'_> {
             let labels = merged.plan.tensors.iter().find(|tensor| TaskClass::counts_labels(&tensor.name));
             task.describe(&mut folder.config_json, labels.and_then(|tensor| tensor.shape.first().copied()));
         }
+        vocabulary::pad(self.settings, &mut folder.config_json, &mut merged.plan, embeddings.as_deref())?;
+        let rows = embeddings.and_then(|name| merged.plan.get(&name)).and_then(|tensor| tensor.shape.first().copied());
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
@@ -307,9 +322,8 @@ impl Job<'_> {
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] if transformers has no such class.
-    fn task(&mut self, folder: &Checkpoint) -> Result<Option<TaskClass>> {
-        self.find_adapters()?;
-        for files in self.files.iter().filter(|_| !self.output().kind().is_lora()) {
+    fn task(&self, folder: &Checkpoint, adapters: &[AdapterFiles]) -> Result<Option<TaskClass>> {
+        for files in adapters.iter().filter(|_| !self.output().kind().is_lora()) {
             let Some(settings) = files.settings() else { continue };
             let saved = settings.get("modules_to_save").and_then(|modules| modules.as_array());
             let has_head = saved.is_some_and(|modules| !modules.is_empty());
@@ -332,9 +346,9 @@ impl Job<'_> {
     }
 
     /// `weights` without the heads that a class for a task doesn't have.
-    fn without_head(&mut self, task: &TaskClass, weights: &Plan) -> Plan {
+    fn without_head(&mut self, task: &TaskClass, weights: Plan) -> Plan {
         let (left_out, kept): (Vec<_>, Vec<_>) =
-            weights.tensors.iter().cloned().partition(|tensor| TaskClass::leaves_out(&tensor.name));
+            weights.tensors.into_iter().partition(|tensor| TaskClass::leaves_out(&tensor.name));
         let names: Vec<&str> = left_out.iter().map(|tensor| tensor.name.as_str()).collect();
         let without = if names.is_empty() { String::new() } else { format!(", without {}", names.join(", ")) };
         self.notes.push(format!("the result is a {}, with the adapter's head{without}", task.name));
@@ -374,8 +388,9 @@ impl Job<'_> {
             let finding = setting("tokenizer").expected("a model's folder as base");
             return Err(finding.found("tensors alone").setting());
         }
+        let adapters = self.found()?;
         match self.output().kind() {
-            OutputKind::Lora | OutputKind::Mlx => return self.one_lora(&base),
+            OutputKind::Lora | OutputKind::Mlx => return self.one_lora(&base, &adapters),
             OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => {}
             OutputKind::Hf | OutputKind::Gguf => {
                 let finding = Finding::new(&settings.base, "config.json").expected("the config of a model's folder");
@@ -383,7 +398,7 @@ impl Job<'_> {
                 return Err(finding.found("tensors alone").hint(hint).mismatch());
             }
         }
-        let (Merged { plan, changed, .. }, truncations) = self.merged(&base, weights)?;
+        let (Merged { plan, changed, .. }, truncations) = self.merged(&base, weights, &adapters)?;
         let (is_pytorch, output) = (FileKind::of(&settings.base)? == Some(FileKind::Pytorch), &settings.output);
         let into_base = is_pytorch && output.kind() == OutputKind::Pytorch && output.is_file();
         let into_base = into_base && output.r#type.is_none() && !output.expand_shared;
@@ -424,10 +439,12 @@ impl Job<'_> {
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported());
         };
         let base = Base::new(model.path(), &config, &restored.plan).retyped();
+        let adapters = self.found()?;
+        vocabulary::check_of_gguf(self.settings, &base, &restored.plan, &adapters)?;
         if self.output().kind().is_lora() {
-            return self.one_lora(&base);
+            return self.one_lora(&base, &adapters);
         }
-        let (merged, truncations) = self.merged(&base, &restored.plan)?;
+        let (merged, truncations) = self.merged(&base, &restored.plan, &adapters)?;
         tokenizer::check_of_gguf(
             &self.settings.tokenizer,
             &candidates(&self.settings.others, &self.folders),
@@ -473,32 +490,29 @@ impl Job<'_> {
         output
     }
 
+    /// The adapters' files.
+    fn found(&mut self) -> Result<Vec<AdapterFiles>> {
+        let found = |other: &MergeInput| {
+            let files = AdapterFiles::find(&other.path)?;
+            let bank = FixedBank::of(&files, !self.alphas.is_empty())?;
+            Ok(bank.map(|bank| bank.at_mix(self.alphas)).transpose()?.map_or(files, |mixed| mixed.lora))
+        };
+        let found: Vec<AdapterFiles> = self.settings.others.iter().map(found).collect::<Result<_>>()?;
+        self.folders = found.iter().map(|files| files.path().to_owned()).collect();
+        Ok(found)
+    }
+
     /// The changes of every adapter.
-    fn adapters(&mut self, base: &Base) -> Result<Vec<Changes>> {
+    fn changes(&mut self, base: &Base, adapters: &[AdapterFiles]) -> Result<Vec<Changes>> {
         // Methods combine only low-rank updates, so copies of the base's embeddings are dropped.
         let combined = self.settings.combine.method.is_some() || self.output().kind().is_lora();
         let mut all = Vec::new();
-        self.find_adapters()?;
-        for files in &self.files {
+        for files in adapters {
             let changes = files.merged_changes(base)?;
             self.notes.extend(changes.notes.iter().cloned());
-            self.folders.push(files.path().to_owned());
             all.push(if combined { changes.without_copies(base)? } else { changes });
         }
         Ok(all)
-    }
-
-    /// Opens the adapters' files.
-    fn find_adapters(&mut self) -> Result<()> {
-        if self.files.is_empty() {
-            let found = |other: &MergeInput| {
-                let files = AdapterFiles::find(&other.path)?;
-                let bank = FixedBank::of(&files, !self.alphas.is_empty())?;
-                Ok(bank.map(|bank| bank.at_mix(self.alphas)).transpose()?.map_or(files, |mixed| mixed.lora))
-            };
-            self.files = self.settings.others.iter().map(found).collect::<Result<_>>()?;
-        }
-        Ok(())
     }
 
     /// Gives the model the tokenizer that the settings choose. `rows` is the number of rows of its embeddings.
@@ -519,13 +533,13 @@ impl Job<'_> {
     }
 
     /// Merges all adapters into `weights`, which are those of `base`.
-    fn merged(&mut self, base: &Base, weights: &Plan) -> Result<(Merged, Vec<Truncation>)> {
+    fn merged(&mut self, base: &Base, weights: &Plan, adapters: &[AdapterFiles]) -> Result<(Merged, Vec<Truncation>)> {
         let combine = &self.settings.combine;
         if combine.method.is_none() {
             combine.check(Kinds::Loras, None)?;
         }
         let mut truncations = Vec::new();
-        let mut adapters = self.adapters(base)?;
+        let mut adapters = self.changes(base, adapters)?;
         let mut shares = combine.options(self.shares())?.weights;
         if let Some(name) = &combine.method {
             let keeps_tie = adapters.iter().all(|changes| changes.keeps_tie);
@@ -545,11 +559,11 @@ impl Job<'_> {
     }
 
     /// Combines all adapters into one LoRA, in a separate folder.
-    fn one_lora(&mut self, base: &Base) -> Result<(Output, Vec<Truncation>)> {
+    fn one_lora(&mut self, base: &Base, adapters: &[AdapterFiles]) -> Result<(Output, Vec<Truncation>)> {
         if !matches!(self.settings.tokenizer, TokenizerChoice::Auto | TokenizerChoice::Base) {
             return Err(setting("tokenizer").expected("none, for a LoRA").found("one").setting());
         }
-        let adapters = self.adapters(base)?;
+        let adapters = self.changes(base, adapters)?;
         let method = match (&self.settings.combine.method, self.settings.combine.rank) {
             (Some(name), _) => name.parse()?,
             (None, Some(_)) => LoraMethod::Svd,

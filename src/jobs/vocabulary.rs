@@ -8,11 +8,15 @@ use serde_json::{Map, Value};
 use super::MergeSettings;
 use super::settings::{name_of, setting};
 use super::tokenizer::TokenizerChoice;
+use crate::adapter::peft::Base;
+use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
-use crate::arch::vocabulary::is_by_token;
+use crate::arch::vocabulary::{is_by_token, put_vocab_size};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Finding, Result};
-use crate::merge::vocabulary::{TokenizerSource, Vocabulary, VocabularySettings, folder_of};
+use crate::merge::vocabulary::{
+    TokenizerSource, Vocabulary, VocabularySettings, check_multiple, folder_of, padded_with_mean,
+};
 use crate::plan::{Plan, PlannedTensor};
 use crate::tokenizer::ids_differ;
 
@@ -76,6 +80,79 @@ pub(super) fn aligned(
     let folder = folder_of(vocabulary.files())?;
     base.take_tokenizer_of(folder.path().to_owned())?;
     Ok(Some(folder))
+}
+
+/// Pads the tensors of a merged model that have a row for each token, if the settings ask for it. `embeddings` are the
+/// input embeddings.
+///
+/// # Errors
+/// [`crate::Error::Setting`] for settings that don't fit adapters.
+pub(super) fn pad(
+    settings: &MergeSettings,
+    config: &mut Map<String, Value>,
+    plan: &mut Plan,
+    embeddings: Option<&str>,
+) -> Result<()> {
+    check_for_adapters(settings)?;
+    let Some(multiple) = settings.pad_to_multiple_of else { return Ok(()) };
+    check_multiple(multiple)?;
+    let own = embeddings.and_then(|name| plan.get(name)).and_then(|tensor| tensor.shape.first().copied());
+    let Some(own) = own.filter(|own| *own > 0) else {
+        let finding = setting("pad_to_multiple_of").expected("a model with embeddings of tokens");
+        return Err(finding.found("none that are known").setting());
+    };
+    let count = own.next_multiple_of(multiple) - own;
+    if count == 0 {
+        return Ok(());
+    }
+    let naming = Naming::of(config);
+    let is_bias = |tensor: &PlannedTensor| tensor.name.ends_with("lm_head.bias") && tensor.shape == [own];
+    for tensor in &mut plan.tensors {
+        if is_by_token(naming, tensor) && tensor.shape[0] == own || is_bias(tensor) {
+            tensor.expr = padded_with_mean(tensor.clone(), count);
+            tensor.shape[0] = own + count;
+        }
+    }
+    put_vocab_size(config, own + count);
+    Ok(())
+}
+
+/// Refuses settings of models' vocabularies where adapters are merged.
+fn check_for_adapters(settings: &MergeSettings) -> Result<()> {
+    match settings.tokenizer_source {
+        None => Ok(()),
+        Some(_) => {
+            let finding = setting("tokenizer_source").expected("models to combine, with a `method`");
+            Err(finding.found("adapters").hint("`tokenizer` chooses the tokenizer of a model with adapters").setting())
+        }
+    }
+}
+
+/// Refuses another vocabulary where the base is a GGUF, which keeps its tokens.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for adapters that were trained with another number of rows; [`crate::Error::Setting`].
+pub(super) fn check_of_gguf(
+    settings: &MergeSettings,
+    base: &Base,
+    plan: &Plan,
+    adapters: &[AdapterFiles],
+) -> Result<()> {
+    const HINT: &str = "take the Hugging Face folder of the model as the base: a GGUF keeps its tokens";
+    check_for_adapters(settings)?;
+    if settings.pad_to_multiple_of.is_some() {
+        let finding = setting("pad_to_multiple_of").expected("none, where the base is a GGUF").found("one");
+        return Err(finding.hint(HINT).setting());
+    }
+    match resized(base, plan, adapters)? {
+        None => Ok(()),
+        Some(resized) => {
+            let finding = Finding::new(base.path(), "vocabulary");
+            let expected = format!("{} rows, as the adapter was trained with", resized.rows);
+            let own = base.embeddings().map_or(0, PlannedTensor::rows);
+            Err(finding.expected(expected).found(own).hint(HINT).mismatch())
+        }
+    }
 }
 
 /// The tensor of `plan` with a row for each token that comes first.

@@ -37,6 +37,7 @@ mod save;
 mod saved;
 mod sparse;
 mod targets;
+mod token_rows;
 mod tokens;
 mod tucker;
 mod vblora;
@@ -55,6 +56,7 @@ pub(super) use lokr::delta as kronecker;
 pub(super) use lora::Config as LoraNumbers;
 pub(super) use rows::{ScaleColumns, ScaleRows};
 pub use save::NewLora;
+pub(super) use token_rows::{Held, TokenRows, bias_of, token_rows};
 pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;
 
@@ -217,7 +219,9 @@ pub(super) fn changes(
         "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),
         _ => Vec::new(),
     };
+    saved::drop_untrained(&mut entries);
     let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
+    let tied = saved::drop_equal_head(&mut entries, base)? || tied;
     let mut changes = saved::replaced(&mut fields, &mut entries, base, tied)?;
     let mut alpha = None;
     changes.extend(match kind.as_str() {

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+pub(crate) use rows::padded_with_mean;
+pub(crate) use settings::check_multiple;
 pub use settings::{TokenName, TokenRow, TokenSettings, TokenizerSource, VocabularySettings};
 
 use crate::arch::Naming;

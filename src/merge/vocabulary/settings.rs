@@ -72,10 +72,7 @@ impl VocabularySettings {
         if models == 0 {
             return Err(finding("models").expected("a model").found("none").setting());
         }
-        if let Some(multiple) = self.pad_to_multiple_of.filter(|multiple| !(1..=MAX_MULTIPLE).contains(multiple)) {
-            let finding = finding("pad_to_multiple_of").expected(format_args!("a number from 1 to {MAX_MULTIPLE}"));
-            return Err(finding.found(multiple).setting());
-        }
+        self.pad_to_multiple_of.map_or(Ok(()), check_multiple)?;
         for (text, settings) in &self.tokens {
             let finding = || finding("tokens").found(format!("{text:?}"));
             match &settings.row {
@@ -93,4 +90,18 @@ impl VocabularySettings {
 }
 
 /// The largest multiple to which embeddings are padded.
-pub(crate) const MAX_MULTIPLE: usize = 1 << 20;
+const MAX_MULTIPLE: usize = 1 << 20;
+
+/// Checks the number whose multiple the rows of embeddings become.
+///
+/// # Errors
+/// [`crate::Error::Setting`].
+pub(crate) fn check_multiple(multiple: usize) -> Result<()> {
+    match (1..=MAX_MULTIPLE).contains(&multiple) {
+        true => Ok(()),
+        false => {
+            let finding = Finding::new("", "pad_to_multiple_of");
+            Err(finding.expected(format_args!("a number from 1 to {MAX_MULTIPLE}")).found(multiple).setting())
+        }
+    }
+}
