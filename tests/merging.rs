@@ -310,7 +310,7 @@ fn whole_models_become_one() {
         (&["--method", "breadcrumbs", "--gamma", "7"], "--gamma: expected a number from 0 to 1, found 7"),
         (&["--method", "ties", "--lambda", "inf"], "--lambda: expected a finite number, found inf"),
         (&["--method", "ties", "--density", "nan"], "--density: expected"),
-        (&["--method", "ties", "--scale", "2"], "--scale: expected a `method` that it says something to: passthrough"),
+        (&["--method", "ties", "--scale", "2"], "--scale: expected a --method that it says something to: passthrough"),
         (&["--method", "ramplus_tl", "--alpha", "nan"], "--alpha: expected a finite number, found NaN"),
         (&["--method", "nearswap", "--t", "1"], "expected one model beside the base for nearswap, found 2"),
     ] {

@@ -10,6 +10,7 @@ mod expr;
 mod packed;
 mod product;
 mod read;
+mod scratch;
 mod shared;
 mod spill;
 mod staging;

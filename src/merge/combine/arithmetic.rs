@@ -12,6 +12,7 @@ use super::sparsity::{Choice, Rescale, SparsityMask, Walk};
 use super::statistics::{elems, scan_all, sum_of};
 use super::topk::Topk;
 use crate::error::Result;
+use crate::kernel::{Kernel, Routine};
 use crate::plan::{Expr, RowMap};
 
 /// `base + lambda * sum(weight * mask(model - base))`. The operands are the base, then the models.
@@ -60,10 +61,7 @@ impl RowMap for Sum {
         let block = (BLOCK / row_len.max(1)).max(1) * row_len.max(1);
         let most = block.min(out.len());
         let mut weighted = vec![0.0; most * others.len()];
-        let [mut sums, mut elected, mut divisors] = [(); 3].map(|()| vec![0.0f32; most]);
-        let ones = vec![1.0; others.len()];
-        let total: f32 = self.weights.iter().sum();
-        let total = if total.abs() < 1e-8 { 1.0 } else { total };
+        let mut buffers = [(); 3].map(|()| vec![0.0f32; most]);
         for (i, out) in out.chunks_mut(block).enumerate() {
             let mut updates: Vec<&mut [f32]> = weighted.chunks_mut(out.len()).take(others.len()).collect();
             for (((update, model), walk), weight) in updates.iter_mut().zip(others).zip(&mut walks).zip(&self.weights) {
@@ -72,23 +70,43 @@ impl RowMap for Sum {
                 walk.apply(row_len, update);
                 update.iter_mut().for_each(|v| *v *= weight);
             }
-            let [sums, elected, divisors] = [&mut sums, &mut elected, &mut divisors].map(|all| &mut all[..out.len()]);
-            add_up(&updates, sums);
-            // mergekit divides by 1 where the sum is about 0.
-            divisors.fill(if total.abs() < 1e-8 { 1.0 } else { total });
-            if self.consensus {
-                elected.copy_from_slice(sums);
-                add_up_elected(&updates, &ones, &self.weights, elected, sums, divisors);
-                divisors.iter_mut().filter(|divisor| **divisor == 0.0).for_each(|divisor| *divisor = 1.0);
-            }
-            if self.normalize {
-                sums.iter_mut().zip(divisors).for_each(|(sum, divisor)| *sum /= *divisor);
-            }
-            if self.lambda != 1.0 {
-                sums.iter_mut().for_each(|sum| *sum *= self.lambda);
-            }
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+            let [sums, elected, divisors] = buffers.each_mut().map(|all| &mut all[..out.len()]);
+            Kernel::in_use().run_wide(AddUp { of: self, updates: &updates, sums, elected, divisors, out });
         }
+    }
+}
+
+/// Adds the weighted updates of some elements to the base.
+struct AddUp<'a, 'b> {
+    of: &'a Sum,
+    updates: &'a [&'b mut [f32]],
+    sums: &'a mut [f32],
+    elected: &'a mut [f32],
+    divisors: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl Routine for AddUp<'_, '_> {
+    #[inline(always)]
+    fn run<const L: usize, const PAIR: usize>(self) {
+        let Self { of: Sum { weights, consensus, normalize, lambda, .. }, updates, sums, elected, divisors, out } =
+            self;
+        add_up(updates, sums);
+        // mergekit divides by 1 where the sum is about 0.
+        let total: f32 = weights.iter().sum();
+        divisors.fill(if total.abs() < 1e-8 { 1.0 } else { total });
+        if *consensus {
+            elected.copy_from_slice(sums);
+            add_up_elected(updates, &vec![1.0; updates.len()], weights, elected, sums, divisors);
+            divisors.iter_mut().for_each(|divisor| *divisor = if *divisor == 0.0 { 1.0 } else { *divisor });
+        }
+        if *normalize {
+            sums.iter_mut().zip(divisors).for_each(|(sum, divisor)| *sum /= *divisor);
+        }
+        if *lambda != 1.0 {
+            sums.iter_mut().for_each(|sum| *sum *= lambda);
+        }
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
     }
 }
 
