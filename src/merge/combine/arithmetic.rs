@@ -13,6 +13,7 @@ use super::statistics::{elems, scan_all, sum_of};
 use super::topk::Topk;
 use super::working::Working;
 use crate::error::Result;
+use crate::kernel::{Kernel, Routine};
 use crate::plan::{Expr, RowMap, torch_sum};
 
 /// `base + lambda * sum(weight * mask(model - base))`. The operands are the base, then the models.
@@ -65,12 +66,11 @@ impl RowMap for Sum {
         let block = (BLOCK / row_len.max(1)).max(1) * row_len.max(1);
         let most = block.min(out.len());
         let mut weighted = vec![0.0; most * others.len()];
-        let [mut sums, mut elected, mut divisors] = [(); 3].map(|()| vec![0.0f32; most]);
-        let ones = vec![1.0; others.len()];
         let working = self.working;
         // mergekit divides by 1 where the sum is about 0.
         let total = working.round(torch_sum(&self.weights));
         let total = if total.abs() < 1e-8 { 1.0 } else { total };
+        let mut buffers = [(); 3].map(|()| vec![0.0f32; most]);
         for (i, out) in out.chunks_mut(block).enumerate() {
             let mut updates: Vec<&mut [f32]> = weighted.chunks_mut(out.len()).take(others.len()).collect();
             for (((update, model), walk), weight) in updates.iter_mut().zip(others).zip(&mut walks).zip(&self.weights) {
@@ -81,28 +81,49 @@ impl RowMap for Sum {
                 update.iter_mut().for_each(|v| *v *= weight);
                 working.round_all(update);
             }
-            let [sums, elected, divisors] = [&mut sums, &mut elected, &mut divisors].map(|all| &mut all[..out.len()]);
-            add_up(&updates, sums);
-            working.round_all(sums);
-            divisors.fill(total);
-            if self.consensus {
-                elected.copy_from_slice(sums);
-                add_up_elected(&updates, &ones, &self.weights, elected, sums, divisors);
-                working.round_all(sums);
-                working.round_all(divisors);
-                divisors.iter_mut().filter(|divisor| **divisor == 0.0).for_each(|divisor| *divisor = 1.0);
-            }
-            if self.normalize {
-                sums.iter_mut().zip(divisors).for_each(|(sum, divisor)| *sum /= *divisor);
-                working.round_all(sums);
-            }
-            if self.lambda != 1.0 {
-                sums.iter_mut().for_each(|sum| *sum *= self.lambda);
-                working.round_all(sums);
-            }
-            out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
-            working.round_all(out);
+            let [sums, elected, divisors] = buffers.each_mut().map(|all| &mut all[..out.len()]);
+            Kernel::in_use().run_wide(AddUp { of: self, total, updates: &updates, sums, elected, divisors, out });
         }
+    }
+}
+
+/// Adds the weighted updates of some elements to the base.
+struct AddUp<'a, 'b> {
+    of: &'a Sum,
+    /// The sum of the weights, or 1 where that is about 0.
+    total: f32,
+    updates: &'a [&'b mut [f32]],
+    sums: &'a mut [f32],
+    elected: &'a mut [f32],
+    divisors: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl Routine for AddUp<'_, '_> {
+    #[inline(always)]
+    fn run<const L: usize, const PAIR: usize>(self) {
+        let Self { of, total, updates, sums, elected, divisors, out } = self;
+        let Sum { weights, consensus, normalize, lambda, working, .. } = of;
+        add_up(updates, sums);
+        working.round_all(sums);
+        divisors.fill(total);
+        if *consensus {
+            elected.copy_from_slice(sums);
+            add_up_elected(updates, &vec![1.0; updates.len()], weights, elected, sums, divisors);
+            working.round_all(sums);
+            working.round_all(divisors);
+            divisors.iter_mut().for_each(|divisor| *divisor = if *divisor == 0.0 { 1.0 } else { *divisor });
+        }
+        if *normalize {
+            sums.iter_mut().zip(divisors).for_each(|(sum, divisor)| *sum /= *divisor);
+            working.round_all(sums);
+        }
+        if *lambda != 1.0 {
+            sums.iter_mut().for_each(|sum| *sum *= lambda);
+            working.round_all(sums);
+        }
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+        working.round_all(out);
     }
 }
 

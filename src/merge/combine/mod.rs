@@ -5,14 +5,19 @@
 //! function of rows.
 
 mod arithmetic;
+mod divergence;
 mod election;
+mod fusion;
 mod lazy;
 mod loras;
 mod models;
 mod modules;
 mod mt19937;
+mod multislerp;
+mod near_swap;
 mod options;
 mod ranks;
+mod reinforced;
 mod sparsity;
 mod spherical;
 mod statistics;

@@ -15,6 +15,9 @@ use crate::error::Result;
 use crate::plan::{Expr, RowMap};
 use crate::source::row_len;
 
+/// The number of elements that are summed at a time, so that they stay in the processor's cache.
+const BLOCK: usize = 1 << 12;
+
 /// A sum of the operands, each times a number.
 #[derive(Debug)]
 pub(super) struct Linear {
@@ -25,11 +28,14 @@ pub(super) struct Linear {
 
 impl RowMap for Linear {
     fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let products = self.factors[1..].iter().zip(others).map(|(factor, other)| factor * other[i]);
-            *out = products.fold(self.factors[0] * *out, |sum, product| sum + product);
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            out.iter_mut().for_each(|out| *out *= self.factors[0]);
+            for (factor, other) in self.factors[1..].iter().zip(others) {
+                let other = &other[block * BLOCK..][..out.len()];
+                out.iter_mut().zip(other).for_each(|(out, other)| *out += factor * other);
+            }
             if let Some(divisor) = self.divisor {
-                *out /= divisor;
+                out.iter_mut().for_each(|out| *out /= divisor);
             }
         }
     }

@@ -1,6 +1,6 @@
 """Runs configurations with mergekit itself and with `atombank merge --config`.
 
-    python mergekit.py ATOMBANK_BINARY WORK_DIR
+    python mergekit_yaml.py ATOMBANK_BINARY WORK_DIR
 
 Models are tiny and random, some in bfloat16 and float16, one with tied embeddings. Every configuration has to give the same
 tensors: the same bits where the method is arithmetic, 1e-6 of each tensor's largest value otherwise. Where values are pruned by
