@@ -134,14 +134,18 @@ impl Routine for AddUp<'_, '_> {
 pub(super) struct Sce {
     /// The share of values that is kept.
     pub(super) select_topk: f64,
+    /// The type of every intermediate result.
+    pub(super) working: Working,
 }
 
 impl Measure for Sce {
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>> {
-        let updates: Vec<Expr> = of[1..].iter().map(|model| difference(model.clone(), of[0].clone())).collect();
+        let working = self.working;
+        let update = |model: &Expr| working.rounded(difference(model.clone(), of[0].clone()));
+        let updates: Vec<Expr> = of[1..].iter().map(update).collect();
         let mut selected = None;
         if self.select_topk < 1.0 {
-            let of_all = Expr::Map { of: updates.clone(), map: Arc::new(Variance) };
+            let of_all = working.rounded(Expr::Map { of: updates.clone(), map: Arc::new(Variance) });
             // A count times a number is a float32 in torch.
             let count = |nonzero: u64| (nonzero as f32 * self.select_topk as f32) as u64;
             selected = Some(Topk::among(&of_all, count)?);
@@ -153,6 +157,7 @@ impl Measure for Sce {
             keys.resize(all[0].len(), 0.0);
             if selected.is_some() {
                 variances(&all, &mut keys);
+                working.round_all(&mut keys);
             }
             for (sum, values) in squares.iter_mut().zip(all) {
                 kept.clear();
@@ -160,15 +165,15 @@ impl Measure for Sce {
                 if let Some(selected) = &selected {
                     selected.keep_by(start, &keys, &mut kept);
                 }
-                *sum += sum_of(&kept, |v| (v * v) as f64);
+                *sum += sum_of(&kept, |v| f64::from(working.round(v * v)));
             }
         })?;
         let count = elems(&of[0]).max(1) as f64;
-        let means: Vec<f32> = squares.iter().map(|sum| (sum / count) as f32).collect();
-        let total: f32 = means.iter().sum();
+        let means: Vec<f32> = squares.iter().map(|sum| working.round((sum / count) as f32)).collect();
+        let total = working.round(means.iter().sum());
         let equal = total.abs() < 1e-6;
-        let weigh = |mean: &f32| if equal { 1.0 / means.len() as f32 } else { mean / total };
-        Ok(Arc::new(Chosen { weights: means.iter().map(weigh).collect(), selected }))
+        let weigh = |mean: &f32| working.round(if equal { 1.0 / means.len() as f32 } else { mean / total });
+        Ok(Arc::new(Chosen { weights: means.iter().map(weigh).collect(), selected, working }))
     }
 }
 
@@ -206,30 +211,50 @@ fn variances(of: &[&[f32]], out: &mut [f32]) {
 struct Chosen {
     weights: Vec<f32>,
     selected: Option<Topk>,
+    working: Working,
 }
 
 impl RowMap for Chosen {
     fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
         let first = (rows.start * row_len) as u64;
         let mut updates = vec![0.0; BLOCK * others.len()];
+        let working = self.working;
         let [mut keys, mut elected, mut sums, mut weights] = [(); 4].map(|()| vec![0.0f32; BLOCK]);
         for (i, out) in out.chunks_mut(BLOCK).enumerate() {
             let (start, n) = (i * BLOCK, out.len());
             for (update, model) in updates.chunks_mut(n).zip(others) {
                 let model = &model[start..][..n];
                 update.iter_mut().zip(model).zip(&*out).for_each(|((update, x), base)| *update = x - base);
+                working.round_all(update);
             }
             let updates: Vec<&[f32]> = updates.chunks(n).take(others.len()).collect();
             let [keys, elected, sums, weights] =
                 [&mut keys, &mut elected, &mut sums, &mut weights].map(|all| &mut all[..n]);
             add_up(&updates, elected);
-            add_up_elected(&updates, &self.weights, &self.weights, elected, sums, weights);
-            sums.iter_mut().zip(weights).for_each(|(sum, weights)| *sum /= weights.max(1e-6));
+            working.round_all(elected);
+            match working {
+                Working::F32 => add_up_elected(&updates, &self.weights, &self.weights, elected, sums, weights),
+                _ => {
+                    let scaled = updates.iter().zip(&self.weights).map(|(update, weight)| {
+                        let mut scaled: Vec<f32> = update.iter().map(|v| v * weight).collect();
+                        working.round_all(&mut scaled);
+                        scaled
+                    });
+                    let scaled: Vec<Vec<f32>> = scaled.collect();
+                    add_up_elected(&scaled, &vec![1.0; scaled.len()], &self.weights, elected, sums, weights);
+                }
+            }
+            [&mut *sums, &mut *weights].map(|all| working.round_all(all));
+            let least = working.round(1e-6);
+            sums.iter_mut().zip(weights).for_each(|(sum, weights)| *sum /= weights.max(least));
+            working.round_all(sums);
             if let Some(selected) = &self.selected {
                 variances(&updates, keys);
+                working.round_all(keys);
                 selected.keep_by(first + start as u64, keys, sums);
             }
             out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum);
+            working.round_all(out);
         }
     }
 }

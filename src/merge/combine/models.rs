@@ -19,13 +19,14 @@ use std::sync::Arc;
 use super::arithmetic::{Arithmetic, Sce};
 use super::fusion::Fusion;
 use super::lazy::{Combined, Measure, Pending, difference};
+use super::mean::Mean;
 use super::mt19937::Stream;
 use super::multislerp::MultiSlerp;
 use super::near_swap::NearSwap;
 use super::options::{CombineOptions, by_name};
 use super::reinforced::{Reinforced, ReinforcedMore};
 use super::sparsity::{Choice, Draws, Rescale};
-use super::spherical::{By, Karcher, Linear, ModelStock, NuSlerp, Slerp};
+use super::spherical::{By, Karcher, ModelStock, NuSlerp, Slerp};
 use super::working::Working;
 use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor, torch_sum};
@@ -520,7 +521,7 @@ impl Context<'_> {
             ModelMethod::Linear => {
                 let factors: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
                 let divisor = self.divisor(tensor, &factors)?;
-                let map = Linear { factors, divisor };
+                let map = Mean { factors, divisor };
                 Expr::Map { of: models, map: Arc::new(map) }
             }
             ModelMethod::Slerp => pending.map(with_base(models), Slerp { t: options.t.unwrap_or_default() }),
@@ -534,16 +535,19 @@ impl Context<'_> {
                     (false, _) => By::Row,
                 };
                 match base.clone().filter(|_| options.nuslerp_updates) {
-                    None => pending.map(models, NuSlerp { t, by }),
+                    None => pending.map(models, NuSlerp { t, by, working }),
                     Some(base) => {
-                        let updates = models.into_iter().map(|m| difference(m, base.clone())).collect();
-                        let delta = Box::new(pending.map(updates, NuSlerp { t, by }));
-                        Expr::Add { of: Box::new(base), delta }
+                        let updates =
+                            models.into_iter().map(|m| working.rounded(difference(m, base.clone()))).collect();
+                        let delta = Box::new(pending.map(updates, NuSlerp { t, by, working }));
+                        working.rounded(Expr::Add { of: Box::new(base), delta })
                     }
                 }
             }
-            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk }),
-            ModelMethod::ModelStock => pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise }),
+            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk, working }),
+            ModelMethod::ModelStock => {
+                pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise, working })
+            }
             ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
             ModelMethod::MultiSlerp => {
                 let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
