@@ -74,6 +74,8 @@ const OWN: [(&str, &[&str]); 17] = [
             "--keep-base",
             "--as",
             "--tokenizer",
+            "--tokenizer-source",
+            "--pad-to-multiple-of",
             "--json",
         ],
     ),
