@@ -182,7 +182,7 @@ impl MergeConfigSettings {
             TokenizerSource::Base => vocabulary::TokenizerSource::Base,
             TokenizerSource::Model(name) => vocabulary::TokenizerSource::Folder(self.place(name.model())),
         };
-        let row = |row: &TokenRow| {
+        let row = |row: &TokenRow| -> Result<vocabulary::TokenRow> {
             Ok(match row {
                 TokenRow::Zero => vocabulary::TokenRow::Zero,
                 TokenRow::Of(name) => vocabulary::TokenRow::Model(place(name)?),
