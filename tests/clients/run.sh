@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Has real clients load what atombank writes, or do the same: llama.cpp (xllamacpp), transformers, peft, LyCORIS,
+# Has real clients load what atombank writes, or do the same: llama.cpp (xllamacpp), transformers, peft, LyCORIS, mergekit,
 # gguf-py, ggml, compressed-tensors, bitsandbytes, tensorboard.
 #
 #   tests/clients/run.sh [CARGO BUILD ARGS ...]
@@ -18,22 +18,43 @@ if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
 fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
-rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/families" "$work/decoders" "$work/quantize" "$work/hub" "$work/prequantized" "$work/training" "$work/adapters_trained" "$work/bank_trained" "$work/convolutions" "$work/forms" "$work/filter_atoms" "$work/checkpoints" "$work/templates"
 # One script on each core, those that take longest first. Each prints its lines when it ends.
 run() {
-    local script=${1%:*} folder=${1#*:} status=0
-    "$work/venv/bin/python" "tests/clients/$script.py" "$binary" "$work/$folder" >"$work/$folder.txt" 2>"$work/$folder.err" || status=1
-    cat "$work/$folder.txt"
-    [ "$status" = 0 ] || tail -n 20 "$work/$folder.err"
+    local script=$1 status=0
+    rm -rf "${work:?}/$script"
+    "$work/venv/bin/python" "tests/clients/$script.py" "$binary" "$work/$script" >"$work/$script.txt" 2>"$work/$script.err" || status=1
+    cat "$work/$script.txt"
+    [ "$status" = 0 ] || tail -n 20 "$work/$script.err"
     return "$status"
 }
 export -f run
 export work binary
 failed=0
-scripts=(families:families adapters_trained:adapters_trained decoders:decoders quantize:quantize merge:merge combine:combine lora:lora check:files prequantized:prequantized
-    kohya:kohya architectures:architectures extract:extract hub:hub training:training convolutions:convolutions forms:forms filter_atoms:filter_atoms bank_trained:bank_trained checkpoints:checkpoints templates:templates)
+scripts=(
+    families
+    adapters_trained
+    decoders
+    quantize
+    merge
+    combine
+    lora
+    check
+    prequantized
+    kohya
+    architectures
+    extract
+    hub
+    training
+    convolutions
+    forms
+    filter_atoms
+    bank_trained
+    checkpoints
+    templates
+    mergekit_methods
+)
 printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1
 for script in "${scripts[@]}"; do
-    tail -n 1 "$work/${script#*:}.txt"
+    tail -n 1 "$work/$script.txt"
 done
 exit "$failed"

@@ -5,14 +5,21 @@
 //! function of rows.
 
 mod arithmetic;
+mod divergence;
 mod election;
+mod fusion;
 mod lazy;
 mod loras;
+mod mean;
 mod models;
 mod modules;
 mod mt19937;
+mod multislerp;
+mod near_swap;
 mod options;
 mod ranks;
+mod reinforced;
+mod rounded;
 mod sparsity;
 mod spherical;
 mod statistics;

@@ -17,11 +17,16 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::arithmetic::{Arithmetic, Sce};
+use super::fusion::Fusion;
 use super::lazy::{Combined, Measure, Pending, difference};
+use super::mean::Mean;
 use super::mt19937::Stream;
+use super::multislerp::MultiSlerp;
+use super::near_swap::NearSwap;
 use super::options::{CombineOptions, by_name};
+use super::reinforced::{Reinforced, ReinforcedMore};
 use super::sparsity::{Choice, Draws, Rescale};
-use super::spherical::{By, Karcher, Linear, ModelStock, NuSlerp, Slerp};
+use super::spherical::{By, Karcher, ModelStock, NuSlerp, Slerp};
 use super::working::Working;
 use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor, torch_sum};
@@ -59,6 +64,18 @@ pub enum ModelMethod {
     ModelStock,
     /// The mean of directions on the sphere.
     Karcher,
+    /// The weighted mean of directions, for the models or for their differences from a base.
+    MultiSlerp,
+    /// Moves each value of the base toward a model's, the further the closer it is.
+    NearSwap,
+    /// Takes the values of a model that matter most.
+    ArceeFusion,
+    /// Keeps changes that one model alone makes, and averages those of several.
+    Ram,
+    /// The same, with larger factors of a model's own changes where many of its changes are shared.
+    RamPlusTl,
+    /// One model, times a number.
+    Passthrough,
 }
 
 /// Values of tensors that are compared at a time.
@@ -79,6 +96,12 @@ const METHODS: &[(&str, ModelMethod)] = &[
     ("sce", ModelMethod::Sce),
     ("model_stock", ModelMethod::ModelStock),
     ("karcher", ModelMethod::Karcher),
+    ("multislerp", ModelMethod::MultiSlerp),
+    ("nearswap", ModelMethod::NearSwap),
+    ("arcee_fusion", ModelMethod::ArceeFusion),
+    ("ram", ModelMethod::Ram),
+    ("ramplus_tl", ModelMethod::RamPlusTl),
+    ("passthrough", ModelMethod::Passthrough),
 ];
 
 impl ModelMethod {
@@ -94,17 +117,23 @@ impl ModelMethod {
 
     /// Whether it combines differences from a base and so requires one.
     pub fn needs_base(self) -> bool {
-        !matches!(self, Self::Linear | Self::Slerp | Self::NuSlerp | Self::Karcher)
+        let is_mean = matches!(self, Self::Linear | Self::Slerp | Self::NuSlerp | Self::MultiSlerp | Self::Karcher);
+        !is_mean && self != Self::Passthrough
     }
 
     /// Whether each model has a weight.
     pub fn takes_weights(self) -> bool {
-        !matches!(self, Self::Slerp | Self::Sce | Self::ModelStock | Self::Karcher)
+        let is_mean = matches!(self, Self::Linear | Self::NuSlerp | Self::MultiSlerp);
+        is_mean || self.is_arithmetic()
     }
 
     /// Whether it is a mean of the models, in which a base has no share.
     pub(crate) fn averages_models(self, options: &CombineOptions) -> bool {
-        matches!(self, Self::Linear | Self::Karcher) || self == Self::NuSlerp && !options.nuslerp_updates
+        match self {
+            Self::NuSlerp => !options.nuslerp_updates,
+            Self::MultiSlerp => !options.multislerp_updates,
+            _ => matches!(self, Self::Linear | Self::Karcher),
+        }
     }
 
     /// Whether sums are divided by the sum of the weights.
@@ -117,11 +146,26 @@ impl ModelMethod {
     }
 
     fn normalizes(self) -> bool {
-        matches!(self, Self::Linear | Self::Ties | Self::Della)
+        matches!(self, Self::Linear | Self::MultiSlerp | Self::Ties | Self::Della)
     }
 
     fn is_arithmetic(self) -> bool {
-        self.needs_base() && !matches!(self, Self::Sce | Self::ModelStock)
+        let others = [Self::Sce, Self::ModelStock, Self::NearSwap, Self::ArceeFusion, Self::Ram, Self::RamPlusTl];
+        self.needs_base() && !others.contains(&self)
+    }
+
+    /// The `epsilon` that is given for a model, or the method's own.
+    fn epsilon(self, options: &CombineOptions, place: usize) -> f64 {
+        options.epsilon.as_ref().map(|epsilon| epsilon.at(place)).unwrap_or(match self {
+            Self::MultiSlerp => 1e-8,
+            Self::Ram | Self::RamPlusTl => 1e-5,
+            _ => 0.15,
+        })
+    }
+
+    /// The number of words that are drawn for a tensor by a method that draws none for single models.
+    fn sampled(self, shape: &[usize]) -> u64 {
+        if self == Self::ArceeFusion { Fusion::words(shape.iter().product::<usize>() as u64) } else { 0 }
     }
 
     fn rescales(self) -> bool {
@@ -132,6 +176,7 @@ impl ModelMethod {
     fn is_by_row(self, options: &CombineOptions) -> bool {
         match self {
             _ if self.ranks() => true,
+            Self::ArceeFusion => true,
             Self::NuSlerp => !options.nuslerp_flatten,
             Self::ModelStock => options.filter_wise,
             _ => false,
@@ -166,7 +211,7 @@ impl ModelMethod {
         shape: &[usize],
         draws: Draws,
     ) -> (Choice, u64) {
-        let (gamma, epsilon) = (options.gamma.at(place), options.epsilon.at(place));
+        let gamma = options.gamma.at(place);
         let elems = shape.iter().product::<usize>() as u64;
         let drawn = if density < 1.0 { elems } else { 0 };
         match self {
@@ -175,6 +220,7 @@ impl ModelMethod {
             Self::DareTies | Self::DareLinear => (Choice::Random { density, draws }, drawn),
             _ if self.ranks() => {
                 let columns = shape.iter().skip(2).product();
+                let epsilon = self.epsilon(options, place);
                 let choice = Choice::Ranked { density, epsilon, columns, draws };
                 (choice, if density > 0.0 { drawn } else { 0 })
             }
@@ -296,13 +342,15 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
         options.weights.check(models.len())?;
     }
     let (least, most) = match (method, base) {
-        (ModelMethod::Slerp, Some(_)) => (1, 1),
+        (ModelMethod::Slerp | ModelMethod::NearSwap | ModelMethod::ArceeFusion, Some(_)) => (1, 1),
+        (ModelMethod::Passthrough, _) => (1, 1),
         (ModelMethod::Slerp | ModelMethod::NuSlerp, _) => (2, 2),
         (ModelMethod::ModelStock, _) => (2, usize::MAX),
         _ => (1, usize::MAX),
     };
     if models.len() < least || models.len() > most {
         let expected = match (most, base) {
+            (1, _) if method == ModelMethod::Passthrough => "one model".to_owned(),
             (1, _) => "one model beside the base".to_owned(),
             (2, _) => "two models".to_owned(),
             (_, None) => "a model".to_owned(),
@@ -313,11 +361,24 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
     if method.needs_base() && base.is_none() {
         return Err(finding("method").expected(format_args!("a base for {name}")).found("none").setting());
     }
-    if options.nuslerp_updates && base.is_none() {
-        return Err(finding("nuslerp_updates").expected("a base that the models change").found("none").setting());
+    for (field, is_on) in
+        [("nuslerp_updates", options.nuslerp_updates), ("multislerp_updates", options.multislerp_updates)]
+    {
+        if is_on && base.is_none() {
+            return Err(finding(field).expected("a base that the models change").found("none").setting());
+        }
     }
-    if method == ModelMethod::Slerp && options.t.is_none() {
-        return Err(finding("t").expected("a number from 0 to 1 for slerp").found("none").setting());
+    match (method, options.t) {
+        (ModelMethod::Slerp, None) => {
+            return Err(finding("t").expected("a number from 0 to 1 for slerp").found("none").setting());
+        }
+        (ModelMethod::Slerp, Some(t)) if !(0.0..=1.0).contains(&t) => {
+            return Err(finding("t").expected("a number from 0 to 1").found(t).setting());
+        }
+        (ModelMethod::NearSwap, None) => {
+            return Err(finding("t").expected("a distance for nearswap").found("none").setting());
+        }
+        _ => {}
     }
     let densities = options.densities(models.len())?.unwrap_or_else(|| vec![1.0; models.len()]);
     check_probabilities(method, &densities, options)
@@ -329,13 +390,13 @@ fn check_probabilities(method: ModelMethod, densities: &[f64], options: &Combine
         return Ok(());
     }
     let bad = |&(i, d): &(usize, &f64)| {
-        let epsilon = options.epsilon.at(i);
+        let epsilon = method.epsilon(options, i);
         *d > 0.0 && *d < 1.0 && (d + epsilon >= 1.0 || d - epsilon <= 0.0)
     };
     let Some((place, density)) = densities.iter().enumerate().find(bad) else { return Ok(()) };
     Err(Finding::new("", "epsilon")
         .expected(format_args!("less than {}, so that all probabilities are from 0 to 1", density.min(1.0 - density)))
-        .found(options.epsilon.at(place))
+        .found(method.epsilon(options, place))
         .hint("choose a smaller `epsilon`, or a `density` nearer to 0.5")
         .setting())
 }
@@ -409,10 +470,17 @@ impl Positions {
         let drawn = |at: &usize| {
             let Group { options, result, .. } = &groups[*at];
             let of_one = |(i, d): (usize, &f64)| method.choice((i, *d), options, &result.shape, nothing()).1;
-            densities[*at].iter().enumerate().map(of_one).sum::<u64>()
+            method.sampled(&result.shape) + densities[*at].iter().enumerate().map(of_one).sum::<u64>()
         };
         let seed = groups.first().map_or(0, |group| group.options.seed);
         Self { stream: Arc::new(Stream::new(seed, order.iter().map(drawn).sum())), next: 0 }
+    }
+
+    /// The next `count` draws.
+    fn take(&mut self, count: u64) -> Draws {
+        let draws = Draws { stream: self.stream.clone(), position: self.next };
+        self.next += count;
+        draws
     }
 }
 
@@ -433,7 +501,7 @@ impl Context<'_> {
         positions: &mut Positions,
         pending: &mut Pending,
     ) -> Result<Expr> {
-        let Self { method, options, .. } = *self;
+        let Self { method, options, working, .. } = *self;
         let shape = method.rowed(options, &tensor.shape);
         let reshaped = |of: Expr, shape: Option<Vec<usize>>| match shape {
             Some(shape) => Expr::Reshape { of: Box::new(of), shape },
@@ -453,7 +521,7 @@ impl Context<'_> {
             ModelMethod::Linear => {
                 let factors: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
                 let divisor = self.divisor(tensor, &factors)?;
-                let map = Linear { factors, divisor };
+                let map = Mean { factors, divisor };
                 Expr::Map { of: models, map: Arc::new(map) }
             }
             ModelMethod::Slerp => pending.map(with_base(models), Slerp { t: options.t.unwrap_or_default() }),
@@ -467,17 +535,58 @@ impl Context<'_> {
                     (false, _) => By::Row,
                 };
                 match base.clone().filter(|_| options.nuslerp_updates) {
-                    None => pending.map(models, NuSlerp { t, by }),
+                    None => pending.map(models, NuSlerp { t, by, working }),
+                    Some(base) => {
+                        let updates =
+                            models.into_iter().map(|m| working.rounded(difference(m, base.clone()))).collect();
+                        let delta = Box::new(pending.map(updates, NuSlerp { t, by, working }));
+                        working.rounded(Expr::Add { of: Box::new(base), delta })
+                    }
+                }
+            }
+            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk, working }),
+            ModelMethod::ModelStock => {
+                pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise, working })
+            }
+            ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
+            ModelMethod::MultiSlerp => {
+                let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+                let divisor = self.divisor(tensor, &weights)?;
+                let weights: Vec<f32> = weights.iter().map(|w| w / divisor.unwrap_or(1.0)).collect();
+                let slerp = MultiSlerp { weights, eps: method.epsilon(options, 0), tensor: tensor.name.clone() };
+                match base.clone().filter(|_| options.multislerp_updates) {
+                    // A single model stays as it is, whatever its weight.
+                    _ if models.len() == 1 => models[0].clone(),
+                    None => pending.map(models, slerp),
                     Some(base) => {
                         let updates = models.into_iter().map(|m| difference(m, base.clone())).collect();
-                        let delta = Box::new(pending.map(updates, NuSlerp { t, by }));
+                        let delta = Box::new(pending.map(updates, slerp));
                         Expr::Add { of: Box::new(base), delta }
                     }
                 }
             }
-            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk }),
-            ModelMethod::ModelStock => pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise }),
-            ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
+            ModelMethod::NearSwap => {
+                let map = NearSwap { t: options.t.unwrap_or_default() as f32, working };
+                Expr::Map { of: with_base(models), map: Arc::new(map) }
+            }
+            ModelMethod::ArceeFusion => {
+                let draws = positions.take(method.sampled(&tensor.shape));
+                pending.map(with_base(models), Fusion { draws, working })
+            }
+            ModelMethod::Ram => {
+                let epsilon = working.round(method.epsilon(options, 0) as f32);
+                let map = Reinforced { epsilon, factors: vec![1.0; models.len()], working, sums: working };
+                Expr::Map { of: with_base(models), map: Arc::new(map) }
+            }
+            ModelMethod::RamPlusTl => {
+                let epsilon = working.round(method.epsilon(options, 0) as f32);
+                let (r, alpha) = (options.r as f32, options.alpha as f32);
+                pending.map(with_base(models), ReinforcedMore { epsilon, r, alpha, working })
+            }
+            ModelMethod::Passthrough => match options.scale {
+                None => models[0].clone(),
+                Some(factor) => Expr::Scale { of: Box::new(models[0].clone()), factor: factor as f32 },
+            },
             _ => {
                 let arithmetic = self.arithmetic(tensor, &weights, positions)?;
                 let of = with_base(models);

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::mt19937::{Mt19937, Stream};
-use super::ranks::Ranks;
+use super::ranks::{Probabilities, Ranks};
 use super::statistics::{Leading, Order, elems, scan, sum_of};
 use super::topk::Topk;
 use super::working::Working;
@@ -99,8 +99,7 @@ enum Mask {
         draws: Draws,
     },
     Ranked {
-        least: f32,
-        epsilon: f32,
+        range: Probabilities,
         columns: usize,
         draws: Draws,
     },
@@ -155,7 +154,8 @@ impl SparsityMask {
             Choice::Ranked { density, .. } if density <= 0.0 => (Mask::None, density),
             Choice::Ranked { density, epsilon, columns, ref draws } => {
                 let least = (density - epsilon) as f32;
-                (Mask::Ranked { least, epsilon: epsilon as f32, columns, draws: draws.clone() }, density)
+                let range = Probabilities { least, epsilon: epsilon as f32, working: of_masks };
+                (Mask::Ranked { range, columns, draws: draws.clone() }, density)
             }
         };
         let mut sieve = Self { mask, scale: Scale::No, working };
@@ -224,10 +224,10 @@ impl Walk<'_> {
                     kept.for_each(|(v, draw)| *v = if draw < probability { *v } else { 0.0 });
                 }
             }
-            Mask::Ranked { least, epsilon, columns, .. } => {
+            Mask::Ranked { range, columns, .. } => {
                 for row in values.chunks_mut(row_len.max(1)) {
                     let draws = drawn(&mut self.draws, &mut self.generator, row.len());
-                    self.ranks.thin(row, draws, *columns, *least, *epsilon);
+                    self.ranks.thin(row, draws, *columns, *range);
                 }
             }
         }

@@ -3,7 +3,8 @@
 //! Reference: mergekit `merge_methods/` (the specification of each method).
 
 use super::setting::Kind;
-use crate::merge::combine::ModelMethod;
+use crate::dtype::DType;
+use crate::merge::combine::{ModelMethod, Working};
 
 /// Whether all models share a parameter's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,14 +93,25 @@ pub(super) struct Requirements {
 const ANY: usize = usize::MAX;
 
 impl ModelMethod {
+    /// The type of its results where it computes in `working`. torch promotes some results of 16 bits to f32.
+    pub(super) fn result_dtype(self, working: Working) -> DType {
+        match self {
+            Self::ArceeFusion | Self::RamPlusTl => DType::F32,
+            _ => working.dtype(),
+        }
+    }
+
     /// What it asks of its inputs.
     pub(super) fn requirements(self) -> Requirements {
         let of = |base, inputs, non_base, missing| Requirements { base, inputs, non_base, missing };
         use BasePolicy::{Ignored, Optional, Required};
         match self {
             Self::Linear | Self::Karcher => of(Ignored, (1, ANY), (0, ANY), Missing::Combine),
-            Self::Slerp => of(Required, (2, 2), (0, ANY), Missing::TakeOnly),
+            Self::Passthrough => of(Ignored, (1, 1), (0, ANY), Missing::Combine),
+            Self::Slerp | Self::ArceeFusion => of(Required, (2, 2), (0, ANY), Missing::TakeOnly),
+            Self::NearSwap => of(Required, (2, 2), (0, ANY), Missing::TakeBase),
             Self::NuSlerp => of(Optional, (1, ANY), (2, 2), Missing::TakeOnly),
+            Self::MultiSlerp => of(Optional, (1, ANY), (1, ANY), Missing::Combine),
             Self::ModelStock => of(Required, (3, ANY), (0, ANY), Missing::TakeBaseOrSkip),
             _ => of(Required, (1, ANY), (0, ANY), Missing::Combine),
         }
@@ -112,7 +124,12 @@ impl ModelMethod {
         let unset = Some(0.0);
         match self {
             Self::Linear => vec![each("weight", None), shared("normalize", unset)],
-            Self::Slerp => vec![shared("t", None)],
+            Self::Slerp | Self::NearSwap => vec![shared("t", None)],
+            Self::ArceeFusion => Vec::new(),
+            Self::Passthrough => vec![each("scale", unset)],
+            Self::MultiSlerp => vec![each("weight", None), shared("normalize_weights", unset), shared("eps", unset)],
+            Self::Ram => vec![shared("epsilon", unset)],
+            Self::RamPlusTl => vec![shared("r", unset), shared("alpha", unset), shared("epsilon", unset)],
             Self::NuSlerp => {
                 vec![each("weight", None), shared("nuslerp_row_wise", unset), shared("nuslerp_flatten", unset)]
             }

@@ -86,9 +86,8 @@ impl<'a> Levels<'a> {
                 let source = of.inputs.get(missing).map(|(at, _)| *at);
                 return Err((parameter.name, source.filter(|_| parameter.scope == Scope::Each)));
             }
-            let given = values.iter().any(Option::is_some);
-            let values = values.into_iter().map(|value| value.or(default).unwrap_or_default()).collect();
-            if given || parameter.scope == Scope::Each {
+            if values.iter().any(Option::is_some) {
+                let values = values.into_iter().map(|value| value.or(default).unwrap_or_default()).collect();
                 set(options, parameter.name, values);
             }
         }
@@ -104,11 +103,14 @@ fn set(options: &mut CombineOptions, name: &str, values: Vec<f64>) {
         "weight" => options.weights = Weights::new(values),
         "density" => options.density = values.into_iter().map(|share| share.min(1.0)).collect(),
         "gamma" => options.gamma = values.into(),
-        "epsilon" => options.epsilon = values.into(),
+        "epsilon" | "eps" => options.epsilon = Some(values.into()),
         "lambda" => options.lambda = first,
-        "normalize" => options.normalize = Some(flag),
+        "normalize" | "normalize_weights" => options.normalize = Some(flag),
         "rescale" => options.rescale = Some(flag),
         "t" => options.t = Some(first),
+        "scale" => options.scale = Some(first),
+        "r" => options.r = first,
+        "alpha" => options.alpha = first,
         "select_topk" => options.select_topk = first,
         "max_iter" => options.max_iter = first as usize,
         "tol" => options.tol = first,

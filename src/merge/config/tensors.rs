@@ -217,7 +217,7 @@ impl<'a> Builder<'a> {
         let mut models: Vec<PlannedTensor> = tensors.into_iter().map(|tensor| in_type(tensor, working)).collect();
         let first = models[0].clone();
         let base = base.map(|base| models.remove(base));
-        let dtype = self.config.out_dtype.unwrap_or(working.dtype());
+        let dtype = self.config.out_dtype.unwrap_or(self.config.method.result_dtype(working));
         let result = PlannedTensor { name, dtype, ..first };
         Group { result, base, models, options, working, label }
     }
@@ -279,8 +279,12 @@ impl<'a> Builder<'a> {
         let sources: Vec<&Parameters> = slice.sources.iter().map(|source| source.parameters).collect();
         let (module, config_level) = (spot.module.parameters, &config.parameters);
         let levels = Levels { sources: &sources, slice: slice.parameters, module, config: config_level };
-        let mut options =
-            CombineOptions { seed: self.seed, nuslerp_updates: base.is_some(), ..CombineOptions::default() };
+        let mut options = CombineOptions {
+            seed: self.seed,
+            nuslerp_updates: base.is_some(),
+            multislerp_updates: base.is_some(),
+            ..CombineOptions::default()
+        };
         let of = Evaluated { name: &names.result, inputs: &inputs, t: spot.t };
         match levels.apply(&config.method.parameters(), &of, &mut options) {
             Ok(()) => Ok(Arc::new(options)),
