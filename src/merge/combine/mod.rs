@@ -11,6 +11,8 @@ mod loras;
 mod models;
 mod modules;
 mod mt19937;
+#[cfg(feature = "train")]
+mod normal;
 mod options;
 mod ranks;
 mod sparsity;
@@ -23,4 +25,8 @@ pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
 pub use models::{ModelMethod, combine_models};
 pub use mt19937::Mt19937;
+#[cfg(feature = "train")]
+pub(in crate::merge) use mt19937::Stream;
+#[cfg(feature = "train")]
+pub(in crate::merge) use normal::Normals;
 pub use options::{CombineOptions, MajoritySign, Weights};
