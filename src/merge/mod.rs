@@ -5,7 +5,11 @@ mod adapters;
 mod card;
 pub mod combine;
 pub mod extract;
+#[cfg(feature = "train")]
+pub mod moe;
 mod rounding;
+#[cfg(feature = "train")]
+pub mod search;
 mod truncation;
 
 pub use adapters::{Merged, with_adapters};

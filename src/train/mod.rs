@@ -31,7 +31,7 @@ pub use config::{
     AdapterKind, AdapterSettings, DataSettings, DataSource, DataSources, FromAxolotl, Group, HubBase, Loss,
     MetricsForm, Rates, RowFormat, Schedule, TEMPLATE, TrainConfig, TrainingSettings, Truncate, from_axolotl,
 };
-pub use data::{Dataset, Place, Preview, PreviewRow, TrainingRow, Unit, preview};
+pub use data::{Dataset, Place, Preview, PreviewRow, TrainingRow, Unit, preview, sequences_of};
 pub use event::{End, Event, Outcome};
 pub use measure::{Measured, measure};
 pub use optimizer::{AdamW, clip_factor, global_norm};
