@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 17] = [
+const OWN: [(&str, &[&str]); 18] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     (
         "train",
@@ -77,6 +77,7 @@ const OWN: [(&str, &[&str]); 17] = [
             "--json",
         ],
     ),
+    ("merge moe", &["--seed", "--allow-all-same", "--device", "--json"]),
     ("extract", &["--key-a", "--key-b", "--strip-prefix", "--rank", "--energy", "--seed", "--json"]),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
@@ -207,7 +208,7 @@ const COMBINING: [&str; 19] = [
 ];
 
 /// Commands that write a checkpoint with a plan.
-const WRITERS: [&str; 5] = ["bake", "merge", "extract", "convert", "quantize"];
+const WRITERS: [&str; 6] = ["bake", "merge", "merge moe", "extract", "convert", "quantize"];
 
 /// The options that `--help` lists under each heading.
 fn listed(command: &str) -> BTreeMap<String, Vec<String>> {
@@ -241,7 +242,7 @@ fn options_stand_below_headings_that_fit() {
             expected.insert("Output", OUTPUT.to_vec());
             expected.insert("Quantization", QUANTIZATION.to_vec());
         }
-        if command == "merge" {
+        if ["merge", "merge search"].contains(&command) {
             expected.insert("Combining", COMBINING.to_vec());
         }
         let found = listed(command);
@@ -277,8 +278,8 @@ fn what_the_readme_says_of_options_is_so() {
         // `generate` and `train` always write new files.
         let writes = !["train", "route", "generate", "inspect", "compare", "families"].contains(&command);
         assert_eq!(has(command, "--overwrite"), writes, "{command}");
-        // Demos and experiments write what they computed, and nothing that could be planned.
-        let planned = writes && !["demo", "experiment"].contains(&command);
+        // Demos, experiments and searches write what they computed, and nothing that could be planned.
+        let planned = writes && !["demo", "experiment", "merge search"].contains(&command);
         assert_eq!(has(command, "--dry-run"), planned || command == "train", "{command}");
     }
 }

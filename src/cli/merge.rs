@@ -1,6 +1,8 @@
 //! `atombank merge`: merges adapters into their base, as a folder or a GGUF.
 
 mod method;
+#[cfg(feature = "train")]
+mod moe;
 
 use std::path::Path;
 
@@ -10,6 +12,8 @@ use atombank::convert::Content;
 use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice};
 use atombank::merge::Truncation;
 use clap::Args;
+#[cfg(feature = "train")]
+use clap::Subcommand;
 
 use super::alone::AloneArgs;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
@@ -19,10 +23,15 @@ use method::MethodArgs;
 
 /// Arguments of `merge`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct MergeArgs {
+    #[cfg(feature = "train")]
+    #[command(subcommand)]
+    other_way: Option<OtherWay>,
     /// The base model: a Hugging Face folder, a .gguf, a .safetensors or PyTorch file of tensors alone, or a name on the
     /// hub: hf:org/name[@revision]
-    base: String,
+    #[arg(required = true)]
+    base: Option<String>,
     /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors. With --method,
     /// also other models of the base's shape. NAME=WEIGHT gives one a weight
     #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
@@ -49,7 +58,23 @@ pub(crate) struct MergeArgs {
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
-    output: OutputArgs,
+    output: Option<OutputArgs>,
+}
+
+/// Merges that need a model to run.
+#[cfg(feature = "train")]
+#[derive(Subcommand)]
+enum OtherWay {
+    /// Make a mixture of experts of dense models, as mergekit-moe does
+    Moe(Box<moe::MoeArgs>),
+}
+
+#[cfg(feature = "train")]
+impl MergeArgs {
+    /// Whether it runs a model.
+    pub(crate) fn computes(&self) -> bool {
+        self.other_way.is_some()
+    }
 }
 
 /// An adapter or a model, and its weight.
@@ -93,11 +118,17 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
 }
 
 pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
-    let output = args.alone.applied_to(args.output.settings());
+    #[cfg(feature = "train")]
+    match &args.other_way {
+        Some(OtherWay::Moe(args)) => return moe::run(args, common),
+        None => {}
+    }
+    let (Some(base), Some(to)) = (&args.base, &args.output) else { unreachable!("both are required") };
+    let output = args.alone.applied_to(to.settings());
     output.check()?;
-    let values = !args.output.dry_run;
+    let values = !to.dry_run;
     let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
-    let inputs = [Input::new(&args.base, Need::Model)].into_iter().chain(others);
+    let inputs = [Input::new(base, Need::Model)].into_iter().chain(others);
     let inputs: Vec<Input<'_>> = inputs.map(|input| input.values(values)).collect();
     let merge = |found: &[Found]| {
         let other = |(found, other): (&Found, &Weighted)| MergeInput {
@@ -121,11 +152,11 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         let made = jobs::merge(&settings, &watch);
         bar.finish_and_clear();
         let Adapted { output, truncations } = made?;
-        Ok(Adapted { output: args.output.checked(output)?, truncations })
+        Ok(Adapted { output: to.checked(output)?, truncations })
     };
     let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
     outlines.put_real_paths(&mut made.output.notes);
-    let written = args.output.write(&made.output, args.json, common)?;
+    let written = to.write(&made.output, args.json, common)?;
     if args.json {
         if let Some(written) = &written {
             let json = serde_json::json!({ "written": written, "truncations": made.truncations });
@@ -133,8 +164,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         }
     } else if !made.truncations.is_empty() {
         truncation::print_table(&made.truncations, &[]);
-        let (output, together) =
-            (args.output.output.display(), truncation::together(Truncation::together(&made.truncations)));
+        let (output, together) = (to.output.display(), truncation::together(Truncation::together(&made.truncations)));
         println!("{output}: {} modules cut to a rank{together}", made.truncations.len());
     }
     print_written(written.as_ref(), args.json, common);

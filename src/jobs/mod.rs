@@ -12,6 +12,8 @@ mod filter;
 mod into;
 mod merge;
 mod method;
+#[cfg(feature = "train")]
+mod moe;
 mod quantize;
 mod recipe;
 mod settings;
@@ -32,6 +34,8 @@ pub use filter::{
 };
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};
 pub use method::CombineSettings;
+#[cfg(feature = "train")]
+pub use moe::{MoeSettings, moe};
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
