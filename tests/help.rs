@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 18] = [
+const OWN: [(&str, &[&str]); 19] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     (
         "train",
@@ -78,6 +78,25 @@ const OWN: [(&str, &[&str]); 18] = [
         ],
     ),
     ("merge moe", &["--seed", "--allow-all-same", "--device", "--json"]),
+    (
+        "merge search",
+        &[
+            "--data",
+            "--text",
+            "--kl",
+            "--ctx",
+            "--chunks",
+            "--trials",
+            "--search",
+            "--range",
+            "--as",
+            "--output",
+            "--write",
+            "--overwrite",
+            "--device",
+            "--json",
+        ],
+    ),
     ("extract", &["--key-a", "--key-b", "--strip-prefix", "--rank", "--energy", "--seed", "--json"]),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),

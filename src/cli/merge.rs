@@ -3,6 +3,8 @@
 mod method;
 #[cfg(feature = "train")]
 mod moe;
+#[cfg(feature = "train")]
+mod search;
 
 use std::path::Path;
 
@@ -67,6 +69,8 @@ pub(crate) struct MergeArgs {
 enum OtherWay {
     /// Make a mixture of experts of dense models, as mergekit-moe does
     Moe(Box<moe::MoeArgs>),
+    /// Search the weights of a merge for the least loss on a text or rows
+    Search(Box<search::SearchArgs>),
 }
 
 #[cfg(feature = "train")]
@@ -121,6 +125,7 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     #[cfg(feature = "train")]
     match &args.other_way {
         Some(OtherWay::Moe(args)) => return moe::run(args, common),
+        Some(OtherWay::Search(args)) => return search::run(args, common),
         None => {}
     }
     let (Some(base), Some(to)) = (&args.base, &args.output) else { unreachable!("both are required") };

@@ -16,6 +16,8 @@ mod method;
 mod moe;
 mod quantize;
 mod recipe;
+#[cfg(feature = "train")]
+mod search;
 mod settings;
 mod tokenizer;
 #[cfg(feature = "train")]
@@ -38,6 +40,8 @@ pub use method::CombineSettings;
 pub use moe::{MoeSettings, moe};
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
+#[cfg(feature = "train")]
+pub use search::{SearchSettings, Searched, Trial, search};
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
 pub use tokenizer::TokenizerChoice;
 #[cfg(feature = "train")]
