@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 17] = [
+const OWN: [(&str, &[&str]); 19] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     (
         "train",
@@ -92,6 +92,26 @@ const OWN: [(&str, &[&str]); 17] = [
             "--tokenizer",
             "--tokenizer-source",
             "--pad-to-multiple-of",
+            "--json",
+        ],
+    ),
+    ("merge moe", &["--seed", "--allow-all-same", "--device", "--json"]),
+    (
+        "merge search",
+        &[
+            "--data",
+            "--text",
+            "--kl",
+            "--ctx",
+            "--chunks",
+            "--trials",
+            "--search",
+            "--range",
+            "--as",
+            "--output",
+            "--write",
+            "--overwrite",
+            "--device",
             "--json",
         ],
     ),
@@ -227,7 +247,7 @@ const COMBINING: [&str; 19] = [
 ];
 
 /// Commands that write a checkpoint with a plan.
-const WRITERS: [&str; 5] = ["bake", "merge", "extract", "convert", "quantize"];
+const WRITERS: [&str; 6] = ["bake", "merge", "merge moe", "extract", "convert", "quantize"];
 
 /// The options that `--help` lists under each heading.
 fn listed(command: &str) -> BTreeMap<String, Vec<String>> {
@@ -261,7 +281,7 @@ fn options_stand_below_headings_that_fit() {
             expected.insert("Output", OUTPUT.to_vec());
             expected.insert("Quantization", QUANTIZATION.to_vec());
         }
-        if command == "merge" {
+        if ["merge", "merge search"].contains(&command) {
             expected.insert("Combining", COMBINING.to_vec());
         }
         let found = listed(command);
@@ -297,8 +317,8 @@ fn what_the_readme_says_of_options_is_so() {
         // `generate` and `train` always write new files.
         let writes = !["train", "route", "generate", "inspect", "compare", "families"].contains(&command);
         assert_eq!(has(command, "--overwrite"), writes, "{command}");
-        // Demos and experiments write what they computed, and nothing that could be planned.
-        let planned = writes && !["demo", "experiment"].contains(&command);
+        // Demos, experiments and searches write what they computed, and nothing that could be planned.
+        let planned = writes && !["demo", "experiment", "merge search"].contains(&command);
         assert_eq!(has(command, "--dry-run"), planned || command == "train", "{command}");
     }
 }

@@ -106,6 +106,24 @@ fn by_name(found: Value) -> BTreeMap<String, String> {
     }
 }
 
+/// The text of `bos_token` of a model's folder. Where its files don't say, it is that of the tokenizer's class in
+/// transformers; `None` if there is none.
+///
+/// # Errors
+/// Errors of reading the files.
+pub(crate) fn bos_text(folder: &Path) -> Result<Option<String>> {
+    let (config, _) = of_folder(folder)?;
+    if config.contains_key("bos_token") {
+        let texts = special_tokens(&config);
+        return Ok(texts.get("bos_token").and_then(Value::as_str).map(str::to_owned));
+    }
+    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    Ok(match class.strip_suffix("Fast").unwrap_or(class) {
+        "LlamaTokenizer" | "CodeLlamaTokenizer" => Some("<s>".to_owned()),
+        _ => None,
+    })
+}
+
 /// The texts of `bos_token`, `eos_token` and all others.
 fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
     let tokens = config.iter().filter(|(name, _)| name.ends_with("_token"));

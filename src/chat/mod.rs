@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use crate::error::{Finding, Result};
 use files::Templates;
 
+pub(crate) use files::bos_text;
 pub(crate) use json::python_json;
 
 /// The template for chats without tools, and the only one of most models.

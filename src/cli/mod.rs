@@ -129,6 +129,9 @@ enum Command {
 impl Command {
     /// Whether it runs a model.
     fn computes(&self) -> bool {
+        if let Command::Merge(args) = self {
+            return args.computes();
+        }
         matches!(
             self,
             Command::Demo(_)

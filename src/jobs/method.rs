@@ -72,7 +72,7 @@ pub(super) enum Combined {
 
 impl Combined {
     /// Whether the method of this name uses a setting.
-    fn reads(self, method: &str, field: &str) -> bool {
+    pub(super) fn reads(self, method: &str, field: &str) -> bool {
         let is = |kinds: &[&str]| kinds.iter().any(|kind| method.starts_with(kind));
         let is_arithmetic = || is(&["task_arithmetic", "ties", "dare", "breadcrumbs", "della"]);
         match (field, self) {

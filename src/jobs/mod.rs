@@ -15,9 +15,13 @@ mod merge;
 mod merge_config;
 mod method;
 mod mix;
+#[cfg(feature = "train")]
+mod moe;
 mod quantize;
 mod recipe;
 mod same_tensors;
+#[cfg(feature = "train")]
+mod search;
 mod settings;
 mod tokenizer;
 #[cfg(feature = "train")]
@@ -39,8 +43,12 @@ pub use merge::{Adapted, MergeInput, MergeSettings, merge};
 pub use merge_config::{MergeConfigSettings, merge_config};
 pub use method::CombineSettings;
 pub use mix::{BakeMixSettings, BakedMix, bake_mix, needs_no_model};
+#[cfg(feature = "train")]
+pub use moe::{MoeSettings, moe};
 pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
+#[cfg(feature = "train")]
+pub use search::{SearchSettings, Searched, Trial, search};
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
 pub use tokenizer::TokenizerChoice;
 #[cfg(feature = "train")]

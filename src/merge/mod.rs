@@ -7,7 +7,11 @@ mod card;
 pub mod combine;
 pub mod config;
 pub mod extract;
+#[cfg(feature = "train")]
+pub mod moe;
 mod rounding;
+#[cfg(feature = "train")]
+pub mod search;
 mod truncation;
 pub mod vocabulary;
 

@@ -13,7 +13,7 @@ use super::batch::Span;
 use super::cache::KvCache;
 use super::feed_forward::{ExpertAdapter, ExpertMatrix, feed_forward};
 use super::fusing::Fusing;
-use super::hooks::Hook;
+use super::hooks::{Hook, NoAdapter};
 use super::layer::{Layer, LinearWeights, NormWeights};
 use super::ops::{self, LogitForm, Sight};
 use super::weights::ModelWeights;
@@ -147,6 +147,32 @@ impl Decoder {
             }
         }
         states.iter().map(|(_, x)| self.normed(x)).collect()
+    }
+
+    /// Calls `each` with every layer's number, the number of each batch, and the states that enter the layer there,
+    /// `[B, T, hidden_size]`. Streamed weights are read only once for all batches.
+    ///
+    /// # Errors
+    /// As [`Decoder::hidden`], and those of `each`.
+    pub fn layer_inputs(
+        &self,
+        batches: &[Batch],
+        each: &mut dyn FnMut(usize, usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let mut states: Vec<(Pass, Tensor)> = batches.iter().map(|batch| self.start(batch)).collect::<Result<_>>()?;
+        let last = self.config().num_hidden_layers - 1;
+        for index in 0..=last {
+            for (number, (_, x)) in states.iter().enumerate() {
+                each(index, number, x)?;
+            }
+            if index < last {
+                let layer = self.weights.layer(index)?;
+                for (pass, x) in &mut states {
+                    *x = self.layer(index, &layer, x, pass, None, &mut NoAdapter)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Computes input embeddings, `[B, T, hidden_size]`.

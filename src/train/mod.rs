@@ -31,7 +31,7 @@ pub use config::{
     AdapterKind, AdapterSettings, DataSettings, DataSource, DataSources, FromAxolotl, Group, HubBase, Loss,
     MetricsForm, Rates, RowFormat, Schedule, TEMPLATE, TrainConfig, TrainingSettings, Truncate, from_axolotl,
 };
-pub use data::{Dataset, Place, Preview, PreviewRow, RoutedRow, TrainingRow, Unit, preview, routed_rows};
+pub use data::{Dataset, Place, Preview, PreviewRow, RoutedRow, TrainingRow, Unit, preview, routed_rows, sequences_of};
 pub use event::{End, Event, Outcome};
 pub use measure::{Measured, measure};
 pub use optimizer::{AdamW, clip_factor, global_norm};

@@ -52,6 +52,7 @@ scripts=(
     checkpoints
     templates
     mergekit_methods
+    moe
 )
 printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1
 for script in "${scripts[@]}"; do

@@ -11,10 +11,16 @@ use atombank::merge::config::{MergeConfig, TokenizerSource};
 
 use super::MergeArgs;
 use crate::cli::input::{Found, Input, Made, with_inputs};
-use crate::cli::output::print_written;
+use crate::cli::output::{OutputArgs, print_written};
 use crate::cli::{Common, progress};
 
-pub(super) fn run(file: &Path, args: &MergeArgs, output: OutputSettings, common: &Common) -> Result<()> {
+pub(super) fn run(
+    file: &Path,
+    args: &MergeArgs,
+    to: &OutputArgs,
+    output: OutputSettings,
+    common: &Common,
+) -> Result<()> {
     let combine = args.method.settings();
     let seed = combine.seed;
     if (CombineSettings { seed: None, ..combine }) != CombineSettings::default() {
@@ -24,7 +30,7 @@ pub(super) fn run(file: &Path, args: &MergeArgs, output: OutputSettings, common:
     }
     output.check()?;
     let names = names(&MergeConfig::read(file)?);
-    let values = !args.output.dry_run;
+    let values = !to.dry_run;
     let inputs: Vec<Input<'_>> = names.values().map(|(name, need)| Input::new(name, *need).values(values)).collect();
     let merge = |found: &[Found]| {
         let located = names.keys().cloned().zip(found.iter().map(|found| found.path.clone())).collect();
@@ -33,11 +39,11 @@ pub(super) fn run(file: &Path, args: &MergeArgs, output: OutputSettings, common:
         let (bar, watch) = progress::steps(common.quiet);
         let made = jobs::merge_config(&settings, &watch);
         bar.finish_and_clear();
-        args.output.checked(made?)
+        to.checked(made?)
     };
     let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
     outlines.put_real_paths(&mut made.notes);
-    let written = args.output.write(&made, args.json, common)?;
+    let written = to.write(&made, args.json, common)?;
     if args.json {
         super::print_json(written.as_ref(), &[])?;
     }

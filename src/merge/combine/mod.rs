@@ -16,6 +16,8 @@ mod modules;
 mod mt19937;
 mod multislerp;
 mod near_swap;
+#[cfg(feature = "train")]
+mod normal;
 mod options;
 mod ranks;
 mod reinforced;
@@ -31,5 +33,9 @@ pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
 pub use models::{Group, ModelMethod, combine_groups, combine_models};
 pub use mt19937::Mt19937;
+#[cfg(feature = "train")]
+pub(in crate::merge) use mt19937::Stream;
+#[cfg(feature = "train")]
+pub(in crate::merge) use normal::Normals;
 pub use options::{CombineOptions, Each, MajoritySign, Weights};
 pub use working::Working;

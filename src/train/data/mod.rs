@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::config::{DataSettings, DataSource, DataSources};
-use crate::bank::InstructionEncoder;
+use crate::bank::{DEFAULT_PROMPT_TEMPLATE, InstructionEncoder};
 use crate::chat::ChatTemplate;
 use crate::error::{Finding, Result};
 use crate::model::{Decoder, LanguageModel, Sequence, TextEncoder};
@@ -54,6 +54,28 @@ impl TrainingRow {
         refusals.finish()?;
         Ok(rows)
     }
+}
+
+/// The rows of `settings.train` as sequences for `model`, whose folder or file is `base`, and what a user should know about
+/// them, a line each. Plain rows have the prompt template that is the default of training.
+///
+/// # Errors
+/// As [`crate::train::train`], of what concerns rows.
+pub fn sequences_of(
+    model: &LanguageModel,
+    base: &Path,
+    settings: &DataSettings,
+) -> Result<(Vec<Sequence>, Vec<String>)> {
+    let loader = Loader {
+        settings,
+        base,
+        decoder: &model.decoder,
+        encoder: &model.encoder,
+        instructions: &InstructionEncoder::BaseEmbeddings,
+        prompt_template: DEFAULT_PROMPT_TEMPLATE,
+    };
+    let Sequences { rows, notes, .. } = loader.sequences(&settings.train)?;
+    Ok((rows.into_iter().map(|row| row.sequence).collect(), notes))
 }
 
 /// Rows as the trainer takes them.

@@ -1,0 +1,78 @@
+//! `atombank merge moe`: makes a mixture of experts of dense models.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use atombank::checkpoint::hub::{self, Need};
+use atombank::jobs::{self, MoeSettings};
+use atombank::merge::moe::MoeConfig;
+use clap::Args;
+
+use crate::cli::device::DeviceArgs;
+use crate::cli::input::{Found, Input, Made, with_inputs};
+use crate::cli::output::{OutputArgs, print_written};
+use crate::cli::{Common, progress};
+
+/// Arguments of `merge moe`.
+#[derive(Args)]
+pub(crate) struct MoeArgs {
+    /// The mixture: a YAML file of mergekit-moe
+    config: PathBuf,
+    /// The seed of random gates and of noise, as for torch.manual_seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Allow experts that are all the same model, for a model that is trained afterwards
+    #[arg(long, alias = "i-understand-this-is-not-useful-without-training")]
+    allow_all_same: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print JSON: what was written, or, with --dry-run, what would be written
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// The name of a model for an input: a file of mergekit names models on the hub without a prefix.
+fn input_name(name: &str) -> String {
+    let is_on_hub = !Path::new(name).exists() && name.contains('@') && !hub::is_hub_name(name);
+    if is_on_hub { format!("hf:{name}") } else { name.to_owned() }
+}
+
+pub(crate) fn run(args: &MoeArgs, common: &Common) -> Result<()> {
+    args.output.settings().check()?;
+    let config = MoeConfig::read(&args.config)?;
+    config.check(&args.config, args.allow_all_same)?;
+    let mut names = vec![config.base_model.clone()];
+    for expert in config.all_experts() {
+        if !names.contains(&expert.source_model) {
+            names.push(expert.source_model.clone());
+        }
+    }
+    let inputs: Vec<String> = names.iter().map(|name| input_name(name)).collect();
+    let values = !args.output.dry_run;
+    let inputs: Vec<Input<'_>> = inputs.iter().map(|name| Input::new(name, Need::Model).values(values)).collect();
+    let make = |found: &[Found]| {
+        let folders = names.iter().cloned().zip(found.iter().map(|found| found.path.clone()));
+        let settings = MoeSettings {
+            config: args.config.clone(),
+            folders: folders.collect::<BTreeMap<_, _>>(),
+            output: args.output.settings(),
+            seed: args.seed,
+            allow_all_same: args.allow_all_same,
+        };
+        let (bar, watch) = progress::steps(common.quiet);
+        let made = jobs::moe(&settings, args.device.open()?, &watch);
+        bar.finish_and_clear();
+        args.output.checked(made?)
+    };
+    let Made { mut made, outlines } = with_inputs(&inputs, common, make)?;
+    outlines.put_real_paths(&mut made.notes);
+    let written = args.output.write(&made, args.json, common)?;
+    if let (true, Some(written)) = (args.json, &written) {
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "written": written }))?);
+    }
+    print_written(written.as_ref(), args.json, common);
+    Ok(())
+}

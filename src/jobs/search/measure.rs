@@ -1,0 +1,87 @@
+//! What a search makes small: the loss of a merged model on a text or rows, or its divergence from another model.
+
+use std::path::Path;
+
+use candle_core::Device;
+
+use super::super::{MergeSettings, merge};
+use super::SearchSettings;
+use crate::arch::ModelConfig;
+use crate::error::{Error, Finding, Result};
+use crate::imatrix::read_text;
+use crate::json;
+use crate::model::{Decoder, LanguageModel, ModelWeights, Reference, Residence, Sequence, mean_loss};
+use crate::train::{DataSettings, sequences_of};
+
+/// What every trial is measured by.
+pub(super) struct Measure<'a> {
+    sequences: Vec<Sequence>,
+    reference: Option<Reference>,
+    device: &'a Device,
+    pub(super) notes: Vec<String>,
+}
+
+impl<'a> Measure<'a> {
+    pub(super) fn open(settings: &SearchSettings, device: &'a Device) -> Result<Self> {
+        let base = &settings.merge.base;
+        let model = LanguageModel::open(base, Residence::Streamed, device)?;
+        let (mut sequences, mut notes) = (Vec::new(), Vec::new());
+        if let Some(path) = &settings.data {
+            let data = DataSettings { max_length: settings.ctx, ..DataSettings::of(path) };
+            (sequences, notes) = sequences_of(&model, base, &data)?;
+        }
+        if let Some(path) = &settings.text {
+            sequences.extend(chunks(&model, path, settings.ctx)?);
+        }
+        if let Some(most) = settings.chunks {
+            sequences.truncate(most);
+        }
+        notes
+            .extend(sequences.iter().map(|s| s.ids.len()).max().and_then(|longest| model.decoder.length_note(longest)));
+        drop(model);
+        let open = |path: &Path| {
+            let other = LanguageModel::open(path, Residence::Streamed, device)?;
+            Reference::new(other.decoder, &sequences)
+        };
+        let reference = settings.kl.as_deref().map(open).transpose()?;
+        Ok(Self { sequences, reference, device, notes })
+    }
+
+    /// The number of tokens that count.
+    pub(super) fn tokens(&self) -> usize {
+        self.sequences.iter().map(Sequence::target_count).sum()
+    }
+
+    /// The loss of the model that `settings` makes, which is never written; `None` where it has no finite numbers.
+    pub(super) fn of(&self, settings: &MergeSettings) -> Result<Option<f64>> {
+        match self.measured(settings) {
+            Ok(loss) => Ok(Some(loss).filter(|loss| loss.is_finite())),
+            Err(Error::NotFinite(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn measured(&self, settings: &MergeSettings) -> Result<f64> {
+        let made = merge(settings, &|_| ())?.output;
+        let path = settings.base.join("config.json");
+        let config = made.sidecars.files.get("config.json").map_or(&[][..], Vec::as_slice);
+        let config = json::read(config, || Finding::new(&path, "").expected("a JSON object"))?;
+        let config = ModelConfig::from_json(&path, &config)?;
+        let weights = ModelWeights::open(&settings.base, &config, &made.plan, Residence::Streamed, self.device)?;
+        let decoder = Decoder::new(weights);
+        match &self.reference {
+            Some(reference) => reference.divergence(&decoder, &self.sequences),
+            None => mean_loss(&decoder, &self.sequences),
+        }
+    }
+}
+
+/// The tokens of a text in pieces of `length`, of which all but the first carry loss.
+fn chunks(model: &LanguageModel, path: &Path, length: usize) -> Result<Vec<Sequence>> {
+    let ids = model.encoder.encode_whole(&read_text(path)?)?;
+    if ids.len() < 2 {
+        return Err(Finding::new(path, "text").expected("at least two tokens").found(ids.len()).mismatch());
+    }
+    let pieces = ids.chunks(length).filter(|piece| piece.len() > 1);
+    Ok(pieces.map(|piece| Sequence::completed(piece.to_vec(), 0, Vec::new())).collect())
+}
