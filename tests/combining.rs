@@ -52,8 +52,11 @@ fn options(json: &Map<String, Value>) -> CombineOptions {
             "density" if value.is_number() => options.density = vec![number()],
             "density" => options.density = numbers(value),
             "lambda" => options.lambda = number(),
-            "epsilon" => options.epsilon = number(),
-            "gamma" => options.gamma = number(),
+            "epsilon" => options.epsilon = Some(number().into()),
+            "gamma" => options.gamma = number().into(),
+            "r" => options.r = number(),
+            "alpha" => options.alpha = number(),
+            "scale" => options.scale = Some(number()),
             "normalize" => options.normalize = value.as_bool(),
             "rescale" => options.rescale = value.as_bool(),
             "seed" => options.seed = value.as_u64().unwrap(),
@@ -122,6 +125,7 @@ fn models_are_combined_as_mergekit_does() {
         let of: Vec<&Plan> = names(&case["models"]).iter().map(|model| &models[*model]).collect();
         let mut options = options(case["options"].as_object().unwrap());
         options.nuslerp_updates = base.is_some() && method == ModelMethod::NuSlerp;
+        options.multislerp_updates = base.is_some() && method == ModelMethod::MultiSlerp;
         let combined = combine_models(base, &of, method, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut comparison = Comparison::default();
         assert_eq!(expected[&name].tensors.len(), combined.result.tensors.len());

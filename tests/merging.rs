@@ -285,9 +285,19 @@ fn whole_models_become_one() {
     let updates = ["--method", "nuslerp", "--nuslerp-updates", "--type", "f32"];
     let of_updates = b.merge(&b.base, &[text(&x), text(&y)], "of-updates", &updates);
     assert!(relative_error(&of_models, &of_updates) > 1e-3);
+    let twice = b.merge(&b.base, &[text(&x)], "scaled", &["--method", "passthrough", "--scale", "2", "--type", "f32"]);
+    let sum = b.merge(&b.base, &[text(&x), text(&x)], "doubled", &["--method", "linear", "--normalize", "false"]);
+    assert!(relative_error(&sum, &twice) < 1e-2 && relative_error(&x, &twice) > 0.9);
+    let near = b.merge(&b.base, &[text(&x)], "near", &["--method", "nearswap", "--t", "1e9", "--type", "f32"]);
+    assert_eq!(relative_error(&x, &near), 0.0, "all values are near enough");
+    let of_one = ["--method", "arcee_fusion", "--seed", "3", "--type", "f32"];
+    b.merge(&b.base, &[text(&x)], "fusion", &of_one);
     for options in [
         &["--method", "ties", "--density", "0.4"][..],
         &["--method", "karcher"],
+        &["--method", "multislerp", "--multislerp-updates", "--normalize-weights", "false", "--eps", "1e-6"],
+        &["--method", "ram", "--epsilon", "1e-4"],
+        &["--method", "ramplus_tl", "--r", "0.2", "--alpha", "0.5"],
         &["--method", "dare_ties", "--density", "0.3", "--seed", "4"],
     ] {
         b.merge(&b.base, &[text(&x), text(&y)], "other.gguf", &[options, &["--type", "Q8_0", "--overwrite"]].concat());
@@ -300,6 +310,9 @@ fn whole_models_become_one() {
         (&["--method", "breadcrumbs", "--gamma", "7"], "--gamma: expected a number from 0 to 1, found 7"),
         (&["--method", "ties", "--lambda", "inf"], "--lambda: expected a finite number, found inf"),
         (&["--method", "ties", "--density", "nan"], "--density: expected"),
+        (&["--method", "ties", "--scale", "2"], "--scale: expected a --method that it says something to: passthrough"),
+        (&["--method", "ramplus_tl", "--alpha", "nan"], "--alpha: expected a finite number, found NaN"),
+        (&["--method", "nearswap", "--t", "1"], "expected one model beside the base for nearswap, found 2"),
     ] {
         let refused = b.refusal(USAGE, &b.base, &[text(&x), text(&y)], options);
         assert!(refused.contains(expected), "{refused}");
@@ -520,8 +533,18 @@ fn tensors_of_whole_numbers_are_taken_where_all_models_have_the_same() {
         model
     };
     let (base, x, y) = (whole("base"), whole("x"), whole("y"));
-    let methods =
-        ["linear", "task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs", "sce", "model_stock", "karcher"];
+    let methods = [
+        "linear",
+        "task_arithmetic",
+        "ties",
+        "dare_ties",
+        "della",
+        "breadcrumbs",
+        "sce",
+        "model_stock",
+        "karcher",
+        "ram",
+    ];
     for method in methods {
         let density = ["ties", "dare_ties", "della", "breadcrumbs"].contains(&method);
         let options = if density { &["--method", method, "--density", "0.5"][..] } else { &["--method", method] };

@@ -1,43 +1,44 @@
 //! `atombank merge`: merges adapters into their base, as a folder or a GGUF.
 
+mod config;
 mod method;
 #[cfg(feature = "train")]
 mod moe;
 #[cfg(feature = "train")]
 mod search;
+mod ways;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
 use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice};
 use atombank::merge::Truncation;
+use atombank::output::Written;
 use clap::Args;
-#[cfg(feature = "train")]
-use clap::Subcommand;
 
 use super::alone::AloneArgs;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 use method::MethodArgs;
+pub(crate) use ways::Merging;
 
 /// Arguments of `merge`.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct MergeArgs {
-    #[cfg(feature = "train")]
-    #[command(subcommand)]
-    other_way: Option<OtherWay>,
     /// The base model: a Hugging Face folder, a .gguf, a .safetensors or PyTorch file of tensors alone, or a name on the
     /// hub: hf:org/name[@revision]
-    #[arg(required = true)]
+    #[arg(required_unless_present = "config")]
     base: Option<String>,
     /// Adapters: folders as PEFT saves them, LoRAs in .gguf, files of kohya or LyCORIS in .safetensors. With --method,
     /// also other models of the base's shape. NAME=WEIGHT gives one a weight
-    #[arg(required = true, value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
+    #[arg(required_unless_present = "config", value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
     others: Vec<Weighted>,
+    /// Merge models as a configuration of mergekit says, in YAML; in place of BASE, ADAPTERs and --method
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "others", "key", "keep_base", "content", "tokenizer"])]
+    config: Option<PathBuf>,
     /// The part of a PyTorch file that is the base, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
@@ -60,25 +61,7 @@ pub(crate) struct MergeArgs {
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
-    output: Option<OutputArgs>,
-}
-
-/// Merges that need a model to run.
-#[cfg(feature = "train")]
-#[derive(Subcommand)]
-enum OtherWay {
-    /// Make a mixture of experts of dense models, as mergekit-moe does
-    Moe(Box<moe::MoeArgs>),
-    /// Search the weights of a merge for the least loss on a text or rows
-    Search(Box<search::SearchArgs>),
-}
-
-#[cfg(feature = "train")]
-impl MergeArgs {
-    /// Whether it runs a model.
-    pub(crate) fn computes(&self) -> bool {
-        self.other_way.is_some()
-    }
+    output: OutputArgs,
 }
 
 /// An adapter or a model, and its weight.
@@ -121,17 +104,14 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
     })
 }
 
-pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
-    #[cfg(feature = "train")]
-    match &args.other_way {
-        Some(OtherWay::Moe(args)) => return moe::run(args, common),
-        Some(OtherWay::Search(args)) => return search::run(args, common),
-        None => {}
+fn run(args: &MergeArgs, common: &Common) -> Result<()> {
+    let output = args.alone.applied_to(args.output.settings());
+    if let Some(file) = &args.config {
+        return config::run(file, args, output, common);
     }
-    let (Some(base), Some(to)) = (&args.base, &args.output) else { unreachable!("both are required") };
-    let output = args.alone.applied_to(to.settings());
     output.check()?;
-    let values = !to.dry_run;
+    let base = args.base.as_deref().unwrap_or_default();
+    let values = !args.output.dry_run;
     let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
     let inputs = [Input::new(base, Need::Model)].into_iter().chain(others);
     let inputs: Vec<Input<'_>> = inputs.map(|input| input.values(values)).collect();
@@ -157,21 +137,28 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         let made = jobs::merge(&settings, &watch);
         bar.finish_and_clear();
         let Adapted { output, truncations } = made?;
-        Ok(Adapted { output: to.checked(output)?, truncations })
+        Ok(Adapted { output: args.output.checked(output)?, truncations })
     };
     let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
     outlines.put_real_paths(&mut made.output.notes);
-    let written = to.write(&made.output, args.json, common)?;
+    let written = args.output.write(&made.output, args.json, common)?;
     if args.json {
-        if let Some(written) = &written {
-            let json = serde_json::json!({ "written": written, "truncations": made.truncations });
-            println!("{}", serde_json::to_string_pretty(&json)?);
-        }
+        print_json(written.as_ref(), &made.truncations)?;
     } else if !made.truncations.is_empty() {
         truncation::print_table(&made.truncations, &[]);
-        let (output, together) = (to.output.display(), truncation::together(Truncation::together(&made.truncations)));
+        let (output, together) =
+            (args.output.output.display(), truncation::together(Truncation::together(&made.truncations)));
         println!("{output}: {} modules cut to a rank{together}", made.truncations.len());
     }
     print_written(written.as_ref(), args.json, common);
+    Ok(())
+}
+
+/// Prints what was written as JSON.
+fn print_json(written: Option<&Written>, truncations: &[Truncation]) -> Result<()> {
+    if let Some(written) = written {
+        let json = serde_json::json!({ "written": written, "truncations": truncations });
+        println!("{}", serde_json::to_string_pretty(&json)?);
+    }
     Ok(())
 }

@@ -195,7 +195,9 @@ fn check_choices(settings: &MergeSettings) -> Result<()> {
 fn of_one_model(settings: &MergeSettings, method: ModelMethod, options: &CombineOptions) -> Option<String> {
     let [model] = settings.others.as_slice() else { return None };
     let (name, path) = (method.name(), name_of(model.id.as_deref(), &model.path));
-    if method.averages_models(options) && (method == ModelMethod::Karcher || method.divides_by_weights(options)) {
+    // These make nothing of the weight of a single model.
+    let is_one = matches!(method, ModelMethod::Karcher | ModelMethod::MultiSlerp);
+    if method.averages_models(options) && (is_one || method.divides_by_weights(options)) {
         return Some(format!(
             "{name} is a mean of the models without the base, and there is one: the result has the values of {path}, \
              and its weight changes nothing; task_arithmetic adds a share of what it changes to the base"

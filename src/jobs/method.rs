@@ -23,15 +23,19 @@ pub struct CombineSettings {
     pub rank: Option<usize>,
     /// The factor of the sum of all updates.
     pub lambda: Option<f64>,
-    /// della: how far probabilities may differ from the density.
+    /// della: how far probabilities may differ from the density. ram: changes up to this size don't count. multislerp:
+    /// what is added to lengths (mergekit's `eps`).
+    #[serde(alias = "eps")]
     pub epsilon: Option<f64>,
     /// breadcrumbs: the share of largest values to drop.
     pub gamma: Option<f64>,
-    /// Whether sums are divided by the sum of the weights.
+    /// Whether sums are divided by the sum of the weights (for multislerp, mergekit's `normalize_weights`).
+    #[serde(alias = "normalize_weights")]
     pub normalize: Option<bool>,
     /// Whether kept values are scaled to make up for dropped ones.
     pub rescale: Option<bool>,
-    /// slerp: the position between the base, 0, and the other model, 1.
+    /// slerp: the position between the base, 0, and the other model, 1. nearswap: values that are closer together than
+    /// this are the other model's.
     pub t: Option<f64>,
     /// sce: the share of values to keep.
     pub select_topk: Option<f64>,
@@ -47,6 +51,14 @@ pub struct CombineSettings {
     pub nuslerp_flatten: Option<bool>,
     /// nuslerp: uses one angle per column, unless there is one for the tensor.
     pub nuslerp_row_wise: bool,
+    /// multislerp: combines the models' differences from the base instead of the models themselves.
+    pub multislerp_updates: bool,
+    /// ramplus_tl: how much a model's own changes grow with the share of its other changes.
+    pub r: Option<f64>,
+    /// ramplus_tl: the largest share that counts.
+    pub alpha: Option<f64>,
+    /// passthrough: the factor of the model.
+    pub scale: Option<f64>,
     /// ties of LoRAs: elects the sign of the sum (`total`), or the most frequent sign (`frequency`).
     pub majority_sign: Option<String>,
 }
@@ -66,19 +78,23 @@ impl Combined {
         match (field, self) {
             ("density", Combined::Loras) => is(&["ties", "dare", "magnitude_prune"]),
             ("density", Combined::Models) => is(&["ties", "dare", "breadcrumbs", "della"]),
+            ("seed", Combined::Models) if method == "arcee_fusion" => true,
             ("seed", _) => is(&["dare", "della"]),
             ("weights" | "rank", Combined::Loras) => true,
             ("weights", Combined::Models) => method.parse().is_ok_and(ModelMethod::takes_weights),
             ("majority_sign", Combined::Loras) => is(&["ties", "dare_ties"]),
             ("lambda" | "rescale", Combined::Models) => is_arithmetic(),
-            ("normalize", Combined::Models) => method == "linear" || is_arithmetic(),
-            ("epsilon", Combined::Models) => is(&["della"]),
+            ("normalize", Combined::Models) => is(&["linear", "multislerp"]) || is_arithmetic(),
+            ("epsilon", Combined::Models) => is(&["della", "ram", "multislerp"]),
             ("gamma", Combined::Models) => is(&["breadcrumbs"]),
-            ("t", Combined::Models) => method == "slerp",
+            ("t", Combined::Models) => is(&["slerp", "nearswap"]),
             ("select_topk", Combined::Models) => method == "sce",
             ("max_iter" | "tol", Combined::Models) => method == "karcher",
             ("filter_wise", Combined::Models) => method == "model_stock",
             ("nuslerp_updates" | "nuslerp_flatten" | "nuslerp_row_wise", Combined::Models) => method == "nuslerp",
+            ("multislerp_updates", Combined::Models) => method == "multislerp",
+            ("r" | "alpha", Combined::Models) => method == "ramplus_tl",
+            ("scale", Combined::Models) => method == "passthrough",
             _ => false,
         }
     }
@@ -112,6 +128,10 @@ impl CombineSettings {
             ("nuslerp_updates", self.nuslerp_updates),
             ("nuslerp_flatten", self.nuslerp_flatten.is_some()),
             ("nuslerp_row_wise", self.nuslerp_row_wise),
+            ("multislerp_updates", self.multislerp_updates),
+            ("r", self.r.is_some()),
+            ("alpha", self.alpha.is_some()),
+            ("scale", self.scale.is_some()),
             ("majority_sign", self.majority_sign.is_some()),
         ];
         given.into_iter().filter(|(_, is_given)| *is_given).map(|(name, _)| name)
@@ -149,8 +169,8 @@ impl CombineSettings {
             weights: all,
             density: self.density.clone(),
             lambda: self.lambda.unwrap_or(own.lambda),
-            epsilon: self.epsilon.unwrap_or(own.epsilon),
-            gamma: self.gamma.unwrap_or(own.gamma),
+            epsilon: self.epsilon.map(Into::into),
+            gamma: self.gamma.map_or(own.gamma, Into::into),
             normalize: self.normalize,
             rescale: self.rescale,
             seed: self.seed.unwrap_or(own.seed),
@@ -162,6 +182,10 @@ impl CombineSettings {
             nuslerp_updates: self.nuslerp_updates,
             nuslerp_flatten: self.nuslerp_flatten.unwrap_or(own.nuslerp_flatten),
             nuslerp_row_wise: self.nuslerp_row_wise,
+            multislerp_updates: self.multislerp_updates,
+            r: self.r.unwrap_or(own.r),
+            alpha: self.alpha.unwrap_or(own.alpha),
+            scale: self.scale,
             majority_sign: match &self.majority_sign {
                 Some(kind) => kind.parse()?,
                 None => own.majority_sign,

@@ -6,11 +6,13 @@
 
 #[cfg(feature = "train")]
 mod bake;
+mod chat_template;
 mod convert;
 mod extract;
 mod filter;
 mod into;
 mod merge;
+mod merge_config;
 mod method;
 #[cfg(feature = "train")]
 mod moe;
@@ -35,6 +37,7 @@ pub use filter::{
     swap,
 };
 pub use merge::{Adapted, MergeInput, MergeSettings, merge};
+pub use merge_config::{MergeConfigSettings, merge_config};
 pub use method::CombineSettings;
 #[cfg(feature = "train")]
 pub use moe::{MoeSettings, moe};

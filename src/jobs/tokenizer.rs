@@ -167,6 +167,11 @@ fn misfit(folder: &Path, rows: Option<usize>) -> Result<Option<String>> {
     Ok(rows.filter(|rows| *rows < needed).map(|rows| format!("{needed} tokens for an embedding of {rows} rows")))
 }
 
+/// Whether two folders have the same tokenizer.
+pub(super) fn same_tokenizer(one: &Path, other: &Path) -> bool {
+    differing(one, other).is_empty() && differing(other, one).is_empty()
+}
+
 /// Returns the tokenizer files of `folder` that `other` lacks or that have other content there.
 fn differing(folder: &Path, other: &Path) -> Vec<String> {
     let same = |name: &String| same_content(&folder.join(name), &other.join(name));

@@ -4,6 +4,7 @@
 mod adapters;
 mod card;
 pub mod combine;
+pub mod config;
 pub mod extract;
 #[cfg(feature = "train")]
 pub mod moe;
@@ -13,6 +14,6 @@ pub mod search;
 mod truncation;
 
 pub use adapters::{Merged, with_adapters};
-pub use card::card;
+pub use card::{card, config_card};
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::product::{EINSUM, Sink, is_fused, product_rows};
-use super::{Expr, Pick, PlannedTensor, Sums};
+use super::{Expr, Pick, PlannedTensor, Sums, scratch};
 use crate::error::{Finding, Result};
 use crate::kernel::Kernel;
 use crate::quant;
@@ -283,9 +283,10 @@ impl Expr {
                 }
                 delta => {
                     of.eval_rows(rows.clone(), out);
-                    let mut values = vec![0.0; out.len()];
+                    let mut values = scratch::take(out.len());
                     delta.eval_rows(rows, &mut values);
                     out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+                    scratch::give_back(values);
                 }
             },
             Expr::Product { scale, left, right, sums } => product((*scale, *sums), left, right, rows, out, None),
@@ -293,13 +294,14 @@ impl Expr {
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
                 let values = |of: &Expr| {
-                    let mut values = vec![0.0; out.len()];
+                    let mut values = scratch::take(out.len());
                     of.eval_rows(rows.clone(), &mut values);
                     values
                 };
                 let others: Vec<Vec<f32>> = others.iter().map(values).collect();
                 first.eval_rows(rows.clone(), out);
                 map.apply(rows, first.row_len(), &others, out);
+                others.into_iter().for_each(scratch::give_back);
             }
         }
     }

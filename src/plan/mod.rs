@@ -10,6 +10,7 @@ mod expr;
 mod packed;
 mod product;
 mod read;
+mod scratch;
 mod shared;
 mod spill;
 mod staging;
@@ -34,11 +35,12 @@ pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "train")]
 pub(crate) use stored_rows::{Run, StoredRows};
 pub use tensor_ref::TensorRef;
+pub(crate) use torch_sum::torch_sum;
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::Unfinished;
 #[cfg(feature = "hub")]
 pub(crate) use unfinished::{folder_start, remove_abandoned_folders};
-pub(crate) use value_map::{ValueMap, erf, ternary};
+pub(crate) use value_map::{ValueMap, erf, sleef_exp, ternary};
 
 use crate::dtype::DType;
 use crate::error::{Error, Finding, Result};

@@ -115,25 +115,25 @@ fn exp(value: f32) -> f32 {
     result * two(power >> 1) * two(power - (power >> 1))
 }
 
-/// `exp(x)` with the bits that torch's activation functions have by way of Sleef: a polynomial in float32 with fused
-/// multiply-adds.
-fn sleef_exp(value: f32) -> f32 {
+/// `exp(x)` with the bits that torch's activation functions and softmax have by way of Sleef: a polynomial in float32
+/// with fused multiply-adds. Without branches, so that it can be compiled for vectors.
+#[inline(always)]
+pub(crate) fn sleef_exp(value: f32) -> f32 {
     // ln 2 in two parts.
     const HIGH: f32 = 0.693_145_75;
     const LOW: f32 = 1.428_606_8e-6;
     const FACTORS: [f32; 6] = [0.000_198_527_62, 0.001_393_043_6, 0.008_333_361, 0.041_666_485, 0.166_666_67, 0.5];
-    match value {
-        _ if value > 100.0 => return f32::INFINITY,
-        _ if value < -104.0 => return 0.0,
-        _ => {}
-    }
+    // Adding this puts a whole number into the lowest bits.
+    const WHOLE: f32 = 12_582_912.0;
     let steps = (value * std::f32::consts::LOG2_E).round_ties_even();
     let rest = steps.mul_add(-LOW, steps.mul_add(-HIGH, value));
     let sum = FACTORS[1..].iter().fold(FACTORS[0], |sum, factor| sum.mul_add(rest, *factor));
     let result = 1.0 + (rest * rest).mul_add(sum, rest);
-    let steps = steps as i32;
-    let two = |power: i32| f32::from_bits(((power + 127) as u32) << 23);
-    result * two(steps >> 1) * two(steps - (steps >> 1))
+    let steps = ((steps + WHOLE).to_bits() as i32).wrapping_sub(WHOLE.to_bits() as i32);
+    let two = |power: i32| f32::from_bits((power.wrapping_add(127) as u32) << 23);
+    let result = result * two(steps >> 1) * two(steps.wrapping_sub(steps >> 1));
+    let result = if value < -104.0 { 0.0 } else { result };
+    if value > 100.0 { f32::INFINITY } else { result }
 }
 
 /// The error function: its series, which is exact to a float32's bits.

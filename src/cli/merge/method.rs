@@ -10,7 +10,8 @@ pub(super) struct MethodArgs {
     /// How to combine several adapters or models. LoRAs, with PEFT's methods: linear, cat, svd,
     /// ties, dare_linear, dare_ties, magnitude_prune, the last four also with _svd appended.
     /// Models, with mergekit's: linear, task_arithmetic, ties, dare_linear, dare_ties, della,
-    /// della_linear, breadcrumbs, breadcrumbs_ties, sce, slerp, nuslerp, model_stock, karcher
+    /// della_linear, breadcrumbs, breadcrumbs_ties, sce, slerp, nuslerp, multislerp, model_stock,
+    /// karcher, nearswap, arcee_fusion, ram, ramplus_tl, passthrough
     /// [default: the sum of the adapters' changes, each times its weight]
     #[arg(long, value_name = "NAME")]
     method: Option<String>,
@@ -30,19 +31,22 @@ pub(super) struct MethodArgs {
     /// The factor of the sum of all updates [default: 1]
     #[arg(long, value_name = "FACTOR")]
     lambda: Option<f64>,
-    /// della: how far probabilities may differ from the density [default: 0.15]
-    #[arg(long, value_name = "E")]
+    /// della: how far probabilities may differ from the density [default: 0.15]; ram, ramplus_tl:
+    /// changes up to this size don't count [default: 1e-5]; multislerp: what is added to lengths
+    /// [default: 1e-8]
+    #[arg(long, alias = "eps", value_name = "E")]
     epsilon: Option<f64>,
     /// breadcrumbs: the share of largest values to drop [default: 0.01]
     #[arg(long, value_name = "SHARE")]
     gamma: Option<f64>,
     /// Whether to divide sums by the sum of the weights [default: the method's own]
-    #[arg(long, value_name = "BOOL")]
+    #[arg(long, alias = "normalize-weights", value_name = "BOOL")]
     normalize: Option<bool>,
     /// Whether to scale kept values to make up for dropped ones [default: the method's own]
     #[arg(long, value_name = "BOOL")]
     rescale: Option<bool>,
-    /// slerp: the position between the base, 0, and the other model, 1
+    /// slerp: the position between the base, 0, and the other model, 1; nearswap: values that are
+    /// closer together than this are the other model's
     #[arg(long, value_name = "T")]
     t: Option<f64>,
     /// sce: the share of values to keep [default: 1]
@@ -66,6 +70,19 @@ pub(super) struct MethodArgs {
     /// nuslerp: use one angle per column, unless there is one for the tensor
     #[arg(long)]
     nuslerp_row_wise: bool,
+    /// multislerp: combine the models' differences from BASE instead of the models themselves
+    #[arg(long)]
+    multislerp_updates: bool,
+    /// ramplus_tl: how much a model's own changes grow with the share of its other changes
+    /// [default: 0.1]
+    #[arg(long, value_name = "FACTOR")]
+    r: Option<f64>,
+    /// ramplus_tl: the largest share that counts [default: 0.2]
+    #[arg(long, value_name = "SHARE")]
+    alpha: Option<f64>,
+    /// passthrough: the factor of the model
+    #[arg(long, value_name = "FACTOR")]
+    scale: Option<f64>,
     /// ties of LoRAs: elect the sign of the sum (total), or the most frequent sign (frequency)
     /// [default: total]
     #[arg(long, value_name = "KIND")]
@@ -98,6 +115,10 @@ impl MethodArgs {
             nuslerp_updates: self.nuslerp_updates,
             nuslerp_flatten: self.nuslerp_flatten,
             nuslerp_row_wise: self.nuslerp_row_wise,
+            multislerp_updates: self.multislerp_updates,
+            r: self.r,
+            alpha: self.alpha,
+            scale: self.scale,
             majority_sign: self.majority_sign.clone(),
         }
     }

@@ -1,6 +1,7 @@
 //! Sign election: for each element one sign is elected, and only updates with that sign count there.
 
 /// Adds `updates` up, one after the other.
+#[inline(always)]
 pub(super) fn add_up<V: AsRef<[f32]>>(updates: &[V], sums: &mut [f32]) {
     sums.fill(0.0);
     for update in updates {
@@ -10,6 +11,7 @@ pub(super) fn add_up<V: AsRef<[f32]>>(updates: &[V], sums: &mut [f32]) {
 
 /// Sums the values of `updates` that have the sign of `elected`, element by element, each times its factor, and
 /// the weights of the values that were summed. An elected value of 0 counts as positive.
+#[inline(always)]
 pub(super) fn add_up_elected<V: AsRef<[f32]>>(
     updates: &[V],
     factors: &[f32],

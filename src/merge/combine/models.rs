@@ -1,7 +1,8 @@
 //! Combining several models into one, with the methods of mergekit.
 //!
 //! Values are f32 and every step is done as torch does it, as in mergekit with `dtype: float32`. The result is
-//! rounded once, to the base's type.
+//! rounded once, to the base's type. A [`Group`] may ask for another working type, to which intermediate results are
+//! rounded as in mergekit.
 //!
 //! Methods that draw random numbers draw them as mergekit does on the CPU with `--random-seed`: tensor by tensor in
 //! the order of their names as strings, and for each tensor model by model in the given order.
@@ -16,13 +17,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::arithmetic::{Arithmetic, Sce};
+use super::fusion::Fusion;
 use super::lazy::{Combined, Measure, Pending, difference};
+use super::mean::Mean;
 use super::mt19937::Stream;
+use super::multislerp::MultiSlerp;
+use super::near_swap::NearSwap;
 use super::options::{CombineOptions, by_name};
+use super::reinforced::{Reinforced, ReinforcedMore};
 use super::sparsity::{Choice, Draws, Rescale};
-use super::spherical::{By, Karcher, Linear, ModelStock, NuSlerp, Slerp};
+use super::spherical::{By, Karcher, ModelStock, NuSlerp, Slerp};
+use super::working::Working;
 use crate::error::{Error, Finding, Result};
-use crate::plan::{Expr, Plan, PlannedTensor};
+use crate::plan::{Expr, Plan, PlannedTensor, torch_sum};
 use crate::quant;
 use crate::source::show_shape;
 
@@ -57,6 +64,18 @@ pub enum ModelMethod {
     ModelStock,
     /// The mean of directions on the sphere.
     Karcher,
+    /// The weighted mean of directions, for the models or for their differences from a base.
+    MultiSlerp,
+    /// Moves each value of the base toward a model's, the further the closer it is.
+    NearSwap,
+    /// Takes the values of a model that matter most.
+    ArceeFusion,
+    /// Keeps changes that one model alone makes, and averages those of several.
+    Ram,
+    /// The same, with larger factors of a model's own changes where many of its changes are shared.
+    RamPlusTl,
+    /// One model, times a number.
+    Passthrough,
 }
 
 /// Values of tensors that are compared at a time.
@@ -77,6 +96,12 @@ const METHODS: &[(&str, ModelMethod)] = &[
     ("sce", ModelMethod::Sce),
     ("model_stock", ModelMethod::ModelStock),
     ("karcher", ModelMethod::Karcher),
+    ("multislerp", ModelMethod::MultiSlerp),
+    ("nearswap", ModelMethod::NearSwap),
+    ("arcee_fusion", ModelMethod::ArceeFusion),
+    ("ram", ModelMethod::Ram),
+    ("ramplus_tl", ModelMethod::RamPlusTl),
+    ("passthrough", ModelMethod::Passthrough),
 ];
 
 impl ModelMethod {
@@ -92,17 +117,23 @@ impl ModelMethod {
 
     /// Whether it combines differences from a base and so requires one.
     pub fn needs_base(self) -> bool {
-        !matches!(self, Self::Linear | Self::Slerp | Self::NuSlerp | Self::Karcher)
+        let is_mean = matches!(self, Self::Linear | Self::Slerp | Self::NuSlerp | Self::MultiSlerp | Self::Karcher);
+        !is_mean && self != Self::Passthrough
     }
 
     /// Whether each model has a weight.
     pub fn takes_weights(self) -> bool {
-        !matches!(self, Self::Slerp | Self::Sce | Self::ModelStock | Self::Karcher)
+        let is_mean = matches!(self, Self::Linear | Self::NuSlerp | Self::MultiSlerp);
+        is_mean || self.is_arithmetic()
     }
 
     /// Whether it is a mean of the models, in which a base has no share.
     pub(crate) fn averages_models(self, options: &CombineOptions) -> bool {
-        matches!(self, Self::Linear | Self::Karcher) || self == Self::NuSlerp && !options.nuslerp_updates
+        match self {
+            Self::NuSlerp => !options.nuslerp_updates,
+            Self::MultiSlerp => !options.multislerp_updates,
+            _ => matches!(self, Self::Linear | Self::Karcher),
+        }
     }
 
     /// Whether sums are divided by the sum of the weights.
@@ -115,11 +146,26 @@ impl ModelMethod {
     }
 
     fn normalizes(self) -> bool {
-        matches!(self, Self::Linear | Self::Ties | Self::Della)
+        matches!(self, Self::Linear | Self::MultiSlerp | Self::Ties | Self::Della)
     }
 
     fn is_arithmetic(self) -> bool {
-        self.needs_base() && !matches!(self, Self::Sce | Self::ModelStock)
+        let others = [Self::Sce, Self::ModelStock, Self::NearSwap, Self::ArceeFusion, Self::Ram, Self::RamPlusTl];
+        self.needs_base() && !others.contains(&self)
+    }
+
+    /// The `epsilon` that is given for a model, or the method's own.
+    fn epsilon(self, options: &CombineOptions, place: usize) -> f64 {
+        options.epsilon.as_ref().map(|epsilon| epsilon.at(place)).unwrap_or(match self {
+            Self::MultiSlerp => 1e-8,
+            Self::Ram | Self::RamPlusTl => 1e-5,
+            _ => 0.15,
+        })
+    }
+
+    /// The number of words that are drawn for a tensor by a method that draws none for single models.
+    fn sampled(self, shape: &[usize]) -> u64 {
+        if self == Self::ArceeFusion { Fusion::words(shape.iter().product::<usize>() as u64) } else { 0 }
     }
 
     fn rescales(self) -> bool {
@@ -130,6 +176,7 @@ impl ModelMethod {
     fn is_by_row(self, options: &CombineOptions) -> bool {
         match self {
             _ if self.ranks() => true,
+            Self::ArceeFusion => true,
             Self::NuSlerp => !options.nuslerp_flatten,
             Self::ModelStock => options.filter_wise,
             _ => false,
@@ -155,17 +202,26 @@ impl ModelMethod {
         matches!(self, Self::Della | Self::DellaLinear)
     }
 
-    /// Which values of a difference are kept, and how many random draws that takes.
-    fn choice(self, density: f64, options: &CombineOptions, shape: &[usize], draws: Draws) -> (Choice, u64) {
+    /// Which values of a model's difference are kept, and how many random draws that takes. The model is told by its
+    /// place among all and by its density.
+    fn choice(
+        self,
+        (place, density): (usize, f64),
+        options: &CombineOptions,
+        shape: &[usize],
+        draws: Draws,
+    ) -> (Choice, u64) {
+        let gamma = options.gamma.at(place);
         let elems = shape.iter().product::<usize>() as u64;
         let drawn = if density < 1.0 { elems } else { 0 };
         match self {
             Self::Ties => (Choice::Magnitude { density }, 0),
-            Self::Breadcrumbs | Self::BreadcrumbsTies => (Choice::Band { density, gamma: options.gamma }, 0),
+            Self::Breadcrumbs | Self::BreadcrumbsTies => (Choice::Band { density, gamma }, 0),
             Self::DareTies | Self::DareLinear => (Choice::Random { density, draws }, drawn),
             _ if self.ranks() => {
                 let columns = shape.iter().skip(2).product();
-                let choice = Choice::Ranked { density, epsilon: options.epsilon, columns, draws };
+                let epsilon = self.epsilon(options, place);
+                let choice = Choice::Ranked { density, epsilon, columns, draws };
                 (choice, if density > 0.0 { drawn } else { 0 })
             }
             _ => (Choice::All, 0),
@@ -195,7 +251,7 @@ pub fn combine_models(
     method: ModelMethod,
     options: &CombineOptions,
 ) -> Result<Combined<Plan>> {
-    let densities = check(base, models, method, options)?;
+    check(base, models, method, options)?;
     let pattern = base.unwrap_or(models[0]);
     let lookups: Vec<BTreeMap<&str, &PlannedTensor>> =
         models.iter().map(|m| m.tensors.iter().map(|t| (t.name.as_str(), t)).collect()).collect();
@@ -208,29 +264,77 @@ pub fn combine_models(
                 .mismatch());
         }
     }
-    // Random numbers are drawn in the order of names.
-    let mut order: Vec<usize> = (0..pattern.tensors.len()).collect();
-    order.sort_by(|a, b| pattern.tensors[*a].name.cmp(&pattern.tensors[*b].name));
-    let mut positions = Positions::new(pattern, &order, method, &densities, options);
+    let options = Arc::new(options.clone());
+    let group = |tensor: &PlannedTensor| {
+        let models = operands(tensor, &lookups)?.into_iter().cloned().collect();
+        Ok(Group {
+            result: tensor.clone(),
+            base: base.map(|_| tensor.clone()),
+            models,
+            options: options.clone(),
+            working: Working::F32,
+            label: tensor.name.clone(),
+        })
+    };
+    let groups = pattern.tensors.iter().map(group).collect::<Result<_>>()?;
+    combine_groups(groups, method)
+}
+
+/// One tensor of the result, and what it is combined of.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Its name, type and shape. The expression is that of a tensor which is the same in all models.
+    pub result: PlannedTensor,
+    /// The base's tensor, for methods that have a base.
+    pub base: Option<PlannedTensor>,
+    /// The tensors of the models.
+    pub models: Vec<PlannedTensor>,
+    /// The options for this tensor.
+    pub options: Arc<CombineOptions>,
+    /// The type to which intermediate results are rounded.
+    pub working: Working,
+    /// Random numbers are drawn in the order of these names.
+    pub label: String,
+}
+
+/// Makes every tensor by itself, in the order of `groups`. All groups have the same seed.
+///
+/// # Errors
+/// [`Error::Mismatch`] for tensors that aren't numbers and differ, [`Error::Setting`] for options that don't fit the
+/// method.
+pub fn combine_groups(groups: Vec<Group>, method: ModelMethod) -> Result<Combined<Plan>> {
+    let densities: Vec<Vec<f64>> = groups.iter().map(|group| densities(group, method)).collect::<Result<_>>()?;
+    let mut order: Vec<usize> = (0..groups.len()).collect();
+    order.sort_by(|a, b| groups[*a].label.cmp(&groups[*b].label));
+    let mut positions = Positions::new(&groups, &order, method, &densities);
     let mut pending = Pending::default();
-    let mut plan = pattern.clone();
+    let mut plan = Plan { tensors: groups.iter().map(|group| group.result.clone()).collect() };
     for at in order {
-        let tensor = &pattern.tensors[at];
-        let found = operands(tensor, &lookups)?;
-        if !(quant::can_encode(tensor.dtype) && found.iter().copied().chain([tensor]).all(is_of_numbers)) {
-            found.iter().try_for_each(|other| same(tensor, other))?;
+        let group = &groups[at];
+        let tensor = &group.result;
+        let all = || group.base.iter().chain(&group.models);
+        if !(quant::can_encode(tensor.dtype) && all().chain([tensor]).all(is_of_numbers)) {
+            group.models.iter().try_for_each(|other| same(tensor, other))?;
             continue;
         }
-        let of = found.iter().map(|found| found.expr.clone()).collect();
-        let context = Context { method, options, densities: &densities };
-        let made = context.combine(tensor, base.map(|_| tensor.expr.clone()), of, &mut positions, &mut pending)?;
-        plan.tensors[at].expr = made;
+        let context = Context { method, options: &group.options, densities: &densities[at], working: group.working };
+        let of = group.models.iter().map(|model| model.expr.clone()).collect();
+        let base = group.base.as_ref().map(|base| base.expr.clone());
+        plan.tensors[at].expr = context.combine(tensor, base, of, &mut positions, &mut pending)?;
     }
     Ok(Combined::new(plan, pending))
 }
 
-/// Checks the options against the models before any tensor is read, and returns the densities.
-fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<Vec<f64>> {
+/// The density of each model of a group.
+fn densities(group: &Group, method: ModelMethod) -> Result<Vec<f64>> {
+    let count = group.models.len();
+    let densities = group.options.densities(count)?.unwrap_or_else(|| vec![1.0; count]);
+    check_probabilities(method, &densities, &group.options)?;
+    Ok(densities)
+}
+
+/// Checks the options against the models before any tensor is read.
+fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<()> {
     let name = method.name();
     let finding = |field: &str| Finding::new("", field);
     options.check_numbers()?;
@@ -238,13 +342,15 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
         options.weights.check(models.len())?;
     }
     let (least, most) = match (method, base) {
-        (ModelMethod::Slerp, Some(_)) => (1, 1),
+        (ModelMethod::Slerp | ModelMethod::NearSwap | ModelMethod::ArceeFusion, Some(_)) => (1, 1),
+        (ModelMethod::Passthrough, _) => (1, 1),
         (ModelMethod::Slerp | ModelMethod::NuSlerp, _) => (2, 2),
         (ModelMethod::ModelStock, _) => (2, usize::MAX),
         _ => (1, usize::MAX),
     };
     if models.len() < least || models.len() > most {
         let expected = match (most, base) {
+            (1, _) if method == ModelMethod::Passthrough => "one model".to_owned(),
             (1, _) => "one model beside the base".to_owned(),
             (2, _) => "two models".to_owned(),
             (_, None) => "a model".to_owned(),
@@ -255,27 +361,44 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
     if method.needs_base() && base.is_none() {
         return Err(finding("method").expected(format_args!("a base for {name}")).found("none").setting());
     }
-    if options.nuslerp_updates && base.is_none() {
-        return Err(finding("nuslerp_updates").expected("a base that the models change").found("none").setting());
-    }
-    if method == ModelMethod::Slerp && options.t.is_none() {
-        return Err(finding("t").expected("a number from 0 to 1 for slerp").found("none").setting());
-    }
-    let densities = options.densities(models.len())?.unwrap_or_else(|| vec![1.0; models.len()]);
-    if method.ranks() {
-        let bad = |d: f64| d > 0.0 && d < 1.0 && (d + options.epsilon >= 1.0 || d - options.epsilon <= 0.0);
-        if let Some(density) = densities.iter().find(|d| bad(**d)) {
-            return Err(finding("epsilon")
-                .expected(format_args!(
-                    "less than {}, so that all probabilities are from 0 to 1",
-                    density.min(1.0 - density)
-                ))
-                .found(options.epsilon)
-                .hint("choose a smaller `epsilon`, or a `density` nearer to 0.5")
-                .setting());
+    for (field, is_on) in
+        [("nuslerp_updates", options.nuslerp_updates), ("multislerp_updates", options.multislerp_updates)]
+    {
+        if is_on && base.is_none() {
+            return Err(finding(field).expected("a base that the models change").found("none").setting());
         }
     }
-    Ok(densities)
+    match (method, options.t) {
+        (ModelMethod::Slerp, None) => {
+            return Err(finding("t").expected("a number from 0 to 1 for slerp").found("none").setting());
+        }
+        (ModelMethod::Slerp, Some(t)) if !(0.0..=1.0).contains(&t) => {
+            return Err(finding("t").expected("a number from 0 to 1").found(t).setting());
+        }
+        (ModelMethod::NearSwap, None) => {
+            return Err(finding("t").expected("a distance for nearswap").found("none").setting());
+        }
+        _ => {}
+    }
+    let densities = options.densities(models.len())?.unwrap_or_else(|| vec![1.0; models.len()]);
+    check_probabilities(method, &densities, options)
+}
+
+/// Checks that the probabilities of a method that ranks values are from 0 to 1.
+fn check_probabilities(method: ModelMethod, densities: &[f64], options: &CombineOptions) -> Result<()> {
+    if !method.ranks() {
+        return Ok(());
+    }
+    let bad = |&(i, d): &(usize, &f64)| {
+        let epsilon = method.epsilon(options, i);
+        *d > 0.0 && *d < 1.0 && (d + epsilon >= 1.0 || d - epsilon <= 0.0)
+    };
+    let Some((place, density)) = densities.iter().enumerate().find(bad) else { return Ok(()) };
+    Err(Finding::new("", "epsilon")
+        .expected(format_args!("less than {}, so that all probabilities are from 0 to 1", density.min(1.0 - density)))
+        .found(method.epsilon(options, place))
+        .hint("choose a smaller `epsilon`, or a `density` nearer to 0.5")
+        .setting())
 }
 
 fn finding(tensor: &PlannedTensor) -> Finding {
@@ -342,13 +465,22 @@ struct Positions {
 }
 
 impl Positions {
-    fn new(plan: &Plan, order: &[usize], method: ModelMethod, densities: &[f64], options: &CombineOptions) -> Self {
-        let mut total = 0;
+    fn new(groups: &[Group], order: &[usize], method: ModelMethod, densities: &[Vec<f64>]) -> Self {
         let nothing = || Draws { stream: Arc::new(Stream::new(0, 0)), position: 0 };
-        for tensor in order.iter().map(|at| &plan.tensors[*at]) {
-            total += densities.iter().map(|d| method.choice(*d, options, &tensor.shape, nothing()).1).sum::<u64>();
-        }
-        Self { stream: Arc::new(Stream::new(options.seed, total)), next: 0 }
+        let drawn = |at: &usize| {
+            let Group { options, result, .. } = &groups[*at];
+            let of_one = |(i, d): (usize, &f64)| method.choice((i, *d), options, &result.shape, nothing()).1;
+            method.sampled(&result.shape) + densities[*at].iter().enumerate().map(of_one).sum::<u64>()
+        };
+        let seed = groups.first().map_or(0, |group| group.options.seed);
+        Self { stream: Arc::new(Stream::new(seed, order.iter().map(drawn).sum())), next: 0 }
+    }
+
+    /// The next `count` draws.
+    fn take(&mut self, count: u64) -> Draws {
+        let draws = Draws { stream: self.stream.clone(), position: self.next };
+        self.next += count;
+        draws
     }
 }
 
@@ -356,6 +488,7 @@ struct Context<'a> {
     method: ModelMethod,
     options: &'a CombineOptions,
     densities: &'a [f64],
+    working: Working,
 }
 
 impl Context<'_> {
@@ -368,7 +501,7 @@ impl Context<'_> {
         positions: &mut Positions,
         pending: &mut Pending,
     ) -> Result<Expr> {
-        let Self { method, options, .. } = *self;
+        let Self { method, options, working, .. } = *self;
         let shape = method.rowed(options, &tensor.shape);
         let reshaped = |of: Expr, shape: Option<Vec<usize>>| match shape {
             Some(shape) => Expr::Reshape { of: Box::new(of), shape },
@@ -378,12 +511,17 @@ impl Context<'_> {
         let base = base.map(rowed);
         let models: Vec<Expr> = models.into_iter().map(rowed).collect();
         let weights = options.weights.of(&tensor.name);
+        if models.is_empty()
+            && let Some(base) = base
+        {
+            return Ok(reshaped(base, shape.is_some().then(|| tensor.shape.clone())));
+        }
         let with_base = |models: Vec<Expr>| base.clone().into_iter().chain(models).collect::<Vec<_>>();
         let made = match method {
             ModelMethod::Linear => {
                 let factors: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
                 let divisor = self.divisor(tensor, &factors)?;
-                let map = Linear { factors, divisor };
+                let map = Mean { factors, divisor };
                 Expr::Map { of: models, map: Arc::new(map) }
             }
             ModelMethod::Slerp => pending.map(with_base(models), Slerp { t: options.t.unwrap_or_default() }),
@@ -397,17 +535,58 @@ impl Context<'_> {
                     (false, _) => By::Row,
                 };
                 match base.clone().filter(|_| options.nuslerp_updates) {
-                    None => pending.map(models, NuSlerp { t, by }),
+                    None => pending.map(models, NuSlerp { t, by, working }),
+                    Some(base) => {
+                        let updates =
+                            models.into_iter().map(|m| working.rounded(difference(m, base.clone()))).collect();
+                        let delta = Box::new(pending.map(updates, NuSlerp { t, by, working }));
+                        working.rounded(Expr::Add { of: Box::new(base), delta })
+                    }
+                }
+            }
+            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk, working }),
+            ModelMethod::ModelStock => {
+                pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise, working })
+            }
+            ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
+            ModelMethod::MultiSlerp => {
+                let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+                let divisor = self.divisor(tensor, &weights)?;
+                let weights: Vec<f32> = weights.iter().map(|w| w / divisor.unwrap_or(1.0)).collect();
+                let slerp = MultiSlerp { weights, eps: method.epsilon(options, 0), tensor: tensor.name.clone() };
+                match base.clone().filter(|_| options.multislerp_updates) {
+                    // A single model stays as it is, whatever its weight.
+                    _ if models.len() == 1 => models[0].clone(),
+                    None => pending.map(models, slerp),
                     Some(base) => {
                         let updates = models.into_iter().map(|m| difference(m, base.clone())).collect();
-                        let delta = Box::new(pending.map(updates, NuSlerp { t, by }));
+                        let delta = Box::new(pending.map(updates, slerp));
                         Expr::Add { of: Box::new(base), delta }
                     }
                 }
             }
-            ModelMethod::Sce => pending.map(with_base(models), Sce { select_topk: options.select_topk }),
-            ModelMethod::ModelStock => pending.map(with_base(models), ModelStock { filter_wise: options.filter_wise }),
-            ModelMethod::Karcher => pending.map(models, Karcher { max_iter: options.max_iter, tol: options.tol }),
+            ModelMethod::NearSwap => {
+                let map = NearSwap { t: options.t.unwrap_or_default() as f32, working };
+                Expr::Map { of: with_base(models), map: Arc::new(map) }
+            }
+            ModelMethod::ArceeFusion => {
+                let draws = positions.take(method.sampled(&tensor.shape));
+                pending.map(with_base(models), Fusion { draws, working })
+            }
+            ModelMethod::Ram => {
+                let epsilon = working.round(method.epsilon(options, 0) as f32);
+                let map = Reinforced { epsilon, factors: vec![1.0; models.len()], working, sums: working };
+                Expr::Map { of: with_base(models), map: Arc::new(map) }
+            }
+            ModelMethod::RamPlusTl => {
+                let epsilon = working.round(method.epsilon(options, 0) as f32);
+                let (r, alpha) = (options.r as f32, options.alpha as f32);
+                pending.map(with_base(models), ReinforcedMore { epsilon, r, alpha, working })
+            }
+            ModelMethod::Passthrough => match options.scale {
+                None => models[0].clone(),
+                Some(factor) => Expr::Scale { of: Box::new(models[0].clone()), factor: factor as f32 },
+            },
             _ => {
                 let arithmetic = self.arithmetic(tensor, &weights, positions)?;
                 let of = with_base(models);
@@ -423,7 +602,7 @@ impl Context<'_> {
 
     /// The sum of the weights, where the result is divided by it and it isn't close to 0.
     fn divisor(&self, tensor: &PlannedTensor, weights: &[f32]) -> Result<Option<f32>> {
-        let sum: f32 = weights.iter().sum();
+        let sum = torch_sum(weights);
         match self.method.divides_by_weights(self.options) {
             false => Ok(None),
             true if sum.abs() >= 1e-8 => Ok(Some(sum)),
@@ -436,13 +615,13 @@ impl Context<'_> {
     }
 
     fn arithmetic(&self, tensor: &PlannedTensor, weights: &[f64], positions: &mut Positions) -> Result<Arithmetic> {
-        let Self { method, options, densities } = *self;
+        let Self { method, options, densities, working } = *self;
         debug_assert!(method.is_arithmetic());
-        let weights: Vec<f32> = weights.iter().map(|w| *w as f32).collect();
+        let weights: Vec<f32> = weights.iter().map(|w| working.round(*w as f32)).collect();
         let mut choices = Vec::with_capacity(weights.len());
-        for density in densities {
+        for density in densities.iter().copied().enumerate() {
             let draws = Draws { stream: positions.stream.clone(), position: positions.next };
-            let (choice, drawn) = method.choice(*density, options, &tensor.shape, draws);
+            let (choice, drawn) = method.choice(density, options, &tensor.shape, draws);
             positions.next += drawn;
             choices.push(choice);
         }
@@ -454,6 +633,7 @@ impl Context<'_> {
             consensus: method.consensus(),
             normalize: method.divides_by_weights(options),
             lambda: options.lambda as f32,
+            working,
         })
     }
 }

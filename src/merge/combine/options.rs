@@ -78,6 +78,34 @@ impl Weights {
     }
 }
 
+/// A number for each model or adapter: one for all, or one for each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Each(Vec<f64>);
+
+impl Each {
+    /// The number of the model or adapter at `place`.
+    pub(super) fn at(&self, place: usize) -> f64 {
+        self.0.get(place).or(self.0.last()).copied().unwrap_or_default()
+    }
+
+    /// The numbers that were given.
+    pub(super) fn all(&self) -> &[f64] {
+        &self.0
+    }
+}
+
+impl From<f64> for Each {
+    fn from(one: f64) -> Self {
+        Self(vec![one])
+    }
+}
+
+impl From<Vec<f64>> for Each {
+    fn from(each: Vec<f64>) -> Self {
+        Self(each)
+    }
+}
+
 /// How the sign of a value is elected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MajoritySign {
@@ -109,17 +137,19 @@ pub struct CombineOptions {
     pub density: Vec<f64>,
     /// The factor of the sum of updates.
     pub lambda: f64,
-    /// DELLA: the distance from the density to the probability of the smallest and of the largest value.
-    pub epsilon: f64,
+    /// DELLA: the distance from the density to the probability of the smallest and of the largest value. RAM: changes
+    /// up to this size don't count. Multi-SLERP: what is added to lengths. The method's own default where not given.
+    pub epsilon: Option<Each>,
     /// Breadcrumbs: the share of values, the largest ones, that is dropped.
-    pub gamma: f64,
+    pub gamma: Each,
     /// Whether sums are divided by the weights' sum; the method's own default where not given.
     pub normalize: Option<bool>,
     /// Whether kept values are scaled so that the sum of magnitudes stays; the method's default where not given.
     pub rescale: Option<bool>,
     /// The seed of random numbers, as `torch.manual_seed` takes it.
     pub seed: u64,
-    /// SLERP: the position between the first model, 0, and the second, 1.
+    /// SLERP: the position between the first model, 0, and the second, 1. NearSwap: values that are closer together
+    /// than this are the model's.
     pub t: Option<f64>,
     /// SCE: the share of values that is kept, those that differ most between models.
     pub select_topk: f64,
@@ -137,6 +167,15 @@ pub struct CombineOptions {
     /// NuSLERP without flattening: an angle for each column instead of one for each row, mergekit's
     /// `nuslerp_row_wise`.
     pub nuslerp_row_wise: bool,
+    /// Multi-SLERP: interpolates the models' differences from the base, as mergekit does if it has a base. Otherwise,
+    /// the models themselves are interpolated.
+    pub multislerp_updates: bool,
+    /// RAM+: how much a model's own changes grow with the share of its other changes.
+    pub r: f64,
+    /// RAM+: the largest share that counts.
+    pub alpha: f64,
+    /// Passthrough: the factor of the model.
+    pub scale: Option<f64>,
     /// How PEFT's TIES elects signs.
     pub majority_sign: MajoritySign,
     /// The rank of the combined adapter; the largest of the adapters' ranks if not given.
@@ -149,13 +188,17 @@ impl CombineOptions {
     /// # Errors
     /// [`Error::Setting`] for one that is NaN or infinite, and for a share that isn't from 0 to 1.
     pub(in crate::merge) fn check_numbers(&self) -> Result<()> {
-        let shares = [("gamma", Some(self.gamma)), ("select_topk", Some(self.select_topk)), ("t", self.t)];
-        for (field, share) in shares.into_iter().filter_map(|(field, share)| Some((field, share?))) {
+        let gammas = self.gamma.all().iter().map(|gamma| ("gamma", *gamma));
+        for (field, share) in gammas.chain([("select_topk", self.select_topk)]) {
             if !(0.0..=1.0).contains(&share) {
                 return Err(Finding::new("", field).expected("a number from 0 to 1").found(share).setting());
             }
         }
-        for (field, number) in [("lambda", self.lambda), ("epsilon", self.epsilon), ("tol", self.tol)] {
+        let numbers = [("lambda", self.lambda), ("tol", self.tol), ("r", self.r), ("alpha", self.alpha)];
+        let epsilons = self.epsilon.iter().flat_map(|epsilon| epsilon.all()).map(|epsilon| ("epsilon", Some(*epsilon)));
+        let optional = epsilons.chain([("t", self.t), ("scale", self.scale)]);
+        let given = optional.filter_map(|(field, number)| Some((field, number?)));
+        for (field, number) in numbers.into_iter().chain(given) {
             if !number.is_finite() {
                 return Err(Finding::new("", field).expected("a finite number").found(number).setting());
             }
@@ -170,8 +213,8 @@ impl Default for CombineOptions {
             weights: Weights::default(),
             density: Vec::new(),
             lambda: 1.0,
-            epsilon: 0.15,
-            gamma: 0.01,
+            epsilon: None,
+            gamma: 0.01.into(),
             normalize: None,
             rescale: None,
             seed: 0,
@@ -183,6 +226,10 @@ impl Default for CombineOptions {
             nuslerp_updates: false,
             nuslerp_flatten: true,
             nuslerp_row_wise: false,
+            multislerp_updates: false,
+            r: 0.1,
+            alpha: 0.2,
+            scale: None,
             majority_sign: MajoritySign::default(),
             rank: None,
         }

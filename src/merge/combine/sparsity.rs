@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use super::mt19937::{Mt19937, Stream};
-use super::ranks::Ranks;
+use super::ranks::{Probabilities, Ranks};
 use super::statistics::{Leading, Order, elems, scan, sum_of};
 use super::topk::Topk;
+use super::working::Working;
 use crate::error::Result;
 use crate::plan::Expr;
 use crate::source::row_len;
@@ -81,6 +82,8 @@ pub(super) enum Rescale {
 pub(super) struct SparsityMask {
     mask: Mask,
     scale: Scale,
+    /// The type to which scaled values are rounded.
+    working: Working,
 }
 
 #[derive(Debug)]
@@ -96,8 +99,7 @@ enum Mask {
         draws: Draws,
     },
     Ranked {
-        least: f32,
-        epsilon: f32,
+        range: Probabilities,
         columns: usize,
         draws: Draws,
     },
@@ -118,8 +120,15 @@ fn share(share: f64, count: u64) -> u64 {
 impl SparsityMask {
     /// The mask of the update `of`. Ranks are taken within rows: pass a vector as a matrix of one row.
     pub(super) fn of(of: &Expr, choice: &Choice, rescale: Rescale) -> Result<Self> {
+        Self::in_type(of, choice, rescale, Working::F32)
+    }
+
+    /// The same for an update of values of another type.
+    pub(super) fn in_type(of: &Expr, choice: &Choice, rescale: Rescale, working: Working) -> Result<Self> {
         let count = elems(of);
-        let all = Self { mask: Mask::All, scale: Scale::No };
+        let all = Self { mask: Mask::All, scale: Scale::No, working };
+        let is_random = matches!(choice, Choice::Random { .. } | Choice::Ranked { .. });
+        let of_masks = if is_random { working.of_random_masks() } else { working };
         let (mask, density) = match *choice {
             Choice::All => return Ok(all),
             Choice::Magnitude { density }
@@ -140,15 +149,16 @@ impl SparsityMask {
             Choice::Topk { density } => (Mask::Topk(Topk::of(of, share(density, count))?), density),
             Choice::Band { density, gamma } => (band(of, density, gamma)?, density),
             Choice::Random { density, ref draws } => {
-                (Mask::Random { probability: density as f32, draws: draws.clone() }, density)
+                (Mask::Random { probability: of_masks.round(density as f32), draws: draws.clone() }, density)
             }
             Choice::Ranked { density, .. } if density <= 0.0 => (Mask::None, density),
             Choice::Ranked { density, epsilon, columns, ref draws } => {
                 let least = (density - epsilon) as f32;
-                (Mask::Ranked { least, epsilon: epsilon as f32, columns, draws: draws.clone() }, density)
+                let range = Probabilities { least, epsilon: epsilon as f32, working: of_masks };
+                (Mask::Ranked { range, columns, draws: draws.clone() }, density)
             }
         };
-        let mut sieve = Self { mask, scale: Scale::No };
+        let mut sieve = Self { mask, scale: Scale::No, working };
         sieve.scale = match rescale {
             Rescale::No => Scale::No,
             Rescale::Density => Scale::Divide(density as f32),
@@ -164,8 +174,9 @@ impl SparsityMask {
                     walk.apply(row_len, &mut kept);
                     after += sum_of(&kept, |v| v.abs() as f64);
                 })?;
-                let (before, after) = (before as f32, after as f32);
-                if before < 1e-7 || after < 1e-7 { Scale::No } else { Scale::Multiply(before / after) }
+                let (before, after) = (of_masks.round(before as f32), of_masks.round(after as f32));
+                let is_nothing = before < 1e-7 || after < 1e-7;
+                if is_nothing { Scale::No } else { Scale::Multiply(of_masks.round(before / after)) }
             }
         };
         Ok(sieve)
@@ -213,10 +224,10 @@ impl Walk<'_> {
                     kept.for_each(|(v, draw)| *v = if draw < probability { *v } else { 0.0 });
                 }
             }
-            Mask::Ranked { least, epsilon, columns, .. } => {
+            Mask::Ranked { range, columns, .. } => {
                 for row in values.chunks_mut(row_len.max(1)) {
                     let draws = drawn(&mut self.draws, &mut self.generator, row.len());
-                    self.ranks.thin(row, draws, *columns, *least, *epsilon);
+                    self.ranks.thin(row, draws, *columns, *range);
                 }
             }
         }
@@ -224,7 +235,10 @@ impl Walk<'_> {
         match self.sieve.scale {
             Scale::No => {}
             Scale::Divide(by) => values.iter_mut().for_each(|v| *v /= by),
-            Scale::Multiply(by) => values.iter_mut().for_each(|v| *v *= by),
+            Scale::Multiply(by) => {
+                values.iter_mut().for_each(|v| *v *= by);
+                self.sieve.working.round_all(values);
+            }
         }
     }
 }

@@ -10,10 +10,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::lazy::Measure;
+use super::rounded::{self, Arc2, Stock};
 use super::statistics::{Gram, scan_all};
+use super::working::Working;
 use crate::error::Result;
 use crate::plan::{Expr, RowMap};
 use crate::source::row_len;
+
+/// The number of elements that are summed at a time, so that they stay in the processor's cache.
+const BLOCK: usize = 1 << 12;
 
 /// A sum of the operands, each times a number.
 #[derive(Debug)]
@@ -25,11 +30,14 @@ pub(super) struct Linear {
 
 impl RowMap for Linear {
     fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
-        for (i, out) in out.iter_mut().enumerate() {
-            let products = self.factors[1..].iter().zip(others).map(|(factor, other)| factor * other[i]);
-            *out = products.fold(self.factors[0] * *out, |sum, product| sum + product);
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            out.iter_mut().for_each(|out| *out *= self.factors[0]);
+            for (factor, other) in self.factors[1..].iter().zip(others) {
+                let other = &other[block * BLOCK..][..out.len()];
+                out.iter_mut().zip(other).for_each(|(out, other)| *out += factor * other);
+            }
             if let Some(divisor) = self.divisor {
-                *out /= divisor;
+                out.iter_mut().for_each(|out| *out /= divisor);
             }
         }
     }
@@ -65,6 +73,8 @@ impl Measure for Slerp {
 pub(super) struct NuSlerp {
     pub(super) t: f64,
     pub(super) by: By,
+    /// The type of every intermediate result.
+    pub(super) working: Working,
 }
 
 /// What shares one angle.
@@ -91,6 +101,7 @@ impl Measure for NuSlerp {
     fn measure(&self, of: &[Expr]) -> Result<Arc<dyn RowMap>> {
         match self.by {
             By::Row => Ok(Arc::new(*self)),
+            By::Tensor if self.working != Working::F32 => Arc2::of(self.t, of, self.working),
             By::Tensor => {
                 let gram = Gram::of(of)?;
                 let factors = self.factors(gram.dot(0, 0), gram.dot(0, 1), gram.dot(1, 1));
@@ -119,6 +130,10 @@ impl Measure for NuSlerp {
 impl RowMap for NuSlerp {
     fn apply(&self, _: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
         for (a, b) in out.chunks_mut(row_len.max(1)).zip(others[0].chunks(row_len.max(1))) {
+            if self.working != Working::F32 {
+                Arc2::between(self.t, a, b, self.working);
+                continue;
+            }
             let mut gram = Gram::new(2);
             gram.add(&[&*a, b]);
             let [first, second] = self.factors(gram.dot(0, 0), gram.dot(0, 1), gram.dot(1, 1));
@@ -147,6 +162,8 @@ impl RowMap for Columns {
 pub(super) struct ModelStock {
     /// Whether angles are taken row by row.
     pub(super) filter_wise: bool,
+    /// The type of every intermediate result.
+    pub(super) working: Working,
 }
 
 /// The position between the base, 0, and the mean, 1.
@@ -177,9 +194,15 @@ impl Measure for ModelStock {
         if self.filter_wise {
             return Ok(Arc::new(*self));
         }
+        let working = self.working;
+        if working != Working::F32 {
+            let mut stock = Stock::new(of.len() - 1, working);
+            scan_all(of, |_, values| stock.add(&rounded_updates(&values[0], &values[1..], working)))?;
+            return Ok(Arc::new(TowardMean { t: stock.position(), working }));
+        }
         let mut gram = Gram::new(of.len() - 1);
         scan_all(of, |_, values| gram.add(&updates(&values[0], &values[1..])))?;
-        Ok(Arc::new(TowardMean(stock(&gram))))
+        Ok(Arc::new(TowardMean { t: stock(&gram), working }))
     }
 }
 
@@ -187,11 +210,23 @@ fn updates<V: AsRef<[f32]>>(base: &[f32], models: &[V]) -> Vec<Vec<f32>> {
     models.iter().map(|m| m.as_ref().iter().zip(base).map(|(m, base)| m - base).collect()).collect()
 }
 
+fn rounded_updates<V: AsRef<[f32]>>(base: &[f32], models: &[V], working: Working) -> Vec<Vec<f32>> {
+    let mut updates = updates(base, models);
+    updates.iter_mut().for_each(|update| working.round_all(update));
+    updates
+}
+
 /// Row by row.
 impl RowMap for ModelStock {
     fn apply(&self, _: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]) {
         for (r, row) in out.chunks_mut(row_len.max(1)).enumerate() {
             let models: Vec<&[f32]> = others.iter().map(|m| &m[r * row_len..][..row.len()]).collect();
+            if self.working != Working::F32 {
+                let mut stock = Stock::new(models.len(), self.working);
+                stock.add(&rounded_updates(row, &models, self.working));
+                rounded::toward_mean(stock.position(), row, &models, self.working);
+                continue;
+            }
             let mut gram = Gram::new(models.len());
             gram.add(&updates(row, &models));
             toward_mean(stock(&gram), row, &models);
@@ -200,12 +235,18 @@ impl RowMap for ModelStock {
 }
 
 #[derive(Debug)]
-struct TowardMean(f32);
+struct TowardMean {
+    t: f32,
+    working: Working,
+}
 
 impl RowMap for TowardMean {
     fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
         let models: Vec<&[f32]> = others.iter().map(Vec::as_slice).collect();
-        toward_mean(self.0, out, &models);
+        match self.working {
+            Working::F32 => toward_mean(self.t, out, &models),
+            working => rounded::toward_mean(self.t, out, &models, working),
+        }
     }
 }
 
@@ -299,7 +340,7 @@ mod tests {
         let (a, b) = ([2.0, 0.0], [0.0, 2.0]);
         let root = 2f32.sqrt();
         near(&mapped(&Slerp { t: 0.5 }, &[&a, &b]), &[root, root]);
-        near(&mapped(&NuSlerp { t: 0.5, by: By::Tensor }, &[&a, &b]), &[root, root]);
+        near(&mapped(&NuSlerp { t: 0.5, by: By::Tensor, working: Working::F32 }, &[&a, &b]), &[root, root]);
         near(&mapped(&Karcher { max_iter: 10, tol: 1e-5 }, &[&a, &b]), &[root, root]);
         near(&mapped(&Slerp { t: 0.25 }, &[&a, &[4.0, 0.0]]), &[2.5, 0.0]);
         near(&mapped(&Karcher { max_iter: 10, tol: 1e-5 }, &[&a, &[0.0, 0.0]]), &[1.0, 0.0]);
@@ -309,7 +350,7 @@ mod tests {
     #[test]
     fn model_stock_stays_at_the_base_for_updates_at_right_angles() {
         let base = [1.0, 1.0];
-        let stock = ModelStock { filter_wise: false };
+        let stock = ModelStock { filter_wise: false, working: Working::F32 };
         near(&mapped(&stock, &[&base, &[2.0, 1.0], &[1.0, 2.0]]), &base);
         near(&mapped(&stock, &[&base, &[2.0, 1.0], &[4.0, 1.0]]), &[3.0, 1.0]);
         near(&mapped(&stock, &[&base, &[2.0, 1.0], &[-3.0, 1.0]]), &base);
@@ -320,7 +361,7 @@ mod tests {
         let values = |v: [f32; 4]| Expr::Values { shape: vec![2, 2], values: Arc::from(v) };
         let (a, b) = ([2.0, 0.0, 0.0, 2.0], [0.0, 2.0, 0.0, 4.0]);
         let run = |by| {
-            let map = NuSlerp { t: 0.5, by }.measure(&[values(a), values(b)]).unwrap();
+            let map = NuSlerp { t: 0.5, by, working: Working::F32 }.measure(&[values(a), values(b)]).unwrap();
             let mut out = a;
             map.apply(0..2, 2, &[b.to_vec()], &mut out);
             out

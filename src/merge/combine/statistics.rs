@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::kernel::{Kernel, Routine};
 use crate::plan::{Expr, PlannedTensor};
 use crate::source::{row_len, rows};
 
@@ -232,8 +233,10 @@ impl Gram {
     pub(super) fn add<V: AsRef<[f32]>>(&mut self, pieces: &[V]) {
         for i in 0..self.count {
             for j in 0..=i {
+                let mut sum = 0.0;
                 let (a, b) = (pieces[i].as_ref(), pieces[j].as_ref());
-                self.products[i * self.count + j] += a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum::<f64>();
+                Kernel::in_use().run_wide(Dot { a, b, sum: &mut sum });
+                self.products[i * self.count + j] += sum;
             }
         }
     }
@@ -250,6 +253,31 @@ impl Gram {
 
     pub(super) fn len(&self) -> usize {
         self.count
+    }
+}
+
+/// A scalar product in f64. Several partial sums are taken at once, the same ones by every kernel.
+struct Dot<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    sum: &'a mut f64,
+}
+
+impl Routine for Dot<'_> {
+    #[inline(always)]
+    fn run<const L: usize, const PAIR: usize>(self) {
+        const SUMS: usize = 16;
+        let (mut sums, mut last) = ([0f64; SUMS], 0.0);
+        let ((a, a_rest), (b, b_rest)) = (self.a.as_chunks::<SUMS>(), self.b.as_chunks::<SUMS>());
+        for (a, b) in a.iter().zip(b) {
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                *sum += f64::from(*a) * f64::from(*b);
+            }
+        }
+        for (a, b) in a_rest.iter().zip(b_rest) {
+            last += f64::from(*a) * f64::from(*b);
+        }
+        *self.sum = sums.iter().sum::<f64>() + last;
     }
 }
 

@@ -11,7 +11,7 @@ PATTERNS = ["blk=q8_0", "(=q8_0", "attn_v=q9", "attn_v", "=", "a{99999999}=f16",
 OVERRIDES = ["general.name=x", "general.name=str:" + "y" * 200, "llama.context_length=u32:-1", "a=f32:nan", "a.b=arr:1", "=", "x", "general.alignment=u32:7",
              "general.architecture=zz", "tokenizer.ggml.tokens=x", "general.file_type=int:9999999999", "split.count=5", "a=bool:2", "\x1b[1m=x"]
 MODEL_METHODS = ["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "slerp",
-                 "nuslerp", "model_stock", "karcher"]
+                 "nuslerp", "model_stock", "karcher", "multislerp", "nearswap", "arcee_fusion", "ram", "ramplus_tl", "passthrough"]
 LORA_METHODS = ["linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"]
 
 WRITE = {"--type": TYPES + ["q9", "", "F32", "0", "\x1b[1m"], "--shard-size": SIZES, "--split-max-size": SIZES, "--split-max-tensors": COUNTS, "--max-memory": SIZES,
@@ -25,7 +25,7 @@ COMBINE = {"--density": SHARES, "--weights": ["q_proj=0.3", "self_attn.*=0.3,0.7
            "--rank": COUNTS, "--lambda": FACTORS, "--epsilon": FACTORS, "--gamma": SHARES, "--normalize": ["true", "false", "x"],
            "--rescale": ["true", "false"], "--t": FACTORS, "--select-topk": SHARES, "--max-iter": ["0", "-1", "1", "5", "18446744073709551616", "x"],
            "--tol": FACTORS, "--filter-wise": [None], "--nuslerp-flatten": ["true", "false"], "--nuslerp-row-wise": [None], "--nuslerp-updates": [None],
-           "--majority-sign": ["total", "frequency", "x"], "--keep-base": [None]}
+           "--multislerp-updates": [None], "--r": FACTORS, "--alpha": FACTORS, "--scale": FACTORS, "--majority-sign": ["total", "frequency", "x"], "--keep-base": [None]}
 
 
 GROUPS = ("hf-gguf hf-gguf-q hf-hf hf-bin gguf-hf gguf-gguf gguf-st vocab split-hf pytorch-folder metadata generic pytorch safetensors safetensors-bin lora-gguf gguf-lora "

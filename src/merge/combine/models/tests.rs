@@ -34,7 +34,7 @@ fn weighing(weights: &[f64]) -> CombineOptions {
 #[test]
 fn names_are_mergekits() {
     assert!(ModelMethod::names().all(|name| name.parse::<ModelMethod>().unwrap().name() == name));
-    assert_eq!(ModelMethod::names().count(), 14);
+    assert_eq!(ModelMethod::names().count(), 20);
 }
 
 #[test]
@@ -147,6 +147,16 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(nuslerp, "nuslerp_updates: expected a base that the models change, found none");
     let slerp = error(Some(&two), &[&two], "slerp", &options);
     assert_eq!(slerp, "t: expected a number from 0 to 1 for slerp, found none");
+    let steep = CombineOptions { t: Some(1.5), ..options.clone() };
+    assert_eq!(error(Some(&two), &[&two], "slerp", &steep), "t: expected a number from 0 to 1, found 1.5");
+    let nearswap = error(Some(&two), &[&two], "nearswap", &options);
+    assert_eq!(nearswap, "t: expected a distance for nearswap, found none");
+    let fusion = error(Some(&two), &[&two, &two], "arcee_fusion", &options);
+    assert_eq!(fusion, "method: expected one model beside the base for arcee_fusion, found 2");
+    let passthrough = error(Some(&two), &[&two, &two], "passthrough", &options);
+    assert_eq!(passthrough, "method: expected one model for passthrough, found 2");
+    let sum = error(Some(&two), &[&two, &two], "multislerp", &weighing(&[1.0, -1.0]));
+    assert!(sum.contains("tensor \"w\": expected weights that sum to something"), "{sum}");
     let della = error(Some(&two), &[&two, &two], "della", &CombineOptions { density: vec![0.9], ..options });
     assert!(della.starts_with("epsilon: expected less than 0.09"), "{della}");
 }

@@ -1,0 +1,240 @@
+//! Merges models as a mergekit configuration describes it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::{left_out, setting};
+use super::tokenizer::same_tokenizer;
+use super::{OutputKind, OutputSettings, Step, Watch, chat_template};
+use crate::adapter::AdapterFiles;
+use crate::adapter::peft::Base;
+use crate::checkpoint::{Checkpoint, has_tokenizer};
+use crate::convert::{Input, Opening, from_gguf};
+use crate::dtype::DType;
+use crate::error::{Finding, Result};
+use crate::merge::combine::{Combined, Weights};
+use crate::merge::config::{MergeConfig, MergedModel, ModelName, SourceModel, TokenizerConfig, TokenizerSource};
+use crate::merge::{config_card, with_adapters};
+use crate::output::Output;
+use crate::plan::{Expr, Plan};
+
+/// Settings of [`merge_config`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeConfigSettings {
+    /// mergekit's configuration, in YAML.
+    pub config: PathBuf,
+    /// Where models and adapters are that the configuration names, by those names. Others are taken for paths.
+    #[serde(default)]
+    pub located: BTreeMap<String, PathBuf>,
+    /// Where the result is written, and in which form.
+    pub output: OutputSettings,
+    /// The seed of random numbers; that of the configuration if not given, or 0.
+    #[serde(default)]
+    pub seed: Option<u64>,
+}
+
+impl MergeConfigSettings {
+    /// Settings to write the merge that `config` describes to `output`.
+    pub fn new(config: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        let output = OutputSettings::new(output);
+        Self { config: config.into(), located: BTreeMap::new(), output, seed: None }
+    }
+}
+
+/// A model of the configuration, opened.
+struct Opened {
+    source: SourceModel,
+    /// What gives the result its other files.
+    files: Files,
+    notes: Vec<String>,
+}
+
+/// The files of a model beside its weights.
+enum Files {
+    Folder(Box<Checkpoint>),
+    /// Those that a GGUF says.
+    Restored(Box<Output>),
+    /// Tensors alone have none.
+    None,
+}
+
+/// Merges models as the configuration says, which is mergekit's YAML.
+///
+/// # Errors
+/// [`crate::Error::Setting`]; errors of reading the configuration and opening the models; [`crate::Error::Mismatch`] for
+/// models that don't fit it or each other.
+pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Output> {
+    settings.output.check()?;
+    if settings.output.into.is_some() || settings.output.kind() == OutputKind::Lora {
+        let finding = setting("to").expected("a model's folder, a GGUF or tensors, for models that are merged");
+        return Err(finding.found("another output").setting());
+    }
+    let config = MergeConfig::read(&settings.config)?;
+    let opened: Vec<Opened> = config.models().into_iter().map(|name| settings.open(name)).collect::<Result<_>>()?;
+    let folders: Vec<PathBuf> = opened.iter().map(|model| model.source.path.clone()).collect();
+    let (mut sources, mut files, mut notes) = (Vec::new(), None, Vec::new());
+    for model in opened {
+        files.get_or_insert(model.files);
+        notes.extend(model.notes);
+        sources.push(model.source);
+    }
+    if let Some(tokenizer) = config.tokenizer() {
+        settings.check_tokenizer(&config, tokenizer, &sources)?;
+    }
+    let seed = settings.seed.or(config.random_seed()).unwrap_or_default();
+    let MergedModel { combined, config: model_config, notes: found } = config.combine(&sources, seed)?;
+    notes.extend(found);
+    let plan = settings.measured(combined, watch)?;
+    let mut output = settings.output(files.unwrap_or(Files::None), &sources[0], model_config, plan)?;
+    if let Some(choice) = config.chat_template() {
+        match chat_template::template(&settings.config, choice, &folders)? {
+            Some(template) => chat_template::put(&mut output, &template)?,
+            None => notes.push("chat_template auto: no model has a chat template".to_owned()),
+        }
+    }
+    if output.is_folder() {
+        let name = settings.output.destination.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        output.sidecars.files.insert("README.md".to_owned(), config_card(&name, &config).into_bytes());
+        output.sidecars.files.insert("mergekit_config.yml".to_owned(), config.text().as_bytes().to_vec());
+    }
+    output.notes = [notes, output.notes].concat();
+    Ok(settings.output.split(output))
+}
+
+impl MergeConfigSettings {
+    /// Where the model or adapter called `name` is.
+    fn place(&self, name: String) -> PathBuf {
+        self.located.get(&name).cloned().unwrap_or_else(|| PathBuf::from(name))
+    }
+
+    /// Opens a model, with its adapter merged into it.
+    fn open(&self, name: &ModelName) -> Result<Opened> {
+        let path = self.place(name.model());
+        let (mut config, weights, files, mut notes) = match Input::open(&path, Opening::default())? {
+            Input::Model(folder) => {
+                let notes = folder.notes().iter().map(|note| format!("{}: {note}", path.display())).collect();
+                let (config, weights) = (folder.config_json.clone(), folder.rounded().clone());
+                (config, weights, Files::Folder(Box::new(folder)), notes)
+            }
+            Input::Gguf(model) => {
+                let is_quantized = model.tensors().iter().any(|tensor| !tensor.info().dtype.is_plain());
+                let Some((config, restored)) = from_gguf(&model, is_quantized.then_some(DType::F32))? else {
+                    let finding = model.metadata().finding("general.architecture");
+                    return Err(finding
+                        .expected("an architecture this version has a family for")
+                        .found("another")
+                        .unsupported());
+                };
+                let notes = restored.notes.iter().map(|note| format!("{}: {note}", path.display())).collect();
+                (config, restored.plan.clone(), Files::Restored(Box::new(restored)), notes)
+            }
+            Input::Weights { plan, others, notes } => {
+                (serde_json::Map::new(), plan, Files::None, [notes, left_out(&others)].concat())
+            }
+            Input::Adapter => {
+                let finding = Finding::new(&path, "").expected("a model").found("an adapter");
+                return Err(finding.hint("MODEL+ADAPTER names a model with an adapter").mismatch());
+            }
+        };
+        if let Some(class) = &name.architecture {
+            config.insert("architectures".to_owned(), serde_json::json!([class]));
+        }
+        let mut source = SourceModel { name: name.clone(), path, config, weights };
+        if let Some(adapter) = name.adapter() {
+            notes.extend(merge_adapter(&mut source, &self.place(adapter))?);
+        }
+        Ok(Opened { source, files, notes })
+    }
+
+    /// Refuses vocabularies that would have to be made.
+    fn check_tokenizer(
+        &self,
+        config: &MergeConfig,
+        tokenizer: &TokenizerConfig,
+        sources: &[SourceModel],
+    ) -> Result<()> {
+        let is_plain = tokenizer.tokens.is_empty() && tokenizer.pad_to_multiple_of.is_none();
+        let with: Vec<&SourceModel> = sources.iter().filter(|source| has_tokenizer(&source.path)).collect();
+        let same = with.windows(2).all(|pair| same_tokenizer(&pair[0].path, &pair[1].path));
+        if is_plain && same {
+            return Ok(());
+        }
+        let finding = Finding::new(config.file(), "tokenizer");
+        let found = if is_plain { "models of different tokenizers" } else { "tokens or a padding" };
+        let expected = match tokenizer.source {
+            TokenizerSource::Union => "the tokenizer of one model for all",
+            TokenizerSource::Base | TokenizerSource::Model(_) => "models with one tokenizer",
+        };
+        Err(finding.expected(expected).found(found).unsupported())
+    }
+
+    /// Computes the numbers that the combination needs from whole tensors.
+    fn measured(&self, combined: Combined<Plan>, watch: Watch) -> Result<Plan> {
+        if !self.output.dry_run {
+            let (total, done) = (combined.pending() as u64, AtomicU64::new(0));
+            combined.measure(&|| {
+                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                watch(Step { what: "combining", done, total });
+            })?;
+        }
+        Ok(combined.result)
+    }
+
+    /// The output for the merged tensors, with the files of the first model.
+    fn output(
+        &self,
+        files: Files,
+        first: &SourceModel,
+        config: serde_json::Map<String, serde_json::Value>,
+        plan: Plan,
+    ) -> Result<Output> {
+        let output = &self.output;
+        match files {
+            Files::Folder(mut folder) => {
+                folder.config_json = config;
+                output.model(&folder, &plan)
+            }
+            Files::Restored(_) if output.kind() == OutputKind::Gguf => {
+                let finding = Finding::new(&first.path, "").expected("a model's folder as the first model, for a GGUF");
+                let hint = "write a folder, and make a GGUF of it with `jobs::convert`";
+                Err(finding.found("a GGUF").hint(hint).unsupported())
+            }
+            Files::Restored(restored) => {
+                let mut made = Output { plan: output.typed(&plan)?, notes: Vec::new(), ..*restored };
+                made.put_json("config.json", &config);
+                Ok(output.tensors(made))
+            }
+            Files::None if matches!(output.kind(), OutputKind::Safetensors | OutputKind::Pytorch) => {
+                Ok(output.bare(output.typed(&plan)?, &first.weights))
+            }
+            Files::None => {
+                let finding = Finding::new(&first.path, "config.json").expected("the config of a model's folder");
+                let hint = "write the tensors alone: name the output .safetensors, .pt, .pth or .bin";
+                Err(finding.found("tensors alone").hint(hint).mismatch())
+            }
+        }
+    }
+}
+
+/// Merges the adapter at `path` into a model, whose weights are then rounded to their types, as when PEFT has merged and
+/// saved it. Returns notes.
+fn merge_adapter(source: &mut SourceModel, path: &std::path::Path) -> Result<Vec<String>> {
+    let base = Base::new(&source.path, &source.config, &source.weights);
+    let changes = AdapterFiles::find(path)?.merged_changes(&base)?;
+    let notes = changes.notes.clone();
+    let mut merged = with_adapters(&base, &source.weights, &[changes], &Weights::new([1.0]))?;
+    for tensor in merged.plan.tensors.iter_mut().filter(|tensor| merged.changed.contains(&tensor.name)) {
+        if tensor.dtype != DType::F32 {
+            tensor.expr = Expr::Round { of: Box::new(tensor.expr.clone()), dtype: tensor.dtype };
+        }
+    }
+    if merged.untied {
+        source.config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
+    source.weights = merged.plan;
+    Ok(notes)
+}

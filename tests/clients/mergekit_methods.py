@@ -1,0 +1,111 @@
+"""Combines whole models with mergekit and with atombank: every method, with parameters of its own.
+
+    python mergekit_methods.py ATOMBANK_BINARY WORK_DIR
+
+The models are random Llamas in float32. Their embeddings are large enough for arcee_fusion to take its quartiles of a
+sample. Both programs compute and write float32, with the same seed. A tensor may differ by 1e-6 of its largest value. In
+arcee_fusion, a value at the threshold may be taken by one program alone, because MKL's logarithm isn't rounded
+correctly: one of a hundred thousand at most. Each check prints a line; the last line counts them. Exit code 1 where one
+failed.
+"""
+import logging
+
+import torch
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from common import WORK, atombank, check, finish
+
+LIMIT, TAKEN = 1e-6, 1e-5
+CONFIG = LlamaConfig(hidden_size=128, intermediate_size=350, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                     vocab_size=8200, max_position_embeddings=64, tie_word_embeddings=False, architectures=["LlamaForCausalLM"])
+NAMES = {"normalize_weights": "normalize", "eps": "epsilon"}        # mergekit's options, ours
+# Name: method, models, whether mergekit has a base, parameters of all together and of each.
+CASES = {
+    "linear": ("linear", "abc", False, {}, {"weight": [0.5, 0.3, -0.1]}),
+    "slerp": ("slerp", "a", True, {"t": 0.35}, {}),
+    "nuslerp": ("nuslerp", "ab", False, {}, {"weight": [0.4, 0.9]}),
+    "nuslerp-rows": ("nuslerp", "ab", True, {"nuslerp_flatten": False}, {"weight": [0.4, 0.9]}),
+    "multislerp": ("multislerp", "abc", False, {}, {"weight": [0.4, 0.9, 0.2]}),
+    "multislerp-updates": ("multislerp", "abc", True, {"normalize_weights": False, "eps": 1e-6}, {"weight": [0.4, 0.2, 0.3]}),
+    "task_arithmetic": ("task_arithmetic", "abc", True, {"lambda": 0.7}, {"weight": [0.5, 0.3, -0.1]}),
+    "ties": ("ties", "abc", True, {}, {"weight": [0.5, 0.3, 0.4], "density": [0.4, 0.6, 0.5]}),
+    "dare_ties": ("dare_ties", "abc", True, {"seed": 5}, {"weight": [0.5, 0.3, 0.4], "density": [0.4, 0.6, 0.5]}),
+    "dare_linear": ("dare_linear", "ab", True, {"seed": 6}, {"weight": [0.5, -0.3], "density": [0.2, 0.9]}),
+    "breadcrumbs": ("breadcrumbs", "ab", True, {"gamma": 0.05}, {"weight": [0.5, 0.6], "density": [0.3, 0.8]}),
+    "breadcrumbs_ties": ("breadcrumbs_ties", "ab", True, {}, {"weight": [0.5, 0.6], "density": [0.3, 0.8]}),
+    "della": ("della", "abc", True, {"seed": 7, "epsilon": 0.2}, {"weight": [0.5, 0.3, 0.4], "density": [0.4, 0.6, 0.5]}),
+    "della_linear": ("della_linear", "ab", True, {"seed": 8}, {"weight": [0.5, 0.3], "density": [0.4, 0.7]}),
+    "sce": ("sce", "abc", True, {"select_topk": 0.3}, {}),
+    "model_stock": ("model_stock", "abc", True, {}, {}),
+    "karcher": ("karcher", "abc", False, {}, {}),
+    "nearswap": ("nearswap", "a", True, {"t": 0.004}, {}),
+    "arcee_fusion": ("arcee_fusion", "a", True, {"seed": 9}, {}),
+    "arcee_fusion-near": ("arcee_fusion", "n", True, {"seed": 10}, {}),
+    "ram": ("ram", "abcn", True, {"epsilon": 0.008}, {}),
+    "ram-all": ("ram", "abc", True, {}, {}),
+    "ramplus_tl": ("ramplus_tl", "abc", True, {"epsilon": 0.008, "r": 0.4, "alpha": 1.5}, {}),
+    "passthrough": ("passthrough", "a", False, {"scale": 1.3}, {}),
+}
+
+
+def make_models():
+    torch.manual_seed(1)
+    base = {name: 0.05 * torch.randn(value.shape) for name, value in LlamaForCausalLM(CONFIG).state_dict().items()}
+    common = {name: torch.randn(value.shape) for name, value in base.items()}
+    models = {"base": base, "n": {name: value + 1e-4 * torch.randn(value.shape) for name, value in base.items()}}
+    for model in "abc":
+        models[model] = {name: value + 0.01 * (common[name] + torch.randn(value.shape)) for name, value in base.items()}
+    for model, tensors in models.items():
+        CONFIG.save_pretrained(WORK / model)
+        save_file(tensors, WORK / model / "model.safetensors", {"format": "pt"})
+
+
+def by_mergekit(method, models, has_base, shared, each, out):
+    shared = dict(shared)
+    seed = shared.pop("seed", None)
+    of = [{"model": str(WORK / model), "parameters": {name: values[i] for name, values in each.items()}} for i, model in enumerate(models)]
+    config = {"merge_method": method, "models": of, "parameters": shared, **({"base_model": str(WORK / "base")} if has_base else {})}
+    run_merge(MergeConfiguration.model_validate(config), str(out),
+              MergeOptions(random_seed=seed, copy_tokenizer=False, write_model_card=False, quiet=True))
+
+
+def by_atombank(method, models, has_base, shared, each, out):
+    weights = each.get("weight")
+    args = [f"{WORK / model}={weights[i]}" if weights else WORK / model for i, model in enumerate(models)]
+    options = {NAMES.get(name, name): value for name, value in shared.items()}
+    options |= {"density": ",".join(map(str, each["density"]))} if "density" in each else {}
+    flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value).lower())]
+    flags += [f"--{method}-updates"] if has_base and method in ("nuslerp", "multislerp") else []
+    atombank("merge", WORK / "base", *args, "--method", method, *flags, "-o", out)
+
+
+def run(case, method, models, has_base, shared, each):
+    theirs, ours = WORK / f"{case}-mergekit", WORK / f"{case}-atombank"
+    by_mergekit(method, models, has_base, shared, each, theirs)
+    by_atombank(method, models, has_base, shared, each, ours)
+    expected, found = [load_file(folder / "model.safetensors") for folder in (theirs, ours)]
+    if set(found) != set(expected):
+        return check(case, False, f"other tensors: {sorted(set(found) ^ set(expected))[:3]}")
+    furthest, far, other, total = 0.0, 0, 0, 0
+    for name, tensor in expected.items():
+        gaps = (found[name] - tensor).abs() / tensor.abs().max().clamp(min=1e-30)
+        furthest, far = max(furthest, float(gaps.max())), far + int((gaps > LIMIT).sum())
+        other, total = other + int((found[name] != tensor).sum()), total + tensor.numel()
+    passed = far <= TAKEN * total if method == "arcee_fusion" else far == 0
+    check(case, passed, f"furthest {furthest:.1e}, {far} of {total} values beyond the limit, {other} with other bits")
+
+
+logging.disable(logging.WARNING)
+torch.set_num_threads(1)
+WORK.mkdir(parents=True)
+make_models()
+for case, values in CASES.items():
+    try:
+        run(case, *values)
+    except Exception as error:
+        check(case, False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+finish("mergekit_methods")
