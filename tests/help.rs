@@ -80,6 +80,7 @@ const OWN: [(&str, &[&str]); 19] = [
     (
         "merge",
         &[
+            "--config",
             "--key",
             "--strip-prefix",
             "--expand-shared",
@@ -224,7 +225,7 @@ const QUANTIZATION: [&str; 11] = [
     "--prune-layers",
 ];
 
-const COMBINING: [&str; 19] = [
+const COMBINING: [&str; 23] = [
     "--method",
     "--density",
     "--weights",
@@ -244,6 +245,10 @@ const COMBINING: [&str; 19] = [
     "--nuslerp-flatten",
     "--nuslerp-row-wise",
     "--majority-sign",
+    "--alpha",
+    "--multislerp-updates",
+    "--r",
+    "--scale",
 ];
 
 /// Commands that write a checkpoint with a plan.

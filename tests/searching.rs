@@ -7,6 +7,7 @@ mod program;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use atombank::arch::HfFolder;
 use atombank::jobs::{MergeSettings, SearchSettings, Searched, merge, search};
 use candle_core::Device;
 use program::{USAGE, done, fixture, refused, text};
@@ -88,6 +89,17 @@ fn the_middle_of_two_models_is_found_again() {
     assert!((t - 0.25).abs() < 0.05, "{t}");
     let yml = fs::read_to_string(settings.folder.join("best.yml")).unwrap();
     assert!(yml.starts_with("merge_method: slerp\nbase_model:") && yml.contains(&format!("\n  t: {t:?}\n")), "{yml}");
+    // mergekit's file makes the same model.
+    let (by_file, by_settings) = (inputs.path("by-file"), inputs.path("by-settings"));
+    done(&["merge", "--config", text(&settings.folder.join("best.yml")), "-o", text(&by_file)]);
+    let mut best = found.merge.clone();
+    best.output.destination.path.clone_from(&by_settings);
+    merge(&best, &|_| ()).unwrap().output.write(&best.output.destination, &|_| ()).unwrap();
+    let (by_file, by_settings) = (HfFolder::open(&by_file).unwrap(), HfFolder::open(&by_settings).unwrap());
+    for tensor in &by_settings.weights().tensors {
+        let other = by_file.weights().get(&tensor.name).unwrap();
+        assert_eq!((tensor.dtype, tensor.read().unwrap()), (other.dtype, other.read().unwrap()), "{}", tensor.name);
+    }
     settings.merge.combine.method = Some("linear".to_owned());
     let base = inputs.base.clone();
     settings.merge.others.push(atombank::jobs::MergeInput { path: base, id: None, weight: 1.0 });

@@ -6,6 +6,7 @@ mod method;
 mod moe;
 #[cfg(feature = "train")]
 mod search;
+mod ways;
 
 use std::path::{Path, PathBuf};
 
@@ -16,22 +17,17 @@ use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice, 
 use atombank::merge::{BaseQuant, Truncation};
 use atombank::output::Written;
 use clap::Args;
-#[cfg(feature = "train")]
-use clap::Subcommand;
 
 use super::alone::AloneArgs;
 use super::input::{Found, Input, Made, parse_content, with_inputs};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 use method::MethodArgs;
+pub(crate) use ways::Merging;
 
 /// Arguments of `merge`.
 #[derive(Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct MergeArgs {
-    #[cfg(feature = "train")]
-    #[command(subcommand)]
-    other_way: Option<OtherWay>,
     /// The base model: a Hugging Face folder, a .gguf, a .safetensors or PyTorch file of tensors alone, or a name on the
     /// hub: hf:org/name[@revision]
     #[arg(required_unless_present = "config")]
@@ -79,25 +75,7 @@ pub(crate) struct MergeArgs {
     #[command(flatten)]
     method: MethodArgs,
     #[command(flatten)]
-    output: Option<OutputArgs>,
-}
-
-/// Merges that need a model to run.
-#[cfg(feature = "train")]
-#[derive(Subcommand)]
-enum OtherWay {
-    /// Make a mixture of experts of dense models, as mergekit-moe does
-    Moe(Box<moe::MoeArgs>),
-    /// Search the weights of a merge for the least loss on a text or rows
-    Search(Box<search::SearchArgs>),
-}
-
-#[cfg(feature = "train")]
-impl MergeArgs {
-    /// Whether it runs a model.
-    pub(crate) fn computes(&self) -> bool {
-        self.other_way.is_some()
-    }
+    output: OutputArgs,
 }
 
 /// An adapter or a model, and its weight.
@@ -165,21 +143,14 @@ fn of_input(source: &VocabularyChoice, args: &MergeArgs, found: &[Found]) -> Voc
     }
 }
 
-pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
-    #[cfg(feature = "train")]
-    match &args.other_way {
-        Some(OtherWay::Moe(args)) => return moe::run(args, common),
-        Some(OtherWay::Search(args)) => return search::run(args, common),
-        None => {}
-    }
-    let Some(to) = &args.output else { unreachable!("clap requires it") };
-    let output = args.alone.applied_to(to.settings());
+fn run(args: &MergeArgs, common: &Common) -> Result<()> {
+    let output = args.alone.applied_to(args.output.settings());
     if let Some(file) = &args.config {
-        return config::run(file, args, to, output, common);
+        return config::run(file, args, output, common);
     }
     output.check()?;
     let base = args.base.as_deref().unwrap_or_default();
-    let values = !to.dry_run;
+    let values = !args.output.dry_run;
     let others = args.others.iter().map(|other| Input::new(&other.name, Need::Everything));
     let inputs = [Input::new(base, Need::Model)].into_iter().chain(others);
     let inputs: Vec<Input<'_>> = inputs.map(|input| input.values(values)).collect();
@@ -209,16 +180,17 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         let made = jobs::merge(&settings, &watch);
         bar.finish_and_clear();
         let Adapted { output, truncations } = made?;
-        Ok(Adapted { output: to.checked(output)?, truncations })
+        Ok(Adapted { output: args.output.checked(output)?, truncations })
     };
     let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
     outlines.put_real_paths(&mut made.output.notes);
-    let written = to.write(&made.output, args.json, common)?;
+    let written = args.output.write(&made.output, args.json, common)?;
     if args.json {
         print_json(written.as_ref(), &made.truncations)?;
     } else if !made.truncations.is_empty() {
         truncation::print_table(&made.truncations, &[]);
-        let (output, together) = (to.output.display(), truncation::together(Truncation::together(&made.truncations)));
+        let (output, together) =
+            (args.output.output.display(), truncation::together(Truncation::together(&made.truncations)));
         println!("{output}: {} modules cut to a rank{together}", made.truncations.len());
     }
     print_written(written.as_ref(), args.json, common);

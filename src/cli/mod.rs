@@ -98,7 +98,7 @@ enum Command {
     #[cfg(feature = "train")]
     Bank(bank::BankArgs),
     /// Merge adapters into their base: folder or GGUF, quantized on the way if asked
-    Merge(Box<merge::MergeArgs>),
+    Merge(merge::Merging),
     /// Make a LoRA of what finetuning changed: truncate the difference of two models to a rank
     Extract(Box<extract::ExtractArgs>),
     /// Show which atoms a prompt selects, block by block
@@ -129,8 +129,8 @@ enum Command {
 impl Command {
     /// Whether it runs a model.
     fn computes(&self) -> bool {
-        if let Command::Merge(args) = self {
-            return args.computes();
+        if let Command::Merge(merging) = self {
+            return merging.computes();
         }
         matches!(
             self,
@@ -185,7 +185,7 @@ fn dispatch(command: Command, common: &Common) -> Result<()> {
         Command::Bake(args) => bake::run(&args, common),
         #[cfg(feature = "train")]
         Command::Bank(args) => bank::run(&args, common),
-        Command::Merge(args) => merge::run(&args, common),
+        Command::Merge(merging) => merging.run(common),
         Command::Extract(args) => extract::run(&args, common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, common),

@@ -7,20 +7,14 @@ use anyhow::Result;
 use atombank::checkpoint::hub::{Need, is_hub_name};
 use atombank::error::Finding;
 use atombank::jobs::{self, CombineSettings, MergeConfigSettings, OutputSettings};
-use atombank::merge::config::{MergeConfig, TokenizerSource};
+use atombank::merge::config::MergeConfig;
 
 use super::MergeArgs;
 use crate::cli::input::{Found, Input, Made, with_inputs};
-use crate::cli::output::{OutputArgs, print_written};
+use crate::cli::output::print_written;
 use crate::cli::{Common, progress};
 
-pub(super) fn run(
-    file: &Path,
-    args: &MergeArgs,
-    to: &OutputArgs,
-    output: OutputSettings,
-    common: &Common,
-) -> Result<()> {
+pub(super) fn run(file: &Path, args: &MergeArgs, output: OutputSettings, common: &Common) -> Result<()> {
     let combine = args.method.settings();
     let seed = combine.seed;
     if (CombineSettings { seed: None, ..combine }) != CombineSettings::default() {
@@ -30,7 +24,7 @@ pub(super) fn run(
     }
     output.check()?;
     let names = names(&MergeConfig::read(file)?);
-    let values = !to.dry_run;
+    let values = !args.output.dry_run;
     let inputs: Vec<Input<'_>> = names.values().map(|(name, need)| Input::new(name, *need).values(values)).collect();
     let merge = |found: &[Found]| {
         let located = names.keys().cloned().zip(found.iter().map(|found| found.path.clone())).collect();
@@ -39,11 +33,11 @@ pub(super) fn run(
         let (bar, watch) = progress::steps(common.quiet);
         let made = jobs::merge_config(&settings, &watch);
         bar.finish_and_clear();
-        to.checked(made?)
+        args.output.checked(made?)
     };
     let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
     outlines.put_real_paths(&mut made.notes);
-    let written = to.write(&made, args.json, common)?;
+    let written = args.output.write(&made, args.json, common)?;
     if args.json {
         super::print_json(written.as_ref(), &[])?;
     }
@@ -60,14 +54,11 @@ fn names(config: &MergeConfig) -> BTreeMap<String, (String, Need)> {
             names.insert(adapter.clone(), (on_the_hub(adapter, path), Need::Everything));
         }
     }
-    if let Some(TokenizerSource::Model(model)) = config.tokenizer().map(|tokenizer| &tokenizer.source) {
-        names.entry(model.model()).or_insert_with(|| (on_the_hub(model.model(), &model.path), Need::Model));
-    }
     names
 }
 
 /// A name as the rest of the program knows it: what is no path and has the form `org/name` is on the hub.
-fn on_the_hub(name: String, path: &str) -> String {
+pub(super) fn on_the_hub(name: String, path: &str) -> String {
     let is_path = Path::new(path).exists() || path.starts_with(['/', '.', '~']);
     match is_path || is_hub_name(&name) || path.split('/').count() != 2 {
         true => name,

@@ -1,14 +1,15 @@
 //! `atombank merge moe`: makes a mixture of experts of dense models.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
-use atombank::checkpoint::hub::{self, Need};
+use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, MoeSettings};
 use atombank::merge::moe::MoeConfig;
 use clap::Args;
 
+use super::config::on_the_hub;
 use crate::cli::device::DeviceArgs;
 use crate::cli::input::{Found, Input, Made, with_inputs};
 use crate::cli::output::{OutputArgs, print_written};
@@ -34,12 +35,6 @@ pub(crate) struct MoeArgs {
     output: OutputArgs,
 }
 
-/// The name of a model for an input: a file of mergekit names models on the hub without a prefix.
-fn input_name(name: &str) -> String {
-    let is_on_hub = !Path::new(name).exists() && name.contains('@') && !hub::is_hub_name(name);
-    if is_on_hub { format!("hf:{name}") } else { name.to_owned() }
-}
-
 pub(crate) fn run(args: &MoeArgs, common: &Common) -> Result<()> {
     args.output.settings().check()?;
     let config = MoeConfig::read(&args.config)?;
@@ -50,7 +45,8 @@ pub(crate) fn run(args: &MoeArgs, common: &Common) -> Result<()> {
             names.push(expert.source_model.clone());
         }
     }
-    let inputs: Vec<String> = names.iter().map(|name| input_name(name)).collect();
+    let inputs: Vec<String> =
+        names.iter().map(|name| on_the_hub(name.clone(), name.split('@').next().unwrap_or_default())).collect();
     let values = !args.output.dry_run;
     let inputs: Vec<Input<'_>> = inputs.iter().map(|name| Input::new(name, Need::Model).values(values)).collect();
     let make = |found: &[Found]| {

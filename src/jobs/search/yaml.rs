@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::super::MergeSettings;
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::merge::combine::ModelMethod;
 
@@ -46,6 +47,20 @@ pub(super) fn merge_file(settings: &MergeSettings) -> Result<String> {
     if !whole.is_empty() {
         let _ = write!(text, "parameters:\n{whole}");
     }
+    // As a merge without a file: computed in float32, and rounded to the base's type once.
     text.push_str("dtype: float32\n");
+    if let Some(dtype) = short_type(settings)? {
+        let _ = writeln!(text, "out_dtype: {dtype}");
+    }
     Ok(text)
+}
+
+/// The base's type, if it has 16 bits.
+fn short_type(settings: &MergeSettings) -> Result<Option<String>> {
+    if !settings.base.is_dir() {
+        return Ok(None);
+    }
+    let config = Checkpoint::without_weights(&settings.base)?.config_json;
+    let given = config.get("dtype").or_else(|| config.get("torch_dtype")).and_then(|dtype| dtype.as_str());
+    Ok(given.filter(|dtype| ["float16", "bfloat16"].contains(dtype)).map(str::to_owned))
 }
