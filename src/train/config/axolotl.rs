@@ -80,6 +80,24 @@ const WITHOUT_EFFECT: [&str; 24] = [
     "fsdp",
 ];
 
+/// Ends of the names of files of rows.
+const ROWS: [&str; 5] = [".jsonl", ".json", ".csv", ".parquet", ".gz"];
+
+/// Whether a field of a set of rows says what is done here without it: forms of rows are told by their fields, the base's
+/// template writes chats, and answers with their end tokens carry loss.
+fn says_what_is_done(field: &str, value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    match field {
+        "type" => ["alpaca", "chat_template", "sharegpt", "completion"].contains(&text),
+        "ds_type" => ["json", "csv", "parquet"].contains(&text),
+        "field_messages" => ["messages", "conversations"].contains(&text),
+        "roles_to_train" => *value == serde_json::json!(["assistant"]) || *value == serde_json::json!(["gpt"]),
+        "train_on_eos" => text == "turn",
+        "split" => text == "train",
+        _ => value.is_null(),
+    }
+}
+
 /// The values of a field under which nothing is lost.
 fn is_off(value: &Value) -> bool {
     crate::json::is_off(value) || value.as_f64() == Some(0.0)
@@ -184,6 +202,8 @@ impl Made {
                 self.put("adapter.target_modules", &"all-linear".into())
             }
             "sample_packing" if value == true => self.put("training.packing", &true.into()),
+            "train_on_inputs" if value == true => self.put("data.loss", &"all".into()),
+            "chat_template" if value == "tokenizer_default" => {}
             "use_tensorboard" if value == true => {
                 self.put("training.metrics", &Value::from(vec!["jsonl", "tensorboard"]))
             }
@@ -208,21 +228,29 @@ impl Made {
         }
     }
 
-    /// Data in a file of this machine. Of several sets, the first.
+    /// Data in files of this machine: the first set, and others that name a file of rows.
     fn datasets(&mut self, name: &str, value: &Value) {
         let key = if name == "datasets" { "data.train" } else { "data.eval" };
         let sets = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let mut paths = Vec::new();
         for (place, set) in sets.iter().enumerate() {
             let path = set.get("path").or_else(|| set.get("data_files")).and_then(Value::as_str);
-            match path.filter(|_| place == 0) {
+            match path.filter(|path| place == 0 || ROWS.iter().any(|end| path.ends_with(end))) {
                 Some(path) => {
-                    self.put(key, &path.into());
-                    for (field, value) in set.as_object().into_iter().flatten().filter(|(field, _)| *field != "path") {
-                        self.leave(&format!("{name}[0].{field}"), value, "");
+                    paths.push(path);
+                    for (field, value) in set.as_object().into_iter().flatten() {
+                        if field != "path" && !says_what_is_done(field, value) {
+                            self.leave(&format!("{name}[{place}].{field}"), value, "");
+                        }
                     }
                 }
-                None => self.leave(&format!("{name}[{place}]"), set, "one file of rows here"),
+                None => self.leave(&format!("{name}[{place}]"), set, "a file of rows here"),
             }
+        }
+        match paths.as_slice() {
+            [] => {}
+            [path] => self.put(key, &Value::from(*path)),
+            several => self.put(key, &Value::from(several)),
         }
     }
 
@@ -267,6 +295,10 @@ datasets:
   - path: data/train.jsonl
     type: alpaca
   - path: org/other
+  - path: data/more.jsonl
+    type: chat_template
+    roles_to_train: [assistant, user]
+train_on_inputs: true
 val_set_size: 0.05
 output_dir: ./outputs/out
 adapter: lora
@@ -283,7 +315,6 @@ num_epochs: 4
 optimizer: adamw_bnb_8bit
 lr_scheduler: cosine
 learning_rate: 2e-4
-train_on_inputs: false
 bf16: auto
 fp16:
 gradient_checkpointing: true
@@ -301,7 +332,7 @@ special_tokens:
         std::fs::write(&path, FILE).unwrap();
         let made = from_axolotl(&path).unwrap();
         let names: Vec<&str> = made.left.iter().map(|line| line.split(':').next().unwrap()).collect();
-        let expected = ["load_in_8bit", "datasets[0].type", "datasets[1]", "optimizer"];
+        let expected = ["load_in_8bit", "datasets[1]", "datasets[2].roles_to_train", "optimizer"];
         assert_eq!(names, [&expected[..], &["bf16", "evals_per_epoch", "special_tokens"]].concat());
         let file = dir.path().join("run.toml");
         std::fs::write(&file, &made.toml).unwrap();
@@ -310,6 +341,11 @@ special_tokens:
         assert_eq!((config.adapter.r, config.adapter.lora_alpha), (32, 16.0));
         assert_eq!((config.training.epochs, config.training.learning_rate), (4, 2e-4));
         assert_eq!((config.training.batch_size, config.training.gradient_accumulation), (2, 4));
+        assert_eq!(
+            config.data.train.0.iter().map(|source| &source.path).collect::<Vec<_>>(),
+            ["data/train.jsonl", "data/more.jsonl"].map(Path::new)
+        );
+        assert_eq!(config.data.loss, Some(super::super::Loss::All));
         assert!(config.training.packing);
         assert!(
             config.adapter.lora_dropout == 0.05

@@ -253,22 +253,30 @@ impl Noted {
     /// A line for each group of rows.
     fn in_words(&self, settings: &DataSettings) -> Vec<String> {
         let cut = match settings.truncate {
-            super::Truncate::Left => "cut at their beginning to data.max_length",
-            _ => "cut at their end to data.max_length",
+            super::Truncate::Left => "cut at the beginning to data.max_length",
+            _ => "cut at the end to data.max_length",
         };
+        // What is said of one row, or of several.
+        let left_out = |why: &str| [format!("{why} is left out"), format!("{why} are left out")];
+        let have = |what: &str| [format!("has {what}"), format!("have {what}")];
         let groups = [
-            (&self.without_loss, "without a token that carries loss are left out"),
-            (&self.too_long, "longer than data.max_length are left out"),
-            (&self.cut, cut),
-            (&self.control_tokens, "have texts of control tokens in their messages, which become those tokens"),
+            (&self.without_loss, left_out("without a token that carries loss")),
+            (&self.too_long, left_out("longer than data.max_length")),
+            (&self.cut, [cut.to_owned(), cut.to_owned()]),
+            (&self.control_tokens, have("texts of control tokens in messages, which become those tokens")),
             (
                 &self.shortened,
-                "have answers of which the template leaves out a part, such as earlier thinking: that part isn't \
-                 learned, except with data.split_turns",
+                have(
+                    "answers of which the template leaves out a part, such as earlier thinking: that part isn't learned, \
+                     except with data.split_turns",
+                ),
             ),
         ];
         let groups = groups.into_iter().filter(|(places, _)| !places.is_empty());
-        groups.map(|(places, what)| format!("{} {what}", counted(places))).collect()
+        let words = |(places, [one, several]): (&Vec<Place>, [String; 2])| {
+            format!("{} {}", counted(places), if places.len() == 1 { one } else { several })
+        };
+        groups.map(words).collect()
     }
 }
 

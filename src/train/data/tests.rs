@@ -100,7 +100,7 @@ fn a_range_that_ends_at_the_first_token_ends_there() {
     assert_eq!(preview.notes.len(), 1);
     let note = &preview.notes[0];
     assert!(
-        note.starts_with("1 row (") && note.ends_with("line 1) without a token that carries loss are left out"),
+        note.starts_with("1 row (") && note.ends_with("line 1) without a token that carries loss is left out"),
         "{note}"
     );
 }
@@ -266,7 +266,7 @@ fn cut_rows_have_the_loss_of_what_is_left() {
     let whole = case(name, "").unwrap();
     assert_eq!((&left.rows[0].ids[..], &left.rows[0].mask[..]), (&whole.rows[0].ids[41..], &whole.rows[0].mask[41..]));
     let error = case(name, "truncate = 'drop'\nmax_length = 60").unwrap_err().to_string();
-    assert!(error.contains("longer than data.max_length are left out"), "{error}");
+    assert!(error.contains("longer than data.max_length is left out"), "{error}");
 }
 
 #[test]

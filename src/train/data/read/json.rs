@@ -45,7 +45,8 @@ pub(super) fn rows(path: &Path) -> Result<Vec<RawRow>> {
 /// The fields of the object `text`. An error completes `finding`.
 pub(in super::super) fn object(text: &[u8], finding: impl Fn() -> Finding) -> Result<Columns> {
     if let Err(error) = std::str::from_utf8(text) {
-        return Err(finding().expected("UTF-8 text").found(error).format());
+        let found = format!("other bytes, from column {}", error.valid_up_to() + 1);
+        return Err(finding().expected("UTF-8 text").found(found).format());
     }
     let expected = || finding().expected("one JSON object");
     match parse(text, expected).map_err(in_one_line)? {
