@@ -221,12 +221,17 @@ fn averages_get_the_names_of_the_weights() {
     assert_eq!(safetensors(&at("ema.safetensors")), expected);
     assert_eq!(pytorch(&at("ema.pt"), None), expected);
     assert!(done(&["inspect", text(&at("ema.pt"))]).contains("15 tensors, 8 storages"));
+    // The names can be those of another file.
+    convert(text(&fixture("net.safetensors")), &at("ema.safetensors"));
+    assert_eq!(safetensors(&at("ema.safetensors")), expected);
+    convert(&format!("{}:state_dict", text(&fixture("wrapped.pt"))), &at("ema.safetensors"));
+    assert!(safetensors(&at("ema.safetensors")).keys().all(|name| name.starts_with("module.")));
     let line = String::from_utf8(convert("optimizers.0", &at("x.pt")).stderr).unwrap();
     assert!(line.contains("fits in one way, found several ways among 24 parameters"), "{line}");
     let line = String::from_utf8(convert("model.blocks.0.layers.0", &at("x.pt")).stderr).unwrap();
     assert!(line.contains("expected something under"), "{line}");
     let line = String::from_utf8(convert("ema.collected", &at("x.pt")).stderr).unwrap();
-    assert!(line.contains("\"ema.collected\": expected a list of its 0 parameters, in order and by shape"), "{line}");
+    assert!(line.contains("net.pt: expected tensors, found none"), "{line}");
     let line =
         refused(INPUT, &["convert", text(&net), "--key", "ema.shadow_params", "--names-from", "none", "-o", "z.pt"]);
     assert!(line.contains("expected something under \"none\""), "{line}");

@@ -200,6 +200,16 @@ fn adapters_are_planned_on_names_and_shapes_of_their_base() {
 }
 
 #[test]
+fn a_bank_of_filter_atoms_is_known_by_its_name() {
+    let case = fixture("filter-atoms/resnet2d");
+    let place = Place::with(&case.join("bank"));
+    let model = case.join("model");
+    place.done(&["bake", text(&model), NAME, "-o", "by-name.safetensors"]);
+    place.done(&["bake", text(&model), text(&case.join("bank")), "-o", "by-path.safetensors"]);
+    assert_eq!(fs::read(place.at("by-name.safetensors")).unwrap(), fs::read(place.at("by-path.safetensors")).unwrap());
+}
+
+#[test]
 fn headers_that_a_killed_process_left_go_with_the_next_run() {
     let place = Place::model();
     let mut child = Command::new("true").spawn().unwrap();

@@ -24,8 +24,9 @@ pub(crate) struct ConvertArgs {
     /// The part of a PyTorch file to convert, such as state_dict
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// The part of a PyTorch file whose names the tensors under --key get, where those are a list: averages of weights
-    #[arg(long, value_name = "NAME", requires = "key")]
+    /// What names the tensors under --key get, where those are a list of averages: those under another key, of another
+    /// file, or under a key of it, FILE:KEY
+    #[arg(long, value_name = "KEY|FILE[:KEY]", requires = "key")]
     names_from: Option<String>,
     /// Write dense kernels in place of the coefficients and atoms of convnet_finetune, DCFNet-Pytorch and CL_Atom_Swapping
     #[arg(long)]

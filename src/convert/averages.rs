@@ -5,32 +5,37 @@
 
 use std::path::Path;
 
+use super::{Input, Opening};
 use crate::error::{Finding, Result};
-use crate::formats::pytorch::PytorchFile;
 use crate::plan::{Plan, PlannedTensor};
-use crate::source::{Source, show_shape};
+use crate::source::show_shape;
 
 /// Ends of the names of norms' buffers.
 const BUFFERS: [&str; 3] = [".running_mean", ".running_var", ".num_batches_tracked"];
 
-/// Gives the tensors of `list`, which stand in the file at `path` in this order, the names of those under `part`. Names of one
-/// storage get one tensor. Returns a note on the names that have none.
+/// Gives the tensors of `list`, which stand in the file at `path` in this order, the names of others: of those under the key
+/// `from` in the same file, or of those in another file, `FILE` or `FILE:KEY`. Names of one storage get one tensor. Returns a
+/// note on the names that have none.
 ///
 /// # Errors
-/// Errors of opening the file; [`crate::Error::Mismatch`] for a list that fits in no way, or in several.
-pub(super) fn named(path: &Path, list: &Plan, part: &str) -> Result<(Plan, Option<String>)> {
-    let file = PytorchFile::open(path, Some(part))?;
-    let names = file.tensors();
+/// Errors of opening the other tensors; [`crate::Error::Mismatch`] for a list that fits in no way, or in several.
+pub(super) fn named(path: &Path, list: &Plan, from: &str) -> Result<(Plan, Option<String>)> {
+    let (file, key) = place_of(path, from);
+    let Input::Weights { plan: others, .. } = Input::open(file, Opening { key, ..Opening::default() })? else {
+        return Err(Finding::new(file, "")
+            .expected("tensors alone, whose names are taken")
+            .found("another input")
+            .mismatch());
+    };
+    let (names, first_of) = (&others.tensors, others.shared());
     let is_parameter = |number: &usize| {
         let own = &names[*number];
-        file.first_of_same(*number) == *number
-            && own.dtype.is_float()
-            && !BUFFERS.iter().any(|end| own.name.ends_with(end))
+        first_of[*number] == *number && own.dtype.is_float() && !BUFFERS.iter().any(|end| own.name.ends_with(end))
     };
     let parameters: Vec<usize> = (0..names.len()).filter(is_parameter).collect();
     let shapes: Vec<&[usize]> = parameters.iter().map(|number| names[*number].shape.as_slice()).collect();
     let listed: Vec<&[usize]> = list.tensors.iter().map(|tensor| tensor.shape.as_slice()).collect();
-    let finding = || Finding::new(path, format!("{part:?}"));
+    let finding = || Finding::new(path, format!("{from:?}"));
     let chosen = match matched(&listed, &shapes) {
         Match::One(chosen) => chosen,
         Match::Several => {
@@ -49,18 +54,28 @@ pub(super) fn named(path: &Path, list: &Plan, part: &str) -> Result<(Plan, Optio
     };
     let mut plan = Plan::default();
     for (number, own) in names.iter().enumerate() {
-        let first = file.first_of_same(number);
-        let place = chosen.iter().position(|chosen| parameters[*chosen] == first);
+        let place = chosen.iter().position(|chosen| parameters[*chosen] == first_of[number]);
         if let Some(place) = place {
             plan.tensors.push(PlannedTensor { name: own.name.clone(), ..list.tensors[place].clone() });
         }
     }
     let left = names.len() - plan.tensors.len();
     let note = format!(
-        "{}: {left} names under {part:?} have no tensor in the list: buffers, or what isn't trained",
+        "{}: {left} names under {from:?} have no tensor in the list: buffers, or what isn't trained",
         path.display()
     );
     Ok((plan, (left > 0).then_some(note)))
+}
+
+/// The file and the part in it that `from` names.
+fn place_of<'a>(path: &'a Path, from: &'a str) -> (&'a Path, Option<&'a str>) {
+    if Path::new(from).is_file() {
+        return (Path::new(from), None);
+    }
+    match from.rsplit_once(':') {
+        Some((file, key)) if Path::new(file).is_file() => (Path::new(file), Some(key)),
+        _ => (path, Some(from)),
+    }
 }
 
 /// The ways in which a list fits.

@@ -58,7 +58,8 @@ pub struct Opening<'a> {
     pub content: Option<Content>,
     /// What is taken off the names of tensors alone that begin with it, such as `module.`.
     pub strip_prefix: Option<&'a str>,
-    /// The part of a PyTorch file whose names the tensors get, which are a list under `key`: averages of weights.
+    /// What names the tensors get, which are a list under `key`: those of a part of the file, of another file, or of a part
+    /// of it (`FILE:KEY`). For averages of weights.
     pub names_from: Option<&'a str>,
 }
 

@@ -38,7 +38,8 @@ pub struct ConvertSettings {
     /// What is taken off the names of tensors alone that begin with it, such as `module.`.
     #[serde(default)]
     pub strip_prefix: Option<String>,
-    /// The part of the PyTorch file whose names the tensors under `key` get, which are a list: averages of weights.
+    /// What names the tensors under `key` get, which are a list: those of a part of the file, of another file, or of a part
+    /// of it (`FILE:KEY`). For averages of weights.
     #[serde(default)]
     pub names_from: Option<String>,
     /// Whether coefficients and atoms that research code keeps (convnet_finetune, DCFNet-Pytorch, CL_Atom_Swapping) become

@@ -134,7 +134,7 @@ fn what_has_no_coefficients_is_not_made_dense() {
     let line = refused(INPUT, &["convert", text(&model), "--dense-kernels", "-o", text(&out)]);
     assert!(line.contains("expected tensors of convnet_finetune, DCFNet-Pytorch or CL_Atom_Swapping"), "{line}");
     let line = refused(USAGE, &["convert", text(&case("resnet2d/model")), "--dense-kernels", "-o", text(&out)]);
-    assert!(line.contains("dense_kernels: expected tensors alone as input"), "{line}");
+    assert!(line.contains("--dense-kernels: expected tensors alone as input"), "{line}");
 }
 
 #[test]
