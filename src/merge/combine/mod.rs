@@ -10,7 +10,6 @@ mod lazy;
 mod loras;
 mod models;
 mod modules;
-mod mt19937;
 mod options;
 mod ranks;
 mod sparsity;
@@ -19,8 +18,8 @@ mod statistics;
 mod svd;
 mod topk;
 
+pub use crate::linalg::Mt19937;
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
 pub use models::{ModelMethod, combine_models};
-pub use mt19937::Mt19937;
 pub use options::{CombineOptions, MajoritySign, Weights};

@@ -17,11 +17,11 @@ use std::sync::Arc;
 
 use super::arithmetic::{Arithmetic, Sce};
 use super::lazy::{Combined, Measure, Pending, difference};
-use super::mt19937::Stream;
 use super::options::{CombineOptions, by_name};
 use super::sparsity::{Choice, Draws, Rescale};
 use super::spherical::{By, Karcher, Linear, ModelStock, NuSlerp, Slerp};
 use crate::error::{Error, Finding, Result};
+use crate::linalg::Stream;
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::quant;
 use crate::source::show_shape;

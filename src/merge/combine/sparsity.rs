@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use super::mt19937::{Mt19937, Stream};
 use super::ranks::Ranks;
 use super::statistics::{Leading, Order, elems, scan, sum_of};
 use super::topk::Topk;
 use crate::error::Result;
+use crate::linalg::{Mt19937, Stream};
 use crate::plan::Expr;
 use crate::source::row_len;
 
