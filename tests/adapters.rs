@@ -143,11 +143,51 @@ const SAME: &[(&str, &str)] = &[
     ("conv-ia3", "net"),
     ("conv-oft", "net"),
     ("conv-adalora", "net"),
+    ("beft", "qwen2"),
+    ("delora", "qwen2"),
+    ("gralora", "qwen2"),
+    ("gralora-conv1d", "gpt2"),
+    ("hira", "qwen2"),
+    ("hira-conv1d", "gpt2"),
+    ("miss", "qwen2"),
+    ("miss-bat", "qwen2"),
+    ("miss-mini", "qwen2"),
+    ("pvera", "qwen2"),
+    ("shira", "qwen2"),
+    ("supertuning", "qwen2"),
+    ("tinylora", "qwen2"),
+    ("unilora", "qwen2"),
+    ("unilora-saved", "qwen2"),
+    ("waveft", "qwen2"),
+    ("waveft-direct", "qwen2"),
+    ("lora-blocks", "qwen2"),
+    ("lora-velora", "qwen2"),
+    ("lora-monteclora", "qwen2"),
+    ("deft", "qwen2"),
+    ("glora-vector", "qwen2"),
 ];
 
 /// Kinds with operations whose order of summation in torch depends on the shapes and the machine.
-const NEAR: &[(&str, &str)] =
-    &[("oft-solve", "qwen2"), ("boft", "qwen2"), ("vblora-topk", "qwen2"), ("lora-experts-llama4", "llama4")];
+const NEAR: &[(&str, &str)] = &[
+    ("oft-solve", "qwen2"),
+    ("boft", "qwen2"),
+    ("vblora-topk", "qwen2"),
+    ("lora-experts-llama4", "llama4"),
+    ("c3a", "qwen2"),
+    ("deft-qr", "qwen2"),
+    ("fourierft", "qwen2"),
+    ("fourierft-conv1d", "gpt2"),
+    ("glora", "qwen2"),
+    ("hra", "qwen2"),
+    ("hra-orthogonal", "qwen2"),
+    ("road", "qwen2"),
+    ("road-4", "qwen2"),
+    ("waveft-db2", "gpt2"),
+    ("lora-kasa", "qwen2"),
+    ("conv-hra", "net"),
+    ("conv-hira", "net"),
+    ("peanut", "qwen2"),
+];
 
 #[test]
 fn every_kind_is_merged_to_the_bits_of_peft() {
@@ -157,6 +197,26 @@ fn every_kind_is_merged_to_the_bits_of_peft() {
     }
     for (case, base) in NEAR {
         compare(&root, case, base, true);
+    }
+}
+
+/// How far weights may be off in float32 whose singular values LAPACK computes in float32, in units of the largest.
+const DECOMPOSED: f32 = 8.0;
+
+#[test]
+fn weights_that_are_decomposed_are_merged_to_the_precision_of_lapack() {
+    let root = fixtures();
+    // In 16 bits, the bits are the same.
+    let merged = merge(&root.join("osf"), &root.join("base/qwen2-bfloat16")).unwrap();
+    same("osf", &root.join("base/qwen2-bfloat16"), &merged, &root.join("osf/merged-bfloat16.safetensors"), false);
+    for case in ["osf", "frod"] {
+        let merged = merge(&root.join(case), &root.join("base/qwen2-float32")).unwrap();
+        for (name, expected) in tensors(&root.join(case).join("merged-float32.safetensors")) {
+            let (found, wanted) = (merged[&name].read().unwrap(), expected.read().unwrap());
+            let largest = wanted.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
+            let off = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off <= DECOMPOSED * f32::EPSILON * largest, "{case}: {name}: {off}");
+        }
     }
 }
 
@@ -203,8 +263,8 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
         ("P_TUNING", "found P_TUNING, which learns inputs"),
         ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `jobs::bake`"),
         (
-            "HRA",
-            "expected one of the kinds this version merges (ADALORA, BOFT, FILTER_ATOMS, IA3, LN_TUNING, LOHA, LOKR, LORA",
+            "PSOFT",
+            "expected one of the kinds this version merges (ADALORA, BEFT, BOFT, BONE, C3A, DEFT, DELORA, FILTER_ATOMS, FO",
         ),
     ] {
         let dir = changed("loha", serde_json::json!({ "peft_type": kind }), |_| ());
@@ -512,13 +572,21 @@ fn every_kind_that_is_merged_is_shown_without_a_base() {
         ("randlora", "RandLoRA", &[]),
         ("tokens", "rows of embeddings", &[]),
         ("norms", "tuned norms", &[]),
+        ("c3a", "C3A", &[]),
+        ("delora", "DeLoRA", &[2, 3]),
+        ("hira", "HiRA", &[3]),
+        ("hra", "HRA", &[]),
+        ("miss-bat", "MiSS", &[]),
+        ("supertuning", "Super-Tuning", &[2]),
+        ("unilora", "UniLoRA", &[]),
+        ("waveft", "WaveFT", &[]),
     ] {
         let report = inspected(&fixtures().join(case));
         assert_eq!((report.method.as_str(), &report.problem), (method, &None), "{case}");
         let found: Vec<usize> = report.ranks.keys().copied().collect();
         assert_eq!(found, ranks, "{case}: {:?}", report.ranks);
     }
-    for (case, _) in SAME.iter().chain(NEAR) {
+    for (case, _) in SAME.iter().chain(NEAR).chain(&[("osf", ""), ("frod", "")]) {
         let report = inspected(&fixtures().join(case));
         let held = tensors(&fixtures().join(case).join("adapter_model.safetensors"));
         assert_eq!(report.tensors.list.len(), held.len(), "{case}");

@@ -10,12 +10,23 @@
 //!   factors of a LoRA.
 
 mod dense;
+mod fourier;
+mod mt19937;
+#[cfg(feature = "train")]
+mod normal;
+mod pcg64;
 mod products;
 mod random;
 mod sketch;
 
 pub(crate) use dense::random_orthogonal;
 pub use dense::{Svd, svd, thin_qr};
+pub(crate) use fourier::Fourier;
+pub use mt19937::Mt19937;
+pub(crate) use mt19937::Stream;
+#[cfg(feature = "train")]
+pub(crate) use normal::Normals;
+pub(crate) use pcg64::Pcg64;
 pub use products::{Term, svd_of_products};
 pub(crate) use random::Random;
 pub use sketch::{Difference, RowSource, Sketch, residual_norm_sqr, truncated_svd, truncated_svd_bytes};

@@ -29,7 +29,7 @@ pub use checksum::Checksum;
 pub use execute::{Options, Progress, Work, execute, execute_all};
 pub use expr::{Expr, Pick, RowMap, Sums};
 pub use packed::Packing;
-pub(crate) use product::{fuses_einsum, run_len};
+pub(crate) use product::{add_product, fuses_einsum, is_fused, run_len};
 pub use shared::Alias;
 pub use staging::{Staging, remove_unfinished};
 #[cfg(feature = "train")]

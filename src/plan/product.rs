@@ -18,7 +18,7 @@ const BLOCK: usize = 192;
 const EINSUM: usize = 400;
 
 /// Whether torch sums a product of this shape with fused multiply-adds.
-pub(super) fn is_fused(rows: usize, cols: usize) -> bool {
+pub(crate) fn is_fused(rows: usize, cols: usize) -> bool {
     rows >= 4 && cols >= 12
 }
 
@@ -34,6 +34,11 @@ pub(super) enum Sink {
     Set,
     /// It is added to the value that is already there.
     Add,
+}
+
+/// Adds `left @ right` to `out`: `left` has rows of `k` values, of which at most [`run_len`] are summed in one go.
+pub(crate) fn add_product(left: &[f32], right: &[f32], k: usize, fused: bool, out: &mut [f32]) {
+    product_rows(left, right, k, fused, 1.0, Sink::Add, out);
 }
 
 /// Computes `scale * (left @ right)` for all rows of `left`, which have `k` values each.

@@ -48,23 +48,44 @@ pub struct AdapterReport {
 }
 
 /// The usual names of PEFT's kinds.
-const METHODS: [(&str, &str); 12] = [
+const METHODS: [(&str, &str); 33] = [
     ("ADALORA", "AdaLoRA"),
+    ("BEFT", "BEFT"),
     ("BOFT", "BOFT"),
+    ("BONE", "Bone"),
+    ("C3A", "C3A"),
+    ("DEFT", "DEFT"),
+    ("DELORA", "DeLoRA"),
+    ("FOURIERFT", "FourierFT"),
+    ("FROD", "FRoD"),
+    ("GLORA", "GLoRA"),
+    ("GRALORA", "GraLoRA"),
+    ("HIRA", "HiRA"),
+    ("HRA", "HRA"),
     ("IA3", "(IA)3"),
     ("LN_TUNING", "tuned norms"),
     ("LOHA", "LoHa"),
     ("LOKR", "LoKr"),
     ("LORA", "LoRA"),
+    ("MISS", "MiSS"),
     ("OFT", "OFT"),
+    ("OSF", "OSF"),
+    ("PEANUT", "PEANuT"),
+    ("PVERA", "PVeRA"),
     ("RANDLORA", "RandLoRA"),
+    ("ROAD", "RoAd"),
+    ("SHIRA", "SHiRA"),
+    ("SUPERTUNING", "Super-Tuning"),
+    ("TINYLORA", "TinyLoRA"),
     ("TRAINABLE_TOKENS", "rows of embeddings"),
+    ("UNILORA", "UniLoRA"),
     ("VBLORA", "VB-LoRA"),
     ("VERA", "VeRA"),
+    ("WAVEFT", "WaveFT"),
 ];
 
 /// Prefixes of the part that follows the module's path in names of PEFT's tensors.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 37] = [
     "lora_",
     "hada_",
     "lokr_",
@@ -74,6 +95,27 @@ const PARTS: [&str; 16] = [
     "boft_",
     "randlora_",
     "vblora_",
+    "beft_",
+    "bone_",
+    "c3a_",
+    "deft_",
+    "delora_",
+    "fourierft_",
+    "frod_",
+    "glora_",
+    "gralora_",
+    "hira_",
+    "hra_",
+    "miss_",
+    "osf_",
+    "peanut_",
+    "pvera_",
+    "road_",
+    "shira_",
+    "supertuning_",
+    "tinylora_",
+    "unilora_",
+    "waveft_",
     "ln_tuning_layers",
     "token_adapter",
     "trainable_tokens_delta",
@@ -84,7 +126,19 @@ const PARTS: [&str; 16] = [
 ];
 
 /// Suffixes of names of factors that have as many rows as the update's rank.
-const RANK_ROWS: [&str; 5] = [".lora_A.weight", ".lora_A", ".lora_embedding_A", ".hada_w1_b", ".lora_down.weight"];
+const RANK_ROWS: [&str; 11] = [
+    ".lora_A.weight",
+    ".lora_A",
+    ".lora_embedding_A",
+    ".hada_w1_b",
+    ".lora_down.weight",
+    ".delora_A",
+    ".hira_A",
+    ".hira_embedding_A",
+    ".deft_R",
+    ".tinylora_A",
+    ".supertuning_lora_A.weight",
+];
 
 impl AdapterReport {
     /// Reports on the files of an adapter.
@@ -126,6 +180,12 @@ impl AdapterReport {
                 report.modules.push(module);
             }
             report.layers.extend(layer);
+        }
+        if report.modules.is_empty() {
+            // One tensor for all modules: the settings name them.
+            let settings = files.settings().and_then(|settings| settings.get("target_modules")?.as_array());
+            let names = settings.into_iter().flatten().filter_map(Value::as_str);
+            report.modules = names.filter_map(|path| path.rsplit('.').next()).map(str::to_owned).collect();
         }
         // Linear layers of a decoder are in the order of the forward pass, others in that of the file.
         let place = |name: &String| Module::place_of(name).unwrap_or(usize::MAX);

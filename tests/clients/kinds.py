@@ -41,8 +41,8 @@ PLAIN = [
     Case("DELORA", "llama", dict(r=8, target_modules=THREE), 0, ALL),
     Case("DELORA", "llama", dict(r=1, delora_lambda=3, target_modules=TWO, rank_pattern={"down_proj": 5}, lambda_pattern={"q_proj": 7})),
     Case("DELORA", "qwen2-odd", dict(r=16, target_modules=["q_proj", "o_proj"], exclude_modules=["o_proj"], bias="all")),
-    Case("GLORA", "qwen2", dict(r=4, target_modules=["q_proj", "o_proj"]), 4, ALL),
-    Case("GLORA", "qwen2", dict(target_modules=["q_proj"], config_A_B="vector", config_C="vector", config_D_E="vector"), 4),
+    Case("GLORA", "qwen2", dict(r=4, target_modules=["q_proj", "o_proj"]), 16, ALL),
+    Case("GLORA", "qwen2", dict(target_modules=["q_proj"], config_A_B="vector", config_C="vector", config_D_E="vector"), 16),
     Case("GLORA", "llama", dict(target_modules=TWO, config_A_B="constant", config_C="none", config_D_E="none")),
     Case("GLORA", "qwen2", dict(target_modules=["k_proj"], config_A_B="none", config_C="none", config_D_E="constant")),
     Case("GRALORA", "llama", dict(r=32, target_modules=THREE), 0, ALL),
@@ -62,16 +62,53 @@ PLAIN = [
     Case("PVERA", "llama", dict(r=8, target_modules=THREE), 0, ALL),
     Case("PVERA", "gpt2", dict(r=12, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, sample_at_inference=True, generator_seed=3)),
     Case("PVERA", "qwen2", dict(r=4, target_modules=["q_proj"], bias="all")),
-    Case("ROAD", "llama", dict(target_modules=THREE), 4, ALL),
-    Case("ROAD", "qwen2", dict(variant="road_2", group_size=32, target_modules=QK), 4),
-    Case("ROAD", "llama", dict(variant="road_4", group_size=2, target_modules=TWO), 4),
-    Case("ROAD", "llama", dict(variant="road_1", group_size=256, target_modules=["q_proj"]), 4),
+    Case("ROAD", "llama", dict(target_modules=THREE), 16, ALL),
+    Case("ROAD", "qwen2", dict(variant="road_2", group_size=32, target_modules=QK), 16),
+    Case("ROAD", "llama", dict(variant="road_4", group_size=2, target_modules=TWO), 16),
+    Case("ROAD", "llama", dict(variant="road_1", group_size=256, target_modules=["q_proj"]), 16),
     Case("SHIRA", "llama", dict(r=2, target_modules=THREE), 0, ALL),
     Case("SHIRA", "llama", dict(r=9, random_seed=5, target_modules=TWO, modules_to_save=["norm"])),
     Case("SUPERTUNING", "llama", dict(sparsity=0.9, target_modules=THREE), 0, ALL),
     Case("SUPERTUNING", "llama", dict(r=4, lora_alpha=6, select_top=False, target_modules=TWO), 0, ALL),
 ]
-CASES = PLAIN
+WHOLE = [
+    Case("DEFT", "llama", dict(r=8, target_modules=THREE), 0, ALL),
+    Case("DEFT", "llama", dict(r=3, alpha=6, init_weights=False, target_modules=TWO), 0),
+    Case("DEFT", "llama", dict(r=16, para=True, target_modules=TWO, bias="deft_only"), 0),
+    Case("DEFT", "llama", dict(r=8, decomposition_method="qr", target_modules=TWO), 4, ALL),
+    Case("DEFT", "gpt2", dict(r=5, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True), 4),
+    Case("FOURIERFT", "llama", dict(n_frequency=500, target_modules=THREE), 4, ALL),
+    Case("FOURIERFT", "gpt2", dict(n_frequency=100, scaling=40.0, random_loc_seed=5, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True), 4),
+    Case("FOURIERFT", "qwen2-odd", dict(n_frequency=64, n_frequency_pattern={"q_proj": 7}, target_modules=["q_proj", "down_proj"]), 4),
+    Case("FROD", "llama", dict(target_modules=THREE, progressbar=False, sparse_rate=0.02), 16, ALL),
+    Case("FROD", "gpt2", dict(target_modules=["c_attn"], progressbar=False, fan_in_fan_out=True), 16),
+    Case("HRA", "llama", dict(r=8, target_modules=THREE), 16, ALL),
+    Case("HRA", "llama", dict(r=5, apply_GS=True, target_modules=TWO, bias="hra_only"), 16),
+    Case("OSF", "llama", dict(target_modules=THREE), 64, ALL),
+    Case("OSF", "llama", dict(effective_rank=200, rank_pattern={"down_proj": 0.9}, target_modules=TWO), 64),
+    Case("PEANUT", "llama", dict(r=32, target_modules=THREE), 0, ALL),
+    Case("PEANUT", "llama", dict(r=8, depth=2, scaling=0.5, target_modules=TWO), 0),
+    Case("PEANUT", "llama", dict(r=16, depth=1, act_fn="gelu", target_modules=["q_proj"]), 4),
+    Case("PEANUT", "llama", dict(r=16, depth=1, act_fn="silu", target_modules=["q_proj"], layers_to_transform=[0]), 4),
+    Case("TINYLORA", "llama", dict(r=2, u=13, init_weights="uniform", target_modules=THREE), 0, ALL),
+    Case("TINYLORA", "llama", dict(r=4, weight_tying=0.6, init_weights="uniform", target_modules=["v_proj", "q_proj", "up_proj", "o_proj"])),
+    Case("TINYLORA", "llama", dict(r=3, u=5, weight_tying=1.0, init_weights="uniform", target_modules=["embed_tokens", "q_proj"])),
+    Case("TINYLORA", "gpt2", dict(r=3, init_weights="uniform", weight_tying=0.3, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True)),
+    Case("UNILORA", "llama", dict(target_modules=THREE), 0, ALL),
+    Case("UNILORA", "llama", dict(r=7, theta_d_length=1000, proj_seed=3, target_modules=["v_proj", "gate_proj"], layers_to_transform=[1])),
+    Case("UNILORA", "llama", dict(r=4, save_indices=True, target_modules=TWO, bias="unilora_only"), 0, ALL),
+    Case("UNILORA", "gpt2", dict(r=5, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+    Case("WAVEFT", "llama", dict(n_frequency=500, target_modules=THREE), 0, ALL),
+    Case("WAVEFT", "llama", dict(n_frequency=3000, wavelet_family="db3", scaling=5.0, target_modules=TWO), 2),
+    Case("WAVEFT", "qwen2-odd", dict(n_frequency=300, wavelet_family="coif2", target_modules=["q_proj"], bias="all", random_loc_seed=9), 2),
+    Case("WAVEFT", "llama", dict(n_frequency=300, use_idwt=False, target_modules=["q_proj"], n_frequency_pattern={"layers.0.*": 20})),
+    Case("WAVEFT", "gpt2", dict(n_frequency=200, wavelet_family="sym3", proportional_parameters=True, target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True), 2),
+    Case("LORA", "llama", dict(r=4, velora_config=dict(num_groups=16), target_modules=TWO), 0, ALL),
+    Case("LORA", "llama", dict(r=4, monteclora_config=dict(), target_modules=TWO), 0, ALL),
+    Case("LORA", "llama", dict(r=4, kasa_config=dict(), target_modules=THREE, rank_pattern={"k_proj": 2}), 64, ALL),
+    Case("LORA", "llama", dict(r=8, use_bdlora=dict(target_modules_bd_a=["q_proj"], target_modules_bd_b=["k_proj"], nblocks=2, match_strict=False), target_modules=THREE), 0, ALL),
+]
+CASES = PLAIN + WHOLE
 
 
 def config_of(case):
@@ -83,7 +120,7 @@ def randomise(model):
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.requires_grad:
-                scale = 0.5 if "theta" in name else 0.02 if ".osf_" in name or ".frod_" in name else 0.1
+                scale = 0.5 if "road_theta" in name else 0.02 if ".osf_" in name or ".frod_" in name else 0.1
                 value.copy_(value + scale * torch.randn(value.shape))
 
 

@@ -36,6 +36,7 @@ scripts=(
     decoders
     quantize
     merge
+    kinds
     combine
     lora
     check

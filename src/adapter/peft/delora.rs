@@ -6,7 +6,7 @@
 use super::Named;
 use super::base::Base;
 use super::change::Change;
-use super::dora::norm;
+use super::dora::{column_norms, norm};
 use super::entries::Entries;
 use super::modules::each_module;
 use super::patterns::{self, Patterns};
@@ -41,16 +41,4 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let delta = base.rounded(map(product, ScaleColumns(inputs.into())), weight.tensor.dtype);
         Ok((weight, vec![weight.change(Change::Add(delta))]))
     })
-}
-
-/// The norm of every column. torch sums values that aren't contiguous in order.
-fn column_norms(values: &[f32], cols: usize) -> Vec<f32> {
-    if cols == 1 {
-        return vec![norm(values)];
-    }
-    let mut squares = vec![0.0f32; cols];
-    for row in values.chunks_exact(cols) {
-        squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
-    }
-    squares.into_iter().map(f32::sqrt).collect()
 }

@@ -76,6 +76,18 @@ pub(super) fn norm(row: &[f32]) -> f32 {
     last.iter().fold(sum, |sum, v| v.mul_add(*v, sum)).sqrt()
 }
 
+/// The norm of every column of a matrix with this many. torch sums values that aren't contiguous in order.
+pub(super) fn column_norms(values: &[f32], cols: usize) -> Vec<f32> {
+    if cols == 1 {
+        return vec![norm(values)];
+    }
+    let mut squares = vec![0.0f32; cols];
+    for row in values.chunks_exact(cols) {
+        squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
+    }
+    squares.into_iter().map(f32::sqrt).collect()
+}
+
 /// `m / norm` of every column of `W + delta`. torch sums values that aren't contiguous in order.
 fn column_factors(tensor: &PlannedTensor, update: &Change, magnitude: &[f32], eps: f32) -> Result<Arc<[f32]>> {
     let updated = PlannedTensor { dtype: DType::F32, expr: update.apply(tensor.expr.clone()), ..tensor.clone() };

@@ -14,6 +14,7 @@ use super::dora;
 use super::entries::Entries;
 use super::patterns::{self, Patterns};
 use super::targets::{Targets, ends_path};
+use super::variants::{self, Variant};
 use super::{Named, experts};
 use crate::adapter::scale;
 use crate::arch::names::is_parameter_router;
@@ -40,10 +41,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("arrow_config", "every token picks among adapters, so that no one weight is the model"),
     ("use_qalora", "inputs are pooled before the update, which PEFT does not merge"),
     ("layer_replication", "layers of the base are repeated"),
-    ("use_bdlora", "factors are block-diagonal"),
-    ("velora_config", "the update is computed in another way"),
-    ("monteclora_config", "the update is computed in another way"),
-    ("kasa_config", "the update is computed in another way"),
 ];
 
 /// Initialisations that leave the base unchanged.
@@ -61,6 +58,7 @@ pub(in crate::adapter) struct Config {
     alpha_pattern: Patterns<f64>,
     /// Parameters that are adapted directly (`target_parameters`).
     parameters: Vec<String>,
+    variant: Variant,
 }
 
 impl Config {
@@ -84,6 +82,7 @@ impl Config {
             rank_pattern: Patterns::read(fields, "rank_pattern", patterns::rank)?,
             alpha_pattern: Patterns::read(fields, "alpha_pattern", Json::as_f64)?,
             parameters: fields.get("target_parameters")?.unwrap_or_default(),
+            variant: Variant::read(fields)?,
         })
     }
 
@@ -138,6 +137,7 @@ pub(super) fn changes(
     check_fields(fields)?;
     let config = Config::read(fields)?;
     fields.ignore(INERT);
+    variants::drop_inert(entries);
     let targets = Targets::read(fields)?;
     entries.check_pairs(base, &[("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")])?;
     let mut changes = Vec::new();
@@ -187,7 +187,17 @@ fn linear(
     let weight = base.linear_or_kernel(entries, &name_a, module, config.fan_in_fan_out)?;
     let Weight { tensor, d_out, transposed, .. } = weight;
     let rank = config.rank(module);
-    let (a, b) = factors(entries, &weight, module, rank)?;
+    let (a, b) = match &config.variant {
+        Variant::Blocks { count } => variants::block_factors(entries, &weight, module, rank, *count)?,
+        _ => factors(entries, &weight, module, rank)?,
+    };
+    let b = match &config.variant {
+        Variant::Kasa => {
+            changes.push(weight.change(variants::truncated(base, entries, &name_a, &weight, rank)?));
+            variants::with_diagonal(entries, module, rank, b)?
+        }
+        _ => b,
+    };
     let scale = config.scale(module, rank);
     // PEFT multiplies the factors of two-dimensional convolutions with one tap.
     let layout = match weight.taps() {
@@ -197,7 +207,7 @@ fn linear(
     // In transformers, a router is a parameter and not a linear layer, so PEFT rounds its update.
     let router = is_parameter_router(module);
     let parameter = config.parameters.iter().any(|name| ends_path(&format!("{module}.weight"), name));
-    let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter);
+    let rounded = base.rounding(tensor.dtype).filter(|_| router || parameter || config.variant.rounds());
     let alpha = Some(config.over_rank(config.lora_alpha(module), rank));
     let update = LowRank { scale, alpha, a, b, layout, rounded };
     low_rank(config, entries, module, &weight, update, d_out, changes)?;

@@ -9,14 +9,18 @@ mod beft;
 mod boft;
 mod c3a;
 mod change;
+mod deft;
 mod delora;
 mod dora;
 mod entries;
 mod experts;
 mod filter_atoms;
+mod fourierft;
+mod frod;
 mod glora;
 mod gralora;
 mod hira;
+mod hra;
 mod ia3;
 mod loha;
 mod lokr;
@@ -26,7 +30,10 @@ mod miss;
 mod modules;
 mod names;
 mod oft;
+mod order;
+mod osf;
 pub(crate) mod patterns;
+mod peanut;
 mod pvera;
 mod randlora;
 mod refused;
@@ -37,11 +44,17 @@ mod save;
 mod saved;
 mod sparse;
 mod targets;
+mod tinylora;
 mod token_rows;
 mod tokens;
 mod tucker;
+mod unilora;
+mod variants;
 mod vblora;
 mod vera;
+mod waveft;
+mod wavelets;
+mod weights;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -245,15 +258,24 @@ pub(super) fn changes(
         "BEFT" => beft::changes(&mut fields, &mut entries, base)?,
         "BONE" => miss::changes(&mut fields, &mut entries, base, "bone_block")?,
         "C3A" => c3a::changes(&mut fields, &mut entries, base)?,
+        "DEFT" => deft::changes(&mut fields, &mut entries, base)?,
         "DELORA" => delora::changes(&mut fields, &mut entries, base)?,
+        "FOURIERFT" => fourierft::changes(&mut fields, &mut entries, base)?,
+        "FROD" => frod::changes(&mut fields, &mut entries, base)?,
         "GLORA" => glora::changes(&mut fields, &mut entries, base)?,
         "GRALORA" => gralora::changes(&mut fields, &mut entries, base)?,
         "HIRA" => hira::changes(&mut fields, &mut entries, base)?,
+        "HRA" => hra::changes(&mut fields, &mut entries, base)?,
         "MISS" => miss::changes(&mut fields, &mut entries, base, "miss_block")?,
+        "OSF" => osf::changes(&mut fields, &mut entries, base)?,
+        "PEANUT" => peanut::changes(&mut fields, &mut entries, base)?,
         "PVERA" => pvera::changes(&mut fields, &mut entries, base)?,
         "ROAD" => road::changes(&mut fields, &mut entries, base)?,
         "SHIRA" => sparse::shira(&mut fields, &mut entries, base)?,
         "SUPERTUNING" => sparse::supertuning(&mut fields, &mut entries, base)?,
+        "TINYLORA" => tinylora::changes(&mut fields, &mut entries, base)?,
+        "UNILORA" => unilora::changes(&mut fields, &mut entries, base)?,
+        "WAVEFT" => waveft::changes(&mut fields, &mut entries, base)?,
         other => return Err(refused::kind(&fields, other)),
     });
     let (tokens, tokens_tied) = match kind.as_str() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::Named;
-use super::base::{Base, Weight};
+use super::base::Base;
 use super::change::{Change, LowRank};
 use super::entries::Entries;
 use super::modules::each_module;
@@ -44,7 +44,7 @@ pub(super) fn shira(fields: &mut Fields, entries: &mut Entries, base: &Base) -> 
                 .mismatch());
         }
         let places = rows.iter().zip(columns).map(|(row, column)| row * weight.d_in + column).collect();
-        let change = scattered(&weight, places, &values, None);
+        let change = scattered([weight.d_out, weight.d_in], places, &values, None);
         Ok((weight, vec![weight.change(change)]))
     })
 }
@@ -69,7 +69,7 @@ pub(super) fn supertuning(fields: &mut Fields, entries: &mut Entries, base: &Bas
         let name = format!("{module}.supertuning_indices");
         let places = whole_numbers(entries, &name, &[values.len()], weight.d_out * weight.d_in)?;
         round_each(&mut values, rounded);
-        let mut changes = vec![weight.change(scattered(&weight, places, &values, rounded))];
+        let mut changes = vec![weight.change(scattered([weight.d_out, weight.d_in], places, &values, rounded))];
         if let Some(r) = r {
             let a = entries.shaped(&format!("{module}.supertuning_lora_A.weight"), &[r, weight.d_in])?.expr;
             let b = entries.shaped(&format!("{module}.supertuning_lora_B.weight"), &[weight.d_out, r])?.expr;
@@ -115,13 +115,17 @@ fn from_floats(tensor: &PlannedTensor) -> Result<Option<Vec<usize>>> {
     Ok(tensor.read()?.into_iter().map(whole).collect())
 }
 
-/// The sum of the weight and `values` at `places`, numbered row by row. Each sum is rounded to `rounded`.
-fn scattered(weight: &Weight, places: Vec<usize>, values: &[f32], rounded: Option<DType>) -> Change {
+/// The sum of a weight of this shape and `values` at `places`, which are numbered row by row. Each sum is rounded to `rounded`.
+pub(super) fn scattered(
+    [rows, columns]: [usize; 2],
+    places: Vec<usize>,
+    values: &[f32],
+    rounded: Option<DType>,
+) -> Change {
     let mut entries: Vec<(usize, f32)> = places.into_iter().zip(values.iter().copied()).collect();
     // Stable: of several numbers for one place, the first comes first.
     entries.sort_by_key(|(place, _)| *place);
-    let starts =
-        (0..=weight.d_out).map(|row| entries.partition_point(|(place, _)| *place < row * weight.d_in)).collect();
+    let starts = (0..=rows).map(|row| entries.partition_point(|(place, _)| *place < row * columns)).collect();
     let map = Arc::new(Scattered { starts, entries, rounded });
     Change::Map { others: Vec::new(), map, transposed: false }
 }

@@ -119,8 +119,8 @@ impl RowMap for Outstanding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mt19937::Stream;
     use super::*;
+    use crate::linalg::Stream;
 
     fn fusion(seed: u64) -> Fusion {
         let draws = Draws { stream: Arc::new(Stream::new(seed, 0)), position: 0 };

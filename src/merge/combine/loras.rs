@@ -19,7 +19,6 @@ use std::sync::Arc;
 use super::election::{add_up, add_up_elected};
 use super::lazy::{Combined, Measure, Pending};
 use super::modules::Prelude;
-use super::mt19937::Stream;
 use super::options::{CombineOptions, MajoritySign, by_name};
 use super::sparsity::{Choice, Draws, Rescale, SparsityMask, sign};
 use super::statistics::elems;
@@ -27,6 +26,7 @@ use super::svd;
 use crate::adapter::peft::LowRank;
 use crate::arch::names::in_order;
 use crate::error::{Error, Finding, Result};
+use crate::linalg::Stream;
 use crate::plan::{Expr, Pick, RowMap};
 use crate::source::{rows, show_shape};
 

@@ -13,11 +13,8 @@ mod loras;
 mod mean;
 mod models;
 mod modules;
-mod mt19937;
 mod multislerp;
 mod near_swap;
-#[cfg(feature = "train")]
-mod normal;
 mod options;
 mod ranks;
 mod reinforced;
@@ -29,13 +26,9 @@ mod svd;
 mod topk;
 mod working;
 
+pub use crate::linalg::Mt19937;
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
 pub use models::{Group, ModelMethod, combine_groups, combine_models};
-pub use mt19937::Mt19937;
-#[cfg(feature = "train")]
-pub(in crate::merge) use mt19937::Stream;
-#[cfg(feature = "train")]
-pub(in crate::merge) use normal::Normals;
 pub use options::{CombineOptions, Each, MajoritySign, Weights};
 pub use working::Working;

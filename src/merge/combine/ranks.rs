@@ -202,8 +202,8 @@ fn sort(keys: &mut Vec<u64>, other: &mut Vec<u64>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::mt19937::Mt19937;
     use super::*;
+    use crate::linalg::Mt19937;
 
     #[test]
     fn sorting_is_that_of_the_standard_library() {

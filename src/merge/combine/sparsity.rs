@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use super::mt19937::{Mt19937, Stream};
 use super::ranks::{Probabilities, Ranks};
 use super::statistics::{Leading, Order, elems, scan, sum_of};
 use super::topk::Topk;
 use super::working::Working;
 use crate::error::Result;
+use crate::linalg::{Mt19937, Stream};
 use crate::plan::Expr;
 use crate::source::row_len;
 

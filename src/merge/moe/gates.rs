@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::GateMode;
+use crate::linalg::{Normals, Stream};
 use crate::linalg::{from_rows, svd};
-use crate::merge::combine::{Normals, Stream};
 
 /// Above this ratio of singular values, the gates of a layer are nearly dependent.
 const DEGENERATE: f64 = 5.0;

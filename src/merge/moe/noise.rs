@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Expert;
 use crate::dtype::DType;
-use crate::merge::combine::Normals;
+use crate::linalg::Normals;
 use crate::plan::{Expr, PlannedTensor, RowMap};
 
 /// Adds normally distributed numbers, rounding as a tensor of the type does.

@@ -10,7 +10,7 @@ use super::{Expert, Gates, MoeClass, MoeConfig};
 use crate::arch::is_buffer;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::merge::combine::{Normals, Stream};
+use crate::linalg::{Normals, Stream};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 

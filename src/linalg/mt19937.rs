@@ -8,6 +8,7 @@
 //! Reference: pytorch `aten/src/ATen/core/MT19937RNGEngine.h`, `TransformationHelper.h`
 //! (`uniform_real`), `native/cpu/DistributionTemplates.h` (`bernoulli_kernel`); measured on torch 2.15.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -81,6 +82,27 @@ impl Mt19937 {
             self.twist();
         }
         self.next += words as usize;
+    }
+
+    /// The first `count` numbers of `torch.randperm(total)`, of which there are that many.
+    ///
+    /// Reference: pytorch `aten/src/ATen/native/TensorFactories.cpp` (`randperm_cpu`).
+    pub(crate) fn permutation(&mut self, total: u64, count: usize) -> Vec<u64> {
+        // Only places that were exchanged aren't their own number.
+        let mut moved: HashMap<u64, u64> = HashMap::new();
+        let draw = |generator: &mut Self| match total < u64::from(u32::MAX) / 20 {
+            true => u64::from(generator.word()),
+            false => u64::from(generator.word()) << 32 | u64::from(generator.word()),
+        };
+        let mut first = Vec::with_capacity(count);
+        for place in 0..count as u64 {
+            // The last one has nothing to be exchanged with, and torch draws no number for it.
+            let other = if place + 1 < total { place + draw(self) % (total - place) } else { place };
+            let here = moved.remove(&place).unwrap_or(place);
+            let chosen = if other == place { here } else { moved.insert(other, here).unwrap_or(other) };
+            first.push(chosen);
+        }
+        first
     }
 
     fn twist(&mut self) {
@@ -160,6 +182,19 @@ impl fmt::Debug for Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn permutations_are_those_of_torch() {
+        // torch.randperm(1000, generator=torch.Generator().manual_seed(777))[:5], and the whole one of 5.
+        assert_eq!(Mt19937::new(777).permutation(1000, 5), [735, 819, 201, 799, 435]);
+        let mut whole = Mt19937::new(3).permutation(5, 5);
+        assert_eq!(whole, PERMUTATION);
+        whole.sort_unstable();
+        assert_eq!(whole, [0, 1, 2, 3, 4]);
+    }
+
+    /// torch.randperm(5, generator=torch.Generator().manual_seed(3))
+    const PERMUTATION: [u64; 5] = [1, 0, 3, 4, 2];
 
     #[test]
     fn words_are_those_of_the_mersenne_twister() {

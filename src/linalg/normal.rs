@@ -20,7 +20,7 @@ const GROUP: usize = 16;
 
 /// A tensor of normally distributed numbers within a sequence of draws.
 #[derive(Debug, Clone)]
-pub(in crate::merge) struct Normals {
+pub(crate) struct Normals {
     stream: Arc<Stream>,
     /// The number of draws before the tensor's first.
     position: u64,
@@ -30,17 +30,17 @@ pub(in crate::merge) struct Normals {
 
 impl Normals {
     /// `count` numbers that are drawn after `position` words of `stream`.
-    pub(in crate::merge) fn new(stream: &Arc<Stream>, position: u64, count: u64) -> Self {
+    pub(crate) fn new(stream: &Arc<Stream>, position: u64, count: u64) -> Self {
         Self { stream: stream.clone(), position, count }
     }
 
     /// How many words `count` numbers take.
-    pub(in crate::merge) fn words(count: u64) -> u64 {
+    pub(crate) fn words(count: u64) -> u64 {
         count + if count.is_multiple_of(GROUP as u64) { 0 } else { GROUP as u64 }
     }
 
     /// The numbers from element `start` on.
-    pub(in crate::merge) fn fill(&self, start: u64, out: &mut [f32]) {
+    pub(crate) fn fill(&self, start: u64, out: &mut [f32]) {
         let (group, end) = (GROUP as u64, start + out.len() as u64);
         let put = |numbers: &[f32; GROUP], first: u64, out: &mut [f32]| {
             for (place, number) in (first..).zip(numbers).filter(|(place, _)| (start..end).contains(place)) {
