@@ -73,6 +73,7 @@ const OWN: [(&str, &[&str]); 17] = [
             "--into-key",
             "--keep-base",
             "--as",
+            "--config",
             "--tokenizer",
             "--tokenizer-source",
             "--pad-to-multiple-of",
