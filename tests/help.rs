@@ -90,6 +90,7 @@ const OWN: [(&str, &[&str]); 19] = [
             "--base-quant",
             "--double-quant",
             "--as",
+            "--config",
             "--tokenizer",
             "--tokenizer-source",
             "--pad-to-multiple-of",

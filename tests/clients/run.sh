@@ -38,6 +38,7 @@ scripts=(
     merge
     kinds
     combine
+    mergekit_yaml
     lora
     check
     prequantized

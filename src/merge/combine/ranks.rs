@@ -226,6 +226,15 @@ mod tests {
     }
 
     #[test]
+    fn ranks_are_counted_in_the_type_of_the_values() {
+        // torch: ((torch.arange(4).bfloat16() * 100).bfloat16() - 1) and so on; 301 is 300 in bf16.
+        let range = Probabilities { least: 0.25, epsilon: 0.25, working: Working::BF16 };
+        let all: Vec<f32> = range.of(301).collect();
+        assert_eq!((all[0], all[150], all[300]), (0.25, 0.5, 0.75));
+        assert_eq!(all[257], all[256], "257 is 256 in bf16");
+    }
+
+    #[test]
     fn ranks_are_those_of_a_column() {
         // The smallest is kept below a draw of 0.1, the one between them of 0.5, the largest of 0.9.
         let mut row = [3.0, -1.0, 2.0];
