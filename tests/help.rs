@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 17] = [
+const OWN: [(&str, &[&str]); 18] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     (
         "train",
@@ -80,6 +80,7 @@ const OWN: [(&str, &[&str]); 17] = [
         ],
     ),
     ("extract", &["--key-a", "--key-b", "--strip-prefix", "--rank", "--energy", "--seed", "--json"]),
+    ("tokensurgeon", &["--method", "--k", "--cosine-similarity", "--weight-scheme", "--subword-method", "--json"]),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
     (
@@ -209,7 +210,7 @@ const COMBINING: [&str; 19] = [
 ];
 
 /// Commands that write a checkpoint with a plan.
-const WRITERS: [&str; 5] = ["bake", "merge", "extract", "convert", "quantize"];
+const WRITERS: [&str; 6] = ["bake", "merge", "extract", "tokensurgeon", "convert", "quantize"];
 
 /// The options that `--help` lists under each heading.
 fn listed(command: &str) -> BTreeMap<String, Vec<String>> {

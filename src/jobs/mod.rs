@@ -16,6 +16,7 @@ mod quantize;
 mod recipe;
 mod settings;
 mod tokenizer;
+mod tokensurgeon;
 #[cfg(feature = "train")]
 mod train;
 mod vocabulary;
@@ -37,6 +38,7 @@ pub use quantize::{QuantizeSettings, quantize, quantize_outcomes};
 pub use recipe::RecipeSettings;
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
 pub use tokenizer::TokenizerChoice;
+pub use tokensurgeon::{TokensurgeonSettings, tokensurgeon};
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
 pub use vocabulary::VocabularyChoice;

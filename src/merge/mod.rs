@@ -1,11 +1,12 @@
 //! Merging, as plans: merges adapters into their base, and combines several adapters or models into
-//! one; gives models of several vocabularies one.
+//! one; gives models of several vocabularies one, or a model that of another.
 
 mod adapters;
 mod card;
 pub mod combine;
 pub mod extract;
 mod rounding;
+pub mod surgeon;
 mod truncation;
 pub mod vocabulary;
 
