@@ -1,17 +1,19 @@
 //! Gives a model another model's vocabulary.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Map;
 
 use super::settings::setting;
 use super::{OutputKind, OutputSettings, Step, Watch};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
+use crate::json::read_json_object;
 use crate::merge::surgeon::{
-    Approximation, Distance, Subwords, SurgeonSettings, TokenCounts, Transplanted, Weighting, transplant,
+    Approximation, Distance, Subwords, SurgeonSettings, TOKEN_IDS, TokenCounts, Transplanted, Weighting, transplant,
 };
-use crate::output::Output;
+use crate::output::{Output, json_text};
 
 /// Methods of mergekit that this version doesn't have, because they depend on random numbers or on decompositions whose
 /// result isn't determined.
@@ -154,6 +156,26 @@ pub fn tokensurgeon(settings: &TokensurgeonSettings, watch: Watch) -> Result<Out
         donor.path().display(),
         settings.method
     ));
-    let output = settings.output.model(&model, &plan)?;
+    let mut output = settings.output.model(&model, &plan)?;
+    if let Some(bytes) = output.sidecars.files.get_mut(GENERATION) {
+        *bytes = generation_config(&settings.model, &donor)?;
+    }
     Ok(settings.output.split(output))
+}
+
+/// The file with the defaults of generation.
+const GENERATION: &str = "generation_config.json";
+
+/// The model's defaults of generation, with the donor's ids of tokens.
+fn generation_config(model: &Path, donor: &Checkpoint) -> Result<Vec<u8>> {
+    let mut config = read_json_object(&model.join(GENERATION))?;
+    let theirs = donor.path().join(GENERATION);
+    let theirs = if theirs.is_file() { read_json_object(&theirs)? } else { Map::new() };
+    for field in TOKEN_IDS {
+        config.remove(field);
+        if let Some(id) = theirs.get(field).or_else(|| donor.config_json.get(field)) {
+            config.insert(field.to_owned(), id.clone());
+        }
+    }
+    Ok((json_text(&config) + "\n").into_bytes())
 }

@@ -105,7 +105,7 @@ pub struct TokenCounts {
 }
 
 /// Fields of config.json that go with the vocabulary.
-const IDS: [&str; 5] = ["bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "unk_token_id"];
+pub(crate) const TOKEN_IDS: [&str; 5] = ["bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "unk_token_id"];
 
 /// The tokens of both models, by row.
 struct Tokens {
@@ -153,7 +153,7 @@ pub fn transplant(
         plan.tensors.retain(|tensor| tensor.name != head);
     }
     put_vocab_size(&mut model.config_json, tokens.rows);
-    for field in IDS {
+    for field in TOKEN_IDS {
         if let Some(id) = donor.config_json.get(field) {
             model.config_json.insert(field.to_owned(), id.clone());
         } else if model.config_json.contains_key(field) {
