@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use program::done;
 
 /// Each command's own options, without `--help`.
-const OWN: [(&str, &[&str]); 19] = [
+const OWN: [(&str, &[&str]); 20] = [
     ("demo", &["--output", "--overwrite", "--set", "--device", "--json"]),
     (
         "train",
@@ -118,6 +118,7 @@ const OWN: [(&str, &[&str]); 19] = [
         ],
     ),
     ("extract", &["--key-a", "--key-b", "--strip-prefix", "--rank", "--energy", "--seed", "--json"]),
+    ("tokensurgeon", &["--method", "--k", "--cosine-similarity", "--weight-scheme", "--subword-method", "--json"]),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
     (
@@ -253,7 +254,7 @@ const COMBINING: [&str; 23] = [
 ];
 
 /// Commands that write a checkpoint with a plan.
-const WRITERS: [&str; 6] = ["bake", "merge", "merge moe", "extract", "convert", "quantize"];
+const WRITERS: [&str; 7] = ["bake", "merge", "merge moe", "extract", "tokensurgeon", "convert", "quantize"];
 
 /// The options that `--help` lists under each heading.
 fn listed(command: &str) -> BTreeMap<String, Vec<String>> {

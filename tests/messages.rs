@@ -64,9 +64,20 @@ fn of_the_program(text: &str) -> Option<String> {
     if let Some(option) = words.iter().find(option) {
         return Some((*option).to_string());
     }
-    const COMMANDS: [&str; 12] = [
-        "demo", "train", "bake", "bank", "merge", "extract", "route", "generate", "imatrix", "convert", "quantize",
+    const COMMANDS: [&str; 13] = [
+        "demo",
+        "train",
+        "bake",
+        "bank",
+        "merge",
+        "extract",
+        "route",
+        "generate",
+        "imatrix",
+        "convert",
+        "quantize",
         "inspect",
+        "tokensurgeon",
     ];
     let command = |pair: &&[&str]| pair[0] == "atombank" && COMMANDS.contains(&pair[1]);
     words.windows(2).find(command).map(|pair| pair.join(" "))

@@ -1,5 +1,6 @@
-//! Tests that models of several vocabularies are merged by token, as mergekit does it with `tokenizer_source`:
-//! `fixtures/combine/vocabulary`.
+//! Tests that models of several vocabularies are merged by token, as mergekit does it with `tokenizer_source`, and that a
+//! model gets another one's vocabulary: `fixtures/combine/vocabulary`. Tests that adapters of models that were resized are
+//! merged into the base as it was before, as PEFT does it on the resized one: `fixtures/adapters/vocabulary`.
 
 #[path = "common/program.rs"]
 mod program;
@@ -9,6 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use atombank::adapter::{HostTensor, save_tensors};
 use atombank::checkpoint::Checkpoint;
 use atombank::formats::safetensors::SafetensorsFile;
 use atombank::merge::combine::{CombineOptions, ModelMethod, Weights, combine_models};
@@ -180,4 +182,180 @@ fn models_of_several_vocabularies_are_named_with_the_way_out() {
     let ran = atombank(&["merge", text(&paths[0]), text(&other), "-o", text(&out), "--method", "ties"]);
     let notes = String::from_utf8(ran.stderr).unwrap();
     assert!(ran.status.success() && notes.contains("other tokens, or other ids, than in"), "{notes}");
+}
+
+fn json(file: &Path) -> Value {
+    serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
+}
+
+/// The tensors of a case in merged.safetensors, by their names.
+fn of_case(fixtures: &Path, case: &str) -> BTreeMap<String, Vec<f32>> {
+    let tensors = plan(&fixtures.join("merged.safetensors")).tensors;
+    let tensors = tensors.into_iter().filter_map(|tensor| {
+        let name = tensor.name.strip_prefix(case)?.strip_prefix('/')?.to_owned();
+        Some((name, tensor.read().unwrap()))
+    });
+    tensors.collect()
+}
+
+#[test]
+fn a_model_gets_the_vocabulary_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: BTreeMap<String, BTreeMap<String, Value>> =
+        serde_json::from_slice(&fs::read(fixtures().join("surgeon.json")).unwrap()).unwrap();
+    let [base, more] = ["base", "more"].map(|name| fixtures().join(name));
+    for (name, options) in cases {
+        let out = dir.path().join(&name);
+        let mut args: Vec<String> =
+            ["tokensurgeon", text(&base), text(&more), "-o", text(&out)].map(str::to_owned).into();
+        for (option, value) in &options {
+            args.push(format!("--{}", option.replace("approximation-", "")));
+            args.extend(match value {
+                Value::String(text) => Some(text.clone()),
+                Value::Number(number) => Some(number.to_string()),
+                _ => None,
+            });
+        }
+        let ran = atombank(&strs(&args));
+        let notes = String::from_utf8(ran.stderr).unwrap();
+        assert!(
+            ran.status.success() && notes.contains("11 tokens keep their rows, 6 are approximated"),
+            "{name}: {notes}"
+        );
+        let found = plan(&out.join("model.safetensors"));
+        for (tensor, expected) in of_case(&fixtures(), &format!("surgeon-{name}")) {
+            let found = found.get(&tensor).unwrap().read().unwrap();
+            let largest = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5 * largest;
+            assert_eq!(found.len(), expected.len());
+            assert!(found.iter().zip(&expected).all(near), "{name}: {tensor}: {found:?} {expected:?}");
+        }
+        assert_eq!(json(&out.join("config.json"))["vocab_size"], 17);
+        assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), fs::read(more.join("tokenizer.json")).unwrap());
+    }
+}
+
+#[test]
+fn what_a_vocabulary_can_not_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let [base, more] = ["base", "more"].map(|name| fixtures().join(name));
+    let refused = |exit: i32, models: [&Path; 2], options: &[&str]| {
+        let args = ["tokensurgeon", text(models[0]), text(models[1]), "-o", text(&out)];
+        refused_leaving(exit, dir.path(), &[&args, options].concat())
+    };
+    let models = [base.as_path(), &more];
+    let line = refused(USAGE, models, &[]);
+    assert!(line.contains("--k: expected from 1 to 11, the shared tokens, found 64"), "{line}");
+    let line = refused(USAGE, models, &["--method", "randn"]);
+    assert!(
+        line.contains("expected omp, common_interpolation, subword, mean or zero, found \"randn\"; mergekit has"),
+        "{line}"
+    );
+    let line = refused(USAGE, models, &["--cosine-similarity"]);
+    assert!(line.contains("--cosine-similarity: expected --method common_interpolation, which reads it"), "{line}");
+    let bare = fixture("adapters/vocabulary/untied");
+    let line = refused(INPUT, [&base, &bare], &["--k", "1"]);
+    assert!(line.contains("untied: tokenizer: expected a tokenizer, to tell what its rows are, found none"), "{line}");
+}
+
+fn adapters() -> PathBuf {
+    fixture("adapters/vocabulary")
+}
+
+#[test]
+fn a_base_gets_the_rows_that_an_adapter_was_trained_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: BTreeMap<String, Value> =
+        serde_json::from_slice(&fs::read(adapters().join("cases.json")).unwrap()).unwrap();
+    for (name, case) in cases.iter().filter(|(name, _)| *name != "head-alone") {
+        let (base, out) = (adapters().join(case["base"].as_str().unwrap()), dir.path().join(name));
+        let ran = atombank(&["merge", text(&base), text(&adapters().join(name)), "-o", text(&out)]);
+        let notes = String::from_utf8(ran.stderr).unwrap();
+        let note = format!("trained with {} rows of embeddings where the base has 12", case["rows"]);
+        assert!(ran.status.success() && notes.contains(&note), "{name}: {notes}");
+        let (found, config) = (plan(&out.join("model.safetensors")), json(&out.join("config.json")));
+        assert_eq!(config["vocab_size"], case["rows"], "{name}");
+        let expected = of_case(&adapters(), name);
+        for (tensor, expected) in &expected {
+            match found.get(tensor) {
+                Some(found) => assert_eq!(&found.read().unwrap(), expected, "{name}: {tensor}"),
+                // Still tied.
+                None => {
+                    assert!(config["tie_word_embeddings"] == true && tensor == "lm_head.weight", "{name}: {tensor}")
+                }
+            }
+        }
+        let is_tied = case["base"] == "tied" && expected["lm_head.weight"] == expected["model.embed_tokens.weight"];
+        assert_eq!(config["tie_word_embeddings"], is_tied, "{name}");
+    }
+}
+
+#[test]
+fn padding_follows_an_adapters_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (adapters().join("untied"), dir.path().join("padded"));
+    let lora = adapters().join("auto");
+    let args = ["merge", text(&base), text(&lora), "-o", text(&out), "--pad-to-multiple-of", "8"];
+    assert!(atombank(&args).status.success());
+    assert_eq!(json(&out.join("config.json"))["vocab_size"], 16);
+    let expected = &of_case(&adapters(), "auto")["lm_head.weight"];
+    let found = plan(&out.join("model.safetensors")).get("lm_head.weight").unwrap().read().unwrap();
+    assert_eq!(found[..expected.len()], expected[..]);
+    for column in 0..16 {
+        let mean = (0..14).map(|row| expected[row * 16 + column]).sum::<f32>() / 14.0;
+        assert!((14..16).all(|row| (found[row * 16 + column] - mean).abs() < 1e-6));
+    }
+}
+
+#[test]
+fn rows_of_new_tokens_can_be_in_a_file_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (adapters().join("untied"), dir.path().join("merged"));
+    let (from, lora) = (adapters().join("auto"), dir.path().join("lora"));
+    let tensor = |values: Vec<f32>| HostTensor { shape: vec![2, 16], values: values.into() };
+    let (input, output): (Vec<f32>, Vec<f32>) = ((0..32).map(|i| i as f32).collect(), vec![0.5; 32]);
+    let new = BTreeMap::from([
+        ("input_embeddings".to_owned(), tensor(input.clone())),
+        ("output_embeddings".to_owned(), tensor(output.clone())),
+    ]);
+    save_tensors(&new, "new_embeddings", &dir.path().join("new")).unwrap();
+    // Without the rows that PEFT saves.
+    let own = plan(&from.join("adapter_model.safetensors")).tensors.into_iter().filter(|t| t.name.contains("lora_"));
+    let own = own.map(|t| (t.name.clone(), HostTensor { shape: t.shape.clone(), values: t.read().unwrap().into() }));
+    save_tensors(&own.collect(), "adapter_model", &lora).unwrap();
+    for (from, name) in [(&from, "adapter_config.json"), (&dir.path().join("new"), "new_embeddings.safetensors")] {
+        fs::copy(from.join(name), lora.join(name)).unwrap();
+    }
+    assert!(atombank(&["merge", text(&base), text(&lora), "-o", text(&out)]).status.success());
+    let (before, after) = (plan(&base.join("model.safetensors")), plan(&out.join("model.safetensors")));
+    for (name, new) in [("model.embed_tokens.weight", input), ("lm_head.weight", output)] {
+        let expected = [before.get(name).unwrap().read().unwrap(), new].concat();
+        assert_eq!(after.get(name).unwrap().read().unwrap(), expected);
+    }
+    assert_eq!(json(&out.join("config.json"))["vocab_size"], 14);
+}
+
+#[test]
+fn rows_that_no_file_has_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (adapters().join("untied"), dir.path().join("out"));
+    let refused = |exit: i32, adapters: &[&Path], options: &[&str]| {
+        let mut args = vec!["merge", text(&base)];
+        args.extend(adapters.iter().map(|path| text(path)));
+        args.extend(["-o", text(&out)]);
+        refused_leaving(exit, dir.path(), &[&args, options].concat())
+    };
+    let line = refused(INPUT, &[&adapters().join("head-alone")], &[]);
+    for part in ["rows of \"model.embed_tokens.weight\"", "from 12 to 13", "found none", "save_embedding_layers=True"] {
+        assert!(line.contains(part), "{line}");
+    }
+    let line = refused(INPUT, &[&adapters().join("auto"), &adapters().join("auto-fewer")], &[]);
+    assert!(line.contains("expected 14 rows of the vocabulary") && line.contains("found 9"), "{line}");
+    let line = refused(USAGE, &[&adapters().join("auto")], &["--tokenizer-source", "union"]);
+    assert!(line.contains("--tokenizer-source: expected models to combine"), "{line}");
+    let line = refused(USAGE, &[&adapters().join("auto")], &["--to", "lora"]);
+    assert!(line.contains("--to: expected a model: the adapters have rows that the base lacks"), "{line}");
+    let line = refused(USAGE, &[&adapters().join("auto")], &["--pad-to-multiple-of", "0"]);
+    assert!(line.contains("--pad-to-multiple-of: expected a number from 1"), "{line}");
 }

@@ -3,13 +3,13 @@
 //!
 //! Reference: vLLM `vllm/lora/models.py` (`EMBEDDING_MODULES`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Finding, Result};
 use crate::formats::pytorch::PytorchFile;
 use crate::formats::safetensors::SafetensorsFile;
-use crate::plan::{Expr, Plan};
+use crate::plan::{Plan, PlannedTensor};
 use crate::source::{Source, show_shape};
 
 /// The file's names.
@@ -20,12 +20,11 @@ const OUTPUT: &str = "output_embeddings";
 
 /// The rows of added tokens.
 pub(super) struct NewTokens {
-    /// How many there are.
-    pub(super) count: usize,
+    file: PathBuf,
     /// Their rows of the embeddings.
-    pub(super) input: Expr,
+    pub(super) input: PlannedTensor,
     /// Their rows of the output head.
-    pub(super) output: Option<Expr>,
+    pub(super) output: Option<PlannedTensor>,
 }
 
 impl NewTokens {
@@ -62,12 +61,29 @@ impl NewTokens {
             let expected = format!("{}, as {INPUT} is", show_shape(&input.shape));
             return Err(finding(OUTPUT).expected(expected).found(show_shape(&output.shape)).mismatch());
         }
-        let (count, input) = (input.shape[0], input.expr.clone());
-        Ok(Some(Self { count, input, output: output.map(|output| output.expr.clone()) }))
+        let (input, output) = (input.clone(), output.cloned());
+        Ok(Some(Self { file, input, output }))
     }
 
-    /// The tensor that says how many there are.
-    pub(super) fn name(&self) -> &'static str {
-        INPUT
+    /// The file.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.input.rows()
+    }
+
+    /// Refuses rows of the head that aren't those of the embeddings, to which the base ties it.
+    pub(super) fn check_tied(&self) -> Result<()> {
+        match &self.output {
+            Some(output) if !output.same_values(&self.input)? => {
+                let finding = Finding::new(&self.file, format!("tensor {OUTPUT:?}"));
+                let expected = format!("what {INPUT} has: in the base, the head is tied to the embeddings");
+                Err(finding.expected(expected).found("other values").unsupported())
+            }
+            _ => Ok(()),
+        }
     }
 }

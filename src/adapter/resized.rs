@@ -20,8 +20,8 @@ pub struct Resized {
     pub rows: usize,
     /// The base's tensors. The rows that it lacks are those of an adapter.
     pub weights: Plan,
-    /// One line for what the user should know.
-    pub note: String,
+    /// One line for everything that the user should know.
+    pub notes: Vec<String>,
 }
 
 /// What an adapter says about the rows, and where it is.
@@ -66,11 +66,19 @@ pub fn resized(base: &Base, weights: &Plan, adapters: &[AdapterFiles]) -> Result
         };
         *tensor = changed;
     }
-    let note = format!(
+    let mut notes = vec![format!(
         "{}: trained with {rows} rows of embeddings where the base has {own}: the result has {rows}, and so says vocab_size",
         file.display()
-    );
-    Ok(Some(Resized { rows, weights: resized, note }))
+    )];
+    for new in said.iter().filter_map(|said| said.new.as_ref()) {
+        if base.tied_head().is_some() {
+            new.check_tied()?;
+        }
+        if said.iter().flat_map(|said| &said.rows).any(|of| matches!(of.held, Held::Whole(_))) {
+            notes.push(format!("{}: not read: an adapter has the embeddings whole", new.file().display()));
+        }
+    }
+    Ok(Some(Resized { rows, weights: resized, notes }))
 }
 
 /// The number of rows that the adapters were trained with, and the file that says so. `None` if it is the base's.
@@ -79,7 +87,7 @@ fn rows_of<'a>(said: &'a [Said], own: usize) -> Result<Option<(usize, &'a Path)>
     for said in said {
         let file = said.adapter.file();
         let of_rows = said.rows.iter().filter(|said| !said.at_least).map(|said| (said.rows, said.entry.clone()));
-        let of_new = said.new.iter().map(|new| (own.saturating_add(new.count), new.name().to_owned()));
+        let of_new = said.new.iter().map(|new| (own.saturating_add(new.count()), new.input.name.clone()));
         for (rows, entry) in of_rows.chain(of_new) {
             match &exact {
                 Some((first, other, of)) if *first != rows => {
@@ -146,8 +154,8 @@ fn new_rows(
         }
     }
     let new = said.iter().find_map(|said| said.new.as_ref())?;
-    let expr = if is_embeddings { new.input.clone() } else { new.output.clone()? };
-    (tensor.shape.len() == 2 && rows.len() == new.count).then(|| (expr, (0..new.count).collect()))
+    let held = if is_embeddings { &new.input } else { new.output.as_ref()? };
+    (tensor.shape.len() == 2 && rows.len() == new.count()).then(|| (held.expr.clone(), (0..new.count()).collect()))
 }
 
 /// The error for rows that neither the base nor an adapter has.

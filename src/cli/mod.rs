@@ -38,6 +38,7 @@ mod route;
 mod signals;
 #[cfg(feature = "train")]
 mod threads;
+mod tokensurgeon;
 #[cfg(feature = "train")]
 mod train;
 mod truncation;
@@ -101,6 +102,8 @@ enum Command {
     Merge(merge::Merging),
     /// Make a LoRA of what finetuning changed: truncate the difference of two models to a rank
     Extract(Box<extract::ExtractArgs>),
+    /// Give a model another model's vocabulary: rows of tokens that it lacks are approximated
+    Tokensurgeon(Box<tokensurgeon::TokensurgeonArgs>),
     /// Show which atoms a prompt selects, block by block
     #[cfg(feature = "train")]
     Route(route::RouteArgs),
@@ -187,6 +190,7 @@ fn dispatch(command: Command, common: &Common) -> Result<()> {
         Command::Bank(args) => bank::run(&args, common),
         Command::Merge(merging) => merging.run(common),
         Command::Extract(args) => extract::run(&args, common),
+        Command::Tokensurgeon(args) => tokensurgeon::run(&args, common),
         #[cfg(feature = "train")]
         Command::Route(args) => route::run(&args, common),
         #[cfg(feature = "train")]

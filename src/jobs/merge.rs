@@ -294,7 +294,7 @@ impl Job<'_> {
             }
             weights = resized.weights;
             put_vocab_size(&mut folder.config_json, resized.rows);
-            self.notes.push(resized.note);
+            self.notes.extend(resized.notes);
         }
         let base = Base::new(folder.path(), &folder.config_json, &weights);
         let base = if task.is_some() { base.for_task() } else { base };

@@ -25,6 +25,7 @@ mod same_tensors;
 mod search;
 mod settings;
 mod tokenizer;
+mod tokensurgeon;
 #[cfg(feature = "train")]
 mod train;
 mod vocabulary;
@@ -52,6 +53,7 @@ pub use recipe::RecipeSettings;
 pub use search::{SearchSettings, Searched, Trial, search};
 pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
 pub use tokenizer::TokenizerChoice;
+pub use tokensurgeon::{TokensurgeonSettings, tokensurgeon};
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
 pub use vocabulary::VocabularyChoice;

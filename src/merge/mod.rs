@@ -1,5 +1,5 @@
 //! Merging, as plans: merges adapters into their base, and combines several adapters or models into
-//! one; gives models of several vocabularies one.
+//! one; gives models of several vocabularies one, or a model that of another.
 
 mod adapters;
 mod base_quant;
@@ -12,6 +12,7 @@ pub mod moe;
 mod rounding;
 #[cfg(feature = "train")]
 pub mod search;
+pub mod surgeon;
 mod truncation;
 pub mod vocabulary;
 

@@ -57,6 +57,11 @@ impl EditedTokenizer {
         &self.listing.ids
     }
 
+    /// What the files say about the tokens.
+    pub(crate) fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
     /// The added tokens, in order of ids.
     pub(crate) fn added(&self) -> &[ListedToken] {
         &self.listing.added

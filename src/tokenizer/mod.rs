@@ -6,6 +6,7 @@
 //! of special tokens (`special`), the keys of GGUF (`keys`) and the record of a conversion
 //! (`record`). `edited` is a folder's tokenizer with tokens added or left out.
 
+mod comparable;
 mod edited;
 mod from_hf;
 mod keys;
@@ -22,6 +23,7 @@ pub(crate) mod templates;
 mod to_hf;
 mod token;
 
+pub(crate) use comparable::{ComparableToken, comparable};
 pub(crate) use edited::{EditedTokenizer, ids_differ};
 #[cfg(feature = "train")]
 pub(crate) use from_hf::chat_templates;

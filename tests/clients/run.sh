@@ -55,6 +55,7 @@ scripts=(
     templates
     mergekit_methods
     moe
+    vocabulary
 )
 printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1
 for script in "${scripts[@]}"; do

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-pub(crate) use rows::padded_with_mean;
+pub(crate) use rows::{mean_row, padded_with_mean};
 pub(crate) use settings::check_multiple;
 pub use settings::{TokenName, TokenRow, TokenSettings, TokenizerSource, VocabularySettings};
 

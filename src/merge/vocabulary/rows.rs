@@ -227,10 +227,16 @@ impl RowMap for Mean {
 pub(crate) fn padded_with_mean(tensor: PlannedTensor, count: usize) -> Expr {
     let (rows, width) = (tensor.rows(), tensor.row_len());
     let of = tensor.expr.clone();
-    let nothing = Expr::Values { shape: vec![1, width], values: vec![0.0; width].into() };
-    let mean = Expr::Map { of: vec![nothing], map: Arc::new(MeanRow { tensor, mean: OnceLock::new() }) };
+    let mean = mean_row(tensor);
     let ranges = std::iter::once((0, 0, rows)).chain((0..count).map(|_| (1, 0, 1)));
     Expr::picked_of(vec![of, mean], ranges, vec![rows + count, width])
+}
+
+/// The mean of all rows of `tensor`, as one row.
+pub(crate) fn mean_row(tensor: PlannedTensor) -> Expr {
+    let width = tensor.row_len();
+    let nothing = Expr::Values { shape: vec![1, width], values: vec![0.0; width].into() };
+    Expr::Map { of: vec![nothing], map: Arc::new(MeanRow { tensor, mean: OnceLock::new() }) }
 }
 
 /// A row that is the mean of all rows of a tensor. They are read when it is first needed, some at a time.

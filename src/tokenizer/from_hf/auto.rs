@@ -247,12 +247,7 @@ fn text_of(token: &Json) -> Option<&str> {
 
 /// The texts of the named tokens, each once: bos to mask, then the additional special tokens.
 fn named_tokens(files: &Files, class: &str) -> Result<Vec<String>> {
-    // special_tokens_map.json is older than the list of added tokens in tokenizer_config.json.
-    let map = match files.setting("added_tokens_decoder") {
-        Some(_) => Object::new(),
-        None => files.json("special_tokens_map.json")?.unwrap_or_default(),
-    };
-    let setting = |name: &str| map.get(name).or_else(|| files.setting(name));
+    let map = special_tokens_map(files)?;
     let mut named: Vec<String> = Vec::new();
     let mut seen = HashSet::new();
     let mut put = |text: &str| {
@@ -260,20 +255,40 @@ fn named_tokens(files: &Files, class: &str) -> Result<Vec<String>> {
             named.push(text.to_owned());
         }
     };
-    for (name, default) in NAMED.iter().zip(class_tokens(class)) {
-        match setting(name) {
-            Some(token) => put(text_of(token).unwrap_or_default()),
-            None => put(default),
-        }
-    }
+    roles(files, &map, class).iter().for_each(|(_, text)| put(text));
     for name in ["extra_special_tokens", "additional_special_tokens"] {
-        match setting(name) {
+        match map.get(name).or_else(|| files.setting(name)) {
             Some(Json::Array(tokens)) => tokens.iter().filter_map(text_of).for_each(&mut put),
             Some(Json::Object(tokens)) => tokens.values().filter_map(text_of).for_each(&mut put),
             _ => {}
         }
     }
     Ok(named)
+}
+
+/// special_tokens_map.json, which is older than the list of added tokens in tokenizer_config.json.
+fn special_tokens_map(files: &Files) -> Result<Object> {
+    match files.setting("added_tokens_decoder") {
+        Some(_) => Ok(Object::new()),
+        None => Ok(files.json("special_tokens_map.json")?.unwrap_or_default()),
+    }
+}
+
+/// The names from bos to mask that a token has, with its text.
+fn roles(files: &Files, map: &Object, class: &str) -> Vec<(&'static str, String)> {
+    let text = |(name, default): (&'static str, &'static str)| {
+        let text = match map.get(name).or_else(|| files.setting(name)) {
+            Some(token) => text_of(token).unwrap_or_default(),
+            None => default,
+        };
+        (!text.is_empty()).then(|| (name, text.to_owned()))
+    };
+    NAMED.into_iter().zip(class_tokens(class)).filter_map(text).collect()
+}
+
+/// The names from bos to mask that a token of the folder has, with its text.
+pub(super) fn token_roles(files: &Files) -> Result<Vec<(&'static str, String)>> {
+    Ok(roles(files, &special_tokens_map(files)?, &class(files)))
 }
 
 /// A tokenizer.json made of the files of older classes.

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use super::auto::Auto;
+use super::auto::{Auto, token_roles};
+use super::classes::class;
 use super::files::{Files, Object, id_of};
 use super::tiktoken;
 use crate::checkpoint::{VocabularyForm, vocabulary_file};
@@ -61,6 +62,10 @@ pub(crate) struct Listing {
     pub(crate) own: usize,
     /// Texts of the tokens that have a name, such as `bos_token`.
     pub(crate) named: Vec<String>,
+    /// The names from `bos_token` to `mask_token`, with the texts of their tokens.
+    pub(crate) roles: Vec<(&'static str, String)>,
+    /// The class of transformers that reads it, without "Fast"; empty for the plain one.
+    pub(crate) class: String,
 }
 
 impl Listing {
@@ -87,8 +92,8 @@ impl Listing {
         // Of equal texts the first one counts.
         let mut seen = HashSet::new();
         ids.retain(|(text, _)| seen.insert(text.clone()));
-        let own = ids.len();
-        Ok(Some(Self { json: None, ids, added: Vec::new(), own, named: Vec::new() }))
+        let (own, roles, class) = (ids.len(), token_roles(&files)?, class(&files));
+        Ok(Some(Self { json: None, ids, added: Vec::new(), own, named: Vec::new(), roles, class }))
     }
 
     fn of_json(files: &Files) -> Result<Self> {
@@ -114,7 +119,8 @@ impl Listing {
         }
         added.sort_by(|one, other| (one.id, &one.text).cmp(&(other.id, &other.text)));
         let (own, named) = (auto.vocab.len(), auto.named.clone());
-        Ok(Self { json: Some(auto.json.into_owned()), ids, added, own, named })
+        let (roles, class) = (token_roles(files)?, class(files));
+        Ok(Self { json: Some(auto.json.into_owned()), ids, added, own, named, roles, class })
     }
 }
 

@@ -1,0 +1,75 @@
+//! `atombank tokensurgeon`: gives a model another model's vocabulary.
+
+use anyhow::Result;
+use atombank::checkpoint::hub::Need;
+use atombank::jobs::{self, TokensurgeonSettings};
+use clap::Args;
+
+use super::input::{Found, Input, Made, with_inputs};
+use super::output::{OutputArgs, print_written};
+use super::{Common, progress};
+
+/// Arguments of `tokensurgeon`.
+#[derive(Args)]
+#[command(
+    after_help = "Tokens that both models have keep MODEL's rows of embeddings and output head; rows of the others \
+    are made of rows that both have, or of those of their parts. The methods are mergekit's of the same names."
+)]
+pub(crate) struct TokensurgeonArgs {
+    /// The model that gets another vocabulary: a Hugging Face folder, or a name on the hub: hf:org/name[@revision]
+    model: String,
+    /// The model whose vocabulary and tokenizer it gets
+    donor: String,
+    /// How rows of tokens that only DONOR has are made: omp, common_interpolation, subword, mean or zero
+    #[arg(long, value_name = "NAME", default_value = "omp")]
+    method: String,
+    /// omp, common_interpolation: how many rows of shared tokens a row is made of
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    k: usize,
+    /// common_interpolation: compare rows by their angle
+    #[arg(long)]
+    cosine_similarity: bool,
+    /// common_interpolation: the weights of rows: distance_proportional, barycentric or least_squares [default:
+    /// distance_proportional]
+    #[arg(long, value_name = "NAME")]
+    weight_scheme: Option<String>,
+    /// subword: what a row is made of those of the token's parts: mean, sum, weighted_mean or first_last [default: mean]
+    #[arg(long, value_name = "NAME")]
+    subword_method: Option<String>,
+    /// Print JSON: what was written or, with --dry-run, what would be written
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(args: &TokensurgeonArgs, common: &Common) -> Result<()> {
+    let output = args.output.settings();
+    output.check()?;
+    let values = !args.output.dry_run;
+    let inputs = [&args.model, &args.donor].map(|input| Input::new(input, Need::Model).values(values));
+    let transplant = |found: &[Found]| {
+        let settings = TokensurgeonSettings {
+            model: found[0].path.clone(),
+            donor: found[1].path.clone(),
+            output: output.clone(),
+            method: args.method.clone(),
+            k: args.k,
+            cosine_similarity: args.cosine_similarity,
+            weight_scheme: args.weight_scheme.clone(),
+            subword_method: args.subword_method.clone(),
+        };
+        let (bar, watch) = progress::steps(common.quiet);
+        let made = jobs::tokensurgeon(&settings, &watch);
+        bar.finish_and_clear();
+        args.output.checked(made?)
+    };
+    let Made { mut made, outlines } = with_inputs(&inputs, common, transplant)?;
+    outlines.put_real_paths(&mut made.notes);
+    let written = args.output.write(&made, args.json, common)?;
+    if let Some(written) = written.as_ref().filter(|_| args.json) {
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "written": written }))?);
+    }
+    print_written(written.as_ref(), args.json, common);
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Gives a model another model's vocabulary.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Map;
+
+use super::settings::setting;
+use super::{OutputKind, OutputSettings, Step, Watch};
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::json::read_json_object;
+use crate::merge::surgeon::{
+    Approximation, Distance, Subwords, SurgeonSettings, TOKEN_IDS, TokenCounts, Transplanted, Weighting, transplant,
+};
+use crate::output::{Output, json_text};
+
+/// Methods of mergekit that this version doesn't have, because they depend on random numbers or on decompositions whose
+/// result isn't determined.
+const ELSEWHERE: [&str; 5] = ["john_hewitt", "landmark_pca", "mp_rope", "randn", "stb"];
+
+/// Settings of [`tokensurgeon`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokensurgeonSettings {
+    /// The model that gets another vocabulary: a Hugging Face folder.
+    pub model: PathBuf,
+    /// The model whose vocabulary it gets.
+    pub donor: PathBuf,
+    /// Where the result is written, and in which form.
+    pub output: OutputSettings,
+    /// How the rows of tokens that only the donor has are made: `omp`, `common_interpolation`, `subword`, `mean` or
+    /// `zero`.
+    #[serde(default = "method")]
+    pub method: String,
+    /// How many shared rows a row is made of, by `omp` and `common_interpolation`.
+    #[serde(default = "k")]
+    pub k: usize,
+    /// Whether `common_interpolation` compares rows by their angle.
+    #[serde(default)]
+    pub cosine_similarity: bool,
+    /// The weights of `common_interpolation`: `distance_proportional`, `barycentric` or `least_squares`.
+    #[serde(default)]
+    pub weight_scheme: Option<String>,
+    /// How `subword` makes a row of those of a token's parts: `mean`, `sum`, `weighted_mean` or `first_last`.
+    #[serde(default)]
+    pub subword_method: Option<String>,
+}
+
+fn method() -> String {
+    "omp".to_owned()
+}
+
+fn k() -> usize {
+    64
+}
+
+impl TokensurgeonSettings {
+    /// Settings with mergekit's defaults.
+    pub fn new(model: impl Into<PathBuf>, donor: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Self {
+        Self {
+            model: model.into(),
+            donor: donor.into(),
+            output: OutputSettings::new(output),
+            method: method(),
+            k: k(),
+            cosine_similarity: false,
+            weight_scheme: None,
+            subword_method: None,
+        }
+    }
+
+    fn approximation(&self) -> Result<Approximation> {
+        let method = self.method.as_str();
+        let of = |field: &str, reader: &str| {
+            setting(field).expected(format_args!("`method` {reader}, which reads it")).found(method).setting()
+        };
+        if method != "common_interpolation" && self.cosine_similarity {
+            return Err(of("cosine_similarity", "common_interpolation"));
+        }
+        if method != "common_interpolation" && self.weight_scheme.is_some() {
+            return Err(of("weight_scheme", "common_interpolation"));
+        }
+        if method != "subword" && self.subword_method.is_some() {
+            return Err(of("subword_method", "subword"));
+        }
+        Ok(match method {
+            "omp" => Approximation::Omp,
+            "mean" => Approximation::Mean,
+            "zero" => Approximation::Zero,
+            "common_interpolation" => {
+                let distance = if self.cosine_similarity { Distance::Cosine } else { Distance::Euclidean };
+                Approximation::CommonInterpolation(distance, self.weighting()?)
+            }
+            "subword" => Approximation::Subword(self.subwords()?),
+            other => {
+                let finding = setting("method").expected("omp, common_interpolation, subword, mean or zero");
+                let hint = if ELSEWHERE.contains(&other) { "mergekit has this one, this version hasn't" } else { "" };
+                return Err(finding.found(format!("{other:?}")).hint(hint).setting());
+            }
+        })
+    }
+
+    fn weighting(&self) -> Result<Weighting> {
+        match self.weight_scheme.as_deref() {
+            None | Some("distance_proportional") => Ok(Weighting::DistanceProportional),
+            Some("barycentric") => Ok(Weighting::Barycentric),
+            Some("least_squares") => Ok(Weighting::LeastSquares),
+            Some(other) => {
+                let finding = setting("weight_scheme").expected("distance_proportional, barycentric or least_squares");
+                Err(finding.found(format!("{other:?}")).setting())
+            }
+        }
+    }
+
+    fn subwords(&self) -> Result<Subwords> {
+        match self.subword_method.as_deref() {
+            None | Some("mean") => Ok(Subwords::Mean),
+            Some("sum") => Ok(Subwords::Sum),
+            Some("weighted_mean") => Ok(Subwords::WeightedMean),
+            Some("first_last") => Ok(Subwords::FirstLast),
+            Some(other) => {
+                let finding = setting("subword_method").expected("mean, sum, weighted_mean or first_last");
+                Err(finding.found(format!("{other:?}")).setting())
+            }
+        }
+    }
+}
+
+/// Makes a model with the vocabulary of another.
+///
+/// # Errors
+/// [`crate::Error::Setting`]; errors of opening the models; those of [`transplant`].
+pub fn tokensurgeon(settings: &TokensurgeonSettings, watch: Watch) -> Result<Output> {
+    settings.output.check()?;
+    if !matches!(settings.output.kind(), OutputKind::Hf | OutputKind::Gguf) {
+        let finding = setting("to").expected("a model: a folder or a GGUF, which have a tokenizer");
+        return Err(finding.found("another form").setting());
+    }
+    let of_surgeon = SurgeonSettings {
+        approximation: settings.approximation()?,
+        k: settings.k,
+        max_memory_bytes: settings.output.destination.max_memory,
+    };
+    let (mut model, donor) = (Checkpoint::open(&settings.model)?, Checkpoint::open(&settings.donor)?);
+    let done = |done, total| watch(Step { what: "approximating", done, total });
+    let dry = settings.output.dry_run;
+    let Transplanted { plan, counts } = transplant(&mut model, &donor, &of_surgeon, dry, &done)?;
+    if model.take_tokenizer_of(donor.tokenizer_folder().to_owned())? {
+        let from = donor.path().display();
+        model.note(format!("{from}: its tokenizer has no chat template: that of {} is kept", settings.model.display()));
+    }
+    let TokenCounts { kept, approximated, zero } = counts;
+    model.note(format!(
+        "vocabulary of {}: {kept} tokens keep their rows, {approximated} are approximated by {}, {zero} rows are zeros",
+        donor.path().display(),
+        settings.method
+    ));
+    let mut output = settings.output.model(&model, &plan)?;
+    if let Some(bytes) = output.sidecars.files.get_mut(GENERATION) {
+        *bytes = generation_config(&settings.model, &donor)?;
+    }
+    Ok(settings.output.split(output))
+}
+
+/// The file with the defaults of generation.
+const GENERATION: &str = "generation_config.json";
+
+/// The model's defaults of generation, with the donor's ids of tokens.
+fn generation_config(model: &Path, donor: &Checkpoint) -> Result<Vec<u8>> {
+    let mut config = read_json_object(&model.join(GENERATION))?;
+    let theirs = donor.path().join(GENERATION);
+    let theirs = if theirs.is_file() { read_json_object(&theirs)? } else { Map::new() };
+    for field in TOKEN_IDS {
+        config.remove(field);
+        if let Some(id) = theirs.get(field).or_else(|| donor.config_json.get(field)) {
+            config.insert(field.to_owned(), id.clone());
+        }
+    }
+    Ok((json_text(&config) + "\n").into_bytes())
+}
