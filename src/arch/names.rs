@@ -193,6 +193,9 @@ pub(crate) const FUSED_EXPERTS: [FusedExperts; 2] = [
     FusedExperts { parameter: "down_proj", parts: &[&["down_proj", "w2"]] },
 ];
 
+/// The first projection of experts without a gate, as in Nemotron-H.
+pub(crate) const UNGATED_EXPERTS: FusedExperts = FusedExperts { parameter: "up_proj", parts: &[&["up_proj"]] };
+
 impl FusedExperts {
     /// The names that the weights of one expert can have in checkpoints: for each part, in the order of the rows.
     pub(crate) fn weights<'a>(&'a self, module: &'a str, expert: usize) -> impl Iterator<Item = Vec<String>> + use<'a> {

@@ -61,6 +61,39 @@ const OF_ANSWERS: &[&str] = &[
     "RobertaPreLayerNorm", "SeedOss", "SmolLM3", "Splinter", "SqueezeBert", "T5", "UMT5", "Ultrabert", "XLMRoberta", "XLMRobertaXL", "Xmod", "Yoso",
 ];
 
+/// Models whose class for answers calls the inner model `transformer`, while their other classes call it `model`.
+const TRANSFORMERS: [&str; 12] = [
+    "Arcee",
+    "DiffLlama",
+    "Exaone4",
+    "Llama",
+    "Ministral",
+    "Nemotron",
+    "Qwen2",
+    "Qwen3",
+    "Qwen3Moe",
+    "Qwen3Next",
+    "SeedOss",
+    "SmolLM3",
+];
+
+/// Encoders whose class for sequences has a head in place of the pooler. Other encoders' classes for sequences have a pooler;
+/// no class for tokens or answers has one.
+const WITHOUT_POOLER: [&str; 12] = [
+    "Camembert",
+    "Data2VecText",
+    "Esm",
+    "IBert",
+    "Lilt",
+    "Longformer",
+    "MPNet",
+    "Roberta",
+    "RobertaPreLayerNorm",
+    "XLMRoberta",
+    "XLMRobertaXL",
+    "Xmod",
+];
+
 /// Names of a head's modules. The last ones also belong to heads for other tasks.
 const HEADS: [&str; 7] =
     ["score", "classifier", "qa_outputs", "classification_head", "pre_classifier", "dense", "head"];
@@ -107,15 +140,27 @@ impl TaskClass {
         Some(if task.models.contains(&model) { Ok(Self { name }) } else { Err(name) })
     }
 
+    /// The class's name of the base's tensor `name`.
+    pub(crate) fn own_name(&self, name: &str) -> String {
+        let model = self.name.strip_suffix("ForQuestionAnswering").filter(|model| TRANSFORMERS.contains(model));
+        match name.strip_prefix("model.").filter(|_| model.is_some()) {
+            Some(rest) => format!("transformer.{rest}"),
+            None => name.to_owned(),
+        }
+    }
+
     /// Whether a tensor of this name belongs to the head of a class for a task.
     pub(crate) fn has(name: &str) -> bool {
         name.split('.').next().is_some_and(|first| HEADS.contains(&first)) && name.contains('.')
     }
 
-    /// Whether a class for a task leaves out the tensor called `name`, as part of another head.
-    pub(crate) fn leaves_out(name: &str) -> bool {
+    /// Whether the class leaves out the base's tensor `name`, as part of another head or as a pooler.
+    pub(crate) fn leaves_out(&self, name: &str) -> bool {
         let first = name.split('.').next().unwrap_or_default();
-        OF_OTHERS.contains(&first) || HEADS[..OF_ONE_TASK].contains(&first)
+        let model = self.name.strip_suffix(TASKS[0].suffix);
+        let has_pooler = model.is_some_and(|model| !WITHOUT_POOLER.contains(&model));
+        let is_pooler = name.split('.').take(2).any(|part| part == "pooler");
+        OF_OTHERS.contains(&first) || HEADS[..OF_ONE_TASK].contains(&first) || is_pooler && !has_pooler
     }
 
     /// Whether the tensor called `name` has a row for every label.
@@ -174,7 +219,14 @@ mod tests {
         assert!(described(json!({}), Some(2)).get("id2label").is_none());
         let own = json!({"id2label": {"0": "a", "1": "b", "2": "c"}});
         assert_eq!(described(own.clone(), Some(3))["id2label"], own["id2label"]);
-        assert!(TaskClass::leaves_out("lm_head.weight") && !TaskClass::leaves_out("model.norm.weight"));
+        let answers = TaskClass { name: "LlamaForQuestionAnswering".to_owned() };
+        assert_eq!(answers.own_name("model.norm.weight"), "transformer.norm.weight");
+        assert_eq!(class.own_name("model.norm.weight"), "model.norm.weight");
+        assert!(class.leaves_out("lm_head.weight") && !class.leaves_out("model.norm.weight"));
+        let named = |name: &str| TaskClass { name: name.to_owned() };
+        assert!(!named("BertForSequenceClassification").leaves_out("bert.pooler.dense.weight"));
+        assert!(named("BertForTokenClassification").leaves_out("pooler.dense.weight"));
+        assert!(named("RobertaForSequenceClassification").leaves_out("roberta.pooler.dense.weight"));
         assert!(TaskClass::counts_labels("classifier.out_proj.weight") && !TaskClass::counts_labels("score.bias"));
     }
 }

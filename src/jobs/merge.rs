@@ -13,7 +13,7 @@ use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
-use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
+use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora, PREFIX};
 use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
 use crate::arch::tasks::TaskClass;
@@ -33,7 +33,7 @@ use crate::merge::{
     BaseQuant, BaseQuantOptions, Merged, Truncation, card, config_card, rounding, with_adapters, with_quantized_base,
 };
 use crate::output::Output;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedTensor};
 
 /// Low-rank updates by the weights' names.
 type Updates = Vec<(String, LowRank)>;
@@ -259,6 +259,17 @@ fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidat
     names.zip(folders).map(|(name, path)| Candidate { name, path }).collect()
 }
 
+/// The module of the inner model in the class of an adapter, where `weights` are those of the inner model alone.
+fn inner_model(files: &AdapterFiles, weights: &Plan) -> Option<String> {
+    files.tensors().tensors.iter().find_map(|tensor| {
+        let (path, _) = tensor.name.strip_prefix(PREFIX)?.split_once(".lora_")?;
+        let (inner, module) = path.split_once('.')?;
+        let is_known = weights.tensors.iter().any(|tensor| tensor.name.starts_with(&format!("{inner}.")));
+        let is_inside = weights.get(&format!("{module}.weight")).is_some();
+        (is_inside && !is_known).then(|| inner.to_owned())
+    })
+}
+
 /// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
@@ -281,7 +292,7 @@ impl Job<'_> {
         let task = self.task(&folder, &adapters)?;
         let mut weights = folder.rounded().clone();
         if let Some(task) = &task {
-            weights = self.without_head(task, weights);
+            weights = self.without_head(task, weights, &adapters);
         }
         if let Some(quantized) = self.quantized_base(&folder, &weights)? {
             weights = quantized;
@@ -350,13 +361,19 @@ impl Job<'_> {
     }
 
     /// `weights` without the heads that a class for a task doesn't have.
-    fn without_head(&mut self, task: &TaskClass, weights: Plan) -> Plan {
+    fn without_head(&mut self, task: &TaskClass, weights: Plan, adapters: &[AdapterFiles]) -> Plan {
+        let inner = adapters.iter().find_map(|files| inner_model(files, &weights));
         let (left_out, kept): (Vec<_>, Vec<_>) =
-            weights.tensors.into_iter().partition(|tensor| TaskClass::leaves_out(&tensor.name));
+            weights.tensors.into_iter().partition(|tensor| task.leaves_out(&tensor.name));
         let names: Vec<&str> = left_out.iter().map(|tensor| tensor.name.as_str()).collect();
         let without = if names.is_empty() { String::new() } else { format!(", without {}", names.join(", ")) };
         self.notes.push(format!("the result is a {}, with the adapter's head{without}", task.name));
-        Plan { tensors: kept }
+        let name = |name: &str| match &inner {
+            Some(inner) => format!("{inner}.{name}"),
+            None => task.own_name(name),
+        };
+        let named = |tensor: PlannedTensor| PlannedTensor { name: name(&tensor.name), ..tensor };
+        Plan { tensors: kept.into_iter().map(named).collect() }
     }
 
     /// The weights of `folder` as they were while the adapters were trained, if bitsandbytes had them then.

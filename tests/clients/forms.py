@@ -160,6 +160,29 @@ def named(name):
     same(f"names: {name}", merged(f"names-{name}", base, folder), expected)
 
 
+EXPERTS = {
+    "granitemoe": (lambda: transformers.GraniteMoeConfig(**LLAMA, num_local_experts=4), ["experts.gate_up_proj", "experts.down_proj"]),
+    "phimoe": (lambda: transformers.PhimoeConfig(**LLAMA, num_local_experts=4), ["experts.down_proj"]),
+    "jetmoe": (lambda: transformers.JetMoeConfig(hidden_size=32, num_hidden_layers=2, num_key_value_heads=2, kv_channels=8, intermediate_size=24, vocab_size=160, num_local_experts=4),
+               ["mlp.input_linear.weight", "mlp.output_linear.weight"]),
+    "nemotron_h": (lambda: transformers.NemotronHConfig(
+        hidden_size=32, hybrid_override_pattern="M*E", num_hidden_layers=3, intermediate_size=64, vocab_size=160, num_attention_heads=4, head_dim=8, num_key_value_heads=2,
+        mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8, n_groups=2, chunk_size=8, n_routed_experts=4, moe_intermediate_size=24, moe_shared_expert_intermediate_size=24,
+        num_experts_per_tok=2, n_group=1, topk_group=1), ["experts.up_proj", "experts.down_proj"]),
+}
+
+
+def experts(name):
+    """LoRA of the parameters that hold the experts of a layer."""
+    config, targets = EXPERTS[name]
+    base = saved(f"experts-{name}", AutoModelForCausalLM.from_config(config()))
+    load = lambda: AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    _, folder = adapter(f"experts-{name}", load(), target_modules=["q_proj"] if name != "jetmoe" else [], target_parameters=targets)
+    expected = WORK / f"expected-experts-{name}"
+    peft.PeftModel.from_pretrained(load(), folder).merge_and_unload().save_pretrained(expected)
+    same(f"experts: {name}", merged(f"experts-{name}", base, folder), expected)
+
+
 # ---- other forms
 
 def inner(name, config):
@@ -209,18 +232,26 @@ if "heads" in PARTS:
     sequences, tokens, answers = transformers.AutoModelForSequenceClassification, transformers.AutoModelForTokenClassification, transformers.AutoModelForQuestionAnswering
     qwen = transformers.Qwen2Config(**SMALL | dict(num_key_value_heads=2), pad_token_id=0, tie_word_embeddings=True)
     gpt2 = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=160, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=160)
+    bert, roberta = transformers.BertConfig(**small), transformers.RobertaConfig(**small)
     for name, work in {
         "llama, 3 labels": lambda: head("llama", llama, sequences, causal, labels=3, task_type="SEQ_CLS", target_modules=["q_proj", "down_proj"]),
         "qwen2, 2 labels, tied": lambda: head("qwen2", qwen, sequences, causal, labels=2, task_type="SEQ_CLS", target_modules="all-linear"),
         "one label": lambda: head("reward", qwen, sequences, causal, labels=1, task_type="SEQ_CLS", target_modules=["v_proj"]),
         "llama, tokens": lambda: head("tokens", llama, tokens, causal, labels=5, task_type="TOKEN_CLS", target_modules=["v_proj"]),
         "llama, answers": lambda: head("answers", llama, answers, causal, task_type="QUESTION_ANS", target_modules=["v_proj"]),
+        "bert": lambda: head("bert", bert, sequences, transformers.AutoModel, labels=3, task_type="SEQ_CLS", target_modules=["query", "dense"]),
+        "bert, tokens": lambda: head("bert-tokens", bert, tokens, transformers.AutoModel, labels=3, task_type="TOKEN_CLS", target_modules=["query"]),
+        "bert, answers": lambda: head("bert-answers", bert, answers, transformers.AutoModelForMaskedLM, task_type="QUESTION_ANS", target_modules=["query"]),
+        "roberta": lambda: head("roberta", roberta, sequences, transformers.AutoModelForMaskedLM, labels=3, task_type="SEQ_CLS", target_modules=["query", "value"]),
         "gpt2": lambda: head("gpt2", gpt2, sequences, causal, labels=4, task_type="SEQ_CLS", target_modules=["c_attn"], fan_in_fan_out=True),
     }.items():
         guarded(name, work)
 if "names" in PARTS:
     for name in NAMES:
         guarded(f"names: {name}", lambda: named(name))
+    for name in EXPERTS:
+        guarded(f"experts: {name}", lambda: experts(name))
 if "other" in PARTS:
     guarded("inner olmo", lambda: inner("olmo", transformers.OlmoConfig(**LLAMA)))
     guarded("inner llama", lambda: inner("llama", transformers.LlamaConfig(**LLAMA)))
