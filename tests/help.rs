@@ -75,6 +75,8 @@ const OWN: [(&str, &[&str]); 19] = [
             "--keep-base",
             "--as",
             "--tokenizer",
+            "--tokenizer-source",
+            "--pad-to-multiple-of",
             "--json",
         ],
     ),

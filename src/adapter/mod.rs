@@ -6,8 +6,10 @@ mod experts;
 pub(crate) mod gguf;
 pub(crate) mod kohya;
 mod lora;
+pub(crate) mod new_tokens;
 mod open;
 pub mod peft;
+mod resized;
 mod tensors;
 mod updates;
 
@@ -19,6 +21,7 @@ pub(crate) use experts::{ExpertFactorNames, selected_parameters};
 pub use lora::Lora;
 pub use open::{AdapterFiles, open};
 pub use peft::patterns::Patterns;
+pub use resized::{Resized, resized};
 #[cfg(feature = "train")]
 pub(crate) use tensors::tensors_output;
 pub use tensors::{HostTensor, Tensors, save_tensors};

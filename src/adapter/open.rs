@@ -164,6 +164,16 @@ impl AdapterFiles {
         Ok(changes)
     }
 
+    /// What the adapter says about the rows of embeddings and head.
+    pub(super) fn token_rows(&self, base: &Base) -> Result<Vec<peft::TokenRows>> {
+        match &self.form {
+            AdapterForm::Peft(config) => {
+                peft::token_rows(&self.path.join(ADAPTER_CONFIG), config, &self.file, &self.tensors, base)
+            }
+            AdapterForm::Kohya | AdapterForm::Gguf(_) => Ok(Vec::new()),
+        }
+    }
+
     /// The changes that the adapter makes to `base`, for every token.
     ///
     /// # Errors

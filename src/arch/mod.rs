@@ -37,6 +37,7 @@ mod shaping;
 mod statement;
 pub(crate) mod steps;
 mod tensor_statement;
+pub(crate) mod vocabulary;
 pub(crate) mod wrapper;
 
 use std::borrow::Cow;

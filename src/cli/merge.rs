@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
-use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice};
+use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice, VocabularyChoice};
 use atombank::merge::Truncation;
 use atombank::output::Written;
 use clap::Args;
@@ -37,7 +37,7 @@ pub(crate) struct MergeArgs {
     #[arg(required_unless_present = "config", value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
     others: Vec<Weighted>,
     /// Merge models as a configuration of mergekit says, in YAML; in place of BASE, ADAPTERs and --method
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "others", "key", "keep_base", "content", "tokenizer"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "others", "key", "keep_base", "content", "tokenizer", "tokenizer_source", "pad_to_multiple_of"])]
     config: Option<PathBuf>,
     /// The part of a PyTorch file that is the base, such as state_dict
     #[arg(long, value_name = "NAME")]
@@ -55,6 +55,13 @@ pub(crate) struct MergeArgs {
     /// adapter if its tokenizer differs from the base's and fits the model, otherwise base]
     #[arg(long, value_name = "base|adapter|FOLDER", value_parser = parse_tokenizer)]
     tokenizer: Option<TokenizerChoice>,
+    /// With --method for models: match the rows of embeddings and output head by token, and give the result the
+    /// tokenizer of BASE (base), that with the other models' tokens too (union), or a model's
+    #[arg(long, value_name = "base|union|MODEL", value_parser = parse_source)]
+    tokenizer_source: Option<VocabularyChoice>,
+    /// Make the number of rows of the embeddings a multiple of N; the added rows are the mean of the others
+    #[arg(long, value_name = "N")]
+    pad_to_multiple_of: Option<usize>,
     /// Print JSON: what was written and the error of truncating to a rank, or, with --dry-run, what would be written
     #[arg(long)]
     json: bool,
@@ -104,6 +111,26 @@ fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
     })
 }
 
+fn parse_source(text: &str) -> Result<VocabularyChoice, String> {
+    Ok(match text {
+        "base" => VocabularyChoice::Base,
+        "union" => VocabularyChoice::Union,
+        model => VocabularyChoice::Folder(model.into()),
+    })
+}
+
+/// The source with the path of the input of that name, where it is one of the models.
+fn of_input(source: &VocabularyChoice, args: &MergeArgs, found: &[Found]) -> VocabularyChoice {
+    let names = args.base.iter().chain(args.others.iter().map(|other| &other.name));
+    let named = |folder: &Path| names.zip(found).find(|(name, _)| Path::new(name) == folder).map(|(_, found)| found);
+    match source {
+        VocabularyChoice::Folder(folder) => {
+            VocabularyChoice::Folder(named(folder).map_or_else(|| folder.clone(), |found| found.path.clone()))
+        }
+        other => other.clone(),
+    }
+}
+
 fn run(args: &MergeArgs, common: &Common) -> Result<()> {
     let output = args.alone.applied_to(args.output.settings());
     if let Some(file) = &args.config {
@@ -132,6 +159,8 @@ fn run(args: &MergeArgs, common: &Common) -> Result<()> {
             keep_base: args.keep_base,
             others_as: args.content,
             tokenizer: args.tokenizer.clone().unwrap_or_default(),
+            tokenizer_source: args.tokenizer_source.as_ref().map(|source| of_input(source, args, found)),
+            pad_to_multiple_of: args.pad_to_multiple_of,
         };
         let (bar, watch) = progress::steps(common.quiet);
         let made = jobs::merge(&settings, &watch);

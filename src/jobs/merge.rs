@@ -9,10 +9,12 @@ use super::into;
 use super::method::Combined as Kinds;
 use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
+use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
-use crate::adapter::AdapterFiles;
 use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
+use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
+use crate::arch::vocabulary::put_vocab_size;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
 use crate::dtype::DType;
@@ -78,6 +80,12 @@ pub struct MergeSettings {
     /// Which tokenizer and chat template the result gets.
     #[serde(default)]
     pub tokenizer: TokenizerChoice,
+    /// How the vocabulary of several models is made one. Without it, they have to have the same number of rows.
+    #[serde(default)]
+    pub tokenizer_source: Option<VocabularyChoice>,
+    /// The number of rows of the embeddings is made a multiple of this. The added rows are the mean of the others.
+    #[serde(default)]
+    pub pad_to_multiple_of: Option<usize>,
 }
 
 impl MergeSettings {
@@ -100,6 +108,8 @@ impl MergeSettings {
             keep_base: false,
             others_as: None,
             tokenizer: TokenizerChoice::Auto,
+            tokenizer_source: None,
+            pad_to_multiple_of: None,
         }
     }
 }
@@ -234,21 +244,33 @@ impl Job<'_> {
 
     /// Merges adapters into the weights of a folder.
     fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
-        let base = Base::of(&folder);
+        let adapters = self.found()?;
+        let mut weights = folder.rounded().clone();
+        if let Some(resized) = resized(&Base::of(&folder), &weights, &adapters)? {
+            if self.output().kind() == OutputKind::Lora {
+                let finding = setting("to").expected("a model: the adapters have rows that the base lacks, or fewer");
+                return Err(finding.found("a LoRA, which has no rows").setting());
+            }
+            weights = resized.weights;
+            put_vocab_size(&mut folder.config_json, resized.rows);
+            self.notes.push(resized.note);
+        }
+        let base = Base::new(folder.path(), &folder.config_json, &weights);
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
             None => true,
             Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
         };
         let base = if keeps_types { base } else { base.retyped() };
         if self.output().kind() == OutputKind::Lora {
-            return self.one_lora(&base);
+            return self.one_lora(&base, &adapters);
         }
-        let (merged, truncations) = self.merged(&base, folder.rounded())?;
-        let embeddings = base.embeddings().and_then(|tensor| merged.plan.get(&tensor.name));
-        let rows = embeddings.and_then(|tensor| tensor.shape.first().copied());
+        let (mut merged, truncations) = self.merged(&base, &weights, &adapters)?;
+        let embeddings = base.embeddings().map(|tensor| tensor.name.clone());
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
+        vocabulary::pad(self.settings, &mut folder.config_json, &mut merged.plan, embeddings.as_deref())?;
+        let rows = embeddings.and_then(|name| merged.plan.get(&name)).and_then(|tensor| tensor.shape.first().copied());
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
@@ -267,8 +289,9 @@ impl Job<'_> {
             let finding = setting("tokenizer").expected("a model's folder as base");
             return Err(finding.found("tensors alone").setting());
         }
+        let adapters = self.found()?;
         match self.output().kind() {
-            OutputKind::Lora => return self.one_lora(&base),
+            OutputKind::Lora => return self.one_lora(&base, &adapters),
             OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => {}
             OutputKind::Hf | OutputKind::Gguf => {
                 let finding = Finding::new(&settings.base, "config.json").expected("the config of a model's folder");
@@ -276,7 +299,7 @@ impl Job<'_> {
                 return Err(finding.found("tensors alone").hint(hint).mismatch());
             }
         }
-        let (Merged { plan, changed, .. }, truncations) = self.merged(&base, weights)?;
+        let (Merged { plan, changed, .. }, truncations) = self.merged(&base, weights, &adapters)?;
         let (is_pytorch, output) = (FileKind::of(&settings.base)? == Some(FileKind::Pytorch), &settings.output);
         let into_base = is_pytorch && output.kind() == OutputKind::Pytorch && output.is_file();
         let into_base = into_base && output.r#type.is_none() && !output.expand_shared;
@@ -317,10 +340,12 @@ impl Job<'_> {
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported());
         };
         let base = Base::new(model.path(), &config, &restored.plan).retyped();
+        let adapters = self.found()?;
+        vocabulary::check_of_gguf(self.settings, &base, &restored.plan, &adapters)?;
         if self.output().kind() == OutputKind::Lora {
-            return self.one_lora(&base);
+            return self.one_lora(&base, &adapters);
         }
-        let (merged, truncations) = self.merged(&base, &restored.plan)?;
+        let (merged, truncations) = self.merged(&base, &restored.plan, &adapters)?;
         tokenizer::check_of_gguf(
             &self.settings.tokenizer,
             &candidates(&self.settings.others, &self.folders),
@@ -366,17 +391,27 @@ impl Job<'_> {
         output
     }
 
+    /// The adapters' files.
+    fn found(&mut self) -> Result<Vec<AdapterFiles>> {
+        let found: Vec<AdapterFiles> =
+            self.settings.others.iter().map(|other| AdapterFiles::find(&other.path)).collect::<Result<_>>()?;
+        self.folders = found.iter().map(|files| files.path().to_owned()).collect();
+        Ok(found)
+    }
+
     /// The changes of every adapter.
-    fn adapters(&mut self, base: &Base) -> Result<Vec<Changes>> {
+    fn changes(&mut self, base: &Base, adapters: &[AdapterFiles]) -> Result<Vec<Changes>> {
         // Methods combine only low-rank updates, so copies of the base's embeddings are dropped.
         let combined = self.settings.combine.method.is_some() || self.output().kind() == OutputKind::Lora;
         let mut all = Vec::new();
-        for other in &self.settings.others {
-            let files = AdapterFiles::find(&other.path)?;
+        for (other, files) in self.settings.others.iter().zip(adapters) {
             let changes = files.merged_changes(base)?;
             self.notes.extend(changes.notes.iter().cloned());
-            self.notes.extend(tokenizer::unread_weights(&name_of(other.id.as_deref(), &other.path), files.path()));
-            self.folders.push(files.path().to_owned());
+            self.notes.extend(tokenizer::unread_weights(
+                &name_of(other.id.as_deref(), &other.path),
+                files.path(),
+                base,
+            ));
             all.push(if combined { changes.without_copies(base)? } else { changes });
         }
         Ok(all)
@@ -400,13 +435,13 @@ impl Job<'_> {
     }
 
     /// Merges all adapters into `weights`, which are those of `base`.
-    fn merged(&mut self, base: &Base, weights: &Plan) -> Result<(Merged, Vec<Truncation>)> {
+    fn merged(&mut self, base: &Base, weights: &Plan, adapters: &[AdapterFiles]) -> Result<(Merged, Vec<Truncation>)> {
         let combine = &self.settings.combine;
         if combine.method.is_none() {
             combine.check(Kinds::Loras, None)?;
         }
         let mut truncations = Vec::new();
-        let mut adapters = self.adapters(base)?;
+        let mut adapters = self.changes(base, adapters)?;
         let mut shares = combine.options(self.shares())?.weights;
         if let Some(name) = &combine.method {
             let keeps_tie = adapters.iter().all(|changes| changes.keeps_tie);
@@ -426,11 +461,11 @@ impl Job<'_> {
     }
 
     /// Combines all adapters into one LoRA, in a separate folder.
-    fn one_lora(&mut self, base: &Base) -> Result<(Output, Vec<Truncation>)> {
+    fn one_lora(&mut self, base: &Base, adapters: &[AdapterFiles]) -> Result<(Output, Vec<Truncation>)> {
         if !matches!(self.settings.tokenizer, TokenizerChoice::Auto | TokenizerChoice::Base) {
             return Err(setting("tokenizer").expected("none, for a LoRA").found("one").setting());
         }
-        let adapters = self.adapters(base)?;
+        let adapters = self.changes(base, adapters)?;
         let method = match (&self.settings.combine.method, self.settings.combine.rank) {
             (Some(name), _) => name.parse()?,
             (None, Some(_)) => LoraMethod::Svd,
@@ -496,17 +531,20 @@ impl Job<'_> {
             Naming::of(&model.config_json).spelled_as(&mut weights, folder.rounded(), naming);
             weights
         };
-        let weights: Vec<Plan> = models.iter().map(spelled).collect();
-        let weights: Vec<&Plan> = weights.iter().collect();
+        let mut weights: Vec<Plan> = [folder.rounded().clone()].into_iter().chain(models.iter().map(spelled)).collect();
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }
+        let tokenizer = vocabulary::aligned(self.settings, &mut folder, &models, &mut weights, &mut self.notes)?;
         let options = combine.options(self.shares())?;
-        let combined = combine_models(Some(folder.rounded()), &weights, method, &options)?;
+        let others: Vec<&Plan> = weights[1..].iter().collect();
+        let combined = combine_models(Some(&weights[0]), &others, method, &options)?;
         self.notes.extend(of_one_model(self.settings, method, &options));
         let (plan, _) = self.measured(combined)?;
-        let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
-        self.choose_tokenizer(&mut folder, rows)?;
+        if tokenizer.is_none() {
+            let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
+            self.choose_tokenizer(&mut folder, rows)?;
+        }
         // The list of truncations stays empty: only a LoRA reports the errors of truncating to a rank.
         let output = self.output().model(&folder, &plan)?;
         Ok((self.with_card(output), Vec::new()))

@@ -7,16 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::settings::{left_out, setting};
-use super::tokenizer::same_tokenizer;
 use super::{OutputKind, OutputSettings, Step, Watch, chat_template};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::Base;
-use crate::checkpoint::{Checkpoint, has_tokenizer};
+use crate::checkpoint::Checkpoint;
 use crate::convert::{Input, Opening, from_gguf};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::merge::combine::{Combined, Weights};
-use crate::merge::config::{MergeConfig, MergedModel, ModelName, SourceModel, TokenizerConfig, TokenizerSource};
+use crate::merge::config::{
+    MergeConfig, MergedModel, ModelName, SourceModel, TokenConfig, TokenRow, TokenizerConfig, TokenizerSource,
+};
+use crate::merge::vocabulary::{self, TokenName, TokenSettings, Vocabulary, VocabularySettings, folder_of};
 use crate::merge::{config_card, with_adapters};
 use crate::output::Output;
 use crate::plan::{Expr, Plan};
@@ -76,20 +78,29 @@ pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Outp
     let config = MergeConfig::read(&settings.config)?;
     let opened: Vec<Opened> = config.models().into_iter().map(|name| settings.open(name)).collect::<Result<_>>()?;
     let folders: Vec<PathBuf> = opened.iter().map(|model| model.source.path.clone()).collect();
+    let vocabulary = match config.tokenizer() {
+        Some(tokenizer) => Some(settings.vocabulary(&config, tokenizer, &opened)?),
+        None => None,
+    };
     let (mut sources, mut files, mut notes) = (Vec::new(), None, Vec::new());
     for model in opened {
         files.get_or_insert(model.files);
         notes.extend(model.notes);
         sources.push(model.source);
     }
-    if let Some(tokenizer) = config.tokenizer() {
-        settings.check_tokenizer(&config, tokenizer, &sources)?;
-    }
+    notes.extend(vocabulary.iter().flat_map(|vocabulary| vocabulary.notes().to_vec()));
     let seed = settings.seed.or(config.random_seed()).unwrap_or_default();
-    let MergedModel { combined, config: model_config, notes: found } = config.combine(&sources, seed)?;
+    let MergedModel { combined, config: model_config, notes: found } =
+        config.combine(&sources, vocabulary.as_ref(), seed)?;
     notes.extend(found);
     let plan = settings.measured(combined, watch)?;
-    let mut output = settings.output(files.unwrap_or(Files::None), &sources[0], model_config, plan)?;
+    // The tokenizer's folder has to outlive the making of the output.
+    let tokenizer = vocabulary.map(|vocabulary| folder_of(vocabulary.files())).transpose()?;
+    let mut files = files.unwrap_or(Files::None);
+    if let (Files::Folder(folder), Some(tokenizer)) = (&mut files, &tokenizer) {
+        folder.take_tokenizer_of(tokenizer.path().to_owned())?;
+    }
+    let mut output = settings.output(files, &sources[0], model_config, plan)?;
     if let Some(choice) = config.chat_template() {
         match chat_template::template(&settings.config, choice, &folders)? {
             Some(template) => chat_template::put(&mut output, &template)?,
@@ -150,26 +161,50 @@ impl MergeConfigSettings {
         Ok(Opened { source, files, notes })
     }
 
-    /// Refuses vocabularies that would have to be made.
-    fn check_tokenizer(
-        &self,
-        config: &MergeConfig,
-        tokenizer: &TokenizerConfig,
-        sources: &[SourceModel],
-    ) -> Result<()> {
-        let is_plain = tokenizer.tokens.is_empty() && tokenizer.pad_to_multiple_of.is_none();
-        let with: Vec<&SourceModel> = sources.iter().filter(|source| has_tokenizer(&source.path)).collect();
-        let same = with.windows(2).all(|pair| same_tokenizer(&pair[0].path, &pair[1].path));
-        if is_plain && same {
-            return Ok(());
+    /// The vocabulary that the configuration asks for.
+    fn vocabulary(&self, config: &MergeConfig, tokenizer: &TokenizerConfig, opened: &[Opened]) -> Result<Vocabulary> {
+        let finding = |what: &str| Finding::new(config.file(), what.to_owned());
+        let mut folders = Vec::new();
+        for model in opened {
+            let Files::Folder(folder) = &model.files else {
+                let expected = "folders of models, whose vocabularies can be compared";
+                let finding = finding("tokenizer").expected(expected).found(model.source.path.display());
+                return Err(finding.unsupported());
+            };
+            folders.push(&**folder);
         }
-        let finding = Finding::new(config.file(), "tokenizer");
-        let found = if is_plain { "models of different tokenizers" } else { "tokens or a padding" };
-        let expected = match tokenizer.source {
-            TokenizerSource::Union => "the tokenizer of one model for all",
-            TokenizerSource::Base | TokenizerSource::Model(_) => "models with one tokenizer",
+        let place = |name: &ModelName| {
+            let found = opened.iter().position(|model| model.source.name == *name);
+            found.ok_or_else(|| finding("tokenizer").expected("models that are merged").found(name).mismatch())
         };
-        Err(finding.expected(expected).found(found).unsupported())
+        let source = match &tokenizer.source {
+            TokenizerSource::Union => vocabulary::TokenizerSource::Union,
+            TokenizerSource::Base => vocabulary::TokenizerSource::Base,
+            TokenizerSource::Model(name) => vocabulary::TokenizerSource::Folder(self.place(name.model())),
+        };
+        let row = |row: &TokenRow| -> Result<vocabulary::TokenRow> {
+            Ok(match row {
+                TokenRow::Zero => vocabulary::TokenRow::Zero,
+                TokenRow::Of(name) => vocabulary::TokenRow::Model(place(name)?),
+                TokenRow::OfToken(name, text) => {
+                    vocabulary::TokenRow::Token { model: place(name)?, token: TokenName::Text(text.clone()) }
+                }
+                TokenRow::OfRow(name, id) => {
+                    vocabulary::TokenRow::Token { model: place(name)?, token: TokenName::Id(*id) }
+                }
+            })
+        };
+        let token = |(text, token): &(String, TokenConfig)| {
+            let row = token.source.as_ref().map(row).transpose()?;
+            Ok((text.clone(), TokenSettings { row, force: token.force }))
+        };
+        let settings = VocabularySettings {
+            source,
+            tokens: tokenizer.tokens.iter().map(token).collect::<Result<_>>()?,
+            pad_to_multiple_of: tokenizer.pad_to_multiple_of,
+        };
+        let base = config.base_model().map(|_| 0);
+        Vocabulary::new(&folders, base, &settings).map_err(|error| config.in_file(error))
     }
 
     /// Computes the numbers that the combination needs from whole tensors.

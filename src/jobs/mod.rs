@@ -24,6 +24,7 @@ mod settings;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
+mod vocabulary;
 
 #[cfg(feature = "train")]
 pub use bake::{
@@ -49,6 +50,7 @@ pub use settings::{OutputKind, OutputSettings, nearly_known_ending};
 pub use tokenizer::TokenizerChoice;
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
+pub use vocabulary::VocabularyChoice;
 
 /// The progress of a job's computations before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

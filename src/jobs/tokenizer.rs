@@ -10,15 +10,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::settings::setting;
+use crate::adapter::new_tokens::FILES as NEW_TOKENS;
+use crate::adapter::peft::Base;
 use crate::checkpoint::{has_tokenizer, tokenizer_files};
 use crate::error::{Error, Finding, Result};
 use crate::json::read_json_object;
 use crate::tokenizer::rows_needed;
 
 /// The names of other weights that some trainers save in the adapter's folder: scripts of DeepSpeed and LLaVA,
-/// LongLoRA, vLLM's extra embeddings.
-const WEIGHTS: &[&str] =
-    &["new_embeddings.bin", "new_embeddings.safetensors", "non_lora_trainables.bin", "trainable_params.bin"];
+/// LongLoRA.
+const WEIGHTS: &[&str] = &["non_lora_trainables.bin", "trainable_params.bin"];
 
 /// Fields that don't change a tokenizer's behavior.
 const INERT: &[&str] = &[
@@ -143,8 +144,11 @@ pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], no
 }
 
 /// Returns a note with the names of the weights in the adapter's folder that aren't merged.
-pub(super) fn unread_weights(adapter: &str, folder: &Path) -> Option<String> {
-    let names: Vec<&str> = WEIGHTS.iter().copied().filter(|name| folder.join(name).is_file()).collect();
+pub(super) fn unread_weights(adapter: &str, folder: &Path, base: &Base) -> Option<String> {
+    // Rows of added tokens belong to a model: tensors alone have no vocabulary.
+    let of_tokens = NEW_TOKENS.iter().filter(|_| base.is_tensors_alone());
+    let names = WEIGHTS.iter().chain(of_tokens).copied();
+    let names: Vec<&str> = names.filter(|name| folder.join(name).is_file()).collect();
     let what = "weights beside the adapter, which are not merged";
     (!names.is_empty()).then(|| format!("{adapter}: {what}: {}", names.join(", ")))
 }
@@ -165,11 +169,6 @@ fn fitting(folder: &Path, rows: Option<usize>) -> Result<Option<PathBuf>> {
 fn misfit(folder: &Path, rows: Option<usize>) -> Result<Option<String>> {
     let needed = rows_needed(folder)?;
     Ok(rows.filter(|rows| *rows < needed).map(|rows| format!("{needed} tokens for an embedding of {rows} rows")))
-}
-
-/// Whether two folders have the same tokenizer.
-pub(super) fn same_tokenizer(one: &Path, other: &Path) -> bool {
-    differing(one, other).is_empty() && differing(other, one).is_empty()
 }
 
 /// Returns the tokenizer files of `folder` that `other` lacks or that have other content there.

@@ -1,5 +1,5 @@
 //! Merging, as plans: merges adapters into their base, and combines several adapters or models into
-//! one.
+//! one; gives models of several vocabularies one.
 
 mod adapters;
 mod card;
@@ -12,6 +12,7 @@ mod rounding;
 #[cfg(feature = "train")]
 pub mod search;
 mod truncation;
+pub mod vocabulary;
 
 pub use adapters::{Merged, with_adapters};
 pub use card::{card, config_card};

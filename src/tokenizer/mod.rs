@@ -4,8 +4,9 @@
 //! for the same concept (`bpe`, `sentencepiece`, `special` ...). They share what a token is for
 //! (`token`), llama.cpp's pre-tokenizers (`pre`), SentencePiece's files (`sentencepiece`), the names
 //! of special tokens (`special`), the keys of GGUF (`keys`) and the record of a conversion
-//! (`record`).
+//! (`record`). `edited` is a folder's tokenizer with tokens added or left out.
 
+mod edited;
 mod from_hf;
 mod keys;
 #[cfg(feature = "convert")]
@@ -19,9 +20,10 @@ pub(crate) mod templates;
 mod to_hf;
 mod token;
 
-pub(crate) use from_hf::Tokens;
+pub(crate) use edited::{EditedTokenizer, ids_differ};
 #[cfg(feature = "train")]
 pub(crate) use from_hf::chat_templates;
+pub(crate) use from_hf::{ListedToken, Tokens};
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 pub use sentencepiece::{OtherFields, Piece, SentencePieceModel};
 pub(crate) use to_hf::to_hf;

@@ -228,6 +228,17 @@ impl<'a> Base<'a> {
         self.tied_head.as_ref()
     }
 
+    /// The output head's weight; where it is tied to the embeddings, as a separate tensor.
+    pub(crate) fn head(&self) -> Option<&PlannedTensor> {
+        let named = |tensor: &&PlannedTensor| self.naming.gguf_name(&tensor.name).as_deref() == Some("output.weight");
+        self.tensor(HEAD).or_else(|| self.weights.tensors.iter().find(named))
+    }
+
+    /// `of`, a tensor of an adapter, as PEFT loads it into a tensor of type `dtype`.
+    pub(in crate::adapter) fn loaded(&self, of: Expr, dtype: DType) -> Expr {
+        if of.raw_dtype() == Some(dtype) { of } else { self.rounded(of, dtype) }
+    }
+
     /// The tensor that PEFT calls `name`.
     pub(crate) fn tensor(&self, name: &str) -> Option<&PlannedTensor> {
         if name == HEAD && self.tied_head.is_some() {

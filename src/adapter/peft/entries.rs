@@ -43,6 +43,11 @@ impl Entries {
         }
     }
 
+    /// The untaken tensor called `name`.
+    pub(super) fn get(&self, name: &str) -> Option<&PlannedTensor> {
+        self.left.get(name)
+    }
+
     /// The shape of the untaken tensor called `name`.
     pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
         Some(self.left.get(name)?.shape.as_slice())

@@ -25,6 +25,7 @@ mod rows;
 mod save;
 mod saved;
 mod targets;
+mod token_rows;
 mod tokens;
 mod tucker;
 mod vblora;
@@ -42,6 +43,7 @@ pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use rows::{ScaleColumns, ScaleRows};
 pub use save::NewLora;
+pub(super) use token_rows::{Held, TokenRows, bias_of, token_rows};
 pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;
 
@@ -193,7 +195,9 @@ pub(super) fn changes(
         "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),
         _ => Vec::new(),
     };
+    saved::drop_untrained(&mut entries);
     let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
+    let tied = saved::drop_equal_head(&mut entries, base)? || tied;
     let mut changes = saved::replaced(&mut fields, &mut entries, base, tied)?;
     let mut alpha = None;
     changes.extend(match kind.as_str() {

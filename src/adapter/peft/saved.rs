@@ -16,8 +16,17 @@ use crate::source::show_shape;
 /// PEFT's suffix of a module whose copy LN tuning trains.
 const TUNED: &str = ".ln_tuning_layers";
 
-/// The path of a module within its wrapper in PEFT.
-const WRAPPED: &str = ".base_layer";
+/// Paths of a module within its wrappers in PEFT: the module that an adapter acts on, the one whose rows are trained, and
+/// a trained copy, which files of some versions have under its own name only.
+const WRAPPED: [&str; 3] = [".token_adapter.base_layer.", ".base_layer.", ".modules_to_save."];
+
+/// The path of a module that has a trained copy.
+const ORIGINAL: &str = ".original_module.";
+
+/// The name in the base of the tensor that PEFT calls `name` in one of its wrappers.
+fn unwrapped(name: &str) -> String {
+    WRAPPED.iter().fold(name.to_owned(), |name, wrapper| name.replace(wrapper, "."))
+}
 
 /// The changes that replace whole tensors. They come first, because PEFT loads such tensors before it merges. `tied`:
 /// whether [`drop_tied`] has removed the adapter's tensors of the head, so that a missing head is no error.
@@ -36,14 +45,15 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
     let mut changes = Vec::new();
     let names: Vec<String> = entries.names().map(str::to_owned).collect();
     for name in names {
-        let in_base = name.replace(&format!("{WRAPPED}."), ".");
+        let in_base = unwrapped(&name);
         let mut is_saved = false;
         for (module, found) in modules.iter().zip(&mut found) {
             let here = saves(module, &name);
             *found |= here;
             is_saved |= here;
         }
-        let whole_embedding = name.ends_with(&format!("{WRAPPED}.weight"));
+        // With `save_embedding_layers`, PEFT saves embeddings and head whole, whatever the adapter acts on.
+        let whole_embedding = name.ends_with(".base_layer.weight") || is_by_token(base, &name);
         let bias = biases && name.ends_with(".bias") && !name.contains(".lora_");
         if !is_saved && !whole_embedding && !bias {
             continue;
@@ -68,6 +78,52 @@ pub(super) fn replaced(fields: &mut Fields, entries: &mut Entries, base: &Base, 
             .hint("the adapter is incomplete")
             .mismatch()),
     }
+}
+
+/// Whether `name` is the base's own name of its embeddings, or of a tensor of its output head.
+fn is_by_token(base: &Base, name: &str) -> bool {
+    let is = |of: Option<&PlannedTensor>, named: &str| of.is_some_and(|of| base.own_name(&of.name) == named);
+    let weight = name.strip_suffix("bias").map_or_else(|| name.to_owned(), |module| format!("{module}weight"));
+    is(base.embeddings(), name) || is(base.head(), &weight)
+}
+
+/// Drops what PEFT doesn't train and saves with `save_embedding_layers`, together with a trained copy of the same
+/// module: the copy under its name in the wrapper, where it is there under its own name, and the module itself.
+pub(super) fn drop_untrained(entries: &mut Entries) {
+    let own = |name: &str| {
+        let copy = WRAPPED[2];
+        [ORIGINAL, copy].into_iter().find(|part| name.contains(part)).map(|part| (name.replace(part, "."), part))
+    };
+    let is_copy = |name: &&str| {
+        let Some((own, part)) = own(name) else { return false };
+        entries.get(&own).is_some() || part == ORIGINAL && entries.get(&name.replace(part, WRAPPED[2])).is_some()
+    };
+    let copies: Vec<String> = entries.names().filter(is_copy).map(str::to_owned).collect();
+    copies.iter().for_each(|name| drop(entries.take(name)));
+}
+
+/// Drops the whole weight of a tied output head where the adapter has the same whole embeddings, and no update of one of
+/// them alone: PEFT saves the one tensor under both names. Returns whether it has.
+pub(super) fn drop_equal_head(entries: &mut Entries, base: &Base) -> Result<bool> {
+    let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return Ok(false) };
+    let own = base.own_name(&embeddings.name);
+    let module = |weight: &str| weight.strip_suffix("weight").unwrap_or(weight).to_owned();
+    let of = |weight: &str| {
+        let module = module(weight);
+        let all = entries.names().filter(|name| name.starts_with(&module)).map(str::to_owned).collect::<Vec<_>>();
+        let (whole, others): (Vec<String>, Vec<String>) = all.into_iter().partition(|name| unwrapped(name) == weight);
+        let is_alone = others.iter().all(|name| name.ends_with(".trainable_tokens_delta"));
+        whole.into_iter().next().filter(|_| is_alone)
+    };
+    let Some((of_head, of_embeddings)) = of(&head.name).zip(of(&own)) else { return Ok(false) };
+    let same = match (entries.get(&of_head), entries.get(&of_embeddings)) {
+        (Some(one), Some(other)) => one.same_values(other)?,
+        _ => false,
+    };
+    if same {
+        entries.take(&of_head);
+    }
+    Ok(same)
 }
 
 /// Whether the tensor called `name` belongs to a module whose path ends in the characters of `module`. Like PEFT, this

@@ -7,7 +7,7 @@ use anyhow::Result;
 use atombank::checkpoint::hub::{Need, is_hub_name};
 use atombank::error::Finding;
 use atombank::jobs::{self, CombineSettings, MergeConfigSettings, OutputSettings};
-use atombank::merge::config::MergeConfig;
+use atombank::merge::config::{MergeConfig, TokenizerSource};
 
 use super::MergeArgs;
 use crate::cli::input::{Found, Input, Made, with_inputs};
@@ -53,6 +53,9 @@ fn names(config: &MergeConfig) -> BTreeMap<String, (String, Need)> {
         if let (Some(adapter), Some((path, _))) = (model.adapter(), &model.lora) {
             names.insert(adapter.clone(), (on_the_hub(adapter, path), Need::Everything));
         }
+    }
+    if let Some(TokenizerSource::Model(model)) = config.tokenizer().map(|tokenizer| &tokenizer.source) {
+        names.entry(model.model()).or_insert_with(|| (on_the_hub(model.model(), &model.path), Need::Model));
     }
     names
 }

@@ -13,6 +13,7 @@ use crate::arch::{Naming, Role};
 use crate::checkpoint::TEXT_CONFIGS;
 use crate::error::{Finding, Result};
 use crate::merge::combine::{Combined, combine_groups};
+use crate::merge::vocabulary::Vocabulary;
 use crate::plan::{Plan, PlannedTensor};
 
 /// A model that is merged.
@@ -76,14 +77,20 @@ impl<'a> Opened<'a> {
 
 impl MergeConfig {
     /// Makes the plan of the merged model. `models` are those of [`MergeConfig::models`], in that order; the first gives
-    /// its config.json. `seed` is for methods that draw random numbers.
+    /// its config.json. `vocabulary` is that of the result, if one is made of theirs. `seed` is for methods that draw
+    /// random numbers.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for models that don't fit the configuration or each other.
-    pub fn combine(&self, models: &[SourceModel], seed: u64) -> Result<MergedModel> {
+    pub fn combine(&self, models: &[SourceModel], vocabulary: Option<&Vocabulary>, seed: u64) -> Result<MergedModel> {
         let (first, others) = models.split_first().ok_or_else(|| self.finding("models").found("none").mismatch())?;
         self.same_class(first, others)?;
-        let opened: Vec<Opened> = models.iter().map(|model| Opened::new(model, first)).collect();
+        let mut opened: Vec<Opened> = models.iter().map(|model| Opened::new(model, first)).collect();
+        if let Some(vocabulary) = vocabulary {
+            let mut weights: Vec<Plan> = opened.iter_mut().map(|model| std::mem::take(&mut model.weights)).collect();
+            vocabulary.align(&first.config, &mut weights).map_err(|error| self.in_file(error))?;
+            opened.iter_mut().zip(weights).for_each(|(model, weights)| model.weights = weights);
+        }
         let modules = Modules::of(&first.config, &first.weights);
         let names: Vec<&ModelName> = models.iter().map(|model| &model.name).collect();
         let layers = |module, model: usize| modules.layers(module, &models[model].config, &opened[model].weights);
@@ -94,6 +101,7 @@ impl MergeConfig {
         let Builder { groups, taken, mut notes, heads, .. } = builder;
         notes.extend(self.unused_parameters());
         let mut config = first.config.clone();
+        vocabulary.iter().for_each(|vocabulary| vocabulary.put_size(&mut config));
         let configs: Vec<&Config> = models.iter().map(|model| &model.config).collect();
         for module in sliced.iter().filter(|module| module.is_sliced) {
             model_config::set_layers(&mut config, &configs, &modules, module, &mut notes);

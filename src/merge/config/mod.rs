@@ -266,7 +266,7 @@ impl MergeConfig {
     }
 
     /// The error with the configuration as its file, where it is about a setting.
-    fn in_file(&self, error: Error) -> Error {
+    pub(crate) fn in_file(&self, error: Error) -> Error {
         match error {
             Error::Setting(finding) => Finding { file: self.file.clone(), ..*finding }.mismatch(),
             other => other,

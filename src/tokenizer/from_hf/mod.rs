@@ -15,6 +15,7 @@ mod files;
 #[cfg(feature = "convert")]
 mod hash;
 mod kinds;
+mod listing;
 mod lookup;
 mod mistral;
 mod pre;
@@ -35,6 +36,7 @@ use special::{SpecialTokens, USUAL};
 use vocabulary::Token;
 
 pub(crate) use kinds::Vocab;
+pub(crate) use listing::{ListedToken, Listing};
 pub(crate) use lookup::Tokens;
 pub(crate) use rows::rows_needed;
 #[cfg(feature = "train")]
