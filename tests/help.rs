@@ -77,7 +77,24 @@ const OWN: [(&str, &[&str]); 17] = [
             "--json",
         ],
     ),
-    ("extract", &["--key-a", "--key-b", "--strip-prefix", "--rank", "--energy", "--seed", "--json"]),
+    (
+        "extract",
+        &[
+            "--key-a",
+            "--key-b",
+            "--strip-prefix",
+            "--rank",
+            "--energy",
+            "--sv-epsilon",
+            "--include-regex",
+            "--exclude-regex",
+            "--save-module",
+            "--embed-lora",
+            "--skip-undecomposable",
+            "--seed",
+            "--json",
+        ],
+    ),
     ("families", &["--json"]),
     ("route", &["--instruction", "--prompt", "--data", "--prompts", "--routing", "--device", "--json"]),
     (
@@ -184,7 +201,7 @@ const QUANTIZATION: [&str; 11] = [
     "--prune-layers",
 ];
 
-const COMBINING: [&str; 19] = [
+const COMBINING: [&str; 23] = [
     "--method",
     "--density",
     "--weights",
@@ -203,6 +220,10 @@ const COMBINING: [&str; 19] = [
     "--nuslerp-updates",
     "--nuslerp-flatten",
     "--nuslerp-row-wise",
+    "--multislerp-updates",
+    "--r",
+    "--alpha",
+    "--scale",
     "--majority-sign",
 ];
 

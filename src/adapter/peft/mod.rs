@@ -38,10 +38,11 @@ pub(super) use base::Weight;
 pub(crate) use change::stack_delta;
 pub use change::{Change, LowRank, WeightLayout};
 pub(super) use dora::{input_factors, rescale};
+pub(crate) use experts::ExpertParameter;
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use rows::{ScaleColumns, ScaleRows};
-pub use save::NewLora;
+pub use save::{NewLora, ParameterUpdate};
 pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;
 
