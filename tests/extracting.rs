@@ -41,7 +41,8 @@ fn refusal(exit: i32, base: &Path, finetuned: &Path, out: &Path, options: &[&str
 fn what_was_merged_is_extracted_and_merges_to_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    // Low rank with patterns; Conv1D with biases; whole head and norm with rows of embeddings, tied or not.
+    // Low rank with patterns; Conv1D with biases; whole head and norm with rows of embeddings, tied or not; experts one by
+    // one and in one tensor.
     for (model, adapter) in [
         ("qwen2-float32", "lora"),
         ("gpt2-float32", "lora-conv1d"),
@@ -49,6 +50,8 @@ fn what_was_merged_is_extracted_and_merges_to_the_same() {
         ("qwen2-float32", "lora-saved"),
         ("qwen2-float32", "norms"),
         ("qwen2-float32", "tokens"),
+        ("qwen3moe-float32", "lora-experts"),
+        ("llama4-float32", "lora-experts-llama4"),
     ] {
         let (base, lora, back) = (base(model), at(&format!("{adapter}-lora")), at(&format!("{adapter}-back")));
         let finetuned = finetuned(&base, adapter, &at(&format!("{adapter}-finetuned")));
@@ -138,6 +141,41 @@ fn ranks_types_and_tables_are_as_asked_for() {
     assert_eq!(file("all"), file("again"), "the seed decides, not the threads");
     assert!(extract("dry", &["--dry-run"]).contains("lora_A.weight"));
     assert!(!at("dry").exists());
+}
+
+#[test]
+fn modules_are_chosen_and_the_others_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let base = base("qwen2-float32");
+    let (lora, saved) = (fixture("adapters/lora"), fixture("adapters/lora-saved"));
+    let finetuned = at("finetuned");
+    done(&["merge", text(&base), text(&lora), text(&saved), "-o", text(&finetuned), "--quiet"]);
+    let extract = |out: &str, options: &[&str]| {
+        let target = at(out);
+        let args = [&["extract", text(&base), text(&finetuned), "-o", text(&target), "--json"], options].concat();
+        let run = atombank(&args);
+        assert!(run.status.success(), "{options:?} {}", String::from_utf8_lossy(&run.stderr));
+        (json(&String::from_utf8(run.stdout).unwrap()), String::from_utf8(run.stderr).unwrap())
+    };
+    let names = |found: &Value, list: &str, key: &str| -> Vec<String> {
+        found[list].as_array().unwrap().iter().map(|one| one[key].as_str().unwrap().to_owned()).collect()
+    };
+    let (all, said) = extract("all", &["--max-rank", "4"]);
+    assert!(!said.contains("left out"), "{said}");
+    let (modules, whole) = (names(&all, "modules", "module"), names(&all, "whole", "name"));
+    assert!(modules.len() > 1 && !whole.is_empty(), "{all}");
+    let first = format!("^{}$", modules[0]);
+    let (one, said) = extract("one", &["--include-regex", &first, "--skip-undecomposable"]);
+    assert_eq!(names(&one, "modules", "module"), modules[..1]);
+    assert!(said.contains("note: left out 4 changed tensors, not selected: "), "{said}");
+    assert!(said.contains(&modules[1]), "{said}");
+    let (saved, _) = extract("saved", &["--save-module", &modules[0], "--embed-lora"]);
+    assert!(names(&saved, "whole", "name").contains(&format!("{}.weight", modules[0])), "{saved}");
+    let refused = refusal(USAGE, &base, &finetuned, &at("out"), &["--sv-epsilon", "nan"]);
+    assert!(refused.contains("--sv-epsilon: expected a number from 0 on, found NaN"), "{refused}");
+    let refused = refusal(USAGE, &base, &finetuned, &at("out"), &["--exclude-regex", "x_proj"]);
+    assert!(refused.contains("--exclude-regex: expected one that a module of the base has"), "{refused}");
 }
 
 #[test]

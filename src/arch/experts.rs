@@ -40,7 +40,7 @@ pub struct ExpertParameter {
 }
 
 /// Where the class of transformers keeps the experts of a row in one parameter.
-fn fused(row: &Row) -> Option<&Form> {
+pub(super) fn fused(row: &Row) -> Option<&Form> {
     let is_fused = |form: &&Form| {
         let [part] = form.parts.as_slice() else { return false };
         let ends_as_known = FUSED_EXPERTS.iter().any(|known| part.name.text().ends_with(known.parameter));

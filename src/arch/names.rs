@@ -127,6 +127,11 @@ impl Naming {
         self.row(name).map(|row| row.row.role).or_else(|| role_by_name(name))
     }
 
+    /// Whether the class keeps the experts of the tensor called `name` in one parameter.
+    pub(crate) fn fuses_experts(self, name: &str) -> bool {
+        self.row(name).is_some_and(|found| super::experts::fused(found.row).is_some())
+    }
+
     /// Whether the weight called `name` is that of a linear layer, on which a low-rank adapter can act. A tensor of
     /// unknown role counts as one.
     pub(crate) fn is_linear(self, name: &str) -> bool {

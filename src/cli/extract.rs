@@ -34,11 +34,30 @@ pub(crate) struct ExtractArgs {
     #[arg(long, value_name = "PREFIX")]
     strip_prefix: Option<String>,
     /// The largest rank of a module's update
-    #[arg(long, value_name = "R", default_value_t = 32, value_parser = parse_rank)]
+    #[arg(long, alias = "max-rank", value_name = "R", default_value_t = 32, value_parser = parse_rank)]
     rank: usize,
     /// The share of a module's change to keep, such as 0.9: it gets the smallest rank that keeps it
     #[arg(long, value_name = "SHARE", value_parser = parse_energy)]
     energy: Option<f64>,
+    /// Leave out singular values up to this one
+    #[arg(long, value_name = "S", default_value_t = 0.0)]
+    sv_epsilon: f64,
+    /// Only modules whose path has a match of a regular expression, beside embeddings and output
+    /// head; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    include_regex: Vec<String>,
+    /// No modules whose path has a match of a regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    exclude_regex: Vec<String>,
+    /// A module to save whole if it changed, by its path or the last part of it; may be repeated
+    #[arg(long, value_name = "MODULE")]
+    save_module: Vec<String>,
+    /// Decompose embeddings and output head, too, instead of saving them whole
+    #[arg(long)]
+    embed_lora: bool,
+    /// Leave out what can't be decomposed: norms, routers, experts
+    #[arg(long)]
+    skip_undecomposable: bool,
     /// The seed of random numbers; results don't depend on the number of threads
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -74,6 +93,12 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
             rank: args.rank,
             energy: args.energy,
             seed: args.seed,
+            sv_epsilon: args.sv_epsilon,
+            include_regex: args.include_regex.clone(),
+            exclude_regex: args.exclude_regex.clone(),
+            save_module: args.save_module.clone(),
+            embed_lora: args.embed_lora,
+            skip_undecomposable: args.skip_undecomposable,
         };
         let (bar, watch) = progress::steps(common.quiet);
         let made = jobs::extract(&settings, &watch);
@@ -118,10 +143,15 @@ fn print_table(extraction: &Extraction, output: &Path) {
     truncation::print_table(&extraction.modules, &extraction.saved);
     let totals = &extraction.totals;
     println!(
-        "{}: {} modules ({} unchanged), {} tensors whole, {} values, {:.1} % of the base's{}",
+        "{}: {} modules ({} unchanged{}), {} tensors whole, {} values, {:.1} % of the base's{}",
         output.display(),
         totals.modules,
         totals.unchanged,
+        if totals.negligible > 0 {
+            format!(", {} of them but for small singular values", totals.negligible)
+        } else {
+            String::new()
+        },
         extraction.saved.len(),
         totals.values,
         100.0 * totals.values as f64 / totals.base_values.max(1) as f64,

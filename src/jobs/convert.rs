@@ -496,7 +496,7 @@ impl ConvertSettings {
                 }
             }
         }
-        let mut lora = NewLora::new(&base, &updates, saved, self.output.lora_type()?)?;
+        let mut lora = NewLora::new(&base, &updates, &[], saved, self.output.lora_type()?)?;
         if let Some(name) = config.get("base_model_name_or_path") {
             lora.config.insert("base_model_name_or_path".to_owned(), name.clone());
         }

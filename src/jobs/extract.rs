@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{Input, Opening};
 use crate::error::{Finding, Result};
 use crate::linalg::Sketch;
-use crate::merge::extract::{ExtractOptions, Extraction, Pairs};
+use crate::merge::extract::{ExtractOptions, Extraction, Pairs, Selection};
 use crate::output::Output;
 use crate::plan::Plan;
 
@@ -47,6 +47,24 @@ pub struct ExtractSettings {
     /// The seed of random numbers.
     #[serde(default)]
     pub seed: u64,
+    /// Singular values up to this one are left out; 0 leaves none out.
+    #[serde(default)]
+    pub sv_epsilon: f64,
+    /// Only modules whose path has a match of one of these regular expressions, beside embeddings and output head.
+    #[serde(default)]
+    pub include_regex: Vec<String>,
+    /// No modules whose path has a match of one of these.
+    #[serde(default)]
+    pub exclude_regex: Vec<String>,
+    /// Modules that are saved whole where they changed: paths, or last parts of paths.
+    #[serde(default)]
+    pub save_module: Vec<String>,
+    /// Whether embeddings and output head are decomposed, in place of being saved whole.
+    #[serde(default)]
+    pub embed_lora: bool,
+    /// Whether what can't be decomposed, as norms, routers and experts, is left out.
+    #[serde(default)]
+    pub skip_undecomposable: bool,
 }
 
 fn rank() -> usize {
@@ -67,6 +85,12 @@ impl ExtractSettings {
             rank: rank(),
             energy: None,
             seed: 0,
+            sv_epsilon: 0.0,
+            include_regex: Vec::new(),
+            exclude_regex: Vec::new(),
+            save_module: Vec::new(),
+            embed_lora: false,
+            skip_undecomposable: false,
         }
     }
 }
@@ -132,6 +156,9 @@ pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
     if let Some(energy) = settings.energy.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
         return Err(setting("energy").expected("a share above 0, and 1 at most").found(energy).setting());
     }
+    if !(settings.sv_epsilon >= 0.0 && settings.sv_epsilon.is_finite()) {
+        return Err(setting("sv_epsilon").expected("a number from 0 on").found(settings.sv_epsilon).setting());
+    }
     settings.output.check()?;
     let strip_prefix = settings.strip_prefix.as_deref();
     let open = |path: &Path, key: &Option<String>| {
@@ -139,15 +166,23 @@ pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
     };
     let (before, after) = (open(&settings.base, &settings.key_a)?, open(&settings.finetuned, &settings.key_b)?);
     let (base, finetuned) = (before.base(&settings.base), after.base(&settings.finetuned));
-    let pairs = Pairs::new(&base, &finetuned)?;
+    let selection = Selection {
+        include_regex: settings.include_regex.clone(),
+        exclude_regex: settings.exclude_regex.clone(),
+        save_module: settings.save_module.clone(),
+        embed_lora: settings.embed_lora,
+        skip_undecomposable: settings.skip_undecomposable,
+    };
+    let pairs = Pairs::new(&base, &finetuned, &selection)?;
     let options = ExtractOptions {
         rank: settings.rank,
         energy: settings.energy,
+        sv_epsilon: settings.sv_epsilon,
         dtype: settings.output.lora_type()?,
         sketch: Sketch { seed: settings.seed, ..Sketch::default() },
         max_memory_bytes: settings.output.destination.max_memory,
     };
-    let (total, done) = (pairs.modules.len() as u64, AtomicU64::new(0));
+    let (total, done) = ((pairs.modules.len() + pairs.experts.len()) as u64, AtomicU64::new(0));
     let extraction = pairs.extract(&options, &|| {
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         watch(Step { what: "extracting", done, total });

@@ -591,7 +591,7 @@ impl Job<'_> {
             (None, None) => LoraMethod::Cat,
         };
         let (updates, truncations) = self.combined(method, &adapters)?;
-        let mut lora = NewLora::new(base, &updates, Vec::new(), self.output().lora_type()?)?;
+        let mut lora = NewLora::new(base, &updates, &[], Vec::new(), self.output().lora_type()?)?;
         // As in PEFT: the name with which the base was loaded.
         lora.config.insert("base_model_name_or_path".to_owned(), self.base_name().into());
         Ok((self.output().lora(&lora.config, &lora.tensors)?, truncations))

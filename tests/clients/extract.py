@@ -62,6 +62,25 @@ def embeddings(model):
         module.weight.data += 0.1 * torch.randn(module.weight.shape)
 
 
+def low_rank_embeddings(model):
+    for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        rows, cols = module.weight.shape
+        module.weight.data += 0.02 * torch.randn(rows, 5) @ torch.randn(5, cols)
+
+
+def experts(model):
+    for value in stacks(model).values():
+        count, rows, cols = value.shape
+        # Experts whose changes differ in rank, and one that has none.
+        for i in range(count):
+            value.data[i] += 0.02 * torch.randn(rows, i % 4) @ torch.randn(i % 4, cols)
+
+
+def stacks(model):
+    """Parameters with a matrix of every expert."""
+    return {name: value for name, value in model.named_parameters() if value.dim() == 3}
+
+
 def untie(model):
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach() + 0.1 * torch.randn(head.weight.shape))
@@ -80,6 +99,9 @@ CASES = {
     "embeddings alone, tied": ("gemma", [embeddings], []),
     "untied": ("qwen2", [lambda m: low_rank(m, 4), untie], []),
     "fused": ("gpt-neox", [lambda m: low_rank(m, 8), biases, norms], []),
+    "embeddings of low rank": ("llama", [lambda m: low_rank(m, 4), low_rank_embeddings], ["--embed-lora"]),
+    "experts": ("qwen3moe", [lambda m: low_rank(m, 4), experts], ["--rank", "8"]),
+    "experts alone": ("mixtral", [experts], ["--rank", "4"]),
     "full rank": ("llama", [full_rank], ["--rank", "16"]),
     "full rank, conv1d": ("gpt2", [full_rank], ["--rank", "16"]),
     "full rank, bf16 factors": ("llama", [full_rank], ["--rank", "16", "--type", "bf16"]),
@@ -88,7 +110,8 @@ CASES = {
 
 
 def weights(model):
-    return {name: m.weight.detach().double() for name, m in parts(model)[0].items()}
+    modules = {name: m.weight for name, m in model.named_modules() if isinstance(m, (*LINEAR, torch.nn.Embedding))}
+    return {name: value.detach().double() for name, value in (modules | stacks(model)).items()}
 
 
 def run(name, base_name, changes, options):

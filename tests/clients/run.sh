@@ -45,6 +45,7 @@ scripts=(
     kohya
     architectures
     extract
+    extract_mergekit
     hub
     training
     convolutions

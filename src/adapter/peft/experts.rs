@@ -10,7 +10,7 @@ use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
 use super::targets::ends_path;
 use crate::adapter::WRAPPER;
-use crate::arch::names::{FUSED_EXPERTS, UNGATED_EXPERTS, keeps_experts_transposed};
+use crate::arch::names::{FUSED_EXPERTS, FusedExperts, UNGATED_EXPERTS, keeps_experts_transposed};
 use crate::error::Result;
 use crate::plan::{Expr, Pick, PlannedTensor};
 
@@ -48,6 +48,53 @@ impl ParameterTensors<'_> {
                 alike.then_some([experts.len(), rows * first.len(), cols])
             }
         }
+    }
+}
+
+/// A parameter of a model that holds a matrix of every expert of a layer.
+pub(crate) struct ExpertParameter<'a> {
+    /// The name in its module.
+    pub(crate) name: &'static str,
+    tensors: ParameterTensors<'a>,
+    /// The number of experts, and the rows and columns of their matrices.
+    pub(crate) shape: [usize; 3],
+    /// Whether PEFT takes rows for inputs.
+    pub(crate) transposed: bool,
+}
+
+impl<'a> ExpertParameter<'a> {
+    /// The parameters of `module` in the model, in the order of the class.
+    pub(crate) fn all(model: &'a Base, module: &str) -> Vec<Self> {
+        let find = |fused: &FusedExperts| {
+            let (name, tensors) = (fused.parameter, parts(model, module, fused.parameter)?);
+            let whole = matches!(tensors, ParameterTensors::Whole(_));
+            let (shape, transposed) = (tensors.shape()?, whole && keeps_experts_transposed(model.config()));
+            Some(Self { name, tensors, shape, transposed })
+        };
+        FUSED_EXPERTS.iter().filter_map(find).collect()
+    }
+
+    /// The model's tensors that it consists of.
+    pub(crate) fn tensors(&self) -> Vec<&'a PlannedTensor> {
+        match &self.tensors {
+            ParameterTensors::Whole(tensor) => vec![tensor],
+            ParameterTensors::Single(experts) => experts.iter().flatten().copied().collect(),
+        }
+    }
+
+    /// The matrix of one expert.
+    pub(crate) fn matrix(&self, expert: usize) -> PlannedTensor {
+        let [_, rows, cols] = self.shape;
+        let (first, expr) = match &self.tensors {
+            ParameterTensors::Whole(tensor) => {
+                (*tensor, Expr::slice(tensor.expr.clone(), expert * rows, rows, vec![rows, cols]))
+            }
+            ParameterTensors::Single(experts) => {
+                let parts = experts[expert].iter().map(|part| part.expr.clone()).collect();
+                (experts[expert][0], Expr::concat(parts, vec![rows, cols]))
+            }
+        };
+        PlannedTensor { name: first.name.clone(), dtype: first.dtype, shape: vec![rows, cols], expr }
     }
 }
 

@@ -7,10 +7,11 @@ use serde_json::{Map, Value, json};
 use super::PREFIX;
 use super::base::Base;
 use super::change::{LowRank, WeightLayout};
+use crate::adapter::WRAPPER;
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::output::Output;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::rows;
 
 /// The value of `target_modules` with which PEFT loads an adapter without factors (`src/peft/utils/constants.py`,
@@ -26,6 +27,28 @@ pub struct NewLora {
     pub tensors: Plan,
 }
 
+/// An update of the matrices of all experts in one parameter (`target_parameters`).
+#[derive(Debug, Clone)]
+pub struct ParameterUpdate {
+    /// The path of the module in the class.
+    pub module: String,
+    /// The parameter's name in it.
+    pub parameter: &'static str,
+    /// `[experts * r, d_in]`: the factors of the experts, one below the other.
+    pub a: Expr,
+    /// `[d_out, r * experts]`: in each group of columns, one for each expert.
+    pub b: Expr,
+    /// The rank of each expert.
+    pub rank: usize,
+}
+
+impl ParameterUpdate {
+    /// The parameter's path.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.module, self.parameter)
+    }
+}
+
 /// One module's update.
 struct Module<'a> {
     path: String,
@@ -35,13 +58,20 @@ struct Module<'a> {
 }
 
 impl NewLora {
-    /// Makes the LoRA that adds `updates` to the tensors of `base` with these names. It replaces the base's tensors
+    /// Makes the LoRA that adds `updates` to the tensors of `base` with these names, and `parameters` to its experts: those
+    /// have one rank, and stand in the order of modules and of their parameters. It replaces the base's tensors
     /// named in `saved`: whole modules, and biases of modules whose weight isn't in `saved`. Factors get the type
     /// `dtype`.
     ///
     /// # Errors
     /// [`crate::Error::Unsupported`] for an update of a tensor that isn't a module's weight.
-    pub fn new(base: &Base, updates: &[(String, LowRank)], saved: Vec<PlannedTensor>, dtype: DType) -> Result<Self> {
+    pub fn new(
+        base: &Base,
+        updates: &[(String, LowRank)],
+        parameters: &[ParameterUpdate],
+        saved: Vec<PlannedTensor>,
+        dtype: DType,
+    ) -> Result<Self> {
         let modules = updates.iter().map(|(name, update)| module(base, name, update)).collect::<Result<Vec<_>>>()?;
         let mut tensors = Plan::default();
         for module in &modules {
@@ -54,6 +84,16 @@ impl NewLora {
             for (name, expr) in names.into_iter().zip([&module.update.a, &module.update.b]) {
                 let (name, expr) = (format!("{PREFIX}{}.{name}", module.path), expr.clone());
                 tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
+            }
+        }
+        for of_module in parameters.chunk_by(|a, b| a.module == b.module) {
+            for (place, update) in of_module.iter().enumerate() {
+                // PEFT wraps the module once for each parameter, for the last one outermost.
+                let wrapped = [update.module.as_str(), &WRAPPER.repeat(of_module.len() - 1 - place)].concat();
+                for (name, expr) in [("lora_A", &update.a), ("lora_B", &update.b)] {
+                    let (name, expr) = (format!("{PREFIX}{wrapped}.{name}.weight"), expr.clone());
+                    tensors.tensors.push(PlannedTensor { name, dtype, shape: expr.shape(), expr });
+                }
             }
         }
         let saved: Vec<(String, PlannedTensor)> =
@@ -80,7 +120,7 @@ impl NewLora {
             };
             tensors.tensors.push(PlannedTensor { name, ..tensor });
         }
-        Ok(Self { config: config(base, &modules, &modules_to_save, biases), tensors })
+        Ok(Self { config: config(base, &modules, parameters, &modules_to_save, biases), tensors })
     }
 
     /// The adapter's folder.
@@ -108,9 +148,17 @@ fn usual<T: Copy + PartialEq>(of: &[Module], number: impl Fn(&Module) -> T) -> O
 }
 
 /// The content of adapter_config.json: the most frequent numbers, and patterns for modules that differ.
-fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: bool) -> Map<String, Value> {
-    let r = usual(modules, |module| module.rank).unwrap_or(1);
-    let alpha = usual(modules, |module| module.alpha).unwrap_or(1.0);
+fn config(
+    base: &Base,
+    modules: &[Module],
+    parameters: &[ParameterUpdate],
+    modules_to_save: &[String],
+    biases: bool,
+) -> Map<String, Value> {
+    // Patterns are for modules, so the numbers of experts come first.
+    let of_experts = parameters.first().map(|update| update.rank);
+    let r = of_experts.or_else(|| usual(modules, |module| module.rank)).unwrap_or(1);
+    let alpha = of_experts.map(|rank| rank as f64).or_else(|| usual(modules, |module| module.alpha)).unwrap_or(1.0);
     // A path is a pattern that matches only itself. Older versions of PEFT look the path up as a key, which works too.
     let others = |value: &dyn Fn(&Module) -> Option<Value>| -> Map<String, Value> {
         modules.iter().filter_map(|module| Some((module.path.clone(), value(module)?))).collect()
@@ -124,7 +172,11 @@ fn config(base: &Base, modules: &[Module], modules_to_save: &[String], biases: b
     set("r", json!(r));
     set("lora_alpha", number(alpha));
     set("use_rslora", json!(false));
-    set("target_modules", if modules.is_empty() { json!(NO_MODULES) } else { json!(target_modules(base, modules)) });
+    let no_modules = if parameters.is_empty() { json!(NO_MODULES) } else { json!([]) };
+    set("target_modules", if modules.is_empty() { no_modules } else { json!(target_modules(base, modules)) });
+    if !parameters.is_empty() {
+        set("target_parameters", parameters.iter().map(ParameterUpdate::path).collect());
+    }
     set("rank_pattern", Value::Object(others(&|module| (module.rank != r).then(|| json!(module.rank)))));
     set("alpha_pattern", Value::Object(others(&|module| (module.alpha != alpha).then(|| number(module.alpha)))));
     set("modules_to_save", if modules_to_save.is_empty() { Value::Null } else { json!(modules_to_save) });

@@ -14,6 +14,9 @@ const DIGIT: u32 = 8;
 /// The binary orders of magnitude below the largest value that have buckets of their own, as a power of two.
 const ORDERS: u32 = 4;
 
+/// Values that are looked at side by side.
+const LANES: usize = 16;
+
 /// Shorter rows are sorted.
 const SHORTEST: usize = 64;
 
@@ -91,6 +94,9 @@ struct Buckets {
     counts: Vec<u32>,
     /// The probabilities of the first and of the last rank in each bucket, the smaller one first.
     bounds: Vec<[f32; 2]>,
+    /// The bounds of each value.
+    lows: Vec<f32>,
+    highs: Vec<f32>,
     /// The values between whose bounds their draw is.
     unsure: Vec<u32>,
     kept: Vec<f32>,
@@ -111,27 +117,46 @@ impl Routine for Thin<'_> {
     fn run<const L: usize, const PAIR: usize>(self) {
         let Self { values, draws, probabilities, buckets, done } = self;
         buckets.fill(values, probabilities);
-        let Buckets { of, bounds, unsure, kept, .. } = buckets;
-        kept.resize(values.len(), 0.0);
-        unsure.resize(values.len(), 0);
-        let mut count = 0;
-        for (i, (((value, kept), draw), bucket)) in values.iter().zip(&mut *kept).zip(draws).zip(&*of).enumerate() {
-            let [low, high] = bounds[*bucket as usize];
-            *kept = if *draw < low { *value } else { 0.0 };
-            unsure[count] = i as u32;
-            // Zeros stay zeros.
-            count += usize::from((*draw >= low) & (*draw < high) & (*value != 0.0));
+        let Buckets { of, bounds, lows, highs, unsure, kept, .. } = buckets;
+        for all in [&mut *lows, &mut *highs, &mut *kept] {
+            all.resize(values.len(), 0.0);
+        }
+        for ((low, high), bucket) in lows.iter_mut().zip(&mut *highs).zip(&*of) {
+            [*low, *high] = bounds[*bucket as usize];
+        }
+        unsure.clear();
+        for start in (0..values.len()).step_by(LANES) {
+            let range = start..(start + LANES).min(values.len());
+            let (values, draws) = (&values[range.clone()], &draws[range.clone()]);
+            let (lows, highs, kept) = (&lows[range.clone()], &highs[range.clone()], &mut kept[range]);
+            let mut any = false;
+            for ((((value, draw), low), high), kept) in values.iter().zip(draws).zip(lows).zip(highs).zip(kept) {
+                *kept = if *draw < *low { *value } else { 0.0 };
+                any |= is_unsure(*value, *draw, *low, *high);
+            }
+            if any {
+                let all = (start..).zip(values).zip(draws).zip(lows).zip(highs);
+                let of_these =
+                    all.filter(|((((_, value), draw), low), high)| is_unsure(**value, **draw, **low, **high));
+                unsure.extend(of_these.map(|((((at, _), _), _), _)| at as u32));
+            }
         }
         // Then many values are the same, or in one bucket beside a far larger one.
-        if count > values.len() / 16 {
+        if unsure.len() > values.len() / 16 {
             return;
         }
-        for at in unsure[..count].iter().map(|at| *at as usize) {
+        for at in unsure.iter().map(|at| *at as usize) {
             kept[at] = if draws[at] < probabilities[rank(values, at)] { values[at] } else { 0.0 };
         }
         values.copy_from_slice(kept);
         *done = true;
     }
+}
+
+/// Whether a draw is between the bounds of a value's probability. Zeros stay zeros.
+#[inline(always)]
+fn is_unsure(value: f32, draw: f32, low: f32, high: f32) -> bool {
+    (draw >= low) & (draw < high) & (value != 0.0)
 }
 
 impl Buckets {

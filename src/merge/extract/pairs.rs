@@ -5,16 +5,18 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::adapter::peft::Base;
-use crate::arch::names::{in_order, is_made_by_class, is_of_experts};
+use super::experts::Experts;
+use super::selection::{Selection, Selector};
+use crate::adapter::peft::{Base, WeightLayout};
+use crate::arch::names::{HEAD, in_order, is_made_by_class, is_of_experts};
 use crate::arch::params::class;
-use crate::arch::{INERT, Naming};
+use crate::arch::{INERT, Naming, Role};
 use crate::error::{Finding, Result};
 use crate::plan::PlannedTensor;
 use crate::quant;
 use crate::source::show_shape;
 
-/// A linear layer's weight in both models.
+/// A weight in both models whose change is decomposed: a linear layer's or, where these are selected, an embedding's.
 #[derive(Debug)]
 pub struct Module {
     /// The weight's name in the class.
@@ -23,19 +25,21 @@ pub struct Module {
     pub of: PlannedTensor,
     /// The base's weight.
     pub less: PlannedTensor,
-    /// Whether it is `[d_in, d_out]`: a Conv1D.
-    pub transposed: bool,
+    /// How the weight is stored.
+    pub layout: WeightLayout,
 }
 
 /// The tensors of the base and of the finetuned model, in pairs.
 #[derive(Debug)]
 pub struct Pairs {
-    /// Every linear layer, changed or not, in the model's order.
+    /// Every weight that is decomposed, changed or not, in the model's order.
     pub modules: Vec<Module>,
+    /// Every parameter with the experts of a layer, changed or not.
+    pub experts: Vec<Experts>,
     /// Tensors of the finetuned model that replace the base's: all tensors of a module that is saved whole because one
     /// of them changed, and changed biases of linear layers.
     pub saved: Vec<PlannedTensor>,
-    /// A line for each difference that isn't in a tensor, which no LoRA can store.
+    /// A line for each difference that the LoRA doesn't store, or stores so that the base has to be prepared for it.
     pub notes: Vec<String>,
     pub(super) base: PathBuf,
     pub(super) finetuned: PathBuf,
@@ -47,13 +51,15 @@ pub struct Pairs {
 /// How a changed tensor is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    LowRank,
+    LowRank(WeightLayout),
     /// Its module is saved whole.
     Whole,
     /// It is a bias: saved with its module if that is saved whole, otherwise alone.
     Bias,
     /// PEFT can't save it.
     Refused,
+    /// It isn't selected.
+    LeftOut,
 }
 
 /// A tensor in both models.
@@ -68,23 +74,41 @@ impl Pairs {
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] for tensors that only one of the models has, or that differ in shape;
-    /// [`crate::Error::Unsupported`] for changed tensors that a LoRA can't store, naming file and tensor.
-    pub fn new(base: &Base, finetuned: &Base) -> Result<Self> {
+    /// [`crate::Error::Unsupported`] for changed tensors that a LoRA can't store, naming file and tensor;
+    /// [`crate::Error::Setting`] for a part of the selection that selects nothing.
+    pub fn new(base: &Base, finetuned: &Base, selection: &Selection) -> Result<Self> {
+        let selector = selection.compiled()?;
         let pairs = paired(base, finetuned)?;
-        let naming = Naming::of(base.config());
+        let mut experts = Experts::all(base, finetuned, pairs.iter().map(|pair| pair.own.as_str()));
+        let paths: Vec<String> = experts.iter().map(Experts::path).collect();
+        let paths = pairs.iter().map(|pair| path_of(&pair.own)).chain(paths.iter().map(String::as_str));
+        selector.check(&paths.collect::<Vec<_>>())?;
+        let ties = [base, finetuned].map(|model| model.tied_head().is_some());
+        let kinds = Kinds { base, naming: Naming::of(base.config()), selector, ties };
         let mut modules = Vec::new();
+        let mut left_out = Vec::new();
         let mut changed: Vec<(&Pair, Fate)> = Vec::new();
+        let of_experts: BTreeSet<String> = experts.iter().flat_map(|experts| experts.names.clone()).collect();
+        experts.retain(|experts| kinds.selector.takes(&experts.path()));
+        let taken: BTreeSet<&str> = experts.iter().flat_map(|experts| &experts.names).map(String::as_str).collect();
         for pair in &pairs {
-            let fate = fate(base, naming, pair);
+            if of_experts.contains(&pair.less.name) {
+                if !taken.contains(pair.less.name.as_str()) && differ(pair.of, pair.less)? {
+                    left_out.push(pair.own.as_str());
+                }
+                continue;
+            }
+            let fate = kinds.fate(pair);
             match fate {
-                Fate::LowRank => modules.push(Module {
+                Fate::LowRank(layout) => modules.push(Module {
                     name: pair.own.clone(),
                     of: pair.of.clone(),
                     less: pair.less.clone(),
-                    transposed: naming.keeps_transposed(&pair.own).unwrap_or(false),
+                    layout,
                 }),
                 _ if !differ(pair.of, pair.less)? => {}
                 Fate::Refused => return Err(refusal(pair)),
+                Fate::LeftOut => left_out.push(pair.own.as_str()),
                 Fate::Whole | Fate::Bias => changed.push((pair, fate)),
             }
         }
@@ -98,12 +122,18 @@ impl Pairs {
             .map(|pair| PlannedTensor { name: pair.own.clone(), ..pair.of.clone() })
             .collect();
         let embeddings = base.embeddings().map(|tensor| base.own_name(&tensor.name));
-        let both_tied = base.tied_head().is_some() && finetuned.tied_head().is_some();
-        let keeps_tie = both_tied && saved.iter().any(|tensor| Some(&tensor.name) == embeddings.as_ref());
+        let is_saved = |name: &String| saved.iter().any(|tensor| tensor.name == *name);
+        let keeps_tie = ties == [true; 2] && embeddings.as_ref().is_some_and(is_saved);
         let mut notes = config_notes(base, finetuned);
-        notes.extend(name_note(base, naming, &pairs));
+        notes.extend(name_note(base, kinds.naming, &pairs));
+        notes.extend(pairs.iter().filter(|pair| saved.iter().any(|t| t.name == pair.own)).filter_map(resized_note));
+        if selection.embed_lora && keeps_tie {
+            notes.push("the embeddings are tied to the output head, and saved whole".to_owned());
+        }
+        notes.extend(left_out_note(&left_out));
         Ok(Self {
             modules,
+            experts,
             saved,
             notes,
             base: base.path().to_owned(),
@@ -125,6 +155,7 @@ fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
         model.named().filter(|(_, tensor)| !is_made_by_class(&tensor.name)).collect()
     };
     let (theirs, mut ours) = (tensors(base), tensors(finetuned));
+    let naming = Naming::of(base.config());
     let only_in = |model: &Base, tensor: &PlannedTensor, other: &Base| {
         let source = tensor.expr.source_path();
         Finding::new(
@@ -140,11 +171,11 @@ fn paired<'a>(base: &'a Base, finetuned: &'a Base) -> Result<Vec<Pair<'a>>> {
     for own in in_order(base.named().map(|(own, _)| own).collect::<Vec<_>>().iter().map(String::as_str)) {
         let Some(less) = theirs.get(own) else { continue };
         let Some(of) = ours.remove(own) else { return Err(only_in(base, less, finetuned)) };
-        if of.shape != less.shape {
+        if of.shape != less.shape && !is_resized(naming, own, less, of) {
             return Err(Finding::new(of.expr.source_path(), format!("tensor {:?}", of.name))
                 .expected(format_args!("{}, as {} has it", show_shape(&less.shape), base.path().display()))
                 .found(show_shape(&of.shape))
-                .hint("a LoRA keeps shapes: resize the base's vocabulary first, where that is what differs")
+                .hint("a LoRA keeps shapes, but for the rows of embeddings and output head")
                 .mismatch());
         }
         // A storage with several names has one change.
@@ -181,19 +212,68 @@ fn may_be_embedding(base: &Base, name: &str) -> bool {
     base.is_tensors_alone() && last.contains("emb") && base.tensor(&format!("{module}.bias")).is_none()
 }
 
-fn fate(base: &Base, naming: Naming, pair: &Pair) -> Fate {
-    let name = pair.own.as_str();
-    if may_be_embedding(base, name) && name.ends_with(".weight") {
-        return Fate::Whole;
+/// What decides how tensors are saved.
+struct Kinds<'a> {
+    base: &'a Base<'a>,
+    naming: Naming,
+    selector: Selector<'a>,
+    /// Whether the output head is tied to the embeddings, in the base and in the finetuned model.
+    ties: [bool; 2],
+}
+
+impl Kinds<'_> {
+    fn fate(&self, pair: &Pair) -> Fate {
+        let (name, path) = (pair.own.as_str(), path_of(&pair.own));
+        let selection = self.selector.of;
+        let is_module = matches!(name.rsplit_once('.'), Some((_, "weight" | "bias")));
+        if is_module && self.selector.saves(path) && !is_of_experts(name) {
+            return if name.ends_with(".bias") { Fate::Bias } else { Fate::Whole };
+        }
+        if let Some(layout) = self.vocabulary(pair) {
+            let is_tied = self.ties.contains(&true) && (name == HEAD || self.is_input(pair));
+            return match selection.embed_lora && pair.of.shape == pair.less.shape && !is_tied {
+                true if self.selector.takes(path) => Fate::LowRank(layout),
+                true => Fate::LeftOut,
+                false if self.selector.excludes(path) => Fate::LeftOut,
+                false => Fate::Whole,
+            };
+        }
+        match self.own_fate(pair) {
+            _ if !self.selector.takes(path) => Fate::LeftOut,
+            Fate::Whole | Fate::Refused if selection.skip_undecomposable => Fate::LeftOut,
+            fate => fate,
+        }
     }
-    if is_of_experts(name) {
-        return Fate::Refused;
+
+    /// Whether it is the input embeddings.
+    fn is_input(&self, pair: &Pair) -> bool {
+        self.base.embeddings().is_some_and(|tensor| tensor.name == pair.less.name)
     }
-    match name.rsplit_once('.') {
-        Some((_, "bias")) => Fate::Bias,
-        Some((_, "weight")) if pair.of.shape.len() == 2 && naming.is_linear(name) => Fate::LowRank,
-        Some((_, "weight")) => Fate::Whole,
-        _ => Fate::Refused,
+
+    /// What becomes of a tensor that is neither of embeddings nor of a head if everything is selected.
+    fn own_fate(&self, pair: &Pair) -> Fate {
+        let name = pair.own.as_str();
+        match name.rsplit_once('.') {
+            _ if is_of_experts(name) => Fate::Refused,
+            Some((_, "bias")) => Fate::Bias,
+            Some((_, "weight")) if pair.of.shape.len() == 2 && self.naming.is_linear(name) => {
+                Fate::LowRank(WeightLayout::of_linear(self.naming.keeps_transposed(name).unwrap_or(false)))
+            }
+            Some((_, "weight")) => Fate::Whole,
+            _ => Fate::Refused,
+        }
+    }
+
+    /// The layout of the weight of embeddings or of an output head; `None` for any other tensor.
+    fn vocabulary(&self, pair: &Pair) -> Option<WeightLayout> {
+        let name = pair.own.as_str();
+        match self.naming.role(name) {
+            _ if !name.ends_with(".weight") || pair.of.shape.len() != 2 => None,
+            _ if may_be_embedding(self.base, name) => Some(WeightLayout::Embedding),
+            Some(Role::Embedding | Role::PositionEmbedding | Role::TypeEmbedding) => Some(WeightLayout::Embedding),
+            Some(Role::OutputHead) => Some(WeightLayout::OutputsFirst),
+            _ => None,
+        }
     }
 }
 
@@ -201,7 +281,10 @@ fn refusal(pair: &Pair) -> crate::Error {
     Finding::new(pair.of.expr.source_path(), format!("tensor {:?}", pair.of.name))
         .expected("the base's values: it is no module's weight or bias, for a LoRA to hold")
         .found("others")
-        .hint("take the finetuned model itself (`jobs::merge` with a `method` combines models)")
+        .hint(
+            "take the finetuned model itself (`jobs::merge` with a `method` combines models), or leave this out: \
+             `skip_undecomposable`, `exclude_regex`",
+        )
         .unsupported()
 }
 
@@ -217,6 +300,35 @@ fn differ(of: &PlannedTensor, less: &PlannedTensor) -> Result<bool> {
         return Ok(of.dtype != less.dtype || bytes(of)? != bytes(less)?);
     }
     Ok(!of.same_values(less)?)
+}
+
+/// Whether two tensors are embeddings or output heads of two vocabularies.
+fn is_resized(naming: Naming, name: &str, less: &PlannedTensor, of: &PlannedTensor) -> bool {
+    let of_vocabulary = matches!(naming.role(name), Some(Role::Embedding | Role::OutputHead));
+    of_vocabulary && less.shape.len() == 2 && of.shape.len() == 2 && less.shape[1] == of.shape[1]
+}
+
+/// A note for embeddings or a head of another vocabulary than the base's.
+fn resized_note(pair: &Pair) -> Option<String> {
+    let (rows, before) = (pair.of.shape.first()?, pair.less.shape.first()?);
+    (rows != before).then(|| {
+        format!(
+            "{}: {rows} rows, where the base has {before}: it is saved whole, and the base has to get as many before the \
+             LoRA is loaded (model.resize_token_embeddings({rows}))",
+            pair.own
+        )
+    })
+}
+
+/// A note on tensors that differ and aren't selected.
+fn left_out_note(names: &[&str]) -> Option<String> {
+    let (first, rest) = names.split_at(names.len().min(3));
+    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    (!names.is_empty()).then(|| {
+        let number =
+            if names.len() == 1 { "a changed tensor".to_owned() } else { format!("{} changed tensors", names.len()) };
+        format!("left out {number}, not selected: {}{more}", first.join(", "))
+    })
 }
 
 /// A note for a class that wraps a text model and whose own names aren't known. PEFT finds modules by the class's

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::adapter::peft::WeightLayout;
 use crate::linalg::Random;
 use crate::plan::Plan;
+
+mod selected;
 
 /// A model in memory.
 struct Model {
@@ -83,13 +86,14 @@ fn planned(name: &str, shape: &[usize], values: Vec<f32>) -> PlannedTensor {
 const OPTIONS: ExtractOptions = ExtractOptions {
     rank: 8,
     energy: None,
+    sv_epsilon: 0.0,
     dtype: DType::F32,
     sketch: Sketch { oversampling: 10, power_iterations: 2, seed: 0 },
     max_memory_bytes: 1 << 20,
 };
 
 fn extract(base: &Model, finetuned: &Model, options: &ExtractOptions) -> Result<Extraction> {
-    Pairs::new(&base.base("base"), &finetuned.base("finetuned"))?.extract(options, &|| ())
+    Pairs::new(&base.base("base"), &finetuned.base("finetuned"), &Selection::default())?.extract(options, &|| ())
 }
 
 /// A change of rank 2 with singular values of very different sizes.
@@ -206,7 +210,7 @@ fn names_are_those_of_the_class_and_no_embedding_is_taken_for_a_linear_layer() {
     let (q, qkv) = ("model.layers.0.self_attn.q_proj.weight", "visual.blocks.0.attn.qkv.weight");
     let base = Model::new(config, &[(q, &[8, 8]), (qkv, &[24, 8]), ("model.norm.weight", &[8])]);
     let finetuned = base.changed(q, rank_two).changed(qkv, rank_two).changed("model.norm.weight", |_, _| 1.0);
-    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned")).unwrap();
+    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned"), &Selection::default()).unwrap();
     assert!(pairs.notes.is_empty(), "{:?}", pairs.notes);
     let lora = pairs.extract(&OPTIONS, &|| ()).unwrap().lora(&base.base("base")).unwrap();
     let mut names: Vec<&str> = lora.tensors.tensors.iter().map(|t| t.name.as_str()).collect();
@@ -223,7 +227,7 @@ fn names_are_those_of_the_class_and_no_embedding_is_taken_for_a_linear_layer() {
         json!({"model_type": "other_vl", "architectures": ["OtherForConditionalGeneration"], "text_config": {}});
     let other = |of: Model| Model { config: config.as_object().unwrap().clone(), ..of };
     let (base, finetuned) = (other(base), other(finetuned));
-    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned")).unwrap();
+    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned"), &Selection::default()).unwrap();
     assert!(pairs.notes.iter().any(|note| note.contains("OtherForConditionalGeneration may have others")));
 
     let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
@@ -264,9 +268,9 @@ fn what_no_lora_holds_is_refused_by_name() {
          nothing to extract"
     );
     let mut other = Model::llama(false);
-    other.plan.tensors[0] = planned("model.embed_tokens.weight", &[51, 24], vec![0.0; 51 * 24]);
+    other.plan.tensors[0] = planned("model.embed_tokens.weight", &[50, 25], vec![0.0; 50 * 25]);
     assert!(
-        refusal(&other).contains("\"model.embed_tokens.weight\": expected [50, 24], as base has it, found [51, 24]")
+        refusal(&other).contains("\"model.embed_tokens.weight\": expected [50, 24], as base has it, found [50, 25]")
     );
     let mut other = Model::llama(false);
     other.plan.tensors.remove(1);
@@ -286,7 +290,7 @@ fn what_no_lora_holds_is_refused_by_name() {
     }
     let mut finetuned = base.changed("model.norm.weight", |_, _| 1.0);
     finetuned.config["rope_theta"] = json!(20.0);
-    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned")).unwrap();
+    let pairs = Pairs::new(&base.base("base"), &finetuned.base("finetuned"), &Selection::default()).unwrap();
     assert_eq!(pairs.notes, ["config.json differs in rope_theta, which a LoRA doesn't hold"]);
     let lora = pairs.extract(&OPTIONS, &|| ()).unwrap().lora(&base.base("base")).unwrap();
     assert_eq!(lora.config["target_modules"], "dummy-target-modules", "whole modules alone");
