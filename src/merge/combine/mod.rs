@@ -8,6 +8,7 @@ mod arithmetic;
 mod divergence;
 mod election;
 mod fusion;
+mod groups;
 mod lazy;
 mod loras;
 mod mean;
@@ -27,8 +28,9 @@ mod topk;
 mod working;
 
 pub use crate::linalg::Mt19937;
+pub use groups::{Group, combine_groups};
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
-pub use models::{Group, ModelMethod, combine_groups, combine_models};
+pub use models::{ModelMethod, combine_models};
 pub use options::{CombineOptions, Each, MajoritySign, Weights};
 pub use working::Working;
