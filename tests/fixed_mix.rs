@@ -231,7 +231,9 @@ fn what_is_no_fixed_mix_is_named() {
     narrow.insert("atom_bank.atoms".to_owned(), numbers(&[4, R, 3], 3));
     let mut without_head = linears();
     without_head.retain(|name, _| !name.contains("head"));
-    let cases: Vec<(&str, Tensors, Value, &[&str], i32, &str)> = vec![
+    // The bank's name, tensors and settings; options; the exit code and a part of the line.
+    type Case<'a> = (&'a str, Tensors, Value, &'a [&'a str], i32, &'a str);
+    let cases: Vec<Case> = vec![
         (
             "none",
             linears(),

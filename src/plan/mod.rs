@@ -129,7 +129,9 @@ impl PlannedTensor {
                 .mismatch());
         }
         if !quant::can_encode(self.dtype) {
-            return Err(finding().expected("a type this version can write").found(self.dtype).unsupported());
+            let finding = finding().expected("a type this version can write").found(self.dtype);
+            let hint = "values are computed in F32: with `type` f32 they are written so";
+            return Err(finding.hint(if self.dtype == DType::F64 { hint } else { "" }).unsupported());
         }
         Ok(())
     }

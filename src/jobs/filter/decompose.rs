@@ -163,9 +163,11 @@ pub fn decompose(settings: &DecomposeSettings, watch: Watch) -> Result<Decompose
     let of_folder = model.folder.iter().flat_map(|folder| folder.notes().to_vec()).collect();
     output.notes = [model.notes, of_folder, selection.notes.clone()].concat();
     if found.cut > 0 {
-        output
-            .notes
-            .push(format!("{} layers have fewer taps than atoms were asked for, and get all they can have", found.cut));
+        let layers = match found.cut {
+            1 => "1 layer has".to_owned(),
+            several => format!("{several} layers have"),
+        };
+        output.notes.push(format!("{layers} fewer taps than atoms were asked for: all that there can be are made"));
     }
     if dtype != DType::F32 {
         output.notes.push(format!("coefficients and atoms are rounded to {dtype}, which the errors don't include"));
