@@ -84,7 +84,7 @@ def main():
         if not model.exists():
             subprocess.run([args.python, "-c", MAKE, base, model, str(seed)], check=True)
     out, errors = args.work / "out", args.work / "stderr"
-    columns = ["", "mergekit", "processor", "RssAnon", "atombank merge", "processor", "RssAnon", "faster"]
+    columns = ["", "mergekit", "processor", "RssAnon", "atombank merge", "processor", "RssAnon", "faster", "less processor"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for method, options in METHODS.items():
         if args.methods and method not in args.methods:
@@ -103,7 +103,7 @@ def main():
                 runs.setdefault("theirs", []).append(timed(theirs, out, errors))
         theirs, ours = [(*min(runs[of])[:2], max(run[2] for run in runs[of])) for of in ["theirs", "ours"]]
         row = [f"{seconds:.2f} s | {processor:.2f} s | {peak:.0f} MiB" for seconds, processor, peak in (theirs, ours)]
-        print(f"| {method} | {' | '.join(row)} | {theirs[0] / ours[0]:.1f}x |", flush=True)
+        print(f"| {method} | {' | '.join(row)} | {theirs[0] / ours[0]:.1f}x | {theirs[1] / ours[1]:.1f}x |", flush=True)
     shutil.rmtree(out)
 
 

@@ -25,11 +25,13 @@ from mergekit.scripts.extract_lora import main
 main()
 """
 RANK = 6
+# Where modules are given, mergekit can't add any to them: it has to be given all that it would add.
+UNDECOMPOSED = ["embed_tokens", "lm_head", "norm", "input_layernorm", "post_attention_layernorm"]
 CASES = {
     "all": [],
     "included": ["--include-regex", "q_proj", "--include-regex", r"layers\.1\.mlp"],
     "excluded": ["--exclude-regex", "mlp", "--exclude-regex", "embed_tokens", "--exclude-regex", "norm"],
-    "saved": ["--save-module", "o_proj", "--save-module", "model.layers.0.mlp.up_proj"],
+    "saved": [text for name in ["o_proj", "model.layers.0.mlp.up_proj", *UNDECOMPOSED] for text in ("--save-module", name)],
     "embeddings": ["--embed-lora"],
     "embeddings, excluded": ["--embed-lora", "--exclude-regex", "lm_head"],
     "small values": ["--sv-epsilon", "0.3"],
