@@ -187,7 +187,7 @@ const QUANTIZATION: [&str; 11] = [
     "--prune-layers",
 ];
 
-const COMBINING: [&str; 19] = [
+const COMBINING: [&str; 23] = [
     "--method",
     "--density",
     "--weights",
@@ -207,6 +207,10 @@ const COMBINING: [&str; 19] = [
     "--nuslerp-flatten",
     "--nuslerp-row-wise",
     "--majority-sign",
+    "--multislerp-updates",
+    "--r",
+    "--alpha",
+    "--scale",
 ];
 
 /// Commands that write a checkpoint with a plan.
