@@ -268,6 +268,10 @@ const COMBINING: [&str; 23] = [
     "--alpha",
     "--scale",
     "--majority-sign",
+    "--multislerp-updates",
+    "--r",
+    "--alpha",
+    "--scale",
 ];
 
 /// Commands that write a checkpoint with a plan.

@@ -168,17 +168,17 @@ fn an_adapter_is_merged_into_its_model_first() {
 #[test]
 fn tensors_alone_and_ggufs_are_models_too() {
     let b = Bench::new();
-    let a = fixture("mergekit/a");
-    let gguf = b.at("a.gguf");
-    done(&["convert", text(&a), "-o", text(&gguf), "--type", "f32", "--quiet"]);
-    let yaml = |model: &str| {
-        format!(
-            "merge_method: linear\nmodels:\n- model: {{base}}\n- model: {model}\nparameters: {{weight: 1}}\ndtype: float32\n"
-        )
+    let model = fixture("convert/llama/model");
+    let (gguf, same) = (b.at("model.gguf"), copy(&model, &b.at("same")));
+    done(&["convert", text(&model), "-o", text(&gguf), "--quiet"]);
+    let yaml = |other: &Path| {
+        let models = format!("- model: {}\n- model: {}\n", text(&model), text(other));
+        format!("merge_method: linear\nmodels:\n{models}parameters: {{weight: 1}}\ndtype: float32\n")
     };
-    let of_gguf = b.merge("of-gguf", &yaml(text(&gguf)), &[]);
-    let of_folder = b.merge("of-folder", &yaml("{a}"), &[]);
+    let of_gguf = b.merge("of-gguf", &yaml(&gguf), &[]);
+    let of_folder = b.merge("of-folder", &yaml(&same), &[]);
     assert_eq!(read(&of_gguf.join("model.safetensors")), read(&of_folder.join("model.safetensors")));
+    let a = fixture("mergekit/a");
     let alone = text(&a.join("model.safetensors")).to_owned();
     let yaml = format!("merge_method: linear\nmodels:\n- model: {alone}\nparameters: {{weight: 3}}\ndtype: float32\n");
     let file = b.config("alone.yml", &yaml);
