@@ -16,6 +16,9 @@ type Tensors = BTreeMap<String, HostTensor>;
 
 const PREFIX: &str = "base_model.model.";
 
+/// Gives a tensor another name.
+type Rename = fn(&str) -> String;
+
 /// A folder for a test's files, and a Llama with 256 hidden values and two layers.
 struct Bench {
     dir: tempfile::TempDir,
@@ -120,7 +123,7 @@ fn assert_same(a: &Path, b: &Path) {
 fn names_of_what_wrapped_the_model_change_nothing() {
     let b = Bench::new();
     let (expected, _) = b.merge(&b.base, &b.plain(), "expected", &[]);
-    let wrapped: [(&str, fn(&str) -> String); 4] = [
+    let wrapped: [(&str, Rename); 4] = [
         ("compiled", |name| format!("{PREFIX}_orig_mod.{PREFIX}{name}")),
         ("parallel", |name| format!("module.{PREFIX}{}", name.replace(".weight", ".default.weight"))),
         ("checkpointed", |name| {

@@ -347,7 +347,7 @@ impl Job<'_> {
                 None => {}
                 Some(Ok(class)) => return Ok(Some(class)),
                 Some(Err(class)) => {
-                    return Err(Finding::new(&files.path().join(ADAPTER_CONFIG), "task_type")
+                    return Err(Finding::new(files.path().join(ADAPTER_CONFIG), "task_type")
                         .expected(format_args!(
                             "a task for which transformers has a class of the base {}",
                             self.base_name()

@@ -158,7 +158,7 @@ static DYNAMIC: LazyLock<(Vec<f32>, Vec<f32>)> = LazyLock::new(|| {
 fn line(steps: usize) -> Vec<f32> {
     let (start, end) = (0.1f32, 1f32);
     let step = (end - start) / steps as f32;
-    let half = (steps + 1) / 2;
+    let half = steps.div_ceil(2);
     let value = |at: usize| match at < half {
         true => step.mul_add(at as f32, start),
         false => (-step).mul_add((steps - at) as f32, end),

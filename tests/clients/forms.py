@@ -101,7 +101,12 @@ def quantized(kind, double, dtype, sizes):
 def head(name, config, auto, base_auto, **settings):
     base = saved(f"head-{name}", base_auto.from_config(config))
     more = settings.pop("labels", None)
-    load = lambda: auto.from_pretrained(base, dtype=torch.bfloat16, **({"num_labels": more} if more else {}))
+    def load():
+        model = auto.from_pretrained(base, dtype=torch.bfloat16, **({"num_labels": more} if more else {}))
+        if name == "answers":
+            # This class calls the inner model by another name, under which transformers finds none of the base's tensors.
+            model.transformer = transformers.AutoModel.from_pretrained(base, dtype=torch.bfloat16)
+        return model
     made, folder = adapter(f"head-{name}", load(), **settings)
     with torch.no_grad():
         for key, value in made.named_parameters():
@@ -152,6 +157,7 @@ def named(name):
     auto, config = NAMES[name]
     base = saved(f"names-{name}", auto.from_config(config()))
     load = lambda: auto.from_pretrained(base, dtype=torch.bfloat16)
+    load().save_pretrained(base)        # in the types that transformers gives its tensors
     # PEFT has no adapter for what Mamba's kernels read.
     targets = ["in_proj", "q_proj", "up_proj", "down_proj"] if name == "nemotron_h" else "all-linear"
     _, folder = adapter(f"names-{name}", load(), target_modules=targets)
@@ -177,6 +183,7 @@ def experts(name):
     config, targets = EXPERTS[name]
     base = saved(f"experts-{name}", AutoModelForCausalLM.from_config(config()))
     load = lambda: AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    load().save_pretrained(base)        # in the types that transformers gives its tensors
     _, folder = adapter(f"experts-{name}", load(), target_modules=["q_proj"] if name != "jetmoe" else [], target_parameters=targets)
     expected = WORK / f"expected-experts-{name}"
     peft.PeftModel.from_pretrained(load(), folder).merge_and_unload().save_pretrained(expected)
