@@ -565,7 +565,7 @@ fn another_base_is_guessed_only_where_layers_or_shapes_show_it() {
     assert!(misspelt.contains("\"model.layers.0.self_attn."), "{misspelt}");
     let deep = renamed("layers.0.", "layers.70.");
     assert!(deep.contains("no layer of this number: this adapter belongs to another base model"), "{deep}");
-    let wrapped = renamed("base_model.model.", "base_model.model._orig_mod.");
+    let wrapped = renamed("base_model.model.", "base_model.model.student.inner.");
     assert!(!wrapped.contains("another base"), "{wrapped}");
     let file = |module: &str| -> Tensors { [(format!("{module}.diff"), ones(&[24, 16]))].into() };
     let deep = merge_tensors(&file("lora_te_model_layers_7_mlp_up_proj"), "qwen2-float32").unwrap_err();

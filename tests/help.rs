@@ -86,6 +86,8 @@ const OWN: [(&str, &[&str]); 17] = [
             "--into",
             "--into-key",
             "--keep-base",
+            "--base-quant",
+            "--double-quant",
             "--as",
             "--tokenizer",
             "--tokenizer-source",

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Map;
+
 use super::experts::{ExpertFactorNames, add_fresh_expert_factors, check_expert_factors, expert_factors};
 use super::tensors::{
     self, WEIGHTS_FILE, adapted_layers, adapter_output, add_fresh_factor, check_factor_names, check_factor_shapes,
-    read_tensors,
+    planned, read_tensors,
 };
-use super::{HostTensor, LoraConfig, Tensors};
+use super::{HostTensor, LoraConfig, Tensors, mlx};
 use crate::arch::{LinearLayer, ModelConfig};
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::error::{Finding, Result};
@@ -100,6 +102,15 @@ impl Lora {
     /// The LoRA's folder, as [`Lora::save`] writes it.
     pub fn output(&self) -> Output {
         adapter_output(&self.config.to_json(), &self.tensors)
+    }
+
+    /// The LoRA's folder as mlx-lm has it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Format`] for settings that aren't those of a LoRA.
+    pub fn mlx_output(&self) -> Result<Output> {
+        let config = self.config.to_json();
+        mlx::output(config.as_object().unwrap_or(&Map::new()), &planned(&self.tensors))
     }
 
     /// The linear layers that it adapts, in the order in which a forward pass calls them.

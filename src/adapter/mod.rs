@@ -1,11 +1,13 @@
-//! Adapters: those of PEFT and kohya as changes to the tensors of their base, and plain LoRAs in
+//! Adapters: those of PEFT, kohya and mlx-lm as changes to the tensors of their base, and plain LoRAs in
 //! memory.
 
+mod beside;
 mod config;
 mod experts;
 pub(crate) mod gguf;
 pub(crate) mod kohya;
 mod lora;
+pub(crate) mod mlx;
 mod open;
 pub mod peft;
 mod tensors;

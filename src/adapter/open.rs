@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::beside::{self, Beside};
 use super::gguf;
 use super::kohya;
+use super::mlx::{self, Mlx};
 use super::peft::{self, Base, Changes};
 use crate::checkpoint::ADAPTER_CONFIG;
 use crate::error::{Error, Finding, IoContext, Result};
@@ -22,12 +24,12 @@ use crate::plan::Plan;
 use crate::source::Source;
 
 /// PEFT's names of an adapter's weights, the preferred one first.
-const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+pub(super) const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 /// The prefix of a trainer's checkpoint folders. The step follows.
 const CHECKPOINT: &str = "checkpoint-";
 
-/// Reads the adapter at `path` as changes to the tensors of `base`. It can be a folder of PEFT or of a trainer, a file
-/// of kohya-ss/sd-scripts or LyCORIS, or a LoRA in a GGUF.
+/// Reads the adapter at `path` as changes to the tensors of `base`. It can be a folder of PEFT, of mlx-lm or of a
+/// trainer, a file of kohya-ss/sd-scripts or LyCORIS, or a LoRA in a GGUF.
 ///
 /// # Errors
 /// Those of [`AdapterFiles::find`] and [`AdapterFiles::changes`]; [`crate::Error::Unsupported`] for an adapter that
@@ -51,6 +53,8 @@ pub struct AdapterFiles {
 enum AdapterForm {
     /// A folder of PEFT, with its settings.
     Peft(Map<String, Value>),
+    /// A folder of mlx-lm: the factors and settings as PEFT has them, or whole tensors without settings.
+    Mlx(Option<Map<String, Value>>),
     /// One file, as saved by kohya-ss/sd-scripts and LyCORIS. It has no settings besides the names of tensors.
     Kohya,
     /// A LoRA in a GGUF, as llama.cpp loads it.
@@ -79,8 +83,27 @@ impl AdapterFiles {
             false => below(path, &mut notes)?,
         };
         let config = read_json_object(&folder.join(ADAPTER_CONFIG))?;
+        if let Some(file) = mlx_file(&folder) {
+            return Self::of_mlx(&folder, file, &config, notes);
+        }
         let (file, source) = weights(&folder)?;
         Ok(Self { path: folder, file, tensors: Plan::taking(&source), form: AdapterForm::Peft(config), notes })
+    }
+
+    /// Opens an adapter of mlx-lm, whose tensors are in `file`.
+    fn of_mlx(folder: &Path, file: PathBuf, config: &Map<String, Value>, mut notes: Vec<String>) -> Result<Self> {
+        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
+        let config_path = folder.join(ADAPTER_CONFIG);
+        let Mlx { settings, tensors, notes: own } = mlx::read(&config_path, config, &file, Plan::taking(&source))?;
+        notes.extend(own);
+        Ok(Self { path: folder.to_owned(), file, tensors, form: AdapterForm::Mlx(settings), notes })
+    }
+
+    /// Whether the file at `path`, with these tensors, is that of an adapter.
+    pub(crate) fn is_file(path: &Path, tensors: &Plan) -> bool {
+        let has_config = || path.with_file_name(ADAPTER_CONFIG).is_file();
+        let has_names = || peft::names_are_pefts(tensors) || mlx::has_factors(tensors);
+        kohya::is_kohya(tensors) || has_names() && has_config()
     }
 
     /// Opens an adapter of a single file.
@@ -101,6 +124,10 @@ impl AdapterFiles {
             Some(FileKind::Safetensors) | None => Arc::new(SafetensorsFile::open(path)?),
         };
         let tensors = Plan::taking(&source);
+        let is_mlx = path.file_name().is_some_and(|name| name == mlx::WEIGHTS) || mlx::has_factors(&tensors);
+        if is_mlx && folder.join(ADAPTER_CONFIG).is_file() {
+            return Self::of_mlx(folder, file, &read_json_object(&folder.join(ADAPTER_CONFIG))?, notes);
+        }
         if !peft::names_are_pefts(&tensors) {
             return Ok(Self { path: file.clone(), file, tensors, form: AdapterForm::Kohya, notes });
         }
@@ -141,12 +168,18 @@ impl AdapterFiles {
         &self.tensors
     }
 
-    /// The content of adapter_config.json, if the adapter has one.
+    /// The content of PEFT's adapter_config.json, if the adapter has one. For mlx-lm's factors, what PEFT would have.
     pub fn settings(&self) -> Option<&Map<String, Value>> {
         match &self.form {
             AdapterForm::Peft(settings) => Some(settings),
+            AdapterForm::Mlx(settings) => settings.as_ref(),
             AdapterForm::Kohya | AdapterForm::Gguf(_) => None,
         }
+    }
+
+    /// Whether mlx-lm has saved it.
+    pub fn is_mlx(&self) -> bool {
+        matches!(self.form, AdapterForm::Mlx(_))
     }
 
     /// The error if the adapter's settings alone show that no base can have it merged.
@@ -162,10 +195,12 @@ impl AdapterFiles {
     /// weights, naming it; [`crate::Error::Mismatch`] for an adapter of another base.
     pub fn changes(&self, base: &Base) -> Result<Changes> {
         let tensors = self.tensors.clone();
+        let config_path = self.path.join(ADAPTER_CONFIG);
         let mut changes = match &self.form {
-            AdapterForm::Peft(config) => {
-                peft::changes(&self.path.join(ADAPTER_CONFIG), config, &self.file, tensors, base)?
+            AdapterForm::Peft(config) | AdapterForm::Mlx(Some(config)) => {
+                peft::changes(&config_path, config, &self.file, tensors, base)?
             }
+            AdapterForm::Mlx(None) => peft::whole(&config_path, &self.file, tensors, base)?,
             AdapterForm::Kohya => kohya::changes(&self.file, tensors, base)?,
             AdapterForm::Gguf(metadata) => gguf_changes(&self.file, metadata, &tensors, base)?,
         };
@@ -180,8 +215,13 @@ impl AdapterFiles {
     /// # Errors
     /// As [`AdapterFiles::changes`]; [`crate::Error::Unsupported`] for an adapter that acts only after certain tokens.
     pub fn merged_changes(&self, base: &Base) -> Result<Changes> {
-        let changes = self.changes(base)?;
+        let mut changes = self.changes(base)?;
         changes.check_always_on()?;
+        if self.path.is_dir() {
+            let Beside { whole, notes } = beside::read(&self.path, &self.file, base)?;
+            changes.changes.splice(0..0, whole);
+            changes.notes.extend(notes);
+        }
         Ok(changes)
     }
 }
@@ -192,6 +232,12 @@ fn gguf_changes(path: &Path, metadata: &Metadata, tensors: &Plan, base: &Base) -
     let mut changes = peft::changes(path, &folder.config, path, folder.tensors, base)?;
     changes.notes.extend(folder.notes);
     Ok(changes)
+}
+
+/// The weights of mlx-lm in `folder`, if it has these and none of PEFT.
+fn mlx_file(folder: &Path) -> Option<PathBuf> {
+    let has_pefts = WEIGHTS.iter().any(|name| folder.join(name).is_file());
+    Some(folder.join(mlx::WEIGHTS)).filter(|file| file.is_file() && !has_pefts)
 }
 
 /// The weights in a folder of PEFT: safetensors if there are any, otherwise torch's file.
@@ -205,12 +251,11 @@ fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
         let source: Arc<dyn Source> = Arc::new(PytorchFile::open(&pickled, None)?);
         return Ok((pickled, source));
     }
-    let finding = Finding::new(folder, "weights").expected(format_args!("{} or {}", WEIGHTS[0], WEIGHTS[1]));
-    let mlx = folder.join("adapters.safetensors").is_file();
-    Err(match mlx {
-        true => finding.found("adapters.safetensors, as mlx-lm has it").hint("fuse it with mlx_lm.fuse").unsupported(),
-        false => finding.found("neither").hint("is the download complete?").mismatch(),
-    })
+    Err(Finding::new(folder, "weights")
+        .expected(format_args!("{}, {} or mlx-lm's {}", WEIGHTS[0], WEIGHTS[1], mlx::WEIGHTS))
+        .found("none of them")
+        .hint("is the download complete?")
+        .mismatch())
 }
 
 /// Finds the folder of the only adapter below `folder`, which is not an adapter itself.
@@ -362,9 +407,10 @@ mod tests {
         fs::copy(at("two/first").join(ADAPTER_CONFIG), at("alone").join(ADAPTER_CONFIG)).unwrap();
         fs::remove_file(at("alone").join(WEIGHTS[0])).unwrap();
         assert!(
-            error("alone").contains("weights: expected adapter_model.safetensors or adapter_model.bin, found neither")
+            error("alone")
+                .contains("weights: expected adapter_model.safetensors, adapter_model.bin or mlx-lm's adapters")
         );
         fs::write(at("alone/adapters.safetensors"), b"").unwrap();
-        assert!(error("alone").contains("as mlx-lm has it"));
+        assert!(error("alone").contains("adapters.safetensors"), "{}", error("alone"));
     }
 }

@@ -189,7 +189,8 @@ pub(crate) fn tensors_output(tensors: &Tensors, stem: &str) -> Output {
     Output::folder(stem, planned(tensors))
 }
 
-fn planned(tensors: &Tensors) -> Plan {
+/// The plan that writes `tensors` as they are.
+pub(super) fn planned(tensors: &Tensors) -> Plan {
     let planned = tensors.iter().map(|(name, t)| PlannedTensor {
         name: name.clone(),
         dtype: DType::F32,

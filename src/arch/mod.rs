@@ -36,7 +36,9 @@ mod row;
 mod shaping;
 mod statement;
 pub(crate) mod steps;
+pub(crate) mod tasks;
 mod tensor_statement;
+pub(crate) mod unread;
 pub(crate) mod vocabulary;
 pub(crate) mod wrapper;
 

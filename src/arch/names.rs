@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::lookup::{self, Match};
 use super::params::class;
-use super::renames::{self, Prefixes};
+use super::renames::Renames;
 use super::{Config, Family, Role, wrapper};
 use crate::plan::Plan;
 
@@ -20,8 +20,8 @@ pub(crate) struct Naming {
     main: Option<usize>,
     /// The module of the text model, if the class wraps one. The table's tensors are inside it.
     module: Option<&'static str>,
-    /// Prefixes that transformers renames when it loads a checkpoint of the class.
-    prefixes: Prefixes,
+    /// What transformers renames when it loads a checkpoint of the class.
+    renames: Renames,
     /// Ends of the paths of the class's Conv1D modules; `None` where the class isn't part of transformers.
     conv1d: Option<&'static [&'static str]>,
 }
@@ -55,7 +55,7 @@ impl Naming {
             family: wrapper::family(config),
             main: layers_read(config).and_then(|layers| usize::try_from(layers).ok()),
             module: wrapper::module(config),
-            prefixes: renames::prefixes(config, class(config)),
+            renames: Renames::of(config, class(config)),
             conv1d: conv1d(config),
         }
     }
@@ -75,7 +75,7 @@ impl Naming {
     /// The name in the model's class of the tensor called `name` in a checkpoint, which may lack the prefix or have
     /// another. `None` if neither a family nor a list of renames has the tensor.
     pub(crate) fn class_name(self, name: &str) -> Option<String> {
-        if let Some(renamed) = renames::renamed(self.prefixes, name) {
+        if let Some(renamed) = self.renames.renamed(name) {
             return Some(renamed);
         }
         let row = self.row(name)?;
@@ -86,7 +86,7 @@ impl Naming {
     /// A name for the tensor called `name` that is the same for all its spellings: with a family, the name in the text
     /// model.
     fn common_name(self, name: &str) -> Option<String> {
-        self.row(name).map(|row| row.name).or_else(|| renames::renamed(self.prefixes, name))
+        self.row(name).map(|row| row.name).or_else(|| self.renames.renamed(name))
     }
 
     /// Renames the tensors of `plan` to the names that they have in `other`. That model may spell names differently, or
@@ -109,7 +109,7 @@ impl Naming {
 
     /// Whether a family or a list of renames gives the class's own names of the tensors.
     pub(crate) fn knows_names(self) -> bool {
-        self.family.is_some() || !self.prefixes.is_empty()
+        self.family.is_some() || !self.renames.is_empty()
     }
 
     /// Whether the model's class keeps the weight called `name` as `[d_in, d_out]`, as Conv1D does; `None` where the
@@ -193,6 +193,9 @@ pub(crate) const FUSED_EXPERTS: [FusedExperts; 2] = [
     FusedExperts { parameter: "down_proj", parts: &[&["down_proj", "w2"]] },
 ];
 
+/// The first projection of experts without a gate, as in Nemotron-H.
+pub(crate) const UNGATED_EXPERTS: FusedExperts = FusedExperts { parameter: "up_proj", parts: &[&["up_proj"]] };
+
 impl FusedExperts {
     /// The names that the weights of one expert can have in checkpoints: for each part, in the order of the rows.
     pub(crate) fn weights<'a>(&'a self, module: &'a str, expert: usize) -> impl Iterator<Item = Vec<String>> + use<'a> {
@@ -212,15 +215,6 @@ pub(crate) fn keeps_experts_transposed(config: &Config) -> bool {
 /// How many layers of the model transformers reads.
 pub(crate) fn layers_read(config: &Config) -> Option<u64> {
     wrapper::text_config(config).get("num_hidden_layers")?.as_u64()
-}
-
-/// Whether transformers ignores the tensor called `name` when it loads the model. It ignores layers for multi-token
-/// prediction, which come after the model's own layers or are in a module `mtp`.
-pub(crate) fn is_unread_layer(layers: Option<u64>, name: &str) -> bool {
-    let name = wrapper::text_name(name);
-    let is_mtp = name.split('.').take(2).any(|part| part == "mtp");
-    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<u64>().ok());
-    is_mtp || layer.zip(layers).is_some_and(|(layer, layers)| layer >= layers)
 }
 
 /// Whether the model's class has an output head. The config can't tell: an encoder's may still say that the head is
@@ -355,16 +349,6 @@ mod tests {
         ];
         assert_eq!(weights(&FUSED_EXPERTS[0]), expected);
         assert_eq!(weights(&FUSED_EXPERTS[1]), [["m.experts.3.down_proj.weight", "m.experts.3.w2.weight"]]);
-    }
-
-    #[test]
-    fn layers_behind_the_last_one_are_not_read() {
-        let unread = |name: &str| is_unread_layer(Some(2), name);
-        for module in ["model.", "model.language_model.", "language_model.model."] {
-            let named = |layer: &str| format!("{module}{layer}.self_attn.q_proj.weight");
-            assert!(!unread(&named("layers.1")) && unread(&named("layers.2")) && unread(&named("mtp")), "{module}");
-        }
-        assert!(unread("mtp.fc.weight") && !unread("lm_head.weight"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(crate) use tokenizer_files::{
     PLAMO_FILE, RWKV_FILE, TEKKEN_FILE, VocabularyForm, has_tokenizer, tokenizer_files, vocabulary_file,
 };
 pub(crate) use weights::{FolderWeights, has_weights, open_weights};
+pub(crate) use wrapped::ANYWHERE as WRAPPED_ANYWHERE;
 
 use crate::error::{Finding, IoContext, Result};
 use crate::json::read_json_object;
@@ -161,6 +162,11 @@ impl Checkpoint {
     /// step: it rounds the unpacked values once, to the type of the output.
     pub fn rounded(&self) -> &Plan {
         self.rounded.as_ref().unwrap_or(&self.weights)
+    }
+
+    /// Returns whether weights were packed, and are plain now.
+    pub(crate) fn was_packed(&self) -> bool {
+        self.rounded.is_some()
     }
 
     /// Returns the name in the files of the tensor that transformers calls `name`.

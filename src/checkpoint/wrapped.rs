@@ -7,7 +7,7 @@ use crate::error::{Finding, Result};
 use crate::plan::Plan;
 
 /// Parts that a wrapper inserts into names wherever it wraps a module. No class has modules of these names.
-const ANYWHERE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+pub(crate) const ANYWHERE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// Prefixes of all names in files where the wrapped model, or a dictionary with it, was saved.
 const BEFORE_ALL: [&str; 4] = ["state_dict", "model_state_dict", "module", "_forward_module"];

@@ -8,7 +8,7 @@ use anyhow::Result;
 use atombank::checkpoint::hub::Need;
 use atombank::convert::Content;
 use atombank::jobs::{self, Adapted, MergeInput, MergeSettings, TokenizerChoice, VocabularyChoice};
-use atombank::merge::Truncation;
+use atombank::merge::{BaseQuant, Truncation};
 use clap::Args;
 
 use super::alone::AloneArgs;
@@ -35,6 +35,13 @@ pub(crate) struct MergeArgs {
     /// Refuse a quantized base, because weights that the adapter changes would be rounded again
     #[arg(long)]
     keep_base: bool,
+    /// Round the base's linear layers to this type first, as bitsandbytes had them while the adapters were trained
+    /// (QLoRA): nf4, fp4 or int8
+    #[arg(long, value_name = "TYPE", value_parser = parse_base_quant)]
+    base_quant: Option<BaseQuant>,
+    /// With --base-quant nf4 or fp4: quantize the scales, too, as bnb_4bit_use_double_quant does
+    #[arg(long, requires = "base_quant")]
+    double_quant: bool,
     /// How to read one of the other folders that has both a model and adapter_config.json: model or adapter [default:
     /// model]
     #[arg(long = "as", value_name = "CONTENT", value_parser = parse_content)]
@@ -91,6 +98,11 @@ fn parse_weighted(text: &str) -> Result<Weighted, String> {
     Ok(whole)
 }
 
+fn parse_base_quant(text: &str) -> Result<BaseQuant, String> {
+    let found = BaseQuant::ALL.iter().find(|(name, _)| *name == text);
+    found.map(|(_, quant)| *quant).ok_or_else(|| "expected nf4, fp4 or int8".to_owned())
+}
+
 fn parse_tokenizer(text: &str) -> Result<TokenizerChoice, String> {
     Ok(match text {
         "base" => TokenizerChoice::Base,
@@ -141,6 +153,8 @@ pub(crate) fn run(args: &MergeArgs, common: &Common) -> Result<()> {
             output: output.clone(),
             combine: args.method.settings(),
             keep_base: args.keep_base,
+            base_quant: args.base_quant,
+            double_quant: args.double_quant,
             others_as: args.content,
             tokenizer: args.tokenizer.clone().unwrap_or_default(),
             tokenizer_source: args.tokenizer_source.as_ref().map(|source| of_input(source, args, found)),

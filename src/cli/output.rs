@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Pytorch,
     /// A PEFT LoRA folder
     Lora,
+    /// The folder of a LoRA as mlx-lm has it
+    Mlx,
     /// Only of a bank of filter atoms: the tensors, with three plain convolutions in the place of each layer
     ThreeConvolutions,
 }
@@ -38,6 +40,7 @@ impl From<Kind> for OutputKind {
             Kind::Safetensors => OutputKind::Safetensors,
             Kind::Pytorch => OutputKind::Pytorch,
             Kind::Lora => OutputKind::Lora,
+            Kind::Mlx => OutputKind::Mlx,
             Kind::ThreeConvolutions => OutputKind::ThreeConvolutions,
         }
     }

@@ -93,7 +93,7 @@ impl BakeSettings {
     fn check(&self) -> Result<()> {
         self.check_fixed()?;
         self.output.check()?;
-        if let (OutputKind::Lora, Some(name)) = (self.output.kind(), &self.output.r#type) {
+        if let (true, Some(name)) = (self.output.kind().is_lora(), &self.output.r#type) {
             return Err(setting("type").expected("none for a LoRA, which is written in f32").found(name).setting());
         }
         if self.output.recipe.prune_layers.is_some() && self.verify {
@@ -219,7 +219,7 @@ impl Opened {
             return Err(finding.found(format_args!("{kind} alone")).hint(hint).mismatch());
         }
         // Merged weights of a GGUF would have to be quantized again.
-        if settings.output.kind() != OutputKind::Lora {
+        if !settings.output.kind().is_lora() {
             let finding = setting("base").expected("a Hugging Face folder, for merged weights").found("a GGUF");
             return Err(finding.hint("`to` lora makes a LoRA for the GGUF").setting());
         }
@@ -239,6 +239,7 @@ impl Opened {
         let blocks = self.bank.config.blocks(self.decoder.config().num_hidden_layers);
         let alphas = settings.fixed_alphas(&self.bank, blocks, &parts)?;
         let (mut output, merged) = match (settings.output.kind(), &self.folder) {
+            (OutputKind::Mlx, _) => (self.bank.static_lora(&alphas).mlx_output()?, None),
             (OutputKind::Lora, _) | (_, None) => (self.bank.static_lora(&alphas).output(), None),
             (_, Some(folder)) => {
                 let base = Base::of(folder);

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use super::into;
 use super::settings::{left_out, setting};
 use super::{OutputKind, OutputSettings, RecipeSettings};
+use crate::adapter::AdapterFiles;
+use crate::adapter::peft::{Change, NewLora};
 use crate::arch::Config;
 use crate::bank::gguf as bank;
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
     Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
-    note_of_name, to_gguf,
+    is_adapter, note_of_name, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::formats::gguf::{GgufModel, Override};
@@ -124,9 +126,12 @@ impl ConvertSettings {
 
     fn check(&self) -> Result<()> {
         let is_gguf = self.output.kind() == OutputKind::Gguf;
-        if self.output.kind() == OutputKind::Lora && self.input.extension().is_none_or(|e| e != "gguf") {
-            let finding = setting("to").expected("an atom bank to bake, for a LoRA").found("a model");
-            return Err(finding.hint("see `jobs::bake`").setting());
+        let can_be_lora = is_adapter(&self.input, self.r#as) || self.input.extension().is_some_and(|e| e == "gguf");
+        if self.output.kind().is_lora() && !can_be_lora {
+            let finding = setting("to").expected("an adapter as input, for a LoRA").found("a model");
+            return Err(finding
+                .hint("`jobs::extract` makes a LoRA of a finetuned model, `jobs::bake` of an atom bank")
+                .setting());
         }
         self.output.check()?;
         let only_gguf = [
@@ -293,7 +298,7 @@ impl ConvertSettings {
                 let finding = Finding::new(&self.input, "config.json").expected("the config of a model's folder");
                 Err(finding.found("tensors alone").hint(GENERIC).mismatch())
             }
-            OutputKind::Hf | OutputKind::Lora => {
+            OutputKind::Hf | OutputKind::Lora | OutputKind::Mlx => {
                 let finding = Finding::new(&self.input, "config.json").expected("a model folder's config");
                 let hint = "write the tensors alone: name the output .safetensors, .bin or .gguf";
                 Err(finding.found("tensors alone").hint(hint).mismatch())
@@ -368,9 +373,10 @@ impl ConvertSettings {
             return self.with_keys(Output::gguf(metadata.clone(), plan, Vec::new()));
         }
         if metadata.get("adapter.type").and_then(|kind| kind.as_text()) == Some("lora") {
-            return Ok(
-                lora::from_gguf(metadata, &taken, &self.lora_base(&Config::new(), &mut Vec::new())?.base())?.output()
-            );
+            let base = self.lora_base(&Config::new(), &mut Vec::new())?;
+            let folder = lora::from_gguf(metadata, &taken, &base.base())?;
+            let made = self.output.lora(&folder.config, &folder.tensors)?;
+            return Ok(Output { notes: [folder.notes, made.notes].concat(), ..made });
         }
         let outtype = self.output.outtype()?.dtype(&taken);
         if let Some((_, restored)) = from_gguf(model, outtype)? {
@@ -401,14 +407,22 @@ impl ConvertSettings {
         }
     }
 
-    /// Converts an adapter folder to GGUF.
+    /// Converts an adapter folder to GGUF, or to the folder of a LoRA in another form.
     fn adapter(&self) -> Result<Output> {
-        if self.output.kind() != OutputKind::Gguf {
+        if self.output.kind() != OutputKind::Gguf && !self.output.kind().is_lora() {
             let finding = Finding::new(&self.input, "adapter").expected("a GGUF to write it as");
             return Err(finding.found("another output").mismatch());
         }
         self.check_plain("a model")?;
         let config = read_json_object(&self.input.join(ADAPTER_CONFIG))?;
+        if self.output.kind().is_lora() {
+            return self.adapter_as_lora();
+        }
+        let config = match config.contains_key("peft_type") {
+            true => config,
+            // Another program's settings, as PEFT has them.
+            false => AdapterFiles::find(&self.input)?.settings().cloned().unwrap_or(config),
+        };
         let is_bank = config.get("peft_type").and_then(|kind| kind.as_str()) == Some("QUERYABLE_LORA");
         let mut notes = Vec::new();
         let mut output = match (is_bank, &self.output.r#type) {
@@ -422,6 +436,36 @@ impl ConvertSettings {
         };
         output.notes.splice(0..0, notes);
         self.with_keys(output)
+    }
+
+    /// Converts an adapter folder to that of a LoRA: PEFT's or mlx-lm's.
+    fn adapter_as_lora(&self) -> Result<Output> {
+        let files = AdapterFiles::find(&self.input)?;
+        let mut notes = Vec::new();
+        let config = files.settings().cloned().unwrap_or_default();
+        let loaded = self.lora_base(&config, &mut notes)?;
+        let base = loaded.base();
+        let changes = files.changes(&base)?;
+        changes.check_always_on()?;
+        let (mut updates, mut saved) = (Vec::new(), Vec::new());
+        for (name, change) in changes.changes {
+            match change {
+                Change::LowRank(update) => updates.push((name, update)),
+                Change::Replace(tensor) => saved.push(tensor),
+                _ => {
+                    return Err(Finding::new(&changes.path, format!("the change of {name:?}"))
+                        .expected("a low-rank update or a whole tensor, which a plain LoRA can have")
+                        .found("another change")
+                        .unsupported());
+                }
+            }
+        }
+        let mut lora = NewLora::new(&base, &updates, saved, self.output.lora_type()?)?;
+        if let Some(name) = config.get("base_model_name_or_path") {
+            lora.config.insert("base_model_name_or_path".to_owned(), name.clone());
+        }
+        let made = self.output.lora(&lora.config, &lora.tensors)?;
+        Ok(Output { notes: [notes, changes.notes, made.notes].concat(), ..made })
     }
 
     /// Refuses mixtures, which need a model that llama.cpp knows: they go by its tensors' names.

@@ -123,7 +123,7 @@ impl Side {
 /// # Errors
 /// [`crate::Error::Setting`]; errors of opening the models; those of [`Pairs::extract`].
 pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
-    if settings.output.kind() != OutputKind::Lora || settings.output.is_file() {
+    if !settings.output.kind().is_lora() || settings.output.is_file() {
         return Err(setting("output").expected("a LoRA's folder").found("another kind").setting());
     }
     if !(1..=65536).contains(&settings.rank) {
@@ -156,5 +156,6 @@ pub fn extract(settings: &ExtractSettings, watch: Watch) -> Result<Extracted> {
     let name = settings.base_id.clone().unwrap_or_else(|| settings.base.display().to_string());
     lora.config.insert("base_model_name_or_path".to_owned(), name.into());
     let notes = [before.notes(), after.notes(), &pairs.notes].concat();
-    Ok(Extracted { output: Output { notes, ..lora.output() }, extraction })
+    let output = settings.output.lora(&lora.config, &lora.tensors)?;
+    Ok(Extracted { output: Output { notes, ..output }, extraction })
 }

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::into;
 use super::method::Combined as Kinds;
+use super::same_tensors::{self, Aligned};
 use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
-use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
+use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora, PREFIX};
 use crate::arch::Naming;
+use crate::arch::tasks::TaskClass;
 use crate::bank::{BlockAlphas, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, is_model};
 use crate::convert::{Content, Input, Opening, can_be_either, from_gguf, is_adapter, with_changed};
@@ -24,9 +26,11 @@ use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
 };
-use crate::merge::{Merged, Truncation, card, rounding, with_adapters};
+use crate::merge::{
+    BaseQuant, BaseQuantOptions, Merged, Truncation, card, rounding, with_adapters, with_quantized_base,
+};
 use crate::output::Output;
-use crate::plan::Plan;
+use crate::plan::{Plan, PlannedTensor};
 
 /// Low-rank updates by the weights' names.
 type Updates = Vec<(String, LowRank)>;
@@ -74,6 +78,13 @@ pub struct MergeSettings {
     /// Whether to refuse a quantized base. Otherwise, the weights that the adapter changes are rounded again.
     #[serde(default)]
     pub keep_base: bool,
+    /// The type in which bitsandbytes had the base's weights while the adapters were trained (QLoRA). The updates are
+    /// added to weights that are rounded to it.
+    #[serde(default)]
+    pub base_quant: Option<BaseQuant>,
+    /// Whether the scales of these weights were quantized, too (`bnb_4bit_use_double_quant`).
+    #[serde(default)]
+    pub double_quant: bool,
     /// How to read a folder among the others that has both a model and adapter_config.json.
     #[serde(default)]
     pub others_as: Option<Content>,
@@ -106,6 +117,8 @@ impl MergeSettings {
             output,
             combine: CombineSettings::default(),
             keep_base: false,
+            base_quant: None,
+            double_quant: false,
             others_as: None,
             tokenizer: TokenizerChoice::Auto,
             tokenizer_source: None,
@@ -156,7 +169,8 @@ pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], wat
         let finding = Finding::new(&settings.base, "base").expected("a model: a folder with config.json, or a GGUF");
         return Err(finding.found("an adapter").hint("name the model first, then its adapters").mismatch());
     }
-    let mut job = Job { settings, alphas, watch, notes: Vec::new(), folders: Vec::new() };
+    let (notes, folders, files) = (Vec::new(), Vec::new(), Vec::new());
+    let mut job = Job { settings, alphas, watch, notes, folders, files };
     let (mut output, truncations) = match paths.iter().any(is_model) {
         true => job.models()?,
         false => {
@@ -183,6 +197,16 @@ pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], wat
 /// Refuses choices of what an input is and of a tokenizer where nothing can be chosen.
 fn check_choices(settings: &MergeSettings) -> Result<()> {
     let output = &settings.output;
+    if settings.double_quant && !matches!(settings.base_quant, Some(BaseQuant::Nf4 | BaseQuant::Fp4)) {
+        let finding = setting("double_quant").expected("`base_quant` nf4 or fp4, whose scales are quantized");
+        return Err(finding.found(settings.base_quant.map_or("none", BaseQuant::name)).setting());
+    }
+    if settings.base_quant.is_some() && !(settings.base.is_dir() && is_model(&settings.base)) {
+        return Err(setting("base_quant").expected("a model's folder as base").found("another base").setting());
+    }
+    if settings.base_quant.is_some() && output.kind().is_lora() {
+        return Err(setting("base_quant").expected("a model as output").found("a LoRA").setting());
+    }
     let is_tensors_alone = output.is_file() && matches!(output.kind(), OutputKind::Safetensors | OutputKind::Pytorch);
     if settings.tokenizer != TokenizerChoice::Auto && is_tensors_alone {
         let finding = setting("tokenizer").expected("a folder or a GGUF as output, which holds one");
@@ -231,6 +255,17 @@ fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidat
     names.zip(folders).map(|(name, path)| Candidate { name, path }).collect()
 }
 
+/// The module of the inner model in the class of an adapter, where `weights` are those of the inner model alone.
+fn inner_model(files: &AdapterFiles, weights: &Plan) -> Option<String> {
+    files.tensors().tensors.iter().find_map(|tensor| {
+        let (path, _) = tensor.name.strip_prefix(PREFIX)?.split_once(".lora_")?;
+        let (inner, module) = path.split_once('.')?;
+        let is_known = weights.tensors.iter().any(|tensor| tensor.name.starts_with(&format!("{inner}.")));
+        let is_inside = weights.get(&format!("{module}.weight")).is_some();
+        (is_inside && !is_known).then(|| inner.to_owned())
+    })
+}
+
 /// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
@@ -240,6 +275,8 @@ struct Job<'a> {
     notes: Vec<String>,
     /// The folders or files of the adapters; empty until they are found.
     folders: Vec<PathBuf>,
+    /// The adapters; empty until they are found.
+    files: Vec<AdapterFiles>,
 }
 
 impl Job<'_> {
@@ -249,24 +286,97 @@ impl Job<'_> {
 
     /// Merges adapters into the weights of a folder.
     fn folder(&mut self, mut folder: Checkpoint) -> Result<(Output, Vec<Truncation>)> {
-        let base = Base::of(&folder);
+        let task = self.task(&folder)?;
+        let body = task.as_ref().map(|task| self.without_head(task, folder.rounded()));
+        let quantized = self.quantized_base(&folder, body.as_ref().unwrap_or(folder.rounded()))?;
+        let weights = quantized.as_ref().or(body.as_ref()).unwrap_or(folder.rounded());
+        let base = Base::new(folder.path(), &folder.config_json, weights);
+        let base = if task.is_some() { base.for_task() } else { base };
         let keeps_types = match self.output().outtype()?.dtype(folder.weights()) {
             None => true,
             Some(dtype) => base.embeddings().is_some_and(|tensor| tensor.dtype == dtype),
         };
         let base = if keeps_types { base } else { base.retyped() };
-        if self.output().kind() == OutputKind::Lora {
+        if self.output().kind().is_lora() {
             return self.one_lora(&base);
         }
-        let (merged, truncations) = self.merged(&base, folder.rounded())?;
+        let (merged, truncations) = self.merged(&base, weights)?;
         let embeddings = base.embeddings().and_then(|tensor| merged.plan.get(&tensor.name));
         let rows = embeddings.and_then(|tensor| tensor.shape.first().copied());
         if merged.untied {
             folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
         }
+        if let Some(task) = &task {
+            let labels = merged.plan.tensors.iter().find(|tensor| TaskClass::counts_labels(&tensor.name));
+            task.describe(&mut folder.config_json, labels.and_then(|tensor| tensor.shape.first().copied()));
+        }
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
+    }
+
+    /// The class for a task that the model in `folder` becomes, if an adapter has the head of one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] if transformers has no such class.
+    fn task(&mut self, folder: &Checkpoint) -> Result<Option<TaskClass>> {
+        self.find_adapters()?;
+        for files in self.files.iter().filter(|_| !self.output().kind().is_lora()) {
+            let Some(settings) = files.settings() else { continue };
+            let saved = settings.get("modules_to_save").and_then(|modules| modules.as_array());
+            let has_head = saved.is_some_and(|modules| !modules.is_empty());
+            let task_type = settings.get("task_type").and_then(|task| task.as_str()).unwrap_or_default();
+            match TaskClass::of(&folder.config_json, task_type).filter(|_| has_head) {
+                None => {}
+                Some(Ok(class)) => return Ok(Some(class)),
+                Some(Err(class)) => {
+                    return Err(Finding::new(files.path().join(ADAPTER_CONFIG), "task_type")
+                        .expected(format_args!(
+                            "a task for which transformers has a class of the base {}",
+                            self.base_name()
+                        ))
+                        .found(format_args!("{task_type}, which would need {class}"))
+                        .unsupported());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// `weights` without the heads that a class for a task doesn't have.
+    fn without_head(&mut self, task: &TaskClass, weights: &Plan) -> Plan {
+        let (left_out, kept): (Vec<_>, Vec<_>) =
+            weights.tensors.iter().cloned().partition(|tensor| task.leaves_out(&tensor.name));
+        let names: Vec<&str> = left_out.iter().map(|tensor| tensor.name.as_str()).collect();
+        let without = if names.is_empty() { String::new() } else { format!(", without {}", names.join(", ")) };
+        self.notes.push(format!("the result is a {}, with the adapter's head{without}", task.name));
+        let inner = self.files.iter().find_map(|files| inner_model(files, weights));
+        let name = |name: &str| match &inner {
+            Some(inner) => format!("{inner}.{name}"),
+            None => task.own_name(name),
+        };
+        let named = |tensor: PlannedTensor| PlannedTensor { name: name(&tensor.name), ..tensor };
+        Plan { tensors: kept.into_iter().map(named).collect() }
+    }
+
+    /// The weights of `folder` as they were while the adapters were trained, if bitsandbytes had them then.
+    fn quantized_base(&mut self, folder: &Checkpoint, weights: &Plan) -> Result<Option<Plan>> {
+        let (settings, dry_run) = (self.settings, self.output().dry_run);
+        let Some(quant) = settings.base_quant else { return Ok(None) };
+        if folder.was_packed() {
+            let finding = setting("base_quant").expected("a base in 16 or 32 bits, to be rounded");
+            return Err(finding.found("one that is quantized already").setting());
+        }
+        let options = BaseQuantOptions { quant, double_quant: settings.double_quant, dry_run };
+        let base = Base::new(folder.path(), &folder.config_json, weights);
+        let (plan, count) = with_quantized_base(&base, weights, options)?;
+        let scales = if settings.double_quant { ", their scales to 8 bits" } else { "" };
+        self.notes.push(format!(
+            "{}: the weights of {count} linear layers are rounded to {} of bitsandbytes{scales}, before adapters are added",
+            self.base_name(),
+            quant.name()
+        ));
+        Ok(Some(plan))
     }
 
     /// Merges adapters into tensors alone. A PyTorch file becomes the same file with other values in the storages that
@@ -283,7 +393,7 @@ impl Job<'_> {
             return Err(finding.found("tensors alone").setting());
         }
         match self.output().kind() {
-            OutputKind::Lora => return self.one_lora(&base),
+            OutputKind::Lora | OutputKind::Mlx => return self.one_lora(&base),
             OutputKind::Safetensors | OutputKind::Pytorch | OutputKind::ThreeConvolutions => {}
             OutputKind::Hf | OutputKind::Gguf => {
                 let finding = Finding::new(&settings.base, "config.json").expected("the config of a model's folder");
@@ -332,7 +442,7 @@ impl Job<'_> {
             return Err(finding.found(format!("{:?}", metadata.text("general.architecture")?)).unsupported());
         };
         let base = Base::new(model.path(), &config, &restored.plan).retyped();
-        if self.output().kind() == OutputKind::Lora {
+        if self.output().kind().is_lora() {
             return self.one_lora(&base);
         }
         let (merged, truncations) = self.merged(&base, &restored.plan)?;
@@ -384,20 +494,31 @@ impl Job<'_> {
     /// The changes of every adapter.
     fn adapters(&mut self, base: &Base) -> Result<Vec<Changes>> {
         // Methods combine only low-rank updates, so copies of the base's embeddings are dropped.
-        let combined = self.settings.combine.method.is_some() || self.output().kind() == OutputKind::Lora;
+        let combined = self.settings.combine.method.is_some() || self.output().kind().is_lora();
         let mut all = Vec::new();
+        self.find_adapters()?;
+        for files in &self.files {
+            let changes = files.merged_changes(base)?;
+            self.notes.extend(changes.notes.iter().cloned());
+            self.folders.push(files.path().to_owned());
+            all.push(if combined { changes.without_copies(base)? } else { changes });
+        }
+        Ok(all)
+    }
+
+    /// Opens the adapters' files.
+    fn find_adapters(&mut self) -> Result<()> {
+        if !self.files.is_empty() {
+            return Ok(());
+        }
         for other in &self.settings.others {
             let mut files = AdapterFiles::find(&other.path)?;
             if let Some(bank) = FixedBank::of(&files, !self.alphas.is_empty())? {
                 files = bank.at_mix(self.alphas)?.lora;
             }
-            let changes = files.merged_changes(base)?;
-            self.notes.extend(changes.notes.iter().cloned());
-            self.notes.extend(tokenizer::unread_weights(&name_of(other.id.as_deref(), &other.path), files.path()));
-            self.folders.push(files.path().to_owned());
-            all.push(if combined { changes.without_copies(base)? } else { changes });
+            self.files.push(files);
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Gives the model the tokenizer that the settings choose. `rows` is the number of rows of its embeddings.
@@ -458,7 +579,7 @@ impl Job<'_> {
         let mut lora = NewLora::new(base, &updates, Vec::new(), self.output().lora_type()?)?;
         // As in PEFT: the name with which the base was loaded.
         lora.config.insert("base_model_name_or_path".to_owned(), self.base_name().into());
-        Ok((lora.output(), truncations))
+        Ok((self.output().lora(&lora.config, &lora.tensors)?, truncations))
     }
 
     /// Combines all LoRAs into the updates of one.
@@ -483,6 +604,9 @@ impl Job<'_> {
     /// Combines whole models into one.
     fn models(&mut self) -> Result<(Output, Vec<Truncation>)> {
         let combine = &self.settings.combine;
+        if self.settings.base_quant.is_some() {
+            return Err(setting("base_quant").expected("adapters to merge").found("models").setting());
+        }
         let Some(name) = &combine.method else {
             let either = self.settings.others.iter().find(|other| can_be_either(&other.path));
             if let Some(other) = either.filter(|_| self.settings.others_as.is_none()) {
@@ -494,7 +618,7 @@ impl Job<'_> {
             let finding = setting("method").expected(format_args!("a way to make one model of several: {names}"));
             return Err(finding.found("none").setting());
         };
-        if self.output().kind() == OutputKind::Lora {
+        if self.output().kind().is_lora() {
             let finding = setting("to").expected("adapters, for a LoRA").found("models");
             return Err(finding.hint("`jobs::extract` makes a LoRA of a finetuned model").setting());
         }
@@ -518,12 +642,17 @@ impl Job<'_> {
         for model in &models {
             self.notes.extend(model.notes().iter().map(|note| format!("{}: {note}", model.path().display())));
         }
+        let Aligned { buffers, untied } = same_tensors::aligned(&folder, &models, &mut weights, &mut self.notes);
+        if untied {
+            folder.config_json.insert("tie_word_embeddings".to_owned(), false.into());
+        }
         let tokenizer = vocabulary::aligned(self.settings, &mut folder, &models, &mut weights, &mut self.notes)?;
         let options = combine.options(self.shares())?;
         let others: Vec<&Plan> = weights[1..].iter().collect();
         let combined = combine_models(Some(&weights[0]), &others, method, &options)?;
         self.notes.extend(of_one_model(self.settings, method, &options));
-        let (plan, _) = self.measured(combined)?;
+        let (mut plan, _) = self.measured(combined)?;
+        plan.tensors.extend(buffers);
         if tokenizer.is_none() {
             let rows = Base::of(&folder).embeddings().and_then(|tensor| tensor.shape.first().copied());
             self.choose_tokenizer(&mut folder, rows)?;

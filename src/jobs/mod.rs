@@ -15,6 +15,7 @@ mod method;
 mod mix;
 mod quantize;
 mod recipe;
+mod same_tensors;
 mod settings;
 mod tokenizer;
 #[cfg(feature = "train")]

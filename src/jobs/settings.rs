@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::RecipeSettings;
+use crate::adapter::mlx;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{ConvertOptions, OutType, PYTORCH_EXTENSIONS, to_gguf};
 use crate::dtype::DType;
@@ -33,6 +34,8 @@ pub enum OutputKind {
     Pytorch,
     /// A PEFT LoRA folder.
     Lora,
+    /// The folder of a LoRA as mlx-lm has it.
+    Mlx,
     /// Only the tensors, with three plain convolutions in the place of each that a bank of filter atoms has.
     #[serde(rename = "three-convolutions")]
     ThreeConvolutions,
@@ -85,6 +88,13 @@ pub struct OutputSettings {
 
 fn shard_size() -> u64 {
     5_000_000_000
+}
+
+impl OutputKind {
+    /// Whether it is a LoRA in a folder of its own.
+    pub(super) fn is_lora(self) -> bool {
+        matches!(self, OutputKind::Lora | OutputKind::Mlx)
+    }
 }
 
 impl OutputSettings {
@@ -220,7 +230,7 @@ impl OutputSettings {
             OutputKind::Gguf => "f32, f16, bf16, q8_0, auto, source, or a mixture like Q4_K_M",
             OutputKind::Hf => "f32, f16, bf16, auto or source for a Hugging Face folder",
             OutputKind::Safetensors | OutputKind::Pytorch => "f32, f16, bf16, auto or source",
-            OutputKind::Lora | OutputKind::ThreeConvolutions => "f32, f16 or bf16 for a LoRA",
+            OutputKind::Lora | OutputKind::Mlx | OutputKind::ThreeConvolutions => "f32, f16 or bf16 for a LoRA",
         };
         match (kind, name.parse::<OutType>().ok()) {
             (OutputKind::Gguf, None) if quantized.is_some() => Ok(()),
@@ -228,7 +238,7 @@ impl OutputSettings {
             (OutputKind::Hf | OutputKind::Safetensors | OutputKind::Pytorch, Some(known)) if !known.is_in_blocks() => {
                 Ok(())
             }
-            (OutputKind::Lora, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
+            (OutputKind::Lora | OutputKind::Mlx, Some(OutType::F32 | OutType::F16 | OutType::BF16)) => Ok(()),
             _ => Err(setting("type").expected(expected).found(name).setting()),
         }
     }
@@ -289,6 +299,14 @@ impl OutputSettings {
     pub(super) fn lora_type(&self) -> Result<DType> {
         let asked = self.r#type.as_deref().map(str::parse::<OutType>).transpose()?;
         Ok(asked.and_then(|outtype| outtype.dtype(&Plan::default())).unwrap_or(DType::F32))
+    }
+
+    /// The folder of a LoRA with PEFT's settings and tensors, in the requested form.
+    pub(super) fn lora(&self, config: &serde_json::Map<String, serde_json::Value>, tensors: &Plan) -> Result<Output> {
+        match self.kind() {
+            OutputKind::Mlx => mlx::output(config, tensors),
+            _ => Ok(Output::adapter(config, tensors.clone())),
+        }
     }
 
     /// The output for `plan`, in Hugging Face's names, with the other files of `folder`: a folder, a file of tensors or

@@ -1,4 +1,4 @@
-//! Chooses the tokenizer of a merged model, and finds other files in an adapter's folder.
+//! Chooses the tokenizer of a merged model.
 //!
 //! Trainers save the tokenizer and the chat template that they trained with in the adapter's folder. If training
 //! changed them, the merged model needs the changed ones.
@@ -14,11 +14,6 @@ use crate::checkpoint::{has_tokenizer, tokenizer_files};
 use crate::error::{Error, Finding, Result};
 use crate::json::read_json_object;
 use crate::tokenizer::rows_needed;
-
-/// The names of other weights that some trainers save in the adapter's folder: scripts of DeepSpeed and LLaVA,
-/// LongLoRA, vLLM's extra embeddings.
-const WEIGHTS: &[&str] =
-    &["new_embeddings.bin", "new_embeddings.safetensors", "non_lora_trainables.bin", "trainable_params.bin"];
 
 /// Fields that don't change a tokenizer's behavior.
 const INERT: &[&str] = &[
@@ -140,13 +135,6 @@ pub(super) fn check_of_gguf(choice: &TokenizerChoice, adapters: &[Candidate], no
             Err(finding.hint("take the Hugging Face folder of the model as the base").setting())
         }
     }
-}
-
-/// Returns a note with the names of the weights in the adapter's folder that aren't merged.
-pub(super) fn unread_weights(adapter: &str, folder: &Path) -> Option<String> {
-    let names: Vec<&str> = WEIGHTS.iter().copied().filter(|name| folder.join(name).is_file()).collect();
-    let what = "weights beside the adapter, which are not merged";
-    (!names.is_empty()).then(|| format!("{adapter}: {what}: {}", names.join(", ")))
 }
 
 /// Returns `folder` if its tokenizer fits the model.

@@ -45,6 +45,7 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
             names.insert(tensor.name.clone());
         }
     }
+    plan.tensors.extend(added_tensors(base, &plan, &by_tensor)?);
     let Some(head) = base.tied_head() else { return Ok(Merged { plan, changed: names, untied: false }) };
     let embeddings = base.embeddings().map(|t| t.name.as_str()).unwrap_or_default();
     let touched = by_tensor.contains_key(head.name.as_str())
@@ -64,6 +65,28 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
     }
     names.insert(head_name);
     Ok(Merged { plan, changed: names, untied: true })
+}
+
+/// The tensors that adapters have and `plan` doesn't: the head of a class for a task.
+fn added_tensors(
+    base: &Base,
+    plan: &Plan,
+    by_tensor: &BTreeMap<&str, Vec<(&[Change], f32)>>,
+) -> Result<Vec<PlannedTensor>> {
+    let known: HashSet<&str> = plan.tensors.iter().map(|tensor| base.main_name(&tensor.name)).collect();
+    let is_tied_head = |name: &str| base.tied_head().is_some_and(|head| head.name == name);
+    let mut added = Vec::new();
+    for (name, adapters) in by_tensor.iter().filter(|(name, _)| !known.contains(**name) && !is_tied_head(name)) {
+        let all: Vec<&Change> = adapters.iter().flat_map(|(changes, _)| changes.iter()).collect();
+        let [Change::Replace(tensor)] = all.as_slice() else {
+            return Err(Finding::new(base.path(), format!("tensor {name:?}"))
+                .expected("one adapter that has it whole, as the base has none of that name")
+                .found(format_args!("{} changes", all.len()))
+                .mismatch());
+        };
+        added.push(PlannedTensor { name: (*name).to_owned(), ..tensor.clone() });
+    }
+    Ok(added)
 }
 
 /// An adapter's changes by tensor, in the order of application.

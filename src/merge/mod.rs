@@ -2,6 +2,7 @@
 //! one; gives models of several vocabularies one.
 
 mod adapters;
+mod base_quant;
 mod card;
 pub mod combine;
 pub mod extract;
@@ -10,6 +11,7 @@ mod truncation;
 pub mod vocabulary;
 
 pub use adapters::{Merged, with_adapters};
+pub use base_quant::{BaseQuant, BaseQuantOptions, with_quantized_base};
 pub use card::card;
 pub use rounding::{Rounding, rounding};
 pub use truncation::Truncation;

@@ -3,6 +3,7 @@
 //! Each file here holds the block types of one family. Decoding gives the bits of gguf-py's `dequantize` or, for types
 //! that gguf-py doesn't have, of ggml's `dequantize_row_*`.
 
+pub(crate) mod bitsandbytes;
 mod block;
 mod brain;
 #[cfg(feature = "train")]

@@ -111,7 +111,11 @@ impl AdapterReport {
         };
         match files.settings() {
             Some(settings) => report.read_settings(settings),
+            None if files.is_mlx() => report.method = "whole tensors".to_owned(),
             None => report.read_parts(tensors)?,
+        }
+        if files.is_mlx() {
+            (report.method, report.peft_type) = (format!("{} of mlx-lm", report.method), None);
         }
         for tensor in tensors {
             if let (true, &[rank, _]) = (RANK_ROWS.iter().any(|end| tensor.name.ends_with(end)), &*tensor.shape) {

@@ -15,7 +15,6 @@ pub use compare::Comparison;
 pub use tensors::{TensorReport, TensorsReport, TypeReport};
 
 use crate::adapter::AdapterFiles;
-use crate::adapter::kohya::is_kohya;
 use crate::bank::{AtomBank, BankReport, FixedBank};
 use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint};
 use crate::convert::{Description, Input, Opening, class, describe};
@@ -87,6 +86,9 @@ impl Report {
     /// # Errors
     /// Errors of opening it; [`crate::Error::Unsupported`] if it is none of these forms.
     pub fn of(path: &Path, opening: Opening) -> Result<Self> {
+        if path.file_name().is_some_and(|name| name == ADAPTER_CONFIG) {
+            return Self::of_adapter(&AdapterFiles::find(path)?);
+        }
         let input = match Input::open_stored(path, opening) {
             // The folder itself may have nothing, and a subfolder an adapter.
             Err(error) if path.is_dir() => return Self::of_adapter(&AdapterFiles::find(path).map_err(|_| error)?),
@@ -94,7 +96,7 @@ impl Report {
         };
         Ok(match input {
             Input::Adapter => Self::of_adapter(&AdapterFiles::find(path)?)?,
-            Input::Weights { plan, .. } if path.is_file() && is_kohya(&plan) => {
+            Input::Weights { plan, .. } if path.is_file() && AdapterFiles::is_file(path, &plan) => {
                 Self::of_adapter(&AdapterFiles::find(path)?)?
             }
             Input::Model(folder) => Self::of_folder(folder),

@@ -197,7 +197,8 @@ struct Loader<'a> {
 impl<'a> Loader<'a> {
     fn load(text: &'a str, first_line: usize) -> Result<Node, String> {
         let events = Parser::new_from_str(text);
-        let mut loader = Loader { events, anchors: HashMap::new(), nodes_left: MAX_NODES, first_line, line: first_line };
+        let mut loader =
+            Loader { events, anchors: HashMap::new(), nodes_left: MAX_NODES, first_line, line: first_line };
         let mut document = Node::Null;
         let mut documents = 0;
         loop {

@@ -1,6 +1,6 @@
 //! The base of an adapter: its tensors, under the names that PEFT uses for their modules.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -10,6 +10,7 @@ use super::Named;
 use super::change::{Change, WeightLayout};
 use super::entries::Entries;
 use crate::arch::names::{self, HEAD, role_by_name};
+use crate::arch::tasks::TaskClass;
 use crate::arch::wrapper::text_config;
 use crate::arch::{Naming, Role};
 use crate::checkpoint::Checkpoint;
@@ -29,6 +30,8 @@ pub struct Base<'a> {
     weights: &'a Plan,
     /// Indices in the plan, by the names in the file and by the class's own names.
     places: HashMap<String, usize>,
+    /// The first parts of all these names.
+    stems: BTreeSet<String>,
     /// Whether merged weights keep the base's types.
     keeps_types: bool,
     /// The index of the input embeddings in the plan.
@@ -37,6 +40,8 @@ pub struct Base<'a> {
     tied_head: Option<PlannedTensor>,
     /// For tensors alone: what shares a storage.
     shared: Option<SharedNames>,
+    /// Whether the model becomes one for a task, whose head is the adapter's.
+    takes_head: bool,
 }
 
 /// A module's weight in the base. The kernel of a convolution, `[d_out, inputs, taps..]`, is seen as a matrix.
@@ -129,9 +134,21 @@ impl<'a> Base<'a> {
         // Names in the file take precedence.
         places.extend(weights.tensors.iter().enumerate().map(|(place, tensor)| (tensor.name.clone(), place)));
         let embeddings = place_of_embeddings(naming, weights);
-        let path = path.to_owned();
-        let (tied_head, shared) = (None, None);
-        let mut base = Self { path, config, naming, weights, places, keeps_types: true, embeddings, tied_head, shared };
+        let stem = |name: &String| name.split_once('.').map(|(stem, _)| stem.to_owned());
+        let stems = places.keys().filter_map(stem).collect();
+        let mut base = Self {
+            path: path.to_owned(),
+            config,
+            naming,
+            weights,
+            places,
+            stems,
+            keeps_types: true,
+            embeddings,
+            tied_head: None,
+            shared: None,
+            takes_head: false,
+        };
         let tied = match text_config(config).get("tie_word_embeddings").and_then(Value::as_bool) {
             Some(tied) => tied,
             // The default differs between classes, but without a stored head the embeddings must be tied.
@@ -182,6 +199,16 @@ impl<'a> Base<'a> {
     /// type midway, nothing is rounded then.
     pub fn retyped(self) -> Self {
         Self { keeps_types: false, ..self }
+    }
+
+    /// Marks the model to become one for a task: it has no output head, and the adapter's head becomes its own.
+    pub fn for_task(self) -> Self {
+        Self { takes_head: true, tied_head: None, ..self }
+    }
+
+    /// The type of the tensor `name` of a head, if the adapter's head becomes the model's.
+    pub(super) fn type_of_new_head(&self, name: &str) -> Option<DType> {
+        (self.takes_head && TaskClass::has(name)).then(|| self.weights.main_dtype())
     }
 
     /// The type to which PEFT rounds midway for a weight of type `dtype`; `None` if there is no such rounding.
@@ -238,13 +265,42 @@ impl<'a> Base<'a> {
             place.or_else(|| self.places.get(&self.naming.class_name(name)?).copied())
         };
         let place = find(name).or_else(|| names::other_spellings(name).iter().find_map(|other| find(other)));
-        place.map(|place| &self.weights.tensors[place])
+        place.or_else(|| self.place_in_other_class(name)).map(|place| &self.weights.tensors[place])
+    }
+
+    /// The place of the tensor that another class of the same model calls `name`: a class for a task has the inner model
+    /// as a module, AutoModel is the inner model itself. Like transformers, this adds that module's name or takes it off.
+    fn place_in_other_class(&self, name: &str) -> Option<usize> {
+        let (first, rest) = name.split_once('.')?;
+        if self.stems.contains(first) {
+            return None;
+        }
+        let mut inside = self.stems.iter().filter_map(|stem| self.places.get(&format!("{stem}.{name}")).copied());
+        match (inside.next(), inside.next()) {
+            (Some(place), None) => Some(place),
+            (None, _) => self.places.get(rest).copied().filter(|_| rest.contains('.')),
+            _ => None,
+        }
+    }
+
+    /// Whether a module of the model is called `part`, wherever it is.
+    pub(super) fn has_module(&self, part: &str) -> bool {
+        self.places.keys().any(|name| name.split('.').any(|own| own == part))
     }
 
     /// Every tensor, including a tied head, under the class's own name where there is one.
     pub(crate) fn named(&self) -> impl Iterator<Item = (String, &PlannedTensor)> {
         let tensors = self.weights.tensors.iter().filter(|t| t.name != HEAD || self.tied_head.is_none());
         tensors.chain(&self.tied_head).map(|tensor| (self.own_name(&tensor.name), tensor))
+    }
+
+    /// Whether bitsandbytes quantizes the tensor while the model is loaded: the weight of a linear layer or Conv1D, but
+    /// not the output head. `true` if it is stored as `[d_in, d_out]`.
+    pub(crate) fn quantizable(&self, tensor: &PlannedTensor) -> Option<bool> {
+        let own = self.own_name(&tensor.name);
+        let is_weight = own.ends_with(".weight") && tensor.shape.len() == 2 && !tensor.shape.contains(&0);
+        let is_quantized = is_weight && self.naming.is_linear(&tensor.name) && !names::is_of_experts(&own);
+        is_quantized.then(|| self.naming.keeps_transposed(&tensor.name).unwrap_or(false))
     }
 
     /// The weight of the linear layer `module`, `[d_out, d_in]` or, if transposed, `[d_in, d_out]`; `entry` is the
@@ -318,9 +374,12 @@ impl<'a> Base<'a> {
         if self.named().any(|(own, _)| alike(&own)) {
             return "the base has no layer of this number: this adapter belongs to another base model".to_owned();
         }
-        let shared = |own: &String| own.bytes().zip(name.bytes()).take_while(|(own, other)| own == other).count();
+        let shared = |own: &String| {
+            let end = own.rsplit('.').zip(name.rsplit('.')).take_while(|(own, other)| own == other).count();
+            (end, own.bytes().zip(name.bytes()).take_while(|(own, other)| own == other).count())
+        };
         let names = self.named().filter(|(_, tensor)| tensor.shape.len() == 2).map(|(own, _)| own);
-        // The first of the names that share the longest prefix with `name`.
+        // The first of the names that share most parts at the end with `name`, then most at the beginning.
         match names.reduce(|best, own| if shared(&own) > shared(&best) { own } else { best }) {
             Some(own) => format!("the base's modules are called like {:?}", own.trim_end_matches(".weight")),
             None => String::new(),

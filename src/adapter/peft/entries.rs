@@ -1,11 +1,11 @@
 //! The tensors of an adapter file. Each is to be used once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::base::Base;
 use super::change::no_numbers;
-use super::{ABSENT, PREFIX};
+use super::{ABSENT, PREFIX, names};
 use crate::error::{Finding, Result};
 use crate::plan::{Plan, PlannedTensor};
 use crate::source::show_shape;
@@ -14,15 +14,30 @@ use crate::source::show_shape;
 pub(super) struct Entries {
     file: PathBuf,
     left: BTreeMap<String, PlannedTensor>,
+    /// The names in the file of tensors that PEFT would have called otherwise.
+    in_file: HashMap<String, String>,
+    /// One line for everything that was left out or assumed.
+    notes: Vec<String>,
 }
 
 impl Entries {
-    /// The tensors of the file at `file`, which have PEFT's names.
-    pub(super) fn new(file: &Path, tensors: Plan) -> Self {
-        let adapter = adapter_name(&tensors);
-        let bare = |name: &str| without(name.strip_prefix(PREFIX).unwrap_or(name), adapter.as_deref());
-        let left = tensors.tensors.into_iter().map(|tensor| (bare(&tensor.name), tensor)).collect();
-        Self { file: file.to_owned(), left }
+    /// The tensors of the file at `file`, an adapter of `base`.
+    ///
+    /// # Errors
+    /// As [`names::named`].
+    pub(super) fn new(file: &Path, tensors: Plan, base: &Base) -> Result<Self> {
+        let names::Named { tensors, in_file, note } = names::named(file, tensors, base)?;
+        Ok(Self { file: file.to_owned(), left: tensors, in_file, notes: Vec::from_iter(note) })
+    }
+
+    /// Adds a note for the user.
+    pub(super) fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// Takes the notes.
+    pub(super) fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// The file, for messages.
@@ -131,7 +146,7 @@ impl Entries {
 
     /// A finding about the tensor called `name`.
     pub(super) fn finding(&self, name: &str) -> Finding {
-        let full = [PREFIX, name].concat();
+        let full = self.in_file.get(name).cloned().unwrap_or_else(|| [PREFIX, name].concat());
         Finding::new(&self.file, format!("tensor {full:?}"))
     }
 
@@ -172,32 +187,4 @@ fn place_in(base: &Base, name: &str) -> Option<(String, String)> {
         let weight = base.tensor(&format!("{module}.weight"))?;
         Some((base.main_name(&weight.name).to_owned(), rest.to_owned()))
     })
-}
-
-/// The adapter's name, if all factors contain it, as in a model's own state dict (`lora_A.default.weight`). PEFT
-/// removes it when it saves.
-fn adapter_name(tensors: &Plan) -> Option<String> {
-    let mut names = tensors.tensors.iter().filter_map(|tensor| {
-        let parts: Vec<&str> = tensor.name.split('.').collect();
-        let place = parts.iter().position(|part| part.starts_with("lora_"))?;
-        match parts[place + 1..] {
-            [name, "weight" | "bias"] => Some(Some(name)),
-            [name] if name != "weight" && name != "bias" => Some(Some(name)),
-            _ => Some(None),
-        }
-    });
-    let first = names.next()??.to_owned();
-    names.all(|name| name == Some(&first)).then_some(first)
-}
-
-/// A tensor's name without the adapter's name.
-fn without(name: &str, adapter: Option<&str>) -> String {
-    let Some(adapter) = adapter else { return name.to_owned() };
-    let mut after_kind = false;
-    let kept = name.split('.').filter(|part| {
-        let drop = after_kind && *part == adapter;
-        after_kind = part.starts_with("lora_") || *part == "modules_to_save";
-        !drop
-    });
-    kept.collect::<Vec<_>>().join(".")
 }

@@ -10,9 +10,19 @@ use super::change::{Change, LowRank, WeightLayout};
 use super::entries::Entries;
 use super::targets::ends_path;
 use crate::adapter::WRAPPER;
-use crate::arch::names::{FUSED_EXPERTS, keeps_experts_transposed};
+use crate::arch::names::{FUSED_EXPERTS, UNGATED_EXPERTS, keeps_experts_transposed};
 use crate::error::Result;
 use crate::plan::{Expr, Pick, PlannedTensor};
+
+/// The name of a parameter that is a module's only one.
+const WEIGHT: &str = "weight";
+
+/// The names of parameters with experts, in the order in which their modules have them.
+const PARAMETERS: [&str; 4] =
+    [FUSED_EXPERTS[0].parameter, UNGATED_EXPERTS.parameter, FUSED_EXPERTS[1].parameter, WEIGHT];
+
+/// The module with a block's experts.
+const EXPERTS: &str = ".experts";
 
 /// The tensors of the base that make up one parameter.
 enum ParameterTensors<'a> {
@@ -54,10 +64,10 @@ pub(super) fn changes(
     modules.iter_mut().for_each(|module| module.truncate(module.trim_end_matches(WRAPPER).len()));
     modules.dedup();
     let mut changes = Vec::new();
+    by_own_names(entries, base, &rank, &scale, &mut changes)?;
     for module in modules {
-        let parameters: Vec<(&str, ParameterTensors)> = FUSED_EXPERTS
-            .iter()
-            .map(|fused| fused.parameter)
+        let parameters: Vec<(&str, ParameterTensors)> = PARAMETERS
+            .into_iter()
             .filter(|parameter| wanted(&format!("{module}.{parameter}")))
             .filter_map(|parameter| Some((parameter, parts(base, &module, parameter)?)))
             .collect();
@@ -71,12 +81,36 @@ pub(super) fn changes(
     Ok(changes)
 }
 
+/// The changes of parameters whose factors have the parameter's name in theirs, as other programs than PEFT save them.
+fn by_own_names(
+    entries: &mut Entries,
+    base: &Base,
+    rank: impl Fn(&str) -> usize,
+    scale: impl Fn(&str, usize) -> f32,
+    changes: &mut Vec<Named>,
+) -> Result<()> {
+    for path in entries.modules("lora_A.weight") {
+        let Some((module, parameter)) = path.rsplit_once('.') else { continue };
+        // The path of a module ends in the name of a parameter, too, in classes that have both.
+        if !PARAMETERS.contains(&parameter) || !module.ends_with(EXPERTS) {
+            continue;
+        }
+        let is_module = base.tensor(&format!("{path}.weight")).is_some();
+        if let Some(parts) = parts(base, module, parameter).filter(|_| !is_module) {
+            let rank = rank(&path);
+            one(entries, base, &path, &parts, rank, scale(&path, rank), changes)?;
+        }
+    }
+    Ok(())
+}
+
 /// The tensors of a parameter in the base's files.
 fn parts<'a>(base: &'a Base, module: &str, parameter: &str) -> Option<ParameterTensors<'a>> {
     if let Some(tensor) = base.tensor(&format!("{module}.{parameter}")) {
-        return Some(ParameterTensors::Whole(tensor));
+        // A linear layer's weight is a matrix, and no parameter of its block.
+        return (parameter != WEIGHT || tensor.shape.len() == 3).then_some(ParameterTensors::Whole(tensor));
     }
-    let fused = FUSED_EXPERTS.iter().find(|fused| fused.parameter == parameter)?;
+    let fused = FUSED_EXPERTS.iter().chain([&UNGATED_EXPERTS]).find(|fused| fused.parameter == parameter)?;
     let part = |names: Vec<String>| names.iter().find_map(|name| base.tensor(name));
     let expert = |number| fused.weights(module, number).map(part).collect::<Option<Vec<_>>>();
     let experts: Vec<_> = (0..).map_while(expert).collect();

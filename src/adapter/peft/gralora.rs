@@ -98,12 +98,9 @@ impl Routine for Rows<'_> {
             let (own, place) = (row / own_len, row % own_len);
             for (other, out) in out.chunks_exact_mut(other_len).enumerate() {
                 let (of_inputs, of_outputs) = if of.transposed { (own, other) } else { (other, own) };
-                let a = |input: usize, s: usize| {
-                    of.a[(of_inputs * of.inputs + input) * of.r + of_outputs * share + s]
-                };
-                let b = |output: usize, s: usize| {
-                    of.b[(of_outputs * of.r + of_inputs * share + s) * of.outputs + output]
-                };
+                let a = |input: usize, s: usize| of.a[(of_inputs * of.inputs + input) * of.r + of_outputs * share + s];
+                let b =
+                    |output: usize, s: usize| of.b[(of_outputs * of.r + of_inputs * share + s) * of.outputs + output];
                 out.fill(0.0);
                 part.fill(0.0);
                 for s in 0..share {

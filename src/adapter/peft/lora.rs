@@ -4,8 +4,9 @@
 //! rounded once. For embeddings, the update is rounded to the weight's type before it is added.
 
 use std::collections::HashSet;
+use std::path::Path;
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::base::{Base, Weight};
 use super::change::{Change, LowRank, WeightLayout};
@@ -49,7 +50,7 @@ const REFUSED: &[(&str, &str)] = &[
 const PLAIN_INITS: [&str; 5] = ["gaussian", "orthogonal", "eva", "mica", "orthogonal_init"];
 
 /// The settings of all modules.
-struct Config {
+pub(in crate::adapter) struct Config {
     r: usize,
     lora_alpha: f64,
     use_rslora: bool,
@@ -63,6 +64,11 @@ struct Config {
 }
 
 impl Config {
+    /// The settings in an adapter_config.json.
+    pub(in crate::adapter) fn of(path: &Path, json: &Map<String, Json>) -> Result<Self> {
+        Self::read(&mut Fields::new(path, json))
+    }
+
     fn read(fields: &mut Fields) -> Result<Self> {
         let lora_alpha: f64 = fields.need("lora_alpha")?;
         if !(lora_alpha as f32).is_finite() {
@@ -81,8 +87,15 @@ impl Config {
         })
     }
 
-    fn rank(&self, module: &str) -> usize {
+    /// The rank of the update of `module`.
+    pub(in crate::adapter) fn rank(&self, module: &str) -> usize {
         self.rank_pattern.first_match(module).unwrap_or(self.r)
+    }
+
+    /// The factor of the update of `module`, not rounded. Dimensionless.
+    pub(in crate::adapter) fn exact_scale(&self, module: &str) -> f64 {
+        let rank = self.rank(module);
+        self.over_rank(self.lora_alpha(module), rank) / rank as f64
     }
 
     fn lora_alpha(&self, module: &str) -> f64 {
@@ -128,10 +141,8 @@ pub(super) fn changes(
     let targets = Targets::read(fields)?;
     entries.check_pairs(base, &[("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B")])?;
     let mut changes = Vec::new();
-    if !config.parameters.is_empty() {
-        let scale = |parameter: &str, rank| config.scale(parameter, rank);
-        changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
-    }
+    let scale = |parameter: &str, rank| config.scale(parameter, rank);
+    changes.extend(experts::changes(entries, base, &config.parameters, |module| config.rank(module), scale)?);
     let mut adapted: HashSet<String> = HashSet::new();
     if tied {
         adapted.extend(base.tied_head().map(|head| head.name.clone()));

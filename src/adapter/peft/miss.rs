@@ -59,7 +59,8 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base, b
 fn added(entries: &mut Entries, name: &str, weight: &Weight, r: usize, outputs: usize) -> Result<Change> {
     let block = entries.shaped(name, &[r, outputs])?;
     if !weight.d_out.is_multiple_of(outputs) {
-        let finding = entries.finding(name).expected(format_args!("a divisor of the module's {} outputs", weight.d_out));
+        let finding =
+            entries.finding(name).expected(format_args!("a divisor of the module's {} outputs", weight.d_out));
         return Err(finding.found(outputs).mismatch());
     }
     let tiled = Tiled { block: block.read()?, outputs };

@@ -24,6 +24,7 @@ mod lora;
 mod lycoris;
 mod miss;
 mod modules;
+mod names;
 mod oft;
 pub(crate) mod patterns;
 mod pvera;
@@ -51,6 +52,7 @@ pub use change::{Change, LowRank, WeightLayout};
 pub(super) use dora::{input_factors, rescale};
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
+pub(super) use lora::Config as LoraNumbers;
 pub(super) use rows::{ScaleColumns, ScaleRows};
 pub use save::NewLora;
 pub(super) use tucker::{First, Tucker};
@@ -157,7 +159,7 @@ const INERT: &[&str] =
 
 /// Whether the names of a file's tensors are those of PEFT.
 pub(super) fn names_are_pefts(tensors: &Plan) -> bool {
-    tensors.tensors.iter().any(|tensor| tensor.name.starts_with(PREFIX))
+    tensors.tensors.iter().any(|tensor| names::is_pefts(&tensor.name))
 }
 
 /// Refuses an adapter whose settings alone show that no base can have it merged.
@@ -181,6 +183,17 @@ fn mergeable_kind(fields: &mut Fields) -> Result<String> {
     if refused::MERGED.contains(&kind.as_str()) { Ok(kind) } else { Err(refused::kind(fields, &kind)) }
 }
 
+/// Reads whole tensors, from the file at `file`, as changes to `base`. They have PEFT's prefix. `config_path` is the file
+/// that says what they are.
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for a tensor that the base doesn't have, or not in this shape.
+pub(super) fn whole(config_path: &Path, file: &Path, tensors: Plan, base: &Base) -> Result<Changes> {
+    let mut entries = Entries::new(file, tensors, base)?;
+    let changes = saved::whole(&mut entries, base)?;
+    Ok(Changes { path: config_path.to_owned(), changes, notes: entries.take_notes(), ..Changes::default() })
+}
+
 /// Reads the adapter with this config and these tensors, from the file at `file`, as changes to `base`.
 ///
 /// # Errors
@@ -198,7 +211,7 @@ pub(super) fn changes(
     if kind == filter_atoms::KIND {
         return filter_atoms::changes(config_path, config, file, tensors, base);
     }
-    let mut entries = Entries::new(file, tensors);
+    let mut entries = Entries::new(file, tensors, base)?;
     entries.drop_copies(base)?;
     let invocation_tokens = match kind.as_str() {
         "LORA" => fields.get("alora_invocation_tokens")?.unwrap_or_default(),
@@ -256,6 +269,6 @@ pub(super) fn changes(
         keeps_tie: tied || tokens_tied,
         alpha,
         invocation_tokens,
-        notes: Vec::new(),
+        notes: entries.take_notes(),
     })
 }

@@ -95,6 +95,11 @@ pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
 
 /// The adapter's replacement of the base's tensor `in_base`.
 fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor: PlannedTensor) -> Result<Named> {
+    if let (None, Some(dtype)) = (base.tensor(in_base), base.type_of_new_head(in_base)) {
+        let expr = if tensor.dtype == dtype { tensor.expr } else { base.rounded(tensor.expr, dtype) };
+        let head = PlannedTensor { name: in_base.to_owned(), dtype, shape: tensor.shape, expr };
+        return Ok((head.name.clone(), Change::Replace(head)));
+    }
     let Some(replaced) = base.tensor(in_base) else {
         return Err(entries
             .finding(name)
@@ -121,6 +126,18 @@ fn replacement(entries: &Entries, base: &Base, name: &str, in_base: &str, tensor
     };
     let tensor = PlannedTensor { name: replaced.name.clone(), dtype: replaced.dtype, shape: tensor.shape, expr };
     Ok((replaced.name.clone(), Change::Replace(tensor)))
+}
+
+/// The changes of an adapter that has nothing but whole tensors.
+pub(super) fn whole(entries: &mut Entries, base: &Base) -> Result<Vec<Named>> {
+    let names: Vec<String> = entries.names().map(str::to_owned).collect();
+    let change = |name: &String| {
+        let tensor = entries.need(name)?;
+        let wrappers = [format!("{WRAPPED}."), ".modules_to_save.".to_owned()];
+        let in_base = wrappers.iter().fold(name.clone(), |name, wrapper| name.replace(wrapper, "."));
+        replacement(entries, base, name, &in_base, tensor)
+    };
+    names.iter().map(change).collect()
 }
 
 /// The changes of LN tuning: trained copies of norms or other modules.

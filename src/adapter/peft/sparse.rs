@@ -120,7 +120,8 @@ fn scattered(weight: &Weight, places: Vec<usize>, values: &[f32], rounded: Optio
     let mut entries: Vec<(usize, f32)> = places.into_iter().zip(values.iter().copied()).collect();
     // Stable: of several numbers for one place, the first comes first.
     entries.sort_by_key(|(place, _)| *place);
-    let starts = (0..=weight.d_out).map(|row| entries.partition_point(|(place, _)| *place < row * weight.d_in)).collect();
+    let starts =
+        (0..=weight.d_out).map(|row| entries.partition_point(|(place, _)| *place < row * weight.d_in)).collect();
     let map = Arc::new(Scattered { starts, entries, rounded });
     Change::Map { others: Vec::new(), map, transposed: false }
 }

@@ -11,7 +11,7 @@ use super::ABSENT;
 use super::base::Base;
 use super::entries::Entries;
 pub(super) use crate::arch::names::ends_path;
-use crate::arch::names::{is_unread_layer, layers_read};
+use crate::arch::unread::Unread;
 use crate::arch::wrapper::other_part;
 use crate::error::Result;
 use crate::json::Fields;
@@ -97,7 +97,7 @@ impl Targets {
     /// the tensor that the adapter would have for such a module.
     pub(super) fn complete(
         &self,
-        entries: &Entries,
+        entries: &mut Entries,
         base: &Base,
         adapted: &HashSet<String>,
         missing: &str,
@@ -108,12 +108,13 @@ impl Targets {
         let is_kernel = |tensor: &PlannedTensor| tensor.shape.len() > 2 && adapted.contains(&tensor.name);
         let with_kernels = base.named().any(|(_, tensor)| is_kernel(tensor));
         let most = if with_kernels { 5 } else { 2 };
-        let layers = layers_read(base.config());
+        let unread = Unread::of(base.config());
+        let mut kept = Vec::new();
         // Of a storage's names, any one is enough.
         let adapted: HashSet<&str> = adapted.iter().map(|name| base.main_name(name)).collect();
         for (name, tensor) in base.named() {
             let Some(module) = name.strip_suffix(".weight") else { continue };
-            if is_unread_layer(layers, &name) || !is_whole && other_part(&name).is_some() {
+            if !is_whole && other_part(&name).is_some() {
                 continue;
             }
             // transformers keeps a layer's experts in one tensor, so target_modules doesn't select single experts.
@@ -121,14 +122,30 @@ impl Targets {
             if !is_weight || module.contains(".experts.") || self.wants(module) != Some(true) {
                 continue;
             }
-            if !adapted.contains(base.main_name(&tensor.name)) {
-                return Err(entries
-                    .finding(&format!("{module}.{missing}"))
-                    .expected(format_args!("{ABSENT}, as target_modules asks for"))
-                    .found("none")
-                    .hint("the adapter is incomplete")
-                    .mismatch());
+            if adapted.contains(base.main_name(&tensor.name)) {
+                continue;
             }
+            if unread.has(&name) {
+                kept.push(module.to_owned());
+                continue;
+            }
+            let hint = match entries.names().next() {
+                None => "the adapter is incomplete".to_owned(),
+                Some(other) => format!("the adapter is incomplete, or has other names: {other:?} is not used"),
+            };
+            return Err(entries
+                .finding(&format!("{module}.{missing}"))
+                .expected(format_args!("{ABSENT}, as target_modules asks for"))
+                .found("none")
+                .hint(hint)
+                .mismatch());
+        }
+        if let Some(first) = kept.first() {
+            entries.note(format!(
+                "{}: {} modules that the model's class doesn't load stay as they are, like {first}",
+                base.path().display(),
+                kept.len()
+            ));
         }
         Ok(())
     }

@@ -156,7 +156,8 @@ pub(super) fn model(names: &[String]) -> Option<Weights> {
 
 /// Returns an adapter's weights.
 pub(super) fn adapter(names: &[String]) -> Option<Weights> {
-    let mut found = ["adapter_model.safetensors", "adapter_model.bin"].into_iter();
+    // The last is that of mlx-lm.
+    let mut found = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"].into_iter();
     let found = found.find(|name| names.iter().any(|other| other == name));
     found.map(|name| Weights::Files(vec![name.to_owned()]))
 }

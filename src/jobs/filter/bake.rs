@@ -62,9 +62,9 @@ pub fn bake_kernels(settings: &BakeKernelsSettings) -> Result<Output> {
             return Err(finding.found("a GGUF").setting());
         }
     }
-    if output.kind() == OutputKind::Lora {
+    if output.kind().is_lora() {
         let finding = setting("to").expected("hf, safetensors, pytorch, gguf or three-convolutions for filter atoms");
-        return Err(finding.found("lora").setting());
+        return Err(finding.found(if output.kind() == OutputKind::Mlx { "mlx" } else { "lora" }).setting());
     }
     output.check()?;
     let opening =
