@@ -18,7 +18,7 @@ if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
 fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
-rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/families" "$work/decoders" "$work/quantize" "$work/hub" "$work/prequantized" "$work/training" "$work/adapters_trained" "$work/bank_trained" "$work/convolutions" "$work/filter_atoms" "$work/checkpoints" "$work/templates"
+rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/families" "$work/decoders" "$work/quantize" "$work/hub" "$work/prequantized" "$work/training" "$work/adapters_trained" "$work/bank_trained" "$work/convolutions" "$work/forms" "$work/filter_atoms" "$work/checkpoints" "$work/templates"
 # One script on each core, those that take longest first. Each prints its lines when it ends.
 run() {
     local script=${1%:*} folder=${1#*:} status=0
@@ -31,7 +31,7 @@ export -f run
 export work binary
 failed=0
 scripts=(families:families adapters_trained:adapters_trained decoders:decoders quantize:quantize merge:merge combine:combine lora:lora check:files prequantized:prequantized
-    kohya:kohya architectures:architectures extract:extract hub:hub training:training convolutions:convolutions filter_atoms:filter_atoms bank_trained:bank_trained checkpoints:checkpoints templates:templates)
+    kohya:kohya architectures:architectures extract:extract hub:hub training:training convolutions:convolutions forms:forms filter_atoms:filter_atoms bank_trained:bank_trained checkpoints:checkpoints templates:templates)
 printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1
 for script in "${scripts[@]}"; do
     tail -n 1 "$work/${script#*:}.txt"
