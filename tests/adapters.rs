@@ -263,7 +263,7 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
         ("P_TUNING", "found P_TUNING, which learns inputs"),
         ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `jobs::bake`"),
         (
-            "PSOFT",
+            "ADAMSS",
             "expected one of the kinds this version merges (ADALORA, BEFT, BOFT, BONE, C3A, DEFT, DELORA, FILTER_ATOMS, FO",
         ),
     ] {
@@ -313,6 +313,45 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
             serde_json::json!({"num_cayley_neumann_terms": 1u64 << 31}),
             Box::new(|_| ()),
             "num_cayley_neumann_terms: expected at most 1000",
+        ),
+        ("c3a", none.clone(), with("c3a_kernel", &[2, 2, 7]), "c3a_kernel\": expected blocks that make up [16, 16]"),
+        ("deft", serde_json::json!({"r": 3}), Box::new(|_| ()), "deft_P\": expected [16, 3]"),
+        ("fourierft", none.clone(), with("fourierft_spectrum", &[257]), "expected from 1 to 256 numbers by the base"),
+        (
+            "glora",
+            serde_json::json!({"config_C": "constant"}),
+            Box::new(|_| ()),
+            "config_C: expected lora or vector or none",
+        ),
+        ("gralora", serde_json::json!({"gralora_k": 3}), Box::new(|_| ()), "r: expected a multiple of gralora_k, 3"),
+        ("hira", none.clone(), without("hira_B"), "q_proj.hira_B\": expected a tensor of this name, found none"),
+        ("hra", none.clone(), with("hra_u", &[16, 3]), "q_proj.hra_u\": expected directions, found a column of zeros"),
+        (
+            "miss",
+            serde_json::json!({"init_weights": "bad"}),
+            Box::new(|_| ()),
+            "init_weights: expected true, false, bat",
+        ),
+        ("osf", none.clone(), with("osf_svd_params.S_low", &[17]), "S_low\": expected from 1 to 16 singular values"),
+        ("peanut", serde_json::json!({"act_fn": "laplace"}), Box::new(|_| ()), "act_fn: expected one of gelu, "),
+        (
+            "road",
+            serde_json::json!({"variant": "road_3"}),
+            Box::new(|_| ()),
+            "variant: expected road_1, road_2 or road_4",
+        ),
+        (
+            "tinylora",
+            none.clone(),
+            without("/tinylora_v.1"),
+            "base_model.tinylora_v.1\": expected a tensor of this name",
+        ),
+        ("unilora", serde_json::json!({"r": 1 << 20}), Box::new(|_| ()), "r: expected at most 16, for model.layers.0"),
+        (
+            "waveft",
+            serde_json::json!({"wavelet_family": "coif5"}),
+            Box::new(|_| ()),
+            "wavelet_family: expected one of the",
         ),
         ("boft", none.clone(), with("boft_R", &[1, 4, 0, 0]), "boft_R\": expected square blocks that make up 16"),
         ("boft", none.clone(), with("boft_R", &[2, 4, 4, 4]), "boft_R\": expected one butterfly factor, found 2"),
@@ -383,6 +422,10 @@ fn kinds_for_linear_layers_only_are_refused_on_others() {
         error.contains("c_attn.hada_w1_a\": expected a linear layer or a convolution: PEFT has LoHa for no other"),
         "{error}"
     );
+    let name = "base_model.model.transformer.h.0.attn.c_attn.c3a_kernel";
+    let dir = changed("c3a", serde_json::json!({}), |tensors| *tensors = [(name.to_owned(), zeros(&[6, 2, 8]))].into());
+    let error = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
+    assert!(error.contains("c_attn.c3a_kernel\": expected a linear layer: PEFT has C3A for no other"), "{error}");
 }
 
 /// Merges one file of kohya's kind.

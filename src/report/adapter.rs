@@ -48,7 +48,7 @@ pub struct AdapterReport {
 }
 
 /// The usual names of PEFT's kinds.
-const METHODS: [(&str, &str); 33] = [
+const METHODS: [(&str, &str); 34] = [
     ("ADALORA", "AdaLoRA"),
     ("BEFT", "BEFT"),
     ("BOFT", "BOFT"),
@@ -71,6 +71,7 @@ const METHODS: [(&str, &str); 33] = [
     ("OFT", "OFT"),
     ("OSF", "OSF"),
     ("PEANUT", "PEANuT"),
+    ("PSOFT", "PSOFT"),
     ("PVERA", "PVeRA"),
     ("RANDLORA", "RandLoRA"),
     ("ROAD", "RoAd"),
@@ -85,7 +86,7 @@ const METHODS: [(&str, &str); 33] = [
 ];
 
 /// Prefixes of the part that follows the module's path in names of PEFT's tensors.
-const PARTS: [&str; 37] = [
+const PARTS: [&str; 38] = [
     "lora_",
     "hada_",
     "lokr_",
@@ -109,6 +110,7 @@ const PARTS: [&str; 37] = [
     "miss_",
     "osf_",
     "peanut_",
+    "psoft_",
     "pvera_",
     "road_",
     "shira_",

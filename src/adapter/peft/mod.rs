@@ -34,6 +34,7 @@ mod order;
 mod osf;
 pub(crate) mod patterns;
 mod peanut;
+mod psoft;
 mod pvera;
 mod randlora;
 mod refused;
@@ -270,6 +271,7 @@ pub(super) fn changes(
         "MISS" => miss::changes(&mut fields, &mut entries, base, "miss_block")?,
         "OSF" => osf::changes(&mut fields, &mut entries, base)?,
         "PEANUT" => peanut::changes(&mut fields, &mut entries, base)?,
+        "PSOFT" => psoft::changes(&mut fields, &mut entries, base)?,
         "PVERA" => pvera::changes(&mut fields, &mut entries, base)?,
         "ROAD" => road::changes(&mut fields, &mut entries, base)?,
         "SHIRA" => sparse::shira(&mut fields, &mut entries, base)?,

@@ -29,6 +29,7 @@ pub(super) const MERGED: &[&str] = &[
     "OFT",
     "OSF",
     "PEANUT",
+    "PSOFT",
     "PVERA",
     "RANDLORA",
     "ROAD",

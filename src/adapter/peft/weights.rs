@@ -9,6 +9,9 @@ use crate::plan::{Expr, PlannedTensor, TensorRef, add_product, run_len};
 /// The most values of a weight that are read at a time.
 const STRIP_ELEMS: usize = 1 << 20;
 
+/// The rows of a weight that are read at a time.
+const STRIP_ROWS: usize = 64;
+
 /// `left @ W`, `[rows, d_in]`, for a matrix of this many rows and a column for each output. The sums have torch's order;
 /// `fused` says whether they are made of fused multiply-adds.
 ///
@@ -28,6 +31,19 @@ pub(super) fn times_weight(left: &[f32], rows: usize, weight: &Weight, fused: bo
             add_product(&values, &turned, d_out, fused, &mut strip);
             for (input, sums) in inputs.zip(strip.chunks_exact(rows)) {
                 sums.iter().enumerate().for_each(|(row, sum)| product[row * d_in + input] = *sum);
+            }
+        }
+        return Ok(product);
+    }
+    if !fused {
+        // Rounded products are added one after the other, without runs.
+        for start in (0..d_out).step_by(STRIP_ROWS) {
+            let outputs = start..(start + STRIP_ROWS).min(d_out);
+            let values = weight.tensor.read_rows(outputs.clone())?;
+            for (output, values) in outputs.zip(values.chunks_exact(d_in)) {
+                for (sums, left) in product.chunks_exact_mut(d_in).zip(left.chunks_exact(d_out)) {
+                    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += left[output] * value);
+                }
             }
         }
         return Ok(product);
