@@ -90,7 +90,6 @@ const OWN: [(&str, &[&str]); 20] = [
             "--base-quant",
             "--double-quant",
             "--as",
-            "--config",
             "--tokenizer",
             "--tokenizer-source",
             "--pad-to-multiple-of",
@@ -244,7 +243,7 @@ const QUANTIZATION: [&str; 11] = [
     "--prune-layers",
 ];
 
-const COMBINING: [&str; 23] = [
+const COMBINING: [&str; 27] = [
     "--method",
     "--density",
     "--weights",

@@ -59,9 +59,14 @@ impl BlockAlphas {
             let finding = finding().expected(format_args!("atoms 0 to {}", atoms.saturating_sub(1)));
             return Err(finding.found(format_args!("atom {atom}")).mismatch());
         }
+        let blocks: Vec<usize> = blocks.into_iter().collect();
+        let last = blocks.last().copied().unwrap_or_default();
+        if let Some(block) = all.iter().filter_map(|given| given.block).find(|block| *block > last) {
+            let finding = finding().expected(format_args!("blocks 0 to {last}"));
+            return Err(finding.found(format_args!("block {block}")).mismatch());
+        }
         let of_block = |block: Option<usize>| all.iter().find(|alphas| alphas.block == block);
-        let mut made: Vec<Vec<f32>> = Vec::new();
-        let mut last = 0;
+        let mut made: Vec<Vec<f32>> = Vec::with_capacity(blocks.len());
         for block in blocks {
             let Some(given) = of_block(Some(block)).or_else(|| of_block(None)) else {
                 let finding = finding().expected("weights for every block");
@@ -71,14 +76,7 @@ impl BlockAlphas {
             let mut alphas = vec![0.0; atoms];
             given.weights.iter().for_each(|(atom, weight)| alphas[*atom] = (weight / sum) as f32);
             made.push(alphas);
-            last = block;
         }
-        match all.iter().filter_map(|given| given.block).find(|block| *block > last) {
-            None => Ok(made),
-            Some(block) => {
-                let finding = finding().expected(format_args!("blocks 0 to {last}"));
-                Err(finding.found(format_args!("block {block}")).mismatch())
-            }
-        }
+        Ok(made)
     }
 }

@@ -170,7 +170,7 @@ fn model(value: &Value<'_>) -> Result<String> {
     }
     if name.contains('+') && !Path::new(name).exists() {
         let finding = value.finding().expected("a model").found(format_args!("{name:?}, a model with a LoRA"));
-        return Err(finding.hint("merge it first: atombank merge MODEL LORA").unsupported());
+        return Err(finding.hint("merge the adapter into its model first").unsupported());
     }
     Ok(name.to_owned())
 }

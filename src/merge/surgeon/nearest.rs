@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::points::{Points, dot, picked};
 use super::{Distance, Weighting};
 use crate::error::Result;
+use crate::linalg::{Svd, svd};
 use crate::plan::PlannedTensor;
 
 /// Distances and sums below this count as this.
@@ -91,11 +92,10 @@ fn matrix(points: &Points, places: &[usize], width: usize) -> Result<DMatrix<f64
 
 /// The shortest of the solutions of `matrix x = of` that come nearest.
 fn least_squares(matrix: DMatrix<f64>, of: DVector<f64>) -> Vec<f32> {
-    let size = matrix.nrows().max(matrix.ncols()) as f64;
-    let svd = matrix.svd(true, true);
-    let least = f64::EPSILON * size * svd.singular_values.max();
-    // Both factors were asked for, so there is a solution.
-    svd.solve(&of, least).map(|x| x.iter().map(|value| *value as f32).collect()).unwrap_or_default()
+    let Svd { u, s, vt } = svd(matrix);
+    let mut along = u.tr_mul(&of);
+    along.iter_mut().zip(&s).for_each(|(share, s)| *share /= s);
+    vt.tr_mul(&along).iter().map(|value| *value as f32).collect()
 }
 
 /// Weights with the sum of 1, from the products of the points, bordered with ones.
