@@ -1,5 +1,7 @@
 //! Merges adapters into their base, or several models into one.
 
+mod base;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +15,7 @@ use super::tokenizer::{self, Candidate, TokenizerChoice};
 use super::vocabulary::{self, VocabularyChoice};
 use super::{CombineSettings, OutputKind, OutputSettings, Step, Watch};
 use crate::adapter::AdapterFiles;
-use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora, PREFIX};
+use crate::adapter::peft::{Base, Change, Changes, LowRank, NewLora};
 use crate::arch::Naming;
 use crate::arch::tasks::TaskClass;
 use crate::bank::{BlockAlphas, FixedBank};
@@ -26,11 +28,9 @@ use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
 };
-use crate::merge::{
-    BaseQuant, BaseQuantOptions, Merged, Truncation, card, rounding, with_adapters, with_quantized_base,
-};
+use crate::merge::{BaseQuant, Merged, Truncation, card, rounding, with_adapters};
 use crate::output::Output;
-use crate::plan::{Plan, PlannedTensor};
+use crate::plan::Plan;
 
 /// Low-rank updates by the weights' names.
 type Updates = Vec<(String, LowRank)>;
@@ -255,17 +255,6 @@ fn candidates<'a>(others: &[MergeInput], folders: &'a [PathBuf]) -> Vec<Candidat
     names.zip(folders).map(|(name, path)| Candidate { name, path }).collect()
 }
 
-/// The module of the inner model in the class of an adapter, where `weights` are those of the inner model alone.
-fn inner_model(files: &AdapterFiles, weights: &Plan) -> Option<String> {
-    files.tensors().tensors.iter().find_map(|tensor| {
-        let (path, _) = tensor.name.strip_prefix(PREFIX)?.split_once(".lora_")?;
-        let (inner, module) = path.split_once('.')?;
-        let is_known = weights.tensors.iter().any(|tensor| tensor.name.starts_with(&format!("{inner}.")));
-        let is_inside = weights.get(&format!("{module}.weight")).is_some();
-        (is_inside && !is_known).then(|| inner.to_owned())
-    })
-}
-
 /// A merge in progress.
 struct Job<'a> {
     settings: &'a MergeSettings,
@@ -313,70 +302,6 @@ impl Job<'_> {
         self.choose_tokenizer(&mut folder, rows)?;
         let output = self.output().model(&folder, &merged.plan)?;
         Ok((self.with_card(output), truncations))
-    }
-
-    /// The class for a task that the model in `folder` becomes, if an adapter has the head of one.
-    ///
-    /// # Errors
-    /// [`crate::Error::Unsupported`] if transformers has no such class.
-    fn task(&mut self, folder: &Checkpoint) -> Result<Option<TaskClass>> {
-        self.find_adapters()?;
-        for files in self.files.iter().filter(|_| !self.output().kind().is_lora()) {
-            let Some(settings) = files.settings() else { continue };
-            let saved = settings.get("modules_to_save").and_then(|modules| modules.as_array());
-            let has_head = saved.is_some_and(|modules| !modules.is_empty());
-            let task_type = settings.get("task_type").and_then(|task| task.as_str()).unwrap_or_default();
-            match TaskClass::of(&folder.config_json, task_type).filter(|_| has_head) {
-                None => {}
-                Some(Ok(class)) => return Ok(Some(class)),
-                Some(Err(class)) => {
-                    return Err(Finding::new(files.path().join(ADAPTER_CONFIG), "task_type")
-                        .expected(format_args!(
-                            "a task for which transformers has a class of the base {}",
-                            self.base_name()
-                        ))
-                        .found(format_args!("{task_type}, which would need {class}"))
-                        .unsupported());
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// `weights` without the heads that a class for a task doesn't have.
-    fn without_head(&mut self, task: &TaskClass, weights: &Plan) -> Plan {
-        let (left_out, kept): (Vec<_>, Vec<_>) =
-            weights.tensors.iter().cloned().partition(|tensor| task.leaves_out(&tensor.name));
-        let names: Vec<&str> = left_out.iter().map(|tensor| tensor.name.as_str()).collect();
-        let without = if names.is_empty() { String::new() } else { format!(", without {}", names.join(", ")) };
-        self.notes.push(format!("the result is a {}, with the adapter's head{without}", task.name));
-        let inner = self.files.iter().find_map(|files| inner_model(files, weights));
-        let name = |name: &str| match &inner {
-            Some(inner) => format!("{inner}.{name}"),
-            None => task.own_name(name),
-        };
-        let named = |tensor: PlannedTensor| PlannedTensor { name: name(&tensor.name), ..tensor };
-        Plan { tensors: kept.into_iter().map(named).collect() }
-    }
-
-    /// The weights of `folder` as they were while the adapters were trained, if bitsandbytes had them then.
-    fn quantized_base(&mut self, folder: &Checkpoint, weights: &Plan) -> Result<Option<Plan>> {
-        let (settings, dry_run) = (self.settings, self.output().dry_run);
-        let Some(quant) = settings.base_quant else { return Ok(None) };
-        if folder.was_packed() {
-            let finding = setting("base_quant").expected("a base in 16 or 32 bits, to be rounded");
-            return Err(finding.found("one that is quantized already").setting());
-        }
-        let options = BaseQuantOptions { quant, double_quant: settings.double_quant, dry_run };
-        let base = Base::new(folder.path(), &folder.config_json, weights);
-        let (plan, count) = with_quantized_base(&base, weights, options)?;
-        let scales = if settings.double_quant { ", their scales to 8 bits" } else { "" };
-        self.notes.push(format!(
-            "{}: the weights of {count} linear layers are rounded to {} of bitsandbytes{scales}, before adapters are added",
-            self.base_name(),
-            quant.name()
-        ));
-        Ok(Some(plan))
     }
 
     /// Merges adapters into tensors alone. A PyTorch file becomes the same file with other values in the storages that
