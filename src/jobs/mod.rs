@@ -12,15 +12,12 @@ mod extract;
 mod filter;
 mod into;
 mod merge;
-mod merge_config;
-mod merge_yaml;
 mod method;
 mod mix;
 #[cfg(feature = "train")]
 mod moe;
 mod quantize;
 mod recipe;
-mod same_tensors;
 #[cfg(feature = "train")]
 mod search;
 mod settings;
@@ -28,7 +25,6 @@ mod tokenizer;
 mod tokensurgeon;
 #[cfg(feature = "train")]
 mod train;
-mod vocabulary;
 
 pub use crate::bank::BlockAlphas;
 #[cfg(feature = "train")]
@@ -41,8 +37,7 @@ pub use filter::{
     BakeKernelsSettings, DecomposeSettings, Decomposed, LayerRow, SwapSettings, SwappedBank, bake_kernels, decompose,
     swap,
 };
-pub use merge::{Adapted, MergeInput, MergeSettings, merge};
-pub use merge_config::{MergeConfigSettings, merge_config};
+pub use merge::{Adapted, MergeConfigSettings, MergeInput, MergeSettings, VocabularyChoice, merge, merge_config};
 pub use method::CombineSettings;
 pub use mix::{BakeMixSettings, BakedMix, bake_mix, needs_no_model};
 #[cfg(feature = "train")]
@@ -56,7 +51,6 @@ pub use tokenizer::TokenizerChoice;
 pub use tokensurgeon::{TokensurgeonSettings, tokensurgeon};
 #[cfg(feature = "train")]
 pub use train::{TrainSettings, train};
-pub use vocabulary::VocabularyChoice;
 
 /// The progress of a job's computations before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! The mergekit configuration that says the same as a merge of whole models on the command line. Merging it gives the same
 //! bits.
 
-use super::settings::name_of;
-use super::{CombineSettings, MergeSettings, VocabularyChoice};
+use super::super::CombineSettings;
+use super::super::settings::name_of;
+use super::{MergeSettings, VocabularyChoice};
 use crate::dtype::DType;
 use crate::merge::combine::{CombineOptions, ModelMethod};
 use crate::plan::Plan;

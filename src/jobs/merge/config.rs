@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::{left_out, setting};
-use super::{OutputKind, OutputSettings, Step, Watch, chat_template};
+use super::super::settings::{left_out, setting};
+use super::super::{OutputKind, OutputSettings, Step, Watch, chat_template};
 use crate::adapter::AdapterFiles;
 use crate::adapter::peft::Base;
 use crate::checkpoint::Checkpoint;

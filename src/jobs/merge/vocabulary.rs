@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::super::settings::{name_of, setting};
+use super::super::tokenizer::TokenizerChoice;
 use super::MergeSettings;
-use super::settings::{name_of, setting};
-use super::tokenizer::TokenizerChoice;
 use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
