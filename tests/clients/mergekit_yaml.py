@@ -13,7 +13,7 @@ import random
 import shutil
 import subprocess
 
-from common import BINARY, FIXTURES, WORK, check, finish
+from common import BINARY, FIXTURES, WORK, atombank, check, finish
 
 import peft
 import torch
@@ -340,6 +340,13 @@ run("tokenizer-with-tokens", {**both, "tokenizer": {"source": more, "pad_to_mult
     "three": {"source": {"kind": "model_token", "model": a, "token_id": 7}},
     "<|new|>": {"source": {"kind": "model_token", "model": base, "token_id": 9}}}}}, near=True)
 refused("other-vocabulary", both, "tokenizer_source base or union")
+
+# What the command line writes beside a merge is a configuration for mergekit, too.
+for name, options in (("ties", ["--density", "0.4,0.7", "--lambda", "1.2"]), ("dare_linear", ["--density", "0.5", "--seed", "3"]),
+                      ("linear", ["--weights", "mlp.*=0.3,0.1", "--type", "bf16"])):
+    out = WORK / f"{name}-command"
+    atombank("merge", base, f"{a}=0.5", f"{b}=-0.2", "-o", out, "--method", name, *options)
+    run(f"{name}-by-options", (out / "mergekit_config.yml").read_text(), seed=3)
 
 # Random configurations.
 random.seed(11)

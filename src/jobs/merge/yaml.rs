@@ -19,7 +19,7 @@ pub(super) fn yaml(
     let names: Vec<String> = settings.others.iter().map(|other| name_of(other.id.as_deref(), &other.path)).collect();
     let is_mean = method.averages_models(options) || method == ModelMethod::Passthrough;
     let is_twice = names.iter().enumerate().any(|(at, name)| names[..at].contains(name));
-    let Some(out_dtype) = only_type(plan).and_then(DType::torch_name) else { return None };
+    let out_dtype = only_type(plan).and_then(DType::torch_name)?;
     if is_twice || !is_mean && names.contains(&base) || is_mean && settings.tokenizer_source.is_some() {
         return None;
     }
