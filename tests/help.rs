@@ -74,6 +74,7 @@ const OWN: [(&str, &[&str]); 19] = [
             "--into-key",
             "--keep-base",
             "--as",
+            "--config",
             "--tokenizer",
             "--tokenizer-source",
             "--pad-to-multiple-of",
@@ -227,9 +228,9 @@ const COMBINING: [&str; 23] = [
     "--nuslerp-flatten",
     "--nuslerp-row-wise",
     "--majority-sign",
-    "--alpha",
     "--multislerp-updates",
     "--r",
+    "--alpha",
     "--scale",
 ];
 

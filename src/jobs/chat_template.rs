@@ -74,10 +74,10 @@ fn of_folder(folder: &Path) -> Result<Option<String>> {
 }
 
 /// Gives the output this template, in the place of any other.
-pub(super) fn put(output: &mut Output, template: &str) -> Result<()> {
+pub(super) fn put(output: &mut Output, template: &str) {
     if let Some(metadata) = output.metadata_mut() {
         metadata.insert("tokenizer.chat_template", template.to_owned());
-        return Ok(());
+        return;
     }
     let files = &mut output.sidecars.files;
     files.retain(|name, _| name != "chat_template.json" && !name.starts_with("additional_chat_templates/"));
@@ -88,7 +88,6 @@ pub(super) fn put(output: &mut Output, template: &str) -> Result<()> {
         files.insert("tokenizer_config.json".to_owned(), (json_text(&config) + "\n").into_bytes());
     }
     files.insert(FILE.to_owned(), template.as_bytes().to_vec());
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::into;
+use super::merge_yaml;
 use super::method::Combined as Kinds;
 use super::settings::{left_out, name_of, setting};
 use super::tokenizer::{self, Candidate, TokenizerChoice};
@@ -24,7 +25,8 @@ use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{
     CombineOptions, Combined, LoraMethod, ModelMethod, Weights, combine_loras, combine_models,
 };
-use crate::merge::{Merged, Truncation, card, rounding, with_adapters};
+use crate::merge::config::MergeConfig;
+use crate::merge::{Merged, Truncation, card, config_card, rounding, with_adapters};
 use crate::output::Output;
 use crate::plan::Plan;
 
@@ -547,7 +549,19 @@ impl Job<'_> {
         }
         // The list of truncations stays empty: only a LoRA reports the errors of truncating to a rank.
         let output = self.output().model(&folder, &plan)?;
-        Ok((self.with_card(output), Vec::new()))
+        let yaml = merge_yaml::yaml(self.settings, method, &options, &output.plan);
+        Ok((self.with_config(output, yaml), Vec::new()))
+    }
+
+    /// Adds a card with the configuration of mergekit that says the same, and the configuration.
+    fn with_config(&self, mut output: Output, yaml: Option<String>) -> Output {
+        let file = Path::new("mergekit_config.yml");
+        let config = yaml.filter(|_| output.is_folder()).and_then(|yaml| MergeConfig::parse(file, yaml).ok());
+        let Some(config) = config else { return self.with_card(output) };
+        let name = self.output().destination.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        output.sidecars.files.insert("README.md".to_owned(), config_card(&name, &config).into_bytes());
+        output.sidecars.files.insert(file.display().to_string(), config.text().as_bytes().to_vec());
+        output
     }
 
     /// Computes the numbers that the combination needs from whole tensors.

@@ -103,7 +103,7 @@ pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Outp
     let mut output = settings.output(files, &sources[0], model_config, plan)?;
     if let Some(choice) = config.chat_template() {
         match chat_template::template(&settings.config, choice, &folders)? {
-            Some(template) => chat_template::put(&mut output, &template)?,
+            Some(template) => chat_template::put(&mut output, &template),
             None => notes.push("chat_template auto: no model has a chat template".to_owned()),
         }
     }

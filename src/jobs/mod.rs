@@ -13,6 +13,7 @@ mod filter;
 mod into;
 mod merge;
 mod merge_config;
+mod merge_yaml;
 mod method;
 #[cfg(feature = "train")]
 mod moe;

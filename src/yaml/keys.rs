@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn errors_say_line_and_key() {
-        let text = "a: 1\n\nlist:\n  - b: x\n    c: [1]\n  - bb: y\n";
+        let text = "a: 1\n\nlist:\n  - b: x\n    c: [1]\n  - color: y\n";
         let document = parse(text, 1).unwrap();
         let mut keys = Keys::of_file(Path::new("f.yml"), &document).unwrap();
         assert_eq!(keys.take("a").unwrap().count("a number").unwrap(), 1);
@@ -215,9 +215,12 @@ mod tests {
         let wrong = first.take("c").unwrap().flag().unwrap_err().to_string();
         assert_eq!(wrong, "f.yml: line 5: list[0].c: expected true or false, found a list");
         let mut second = items[1].keys().unwrap();
-        assert!(second.take("bbb").is_none());
+        assert!(second.take("colour").is_none());
         let unknown = second.finish().unwrap_err().to_string();
-        assert_eq!(unknown, "f.yml: line 6: list[1].bb: expected one of bbb, found an unknown key; did you mean bbb?");
+        assert_eq!(
+            unknown,
+            "f.yml: line 6: list[1].color: expected one of colour, found an unknown key; did you mean colour?"
+        );
         let missing = second.require("d", "a text").unwrap_err().to_string();
         assert_eq!(missing, "f.yml: line 6: list[1].d: expected a text, found nothing");
         let document = parse("x:\n  1: 2\n", 1).unwrap();

@@ -18,7 +18,7 @@ if ! cmp -s tests/clients/requirements.txt "$work/installed.txt"; then
 fi
 cargo build "$@"
 binary=$(cargo build "$@" --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*/atombank"' | tail -n 1 | cut -d '"' -f 4)
-rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/extract" "$work/architectures" "$work/families" "$work/decoders" "$work/quantize" "$work/hub" "$work/prequantized" "$work/training" "$work/adapters_trained" "$work/bank_trained" "$work/convolutions" "$work/checkpoints" "$work/templates" "$work/mergekit_methods" "$work/moe"
+rm -rf "$work/files" "$work/lora" "$work/merge" "$work/kohya" "$work/combine" "$work/mergekit_yaml" "$work/extract" "$work/architectures" "$work/families" "$work/decoders" "$work/quantize" "$work/hub" "$work/prequantized" "$work/training" "$work/adapters_trained" "$work/bank_trained" "$work/convolutions" "$work/checkpoints" "$work/templates" "$work/mergekit_methods" "$work/moe"
 # One script on each core, those that take longest first. Each prints its lines when it ends.
 run() {
     local script=${1%:*} folder=${1#*:} status=0
@@ -30,7 +30,7 @@ run() {
 export -f run
 export work binary
 failed=0
-scripts=(families:families adapters_trained:adapters_trained decoders:decoders quantize:quantize merge:merge combine:combine lora:lora check:files prequantized:prequantized
+scripts=(families:families adapters_trained:adapters_trained decoders:decoders quantize:quantize merge:merge mergekit_yaml:mergekit_yaml combine:combine lora:lora check:files prequantized:prequantized
     kohya:kohya architectures:architectures extract:extract hub:hub training:training convolutions:convolutions bank_trained:bank_trained checkpoints:checkpoints templates:templates
     mergekit_methods:mergekit_methods moe:moe)
 printf '%s\n' "${scripts[@]}" | xargs -P "$(nproc)" -I {} bash -c 'run {}' || failed=1

@@ -244,7 +244,8 @@ impl RowMap for Chosen {
                     add_up_elected(&scaled, &vec![1.0; scaled.len()], &self.weights, elected, sums, weights);
                 }
             }
-            [&mut *sums, &mut *weights].map(|all| working.round_all(all));
+            working.round_all(sums);
+            working.round_all(weights);
             let least = working.round(1e-6);
             sums.iter_mut().zip(weights).for_each(|(sum, weights)| *sum /= weights.max(least));
             working.round_all(sums);

@@ -8,6 +8,7 @@ mod arithmetic;
 mod divergence;
 mod election;
 mod fusion;
+mod groups;
 mod lazy;
 mod loras;
 mod mean;
@@ -29,9 +30,10 @@ mod svd;
 mod topk;
 mod working;
 
+pub use groups::{Group, combine_groups};
 pub use lazy::Combined;
 pub use loras::{LoraMethod, Pruning, combine_loras};
-pub use models::{Group, ModelMethod, combine_groups, combine_models};
+pub use models::{ModelMethod, combine_models};
 pub use mt19937::Mt19937;
 #[cfg(feature = "train")]
 pub(in crate::merge) use mt19937::Stream;

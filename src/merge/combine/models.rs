@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 use super::arithmetic::{Arithmetic, Sce};
 use super::fusion::Fusion;
+use super::groups::{Group, Positions, combine_groups};
 use super::lazy::{Combined, Measure, Pending, difference};
 use super::mean::Mean;
-use super::mt19937::Stream;
 use super::multislerp::MultiSlerp;
 use super::near_swap::NearSwap;
 use super::options::{CombineOptions, by_name};
@@ -164,7 +164,7 @@ impl ModelMethod {
     }
 
     /// The number of words that are drawn for a tensor by a method that draws none for single models.
-    fn sampled(self, shape: &[usize]) -> u64 {
+    pub(super) fn sampled(self, shape: &[usize]) -> u64 {
         if self == Self::ArceeFusion { Fusion::words(shape.iter().product::<usize>() as u64) } else { 0 }
     }
 
@@ -204,7 +204,7 @@ impl ModelMethod {
 
     /// Which values of a model's difference are kept, and how many random draws that takes. The model is told by its
     /// place among all and by its density.
-    fn choice(
+    pub(super) fn choice(
         self,
         (place, density): (usize, f64),
         options: &CombineOptions,
@@ -280,59 +280,6 @@ pub fn combine_models(
     combine_groups(groups, method)
 }
 
-/// One tensor of the result, and what it is combined of.
-#[derive(Debug, Clone)]
-pub struct Group {
-    /// Its name, type and shape. The expression is that of a tensor which is the same in all models.
-    pub result: PlannedTensor,
-    /// The base's tensor, for methods that have a base.
-    pub base: Option<PlannedTensor>,
-    /// The tensors of the models.
-    pub models: Vec<PlannedTensor>,
-    /// The options for this tensor.
-    pub options: Arc<CombineOptions>,
-    /// The type to which intermediate results are rounded.
-    pub working: Working,
-    /// Random numbers are drawn in the order of these names.
-    pub label: String,
-}
-
-/// Makes every tensor by itself, in the order of `groups`. All groups have the same seed.
-///
-/// # Errors
-/// [`Error::Mismatch`] for tensors that aren't numbers and differ, [`Error::Setting`] for options that don't fit the
-/// method.
-pub fn combine_groups(groups: Vec<Group>, method: ModelMethod) -> Result<Combined<Plan>> {
-    let densities: Vec<Vec<f64>> = groups.iter().map(|group| densities(group, method)).collect::<Result<_>>()?;
-    let mut order: Vec<usize> = (0..groups.len()).collect();
-    order.sort_by(|a, b| groups[*a].label.cmp(&groups[*b].label));
-    let mut positions = Positions::new(&groups, &order, method, &densities);
-    let mut pending = Pending::default();
-    let mut plan = Plan { tensors: groups.iter().map(|group| group.result.clone()).collect() };
-    for at in order {
-        let group = &groups[at];
-        let tensor = &group.result;
-        let all = || group.base.iter().chain(&group.models);
-        if !(quant::can_encode(tensor.dtype) && all().chain([tensor]).all(is_of_numbers)) {
-            group.models.iter().try_for_each(|other| same(tensor, other))?;
-            continue;
-        }
-        let context = Context { method, options: &group.options, densities: &densities[at], working: group.working };
-        let of = group.models.iter().map(|model| model.expr.clone()).collect();
-        let base = group.base.as_ref().map(|base| base.expr.clone());
-        plan.tensors[at].expr = context.combine(tensor, base, of, &mut positions, &mut pending)?;
-    }
-    Ok(Combined::new(plan, pending))
-}
-
-/// The density of each model of a group.
-fn densities(group: &Group, method: ModelMethod) -> Result<Vec<f64>> {
-    let count = group.models.len();
-    let densities = group.options.densities(count)?.unwrap_or_else(|| vec![1.0; count]);
-    check_probabilities(method, &densities, &group.options)?;
-    Ok(densities)
-}
-
 /// Checks the options against the models before any tensor is read.
 fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &CombineOptions) -> Result<()> {
     let name = method.name();
@@ -385,7 +332,7 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
 }
 
 /// Checks that the probabilities of a method that ranks values are from 0 to 1.
-fn check_probabilities(method: ModelMethod, densities: &[f64], options: &CombineOptions) -> Result<()> {
+pub(super) fn check_probabilities(method: ModelMethod, densities: &[f64], options: &CombineOptions) -> Result<()> {
     if !method.ranks() {
         return Ok(());
     }
@@ -410,12 +357,12 @@ fn path(plan: &Plan) -> String {
 }
 
 /// Whether a tensor's values are numbers that can be combined.
-fn is_of_numbers(tensor: &PlannedTensor) -> bool {
+pub(super) fn is_of_numbers(tensor: &PlannedTensor) -> bool {
     quant::can_decode(tensor.dtype) && tensor.expr.source_dtypes().all(quant::can_decode)
 }
 
 /// Checks that a tensor that can't be combined, like one of whole numbers, is the same in another model.
-fn same(tensor: &PlannedTensor, other: &PlannedTensor) -> Result<()> {
+pub(super) fn same(tensor: &PlannedTensor, other: &PlannedTensor) -> Result<()> {
     let finding = || {
         let expected = format!("what {} has, as its values can't be combined", tensor.expr.source_path().display());
         finding(other).expected(expected)
@@ -458,42 +405,17 @@ fn operands<'a>(
     models.iter().map(find).collect()
 }
 
-/// The position of the random draws of each tensor and model.
-struct Positions {
-    stream: Arc<Stream>,
-    next: u64,
-}
-
-impl Positions {
-    fn new(groups: &[Group], order: &[usize], method: ModelMethod, densities: &[Vec<f64>]) -> Self {
-        let nothing = || Draws { stream: Arc::new(Stream::new(0, 0)), position: 0 };
-        let drawn = |at: &usize| {
-            let Group { options, result, .. } = &groups[*at];
-            let of_one = |(i, d): (usize, &f64)| method.choice((i, *d), options, &result.shape, nothing()).1;
-            method.sampled(&result.shape) + densities[*at].iter().enumerate().map(of_one).sum::<u64>()
-        };
-        let seed = groups.first().map_or(0, |group| group.options.seed);
-        Self { stream: Arc::new(Stream::new(seed, order.iter().map(drawn).sum())), next: 0 }
-    }
-
-    /// The next `count` draws.
-    fn take(&mut self, count: u64) -> Draws {
-        let draws = Draws { stream: self.stream.clone(), position: self.next };
-        self.next += count;
-        draws
-    }
-}
-
-struct Context<'a> {
-    method: ModelMethod,
-    options: &'a CombineOptions,
-    densities: &'a [f64],
-    working: Working,
+/// What one tensor is combined with.
+pub(super) struct Context<'a> {
+    pub(super) method: ModelMethod,
+    pub(super) options: &'a CombineOptions,
+    pub(super) densities: &'a [f64],
+    pub(super) working: Working,
 }
 
 impl Context<'_> {
     /// The combined expression of one tensor.
-    fn combine(
+    pub(super) fn combine(
         &self,
         tensor: &PlannedTensor,
         base: Option<Expr>,

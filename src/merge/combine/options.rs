@@ -54,8 +54,13 @@ impl Weights {
         self.every.is_empty()
     }
 
+    /// The weights for tensors that no pattern matches.
+    pub(crate) fn every(&self) -> &[f64] {
+        &self.every
+    }
+
     /// The weights for the tensor `name`.
-    pub(in crate::merge) fn of(&self, name: &str) -> Vec<f64> {
+    pub(crate) fn of(&self, name: &str) -> Vec<f64> {
         let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
         let found = self.patterns.iter().find(|(regex, _)| regex.is_match(module) || regex.is_match(name));
         match found.map(|(_, weights)| weights.as_slice()) {

@@ -221,14 +221,27 @@ mod tests {
         }
     }
 
+    fn range(least: f32, epsilon: f32) -> Probabilities {
+        Probabilities { least, epsilon, working: Working::F32 }
+    }
+
+    #[test]
+    fn ranks_are_counted_in_the_type_of_the_values() {
+        // torch: ((torch.arange(4).bfloat16() * 100).bfloat16() - 1) and so on; 301 is 300 in bf16.
+        let range = Probabilities { least: 0.25, epsilon: 0.25, working: Working::BF16 };
+        let all: Vec<f32> = range.of(301).collect();
+        assert_eq!((all[0], all[150], all[300]), (0.25, 0.5, 0.75));
+        assert_eq!(all[257], all[256], "257 is 256 in bf16");
+    }
+
     #[test]
     fn ranks_are_those_of_a_column() {
         // The smallest is kept below a draw of 0.1, the one between them of 0.5, the largest of 0.9.
         let mut row = [3.0, -1.0, 2.0];
-        Ranks::default().thin(&mut row, &[0.8, 0.2, 0.6], 1, 0.1, 0.4);
+        Ranks::default().thin(&mut row, &[0.8, 0.2, 0.6], 1, range(0.1, 0.4));
         assert_eq!(row, [3.0, 0.0, 0.0]);
         let mut columns = [3.0, 1.0, -1.0, -2.0, 2.0, 3.0];
-        Ranks::default().thin(&mut columns, &[0.8, 0.8, 0.2, 0.4, 0.6, 0.8], 2, 0.1, 0.4);
+        Ranks::default().thin(&mut columns, &[0.8, 0.8, 0.2, 0.4, 0.6, 0.8], 2, range(0.1, 0.4));
         assert_eq!(columns, [3.0, 0.0, 0.0, -2.0, 0.0, 3.0]);
     }
 
@@ -267,7 +280,7 @@ mod tests {
                     }
                     let mut found = row.clone();
                     ranks.probabilities.clear();
-                    ranks.thin(&mut found, &draws, 1, least, epsilon);
+                    ranks.thin(&mut found, &draws, 1, range(least, epsilon));
                     assert_eq!(found, expected, "{count} {least}");
                 }
             }

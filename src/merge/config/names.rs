@@ -193,7 +193,8 @@ impl Modules {
         let parts = CLASSES.iter().find(|(classes, _)| classes.contains(&class)).map(|(_, parts)| *parts);
         let mut prefixes: BTreeMap<&str, usize> = BTreeMap::new();
         for tensor in &weights.tensors {
-            if let Some((prefix, ..)) = numbered(&tensor.name) {
+            // Layers for multi-token prediction are no module of the class.
+            if let Some((prefix, ..)) = numbered(&tensor.name).filter(|(prefix, ..)| !prefix.starts_with("mtp.")) {
                 *prefixes.entry(prefix).or_default() += 1;
             }
         }
