@@ -88,7 +88,7 @@ fn the_middle_of_two_models_is_found_again() {
     let t = found.merge.combine.t.unwrap();
     assert!((t - 0.25).abs() < 0.05, "{t}");
     let yml = fs::read_to_string(settings.folder.join("best.yml")).unwrap();
-    assert!(yml.starts_with("merge_method: slerp\nbase_model:") && yml.contains(&format!("\n  t: {t:?}\n")), "{yml}");
+    assert!(yml.contains("merge_method: slerp\n") && yml.contains(&format!("\n  t: {t}\n")), "{yml}");
     // mergekit's file makes the same model.
     let (by_file, by_settings) = (inputs.path("by-file"), inputs.path("by-settings"));
     done(&["merge", "--config", text(&settings.folder.join("best.yml")), "-o", text(&by_file)]);

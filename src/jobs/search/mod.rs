@@ -6,7 +6,6 @@
 mod measure;
 mod record;
 mod space;
-mod yaml;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::method::Combined as Kinds;
 use super::settings::setting;
-use super::{MergeSettings, OutputSettings, Step, Watch};
+use super::{MergeSettings, OutputSettings, Step, Watch, merge};
 use crate::checkpoint::is_model;
 use crate::convert::is_adapter;
 use crate::error::Result;
@@ -150,8 +149,8 @@ pub struct Searched {
     pub notes: Vec<String>,
 }
 
-/// Searches as `settings` say. Writes the trials, the best settings (best.json) and, for whole models, a file of mergekit
-/// (best.yml) to the folder.
+/// Searches as `settings` say. Writes the trials, the best settings (best.json) and, for whole models where mergekit can say
+/// the same, its configuration (best.yml) to the folder.
 ///
 /// # Errors
 /// [`crate::Error::Setting`]; errors of merging, of running models and of reading what they are measured on;
@@ -165,9 +164,9 @@ pub fn search(settings: &SearchSettings, device: &Device, watch: Watch) -> Resul
     if wanted.combine.method.as_deref().is_some_and(|method| kind.reads(method, "seed")) {
         wanted.combine.seed = Some(settings.seed);
     }
-    let mut merge = wanted.clone();
+    let mut tried = wanted.clone();
     // The form that a decoder reads. Nothing is written there.
-    merge.output = OutputSettings::new(settings.folder.join("merged"));
+    tried.output = OutputSettings::new(settings.folder.join("merged"));
     let mut record = Record::open(&settings.folder, &settings.described(&parameters))?;
     let recorded = record.trials.len().min(settings.trials);
     let mut known: Vec<(Vec<f64>, Option<f64>)> = Vec::new();
@@ -185,7 +184,7 @@ pub fn search(settings: &SearchSettings, device: &Device, watch: Watch) -> Resul
                 }
                 if record.trials.len() == number {
                     let began = Instant::now();
-                    let loss = measure.of(&with_values(&merge, &parameters, &values))?;
+                    let loss = measure.of(&with_values(&tried, &parameters, &values))?;
                     let seconds = (began.elapsed().as_secs_f64() * 1e3).round() / 1e3;
                     record.add(Trial { trial: number + 1, parameters: named, loss, seconds })?;
                 }
@@ -228,8 +227,15 @@ fn write(settings: &SearchSettings, searched: &Searched, kind: Kinds) -> Result<
     };
     let best = &searched.trials[searched.best - 1];
     put("best.json", json_text(&json!({ "trial": best, "merge": searched.merge })) + "\n")?;
-    match kind {
-        Kinds::Models => put("best.yml", yaml::merge_file(&searched.merge)?),
-        Kinds::Loras => Ok(()),
+    if kind == Kinds::Loras {
+        return Ok(());
+    }
+    // A merged folder holds it.
+    let mut planned = searched.merge.clone();
+    planned.output = OutputSettings { dry_run: true, ..OutputSettings::new(settings.folder.join("merged")) };
+    let files = merge(&planned, &|_| ())?.output.sidecars.files;
+    match files.get("mergekit_config.yml") {
+        Some(text) => put("best.yml", String::from_utf8_lossy(text).into_owned()),
+        None => Ok(()),
     }
 }
