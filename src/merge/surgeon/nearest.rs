@@ -107,7 +107,12 @@ fn barycentric(points: &DMatrix<f64>, row: &[f32]) -> Vec<f32> {
     bordered.view_mut((0, 0), (count, count)).copy_from(&points.tr_mul(points));
     let mut of = DVector::from_element(count + 1, 1.0);
     of.rows_mut(0, count).copy_from(&points.tr_mul(&row));
-    let mut weights = least_squares(bordered, of);
-    weights.truncate(count);
-    weights
+    // The bordered matrix is symmetric: the shortest solution by its eigenvectors.
+    let eigen = bordered.symmetric_eigen();
+    let least = f64::EPSILON * (count + 1) as f64 * eigen.eigenvalues.amax();
+    let mut weights = eigen.eigenvectors.tr_mul(&of);
+    for (share, value) in weights.iter_mut().zip(&eigen.eigenvalues) {
+        *share = if value.abs() > least { *share / value } else { 0.0 };
+    }
+    (eigen.eigenvectors * weights).iter().take(count).map(|weight| *weight as f32).collect()
 }
