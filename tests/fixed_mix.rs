@@ -249,7 +249,7 @@ fn what_is_no_fixed_mix_is_named() {
             json!({}),
             &["--alphas", "1:0=1"],
             INPUT,
-            "expected weights for every block, found none for block 0",
+            "expected blocks 0 to 0, found block 1",
         ),
         (
             "sum",

@@ -243,7 +243,7 @@ const QUANTIZATION: [&str; 11] = [
     "--prune-layers",
 ];
 
-const COMBINING: [&str; 27] = [
+const COMBINING: [&str; 23] = [
     "--method",
     "--density",
     "--weights",
@@ -267,10 +267,6 @@ const COMBINING: [&str; 27] = [
     "--alpha",
     "--scale",
     "--majority-sign",
-    "--multislerp-updates",
-    "--r",
-    "--alpha",
-    "--scale",
 ];
 
 /// Commands that write a checkpoint with a plan.
