@@ -160,7 +160,9 @@ fn a_mix_is_added_to_linear_layers_of_tensors_alone() {
     ]);
     assert_eq!(safetensors(&at("by-lora.safetensors")), safetensors(&at("out.safetensors")));
     let shown = done(&["inspect", text(&bank)]);
-    assert!(shown.contains("4 atoms"), "{shown}");
+    assert!(shown.contains("a fixed mix of 4 atoms") && !shown.contains("atom_bank"), "{shown}");
+    let line = refused(INPUT, &["convert", text(&bank), "-o", text(&at("bank.gguf"))]);
+    assert!(line.contains("routing: expected prompt or token: a bank that routes, found fixed"), "{line}");
 }
 
 #[test]
@@ -196,6 +198,25 @@ fn convolutions_and_shared_storages_get_a_mix() {
     let of_kernels = bank(&at("kernels"), &kernels, targets);
     done(&["bake", text(&at("net.safetensors")), text(&of_kernels), "-o", text(&at("out.safetensors")), "--quiet"]);
     assert_baked(&safetensors(&at("out.safetensors")), &net(), &kernels, |_| vec![0.25; 4]);
+    done(&[
+        "bake",
+        text(&at("net.safetensors")),
+        text(&of_kernels),
+        "--to",
+        "lora",
+        "-o",
+        text(&at("lora")),
+        "--quiet",
+    ]);
+    done(&[
+        "merge",
+        text(&at("net.safetensors")),
+        text(&at("lora")),
+        "-o",
+        text(&at("by-lora.safetensors")),
+        "--quiet",
+    ]);
+    assert_eq!(safetensors(&at("by-lora.safetensors")), safetensors(&at("out.safetensors")));
     // A PyTorch file in which a weight has four names: all of them change, and everything else stays.
     let base = fixture("checkpoints/net.pt");
     let linears = bank_of(&[

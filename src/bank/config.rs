@@ -61,6 +61,13 @@ pub const BASE_EMBEDDINGS: &str = "base-embeddings";
 impl BankConfig {
     pub(crate) fn from_json(path: &Path, json: &Map<String, Value>) -> Result<Self> {
         let mut f = Fields::new(path, json);
+        if json.get("routing").and_then(Value::as_str) == Some("fixed") {
+            let finding = f.finding("routing").expected("prompt or token: a bank that routes");
+            return Err(finding
+                .found("fixed, a mix for all prompts")
+                .hint("`jobs::bake` makes weights of it")
+                .mismatch());
+        }
         let config = Self {
             r: f.count("r")?,
             lora_alpha: f.need("lora_alpha")?,

@@ -82,21 +82,24 @@ pub fn bake_mix(settings: &BakeMixSettings) -> Result<BakedMix> {
         return Err(finding.found("another adapter").mismatch());
     };
     let AtMix { lora, alphas } = bank.at_mix(&settings.alphas)?;
-    let output = merge_at_mix(&merged, &settings.alphas, &|_| ())?.output;
-    let output = match settings.output.kind() {
-        // The factors are the bank's own, with its rank and alpha: no sum of several LoRAs has to be made.
-        OutputKind::Lora => as_lora(settings, &lora, output.notes)?,
-        _ => output,
-    };
-    Ok(BakedMix { output, alphas })
+    if settings.output.kind() != OutputKind::Lora {
+        return Ok(BakedMix { output: merge_at_mix(&merged, &settings.alphas, &|_| ())?.output, alphas });
+    }
+    // The factors are the bank's own, with its rank and alpha: no sum of several LoRAs has to be made. The plan of the merged
+    // model shows whether they fit.
+    settings.output.check()?;
+    merged.output = OutputSettings { to: Some(OutputKind::Safetensors), dry_run: true, ..OutputSettings::new("model") };
+    merge_at_mix(&merged, &settings.alphas, &|_| ())?;
+    Ok(BakedMix { output: as_lora(settings, &lora)?, alphas })
 }
 
 /// The folder of `lora`, a bank at a mix.
-fn as_lora(settings: &BakeMixSettings, lora: &AdapterFiles, notes: Vec<String>) -> Result<Output> {
+fn as_lora(settings: &BakeMixSettings, lora: &AdapterFiles) -> Result<Output> {
     let dtype = settings.output.lora_type()?;
     let mut config = lora.settings().cloned().unwrap_or_default();
     let base = name_of(settings.base_id.as_deref(), &settings.base);
     config.insert("base_model_name_or_path".to_owned(), base.into());
     let tensors = lora.tensors().tensors.iter().map(|tensor| PlannedTensor { dtype, ..tensor.clone() });
+    let notes = lora.notes().to_vec();
     Ok(Output { notes, ..Output::adapter(&config, Plan { tensors: tensors.collect() }) })
 }

@@ -147,6 +147,7 @@ impl Report {
         }
         if let Some(bank) = FixedBank::of(files, false)? {
             let mut report = AdapterReport::of(files)?;
+            report.modules.retain(|module| module != "atom_bank");
             report.method = format!("a fixed mix of {} atoms", bank.atoms());
             report.problem = bank.at_mix(&[]).err().map(|error| error.to_string());
             return Ok(Report::Adapter(Box::new(report)));
