@@ -105,7 +105,8 @@ pub struct TokenCounts {
 }
 
 /// Fields of config.json that go with the vocabulary.
-pub(crate) const TOKEN_IDS: [&str; 5] = ["bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "unk_token_id"];
+pub(crate) const TOKEN_IDS: [&str; 5] =
+    ["bos_token_id", "eos_token_id", "mask_token_id", "pad_token_id", "unk_token_id"];
 
 /// The tokens of both models, by row.
 struct Tokens {
