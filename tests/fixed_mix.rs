@@ -264,14 +264,7 @@ fn what_is_no_fixed_mix_is_named() {
             "alphas: expected weights of the atoms, in the settings or given, found none",
         ),
         ("atom", linears(), json!({}), &["--alphas", "4=1"], INPUT, "alphas: expected atoms 0 to 3, found atom 4"),
-        (
-            "block",
-            linears(),
-            json!({}),
-            &["--alphas", "1:0=1"],
-            INPUT,
-            "expected blocks 0 to 0, found block 1",
-        ),
+        ("block", linears(), json!({}), &["--alphas", "1:0=1"], INPUT, "expected blocks 0 to 0, found block 1"),
         (
             "sum",
             linears(),

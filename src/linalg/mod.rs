@@ -6,14 +6,13 @@
 //! - [`truncated_svd`]: the first singular triplets of a large matrix (randomized).
 //! - [`svd_of_products`]: the exact decomposition of a sum of low-rank products.
 //! - [`svd`], [`thin_qr`]: decompositions of matrices in memory.
-//! - [`Mt19937`]: random numbers as torch draws them; those of numpy, Fourier transforms and LAPACK's signs of singular
-//!   vectors are for adapters that depend on them.
+//! - [`Mt19937`]: random numbers as torch draws them; those of numpy and Fourier transforms are for adapters that depend
+//!   on them.
 //! - [`Svd::truncate`], [`Svd::rank_for_energy`], [`Svd::balanced`]: from a decomposition to the
 //!   factors of a LoRA.
 
 mod dense;
 mod fourier;
-mod lapack;
 mod mt19937;
 #[cfg(feature = "train")]
 mod normal;
@@ -25,7 +24,6 @@ mod sketch;
 pub(crate) use dense::random_orthogonal;
 pub use dense::{Svd, svd, thin_qr};
 pub(crate) use fourier::Fourier;
-pub(crate) use lapack::has_negative;
 pub use mt19937::Mt19937;
 pub(crate) use mt19937::Stream;
 #[cfg(feature = "train")]

@@ -48,7 +48,7 @@ pub struct AdapterReport {
 }
 
 /// The usual names of PEFT's kinds.
-const METHODS: [(&str, &str); 34] = [
+const METHODS: [(&str, &str); 33] = [
     ("ADALORA", "AdaLoRA"),
     ("BEFT", "BEFT"),
     ("BOFT", "BOFT"),
@@ -71,7 +71,6 @@ const METHODS: [(&str, &str); 34] = [
     ("OFT", "OFT"),
     ("OSF", "OSF"),
     ("PEANUT", "PEANuT"),
-    ("PSOFT", "PSOFT"),
     ("PVERA", "PVeRA"),
     ("RANDLORA", "RandLoRA"),
     ("ROAD", "RoAd"),
@@ -86,7 +85,7 @@ const METHODS: [(&str, &str); 34] = [
 ];
 
 /// Prefixes of the part that follows the module's path in names of PEFT's tensors.
-const PARTS: [&str; 38] = [
+const PARTS: [&str; 37] = [
     "lora_",
     "hada_",
     "lokr_",
@@ -110,7 +109,6 @@ const PARTS: [&str; 38] = [
     "miss_",
     "osf_",
     "peanut_",
-    "psoft_",
     "pvera_",
     "road_",
     "shira_",

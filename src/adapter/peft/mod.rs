@@ -34,7 +34,6 @@ mod order;
 mod osf;
 pub(crate) mod patterns;
 mod peanut;
-mod psoft;
 mod pvera;
 mod randlora;
 mod refused;
@@ -271,7 +270,6 @@ pub(super) fn changes(
         "MISS" => miss::changes(&mut fields, &mut entries, base, "miss_block")?,
         "OSF" => osf::changes(&mut fields, &mut entries, base)?,
         "PEANUT" => peanut::changes(&mut fields, &mut entries, base)?,
-        "PSOFT" => psoft::changes(&mut fields, &mut entries, base)?,
         "PVERA" => pvera::changes(&mut fields, &mut entries, base)?,
         "ROAD" => road::changes(&mut fields, &mut entries, base)?,
         "SHIRA" => sparse::shira(&mut fields, &mut entries, base)?,

@@ -131,7 +131,7 @@ fn block_size(tensor: &PlannedTensor, width: usize, shared: bool) -> Option<usiz
 }
 
 /// The skew-symmetric matrix of an upper triangle. Both are stored row by row.
-pub(super) fn skew(triangle: &[f32], size: usize) -> Vec<f32> {
+fn skew(triangle: &[f32], size: usize) -> Vec<f32> {
     let mut skew = vec![0.0; size * size];
     let mut values = triangle.iter();
     for row in 0..size {

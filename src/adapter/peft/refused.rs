@@ -29,7 +29,6 @@ pub(super) const MERGED: &[&str] = &[
     "OFT",
     "OSF",
     "PEANUT",
-    "PSOFT",
     "PVERA",
     "RANDLORA",
     "ROAD",
@@ -66,6 +65,14 @@ pub(super) fn kind(fields: &Fields, kind: &str) -> Error {
             .expected("an adapter that changes weights")
             .found(format_args!("{kind}, which learns inputs beside the prompt: there is no weight to merge it into"))
             .hint("run it in PEFT on the unchanged base"),
+        "PSOFT" => finding
+            .expected("an adapter whose weights follow from its tensors and the base's")
+            .found("PSOFT, whose weights depend on the signs that LAPACK happens to give singular vectors")
+            .hint("merge it with PEFT's merge_and_unload, on a machine like the one that trained it"),
+        "ADAMSS" => finding
+            .expected("an adapter whose weights follow from its tensors and the base's")
+            .found("ADAMSS, whose weights depend on a clustering by scikit-learn")
+            .hint("merge it with PEFT's merge_and_unload and convert the result"),
         _ => finding
             .expected(format_args!("one of the kinds this version merges ({})", MERGED.join(", ")))
             .found(kind)
