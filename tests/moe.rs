@@ -111,7 +111,7 @@ fn any_rows_of_a_noisy_weight_are_the_same() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let refused = |lines: &str, change: fn(&mut MoeSettings)| made(lines, change).err().expect(lines).to_string();
+    let refused = |lines: &str, change: fn(&mut MoeSettings)| made(lines, change).expect_err(lines).to_string();
     let none = |_: &mut MoeSettings| ();
     assert!(refused("gate_mode: hidden", |s| s.allow_all_same = false).contains("expected different models"));
     let found = refused("architecture: qwen3", none);

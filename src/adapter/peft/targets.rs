@@ -2,7 +2,7 @@
 //!
 //! Reference: peft `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use regex_lite::Regex;
 use serde_json::Value;
@@ -109,7 +109,9 @@ impl Targets {
         let with_kernels = base.named().any(|(_, tensor)| is_kernel(tensor));
         let most = if with_kernels { 5 } else { 2 };
         let unread = Unread::of(base.config());
-        let mut kept = Vec::new();
+        let (mut kept, mut other_names) = (Vec::new(), Vec::new());
+        // PEFT sees a module that a class registers twice under its first name only.
+        let mut firsts: HashMap<&str, bool> = HashMap::new();
         // Of a storage's names, any one is enough.
         let adapted: HashSet<&str> = adapted.iter().map(|name| base.main_name(name)).collect();
         for (name, tensor) in base.named() {
@@ -119,10 +121,14 @@ impl Targets {
             }
             // transformers keeps a layer's experts in one tensor, so target_modules doesn't select single experts.
             let is_weight = (2..=most).contains(&tensor.shape.len());
-            if !is_weight || module.contains(".experts.") || self.wants(module) != Some(true) {
+            let is_wanted = self.wants(module) == Some(true);
+            let main = base.main_name(&tensor.name);
+            let first = *firsts.entry(main).or_insert(is_wanted);
+            if !is_weight || module.contains(".experts.") || !is_wanted || adapted.contains(main) {
                 continue;
             }
-            if adapted.contains(base.main_name(&tensor.name)) {
+            if !first {
+                other_names.push(module.to_owned());
                 continue;
             }
             if unread.has(&name) {
@@ -139,6 +145,13 @@ impl Targets {
                 .found("none")
                 .hint(hint)
                 .mismatch());
+        }
+        if let Some(first) = other_names.first() {
+            entries.note(format!(
+                "{}: {} modules stay as they are that target_modules selects by their second name only, like {first}",
+                base.path().display(),
+                other_names.len()
+            ));
         }
         if let Some(first) = kept.first() {
             entries.note(format!(

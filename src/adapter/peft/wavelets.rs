@@ -1,12 +1,14 @@
 //! Wavelets: the coefficients of their low-pass filters for reconstruction.
 //!
-//! Reference: huggingface/peft `src/peft/tuners/waveft/wavelet.py`, which has the published numbers from PyWavelets; the
-//! that of coif5 there has other numbers, with which PEFT fails.
+//! Reference: huggingface/peft `src/peft/tuners/waveft/wavelet.py`, which has the published numbers from PyWavelets; those
+//! of coif5 are others there, and PEFT fails with them.
+
+use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 
 /// The low-pass and the high-pass filter for reconstruction, rounded to f32; `None` for an unknown wavelet.
 pub(super) fn filters(name: &str) -> Option<[Vec<f32>; 2]> {
     let (_, coefficients) = LOW.iter().find(|(known, _)| *known == name)?;
-    let factor = if name.starts_with("coif") { std::f64::consts::SQRT_2 } else { 1.0 };
+    let factor = if name.starts_with("coif") { SQRT_2 } else { 1.0 };
     let low: Vec<f64> = coefficients.iter().map(|value| value * factor).collect();
     let high = low.iter().rev().enumerate().map(|(i, value)| if i % 2 == 0 { *value } else { -value } as f32).collect();
     Some([low.iter().map(|value| *value as f32).collect(), high])
@@ -18,7 +20,7 @@ pub(super) fn names() -> Vec<&'static str> {
 }
 
 const LOW: &[(&str, &[f64])] = &[
-    ("db1", &[0.707_106_781_186_547_6, 0.707_106_781_186_547_6]),
+    ("db1", &[FRAC_1_SQRT_2, FRAC_1_SQRT_2]),
     ("db2", &[0.482_962_913_144_534_16, 0.836_516_303_737_807_9, 0.224_143_868_042_013_4, -0.129_409_522_551_260_37]),
     (
         "db3",

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn values_are_rounded_to_the_nearest_even() {
-        let mut values = [1.00390625f32, 1.01171875, 2049.0, -0.0];
+        let mut values = [1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 2049.0f32, -0.0];
         Working::BF16.round_all(&mut values);
         assert_eq!(values.map(f32::to_bits), [1.0f32, 1.015625, 2048.0, -0.0].map(f32::to_bits));
         let mut values = [2049.0f32, 2051.0];

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use super::GateMode;
-use crate::linalg::{Normals, Stream};
-use crate::linalg::{from_rows, svd};
+use crate::linalg::{Normals, Stream, from_rows, svd};
 
 /// Above this ratio of singular values, the gates of a layer are nearly dependent.
 const DEGENERATE: f64 = 5.0;
@@ -63,9 +62,12 @@ impl Gates {
     /// A note on layers whose gates are so similar that some experts are hardly chosen; `None` if there are none.
     pub fn degenerate_note(&self) -> Option<String> {
         let is_degenerate = |gates: &Vec<f32>| {
-            let singular = svd(from_rows(gates.len() / self.width.max(1), self.width, gates)).s;
-            let (largest, least) = (singular.first().copied(), singular.last().copied());
-            largest.zip(least).is_some_and(|(largest, least)| !(largest / least <= DEGENERATE))
+            let rows = gates.len() / self.width.max(1);
+            // Those that are rounding errors are left out.
+            let singular = svd(from_rows(rows, self.width, gates)).s;
+            let spread =
+                singular.first().zip(singular.last()).map_or(f64::INFINITY, |(largest, least)| largest / least);
+            singular.len() < rows.min(self.width) || spread > DEGENERATE
         };
         let layers: Vec<String> = (self.by_layer.iter().enumerate())
             .filter(|(_, gates)| is_degenerate(gates))
