@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::lazy::{Combined, Pending};
-use super::models::{Context, ModelMethod, check_probabilities, is_of_numbers, same};
+use super::method::ModelMethod;
+use super::models::{Context, check_probabilities, is_of_numbers, same};
 use super::options::CombineOptions;
 use super::sparsity::Draws;
 use super::working::Working;
