@@ -262,8 +262,10 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
         ("PREFIX_TUNING", "found PREFIX_TUNING, which learns inputs beside the prompt: there is no weight to merge"),
         ("P_TUNING", "found P_TUNING, which learns inputs"),
         ("QUERYABLE_LORA", "found QUERYABLE_LORA, an atom bank; fix an instruction with `jobs::bake`"),
+        ("ADAMSS", "found ADAMSS, whose weights depend on a clustering by scikit-learn"),
+        ("PSOFT", "found PSOFT, whose weights depend on the signs that LAPACK happens to give singular vectors"),
         (
-            "ADAMSS",
+            "LILY",
             "expected one of the kinds this version merges (ADALORA, BEFT, BOFT, BONE, C3A, DEFT, DELORA, FILTER_ATOMS, FO",
         ),
     ] {

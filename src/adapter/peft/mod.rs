@@ -115,7 +115,8 @@ impl Changes {
         self.changes.iter().try_for_each(|(name, change)| change.check_numbers(|| about(name)))
     }
 
-    /// Gives changes of storages with several names in `base` the name that stands for them.
+    /// Gives changes of storages with several names in `base` the name that stands for them. A tensor that is saved under
+    /// two of them is one change.
     ///
     /// # Errors
     /// [`crate::Error::Mismatch`] if one storage is changed under two names.
@@ -123,15 +124,25 @@ impl Changes {
         if !base.shares_storages() {
             return Ok(self);
         }
-        let mut changed: HashMap<String, String> = HashMap::new();
-        for (name, _) in &mut self.changes {
-            let main = base.main_name(name).to_owned();
-            let own = changed.entry(main.clone()).or_insert_with(|| name.clone());
-            if own != name {
+        // The name that a storage has in the adapter, and the place of its first change.
+        let mut changed: HashMap<String, (String, usize)> = HashMap::new();
+        let mut changes: Vec<Named> = Vec::with_capacity(self.changes.len());
+        for (name, change) in self.changes.drain(..) {
+            let main = base.main_name(&name).to_owned();
+            let (own, first) = changed.entry(main.clone()).or_insert_with(|| (name.clone(), changes.len()));
+            if *own != name {
+                let is_copy = match (&changes[*first].1, &change) {
+                    (Change::Replace(one), Change::Replace(other)) => one.same_values(other)?,
+                    _ => false,
+                };
+                if is_copy {
+                    continue;
+                }
                 return Err(two_changes(Finding::new(&self.path, format!("the change of {name:?}")), own));
             }
-            *name = main;
+            changes.push((main, change));
         }
+        self.changes = changes;
         Ok(self)
     }
 

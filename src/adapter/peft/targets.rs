@@ -110,8 +110,9 @@ impl Targets {
         let most = if with_kernels { 5 } else { 2 };
         let unread = Unread::of(base.config());
         let (mut kept, mut other_names) = (Vec::new(), Vec::new());
-        // PEFT sees a module that a class registers twice under its first name only.
-        let mut firsts: HashMap<&str, bool> = HashMap::new();
+        // PEFT sees a module that a class registers twice under its first name only. The names so far of each storage, and
+        // whether they are selected.
+        let mut earlier: HashMap<&str, Vec<(String, bool)>> = HashMap::new();
         // Of a storage's names, any one is enough.
         let adapted: HashSet<&str> = adapted.iter().map(|name| base.main_name(name)).collect();
         for (name, tensor) in base.named() {
@@ -123,11 +124,16 @@ impl Targets {
             let is_weight = (2..=most).contains(&tensor.shape.len());
             let is_wanted = self.wants(module) == Some(true);
             let main = base.main_name(&tensor.name);
-            let first = *firsts.entry(main).or_insert(is_wanted);
+            let names = earlier.entry(main).or_default();
+            // A module that contains this one has the weight as its own, too: that is no second registration.
+            let contains = |path: &str| module.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+            let mut others = names.iter().filter(|(path, _)| !contains(path)).peekable();
+            let is_second = others.peek().is_some() && others.all(|(_, wanted)| !wanted);
+            names.push((module.to_owned(), is_wanted));
             if !is_weight || module.contains(".experts.") || !is_wanted || adapted.contains(main) {
                 continue;
             }
-            if !first {
+            if is_second {
                 other_names.push(module.to_owned());
                 continue;
             }
