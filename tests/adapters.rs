@@ -276,6 +276,50 @@ fn kinds_that_no_weight_can_stand_for_are_refused_by_name() {
 }
 
 #[test]
+fn factors_of_modules_that_the_config_does_not_select_are_left_out() {
+    let base = fixtures().join("base/qwen2-float32");
+    let own = tensors(&base.join("model.safetensors"));
+    let whole = merge(&fixtures().join("lora"), &base).unwrap();
+    let all: Vec<&String> = own.keys().filter(|name| !whole[*name].same_values(&own[*name]).unwrap()).collect();
+    let is_first = |name: &&&String| name.contains("layers.0.");
+    for (config, wanted) in [
+        (serde_json::json!({"layers_to_transform": [0]}), all.iter().filter(is_first).count()),
+        (serde_json::json!({"exclude_modules": ["q_proj"]}), all.iter().filter(|n| !n.contains("q_proj")).count()),
+        (serde_json::json!({"target_modules": "all-linear"}), all.len()),
+    ] {
+        let dir = changed("lora", config.clone(), |_| ());
+        let merged = merge(&dir.path().join("adapter"), &base).unwrap();
+        let differ = own.keys().filter(|name| !merged[*name].same_values(&own[*name]).unwrap()).count();
+        assert_eq!(differ, wanted, "{config}");
+    }
+}
+
+#[test]
+fn factors_of_tied_embeddings_and_head_are_each_other_s_transposes() {
+    let transposed = |of: &HostTensor| {
+        let [rows, cols] = of.shape[..] else { panic!("a matrix") };
+        let values: Vec<f32> = (0..cols)
+            .flat_map(|col| (0..rows).map(move |row| (row, col)))
+            .map(|(row, col)| of.values[row * cols + col])
+            .collect();
+        HostTensor { shape: vec![cols, rows], values: values.into() }
+    };
+    let (head, embeddings) = ("base_model.model.lm_head", "base_model.model.model.embed_tokens");
+    let base = fixtures().join("base/qwen2-float32");
+    let tied = serde_json::json!({"ensure_weight_tying": true});
+    let copies = changed("lora-embedding", tied.clone(), |tensors| {
+        for (of_head, of_embeddings) in [("lora_A.weight", "lora_embedding_B"), ("lora_B.weight", "lora_embedding_A")] {
+            let copy = transposed(&tensors[&format!("{embeddings}.{of_embeddings}")]);
+            tensors.insert(format!("{head}.{of_head}"), copy);
+        }
+    });
+    merge(&copies.path().join("adapter"), &base).unwrap();
+    let others = changed("lora-embedding", tied, |_| ());
+    let error = merge(&others.path().join("adapter"), &base).unwrap_err().to_string();
+    assert!(error.contains("lm_head.lora_A.weight\": expected the values of"), "{error}");
+}
+
+#[test]
 fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
     type Change = Box<dyn FnOnce(&mut Tensors)>;
     // The name is relative to one module, or shared by all if it starts with a slash.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::TensorsReport;
 use crate::adapter::AdapterFiles;
 use crate::adapter::kohya::method_of;
-use crate::adapter::peft::PREFIX;
+use crate::adapter::peft::{PREFIX, is_kind};
 use crate::arch::Module;
 use crate::error::Result;
 use crate::plan::PlannedTensor;
@@ -84,46 +84,8 @@ const METHODS: [(&str, &str); 33] = [
     ("WAVEFT", "WaveFT"),
 ];
 
-/// Prefixes of the part that follows the module's path in names of PEFT's tensors.
-const PARTS: [&str; 37] = [
-    "lora_",
-    "hada_",
-    "lokr_",
-    "ia3_",
-    "vera_",
-    "oft_",
-    "boft_",
-    "randlora_",
-    "vblora_",
-    "beft_",
-    "bone_",
-    "c3a_",
-    "deft_",
-    "delora_",
-    "fourierft_",
-    "frod_",
-    "glora_",
-    "gralora_",
-    "hira_",
-    "hra_",
-    "miss_",
-    "osf_",
-    "peanut_",
-    "pvera_",
-    "road_",
-    "shira_",
-    "supertuning_",
-    "tinylora_",
-    "unilora_",
-    "waveft_",
-    "ln_tuning_layers",
-    "token_adapter",
-    "trainable_tokens_delta",
-    "modules_to_save",
-    "original_module",
-    "base_layer",
-    "ephemeral_",
-];
+/// Parts that PEFT puts behind a module's path for the modules inside its wrappers.
+const WRAPPERS: [&str; 4] = ["token_adapter", "original_module", "base_layer", "ephemeral_"];
 
 /// Suffixes of names of factors that have as many rows as the update's rank.
 const RANK_ROWS: [&str; 11] = [
@@ -259,7 +221,7 @@ fn module_of(name: &str) -> Option<(String, Option<usize>)> {
         return Some((own, number.and_then(|number| parts[number].parse().ok())));
     };
     let parts: Vec<&str> = path.split('.').collect();
-    let end = parts.iter().position(|part| PARTS.iter().any(|start| part.starts_with(start)));
+    let end = parts.iter().position(|part| is_kind(part) || WRAPPERS.iter().any(|start| part.starts_with(start)));
     let module = &parts[..end.unwrap_or(parts.len().saturating_sub(1))];
     Some(((*module.last()?).to_owned(), module.iter().find_map(|part| part.parse().ok())))
 }

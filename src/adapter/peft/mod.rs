@@ -68,6 +68,7 @@ pub(crate) use experts::ExpertParameter;
 pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use lora::Config as LoraNumbers;
+pub(crate) use names::is_kind;
 pub(super) use rows::{ScaleColumns, ScaleRows};
 pub use save::{NewLora, ParameterUpdate};
 pub(super) use token_rows::{Held, TokenRows, bias_of, token_rows};
@@ -75,6 +76,7 @@ pub(super) use tucker::{First, Tucker};
 pub(super) use vblora::integers;
 
 use entries::{Entries, two_changes};
+use targets::Targets;
 
 use crate::error::{Finding, Result};
 use crate::json::Fields;
@@ -245,9 +247,12 @@ pub(super) fn changes(
         _ => Vec::new(),
     };
     saved::drop_untrained(&mut entries);
-    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base);
+    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base)?;
     let tied = saved::drop_equal_head(&mut entries, base)? || tied;
     let mut changes = saved::replaced(&mut fields, &mut entries, base, tied)?;
+    if kind != "LN_TUNING" && kind != "TRAINABLE_TOKENS" {
+        Targets::read(&mut fields)?.drop_unselected(&mut fields, &mut entries, base)?;
+    }
     let mut alpha = None;
     changes.extend(match kind.as_str() {
         "LN_TUNING" => saved::tuned(&mut fields, &mut entries, base)?,

@@ -16,8 +16,9 @@ use crate::plan::{Plan, PlannedTensor};
 /// Wrappers whose names a class could have, too. They are left out unless the base has a module of that name.
 const WRAPPERS: [&str; 2] = ["module", "_forward_module"];
 
-/// Starts of the part that follows the module's path. In a model's own state dict, the adapter's name comes next.
-const KINDS: [&str; 12] = [
+/// Starts of the part that follows the module's path in the name of a factor. In a model's own state dict, the adapter's
+/// name comes next.
+const FACTORS: [&str; 30] = [
     "lora_",
     "hada_",
     "lokr_",
@@ -27,13 +28,47 @@ const KINDS: [&str; 12] = [
     "boft_",
     "randlora_",
     "vblora_",
-    "ln_tuning_layers",
-    "trainable_tokens_delta",
-    "modules_to_save",
+    "beft_",
+    "bone_",
+    "c3a_",
+    "deft_",
+    "delora_",
+    "fourierft_",
+    "frod_",
+    "glora_",
+    "gralora_",
+    "hira_",
+    "hra_",
+    "miss_",
+    "osf_",
+    "peanut_",
+    "pvera_",
+    "road_",
+    "shira_",
+    "supertuning_",
+    "tinylora_",
+    "unilora_",
+    "waveft_",
 ];
 
+/// The same of what isn't a factor: whole modules, and rows of tokens.
+const WHOLE: [&str; 3] = ["ln_tuning_layers", "trainable_tokens_delta", "modules_to_save"];
+
+/// Whether this part of a tensor's name says what the tensor is to the module of the path before. The adapter's name can
+/// come after it.
+pub(crate) fn is_kind(part: &str) -> bool {
+    FACTORS.iter().chain(&WHOLE).any(|kind| part.starts_with(kind))
+}
+
+/// The path of the module that the factor called `name` acts on; `None` for a tensor that is no factor.
+pub(super) fn module_of_factor(name: &str) -> Option<&str> {
+    let starts = name.match_indices('.').map(|(dot, _)| dot);
+    let end = starts.filter(|dot| FACTORS.iter().any(|kind| name[dot + 1..].starts_with(kind))).next()?;
+    Some(&name[..end])
+}
+
 /// Other names of a LoRA's factors, and those of PEFT.
-const FACTORS: [(&str, &str); 2] = [("lora_down", "lora_A"), ("lora_up", "lora_B")];
+const SPELLINGS: [(&str, &str); 2] = [("lora_down", "lora_A"), ("lora_up", "lora_B")];
 
 /// The tensors of an adapter by their names without [`PREFIX`], wrappers and the adapter's own name.
 #[derive(Default)]
@@ -74,7 +109,7 @@ pub(super) fn named(file: &Path, tensors: Plan, base: &Base) -> Result<Named> {
             }
         }
         if !has_peft_factors {
-            for (other, own) in FACTORS {
+            for (other, own) in SPELLINGS {
                 parts.iter_mut().filter(|part| **part == other).for_each(|part| *part = own);
             }
         }
@@ -105,7 +140,7 @@ pub(super) fn named(file: &Path, tensors: Plan, base: &Base) -> Result<Named> {
 fn adapter_name(tensors: &Plan) -> Option<String> {
     let mut names = tensors.tensors.iter().filter_map(|tensor| {
         let parts: Vec<&str> = tensor.name.split('.').collect();
-        let place = parts.iter().position(|part| KINDS.iter().any(|kind| part.starts_with(kind)))?;
+        let place = parts.iter().position(|part| is_kind(part))?;
         let is_whole = parts[place] == "modules_to_save";
         Some(match parts[place + 1..] {
             [name, ..] if is_whole => Some(name),
@@ -124,7 +159,7 @@ fn without(name: &str, adapter: Option<&str>) -> String {
     let mut after_kind = false;
     let kept = name.split('.').filter(|part| {
         let drop = after_kind && *part == adapter;
-        after_kind = KINDS.iter().any(|kind| part.starts_with(kind));
+        after_kind = is_kind(part);
         !drop
     });
     kept.collect::<Vec<_>>().join(".")

@@ -134,19 +134,47 @@ fn saves(module: &str, name: &str) -> bool {
 
 /// Drops the adapter's tensors of a tied output head, which are copies of its tensors for the embeddings, where it has
 /// such tensors. Returns whether it has.
-pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> bool {
-    let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return false };
+///
+/// # Errors
+/// [`crate::Error::Mismatch`] for factors of a LoRA that are no copies.
+pub(super) fn drop_tied(entries: &mut Entries, base: &Base) -> Result<bool> {
+    let Some((head, embeddings)) = base.tied_head().zip(base.embeddings()) else { return Ok(false) };
     let of = |weight: &str, name: &str| {
         let module = weight.strip_suffix("weight").unwrap_or(weight);
         name.starts_with(module)
     };
     let own = base.own_name(&embeddings.name);
     if !entries.names().any(|name| of(&own, name)) {
-        return false;
+        return Ok(false);
+    }
+    // The head's factors are the embeddings', transposed.
+    for (of_head, of_embeddings) in [("lora_A.weight", "lora_embedding_B"), ("lora_B.weight", "lora_embedding_A")] {
+        let at = |weight: &str, part: &str| [weight.strip_suffix("weight").unwrap_or(weight), part].concat();
+        let (name, other) = (at(&head.name, of_head), at(&own, of_embeddings));
+        if let (Some(factor), Some(embedded)) = (entries.get(&name), entries.get(&other))
+            && !is_transposed(factor, embedded)?
+        {
+            let expected = format!("the values of {other:?}, transposed: ensure_weight_tying is true");
+            return Err(entries.finding(&name).expected(expected).found("others").mismatch());
+        }
     }
     let copies: Vec<String> = entries.names().filter(|name| of(&head.name, name)).map(str::to_owned).collect();
     copies.iter().for_each(|name| drop(entries.take(name)));
-    true
+    Ok(true)
+}
+
+/// Whether two matrices are each other's transposes.
+fn is_transposed(one: &PlannedTensor, other: &PlannedTensor) -> Result<bool> {
+    let ([rows, cols], [other_rows, other_cols]) = (one.shape.as_slice(), other.shape.as_slice()) else {
+        return Ok(false);
+    };
+    if (rows, cols) != (other_cols, other_rows) {
+        return Ok(false);
+    }
+    let (one, other) = (one.read()?, other.read()?);
+    Ok(one.chunks_exact(*cols).enumerate().all(|(row, values)| {
+        values.iter().enumerate().all(|(col, value)| other[col * rows + row].to_bits() == value.to_bits())
+    }))
 }
 
 /// The adapter's replacement of the base's tensor `in_base`.

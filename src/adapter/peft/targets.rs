@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::ABSENT;
 use super::base::Base;
 use super::entries::Entries;
+use super::names::module_of_factor;
 pub(super) use crate::arch::names::ends_path;
 use crate::arch::unread::Unread;
 use crate::arch::wrapper::other_part;
@@ -38,6 +39,8 @@ impl Names {
     fn read(fields: &mut Fields, name: &'static str) -> Result<Option<Self>> {
         Ok(match fields.get::<Value>(name)? {
             None => None,
+            // Some versions of PEFT saved this word in place of the modules that it stood for.
+            Some(Value::String(word)) if word == "all-linear" => None,
             Some(Value::String(pattern)) => Regex::new(&format!("^(?:{pattern})$")).ok().map(Names::Pattern),
             Some(_) => fields.get(name)?.map(Names::Ends),
         })
@@ -91,6 +94,31 @@ impl Targets {
             self.layer.iter().find_map(number).is_some_and(|layer: usize| layers.contains(&layer))
         };
         Some(include.match_path(path) && self.layers.as_ref().filter(|layers| !layers.is_empty()).is_none_or(in_layer))
+    }
+
+    /// Leaves out factors of modules that the config doesn't select, as PEFT does when it loads an adapter.
+    pub(super) fn drop_unselected(&self, fields: &mut Fields, entries: &mut Entries, base: &Base) -> Result<()> {
+        // The modules of parameters are selected by their own list.
+        if fields.get::<Vec<String>>("target_parameters")?.is_some_and(|names| !names.is_empty()) {
+            return Ok(());
+        }
+        let is_unselected = |name: &&str| {
+            let Some(module) = module_of_factor(name) else { return false };
+            let Some(tensor) = base.tensor(&format!("{module}.weight")) else { return false };
+            let own = base.own_name(&tensor.name);
+            let paths = [module, &own, &tensor.name].map(|path| path.strip_suffix(".weight").unwrap_or(path));
+            paths.iter().all(|path| self.wants(path) == Some(false))
+        };
+        let unselected: Vec<String> = entries.names().filter(is_unselected).map(str::to_owned).collect();
+        unselected.iter().for_each(|name| drop(entries.take(name)));
+        if let Some(first) = unselected.first() {
+            entries.note(format!(
+                "{}: {} tensors of modules that its config doesn't select are left out, as PEFT does, like {first}",
+                entries.file().display(),
+                unselected.len()
+            ));
+        }
+        Ok(())
     }
 
     /// Checks that every module that the config selects is in `adapted`, the names of the base's weights. `missing` is
