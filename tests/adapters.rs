@@ -305,7 +305,14 @@ fn factors_of_tied_embeddings_and_head_are_each_other_s_transposes() {
         HostTensor { shape: vec![cols, rows], values: values.into() }
     };
     let (head, embeddings) = ("base_model.model.lm_head", "base_model.model.model.embed_tokens");
-    let base = fixtures().join("base/qwen2-float32");
+    let (untied, dir) = (fixtures().join("base/qwen2-float32"), tempfile::tempdir().unwrap());
+    let base = dir.path().join("base");
+    let mut weights = host(&untied.join("model.safetensors"));
+    weights.remove("lm_head.weight");
+    save_tensors(&weights, "model", &base).unwrap();
+    let config = std::fs::read_to_string(untied.join("config.json")).unwrap();
+    let config = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    std::fs::write(base.join("config.json"), config).unwrap();
     let tied = serde_json::json!({"ensure_weight_tying": true});
     let copies = changed("lora-embedding", tied.clone(), |tensors| {
         for (of_head, of_embeddings) in [("lora_A.weight", "lora_embedding_B"), ("lora_B.weight", "lora_embedding_A")] {
@@ -342,7 +349,12 @@ fn tensors_that_do_not_fit_config_or_base_are_refused_by_name() {
         ("loha", none.clone(), without("hada_w2_b"), "q_proj.hada_w2_b\": expected a tensor of this name, found none"),
         ("loha", none.clone(), with("hada_t1", &[2, 2]), "q_proj.hada_t1\": expected a tensor that this kind"),
         ("lokr", none.clone(), with("lokr_w1", &[4, 5]), "q_proj.lokr_w1\": expected a factor of [16, 16]"),
-        ("ia3", none.clone(), with("ia3_l", &[16, 2]), "q_proj.ia3_l\": expected [1, 16] or [16, 1] by the base"),
+        (
+            "ia3",
+            serde_json::json!({"target_modules": ["q_proj"]}),
+            with("ia3_l", &[16, 2]),
+            "q_proj.ia3_l\": expected [1, 16] or [16, 1] by the base",
+        ),
         (
             "vera",
             none.clone(),
@@ -461,15 +473,16 @@ fn matrices_of_nothing_are_refused_by_every_kind() {
 
 #[test]
 fn kinds_for_linear_layers_only_are_refused_on_others() {
+    let of_gpt2 = serde_json::json!({"target_modules": ["c_attn"]});
     let name = "base_model.model.transformer.h.0.attn.c_attn.hada_w1_a";
-    let dir = changed("loha", serde_json::json!({}), |tensors| *tensors = [(name.to_owned(), zeros(&[48, 3]))].into());
+    let dir = changed("loha", of_gpt2.clone(), |tensors| *tensors = [(name.to_owned(), zeros(&[48, 3]))].into());
     let error = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
     assert!(
         error.contains("c_attn.hada_w1_a\": expected a linear layer or a convolution: PEFT has LoHa for no other"),
         "{error}"
     );
     let name = "base_model.model.transformer.h.0.attn.c_attn.c3a_kernel";
-    let dir = changed("c3a", serde_json::json!({}), |tensors| *tensors = [(name.to_owned(), zeros(&[6, 2, 8]))].into());
+    let dir = changed("c3a", of_gpt2, |tensors| *tensors = [(name.to_owned(), zeros(&[6, 2, 8]))].into());
     let error = merge(&dir.path().join("adapter"), &fixtures().join("base/gpt2-float32")).unwrap_err().to_string();
     assert!(error.contains("c_attn.c3a_kernel\": expected a linear layer: PEFT has C3A for no other"), "{error}");
 }

@@ -126,6 +126,12 @@ impl<'a> FixedBank<'a> {
             let finding = finding().expected(format_args!("[{count}, {r}, {r}] by adapter_config.json"));
             return Err(finding.found(show_shape(&found.shape)).mismatch());
         }
+        let short = alphas.iter().find(|given| given.weights.len() != found.shape[0]);
+        if let Some(short) = short {
+            let finding =
+                Finding::new(&path, "alphas").expected(format_args!("{} weights, one for each atom", found.shape[0]));
+            return Err(finding.found(short.weights.len()).mismatch());
+        }
         let atoms = in_memory(found)?;
         let of_lora = settings.iter().filter(|(name, _)| OF_LORA.contains(&name.as_str()));
         let of_lora = of_lora.map(|(name, value)| (name.clone(), value.clone())).collect();

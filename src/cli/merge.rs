@@ -37,7 +37,7 @@ pub(crate) struct MergeArgs {
     #[arg(required_unless_present = "config", value_name = "ADAPTER[=WEIGHT]", value_parser = parse_weighted)]
     others: Vec<Weighted>,
     /// Merge models as a configuration of mergekit says, in YAML; in place of BASE, ADAPTERs and --method
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "others", "key", "keep_base", "content", "tokenizer", "tokenizer_source", "pad_to_multiple_of"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["base", "others", "key", "keep_base", "base_quant", "strip_prefix", "expand_shared", "into", "content", "tokenizer", "tokenizer_source", "pad_to_multiple_of"])]
     config: Option<PathBuf>,
     /// The part of a PyTorch file that is the base, such as state_dict
     #[arg(long, value_name = "NAME")]

@@ -22,6 +22,14 @@ pub(super) struct Part<'a> {
     pub(super) prefix: Option<&'a str>,
 }
 
+impl Part<'_> {
+    /// The name without the prefix.
+    fn bare<'n>(&self, name: &'n str) -> &'n str {
+        let stripped = self.prefix.and_then(|prefix| name.strip_prefix(prefix)).filter(|rest| !rest.is_empty());
+        stripped.unwrap_or(name)
+    }
+}
+
 /// The file at `original` with the values of `plan` in place of those of the tensors of the same names. `shared` is what
 /// [`Plan::shared`] gives for the tensors that the plan was made of. With `changed`, only tensors of these names are
 /// written.
@@ -41,12 +49,8 @@ pub(super) fn output(
         return Err(finding.found(kind).mismatch());
     }
     let file = PytorchFile::open(original, part.key)?;
-    let bare = |name: &str| {
-        let stripped = part.prefix.and_then(|prefix| name.strip_prefix(prefix)).filter(|rest| !rest.is_empty());
-        stripped.unwrap_or(name).to_owned()
-    };
     let numbers: HashMap<String, usize> =
-        file.tensors().iter().enumerate().map(|(number, info)| (bare(&info.name), number)).collect();
+        file.tensors().iter().enumerate().map(|(number, info)| (part.bare(&info.name).to_owned(), number)).collect();
     let (mut written, mut places) = (Plan::default(), Vec::new());
     // For every storage, the place in the plan of the tensor that it gets.
     let mut taken: HashMap<usize, usize> = HashMap::new();
@@ -91,8 +95,31 @@ pub(super) fn output(
     if changed.is_none() && kept > 0 {
         output.notes.push(format!("{}: {kept} of its tensors have no new values, and stay", original.display()));
     }
+    let too = file.overlapping(&places);
+    if !too.is_empty() {
+        let names = too.join(", ");
+        output.notes.push(format!("{}: parts of changed tensors, which change with them: {names}", original.display()));
+    }
     output.form = Form::Rewritten { original: Arc::new(file), places };
     Ok(output)
+}
+
+/// A note on the tensors of a PyTorch file that have bytes in common with the tensors called `changed`, where those are
+/// written apart.
+///
+/// # Errors
+/// Errors of opening the file.
+pub(super) fn parts_that_stay(base: &Path, part: Part, changed: &HashSet<String>) -> Result<Option<String>> {
+    if FileKind::of(base)? != Some(FileKind::Pytorch) {
+        return Ok(None);
+    }
+    let file = PytorchFile::open(base, part.key)?;
+    let is_changed = |number: &usize| changed.contains(part.bare(&file.tensors()[*number].name));
+    let places: Vec<usize> = (0..file.tensors().len()).filter(is_changed).collect();
+    let names = file.overlapping(&places).join(", ");
+    let note =
+        format!("{}: in the file, these have values in common with changed tensors, and stay: {names}", base.display());
+    Ok(Some(note).filter(|_| !names.is_empty()))
 }
 
 /// The tensor with its dimensions in the order in which they stand in a file: torch keeps transposed matrices, and kernels

@@ -29,7 +29,7 @@ pub struct Merged {
 /// [`crate::Error::Mismatch`] for two adapters that replace the same tensor, and if the number of shares isn't that of
 /// adapters.
 pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &Weights) -> Result<Merged> {
-    shares.check(adapters.len())?;
+    shares.check(adapters.len(), adapters.iter().flat_map(|of| &of.changes).map(|(name, _)| name.as_str()))?;
     let mut by_tensor: BTreeMap<&str, Vec<(&[Change], f32)>> = BTreeMap::new();
     let grouped: Vec<BTreeMap<&str, Vec<Change>>> = adapters.iter().map(group).collect();
     for (i, changes) in grouped.iter().enumerate() {

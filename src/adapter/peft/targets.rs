@@ -110,6 +110,15 @@ impl Targets {
             paths.iter().all(|path| self.wants(path) == Some(false))
         };
         let unselected: Vec<String> = entries.names().filter(is_unselected).map(str::to_owned).collect();
+        let factors = entries.names().filter(|name| module_of_factor(name).is_some()).count();
+        if factors > 0 && unselected.len() == factors {
+            return Err(fields
+                .finding("target_modules")
+                .expected("modules that the adapter has tensors for")
+                .found(format_args!("none of them, like {}", unselected[0]))
+                .hint("target_modules, exclude_modules and layers_to_transform say which modules an adapter acts on")
+                .mismatch());
+        }
         unselected.iter().for_each(|name| drop(entries.take(name)));
         if let Some(first) = unselected.first() {
             entries.note(format!(

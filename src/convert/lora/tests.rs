@@ -406,8 +406,10 @@ fn settings_that_ask_for_more_than_factors_are_refused_by_the_field() {
 
 #[test]
 fn a_factor_without_its_partner_is_named() {
-    // Here another module also has only one of its two factors.
-    for (factor, missing) in [("lora_A", "lm_head.lora_B"), ("lora_B", "layers.1.self_attn.q_proj.lora_B")] {
+    // Factors of modules that the config doesn't select are left out.
+    for (factor, missing) in
+        [("lora_A", "layers.1.self_attn.q_proj.lora_A"), ("lora_B", "layers.1.self_attn.q_proj.lora_B")]
+    {
         let from = format!("model.layers.1.self_attn.q_proj.{factor}");
         let dir = changed("plain", json!({}), |name| name.replace(&from, &format!("lm_head.{factor}")));
         let error = to_gguf(dir.path(), &base().base(), OutType::F32).unwrap_err().to_string();

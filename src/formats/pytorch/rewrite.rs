@@ -1,7 +1,7 @@
 //! Writing a file again with other values in some of its storages. Every other byte stays: the pickle, with settings and
 //! optimizer, is never understood for this.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::PytorchFile;
@@ -70,6 +70,24 @@ impl PytorchFile {
         let is_swapped = self.views.iter().any(View::is_swapped);
         let recode = is_swapped.then_some(reverse as fn(DType, &mut [u8]));
         Ok(Layout { files: vec![file], places: found, recode })
+    }
+
+    /// The names of the tensors that have bytes in common with those of the numbers `places`, without being names of the
+    /// same storage: parts of one that is changed, or a whole of which a part is.
+    pub(crate) fn overlapping(&self, places: &[usize]) -> Vec<&str> {
+        let span = |number: usize| (self.views[number].inflated, self.views[number].span(&self.tensors[number]));
+        let changed: HashSet<usize> = places.iter().map(|number| self.first_of_same(*number)).collect();
+        let mut spans: Vec<(bool, Range<usize>)> = changed.iter().map(|number| span(*number)).collect();
+        spans.sort_by_key(|(inflated, span)| (*inflated, span.start));
+        let is_hit = |number: &usize| {
+            let (inflated, own) = span(*number);
+            let before = spans.partition_point(|(other, span)| (*other, span.start) < (inflated, own.end));
+            // Those that are changed have no bytes in common, so that the last one before the end reaches furthest.
+            let last = spans[..before].last().filter(|(other, _)| *other == inflated);
+            !own.is_empty() && last.is_some_and(|(_, span)| span.end > own.start)
+        };
+        let others = (0..self.tensors.len()).filter(|number| !changed.contains(&self.first_of_same(*number)));
+        others.filter(is_hit).map(|number| self.tensors[number].name.as_str()).collect()
     }
 
     /// The bytes of tensor `number`, and the order in which its dimensions stand there.

@@ -120,6 +120,15 @@ impl View {
         (!self.inflated).then(|| (self.start..self.start + info.elems() * info.dtype.block_bytes(), order))
     }
 
+    /// The bytes from the tensor's first element to its last.
+    pub(super) fn span(&self, info: &TensorInfo) -> Range<usize> {
+        if info.shape.contains(&0) {
+            return self.start..self.start;
+        }
+        let last: usize = info.shape.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride).sum();
+        self.start..self.start + last + info.dtype.block_bytes()
+    }
+
     /// Whether the bytes of its numbers stand in the opposite order.
     pub(super) fn is_swapped(&self) -> bool {
         self.swap > 1

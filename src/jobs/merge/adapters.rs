@@ -94,6 +94,8 @@ impl Job<'_> {
             }
             None => {
                 self.notes.extend(left_out(others));
+                let part = into::Part { key: settings.key.as_deref(), prefix: settings.strip_prefix.as_deref() };
+                self.notes.extend(into::parts_that_stay(&settings.base, part, &changed)?);
                 output.bare(output.typed(&plan)?, weights)
             }
         };

@@ -133,7 +133,7 @@ pub fn combine_loras(
     method: LoraMethod,
     options: &CombineOptions,
 ) -> Result<Combined<Vec<(String, LowRank)>>> {
-    options.weights.check(adapters.len())?;
+    options.weights.check(adapters.len(), adapters.iter().flatten().map(|(name, _)| name.as_str()))?;
     let method = if adapters.len() == 1 && options.rank.is_none() { LoraMethod::Linear } else { method };
     let densities = options.densities(adapters.len())?;
     if matches!(method, LoraMethod::Pruned(..)) && densities.is_none() {

@@ -85,7 +85,8 @@ fn check(base: Option<&Plan>, models: &[&Plan], method: ModelMethod, options: &C
     let finding = |field: &str| Finding::new("", field);
     options.check_numbers()?;
     if method.takes_weights() {
-        options.weights.check(models.len())?;
+        let tensors = models.first().map(|model| model.tensors.as_slice()).unwrap_or_default();
+        options.weights.check(models.len(), tensors.iter().map(|tensor| tensor.name.as_str()))?;
     }
     let (least, most) = match (method, base) {
         (ModelMethod::Slerp | ModelMethod::NearSwap | ModelMethod::ArceeFusion, Some(_)) => (1, 1),

@@ -61,8 +61,7 @@ impl Weights {
 
     /// The weights for the tensor `name`.
     pub(crate) fn of(&self, name: &str) -> Vec<f64> {
-        let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
-        let found = self.patterns.iter().find(|(regex, _)| regex.is_match(module) || regex.is_match(name));
+        let found = self.patterns.iter().find(|(regex, _)| matches(regex, name));
         match found.map(|(_, weights)| weights.as_slice()) {
             Some(&[weight]) => vec![weight; self.every.len()],
             Some(weights) => weights.to_vec(),
@@ -70,7 +69,12 @@ impl Weights {
         }
     }
 
-    pub(in crate::merge) fn check(&self, wanted: usize) -> Result<()> {
+    /// Checks the numbers, that there are as many as `wanted`, and that every pattern is for one of the tensors `names`.
+    pub(in crate::merge) fn check<'a>(
+        &self,
+        wanted: usize,
+        mut names: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<()> {
         let every = self.patterns.iter().flat_map(|(_, weights)| weights).chain(&self.every);
         if let Some(bad) = every.clone().find(|w| !w.is_finite()) {
             return Err(Finding::new("", "weights").expected("finite weights").found(bad).setting());
@@ -79,8 +83,21 @@ impl Weights {
             let finding = Finding::new("", "weights").expected(format_args!("{wanted}, one for each that is combined"));
             return Err(finding.found(self.every.len()).setting());
         }
+        let is_for_none = |(regex, _): &&(Regex, Vec<f64>)| !names.clone().any(|name| matches(regex, name));
+        if let Some((regex, _)) = self.patterns.iter().find(is_for_none) {
+            let pattern = regex.as_str().trim_start_matches(r"^(.*\.)?(").trim_end_matches(")$");
+            let first = names.next().unwrap_or("none");
+            let finding = Finding::new("", "weights").expected(format_args!("patterns of modules, like {first:?}"));
+            return Err(finding.found(format_args!("{pattern:?}, which none matches")).setting());
+        }
         Ok(())
     }
+}
+
+/// Whether a pattern is for the tensor `name`: it matches its name or its module's.
+fn matches(regex: &Regex, name: &str) -> bool {
+    let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
+    regex.is_match(module) || regex.is_match(name)
 }
 
 /// A number for each model or adapter: one for all, or one for each.

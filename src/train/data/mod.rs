@@ -155,7 +155,13 @@ impl Loader<'_> {
         let Sequences { rows, shares, prompt_template, mut notes } = self.sequences(&self.settings.train)?;
         let train = self.full(Dataset::new(rows, shares))?;
         let Some(sources) = &self.settings.eval else {
-            let (train, eval) = train.split(self.settings.eval_fraction, seed);
+            let (rows, fraction) = (train.places().len(), self.settings.eval_fraction);
+            let (train, eval) = train.split(fraction, seed);
+            if fraction > 0.0 && eval.is_none() {
+                let finding = Finding::new("", "data.eval_fraction");
+                let expected = "a share that leaves a row to train on, and one to hold out";
+                return Err(finding.expected(expected).found(format_args!("{fraction} of {rows}")).setting());
+            }
             return Ok(Loaded { train: self.full(train)?, eval, prompt_template, notes });
         };
         let Sequences { rows, shares, notes: more, .. } = self.sequences(sources)?;

@@ -128,6 +128,7 @@ const MODULES: &[&str] = &[
     "yaml",
     // Files.
     "_io",
+    "_sqlite3",
     "fileinput",
     "glob",
     "io",
