@@ -1,17 +1,16 @@
-//! The functions, filters and methods that transformers gives templates.
+//! The environment of a template: its language, and the functions that transformers gives it.
 
 use std::fmt::Write;
 
 use chrono::Local;
 use chrono::format::{Item, StrftimeItems};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Tuple, from_args};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, escape_formatter};
-use minijinja_contrib::pycompat::unknown_method_callback;
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, escape_formatter};
 use serde_json::Map;
 
-use super::generation;
 use super::json::{Layout, python_json_with};
+use super::{cycles, escapes, filters, generation, methods, python};
 
 /// The most steps of a rendering. Chats of a thousand turns take some hundred thousand.
 const STEPS: u64 = 20_000_000;
@@ -25,17 +24,24 @@ pub(super) fn compile(template: String) -> Result<Environment<'static>, String> 
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.map_err(|error| in_words(&error))?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_formatter(|out, state, value| match value.is_none() {
+    environment.set_formatter(|out, state, value| match value.kind() {
         // Python would print the word None, which no data has.
-        true => Ok(()),
-        false => escape_formatter(out, state, value),
+        ValueKind::None => Ok(()),
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map if *state.auto_escape() == AutoEscape::None => {
+            Ok(out.write_str(&python::text(value))?)
+        }
+        _ => escape_formatter(out, state, value),
     });
     environment.set_fuel(Some(STEPS));
-    environment.set_unknown_method_callback(method);
+    environment.set_unknown_method_callback(methods::call);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_function(generation::FUNCTION, generation::marked);
+    environment.add_function("cycler", cycles::cycler);
+    environment.add_function("joiner", cycles::joiner);
     environment.add_filter("tojson", to_json);
+    filters::add(&mut environment);
+    let template = escapes::rewrite(&template)?;
     environment.add_template_owned(NAME, template).map_err(|error| in_words(&error))?;
     Ok(environment)
 }
@@ -84,7 +90,8 @@ fn in_words(error: &Error) -> String {
     }
 }
 
-fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+/// An error of a function, filter or method.
+pub(super) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, detail)
 }
 
@@ -133,43 +140,4 @@ fn to_json(value: Value, ensure_ascii: Option<Value>, indent: Option<Value>, kwa
     kwargs.assert_all_used()?;
     let value = serde_json::to_value(&value).map_err(|error| invalid(error.to_string()))?;
     Ok(python_json_with(&value, &Layout { ensure_ascii, sort_keys, indent, separators }))
-}
-
-/// Python's methods of texts, lists and dictionaries. Those that minijinja's own collection lacks are here.
-fn method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, method, args) };
-    let tuple = |parts: [&str; 3]| Value::from(Tuple::from(parts.map(Value::from)));
-    Ok(match method {
-        "removeprefix" => {
-            let (prefix,): (&str,) = from_args(args)?;
-            Value::from(text.strip_prefix(prefix).unwrap_or(text))
-        }
-        "removesuffix" => {
-            let (suffix,): (&str,) = from_args(args)?;
-            Value::from(text.strip_suffix(suffix).unwrap_or(text))
-        }
-        "partition" => {
-            let (separator,): (&str,) = from_args(args)?;
-            text.split_once(separator).map_or(tuple([text, "", ""]), |(a, b)| tuple([a, separator, b]))
-        }
-        "rpartition" => {
-            let (separator,): (&str,) = from_args(args)?;
-            text.rsplit_once(separator).map_or(tuple(["", "", text]), |(a, b)| tuple([a, separator, b]))
-        }
-        "rsplit" => {
-            let (separator, most): (&str, Option<usize>) = from_args(args)?;
-            let mut parts: Vec<&str> = match most {
-                Some(most) => text.rsplitn(most.saturating_add(1), separator).collect(),
-                None => text.rsplit(separator).collect(),
-            };
-            parts.reverse();
-            parts.into_iter().map(Value::from).collect()
-        }
-        "index" => {
-            let (part,): (&str,) = from_args(args)?;
-            let at = text.find(part).ok_or_else(|| invalid("substring not found"))?;
-            Value::from(text[..at].chars().count())
-        }
-        _ => return unknown_method_callback(state, value, method, args),
-    })
 }

@@ -109,7 +109,7 @@ fn write_text(out: &mut String, text: &str, ensure_ascii: bool) {
 }
 
 /// A number as Python's `repr` writes it: the shortest digits that give it again, and an exponent of two digits.
-fn python_float(number: f64) -> String {
+pub(super) fn python_float(number: f64) -> String {
     let text = format!("{number:?}");
     match text.split_once('e') {
         Some((digits, exponent)) => match exponent.strip_prefix('-') {

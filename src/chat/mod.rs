@@ -3,10 +3,17 @@
 //!
 //! Reference: transformers `utils/chat_template_utils.py`.
 
+mod casing;
+mod cycles;
 mod environment;
+mod escapes;
 mod files;
+mod filters;
 mod generation;
 mod json;
+mod methods;
+mod numbers;
+mod python;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

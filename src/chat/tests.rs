@@ -135,3 +135,42 @@ fn files_go_before_the_config_and_tools_have_their_own() {
     let error = open(Some(&path("other.jinja"))).err().unwrap().to_string();
     assert!(error.contains("other.jinja: chat_template: expected a template in the language of Jinja"), "{error}");
 }
+
+/// fixtures/chat/expressions.json has templates and what transformers 5.23 (Jinja 3.1, Python 3.11) makes of them.
+#[test]
+fn expressions_are_those_of_jinja() {
+    let pairs: Vec<(String, String)> =
+        serde_json::from_str(include_str!("../../fixtures/chat/expressions.json")).unwrap();
+    let chat = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ok"}]);
+    let mut others = Vec::new();
+    for (template, expected) in pairs {
+        match render_all(&template, &chat, None) {
+            Ok(rendered) if rendered.text == expected => {}
+            Ok(rendered) => others.push(format!("{template}: {:?}, not {expected:?}", rendered.text)),
+            Err(error) => others.push(format!("{template}: {error}")),
+        }
+    }
+    assert!(others.is_empty(), "{}", others.join("\n"));
+}
+
+#[test]
+fn what_python_would_not_do_or_what_is_not_there_is_refused() {
+    for (template, expected) in [
+        ("{{ nope|int }}", "int of a value that isn't defined"),
+        ("{{ nope|attr('a') }}", "isn't defined"),
+        ("{{ messages[0]|attr('items') }}", "names a method"),
+        ("{{ ('x' * 99)|list|pprint }}", "longer than 80"),
+        ("{{ 'a'.split('') }}", "empty separator"),
+        ("{{ 'a'.ljust(999999999999) }}", "padded by at most"),
+        ("{{ 'a'|indent(999999999999) }}", "at most 1024"),
+        ("{{ 'abc'|truncate(1) }}", "truncate takes a length"),
+        ("{{ '١'|int }}", "other digits"),
+        ("{{ '9' * 60 }}{{ ('9' * 60)|int }}", "too large"),
+        ("{{ [1].index(2) }}", "not in list"),
+        ("{{ cycler() }}", "at least one value"),
+        ("{{ none|join }}", "join of None"),
+    ] {
+        let error = render_all(template, &json!([{"role": "user"}]), None).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.lines().count() == 1, "{template}: {error}");
+    }
+}
