@@ -62,8 +62,8 @@ pub(crate) fn is_kind(part: &str) -> bool {
 
 /// The path of the module that the factor called `name` acts on; `None` for a tensor that is no factor.
 pub(super) fn module_of_factor(name: &str) -> Option<&str> {
-    let starts = name.match_indices('.').map(|(dot, _)| dot);
-    let end = starts.filter(|dot| FACTORS.iter().any(|kind| name[dot + 1..].starts_with(kind))).next()?;
+    let mut starts = name.match_indices('.').map(|(dot, _)| dot);
+    let end = starts.find(|dot| FACTORS.iter().any(|kind| name[dot + 1..].starts_with(kind)))?;
     Some(&name[..end])
 }
 
