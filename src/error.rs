@@ -76,6 +76,7 @@ impl Error {
 
 impl Error {
     /// Takes the hint out of the error; empty if there is none.
+    #[cfg(feature = "train")]
     pub(crate) fn take_hint(&mut self) -> String {
         match self {
             Error::Format(finding)

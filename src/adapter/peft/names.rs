@@ -54,10 +54,14 @@ const FACTORS: [&str; 30] = [
 /// The same of what isn't a factor: whole modules, and rows of tokens.
 const WHOLE: [&str; 3] = ["ln_tuning_layers", "trainable_tokens_delta", "modules_to_save"];
 
-/// Whether this part of a tensor's name says what the tensor is to the module of the path before. The adapter's name can
-/// come after it.
+/// Whether this part of a tensor's name says what the tensor is to the module of the path before.
 pub(crate) fn is_kind(part: &str) -> bool {
     FACTORS.iter().chain(&WHOLE).any(|kind| part.starts_with(kind))
+}
+
+/// Whether the adapter's name can come after this part. GLoRA has parts of its own there.
+fn is_before_name(part: &str) -> bool {
+    is_kind(part) && !part.starts_with("glora_")
 }
 
 /// The path of the module that the factor called `name` acts on; `None` for a tensor that is no factor.
@@ -140,7 +144,7 @@ pub(super) fn named(file: &Path, tensors: Plan, base: &Base) -> Result<Named> {
 fn adapter_name(tensors: &Plan) -> Option<String> {
     let mut names = tensors.tensors.iter().filter_map(|tensor| {
         let parts: Vec<&str> = tensor.name.split('.').collect();
-        let place = parts.iter().position(|part| is_kind(part))?;
+        let place = parts.iter().position(|part| is_before_name(part))?;
         let is_whole = parts[place] == "modules_to_save";
         Some(match parts[place + 1..] {
             [name, ..] if is_whole => Some(name),
@@ -159,7 +163,7 @@ fn without(name: &str, adapter: Option<&str>) -> String {
     let mut after_kind = false;
     let kept = name.split('.').filter(|part| {
         let drop = after_kind && *part == adapter;
-        after_kind = is_kind(part);
+        after_kind = is_before_name(part);
         !drop
     });
     kept.collect::<Vec<_>>().join(".")

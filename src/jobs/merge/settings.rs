@@ -29,7 +29,7 @@ fn whole() -> f64 {
     1.0
 }
 
-/// Settings of [`merge`].
+/// Settings of [`merge`](super::merge()).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MergeSettings {

@@ -39,7 +39,6 @@ pub(crate) use kinds::Vocab;
 pub(crate) use listing::{ListedToken, Listing};
 pub(crate) use lookup::Tokens;
 pub(crate) use rows::rows_needed;
-#[cfg(feature = "train")]
 pub(crate) use template::chat_templates;
 
 use super::record;

@@ -32,7 +32,6 @@ pub(super) fn find(folder: &Path, config: &Object, notes: &mut Vec<String>) -> R
 /// The chat template as transformers takes it: of a file, else of tokenizer_config.json.
 ///
 /// Reference: transformers `tokenization_utils_base.py` (`_from_pretrained`).
-#[cfg(feature = "train")]
 pub(crate) fn chat_templates(folder: &Path, config: &Object) -> Result<Option<Json>> {
     Ok(beside(folder)?.or_else(|| config.get("chat_template").cloned()))
 }
