@@ -170,6 +170,19 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     }
 }
 
+/// Refuses options that choose a routing for a bank that isn't routed. `about` says why it isn't.
+fn check_unrouted(args: &BakeArgs, takes_alphas: bool, about: impl Fn(Finding) -> Finding) -> Result<()> {
+    let options = [
+        ("instruction", !args.instruction.is_empty()),
+        ("prompts", !args.prompt.is_empty()),
+        ("routing", matches!(args.routing, By::Prior)),
+        ("alphas", !takes_alphas && !args.alphas.is_empty()),
+        ("all", args.all.is_some()),
+    ];
+    let Some((option, _)) = options.iter().find(|(_, given)| *given) else { return Ok(()) };
+    Err(about(Finding::new("", *option)).found("one").setting().into())
+}
+
 /// Refuses options about tensors alone for a bank that routes, whose base is a model that runs.
 fn check_routed(args: &BakeArgs) -> Result<()> {
     let given = args.key.is_some().then_some("key").or_else(|| args.alone.first_given());

@@ -212,6 +212,15 @@ pub(crate) fn planned(output: &Output, target: &Path) -> Result<Map<String, Valu
     }
 }
 
+/// Says what was written, for commands that have nothing else to say: as JSON, or in the line of [`print_written`].
+pub(crate) fn report_written(written: Option<&Written>, json: bool, common: &Common) -> Result<()> {
+    if let (true, Some(written)) = (json, written) {
+        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "written": written }))?);
+    }
+    print_written(written, json, common);
+    Ok(())
+}
+
 /// Prints one line about what was written: on stdout, or on stderr if stdout has JSON; nothing with `--quiet`.
 pub(crate) fn print_written(written: Option<&Written>, json: bool, common: &Common) {
     let Some(written) = written.filter(|_| !common.quiet) else { return };

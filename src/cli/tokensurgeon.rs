@@ -6,7 +6,7 @@ use atombank::jobs::{self, TokensurgeonSettings};
 use clap::Args;
 
 use super::input::{Found, Input, Made, with_inputs};
-use super::output::{OutputArgs, print_written};
+use super::output::{OutputArgs, report_written};
 use super::{Common, progress};
 
 /// Arguments of `tokensurgeon`.
@@ -67,9 +67,5 @@ pub(crate) fn run(args: &TokensurgeonArgs, common: &Common) -> Result<()> {
     let Made { mut made, outlines } = with_inputs(&inputs, common, transplant)?;
     outlines.put_real_paths(&mut made.notes);
     let written = args.output.write(&made, args.json, common)?;
-    if let Some(written) = written.as_ref().filter(|_| args.json) {
-        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "written": written }))?);
-    }
-    print_written(written.as_ref(), args.json, common);
-    Ok(())
+    report_written(written.as_ref(), args.json, common)
 }

@@ -1,16 +1,13 @@
 //! `atombank bake` of a bank of filter atoms: dense kernels, or three plain convolutions in the place of each.
 
 use anyhow::Result;
-use atombank::error::Finding;
 use atombank::jobs::{self, BakeKernelsSettings};
 use atombank::output::Output;
-use serde_json::json;
 
-use super::BakeArgs;
+use super::{BakeArgs, check_unrouted};
 use crate::cli::Common;
 use crate::cli::input::Found;
-use crate::cli::output::print_written;
-use crate::cli::route::By;
+use crate::cli::output::report_written;
 
 /// The model `found[0]` with the kernels of the bank `found[1]`.
 pub(super) fn bake(args: &BakeArgs, found: &[Found]) -> Result<Output> {
@@ -29,27 +26,10 @@ pub(super) fn bake(args: &BakeArgs, found: &[Found]) -> Result<Output> {
 /// Writes the model.
 pub(super) fn write(args: &BakeArgs, output: &Output, common: &Common) -> Result<()> {
     let written = args.output.write(output, args.json, common)?;
-    if let (true, Some(written)) = (args.json, &written) {
-        println!("{}", serde_json::to_string_pretty(&json!({ "written": written }))?);
-    }
-    print_written(written.as_ref(), args.json, common);
-    Ok(())
+    report_written(written.as_ref(), args.json, common)
 }
 
 /// Refuses options that choose a routing.
 pub(super) fn check_routing(args: &BakeArgs) -> Result<()> {
-    let options = [
-        ("instruction", !args.instruction.is_empty()),
-        ("prompts", !args.prompt.is_empty()),
-        ("routing", matches!(args.routing, By::Prior)),
-        ("alphas", !args.alphas.is_empty()),
-        ("all", args.all.is_some()),
-    ];
-    match options.iter().find(|(_, given)| *given) {
-        None => Ok(()),
-        Some((option, _)) => {
-            let finding = Finding::new("", *option).expected("none for a bank of filter atoms, which routes nothing");
-            Err(finding.found("one").setting().into())
-        }
-    }
+    check_unrouted(args, false, |finding| finding.expected("none for a bank of filter atoms, which routes nothing"))
 }

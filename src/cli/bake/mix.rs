@@ -1,15 +1,14 @@
 //! `atombank bake` of a bank with a fixed mix of its atoms, into a model of any class.
 
 use anyhow::Result;
-use atombank::error::Finding;
 use atombank::jobs::{self, BakeMixSettings, BakedMix};
 use serde_json::{Map, json};
 
-use super::BakeArgs;
+use super::{BakeArgs, check_unrouted};
 use crate::cli::Common;
 use crate::cli::input::Found;
 use crate::cli::output::print_written;
-use crate::cli::route::{By, show};
+use crate::cli::route::show;
 
 /// The model `found[0]` with the mix of the bank `found[1]`.
 pub(super) fn bake(args: &BakeArgs, found: &[Found]) -> Result<BakedMix> {
@@ -52,17 +51,8 @@ pub(super) fn write(args: &BakeArgs, made: &BakedMix, common: &Common) -> Result
 
 /// Refuses options that choose a routing, which needs a router and a model that runs.
 pub(super) fn check_routing(args: &BakeArgs) -> Result<()> {
-    let options = [
-        ("instruction", !args.instruction.is_empty()),
-        ("prompts", !args.prompt.is_empty()),
-        ("routing", matches!(args.routing, By::Prior)),
-        ("all", args.all.is_some()),
-    ];
-    match options.iter().find(|(_, given)| *given) {
-        None => Ok(()),
-        Some((option, _)) => {
-            let finding = Finding::new("", *option).expected("none: the bank has no router, or the model doesn't run");
-            Err(finding.found("one").hint("`alphas` gives the weights of the atoms").setting().into())
-        }
-    }
+    check_unrouted(args, true, |finding| {
+        let finding = finding.expected("none: the bank has no router, or the model doesn't run");
+        finding.hint("`alphas` gives the weights of the atoms")
+    })
 }

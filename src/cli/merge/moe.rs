@@ -12,7 +12,7 @@ use clap::Args;
 use super::config::on_the_hub;
 use crate::cli::device::DeviceArgs;
 use crate::cli::input::{Found, Input, Made, with_inputs};
-use crate::cli::output::{OutputArgs, print_written};
+use crate::cli::output::{OutputArgs, report_written};
 use crate::cli::{Common, progress};
 
 /// Arguments of `merge moe`.
@@ -66,9 +66,5 @@ pub(crate) fn run(args: &MoeArgs, common: &Common) -> Result<()> {
     let Made { mut made, outlines } = with_inputs(&inputs, common, make)?;
     outlines.put_real_paths(&mut made.notes);
     let written = args.output.write(&made, args.json, common)?;
-    if let (true, Some(written)) = (args.json, &written) {
-        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "written": written }))?);
-    }
-    print_written(written.as_ref(), args.json, common);
-    Ok(())
+    report_written(written.as_ref(), args.json, common)
 }
