@@ -23,9 +23,9 @@ pub(crate) struct TokensurgeonArgs {
     /// How rows of tokens that only DONOR has are made: omp, common_interpolation, subword, mean or zero
     #[arg(long, value_name = "NAME", default_value = "omp")]
     method: String,
-    /// omp, common_interpolation: how many rows of shared tokens a row is made of
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    k: usize,
+    /// omp, common_interpolation: how many rows of shared tokens a row is made of [default: 64]
+    #[arg(long, value_name = "N")]
+    k: Option<usize>,
     /// common_interpolation: compare rows by their angle
     #[arg(long)]
     cosine_similarity: bool,

@@ -33,9 +33,9 @@ pub struct TokensurgeonSettings {
     /// `zero`.
     #[serde(default = "method")]
     pub method: String,
-    /// How many shared rows a row is made of, by `omp` and `common_interpolation`.
-    #[serde(default = "k")]
-    pub k: usize,
+    /// How many shared rows a row is made of, by `omp` and `common_interpolation`. Default: 64.
+    #[serde(default)]
+    pub k: Option<usize>,
     /// Whether `common_interpolation` compares rows by their angle.
     #[serde(default)]
     pub cosine_similarity: bool,
@@ -51,9 +51,8 @@ fn method() -> String {
     "omp".to_owned()
 }
 
-fn k() -> usize {
-    64
-}
+/// mergekit's number of shared rows that a row is made of.
+const K: usize = 64;
 
 impl TokensurgeonSettings {
     /// Settings with mergekit's defaults.
@@ -63,7 +62,7 @@ impl TokensurgeonSettings {
             donor: donor.into(),
             output: OutputSettings::new(output),
             method: method(),
-            k: k(),
+            k: None,
             cosine_similarity: false,
             weight_scheme: None,
             subword_method: None,
@@ -83,6 +82,9 @@ impl TokensurgeonSettings {
         }
         if method != "subword" && self.subword_method.is_some() {
             return Err(of("subword_method", "subword"));
+        }
+        if !matches!(method, "omp" | "common_interpolation") && self.k.is_some() {
+            return Err(of("k", "omp or common_interpolation"));
         }
         Ok(match method {
             "omp" => Approximation::Omp,
@@ -139,7 +141,7 @@ pub fn tokensurgeon(settings: &TokensurgeonSettings, watch: Watch) -> Result<Out
     }
     let of_surgeon = SurgeonSettings {
         approximation: settings.approximation()?,
-        k: settings.k,
+        k: settings.k.unwrap_or(K),
         max_memory_bytes: settings.output.destination.max_memory,
     };
     let (mut model, donor) = (Checkpoint::open(&settings.model)?, Checkpoint::open(&settings.donor)?);

@@ -94,6 +94,7 @@ CASES = {
     "tied, gpt2 head": Case("gpt2", "LORA", dict(r=4, lora_alpha=8, target_modules=["lm_head"]), expected="untied"),
     "tied, kept tied": Case("qwen2", "LORA", dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head"], ensure_weight_tying=True), expected="both"),
     "tied, kept tied by the embeddings": Case("qwen2", "LORA", dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True), "bf16", expected="both"),
+    "tied, gpt2 embeddings that PEFT doesn't tie": Case("gpt2", "LORA", dict(r=4, lora_alpha=8, target_modules=["wte", "c_attn"], fan_in_fan_out=True, ensure_weight_tying=True), expected="untied"),
     "tied, whole head": Case("qwen2", "LORA", dict(r=4, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["lm_head"])),
     "tied, whole embeddings": Case("qwen2", "LORA", dict(r=4, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens"]), "bf16"),
     "tied, whole both": Case("qwen2", "LORA", dict(r=4, lora_alpha=8, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])),

@@ -247,11 +247,12 @@ pub(super) fn changes(
         _ => Vec::new(),
     };
     saved::drop_untrained(&mut entries);
-    let tied = fields.get("ensure_weight_tying")?.unwrap_or(false) && saved::drop_tied(&mut entries, base)?;
+    let targets = Targets::read(&mut fields)?;
+    let tied = targets.keep_tie(&mut fields)? && saved::drop_tied(&mut entries, base)?;
     let tied = saved::drop_equal_head(&mut entries, base)? || tied;
     let mut changes = saved::replaced(&mut fields, &mut entries, base, tied)?;
     if kind != "LN_TUNING" && kind != "TRAINABLE_TOKENS" {
-        Targets::read(&mut fields)?.drop_unselected(&mut fields, &mut entries, base)?;
+        targets.drop_unselected(&mut fields, &mut entries, base)?;
     }
     let mut alpha = None;
     changes.extend(match kind.as_str() {

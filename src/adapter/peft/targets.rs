@@ -56,6 +56,15 @@ impl Names {
     fn has(&self, path: &str) -> bool {
         matches!(self, Names::Ends(names) if names.iter().any(|name| name == path))
     }
+
+    /// Whether one of them is a module that PEFT ties to another.
+    fn name_tied(&self) -> bool {
+        const TIED: [&str; 2] = ["embed_tokens", "lm_head"];
+        match self {
+            Names::Ends(names) => names.iter().any(|name| TIED.iter().any(|tied| ends_path(name, tied))),
+            Names::Pattern(pattern) => TIED.iter().any(|tied| pattern.is_match(tied)),
+        }
+    }
 }
 
 impl Targets {
@@ -77,6 +86,16 @@ impl Targets {
         let layer =
             patterns.iter().filter_map(|pattern| Regex::new(&format!(r"^.*\.{pattern}\.(\d+)\.")).ok()).collect();
         Ok(Self { include, exclude, layers, layer })
+    }
+
+    /// Whether the embeddings and a tied head are adapted as one: `ensure_weight_tying`, which has an effect only where
+    /// the config names one of them by the words that PEFT knows. GPT-2's `wte` is none of these.
+    ///
+    /// Reference: peft `src/peft/tuners/tuners_utils.py`, `_check_tied_modules`.
+    pub(super) fn keep_tie(&self, fields: &mut Fields) -> Result<bool> {
+        let saved = Names::read(fields, "modules_to_save")?;
+        let names = [saved.as_ref(), self.include.as_ref()];
+        Ok(fields.get("ensure_weight_tying")?.unwrap_or(false) && names.into_iter().flatten().any(Names::name_tied))
     }
 
     /// Whether the config selects the module at `path`; `None` where it doesn't say.

@@ -71,7 +71,7 @@ enum Files {
 /// models that don't fit it or each other.
 pub fn merge_config(settings: &MergeConfigSettings, watch: Watch) -> Result<Output> {
     settings.output.check()?;
-    if settings.output.into.is_some() || settings.output.kind() == OutputKind::Lora {
+    if settings.output.into.is_some() || settings.output.kind().is_lora() {
         let finding = setting("to").expected("a model's folder, a GGUF or tensors, for models that are merged");
         return Err(finding.found("another output").setting());
     }

@@ -101,6 +101,7 @@ fn check_choices(settings: &MergeSettings) -> Result<()> {
     if settings.base_quant.is_some() && output.kind().is_lora() {
         return Err(setting("base_quant").expected("a model as output").found("a LoRA").setting());
     }
+    vocabulary::check_pad(settings)?;
     let is_tensors_alone = output.is_file() && matches!(output.kind(), OutputKind::Safetensors | OutputKind::Pytorch);
     if settings.tokenizer != TokenizerChoice::Auto && is_tensors_alone {
         let finding = setting("tokenizer").expected("a folder or a GGUF as output, which holds one");

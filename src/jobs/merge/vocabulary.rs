@@ -12,7 +12,7 @@ use crate::adapter::peft::Base;
 use crate::adapter::{AdapterFiles, resized};
 use crate::arch::Naming;
 use crate::arch::vocabulary::{is_by_token, put_vocab_size};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, is_model};
 use crate::error::{Finding, Result};
 use crate::merge::vocabulary::{
     TokenizerSource, Vocabulary, VocabularySettings, check_multiple, folder_of, padded_with_mean,
@@ -95,7 +95,6 @@ pub(super) fn pad(
 ) -> Result<()> {
     check_for_adapters(settings)?;
     let Some(multiple) = settings.pad_to_multiple_of else { return Ok(()) };
-    check_multiple(multiple)?;
     let own = embeddings.and_then(|name| plan.get(name)).and_then(|tensor| tensor.shape.first().copied());
     let Some(own) = own.filter(|own| *own > 0) else {
         let finding = setting("pad_to_multiple_of").expected("a model with embeddings of tokens");
@@ -128,6 +127,25 @@ fn check_for_adapters(settings: &MergeSettings) -> Result<()> {
     }
 }
 
+const HINT: &str = "take the Hugging Face folder of the model as the base: a GGUF keeps its tokens";
+
+/// Refuses to pad what has no rows for tokens, or keeps them.
+///
+/// # Errors
+/// [`crate::Error::Setting`].
+pub(super) fn check_pad(settings: &MergeSettings) -> Result<()> {
+    let Some(multiple) = settings.pad_to_multiple_of else { return Ok(()) };
+    check_multiple(multiple)?;
+    let finding = setting("pad_to_multiple_of");
+    if settings.output.kind().is_lora() {
+        return Err(finding.expected("a model as output").found("a LoRA, which has no rows for tokens").setting());
+    }
+    if !(settings.base.is_dir() && is_model(&settings.base)) {
+        return Err(finding.expected("a model's folder as base").found("a file").hint(HINT).setting());
+    }
+    Ok(())
+}
+
 /// Refuses another vocabulary where the base is a GGUF, which keeps its tokens.
 ///
 /// # Errors
@@ -138,12 +156,7 @@ pub(super) fn check_of_gguf(
     plan: &Plan,
     adapters: &[AdapterFiles],
 ) -> Result<()> {
-    const HINT: &str = "take the Hugging Face folder of the model as the base: a GGUF keeps its tokens";
     check_for_adapters(settings)?;
-    if settings.pad_to_multiple_of.is_some() {
-        let finding = setting("pad_to_multiple_of").expected("none, where the base is a GGUF").found("one");
-        return Err(finding.hint(HINT).setting());
-    }
     match resized(base, plan, adapters)? {
         None => Ok(()),
         Some(resized) => {

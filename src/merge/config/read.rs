@@ -181,12 +181,12 @@ fn read_source(item: &Value) -> Result<InputSlice> {
     let range = keys.require("layer_range", RANGE)?;
     let parameters = Parameters::read(keys.take("parameters"))?;
     keys.finish()?;
-    let ends = range.items(RANGE)?.iter().map(|end| end.count(RANGE)).collect::<Result<Vec<_>>>()?;
+    let ends = range.items(RANGE)?;
+    let ends = ends.iter().map(|end| end.count("the number of a layer, from 0")).collect::<Result<Vec<_>>>()?;
     let &[start, end] = ends.as_slice() else { return Err(range.wrong(RANGE)) };
     let place = range.finding().subject;
-    if start >= end {
-        let finding = range.finding().expected("at least one layer");
-        return Err(finding.found(format_args!("[{start}, {end}]")).format());
+    if start > end {
+        return Err(range.finding().expected(RANGE).found(format_args!("[{start}, {end}]")).format());
     }
     Ok(InputSlice { model, layers: start..end, parameters, place })
 }
@@ -323,8 +323,12 @@ mod tests {
                 "line 2: slices[0].sources: expected models with layer_range",
             ),
             (
-                &format!("{start}slices: [{{sources: [{{model: a, layer_range: [3, 3]}}]}}]\n"),
-                "layer_range: expected at least one layer, found [3, 3]",
+                &format!("{start}slices: [{{sources: [{{model: a, layer_range: [5, 3]}}]}}]\n"),
+                "layer_range: expected the first layer and the one behind the last: [0, 16], found [5, 3]",
+            ),
+            (
+                &format!("{start}slices: [{{sources: [{{model: a, layer_range: [-1, 3]}}]}}]\n"),
+                "layer_range[0]: expected the number of a layer, from 0, found -1",
             ),
             (
                 &format!("{start}slices: [{{sources: [{{model: a, layer_range: 3}}]}}]\n"),
