@@ -140,6 +140,27 @@ fn names_of_what_wrapped_the_model_change_nothing() {
 }
 
 #[test]
+fn the_first_bytes_of_an_adapters_file_say_what_it_is() {
+    let b = Bench::new();
+    let (expected, _) = b.merge(&b.base, &b.plain(), "expected", &[]);
+    let pickled = b.at("pickled.bin");
+    let alone = b.at("alone.safetensors");
+    fs::copy(b.plain().join("adapter_model.safetensors"), &alone).unwrap();
+    done(&["convert", text(&alone), "-o", text(&pickled)]);
+    for (name, file, kind) in
+        [("adapter_model.bin", &alone, "a safetensors file"), ("adapter_model.safetensors", &pickled, "a PyTorch file")]
+    {
+        let folder = b.at(&format!("of-{name}"));
+        fs::create_dir(&folder).unwrap();
+        fs::copy(b.plain().join("adapter_config.json"), folder.join("adapter_config.json")).unwrap();
+        fs::copy(file, folder.join(name)).unwrap();
+        let (found, said) = b.merge(&b.base, &folder, &format!("out-{name}"), &[]);
+        assert_same(&expected, &found);
+        assert!(said.contains(&format!("{name}: by its first bytes it is {kind}, and is read as one")), "{said}");
+    }
+}
+
+#[test]
 fn an_adapter_of_the_inner_model_is_one_of_the_class_around_it() {
     let b = Bench::new();
     // A class without a family, whose names nothing but the base tells.

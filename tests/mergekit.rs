@@ -125,6 +125,22 @@ fn a_head_that_one_model_has_by_itself_is_no_longer_tied() {
 }
 
 #[test]
+fn a_slice_may_have_no_layers() {
+    let b = Bench::new();
+    let slices = |empty: &str| {
+        format!(
+            "slices:\n- sources: [{{model: {{a}}, layer_range: [0, 1]}}]\n{empty}- sources: [{{model: {{b}}, layer_range: \
+             [1, 2]}}]\nmerge_method: passthrough\n"
+        )
+    };
+    let without = b.merge("without", &slices(""), &[]);
+    let with = b.merge("with", &slices("- sources: [{model: {b}, layer_range: [1, 1]}]\n"), &[]);
+    assert_eq!(config_json(&with)["num_hidden_layers"], 2);
+    let [without, with] = [without, with].map(|out| read(&out.join("model.safetensors")));
+    assert_eq!(without, with);
+}
+
+#[test]
 fn a_merge_of_models_keeps_the_configuration_that_says_the_same() {
     let b = Bench::new();
     let model = |name: &str| text(&fixture("mergekit").join(name)).to_owned();

@@ -252,6 +252,8 @@ fn what_a_vocabulary_can_not_be_is_refused() {
         line.contains("expected omp, common_interpolation, subword, mean or zero, found \"randn\"; mergekit has"),
         "{line}"
     );
+    let line = refused(USAGE, models, &["--method", "mean", "--k", "3"]);
+    assert!(line.contains("--k: expected --method omp or common_interpolation, which reads it, found mean"), "{line}");
     let line = refused(USAGE, models, &["--cosine-similarity"]);
     assert!(line.contains("--cosine-similarity: expected --method common_interpolation, which reads it"), "{line}");
     let bare = fixture("adapters/vocabulary/untied");
@@ -358,4 +360,10 @@ fn rows_that_no_file_has_are_refused() {
     assert!(line.contains("--to: expected a model: the adapters have rows that the base lacks"), "{line}");
     let line = refused(USAGE, &[&adapters().join("auto")], &["--pad-to-multiple-of", "0"]);
     assert!(line.contains("--pad-to-multiple-of: expected a number from 1"), "{line}");
+    let line = refused(USAGE, &[&adapters().join("auto")], &["--pad-to-multiple-of", "8", "--to", "lora"]);
+    assert!(line.contains("--pad-to-multiple-of: expected a model as output, found a LoRA"), "{line}");
+    let (base, lora) = (base.join("model.safetensors"), adapters().join("auto"));
+    let args = ["merge", text(&base), text(&lora), "-o", text(&out), "--pad-to-multiple-of", "8"];
+    let line = refused_leaving(USAGE, dir.path(), &args);
+    assert!(line.contains("--pad-to-multiple-of: expected a model's folder as base, found a file"), "{line}");
 }

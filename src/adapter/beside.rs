@@ -4,18 +4,13 @@
 //! Loading the adapter means loading that file first. What no script is known to load is named in a note.
 
 use std::path::Path;
-use std::sync::Arc;
 
+use super::open::tensors_of;
 use super::peft::{self, Base, Named};
 use super::{mlx, new_tokens};
 use crate::checkpoint::is_model;
 use crate::error::{Error, IoContext, Result};
-use crate::formats::FileKind;
-use crate::formats::pytorch::PytorchFile;
-use crate::formats::safetensors::SafetensorsFile;
 use crate::output::WEIGHT_EXTENSIONS;
-use crate::plan::Plan;
-use crate::source::Source;
 
 /// Names, without their endings, of files with whole modules that were trained together with the adapter: those of
 /// LLaVA's scripts, of scripts for Qwen-VL, and of LongLoRA.
@@ -96,11 +91,7 @@ fn names(folder: &Path, file: &Path) -> Result<Vec<String>> {
 
 /// The tensors of `file` as changes to `base`, if it has all of them.
 fn changes(file: &Path, base: &Base) -> Result<Vec<Named>> {
-    let source: Arc<dyn Source> = match FileKind::of(file)? {
-        Some(FileKind::Safetensors) => Arc::new(SafetensorsFile::open(file)?),
-        _ => Arc::new(PytorchFile::open(file, None)?),
-    };
-    let changes = peft::whole(file, file, Plan::taking(&source), base)?;
+    let changes = peft::whole(file, file, tensors_of(file)?, base)?;
     changes.check_numbers()?;
     Ok(changes.on_main_names(base)?.changes)
 }

@@ -4,13 +4,11 @@
 //! Reference: vLLM `vllm/lora/models.py` (`EMBEDDING_MODULES`).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use super::open::tensors_of;
 use crate::error::{Finding, Result};
-use crate::formats::pytorch::PytorchFile;
-use crate::formats::safetensors::SafetensorsFile;
-use crate::plan::{Plan, PlannedTensor};
-use crate::source::{Source, show_shape};
+use crate::plan::PlannedTensor;
+use crate::source::show_shape;
 
 /// The file's names.
 pub(crate) const FILES: [&str; 2] = ["new_embeddings.safetensors", "new_embeddings.bin"];
@@ -33,11 +31,7 @@ impl NewTokens {
         let Some(file) = FILES.iter().map(|name| folder.join(name)).find(|file| file.is_file()) else {
             return Ok(None);
         };
-        let source: Arc<dyn Source> = match file.extension().is_some_and(|extension| extension == "safetensors") {
-            true => Arc::new(SafetensorsFile::open(&file)?),
-            false => Arc::new(PytorchFile::open(&file, None)?),
-        };
-        let plan = Plan::taking(&source);
+        let plan = tensors_of(&file)?;
         let finding = |name: &str| Finding::new(&file, format!("tensor {name:?}"));
         if let Some(other) = plan.tensors.iter().find(|tensor| tensor.name != INPUT && tensor.name != OUTPUT) {
             let expected = format!("nothing but {INPUT} and {OUTPUT}");

@@ -86,15 +86,16 @@ impl AdapterFiles {
         if let Some(file) = mlx_file(&folder) {
             return Self::of_mlx(&folder, file, &config, notes);
         }
-        let (file, source) = weights(&folder)?;
-        Ok(Self { path: folder, file, tensors: Plan::taking(&source), form: AdapterForm::Peft(config), notes })
+        let file = weights(&folder)?;
+        let tensors = tensors_of(&file)?;
+        notes.extend(FileKind::note_of_name(&file)?);
+        Ok(Self { path: folder, file, tensors, form: AdapterForm::Peft(config), notes })
     }
 
     /// Opens an adapter of mlx-lm, whose tensors are in `file`.
     fn of_mlx(folder: &Path, file: PathBuf, config: &Map<String, Value>, mut notes: Vec<String>) -> Result<Self> {
-        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&file)?);
         let config_path = folder.join(ADAPTER_CONFIG);
-        let Mlx { settings, tensors, notes: own } = mlx::read(&config_path, config, &file, Plan::taking(&source))?;
+        let Mlx { settings, tensors, notes: own } = mlx::read(&config_path, config, &file, tensors_of(&file)?)?;
         notes.extend(own);
         Ok(Self { path: folder.to_owned(), file, tensors, form: AdapterForm::Mlx(settings), notes })
     }
@@ -113,17 +114,13 @@ impl AdapterFiles {
             return Self::find(folder);
         }
         let (file, notes) = (path.to_owned(), Vec::new());
-        let source: Arc<dyn Source> = match FileKind::of(path)? {
-            Some(FileKind::Gguf) => {
-                let model = GgufModel::open(path)?;
-                let tensors = model.tensors().iter().cloned().collect();
-                let form = AdapterForm::Gguf(model.metadata().clone());
-                return Ok(Self { path: file.clone(), file, tensors, form, notes });
-            }
-            Some(FileKind::Pytorch) => Arc::new(PytorchFile::open(path, None)?),
-            Some(FileKind::Safetensors) | None => Arc::new(SafetensorsFile::open(path)?),
-        };
-        let tensors = Plan::taking(&source);
+        if FileKind::of(path)? == Some(FileKind::Gguf) {
+            let model = GgufModel::open(path)?;
+            let tensors = model.tensors().iter().cloned().collect();
+            let form = AdapterForm::Gguf(model.metadata().clone());
+            return Ok(Self { path: file.clone(), file, tensors, form, notes });
+        }
+        let tensors = tensors_of(path)?;
         let is_mlx = path.file_name().is_some_and(|name| name == mlx::WEIGHTS) || mlx::has_factors(&tensors);
         if is_mlx && folder.join(ADAPTER_CONFIG).is_file() {
             return Self::of_mlx(folder, file, &read_json_object(&folder.join(ADAPTER_CONFIG))?, notes);
@@ -252,21 +249,24 @@ fn mlx_file(folder: &Path) -> Option<PathBuf> {
 }
 
 /// The weights in a folder of PEFT: safetensors if there are any, otherwise torch's file.
-fn weights(folder: &Path) -> Result<(PathBuf, Arc<dyn Source>)> {
-    let [safetensors, pickled] = WEIGHTS.map(|name| folder.join(name));
-    if safetensors.is_file() {
-        let source: Arc<dyn Source> = Arc::new(SafetensorsFile::open(&safetensors)?);
-        return Ok((safetensors, source));
-    }
-    if pickled.is_file() {
-        let source: Arc<dyn Source> = Arc::new(PytorchFile::open(&pickled, None)?);
-        return Ok((pickled, source));
-    }
-    Err(Finding::new(folder, "weights")
-        .expected(format_args!("{}, {} or mlx-lm's {}", WEIGHTS[0], WEIGHTS[1], mlx::WEIGHTS))
-        .found("none of them")
-        .hint("is the download complete?")
-        .mismatch())
+fn weights(folder: &Path) -> Result<PathBuf> {
+    let finding = || {
+        Finding::new(folder, "weights")
+            .expected(format_args!("{}, {} or mlx-lm's {}", WEIGHTS[0], WEIGHTS[1], mlx::WEIGHTS))
+            .found("none of them")
+            .hint("is the download complete?")
+    };
+    WEIGHTS.map(|name| folder.join(name)).into_iter().find(|file| file.is_file()).ok_or_else(|| finding().mismatch())
+}
+
+/// The tensors in a file of an adapter. As everywhere, its first bytes say what the file is; its name does only where they
+/// don't.
+pub(super) fn tensors_of(file: &Path) -> Result<Plan> {
+    let source: Arc<dyn Source> = match FileKind::of(file)?.or_else(|| FileKind::by_name(file)) {
+        Some(FileKind::Pytorch) => Arc::new(PytorchFile::open(file, None)?),
+        _ => Arc::new(SafetensorsFile::open(file)?),
+    };
+    Ok(Plan::taking(&source))
 }
 
 /// Finds the folder of the only adapter below `folder`, which is not an adapter itself.

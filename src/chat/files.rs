@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::DEFAULT;
 use crate::error::{Finding, IoContext, Result};
 use crate::formats::gguf::GgufModel;
 use crate::json::{read, read_json_object};
-use crate::tokenizer::{chat_templates, to_hf};
+use crate::tokenizer::{DEFAULT_TEMPLATE, chat_templates, templates_by_name, to_hf};
 
 /// The most bytes of a template: the largest published ones have some ten thousand.
 const MAX_BYTES: u64 = 16 << 20;
@@ -25,24 +24,23 @@ pub(super) struct Templates {
 
 impl Templates {
     pub(super) fn find(model: &Path, choice: Option<&Path>) -> Result<Self> {
-        let (config, found) = match model.is_dir() {
+        let (config, mut texts) = match model.is_dir() {
             true => of_folder(model)?,
             false => of_gguf(model)?,
         };
         let special_tokens = special_tokens(&config);
-        let mut texts = by_name(found.unwrap_or_default());
         let Some(choice) = choice else {
             return Ok(Self { path: model.to_owned(), texts, special_tokens });
         };
         if choice.is_file() {
             let text = read_template(choice)?;
-            let texts = BTreeMap::from([(DEFAULT.to_owned(), text)]);
+            let texts = BTreeMap::from([(DEFAULT_TEMPLATE.to_owned(), text)]);
             return Ok(Self { path: choice.to_owned(), texts, special_tokens });
         }
         let name = choice.to_string_lossy();
         match texts.remove(&*name) {
             Some(text) => {
-                let texts = BTreeMap::from([(DEFAULT.to_owned(), text)]);
+                let texts = BTreeMap::from([(DEFAULT_TEMPLATE.to_owned(), text)]);
                 Ok(Self { path: model.to_owned(), texts, special_tokens })
             }
             None => {
@@ -70,19 +68,19 @@ fn read_template(path: &Path) -> Result<String> {
 }
 
 /// tokenizer_config.json with what special_tokens_map.json adds, and the templates.
-fn of_folder(folder: &Path) -> Result<(Map<String, Value>, Option<Value>)> {
+fn of_folder(folder: &Path) -> Result<(Map<String, Value>, BTreeMap<String, String>)> {
     let object = |name: &str| match folder.join(name) {
         path if path.is_file() => read_json_object(&path),
         _ => Ok(Map::new()),
     };
     let mut config = object("special_tokens_map.json")?;
     config.extend(object("tokenizer_config.json")?);
-    let found = chat_templates(folder, &config)?;
-    Ok((config, found))
+    let texts = chat_templates(folder, &config)?;
+    Ok((config, texts))
 }
 
 /// The same of a GGUF file.
-fn of_gguf(path: &Path) -> Result<(Map<String, Value>, Option<Value>)> {
+fn of_gguf(path: &Path) -> Result<(Map<String, Value>, BTreeMap<String, String>)> {
     let files = to_hf(GgufModel::open(path)?.metadata(), &mut Vec::new())?;
     let file = |wanted: &str| files.iter().find(|(name, _)| name == wanted).map(|(_, bytes)| bytes.as_slice());
     let config: Map<String, Value> = match file("tokenizer_config.json") {
@@ -90,20 +88,8 @@ fn of_gguf(path: &Path) -> Result<(Map<String, Value>, Option<Value>)> {
         None => Map::new(),
     };
     let alone = file("chat_template.jinja").map(|text| Value::String(String::from_utf8_lossy(text).into_owned()));
-    let found = alone.or_else(|| config.get("chat_template").cloned());
-    Ok((config, found))
-}
-
-/// Templates by name: a single one is the default.
-fn by_name(found: Value) -> BTreeMap<String, String> {
-    match found {
-        Value::String(text) => BTreeMap::from([(DEFAULT.to_owned(), text)]),
-        Value::Array(list) => {
-            let text = |entry: &Value, field: &str| Some(entry.get(field)?.as_str()?.to_owned());
-            list.iter().filter_map(|entry| Some((text(entry, "name")?, text(entry, "template")?))).collect()
-        }
-        _ => BTreeMap::new(),
-    }
+    let texts = alone.as_ref().or_else(|| config.get("chat_template")).map(templates_by_name).unwrap_or_default();
+    Ok((config, texts))
 }
 
 /// The text of `bos_token` of a model's folder. Where its files don't say, it is that of the tokenizer's class in

@@ -23,13 +23,12 @@ use minijinja::Environment;
 use serde_json::{Map, Value};
 
 use crate::error::{Finding, Result};
+use crate::tokenizer::DEFAULT_TEMPLATE;
 use files::Templates;
 
 pub(crate) use files::bos_text;
 pub(crate) use json::python_json;
 
-/// The template for chats without tools, and the only one of most models.
-const DEFAULT: &str = "default";
 /// The template for chats with tools, if a model has one of its own for them.
 const TOOL_USE: &str = "tool_use";
 
@@ -83,7 +82,7 @@ impl ChatTemplate {
             return Ok(None);
         }
         let mut templates = BTreeMap::new();
-        for name in [DEFAULT, TOOL_USE] {
+        for name in [DEFAULT_TEMPLATE, TOOL_USE] {
             if let Some(text) = texts.get(name) {
                 templates.insert(name, Compiled::new(&path, text)?);
             }
@@ -110,7 +109,7 @@ impl ChatTemplate {
 
     fn choose(&self, tools: Option<&Value>) -> Option<&Compiled> {
         let own = tools.and_then(|_| self.templates.get(TOOL_USE));
-        own.or_else(|| self.templates.get(DEFAULT))
+        own.or_else(|| self.templates.get(DEFAULT_TEMPLATE))
     }
 
     /// Renders `chat`. An error completes `finding`.

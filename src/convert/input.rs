@@ -63,29 +63,6 @@ pub struct Opening<'a> {
     pub names_from: Option<&'a str>,
 }
 
-/// Extensions of PyTorch files. What a file is follows from its first bytes; these are for files to be written, and for
-/// files that begin like nothing known.
-pub const PYTORCH_EXTENSIONS: [&str; 6] = ["bin", "pt", "pth", "ckpt", "tar", "pkl"];
-
-/// The kind that the name of a file claims.
-fn claimed_kind(path: &Path) -> Option<FileKind> {
-    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-        "gguf" => Some(FileKind::Gguf),
-        "safetensors" => Some(FileKind::Safetensors),
-        extension => PYTORCH_EXTENSIONS.contains(&extension).then_some(FileKind::Pytorch),
-    }
-}
-
-/// A note for a file whose name claims another kind than its first bytes have, which it is read as.
-///
-/// # Errors
-/// As [`FileKind::of`].
-pub(crate) fn note_of_name(path: &Path) -> Result<Option<String>> {
-    let (found, claimed) = (FileKind::of(path)?, claimed_kind(path));
-    let note = |kind: FileKind| format!("{}: by its first bytes it is {kind}, and is read as one", path.display());
-    Ok(found.filter(|found| claimed.is_some_and(|claimed| claimed != *found)).map(note))
-}
-
 /// Whether the folder `path` holds both a model and the settings of an adapter.
 pub(crate) fn can_be_either(path: &Path) -> bool {
     path.join(ADAPTER_CONFIG).is_file() && is_model(path) && has_weights(path)
@@ -120,7 +97,7 @@ impl Input {
     /// As [`Input::open`].
     pub fn open_stored(path: &Path, opening: Opening) -> Result<Self> {
         let Opening { key, content, strip_prefix, names_from } = opening;
-        let kind = FileKind::of(path)?.or(claimed_kind(path));
+        let kind = FileKind::of(path)?.or(FileKind::by_name(path));
         if key.is_some() && kind != Some(FileKind::Pytorch) && !path.is_dir() {
             return Err(Finding::new("", "key")
                 .expected("a PyTorch file to choose from")
@@ -167,7 +144,7 @@ impl Input {
             let FolderWeights { plan, others, notes } = weights;
             return Ok(Input::Weights { plan, others, notes });
         }
-        let (mut others, mut notes) = (Vec::new(), Vec::from_iter(note_of_name(path)?));
+        let (mut others, mut notes) = (Vec::new(), Vec::from_iter(FileKind::note_of_name(path)?));
         let source: Arc<dyn Source> = match kind {
             Some(FileKind::Gguf) => {
                 tensors_alone(path, strip_prefix, "a GGUF")?;

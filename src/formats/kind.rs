@@ -12,6 +12,10 @@ const BEGINNING: usize = 262;
 /// The beginning of torch's magic number in protocols 0 and 1.
 const MAGIC_IN_DIGITS: &[u8] = b"L119547037146038801333356L";
 
+/// Extensions of PyTorch files. What a file is follows from its first bytes; these are for files to be written, and for
+/// files that begin like nothing known.
+pub const PYTORCH_EXTENSIONS: [&str; 6] = ["bin", "pt", "pth", "ckpt", "tar", "pkl"];
+
 /// A format of files with named tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -38,6 +42,25 @@ impl FileKind {
         let file = std::fs::File::open(path).at(path, "open")?;
         file.take(BEGINNING as u64).read_to_end(&mut bytes).at(path, "read")?;
         Ok(Self::by_bytes(&bytes))
+    }
+
+    /// The kind that the name of a file claims.
+    pub(crate) fn by_name(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "gguf" => Some(Self::Gguf),
+            "safetensors" => Some(Self::Safetensors),
+            extension => PYTORCH_EXTENSIONS.contains(&extension).then_some(Self::Pytorch),
+        }
+    }
+
+    /// A note for a file whose name claims another kind than its first bytes have, which it is read as.
+    ///
+    /// # Errors
+    /// As [`FileKind::of`].
+    pub(crate) fn note_of_name(path: &Path) -> Result<Option<String>> {
+        let (found, claimed) = (Self::of(path)?, Self::by_name(path));
+        let note = |kind: Self| format!("{}: by its first bytes it is {kind}, and is read as one", path.display());
+        Ok(found.filter(|found| claimed.is_some_and(|claimed| claimed != *found)).map(note))
     }
 
     fn by_bytes(bytes: &[u8]) -> Option<Self> {

@@ -7,4 +7,4 @@ pub mod pytorch;
 pub mod safetensors;
 mod shards;
 
-pub use kind::FileKind;
+pub use kind::{FileKind, PYTORCH_EXTENSIONS};

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::error::{Finding, Result};
 use crate::json::read_json_object;
 use crate::output::{Output, json_text};
-use crate::tokenizer::chat_templates;
+use crate::tokenizer::{DEFAULT_TEMPLATE, chat_templates};
 
 /// Templates by mergekit's names.
 const NAMED: &[(&str, &str)] = &[
@@ -63,14 +63,7 @@ fn most_common(folders: &[PathBuf]) -> Result<Option<String>> {
 fn of_folder(folder: &Path) -> Result<Option<String>> {
     let path = folder.join("tokenizer_config.json");
     let config = if path.is_file() { read_json_object(&path)? } else { Map::new() };
-    Ok(match chat_templates(folder, &config)? {
-        Some(Value::String(text)) => Some(text),
-        Some(Value::Array(list)) => list
-            .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
-            .and_then(|entry| entry.get("template")?.as_str().map(str::to_owned)),
-        _ => None,
-    })
+    Ok(chat_templates(folder, &config)?.remove(DEFAULT_TEMPLATE))
 }
 
 /// Gives the output this template, in the place of any other.

@@ -15,10 +15,11 @@ use crate::checkpoint::{ADAPTER_CONFIG, Checkpoint, has_weights, is_model};
 use crate::convert::lora::{self, LoraBase};
 use crate::convert::{
     Content, ConvertOptions, Fuse, GENERIC, GeneralOptions, Input, ModelPart, Opening, OutType, from_gguf, generic,
-    is_adapter, note_of_name, to_gguf,
+    is_adapter, to_gguf,
 };
 use crate::error::{Finding, Result};
 use crate::filter::dense_kernels;
+use crate::formats::FileKind;
 use crate::formats::gguf::{GgufModel, Override};
 use crate::json::read_json_object;
 use crate::output::{Output, Sidecars, safetensors_metadata};
@@ -254,7 +255,7 @@ pub fn convert(settings: &ConvertSettings) -> Result<Output> {
                 }
             }
         }
-        Input::Gguf(model) => (Vec::from_iter(note_of_name(&settings.input)?), settings.gguf(&model)?),
+        Input::Gguf(model) => (Vec::from_iter(FileKind::note_of_name(&settings.input)?), settings.gguf(&model)?),
         Input::Adapter => (Vec::new(), settings.adapter()?),
     };
     notes.extend(made.notes);

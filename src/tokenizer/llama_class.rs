@@ -5,54 +5,17 @@
 //! every stretch if the tokenizer says `legacy`, and otherwise before the text alone. llama.cpp does as the files say, so a
 //! conversion keeps it.
 //!
-//! Reference: transformers 5.23 `models/llama/tokenization_llama.py`, `models/auto/tokenization_auto.py`
-//! (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`).
+//! Reference: transformers 5.23 `models/llama/tokenization_llama.py`, `models/auto/tokenization_auto.py`.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::from_hf::is_wrongly_named;
 use crate::error::{Finding, Result};
 use crate::json::{read, read_json_object};
 
 const CLASS: &str = "LlamaTokenizer";
-
-/// The values of `model_type` of models that name this class and whose tokenizer.json counts all the same.
-const AS_THE_FILE_SAYS: [&str; 33] = [
-    "arctic",
-    "chatlm",
-    "ernie4_5",
-    "ernie4_5_moe",
-    "fuyu",
-    "h2ovl_chat",
-    "hyperclovax",
-    "hyperclovax_vlm",
-    "hyperclovax_vision_v2",
-    "internlm2",
-    "internlm3",
-    "iquestcoder",
-    "jamba",
-    "llava",
-    "llava_next",
-    "minicpm3",
-    "minicpmv",
-    "minimax_m2",
-    "molmo",
-    "molmo2",
-    "nemotron",
-    "nvfp4",
-    "opencua",
-    "openvla",
-    "paddleocr_vl",
-    "phi3",
-    "phi3_v",
-    "phimoe",
-    "qwen2",
-    "step3_vl",
-    "vipllava",
-    "siglip2",
-    "smolvlm",
-];
 
 /// The tokenizer.json `json` of the model in `folder` as transformers runs it. `is_made` says that it was made of
 /// tokenizer.model.
@@ -67,7 +30,7 @@ pub(crate) fn as_in_transformers(folder: &Path, json: Vec<u8>, is_made: bool) ->
     let (settings, config) = (object("tokenizer_config.json")?, object("config.json")?);
     let text = |from: &Map<String, Value>, key: &str| from.get(key).and_then(Value::as_str).map(str::to_owned);
     let class = text(&settings, "tokenizer_class").or_else(|| text(&config, "tokenizer_class")).unwrap_or_default();
-    let is_other = text(&config, "model_type").is_some_and(|kind| AS_THE_FILE_SAYS.contains(&kind.as_str()));
+    let is_other = text(&config, "model_type").is_some_and(|kind| is_wrongly_named(&kind));
     if class.strip_suffix("Fast").unwrap_or(&class) != CLASS
         || settings.contains_key("auto_map")
         || is_other && !is_made

@@ -25,7 +25,9 @@ mod token;
 
 pub(crate) use comparable::{ComparableToken, comparable};
 pub(crate) use edited::{EditedTokenizer, ids_differ};
-pub(crate) use from_hf::chat_templates;
+#[cfg(feature = "train")]
+pub(crate) use from_hf::templates_by_name;
+pub(crate) use from_hf::{DEFAULT_TEMPLATE, chat_templates};
 pub(crate) use from_hf::{ListedToken, Tokens};
 pub(crate) use from_hf::{Vocab, VocabOptions, gemma3_rows, rows_needed, to_gguf};
 #[cfg(feature = "train")]

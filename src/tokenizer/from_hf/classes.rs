@@ -21,7 +21,7 @@ pub(super) fn class(files: &Files) -> String {
     let named = files.setting("tokenizer_class").or_else(|| config.get("tokenizer_class"));
     let Some(named) = named.and_then(Json::as_str) else { return registered.unwrap_or_default().to_owned() };
     let named = named.strip_suffix("Fast").unwrap_or(named);
-    let is_wrong = WRONGLY_NAMED.contains(&model_type);
+    let is_wrong = is_wrongly_named(model_type);
     if named == "LlamaTokenizer" && !is_wrong && files.tokenizer.as_ref().is_some_and(is_byte_level) {
         return String::new();
     }
@@ -47,7 +47,16 @@ fn is_byte_level(tokenizer: &Object) -> bool {
 /// Returns the class for a type of model; empty for the plain one, `None` for types without an entry.
 fn registered(model_type: &str) -> Option<&'static str> {
     Some(match model_type {
-        "gpt2" | "starcoder2" | "phi" | "dbrx" | "jais2" | "codegen" | "gpt_neo" | "gptj" | "opt" => "GPT2Tokenizer",
+        "gpt2"
+        | "starcoder2"
+        | "phi"
+        | "dbrx"
+        | "jais2"
+        | "codegen"
+        | "gpt_neo"
+        | "gptj"
+        | "opt"
+        | "hyperclovax_vision_v2" => "GPT2Tokenizer",
         "gpt_neox" | "olmo" | "olmoe" | "mamba" | "mamba2" | "falcon_mamba" | "mpt" | "rwkv" => "GPTNeoXTokenizer",
         "qwen2" | "qwen2_5_omni" | "qwen2_5_vl" | "qwen2_audio" | "qwen2_moe" | "qwen2_vl" | "qwen3" | "qwen3_asr"
         | "qwen3_moe" | "qwen3_next" | "qwen3_omni_moe" | "qwen3_vl" | "qwen3_vl_moe" | "audioflamingo3"
@@ -61,18 +70,24 @@ fn registered(model_type: &str) -> Option<&'static str> {
         "cohere" | "cohere2" | "aya_vision" => "CohereTokenizer",
         "gemma" | "gemma2" | "gemma3" | "gemma3_text" | "gemma3n" | "gemma3n_text" => "GemmaTokenizer",
         "idefics" | "idefics2" => "LlamaTokenizer",
+        "siglip2" => "Siglip2Tokenizer",
         "t5" | "mt5" => "T5Tokenizer",
         "glm" | "glm4" | "glm4_moe" | "glm4_moe_lite" | "glm4v" | "glm4v_moe" | "glmasr" | "gpt_bigcode"
         | "granite" | "granitemoe" | "granitemoehybrid" | "granitemoeshared" | "kimi_k25" | "kimi_linear"
         | "mimo_v2_flash" | "minicpmv4_6" | "ministral" | "ministral3" | "mistral" | "mistral3" | "mixtral"
         | "olmo2" | "olmo3" | "pixtral" | "pocket_tts" | "stablelm" | "umt5" | "voxtral" => "",
-        other if WRONGLY_NAMED.contains(&other) => "",
+        other if is_wrongly_named(other) => "",
         _ => return None,
     })
 }
 
-/// The types of models whose files are known to name a wrong class.
-const WRONGLY_NAMED: [&str; 32] = [
+/// Whether the files of this type of model are known to name a wrong class, so that the type decides.
+pub(crate) fn is_wrongly_named(model_type: &str) -> bool {
+    WRONGLY_NAMED.contains(&model_type)
+}
+
+/// transformers' `MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`.
+const WRONGLY_NAMED: [&str; 41] = [
     "arctic",
     "chatlm",
     "ernie4_5",
@@ -81,6 +96,7 @@ const WRONGLY_NAMED: [&str; 32] = [
     "h2ovl_chat",
     "hyperclovax",
     "hyperclovax_vlm",
+    "hyperclovax_vision_v2",
     "internlm2",
     "internlm3",
     "iquestcoder",
@@ -93,7 +109,11 @@ const WRONGLY_NAMED: [&str; 32] = [
     "modernbert",
     "modernbert-decoder",
     "molmo",
+    "molmo2",
     "nemotron",
+    "nvfp4",
+    "opencua",
+    "openvla",
     "paddleocr_vl",
     "phi3",
     "phi3_v",
@@ -104,6 +124,10 @@ const WRONGLY_NAMED: [&str; 32] = [
     "qwen3_5_moe_text",
     "qwen4_exp",
     "step3_vl",
+    "vipllava",
+    "cohere_asr",
+    "camembertv2-base",
+    "siglip2",
     "smolvlm",
 ];
 
@@ -126,5 +150,27 @@ pub(super) fn class_tokens(class: &str) -> [&'static str; 7] {
         "T5Tokenizer" => ["", "</s>", "<unk>", "", "<pad>", "", ""],
         "DebertaTokenizer" | "DebertaV2Tokenizer" => ["[CLS]", "[SEP]", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"],
         _ => [""; 7],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_whose_files_name_a_wrong_class_have_the_class_of_the_type() {
+        let of = |model_type| is_wrongly_named(model_type).then(|| registered(model_type)).flatten();
+        for (model_type, class) in [
+            ("qwen2", Some("Qwen2Tokenizer")),
+            ("qwen3_5_moe", Some("Qwen3_5Tokenizer")),
+            ("hyperclovax_vision_v2", Some("GPT2Tokenizer")),
+            ("siglip2", Some("Siglip2Tokenizer")),
+            ("cohere_asr", Some("")),
+            ("nvfp4", Some("")),
+            ("llama", None),
+            ("qwen3", None),
+        ] {
+            assert_eq!(of(model_type), class, "{model_type}");
+        }
     }
 }

@@ -35,11 +35,15 @@ use sentencepiece::ScoredTokens;
 use special::{SpecialTokens, USUAL};
 use vocabulary::Token;
 
+#[cfg(feature = "train")]
+pub(crate) use classes::is_wrongly_named;
 pub(crate) use kinds::Vocab;
 pub(crate) use listing::{ListedToken, Listing};
 pub(crate) use lookup::Tokens;
 pub(crate) use rows::rows_needed;
-pub(crate) use template::chat_templates;
+#[cfg(feature = "train")]
+pub(crate) use template::templates_by_name;
+pub(crate) use template::{DEFAULT_TEMPLATE, chat_templates};
 
 use super::record;
 use crate::checkpoint::Checkpoint;

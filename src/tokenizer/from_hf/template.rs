@@ -3,7 +3,7 @@
 //! Reference: llama.cpp `gguf-py/gguf/vocab.py` (`SpecialVocab`), `gguf-py/gguf/gguf_writer.py`
 //! (`add_chat_template`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -29,11 +29,27 @@ pub(super) fn find(folder: &Path, config: &Object, notes: &mut Vec<String>) -> R
     Ok(template.filter(usable))
 }
 
-/// The chat template as transformers takes it: of a file, else of tokenizer_config.json.
+/// The name of the template that is used unless another one is asked for.
+pub(crate) const DEFAULT_TEMPLATE: &str = "default";
+
+/// The chat templates by name as transformers takes them: of files, else of tokenizer_config.json.
 ///
 /// Reference: transformers `tokenization_utils_base.py` (`_from_pretrained`).
-pub(crate) fn chat_templates(folder: &Path, config: &Object) -> Result<Option<Json>> {
-    Ok(beside(folder)?.or_else(|| config.get("chat_template").cloned()))
+pub(crate) fn chat_templates(folder: &Path, config: &Object) -> Result<BTreeMap<String, String>> {
+    let found = beside(folder)?;
+    Ok(found.as_ref().or_else(|| config.get("chat_template")).map(templates_by_name).unwrap_or_default())
+}
+
+/// Templates by name: a single one is the default. What isn't a text is left out.
+pub(crate) fn templates_by_name(found: &Json) -> BTreeMap<String, String> {
+    match found {
+        Json::String(text) => BTreeMap::from([(DEFAULT_TEMPLATE.to_owned(), text.clone())]),
+        Json::Array(list) => {
+            let text = |entry: &Json, field: &str| Some(entry.get(field)?.as_str()?.to_owned());
+            list.iter().filter_map(|entry| Some((text(entry, "name")?, text(entry, "template")?))).collect()
+        }
+        _ => BTreeMap::new(),
+    }
 }
 
 /// The template in a file beside tokenizer_config.json.
@@ -46,7 +62,7 @@ fn beside(folder: &Path) -> Result<Option<Json>> {
             return Ok(Some(Json::String(default)));
         }
         let named = |(name, template): (String, String)| serde_json::json!({ "name": name, "template": template });
-        let all = std::iter::once(("default".to_owned(), default)).chain(others);
+        let all = std::iter::once((DEFAULT_TEMPLATE.to_owned(), default)).chain(others);
         return Ok(Some(all.map(named).collect()));
     }
     let json = folder.join("chat_template.json");
