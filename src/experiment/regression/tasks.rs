@@ -1,7 +1,8 @@
 //! Noisy non-linear regression: what is learned, and the data.
 //!
-//! Friedman's functions are those of Friedman, "Multivariate adaptive regression splines" (1991), with factors that are
-//! 1 where the net is pretrained and others where it is adapted.
+//! Friedman's functions are those of Friedman, "Multivariate adaptive regression splines" (1991), with factors of their
+//! terms that are 1 where the net is pretrained, and from 0.1 to 10 where it is adapted. Regimes have the same sines, each
+//! with factors of its own: what they have in common can be learned of all rows, of its own each regime has few.
 
 use std::f32::consts::{PI, TAU};
 
@@ -99,10 +100,14 @@ impl Sines {
     }
 
     fn at(&self, x: &[f32]) -> f32 {
-        let sine = |(direction, phase, size): &(Vec<f32>, f32, f32)| {
+        self.each(x).sum()
+    }
+
+    /// The value of each sine.
+    fn each<'a>(&'a self, x: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+        self.0.iter().map(move |(direction, phase, size)| {
             size * (direction.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + phase).sin()
-        };
-        self.0.iter().map(sine).sum()
+        })
     }
 }
 
@@ -132,8 +137,8 @@ enum Function {
     /// The number of the function, and its factors.
     Friedman(u8, [f32; 4]),
     Piecewise(Piecewise),
-    /// A common part, and one for each regime.
-    Regimes(Sines, Vec<Sines>),
+    /// Sines, and their factors in each regime; the net is pretrained on their sum.
+    Regimes(Sines, Vec<Vec<f32>>),
 }
 
 impl Function {
@@ -142,7 +147,7 @@ impl Function {
         let inputs = task.inputs();
         let mut factors = || match is_source {
             true => [1.0; 4],
-            false => std::array::from_fn(|_| 0.4 + 1.2 * own.uniform()),
+            false => std::array::from_fn(|_| 10f32.powf(2.0 * own.uniform() - 1.0)),
         };
         match task {
             Task::Sines => Function::Sines(Sines::new(inputs, own)),
@@ -153,7 +158,8 @@ impl Function {
             Task::RegimesNamed | Task::RegimesSeen | Task::RegimesOfInput => {
                 let shared = Sines::new(inputs, common);
                 let count = if is_source { 0 } else { task.regimes() };
-                Function::Regimes(shared, (0..count).map(|_| Sines::new(inputs, own)).collect())
+                let factors = (0..count).map(|_| shared.0.iter().map(|_| own.normal()).collect()).collect();
+                Function::Regimes(shared, factors)
             }
         }
     }
@@ -164,7 +170,10 @@ impl Function {
         match self {
             Function::Sines(sines) => sines.at(x),
             Function::Piecewise(pieces) => pieces.at(x),
-            Function::Regimes(shared, own) => shared.at(x) + own.get(regime).map_or(0.0, |own| 0.7 * own.at(x)),
+            Function::Regimes(sines, factors) => match factors.get(regime) {
+                Some(factors) => sines.each(x).zip(factors).map(|(sine, factor)| sine * factor).sum(),
+                None => sines.at(x),
+            },
             Function::Friedman(1, c) => {
                 10.0 * c[0] * (PI * unit(0) * unit(1)).sin()
                     + 20.0 * c[1] * (unit(2) - 0.5).powi(2)
@@ -300,12 +309,19 @@ mod tests {
     }
 
     #[test]
-    fn regimes_share_a_part_that_is_pretrained() {
+    fn regimes_have_the_same_sines_with_other_factors() {
         let data = Data::new(Task::RegimesNamed, 1, 16);
         for instruction in &data.instructions {
             let length: f32 = instruction.iter().map(|v| v * v).sum();
             assert!((length - 1.0).abs() < 1e-5);
         }
         assert!(Data::new(Task::RegimesOfInput, 1, 16).instructions.is_empty());
+        let [mut common, mut own] = [1, 2].map(Random::new);
+        let function = Function::new(Task::RegimesNamed, false, &mut common, &mut own);
+        let Function::Regimes(sines, factors) = &function else { panic!("another function") };
+        assert_eq!((factors.len(), factors[0].len()), (REGIMES, sines.0.len()));
+        let x = [0.1; 6];
+        let each: Vec<f32> = sines.each(&x).collect();
+        assert_eq!(function.at(&x, 3), each.iter().zip(&factors[3]).map(|(sine, factor)| sine * factor).sum::<f32>());
     }
 }
