@@ -203,6 +203,33 @@ fn values_are_written_into_a_file_of_which_everything_else_stays() {
 }
 
 #[test]
+fn tensors_that_are_not_read_are_listed_and_stay_in_their_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, what) in [("sparse", "a sparse tensor, float32 [3, 3] with 3 values"), ("complex128", "complex128 [2]")]
+    {
+        let file = program::fixture(&format!("pytorch/refused-{name}.bin"));
+        let listed = done(&["inspect", text(&file), "--tensors"]);
+        assert!(listed.contains(&format!("tensor \"part.bad\" is not read: {what}")), "{listed}");
+        assert!(listed.contains("good"), "{listed}");
+        for out in ["out.safetensors", "out.gguf"] {
+            let more: &[&str] = if out.ends_with("gguf") { &["--generic"] } else { &[] };
+            let out = dir.path().join(out);
+            let args = [&["convert", text(&file), "-o", text(&out)], more].concat();
+            let line = program::refused_leaving(INPUT, dir.path(), &args);
+            let expected =
+                format!("tensor \"part.bad\": expected a plain tensor of a type that safetensors has, found {what}");
+            assert!(line.contains(&expected) && line.contains("--key"), "{line}");
+        }
+        let (new, out) = (dir.path().join("new.safetensors"), dir.path().join(name));
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0, 0, 0, 0x40]).unwrap();
+        safetensors::serialize_to_file([("good", view)], None, &new).unwrap();
+        run(&[&"convert", &new, &"--into", &file, &"-o", &out]);
+        assert_eq!(pickle(&out), pickle(&file));
+        assert_eq!(pytorch(&out, Some("good")).into_values().next().unwrap().2, [0, 0, 0, 0x40]);
+    }
+}
+
+#[test]
 fn averages_get_the_names_of_the_weights() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
