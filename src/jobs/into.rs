@@ -100,7 +100,7 @@ pub(super) fn output(
         let names = too.join(", ");
         output.notes.push(format!("{}: parts of changed tensors, which change with them: {names}", original.display()));
     }
-    output.form = Form::Rewritten { original: Arc::new(file), places };
+    output.form = Form::Rewritten { original: Arc::new(file.stored(part.key, &places)?), places };
     Ok(output)
 }
 

@@ -15,6 +15,7 @@ mod pickle;
 mod program;
 mod rewrite;
 mod storages;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -28,6 +29,8 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use writer::{SHARD_INDEX, layout, layout_with_names};
+
+use tempfile::TempPath;
 
 use self::archive::Archive;
 use self::pickle::{Object, Pickle};
@@ -43,6 +46,8 @@ const NAMED: usize = 4;
 /// An open PyTorch file.
 pub struct PytorchFile {
     file: MappedFile,
+    /// What deletes the file when it is closed, if it is a temporary one.
+    _temporary: Option<TempPath>,
     /// A temporary file with the inflated content of deflated storages.
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
@@ -148,6 +153,7 @@ impl PytorchFile {
         let Contents { inflated, tensors, views, first, places, nodes, unread, others, notes, out_of_reach } = contents;
         Ok(Self {
             file,
+            _temporary: None,
             inflated,
             tensors,
             views,
