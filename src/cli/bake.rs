@@ -147,7 +147,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
         let (base, bank) = (&found[0].path, &found[1].path);
         Ok(if FilterBank::is_in(bank) {
             OfKind::Kernels(kernels::bake(args, found)?)
-        } else if jobs::needs_no_model(base, bank, !args.alphas.is_empty()) {
+        } else if jobs::needs_no_model(base, bank, !args.alphas.is_empty())? {
             OfKind::Mix(mix::bake(args, found)?)
         } else {
             check_routed(args)?;
@@ -222,7 +222,7 @@ fn run_all(args: &BakeArgs, common: &Common) -> Result<()> {
         if FilterBank::is_in(&found[1].path) {
             kernels::check_routing(args)?;
         }
-        if jobs::needs_no_model(&found[0].path, &found[1].path, false) {
+        if jobs::needs_no_model(&found[0].path, &found[1].path, false)? {
             mix::check_routing(args)?;
         }
         check_routed(args)?;
