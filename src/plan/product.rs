@@ -229,6 +229,9 @@ mod tests {
         (0..left.len() / k * cols).map(|i| element(i / cols, i % cols)).collect()
     }
 
+    /// Computes a product with a kernel.
+    type Run<T> = fn(Rows<T>);
+
     fn every_kernel_agrees<T: Number + std::fmt::Debug>() {
         let values = |count, seed| values(count, seed).into_iter().map(T::from).collect::<Vec<T>>();
         for (rows, k, cols) in [(1, 1, 1), (4, 3, 16), (7, 16, 49), (5, 192, 33), (9, 193, 40), (4, 500, 17)] {
@@ -236,13 +239,14 @@ mod tests {
             let expected = plainly(&left, &right, k, scale);
             let base = values(rows * cols, 3);
             let added: Vec<T> = base.iter().zip(&expected).map(|(b, e)| *b + *e).collect();
-            let run = |sink, out: &mut [T], run: &dyn Fn(Rows<T>)| {
+            let run = |sink, out: &mut [T], run: Run<T>| {
                 run(Rows { left: &left, right: &right, k, fused: cols, scale, sink, out })
             };
-            let kernels: [&dyn Fn(Rows<T>); 3] =
-                [&|rows| Kernel::SCALAR.run_wide(rows), &|rows| Kernel::best().run(rows), &|rows| {
-                    Kernel::best().run_wide(rows)
-                }];
+            let kernels: [Run<T>; 3] = [
+                |rows| Kernel::SCALAR.run_wide(rows),
+                |rows| Kernel::best().run(rows),
+                |rows| Kernel::best().run_wide(rows),
+            ];
             for kernel in kernels {
                 let mut out = vec![T::of(f64::NAN); rows * cols];
                 run(Sink::Set, &mut out, kernel);
