@@ -200,6 +200,48 @@ fn every_kind_is_merged_to_the_bits_of_peft() {
     }
 }
 
+#[test]
+fn adapters_are_merged_into_weights_of_float64_to_the_bits_of_peft() {
+    let bytes = |tensor: &PlannedTensor| {
+        let mut bytes = Vec::new();
+        tensor.encode_rows(0..tensor.rows(), &mut Vec::new(), &mut bytes).unwrap();
+        bytes
+    };
+    let root = fixtures().join("doubles");
+    let before = tensors(&root.join("base/model.safetensors"));
+    for case in ["lora", "lora-saved-in-float32", "dora", "loha", "lokr", "ia3"] {
+        let merged = merge(&root.join(case), &root.join("base")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let expected = tensors(&root.join(case).join("merged.safetensors"));
+        assert!(expected.len() >= 2);
+        for (name, tensor) in &merged {
+            let of = expected.get(name).unwrap_or(&before[name]);
+            assert_eq!((tensor.dtype, &tensor.shape), (DType::F64, &of.shape), "{case}: {name}");
+            assert_eq!(bytes(tensor), bytes(of), "{case}: {name}");
+        }
+    }
+}
+
+#[test]
+fn kinds_that_are_computed_in_float32_alone_are_refused_for_weights_of_float64() {
+    let root = fixtures().join("doubles");
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("adapter");
+    let vector = |value: f32| HostTensor { shape: vec![7], values: vec![value; 7].into() };
+    let name = |part: &str| format!("base_model.model.block.first.road_{part}");
+    let tensors = [(name("theta"), vector(0.1)), (name("alpha"), vector(1.1))].into();
+    save_tensors(&tensors, "adapter_model", &folder).unwrap();
+    let config =
+        serde_json::json!({ "peft_type": "ROAD", "group_size": 2, "variant": "road_1", "target_modules": ["first"] });
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let error = merge(&folder, &root.join("base")).unwrap_err().to_string();
+    let expected = "adapter_config.json: peft_type: expected changes that this version computes in F64, as \
+                    \"block.first.weight\" of the base is, found ROAD";
+    assert!(error.contains(expected), "{error}");
+    // Where the output is F32, so is the computation.
+    let base = Checkpoint::open(&root.join("base")).unwrap();
+    adapter::open(&folder, &Base::of(&base).retyped()).unwrap();
+}
+
 /// How far weights may be off in float32 whose singular values LAPACK computes in float32, in units of the largest.
 const DECOMPOSED: f32 = 8.0;
 

@@ -203,6 +203,64 @@ fn values_are_written_into_a_file_of_which_everything_else_stays() {
 }
 
 #[test]
+fn values_are_written_into_deflated_archives() {
+    let dir = tempfile::tempdir().unwrap();
+    let (deflated, new, out) =
+        (program::fixture("pytorch/deflated.bin"), dir.path().join("new.safetensors"), dir.path().join("out.bin"));
+    let values: Vec<u8> = (0..20).flat_map(|i| (i as f32 / 7.0).to_le_bytes()).collect();
+    let wide: Vec<u8> = (0..120).flat_map(|i| (f64::from(i) / 7.0).to_le_bytes()).collect();
+    let view =
+        |dtype, shape: &[usize], bytes| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+    let tensors = [
+        ("transposed", view(safetensors::Dtype::F32, &[5, 4], &values)),
+        ("channels_last", view(safetensors::Dtype::F64, &[2, 3, 4, 5], &wide)),
+    ];
+    safetensors::serialize_to_file(tensors, None, &new).unwrap();
+    run(&[&"convert", &new, &"--into", &deflated, &"-o", &out]);
+    let (before, found) = (pytorch(&deflated, None), pytorch(&out, None));
+    assert_eq!((&found["transposed"].2, &found["channels_last"].2), (&values, &wide));
+    assert!(before.keys().eq(found.keys()));
+    // The others have storages of their own, but for a view of the whole that the first is a part of.
+    assert_ne!(before["permuted"], found["permuted"]);
+    for name in ["steps", "expanded", "everywhere", "bytes", "complex"] {
+        assert_eq!(before[name], found[name], "{name}");
+    }
+    // All entries are stored now, and a second time nothing has to be inflated.
+    let bytes = fs::read(&out).unwrap();
+    assert!(bytes.len() as u64 > fs::metadata(&deflated).unwrap().len());
+    let again = dir.path().join("again.bin");
+    run(&[&"convert", &new, &"--into", &out, &"-o", &again]);
+    assert_eq!(fs::read(&again).unwrap(), bytes);
+}
+
+#[test]
+fn tensors_that_are_not_read_are_listed_and_stay_in_their_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, what) in [("sparse", "a sparse tensor, float32 [3, 3] with 3 values"), ("complex128", "complex128 [2]")]
+    {
+        let file = program::fixture(&format!("pytorch/refused-{name}.bin"));
+        let listed = done(&["inspect", text(&file), "--tensors"]);
+        assert!(listed.contains(&format!("tensor \"part.bad\" is not read: {what}")), "{listed}");
+        assert!(listed.contains("good"), "{listed}");
+        for out in ["out.safetensors", "out.gguf"] {
+            let more: &[&str] = if out.ends_with("gguf") { &["--generic"] } else { &[] };
+            let out = dir.path().join(out);
+            let args = [&["convert", text(&file), "-o", text(&out)], more].concat();
+            let line = program::refused_leaving(INPUT, dir.path(), &args);
+            let expected =
+                format!("tensor \"part.bad\": expected a plain tensor of a type that safetensors has, found {what}");
+            assert!(line.contains(&expected) && line.contains("--key"), "{line}");
+        }
+        let (new, out) = (dir.path().join("new.safetensors"), dir.path().join(name));
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0, 0, 0, 0x40]).unwrap();
+        safetensors::serialize_to_file([("good", view)], None, &new).unwrap();
+        run(&[&"convert", &new, &"--into", &file, &"-o", &out]);
+        assert_eq!(pickle(&out), pickle(&file));
+        assert_eq!(pytorch(&out, Some("good")).into_values().next().unwrap().2, [0, 0, 0, 0x40]);
+    }
+}
+
+#[test]
 fn averages_get_the_names_of_the_weights() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -252,7 +252,7 @@ impl Lora<'_> {
             true => {
                 let (a, b) = (self.factor(tensor, "lora_A").expr, self.factor(tensor, "lora_B").expr);
                 let (left, right) = (Box::new(b), Box::new(a));
-                let delta = Expr::Product { scale: ALPHA / RANK as f32, left, right, sums: Sums::Product };
+                let delta = Expr::Product { scale: f64::from(ALPHA) / RANK as f64, left, right, sums: Sums::Product };
                 let is_turned = self.is_conv1d && tensor.name.contains(".c_");
                 let delta = if is_turned { Expr::Transpose(Box::new(delta)) } else { delta };
                 Expr::Add { of: Box::new(tensor.expr.clone()), delta: Box::new(delta) }

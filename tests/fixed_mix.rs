@@ -166,6 +166,34 @@ fn a_mix_is_added_to_linear_layers_of_tensors_alone() {
 }
 
 #[test]
+fn settings_that_change_nothing_are_named_and_those_that_are_no_json_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    write(&at("net.safetensors"), &net());
+    let mix = json!({ "alphas": [0.1, 0.2, 0.3, 0.4] });
+    let notes = |name: &str, more: Value| {
+        let mut settings = mix.clone();
+        settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let bank = bank(&at(name), &linears(), settings);
+        let out = at(&format!("{name}.safetensors"));
+        let run = atombank(&["bake", text(&at("net.safetensors")), text(&bank), "-o", text(&out)]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        String::from_utf8(run.stderr).unwrap()
+    };
+    let found = notes("set", json!({ "temperature": 0.5, "growth": [{ "num_atoms": 2 }], "top_k": null }));
+    assert!(
+        found.contains("the mix of atoms is fixed, so that growth, temperature in its settings change nothing"),
+        "{found}"
+    );
+    assert!(!notes("unset", json!({ "temperature": 1.0, "growth": [] })).contains("change nothing"));
+    let broken = bank(&at("broken"), &linears(), mix.clone());
+    fs::write(broken.join("adapter_config.json"), "{ \"peft_type\": ").unwrap();
+    let (base, out) = (at("net.safetensors"), at("x.safetensors"));
+    let line = refused(INPUT, &["bake", text(&base), text(&broken), "-o", text(&out)]);
+    assert!(line.contains("adapter_config.json: expected a JSON object"), "{line}");
+}
+
+#[test]
 fn blocks_have_mixes_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -150,6 +150,27 @@ fn a_gguf_base_gives_what_the_folder_gives() {
 }
 
 #[test]
+fn an_input_after_the_first_is_not_replaced() {
+    let bench = Bench::new();
+    let adapter = bench.plain("adapter", 1);
+    let base = copy(&bench.base, &bench.at("base"));
+    let weights = adapter.join("adapter_model.safetensors");
+    let before = fs::read(&weights).unwrap();
+    let dotted = bench.dir.path().join("base/../adapter");
+    for (output, more) in [(&adapter, &[][..]), (&dotted, &[]), (&weights, &["--to", "safetensors"])] {
+        let args = [&["merge", text(&base), text(&adapter), "-o", text(output), "--overwrite"], more].concat();
+        let line = refused_leaving(INPUT, bench.dir.path(), &args);
+        let expected = format!("{}: output: expected a place apart from {}", text(output), text(&adapter));
+        assert!(line.contains(&expected) && line.contains("; --overwrite would delete what was read"), "{line}");
+        assert_eq!(fs::read(&weights).unwrap(), before);
+    }
+    // The base may be replaced by what is made of it.
+    let merged = bench.merge(&base, &[text(&adapter)], "merged", &[]);
+    assert_eq!(bench.merge(&base, &[text(&adapter)], "base", &["--overwrite"]), base);
+    assert_same(&merged, &base);
+}
+
+#[test]
 fn a_quantized_base_keeps_its_types_and_says_what_that_costs() {
     let b = Bench::new();
     let lora = b.plain("lora", 1);

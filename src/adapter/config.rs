@@ -99,7 +99,7 @@ impl LoraConfig {
     /// The factor of every update for which no pattern gives another: alpha / r, or alpha / sqrt(r) with use_rslora.
     /// Dimensionless.
     pub fn scale(&self) -> f32 {
-        scale(self.r, self.lora_alpha, self.use_rslora)
+        scale(self.r, self.lora_alpha, self.use_rslora) as f32
     }
 
     /// The rank of the update of a linear layer.
@@ -110,7 +110,7 @@ impl LoraConfig {
     /// The factor of the update of a linear layer. Dimensionless.
     pub fn scale_of(&self, site: LinearLayer) -> f32 {
         let alpha = self.alpha_pattern.first_match(&site.to_string()).unwrap_or(self.lora_alpha);
-        scale(self.rank_of(site), alpha, self.use_rslora)
+        scale(self.rank_of(site), alpha, self.use_rslora) as f32
     }
 
     /// The linear layers of `base` that are adapted, in the order in which a forward pass calls them.
@@ -164,7 +164,7 @@ impl LoraConfig {
 }
 
 /// The factor of updates of rank `r`. Dimensionless.
-pub(crate) fn scale(r: usize, lora_alpha: f64, use_rslora: bool) -> f32 {
+pub(crate) fn scale(r: usize, lora_alpha: f64, use_rslora: bool) -> f64 {
     let divisor = if use_rslora { (r as f64).sqrt() } else { r as f64 };
-    (lora_alpha / divisor) as f32
+    lora_alpha / divisor
 }

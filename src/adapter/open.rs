@@ -198,7 +198,13 @@ impl AdapterFiles {
                 peft::changes(&config_path, config, &self.file, tensors, base)?
             }
             AdapterForm::Mlx(None) => peft::whole(&config_path, &self.file, tensors, base)?,
-            AdapterForm::Kohya => kohya::changes(&self.file, tensors, base)?,
+            AdapterForm::Kohya => {
+                let changes = kohya::changes(&self.file, tensors, base)?;
+                base.check_f64(&changes.changes, || {
+                    Finding::new(&self.file, "").found("an adapter of LyCORIS or kohya-ss")
+                })?;
+                changes
+            }
             AdapterForm::Gguf(metadata) => gguf_changes(&self.file, metadata, &tensors, base)?,
         };
         changes.check_numbers()?;

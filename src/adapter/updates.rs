@@ -78,7 +78,7 @@ impl LinearUpdates {
             };
             let own_name = base.own_name(name);
             let read = |update: &LowRank| -> Result<LinearUpdate> {
-                Ok(LinearUpdate { scale: update.scale, a: read(name, &update.a)?, b: read(name, &update.b)? })
+                Ok(LinearUpdate { scale: update.scale as f32, a: read(name, &update.a)?, b: read(name, &update.b)? })
             };
             if let (Some(layer), [update]) = (LinearLayer::of_weight(&own_name), all) {
                 updates.insert(layer, read(update)?);

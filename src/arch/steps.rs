@@ -337,7 +337,7 @@ impl Step {
             Step::Permute(order) => permuted(of, order),
             Step::Reshape { to, .. } => reshaped(of, to.clone()),
             Step::Add(constant) => rounded(Expr::AddConstant { of: Box::new(of), constant: *constant }),
-            Step::Multiply(factor) => rounded(Expr::Scale { of: Box::new(of), factor: *factor }),
+            Step::Multiply(factor) => rounded(Expr::Scale { of: Box::new(of), factor: f64::from(*factor) }),
             Step::Unscale(factor) => mapped(of, ValueMap::Unscale { factor: *factor }),
             Step::Subtract(summand) => mapped(of, ValueMap::Subtract { summand: *summand }),
             Step::Undo(Change::Exp) => mapped(of, ValueMap::Logarithm { sign: 1.0 }),

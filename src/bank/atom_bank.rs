@@ -161,7 +161,7 @@ impl AtomBank {
 
     /// The factor of every update: alpha / r, or alpha / sqrt(r) with use_rslora. Dimensionless.
     pub fn scale(&self) -> f32 {
-        scale(self.config.r, self.config.lora_alpha, self.config.use_rslora)
+        scale(self.config.r, self.config.lora_alpha, self.config.use_rslora) as f32
     }
 
     /// The number of values that training changes: those of all tensors but the instructions' center and the prior's bias.

@@ -20,7 +20,7 @@ impl AtomBank {
             let (a, b) = self.factors(layer);
             let left = self.left_factor(layer, &operators[layer.layer / self.config.block_size]);
             let update = LowRank {
-                scale: self.scale(),
+                scale: f64::from(self.scale()),
                 alpha: None,
                 a: values(&a.shape, a.values.clone()),
                 b: values(&b.shape, left.into()),

@@ -137,7 +137,7 @@ impl BankConfig {
         }
         let scale = scale(self.r, self.lora_alpha, self.use_rslora);
         for (field, value, used) in [
-            ("lora_alpha", self.lora_alpha, scale),
+            ("lora_alpha", self.lora_alpha, scale as f32),
             ("prior_strength", self.prior_strength, self.prior_strength as f32),
         ] {
             if !used.is_finite() {

@@ -13,7 +13,7 @@ use super::atom_bank::PEFT_TYPE;
 use super::operator::{left_factor, mixed_atoms};
 use crate::adapter::{ADAPTER_CONFIG, AdapterFiles, HostTensor, read_tensors};
 use crate::error::{Error, Finding, Result};
-use crate::json::{Fields, read_json_object};
+use crate::json::{Fields, is_off, read_json_object};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
@@ -67,6 +67,8 @@ pub struct FixedBank<'a> {
     /// The mix in its settings.
     alphas: Vec<BlockAlphas>,
     atoms: HostTensor,
+    /// Fields of a routing, which a fixed mix doesn't have.
+    unused: Vec<&'static str>,
     /// Whether it has a router, which isn't used.
     is_routed: bool,
 }
@@ -81,9 +83,12 @@ pub struct AtMix {
 
 impl<'a> FixedBank<'a> {
     /// Whether the adapter at `path` is a bank that has no router.
-    pub fn is_at(path: &Path) -> bool {
-        let settings = read_json_object(&path.join(ADAPTER_CONFIG)).unwrap_or_default();
-        Self::has_no_router(&settings)
+    ///
+    /// # Errors
+    /// Errors of reading its settings, if it has any.
+    pub fn is_at(path: &Path) -> Result<bool> {
+        let file = path.join(ADAPTER_CONFIG);
+        Ok(file.is_file() && Self::has_no_router(&read_json_object(&file)?))
     }
 
     fn has_no_router(settings: &Map<String, Value>) -> bool {
@@ -110,6 +115,12 @@ impl<'a> FixedBank<'a> {
         let num_atoms = fields.get::<usize>("num_atoms")?;
         let block_size = fields.get::<u64>("block_size")?.map(|_| fields.count("block_size")).transpose()?;
         let alphas = listed_alphas(&mut fields)?;
+        let is_set = |name: &&str| match (*name, settings.get(*name)) {
+            (_, None | Some(Value::Null)) | ("routing", _) => false,
+            ("temperature" | "prior_temperature" | "prior_strength", Some(value)) => value.as_f64() != Some(1.0),
+            (_, Some(value)) => !is_off(value),
+        };
+        let unused = OF_ROUTING.iter().copied().filter(is_set).collect();
         fields.only("format_version", &[1.into()])?;
         fields.ignore(&OF_LORA);
         fields.ignore(OF_ROUTING);
@@ -136,7 +147,7 @@ impl<'a> FixedBank<'a> {
         let of_lora = settings.iter().filter(|(name, _)| OF_LORA.contains(&name.as_str()));
         let of_lora = of_lora.map(|(name, value)| (name.clone(), value.clone())).collect();
         let is_routed = files.tensors().tensors.iter().any(|tensor| is_of_router(&tensor.name));
-        Ok(Some(Self { files, r, of_lora, block_size, alphas, atoms, is_routed, path }))
+        Ok(Some(Self { files, r, of_lora, block_size, alphas, atoms, unused, is_routed, path }))
     }
 
     /// The number of atoms.
@@ -188,6 +199,9 @@ impl<'a> FixedBank<'a> {
         let mut notes = self.files.notes().to_vec();
         if self.is_routed {
             notes.push(format!("{}: its router isn't used: the weights of atoms are given", self.path.display()));
+        } else if !self.unused.is_empty() {
+            let (path, unused) = (self.path.display(), self.unused.join(", "));
+            notes.push(format!("{path}: the mix of atoms is fixed, so that {unused} in its settings change nothing"));
         }
         Ok(AtMix { lora: self.files.with(settings, plan, notes), alphas: blocks })
     }

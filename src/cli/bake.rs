@@ -21,7 +21,7 @@ use serde_json::{Map, Value, json};
 use super::Common;
 use super::alone::AloneArgs;
 use super::device::DeviceArgs;
-use super::input::{Found, Input, Made, with_inputs};
+use super::input::{Found, Input, Made, with_inputs, with_inputs_to};
 use super::output::{OutputArgs, print_written};
 use super::route::{By, print_blocks, routes_json, show};
 
@@ -147,7 +147,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
         let (base, bank) = (&found[0].path, &found[1].path);
         Ok(if FilterBank::is_in(bank) {
             OfKind::Kernels(kernels::bake(args, found)?)
-        } else if jobs::needs_no_model(base, bank, !args.alphas.is_empty()) {
+        } else if jobs::needs_no_model(base, bank, !args.alphas.is_empty())? {
             OfKind::Mix(mix::bake(args, found)?)
         } else {
             check_routed(args)?;
@@ -156,7 +156,7 @@ pub(crate) fn run(args: &BakeArgs, common: &Common) -> Result<()> {
     };
     let values = !args.output.dry_run;
     let inputs = [Input::new(&args.base, Need::Model).values(values), Input::new(&args.bank, Need::Adapter)];
-    let Made { made, outlines } = with_inputs(&inputs, common, bake)?;
+    let Made { made, outlines } = with_inputs_to(&args.output.settings().destination, &inputs, common, bake)?;
     match made {
         OfKind::Kernels(mut output) => {
             outlines.put_real_paths(&mut output.notes);
@@ -222,10 +222,14 @@ fn run_all(args: &BakeArgs, common: &Common) -> Result<()> {
         if FilterBank::is_in(&found[1].path) {
             kernels::check_routing(args)?;
         }
-        if jobs::needs_no_model(&found[0].path, &found[1].path, false) {
+        if jobs::needs_no_model(&found[0].path, &found[1].path, false)? {
             mix::check_routing(args)?;
         }
         check_routed(args)?;
+        for path in &paths {
+            let to = Destination { path: path.clone(), ..args.output.settings().destination };
+            to.check_inputs([found[1].path.as_path()])?;
+        }
         let settings = args.routed(found)?;
         let of_line = |(named, path): (&Named, &PathBuf)| {
             let mut settings = settings.clone();

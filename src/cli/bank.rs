@@ -25,7 +25,7 @@ use self::finish::Finish;
 use super::Common;
 use super::adapted::updates;
 use super::device::DeviceArgs;
-use super::input::{Found, Input, with_inputs};
+use super::input::{Found, Input, with_inputs_to};
 
 /// A LoRA with at least this relative error gets a note.
 const LARGE: f64 = 0.05;
@@ -108,7 +108,7 @@ fn build(args: &BuildArgs, common: &Common) -> Result<()> {
     let loras = args.loras.iter().map(|lora| Input::new(lora, Need::Adapter));
     let inputs: Vec<Input<'_>> = [Input::new(&args.base, Need::Model)].into_iter().chain(loras).collect();
     let Opened { model, id, names, texts, loras, mut notes } =
-        with_inputs(&inputs, common, |found| open(args, found))?.made;
+        with_inputs_to(&to, &inputs, common, |found| open(args, found))?.made;
     let fit = fit(&loras, model.decoder.config(), args.rank)?;
     let (router, shares) = route(args, &model, &names, &texts)?;
     notes.extend(shortcomings(&fit, &names, exact_rank(&loras)));

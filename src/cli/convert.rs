@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::Common;
 use super::alone::AloneArgs;
-use super::input::{Found, Input, Made, parse_content, with_inputs};
+use super::input::{Found, Input, Made, parse_content, with_inputs_to};
 use super::output::{OutputArgs, planned, print_written};
 
 /// Arguments of `convert`.
@@ -139,7 +139,7 @@ pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<()> {
         }
         Ok(made)
     };
-    let Made { mut made, outlines } = with_inputs(&inputs, common, convert)?;
+    let Made { mut made, outlines } = with_inputs_to(&args.output.settings().destination, &inputs, common, convert)?;
     made.iter_mut().for_each(|(_, output)| outlines.put_real_paths(&mut output.notes));
     // With --json, the projector is a part of the model's description.
     let mut printed = Map::new();

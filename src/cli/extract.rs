@@ -9,7 +9,7 @@ use atombank::merge::extract::Extraction;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::input::{Found, Input, with_inputs};
+use super::input::{Found, Input, with_inputs_to};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &ExtractArgs, common: &Common) -> Result<()> {
         Ok(made?)
     };
     let inputs = [&args.base, &args.finetuned].map(|input| Input::new(input, Need::Model));
-    let made = with_inputs(&inputs, common, extract)?.made;
+    let made = with_inputs_to(&args.output.settings().destination, &inputs, common, extract)?.made;
     let written = match args.json {
         true => {
             let (planned, written) = match args.output.dry_run {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use atombank::checkpoint::hub::{self, Event, HubSettings, Looked, Need, Outline};
 use atombank::convert::Content;
+use atombank::output::Destination;
 
 use super::{Common, progress, signals};
 
@@ -144,6 +145,19 @@ pub(crate) fn with_inputs<T>(
             given.insert(at, whole);
         }
     }
+}
+
+/// Like [`with_inputs`], for a job whose result is written to `to`: it must not replace an input after the first.
+pub(crate) fn with_inputs_to<T>(
+    to: &Destination,
+    inputs: &[Input<'_>],
+    common: &Common,
+    job: impl Fn(&[Found]) -> Result<T>,
+) -> Result<Made<T>> {
+    with_inputs(inputs, common, |found| {
+        to.check_inputs(found.iter().skip(1).map(|found| found.path.as_path()))?;
+        job(found)
+    })
 }
 
 /// Returns the error with the paths of an outline replaced by those in the cache.

@@ -42,6 +42,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<()> {
         key: args.key.as_deref(),
         content: args.content,
         strip_prefix: args.strip_prefix.as_deref(),
+        unread: true,
         ..Opening::default()
     };
     let look = |found: &[Found]| Ok(Report::of(&found[0].path, opening)?);

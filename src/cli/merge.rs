@@ -19,7 +19,7 @@ use atombank::output::Written;
 use clap::Args;
 
 use super::alone::AloneArgs;
-use super::input::{Found, Input, Made, parse_content, with_inputs};
+use super::input::{Found, Input, Made, parse_content, with_inputs_to};
 use super::output::{OutputArgs, print_written};
 use super::{Common, progress, truncation};
 use method::MethodArgs;
@@ -182,7 +182,7 @@ fn run(args: &MergeArgs, common: &Common) -> Result<()> {
         let Adapted { output, truncations } = made?;
         Ok(Adapted { output: args.output.checked(output)?, truncations })
     };
-    let Made { mut made, outlines } = with_inputs(&inputs, common, merge)?;
+    let Made { mut made, outlines } = with_inputs_to(&output.destination, &inputs, common, merge)?;
     outlines.put_real_paths(&mut made.output.notes);
     let written = args.output.write(&made.output, args.json, common)?;
     if args.json {

@@ -5,7 +5,7 @@ use atombank::checkpoint::hub::Need;
 use atombank::jobs::{self, TokensurgeonSettings};
 use clap::Args;
 
-use super::input::{Found, Input, Made, with_inputs};
+use super::input::{Found, Input, Made, with_inputs_to};
 use super::output::{OutputArgs, report_written};
 use super::{Common, progress};
 
@@ -64,7 +64,7 @@ pub(crate) fn run(args: &TokensurgeonArgs, common: &Common) -> Result<()> {
         bar.finish_and_clear();
         args.output.checked(made?)
     };
-    let Made { mut made, outlines } = with_inputs(&inputs, common, transplant)?;
+    let Made { mut made, outlines } = with_inputs_to(&output.destination, &inputs, common, transplant)?;
     outlines.put_real_paths(&mut made.notes);
     let written = args.output.write(&made, args.json, common)?;
     report_written(written.as_ref(), args.json, common)

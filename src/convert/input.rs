@@ -61,6 +61,8 @@ pub struct Opening<'a> {
     /// What names the tensors get, which are a list under `key`: those of a part of the file, of another file, or of a part
     /// of it (`FILE:KEY`). For averages of weights.
     pub names_from: Option<&'a str>,
+    /// Whether a PyTorch file may have tensors that can't be read, which notes name: to list it, or to keep them in it.
+    pub unread: bool,
 }
 
 /// Whether the folder `path` holds both a model and the settings of an adapter.
@@ -96,7 +98,7 @@ impl Input {
     /// # Errors
     /// As [`Input::open`].
     pub fn open_stored(path: &Path, opening: Opening) -> Result<Self> {
-        let Opening { key, content, strip_prefix, names_from } = opening;
+        let Opening { key, content, strip_prefix, names_from, unread } = opening;
         let kind = FileKind::of(path)?.or(FileKind::by_name(path));
         if key.is_some() && kind != Some(FileKind::Pytorch) && !path.is_dir() {
             return Err(Finding::new("", "key")
@@ -152,10 +154,11 @@ impl Input {
             }
             Some(FileKind::Safetensors) => Arc::new(SafetensorsFile::open(path)?),
             Some(FileKind::Pytorch) => {
-                let file = PytorchFile::open(path, key)?;
+                let file = if unread { PytorchFile::open_whole(path, key)? } else { PytorchFile::open(path, key)? };
                 file.check_has_tensors()?;
                 others.extend_from_slice(file.others());
                 notes.extend_from_slice(file.notes());
+                notes.extend(file.unread().iter().map(|(name, what)| format!("tensor {name:?} is not read: {what}")));
                 Arc::new(file)
             }
             None => {

@@ -165,7 +165,7 @@ fn dense_expr(coefficients: &PlannedTensor, atoms: &Atoms) -> Expr {
 }
 
 /// `scale * (left @ right)`, where `right` has `columns` columns.
-fn times(left: Expr, right: &[f64], columns: usize, scale: f32) -> Expr {
+fn times(left: Expr, right: &[f64], columns: usize, scale: f64) -> Expr {
     let width = columns.max(COLUMNS);
     let mut values = vec![0.0f32; right.len() / columns * width];
     for (wide, row) in values.chunks_exact_mut(width).zip(right.chunks_exact(columns)) {
@@ -181,7 +181,7 @@ fn times(left: Expr, right: &[f64], columns: usize, scale: f32) -> Expr {
 
 /// What has to be added to the kernel `weight` to put `new` atoms in the place of the `old` ones that its coefficients
 /// are taken over, times `scale`.
-pub fn map_of_taps(weight: &PlannedTensor, old: &Atoms, new: &Atoms, scale: f32) -> Expr {
+pub fn map_of_taps(weight: &PlannedTensor, old: &Atoms, new: &Atoms, scale: f64) -> Expr {
     let (taps, shape) = (old.size.taps(), weight.shape.clone());
     let rows = shape[..2].iter().product();
     let left = Expr::Reshape { of: Box::new(weight.expr.clone()), shape: vec![rows, taps] };

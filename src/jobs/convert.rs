@@ -276,6 +276,7 @@ impl ConvertSettings {
                 content: self.r#as,
                 strip_prefix: self.strip_prefix.as_deref(),
                 names_from: self.names_from.as_deref(),
+                unread: false,
             },
         )
     }

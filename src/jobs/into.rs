@@ -48,7 +48,7 @@ pub(super) fn output(
         let finding = Finding::new(original, "into").expected("a PyTorch file, to write values into");
         return Err(finding.found(kind).mismatch());
     }
-    let file = PytorchFile::open(original, part.key)?;
+    let file = PytorchFile::open_whole(original, part.key)?;
     let numbers: HashMap<String, usize> =
         file.tensors().iter().enumerate().map(|(number, info)| (part.bare(&info.name).to_owned(), number)).collect();
     let (mut written, mut places) = (Plan::default(), Vec::new());
@@ -100,7 +100,7 @@ pub(super) fn output(
         let names = too.join(", ");
         output.notes.push(format!("{}: parts of changed tensors, which change with them: {names}", original.display()));
     }
-    output.form = Form::Rewritten { original: Arc::new(file), places };
+    output.form = Form::Rewritten { original: Arc::new(file.stored(part.key, &places)?), places };
     Ok(output)
 }
 
@@ -113,7 +113,7 @@ pub(super) fn parts_that_stay(base: &Path, part: Part, changed: &HashSet<String>
     if FileKind::of(base)? != Some(FileKind::Pytorch) {
         return Ok(None);
     }
-    let file = PytorchFile::open(base, part.key)?;
+    let file = PytorchFile::open_whole(base, part.key)?;
     let is_changed = |number: &usize| changed.contains(part.bare(&file.tensors()[*number].name));
     let places: Vec<usize> = (0..file.tensors().len()).filter(is_changed).collect();
     let names = file.overlapping(&places).join(", ");
@@ -131,9 +131,9 @@ fn in_stored_order(tensor: &PlannedTensor, order: &[usize], original: &Path) -> 
     if order.is_sorted() {
         return Ok(tensor.clone());
     }
-    if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16) {
+    if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
         return Err(Finding::new(original, format!("tensor {:?}", tensor.name))
-            .expected("F32, F16 or BF16, whose values are put into the order that its storage has")
+            .expected("F32, F16, BF16 or F64, whose values are put into the order that its storage has")
             .found(tensor.dtype)
             .unsupported());
     }

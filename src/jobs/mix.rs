@@ -55,12 +55,12 @@ pub struct BakedMix {
 
 /// Whether the bank at `bank` gets its mix without a model that runs: it has no router, or its mix is `given` and the model
 /// at `base` can't be run.
-pub fn needs_no_model(base: &Path, bank: &Path, given: bool) -> bool {
-    if FixedBank::is_at(bank) {
-        return true;
+pub fn needs_no_model(base: &Path, bank: &Path, given: bool) -> Result<bool> {
+    if FixedBank::is_at(bank)? {
+        return Ok(true);
     }
     let is_gguf = || matches!(FileKind::of(base), Ok(Some(FileKind::Gguf)));
-    given && if base.is_file() { !is_gguf() } else { !is_model(base) || HfFolder::open(base).is_err() }
+    Ok(given && if base.is_file() { !is_gguf() } else { !is_model(base) || HfFolder::open(base).is_err() })
 }
 
 /// Bakes a bank with a fixed mix of its atoms.

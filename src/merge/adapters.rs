@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::adapter::peft::{Base, Change, Changes, stack_delta};
 use crate::error::{Finding, Result};
 use crate::merge::combine::Weights;
-use crate::plan::{Expr, Plan, PlannedTensor, RowMap};
+use crate::plan::{Expr, Number, Plan, PlannedTensor, RowMap};
 use crate::source::show_shape;
 
 /// A merged model.
@@ -30,11 +30,11 @@ pub struct Merged {
 /// adapters.
 pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &Weights) -> Result<Merged> {
     shares.check(adapters.len(), adapters.iter().flat_map(|of| &of.changes).map(|(name, _)| name.as_str()))?;
-    let mut by_tensor: BTreeMap<&str, Vec<(&[Change], f32)>> = BTreeMap::new();
+    let mut by_tensor: BTreeMap<&str, Vec<(&[Change], f64)>> = BTreeMap::new();
     let grouped: Vec<BTreeMap<&str, Vec<Change>>> = adapters.iter().map(group).collect();
     for (i, changes) in grouped.iter().enumerate() {
         for (name, changes) in changes {
-            by_tensor.entry(name).or_default().push((changes, shares.of(name)[i] as f32));
+            by_tensor.entry(name).or_default().push((changes, shares.of(name)[i]));
         }
     }
     let mut plan = plan.clone();
@@ -71,7 +71,7 @@ pub fn with_adapters(base: &Base, plan: &Plan, adapters: &[Changes], shares: &We
 fn added_tensors(
     base: &Base,
     plan: &Plan,
-    by_tensor: &BTreeMap<&str, Vec<(&[Change], f32)>>,
+    by_tensor: &BTreeMap<&str, Vec<(&[Change], f64)>>,
 ) -> Result<Vec<PlannedTensor>> {
     let known: HashSet<&str> = plan.tensors.iter().map(|tensor| base.main_name(&tensor.name)).collect();
     let is_tied_head = |name: &str| base.tied_head().is_some_and(|head| head.name == name);
@@ -99,8 +99,8 @@ fn group(changes: &Changes) -> BTreeMap<&str, Vec<Change>> {
 }
 
 /// `tensor` with the changes of all adapters.
-fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<PlannedTensor> {
-    let replaces = |changes: &&(&[Change], f32)| changes.0.iter().any(|c| matches!(c, Change::Replace(_)));
+fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f64)]) -> Result<PlannedTensor> {
+    let replaces = |changes: &&(&[Change], f64)| changes.0.iter().any(|c| matches!(c, Change::Replace(_)));
     if adapters.iter().filter(replaces).count() > 1 {
         return Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
             .expected("at most one adapter that has it whole (modules_to_save)")
@@ -121,7 +121,7 @@ fn changed(tensor: &PlannedTensor, adapters: &[(&[Change], f32)]) -> Result<Plan
 }
 
 /// `sum` plus `weight` times the difference that `changes` make to `base`.
-fn added(sum: Expr, base: &Expr, changes: &[Change], weight: f32) -> Expr {
+fn added(sum: Expr, base: &Expr, changes: &[Change], weight: f64) -> Expr {
     let add = |of: Expr, delta: Expr| Expr::Add { of: Box::new(of), delta: Box::new(delta) };
     let additive =
         changes.iter().all(|change| matches!(change, Change::LowRank(_) | Change::Stack(_) | Change::Add(_)));
@@ -140,15 +140,20 @@ fn added(sum: Expr, base: &Expr, changes: &[Change], weight: f32) -> Expr {
 /// `sum + weight * (after - before)`.
 #[derive(Debug)]
 struct Toward {
-    weight: f32,
+    weight: f64,
 }
 
-impl RowMap for Toward {
-    fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
+impl<T: Number> RowMap<T> for Toward {
+    fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<T>], out: &mut [T]) {
         let [after, before] = others else { return };
+        let weight = T::of(self.weight);
         for ((sum, after), before) in out.iter_mut().zip(after).zip(before) {
-            *sum += self.weight * (after - before);
+            *sum += weight * (*after - *before);
         }
+    }
+
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
+        Some(self)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Writes an output, with the same sequence of steps for every form.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Form, Output};
-use crate::error::Result;
+use crate::error::{Finding, Result};
 use crate::plan::{self, Layout, Progress, Staging};
 
 /// Where and how an output is written.
@@ -47,6 +48,31 @@ impl Destination {
     /// [`crate::Error::Exists`]; [`crate::Error::Mismatch`] if the parent folder doesn't exist.
     pub fn check(&self) -> Result<()> {
         Staging::check(&self.path, self.overwrite)
+    }
+
+    /// Refuses to replace what a job reads beside its first input, which may be replaced by what is made of it: an output
+    /// that is one of `others`, holds one, or is a file of one. `others` are the inputs after the first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Mismatch`], naming both.
+    pub fn check_inputs<'p>(&self, others: impl IntoIterator<Item = &'p Path>) -> Result<()> {
+        if !self.overwrite {
+            return Ok(());
+        }
+        // Nothing is replaced where nothing is there.
+        let Ok(target) = fs::canonicalize(&self.path) else { return Ok(()) };
+        let is_lost = |input: &&Path| {
+            let found = fs::canonicalize(input);
+            found.is_ok_and(|found| found.starts_with(&target) || target.is_file() && target.starts_with(&found))
+        };
+        match others.into_iter().find(is_lost) {
+            None => Ok(()),
+            Some(input) => Err(Finding::new(&self.path, "output")
+                .expected(format_args!("a place apart from {}", input.display()))
+                .found("its own, or one that holds it or is in it")
+                .hint("`overwrite` would delete what was read: choose another name")
+                .mismatch()),
+        }
     }
 
     /// The executor's options.

@@ -1,10 +1,13 @@
-//! Evaluation: computes any range of rows of a planned tensor, as f32 values or as output bytes.
+//! Evaluation: computes any range of rows of a planned tensor, as values or as output bytes. Values are f32; those of an
+//! output of F64 are f64.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::product::{Sink, fuses_einsum, is_fused, product_rows};
+use super::number::Number;
+use super::product::{Sink, product_rows};
 use super::{Expr, Pick, PlannedTensor, Sums, scratch};
+use crate::dtype::DType;
 use crate::error::{Finding, Result};
 use crate::kernel::Kernel;
 use crate::quant;
@@ -29,13 +32,18 @@ impl PlannedTensor {
             return Ok(());
         }
         self.check_readable(&rows)?;
+        if self.dtype == DType::F64 {
+            let mut values = scratch::take::<f64>(elems);
+            self.eval_finite(rows, &mut values)?;
+            out.resize(bytes, 0);
+            f64::encode(self.dtype, &values, out);
+            scratch::give_back(values);
+            return Ok(());
+        }
         // Neither buffer is cleared first: every value in it is overwritten.
         scratch.resize(elems.max(scratch.len()), 0.0);
         let scratch = &mut scratch[..elems];
-        self.expr.eval_rows(rows.clone(), scratch);
-        if scratch.iter().fold(false, |bad, v| bad | !v.is_finite()) {
-            return Err(self.not_finite("a NaN or an infinity"));
-        }
+        self.eval_finite(rows.clone(), scratch)?;
         out.resize(bytes, 0);
         match &self.expr {
             Expr::Weighted { importance, .. } => self.encode_weighted(importance, rows.start, scratch, out),
@@ -45,6 +53,18 @@ impl PlannedTensor {
             return Err(self.not_finite(&format!("a value too large for {}", self.dtype)));
         }
         Ok(())
+    }
+
+    /// Computes the values of rows `rows`, not rounded.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFinite`] if one is a NaN or an infinity.
+    pub(super) fn eval_finite<T: Number>(&self, rows: Range<usize>, out: &mut [T]) -> Result<()> {
+        self.expr.eval_rows(rows, out);
+        match out.iter().fold(false, |bad, v| bad | !v.is_finite()) {
+            true => Err(self.not_finite("a NaN or an infinity")),
+            false => Ok(()),
+        }
     }
 
     /// Encodes rows from `first` on. The errors of a row are weighted by the column importance of the row's matrix.
@@ -208,18 +228,19 @@ impl Expr {
         }
     }
 
-    /// Writes the f32 values of rows `rows` to `out`.
-    pub(super) fn eval_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+    /// Writes the values of rows `rows` to `out`.
+    pub(super) fn eval_rows<T: Number>(&self, rows: Range<usize>, out: &mut [T]) {
         match self {
-            Expr::Take(tensor) => quant::decode(tensor.info().dtype, &tensor.rows(rows), out),
+            Expr::Take(tensor) => T::decode(tensor.info().dtype, &tensor.rows(rows), out),
             Expr::Values { values, shape } => {
                 let row_len = row_len(shape);
-                out.copy_from_slice(&values[rows.start * row_len..rows.end * row_len]);
+                let values = &values[rows.start * row_len..rows.end * row_len];
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = T::from(*value));
             }
             Expr::Rows { of, picks, shape } => {
                 let row_len = row_len(shape);
                 if let Some((operand, window)) = scattered(of, picks, rows.clone()) {
-                    let mut values = vec![0.0; window.len() * row_len];
+                    let mut values = vec![T::default(); window.len() * row_len];
                     operand.eval_rows(window.clone(), &mut values);
                     let mut rest = out;
                     for (_, rows) in picked(picks, rows) {
@@ -242,50 +263,54 @@ impl Expr {
                 if elems == (0..all) {
                     return of.eval_rows(rows, out);
                 }
-                let mut values = vec![0.0; all];
+                let mut values = vec![T::default(); all];
                 of.eval_rows(rows, &mut values);
                 out.copy_from_slice(&values[elems]);
             }
             Expr::Bits { of, dtype } => {
                 let mut bytes = Vec::new();
                 of.copy_rows(rows, &mut bytes);
-                quant::decode(*dtype, &bytes, out);
+                T::decode(*dtype, &bytes, out);
             }
             Expr::Transpose(of) => transpose(of, rows, out),
             Expr::Columns { of, index } => {
                 let width = of.row_len();
-                let mut values = vec![0.0; rows.len() * width];
+                let mut values = vec![T::default(); rows.len() * width];
                 of.eval_rows(rows, &mut values);
                 for (out, values) in out.chunks_exact_mut(index.len().max(1)).zip(values.chunks_exact(width.max(1))) {
                     out.iter_mut().zip(index.iter()).for_each(|(out, &column)| *out = values[column as usize]);
                 }
             }
-            Expr::Packed { parts, packing, shape } => packing.unpack(parts, rows, row_len(shape), out),
+            Expr::Packed { parts, packing, shape } => {
+                T::fill(out, |out| packing.unpack(parts, rows, row_len(shape), out));
+            }
             Expr::Weighted { of, .. } => of.eval_rows(rows, out),
             Expr::AddConstant { of, constant } => {
                 of.eval_rows(rows, out);
+                let constant = T::from(*constant);
                 out.iter_mut().for_each(|v| *v += constant);
             }
             Expr::Scale { of, factor } => {
                 of.eval_rows(rows, out);
+                let factor = T::of(*factor);
                 out.iter_mut().for_each(|v| *v *= factor);
             }
             Expr::Round { of, dtype } => {
                 of.eval_rows(rows, out);
                 let mut bytes = vec![0; out.len() / dtype.block_elems() * dtype.block_bytes()];
-                quant::encode(*dtype, out, &mut bytes);
-                quant::decode(*dtype, &bytes, out);
+                T::encode(*dtype, out, &mut bytes);
+                T::decode(*dtype, &bytes, out);
             }
             Expr::Add { of, delta } => match &**delta {
                 Expr::Product { scale, left, right, sums } => {
-                    let base = |rows: Range<usize>, out: &mut [f32]| of.eval_rows(rows, out);
+                    let base = |rows: Range<usize>, out: &mut [T]| of.eval_rows(rows, out);
                     product((*scale, *sums), left, right, rows, out, Some(&base));
                 }
                 delta => {
                     of.eval_rows(rows.clone(), out);
                     let mut values = scratch::take(out.len());
                     delta.eval_rows(rows, &mut values);
-                    out.iter_mut().zip(&values).for_each(|(w, delta)| *w += delta);
+                    out.iter_mut().zip(&values).for_each(|(w, delta)| *w += *delta);
                     scratch::give_back(values);
                 }
             },
@@ -293,12 +318,13 @@ impl Expr {
             Expr::Kronecker { left, right } => kronecker(left, right, rows, out),
             Expr::Map { of, map } => {
                 let Some((first, others)) = of.split_first() else { return };
+                let Some(map) = T::form(&**map) else { unreachable!("check_types refuses maps without this form") };
                 let values = |of: &Expr| {
                     let mut values = scratch::take(out.len());
                     of.eval_rows(rows.clone(), &mut values);
                     values
                 };
-                let others: Vec<Vec<f32>> = others.iter().map(values).collect();
+                let others: Vec<Vec<T>> = others.iter().map(values).collect();
                 first.eval_rows(rows.clone(), out);
                 map.apply(rows, first.row_len(), &others, out);
                 others.into_iter().for_each(scratch::give_back);
@@ -311,55 +337,55 @@ impl Expr {
 const BLOCK_ELEMS: usize = 1 << 15;
 
 /// Writes the values of some rows.
-type Rows<'a> = dyn Fn(Range<usize>, &mut [f32]) + 'a;
+type Rows<'a, T> = dyn Fn(Range<usize>, &mut [T]) + 'a;
 
 /// Computes rows `rows` of an [`Expr::Product`]. With `base`, the product is added to the values that `base` writes.
-fn product(
-    (scale, sums): (f32, Sums),
+fn product<T: Number>(
+    (scale, sums): (f64, Sums),
     left: &Expr,
     right: &Expr,
     rows: Range<usize>,
-    out: &mut [f32],
-    base: Option<&Rows>,
+    out: &mut [T],
+    base: Option<&Rows<T>>,
 ) {
     let (k, cols) = (left.row_len(), right.row_len());
-    let mut lefts = vec![0.0; rows.len() * k];
+    let mut lefts = vec![T::default(); rows.len() * k];
     left.eval_rows(rows.clone(), &mut lefts);
-    let mut rights = vec![0.0; k * cols];
+    let mut rights = vec![T::default(); k * cols];
     right.eval_rows(0..k, &mut rights);
-    let height = crate::source::rows(&left.shape());
-    let fused = match sums {
-        Sums::Product => is_fused(height, cols),
-        Sums::Einsum => fuses_einsum(cols, k, height),
-        Sums::EinsumTurned => fuses_einsum(height, k, cols),
-        Sums::Convolution => true,
-    };
+    let fused = sums.fused::<T>(crate::source::rows(&left.shape()), k, cols);
     let sink = if base.is_some() { Sink::Add } else { Sink::Set };
     let step = (BLOCK_ELEMS / cols.max(1)).max(4);
     for (i, out) in out.chunks_mut((step * cols).max(1)).enumerate() {
         let block = i * step..i * step + out.len() / cols;
+        let here = rows.start + block.start..rows.start + block.end;
         if let Some(base) = base {
-            base(rows.start + block.start..rows.start + block.end, out);
+            base(here.clone(), out);
         }
-        product_rows(&lefts[block.start * k..block.end * k], &rights, k, fused, scale, sink, out);
+        let lefts = &lefts[block.start * k..block.end * k];
+        // The rows of the block that are summed with fused multiply-adds, and those that aren't.
+        let split = fused.0.clamp(here.start, here.end) - here.start;
+        let (first, last) = out.split_at_mut(split * cols);
+        product_rows(&lefts[..split * k], &rights, k, fused.1, T::of(scale), sink, first);
+        product_rows(&lefts[split * k..], &rights, k, 0, T::of(scale), sink, last);
     }
 }
 
 /// Computes rows `rows` of an [`Expr::Kronecker`], one row of `left` after another.
-fn kronecker(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [f32]) {
+fn kronecker<T: Number>(left: &Expr, right: &Expr, rows: Range<usize>, out: &mut [T]) {
     let (height, width) = (crate::source::rows(&right.shape()), right.row_len());
-    let mut factors = vec![0.0; left.row_len()];
+    let mut factors = vec![T::default(); left.row_len()];
     let (mut row, mut rest) = (rows.start, out);
     while row < rows.end {
         let (above, first) = (row / height, row % height);
         let count = (height - first).min(rows.end - row);
-        let mut values = vec![0.0; count * width];
+        let mut values = vec![T::default(); count * width];
         left.eval_rows(above..above + 1, &mut factors);
         right.eval_rows(first..first + count, &mut values);
         let (here, after) = rest.split_at_mut(count * width * factors.len());
         for (out, values) in here.chunks_exact_mut(width * factors.len()).zip(values.chunks_exact(width)) {
             for (out, factor) in out.chunks_exact_mut(width).zip(&factors) {
-                out.iter_mut().zip(values).for_each(|(out, value)| *out = factor * value);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = *factor * *value);
             }
         }
         (row, rest) = (row + count, after);
@@ -409,16 +435,16 @@ fn reshaped(rows: Range<usize>, shape: &[usize], of: &Expr) -> (Range<usize>, Ra
 
 /// Writes rows `columns` of the transpose of `of`, which are columns of `of`. If `of` is a plain source tensor, only
 /// these columns are decoded.
-fn transpose(of: &Expr, columns: Range<usize>, out: &mut [f32]) {
+fn transpose<T: Number>(of: &Expr, columns: Range<usize>, out: &mut [T]) {
     let width = of.row_len();
     let height = out.len() / columns.len().max(1);
-    let mut row = vec![0.0; width];
+    let mut row = vec![T::default(); width];
     for r in 0..height {
         let wanted = match of {
             Expr::Take(tensor) if tensor.info().dtype.is_plain() => {
                 let (dtype, size) = (tensor.info().dtype, tensor.info().dtype.block_bytes());
                 let wanted = &mut row[..columns.len()];
-                quant::decode(dtype, &tensor.rows(r..r + 1)[columns.start * size..columns.end * size], wanted);
+                T::decode(dtype, &tensor.rows(r..r + 1)[columns.start * size..columns.end * size], wanted);
                 &*wanted
             }
             _ => {

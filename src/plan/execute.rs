@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use super::checksum::fill_checksums;
 use super::{Layout, Plan, PlannedTensor, Staging, TensorRef};
+use crate::dtype::DType;
 use crate::error::{Finding, IoContext, Result};
 
 /// Time between two syncs of what was written meanwhile.
@@ -96,9 +97,11 @@ pub fn execute_all(runs: &[Work<'_>], options: Options, progress: &(dyn Fn(Progr
         }
     }
     let per_thread = options.max_memory_bytes / rayon::current_num_threads() as u64;
-    // A value in flight takes 4 bytes in each of its buffers, and at most 4 more once it is encoded.
-    let chunk_elems =
-        |tensor: &PlannedTensor| (per_thread / (4 * tensor.expr.buffers() as u64 + 4)).clamp(1, 1 << 20) as usize;
+    // A value in flight takes 4 bytes in each of its buffers, and at most 4 more once it is encoded; in f64 twice that.
+    let chunk_elems = |tensor: &PlannedTensor| {
+        let bytes = if tensor.dtype == DType::F64 { 8 } else { 4 };
+        (per_thread / (bytes * tensor.expr.buffers() as u64 + bytes)).clamp(1, 1 << 20) as usize
+    };
     let mut tasks: Vec<(usize, Range<usize>, usize)> = Vec::new();
     for (number, run) in runs.iter().enumerate() {
         for (i, tensor) in run.plan.tensors.iter().enumerate() {

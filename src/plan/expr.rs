@@ -22,14 +22,20 @@ pub struct Pick {
     pub len: usize,
 }
 
-/// A function of rows: computes rows of a result from the same rows of its operands.
-pub trait RowMap: fmt::Debug + Send + Sync {
+/// A function of rows: computes rows of a result from the same rows of its operands. `T` is the type in which it
+/// computes: f32, or f64 for outputs of F64.
+pub trait RowMap<T = f32>: fmt::Debug + Send + Sync {
     /// Computes rows `rows` of the result, each of `row_len` values, into `out`. When it is called, `out` holds
     /// the first operand's values of these rows; `others` holds those of the other operands, each as long as `out`.
-    fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<f32>], out: &mut [f32]);
+    fn apply(&self, rows: Range<usize>, row_len: usize, others: &[Vec<T>], out: &mut [T]);
 
     /// Returns, for messages, which finite values of the operands result in a NaN or an infinity.
     fn not_finite(&self) -> Option<&str> {
+        None
+    }
+
+    /// The same function in f64; `None` if it is known in f32 alone.
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
         None
     }
 }
@@ -39,6 +45,8 @@ pub trait RowMap: fmt::Debug + Send + Sync {
 pub enum Sums {
     /// `left @ right`.
     Product,
+    /// The transpose of `right^T @ left^T`.
+    ProductTurned,
     /// A product within an einsum.
     Einsum,
     /// The same, of a tensor that is summed over its first dimension.
@@ -92,19 +100,19 @@ pub enum Expr {
     },
     /// A matrix with its rows and columns exchanged.
     Transpose(Box<Expr>),
-    /// `of + constant`, in f32.
+    /// `of + constant`, in f32, or in f64 for an output of F64.
     AddConstant {
         /// The first summand.
         of: Box<Expr>,
         /// The number that is added to every value.
         constant: f32,
     },
-    /// `of * factor`, in f32.
+    /// `of * factor`, in f32, or in f64 for an output of F64. The factor is rounded to that type.
     Scale {
         /// The values to multiply.
         of: Box<Expr>,
         /// The factor of every value.
-        factor: f32,
+        factor: f64,
     },
     /// `of` rounded to a type and back, for references that round midway.
     Round {
@@ -113,18 +121,18 @@ pub enum Expr {
         /// The type.
         dtype: DType,
     },
-    /// `of + delta`, in f32.
+    /// `of + delta`, in f32, or in f64 for an output of F64.
     Add {
         /// The first summand: the base weight.
         of: Box<Expr>,
         /// The second summand, of the same shape.
         delta: Box<Expr>,
     },
-    /// `scale * (left @ right)`, summed in f32 and then scaled: `left` is `[rows, k]`, `right` is `[k, cols]`. Every
+    /// `scale * (left @ right)`, summed in f32 or, for an output of F64, in f64, and then scaled: `left` is `[rows, k]`, `right` is `[k, cols]`. Every
     /// row needs all of `right`, so `right` should be the smaller one.
     Product {
         /// The factor of the product.
-        scale: f32,
+        scale: f64,
         /// `B`, or `B M` for a routed update.
         left: Box<Expr>,
         /// `A`.
@@ -271,7 +279,7 @@ impl Expr {
         }
     }
 
-    /// Returns how many rows of f32 values are in memory at a time for each row that is computed.
+    /// Returns how many rows of values are in memory at a time for each row that is computed.
     pub(super) fn buffers(&self) -> usize {
         match self {
             Expr::Take(_) | Expr::Values { .. } => 1,
@@ -353,6 +361,19 @@ impl Expr {
     pub(super) fn not_finite(&self) -> Option<&str> {
         let own = if let Expr::Map { map, .. } = self { map.not_finite() } else { None };
         own.or_else(|| self.operands().into_iter().find_map(Expr::not_finite))
+    }
+
+    /// Returns a part that can't be computed in f64, as PEFT and torch do where the output is F64.
+    pub(super) fn without_f64(&self) -> Option<String> {
+        match self {
+            Expr::Map { map, .. } if map.in_f64().is_none() => {
+                let name = format!("{map:?}");
+                let end = name.find(|c: char| !c.is_alphanumeric()).unwrap_or(name.len());
+                Some(format!("a function ({})", &name[..end]))
+            }
+            Expr::Round { dtype, .. } => Some(format!("a rounding to {dtype} midway")),
+            _ => self.operands().into_iter().find_map(Expr::without_f64),
+        }
     }
 
     /// Returns the types that have to be decoded.

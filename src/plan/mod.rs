@@ -7,6 +7,7 @@ mod checksum;
 mod eval;
 mod execute;
 mod expr;
+mod number;
 mod packed;
 mod product;
 mod read;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 pub use checksum::Checksum;
 pub use execute::{Options, Progress, Work, execute, execute_all};
 pub use expr::{Expr, Pick, RowMap, Sums};
+pub(crate) use number::Number;
 pub use packed::Packing;
 pub(crate) use product::{add_product, fuses_einsum, is_fused, run_len};
 pub use shared::Alias;
@@ -128,12 +130,16 @@ impl PlannedTensor {
                 .hint("give an importance matrix (`imatrix`), or choose another type for this tensor")
                 .mismatch());
         }
-        if !quant::can_encode(self.dtype) {
-            let finding = finding().expected("a type this version can write").found(self.dtype);
-            let hint = "values are computed in F32: with `type` f32 they are written so";
-            return Err(finding.hint(if self.dtype == DType::F64 { hint } else { "" }).unsupported());
+        if self.dtype == DType::F64 {
+            let Some(part) = self.expr.without_f64() else { return Ok(()) };
+            let finding = finding().expected("values that this version computes in F64");
+            let hint = "with `type` f32 all is computed and written in F32";
+            return Err(finding.found(format_args!("{part}, which it has in F32 alone")).hint(hint).unsupported());
         }
-        Ok(())
+        match quant::can_encode(self.dtype) {
+            true => Ok(()),
+            false => Err(finding().expected("a type this version can write").found(self.dtype).unsupported()),
+        }
     }
 
     /// The error where values of `dtype` are needed but can't be decoded. It names the tensor as its source file does,

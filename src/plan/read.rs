@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::PlannedTensor;
+use super::{Number, PlannedTensor};
 use crate::dtype::DType;
 use crate::error::Result;
 
@@ -31,11 +31,7 @@ impl PlannedTensor {
         values.resize(rows.len() * self.row_len(), 0.0);
         if self.dtype == DType::F32 {
             // F32 output needs no rounding, so no encoding either.
-            self.expr.eval_rows(rows, values);
-            return match values.iter().fold(false, |bad, v| bad | !v.is_finite()) {
-                true => Err(self.not_finite("a NaN or an infinity")),
-                false => Ok(()),
-            };
+            return self.eval_finite(rows, values);
         }
         let mut bytes = Vec::new();
         self.encode_rows(rows.clone(), values, &mut bytes)?;
@@ -50,6 +46,18 @@ impl PlannedTensor {
     pub fn read(&self) -> Result<Vec<f32>> {
         let mut values = vec![0.0; self.elems()];
         self.fill(0..self.rows(), &mut values)?;
+        Ok(values)
+    }
+
+    /// Returns rows `rows` as values of `T`, not rounded to the output's type.
+    ///
+    /// # Errors
+    /// The same as for [`PlannedTensor::read_rows`].
+    pub(crate) fn values<T: Number>(&self, rows: Range<usize>) -> Result<Vec<T>> {
+        self.check_values()?;
+        self.check_readable(&rows)?;
+        let mut values = vec![T::default(); rows.len() * self.row_len()];
+        self.eval_finite(rows, &mut values)?;
         Ok(values)
     }
 

@@ -195,6 +195,17 @@ def conversions(name, cls, path, key):
     rest = lambda value: {k: v for k, v in value.items() if k != key} if key else {}
     check(f"{path.name}: the rest", same(rest(found), rest(whole)), "settings, optimizer and averages")
     if zipfile.is_zipfile(path):
+        # The same with deflated entries, which the new file has stored.
+        deflated, stored = out / f"deflated-{path.name}", out / f"stored-{path.name}"
+        with zipfile.ZipFile(path) as a, zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as b:
+            for entry in a.namelist():
+                b.writestr(entry, a.read(entry))
+        atombank("convert", out / "other.safetensors", "--into", deflated, *into, "-o", stored)
+        again = load(stored)
+        pickles = [next(z.read(n) for n in z.namelist() if n.endswith("/data.pkl")) for z in map(zipfile.ZipFile, (path, stored))]
+        check(f"{path.name}: into a deflated one", same(again, found) and pickles[0] == pickles[1] and zipfile.ZipFile(stored).testzip() is None,
+              "the same values and pickle")
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as old, zipfile.ZipFile(out / path.name) as new:
             program = [next(n for n in z.namelist() if n.endswith("data.pkl")) for z in (old, new)]
             check(f"{path.name}: pickle", old.read(program[0]) == new.read(program[1]) and new.testzip() is None, "same bytes")

@@ -49,6 +49,7 @@ scripts=(
     hub
     training
     convolutions
+    doubles
     forms
     filter_atoms
     bank_trained

@@ -112,8 +112,12 @@ fn names_of_one_storage_are_changed_together() {
         parsed(&done(&args))
     };
     let both = decompose(&[]);
-    let error = |module: usize| both["layers"][module]["error"].as_f64().unwrap();
-    assert!(error(0) > 0.1 && error(0) == error(1));
+    // A storage is one row, with its other names.
+    assert_eq!(both["layers"].as_array().unwrap().len(), 1);
+    let row = &both["layers"][0];
+    assert_eq!((&row["module"], &row["also"][0]), (&"first".into(), &"second".into()));
+    assert!(row["error"].as_f64().unwrap() > 0.1);
+    assert_eq!(both["of"].as_u64().unwrap(), 2 * row["of"].as_u64().unwrap());
     let bake = || {
         done(&[&["bake", text(&model), text(&bank), "-o", text(&out), "--overwrite", "--quiet"][..], &key].concat());
         tensors(&out)

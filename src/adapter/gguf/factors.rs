@@ -31,7 +31,7 @@ impl Factors {
     /// The factors of an update in the layout of its weight. `id` tells it from others.
     pub(super) fn of(update: &LowRank, id: usize) -> Self {
         let rank = crate::source::rows(&update.a.shape());
-        let alpha = update.alpha.unwrap_or(f64::from(update.scale) * rank as f64);
+        let alpha = update.alpha.unwrap_or(update.scale * rank as f64);
         let (a, b) = (update.a.clone(), update.b.clone());
         let (a, b) = if update.layout.is_transposed() { (turned(b), turned(a)) } else { (a, b) };
         Self { a, b, alpha, rank, whole: Some(id) }
@@ -59,7 +59,7 @@ impl Factors {
         let last = of.len().checked_sub(1).filter(|last| *last > 0)?;
         let are_shared = self.a.shape()[..last - 1].iter().all(|size| *size == 1);
         let apply = |of: Expr| step.apply(of, DType::F32).ok();
-        let scaled = |factor: f32| {
+        let scaled = |factor: f64| {
             let b = Expr::Scale { of: Box::new(self.b.clone()), factor };
             Some(Self { b, ..self.clone() })
         };
@@ -97,7 +97,7 @@ impl Factors {
             }
             // An update of `W + 1` is that of `W`.
             Step::Add(_) | Step::Subtract(_) => Some(self),
-            Step::Multiply(factor) => scaled(*factor),
+            Step::Multiply(factor) => scaled(f64::from(*factor)),
             Step::Each(Change::Negative) => scaled(-1.0),
             _ => None,
         }
@@ -225,7 +225,7 @@ impl Factors {
             return self;
         }
         let factor = self.alpha / self.rank as f64 / (other.alpha / other.rank as f64);
-        let b = Expr::Scale { of: Box::new(self.b), factor: factor as f32 };
+        let b = Expr::Scale { of: Box::new(self.b), factor };
         Self { b, alpha: other.alpha, rank: other.rank, ..self }
     }
 

@@ -177,7 +177,7 @@ fn factors(
     if alpha as f32 != file_alpha {
         // llama.cpp treats an alpha of 0 as none and multiplies by 1 instead of alpha / rank.
         let applied = if file_alpha == 0.0 { rank as f64 } else { f64::from(file_alpha) };
-        b = Expr::Scale { of: Box::new(b), factor: (alpha / applied) as f32 };
+        b = Expr::Scale { of: Box::new(b), factor: alpha / applied };
     } else if file_alpha == 0.0 {
         b = Expr::Scale { of: Box::new(b), factor: 0.0 };
     }

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::peft::{
-    ABSENT, Base, Change, LowRank, Named, ScaleColumns, ScaleRows, Weight, WeightLayout, hadamard, integers, kronecker,
-    rescale,
+    ABSENT, Base, Change, Factors, LowRank, Named, ScaleColumns, ScaleRows, Weight, WeightLayout, hadamard, integers,
+    kronecker, rescale,
 };
 use crate::arch::Naming;
 use crate::error::{Finding, Result};
@@ -222,7 +222,7 @@ impl Update {
     }
 
     /// The scale of a LoKr of two factors with these ranks, where they are products.
-    fn scale_of_factors(&mut self, left: Option<usize>, right: Option<usize>) -> Result<f32> {
+    fn scale_of_factors(&mut self, left: Option<usize>, right: Option<usize>) -> Result<f64> {
         match (left, right) {
             (Some(rank), Some(other)) if rank != other => {
                 let finding = self.finding("lokr_w2_b").expected(format_args!("rank {rank}, as lokr_w1 has"));
@@ -293,7 +293,7 @@ impl Update {
         if tensor.shape != expected {
             return Err(self.misshapen("weight", &expected, &tensor.shape));
         }
-        let factors: Arc<[f32]> = tensor.read()?.iter().map(|value| value + 1.0).collect();
+        let factors: Factors = tensor.read()?.iter().map(|value| value + 1.0).collect();
         let map: Arc<dyn RowMap> = match sizes.by_column(!inputs) {
             true => Arc::new(ScaleColumns(factors)),
             false => Arc::new(ScaleRows(factors)),
@@ -316,21 +316,21 @@ impl Update {
                     .mismatch());
             }
         };
-        rescale(weight, change, &tensor.read()?, sizes.by_column(outputs), f32::EPSILON).map(Some)
+        rescale(weight, change, &tensor.read()?.into(), sizes.by_column(outputs), f32::EPSILON).map(Some)
     }
 
     /// Alpha over the rank.
-    fn scale(&mut self, rank: usize) -> Result<f32> {
+    fn scale(&mut self, rank: usize) -> Result<f64> {
         Ok(match self.alpha()? {
             // kohya-ss and LyCORIS replace a missing alpha by the rank.
             None | Some(0.0) => 1.0,
-            Some(alpha) => (f64::from(alpha) / rank as f64) as f32,
+            Some(alpha) => f64::from(alpha) / rank as f64,
         })
     }
 
     /// The scale of a LoKr of two whole factors. They have no rank, and the file's alpha equals the rank that they
     /// would have had: a whole number, unless `rs_lora` was on.
-    fn scale_of_whole_factors(&mut self) -> Result<f32> {
+    fn scale_of_whole_factors(&mut self) -> Result<f64> {
         match self.alpha()? {
             Some(alpha) if alpha.fract() != 0.0 => Err(self
                 .finding("alpha")

@@ -54,7 +54,7 @@ pub(crate) fn output(config: &Map<String, Value>, tensors: &Plan) -> Result<Outp
             _ => match numbers.exact_scale(&module) {
                 own if own == scale => with_rows(turned, missing)?,
                 own => {
-                    let factor = (own / scale) as f32;
+                    let factor = own / scale;
                     with_rows(Expr::Scale { of: Box::new(turned), factor }, missing)?
                 }
             },

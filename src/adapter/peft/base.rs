@@ -15,7 +15,7 @@ use crate::arch::wrapper::text_config;
 use crate::arch::{Naming, Role};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Finding, Result};
 use crate::plan::{Expr, Plan, PlannedTensor};
 use crate::source::show_shape;
 
@@ -213,7 +213,18 @@ impl<'a> Base<'a> {
 
     /// The type to which PEFT rounds midway for a weight of type `dtype`; `None` if there is no such rounding.
     pub(super) fn rounding(&self, dtype: DType) -> Option<DType> {
-        Some(dtype).filter(|dtype| self.keeps_types && *dtype != DType::F32)
+        Some(dtype).filter(|dtype| self.keeps_types && !matches!(dtype, DType::F32 | DType::F64))
+    }
+
+    /// Refuses changes that this version computes in f32 alone, for weights of F64. `finding` is about what asks for them,
+    /// and says what was found.
+    pub(in crate::adapter) fn check_f64(&self, changes: &[Named], finding: impl FnOnce() -> Finding) -> Result<()> {
+        let in_f64 = |name: &str| self.keeps_types && self.tensor(name).is_some_and(|of| of.dtype == DType::F64);
+        let Some((name, _)) = changes.iter().find(|(name, _)| in_f64(name)) else { return Ok(()) };
+        Err(finding()
+            .expected(format_args!("changes that this version computes in F64, as {name:?} of the base is"))
+            .hint("with `type` f32 the merge is computed and written in F32")
+            .unsupported())
     }
 
     /// `of`, rounded to the type that [`Base::rounding`] gives.

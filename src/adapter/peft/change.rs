@@ -8,7 +8,8 @@ use crate::error::{Error, Finding, Result};
 use crate::plan::{Expr, PlannedTensor, RowMap, Sums};
 use crate::quant;
 
-/// A change to one tensor of the base. Values are f32 throughout and are rounded once, in the output.
+/// A change to one tensor of the base. Values are f32 throughout, or f64 for a base of F64, and are rounded once, in the
+/// output.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// `W + s B A`.
@@ -74,7 +75,7 @@ impl WeightLayout {
 #[derive(Debug, Clone)]
 pub struct LowRank {
     /// Dimensionless.
-    pub scale: f32,
+    pub scale: f64,
     /// The scale times the rank, before the quotient was rounded, where the adapter's settings contain it.
     pub alpha: Option<f64>,
     /// `[r, d_in]`; for an embedding `[r, vocab]`.
@@ -87,8 +88,8 @@ pub struct LowRank {
     pub rounded: Option<DType>,
 }
 
-fn check(of: &[&Expr], scale: f32, finding: impl FnOnce() -> Finding) -> Result<()> {
-    if !scale.is_finite() {
+fn check(of: &[&Expr], scale: f64, finding: impl FnOnce() -> Finding) -> Result<()> {
+    if !(scale as f32).is_finite() {
         return Err(finding().expected("a finite scale").found(scale).mismatch());
     }
     of.iter().find_map(|expr| no_numbers(expr)).map_or(Ok(()), Err)
@@ -101,7 +102,7 @@ impl LowRank {
     }
 
     /// This update multiplied by `weight`.
-    pub fn weighted(&self, weight: f32) -> Self {
+    pub fn weighted(&self, weight: f64) -> Self {
         Self { scale: self.scale * weight, alpha: None, ..self.clone() }
     }
 
@@ -116,7 +117,7 @@ impl LowRank {
             }
             true => {
                 let transpose = |of: Box<Expr>| Box::new(Expr::Transpose(of));
-                Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b), sums: Sums::Product }
+                Expr::Product { scale: self.scale, left: transpose(a), right: transpose(b), sums: Sums::ProductTurned }
             }
         };
         match self.rounded {
@@ -145,7 +146,7 @@ impl Change {
     /// Refuses tensors of the adapter that don't hold floating-point numbers, and scales that aren't finite. `finding`
     /// makes a finding about the adapter's settings.
     pub(in crate::adapter) fn check_numbers(&self, finding: impl FnOnce() -> Finding) -> Result<()> {
-        let (exprs, scale): (Vec<&Expr>, f32) = match self {
+        let (exprs, scale): (Vec<&Expr>, f64) = match self {
             Change::LowRank(update) => return update.check_numbers(finding),
             Change::Stack(updates) => {
                 let exprs = updates.iter().flat_map(|update| [&update.a, &update.b]).collect();

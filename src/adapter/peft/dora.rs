@@ -1,7 +1,7 @@
 //! DoRA: `m (W + delta) / ||W + delta||`, with a magnitude and a norm for each output.
 //!
 //! Reference: peft `src/peft/tuners/lora/variants.py` (`merge_unsafe`) and `dora.py`
-//! (`get_weight_norm`): everything in f32, the quotient `m / norm` before the product with the weight.
+//! (`get_weight_norm`): everything in f32 (or f64, for a base of F64), the quotient `m / norm` before the product with the weight.
 //! KohakuBlueleaf/LyCORIS `lycoris/functional/general.py` (`_weight_decompose`) supports magnitudes per input too, and
 //! adds the type's epsilon to norms.
 
@@ -9,13 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::change::Change;
-use super::rows::ScaleColumns;
+use super::rows::{Factors, ScaleColumns};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::plan::{PlannedTensor, RowMap};
-
-/// The number of lanes in torch's norm.
-const LANES: usize = 8;
+use crate::plan::{Number, PlannedTensor, RowMap};
 
 /// The most values of a transposed weight that are read at a time.
 const STRIP_ELEMS: usize = 1 << 20;
@@ -27,13 +24,16 @@ const STRIP_ELEMS: usize = 1 << 20;
 pub(in crate::adapter) fn rescale(
     tensor: &PlannedTensor,
     update: &Change,
-    magnitude: &[f32],
+    magnitude: &Factors,
     by_column: bool,
     eps: f32,
 ) -> Result<Change> {
     let map: Arc<dyn RowMap> = match by_column {
-        false => Arc::new(ByRow { magnitude: magnitude.into(), eps }),
-        true => Arc::new(ScaleColumns(column_factors(tensor, update, magnitude, eps)?)),
+        false => Arc::new(ByRow { magnitude: magnitude.clone(), eps }),
+        true => Arc::new(ScaleColumns(match tensor.dtype {
+            DType::F64 => column_factors::<f64>(tensor, update, magnitude, eps)?.into(),
+            _ => column_factors::<f32>(tensor, update, magnitude, eps)?.into(),
+        })),
     };
     Ok(Change::Map { others: Vec::new(), map, transposed: false })
 }
@@ -41,16 +41,20 @@ pub(in crate::adapter) fn rescale(
 /// Magnitudes of rows.
 #[derive(Debug)]
 struct ByRow {
-    magnitude: Arc<[f32]>,
+    magnitude: Factors,
     eps: f32,
 }
 
-impl RowMap for ByRow {
-    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
-        for (magnitude, row) in self.magnitude[rows].iter().zip(out.chunks_exact_mut(row_len)) {
-            let factor = magnitude / (norm(row) + self.eps);
+impl<T: Number> RowMap<T> for ByRow {
+    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<T>], out: &mut [T]) {
+        for (magnitude, row) in self.magnitude.of::<T>()[rows].iter().zip(out.chunks_exact_mut(row_len)) {
+            let factor = *magnitude / (norm(row) + T::from(self.eps));
             row.iter_mut().for_each(|w| *w *= factor);
         }
+    }
+
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
+        self.magnitude.in_f64(self)
     }
 
     fn not_finite(&self) -> Option<&str> {
@@ -62,17 +66,19 @@ impl RowMap for ByRow {
 /// `norm_kernel_tensor_iterator_impl`): lane by lane, then over the lanes in order. Of the values that don't fill all lanes,
 /// the last ones, fewer than four, are added with fused multiply-adds, as compilers make of that loop (measured on torch
 /// 2.15).
-pub(super) fn norm(row: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (whole, rest) = row.as_chunks::<LANES>();
+pub(super) fn norm<T: Number>(row: &[T]) -> T {
+    let mut lanes = [T::default(); f32::LANES];
+    let lanes = &mut lanes[..T::LANES];
+    let whole = row.chunks_exact(T::LANES);
+    let rest = whole.remainder();
     for values in whole {
         for (sum, v) in lanes.iter_mut().zip(values) {
-            *sum += v * v;
+            *sum += *v * *v;
         }
     }
-    let sum = lanes[1..].iter().fold(lanes[0], |sum, lane| sum + lane);
+    let sum = lanes[1..].iter().fold(lanes[0], |sum, lane| sum + *lane);
     let (fours, last) = rest.as_chunks::<4>();
-    let sum = fours.as_flattened().iter().fold(sum, |sum, v| sum + v * v);
+    let sum = fours.as_flattened().iter().fold(sum, |sum, v| sum + *v * *v);
     last.iter().fold(sum, |sum, v| v.mul_add(*v, sum)).sqrt()
 }
 
@@ -89,18 +95,19 @@ pub(super) fn column_norms(values: &[f32], cols: usize) -> Vec<f32> {
 }
 
 /// `m / norm` of every column of `W + delta`. torch sums values that aren't contiguous in order.
-fn column_factors(tensor: &PlannedTensor, update: &Change, magnitude: &[f32], eps: f32) -> Result<Arc<[f32]>> {
-    let updated = PlannedTensor { dtype: DType::F32, expr: update.apply(tensor.expr.clone()), ..tensor.clone() };
-    let mut squares = vec![0.0f32; tensor.row_len()];
+fn column_factors<T: Number>(tensor: &PlannedTensor, update: &Change, magnitude: &Factors, eps: f32) -> Result<Vec<T>> {
+    let dtype = if tensor.dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let updated = PlannedTensor { dtype, expr: update.apply(tensor.expr.clone()), ..tensor.clone() };
+    let mut squares = vec![T::default(); tensor.row_len()];
     let step = (STRIP_ELEMS / tensor.row_len().max(1)).max(1);
     for start in (0..tensor.rows()).step_by(step) {
-        let values = updated.read_rows(start..(start + step).min(tensor.rows()))?;
+        let values = updated.values::<T>(start..(start + step).min(tensor.rows()))?;
         for row in values.chunks_exact(tensor.row_len()) {
-            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += v * v);
+            squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v * *v);
         }
     }
-    let factor = |(square, magnitude): (&f32, &f32)| magnitude / (square.sqrt() + eps);
-    let factors: Arc<[f32]> = squares.iter().zip(magnitude).map(factor).collect();
+    let factor = |(square, magnitude): (&T, &T)| *magnitude / (square.sqrt() + T::from(eps));
+    let factors: Vec<T> = squares.iter().zip(magnitude.of::<T>()).map(factor).collect();
     match factors.iter().position(|factor| !factor.is_finite()) {
         None => Ok(factors),
         Some(output) => Err(Finding::new(tensor.expr.source_path(), format!("tensor {:?}", tensor.name))
@@ -119,7 +126,7 @@ pub(in crate::adapter) fn input_factors(
     update: &Change,
     magnitude: &[f32],
     eps: f32,
-) -> Result<Arc<[f32]>> {
+) -> Result<Factors> {
     let updated = PlannedTensor { dtype: DType::F32, expr: update.apply(matrix.expr.clone()), ..matrix.clone() };
     let (values, row_len) = (updated.read()?, matrix.row_len());
     let taps = (row_len / magnitude.len().max(1)).max(1);
@@ -160,7 +167,7 @@ mod tests {
             let expr = values(&[2, 2], &weight);
             let tensor = PlannedTensor { name: "w".into(), dtype: DType::F32, shape: vec![2, 2], expr };
             let update = Change::LowRank(update(transposed));
-            let change = rescale(&tensor, &update, &[10., 10.], transposed, 0.0).unwrap();
+            let change = rescale(&tensor, &update, &vec![10.0f32; 2].into(), transposed, 0.0).unwrap();
             let expr = change.apply(update.apply(tensor.expr.clone()));
             assert_eq!(PlannedTensor { expr, ..tensor }.read().unwrap(), expected);
         }
@@ -203,7 +210,7 @@ mod tests {
                 layout: WeightLayout::of_linear(transposed),
                 rounded: None,
             };
-            let change = rescale(&tensor, &Change::LowRank(update), &[1., 1.], transposed, 0.0);
+            let change = rescale(&tensor, &Change::LowRank(update), &vec![1.0f32; 2].into(), transposed, 0.0);
             let read =
                 |change: Change| PlannedTensor { expr: change.apply(tensor.expr.clone()), ..tensor.clone() }.read();
             let error = change.and_then(read).unwrap_err().to_string();

@@ -104,7 +104,7 @@ pub(super) fn changes(
     base: &Base,
     targets: &[String],
     rank: impl Fn(&str) -> usize,
-    scale: impl Fn(&str, usize) -> f32,
+    scale: impl Fn(&str, usize) -> f64,
 ) -> Result<Vec<Named>> {
     let wanted = |path: &str| targets.iter().any(|target| ends_path(path, target));
     let mut modules: Vec<String> = entries.modules("lora_A.weight");
@@ -133,7 +133,7 @@ fn by_own_names(
     entries: &mut Entries,
     base: &Base,
     rank: impl Fn(&str) -> usize,
-    scale: impl Fn(&str, usize) -> f32,
+    scale: impl Fn(&str, usize) -> f64,
     changes: &mut Vec<Named>,
 ) -> Result<()> {
     for path in entries.modules("lora_A.weight") {
@@ -171,7 +171,7 @@ fn one(
     wrapped: &str,
     parts: &ParameterTensors,
     rank: usize,
-    scale: f32,
+    scale: f64,
     changes: &mut Vec<Named>,
 ) -> Result<()> {
     let name_a = format!("{wrapped}.lora_A.weight");

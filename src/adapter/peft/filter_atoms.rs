@@ -78,6 +78,6 @@ fn changed(bank: &FilterBank, layer: &BankLayer, base: &Base) -> Result<Option<N
     if base_atoms.atoms == layer.atoms.atoms || bank.config.scale == 0.0 {
         return Ok(None);
     }
-    let delta = map_of_taps(tensor, &base_atoms.atoms, &layer.atoms.atoms, bank.config.scale as f32);
+    let delta = map_of_taps(tensor, &base_atoms.atoms, &layer.atoms.atoms, bank.config.scale);
     Ok(Some((tensor.name.clone(), Change::Add(delta))))
 }

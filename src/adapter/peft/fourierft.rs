@@ -29,7 +29,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let spectrum = placed(entries, name, &weight, seed)?;
         let shape = if weight.transposed { [weight.d_in, weight.d_out] } else { [weight.d_out, weight.d_in] };
         let waves = Waves { spectrum, down: Fourier::new(shape[0]), across: Fourier::new(shape[1]) };
-        let delta = Expr::Scale { of: Box::new(made(shape, waves)), factor: scaling as f32 };
+        let delta = Expr::Scale { of: Box::new(made(shape, waves)), factor: scaling };
         Ok((weight, vec![weight.change(Change::Add(delta))]))
     })
 }

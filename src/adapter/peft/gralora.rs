@@ -28,7 +28,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let finding = fields.finding("r").expected(format_args!("a multiple of gralora_k, {blocks}"));
         return Err(finding.found(r).mismatch());
     }
-    let scale = (alpha / (r as f64 + hybrid as f64)) as f32;
+    let scale = alpha / (r as f64 + hybrid as f64);
     each_module(fields, entries, base, "gralora_A", |entries, module, name| {
         let weight = base.linear(entries, name, module, fan_in_fan_out)?;
         let (inputs, outputs) = (weight.d_in / blocks, weight.d_out / blocks);

@@ -13,11 +13,11 @@ use super::Named;
 use super::base::{Base, Weight};
 use super::change::Change;
 use super::entries::Entries;
-use super::rows::{ScaleColumns, ScaleRows};
+use super::rows::{Factors, ScaleColumns, ScaleRows};
 use super::targets::Targets;
 use crate::error::{Error, Result};
 use crate::json::Fields;
-use crate::plan::RowMap;
+use crate::plan::{Number, RowMap};
 use crate::source::show_shape;
 
 const FACTORS: &str = "ia3_l";
@@ -55,21 +55,25 @@ impl FeedForward {
 #[derive(Debug)]
 struct ScaleInputs {
     /// Those of all groups.
-    factors: Arc<[f32]>,
+    factors: Factors,
     /// The inputs and the outputs of one group.
     inputs: usize,
     outputs: usize,
 }
 
-impl RowMap for ScaleInputs {
-    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
+impl<T: Number> RowMap<T> for ScaleInputs {
+    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<T>], out: &mut [T]) {
         let taps = (row_len / self.inputs).max(1);
         for (output, row) in rows.zip(out.chunks_exact_mut(row_len)) {
-            let factors = &self.factors[output / self.outputs * self.inputs..][..self.inputs];
+            let factors = &self.factors.of::<T>()[output / self.outputs * self.inputs..][..self.inputs];
             for (factor, values) in factors.iter().zip(row.chunks_exact_mut(taps)) {
-                values.iter_mut().for_each(|value| *value *= factor);
+                values.iter_mut().for_each(|value| *value *= *factor);
             }
         }
+    }
+
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
+        self.factors.in_f64(self)
     }
 }
 
@@ -110,7 +114,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             }
             _ => return Err(misfit(entries, &name, &weight, shape)),
         };
-        let factors: Arc<[f32]> = tensor.read()?.into();
+        let factors: Factors = tensor.values::<f64>(0..tensor.rows())?.into();
         let scale = |map: Arc<dyn RowMap>| Change::Map { others: Vec::new(), map, transposed: false };
         let map: Arc<dyn RowMap> = match (inputs != weight.transposed, weight.is_kernel()) {
             (true, true) => Arc::new(ScaleInputs {

@@ -56,7 +56,7 @@ pub(super) fn core_shape(weight: &Weight, rank: usize) -> Vec<usize> {
 }
 
 /// `(first * second) * scale`, elementwise, with the scale last.
-pub(in crate::adapter) fn delta(first: Expr, second: Expr, scale: f32) -> Expr {
+pub(in crate::adapter) fn delta(first: Expr, second: Expr, scale: f64) -> Expr {
     let multiplied = Expr::Map { of: vec![first, second], map: Arc::new(Multiply) };
     Expr::Scale { of: Box::new(multiplied), factor: scale }
 }

@@ -73,7 +73,7 @@ impl Right {
     }
 
     /// `scale` times the Kronecker product with `left`, in `shape`.
-    fn product(self, left: Expr, scale: f32, shape: &[usize]) -> Expr {
+    fn product(self, left: Expr, scale: f64, shape: &[usize]) -> Expr {
         let of = match self {
             Right::Matrix(right) => return delta(left, right, scale),
             Right::Rows(of) => of,
@@ -146,7 +146,7 @@ fn factor(entries: &mut Entries, name: &str, rank: usize) -> Result<Expr> {
 }
 
 /// `scale` times the Kronecker product, the scale last.
-pub(in crate::adapter) fn delta(left: Expr, right: Expr, scale: f32) -> Expr {
+pub(in crate::adapter) fn delta(left: Expr, right: Expr, scale: f64) -> Expr {
     let product = Expr::Kronecker { left: Box::new(left), right: Box::new(right) };
     Expr::Scale { of: Box::new(product), factor: scale }
 }

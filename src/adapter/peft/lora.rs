@@ -13,6 +13,7 @@ use super::change::{Change, LowRank, WeightLayout};
 use super::dora;
 use super::entries::Entries;
 use super::patterns::{self, Patterns};
+use super::rows::Factors;
 use super::targets::{Targets, ends_path};
 use super::variants::{self, Variant};
 use super::{Named, experts};
@@ -102,7 +103,7 @@ impl Config {
     }
 
     /// The factor of the update of `module`, of rank `rank`. Dimensionless.
-    fn scale(&self, module: &str, rank: usize) -> f32 {
+    fn scale(&self, module: &str, rank: usize) -> f64 {
         scale(rank, self.lora_alpha(module), self.use_rslora)
     }
 
@@ -154,6 +155,10 @@ pub(super) fn changes(
         adapted.insert(embedding(&config, entries, base, &module, &mut changes)?);
     }
     targets.complete(entries, base, &adapted, "lora_A.weight")?;
+    if config.variant.rounds() {
+        let field = config.variant.field();
+        base.check_f64(&changes, || fields.finding(field).found(field))?;
+    }
     Ok((changes, config.over_rank(config.lora_alpha, config.r)))
 }
 
@@ -296,14 +301,14 @@ fn low_rank(
 }
 
 /// DoRA's magnitudes; older versions of PEFT call them a weight.
-fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Vec<f32>> {
+fn magnitude(entries: &mut Entries, module: &str, d_out: usize) -> Result<Factors> {
     let name = format!("{module}.lora_magnitude_vector");
     let older = format!("{name}.weight");
     let name = if entries.names().any(|n| n == older) { older } else { name };
     let tensor = entries.need(&name)?;
     // For embeddings, they are stored as a row; for convolutions with further dimensions of one.
     if tensor.elems() == d_out && tensor.shape.iter().all(|d| *d == 1 || *d == d_out) {
-        return tensor.read();
+        return Ok(tensor.values::<f64>(0..tensor.rows())?.into());
     }
     Err(entries
         .finding(&name)
@@ -349,6 +354,6 @@ mod tests {
     fn rank_stabilized_scales_go_by_the_root_of_the_modules_own_rank() {
         let config = config(json!({"r": 4, "lora_alpha": 8, "use_rslora": true, "rank_pattern": {"v": 9}}));
         assert_eq!((config.over_rank(8.0, 4), config.over_rank(8.0, config.rank("v"))), (16.0, 24.0));
-        assert_eq!((config.scale("q", 4), config.scale("v", 9)), (4.0, (8.0 / 3.0) as f32));
+        assert_eq!((config.scale("q", 4), config.scale("v", 9)), (4.0, 8.0 / 3.0));
     }
 }

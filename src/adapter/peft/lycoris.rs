@@ -34,7 +34,7 @@ impl Settings {
     }
 
     /// The factor of the update of `module`, of rank `rank`. Dimensionless.
-    pub(super) fn scale(&self, module: &str, rank: usize) -> f32 {
-        (self.alpha_pattern.first_match(module).unwrap_or(self.alpha) / rank as f64) as f32
+    pub(super) fn scale(&self, module: &str, rank: usize) -> f64 {
+        self.alpha_pattern.first_match(module).unwrap_or(self.alpha) / rank as f64
     }
 }

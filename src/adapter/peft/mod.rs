@@ -69,7 +69,7 @@ pub(super) use loha::delta as hadamard;
 pub(super) use lokr::delta as kronecker;
 pub(super) use lora::Config as LoraNumbers;
 pub(crate) use names::is_kind;
-pub(super) use rows::{ScaleColumns, ScaleRows};
+pub(super) use rows::{Factors, ScaleColumns, ScaleRows};
 pub use save::{NewLora, ParameterUpdate};
 pub(super) use token_rows::{Held, TokenRows, bias_of, token_rows};
 pub(super) use tucker::{First, Tucker};
@@ -181,6 +181,9 @@ impl Changes {
         Ok(Self { changes, ..self })
     }
 }
+
+/// Kinds of adapters that are computed in f64 where the base is F64, as PEFT does.
+const IN_F64: [&str; 6] = ["LORA", "LOHA", "LOKR", "IA3", "LN_TUNING", "TRAINABLE_TOKENS"];
 
 /// Fields that don't matter for any kind of adapter.
 const INERT: &[&str] =
@@ -301,6 +304,9 @@ pub(super) fn changes(
         _ => tokens::beside(&mut fields, &mut entries, base)?,
     };
     changes.extend(tokens);
+    if !IN_F64.contains(&kind.as_str()) {
+        base.check_f64(&changes, || fields.finding("peft_type").found(&kind))?;
+    }
     fields.ignore(INERT);
     fields.finish()?;
     entries.finish()?;

@@ -92,7 +92,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         }
         let b = entries.shaped(&format!("{module}.peanut_B.weight"), &[d_out, r])?.expr;
         let hidden = Expr::Values { shape: vec![r, d_in], values: hidden.into() };
-        let scaled = Expr::Scale { of: Box::new(Expr::product(b, hidden)), factor: scaling as f32 };
+        let scaled = Expr::Scale { of: Box::new(Expr::product(b, hidden)), factor: scaling };
         let delta = base.rounded(scaled, weight.tensor.dtype);
         Ok((weight, vec![weight.change(Change::Add(delta))]))
     })

@@ -54,7 +54,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
             true => (narrow, wide),
             false => (transpose(wide), transpose(narrow)),
         };
-        let scale = (alpha / r as f64) as f32;
+        let scale = alpha / r as f64;
         let rounded = base.rounding(weight.tensor.dtype);
         let update = LowRank { scale, alpha: None, a, b, layout: weight.layout(), rounded };
         changes.push((weight.tensor.name.clone(), Change::LowRank(update)));

@@ -4,30 +4,80 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dtype::DType;
-use crate::plan::{Expr, Pick, RowMap};
+use crate::plan::{Expr, Number, Pick, RowMap};
 use crate::quant;
+
+/// Numbers of an adapter with which rows are computed.
+#[derive(Debug, Clone)]
+pub(in crate::adapter) struct Factors {
+    narrow: Arc<[f32]>,
+    /// The same in f64; empty if they are known in f32 alone.
+    wide: Arc<[f64]>,
+}
+
+impl Factors {
+    pub(in crate::adapter) fn len(&self) -> usize {
+        self.narrow.len()
+    }
+
+    /// The numbers in the type in which rows are computed: none if they aren't known in it.
+    pub(in crate::adapter) fn of<T: Number>(&self) -> &[T] {
+        T::either(&self.narrow, &self.wide)
+    }
+
+    /// `map`, which has these numbers, where they are known in f64.
+    pub(in crate::adapter) fn in_f64<'a>(&self, map: &'a dyn RowMap<f64>) -> Option<&'a dyn RowMap<f64>> {
+        (self.wide.len() == self.narrow.len()).then_some(map)
+    }
+}
+
+impl From<Vec<f64>> for Factors {
+    fn from(values: Vec<f64>) -> Self {
+        Self { narrow: values.iter().map(|value| *value as f32).collect(), wide: values.into() }
+    }
+}
+
+impl From<Vec<f32>> for Factors {
+    fn from(values: Vec<f32>) -> Self {
+        Self { narrow: values.into(), wide: Arc::from([]) }
+    }
+}
+
+impl FromIterator<f32> for Factors {
+    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Self {
+        values.into_iter().collect::<Vec<f32>>().into()
+    }
+}
 
 /// Multiplies every row by its own number.
 #[derive(Debug)]
-pub(in crate::adapter) struct ScaleRows(pub(in crate::adapter) Arc<[f32]>);
+pub(in crate::adapter) struct ScaleRows(pub(in crate::adapter) Factors);
 
-impl RowMap for ScaleRows {
-    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
-        for (factor, row) in self.0[rows].iter().zip(out.chunks_exact_mut(row_len)) {
-            row.iter_mut().for_each(|value| *value *= factor);
+impl<T: Number> RowMap<T> for ScaleRows {
+    fn apply(&self, rows: Range<usize>, row_len: usize, _: &[Vec<T>], out: &mut [T]) {
+        for (factor, row) in self.0.of::<T>()[rows].iter().zip(out.chunks_exact_mut(row_len)) {
+            row.iter_mut().for_each(|value| *value *= *factor);
         }
+    }
+
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
+        self.0.in_f64(self)
     }
 }
 
 /// Multiplies every column by its own number.
 #[derive(Debug)]
-pub(in crate::adapter) struct ScaleColumns(pub(in crate::adapter) Arc<[f32]>);
+pub(in crate::adapter) struct ScaleColumns(pub(in crate::adapter) Factors);
 
-impl RowMap for ScaleColumns {
-    fn apply(&self, _: Range<usize>, row_len: usize, _: &[Vec<f32>], out: &mut [f32]) {
+impl<T: Number> RowMap<T> for ScaleColumns {
+    fn apply(&self, _: Range<usize>, row_len: usize, _: &[Vec<T>], out: &mut [T]) {
         for row in out.chunks_exact_mut(row_len) {
-            row.iter_mut().zip(&*self.0).for_each(|(value, factor)| *value *= factor);
+            row.iter_mut().zip(self.0.of::<T>()).for_each(|(value, factor)| *value *= *factor);
         }
+    }
+
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
+        self.0.in_f64(self)
     }
 }
 
@@ -35,11 +85,15 @@ impl RowMap for ScaleColumns {
 #[derive(Debug)]
 pub(super) struct Multiply;
 
-impl RowMap for Multiply {
-    fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<f32>], out: &mut [f32]) {
+impl<T: Number> RowMap<T> for Multiply {
+    fn apply(&self, _: Range<usize>, _: usize, others: &[Vec<T>], out: &mut [T]) {
         for other in others {
-            out.iter_mut().zip(other).for_each(|(value, factor)| *value *= factor);
+            out.iter_mut().zip(other).for_each(|(value, factor)| *value *= *factor);
         }
+    }
+
+    fn in_f64(&self) -> Option<&dyn RowMap<f64>> {
+        Some(self)
     }
 }
 

@@ -138,7 +138,7 @@ fn module<'a>(base: &Base, name: &str, update: &'a LowRank) -> Result<Module<'a>
             .unsupported());
     };
     let rank = rows(&update.a.shape());
-    Ok(Module { path: path.to_owned(), update, rank, alpha: f64::from(update.scale) * rank as f64 })
+    Ok(Module { path: path.to_owned(), update, rank, alpha: update.scale * rank as f64 })
 }
 
 /// The most frequent number among the modules; of equally frequent ones, the first module's.

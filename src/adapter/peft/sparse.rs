@@ -73,7 +73,7 @@ pub(super) fn supertuning(fields: &mut Fields, entries: &mut Entries, base: &Bas
         if let Some(r) = r {
             let a = entries.shaped(&format!("{module}.supertuning_lora_A.weight"), &[r, weight.d_in])?.expr;
             let b = entries.shaped(&format!("{module}.supertuning_lora_B.weight"), &[weight.d_out, r])?.expr;
-            let scale = (alpha.unwrap_or(2.0 * r as f64) / r as f64) as f32;
+            let scale = alpha.unwrap_or(2.0 * r as f64) / r as f64;
             let update = LowRank { scale, alpha: None, a, b, layout: weight.layout(), rounded };
             changes.push(weight.change(Change::LowRank(update)));
         }

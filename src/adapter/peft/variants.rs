@@ -49,6 +49,15 @@ impl Variant {
         }
     }
 
+    /// The field that asks for it.
+    pub(super) fn field(&self) -> &'static str {
+        match self {
+            Self::Plain => "peft_type",
+            Self::Kasa => "kasa_config",
+            Self::Blocks { .. } => "use_bdlora",
+        }
+    }
+
     /// Whether the update is rounded to the weight's type before it is added.
     pub(super) fn rounds(&self) -> bool {
         *self != Self::Plain

@@ -39,7 +39,7 @@ pub(super) fn changes(fields: &mut Fields, entries: &mut Entries, base: &Base) -
         let change = match transforms {
             true => {
                 let wavelets = Wavelets::new(spectrum, shape, filters.clone(), weight.transposed);
-                Change::Add(Expr::Scale { of: Box::new(made(shape, wavelets)), factor: scaling })
+                Change::Add(Expr::Scale { of: Box::new(made(shape, wavelets)), factor: f64::from(scaling) })
             }
             false => {
                 let places = spectrum.iter().map(|(row, column, _)| row * shape[1] + column).collect();

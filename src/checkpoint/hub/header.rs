@@ -90,7 +90,7 @@ impl Fetch<'_> {
         let opened = match form {
             Form::Safetensors => SafetensorsFile::open(path).map(|_| ()),
             Form::Gguf => GgufFile::open(path).map(|_| ()),
-            Form::Pytorch => PytorchFile::open(path, None).map(|_| ()),
+            Form::Pytorch => PytorchFile::open_whole(path, None).map(|_| ()),
         };
         opened.map_err(Fault::Own)
     }

@@ -105,12 +105,13 @@ fn print_table(made: &Decomposed) {
             row.energy,
             Exponent(row.error)
         );
+        row.also.iter().for_each(|module| println!("{module:<MODULE$} the same kernel as {}", row.module));
     }
-    let of: usize = made.layers.iter().map(|row| row.of).sum();
+    let (of, count) = totals(made);
     println!(
         "{} convolution{}: {} values instead of {of}; energy {:.6}, error {:.3e}",
-        made.layers.len(),
-        if made.layers.len() == 1 { "" } else { "s" },
+        count,
+        if count == 1 { "" } else { "s" },
         made.values,
         made.missed.energy(),
         Exponent(made.missed.error())
@@ -142,8 +143,14 @@ impl std::fmt::LowerExp for Exponent {
     }
 }
 
+/// The values of the dense kernels of all modules, as the bank has coefficients for each of them, and the number of modules.
+fn totals(made: &Decomposed) -> (usize, usize) {
+    let add = |(of, count): (usize, usize), names: usize, values: usize| (of + values * names, count + names);
+    made.layers.iter().fold((0, 0), |sum, row| add(sum, 1 + row.also.len(), row.of))
+}
+
 fn to_json(args: &DecomposeArgs, made: &Decomposed) -> Map<String, Value> {
-    let of: usize = made.layers.iter().map(|row| row.of).sum();
+    let (of, _) = totals(made);
     let found = [
         ("output", json!(args.output)),
         ("shared", json!(args.shared)),

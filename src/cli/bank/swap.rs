@@ -64,6 +64,7 @@ pub(crate) fn run(args: &SwapArgs, common: &Common) -> Result<()> {
         dry_run: args.dry_run,
         ..SwapSettings::new(&args.bank, &args.output)
     };
+    destination.check_inputs(args.atoms_from.iter().map(PathBuf::as_path))?;
     let made = jobs::swap(&settings)?;
     let finish = Finish { destination: &destination, dry_run: args.dry_run, json: args.json, common };
     finish.run(&made.output, &made.output.notes, to_json(args, &made), || {

@@ -27,6 +27,8 @@ pub(super) fn run(file: &Path, args: &MergeArgs, output: OutputSettings, common:
     let values = !args.output.dry_run;
     let inputs: Vec<Input<'_>> = names.values().map(|(name, need)| Input::new(name, *need).values(values)).collect();
     let merge = |found: &[Found]| {
+        // No model is the one that the others are merged into.
+        output.destination.check_inputs(found.iter().map(|found| found.path.as_path()))?;
         let located = names.keys().cloned().zip(found.iter().map(|found| found.path.clone())).collect();
         let config: PathBuf = file.to_owned();
         let settings = MergeConfigSettings { config, located, output: output.clone(), seed };

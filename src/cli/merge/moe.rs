@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::config::on_the_hub;
 use crate::cli::device::DeviceArgs;
-use crate::cli::input::{Found, Input, Made, with_inputs};
+use crate::cli::input::{Found, Input, Made, with_inputs_to};
 use crate::cli::output::{OutputArgs, report_written};
 use crate::cli::{Common, progress};
 
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &MoeArgs, common: &Common) -> Result<()> {
         bar.finish_and_clear();
         args.output.checked(made?)
     };
-    let Made { mut made, outlines } = with_inputs(&inputs, common, make)?;
+    let Made { mut made, outlines } = with_inputs_to(&args.output.settings().destination, &inputs, common, make)?;
     outlines.put_real_paths(&mut made.notes);
     let written = args.output.write(&made, args.json, common)?;
     report_written(written.as_ref(), args.json, common)

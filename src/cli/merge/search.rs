@@ -12,7 +12,7 @@ use clap::Args;
 use super::method::MethodArgs;
 use super::{Weighted, parse_weighted};
 use crate::cli::device::DeviceArgs;
-use crate::cli::input::{Found, Input, parse_content, with_inputs};
+use crate::cli::input::{Found, Input, parse_content, with_inputs_to};
 use crate::cli::output::print_notes;
 use crate::cli::{Common, progress};
 
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &SearchArgs, common: &Common) -> Result<()> {
         bar.finish_and_clear();
         Ok(searched?)
     };
-    let searched = with_inputs(&inputs, common, search)?.made;
+    let searched = with_inputs_to(&output.destination, &inputs, common, search)?.made;
     print_notes(&searched.notes, common);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&searched)?);

@@ -15,6 +15,7 @@ mod pickle;
 mod program;
 mod rewrite;
 mod storages;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -29,6 +30,8 @@ use std::path::Path;
 
 pub use writer::{SHARD_INDEX, layout, layout_with_names};
 
+use tempfile::TempPath;
+
 use self::archive::Archive;
 use self::pickle::{Object, Pickle};
 use self::storages::{Place, inflate};
@@ -37,9 +40,14 @@ use self::view::View;
 use crate::error::{Finding, Result};
 use crate::source::{MappedFile, Source, Step, TensorInfo};
 
+/// How many tensors that can't be read an error describes beside the first.
+const NAMED: usize = 4;
+
 /// An open PyTorch file.
 pub struct PytorchFile {
     file: MappedFile,
+    /// What deletes the file when it is closed, if it is a temporary one.
+    _temporary: Option<TempPath>,
     /// A temporary file with the inflated content of deflated storages.
     inflated: Option<MappedFile>,
     tensors: Vec<TensorInfo>,
@@ -49,6 +57,7 @@ pub struct PytorchFile {
     /// For every tensor, its node in `nodes`.
     places: Vec<u32>,
     nodes: Nodes,
+    unread: Vec<(String, String)>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
     out_of_reach: usize,
@@ -93,9 +102,34 @@ impl PytorchFile {
     ///
     /// # Errors
     /// [`crate::Error::Io`]; [`crate::Error::Format`] for damage; [`crate::Error::Unsupported`] for
-    /// names that reach the system (a pickle that would run code) and for kinds of tensors that
-    /// can't be read; [`crate::Error::Mismatch`] if there is nothing under `key`.
+    /// names that reach the system (a pickle that would run code) and for kinds and types of tensors
+    /// that can't be read, naming them; [`crate::Error::Mismatch`] if there is nothing under `key`.
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
+        let file = Self::open_whole(path, key)?;
+        let Some((first, rest)) = file.unread.split_first() else { return Ok(file) };
+        let also: Vec<String> = rest.iter().take(NAMED).map(|(name, what)| format!("{name:?} ({what})")).collect();
+        let more = rest.len().saturating_sub(NAMED);
+        let found = match (also.is_empty(), more) {
+            (true, _) => first.1.clone(),
+            (false, 0) => format!("{}; also {}", first.1, also.join(", ")),
+            (false, more) => format!("{}; also {} and {more} more", first.1, also.join(", ")),
+        };
+        Err(Finding::new(path, format!("tensor {:?}", first.0))
+            .expected("a plain tensor of a type that safetensors has")
+            .found(found)
+            .hint(
+                "`key` chooses a part without it, a merge into this file and `into` keep it as it is, and in Python \
+                 to_dense(), dequantize() or view_as_real() make plain tensors of most",
+            )
+            .unsupported())
+    }
+
+    /// Like [`PytorchFile::open`], for those who don't take every tensor of the file: tensors that can't be read are in
+    /// [`PytorchFile::unread`] alone.
+    ///
+    /// # Errors
+    /// As [`PytorchFile::open`].
+    pub fn open_whole(path: &Path, key: Option<&str>) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let bytes = file.bytes();
         let contents = if archive::is_archive(bytes) {
@@ -116,8 +150,27 @@ impl PytorchFile {
             let (pickle, places) = legacy::read(path, bytes)?;
             Contents::of(path, bytes, key, &pickle, &places, false)?
         };
-        let Contents { inflated, tensors, views, first, places, nodes, others, notes, out_of_reach } = contents;
-        Ok(Self { file, inflated, tensors, views, first, places, nodes, others, notes, out_of_reach })
+        let Contents { inflated, tensors, views, first, places, nodes, unread, others, notes, out_of_reach } = contents;
+        Ok(Self {
+            file,
+            _temporary: None,
+            inflated,
+            tensors,
+            views,
+            first,
+            places,
+            nodes,
+            unread,
+            others,
+            notes,
+            out_of_reach,
+        })
+    }
+
+    /// Tensors of kinds and types that can't be read, such as sparse ones: a dotted path, and a description with type and
+    /// shape. They aren't part of [`Source::tensors`].
+    pub fn unread(&self) -> &[(String, String)] {
+        &self.unread
     }
 
     /// Values in the file (or in the subtree under `key`) that aren't tensors, in its order: a
@@ -137,7 +190,7 @@ impl PytorchFile {
     /// # Errors
     /// [`crate::Error::Mismatch`] where there are no tensors.
     pub fn check_has_tensors(&self) -> Result<()> {
-        if !self.tensors.is_empty() {
+        if !self.tensors.is_empty() || !self.unread.is_empty() {
             return Ok(());
         }
         let finding = Finding::new(self.path(), "");
@@ -195,6 +248,7 @@ struct Contents {
     first: Vec<usize>,
     places: Vec<u32>,
     nodes: Nodes,
+    unread: Vec<(String, String)>,
     others: Vec<(String, String)>,
     notes: Vec<String>,
     out_of_reach: usize,
@@ -210,7 +264,7 @@ impl Contents {
         places: &HashMap<&str, Place>,
         big_endian: bool,
     ) -> Result<Self> {
-        let tree::Flat { tensors: named, nodes, mut others, out_of_reach } = tree::flatten(path, pickle, key)?;
+        let tree::Flat { tensors: named, nodes, unread, mut others, out_of_reach } = tree::flatten(path, pickle, key)?;
         let notes = tree::class_notes(pickle);
         let mut tensors = Vec::with_capacity(named.len());
         let mut views = Vec::with_capacity(named.len());
@@ -255,6 +309,6 @@ impl Contents {
             }
             inflated = Some(file);
         }
-        Ok(Self { inflated, tensors, views, first, places: nodes_of, nodes, others, notes, out_of_reach })
+        Ok(Self { inflated, tensors, views, first, places: nodes_of, nodes, unread, others, notes, out_of_reach })
     }
 }

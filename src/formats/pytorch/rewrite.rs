@@ -24,14 +24,14 @@ impl PytorchFile {
     /// in this order.
     ///
     /// # Errors
-    /// [`crate::Error::Unsupported`] for values that don't fill a run of bytes of the file: deflated ones, and parts of a
-    /// storage with others between them.
+    /// [`crate::Error::Unsupported`] for values that don't fill a run of bytes: parts of a storage with others between
+    /// them.
     pub(crate) fn stored_order(&self, number: usize) -> Result<Vec<usize>> {
         Ok(self.run_of(number)?.1)
     }
 
     /// The layout of this file with `tensors` in place of its tensors with the numbers `places`. Types and sizes are the
-    /// same, and values are in the order in which they stand there.
+    /// same, and values are in the order in which they stand there. None is deflated: see [`PytorchFile::stored`].
     ///
     /// # Errors
     /// As [`PytorchFile::stored_order`]; [`crate::Error::Mismatch`] for two tensors that have bytes in common, and for other
@@ -96,7 +96,7 @@ impl PytorchFile {
         self.views[number].run(own).ok_or_else(|| {
             Finding::new(self.path(), format!("tensor {:?}", own.name))
                 .expected("values that fill a run of bytes of the file, to be replaced there")
-                .found("deflated values, or a part of a storage with others between")
+                .found("a part of a storage with others between")
                 .hint("load the file and save it again with torch.save, or write a new one")
                 .unsupported()
         })

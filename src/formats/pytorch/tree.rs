@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use super::pickle::{Id, Object, Pickle, Value};
+use super::pickle::{Id, Object, Pickle, Tensor, Value};
 use crate::error::{Finding, Result};
-use crate::source::Step;
+use crate::source::{Step, show_shape};
 
 /// The deepest nesting of containers.
 const MAX_DEPTH: usize = 100;
@@ -28,6 +28,8 @@ pub(super) struct Flat {
     pub tensors: Vec<(String, Id, u32)>,
     /// The containers and tensors that names lead through. The first is the outermost container.
     pub nodes: Nodes,
+    /// Paths and descriptions of tensors of kinds and types that aren't read.
+    pub unread: Vec<(String, String)>,
     /// Paths and descriptions of everything else.
     pub others: Vec<(String, String)>,
     /// How many tensors are inside objects, where no name can reach them.
@@ -57,7 +59,13 @@ pub(super) fn flatten(path: &Path, pickle: &Pickle<'_>, key: Option<&str>) -> Re
         path,
         pickle,
         reaches: reaching_tensors(pickle),
-        flat: Flat { tensors: Vec::new(), nodes: Nodes::default(), others: Vec::new(), out_of_reach: 0 },
+        flat: Flat {
+            tensors: Vec::new(),
+            nodes: Nodes::default(),
+            unread: Vec::new(),
+            others: Vec::new(),
+            out_of_reach: 0,
+        },
         node: 0,
         counted: HashSet::new(),
         taken: HashMap::new(),
@@ -68,7 +76,9 @@ pub(super) fn flatten(path: &Path, pickle: &Pickle<'_>, key: Option<&str>) -> Re
     let mut name = match pickle.object(start) {
         Some(Object::Dict { .. }) => String::new(),
         Some(Object::List(_) | Object::Tuple(_)) if walk.reaches(start) => String::new(),
-        object => key.unwrap_or(ALONE[usize::from(!matches!(object, Some(Object::Tensor(_))))]).to_owned(),
+        object => {
+            key.unwrap_or(ALONE[usize::from(!matches!(object, Some(Object::Tensor(_) | Object::Unread(_))))]).to_owned()
+        }
     };
     walk.visit(&mut name, start, 0)?;
     Ok(walk.flat)
@@ -159,14 +169,20 @@ impl<'a> Walk<'_, 'a> {
         let pickle = self.pickle;
         let reaches = self.reaches(value);
         match (value, pickle.object(value)) {
+            (_, Some(Object::Tensor(Tensor { element, shape, .. }))) if element.dtype.is_none() => {
+                self.take(name, true)?;
+                self.flat.unread.push((name.clone(), format!("{} {}", element.name, show_shape(shape))));
+                Ok(())
+            }
             (Value::Object(id), Some(Object::Tensor(_))) => {
                 self.take(name, true)?;
                 self.flat.tensors.push((name.clone(), id, self.node));
                 Ok(())
             }
             (_, Some(Object::Unread(what))) => {
-                let finding = Finding::new(self.path, format!("tensor {name:?}"));
-                Err(finding.expected("a plain tensor").found(what).unsupported())
+                self.take(name, true)?;
+                self.flat.unread.push((name.clone(), what.clone()));
+                Ok(())
             }
             (_, Some(Object::Dict { entries, attributes, settings: Some(_) })) => {
                 self.settings(name, value, entries, *attributes, depth)
@@ -445,7 +461,7 @@ fn describe(pickle: &Pickle<'_>, value: Value<'_>) -> String {
         Some(Object::Dict { entries, .. }) => format!("a dictionary of {}", entries.len()),
         Some(Object::Storage(storage)) => format!("a storage of {} {}", storage.elems, storage.element.name),
         Some(Object::Tensor(_)) => "a tensor".to_owned(),
-        Some(Object::Unread(what)) => (*what).to_owned(),
+        Some(Object::Unread(what)) => what.clone(),
         Some(Object::Opaque { class: Value::Global(class), .. }) => match (class.module, class.name) {
             ("_codecs", _) => "bytes".to_owned(),
             (_, "_reconstruct" | "_frombuffer") => "a numpy array".to_owned(),

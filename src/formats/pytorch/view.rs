@@ -102,7 +102,7 @@ impl View {
         Ok((TensorInfo { name, dtype, shape: tensor.shape.clone() }, view))
     }
 
-    /// The bytes of the tensor in the mapped file, if its values fill a run of bytes there, and the order in which its
+    /// The bytes of the tensor in its file, mapped or inflated, if its values fill a run of bytes there, and the order in which its
     /// dimensions stand in the run: with the first the slowest. A matrix that was transposed has [1, 0].
     pub(super) fn run(&self, info: &TensorInfo) -> Option<(Range<usize>, Vec<usize>)> {
         let mut order: Vec<usize> = (0..info.shape.len()).collect();
@@ -117,7 +117,7 @@ impl View {
                 expected *= info.shape[dim];
             }
         }
-        (!self.inflated).then(|| (self.start..self.start + info.elems() * info.dtype.block_bytes(), order))
+        Some((self.start..self.start + info.elems() * info.dtype.block_bytes(), order))
     }
 
     /// The bytes from the tensor's first element to its last.

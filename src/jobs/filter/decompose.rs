@@ -108,6 +108,9 @@ impl DecomposeSettings {
 pub struct LayerRow {
     /// The module's path.
     pub module: String,
+    /// Other modules whose kernel is the same storage.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// The kernel size: `3x3x3`.
     pub kernel: String,
     /// The number of temporal atoms.
@@ -172,10 +175,13 @@ pub fn decompose(settings: &DecomposeSettings, watch: Watch) -> Result<Decompose
     if dtype != DType::F32 {
         output.notes.push(format!("coefficients and atoms are rounded to {dtype}, which the errors don't include"));
     }
-    let rows = found.layers.iter().map(|layer| {
+    let once = found.layers.iter().enumerate().filter(|(_, layer)| layer.of.twin_of.is_none());
+    let rows = once.map(|(place, layer)| {
         let (temporal, spatial) = layer.atoms.counts();
+        let twins = found.layers.iter().filter(|other| other.of.twin_of == Some(place));
         LayerRow {
             module: layer.of.module.to_owned(),
+            also: twins.map(|twin| twin.of.module.to_owned()).collect(),
             kernel: layer.of.size.to_string(),
             temporal,
             spatial,

@@ -14,7 +14,6 @@ use crate::checkpoint::Checkpoint;
 use crate::convert::{from_gguf, with_changed};
 use crate::dtype::DType;
 use crate::error::{Finding, Result};
-use crate::formats::FileKind;
 use crate::formats::gguf::GgufModel;
 use crate::merge::combine::{LoraMethod, Weights, combine_loras};
 use crate::merge::{Merged, Truncation, rounding, with_adapters};
@@ -79,9 +78,7 @@ impl Job<'_> {
             }
         }
         let (Merged { plan, changed, .. }, truncations) = self.merged(&base, weights, &adapters)?;
-        let (is_pytorch, output) = (FileKind::of(&settings.base)? == Some(FileKind::Pytorch), &settings.output);
-        let into_base = is_pytorch && output.kind() == OutputKind::Pytorch && output.is_file();
-        let into_base = into_base && output.r#type.is_none() && !output.expand_shared;
+        let (into_base, output) = (settings.is_into_base()?, &settings.output);
         let (original, key) = match &output.into {
             Some(original) => (Some(original), output.into_key.as_deref()),
             None => (Some(&settings.base).filter(|_| into_base), settings.key.as_deref()),

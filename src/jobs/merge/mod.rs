@@ -69,7 +69,9 @@ pub(super) fn merge_at_mix(settings: &MergeSettings, alphas: &[BlockAlphas], wat
         true => job.models()?,
         false => {
             let (key, strip_prefix) = (settings.key.as_deref(), settings.strip_prefix.as_deref());
-            match Input::open(&settings.base, Opening { key, strip_prefix, ..Opening::default() })? {
+            // What a merge into a PyTorch file doesn't read stays there.
+            let unread = settings.is_into_base()?;
+            match Input::open(&settings.base, Opening { key, strip_prefix, unread, ..Opening::default() })? {
                 Input::Model(folder) => job.folder(folder)?,
                 Input::Gguf(model) => job.gguf(&model)?,
                 Input::Weights { plan, others, notes } => {

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::super::tokenizer::TokenizerChoice;
-use super::super::{CombineSettings, OutputSettings};
+use super::super::{CombineSettings, OutputKind, OutputSettings};
 use super::VocabularyChoice;
 use crate::convert::Content;
+use crate::error::Result;
+use crate::formats::FileKind;
 use crate::merge::{BaseQuant, Truncation};
 use crate::output::Output;
 
@@ -100,6 +102,17 @@ impl MergeSettings {
             tokenizer_source: None,
             pad_to_multiple_of: None,
         }
+    }
+
+    /// Whether the result is the base's PyTorch file with other values in the storages that change.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] if the base can't be read.
+    pub(super) fn is_into_base(&self) -> Result<bool> {
+        let output = &self.output;
+        let to_file = output.kind() == OutputKind::Pytorch && output.is_file() && output.into.is_none();
+        let as_it_is = output.r#type.is_none() && !output.expand_shared;
+        Ok(to_file && as_it_is && FileKind::of(&self.base)? == Some(FileKind::Pytorch))
     }
 }
 

@@ -263,7 +263,7 @@ impl ModuleUpdates<'_> {
         let mut b = Vec::new();
         for (update, weight) in self.updates.iter().zip(&self.weights) {
             // Two multiplications with a rounding each, as torch does it.
-            let weighted = Expr::Scale { of: Box::new(update.a.clone()), factor: *weight as f32 };
+            let weighted = Expr::Scale { of: Box::new(update.a.clone()), factor: *weight };
             a.push(Expr::Scale { of: Box::new(weighted), factor: update.scale });
             b.push(update.b.clone());
         }
@@ -292,7 +292,7 @@ impl ModuleUpdates<'_> {
             return Err(finding.found(format_args!("rank {}", rank(other))).hint(hint).mismatch());
         }
         let by_weight = |scaled: f64| scaled.abs().sqrt();
-        let scaled: Vec<f64> = self.updates.iter().zip(&self.weights).map(|(u, w)| w * u.scale as f64).collect();
+        let scaled: Vec<f64> = self.updates.iter().zip(&self.weights).map(|(u, w)| w * u.scale).collect();
         // The sign of a weight goes to one factor only: on both it would cancel.
         let of_a: Vec<f32> =
             scaled.iter().map(|w| (by_weight(*w) * if *w < 0.0 { -1.0 } else { 1.0 }) as f32).collect();

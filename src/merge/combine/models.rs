@@ -307,7 +307,7 @@ impl Context<'_> {
             }
             ModelMethod::Passthrough => match options.scale {
                 None => models[0].clone(),
-                Some(factor) => Expr::Scale { of: Box::new(models[0].clone()), factor: factor as f32 },
+                Some(factor) => Expr::Scale { of: Box::new(models[0].clone()), factor },
             },
             _ => {
                 let arithmetic = self.arithmetic(tensor, &weights, positions)?;

@@ -83,7 +83,7 @@ impl Cut {
         let (svd, norm_sqr, lost_sqr) = match &self.of {
             CutOf::Product(update) => {
                 let (left, right) = (matrix(&update.b)?, matrix(&update.a)?);
-                self.first(svd_of_products(&[Term { scale: f64::from(update.scale), left: &left, right: &right }]))
+                self.first(svd_of_products(&[Term { scale: update.scale, left: &left, right: &right }]))
             }
             CutOf::Whole(delta, transposed) => {
                 let (svd, norm_sqr, lost_sqr) = match elems(delta) {

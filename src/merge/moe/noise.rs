@@ -47,7 +47,7 @@ pub(super) fn expert_weight(
     match expert.residual_scale.filter(|_| is_residual) {
         None => expr,
         Some(scale) => {
-            let scaled = Expr::Scale { of: Box::new(expr), factor: scale as f32 };
+            let scaled = Expr::Scale { of: Box::new(expr), factor: scale };
             Expr::Round { of: Box::new(scaled), dtype: tensor.dtype }
         }
     }

@@ -145,7 +145,7 @@ fn every_module_has_its_rank_and_its_scale_in_training_merging_and_what_is_writt
             assert_eq!((low_rank.0.dims()[0], low_rank.2 as f32), (rank, scale), "{module}");
             let change = changes.changes.iter().find(|(name, _)| *name == weight).unwrap();
             let Change::LowRank(update) = &change.1 else { panic!("{module}") };
-            assert_eq!((update.a.shape()[0], update.scale), (rank, scale), "{module}");
+            assert_eq!((update.a.shape()[0], update.scale as f32), (rank, scale), "{module}");
         }
         let saved = json(&config.output.join("adapter_config.json"));
         for (key, value) in case["config"].as_object().unwrap() {

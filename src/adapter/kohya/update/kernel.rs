@@ -148,7 +148,7 @@ impl Update {
         let Some(tensor) = self.parts.remove("dora_scale") else { return Ok(None) };
         let of_matrix = kernel.matrix();
         if tensor.shape == kernel.with_ones([kernel.d_out, 1]) {
-            return rescale(&of_matrix, change, &tensor.read()?, false, f32::EPSILON).map(Some);
+            return rescale(&of_matrix, change, &tensor.read()?.into(), false, f32::EPSILON).map(Some);
         }
         if tensor.shape == kernel.with_ones([1, kernel.inputs()]) {
             let factors = input_factors(&of_matrix, change, &tensor.read()?, f32::EPSILON)?;

@@ -7,6 +7,7 @@ use super::globals::{AllowedName, Role};
 use super::machine::Machine;
 use super::{Object, Storage, Tensor, Value};
 use crate::error::Result;
+use crate::source::show_shape;
 
 /// The most dimensions of a tensor: numpy's limit, and far more than any model has.
 const MAX_DIMS: usize = 64;
@@ -23,7 +24,7 @@ impl<'a> Machine<'_, 'a> {
             Role::Tensor | Role::TensorV2 | Role::TensorV3 => self.tensor(known, &arguments),
             Role::Parameter => self.parameter(known, &arguments),
             Role::FromType => self.wrapped(known, &arguments),
-            Role::Unread(what) => self.add(Object::Unread(what)),
+            Role::Unread(what) => self.unread(what, &arguments),
             Role::Size => match arguments.first() {
                 None => self.add(Object::Tuple(Vec::new())),
                 Some(size) => match self.object(*size) {
@@ -126,7 +127,8 @@ impl<'a> Machine<'_, 'a> {
         if let Some(Object::Dict { entries, .. }) = metadata.and_then(|m| self.object(*m))
             && entries.iter().any(|(_, value)| *value == Value::Bool(true))
         {
-            return self.add(Object::Unread("a tensor whose conjugation or change of sign is still to be done"));
+            let what = "a tensor whose conjugation or change of sign is still to be done";
+            return self.add(Object::Unread(what.to_owned()));
         }
         let offset = u64::try_from(*offset).map_err(|_| self.breach("an offset", offset))?;
         let shape = self.whole_numbers(*size)?;
@@ -141,6 +143,34 @@ impl<'a> Machine<'_, 'a> {
         }
         let tensor = Tensor { storage: *storage, element, offset, shape, strides, attributes: false };
         self.add(Object::Tensor(tensor))
+    }
+
+    /// A kind of tensor that isn't read. Sparse ones are made of tensors: places first, then values, and the shape.
+    fn unread(&mut self, what: &str, arguments: &[Value<'a>]) -> Result<Value<'a>> {
+        let mut text = what.to_owned();
+        let parts = match arguments.get(1).and_then(|parts| self.object(*parts)) {
+            Some(Object::Tuple(parts)) => parts.as_slice(),
+            _ => &[],
+        };
+        let values = parts.iter().rev().find_map(|part| match self.object(*part) {
+            Some(Object::Tensor(tensor)) => Some(tensor),
+            _ => None,
+        });
+        let shape = parts.iter().find_map(|part| match self.object(*part) {
+            Some(Object::Tuple(sizes)) if sizes.len() <= MAX_DIMS => {
+                let size = |size: &Value<'_>| match size {
+                    Value::Int(size) => usize::try_from(*size).ok(),
+                    _ => None,
+                };
+                sizes.iter().map(size).collect::<Option<Vec<usize>>>()
+            }
+            _ => None,
+        });
+        if let (Some(values), Some(shape)) = (values, shape) {
+            let count = values.shape.first().copied().unwrap_or_default();
+            text.push_str(&format!(", {} {} with {count} values", values.element.name, show_shape(&shape)));
+        }
+        self.add(Object::Unread(text))
     }
 
     /// A parameter is read as its tensor. Whether it requires a gradient isn't part of a checkpoint.
@@ -168,7 +198,7 @@ impl<'a> Machine<'_, 'a> {
             (Some(Object::Tensor(tensor)), Some(Value::Global(AllowedName { role: Role::Dtype(element), .. }))) => {
                 match tensor.element == *element {
                     true => Ok(inner),
-                    false => self.add(Object::Unread("a tensor of another device, kept in another type")),
+                    false => self.add(Object::Unread("a tensor of another device, kept in another type".to_owned())),
                 }
             }
             (Some(Object::Unread(_)), _) => Ok(inner),

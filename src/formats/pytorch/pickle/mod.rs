@@ -91,8 +91,8 @@ pub(super) enum Object<'a> {
     Storage(Storage<'a>),
     /// A tensor over a storage.
     Tensor(Tensor),
-    /// A kind of tensor that can't be read, described in words.
-    Unread(&'static str),
+    /// A kind of tensor that can't be read, described in words, with its type and shape where they are known.
+    Unread(String),
     /// An instance of a class that is only described, or the result of a function.
     Opaque {
         /// The class or function: [`Value::Global`] or [`Value::Other`].

@@ -47,9 +47,18 @@ impl ZipLayout {
         self.write(content);
     }
 
+    /// Adds an entry whose `size` bytes, of a known checksum, are written later. Returns their offset.
+    pub(in crate::formats::pytorch) fn add_known(&mut self, name: String, size: u64, crc: u32) -> u64 {
+        self.space(name, size, Some(crc))
+    }
+
     /// Adds an entry whose `size` bytes are written later. Returns their offset.
     pub(in crate::formats::pytorch) fn add_space(&mut self, name: String, size: u64) -> u64 {
-        self.header(name, size, None);
+        self.space(name, size, None)
+    }
+
+    fn space(&mut self, name: String, size: u64, crc: Option<u32>) -> u64 {
+        self.header(name, size, crc);
         let data = self.end;
         self.end += size;
         self.pieces.push((self.end, Vec::new()));

@@ -12,7 +12,7 @@ fn read(of: &Expr) -> Vec<f32> {
 }
 
 /// An update of rank 1 on two inputs and two outputs.
-fn update(scale: f32, a: [f32; 2], b: [f32; 2]) -> LowRank {
+fn update(scale: f64, a: [f32; 2], b: [f32; 2]) -> LowRank {
     LowRank {
         scale,
         alpha: None,
