@@ -68,7 +68,7 @@ def compare(name, base, found, expected):
         check(name, False, f"missing {sorted(set(expected) - set(found))[:3]}, surplus {sorted(set(found) - set(expected))[:3]}")
         return
     wrong = [key for key, value in expected.items() if found[key].shape != value.shape or found[key].dtype != value.dtype
-             or not torch.equal(found[key].view(torch.uint8), value.view(torch.uint8))]
+             or not torch.equal(found[key].flatten().view(torch.uint8), value.flatten().view(torch.uint8))]
     changed = sum(not torch.equal(value, before[key]) for key, value in expected.items())
     check(name, changed and not wrong, f"{changed} of {len(expected)} tensors changed, {'bit-equal' if not wrong else f'{len(wrong)} differ, like {wrong[:3]}'}")
 

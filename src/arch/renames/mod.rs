@@ -69,10 +69,10 @@ const PARTS: &[(&str, &[&str])] = &[
     ),
     ("text_config", &["language_model", "text_model", "text_encoder"]),
     ("audio_config", &["audio_tower", "audio_encoder"]),
-    (
-        "backbone_config",
-        &["backbone.conv_encoder.model", "backbone.model", "backbone", "pixel_level_module.encoder"],
-    ),
+    ("backbone_config", &["backbone.conv_encoder.model", "backbone.model", "backbone", "pixel_level_module.encoder"]),
+    ("image_model_config", &["image_encoder.model"]),
+    ("patch_model_config", &["patch_encoder.model"]),
+    ("fov_model_config", &["fov_encoder.model"]),
     ("qformer_config", &["qformer"]),
     ("encoder_config", &["encoder"]),
     ("decoder_config", &["decoder"]),
@@ -83,9 +83,6 @@ const PARTS: &[(&str, &[&str])] = &[
     ("encoder", &["encoder"]),
     ("decoder", &["decoder"]),
 ];
-
-/// The start of the field of a backbone's config, and the end of the name of the list of its class.
-const BACKBONE: &str = "backbone";
 
 /// The most parts of a model that have lists.
 const MOST_PARTS: usize = 8;
@@ -111,11 +108,10 @@ fn push_parts(config: &Config, depth: usize, found: &mut Vec<OfPart>) {
     for (field, part) in config.iter().filter_map(|(field, part)| Some((field, part.as_object()?))) {
         let modules = PARTS.iter().find(|(own, _)| own == field).map(|(_, modules)| *modules);
         if let (Some(modules), Some(kind)) = (modules, kind(part)) {
-            // A backbone is a class of its own, and may have the model as a module.
-            let backbone = format!("{kind}.{BACKBONE}");
-            let names = [Some(backbone.as_str()).filter(|_| field.starts_with(BACKBONE)), Some(kind)];
-            for name in names.into_iter().flatten() {
-                let lists = LISTS.iter().filter(|list| list.has(name) && !list.alone && !list.whole);
+            // The part may be another class of the kind than a whole model: `swin.backbone`, `paligemma.vlm`.
+            let of_field = format!("{kind}.{}", field.trim_end_matches("_config"));
+            for name in [of_field.as_str(), kind] {
+                let lists = LISTS.iter().filter(|list| list.has(name) && !list.whole);
                 found.extend(lists.map(|list| (modules, list)));
             }
         }

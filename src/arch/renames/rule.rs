@@ -8,9 +8,9 @@
 //! q_conv.weight & k_conv.weight => conv.weight       several tensors whose rows are one in the class
 //! ```
 //!
-//! In the parts of the checkpoint's name, `^` stands for its start, `#` for a number, `a|b` for one of these, `!a|b` for a
-//! part that is none of these. A name may also begin where a first part with `!` would be. In the class's parts, `#` is the
-//! number, and `*` the part that matched `a|b` or `!a|b`, in their order.
+//! In the parts of the checkpoint's name, `^` stands for its start, `#` for a number, `*` for any characters of a part,
+//! `a|b` for one of these parts, `!a|b` for a part that is none of these. A name may also begin where a first part with `!`
+//! would be. In the class's parts, `#` is the number, and `*` what matched `*`, `a|b` or `!a|b`, in their order.
 
 /// How the rows of a checkpoint's tensor become those of the class's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,9 @@ fn is_like(found: &str, pattern: &str) -> bool {
         let number = found.strip_prefix(start).and_then(|rest| rest.strip_suffix(end));
         return number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
     }
+    if let Some((start, end)) = pattern.split_once('*') {
+        return found.strip_prefix(start).is_some_and(|rest| rest.ends_with(end));
+    }
     match pattern.strip_prefix('!') {
         Some(others) => others.split('|').all(|other| other != found),
         None => pattern.split('|').any(|own| own == found),
@@ -92,6 +95,8 @@ impl Pattern {
         for (part, own) in found.iter().zip(pattern) {
             if let Some((start, end)) = own.split_once('#') {
                 numbers.push(&part[start.len()..part.len() - end.len()]);
+            } else if let Some((start, end)) = own.split_once('*') {
+                texts.push(&part[start.len()..part.len() - end.len()]);
             } else if own.contains(['|', '!']) {
                 texts.push(*part);
             }
@@ -101,10 +106,10 @@ impl Pattern {
         let to = if is_short { to.strip_prefix("*.").unwrap_or(to) } else { to };
         let mut all: Vec<String> = parts[..place].iter().map(|part| (*part).to_owned()).collect();
         for part in to.split('.').filter(|part| !part.is_empty()) {
-            all.push(match part.split_once('#') {
-                Some((start, end)) => [start, numbers.next().unwrap_or_default(), end].concat(),
-                None if part == "*" => texts.next().unwrap_or_default().to_owned(),
-                None => part.to_owned(),
+            all.push(match (part.split_once('#'), part.split_once('*')) {
+                (Some((start, end)), _) => [start, numbers.next().unwrap_or_default(), end].concat(),
+                (None, Some((start, end))) => [start, texts.next().unwrap_or_default(), end].concat(),
+                (None, None) => part.to_owned(),
             });
         }
         all.extend(parts[place + pattern.len()..].iter().map(|part| (*part).to_owned()));
@@ -190,7 +195,8 @@ mod tests {
         assert_eq!(named(last, "transformer.ln_f.bias").as_deref(), Some("model.norm.bias"));
         assert_eq!(named(last, "model.transformer.ln_f.bias").as_deref(), Some("model.model.norm.bias"));
         assert_eq!(named(last, "image_vit.transformer.ln_f.bias"), None);
-        assert_eq!(named("^new -> ", "new.embeddings.x").as_deref(), Some("embeddings.x"));
+        assert_eq!(named("*_head.convs -> *_neck.convs", "a.b_head.convs.0").as_deref(), Some("a.b_neck.convs.0"));
+        assert_eq!(named("^new -> .", "new.embeddings.x").as_deref(), Some("embeddings.x"));
         assert_eq!(named("moe.experts|gate -> mlp.*", "l.moe.gate.x").as_deref(), Some("l.mlp.gate.x"));
     }
 
